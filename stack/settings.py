@@ -1,0 +1,29 @@
+"""The settings of the stack, and the environment it hands to the processes it starts.
+
+The one file of this process that reads the environment. Settings that the stack does not use itself go on to
+the API and the worker as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from jobs.settings import PREFIX, SharedSettings
+
+
+class StackSettings(SharedSettings):
+    """What the stack itself has to know; `LONGCAT_<NAME>` in the environment."""
+
+    redis_url: str = Field(default="", description="empty: a private Redis under DATA_DIR")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    checkpoint: Path | None = Field(default=None, description="unset: a tiny random one under DATA_DIR")
+
+
+def environment_for_children(**changed: str | Path | int) -> dict[str, str]:
+    """The environment as it is, with these `LONGCAT_` settings in it; names as in the settings classes."""
+    settled = {f"{PREFIX}{name.upper()}": str(value) for name, value in changed.items()}
+    return {**os.environ, **settled, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,149 @@
+"""Bringing the whole stack up and taking it down: Redis, the API, a worker, a checkpoint to try it with.
+
+`stack.serve` and `stack.demo` call `stack_up`. It knows the other parts as programs,
+and learns from Redis when a worker is ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+from redis import Redis
+
+from jobs.capability import groups
+from jobs.connect import check_server, connect
+from jobs.errors import Unavailable, UnfitServer
+from stack.errors import StackError
+from stack.processes import Program, WriteLine, running
+from stack.redis_server import open_redis
+from stack.settings import StackSettings, environment_for_children
+
+API = Program("api", "service")
+WORKER = Program("worker", "worker")
+TINY = Program("tiny", "model.tiny")
+READY_TIMEOUT_S = 3600.0  # the released weights take their time
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack that answers at `url` and is ready for jobs."""
+
+    url: str
+    processes: Mapping[str, subprocess.Popen[str]]
+
+    def check(self) -> None:
+        """Raises StackError if one of its processes has ended."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise StackError(
+                    f"the {name} ended by itself (exit code {process.returncode}); see its lines"
+                )
+
+
+@contextmanager
+def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
+    """Start everything, yield when it is ready for jobs, and end everything.
+
+    Raises StackError for a port in use, no checkpoint, no Redis, and for a process that ends by itself.
+    """
+    folder = settings.data_dir.resolve()
+    _check_port(settings.host, settings.port)
+    _check_checkpoint(settings.checkpoint)
+    with ExitStack() as parts:
+        redis_url = parts.enter_context(open_redis(folder / "redis", settings.redis_url))
+        if settings.redis_url:
+            _check_redis(redis_url)
+        environment = environment_for_children(
+            redis_url=redis_url,
+            data_dir=folder,
+            host=settings.host,
+            port=settings.port,
+            checkpoint=settings.checkpoint or tiny_checkpoint(folder, write_line),
+        )
+        processes = {
+            program.name: parts.enter_context(running(program, environment, write_line))
+            for program in (API, WORKER)
+        }
+        stack = Stack(f"http://{settings.host}:{settings.port}", processes)
+        _wait_until_ready(stack, redis_url)
+        yield stack
+
+
+def tiny_checkpoint(folder: Path, write_line: WriteLine) -> Path:
+    """A small random checkpoint under `folder`, made once for each version of its maker.
+
+    Raises StackError if it cannot be made.
+    """
+    checkpoint = folder / f"tiny-checkpoint-{_version_of(TINY)}"
+    if checkpoint.exists():
+        return checkpoint
+    write_line("stack", "LONGCAT_CHECKPOINT is not set: making a tiny one with random weights")
+    unfinished = folder / "tiny-checkpoint"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    maker = replace(TINY, arguments=(str(unfinished),))
+    with running(maker, environment_for_children(), write_line) as process:
+        if process.wait() != 0:
+            raise StackError("the tiny checkpoint could not be made; see the lines above")
+    return unfinished.rename(checkpoint)
+
+
+def _version_of(program: Program) -> str:
+    package, _, name = program.module.rpartition(".")
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return hashlib.sha256(Path(spec.origin).with_name(f"{name}.py").read_bytes()).hexdigest()[:12]
+
+
+def _check_port(host: str, port: int) -> None:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise StackError(f"{host}:{port} cannot be used ({error.strerror}); set LONGCAT_PORT") from None
+
+
+def _check_checkpoint(checkpoint: Path | None) -> None:
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise StackError(f"LONGCAT_CHECKPOINT names no folder: {checkpoint}")
+
+
+def _check_redis(redis_url: str) -> None:
+    try:
+        with connect(redis_url, patience_s=5.0) as redis:
+            check_server(redis)
+    except (Unavailable, UnfitServer) as error:
+        raise StackError(f"LONGCAT_REDIS_URL: {error.message}") from None
+
+
+def _wait_until_ready(stack: Stack, redis_url: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    with connect(redis_url) as redis:
+        while not (_a_group_is_ready(redis) and _answers(stack.url)):
+            stack.check()
+            if time.monotonic() > deadline:
+                raise StackError(f"not ready after {READY_TIMEOUT_S:.0f} s; see the lines above")
+            time.sleep(0.1)
+
+
+def _a_group_is_ready(redis: Redis) -> bool:
+    return any(group.state in {"ready", "busy"} for group in groups(redis))
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=10.0).is_success
+    except httpx.HTTPError:  # not there yet
+        return False

@@ -1,0 +1,170 @@
+"""The rules of the house that a linter does not know, held by reading our own source."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.source import ROOT, Module, length, modules
+
+MAX_MODULE_LINES = 300
+MAX_FUNCTION_LINES = 60
+
+LONGER_MODULES: dict[str, str] = {}
+"""Modules over the limit, each with the reason why it is better in one piece."""
+
+READS_ENVIRONMENT = {
+    "jobs/settings.py": "values in files, for the service and the worker alike",
+    "stack/settings.py": "hands it to the processes that it starts",
+    "worker/settings.py": "hands it to the group",
+    "worker/launch.py": "torchrun takes some settings in no other way",
+}
+
+LOW_RANK = {"model/lora.py", "model/tiny.py"}
+"""Speak of the rank of a matrix, not of a process."""
+
+every_module = pytest.mark.parametrize("module", modules(), ids=lambda module: module.path)
+
+
+@every_module
+def test_there_is_no_module_state(module):
+    assert not [node.lineno for node in ast.walk(module.tree) if isinstance(node, ast.Global)]
+
+
+@every_module
+def test_importing_does_nothing(module):
+    quiet = (
+        *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
+        *(ast.Assign, ast.AnnAssign),
+    )
+    loud = [node for node in module.tree.body if not isinstance(node, quiet) and not _is_quiet(node)]
+    assert [ast.unparse(node).splitlines()[0] for node in loud] == []
+
+
+def _is_quiet(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)  # a docstring
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "__name__ == '__main__'"}
+
+
+@every_module
+def test_the_environment_is_read_in_the_settings_alone(module):
+    reads = {"environ", "environb", "getenv"} & set(module.identifiers)
+    assert not reads or module.path in READS_ENVIRONMENT
+
+
+@pytest.mark.parametrize("module", modules("model"), ids=lambda module: module.path)
+def test_the_model_does_not_know_that_it_is_parallel(module):
+    if module.path == "model/parallel.py" or module.path in LOW_RANK:
+        return
+    words = {word for name in module.identifiers for word in name.lower().split("_")}
+    assert words.isdisjoint({"rank", "dist", "world", "distributed"})
+
+
+@every_module
+def test_modules_are_short(module):
+    assert module.num_lines <= MAX_MODULE_LINES or module.path in LONGER_MODULES
+
+
+@every_module
+def test_functions_are_short(module):
+    longest = {function.name: length(function) for function in module.functions}
+    assert {name: lines for name, lines in longest.items() if lines > MAX_FUNCTION_LINES} == {}
+
+
+def test_nine_functions_of_ten_are_very_short():
+    lengths = sorted(length(function) for module in modules() for function in module.functions)
+    assert lengths[len(lengths) * 9 // 10] <= 20
+
+
+@every_module
+def test_names_say_what_is_in_it(module):
+    assert set(Path(module.path).with_suffix("").parts).isdisjoint(
+        {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+    )
+
+
+@pytest.mark.parametrize("module", modules("jobs", "model"), ids=lambda module: module.path)
+def test_everything_public_says_what_its_signature_cannot(module):
+    documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    silent = [
+        node.name
+        for scope in (module.tree, *_public_classes(module.tree))
+        for node in scope.body
+        if isinstance(node, documented)
+        and not node.name.startswith("_")
+        and not _inherits_its_docstring(node)
+        if ast.get_docstring(node) is None
+    ]
+    assert silent == []
+    assert ast.get_docstring(module.tree)
+
+
+def _public_classes(tree: ast.Module) -> list[ast.ClassDef]:
+    return [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+
+def _inherits_its_docstring(node: ast.stmt) -> bool:
+    decorators = getattr(node, "decorator_list", [])
+    return any(ast.unparse(decorator) in {"override", "overload"} for decorator in decorators)
+
+
+def test_a_listed_exception_is_still_one():
+    assert all(Module(path).num_lines > MAX_MODULE_LINES for path in LONGER_MODULES)
+    assert all({"environ", "getenv"} & set(Module(path).identifiers) for path in READS_ENVIRONMENT)
+    assert all("rank" in Module(path).identifiers for path in LOW_RANK)
+
+
+def test_there_is_one_euler_step():
+    steps = [
+        f"{module.path}: {line.strip()}"
+        for module in modules("model")
+        for line in module.text.splitlines()
+        if re.search(r"latents\s*[+-]=?\s*.*(dt|sigma)", line) or re.search(r"\bdt\s*\*", line)
+    ]
+    assert len(steps) <= 1
+
+
+def test_there_is_more_test_than_source():
+    source = sum(module.num_lines for module in modules())
+    tests = sum(module.num_lines for module in modules("tests"))
+    assert tests >= 1.2 * source
+
+
+def test_hardly_a_line_is_written_twice():
+    """Counts lines in runs of six that stand somewhere else as well, blank lines and imports aside."""
+    places: dict[tuple[str, ...], set[tuple[str, int]]] = {}
+    total = 0
+    for module in modules():
+        lines = [
+            (number, line.strip())
+            for number, line in enumerate(module.text.splitlines())
+            if line.strip() and not line.startswith(("import ", "from "))
+        ]
+        total += len(lines)
+        for start in range(len(lines) - 5):
+            run = lines[start : start + 6]
+            where = {(module.path, number) for number, _ in run}
+            places.setdefault(tuple(text for _, text in run), set()).update(where)
+    twice = {place for run, found in places.items() if len(found) > 6 for place in found}
+    assert len(twice) <= 0.01 * total, sorted(twice)
+
+
+def test_every_setting_stands_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    missing = [name for name in _settings() if not re.search(rf"`(LONGCAT_)?{name}`", readme)]
+    assert missing == []
+
+
+def _settings() -> list[str]:
+    from service.settings import Settings
+    from stack.settings import StackSettings
+    from worker.settings import WorkerSettings
+
+    fields = {
+        name for settings in (Settings, StackSettings, WorkerSettings) for name in settings.model_fields
+    }
+    return sorted(name.upper() for name in fields)

@@ -1,0 +1,73 @@
+"""Programs that tests run beside themselves: free ports for them, and an S3 server."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stack.leash import leashed
+from tests.waiting import wait_until
+
+
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int, path: str = "/") -> bool:
+    """Whether an HTTP server on this port answers with anything but an error of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where an S3 server listens; it takes these credentials."""
+
+    endpoint_url: str
+    region: str = "us-east-1"
+    access_key_id: str = "key"
+    secret_access_key: str = "secret"
+
+
+@dataclass(frozen=True)
+class S3Bucket:
+    """An empty bucket on a server."""
+
+    server: S3Server
+    name: str
+
+    @property
+    def url(self) -> str:
+        """As `LONGCAT_STORAGE` names it."""
+        return f"s3://{self.name}"
+
+
+@contextmanager
+def run_s3_server(log: Path) -> Iterator[S3Server]:
+    """Run moto's S3 server as a process of its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(leashed(command), stdout=output, stderr=output) as process,
+    ):
+        try:
+            wait_until(lambda: answers(port, "/moto-api/"))
+            yield S3Server(f"http://127.0.0.1:{port}")
+        finally:
+            process.terminate()
