@@ -1,0 +1,163 @@
+"""The command line of the model: `python -m model --checkpoint DIR --task … --prompt …`.
+
+Under `torchrun` all ranks share one video, or with `--context-parallel P` groups of P each take a share of
+the prompts. Bad input or a bad checkpoint ends with one line and exit code 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Never
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from model.errors import ModelError
+from model.film import FilmWriter, read_clip, read_image
+from model.geometry import SIDE_MULTIPLE, Clip, Size
+from model.limits import Limits, load_limits
+from model.options import parser
+from model.parallel import ContextParallel, join, leave
+from model.pipeline import Pipeline
+from model.plan import Illegal, Plan, Wish
+from model.request import Encoded, Event, Frames, Latents, Request, Stepped
+from model.shapes import settle
+
+WAIT_FOR_RANKS_S = 3600.0  # how long one rank may wait for another: decoding on a CPU takes its time
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        run(options)
+    except (ModelError, Illegal) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        leave()
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the videos. Raises Illegal for a wish that is not legal, and ModelError."""
+    requests = _requests(options)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    parallel = join(device, options.context_parallel, WAIT_FOR_RANKS_S)
+    dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
+    pipeline = Pipeline.load(options.checkpoint, dtype, parallel)
+    for index, request in enumerate(requests):
+        if index % parallel.num_replicas == parallel.replica:
+            number = None if len(requests) == 1 else index
+            outputs = Outputs(_numbered(options.output, number), _numbered(options.save_latents, number))
+            _write(pipeline.generate(request), request.plan, outputs, parallel)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the film and the latents go, if anywhere."""
+
+    film: Path | None
+    latents: Path | None
+
+
+def _write(events: Iterator[Event], plan: Plan, outputs: Outputs, parallel: ContextParallel) -> None:
+    """Follow a job to its end; the leader writes what comes."""
+    if not parallel.is_leader:
+        for _ in events:
+            pass
+        return
+    latents: dict[int, Tensor] = {}
+    film = FilmWriter(outputs.film, plan.output_size, plan.output_fps) if outputs.film else None
+    for event in _with_progress(events, plan):
+        if isinstance(event, Latents):
+            latents[event.segment] = event.latents.float().cpu()  # a later stage's replace an earlier one's
+        elif isinstance(event, Frames) and film and event.frames is not None:
+            film.add(event.frames)
+    if film:
+        film.close()
+    if outputs.latents:
+        names = {i: "latents" if plan.num_segments == 1 else f"latents.{i}" for i in latents}
+        save_file({names[i]: x.contiguous() for i, x in latents.items()}, outputs.latents)
+
+
+def _with_progress(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
+    """The same events, with a progress bar for each stage on stderr."""
+    bar: tqdm[Never] | None = None
+    for event in events:
+        if isinstance(event, Encoded):
+            bar = tqdm(desc=f"segment {event.segment + 1}/{plan.num_segments} {event.stage}", unit="step")
+        elif isinstance(event, Stepped) and bar is not None:
+            bar.total = event.num_steps
+            bar.update(event.step - bar.n)
+        elif isinstance(event, Latents) and bar is not None:
+            bar.close()
+        yield event
+
+
+def _requests(options: argparse.Namespace) -> list[Request]:
+    """One request, or one for each prompt where prompts are not segments."""
+    image = options.image and read_image(options.image, "image")
+    video = options.video and read_clip(options.video, "video")
+    condition = options.condition_video and read_clip(options.condition_video, "condition_video")
+    separate = options.task not in (None, "long_video")
+    prompts = [(prompt,) for prompt in options.prompt] if separate else [tuple(options.prompt)]
+    wish = Wish(
+        task=options.task,
+        num_prompts=len(prompts[0]),
+        image=None if image is None else Size(*image.shape[:2]),
+        video=_clip(video),
+        condition_video=_clip(condition),
+        resolution=options.resolution,
+        height=options.height,
+        width=options.width,
+        num_frames=options.num_frames,
+        num_segments=options.num_segments,
+        num_condition_frames=options.num_condition_frames,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        distilled=options.distilled,
+        refine=options.refine,
+        t_thresh=options.t_thresh,
+        spatial_refine_only=options.spatial_refine_only,
+        condition_cache=options.condition_cache,
+        enhance_hf=options.enhance_hf,
+    )
+    request = Request(
+        plan=settle(wish, _limits(options.checkpoint)),
+        prompts=prompts[0],
+        seed=options.seed,
+        negative_prompt=options.negative_prompt,
+        image=image,
+        video=video,
+        condition_video=condition,
+        exact_handover=options.exact_handover,
+    )
+    return [replace(request, prompts=theirs) for theirs in prompts]
+
+
+def _clip(frames: Tensor | None) -> Clip | None:
+    return None if frames is None else Clip(frames.shape[1], frames.shape[2], len(frames))
+
+
+def _limits(checkpoint: Path) -> Limits:
+    """The checkpoint's limits; one that states none is not held to a smallest side here."""
+    limits = load_limits(checkpoint)
+    stated = (checkpoint / "limits.json").exists()
+    return limits if stated else replace(limits, min_side=SIDE_MULTIPLE)
+
+
+def _numbered(path: Path | None, number: int | None) -> Path | None:
+    """`out.mp4` as `out.0.mp4`, where there are several."""
+    if path is None or number is None:
+        return path
+    return path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

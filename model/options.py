@@ -1,0 +1,78 @@
+"""The options of the model's command line.
+
+`model.__main__` parses with it. Nothing here is checked against a checkpoint: that is `model.shapes.settle`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from model.plan import Task
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of `python -m model`."""
+    made = argparse.ArgumentParser(prog="python -m model", description="Make a video with LongCat-Video.")
+    _add_inputs(made)
+    _add_sizes(made)
+    _add_sampling(made)
+    _add_refinement(made)
+    _add_machine(made)
+    return made
+
+
+def _add_inputs(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument_group("what to make").add_argument
+    add("--checkpoint", type=Path, required=True, metavar="DIR")
+    add("--task", choices=get_args(Task), help="default: what the inputs say")
+    add(
+        "--prompt",
+        action="append",
+        required=True,
+        help="again for each segment of a long video, or each video",
+    )
+    add("--negative-prompt", help="default: the checkpoint's own, where guidance is on")
+    add(
+        "--image",
+        type=Path,
+        help="PNG, JPEG or .npz with `frames`; for refine, what the first frame is held to",
+    )
+    add("--video", type=Path, help="MP4 or .npz with `frames`: the clip to continue or to refine")
+    add("--condition-video", type=Path, help="refine: the clip whose end the first frames are held to")
+
+
+def _add_sizes(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument_group("size").add_argument
+    add("--resolution", help="a table of sizes, of which the input's shape picks one: 480p or 720p")
+    add("--height", type=int)
+    add("--width", type=int)
+    add("--num-frames", type=int, help="of a segment, 4k + 1")
+    add("--num-segments", type=int)
+    add("--num-condition-frames", type=int, help="how many frames a segment has from what it continues")
+
+
+def _add_sampling(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument_group("sampling").add_argument
+    add("--steps", type=int)
+    add("--guidance-scale", type=float)
+    add("--distilled", action="store_true", help="few steps, no guidance, with cfg_step_lora")
+    add("--no-condition-cache", dest="condition_cache", action="store_false")
+    add("--no-enhance-hf", dest="enhance_hf", action="store_false")
+    add("--seed", type=int, default=0)
+
+
+def _add_refinement(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument_group("refinement").add_argument
+    add("--refine", action="store_true", help="then refine what was made")
+    add("--t-thresh", type=float, help="noise level at which refinement begins")
+    add("--spatial-refine-only", action="store_true", help="do not double the frame rate")
+    add("--exact-handover", action="store_true", help="8-bit frames between stages, as in the published code")
+
+
+def _add_machine(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument_group("machine and output").add_argument
+    add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, float32 on cpu")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add("--context-parallel", type=int, metavar="P", help="ranks to a video, under torchrun (default: all)")
+    add("--save-latents", type=Path, metavar="OUT.safetensors")
+    add("--output", type=Path, metavar="OUT.mp4")

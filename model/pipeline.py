@@ -1,0 +1,188 @@
+"""A job from request to frames, on one device or many: begin to read here.
+
+The command line and a worker's rank call `Pipeline.load` once and `Pipeline.generate` for each job; every
+rank of a group does the same in step with the others. Each segment of a video is a stage of denoising
+(`model.sample`), perhaps a second one of refinement, each with a conditioning that the leader builds
+(`model.conditioning`), and a stream of decoded frames. It does not know how tokens are shared out, nor
+where frames go.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from itertools import repeat
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.checkpoint import Weights, load_module
+from model.conditioning import DISTILLED_LORA, REFINEMENT_LORA, Clip, Encoders, frames_of_refinement
+from model.config import load_dit_config, load_shift
+from model.dit import Dit
+from model.errors import CheckpointError, InputError
+from model.geometry import windows
+from model.limits import Limits, load_limits
+from model.lora import Merged, read_lora
+from model.parallel import ALONE, ContextParallel
+from model.pixels import to_bytes, to_floats
+from model.plan import Plan
+from model.request import Encoded, Event, Frames, Latents, Request, SegmentDone, Stepped
+from model.sample import Conditioning, denoise
+from model.state import State
+from model.text import TextEncoder
+from model.vae import Vae
+
+Steps = Generator[Event, None, State]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded checkpoint. The transformer is on every rank, the encoders on the leader alone."""
+
+    limits: Limits
+    dit: Dit
+    lora: Merged
+    loras: frozenset[str]
+    encoders: Encoders | None
+    parallel: ContextParallel
+
+    @classmethod
+    def load(cls, checkpoint: Path, dtype: torch.dtype, parallel: ContextParallel = ALONE) -> "Pipeline":
+        """Load a checkpoint folder onto this rank's device (`parallel.device`).
+
+        Raises CheckpointError, naming file and tensor, and GroupError where the heads cannot be shared.
+        """
+        if not checkpoint.is_dir():
+            raise CheckpointError(checkpoint, "is missing, or is no folder")
+        config = load_dit_config(checkpoint / "dit" / "config.json")
+        parallel.check_heads(config.num_heads)
+        limits = load_limits(checkpoint)
+        weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
+        dit = load_module(lambda: Dit(config, dtype), weights, parallel.device)
+        loras = {
+            path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
+        }
+        return cls(
+            limits=limits,
+            dit=dit,
+            lora=Merged(dit, weights, loras),
+            loras=frozenset(loras),
+            encoders=parallel.only_on_leader(lambda: _encoders(checkpoint, limits, parallel.device, dtype)),
+            parallel=parallel,
+        )
+
+    def generate(self, request: Request, resume: State | None = None) -> Iterator[Event]:
+        """Run a job, or go on with it from a state; the caller may stop between any two events.
+
+        Ranks give the same events in the same order. Inputs and `resume` are looked at on the leader alone.
+        Raises InputError where the checkpoint lacks the LoRA file that the plan needs.
+        """
+        self._check_loras(request.plan)
+        state = self.parallel.from_leader(lambda: resume or State.begin(request.seed))
+        while state.segment < request.plan.num_segments:
+            state = yield from self._segment(request, state)
+            yield SegmentDone(state.segment - 1, state)
+
+    def _segment(self, request: Request, state: State) -> Steps:
+        """One segment, to the state in which the next begins."""
+        plan, clip = request.plan, None
+        if plan.task == "refine":
+            state = replace(state, stage="refine")
+            clip = None if request.video is None else to_floats(request.video)
+        elif state.stage == "denoise":
+            state = yield from self._denoise(state, lambda encoders: encoders.base(request, state))
+            if plan.refinement is None:
+                return (yield from self._finish(request, state))
+            clip = self._decoded_whole(state, request)
+            tail = None if clip is None else _end(clip, plan.num_condition_frames)
+            state = replace(state, stage="refine", step=0, latents=None, clean=None, tail=tail)
+        state = yield from self._denoise(state, lambda encoders: encoders.refinement(request, state, clip))
+        return (yield from self._finish(request, state))
+
+    def _denoise(self, state: State, build: Callable[[Encoders], Conditioning]) -> Steps:
+        """All steps of a stage that are still to be done, and its latents."""
+        conditioning = self.parallel.from_leader(lambda: build(_present(self.encoders)))
+        self.lora.switch(conditioning.lora)
+        yield Encoded(state.stage, state.segment)
+        state = replace(
+            state, latents=conditioning.start, clean=conditioning.clean, random=conditioning.random
+        )
+        for x in denoise(self.dit, conditioning, self.parallel):
+            state = replace(state, latents=x, step=state.step + 1)
+            yield Stepped(state.stage, state.segment, state.step, conditioning.num_steps, state)
+        yield Latents(state.stage, state.segment, _whole(state))
+        return state
+
+    def _finish(self, request: Request, state: State) -> Steps:
+        """Decode the last stage of a segment; hand out its frames but those that were there before."""
+        plan = request.plan
+        repeated = plan.repeated_frames if state.segment else 0
+        first, count = 0, plan.num_frames
+        if state.stage == "refine":
+            lie = frames_of_refinement(plan, state.segment)
+            first, count = lie.front_padding, lie.num_frames
+        ours, fresh = windows(first, count), windows(first + repeated, count - repeated)
+        end: Clip | None = None
+        for our, new, chunk in zip(ours, fresh, self._decoded(state), strict=False):
+            if chunk is not None:
+                end = _end(chunk[our] if end is None else torch.cat([end, chunk[our]]), plan.repeated_frames)
+            if new.start < new.stop:
+                yield Frames(state.segment, None if chunk is None else to_bytes(chunk[new]))
+        return self._next_segment(request, state, end)
+
+    def _next_segment(self, request: Request, state: State, end: Clip | None) -> State:
+        """The state after a segment, given the end of its finished frames."""
+        if end is not None:
+            end = self._handed_over(end, request)
+        then = State(state.segment + 1, "denoise", 0, state.random)
+        if state.stage == "refine":
+            return replace(then, tail=state.tail, refined_tail=end)
+        return replace(then, tail=end)
+
+    def _decoded(self, state: State) -> Iterator[Clip | None]:
+        """What a stage made, chunk by chunk, as the VAE decodes it; None for each chunk on other ranks."""
+        return repeat(None) if self.encoders is None else self.encoders.vae.decode(_whole(state))
+
+    def _decoded_whole(self, state: State, request: Request) -> Clip | None:
+        """The same at once; None on other ranks."""
+        if self.encoders is None:
+            return None
+        return self._handed_over(torch.cat(list(self.encoders.vae.decode(_whole(state)))), request)
+
+    def _handed_over(self, frames: Clip, request: Request) -> Clip:
+        """Frames as the next stage or segment is given them."""
+        return to_floats(to_bytes(frames)).to(frames.device) if request.exact_handover else frames
+
+    def _check_loras(self, plan: Plan) -> None:
+        needed = {DISTILLED_LORA: plan.distilled, REFINEMENT_LORA: plan.refinement is not None}
+        for name, is_needed in needed.items():
+            if is_needed and name not in self.loras:
+                field = "distilled" if name == DISTILLED_LORA else "refine"
+                raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
+
+
+def _encoders(checkpoint: Path, limits: Limits, device: torch.device, dtype: torch.dtype) -> Encoders:
+    return Encoders(
+        text=TextEncoder.load(checkpoint, device, dtype),
+        vae=Vae.load(checkpoint, device, dtype),
+        shift=load_shift(checkpoint / "scheduler" / "scheduler_config.json"),
+        negative_prompt=limits.negative_prompt,
+    )
+
+
+def _present(encoders: Encoders | None) -> Encoders:
+    assert encoders
+    return encoders
+
+
+def _whole(state: State) -> Float[Tensor, "1 z f h w"]:
+    """Latents of all frames of a stage, condition frames first."""
+    assert state.latents is not None
+    assert state.clean is not None
+    return torch.cat([state.clean, state.latents], dim=2)
+
+
+def _end(frames: Clip, count: int) -> Clip:
+    """The last so many frames (all, if there are fewer; none, if none are asked for)."""
+    return frames[max(len(frames) - count, 0) :]

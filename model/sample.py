@@ -1,0 +1,100 @@
+"""The denoising loop: the only one, with the only Euler line, for every task.
+
+`model.pipeline` builds a `Conditioning` for each stage of a job (`model.conditioning`) and iterates over
+`denoise`. What the tasks differ in is in that value: which frames are clean, which schedule, which
+attention. It does not know of pixels, prompts, LoRA files, or how many devices share the work.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from model.dit import Dit
+from model.guidance import guide
+from model.parallel import ContextParallel
+from model.tokens import Window, lay_out
+
+Predict = Callable[[Float[Tensor, "b z f h w"], Float[Tensor, ""]], Float[Tensor, "b z f h w"]]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All that one stage of denoising needs. Latents are fp32 and normalised.
+
+    `start` is what the noise frames begin as, from step `first_step` on; `clean` are the condition
+    frames before them (perhaps none), which are never updated. Guidance is on where the text has two
+    samples: the negative prompt, then the prompt. `random` is the job's generator after what was drawn.
+    """
+
+    start: Float[Tensor, "1 z f h w"]
+    clean: Float[Tensor, "1 z k h w"]
+    text: Float[Tensor, "t l c"]
+    mask: Int[Tensor, "t l"]
+    timesteps: Float[Tensor, " steps"]
+    sigmas: Float[Tensor, " levels"]
+    random: UInt8[Tensor, " bytes"]
+    guidance_scale: float = 1.0
+    cache_condition: bool = False
+    block_sparse: bool = False
+    lora: str | None = None
+    first_step: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+        return len(self.timesteps)
+
+
+def denoise(
+    dit: Dit, conditioning: Conditioning, parallel: ContextParallel
+) -> Iterator[Float[Tensor, "1 z f h w"]]:
+    """Step from noise to latents; yields the noise frames after each step."""
+    predict = _guided(_predictor(dit, conditioning, parallel), conditioning)
+    timesteps, sigmas = conditioning.timesteps, conditioning.sigmas
+    x = conditioning.start
+    for step in range(conditioning.first_step, conditioning.num_steps):
+        velocity = predict(x, timesteps[step])
+        x = x - (sigmas[step + 1] - sigmas[step]) * velocity
+        yield x
+
+
+def _guided(predict: Predict, conditioning: Conditioning) -> Predict:
+    """Of the transformer's prediction for each text, one velocity for the noise frames."""
+    num_texts, num_frames = len(conditioning.text), conditioning.start.shape[2]
+
+    def guided(x: Float[Tensor, "1 z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "1 z f h w"]:
+        velocity = predict(x.expand(num_texts, -1, -1, -1, -1), timestep)
+        if num_texts > 1:
+            unconditional, conditional = velocity.chunk(2)
+            velocity = guide(unconditional, conditional, conditioning.guidance_scale)
+        return velocity[:, :, -num_frames:]
+
+    return guided
+
+
+def _predictor(dit: Dit, conditioning: Conditioning, parallel: ContextParallel) -> Predict:
+    """The transformer over all frames, or over the noise frames with the clean ones remembered."""
+    clean, (num_clean, height, width) = conditioning.clean, conditioning.clean.shape[2:]
+    num_noise = conditioning.start.shape[2]
+    text = dit.read(conditioning.text, conditioning.mask)
+    cached = conditioning.cache_condition and num_clean > 0
+    past = None
+    if cached:
+        past = dit.remember(clean, lay_out(dit.config, Window(num_clean, height, width), False, parallel))
+        window = Window(num_noise, height, width, first=num_clean)
+    else:
+        window = Window(num_clean + num_noise, height, width, num_condition=num_clean)
+    layout = lay_out(dit.config, window, conditioning.block_sparse, parallel)
+
+    def predict(x: Float[Tensor, "b z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "b z f h w"]:
+        timesteps = timestep.expand(len(x), num_noise)
+        if num_clean and not cached:
+            x = torch.cat([clean.expand(len(x), -1, -1, -1, -1), x], dim=2)
+            timesteps = torch.cat([timesteps.new_zeros(len(x), num_clean), timesteps], dim=1)
+        velocity: Tensor = dit(x, timesteps, layout, text, past)
+        return velocity
+
+    return predict

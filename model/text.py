@@ -1,0 +1,81 @@
+"""Prompts to hidden states: cleaning, tokenizer, UMT5 encoder, and a small cache by prompt.
+
+`model.pipeline` keeps one `TextEncoder`, on the leader alone (it weighs 11 GB).
+"""
+
+import html
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import ftfy
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
+
+from model.checkpoint import Weights, load_module
+from model.config import load_json
+from model.errors import CheckpointError
+
+MAX_TOKENS = 512
+REMEMBERED_PROMPTS = 64
+
+
+class Text(NamedTuple):
+    """Hidden states of prompts, padded to 512 tokens, and which tokens are not padding."""
+
+    hidden: Float[Tensor, "b l c"]
+    mask: Int[Tensor, "b l"]
+
+
+def clean(prompt: str) -> str:
+    """Mend broken encodings, undo HTML escapes (twice: some are nested), collapse white space."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+
+
+class TextEncoder:
+    """The tokenizer and the UMT5 encoder of a checkpoint."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: UMT5EncoderModel) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._remembered: OrderedDict[str, Text] = OrderedDict()
+
+    @classmethod
+    def load(cls, checkpoint: Path, device: torch.device, dtype: torch.dtype) -> "TextEncoder":
+        """Load `tokenizer/` and `text_encoder/`. Raises CheckpointError."""
+        config = UMT5Config.from_dict(load_json(checkpoint / "text_encoder" / "config.json"))
+        config.dtype = dtype
+        weights = Weights(checkpoint / "text_encoder", "model")
+        encoder = load_module(lambda: nn.Module.to(UMT5EncoderModel(config), dtype), weights, device)
+        return cls(_load_tokenizer(checkpoint / "tokenizer"), encoder)
+
+    def encode(self, prompts: list[str]) -> Text:
+        """Hidden states of each prompt after cleaning; one seen lately is not computed again."""
+        texts = [self._encode(clean(prompt)) for prompt in prompts]
+        return Text(torch.cat([text.hidden for text in texts]), torch.cat([text.mask for text in texts]))
+
+    def _encode(self, prompt: str) -> Text:
+        text = self._remembered.pop(prompt, None) or self._compute(prompt)
+        self._remembered[prompt] = text
+        if len(self._remembered) > REMEMBERED_PROMPTS:
+            self._remembered.popitem(last=False)
+        return text
+
+    def _compute(self, prompt: str) -> Text:
+        tokens = self._tokenizer(
+            [prompt], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        )
+        ids, mask = (tokens[name].to(self._encoder.device) for name in ("input_ids", "attention_mask"))
+        return Text(self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not folder.is_dir():
+        raise CheckpointError(folder, "is missing, or is no folder")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(folder, f"is no tokenizer: {error}") from error
+    return tokenizer

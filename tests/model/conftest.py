@@ -1,0 +1,53 @@
+"""The parity checkpoint, and ranks that are started once for a run; shapes are checked at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+from hypothesis import settings
+
+import tests.model.typecheck  # noqa: F401 the hook looks it up by name
+
+settings.register_profile("unhurried", deadline=None)  # the machine may be busy
+settings.load_profile("unhurried")
+jaxtyping.install_import_hook("model", "tests.model.typecheck.checked")
+
+from tests.model.parity_cases import PARITY  # noqa: E402 after the hook, which sees only what is imported later
+from tests.model.ranks import Ranks  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def parity_checkpoint() -> Path:
+    """The checkpoint that the published code computed the expected values with; never write to it."""
+    return PARITY / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def parity_pipeline(parity_checkpoint):
+    """That checkpoint, loaded in fp32 on one device."""
+    import torch  # noqa: PLC0415
+
+    from model.pipeline import Pipeline  # noqa: PLC0415
+
+    return Pipeline.load(parity_checkpoint, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_checkpoint):
+    """The tiny checkpoint, loaded in fp32 on one device."""
+    import torch  # noqa: PLC0415
+
+    from model.pipeline import Pipeline  # noqa: PLC0415
+
+    return Pipeline.load(tiny_checkpoint, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Four processes on gloo that stay until the end of the run."""
+    with Ranks(4, tmp_path_factory.mktemp("ranks")) as started:
+        yield started

@@ -1,0 +1,128 @@
+"""What the published code computed for a tiny checkpoint: transformer calls and whole jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+PARITY = Path(__file__).with_name("parity")
+CASES = json.loads((PARITY / "expected" / "cases.json").read_text())
+CONDITION_FRAMES = {
+    "i2v": 1,
+    "continuation_two_condition_latents": 2,
+    "block_sparse_four_condition_latents": 4,
+}
+CPU = torch.device("cpu")
+
+
+def load_dit(checkpoint: Path, **changes):
+    """The transformer in fp32, its configuration changed."""
+    from model.checkpoint import Weights, load_module  # noqa: PLC0415
+    from model.config import load_dit_config  # noqa: PLC0415
+    from model.dit import Dit  # noqa: PLC0415
+
+    config = dataclasses.replace(load_dit_config(checkpoint / "dit" / "config.json"), **changes)
+    weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
+    return load_module(lambda: Dit(config, torch.float32), weights, CPU)
+
+
+def dit_for(case: str, checkpoint: Path = PARITY / "checkpoint"):
+    """The transformer as a case wants it: without zero padding, with sharper norms, with a LoRA."""
+    from model.checkpoint import Weights  # noqa: PLC0415
+    from model.lora import Merged, read_lora  # noqa: PLC0415
+
+    dit = load_dit(checkpoint, text_tokens_zero_pad=case != "t2v_no_zero_pad")
+    if case.endswith("_sharp"):
+        dit.config = dataclasses.replace(
+            dit.config, bsa_params=dataclasses.replace(dit.config.bsa_params, cdf_threshold=0.5)
+        )
+        for block in dit.blocks:
+            block.attn.q_norm.weight.data = block.attn.q_norm.weight * 6
+            block.attn.k_norm.weight.data = block.attn.k_norm.weight * 6
+    if case.endswith("_lora"):
+        name = case.removeprefix("t2v_")
+        files = {name: read_lora(checkpoint / "lora" / f"{name}.safetensors", dit)}
+        Merged(dit, Weights(checkpoint / "dit", "diffusion_pytorch_model"), files).switch(name)
+    return dit
+
+
+def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
+    """What our transformer answers to a case, its timesteps rounded or not, and what the published one did."""
+    from model.tokens import Window, lay_out  # noqa: PLC0415
+
+    dit = dit or dit_for(case)
+    given = load_file(PARITY / "dit_cases" / f"{case}.safetensors")
+    latents, timesteps = given["in.hidden_states"], given["in.timestep"]
+    num_frames, *sides = latents.shape[2:]
+    if timesteps.ndim == 1:
+        timesteps = timesteps[:, None].expand(-1, num_frames)
+    timesteps = timesteps.to(timestep_dtype).float()
+    text = dit.read(given["in.encoder_hidden_states"][:, 0], given["in.encoder_attention_mask"])
+    past, first = None, 0
+    if "in.condition_latents" in given:
+        clean = given["in.condition_latents"]
+        first = clean.shape[2]
+        past = dit.remember(
+            clean, lay_out(dit.config, Window(first, *sides), sparse=False, parallel=parallel)
+        )
+    window = Window(num_frames, *sides, num_condition=CONDITION_FRAMES.get(case, 0), first=first)
+    layout = lay_out(dit.config, window, sparse="sparse" in case, parallel=parallel)
+    return dit(latents, timesteps, layout, text, past), given["out.velocity"]
+
+
+def request_for(case: str, limits):
+    """The request of a whole job."""
+    from model.film import read_clip, read_image  # noqa: PLC0415
+    from model.geometry import Clip, Size  # noqa: PLC0415
+    from model.plan import Wish  # noqa: PLC0415
+    from model.request import Request  # noqa: PLC0415
+    from model.shapes import settle  # noqa: PLC0415
+
+    said, refines = CASES[case], case.startswith("refine")
+    image = _input(case, "condition.png" if refines else "input.png", read_image)
+    video = _input(case.removesuffix("_nokv"), "input.npz", read_clip)
+    condition = _input(case, "condition.npz", read_clip)
+    wish = Wish(
+        task="refine" if refines else None,
+        image=None if image is None else Size(*image.shape[:2]),
+        video=None if video is None else Clip(*video.shape[1:3], len(video)),
+        condition_video=None if condition is None else Clip(*condition.shape[1:3], len(condition)),
+        resolution=said.get("resolution"),
+        height=said.get("height"),
+        width=said.get("width"),
+        num_frames=said.get("num_frames"),
+        num_condition_frames=None if refines and condition is None else said.get("num_cond_frames"),
+        num_inference_steps=said["num_inference_steps"],
+        guidance_scale=said.get("guidance_scale"),
+        distilled=case.endswith("_distill"),
+        t_thresh=said.get("t_thresh"),
+        spatial_refine_only=said.get("spatial_refine_only", False),
+        condition_cache=said.get("use_kv_cache", True),
+        enhance_hf=said.get("enhance_hf", True),
+    )
+    return Request(
+        plan=settle(wish, limits),
+        prompts=(said["prompt"],),
+        seed=said["seed"],
+        negative_prompt=said.get("negative_prompt"),
+        image=image,
+        video=video,
+        condition_video=condition,
+    )
+
+
+def expected_latents(case: str):
+    """The final latents of a whole job, and how to thin ours out to the rows and columns that were kept."""
+    expected = load_file(PARITY / "expected" / f"{case}.safetensors")["latents"]
+    whole = tuple(CASES[case]["latents_shape"])
+    step = whole[-1] // expected.shape[-1]
+    return expected, whole, step
+
+
+def _input(case: str, suffix: str, read):
+    path = PARITY / "expected" / f"{case}_{suffix}"
+    return read(path) if path.exists() else None

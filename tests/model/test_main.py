@@ -1,0 +1,189 @@
+"""The command line, called as a function, and once as a program under torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from model.__main__ import main
+from model.film import read_clip
+from tests.model.parity_cases import CASES, expected_latents
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def call(tiny_checkpoint, tmp_path, monkeypatch):
+    """Run the command line on the tiny checkpoint inside an empty folder; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options, checkpoint=tiny_checkpoint):
+        return main(["--checkpoint", str(checkpoint), *map(str, options)])
+
+    return run
+
+
+def test_a_prompt_becomes_a_film_and_its_latents(call):
+    code = call(
+        "--prompt",
+        "a cat",
+        "--num-frames",
+        9,
+        "--steps",
+        2,
+        "--output",
+        "film.mp4",
+        "--save-latents",
+        "x.safetensors",
+    )
+    assert code == 0
+    assert read_clip(Path("film.mp4")).shape == (9, 64, 96, 3)
+    saved = load_file("x.safetensors")
+    assert set(saved) == {"latents"}
+    assert saved["latents"].shape == (1, 16, 3, 8, 12)
+    assert saved["latents"].dtype == torch.float32
+
+
+def test_each_segment_has_its_latents(call):
+    prompts = ["--prompt", "a cat", "--prompt", "a dog"]
+    code = call(
+        "--task",
+        "long_video",
+        *prompts,
+        "--num-frames",
+        9,
+        "--steps",
+        1,
+        "--distilled",
+        "--save-latents",
+        "x.safetensors",
+    )
+    assert code == 0
+    assert set(load_file("x.safetensors")) == {"latents.0", "latents.1"}
+
+
+def test_prompts_that_are_no_segments_are_films_of_their_own(call):
+    prompts = ["--prompt", "a cat", "--prompt", "a dog"]
+    code = call(
+        "--task",
+        "text_to_video",
+        *prompts,
+        "--num-frames",
+        5,
+        "--steps",
+        1,
+        "--save-latents",
+        "x.safetensors",
+    )
+    assert code == 0
+    first, second = (load_file(f"x.{i}.safetensors")["latents"] for i in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_an_image_begins_a_video_and_refinement_follows(call, tmp_path):
+    Image.new("RGB", (60, 40), (200, 30, 90)).save(tmp_path / "image.png")
+    code = call(
+        "--prompt",
+        "a cat",
+        "--image",
+        "image.png",
+        "--num-frames",
+        5,
+        "--steps",
+        1,
+        "--refine",
+        "--output",
+        "film.mp4",
+    )
+    assert code == 0
+    assert read_clip(Path("film.mp4")).shape == (10, 128, 192, 3)
+
+
+def test_a_clip_is_refined_after_another(call, tmp_path):
+    for name, length in (("clip", 5), ("before", 6)):
+        np.savez(tmp_path / f"{name}.npz", frames=np.full((length, 40, 60, 3), 99, np.uint8))
+    code = call(
+        "--task", "refine", "--prompt", "a", "--video", "clip.npz", "--condition-video", "before.npz",
+        "--num-condition-frames", 3, "--steps", 1, "--save-latents", "x.safetensors",
+    )  # fmt: skip
+    assert code == 0
+    assert load_file("x.safetensors")["latents"].shape == (1, 16, 8, 16, 24)
+
+
+def test_progress_is_shown_on_stderr(call, capsys):
+    call("--prompt", "a cat", "--num-frames", 5, "--steps", 2)
+    shown = capsys.readouterr()
+    assert "segment 1/1 denoise" in shown.err
+    assert "2/2" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-frames", "8"], "num_frames: must be 4k + 1"),
+        (["--image", "nowhere.png"], "image: nowhere.png is missing"),
+        (["--video", "nowhere.mp4"], "video: nowhere.mp4 is missing"),
+        (["--resolution", "9p"], "resolution: must be one of"),
+        (["--context-parallel", "2"], "torchrun"),
+        (["--height", "64", "--width", "100"], "width: must be a multiple of 16"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(call, capsys, options, message):
+    assert call("--prompt", "a", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_bad_checkpoint_is_one_line_and_exit_code_two(call, capsys, tmp_path):
+    assert call("--prompt", "a", checkpoint=tmp_path / "nowhere") == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_an_unknown_option_is_refused(call):
+    with pytest.raises(SystemExit) as exit_:
+        call("--prompt", "a", "--upside-down")
+    assert exit_.value.code == 2
+
+
+def test_a_checkpoint_without_limits_takes_small_sizes(call, parity_checkpoint):
+    options = [
+        "--height",
+        32,
+        "--width",
+        48,
+        "--num-frames",
+        5,
+        "--steps",
+        1,
+        "--save-latents",
+        "x.safetensors",
+    ]
+    assert call("--prompt", "a", *options, checkpoint=parity_checkpoint) == 0
+    assert load_file("x.safetensors")["latents"].shape == (1, 16, 2, 4, 6)
+
+
+def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path):
+    said, out = CASES["t2v"], tmp_path / "x.safetensors"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "model",
+        "--checkpoint", parity_checkpoint, "--task", "text_to_video", "--prompt", said["prompt"],
+        "--negative-prompt", said["negative_prompt"], "--height", said["height"], "--width", said["width"],
+        "--num-frames", said["num_frames"], "--steps", said["num_inference_steps"],
+        "--guidance-scale", said["guidance_scale"], "--seed", said["seed"], "--device", "cpu", "--save-latents", out,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*map(str, command)], check=True, env=environment, cwd=tmp_path)
+    expected, _, _ = expected_latents("t2v")
+    torch.testing.assert_close(load_file(out)["latents"], expected, rtol=0, atol=2e-4)

@@ -1,0 +1,85 @@
+"""Prompts: cleaned, tokenised, encoded, remembered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.text import MAX_TOKENS, REMEMBERED_PROMPTS, TextEncoder, clean
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder(parity_checkpoint) -> TextEncoder:
+    return TextEncoder.load(parity_checkpoint, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("  the  cat\n\tsits ", "the cat sits"),
+        ("cat &amp;amp; dog", "cat & dog"),
+        ("&lt;3", "<3"),
+        ("dogâ€™s", "dog's"),
+        ("“mat”", '"mat"'),
+        ("", ""),
+        ("ｃａｔ", "cat"),
+    ],
+)
+def test_prompts_are_cleaned(prompt, cleaned):
+    assert clean(prompt) == cleaned
+
+
+@given(st.text(max_size=60))
+def test_cleaned_prompts_have_no_white_space_to_spare(prompt):
+    cleaned = clean(prompt)
+    assert cleaned == cleaned.strip()
+    assert "  " not in cleaned
+    assert "\n" not in cleaned
+
+
+def test_prompts_are_padded_to_512_tokens(encoder):
+    text = encoder.encode(["the cat", "a much longer prompt about a cat"])
+    assert text.hidden.shape == (2, MAX_TOKENS, 32)
+    assert text.mask.shape == (2, MAX_TOKENS)
+    assert text.mask[0].sum() < text.mask[1].sum()
+
+
+def test_the_empty_prompt_is_one_token(encoder):
+    assert encoder.encode([""]).mask.sum() == 1
+
+
+def test_long_prompts_are_cut(encoder):
+    text = encoder.encode(["cat " * 2000])
+    assert text.mask.sum() == MAX_TOKENS
+
+
+def test_a_prompt_is_encoded_once(encoder, monkeypatch):
+    computed = []
+    compute = encoder._compute
+    monkeypatch.setattr(encoder, "_compute", lambda prompt: computed.append(prompt) or compute(prompt))
+    first = encoder.encode(["a new prompt", " a  new prompt "])
+    again = encoder.encode(["a new prompt"])
+    assert computed == ["a new prompt"]
+    assert torch.equal(first.hidden[1], again.hidden[0])
+
+
+def test_old_prompts_are_forgotten(encoder, monkeypatch):
+    monkeypatch.setattr(encoder, "_compute", lambda prompt: encoder._remembered.get(prompt) or first)
+    first = encoder.encode(["the cat"])
+    for number in range(REMEMBERED_PROMPTS + 10):
+        encoder.encode([f"prompt {number}"])
+    assert len(encoder._remembered) == REMEMBERED_PROMPTS
+
+
+def test_prompts_do_not_depend_on_their_neighbours(encoder):
+    together = encoder.encode(["one thing", "another thing altogether"])
+    torch.testing.assert_close(together.hidden[:1], encoder.encode(["one thing"]).hidden)
+
+
+def test_hidden_states_have_the_wanted_dtype(tiny_checkpoint):
+    encoder = TextEncoder.load(tiny_checkpoint, CPU, torch.bfloat16)
+    assert encoder.encode(["a cat"]).hidden.dtype == torch.bfloat16
