@@ -1,0 +1,77 @@
+"""How every process reaches Redis: with explicit timeouts, with patience, and only a server that is fit.
+
+The service passes little patience (a request is answered 503 soon), the worker much (a job outlives an
+outage).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from jobs.errors import Unavailable, UnfitServer
+
+logger = logging.getLogger(__name__)
+
+OLDEST_SERVER = (6, 2)
+_PAUSE_S = 0.25
+
+
+def connect(redis_url: str, patience_s: float = 60.0) -> Redis:
+    """A client that tries each command again for about `patience_s` while Redis cannot be reached.
+
+    A command whose reply was lost is sent again, so everything that is sent must bear being done twice.
+    """
+    return Redis.from_url(
+        redis_url,
+        socket_connect_timeout=5.0,
+        socket_timeout=10.0,
+        health_check_interval=15,
+        retry=Retry(ConstantBackoff(_PAUSE_S), retries=math.ceil(patience_s / _PAUSE_S)),
+    )
+
+
+@contextmanager
+def redis_reached() -> Iterator[None]:
+    """Turns the ways in which Redis can be away, or take no writes, into `Unavailable`."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        raise Unavailable("Redis cannot be reached; try again soon") from error
+    except (OutOfMemoryError, ReadOnlyError) as error:
+        raise Unavailable("Redis takes no writes at the moment") from error
+
+
+def check_server(redis: Redis) -> None:
+    """Refuse a server that cannot carry the queue; warn of one that may lose jobs.
+
+    Raises UnfitServer below 6.2, Unavailable where nothing answers.
+    """
+    with redis_reached():
+        version = str(redis.info("server")["redis_version"])
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+            raise UnfitServer(f"Redis {version} is too old: 6.2 or later is needed")
+        if _setting(redis, "appendonly") == "no":
+            logger.warning("Redis keeps no append-only file: accepted jobs are lost when it stops")
+        elif _setting(redis, "appendfsync") != "always":
+            logger.warning(
+                "Redis may lose the last second or two when it is killed: set appendfsync to always"
+            )
+        if _setting(redis, "maxmemory-policy") not in {None, "noeviction"}:
+            logger.warning("Redis may evict keys when memory is short: set maxmemory-policy to noeviction")
+
+
+def _setting(redis: Redis, name: str) -> str | None:
+    try:
+        return redis.config_get(name).get(name)
+    except ResponseError:  # managed servers hide their settings
+        return None

@@ -1,0 +1,11 @@
+-- Gives the id of the job that answers an idempotency key, and its record if it is there. A new key is given the
+-- id that is offered, for a while: when the job is submitted, the key is kept as long as the job.
+local id, fingerprint = unpack(redis.call('HMGET', given.key, 'job', 'fingerprint'))
+if id and fingerprint ~= given.fingerprint then return KEY_REUSED end
+if not id then
+  id = given.id
+  redis.call('HSET', given.key, 'job', id, 'fingerprint', given.fingerprint)
+end
+local record = redis.call('HGETALL', record_key(id))
+if #record == 0 then redis.call('PEXPIRE', given.key, given.keep_ms) end
+return {id, record}

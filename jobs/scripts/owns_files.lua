@@ -1,0 +1,5 @@
+if read(given.id) then return 1 end
+for _, key in ipairs({'longcat:reserved', 'longcat:removals'}) do
+  if redis.call('ZSCORE', key, given.id) then return 1 end
+end
+return 0

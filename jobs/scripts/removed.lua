@@ -1,0 +1,1 @@
+redis.call('ZREM', 'longcat:removals', given.id)

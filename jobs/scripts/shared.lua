@@ -1,0 +1,87 @@
+-- What every transition shares; it is put in front of each script. A script is given one argument, a JSON object
+-- (`given`), and keeps these keys (`jobs` means ids of jobs):
+--
+--   longcat:job:<id>                hash     the record
+--   longcat:events:<id>             stream   its changes, the last 200 or so
+--   longcat:index:<status>          zset     jobs in a status, or `all`, by order of submission;
+--   longcat:index:<status>:<owner>           the same of one owner
+--   longcat:queued:<priority>       zset     queued jobs, by order of submission
+--   longcat:returned:<priority>     zset     those of them that were begun before and put back
+--   longcat:line:<priority>:<owner> zset     the others, of one owner
+--   longcat:turns:<priority>        zset     owners with a line, by turn
+--   longcat:served:<priority>       zset     owners without one whose next turn is still to come
+--   longcat:turn:<priority>         string   whose turn it is
+--   longcat:stored:<day>[:<owner>]  counter  bytes of inputs that were stored for jobs on this day
+--   longcat:rate[:<owner>]          string   by when, in ms, all requests so far are paid for
+--   longcat:queued_work             counter  what all queued jobs are, as `forecast.lua` counts it
+--   longcat:paces:<task>            list     ms for a unit of work in the latest jobs of a task, or of `any`
+--   longcat:measures                hash     sums and distributions, see `measures.lua`
+--   longcat:outbox                  zset     webhooks to be sent, by the time in ms when they are due
+--   longcat:delivery:<id>           hash     one of them
+--   longcat:deliveries:<job>        list     how each attempt for a job went
+--   longcat:queue_deadlines         zset     jobs never begun, by the time in ms when they have waited too long
+--   longcat:leases                  zset     jobs held, by the time in ms when the lease runs out
+--   longcat:claims:<token>          string   the job that a claim took, while its answer may be asked for again
+--   longcat:expiring                zset     ended jobs, by the time in ms when they are to be removed
+--   longcat:reserved                zset     ids with files but no record yet, by the time in ms when they lapse
+--   longcat:removals                zset     ids that are gone and whose files are to be removed
+--   longcat:submitted               counter  numbers jobs in order of submission
+--   longcat:idempotency:<hash>      hash     the job that answers an idempotency key, and what was asked for
+--   longcat:swept                   string   when the last sweep was, in ms
+--
+-- Keys are made from ids here, so this is not for Redis Cluster. In a record, `fence` counts the claims, `attempt`
+-- those that were not given back by a drain, and `token` is that of the claim that holds the job or let go of it
+-- by itself: a sweep that takes the job away removes it.
+
+local given = cjson.decode(ARGV[1])
+
+local NOT_FOUND = redis.error_reply('JOB_NOT_FOUND')
+local HAS_ENDED = redis.error_reply('JOB_ENDED')
+local LEASE_LOST = redis.error_reply('LEASE_LOST')
+local KEY_REUSED = redis.error_reply('KEY_REUSED')
+
+local ENDED = {succeeded = true, failed = true, cancelled = true}
+local HELD = {running = true, uploading = true}
+
+local function clock_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local now = given.now_ms or clock_ms()
+
+local function record_key(id)
+  return 'longcat:job:' .. id
+end
+
+local function index_keys(status, owner)
+  return {'longcat:index:' .. status, 'longcat:index:' .. status .. ':' .. owner}
+end
+
+-- The record as a table of strings, nil if there is none.
+local function read(id)
+  local flat = redis.call('HGETALL', record_key(id))
+  if #flat == 0 then return nil end
+  local job = {}
+  for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
+  return job
+end
+
+-- The record if the caller may see it: to an owner, the jobs of others are not there.
+local function visible(id)
+  local job = read(id)
+  if job and (not given.owner or job.owner == given.owner) then return job end
+end
+
+-- Sets fields of the record; false removes one.
+local function write(job, fields)
+  for name, value in pairs(fields) do
+    if value then
+      redis.call('HSET', record_key(job.id), name, value)
+    else
+      redis.call('HDEL', record_key(job.id), name)
+    end
+    job[name] = value or nil
+  end
+end
+

@@ -1,0 +1,75 @@
+"""The settings that the service and the worker share.
+
+Each subclasses them in the one file that reads the environment of its process. Every setting is
+`LONGCAT_<NAME>`; `LONGCAT_<NAME>_FILE` names a file that holds the value, for secrets.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "LONGCAT_"
+
+
+class SharedSettings(BaseSettings):
+    """Where Redis and the storage are, and what a job may take. Times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    data_dir: Path = Path(".longcat")
+    storage: str = Field(default="", description="a folder or s3://bucket/prefix; empty: DATA_DIR/storage")
+
+    s3_endpoint_url: str | None = Field(default=None, description="for S3 stores other than AWS")
+    s3_public_endpoint_url: str | None = Field(default=None, description="as clients reach it, for links")
+    s3_region: str = "us-east-1"
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+    s3_connect_timeout_s: float = Field(default=5.0, gt=0)
+    s3_read_timeout_s: float = Field(default=30.0, gt=0)
+
+    retention_s: float = Field(default=7 * 86400.0, gt=0, description="how long an ended job is kept")
+    lease_s: float = Field(default=30.0, gt=0, description="a worker that is silent for so long lost its job")
+    max_attempts: int = Field(default=3, ge=1, description="crashes that a job may cause")
+    max_queue_s: float | None = Field(default=None, gt=0, description="how long a job may wait to begin")
+    max_run_s: float | None = Field(default=None, gt=0, description="how long a job may run, all attempts")
+
+    @property
+    def storage_location(self) -> str:
+        """The folder or `s3://bucket/prefix` in which videos lie."""
+        return self.storage or str(self.data_dir / "storage")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is passed in comes first, then the environment, then files that it names."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _ValuesInFiles(settings_cls)
+
+
+class _ValuesInFiles(PydanticBaseSettingsSource):
+    """Reads `LONGCAT_<NAME>_FILE`, as Docker and Kubernetes hand out secrets."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
+        return (Path(path).read_text().strip() if path else None), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: self.get_field_value(field, name)[0] for name, field in self._fields()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _fields(self) -> list[tuple[str, FieldInfo]]:
+        return list(self.settings_cls.model_fields.items())

@@ -1,0 +1,67 @@
+"""What keeps the promises when processes die: every API and worker process sweeps, in threads of its own.
+
+Sweeping Redis is quick and goes on whatever the storage does; removing files waits for the storage. Any
+number of processes may do both at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from threading import Event
+
+from jobs.errors import LongCatError
+from jobs.keys import job_of, job_prefix
+from jobs.queue import TicketQueue
+from jobs.storage import Storage
+from jobs.transitions import Ledger, Swept
+
+logger = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 1.0
+REMOVE_EVERY_S = 10.0
+
+
+def sweep(ledger: Ledger, tickets: TicketQueue) -> Swept:
+    """One round over Redis: leases, deadlines, retention, and tickets that were lost. Raises Unavailable."""
+    swept = ledger.sweep()
+    tickets.top_up(ledger.num_awaited())
+    return swept
+
+
+def remove_files(ledger: Ledger, storage: Storage) -> int:
+    """Remove the files of jobs that are gone; gives how many jobs those were. Raises Unavailable."""
+    gone = ledger.removals()
+    for job_id in gone:
+        storage.delete_prefix(job_prefix(job_id))
+        ledger.removed(job_id)  # only now: if this process dies before, another removes them again
+    return len(gone)
+
+
+def orphans(ledger: Ledger, storage: Storage) -> Iterator[str]:
+    """Keys in storage that no job accounts for; there are none, unless Redis lost its data.
+
+    Exact while jobs come and go, since an id is reserved before its first file is stored.
+    """
+    for key in storage.keys("jobs/"):
+        job_id = job_of(key)
+        if job_id is not None and not ledger.owns_files(job_id):
+            yield key
+
+
+def keep_sweeping(ledger: Ledger, tickets: TicketQueue, stop: Event, every_s: float = SWEEP_EVERY_S) -> None:
+    """Sweep until `stop` is set; a thread's body."""
+    _repeat(lambda: sweep(ledger, tickets), every_s, stop)
+
+
+def keep_removing(ledger: Ledger, storage: Storage, stop: Event, every_s: float = REMOVE_EVERY_S) -> None:
+    """Remove files of jobs that are gone until `stop` is set; a thread's body."""
+    _repeat(lambda: remove_files(ledger, storage), every_s, stop)
+
+
+def _repeat(action: Callable[[], object], every_s: float, stop: Event) -> None:
+    while not stop.wait(every_s):
+        try:
+            action()
+        except LongCatError as error:  # Redis or the storage is away: the next round finds what this one left
+            logger.warning("sweep put off: %s", error)

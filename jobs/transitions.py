@@ -1,0 +1,337 @@
+"""Every change that a job's record can go through, each one atomic script in Redis.
+
+The service submits, cancels and deletes; a worker claims a job and then speaks as its holder; any process
+sweeps. What a script does is written in `jobs/scripts`. The rules they keep:
+
+- A final state never changes.
+- A claim carries a fence, one more than the claim before; who lost the job or has an older one is refused.
+- Every script may run twice, since a command whose reply was lost is sent again.
+- Time is the Redis server's, so that the clocks of machines do not matter.
+
+It does not know how work is delivered (`jobs.queue`) nor where files lie (`jobs.storage`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel
+from redis import Redis
+
+from jobs.connect import redis_reached
+from jobs.errors import DeadlineExceeded, LongCatError, WorkerCrashed
+from jobs.idempotency import Hold
+from jobs.order import Order, Priority
+from jobs.quotas import Quotas
+from jobs.record import WEBHOOK_EVENTS, Event, Job, JobError, Progress, Result, Status, WebhookEvent
+from jobs.scripts import Scripts, fields_of, present
+
+Verdict = Literal["go", "cancel", "deadline", "lost"]
+
+_LONGEST_WAIT_S = 5.0  # well within the timeout of the connection
+_CRASHED = JobError.of(WorkerCrashed("the worker died under this job as often as a job may try"))
+_OVERDUE = JobError.of(DeadlineExceeded("the job waited longer than it may before a worker began it"))
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job to be queued.
+
+    `max_queue_s` bounds the wait for its first start, `max_run_s` the time that it runs, all attempts
+    together; None is no bound. `hold` is the idempotency key that is to be bound to the job.
+    """
+
+    id: str
+    order: Order
+    priority: Priority = "normal"
+    owner: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    webhook_url: str | None = None
+    webhook_events: tuple[WebhookEvent, ...] = WEBHOOK_EVENTS
+    max_queue_s: float | None = None
+    max_run_s: float | None = None
+    hold: Hold | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job as its holder has it. `fence` proves who holds it; `saved` is what an earlier holder left."""
+
+    job: Job
+    fence: int
+    lease_s: float
+    saved: dict[str, Any] | None = None
+
+    @property
+    def attempt(self) -> int:
+        """Which start of the job this is, from 1; storage keys carry it, so it is never given twice.
+
+        `job.attempt` counts without the starts that ended in a drain.
+        """
+        return self.fence
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Where a queued job stands: 1 is next; `eta_s` until it will have ended, None while nobody can know."""
+
+    position: int
+    eta_s: float | None
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The jobs that a sweep changed."""
+
+    requeued: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+    expired: tuple[str, ...] = ()
+
+
+class Ledger:
+    """The record of every job. Safe to share between threads.
+
+    All methods raise Unavailable while Redis cannot be reached. `clock` (milliseconds) replaces the server's
+    in tests.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        retention_s: float = 7 * 86400.0,
+        max_attempts: int = 3,
+        quotas: Quotas = Quotas(),  # noqa: B008 - frozen
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        self._redis = redis
+        self._retention_s = retention_s
+        self._max_attempts = max_attempts
+        self._quotas = quotas
+        self._run: Callable[..., Any] = Scripts(redis, clock).run
+
+    def of(self, owner: str) -> Ledger:
+        """The same ledger as this owner sees it: the jobs of others are not there."""
+        theirs = copy.copy(self)
+        theirs._run = partial(self._run, owner=owner)  # noqa: SLF001 - one of us
+        return theirs
+
+    # The service
+
+    def reserve(self, job_id: str, keep_s: float = 3600.0) -> None:
+        """Say that files of a job not yet submitted are about to be stored.
+
+        If it is not submitted within `keep_s`, they are removed: no upload that was broken off leaves files.
+        """
+        self._run("reserve", id=job_id, keep_ms=_ms(keep_s))
+
+    def admit(self, owner: str) -> None:
+        """Count a request of this owner. Raises LimitReached if requests come too fast."""
+        if limits := self._quotas.of_requests:
+            self._run("admit", owner=owner, limits=limits)
+
+    def submit(self, submission: Submission) -> Job:
+        """Queue a job; submitting the same id again changes nothing and gives the job as it stands.
+
+        Raises JobNotFound if the id was deleted, or its reservation ran out, before it was submitted, KeyReused
+        if its idempotency key went to another request meanwhile, and LimitReached.
+        """
+        record = {
+            "id": submission.id,
+            "order": submission.order.model_dump_json(),
+            "task": submission.order.task,
+            "priority": submission.priority,
+            "owner": submission.owner,
+            "metadata": json.dumps(dict(submission.metadata)),
+            "webhook_url": submission.webhook_url,
+            "webhook_events": json.dumps(submission.webhook_events),
+            "idempotency_key": submission.hold and submission.hold.name,
+            "max_attempts": self._max_attempts,
+            "retention_ms": _ms(self._retention_s),
+            "max_queue_ms": _ms(submission.max_queue_s),
+            "max_run_ms": _ms(submission.max_run_s),
+            **self._quotas.of_running,
+        }
+        reply = self._run(
+            "submit",
+            id=submission.id,
+            record=present(record),
+            fingerprint=submission.hold and submission.hold.fingerprint,
+            limits=self._quotas.of_submission,
+            input_bytes=sum(file.size_bytes for file in submission.order.inputs),
+        )
+        return _job(reply)
+
+    def get(self, job_id: str) -> Job:
+        """The job as it stands. Raises JobNotFound."""
+        return _job(self._run("get", id=job_id))
+
+    def page(
+        self,
+        *,
+        status: Status | None = None,
+        limit: int = 20,
+        after: str | None = None,
+        newest_first: bool = True,
+    ) -> list[Job]:
+        """Jobs in the order of their submission, beginning behind the job `after`.
+
+        Raises JobNotFound if `after` is not there (any more).
+        """
+        found = self._run("page", status=status, limit=limit, after=after, newest=newest_first)
+        return [_job(record) for record in found]
+
+    def position(self, job_id: str) -> int | None:
+        """Place in the queue, 1 for the job that is next; None if the job is not queued.
+
+        It is true as long as nobody else comes and no limit on running jobs holds an owner back.
+        """
+        place: int | None = self._run("position", id=job_id)
+        return place
+
+    def outlook(self, job_id: str) -> Outlook | None:
+        """Place in the queue, and when the job will have ended, judged by recent ones; None if not queued."""
+        found = self._run("outlook", id=job_id)
+        return found and Outlook(found[0], found[1] / 1000 if len(found) > 1 else None)
+
+    def cancel(self, job_id: str) -> Job:
+        """End a queued job at once; have the holder of a running one stop.
+
+        From then on the job ends as cancelled, whatever its holder reports. Cancelling a cancelled job
+        changes nothing. Raises JobNotFound, and JobEnded if the job succeeded or failed.
+        """
+        return _job(self._run("cancel", id=job_id))
+
+    def delete(self, job_id: str) -> bool:
+        """Remove a job; its files are removed after it. True if the record is gone already.
+
+        A running job is cancelled and goes when its holder has let go. Raises JobNotFound.
+        """
+        return bool(self._run("delete", id=job_id))
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs are in each status."""
+        counts = fields_of(self._run("counts"))
+        return {status: int(count) for status, count in counts.items()}  # type: ignore[misc]
+
+    def num_awaited(self) -> int:
+        """How many tickets there should be: one for each queued job, none while none of them may begin."""
+        return int(self._run("awaited"))
+
+    def events(self, job_id: str, after: str = "0", wait_s: float = 0.0) -> list[Event]:
+        """Changes of a job after the event `after`, waiting up to `wait_s` (at most 5) for the first.
+
+        [] if none came; a job that is not there has none.
+        """
+        key = f"longcat:events:{job_id}"
+        with redis_reached():
+            streams: Any = self._redis.xread({key: after}, block=_ms(min(wait_s, _LONGEST_WAIT_S)) or None)
+        entries = streams[0][1] if isinstance(streams, list) and streams else []
+        return [Event.from_entry(entry_id, entry) for entry_id, entry in entries]
+
+    # The holder of a job
+
+    def claim(self, group: str, lease_s: float) -> Claim | None:
+        """Take the job that is next for `lease_s`, which `beat` renews; None if none is queued."""
+        reply = self._run("claim", group=group, lease_ms=_ms(lease_s), token=uuid4().hex)
+        if reply is None:
+            return None
+        fields = fields_of(reply)
+        saved = json.loads(fields["saved"]) if "saved" in fields else None
+        return Claim(Job.from_hash(fields), int(fields["fence"]), lease_s, saved)
+
+    def beat(self, claim: Claim, progress: Progress | None = None) -> Verdict:
+        """Renew the lease, tell how far the job is, and learn whether to go on."""
+        verdict: bytes = self._hold("beat", claim, lease_ms=_ms(claim.lease_s), progress=_dump(progress))
+        return verdict.decode()  # type: ignore[return-value]
+
+    def remember(self, claim: Claim, saved: Mapping[str, Any]) -> None:
+        """Keep what is needed to resume the job; the next claim carries it. Raises LeaseLost."""
+        self._hold("remember", claim, saved=json.dumps(dict(saved)))
+
+    def begin_upload(self, claim: Claim) -> None:
+        """The video is made and is being stored. Raises LeaseLost."""
+        self._hold("begin_upload", claim)
+
+    def succeed(self, claim: Claim, result: Result, timings_s: Mapping[str, float]) -> Status:
+        """End the job with its result: the one commit. Gives the state in which it ended.
+
+        That is `cancelled` if it had been asked for. Raises LeaseLost; in both cases the files stored for
+        this claim are of no use.
+        """
+        return self._finish(claim, "succeeded", timings_s, result=_dump(result))
+
+    def fail(self, claim: Claim, error: JobError | LongCatError, timings_s: Mapping[str, float]) -> Status:
+        """End the job with an error; gives the state in which it ended, as `succeed`. Raises LeaseLost."""
+        known = error if isinstance(error, JobError) else JobError.of(error)
+        return self._finish(claim, "failed", timings_s, error=_dump(known))
+
+    def acknowledge_cancel(self, claim: Claim) -> None:
+        """The holder has stopped, as `beat` told it to. Raises LeaseLost."""
+        self._finish(claim, "cancelled", {})
+
+    def requeue(self, claim: Claim, *, crashed: bool) -> Status:
+        """Let go of the job, which keeps its place in the queue. Gives the state that follows.
+
+        A crash uses up an attempt, and the last one fails the job; a drain gives its attempt back. Raises
+        LeaseLost.
+        """
+        return _status(self._hold("requeue", claim, crashed=crashed, crash_error=_dump(_CRASHED)))
+
+    # Every process
+
+    def sweep(self) -> Swept:
+        """Requeue jobs whose lease ran out, fail those that waited too long, remove those that expired.
+
+        Any number of processes may do this at any time; one should every second or so. Leases do not run out
+        while nobody sweeps, since then Redis was away, and no holder could renew one.
+        """
+        changes = self._run("sweep", crash_error=_dump(_CRASHED), overdue_error=_dump(_OVERDUE))
+        ids: dict[str, list[str]] = {}
+        for what, job_id in changes:
+            ids.setdefault(what.decode(), []).append(job_id.decode())
+        return Swept(**{what: tuple(changed) for what, changed in ids.items()})
+
+    def removals(self, limit: int = 100) -> list[str]:
+        """Jobs that are gone and whose files are to be removed; `removed` takes one off this list."""
+        return [job_id.decode() for job_id in self._run("removals", limit=limit)]
+
+    def removed(self, job_id: str) -> None:
+        """The files of a job that was gone are removed."""
+        self._run("removed", id=job_id)
+
+    def owns_files(self, job_id: str) -> bool:
+        """Whether files of this id may be in storage: a job has it, or it is reserved or being removed."""
+        return bool(self._run("owns_files", id=job_id))
+
+    def _finish(
+        self, claim: Claim, status: Status, timings_s: Mapping[str, float], **ending: str | None
+    ) -> Status:
+        fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
+        return _status(self._hold("finish", claim, status=status, fields=fields))
+
+    def _hold(self, script: str, claim: Claim, **given: object) -> bytes:
+        reply: bytes = self._run(script, id=claim.job.id, fence=claim.fence, **given)
+        return reply
+
+
+def _job(reply: list[bytes]) -> Job:
+    return Job.from_hash(fields_of(reply))
+
+
+def _status(reply: bytes) -> Status:
+    return reply.decode()  # type: ignore[return-value]
+
+
+def _dump(model: BaseModel | None) -> str | None:
+    return None if model is None else model.model_dump_json()
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)

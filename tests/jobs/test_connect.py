@@ -1,0 +1,152 @@
+"""Reaching Redis, and refusing one that is not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import ClassVar
+
+import pytest
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ResponseError
+
+from jobs.connect import check_server, connect
+from jobs.errors import Unavailable, UnfitServer
+from jobs.transitions import Ledger
+from stack.redis_server import RedisServer, find_binary
+from tests.jobs.examples import LEASE_S, a_submission
+from tests.waiting import wait_until
+
+NOWHERE = "redis://127.0.0.1:1"
+
+
+@pytest.fixture
+def keeps(redis: Redis) -> Iterator[Redis]:
+    """The Redis of the tests, with its settings put back afterwards."""
+    before = [
+        redis.config_get(name) for name in ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
+    ]
+    yield redis
+    for settings in before:
+        for name, value in settings.items():
+            redis.config_set(str(name), str(value))
+
+
+class Old(Redis):
+    """Says that it is an old server."""
+
+    def info(self, *args: object, **options: object) -> dict[str, object]:
+        return {"redis_version": "6.0.16"}
+
+
+class Counted(ConstantBackoff):
+    """Counts how often it was waited."""
+
+    pauses: ClassVar[int] = 0
+
+    def compute(self, failures: int) -> float:
+        Counted.pauses += 1
+        return super().compute(failures)
+
+
+class Hidden(Redis):
+    """Does not let its settings be seen, as managed servers do."""
+
+    def config_get(self, *args: object, **options: object) -> dict[str, str]:  # type: ignore[override]
+        raise ResponseError("unknown command")
+
+
+class TestCheck:
+    def test_a_server_that_keeps_everything_passes_in_silence(
+        self, keeps: Redis, caplog: pytest.LogCaptureFixture
+    ):
+        keeps.config_set("appendonly", "yes")
+        keeps.config_set("appendfsync", "always")
+        keeps.config_set("maxmemory-policy", "noeviction")
+        check_server(keeps)
+        assert caplog.text == ""
+
+    def test_an_old_server_is_refused(self, redis_server: str):
+        with Old.from_url(redis_server) as old, pytest.raises(UnfitServer, match="too old"):
+            check_server(old)
+
+    def test_a_server_without_append_only_file_is_warned_of(
+        self, keeps: Redis, caplog: pytest.LogCaptureFixture
+    ):
+        keeps.config_set("appendonly", "no")
+        with caplog.at_level(logging.WARNING):
+            check_server(keeps)
+        assert "append-only" in caplog.text
+
+    def test_a_server_that_writes_its_file_every_second_is_warned_of(
+        self, keeps: Redis, caplog: pytest.LogCaptureFixture
+    ):
+        keeps.config_set("appendonly", "yes")
+        keeps.config_set("appendfsync", "everysec")
+        with caplog.at_level(logging.WARNING):
+            check_server(keeps)
+        assert "appendfsync" in caplog.text
+
+    def test_a_server_that_evicts_is_warned_of(self, keeps: Redis, caplog: pytest.LogCaptureFixture):
+        keeps.config_set("maxmemory-policy", "allkeys-lru")
+        with caplog.at_level(logging.WARNING):
+            check_server(keeps)
+        assert "noeviction" in caplog.text
+
+    def test_a_server_that_hides_its_settings_passes(self, redis_server: str):
+        with Hidden.from_url(redis_server) as hidden:
+            check_server(hidden)
+
+    def test_where_nothing_answers_it_is_unavailable(self):
+        with pytest.raises(Unavailable):
+            check_server(connect(NOWHERE, patience_s=0))
+
+
+class TestOutages:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda ledger: ledger.get("abc"),
+            lambda ledger: ledger.submit(a_submission()),
+            lambda ledger: ledger.claim("a", LEASE_S),
+            lambda ledger: ledger.sweep(),
+            lambda ledger: ledger.events("abc"),
+        ],
+    )
+    def test_the_ledger_of_a_redis_that_is_away_is_unavailable(self, call):
+        with pytest.raises(Unavailable):
+            call(Ledger(connect(NOWHERE, patience_s=0)))
+
+    def test_a_redis_that_is_full_is_unavailable(self, keeps: Redis):
+        keeps.config_set("maxmemory", "1")
+        with pytest.raises(Unavailable):
+            Ledger(keeps).submit(a_submission())
+        keeps.config_set("maxmemory", "0")
+        assert Ledger(keeps).page() == []
+
+    def test_a_call_waits_for_redis_to_come_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("jobs.connect.ConstantBackoff", Counted)
+        Counted.pauses = 0
+        server = RedisServer(tmp_path, find_binary())
+        server.start()
+        try:
+            ledger = Ledger(connect(server.url, patience_s=60))
+            ledger.submit(a_submission(id="abc"))
+            server.kill()
+            answers: list[str] = []
+            thread = Thread(target=lambda: answers.append(ledger.submit(a_submission(id="def")).id))
+            thread.start()
+            wait_until(lambda: Counted.pauses)
+            server.start()
+            thread.join()
+            assert answers == ["def"]
+        finally:
+            server.stop()
+
+    def test_other_errors_are_not_hidden(self, redis: Redis):
+        redis.set("longcat:job:abc", "no hash")
+        with pytest.raises(ResponseError):
+            Ledger(redis).get("abc")

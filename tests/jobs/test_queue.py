@@ -1,0 +1,285 @@
+"""Tickets over RQ: delivered, taken, lost, forged; and Redis going away and coming back."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.callbacks import Callback
+from rq.job import Retry
+from rq.registry import FailedJobRegistry, StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from jobs.connect import connect
+from jobs.errors import Unavailable
+from jobs.queue import QUEUE_NAME, Ticket, TicketQueue, TicketWorker, consume
+from jobs.sweep import sweep
+from jobs.transitions import Ledger
+from stack.redis_server import RedisServer, find_binary
+from tests.jobs.examples import LEASE_S, a_submission, keys_of
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def tickets(redis: Redis) -> TicketQueue:
+    return TicketQueue(redis)
+
+
+@contextmanager
+def consumer(redis: Redis, taken: list[int]) -> Iterator[Thread]:
+    """A thread that notes every ticket it takes."""
+    stop = Event()
+    thread = Thread(target=consume, args=(redis, lambda: taken.append(len(taken)), stop.is_set))
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join()
+
+
+class TestDelivery:
+    def test_a_delivered_ticket_is_taken_once(self, redis: Redis, tickets: TicketQueue):
+        taken: list[int] = []
+        with consumer(redis, taken):
+            for _ in range(3):
+                tickets.deliver("abc")
+            wait_until(lambda: len(taken) == 3)
+            wait_until(lambda: tickets.count() == 0)
+        assert len(taken) == 3
+
+    def test_tickets_that_came_before_the_worker_wait_for_it(self, redis: Redis, tickets: TicketQueue):
+        tickets.deliver("abc")
+        assert tickets.count() == 1
+        taken: list[int] = []
+        with consumer(redis, taken):
+            wait_until(lambda: taken)
+
+    def test_a_surplus_ticket_falls_through(self, redis: Redis, tickets: TicketQueue):
+        ledger = Ledger(redis)
+        job = ledger.submit(a_submission())
+        claims = []
+        stop = Event()
+
+        def on_ticket() -> None:
+            claims.append(ledger.claim("a", LEASE_S))
+            if len(claims) == 3:
+                stop.set()
+
+        for _ in range(3):
+            tickets.deliver(job.id)
+        consume(redis, on_ticket, stop.is_set)
+        assert [claim.job.id if claim else None for claim in claims] == [job.id, None, None]
+
+    def test_topping_up_delivers_what_is_missing(self, tickets: TicketQueue):
+        tickets.deliver("abc")
+        assert tickets.top_up(3) == 2
+        assert tickets.top_up(3) == 0
+        assert tickets.top_up(0) == 0
+        assert tickets.count() == 3
+
+
+class TestConsuming:
+    def test_a_worker_that_is_told_to_stop_stops(self, redis: Redis):
+        with consumer(redis, []) as thread:
+            wait_until(lambda: redis.scard("rq:workers") == 1)
+        assert not thread.is_alive()
+        assert redis.scard("rq:workers") == 0
+
+    def test_what_goes_wrong_in_the_callers_hands_reaches_the_caller(
+        self, redis: Redis, tickets: TicketQueue
+    ):
+        def on_ticket() -> None:
+            raise ZeroDivisionError
+
+        tickets.deliver("abc")
+        with pytest.raises(ZeroDivisionError):
+            consume(redis, on_ticket, lambda: False)
+
+    def test_a_caller_for_whom_redis_was_away_is_called_again(
+        self, redis: Redis, tickets: TicketQueue, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("jobs.queue.PAUSE_S", 0.01)
+        calls = []
+
+        def on_ticket() -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                raise Unavailable("away")
+
+        tickets.deliver("one")
+        tickets.deliver("two")
+        consume(redis, on_ticket, lambda: len(calls) == 2)
+        assert tickets.count() == 0
+
+    def test_two_workers_share_the_tickets(self, redis: Redis, tickets: TicketQueue):
+        one: list[int] = []
+        two: list[int] = []
+        for _ in range(20):
+            tickets.deliver("abc")
+        with consumer(redis, one), consumer(redis, two):
+            wait_until(lambda: len(one) + len(two) == 20)
+
+    def test_a_worker_goes_on_when_redis_lost_its_data(self, redis: Redis, tickets: TicketQueue):
+        taken: list[int] = []
+        with consumer(redis, taken):
+            wait_until(lambda: redis.scard("rq:workers") == 1)
+            redis.flushall()
+            tickets.deliver("abc")
+            wait_until(lambda: taken)
+            wait_until(lambda: redis.scard("rq:workers") == 1)
+
+    def test_a_worker_outlives_an_outage(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("jobs.queue.PAUSE_S", 0.01)
+        server = RedisServer(tmp_path, find_binary())
+        server.start()
+        taken: list[int] = []
+        try:
+            with connect(server.url, patience_s=0.2) as redis, consumer(redis, taken):
+                TicketQueue(redis).deliver("before")
+                wait_until(lambda: len(taken) == 1)
+                server.kill()
+                with pytest.raises(Unavailable):
+                    TicketQueue(redis).deliver("meanwhile")
+                server.start()
+                TicketQueue(redis).deliver("after")
+                wait_until(lambda: len(taken) >= 2)
+        finally:
+            server.stop()
+
+    def test_nothing_heaps_up_in_redis(self, redis: Redis, tickets: TicketQueue):
+        taken: list[int] = []
+        with consumer(redis, taken):
+            tickets.deliver("warm up")
+            wait_until(lambda: len(taken) == 1)
+            wait_until(lambda: not keys_of(redis, "rq:job:*"))
+            before = {key for key in keys_of(redis) if "worker" not in key}
+            for _ in range(50):
+                tickets.deliver("abc")
+            wait_until(lambda: len(taken) == 51)
+            wait_until(lambda: not keys_of(redis, "rq:job:*"))
+            assert {key for key in keys_of(redis) if "worker" not in key} == before
+            assert len(keys_of(redis, "rq:worker:*")) <= 2
+
+    def test_a_ticket_of_a_worker_that_was_killed_does_not_stay_for_ever(
+        self, redis: Redis, redis_server: str, tickets: TicketQueue
+    ):
+        program = (
+            "import os, sys, jobs.queue; from redis import Redis\n"
+            "jobs.queue.ticket = lambda _: os.kill(os.getpid(), 9)\n"
+            "worker = jobs.queue.TicketWorker(Redis.from_url(sys.argv[1]))\n"
+            "while True: worker.take()\n"
+        )
+        tickets.deliver("abc")
+        died = subprocess.run([sys.executable, "-c", program, redis_server], check=False)
+        assert died.returncode == -9
+        assert tickets.count() == 0
+        [key] = keys_of(redis, "rq:job:*-*")
+        worker = TicketWorker(redis)
+        queue = worker.queues[0]
+        started = StartedJobRegistry(queue=queue, job_class=Ticket)
+        started.cleanup(timestamp=2**40)
+        assert started.get_job_count(cleanup=False) == 0
+        failed = FailedJobRegistry(queue=queue, job_class=Ticket)
+        assert failed.get_job_count(cleanup=False) == 1
+        failed.cleanup(timestamp=2**40)
+        assert failed.get_job_count(cleanup=False) == 0
+        assert 0 < redis.ttl(key) <= 60
+
+
+class TestLostTickets:
+    def test_a_job_whose_ticket_was_lost_with_a_worker_runs(self, redis: Redis, tickets: TicketQueue):
+        ledger = Ledger(redis)
+        job = ledger.submit(a_submission())
+        tickets.deliver(job.id)
+        redis.delete(f"rq:queue:{QUEUE_NAME}")
+        claimed: list[str] = []
+
+        def on_ticket() -> None:
+            claim = ledger.claim("a", LEASE_S)
+            assert claim is not None
+            claimed.append(claim.job.id)
+
+        sweep(ledger, tickets)
+        consume(redis, on_ticket, lambda: bool(claimed))
+        assert claimed == [job.id]
+
+    def test_an_id_in_the_list_whose_ticket_is_gone_is_skipped(self, redis: Redis, tickets: TicketQueue):
+        redis.rpush(f"rq:queue:{QUEUE_NAME}", "gone")
+        taken: list[int] = []
+        with consumer(redis, taken):
+            tickets.deliver("abc")
+            wait_until(lambda: taken)
+        assert len(taken) == 1
+
+
+class TestForgery:
+    """Whoever can write to Redis cannot make a worker execute anything."""
+
+    @pytest.fixture
+    def forge(self, redis: Redis, tmp_path: Path):
+        """Puts an RQ job of any kind on our queue, and says where it would leave a trace."""
+        queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+        trace = tmp_path / "trace"
+
+        def forge(function: str, **options: Any) -> Path:
+            queue.enqueue_call(function, args=(str(trace),), **options)
+            return trace
+
+        return forge
+
+    @pytest.mark.parametrize(
+        ("function", "options"),
+        [
+            ("os.mkdir", {}),
+            ("jobs.queue.ticket", {"on_success": Callback("tests.jobs.test_queue.leave_trace")}),
+            ("jobs.queue.ticket", {"on_failure": Callback("tests.jobs.test_queue.leave_trace")}),
+            ("jobs.queue.ticket", {"retry": Retry(max=3)}),
+            ("jobs.queue.ticket", {"meta": {"a": "b"}}),
+        ],
+    )
+    def test_what_is_no_ticket_is_dropped(
+        self, redis: Redis, tickets: TicketQueue, forge, caplog: pytest.LogCaptureFixture, function, options
+    ):
+        trace = forge(function, **options)
+        taken: list[int] = []
+        with caplog.at_level(logging.WARNING), consumer(redis, taken):
+            tickets.deliver("abc")
+            wait_until(lambda: taken)
+        assert "it is no ticket" in caplog.text
+        assert len(taken) == 1
+        assert not trace.exists()
+        assert not keys_of(redis, "rq:job:*")
+
+    @pytest.mark.parametrize("data", [b"", b"junk", b"\x80\x04K\x01.", b"x\x9c\x03\x00\x00\x00\x00\x01"])
+    def test_data_that_is_no_json_is_dropped(self, redis: Redis, tickets: TicketQueue, data: bytes):
+        tickets.deliver("forged")
+        [key] = keys_of(redis, "rq:job:*")
+        redis.hset(key, "data", data)
+        taken: list[int] = []
+        with consumer(redis, taken):
+            tickets.deliver("abc")
+            wait_until(lambda: taken)
+        assert len(taken) == 1
+
+    def test_a_method_of_an_object_is_dropped(self, redis: Redis, tickets: TicketQueue):
+        queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+        job = queue.create_job("jobs.queue.ticket", args=("x",))
+        job._instance = "an object"
+        queue.enqueue_job(job)
+        assert not TicketWorker(redis).take()
+        assert not redis.exists(job.key)
+
+
+def leave_trace(*_: object) -> None:
+    """Would be called by RQ if forged callbacks were."""
+    pytest.fail("a forged callback was called")

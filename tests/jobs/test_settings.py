@@ -1,0 +1,77 @@
+"""The environment, read once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from jobs.settings import SharedSettings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SharedSettings.model_fields:
+        monkeypatch.delenv(f"LONGCAT_{name.upper()}", raising=False)
+        monkeypatch.delenv(f"LONGCAT_{name.upper()}_FILE", raising=False)
+
+
+def test_without_anything_set_everything_has_a_value():
+    settings = SharedSettings()
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.storage_location == ".longcat/storage"
+    assert (settings.lease_s, settings.max_attempts) == (30.0, 3)
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LONGCAT_REDIS_URL", "redis://elsewhere")
+    monkeypatch.setenv("LONGCAT_STORAGE", "s3://bucket/prefix")
+    monkeypatch.setenv("LONGCAT_MAX_RUN_S", "90")
+    settings = SharedSettings()
+    assert settings.redis_url == "redis://elsewhere"
+    assert settings.storage_location == "s3://bucket/prefix"
+    assert settings.max_run_s == 90.0
+
+
+def test_the_storage_is_in_the_data_folder_unless_it_is_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LONGCAT_DATA_DIR", "/data")
+    assert SharedSettings().storage_location == "/data/storage"
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LONGCAT_S3_ENDPOINT_URL", "")
+    monkeypatch.setenv("LONGCAT_MAX_RUN_S", "")
+    settings = SharedSettings()
+    assert (settings.s3_endpoint_url, settings.max_run_s) == (None, None)
+
+
+def test_a_value_can_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "secret").write_text("s3cret\n")
+    monkeypatch.setenv("LONGCAT_S3_SECRET_ACCESS_KEY_FILE", str(tmp_path / "secret"))
+    secret = SharedSettings().s3_secret_access_key
+    assert secret is not None
+    assert secret.get_secret_value() == "s3cret"
+
+
+def test_the_variable_itself_comes_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "url").write_text("redis://in-file")
+    monkeypatch.setenv("LONGCAT_REDIS_URL_FILE", str(tmp_path / "url"))
+    assert SharedSettings().redis_url == "redis://in-file"
+    monkeypatch.setenv("LONGCAT_REDIS_URL", "redis://in-variable")
+    assert SharedSettings().redis_url == "redis://in-variable"
+
+
+def test_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LONGCAT_S3_SECRET_ACCESS_KEY", "s3cret")
+    assert "s3cret" not in repr(SharedSettings())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("LEASE_S", "0"), ("MAX_ATTEMPTS", "0"), ("RETENTION_S", "-1"), ("MAX_QUEUE_S", "soon")],
+)
+def test_a_value_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
+    monkeypatch.setenv(f"LONGCAT_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        SharedSettings()

@@ -1,0 +1,366 @@
+"""A folder and an S3 store keep the same promises."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import pytest
+
+from jobs.errors import DiskFull, KeyMissing, Unavailable
+from jobs.keys import job_prefix, thumbnail_key, video_key
+from jobs.settings import SharedSettings
+from jobs.storage import CHUNK_BYTES, FolderStorage, Storage, open_storage, write_atomically
+from tests.servers import S3Bucket
+
+KEY = video_key("abc", 1)
+LARGE_BYTES = 20 * (1 << 20)  # several parts of an S3 upload
+
+
+def s3_settings(bucket: S3Bucket, **changes: Any) -> SharedSettings:
+    values: dict[str, Any] = {
+        "storage": f"{bucket.url}/some/prefix",
+        "s3_endpoint_url": bucket.server.endpoint_url,
+        "s3_region": bucket.server.region,
+        "s3_access_key_id": bucket.server.access_key_id,
+        "s3_secret_access_key": bucket.server.secret_access_key,
+        **changes,
+    }
+    return SharedSettings(**values)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "folder":
+        return open_storage(SharedSettings(storage=str(tmp_path / "storage")))
+    return open_storage(s3_settings(request.getfixturevalue("s3_bucket")))
+
+
+@pytest.fixture
+def put(storage: Storage, tmp_path: Path):
+    """Stores bytes under a key."""
+
+    def put(key: str, content: bytes) -> None:
+        path = tmp_path / "source"
+        path.write_bytes(content)
+        storage.put(key, path, "video/mp4")
+
+    return put
+
+
+class TestEveryStorage:
+    def test_what_is_put_is_read_back(self, storage: Storage, put):
+        put(KEY, b"some bytes")
+        assert b"".join(storage.read(KEY)) == b"some bytes"
+        assert storage.size_bytes(KEY) == 10
+
+    @pytest.mark.parametrize(
+        ("start", "end", "expected"),
+        [
+            (0, 4, b"some"),
+            (5, None, b"bytes"),
+            (5, 10, b"bytes"),
+            (5, 99, b"bytes"),
+            (9, 10, b"s"),
+            (3, 3, b""),
+        ],
+    )
+    def test_a_range_is_read_up_to_before_its_end(self, storage: Storage, put, start, end, expected):
+        put(KEY, b"some bytes")
+        assert b"".join(storage.read(KEY, start, end)) == expected
+
+    def test_behind_the_end_there_is_nothing(self, storage: Storage, put):
+        put(KEY, b"some bytes")
+        assert list(storage.read(KEY, 10)) == []
+
+    def test_an_empty_file_is_a_file(self, storage: Storage, put, tmp_path: Path):
+        put(KEY, b"")
+        assert storage.size_bytes(KEY) == 0
+        assert list(storage.read(KEY)) == []
+        storage.fetch(KEY, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == b""
+
+    def test_a_large_file_passes_in_chunks(self, storage: Storage, put, tmp_path: Path):
+        content = bytes(range(256)) * (LARGE_BYTES // 256)
+        put(KEY, content)
+        sizes = [len(chunk) for chunk in storage.read(KEY)]
+        assert max(sizes) <= CHUNK_BYTES
+        assert sum(sizes) == LARGE_BYTES
+        storage.fetch(KEY, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == content
+
+    def test_putting_again_replaces(self, storage: Storage, put):
+        put(KEY, b"first")
+        put(KEY, b"second")
+        assert b"".join(storage.read(KEY)) == b"second"
+
+    def test_what_is_not_there_is_missing_at_once(self, storage: Storage, tmp_path: Path):
+        with pytest.raises(KeyMissing):
+            storage.read(KEY)
+        with pytest.raises(KeyMissing):
+            storage.size_bytes(KEY)
+        with pytest.raises(KeyMissing):
+            storage.fetch(KEY, tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+
+    def test_a_prefix_is_no_file(self, storage: Storage, put):
+        put(KEY, b"bytes")
+        with pytest.raises(KeyMissing):
+            storage.read("jobs/abc")
+
+    def test_a_prefix_is_removed_with_all_under_it_and_nothing_else(self, storage: Storage, put):
+        others = [video_key("abcd", 1), video_key("ab", 1)]
+        for key in (KEY, video_key("abc", 2), thumbnail_key("abc", 1), *others):
+            put(key, b"bytes")
+        storage.delete_prefix(job_prefix("abc"))
+        assert sorted(storage.keys("jobs/")) == sorted(others)
+
+    def test_removing_nothing_is_no_error(self, storage: Storage):
+        storage.delete_prefix(job_prefix("nothing"))
+        assert list(storage.keys("jobs/")) == []
+
+    def test_keys_are_listed_under_a_prefix(self, storage: Storage, put):
+        put(KEY, b"bytes")
+        put(thumbnail_key("abc", 1), b"bytes")
+        put(video_key("other", 1), b"bytes")
+        assert sorted(storage.keys(job_prefix("abc"))) == [thumbnail_key("abc", 1), KEY]
+
+    @pytest.mark.parametrize(
+        "key",
+        ["../secret", "jobs/../../secret", "/etc/passwd", "jobs//x", "jobs/.hidden", "", "jobs/x/", "a\nb"],
+    )
+    def test_no_key_leaves_the_storage(self, storage: Storage, tmp_path: Path, key: str):
+        (tmp_path / "secret").write_text("secret")
+        for refused in (
+            lambda: storage.read(key),
+            lambda: storage.size_bytes(key),
+            lambda: storage.fetch(key, tmp_path / "copy"),
+            lambda: storage.put(key, tmp_path / "secret", "text/plain"),
+            lambda: storage.link(key, 60),
+        ):
+            with pytest.raises(ValueError, match="not a storage key"):
+                refused()
+
+    @pytest.mark.parametrize("prefix", ["", "/", "jobs", "../", "jobs/../../", "./"])
+    def test_no_prefix_leaves_the_storage(self, storage: Storage, prefix: str):
+        with pytest.raises(ValueError, match="not a storage prefix"):
+            storage.delete_prefix(prefix)
+        with pytest.raises(ValueError, match="not a storage prefix"):
+            list(storage.keys(prefix))
+
+
+class TestFolder:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        return tmp_path / "storage"
+
+    def test_it_has_no_links(self, root: Path):
+        assert FolderStorage(root).link(KEY, 60) is None
+
+    def test_without_a_setting_it_lies_in_the_data_folder(self, tmp_path: Path):
+        storage = open_storage(SharedSettings(data_dir=tmp_path))
+        (tmp_path / "source").write_bytes(b"bytes")
+        storage.put(KEY, tmp_path / "source", "video/mp4")
+        assert (tmp_path / "storage" / KEY).read_bytes() == b"bytes"
+
+    def test_a_file_appears_when_all_of_it_is_there(self, tmp_path: Path):
+        path = tmp_path / "folder" / "video.mp4"
+
+        def chunks() -> Iterator[bytes]:
+            yield b"first "
+            assert not path.exists()
+            yield b"second"
+
+        write_atomically(path, chunks())
+        assert path.read_bytes() == b"first second"
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_a_copy_that_breaks_off_leaves_nothing(self, tmp_path: Path):
+        def chunks() -> Iterator[bytes]:
+            yield b"first "
+            raise Unavailable("the store went away")
+
+        with pytest.raises(Unavailable):
+            write_atomically(tmp_path / "copies" / "video.mp4", chunks())
+        assert list((tmp_path / "copies").iterdir()) == []
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+    def test_a_full_disk_says_so_and_leaves_what_was_there(self, tmp_path: Path, number: int):
+        path = tmp_path / "copies" / "video.mp4"
+        write_atomically(path, [b"old"])
+
+        def chunks() -> Iterator[bytes]:
+            yield b"new"
+            raise OSError(number, "full")
+
+        with pytest.raises(DiskFull):
+            write_atomically(path, chunks())
+        assert path.read_bytes() == b"old"
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_a_file_that_the_system_lets_grow_no_further_is_a_full_disk(self, tmp_path: Path):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK_BYTES, hard))
+        try:
+            with pytest.raises(DiskFull):
+                write_atomically(tmp_path / "copies" / "video.mp4", [bytes(CHUNK_BYTES), b"one too many"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list((tmp_path / "copies").iterdir()) == []
+
+    def test_a_folder_that_cannot_be_used_is_unavailable(self, tmp_path: Path, root: Path):
+        root.write_text("a file where the folder should be")
+        with pytest.raises(Unavailable):
+            FolderStorage(root).put(KEY, root, "video/mp4")
+        with pytest.raises(KeyMissing):
+            FolderStorage(root).size_bytes(KEY)
+
+    def test_unfinished_files_are_no_keys_and_go_with_the_job(self, root: Path):
+        part = root / job_prefix("abc") / ".part"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"half")
+        storage = FolderStorage(root)
+        assert list(storage.keys("jobs/")) == []
+        storage.delete_prefix(job_prefix("abc"))
+        assert not part.parent.exists()
+
+    def test_removing_a_prefix_twice_at_once_is_no_error(self, root: Path):
+        storage = FolderStorage(root)
+        for index in range(200):
+            write_atomically(root / job_prefix("abc") / "state" / str(index), [b"bytes"])
+        failures: list[BaseException] = []
+
+        def remove() -> None:
+            try:
+                storage.delete_prefix(job_prefix("abc"))
+            except BaseException as error:  # noqa: BLE001 it is handed to the test
+                failures.append(error)
+
+        threads = [threading.Thread(target=remove) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert list(storage.keys("jobs/")) == []
+
+
+class BreaksOff(BaseHTTPRequestHandler):
+    """Promises a hundred bytes and hangs up after ten."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(bytes(10))
+
+    def log_message(self, *args: object) -> None:
+        """Be quiet."""
+
+
+class Refuses(BreaksOff):
+    """Has no time for uploads."""
+
+    def do_PUT(self) -> None:
+        self.send_error(503)
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server that handles its requests so."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class TestS3:
+    def test_keys_lie_under_the_prefix_of_the_setting(self, s3_bucket: S3Bucket, tmp_path: Path):
+        (tmp_path / "source").write_bytes(b"bytes")
+        open_storage(s3_settings(s3_bucket)).put(KEY, tmp_path / "source", "video/mp4")
+        whole_bucket = open_storage(s3_settings(s3_bucket, storage=s3_bucket.url))
+        assert list(whole_bucket.keys("some/")) == [f"some/prefix/{KEY}"]
+
+    def test_anyone_with_the_link_reads_the_file(self, s3_bucket: S3Bucket, tmp_path: Path):
+        (tmp_path / "source").write_bytes(b"bytes")
+        storage = open_storage(s3_settings(s3_bucket))
+        storage.put(KEY, tmp_path / "source", "video/mp4")
+        link = storage.link(KEY, 60)
+        assert link is not None
+        with urllib.request.urlopen(link) as answer:
+            assert answer.read() == b"bytes"
+            assert answer.headers["Content-Type"] == "video/mp4"
+
+    def test_a_link_names_the_address_that_clients_use_and_expires(self, s3_bucket: S3Bucket):
+        settings = s3_settings(s3_bucket, s3_public_endpoint_url="https://videos.example.com")
+        link = open_storage(settings).link(KEY, 90)
+        assert link is not None
+        assert link.startswith(f"https://videos.example.com/{s3_bucket.name}/some/prefix/{KEY}?")
+        assert "X-Amz-Expires=90" in link
+
+    def test_uploads_that_were_broken_off_go_with_the_job(self, s3_bucket: S3Bucket):
+        storage = open_storage(s3_settings(s3_bucket))
+        client = storage._client  # type: ignore[attr-defined]
+        for job_id in ("abc", "other"):
+            client.create_multipart_upload(Bucket=s3_bucket.name, Key=f"some/prefix/{video_key(job_id, 1)}")
+        storage.delete_prefix(job_prefix("abc"))
+        left = client.list_multipart_uploads(Bucket=s3_bucket.name)["Uploads"]
+        assert [upload["Key"] for upload in left] == [f"some/prefix/{video_key('other', 1)}"]
+
+    def test_a_store_that_nobody_answers_for_is_unavailable(self, s3_bucket: S3Bucket, tmp_path: Path):
+        (tmp_path / "source").write_bytes(b"bytes")
+        storage = open_storage(s3_settings(s3_bucket, s3_endpoint_url="http://127.0.0.1:1"))
+        for refused in (
+            lambda: storage.put(KEY, tmp_path / "source", "video/mp4"),
+            lambda: storage.read(KEY),
+            lambda: storage.delete_prefix(job_prefix("abc")),
+            lambda: list(storage.keys("jobs/")),
+        ):
+            with pytest.raises(Unavailable):
+                refused()
+
+    def test_a_store_that_hangs_is_unavailable_after_the_timeout(self, s3_bucket: S3Bucket):
+        with create_server(("127.0.0.1", 0)) as silent:
+            address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            settings = s3_settings(s3_bucket, s3_endpoint_url=address, s3_read_timeout_s=0.1)
+            with pytest.raises(Unavailable):
+                open_storage(settings).size_bytes(KEY)
+
+    def test_an_answer_that_breaks_off_is_unavailable_and_no_file(self, s3_bucket: S3Bucket, tmp_path: Path):
+        with serving(BreaksOff) as address:
+            storage = open_storage(s3_settings(s3_bucket, s3_endpoint_url=address))
+            with pytest.raises(Unavailable):
+                storage.fetch(KEY, tmp_path / "copies" / "video.mp4")
+        assert list((tmp_path / "copies").iterdir()) == []
+
+    def test_a_store_that_refuses_is_unavailable(self, s3_bucket: S3Bucket, tmp_path: Path):
+        (tmp_path / "source").write_bytes(b"bytes")
+        with serving(Refuses) as address:
+            storage = open_storage(s3_settings(s3_bucket, s3_endpoint_url=address))
+            with pytest.raises(Unavailable):
+                storage.put(KEY, tmp_path / "source", "video/mp4")
+
+    def test_a_bucket_that_is_not_there_is_unavailable_and_not_an_empty_one(self, s3_bucket: S3Bucket):
+        storage = open_storage(s3_settings(s3_bucket, storage="s3://no-such-bucket"))
+        with pytest.raises(Unavailable):
+            list(storage.keys("jobs/"))
+
+    def test_without_the_signature_the_link_is_of_no_use_for_writing(self, s3_bucket: S3Bucket):
+        link = open_storage(s3_settings(s3_bucket)).link(KEY, 60)
+        assert link is not None
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(link)

@@ -1,0 +1,361 @@
+"""What sweeping repairs: dead holders, long waits, expired jobs, lost tickets, files that nobody owns."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from jobs.errors import JobNotFound, Unavailable
+from jobs.keys import input_key, video_key
+from jobs.queue import TicketQueue
+from jobs.storage import FolderStorage, Storage
+from jobs.sweep import keep_removing, keep_sweeping, orphans, remove_files, sweep
+from jobs.transitions import Ledger
+from tests.jobs.examples import LEASE_S, Desk, a_result, a_submission
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def tickets(redis: Redis) -> TicketQueue:
+    return TicketQueue(redis)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FolderStorage:
+    return FolderStorage(tmp_path / "storage")
+
+
+def store(storage: Storage, key: str, tmp_path: Path) -> str:
+    path = tmp_path / "file"
+    path.write_bytes(b"bytes")
+    storage.put(key, path, "video/mp4")
+    return key
+
+
+class TestLeases:
+    def test_a_job_whose_holder_died_is_queued_again(self, desk: Desk):
+        claim = desk.start()
+        desk.ledger.sweep()
+        desk.clock.advance(LEASE_S / 3)
+        for _ in range(2):
+            assert desk.ledger.sweep().requeued == ()
+            desk.clock.advance(LEASE_S / 3)
+        assert desk.ledger.sweep().requeued == (claim.job.id,)
+        assert desk.ledger.get(claim.job.id).status == "queued"
+        assert desk.claim("b").attempt == 2
+
+    def test_the_last_attempt_ends_with_its_lease(self, redis: Redis):
+        desk = Desk.open(redis, max_attempts=2)
+        desk.submit(id="poison")
+        for _ in range(2):
+            desk.claim()
+            desk.lose_lease()
+        job = desk.ledger.get("poison")
+        assert job.error is not None
+        assert (job.status, job.error.code) == ("failed", "worker_crashed")
+
+    def test_a_lost_upload_is_made_again(self, desk: Desk):
+        claim = desk.start()
+        desk.ledger.begin_upload(claim)
+        desk.lose_lease()
+        assert desk.ledger.get(claim.job.id).status == "queued"
+
+    @pytest.mark.parametrize("away_s", [LEASE_S / 2, LEASE_S + 1, 3600])
+    def test_leases_do_not_run_out_while_redis_is_away(self, desk: Desk, away_s: float):
+        claim = desk.start()
+        desk.ledger.sweep()
+        assert desk.ledger.beat(claim) == "go"
+        desk.clock.advance(away_s)
+        for _ in range(int(LEASE_S)):
+            assert desk.ledger.sweep().requeued == ()
+            desk.clock.advance(1)
+        assert desk.ledger.beat(claim) == "go"
+
+    def test_a_holder_that_died_while_redis_was_away_loses_its_job_one_lease_later(self, desk: Desk):
+        claim = desk.start()
+        desk.ledger.sweep()
+        desk.clock.advance(3600)
+        desk.ledger.sweep()
+        for _ in range(int(LEASE_S) - 1):
+            desk.clock.advance(1)
+            assert desk.ledger.sweep().requeued == ()
+        desk.clock.advance(1)
+        assert desk.ledger.sweep().requeued == (claim.job.id,)
+
+    def test_a_holder_that_was_heard_of_is_spared_the_next_time_as_well(self, desk: Desk):
+        desk.ledger.sweep()
+        claim = desk.start()
+        for _ in range(3):
+            desk.clock.advance(3600)
+            assert desk.ledger.sweep().requeued == ()
+            assert desk.ledger.beat(claim) == "go"
+
+    def test_the_next_holder_is_spared_as_well(self, desk: Desk):
+        desk.ledger.sweep()
+        desk.start()
+        for _ in range(2):
+            desk.clock.advance(LEASE_S + 1)
+            desk.ledger.sweep()
+        desk.claim("b")
+        desk.clock.advance(3600)
+        assert desk.ledger.sweep().requeued == ()
+
+    def test_leases_run_out_also_where_sweeps_are_rare(self, desk: Desk):
+        desk.ledger.sweep()
+        desk.start()
+        swept = []
+        for _ in range(3):
+            desk.clock.advance(LEASE_S + 1)
+            swept.append(len(desk.ledger.sweep().requeued))
+        assert swept == [0, 1, 0]
+
+
+class TestQueueDeadline:
+    def test_a_job_that_waits_too_long_fails(self, desk: Desk):
+        job = desk.submit(max_queue_s=60)
+        desk.clock.advance(59)
+        assert desk.ledger.sweep().ended == ()
+        desk.clock.advance(1)
+        assert desk.ledger.sweep().ended == (job.id,)
+        failed = desk.ledger.get(job.id)
+        assert failed.error is not None
+        assert (failed.status, failed.error.code) == ("failed", "deadline_exceeded")
+        assert desk.ledger.claim("a", LEASE_S) is None
+
+    def test_a_job_that_began_in_time_may_wait_again(self, desk: Desk):
+        claim = desk.start(max_queue_s=60)
+        desk.ledger.requeue(claim, crashed=True)
+        desk.clock.advance(61)
+        assert desk.ledger.sweep().ended == ()
+        assert desk.claim().attempt == 2
+
+
+class TestRetention:
+    def test_an_ended_job_is_removed_when_it_expires(self, redis: Redis):
+        desk = Desk.open(redis, retention_s=100)
+        claim = desk.start()
+        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.clock.advance(99)
+        assert desk.ledger.sweep().expired == ()
+        assert desk.ledger.events(claim.job.id)
+        desk.clock.advance(1)
+        assert desk.ledger.sweep().expired == (claim.job.id,)
+        with pytest.raises(JobNotFound):
+            desk.ledger.get(claim.job.id)
+        assert desk.ledger.events(claim.job.id) == []
+        assert desk.ledger.page() == []
+        assert set(desk.ledger.counts().values()) == {0}
+
+    def test_a_job_keeps_the_retention_it_was_submitted_with(self, redis: Redis):
+        desk = Desk.open(redis, retention_s=100)
+        desk.ledger.cancel(desk.submit().id)
+        other = Ledger(redis, retention_s=1, clock=desk.clock)
+        desk.clock.advance(50)
+        assert other.sweep().expired == ()
+
+    def test_a_job_that_has_not_ended_does_not_expire(self, redis: Redis):
+        desk = Desk.open(redis, retention_s=1)
+        job = desk.submit()
+        desk.clock.advance(10**6)
+        desk.ledger.sweep()
+        assert desk.ledger.get(job.id).status == "queued"
+
+    def test_many_jobs_expire_over_several_sweeps(self, redis: Redis):
+        desk = Desk.open(redis, retention_s=1)
+        for _ in range(150):
+            desk.ledger.cancel(desk.submit().id)
+        desk.clock.advance(2)
+        assert [len(desk.ledger.sweep().expired) for _ in range(3)] == [100, 50, 0]
+
+
+class TestManyAtOnce:
+    def test_a_job_is_requeued_by_one_of_many_sweepers(self, redis: Redis, redis_server: str):
+        desk = Desk.open(redis)
+        claims = [desk.start() for _ in range(20)]
+        for _ in range(int(LEASE_S)):
+            desk.ledger.sweep()
+            desk.clock.advance(1)
+        ledgers = [Ledger(redis, clock=desk.clock) for _ in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            swept = list(pool.map(lambda ledger: ledger.sweep().requeued, ledgers))
+        requeued = [job_id for ids in swept for job_id in ids]
+        assert sorted(requeued) == sorted(claim.job.id for claim in claims)
+        assert {job.attempt for job in desk.ledger.page(limit=100)} == {1}
+
+    def test_a_job_is_claimed_by_one_of_many_groups(self, ledger: Ledger):
+        ids = {ledger.submit(a_submission()).id for _ in range(60)}
+
+        def claim_all(group: str) -> list[str]:
+            claims = iter(lambda: ledger.claim(group, LEASE_S), None)
+            return [claim.job.id for claim in claims]
+
+        with ThreadPoolExecutor(8) as pool:
+            claimed = [job_id for part in pool.map(claim_all, "abcdefgh") for job_id in part]
+        assert len(claimed) == 60
+        assert set(claimed) == ids
+
+    def test_of_a_cancel_and_an_end_at_once_one_wins_and_both_are_told(self, desk: Desk):
+        for _ in range(30):
+            claim = desk.start()
+            with ThreadPoolExecutor(2) as pool:
+                ended = pool.submit(desk.ledger.succeed, claim, a_result(claim), {})
+                cancelled = pool.submit(desk.ledger.cancel, claim.job.id)
+            status = desk.ledger.get(claim.job.id).status
+            assert ended.result() == status
+            assert (cancelled.exception() is None) == (status == "cancelled")
+
+
+class TestTickets:
+    def test_a_queued_job_without_a_ticket_is_delivered_again(self, desk: Desk, tickets: TicketQueue):
+        desk.submit()
+        desk.submit()
+        tickets.deliver("one")
+        sweep(desk.ledger, tickets)
+        assert tickets.count() == 2
+
+    def test_tickets_are_not_heaped_up(self, desk: Desk, tickets: TicketQueue):
+        desk.submit()
+        for _ in range(5):
+            sweep(desk.ledger, tickets)
+        assert tickets.count() == 1
+
+    def test_a_running_job_needs_no_ticket(self, desk: Desk, tickets: TicketQueue):
+        desk.start()
+        sweep(desk.ledger, tickets)
+        assert tickets.count() == 0
+
+    def test_a_job_that_a_sweep_requeued_has_a_ticket(self, desk: Desk, tickets: TicketQueue):
+        desk.start()
+        desk.lose_lease()
+        sweep(desk.ledger, tickets)
+        assert tickets.count() == 1
+
+
+class TestFiles:
+    def test_a_deleted_job_leaves_no_file(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
+        job = desk.submit()
+        other = store(storage, video_key("other", 1), tmp_path)
+        store(storage, input_key(job.id, "image.png"), tmp_path)
+        store(storage, video_key(job.id, 1), tmp_path)
+        desk.ledger.delete(job.id)
+        assert remove_files(desk.ledger, storage) == 1
+        assert list(storage.keys("jobs/")) == [other]
+        assert desk.ledger.removals() == []
+
+    def test_an_expired_job_leaves_no_file(self, redis: Redis, storage: FolderStorage, tmp_path: Path):
+        desk = Desk.open(redis, retention_s=10)
+        job = desk.submit()
+        store(storage, input_key(job.id, "image.png"), tmp_path)
+        desk.ledger.cancel(job.id)
+        desk.clock.advance(11)
+        assert remove_files(desk.ledger, storage) == 0
+        desk.ledger.sweep()
+        remove_files(desk.ledger, storage)
+        assert list(storage.keys("jobs/")) == []
+
+    def test_files_that_could_not_be_removed_are_removed_later(
+        self, desk: Desk, storage: FolderStorage, tmp_path: Path
+    ):
+        job = desk.submit()
+        store(storage, video_key(job.id, 1), tmp_path)
+        desk.ledger.delete(job.id)
+        with pytest.raises(Unavailable):
+            remove_files(desk.ledger, Away(storage))
+        assert remove_files(desk.ledger, storage) == 1
+        assert list(storage.keys("jobs/")) == []
+
+    def test_inputs_of_a_job_that_was_never_submitted_are_removed(
+        self, desk: Desk, storage: FolderStorage, tmp_path: Path
+    ):
+        desk.ledger.reserve("broken-off", keep_s=60)
+        store(storage, input_key("broken-off", "image.png"), tmp_path)
+        desk.clock.advance(59)
+        desk.ledger.sweep()
+        assert remove_files(desk.ledger, storage) == 0
+        desk.clock.advance(1)
+        desk.ledger.sweep()
+        assert remove_files(desk.ledger, storage) == 1
+        assert list(storage.keys("jobs/")) == []
+
+    def test_inputs_of_a_submitted_job_stay(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
+        desk.ledger.reserve("abc", keep_s=60)
+        key = store(storage, input_key("abc", "image.png"), tmp_path)
+        desk.submit(id="abc")
+        desk.ledger.reserve("abc", keep_s=60)
+        desk.clock.advance(3600)
+        desk.ledger.sweep()
+        assert remove_files(desk.ledger, storage) == 0
+        assert list(storage.keys("jobs/")) == [key]
+
+    def test_a_reservation_that_ran_out_can_no_longer_be_submitted(self, desk: Desk):
+        desk.ledger.reserve("late", keep_s=60)
+        desk.clock.advance(61)
+        desk.ledger.sweep()
+        with pytest.raises(JobNotFound):
+            desk.submit(id="late")
+
+    def test_orphans_are_the_files_that_no_job_accounts_for(
+        self, desk: Desk, storage: FolderStorage, tmp_path: Path
+    ):
+        job = desk.submit()
+        store(storage, video_key(job.id, 1), tmp_path)
+        deleted = desk.submit()
+        store(storage, video_key(deleted.id, 1), tmp_path)
+        desk.ledger.delete(deleted.id)
+        desk.ledger.reserve("reserved")
+        store(storage, input_key("reserved", "image.png"), tmp_path)
+        left_by_a_zombie = store(storage, video_key("nobodys", 1), tmp_path)
+        store(storage, "notes/readme.txt", tmp_path)
+        assert list(orphans(desk.ledger, storage)) == [left_by_a_zombie]
+
+
+class Away:
+    """A storage whose files cannot be removed at the moment."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def delete_prefix(self, prefix: str) -> None:
+        raise Unavailable("the store cannot be reached")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+class TestThreads:
+    @pytest.fixture
+    def stop(self) -> Iterator[Event]:
+        event = Event()
+        yield event
+        event.set()
+
+    def test_a_sweeping_thread_brings_lost_tickets_back(
+        self, ledger: Ledger, tickets: TicketQueue, stop: Event
+    ):
+        ledger.submit(a_submission())
+        thread = Thread(target=keep_sweeping, args=(ledger, tickets, stop, 0.01))
+        thread.start()
+        wait_until(lambda: tickets.count() == 1)
+        stop.set()
+        thread.join()
+
+    def test_a_removing_thread_outlives_a_storage_that_is_away(
+        self, ledger: Ledger, storage: FolderStorage, stop: Event, caplog: pytest.LogCaptureFixture
+    ):
+        caplog.set_level(logging.WARNING)
+        ledger.delete(ledger.submit(a_submission()).id)
+        away = Away(storage)
+        thread = Thread(target=keep_removing, args=(ledger, away, stop, 0.01))
+        thread.start()
+        wait_until(lambda: "put off" in caplog.text)
+        away.delete_prefix = storage.delete_prefix  # type: ignore[method-assign]
+        wait_until(lambda: not ledger.removals())
+        stop.set()
+        thread.join()
