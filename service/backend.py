@@ -1,0 +1,93 @@
+"""What the routes stand on: settings, ledger, queue and storage, opened once for a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
+
+from fastapi import Depends, Request
+from redis import Redis
+
+from jobs.connect import connect
+from jobs.idempotency import IdempotencyKeys
+from jobs.queue import TicketQueue
+from jobs.record import Job, Progress
+from jobs.storage import Storage, open_storage
+from jobs.transitions import Ledger
+from service.auth import EVERYBODY, Credentials, owner_of
+from service.keys import ApiKeys
+from service.settings import Settings
+from service.views import JobView
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Everything outside this process; shared by all requests, safe between threads.
+
+    A request gets it in the name of its `owner`: then the ledger has that owner's jobs alone.
+    """
+
+    settings: Settings
+    redis: Redis
+    api_keys: ApiKeys
+    ledger: Ledger
+    keys: IdempotencyKeys
+    tickets: TicketQueue
+    storage: Storage
+    owner: str = EVERYBODY
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Connect to what the settings name; Redis is not asked anything yet."""
+        redis = connect(settings.redis_url, settings.redis_patience_s)
+        return cls(
+            settings=settings,
+            redis=redis,
+            api_keys=ApiKeys(redis, settings.api_key),
+            ledger=Ledger(
+                redis,
+                retention_s=settings.retention_s,
+                max_attempts=settings.max_attempts,
+                quotas=settings.quotas,
+            ),
+            keys=IdempotencyKeys(redis),
+            tickets=TicketQueue(redis),
+            storage=open_storage(settings),
+        )
+
+    def of(self, owner: str) -> Backend:
+        """The same in this owner's name."""
+        return self if owner == EVERYBODY else replace(self, owner=owner, ledger=self.ledger.of(owner))
+
+    def show(self, job: Job) -> JobView:
+        """A job as clients see it, with its place in the queue."""
+        job, position = self.foresee(job)
+        return JobView.of(job, position, self.settings.public_url)
+
+    def foresee(self, job: Job) -> tuple[Job, int | None]:
+        """A queued job with its place, and with an ETA in its progress if one can be told; others as they are."""
+        outlook = self.ledger.outlook(job.id) if job.status == "queued" else None
+        if outlook is None:
+            return job, None
+        if outlook.eta_s is None:
+            return job, outlook.position
+        progress = Progress(phase="load", num_segments=job.order.num_segments, eta_s=outlook.eta_s)
+        return job.model_copy(update={"progress": progress}), outlook.position
+
+
+def _opened(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+Opened = Annotated[Backend, Depends(_opened)]  # for anybody
+
+
+def admitted(request: Request, backend: Opened, credentials: Credentials) -> Backend:
+    """The backend in the name of whoever asks. Raises Unauthorized, LimitReached, Unavailable."""
+    owner = owner_of(request, credentials, backend.api_keys)
+    backend.ledger.admit(owner)
+    return backend.of(owner)
+
+
+Served = Annotated[Backend, Depends(admitted)]  # for who is admitted, once for each request

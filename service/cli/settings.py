@@ -1,0 +1,15 @@
+"""Where the service is and who asks; the only file of the command that reads the environment."""
+
+from __future__ import annotations
+
+from pydantic import HttpUrl, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CliSettings(BaseSettings):
+    """`LONGCAT_URL` and `LONGCAT_API_KEY`; options on the command line come first."""
+
+    model_config = SettingsConfigDict(env_prefix="LONGCAT_", env_ignore_empty=True, extra="ignore")
+
+    url: HttpUrl = HttpUrl("http://127.0.0.1:8000")
+    api_key: SecretStr | None = None

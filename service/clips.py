@@ -1,0 +1,75 @@
+"""Making sure that a clip decodes from end to end, and counting what is in it. Called by `service.inputs`.
+
+The file stays as it is. Only containers that cannot point to other files or hosts are opened, and what
+kind of file it is says its content, never its name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+
+from model.shapes import Clip
+from service.errors import UnusableInput
+
+_MEDIA_TYPES = {"mov,mp4,m4a,3gp,3g2,mj2": "video/mp4", "matroska,webm": "video/webm"}
+_MAX_FRAME_PIXELS = 4096 * 2304
+_CODECS = "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4,mpeg1video,mpeg2video,mjpeg,prores,ffv1"
+_OPTIONS = {
+    "format_whitelist": ",".join(_MEDIA_TYPES),
+    "codec_whitelist": _CODECS,
+    "protocol_whitelist": "file",
+}
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """How much of a clip is decoded before it is refused; pixels over all frames together."""
+
+    max_frames: int = 3000
+    max_pixels: int = 1_000_000_000
+    timeout_s: float = 60.0
+
+
+def probe_clip(path: Path, limits: ClipLimits) -> tuple[Clip, str]:
+    """Decode the clip at `path`; returns its size, frames and media type. Raises UnusableInput."""
+    try:
+        with av.open(str(path), options=_OPTIONS) as container:
+            return _count(container, limits), _MEDIA_TYPES[container.format.name]
+    except av.error.FFmpegError as error:
+        raise UnusableInput("is damaged, or not an MP4, MOV, WebM or Matroska clip") from error
+
+
+def _count(container: InputContainer, limits: ClipLimits) -> Clip:
+    sizes: set[tuple[int, int]] = set()
+    num_frames = num_pixels = 0
+    for frame in _frames(container, limits.timeout_s):
+        sizes.add((frame.height, frame.width))
+        num_frames += 1
+        num_pixels += frame.height * frame.width
+        _check(frame.rotation == 0, f"is stored turned by {frame.rotation}°; store it upright")
+        _check(num_frames <= limits.max_frames, f"has more than {limits.max_frames} frames")
+        _check(num_pixels <= limits.max_pixels, f"has more than {limits.max_pixels} pixels in all")
+    _check(num_frames > 0, "has no frames")
+    _check(len(sizes) == 1, "changes its size on the way")
+    return Clip(*sizes.pop(), num_frames)
+
+
+def _frames(container: InputContainer, timeout_s: float) -> Iterator[av.VideoFrame]:
+    deadline = time.monotonic() + timeout_s
+    _check(bool(container.streams.video), "has no video stream")
+    stream = container.streams.video[0]
+    _check(stream.width * stream.height <= _MAX_FRAME_PIXELS, "has frames larger than 4096 × 2304")
+    for frame in container.decode(stream):
+        _check(time.monotonic() < deadline, f"takes longer than {timeout_s:g} s to decode")
+        yield frame
+
+
+def _check(fine: bool, problem: str) -> None:
+    if not fine:
+        raise UnusableInput(problem)

@@ -1,0 +1,201 @@
+// The page talks to the same API as everybody else: it orders, lists, watches, cancels and plays.
+
+import { curl } from "./curl.js";
+
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+const REFRESH_MS = 3000;
+const PAGE = 20;
+const MOST_WATCHED = 4; // browsers open about six connections to a host
+
+const $ = (id) => document.getElementById(id);
+const form = $("order");
+const watched = new Map(); // job id → EventSource
+let shown = PAGE;
+
+// Talking to the API
+
+async function api(path, options) {
+  const response = await fetch(path, options);
+  const body = response.headers.get("Content-Type")?.includes("json") ? await response.json() : null;
+  if (!response.ok) throw new Error(body?.error?.message ?? `the service answered ${response.status}`);
+  return body;
+}
+
+async function refresh() {
+  try {
+    const page = await api(`/jobs?limit=${Math.min(shown, 100)}`);
+    const present = new Set(page.jobs.map((job) => job.id));
+    for (const card of [...$("jobs").children]) if (!present.has(card.dataset.id)) card.remove();
+    page.jobs.forEach(show);
+    page.jobs.filter((job) => job.status === "running").forEach(watch);
+    $("empty").hidden = page.jobs.length > 0;
+    $("more").hidden = !page.next || shown >= 100;
+    const ready = (await fetch("/readyz")).ok;
+    health(ready, ready ? "ready" : "no worker is ready; orders wait");
+  } catch {
+    health(false, "the service cannot be reached, or has no queue");
+  }
+}
+
+function health(good, text) {
+  $("health").textContent = text;
+  $("health").className = good ? "good" : "bad";
+}
+
+function watch(job) {
+  if (watched.has(job.id) || watched.size >= MOST_WATCHED) return;
+  const source = new EventSource(`/jobs/${job.id}/events`);
+  const close = () => { source.close(); watched.delete(job.id); };
+  for (const kind of ["status", "progress"]) source.addEventListener(kind, (event) => show(JSON.parse(event.data)));
+  source.addEventListener("done", (event) => { close(); show(JSON.parse(event.data)); });
+  source.onerror = close; // the next refresh begins anew
+  watched.set(job.id, source);
+}
+
+// Showing jobs
+
+function show(job) {
+  let card = $("jobs").querySelector(`[data-id="${job.id}"]`);
+  if (!card) {
+    card = $("job").content.firstElementChild.cloneNode(true);
+    card.dataset.id = job.id;
+    const newer = [...$("jobs").children].findLast((other) => other.dataset.createdAt > job.created_at);
+    card.dataset.createdAt = job.created_at;
+    newer ? newer.after(card) : $("jobs").prepend(card);
+    act(card, job);
+  }
+  card.dataset.status = job.status;
+  fill(card, job);
+}
+
+function fill(card, job) {
+  const part = (name) => card.querySelector(name);
+  part(".status").textContent = job.status;
+  part(".task").textContent = [job.task.replaceAll("_", " "), size(job)].join(" · ");
+  part("time").dateTime = job.created_at;
+  part("time").textContent = new Date(job.created_at).toLocaleTimeString();
+  part(".prompt").textContent = job.request.prompt ?? job.request.prompts.join("\n");
+  part(".going").hidden = ENDED.has(job.status);
+  part("progress").value = job.progress?.fraction ?? 0;
+  part("progress").setAttribute("aria-label", "progress");
+  part(".phase").textContent = phase(job);
+  part(".error").hidden = !job.error;
+  part(".error").textContent = job.error?.message ?? "";
+  part(".cancel").hidden = ENDED.has(job.status);
+  part(".delete").hidden = !ENDED.has(job.status);
+  film(part("video"), part(".download"), job.result);
+}
+
+function size(job) {
+  const { width, height, fps } = job.result ?? job.request;
+  return `${width}×${height} · ${(frames(job) / fps).toFixed(1)} s`;
+}
+
+function frames({ result, request }) {
+  if (result) return result.num_frames;
+  const { num_frames, num_segments, num_condition_frames } = request;
+  return num_frames + (num_segments - 1) * (num_frames - num_condition_frames);
+}
+
+function phase(job) {
+  if (job.status === "queued") return job.queue_position ? `number ${job.queue_position} in the queue` : "queued";
+  const at = job.progress;
+  if (!at) return job.status;
+  return [
+    at.phase,
+    at.num_steps && `step ${at.step} of ${at.num_steps}`,
+    at.num_segments > 1 && `segment ${at.segment + 1} of ${at.num_segments}`,
+    at.eta_s != null && `${Math.ceil(at.eta_s)} s left`,
+  ].filter(Boolean).join(" · ");
+}
+
+function film(video, link, result) {
+  video.hidden = link.hidden = !result;
+  if (!result || video.getAttribute("src") === result.video_url) return;
+  video.src = link.href = result.video_url;
+  video.poster = result.thumbnail_url;
+  link.download = "";
+}
+
+function act(card, job) {
+  const on = (name, action) => card.querySelector(name).addEventListener("click", (event) => tryTo(event.target, action));
+  on(".cancel", async () => show(await api(`/jobs/${job.id}/cancel`, { method: "POST" })));
+  on(".delete", async () => { await api(`/jobs/${job.id}`, { method: "DELETE" }); card.remove(); });
+  on(".curl", async () => copy(card, curl(job, location.origin)));
+}
+
+async function tryTo(button, action) {
+  button.disabled = true;
+  try { await action(); } catch (error) { complain(error.message); } finally { button.disabled = false; }
+}
+
+async function copy(card, text) {
+  await navigator.clipboard.writeText(text);
+  const button = card.querySelector(".curl");
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = "Copy as curl"; }, 1500);
+}
+
+function complain(message) {
+  $("problem").textContent = message;
+  $("problem").hidden = !message;
+}
+
+// Ordering
+
+function ordered() {
+  const body = new FormData();
+  const given = new FormData(form);
+  const [size, file, text] = ["size", "file", "prompt"].map((name) => given.get(name));
+  const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
+  const segmented = given.get("task") === "long_video" && lines.length > 1;
+  for (const line of segmented ? lines : [text]) body.append(segmented ? "prompts" : "prompt", line);
+  for (const name of ["task", "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "seed", "priority"])
+    if (given.get(name)) body.append(name, given.get(name));
+  for (const name of ["distilled", "refine"]) if (given.has(name)) body.append(name, "true");
+  const [width, height] = size.split(/\s*[x×]\s*/);
+  if (height) { body.append("width", width); body.append("height", height); } else if (size) body.append("resolution", size);
+  if (file.size) body.append(file.type.startsWith("video/") ? "video" : "image", file);
+  return body;
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  complain("");
+  tryTo(form.querySelector("button.main"), async () => {
+    show(await api("/generate", { method: "POST", body: ordered() }));
+    $("empty").hidden = true;
+  });
+});
+
+// Files by drag and drop, by paste, or chosen
+
+const chooser = form.elements.file;
+
+function choose(files) {
+  if (files.length) { chooser.files = files; preview(); }
+}
+
+function preview() {
+  const file = chooser.files[0];
+  URL.revokeObjectURL($("preview").src);
+  $("preview").hidden = !file?.type.startsWith("image/");
+  if (!$("preview").hidden) $("preview").src = URL.createObjectURL(file);
+}
+
+chooser.addEventListener("change", preview);
+document.addEventListener("paste", (event) => choose(event.clipboardData.files));
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") choose(event.dataTransfer.files);
+  });
+}
+
+// Living
+
+$("more").addEventListener("click", () => { shown += PAGE; refresh(); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
+setInterval(() => { if (!document.hidden) refresh(); }, REFRESH_MS);
+refresh();

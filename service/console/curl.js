@@ -1,0 +1,44 @@
+// A job as the command that orders it again, with the same seed. Its files are named, not included.
+
+const SETTLED_BY_CLIP = ["height", "width", "num_frames", "num_segments", "num_condition_frames", "guidance_scale"];
+const FIELDS = [
+  "height", "width", "num_frames", "num_segments", "num_condition_frames", "num_inference_steps",
+  "guidance_scale", "negative_prompt", "distilled", "refine", "seed", "priority", "webhook_url", "webhook_events",
+];
+
+export function curl(job, origin) {
+  const fields = settled(job);
+  const files = ["image", "video", "condition_video"].filter((name) => job.request[name]);
+  const parts = files.length ? form(fields, files) : ["-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`];
+  return [`curl ${origin}/generate`, ...parts].join(" \\\n  ");
+}
+
+function settled(job) {
+  const { request } = job;
+  const fields = { task: job.task };
+  fields[request.prompts ? "prompts" : "prompt"] = request.prompts ?? request.prompt;
+  for (const name of FIELDS) if (request[name] && !dropped(name, job)) fields[name] = request[name];
+  if (request.negative_prompt === "") fields.negative_prompt = "";
+  if (request.refinement) Object.assign(fields, refinement(request.refinement));
+  if (Object.keys(job.metadata).length) fields.metadata = job.metadata;
+  return fields;
+}
+
+function dropped(name, job) {
+  return job.task === "refine" && SETTLED_BY_CLIP.includes(name);
+}
+
+function refinement({ t_thresh, spatial_only }) {
+  return { t_thresh, ...(spatial_only && { spatial_refine_only: true }) };
+}
+
+function form(fields, files) {
+  const text = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+  const given = Object.entries(fields).flatMap(([name, value]) =>
+    [name === "prompts" ? value : [value]].flat().map((one) => `--form-string ${quoted(`${name}=${text(one)}`)}`));
+  return [...given, ...files.map((name) => `-F ${name}=@${name}.${name === "image" ? "png" : "mp4"}`)];
+}
+
+function quoted(text) {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}

@@ -1,0 +1,51 @@
+"""The page `/docs` on which the API can be read and tried, with nothing from other hosts.
+
+Swagger UI's files come with a package; the page is FastAPI's.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse
+
+router = APIRouter(include_in_schema=False)
+
+_PACKAGE = "fastapi_offline"  # only its files are used, so it is not imported
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; "
+    "script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@router.get("/docs")
+def page(request: Request) -> HTMLResponse:
+    """The documentation, as a person reads it."""
+    html = get_swagger_ui_html(
+        openapi_url=request.app.openapi_url,
+        title=f"{request.app.title}: API",
+        swagger_js_url="/docs/swagger-ui-bundle.js",
+        swagger_css_url="/docs/swagger-ui.css",
+        swagger_favicon_url="/docs/favicon.png",
+        swagger_ui_parameters={"validatorUrl": None},  # which would ask another host
+    )
+    html.headers.update(_HEADERS)
+    return html
+
+
+@router.get("/docs/{name}")
+def part(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> FileResponse:
+    """A file of Swagger UI."""
+    return FileResponse(_folder() / name, headers=_HEADERS | {"Cache-Control": "max-age=86400"})
+
+
+def _folder() -> Path:
+    package = find_spec(_PACKAGE)
+    assert package
+    assert package.submodule_search_locations
+    return Path(package.submodule_search_locations[0]) / "static"

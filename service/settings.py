@@ -1,0 +1,112 @@
+"""The settings of the service; the only file of it that reads the environment."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+
+from jobs.quotas import Quotas
+from jobs.settings import PREFIX, SharedSettings
+from service.clips import ClipLimits
+from service.fetch import FetchLimits
+
+_MIB = 1 << 20
+
+
+class Settings(SharedSettings):
+    """What `python -m service` obeys, each from `LONGCAT_<NAME>`."""
+
+    host: str = Field(default="127.0.0.1", description="the address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on")
+    public_url: str = Field(
+        default="", description="put before the links in answers, which are paths without it"
+    )
+    link_expires_s: float = Field(
+        default=3600.0, gt=0, description="how long a link into an S3 store is good"
+    )
+    redis_patience_s: float = Field(default=2.0, gt=0, description="how long a request waits for Redis")
+    sweep_interval_s: float = Field(default=2.0, gt=0, description="how often the ledger is tidied up")
+    event_interval_s: float = Field(default=0.5, gt=0, description="how often an event stream looks for news")
+
+    api_key: SecretStr | None = Field(
+        default=None, description="a key that is good beside those made by `python -m service.keys`"
+    )
+    allow_no_keys: bool = Field(
+        default=False, description="listen beyond this machine even if there are no keys"
+    )
+    owner_requests_per_s: float | None = Field(default=None, gt=0, description="requests of each key's owner")
+    total_requests_per_s: float | None = Field(default=None, gt=0, description="requests of all together")
+    owner_queued_jobs: int | None = Field(default=None, ge=1, description="waiting jobs of each owner")
+    total_queued_jobs: int | None = Field(default=10_000, ge=1, description="waiting jobs of all together")
+    owner_running_jobs: int | None = Field(default=None, ge=1, description="running jobs of each owner")
+    total_running_jobs: int | None = Field(default=None, ge=1, description="running jobs of all together")
+    owner_input_bytes_per_day: int | None = Field(default=None, ge=1, description="stored for each owner")
+    total_input_bytes_per_day: int | None = Field(default=None, ge=1, description="stored for all together")
+
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        pattern=r"^whsec_[A-Za-z0-9+/]{32,88}={0,2}$",
+        description="from which the secrets are made that webhooks are signed with; made once when absent",
+    )
+    webhook_private_hosts: bool = Field(default=False, description="send webhooks to private addresses, too")
+    webhook_timeout_s: float = Field(default=15.0, gt=0, description="how long a receiver may take to answer")
+    webhook_threads: int = Field(
+        default=2, ge=0, description="webhooks sent at a time; 0 where `python -m service.webhooks` does it"
+    )
+    webhook_interval_s: float = Field(default=0.5, gt=0, description="how often webhooks are looked for")
+
+    upload_dir: Path | None = Field(default=None, description="where inputs lie while they are checked")
+    max_body_bytes: int = Field(default=256 * _MIB, gt=0, description="size of a form")
+    max_json_bytes: int = Field(
+        default=64 * _MIB, gt=0, description="size of a JSON body, which lies in memory"
+    )
+    max_image_bytes: int = Field(default=32 * _MIB, gt=0, description="size of an image file")
+    max_image_pixels: int = Field(default=50_000_000, gt=0, description="width × height of an image")
+    max_video_bytes: int = Field(default=200 * _MIB, gt=0, description="size of a clip")
+    max_video_frames: int = Field(default=3000, gt=0, description="frames of a clip")
+    max_video_pixels: int = Field(
+        default=1_000_000_000, gt=0, description="pixels of all frames of a clip together"
+    )
+    video_check_timeout_s: float = Field(default=60.0, gt=0, description="how long a clip may take to decode")
+    fetch_connect_timeout_s: float = Field(
+        default=5.0, gt=0, description="how long connecting to a URL may take"
+    )
+    fetch_timeout_s: float = Field(default=60.0, gt=0, description="how long fetching a URL may take in all")
+    fetch_private_hosts: bool = Field(default=False, description="fetch inputs from private addresses, too")
+
+    @property
+    def quotas(self) -> Quotas:
+        """What owners may have at a time."""
+        return Quotas(**{limit.name: getattr(self, limit.name) for limit in fields(Quotas)})
+
+    @property
+    def clip_limits(self) -> ClipLimits:
+        """How much of a clip is decoded before it is refused."""
+        return ClipLimits(self.max_video_frames, self.max_video_pixels, self.video_check_timeout_s)
+
+    @property
+    def fetch_limits(self) -> FetchLimits:
+        """How inputs are fetched."""
+        return FetchLimits(
+            connect_timeout_s=self.fetch_connect_timeout_s,
+            total_timeout_s=self.fetch_timeout_s,
+            allow_private=self.fetch_private_hosts,
+        )
+
+    @property
+    def webhook_limits(self) -> FetchLimits:
+        """How webhooks are sent."""
+        return FetchLimits(
+            connect_timeout_s=min(self.fetch_connect_timeout_s, self.webhook_timeout_s),
+            total_timeout_s=self.webhook_timeout_s,
+            max_redirects=0,
+            allow_private=self.webhook_private_hosts,
+        )
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """What is wrong with the environment, a line for each setting."""
+    problems = error.errors(include_url=False)
+    return [f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in problems]

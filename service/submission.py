@@ -1,0 +1,85 @@
+"""Taking a request in: from a checked body to a queued job. Called by the routes that create jobs.
+
+What happens next: a worker is handed a ticket (`jobs.queue`), claims the job (`jobs.transitions`) and runs
+it (`worker.supervisor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from jobs.capability import latest
+from jobs.errors import InvalidRequest, Unavailable
+from jobs.idempotency import Hold
+from jobs.keys import new_job_id
+from jobs.record import WEBHOOK_EVENTS, Job
+from jobs.transitions import Submission
+from model.shapes import Limits
+from service.backend import Backend
+from service.bodies import GenerateRequest
+from service.errors import invalid
+from service.inputs import Given, Intake, store
+from service.orders import check_capability, check_texts, settle_order
+from service.reading import FILES, Body
+
+
+def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
+    """Check a request, settle it, store its inputs and queue it, under the id of `hold` if it has a key.
+
+    Raises InvalidRequest (nothing is queued then), NoCapability before any worker has come, Unavailable.
+    """
+    request = _parsed(body)
+    capability = latest(backend.redis)
+    limits = Limits.from_json(capability.limits)
+    check_texts(request, limits)
+    job_id = hold.job_id if hold else new_job_id()
+    with TemporaryDirectory(dir=backend.settings.upload_dir, prefix="longcat-") as folder:
+        intake = Intake(job_id, Path(folder), backend.settings)
+        inputs = intake.take_all(_given(request, body.files))
+        order = settle_order(request, inputs, limits)
+        check_capability(order, capability)
+        if inputs:
+            backend.ledger.reserve(job_id)
+            store(inputs, backend.storage)
+    return _queue(
+        Submission(
+            id=job_id,
+            order=order,
+            priority=request.priority,
+            owner=backend.owner,
+            metadata=request.metadata,
+            webhook_url=request.webhook_url,
+            webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
+            max_queue_s=backend.settings.max_queue_s,
+            max_run_s=backend.settings.max_run_s,
+            hold=hold,
+        ),
+        backend,
+    )
+
+
+def _parsed(body: Body) -> GenerateRequest:
+    for name in body.files.keys() & body.values.keys():
+        raise InvalidRequest(f"{name}: is given twice", name)
+    try:
+        return GenerateRequest.model_validate(body.values)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_input=False)) from error
+
+
+def _given(request: GenerateRequest, files: Mapping[str, BinaryIO]) -> dict[str, Given]:
+    sources = {name: getattr(request, name) for name in FILES if getattr(request, name) is not None}
+    return {**sources, **files}
+
+
+def _queue(submission: Submission, backend: Backend) -> Job:
+    job = backend.ledger.submit(submission)
+    with suppress(Unavailable):  # the job is safe: a sweep delivers the ticket that is missing
+        backend.tickets.deliver(job.id)
+    return job

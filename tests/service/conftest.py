@@ -1,0 +1,167 @@
+"""The real app over a real Redis and a folder, and hands to play the worker with."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from redis import Redis
+
+from jobs.capability import Capability
+from jobs.keys import thumbnail_key, video_key
+from jobs.record import Result
+from jobs.storage import FolderStorage
+from jobs.transitions import Claim, Ledger
+from model.shapes import Limits
+from service.app import create_app
+from service.settings import Settings
+from tests.servers import free_port
+from tests.waiting import wait_until
+
+TASKS = ("text_to_video", "image_to_video", "video_continuation", "long_video", "refine")
+LIMITS = Limits.from_json(
+    {
+        "buckets": {"small": {"0.67": [64, 96], "1.50": [96, 64]}, "large": {"0.67": [128, 192]}},
+        "refine_buckets": {"0.67": [128, 192], "1.50": [192, 128]},
+        "default_size": [64, 96],
+        "min_side": 32,
+        "max_pixels": 128 * 192,
+        "default_num_frames": 17,
+        "max_num_frames": 33,
+        "max_num_segments": 4,
+        "num_condition_frames": 5,
+        "num_inference_steps": 4,
+        "distilled_num_inference_steps": 2,
+        "max_num_inference_steps": 60,
+        "max_guidance_scale": 20.0,
+        "max_prompt_characters": 200,
+        "negative_prompt": "blurred",
+    }
+)
+CAPABILITY = Capability(
+    model="LongCat-Video",
+    tasks=TASKS,
+    limits=LIMITS.to_json(),
+    loras=("cfg_step_lora", "refinement_lora"),
+    device="cpu",
+    dtype="float32",
+)
+
+
+def settings_for(redis_url: str, folder: Path, **changes: Any) -> Settings:
+    """Settings of a service that keeps everything in `folder`."""
+    given: dict[str, Any] = {"data_dir": folder, "fetch_private_hosts": True, "event_interval_s": 0.02}
+    return Settings(redis_url=redis_url, **given | changes)
+
+
+@pytest.fixture(scope="module")
+def settings(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return settings_for(redis_server, tmp_path_factory.mktemp("service"))
+
+
+@pytest.fixture(scope="module")
+def app(settings: Settings) -> FastAPI:
+    return create_app(settings)
+
+
+@pytest.fixture(scope="module")
+def running(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.fixture
+def no_worker_yet(running: TestClient, redis: Redis) -> TestClient:
+    """A client of a service that has never heard of a worker."""
+    return running
+
+
+@pytest.fixture
+def client(no_worker_yet: TestClient, redis: Redis) -> TestClient:
+    """A client of a service that knows what may be ordered."""
+    CAPABILITY.publish(redis)
+    return no_worker_yet
+
+
+@pytest.fixture
+def live(listening: int, redis: Redis) -> int:
+    """The port on which the service really listens, for what a test client cannot do."""
+    CAPABILITY.publish(redis)
+    return listening
+
+
+@pytest.fixture(scope="module")
+def listening(app: FastAPI) -> Iterator[int]:
+    """A server of the app, and its port."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    yield port
+    server.should_exit = True
+    thread.join()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Does what a worker does, step by step, without generating anything."""
+
+    ledger: Ledger
+    storage: FolderStorage
+    folder: Path
+
+    def claim(self) -> Claim:
+        claim = self.ledger.claim("by hand", lease_s=600.0)
+        assert claim is not None
+        return claim
+
+    def succeed(self, claim: Claim, film: bytes = b"a film", still: bytes = b"a still") -> None:
+        keys = video_key(claim.job.id, claim.attempt), thumbnail_key(claim.job.id, claim.attempt)
+        for key, content in zip(keys, (film, still), strict=True):
+            (self.folder / "upload").write_bytes(content)
+            self.storage.put(key, self.folder / "upload", "")
+        self.ledger.begin_upload(claim)
+        self.ledger.succeed(claim, self.result(claim, film, *keys), {"denoise": 1.5})
+
+    @staticmethod
+    def result(claim: Claim, film: bytes, video: str, thumbnail: str) -> Result:
+        order = claim.job.order
+        return Result(
+            video_key=video,
+            thumbnail_key=thumbnail,
+            width=order.width,
+            height=order.height,
+            num_frames=order.num_frames,
+            fps=order.fps,
+            duration_s=order.num_frames / order.fps,
+            size_bytes=len(film),
+            sha256=hashlib.sha256(film).hexdigest(),
+            seed=order.seed,
+        )
+
+
+@pytest.fixture
+def worker(redis: Redis, settings: Settings, tmp_path: Path) -> Worker:
+    return Worker(Ledger(redis), FolderStorage(Path(settings.storage_location)), tmp_path)
+
+
+@pytest.fixture
+def order(client: TestClient) -> Callable[..., dict[str, Any]]:
+    """Orders a video and gives the job."""
+
+    def post(**fields: Any) -> dict[str, Any]:
+        answer = client.post("/generate", json={"prompt": "a red ball", **fields})
+        assert answer.status_code == 202, answer.text
+        job: dict[str, Any] = answer.json()
+        return job
+
+    return post

@@ -1,0 +1,112 @@
+"""The service as a process: without torch, with its settings, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+
+from jobs import connect
+from jobs.errors import UnfitServer
+from service.app import create_app
+from service.settings import Settings
+from tests.servers import answers, free_port
+from tests.service.conftest import settings_for
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+NO_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "diffusers", "transformers", "safetensors", "numpy", "boto3"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+
+from service.app import create_app
+from service.settings import Settings
+
+app = create_app(Settings(data_dir="nowhere"))
+assert app.openapi()["paths"]
+print(sorted(name for name in sys.modules if name in {"torch", "diffusers", "transformers"}))
+"""
+
+
+def test_the_service_starts_where_torch_cannot_be_imported(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_making_an_app_writes_nothing_and_asks_nobody(tmp_path):
+    create_app(settings_for("redis://127.0.0.1:1", tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_redis_that_cannot_carry_the_queue_is_refused_at_the_start(redis_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(connect, "OLDEST_SERVER", (99, 0))
+    with pytest.raises(UnfitServer), TestClient(create_app(settings_for(redis_server, tmp_path))):
+        pass
+
+
+class TestSettings:
+    def test_come_from_the_environment(self, monkeypatch):
+        monkeypatch.setenv("LONGCAT_PORT", "9000")
+        monkeypatch.setenv("LONGCAT_MAX_IMAGE_PIXELS", "1000")
+        assert (Settings().port, Settings().max_image_pixels) == (9000, 1000)
+
+    def test_listen_on_this_machine_only_unless_told(self):
+        assert Settings().host == "127.0.0.1"
+        assert not Settings().fetch_limits.allow_private
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("port", 70_000), ("max_body_bytes", 0), ("fetch_timeout_s", -1)]
+    )
+    def test_that_make_no_sense_are_refused(self, name, value):
+        with pytest.raises(ValidationError):
+            Settings(**{name: value})
+
+
+class TestTheProcess:
+    def run(self, **environment):
+        return subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env={**os.environ, **{f"LONGCAT_{name}": str(value) for name, value in environment.items()}},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def test_serves_until_it_is_told_to_end(self, redis_server, tmp_path):
+        port = free_port()
+        with self.run(REDIS_URL=redis_server, DATA_DIR=tmp_path, PORT=port) as process:
+            try:
+                wait_until(lambda: answers(port, "/livez"))
+            finally:
+                process.send_signal(signal.SIGTERM)
+            _, log = process.communicate()
+        assert process.returncode in {0, -signal.SIGTERM}, log
+        assert "Application shutdown complete" in log
+        assert "Traceback" not in log
+
+    def test_names_a_setting_that_makes_no_sense(self):
+        with self.run(PORT="many") as process:
+            _, log = process.communicate()
+        assert process.returncode == 2
+        assert log.startswith("LONGCAT_PORT: ")
+        assert "Traceback" not in log

@@ -1,0 +1,83 @@
+"""Clips are decoded to their end before they are believed."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.shapes import Clip
+from service.clips import ClipLimits, probe_clip
+from service.errors import UnusableInput
+from tests.service.media import clip, encoded, picture, sound, turned_clip
+
+
+@pytest.fixture
+def probed(tmp_path):
+    def run(content, **limits):
+        path = tmp_path / "clip"
+        path.write_bytes(content)
+        return probe_clip(path, ClipLimits(**limits))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind", "media_type"),
+    [
+        ("libx264", "mp4", "video/mp4"),
+        ("libx264", "mov", "video/mp4"),
+        ("mpeg4", "mp4", "video/mp4"),
+        ("libvpx", "webm", "video/webm"),
+        ("libvpx-vp9", "webm", "video/webm"),
+        ("libx264", "matroska", "video/webm"),
+    ],
+)
+def test_frames_and_size_are_counted(probed, codec, kind, media_type):
+    assert probed(clip(9, 48, 80, codec, kind)) == (Clip(48, 80, 9), media_type)
+
+
+def test_the_limits_are_exact(probed):
+    assert probed(clip(9), max_frames=9, max_pixels=9 * 64 * 96)[0].num_frames == 9
+    with pytest.raises(UnusableInput, match="more than 8 frames"):
+        probed(clip(9), max_frames=8)
+    with pytest.raises(UnusableInput, match="pixels in all"):
+        probed(clip(9), max_pixels=9 * 64 * 96 - 1)
+
+
+def test_a_clip_that_takes_too_long_is_refused(probed):
+    with pytest.raises(UnusableInput, match="longer than 0 s"):
+        probed(clip(), timeout_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "damaged"),
+        (b"hello", "damaged"),
+        (b"\0" * 10_000, "damaged"),
+        (clip()[:-500], "damaged"),
+        (encoded(picture()), "damaged"),
+        (encoded(picture(), "GIF"), "damaged"),
+        (clip(codec="mpeg4", kind="avi"), "damaged"),
+        (sound(), "no video"),
+        (turned_clip(), "stored turned"),
+    ],
+    ids=["empty", "text", "zeros", "breaks off", "png", "gif", "avi", "sound", "turned"],
+)
+def test_what_is_no_usable_clip_is_refused(probed, content, problem):
+    with pytest.raises(UnusableInput, match=problem):
+        probed(content)
+
+
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{path}'\n",
+        "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><BaseURL>{path}</BaseURL></MPD>",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    ],
+)
+def test_a_list_that_points_to_other_files_is_never_followed(probed, tmp_path, playlist):
+    (tmp_path / "secret.mp4").write_bytes(clip())
+    with pytest.raises(UnusableInput):
+        probed(playlist.format(path=tmp_path / "secret.mp4").encode())

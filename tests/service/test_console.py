@@ -1,0 +1,103 @@
+"""The page at `/`: served as it is, from this host alone, and (in a browser) used as a person would."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs.record import Progress
+from service import console
+from tests.service.media import clip, encoded, picture
+
+FOLDER = Path(console.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [
+        ("/", "text/html"),
+        ("/console/style.css", "text/css"),
+        ("/console/console.js", "text/javascript"),
+        ("/console/curl.js", "text/javascript"),
+    ],
+)
+def test_its_files_are_served(client, path, media_type):
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith(media_type)
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+def test_nothing_else_is_served(client):
+    for path in ("/console/__init__.py", "/console/", "/console/..%2fsettings.py"):
+        assert client.get(path).status_code in {404, 422}
+
+
+def test_it_needs_no_other_host():
+    for path in FOLDER.glob("*.*"):
+        assert not re.search(r"(src|href|import|url)\W+https?://", path.read_text()), path
+
+
+def test_every_part_that_the_script_looks_for_is_on_the_page():
+    page, script = ((FOLDER / name).read_text() for name in ("index.html", "console.js"))
+    for name in set(re.findall(r'\$\("(\w+)"\)', script)):
+        assert f'id="{name}"' in page, name
+    for name in set(re.findall(r'part\("\.(\w+)"\)|on\("\.(\w+)"', script)):
+        assert f'class="{"".join(name)}"' in page, name
+
+
+@pytest.mark.browser
+class TestInABrowser:
+    @pytest.fixture
+    def page(self, live):
+        playwright = pytest.importorskip("playwright.sync_api")
+        with playwright.sync_playwright() as browsers:
+            browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            permissions = ["clipboard-read", "clipboard-write"]
+            page = browser.new_context(permissions=permissions).new_page()
+            problems: list[str] = []
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.goto(f"http://127.0.0.1:{live}/")
+            yield page
+            browser.close()
+            assert problems == []
+
+    def test_a_person_orders_watches_and_plays(self, page, worker):
+        page.fill("textarea", "a red ball")
+        page.keyboard.press("Tab")
+        page.click("text=Generate")
+        page.wait_for_selector("text=number 1 in the queue")
+        claim = worker.claim()
+        worker.ledger.beat(claim, Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0))
+        page.wait_for_selector("text=denoise · step 2 of 4 · 3 s left")
+        worker.succeed(claim, film=clip(), still=encoded(picture(), "JPEG"))
+        page.wait_for_selector(".job[data-status=succeeded] video[src]")
+        video = page.locator("video[src]")
+        assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
+
+    def test_an_image_and_a_refusal(self, page, tmp_path):
+        (tmp_path / "cat.png").write_bytes(encoded(picture()))
+        page.fill("textarea", "it moves")
+        page.set_input_files("input[type=file]", tmp_path / "cat.png")
+        page.fill("[name=size]", "65 x 96")
+        page.click("text=Generate")
+        page.wait_for_selector("text=width: must be a multiple of 16")
+        page.fill("[name=size]", "96 x 64")
+        page.click("text=Generate")
+        page.wait_for_selector("text=image to video · 96×64")
+
+    def test_cancel_and_the_command_for_a_terminal(self, page, live, client):
+        page.fill("textarea", 'it\'s a "red" ball')
+        page.click("text=Generate")
+        page.click("text=Copy as curl")
+        page.wait_for_selector("text=Copied")
+        words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
+        assert words[:2] == ["curl", f"http://127.0.0.1:{live}/generate"]
+        again = client.post("/generate", json=json.loads(words[words.index("-d") + 1]))
+        assert again.json()["request"] == client.get("/jobs?limit=2").json()["jobs"][1]["request"]
+        page.locator(".cancel").last.click()
+        page.wait_for_selector(".job[data-status=cancelled]")

@@ -1,0 +1,311 @@
+"""Fetching from real hosts on this machine, which are as hostile as they can be."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import io
+import ipaddress
+import socket
+import ssl
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from service.errors import UnusableInput
+from service.fetch import FetchLimits, fetch
+from tests.service.hosts import host, redirecting, sending
+
+LIMITS = FetchLimits(allow_private=True)
+MAX_BYTES = 1000
+
+
+def fetched(url, limits=LIMITS):
+    target = io.BytesIO()
+    fetch(url, target, MAX_BYTES, limits)
+    return target.getvalue()
+
+
+def test_what_a_host_sends_is_written():
+    with host(sending(b"x" * MAX_BYTES)) as url:
+        assert fetched(url) == b"x" * MAX_BYTES
+
+
+def test_the_query_goes_along_and_the_fragment_does_not():
+    asked = []
+
+    def answer(request):
+        asked.append((request.path, request.headers["Host"]))
+        sending(b"")(request)
+
+    with host(answer) as url:
+        fetched(f"{url}?size=2&a=%20b#part")
+    assert asked == [("/file?size=2&a=%20b", url.split("/")[2])]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_followed(status):
+    with host(sending(b"there")) as there, host(redirecting(there, status)) as here:
+        assert fetched(here) == b"there"
+
+
+def test_a_relative_redirect_is_followed():
+    def answer(request):
+        (redirecting("/other?x=1") if request.path == "/file" else sending(request.path.encode()))(request)
+
+    with host(answer) as url:
+        assert fetched(url) == b"/other?x=1"
+
+
+def test_a_circle_of_redirects_ends():
+    with host(redirecting("/file")) as url, pytest.raises(UnusableInput, match="redirects"):
+        fetched(url)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "file:///etc/passwd",
+        "gopher://127.0.0.1/",
+        "http://user:word@127.0.0.1/",
+        "//",
+        "http://[::1",
+        "ftp://a/b",
+    ],
+)
+def test_a_redirect_out_of_http_is_refused(elsewhere):
+    with host(redirecting(elsewhere)) as url, pytest.raises(UnusableInput):
+        fetched(url)
+
+
+def test_a_redirect_into_our_own_network_is_refused(monkeypatch):
+    """The first host counts as public here; the one it points to does not."""
+    monkeypatch.setattr("service.addresses.is_public", lambda address: str(address) != "127.0.0.2")
+    private = pytest.raises(UnusableInput, match="not in the public internet")
+    with host(redirecting("http://127.0.0.2:80/latest/meta-data")) as url, private:
+        fetched(url, FetchLimits())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "http://127.0.0.1:{port}/",
+            "http://localhost:{port}/",
+            "http://127.1:{port}/",
+            "http://0x7f.1:{port}/",
+        ),
+        *("http://2130706433:{port}/", "http://0:{port}/", "http://[::ffff:127.0.0.1]:{port}/"),
+        *("http://169.254.169.254/latest/meta-data/", "http://[fd00:ec2::254]/", "http://10.0.0.1/"),
+    ],
+)
+def test_a_private_host_is_never_connected_to(url):
+    asked: list[object] = []
+    with host(asked.append) as own, pytest.raises(UnusableInput, match="public internet"):
+        fetched(url.format(port=own.split(":")[2].removesuffix("/file")), FetchLimits())
+    assert asked == []
+
+
+def test_the_address_that_was_judged_is_the_one_that_is_connected_to(monkeypatch):
+    """A name server that says something else when it is asked again is not asked again."""
+    answers = iter(["127.0.0.1"])
+    real = socket.getaddrinfo
+
+    def resolve(name, port, *rest, **options):
+        return real(next(answers) if name == "changing.example" else name, port, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with host(sending(b"once")) as url:
+        assert fetched(url.replace("127.0.0.1", "changing.example")) == b"once"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "cat.png", "/etc/passwd", "file:///etc/passwd", "ftp://example.com/a", "http://", "http:///a"),
+        *("http://user@example.com/", "http://example.com:99999/", "http://example.com:0/", "http://[::1/"),
+        *(
+            "http://exämple.com/",
+            "http://example.com/a b",
+            "http://example.com/\r\nX: y",
+            "javascript:alert(1)",
+        ),
+        *("http://127.0.0.1\\@example.com/", "HTTP ://example.com", "http://example.com\t.evil/"),
+    ],
+)
+def test_what_is_no_usable_url_is_refused(url):
+    with pytest.raises(UnusableInput):
+        fetched(url, FetchLimits())
+
+
+@pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500])
+def test_a_host_that_answers_anything_but_200_is_refused(status):
+    with host(sending(b"", status)) as url, pytest.raises(UnusableInput, match=str(status)):
+        fetched(url)
+
+
+def test_a_file_that_is_too_large_is_not_read_to_its_end():
+    sent = []
+
+    def endless(request):
+        request.send_response(200)
+        request.end_headers()
+        try:
+            while True:
+                request.wfile.write(b"x" * 10_000)
+                sent.append(10_000)
+        except OSError:
+            pass
+
+    with host(endless) as url, pytest.raises(UnusableInput, match="larger than 1000 bytes"):
+        fetched(url)
+    assert sum(sent) < 100_000_000
+
+
+class TestASlowHost:
+    """Left at the deadline, however it spends the time."""
+
+    LIMITS = FetchLimits(allow_private=True, total_timeout_s=0.3)
+
+    @pytest.fixture
+    def left(self):
+        """Set at the end of the test, so that the host can end."""
+        left = threading.Event()
+        yield left
+        left.set()
+
+    def test_that_drips(self, left):
+        def dripping(request):
+            request.send_response(200)
+            with contextlib.suppress(OSError):
+                while not left.wait(0.02):
+                    request.wfile.write(b"X-Drip: drop\r\n")
+                    request.wfile.flush()
+
+        with released(dripping, left) as url, pytest.raises(UnusableInput):
+            fetched(url, self.LIMITS)
+
+    def test_that_says_nothing(self, left):
+        def silent(_):
+            left.wait()
+
+        with released(silent, left) as url, pytest.raises(UnusableInput, match="too slow"):
+            fetched(url, self.LIMITS)
+
+
+@contextmanager
+def released(answer, left):
+    with host(answer) as url:
+        try:
+            yield url
+        finally:
+            left.set()
+
+
+def test_a_host_that_nobody_listens_on_is_refused(free_address):
+    with pytest.raises(UnusableInput, match="cannot be reached"):
+        fetched(free_address)
+
+
+def test_a_host_that_does_not_speak_http_is_refused():
+    def babble(request):
+        request.wfile.write(b"\x16\x03\x01 babble\r\n\r\n")
+
+    with host(babble) as url, pytest.raises(UnusableInput, match="does not speak HTTP"):
+        fetched(url)
+
+
+def test_a_file_that_breaks_off_is_refused():
+    def broken(request):
+        request.send_response(200)
+        request.send_header("Content-Length", "500")
+        request.end_headers()
+        request.wfile.write(b"half of it")
+
+    with host(broken) as url, pytest.raises(UnusableInput):
+        fetched(url)
+
+
+@pytest.fixture
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{probe.getsockname()[1]}/"
+
+
+class TestTLS:
+    @pytest.fixture
+    def certificate(self, tmp_path):
+        """A certificate for `films.example`, signed by itself."""
+        x509 = pytest.importorskip("cryptography.x509")
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "films.example")])
+        now = dt.datetime.now(dt.UTC)
+        names = [x509.DNSName("films.example"), x509.IPAddress(ipaddress.ip_address("127.0.0.9"))]
+        made = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        path = tmp_path / "host.pem"
+        path.write_bytes(key.private_bytes(*kinds) + made.public_bytes(serialization.Encoding.PEM))
+        return path
+
+    @pytest.fixture
+    def https_port(self, certificate, monkeypatch):
+        """Where `films.example` listens."""
+        real = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda name, *rest, **more: real("127.0.0.1" if name == "films.example" else name, *rest, **more),
+        )
+        with tls_host(certificate) as port:
+            yield port
+
+    def test_the_name_in_the_url_is_what_the_certificate_must_say(self, certificate, https_port):
+        trusting = ssl.create_default_context(cafile=certificate)
+        limits = FetchLimits(allow_private=True, tls=trusting)
+        assert fetched(f"https://films.example:{https_port}/", limits) == b"safe"
+        with pytest.raises(UnusableInput):
+            fetched(f"https://127.0.0.1:{https_port}/", limits)
+
+    def test_a_certificate_that_nobody_vouches_for_is_refused(self, https_port):
+        with pytest.raises(UnusableInput):
+            fetched(f"https://films.example:{https_port}/")
+
+
+@contextmanager
+def tls_host(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with plain, context.wrap_socket(plain, server_side=True) as connection:
+                    connection.recv(10_000)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsafe")
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()

@@ -1,0 +1,88 @@
+"""Alive, ready, measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.capability import Seat
+from jobs.errors import OutOfMemory
+
+
+def metric(client, name):
+    """The value of one line of /metrics, by its name with labels."""
+    lines = client.get("/metrics").text.splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), None)
+
+
+def test_a_service_is_alive_without_any_worker(no_worker_yet):
+    assert no_worker_yet.get("/livez").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("ready", 200), ("busy", 200), ("starting", 503), ("broken", 503)]
+)
+def test_it_is_ready_when_a_group_is_ready_or_at_work(client, redis, state, status):
+    assert client.get("/readyz").status_code == 503
+    Seat(redis, "first").publish(state, ranks=2)
+    assert client.get("/readyz").status_code == status
+
+
+def test_one_ready_group_among_broken_ones_is_enough(client, redis):
+    Seat(redis, "first").publish("broken", ranks=1)
+    Seat(redis, "second").publish("ready", ranks=1)
+    assert client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_a_group_that_left_counts_no_more(client, redis):
+    seat = Seat(redis, "first")
+    seat.publish("ready", ranks=1)
+    seat.leave()
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_jobs_are_counted_by_status(client, order, worker):
+    for _ in range(4):
+        order()
+    worker.succeed(worker.claim())
+    worker.ledger.fail(worker.claim(), OutOfMemory("does not fit"), {})
+    worker.claim()
+    counts = [
+        metric(client, f'longcat_jobs{{status="{s}"}}') for s in ("queued", "running", "succeeded", "failed")
+    ]
+    assert counts == [1, 1, 1, 1]
+    assert metric(client, 'longcat_queued_jobs{priority="normal"}') == 1
+    assert metric(client, 'longcat_oldest_queued_seconds{priority="normal"}') >= 0
+
+
+def test_groups_are_counted_by_state(client, redis):
+    Seat(redis, "a").publish("ready", ranks=1)
+    Seat(redis, "b").publish("busy", ranks=1)
+    Seat(redis, "c").publish("busy", ranks=1)
+    assert metric(client, 'longcat_groups{state="busy"}') == 2
+    assert metric(client, 'longcat_groups{state="ready"}') == 1
+
+
+def test_requests_are_counted_by_the_template_of_their_route(client, order):
+    name = 'longcat_http_requests_total{method="GET",route="/jobs/{job_id}",status="200"}'
+    before = metric(client, name) or 0
+    for job in (order(), order()):
+        client.get(f"/jobs/{job['id']}")
+    assert metric(client, name) == before + 2
+
+
+def test_what_clients_make_up_makes_no_labels(client):
+    for path in ("/wp-login.php", "/jobs/a/b/c/d", "/%00"):
+        client.get(path)
+    client.request("BREW", "/livez")
+    text = client.get("/metrics").text
+    assert not any(word in text for word in ("wp-login", "BREW", "/a/b"))
+    assert 'method="other"' in text
+
+
+def test_numbers_come_in_the_format_of_prometheus(client):
+    answer = client.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert "# TYPE longcat_jobs gauge" in answer.text
+    assert "# TYPE longcat_http_requests_total counter" in answer.text

@@ -1,0 +1,261 @@
+"""API keys: made, listed, checked, revoked; and who sees what with them."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import subprocess
+import sys
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from redis import Redis
+
+from service.app import create_app
+from service.auth import COOKIE, OpenToAll, check_exposure, is_exposed
+from service.keys import KEYS, PRESET_OWNER, ApiKeys, UnfitOwner
+from tests.service.conftest import CAPABILITY, settings_for
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def keys(redis: Redis) -> ApiKeys:
+    return ApiKeys(redis)
+
+
+class TestAKey:
+    def test_is_known_by_its_owner_until_it_is_revoked(self, keys):
+        mine, yours = keys.create("me"), keys.create("you")
+        assert (keys.owner_of(mine), keys.owner_of(yours)) == ("me", "you")
+        assert keys.revoke(mine.split("_")[1])
+        assert (keys.owner_of(mine), keys.owner_of(yours)) == (None, "you")
+
+    def test_is_nowhere_in_redis(self, keys, redis):
+        secret = keys.create("me").split("_", 2)[2]
+        assert secret.encode() not in b"".join(redis.hgetall(KEYS).values())
+
+    def test_may_be_one_of_many_of_its_owner(self, keys):
+        assert {keys.owner_of(keys.create("me")) for _ in range(3)} == {"me"}
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda key: key[:-1] + ("A" if key[-1] != "A" else "B"),
+            lambda key: key + "A",
+            lambda key: key[:-1],
+            lambda key: key.upper(),
+            lambda key: "lc_000000000000_" + key.split("_", 2)[2],
+            lambda key: "",
+            lambda key: "sk-something-else",
+            lambda key: key + "\n",
+            lambda key: "ключ",
+        ],
+    )
+    def test_is_good_only_letter_by_letter(self, keys, change):
+        assert keys.owner_of(change(keys.create("me"))) is None
+
+    def test_is_compared_in_constant_time_also_if_there_is_none_like_it(self, keys, monkeypatch):
+        compared = []
+        real = hmac.compare_digest
+        monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+        keys.owner_of(keys.create("me"))
+        keys.owner_of("lc_000000000000_" + "A" * 43)
+        assert [len(a) == len(b) for a, b in compared] == [True, True]
+
+    @pytest.mark.parametrize("owner", ["", "a b", "a:b", "-a", "a" * 65, "ä", "a\n"])
+    def test_has_an_owner_with_a_plain_name(self, keys, owner):
+        with pytest.raises(UnfitOwner):
+            keys.create(owner)
+        assert not keys.any_made()
+
+    def test_may_come_from_the_settings(self, redis):
+        keys = ApiKeys(redis, SecretStr("a secret of mine"))
+        assert keys.any_made()
+        assert keys.owner_of("a secret of mine") == PRESET_OWNER
+        assert keys.owner_of("another") is None
+
+    def test_that_is_revoked_stays_on_the_list(self, keys):
+        for owner in ("me", "you"):
+            keys.create(owner)
+        keys.revoke(keys.all()[0].id)
+        assert [(key.owner, key.revoked_at is None) for key in keys.all()] == [("me", False), ("you", True)]
+        assert not keys.revoke("000000000000")
+        assert keys.any_made()
+
+
+class TestTheCommand:
+    @pytest.fixture
+    def run(self, redis_server, redis):
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-m", "service.keys", *arguments],
+                env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
+                capture_output=True,
+                text=True,
+            )
+
+        return run
+
+    def test_makes_lists_and_revokes(self, run, keys):
+        key = run("create", "me").stdout.strip()
+        assert keys.owner_of(key) == "me"
+        key_id = key.split("_")[1]
+        listed = run("list").stdout
+        assert key_id in listed
+        assert "me" in listed
+        assert key not in listed
+        assert run("revoke", key_id).returncode == 0
+        assert keys.owner_of(key) is None
+        assert "revoked" in run("list").stdout
+
+    def test_says_what_cannot_be_done(self, run):
+        done = run("revoke", "nothing")
+        assert (done.returncode, done.stderr) == (1, "error: there is no key nothing\n")
+        done = run("create", "a b")
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: an owner must match")
+        assert run().returncode == 2
+
+
+class TestWithoutAnyKeys:
+    def test_everybody_may_ask_and_keys_of_others_do_not_matter(self, client):
+        assert client.get("/jobs").status_code == 200
+        assert client.get("/jobs", headers=bearer("sk-something")).status_code == 200
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
+    def test_the_service_listens_to_this_machine(self, redis_server, tmp_path, keys, host):
+        settings = settings_for(redis_server, tmp_path, host=host)
+        assert not is_exposed(settings)
+        check_exposure(settings, keys)
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com", ""])
+    def test_the_service_refuses_to_listen_to_others(self, redis_server, tmp_path, keys, host):
+        settings = settings_for(redis_server, tmp_path, host=host)
+        with pytest.raises(OpenToAll, match=r"service\.keys create"):
+            check_exposure(settings, keys)
+        check_exposure(settings_for(redis_server, tmp_path, host=host, allow_no_keys=True), keys)
+        keys.create("me")
+        check_exposure(settings, keys)
+
+    def test_the_command_ends_with_a_clear_error(self, redis_server, redis):
+        done = subprocess.run(
+            [sys.executable, "-m", "service"],
+            env={**os.environ, "LONGCAT_REDIS_URL": redis_server, "LONGCAT_HOST": "0.0.0.0"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: LONGCAT_HOST is 0.0.0.0")
+
+    def test_an_exposed_service_asks_for_one_all_the_same(self, redis_server, redis, tmp_path):
+        with TestClient(create_app(settings_for(redis_server, tmp_path, host="0.0.0.0"))) as client:
+            assert client.get("/jobs").status_code == 401
+
+
+class TestWithKeys:
+    @pytest.fixture
+    def mine(self, client, keys):
+        return bearer(keys.create("me"))
+
+    @pytest.fixture
+    def yours(self, client, keys):
+        return bearer(keys.create("you"))
+
+    @pytest.mark.parametrize("given", [{}, bearer("x"), {"Authorization": "Basic eDp5"}])
+    def test_who_has_none_is_refused_before_anything_is_read(self, client, mine, given):
+        for method, path in [
+            *[("GET", "/jobs"), ("GET", "/jobs/x"), ("DELETE", "/jobs/x"), ("POST", "/jobs/x/cancel")],
+            *[("GET", "/jobs/x/video"), ("GET", "/jobs/x/thumbnail"), ("GET", "/jobs/x/events")],
+            ("POST", "/generate"),
+        ]:
+            answer = client.request(method, path, headers=given)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized"), path
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+    def test_pages_and_probes_are_for_all(self, client, mine):
+        for path in ("/", "/livez", "/metrics", "/openapi.json"):
+            assert client.get(path).status_code == 200
+
+    def test_a_revoked_key_is_refused_at_once(self, client, keys, mine):
+        assert client.get("/jobs", headers=mine).status_code == 200
+        keys.revoke(keys.all()[0].id)
+        assert client.get("/jobs", headers=mine).status_code == 401
+        assert client.get("/jobs").status_code == 401
+
+    def test_owners_see_only_their_own_jobs(self, client, worker, mine, yours):
+        job = client.post("/generate", json={"prompt": "a ball"}, headers=mine).json()
+        worker.succeed(worker.claim())
+        url = f"/jobs/{job['id']}"
+        for path in (url, f"{url}/video", f"{url}/thumbnail", f"{url}/events"):
+            assert client.get(path, headers=mine).status_code == 200, path
+            assert client.get(path, headers=yours).json()["error"]["code"] == "job_not_found", path
+        assert [job["id"] for job in client.get("/jobs", headers=mine).json()["jobs"]] == [job["id"]]
+        assert client.get("/jobs", headers=yours).json()["jobs"] == []
+        assert client.get("/jobs", params={"after": job["id"]}, headers=yours).status_code == 404
+
+    def test_owners_cannot_touch_the_jobs_of_others(self, client, mine, yours):
+        url = f"/jobs/{client.post('/generate', json={'prompt': 'a ball'}, headers=mine).json()['id']}"
+        assert client.post(f"{url}/cancel", headers=yours).status_code == 404
+        assert client.delete(url, headers=yours).status_code == 404
+        assert client.get(url, headers=mine).json()["status"] == "queued"
+        assert client.delete(url, headers=mine).status_code == 204
+
+    def test_a_browser_may_read_with_a_cookie_and_change_nothing(self, client, mine):
+        job = client.post("/generate", json={"prompt": "a ball"}, headers=mine).json()
+        cookie = {"Cookie": f"{COOKIE}={mine['Authorization'].removeprefix('Bearer ')}"}
+        assert client.get(f"/jobs/{job['id']}", headers=cookie).status_code == 200
+        assert client.post(f"/jobs/{job['id']}/cancel", headers=cookie).status_code == 401
+
+    def test_an_idempotency_key_is_its_owners(self, client, mine, yours):
+        order = {"json": {"prompt": "a ball", "seed": 1}}
+        made = [
+            client.post("/generate", **order, headers={**whose, "Idempotency-Key": "k"}).json()["id"]
+            for whose in (mine, yours, mine)
+        ]
+        assert made[0] == made[2] != made[1]
+
+    def test_openai_routes_are_behind_the_same_gate(self, client, mine, yours):
+        answer = client.get("/v1/videos")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+        client.post("/generate", json={"prompt": "a ball"}, headers=mine)
+        assert len(client.get("/v1/videos", headers=mine).json()["data"]) == 1
+        assert client.get("/v1/videos", headers=yours).json()["data"] == []
+
+
+class TestLimits:
+    @pytest.fixture
+    def limited(self, redis_server, redis, tmp_path):
+        def open_app(**limits) -> TestClient:
+            CAPABILITY.publish(redis)
+            return TestClient(create_app(settings_for(redis_server, tmp_path, **limits)))
+
+        return open_app
+
+    def test_a_full_queue_is_refused_and_says_so(self, limited):
+        client = limited(total_queued_jobs=1)
+        assert client.post("/generate", json={"prompt": "a ball"}).status_code == 202
+        answer = client.post("/generate", json={"prompt": "a ball"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "limit_reached")
+        assert answer.headers["X-Limit"] == "total_queued_jobs"
+        assert int(answer.headers["Retry-After"]) > 0
+        assert answer.json()["error"]["message"].startswith("total_queued_jobs: at most 1")
+
+    def test_requests_that_come_too_fast_are_refused(self, limited):
+        client = limited(owner_requests_per_s=0.001)
+        assert client.get("/jobs").status_code == 200
+        answer = client.get("/jobs")
+        assert (answer.status_code, answer.headers["X-Limit"]) == (429, "owner_requests_per_s")
+        assert 990 < int(answer.headers["Retry-After"]) <= 1000
+        assert client.get("/livez").status_code == 200
+
+    def test_one_request_counts_once(self, limited):
+        client = limited(owner_requests_per_s=2)
+        assert client.post("/generate", json={"prompt": "a ball"}).status_code == 202
+        assert client.get("/jobs").status_code == 200
+
+    def test_the_queue_is_never_without_bound(self, redis_server, tmp_path):
+        assert settings_for(redis_server, tmp_path).total_queued_jobs

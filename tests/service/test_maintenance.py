@@ -1,0 +1,89 @@
+"""What the service tidies up behind jobs and workers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from jobs.errors import Unavailable
+from jobs.queue import TicketQueue
+from jobs.transitions import Ledger
+from service.maintenance import Maintenance, tidy
+from tests.service.media import encoded, in_base64, picture
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def backend(app):
+    return app.state.backend
+
+
+def at(backend, seconds_later):
+    """The same backend, later."""
+    now_s = int(backend.redis.time()[0])
+    ledger = Ledger(backend.redis, clock=lambda: (now_s + seconds_later) * 1000)
+    return replace(backend, ledger=ledger)
+
+
+def test_a_lost_ticket_is_delivered_again(order, backend, redis):
+    order()
+    redis.delete("rq:queue:longcat")
+    assert TicketQueue(redis).count() == 0
+    tidy(backend)
+    assert TicketQueue(redis).count() == 1
+    tidy(backend)
+    assert TicketQueue(redis).count() == 1
+
+
+def test_the_job_of_a_silent_worker_is_queued_again(order, worker, backend, client):
+    job = order()
+    worker.ledger.claim("by hand", lease_s=30.0)
+    for later in range(0, 121, 5):
+        tidy(at(backend, later))
+    assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
+
+
+def test_an_expired_job_takes_its_files_along(order, worker, backend, client):
+    job = order(image={"base64": in_base64(encoded(picture()))})
+    worker.succeed(worker.claim())
+    assert len(list(worker.storage.keys(f"jobs/{job['id']}/"))) == 3
+    tidy(at(backend, 8 * 86400))
+    assert client.get(f"/jobs/{job['id']}").status_code == 404
+    assert list(worker.storage.keys(f"jobs/{job['id']}/")) == []
+
+
+def test_files_of_an_order_that_was_broken_off_are_removed(worker, backend):
+    worker.ledger.reserve("broken-off")
+    (worker.folder / "input").write_bytes(b"x")
+    worker.storage.put("jobs/broken-off/inputs/image.png", worker.folder / "input", "image/png")
+    tidy(at(backend, 2 * 3600))
+    assert list(worker.storage.keys("jobs/broken-off/")) == []
+
+
+class Stumbling:
+    """A ledger whose sweep fails a few times, each time otherwise."""
+
+    def __init__(self, ledger, problems):
+        self._ledger = ledger
+        self._problems = problems
+        self.swept = 0
+
+    def sweep(self):
+        if self._problems:
+            raise self._problems.pop(0)
+        self.swept += 1
+        return self._ledger.sweep()
+
+    def __getattr__(self, name):
+        return getattr(self._ledger, name)
+
+
+def test_a_round_that_fails_does_not_end_the_rest(backend, redis, caplog):
+    ledger = Stumbling(backend.ledger, [Unavailable("away"), ZeroDivisionError("a mistake")])
+    settings = backend.settings.model_copy(update={"sweep_interval_s": 0.01})
+    with caplog.at_level(logging.WARNING), Maintenance(replace(backend, ledger=ledger, settings=settings)):
+        wait_until(lambda: ledger.swept >= 2)
+    assert "cannot tidy up now: away" in caplog.text
+    assert "a mistake" in caplog.text

@@ -1,0 +1,273 @@
+"""Webhooks over the wire: signed by the specification, to the right place, until somebody takes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+from pydantic import SecretStr, ValidationError
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from jobs.errors import OutOfMemory
+from jobs.outbox import Outbox
+from service.webhooks.courier import RETRY_AFTER_S, Courier
+from service.webhooks.signing import Signer
+from tests.jobs.examples import Clock
+from tests.service.conftest import settings_for
+from tests.service.hosts import host
+from tests.waiting import wait_until
+
+SECRET = SecretStr("whsec_" + "c2VjcmV0" * 6)
+
+
+@dataclass
+class Receiver:
+    """Takes webhooks and answers as it is told; the last of its answers goes on."""
+
+    answers: list[int] = field(default_factory=lambda: [200])
+    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    url: str = ""
+
+    def __call__(self, request):
+        body = request.rfile.read(int(request.headers["Content-Length"]))
+        self.received.append((dict(request.headers), body))
+        status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        request.send_response(status)
+        if status in {301, 307}:
+            request.send_header("Location", f"{self.url}/elsewhere")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    @property
+    def types(self):
+        return [json.loads(body)["type"] for _, body in self.received]
+
+
+@pytest.fixture
+def receiver():
+    receiver = Receiver()
+    with host(receiver) as receiver.url:
+        yield receiver
+
+
+@dataclass
+class Post:
+    """A courier whose time the test moves."""
+
+    courier: Courier
+    clock: Clock
+    outbox: Outbox
+
+    def deliver_all(self):
+        while self.courier.deliver_next():
+            pass
+
+
+@pytest.fixture
+def post(client, redis, settings):
+    def open_post(**changes):
+        changed = settings.model_copy(
+            update={"webhook_private_hosts": True, "webhook_secret": SECRET} | changes
+        )
+        clock = Clock(int(redis.time()[0] * 1000) + 10_000)
+        outbox = Outbox(redis, clock)
+        return Post(Courier(outbox, Signer(redis, changed.webhook_secret), changed), clock, outbox)
+
+    return open_post
+
+
+def log_of(client, job):
+    return client.get(f"/jobs/{job['id']}/webhooks").json()["attempts"]
+
+
+class TestAWebhook:
+    def test_is_verified_by_the_library_of_the_specification(self, order, worker, receiver, post, redis):
+        job = order(webhook_url=f"{receiver.url}/hook?a=b")
+        worker.succeed(worker.claim())
+        post().deliver_all()
+        verifier = Webhook(Signer(redis, SECRET).secret_of(""))
+        events = [verifier.verify(body, headers) for headers, body in receiver.received]
+        assert [event["type"] for event in events] == ["job.started", "job.succeeded"]
+        assert events[1]["data"]["id"] == job["id"]
+        assert events[1]["data"]["result"]["video_url"] == f"/jobs/{job['id']}/video"
+        assert [event["data"]["status"] for event in events] == ["running", "succeeded"]
+
+    def test_that_was_changed_on_its_way_is_not(self, order, worker, receiver, post, redis):
+        order(webhook_url=receiver.url)
+        worker.claim()
+        post().deliver_all()
+        headers, body = receiver.received[0]
+        with pytest.raises(WebhookVerificationError):
+            Webhook(Signer(redis, SECRET).secret_of("")).verify(body + b" ", headers)
+        with pytest.raises(WebhookVerificationError):
+            Webhook(Signer(redis, SECRET).secret_of("somebody else")).verify(body, headers)
+
+    def test_tells_what_was_asked_for_alone(self, client, order, worker, receiver, post):
+        order(webhook_url=receiver.url, webhook_events=["failed", "cancelled"])
+        worker.ledger.fail(worker.claim(), OutOfMemory("does not fit"), {})
+        client.post(f"/jobs/{order(webhook_url=receiver.url)['id']}/cancel")
+        post().deliver_all()
+        assert sorted(receiver.types) == ["job.cancelled", "job.failed"]
+
+    def test_has_the_same_name_and_body_at_every_attempt(self, order, worker, receiver, post):
+        receiver.answers = [500, 200]
+        order(webhook_url=receiver.url)
+        worker.claim()
+        mine = post()
+        mine.deliver_all()
+        mine.clock.advance(RETRY_AFTER_S[0])
+        mine.deliver_all()
+        (first, first_body), (second, second_body) = receiver.received
+        assert (first["webhook-id"], first_body) == (second["webhook-id"], second_body)
+
+
+class TestAReceiver:
+    def test_that_does_not_take_it_is_asked_again_for_days(self, client, order, worker, receiver, post):
+        receiver.answers = [503]
+        job = order(webhook_url=receiver.url)
+        worker.claim()
+        mine = post()
+        for pause_s in (*RETRY_AFTER_S, 10**6):
+            mine.deliver_all()
+            mine.deliver_all()
+            mine.clock.advance(pause_s)
+        assert len(receiver.received) == len(RETRY_AFTER_S) + 1
+        assert sum(RETRY_AFTER_S) > 2 * 86400
+        log = log_of(client, job)
+        assert [entry["attempt"] for entry in log] == list(range(1, len(RETRY_AFTER_S) + 2))
+        assert [entry["outcome"] for entry in log] == ["failed"] * len(RETRY_AFTER_S) + ["given_up"]
+        assert {entry["status_code"] for entry in log} == {503}
+        assert [bool(entry["next_at"]) for entry in log[-2:]] == [True, False]
+
+    def test_that_is_gone_is_not_asked_again(self, client, order, worker, receiver, post):
+        receiver.answers = [410]
+        job = order(webhook_url=receiver.url)
+        worker.claim()
+        post().deliver_all()
+        assert [entry["outcome"] for entry in log_of(client, job)] == ["given_up"]
+
+    @pytest.mark.parametrize("status", [301, 307, 400, 404, 500])
+    def test_that_answers_anything_but_2xx_has_not_taken_it(
+        self, client, order, worker, receiver, post, status
+    ):
+        receiver.answers = [status]
+        job = order(webhook_url=receiver.url)
+        worker.claim()
+        post().deliver_all()
+        assert len(receiver.received) == 1
+        assert [(e["outcome"], e["status_code"]) for e in log_of(client, job)] == [("failed", status)]
+
+    @pytest.mark.parametrize("status", [200, 201, 204, 299])
+    def test_that_answers_2xx_has_taken_it(self, client, order, worker, receiver, post, status):
+        receiver.answers = [status]
+        job = order(webhook_url=receiver.url)
+        worker.claim()
+        post().deliver_all()
+        assert [entry["outcome"] for entry in log_of(client, job)] == ["delivered"]
+
+    def test_that_nobody_runs_is_noted_with_the_reason(self, client, order, worker, post):
+        job = order(webhook_url="http://127.0.0.1:9/")
+        worker.claim()
+        post().deliver_all()
+        (entry,) = log_of(client, job)
+        assert (entry["outcome"], entry["status_code"]) == ("failed", None)
+        assert "cannot be reached" in entry["error"]
+
+    @pytest.mark.parametrize("named", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433"])
+    def test_in_our_own_network_gets_nothing(self, client, order, worker, receiver, post, named):
+        job = order(webhook_url=receiver.url.replace("127.0.0.1", named))
+        worker.claim()
+        post(webhook_private_hosts=False).deliver_all()
+        assert receiver.received == []
+        assert [entry["outcome"] for entry in log_of(client, job)] == ["failed"]
+
+
+class TestTheOrder:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"webhook_url": "ftp://example.com"},
+            {"webhook_events": ["failed"]},
+            {"webhook_url": "https://example.com", "webhook_events": ["exploded"]},
+            {"webhook_url": "https://example.com", "webhook_events": []},
+        ],
+    )
+    def test_is_refused_with_a_webhook_that_makes_no_sense(self, client, fields):
+        answer = client.post("/generate", json={"prompt": "a ball", **fields})
+        assert answer.status_code == 422
+        assert "webhook" in answer.json()["error"]["message"]
+
+    def test_shows_what_is_told(self, order):
+        job = order(webhook_url="https://example.com")
+        assert job["request"]["webhook_events"] == ["started", "succeeded", "failed", "cancelled"]
+        assert order()["request"]["webhook_events"] is None
+
+    def test_may_come_as_a_form(self, client):
+        fields = {"prompt": "a ball", "webhook_url": "https://example.com", "webhook_events": '["failed"]'}
+        answer = client.post("/generate", files={name: (None, value) for name, value in fields.items()})
+        assert answer.json()["request"]["webhook_events"] == ["failed"]
+
+    def test_has_a_log_that_is_empty_at_first_and_its_owners(self, client, order):
+        assert log_of(client, order()) == []
+        assert client.get("/jobs/nobody/webhooks").status_code == 404
+
+
+class TestSecrets:
+    def test_are_made_once_and_kept(self, redis):
+        made = Signer(redis, None).secret_of("me")
+        assert made == Signer(redis, None).secret_of("me") != Signer(redis, None).secret_of("you")
+        assert made != Signer(redis, SECRET).secret_of("me")
+
+    def test_are_told_by_the_command(self, redis_server, redis):
+        done = subprocess.run(
+            [sys.executable, "-m", "service.keys", "webhook-secret", "me"],
+            env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == Signer(redis, None).secret_of("me")
+
+    @pytest.mark.parametrize("secret", ["x", "whsec_", "whsec_short", "c2VjcmV0" * 6])
+    def test_from_the_settings_must_look_like_one(self, redis_server, tmp_path, secret):
+        with pytest.raises(ValidationError):
+            settings_for(redis_server, tmp_path, webhook_secret=secret)
+
+
+class TestTheThreads:
+    def test_send_within_the_service(self, order, worker, receiver, redis, settings):
+        changed = settings.model_copy(update={"webhook_private_hosts": True, "webhook_interval_s": 0.02})
+        order(webhook_url=receiver.url)
+        with Courier(Outbox(redis), Signer(redis, None), changed):
+            worker.claim()
+            wait_until(lambda: receiver.types == ["job.started"])
+
+    def test_of_many_services_send_each_webhook_once(self, order, worker, receiver, redis, settings):
+        changed = settings.model_copy(
+            update={"webhook_private_hosts": True, "webhook_interval_s": 0.01, "webhook_threads": 4}
+        )
+        couriers = [Courier(Outbox(redis), Signer(redis, None), changed) for _ in range(2)]
+        for _ in range(15):
+            order(webhook_url=receiver.url)
+            worker.succeed(worker.claim())
+        with couriers[0], couriers[1]:
+            wait_until(lambda: redis.zcard("longcat:outbox") == 0)
+        assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 30
+        assert len(receiver.received) == 30
+
+    def test_may_be_a_process_of_their_own(self, order, worker, receiver, redis_server):
+        environment = {"LONGCAT_REDIS_URL": redis_server, "LONGCAT_WEBHOOK_PRIVATE_HOSTS": "true"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.webhooks"], env={**os.environ, **environment}
+        )
+        try:
+            order(webhook_url=receiver.url)
+            worker.claim()
+            wait_until(lambda: receiver.types == ["job.started"])
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
