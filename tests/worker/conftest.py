@@ -1,0 +1,19 @@
+"""Real places for the worker's parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from tests.worker.examples import Desk
+
+
+@pytest.fixture
+def desk(redis: Redis, redis_server: str, tmp_path: Path) -> Desk:
+    """A ledger in an empty Redis, a storage and a spool.
+
+    Its client is not closed: threads of the worker have no end, and may be in the middle of something.
+    """
+    return Desk(Redis.from_url(redis_server), tmp_path)

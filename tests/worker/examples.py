@@ -1,0 +1,128 @@
+"""Orders, films, saves and held jobs to try things with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import Unavailable
+from jobs.keys import new_job_id
+from jobs.order import Order
+from jobs.queue import TicketQueue
+from jobs.storage import FolderStorage
+from jobs.transitions import Claim, Ledger, Submission
+from worker.closing import Places
+from worker.held import Held
+from worker.protocol import Film, Save
+from worker.saves import Saves
+from worker.spool import Spool
+
+ORDER = Order(
+    task="text_to_video",
+    prompts=("a cat",),
+    height=64,
+    width=96,
+    num_frames=9,
+    num_segments=1,
+    num_condition_frames=0,
+    num_inference_steps=4,
+    guidance_scale=1.0,
+    distilled=False,
+    condition_cache=True,
+    enhance_hf=False,
+    fps=15,
+    seed=1,
+)
+LEASE_S = 60.0
+
+
+class ClosableStorage(FolderStorage):
+    """A folder that can be away, as an S3 store can."""
+
+    is_away = False
+
+    def put(self, key: str, path: Path, media_type: str) -> None:
+        self._check()
+        super().put(key, path, media_type)
+
+    def size_bytes(self, key: str) -> int:
+        self._check()
+        return super().size_bytes(key)
+
+    def delete_prefix(self, prefix: str) -> None:
+        self._check()
+        super().delete_prefix(prefix)
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise Unavailable("the storage is away")
+
+
+class Desk:
+    """Real places: a ledger in Redis, a storage and a spool in a folder."""
+
+    def __init__(self, redis: Any, folder: Path) -> None:
+        self.redis = redis
+        self.ledger = Ledger(redis, max_attempts=2)
+        self.tickets = TicketQueue(redis)
+        self.storage = ClosableStorage(folder / "storage")
+        self.spool = Spool(folder / "spool")
+        self.saves = Saves(self.ledger, self.storage, self.spool)
+        self.places = Places(self.ledger, self.tickets, self.storage, self.spool, self.saves)
+
+    def submit(self, order: Order = ORDER, **fields: Any) -> str:
+        job_id = new_job_id()
+        self.ledger.submit(Submission(job_id, order, **fields))
+        return job_id
+
+    def claim(self, group: str = "a") -> Claim:
+        claim = self.ledger.claim(group, LEASE_S)
+        assert claim is not None
+        return claim
+
+    def hold(self, claim: Claim | None = None) -> Held:
+        """A claimed job with its folder; a new one, if none is given."""
+        if claim is None:
+            self.submit()
+            claim = self.claim()
+        return Held(claim, self.spool.folder(claim.job.id))
+
+    def take_over(self, held: Held) -> Claim:
+        """Somebody else gets the job, as when the lease ran out."""
+        self.ledger.requeue(held.claim, crashed=True)
+        return self.claim("somebody else")
+
+    def stored(self, held: Held) -> list[str]:
+        """The job's files in storage, without its prefix."""
+        return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{held.job_id}/")]
+
+
+def a_film(folder: Path) -> Film:
+    """A film that is none, but lies there."""
+    (folder / "video.mp4").write_bytes(b"film")
+    (folder / "thumbnail.jpg").write_bytes(b"still")
+    return Film(
+        video="video.mp4",
+        thumbnail="thumbnail.jpg",
+        width=96,
+        height=64,
+        num_frames=9,
+        fps=15,
+        size_bytes=4,
+        sha256="5",
+    )
+
+
+def a_save(folder: Path, step: int, segment: int = 0) -> Save:
+    """A save whose files lie there; it has a piece for each segment before it."""
+    save = Save(
+        segment=segment,
+        stage="denoise",
+        step=step,
+        state=f"state-{segment}-denoise-{step}.safetensors",
+        pieces=tuple(f"piece-{i:03}.mp4" for i in range(segment)),
+        timings_s={"denoise": 2.0},
+    )
+    for name in save.files:
+        (folder / name).write_text(name)
+    return save

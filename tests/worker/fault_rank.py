@@ -1,0 +1,147 @@
+"""A rank with a staged engine, run by torchrun in place of `worker.rank`: everything around it is real.
+
+The prompt of an order says what happens: words such as `step_s=0.1`, and at most one fault with the rank that
+it strikes, at the second step of the first segment: `raises=1`, `dies=0`, `hangs=1`, `memory=all`. It strikes
+once for a job, or with the word `always` each time. A file `dies_in_setup` in the checkpoint holds how often
+loading is to fail. Steps that were run are logged in the checkpoint folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from jobs.capability import Capability
+from model.parallel import ContextParallel
+from model.plan import Plan
+from model.request import Encoded, Event, Frames, Latents, SegmentDone, Stepped
+from model.state import State
+from worker import rank
+from worker.engine import Begun, plan_of
+from worker.protocol import Run
+from worker.settings import RankSetup
+
+FAULTS = ("raises", "dies", "hangs", "memory", "refuses")
+STRIKES_AT = 2
+CHUNK_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a prompt asks for."""
+
+    step_s: float = 0.0
+    fault: str | None = None
+    ranks: str = "all"
+    always: bool = False
+
+    @classmethod
+    def read(cls, prompt: str) -> Script:
+        words = dict(word.partition("=")[::2] for word in prompt.split())
+        fault = next((name for name in FAULTS if name in words), None)
+        return cls(float(words.get("step_s", 0)), fault, words.get(fault or "", "all"), "always" in words)
+
+    def strike(self, number: int, folder: Path) -> None:
+        """Stage the fault, if it is this rank's."""
+        struck = folder / f"struck-{number}"
+        if (
+            self.fault is None
+            or self.ranks not in {"all", str(number)}
+            or (struck.exists() and not self.always)
+        ):
+            return
+        struck.touch()
+        match self.fault:
+            case "raises":
+                raise RuntimeError("staged")
+            case "memory":
+                raise MemoryError
+            case "dies":
+                os._exit(9)
+            case "hangs":
+                time.sleep(3600)
+
+
+class StagedEngine:
+    """Generates frames that only depend on the seed, as slowly and badly as the prompt says."""
+
+    def __init__(self, log: Path) -> None:
+        self._rank = dist.get_rank()
+        self._log = log
+
+    @property
+    def capability(self) -> Capability:
+        return Capability(
+            model="staged",
+            tasks=("text_to_video",),
+            limits={},
+            context_parallel=2,
+            device="cpu",
+            dtype="float32",
+        )
+
+    def generate(self, run: Run) -> Iterator[Begun | Event]:
+        plan, script = plan_of(run.order), Script.read(run.order.prompts[0])
+        state = State.load(run.folder / run.resume.state) if run.resume else State.begin(run.order.seed)
+        yield Begun()
+        while state.segment < plan.num_segments:
+            yield Encoded("denoise", state.segment)
+            for step in range(state.step, plan.num_inference_steps):
+                time.sleep(script.step_s)
+                self._note(run.job_id, state.segment, step)
+                if (state.segment, step + 1) == (0, STRIKES_AT):
+                    script.strike(self._rank, run.folder)
+                dist.barrier()
+                state = State(
+                    state.segment, "denoise", step + 1, state.random, latents=torch.zeros(1, 1, 1, 1, 1)
+                )
+                yield Stepped("denoise", state.segment, step + 1, plan.num_inference_steps, state)
+            yield Latents("denoise", state.segment, torch.zeros(1, 1, 1, 1, 1))
+            yield from self._frames(plan, state.segment, run.order.seed)
+            state = State(state.segment + 1, "denoise", 0, state.random)
+            yield SegmentDone(state.segment - 1, state)
+
+    def tidy(self) -> None:
+        """Nothing is left."""
+
+    def _frames(self, plan: Plan, segment: int, seed: int) -> Iterator[Frames]:
+        new = plan.num_frames - plan.num_condition_frames
+        first = 0 if segment == 0 else plan.num_frames + (segment - 1) * new
+        count = plan.num_frames if segment == 0 else new
+        for at in range(first, first + count, CHUNK_FRAMES):
+            length = min(CHUNK_FRAMES, first + count - at)
+            chunk = torch.stack([frame(plan, seed, i) for i in range(at, at + length)])
+            yield Frames(segment, chunk if self._rank == 0 else None)
+
+    def _note(self, job_id: str, segment: int, step: int) -> None:
+        if self._rank == 0:
+            with self._log.open("a") as log:
+                log.write(f"{job_id} {segment} {step}\n")
+
+
+def frame(plan: Plan, seed: int, index: int) -> torch.Tensor:
+    """A picture of one grey that tells the seed and the index, as good as H.264 can keep it."""
+    grey = 16 + (37 * seed + 3 * index) % 220
+    return torch.full((plan.height, plan.width, 3), grey, dtype=torch.uint8)
+
+
+def load(setup: RankSetup, parallel: ContextParallel) -> StagedEngine:
+    """Load, or fail as often as the file says."""
+    fails = setup.checkpoint / "dies_in_setup"
+    left = int(fails.read_text()) if fails.exists() else 0
+    dist.barrier()
+    if left and parallel.is_leader:
+        fails.write_text(str(left - 1))
+        raise RuntimeError("staged: the checkpoint is bad")
+    return StagedEngine(setup.checkpoint / "steps.log")
+
+
+if __name__ == "__main__":
+    rank.main(sys.argv[1], sys.argv[2], load)

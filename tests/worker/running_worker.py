@@ -1,0 +1,173 @@
+"""A worker with all its processes, a Redis and a storage of its own, as a test sees them from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from redis import Redis
+
+from jobs.capability import GroupStatus, groups
+from jobs.connect import connect
+from jobs.keys import new_job_id
+from jobs.queue import TicketQueue
+from jobs.record import Job, Status
+from jobs.storage import FolderStorage
+from jobs.transitions import Ledger, Submission
+from tests.waiting import wait_until
+from tests.worker.examples import ORDER
+
+ROOT = Path(__file__).parents[2]
+
+PATIENCE_S = 300.0  # a group starts in seconds, on a machine with nothing else to do
+
+FAST = {
+    "LONGCAT_RANK_MODULE": "tests.worker.fault_rank",
+    "LONGCAT_DEVICE": "cpu",
+    "LONGCAT_RANKS": "2",
+    "LONGCAT_WORKER_NAME": "test",
+    "LONGCAT_CHECKPOINT_S": "0",
+    "LONGCAT_LEASE_S": "3",
+    "LONGCAT_MAX_ATTEMPTS": "2",
+    "LONGCAT_STALL_S": "4",
+    "LONGCAT_STEP_STALL_S": "2",
+    "LONGCAT_ERROR_GRACE_S": "1",
+    "LONGCAT_X264_PRESET": "ultrafast",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass
+class RunningWorker:
+    """`python -m worker`, started. `folder` holds its data, its checkpoint and its log."""
+
+    folder: Path
+    redis_url: str
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.redis: Redis = connect(self.redis_url, patience_s=20.0)
+        self.ledger = Ledger(self.redis, max_attempts=2)
+        self.storage = FolderStorage(self.folder / "data" / "storage")
+        self.checkpoint = self.folder / "checkpoint"
+        self.checkpoint.mkdir(exist_ok=True)
+        self._seen: set[psutil.Process] = set()
+
+    def start(self) -> None:
+        settings = {
+            "REDIS_URL": self.redis_url,
+            "DATA_DIR": self.folder / "data",
+            "CHECKPOINT": self.checkpoint,
+        }
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            **{f"LONGCAT_{name}": str(value) for name, value in settings.items()},
+            **FAST,
+            **self.settings,
+        }
+        with (self.folder / "worker.log").open("ab") as log:
+            self.parent = subprocess.Popen(
+                [sys.executable, "-m", "worker"], env=environment, cwd=ROOT, stdout=log, stderr=log
+            )
+
+    def stop(self) -> int:
+        """Ask it to end; its exit status."""
+        self.look()
+        self.parent.send_signal(signal.SIGTERM)
+        return self.parent.wait(timeout=60)
+
+    # What it does
+
+    def submit(self, prompt: str = "", *, max_run_s: float | None = None, **changes: object) -> str:
+        job_id = new_job_id()
+        order = ORDER.model_copy(update={"prompts": (prompt,), **changes})
+        self.ledger.submit(Submission(job_id, order, max_run_s=max_run_s))
+        TicketQueue(self.redis).deliver(job_id)
+        return job_id
+
+    def job(self, job_id: str) -> Job:
+        return self.ledger.get(job_id)
+
+    def wait_for(self, job_id: str, *statuses: Status) -> Job:
+        wait_until(lambda: self.job(job_id).status in statuses, PATIENCE_S)
+        return self.job(job_id)
+
+    def wait_for_step(self, job_id: str, step: int = 1) -> None:
+        """Wait until the job has done so many steps at least."""
+        wait_until(lambda: len(self.steps(job_id)) > step, PATIENCE_S)
+
+    def wait_until_ready(self) -> None:
+        wait_until(lambda: self.status() and self.status().state == "ready", PATIENCE_S)
+
+    def status(self) -> GroupStatus | None:
+        return next(iter(groups(self.redis)), None)
+
+    def steps(self, job_id: str) -> list[tuple[int, int]]:
+        """The steps (segment, step) that were run for a job, repeated ones as well."""
+        log = self.checkpoint / "steps.log"
+        lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+        return [(int(segment), int(step)) for name, segment, step in lines if name == job_id]
+
+    def stored(self, job_id: str) -> list[str]:
+        """The files of a job in storage, without its prefix."""
+        return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{job_id}/")]
+
+    # Its processes
+
+    @property
+    def supervisor(self) -> psutil.Process:
+        return self._process("--group")
+
+    @property
+    def torchrun(self) -> psutil.Process:
+        return self._process("worker.launch")
+
+    @property
+    def ranks(self) -> list[psutil.Process]:
+        """Rank 0 first."""
+        found = [process for process in self.look() if "tests.worker.fault_rank" in process.cmdline()]
+        found = [process for process in found if "worker.launch" not in process.cmdline()]
+        return sorted(found, key=lambda process: int(process.environ()["RANK"]))
+
+    def look(self) -> list[psutil.Process]:
+        """All its processes; those of before are remembered."""
+        processes = psutil.Process(self.parent.pid).children(recursive=True)
+        self._seen.update(processes)
+        return processes
+
+    def survivors(self) -> list[psutil.Process]:
+        """Processes that were seen and still run."""
+        return [process for process in self._seen if _runs(process)]
+
+    def _process(self, word: str) -> psutil.Process:
+        return next(process for process in self.look() if word in process.cmdline())
+
+
+@contextmanager
+def running_worker(folder: Path, redis_url: str, **settings: object) -> Iterator[RunningWorker]:
+    """Start a worker, and leave no process of it behind."""
+    worker = RunningWorker(
+        folder, redis_url, {f"LONGCAT_{name.upper()}": str(value) for name, value in settings.items()}
+    )
+    worker.start()
+    try:
+        yield worker
+    finally:
+        if worker.parent.poll() is None:
+            worker.stop()
+        wait_until(lambda: not worker.survivors())
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+
+from jobs.errors import Unavailable
+from jobs.record import Progress
+from jobs.transitions import Ledger
+from tests.waiting import wait_until
+from tests.worker.examples import Desk
+from worker.held import Held
+from worker.lease import Keeper
+
+
+class DeafLedger(Ledger):
+    """A real ledger that can be out of reach."""
+
+    is_away = False
+    beats = 0
+
+    def beat(self, claim, progress=None):
+        self.beats += 1
+        if self.is_away:
+            raise Unavailable("Redis is away")
+        return super().beat(claim, progress)
+
+
+class Scene:
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.ledger = DeafLedger(desk.redis)
+        self.told: queue.SimpleQueue[Held] = queue.SimpleQueue()
+        self.keeper = Keeper(self.ledger, self.told.put)
+
+    def hold(self) -> Held:
+        held = self.desk.hold()
+        self.keeper.keep(held)
+        return held
+
+    def wait_for_beats(self, count: int = 3) -> None:
+        at = self.ledger.beats
+        wait_until(lambda: self.ledger.beats >= at + count)
+
+
+@pytest.fixture
+def scene(desk: Desk):
+    scene = Scene(desk)
+    yield scene
+    for held in list(scene.keeper._held):
+        scene.keeper.let_go(held)
+
+
+def test_a_kept_job_does_not_lose_its_lease(scene, redis):
+    held = scene.hold()
+    before = redis.zscore("longcat:leases", held.job_id)
+    scene.wait_for_beats()
+    assert redis.zscore("longcat:leases", held.job_id) > before
+
+
+def test_progress_is_told_as_it_is(scene):
+    held = scene.hold()
+    held.progress = Progress(phase="denoise", step=3, num_steps=4)
+    wait_until(lambda: scene.desk.ledger.get(held.job_id).progress == held.progress)
+
+
+def test_progress_that_did_not_change_is_no_event(scene):
+    held = scene.hold()
+    scene.wait_for_beats(4)
+    events = [event for event in scene.desk.ledger.events(held.job_id) if event.progress]
+    assert len(events) == 1
+
+
+@pytest.mark.parametrize("verdict", ["cancel", "lost"])
+def test_a_verdict_is_told_once(scene, verdict):
+    held = scene.hold()
+    scene.wait_for_beats(1)
+    if verdict == "cancel":
+        scene.desk.ledger.cancel(held.job_id)
+    else:
+        scene.desk.take_over(held)
+    assert scene.told.get(timeout=30) is held
+    assert held.verdict == verdict
+    scene.wait_for_beats(3)
+    assert scene.told.empty()
+
+
+def test_while_redis_is_away_the_job_goes_on(scene):
+    held = scene.hold()
+    scene.ledger.is_away = True
+    scene.wait_for_beats(3)
+    assert (held.verdict, scene.told.empty()) == ("go", True)
+    scene.ledger.is_away = False
+    scene.desk.ledger.cancel(held.job_id)
+    assert scene.told.get(timeout=30) is held
+
+
+def test_a_job_that_was_let_go_is_not_beaten_for(scene):
+    held = scene.hold()
+    assert scene.keeper.keeps(held.job_id)
+    scene.keeper.let_go(held)
+    scene.desk.ledger.acknowledge_cancel(held.claim)
+    at = scene.ledger.beats
+    other = scene.hold()
+    scene.wait_for_beats(3)
+    assert not scene.keeper.keeps(held.job_id)
+    assert scene.keeper.keeps(other.job_id)
+    assert (held.verdict, scene.told.empty()) == ("go", True)
+    assert scene.ledger.beats > at
+
+
+def test_the_answer_about_a_job_that_ended_meanwhile_is_no_verdict(scene, monkeypatch):
+    held = scene.desk.hold()
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(claim, progress=None):
+        asked.set()
+        answer.wait(30)
+        return "lost"
+
+    monkeypatch.setattr(scene.ledger, "beat", slow)
+    scene.keeper.keep(held)
+    asked.wait(30)
+    scene.keeper.let_go(held)
+    answer.set()
+    monkeypatch.undo()
+    scene.hold()
+    scene.wait_for_beats(2)
+    assert (held.verdict, scene.told.empty()) == ("go", True)
+
+
+def test_several_jobs_are_kept_at_once(scene):
+    first, second = scene.hold(), scene.hold()
+    scene.desk.ledger.cancel(second.job_id)
+    assert scene.told.get(timeout=30) is second
+    assert first.verdict == "go"

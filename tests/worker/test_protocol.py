@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from jobs.capability import Capability
+from jobs.record import JobError, Progress
+from tests.waiting import wait_until
+from tests.worker.examples import ORDER
+from worker.protocol import (
+    Broken,
+    Failed,
+    Film,
+    Finished,
+    Line,
+    Ready,
+    Released,
+    Report,
+    Run,
+    Running,
+    Save,
+    Saved,
+    Stop,
+    Stopped,
+    call,
+    listen,
+)
+
+SAVE = Save(segment=1, stage="refine", step=3, state="state.safetensors", pieces=("piece-000.mp4",))
+FILM = Film(
+    video="v.mp4", thumbnail="t.jpg", width=96, height=64, num_frames=9, fps=15, size_bytes=1, sha256="f"
+)
+MESSAGES = [
+    Run(job_id="j", order=ORDER, folder=Path("/spool/j"), inputs={"image": "image.png"}, resume=SAVE),
+    Stop(job_id="j", why="deadline"),
+    Ready(
+        capability=Capability(
+            model="m", tasks=("refine",), limits={"fps": 15}, device="cpu", dtype="float32"
+        ),
+        pids=(1, 2),
+    ),
+    Running(job_id="j"),
+    Report(job_id="j", progress=Progress(phase="denoise", step=1, num_steps=4), timings_s={"denoise": 0.5}),
+    Saved(job_id="j", save=SAVE),
+    Released(job_id="j"),
+    Finished(job_id="j", film=FILM, timings_s={}),
+    Stopped(job_id="j", why="drain"),
+    Failed(job_id="j", error=JobError(code="c", message="ü\n", retryable=False), timings_s={}),
+    Broken(message="two\nlines"),
+]
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Line, Line]]:
+    one, other = socket.socketpair()
+    with closing(Line(one)) as here, closing(Line(other)) as there:
+        yield here, there
+
+
+@pytest.fixture
+def raw() -> Iterator[tuple[socket.socket, Line]]:
+    """An end on which anything can be sent."""
+    one, other = socket.socketpair()
+    with one, closing(Line(other)) as there:
+        yield one, there
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[tuple[Line, Line]]:
+    """Somebody who listened at the path, and who called."""
+    with closing(listen(path)) as listening, closing(call(path)) as caller:
+        accepted, _ = listening.accept()
+        with closing(Line(accepted)) as listener:
+            yield listener, caller
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.type)
+def test_what_is_said_is_heard(ends, message):
+    here, there = ends
+    here.say(message)
+    assert there.hear() == message
+
+
+def test_messages_keep_their_order_in_both_directions(ends):
+    here, there = ends
+    for message in MESSAGES:
+        here.say(message)
+        there.say(message)
+    assert [there.hear() for _ in MESSAGES] == MESSAGES
+    assert [here.hear() for _ in MESSAGES] == MESSAGES
+
+
+def test_many_threads_speak_without_mixing_their_lines(ends):
+    here, there = ends
+    long = Broken(message="x" * 10_000)
+    speakers = [threading.Thread(target=lambda: [here.say(long) for _ in range(20)]) for _ in range(4)]
+    for speaker in speakers:
+        speaker.start()
+    assert all(there.hear() == long for _ in range(80))
+    for speaker in speakers:
+        speaker.join()
+
+
+def test_when_one_end_hangs_up_the_other_hears_none(ends):
+    here, there = ends
+    here.say(MESSAGES[0])
+    here.close()
+    assert there.hear() == MESSAGES[0]
+    assert there.hear() is None
+
+
+def test_half_a_message_is_none(raw):
+    here, there = raw
+    here.sendall(b'{"type": "running"')
+    here.close()
+    assert there.hear() is None
+
+
+def test_a_thread_that_hears_is_woken_by_closing_its_own_end(ends):
+    here, _ = ends
+    heard: list[object] = []
+    listener = threading.Thread(target=lambda: heard.append(here.hear()))
+    listener.start()
+    here.close()
+    listener.join()
+    assert heard == [None]
+
+
+def test_what_is_no_message_is_refused(raw):
+    here, there = raw
+    here.sendall(b'{"type": "shutdown"}\n')
+    with pytest.raises(ValidationError):
+        there.hear()
+
+
+def test_speaking_to_nobody_is_an_error(ends):
+    here, there = ends
+    there.close()
+    with pytest.raises(OSError, match="Broken pipe"):
+        wait_until(lambda: here.say(MESSAGES[0]))
+
+
+def test_a_folder_deeper_than_a_socket_address_may_be_long_is_no_hindrance(tmp_path):
+    with connected(tmp_path / ("d" * 100) / ("e" * 100) / "rank-0.sock") as (listener, caller):
+        caller.say(MESSAGES[3])
+        assert listener.hear() == MESSAGES[3]
+
+
+def test_nobody_else_may_enter_the_socket_s_folder(tmp_path):
+    folder = tmp_path / "group"
+    folder.mkdir(mode=0o755)
+    listen(folder / "rank-0.sock").close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_socket_that_a_dead_process_left_is_replaced(tmp_path):
+    path = tmp_path / "rank-0.sock"
+    listen(path).close()
+    with connected(path) as (listener, caller):
+        listener.say(MESSAGES[1])
+        assert caller.hear() == MESSAGES[1]
+
+
+def test_the_later_save_is_greater():
+    def at(segment: int, stage: str, step: int) -> tuple[int, bool, int]:
+        return SAVE.model_copy(update={"segment": segment, "stage": stage, "step": step}).position
+
+    assert at(0, "denoise", 3) < at(0, "refine", 1) < at(0, "refine", 2) < at(1, "denoise", 0)

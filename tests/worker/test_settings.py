@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from worker.settings import RankSetup, WorkerSettings, group_environment
+
+
+@pytest.fixture(autouse=True)
+def _checkpoint(monkeypatch) -> None:
+    monkeypatch.setenv("LONGCAT_CHECKPOINT", "weights")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_checkpoint_is_needed(monkeypatch):
+    monkeypatch.delenv("LONGCAT_CHECKPOINT")
+    with pytest.raises(ValidationError, match="checkpoint"):
+        WorkerSettings()
+
+
+def test_all_ranks_are_one_group_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("LONGCAT_RANKS", "4")
+    settings = WorkerSettings()
+    assert (settings.num_groups, settings.ranks_per_group) == (1, 4)
+
+
+def test_ranks_are_divided_into_groups(monkeypatch):
+    monkeypatch.setenv("LONGCAT_RANKS", "4")
+    monkeypatch.setenv("LONGCAT_CONTEXT_PARALLEL", "2")
+    settings = WorkerSettings()
+    assert (settings.num_groups, settings.ranks_per_group) == (2, 2)
+    assert settings.group_name(0) != settings.group_name(1)
+    assert settings.group_folder(0) != settings.group_folder(1)
+
+
+def test_groups_have_to_be_whole(monkeypatch):
+    monkeypatch.setenv("LONGCAT_RANKS", "4")
+    monkeypatch.setenv("LONGCAT_CONTEXT_PARALLEL", "3")
+    with pytest.raises(ValidationError, match=r"RANKS \(4\) must be a multiple of CONTEXT_PARALLEL \(3\)"):
+        WorkerSettings()
+
+
+@pytest.mark.parametrize(("visible", "shares"), [(None, ["0,1", "2,3"]), ("4,5,6,7", ["4,5", "6,7"])])
+def test_each_group_has_gpus_of_its_own(monkeypatch, visible, shares):
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings = WorkerSettings(ranks=4, context_parallel=2, device="cuda")
+    assert [group_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == shares
+
+
+def test_on_cpu_no_gpu_is_named():
+    settings = WorkerSettings(device="cpu")
+    assert "CUDA_VISIBLE_DEVICES" not in group_environment(settings, 0)
+
+
+def test_ranks_find_each_other_without_a_name_service(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    settings = WorkerSettings(device="cpu")
+    assert group_environment(settings, 0)["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    assert group_environment(settings, 0)["GLOO_SOCKET_IFNAME"] == "eth1"
+
+
+def test_what_ranks_are_told_survives_the_command_line(monkeypatch):
+    monkeypatch.setenv("LONGCAT_X264_CRF", "23")
+    setup = WorkerSettings().rank_setup(Path("/run/sock"))
+    assert RankSetup.model_validate_json(setup.model_dump_json()) == setup
+    assert setup.film.crf == 23
+
+
+def test_ranks_are_told_whole_paths():
+    assert WorkerSettings().rank_setup(Path("/run/sock")).checkpoint.is_absolute()
+    assert WorkerSettings().group_folder(0).is_absolute()

@@ -1,0 +1,445 @@
+"""What a supervisor does with what happens; groups and places are recorded here, real in `test_faults`."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from jobs.capability import Capability
+from jobs.record import JobError, Progress
+from tests.waiting import wait_until
+from tests.worker.examples import ORDER, Desk, a_film, a_save
+from worker.held import Ending, Failure, Filmed, GivenBack, Held, Left
+from worker.presence import Shown
+from worker.protocol import (
+    Broken,
+    Failed,
+    Finished,
+    Message,
+    Ready,
+    Released,
+    Report,
+    Run,
+    Running,
+    Saved,
+    Stop,
+    Stopped,
+)
+from worker.supervisor import Crew, Heard, Inbox, Over, Prepared, Rules, Supervisor, Told
+
+CAPABILITY = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
+READY = Ready(capability=CAPABILITY, pids=(1, 2))
+ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
+
+
+@dataclass
+class RecordedLife:
+    """Follows `worker.life.Life`, with groups that are numbers."""
+
+    said: list[Message] = field(default_factory=list)
+    group: Any = None
+    is_up: bool = False
+    starts: int = 0
+    trouble: str | None = None
+
+    def state(self, *, busy: bool) -> str:
+        return ("busy" if busy else "ready") if self.is_up else "starting"
+
+    def look(self, *, busy: bool, may_start: bool) -> str | None:
+        if self.group is None and may_start:
+            self.starts += 1
+            self.group = self.starts
+        trouble, self.trouble = self.trouble, None
+        return trouble if self.group else None
+
+    def came_up(self, ready: Ready) -> None:
+        self.is_up = True
+
+    def hand_over(self, run: Run) -> None:
+        self.said.append(run)
+
+    def heard(self, progress: Progress | None) -> None:
+        """Nothing is watched."""
+
+    def say(self, message: Message) -> None:
+        self.said.append(message)
+
+    def end(self) -> None:
+        self.group, self.is_up = None, False
+
+
+@dataclass
+class RecordedIntake:
+    """Follows `worker.intake.Intake`."""
+
+    asked: bool = False
+    asks: int = 0
+    is_over: bool = False
+
+    def ask(self) -> None:
+        self.asked, self.asks = True, self.asks + 1
+
+    def withdraw(self) -> None:
+        self.asked = False
+
+    def stop(self) -> None:
+        self.is_over = True
+
+
+@dataclass
+class Recorded:
+    """The others of the crew: what they were told."""
+
+    closed: list[tuple[Held, Ending]] = field(default_factory=list)
+    kept: list[tuple[Held, Any]] = field(default_factory=list)
+    let_go_of: list[Held] = field(default_factory=list)
+    shown: Shown = field(default_factory=Shown)
+    hurried: bool = False
+    stopped: bool = False
+    left: bool = False
+
+    def close(self, held: Held, ending: Ending) -> None:
+        self.closed.append((held, ending))
+
+    def keep(self, held: Held, save: Any) -> None:
+        self.kept.append((held, save))
+
+    def let_go(self, held: Held) -> None:
+        self.let_go_of.append(held)
+
+    def show(self, shown: Shown) -> None:
+        self.shown = shown
+
+    def hurry(self) -> None:
+        self.hurried = True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def start(self) -> None:
+        """Shown from here on."""
+
+    def leave(self) -> None:
+        self.left = True
+
+
+class Scene:
+    def __init__(self, desk: Desk, drain_s: float = 30.0, last_words_s: float = 30.0) -> None:
+        self.desk = desk
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.life, self.intake, self.others = RecordedLife(), RecordedIntake(), Recorded()
+        others: Any = self.others
+        crew = Crew(
+            life=self.life,  # type: ignore[arg-type]
+            intake=self.intake,  # type: ignore[arg-type]
+            preparation=others,
+            keeper=others,
+            closer=others,
+            saves=others,
+            presence=others,
+        )
+        self.supervisor = Supervisor(crew, self.inbox, Rules(2, drain_s, last_words_s))
+        self.thread = threading.Thread(target=self.supervisor.serve)
+        self.thread.start()
+
+    def come_up(self) -> None:
+        wait_until(lambda: self.life.group)
+        self.hear(READY)
+        wait_until(lambda: self.intake.asked)
+
+    def hear(self, message: Message | None, group: Any = None) -> None:
+        self.inbox.put(Heard(group or self.life.group, message))
+
+    def prepare(self) -> Held:
+        """A claimed job, ready to be handed over."""
+        held = self.desk.hold()
+        self.intake.asked = False
+        self.inbox.put(Prepared(held, Run(job_id=held.job_id, order=ORDER, folder=held.folder)))
+        return held
+
+    def begin(self) -> Held:
+        """A job that the group has."""
+        held = self.prepare()
+        wait_until(
+            lambda: any(isinstance(said, Run) and said.job_id == held.job_id for said in self.life.said)
+        )
+        self.hear(Running(job_id=held.job_id))
+        return held
+
+    def film(self, held: Held) -> None:
+        self.hear(Finished(job_id=held.job_id, film=a_film(held.folder), timings_s={}))
+
+    def ending(self, held: Held) -> Ending:
+        return wait_until(lambda: next((ending for one, ending in self.others.closed if one is held), None))
+
+    def is_closed(self, held: Held) -> bool:
+        return any(one is held for one, _ in self.others.closed)
+
+    def settle(self) -> None:
+        """Wait until all that was put into the inbox is dealt with."""
+        wait_until(self.inbox.empty)
+        marker = self.desk.hold()
+        self.inbox.put(Over(marker))
+        wait_until(lambda: marker in self.others.let_go_of)
+
+    def end(self) -> None:
+        self.supervisor.end()
+        for held, _ in list(self.others.closed):
+            self.inbox.put(Over(held))
+        self.thread.join(30)
+
+
+@pytest.fixture
+def scene(desk: Desk):
+    scene = Scene(desk, drain_s=0.3, last_words_s=0.1)
+    yield scene
+    if scene.thread.is_alive():
+        scene.end()
+    assert not scene.thread.is_alive()
+
+
+def test_a_group_is_started_and_no_job_is_asked_for_before_it_is_up(scene):
+    wait_until(lambda: scene.life.group)
+    scene.settle()
+    assert not scene.intake.asked
+    assert scene.others.shown == Shown("starting")
+    scene.hear(READY)
+    wait_until(lambda: scene.intake.asked)
+    assert scene.others.shown == Shown("ready", None, CAPABILITY)
+
+
+def test_a_job_is_handed_over_and_shown(scene):
+    scene.come_up()
+    held = scene.begin()
+    scene.settle()
+    assert scene.others.shown == Shown("busy", held.job_id, CAPABILITY)
+    assert not scene.intake.asked
+
+
+def test_reports_are_kept_with_the_job(scene):
+    scene.come_up()
+    held = scene.begin()
+    progress = Progress(phase="denoise", step=2, num_steps=4)
+    scene.hear(Report(job_id=held.job_id, progress=progress, timings_s={"denoise": 1.0}))
+    wait_until(lambda: held.progress == progress)
+    assert held.timings_s == {"denoise": 1.0}
+
+
+def test_a_released_group_takes_the_next_job_while_the_film_is_finished(scene):
+    scene.come_up()
+    first = scene.begin()
+    scene.hear(Released(job_id=first.job_id))
+    wait_until(lambda: scene.intake.asked)
+    second = scene.begin()
+    scene.film(first)
+    assert isinstance(scene.ending(first), Filmed)
+    assert not scene.is_closed(second)
+
+
+def test_too_many_films_behind_hold_up_the_next_job(scene):
+    scene.come_up()
+    jobs = [scene.begin()]
+    scene.hear(Released(job_id=jobs[0].job_id))
+    wait_until(lambda: scene.intake.asked)
+    jobs.append(scene.begin())
+    scene.film(jobs[0])
+    scene.hear(Released(job_id=jobs[1].job_id))
+    scene.settle()
+    assert not scene.intake.asked
+    scene.inbox.put(Over(jobs[0]))
+    wait_until(lambda: scene.intake.asked)
+
+
+def test_a_film_that_cannot_be_finished_fails_its_job_and_not_the_next(scene):
+    scene.come_up()
+    first = scene.begin()
+    scene.hear(Released(job_id=first.job_id))
+    wait_until(lambda: scene.intake.asked)
+    second = scene.begin()
+    scene.hear(Failed(job_id=first.job_id, error=ERROR, timings_s={}))
+    assert scene.ending(first) == Failure(ERROR)
+    scene.settle()
+    assert not scene.is_closed(second)
+
+
+def test_after_a_failed_job_the_next_is_asked_for(scene):
+    scene.come_up()
+    held = scene.begin()
+    scene.hear(Failed(job_id=held.job_id, error=ERROR, timings_s={}))
+    assert scene.ending(held) == Failure(ERROR)
+    wait_until(lambda: scene.intake.asked)
+
+
+@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lost"])
+def test_a_verdict_is_passed_down_and_the_job_closed_when_the_group_has_left_it(scene, verdict):
+    scene.come_up()
+    held = scene.begin()
+    held.verdict = verdict
+    scene.inbox.put(Told(held))
+    wait_until(lambda: Stop(job_id=held.job_id, why=verdict) in scene.life.said)
+    assert not scene.is_closed(held)
+    scene.hear(Stopped(job_id=held.job_id, why=verdict))
+    assert scene.ending(held) == Left(verdict)
+
+
+def test_a_job_that_is_not_wanted_any_more_is_not_handed_over(scene):
+    scene.come_up()
+    held = scene.desk.hold()
+    held.verdict = "cancel"
+    scene.inbox.put(Prepared(held, Run(job_id=held.job_id, order=ORDER, folder=held.folder)))
+    assert scene.ending(held) == Left("cancel")
+    assert scene.life.said == []
+
+
+def test_a_job_that_could_not_be_prepared_ends_as_that_says(scene):
+    scene.come_up()
+    held = scene.desk.hold()
+    scene.inbox.put(Prepared(held, Failure(ERROR)))
+    assert scene.ending(held) == Failure(ERROR)
+
+
+def test_a_job_that_comes_while_the_group_is_down_goes_back(scene):
+    wait_until(lambda: scene.life.group)
+    held = scene.prepare()
+    assert scene.ending(held) == GivenBack(crashed=False)
+
+
+def test_a_second_job_that_comes_while_the_group_is_busy_goes_back(scene):
+    scene.come_up()
+    first = scene.begin()
+    assert scene.ending(scene.prepare()) == GivenBack(crashed=False)
+    assert not scene.is_closed(first)
+
+
+@pytest.mark.parametrize("message", [None, Broken(message="rank 1 failed alone")])
+def test_a_broken_group_gives_all_its_jobs_back_as_crashed_and_is_replaced(scene, message):
+    scene.come_up()
+    finishing = scene.begin()
+    scene.hear(Released(job_id=finishing.job_id))
+    wait_until(lambda: scene.intake.asked)
+    current = scene.begin()
+    scene.hear(message)
+    assert scene.ending(finishing) == scene.ending(current) == GivenBack(crashed=True)
+    wait_until(lambda: scene.life.starts == 2)
+    assert not scene.intake.asked
+
+
+def test_a_group_in_trouble_is_given_up(scene):
+    scene.come_up()
+    held = scene.begin()
+    scene.life.trouble = "it hangs"
+    assert scene.ending(held) == GivenBack(crashed=True)
+
+
+def test_a_job_whose_film_is_being_stored_outlives_its_group(scene):
+    scene.come_up()
+    held = scene.begin()
+    scene.hear(Released(job_id=held.job_id))
+    scene.film(held)
+    scene.ending(held)
+    scene.hear(None)
+    scene.settle()
+    assert [ending for one, ending in scene.others.closed if one is held] == [Filmed(a_film(held.folder))]
+
+
+def test_what_an_earlier_group_said_is_not_heard(scene):
+    scene.come_up()
+    scene.hear(None)
+    wait_until(lambda: scene.life.starts == 2)
+    scene.hear(READY, group=1)
+    scene.hear(None, group=1)
+    scene.settle()
+    assert (scene.life.is_up, scene.life.starts) == (False, 2)
+
+
+def test_a_message_about_a_job_that_is_not_here_is_no_harm(scene):
+    scene.come_up()
+    for message in (Released(job_id="x"), Stopped(job_id="x", why="cancel"), Running(job_id="x")):
+        scene.hear(message)
+    scene.settle()
+    assert scene.others.closed == []
+
+
+def test_saves_are_passed_on(scene):
+    scene.come_up()
+    held = scene.begin()
+    save = a_save(held.folder, 2)
+    scene.hear(Saved(job_id=held.job_id, save=save))
+    wait_until(lambda: scene.others.kept == [(held, save)])
+
+
+def test_what_is_over_is_let_go(scene):
+    held = scene.desk.hold()
+    scene.inbox.put(Over(held))
+    wait_until(lambda: scene.others.let_go_of == [held])
+
+
+def test_a_drain_without_work_ends_at_once(scene):
+    scene.come_up()
+    scene.supervisor.end()
+    scene.thread.join(30)
+    assert (scene.life.group, scene.others.left) == (None, True)
+
+
+def test_a_drain_has_the_job_saved_and_waits_until_it_is_given_back(desk):
+    scene = Scene(desk, drain_s=60.0)
+    scene.come_up()
+    held = scene.begin()
+    scene.supervisor.end()
+    wait_until(lambda: Stop(job_id=held.job_id, why="drain") in scene.life.said)
+    scene.hear(Stopped(job_id=held.job_id, why="drain"))
+    assert scene.ending(held) == Left("drain")
+    assert scene.thread.is_alive()
+    scene.inbox.put(Over(held))
+    scene.thread.join(30)
+    assert not scene.thread.is_alive()
+
+
+def test_a_drain_hurries_everybody_and_takes_nothing_more(desk):
+    scene = Scene(desk, drain_s=60.0)
+    scene.come_up()
+    held = scene.begin()
+    scene.supervisor.end()
+    scene.supervisor.end()
+    late = scene.prepare()
+    assert scene.ending(late) == GivenBack(crashed=False)
+    assert (scene.others.hurried, scene.others.stopped, scene.intake.is_over) == (True, True, True)
+    assert scene.life.said.count(Stop(job_id=held.job_id, why="drain")) == 1
+    scene.hear(Stopped(job_id=held.job_id, why="drain"))
+    scene.ending(held)
+    scene.end()
+
+
+def test_a_group_that_does_not_stop_in_time_is_killed_and_its_job_given_back_without_a_crash(scene):
+    scene.come_up()
+    held = scene.begin()
+    scene.supervisor.end()
+    assert scene.ending(held) == GivenBack(crashed=False)
+    assert scene.life.group is None
+    scene.inbox.put(Over(held))
+    scene.thread.join(30)
+
+
+def test_a_group_that_dies_while_it_drains_is_not_started_again(desk):
+    scene = Scene(desk, drain_s=60.0)
+    scene.come_up()
+    held = scene.begin()
+    scene.supervisor.end()
+    wait_until(lambda: len(scene.life.said) == 2)
+    scene.hear(None)
+    assert scene.ending(held) == GivenBack(crashed=True)
+    scene.inbox.put(Over(held))
+    scene.thread.join(30)
+    assert scene.life.starts == 1
+
+
+def test_it_ends_even_if_a_job_cannot_be_given_back(scene):
+    scene.come_up()
+    scene.begin()
+    scene.supervisor.end()
+    scene.thread.join(30)
+    assert not scene.thread.is_alive()

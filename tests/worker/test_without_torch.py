@@ -1,0 +1,31 @@
+"""The supervisor and its parent run where torch cannot be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HIDE = """
+import importlib.abc, sys
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "diffusers", "transformers", "av", "numpy"}:
+            raise ImportError(f"{name} is hidden")
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+@pytest.mark.parametrize("module", ["worker.__main__", "worker.crew", "worker.supervisor", "worker.parent"])
+def test_it_is_imported_without_torch(module):
+    code = f"{HIDE}\nimport {module}\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stderr, done.stdout) == ("", "False\n")
+
+
+def test_what_is_hidden_is_hidden():
+    done = subprocess.run(
+        [sys.executable, "-c", f"{HIDE}\nimport worker.rank"], capture_output=True, text=True, check=False
+    )
+    assert "torch is hidden" in done.stderr

@@ -1,0 +1,126 @@
+"""A whole worker with two ranks: jobs that end in every way, and the group stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import psutil
+import pytest
+
+from stack.redis_server import open_redis
+from tests.waiting import wait_until
+from tests.worker.running_worker import RunningWorker, running_worker
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
+    folder = tmp_path_factory.mktemp("worker")
+    with open_redis(folder / "redis") as url, running_worker(folder, url, max_films_behind=2) as worker:
+        worker.wait_until_ready()
+        yield worker
+
+
+@pytest.fixture
+def warm(worker: RunningWorker) -> Iterator[list[psutil.Process]]:
+    """The ranks, which are the same before and after the test."""
+    worker.wait_until_ready()
+    ranks = worker.ranks
+    yield ranks
+    worker.wait_for(worker.submit(), "succeeded")
+    assert worker.ranks == ranks
+
+
+def test_a_job_becomes_a_film(worker, warm):
+    job = worker.wait_for(
+        worker.submit(seed=4, num_segments=3, num_condition_frames=5), "succeeded", "failed"
+    )
+    assert job.error is None
+    result = job.result
+    assert (result.width, result.height, result.num_frames, result.fps, result.seed) == (96, 64, 17, 15, 4)
+    film = b"".join(worker.storage.read(result.video_key))
+    assert (len(film), hashlib.sha256(film).hexdigest()) == (result.size_bytes, result.sha256)
+    with av.open(str(worker.folder / "data" / "storage" / result.video_key)) as container:
+        greys = [int(np.median(f.to_ndarray(format="gray"))) for f in container.decode(video=0)]
+    assert len(greys) == 17
+    assert greys == sorted(greys)
+
+
+def test_only_the_result_remains_of_a_job(worker, warm):
+    job_id = worker.submit()
+    worker.wait_for(job_id, "succeeded")
+    wait_until(lambda: worker.stored(job_id) == ["1/thumbnail.jpg", "1/video.mp4"])
+    spool = worker.folder / "data" / "worker" / "test-0" / "jobs"
+    wait_until(lambda: not (spool / job_id).exists())
+
+
+def test_progress_never_goes_back_and_ends_at_the_whole(worker, warm):
+    job_id = worker.submit("step_s=0.4")
+    job = worker.wait_for(job_id, "succeeded")
+    told = [event.progress for event in worker.ledger.events(job_id) if event.progress]
+    fractions = [progress.fraction for progress in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert {"load", "denoise", "upload"} <= {progress.phase for progress in told}
+    assert any(progress.eta_s for progress in told)
+    assert job.timings_s["denoise"] >= 1.6
+
+
+def test_an_error_on_all_ranks_fails_the_job_alone(worker, warm):
+    job = worker.wait_for(worker.submit("raises=all"), "failed")
+    assert (job.error.code, job.attempt) == ("generation_failed", 1)
+    assert "staged" in job.error.message
+
+
+def test_out_of_memory_on_all_ranks_fails_the_job_alone(worker, warm):
+    job = worker.wait_for(worker.submit("memory=all"), "failed")
+    assert (job.error.code, job.error.retryable) == ("out_of_memory", False)
+
+
+def test_a_cancelled_job_is_left_by_all_ranks_at_the_next_boundary(worker, warm):
+    job_id = worker.submit("step_s=0.3", num_inference_steps=100)
+    worker.wait_for_step(job_id)
+    worker.ledger.cancel(job_id)
+    worker.wait_for(job_id, "cancelled")
+    assert len(worker.steps(job_id)) < 20
+    wait_until(lambda: worker.stored(job_id) == [])
+
+
+def test_a_job_that_runs_too_long_is_left(worker, warm):
+    job_id = worker.submit("step_s=0.3", num_inference_steps=100, max_run_s=0.5)
+    job = worker.wait_for(job_id, "failed")
+    assert job.error.code == "deadline_exceeded"
+    wait_until(lambda: worker.stored(job_id) == [])
+
+
+def test_while_the_storage_is_away_the_film_waits_and_the_group_goes_on(worker, warm):
+    storage = worker.folder / "data" / "storage" / "jobs"
+    aside = storage.with_name("aside")
+    storage.rename(aside)
+    storage.touch()  # no folder: nothing can be stored
+    first, second, third = worker.submit(), worker.submit(), worker.submit()
+    for job_id in (first, second):
+        worker.wait_for(job_id, "uploading")
+        assert len(worker.steps(job_id)) == 4
+    assert worker.job(third).status == "queued"  # two films are behind
+    storage.unlink()
+    aside.rename(storage)
+    for job_id in (first, second, third):
+        job = worker.wait_for(job_id, "succeeded")
+        assert (job.attempt, len(worker.steps(job_id))) == (1, 4)
+
+
+def test_a_job_cancelled_while_its_film_waits_never_succeeds(worker, warm):
+    storage = worker.folder / "data" / "storage" / "jobs"
+    aside = storage.with_name("aside")
+    storage.rename(aside)
+    storage.touch()
+    job_id = worker.submit()
+    worker.wait_for(job_id, "uploading")
+    worker.ledger.cancel(job_id)
+    worker.wait_for(job_id, "cancelled")
+    storage.unlink()
+    aside.rename(storage)
+    wait_until(lambda: worker.stored(job_id) == [])

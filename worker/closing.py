@@ -1,0 +1,173 @@
+"""The end of a job in this supervisor's hands: its film is stored and committed, or it failed, or goes back.
+
+Each job is closed in a thread of its own, so neither Redis nor the storage being away holds up the group or
+another job. The ledger decides; what it refuses (the lease was lost) leaves nothing behind in the storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from jobs.errors import DeadlineExceeded, JobNotFound, LeaseLost, LongCatError, Unavailable
+from jobs.keys import attempt_prefix, job_prefix
+from jobs.queue import TicketQueue
+from jobs.record import ENDED, JobError, Status
+from jobs.storage import Storage
+from jobs.transitions import Ledger
+from worker.held import Ending, Failure, Filmed, GivenBack, Held, Interrupted, Left, as_job_error
+from worker.patience import patiently
+from worker.protocol import Film
+from worker.saves import Saves, remove_saves
+from worker.spool import Spool, Waiting
+from worker.upload import Upload
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 5.0  # how long a job that goes back waits for its last state to be stored
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where jobs are recorded, delivered and kept."""
+
+    ledger: Ledger
+    tickets: TicketQueue
+    storage: Storage
+    spool: Spool
+    saves: Saves
+
+
+class Closer:
+    """Closes jobs; `over` is called, in the job's thread, when nothing of it remains to be done."""
+
+    def __init__(self, places: Places, upload_limit_s: float, over: Callable[[Held], None]) -> None:
+        self._ledger, self._tickets = places.ledger, places.tickets
+        self._storage, self._spool, self._saves = places.storage, places.spool, places.saves
+        self._upload = Upload(places.storage, upload_limit_s)
+        self._over = over
+        self._hurried = threading.Event()
+
+    def close(self, held: Held, ending: Ending) -> None:
+        """Begin to close this job."""
+        threading.Thread(target=self._close, args=(held, ending), name="closing", daemon=True).start()
+
+    def hurry(self) -> None:
+        """From now on a film that cannot be stored at once goes back to the queue; it stays in the spool."""
+        self._hurried.set()
+
+    def _close(self, held: Held, ending: Ending) -> None:
+        try:
+            self._end(held, ending)
+        except LeaseLost:
+            self._lost(held)
+        except Exception:
+            logger.exception("job %s could not be closed; its lease runs out", held.job_id)
+        finally:
+            self._over(held)
+
+    def _end(self, held: Held, ending: Ending) -> None:
+        match ending:
+            case Filmed(film):
+                self._store(held, film)
+            case Failure(error):
+                self._fail(held, error)
+            case Left("cancel"):
+                self._cancelled(held)
+            case Left("deadline"):
+                self._fail(held, as_job_error(DeadlineExceeded("the job ran longer than it may")))
+            case Left("lost"):
+                raise LeaseLost("another group has the job")
+            case Left("drain"):
+                self._give_back(held, crashed=False)
+            case GivenBack(crashed):
+                self._give_back(held, crashed=crashed)
+
+    def _store(self, held: Held, film: Film) -> None:
+        waiting = Waiting(fence=held.claim.fence, film=film, timings_s=held.timings_s)
+        try:
+            self._spool.keep_film(held.job_id, waiting)
+            self._check(held)
+            held.progress = held.progress.model_copy(
+                update={"phase": "upload", "step": 0, "num_steps": 0, "eta_s": None}
+            )
+            patiently(lambda: self._begin_upload(held), lambda: self._check_again(held))
+            result = self._upload.store(held, film, lambda: self._check_again(held))
+        except LeaseLost:
+            raise
+        except Interrupted:
+            self._interrupted(held)
+        except (LongCatError, OSError) as error:
+            self._fail(held, as_job_error(error))
+        else:
+            self._commit(held, lambda: self._ledger.succeed(held.claim, result, held.timings_s))
+
+    def _begin_upload(self, held: Held) -> None:
+        self._ledger.begin_upload(held.claim)
+        self._ledger.beat(held.claim, held.progress)
+
+    def _check(self, held: Held) -> None:
+        """Whether the film is still wanted from here. A deadline no longer counts: the film is there."""
+        if held.verdict == "lost":
+            raise LeaseLost("another group has the job")
+        if held.verdict == "cancel":
+            raise Interrupted
+
+    def _check_again(self, held: Held) -> None:
+        self._check(held)
+        if self._hurried.is_set():
+            raise Interrupted
+
+    def _interrupted(self, held: Held) -> None:
+        if held.verdict == "cancel":
+            self._cancelled(held)
+        else:
+            self._give_back(held, crashed=False)
+
+    def _fail(self, held: Held, error: JobError) -> None:
+        self._commit(held, lambda: self._ledger.fail(held.claim, error, held.timings_s))
+
+    def _cancelled(self, held: Held) -> None:
+        def acknowledge() -> Status:
+            self._ledger.acknowledge_cancel(held.claim)
+            return "cancelled"
+
+        self._commit(held, acknowledge)
+
+    def _give_back(self, held: Held, *, crashed: bool) -> None:
+        self._saves.flush(held, FLUSH_S)
+        status = self._commit(held, lambda: self._ledger.requeue(held.claim, crashed=crashed))
+        if status == "queued":
+            with suppress(Unavailable):  # then a sweep delivers it
+                self._tickets.deliver(held.job_id)
+
+    def _commit(self, held: Held, write: Callable[[], Status]) -> Status:
+        """Have the ledger write the last word, and remove what the state it gives has no need of."""
+        status = patiently(write, held.check_lease)
+        if status in ENDED:
+            self._saves.forget(held, FLUSH_S)
+            self._spool.remove(held.job_id)
+            with suppress(Unavailable):  # then they go when the record expires
+                self._remove_stored(held, status)
+        return status
+
+    def _remove_stored(self, held: Held, status: Status) -> None:
+        """Saved states, and what attempts without a result stored."""
+        remove_saves(held.job_id, self._storage)
+        attempt = held.claim.attempt
+        for other in range(1, attempt if status == "succeeded" else attempt + 1):
+            self._storage.delete_prefix(attempt_prefix(held.job_id, other))
+
+    def _lost(self, held: Held) -> None:
+        """Somebody else has the job, or it is gone: what this attempt stored is nobody's."""
+        logger.warning("job %s is no longer held here", held.job_id)
+        self._saves.forget(held, FLUSH_S)
+        with suppress(Unavailable):
+            self._storage.delete_prefix(attempt_prefix(held.job_id, held.claim.attempt))
+            try:
+                self._ledger.get(held.job_id)
+            except JobNotFound:
+                self._storage.delete_prefix(job_prefix(held.job_id))

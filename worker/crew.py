@@ -1,0 +1,140 @@
+"""Puts a supervisor together: settings in, everything wired.
+
+`worker.__main__` calls it in a supervisor's process, tests in their own.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from functools import partial
+
+from redis import Redis
+
+from jobs.capability import Seat
+from jobs.connect import check_server, connect
+from jobs.errors import GroupTaken, JobNotFound
+from jobs.queue import TicketQueue
+from jobs.storage import open_storage
+from jobs.sweep import keep_removing, keep_sweeping
+from jobs.transitions import Claim, Ledger
+from worker.closing import Closer, Places
+from worker.group import Launch
+from worker.held import Filmed, Held
+from worker.intake import Intake
+from worker.lease import Keeper
+from worker.life import Life, Patience
+from worker.patience import patiently
+from worker.prepare import Preparation
+from worker.presence import Presence, keep_spool_clear
+from worker.saves import Saves
+from worker.settings import WorkerSettings, group_environment
+from worker.spool import Spool
+from worker.supervisor import Crew, Drain, Heard, Inbox, Over, Prepared, Rules, Supervisor, Told
+
+REDIS_PATIENCE_S = 2.0  # of one call; whoever calls tries again
+SEAT_TTL_S = 6.0
+
+
+def assemble(settings: WorkerSettings, index: int) -> Supervisor:
+    """The supervisor of the group with this index, ready to serve.
+
+    Raises UnfitServer, and GroupTaken if another worker has the group's name and does not go away.
+    """
+    redis = connect(settings.redis_url, REDIS_PATIENCE_S)
+    patiently(lambda: check_server(redis))
+    group = settings.group_name(index)
+    seat = Seat(redis, group, SEAT_TTL_S)
+    _take(seat, settings.ranks_per_group)
+    folder = settings.group_folder(index)
+    places = _places(settings, redis, Spool(folder / "jobs"))
+    inbox: Inbox = queue.SimpleQueue()
+    keeper = Keeper(places.ledger, lambda held: inbox.put(Told(held)))
+    preparation = Preparation(places.storage, places.spool)
+
+    def took(claim: Claim) -> None:
+        held = Held(claim, places.spool.path(claim.job.id))
+        keeper.keep(held)
+        inbox.put(Prepared(held, preparation.prepare(held)))
+
+    crew = Crew(
+        life=_life(settings, index, inbox),
+        intake=Intake(redis, lambda: places.ledger.claim(group, settings.lease_s), took),
+        preparation=preparation,
+        keeper=keeper,
+        closer=Closer(places, settings.upload_limit_s, lambda held: inbox.put(Over(held))),
+        presence=Presence(seat, redis, settings.ranks_per_group, lambda: inbox.put(Drain())),
+        saves=places.saves,
+    )
+    _take_up_films(places, keeper, inbox, settings.lease_s)
+    _sweep(places, keeper)
+    return Supervisor(crew, inbox, Rules(settings.max_films_behind, settings.drain_s))
+
+
+def _take(seat: Seat, ranks: int) -> None:
+    """Take the group's name; whoever had it may have died a moment ago."""
+    patient_until = time.monotonic() + 2 * SEAT_TTL_S
+    while True:
+        try:
+            return patiently(lambda: seat.publish("starting", ranks))
+        except GroupTaken:
+            if time.monotonic() > patient_until:
+                raise
+            time.sleep(1.0)
+
+
+def _places(settings: WorkerSettings, redis: Redis, spool: Spool) -> Places:
+    ledger = Ledger(redis, retention_s=settings.retention_s, max_attempts=settings.max_attempts)
+    storage = open_storage(settings)
+    saves = Saves(ledger, storage, spool)
+    return Places(ledger, TicketQueue(redis), storage, spool, saves)
+
+
+def _life(settings: WorkerSettings, index: int, inbox: Inbox) -> Life:
+    socket = settings.group_folder(index) / "rank-0.sock"
+    launch = Launch(
+        num_ranks=settings.ranks_per_group,
+        module=settings.rank_module,
+        setup=settings.rank_setup(socket).model_dump_json(),
+        socket=socket,
+        environment=group_environment(settings, index),
+    )
+    patience = Patience(
+        start_limit_s=settings.start_limit_s,
+        stall_s=settings.stall_s,
+        step_stall_s=settings.step_stall_s,
+        max_failed_starts=settings.max_failed_starts,
+        longest_pause_s=settings.longest_pause_s,
+    )
+    return Life(launch, patience, lambda group, message: inbox.put(Heard(group, message)))
+
+
+def _take_up_films(places: Places, keeper: Keeper, inbox: Inbox, lease_s: float) -> None:
+    """Go on storing films that lie in the spool, where the lease of their claim still holds."""
+    for job_id in places.spool.job_ids:
+        waiting = places.spool.waiting(job_id)
+        if waiting is None:
+            continue
+        try:
+            job = patiently(partial(places.ledger.get, job_id))
+        except JobNotFound:
+            continue
+        held = Held(
+            Claim(job, waiting.fence, lease_s), places.spool.path(job_id), timings_s=waiting.timings_s
+        )
+        held.verdict = patiently(partial(places.ledger.beat, held.claim))
+        if held.verdict != "lost":
+            keeper.keep(held)
+            inbox.put(Prepared(held, Filmed(waiting.film)))
+
+
+def _sweep(places: Places, keeper: Keeper) -> None:
+    """What every process does for all, and what is this one's alone."""
+    never = threading.Event()
+    for name, body, arguments in (
+        ("sweep", keep_sweeping, (places.ledger, places.tickets, never)),
+        ("remove", keep_removing, (places.ledger, places.storage, never)),
+        ("spool", keep_spool_clear, (places.spool, places.ledger, keeper)),
+    ):
+        threading.Thread(target=body, args=arguments, name=name, daemon=True).start()

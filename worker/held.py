@@ -1,0 +1,83 @@
+"""A job in this supervisor's hands, from its claim to its end.
+
+Several threads look at it: the keeper writes what the ledger says, the supervisor what the group says, and
+whoever closes it reads both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.errors import DiskFull, LeaseLost, LongCatError
+from jobs.record import JobError, Progress
+from jobs.transitions import Claim, Verdict
+from worker.protocol import Film, Save, Timings, Why
+
+
+@dataclass(eq=False)
+class Held:
+    """A claimed job. `folder` is its own in the spool; `verdict` is what the ledger said last.
+
+    `save` is the latest of which the storage has all files.
+    """
+
+    claim: Claim
+    folder: Path
+    verdict: Verdict = "go"
+    progress: Progress = field(default_factory=lambda: Progress(phase="load"))
+    timings_s: Timings = field(default_factory=dict)
+    save: Save | None = None
+    is_over: bool = False
+
+    @property
+    def job_id(self) -> str:
+        """The job's."""
+        return self.claim.job.id
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost if it is somebody else's by now."""
+        if self.verdict == "lost":
+            raise LeaseLost("the lease ran out")
+
+
+@dataclass(frozen=True)
+class Filmed:
+    """The film is whole: store it."""
+
+    film: Film
+
+
+@dataclass(frozen=True)
+class Failure:
+    """It cannot be done."""
+
+    error: JobError
+
+
+@dataclass(frozen=True)
+class Left:
+    """The group left it, as it was told to."""
+
+    why: Why
+
+
+@dataclass(frozen=True)
+class GivenBack:
+    """It goes back to the queue; `crashed` if the group died under it."""
+
+    crashed: bool
+
+
+Ending = Filmed | Failure | Left | GivenBack
+
+
+class Interrupted(Exception):
+    """What is done for a job ends here: it was cancelled, or this supervisor is about to end."""
+
+
+def as_job_error(error: LongCatError | OSError) -> JobError:
+    """The error as the record shows it; what the file system says is the worker's disk."""
+    if isinstance(error, OSError):
+        error = DiskFull(f"the worker's disk does not take the job's files: {error.strerror}")
+    return JobError(code=error.code, message=error.message, retryable=error.retryable)

@@ -1,0 +1,97 @@
+"""The engine of a real rank: the loaded pipeline, and an order turned into what it is asked for.
+
+`worker.rank` loads one and keeps it warm. It knows nothing of queues, leases and films.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import get_args
+
+import torch
+
+from jobs.capability import Capability
+from jobs.order import Task
+from model.conditioning import REFINEMENT_LORA
+from model.film import read_clip, read_image
+from model.parallel import ContextParallel
+from model.pipeline import Pipeline
+from model.request import Event, Request
+from model.state import State
+from worker.engine import Begun, Engine, plan_of
+from worker.protocol import Run
+from worker.settings import RankSetup
+
+TASKS = get_args(Task)  # the last one needs the refinement's LoRA
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ModelEngine:
+    """The loaded pipeline of one rank."""
+
+    def __init__(self, pipeline: Pipeline, dtype: torch.dtype) -> None:
+        self._pipeline = pipeline
+        self._dtype = dtype
+
+    @property
+    def capability(self) -> Capability:
+        """See `Engine`."""
+        parallel = self._pipeline.parallel
+        return Capability(
+            model="LongCat-Video",
+            tasks=TASKS if REFINEMENT_LORA in self._pipeline.loras else TASKS[:-1],
+            loras=tuple(sorted(self._pipeline.loras)),
+            limits=self._pipeline.limits.to_json(),
+            context_parallel=parallel.size,
+            device=parallel.device.type,
+            dtype=str(self._dtype).removeprefix("torch."),
+        )
+
+    def generate(self, run: Run) -> Iterator[Begun | Event]:
+        """See `Engine`. The leader alone reads the files."""
+        leads = self._pipeline.parallel.is_leader
+        request = request_of(run, with_inputs=leads)
+        resume = State.load(run.folder / run.resume.state) if leads and run.resume else None
+        yield Begun()
+        for event in self._pipeline.generate(request, resume):
+            self._settle()
+            yield event
+
+    def tidy(self) -> None:
+        """See `Engine`."""
+        gc.collect()
+        if self._on_cuda:
+            torch.cuda.empty_cache()
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self._pipeline.parallel.device.type == "cuda"
+
+    def _settle(self) -> None:
+        """Wait for the device: it is given work ahead, and progress is to be what has been done."""
+        if self._on_cuda:
+            torch.cuda.synchronize()
+
+
+def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
+    """Load the checkpoint onto this rank's device. Raises ModelError."""
+    automatic = "bfloat16" if parallel.device.type == "cuda" else "float32"
+    dtype = DTYPES[automatic if setup.dtype == "auto" else setup.dtype]
+    return ModelEngine(Pipeline.load(setup.checkpoint, dtype, parallel), dtype)
+
+
+def request_of(run: Run, *, with_inputs: bool) -> Request:
+    """The model's request for an order, with the files that were fetched. Raises InputError."""
+    order = run.order
+    paths = {name: run.folder / file for name, file in run.inputs.items()} if with_inputs else {}
+    condition = paths.get("condition_video")
+    return Request(
+        plan=plan_of(order),
+        prompts=order.prompts,
+        seed=order.seed,
+        negative_prompt=order.negative_prompt,
+        image=read_image(paths["image"]) if "image" in paths else None,
+        video=read_clip(paths["video"]) if "video" in paths else None,
+        condition_video=read_clip(condition, "condition_video") if condition else None,
+    )

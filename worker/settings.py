@@ -1,0 +1,131 @@
+"""The worker's settings: the one place where its processes read the environment.
+
+The parent and the supervisors read `WorkerSettings`; the ranks are told theirs (`RankSetup`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from jobs.settings import SharedSettings
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FilmSettings(_Frozen):
+    """How the leader writes and saves. Times in seconds."""
+
+    checkpoint_s: float
+    crf: int
+    preset: str
+    buffer_bytes: int
+
+
+class RankSetup(_Frozen):
+    """What a rank is told when it is started. Times in seconds."""
+
+    socket: Path
+    checkpoint: Path
+    device: DeviceName
+    dtype: DtypeName
+    collective_timeout_s: float
+    error_grace_s: float
+    film: FilmSettings
+
+
+class WorkerSettings(SharedSettings):
+    """Every setting is `LONGCAT_<NAME>`; times in seconds."""
+
+    checkpoint: Path
+    ranks: int = Field(default=1, ge=1, description="processes in all, one for each GPU")
+    context_parallel: int | None = Field(
+        default=None, ge=1, description="ranks that share a video: default all"
+    )
+    device: DeviceName = "auto"
+    dtype: DtypeName = Field(default="auto", description="auto: bfloat16 on cuda, float32 on cpu")
+    worker_name: str = Field(
+        default_factory=socket.gethostname, description="names its groups; one worker at a time may have it"
+    )
+
+    checkpoint_s: float = Field(default=60.0, ge=0, description="how often a running job is saved")
+    x264_crf: int = Field(default=18, ge=0, le=51, description="quality of the film, lower is better")
+    x264_preset: str = Field(default="medium", description="how hard x264 tries")
+    film_buffer_bytes: int = Field(default=1 << 30, gt=0, description="frames that may wait for x264")
+
+    start_limit_s: float = Field(default=1800.0, gt=0, description="how long loading the model may take")
+    stall_s: float = Field(default=600.0, gt=0, description="silence of a group that counts as a hang")
+    step_stall_s: float = Field(
+        default=120.0, gt=0, description="the same between two steps, if 5 steps take less"
+    )
+    error_grace_s: float = Field(default=5.0, gt=0, description="how far apart ranks may fail with one error")
+    max_failed_starts: int = Field(default=3, ge=1, description="after these a group counts as broken")
+    longest_pause_s: float = Field(default=60.0, gt=0, description="between failed starts")
+    drain_s: float = Field(default=25.0, gt=0, description="how long a worker that was asked to end may take")
+
+    upload_limit_s: float = Field(default=6 * 3600.0, gt=0, description="how long storage may be away")
+    max_films_behind: int = Field(default=4, ge=1, description="films being finished or stored beside a job")
+    rank_module: str = Field(default="worker.rank", description="what runs on each GPU")
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> WorkerSettings:
+        if self.ranks % self.ranks_per_group:
+            raise ValueError(
+                f"RANKS ({self.ranks}) must be a multiple of CONTEXT_PARALLEL ({self.context_parallel})"
+            )
+        return self
+
+    @property
+    def ranks_per_group(self) -> int:
+        """Ranks that share one video."""
+        return self.context_parallel or self.ranks
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that take jobs independently."""
+        return self.ranks // self.ranks_per_group
+
+    def group_name(self, index: int) -> str:
+        """The group's name, as Redis knows it."""
+        return f"{self.worker_name}-{index}"
+
+    def group_folder(self, index: int) -> Path:
+        """Where a group keeps its socket and its jobs' files."""
+        return self.data_dir.absolute() / "worker" / self.group_name(index)
+
+    def rank_setup(self, connect_to: Path) -> RankSetup:
+        """What the ranks of a group are told."""
+        return RankSetup(
+            socket=connect_to,
+            checkpoint=self.checkpoint.absolute(),
+            device=self.device,
+            dtype=self.dtype,
+            collective_timeout_s=max(self.stall_s, self.start_limit_s),
+            error_grace_s=self.error_grace_s,
+            film=FilmSettings(
+                checkpoint_s=self.checkpoint_s,
+                crf=self.x264_crf,
+                preset=self.x264_preset,
+                buffer_bytes=self.film_buffer_bytes,
+            ),
+        )
+
+
+def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
+    """The environment of a group's supervisor and ranks: its share of the GPUs that this worker may use."""
+    environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}  # ranks of one machine need no name service
+    size = settings.ranks_per_group
+    if settings.device != "cpu":
+        named = environment.get("CUDA_VISIBLE_DEVICES")
+        devices = named.split(",") if named else [str(i) for i in range(settings.ranks)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * size : (index + 1) * size])
+    return environment

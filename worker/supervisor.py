@@ -1,0 +1,273 @@
+"""The supervisor of one group of ranks: a light process that outlives any crash of the GPUs.
+
+It holds the jobs' leases, keeps a group alive (`worker.life`), hands it one order after the other, passes
+cancel, deadline and drain down, and takes progress, saves and films up. It computes nothing and waits for
+nothing: threads put what happens into its inbox (`worker.intake`, `worker.group`, `worker.lease`,
+`worker.closing`), and `serve` deals with one thing after the other. No torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from jobs.capability import Capability
+from worker.closing import Closer
+from worker.group import Group
+from worker.held import Ending, Failure, Filmed, GivenBack, Held, Left
+from worker.intake import Intake
+from worker.lease import Keeper
+from worker.life import Life
+from worker.prepare import Preparation
+from worker.presence import Presence, Shown
+from worker.protocol import (
+    Broken,
+    Failed,
+    Finished,
+    Message,
+    Ready,
+    Released,
+    Report,
+    Run,
+    Running,
+    Saved,
+    Stop,
+    Stopped,
+)
+from worker.saves import Saves
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A group said something; None: its rank 0 is gone."""
+
+    group: Group
+    message: Message | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job was claimed and can be handed over; or its ending, if it cannot."""
+
+    held: Held
+    work: Run | Ending
+
+
+@dataclass(frozen=True)
+class Told:
+    """The ledger's verdict on a job changed."""
+
+    held: Held
+
+
+@dataclass(frozen=True)
+class Over:
+    """Nothing of a job remains to be done."""
+
+    held: Held
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Let go of everything and end."""
+
+
+Event = Heard | Prepared | Told | Over | Drain
+Inbox = queue.SimpleQueue[Event]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How many films may be behind, and how long a drain may take, in seconds.
+
+    `last_words_s` more are for jobs that have to be given back then.
+    """
+
+    max_films_behind: int
+    drain_s: float
+    last_words_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work beside the supervisor; all but `life` have threads of their own."""
+
+    life: Life
+    intake: Intake
+    preparation: Preparation
+    keeper: Keeper
+    closer: Closer
+    saves: Saves
+    presence: Presence
+
+
+class Supervisor:
+    """Deals with what happens, one thing after the other."""
+
+    def __init__(self, crew: Crew, inbox: Inbox, rules: Rules) -> None:
+        self._life, self._presence, self._keeper = crew.life, crew.presence, crew.keeper
+        self._intake, self._preparation = crew.intake, crew.preparation
+        self._closer, self._saves = crew.closer, crew.saves
+        self._inbox = inbox
+        self._rules = rules
+        self._capability: Capability | None = None
+        self._current: Held | None = None  # has the GPUs
+        self._finishing: dict[str, Held] = {}  # rank 0 still writes their films
+        self._closing: set[Held] = set()
+        self._asked = False
+        self._drain_until: float | None = None
+
+    def serve(self) -> None:
+        """Work until asked to end and everything in hand is done or given back."""
+        self._presence.start()
+        while not self._is_over():
+            with suppress(queue.Empty):
+                self._deal_with(self._inbox.get(timeout=TICK_S))
+            self._look_around()
+        self._life.end()
+        self._presence.leave()
+
+    def end(self) -> None:
+        """Ask it to let go of everything and end, within a step or so; from any thread, or a signal."""
+        self._inbox.put(Drain())
+
+    def _close(self, held: Held, ending: Ending) -> None:
+        """Nothing more is to come from the group for this job."""
+        self._closing.add(held)
+        self._closer.close(held, ending)
+
+    def _deal_with(self, event: Event) -> None:
+        match event:
+            case Heard(group, message) if group is self._life.group:
+                self._hear(message)
+            case Prepared(held, work):
+                self._begin(held, work)
+            case Told(held) if held is self._current and held.verdict != "go":
+                self._life.say(Stop(job_id=held.job_id, why=held.verdict))
+            case Over(held):
+                self._closing.discard(held)
+                self._keeper.let_go(held)
+            case Drain():
+                self._drain()
+
+    def _hear(self, message: Message | None) -> None:
+        match message:
+            case None:
+                self._give_up("rank 0 is gone")
+            case Ready():
+                self._life.came_up(message)
+                self._capability = message.capability
+            case Broken():
+                self._give_up(message.message)
+            case Running():
+                self._life.heard(None)
+            case Report() | Saved() | Released() | Finished() | Stopped() | Failed():
+                held = self._with_group().get(message.job_id)
+                if held is not None:
+                    self._hear_of(held, message)
+
+    def _hear_of(self, held: Held, message: Message) -> None:
+        match message:
+            case Report():
+                held.progress, held.timings_s = message.progress, message.timings_s
+                self._life.heard(message.progress)
+            case Saved():
+                self._saves.keep(held, message.save)
+            case Released():
+                self._current = None
+                self._finishing[held.job_id] = held
+            case Finished():
+                self._from_group(held, Filmed(message.film))
+            case Stopped():
+                self._from_group(held, Left(message.why))
+            case Failed():
+                self._from_group(held, Failure(message.error))
+
+    def _from_group(self, held: Held, ending: Ending) -> None:
+        if held is self._current:
+            self._current = None
+        self._finishing.pop(held.job_id, None)
+        self._close(held, ending)
+
+    def _begin(self, held: Held, work: Run | Ending) -> None:
+        self._asked = False
+        if not isinstance(work, Run):
+            self._close(held, work)
+        elif held.verdict != "go":
+            self._close(held, Left(held.verdict))
+        elif self._can_begin():
+            self._current = held
+            self._life.hand_over(work)
+        else:
+            self._close(held, GivenBack(crashed=False))
+
+    def _look_around(self) -> None:
+        trouble = self._life.look(busy=self._current is not None, may_start=self._drain_until is None)
+        if trouble:
+            self._give_up(trouble)
+        if self._drain_until is not None and time.monotonic() > self._drain_until:
+            self._let_go(crashed=False)
+        self._ask()
+        self._show()
+
+    def _can_begin(self) -> bool:
+        behind = len(self._finishing) + len(self._closing)
+        return (
+            self._life.is_up
+            and self._current is None
+            and self._drain_until is None
+            and behind < self._rules.max_films_behind
+        )
+
+    def _ask(self) -> None:
+        can_begin = self._can_begin()
+        if can_begin and not self._asked:
+            self._intake.ask()
+        elif self._asked and not can_begin:
+            self._intake.withdraw()
+        self._asked = can_begin
+
+    def _show(self) -> None:
+        current = self._current
+        state = self._life.state(busy=current is not None)
+        self._presence.show(Shown(state, current.job_id if current else None, self._capability))
+
+    def _give_up(self, trouble: str) -> None:
+        """The group is not sound: its jobs go back to the queue, and another is started."""
+        logger.error("the group is given up: %s", trouble)
+        self._let_go(crashed=True)
+
+    def _let_go(self, *, crashed: bool) -> None:
+        self._life.end()
+        for held in self._with_group().values():
+            self._from_group(held, GivenBack(crashed=crashed))
+
+    def _with_group(self) -> dict[str, Held]:
+        """The jobs of which rank 0 has something to do."""
+        current = {self._current.job_id: self._current} if self._current else {}
+        return {**self._finishing, **current}
+
+    def _drain(self) -> None:
+        if self._drain_until is not None:
+            return
+        logger.info("draining")
+        self._drain_until = time.monotonic() + self._rules.drain_s
+        self._intake.stop()
+        self._preparation.stop()
+        self._closer.hurry()
+        if self._current:
+            self._life.say(Stop(job_id=self._current.job_id, why="drain"))
+
+    def _is_over(self) -> bool:
+        if self._drain_until is None:
+            return False
+        if time.monotonic() > self._drain_until + self._rules.last_words_s:
+            return True
+        return self._intake.is_over and self._inbox.empty() and not self._with_group() and not self._closing
