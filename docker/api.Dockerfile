@@ -1,0 +1,25 @@
+# The API: small, without torch. Built from the repository's root.
+FROM python:3.12-slim-bookworm
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+WORKDIR /app
+
+# What changes seldom comes first: with no packages beside it, pyproject.toml installs the dependencies alone.
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+RUN pip install --constraint constraints.txt '.[service,s3]'
+
+COPY jobs jobs
+COPY model model
+COPY service service
+RUN pip install --no-deps --force-reinstall .
+
+RUN useradd --uid 10001 --create-home longcat && install --directory --owner longcat /data
+USER longcat
+WORKDIR /data
+VOLUME /data
+
+ENV LONGCAT_HOST=0.0.0.0 LONGCAT_PORT=8000 LONGCAT_DATA_DIR=/data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+CMD ["python", "-m", "service"]

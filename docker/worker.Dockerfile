@@ -1,0 +1,31 @@
+# A worker: the supervisor and its torchrun group. The weights are mounted, not built in. Built from the root.
+# torch brings its own CUDA libraries; the base makes the driver visible and is what Triton compiles against.
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04
+
+# Triton compiles a small launcher in C for each kernel.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /venv
+ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+WORKDIR /app
+
+# What changes seldom comes first: with no packages beside it, pyproject.toml installs the dependencies alone.
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+RUN pip install --constraint constraints.txt '.[worker,s3]'
+
+COPY jobs jobs
+COPY model model
+COPY worker worker
+RUN pip install --no-deps --force-reinstall .
+COPY docker/worker_health.py /app/worker_health.py
+
+RUN useradd --uid 10001 --create-home longcat && install --directory --owner longcat /data
+USER longcat
+WORKDIR /data
+VOLUME /data
+
+ENV LONGCAT_DATA_DIR=/data LONGCAT_CHECKPOINT=/checkpoint LONGCAT_DEVICE=cuda
+HEALTHCHECK --interval=15s --timeout=10s --start-period=30m \
+    CMD ["python", "/app/worker_health.py"]
+CMD ["python", "-m", "worker"]

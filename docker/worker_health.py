@@ -1,0 +1,36 @@
+"""The worker's health check: 0 while every one of its groups is alive and not broken.
+
+Docker runs it inside the worker's container. When Redis is away nothing can be said of the worker, which
+goes on working meanwhile: that counts as healthy.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.capability import groups
+from jobs.connect import connect
+from jobs.errors import Unavailable
+from worker.settings import WorkerSettings
+
+
+def unhealthy(settings: WorkerSettings) -> list[str]:
+    """The names of this worker's groups that are broken or give no sign of life."""
+    with connect(settings.redis_url, patience_s=2.0) as redis:
+        alive = {status.group for status in groups(redis) if status.state != "broken"}
+    return [name for name in map(settings.group_name, range(settings.num_groups)) if name not in alive]
+
+
+def main() -> int:
+    """1, with the names, if a group is not well."""
+    try:
+        names = unhealthy(WorkerSettings())
+    except Unavailable:
+        return 0
+    if names:
+        sys.stderr.write(f"not well: {', '.join(names)}\n")
+    return 1 if names else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Reads Dockerfiles as far as ours go: one instruction for each logical line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTRUCTIONS = {"FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "CMD"}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A keyword and what stands behind it, continued lines joined."""
+
+    keyword: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Dockerfile:
+    """The instructions of one file."""
+
+    path: Path
+    instructions: tuple[Instruction, ...]
+
+    def all(self, keyword: str) -> list[str]:
+        """What stands behind each instruction of this kind."""
+        return [instruction.text for instruction in self.instructions if instruction.keyword == keyword]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """All of ENV."""
+        pairs = (pair.partition("=") for text in self.all("ENV") for pair in shlex.split(text))
+        return {name: value for name, _, value in pairs}
+
+    @property
+    def copied(self) -> list[str]:
+        """What COPY takes from the repository."""
+        return [source for text in self.all("COPY") for source in shlex.split(text)[:-1]]
+
+    @property
+    def command(self) -> list[str]:
+        """CMD, in its exec form."""
+        command: list[str] = json.loads(self.all("CMD")[-1])
+        return command
+
+    @property
+    def extras(self) -> set[str]:
+        """The extras of our own package that are installed."""
+        return set(",".join(re.findall(r"'\.\[([a-z0-9,]+)\]'", " ".join(self.all("RUN")))).split(","))
+
+
+def read_dockerfile(path: Path) -> Dockerfile:
+    """Raises AssertionError for an instruction that we do not use."""
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    logical = re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
+    instructions = tuple(Instruction(*line.split(maxsplit=1)) for line in logical)
+    assert {instruction.keyword for instruction in instructions} <= INSTRUCTIONS
+    return Dockerfile(path, instructions)

@@ -1,0 +1,176 @@
+"""The compose file says what compose understands, and names only what exists."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+from tests.docker.compose import Bind, Device, Service, read_compose
+from tests.docker.dockerfile import read_dockerfile
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = read_compose(ROOT / "docker-compose.yml")
+SERVICES = sorted(COMPOSE.services)
+OURS = {"api": Settings, "worker": WorkerSettings, "second-worker": WorkerSettings}
+WORKERS = ("worker", "second-worker")
+
+
+def own_environment(service: Service) -> dict[str, str | int | None]:
+    return {name: value for name, value in service.environment.items() if name.startswith("LONGCAT_")}
+
+
+def gpus(worker: Service) -> Device:
+    assert worker.deploy is not None
+    (device,) = worker.deploy.resources.reservations.devices
+    return device
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_ours_or_pinned(name):
+    service = COMPOSE.services[name]
+    tag = service.image.partition(":")[2]
+    assert service.build is not None or (tag and tag != "latest")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_images_are_built_from_dockerfiles_that_exist(name):
+    build = COMPOSE.services[name].build
+    assert build is not None
+    assert (ROOT / build.context / build.dockerfile).is_file()
+
+
+@pytest.mark.parametrize(("name", "settings"), OURS.items())
+def test_every_variable_is_a_setting_of_its_process(name, settings):
+    names = {variable.removesuffix("_FILE") for variable in own_environment(COMPOSE.services[name])}
+    known = {f"LONGCAT_{field.upper()}" for field in settings.model_fields}
+    assert names <= known
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_variables_taken_from_the_shell_keep_their_name(name):
+    for variable, value in own_environment(COMPOSE.services[name]).items():
+        taken = re.match(r"\$\{(\w+)", str(value))
+        assert taken is None or taken[1] == variable
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_secret_is_declared_and_every_secret_file_is_given(name):
+    service = COMPOSE.services[name]
+    read = set(re.findall(r"/run/secrets/(\w+)", service.model_dump_json()))
+    assert read == set(service.secrets)
+    assert read <= set(COMPOSE.secrets)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_secret_stands_in_the_environment(name):
+    secret = re.compile(r"(KEY|SECRET|PASSWORD|TOKEN)")
+    for variable in COMPOSE.services[name].environment:
+        assert not secret.search(variable) or variable.endswith("_FILE")
+
+
+def test_the_maker_of_secrets_makes_them_all_and_once(tmp_path):
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    script = tmp_path / "docker" / "make-secrets.sh"
+    for _ in range(2):
+        subprocess.run([script], check=True, capture_output=True)
+        made = {f"secrets/{path.name}": path.read_text() for path in (tmp_path / "secrets").iterdir()}
+        assert set(made) == {secret.file for secret in COMPOSE.secrets.values()}
+    assert made["secrets/redis_url"] == f"redis://:{made['secrets/redis_password']}@redis:6379/0"
+    assert len(made["secrets/s3_secret_access_key"]) >= 32
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+
+
+def test_secrets_stay_out_of_the_repository_and_the_images():
+    assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "!secrets" not in (ROOT / ".dockerignore").read_text()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_wait_only_for_services_that_can_say_they_are_well(name):
+    for other, how in COMPOSE.services[name].depends_on.items():
+        service = COMPOSE.services[other]
+        assert how.condition != "service_healthy" or service.healthcheck is not None
+        assert set(service.profiles) <= set(COMPOSE.services[name].profiles)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_volumes_are_declared(name):
+    volumes = COMPOSE.services[name].volumes
+    named = {volume.partition(":")[0] for volume in volumes if isinstance(volume, str)}
+    assert named <= set(COMPOSE.volumes)
+
+
+def test_redis_keeps_accepted_jobs():
+    command = " ".join(COMPOSE.services["redis"].command or [])
+    for option in (
+        "--appendonly yes",
+        "--appendfsync always",
+        "--maxmemory-policy noeviction",
+        "--requirepass",
+    ):
+        assert option in command
+    assert any(str(volume).endswith(":/data") for volume in COMPOSE.services["redis"].volumes)
+    assert COMPOSE.services["redis"].ports == []
+
+
+def test_the_api_is_published_at_the_port_it_listens_on():
+    image = read_dockerfile(ROOT / "docker" / "api.Dockerfile")
+    inside = COMPOSE.services["api"].ports[0].rpartition(":")[2]
+    assert inside == image.all("EXPOSE")[0] == image.environment["LONGCAT_PORT"]
+    assert inside == str(Settings.model_fields["port"].default)
+    assert f"${{LONGCAT_PORT:-{inside}}}" in COMPOSE.services["api"].ports[0]
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_reserves_gpus_for_itself(name):
+    device = gpus(COMPOSE.services[name])
+    assert device.capabilities == ["gpu"]
+    assert device.device_ids
+
+
+def test_no_gpu_has_two_workers_and_no_two_workers_a_name():
+    devices = [device_id for name in WORKERS for device_id in gpus(COMPOSE.services[name]).device_ids or []]
+    assert len(devices) == len(set(devices))
+    assert len({COMPOSE.services[name].hostname for name in WORKERS}) == len(WORKERS)
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_the_weights_are_mounted_where_the_worker_looks_for_them(name):
+    image = read_dockerfile(ROOT / "docker" / "worker.Dockerfile")
+    mounts = [volume for volume in COMPOSE.services[name].volumes if isinstance(volume, Bind)]
+    assert [mount.target for mount in mounts] == [image.environment["LONGCAT_CHECKPOINT"]]
+    assert all(mount.read_only for mount in mounts)
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_has_the_time_to_save_its_job(name):
+    grace = COMPOSE.services[name].stop_grace_period
+    assert grace is not None
+    assert int(grace.removesuffix("s")) > WorkerSettings.model_fields["drain_s"].default
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "s3-owner"])
+def test_services_have_no_more_rights_than_they_need(name):
+    service = COMPOSE.services[name]
+    assert service.cap_drop == ["ALL"]
+    assert "no-new-privileges:true" in service.security_opt
+    assert name in OURS or service.user not in {None, "root"}
+
+
+def test_the_bucket_is_the_one_that_the_file_tells_to_use():
+    storage = re.search(r"LONGCAT_STORAGE=s3://(\S+)", (ROOT / "docker-compose.yml").read_text())
+    assert storage is not None
+    assert f"store/{storage[1]}" in " ".join(COMPOSE.services["s3-bucket"].entrypoint or [])
+
+
+def test_a_misspelt_key_is_refused(tmp_path):
+    path = tmp_path / "docker-compose.yml"
+    path.write_text((ROOT / "docker-compose.yml").read_text().replace("healthcheck:", "healthchek:"))
+    with pytest.raises(ValueError, match="healthchek"):
+        read_compose(path)

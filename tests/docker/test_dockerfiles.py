@@ -1,0 +1,101 @@
+"""The Dockerfiles name only what exists, and each image holds what its process imports."""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from service.settings import Settings
+from tests.docker.dockerfile import Dockerfile, read_dockerfile
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+API = read_dockerfile(ROOT / "docker" / "api.Dockerfile")
+WORKER = read_dockerfile(ROOT / "docker" / "worker.Dockerfile")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+both = pytest.mark.parametrize("image", [API, WORKER], ids=["api", "worker"])
+
+
+def installed(image: Dockerfile) -> set[str]:
+    wanted = list(PROJECT["dependencies"])
+    for extra in image.extras:
+        wanted += PROJECT["optional-dependencies"][extra]
+    return {Requirement(text).name for text in wanted}
+
+
+@both
+def test_everything_copied_exists(image):
+    missing = [source for source in image.copied if not (ROOT / source).exists()]
+    assert missing == []
+
+
+@both
+def test_everything_copied_is_let_through(image):
+    let_through = set((ROOT / ".dockerignore").read_text().splitlines())
+    assert {f"!{source}" for source in image.copied} <= let_through
+
+
+@both
+def test_the_module_it_runs_exists_and_is_copied(image):
+    assert image.command[:2] == ["python", "-m"]
+    module = image.command[2]
+    assert importlib.util.find_spec(f"{module}.__main__") is not None
+    assert module in image.copied
+
+
+@pytest.mark.parametrize(("image", "settings"), [(API, Settings), (WORKER, WorkerSettings)])
+def test_every_variable_is_a_setting_of_its_process(image, settings):
+    own = {name for name in image.environment if name.startswith("LONGCAT_")}
+    assert own <= {f"LONGCAT_{field.upper()}" for field in settings.model_fields}
+
+
+@pytest.mark.parametrize(("image", "settings"), [(API, Settings), (WORKER, WorkerSettings)])
+def test_every_variable_has_a_value_that_its_process_takes(image, settings, monkeypatch):
+    for name, value in image.environment.items():
+        if name.startswith("LONGCAT_"):
+            monkeypatch.setenv(name, value)
+    assert settings().data_dir == Path("/data")
+
+
+@both
+def test_it_does_not_run_as_root(image):
+    assert image.all("USER") == ["longcat"]
+    assert "useradd --uid 10001 --create-home longcat" in " ".join(image.all("RUN"))
+
+
+@both
+def test_it_can_say_that_it_is_well(image):
+    assert len(image.all("HEALTHCHECK")) == 1
+
+
+def test_the_api_is_asked_for_a_route_that_it_has_at_the_port_it_listens_on():
+    check = API.all("HEALTHCHECK")[0]
+    assert f"http://127.0.0.1:{API.environment['LONGCAT_PORT']}/livez" in check
+
+
+def test_the_worker_is_asked_by_a_script_that_lies_there():
+    place = "/app/worker_health.py"
+    assert place in WORKER.all("HEALTHCHECK")[0]
+    assert any(text == f"docker/worker_health.py {place}" for text in WORKER.all("COPY"))
+
+
+def test_the_api_has_no_torch_and_the_worker_has():
+    assert "torch" not in installed(API)
+    assert "torch" in installed(WORKER)
+
+
+@both
+def test_versions_are_the_tested_ones(image):
+    for line in image.all("RUN"):
+        if "pip install" in line:
+            assert "--constraint constraints.txt" in line or "--no-deps" in line
+
+
+@both
+def test_the_base_is_pinned(image):
+    assert image.all("FROM")[0].partition(":")[2] not in {"", "latest"}

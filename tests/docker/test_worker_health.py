@@ -1,0 +1,57 @@
+"""The worker's health check tells a broken or silent group from a well one."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from jobs.capability import Seat
+from worker.settings import WorkerSettings
+
+FOLDER = Path(__file__).parents[2] / "docker"
+
+
+@pytest.fixture
+def health(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("worker_health")
+
+
+@pytest.fixture
+def settings(redis, redis_server, tmp_path, monkeypatch):
+    values = {"redis_url": redis_server, "checkpoint": tmp_path, "worker_name": "w", "ranks": 2}
+    for name, value in values.items():
+        monkeypatch.setenv(f"LONGCAT_{name.upper()}", str(value))
+    monkeypatch.setenv("LONGCAT_CONTEXT_PARALLEL", "1")
+    return WorkerSettings()
+
+
+@pytest.mark.parametrize("state", ["starting", "ready", "busy"])
+def test_a_worker_whose_groups_are_alive_is_well(health, settings, redis, state):
+    for index in range(settings.num_groups):
+        Seat(redis, settings.group_name(index)).publish(state, ranks=1)
+    assert health.main() == 0
+
+
+def test_a_broken_group_is_named(health, settings, redis, capsys):
+    Seat(redis, settings.group_name(0)).publish("ready", ranks=1)
+    Seat(redis, settings.group_name(1)).publish("broken", ranks=1)
+    assert health.main() == 1
+    assert capsys.readouterr().err == "not well: w-1\n"
+
+
+def test_a_silent_group_is_not_well(health, settings, redis):
+    Seat(redis, settings.group_name(0)).publish("ready", ranks=1)
+    assert health.unhealthy(settings) == ["w-1"]
+
+
+def test_groups_of_others_do_not_count(health, settings, redis):
+    Seat(redis, "somebody-else").publish("ready", ranks=1)
+    assert health.unhealthy(settings) == ["w-0", "w-1"]
+
+
+def test_an_outage_of_redis_is_not_the_workers_fault(health, settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("LONGCAT_REDIS_URL", f"unix://{tmp_path}/nobody")
+    assert health.main() == 0
