@@ -1,0 +1,30 @@
+"""However the stack ends, no process of it stays."""
+
+from __future__ import annotations
+
+import signal
+
+import psutil
+import pytest
+
+from tests.running_stack import run_stack
+from tests.waiting import wait_until
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_stays_behind(how, tmp_path, tiny_checkpoint):
+    with run_stack(tmp_path, tiny_checkpoint, ranks=2) as stack:
+        stack.order(num_inference_steps=50)
+        family = stack.descendants
+        assert len([process for process in family if "worker.rank" in " ".join(process.cmdline())]) >= 2
+        stack.process.send_signal(how)
+        stack.process.wait()
+        wait_until(lambda: all(_gone(process) for process in family))
+    assert stack.process.returncode == (-how if how == signal.SIGKILL else 0)
+
+
+def _gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
