@@ -18,9 +18,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from jobs.errors import KeyMissing, Unavailable
+from jobs.folder import CHUNK_BYTES, write_atomically
 from jobs.keys import checked, checked_prefix
 from jobs.settings import SharedSettings
-from jobs.storage import CHUNK_BYTES, write_atomically
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
