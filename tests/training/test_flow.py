@@ -1,0 +1,99 @@
+"""What a transformer is shown in training is what the sampler will show it."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.text import Text
+from training.flow import (
+    SHIFT,
+    WEIGHTS,
+    Batch,
+    Noised,
+    flow_loss,
+    noise_levels,
+    noise_like,
+    noised,
+    predicted,
+)
+from training.transformer import CONFIG, new_dit
+
+
+def batch_of(num_clean=0, frames=3):
+    generator = torch.Generator().manual_seed(0)
+    text = Text(
+        torch.randn(2, 5, CONFIG.caption_channels, generator=generator), torch.ones(2, 5, dtype=torch.long)
+    )
+    return Batch(torch.randn(2, 16, frames, 8, 12, generator=generator), num_clean, text)
+
+
+@pytest.fixture
+def dit():
+    torch.manual_seed(0)
+    return new_dit()
+
+
+def test_without_noise_the_clip_is_seen_and_at_full_noise_the_noise():
+    batch, noise = batch_of(), torch.ones(2, 16, 3, 8, 12)
+    seen = noised(batch, noise, torch.tensor([0.0, 1.0]))
+    assert torch.equal(seen.x[0], batch.latents[0])
+    assert torch.equal(seen.x[1], noise[1])
+    assert seen.timesteps.tolist() == [[0.0] * 3, [1000.0] * 3]
+
+
+def test_clean_frames_stay_clean_with_timestep_zero():
+    batch = batch_of(num_clean=2)
+    seen = noised(batch, torch.ones_like(batch.latents), torch.tensor([0.5, 1.0]))
+    assert torch.equal(seen.x[:, :, :2], batch.latents[:, :, :2])
+    assert seen.timesteps.tolist() == [[0.0, 0.0, 500.0], [0.0, 0.0, 1000.0]]
+
+
+def test_only_noise_frames_are_asked_for(dit):
+    batch = batch_of(num_clean=1)
+    seen = noised(batch, torch.ones_like(batch.latents), torch.tensor([0.5, 1.0]))
+    assert predicted(dit, seen, batch.text).shape == (2, 16, 2, 8, 12)
+
+
+def test_a_new_transformer_takes_noise_for_noise(dit):
+    batch = batch_of()
+    noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(1))
+    seen = Noised(noise, torch.full((2, 3), 1000.0), 0)
+    with torch.no_grad():
+        said = predicted(dit, seen, batch.text)
+    assert torch.nn.functional.cosine_similarity(said.flatten(), -noise.flatten(), dim=0) > 0.98
+    assert float(said.std()) == pytest.approx(1, rel=0.15)
+
+
+def test_one_euler_step_along_the_truth_leads_from_noise_to_the_clip():
+    batch = batch_of()
+    noise = noise_like(batch.latents, np.random.default_rng(0))
+    truth = batch.latents - noise
+    x = noise - (0.0 - 1.0) * truth  # the sampler's step from sigma 1 to 0
+    assert torch.allclose(x, batch.latents, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_clean", [0, 1, 2])
+def test_the_loss_has_gradients_for_every_weight_that_a_clip_needs(dit, num_clean):
+    batch = batch_of(num_clean)
+    for parameter in dit.parameters():
+        parameter.data.add_(0.01)  # silent parts pass no gradients on
+    flow_loss(dit, batch, np.random.default_rng(0)).backward()
+    without = [name for name, parameter in dit.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_the_loss_is_the_same_for_the_same_random_numbers(dit):
+    losses = [flow_loss(dit, batch_of(), np.random.default_rng(4)).item() for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+def test_noise_levels_spread_over_the_shifted_schedule():
+    levels = noise_levels(1000, np.random.default_rng(0))
+    assert bool((levels.diff() > 0).all())
+    middle = SHIFT * 0.5 / (1 + (SHIFT - 1) * 0.5)
+    assert float(levels.median()) == pytest.approx(middle, abs=0.01)
+
+
+def test_mean_colours_count_most_and_all_weights_sum_to_one():
+    assert float(WEIGHTS.sum()) == pytest.approx(1)
+    assert float(WEIGHTS[0]) == float(WEIGHTS.max())

@@ -1,0 +1,86 @@
+"""All stages, a step each, make a checkpoint that the server's own code loads and runs."""
+
+import sys
+
+import pytest
+import torch
+
+from model.lora import read_lora
+from model.pipeline import Pipeline
+from training import distil, latents, lora, quality, refine, text, transformer, vae
+from training.checkpoint import LIMITS, load_dit
+
+STAGES = (vae, text, latents, transformer, distil, refine)
+MODES = ("standard", "distilled", "image to video", "continuation")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Made by one step of each stage, on very little data."""
+    run, made = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, few in (
+            (vae, "POOL_CLIPS", 4),
+            (text, "BATCH", 4),
+            (latents, "SHARD_CLIPS", 12),
+            (transformer, "BATCH", 2),
+            (transformer, "IMAGE_STEPS", 0),
+            (refine, "POOL_CLIPS", 1),
+        ):
+            patch.setattr(module, name, few)
+        for stage in STAGES:
+            patch.setattr(sys, "argv", ["x", str(run), str(made), "--steps", "1", "--threads", "1"])
+            stage.main()
+    return made
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint):
+    return Pipeline.load(checkpoint, torch.float32)
+
+
+def test_the_checkpoint_has_everything_that_may_be_ordered(pipeline):
+    assert pipeline.loras == {"cfg_step_lora", "refinement_lora"}
+    assert pipeline.limits.default_num_frames == 17
+    assert pipeline.limits.to_json()["fps"] == LIMITS["fps"]
+
+
+def test_the_checkpoint_is_small_enough_for_a_repository(checkpoint):
+    size_bytes = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    assert size_bytes < 20_000_000
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_makes_films_that_can_be_judged(pipeline, mode):
+    (video,) = quality.measure(pipeline, mode, 1)
+    assert video.frames.shape == (17, 64, 96, 3)
+    assert set(video.right) == set(quality.PROPERTIES)
+
+
+def test_refined_films_are_twice_as_large_and_as_smooth(pipeline):
+    (video,) = quality.measure(pipeline, "refined", 1)
+    assert video.frames.shape == (34, 128, 192, 3)
+
+
+def test_an_image_comes_back_as_the_first_frame(pipeline):
+    (video,) = quality.measure(pipeline, "image to video", 1)
+    assert video.measures["first frame PSNR, dB"] > 20  # by the VAE alone, whatever the transformer knows
+
+
+def test_a_lora_that_was_not_trained_changes_nothing(checkpoint, tmp_path):
+    dit = load_dit(checkpoint, torch.device("cpu"))
+    before = dit.blocks[0].attn.qkv.weight.clone()
+    lora.save(lora.attach(dit), tmp_path / "none.safetensors")
+    assert torch.equal(dit.blocks[0].attn.qkv.weight, before)
+    file = read_lora(tmp_path / "none.safetensors", load_dit(checkpoint, torch.device("cpu")))
+    assert len(file.modules) == 8 * len(dit.blocks)
+
+
+def test_a_stage_that_is_done_changes_nothing_when_called_again(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD_CLIPS", 2)
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), str(checkpoint), "--steps", "1", "--threads", "1"])
+    latents.main()
+    (shard,) = (tmp_path / "latents").iterdir()
+    before = shard.stat().st_mtime_ns
+    latents.main()
+    assert shard.stat().st_mtime_ns == before

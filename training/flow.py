@@ -1,0 +1,77 @@
+"""Flow matching: what a transformer is shown, and what it should say.
+
+The stages that train a transformer use it. At a noise level sigma it sees x = (1 − sigma)·x0 + sigma·noise,
+and should predict x0 − noise: the negative of what `model.sample` integrates. The first frames of a batch
+may be clean, with timestep 0; they are conditions and are not asked for.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from model.dit import Dit
+from model.parallel import ContextParallel
+from model.text import Text
+from model.tokens import Window, lay_out
+
+SHIFT = 3.0
+WEIGHTS = F.normalize(torch.tensor([1.0] * 3 + [0.3] * 6 + [0.15] * 7), p=1, dim=0)  # mean colours first
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised latents, the first `num_clean` frames of them clean, and what they show in words."""
+
+    latents: Float[Tensor, "b c f h w"]
+    num_clean: int
+    text: Text
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch as a transformer sees it."""
+
+    x: Float[Tensor, "b c f h w"]
+    timesteps: Float[Tensor, "b f"]
+    num_clean: int
+
+
+def noised(batch: Batch, noise: Float[Tensor, "b c f h w"], sigma: Float[Tensor, " b"]) -> Noised:
+    """Mix with noise, each clip at its own level, all frames but the clean ones."""
+    x = batch.latents.lerp(noise, sigma[:, None, None, None, None])
+    x[:, :, : batch.num_clean] = batch.latents[:, :, : batch.num_clean]
+    timesteps = (1000 * sigma)[:, None].repeat(1, x.shape[2])
+    timesteps[:, : batch.num_clean] = 0
+    return Noised(x, timesteps, batch.num_clean)
+
+
+def predicted(dit: Dit, seen: Noised, text: Text, sparse: bool = False) -> Float[Tensor, "b c f h w"]:
+    """What a transformer says of the noise frames."""
+    num_frames, height, width = seen.x.shape[2:]
+    window = Window(num_frames, height, width, num_condition=seen.num_clean)
+    layout = lay_out(dit.config, window, sparse, ContextParallel(device=seen.x.device))
+    return dit(seen.x, seen.timesteps, layout, dit.read(*text))[:, :, seen.num_clean :]
+
+
+def flow_loss(dit: Dit, batch: Batch, random: np.random.Generator) -> Float[Tensor, ""]:
+    """Squared error of the predicted velocity."""
+    noise = noise_like(batch.latents, random)
+    sigma = noise_levels(len(noise), random).to(noise.device)
+    velocity = predicted(dit, noised(batch, noise, sigma), batch.text)
+    error = velocity - (batch.latents - noise)[:, :, batch.num_clean :]
+    return (WEIGHTS.to(error.device) * error.square().mean((0, 2, 3, 4))).sum()
+
+
+def noise_like(latents: Float[Tensor, "*shape"], random: np.random.Generator) -> Float[Tensor, "*shape"]:
+    """Normal noise, the same on every device."""
+    return torch.from_numpy(random.standard_normal(latents.shape, dtype=np.float32)).to(latents.device)
+
+
+def noise_levels(count: int, random: np.random.Generator) -> Float[Tensor, " b"]:
+    """One from each of so many equal parts of the schedule, with its shift."""
+    even = torch.from_numpy((np.arange(count) + random.random(count)) / count).float()
+    return SHIFT * even / (1 + (SHIFT - 1) * even)

@@ -1,0 +1,198 @@
+"""Looks at a video of the pocket world and says what it shows, without any neural network.
+
+`training.quality` and the tests call `look`. It finds coloured pixels, the regions that they form, and how
+these move, and answers in the same terms in which `training.captions.read` understands a caption. Sizes are
+measured in pixels of the 64×96 frame, whatever the video's size. The world is a torus, and so it is here.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from training.captions import Meaning, Told
+from training.world import COLOURS, GROUNDS, HEIGHT, SHAPES, WIDTH, Shape, cover
+
+CHROMA = 0.3  # a pixel of a thing differs by so much between its strongest and weakest colour
+LEAST_AREA = 60.0
+STILL_PX, GROWTH, STRAIGHTNESS, ROUNDNESS = 0.25, 0.035, 0.75, 0.35
+FAST_PX = 1.2
+STRIPES = 0.02
+TEMPLATES = 5  # frames of which the shape is judged
+
+Frames = Float[Tensor, "n height width 3"]
+Mask = Bool[Tensor, "height width"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected region of one colour in one frame: its centre, and area in 64×96 pixels."""
+
+    colour: str
+    row: float
+    column: float
+    area: float
+
+
+def look(frames: Frames) -> Told:
+    """What a video in [0, 1] shows: things from left to right. A property that cannot be told is None."""
+    frames = _small(frames)
+    seen = regions(frames)
+    count = Counter(len(things) for things in seen).most_common(1)[0][0]
+    colours = Counter(region.colour for things in seen for region in things).most_common(count)
+    tracks = [[_largest(things, colour) for things in seen] for colour, _ in colours]
+    things = [(track, _thing(track, frames)) for track in tracks]
+    things.sort(key=lambda thing: next(region.column for region in thing[0] if region))
+    ground, striped = _ground(frames)
+    return Told(tuple(thing for _, thing in things), ground, striped)
+
+
+def regions(frames: Frames) -> list[list[Region]]:
+    """For each 64×96 frame, connected regions of coloured pixels that are large enough to be things."""
+    labels = _connected(_coloured(frames))
+    return [list(_regions(*pair)) for pair in zip(frames, labels, strict=True)]
+
+
+def motion(track: list[Region | None]) -> tuple[str | None, str | None]:
+    """What a thing does, and how fast where that can be told, from its regions over time."""
+    present = [region for region in track if region]
+    steps = len(track) - 1
+    if len(present) < 0.75 * len(track) or steps < 4:
+        return None, None
+    rows = _smooth(_unwrapped([region.row for region in present], HEIGHT))
+    columns = _smooth(_unwrapped([region.column for region in present], WIDTH))
+    areas = _smooth(torch.tensor([region.area for region in present]))
+    if float(areas[-1] / areas[0]) > 1 + GROWTH * steps:
+        return "growing", None
+    tall, wide = float(rows.max() - rows.min()), float(columns.max() - columns.min())
+    if max(tall, wide) < STILL_PX * steps:
+        return "still", None
+    down, right = float(rows[-1] - rows[0]), float(columns[-1] - columns[0])
+    way = float(torch.hypot(rows.diff(), columns.diff()).sum())
+    if math.hypot(down, right) > STRAIGHTNESS * way:
+        speed = "fast" if way / (len(rows) - 1) > FAST_PX else "slow"
+        if abs(down) > abs(right):
+            return ("down" if down > 0 else "up"), speed
+        return ("right" if right > 0 else "left"), speed
+    return ("circling" if min(tall, wide) > ROUNDNESS * max(tall, wide) else "bouncing"), None
+
+
+def shape(track: list[Region | None], masks: list[Mask]) -> str | None:
+    """The shape that covers a thing's pixels best, drawn as large and where the thing is."""
+    scores = dict.fromkeys(SHAPES, 0.0)
+    for region, mask in zip(track, masks, strict=True):
+        if region:
+            for name in SHAPES:
+                scores[name] += _overlap(name, region, mask)
+    best = max(scores, key=lambda name: scores[name])
+    return best if scores[best] else None
+
+
+def _small(frames: Frames) -> Frames:
+    """The same at 64×96; larger ones are averaged."""
+    scale = frames.shape[1] // HEIGHT
+    return frames.unflatten(2, (-1, scale)).unflatten(1, (-1, scale)).mean((2, 4))
+
+
+def _thing(track: list[Region | None], frames: Frames) -> Meaning:
+    every = max(1, len(track) // TEMPLATES)
+    masks = list(_coloured(frames[::every]))
+    doing, speed = motion(track)
+    colour = next(region.colour for region in track if region)
+    return Meaning(shape(track[::every], masks), colour, doing, speed, None)
+
+
+def _overlap(name: Shape, region: Region, mask: Mask) -> float:
+    """Share of the pixels near the thing that its template and it have in common."""
+    row, column = torch.tensor([region.row]), torch.tensor([region.column])
+    radius = torch.tensor([math.sqrt(region.area / math.pi)])
+    template = cover(name, row, column, radius)[0] > 0.5
+    near = cover("ball", row, column, 1.7 * radius)[0] > 0.5
+    mask = mask & near
+    return float((template & mask).sum() / (template | mask).sum())
+
+
+def _coloured(frames: Frames) -> Bool[Tensor, "n height width"]:
+    return frames.amax(-1) - frames.amin(-1) > CHROMA
+
+
+def _regions(
+    frame: Float[Tensor, "height width 3"], labels: Float[Tensor, "height width"]
+) -> Iterator[Region]:
+    """The regions of one frame, given the number of each pixel's."""
+    for label in set(labels[labels > 0].tolist()):
+        mask = labels == label
+        if (area := float(mask.sum())) >= LEAST_AREA:
+            yield Region(_colour(frame[mask]), *_centre(mask), area)
+
+
+def _connected(mask: Bool[Tensor, "n height width"]) -> Float[Tensor, "n height width"]:
+    """The same number for all pixels of a region, 0 outside; numbers spread until nothing changes."""
+    labels = torch.arange(1.0, mask[0].numel() + 1).view(mask[0].shape) * mask
+    while True:
+        around = F.pad(labels[:, None], (1, 1, 1, 1), mode="circular")
+        rows, columns = (
+            F.max_pool2d(around, (1, 3), 1)[..., 1:-1, :],
+            F.max_pool2d(around, (3, 1), 1)[..., 1:-1],
+        )
+        after = torch.maximum(rows, columns)[:, 0] * mask
+        if torch.equal(after, labels):
+            return labels
+        labels = after
+
+
+def _colour(pixels: Float[Tensor, "n 3"]) -> str:
+    """The named colour nearest in hue to the most coloured half of some pixels."""
+    chroma = pixels.amax(-1) - pixels.amin(-1)
+    mean = pixels[chroma >= chroma.median()].mean(0)
+    names = list(COLOURS)
+    hues = torch.stack([_hue(torch.tensor(COLOURS[name])) for name in names])
+    return names[int((hues @ _hue(mean)).argmax())]
+
+
+def _hue(colour: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
+    return F.normalize(colour - colour.mean(), dim=0)
+
+
+def _centre(mask: Mask) -> tuple[float, float]:
+    """Row and column of the centre of gravity on the torus."""
+    rows, columns = mask.nonzero().float().T
+    return _round_mean(rows, HEIGHT), _round_mean(columns, WIDTH)
+
+
+def _round_mean(places: Float[Tensor, " n"], around: int) -> float:
+    angles = (places + 0.5) / around * 2 * torch.pi
+    near = float(torch.atan2(angles.sin().mean(), angles.cos().mean())) / (2 * math.pi) * around
+    offsets = (places + 0.5 - near + around / 2) % around - around / 2
+    return (near + float(offsets.mean())) % around
+
+
+def _unwrapped(places: list[float], around: int) -> Float[Tensor, " n"]:
+    """Without the jumps of a thing that left on one side and came back on the other."""
+    x = torch.tensor(places)
+    steps = (x.diff() + around / 2) % around - around / 2
+    return torch.cat([x[:1], x[:1] + steps.cumsum(0)])
+
+
+def _smooth(x: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+    return F.avg_pool1d(x[None], 3, 1)[0]
+
+
+def _largest(things: list[Region], colour: str) -> Region | None:
+    return max(
+        (thing for thing in things if thing.colour == colour), key=lambda thing: thing.area, default=None
+    )
+
+
+def _ground(frames: Frames) -> tuple[str, bool]:
+    """The tone nearest to the ground's, and whether its rows differ."""
+    plain = ~_coloured(frames)
+    rows = torch.stack([frames[:, row][plain[:, row]].median(0).values for row in range(frames.shape[1])])
+    tone = rows.nanmean(0)
+    ground = min(GROUNDS, key=lambda name: float((tone - torch.tensor(GROUNDS[name])).abs().sum()))
+    return ground, float(rows.mean(-1).nan_to_num(float(tone.mean())).std()) > STRIPES

@@ -1,0 +1,72 @@
+"""Third stage: clips of the world as latents, so that the transformer's training draws nothing.
+
+`python -m training.latents RUN CHECKPOINT` writes shards of 512 clips (`--steps`: how many shards). In most
+a scene is seen from its beginning, with nothing at an edge; the others are windows into its later life,
+which training uses as continuations only. The stages that train a transformer read them through `Clips`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from training.cells import latents
+from training.stage import stage
+from training.world import Placed, Scene, draw, place, random_scene
+
+SHARDS, SHARD_CLIPS, NUM_FRAMES = 32, 512, 17
+LATER_SHARE, LATEST_FRAME = 0.25, 105
+SEED = 5
+
+
+def main() -> None:
+    """Write the shards that are not there yet."""
+    told = stage("latents", __doc__, SHARDS)
+    told.folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(told.steps):
+        path = told.folder / f"{shard:04}.npy"
+        if not path.exists():
+            first = shard * SHARD_CLIPS
+            clips = torch.stack([clip(index) for index in range(first, first + SHARD_CLIPS)])
+            beside = path.with_suffix(".part.npy")
+            np.save(beside, clips.half().numpy())
+            beside.replace(path)
+
+
+def clip(index: int) -> Float[Tensor, "c f h w"]:
+    """Unnormalised latents of a clip of the data set."""
+    placed, first = shown(index)
+    return latents(draw(placed, torch.arange(float(NUM_FRAMES)) + first))
+
+
+def shown(index: int) -> tuple[Placed, int]:
+    """Which scene a clip of the data set shows, from which frame on."""
+    random = np.random.default_rng((SEED, index))
+    placed = place(random_scene(random), random, NUM_FRAMES)
+    first = random.integers(1, LATEST_FRAME) if random.random() < LATER_SHARE else 0
+    return placed, int(first)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Latents of a data set, the scene of each, and which of them show it from its beginning."""
+
+    latents: Float[Tensor, "n c f h w"]
+    scenes: list[Scene]
+    beginnings: list[int]
+
+    @classmethod
+    def open(cls, run: Path) -> "Clips":
+        """All shards of a run."""
+        shards = [np.load(path) for path in sorted((run / "latents").glob("????.npy"))]
+        clips = torch.from_numpy(np.concatenate(shards))
+        seen = [shown(index) for index in range(len(clips))]
+        beginnings = [index for index, (_, first) in enumerate(seen) if first == 0]
+        return cls(clips, [placed.scene for placed, _ in seen], beginnings)
+
+
+if __name__ == "__main__":
+    main()

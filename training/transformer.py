@@ -1,0 +1,130 @@
+"""Fourth stage: the transformer, on latents of the world.
+
+`python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself, first on single frames, which
+teach cheaply what things look like, then on clips. Of the clips some begin with clean frames, for images
+and continuations; one caption in ten is empty, for guidance.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.config import BrickConfig, DitConfig
+from model.dit import Dit
+from training.captions import caption
+from training.cells import silence
+from training.checkpoint import write_dit
+from training.flow import Batch, flow_loss
+from training.latents import Clips
+from training.optimiser import Optimiser, learning_rate
+from training.reader import Reader
+from training.stage import Run, Stage, stage
+from training.world import Scene
+
+CONFIG = DitConfig(
+    hidden_size=128,
+    depth=4,
+    num_heads=4,
+    caption_channels=64,
+    mlp_ratio=3,
+    adaln_tembed_dim=64,
+    frequency_embedding_size=64,
+    text_tokens_zero_pad=False,
+    bsa_params=BrickConfig(sparsity=0.5),
+)
+STEPS, BATCH = 10000, 32
+IMAGE_STEPS, IMAGE_BATCH = 3000, 96
+MUON_RATE, ADAM_RATE = 0.02, 2e-3
+EMPTY_CAPTIONS = 0.1
+CONDITION_SHARES = (0.65, 0.15, 0.15, 0.05)  # of 0, 1, 2, 3 clean latent frames
+EMA_DECAY = 0.998
+LOG_EVERY = 20
+
+
+def main() -> None:
+    """Train, resuming where the last run stopped, and write the checkpoint's `dit/` and what goes with it."""
+    told = stage("transformer", __doc__, STEPS)
+    averaged = train(told, Clips.open(told.run), Reader.load(told.checkpoint, told.device))
+    write_dit(averaged, told.checkpoint)
+
+
+def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
+    """The averaged transformer after so many steps."""
+    torch.manual_seed(0)
+    dit, averaged = new_dit().to(told.device), new_dit().to(told.device)
+    averaged.load_state_dict(dit.state_dict())
+    optimiser = Optimiser(dit, nn.ModuleList(dit.blocks), MUON_RATE, ADAM_RATE)
+    run = Run(told.folder, {"dit": dit, "averaged": averaged, "optimiser": optimiser})
+    while run.step < told.steps:
+        random = np.random.default_rng((7, run.step))
+        loss = flow_loss(dit, pick(clips, reader, random, images=run.step < IMAGE_STEPS), random)
+        optimiser.step(loss, learning_rate(run.step, told.steps))
+        average(averaged, dit, run.step)
+        if run.step % LOG_EVERY == 0:
+            run.log(loss=loss.item())
+        run.advance()
+    run.save()
+    return averaged
+
+
+def pick(clips: Clips, reader: Reader, random: np.random.Generator, images: bool = False) -> Batch:
+    """Clips from the data set with fresh captions; without clean frames, of beginnings only."""
+    num_clean = 0 if images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
+    among = range(len(clips.scenes)) if num_clean else clips.beginnings
+    picked = [among[i] for i in random.integers(len(among), size=IMAGE_BATCH if images else BATCH)]
+    latents = clips.latents[picked, :, : 1 if images else None]
+    captions = [words(clips.scenes[index], random) for index in picked]
+    return Batch(reader.normalised(latents), num_clean, reader.read(captions))
+
+
+def words(scene: Scene, random: np.random.Generator) -> str:
+    """A caption, now and then the empty one."""
+    return "" if random.random() < EMPTY_CAPTIONS else caption(scene, random)
+
+
+@torch.no_grad()
+def new_dit() -> Dit:
+    """A transformer that begins as minus the identity: right where there is nothing but noise.
+
+    Blocks begin silent, and the last layer undoes the first one's orthogonal embedding.
+    """
+    dit = Dit(CONFIG, torch.float32)
+    for name, parameter in dit.named_parameters():
+        if parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter)
+        else:
+            parameter.fill_("norm" in name and name.endswith("weight"))
+    silence(dit.final_layer.adaLN_modulation)
+    for block in dit.blocks:
+        silence(block.adaLN_modulation)
+        silence(block.cross_attn.proj)
+    _mirror(dit.x_embedder.proj, dit.final_layer.linear)
+    return trainable(dit)
+
+
+def trainable(dit: Dit) -> Dit:
+    """Blocks add the text's update in place, which a norm before it must not notice in the backward pass."""
+    for block in dit.blocks:
+        block.pre_crs_attn_norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(),))
+    return dit.requires_grad_(True)
+
+
+def _mirror(first: nn.Conv3d, last: nn.Linear) -> None:
+    """Values come out of the last layer as (row, column, channel), and behind a norm."""
+    width, channels, *_ = first.weight.shape
+    embed = nn.init.orthogonal_(torch.empty(width, first.weight[0].numel()))
+    first.weight.copy_(embed.view_as(first.weight))
+    spread = (embed.shape[1] / width) ** 0.5
+    last.weight.copy_(-spread * embed.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1).T)
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, module: nn.Module, step: int) -> None:
+    """Follow the weights, at first closely."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    for mean, value in zip(averaged.parameters(), module.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+
+
+if __name__ == "__main__":
+    main()
