@@ -20,7 +20,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.block_sparse import Bricks, choose, pool
+from model.bricks import Bricks, choose, pool
 
 SCORED_ELEMENTS = 1 << 25  # at most so many scores of bricks are held at a time
 TILE_BYTES = 128  # at most so many for each dimension of a head: 64 rows in bf16
@@ -100,6 +100,12 @@ def _merge(keepers: Int[Tensor, "heads pairs s"], width: int) -> Pairs:
 
 
 @triton.jit
+def _load_rows(start, rows, real, dim, D: tl.constexpr):
+    """A tile of whole rows, zeros where there is none."""
+    return tl.load(start + rows + dim[None, :], mask=real & (dim < D)[None, :], other=0.0)
+
+
+@triton.jit
 def _attend_pairs(
     q, k, v, out, entries, lengths,
     q_strides, k_strides, v_strides, out_strides,
@@ -121,11 +127,7 @@ def _attend_pairs(
     real = ((token < TOKENS_Q) & (brick < num_query_bricks))[:, None]
     dim = tl.arange(0, TILE_D)
     rows = (brick.to(tl.int64) * TOKENS_Q + token)[:, None]
-    tile_q = tl.load(
-        q + b * q_strides[0] + a * q_strides[1] + rows * q_strides[2] + dim[None, :],
-        mask=real & (dim < D)[None, :],
-        other=0.0,
-    )
+    tile_q = _load_rows(q + b * q_strides[0] + a * q_strides[1], rows * q_strides[2], real, dim, D)
     k += b * k_strides[0] + a * k_strides[1]
     v += b * v_strides[0] + a * v_strides[1]
     entries += (head * num_pairs + pair).to(tl.int64) * width
@@ -145,11 +147,7 @@ def _attend_pairs(
                 mask=within[None, :] & (dim < D)[:, None],
                 other=0.0,
             )
-            tile_v = tl.load(
-                v + columns[:, None] * v_strides[2] + dim[None, :],
-                mask=within[:, None] & (dim < D)[None, :],
-                other=0.0,
-            )
+            tile_v = _load_rows(v, columns[:, None] * v_strides[2], within[:, None], dim, D)
             scores = tl.dot(tile_q, tile_k, input_precision="ieee") * scale
             scores = tl.where(keeps[:, None] & within[None, :], scores, float("-inf"))
             new_best = tl.maximum(best, tl.max(scores, 1))

@@ -60,7 +60,7 @@ class FilmWriter(AbstractContextManager["FilmWriter"]):
 
 def read_image(path: Path, field: str = "image") -> UInt8[Tensor, "height width 3"]:
     """An image (PNG, JPEG, or a `.npz` of one frame). Raises InputError."""
-    if path.suffix not in {*STILL_SUFFIXES, ".npz"}:
+    if path.suffix.lower() not in {*STILL_SUFFIXES, ".npz"}:
         raise InputError(field, f"{path} is not an image by its name")
     frames = read_clip(path, field)
     if len(frames) != 1:

@@ -23,21 +23,21 @@ def to_floats(frames: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n hei
     return frames.float() / 255
 
 
-def resized(frames: UInt8[Tensor, "n height width 3"], size: Size) -> UInt8[Tensor, "n height width 3"]:
+def resized(frames: UInt8[Tensor, "n height width 3"], size: Size) -> UInt8[Tensor, "n rows columns 3"]:
     """A user's frames at this size: stretched, not cropped, by Lanczos on 8 bits."""
     if tuple(frames.shape[1:3]) == tuple(size):
         return frames
     return torch.stack([_resized(frame, size) for frame in frames])
 
 
-def _resized(frame: UInt8[Tensor, "height width 3"], size: Size) -> UInt8[Tensor, "height width 3"]:
+def _resized(frame: UInt8[Tensor, "height width 3"], size: Size) -> UInt8[Tensor, "rows columns 3"]:
     image = Image.fromarray(frame.numpy()).resize((size.width, size.height), Image.Resampling.LANCZOS)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size, 3)
 
 
 def stretched(
     frames: Float[Tensor, "n height width 3"], size: Size, length: int
-) -> Float[Tensor, "m height2 width2 3"]:
+) -> Float[Tensor, "m rows columns 3"]:
     """Bilinear to this size, then trilinear to this many frames, both with aligned corners."""
     x = F.interpolate(frames.movedim(-1, 1), tuple(size), mode="bilinear", align_corners=True)
     x = F.interpolate(x.movedim(1, 0)[None], (length, *size), mode="trilinear", align_corners=True)

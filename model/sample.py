@@ -17,7 +17,7 @@ from model.guidance import guide
 from model.parallel import ContextParallel
 from model.tokens import Window, lay_out
 
-Predict = Callable[[Float[Tensor, "b z f h w"], Float[Tensor, ""]], Float[Tensor, "b z f h w"]]
+Predict = Callable[[Float[Tensor, "b z f h w"], Float[Tensor, ""]], Float[Tensor, "b z all h w"]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _predictor(dit: Dit, conditioning: Conditioning, parallel: ContextParallel) 
         window = Window(num_clean + num_noise, height, width, num_condition=num_clean)
     layout = lay_out(dit.config, window, conditioning.block_sparse, parallel)
 
-    def predict(x: Float[Tensor, "b z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "b z f h w"]:
+    def predict(x: Float[Tensor, "b z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "b z all h w"]:
         timesteps = timestep.expand(len(x), num_noise)
         if num_clean and not cached:
             x = torch.cat([clean.expand(len(x), -1, -1, -1, -1), x], dim=2)

@@ -35,7 +35,7 @@ class State:
     latents: Float[Tensor, "1 z f h w"] | None = None
     clean: Float[Tensor, "1 z k h w"] | None = None
     tail: Float[Tensor, "n height width 3"] | None = None
-    refined_tail: Float[Tensor, "n height2 width2 3"] | None = None
+    refined_tail: Float[Tensor, "m height2 width2 3"] | None = None
 
     @classmethod
     def begin(cls, seed: int) -> "State":

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.attention import KeysValues, attend
-from model.block_sparse import Bricks, block_sparse_attention
+from model.block_sparse import block_sparse_attention
+from model.bricks import Bricks
 from model.config import DitConfig, Triple
 from model.parallel import ContextParallel
 from model.rope import angles_3d

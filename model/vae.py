@@ -18,6 +18,7 @@ from model.checkpoint import Weights, load_module
 from model.config import load_json
 from model.errors import CheckpointError
 from model.geometry import FRAME_STRIDE, latent_frames
+from model.vae_on_cpu import CausalConv, swap_parts
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 
@@ -55,6 +56,8 @@ class Vae:
         wan: Any = AutoencoderKLWan
         # not by diffusers' own `to`, which warns of modules to keep in fp32: here there are none
         vae = load_module(lambda: nn.Module.to(wan.from_config(config), dtype), weights, device)
+        if device.type == "cpu":
+            swap_parts(vae)
         return cls(cast(WanVae, vae))
 
     @property
@@ -102,4 +105,4 @@ class Vae:
 
 def _cache(coder: nn.Module) -> list[Tensor | None]:
     """An empty place for each causal convolution, where it keeps the last frames that it saw."""
-    return [None] * sum(isinstance(module, WanCausalConv3d) for module in coder.modules())
+    return [None] * sum(isinstance(module, WanCausalConv3d | CausalConv) for module in coder.modules())

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.block_sparse import Bricks
+from model.bricks import Bricks
 
 CUBE = (2, 2, 2)
 

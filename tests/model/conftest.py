@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
-
 from hypothesis import settings
 
 import tests.model.typecheck  # noqa: F401 the hook looks it up by name
@@ -20,6 +19,14 @@ from tests.model.parity_cases import PARITY  # noqa: E402 after the hook, which 
 from tests.model.ranks import Ranks  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Threads only wait for one another over tensors this small."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def parity_checkpoint() -> Path:
     """The checkpoint that the published code computed the expected values with; never write to it."""
@@ -29,9 +36,9 @@ def parity_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def parity_pipeline(parity_checkpoint):
     """That checkpoint, loaded in fp32 on one device."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from model.pipeline import Pipeline  # noqa: PLC0415
+    from model.pipeline import Pipeline
 
     return Pipeline.load(parity_checkpoint, torch.float32)
 
@@ -39,9 +46,9 @@ def parity_pipeline(parity_checkpoint):
 @pytest.fixture(scope="session")
 def tiny_pipeline(tiny_checkpoint):
     """The tiny checkpoint, loaded in fp32 on one device."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from model.pipeline import Pipeline  # noqa: PLC0415
+    from model.pipeline import Pipeline
 
     return Pipeline.load(tiny_checkpoint, torch.float32)
 

@@ -21,9 +21,9 @@ CPU = torch.device("cpu")
 
 def load_dit(checkpoint: Path, **changes):
     """The transformer in fp32, its configuration changed."""
-    from model.checkpoint import Weights, load_module  # noqa: PLC0415
-    from model.config import load_dit_config  # noqa: PLC0415
-    from model.dit import Dit  # noqa: PLC0415
+    from model.checkpoint import Weights, load_module
+    from model.config import load_dit_config
+    from model.dit import Dit
 
     config = dataclasses.replace(load_dit_config(checkpoint / "dit" / "config.json"), **changes)
     weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
@@ -32,8 +32,8 @@ def load_dit(checkpoint: Path, **changes):
 
 def dit_for(case: str, checkpoint: Path = PARITY / "checkpoint"):
     """The transformer as a case wants it: without zero padding, with sharper norms, with a LoRA."""
-    from model.checkpoint import Weights  # noqa: PLC0415
-    from model.lora import Merged, read_lora  # noqa: PLC0415
+    from model.checkpoint import Weights
+    from model.lora import Merged, read_lora
 
     dit = load_dit(checkpoint, text_tokens_zero_pad=case != "t2v_no_zero_pad")
     if case.endswith("_sharp"):
@@ -51,13 +51,13 @@ def dit_for(case: str, checkpoint: Path = PARITY / "checkpoint"):
 
 
 def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
-    """What our transformer answers to a case, its timesteps rounded or not, and what the published one did."""
-    from model.tokens import Window, lay_out  # noqa: PLC0415
+    """What our transformer answers to a case (its timesteps rounded), and what the published one did."""
+    from model.tokens import Window, lay_out
 
     dit = dit or dit_for(case)
     given = load_file(PARITY / "dit_cases" / f"{case}.safetensors")
     latents, timesteps = given["in.hidden_states"], given["in.timestep"]
-    num_frames, *sides = latents.shape[2:]
+    num_frames, height, width = latents.shape[2:]
     if timesteps.ndim == 1:
         timesteps = timesteps[:, None].expand(-1, num_frames)
     timesteps = timesteps.to(timestep_dtype).float()
@@ -67,20 +67,33 @@ def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
         clean = given["in.condition_latents"]
         first = clean.shape[2]
         past = dit.remember(
-            clean, lay_out(dit.config, Window(first, *sides), sparse=False, parallel=parallel)
+            clean, lay_out(dit.config, Window(first, height, width), sparse=False, parallel=parallel)
         )
-    window = Window(num_frames, *sides, num_condition=CONDITION_FRAMES.get(case, 0), first=first)
+    window = Window(num_frames, height, width, num_condition=CONDITION_FRAMES.get(case, 0), first=first)
     layout = lay_out(dit.config, window, sparse="sparse" in case, parallel=parallel)
     return dit(latents, timesteps, layout, text, past), given["out.velocity"]
 
 
+def size_of(image):
+    """The size of an image, as a wish says it."""
+    from model.geometry import Size
+
+    return None if image is None else Size(image.shape[0], image.shape[1])
+
+
+def clip_of(frames):
+    """The size and length of a clip, as a wish says it."""
+    from model.geometry import Clip
+
+    return None if frames is None else Clip(frames.shape[1], frames.shape[2], len(frames))
+
+
 def request_for(case: str, limits):
     """The request of a whole job."""
-    from model.film import read_clip, read_image  # noqa: PLC0415
-    from model.geometry import Clip, Size  # noqa: PLC0415
-    from model.plan import Wish  # noqa: PLC0415
-    from model.request import Request  # noqa: PLC0415
-    from model.shapes import settle  # noqa: PLC0415
+    from model.film import read_clip, read_image
+    from model.plan import Wish
+    from model.request import Request
+    from model.shapes import settle
 
     said, refines = CASES[case], case.startswith("refine")
     image = _input(case, "condition.png" if refines else "input.png", read_image)
@@ -88,9 +101,9 @@ def request_for(case: str, limits):
     condition = _input(case, "condition.npz", read_clip)
     wish = Wish(
         task="refine" if refines else None,
-        image=None if image is None else Size(*image.shape[:2]),
-        video=None if video is None else Clip(*video.shape[1:3], len(video)),
-        condition_video=None if condition is None else Clip(*condition.shape[1:3], len(condition)),
+        image=size_of(image),
+        video=clip_of(video),
+        condition_video=clip_of(condition),
         resolution=said.get("resolution"),
         height=said.get("height"),
         width=said.get("width"),

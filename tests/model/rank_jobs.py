@@ -31,7 +31,9 @@ def place(parallel: ContextParallel) -> tuple[int, int, bool]:
     return parallel.size, parallel.rank, parallel.is_leader
 
 
-def there_and_back(parallel: ContextParallel, tensors: list[torch.Tensor]) -> tuple[list, torch.Tensor]:
+def there_and_back(
+    parallel: ContextParallel, tensors: list[torch.Tensor]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Whole tensors shared out, traded for heads, traded back and gathered."""
     length, groups_of_frames = tensors[0].shape[2], tensors[0].shape[1]
     of_heads = parallel.to_heads([parallel.share(x) for x in tensors], length)
@@ -39,7 +41,7 @@ def there_and_back(parallel: ContextParallel, tensors: list[torch.Tensor]) -> tu
     return of_heads, parallel.gather(back.flatten(3), length)
 
 
-def from_leader(parallel: ContextParallel, conditioning: Conditioning) -> dict:
+def from_leader(parallel: ContextParallel, conditioning: Conditioning) -> dict[str, object]:
     """A conditioning that only the leader has, as every rank gets it."""
     received = parallel.from_leader(lambda: conditioning if parallel.is_leader else None)
     return vars(received)
@@ -66,7 +68,7 @@ def encoders_here(parallel: ContextParallel, checkpoint: Path) -> bool:
     return Pipeline.load(checkpoint, torch.float32, parallel).encoders is not None
 
 
-def generate(parallel: ContextParallel, checkpoint: Path, request: Request, resume=None) -> dict:
+def generate(parallel: ContextParallel, checkpoint: Path, request: Request, resume=None) -> dict[str, object]:
     """A job's events by their kind, latents and frames; followers are not given the inputs."""
     if not parallel.is_leader:
         request = dataclasses.replace(request, image=None, video=None, condition_video=None)

@@ -15,6 +15,7 @@ import sys
 import traceback
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
+from typing import Self
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +27,7 @@ class Ranks:
         self._count = count
         self._folder = folder
 
-    def __enter__(self) -> Ranks:
+    def __enter__(self) -> Self:
         key = secrets.token_hex()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANKS_KEY": key, "PYTHONPATH": str(ROOT)}
         with Listener(str(self._folder / "socket"), authkey=key.encode()) as listener:
@@ -69,10 +70,10 @@ class Ranks:
 
 def main(rank: int, count: int, folder: Path) -> None:
     """One rank process: answer until the other end closes."""
-    import torch  # noqa: PLC0415
-    import torch.distributed as dist  # noqa: PLC0415
+    import torch
+    import torch.distributed as dist
 
-    from tests.model import rank_jobs  # noqa: PLC0415
+    from tests.model import rank_jobs
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)

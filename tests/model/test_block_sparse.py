@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import block_sparse
-from model.block_sparse import Bricks, Region, attend_plainly, block_sparse_attention, choose, pool
+from model.block_sparse import attend_plainly, block_sparse_attention
+from model.bricks import Bricks, Chosen, Region, choose, pool, to_bricks
 from tests.model.block_sparse_cases import QKV, changed
-from tests.model.plain.transformer import PlainBricks, attend_in_bricks
+from tests.model.plain.attention import PlainBricks, attend_in_bricks
 
 SIDES = st.sampled_from([1, 2, 4])
 TRIPLES = st.tuples(SIDES, SIDES, SIDES)
@@ -31,11 +32,16 @@ def random_tokens(bricks: Bricks, *, heads: int = 2, head_dim: int = 8, seed: in
     return q, k, v
 
 
+def order(bricks: Bricks) -> Tensor:
+    """Where each token of the query-brick order stands in the (f, h, w) order."""
+    return to_bricks(torch.arange(prod(bricks.grid))[:, None], bricks.grid, bricks.chunk_q).flatten()
+
+
 def sparse(q: Tensor, k: Tensor, v: Tensor, bricks: Bricks) -> Tensor:
     """From and to (f, h, w) order, as the transformer would do it."""
-    order = bricks.order()
+    places = order(bricks)
     out = torch.empty_like(q)
-    out[:, :, order] = block_sparse_attention(q[:, :, order], k[:, :, order], v[:, :, order], bricks)
+    out[:, :, places] = block_sparse_attention(q[:, :, places], k[:, :, places], v[:, :, places], bricks)
     return out
 
 
@@ -99,9 +105,9 @@ def test_condition_queries_do_not_see_noise_bricks() -> None:
 def test_bricks_that_are_not_kept_change_nothing() -> None:
     bricks = replace(CUBES, sparsity=1.0)  # one brick is always kept
     q, k, v = random_tokens(bricks)
-    k[:, :, bricks.order()[:8]] += 100 * q.mean(2, keepdim=True).sign()
+    k[:, :, order(bricks)[:8]] += 100 * q.mean(2, keepdim=True).sign()
     seen = sparse(q, k, v, bricks)
-    v[:, :, bricks.order()[8:]] = torch.nan
+    v[:, :, order(bricks)[8:]] = torch.nan
     kept = ~sparse(q, k, v, bricks).isnan()
     assert kept.any()
     assert torch.equal(sparse(q, k, v, bricks)[kept], seen[kept])
@@ -109,9 +115,9 @@ def test_bricks_that_are_not_kept_change_nothing() -> None:
 
 def test_the_order_lists_each_brick_in_one_run() -> None:
     bricks = Bricks((2, 4, 4), (1, 2, 2), (1, 2, 2), sparsity=0.5)
-    order = bricks.order()
-    assert order[:8].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
-    assert order.sort().values.tolist() == list(range(32))
+    places = order(bricks)
+    assert places[:8].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert places.sort().values.tolist() == list(range(32))
 
 
 def test_key_order_differs_only_where_the_chunks_do() -> None:
@@ -119,8 +125,8 @@ def test_key_order_differs_only_where_the_chunks_do() -> None:
     same = Bricks((2, 4, 4), (1, 2, 2), (1, 2, 2), sparsity=0.5)
     assert same.in_key_order(tokens) is tokens
     other = replace(same, chunk_k=(2, 2, 4))
-    as_keys = other.in_key_order(tokens[:, :, other.order()]).flatten()
-    assert torch.equal(as_keys.long(), replace(other, chunk_q=other.chunk_k).order())
+    as_keys = other.in_key_order(tokens[:, :, order(other)]).flatten()
+    assert torch.equal(as_keys.long(), order(replace(other, chunk_q=other.chunk_k)))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +207,7 @@ def test_few_keys_are_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
     gathered = block_sparse._attend_gathered
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, chosen: block_sparse.Chosen) -> Tensor:
+    def watched(q: Tensor, k: Tensor, v: Tensor, chosen: Chosen) -> Tensor:
         copied.append(chosen.bricks.numel() * k[0].numel())
         return gathered(q, k, v, chosen)
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.block_sparse import Bricks, attend_plainly, block_sparse_attention
+from model.block_sparse import attend_plainly, block_sparse_attention
+from model.bricks import Bricks
 from tests.model.block_sparse_cases import CASES, CUBE, QKV, Case, changed
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")

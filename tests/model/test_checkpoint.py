@@ -182,7 +182,7 @@ def copy(tiny_checkpoint, tmp_path) -> Path:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_of_a_checkpoint_is_missed_by_name(copy, part):
-    from model.pipeline import Pipeline  # noqa: PLC0415
+    from model.pipeline import Pipeline
 
     (copy / part).unlink()
     with pytest.raises(CheckpointError, match=part.replace(".", r"\.")):
@@ -191,7 +191,7 @@ def test_each_part_of_a_checkpoint_is_missed_by_name(copy, part):
 
 @pytest.mark.parametrize("part", ["dit", "text_encoder", "vae", "tokenizer", "scheduler"])
 def test_each_folder_of_a_checkpoint_is_missed_by_name(copy, part):
-    from model.pipeline import Pipeline  # noqa: PLC0415
+    from model.pipeline import Pipeline
 
     shutil.rmtree(copy / part)
     with pytest.raises(CheckpointError, match=f"copy/{part}"):
@@ -200,7 +200,7 @@ def test_each_folder_of_a_checkpoint_is_missed_by_name(copy, part):
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part.endswith("json")] + ["limits.json"])
 def test_each_broken_json_of_a_checkpoint_is_named(copy, part):
-    from model.pipeline import Pipeline  # noqa: PLC0415
+    from model.pipeline import Pipeline
 
     (copy / part).write_text('{"oops": ')
     with pytest.raises(CheckpointError, match=part.replace(".", r"\.")):
@@ -208,14 +208,14 @@ def test_each_broken_json_of_a_checkpoint_is_named(copy, part):
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
-    from model.pipeline import Pipeline  # noqa: PLC0415
+    from model.pipeline import Pipeline
 
     with pytest.raises(CheckpointError, match="nowhere"):
         Pipeline.load(tmp_path / "nowhere", torch.float32)
 
 
 def test_a_broken_tokenizer_is_named(copy):
-    from model.pipeline import Pipeline  # noqa: PLC0415
+    from model.pipeline import Pipeline
 
     (copy / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="copy/tokenizer"):

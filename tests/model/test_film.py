@@ -79,7 +79,7 @@ def test_images_lose_their_transparency_and_find_their_orientation(tmp_path):
 
 def test_a_clip_is_no_image(tmp_path):
     np.savez(tmp_path / "clip.npz", frames=gradient(3).numpy())
-    with pytest.raises(InputError, match="image: .* has 3 frames"):
+    with pytest.raises(InputError, match=r"image: .* has 3 frames"):
         read_image(tmp_path / "clip.npz")
     with pytest.raises(InputError, match="not an image"):
         read_image(tmp_path / "clip.mp4")

@@ -15,11 +15,9 @@ from model.config import load_dit_config
 from model.dit import Dit
 from model.errors import CheckpointError
 from model.lora import LoraError, LoraFile, Merged, read_lora
-from tests.model.plain.checkpoints import SMALL, write_dit, write_lora
+from tests.model.plain.checkpoints import ATTENTION_AND_FFN, EVERYTHING, SMALL, write_dit, write_lora
 from tests.model.plain.transformer import PlainTransformer, load_transformer
 
-ATTENTION_AND_FFN = ("qkv", "attn.proj", "q_linear", "kv_linear", "w1", "w2", "w3")
-EVERYTHING = (*ATTENTION_AND_FFN, "adaLN_modulation.1", "final_layer.linear")
 QKV = "lora___lorahyphen___blocks___lorahyphen___0___lorahyphen___attn___lorahyphen___qkv"
 CPU = torch.device("cpu")
 

@@ -181,7 +181,8 @@ def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path):
         "--checkpoint", parity_checkpoint, "--task", "text_to_video", "--prompt", said["prompt"],
         "--negative-prompt", said["negative_prompt"], "--height", said["height"], "--width", said["width"],
         "--num-frames", said["num_frames"], "--steps", said["num_inference_steps"],
-        "--guidance-scale", said["guidance_scale"], "--seed", said["seed"], "--device", "cpu", "--save-latents", out,
+        "--guidance-scale", said["guidance_scale"], "--seed", said["seed"],
+        "--device", "cpu", "--save-latents", out,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([*map(str, command)], check=True, env=environment, cwd=tmp_path)

@@ -7,6 +7,7 @@ import gc
 import json
 import shutil
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,12 @@ from safetensors.torch import load_file
 
 from model.conditioning import frames_of_refinement
 from model.errors import InputError
-from model.geometry import Clip, Size
 from model.pipeline import Pipeline
 from model.plan import Wish
 from model.request import Encoded, Frames, Latents, Request, SegmentDone, Stepped
 from model.shapes import settle
 from model.state import State
-from tests.model.parity_cases import PARITY, expected_latents, request_for
+from tests.model.parity_cases import PARITY, clip_of, expected_latents, request_for, size_of
 
 QUICK = ["t2v", "t2v_prompt_cleaning", "t2v_distill"]
 LONG = [
@@ -41,7 +41,7 @@ def final_latents(pipeline, request):
 
 
 def frames_of(events):
-    return torch.cat([event.frames for event in events if isinstance(event, Frames)])
+    return torch.cat([e.frames for e in events if isinstance(e, Frames) and e.frames is not None])
 
 
 def check_parity(case, pipeline):
@@ -73,11 +73,9 @@ def request_of(tiny_pipeline):
     def make(*prompts, seed=5, image=None, video=None, condition_video=None, **wish):
         said = Wish(
             num_prompts=len(prompts),
-            image=None if image is None else Size(*image.shape[:2]),
-            video=None if video is None else Clip(*video.shape[1:3], len(video)),
-            condition_video=None
-            if condition_video is None
-            else Clip(*condition_video.shape[1:3], len(condition_video)),
+            image=size_of(image),
+            video=clip_of(video),
+            condition_video=clip_of(condition_video),
             **{"num_inference_steps": 2, **wish},
         )
         return Request(settle(said, tiny_pipeline.limits), prompts, seed, None, image, video, condition_video)
@@ -89,7 +87,7 @@ def noise(*shape):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-LONG_REFINED = {"num_frames": 9, "num_condition_frames": 5, "refine": True}
+LONG_REFINED = {"num_frames": 5, "num_condition_frames": 1, "refine": True}
 
 
 def test_events_come_in_order(tiny_pipeline, request_of):
@@ -201,7 +199,7 @@ def test_the_default_negative_prompt_is_used_where_guidance_is_on(tiny_pipeline,
     assert not torch.allclose(latents[0], latents[2], atol=1e-4)
 
 
-STARTS = {
+STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "text": ({}, {"num_frames": 9}),
     "image": ({"image": noise(40, 60, 3)}, {"num_frames": 9}),
     "clip": ({"video": noise(9, 40, 60, 3)}, {"num_frames": 9, "num_condition_frames": 5}),
@@ -214,12 +212,12 @@ STARTS = {
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_job_goes_on_from_any_state_bit_for_bit(tiny_pipeline, request_of, start, tmp_path):
+def test_a_job_goes_on_from_its_states_bit_for_bit(tiny_pipeline, request_of, start, tmp_path):
     inputs, wish = STARTS[start]
     request = request_of("a", **inputs, **wish)
     events = list(tiny_pipeline.generate(request))
     for number, event in enumerate(events):
-        if isinstance(event, Stepped | SegmentDone):
+        if isinstance(event, SegmentDone) or (isinstance(event, Stepped) and event.step == 1):
             event.state.save(tmp_path / "state")
             rest = list(tiny_pipeline.generate(request, State.load(tmp_path / "state")))
             check_same_end(events[number + 1 :], rest)
@@ -234,13 +232,13 @@ def check_same_end(expected, ours):
         if isinstance(one, Latents):
             assert torch.equal(one.latents, other.latents)
         if isinstance(one, Frames):
-            assert torch.equal(one.frames, other.frames)
+            assert torch.equal(frames_of([one]), frames_of([other]))
 
 
 def test_a_job_may_be_left_at_any_event_and_another_run(tiny_pipeline, request_of):
-    request = request_of("a", num_frames=9, refine=True)
+    request = request_of("a", num_frames=5, refine=True)
     expected = final_latents(tiny_pipeline, request)
-    for number in range(5):
+    for number in (0, 2, 4):
         job = tiny_pipeline.generate(request)
         for _ in range(number + 1):
             next(job)
@@ -256,13 +254,14 @@ def test_loras_leave_nothing_behind(tiny_pipeline, request_of):
     assert torch.equal(final_latents(tiny_pipeline, distilled), few)
 
 
+def end_of_first_segment(pipeline, request):
+    return next(e.state.tail for e in pipeline.generate(request) if isinstance(e, SegmentDone))
+
+
 def test_frames_are_handed_over_as_floats_unless_eight_bits_are_asked_for(tiny_pipeline, request_of):
     request = request_of("a", "b", num_frames=9, num_condition_frames=5)
     exact = dataclasses.replace(request, exact_handover=True)
-    tails = [
-        next(e.state.tail for e in tiny_pipeline.generate(r) if isinstance(e, SegmentDone))
-        for r in (request, exact)
-    ]
+    tails = [end_of_first_segment(tiny_pipeline, r) for r in (request, exact)]
     floats, levels = (tail * 255 for tail in tails)
     assert not torch.allclose(floats, floats.round(), atol=1e-3)
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
@@ -270,7 +269,7 @@ def test_frames_are_handed_over_as_floats_unless_eight_bits_are_asked_for(tiny_p
 
 def live_bytes() -> int:
     gc.collect()
-    return sum(x.nbytes for x in gc.get_objects() if isinstance(x, torch.Tensor))
+    return sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
 
 
 def test_what_is_kept_does_not_grow_with_the_segments(tiny_pipeline, request_of):
@@ -304,7 +303,7 @@ def test_the_shift_is_the_checkpoints(tiny_checkpoint, tmp_path, tiny_pipeline, 
 
 
 def test_a_job_in_bf16_is_a_video_too(tiny_checkpoint, request_of):
-    request = request_of("a", **LONG_REFINED)
+    request = request_of("a", num_frames=5, refine=True)
     events = list(Pipeline.load(tiny_checkpoint, torch.bfloat16).generate(request))
     counts = Counter(type(event) for event in events)
     assert counts[Latents] == 2

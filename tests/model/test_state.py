@@ -52,10 +52,10 @@ def test_a_save_that_fails_leaves_the_old_state(tmp_path, monkeypatch):
     BEGUN.save(tmp_path / "state")
 
     def fail(*_, **__):
-        raise OSError
+        raise OSError("no space left")
 
     monkeypatch.setattr("model.state.save_file", fail)
-    with pytest.raises(OSError, match=""):
+    with pytest.raises(OSError, match="no space"):
         MIDWAY.save(tmp_path / "state")
     assert same(State.load(tmp_path / "state"), BEGUN)
 

@@ -60,7 +60,12 @@ def test_long_prompts_are_cut(encoder):
 def test_a_prompt_is_encoded_once(encoder, monkeypatch):
     computed = []
     compute = encoder._compute
-    monkeypatch.setattr(encoder, "_compute", lambda prompt: computed.append(prompt) or compute(prompt))
+
+    def counted(prompt):
+        computed.append(prompt)
+        return compute(prompt)
+
+    monkeypatch.setattr(encoder, "_compute", counted)
     first = encoder.encode(["a new prompt", " a  new prompt "])
     again = encoder.encode(["a new prompt"])
     assert computed == ["a new prompt"]
@@ -68,8 +73,8 @@ def test_a_prompt_is_encoded_once(encoder, monkeypatch):
 
 
 def test_old_prompts_are_forgotten(encoder, monkeypatch):
-    monkeypatch.setattr(encoder, "_compute", lambda prompt: encoder._remembered.get(prompt) or first)
     first = encoder.encode(["the cat"])
+    monkeypatch.setattr(encoder, "_compute", lambda _: first)
     for number in range(REMEMBERED_PROMPTS + 10):
         encoder.encode([f"prompt {number}"])
     assert len(encoder._remembered) == REMEMBERED_PROMPTS

@@ -1,4 +1,4 @@
-"""How types and shapes are checked at every call of `model` in these tests; the import hook names `checked`."""
+"""How types and shapes are checked at every call of `model` here; the import hook names `checked`."""
 
 from beartype import BeartypeConf, beartype
 

@@ -23,6 +23,8 @@ SMALL = {
     "enable_bsa": False,
     "bsa_params": {"sparsity": 0.5, "chunk_3d_shape_q": [4, 4, 4], "chunk_3d_shape_k": [4, 4, 4]},
 }
+ATTENTION_AND_FFN = ("qkv", "attn.proj", "q_linear", "kv_linear", "w1", "w2", "w3")
+EVERYTHING = (*ATTENTION_AND_FFN, "adaLN_modulation.1", "final_layer.linear")
 FUSED = {"qkv": 3, "kv_linear": 2}
 
 
