@@ -18,7 +18,7 @@ FETCH_REDIS = $(PIP) install --no-deps --only-binary :all: --python-version 3.12
 # A stack whose make is killed ends as well.
 STACK := exec $(BIN)/python stack/leash.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser soak clean
+.PHONY: help setup demo serve test check format browser soak fuzz chaos clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -47,8 +47,14 @@ format: $(READY) ## put the code into its format
 browser: $(READY) ## play films in Chromium
 	$(PYTEST) -m browser
 
+fuzz: $(READY) ## thousands of requests made from the API's schema
+	$(PYTEST) -m fuzz
+
 soak: $(READY) ## fifty jobs at once on one stack, watching its memory
 	$(PYTEST) -m soak
+
+chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES=)
+	$(BIN)/python -m tests.chaos --jobs $(or $(JOBS),60) --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10)
 
 clean: ## remove what was made here: .venv, caches, the stack's data, out/
 	rm -rf .venv .longcat out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

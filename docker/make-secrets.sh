@@ -17,4 +17,6 @@ printf '%s' "$password" >secrets/redis_password
 printf 'redis://:%s@redis:6379/0' "$password" >secrets/redis_url
 printf 'longcat' >secrets/s3_access_key_id
 random >secrets/s3_secret_access_key
+random >secrets/api_key
+random >secrets/grafana_password
 echo "made secrets/"

@@ -20,7 +20,7 @@ MEASURES = "longcat:measures"
 class Measure:
     """One series: a sum, or a distribution if it has `buckets`, how many values lay below each bound.
 
-    The bounds are powers of the square root of 2; a value is counted under the smallest that it does not exceed.
+    The bounds are powers of the square root of 2; a value is counted under the smallest that holds it.
     """
 
     name: str
@@ -44,7 +44,7 @@ def measures(redis: Redis) -> list[Measure]:
         stored = redis.hgetall(MEASURES)
     found: dict[tuple[str, str], Measure] = {}
     for path, number in stored.items():
-        name, label, part = path.decode().split("|")
+        name, label, part = _text(path).split("|")
         measure = found.setdefault((name, label), Measure(name, label))
         if part == "sum":
             measure.sum = float(number)
@@ -57,3 +57,7 @@ def waiting(redis: Redis, clock: Callable[[], int] | None = None) -> list[Waitin
     """The queue by priority, the highest first. Raises Unavailable."""
     found = Scripts(redis, clock).run("waiting")
     return [Waiting(priority.decode(), num_jobs, age_ms / 1000) for priority, num_jobs, age_ms in found]
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name

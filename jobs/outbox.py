@@ -1,7 +1,7 @@
 """Webhooks that are to be sent: put here by the transitions of jobs, taken out by `service.webhooks`.
 
-Each is delivered at least once: who takes one has it for a while, and unless he settles it, it is due again. It
-does not know how webhooks are signed or sent.
+Each is delivered at least once: who takes one has it for a while, and unless he settles it, it is due again.
+It does not know how webhooks are signed or sent.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Outbox:
         return _delivery(found[0].decode(), fields_of(found[1])) if found else None
 
     def settle(self, delivery: Delivery, attempt: Attempt, retry_s: float | None) -> None:
-        """Note how it went; it is due again after `retry_s`, or never. A taker that was too slow is not heard."""
+        """Note how it went; it is due again after `retry_s`, or never. Who was too slow is not heard."""
         self._run(
             "settle_delivery",
             id=delivery.id,
@@ -90,7 +90,7 @@ def _delivery(delivery_id: str, fields: dict[str, str]) -> Delivery:
 
 def _attempt(entry: dict[str, str | int]) -> Attempt:
     times = {"at": entry.pop("at_ms"), "next_at": entry.pop("next_ms", None)}
-    return Attempt(**entry, **{name: _time(time) for name, time in present(times).items()})  # type: ignore[arg-type]
+    return Attempt(**entry, **{name: _time(time) for name, time in present(times).items()})
 
 
 def _time(milliseconds: object) -> datetime:

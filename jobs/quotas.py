@@ -1,7 +1,7 @@
 """How much of the service an owner, and all owners together, may have at a time.
 
-The service says it with every request and submission, and the scripts hold to it in the same step that counts,
-so a limit is exact however many processes serve.
+The service says it with every request and submission, and the scripts hold to it in the same step that
+counts, so a limit is exact however many processes serve.
 """
 
 from __future__ import annotations

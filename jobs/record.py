@@ -24,6 +24,7 @@ ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 
 
 _PLAIN = ("id", "status", "priority", "owner", "webhook_url", "attempt", "cancel_requested", "group")
+_TRACE = ("request_id", "traceparent")
 _JSON = ("order", "metadata", "progress", "error", "result", "timings_s", "webhook_events")
 _TIMES = ("created", "started", "finished", "expires")
 
@@ -91,6 +92,8 @@ class Job(_Frozen):
     expires_at: datetime | None = None
     cancel_requested: bool = False
     group: str | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
     error: JobError | None = None
     result: Result | None = None
     timings_s: dict[str, float] = Field(default_factory=dict)
@@ -101,7 +104,7 @@ class Job(_Frozen):
 
         Fields that only the transitions need (fence, lease, …) are left out.
         """
-        known: dict[str, Any] = {name: fields[name] for name in _PLAIN if name in fields}
+        known: dict[str, Any] = {name: fields[name] for name in (*_PLAIN, *_TRACE) if name in fields}
         known |= {name: json.loads(fields[name]) for name in _JSON if name in fields}
         known |= {f"{name}_at": _time(fields[f"{name}_ms"]) for name in _TIMES if f"{name}_ms" in fields}
         return cls.model_validate(known)
@@ -110,6 +113,16 @@ class Job(_Frozen):
     def ended(self) -> bool:
         """Whether the job is in a final state."""
         return self.status in ENDED
+
+
+class Outlook(_Frozen):
+    """Where a queued job stands: 1 is next; `eta_s` until it will have ended, None while nobody can know.
+
+    The place is true as long as nobody else comes and no limit on running jobs holds an owner back.
+    """
+
+    position: int
+    eta_s: float | None
 
 
 class Event(_Frozen):

@@ -14,6 +14,8 @@ from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from jobs.logs import LogFormat
+
 PREFIX = "LONGCAT_"
 
 
@@ -25,6 +27,8 @@ class SharedSettings(BaseSettings):
     redis_url: str = "redis://127.0.0.1:6379/0"
     data_dir: Path = Path(".longcat")
     storage: str = Field(default="", description="a folder or s3://bucket/prefix; empty: DATA_DIR/storage")
+
+    log_format: LogFormat = Field(default="text", description="json: a line is an object")
 
     s3_endpoint_url: str | None = Field(default=None, description="for S3 stores other than AWS")
     s3_public_endpoint_url: str | None = Field(default=None, description="as clients reach it, for links")

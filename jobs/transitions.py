@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
@@ -26,37 +26,16 @@ from redis import Redis
 
 from jobs.connect import redis_reached
 from jobs.errors import DeadlineExceeded, LongCatError, WorkerCrashed
-from jobs.idempotency import Hold
-from jobs.order import Order, Priority
 from jobs.quotas import Quotas
-from jobs.record import WEBHOOK_EVENTS, Event, Job, JobError, Progress, Result, Status, WebhookEvent
+from jobs.record import Event, Job, JobError, Outlook, Progress, Result, Status
 from jobs.scripts import Scripts, fields_of, present
+from jobs.submission import Submission
 
 Verdict = Literal["go", "cancel", "deadline", "lost"]
 
 _LONGEST_WAIT_S = 5.0  # well within the timeout of the connection
 _CRASHED = JobError.of(WorkerCrashed("the worker died under this job as often as a job may try"))
 _OVERDUE = JobError.of(DeadlineExceeded("the job waited longer than it may before a worker began it"))
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A job to be queued.
-
-    `max_queue_s` bounds the wait for its first start, `max_run_s` the time that it runs, all attempts
-    together; None is no bound. `hold` is the idempotency key that is to be bound to the job.
-    """
-
-    id: str
-    order: Order
-    priority: Priority = "normal"
-    owner: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    webhook_url: str | None = None
-    webhook_events: tuple[WebhookEvent, ...] = WEBHOOK_EVENTS
-    max_queue_s: float | None = None
-    max_run_s: float | None = None
-    hold: Hold | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +54,6 @@ class Claim:
         `job.attempt` counts without the starts that ended in a drain.
         """
         return self.fence
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """Where a queued job stands: 1 is next; `eta_s` until it will have ended, None while nobody can know."""
-
-    position: int
-    eta_s: float | None
 
 
 @dataclass(frozen=True)
@@ -139,29 +110,19 @@ class Ledger:
     def submit(self, submission: Submission) -> Job:
         """Queue a job; submitting the same id again changes nothing and gives the job as it stands.
 
-        Raises JobNotFound if the id was deleted, or its reservation ran out, before it was submitted, KeyReused
-        if its idempotency key went to another request meanwhile, and LimitReached.
+        Raises JobNotFound if the id was deleted, or its reservation ran out, before it was submitted,
+        KeyReused if its idempotency key went to another request meanwhile, and LimitReached.
         """
         record = {
-            "id": submission.id,
-            "order": submission.order.model_dump_json(),
-            "task": submission.order.task,
-            "priority": submission.priority,
-            "owner": submission.owner,
-            "metadata": json.dumps(dict(submission.metadata)),
-            "webhook_url": submission.webhook_url,
-            "webhook_events": json.dumps(submission.webhook_events),
-            "idempotency_key": submission.hold and submission.hold.name,
+            **submission.record(),
+            **self._quotas.of_running,
             "max_attempts": self._max_attempts,
             "retention_ms": _ms(self._retention_s),
-            "max_queue_ms": _ms(submission.max_queue_s),
-            "max_run_ms": _ms(submission.max_run_s),
-            **self._quotas.of_running,
         }
         reply = self._run(
             "submit",
             id=submission.id,
-            record=present(record),
+            record=record,
             fingerprint=submission.hold and submission.hold.fingerprint,
             limits=self._quotas.of_submission,
             input_bytes=sum(file.size_bytes for file in submission.order.inputs),
@@ -188,17 +149,16 @@ class Ledger:
         return [_job(record) for record in found]
 
     def position(self, job_id: str) -> int | None:
-        """Place in the queue, 1 for the job that is next; None if the job is not queued.
-
-        It is true as long as nobody else comes and no limit on running jobs holds an owner back.
-        """
-        place: int | None = self._run("position", id=job_id)
-        return place
+        """Place in the queue, as `outlook` has it; None if the job is not queued."""
+        outlook = self.outlook(job_id)
+        return outlook.position if outlook else None
 
     def outlook(self, job_id: str) -> Outlook | None:
         """Place in the queue, and when the job will have ended, judged by recent ones; None if not queued."""
         found = self._run("outlook", id=job_id)
-        return found and Outlook(found[0], found[1] / 1000 if len(found) > 1 else None)
+        if found is None:
+            return None
+        return Outlook(position=found[0], eta_s=found[1] / 1000 if len(found) > 1 else None)
 
     def cancel(self, job_id: str) -> Job:
         """End a queued job at once; have the holder of a running one stop.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import suppress
 
@@ -10,6 +9,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from jobs.errors import Unavailable
+from jobs.logs import set_up_log
 from service.app import create_app
 from service.auth import OpenToAll, check_exposure
 from service.settings import Settings, problems_of
@@ -19,12 +19,12 @@ _GRACE_S = 10  # for answers under way, such as event streams, when the service 
 
 def main() -> int:
     """Run until SIGTERM or Ctrl-C; 2 for settings that make no sense."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings()
     except ValidationError as error:
         print("\n".join(problems_of(error)), file=sys.stderr)
         return 2
+    set_up_log(settings.log_format)
     app = create_app(settings)
     try:
         with suppress(Unavailable):  # then it asks for keys, whether there are any or not
@@ -38,6 +38,7 @@ def main() -> int:
         port=settings.port,
         timeout_graceful_shutdown=_GRACE_S,
         server_header=False,
+        log_config=None,
     )
     return 0
 

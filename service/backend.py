@@ -65,7 +65,7 @@ class Backend:
         return JobView.of(job, position, self.settings.public_url)
 
     def foresee(self, job: Job) -> tuple[Job, int | None]:
-        """A queued job with its place, and with an ETA in its progress if one can be told; others as they are."""
+        """A queued job with its place, and an ETA in its progress if one can be told; others unchanged."""
         outlook = self.ledger.outlook(job.id) if job.status == "queued" else None
         if outlook is None:
             return job, None

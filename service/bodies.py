@@ -56,36 +56,15 @@ class Source(Strict):
         return self
 
 
-class GenerateRequest(Strict):
-    """A video to be generated. What is left out is settled by the checkpoint's defaults."""
+class Choices(Strict):
+    """What may be chosen for every new video, on whichever route it is ordered."""
 
-    task: Task | None = Field(None, description="Inferred from the inputs when absent.")
-    prompt: Prompt | None = Field(None, description="What is to be seen.", examples=["A red ball rolls"])
-    prompts: list[Prompt] | None = Field(
-        None, min_length=1, description="Instead of `prompt`: one for each segment."
-    )
     negative_prompt: str | None = Field(
         None, description="What is not to be seen; the empty text is a choice, too. Only with guidance."
-    )
-    image: Source | None = Field(None, description="The first frame.")
-    video: Source | None = Field(None, description="The clip to continue or to refine.")
-    condition_video: Source | None = Field(None, description="For refine: what the clip's start is held to.")
-    resolution: str | None = Field(None, description="A table of sizes.", examples=["480p"])
-    height: Count | None = Field(None, description="Pixels; with `width`.")
-    width: Count | None = Field(None, description="Pixels; with `height`.")
-    num_frames: Count | None = Field(None, description="Frames of a segment: 4k + 1.")
-    num_segments: Count | None = Field(None, description="More than one: a long video.")
-    num_condition_frames: Count | None = Field(
-        None, description="Frames that each segment takes over from what comes before it: 4k + 1."
     )
     num_inference_steps: Count | None = Field(None, description="Denoising steps of each stage.")
     guidance_scale: float | None = Field(None, description="How closely to follow the prompt; 1 is off.")
     distilled: bool = Field(False, description="Few steps, no guidance.")
-    refine: bool = Field(False, description="Refine to 720p after generation.")
-    t_thresh: float | None = Field(None, description="The noise level from which refinement begins.")
-    spatial_refine_only: bool = Field(False, description="Refine without doubling the frame rate.")
-    condition_cache: bool = Field(True, description="Compute the condition frames once, not in each step.")
-    enhance_hf: bool = Field(True, description="Spend more steps on fine detail.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn when absent.")
     priority: Priority = Field("normal", description="High before normal before low.")
     webhook_url: WebhookURL | None = Field(None, description="Told when the job's state changes.")
@@ -101,3 +80,29 @@ class GenerateRequest(Strict):
         if self.webhook_events and not self.webhook_url:
             raise ValueError("webhook_events: there is no webhook_url")
         return self
+
+
+class GenerateRequest(Choices):
+    """A video to be generated. What is left out is settled by the checkpoint's defaults."""
+
+    task: Task | None = Field(None, description="Inferred from the inputs when absent.")
+    prompt: Prompt | None = Field(None, description="What is to be seen.", examples=["A red ball rolls"])
+    prompts: list[Prompt] | None = Field(
+        None, min_length=1, description="Instead of `prompt`: one for each segment."
+    )
+    image: Source | None = Field(None, description="The first frame.")
+    video: Source | None = Field(None, description="The clip to continue or to refine.")
+    condition_video: Source | None = Field(None, description="For refine: what the clip's start is held to.")
+    resolution: str | None = Field(None, description="A table of sizes.", examples=["480p"])
+    height: Count | None = Field(None, description="Pixels; with `width`.")
+    width: Count | None = Field(None, description="Pixels; with `height`.")
+    num_frames: Count | None = Field(None, description="Frames of a segment: 4k + 1.")
+    num_segments: Count | None = Field(None, description="More than one: a long video.")
+    num_condition_frames: Count | None = Field(
+        None, description="Frames that each segment takes over from what comes before it: 4k + 1."
+    )
+    refine: bool = Field(False, description="Refine to 720p after generation.")
+    t_thresh: float | None = Field(None, description="The noise level from which refinement begins.")
+    spatial_refine_only: bool = Field(False, description="Refine without doubling the frame rate.")
+    condition_cache: bool = Field(True, description="Compute the condition frames once, not in each step.")
+    enhance_hf: bool = Field(True, description="Spend more steps on fine detail.")

@@ -27,10 +27,19 @@ router = APIRouter(tags=["jobs"])
 _EVENT_ID = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
 _BEGINNING = "0"
 _TURNS_TO_LOOK = 6  # so often the place in the queue is looked up, too
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "description": "Each event of the stream.",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "enum": ["status", "progress", "done"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `status`, `progress` and, at last, `done`; the data of each is the job.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 }
 

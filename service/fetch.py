@@ -158,7 +158,7 @@ class _Stream(io.RawIOBase):
         return self._stream.recv_into(buffer)
 
     def close(self) -> None:
-        """Nothing: http.client closes its end before the answer is read; `open_connection` closes the socket."""
+        """Nothing: http.client closes its end before the answer is read; who opened it closes the socket."""
 
     def _wait_at_most(self) -> None:
         remaining_s = self._deadline - time.monotonic()

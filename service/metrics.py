@@ -82,7 +82,7 @@ class MeasuredRequests:
 
 
 class _Jobs(Collector):
-    """What the ledger measured as jobs went; it lies in Redis, so every process of the service tells the same."""
+    """What the ledger measured as jobs went; it lies in Redis, so every process tells the same."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -92,10 +92,10 @@ class _Jobs(Collector):
 
     def collect(self) -> Iterable[Metric]:
         try:
-            measured = {series.name: [] for series in SERIES} | _by_name(measures(self._redis))
+            found = measures(self._redis)
         except Unavailable:
             return []
-        return [series.metric(measured[series.name]) for series in SERIES]
+        return [series.metric([m for m in found if m.name == series.name]) for series in SERIES]
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,24 @@ class Series:
 
     def metric(self, found: list[Measure]) -> Metric:
         """In Prometheus' form."""
-        kind = HistogramMetricFamily if self.is_distribution else CounterMetricFamily
-        family = kind(f"longcat_{self.name}", self.text, labels=[self.label] if self.label else [])
+        return self._histogram(found) if self.is_distribution else self._counter(found)
+
+    def _counter(self, found: list[Measure]) -> Metric:
+        family = CounterMetricFamily(f"longcat_{self.name}", self.text, labels=self._labels)
         for measure in found:
-            labels = [measure.label] if self.label else []
-            if self.is_distribution:
-                family.add_metric(labels, _cumulated(measure.buckets), measure.sum)
-            else:
-                family.add_metric(labels, measure.sum)
+            family.add_metric([measure.label][: len(self._labels)], measure.sum)
         return family
+
+    def _histogram(self, found: list[Measure]) -> Metric:
+        family = HistogramMetricFamily(f"longcat_{self.name}", self.text, labels=self._labels)
+        for measure in found:
+            labels = [measure.label][: len(self._labels)]
+            family.add_metric(labels, _cumulated(measure.buckets), measure.sum)
+        return family
+
+    @property
+    def _labels(self) -> list[str]:
+        return [self.label] if self.label else []
 
 
 SERIES = (
@@ -138,11 +147,6 @@ SERIES = (
     Series("uploaded_bytes", "Size of films stored."),
     Series("webhook_deliveries", "Webhooks sent, by outcome.", "outcome"),
 )
-
-
-def _by_name(found: list[Measure]) -> dict[str, list[Measure]]:
-    names = {measure.name for measure in found}
-    return {name: [measure for measure in found if measure.name == name] for name in names}
 
 
 def _cumulated(buckets: dict[float, int]) -> list[tuple[str, float]]:

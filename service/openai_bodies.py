@@ -22,9 +22,8 @@ from pydantic import (
 )
 
 from jobs.errors import InvalidRequest
-from jobs.order import Priority
 from model.shapes import Illegal, Limits, Size, Wish, settle
-from service.bodies import MAX_SEED, Count, MetadataKey, MetadataValue, Prompt, Strict, WebhookURL
+from service.bodies import Choices, Prompt, Strict
 from service.errors import invalid
 from service.lengths import SECONDS, Length, length_of, length_of_extension, parse_seconds
 from service.reading import Body, FormFields
@@ -39,7 +38,10 @@ CREATE_FORM = FormFields(
     ),
 )
 EXTEND_FORM = FormFields(
-    files=frozenset({"video"}), texts=frozenset({"prompt", "model", "seconds", "video[id]"})
+    files=frozenset({"video"}),
+    texts=frozenset(
+        {"prompt", "model", "seconds", "video[id]", "negative_prompt", "priority", "webhook_url"}
+    ),
 )
 
 _OPENAI_SIZES = {"720x1280", "1280x720", "1024x1792", "1792x1024"}
@@ -92,8 +94,8 @@ class VideoReference(Strict):
     id: str = Field(max_length=100)
 
 
-class VideoRequest(Strict):
-    """A video to be generated, as OpenAI's API has it; the fields after `size` are those of `/generate`."""
+class VideoRequest(Choices):
+    """A video to be generated, as OpenAI's API has it, with choices that only this service has."""
 
     prompt: Prompt = Field(description="What is to be seen.", examples=["A red ball rolls"])
     input_reference: ImageReference | None = Field(None, description="The first frame.")
@@ -104,19 +106,9 @@ class VideoRequest(Strict):
     size: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
         None, description="Width × height in pixels.", examples=["1280x720"]
     )
-    negative_prompt: str | None = Field(None, description="What is not to be seen.")
-    num_inference_steps: Count | None = Field(None, description="Denoising steps.")
-    guidance_scale: float | None = Field(None, description="How closely to follow the prompt; 1 is off.")
-    distilled: bool = Field(False, description="Few steps, no guidance.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn when absent.")
-    priority: Priority = Field("normal", description="High before normal before low.")
-    webhook_url: WebhookURL | None = Field(None, description="Told when the job's state changes.")
-    metadata: dict[MetadataKey, MetadataValue] = Field(
-        default_factory=dict, max_length=16, description="Kept with the job."
-    )
 
 
-class ExtensionRequest(Strict):
+class ExtensionRequest(Choices):
     """A video that goes on where another ends."""
 
     prompt: Prompt = Field(description="What is to be seen next.", examples=["The ball comes to rest"])
@@ -142,7 +134,7 @@ def read_extension(body: Body) -> ExtensionRequest:
 
 def new_video(request: VideoRequest, body: Body, limits: Limits) -> Body:
     """The same as a body of `/generate`. Raises InvalidRequest."""
-    given = request.model_dump(exclude={"input_reference", "model", "seconds", "size"}, exclude_unset=True)
+    given = _chosen(request)
     if request.input_reference:
         given["image"] = {"url": request.input_reference.image_url}
     if request.size:
@@ -158,11 +150,15 @@ def longer_video(request: ExtensionRequest, clip: BinaryIO, size: Size | None, l
 
     Raises InvalidRequest.
     """
-    given: dict[str, Any] = {"prompt": request.prompt}
+    given = _chosen(request)
     given |= _length(request.seconds, limits, length_of_extension)
     if size and _can_make(size, limits):
         given |= size._asdict()
     return Body(given, {"video": clip})
+
+
+def _chosen(request: VideoRequest | ExtensionRequest) -> dict[str, Any]:
+    return request.model_dump(include={"prompt", *Choices.model_fields}, exclude_unset=True)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ _POLL: dict[str, dict[str, Any]] = {
 }
 _CREATED: dict[int | str, dict[str, Any]] = {
     200: {"headers": _POLL | REPLAYED_HEADER},
-    **documented_as_openai(400, 413, 415, 422, 429, 503),
+    **documented_as_openai(400, 413, 415, 422, 503),
 }
 
 
@@ -94,7 +94,7 @@ def extend_video(
     return _show(job, backend, response)
 
 
-@router.get("", responses=documented_as_openai(400, 404, 429, 503))
+@router.get("", responses=documented_as_openai(400, 404, 503))
 def list_videos(
     backend: Served,
     after: Annotated[str | None, Query(max_length=100, description="`last_id` of the page before.")] = None,
@@ -110,13 +110,13 @@ def list_videos(
     return VideoPage.of(videos, has_more=len(found) > limit)
 
 
-@router.get("/{video_id}", responses={200: {"headers": _POLL}, **documented_as_openai(404, 429, 503)})
+@router.get("/{video_id}", responses={200: {"headers": _POLL}, **documented_as_openai(404, 503)})
 def retrieve_video(video_id: str, backend: Served, response: Response) -> Video:
     """A video as it stands; one that failed is no error."""
     return _show(backend.ledger.get(video_id), backend, response)
 
 
-@router.delete("/{video_id}", responses=documented_as_openai(404, 429, 503))
+@router.delete("/{video_id}", responses=documented_as_openai(404, 503))
 def delete_video(video_id: str, backend: Served) -> VideoDeleted:
     """Remove a video and its files; a job that runs is cancelled, and removed when it has stopped."""
     delete_job(video_id, backend)
@@ -128,7 +128,7 @@ def delete_video(video_id: str, backend: Served) -> VideoDeleted:
     response_class=Response,
     responses={
         **files.answers("video/mp4", "image/jpeg"),
-        **documented_as_openai(400, 404, 409, 410, 416, 429, 503),
+        **documented_as_openai(400, 404, 409, 410, 416, 503),
     },
 )
 def download_content(

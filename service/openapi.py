@@ -61,6 +61,8 @@ class DocumentedAPI(FastAPI):
         if self.openapi_schema is None:
             document = super().openapi()
             _drop_foreign_errors(document)
+            _make_keys_optional(document)
+            _say_that_keys_are_optional(document)
             for path, body in _BODIES.items():
                 shown = {"examples": examples()} if path == "/generate" else {}
                 document["paths"][path]["post"]["requestBody"] = body.described(shown)
@@ -75,6 +77,14 @@ def examples() -> dict[str, Any]:
     return read
 
 
+def _make_keys_optional(document: dict[str, Any]) -> None:
+    """Where no key was ever made, none is asked for."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "security" in operation:
+                operation["security"].append({})
+
+
 def _drop_foreign_errors(document: dict[str, Any]) -> None:
     """FastAPI documents a 422 of its own for every route that has a parameter, which is never answered."""
     for operations in document["paths"].values():
@@ -84,6 +94,14 @@ def _drop_foreign_errors(document: dict[str, Any]) -> None:
                 del answers["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _say_that_keys_are_optional(document: dict[str, Any]) -> None:
+    """A service for which no key was ever made asks for none."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "security" in operation:
+                operation["security"] = [*operation["security"], {}]
 
 
 def _form_fields(fields: dict[str, Any], form: FormFields) -> dict[str, Any]:

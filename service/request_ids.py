@@ -1,4 +1,7 @@
-"""A name for every request, so that an answer can be found in the log. ASGI middleware of `service.app`."""
+"""A name for every request, so that an answer can be found in the log. ASGI middleware of `service.app`.
+
+Whoever traces requests across services sends W3C's `traceparent`, which goes along unchanged.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import secrets
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.logs import about
+
 HEADER = "X-Request-Id"
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _FIT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -31,4 +37,10 @@ class RequestIds:
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
-        await self._app(scope, receive, named)
+        with about({"request_id": request_id} | _trace(scope)):
+            await self._app(scope, receive, named)
+
+
+def _trace(scope: Scope) -> dict[str, str]:
+    given = Headers(scope=scope).get("traceparent", "")
+    return {"traceparent": given} if _TRACEPARENT.fullmatch(given) else {}

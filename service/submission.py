@@ -6,6 +6,7 @@ it (`worker.supervisor`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +19,9 @@ from jobs.capability import latest
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.idempotency import Hold
 from jobs.keys import new_job_id
+from jobs.logs import about, current_names, names_of
 from jobs.record import WEBHOOK_EVENTS, Job
-from jobs.transitions import Submission
+from jobs.submission import Submission
 from model.shapes import Limits
 from service.backend import Backend
 from service.bodies import GenerateRequest
@@ -27,6 +29,8 @@ from service.errors import invalid
 from service.inputs import Given, Intake, store
 from service.orders import check_capability, check_texts, settle_order
 from service.reading import FILES, Body
+
+logger = logging.getLogger(__name__)
 
 
 def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
@@ -59,6 +63,7 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
             max_queue_s=backend.settings.max_queue_s,
             max_run_s=backend.settings.max_run_s,
             hold=hold,
+            trace=current_names(),
         ),
         backend,
     )
@@ -80,6 +85,8 @@ def _given(request: GenerateRequest, files: Mapping[str, BinaryIO]) -> dict[str,
 
 def _queue(submission: Submission, backend: Backend) -> Job:
     job = backend.ledger.submit(submission)
+    with about(names_of(job)):
+        logger.info("queued a job for %s", job.owner or "everybody")
     with suppress(Unavailable):  # the job is safe: a sweep delivers the ticket that is missing
         backend.tickets.deliver(job.id)
     return job

@@ -15,6 +15,7 @@ import threading
 from pydantic import ValidationError
 
 from jobs.errors import LongCatError
+from jobs.logs import set_up_log
 from worker.crew import assemble
 from worker.leash import end_with
 from worker.parent import USELESS, watch
@@ -24,10 +25,10 @@ from worker.settings import WorkerSettings
 def main() -> int:
     """Run the parent, or with `--group` the supervisor of one group; returns the exit status."""
     options = _options()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("rq.worker").setLevel(logging.WARNING)
     try:
         settings = WorkerSettings()
+        set_up_log(settings.log_format)
         if options.group is None:
             return watch(settings.num_groups)
         return _supervise(settings, options.group, options.parent)

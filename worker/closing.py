@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from jobs.errors import DeadlineExceeded, JobNotFound, LeaseLost, LongCatError, Unavailable
 from jobs.keys import attempt_prefix, job_prefix
+from jobs.logs import about, names_of
 from jobs.queue import TicketQueue
 from jobs.record import ENDED, JobError, Status
 from jobs.storage import Storage
@@ -60,6 +61,10 @@ class Closer:
         self._hurried.set()
 
     def _close(self, held: Held, ending: Ending) -> None:
+        with about(names_of(held.claim.job)):
+            self._close_named(held, ending)
+
+    def _close_named(self, held: Held, ending: Ending) -> None:
         try:
             self._end(held, ending)
         except LeaseLost:

@@ -66,9 +66,10 @@ def assemble(settings: WorkerSettings, index: int) -> Supervisor:
         closer=Closer(places, settings.upload_limit_s, lambda held: inbox.put(Over(held))),
         presence=Presence(seat, redis, settings.ranks_per_group, lambda: inbox.put(Drain())),
         saves=places.saves,
+        ended=threading.Event(),
     )
     _take_up_films(places, keeper, inbox, settings.lease_s)
-    _sweep(places, keeper)
+    _sweep(places, keeper, crew.ended)
     return Supervisor(crew, inbox, Rules(settings.max_films_behind, settings.drain_s))
 
 
@@ -129,12 +130,11 @@ def _take_up_films(places: Places, keeper: Keeper, inbox: Inbox, lease_s: float)
             inbox.put(Prepared(held, Filmed(waiting.film)))
 
 
-def _sweep(places: Places, keeper: Keeper) -> None:
+def _sweep(places: Places, keeper: Keeper, stop: threading.Event) -> None:
     """What every process does for all, and what is this one's alone."""
-    never = threading.Event()
     for name, body, arguments in (
-        ("sweep", keep_sweeping, (places.ledger, places.tickets, never)),
-        ("remove", keep_removing, (places.ledger, places.storage, never)),
-        ("spool", keep_spool_clear, (places.spool, places.ledger, keeper)),
+        ("sweep", keep_sweeping, (places.ledger, places.tickets, stop)),
+        ("remove", keep_removing, (places.ledger, places.storage, stop)),
+        ("spool", keep_spool_clear, (places.spool, places.ledger, keeper, stop)),
     ):
         threading.Thread(target=body, args=arguments, name=name, daemon=True).start()

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import PurePath
 
 from jobs.errors import InvalidInput, KeyMissing, LongCatError
+from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage import Storage
 from worker.held import Ending, Failure, Filmed, GivenBack, Held, Interrupted, Left, as_job_error
@@ -38,6 +39,10 @@ class Preparation:
 
     def prepare(self, held: Held) -> Run | Ending:
         """The order for rank 0; or how the job ends without it."""
+        with about(names_of(held.claim.job)):
+            return self._prepared(held)
+
+    def _prepared(self, held: Held) -> Run | Ending:
         try:
             self._spool.folder(held.job_id)
             return self._prepare(held, lambda: self._may_go_on(held))
@@ -62,6 +67,7 @@ class Preparation:
             inputs=inputs,
             resume=resume,
             timings_s=timings_s,
+            names=names_of(held.claim.job),
         )
 
     def _may_go_on(self, held: Held) -> None:

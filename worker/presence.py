@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Never
 
 from redis import Redis
 
@@ -26,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SHOW_EVERY_S = 2.0
 CLEAR_EVERY_S = 30.0
+LEAVING_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,11 @@ class Presence:
         self._published: Capability | None = None
         self._changed = threading.Event()
         self._left = False
+        self._thread = threading.Thread(target=self._work, name="presence", daemon=True)
 
     def start(self) -> None:
         """Tell from now on."""
-        threading.Thread(target=self._work, name="presence", daemon=True).start()
+        self._thread.start()
 
     def show(self, shown: Shown) -> None:
         """Tell this from now on."""
@@ -61,9 +61,12 @@ class Presence:
             self._changed.set()
 
     def leave(self) -> None:
-        """Give up the name."""
+        """Give up the name; while Redis is away that is left to time."""
         self._left = True
-        self._seat.leave()
+        self._changed.set()
+        self._thread.join(LEAVING_S)
+        with suppress(Unavailable):
+            self._seat.leave()
 
     def _work(self) -> None:
         while not self._left:
@@ -85,12 +88,12 @@ class Presence:
         self._seat.publish(shown.state, self._ranks, shown.job_id)
 
 
-def keep_spool_clear(spool: Spool, ledger: Ledger, keeper: Keeper) -> Never:
-    """Remove files of jobs that ended elsewhere, now and then; a thread's body."""
-    while True:
+def keep_spool_clear(spool: Spool, ledger: Ledger, keeper: Keeper, stop: threading.Event) -> None:
+    """Remove files of jobs that ended elsewhere, now and then until `stop` is set; a thread's body."""
+    while not stop.is_set():
         with suppress(Unavailable):
             clear_spool(spool, ledger, keeper)
-        time.sleep(CLEAR_EVERY_S)
+        stop.wait(CLEAR_EVERY_S)
 
 
 def clear_spool(spool: Spool, ledger: Ledger, keeper: Keeper) -> None:

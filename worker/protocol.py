@@ -67,7 +67,8 @@ class Film(_Message):
 class Run(_Message):
     """Do this order; `folder` is the job's own, `inputs` name the order's files in it.
 
-    `timings_s` is what it took so far, earlier attempts included.
+    `timings_s` is what it took so far, earlier attempts included; `names` are what log lines about it carry,
+    with W3C's `traceparent` of the request that ordered it.
     """
 
     type: Literal["run"] = "run"
@@ -77,6 +78,7 @@ class Run(_Message):
     inputs: dict[str, str] = Field(default_factory=dict)
     resume: Save | None = None
     timings_s: Timings = Field(default_factory=dict)
+    names: dict[str, str] = Field(default_factory=dict)
 
 
 class Stop(_Message):

@@ -19,6 +19,7 @@ from typing import Never
 
 import torch
 
+from jobs.logs import about, set_up_log
 from model.parallel import ContextParallel, join
 from worker.agreement import Agreement
 from worker.engine import Engine
@@ -26,8 +27,10 @@ from worker.lead import Contact, Leading
 from worker.leash import end_with
 from worker.progress import Experience
 from worker.protocol import Broken, Line, Message, Ready, Run, Stop, Why, call
-from worker.run import Following, run_order
+from worker.run import Following, Part, run_order
 from worker.settings import DeviceName, FilmSettings, RankSetup
+
+logger = logging.getLogger(__name__)
 
 LoadEngine = Callable[[RankSetup, ContextParallel], Engine]
 
@@ -37,9 +40,9 @@ UNSOUND = 71  # exit status of a rank after an error that the group does not sur
 def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     """Serve until somebody ends this process; `load` gives this rank's engine."""
     end_with(int(parent_pid))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     threading.excepthook = _end_with_thread
     settings = RankSetup.model_validate_json(setup)
+    set_up_log(settings.log_format)
     parallel = join(device_type(settings.device), None, settings.collective_timeout_s)
     ranks = Agreement(settings.error_grace_s)
     supervisor = Supervisor(call(settings.socket)) if ranks.is_leader else None
@@ -65,9 +68,16 @@ def _serve(engine: Engine, ranks: Agreement, supervisor: Supervisor | None, sett
         experience: Experience = {}
         while True:
             run = ranks.share(supervisor.next_order())
-            run_order(run, engine, ranks, Leading(run, contact, settings, experience))
+            _run(run, engine, ranks, Leading(run, contact, settings, experience))
     while True:
-        run_order(ranks.share(None), engine, ranks, Following())
+        _run(ranks.share(None), engine, ranks, Following())
+
+
+def _run(run: Run, engine: Engine, ranks: Agreement, part: Part) -> None:
+    with about(run.names):
+        logger.info("begins")
+        run_order(run, engine, ranks, part)
+        logger.info("is done with it")
 
 
 def _end_with_thread(failed: threading.ExceptHookArgs) -> None:

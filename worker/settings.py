@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from jobs.logs import LogFormat
 from jobs.settings import SharedSettings
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -41,6 +42,7 @@ class RankSetup(_Frozen):
     collective_timeout_s: float
     error_grace_s: float
     film: FilmSettings
+    log_format: LogFormat = "text"
 
 
 class WorkerSettings(SharedSettings):
@@ -111,6 +113,7 @@ class WorkerSettings(SharedSettings):
             dtype=self.dtype,
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,
+            log_format=self.log_format,
             film=FilmSettings(
                 checkpoint_s=self.checkpoint_s,
                 crf=self.x264_crf,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,7 +98,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does the work beside the supervisor; all but `life` have threads of their own."""
+    """Who does the work beside the supervisor; all but `life` have threads of their own.
+
+    `ended` is set when the supervisor has ended, for threads that would go on without it.
+    """
 
     life: Life
     intake: Intake
@@ -106,6 +110,7 @@ class Crew:
     closer: Closer
     saves: Saves
     presence: Presence
+    ended: threading.Event
 
 
 class Supervisor:
@@ -114,7 +119,7 @@ class Supervisor:
     def __init__(self, crew: Crew, inbox: Inbox, rules: Rules) -> None:
         self._life, self._presence, self._keeper = crew.life, crew.presence, crew.keeper
         self._intake, self._preparation = crew.intake, crew.preparation
-        self._closer, self._saves = crew.closer, crew.saves
+        self._closer, self._saves, self._ended = crew.closer, crew.saves, crew.ended
         self._inbox = inbox
         self._rules = rules
         self._capability: Capability | None = None
@@ -132,6 +137,7 @@ class Supervisor:
                 self._deal_with(self._inbox.get(timeout=TICK_S))
             self._look_around()
         self._life.end()
+        self._ended.set()
         self._presence.leave()
 
     def end(self) -> None:
@@ -184,10 +190,12 @@ class Supervisor:
                 self._current = None
                 self._finishing[held.job_id] = held
             case Finished():
+                held.timings_s = message.timings_s
                 self._from_group(held, Filmed(message.film))
             case Stopped():
                 self._from_group(held, Left(message.why))
             case Failed():
+                held.timings_s = message.timings_s
                 self._from_group(held, Failure(message.error))
 
     def _from_group(self, held: Held, ending: Ending) -> None:
@@ -209,7 +217,7 @@ class Supervisor:
             self._close(held, GivenBack(crashed=False))
 
     def _look_around(self) -> None:
-        trouble = self._life.look(busy=self._current is not None, may_start=self._drain_until is None)
+        trouble = self._life.look(busy=bool(self._with_group()), may_start=self._drain_until is None)
         if trouble:
             self._give_up(trouble)
         if self._drain_until is not None and time.monotonic() > self._drain_until:

@@ -19,7 +19,15 @@ from jobs.connect import redis_reached
 from jobs.errors import JobEnded, JobNotFound, KeyReused, LeaseLost, LimitReached
 
 _FOLDER = Path(__file__).parent
-_PARTS = ("shared", "limits", "line", "forecast", "measures", "outbox", "states")  # each may use those before it
+_PARTS = (
+    "shared",
+    "limits",
+    "line",
+    "forecast",
+    "measures",
+    "outbox",
+    "states",
+)  # each may use those before it
 _KEY_FIELD = "Idempotency-Key"
 
 
@@ -38,8 +46,8 @@ class Scripts:
     def run(self, name: str, **given: object) -> Any:  # noqa: ANN401 - what it answers is each script's own
         """Run a script with what is `given`, leaving out None.
 
-        Raises JobNotFound, JobEnded, LeaseLost, KeyReused or LimitReached where the script refuses, Unavailable
-        where Redis is away.
+        Raises JobNotFound, JobEnded, LeaseLost, KeyReused or LimitReached where the script refuses,
+        Unavailable where Redis is away.
         """
         if self._clock is not None:
             given["now_ms"] = self._clock()

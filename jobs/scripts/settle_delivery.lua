@@ -1,6 +1,8 @@
 -- How an attempt went: it is noted with the job, if that is still there, and tried again after `retry_ms` or never.
 local key = 'longcat:delivery:' .. given.id
-if tonumber(redis.call('HGET', key, 'attempt')) ~= given.attempt then return end
+local attempt, settled = unpack(redis.call('HMGET', key, 'attempt', 'settled'))
+if tonumber(attempt) ~= given.attempt or settled == attempt then return end
+redis.call('HSET', key, 'settled', attempt)
 given.entry.at_ms = now
 if given.retry_ms then
   given.entry.next_ms = now + given.retry_ms

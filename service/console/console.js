@@ -1,6 +1,7 @@
 // The page talks to the same API as everybody else: it orders, lists, watches, cancels and plays.
 
 import { curl } from "./curl.js";
+import * as key from "./key.js";
 
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const REFRESH_MS = 3000;
@@ -15,7 +16,8 @@ let shown = PAGE;
 // Talking to the API
 
 async function api(path, options) {
-  const response = await fetch(path, options);
+  const response = await fetch(path, { ...options, headers: key.headers() });
+  if (response.status === 401) askForKey();
   const body = response.headers.get("Content-Type")?.includes("json") ? await response.json() : null;
   if (!response.ok) throw new Error(body?.error?.message ?? `the service answered ${response.status}`);
   return body;
@@ -32,10 +34,31 @@ async function refresh() {
     $("more").hidden = !page.next || shown >= 100;
     const ready = (await fetch("/readyz")).ok;
     health(ready, ready ? "ready" : "no worker is ready; orders wait");
-  } catch {
-    health(false, "the service cannot be reached, or has no queue");
+  } catch (error) {
+    health(false, error instanceof TypeError ? "the service cannot be reached" : error.message);
   }
 }
+
+// The key
+
+function askForKey(asked = true) {
+  $("key").hidden = !asked;
+  $("keys").setAttribute("aria-expanded", asked);
+}
+
+$("keys").addEventListener("click", () => {
+  askForKey($("key").hidden);
+  if (!$("key").hidden) $("key").elements.key.focus();
+});
+
+$("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key.keep($("key").elements.key.value.trim());
+  $("key").reset();
+  $("jobs").replaceChildren();
+  askForKey(false);
+  refresh();
+});
 
 function health(good, text) {
   $("health").textContent = text;
@@ -98,8 +121,11 @@ function frames({ result, request }) {
 }
 
 function phase(job) {
-  if (job.status === "queued") return job.queue_position ? `number ${job.queue_position} in the queue` : "queued";
   const at = job.progress;
+  if (job.status === "queued") return [
+    job.queue_position ? `number ${job.queue_position} in the queue` : "queued",
+    at?.eta_s != null && `done in about ${Math.ceil(at.eta_s)} s`,
+  ].filter(Boolean).join(" · ");
   if (!at) return job.status;
   return [
     at.phase,
@@ -121,7 +147,7 @@ function act(card, job) {
   const on = (name, action) => card.querySelector(name).addEventListener("click", (event) => tryTo(event.target, action));
   on(".cancel", async () => show(await api(`/jobs/${job.id}/cancel`, { method: "POST" })));
   on(".delete", async () => { await api(`/jobs/${job.id}`, { method: "DELETE" }); card.remove(); });
-  on(".curl", async () => copy(card, curl(job, location.origin)));
+  on(".curl", async () => copy(card, curl(job, location.origin, key.isKept())));
 }
 
 async function tryTo(button, action) {
@@ -167,6 +193,17 @@ form.addEventListener("submit", (event) => {
     $("empty").hidden = true;
   });
 });
+
+const task = form.elements.task;
+const segments = form.elements.num_segments;
+
+function fitTask() {
+  $("segments").hidden = segments.disabled = task.value !== "long_video";
+  $("prompt-hint").hidden = segments.disabled;
+}
+
+task.addEventListener("change", fitTask);
+fitTask();
 
 // Files by drag and drop, by paste, or chosen
 

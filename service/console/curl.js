@@ -1,4 +1,4 @@
-// A job as the command that orders it again, with the same seed. Its files are named, not included.
+// A job as the command that orders it again, with the same seed. Its files are named, not included; nor is the key.
 
 const SETTLED_BY_CLIP = ["height", "width", "num_frames", "num_segments", "num_condition_frames", "guidance_scale"];
 const FIELDS = [
@@ -6,11 +6,12 @@ const FIELDS = [
   "guidance_scale", "negative_prompt", "distilled", "refine", "seed", "priority", "webhook_url", "webhook_events",
 ];
 
-export function curl(job, origin) {
+export function curl(job, origin, withKey) {
   const fields = settled(job);
   const files = ["image", "video", "condition_video"].filter((name) => job.request[name]);
   const parts = files.length ? form(fields, files) : ["-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`];
-  return [`curl ${origin}/generate`, ...parts].join(" \\\n  ");
+  const key = withKey ? ['-H "Authorization: Bearer $LONGCAT_API_KEY"'] : [];
+  return [`curl ${origin}/generate`, ...key, ...parts].join(" \\\n  ");
 }
 
 function settled(job) {

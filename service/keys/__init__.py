@@ -1,7 +1,7 @@
 """API keys: who may ask, and in whose name. `python -m service.keys` makes, lists and revokes them.
 
-Redis holds only a digest of each key. A key is 32 random bytes, so a plain hash is enough: there is nothing to
-guess. Revoked keys stay on the list, so that a service which once had keys never falls open.
+Redis holds only a digest of each key. A key is 32 random bytes, so a plain hash is enough: there is nothing
+to guess. Revoked keys stay on the list, so that a service which once had keys never falls open.
 """
 
 from __future__ import annotations

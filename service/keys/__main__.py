@@ -1,4 +1,4 @@
-"""`python -m service.keys create OWNER | list | revoke ID | webhook-secret [OWNER]`: what owners need to know.
+"""`python -m service.keys create OWNER | list | revoke ID | webhook-secret [OWNER]`: what owners need.
 
 A key is good, or no longer good, at once for all running services.
 """

@@ -1,4 +1,5 @@
-"""Webhooks by the Standard Webhooks specification: signed (`signing`), sent (`sending`), again and again (`courier`).
+"""Webhooks by the Standard Webhooks specification.
 
-What is to be sent, and when, lies in Redis (`jobs.outbox`), so any number of processes may send.
+They are signed (`signing`), sent (`sending`), and sent again until somebody takes them (`courier`). What is
+to be sent, and when, lies in Redis (`jobs.outbox`), so any number of processes may send.
 """

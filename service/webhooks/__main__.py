@@ -1,14 +1,14 @@
-"""`python -m service.webhooks`: sends webhooks until it is told to end, where the services are not to do it."""
+"""`python -m service.webhooks`: sends webhooks until it is told to end, where services are not to."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 
 from pydantic import ValidationError
 
 from jobs.connect import connect
+from jobs.logs import set_up_log
 from jobs.outbox import Outbox
 from service.settings import Settings, problems_of
 from service.webhooks.courier import Courier
@@ -17,17 +17,18 @@ from service.webhooks.signing import Signer
 
 def main() -> int:
     """Run until SIGTERM or Ctrl-C; 2 for settings that make no sense."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings()
     except ValidationError as error:
         print("\n".join(problems_of(error)), file=sys.stderr)
         return 2
+    set_up_log(settings.log_format)
     alone = settings.model_copy(update={"webhook_threads": settings.webhook_threads or 2})
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # also in the threads: only `sigwait` takes them
     with connect(alone.redis_url) as redis:
-        with Courier(Outbox(redis), Signer(redis, alone.webhook_secret), alone):
+        signer = Signer(redis, alone.webhook_secret)
+        with Courier(Outbox(redis), signer, alone):
             signal.sigwait(ends)
     return 0
 

@@ -1,6 +1,6 @@
 """Takes webhooks out of the outbox and sends them, in a few threads, until each is delivered or given up.
 
-Runs within the service, or alone (`python -m service.webhooks`); many may run, each delivery is with one of them.
+Runs within the service, or alone (`python -m service.webhooks`); many may run, each delivery is with one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 from threading import Event, Thread
 
 from jobs.errors import Unavailable
+from jobs.logs import about, names_of
 from jobs.outbox import Attempt, Delivery, Outbox
 from service.errors import UnusableInput
 from service.settings import Settings
@@ -51,8 +52,9 @@ class Courier:
         if delivery is None:
             return False
         attempt = self._attempt(delivery)
-        if attempt.outcome != "delivered":
-            logger.info("webhook %s: %s", delivery.id, attempt.error or f"answered {attempt.status_code}")
+        with about(names_of(delivery.job)):
+            answer = attempt.error or f"answered {attempt.status_code}"
+            logger.info("webhook %s, attempt %d: %s", delivery.id, attempt.attempt, answer)
         self._outbox.settle(delivery, attempt, _retry_s(attempt))
         return True
 
@@ -72,7 +74,9 @@ class Courier:
             except Unavailable as error:
                 logger.warning("cannot send webhooks now: %s", error.message)
             except Exception:
-                logger.exception("a webhook could not be dealt with")  # it is due again when its lease is over
+                logger.exception(
+                    "a webhook could not be dealt with"
+                )  # it is due again when its lease is over
             self._ended.wait(self._settings.webhook_interval_s)
 
 

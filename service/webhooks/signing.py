@@ -1,7 +1,7 @@
 """Signatures of webhooks, as the Standard Webhooks specification says (https://www.standardwebhooks.com).
 
-Each owner has a secret of its own, which is made from that of the service: nothing more is to be stored, and no
-owner can sign for another.
+Each owner has a secret of its own, which is made from that of the service: nothing more is to be stored, and
+no owner can sign for another.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Signer:
             self._redis.set(MASTER_KEY, _PREFIX + _base64(secrets.token_bytes(32)), nx=True)
             stored = self._redis.get(MASTER_KEY)
         assert stored is not None
-        return stored.decode()
+        return stored.decode() if isinstance(stored, bytes) else stored
 
 
 def _base64(content: bytes) -> str:

@@ -10,7 +10,8 @@ from redis import Redis
 from jobs.keys import new_job_id, thumbnail_key, video_key
 from jobs.order import Order
 from jobs.record import Job, Result
-from jobs.transitions import Claim, Ledger, Submission
+from jobs.submission import Submission
+from jobs.transitions import Claim, Ledger
 
 LEASE_S = 30.0
 ORDER = Order(

@@ -34,7 +34,9 @@ class TestTwentyOwnersWithFiftyJobsEach:
     @pytest.mark.parametrize("one_after_the_other", [True, False])
     def test_are_served_evenly_at_every_moment(self, desk: Desk, one_after_the_other):
         names = [f"owner-{number}" for number in range(NUM_OWNERS)]
-        wanted = [name for name in names for _ in range(NUM_EACH)] if one_after_the_other else names * NUM_EACH
+        wanted = (
+            [name for name in names for _ in range(NUM_EACH)] if one_after_the_other else names * NUM_EACH
+        )
         for name in wanted:
             desk.submit(owner=name)
         counts = Counter(dict.fromkeys(names, 0))

@@ -99,4 +99,8 @@ def test_the_queue_is_told_by_priority(desk: Desk, redis: Redis):
     desk.submit(priority="high")
     desk.submit(priority="high")
     desk.clock.advance(2)
-    assert waiting(redis, desk.clock) == [Waiting("high", 2, 2.0), Waiting("normal", 0, 0), Waiting("low", 1, 7.0)]
+    assert waiting(redis, desk.clock) == [
+        Waiting("high", 2, 2.0),
+        Waiting("normal", 0, 0),
+        Waiting("low", 1, 7.0),
+    ]

@@ -18,7 +18,7 @@ def outbox(redis: Redis, desk: Desk) -> Outbox:
 
 
 def take_all(outbox: Outbox) -> list[Delivery]:
-    return [delivery for delivery in iter(lambda: outbox.take(60), None)]
+    return list(iter(lambda: outbox.take(60), None))
 
 
 def events(outbox: Outbox) -> list[str]:
@@ -104,6 +104,13 @@ class TestADelivery:
         desk.clock.advance(1)
         again = outbox.take(60)
         assert (again.id, again.at, again.attempt) == (delivery.id, delivery.at, 2)
+
+    def test_that_is_settled_twice_since_a_reply_was_lost_is_noted_once(self, desk: Desk, outbox: Outbox):
+        desk.start(webhook_url=URL)
+        delivery = outbox.take(60)
+        for _ in range(2):
+            outbox.settle(delivery, attempt(delivery, "failed", status_code=500), 300)
+        assert len(outbox.log(delivery.job.id)) == 1
 
     def test_of_a_taker_who_was_too_slow_is_settled_by_the_next(self, desk: Desk, outbox: Outbox):
         desk.start(webhook_url=URL)

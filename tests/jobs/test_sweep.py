@@ -13,9 +13,10 @@ import pytest
 from redis import Redis
 
 from jobs.errors import JobNotFound, Unavailable
+from jobs.folder import FolderStorage
 from jobs.keys import input_key, video_key
 from jobs.queue import TicketQueue
-from jobs.storage import FolderStorage, Storage
+from jobs.storage import Storage
 from jobs.sweep import keep_removing, keep_sweeping, orphans, remove_files, sweep
 from jobs.transitions import Ledger
 from tests.jobs.examples import LEASE_S, Desk, a_result, a_submission

@@ -16,9 +16,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from jobs.capability import Capability
+from jobs.folder import FolderStorage
 from jobs.keys import thumbnail_key, video_key
 from jobs.record import Result
-from jobs.storage import FolderStorage
 from jobs.transitions import Claim, Ledger
 from model.shapes import Limits
 from service.app import create_app
@@ -59,6 +59,7 @@ CAPABILITY = Capability(
 def settings_for(redis_url: str, folder: Path, **changes: Any) -> Settings:
     """Settings of a service that keeps everything in `folder`."""
     given: dict[str, Any] = {"data_dir": folder, "fetch_private_hosts": True, "event_interval_s": 0.02}
+    given["webhook_threads"] = 0  # a test sends them itself
     return Settings(redis_url=redis_url, **given | changes)
 
 

@@ -13,10 +13,13 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 @contextmanager
 def host(answer: Answer) -> Iterator[str]:
-    """The URL of a host on which every GET is answered by `answer`."""
+    """The URL of a host on which every GET and POST is answered by `answer`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            answer(self)
+
+        def do_POST(self) -> None:
             answer(self)
 
         def log_message(self, *_: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from jobs.record import Progress
 from service import console
+from service.keys import ApiKeys
 from tests.service.media import clip, encoded, picture
 
 FOLDER = Path(console.__file__).parent
@@ -23,6 +25,7 @@ FOLDER = Path(console.__file__).parent
         ("/console/style.css", "text/css"),
         ("/console/console.js", "text/javascript"),
         ("/console/curl.js", "text/javascript"),
+        ("/console/key.js", "text/javascript"),
     ],
 )
 def test_its_files_are_served(client, path, media_type):
@@ -44,10 +47,22 @@ def test_it_needs_no_other_host():
 
 def test_every_part_that_the_script_looks_for_is_on_the_page():
     page, script = ((FOLDER / name).read_text() for name in ("index.html", "console.js"))
-    for name in set(re.findall(r'\$\("(\w+)"\)', script)):
+    for name in set(re.findall(r'\$\("([\w-]+)"\)', script)):
         assert f'id="{name}"' in page, name
     for name in set(re.findall(r'part\("\.(\w+)"\)|on\("\.(\w+)"', script)):
         assert f'class="{"".join(name)}"' in page, name
+
+
+def contrast(*colors: str) -> float:
+    """How well two colours are told apart, as WCAG counts it."""
+
+    def luminance(color: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    darker, lighter = sorted(luminance(color) for color in colors)
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 @pytest.mark.browser
@@ -78,6 +93,70 @@ class TestInABrowser:
         page.wait_for_selector(".job[data-status=succeeded] video[src]")
         video = page.locator("video[src]")
         assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
+
+    def test_a_key_is_asked_for_kept_and_forgotten(self, page, worker, redis):
+        key = ApiKeys(redis).create("me")
+        page.wait_for_selector("#key:not([hidden])")
+        page.wait_for_selector("text=send an API key")
+        page.fill("#key input", key)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#key", state="hidden")
+        page.fill("textarea", "a red ball")
+        page.click("text=Generate")
+        page.wait_for_selector("text=number 1 in the queue")
+        worker.succeed(worker.claim(), film=clip(), still=encoded(picture(), "JPEG"))
+        page.reload()
+        page.wait_for_selector(".job[data-status=succeeded] video[src]")
+        page.click("text=Copy as curl")
+        page.wait_for_selector("text=Copied")
+        assert "Bearer $LONGCAT_API_KEY" in page.evaluate("navigator.clipboard.readText()")
+        video = page.locator("video[src]")
+        assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
+        page.click("text=API key")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=send an API key")
+        assert page.locator(".job").count() == 0
+
+    def test_segments_are_for_long_videos(self, page):
+        assert page.locator("[name=num_segments]").is_hidden()
+        page.select_option("[name=task]", "long_video")
+        page.fill("textarea", "a red ball\nit rolls away")
+        page.fill("[name=num_segments]", "2")
+        page.click("text=Generate")
+        page.wait_for_selector("text=long video")
+        assert "it rolls away" in page.text_content(".job .prompt")
+
+    def test_everything_is_reached_by_the_keyboard(self, page):
+        seen = []
+        for _ in range(14):
+            page.keyboard.press("Tab")
+            seen.append(
+                page.evaluate("document.activeElement.name || document.activeElement.textContent.trim()")
+            )
+        assert seen[:7] == ["API key", "API", "prompt", "task", "size", "file", "More"]
+        assert "Generate" in seen
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+    def test_it_fits_the_screen_and_can_be_read(self, page, worker, scheme, width, height, tmp_path):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": height})
+        for text in ("a red ball rolls across a wooden floor", "a cat " + "w" * 120):
+            page.fill("textarea", text)
+            page.click("text=Generate")
+            page.wait_for_selector(f"text={text[:30]}")
+        worker.ledger.beat(
+            worker.claim(), Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0)
+        )
+        page.wait_for_selector("text=denoise · step 2 of 4 · 3 s left")
+        page.screenshot(
+            path=os.environ.get("SCREENSHOTS", tmp_path) / Path(f"{scheme}-{width}.png"), full_page=True
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ground, text = page.evaluate(
+            "[getComputedStyle(document.body)].flatMap(s => [s.backgroundColor, s.color])"
+        )
+        assert contrast(ground, text) > 7
 
     def test_an_image_and_a_refusal(self, page, tmp_path):
         (tmp_path / "cat.png").write_bytes(encoded(picture()))

@@ -56,8 +56,8 @@ def test_every_answer_has_a_request_id(client):
     assert client.get("/livez", headers={"X-Request-Id": "not mine!"}).headers["X-Request-Id"] != "not mine!"
 
 
-def test_what_can_be_tried_again_is_a_503_and_nothing_else():
-    assert {kind for kind, status in STATUS.items() if status == 503} == {
+def test_what_can_be_tried_again_is_a_429_or_a_503_and_nothing_else():
+    assert {kind for kind, status in STATUS.items() if status in {429, 503}} == {
         kind for kind in STATUS if kind.retryable
     }
 

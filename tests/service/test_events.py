@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from jobs.record import Progress
-from jobs.transitions import Submission
+from jobs.submission import Submission
 
 
 @contextmanager

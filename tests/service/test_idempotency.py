@@ -148,7 +148,7 @@ class TestConcurrently:
         assert len(ids(client)) == 1
 
     def test_a_url_that_changes_leaves_no_job_with_the_wrong_image(self, client, worker):
-        """Both requests are under way at once and fetch different bytes: the job has the ones that it names."""
+        """Both requests may be under way at once and fetch different bytes."""
         images = [encoded(picture()), encoded(picture(96, 64))]
 
         def answer(request):

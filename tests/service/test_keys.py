@@ -94,6 +94,7 @@ class TestTheCommand:
             return subprocess.run(
                 [sys.executable, "-m", "service.keys", *arguments],
                 env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
+                check=False,
                 capture_output=True,
                 text=True,
             )
@@ -145,6 +146,7 @@ class TestWithoutAnyKeys:
         done = subprocess.run(
             [sys.executable, "-m", "service"],
             env={**os.environ, "LONGCAT_REDIS_URL": redis_server, "LONGCAT_HOST": "0.0.0.0"},
+            check=False,
             capture_output=True,
             text=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from typing import Any
+from unittest.mock import ANY
 
 import httpx2
 import openai
@@ -12,6 +13,7 @@ from openai import AsyncOpenAI, OpenAI, omit
 
 from jobs.errors import OutOfMemory
 from jobs.record import Progress
+from jobs.submission import Submission
 from tests.service.media import clip, encoded, in_base64, picture
 from tests.service.working import working
 
@@ -275,6 +277,40 @@ class TestExtending:
         with pytest.raises(openai.BadRequestError) as refused:
             videos.extend(**{"prompt": "on", "seconds": "1", **made(finished)} | fields)
         assert refused.value.param == param
+
+
+class TestAVideoOfAnyId:
+    """As in the client's own suite, which knows its video by the id `video_123`."""
+
+    @pytest.fixture(autouse=True)
+    def video_123(self, videos, worker):
+        videos.create(prompt="a red ball")
+        order = worker.claim().job.order
+        worker.ledger.submit(Submission(id="video_123", order=order))
+        worker.succeed(worker.claim(), film=FILM)
+
+    def test_is_retrieved(self, videos):
+        video = videos.retrieve("video_123")
+        assert (video.id, video.status) == ("video_123", "completed")
+        with videos.with_streaming_response.retrieve("video_123") as answer:
+            assert answer.parse() == video
+
+    def test_is_listed(self, videos):
+        raw = videos.with_raw_response.list(limit=1)
+        assert [video.id for video in raw.parse()] == ["video_123", ANY]
+
+    def test_is_downloaded(self, videos):
+        assert videos.download_content(video_id="video_123", variant="video").read() == FILM
+
+    def test_goes_on(self, videos):
+        extra = {"video": {"id": "video_123"}}
+        video = videos.extend(prompt="x", seconds="4", video=omit, extra_body=extra)
+        assert video.status == "queued"
+
+    def test_is_deleted(self, videos):
+        assert videos.with_raw_response.delete("video_123").parse().deleted
+        with pytest.raises(openai.NotFoundError):
+            videos.retrieve("video_123")
 
 
 def test_what_is_not_there_has_their_shape(videos):

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import Unavailable
+from jobs.folder import FolderStorage
 from jobs.keys import new_job_id
 from jobs.order import Order
 from jobs.queue import TicketQueue
-from jobs.storage import FolderStorage
-from jobs.transitions import Claim, Ledger, Submission
+from jobs.submission import Submission
+from jobs.transitions import Claim, Ledger
 from worker.closing import Places
 from worker.held import Held
 from worker.protocol import Film, Save

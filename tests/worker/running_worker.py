@@ -16,11 +16,12 @@ from redis import Redis
 
 from jobs.capability import GroupStatus, groups
 from jobs.connect import connect
+from jobs.folder import FolderStorage
 from jobs.keys import new_job_id
 from jobs.queue import TicketQueue
 from jobs.record import Job, Status
-from jobs.storage import FolderStorage
-from jobs.transitions import Ledger, Submission
+from jobs.submission import Submission
+from jobs.transitions import Ledger
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 
@@ -119,6 +120,12 @@ class RunningWorker:
     def stored(self, job_id: str) -> list[str]:
         """The files of a job in storage, without its prefix."""
         return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{job_id}/")]
+
+    def results(self, job_id: str) -> list[str]:
+        """The files that the job's result names, likewise."""
+        result = self.job(job_id).result
+        assert result is not None
+        return [key.split("/", 2)[2] for key in (result.thumbnail_key, result.video_key)]
 
     # Its processes
 

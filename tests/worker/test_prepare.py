@@ -45,6 +45,11 @@ def test_an_order_without_files_is_ready_at_once(desk, preparation):
     assert (run.inputs, run.resume) == ({}, None)
 
 
+def test_an_order_brings_the_names_that_its_log_lines_carry(desk, preparation):
+    held = desk.hold()
+    assert preparation.prepare(held).names == {"job_id": held.job_id}
+
+
 def test_inputs_are_fetched_under_their_field_s_name(preparation, with_image):
     run = preparation.prepare(with_image)
     assert run.inputs == {"image": "image.png"}

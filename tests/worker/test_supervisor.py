@@ -141,6 +141,7 @@ class Scene:
             closer=others,
             saves=others,
             presence=others,
+            ended=threading.Event(),
         )
         self.supervisor = Supervisor(crew, self.inbox, Rules(2, drain_s, last_words_s))
         self.thread = threading.Thread(target=self.supervisor.serve)

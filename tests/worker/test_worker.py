@@ -51,7 +51,7 @@ def test_a_job_becomes_a_film(worker, warm):
 def test_only_the_result_remains_of_a_job(worker, warm):
     job_id = worker.submit()
     worker.wait_for(job_id, "succeeded")
-    wait_until(lambda: worker.stored(job_id) == ["1/thumbnail.jpg", "1/video.mp4"])
+    wait_until(lambda: worker.stored(job_id) == worker.results(job_id))
     spool = worker.folder / "data" / "worker" / "test-0" / "jobs"
     wait_until(lambda: not (spool / job_id).exists())
 

@@ -244,7 +244,11 @@ class TestWhereTheServiceIs:
 class TestAnOutage:
     def test_is_waited_for(self, run):
         answers = [sending(b"{}", 503), sending(b"{}", 429), sending(PAGE)]
-        with host(lambda request: answers.pop(0)(request)) as url:
+
+        def answer(request):
+            answers.pop(0)(request)
+
+        with host(answer) as url:
             assert run("--url", url.removesuffix("/file"), "list").code == 0
         assert answers == []
 
@@ -265,7 +269,7 @@ def test_every_option_is_a_field_of_a_request():
 
     words = ["generate", "a", "--seed", "1", "--metadata", "a=b", "--image", "cat.png", "-o", "out.mp4"]
     options = vars(parser().parse_args(words)).keys()
-    unsaid = {"condition_cache", "enhance_hf", "prompts", "spatial_refine_only"}
+    unsaid = {"condition_cache", "enhance_hf", "prompts", "webhook_events"}
     assert set(GenerateRequest.model_fields) - unsaid <= options
     assert fields_of(parser().parse_args(words)) == {"prompt": "a", "seed": 1, "metadata": {"a": "b"}}
 

@@ -1,0 +1,66 @@
+"""`python -m tests.chaos`: run a fault campaign, say what became of every job; 1 if a promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.campaign import Campaign, Plan
+from tests.chaos.client import Client
+from tests.chaos.report import report, write
+from tests.chaos.site import Site, open_site
+from tests.chaos.verdict import Verdict, judge
+from tests.waiting import wait_until
+
+
+def main() -> int:
+    options = _options()
+    plan = Plan(options.jobs, options.seed, options.minutes)
+    folder = Path(tempfile.mkdtemp(prefix="longcat-chaos-"))
+    print(f"logs are in {folder}", flush=True)
+    checkpoint = folder / "checkpoint"
+    subprocess.run([sys.executable, "-m", "model.tiny", str(checkpoint)], check=True)
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
+
+    with open_site(folder, checkpoint, options.workers) as site:
+        client = Client(list(site.apis))
+        course = Campaign(site, client, plan, tell).run()
+        verdict = judge(course, site, client)
+        tell("all looked at")
+    verdict.orphaned_processes = _processes_left(site)
+    write(options.out, plan, course, verdict)
+    print(f"\n{report(plan, course, verdict)}")
+    return _exit_status(verdict)
+
+
+def _processes_left(site: Site) -> list[str]:
+    try:
+        wait_until(lambda: not site.processes(), timeout_s=20.0)
+    except TimeoutError:
+        return [" ".join(process.cmdline()) for process in site.processes()]
+    return []
+
+
+def _exit_status(verdict: Verdict) -> int:
+    return 0 if verdict.is_good else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=60, help="how many jobs at most")
+    parser.add_argument("--seed", type=int, default=1, help="from which orders and faults are drawn")
+    parser.add_argument("--minutes", type=float, default=10.0, help="after these no fault is struck any more")
+    parser.add_argument("--workers", type=int, default=2, help="each with a group of two ranks")
+    parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="where the results are written")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""A client as it has to be where anything may die: it asks one API process after another, and again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from typing import Any
+
+import httpx
+
+from tests.chaos.orders import Body
+from tests.films import decode
+
+Job = dict[str, Any]
+
+TIMEOUT_S = 10.0
+
+
+class Client:
+    """Speaks to several API processes. Each method gives None where none of them has an answer for now."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self._urls = itertools.cycle(urls)
+        self._tries = range(len(urls))
+        self._http = httpx.Client(timeout=TIMEOUT_S, follow_redirects=True)
+
+    def order(self, body: Body, key: str) -> str | None:
+        """The id of the job that it is now, the same for the same key."""
+        answer = self._ask("POST", "/generate", json=body, headers={"Idempotency-Key": key})
+        if answer is None or answer.status_code == 409:  # the same order is still being dealt with
+            return None
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def job(self, job_id: str) -> Job | None:
+        """The job; {} if there is none with this id."""
+        answer = self._ask("GET", f"/jobs/{job_id}")
+        if answer is None:
+            return None
+        return {} if answer.status_code == 404 else dict(answer.json())
+
+    def jobs(self) -> list[Job]:
+        """All jobs that there are."""
+        found: list[Job] = []
+        after: str | None = ""
+        while after is not None:
+            answer = self._ask("GET", "/jobs", params={"limit": 100, **({"after": after} if after else {})})
+            assert answer is not None
+            page = answer.json()
+            found += page["jobs"]
+            after = page.get("next")
+        return found
+
+    def cancel(self, job_id: str) -> bool | None:
+        """Whether it is going to be cancelled; False if it had ended."""
+        answer = self._ask("POST", f"/jobs/{job_id}/cancel")
+        return None if answer is None else answer.status_code == 200
+
+    def delete(self, job_id: str) -> None:
+        answer = self._ask("DELETE", f"/jobs/{job_id}")
+        assert answer is not None
+        assert answer.status_code == 204, answer.text
+
+    def film_digest(self, job_id: str) -> str:
+        """Of the decoded frames."""
+        answer = self._ask("GET", f"/jobs/{job_id}/video")
+        assert answer is not None
+        assert answer.status_code == 200, answer.text
+        return hashlib.sha256(decode(answer.content).frames.tobytes()).hexdigest()
+
+    def answers(self, url: str, path: str) -> bool:
+        """Whether this process answers that all is well."""
+        try:
+            return self._http.get(f"{url}{path}").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:
+        for _ in self._tries:
+            try:
+                answer = self._http.request(method, next(self._urls) + path, **request)
+            except httpx.HTTPError:
+                continue
+            if answer.status_code < 500:
+                return answer
+        return None

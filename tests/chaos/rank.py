@@ -1,0 +1,94 @@
+"""A rank with the real engine that also does what a file tells it to: raise, run out of memory or of disk.
+
+`LONGCAT_RANK_MODULE` names it. The checkpoint folder holds the files: `steps.log` takes a line for each event
+of a job, `fault-GROUP` says what is to happen at the next event. The leader reads it and tells the others,
+so that all ranks are struck at the same place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from jobs.capability import Capability
+from model.parallel import ContextParallel
+from model.request import Event, Stepped
+from tests.chaos.orders import POISON
+from tests.chaos.steps import StepLog
+from worker import rank
+from worker.engine import Begun, Engine
+from worker.model_engine import load_engine
+from worker.protocol import Run
+from worker.settings import RankSetup
+
+STEP_S = 0.08  # a step of the small checkpoint is too short to be met by a fault
+
+
+class StruckEngine:
+    """The engine, and the faults of its group."""
+
+    def __init__(self, engine: Engine, folder: Path, group: str) -> None:
+        self._engine = engine
+        self._fault = folder / f"fault-{group}"
+        self._log = StepLog(folder / "steps.log")
+        self._group = group
+        self._rank = dist.get_rank()
+
+    @property
+    def capability(self) -> Capability:
+        return self._engine.capability
+
+    def generate(self, run: Run) -> Iterator[Begun | Event]:
+        with closing(self._engine.generate(run)) as events:  # type: ignore[type-var]
+            for event in events:
+                if isinstance(event, Stepped):
+                    time.sleep(STEP_S)
+                self._note(run.job_id, event)
+                self._strike(run)
+                yield event
+
+    def tidy(self) -> None:
+        self._engine.tidy()
+
+    def _note(self, job_id: str, event: Begun | Event) -> None:
+        if self._rank == 0:
+            place = (event.segment, event.stage, event.step) if isinstance(event, Stepped) else None
+            self._log.add(self._group, job_id, place)
+
+    def _strike(self, run: Run) -> None:
+        if POISON in run.order.prompts[0] and self._rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        match self._told(run.job_id).split():
+            case ["raises", number]:
+                if int(number) == self._rank:
+                    raise RuntimeError("staged")
+                dist.barrier()  # in the midst of the model, which waits for the rank that failed
+            case ["memory"]:
+                raise MemoryError
+            case ["disk"] if self._rank == 0:
+                raise OSError(errno.ENOSPC, "staged")
+
+    def _told(self, job_id: str) -> str:
+        words: list[Any] = [""]
+        if self._rank == 0 and self._fault.exists():
+            words = [self._fault.read_text()]
+            self._fault.rename(self._fault.with_suffix(f".{job_id}"))
+        dist.broadcast_object_list(words, src=0)
+        return str(words[0])
+
+
+def load(setup: RankSetup, parallel: ContextParallel) -> StruckEngine:
+    return StruckEngine(load_engine(setup, parallel), setup.checkpoint, setup.socket.parent.name)
+
+
+if __name__ == "__main__":
+    rank.main(sys.argv[1], sys.argv[2], load)

@@ -1,0 +1,79 @@
+"""A campaign's table, as text for a terminal and as Markdown, and all its numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.chaos.campaign import Course, Plan
+from tests.chaos.verdict import Verdict
+
+Row = Sequence[object]
+
+
+def table(header: Row, rows: Sequence[Row]) -> str:
+    """A Markdown table that can be read as it is."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    rule = " | ".join("-" * width for width in widths)
+    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def report(plan: Plan, course: Course, verdict: Verdict) -> str:
+    """All that a reader wants to know, in Markdown."""
+    ended = ", ".join(f"{count} {how}" for how, count in sorted(verdict.ended.items()))
+    counts = [["accepted", verdict.accepted], ["ended", verdict.accepted - len(verdict.lost)]]
+    counts += [[name.replace("_", " "), len(found)] for name, found in verdict.faults.items()]
+    work = f"{verdict.work_repeated:.3f} ({verdict.steps_run} steps run, {verdict.steps_needed} needed)"
+    wrongs = [f"- {name}: {what}" for name, found in verdict.faults.items() for what in found]
+    return "\n\n".join(
+        [
+            f"# Fault campaign, seed {plan.seed}",
+            _summary(course, verdict),
+            table(["jobs", "count"], counts),
+            f"They ended as: {ended}. Work repeated: {work}.",
+            table(["fault", "struck", "went on after, median s", "worst s"], _recovery_rows(verdict)),
+            *(["\n".join(wrongs)] if wrongs else []),
+        ]
+    )
+
+
+def _summary(course: Course, verdict: Verdict) -> str:
+    jobs = f"{verdict.accepted} jobs ({len(course.films)} different films, and poison)"
+    return f"{jobs} and {len(course.strikes)} faults in {course.lasted_s:.0f} s, on {_machine()}."
+
+
+def write(folder: Path, plan: Plan, course: Course, verdict: Verdict) -> None:
+    """`seed-N-jobs-M.json` and `.md` in this folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"seed-{plan.seed}-jobs-{plan.jobs}"
+    document = {
+        "plan": asdict(plan),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "verdict": asdict(verdict),
+        "strikes": [asdict(strike) for strike in course.strikes],
+    }
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(report(plan, course, verdict) + "\n")
+
+
+def _recovery_rows(verdict: Verdict) -> list[Row]:
+    return [
+        [kind, found.struck, _shown(found.median_s), _shown(found.worst_s)]
+        for kind, found in verdict.recoveries.items()
+    ]
+
+
+def _shown(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:.1f}"
+
+
+def _machine() -> str:
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"

@@ -1,0 +1,110 @@
+"""A proxy in front of an S3 server that can be told to be ill: down, failing, slow, cutting connections."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import sleep, time
+from typing import Literal
+from urllib.parse import urlsplit
+
+Health = Literal["well", "down", "failing", "slow", "cutting"]
+
+SLOW_S = 6.0  # longer than clients wait: what they gave up is stored all the same, late
+NOT_PASSED_ON = {"connection", "transfer-encoding", "expect", "keep-alive"}
+
+
+class FaultyS3(ThreadingHTTPServer):
+    """Passes requests on to `upstream_url`, or not. `stored_at` is when a file was last stored."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream_url: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = str(urlsplit(upstream_url).netloc)
+        self.health: Health = "well"
+        self.stored_at = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: object) -> None:
+        """Broken connections are what this is for."""
+
+
+@contextmanager
+def faulty_s3(upstream_url: str) -> Iterator[FaultyS3]:
+    """The proxy, answering in threads."""
+    with FaultyS3(upstream_url) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        yield proxy
+        proxy.shutdown()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyS3
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+    def do_GET(self) -> None:
+        health = self.server.health
+        if health == "down":
+            self.close_connection = True
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if health == "failing":
+            self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")
+            return
+        if health == "slow":
+            sleep(SLOW_S)
+        if health == "cutting" and body:
+            self._break_off(body)
+            return
+        self._pass_on(body, cut=health == "cutting")
+
+    do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815 - so they are called
+
+    def _upstream(self, body: bytes) -> http.client.HTTPConnection:
+        """A connection on which the request was sent, with this body or a part of it."""
+        connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in NOT_PASSED_ON:
+                connection.putheader(name, value)
+        connection.endheaders(body)
+        return connection
+
+    def _break_off(self, body: bytes) -> None:
+        with suppress(OSError):
+            self._upstream(body[: len(body) // 2]).close()
+        self.close_connection = True
+
+    def _pass_on(self, body: bytes, *, cut: bool) -> None:
+        connection = self._upstream(body)
+        reply = connection.getresponse()
+        content, headers = reply.read(), reply.getheaders()
+        connection.close()
+        if self.command == "PUT" and reply.status == 200:
+            self.server.stored_at = time()
+        self._answer(reply.status, headers, content[: len(content) // 2] if cut else content)
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in NOT_PASSED_ON:
+                self.send_header(name, value)
+        if not any(name.lower() == "content-length" for name, _ in headers):
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+            announced = next((int(v) for n, v in headers if n.lower() == "content-length"), len(content))
+            self.close_connection = len(content) < announced

@@ -1,0 +1,102 @@
+"""The campaign finds what it looks for: each broken promise is counted, and what is explained is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.campaign import Course, Ordered, Strike
+from tests.chaos.report import table
+from tests.chaos.steps import StepLog
+from tests.chaos.verdict import Verdict, _is_true, recoveries
+
+START, END = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
+START_S = 1767225600.0
+
+
+def order(
+    status: str, code: str | None = None, *, cancel: bool | None = None, film: int | None = 0
+) -> Ordered:
+    error = {"code": code} if code else None
+    job = {"status": status, "created_at": START, "finished_at": END, "error": error, "result": {}}
+    return Ordered(0, film, "mine", cancel, job)
+
+
+def strike(kind: str, job: str | None = "mine", after_s: float = 10.0) -> Strike:
+    return Strike(kind, job, START_S + after_s, START_S + after_s + 1, 1.0)
+
+
+def test_a_film_that_nothing_happened_to_has_to_succeed():
+    assert _is_true(order("succeeded"), [])
+    assert not _is_true(order("failed", "worker_crashed"), [])
+    assert not _is_true(order("cancelled"), [])
+
+
+def test_what_was_cancelled_may_not_succeed():
+    assert _is_true(order("cancelled", cancel=True), [])
+    assert not _is_true(order("succeeded", cancel=True), [])
+
+
+def test_a_cancel_whose_answer_was_lost_may_have_been_heard_or_not():
+    assert _is_true(order("cancelled", cancel=False), [])
+    assert _is_true(order("succeeded", cancel=False), [])
+
+
+def test_poison_has_to_fail_by_its_crashes():
+    assert _is_true(order("failed", "worker_crashed", film=None), [])
+    assert not _is_true(order("succeeded", film=None), [])
+
+
+@pytest.mark.parametrize(("crashes", "explained"), [(2, False), (3, True)])
+def test_as_many_crashes_as_a_job_may_have_explain_that_it_failed(crashes, explained):
+    strikes = [strike("rank 0 killed")] * crashes
+    assert _is_true(order("failed", "worker_crashed"), strikes) is explained
+
+
+def test_crashes_at_another_time_explain_nothing():
+    strikes = [strike("rank 0 killed", after_s=3600)] * 3
+    assert not _is_true(order("failed", "worker_crashed"), strikes)
+
+
+def test_only_the_job_that_was_struck_may_run_out_of_memory():
+    kind = "out of memory on all ranks"
+    assert _is_true(order("failed", "out_of_memory"), [strike(kind)])
+    assert not _is_true(order("failed", "out_of_memory"), [strike(kind, job="another")])
+
+
+def test_recoveries_are_counted_by_kind():
+    times = [3.0, None, 1.0]
+    strikes = [Strike("redis killed", None, 0, 1, recovery_s) for recovery_s in times]
+    found = recoveries(strikes)["redis killed"]
+    assert (found.struck, found.never, found.median_s, found.worst_s) == (3, 1, 2.0, 3.0)
+
+
+def test_any_broken_promise_makes_a_campaign_bad():
+    verdict = Verdict(accepted=1, ended={"succeeded": 1})
+    assert verdict.is_good
+    for name in verdict.faults:
+        assert not Verdict(accepted=1, ended={"succeeded": 1}, **{name: ["it"]}).is_good
+
+
+def test_work_is_counted_once_for_each_place_and_repeats_as_well(tmp_path):
+    log = StepLog(tmp_path / "steps.log")
+    log.add("a-0", "mine", None)
+    for step in (1, 2, 2, 3):
+        log.add("a-0", "mine", (0, "denoise", step))
+    log.add("a-0", "another", (0, "denoise", 1))
+    assert log.work({"mine"}) == (4, 3)
+
+
+def test_running_again_means_another_leader(tmp_path):
+    log = StepLog(tmp_path / "steps.log")
+    log.add("a-0", "mine", None)
+    leader = log.leader("a-0")
+    assert log.running_again("mine", 0.0, {leader}) is None
+    assert log.running_again("mine", 0.0, {0}) is not None
+
+
+def test_a_course_begins_with_nothing_ordered():
+    assert Course(films=[]).orders == []
+
+
+def test_a_table_is_aligned():
+    assert table(["a", "b"], [["long", 1]]) == "| a    | b |\n| ---- | - |\n| long | 1 |"

@@ -1,0 +1,181 @@
+"""What became of every order: counted against the promises, from what clients, Redis and storage show."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+
+from jobs.keys import job_of
+from jobs.record import ENDED
+from jobs.sweep import orphans
+from tests.chaos.campaign import Course, Ordered, Strike
+from tests.chaos.client import Client, Job
+from tests.chaos.site import Site
+
+TIDY_S = 90.0  # spools are cleared twice a minute
+
+
+@dataclass
+class Recovery:
+    """Seconds until work went on after one kind of fault; `never` counts those after which it did not."""
+
+    struck: int
+    never: int
+    median_s: float | None
+    worst_s: float | None
+
+
+@dataclass
+class Verdict:
+    """Every list names jobs, files or processes with which something is wrong; all are to be empty."""
+
+    accepted: int
+    ended: dict[str, int]
+    lost: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    untrue: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    orphaned_files: list[str] = field(default_factory=list)
+    orphaned_processes: list[str] = field(default_factory=list)
+    never_recovered: list[str] = field(default_factory=list)
+    ended_unasked: list[str] = field(default_factory=list)
+    steps_run: int = 0
+    steps_needed: int = 0
+    recoveries: dict[str, Recovery] = field(default_factory=dict)
+
+    @property
+    def faults(self) -> dict[str, list[str]]:
+        """What is wrong, by name."""
+        names = ["lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
+        names += ["never_recovered", "ended_unasked"]
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def is_good(self) -> bool:
+        return not any(self.faults.values())
+
+    @property
+    def work_repeated(self) -> float:
+        """Steps run for each step needed; 1 is best."""
+        return self.steps_run / max(1, self.steps_needed)
+
+
+def judge(course: Course, site: Site, client: Client) -> Verdict:
+    """Look at everything, then delete all jobs and look at what is left."""
+    orders = course.orders
+    films = [order for order in orders if order.film is not None]
+    run, needed = site.steps.work({order.job_id for order in films})
+    verdict = Verdict(
+        accepted=len(orders),
+        ended=dict(Counter(_label(order.ended) for order in orders)),
+        lost=[order.job_id for order in orders if not order.ended],
+        untrue=[*_untrue(course), *_changed(orders, client)],
+        wrong=[order.job_id for order in films if _is_wrong(order, course, client)],
+        never_recovered=[strike.kind for strike in course.strikes if strike.recovery_s is None],
+        ended_unasked=list(site.unasked),
+        steps_run=run,
+        steps_needed=needed,
+        recoveries=recoveries(course.strikes),
+    )
+    verdict.orphaned_files = _remains(lambda: list(_misplaced(site, client)))
+    verdict.duplicated = sorted({*_ended_twice(orders, site), *_ordered_twice(orders, client)})
+    for job in client.jobs():
+        client.delete(job["id"])
+    verdict.orphaned_files += _remains(lambda: [*site.storage.keys("jobs/")])
+    return verdict
+
+
+def recoveries(strikes: list[Strike]) -> dict[str, Recovery]:
+    """Of each kind."""
+    kinds = sorted({strike.kind for strike in strikes})
+    return {kind: _recovery([strike for strike in strikes if strike.kind == kind]) for kind in kinds}
+
+
+def _recovery(strikes: list[Strike]) -> Recovery:
+    times = [strike.recovery_s for strike in strikes if strike.recovery_s is not None]
+    return Recovery(
+        struck=len(strikes),
+        never=len(strikes) - len(times),
+        median_s=median(times) if times else None,
+        worst_s=max(times, default=None),
+    )
+
+
+def _label(job: Job | None) -> str:
+    if not job:
+        return "lost"
+    error = job.get("error")
+    return f"{job['status']}: {error['code']}" if error else str(job["status"])
+
+
+def _untrue(course: Course) -> Iterator[str]:
+    """Jobs that ended in a state that what happened to them does not explain."""
+    for order in course.orders:
+        if order.ended and not _is_true(order, course.strikes):
+            yield f"{order.job_id} {_label(order.ended)}"
+
+
+def _is_true(order: Ordered, strikes: list[Strike]) -> bool:
+    job = order.ended
+    assert job
+    if job["status"] == "cancelled":
+        return order.cancel is not None
+    if order.cancel:
+        return False
+    if job["status"] == "failed":
+        return job["error"]["code"] in order.excuses(strikes)
+    return order.film is not None and job["result"] is not None
+
+
+def _changed(orders: list[Ordered], client: Client) -> Iterator[str]:
+    """Jobs that are no longer as they ended."""
+    for order in orders:
+        now = client.job(order.job_id) or {}
+        if order.ended and any(now.get(name) != order.ended[name] for name in ("status", "finished_at")):
+            yield f"{order.job_id} was {_label(order.ended)} and is {_label(now)}"
+
+
+def _is_wrong(order: Ordered, course: Course, client: Client) -> bool:
+    if not order.ended or order.ended["status"] != "succeeded":
+        return False
+    assert order.film is not None
+    return client.film_digest(order.job_id) != course.digests[order.film]
+
+
+def _ended_twice(orders: list[Ordered], site: Site) -> Iterator[str]:
+    """By the events of the job, and by what it left in storage."""
+    for order in orders:
+        endings = [event.status for event in site.ledger.events(order.job_id) if event.status in ENDED]
+        videos = [key for key in site.storage.keys(f"jobs/{order.job_id}/") if key.endswith(".mp4")]
+        if len(endings) > 1 or len(videos) > 1:
+            yield order.job_id
+
+
+def _ordered_twice(orders: list[Ordered], client: Client) -> Iterator[str]:
+    """Jobs that are there and that nobody was told of."""
+    known = {order.job_id for order in orders}
+    return (job["id"] for job in client.jobs() if "order" in job["metadata"] and job["id"] not in known)
+
+
+def _misplaced(site: Site, client: Client) -> Iterator[str]:
+    """Files that no job accounts for, or that the way in which it ended does not."""
+    yield from orphans(site.ledger, site.storage)
+    jobs = {job["id"]: job for job in client.jobs()}
+    for key in site.storage.keys("jobs/"):
+        job = jobs.get(str(job_of(key)), {})
+        kind = key.split("/")[2]
+        if kind != "inputs" and (kind == "state" or job.get("status") != "succeeded"):
+            yield key
+    for worker in site.workers:
+        yield from (f"{worker.name}: {job_id}" for job_id in worker.spooled)
+
+
+def _remains(look: Callable[[], list[str]]) -> list[str]:
+    """What is still there after a while; tidying up takes its time."""
+    until = time.monotonic() + TIDY_S
+    while (found := look()) and time.monotonic() < until:
+        time.sleep(1.0)
+    return sorted(set(found))

@@ -1,0 +1,56 @@
+"""The table of error codes is complete and true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from jobs.errors import LongCatError
+from service.error_table import classes, document
+from service.errors import STATUS, status_of
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "errors.md"
+ROW = re.compile(r"\| `(\w+)` \| (\d*) \| (|yes) \| (|yes) \| (.+) \|")
+
+
+def rows():
+    found = [ROW.fullmatch(line) for line in document().splitlines() if line.startswith("| `")]
+    assert all(found)
+    return {row[1]: row for row in found if row}
+
+
+def test_the_document_is_made_from_the_classes():
+    assert DOCUMENT.read_text() == document(), "run: python -m service.error_table > docs/errors.md"
+
+
+def test_every_class_has_a_code_of_its_own():
+    codes = [kind.code for kind in classes()]
+    assert sorted(codes) == sorted(set(codes))
+    assert LongCatError.code not in codes
+
+
+def test_every_code_is_in_the_table():
+    assert {kind.code for kind in classes()} | {
+        "not_found",
+        "method_not_allowed",
+        "internal",
+    } == rows().keys()
+
+
+def test_a_status_is_the_one_that_is_answered():
+    for kind in classes():
+        shown = rows()[kind.code][2]
+        if any(ancestor in STATUS for ancestor in kind.__mro__):
+            assert shown == str(status_of(kind))
+        else:
+            assert shown == ""
+
+
+def test_whether_a_retry_can_help_is_what_the_class_says():
+    for kind in classes():
+        assert (rows()[kind.code][4] == "yes") == kind.retryable
+
+
+def test_every_code_is_explained():
+    for code, row in rows().items():
+        assert row[5].endswith("."), code

@@ -1,0 +1,384 @@
+"""Requests that mean harm: each is a clear 4xx in the one shape, at once, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import socket
+import struct
+import zlib
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from jobs.queue import TicketQueue
+from service.app import create_app
+from tests.service.conftest import CAPABILITY, settings_for
+from tests.service.hosts import host, redirecting, sending
+from tests.service.media import clip, encoded, in_base64, picture, png_that_says
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "multipart/form-data; boundary=edge"}
+
+
+@pytest.fixture(scope="module")
+def settings(redis_server, tmp_path_factory):
+    """Settings as they are by default, and small limits."""
+    return settings_for(
+        redis_server,
+        tmp_path_factory.mktemp("hostile"),
+        fetch_private_hosts=False,
+        max_json_bytes=1 << 20,
+        max_body_bytes=1 << 21,
+        max_image_bytes=1 << 19,
+        max_image_pixels=1 << 20,
+        max_video_frames=100,
+    )
+
+
+@pytest.fixture
+def refused(client, redis, worker):
+    """Asserts that an answer is a 4xx in the one shape, and that nothing came of it."""
+    stored = list(worker.storage.keys("jobs/"))
+
+    def check(answer):
+        assert 400 <= answer.status_code < 500, answer.text
+        error = answer.json()["error"]
+        assert error["code"]
+        assert error["message"]
+        assert "Traceback" not in answer.text
+        assert answer.headers["X-Request-Id"]
+        assert client.get("/jobs").json()["jobs"] == []
+        assert TicketQueue(redis).count() == 0
+        assert list(worker.storage.keys("jobs/")) == stored
+        return error
+
+    return check
+
+
+def part(head, content=b"x"):
+    return b"--edge\r\nContent-Disposition: form-data; " + head + b"\r\n\r\n" + content + b"\r\n"
+
+
+PRIVATE = [
+    "http://127.0.0.1/",
+    "http://localhost/",
+    "http://127.1/",
+    "http://2130706433/",
+    "http://0x7f000001/",
+    "http://0177.0.0.1/",
+    "http://0/",
+    "http://[::1]/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://[::ffff:7f00:1]/",
+    "http://[64:ff9b::7f00:1]/",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://[fd00:ec2::254]/",
+    "http://10.0.0.1/",
+    "http://192.168.1.1/",
+    "http://172.16.0.1/",
+    "http://100.64.0.1/",
+    "http://224.0.0.1/",
+    "http://255.255.255.255/",
+    "http://user:secret@127.0.0.1/",
+    "http://127.0.0.1#@example.com/",
+    "http://example.com@127.0.0.1/",
+    "http://127。0。0。1/",
+    "http://①②⑦.0.0.1/",
+    "http://LOCALHOST./",
+]
+NO_ADDRESSES = [
+    "file:///etc/passwd",
+    "gopher://127.0.0.1/",
+    "ftp://127.0.0.1/a.png",
+    "//127.0.0.1/a.png",
+    "/etc/passwd",
+    "http://",
+    "http:///a",
+    "http://[",
+    "http://a b/",
+    "http://example.com:99999/",
+    "http://example.com:-1/",
+    "http://exa\r\nmple.com/",
+    "javascript:alert(1)",
+    "data:,hello",
+    "data:image/png;base64,@@@",
+    "http://" + "a" * 300 + ".com/",
+    "http://\u0000/",
+]
+
+
+@pytest.mark.parametrize("url", PRIVATE + NO_ADDRESSES)
+def test_an_address_that_is_not_to_be_asked(client, refused, url):
+    error = refused(client.post("/generate", json={"prompt": "a", "image": {"url": url}}))
+    assert error["field"].startswith("image")
+    theirs = {"prompt": "a", "input_reference": {"image_url": url}}
+    assert refused(client.post("/v1/videos", json=theirs))["param"].startswith("input_reference")
+
+
+def test_a_private_host_is_really_not_asked(client, refused):
+    asked = []
+
+    def answer(request):
+        asked.append(request.path)
+        sending(encoded(picture()))(request)
+
+    with host(answer) as url:
+        refused(client.post("/generate", json={"prompt": "a", "image": {"url": url}}))
+        refused(client.post("/generate", json={"prompt": "a", "video": {"url": url}}))
+    assert asked == []
+
+
+class TestAHostThatMayBeAsked:
+    """The hosts of these tests are on this machine, so this service may ask private ones."""
+
+    @pytest.fixture
+    def client(self, client, redis_server, tmp_path):
+        limits = {"max_image_bytes": 1 << 19, "fetch_timeout_s": 1.0}
+        with TestClient(create_app(settings_for(redis_server, tmp_path, **limits))) as trusting:
+            yield trusting
+
+    def order(self, client, url):
+        return client.post("/generate", json={"prompt": "a", "image": {"url": url}})
+
+    def test_may_not_send_us_in_circles(self, client, refused):
+        with host(redirecting("/file")) as url:
+            refused(self.order(client, url))
+
+    @pytest.mark.parametrize("target", ["file:///etc/passwd", "gopher://127.0.0.1/", "http://[", ""])
+    def test_may_not_send_us_to_what_is_no_web_address(self, client, refused, target):
+        with host(redirecting(target)) as url:
+            refused(self.order(client, url))
+
+    def test_may_not_send_too_much(self, client, refused):
+        with host(sending(b"x" * ((1 << 19) + 1))) as url:
+            assert "larger" in refused(self.order(client, url))["message"]
+
+    def test_may_not_send_without_end(self, client, refused):
+        def answer(request):
+            request.send_response(200)
+            request.end_headers()
+            try:
+                while True:
+                    request.wfile.write(b"x" * 65536)
+            except OSError:
+                pass
+
+        with host(answer) as url:
+            refused(self.order(client, url))
+
+    def test_may_not_keep_us_waiting(self, client, refused):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            refused(self.order(client, f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"))
+
+    def test_may_not_pack_a_bomb(self, client, refused):
+        packed = gzip.compress(b"x" * 10_000_000)
+
+        def answer(request):
+            request.send_response(200)
+            request.send_header("Content-Encoding", "gzip")
+            request.send_header("Content-Length", str(len(packed)))
+            request.end_headers()
+            request.wfile.write(packed)
+
+        with host(answer) as url:
+            refused(self.order(client, url))
+
+    def test_may_not_answer_an_error(self, client, refused):
+        with host(sending(encoded(picture()), 404)) as url:
+            refused(self.order(client, url))
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def text_bomb():
+    """A PNG with a compressed text that is a thousand times as long when it is read."""
+    content = encoded(picture())
+    bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 50_000_000))
+    return content[:33] + bomb + content[33:]
+
+
+def many_frames():
+    file = io.BytesIO()
+    frame = Image.new("P", (1000, 1000))
+    frame.save(file, "GIF", save_all=True, append_images=[frame] * 50)
+    return file.getvalue()
+
+
+IMAGES = {
+    "a bomb of pixels": png_that_says(30000, 30000),
+    "more pixels than fit into memory": png_that_says(2**31 - 1, 2**31 - 1),
+    "no pixels": png_that_says(0, 0),
+    "a line": png_that_says(1, 100_000),
+    "a bomb of text": text_bomb(),
+    "half of it": encoded(picture())[:100],
+    "the head alone": b"\x89PNG\r\n\x1a\n",
+    "nothing": b"",
+    "a script": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n(/etc/passwd) run",
+    "an archive": b"PK\x03\x04" + b"\0" * 100,
+    "a page": b"<html></html>",
+    "an icon of Windows": b"\0\0\1\0\1\0" + b"\xff" * 100,
+    "a clip": clip(3),
+    "zeros": bytes(1000),
+    "too many bytes": b"\x89PNG\r\n\x1a\n" + bytes(1 << 19),
+}
+CLIPS = {
+    "nothing": b"",
+    "zeros": bytes(1000),
+    "half of it": clip(17)[:500],
+    "too many frames": clip(101),
+    "an image": encoded(picture()),
+    "a playlist that names a file": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n",
+    "a list that names a file": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    "a description of a stream": b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+    "subtitles": b"1\n00:00:00,000 --> 00:00:01,000\nhello\n",
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_that_is_none(client, refused, name):
+    answer = client.post("/generate", data={"prompt": "a"}, files={"image": IMAGES[name]})
+    if name == "nothing":  # which is how a browser sends a field that was left empty
+        assert answer.status_code in {202, 422}
+        return
+    assert refused(answer)["code"] == "invalid_input"
+
+
+def test_an_animation_counts_as_its_first_frame(client):
+    answer = client.post("/generate", data={"prompt": "a"}, files={"image": many_frames()})
+    assert answer.status_code == 202
+
+
+@pytest.mark.parametrize("name", [name for name in CLIPS if name != "nothing"])
+def test_a_clip_that_is_none(client, refused, name):
+    answer = client.post("/generate", data={"prompt": "a"}, files={"video": CLIPS[name]})
+    assert refused(answer)["code"] == "invalid_input"
+    theirs = client.post("/v1/videos/extensions", data=EXTENSION, files={"video": CLIPS[name]})
+    assert refused(theirs)["param"] == "video"
+
+
+EXTENSION = {"prompt": "on", "seconds": "1"}
+BODIES = [
+    b"",
+    b"{",
+    b"null",
+    b"[]",
+    b'"prompt"',
+    b"\xff\xfe",
+    b'{"prompt": "\xff"}',
+    b'{"prompt": "\\ud800"}',
+    b'{"prompt": NaN}',
+    b'{"prompt": "a", "seed": 1e400}',
+    b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+    b'{"prompt": "a", "guidance_scale": Infinity}',
+    b"[" * 100_000,
+    b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    b'{"prompt": "' + b"x" * (1 << 20) + b'"}',
+    json.dumps({"prompt": "a", "metadata": {str(number): "" for number in range(1000)}}).encode(),
+    json.dumps({"prompt": "a", "__proto__": {}}).encode(),
+    json.dumps({"prompt": "a", "id": "../../etc"}).encode(),
+    json.dumps({"prompt": "a", "image": {"key": "jobs/other/1/video.mp4"}}).encode(),
+    json.dumps({"prompt": "a", "image": {"path": "/etc/passwd"}}).encode(),
+]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/extensions"])
+@pytest.mark.parametrize("number", range(len(BODIES)))
+def test_json_that_is_none(client, refused, path, number):
+    refused(client.post(path, content=BODIES[number], headers=JSON))
+
+
+FORMS = [
+    b"",
+    b"--edge",
+    b"--edge--",
+    b"--other\r\n\r\n--other--\r\n",
+    b"--edge\r\n\r\nx\r\n--edge--\r\n",
+    b"--edge\r\nContent-Disposition: form-data\r\n\r\nx\r\n--edge--\r\n",
+    b"--edge\r\nContent-Disposition: form-data; name=\r\n\r\nx\r\n--edge--\r\n",
+    part(b'name="prompt"'),  # without an end
+    part(b'name="prompt"') * 2 + b"--edge--\r\n",
+    part(b'name="prompt"') * 2000 + b"--edge--\r\n",
+    part(b'name="image"; filename="a"') * 10 + b"--edge--\r\n",
+    part(b'name="prompt"; filename="a"') + b"--edge--\r\n",
+    part(b'name="prompt"', b"x" * (2 << 20)) + b"--edge--\r\n",
+    part(b'name="' + b"a" * 100_000 + b'"') + b"--edge--\r\n",
+    part(b'name="video[id][x]"') + b"--edge--\r\n",
+    part(b'name="seed"', b"[" * 50_000) + b"--edge--\r\n",
+    b"--edge\r\n" + b"X-Header: x\r\n" * 10_000 + b"\r\nx\r\n--edge--\r\n",
+]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/extensions"])
+@pytest.mark.parametrize("number", range(len(FORMS)))
+def test_a_form_that_is_none(client, refused, path, number):
+    refused(client.post(path, content=FORMS[number], headers=FORM))
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "",
+        "text/plain",
+        "application/xml",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=" + "x" * 10_000,
+        "application/x-www-form-urlencoded",
+        "\x00",
+    ],
+)
+def test_a_body_of_no_kind(client, refused, media_type):
+    refused(client.post("/generate", content=b'{"prompt": "a"}', headers={"Content-Type": media_type}))
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "C:\\a.png", "a\0b.png", "/etc/passwd", "." * 5000])
+def test_a_file_name_is_of_no_account(client, worker, name):
+    answer = client.post("/generate", data={"prompt": "a"}, files={"image": (name, encoded(picture()))})
+    if answer.status_code == 400:  # a name that does not fit into a header
+        return
+    assert answer.status_code == 202
+    assert all(".." not in key and "passwd" not in key for key in worker.storage.keys("jobs/"))
+
+
+@pytest.mark.parametrize(
+    "job_id",
+    ["%2e%2e", "..%2f..%2fetc%2fpasswd", "a%00b", "*", "%0a", "a" * 5000, "longcat:job:x", "{}", "%ff"],
+)
+@pytest.mark.parametrize("path", ["/jobs/{}", "/jobs/{}/video", "/v1/videos/{}", "/v1/videos/{}/content"])
+def test_an_id_that_is_none(client, refused, path, job_id):
+    refused(client.get(path.format(job_id)))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=1e9",
+        "limit=-1",
+        "limit=9" * 50,
+        "after=" + "x" * 5000,
+        "after=%00",
+        "status=%27",
+        "limit=1&limit=x",
+    ],
+)
+@pytest.mark.parametrize("path", ["/jobs", "/v1/videos"])
+def test_a_page_that_is_none(client, refused, path, query):
+    if path == "/v1/videos" and query.startswith("status"):
+        pytest.skip("it has no states to choose from")
+    refused(client.get(f"{path}?{query}"))
+
+
+def test_base64_that_is_too_long(client, refused):
+    body = {"prompt": "a", "image": {"base64": in_base64(bytes((1 << 19) + 1))}}
+    assert "larger" in refused(client.post("/generate", json=body))["message"]
+
+
+def test_the_service_still_works_afterwards(client):
+    CAPABILITY.publish(client.app.state.backend.redis)
+    assert client.post("/generate", json={"prompt": "a red ball"}).status_code == 202

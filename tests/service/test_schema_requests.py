@@ -1,0 +1,96 @@
+"""Requests made from the API's own schema, right and wrong: each answer is one that is documented."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from jobs.capability import Seat
+from tests.service.conftest import settings_for
+from tests.service.test_openapi import OPERATIONS
+
+NOT_PROMISED = [positive_data_acceptance]  # what is legal is said by the checkpoint, too
+OF_A_JOB = ("job_id", "video_id")
+
+
+@pytest.fixture(scope="module")
+def settings(redis_server, tmp_path_factory):
+    """Settings with which no other host is reached."""
+    return settings_for(
+        redis_server,
+        tmp_path_factory.mktemp("fuzz"),
+        fetch_private_hosts=False,
+        fetch_connect_timeout_s=0.01,
+        fetch_timeout_s=0.02,
+    )
+
+
+@pytest.fixture(scope="module")
+def api(app):
+    """The schema; without the files in forms, which schemathesis cannot check when it made them wrong."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    for part in schema.raw_schema["components"]["schemas"].values():
+        for field in part.get("properties", {}).values():
+            field["anyOf"] = [kind for kind in field.pop("anyOf", ()) if kind.get("format") != "binary"]
+            if not field["anyOf"]:
+                del field["anyOf"]
+    return schema
+
+
+@pytest.fixture(autouse=True)
+def ready(client, redis):
+    """A worker is there."""
+    Seat(redis, "by hand").publish("ready", ranks=1)
+
+
+@pytest.fixture
+def finished(client, order, worker):
+    """Makes a finished job and gives its id."""
+
+    def make():
+        job = order()
+        worker.succeed(worker.claim())
+        return job["id"]
+
+    return make
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+class TestEveryAnswerIsDocumented:
+    def test_a_few(self, api, finished, method, path):
+        ask(api[path][method], finished, max_examples=2)
+
+    @pytest.mark.fuzz
+    def test_many(self, api, finished, method, path):
+        ask(api[path][method], finished, max_examples=300)
+
+
+def ask(operation, finished, max_examples):
+    """Send requests that fit the schema and ones that do not, those about a job twice: once it is there."""
+    for mode in GenerationMode:
+
+        @hypothesis_settings(
+            max_examples=max_examples // 2,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def send(case: Any) -> None:
+            case.call_and_validate(excluded_checks=NOT_PROMISED)
+            for name in {*OF_A_JOB} & {*(case.path_parameters or ())}:
+                case.path_parameters[name] = finished()
+                case.call_and_validate(excluded_checks=NOT_PROMISED)
+
+        with suppress(Unsatisfiable):  # nothing about it can be wrong
+            send()
