@@ -54,7 +54,7 @@ soak: $(READY) ## fifty jobs at once on one stack, watching its memory
 	$(PYTEST) -m soak
 
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES=)
-	$(BIN)/python -m tests.chaos --jobs $(or $(JOBS),60) --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10)
+	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out $(OUT))
 
 clean: ## remove what was made here: .venv, caches, the stack's data, out/
 	rm -rf .venv .longcat out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -24,19 +24,19 @@ class SharedSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    data_dir: Path = Path(".longcat")
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis ≥ 6.2, with AOF")
+    data_dir: Path = Field(default=Path(".longcat"), description="everything written without S3")
     storage: str = Field(default="", description="a folder or s3://bucket/prefix; empty: DATA_DIR/storage")
 
     log_format: LogFormat = Field(default="text", description="json: a line is an object")
 
     s3_endpoint_url: str | None = Field(default=None, description="for S3 stores other than AWS")
     s3_public_endpoint_url: str | None = Field(default=None, description="as clients reach it, for links")
-    s3_region: str = "us-east-1"
-    s3_access_key_id: SecretStr | None = None
-    s3_secret_access_key: SecretStr | None = None
-    s3_connect_timeout_s: float = Field(default=5.0, gt=0)
-    s3_read_timeout_s: float = Field(default=30.0, gt=0)
+    s3_region: str = Field(default="us-east-1", description="region of the S3 store")
+    s3_access_key_id: SecretStr | None = Field(default=None, description="without: as boto3 finds them")
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="belongs to the key id")
+    s3_connect_timeout_s: float = Field(default=5.0, gt=0, description="for a connection to the store")
+    s3_read_timeout_s: float = Field(default=30.0, gt=0, description="for each answer of the store")
 
     retention_s: float = Field(default=7 * 86400.0, gt=0, description="how long an ended job is kept")
     lease_s: float = Field(default=30.0, gt=0, description="a worker that is silent for so long lost its job")

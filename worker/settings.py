@@ -48,12 +48,12 @@ class RankSetup(_Frozen):
 class WorkerSettings(SharedSettings):
     """Every setting is `LONGCAT_<NAME>`; times in seconds."""
 
-    checkpoint: Path
+    checkpoint: Path = Field(description="the folder with the weights")
     ranks: int = Field(default=1, ge=1, description="processes in all, one for each GPU")
     context_parallel: int | None = Field(
         default=None, ge=1, description="ranks that share a video: default all"
     )
-    device: DeviceName = "auto"
+    device: DeviceName = Field(default="auto", description="auto, cpu or cuda")
     dtype: DtypeName = Field(default="auto", description="auto: bfloat16 on cuda, float32 on cpu")
     worker_name: str = Field(
         default_factory=socket.gethostname, description="names its groups; one worker at a time may have it"

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -40,14 +41,14 @@ class Scene:
 class Blow:
     """A fault that was struck. `recovered` gives the time at which the work went on, None before.
 
-    `crashes` of an attempt of a job it may have caused; times are those of the step log.
+    `mend` is called when it has lasted so long. Of an outage, `from_mend`, only what comes after that counts.
     """
 
     job: str | None
     recovered: Callable[[], float | None]
     lasts_s: float = 0.0
     mend: Callable[[], None] = lambda: None
-    from_mend: bool = False  # an outage: how long it lasted is not the system's affair
+    from_mend: bool = False
     at: float = 0.0
 
 
@@ -121,9 +122,7 @@ def _busy(scene: Scene) -> tuple[Worker, str] | None:
 
 
 def _runs_again(scene: Scene, worker: Worker, job_id: str) -> Callable[[], float | None]:
-    at, leader = now(), scene.site.steps.leader(worker.group)
-    before = {leader} if leader else set()
-    return lambda: scene.site.steps.running_again(job_id, at, before) or _ended(scene, job_id)
+    return _of_any_job(scene, worker)(job_id)
 
 
 def _ended(scene: Scene, job_id: str) -> float | None:
@@ -215,7 +214,7 @@ def _of_any_job(scene: Scene, worker: Worker) -> Callable[[str], Callable[[], fl
     return lambda job_id: lambda: steps.running_again(job_id, at, before) or _ended(scene, job_id)
 
 
-def _write_whole(path, text: str) -> None:
+def _write_whole(path: Path, text: str) -> None:
     part = path.with_name(f"part-{path.name}")
     part.write_text(text)
     part.rename(path)
