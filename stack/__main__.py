@@ -21,7 +21,7 @@ def main() -> int:
     """Run a command; 0 if all went well; 1, or 2 for a wrong setting, with a line on stderr."""
     arguments = _parser().parse_args()
     logging.basicConfig(format="stack  | %(message)s")
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where SIGINT came ignored
         signal.signal(name, _interrupt)
     try:
         settings = StackSettings()

@@ -14,7 +14,7 @@ from model.errors import InputError, ModelError
 from worker.agreement import Vote
 from worker.held import as_job_error
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def vote_of(error: Exception) -> Vote:
