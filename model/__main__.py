@@ -79,11 +79,19 @@ def _write(events: Iterator[Event], plan: Plan, outputs: Outputs, parallel: Cont
             latents[event.segment] = event.latents.float().cpu()  # a later stage's replace an earlier one's
         elif isinstance(event, Frames) and film and event.frames is not None:
             film.add(event.frames)
+        if film is None and _is_last(event, plan):
+            break  # nobody wants the frames
     if film:
         film.close()
     if outputs.latents:
         names = {i: "latents" if plan.num_segments == 1 else f"latents.{i}" for i in latents}
         save_file({names[i]: x.contiguous() for i, x in latents.items()}, outputs.latents)
+
+
+def _is_last(event: Event, plan: Plan) -> bool:
+    """Whether these are the latents of a job's last stage."""
+    stage = "refine" if plan.refinement else "denoise"
+    return isinstance(event, Latents) and event.stage == stage and event.segment == plan.num_segments - 1
 
 
 def _with_progress(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
