@@ -17,12 +17,10 @@ from torch import Tensor
 
 from model.attention import KeysValues, attend
 from model.block_sparse import block_sparse_attention
-from model.bricks import Bricks
+from model.bricks import Bricks, to_bricks
 from model.config import DitConfig, Triple
 from model.parallel import ContextParallel
 from model.rope import angles_3d
-
-CHUNK_AXES = (0, 2, 4, 1, 3, 5)  # (F, cf, H, ch, W, cw) → (F, H, W, cf, ch, cw)
 
 
 class Window(NamedTuple):
@@ -109,7 +107,8 @@ def lay_out(config: DitConfig, window: Window, sparse: bool, parallel: ContextPa
     grid = (window.num_frames, window.height // config.patch_size[1], window.width // config.patch_size[2])
     bricks = _bricks(config, grid, window.num_condition) if sparse and window.num_frames > 1 else None
     chunk = bricks.chunk_q if bricks else (1, *grid[1:])
-    angles = _in_chunks(angles_3d(grid, config.head_dim, window.first), chunk)
+    angles = to_bricks(angles_3d(grid, config.head_dim, window.first).flatten(0, 2), grid, chunk)
+    angles = torch.unflatten(angles, 0, (grid[0] // chunk[0], -1))
     turn = torch.stack([angles.cos(), angles.sin()], dim=-1)[None, :, :, None]
     return Layout(
         grid=grid,
@@ -132,8 +131,3 @@ def _bricks(config: DitConfig, grid: Triple, num_condition: int) -> Bricks:
         sparsity=kept.sparsity,
         cdf_threshold=kept.cdf_threshold,
     )
-
-
-def _in_chunks(x: Float[Tensor, "f h w half"], chunk: Triple) -> Float[Tensor, "g m half"]:
-    cut = [size for side, part in zip(x.shape[:3], chunk, strict=True) for size in (side // part, part)]
-    return x.reshape(*cut, -1).permute(*CHUNK_AXES, 6).flatten(1, 5)
