@@ -33,9 +33,14 @@ def remove_files(ledger: Ledger, storage: Storage) -> int:
     """Remove the files of jobs that are gone; gives how many jobs those were. Raises Unavailable."""
     gone = ledger.removals()
     for job_id in gone:
-        storage.delete_prefix(job_prefix(job_id))
-        ledger.removed(job_id)  # only now: if this process dies before, another removes them again
+        remove_files_of(job_id, ledger, storage)
     return len(gone)
+
+
+def remove_files_of(job_id: str, ledger: Ledger, storage: Storage) -> None:
+    """Remove the files of one job that is gone. Raises Unavailable."""
+    storage.delete_prefix(job_prefix(job_id))
+    ledger.removed(job_id)  # only now: if this process dies before, another removes them again
 
 
 def orphans(ledger: Ledger, storage: Storage) -> Iterator[str]:

@@ -10,8 +10,8 @@ import logging
 from threading import Event, Thread
 
 from jobs.errors import Unavailable
+from jobs.sweep import remove_files, sweep
 from service.backend import Backend
-from service.routes import remove_files
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,5 @@ class Maintenance:
 
 def tidy(backend: Backend) -> None:
     """Do once what is to be done regularly. Raises Unavailable."""
-    backend.ledger.sweep()
-    backend.tickets.top_up(backend.ledger.num_awaited())
-    for job_id in backend.ledger.removals():
-        remove_files(job_id, backend)
+    sweep(backend.ledger, backend.tickets)
+    remove_files(backend.ledger, backend.storage)

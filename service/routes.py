@@ -11,9 +11,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Response
 
 from jobs.errors import Unavailable
-from jobs.keys import job_prefix
 from jobs.record import Status
-from service.backend import Backend, Served
+from jobs.sweep import remove_files_of
+from service.backend import Served
 from service.errors import documented
 from service.idempotency import REPLAYED_HEADER, Asked, IdempotencyKey, once
 from service.reading import Body, read_body
@@ -86,11 +86,5 @@ def delete_job(job_id: str, backend: Served) -> Response:
     if not backend.ledger.delete(job_id):
         return Response(status_code=202)
     with suppress(Unavailable):  # then maintenance does it
-        remove_files(job_id, backend)
+        remove_files_of(job_id, backend.ledger, backend.storage)
     return Response(status_code=204)
-
-
-def remove_files(job_id: str, backend: Backend) -> None:
-    """Remove the files of a job that is gone. Raises Unavailable."""
-    backend.storage.delete_prefix(job_prefix(job_id))
-    backend.ledger.removed(job_id)
