@@ -45,3 +45,9 @@ class GroupError(ModelError):
     """A number of ranks that the transformer cannot be spread over."""
 
     code = "bad_group"
+
+
+class LeaderError(ModelError):
+    """The leader alone failed, with an error that says more there; as the other ranks are told."""
+
+    code = "leader_failed"

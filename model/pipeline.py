@@ -2,14 +2,14 @@
 
 The command line and a worker's rank call `Pipeline.load` once and `Pipeline.generate` for each job; every
 rank of a group does the same in step with the others. Each segment of a video is a stage of denoising
-(`model.sample`), perhaps a second one of refinement, each with a conditioning that the leader builds
-(`model.conditioning`), and a stream of decoded frames. It does not know how tokens are shared out, nor
-where frames go.
+(`model.sample`), perhaps a second one of refinement, each with a beginning and a conditioning that the
+leader builds (`model.conditioning`), and a stream of decoded frames. It does not know how tokens and
+pictures are shared out, nor where frames go.
 """
 
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
-from itertools import repeat
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -28,24 +28,28 @@ from model.parallel import ALONE, ContextParallel
 from model.pixels import to_bytes, to_floats
 from model.plan import Plan
 from model.request import Encoded, Event, Frames, Latents, Request, SegmentDone, Stepped
-from model.sample import Conditioning, denoise
+from model.sample import LayOut, denoise
 from model.state import State
 from model.text import TextEncoder
+from model.tokens import lay_out
 from model.vae import Vae
 
 Steps = Generator[Event, None, State]
+REMEMBERED_LAYOUTS = 8  # of the largest, one weighs under 0.1 GB
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A loaded checkpoint. The transformer is on every rank, the encoders on the leader alone."""
+    """A loaded checkpoint. Transformer and VAE are on every rank, the text encoder on the leader alone."""
 
     limits: Limits
     dit: Dit
     lora: Merged
     loras: frozenset[str]
+    vae: Vae
     encoders: Encoders | None
     parallel: ContextParallel
+    lay_out: LayOut = field(default_factory=lambda: lru_cache(REMEMBERED_LAYOUTS)(lay_out))
 
     @classmethod
     def load(cls, checkpoint: Path, dtype: torch.dtype, parallel: ContextParallel = ALONE) -> "Pipeline":
@@ -63,12 +67,14 @@ class Pipeline:
         loras = {
             path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
         }
+        vae = Vae.load(checkpoint, parallel.device, dtype, parallel)
         return cls(
             limits=limits,
             dit=dit,
             lora=Merged(dit, weights, loras),
             loras=frozenset(loras),
-            encoders=parallel.only_on_leader(lambda: _encoders(checkpoint, limits, parallel.device, dtype)),
+            vae=vae,
+            encoders=_encoders(checkpoint, limits, vae, dtype) if parallel.is_leader else None,
             parallel=parallel,
         )
 
@@ -86,29 +92,37 @@ class Pipeline:
 
     def _segment(self, request: Request, state: State) -> Steps:
         """One segment, to the state in which the next begins."""
-        plan, clip = request.plan, None
-        if plan.task == "refine":
-            state = replace(state, stage="refine")
-            clip = None if request.video is None else to_floats(request.video)
+        if request.plan.task == "refine":
+            state = self._begun(request, replace(state, stage="refine"))
         elif state.stage == "denoise":
-            state = yield from self._denoise(state, lambda encoders: encoders.base(request, state))
-            if plan.refinement is None:
+            state = yield from self._denoise(request, self._begun(request, state))
+            if request.plan.refinement is None:
                 return (yield from self._finish(request, state))
-            clip = self._decoded_whole(state, request)
-            tail = None if clip is None else _end(clip, plan.num_condition_frames)
-            state = replace(state, stage="refine", step=0, latents=None, clean=None, tail=tail)
-        state = yield from self._denoise(state, lambda encoders: encoders.refinement(request, state, clip))
+            state = self._refinement_begun(request, state)
+        state = yield from self._denoise(request, state)
         return (yield from self._finish(request, state))
 
-    def _denoise(self, state: State, build: Callable[[Encoders], Conditioning]) -> Steps:
+    def _begun(self, request: Request, state: State, clip: Clip | None = None) -> State:
+        """The state with the latents of its stage's beginning; `clip` (on the leader) is what it refines."""
+        if state.latents is not None:
+            return state
+        begun = self.parallel.from_leader(lambda: _present(self.encoders).begin(request, state, clip))
+        latents, clean = begun.latents(self.vae)
+        return replace(state, latents=latents, clean=clean, random=begun.random)
+
+    def _refinement_begun(self, request: Request, state: State) -> State:
+        """The refinement of what a segment's first stage made."""
+        clip = self._decoded_whole(request, state)
+        tail = None if clip is None else _end(clip, request.plan.num_condition_frames).clone()
+        state = replace(state, stage="refine", step=0, latents=None, clean=None, tail=tail)
+        return self._begun(request, state, clip)
+
+    def _denoise(self, request: Request, state: State) -> Steps:
         """All steps of a stage that are still to be done, and its latents."""
-        conditioning = self.parallel.from_leader(lambda: build(_present(self.encoders)))
+        conditioning = self.parallel.from_leader(lambda: _present(self.encoders).condition(request, state))
         self.lora.switch(conditioning.lora)
         yield Encoded(state.stage, state.segment)
-        state = replace(
-            state, latents=conditioning.start, clean=conditioning.clean, random=conditioning.random
-        )
-        for x in denoise(self.dit, conditioning, self.parallel):
+        for x in denoise(self.dit, conditioning, self.parallel, self.lay_out):
             state = replace(state, latents=x, step=state.step + 1)
             yield Stepped(state.stage, state.segment, state.step, conditioning.num_steps, state)
         yield Latents(state.stage, state.segment, _whole(state))
@@ -141,14 +155,14 @@ class Pipeline:
         return replace(then, tail=end)
 
     def _decoded(self, state: State) -> Iterator[Clip | None]:
-        """What a stage made, chunk by chunk, as the VAE decodes it; None for each chunk on other ranks."""
-        return repeat(None) if self.encoders is None else self.encoders.vae.decode(_whole(state))
+        """What a stage made, chunk by chunk, as all ranks decode it together; None for each on followers."""
+        for frames in self.vae.decode(_whole(state)):
+            yield frames if self.parallel.is_leader else None
 
-    def _decoded_whole(self, state: State, request: Request) -> Clip | None:
-        """The same at once; None on other ranks."""
-        if self.encoders is None:
-            return None
-        return self._handed_over(torch.cat(list(self.encoders.vae.decode(_whole(state)))), request)
+    def _decoded_whole(self, request: Request, state: State) -> Clip | None:
+        """The same at once; None on followers."""
+        chunks = [chunk for chunk in self._decoded(state) if chunk is not None]
+        return self.parallel.only_on_leader(lambda: self._handed_over(torch.cat(chunks), request))
 
     def _handed_over(self, frames: Clip, request: Request) -> Clip:
         """Frames as the next stage or segment is given them."""
@@ -162,10 +176,11 @@ class Pipeline:
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
 
 
-def _encoders(checkpoint: Path, limits: Limits, device: torch.device, dtype: torch.dtype) -> Encoders:
+def _encoders(checkpoint: Path, limits: Limits, vae: Vae, dtype: torch.dtype) -> Encoders:
     return Encoders(
-        text=TextEncoder.load(checkpoint, device, dtype),
-        vae=Vae.load(checkpoint, device, dtype),
+        text=TextEncoder.load(checkpoint, vae.device, dtype, lasting=limits.negative_prompt),
+        device=vae.device,
+        latent_channels=vae.latent_channels,
         shift=load_shift(checkpoint / "scheduler" / "scheduler_config.json"),
         negative_prompt=limits.negative_prompt,
     )
@@ -178,9 +193,8 @@ def _present(encoders: Encoders | None) -> Encoders:
 
 def _whole(state: State) -> Float[Tensor, "1 z f h w"]:
     """Latents of all frames of a stage, condition frames first."""
-    assert state.latents is not None
-    assert state.clean is not None
-    return torch.cat([state.clean, state.latents], dim=2)
+    latents, clean = state.of_stage()
+    return torch.cat([clean, latents], dim=2)
 
 
 def _end(frames: Clip, count: int) -> Clip:

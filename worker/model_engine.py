@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from typing import get_args
 
@@ -15,13 +16,19 @@ from jobs.capability import Capability
 from jobs.order import Task
 from model.conditioning import REFINEMENT_LORA
 from model.film import read_clip, read_image
+from model.fused import fuse, warm
+from model.loading import measured
 from model.parallel import ContextParallel
 from model.pipeline import Pipeline
 from model.request import Event, Request
+from model.shapes import Wish, settle
 from model.state import State
+from model.text import MAX_TOKENS
 from worker.engine import Begun, Engine, plan_of
 from worker.protocol import Run
 from worker.settings import RankSetup
+
+logger = logging.getLogger(__name__)
 
 TASKS = get_args(Task)  # the last one needs the refinement's LoRA
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,7 +66,8 @@ class ModelEngine:
             yield event
 
     def tidy(self) -> None:
-        """See `Engine`."""
+        """See `Engine`. A device that an error left unusable raises here, and the group has to go."""
+        self._settle()
         gc.collect()
         if self._on_cuda:
             torch.cuda.empty_cache()
@@ -78,7 +86,11 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
     automatic = "bfloat16" if parallel.device.type == "cuda" else "float32"
     dtype = DTYPES[automatic if setup.dtype == "auto" else setup.dtype]
-    return ModelEngine(Pipeline.load(setup.checkpoint, dtype, parallel), dtype)
+    pipeline, cost = measured(lambda: Pipeline.load(setup.checkpoint, dtype, parallel), parallel.device)
+    logger.info("loaded %s %s", setup.checkpoint, cost)
+    if fuse(pipeline.dit, setup.compile):
+        warm(pipeline.dit, settle(Wish(), pipeline.limits), MAX_TOKENS, parallel)
+    return ModelEngine(pipeline, dtype)
 
 
 def request_of(run: Run, *, with_inputs: bool) -> Request:
@@ -92,6 +104,6 @@ def request_of(run: Run, *, with_inputs: bool) -> Request:
         seed=order.seed,
         negative_prompt=order.negative_prompt,
         image=read_image(paths["image"]) if "image" in paths else None,
-        video=read_clip(paths["video"]) if "video" in paths else None,
-        condition_video=read_clip(condition, "condition_video") if condition else None,
+        video=read_clip(paths["video"], "video", order.fps) if "video" in paths else None,
+        condition_video=read_clip(condition, "condition_video", order.fps) if condition else None,
     )

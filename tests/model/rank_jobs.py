@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
-from model.errors import CheckpointError
+from model.errors import CheckpointError, LeaderError
 from model.parallel import ContextParallel, divide
 from model.pipeline import Pipeline
 from model.request import Frames, Latents, Request, Stepped
-from model.sample import Conditioning
+from model.sample import Conditioning, denoise
+from model.vae import Vae
 from tests.model import parity_cases
 
 CPU = torch.device("cpu")
@@ -60,12 +62,58 @@ def failing_leader(parallel: ContextParallel) -> str:
     return "nothing"
 
 
+def exhausted_leader(parallel: ContextParallel) -> tuple[str, str]:
+    """How each rank is told that the leader alone has no memory left, and what it gets after that."""
+
+    def build() -> str:
+        raise MemoryError("no room")
+
+    try:
+        parallel.from_leader(build)
+    except (MemoryError, LeaderError) as error:
+        told = f"{type(error).__name__}: {error}"
+    return told, parallel.from_leader(lambda: "well again")
+
+
 def velocity(parallel: ContextParallel, case: str) -> torch.Tensor:
     return parity_cases.velocity(case, parallel)[0]
 
 
 def encoders_here(parallel: ContextParallel, checkpoint: Path) -> bool:
     return Pipeline.load(checkpoint, torch.float32, parallel).encoders is not None
+
+
+def guided(
+    parallel: ContextParallel, checkpoint: Path, conditioning: Conditioning, split: bool
+) -> tuple[torch.Tensor, int]:
+    """Where a guided loop ends, and how many elements this rank traded for it in attention."""
+    parallel = parallel if split else dataclasses.replace(parallel, half=None)
+    sent = []
+    exchange = dist.all_to_all_single
+
+    def counted(received, given, *arguments, **options):
+        size = dist.get_world_size(options["group"])
+        sent.append(given.numel() // size * (size - 1))
+        return exchange(received, given, *arguments, **options)
+
+    with patch.object(dist, "all_to_all_single", counted):
+        *_, last = denoise(parity_cases.load_dit(checkpoint), conditioning, parallel)
+    return last, sum(sent)
+
+
+def pictures(
+    parallel: ContextParallel, checkpoint: Path, latents: torch.Tensor, frames: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A clip decoded, and another one encoded, by all ranks together."""
+    vae = Vae.load(checkpoint, CPU, torch.float32, parallel)
+    return torch.cat(list(vae.decode(latents))), vae.encode(frames, torch.Generator().manual_seed(0))
+
+
+def beside(parallel: ContextParallel) -> tuple[float, float]:
+    """What stands beside the number of this rank (the first counts as 1), twice as much at its end."""
+    first = torch.tensor([parallel.rank + 1.0])
+    above, below = parallel.beside(first, 2 * first)
+    return float(above), float(below)
 
 
 def generate(parallel: ContextParallel, checkpoint: Path, request: Request, resume=None) -> dict[str, object]:

@@ -9,9 +9,11 @@ from model.errors import GroupError
 from model.parallel import ALONE, ContextParallel, join
 from model.plan import Wish
 from model.request import Frames, Latents, Request
-from model.sample import Conditioning
+from model.sample import Conditioning, denoise
+from model.schedule import standard
 from model.shapes import settle
-from tests.model.parity_cases import PARITY, velocity
+from model.vae import Vae
+from tests.model.parity_cases import CPU, PARITY, load_dit, velocity
 
 CASES = sorted(path.stem for path in (PARITY / "dit_cases").glob("*.safetensors"))
 SIZES = [2, 3, 4]
@@ -55,7 +57,6 @@ def test_every_rank_gets_what_the_leader_built(ranks):
         mask=torch.ones(1, 5, dtype=torch.long),
         timesteps=torch.tensor([1000.0]),
         sigmas=torch.tensor([1.0, 0.0]),
-        random=torch.arange(9, dtype=torch.uint8),
         lora="cfg_step_lora",
         first_step=3,
     )
@@ -70,6 +71,14 @@ def test_every_rank_gets_what_the_leader_built(ranks):
 
 def test_an_error_of_the_leader_is_raised_on_every_rank(ranks):
     assert ranks.run("failing_leader", 3) == ["vae: is missing"] * 3
+
+
+def test_no_rank_waits_for_a_leader_that_alone_has_no_memory_left(ranks):
+    assert ranks.run("exhausted_leader", 3) == [
+        ("MemoryError: no room", "well again"),
+        ("LeaderError: MemoryError: no room", "well again"),
+        ("LeaderError: MemoryError: no room", "well again"),
+    ]
 
 
 def test_ranks_must_divide_the_heads():
@@ -116,6 +125,52 @@ def test_a_long_refined_video_is_the_same_on_any_number_of_ranks(ranks, size, ti
     leader, *others = answers
     assert (leader["frames"].int() - alone["frames"].int()).abs().max() <= 2
     assert all(other["frames"] is None for other in others)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_share_asks_its_neighbours_for_what_stands_beside_it(ranks, size):
+    answers = ranks.run("beside", size)
+    assert [above for above, _ in answers] == [0, *(2 * rank for rank in range(1, size))]
+    assert [below for _, below in answers] == [*range(2, size + 1), 0]
+
+
+@pytest.mark.parametrize(("size", "height"), [(2, 7), (3, 8), (4, 2)])
+def test_all_ranks_encode_and_decode_as_one_does(ranks, size, height, parity_checkpoint):
+    """Two latent rows leave some ranks without any of their own."""
+    latents, frames = torch.randn(1, 16, 6, height, 6), torch.rand(9, 8 * height, 48, 3)
+    vae = Vae.load(parity_checkpoint, CPU, torch.float32)
+    whole = torch.cat(list(vae.decode(latents)))
+    encoded = vae.encode(frames, torch.Generator().manual_seed(0))
+    for ours, theirs in ranks.run("pictures", size, parity_checkpoint, latents, frames):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs, encoded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("cached", [False, True])
+def test_halves_of_a_group_share_guidance_and_send_less(ranks, size, cached, parity_checkpoint):
+    dit = load_dit(parity_checkpoint)
+    timesteps, sigmas = standard(2, 12.0)
+    conditioning = Conditioning(
+        start=torch.randn(1, 16, 2, 4, 8),
+        clean=torch.randn(1, 16, 1, 4, 8),
+        text=torch.randn(2, 5, dit.config.caption_channels),
+        mask=torch.ones(2, 5, dtype=torch.long),
+        timesteps=timesteps,
+        sigmas=sigmas,
+        guidance_scale=4.0,
+        cache_condition=cached,
+    )
+    *_, alone = denoise(dit, conditioning, ALONE)
+    split, together = (
+        ranks.run("guided", size, parity_checkpoint, conditioning, way) for way in (True, False)
+    )
+    for latents, _ in split + together:
+        torch.testing.assert_close(latents, alone, rtol=0, atol=5e-5)
+    if not cached:  # what the cache takes once is made by both halves
+        assert all(
+            few * (size - 1) == many * (size - 2) for (_, few), (_, many) in zip(split, together, strict=True)
+        )
 
 
 def single(pipeline, request):

@@ -2,8 +2,9 @@
 
 The prompt of an order says what happens: words such as `step_s=0.1`, and at most one fault with the rank that
 it strikes, at the second step of the first segment: `raises=1`, `dies=0`, `hangs=1`, `memory=all`. It strikes
-once for a job, or with the word `always` each time. A file `dies_in_setup` in the checkpoint holds how often
-loading is to fail. Steps that were run are logged in the checkpoint folder.
+once for a job, or with the word `always` each time. With `starves` the leader has no memory to encode. A
+file `dies_in_setup` in the checkpoint holds how often loading is to fail. Steps that were run are logged in
+the checkpoint folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.capability import Capability
-from model.parallel import ContextParallel
+from model.parallel import ALONE, ContextParallel
 from model.plan import Plan
 from model.request import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.state import State
@@ -41,12 +42,24 @@ class Script:
     fault: str | None = None
     ranks: str = "all"
     always: bool = False
+    starves: bool = False
 
     @classmethod
     def read(cls, prompt: str) -> Script:
         words = dict(word.partition("=")[::2] for word in prompt.split())
         fault = next((name for name in FAULTS if name in words), None)
-        return cls(float(words.get("step_s", 0)), fault, words.get(fault or "", "all"), "always" in words)
+        return cls(
+            float(words.get("step_s", 0)),
+            fault,
+            words.get(fault or "", "all"),
+            always="always" in words,
+            starves="starves" in words,
+        )
+
+    def encode(self) -> None:
+        """What the leader does for all."""
+        if self.starves:
+            raise MemoryError
 
     def strike(self, number: int, folder: Path) -> None:
         """Stage the fault, if it is this rank's."""
@@ -72,9 +85,10 @@ class Script:
 class StagedEngine:
     """Generates frames that only depend on the seed, as slowly and badly as the prompt says."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, parallel: ContextParallel = ALONE) -> None:
         self._rank = dist.get_rank()
         self._log = log
+        self._parallel = parallel
 
     @property
     def capability(self) -> Capability:
@@ -92,6 +106,7 @@ class StagedEngine:
         state = State.load(run.folder / run.resume.state) if run.resume else State.begin(run.order.seed)
         yield Begun()
         while state.segment < plan.num_segments:
+            self._parallel.from_leader(script.encode)
             yield Encoded("denoise", state.segment)
             for step in range(state.step, plan.num_inference_steps):
                 time.sleep(script.step_s)
@@ -140,7 +155,7 @@ def load(setup: RankSetup, parallel: ContextParallel) -> StagedEngine:
     if left and parallel.is_leader:
         fails.write_text(str(left - 1))
         raise RuntimeError("staged: the checkpoint is bad")
-    return StagedEngine(setup.checkpoint / "steps.log")
+    return StagedEngine(setup.checkpoint / "steps.log", parallel)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from tests.worker.running_worker import RunningWorker, running_worker
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     folder = tmp_path_factory.mktemp("worker")
-    with open_redis(folder / "redis") as url, running_worker(folder, url, max_films_behind=2) as worker:
+    settings = {"max_films_behind": 2, "preempt_after_s": 0}
+    with open_redis(folder / "redis") as url, running_worker(folder, url, **settings) as worker:
         worker.wait_until_ready()
         yield worker
 
@@ -79,6 +80,11 @@ def test_out_of_memory_on_all_ranks_fails_the_job_alone(worker, warm):
     assert (job.error.code, job.error.retryable) == ("out_of_memory", False)
 
 
+def test_out_of_memory_on_the_leader_alone_while_it_encodes_fails_the_job_alone(worker, warm):
+    job = worker.wait_for(worker.submit("starves"), "failed")
+    assert (job.error.code, job.attempt, worker.steps(job.id)) == ("out_of_memory", 1, [])
+
+
 def test_a_cancelled_job_is_left_by_all_ranks_at_the_next_boundary(worker, warm):
     job_id = worker.submit("step_s=0.3", num_inference_steps=100)
     worker.wait_for_step(job_id)
@@ -86,6 +92,16 @@ def test_a_cancelled_job_is_left_by_all_ranks_at_the_next_boundary(worker, warm)
     worker.wait_for(job_id, "cancelled")
     assert len(worker.steps(job_id)) < 20
     wait_until(lambda: worker.stored(job_id) == [])
+
+
+def test_a_low_job_makes_way_for_a_high_one_and_then_goes_on_where_it_was(worker, warm):
+    low = worker.submit("step_s=0.3", priority="low", num_inference_steps=12)
+    worker.wait_for_step(low, 2)
+    normal, high = worker.submit(), worker.submit(priority="high")
+    jobs = [worker.wait_for(job_id, "succeeded", "failed") for job_id in (high, normal, low)]
+    assert [(job.error, job.attempt) for job in jobs] == [(None, 1)] * 3
+    assert jobs[0].finished_at < jobs[1].finished_at < jobs[2].finished_at
+    assert worker.steps(low) == [(0, step) for step in range(12)]  # none was run twice
 
 
 def test_a_job_that_runs_too_long_is_left(worker, warm):
