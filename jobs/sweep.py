@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Iterator
 from threading import Event
 
-from jobs.errors import LongCatError
-from jobs.keys import job_of, job_prefix
+from jobs.errors import JobNotFound, LongCatError
+from jobs.keys import input_key, job_of, job_prefix
 from jobs.queue import TicketQueue
+from jobs.record import Job
 from jobs.storage import Storage
 from jobs.transitions import Ledger, Swept
 
@@ -30,17 +31,33 @@ def sweep(ledger: Ledger, tickets: TicketQueue) -> Swept:
 
 
 def remove_files(ledger: Ledger, storage: Storage) -> int:
-    """Remove the files of jobs that are gone; gives how many jobs those were. Raises Unavailable."""
-    gone = ledger.removals()
-    for job_id in gone:
+    """Remove files of jobs that ended or are gone; gives how many jobs those were. Raises Unavailable."""
+    job_ids = ledger.removals()
+    for job_id in job_ids:
         remove_files_of(job_id, ledger, storage)
-    return len(gone)
+    return len(job_ids)
 
 
 def remove_files_of(job_id: str, ledger: Ledger, storage: Storage) -> None:
-    """Remove the files of one job that is gone. Raises Unavailable."""
-    storage.delete_prefix(job_prefix(job_id))
-    ledger.removed(job_id)  # only now: if this process dies before, another removes them again
+    """Remove all files of a job that is gone, those without use of one that ended. Raises Unavailable."""
+    try:
+        prefixes = _useless(ledger.get(job_id), storage)
+    except JobNotFound:
+        prefixes = None
+    for prefix in [job_prefix(job_id)] if prefixes is None else prefixes:
+        storage.delete_prefix(prefix)
+    ledger.removed(job_id, all_files=prefixes is None)  # only now: until then another does it again
+
+
+def _useless(job: Job, storage: Storage) -> list[str]:
+    """Where an ended job has files that are neither inputs nor its result."""
+    assert job.ended
+    kept = {_folder(input_key(job.id, "any")), *([_folder(job.result.video_key)] if job.result else [])}
+    return sorted({_folder(key) for key in storage.keys(job_prefix(job.id))} - kept)
+
+
+def _folder(key: str) -> str:
+    return f"{key.rpartition('/')[0]}/"
 
 
 def orphans(ledger: Ledger, storage: Storage) -> Iterator[str]:
@@ -70,3 +87,5 @@ def _repeat(action: Callable[[], object], every_s: float, stop: Event) -> None:
             action()
         except LongCatError as error:  # Redis or the storage is away: the next round finds what this one left
             logger.warning("sweep put off: %s", error)
+        except Exception:
+            logger.exception("a round of sweeping failed")  # and ends with that; the next may do better

@@ -1,47 +1,39 @@
-"""Tidying up behind the jobs, every few seconds, in a thread of the service.
+"""Tidying up behind the jobs, every few seconds, in threads of the service.
 
 Any number of processes may do this at the same time. A dead supervisor's job is queued again here, a
-ticket that got lost is delivered again, files of jobs that are gone are removed.
+ticket that got lost is delivered again, files of jobs that are gone are removed. A storage that hangs holds
+up the last of these alone.
 """
 
 from __future__ import annotations
 
-import logging
 from threading import Event, Thread
 
-from jobs.errors import Unavailable
-from jobs.sweep import remove_files, sweep
+from jobs.sweep import keep_removing, keep_sweeping
 from service.backend import Backend
 
-logger = logging.getLogger(__name__)
+LEAVING_S = 2.0  # how long a storage that hangs may hold up the end of the service
 
 
 class Maintenance:
-    """The thread, as a context: it runs as long as the context is open."""
+    """The threads, as a context: they run as long as the context is open."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
         self._ended = Event()
-        self._thread = Thread(target=self._run, name="maintenance", daemon=True)
+        every_s = backend.settings.sweep_interval_s
+        self._threads = [
+            Thread(target=body, args=(backend.ledger, other, self._ended, every_s), name=name, daemon=True)
+            for name, body, other in (
+                ("sweep", keep_sweeping, backend.tickets),
+                ("remove", keep_removing, backend.storage),
+            )
+        ]
 
     def __enter__(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.wait(self._backend.settings.sweep_interval_s):
-            try:
-                tidy(self._backend)
-            except Unavailable as error:
-                logger.warning("cannot tidy up now: %s", error.message)
-            except Exception:
-                logger.exception("tidying up failed")  # this round ends; the next may do better
-
-
-def tidy(backend: Backend) -> None:
-    """Do once what is to be done regularly. Raises Unavailable."""
-    sweep(backend.ledger, backend.tickets)
-    remove_files(backend.ledger, backend.storage)
+        for thread in self._threads:
+            thread.join(LEAVING_S)

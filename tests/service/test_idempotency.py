@@ -12,10 +12,10 @@ from jobs.errors import Unavailable
 from jobs.queue import TicketQueue
 from service import submission
 from service.app import create_app
-from service.maintenance import tidy
 from tests.service.conftest import settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import clip, encoded, picture
+from tests.service.working import tidy
 
 KEY = {"Idempotency-Key": "order-1"}
 

@@ -6,8 +6,8 @@ import pytest
 
 from jobs.errors import OutOfMemory
 from jobs.record import Progress
-from service.maintenance import tidy
 from tests.service.media import encoded, in_base64, picture
+from tests.service.working import tidy
 
 
 def ids(page):

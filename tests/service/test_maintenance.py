@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from threading import Event
 
 import pytest
 
 from jobs.errors import Unavailable
 from jobs.queue import TicketQueue
 from jobs.transitions import Ledger
-from service.maintenance import Maintenance, tidy
+from service.maintenance import Maintenance
 from tests.service.media import encoded, in_base64, picture
+from tests.service.working import tidy
 from tests.waiting import wait_until
 
 
@@ -62,6 +64,12 @@ def test_files_of_an_order_that_was_broken_off_are_removed(worker, backend):
     assert list(worker.storage.keys("jobs/broken-off/")) == []
 
 
+def often(backend, **changes):
+    """The same backend, which is tidied up all the time."""
+    settings = backend.settings.model_copy(update={"sweep_interval_s": 0.01})
+    return replace(backend, settings=settings, **changes)
+
+
 class Stumbling:
     """A ledger whose sweep fails a few times, each time otherwise."""
 
@@ -82,8 +90,30 @@ class Stumbling:
 
 def test_a_round_that_fails_does_not_end_the_rest(backend, redis, caplog):
     ledger = Stumbling(backend.ledger, [Unavailable("away"), ZeroDivisionError("a mistake")])
-    settings = backend.settings.model_copy(update={"sweep_interval_s": 0.01})
-    with caplog.at_level(logging.WARNING), Maintenance(replace(backend, ledger=ledger, settings=settings)):
+    with caplog.at_level(logging.WARNING), Maintenance(often(backend, ledger=ledger)):
         wait_until(lambda: ledger.swept >= 2)
-    assert "cannot tidy up now: away" in caplog.text
+    assert "sweep put off: away" in caplog.text
     assert "a mistake" in caplog.text
+
+
+class Hanging:
+    """A storage that does not answer until it is let go."""
+
+    def __init__(self):
+        self.asked, self.may_answer = Event(), Event()
+
+    def delete_prefix(self, prefix):
+        self.asked.set()
+        self.may_answer.wait()
+
+
+def test_a_storage_that_hangs_does_not_hold_up_leases(order, backend, redis):
+    backend.ledger.reserve("broken-off", keep_s=0.0)
+    ledger, storage = Stumbling(backend.ledger, []), Hanging()
+    with Maintenance(often(backend, ledger=ledger, storage=storage)):
+        assert storage.asked.wait(30)
+        redis.delete("rq:queue:longcat")
+        order()
+        redis.delete("rq:queue:longcat")
+        wait_until(lambda: TicketQueue(redis).count() == 1)
+        storage.may_answer.set()

@@ -1,4 +1,4 @@
-"""A thread that plays the worker: it takes every job that comes and ends it as the test says."""
+"""Hands that play the other processes: a worker that ends every job as the test says, and a sweep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.record import Progress
+from jobs.sweep import remove_files, sweep
 from jobs.transitions import Claim
+from service.backend import Backend
 
 HALFWAY = Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=0.1)
 
@@ -31,3 +33,9 @@ def working(worker: Any, end: Callable[[Claim], object]) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
+
+
+def tidy(backend: Backend) -> None:
+    """Do once what every process does again and again."""
+    sweep(backend.ledger, backend.tickets)
+    remove_files(backend.ledger, backend.storage)
