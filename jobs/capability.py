@@ -17,7 +17,7 @@ from jobs.connect import redis_reached
 from jobs.errors import GroupTaken, NoCapability
 from jobs.order import Task
 
-GroupState = Literal["starting", "ready", "busy", "broken"]
+GroupState = Literal["starting", "ready", "busy", "full", "broken"]
 
 CAPABILITY_KEY = "longcat:capability"
 GROUPS_KEY = "longcat:groups"

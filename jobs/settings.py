@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from jobs.logs import LogFormat
 
 PREFIX = "LONGCAT_"
+_COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class SharedSettings(BaseSettings):
@@ -48,6 +49,17 @@ class SharedSettings(BaseSettings):
     def storage_location(self) -> str:
         """The folder or `s3://bucket/prefix` in which videos lie."""
         return self.storage or str(self.data_dir / "storage")
+
+    @property
+    def storage_folder(self) -> Path | None:
+        """The folder in which videos lie, None where they lie in an S3 store."""
+        return None if self.storage_location.startswith("s3://") else Path(self.storage_location)
+
+    @property
+    def traces(self) -> bool:
+        """Whether OpenTelemetry's own variables name a collector; its SDK reads them, and the others."""
+        is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+        return not is_off and any(os.environ.get(name) for name in _COLLECTORS)
 
     @classmethod
     def settings_customise_sources(

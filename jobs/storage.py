@@ -44,8 +44,8 @@ class Storage(Protocol):
 
 def open_storage(settings: SharedSettings) -> Storage:
     """The storage that `LONGCAT_STORAGE` names."""
-    if settings.storage_location.startswith("s3://"):
-        from jobs.s3 import S3Storage  # noqa: PLC0415 - boto3 is needed by nobody else
+    if settings.storage_folder:
+        return FolderStorage(settings.storage_folder)
+    from jobs.s3 import S3Storage  # noqa: PLC0415 - boto3 is needed by nobody else
 
-        return S3Storage.open(settings)
-    return FolderStorage(Path(settings.storage_location))
+    return S3Storage.open(settings)

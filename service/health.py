@@ -31,8 +31,9 @@ def livez() -> Health:
 @router.get("/readyz", responses=documented(503))
 def readyz(backend: Opened) -> Health:
     """Redis answers, and a worker group is ready or at work."""
-    if not any(group.state in {"ready", "busy"} for group in groups(backend.redis)):
-        raise NoCapability("no worker group is ready")
+    states = [group.state for group in groups(backend.redis)]
+    if not {"ready", "busy"} & set(states):
+        raise NoCapability(f"no worker group is ready: {', '.join(states) or 'there is none'}")
     return Health()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 from redis import Redis
@@ -18,6 +19,7 @@ from jobs.errors import GroupTaken, JobNotFound
 from jobs.queue import TicketQueue
 from jobs.storage import open_storage
 from jobs.sweep import keep_removing, keep_sweeping
+from jobs.tracing import open_tracing
 from jobs.transitions import Claim, Ledger
 from worker.closing import Closer, Places
 from worker.group import Launch
@@ -28,10 +30,12 @@ from worker.life import Life, Patience
 from worker.patience import patiently
 from worker.prepare import Preparation
 from worker.presence import Presence, keep_spool_clear
+from worker.room import Room
 from worker.saves import Saves
 from worker.settings import WorkerSettings, group_environment
 from worker.spool import Spool
 from worker.supervisor import Crew, Drain, Heard, Inbox, Over, Prepared, Rules, Supervisor, Told
+from worker.tracing import spans_of
 
 REDIS_PATIENCE_S = 2.0  # of one call; whoever calls tries again
 SEAT_TTL_S = 6.0
@@ -50,11 +54,12 @@ def assemble(settings: WorkerSettings, index: int) -> Supervisor:
     folder = settings.group_folder(index)
     places = _places(settings, redis, Spool(folder / "jobs"))
     inbox: Inbox = queue.SimpleQueue()
-    keeper = Keeper(places.ledger, lambda held: inbox.put(Told(held)))
+    keeper = Keeper(places.ledger, lambda held: inbox.put(Told(held)), settings.preempt_after_s)
     preparation = Preparation(places.storage, places.spool)
+    tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def took(claim: Claim) -> None:
-        held = Held(claim, places.spool.path(claim.job.id))
+        held = Held(claim, places.spool.path(claim.job.id), spans=spans_of(claim, tracing))
         keeper.keep(held)
         inbox.put(Prepared(held, preparation.prepare(held)))
 
@@ -66,10 +71,12 @@ def assemble(settings: WorkerSettings, index: int) -> Supervisor:
         closer=Closer(places, settings.upload_limit_s, lambda held: inbox.put(Over(held))),
         presence=Presence(seat, redis, settings.ranks_per_group, lambda: inbox.put(Drain())),
         saves=places.saves,
+        room=Room(settings.disks, settings.min_free_bytes),
         ended=threading.Event(),
     )
     _take_up_films(places, keeper, inbox, settings.lease_s)
     _sweep(places, keeper, crew.ended)
+    _start("room", crew.room.keep_looking, crew.ended)
     return Supervisor(crew, inbox, Rules(settings.max_films_behind, settings.drain_s))
 
 
@@ -137,4 +144,8 @@ def _sweep(places: Places, keeper: Keeper, stop: threading.Event) -> None:
         ("remove", keep_removing, (places.ledger, places.storage, stop)),
         ("spool", keep_spool_clear, (places.spool, places.ledger, keeper, stop)),
     ):
-        threading.Thread(target=body, args=arguments, name=name, daemon=True).start()
+        _start(name, body, *arguments)
+
+
+def _start(name: str, body: Callable[..., object], *arguments: object) -> None:
+    threading.Thread(target=body, args=arguments, name=name, daemon=True).start()

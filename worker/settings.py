@@ -17,6 +17,7 @@ from jobs.settings import SharedSettings
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+CompileName = Literal["auto", "on", "off"]
 
 
 class _Frozen(BaseModel):
@@ -39,6 +40,7 @@ class RankSetup(_Frozen):
     checkpoint: Path
     device: DeviceName
     dtype: DtypeName
+    compile: CompileName = "auto"
     collective_timeout_s: float
     error_grace_s: float
     film: FilmSettings
@@ -55,6 +57,9 @@ class WorkerSettings(SharedSettings):
     )
     device: DeviceName = Field(default="auto", description="auto, cpu or cuda")
     dtype: DtypeName = Field(default="auto", description="auto: bfloat16 on cuda, float32 on cpu")
+    compile: CompileName = Field(
+        default="auto", description="whether parts of the transformer are compiled; auto: on cuda"
+    )
     worker_name: str = Field(
         default_factory=socket.gethostname, description="names its groups; one worker at a time may have it"
     )
@@ -72,10 +77,16 @@ class WorkerSettings(SharedSettings):
     error_grace_s: float = Field(default=5.0, gt=0, description="how far apart ranks may fail with one error")
     max_failed_starts: int = Field(default=3, ge=1, description="after these a group counts as broken")
     longest_pause_s: float = Field(default=60.0, gt=0, description="between failed starts")
+    preempt_after_s: float | None = Field(
+        default=None, ge=0, description="a high job that waits for so long has a low one make way"
+    )
     drain_s: float = Field(default=25.0, gt=0, description="how long a worker that was asked to end may take")
 
     upload_limit_s: float = Field(default=6 * 3600.0, gt=0, description="how long storage may be away")
     max_films_behind: int = Field(default=4, ge=1, description="films being finished or stored beside a job")
+    min_free_bytes: int = Field(
+        default=1 << 30, ge=0, description="with less room on its disk a worker takes no job"
+    )
     rank_module: str = Field(default="worker.rank", description="what runs on each GPU")
 
     @model_validator(mode="after")
@@ -104,6 +115,11 @@ class WorkerSettings(SharedSettings):
         """Where a group keeps its socket and its jobs' files."""
         return self.data_dir.absolute() / "worker" / self.group_name(index)
 
+    @property
+    def disks(self) -> list[Path]:
+        """Folders whose disks need room for a job's files: its own, and the storage if that is one."""
+        return [self.data_dir.absolute(), *([self.storage_folder.absolute()] if self.storage_folder else [])]
+
     def rank_setup(self, connect_to: Path) -> RankSetup:
         """What the ranks of a group are told."""
         return RankSetup(
@@ -111,6 +127,7 @@ class WorkerSettings(SharedSettings):
             checkpoint=self.checkpoint.absolute(),
             device=self.device,
             dtype=self.dtype,
+            compile=self.compile,
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,
             log_format=self.log_format,

@@ -38,6 +38,7 @@ from worker.protocol import (
     Stop,
     Stopped,
 )
+from worker.room import Room
 from worker.saves import Saves
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Crew:
     closer: Closer
     saves: Saves
     presence: Presence
+    room: Room
     ended: threading.Event
 
 
@@ -120,6 +122,7 @@ class Supervisor:
         self._life, self._presence, self._keeper = crew.life, crew.presence, crew.keeper
         self._intake, self._preparation = crew.intake, crew.preparation
         self._closer, self._saves, self._ended = crew.closer, crew.saves, crew.ended
+        self._room = crew.room
         self._inbox = inbox
         self._rules = rules
         self._capability: Capability | None = None
@@ -155,8 +158,9 @@ class Supervisor:
                 self._hear(message)
             case Prepared(held, work):
                 self._begin(held, work)
-            case Told(held) if held is self._current and held.verdict != "go":
-                self._life.say(Stop(job_id=held.job_id, why=held.verdict))
+            case Told(held) if held is self._current and held.wish:
+                logger.info("job %s is to be left: %s", held.job_id, held.verdict)
+                self._life.say(Stop(job_id=held.job_id, why=held.wish))
             case Over(held):
                 self._closing.discard(held)
                 self._keeper.let_go(held)
@@ -183,6 +187,7 @@ class Supervisor:
         match message:
             case Report():
                 held.progress, held.timings_s = message.progress, message.timings_s
+                held.spans.enter(message.progress)
                 self._life.heard(message.progress)
             case Saved():
                 self._saves.keep(held, message.save)
@@ -208,8 +213,8 @@ class Supervisor:
         self._asked = False
         if not isinstance(work, Run):
             self._close(held, work)
-        elif held.verdict != "go":
-            self._close(held, Left(held.verdict))
+        elif held.wish:
+            self._close(held, Left(held.wish))
         elif self._can_begin():
             self._current = held
             self._life.hand_over(work)
@@ -231,6 +236,7 @@ class Supervisor:
             self._life.is_up
             and self._current is None
             and self._drain_until is None
+            and self._room.is_enough
             and behind < self._rules.max_films_behind
         )
 
@@ -245,6 +251,8 @@ class Supervisor:
     def _show(self) -> None:
         current = self._current
         state = self._life.state(busy=current is not None)
+        if state == "ready" and not self._room.is_enough:
+            state = "full"
         self._presence.show(Shown(state, current.job_id if current else None, self._capability))
 
     def _give_up(self, trouble: str) -> None:

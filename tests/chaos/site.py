@@ -48,6 +48,8 @@ SETTINGS = {
     "LONGEST_PAUSE_S": 5,
     "DRAIN_S": 20,
     "X264_PRESET": "ultrafast",
+    "MIN_FREE_BYTES": 4 << 20,
+    "PREEMPT_AFTER_S": 0.5,
     "S3_CONNECT_TIMEOUT_S": 2,
     "S3_READ_TIMEOUT_S": 4,
     "STORAGE": f"s3://{BUCKET}",

@@ -19,7 +19,7 @@ def test_a_service_is_alive_without_any_worker(no_worker_yet):
 
 
 @pytest.mark.parametrize(
-    ("state", "status"), [("ready", 200), ("busy", 200), ("starting", 503), ("broken", 503)]
+    ("state", "status"), [("ready", 200), ("busy", 200), ("starting", 503), ("full", 503), ("broken", 503)]
 )
 def test_it_is_ready_when_a_group_is_ready_or_at_work(client, redis, state, status):
     assert client.get("/readyz").status_code == 503
@@ -31,6 +31,13 @@ def test_one_ready_group_among_broken_ones_is_enough(client, redis):
     Seat(redis, "first").publish("broken", ranks=1)
     Seat(redis, "second").publish("ready", ranks=1)
     assert client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_it_says_what_the_groups_do_that_are_not_ready(client, redis):
+    assert "there is none" in client.get("/readyz").json()["error"]["message"]
+    Seat(redis, "first").publish("broken", ranks=1)
+    Seat(redis, "second").publish("full", ranks=1)
+    assert "broken, full" in client.get("/readyz").json()["error"]["message"]
 
 
 def test_a_group_that_left_counts_no_more(client, redis):

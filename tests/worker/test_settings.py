@@ -63,6 +63,11 @@ def test_ranks_find_each_other_without_a_name_service(monkeypatch):
     assert group_environment(settings, 0)["GLOO_SOCKET_IFNAME"] == "eth1"
 
 
+def test_the_disk_of_a_storage_that_is_a_folder_has_to_have_room_too(tmp_path):
+    assert WorkerSettings(data_dir=tmp_path).disks == [tmp_path, tmp_path / "storage"]
+    assert WorkerSettings(data_dir=tmp_path, storage="s3://bucket").disks == [tmp_path]
+
+
 def test_what_ranks_are_told_survives_the_command_line(monkeypatch):
     monkeypatch.setenv("LONGCAT_X264_CRF", "23")
     setup = WorkerSettings().rank_setup(Path("/run/sock"))

@@ -101,6 +101,7 @@ class Recorded:
     hurried: bool = False
     stopped: bool = False
     left: bool = False
+    is_enough: bool = True
 
     def close(self, held: Held, ending: Ending) -> None:
         self.closed.append((held, ending))
@@ -141,6 +142,7 @@ class Scene:
             closer=others,
             saves=others,
             presence=others,
+            room=others,
             ended=threading.Event(),
         )
         self.supervisor = Supervisor(crew, self.inbox, Rules(2, drain_s, last_words_s))
@@ -255,6 +257,28 @@ def test_too_many_films_behind_hold_up_the_next_job(scene):
     wait_until(lambda: scene.intake.asked)
 
 
+def test_without_room_on_its_disk_it_takes_no_job_and_says_so(scene):
+    scene.come_up()
+    scene.others.is_enough = False
+    wait_until(lambda: not scene.intake.asked)
+    wait_until(lambda: scene.others.shown == Shown("full", None, CAPABILITY))
+    late = scene.prepare()
+    assert scene.ending(late) == GivenBack(crashed=False)
+    scene.inbox.put(Over(late))
+    scene.others.is_enough = True
+    wait_until(lambda: scene.intake.asked)
+    assert scene.others.shown == Shown("ready", None, CAPABILITY)
+
+
+def test_a_disk_that_fills_up_does_not_end_the_job_at_hand(scene):
+    scene.come_up()
+    held = scene.begin()
+    scene.others.is_enough = False
+    scene.settle()
+    assert scene.others.shown == Shown("busy", held.job_id, CAPABILITY)
+    assert not scene.is_closed(held)
+
+
 def test_a_film_that_cannot_be_finished_fails_its_job_and_not_the_next(scene):
     scene.come_up()
     first = scene.begin()
@@ -285,6 +309,18 @@ def test_a_verdict_is_passed_down_and_the_job_closed_when_the_group_has_left_it(
     assert not scene.is_closed(held)
     scene.hear(Stopped(job_id=held.job_id, why=verdict))
     assert scene.ending(held) == Left(verdict)
+
+
+def test_a_job_that_makes_way_for_another_is_drained_and_the_next_one_asked_for(scene):
+    scene.come_up()
+    held = scene.begin()
+    held.verdict = "preempt"
+    scene.inbox.put(Told(held))
+    wait_until(lambda: Stop(job_id=held.job_id, why="drain") in scene.life.said)
+    assert not scene.intake.asked
+    scene.hear(Stopped(job_id=held.job_id, why="drain"))
+    assert scene.ending(held) == Left("drain")
+    wait_until(lambda: scene.intake.asked)
 
 
 def test_a_job_that_is_not_wanted_any_more_is_not_handed_over(scene):
