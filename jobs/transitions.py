@@ -31,7 +31,7 @@ from jobs.record import Event, Job, JobError, Outlook, Progress, Result, Status
 from jobs.scripts import Scripts, fields_of, present
 from jobs.submission import Submission
 
-Verdict = Literal["go", "cancel", "deadline", "lost"]
+Verdict = Literal["go", "cancel", "deadline", "preempt", "lost"]
 
 _LONGEST_WAIT_S = 5.0  # well within the timeout of the connection
 _CRASHED = JobError.of(WorkerCrashed("the worker died under this job as often as a job may try"))
@@ -206,9 +206,21 @@ class Ledger:
         saved = json.loads(fields["saved"]) if "saved" in fields else None
         return Claim(Job.from_hash(fields), int(fields["fence"]), lease_s, saved)
 
-    def beat(self, claim: Claim, progress: Progress | None = None) -> Verdict:
-        """Renew the lease, tell how far the job is, and learn whether to go on."""
-        verdict: bytes = self._hold("beat", claim, lease_ms=_ms(claim.lease_s), progress=_dump(progress))
+    def beat(
+        self, claim: Claim, progress: Progress | None = None, preempt_after_s: float | None = None
+    ) -> Verdict:
+        """Renew the lease, tell how far the job is, and learn whether to go on.
+
+        With `preempt_after_s` a job of low priority may have to be put back, for one of high priority that
+        has waited for so long: `preempt`, from then on.
+        """
+        verdict: bytes = self._hold(
+            "beat",
+            claim,
+            lease_ms=_ms(claim.lease_s),
+            progress=_dump(progress),
+            preempt_after_ms=_ms(preempt_after_s),
+        )
         return verdict.decode()  # type: ignore[return-value]
 
     def remember(self, claim: Claim, saved: Mapping[str, Any]) -> None:
@@ -259,12 +271,20 @@ class Ledger:
         return Swept(**{what: tuple(changed) for what, changed in ids.items()})
 
     def removals(self, limit: int = 100) -> list[str]:
-        """Jobs that are gone and whose files are to be removed; `removed` takes one off this list."""
+        """Jobs of which files may lie in storage that are of no use; `removed` takes one off this list.
+
+        Those are all files of a job that is gone, and of one that ended saved states and what attempts
+        without a result stored.
+        """
         return [job_id.decode() for job_id in self._run("removals", limit=limit)]
 
-    def removed(self, job_id: str) -> None:
-        """The files of a job that was gone are removed."""
-        self._run("removed", id=job_id)
+    def removed(self, job_id: str, *, all_files: bool) -> None:
+        """What was of no use is removed: all files, of a job that was gone."""
+        self._run("removed", id=job_id, all=all_files)
+
+    def stored_late(self, job_id: str) -> None:
+        """A file was stored for a claim that was lost: it is of no use if the job has ended."""
+        self._run("stored_late", id=job_id)
 
     def owns_files(self, job_id: str) -> bool:
         """Whether files of this id may be in storage: a job has it, or it is reserved or being removed."""

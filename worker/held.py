@@ -13,6 +13,7 @@ from jobs.errors import DiskFull, LeaseLost, LongCatError
 from jobs.record import JobError, Progress
 from jobs.transitions import Claim, Verdict
 from worker.protocol import Film, Save, Timings, Why
+from worker.tracing import JobSpans, Untraced
 
 
 @dataclass(eq=False)
@@ -28,12 +29,24 @@ class Held:
     progress: Progress = field(default_factory=lambda: Progress(phase="load"))
     timings_s: Timings = field(default_factory=dict)
     save: Save | None = None
+    spans: JobSpans = field(default_factory=Untraced)
     is_over: bool = False
 
     @property
     def job_id(self) -> str:
         """The job's."""
         return self.claim.job.id
+
+    @property
+    def wish(self) -> Why | None:
+        """Why the group is to leave it, if it is. What makes way for another job is drained, too."""
+        match self.verdict:
+            case "go":
+                return None
+            case "preempt":
+                return "drain"
+            case "cancel" | "deadline" | "lost" as why:
+                return why
 
     def check_lease(self) -> None:
         """Raise LeaseLost if it is somebody else's by now."""

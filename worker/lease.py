@@ -24,9 +24,12 @@ BEAT_S = 0.5  # a cancel is heard of within this
 class Keeper:
     """Beats for every held job until it is let go."""
 
-    def __init__(self, ledger: Ledger, told: Callable[[Held], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, told: Callable[[Held], None], preempt_after_s: float | None = None
+    ) -> None:
         self._ledger = ledger
         self._told = told
+        self._preempt_after_s = preempt_after_s
         self._held: dict[Held, Progress | None] = {}  # with the progress that was told last
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -60,7 +63,8 @@ class Keeper:
     def _beat(self, held: Held, told: Progress | None) -> None:
         progress = held.progress
         try:
-            verdict = self._ledger.beat(held.claim, None if progress == told else progress)
+            news = None if progress == told else progress
+            verdict = self._ledger.beat(held.claim, news, self._preempt_after_s)
         except Unavailable as error:
             logger.warning("job %s goes on without a lease renewed: %s", held.job_id, error)
             return

@@ -47,7 +47,7 @@ class Preparation:
             self._spool.folder(held.job_id)
             return self._prepare(held, lambda: self._may_go_on(held))
         except Interrupted:
-            return GivenBack(crashed=False) if held.verdict == "go" else Left(held.verdict)
+            return Left(held.wish) if held.wish else GivenBack(crashed=False)
         except (LongCatError, OSError) as error:
             logger.exception("job %s cannot be prepared", held.job_id)
             return Failure(as_job_error(error))
@@ -71,7 +71,7 @@ class Preparation:
         )
 
     def _may_go_on(self, held: Held) -> None:
-        if held.verdict != "go" or self._stopped.is_set():
+        if held.wish or self._stopped.is_set():
             raise Interrupted
 
     def _fetch_inputs(self, held: Held, may_go_on: Callable[[], None]) -> dict[str, str]:

@@ -127,6 +127,7 @@ class Supervisor:
             if isinstance(message, Stop):
                 self._wishes = {message.job_id: message.why}  # one job runs at a time
             elif isinstance(message, Run):
+                self._wishes = {}  # it may be the same job again, which was left before
                 self._orders.put(message)
         os._exit(UNSOUND)  # nobody is there to work for
 

@@ -23,6 +23,7 @@ _PARTS = (
     "shared",
     "limits",
     "line",
+    "preemption",
     "forecast",
     "measures",
     "outbox",

@@ -36,13 +36,16 @@ local function count_input_bytes(job)
   end
 end
 
--- Whether a queued job may begin as far as the limits on running jobs go, which it brought with it.
-local function may_begin(id)
+-- Whether a queued job may begin as far as the limits on running jobs go, which it brought with it. A running job
+-- that is about to let go may be named: it does not count.
+local function may_begin(id, leaving)
   local owner, of_owner, of_all = unpack(
     redis.call('HMGET', record_key(id), 'owner', 'owner_running_jobs', 'total_running_jobs')
   )
   local running = index_keys('running', owner)
-  return not (of_all and redis.call('ZCARD', running[1]) >= tonumber(of_all))
-    and not (of_owner and redis.call('ZCARD', running[2]) >= tonumber(of_owner))
+  local less_of_all = leaving and 1 or 0
+  local less_of_owner = leaving and leaving.owner == owner and 1 or 0
+  return not (of_all and redis.call('ZCARD', running[1]) - less_of_all >= tonumber(of_all))
+    and not (of_owner and redis.call('ZCARD', running[2]) - less_of_owner >= tonumber(of_owner))
 end
 

@@ -22,11 +22,19 @@ end
 
 local function measure_forecast(job)
   if not job.predicted_ms then return end
-  local predicted_s, actual_s = job.predicted_ms / 1000, (now - job.created_ms) / 1000
+  -- a millisecond at least: both are divided by, and a job must not be kept from its end by what is measured
+  local predicted_s, actual_s = math.max(1, job.predicted_ms) / 1000, math.max(1, now - job.created_ms) / 1000
   add('forecast_seconds', 'predicted', predicted_s)
   add('forecast_seconds', 'actual', actual_s)
   add('forecast_seconds', 'error', math.abs(predicted_s - actual_s))
   observe('forecast_ratio', '', actual_s / predicted_s)
+  observe('eta_error_ratio', 'queue', math.abs(predicted_s - actual_s) / actual_s)
+end
+
+-- How far the first ETA that was told of a running job was from what came, as a share of that.
+local function measure_run_eta(job)
+  if not job.told_ms or tonumber(job.told_ms) == now then return end
+  observe('eta_error_ratio', 'run', math.abs(job.told_end_ms - now) / (now - job.told_ms))
 end
 
 local function measure_film(job, timings_s, result, ran_s)
@@ -56,6 +64,7 @@ local function measure_end(job, status, fields, ran_ms)
   if status == 'succeeded' then
     measure_film(job, timings_s, cjson.decode(fields.result), ran_ms / 1000)
     measure_forecast(job)
+    measure_run_eta(job)
     learn_pace(job, ran_ms)
   end
 end

@@ -14,7 +14,8 @@
 --   longcat:stored:<day>[:<owner>]  counter  bytes of inputs that were stored for jobs on this day
 --   longcat:rate[:<owner>]          string   by when, in ms, all requests so far are paid for
 --   longcat:queued_work             counter  what all queued jobs are, as `forecast.lua` counts it
---   longcat:paces:<task>            list     ms for a unit of work in the latest jobs of a task, or of `any`
+--   longcat:runs:<task>             list     work and ms of the latest jobs of a task, or of `any`
+--   longcat:pace:<task>             hash     the line through those: ms of each job, and for a unit of its work
 --   longcat:measures                hash     sums and distributions, see `measures.lua`
 --   longcat:outbox                  zset     webhooks to be sent, by the time in ms when they are due
 --   longcat:delivery:<id>           hash     one of them
@@ -24,14 +25,14 @@
 --   longcat:claims:<token>          string   the job that a claim took, while its answer may be asked for again
 --   longcat:expiring                zset     ended jobs, by the time in ms when they are to be removed
 --   longcat:reserved                zset     ids with files but no record yet, by the time in ms when they lapse
---   longcat:removals                zset     ids that are gone and whose files are to be removed
+--   longcat:removals                zset     ids that are gone or ended and whose files are to be looked through
 --   longcat:submitted               counter  numbers jobs in order of submission
 --   longcat:idempotency:<hash>      hash     the job that answers an idempotency key, and what was asked for
 --   longcat:swept                   string   when the last sweep was, in ms
 --
 -- Keys are made from ids here, so this is not for Redis Cluster. In a record, `fence` counts the claims, `attempt`
 -- those that were not given back by a drain, and `token` is that of the claim that holds the job or let go of it
--- by itself: a sweep that takes the job away removes it.
+-- by itself: a sweep that takes the job away removes it. For `makes_way` and `way_made` see `preemption.lua`.
 
 local given = cjson.decode(ARGV[1])
 

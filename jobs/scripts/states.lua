@@ -39,6 +39,7 @@ local function finish(job, status, fields)
   fields.finished_ms = now
   fields.expires_ms = now + job.retention_ms
   redis.call('ZADD', 'longcat:expiring', fields.expires_ms, job.id)
+  if tonumber(job.fence) > 0 then redis.call('ZADD', 'longcat:removals', now, job.id) end
   become(job, status, fields)
   if job.delete_requested then remove(job) end
   return status
@@ -62,7 +63,7 @@ local function put_back(job, crashed, crash_error)
   if crashed and attempt >= tonumber(job.max_attempts) then
     return finish(job, 'failed', {error = crash_error})
   end
-  add('put_back', crashed and 'crashed' or 'drained', 1)
+  add('put_back', crashed and 'crashed' or job.makes_way and 'preempted' or 'drained', 1)
   redis.call('ZREM', 'longcat:leases', job.id)
   line_up(job)
   return become(job, 'queued', {
@@ -70,6 +71,10 @@ local function put_back(job, crashed, crash_error)
     ran_ms = job.ran_ms + now - job.claimed_ms,
     group = false,
     progress = false,
+    makes_way = false,
+    way_made = false,
+    told_ms = false,
+    told_end_ms = false,
   })
 end
 

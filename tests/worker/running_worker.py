@@ -18,6 +18,7 @@ from jobs.capability import GroupStatus, groups
 from jobs.connect import connect
 from jobs.folder import FolderStorage
 from jobs.keys import new_job_id
+from jobs.order import Priority
 from jobs.queue import TicketQueue
 from jobs.record import Job, Status
 from jobs.submission import Submission
@@ -87,10 +88,17 @@ class RunningWorker:
 
     # What it does
 
-    def submit(self, prompt: str = "", *, max_run_s: float | None = None, **changes: object) -> str:
+    def submit(
+        self,
+        prompt: str = "",
+        *,
+        priority: Priority = "normal",
+        max_run_s: float | None = None,
+        **changes: object,
+    ) -> str:
         job_id = new_job_id()
         order = ORDER.model_copy(update={"prompts": (prompt,), **changes})
-        self.ledger.submit(Submission(job_id, order, max_run_s=max_run_s))
+        self.ledger.submit(Submission(job_id, order, priority=priority, max_run_s=max_run_s))
         TicketQueue(self.redis).deliver(job_id)
         return job_id
 

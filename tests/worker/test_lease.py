@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from jobs.capability import Seat
 from jobs.errors import Unavailable
 from jobs.record import Progress
 from jobs.transitions import Ledger
@@ -20,11 +21,11 @@ class DeafLedger(Ledger):
     is_away = False
     beats = 0
 
-    def beat(self, claim, progress=None):
+    def beat(self, claim, progress=None, preempt_after_s=None):
         self.beats += 1
         if self.is_away:
             raise Unavailable("Redis is away")
-        return super().beat(claim, progress)
+        return super().beat(claim, progress, preempt_after_s)
 
 
 class Scene:
@@ -32,7 +33,7 @@ class Scene:
         self.desk = desk
         self.ledger = DeafLedger(desk.redis)
         self.told: queue.SimpleQueue[Held] = queue.SimpleQueue()
-        self.keeper = Keeper(self.ledger, self.told.put)
+        self.keeper = Keeper(self.ledger, self.told.put, preempt_after_s=0.0)
 
     def hold(self) -> Held:
         held = self.desk.hold()
@@ -50,6 +51,18 @@ def scene(desk: Desk):
     yield scene
     for held in list(scene.keeper._held):
         scene.keeper.let_go(held)
+
+
+def test_who_has_to_make_way_is_told_and_its_group_drains_it(scene):
+    scene.desk.submit(priority="low")
+    held = scene.desk.hold(scene.desk.claim("a"))
+    Seat(scene.desk.redis, "a", ttl_s=60).publish("busy", ranks=1, job=held.job_id)
+    scene.keeper.keep(held)
+    scene.wait_for_beats()
+    assert held.wish is None
+    scene.desk.submit(priority="high")
+    assert scene.told.get(timeout=30) is held
+    assert (held.verdict, held.wish) == ("preempt", "drain")
 
 
 def test_a_kept_job_does_not_lose_its_lease(scene, redis):
@@ -114,7 +127,7 @@ def test_the_answer_about_a_job_that_ended_meanwhile_is_no_verdict(scene, monkey
     held = scene.desk.hold()
     asked, answer = threading.Event(), threading.Event()
 
-    def slow(claim, progress=None):
+    def slow(claim, progress=None, preempt_after_s=None):
         asked.set()
         answer.wait(30)
         return "lost"

@@ -74,13 +74,16 @@ def test_while_the_storage_is_away_it_waits(desk, preparation, with_image):
     assert isinstance(made[0], Run)
 
 
-@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lost"])
-def test_a_job_that_is_not_wanted_any_more_is_not_waited_for(desk, preparation, with_image, verdict):
+@pytest.mark.parametrize(
+    ("verdict", "why"),
+    [("cancel", "cancel"), ("deadline", "deadline"), ("lost", "lost"), ("preempt", "drain")],
+)
+def test_a_job_that_is_to_be_left_is_not_waited_for(desk, preparation, with_image, verdict, why):
     desk.storage.is_away = True
     thread, made = in_thread(preparation, with_image)
     with_image.verdict = verdict
     thread.join(30)
-    assert made == [Left(verdict)]
+    assert made == [Left(why)]
 
 
 def test_stopped_it_gives_back_what_cannot_be_fetched(desk, preparation, with_image):
