@@ -59,10 +59,10 @@ class FolderStorage:
                     shutil.rmtree(folder)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """See `Storage`; files still being written are not among them."""
+        """See `Storage`; files still being written are not among them, and folders may go meanwhile."""
         folder = self._root / checked_prefix(prefix)
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
+        for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
+            if not path.name.startswith("."):
                 yield path.relative_to(self._root).as_posix()
 
     def link(self, key: str, expires_s: float) -> str | None:

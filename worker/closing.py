@@ -18,11 +18,12 @@ from jobs.logs import about, names_of
 from jobs.queue import TicketQueue
 from jobs.record import ENDED, JobError, Status
 from jobs.storage import Storage
+from jobs.sweep import remove_files_of
 from jobs.transitions import Ledger
 from worker.held import Ending, Failure, Filmed, GivenBack, Held, Interrupted, Left, as_job_error
 from worker.patience import patiently
 from worker.protocol import Film
-from worker.saves import Saves, remove_saves
+from worker.saves import Saves
 from worker.spool import Spool, Waiting
 from worker.upload import Upload
 
@@ -72,6 +73,7 @@ class Closer:
         except Exception:
             logger.exception("job %s could not be closed; its lease runs out", held.job_id)
         finally:
+            held.spans.end(None)  # unless it was said how
             self._over(held)
 
     def _end(self, held: Held, ending: Ending) -> None:
@@ -99,6 +101,7 @@ class Closer:
             held.progress = held.progress.model_copy(
                 update={"phase": "upload", "step": 0, "num_steps": 0, "eta_s": None}
             )
+            held.spans.enter(held.progress)
             patiently(lambda: self._begin_upload(held), lambda: self._check_again(held))
             result = self._upload.store(held, film, lambda: self._check_again(held))
         except LeaseLost:
@@ -152,19 +155,13 @@ class Closer:
     def _commit(self, held: Held, write: Callable[[], Status]) -> Status:
         """Have the ledger write the last word, and remove what the state it gives has no need of."""
         status = patiently(write, held.check_lease)
+        held.spans.end(status)
         if status in ENDED:
             self._saves.forget(held, FLUSH_S)
             self._spool.remove(held.job_id)
-            with suppress(Unavailable):  # then they go when the record expires
-                self._remove_stored(held, status)
+            with suppress(Unavailable):  # then a sweep does it
+                remove_files_of(held.job_id, self._ledger, self._storage)
         return status
-
-    def _remove_stored(self, held: Held, status: Status) -> None:
-        """Saved states, and what attempts without a result stored."""
-        remove_saves(held.job_id, self._storage)
-        attempt = held.claim.attempt
-        for other in range(1, attempt if status == "succeeded" else attempt + 1):
-            self._storage.delete_prefix(attempt_prefix(held.job_id, other))
 
     def _lost(self, held: Held) -> None:
         """Somebody else has the job, or it is gone: what this attempt stored is nobody's."""

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -43,11 +44,6 @@ def fetch_save(save: Save, held: Held, storage: Storage) -> None:
     for name in save.files:
         if not (held.folder / name).exists():
             storage.fetch(_key(held.job_id, name), held.folder / name)
-
-
-def remove_saves(job_id: str, storage: Storage) -> None:
-    """Remove everything that was saved of a job that ended. Raises Unavailable."""
-    storage.delete_prefix(f"{job_prefix(job_id)}state/")
 
 
 class Saves:
@@ -98,6 +94,8 @@ class Saves:
                 self._again(held, save)
             except LeaseLost:
                 logger.info("job %s is somebody else's: its state is not stored", held.job_id)
+                with suppress(Unavailable):
+                    self._ledger.stored_late(held.job_id)
             except (LongCatError, OSError):
                 logger.exception("a state of job %s cannot be stored", held.job_id)
             finally:

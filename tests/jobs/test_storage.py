@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import threading
 import urllib.error
@@ -233,6 +234,23 @@ class TestFolder:
         assert list(storage.keys("jobs/")) == []
         storage.delete_prefix(job_prefix("abc"))
         assert not part.parent.exists()
+
+    def test_folders_that_go_while_they_are_listed_are_no_error(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        going, staying = root / "jobs/abc/state", root / KEY
+        for path in (going, staying.parent):
+            path.mkdir(parents=True)
+        staying.write_bytes(b"film")
+        scan = os.scandir
+
+        def scan_late(path: Any) -> Any:
+            if Path(path) == going:
+                going.rmdir()
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", scan_late)
+        assert list(FolderStorage(root).keys("jobs/")) == [KEY]
 
     def test_removing_a_prefix_twice_at_once_is_no_error(self, root: Path):
         storage = FolderStorage(root)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from jobs.errors import JobNotFound, Unavailable
+from jobs.errors import JobNotFound, OutOfMemory, Unavailable
 from jobs.folder import FolderStorage
-from jobs.keys import input_key, video_key
+from jobs.keys import input_key, state_key, thumbnail_key, video_key
 from jobs.queue import TicketQueue
 from jobs.storage import Storage
 from jobs.sweep import keep_removing, keep_sweeping, orphans, remove_files, sweep
@@ -315,6 +315,58 @@ class TestFiles:
         left_by_a_zombie = store(storage, video_key("nobodys", 1), tmp_path)
         store(storage, "notes/readme.txt", tmp_path)
         assert list(orphans(desk.ledger, storage)) == [left_by_a_zombie]
+
+
+class TestFilesOfEndedJobs:
+    def test_inputs_and_the_result_stay_and_all_else_goes(
+        self, desk: Desk, storage: FolderStorage, tmp_path: Path
+    ):
+        first = desk.start()
+        desk.ledger.requeue(first, crashed=True)
+        claim = desk.claim()
+        job_id = claim.job.id
+        kept = [
+            store(storage, key, tmp_path)
+            for key in (input_key(job_id, "image.png"), thumbnail_key(job_id, 2), video_key(job_id, 2))
+        ]
+        for key in (video_key(job_id, 1), state_key(job_id, "s/s"), state_key(job_id, "piece/piece.mp4")):
+            store(storage, key, tmp_path)
+        desk.ledger.succeed(claim, a_result(claim), {})
+        assert remove_files(desk.ledger, storage) == 1
+        assert sorted(storage.keys(f"jobs/{job_id}/")) == sorted(kept)
+        assert desk.ledger.removals() == []
+
+    def test_of_a_failed_job_the_inputs_stay(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
+        claim = desk.start()
+        kept = store(storage, input_key(claim.job.id, "image.png"), tmp_path)
+        store(storage, video_key(claim.job.id, 1), tmp_path)
+        desk.ledger.fail(claim, OutOfMemory("too large"), {})
+        remove_files(desk.ledger, storage)
+        assert list(storage.keys("jobs/")) == [kept]
+
+    def test_a_job_that_was_never_begun_has_none_to_be_looked_for(self, desk: Desk):
+        desk.ledger.cancel(desk.submit().id)
+        assert desk.ledger.removals() == []
+
+    def test_a_job_that_goes_meanwhile_goes_with_all_files(
+        self, desk: Desk, storage: FolderStorage, tmp_path: Path
+    ):
+        claim = desk.start()
+        store(storage, video_key(claim.job.id, 1), tmp_path)
+        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.ledger.delete(claim.job.id)
+        desk.ledger.removed(claim.job.id, all_files=False)  # by who saw it before it went
+        assert remove_files(desk.ledger, storage) == 1
+        assert list(storage.keys("jobs/")) == []
+
+    def test_a_storage_that_is_away_is_asked_again(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
+        claim = desk.start()
+        store(storage, state_key(claim.job.id, "s/s"), tmp_path)
+        desk.ledger.acknowledge_cancel(claim)
+        with pytest.raises(Unavailable):
+            remove_files(desk.ledger, Away(storage))
+        remove_files(desk.ledger, storage)
+        assert list(storage.keys("jobs/")) == []
 
 
 class Away:

@@ -386,7 +386,7 @@ class TestDelete:
         job = desk.submit()
         desk.ledger.delete(job.id)
         assert desk.ledger.delete(job.id) is True
-        desk.ledger.removed(job.id)
+        desk.ledger.removed(job.id, all_files=True)
         with pytest.raises(JobNotFound):
             desk.ledger.delete(job.id)
 
@@ -414,10 +414,11 @@ class TestDelete:
         claim = desk.start(owner="me", max_queue_s=9)
         desk.ledger.succeed(claim, a_result(claim), {})
         desk.ledger.delete(claim.job.id)
-        desk.ledger.removed(claim.job.id)
+        desk.ledger.removed(claim.job.id, all_files=True)
         of_all_jobs = {
             *("longcat:submitted", "longcat:turn:normal", "longcat:served:normal", "longcat:queued_work"),
-            *("longcat:measures", "longcat:paces:any", "longcat:paces:text_to_video"),
+            *("longcat:measures", "longcat:runs:any", "longcat:runs:text_to_video"),
+            *("longcat:pace:any", "longcat:pace:text_to_video"),
         }
         assert keys_of(redis) - keys_of(redis, "longcat:claims:*") == of_all_jobs
 

@@ -6,6 +6,7 @@ import pytest
 
 from jobs.errors import DiskFull, JobNotFound
 from jobs.record import Job, JobError
+from jobs.sweep import remove_files
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_film, a_save
 from worker.closing import Closer
@@ -69,7 +70,7 @@ def test_while_it_is_stored_the_job_is_uploading(scene, desk):
     desk.storage.is_away = True
     scene.begin(Filmed(scene.film))
     wait_until(lambda: scene.job.status == "uploading")
-    wait_until(lambda: scene.job.progress.phase == "upload")
+    wait_until(lambda: scene.job.progress and scene.job.progress.phase == "upload")
     desk.storage.is_away = False
     assert scene.over.wait(30)
     assert scene.job.status == "succeeded"
@@ -228,8 +229,12 @@ def test_hurried_it_gives_back_what_cannot_and_keeps_the_film(scene, desk):
 
 
 def test_files_that_cannot_be_removed_do_not_hold_up_the_end(scene, desk):
+    desk.storage.put(f"jobs/{scene.held.job_id}/state/x/x", scene.held.folder / "video.mp4", "")
     desk.storage.is_away = True
     assert scene.close(Failure(ERROR)).status == "failed"
+    desk.storage.is_away = False
+    assert remove_files(desk.ledger, desk.storage) == 1
+    assert desk.stored(scene.held) == []
 
 
 def test_an_error_that_nobody_thought_of_is_over_too(scene, desk, monkeypatch):

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.sweep import remove_files
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_save
-from worker.saves import fetch_save, remove_saves, stored_save
+from worker.saves import fetch_save, stored_save
 
 
 def keep(desk: Desk, held, save) -> None:
@@ -127,11 +128,21 @@ def test_a_disk_that_is_full_does_not_end_the_thread(desk):
     assert held.save == good
 
 
-def test_all_saves_of_a_job_can_be_removed(desk):
+def test_what_is_stored_after_the_job_ended_is_removed_by_a_sweep(desk):
     held = desk.hold()
+    desk.ledger.acknowledge_cancel(held.claim)
+    desk.ledger.removed(held.job_id, all_files=False)
     keep(desk, held, a_save(held.folder, 1, segment=2))
-    remove_saves(held.job_id, desk.storage)
+    assert desk.stored(held) != []
+    assert remove_files(desk.ledger, desk.storage) == 1
     assert desk.stored(held) == []
+
+
+def test_what_is_stored_by_who_lost_the_job_may_be_of_use(desk):
+    held = desk.hold()
+    desk.take_over(held)
+    keep(desk, held, a_save(held.folder, 1))
+    assert remove_files(desk.ledger, desk.storage) == 0
 
 
 @pytest.mark.parametrize("saved", [None, {}, {"version": 7}])
