@@ -23,6 +23,7 @@ LONGEST_RECOVERY_S = 240.0
 SETTLING_S = 600.0
 AT_A_TIME = 5  # jobs that are not ended
 JOBS_FOR_A_FAULT = 3
+LOW_ONE_OF = 3  # orders are of low priority, and may have to make way
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ class Campaign:
 
     def _disturbed(self) -> None:
         until = time.monotonic() + 60 * self._plan.minutes
-        scene = Scene(self._site, self._client, self._rng, self._order_poison, self._cancel_one)
+        scene = Scene(
+            self._site, self._client, self._rng, self._order_poison, self._order_urgent, self._cancel_one
+        )
         for kind, fault in self._deck():
             self._pause(self._rng.uniform(0.2, 2.5))
             blow = self._try(fault, scene, until)
@@ -189,12 +192,17 @@ class Campaign:
         due = 2 + struck * self._plan.jobs // self._wanted_faults
         return ordered < self._plan.jobs and (ordered < due or not self._open())
 
-    def _order(self) -> None:
+    def _order(self, priority: str = "normal") -> str | None:
         number = len(self._films_ordered)
         film = number % len(self.course.films)
-        body = {**self.course.films[film], "metadata": {"order": str(number)}}
-        if job_id := self._client.order(body, f"order-{number}"):
+        body = {**self.course.films[film], "priority": priority, "metadata": {"order": str(number)}}
+        job_id = self._client.order(body, f"order-{number}")
+        if job_id:
             self.course.orders.append(Ordered(number, film, job_id))
+        return job_id
+
+    def _order_urgent(self) -> str | None:
+        return self._order("high") if len(self._films_ordered) < self._plan.jobs else None
 
     def _insist(self, body: Body, key: str) -> str:
         while not (job_id := self._client.order(body, key)):
@@ -224,7 +232,7 @@ class Campaign:
     def _tick(self) -> None:
         self._site.mend()
         if self._orders_come and self._may_order() and len(self._open()) < AT_A_TIME:
-            self._order()
+            self._order("low" if len(self._films_ordered) % LOW_ONE_OF == 0 else "normal")
         for order in self._open():
             job = self._client.job(order.job_id)
             if job is not None and (not job or job["status"] in ENDED):

@@ -28,12 +28,13 @@ PICKED_UP_S = 10.0
 
 @dataclass
 class Scene:
-    """What a fault may use; `order_poison` and `cancel_one` are the campaign's, and give a job."""
+    """What a fault may use; the last three are the campaign's, and give a job."""
 
     site: Site
     client: Client
     rng: random.Random
     order_poison: Callable[[], str | None]
+    order_urgent: Callable[[], str | None]
     cancel_one: Callable[[], str | None]
 
 
@@ -79,6 +80,7 @@ def faults(site: Site) -> Mapping[str, Fault]:
         "s3 cutting connections": lambda scene: _make_s3(scene, "cutting"),
         "job cancelled": _cancel,
         "poison job": _poison,
+        "urgent job": _urgent,
     }
     if all(worker.mounted for worker in site.workers):
         found["disk full"] = _fill_disk
@@ -116,7 +118,8 @@ def _busy(scene: Scene) -> tuple[Worker, str] | None:
         job_id = jobs.get(worker.group)
         if job_id and worker.runs and len(worker.ranks) == 2:
             job = scene.site.ledger.get(job_id)
-            if job.status == "running" and job.attempt < MAX_ATTEMPTS:
+            may_crash = job.status == "running" and job.attempt < MAX_ATTEMPTS
+            if may_crash and job.priority != "low":  # which others pass, however soon it could go on
                 return worker, job_id
     return None
 
@@ -184,7 +187,7 @@ def _drain(scene: Scene) -> Blow | None:
     worker, job_id = found
     recovered = _runs_again(scene, worker, job_id)
     worker.signal(signal.SIGTERM)
-    status = worker.wait(60)
+    status = worker.wait(120)
     assert status == 0, f"a drained worker ended with {status}"
     return Blow(job_id, recovered, mend=worker.start)
 
@@ -288,3 +291,16 @@ def _cancel(scene: Scene) -> Blow | None:
 def _poison(scene: Scene) -> Blow | None:
     job_id = scene.order_poison()
     return Blow(job_id, lambda: _ended(scene, job_id)) if job_id else None
+
+
+def _urgent(scene: Scene) -> Blow | None:
+    """A low job makes way, unless a group gets free before."""
+    at_work = [status.job for status in groups(scene.site.redis) if status.job]
+    if not any(scene.site.ledger.get(job_id).priority == "low" for job_id in at_work):
+        return None
+    job_id = scene.order_urgent()
+    return Blow(job_id, lambda: _begun(scene, job_id)) if job_id else None
+
+
+def _begun(scene: Scene, job_id: str) -> float | None:
+    return now() if scene.site.ledger.get(job_id).status != "queued" else None

@@ -8,12 +8,15 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.chaos.campaign import Course, Plan
 from tests.chaos.verdict import Verdict
 
 Row = Sequence[object]
+
+PARTS = ("torch", "redis", "rq", "fastapi")
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
@@ -30,6 +33,7 @@ def report(plan: Plan, course: Course, verdict: Verdict) -> str:
     ended = ", ".join(f"{count} {how}" for how, count in sorted(verdict.ended.items()))
     counts = [["accepted", verdict.accepted], ["ended", verdict.accepted - len(verdict.lost)]]
     counts += [[name.replace("_", " "), len(found)] for name, found in verdict.faults.items()]
+    put_back = ", ".join(f"{count} {cause}" for cause, count in sorted(verdict.put_back.items())) or "none"
     work = f"{verdict.work_repeated:.3f} ({verdict.steps_run} steps run, {verdict.steps_needed} needed)"
     wrongs = [f"- {name}: {what}" for name, found in verdict.faults.items() for what in found]
     return "\n\n".join(
@@ -37,7 +41,7 @@ def report(plan: Plan, course: Course, verdict: Verdict) -> str:
             f"# Fault campaign, seed {plan.seed}",
             _summary(course, verdict),
             table(["jobs", "count"], counts),
-            f"They ended as: {ended}. Work repeated: {work}.",
+            f"They ended as: {ended}. Put back: {put_back}. Work repeated: {work}.",
             table(["fault", "struck", "went on after, median s", "worst s"], _recovery_rows(verdict)),
             *(["\n".join(wrongs)] if wrongs else []),
         ]
@@ -46,7 +50,9 @@ def report(plan: Plan, course: Course, verdict: Verdict) -> str:
 
 def _summary(course: Course, verdict: Verdict) -> str:
     jobs = f"{verdict.accepted} jobs ({len(course.films)} different films, and poison)"
-    return f"{jobs} and {len(course.strikes)} faults in {course.lasted_s:.0f} s, on {_machine()}."
+    versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
+    faults = f"{len(course.strikes)} faults in {course.lasted_s:.0f} s"
+    return f"{jobs} and {faults}, on {_machine()}, {versions}."
 
 
 def write(folder: Path, plan: Plan, course: Course, verdict: Verdict) -> None:
@@ -57,6 +63,7 @@ def write(folder: Path, plan: Plan, course: Course, verdict: Verdict) -> None:
         "plan": asdict(plan),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
+        "versions": _versions(),
         "verdict": asdict(verdict),
         "strikes": [asdict(strike) for strike in course.strikes],
     }
@@ -76,4 +83,9 @@ def _shown(seconds: float | None) -> str:
 
 
 def _machine() -> str:
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    load = "/".join(f"{load:.0f}" for load in os.getloadavg())
+    return f"{os.cpu_count()} cores ({platform.machine()}, load {load} at the end)"
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PARTS}}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from jobs.keys import job_of
+from jobs.measures import measures
 from jobs.record import ENDED
 from jobs.sweep import orphans
 from tests.chaos.campaign import Course, Ordered, Strike
@@ -30,7 +31,10 @@ class Recovery:
 
 @dataclass
 class Verdict:
-    """Every list names jobs, files or processes with which something is wrong; all are to be empty."""
+    """Every list names jobs, files or processes with which something is wrong; all are to be empty.
+
+    `put_back` is how often jobs went back to the queue, by cause.
+    """
 
     accepted: int
     ended: dict[str, int]
@@ -45,6 +49,7 @@ class Verdict:
     steps_run: int = 0
     steps_needed: int = 0
     recoveries: dict[str, Recovery] = field(default_factory=dict)
+    put_back: dict[str, int] = field(default_factory=dict)
 
     @property
     def faults(self) -> dict[str, list[str]]:
@@ -79,6 +84,7 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
         steps_run=run,
         steps_needed=needed,
         recoveries=recoveries(course.strikes),
+        put_back={m.label: int(m.sum) for m in measures(site.redis) if m.name == "put_back"},
     )
     verdict.orphaned_files = _remains(lambda: list(_misplaced(site, client)))
     verdict.duplicated = sorted({*_ended_twice(orders, site), *_ordered_twice(orders, client)})
