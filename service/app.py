@@ -18,6 +18,7 @@ from fastapi import Depends, FastAPI, params
 from jobs.connect import check_server
 from jobs.errors import Unavailable
 from jobs.outbox import Outbox
+from jobs.tracing import open_tracing
 from service import console, docs, events, files, health, openai_videos, routes
 from service.backend import Backend, admitted
 from service.errors import documented, documented_as_openai, install_error_handlers
@@ -26,6 +27,7 @@ from service.metrics import MeasuredRequests, Metrics
 from service.openapi import DocumentedAPI
 from service.request_ids import RequestIds
 from service.settings import Settings
+from service.tracing import TracedRequests
 from service.webhooks import routes as webhook_routes
 from service.webhooks.courier import Courier
 from service.webhooks.signing import Signer
@@ -48,6 +50,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.backend = backend
     app.state.metrics = Metrics(backend)
     app.add_middleware(MeasuredRequests, metrics=app.state.metrics)
+    app.state.tracing = open_tracing("longcat-service", wanted=settings.traces)
+    if app.state.tracing:
+        app.add_middleware(TracedRequests, tracing=app.state.tracing)
     app.add_middleware(RequestIds)
     install_error_handlers(app)
     _include(app, (routes, files, events, webhook_routes), [Depends(admitted)], documented(401, 429))
@@ -82,6 +87,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with Maintenance(backend), courier:
         yield
     backend.redis.close()
+    if app.state.tracing:
+        app.state.tracing.close()
 
 
 def _version() -> str:

@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.collector import Collector, collecting
 from tests.running_stack import RunningStack, run_stack
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[RunningStack]:
+def collector() -> Iterator[Collector]:
+    """Where the stack's processes send what they trace."""
+    with pytest.MonkeyPatch.context() as environment, collecting() as collector:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, collector: Collector
+) -> Iterator[RunningStack]:
     """A stack of two ranks that share each film."""
     folder = tmp_path_factory.mktemp("stack")
     with run_stack(folder, tiny_checkpoint, ranks=2, fetch_private_hosts="true") as stack:

@@ -81,6 +81,17 @@ def test_what_it_took_is_said_phase_by_phase(prompted):
     assert all(seconds >= 0 for seconds in timings.values())
 
 
+def test_all_that_was_done_for_it_is_one_trace(prompted, collector):
+    (ran,) = wait_until(lambda: [span for span in collector.of(prompted[0]["id"]) if span.name == "run"])
+    spans = [span for span in collector.spans if span.trace_id == ran.trace_id]
+    below = {span.name: span.parent_id for span in spans}
+    assert {"POST /generate", "queue", "run", *PHASES} - {"refine"} == set(below)
+    (post,) = [span for span in spans if span.name == "POST /generate"]
+    assert (below["queue"], below["run"]) == (post.span_id, post.span_id)
+    assert {below[phase] for phase in PHASES if phase in below} == {ran.span_id}
+    assert {span.process for span in spans} == {"longcat-service", "longcat-worker"}
+
+
 def test_the_same_order_gives_the_same_film(stack, prompted):
     again = stack.succeeded(stack.order(prompt="A red ball rolls", seed=7))
     assert again["result"]["sha256"] == prompted[0]["result"]["sha256"]
