@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from model.errors import ModelError
 from model.film import FilmWriter, read_clip, read_image
+from model.fused import fuse
 from model.geometry import SIDE_MULTIPLE, Clip, Size
 from model.limits import Limits, load_limits
+from model.loading import measured
 from model.options import parser
 from model.parallel import ContextParallel, join, leave
 from model.pipeline import Pipeline
@@ -48,9 +50,12 @@ def run(options: argparse.Namespace) -> None:
     """Make the videos. Raises Illegal for a wish that is not legal, and ModelError."""
     requests = _requests(options)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    parallel = join(device, options.context_parallel, WAIT_FOR_RANKS_S)
+    parallel = join(device, options.context_parallel, WAIT_FOR_RANKS_S, options.guidance_split)
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
-    pipeline = Pipeline.load(options.checkpoint, dtype, parallel)
+    pipeline, cost = measured(lambda: Pipeline.load(options.checkpoint, dtype, parallel), parallel.device)
+    if parallel.is_leader:
+        print(f"loaded {options.checkpoint} {cost}", file=sys.stderr)
+    fuse(pipeline.dit, options.compile)
     for index, request in enumerate(requests):
         if index % parallel.num_replicas == parallel.replica:
             number = None if len(requests) == 1 else index
@@ -68,6 +73,8 @@ class Outputs:
 
 def _write(events: Iterator[Event], plan: Plan, outputs: Outputs, parallel: ContextParallel) -> None:
     """Follow a job to its end; the leader writes what comes."""
+    if outputs.film is None:
+        events = _up_to_latents(events, plan)
     if not parallel.is_leader:
         for _ in events:
             pass
@@ -79,8 +86,6 @@ def _write(events: Iterator[Event], plan: Plan, outputs: Outputs, parallel: Cont
             latents[event.segment] = event.latents.float().cpu()  # a later stage's replace an earlier one's
         elif isinstance(event, Frames) and film and event.frames is not None:
             film.add(event.frames)
-        if film is None and _is_last(event, plan):
-            break  # nobody wants the frames
     if film:
         film.close()
     if outputs.latents:
@@ -88,10 +93,13 @@ def _write(events: Iterator[Event], plan: Plan, outputs: Outputs, parallel: Cont
         save_file({names[i]: x.contiguous() for i, x in latents.items()}, outputs.latents)
 
 
-def _is_last(event: Event, plan: Plan) -> bool:
-    """Whether these are the latents of a job's last stage."""
+def _up_to_latents(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
+    """The same events up to the latents of the last stage: nobody wants its frames, and no rank decodes."""
     stage = "refine" if plan.refinement else "denoise"
-    return isinstance(event, Latents) and event.stage == stage and event.segment == plan.num_segments - 1
+    for event in events:
+        yield event
+        if isinstance(event, Latents) and (event.stage, event.segment) == (stage, plan.num_segments - 1):
+            return
 
 
 def _with_progress(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
@@ -110,9 +118,10 @@ def _with_progress(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
 
 def _requests(options: argparse.Namespace) -> list[Request]:
     """One request, or one for each prompt where prompts are not segments."""
+    limits = _limits(options.checkpoint)
     image = options.image and read_image(options.image, "image")
-    video = options.video and read_clip(options.video, "video")
-    condition = options.condition_video and read_clip(options.condition_video, "condition_video")
+    video = options.video and read_clip(options.video, "video", limits.fps)
+    condition = options.condition_video and read_clip(options.condition_video, "condition_video", limits.fps)
     separate = options.task not in (None, "long_video")
     prompts = [(prompt,) for prompt in options.prompt] if separate else [tuple(options.prompt)]
     wish = Wish(
@@ -137,7 +146,7 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         enhance_hf=options.enhance_hf,
     )
     request = Request(
-        plan=settle(wish, _limits(options.checkpoint)),
+        plan=settle(wish, limits),
         prompts=prompts[0],
         seed=options.seed,
         negative_prompt=options.negative_prompt,

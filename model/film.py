@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from model.errors import InputError
-from model.geometry import Size
+from model.geometry import Size, every_nth
 
 STILL_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -68,15 +68,18 @@ def read_image(path: Path, field: str = "image") -> UInt8[Tensor, "height width 
     return frames[0]
 
 
-def read_clip(path: Path, field: str = "video") -> UInt8[Tensor, "n height width 3"]:
-    """All frames of a film, an image, or a `.npz` with `frames` uint8 [n, h, w, 3]. Raises InputError."""
+def read_clip(path: Path, field: str = "video", fps: int | None = None) -> UInt8[Tensor, "n height width 3"]:
+    """All frames of a film, an image, or a `.npz` with `frames` uint8 [n, h, w, 3]. Raises InputError.
+
+    Films are turned as they are to be shown. With `fps` only so many frames a second, the last among them.
+    """
     try:
         if path.suffix == ".npz":
             frames = _read_arrays(path)
         elif path.suffix.lower() in STILL_SUFFIXES:
             frames = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))[None]
         else:
-            frames = _read_film(path)
+            frames = _read_film(path, fps)
     except FileNotFoundError:
         raise InputError(field, f"{path} is missing") from None
     except (OSError, KeyError, ValueError, UnidentifiedImageError, BadZipFile, av.FFmpegError) as error:
@@ -92,7 +95,19 @@ def _read_arrays(path: Path) -> np.ndarray:
     return frames
 
 
-def _read_film(path: Path) -> np.ndarray:
+def _read_film(path: Path, fps: int | None) -> np.ndarray:
+    frames, times_s = [], []
     with av.open(path) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.stack(frames)
+        for frame in container.decode(video=0):
+            frames.append(_upright(frame))
+            times_s.append(frame.time or 0.0)
+    nth = every_nth(len(frames), times_s[-1] - times_s[0], fps) if fps and frames else 1
+    return np.stack(frames[::-nth][::-1])
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """Its pixels, turned as the file says; telephones store what they see as the sensor lies."""
+    turns, rest = divmod(frame.rotation, 90)
+    if rest:
+        raise ValueError(f"it is to be turned by {frame.rotation}°")
+    return np.rot90(frame.to_ndarray(format="rgb24"), turns)

@@ -35,6 +35,20 @@ class Clip(NamedTuple):
 Buckets = Mapping[str, Size]
 
 
+def every_nth(num_frames: int, duration_s: float, fps: int) -> int:
+    """Of how many frames of a clip one is taken, counted from the last, so that it has about `fps` a second.
+
+    `duration_s` is from its first frame to its last. Whole steps alone, as LongCat-Video's programs do it, so
+    that motion stays even; a clip of fewer frames a second is taken as it is.
+    """
+    return max(1, round((num_frames - 1) / duration_s / fps)) if duration_s > 0 else 1
+
+
+def frames_taken(num_frames: int, nth: int) -> int:
+    """How many frames those are."""
+    return (num_frames - 1) // nth + 1
+
+
 def nearest_bucket(buckets: Buckets, height: int, width: int) -> Size:
     """The size whose ratio, as printed in the table, is nearest to height/width; the first on ties."""
     return buckets[min(buckets, key=lambda ratio: abs(float(ratio) - height / width))]

@@ -7,7 +7,15 @@ what is legal is a property of the job and of the checkpoint (`model.limits`).
 
 from __future__ import annotations
 
-from model.geometry import FRAME_STRIDE, SIDE_MULTIPLE, Clip, Size, nearest_bucket
+from model.geometry import (
+    FRAME_STRIDE,
+    SIDE_MULTIPLE,
+    Clip,
+    Size,
+    every_nth,
+    frames_taken,
+    nearest_bucket,
+)
 from model.limits import Limits, load_limits
 from model.plan import Illegal, Plan, Refinement, Task, Wish
 
@@ -21,6 +29,8 @@ __all__ = [
     "Size",
     "Task",
     "Wish",
+    "every_nth",
+    "frames_taken",
     "load_limits",
     "settle",
 ]

@@ -46,11 +46,12 @@ class Input:
 
 @dataclass(frozen=True)
 class Intake:
-    """Takes in the inputs of one job into `folder`, which is the caller's to remove."""
+    """Takes in the inputs of one job into `folder`, which is the caller's to remove; `fps` is the model's."""
 
     job_id: str
     folder: Path
     settings: Settings
+    fps: int
 
     def take_all(self, given: Mapping[str, Given]) -> dict[str, Input]:
         """Check every input, by field. Raises InvalidInput, naming the field."""
@@ -72,7 +73,7 @@ class Intake:
 
     def _take_clip(self, field: str, source: Given) -> Input:
         path = self._receive(field, source, self.settings.max_video_bytes)
-        clip, media_type = probe_clip(path, self.settings.clip_limits)
+        clip, media_type = probe_clip(path, self.settings.clip_limits, self.fps)
         return self._input(field, path, media_type, clip)
 
     def _receive(self, field: str, source: Given, max_bytes: int) -> Path:

@@ -44,7 +44,7 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     check_texts(request, limits)
     job_id = hold.job_id if hold else new_job_id()
     with TemporaryDirectory(dir=backend.settings.upload_dir, prefix="longcat-") as folder:
-        intake = Intake(job_id, Path(folder), backend.settings)
+        intake = Intake(job_id, Path(folder), backend.settings, limits.fps)
         inputs = intake.take_all(_given(request, body.files))
         order = settle_order(request, inputs, limits)
         check_capability(order, capability)
@@ -87,6 +87,10 @@ def _queue(submission: Submission, backend: Backend) -> Job:
     job = backend.ledger.submit(submission)
     with about(names_of(job)):
         logger.info("queued a job for %s", job.owner or "everybody")
-    with suppress(Unavailable):  # the job is safe: a sweep delivers the ticket that is missing
-        backend.tickets.deliver(job.id)
+    backend.afterwards(lambda: _deliver(job.id, backend))
     return job
+
+
+def _deliver(job_id: str, backend: Backend) -> None:
+    with suppress(Unavailable):  # the job is safe: a sweep delivers the ticket that is missing
+        backend.tickets.deliver(job_id)

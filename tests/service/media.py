@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import struct
 import zlib
 from typing import Any
@@ -31,14 +32,20 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def clip(
-    num_frames: int = 17, height: int = 64, width: int = 96, codec: str = "libx264", kind: str = "mp4"
+    num_frames: int = 17,
+    height: int = 64,
+    width: int = 96,
+    codec: str = "libx264",
+    kind: str = "mp4",
+    rate: int = 15,
+    pixel_format: str = "yuv420p",
 ) -> bytes:
-    """A clip as the bytes of a file."""
+    """A clip as the bytes of a file; it gets brighter from frame to frame."""
     file = io.BytesIO()
     with av.open(file, "w", format=kind) as container:
-        stream = container.add_stream(codec, rate=15)
+        stream = container.add_stream(codec, rate=rate)
         assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         for index in range(num_frames):
             pixels = np.full((height, width, 3), index * 255 // num_frames, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
@@ -46,13 +53,27 @@ def clip(
     return file.getvalue()
 
 
-def turned_clip() -> bytes:
-    """A clip whose container says that it is to be shown turned by 90°, as telephones write it."""
-    content = clip()
+def turned_clip(clockwise: int = 90, content: bytes | None = None) -> bytes:
+    """A clip whose container says that it is to be shown turned by so many degrees, as telephones do."""
+    content = clip() if content is None else content
+    cos, sin = (round(part(math.radians(clockwise)) * 0x10000) for part in (math.cos, math.sin))
     upright = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
-    turned = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
+    turned = struct.pack(">9i", cos, sin, 0, -sin, cos, 0, 0, 0, 0x40000000)
     track = content.index(b"tkhd")
     return content[:track] + content[track:].replace(upright, turned, 1)
+
+
+def pictures(image: Image.Image, num_frames: int = 5) -> bytes:
+    """A clip that shows the same picture all the time."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=15, options={"crf": "1"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = image.width, image.height, "yuv420p"
+        for _ in range(num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def sound() -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from model.film import read_clip
 from model.shapes import Clip
 from service.clips import ClipLimits, probe_clip
 from service.errors import UnusableInput
-from tests.service.media import clip, encoded, picture, sound, turned_clip
+from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip
 
 
 @pytest.fixture
@@ -15,7 +18,7 @@ def probed(tmp_path):
     def run(content, **limits):
         path = tmp_path / "clip"
         path.write_bytes(content)
-        return probe_clip(path, ClipLimits(**limits))
+        return probe_clip(path, ClipLimits(**limits), fps=15)
 
     return run
 
@@ -59,7 +62,7 @@ def test_a_clip_that_takes_too_long_is_refused(probed):
         (encoded(picture(), "GIF"), "damaged"),
         (clip(codec="mpeg4", kind="avi"), "damaged"),
         (sound(), "no video"),
-        (turned_clip(), "stored turned"),
+        (turned_clip(30), "turned by -29"),
     ],
     ids=["empty", "text", "zeros", "breaks off", "png", "gif", "avi", "sound", "turned"],
 )
@@ -81,3 +84,51 @@ def test_a_list_that_points_to_other_files_is_never_followed(probed, tmp_path, p
     (tmp_path / "secret.mp4").write_bytes(clip())
     with pytest.raises(UnusableInput):
         probed(playlist.format(path=tmp_path / "secret.mp4").encode())
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A clip as the service counts it, and as the model takes it."""
+
+    def run(content):
+        path = tmp_path / "clip.mp4"
+        path.write_bytes(content)
+        return probe_clip(path, ClipLimits(), fps=15)[0], read_clip(path, fps=15).numpy()
+
+    return run
+
+
+@pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
+def test_a_clip_from_a_telephone_is_seen_as_it_was_filmed(both, clockwise):
+    filmed = picture(64, 96)
+    stored = filmed.rotate(clockwise, expand=True)  # counterclockwise, to be turned back when it is shown
+    counted, frames = both(turned_clip(clockwise, pictures(stored)))
+    assert counted == Clip(64, 96, 5) == Clip(*frames.shape[1:3], len(frames))
+    corners = np.asarray(filmed.resize((2, 2), Image.Resampling.BOX)).astype(int)
+    seen = Image.fromarray(frames[-1]).resize((2, 2), Image.Resampling.BOX)
+    assert np.abs(np.asarray(seen).astype(int) - corners).max() < 24
+
+
+@pytest.mark.parametrize(
+    ("rate", "num_frames", "taken"),
+    [
+        (15, 17, 17),
+        (10, 17, 17),
+        (24, 25, 13),
+        (25, 9, 5),
+        (30, 34, 17),
+        (30, 33, 17),
+        (60, 65, 17),
+        (30, 1, 1),
+    ],
+)
+def test_a_clip_is_brought_to_the_models_frame_rate(both, rate, num_frames, taken):
+    counted, frames = both(clip(num_frames, rate=rate))
+    assert counted.num_frames == len(frames) == taken
+
+
+def test_the_last_frame_is_always_among_those_that_are_taken(both, tmp_path):
+    _, frames = both(clip(34, rate=30))
+    every = read_clip(tmp_path / "clip.mp4").numpy()
+    assert np.array_equal(frames, every[1::2])
+    assert frames[0].mean() < frames[-1].mean()
