@@ -6,15 +6,22 @@ What a field's value may be beyond its type depends on the checkpoint, and is se
 from __future__ import annotations
 
 from typing import Annotated, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from jobs.order import Priority, Task
 from jobs.record import WebhookEvent
+from service.errors import UnusableInput
+from service.fetch import checked
 
 MAX_SEED = (1 << 63) - 1
 _MAX_COUNT = 1_000_000  # far above every limit of a checkpoint
+
+
+def _legible(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain the character NUL")
+    return text
 
 
 def _spoken(text: str) -> str:
@@ -24,16 +31,18 @@ def _spoken(text: str) -> str:
 
 
 def _web_address(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("must be an http or https URL")
+    try:
+        checked(url)
+    except UnusableInput as error:
+        raise ValueError(str(error)) from error
     return url
 
 
-Prompt = Annotated[str, AfterValidator(_spoken)]
+Text = Annotated[str, AfterValidator(_legible)]
+Prompt = Annotated[Text, AfterValidator(_spoken)]
 Count = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+MetadataKey = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[Text, StringConstraints(max_length=512)]
 WebhookURL = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_web_address)]
 
 
@@ -59,7 +68,7 @@ class Source(Strict):
 class Choices(Strict):
     """What may be chosen for every new video, on whichever route it is ordered."""
 
-    negative_prompt: str | None = Field(
+    negative_prompt: Text | None = Field(
         None, description="What is not to be seen; the empty text is a choice, too. Only with guidance."
     )
     num_inference_steps: Count | None = Field(None, description="Denoising steps of each stage.")

@@ -6,6 +6,7 @@ what the values mean is said by `service.bodies`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ FILES = frozenset({"image", "video", "condition_video"})
 TEXTS = frozenset({"task", "prompt", "negative_prompt", "resolution", "priority", "webhook_url"})
 REPEATED = frozenset({"prompts"})
 _MAX_FIELDS = 1000
+_SHOWN_CHARACTERS = 100  # of a name that is the client's
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,27 @@ async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
 async def _read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     content = b"".join([chunk async for chunk in _bounded(request, max_bytes)])
     try:
-        values = from_json(content, allow_inf_nan=False)
+        values = _parsed(content)
     except ValueError as error:
         raise MalformedBody(f"the body is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise MalformedBody("the body must be a JSON object")
     return values
+
+
+def _parsed(content: bytes | str) -> object:
+    """JSON as its standard has it, in which no object has a name twice. Raises ValueError."""
+    values = from_json(content, allow_inf_nan=False)
+    json.loads(content, object_pairs_hook=_named_once)  # less strict, but it sees the pairs
+    return values
+
+
+def _named_once(pairs: list[tuple[str, object]]) -> None:
+    names: set[str] = set()
+    for name, _ in pairs:
+        if name in names:
+            raise ValueError(f"{name[:_SHOWN_CHARACTERS]!r} is given twice")
+        names.add(name)
 
 
 async def _read_form(request: Request, max_bytes: int, max_files: int) -> FormData:
@@ -140,6 +157,6 @@ def _value(name: str, texts: list[str], fields: FormFields) -> object:
     if name in fields.texts:
         return texts[0]
     try:
-        return from_json(texts[0], allow_inf_nan=False)
+        return _parsed(texts[0])
     except ValueError:
         return texts[0]  # which the field's type will refuse, and say why

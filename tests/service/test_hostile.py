@@ -70,6 +70,14 @@ PRIVATE = [
     "http://0x7f000001/",
     "http://0177.0.0.1/",
     "http://0/",
+    "http://0.0.0.0/",
+    "http://[::]/",
+    "http://[0:0:0:0:0:0:0:1]/",
+    "http://127.0.0.1./",
+    "http://017700000001/",
+    "http://0x7f.1/",
+    "http://[2002:7f00:1::]/",
+    "http://[fe80::1%25lo]/",
     "http://[::1]/",
     "http://[::ffff:127.0.0.1]/",
     "http://[::ffff:7f00:1]/",
@@ -209,6 +217,30 @@ def many_frames():
     return file.getvalue()
 
 
+def moving(kind):
+    """An image of many frames, of which only the first is looked at."""
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(200)]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def larger_than_said():
+    """A clip whose pictures say that they are far larger than the file does."""
+    content = clip(3, codec="mjpeg", kind="mov", pixel_format="yuvj420p")
+    said, really = struct.pack(">HH", 64, 96), struct.pack(">HH", 16000, 16000)
+    assert b"\xff\xc0\x00\x11\x08" + said in content
+    return content.replace(b"\xff\xc0\x00\x11\x08" + said, b"\xff\xc0\x00\x11\x08" + really)
+
+
+def said_to_be_large():
+    """A clip of which the file says that it is as large as can be."""
+    content = clip()
+    entry = content.index(b"avc1", content.index(b"stsd")) + 28
+    assert content[entry : entry + 4] == struct.pack(">HH", 96, 64)
+    return content[:entry] + b"\xff\xff\xff\xff" + content[entry + 4 :]
+
+
 IMAGES = {
     "a bomb of pixels": png_that_says(30000, 30000),
     "more pixels than fit into memory": png_that_says(2**31 - 1, 2**31 - 1),
@@ -233,6 +265,7 @@ CLIPS = {
     "half of it": clip(17)[:500],
     "too many frames": clip(101),
     "an image": encoded(picture()),
+    "larger pictures than it says": larger_than_said(),
     "a playlist that names a file": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n",
     "a list that names a file": b"ffconcat version 1.0\nfile /etc/passwd\n",
     "a description of a stream": b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
@@ -249,9 +282,18 @@ def test_an_image_that_is_none(client, refused, name):
     assert refused(answer)["code"] == "invalid_input"
 
 
-def test_an_animation_counts_as_its_first_frame(client):
-    answer = client.post("/generate", data={"prompt": "a"}, files={"image": many_frames()})
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_an_animation_counts_as_its_first_frame(client, kind):
+    content = many_frames() if kind == "GIF" else moving(kind)
+    answer = client.post("/generate", data={"prompt": "a"}, files={"image": content})
     assert answer.status_code == 202
+    assert answer.json()["request"]["image"]["num_frames"] == 1
+
+
+def test_what_a_file_says_of_its_size_is_not_believed(client):
+    answer = client.post("/generate", data={"prompt": "a"}, files={"video": said_to_be_large()})
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["request"]["video"]["width"] == 96
 
 
 @pytest.mark.parametrize("name", [name for name in CLIPS if name != "nothing"])
@@ -284,6 +326,24 @@ BODIES = [
     json.dumps({"prompt": "a", "id": "../../etc"}).encode(),
     json.dumps({"prompt": "a", "image": {"key": "jobs/other/1/video.mp4"}}).encode(),
     json.dumps({"prompt": "a", "image": {"path": "/etc/passwd"}}).encode(),
+    b'{"prompt": "a", "prompt": "b"}',
+    b'{"prompt": "a", "metadata": {"k": "1", "k": "2"}}',
+    b'{"prompt": "a", "image": {"url": "http://example.com/", "url": "file:///etc/passwd"}}',
+    b'{"prompt": "a\\u0000b"}',
+    b'{"prompt": "a", "negative_prompt": "\\u0000"}',
+    b'{"prompt": "a", "metadata": {"\\u0000": "1"}}',
+    b'{"prompt": "a", "metadata": {"k": "\\u0000"}}',
+    b'{"prompt": "a", "metadata": {"k": "\\udfff"}}',
+    b'{"prompt": "a", "seed": -0.0}',
+    b'{"prompt": "a", "seed": 18446744073709551616}',
+    b'{"prompt": "a", "height": true, "width": true}',
+    b'{"prompt": "a", "webhook_url": "http://user:secret@example.com/"}',
+    b'{"prompt": "a", "webhook_url": "http://example.com/\\u0000"}',
+    b'{"prompt": "a", "webhook_url": "file:///etc/passwd"}',
+    b"\xef\xbb\xbf{}",
+    b'{"prompt": "a"}{"prompt": "b"}',
+    b'{"prompt": "a",}',
+    b"{'prompt': 'a'}",
 ]
 
 
@@ -311,6 +371,13 @@ FORMS = [
     part(b'name="video[id][x]"') + b"--edge--\r\n",
     part(b'name="seed"', b"[" * 50_000) + b"--edge--\r\n",
     b"--edge\r\n" + b"X-Header: x\r\n" * 10_000 + b"\r\nx\r\n--edge--\r\n",
+    b"".join(part(b'name="field%d"' % number) for number in range(10_000)) + b"--edge--\r\n",
+    part(b'name="image"\r\nContent-Type: multipart/mixed; boundary=in', b"--in\r\n\r\nx\r\n--in--")
+    + b"--edge--\r\n",
+    part(b'name="prompt"', b"a\0b") + b"--edge--\r\n",
+    part(b'name="prompt"', b"\xff\xfe") + part(b'name="size"', b"1x1") + b"--edge--\r\n",
+    part(b'name="prompt"') + part(b'name="metadata"', b'{"k": "1", "k": "2"}') + b"--edge--\r\n",
+    part(b'name="prompt"') + part(b'name="__proto__"') + b"--edge--\r\n",
 ]
 
 
@@ -372,6 +439,30 @@ def test_a_page_that_is_none(client, refused, path, query):
     if path == "/v1/videos" and query.startswith("status"):
         pytest.skip("it has no states to choose from")
     refused(client.get(f"{path}?{query}"))
+
+
+@pytest.mark.parametrize("kind", [JSON, FORM])
+def test_a_body_that_does_not_say_how_long_it_is(client, refused, kind):
+    def endless():
+        yield (
+            b'{"prompt": "' if kind is JSON else b'--edge\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
+        )
+        for _ in range(100):
+            yield b"x" * 65536
+
+    answer = client.post("/generate", content=endless(), headers=kind)
+    assert refused(answer)["code"] in {"body_too_large", "malformed_body"}
+
+
+@pytest.mark.parametrize("kind", [JSON, FORM])
+@pytest.mark.parametrize("length", ["99999999999", "9" * 400])
+def test_a_body_that_says_it_is_too_long_is_not_read(client, refused, kind, length):
+    def never():
+        raise AssertionError
+        yield b""
+
+    answer = client.post("/generate", content=never(), headers={**kind, "Content-Length": length})
+    assert refused(answer)["code"] == "body_too_large"
 
 
 def test_base64_that_is_too_long(client, refused):
