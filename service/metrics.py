@@ -138,6 +138,9 @@ SERIES = (
         "gpu_seconds_per_video_second", "GPUs times run time, by film length.", "task", is_distribution=True
     ),
     Series("forecast_ratio", "Actual time to the end over that told at submission.", is_distribution=True),
+    Series(
+        "eta_error_ratio", "How far an ETA was off, as a share of what came.", "eta", is_distribution=True
+    ),
     Series("forecast_seconds", "Time to the end: predicted, actual, and how far apart.", "kind"),
     Series("jobs_ended", "Jobs by how they ended.", "status"),
     Series("failures", "Failed jobs by error code.", "code"),

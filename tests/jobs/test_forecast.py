@@ -6,6 +6,8 @@ import pytest
 from redis import Redis
 
 from jobs.measures import measures
+from jobs.order import Refinement
+from jobs.record import Progress
 from tests.jobs.examples import LEASE_S, ORDER, Desk, a_result
 
 HALF = ORDER.model_copy(update={"num_frames": 45, "num_inference_steps": 25})
@@ -70,6 +72,47 @@ def test_one_job_that_took_far_longer_does_not_count(desk: Desk):
     assert eta_s(desk, desk.submit().id) == pytest.approx(80, abs=0.01)
 
 
+def of_steps(num_inference_steps: int):
+    return ORDER.model_copy(update={"num_inference_steps": num_inference_steps})
+
+
+def test_what_every_job_takes_whatever_its_size_is_told_from_its_work(desk: Desk):
+    for steps, seconds in ((10, 30), (20, 50), (40, 90)):
+        run(desk, seconds, order=of_steps(steps))
+    for steps, seconds in ((30, 70), (5, 20), (50, 110)):
+        job = desk.submit(order=of_steps(steps), priority="high")
+        assert eta_s(desk, job.id) == pytest.approx(seconds, abs=0.1)
+        desk.ledger.cancel(job.id)
+
+
+def test_jobs_of_just_this_work_say_it_best(desk: Desk):
+    for steps, seconds in ((10, 30), (20, 50), (40, 500), (40, 510), (40, 505), (10, 30), (20, 50)):
+        run(desk, seconds, order=of_steps(steps))
+    assert eta_s(desk, desk.submit(order=of_steps(40)).id) == pytest.approx(505, abs=0.1)
+
+
+def test_one_size_that_took_far_longer_moves_no_other(desk: Desk):
+    for steps, seconds in ((10, 30), (20, 50), (40, 90), (30, 9000), (50, 110)):
+        run(desk, seconds, order=of_steps(steps))
+    assert eta_s(desk, desk.submit(order=of_steps(45)).id) == pytest.approx(100, abs=1)
+
+
+def test_a_refinement_is_work_too(desk: Desk):
+    stage = {"height": 720, "width": 1280, "num_inference_steps": 50, "t_thresh": 0.5, "num_held": 0}
+    refined = [
+        ORDER.model_copy(update={"refinement": Refinement(**stage, spatial_only=only)})
+        for only in (True, False)
+    ]
+    run(desk, 80)
+    etas = []
+    for order in refined:
+        job = desk.submit(order=order)
+        etas.append(eta_s(desk, job.id))
+        desk.ledger.cancel(job.id)
+    share = 720 * 1280 * 0.1 / (480 * 832 * 2)
+    assert etas == pytest.approx([80 * (1 + share), 80 * (1 + 2 * share)], abs=0.1)
+
+
 def test_tasks_have_paces_of_their_own(desk: Desk):
     run(desk, 80)
     long = ORDER.model_copy(update={"task": "long_video"})
@@ -95,3 +138,48 @@ def test_the_work_that_waits_is_counted_in_and_out(desk: Desk, redis: Redis):
     for _ in range(2):
         desk.ledger.acknowledge_cancel(desk.ledger.claim("a", LEASE_S))
     assert int(redis.get("longcat:queued_work")) == 0
+
+
+class TestTheErrorOfAnETA:
+    """As a share of the time that really passed."""
+
+    def errors(self, redis: Redis, kind: str) -> float:
+        return sum(m.sum for m in measures(redis) if (m.name, m.label) == ("eta_error_ratio", kind))
+
+    def tell(self, desk: Desk, claim, eta_s: float | None) -> None:
+        desk.ledger.beat(claim, Progress(phase="denoise", eta_s=eta_s))
+
+    def test_is_counted_for_what_was_told_in_the_queue(self, desk: Desk, redis: Redis):
+        run(desk, 80)
+        assert self.errors(redis, "queue") == 0
+        run(desk, 100)
+        assert self.errors(redis, "queue") == pytest.approx(0.2, abs=0.001)
+
+    def test_is_counted_for_what_was_told_first_in_the_run(self, desk: Desk, redis: Redis):
+        claim = desk.start()
+        self.tell(desk, claim, None)
+        desk.clock.advance(10)
+        self.tell(desk, claim, 30)
+        desk.clock.advance(10)
+        self.tell(desk, claim, 1000)
+        desk.clock.advance(10)
+        desk.ledger.succeed(claim, a_result(claim), {})
+        assert self.errors(redis, "run") == pytest.approx(0.5, abs=0.001)
+
+    def test_is_that_of_the_run_that_made_the_film(self, desk: Desk, redis: Redis):
+        claim = desk.start()
+        self.tell(desk, claim, 1000)
+        desk.clock.advance(10)
+        desk.ledger.requeue(claim, crashed=True)
+        claim = desk.claim()
+        self.tell(desk, claim, 50)
+        desk.clock.advance(40)
+        desk.ledger.succeed(claim, a_result(claim), {})
+        assert self.errors(redis, "run") == pytest.approx(0.25, abs=0.001)
+
+    def test_is_none_where_nothing_was_told(self, desk: Desk, redis: Redis):
+        claim = desk.start()
+        desk.clock.advance(10)
+        desk.ledger.succeed(claim, a_result(claim), {})
+        self.tell(desk, claim, 5)
+        assert self.errors(redis, "run") == self.errors(redis, "queue") == 0

@@ -1,0 +1,61 @@
+"""What a number was measured on: machine, load, versions, commit. Every benchmark states it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+PACKAGES = ("fastapi", "uvicorn", "pydantic", "redis", "rq")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and when; `load` is the average of a minute before, for which others on the machine count."""
+
+    cpu: str
+    cores: int
+    load: float
+    python: str
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str = ""
+    at: str = ""
+
+    @classmethod
+    def here(cls) -> Self:
+        """This machine, now."""
+        return cls(
+            cpu=_cpu(),
+            cores=len(os.sched_getaffinity(0)),
+            load=round(os.getloadavg()[0], 1),
+            python=platform.python_version(),
+            versions={package: version(package) for package in PACKAGES},
+            commit=_commit(),
+            at=datetime.now(UTC).isoformat(timespec="minutes"),
+        )
+
+    def __str__(self) -> str:
+        packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return (
+            f"{self.at}, commit {self.commit}; {self.cpu}, {self.cores} cores, load {self.load} before "
+            f"the run; Python {self.python}, {packages}."
+        )
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str:
+    """The commit at hand, with a + where files differ from it."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip()
