@@ -61,6 +61,7 @@ DOES: Mapping[str, Sequence[str]] = {
 GROUND = re.compile(
     rf"(?:{'|'.join(BEFORE_GROUND)}) (?:a|the) ([a-z ]*?)(?:{'|'.join(GROUND_NOUNS)})( with stripes)?"
 )
+BETWEEN = re.compile(r" to the (?:left|right) of (?=a |the )| and (?=a |the )")
 CIRCLE_MOTION = re.compile(r"\b(?:moving|moves|going|goes) in (?:a circle|circles)")
 
 
@@ -97,10 +98,10 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
 
 def read(text: str) -> Told:
     """What a caption says."""
-    words = " ".join(text.lower().replace(",", " ").replace(".", " ").split())
+    words = _words(text)
     ground = GROUND.search(words)
     words = GROUND.sub(" ", words)
-    parts = re.split(r" to the (?:left|right) of (?=a |the )| and (?=a |the )", words)
+    parts = BETWEEN.split(words)
     things = tuple(_read_thing(part) for part in parts)
     if " to the right of " in words:
         things = things[::-1]
@@ -108,6 +109,17 @@ def read(text: str) -> Told:
         return Told(things, None, None)
     said = f"{ground[1]} {ground[2] or ''}"
     return Told(things, _find(GROUND_WORDS, said), "stripe" in said)
+
+
+def of_right_thing(text: str) -> list[bool]:
+    """For each word of a caption, whether it is said where the right one of two things is described."""
+    words = _words(text)
+    between = BETWEEN.search(words)
+    if between is None:
+        return [False] * len(words.split())
+    first, second = words[: between.start()].split(), words[between.start() :].split()
+    second_is_right = "right" not in between[0]
+    return [not second_is_right] * len(first) + [second_is_right] * len(second)
 
 
 def agrees(told: Told, scene: Scene) -> bool:
@@ -176,6 +188,10 @@ def _ground(scene: Scene, random: np.random.Generator) -> str:
 
 def _any(choices: Sequence[str], random: np.random.Generator) -> str:
     return choices[int(random.integers(len(choices)))]
+
+
+def _words(text: str) -> str:
+    return " ".join(text.lower().replace(",", " ").replace(".", " ").split())
 
 
 def _read_thing(words: str) -> Meaning:

@@ -19,7 +19,7 @@ from model.text import Text
 from model.tokens import Window, lay_out
 
 SHIFT = 3.0
-WEIGHTS = F.normalize(torch.tensor([1.0] * 3 + [0.3] * 6 + [0.15] * 7), p=1, dim=0)  # mean colours first
+WEIGHTS = F.normalize(torch.tensor([1.0] * 3 + [0.6] * 6 + [0.4] * 7), p=1, dim=0)  # mean colours first
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from training.stage import Run, Stage, stage
 from training.world import Scene
 
 CONFIG = DitConfig(
-    hidden_size=128,
+    hidden_size=192,
     depth=4,
-    num_heads=4,
+    num_heads=6,
     caption_channels=64,
     mlp_ratio=3,
     adaln_tembed_dim=64,
@@ -32,8 +32,8 @@ CONFIG = DitConfig(
     text_tokens_zero_pad=False,
     bsa_params=BrickConfig(sparsity=0.5),
 )
-STEPS, BATCH = 10000, 32
-IMAGE_STEPS, IMAGE_BATCH = 3000, 96
+STEPS, BATCH = 12000, 32
+IMAGE_STEPS, IMAGE_BATCH = 4000, 64
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 EMPTY_CAPTIONS = 0.1
 CONDITION_SHARES = (0.65, 0.15, 0.15, 0.05)  # of 0, 1, 2, 3 clean latent frames

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.captions import Meaning, agrees, caption, read, vocabulary
+from training.captions import Meaning, agrees, caption, of_right_thing, read, vocabulary
 from training.world import random_scene
 
 
@@ -107,3 +107,16 @@ def test_the_vocabulary_has_every_word_of_every_caption():
         _, text = told(seed)
         words = text.lower().replace(",", " ").replace(".", " ").split()
         assert set(words) <= known, set(words) - known
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("a red ball rests", "----"),
+        ("A red ball to the left of a blue star.", "---+++++++"),
+        ("a red ball to the right of a blue star", "+++-------"),
+        ("On a black ground, a red ball and the blue star moving to the left", "-------++++++++"),
+    ],
+)
+def test_words_belong_to_the_left_or_the_right_thing(text, right):
+    assert "".join("+" if word else "-" for word in of_right_thing(text)) == right

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.captions import read
-from training.text import ask, batch, encoder_config, properties
+from training.text import LEFT_OUT, answers_of_tokens, ask, batch, encoder_config, new_encoder, properties
 from training.tokenizer import build_tokenizer
 
 
@@ -40,7 +40,7 @@ def test_padding_fills_up_to_what_the_pipeline_asks_for(tokenizer):
 
 
 def test_every_token_has_a_place_in_the_encoder(tokenizer):
-    ids, _, _ = batch(tokenizer, 32, (0,))
+    ids, *_ = batch(tokenizer, 32, (0,))
     assert int(ids.max()) < encoder_config(len(tokenizer)).vocab_size
 
 
@@ -62,29 +62,45 @@ def test_a_batch_is_the_same_for_the_same_seed(tokenizer):
     )
 
 
+def sure_of(mask, answers, sides):
+    """Logits of one who knows every answer, and what padding is asked, which does not count."""
+    sizes = [5, 3, *[5, 7, 9, 3, 3] * 3, 2]
+    right = answers_of_tokens(mask, answers, sides)
+    each = [torch.nn.functional.one_hot(r.clamp(min=0), size) for r, size in zip(right, sizes, strict=True)]
+    return 50.0 * torch.cat(each, -1)
+
+
 def test_perfect_answers_are_right_and_cost_nothing(tokenizer):
-    _, mask, answers = batch(tokenizer, 8, (3,))
-    sizes = [5, 3, *[5, 7, 9, 3, 3] * 2]
-    logits = [
-        torch.nn.functional.one_hot(answer, size).float()[:, None].expand(-1, mask.shape[1], -1) * 50
-        for answer, size in zip(answers.T, sizes, strict=True)
-    ]
-    loss, right = ask(torch.cat(logits, -1), mask, answers)
+    _, *asked = batch(tokenizer, 8, (3,))
+    loss, right = ask(sure_of(*asked), *asked)
     assert float(loss) < 1e-6
     assert float(right) == 1
 
 
 def test_one_wrong_token_makes_a_caption_wrong_but_padding_does_not(tokenizer):
-    _, mask, answers = batch(tokenizer, 8, (3,))
-    sizes = [5, 3, *[5, 7, 9, 3, 3] * 2]
-    logits = torch.cat(
-        [
-            torch.nn.functional.one_hot(answer, size).float()[:, None].repeat(1, mask.shape[1], 1)
-            for answer, size in zip(answers.T, sizes, strict=True)
-        ],
-        -1,
-    )
+    _, mask, *asked = batch(tokenizer, 8, (3,))
+    logits = sure_of(mask, *asked)
     logits[mask == 0] = -logits[mask == 0]
-    assert float(ask(logits, mask, answers)[1]) == 1
+    assert float(ask(logits, mask, *asked)[1]) == 1
     logits[0, 0] = -logits[0, 0]
-    assert float(ask(logits, mask, answers)[1]) == pytest.approx(7 / 8)
+    assert float(ask(logits, mask, *asked)[1]) == pytest.approx(7 / 8)
+
+
+def test_a_token_is_asked_of_its_own_thing():
+    mask, left, right = torch.ones(1, 3, dtype=torch.long), [1, 2, 3, 1, 1], [4, 5, 6, 2, 2]
+    sides = torch.tensor([[0, 1, LEFT_OUT]])
+    asked = answers_of_tokens(mask, torch.tensor([[0, 0, *left, *right]]), sides)
+    shape, colour = asked[12:14]
+    assert shape.tolist() == [[1, 4, LEFT_OUT]]
+    assert colour.tolist() == [[2, 5, LEFT_OUT]]
+    assert torch.equal(asked[-1], sides)
+
+
+def test_heads_begin_looking_before_and_after():
+    encoder = new_encoder(50)
+    bias = encoder.encoder.block[0].layer[0].SelfAttention.compute_bias(9, 9)[0]
+    before, after, all_before, everywhere = bias.softmax(-1)[:, 4]
+    assert before[:5].sum() > 0.99
+    assert after[4:].sum() > 0.99
+    assert torch.allclose(all_before[:5], torch.full((5,), 0.2), atol=1e-3)
+    assert torch.allclose(everywhere, torch.full((9,), 1 / 9))
