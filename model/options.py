@@ -73,6 +73,13 @@ def _add_machine(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("machine and output").add_argument
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, float32 on cpu")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: on cuda")
     add("--context-parallel", type=int, metavar="P", help="ranks to a video, under torchrun (default: all)")
+    add(
+        "--no-guidance-split",
+        dest="guidance_split",
+        action="store_false",
+        help="let all ranks make both predictions of guidance together, not half of them one each",
+    )
     add("--save-latents", type=Path, metavar="OUT.safetensors")
     add("--output", type=Path, metavar="OUT.mp4")

@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from model.config import DitConfig
 from model.dit import Dit
 from model.guidance import guide
 from model.parallel import ContextParallel
-from model.tokens import Window, lay_out
+from model.tokens import Layout, Window, lay_out
 
-Predict = Callable[[Float[Tensor, "b z f h w"], Float[Tensor, ""]], Float[Tensor, "b z all h w"]]
+LayOut = Callable[[DitConfig, Window, bool, ContextParallel], Layout]
+Predict = Callable[[Float[Tensor, "1 z f h w"], Float[Tensor, ""]], Float[Tensor, "t z all h w"]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Conditioning:
 
     `start` is what the noise frames begin as, from step `first_step` on; `clean` are the condition
     frames before them (perhaps none), which are never updated. Guidance is on where the text has two
-    samples: the negative prompt, then the prompt. `random` is the job's generator after what was drawn.
+    samples: the negative prompt, then the prompt.
     """
 
     start: Float[Tensor, "1 z f h w"]
@@ -35,7 +37,6 @@ class Conditioning:
     mask: Int[Tensor, "t l"]
     timesteps: Float[Tensor, " steps"]
     sigmas: Float[Tensor, " levels"]
-    random: UInt8[Tensor, " bytes"]
     guidance_scale: float = 1.0
     cache_condition: bool = False
     block_sparse: bool = False
@@ -49,10 +50,14 @@ class Conditioning:
 
 
 def denoise(
-    dit: Dit, conditioning: Conditioning, parallel: ContextParallel
+    dit: Dit, conditioning: Conditioning, parallel: ContextParallel, lay_out: LayOut = lay_out
 ) -> Iterator[Float[Tensor, "1 z f h w"]]:
-    """Step from noise to latents; yields the noise frames after each step."""
-    predict = _guided(_predictor(dit, conditioning, parallel), conditioning)
+    """Step from noise to latents; yields the noise frames after each step.
+
+    Nothing is read back from the device on the way. `lay_out` may remember the layouts that it gave.
+    """
+    sharing = parallel.for_texts(len(conditioning.text))
+    predict = _guided(_predictor(dit, conditioning, sharing, lay_out), conditioning)
     timesteps, sigmas = conditioning.timesteps, conditioning.sigmas
     x = conditioning.start
     for step in range(conditioning.first_step, conditioning.num_steps):
@@ -63,11 +68,11 @@ def denoise(
 
 def _guided(predict: Predict, conditioning: Conditioning) -> Predict:
     """Of the transformer's prediction for each text, one velocity for the noise frames."""
-    num_texts, num_frames = len(conditioning.text), conditioning.start.shape[2]
+    num_frames = conditioning.start.shape[2]
 
     def guided(x: Float[Tensor, "1 z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "1 z f h w"]:
-        velocity = predict(x.expand(num_texts, -1, -1, -1, -1), timestep)
-        if num_texts > 1:
+        velocity = predict(x, timestep)
+        if len(velocity) > 1:
             unconditional, conditional = velocity.chunk(2)
             velocity = guide(unconditional, conditional, conditioning.guidance_scale)
         return velocity[:, :, -num_frames:]
@@ -75,11 +80,12 @@ def _guided(predict: Predict, conditioning: Conditioning) -> Predict:
     return guided
 
 
-def _predictor(dit: Dit, conditioning: Conditioning, parallel: ContextParallel) -> Predict:
+def _predictor(dit: Dit, conditioning: Conditioning, parallel: ContextParallel, lay_out: LayOut) -> Predict:
     """The transformer over all frames, or over the noise frames with the clean ones remembered."""
     clean, (num_clean, height, width) = conditioning.clean, conditioning.clean.shape[2:]
     num_noise = conditioning.start.shape[2]
-    text = dit.read(conditioning.text, conditioning.mask)
+    hidden, mask = parallel.share_texts(conditioning.text), parallel.share_texts(conditioning.mask)
+    num_texts, text = len(hidden), dit.read(hidden, mask)
     cached = conditioning.cache_condition and num_clean > 0
     past = None
     if cached:
@@ -89,12 +95,12 @@ def _predictor(dit: Dit, conditioning: Conditioning, parallel: ContextParallel) 
         window = Window(num_clean + num_noise, height, width, num_condition=num_clean)
     layout = lay_out(dit.config, window, conditioning.block_sparse, parallel)
 
-    def predict(x: Float[Tensor, "b z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "b z all h w"]:
-        timesteps = timestep.expand(len(x), num_noise)
+    def predict(x: Float[Tensor, "1 z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "t z all h w"]:
+        timesteps = timestep.expand(num_texts, num_noise)
         if num_clean and not cached:
-            x = torch.cat([clean.expand(len(x), -1, -1, -1, -1), x], dim=2)
-            timesteps = torch.cat([timesteps.new_zeros(len(x), num_clean), timesteps], dim=1)
-        velocity: Tensor = dit(x, timesteps, layout, text, past)
-        return velocity
+            x = torch.cat([clean, x], dim=2)
+            timesteps = torch.cat([timesteps.new_zeros(num_texts, num_clean), timesteps], dim=1)
+        velocity: Tensor = dit(x.expand(num_texts, -1, -1, -1, -1), timesteps, layout, text, past)
+        return parallel.gather_texts(velocity)
 
     return predict

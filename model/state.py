@@ -42,6 +42,12 @@ class State:
         """Before the first draw from a generator on the CPU with this seed."""
         return cls(0, "denoise", 0, torch.Generator().manual_seed(seed).get_state())
 
+    def of_stage(self) -> tuple[Float[Tensor, "1 z f h w"], Float[Tensor, "1 z k h w"]]:
+        """Noise frames and condition frames of a stage that has begun."""
+        assert self.latents is not None
+        assert self.clean is not None
+        return self.latents, self.clean
+
     def generator(self) -> torch.Generator:
         """The job's generator as it stands, on the CPU."""
         generator = torch.Generator()

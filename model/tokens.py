@@ -1,10 +1,11 @@
 """How the tokens of one forward shape lie, as data: their order, positions, and who attends to whom.
 
-`model.sample` lays tokens out once for each shape and gives the layout to `model.dit`, whose layers know
-nothing of frames, bricks or devices. Tokens stand as [b, g, m, c]: g groups of frames, m tokens in each.
-A group is a row of chunks (f, h, w): one whole latent frame, or with block-sparse attention the query
-bricks that cover the same window. Within a group tokens lie chunk by chunk, so a brick is one run.
-Where the work is shared by several devices (`model.parallel`), each has its share of every group.
+`model.sample` lays tokens out once for each stage and gives the layout to `model.dit`, whose layers know
+nothing of frames, bricks or devices; the pipeline remembers the layouts of the shapes met last. Tokens stand
+as [b, g, m, c]: g groups of frames, m tokens in each. A group is a row of chunks (f, h, w): one whole latent
+frame, or with block-sparse attention the query bricks that cover the same window. Within a group tokens lie
+chunk by chunk, so a brick is one run. Where the work is shared by several devices (`model.parallel`), each
+has its share of every group.
 """
 
 from dataclasses import dataclass

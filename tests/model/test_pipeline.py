@@ -177,7 +177,7 @@ def test_refined_segments_join_without_repeats(tiny_pipeline, request_of):
 
 
 def vae_frames(pipeline, latents):
-    return pipeline.encoders.vae.decode(latents)
+    return pipeline.vae.decode(latents)
 
 
 def test_seeds_and_prompts_matter_and_nothing_else_is_random(tiny_pipeline, request_of):

@@ -80,6 +80,24 @@ def test_old_prompts_are_forgotten(encoder, monkeypatch):
     assert len(encoder._remembered) == REMEMBERED_PROMPTS
 
 
+def test_the_lasting_prompt_is_never_forgotten(parity_checkpoint, monkeypatch):
+    """The negative prompt hits however many jobs without guidance came since the last one with it."""
+    encoder = TextEncoder.load(parity_checkpoint, CPU, torch.float32, lasting=" bad  hands ")
+    first = encoder.encode(["bad hands"])
+    computed = []
+
+    def counted(prompt):
+        computed.append(prompt)
+        return first
+
+    monkeypatch.setattr(encoder, "_compute", counted)
+    for number in range(REMEMBERED_PROMPTS + 10):
+        encoder.encode([f"prompt {number}"])
+    assert len(encoder._remembered) == REMEMBERED_PROMPTS
+    assert torch.equal(encoder.encode(["bad\nhands"]).hidden, first.hidden)
+    assert "bad hands" not in computed
+
+
 def test_prompts_do_not_depend_on_their_neighbours(encoder):
     together = encoder.encode(["one thing", "another thing altogether"])
     torch.testing.assert_close(together.hidden[:1], encoder.encode(["one thing"]).hidden)
