@@ -1,12 +1,16 @@
-"""Weights from safetensors files into modules, one tensor at a time, straight to the device and dtype.
+"""Weights from safetensors files into modules, tensor by tensor, straight to the device and dtype.
 
 `model.pipeline` loads the transformer, the text encoder and the VAE with it. A module is built on the
-meta device, so nothing is allocated twice. Every tensor must be there, and none besides; an error names
-the file and the tensor. It does not know what the tensors are for.
+meta device, so nothing is allocated twice; shards are read side by side, each by a thread that holds one
+tensor in the file's dtype at a time. Every tensor must be there, and none besides; an error names the file
+and the tensor. It does not know what the tensors are for.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
@@ -18,6 +22,7 @@ from model.config import load_json
 from model.errors import CheckpointError
 
 Built = TypeVar("Built", bound=nn.Module)
+READERS = 8  # files read at the same time
 
 
 @runtime_checkable
@@ -62,8 +67,8 @@ def load_module(build: Callable[[], Built], weights: "Weights", device: torch.de
     wanted = module.state_dict(keep_vars=True)
     weights.check_names(wanted)
     tied: dict[Tensor, nn.Parameter] = {}
-    for name in weights.files:
-        tied[wanted[name]] = nn.Parameter(weights.read(name, wanted[name], device), requires_grad=False)
+    for name, tensor in weights.read_all(wanted, device):
+        tied[wanted[name]] = nn.Parameter(tensor, requires_grad=False)
     for name, parameter in wanted.items():
         _assign(module, name, tied[parameter])
     return module.eval()
@@ -110,16 +115,33 @@ class Weights:
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
         """One tensor on the device, in the shape and dtype of `like`. Raises CheckpointError."""
-        path = self.files[name]
-        with opened(path, device) as file:
-            shape = tuple(file.get_slice(name).get_shape())
-            if shape != tuple(like.shape):
-                raise CheckpointError(path, f"{name} has shape {list(shape)}, not {list(like.shape)}")
-            return file.get_tensor(name).to(like.dtype)
+        (tensor,) = _read(self.files[name], {name: like}, device).values()
+        return tensor
+
+    def read_all(self, wanted: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """The same of every tensor, several files at a time. Raises CheckpointError."""
+        theirs: dict[Path, dict[str, Tensor]] = defaultdict(dict)
+        for name, path in self.files.items():
+            theirs[path][name] = wanted[name]
+        with ThreadPoolExecutor(READERS) as readers:
+            for tensors in readers.map(partial(_read, device=device), theirs.keys(), theirs.values()):
+                yield from tensors.items()
 
     def _likely_file(self) -> Path:
         files = set(self.files.values())
         return files.pop() if len(files) == 1 else self.folder
+
+
+def _read(path: Path, wanted: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors of one file, each in the dtype that is wanted as soon as it is on the device."""
+    tensors = {}
+    with opened(path, device) as file:
+        for name, like in wanted.items():
+            shape = file.get_slice(name).get_shape()
+            if tuple(shape) != tuple(like.shape):
+                raise CheckpointError(path, f"{name} has shape {list(shape)}, not {list(like.shape)}")
+            tensors[name] = file.get_tensor(name).to(like.dtype)
+    return tensors
 
 
 def _and_others(names: list[str]) -> str:
