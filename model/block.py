@@ -1,33 +1,23 @@
 """A block of the transformer: self-attention, cross-attention to the text, feed-forward.
 
 `model.dit` stacks them. The modules see only their own tokens, in whatever order, and leave who attends to
-whom to the layout that they are given.
+whom to the layout that they are given. What is before, between and after the two attentions stands in three
+functions of tensors alone, which `model.fused` may have compiled.
 """
 
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from model.attention import KeysValues
+from model.attention import KeysValues, TextKeysValues, attend_to_text
 from model.config import DitConfig
-from model.layers import AdaLN, HeadNorm, LayerNormFp32, SwiGLU, add_gated, modulate
+from model.layers import AdaLN, HeadNorm, LayerNormFp32, SwiGLU, add_gated, add_to_last, modulate
 from model.rope import rotate
 from model.tokens import Layout
 
 
-class TextKeysValues(NamedTuple):
-    """The text as one block attends to it; `mask` only where padding is left out of the keys."""
-
-    k: Float[Tensor, "b a l d"]
-    v: Float[Tensor, "b a l d"]
-    mask: Bool[Tensor, "b 1 1 l"] | None
-
-
 class SelfAttention(nn.Module):
-    """Attention among the tokens of a video."""
+    """The matrices around the attention among the tokens of a video."""
 
     def __init__(self, config: DitConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -37,18 +27,21 @@ class SelfAttention(nn.Module):
         self.k_norm = HeadNorm(config.head_dim, dtype)
         self.proj = nn.Linear(width, width, dtype=dtype)
 
-    def forward(
-        self, x: Float[Tensor, "b g m c"], layout: Layout, past: KeysValues | None
-    ) -> tuple[Float[Tensor, "b g m c"], KeysValues]:
-        """The update of each token, and the keys and values that were attended to."""
+    def ask(
+        self, x: Float[Tensor, "b g m c"], turn: Float[Tensor, "g m 1 half 2"]
+    ) -> tuple[Float[Tensor, "b g m a d"], Float[Tensor, "b g m a d"], Float[Tensor, "b g m a d"]]:
+        """Query, key and value of each token."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        q, k = rotate(self.q_norm(q), layout.turn), rotate(self.k_norm(k), layout.turn)
-        out, seen = layout.attend(q, k, v, past)
-        return self.proj(out.flatten(-2)), seen
+        return rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn), v
+
+    def answer(self, out: Float[Tensor, "b g m a d"]) -> Float[Tensor, "b g m c"]:
+        """The update of each token, from what its heads attended to."""
+        update: Tensor = self.proj(out.flatten(-2))
+        return update
 
 
 class CrossAttention(nn.Module):
-    """Attention of video tokens to the text."""
+    """The matrices around the attention of video tokens to the text."""
 
     def __init__(self, config: DitConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -64,14 +57,15 @@ class CrossAttention(nn.Module):
         k, v = self.kv_linear(text).unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
         return TextKeysValues(self.k_norm(k).transpose(1, 2), v.transpose(1, 2), mask)
 
-    def forward(self, x: Float[Tensor, "b g m c"], text: TextKeysValues) -> Float[Tensor, "b g m c"]:
-        """The update of each token."""
-        q = self.q_norm(self.q_linear(x).unflatten(-1, (self.num_heads, -1)))
-        out = F.scaled_dot_product_attention(
-            q.flatten(1, 2).transpose(1, 2), text.k, text.v, attn_mask=text.mask
-        )
-        projected: Tensor = self.proj(out.transpose(1, 2).flatten(-2).view_as(x))
-        return projected
+    def ask(self, x: Float[Tensor, "b g m c"]) -> Float[Tensor, "b g m a d"]:
+        """Query of each token."""
+        q: Tensor = self.q_norm(self.q_linear(x).unflatten(-1, (self.num_heads, -1)))
+        return q
+
+    def answer(self, out: Float[Tensor, "b g m a d"]) -> Float[Tensor, "b g m c"]:
+        """The update of each token, from what its heads attended to."""
+        update: Tensor = self.proj(out.flatten(-2))
+        return update
 
 
 class Block(nn.Module):
@@ -98,11 +92,45 @@ class Block(nn.Module):
 
         Condition frames, and all frames where there is no text, are not told of the text.
         """
-        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = self.adaLN_modulation(time)
-        update, seen = self.attn(modulate(x, shift_attn, scale_attn).to(x.dtype), layout, past)
-        x = add_gated(x, gate_attn, update)
-        if text is not None:
-            noise = x[:, layout.num_condition_groups :]
-            noise += self.cross_attn(self.pre_crs_attn_norm(noise), text)
-        x = add_gated(x, gate_ffn, self.ffn(modulate(x, shift_ffn, scale_ffn).to(x.dtype)))
-        return x, seen
+        shift, scale, gate, *for_ffn = self.adaLN_modulation(time)
+        q, k, v = self.before(x, shift, scale, layout.turn)
+        out, seen = layout.attend(q, k, v, past)
+        x, asked = self.between(x, gate, out, None if text is None else layout.num_condition_groups)
+        heard = None if text is None or asked is None else attend_to_text(asked, text)
+        return self.after(x, heard, *for_ffn), seen
+
+    def before(
+        self,
+        x: Float[Tensor, "b g m c"],
+        shift: Float[Tensor, "b g 1 c"],
+        scale: Float[Tensor, "b g 1 c"],
+        turn: Float[Tensor, "g m 1 half 2"],
+    ) -> tuple[Float[Tensor, "b g m a d"], Float[Tensor, "b g m a d"], Float[Tensor, "b g m a d"]]:
+        """Query, key and value for self-attention."""
+        return self.attn.ask(modulate(x, shift, scale).to(x.dtype), turn)
+
+    def between(
+        self,
+        x: Float[Tensor, "b g m c"],
+        gate: Float[Tensor, "b g 1 c"],
+        out: Float[Tensor, "b g m a d"],
+        first_told: int | None,
+    ) -> tuple[Float[Tensor, "b g m c"], Float[Tensor, "b told m a d"] | None]:
+        """The tokens after self-attention, and the query to the text from the first group told of it."""
+        x = add_gated(x, gate, self.attn.answer(out))
+        if first_told is None:
+            return x, None
+        return x, self.cross_attn.ask(self.pre_crs_attn_norm(x[:, first_told:]))
+
+    def after(
+        self,
+        x: Float[Tensor, "b g m c"],
+        heard: Float[Tensor, "b told m a d"] | None,
+        shift: Float[Tensor, "b g 1 c"],
+        scale: Float[Tensor, "b g 1 c"],
+        gate: Float[Tensor, "b g 1 c"],
+    ) -> Float[Tensor, "b g m c"]:
+        """The tokens after cross-attention and feed-forward."""
+        if heard is not None:
+            x = add_to_last(x, self.cross_attn.answer(heard))
+        return add_gated(x, gate, self.ffn(modulate(x, shift, scale).to(x.dtype)))

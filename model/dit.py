@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from model.attention import KeysValues
-from model.block import Block, TextKeysValues
+from model.attention import KeysValues, TextKeysValues
+from model.block import Block
 from model.config import DitConfig
 from model.layers import FinalLayer, PatchEmbedder, TextEmbedder, TimestepEmbedder
 from model.tokens import Layout

@@ -32,6 +32,14 @@ def add_gated(
     return (x + gate * update).to(x.dtype)
 
 
+def add_to_last(x: Float[Tensor, "b g m c"], update: Float[Tensor, "b told m c"]) -> Float[Tensor, "b g m c"]:
+    """The residual x + update of the last groups, as many as the update has; the others stay as they are."""
+    others = x.shape[1] - update.shape[1]
+    if not others:
+        return x + update
+    return torch.cat([x[:, :others], x[:, others:] + update], dim=1)
+
+
 class HeadNorm(nn.Module):
     """RMSNorm over each head, in fp32."""
 

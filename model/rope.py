@@ -31,7 +31,12 @@ def _angles(start: int, count: int, width: int) -> Float[Tensor, "n half"]:
 
 
 def rotate(x: Float[Tensor, "b g m a d"], turn: Float[Tensor, "g m 1 half 2"]) -> Float[Tensor, "b g m a d"]:
-    """Turn each interleaved pair of dimensions; `turn` holds cosine and sine. Same dtype as x."""
-    even, odd = torch.unflatten(x.float(), -1, (-1, 2)).unbind(-1)
-    cos, sin = turn.unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
+    """Turn each interleaved pair of dimensions; `turn` holds cosine and sine. Same dtype as x.
+
+    The pair (x, y) becomes (x, y)·cos + (y, x)·(−sin, sin).
+    """
+    pairs = torch.unflatten(x.float(), -1, (-1, 2))
+    cos, sin = turn.chunk(2, dim=-1)
+    signs = torch.arange(-1, 2, 2, device=x.device)
+    turned = pairs * cos + pairs.flip(-1) * (signs * sin)
+    return turned.flatten(-2).to(x.dtype)
