@@ -1,0 +1,210 @@
+"""Part (a), exact on any machine: `python -m benchmarks.counts [--out FILE.json]`.
+
+FLOPs, matrix products, passes over whole tensors, exchanges and memory of a forward of full size (on the meta
+device, so nothing is computed), and what a job of the small checkpoint computes more than once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.compiled import compiled_block
+from benchmarks.formulas import Flops, block_sparse_flops, exchanged_bytes, forward_flops, num_tokens
+from benchmarks.repeats import repeats
+from benchmarks.traffic import Attention, Held, Traffic, recorded
+from model import tokens
+from model.config import DitConfig
+from model.dit import Dit
+from model.parallel import ContextParallel
+from model.tiny import write_tiny
+from model.tokens import Window, lay_out
+
+META = torch.device("meta")
+BF16 = torch.bfloat16
+BASE = Window(num_frames=24, height=60, width=104)  # 480×832×93
+REFINED = Window(num_frames=48, height=88, width=160)  # 704×1280×186
+TEXT_TOKENS = 512
+RANKS = (1, 2, 4, 8)
+
+Table = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward of a transformer on the meta device."""
+
+    config: DitConfig
+    window: Window
+    sparse: bool = False
+    ranks: int = 1
+
+    def __call__(self) -> None:
+        """Do it, from the text on."""
+        self.after_text()()
+
+    def after_text(self) -> Callable[[], None]:
+        """What is done at every step; what is done for the text is done now."""
+        with META:
+            dit = Dit(self.config, BF16).requires_grad_(False)
+        layout = lay_out(self.config, self.window, self.sparse, ContextParallel(META, size=self.ranks))
+        text = torch.empty(1, TEXT_TOKENS, self.config.caption_channels, dtype=BF16, device=META)
+        read = dit.read(text, torch.empty(1, TEXT_TOKENS, device=META, dtype=torch.long))
+        latents = torch.empty(1, self.config.in_channels, *self.window[:3], device=META)
+        timesteps = torch.empty(1, self.window.num_frames, device=META)
+        return lambda: dit(latents, timesteps, layout, read)
+
+
+def flops(config: DitConfig, window: Window) -> Table:
+    """Counted by torch, and by formula: a forward and what is done once for its text."""
+    with FlopCounterMode(display=False) as counter:
+        Forward(config, window)()
+    expected = forward_flops(config, window, num_text_tokens=TEXT_TOKENS)
+    return {
+        "tokens": num_tokens(config, window),
+        "counted": counter.get_total_flops(),
+        "formula": expected.total + expected.text,
+        **_parts(expected),
+    }
+
+
+def sparse_flops(config: DitConfig, window: Window) -> Table:
+    """A refinement's forward: attention within bricks by formula, all the rest counted by torch."""
+    layout = lay_out(config, window, True, ContextParallel(META))
+    assert layout.bricks
+    attention = block_sparse_flops(config, window, layout.bricks)
+    with FlopCounterMode(display=False) as counter, patch.object(tokens, "block_sparse_attention", _nothing):
+        Forward(config, window, sparse=True)()
+    expected = forward_flops(config, window, 1, TEXT_TOKENS, frames_in_group=layout.chunk[0])
+    expected = Flops(attention, expected.linears, expected.cross_attention, expected.text)
+    return {
+        "tokens": num_tokens(config, window),
+        "counted": counter.get_total_flops() + attention,
+        "formula": expected.total + expected.text,
+        **_parts(expected),
+    }
+
+
+def _nothing(q: Tensor, *_: object) -> Tensor:
+    """In place of block-sparse attention."""
+    return torch.empty_like(q)
+
+
+def _parts(expected: Flops) -> Table:
+    return {**asdict(expected), "a step": expected.total}
+
+
+def block(config: DitConfig, window: Window, device: torch.device) -> Table:
+    """Matrix products of a block, and passes between them: the plain code's and the compiled one's.
+
+    A pass reads or writes one tensor of all tokens and the whole width, in bf16, once.
+    """
+    one = num_tokens(config, window) * config.hidden_size
+    plain = _traffic(config, window, one)
+    compiled = compiled_block(config, window, device)
+    return {
+        "products": plain.products,
+        "passes, plain": plain.moved_bytes / (one * 2),
+        "operations, plain": plain.operations,
+        "passes, compiled": compiled.moved_bytes / (one * 2),
+        "kernels, compiled": compiled.fused,
+        "products, compiled": compiled.products,
+        "compiled for": device.type,
+    }
+
+
+def _traffic(config: DitConfig, window: Window, least: int) -> Traffic:
+    """A block's: that of two blocks less that of one."""
+    counts: list[Traffic] = []
+    for depth in (2, 1):
+        step = Forward(_deep(config, depth), window).after_text()
+        with Attention(), Traffic(least) as counted:
+            step()
+        counts.append(counted)
+    both, one = counts
+    both.products -= one.products
+    both.moved_bytes -= one.moved_bytes
+    both.operations -= one.operations
+    return both
+
+
+def exchanges(config: DitConfig, window: Window, ranks: int) -> Table:
+    """What a rank sends in one block, held against the formula, and to put the result together."""
+    with Attention(), recorded(ranks) as seen:
+        Forward(_deep(config, 1), window, ranks=ranks)()
+    size = (1, num_tokens(config, window), config.hidden_size, BF16.itemsize)
+    return {
+        "ranks": ranks,
+        "all-to-alls in a block": seen.calls.get("all_to_all", 0),
+        "bytes sent in a block": seen.sent_bytes.get("all_to_all", 0),
+        "formula": exchanged_bytes(*size, ranks),
+        "bytes sent to gather a forward": seen.sent_bytes.get("all_gather", 0),
+    }
+
+
+def memory(config: DitConfig, window: Window, ranks: int) -> Table:
+    """The most that one rank holds beside its weights, in a forward of the plain code."""
+    with Attention(), recorded(ranks), Held() as held:
+        Forward(_deep(config, 1), window, ranks=ranks)()
+    return {"ranks": ranks, "peak activation bytes": held.peak_bytes}
+
+
+def _deep(config: DitConfig, depth: int) -> DitConfig:
+    return DitConfig(**{**vars(config), "depth": depth})
+
+
+def count_all() -> dict[str, Table | list[Table]]:
+    """Everything, at full size."""
+    config = DitConfig()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny(Path(folder))
+        jobs: list[Table] = [dict(job) for job in repeats(Path(folder))]
+    return {
+        "forward 480×832×93": flops(config, BASE),
+        "forward 704×1280×186, block-sparse": sparse_flops(config, REFINED),
+        "block": block(config, BASE, device),
+        "exchanges": [exchanges(config, BASE, ranks) for ranks in RANKS],
+        "memory": [memory(config, BASE, ranks) for ranks in RANKS],
+        "jobs of three segments, guided": jobs,
+    }
+
+
+def table(counts: dict[str, Table | list[Table]]) -> str:
+    """For people."""
+    lines = []
+    for title, found in counts.items():
+        for i, rows in enumerate(found if isinstance(found, list) else [found]):
+            lines += ["", f"{title}{f' ({i + 1})' if isinstance(found, list) else ''}"]
+            lines += [f"  {name:<34} {_shown(value):>26}" for name, value in rows.items()]
+    return "\n".join(lines[1:])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__)
+    parser.add_argument("--out", type=Path, help="write the counts there as JSON")
+    options = parser.parse_args()
+    counts = count_all()
+    print(table(counts))
+    if options.out:
+        options.out.write_text(json.dumps(counts, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

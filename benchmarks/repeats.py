@@ -1,0 +1,75 @@
+"""How often a job computes what it could remember: texts, their keys and values, rotations, modulations.
+
+`benchmarks.counts` runs a small checkpoint's long video with guidance and a prompt for each segment, twice,
+and counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from model import tokens
+from model.pipeline import Pipeline
+from model.request import Request
+from model.rope import angles_3d
+from model.shapes import Wish, settle
+
+PROMPTS = ("a red ball", "a blue ball", "a green ball")
+
+
+def repeats(checkpoint: Path) -> list[dict[str, int]]:
+    """Counts of a first job and of a second with the same prompts, each in a three-segment video."""
+    pipeline = Pipeline.load(checkpoint, torch.float32)
+    wish = Wish(num_prompts=len(PROMPTS), num_segments=len(PROMPTS), num_inference_steps=2)
+    request = Request(settle(wish, pipeline.limits), PROMPTS, seed=0)
+    jobs = []
+    for _ in range(2):
+        with counted(pipeline) as counts:
+            for _event in pipeline.generate(request):
+                pass
+        jobs.append(dict(counts))
+    return jobs
+
+
+@contextmanager
+def counted(pipeline: Pipeline) -> Iterator[Counter[str]]:
+    """Count what the pipeline computes meanwhile; of what every block does, the first block's."""
+    assert pipeline.encoders
+    block = pipeline.dit.blocks[0]
+    modules = {
+        "texts encoded": pipeline.encoders.text._encoder,  # noqa: SLF001 to count, not to use
+        "texts projected": pipeline.dit.y_embedder,
+        "cross-attention keys and values": block.cross_attn.kv_linear,
+        "modulations of a block": block.adaLN_modulation,
+        "forwards": pipeline.dit,
+    }
+    counts: Counter[str] = Counter(dict.fromkeys([*modules, "rotation tables"], 0))
+    with ExitStack() as until_then:
+        for name, module in modules.items():
+            handle = module.register_forward_hook(_counter(counts, name))
+            until_then.callback(handle.remove)
+        until_then.enter_context(patch.object(tokens, "angles_3d", _counted_angles(counts)))
+        yield counts
+
+
+def _counted_angles(counts: Counter[str]) -> Callable[..., Tensor]:
+    def angles(*where: Any) -> Tensor:  # noqa: ANN401 it is the same as `angles_3d`
+        counts["rotation tables"] += 1
+        return angles_3d(*where)
+
+    return angles
+
+
+def _counter(counts: Counter[str], name: str) -> Callable[..., None]:
+    def count(_module: nn.Module, _given: object, _result: object) -> None:
+        counts[name] += 1
+
+    return count

@@ -1,0 +1,65 @@
+"""Seconds on a device, and what the device can do at most: nothing here knows of the model.
+
+`benchmarks.gpu` measures with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+Work = Callable[[], object]
+
+WARM_UPS = 2
+TERA, GIGA = 1e12, 1e9
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """How long it takes once: by the device's own clock where it has one."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    work()
+    last.record()
+    last.synchronize()
+    taken_ms: float = first.elapsed_time(last)
+    return taken_ms / 1000
+
+
+def medians(works: Mapping[str, Work], device: torch.device, rounds: int) -> dict[str, float]:
+    """The median of each, in turn (A-B-A-B), so that a device that grows warm slows all alike."""
+    for work in works.values():
+        for _ in range(WARM_UPS):
+            work()
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            taken[name].append(seconds(work, device))
+    return {name: median(times) for name, times in taken.items()}
+
+
+def ceilings(device: torch.device, side: int = 8192, copied_bytes: int = 1 << 30) -> dict[str, float]:
+    """What this machine reaches: TFLOP/s of a square matrix product in bf16 (and fp8), GB/s of a copy."""
+    a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    source = torch.empty(copied_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    works: dict[str, Work] = {"bf16": lambda: a @ b, "copy": lambda: target.copy_(source)}
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+        works["fp8"] = _fp8_product(a, b)
+    taken = medians(works, device, rounds=10)
+    flop = 2 * side**3
+    found = {f"{name} TFLOP/s": flop / taken[name] / TERA for name in taken if name != "copy"}
+    return {**found, "copy GB/s": 2 * copied_bytes / taken["copy"] / GIGA}
+
+
+def _fp8_product(a: torch.Tensor, b: torch.Tensor) -> Work:
+    """One scale for each matrix; the second is stored by columns, as the kernel wants it."""
+    one = torch.ones((), device=a.device)
+    left, right = a.to(torch.float8_e4m3fn), b.t().contiguous().to(torch.float8_e4m3fn).t()
+    return lambda: torch._scaled_mm(left, right, one, one, out_dtype=torch.bfloat16)  # noqa: SLF001

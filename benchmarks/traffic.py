@@ -1,0 +1,133 @@
+"""What a run on the meta device would move and hold: matrix products, bytes between them, exchanges, memory.
+
+Nothing is computed, so a forward of full size is counted in seconds on any machine. `benchmarks.counts` asks.
+"""
+
+# What torch hands to a mode has no types of its own.
+# ruff: noqa: ANN401
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+
+
+class Attention(TorchFunctionMode):
+    """Has attention done as by the kernels for CUDA, which leave nothing but their result, token by token."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """An empty result of attention; anything else as it is."""
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        by_token = args[0].transpose(1, 2)
+        return torch.empty_like(by_token, memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts matrix products, and what everything between them reads and writes of whole tensors.
+
+    A tensor counts where it has at least `least` elements. Every operation reads its inputs and writes its
+    outputs once; views cost nothing.
+    """
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+        self.products = 0
+        self.moved_bytes = 0
+        self.operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Do it, and count it."""
+        result = func(*args, **(kwargs or {}))
+        moved = [x for x in tree_leaves((args, kwargs, result)) if self._counts(x)]
+        name = func.name().partition(".")[0]
+        if name in PRODUCTS:
+            self.products += self._counts(result)
+        elif not _is_view(func) and name not in {"aten::empty", "aten::empty_like"}:
+            self.moved_bytes += sum(x.nbytes for x in moved)
+            self.operations += bool(moved)
+        return result
+
+    def _counts(self, x: object) -> bool:
+        return isinstance(x, Tensor) and x.numel() >= self.least
+
+
+class Held(TorchDispatchMode):
+    """The most bytes of results that are held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        self._held: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Do it, and see what is held then."""
+        given = {StorageWeakRef(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _is_tensor(x)}
+        result = func(*args, **(kwargs or {}))
+        for x in filter(_is_tensor, tree_leaves(result)):
+            storage = StorageWeakRef(x.untyped_storage())
+            if storage not in given:
+                self._held[storage] = x.untyped_storage().nbytes()
+        self._held = {held: size for held, size in self._held.items() if not held.expired()}
+        self.peak_bytes = max(self.peak_bytes, sum(self._held.values()))
+        return result
+
+
+@dataclass
+class Exchanges:
+    """Calls and bytes that leave a rank, by the name of the collective."""
+
+    ranks: int
+    calls: dict[str, int] = field(default_factory=dict)
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, name: str, sent_bytes: int) -> None:
+        """One call."""
+        self.calls[name] = self.calls.get(name, 0) + 1
+        self.sent_bytes[name] = self.sent_bytes.get(name, 0) + sent_bytes
+
+
+@contextmanager
+def recorded(ranks: int) -> Iterator[Exchanges]:
+    """Collectives are noted and not done: of what a rank gives, all but its own part leaves it."""
+    exchanges = Exchanges(ranks)
+
+    def all_to_all_single(output: Tensor, given: Tensor, **_: object) -> None:
+        exchanges.note("all_to_all", given.nbytes * (ranks - 1) // ranks)
+
+    def all_gather(outputs: list[Tensor], given: Tensor, **_: object) -> None:
+        exchanges.note("all_gather", given.nbytes * (ranks - 1))
+
+    with (
+        patch.object(torch.distributed, "all_to_all_single", all_to_all_single),
+        patch.object(torch.distributed, "all_gather", all_gather),
+    ):
+        yield exchanges
+
+
+def _is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor)
+
+
+def _is_view(func: Any) -> bool:
+    returned = [result.alias_info for result in func._schema.returns]  # noqa: SLF001 it says so nowhere else
+    return any(alias and not alias.is_write for alias in returned)

@@ -1,0 +1,119 @@
+"""The counts at a small size, where each can be said by hand; a process of its own, as for `make bench`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# 2 frames of 2×4 tokens, 16 wide, 4 heads of 4, FFN of 256, 2 blocks; bricks of 1×2×2
+SMALL = """
+import json, sys
+import torch
+from benchmarks import counts
+from model.config import BrickConfig, DitConfig
+from model.tokens import Window
+
+config = DitConfig(
+    hidden_size=16, depth=2, num_heads=4, caption_channels=8, adaln_tembed_dim=4, frequency_embedding_size=6,
+    bsa_params=BrickConfig(0.5, None, (1, 2, 2), (1, 2, 2)),
+)
+window = Window(2, 4, 8)
+found = {
+    "flops": counts.flops(config, window),
+    "sparse": counts.sparse_flops(config, window),
+    "block": counts.block(config, window, torch.device("cpu")),
+    "exchanges": [counts.exchanges(config, window, ranks) for ranks in (1, 2, 4)],
+    "memory": [counts.memory(config, window, ranks) for ranks in (1, 2, 4)],
+    "jobs": [dict(job) for job in counts.repeats(counts.Path(sys.argv[1]))],
+}
+print(counts.table(found), file=sys.stderr)
+print(json.dumps(found))
+"""
+TOKENS, WIDTH, FFN, DEPTH, TEXT = 16, 16, 256, 2, 512
+
+
+@pytest.fixture(scope="module")
+def counted(tiny_checkpoint):
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SMALL, str(tiny_checkpoint)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout), finished.stderr
+
+
+@pytest.fixture(scope="module")
+def counts(counted):
+    return counted[0]
+
+
+def test_flops_are_those_of_the_formula(counts):
+    found = counts["flops"]
+    assert found["tokens"] == TOKENS
+    assert found["counted"] == found["formula"] == found["a step"] + found["text"]
+    assert found["self_attention"] == DEPTH * 4 * TOKENS**2 * WIDTH
+    assert found["cross_attention"] == DEPTH * 4 * TOKENS * TEXT * WIDTH
+    # qkv, proj, q_linear, proj, and the FFN's three; patches of 4 × 16 values in and out
+    of_token = DEPTH * (6 * WIDTH**2 + 3 * WIDTH * FFN) + 2 * 64 * WIDTH
+    of_frame = 4 * 6 + 4 * 4 + DEPTH * 4 * 6 * WIDTH + 4 * 2 * WIDTH
+    assert found["linears"] == 2 * (TOKENS * of_token + 2 * of_frame)
+    assert found["text"] == 2 * TEXT * (8 * WIDTH + WIDTH**2 + DEPTH * 2 * WIDTH**2)
+
+
+def test_attention_within_bricks_is_as_much_as_is_kept(counts):
+    found = counts["sparse"]
+    assert found["counted"] == found["formula"]
+    query_bricks, kept = 4, 2
+    assert found["self_attention"] == DEPTH * 4 * query_bricks * kept * 4 * 4 * WIDTH
+
+
+def test_a_block_has_seven_products(counts):
+    assert counts["block"]["products"] == 7
+    assert counts["block"]["products, compiled"] == 7
+
+
+def test_the_compiled_block_makes_a_fraction_of_the_passes(counts):
+    block = counts["block"]
+    assert block["kernels, compiled"] < block["operations, plain"] / 3
+    assert block["passes, compiled"] < block["passes, plain"] / 2
+
+
+def test_a_block_has_two_exchanges_of_the_formulas_size(counts):
+    alone, *several = counts["exchanges"]
+    assert alone["all-to-alls in a block"] == alone["bytes sent in a block"] == alone["formula"] == 0
+    for found in several:
+        ranks = found["ranks"]
+        assert found["all-to-alls in a block"] == 2
+        assert found["formula"] == 4 * TOKENS * WIDTH * 2 * (ranks - 1) // ranks**2
+        assert found["bytes sent in a block"] == found["formula"]
+        # a share of 64 fp32 values for each token, to every other rank
+        assert found["bytes sent to gather a forward"] == TOKENS // ranks * 64 * 4 * (ranks - 1)
+
+
+def test_each_rank_holds_less_the_more_there_are(counts):
+    held = [found["peak activation bytes"] for found in counts["memory"]]
+    assert held == sorted(held, reverse=True)
+    assert held[0] < 3 * held[-1] * 4
+    assert held[-1] > 0
+
+
+def test_a_job_computes_texts_and_rotations_once(counts):
+    first, second = counts["jobs"]
+    assert first["texts encoded"] == 4  # the negative prompt, and one for each segment
+    assert first["rotation tables"] == 3  # the first segment, and in the others clean frames and noise
+    assert second["texts encoded"] == second["rotation tables"] == 0
+    for job in (first, second):
+        assert job["texts projected"] == job["cross-attention keys and values"] == 3  # of each prompt
+
+
+def test_the_table_names_every_count(counted):
+    counts, shown = counted
+    for name in (*counts["flops"], *counts["block"], *counts["jobs"][0]):
+        assert name in shown
