@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from model.bricks import Bricks, choose, pool
@@ -78,7 +78,7 @@ def _pair_up(
     pooled_q: Float[Tensor, "heads q d"], pooled_k: Float[Tensor, "heads s d"], bricks: Bricks
 ) -> Pairs:
     heads, num_queries, num_keys = *pooled_q.shape[:2], pooled_k.shape[1]
-    kept = pooled_q.new_zeros(heads, num_queries + num_queries % 2, num_keys, dtype=torch.int32)
+    kept = pooled_q.new_zeros(heads, num_queries + num_queries % 2, num_keys, dtype=torch.int8)
     most = 1
     for region in bricks.regions():
         chosen = choose(pooled_q[:, region.queries], pooled_k[:, : region.num_keys], region, bricks)
@@ -89,13 +89,13 @@ def _pair_up(
     return _merge(kept[:, ::2] + 2 * kept[:, 1::2], min(2 * most, num_keys))
 
 
-def _merge(keepers: Int[Tensor, "heads pairs s"], width: int) -> Pairs:
+def _merge(keepers: Int8[Tensor, "heads pairs s"], width: int) -> Pairs:
     """From who keeps each key brick (0: neither) to lists of those kept; nothing waits for the device."""
     either = keepers > 0
-    places = torch.where(either, either.cumsum(-1) - 1, width)
+    places = torch.where(either, either.cumsum(-1, dtype=torch.int32) - 1, width)
     entries = keepers + 4 * torch.arange(keepers.shape[2], dtype=torch.int32, device=keepers.device)
-    lists = keepers.new_zeros(*keepers.shape[:2], width + 1)
-    lists.scatter_(2, places, entries)
+    lists = entries.new_zeros(*keepers.shape[:2], width + 1)
+    lists.scatter_(2, places.long(), entries)
     return Pairs(lists[:, :, :width].contiguous(), either.sum(-1, dtype=torch.int32))
 
 
