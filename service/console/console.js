@@ -2,11 +2,13 @@
 
 import { curl } from "./curl.js";
 import * as key from "./key.js";
+import { ago, kind, news, phase, prompt } from "./words.js";
 
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const REFRESH_MS = 3000;
 const PAGE = 20;
 const MOST_WATCHED = 4; // browsers open about six connections to a host
+const SURE_MS = 3000; // so long "Delete" asks whether you are sure
 
 const $ = (id) => document.getElementById(id);
 const form = $("order");
@@ -17,7 +19,7 @@ let shown = PAGE;
 
 async function api(path, options) {
   const response = await fetch(path, { ...options, headers: key.headers() });
-  if (response.status === 401) askForKey();
+  if (response.status === 401) lock();
   const body = response.headers.get("Content-Type")?.includes("json") ? await response.json() : null;
   if (!response.ok) throw new Error(body?.error?.message ?? `the service answered ${response.status}`);
   return body;
@@ -30,6 +32,7 @@ async function refresh() {
     for (const card of [...$("jobs").children]) if (!present.has(card.dataset.id)) card.remove();
     page.jobs.forEach(show);
     page.jobs.filter((job) => job.status === "running").forEach(watch);
+    $("locked").hidden = true;
     $("empty").hidden = page.jobs.length > 0;
     $("more").hidden = !page.next || shown >= 100;
     const ready = (await fetch("/readyz")).ok;
@@ -40,6 +43,13 @@ async function refresh() {
 }
 
 // The key
+
+function lock() {
+  askForKey();
+  $("locked").hidden = false;
+  $("empty").hidden = true;
+  throw new Error("an API key is needed");
+}
 
 function askForKey(asked = true) {
   $("key").hidden = !asked;
@@ -87,6 +97,7 @@ function show(job) {
     newer ? newer.after(card) : $("jobs").prepend(card);
     act(card, job);
   }
+  if (card.dataset.status && card.dataset.status !== job.status) $("news").textContent = news(job);
   card.dataset.status = job.status;
   fill(card, job);
 }
@@ -94,50 +105,26 @@ function show(job) {
 function fill(card, job) {
   const part = (name) => card.querySelector(name);
   part(".status").textContent = job.status;
-  part(".task").textContent = [job.task.replaceAll("_", " "), size(job)].join(" · ");
+  part(".task").textContent = kind(job);
   part("time").dateTime = job.created_at;
-  part("time").textContent = new Date(job.created_at).toLocaleTimeString();
-  part(".prompt").textContent = job.request.prompt ?? job.request.prompts.join("\n");
+  part("time").title = new Date(job.created_at).toLocaleString();
+  part("time").textContent = ago(job.created_at);
+  part(".prompt").textContent = prompt(job);
   part(".going").hidden = ENDED.has(job.status);
   part("progress").value = job.progress?.fraction ?? 0;
-  part("progress").setAttribute("aria-label", "progress");
   part(".phase").textContent = phase(job);
   part(".error").hidden = !job.error;
   part(".error").textContent = job.error?.message ?? "";
   part(".cancel").hidden = ENDED.has(job.status);
   part(".delete").hidden = !ENDED.has(job.status);
   film(part("video"), part(".download"), job.result);
-}
-
-function size(job) {
-  const { width, height, fps } = job.result ?? job.request;
-  return `${width}×${height} · ${(frames(job) / fps).toFixed(1)} s`;
-}
-
-function frames({ result, request }) {
-  if (result) return result.num_frames;
-  const { num_frames, num_segments, num_condition_frames } = request;
-  return num_frames + (num_segments - 1) * (num_frames - num_condition_frames);
-}
-
-function phase(job) {
-  const at = job.progress;
-  if (job.status === "queued") return [
-    job.queue_position ? `number ${job.queue_position} in the queue` : "queued",
-    at?.eta_s != null && `done in about ${Math.ceil(at.eta_s)} s`,
-  ].filter(Boolean).join(" · ");
-  if (!at) return job.status;
-  return [
-    at.phase,
-    at.num_steps && `step ${at.step} of ${at.num_steps}`,
-    at.num_segments > 1 && `segment ${at.segment + 1} of ${at.num_segments}`,
-    at.eta_s != null && `${Math.ceil(at.eta_s)} s left`,
-  ].filter(Boolean).join(" · ");
+  part("video").setAttribute("aria-label", prompt(job));
 }
 
 function film(video, link, result) {
   video.hidden = link.hidden = !result;
   if (!result || video.getAttribute("src") === result.video_url) return;
+  [video.width, video.height] = [result.width, result.height]; // so that nothing moves when it is loaded
   video.src = link.href = result.video_url;
   video.poster = result.thumbnail_url;
   link.download = "";
@@ -146,13 +133,26 @@ function film(video, link, result) {
 function act(card, job) {
   const on = (name, action) => card.querySelector(name).addEventListener("click", (event) => tryTo(event.target, action));
   on(".cancel", async () => show(await api(`/jobs/${job.id}/cancel`, { method: "POST" })));
-  on(".delete", async () => { await api(`/jobs/${job.id}`, { method: "DELETE" }); card.remove(); });
+  on(".delete", async (button) => {
+    if (!isSure(button)) return;
+    await api(`/jobs/${job.id}`, { method: "DELETE" });
+    card.remove();
+    refresh();
+  });
   on(".curl", async () => copy(card, curl(job, location.origin, key.isKept())));
 }
 
 async function tryTo(button, action) {
   button.disabled = true;
-  try { await action(); } catch (error) { complain(error.message); } finally { button.disabled = false; }
+  try { await action(button); } catch (error) { complain(error.message); } finally { button.disabled = false; }
+}
+
+function isSure(button) {
+  if (button.dataset.asked) return true;
+  button.dataset.asked = "yes";
+  button.textContent = "Delete for good?";
+  setTimeout(() => { delete button.dataset.asked; button.textContent = "Delete"; }, SURE_MS);
+  return false;
 }
 
 async function copy(card, text) {
@@ -183,6 +183,13 @@ function ordered() {
   if (height) { body.append("width", width); body.append("height", height); } else if (size) body.append("resolution", size);
   if (file.size) body.append(file.type.startsWith("video/") ? "video" : "image", file);
   return body;
+}
+
+for (const example of document.querySelectorAll(".example")) {
+  example.addEventListener("click", () => {
+    form.elements.prompt.value = example.textContent;
+    form.elements.prompt.focus();
+  });
 }
 
 form.addEventListener("submit", (event) => {
@@ -218,7 +225,13 @@ function preview() {
   URL.revokeObjectURL($("preview").src);
   $("preview").hidden = !file?.type.startsWith("image/");
   if (!$("preview").hidden) $("preview").src = URL.createObjectURL(file);
+  $("drop").classList.toggle("chosen", Boolean(file));
+  $("unchoose").hidden = !file;
+  $("file-name").textContent = file?.name ?? "Add an image or a clip";
+  $("file-hint").textContent = file ? `${Math.ceil(file.size / 1000).toLocaleString()} kB` : "Drop it here, paste it, or choose a file.";
 }
+
+$("unchoose").addEventListener("click", () => { chooser.value = ""; preview(); chooser.focus(); });
 
 chooser.addEventListener("change", preview);
 document.addEventListener("paste", (event) => choose(event.clipboardData.files));

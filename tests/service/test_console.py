@@ -26,6 +26,7 @@ FOLDER = Path(console.__file__).parent
         ("/console/console.js", "text/javascript"),
         ("/console/curl.js", "text/javascript"),
         ("/console/key.js", "text/javascript"),
+        ("/console/words.js", "text/javascript"),
     ],
 )
 def test_its_files_are_served(client, path, media_type):
@@ -68,17 +69,13 @@ def contrast(*colors: str) -> float:
 @pytest.mark.browser
 class TestInABrowser:
     @pytest.fixture
-    def page(self, live):
-        playwright = pytest.importorskip("playwright.sync_api")
-        with playwright.sync_playwright() as browsers:
-            browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-            permissions = ["clipboard-read", "clipboard-write"]
-            page = browser.new_context(permissions=permissions).new_page()
+    def page(self, live, browser):
+        with browser.new_context(permissions=["clipboard-read", "clipboard-write"]) as context:
+            page = context.new_page()
             problems: list[str] = []
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.goto(f"http://127.0.0.1:{live}/")
             yield page
-            browser.close()
             assert problems == []
 
     def test_a_person_orders_watches_and_plays(self, page, worker):
@@ -97,7 +94,7 @@ class TestInABrowser:
     def test_a_key_is_asked_for_kept_and_forgotten(self, page, worker, redis):
         key = ApiKeys(redis).create("me")
         page.wait_for_selector("#key:not([hidden])")
-        page.wait_for_selector("text=send an API key")
+        page.wait_for_selector("text=an API key is needed")
         page.fill("#key input", key)
         page.keyboard.press("Enter")
         page.wait_for_selector("#key", state="hidden")
@@ -114,7 +111,7 @@ class TestInABrowser:
         assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
         page.click("text=API key")
         page.keyboard.press("Enter")
-        page.wait_for_selector("text=send an API key")
+        page.wait_for_selector("text=an API key is needed")
         assert page.locator(".job").count() == 0
 
     def test_segments_are_for_long_videos(self, page):
@@ -144,7 +141,7 @@ class TestInABrowser:
         for text in ("a red ball rolls across a wooden floor", "a cat " + "w" * 120):
             page.fill("textarea", text)
             page.click("text=Generate")
-            page.wait_for_selector(f"text={text[:30]}")
+            page.wait_for_selector(f".prompt:has-text('{text[:30]}')")
         worker.ledger.beat(
             worker.claim(), Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0)
         )
@@ -168,6 +165,43 @@ class TestInABrowser:
         page.fill("[name=size]", "96 x 64")
         page.click("text=Generate")
         page.wait_for_selector("text=image to video · 96×64")
+
+    def test_who_ordered_nothing_yet_is_shown_how_to_begin(self, page):
+        page.wait_for_selector("text=Nothing ordered yet")
+        page.locator(".example").first.click()
+        assert page.input_value("textarea") == page.locator(".example").first.text_content()
+        page.click("text=Generate")
+        page.wait_for_selector("text=number 1 in the queue")
+        assert page.locator("#empty").is_hidden()
+
+    def test_a_chosen_file_is_shown_and_can_be_taken_back(self, page, tmp_path):
+        (tmp_path / "cat.png").write_bytes(encoded(picture()))
+        height = page.locator("#drop").bounding_box()["height"]
+        page.set_input_files("input[type=file]", tmp_path / "cat.png")
+        page.wait_for_selector("#preview:not([hidden])")
+        assert page.text_content("#file-name") == "cat.png"
+        assert page.locator("#drop").bounding_box()["height"] == height
+        page.click("text=Remove")
+        assert page.locator("#preview").is_hidden()
+        assert page.evaluate("document.activeElement.name") == "file"
+
+    def test_what_happens_is_announced_and_no_film_goes_by_a_slip(self, page, worker, client):
+        page.fill("textarea", "a red ball")
+        page.click("text=Generate")
+        page.wait_for_selector("text=number 1 in the queue")
+        worker.succeed(worker.claim(), film=clip(), still=encoded(picture(), "JPEG"))
+        page.wait_for_selector("#news:has-text('is finished')", state="attached")
+        film = page.locator("video[src]")
+        assert (film.get_attribute("width"), film.get_attribute("height")) == ("96", "64")
+        page.click("text=Delete")
+        assert client.get("/jobs").json()["jobs"] != []
+        page.click("text=Delete for good?")
+        page.wait_for_selector("text=Nothing ordered yet")
+        assert client.get("/jobs").json()["jobs"] == []
+
+    def test_nothing_moves_for_who_wants_it_still(self, page):
+        page.emulate_media(reduced_motion="reduce")
+        assert page.evaluate("getComputedStyle(document.querySelector('button')).transitionDuration") == "0s"
 
     def test_cancel_and_the_command_for_a_terminal(self, page, live, client):
         page.fill("textarea", 'it\'s a "red" ball')
