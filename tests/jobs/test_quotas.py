@@ -106,6 +106,18 @@ class TestQueuedJobs:
         assert max(len(jobs) for jobs in queued.values()) <= 7
 
 
+class TestRunningJobs:
+    def test_are_exactly_so_many_whoever_claims_at_the_same_time(self, redis: Redis):
+        ledgers = [Ledger(redis, quotas=Quotas(owner_running_jobs=2, total_running_jobs=7)) for _ in range(4)]
+        for number in range(60):
+            ledgers[0].submit(a_submission(owner=f"owner-{number % 5}"))
+        with ThreadPoolExecutor(8) as pool:
+            claims = list(pool.map(lambda number: ledgers[number % 4].claim("a", 60.0), range(40)))
+        running = [claim.job.owner for claim in claims if claim]
+        assert len(running) == ledgers[0].counts()["running"] == 7
+        assert max(running.count(owner) for owner in running) <= 2
+
+
 class TestStoredInputs:
     def test_are_limited_by_the_day(self, redis: Redis):
         desk = Desk.open(redis, quotas=Quotas(owner_input_bytes_per_day=100))
