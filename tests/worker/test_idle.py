@@ -10,6 +10,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from tests.worker.running_worker import ROOT
 from worker.agreement import IDLE_TIMEOUT
 
@@ -31,10 +33,12 @@ def idle_then_work(folder: Path, where: str) -> list[tuple[int, str]]:
     return [(rank.returncode, words.strip()) for rank, words in zip(ranks, said, strict=True)]
 
 
+@pytest.mark.faults
 def test_ranks_that_idled_for_long_do_the_next_order(tmp_path):
     assert idle_then_work(tmp_path, "agreement") == [(0, "order 2"), (0, "order 2")]
 
 
+@pytest.mark.faults
 def test_they_could_not_if_they_waited_in_the_group_of_the_model(tmp_path):
     assert all(status for status, _ in idle_then_work(tmp_path, "model"))
 
