@@ -91,7 +91,7 @@ def observe(client: httpx.Client, count: int) -> list[Told]:
                 runs.setdefault(job_id, (eta_s, datetime.now(UTC)))
             if job["status"] in ENDED:
                 ended.append(_told(going.pop(job_id), job, runs.get(job_id)))
-                print(ended[-1], file=sys.stderr)  # noqa: T201 - who waits wants to see
+                print(ended[-1], file=sys.stderr)
         time.sleep(POLL_S)
 
 

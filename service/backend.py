@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
-from fastapi import Depends, Request
+from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
 from jobs.connect import connect
@@ -19,12 +20,19 @@ from service.keys import ApiKeys
 from service.settings import Settings
 from service.views import JobView
 
+Action = Callable[[], None]
+
+
+def _at_once(action: Action) -> None:
+    action()
+
 
 @dataclass(frozen=True)
 class Backend:
     """Everything outside this process; shared by all requests, safe between threads.
 
-    A request gets it in the name of its `owner`: then the ledger has that owner's jobs alone.
+    A request gets it in the name of its `owner`: then the ledger has his jobs alone, and `afterwards`
+    does what the answer need not wait for.
     """
 
     settings: Settings
@@ -35,6 +43,7 @@ class Backend:
     tickets: TicketQueue
     storage: Storage
     owner: str = EVERYBODY
+    afterwards: Callable[[Action], None] = _at_once
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -83,11 +92,11 @@ def _opened(request: Request) -> Backend:
 Opened = Annotated[Backend, Depends(_opened)]  # for anybody
 
 
-def admitted(request: Request, backend: Opened, credentials: Credentials) -> Backend:
+def admitted(request: Request, backend: Opened, credentials: Credentials, tasks: BackgroundTasks) -> Backend:
     """The backend in the name of whoever asks. Raises Unauthorized, LimitReached, Unavailable."""
     owner = owner_of(request, credentials, backend.api_keys)
     backend.ledger.admit(owner)
-    return backend.of(owner)
+    return replace(backend.of(owner), afterwards=tasks.add_task)
 
 
 Served = Annotated[Backend, Depends(admitted)]  # for who is admitted, once for each request

@@ -121,7 +121,7 @@ BAD_FIELDS = [
     ("video", {"video": {"base64": in_base64(b"\0" * 1000)}}),
     ("video", {"video": {"base64": in_base64(clip()[:-500])}}),
     ("video", {"video": {"base64": in_base64(sound())}}),
-    ("video", {"video": {"base64": in_base64(turned_clip())}}),
+    ("video", {"video": {"base64": in_base64(turned_clip(30))}}),
     ("video", {"video": {"base64": in_base64(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")}}),
     ("video", {"task": "refine", "video": {"base64": in_base64(clip(34))}}),
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from datetime import datetime
 from typing import ClassVar
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
@@ -18,6 +20,7 @@ from service.reading import REPEATED, TEXTS
 from tests.service.conftest import CAPABILITY, LIMITS, settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import clip, encoded, in_base64, picture
+from tests.waiting import wait_until
 
 JOB_KEYS = {
     *("id", "status", "task", "request", "progress", "queue_position", "attempt", "created_at", "started_at"),
@@ -54,6 +57,20 @@ def test_times_are_rfc_3339_in_utc(order):
     created_at = order()["created_at"]
     assert created_at.endswith("Z")
     assert datetime.fromisoformat(created_at).tzinfo is not None
+
+
+def test_the_answer_does_not_wait_for_the_ticket(live, redis: Redis, monkeypatch):
+    answered, deliver = threading.Event(), TicketQueue.deliver
+
+    def deliver_late(tickets: TicketQueue, job_id: str) -> None:
+        assert answered.wait(60)
+        deliver(tickets, job_id)
+
+    monkeypatch.setattr(TicketQueue, "deliver", deliver_late)
+    answer = httpx.post(f"http://127.0.0.1:{live}/generate", json={"prompt": "a red ball"})
+    assert answer.status_code == 202
+    answered.set()
+    wait_until(lambda: TicketQueue(redis).count() == 1)
 
 
 def test_every_job_brings_one_ticket(order, redis: Redis):
