@@ -49,10 +49,7 @@ class Claim:
 
     @property
     def attempt(self) -> int:
-        """Which start of the job this is, from 1; storage keys carry it, so it is never given twice.
-
-        `job.attempt` counts without the starts that ended in a drain.
-        """
+        """Which start this is, from 1; never given twice. `job.attempt` counts without those drained."""
         return self.fence
 
 
@@ -155,8 +152,7 @@ class Ledger:
 
     def outlook(self, job_id: str) -> Outlook | None:
         """Place in the queue, and when the job will have ended, judged by recent ones; None if not queued."""
-        found = self._run("outlook", id=job_id)
-        if found is None:
+        if (found := self._run("outlook", id=job_id)) is None:
             return None
         return Outlook(position=found[0], eta_s=found[1] / 1000 if len(found) > 1 else None)
 
@@ -177,8 +173,7 @@ class Ledger:
 
     def counts(self) -> dict[Status, int]:
         """How many jobs are in each status."""
-        counts = fields_of(self._run("counts"))
-        return {status: int(count) for status, count in counts.items()}  # type: ignore[misc]
+        return {status: int(n) for status, n in fields_of(self._run("counts")).items()}  # type: ignore[misc]
 
     def num_awaited(self) -> int:
         """How many tickets there should be: one for each queued job, none while none of them may begin."""
@@ -199,8 +194,7 @@ class Ledger:
 
     def claim(self, group: str, lease_s: float) -> Claim | None:
         """Take the job that is next for `lease_s`, which `beat` renews; None if none is queued."""
-        reply = self._run("claim", group=group, lease_ms=_ms(lease_s), token=uuid4().hex)
-        if reply is None:
+        if (reply := self._run("claim", group=group, lease_ms=_ms(lease_s), token=uuid4().hex)) is None:
             return None
         fields = fields_of(reply)
         saved = json.loads(fields["saved"]) if "saved" in fields else None
@@ -211,16 +205,10 @@ class Ledger:
     ) -> Verdict:
         """Renew the lease, tell how far the job is, and learn whether to go on.
 
-        With `preempt_after_s` a job of low priority may have to be put back, for one of high priority that
-        has waited for so long: `preempt`, from then on.
+        With `preempt_after_s` a low job may have to `preempt`: a high one has waited for so long.
         """
-        verdict: bytes = self._hold(
-            "beat",
-            claim,
-            lease_ms=_ms(claim.lease_s),
-            progress=_dump(progress),
-            preempt_after_ms=_ms(preempt_after_s),
-        )
+        times = {"lease_ms": _ms(claim.lease_s), "preempt_after_ms": _ms(preempt_after_s)}
+        verdict: bytes = self._hold("beat", claim, progress=_dump(progress), **times)
         return verdict.decode()  # type: ignore[return-value]
 
     def remember(self, claim: Claim, saved: Mapping[str, Any]) -> None:
@@ -264,22 +252,17 @@ class Ledger:
         Any number of processes may do this at any time; one should every second or so. Leases do not run out
         while nobody sweeps, since then Redis was away, and no holder could renew one.
         """
-        changes = self._run("sweep", crash_error=_dump(_CRASHED), overdue_error=_dump(_OVERDUE))
         ids: dict[str, list[str]] = {}
-        for what, job_id in changes:
+        for what, job_id in self._run("sweep", crash_error=_dump(_CRASHED), overdue_error=_dump(_OVERDUE)):
             ids.setdefault(what.decode(), []).append(job_id.decode())
         return Swept(**{what: tuple(changed) for what, changed in ids.items()})
 
     def removals(self, limit: int = 100) -> list[str]:
-        """Jobs of which files may lie in storage that are of no use; `removed` takes one off this list.
-
-        Those are all files of a job that is gone, and of one that ended saved states and what attempts
-        without a result stored.
-        """
+        """Jobs that ended or are gone and may have files without use; `removed` takes one off this list."""
         return [job_id.decode() for job_id in self._run("removals", limit=limit)]
 
     def removed(self, job_id: str, *, all_files: bool) -> None:
-        """What was of no use is removed: all files, of a job that was gone."""
+        """The files without use are removed: those are all, if the job was gone."""
         self._run("removed", id=job_id, all=all_files)
 
     def stored_late(self, job_id: str) -> None:

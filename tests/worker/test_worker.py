@@ -64,7 +64,7 @@ def test_progress_never_goes_back_and_ends_at_the_whole(worker, warm):
     fractions = [progress.fraction for progress in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    assert {"load", "denoise", "upload"} <= {progress.phase for progress in told}
+    assert {"denoise", "upload"} <= {progress.phase for progress in told}
     assert any(progress.eta_s for progress in told)
     assert job.timings_s["denoise"] >= 1.6
 
