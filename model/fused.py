@@ -61,11 +61,12 @@ def _fused(plain: Part, refused: set[object]) -> Part:
 def warm(dit: Dit, plan: Plan, num_text_tokens: int, parallel: ContextParallel) -> None:
     """Compile for the shapes of a plan before a job has to wait for it; on all ranks at once."""
     window = Window(latent_frames(plan.num_frames), plan.height // VAE_STRIDE, plan.width // VAE_STRIDE)
-    layout = lay_out(dit.config, window, False, parallel)
     weight = dit.x_embedder.proj.weight
     for num_texts in WARM_TEXTS:
-        text = weight.new_zeros(num_texts, num_text_tokens, dit.config.caption_channels)
+        sharing = parallel.for_texts(num_texts)
+        texts = weight.new_zeros(num_texts, num_text_tokens, dit.config.caption_channels)
+        text = sharing.share_texts(texts)
         mask = torch.ones(text.shape[:2], dtype=torch.long, device=weight.device)
-        noise = weight.new_zeros(num_texts, dit.config.in_channels, *window[:3], dtype=torch.float32)
-        timesteps = noise.new_full((num_texts, window.num_frames), 1000.0)
-        dit(noise, timesteps, layout, dit.read(text, mask))
+        noise = weight.new_zeros(len(text), dit.config.in_channels, *window[:3], dtype=torch.float32)
+        timesteps = noise.new_full((len(text), window.num_frames), 1000.0)
+        dit(noise, timesteps, lay_out(dit.config, window, False, sharing), dit.read(text, mask))
