@@ -16,13 +16,14 @@ from stack import demo, serve
 from stack.errors import StackError
 from stack.settings import StackSettings
 
+ASK_AGAIN_S = 0.05
+
 
 def main() -> int:
     """Run a command; 0 if all went well; 1, or 2 for a wrong setting, with a line on stderr."""
     arguments = _parser().parse_args()
     logging.basicConfig(format="stack  | %(message)s")
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where SIGINT came ignored
-        signal.signal(name, _interrupt)
+    listen()
     try:
         settings = StackSettings()
         return serve.run(settings) if arguments.command == "serve" else demo.run(settings, arguments.out)
@@ -35,6 +36,12 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:  # in the middle of a demo
         return 130
+
+
+def listen() -> None:
+    """Have SIGINT, also where it came ignored, SIGTERM and SIGHUP raise KeyboardInterrupt."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(name, _interrupt)
 
 
 def _complain(text: str) -> None:
@@ -51,8 +58,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise KeyboardInterrupt
+    del number
+    if _is_finaliser(frame):  # what is raised there is lost
+        signal.setitimer(signal.ITIMER_REAL, ASK_AGAIN_S)
+    else:
+        raise KeyboardInterrupt
+
+
+def _is_finaliser(frame: FrameType | None) -> bool:
+    """Whether this, or what called it, is a `__del__`."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 if __name__ == "__main__":

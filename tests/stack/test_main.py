@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from stack.__main__ import listen
 from tests.servers import free_port
 from tests.waiting import wait_until
 
@@ -74,3 +75,21 @@ def test_asked_to_end_while_it_comes_up_it_ends_cleanly(tmp_path, how):
         process.send_signal(how)
     assert process.returncode == 0
     assert not (tmp_path / "data" / "redis" / "redis.sock").exists()
+
+
+class SignalsAtItsEnd:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_is_asked_for_in_a_finaliser_is_not_forgotten():
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)}
+    handlers[signal.SIGALRM] = signal.getsignal(signal.SIGALRM)
+    listen()
+    try:
+        SignalsAtItsEnd()
+        with pytest.raises(KeyboardInterrupt):
+            wait_until(lambda: False)
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
