@@ -13,11 +13,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.capability import groups
 from jobs.errors import Unavailable
 from jobs.measures import Measure, measures, waiting
+from service.answers import WatchedSend, route_of
 from service.backend import Backend
 
 BOUNDS = tuple(2.0 ** (n / 2) for n in range(-10, 33))  # from 31 ms to 18 h
@@ -47,7 +48,7 @@ class Metrics:
     def observe(self, scope: Scope, status: int, duration_s: float) -> None:
         """Count a request under its route's template, so that ids make no labels."""
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        route = getattr(scope.get("route"), "path", "none")
+        route = route_of(scope)
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(duration_s)
 
@@ -68,17 +69,11 @@ class MeasuredRequests:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
-        status = 500  # what is answered further out if nothing is answered here
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
+        watched = WatchedSend(send)
         try:
-            await self._app(scope, receive, observed)
+            await self._app(scope, receive, watched)
         finally:
-            self._metrics.observe(scope, status, time.perf_counter() - began)
+            self._metrics.observe(scope, watched.status, time.perf_counter() - began)
 
 
 class _Jobs(Collector):

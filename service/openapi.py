@@ -61,7 +61,6 @@ class DocumentedAPI(FastAPI):
         if self.openapi_schema is None:
             document = super().openapi()
             _drop_foreign_errors(document)
-            _make_keys_optional(document)
             _say_that_keys_are_optional(document)
             for path, body in _BODIES.items():
                 shown = {"examples": examples()} if path == "/generate" else {}
@@ -75,14 +74,6 @@ def examples() -> dict[str, Any]:
     """Requests that work on every checkpoint, at least one for each task."""
     read: dict[str, Any] = json.loads(Path(__file__).with_name("examples.json").read_text())
     return read
-
-
-def _make_keys_optional(document: dict[str, Any]) -> None:
-    """Where no key was ever made, none is asked for."""
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            if "security" in operation:
-                operation["security"].append({})
 
 
 def _drop_foreign_errors(document: dict[str, Any]) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.logs import about, current_names
+from service.answers import WatchedSend, route_of
 
 if TYPE_CHECKING:
     from jobs.otel import Tracing
@@ -30,18 +31,12 @@ class TracedRequests:
         names = current_names()
         known = {"http.request.method": "POST", "longcat.request_id": names["request_id"]}
         span = self._tracing.begin("POST", names.get("traceparent"), known, serves=True)
-        status = 500  # what is answered further out if nothing is answered here
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
+        watched = WatchedSend(send)
         try:
             with about({"traceparent": span.traceparent}):
-                await self._app(scope, receive, observed)
+                await self._app(scope, receive, watched)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = route_of(scope)
             span.rename(f"POST {route}")
-            span.note({"http.route": route, "http.response.status_code": status})
-            span.end(failed=status >= 500)
+            span.note({"http.route": route, "http.response.status_code": watched.status})
+            span.end(failed=watched.status >= 500)
