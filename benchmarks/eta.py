@@ -12,7 +12,6 @@ import base64
 import json
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,10 +22,9 @@ from typing import Any
 
 import httpx
 
+from benchmarks.installation import client_of_stack
 from benchmarks.machine import Machine
-from stack.demo import free_port, sample_image
-from stack.settings import StackSettings
-from stack.up import stack_up
+from stack.demo import sample_image
 
 HERE = Path(__file__).parent
 IN_SYSTEM = 4  # jobs that wait or run at a time
@@ -144,14 +142,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=30)
     count = parser.parse_args().jobs
     machine = Machine.here()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = StackSettings(data_dir=Path(folder), port=free_port())
-        with (
-            (Path(folder) / "log").open("w") as log,
-            stack_up(settings, lambda name, line: print(name, line, file=log)) as stack,
-            httpx.Client(base_url=stack.url, timeout=60.0) as client,
-        ):
-            jobs = observe(client, count)
+    with client_of_stack() as client:
+        jobs = observe(client, count)
     found = {"machine": asdict(machine), "errors": summary(jobs), "jobs": [asdict(job) for job in jobs]}
     (HERE / "eta.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "eta.md").write_text(_report(jobs, machine))

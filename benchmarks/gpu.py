@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch.nn.attention import SDPBackend
 
 from benchmarks import stages
 from benchmarks.formulas import block_sparse_flops, forward_flops
+from benchmarks.machine import commit
 from benchmarks.plot import bars
 from benchmarks.stages import FULL, TOY, Scale, Transformers
 from benchmarks.timing import TERA, Work, ceilings, medians, seconds
@@ -159,15 +159,13 @@ def cases_here() -> list[str]:
 
 def machine(device: torch.device) -> dict[str, str]:
     """Where it was measured, with what, at which commit."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     on_cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_cuda else platform.processor() or "CPU",
         "torch": torch.__version__,
         "cuDNN": str(torch.backends.cudnn.version()) if on_cuda else "-",
         "python": platform.python_version(),
-        "commit": commit or "unknown",
+        "commit": commit() or "unknown",
     }
 
 

@@ -35,7 +35,7 @@ class Machine:
             load=round(os.getloadavg()[0], 1),
             python=platform.python_version(),
             versions={package: version(package) for package in PACKAGES},
-            commit=_commit(),
+            commit=commit(),
             at=datetime.now(UTC).isoformat(timespec="minutes"),
         )
 
@@ -47,15 +47,15 @@ class Machine:
         )
 
 
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _commit() -> str:
+def commit() -> str:
     """The commit at hand, with a + where files differ from it."""
     said = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
     )
     return said.stdout.strip()
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -11,10 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -24,10 +21,8 @@ from unittest.mock import patch
 
 import httpx
 
+from benchmarks.installation import client_of_stack
 from benchmarks.machine import Machine
-from stack.demo import free_port
-from stack.settings import StackSettings
-from stack.up import stack_up
 
 WISH = {"prompt": "a red ball rolls", "resolution": "720p", "num_frames": 33, "num_inference_steps": 4}
 X264_PRESET = "veryslow"
@@ -74,19 +69,6 @@ def _lasted_s(jobs: list[Job]) -> float:
     return (max(datetime.fromisoformat(job["finished_at"]) for job in jobs) - began).total_seconds()
 
 
-@contextmanager
-def client_of_stack() -> Iterator[httpx.Client]:
-    """A stack of its own, in a folder that goes with it."""
-    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, LONGCAT_X264_PRESET=X264_PRESET):
-        settings = StackSettings(data_dir=Path(folder), port=free_port())
-        with (
-            (Path(folder) / "log").open("w") as log,
-            stack_up(settings, lambda name, line: print(name, line, file=log)) as stack,
-            httpx.Client(base_url=stack.url, timeout=60.0) as client,
-        ):
-            yield client
-
-
 def main() -> None:
     """Measure and write both files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overlap", description=__doc__)
@@ -94,7 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     options = parser.parse_args()
     machine = Machine.here()
-    with client_of_stack() as client:
+    with patch.dict(os.environ, LONGCAT_X264_PRESET=X264_PRESET), client_of_stack() as client:
         single_s, phases = alone(client)
         all_s = at_once(client, options.jobs)
     found = {

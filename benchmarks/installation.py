@@ -1,0 +1,27 @@
+"""A whole installation to measure: a real stack with a tiny checkpoint, in a folder that goes with it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from stack.demo import free_port
+from stack.settings import StackSettings
+from stack.up import stack_up
+
+
+@contextmanager
+def client_of_stack() -> Iterator[httpx.Client]:
+    """A client of a stack of its own, which has the settings of this process's environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = StackSettings(data_dir=Path(folder), port=free_port())
+        with (
+            (Path(folder) / "log").open("w") as log,
+            stack_up(settings, lambda name, line: print(name, line, file=log)) as stack,
+            httpx.Client(base_url=stack.url, timeout=60.0) as client,
+        ):
+            yield client
