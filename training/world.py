@@ -38,12 +38,8 @@ GROUNDS = {"black": (0.06,) * 3, "gray": (0.5,) * 3, "white": (0.94,) * 3, "beig
 
 SPEED_PX = {"slow": 0.8, "fast": 1.6}
 RADIUS_PX = {"small": 10.0, "big": 13.0}
-EXTENT = {
-    "ball": 1.0,
-    "square": 0.89,
-    "triangle": 1.56,
-    "star": 1.54,
-}  # of a shape as large as a ball of radius 1
+# of a shape as large as a ball of radius 1
+EXTENT = {"ball": 1.0, "square": 0.89, "triangle": 1.56, "star": 1.54}
 GROWTH_PX = {"slow": 0.4, "fast": 0.6}
 LARGEST_PX = 20.0
 TURN_FRAMES = {"slow": 24.0, "fast": 16.0}
@@ -156,10 +152,7 @@ def distance_to(shape: Shape, y: Float[Tensor, "*rest"], x: Float[Tensor, "*rest
     inner = inner or math.cos(half)  # radius of what lies between two corners, to the corners' radius
     outer = math.sqrt(math.pi / (corners * inner * math.sin(half)))
     angle = ((torch.atan2(x, -y) + (1 + 2 * turn) * half) % (2 * half) - half).abs()
-    u, v = (
-        reach * angle.cos() - outer,
-        reach * angle.sin(),
-    )  # from the nearest corner, half an edge folded on the other
+    u, v = reach * angle.cos() - outer, reach * angle.sin()  # from the nearest corner, edges folded together
     along, across = inner * outer * math.cos(half) - outer, inner * outer * math.sin(half)
     share = ((u * along + v * across) / (along**2 + across**2)).clamp(0, 1)
     away = ((u - share * along).square() + (v - share * across).square()).sqrt()

@@ -19,7 +19,7 @@ from jobs.connect import redis_reached
 from jobs.errors import JobEnded, JobNotFound, KeyReused, LeaseLost, LimitReached
 
 _FOLDER = Path(__file__).parent
-_PARTS = (
+_PARTS = (  # each may use those before it
     "shared",
     "limits",
     "line",
@@ -28,7 +28,7 @@ _PARTS = (
     "measures",
     "outbox",
     "states",
-)  # each may use those before it
+)
 _KEY_FIELD = "Idempotency-Key"
 
 

@@ -74,9 +74,7 @@ class Courier:
             except Unavailable as error:
                 logger.warning("cannot send webhooks now: %s", error.message)
             except Exception:
-                logger.exception(
-                    "a webhook could not be dealt with"
-                )  # it is due again when its lease is over
+                logger.exception("a webhook could not be dealt with; it is due again when its lease is over")
             self._ended.wait(self._settings.webhook_interval_s)
 
 

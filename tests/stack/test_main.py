@@ -83,8 +83,8 @@ class SignalsAtItsEnd:
 
 
 def test_what_is_asked_for_in_a_finaliser_is_not_forgotten():
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)}
-    handlers[signal.SIGALRM] = signal.getsignal(signal.SIGALRM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    handlers = {name: signal.getsignal(name) for name in signals}
     listen()
     try:
         SignalsAtItsEnd()
