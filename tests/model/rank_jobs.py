@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from model.errors import CheckpointError, LeaderError
+from model.fused import fuse
 from model.parallel import ContextParallel, divide
 from model.pipeline import Pipeline
 from model.request import Frames, Latents, Request, Stepped
@@ -77,6 +79,14 @@ def exhausted_leader(parallel: ContextParallel) -> tuple[str, str]:
 
 def velocity(parallel: ContextParallel, case: str) -> torch.Tensor:
     return parity_cases.velocity(case, parallel)[0]
+
+
+def compiled_velocity(parallel: ContextParallel, case: str, backend: str) -> torch.Tensor:
+    """The same with the blocks' parts compiled by a backend."""
+    dit = parity_cases.dit_for(case)
+    with patch("model.fused.torch.compile", partial(torch.compile, backend=backend)):
+        fuse(dit, "on")
+    return parity_cases.velocity(case, parallel, dit)[0]
 
 
 def encoders_here(parallel: ContextParallel, checkpoint: Path) -> bool:

@@ -101,6 +101,16 @@ def test_a_call_on_ranks_gives_what_one_device_gives(ranks, case, size):
         torch.testing.assert_close(ours, published, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [("i2v", "aot_eager"), *(pytest.param(case, "inductor", marks=pytest.mark.soak) for case in CASES)],
+)
+def test_compiled_parts_on_ranks_give_what_was_published(ranks, case, backend):
+    """Traced as for the compiler in the plain suite, and all cases by its own kernels in the long one."""
+    for ours in ranks.run("compiled_velocity", 2, case, backend):
+        torch.testing.assert_close(ours, velocity(case, ALONE)[1], rtol=0, atol=3e-5)
+
+
 def test_only_the_leader_loads_the_encoders(ranks, tiny_checkpoint):
     assert ranks.run("encoders_here", 3, tiny_checkpoint) == [True, False, False]
 
