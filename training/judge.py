@@ -16,12 +16,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from training.captions import Meaning, Told
-from training.world import COLOURS, GROUNDS, HEIGHT, SHAPES, WIDTH, Shape, cover
+from training.world import COLOURS, FPS, GROUNDS, HEIGHT, SHAPES, WIDTH, Shape, cover
 
 CHROMA = 0.3  # a pixel of a thing differs by so much between its strongest and weakest colour
 LEAST_AREA = 60.0
 STILL_PX, GROWTH, STRAIGHTNESS, ROUNDNESS = 0.25, 0.035, 0.75, 0.35
 FAST_PX = 1.2
+WHOLE_ACT = 16  # steps in which every motion has gone as far from still as it has to
 STRIPES = 0.02
 TEMPLATES = 5  # frames of which the shape is judged
 
@@ -39,9 +40,9 @@ class Region:
     area: float
 
 
-def look(frames: Frames) -> Told:
+def look(frames: Frames, fps: int = FPS) -> Told:
     """What a video in [0, 1] shows: things from left to right. A property that cannot be told is None."""
-    frames = _small(frames)
+    frames = _small(frames[:: fps // FPS])
     seen = regions(frames)
     count = Counter(len(things) for things in seen).most_common(1)[0][0]
     colours = Counter(region.colour for things in seen for region in things).most_common(count)
@@ -53,15 +54,21 @@ def look(frames: Frames) -> Told:
 
 
 def regions(frames: Frames) -> list[list[Region]]:
-    """For each 64×96 frame, connected regions of coloured pixels that are large enough to be things."""
-    labels = _connected(_coloured(frames))
+    """For each frame, connected regions of coloured pixels that are large enough to be things."""
+    frames = _small(frames)
+    labels = _connected(coloured(frames))
     return [list(_regions(*pair)) for pair in zip(frames, labels, strict=True)]
+
+
+def coloured(frames: Frames) -> Bool[Tensor, "n height width"]:
+    """Which pixels are a thing's: the grounds have hardly any colour."""
+    return frames.amax(-1) - frames.amin(-1) > CHROMA
 
 
 def motion(track: list[Region | None]) -> tuple[str | None, str | None]:
     """What a thing does, and how fast where that can be told, from its regions over time."""
     present = [region for region in track if region]
-    steps = len(track) - 1
+    steps = min(len(track) - 1, WHOLE_ACT)
     if len(present) < 0.75 * len(track) or steps < 4:
         return None, None
     rows = _smooth(_unwrapped([region.row for region in present], HEIGHT))
@@ -101,7 +108,7 @@ def _small(frames: Frames) -> Frames:
 
 def _thing(track: list[Region | None], frames: Frames) -> Meaning:
     every = max(1, len(track) // TEMPLATES)
-    masks = list(_coloured(frames[::every]))
+    masks = list(coloured(frames[::every]))
     doing, speed = motion(track)
     colour = next(region.colour for region in track if region)
     return Meaning(shape(track[::every], masks), colour, doing, speed, None)
@@ -115,10 +122,6 @@ def _overlap(name: Shape, region: Region, mask: Mask) -> float:
     near = cover("ball", row, column, 1.7 * radius)[0] > 0.5
     mask = mask & near
     return float((template & mask).sum() / (template | mask).sum())
-
-
-def _coloured(frames: Frames) -> Bool[Tensor, "n height width"]:
-    return frames.amax(-1) - frames.amin(-1) > CHROMA
 
 
 def _regions(
@@ -135,15 +138,18 @@ def _connected(mask: Bool[Tensor, "n height width"]) -> Float[Tensor, "n height 
     """The same number for all pixels of a region, 0 outside; numbers spread until nothing changes."""
     labels = torch.arange(1.0, mask[0].numel() + 1).view(mask[0].shape) * mask
     while True:
-        around = F.pad(labels[:, None], (1, 1, 1, 1), mode="circular")
-        rows, columns = (
-            F.max_pool2d(around, (1, 3), 1)[..., 1:-1, :],
-            F.max_pool2d(around, (3, 1), 1)[..., 1:-1],
-        )
-        after = torch.maximum(rows, columns)[:, 0] * mask
+        after = _along_rows(_along_rows(labels, mask).mT, mask.mT).mT
         if torch.equal(after, labels):
             return labels
         labels = after
+
+
+def _along_rows(labels: Float[Tensor, "n h w"], mask: Bool[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    """The largest number of each run of pixels in a row; what ends on the right goes on on the left."""
+    begins = mask & ~mask.roll(1, -1)
+    run = begins.cumsum(-1) % begins.sum(-1, keepdim=True).clamp(min=1)
+    largest = torch.zeros_like(labels).scatter_reduce(-1, run, labels, "amax")
+    return largest.gather(-1, run) * mask
 
 
 def _colour(pixels: Float[Tensor, "n 3"]) -> str:
@@ -191,7 +197,7 @@ def _largest(things: list[Region], colour: str) -> Region | None:
 
 def _ground(frames: Frames) -> tuple[str, bool]:
     """The tone nearest to the ground's, and whether its rows differ."""
-    plain = ~_coloured(frames)
+    plain = ~coloured(frames)
     rows = torch.stack([frames[:, row][plain[:, row]].median(0).values for row in range(frames.shape[1])])
     tone = rows.nanmean(0)
     ground = min(GROUNDS, key=lambda name: float((tone - torch.tensor(GROUNDS[name])).abs().sum()))
