@@ -57,13 +57,25 @@ def predicted(dit: Dit, seen: Noised, text: Text, sparse: bool = False) -> Float
     return dit(seen.x, seen.timesteps, layout, dit.read(*text))[:, :, seen.num_clean :]
 
 
+def stepped(seen: Noised, velocity: Float[Tensor, "b c f h w"], sigma: Float[Tensor, " b"]) -> Noised:
+    """The same after a step of the sampler to these noise levels; clean frames stay."""
+    timesteps = torch.where(seen.timesteps > 0, 1000 * sigma[:, None], 0)
+    way = (seen.timesteps - timesteps)[:, None, seen.num_clean :, None, None] / 1000
+    clean, noisy = seen.x[:, :, : seen.num_clean], seen.x[:, :, seen.num_clean :]
+    return Noised(torch.cat([clean, noisy + way * velocity], 2), timesteps, seen.num_clean)
+
+
 def flow_loss(dit: Dit, batch: Batch, random: np.random.Generator) -> Float[Tensor, ""]:
     """Squared error of the predicted velocity."""
     noise = noise_like(batch.latents, random)
     sigma = noise_levels(len(noise), random).to(noise.device)
     velocity = predicted(dit, noised(batch, noise, sigma), batch.text)
-    error = velocity - (batch.latents - noise)[:, :, batch.num_clean :]
-    return (WEIGHTS.to(error.device) * error.square().mean((0, 2, 3, 4))).sum()
+    return velocity_error(velocity, (batch.latents - noise)[:, :, batch.num_clean :])
+
+
+def velocity_error(said: Float[Tensor, "b c f h w"], wanted: Float[Tensor, "b c f h w"]) -> Float[Tensor, ""]:
+    """Squared error, of mean colours before all."""
+    return (WEIGHTS.to(said.device) * (said - wanted).square().mean((0, 2, 3, 4))).sum()
 
 
 def noise_like(latents: Float[Tensor, "*shape"], random: np.random.Generator) -> Float[Tensor, "*shape"]:

@@ -2,8 +2,11 @@
 
 `python -m training.refine RUN CHECKPOINT` trains `refinement_lora` with block-sparse attention. The sampler
 begins half way between noise and the latents of a clip that was decoded and stretched; a straight way
-leads from there to the latents of the same scene drawn in full, and that is learned.
+leads from there to the latents of the same scene drawn in full, and that is learned. Some clips are held to
+clean first frames, as after an image or another segment.
 """
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.dit import Dit
-from model.geometry import Size, refine_frames
+from model.geometry import RefineFrames, Size, frames_of_latents, latent_frames, refine_frames
 from model.pixels import padded, stretched
 from model.shapes import T_THRESH
 from model.vae import Vae
@@ -19,16 +22,27 @@ from training import lora
 from training.captions import caption
 from training.cells import latents
 from training.checkpoint import load_dit
-from training.flow import Noised, noise_like, predicted
+from training.flow import Batch, noise_like, noised, predicted, velocity_error
+from training.latents import NUM_FRAMES, shown
 from training.reader import Reader
 from training.stage import stage
 from training.transformer import trainable
-from training.world import HEIGHT, WIDTH, Scene, draw, place, random_scene
+from training.world import HEIGHT, WIDTH, Scene, draw
 
-STEPS = 600
-NUM_FRAMES, POOL_CLIPS, SEED = 17, 64, 13
+STEPS = 1600
+POOL_CLIPS = 96
+HELD_FRAMES = (0, 0, 1, 10)  # in turn; ten are the five that segments share, doubled
+BLEMISHES = 0.1  # noise in the latents of what is refined, since sampled ones are not perfect either
 
-Ends = tuple[Float[Tensor, "c f h w"], Float[Tensor, "c f h w"], Scene]
+
+@dataclass(frozen=True)
+class Pair:
+    """Latents of a clip as the sampler is given it and as it should become, and how many are held clean."""
+
+    blurred: Float[Tensor, "c f h w"]
+    sharp: Float[Tensor, "c f h w"]
+    num_clean: int
+    scene: Scene
 
 
 def main() -> None:
@@ -37,35 +51,42 @@ def main() -> None:
     dit = trainable(load_dit(told.checkpoint, told.device))
     reader = Reader.load(told.checkpoint, told.device)
     vae = Vae.load(told.checkpoint, told.device, torch.float32)
-    pool = [ends(vae, index) for index in range(POOL_CLIPS)]
+    pool = [pair(vae, index) for index in range(POOL_CLIPS)]
     changes = lora.attach(dit).to(told.device)
     lora.train(told, changes, lambda random: refine_loss(dit, reader, pool, random))
     lora.save(changes, told.checkpoint / "lora" / "refinement_lora.safetensors")
 
 
-def ends(vae: Vae, index: int) -> Ends:
-    """Latents of a clip as the sampler is given it, and as it should become."""
-    random = np.random.default_rng((SEED, index))
-    placed = place(random_scene(random), random)
-    lie = refine_frames(2 * NUM_FRAMES, 0)
-    small = draw(placed, torch.arange(float(NUM_FRAMES)))
-    decoded = torch.cat(list(vae.decode(vae.encode(small, torch.Generator().manual_seed(index))))).cpu()
-    blurred = stretched(decoded, Size(2 * HEIGHT, 2 * WIDTH), lie.num_frames)
-    sharp = draw(placed, torch.linspace(0, NUM_FRAMES - 1, lie.num_frames), scale=2)
-    back, count = lie.padded_frames - lie.num_frames, 1 + 4 * (lie.noise_latents - 1)
-    return latents(padded(blurred, 0, back)[:count]), latents(padded(sharp, 0, back)[:count]), placed.scene
+def pair(vae: Vae, index: int) -> Pair:
+    """A clip of the data set, made small and drawn large."""
+    placed, first = shown(index)
+    lie = refine_frames(2 * NUM_FRAMES, HELD_FRAMES[index % len(HELD_FRAMES)])
+    last = first + NUM_FRAMES - 1
+    small = draw(placed, torch.linspace(first, last, NUM_FRAMES)).to(vae.device)
+    sharp = draw(placed, torch.linspace(first, last, lie.num_frames), scale=2)
+    random = torch.Generator().manual_seed(index)
+    seen = vae.encode(small, random)
+    seen = seen + BLEMISHES * torch.randn(seen.shape, generator=random).to(seen)
+    blurred = stretched(torch.cat(list(vae.decode(seen))), Size(2 * HEIGHT, 2 * WIDTH), lie.num_frames)
+    return Pair(_latents(blurred.cpu(), lie), _latents(sharp, lie), lie.condition_latents, placed.scene)
 
 
-def refine_loss(dit: Dit, reader: Reader, pool: list[Ends], random: np.random.Generator) -> Float[Tensor, ""]:
-    """Squared error of the velocity along the straight way from a blurred, noised clip to the sharp one."""
-    blurred, sharp, scene = pool[random.integers(len(pool))]
-    end = reader.normalised(sharp[None])
-    start = (1 - T_THRESH) * reader.normalised(blurred[None]) + T_THRESH * noise_like(end, random)
-    part = float(random.random())
-    timesteps = torch.full((1, end.shape[2]), 1000 * T_THRESH * part, device=end.device)
-    seen = Noised(end.lerp(start, part), timesteps, num_clean=0)
-    velocity = predicted(dit, seen, reader.read([caption(scene, random)]), sparse=True)
-    return (velocity - (end - start) / T_THRESH).square().mean()
+def _latents(clip: Float[Tensor, "n height width 3"], lie: RefineFrames) -> Float[Tensor, "c f h w"]:
+    """Of the clip as the VAE is given it, padded, of which it takes whole groups."""
+    whole = padded(clip, lie.front_padding, lie.padded_frames - lie.front_padding - lie.num_frames)
+    return latents(whole[: frames_of_latents(latent_frames(lie.padded_frames))])
+
+
+def refine_loss(dit: Dit, reader: Reader, pool: list[Pair], random: np.random.Generator) -> Float[Tensor, ""]:
+    """Error of the velocity along the straight way from a blurred, noised clip to the sharp one."""
+    clip = pool[random.integers(len(pool))]
+    end = reader.normalised(clip.sharp[None])
+    start = (1 - T_THRESH) * reader.normalised(clip.blurred[None]) + T_THRESH * noise_like(end, random)
+    batch = Batch(end, clip.num_clean, reader.read([caption(clip.scene, random)]))
+    seen = noised(batch, start, torch.tensor([random.random()], dtype=end.dtype, device=end.device))
+    seen = replace(seen, timesteps=T_THRESH * seen.timesteps)
+    wanted = ((end - start) / T_THRESH)[:, :, clip.num_clean :]
+    return velocity_error(predicted(dit, seen, batch.text, sparse=True), wanted)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
     run = Run(told.folder, {"dit": dit, "averaged": averaged, "optimiser": optimiser})
     while run.step < told.steps:
         random = np.random.default_rng((7, run.step))
-        loss = flow_loss(dit, pick(clips, reader, random, images=run.step < IMAGE_STEPS), random)
+        images = run.step < IMAGE_STEPS
+        batch = pick(clips, reader, random, IMAGE_BATCH if images else BATCH, images)
+        loss = flow_loss(dit, batch, random)
         optimiser.step(loss, learning_rate(run.step, told.steps))
         average(averaged, dit, run.step)
         if run.step % LOG_EVERY == 0:
@@ -67,11 +69,13 @@ def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
     return averaged
 
 
-def pick(clips: Clips, reader: Reader, random: np.random.Generator, images: bool = False) -> Batch:
-    """Clips from the data set with fresh captions; without clean frames, of beginnings only."""
+def pick(
+    clips: Clips, reader: Reader, random: np.random.Generator, count: int, images: bool = False
+) -> Batch:
+    """So many clips from the data set with fresh captions; without clean frames, of beginnings only."""
     num_clean = 0 if images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
     among = range(len(clips.scenes)) if num_clean else clips.beginnings
-    picked = [among[i] for i in random.integers(len(among), size=IMAGE_BATCH if images else BATCH)]
+    picked = [among[i] for i in random.integers(len(among), size=count)]
     latents = clips.latents[picked, :, : 1 if images else None]
     captions = [words(clips.scenes[index], random) for index in picked]
     return Batch(reader.normalised(latents), num_clean, reader.read(captions))

@@ -15,6 +15,7 @@ from training.flow import (
     noise_like,
     noised,
     predicted,
+    stepped,
 )
 from training.transformer import CONFIG, new_dit
 
@@ -70,6 +71,18 @@ def test_one_euler_step_along_the_truth_leads_from_noise_to_the_clip():
     truth = batch.latents - noise
     x = noise - (0.0 - 1.0) * truth  # the sampler's step from sigma 1 to 0
     assert torch.allclose(x, batch.latents, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_clean", [0, 2])
+def test_a_step_along_the_truth_leads_to_the_same_clip_with_less_noise(num_clean):
+    batch, noise = batch_of(num_clean), torch.ones(2, 16, 3, 8, 12)
+    seen = noised(batch, noise, torch.tensor([0.9, 0.5]))
+    truth = (batch.latents - noise)[:, :, num_clean:]
+    less = stepped(seen, truth, torch.tensor([0.6, 0.0]))
+    wanted = noised(batch, noise, torch.tensor([0.6, 0.0]))
+    assert torch.allclose(less.x, wanted.x, atol=1e-6)
+    assert torch.equal(less.timesteps, wanted.timesteps)
+    assert less.num_clean == num_clean
 
 
 @pytest.mark.parametrize("num_clean", [0, 1, 2])
