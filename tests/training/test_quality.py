@@ -1,61 +1,88 @@
-"""How what was made is compared with what was asked for, and shown."""
+"""What the films of many trials are worth together, and how that is kept and shown."""
+
+import json
 
 import pytest
 import torch
 
-from training.captions import Meaning, Told, read
-from training.quality import PROPERTIES, judged, markdown, table
+from training.quality import FIRST, behind, markdown, tabulate, write
 from training.sheet import Video, sheet
-
-RED_BALL = Told((Meaning("ball", "red", "left", "slow", None),), "black", striped=False)
-
-
-def video(mode="standard", right=True, psnr=30.0):
-    properties = dict.fromkeys(PROPERTIES, True) | {"colour": right}
-    return Video(mode, "a red ball <moving> left", properties, torch.rand(3, 8, 8, 3), {"PSNR": psnr})
+from training.trials import PROPERTIES
 
 
-def test_what_was_told_and_seen_is_right():
-    assert all(judged(read("a red ball moving left"), RED_BALL).values())
+def video(mode="standard", task="text to video", number=0, colour=True, **scores):
+    right = dict.fromkeys(PROPERTIES, True) | {"colour": colour}
+    frames = torch.zeros(17, 64, 96, 3)
+    scores = {"colour, %": 100.0 * colour, "film, s": 2.0, **scores}
+    return Video(mode, task, number, "a red ball <moving> left", right, scores, frames)
 
 
-def test_what_was_told_otherwise_is_wrong_and_nothing_else():
-    right = judged(read("a red star moving left"), RED_BALL)
-    assert right == {"colour": True, "shape": False, "motion": True, "count": True}
+def test_the_table_has_the_mean_of_every_score_in_each_mode():
+    table = tabulate([video(), video(colour=False), video("distilled")])
+    assert table["standard"] == {"colour, %": 50, "film, s": 2}
+    assert table["distilled"]["colour, %"] == 100
 
 
-def test_a_thing_too_many_makes_everything_wrong():
-    two = Told(RED_BALL.things * 2, "black", striped=False)
-    assert not any(judged(read("a red ball moving left"), two).values())
+def test_a_score_counts_only_where_it_is_given():
+    table = tabulate([video(), video(task="image to video", **{"first frame, dB": 30.0})])
+    assert table["standard"]["first frame, dB"] == 30
 
 
-def test_nothing_seen_is_wrong():
-    assert not any(judged(read("a red ball moving left"), Told((), None, None)).values())
-
-
-def test_the_table_has_the_share_of_what_is_right_and_the_mean_of_what_is_measured():
-    rows = table([video(), video(right=False, psnr=20.0), video("distilled")])
-    assert rows["standard"]["colour"] == pytest.approx(50)
-    assert rows["standard"]["shape"] == pytest.approx(100)
-    assert rows["standard"]["PSNR"] == pytest.approx(25)
-    assert rows["distilled"]["colour"] == pytest.approx(100)
+def test_rows_of_several_ranks_say_so():
+    assert list(tabulate([video()], num_ranks=2)) == ["standard, 2 ranks"]
 
 
 def test_the_table_reads_as_markdown():
-    lines = markdown(table([video()])).splitlines()
-    assert lines[0].startswith("| | colour | shape | motion | count |")
-    assert lines[2].startswith("| standard | 100.0 |")
-    assert len({line.count("|") for line in lines}) == 1
+    lines = markdown(tabulate([video()])).splitlines()
+    assert lines[0] == "| | colour, % | film, s |"
+    assert lines[2] == "| standard | 100.0 | 2.0 |"
 
 
 def test_a_value_that_a_mode_does_not_have_stays_empty():
-    rows = {"a": {"colour": 1.0}, "b": {"colour": 2.0, "PSNR": 3.0}}
-    assert markdown(rows).splitlines()[2] == "| a | 1.0 |  |"
+    table = {"a": {"colour, %": 1.0}, "b": {"colour, %": 2.0, "join error, px": 3.0}}
+    assert markdown(table).splitlines()[2] == "| a | 1.0 |  |"
+
+
+def test_what_was_measured_before_stays_beside_what_is_measured_now(tmp_path):
+    write([video(), video("distilled")], tmp_path, num_ranks=1)
+    write([video(number=FIRST, colour=False)], tmp_path, num_ranks=1)
+    write([video()], tmp_path, num_ranks=2)
+    tables = json.loads((tmp_path / "quality.json").read_text())
+    assert list(tables["all"]) == ["standard", "distilled", "standard, 2 ranks"]
+    assert tables["all"]["standard"]["colour, %"] == 0
+    assert (tmp_path / "quality.md").read_text() == markdown(tables["all"])
+    assert {path.name for path in tmp_path.glob("*.html")} == {"sheet.html", "sheet-2-ranks.html"}
+
+
+def test_of_the_first_trials_there_is_a_table_of_their_own(tmp_path):
+    write([video(number=number, colour=number < FIRST) for number in range(2 * FIRST)], tmp_path, 1)
+    tables = json.loads((tmp_path / "quality.json").read_text())
+    assert tables["all"]["standard"]["colour, %"] == 50
+    assert tables[f"first {FIRST}"]["standard"]["colour, %"] == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "still", "worse"),
+    [
+        ("colour, %", 100, 75, 50),
+        ("first frame, dB", 35.0, 34.0, 33.9),
+        ("join error, px", 0.5, 1.5, 1.6),
+        ("elsewhere, levels", 1.0, 2.0, 2.1),
+    ],
+)
+def test_a_score_falls_behind_by_more_than_one_film_or_unit(name, before, still, worse):
+    assert behind({name: still}, {name: before}, films=4) == []
+    assert behind({name: worse}, {name: before}, films=4) == [f"{name} is {worse:g}, was {before:g}"]
+
+
+def test_what_is_better_or_slower_is_not_behind():
+    assert behind({"join error, px": 0.0, "film, s": 99.0}, {"join error, px": 9.0, "film, s": 1.0}, 4) == []
 
 
 def test_the_page_shows_every_film_with_its_caption_and_what_is_wrong():
-    page = sheet([video(), video("distilled", right=False)])
+    page = sheet([video(), video("distilled", colour=False)])
     assert page.count("data:image/webp;base64,") == 2
+    assert page.count("<h2>") == 2
     assert "a red ball &lt;moving&gt; left" in page
     assert "<moving>" not in page
     assert page.count("<b>colour</b>") == 1
