@@ -28,6 +28,7 @@ from service.openapi import DocumentedAPI
 from service.request_ids import RequestIds
 from service.settings import Settings
 from service.tracing import TracedRequests
+from service.uploads import remove_abandoned
 from service.webhooks import routes as webhook_routes
 from service.webhooks.courier import Courier
 from service.webhooks.signing import Signer
@@ -81,6 +82,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         check_server(backend.redis)
     except Unavailable:
         logger.warning("Redis cannot be reached yet; requests are answered 503 until it can")
+    remove_abandoned(backend.settings.upload_dir)
     courier = Courier(
         Outbox(backend.redis), Signer(backend.redis, backend.settings.webhook_secret), backend.settings
     )

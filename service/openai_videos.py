@@ -7,8 +7,6 @@ A video of theirs is a job of ours under the same id. What is sent is brought to
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -36,6 +34,7 @@ from service.openai_views import Video, VideoDeleted, VideoPage, poll_after_ms
 from service.reading import Body, opened_body
 from service.routes import delete_job
 from service.submission import submit
+from service.uploads import upload_folder
 
 router = APIRouter(prefix="/v1/videos", tags=["OpenAI"])
 
@@ -156,8 +155,8 @@ def _extend(request: ExtensionRequest, body: Body, backend: Backend, hold: Hold 
         with in_their_words():
             return submit(longer_video(request, body.files["video"], None, limits), backend, hold)
     finished = _finished(request.video.id, backend)
-    with TemporaryDirectory(dir=backend.settings.upload_dir, prefix="longcat-") as folder:
-        clip = Path(folder) / "finished.mp4"
+    with upload_folder(backend.settings.upload_dir) as folder:
+        clip = folder / "finished.mp4"
         backend.storage.fetch(finished.video_key, clip)
         with clip.open("rb") as file, in_their_words():
             size = Size(finished.height, finished.width)

@@ -7,16 +7,14 @@ it (`worker.supervisor`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from jobs.capability import latest
-from jobs.errors import InvalidRequest, Unavailable
+from jobs.errors import InvalidRequest, JobNotFound, Unavailable
 from jobs.idempotency import Hold
 from jobs.keys import new_job_id
 from jobs.logs import about, current_names, names_of
@@ -26,9 +24,10 @@ from model.shapes import Limits
 from service.backend import Backend
 from service.bodies import GenerateRequest
 from service.errors import invalid
-from service.inputs import Given, Intake, store
+from service.inputs import Given, Input, Intake
 from service.orders import check_capability, check_texts, settle_order
 from service.reading import FILES, Body
+from service.uploads import upload_folder
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +42,12 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     limits = Limits.from_json(capability.limits)
     check_texts(request, limits)
     job_id = hold.job_id if hold else new_job_id()
-    with TemporaryDirectory(dir=backend.settings.upload_dir, prefix="longcat-") as folder:
-        intake = Intake(job_id, Path(folder), backend.settings, limits.fps)
+    with upload_folder(backend.settings.upload_dir) as folder:
+        intake = Intake(job_id, folder, backend.settings, limits.fps)
         inputs = intake.take_all(_given(request, body.files))
         order = settle_order(request, inputs, limits)
         check_capability(order, capability)
-        if inputs:
-            backend.ledger.reserve(job_id)
-            store(inputs, backend.storage)
+        _store(job_id, inputs.values(), backend)
     return _queue(
         Submission(
             id=job_id,
@@ -83,6 +80,24 @@ def _given(request: GenerateRequest, files: Mapping[str, BinaryIO]) -> dict[str,
     return {**sources, **files}
 
 
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """What the ledger says if the id was given up meanwhile, in words for who sent the request."""
+    try:
+        yield
+    except JobNotFound as error:
+        raise Unavailable("storing the inputs took too long; try again") from error
+
+
+@_in_time()
+def _store(job_id: str, inputs: Iterable[Input], backend: Backend) -> None:
+    """Put inputs where the worker fetches them; unless the job is submitted they are removed."""
+    for taken in inputs:
+        backend.ledger.reserve(job_id)
+        backend.storage.put(taken.file.key, taken.path, taken.file.media_type)
+
+
+@_in_time()
 def _queue(submission: Submission, backend: Backend) -> Job:
     job = backend.ledger.submit(submission)
     with about(names_of(job)):

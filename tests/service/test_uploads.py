@@ -1,0 +1,50 @@
+"""Folders of requests: gone with the request, or when the next process starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from service.uploads import remove_abandoned, upload_folder
+
+DIES_IN_A_REQUEST = """
+import os, pathlib, signal, sys
+from service.uploads import upload_folder
+with upload_folder(pathlib.Path(sys.argv[1])) as folder:
+    (folder / "clip.received").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_folder_is_gone_after_its_request(tmp_path):
+    with upload_folder(tmp_path) as folder:
+        (folder / "clip.received").write_bytes(b"clip")
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_gone_after_a_request_that_failed(tmp_path):
+    with pytest.raises(ZeroDivisionError), upload_folder(tmp_path):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(tmp_path):
+    subprocess.run([sys.executable, "-c", DIES_IN_A_REQUEST, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    with upload_folder(tmp_path) as folder:
+        remove_abandoned(tmp_path)
+        assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_others_have_there_stays(tmp_path):
+    (tmp_path / "longcat-notes").mkdir()
+    (tmp_path / "longcat-upload-notes.txt").write_text("no folder")
+    remove_abandoned(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_where_nothing_was_made_yet_there_is_nothing_to_remove(tmp_path):
+    remove_abandoned(tmp_path / "not-there")
