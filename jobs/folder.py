@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,20 +49,23 @@ class FolderStorage:
         """See `Storage`."""
         write_atomically(path, self.read(key))
 
-    def delete_prefix(self, prefix: str) -> None:
-        """See `Storage`."""
+    def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
+        """See `Storage`; files that were being written when their writer died go as well."""
         folder = self._root / checked_prefix(prefix)
         with _disk_errors(prefix):
-            while folder.exists():
-                with suppress(FileNotFoundError):  # somebody else removes it, too
-                    shutil.rmtree(folder)
+            for parent, _, names in os.walk(folder, topdown=False, onerror=_unless_gone):
+                for path in (Path(parent, name) for name in names):
+                    if not (self._is_key(path) and self._key(path).startswith(keep)):
+                        path.unlink(missing_ok=True)
+                with suppress(OSError):  # it is not empty, or somebody else removes it, too
+                    Path(parent).rmdir()
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See `Storage`; files still being written are not among them, and folders may go meanwhile."""
         folder = self._root / checked_prefix(prefix)
         for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
-            if not path.name.startswith("."):
-                yield path.relative_to(self._root).as_posix()
+            if self._is_key(path):
+                yield self._key(path)
 
     def link(self, key: str, expires_s: float) -> str | None:
         """See `Storage`: a folder has no links."""
@@ -75,6 +77,14 @@ class FolderStorage:
         with _reading(key), self._path(key).open("rb") as file:
             file.seek(start)
             yield from _chunks(file, end - start)
+
+    @staticmethod
+    def _is_key(path: Path) -> bool:
+        """Whether all of it is there; see `write_atomically`."""
+        return not path.name.startswith(".")
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
 
     def _path(self, key: str) -> Path:
         return self._root / checked(key)
@@ -97,6 +107,11 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
         except BaseException:
             Path(part.name).unlink(missing_ok=True)
             raise
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _chunks(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from jobs.keys import new_job_id
 from jobs.record import Job
 from jobs.scripts import Scripts, fields_of
 
-KEEP_S = 900.0  # longer than a request may take, shorter than the files of one that failed are kept
+KEEP_S = 900.0  # longer than a request may take
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ what counts is committed in Redis, and keys carry the attempt. boto3 tries a few
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from jobs.errors import KeyMissing, Unavailable
 from jobs.folder import CHUNK_BYTES, write_atomically
 from jobs.keys import checked, checked_prefix
-from jobs.settings import SharedSettings
+from jobs.settings import S3_TRIES, SharedSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -71,17 +71,19 @@ class S3Storage:
         """See `jobs.storage.Storage`."""
         write_atomically(path, self.read(key))
 
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
         """See `jobs.storage.Storage`; uploads that were broken off go as well."""
         with _s3_errors(prefix):
             for key in self.keys(prefix):
-                self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
+                if not key.startswith(keep):
+                    self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
             uploads = self._client.get_paginator("list_multipart_uploads")
             for page in uploads.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for upload in page.get("Uploads", ()):
-                    self._client.abort_multipart_upload(
-                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
+                    with suppress(self._client.exceptions.NoSuchUpload):  # somebody else did it
+                        self._client.abort_multipart_upload(
+                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See `jobs.storage.Storage`."""
@@ -125,7 +127,7 @@ def _client(settings: SharedSettings, endpoint_url: str | None) -> S3Client:
         config=Config(
             connect_timeout=settings.s3_connect_timeout_s,
             read_timeout=settings.s3_read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": 3},
+            retries={"mode": "standard", "total_max_attempts": S3_TRIES},
             signature_version="s3v4",
             request_checksum_calculation="when_required",  # stores other than AWS know no trailing checksums
             response_checksum_validation="when_required",

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from jobs.logs import LogFormat
 
 PREFIX = "LONGCAT_"
+S3_TRIES = 3  # of each request
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -54,6 +55,15 @@ class SharedSettings(BaseSettings):
     def storage_folder(self) -> Path | None:
         """The folder in which videos lie, None where they lie in an S3 store."""
         return None if self.storage_location.startswith("s3://") else Path(self.storage_location)
+
+    @property
+    def late_s(self) -> float:
+        """How long after it was begun an upload may still arrive in the storage.
+
+        For a third of that the client tries; then it has given up, or is dead, and what it had sent the store
+        may yet finish.
+        """
+        return 3 * S3_TRIES * (self.s3_connect_timeout_s + self.s3_read_timeout_s)
 
     @property
     def traces(self) -> bool:

@@ -32,8 +32,11 @@ class Storage(Protocol):
     def fetch(self, key: str, path: Path) -> None:
         """Copy to a local file, which appears when it is complete. Raises KeyMissing, DiskFull."""
 
-    def delete_prefix(self, prefix: str) -> None:
-        """Remove everything under a prefix that ends in a slash; nothing there is no error."""
+    def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
+        """Remove everything under a prefix that ends in a slash, but for what is under those to `keep`.
+
+        What was never stored whole goes wherever it is. Nothing there is no error.
+        """
 
     def keys(self, prefix: str) -> Iterator[str]:
         """All keys under a prefix that ends in a slash."""

@@ -31,29 +31,31 @@ def sweep(ledger: Ledger, tickets: TicketQueue) -> Swept:
 
 
 def remove_files(ledger: Ledger, storage: Storage) -> int:
-    """Remove files of jobs that ended or are gone; gives how many jobs those were. Raises Unavailable."""
-    job_ids = ledger.removals()
-    for job_id in job_ids:
+    """Remove files of jobs that ended or are gone; gives how many jobs those were. Raises Unavailable.
+
+    Each comes up twice: at once, and when nothing can be on its way to the storage any more.
+    """
+    due = ledger.removals()
+    for job_id, since in due.items():
         remove_files_of(job_id, ledger, storage)
-    return len(job_ids)
+        ledger.removed(job_id, since)  # only now: until then another does it again
+    return len(due)
 
 
 def remove_files_of(job_id: str, ledger: Ledger, storage: Storage) -> None:
     """Remove all files of a job that is gone, those without use of one that ended. Raises Unavailable."""
     try:
-        prefixes = _useless(ledger.get(job_id), storage)
+        useful = _useful(ledger.get(job_id))
     except JobNotFound:
-        prefixes = None
-    for prefix in [job_prefix(job_id)] if prefixes is None else prefixes:
-        storage.delete_prefix(prefix)
-    ledger.removed(job_id, all_files=prefixes is None)  # only now: until then another does it again
+        useful = ()
+    storage.delete_prefix(job_prefix(job_id), useful)
 
 
-def _useless(job: Job, storage: Storage) -> list[str]:
-    """Where an ended job has files that are neither inputs nor its result."""
+def _useful(job: Job) -> tuple[str, ...]:
+    """Where an ended job has its inputs and its result."""
     assert job.ended
-    kept = {_folder(input_key(job.id, "any")), *([_folder(job.result.video_key)] if job.result else [])}
-    return sorted({_folder(key) for key in storage.keys(job_prefix(job.id))} - kept)
+    result = (_folder(job.result.video_key),) if job.result else ()
+    return (_folder(input_key(job.id, "any")), *result)
 
 
 def _folder(key: str) -> str:
@@ -77,7 +79,7 @@ def keep_sweeping(ledger: Ledger, tickets: TicketQueue, stop: Event, every_s: fl
 
 
 def keep_removing(ledger: Ledger, storage: Storage, stop: Event, every_s: float = REMOVE_EVERY_S) -> None:
-    """Remove files of jobs that are gone until `stop` is set; a thread's body."""
+    """Remove files of jobs that ended or are gone until `stop` is set; a thread's body."""
     _repeat(lambda: remove_files(ledger, storage), every_s, stop)
 
 

@@ -65,8 +65,8 @@ class Swept:
 class Ledger:
     """The record of every job. Safe to share between threads.
 
-    All methods raise Unavailable while Redis cannot be reached. `clock` (milliseconds) replaces the server's
-    in tests.
+    All methods raise Unavailable while Redis cannot be reached. `late_s` is how long a file may be on its way
+    to the storage (`SharedSettings.late_s`). `clock` (milliseconds) replaces the server's in tests.
     """
 
     def __init__(
@@ -75,12 +75,14 @@ class Ledger:
         *,
         retention_s: float = 7 * 86400.0,
         max_attempts: int = 3,
+        late_s: float = 300.0,
         quotas: Quotas = Quotas(),  # noqa: B008 - frozen
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._redis = redis
         self._retention_s = retention_s
         self._max_attempts = max_attempts
+        self._late_s = late_s
         self._quotas = quotas
         self._run: Callable[..., Any] = Scripts(redis, clock).run
 
@@ -92,12 +94,12 @@ class Ledger:
 
     # The service
 
-    def reserve(self, job_id: str, keep_s: float = 3600.0) -> None:
-        """Say that files of a job not yet submitted are about to be stored.
+    def reserve(self, job_id: str) -> None:
+        """Say that a file is about to be stored; unless the job is submitted within `late_s`, it is removed.
 
-        If it is not submitted within `keep_s`, they are removed: no upload that was broken off leaves files.
+        So a request that was broken off leaves none. Raises JobNotFound once the time is up.
         """
-        self._run("reserve", id=job_id, keep_ms=_ms(keep_s))
+        self._run("reserve", id=job_id, keep_ms=_ms(self._late_s))
 
     def admit(self, owner: str) -> None:
         """Count a request of this owner. Raises LimitReached if requests come too fast."""
@@ -169,7 +171,7 @@ class Ledger:
 
         A running job is cancelled and goes when its holder has let go. Raises JobNotFound.
         """
-        return bool(self._run("delete", id=job_id))
+        return bool(self._run("delete", id=job_id, token=uuid4().hex))
 
     def counts(self) -> dict[Status, int]:
         """How many jobs are in each status."""
@@ -222,8 +224,7 @@ class Ledger:
     def succeed(self, claim: Claim, result: Result, timings_s: Mapping[str, float]) -> Status:
         """End the job with its result: the one commit. Gives the state in which it ended.
 
-        That is `cancelled` if it had been asked for. Raises LeaseLost; in both cases the files stored for
-        this claim are of no use.
+        That is `cancelled` if it had been asked for. Raises LeaseLost.
         """
         return self._finish(claim, "succeeded", timings_s, result=_dump(result))
 
@@ -239,8 +240,7 @@ class Ledger:
     def requeue(self, claim: Claim, *, crashed: bool) -> Status:
         """Let go of the job, which keeps its place in the queue. Gives the state that follows.
 
-        A crash uses up an attempt, and the last one fails the job; a drain gives its attempt back. Raises
-        LeaseLost.
+        A crash uses up an attempt, and the last one fails the job; a drain gives it back. Raises LeaseLost.
         """
         return _status(self._hold("requeue", claim, crashed=crashed, crash_error=_dump(_CRASHED)))
 
@@ -257,16 +257,16 @@ class Ledger:
             ids.setdefault(what.decode(), []).append(job_id.decode())
         return Swept(**{what: tuple(changed) for what, changed in ids.items()})
 
-    def removals(self, limit: int = 100) -> list[str]:
-        """Jobs that ended or are gone and may have files without use; `removed` takes one off this list."""
-        return [job_id.decode() for job_id in self._run("removals", limit=limit)]
+    def removals(self, limit: int = 100) -> dict[str, str]:
+        """Jobs that ended or are gone whose files are to be looked through, and since when."""
+        return fields_of(self._run("removals", limit=limit))
 
-    def removed(self, job_id: str, *, all_files: bool) -> None:
-        """The files without use are removed: those are all, if the job was gone."""
-        self._run("removed", id=job_id, all=all_files)
+    def removed(self, job_id: str, since: str) -> None:
+        """Files without use of one of `removals` are removed; the first time, once more `late_s` later."""
+        self._run("removed", id=job_id, since=since, late_ms=_ms(self._late_s))
 
     def stored_late(self, job_id: str) -> None:
-        """A file was stored for a claim that was lost: it is of no use if the job has ended."""
+        """A file may have been stored for a claim that was lost: it is of no use if the job has ended."""
         self._run("stored_late", id=job_id)
 
     def owns_files(self, job_id: str) -> bool:

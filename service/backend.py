@@ -57,6 +57,7 @@ class Backend:
                 redis,
                 retention_s=settings.retention_s,
                 max_attempts=settings.max_attempts,
+                late_s=settings.late_s,
                 quotas=settings.quotas,
             ),
             keys=IdempotencyKeys(redis),

@@ -16,7 +16,6 @@ from urllib.parse import unquote_to_bytes
 from jobs.errors import InvalidInput
 from jobs.keys import input_key
 from jobs.order import InputFile
-from jobs.storage import Storage
 from model.shapes import Clip
 from service.bodies import Source
 from service.clips import probe_clip
@@ -98,12 +97,6 @@ class Intake:
             **clip._asdict(),
         )
         return Input(file, path)
-
-
-def store(inputs: Mapping[str, Input], storage: Storage) -> None:
-    """Put checked inputs where the worker fetches them. Raises Unavailable, DiskFull."""
-    for taken in inputs.values():
-        storage.put(taken.file.key, taken.path, taken.file.media_type)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int) -> None:

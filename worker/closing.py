@@ -1,7 +1,7 @@
 """The end of a job in this supervisor's hands: its film is stored and committed, or it failed, or goes back.
 
 Each job is closed in a thread of its own, so neither Redis nor the storage being away holds up the group or
-another job. The ledger decides; what it refuses (the lease was lost) leaves nothing behind in the storage.
+another job. The ledger decides, also what of the job is of use in the storage.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from jobs.errors import DeadlineExceeded, JobNotFound, LeaseLost, LongCatError, Unavailable
-from jobs.keys import attempt_prefix, job_prefix
+from jobs.errors import DeadlineExceeded, LeaseLost, LongCatError, Unavailable
 from jobs.logs import about, names_of
 from jobs.queue import TicketQueue
 from jobs.record import ENDED, JobError, Status
@@ -164,12 +163,7 @@ class Closer:
         return status
 
     def _lost(self, held: Held) -> None:
-        """Somebody else has the job, or it is gone: what this attempt stored is nobody's."""
+        """Somebody else has the job, or it is gone: what was stored here is removed behind its end."""
         logger.warning("job %s is no longer held here", held.job_id)
         self._saves.forget(held, FLUSH_S)
-        with suppress(Unavailable):
-            self._storage.delete_prefix(attempt_prefix(held.job_id, held.claim.attempt))
-            try:
-                self._ledger.get(held.job_id)
-            except JobNotFound:
-                self._storage.delete_prefix(job_prefix(held.job_id))
+        patiently(lambda: self._ledger.stored_late(held.job_id))

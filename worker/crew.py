@@ -93,7 +93,12 @@ def _take(seat: Seat, ranks: int) -> None:
 
 
 def _places(settings: WorkerSettings, redis: Redis, spool: Spool) -> Places:
-    ledger = Ledger(redis, retention_s=settings.retention_s, max_attempts=settings.max_attempts)
+    ledger = Ledger(
+        redis,
+        retention_s=settings.retention_s,
+        max_attempts=settings.max_attempts,
+        late_s=settings.late_s,
+    )
     storage = open_storage(settings)
     saves = Saves(ledger, storage, spool)
     return Places(ledger, TicketQueue(redis), storage, spool, saves)

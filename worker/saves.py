@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,6 +21,7 @@ from jobs.keys import job_prefix, state_key
 from jobs.storage import Storage
 from jobs.transitions import Ledger
 from worker.held import Held
+from worker.patience import patiently
 from worker.protocol import Save
 from worker.spool import Spool
 
@@ -93,9 +94,8 @@ class Saves:
                 time.sleep(PAUSE_S)
                 self._again(held, save)
             except LeaseLost:
-                logger.info("job %s is somebody else's: its state is not stored", held.job_id)
-                with suppress(Unavailable):
-                    self._ledger.stored_late(held.job_id)
+                logger.info("job %s is somebody else's, or has ended: its state is of no use", held.job_id)
+                patiently(partial(self._ledger.stored_late, held.job_id))
             except (LongCatError, OSError):
                 logger.exception("a state of job %s cannot be stored", held.job_id)
             finally:
@@ -117,11 +117,16 @@ class Saves:
             self._storing = None
             self._change.notify_all()
 
+    def _check(self, held: Held) -> None:
+        """No upload begins after the job ended: when it is looked for what is left, all have arrived."""
+        if self._ledger.beat(held.claim) == "lost":
+            raise LeaseLost("the lease ran out")
+
     def _store(self, held: Held, save: Save) -> None:
-        held.check_lease()
         before = held.save
         for name in save.files:
             if before is None or name not in before.files:
+                self._check(held)
                 kind = STATE_TYPE if name == save.state else PIECE_TYPE
                 self._storage.put(_key(held.job_id, name), held.folder / name, kind)
         self._ledger.remember(held.claim, save.model_dump())

@@ -24,8 +24,11 @@
 --   longcat:leases                  zset     jobs held, by the time in ms when the lease runs out
 --   longcat:claims:<token>          string   the job that a claim took, while its answer may be asked for again
 --   longcat:expiring                zset     ended jobs, by the time in ms when they are to be removed
---   longcat:reserved                zset     ids with files but no record yet, by the time in ms when they lapse
---   longcat:removals                zset     ids that are gone or ended and whose files are to be looked through
+--   longcat:removals                zset     ids whose files are to be looked through, by the time in ms from which on
+--                                            none is stored: they ended or are gone; or they are reserved until then
+--   longcat:settling                zset     those looked through, by the time in ms when they are to be once more, since
+--                                            what was on its way to the storage has arrived by then
+--   longcat:deletes:<token>         string   that a deletion was done, while its answer may be asked for again
 --   longcat:submitted               counter  numbers jobs in order of submission
 --   longcat:idempotency:<hash>      hash     the job that answers an idempotency key, and what was asked for
 --   longcat:swept                   string   when the last sweep was, in ms
@@ -72,6 +75,13 @@ end
 local function visible(id)
   local job = read(id)
   if job and (not given.owner or job.owner == given.owner) then return job end
+end
+
+-- Whether there was a job with this id, or a reservation for one, and there never will be again.
+local function is_gone(id)
+  local since = redis.call('ZSCORE', 'longcat:removals', id)
+  local is_listed = since and tonumber(since) <= now or redis.call('ZSCORE', 'longcat:settling', id)
+  return is_listed and not read(id)
 end
 
 -- Sets fields of the record; false removes one.

@@ -1,6 +1,6 @@
 local job = visible(given.id)
 if not job then
-  if redis.call('ZSCORE', 'longcat:removals', given.id) then return NOT_FOUND end
+  if is_gone(given.id) then return NOT_FOUND end
   job = given.record
   if job.idempotency_key then
     local bound, fingerprint = unpack(redis.call('HMGET', job.idempotency_key, 'job', 'fingerprint'))
@@ -14,7 +14,7 @@ if not job then
     redis.call('PERSIST', job.idempotency_key)
   end
   local number = redis.call('INCR', 'longcat:submitted')
-  redis.call('ZREM', 'longcat:reserved', job.id)
+  redis.call('ZREM', 'longcat:removals', job.id)
   if job.max_queue_ms then redis.call('ZADD', 'longcat:queue_deadlines', now + job.max_queue_ms, job.id) end
   for _, key in ipairs(index_keys('all', job.owner)) do redis.call('ZADD', key, number, job.id) end
   write(job, job)

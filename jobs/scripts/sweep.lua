@@ -1,4 +1,4 @@
--- Leases, waits, retentions and reservations that ran out. Answers pairs of what was done and to which job.
+-- Leases, waits and retentions that ran out. Answers pairs of what was done and to which job.
 local BATCH = 100
 local changes = {}
 
@@ -37,11 +37,6 @@ end
 for _, id in ipairs(due('longcat:expiring')) do
   remove(read(id))
   changed('expired', id)
-end
-
-for _, id in ipairs(due('longcat:reserved')) do
-  redis.call('ZREM', 'longcat:reserved', id)
-  redis.call('ZADD', 'longcat:removals', now, id)
 end
 
 return changes

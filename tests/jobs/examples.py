@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from redis import Redis
 
+from jobs.errors import Unavailable
+from jobs.folder import FolderStorage
 from jobs.keys import new_job_id, thumbnail_key, video_key
 from jobs.order import Order
 from jobs.record import Job, Result
@@ -14,6 +17,7 @@ from jobs.submission import Submission
 from jobs.transitions import Claim, Ledger
 
 LEASE_S = 30.0
+LATE_S = 300.0
 ORDER = Order(
     task="text_to_video",
     prompts=("a red ball rolls — «über» 球",),
@@ -56,7 +60,7 @@ class Desk:
     @classmethod
     def open(cls, redis: Redis, **options: Any) -> Desk:
         clock = Clock()
-        return cls(Ledger(redis, clock=clock, **options), clock)
+        return cls(Ledger(redis, clock=clock, **{"late_s": LATE_S, **options}), clock)
 
     def submit(self, **fields: Any) -> Job:
         return self.ledger.submit(a_submission(**fields))
@@ -73,12 +77,58 @@ class Desk:
         assert claim.job.id == job.id
         return claim
 
+    def settle(self) -> None:
+        """Let all files arrive that are on their way to the storage."""
+        self.clock.advance(LATE_S)
+
+    def look_through_files(self) -> set[str]:
+        """Say of all jobs whose files are to be looked through that this was done; those jobs."""
+        due = self.ledger.removals()
+        for job_id, since in due.items():
+            self.ledger.removed(job_id, since)
+        return set(due)
+
     def lose_lease(self) -> None:
         """Let all leases run out, seen by sweepers that never slept, and sweep."""
         for _ in range(int(LEASE_S) + 1):
             self.ledger.sweep()
             self.clock.advance(1)
         self.ledger.sweep()
+
+
+@dataclass
+class AwayStorage:
+    """A storage of which nothing can be removed at the moment."""
+
+    storage: FolderStorage
+    is_away: bool = True
+
+    def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
+        if self.is_away:
+            raise Unavailable("the store cannot be reached")
+        self.storage.delete_prefix(prefix, keep)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.storage, name)
+
+
+@dataclass
+class SlowStorage:
+    """A storage that finishes each upload when its client has given up."""
+
+    storage: FolderStorage
+    taken_in: list[tuple[str, Path, str]] = field(default_factory=list)
+
+    def put(self, key: str, path: Path, media_type: str) -> None:
+        self.taken_in.append((key, path, media_type))
+        raise Unavailable("the store did not answer in time")
+
+    def finish(self) -> None:
+        while self.taken_in:
+            self.storage.put(*self.taken_in.pop())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.storage, name)
 
 
 def keys_of(redis: Redis, pattern: str = "*") -> set[str]:

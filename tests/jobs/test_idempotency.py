@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import KeyReused
 from jobs.idempotency import KEEP_S, IdempotencyKeys
-from tests.jobs.examples import a_submission
+from tests.jobs.examples import LATE_S, a_submission
 
 
 @pytest.fixture
@@ -110,3 +110,12 @@ def test_a_key_goes_when_its_job_expires(keys, ledger, clock, redis):
     clock.advance((ended.expires_at - ended.finished_at).total_seconds() + 1)
     ledger.sweep()
     assert not redis.exists(hold.name)
+
+
+def test_a_key_whose_files_are_being_removed_is_given_another_id(keys, ledger, clock):
+    hold = keys.hold("", "k", "f")
+    ledger.reserve(hold.job_id)
+    clock.advance(LATE_S)
+    again = keys.hold("", "k", "f")
+    assert again.job_id != hold.job_id
+    assert ledger.submit(a_submission(id=again.job_id, hold=again)).status == "queued"

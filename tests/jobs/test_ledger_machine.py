@@ -23,7 +23,7 @@ from jobs.errors import GenerationFailed, JobEnded, JobNotFound, LeaseLost
 from jobs.order import Priority
 from jobs.record import ENDED, Progress, Status
 from jobs.transitions import Claim
-from tests.jobs.examples import LEASE_S, Desk, a_result, keys_of
+from tests.jobs.examples import LATE_S, LEASE_S, Desk, a_result, keys_of
 
 MAX_ATTEMPTS = 2
 RETENTION_S = 1000
@@ -41,7 +41,10 @@ class Line:
 
 @dataclass
 class Expected:
-    """What a job should be like. `holder` is the fence of who holds it, `ended_by` of who ended it."""
+    """What a job should be like. `holder` is the fence of who holds it.
+
+    Its files are to be looked through if it is `listed`, and for the last time at `settled_ms`.
+    """
 
     line: Line
     number: int
@@ -58,6 +61,8 @@ class Expected:
     delete_requested: bool = False
     gone: bool = False
     expires_ms: int = 0
+    listed: bool = False
+    settled_ms: int | None = None
     saved: dict[str, Any] | None = None
     ends: list[Status] = field(default_factory=list)
 
@@ -66,8 +71,16 @@ class Expected:
         self.ends.append(self.status)
         self.holder = None
         self.expires_ms = now_ms + RETENTION_S * 1000
-        self.gone = self.delete_requested
+        self.listed = self.begun
+        if self.delete_requested:
+            self.go()
         return self.status
+
+    def go(self) -> None:
+        self.gone = self.listed = True
+
+    def is_to_be_looked_through(self, now_ms: int) -> bool:
+        return self.listed or (self.settled_ms is not None and self.settled_ms <= now_ms)
 
     def put_back(self, now_ms: int, *, crashed: bool) -> str:
         if self.cancel_requested:
@@ -209,9 +222,16 @@ class LedgerMachine(RuleBasedStateMachine):
         assert gone
         if job.status == "queued":
             job.end("cancelled", self.now_ms)
-        job.gone = True
+        job.go()
 
-    @rule(seconds=st.sampled_from([1, 9, 11, LEASE_S, 61, RETENTION_S]))
+    @rule(claim=claims)
+    def store_late(self, claim: Claim) -> None:
+        self.desk.ledger.stored_late(claim.job.id)
+        job = self.expected[claim.job.id]
+        if job.status in ENDED:
+            job.listed = True
+
+    @rule(seconds=st.sampled_from([1, 9, 11, LEASE_S, 61, LATE_S, RETENTION_S]))
     def time_passes(self, seconds: float) -> None:
         self.desk.clock.advance(seconds)
 
@@ -228,15 +248,18 @@ class LedgerMachine(RuleBasedStateMachine):
             elif job.status == "queued" and (job.queue_deadline_ms or self.now_ms + 1) <= self.now_ms:
                 job.end("failed", self.now_ms)
             elif job.status in ENDED and job.expires_ms <= self.now_ms:
-                job.gone = True
+                job.go()
         self.desk.ledger.sweep()
 
     @rule()
     def remove_files(self) -> None:
-        for job_id in self.desk.ledger.removals():
+        for job_id, since in self.desk.ledger.removals().items():
             job = self.expected[job_id]
-            assert job.gone or job.status in ENDED
-            self.desk.ledger.removed(job_id, all_files=job.gone)
+            if job.settled_ms is not None and job.settled_ms <= self.now_ms:
+                job.settled_ms = None
+            else:
+                job.listed, job.settled_ms = False, self.now_ms + round(LATE_S * 1000)
+            self.desk.ledger.removed(job_id, since)
 
     @invariant()
     def every_job_is_as_expected(self) -> None:
@@ -264,6 +287,12 @@ class LedgerMachine(RuleBasedStateMachine):
         held = [job_id for job_id, job in self.expected.items() if job.holder is not None]
         assert self.redis.zcard("longcat:leases") == len(held)
         assert all(self.redis.zscore("longcat:leases", job_id) for job_id in held)
+
+    @invariant()
+    def files_of_all_that_ended_are_looked_through_and_once_more_when_none_can_come(self) -> None:
+        due = {id_ for id_, job in self.expected.items() if job.is_to_be_looked_through(self.now_ms)}
+        assert self.desk.ledger.removals().keys() == due
+        assert all(self.expected[job_id].status in ENDED for job_id in due)
 
     @invariant()
     def lists_agree_with_records(self) -> None:

@@ -85,7 +85,8 @@ def outcome(
     desk.submit(id="waiting")
     losing()
     answer = call(desk.ledger, claim)
-    kept = keys_of(redis) - keys_of(redis, "longcat:events:*") - keys_of(redis, "longcat:claims:*")
+    of_calls = keys_of(redis, "longcat:claims:*") | keys_of(redis, "longcat:deletes:*")
+    kept = keys_of(redis) - keys_of(redis, "longcat:events:*") - of_calls
     return answer, {key: content(redis, key) for key in sorted(kept)}
 
 

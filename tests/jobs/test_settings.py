@@ -24,6 +24,12 @@ def test_without_anything_set_everything_has_a_value():
     assert (settings.lease_s, settings.max_attempts) == (30.0, 3)
 
 
+def test_how_late_a_file_may_come_follows_from_how_long_a_client_tries():
+    settings = SharedSettings(s3_connect_timeout_s=1, s3_read_timeout_s=4)
+    assert settings.late_s == 3 * 3 * 5
+    assert SharedSettings().late_s == 315
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LONGCAT_REDIS_URL", "redis://elsewhere")
     monkeypatch.setenv("LONGCAT_STORAGE", "s3://bucket/prefix")

@@ -126,6 +126,13 @@ class TestEveryStorage:
         storage.delete_prefix(job_prefix("abc"))
         assert sorted(storage.keys("jobs/")) == sorted(others)
 
+    def test_what_is_kept_stays_when_all_else_goes(self, storage: Storage, put):
+        kept = [thumbnail_key("abc", 2), video_key("abc", 2)]
+        for key in (*kept, KEY, video_key("abc", 22)):
+            put(key, b"bytes")
+        storage.delete_prefix(job_prefix("abc"), keep=("jobs/abc/2/", "jobs/abc/inputs/"))
+        assert sorted(storage.keys("jobs/")) == kept
+
     def test_removing_nothing_is_no_error(self, storage: Storage):
         storage.delete_prefix(job_prefix("nothing"))
         assert list(storage.keys("jobs/")) == []
@@ -235,6 +242,22 @@ class TestFolder:
         storage.delete_prefix(job_prefix("abc"))
         assert not part.parent.exists()
 
+    def test_unfinished_files_go_from_among_those_that_are_kept(self, root: Path):
+        part = root / job_prefix("abc") / "1/.part"
+        for path in (part, root / KEY):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"bytes")
+        storage = FolderStorage(root)
+        storage.delete_prefix(job_prefix("abc"), keep=("jobs/abc/1/",))
+        assert list(storage.keys("jobs/")) == [KEY]
+        assert not part.exists()
+
+    def test_a_folder_that_cannot_be_listed_is_unavailable(self, root: Path):
+        root.mkdir()
+        (root / "jobs").write_text("a file where the folder should be")
+        with pytest.raises(Unavailable):
+            FolderStorage(root).delete_prefix(job_prefix("abc"))
+
     def test_folders_that_go_while_they_are_listed_are_no_error(
         self, root: Path, monkeypatch: pytest.MonkeyPatch
     ):
@@ -339,6 +362,13 @@ class TestS3:
         storage.delete_prefix(job_prefix("abc"))
         left = client.list_multipart_uploads(Bucket=s3_bucket.name)["Uploads"]
         assert [upload["Key"] for upload in left] == [f"some/prefix/{video_key('other', 1)}"]
+
+    def test_uploads_that_were_broken_off_go_also_where_files_are_kept(self, s3_bucket: S3Bucket):
+        storage = open_storage(s3_settings(s3_bucket))
+        client = storage._client  # type: ignore[attr-defined]
+        client.create_multipart_upload(Bucket=s3_bucket.name, Key=f"some/prefix/{KEY}")
+        storage.delete_prefix(job_prefix("abc"), keep=("jobs/abc/1/",))
+        assert "Uploads" not in client.list_multipart_uploads(Bucket=s3_bucket.name)
 
     def test_a_store_that_nobody_answers_for_is_unavailable(self, s3_bucket: S3Bucket, tmp_path: Path):
         (tmp_path / "source").write_bytes(b"bytes")

@@ -1,43 +1,27 @@
-"""What sweeping repairs: dead holders, long waits, expired jobs, lost tickets, files that nobody owns."""
+"""What sweeping repairs: dead holders, long waits, expired jobs, lost tickets."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import pytest
 from redis import Redis
 
-from jobs.errors import JobNotFound, OutOfMemory, Unavailable
+from jobs.errors import JobNotFound
 from jobs.folder import FolderStorage
-from jobs.keys import input_key, state_key, thumbnail_key, video_key
 from jobs.queue import TicketQueue
-from jobs.storage import Storage
-from jobs.sweep import keep_removing, keep_sweeping, orphans, remove_files, sweep
+from jobs.sweep import keep_removing, keep_sweeping, sweep
 from jobs.transitions import Ledger
-from tests.jobs.examples import LEASE_S, Desk, a_result, a_submission
+from tests.jobs.examples import LEASE_S, AwayStorage, Desk, a_result, a_submission
 from tests.waiting import wait_until
 
 
 @pytest.fixture
 def tickets(redis: Redis) -> TicketQueue:
     return TicketQueue(redis)
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> FolderStorage:
-    return FolderStorage(tmp_path / "storage")
-
-
-def store(storage: Storage, key: str, tmp_path: Path) -> str:
-    path = tmp_path / "file"
-    path.write_bytes(b"bytes")
-    storage.put(key, path, "video/mp4")
-    return key
 
 
 class TestLeases:
@@ -239,149 +223,6 @@ class TestTickets:
         assert tickets.count() == 1
 
 
-class TestFiles:
-    def test_a_deleted_job_leaves_no_file(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
-        job = desk.submit()
-        other = store(storage, video_key("other", 1), tmp_path)
-        store(storage, input_key(job.id, "image.png"), tmp_path)
-        store(storage, video_key(job.id, 1), tmp_path)
-        desk.ledger.delete(job.id)
-        assert remove_files(desk.ledger, storage) == 1
-        assert list(storage.keys("jobs/")) == [other]
-        assert desk.ledger.removals() == []
-
-    def test_an_expired_job_leaves_no_file(self, redis: Redis, storage: FolderStorage, tmp_path: Path):
-        desk = Desk.open(redis, retention_s=10)
-        job = desk.submit()
-        store(storage, input_key(job.id, "image.png"), tmp_path)
-        desk.ledger.cancel(job.id)
-        desk.clock.advance(11)
-        assert remove_files(desk.ledger, storage) == 0
-        desk.ledger.sweep()
-        remove_files(desk.ledger, storage)
-        assert list(storage.keys("jobs/")) == []
-
-    def test_files_that_could_not_be_removed_are_removed_later(
-        self, desk: Desk, storage: FolderStorage, tmp_path: Path
-    ):
-        job = desk.submit()
-        store(storage, video_key(job.id, 1), tmp_path)
-        desk.ledger.delete(job.id)
-        with pytest.raises(Unavailable):
-            remove_files(desk.ledger, Away(storage))
-        assert remove_files(desk.ledger, storage) == 1
-        assert list(storage.keys("jobs/")) == []
-
-    def test_inputs_of_a_job_that_was_never_submitted_are_removed(
-        self, desk: Desk, storage: FolderStorage, tmp_path: Path
-    ):
-        desk.ledger.reserve("broken-off", keep_s=60)
-        store(storage, input_key("broken-off", "image.png"), tmp_path)
-        desk.clock.advance(59)
-        desk.ledger.sweep()
-        assert remove_files(desk.ledger, storage) == 0
-        desk.clock.advance(1)
-        desk.ledger.sweep()
-        assert remove_files(desk.ledger, storage) == 1
-        assert list(storage.keys("jobs/")) == []
-
-    def test_inputs_of_a_submitted_job_stay(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
-        desk.ledger.reserve("abc", keep_s=60)
-        key = store(storage, input_key("abc", "image.png"), tmp_path)
-        desk.submit(id="abc")
-        desk.ledger.reserve("abc", keep_s=60)
-        desk.clock.advance(3600)
-        desk.ledger.sweep()
-        assert remove_files(desk.ledger, storage) == 0
-        assert list(storage.keys("jobs/")) == [key]
-
-    def test_a_reservation_that_ran_out_can_no_longer_be_submitted(self, desk: Desk):
-        desk.ledger.reserve("late", keep_s=60)
-        desk.clock.advance(61)
-        desk.ledger.sweep()
-        with pytest.raises(JobNotFound):
-            desk.submit(id="late")
-
-    def test_orphans_are_the_files_that_no_job_accounts_for(
-        self, desk: Desk, storage: FolderStorage, tmp_path: Path
-    ):
-        job = desk.submit()
-        store(storage, video_key(job.id, 1), tmp_path)
-        deleted = desk.submit()
-        store(storage, video_key(deleted.id, 1), tmp_path)
-        desk.ledger.delete(deleted.id)
-        desk.ledger.reserve("reserved")
-        store(storage, input_key("reserved", "image.png"), tmp_path)
-        left_by_a_zombie = store(storage, video_key("nobodys", 1), tmp_path)
-        store(storage, "notes/readme.txt", tmp_path)
-        assert list(orphans(desk.ledger, storage)) == [left_by_a_zombie]
-
-
-class TestFilesOfEndedJobs:
-    def test_inputs_and_the_result_stay_and_all_else_goes(
-        self, desk: Desk, storage: FolderStorage, tmp_path: Path
-    ):
-        first = desk.start()
-        desk.ledger.requeue(first, crashed=True)
-        claim = desk.claim()
-        job_id = claim.job.id
-        kept = [
-            store(storage, key, tmp_path)
-            for key in (input_key(job_id, "image.png"), thumbnail_key(job_id, 2), video_key(job_id, 2))
-        ]
-        for key in (video_key(job_id, 1), state_key(job_id, "s/s"), state_key(job_id, "piece/piece.mp4")):
-            store(storage, key, tmp_path)
-        desk.ledger.succeed(claim, a_result(claim), {})
-        assert remove_files(desk.ledger, storage) == 1
-        assert sorted(storage.keys(f"jobs/{job_id}/")) == sorted(kept)
-        assert desk.ledger.removals() == []
-
-    def test_of_a_failed_job_the_inputs_stay(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
-        claim = desk.start()
-        kept = store(storage, input_key(claim.job.id, "image.png"), tmp_path)
-        store(storage, video_key(claim.job.id, 1), tmp_path)
-        desk.ledger.fail(claim, OutOfMemory("too large"), {})
-        remove_files(desk.ledger, storage)
-        assert list(storage.keys("jobs/")) == [kept]
-
-    def test_a_job_that_was_never_begun_has_none_to_be_looked_for(self, desk: Desk):
-        desk.ledger.cancel(desk.submit().id)
-        assert desk.ledger.removals() == []
-
-    def test_a_job_that_goes_meanwhile_goes_with_all_files(
-        self, desk: Desk, storage: FolderStorage, tmp_path: Path
-    ):
-        claim = desk.start()
-        store(storage, video_key(claim.job.id, 1), tmp_path)
-        desk.ledger.succeed(claim, a_result(claim), {})
-        desk.ledger.delete(claim.job.id)
-        desk.ledger.removed(claim.job.id, all_files=False)  # by who saw it before it went
-        assert remove_files(desk.ledger, storage) == 1
-        assert list(storage.keys("jobs/")) == []
-
-    def test_a_storage_that_is_away_is_asked_again(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
-        claim = desk.start()
-        store(storage, state_key(claim.job.id, "s/s"), tmp_path)
-        desk.ledger.acknowledge_cancel(claim)
-        with pytest.raises(Unavailable):
-            remove_files(desk.ledger, Away(storage))
-        remove_files(desk.ledger, storage)
-        assert list(storage.keys("jobs/")) == []
-
-
-class Away:
-    """A storage whose files cannot be removed at the moment."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def delete_prefix(self, prefix: str) -> None:
-        raise Unavailable("the store cannot be reached")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
-
-
 class TestThreads:
     @pytest.fixture
     def stop(self) -> Iterator[Event]:
@@ -404,11 +245,11 @@ class TestThreads:
     ):
         caplog.set_level(logging.WARNING)
         ledger.delete(ledger.submit(a_submission()).id)
-        away = Away(storage)
+        away = AwayStorage(storage)
         thread = Thread(target=keep_removing, args=(ledger, away, stop, 0.01))
         thread.start()
         wait_until(lambda: "put off" in caplog.text)
-        away.delete_prefix = storage.delete_prefix  # type: ignore[method-assign]
+        away.is_away = False
         wait_until(lambda: not ledger.removals())
         stop.set()
         thread.join()

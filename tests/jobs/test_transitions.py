@@ -380,32 +380,31 @@ class TestDelete:
             desk.ledger.get(job.id)
         assert desk.ledger.page() == []
         assert desk.ledger.claim("a", LEASE_S) is None
-        assert desk.ledger.removals() == [job.id]
+        assert desk.ledger.removals().keys() == {job.id}
 
     def test_deleting_twice_is_deleting_once(self, desk: Desk):
         job = desk.submit()
         desk.ledger.delete(job.id)
-        assert desk.ledger.delete(job.id) is True
-        desk.ledger.removed(job.id, all_files=True)
         with pytest.raises(JobNotFound):
             desk.ledger.delete(job.id)
+        assert desk.ledger.removals().keys() == {job.id}
 
     def test_a_running_job_is_cancelled_and_goes_when_its_holder_lets_go(self, desk: Desk):
         claim = desk.start()
         assert desk.ledger.delete(claim.job.id) is False
         assert desk.ledger.get(claim.job.id).cancel_requested
-        assert desk.ledger.removals() == []
+        assert desk.ledger.removals() == {}
         assert desk.ledger.beat(claim) == "cancel"
         desk.ledger.acknowledge_cancel(claim)
         with pytest.raises(JobNotFound):
             desk.ledger.get(claim.job.id)
-        assert desk.ledger.removals() == [claim.job.id]
+        assert desk.ledger.removals().keys() == {claim.job.id}
 
     def test_a_running_job_whose_holder_died_goes_with_the_lease(self, desk: Desk):
         claim = desk.start()
         desk.ledger.delete(claim.job.id)
         desk.lose_lease()
-        assert desk.ledger.removals() == [claim.job.id]
+        assert desk.ledger.removals().keys() == {claim.job.id}
         assert desk.ledger.beat(claim) == "lost"
 
     def test_nothing_of_a_deleted_job_stays_in_redis_once_its_files_are_removed(
@@ -414,13 +413,16 @@ class TestDelete:
         claim = desk.start(owner="me", max_queue_s=9)
         desk.ledger.succeed(claim, a_result(claim), {})
         desk.ledger.delete(claim.job.id)
-        desk.ledger.removed(claim.job.id, all_files=True)
+        assert desk.look_through_files() == {claim.job.id}
+        desk.settle()
+        assert desk.look_through_files() == {claim.job.id}
         of_all_jobs = {
             *("longcat:submitted", "longcat:turn:normal", "longcat:served:normal", "longcat:queued_work"),
             *("longcat:measures", "longcat:runs:any", "longcat:runs:text_to_video"),
             *("longcat:pace:any", "longcat:pace:text_to_video"),
         }
-        assert keys_of(redis) - keys_of(redis, "longcat:claims:*") == of_all_jobs
+        of_calls = keys_of(redis, "longcat:claims:*") | keys_of(redis, "longcat:deletes:*")
+        assert keys_of(redis) - of_calls == of_all_jobs
 
 
 class TestRunDeadline:

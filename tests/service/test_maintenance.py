@@ -11,10 +11,14 @@ import pytest
 from jobs.errors import Unavailable
 from jobs.queue import TicketQueue
 from jobs.transitions import Ledger
+from service import submission
 from service.maintenance import Maintenance
+from service.reading import Body
 from tests.service.media import encoded, in_base64, picture
 from tests.service.working import tidy
 from tests.waiting import wait_until
+
+WITH_IMAGE = {"prompt": "a cat", "image": {"base64": in_base64(encoded(picture()))}}
 
 
 @pytest.fixture
@@ -48,9 +52,9 @@ def test_the_job_of_a_silent_worker_is_queued_again(order, worker, backend, clie
 
 
 def test_an_expired_job_takes_its_files_along(order, worker, backend, client):
-    job = order(image={"base64": in_base64(encoded(picture()))})
+    job = order(**WITH_IMAGE)
     worker.succeed(worker.claim())
-    assert len(list(worker.storage.keys(f"jobs/{job['id']}/"))) == 3
+    assert len(list(worker.storage.keys(f"jobs/{job['id']}/"))) >= 3
     tidy(at(backend, 8 * 86400))
     assert client.get(f"/jobs/{job['id']}").status_code == 404
     assert list(worker.storage.keys(f"jobs/{job['id']}/")) == []
@@ -62,6 +66,27 @@ def test_files_of_an_order_that_was_broken_off_are_removed(worker, backend):
     worker.storage.put("jobs/broken-off/inputs/image.png", worker.folder / "input", "image/png")
     tidy(at(backend, 2 * 3600))
     assert list(worker.storage.keys("jobs/broken-off/")) == []
+
+
+@pytest.mark.usefixtures("client")
+def test_a_process_that_dies_before_its_order_is_queued_leaves_no_files(worker, backend, monkeypatch):
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    before = set(worker.storage.keys("jobs/"))
+    monkeypatch.setattr(submission, "_queue", die)
+    with pytest.raises(SystemExit):
+        submission.submit(Body(WITH_IMAGE), backend)
+    assert len(set(worker.storage.keys("jobs/")) - before) == 1
+    tidy(at(backend, 3600))
+    assert set(worker.storage.keys("jobs/")) == before
+
+
+def test_an_order_that_took_too_long_to_store_may_be_sent_again(client, backend, monkeypatch):
+    monkeypatch.setattr(backend.ledger, "reserve", Ledger(backend.redis, late_s=0.0).reserve)
+    answer = client.post("/generate", json=WITH_IMAGE)
+    assert answer.status_code == 503
+    assert "try again" in answer.json()["error"]["message"]
 
 
 def often(backend, **changes):
@@ -102,14 +127,15 @@ class Hanging:
     def __init__(self):
         self.asked, self.may_answer = Event(), Event()
 
-    def delete_prefix(self, prefix):
+    def delete_prefix(self, prefix, keep=()):
         self.asked.set()
         self.may_answer.wait()
 
 
 def test_a_storage_that_hangs_does_not_hold_up_leases(order, backend, redis):
-    backend.ledger.reserve("broken-off", keep_s=0.0)
-    ledger, storage = Stumbling(backend.ledger, []), Hanging()
+    hasty = Ledger(redis, late_s=0.0)
+    hasty.reserve("broken-off")
+    ledger, storage = Stumbling(hasty, []), Hanging()
     with Maintenance(often(backend, ledger=ledger, storage=storage)):
         assert storage.asked.wait(30)
         redis.delete("rq:queue:longcat")

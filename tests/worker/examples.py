@@ -50,9 +50,9 @@ class ClosableStorage(FolderStorage):
         self._check()
         return super().size_bytes(key)
 
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
         self._check()
-        super().delete_prefix(prefix)
+        super().delete_prefix(prefix, keep)
 
     def _check(self) -> None:
         if self.is_away:
@@ -64,7 +64,7 @@ class Desk:
 
     def __init__(self, redis: Any, folder: Path) -> None:
         self.redis = redis
-        self.ledger = Ledger(redis, max_attempts=2)
+        self.ledger = Ledger(redis, max_attempts=2, late_s=0.0)
         self.tickets = TicketQueue(redis)
         self.storage = ClosableStorage(folder / "storage")
         self.spool = Spool(folder / "spool")
@@ -92,6 +92,12 @@ class Desk:
         """Somebody else gets the job, as when the lease ran out."""
         self.ledger.requeue(held.claim, crashed=True)
         return self.claim("somebody else")
+
+    def forget_files(self) -> None:
+        """Say of all jobs whose files are to be looked through that this was done, both times."""
+        for _ in range(2):
+            for job_id, since in self.ledger.removals().items():
+                self.ledger.removed(job_id, since)
 
     def stored(self, held: Held) -> list[str]:
         """The job's files in storage, without its prefix."""

@@ -42,6 +42,8 @@ FAST = {
     "LONGCAT_STEP_STALL_S": "2",
     "LONGCAT_ERROR_GRACE_S": "1",
     "LONGCAT_X264_PRESET": "ultrafast",
+    "LONGCAT_S3_CONNECT_TIMEOUT_S": "0.5",  # what is left of a job is looked for 9 s after it
+    "LONGCAT_S3_READ_TIMEOUT_S": "0.5",
     "OMP_NUM_THREADS": "1",
 }
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from jobs.errors import DiskFull, JobNotFound
+from jobs.errors import DiskFull, JobNotFound, OutOfMemory, Unavailable
 from jobs.record import Job, JobError
 from jobs.sweep import remove_files
 from tests.waiting import wait_until
@@ -143,12 +143,43 @@ def test_a_deadline_no_longer_counts_when_the_film_is_there(scene):
     assert scene.close(Filmed(scene.film)).status == "succeeded"
 
 
-def test_who_lost_the_lease_writes_no_result_and_leaves_no_file(scene, desk):
+def test_who_lost_the_lease_writes_no_result(scene, desk):
     taken = desk.take_over(scene.held)
     job = scene.close(Filmed(scene.film))
     assert (job.status, job.attempt, job.result) == ("running", 2, None)
     assert desk.stored(scene.held) == []
     assert desk.ledger.beat(taken) == "go"
+
+
+def test_what_was_on_its_way_when_the_lease_was_lost_goes_when_the_job_has_ended(scene, desk, monkeypatch):
+    real, others = desk.storage.put, []
+
+    def put_late(*file) -> None:
+        if not others:
+            others.append(desk.take_over(scene.held))
+        real(*file)
+
+    monkeypatch.setattr(desk.storage, "put", put_late)
+    scene.close(Filmed(scene.film))
+    assert "1/video.mp4" in desk.stored(scene.held)
+    desk.ledger.fail(others[0], OutOfMemory("too large"), {})
+    remove_files(desk.ledger, desk.storage)
+    assert desk.stored(scene.held) == []
+
+
+def test_a_result_stays_of_whose_commitment_no_answer_came(scene, desk, monkeypatch):
+    """Redis took it and went away; when it is back, the lease of what ended seems to be lost."""
+    succeed = desk.ledger.succeed
+
+    def succeed_unheard(*given):
+        succeed(*given)
+        scene.held.verdict = desk.ledger.beat(scene.held.claim)
+        raise Unavailable("away")
+
+    monkeypatch.setattr(desk.ledger, "succeed", succeed_unheard)
+    assert scene.close(Filmed(scene.film)).status == "succeeded"
+    assert remove_files(desk.ledger, desk.storage) == 1
+    assert "1/video.mp4" in desk.stored(scene.held)
 
 
 def test_what_who_lost_the_lease_made_is_not_taken_from_the_next_holder(scene, desk):
@@ -176,6 +207,7 @@ def test_of_a_job_that_was_deleted_nothing_is_left(scene, desk):
     desk.ledger.acknowledge_cancel(scene.held.claim)
     scene.begin(Left("lost"))
     assert scene.over.wait(30)
+    remove_files(desk.ledger, desk.storage)
     assert desk.stored(scene.held) == []
     with pytest.raises(JobNotFound):
         scene.job  # noqa: B018

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.errors import Unavailable
 from jobs.sweep import remove_files
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_save
@@ -128,14 +129,43 @@ def test_a_disk_that_is_full_does_not_end_the_thread(desk):
     assert held.save == good
 
 
-def test_what_is_stored_after_the_job_ended_is_removed_by_a_sweep(desk):
+def test_nothing_is_stored_any_more_after_the_job_ended(desk):
     held = desk.hold()
     desk.ledger.acknowledge_cancel(held.claim)
-    desk.ledger.removed(held.job_id, all_files=False)
     keep(desk, held, a_save(held.folder, 1, segment=2))
+    assert desk.stored(held) == []
+
+
+def test_what_was_on_its_way_when_the_job_ended_is_removed_by_a_sweep(desk, monkeypatch):
+    held, real = desk.hold(), desk.storage.put
+
+    def put_late(*file) -> None:
+        desk.ledger.acknowledge_cancel(held.claim)
+        desk.forget_files()
+        real(*file)
+
+    monkeypatch.setattr(desk.storage, "put", put_late)
+    keep(desk, held, a_save(held.folder, 1))
     assert desk.stored(held) != []
     assert remove_files(desk.ledger, desk.storage) == 1
     assert desk.stored(held) == []
+
+
+def test_while_redis_is_away_it_is_not_forgotten_that_something_came_late(desk, monkeypatch):
+    held, say, told = desk.hold(), desk.ledger.stored_late, []
+
+    def away_at_first(job_id) -> None:
+        told.append(job_id)
+        if len(told) == 1:
+            raise Unavailable("away")
+        say(job_id)
+
+    monkeypatch.setattr(desk.ledger, "stored_late", away_at_first)
+    desk.ledger.acknowledge_cancel(held.claim)
+    desk.forget_files()
+    keep(desk, held, a_save(held.folder, 1))
+    assert told == [held.job_id] * 2
+    assert desk.ledger.removals().keys() == {held.job_id}
 
 
 def test_what_is_stored_by_who_lost_the_job_may_be_of_use(desk):
