@@ -1,0 +1,58 @@
+"""The command that shows what no job accounts for."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.keys import state_key, video_key
+from service.orphans import main
+
+
+@pytest.fixture
+def _installed(monkeypatch, settings):
+    """What the command reads from its environment is the service of the tests."""
+    monkeypatch.setenv("LONGCAT_REDIS_URL", settings.redis_url)
+    monkeypatch.setenv("LONGCAT_DATA_DIR", str(settings.data_dir))
+
+
+@pytest.fixture
+def left(worker):
+    """Files of a job that nobody knows."""
+    keys = [state_key("unknown", "s/s"), video_key("unknown", 1)]
+    for key in keys:
+        (worker.folder / "file").write_bytes(b"bytes")
+        worker.storage.put(key, worker.folder / "file", "")
+    yield sorted(keys)
+    worker.storage.delete_prefix("jobs/unknown/")
+
+
+@pytest.mark.usefixtures("_installed")
+def test_they_are_shown_and_stay(order, worker, left, capsys):
+    order()
+    worker.succeed(worker.claim())
+    assert main([]) == 1
+    assert sorted(capsys.readouterr().out.split()) == left
+    assert sorted(worker.storage.keys("jobs/unknown/")) == left
+
+
+@pytest.mark.usefixtures("_installed")
+def test_they_are_removed_where_that_is_asked_for(order, worker, left):
+    job = order()
+    worker.succeed(worker.claim())
+    assert main(["--remove"]) == 0
+    assert main([]) == 0
+    assert set(worker.storage.keys("jobs/")) == set(worker.storage.keys(f"jobs/{job['id']}/")) != set()
+
+
+def test_wrong_settings_are_told(monkeypatch, capsys):
+    monkeypatch.setenv("LONGCAT_RETENTION_S", "-1")
+    assert main([]) == 2
+    assert "LONGCAT_RETENTION_S" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_installed")
+def test_a_redis_that_is_away_is_told(monkeypatch, capsys, left):
+    monkeypatch.setenv("LONGCAT_REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("LONGCAT_REDIS_PATIENCE_S", "0.1")
+    assert main([]) == 1
+    assert "Redis" in capsys.readouterr().err
