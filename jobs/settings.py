@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from jobs.logs import LogFormat
 
 PREFIX = "LONGCAT_"
+POCKET = Path(__file__).parents[1] / "pocket"  # the checkpoint that comes with us
 S3_TRIES = 3  # of each request
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 

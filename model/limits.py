@@ -26,6 +26,7 @@ class Limits:
     default_size: Size
     min_side: int
     max_pixels: int
+    only_buckets: bool  # no size that is in no table of `buckets`
     default_num_frames: int
     max_num_frames: int
     max_num_segments: int

@@ -9,6 +9,8 @@ from typing import get_args
 
 from model.plan import Task
 
+POCKET = Path(__file__).parents[1] / "pocket"
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `python -m model`."""
@@ -23,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_inputs(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("what to make").add_argument
-    add("--checkpoint", type=Path, required=True, metavar="DIR")
+    add("--checkpoint", type=Path, default=POCKET, metavar="DIR", help="default: the pocket checkpoint")
     add("--task", choices=get_args(Task), help="default: what the inputs say")
     add(
         "--prompt",

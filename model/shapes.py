@@ -155,6 +155,9 @@ def _legal_size(size: Size, limits: Limits) -> Size:
     return size
 
 
+    known = dict.fromkeys(known for table in limits.buckets.values() for known in table.values())
+    names = ", ".join(f"{height}×{width}" for height, width in known)
+    _check(not limits.only_buckets or size in known, "height", f"height × width must be one of {names}")
 def _num_frames(wish: Wish, limits: Limits) -> int:
     num_frames = limits.default_num_frames if wish.num_frames is None else wish.num_frames
     _check(

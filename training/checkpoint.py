@@ -24,6 +24,7 @@ LIMITS: Mapping[str, object] = {
     "default_size": [HEIGHT, WIDTH],
     "min_side": HEIGHT,
     "max_pixels": HEIGHT * WIDTH,
+    "only_buckets": True,
     "default_num_frames": 17,
     "max_num_frames": 17,
     "max_num_segments": 40,

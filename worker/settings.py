@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.logs import LogFormat
-from jobs.settings import SharedSettings
+from jobs.settings import POCKET, SharedSettings
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -50,7 +50,7 @@ class RankSetup(_Frozen):
 class WorkerSettings(SharedSettings):
     """Every setting is `LONGCAT_<NAME>`; times in seconds."""
 
-    checkpoint: Path = Field(description="the folder with the weights")
+    checkpoint: Path = Field(default=POCKET, description="the folder with the weights")
     ranks: int = Field(default=1, ge=1, description="processes in all, one for each GPU")
     context_parallel: int | None = Field(
         default=None, ge=1, description="ranks that share a video: default all"

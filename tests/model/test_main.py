@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from model.__main__ import main
 from model.film import read_clip
+from model.options import parser
 from tests.model.parity_cases import CASES, expected_latents
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +150,10 @@ def test_a_bad_checkpoint_is_one_line_and_exit_code_two(call, capsys, tmp_path):
     error = capsys.readouterr().err
     assert "nowhere" in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_without_a_checkpoint_it_takes_the_one_that_comes_with_it():
+    assert parser().parse_args(["--prompt", "a cat"]).checkpoint == ROOT / "pocket"
 
 
 def test_an_unknown_option_is_refused(call):

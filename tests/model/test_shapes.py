@@ -235,6 +235,15 @@ def test_a_users_shape_picks_the_bucket():
     assert settle(Wish(image=Size(1000, 500), resolution="720p"), RELEASED).output_size == (1344, 672)
 
 
+def test_where_a_checkpoint_knows_some_sizes_only_others_are_refused():
+    tables = {"480p": {"0.67": [64, 96]}, "720p": {"0.67": [64, 96], "1.00": [96, 96]}}
+    limits = Limits.from_json({"buckets": tables, "only_buckets": True})
+    assert settle(Wish(height=96, width=96), limits).output_size == (96, 96)
+    with pytest.raises(Illegal, match="must be one of 64×96, 96×96") as caught:
+        settle(Wish(height=96, width=64), limits)
+    assert caught.value.field == "height"
+
+
 def test_limits_come_back_from_their_document():
     assert Limits.from_json(RELEASED.to_json()) == RELEASED
 

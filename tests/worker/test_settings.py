@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tests.architecture.source import ROOT
 from worker.settings import RankSetup, WorkerSettings, group_environment
 
 
@@ -14,10 +15,9 @@ def _checkpoint(monkeypatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_a_checkpoint_is_needed(monkeypatch):
+def test_without_a_checkpoint_it_takes_the_one_that_comes_with_it(monkeypatch):
     monkeypatch.delenv("LONGCAT_CHECKPOINT")
-    with pytest.raises(ValidationError, match="checkpoint"):
-        WorkerSettings()
+    assert WorkerSettings().checkpoint == ROOT / "pocket"
 
 
 def test_all_ranks_are_one_group_unless_told_otherwise(monkeypatch):
