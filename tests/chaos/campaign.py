@@ -14,8 +14,9 @@ from functools import partial
 
 from jobs.record import ENDED
 from tests.chaos.client import Client, Job
-from tests.chaos.faults import CRASHES, EXCUSES, Blow, Fault, Scene, faults
+from tests.chaos.faults import CRASHES, EXCUSES, faults
 from tests.chaos.orders import Body, draw_films, poison
+from tests.chaos.scene import Blow, Fault, Scene
 from tests.chaos.site import MAX_ATTEMPTS, Site, now
 
 LOOK_S = 0.25

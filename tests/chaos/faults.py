@@ -6,54 +6,21 @@ it is waited for that the work goes on. `tests.chaos.campaign` draws them.
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from jobs.capability import groups
-from jobs.record import ENDED
-from tests.chaos.client import Client
-from tests.chaos.s3_proxy import Health
-from tests.chaos.site import LEASE_S, MAX_ATTEMPTS, Daemon, Site, Worker, now
+from tests.chaos.daemons import Worker
+from tests.chaos.outages import fill_disk, kill_api, kill_api_in_order, kill_redis, make_s3
+from tests.chaos.scene import Blow, Fault, Scene, busy, ended, goes_on_elsewhere
+from tests.chaos.site import LEASE_S, MAX_ATTEMPTS, Site, now
 from tests.waiting import wait_until
 
-BALLAST = bytes(1 << 20)
 PICKED_UP_S = 10.0
-
-
-@dataclass
-class Scene:
-    """What a fault may use; the last three are the campaign's, and give a job."""
-
-    site: Site
-    client: Client
-    rng: random.Random
-    order_poison: Callable[[], str | None]
-    order_urgent: Callable[[], str | None]
-    cancel_one: Callable[[], str | None]
-
-
-@dataclass
-class Blow:
-    """A fault that was struck. `recovered` gives the time at which the work went on, None before.
-
-    `mend` is called when it has lasted so long. Of an outage, `from_mend`, only what comes after that counts.
-    """
-
-    job: str | None
-    recovered: Callable[[], float | None]
-    lasts_s: float = 0.0
-    mend: Callable[[], None] = lambda: None
-    from_mend: bool = False
-    at: float = 0.0
-
-
-Fault = Callable[[Scene], Blow | None]
 
 
 def faults(site: Site) -> Mapping[str, Fault]:
@@ -72,18 +39,19 @@ def faults(site: Site) -> Mapping[str, Fault]:
         "error on one rank": lambda scene: _stage(scene, f"raises {scene.rng.randrange(2)}", goes_on=True),
         "out of memory on all ranks": lambda scene: _stage(scene, "memory", goes_on=False),
         "no room for the film": lambda scene: _stage(scene, "disk", goes_on=False),
-        "redis killed": _kill_redis,
-        "api killed": _kill_api,
-        "s3 down": lambda scene: _make_s3(scene, "down"),
-        "s3 failing": lambda scene: _make_s3(scene, "failing"),
-        "s3 slow": lambda scene: _make_s3(scene, "slow"),
-        "s3 cutting connections": lambda scene: _make_s3(scene, "cutting"),
+        "redis killed": kill_redis,
+        "api killed": kill_api,
+        "api killed in an order": kill_api_in_order,
+        "s3 down": lambda scene: make_s3(scene, "down"),
+        "s3 failing": lambda scene: make_s3(scene, "failing"),
+        "s3 slow": lambda scene: make_s3(scene, "slow"),
+        "s3 cutting connections": lambda scene: make_s3(scene, "cutting"),
         "job cancelled": _cancel,
         "poison job": _poison,
         "urgent job": _urgent,
     }
     if all(worker.mounted for worker in site.workers):
-        found["disk full"] = _fill_disk
+        found["disk full"] = fill_disk
     return found
 
 
@@ -111,32 +79,11 @@ EXCUSES = {  # how a job may fail that was struck so
 }
 
 
-def _busy(scene: Scene) -> tuple[Worker, str] | None:
-    """A worker with a job that may still crash once more."""
-    jobs = {status.group: status.job for status in groups(scene.site.redis) if status.job}
-    for worker in scene.rng.sample(scene.site.workers, len(scene.site.workers)):
-        job_id = jobs.get(worker.group)
-        if job_id and worker.runs and len(worker.ranks) == 2:
-            job = scene.site.ledger.get(job_id)
-            may_crash = job.status == "running" and job.attempt < MAX_ATTEMPTS
-            if may_crash and job.priority != "low":  # which others pass, however soon it could go on
-                return worker, job_id
-    return None
-
-
-def _runs_again(scene: Scene, worker: Worker, job_id: str) -> Callable[[], float | None]:
-    return _of_any_job(scene, worker)(job_id)
-
-
-def _ended(scene: Scene, job_id: str) -> float | None:
-    return now() if scene.site.ledger.get(job_id).status in ENDED else None
-
-
 def _strike_process(scene: Scene, choose: Callable[[Worker], psutil.Process | None], how: str) -> Blow | None:
-    if (found := _busy(scene)) is None:
+    if (found := busy(scene)) is None:
         return None
     worker, job_id = found
-    recovered = _runs_again(scene, worker, job_id)
+    recovered = goes_on_elsewhere(scene, worker)(job_id)
     with suppress(psutil.NoSuchProcess, IndexError):
         if process := choose(worker):
             getattr(process, how)()
@@ -145,10 +92,10 @@ def _strike_process(scene: Scene, choose: Callable[[Worker], psutil.Process | No
 
 
 def _kill_group(scene: Scene) -> Blow | None:
-    if (found := _busy(scene)) is None:
+    if (found := busy(scene)) is None:
         return None
     worker, job_id = found
-    recovered = _runs_again(scene, worker, job_id)
+    recovered = goes_on_elsewhere(scene, worker)(job_id)
     with suppress(psutil.NoSuchProcess):
         for process in (worker.torchrun, *worker.ranks):
             if process:
@@ -157,12 +104,12 @@ def _kill_group(scene: Scene) -> Blow | None:
 
 
 def _pause_supervisor(scene: Scene) -> Blow | None:
-    if (found := _busy(scene)) is None:
+    if (found := busy(scene)) is None:
         return None
     worker, job_id = found
     supervisor = worker.supervisor
     assert supervisor is not None
-    recovered = _runs_again(scene, worker, job_id)
+    recovered = goes_on_elsewhere(scene, worker)(job_id)
     supervisor.suspend()
 
     def resume() -> None:
@@ -173,19 +120,19 @@ def _pause_supervisor(scene: Scene) -> Blow | None:
 
 
 def _lose_machine(scene: Scene) -> Blow | None:
-    if (found := _busy(scene)) is None:
+    if (found := busy(scene)) is None:
         return None
     worker, job_id = found
-    recovered = _runs_again(scene, worker, job_id)
+    recovered = goes_on_elsewhere(scene, worker)(job_id)
     worker.lose_machine()
     return Blow(job_id, recovered, lasts_s=scene.rng.uniform(0, 3), mend=worker.start)
 
 
 def _drain(scene: Scene) -> Blow | None:
-    if (found := _busy(scene)) is None:
+    if (found := busy(scene)) is None:
         return None
     worker, job_id = found
-    recovered = _runs_again(scene, worker, job_id)
+    recovered = goes_on_elsewhere(scene, worker)(job_id)
     worker.signal(signal.SIGTERM)
     status = worker.wait(120)
     assert status == 0, f"a drained worker ended with {status}"
@@ -193,10 +140,10 @@ def _drain(scene: Scene) -> Blow | None:
 
 
 def _stage(scene: Scene, what: str, *, goes_on: bool) -> Blow | None:
-    if (found := _busy(scene)) is None:
+    if (found := busy(scene)) is None:
         return None
     worker, _ = found
-    recovered_of = _of_any_job(scene, worker)
+    recovered_of = goes_on_elsewhere(scene, worker)
     fault = scene.site.checkpoint / f"fault-{worker.group}"
     _write_whole(fault, what)
     try:
@@ -207,14 +154,7 @@ def _stage(scene: Scene, what: str, *, goes_on: bool) -> Blow | None:
     struck = next(scene.site.checkpoint.glob(f"{fault.name}.*"))
     job_id = struck.suffix[1:]
     struck.unlink()
-    return Blow(job_id, recovered_of(job_id) if goes_on else lambda: _ended(scene, job_id))
-
-
-def _of_any_job(scene: Scene, worker: Worker) -> Callable[[str], Callable[[], float | None]]:
-    at, leader = now(), scene.site.steps.leader(worker.group)
-    before = {leader} if leader else set()
-    steps = scene.site.steps
-    return lambda job_id: lambda: steps.running_again(job_id, at, before) or _ended(scene, job_id)
+    return Blow(job_id, recovered_of(job_id) if goes_on else lambda: ended(scene, job_id))
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -223,74 +163,14 @@ def _write_whole(path: Path, text: str) -> None:
     part.rename(path)
 
 
-def _kill_redis(scene: Scene) -> Blow:
-    server = scene.site.redis_server
-    server.kill()
-    url = scene.rng.choice(list(scene.site.apis))
-    return Blow(
-        None,
-        lambda: now() if scene.client.answers(url, "/readyz") else None,
-        lasts_s=scene.rng.choice((0.0, 2.0, LEASE_S + 3)),
-        mend=server.start,
-        from_mend=True,
-    )
-
-
-def _kill_api(scene: Scene) -> Blow:
-    url = scene.rng.choice(list(scene.site.apis))
-    api: Daemon = scene.site.apis[url]
-    api.signal(signal.SIGKILL)
-    api.wait(10)
-    return Blow(
-        None,
-        lambda: now() if scene.client.answers(url, "/readyz") else None,
-        lasts_s=scene.rng.uniform(0, 2),
-        mend=api.start,
-        from_mend=True,
-    )
-
-
-def _make_s3(scene: Scene, health: Health) -> Blow:
-    """It is over when something is stored again; while all is idle nothing is."""
-    s3, at = scene.site.s3, [0.0]
-    s3.health = health
-
-    def mend() -> None:
-        s3.health, at[0] = "well", now()
-
-    def recovered() -> float | None:
-        if s3.stored_at > at[0]:
-            return s3.stored_at
-        return now() if not any(status.job for status in groups(scene.site.redis)) else None
-
-    return Blow(None, recovered, lasts_s=scene.rng.uniform(2, 6), mend=mend, from_mend=True)
-
-
-def _fill_disk(scene: Scene) -> Blow | None:
-    if (found := _busy(scene)) is None:
-        return None
-    worker, job_id = found
-    ballast = worker.disk / "ballast"
-    with suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while file.write(BALLAST):
-            pass
-    return Blow(
-        job_id,
-        lambda: _ended(scene, job_id),
-        lasts_s=scene.rng.uniform(1, 3),
-        mend=lambda: ballast.unlink(missing_ok=True),
-        from_mend=True,
-    )
-
-
 def _cancel(scene: Scene) -> Blow | None:
     job_id = scene.cancel_one()
-    return Blow(job_id, lambda: _ended(scene, job_id)) if job_id else None
+    return Blow(job_id, lambda: ended(scene, job_id)) if job_id else None
 
 
 def _poison(scene: Scene) -> Blow | None:
     job_id = scene.order_poison()
-    return Blow(job_id, lambda: _ended(scene, job_id)) if job_id else None
+    return Blow(job_id, lambda: ended(scene, job_id)) if job_id else None
 
 
 def _urgent(scene: Scene) -> Blow | None:

@@ -17,7 +17,7 @@ POISON = "poison"  # a prompt with this word kills a rank, each time
 
 def draw_films(rng: random.Random, count: int) -> list[Body]:
     """So many different orders: from a text, from an image, long ones, refined ones."""
-    kinds = [_text, _long, _refined, _image, _long, _text]  # four are the least that is drawn
+    kinds = [_text, _long, _refined, draw_image, _long, _text]  # four are the least that is drawn
     return [
         {**kinds[i % len(kinds)](rng), "seed": rng.randrange(1 << 31), "guidance_scale": 1.0}
         for i in range(count)
@@ -38,7 +38,8 @@ def _long(rng: random.Random) -> Body:
     return {"prompts": prompts, "num_segments": segments, "num_frames": 9, "num_inference_steps": 10}
 
 
-def _image(rng: random.Random) -> Body:
+def draw_image(rng: random.Random) -> Body:
+    """A film from an image."""
     return {
         "prompt": _words(rng),
         "image": {"base64": _picture(rng)},

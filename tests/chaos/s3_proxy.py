@@ -18,7 +18,10 @@ NOT_PASSED_ON = {"connection", "transfer-encoding", "expect", "keep-alive"}
 
 
 class FaultyS3(ThreadingHTTPServer):
-    """Passes requests on to `upstream_url`, or not. `stored_at` is when a file was last stored."""
+    """Passes requests on to `upstream_url`, or not.
+
+    `stored_at` is when a file was last stored, `slowed` what was asked of it while it was slow.
+    """
 
     daemon_threads = True
 
@@ -27,6 +30,7 @@ class FaultyS3(ThreadingHTTPServer):
         self.upstream = str(urlsplit(upstream_url).netloc)
         self.health: Health = "well"
         self.stored_at = 0.0
+        self.slowed: list[str] = []
 
     @property
     def url(self) -> str:
@@ -64,6 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")
             return
         if health == "slow":
+            self.server.slowed.append(f"{self.command} {self.path}")
             sleep(SLOW_S)
         if health == "cutting" and body:
             self._break_off(body)

@@ -80,6 +80,7 @@ def test_while_it_is_slow_a_file_is_stored_after_its_client_gave_up(s3, files, m
     with pytest.raises(httpx.ReadTimeout):
         httpx.put(f"{s3.url}/new", content=b"abc", timeout=0.2)
     assert "/new" not in files
+    assert s3.slowed == ["PUT /new"]
     waits.set()
     monkeypatch.undo()
     wait_until(lambda: "/new" in files)

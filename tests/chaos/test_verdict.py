@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
+from jobs.order import InputFile
+from jobs.record import Job
+from jobs.transitions import Claim
 from tests.chaos.campaign import Course, Ordered, Strike
 from tests.chaos.report import table
 from tests.chaos.steps import StepLog
-from tests.chaos.verdict import Verdict, _is_true, recoveries
+from tests.chaos.verdict import Verdict, _is_of_use, _is_true, recoveries
+from tests.jobs.examples import ORDER, a_result
 
 START, END = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
 START_S = 1767225600.0
@@ -61,6 +67,32 @@ def test_only_the_job_that_was_struck_may_run_out_of_memory():
     kind = "out of memory on all ranks"
     assert _is_true(order("failed", "out_of_memory"), [strike(kind)])
     assert not _is_true(order("failed", "out_of_memory"), [strike(kind, job="another")])
+
+
+def record(**fields) -> Job:
+    image = InputFile(
+        key="jobs/mine/inputs/image.png", media_type="image/png", size_bytes=1, sha256="0", width=1, height=1
+    )
+    order = ORDER.model_copy(update={"image": image})
+    return Job(id="mine", status="failed", order=order, created_at=datetime.now(UTC), **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_of_use"),
+    [
+        ("inputs/image.png", True),
+        ("inputs/other.png", False),
+        ("2/video.mp4", True),
+        ("1/video.mp4", False),
+        ("22/video.mp4", False),
+        ("state/state-1/state-1.safetensors", False),
+    ],
+)
+def test_of_use_are_inputs_and_what_lies_with_the_result(name, is_of_use):
+    finished = record(result=a_result(Claim(record(), fence=2, lease_s=1.0)))
+    assert _is_of_use(f"jobs/mine/{name}", finished) is is_of_use
+    assert _is_of_use(f"jobs/mine/{name}", record()) is (name == "inputs/image.png")
+    assert not _is_of_use(f"jobs/mine/{name}", None)
 
 
 def test_recoveries_are_counted_by_kind():

@@ -6,17 +6,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import PurePath
 from statistics import median
 
+from jobs.errors import JobNotFound
 from jobs.keys import job_of
 from jobs.measures import measures
 from jobs.record import ENDED
-from jobs.sweep import orphans
+from jobs.record import Job as Record
 from tests.chaos.campaign import Course, Ordered, Strike
 from tests.chaos.client import Client, Job
 from tests.chaos.site import Site
+from worker.presence import CLEAR_EVERY_S
 
-TIDY_S = 90.0  # spools are cleared twice a minute
+ROUNDS_S = 20.0  # of those who look, on a busy machine
 
 
 @dataclass
@@ -86,11 +90,11 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
         recoveries=recoveries(course.strikes),
         put_back={m.label: int(m.sum) for m in measures(site.redis) if m.name == "put_back"},
     )
-    verdict.orphaned_files = _remains(lambda: list(_misplaced(site, client)))
+    verdict.orphaned_files = _remains(lambda: _misplaced(site), site)
     verdict.duplicated = sorted({*_ended_twice(orders, site), *_ordered_twice(orders, client)})
     for job in client.jobs():
         client.delete(job["id"])
-    verdict.orphaned_files += _remains(lambda: [*site.storage.keys("jobs/")])
+    verdict.orphaned_files += _remains(lambda: _to_be_removed(site), site)
     return verdict
 
 
@@ -166,22 +170,46 @@ def _ordered_twice(orders: list[Ordered], client: Client) -> Iterator[str]:
     return (job["id"] for job in client.jobs() if "order" in job["metadata"] and job["id"] not in known)
 
 
-def _misplaced(site: Site, client: Client) -> Iterator[str]:
+def _misplaced(site: Site) -> Iterator[str]:
     """Files that no job accounts for, or that the way in which it ended does not."""
-    yield from orphans(site.ledger, site.storage)
-    jobs = {job["id"]: job for job in client.jobs()}
-    for key in site.storage.keys("jobs/"):
-        job = jobs.get(str(job_of(key)), {})
-        kind = key.split("/")[2]
-        if kind != "inputs" and (kind == "state" or job.get("status") != "succeeded"):
-            yield key
+    for job_id, keys in groupby(sorted(site.storage.keys("jobs/")), job_of):
+        record = _record(str(job_id), site)
+        yield from (key for key in keys if not _is_of_use(key, record))
     for worker in site.workers:
         yield from (f"{worker.name}: {job_id}" for job_id in worker.spooled)
+    yield from (f"uploads: {folder}" for folder in site.uploads)
 
 
-def _remains(look: Callable[[], list[str]]) -> list[str]:
-    """What is still there after a while; tidying up takes its time."""
-    until = time.monotonic() + TIDY_S
-    while (found := look()) and time.monotonic() < until:
+def _record(job_id: str, site: Site) -> Record | None:
+    try:
+        return site.ledger.get(job_id)
+    except JobNotFound:
+        return None
+
+
+def _is_of_use(key: str, record: Record | None) -> bool:
+    """Whether it is an input of a job that is kept, or lies with its result."""
+    if record is None:
+        return False
+    if record.result and PurePath(key).parent == PurePath(record.result.video_key).parent:
+        return True
+    return key in {file.key for file in record.order.inputs}
+
+
+def _to_be_removed(site: Site) -> Iterator[str]:
+    """What is left of jobs that are gone, also what Redis still has to remember of them."""
+    yield from site.storage.keys("jobs/")
+    for name in ("longcat:removals", "longcat:settling"):
+        yield from (f"{name}: {job_id.decode()}" for job_id in site.redis.zrange(name, 0, -1))
+
+
+def _remains(look: Callable[[], Iterator[str]], site: Site) -> list[str]:
+    """What is still there when nothing may be any more.
+
+    A reservation lapses, then what was stored under it is removed: nothing takes longer, but for the rounds
+    of those who do it.
+    """
+    until = time.monotonic() + 2 * site.late_s + CLEAR_EVERY_S + ROUNDS_S
+    while (found := list(look())) and time.monotonic() < until:
         time.sleep(1.0)
     return sorted(set(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 from redis import Redis
@@ -10,9 +11,14 @@ from redis import Redis
 from jobs.errors import JobNotFound, OutOfMemory, Unavailable
 from jobs.folder import FolderStorage
 from jobs.keys import input_key, state_key, thumbnail_key, video_key
-from jobs.storage import Storage
+from jobs.storage import Storage, open_storage
 from jobs.sweep import orphans, remove_files, remove_files_of
+from tests.chaos import s3_proxy
+from tests.chaos.s3_proxy import faulty_s3
 from tests.jobs.examples import LATE_S, AwayStorage, Desk, SlowStorage, a_result, keys_of
+from tests.jobs.test_storage import s3_settings
+from tests.servers import S3Bucket
+from tests.waiting import wait_until
 
 
 def store(storage: Storage, key: str, tmp_path: Path) -> str:
@@ -123,6 +129,32 @@ class TestOfJobsThatEnded:
         desk.settle()
         assert remove_files(desk.ledger, storage) == 1
         assert list(storage.keys("jobs/")) == [film]
+
+    def test_a_state_that_an_s3_store_finishes_behind_the_end_is_removed(
+        self, desk: Desk, s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        claim, may_go_on = desk.start(), Event()
+        well = open_storage(s3_settings(s3_bucket))
+        with faulty_s3(s3_bucket.server.endpoint_url) as proxy:
+            proxy.health = "slow"
+
+            def hold_the_first(_: float) -> None:
+                if len(proxy.slowed) > 1:
+                    raise ConnectionError
+                may_go_on.wait(30)
+
+            monkeypatch.setattr(s3_proxy, "sleep", hold_the_first)
+            through = s3_settings(s3_bucket, s3_endpoint_url=proxy.url, s3_read_timeout_s=0.1)
+            with pytest.raises(Unavailable):
+                store(open_storage(through), state_key(claim.job.id, "s/s"), tmp_path)
+            desk.ledger.acknowledge_cancel(claim)
+            remove_files(desk.ledger, well)
+            assert list(well.keys("jobs/")) == []
+            may_go_on.set()
+            wait_until(lambda: list(well.keys("jobs/")))
+        desk.settle()
+        assert remove_files(desk.ledger, well) == 1
+        assert list(well.keys("jobs/")) == []
 
     def test_what_is_stored_after_all_was_looked_through_is_looked_for_again(
         self, desk: Desk, storage: FolderStorage, tmp_path: Path

@@ -1,0 +1,138 @@
+"""The programs of a site: started, killed and started again; workers have disks of their own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from stack.leash import leashed
+
+ROOT = Path(__file__).parents[2]
+DISK = "64m"  # of each worker, where one can be mounted
+
+
+def can_mount() -> bool:
+    """Whether a worker can be given a disk of its own."""
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "disk", "/mnt"]
+    return shutil.which("unshare") is not None and _succeeds(command)
+
+
+def _succeeds(command: list[str]) -> bool:
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@dataclass
+class Daemon:
+    """A program that is started, killed and started again; `wanted` is that it should run."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    wanted: bool = False
+
+    def start(self) -> None:
+        self.wanted = True
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                leashed(self.command), env=dict(self.environment), cwd=ROOT, stdout=log, stderr=log
+            )
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it one after which it is not to run."""
+        assert self.process is not None
+        self.wanted = False
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        assert self.process is not None
+        return self.process.wait(timeout_s)
+
+    def end(self) -> None:
+        if self.runs:
+            self.signal(signal.SIGTERM)
+        if self.process:
+            self.wait(60)
+
+
+@dataclass
+class Worker(Daemon):
+    """`python -m worker` with one group; `folder` is its disk, which nobody else sees if it is `mounted`."""
+
+    folder: Path = Path()
+    mounted: bool = False
+
+    @classmethod
+    def of(cls, name: str, site: Path, environment: Mapping[str, str], *, mounted: bool) -> Worker:
+        folder = site / f"disk-{name}"
+        folder.mkdir()
+        command = [sys.executable, "-m", "worker"]
+        if mounted:
+            mount = f"mount -t tmpfs -o size={DISK} disk '{folder}' && exec \"$@\""
+            command = ["unshare", "--mount", "sh", "-c", mount, "worker", *command]
+        own = {"LONGCAT_WORKER_NAME": name, "LONGCAT_DATA_DIR": str(folder)}
+        log = site / f"worker-{name}.log"
+        return cls(f"worker {name}", command, {**environment, **own}, log, folder=folder, mounted=mounted)
+
+    @property
+    def group(self) -> str:
+        return f"{self.environment['LONGCAT_WORKER_NAME']}-0"
+
+    @property
+    def disk(self) -> Path:
+        """Its folder as seen from outside, while it runs."""
+        assert self.process is not None
+        return Path(f"/proc/{self.process.pid}/root{self.folder}") if self.mounted else self.folder
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        assert self.process is not None
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    @property
+    def supervisor(self) -> psutil.Process | None:
+        return self._first("--group")
+
+    @property
+    def torchrun(self) -> psutil.Process | None:
+        return self._first("worker.launch")
+
+    @property
+    def ranks(self) -> list[psutil.Process]:
+        """Rank 0 first; [] while they are being started."""
+        torchrun = self.torchrun
+        found = torchrun.children() if torchrun else []
+        found = [process for process in found if "tests.chaos.rank" in process.cmdline()]
+        return sorted(found, key=lambda process: int(process.environ()["RANK"]))
+
+    @property
+    def spooled(self) -> list[str]:
+        """The jobs of which files lie on its disk."""
+        folder = self.disk / "worker" / self.group / "jobs"
+        return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+    def lose_machine(self) -> None:
+        """Everything ends at once, and the disk is lost."""
+        self.wanted = False
+        for process in self.processes:
+            process.kill()
+        self.wait(30)
+        if not self.mounted:
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+
+    def _first(self, word: str) -> psutil.Process | None:
+        return next((process for process in self.processes if word in process.cmdline()), None)
