@@ -18,15 +18,19 @@ from torch import Tensor
 from training.captions import Meaning, Told
 from training.world import COLOURS, FPS, GROUNDS, HEIGHT, SHAPES, WIDTH, Shape, cover
 
-CHROMA = 0.3  # a pixel of a thing differs by so much between its strongest and weakest colour
+CHROMA = 0.4  # a pixel of a thing differs by so much between its strongest and weakest colour
 LEAST_AREA = 60.0
 STILL_PX, GROWTH, STRAIGHTNESS, ROUNDNESS = 0.25, 0.035, 0.75, 0.35
 FAST_PX = 1.2
 WHOLE_ACT = 16  # steps in which every motion has gone as far from still as it has to
 STRIPES = 0.02
 TEMPLATES = 5  # frames of which the shape is judged
+STRETCHES = (1.0, 1.12, 1.25)  # a blurred thing is larger than its coloured pixels
+AROUND = 1.9  # radii in which a thing is compared with templates; a star's points are within
+BRIGHTEST = 0.3  # share of a thing's pixels that tells its full colour
 
 Frames = Float[Tensor, "n height width 3"]
+Frame = Float[Tensor, "height width 3"]
 Mask = Bool[Tensor, "height width"]
 
 
@@ -62,7 +66,7 @@ def regions(frames: Frames) -> list[list[Region]]:
 
 def coloured(frames: Frames) -> Bool[Tensor, "n height width"]:
     """Which pixels are a thing's: the grounds have hardly any colour."""
-    return frames.amax(-1) - frames.amin(-1) > CHROMA
+    return _chroma(frames) > CHROMA
 
 
 def motion(track: list[Region | None]) -> tuple[str | None, str | None]:
@@ -89,15 +93,15 @@ def motion(track: list[Region | None]) -> tuple[str | None, str | None]:
     return ("circling" if min(tall, wide) > ROUNDNESS * max(tall, wide) else "bouncing"), None
 
 
-def shape(track: list[Region | None], masks: list[Mask]) -> str | None:
-    """The shape that covers a thing's pixels best, drawn as large and where the thing is."""
-    scores = dict.fromkeys(SHAPES, 0.0)
-    for region, mask in zip(track, masks, strict=True):
-        if region:
-            for name in SHAPES:
-                scores[name] += _overlap(name, region, mask)
-    best = max(scores, key=lambda name: scores[name])
-    return best if scores[best] else None
+def shape(track: list[Region | None], frames: Frames) -> str | None:
+    """The shape that looks most like a thing, drawn about as large and where the thing is."""
+    errors = dict.fromkeys(SHAPES, 0.0)
+    present = [(region, frame) for region, frame in zip(track, frames, strict=True) if region]
+    for region, frame in present:
+        share, near = _share(region, frame)
+        for name in SHAPES:
+            errors[name] += min(_unlike(name, stretch, region, share, near) for stretch in STRETCHES)
+    return min(errors, key=lambda name: errors[name]) if present else None
 
 
 def _small(frames: Frames) -> Frames:
@@ -108,20 +112,28 @@ def _small(frames: Frames) -> Frames:
 
 def _thing(track: list[Region | None], frames: Frames) -> Meaning:
     every = max(1, len(track) // TEMPLATES)
-    masks = list(coloured(frames[::every]))
     doing, speed = motion(track)
     colour = next(region.colour for region in track if region)
-    return Meaning(shape(track[::every], masks), colour, doing, speed, None)
+    return Meaning(shape(track[::every], frames[::every]), colour, doing, speed, None)
 
 
-def _overlap(name: Shape, region: Region, mask: Mask) -> float:
-    """Share of the pixels near the thing that its template and it have in common."""
+def _share(region: Region, frame: Frame) -> tuple[Float[Tensor, "height width"], Mask]:
+    """How much of each pixel a thing seems to cover, and which pixels are near it."""
+    near = _template("ball", AROUND, region) > 0.5
+    chroma = _chroma(frame)
+    full = chroma[near].topk(max(1, int(BRIGHTEST * region.area))).values.mean()
+    return (chroma / full).clamp(0, 1), near
+
+
+def _unlike(
+    name: Shape, stretch: float, region: Region, share: Float[Tensor, "height width"], near: Mask
+) -> float:
+    return float((_template(name, stretch, region) - share)[near].square().sum() / region.area)
+
+
+def _template(name: Shape, stretch: float, region: Region) -> Float[Tensor, "height width"]:
     row, column = torch.tensor([region.row]), torch.tensor([region.column])
-    radius = torch.tensor([math.sqrt(region.area / math.pi)])
-    template = cover(name, row, column, radius)[0] > 0.5
-    near = cover("ball", row, column, 1.7 * radius)[0] > 0.5
-    mask = mask & near
-    return float((template & mask).sum() / (template | mask).sum())
+    return cover(name, row, column, torch.tensor([stretch * math.sqrt(region.area / math.pi)]))[0]
 
 
 def _regions(
@@ -154,7 +166,7 @@ def _along_rows(labels: Float[Tensor, "n h w"], mask: Bool[Tensor, "n h w"]) -> 
 
 def _colour(pixels: Float[Tensor, "n 3"]) -> str:
     """The named colour nearest in hue to the most coloured half of some pixels."""
-    chroma = pixels.amax(-1) - pixels.amin(-1)
+    chroma = _chroma(pixels)
     mean = pixels[chroma >= chroma.median()].mean(0)
     names = list(COLOURS)
     hues = torch.stack([_hue(torch.tensor(COLOURS[name])) for name in names])
@@ -163,6 +175,10 @@ def _colour(pixels: Float[Tensor, "n 3"]) -> str:
 
 def _hue(colour: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
     return F.normalize(colour - colour.mean(), dim=0)
+
+
+def _chroma(x: Float[Tensor, "*rest 3"]) -> Float[Tensor, "*rest"]:
+    return x.amax(-1) - x.amin(-1)
 
 
 def _centre(mask: Mask) -> tuple[float, float]:

@@ -82,6 +82,14 @@ def test_a_refined_clip_is_seen_as_what_was_refined(motion):
     assert (thing.motion, thing.speed or "fast") == (motion, "fast")
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_shape_is_seen_though_it_is_blurred(shape):
+    clip = draw(alone("right", shape), TIMES[:9]).movedim(-1, 1)
+    blurred = torch.nn.functional.avg_pool2d(clip, 9, 1, 4, count_include_pad=False).movedim(1, -1)
+    (thing,) = look(blurred).things
+    assert thing.shape == shape
+
+
 @pytest.mark.parametrize("colour", COLOURS)
 def test_each_colour_is_seen(colour):
     (thing,) = look(draw(alone(colour=colour), TIMES[:5])).things
