@@ -10,6 +10,7 @@ pictures are shared out, nor where frames go.
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from model.geometry import windows
 from model.limits import Limits, load_limits
 from model.lora import Merged, read_lora
 from model.parallel import ALONE, ContextParallel
+from model.outgoing import Sent, ahead, send
 from model.pixels import to_bytes, to_floats
 from model.plan import Plan
 from model.request import Encoded, Event, Frames, Latents, Request, SegmentDone, Stepped
@@ -32,7 +34,7 @@ from model.sample import LayOut, denoise
 from model.state import State
 from model.text import TextEncoder
 from model.tokens import lay_out
-from model.vae import Vae
+from model.vae import LATENTS_AT_A_TIME, Vae
 
 Steps = Generator[Event, None, State]
 REMEMBERED_LAYOUTS = 8  # of the largest, one weighs under 0.1 GB
@@ -138,11 +140,12 @@ class Pipeline:
             first, count = lie.front_padding, lie.num_frames
         ours, fresh = windows(first, count), windows(first + repeated, count - repeated)
         end: Clip | None = None
-        for our, new, chunk in zip(ours, fresh, self._decoded(state), strict=False):
+        outgoing = ahead(islice(self._sent(state), len(ours)), LATENTS_AT_A_TIME)
+        for our, new, (chunk, sent) in zip(ours, fresh, outgoing, strict=False):
             if chunk is not None:
                 end = _end(chunk[our] if end is None else torch.cat([end, chunk[our]]), plan.repeated_frames)
             if new.start < new.stop:
-                yield Frames(state.segment, None if chunk is None else to_bytes(chunk[new]))
+                yield Frames(state.segment, None if sent is None else sent.arrived()[new])
         return self._next_segment(request, state, end)
 
     def _next_segment(self, request: Request, state: State, end: Clip | None) -> State:
@@ -174,6 +177,11 @@ class Pipeline:
             if is_needed and name not in self.loras:
                 field = "distilled" if name == DISTILLED_LORA else "refine"
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
+    def _sent(self, state: State) -> Iterator[tuple[Clip | None, Sent | None]]:
+        """The same, and on their way to the CPU."""
+        for chunk in self._decoded(state):
+            yield chunk, None if chunk is None else send(chunk)
+
 
 
 def _encoders(checkpoint: Path, limits: Limits, vae: Vae, dtype: torch.dtype) -> Encoders:

@@ -14,8 +14,13 @@ from model.geometry import Size
 
 
 def to_bytes(frames: Float[Tensor, "n height width 3"]) -> UInt8[Tensor, "n height width 3"]:
-    """255 levels, cut and not rounded, as LongCat-Video writes its frames; on the CPU."""
-    return (frames * 255).to(torch.uint8).cpu()
+    """As `cut`, on the CPU."""
+    return cut(frames).cpu()
+
+
+def cut(frames: Float[Tensor, "n height width 3"]) -> UInt8[Tensor, "n height width 3"]:
+    """255 levels, cut and not rounded, as LongCat-Video writes its frames."""
+    return (frames * 255).to(torch.uint8)
 
 
 def to_floats(frames: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n height width 3"]:

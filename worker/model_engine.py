@@ -20,7 +20,7 @@ from model.fused import fuse, warm
 from model.loading import measured
 from model.parallel import ContextParallel
 from model.pipeline import Pipeline
-from model.request import Event, Request
+from model.request import Event, Frames, Request
 from model.shapes import Wish, settle
 from model.state import State
 from model.text import MAX_TOKENS
@@ -62,7 +62,8 @@ class ModelEngine:
         resume = State.load(run.folder / run.resume.state) if leads and run.resume else None
         yield Begun()
         for event in self._pipeline.generate(request, resume):
-            self._settle()
+            if not isinstance(event, Frames):  # they are here, and the device works on the next
+                self._settle()
             yield event
 
     def tidy(self) -> None:
