@@ -1,7 +1,7 @@
 """How often a job computes what it could remember: texts, their keys and values, rotations, modulations.
 
 `benchmarks.counts` runs a small checkpoint's long video with guidance and a prompt for each segment, twice,
-and counts.
+then with one prompt for all, and counts.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PROMPTS = ("a red ball", "a blue ball", "a green ball")
 
 
 def repeats(checkpoint: Path) -> list[dict[str, int]]:
-    """Counts of a first job and of a second with the same prompts, each in a three-segment video."""
+    """Counts of three jobs of three segments: a prompt for each, the same again, the first one for all."""
     pipeline = Pipeline.load(checkpoint, torch.float32)
-    wish = Wish(num_prompts=len(PROMPTS), num_segments=len(PROMPTS), num_inference_steps=2)
-    request = Request(settle(wish, pipeline.limits), PROMPTS, seed=0)
     jobs = []
-    for _ in range(2):
+    for prompts in (PROMPTS, PROMPTS, PROMPTS[:1]):
+        wish = Wish(num_prompts=len(prompts), num_segments=len(PROMPTS), num_inference_steps=2)
+        request = Request(settle(wish, pipeline.limits), prompts, seed=0)
         with counted(pipeline) as counts:
             for _event in pipeline.generate(request):
                 pass

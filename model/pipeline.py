@@ -25,10 +25,11 @@ from model.errors import CheckpointError, InputError
 from model.geometry import windows
 from model.limits import Limits, load_limits
 from model.lora import Merged, read_lora
-from model.parallel import ALONE, ContextParallel
 from model.outgoing import Sent, ahead, send
+from model.parallel import ALONE, ContextParallel
 from model.pixels import to_bytes, to_floats
 from model.plan import Plan
+from model.reading import Reading
 from model.request import Encoded, Event, Frames, Latents, Request, SegmentDone, Stepped
 from model.sample import LayOut, denoise
 from model.state import State
@@ -52,6 +53,7 @@ class Pipeline:
     encoders: Encoders | None
     parallel: ContextParallel
     lay_out: LayOut = field(default_factory=lambda: lru_cache(REMEMBERED_LAYOUTS)(lay_out))
+    reading: Reading = field(default_factory=Reading)
 
     @classmethod
     def load(cls, checkpoint: Path, dtype: torch.dtype, parallel: ContextParallel = ALONE) -> "Pipeline":
@@ -124,7 +126,8 @@ class Pipeline:
         conditioning = self.parallel.from_leader(lambda: _present(self.encoders).condition(request, state))
         self.lora.switch(conditioning.lora)
         yield Encoded(state.stage, state.segment)
-        for x in denoise(self.dit, conditioning, self.parallel, self.lay_out):
+        read = self.reading.under(conditioning.lora)
+        for x in denoise(self.dit, conditioning, self.parallel, self.lay_out, read):
             state = replace(state, latents=x, step=state.step + 1)
             yield Stepped(state.stage, state.segment, state.step, conditioning.num_steps, state)
         yield Latents(state.stage, state.segment, _whole(state))
@@ -162,6 +165,11 @@ class Pipeline:
         for frames in self.vae.decode(_whole(state)):
             yield frames if self.parallel.is_leader else None
 
+    def _sent(self, state: State) -> Iterator[tuple[Clip | None, Sent | None]]:
+        """The same, and on their way to the CPU."""
+        for chunk in self._decoded(state):
+            yield chunk, None if chunk is None else send(chunk)
+
     def _decoded_whole(self, request: Request, state: State) -> Clip | None:
         """The same at once; None on followers."""
         chunks = [chunk for chunk in self._decoded(state) if chunk is not None]
@@ -177,11 +185,6 @@ class Pipeline:
             if is_needed and name not in self.loras:
                 field = "distilled" if name == DISTILLED_LORA else "refine"
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
-    def _sent(self, state: State) -> Iterator[tuple[Clip | None, Sent | None]]:
-        """The same, and on their way to the CPU."""
-        for chunk in self._decoded(state):
-            yield chunk, None if chunk is None else send(chunk)
-
 
 
 def _encoders(checkpoint: Path, limits: Limits, vae: Vae, dtype: torch.dtype) -> Encoders:

@@ -13,12 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.config import DitConfig
-from model.dit import Dit
+from model.dit import Dit, ReadText
 from model.guidance import guide
 from model.parallel import ContextParallel
 from model.tokens import Layout, Window, lay_out
 
 LayOut = Callable[[DitConfig, Window, bool, ContextParallel], Layout]
+Read = Callable[[Dit, Tensor, Tensor], ReadText]  # hidden states and mask, as for `Dit.read`
 Predict = Callable[[Float[Tensor, "1 z f h w"], Float[Tensor, ""]], Float[Tensor, "t z all h w"]]
 
 
@@ -50,14 +51,18 @@ class Conditioning:
 
 
 def denoise(
-    dit: Dit, conditioning: Conditioning, parallel: ContextParallel, lay_out: LayOut = lay_out
+    dit: Dit,
+    conditioning: Conditioning,
+    parallel: ContextParallel,
+    lay_out: LayOut = lay_out,
+    read: Read = Dit.read,
 ) -> Iterator[Float[Tensor, "1 z f h w"]]:
     """Step from noise to latents; yields the noise frames after each step.
 
-    Nothing is read back from the device on the way. `lay_out` may remember the layouts that it gave.
+    Nothing is read back from the device on the way. `lay_out` and `read` may remember what they gave.
     """
     sharing = parallel.for_texts(len(conditioning.text))
-    predict = _guided(_predictor(dit, conditioning, sharing, lay_out), conditioning)
+    predict = _guided(_predictor(dit, conditioning, sharing, lay_out, read), conditioning)
     timesteps, sigmas = conditioning.timesteps, conditioning.sigmas
     x = conditioning.start
     for step in range(conditioning.first_step, conditioning.num_steps):
@@ -80,12 +85,18 @@ def _guided(predict: Predict, conditioning: Conditioning) -> Predict:
     return guided
 
 
-def _predictor(dit: Dit, conditioning: Conditioning, parallel: ContextParallel, lay_out: LayOut) -> Predict:
+def _predictor(
+    dit: Dit,
+    conditioning: Conditioning,
+    parallel: ContextParallel,
+    lay_out: LayOut,
+    read: Read,
+) -> Predict:
     """The transformer over all frames, or over the noise frames with the clean ones remembered."""
     clean, (num_clean, height, width) = conditioning.clean, conditioning.clean.shape[2:]
     num_noise = conditioning.start.shape[2]
     hidden, mask = parallel.share_texts(conditioning.text), parallel.share_texts(conditioning.mask)
-    num_texts, text = len(hidden), dit.read(hidden, mask)
+    num_texts, text = len(hidden), read(dit, hidden, mask)
     cached = conditioning.cache_condition and num_clean > 0
     past = None
     if cached:

@@ -105,12 +105,15 @@ def test_each_rank_holds_less_the_more_there_are(counts):
 
 
 def test_a_job_computes_texts_and_rotations_once(counts):
-    first, second = counts["jobs"]
+    first, second, alike = counts["jobs"]
     assert first["texts encoded"] == 4  # the negative prompt, and one for each segment
     assert first["rotation tables"] == 3  # the first segment, and in the others clean frames and noise
     assert second["texts encoded"] == second["rotation tables"] == 0
     for job in (first, second):
         assert job["texts projected"] == job["cross-attention keys and values"] == 3  # of each prompt
+    assert alike["texts encoded"] == alike["rotation tables"] == 0
+    assert alike["texts projected"] == alike["cross-attention keys and values"] == 1  # for all segments
+    assert alike["forwards"] == first["forwards"]
 
 
 def test_the_table_names_every_count(counted):

@@ -12,6 +12,7 @@ from model import tokens
 from model.parallel import ContextParallel
 from model.pipeline import Pipeline
 from model.plan import Wish
+from model.reading import Reading
 from model.request import Latents, Request
 from model.shapes import settle
 from model.state import State
@@ -45,6 +46,49 @@ def test_texts_are_read_once_and_shapes_laid_out_once(pipeline, monkeypatch):
         pass
     assert list(prompts.values()) == [1, 1]
     assert list(shapes.values()) == [1, 1, 1]  # all frames; clean ones to remember, and noise after them
+
+
+def test_a_prompt_is_projected_once_for_all_segments_of_a_job(pipeline):
+    projected = Counter()
+    pipeline.dit.y_embedder.register_forward_hook(lambda *_: projected.update(["times"]))
+    for _ in pipeline.generate(request_of(pipeline, num_segments=2, num_condition_frames=5)):
+        pass
+    assert projected["times"] == 1
+
+
+class TestReading:
+    @pytest.fixture
+    def read(self, pipeline):
+        """Reads under a LoRA."""
+        reading = Reading()
+        return lambda lora, text: reading.under(lora)(pipeline.dit, *text)
+
+    @pytest.fixture
+    def text(self, pipeline):
+        width = pipeline.dit.config.caption_channels
+
+        def text(value=1.0, present=2):
+            return torch.full((1, 3, width), value), (torch.arange(3)[None] < present).int()
+
+        return text
+
+    def test_the_same_text_is_read_once_however_it_came(self, read, text):
+        assert read(None, text()) is read(None, text())
+
+    @pytest.mark.parametrize("other", [{"value": 2.0}, {"present": 3}])
+    def test_another_text_takes_its_place(self, read, text, other):
+        first, second, again, third = (read(None, text(**kind)) for kind in ({}, other, other, {}))
+        assert second is again
+        assert second is not first is not third
+
+    def test_another_number_of_texts_is_another_text(self, read, text):
+        two = tuple(torch.cat([part, part]) for part in text())
+        assert read(None, text()) is not read(None, two)
+
+    def test_each_lora_has_keys_and_values_of_its_own(self, read, text):
+        plain, few_steps = read(None, text()), read("a", text())
+        assert plain is not few_steps
+        assert (read(None, text()) is plain, read("a", text()) is few_steps) == (True, True)
 
 
 def test_what_the_leader_made_is_brought_onto_the_device(pipeline):
