@@ -32,6 +32,12 @@ class InvalidInput(InvalidRequest):
     code = "invalid_input"
 
 
+class QualityNotAllowed(InvalidRequest):
+    """This service does not make videos of the quality that was asked for."""
+
+    code = "quality_not_allowed"
+
+
 class JobNotFound(LongCatError):
     """No such job, or it expired, or it belongs to somebody else."""
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Task = Literal["text_to_video", "image_to_video", "video_continuation", "long_video", "refine"]
 Priority = Literal["high", "normal", "low"]
+Quality = Literal["exact", "balanced"]
 
 
 class _Frozen(BaseModel):
@@ -65,7 +66,13 @@ class Order(_Frozen):
     enhance_hf: bool
     fps: int
     refinement: Refinement | None = None
+    step_cache: float | None = None
     seed: int
+
+    @property
+    def quality(self) -> Quality:
+        """Balanced where steps may be computed in part."""
+        return "exact" if self.step_cache is None else "balanced"
 
     @property
     def inputs(self) -> tuple[InputFile, ...]:

@@ -59,7 +59,10 @@ class JobError(_Frozen):
 
 
 class Result(_Frozen):
-    """The finished video, as stored: keys are storage keys, made into links when they are shown."""
+    """The finished video, as stored: keys are storage keys, made into links when they are shown.
+
+    `dtype` is what its matrices were multiplied in, by the group that finished it; None in older records.
+    """
 
     video_key: str
     thumbnail_key: str
@@ -71,6 +74,7 @@ class Result(_Frozen):
     size_bytes: int
     sha256: str
     seed: int
+    dtype: str | None = None
 
 
 class Job(_Frozen):

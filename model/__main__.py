@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> None:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     parallel = join(device, options.context_parallel, WAIT_FOR_RANKS_S, options.guidance_split)
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
-    pipeline, cost = measured(lambda: Pipeline.load(options.checkpoint, dtype, parallel), parallel.device)
+    pipeline, cost = measured(
+        lambda: Pipeline.load(options.checkpoint, dtype, parallel, fp8=options.fp8), parallel.device
+    )
     if parallel.is_leader:
         print(f"loaded {options.checkpoint} {cost}", file=sys.stderr)
     fuse(pipeline.dit, options.compile)
@@ -144,6 +146,7 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         spatial_refine_only=options.spatial_refine_only,
         condition_cache=options.condition_cache,
         enhance_hf=options.enhance_hf,
+        step_cache=options.step_cache if options.quality == "balanced" else None,
     )
     request = Request(
         plan=settle(wish, limits),

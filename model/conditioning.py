@@ -89,6 +89,7 @@ class Encoders:
             *base_schedule(plan, self.shift, continues),
             guidance_scale=plan.guidance_scale,
             cache_condition=continues and plan.condition_cache,
+            step_cache=plan.step_cache,
             lora=DISTILLED_LORA if plan.distilled else None,
             first_step=state.step,
         )

@@ -17,6 +17,7 @@ from model.attention import KeysValues, TextKeysValues
 from model.block import Block
 from model.config import DitConfig
 from model.layers import FinalLayer, PatchEmbedder, TextEmbedder, TimestepEmbedder
+from model.step_cache import StepCache
 from model.tokens import Layout
 
 Cache = tuple[KeysValues, ...]  # one for each block
@@ -67,11 +68,24 @@ class Dit(nn.Module):
         layout: Layout,
         text: ReadText,
         past: Cache | None = None,
+        steps: StepCache | None = None,
     ) -> Float[Tensor, "b z f h w"]:
-        """Predicted velocity in fp32, of the frames given (not of those remembered in `past`)."""
-        x, time = self._embed(latents, timesteps, layout)
-        for index, block in enumerate(self.blocks):
-            x, _ = block(x, time, layout, text[index], past[index] if past else None)
+        """Predicted velocity in fp32, of the frames given (not of those remembered in `past`).
+
+        With `steps`, what the blocks after the first add may be that of an earlier step.
+        """
+        embedded, time = self._embed(latents, timesteps, layout)
+
+        def through(x: Tensor, start: int, stop: int) -> Tensor:
+            for index in range(start, stop):
+                x, _ = self.blocks[index](x, time, layout, text[index], past[index] if past else None)
+            return x
+
+        x, depth = through(embedded, 0, 1), len(self.blocks)
+        if steps is None:
+            x = through(x, 1, depth)
+        else:
+            x = steps.others(layout.of_noise(x - embedded), x, lambda x: through(x, 1, depth))
         return layout.latents(self.final_layer(x, time))
 
     def _embed(

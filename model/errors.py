@@ -47,6 +47,12 @@ class GroupError(ModelError):
     code = "bad_group"
 
 
+class DeviceError(ModelError):
+    """A device that cannot compute as it was told to."""
+
+    code = "bad_device"
+
+
 class LeaderError(ModelError):
     """The leader alone failed, with an error that says more there; as the other ranks are told."""
 

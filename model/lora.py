@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from model.checkpoint import opened
 from model.errors import CheckpointError
+from model.fp8 import Fp8Linear
 
 SEPARATOR = "___lorahyphen___"  # stands for the dots of a module's path
 PREFIX = "lora" + SEPARATOR
@@ -79,7 +80,7 @@ class Merged:
     """A transformer's weights and which one of the known LoRA files is merged into them."""
 
     def __init__(self, transformer: nn.Module, base: WeightSource, files: Mapping[str, LoraFile]) -> None:
-        self._weights = _weights(transformer)
+        self._linears = _linears(transformer)
         self._base = base
         self._files = files
         self._changed: frozenset[str] = frozenset()  # modules that may differ from the base
@@ -108,7 +109,7 @@ class Merged:
         now = frozenset(file.modules) if file else frozenset()
         self._changed, self._settled = before | now, False
         for module in sorted(before - now):
-            self._write(module, self._read(module, self._weights[module].dtype))
+            self._write(module, self._read(module))
         if file:
             self._merge(file)
         self._changed, self._active, self._settled = now, name, True
@@ -116,17 +117,22 @@ class Merged:
     def _merge(self, file: LoraFile) -> None:
         with opened(file.path) as tensors:
             for module, low_rank in file.modules.items():
-                delta = low_rank.delta(tensors, self._weights[module].device)
-                self._write(module, self._read(module, torch.float32) + delta)
+                delta = low_rank.delta(tensors, self._linears[module].weight.device)
+                self._write(module, self._read(module) + delta)
 
-    def _read(self, module: str, dtype: torch.dtype) -> Tensor:
-        weight = self._weights[module]
-        like = torch.empty_like(weight, dtype=dtype, device="meta")
+    def _read(self, module: str) -> Float[Tensor, "out in"]:
+        """The base weight in fp32."""
+        weight = self._linears[module].weight
+        like = torch.empty_like(weight, dtype=torch.float32, device="meta")
         return self._base.read(f"{module}.weight", like, weight.device)
 
     @torch.no_grad()
-    def _write(self, module: str, value: Tensor) -> None:
-        self._weights[module].copy_(value)
+    def _write(self, module: str, value: Float[Tensor, "out in"]) -> None:
+        linear = self._linears[module]
+        if isinstance(linear, Fp8Linear):
+            linear.write(value)
+        else:
+            linear.weight.copy_(value)
 
 
 def read_lora(path: Path, transformer: nn.Module) -> LoraFile:
@@ -135,25 +141,25 @@ def read_lora(path: Path, transformer: nn.Module) -> LoraFile:
     Raises:
         LoraError: it cannot be read, a key fits no module, a piece is missing or has the wrong shape.
     """
-    weights = _weights(transformer)
+    linears = _linears(transformer)
     with opened(path) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     pieces: dict[str, dict[str, str]] = defaultdict(dict)
     for key in shapes:
         module, piece = _parse(path, key)
-        if module not in weights:
+        if module not in linears:
             raise LoraError(path, f"{key} fits no module of the transformer")
         pieces[module][piece] = key
     modules = {module: _low_rank(path, found) for module, found in sorted(pieces.items())}
     for module, low_rank in modules.items():
-        _check_shapes(path, low_rank, shapes, tuple(weights[module].shape))
+        _check_shapes(path, low_rank, shapes, tuple(linears[module].weight.shape))
     return LoraFile(path, modules)
 
 
-def _weights(transformer: nn.Module) -> dict[str, Tensor]:
-    """The weight of each module that a LoRA can change, by the module's path."""
+def _linears(transformer: nn.Module) -> dict[str, nn.Linear]:
+    """The modules whose weight a LoRA can change, by path."""
     modules = transformer.named_modules()
-    return {path: module.weight for path, module in modules if isinstance(module, nn.Linear)}
+    return {path: module for path, module in modules if isinstance(module, nn.Linear)}
 
 
 def _parse(path: Path, key: str) -> tuple[str, str]:

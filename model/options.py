@@ -10,6 +10,7 @@ from typing import get_args
 from model.plan import Task
 
 POCKET = Path(__file__).parents[1] / "pocket"
+STEP_CACHE = 0.05  # a careful one: both what is saved and what is lost grow with it
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +61,14 @@ def _add_sampling(made: argparse.ArgumentParser) -> None:
     add("--distilled", action="store_true", help="few steps, no guidance, with cfg_step_lora")
     add("--no-condition-cache", dest="condition_cache", action="store_false")
     add("--no-enhance-hf", dest="enhance_hf", action="store_false")
+    add("--quality", choices=("exact", "balanced"), default="exact", help="balanced: some steps in part")
+    add(
+        "--step-cache",
+        type=float,
+        default=STEP_CACHE,
+        metavar="T",
+        help="balanced: how much of the first block's work a step in part may change",
+    )
     add("--seed", type=int, default=0)
 
 
@@ -75,6 +84,7 @@ def _add_machine(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("machine and output").add_argument
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, float32 on cpu")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add("--fp8", action="store_true", help="multiply the blocks' large matrices in fp8: sooner, less exact")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: on cuda")
     add("--context-parallel", type=int, metavar="P", help="ranks to a video, under torchrun (default: all)")
     add(

@@ -22,6 +22,7 @@ from model.conditioning import DISTILLED_LORA, REFINEMENT_LORA, Clip, Encoders, 
 from model.config import load_dit_config, load_shift
 from model.dit import Dit
 from model.errors import CheckpointError, InputError
+from model.fp8 import to_fp8
 from model.geometry import windows
 from model.limits import Limits, load_limits
 from model.lora import Merged, read_lora
@@ -33,6 +34,7 @@ from model.reading import Reading
 from model.request import Encoded, Event, Frames, Latents, Request, SegmentDone, Stepped
 from model.sample import LayOut, denoise
 from model.state import State
+from model.step_cache import StepCache
 from model.text import TextEncoder
 from model.tokens import lay_out
 from model.vae import LATENTS_AT_A_TIME, Vae
@@ -56,10 +58,13 @@ class Pipeline:
     reading: Reading = field(default_factory=Reading)
 
     @classmethod
-    def load(cls, checkpoint: Path, dtype: torch.dtype, parallel: ContextParallel = ALONE) -> "Pipeline":
-        """Load a checkpoint folder onto this rank's device (`parallel.device`).
+    def load(
+        cls, checkpoint: Path, dtype: torch.dtype, parallel: ContextParallel = ALONE, *, fp8: bool = False
+    ) -> "Pipeline":
+        """Load a checkpoint folder onto this rank's device (`parallel.device`); see `model.fp8` for `fp8`.
 
-        Raises CheckpointError, naming file and tensor, and GroupError where the heads cannot be shared.
+        Raises CheckpointError, naming file and tensor, GroupError where the heads cannot be shared, and
+        DeviceError where the device knows no fp8.
         """
         if not checkpoint.is_dir():
             raise CheckpointError(checkpoint, "is missing, or is no folder")
@@ -68,6 +73,8 @@ class Pipeline:
         limits = load_limits(checkpoint)
         weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
         dit = load_module(lambda: Dit(config, dtype), weights, parallel.device)
+        if fp8:
+            to_fp8(dit)
         loras = {
             path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
         }
@@ -126,10 +133,15 @@ class Pipeline:
         conditioning = self.parallel.from_leader(lambda: _present(self.encoders).condition(request, state))
         self.lora.switch(conditioning.lora)
         yield Encoded(state.stage, state.segment)
+        threshold, whole = conditioning.step_cache, state
+        steps = None if threshold is None else StepCache(threshold, self.parallel)
         read = self.reading.under(conditioning.lora)
-        for x in denoise(self.dit, conditioning, self.parallel, self.lay_out, read):
+        for x in denoise(self.dit, conditioning, self.parallel, self.lay_out, steps, read):
+            if steps is not None and not steps.reused:
+                whole = state  # what came before that step no longer matters
             state = replace(state, latents=x, step=state.step + 1)
-            yield Stepped(state.stage, state.segment, state.step, conditioning.num_steps, state)
+            resume = state if steps is None else whole
+            yield Stepped(state.stage, state.segment, state.step, conditioning.num_steps, resume)
         yield Latents(state.stage, state.segment, _whole(state))
         return state
 

@@ -45,6 +45,7 @@ class Wish:
     spatial_refine_only: bool = False
     condition_cache: bool = True
     enhance_hf: bool = True
+    step_cache: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Plan:
     """A wish with everything settled. Frames and sides in pixels, `fps` of the base video.
 
     `num_condition_frames` come from the clip (continuation) and from each segment's predecessor.
-    For `refine`, `height`, `width` and `num_frames` are the given clip's.
+    For `refine`, `height`, `width` and `num_frames` are the given clip's. `step_cache` is how much of its
+    first block's work a step may change and still be computed in part (`model.step_cache`); None is never.
     """
 
     task: Task
@@ -80,6 +82,7 @@ class Plan:
     enhance_hf: bool
     fps: int
     refinement: Refinement | None
+    step_cache: float | None = None
 
     @property
     def total_frames(self) -> int:

@@ -45,7 +45,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Stepped:
-    """`step` of `num_steps` are done; the job can go on from `state`."""
+    """`step` of `num_steps` are done; the job can go on from `state`, which may lie before that step."""
 
     stage: Stage
     segment: int

@@ -16,6 +16,7 @@ from model.config import DitConfig
 from model.dit import Dit, ReadText
 from model.guidance import guide
 from model.parallel import ContextParallel
+from model.step_cache import StepCache
 from model.tokens import Layout, Window, lay_out
 
 LayOut = Callable[[DitConfig, Window, bool, ContextParallel], Layout]
@@ -29,7 +30,8 @@ class Conditioning:
 
     `start` is what the noise frames begin as, from step `first_step` on; `clean` are the condition
     frames before them (perhaps none), which are never updated. Guidance is on where the text has two
-    samples: the negative prompt, then the prompt.
+    samples: the negative prompt, then the prompt. `step_cache` is the threshold of a `StepCache`, if one may
+    stand in for parts of steps.
     """
 
     start: Float[Tensor, "1 z f h w"]
@@ -41,6 +43,7 @@ class Conditioning:
     guidance_scale: float = 1.0
     cache_condition: bool = False
     block_sparse: bool = False
+    step_cache: float | None = None
     lora: str | None = None
     first_step: int = 0
 
@@ -55,14 +58,16 @@ def denoise(
     conditioning: Conditioning,
     parallel: ContextParallel,
     lay_out: LayOut = lay_out,
+    steps: StepCache | None = None,
     read: Read = Dit.read,
 ) -> Iterator[Float[Tensor, "1 z f h w"]]:
     """Step from noise to latents; yields the noise frames after each step.
 
-    Nothing is read back from the device on the way. `lay_out` and `read` may remember what they gave.
+    Nothing is read back from the device on the way, but by `steps`, which may compute steps in part.
+    `lay_out` and `read` may remember what they gave.
     """
     sharing = parallel.for_texts(len(conditioning.text))
-    predict = _guided(_predictor(dit, conditioning, sharing, lay_out, read), conditioning)
+    predict = _guided(_predictor(dit, conditioning, sharing, lay_out, steps, read), conditioning)
     timesteps, sigmas = conditioning.timesteps, conditioning.sigmas
     x = conditioning.start
     for step in range(conditioning.first_step, conditioning.num_steps):
@@ -90,6 +95,7 @@ def _predictor(
     conditioning: Conditioning,
     parallel: ContextParallel,
     lay_out: LayOut,
+    steps: StepCache | None,
     read: Read,
 ) -> Predict:
     """The transformer over all frames, or over the noise frames with the clean ones remembered."""
@@ -111,7 +117,7 @@ def _predictor(
         if num_clean and not cached:
             x = torch.cat([clean, x], dim=2)
             timesteps = torch.cat([timesteps.new_zeros(num_texts, num_clean), timesteps], dim=1)
-        velocity: Tensor = dit(x.expand(num_texts, -1, -1, -1, -1), timesteps, layout, text, past)
+        velocity: Tensor = dit(x.expand(num_texts, -1, -1, -1, -1), timesteps, layout, text, past, steps)
         return parallel.gather_texts(velocity)
 
     return predict

@@ -48,6 +48,7 @@ def settle(wish: Wish, limits: Limits) -> Plan:
     size = _size(wish, limits)
     num_frames = _num_frames(wish, limits)
     segments = _num_segments(task, wish, limits)
+    scale = _guidance_scale(wish, limits)
     held = 1 if wish.image else 0
     return Plan(
         task=task,
@@ -57,12 +58,13 @@ def settle(wish: Wish, limits: Limits) -> Plan:
         num_segments=segments,
         num_condition_frames=_num_condition_frames(wish, num_frames, segments, limits),
         num_inference_steps=_num_steps(wish, limits),
-        guidance_scale=_guidance_scale(wish, limits),
+        guidance_scale=scale,
         distilled=wish.distilled,
         condition_cache=wish.condition_cache,
         enhance_hf=wish.enhance_hf and not wish.distilled,
         fps=limits.fps,
         refinement=_refinement(wish, size, limits.num_inference_steps, held, limits) if wish.refine else None,
+        step_cache=_step_cache(wish, scale),
     )
 
 
@@ -122,6 +124,7 @@ def _check_inputs(task: Task, wish: Wish) -> None:
         for field in ("resolution", "height", "width", "num_frames", "num_segments", "guidance_scale"):
             _check(getattr(wish, field) is None, field, "is settled by the clip that is refined")
         _check(not wish.distilled, "distilled", "has no meaning for refine")
+        _check(wish.step_cache is None, "quality", "refine is always exact")
         _check(wish.num_prompts == 1, "prompts", "refine takes one prompt")
 
 
@@ -152,12 +155,12 @@ def _legal_size(size: Size, limits: Limits) -> Size:
         "height",
         f"height × width must be at most {limits.max_pixels}, is {pixels}",
     )
-    return size
-
-
     known = dict.fromkeys(known for table in limits.buckets.values() for known in table.values())
     names = ", ".join(f"{height}×{width}" for height, width in known)
     _check(not limits.only_buckets or size in known, "height", f"height × width must be one of {names}")
+    return size
+
+
 def _num_frames(wish: Wish, limits: Limits) -> int:
     num_frames = limits.default_num_frames if wish.num_frames is None else wish.num_frames
     _check(
@@ -210,6 +213,14 @@ def _guidance_scale(wish: Wish, limits: Limits) -> float:
     scale = default if wish.guidance_scale is None else wish.guidance_scale
     _check(1.0 <= scale <= most, "guidance_scale", f"must be between 1 (off) and {most:g}")
     return scale
+
+
+def _step_cache(wish: Wish, guidance_scale: float) -> float | None:
+    """Steps resemble each other where there are many: those of guidance, not the few distilled ones."""
+    if wish.step_cache is not None:
+        _check(guidance_scale > 1.0, "quality", "balanced needs a guidance_scale above 1")
+        _check(0.0 < wish.step_cache < 1.0, "step_cache", "must be between 0 and 1")
+    return wish.step_cache
 
 
 def _num_held(wish: Wish, limits: Limits) -> int:

@@ -55,14 +55,14 @@ LIMITS: Mapping[str, object] = {
 }
 
 
-def write_tiny(folder: Path, seed: int = 0) -> None:
-    """Write the checkpoint; the same seed gives the same files."""
+def write_tiny(folder: Path, seed: int = 0, config: DitConfig = DIT) -> None:
+    """Write the checkpoint; the same seed and sizes give the same files."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         words = _write_tokenizer(folder / "tokenizer")
         _write_text_encoder(folder / "text_encoder", words)
         _write_vae(folder / "vae")
-        dit = Dit(DIT, torch.float32)
+        dit = Dit(config, torch.float32)
         _write_dit(folder / "dit", dit)
         for name, wanted in (
             ("cfg_step_lora", ATTENTION_AND_FFN),
@@ -118,7 +118,7 @@ def _write_dit(folder: Path, dit: Dit) -> None:
     tensors = dit.state_dict()
     names = sorted(tensors)
     shards = {f"diffusion_pytorch_model-{i + 1:05}-of-00002.safetensors": names[i::2] for i in range(2)}
-    _write_json(folder / "config.json", _config_document())
+    _write_json(folder / "config.json", _config_document(dit.config))
     for shard, theirs in shards.items():
         save_file({name: tensors[name].contiguous() for name in theirs}, folder / shard)
     index = {
@@ -128,8 +128,8 @@ def _write_dit(folder: Path, dit: Dit) -> None:
     _write_json(folder / "diffusion_pytorch_model.safetensors.index.json", index)
 
 
-def _config_document() -> dict[str, object]:
-    return {**vars(DIT), "bsa_params": vars(DIT.bsa_params), "enable_bsa": False}
+def _config_document(config: DitConfig) -> dict[str, object]:
+    return {**vars(config), "bsa_params": vars(config.bsa_params), "enable_bsa": False}
 
 
 def _write_lora(path: Path, dit: Dit, wanted: tuple[str, ...]) -> None:

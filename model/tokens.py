@@ -74,6 +74,11 @@ class Layout:
         sides = (side * patch for side, patch in zip(self.grid, self.patch, strict=True))
         return x.reshape(*x.shape[:2], *sides)
 
+    def of_noise(self, x: Float[Tensor, "b g m c"]) -> Float[Tensor, "b noise filled c"]:
+        """Of this device's tokens those of noise frames, without padding."""
+        _, filled = self.parallel.portion(self.group_size)
+        return x[:, self.num_condition_groups :, :filled]
+
     def of_groups(self, timesteps: Float[Tensor, "b f"]) -> Float[Tensor, "b g"]:
         """One timestep for each group; its frames all have the same."""
         return timesteps[:, :: self.chunk[0]]

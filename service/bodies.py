@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from jobs.order import Priority, Task
+from jobs.order import Priority, Quality, Task
 from jobs.record import WebhookEvent
 from service.errors import UnusableInput
 from service.fetch import checked
@@ -74,6 +74,11 @@ class Choices(Strict):
     num_inference_steps: Count | None = Field(None, description="Denoising steps of each stage.")
     guidance_scale: float | None = Field(None, description="How closely to follow the prompt; 1 is off.")
     distilled: bool = Field(False, description="Few steps, no guidance.")
+    quality: Quality = Field(
+        "exact",
+        description="Balanced: sooner, with some steps computed in part. Only with guidance, and only "
+        "where the service allows it.",
+    )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn when absent.")
     priority: Priority = Field("normal", description="High before normal before low.")
     webhook_url: WebhookURL | None = Field(None, description="Told when the job's state changes.")

@@ -40,8 +40,9 @@ again can help, `Retry-After` says in how many seconds. A job that failed is no 
 for it: it is answered with 200, and carries its own `error` with `code`, `message` and `retryable`.
 
 Under `/v1/` errors have OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, with the same
-codes. A request that breaks a rule (`invalid_request`, `invalid_input`) is a 400 there, a cancelled job shows
-as failed with the code `cancelled`, and `x-should-retry` keeps OpenAI's clients from trying again in vain.
+codes. A request that breaks a rule (`invalid_request`, `invalid_input`, `quality_not_allowed`) is a 400
+there, a cancelled job shows as failed with the code `cancelled`, and `x-should-retry` keeps OpenAI's clients
+from trying again in vain.
 
 """
 _HEADER = "| code | status | fails a job | try again | what it means |\n|---|---|---|---|---|\n"

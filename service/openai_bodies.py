@@ -32,7 +32,7 @@ CREATE_FORM = FormFields(
     files=frozenset({"input_reference"}),
     texts=frozenset(
         {
-            *("prompt", "model", "size", "seconds", "negative_prompt", "priority", "webhook_url"),
+            *("prompt", "model", "size", "seconds", "negative_prompt", "quality", "priority", "webhook_url"),
             *("input_reference[image_url]", "input_reference[file_id]"),
         }
     ),
@@ -40,7 +40,7 @@ CREATE_FORM = FormFields(
 EXTEND_FORM = FormFields(
     files=frozenset({"video"}),
     texts=frozenset(
-        {"prompt", "model", "seconds", "video[id]", "negative_prompt", "priority", "webhook_url"}
+        {"prompt", "model", "seconds", "video[id]", "negative_prompt", "quality", "priority", "webhook_url"}
     ),
 )
 

@@ -12,12 +12,12 @@ from typing import Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.errors import InvalidInput, InvalidRequest
+from jobs.errors import InvalidInput, InvalidRequest, QualityNotAllowed
 
 PREFIX = "/v1/"
 RETRY_HEADER = "x-should-retry"  # obeyed by OpenAI's clients, which else try every 409 again
 _RETRYABLE = {429, 503}
-_RULE_BROKEN = {InvalidRequest.code, InvalidInput.code}
+_RULE_BROKEN = {InvalidRequest.code, InvalidInput.code, QualityNotAllowed.code}
 
 ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error"]
 

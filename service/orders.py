@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from jobs.capability import Capability
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order, Refinement
 from model.shapes import Illegal, Limits, Plan, Wish, settle
 from service.bodies import GenerateRequest
@@ -36,9 +36,20 @@ def check_texts(request: GenerateRequest, limits: Limits) -> None:
             raise _illegal(name, f"must have at most {limits.max_prompt_characters} characters")
 
 
-def settle_order(request: GenerateRequest, inputs: Mapping[str, Input], limits: Limits) -> Order:
+def step_cache_for(request: GenerateRequest, allowed: float | None) -> float | None:
+    """What balanced means here: the operator's threshold, if there is one. Raises QualityNotAllowed."""
+    if request.quality == "exact":
+        return None
+    if allowed is None:
+        raise QualityNotAllowed("quality: this service makes exact videos only", "quality")
+    return allowed
+
+
+def settle_order(
+    request: GenerateRequest, inputs: Mapping[str, Input], limits: Limits, step_cache: float | None
+) -> Order:
     """Resolve a request against a checkpoint's limits. Raises InvalidRequest, naming the field."""
-    plan = _settle(request, inputs, limits)
+    plan = _settle(request, inputs, limits, step_cache)
     settled: dict[str, Any] = {name: getattr(plan, name) for name in _OF_ORDER}
     files: dict[str, Any] = {field: taken.file for field, taken in inputs.items()}
     return Order(
@@ -67,11 +78,13 @@ def _prompts(request: GenerateRequest) -> tuple[str, ...]:
     return tuple(request.prompts or ()) if request.prompt is None else (request.prompt,)
 
 
-def _settle(request: GenerateRequest, inputs: Mapping[str, Input], limits: Limits) -> Plan:
+def _settle(
+    request: GenerateRequest, inputs: Mapping[str, Input], limits: Limits, step_cache: float | None
+) -> Plan:
     given: dict[str, Any] = {name: getattr(request, name) for name in _OF_REQUEST - FILES}
     given |= {field: taken.clip for field, taken in inputs.items()}
     try:
-        return settle(Wish(num_prompts=len(_prompts(request)), **given), limits)
+        return settle(Wish(num_prompts=len(_prompts(request)), step_cache=step_cache, **given), limits)
     except Illegal as error:
         raise _illegal(error.field, error.rule) from error
 

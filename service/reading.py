@@ -23,7 +23,7 @@ from service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
 from service.settings import Settings
 
 FILES = frozenset({"image", "video", "condition_video"})
-TEXTS = frozenset({"task", "prompt", "negative_prompt", "resolution", "priority", "webhook_url"})
+TEXTS = frozenset({"task", "prompt", "negative_prompt", "resolution", "quality", "priority", "webhook_url"})
 REPEATED = frozenset({"prompts"})
 _MAX_FIELDS = 1000
 _SHOWN_CHARACTERS = 100  # of a name that is the client's

@@ -58,6 +58,14 @@ class Settings(SharedSettings):
     )
     webhook_interval_s: float = Field(default=0.5, gt=0, description="how often webhooks are looked for")
 
+    step_cache: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="allows quality balanced: how much of the first block's work a step may change and still "
+        "be computed in part, as 0.05",
+    )
+
     upload_dir: Path | None = Field(default=None, description="where inputs lie while they are checked")
     max_body_bytes: int = Field(default=256 * _MIB, gt=0, description="size of a form")
     max_json_bytes: int = Field(

@@ -25,7 +25,7 @@ from service.backend import Backend
 from service.bodies import GenerateRequest
 from service.errors import invalid
 from service.inputs import Given, Input, Intake
-from service.orders import check_capability, check_texts, settle_order
+from service.orders import check_capability, check_texts, settle_order, step_cache_for
 from service.reading import FILES, Body
 from service.uploads import upload_folder
 
@@ -41,11 +41,12 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     capability = latest(backend.redis)
     limits = Limits.from_json(capability.limits)
     check_texts(request, limits)
+    step_cache = step_cache_for(request, backend.settings.step_cache)
     job_id = hold.job_id if hold else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:
         intake = Intake(job_id, folder, backend.settings, limits.fps)
         inputs = intake.take_all(_given(request, body.files))
-        order = settle_order(request, inputs, limits)
+        order = settle_order(request, inputs, limits, step_cache)
         check_capability(order, capability)
         _store(job_id, inputs.values(), backend)
     return _queue(

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.order import InputFile, Order, Priority, Refinement, Task
+from jobs.order import InputFile, Order, Priority, Quality, Refinement, Task
 from jobs.record import Job, JobError, Progress, Result, Status, WebhookEvent
 
 
@@ -48,6 +48,7 @@ class RequestView(_View):
     num_inference_steps: int
     guidance_scale: float
     distilled: bool
+    quality: Quality
     condition_cache: bool
     enhance_hf: bool
     refine: bool
@@ -68,6 +69,7 @@ class RequestView(_View):
         return cls(
             **same | files | {"prompts": None if single is not None else list(order.prompts)},
             prompt=single,
+            quality=order.quality,
             refine=order.refinement is not None and order.task != "refine",
             priority=job.priority,
             webhook_url=job.webhook_url,
@@ -88,6 +90,7 @@ class ResultView(_View):
     size_bytes: int
     sha256: str
     seed: int
+    dtype: str | None = Field(description="What matrices were multiplied in: float8_e4m3fn is less exact.")
 
     @classmethod
     def of(cls, result: Result, job_url: str) -> Self:

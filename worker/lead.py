@@ -51,9 +51,16 @@ class Contact:
 
 
 class Leading:
-    """The leader's part in one job; see `worker.run.Part`."""
+    """The leader's part in one job; see `worker.run.Part`. `dtype` is what films say they were made in."""
 
-    def __init__(self, run: Run, contact: Contact, settings: FilmSettings, experience: Experience) -> None:
+    def __init__(
+        self,
+        run: Run,
+        contact: Contact,
+        settings: FilmSettings,
+        experience: Experience,
+        dtype: str | None = None,
+    ) -> None:
         plan = plan_of(run.order)
         resume = run.resume
         self._run = run
@@ -62,6 +69,7 @@ class Leading:
         self._meter = Meter(plan, run.timings_s, experience)
         form = FilmFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
         self._pieces = Pieces(run.folder, form, resume.pieces if resume else ())
+        self._dtype = dtype
         self._backroom = Backroom(settings.buffer_bytes)
         self._last_segment = plan.num_segments - 1
         self._state: State | None = None
@@ -170,7 +178,7 @@ class Leading:
     def _finished(self, error: Exception | None) -> None:
         film = None
         try:
-            film = None if error else self._pieces.join()
+            film = None if error else self._pieces.join().model_copy(update={"dtype": self._dtype})
         except Exception as joining:  # noqa: BLE001 - the job ends with it
             error = joining
         timings_s = dict(self._meter.timings_s)

@@ -16,6 +16,7 @@ from jobs.capability import Capability
 from jobs.order import Task
 from model.conditioning import REFINEMENT_LORA
 from model.film import read_clip, read_image
+from model.fp8 import E4M3
 from model.fused import fuse, warm
 from model.loading import measured
 from model.parallel import ContextParallel
@@ -87,11 +88,13 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
     automatic = "bfloat16" if parallel.device.type == "cuda" else "float32"
     dtype = DTYPES[automatic if setup.dtype == "auto" else setup.dtype]
-    pipeline, cost = measured(lambda: Pipeline.load(setup.checkpoint, dtype, parallel), parallel.device)
+    pipeline, cost = measured(
+        lambda: Pipeline.load(setup.checkpoint, dtype, parallel, fp8=setup.fp8), parallel.device
+    )
     logger.info("loaded %s %s", setup.checkpoint, cost)
     if fuse(pipeline.dit, setup.compile):
         warm(pipeline.dit, settle(Wish(), pipeline.limits), MAX_TOKENS, parallel)
-    return ModelEngine(pipeline, dtype)
+    return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype)
 
 
 def request_of(run: Run, *, with_inputs: bool) -> Request:

@@ -148,7 +148,7 @@ class Meter:
 def _alike(plan: Plan, kind: Kind) -> tuple[object, ...]:
     """What work of this kind has in common with that of other jobs."""
     base = (plan.height, plan.width, plan.num_frames, plan.guidance_scale > 1)
-    return (kind, *base, plan.output_size, plan.frame_factor, plan.num_condition_frames)
+    return (kind, *base, plan.step_cache, plan.output_size, plan.frame_factor, plan.num_condition_frames)
 
 
 def _guess(plan: Plan) -> dict[Kind, Work]:

@@ -52,7 +52,10 @@ class Save(_Message):
 
 
 class Film(_Message):
-    """A finished film and its thumbnail, as files of the job's folder; size and hash are the film's."""
+    """A finished film and its thumbnail, as files of the job's folder; size and hash are the film's.
+
+    `dtype` is what the group multiplied in, as its capability says it.
+    """
 
     video: str
     thumbnail: str
@@ -63,6 +66,7 @@ class Film(_Message):
     size_bytes: int
     sha256: str
 
+    dtype: str | None = None
 
 class Run(_Message):
     """Do this order; `folder` is the job's own, `inputs` name the order's files in it.

@@ -66,9 +66,10 @@ def _serve(engine: Engine, ranks: Agreement, supervisor: Supervisor | None, sett
         supervisor.say(Ready(capability=engine.capability, pids=tuple(pids)))
         contact = Contact(supervisor.say, supervisor.wish)
         experience: Experience = {}
+        dtype = engine.capability.dtype
         while True:
             run = ranks.share(supervisor.next_order())
-            _run(run, engine, ranks, Leading(run, contact, settings, experience))
+            _run(run, engine, ranks, Leading(run, contact, settings, experience, dtype))
     while True:
         _run(ranks.share(None), engine, ranks, Following())
 

@@ -41,6 +41,7 @@ class RankSetup(_Frozen):
     device: DeviceName
     dtype: DtypeName
     compile: CompileName = "auto"
+    fp8: bool = False
     collective_timeout_s: float
     error_grace_s: float
     film: FilmSettings
@@ -59,6 +60,10 @@ class WorkerSettings(SharedSettings):
     dtype: DtypeName = Field(default="auto", description="auto: bfloat16 on cuda, float32 on cpu")
     compile: CompileName = Field(
         default="auto", description="whether parts of the transformer are compiled; auto: on cuda"
+    )
+    fp8: bool = Field(
+        default=False,
+        description="on: the blocks' large matrices are multiplied in fp8, less exactly, in every job",
     )
     worker_name: str = Field(
         default_factory=socket.gethostname, description="names its groups; one worker at a time may have it"
@@ -128,6 +133,7 @@ class WorkerSettings(SharedSettings):
             device=self.device,
             dtype=self.dtype,
             compile=self.compile,
+            fp8=self.fp8,
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,
             log_format=self.log_format,

@@ -53,3 +53,4 @@ class Upload:
             sha256=film.sha256,
             seed=held.claim.job.order.seed,
         )
+            dtype=film.dtype,

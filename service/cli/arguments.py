@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from jobs.order import Priority, Task
+from jobs.order import Priority, Quality, Task
 from jobs.record import Status
 
 EXIT_CODES = """exit codes:
@@ -84,6 +84,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--priority", choices=get_args(Priority))
     command.add_argument("--webhook-url", metavar="URL")
     command.add_argument("--metadata", type=_pair, action="append", metavar="NAME=VALUE")
+    command.add_argument("--quality", choices=get_args(Quality), help="balanced: sooner, less exact")
     command.add_argument("--idempotency-key", metavar="KEY", help="makes one job of a command run twice")
     command.add_argument("--no-wait", action="store_true", help="print the job's id and leave")
     _add_output(command)

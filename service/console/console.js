@@ -176,7 +176,7 @@ function ordered() {
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
   const segmented = given.get("task") === "long_video" && lines.length > 1;
   for (const line of segmented ? lines : [text]) body.append(segmented ? "prompts" : "prompt", line);
-  for (const name of ["task", "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "seed", "priority"])
+  for (const name of ["task", "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "quality", "seed", "priority"])
     if (given.get(name)) body.append(name, given.get(name));
   for (const name of ["distilled", "refine"]) if (given.has(name)) body.append(name, "true");
   const [width, height] = size.split(/\s*[x×]\s*/);

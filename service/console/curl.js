@@ -3,7 +3,7 @@
 const SETTLED_BY_CLIP = ["height", "width", "num_frames", "num_segments", "num_condition_frames", "guidance_scale"];
 const FIELDS = [
   "height", "width", "num_frames", "num_segments", "num_condition_frames", "num_inference_steps",
-  "guidance_scale", "negative_prompt", "distilled", "refine", "seed", "priority", "webhook_url", "webhook_events",
+  "guidance_scale", "negative_prompt", "distilled", "quality", "refine", "seed", "priority", "webhook_url", "webhook_events",
 ];
 
 export function curl(job, origin, withKey) {

@@ -183,3 +183,13 @@ class TestTheErrorOfAnETA:
         desk.ledger.succeed(claim, a_result(claim), {})
         self.tell(desk, claim, 5)
         assert self.errors(redis, "run") == self.errors(redis, "queue") == 0
+
+
+def test_a_balanced_job_is_less_work_and_tells_nothing_of_exact_ones_of_its_size(desk: Desk):
+    balanced = ORDER.model_copy(update={"step_cache": 0.1})
+    run(desk, 80)
+    job = desk.submit(order=balanced)
+    assert eta_s(desk, job.id) == pytest.approx(0.6 * 80, abs=0.1)
+    desk.ledger.cancel(job.id)
+    run(desk, 30, order=balanced)
+    assert eta_s(desk, desk.submit().id) == pytest.approx(80, abs=0.1)

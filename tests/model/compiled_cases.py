@@ -19,10 +19,12 @@ from torch._dynamo.utils import counters
 
 from model.config import DitConfig
 from model.dit import Cache, Dit
+from model.fp8 import to_fp8
 from model.fused import fuse, warm
 from model.limits import load_limits
 from model.parallel import ALONE
 from model.shapes import Wish, settle
+from model.step_cache import StepCache
 from model.tiny import _randomise
 from model.tokens import Window, lay_out
 from tests.model.parity_cases import PARITY
@@ -51,16 +53,14 @@ def main(backend: str, path: str) -> None:
     found = {
         "float32": case(torch.float32, backend, SHAPES),
         "bfloat16": case(torch.bfloat16, backend, {"image": SHAPES["image"]}),
+        "approximated": approximated(backend),
     }
     Path(path).write_text(json.dumps(found))
 
 
 def case(dtype: torch.dtype, backend: str, shapes: dict[str, Window]) -> dict[str, object]:
     """Differences for each shape, and how many graphs were made of three parts."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        dit = Dit(SMALL, dtype).requires_grad_(False)
-        _randomise(dit)
+    dit = random_dit(dtype)
     plain = {name: velocity(dit, window) for name, window in shapes.items()}
     counters.clear()
     with patch("model.fused.torch.compile", partial(torch.compile, backend=backend)):
@@ -75,13 +75,38 @@ def case(dtype: torch.dtype, backend: str, shapes: dict[str, Window]) -> dict[st
     }
 
 
-def velocity(dit: Dit, window: Window) -> Tensor:
+def approximated(backend: str) -> dict[str, float]:
+    """Differences of a step in fp8, and of one after it that takes over what the later blocks added."""
+    dit, window = random_dit(torch.float32), SHAPES["image"]
+    to_fp8(dit)
+    plain = velocity(dit, window)
+    with patch("model.fused.torch.compile", partial(torch.compile, backend=backend)):
+        fuse(dit, "on")
+    steps = StepCache(0.5, ALONE)
+    found = {
+        "whole": apart(velocity(dit, window, steps), plain),
+        "in part": apart(velocity(dit, window, steps), plain),
+    }
+    assert steps.reused
+    return found
+
+
+def random_dit(dtype: torch.dtype) -> Dit:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dit = Dit(SMALL, dtype).requires_grad_(False)
+        _randomise(dit)
+    return dit
+
+
+def velocity(dit: Dit, window: Window, steps: StepCache | None = None) -> Tensor:
     draw = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 16, *window[:3], generator=draw)
     clean = torch.randn(1, 16, 1, *window[1:3], generator=draw)
     text = dit.read(torch.randn(1, 5, 16, generator=draw), torch.tensor([[1, 1, 1, 0, 0]]))
     layout = lay_out(SMALL, window, False, ALONE)
-    return dit(latents, torch.full((1, window.num_frames), 500.0), layout, text, past(dit, window, clean))
+    timesteps = torch.full((1, window.num_frames), 500.0)
+    return dit(latents, timesteps, layout, text, past(dit, window, clean), steps)
 
 
 def past(dit: Dit, window: Window, clean: Tensor) -> Cache | None:

@@ -20,6 +20,7 @@ from model.tokens import Window, lay_out
 
 SMALL = DitConfig(hidden_size=24, num_heads=2, depth=2, caption_channels=8, adaln_tembed_dim=16)
 ROUNDING = {"float32": 1e-5, "bfloat16": 2e-2}
+FP8_ROUNDING = 2e-2  # of values that lie between two of e4m3
 PARTS = 3
 
 
@@ -59,6 +60,11 @@ def velocity(dit: Dit):
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_parts_are_traced_whole_and_give_the_plain_result(traced, dtype):
     assert max(traced[dtype]["differences"].values()) <= ROUNDING[dtype]
+
+
+def test_parts_are_traced_in_fp8_and_beside_a_step_cache(traced):
+    assert traced["approximated"].keys() == {"whole", "in part"}
+    assert max(traced["approximated"].values()) <= FP8_ROUNDING
 
 
 def test_a_part_is_compiled_once_for_all_blocks_and_for_each_shape(traced):

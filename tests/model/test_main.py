@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from model.__main__ import main
+from model.__main__ import _requests, main
 from model.film import read_clip
-from model.options import parser
+from model.options import STEP_CACHE, parser
 from tests.model.parity_cases import CASES, expected_latents
 
 ROOT = Path(__file__).parents[2]
@@ -193,3 +193,23 @@ def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path):
     subprocess.run([*map(str, command)], check=True, env=environment, cwd=tmp_path)
     expected, _, _ = expected_latents("t2v")
     torch.testing.assert_close(load_file(out)["latents"], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("said", "threshold"),
+    [
+        ((), None),
+        (("--quality", "balanced"), STEP_CACHE),
+        (("--quality", "balanced", "--step-cache", "0.5"), 0.5),
+        (("--quality", "exact", "--step-cache", "0.5"), None),
+    ],
+)
+def test_a_video_is_balanced_only_where_that_is_asked_for(tiny_checkpoint, said, threshold):
+    options = parser().parse_args(["--checkpoint", str(tiny_checkpoint), "--prompt", "a cat", *said])
+    (request,) = _requests(options)
+    assert request.plan.step_cache == threshold
+
+
+def test_a_quality_that_has_no_meaning_is_refused(call, capsys):
+    assert call("--prompt", "a cat", "--distilled", "--quality", "balanced") == 2
+    assert "quality: balanced needs a guidance_scale above 1" in capsys.readouterr().err

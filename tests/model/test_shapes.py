@@ -252,3 +252,12 @@ def test_limits_come_back_from_their_document():
 def test_limits_that_mean_nothing_are_refused(document):
     with pytest.raises((ValueError, TypeError, AttributeError)):
         Limits.from_json(document)
+
+
+def test_a_balanced_video_needs_guidance_and_many_steps_of_its_own():
+    assert settle(Wish(), RELEASED).step_cache is None
+    assert settle(Wish(step_cache=0.1, refine=True), RELEASED).step_cache == 0.1
+    assert "guidance_scale" in refused("quality", step_cache=0.1, guidance_scale=1.0)
+    assert "guidance_scale" in refused("quality", step_cache=0.1, distilled=True)
+    assert "exact" in refused("quality", step_cache=0.1, task="refine", video=CLIP)
+    assert "between 0 and 1" in refused("step_cache", step_cache=1.0)

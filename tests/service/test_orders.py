@@ -47,6 +47,7 @@ ANYTHING = st.fixed_dictionaries(
         "condition_cache": st.booleans(),
         "enhance_hf": st.booleans(),
         "seed": near([0, MAX_SEED, MAX_SEED + 1, -1]) | st.integers(0, 1 << 32),
+        "quality": near(["exact", "balanced", "best"]),
         "priority": near(["high", "normal", "low", "urgent"]),
         "metadata": st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
     },

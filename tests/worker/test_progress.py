@@ -83,10 +83,11 @@ def test_the_second_job_of_a_kind_is_told_to_the_second():
     assert second.meter.progress.fraction == pytest.approx(GENERATED * second.now / whole_s, abs=1e-4)
 
 
-def test_another_size_is_another_experience():
+@pytest.mark.parametrize("change", [{"height": 720, "width": 1280}, {"step_cache": 0.1}])
+def test_another_size_or_quality_is_another_experience(change):
     first = Scene()
     run_whole(first)
-    other = Scene(replace(PLAN, height=720, width=1280), first.experience)
+    other = Scene(replace(PLAN, **change), first.experience)
     assert other.meter.enter("encode", 0).eta_s is None
 
 

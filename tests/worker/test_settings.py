@@ -78,3 +78,9 @@ def test_what_ranks_are_told_survives_the_command_line(monkeypatch):
 def test_ranks_are_told_whole_paths():
     assert WorkerSettings().rank_setup(Path("/run/sock")).checkpoint.is_absolute()
     assert WorkerSettings().group_folder(0).is_absolute()
+
+
+def test_fp8_is_for_who_asks_for_it(monkeypatch):
+    assert not WorkerSettings().rank_setup(Path("/run/sock")).fp8
+    monkeypatch.setenv("LONGCAT_FP8", "on")
+    assert WorkerSettings().rank_setup(Path("/run/sock")).fp8

@@ -41,6 +41,7 @@ def test_a_job_becomes_a_film(worker, warm):
     assert job.error is None
     result = job.result
     assert (result.width, result.height, result.num_frames, result.fps, result.seed) == (96, 64, 17, 15, 4)
+    assert result.dtype == "float32"
     film = b"".join(worker.storage.read(result.video_key))
     assert (len(film), hashlib.sha256(film).hexdigest()) == (result.size_bytes, result.sha256)
     with av.open(str(worker.folder / "data" / "storage" / result.video_key)) as container:
