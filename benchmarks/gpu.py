@@ -1,10 +1,10 @@
 """Part (b), seconds on a GPU: `python -m benchmarks.gpu [--toy] [--rounds N] [--only NAME] [--out FOLDER]`.
 
 The machine's own ceilings first, then every stage at full size with random weights: a forward of the plain
-code with FlashAttention-2, with cuDNN's attention, and compiled, in turn; refinement within bricks; text, VAE
-and x264; a distilled clip from prompt to film beside the sum of its stages. `gpu.json` and `gpu.svg` go into
-the folder. Where diffusers or PyAV is missing, forwards alone are measured. `--toy` runs all of it small, on
-any machine, to try the benchmark itself.
+code with FlashAttention-2, with cuDNN's attention, compiled, and in fp8, in turn; refinement within bricks;
+text, VAE and x264; a distilled clip from prompt to film beside the sum of its stages. `gpu.json` and
+`gpu.svg` go into the folder. Where diffusers or PyAV is missing, forwards alone are measured. `--toy` runs
+all of it small, on any machine, to try the benchmark itself.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def base_forward(bench: Bench, dits: Transformers, num_texts: int) -> Figures:
         "plain, cuDNN attention": plain,
         "compiled, cuDNN attention": stages.forward(dits.compiled, scale, scale.base, num_texts),
     }
+    if dits.in_fp8:
+        works["compiled, linears in fp8"] = stages.forward(dits.in_fp8, scale, scale.base, num_texts)
     flop = forward_flops(scale.dit, scale.base, num_texts, scale.text_tokens).total
     return bench.of_forward(flop, medians(works, bench.device, bench.rounds))
 

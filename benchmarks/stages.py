@@ -19,6 +19,8 @@ from benchmarks.timing import Work
 from model import schedule
 from model.config import DitConfig
 from model.dit import Dit
+from model.errors import DeviceError
+from model.fp8 import to_fp8
 from model.fused import fuse
 from model.geometry import VAE_STRIDE, Size
 from model.parallel import ContextParallel
@@ -53,7 +55,7 @@ FULL = Scale(
     dtype=torch.bfloat16,
 )
 TOY = Scale(
-    dit=DitConfig(hidden_size=64, depth=2, num_heads=4, caption_channels=32, adaln_tembed_dim=32),
+    dit=DitConfig(hidden_size=64, depth=3, num_heads=4, caption_channels=32, adaln_tembed_dim=32),
     text=UMT5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=128),
     vae={"base_dim": 4, "num_res_blocks": 1},
     base=Window(3, 8, 16),
@@ -78,21 +80,32 @@ def random_module(build: Callable[[], Built], device: torch.device) -> Built:
 
 @dataclass(frozen=True)
 class Transformers:
-    """One set of weights, run as it stands and with its parts compiled."""
+    """One set of weights, run as it stands, with its parts compiled, and so in fp8 where there is that."""
 
     plain: Dit
     compiled: Dit
+    in_fp8: Dit | None
 
 
 def transformers(scale: Scale, device: torch.device) -> Transformers:
-    """Both, with random weights."""
+    """All of them, with random weights."""
     plain = random_module(lambda: Dit(scale.dit, scale.dtype), device)
-    with torch.device("meta"):
-        compiled = Dit(scale.dit, scale.dtype).requires_grad_(False)
-    compiled.load_state_dict(plain.state_dict(), assign=True)
-    compiled.requires_grad_(False)
+    compiled, in_fp8 = _of_the_same_weights(plain), _of_the_same_weights(plain)
     fuse(compiled, "on")
-    return Transformers(plain, compiled)
+    try:
+        to_fp8(in_fp8)
+    except DeviceError as error:
+        print(error)
+        return Transformers(plain, compiled, None)
+    fuse(in_fp8, "on")
+    return Transformers(plain, compiled, in_fp8)
+
+
+def _of_the_same_weights(dit: Dit) -> Dit:
+    with torch.device("meta"):
+        other = Dit(dit.config, dit.dtype)
+    other.load_state_dict(dit.state_dict(), assign=True)
+    return other.requires_grad_(False)
 
 
 def forward(dit: Dit, scale: Scale, window: Window, num_texts: int, *, sparse: bool = False) -> Work:

@@ -1,0 +1,199 @@
+"""What approximations save and cost: `python -m benchmarks.balanced [--checkpoint DIR] [--out FOLDER]`.
+
+One guided job from text, exact, then with the step cache at several thresholds, and all of it again in fp8:
+blocks and FLOPs that are run, how far latents and decoded frames are from the exact ones, and on a GPU the
+seconds of the steps. Without a checkpoint a small one with random weights is made: that tries out the
+benchmark, but says nothing of how alike the steps of a trained model are. Writes `balanced.json` and
+`balanced.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.formulas import forward_flops
+from benchmarks.gpu import machine
+from benchmarks.timing import seconds
+from model.dit import Dit
+from model.fused import fuse
+from model.geometry import VAE_STRIDE, latent_frames
+from model.parallel import ContextParallel
+from model.pipeline import Pipeline
+from model.plan import Plan
+from model.request import Event, Frames, Latents, Request
+from model.shapes import Wish, settle
+from model.text import MAX_TOKENS
+from model.tiny import DIT, write_tiny
+from model.tokens import Window
+
+PROMPT, SEED = "a red ball rolls across a wooden floor", 1
+THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
+SMALL = replace(DIT, depth=6)  # fp8 leaves the first and the last block as they are
+TEXTS = 2  # in each forward, with guidance
+
+Row = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """One job: its latents, its frames (floats in [0, 1]), what was run for it, seconds up to its latents."""
+
+    latents: Tensor
+    frames: Tensor
+    counts: Mapping[str, int]
+    flops: int
+    taken_s: float
+
+    def beside(self, exact: Made) -> Row:
+        """What was saved and lost, against the exact job."""
+        error = (self.latents - exact.latents).norm() / exact.latents.norm()
+        row: Row = {
+            "blocks run, %": 100 * self.counts["blocks"] / exact.counts["blocks"],
+            "FLOPs run, %": 100 * self.flops / exact.flops,
+            "latents, relative error": float(error),
+            "frames, PSNR in dB": _psnr(self.frames, exact.frames),
+        }
+        if self.latents.is_cuda:
+            row |= {"to latents, s": self.taken_s, "factor": exact.taken_s / self.taken_s}
+        return row
+
+
+def make(pipeline: Pipeline, plan: Plan) -> Made:
+    """Run a job, counting and measuring."""
+    events = pipeline.generate(Request(plan, (PROMPT,), SEED))
+    made: list[Event] = []
+
+    def to_latents() -> None:
+        made.extend(_up_to_latents(events))
+
+    with counted(pipeline.dit) as counts:
+        taken_s = seconds(to_latents, pipeline.parallel.device)
+    made.extend(events)
+    (latents,) = (event.latents for event in made if isinstance(event, Latents))
+    frames = [event.frames for event in made if isinstance(event, Frames) and event.frames is not None]
+    flops = _flops(pipeline.dit, plan, counts)
+    return Made(latents, torch.cat(frames).float() / 255, counts, flops, taken_s)
+
+
+def _up_to_latents(events: Iterator[Event]) -> Iterator[Event]:
+    for event in events:
+        yield event
+        if isinstance(event, Latents):
+            return
+
+
+@contextmanager
+def counted(dit: Dit) -> Iterator[Counter[str]]:
+    """Count forwards, and blocks that are run in them."""
+    counts: Counter[str] = Counter()
+
+    def count(module: nn.Module, _given: object) -> None:
+        counts["forwards" if module is dit else "blocks"] += 1
+
+    hooks = [module.register_forward_pre_hook(count) for module in (dit, *dit.blocks)]
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+def compare(pipelines: Mapping[str, Pipeline], steps: int) -> dict[str, Row]:
+    """Every way to make the job, by its name, beside the first, which is exact."""
+    plan = settle(Wish(num_inference_steps=steps), next(iter(pipelines.values())).limits)
+    rows: dict[str, Row] = {}
+    exact: Made | None = None
+    for name, pipeline in pipelines.items():
+        make(pipeline, replace(plan, num_inference_steps=1))  # warms up
+        for threshold in (None, *THRESHOLDS):
+            made = make(pipeline, replace(plan, step_cache=threshold))
+            exact = exact or made
+            title = name if threshold is None else f"{name}, step cache {threshold}"
+            rows[title] = made.beside(exact)
+            print(title, rows[title], flush=True)
+    return rows
+
+
+def weight_bytes(dit: Dit) -> int:
+    """Of all parameters and scales."""
+    return sum(tensor.nbytes for tensor in (*dit.parameters(), *dit.buffers()))
+
+
+def _flops(dit: Dit, plan: Plan, counts: Mapping[str, int]) -> int:
+    """Of each forward what is done around its blocks, and the blocks that were run."""
+    sides = plan.height // VAE_STRIDE, plan.width // VAE_STRIDE
+    window = Window(latent_frames(plan.num_frames), *sides)
+    around, with_one = (
+        forward_flops(replace(dit.config, depth=depth), window, TEXTS, MAX_TOKENS).total for depth in (0, 1)
+    )
+    return counts["forwards"] * around + counts["blocks"] * (with_one - around)
+
+
+def _psnr(frames: Tensor, exact: Tensor) -> float | None:
+    """Of 8-bit frames; None where all are the same."""
+    error = float((frames - exact).square().mean())
+    return -10 * math.log10(error) if error else None
+
+
+def load(checkpoint: Path) -> dict[str, Pipeline]:
+    """The checkpoint as it is, and in fp8, as a worker would load it here."""
+    on_cuda = torch.cuda.is_available()
+    parallel = ContextParallel(torch.device("cuda" if on_cuda else "cpu"))
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    pipelines = {
+        name: Pipeline.load(checkpoint, dtype, parallel, fp8=name == "fp8") for name in ("exact", "fp8")
+    }
+    for pipeline in pipelines.values():
+        fuse(pipeline.dit, "auto")
+    return pipelines
+
+
+def report(found: Mapping[str, object], rows: Mapping[str, Row]) -> str:
+    """A page with a table."""
+    figures = list(next(iter(rows.values())))
+    lines = [["", *figures], ["---"] * (1 + len(figures))]
+    lines += [[title, *(_shown(row[figure]) for figure in figures)] for title, row in rows.items()]
+    told = "\n".join(f"- {name}: {value}" for name, value in found.items())
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"# Balanced and fp8, beside exact\n\n{told}\n\n{table}\n\n`python -m benchmarks.balanced`\n"
+
+
+def _shown(value: float | None) -> str:
+    return "the same" if value is None else f"{value:.3g}" if value < 1 else f"{value:.1f}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.balanced", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, help="default: a small one with random weights")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.checkpoint is None:
+            write_tiny(Path(folder), config=SMALL)
+        pipelines = load(options.checkpoint or Path(folder))
+        rows = compare(pipelines, options.steps)
+    base, in_fp8 = pipelines["exact"], pipelines["fp8"]
+    found = {
+        "checkpoint": options.checkpoint.name if options.checkpoint else "small, random weights",
+        "steps": options.steps,
+        "blocks": base.dit.config.depth,
+        "weights in fp8, of those without": round(weight_bytes(in_fp8.dit) / weight_bytes(base.dit), 3),
+        **machine(base.parallel.device),
+    }
+    (options.out / "balanced.json").write_text(json.dumps({**found, "jobs": rows}, indent=1) + "\n")
+    (options.out / "balanced.md").write_text(report(found, rows))
+
+
+if __name__ == "__main__":
+    main()
