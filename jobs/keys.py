@@ -44,6 +44,11 @@ def thumbnail_key(job_id: str, attempt: int) -> str:
     return f"{attempt_prefix(job_id, attempt)}thumbnail.jpg"
 
 
+def timeline_key(video: str) -> str:
+    """The picture of how an attempt went, beside its video of this key."""
+    return checked(f"{video.rpartition('/')[0]}/timeline.json")
+
+
 def state_key(job_id: str, name: str) -> str:
     """A saved state of a job, from which any worker resumes."""
     return checked(f"{job_prefix(job_id)}state/{name}")

@@ -1,4 +1,4 @@
-"""Handing out finished videos and thumbnails: whole, in part, or by a link into an S3 store."""
+"""Handing out what a finished job has: whole, in part, or by a link into an S3 store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from jobs.errors import JobNotReady
+from jobs.keys import timeline_key
 from jobs.record import Result
 from service.backend import Backend, Served
 from service.errors import documented
@@ -15,12 +16,20 @@ from service.ranges import wanted_range
 
 router = APIRouter(tags=["jobs"])
 
+_BINARY = {"type": "string", "format": "binary"}
+_SCHEMAS = {
+    "application/json": {
+        "type": "object",
+        "properties": {"traceEvents": {"type": "array", "items": {"type": "object"}}},
+        "required": ["traceEvents"],
+    }
+}
 _HEADERS = {"ETag": {"schema": {"type": "string"}}, "Accept-Ranges": {"schema": {"type": "string"}}}
 
 
 def answers(*media_types: str) -> dict[int | str, dict[str, object]]:
     """What a route answers that hands out such files."""
-    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
+    content = {kind: {"schema": _SCHEMAS.get(kind, _BINARY)} for kind in media_types}
     return {
         200: {"description": "All of it", "content": content, "headers": _HEADERS},
         206: {"description": "The range asked for", "content": content, "headers": _HEADERS},
@@ -55,6 +64,19 @@ def get_thumbnail(job_id: str, request: Request, backend: Served) -> Response:
     """A still of the finished video, as JPEG."""
     result = _result(job_id, backend)
     file = StoredFile(result.thumbnail_key, "image/jpeg", f'"{result.sha256}-still"', f"{job_id}.jpg")
+    return _serve(file, request, backend)
+
+
+@router.head("/jobs/{job_id}/timeline", include_in_schema=False)
+@router.get("/jobs/{job_id}/timeline", response_class=Response, responses=answers("application/json"))
+def get_timeline(job_id: str, request: Request, backend: Served) -> Response:
+    """What was done for a finished job, and when: a trace that Perfetto and chrome://tracing open.
+
+    Trace Event Format; times are microseconds since 1970. 410 if it could not be stored.
+    """
+    result = _result(job_id, backend)
+    key, etag = timeline_key(result.video_key), f'"{result.sha256}-timeline"'
+    file = StoredFile(key, "application/json", etag, f"{job_id}.json")
     return _serve(file, request, backend)
 
 

@@ -72,7 +72,7 @@ class Closer:
         except Exception:
             logger.exception("job %s could not be closed; its lease runs out", held.job_id)
         finally:
-            held.spans.end(None)  # unless it was said how
+            held.stages.end(None)  # unless it was said how
             self._over(held)
 
     def _end(self, held: Held, ending: Ending) -> None:
@@ -100,7 +100,7 @@ class Closer:
             held.progress = held.progress.model_copy(
                 update={"phase": "upload", "step": 0, "num_steps": 0, "eta_s": None}
             )
-            held.spans.enter(held.progress)
+            held.stages.enter(held.progress)
             patiently(lambda: self._begin_upload(held), lambda: self._check_again(held))
             result = self._upload.store(held, film, lambda: self._check_again(held))
         except LeaseLost:
@@ -154,7 +154,7 @@ class Closer:
     def _commit(self, held: Held, write: Callable[[], Status]) -> Status:
         """Have the ledger write the last word, and remove what the state it gives has no need of."""
         status = patiently(write, held.check_lease)
-        held.spans.end(status)
+        held.stages.end(status)
         if status in ENDED:
             self._saves.forget(held, FLUSH_S)
             self._spool.remove(held.job_id)

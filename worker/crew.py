@@ -24,6 +24,7 @@ from jobs.transitions import Claim, Ledger
 from worker.closing import Closer, Places
 from worker.group import Launch
 from worker.held import Filmed, Held
+from worker.inbox import Drain, Heard, Inbox, Over, Prepared, Told
 from worker.intake import Intake
 from worker.lease import Keeper
 from worker.life import Life, Patience
@@ -34,7 +35,8 @@ from worker.room import Room
 from worker.saves import Saves
 from worker.settings import WorkerSettings, group_environment
 from worker.spool import Spool
-from worker.supervisor import Crew, Drain, Heard, Inbox, Over, Prepared, Rules, Supervisor, Told
+from worker.stages import Stages
+from worker.supervisor import Crew, Rules, Supervisor
 from worker.tracing import spans_of
 
 REDIS_PATIENCE_S = 2.0  # of one call; whoever calls tries again
@@ -59,7 +61,7 @@ def assemble(settings: WorkerSettings, index: int) -> Supervisor:
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def took(claim: Claim) -> None:
-        held = Held(claim, places.spool.path(claim.job.id), spans=spans_of(claim, tracing))
+        held = Held(claim, places.spool.path(claim.job.id), stages=Stages(spans_of(claim, tracing)))
         keeper.keep(held)
         inbox.put(Prepared(held, preparation.prepare(held)))
 

@@ -13,7 +13,7 @@ from jobs.errors import DiskFull, LeaseLost, LongCatError
 from jobs.record import JobError, Progress
 from jobs.transitions import Claim, Verdict
 from worker.protocol import Film, Save, Timings, Why
-from worker.tracing import JobSpans, Untraced
+from worker.stages import Stages
 
 
 @dataclass(eq=False)
@@ -29,7 +29,7 @@ class Held:
     progress: Progress = field(default_factory=lambda: Progress(phase="load"))
     timings_s: Timings = field(default_factory=dict)
     save: Save | None = None
-    spans: JobSpans = field(default_factory=Untraced)
+    stages: Stages = field(default_factory=Stages)
     is_over: bool = False
 
     @property

@@ -18,13 +18,16 @@ from jobs.record import JobError, Progress
 from model.request import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.state import State
 from worker.agreement import Vote
-from worker.backroom import Backroom
+from worker.backroom import Backroom, Task
 from worker.engine import Begun, plan_of
 from worker.failures import vote_of
 from worker.pieces import FilmFormat, Pieces
 from worker.progress import Experience, Meter
 from worker.protocol import (
+    Decoding,
+    Did,
     Failed,
+    Film,
     Finished,
     Message,
     Released,
@@ -38,6 +41,7 @@ from worker.protocol import (
     Why,
 )
 from worker.settings import FilmSettings
+from worker.stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +69,15 @@ class Leading:
         resume = run.resume
         self._run = run
         self._contact = contact
+        self._dtype = dtype
         self._checkpoint_s = settings.checkpoint_s
         self._meter = Meter(plan, run.timings_s, experience)
         form = FilmFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
         self._pieces = Pieces(run.folder, form, resume.pieces if resume else ())
-        self._dtype = dtype
         self._backroom = Backroom(settings.buffer_bytes)
         self._last_segment = plan.num_segments - 1
         self._state: State | None = None
+        self._film: Film | None = None
         self._saved_at = time.monotonic()
         if resume:
             self._meter.resume(resume.segment, resume.stage, resume.step)
@@ -86,9 +91,10 @@ class Leading:
         self._backroom.check()
         if isinstance(event, Frames):
             assert event.frames is not None
-            self._backroom.submit(partial(self._pieces.write, event.frames), event.frames.nbytes)
+            writing = partial(self._pieces.write, event.frames)
+            self._backroom.submit(partial(self._do, "x264", writing, detail=True), event.frames.nbytes)
         elif isinstance(event, SegmentDone):
-            self._backroom.submit(self._pieces.cut)
+            self._backroom.submit(partial(self._do, "x264, the rest", self._pieces.cut))
         if isinstance(event, Stepped | SegmentDone):
             self._state = event.state
 
@@ -96,6 +102,8 @@ class Leading:
         """Tell the supervisor how far the job is, and save it where that is due."""
         if isinstance(event, Begun):
             self._contact.say(Running(job_id=self._run.job_id))
+        elif isinstance(event, Latents) and self._is_last(event):
+            self._contact.say(Decoding(job_id=self._run.job_id))
         progress = self._measure(event)
         self._contact.say(
             Report(job_id=self._run.job_id, progress=progress, timings_s=dict(self._meter.timings_s))
@@ -113,6 +121,7 @@ class Leading:
             self._leave(Stopped(job_id=self._run.job_id, why=outcome.stop))
         else:
             self._contact.say(Released(job_id=self._run.job_id))
+            self._backroom.submit(partial(self._do, "join", self._join))
             self._backroom.close(self._finished)
 
     def _measure(self, event: Begun | Event) -> Progress:
@@ -133,6 +142,10 @@ class Leading:
                     "decode" if is_last else "encode", segment if is_last else segment + 1
                 )
 
+    def _is_last(self, made: Latents) -> bool:
+        stage = "refine" if self._run.order.refinement else "denoise"
+        return (made.stage, made.segment) == (stage, self._last_segment)
+
     def _due(self, event: Stepped | SegmentDone) -> bool:
         if isinstance(event, SegmentDone):
             return event.segment < self._last_segment
@@ -141,7 +154,8 @@ class Leading:
     def _save_soon(self, state: State) -> None:
         """Save when all pieces before this state are whole; the next step runs meanwhile."""
         self._saved_at = time.monotonic()
-        self._backroom.submit(partial(self._save, state, dict(self._meter.timings_s)))
+        save = partial(self._save, state, dict(self._meter.timings_s))
+        self._backroom.submit(partial(self._do, "save", save))
 
     def _save(self, state: State, timings_s: Timings) -> None:
         name = f"state-{state.segment}-{state.stage}-{state.step}.safetensors"
@@ -160,6 +174,13 @@ class Leading:
         )
         self._contact.say(Saved(job_id=self._run.job_id, save=save))
 
+    def _do(self, name: str, task: Task, *, detail: bool = False) -> None:
+        """Do this in the backroom, and say how long it took."""
+        began_s = time.time()
+        task()
+        stage = Stage(name=name, lane="film", began_s=began_s, ended_s=time.time(), detail=detail)
+        self._contact.say(Did(job_id=self._run.job_id, stage=stage))
+
     def _leave(self, last_word: Failed | Stopped) -> None:
         """Drop what is not done yet; then no file of the job is touched any more."""
 
@@ -175,18 +196,16 @@ class Leading:
             self._save(self._state, dict(self._meter.timings_s))
         self._contact.say(Stopped(job_id=self._run.job_id, why="drain"))
 
+    def _join(self) -> None:
+        self._film = self._pieces.join().model_copy(update={"dtype": self._dtype})
+
     def _finished(self, error: Exception | None) -> None:
-        film = None
-        try:
-            film = None if error else self._pieces.join().model_copy(update={"dtype": self._dtype})
-        except Exception as joining:  # noqa: BLE001 - the job ends with it
-            error = joining
         timings_s = dict(self._meter.timings_s)
-        if film is None:
-            assert error is not None
+        if error:
             self._contact.say(self._failed(vote_of(error).error))
         else:
-            self._contact.say(Finished(job_id=self._run.job_id, film=film, timings_s=timings_s))
+            assert self._film is not None
+            self._contact.say(Finished(job_id=self._run.job_id, film=self._film, timings_s=timings_s))
 
     def _failed(self, error: JobError | None) -> Failed:
         assert error is not None

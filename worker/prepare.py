@@ -57,7 +57,8 @@ class Preparation:
             held.timings_s = waiting.timings_s
             return Filmed(waiting.film)
         began = time.monotonic()
-        inputs, resume = self._fetch_inputs(held, may_go_on), self._fetch_save(held, may_go_on)
+        with held.stages.doing("fetch", "job"):
+            inputs, resume = self._fetch_inputs(held, may_go_on), self._fetch_save(held, may_go_on)
         timings_s = dict(resume.timings_s) if resume else {}
         timings_s["load"] = timings_s.get("load", 0.0) + time.monotonic() - began
         return Run(

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from jobs.capability import Capability
 from jobs.order import Order
 from jobs.record import JobError, Progress
+from worker.stages import Stage
 
 Why = Literal["cancel", "drain", "deadline", "lost"]
 Timings = dict[str, float]  # phase: seconds
@@ -65,8 +66,8 @@ class Film(_Message):
     fps: int
     size_bytes: int
     sha256: str
-
     dtype: str | None = None
+
 
 class Run(_Message):
     """Do this order; `folder` is the job's own, `inputs` name the order's files in it.
@@ -117,6 +118,21 @@ class Report(_Message):
     timings_s: Timings
 
 
+class Did(_Message):
+    """Something was done for a job beside what its ranks do in step."""
+
+    type: Literal["did"] = "did"
+    job_id: str
+    stage: Stage
+
+
+class Decoding(_Message):
+    """The last steps of a job are done: its ranks decode what is left of it, and are free then."""
+
+    type: Literal["decoding"] = "decoding"
+    job_id: str
+
+
 class Saved(_Message):
     """A job can go on from here, on this group or on another."""
 
@@ -165,7 +181,8 @@ class Broken(_Message):
     message: str
 
 
-Message = Run | Stop | Ready | Running | Report | Saved | Released | Finished | Stopped | Failed | Broken
+Word = Running | Report | Did | Decoding | Saved | Released | Finished | Stopped | Failed  # of one job
+Message = Run | Stop | Ready | Word | Broken
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 

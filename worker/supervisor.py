@@ -1,9 +1,10 @@
 """The supervisor of one group of ranks: a light process that outlives any crash of the GPUs.
 
 It holds the jobs' leases, keeps a group alive (`worker.life`), hands it one order after the other, passes
-cancel, deadline and drain down, and takes progress, saves and films up. It computes nothing and waits for
-nothing: threads put what happens into its inbox (`worker.intake`, `worker.group`, `worker.lease`,
-`worker.closing`), and `serve` deals with one thing after the other. No torch.
+cancel, deadline and drain down, and takes progress, saves and films up. While the group only decodes what is
+left of a job, the next one is claimed and fetched, so that the GPUs wait neither for the queue nor for the
+storage. It computes nothing and waits for nothing: threads put what happens into its inbox (`worker.inbox`),
+and `serve` deals with one thing after the other. No torch.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 
 from jobs.capability import Capability
 from worker.closing import Closer
-from worker.group import Group
 from worker.held import Ending, Failure, Filmed, GivenBack, Held, Left
+from worker.inbox import Drain, Event, Heard, Inbox, Over, Prepared, Told
 from worker.intake import Intake
 from worker.lease import Keeper
 from worker.life import Life
@@ -26,6 +27,8 @@ from worker.prepare import Preparation
 from worker.presence import Presence, Shown
 from worker.protocol import (
     Broken,
+    Decoding,
+    Did,
     Failed,
     Finished,
     Message,
@@ -37,6 +40,7 @@ from worker.protocol import (
     Saved,
     Stop,
     Stopped,
+    Word,
 )
 from worker.room import Room
 from worker.saves import Saves
@@ -44,45 +48,6 @@ from worker.saves import Saves
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.2
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A group said something; None: its rank 0 is gone."""
-
-    group: Group
-    message: Message | None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job was claimed and can be handed over; or its ending, if it cannot."""
-
-    held: Held
-    work: Run | Ending
-
-
-@dataclass(frozen=True)
-class Told:
-    """The ledger's verdict on a job changed."""
-
-    held: Held
-
-
-@dataclass(frozen=True)
-class Over:
-    """Nothing of a job remains to be done."""
-
-    held: Held
-
-
-@dataclass(frozen=True)
-class Drain:
-    """Let go of everything and end."""
-
-
-Event = Heard | Prepared | Told | Over | Drain
-Inbox = queue.SimpleQueue[Event]
 
 
 @dataclass(frozen=True)
@@ -127,6 +92,8 @@ class Supervisor:
         self._rules = rules
         self._capability: Capability | None = None
         self._current: Held | None = None  # has the GPUs
+        self._decoding: Held | None = None  # the same, where it has but to be decoded
+        self._next: Prepared | None = None  # waits for the GPUs
         self._finishing: dict[str, Held] = {}  # rank 0 still writes their films
         self._closing: set[Held] = set()
         self._asked = False
@@ -156,11 +123,10 @@ class Supervisor:
         match event:
             case Heard(group, message) if group is self._life.group:
                 self._hear(message)
-            case Prepared(held, work):
-                self._begin(held, work)
-            case Told(held) if held is self._current and held.wish:
-                logger.info("job %s is to be left: %s", held.job_id, held.verdict)
-                self._life.say(Stop(job_id=held.job_id, why=held.wish))
+            case Prepared():
+                self._keep(event)
+            case Told(held):
+                self._leave(held)
             case Over(held):
                 self._closing.discard(held)
                 self._keeper.let_go(held)
@@ -176,23 +142,29 @@ class Supervisor:
                 self._capability = message.capability
             case Broken():
                 self._give_up(message.message)
-            case Running():
-                self._life.heard(None)
-            case Report() | Saved() | Released() | Finished() | Stopped() | Failed():
-                held = self._with_group().get(message.job_id)
-                if held is not None:
+            case Run() | Stop():
+                raise AssertionError(message)  # they are said, not heard
+            case _:
+                if held := self._with_group().get(message.job_id):
                     self._hear_of(held, message)
 
-    def _hear_of(self, held: Held, message: Message) -> None:
+    def _hear_of(self, held: Held, message: Word) -> None:
         match message:
+            case Running():
+                self._life.heard(None)
             case Report():
                 held.progress, held.timings_s = message.progress, message.timings_s
-                held.spans.enter(message.progress)
+                held.stages.enter(message.progress)
                 self._life.heard(message.progress)
+            case Did():
+                held.stages.add(message.stage)
+            case Decoding():
+                self._decoding = held
             case Saved():
                 self._saves.keep(held, message.save)
             case Released():
-                self._current = None
+                held.stages.leave()
+                self._current = self._decoding = None
                 self._finishing[held.job_id] = held
             case Finished():
                 held.timings_s = message.timings_s
@@ -205,21 +177,43 @@ class Supervisor:
 
     def _from_group(self, held: Held, ending: Ending) -> None:
         if held is self._current:
-            self._current = None
+            self._current = self._decoding = None
         self._finishing.pop(held.job_id, None)
         self._close(held, ending)
 
-    def _begin(self, held: Held, work: Run | Ending) -> None:
+    def _keep(self, prepared: Prepared) -> None:
         self._asked = False
+        held, work = prepared.held, prepared.work
         if not isinstance(work, Run):
             self._close(held, work)
         elif held.wish:
             self._close(held, Left(held.wish))
-        elif self._can_begin():
-            self._current = held
-            self._life.hand_over(work)
+        elif self._can_take():
+            self._next = prepared
         else:
             self._close(held, GivenBack(crashed=False))
+
+    def _begin_next(self) -> None:
+        """The group gets the job that waits for it, as soon as it can."""
+        if self._next and not self._current:
+            held, work = self._next.held, self._next.work
+            assert isinstance(work, Run)
+            self._current, self._next = held, None
+            held.stages.waited()
+            self._life.hand_over(work)
+
+    def _leave(self, held: Held) -> None:
+        """The verdict on a job changed: if it is not to go on, the group has to leave it, if it has it."""
+        if held.wish and held is self._current:
+            logger.info("job %s is to be left: %s", held.job_id, held.verdict)
+            self._life.say(Stop(job_id=held.job_id, why=held.wish))
+        elif held.wish and self._next and held is self._next.held:
+            self._drop_next(Left(held.wish))
+
+    def _drop_next(self, ending: Ending) -> None:
+        if self._next:
+            held, self._next = self._next.held, None
+            self._close(held, ending)
 
     def _look_around(self) -> None:
         trouble = self._life.look(busy=bool(self._with_group()), may_start=self._drain_until is None)
@@ -227,26 +221,29 @@ class Supervisor:
             self._give_up(trouble)
         if self._drain_until is not None and time.monotonic() > self._drain_until:
             self._let_go(crashed=False)
+        self._begin_next()
         self._ask()
         self._show()
 
-    def _can_begin(self) -> bool:
-        behind = len(self._finishing) + len(self._closing)
+    def _can_take(self) -> bool:
+        """Whether a job can begin now, or will soon: its turn comes when the present one is decoded."""
+        behind = len(self._finishing) + len(self._closing) + (self._current is not None)
         return (
             self._life.is_up
-            and self._current is None
+            and self._next is None
+            and self._current is self._decoding
             and self._drain_until is None
             and self._room.is_enough
             and behind < self._rules.max_films_behind
         )
 
     def _ask(self) -> None:
-        can_begin = self._can_begin()
-        if can_begin and not self._asked:
+        can_take = self._can_take()
+        if can_take and not self._asked:
             self._intake.ask()
-        elif self._asked and not can_begin:
+        elif self._asked and not can_take:
             self._intake.withdraw()
-        self._asked = can_begin
+        self._asked = can_take
 
     def _show(self) -> None:
         current = self._current
@@ -264,6 +261,7 @@ class Supervisor:
         self._life.end()
         for held in self._with_group().values():
             self._from_group(held, GivenBack(crashed=crashed))
+        self._drop_next(GivenBack(crashed=False))  # the group never had it
 
     def _with_group(self) -> dict[str, Held]:
         """The jobs of which rank 0 has something to do."""
@@ -278,6 +276,7 @@ class Supervisor:
         self._intake.stop()
         self._preparation.stop()
         self._closer.hurry()
+        self._drop_next(GivenBack(crashed=False))
         if self._current:
             self._life.say(Stop(job_id=self._current.job_id, why="drain"))
 

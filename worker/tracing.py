@@ -1,38 +1,20 @@
-"""What a supervisor tells of a job to those who trace: its wait in the queue, its run, each phase of that.
+"""What a supervisor tells of a job to those who trace: its wait in the queue, its run, each stage of that.
 
-A `worker.held.Held` carries the spans of its job. They stand below the request that ordered it, whose place
-in the trace came through the queue. Where nobody traces, nothing happens here.
+`worker.stages` calls it. The spans stand below the request that ordered the job, whose place in the trace
+came through the queue. Where nobody traces, nothing happens here.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from jobs.record import Progress, Status
+from jobs.record import Status
 from jobs.transitions import Claim
+from worker.stages import JobSpans, Stage, Untold
 
 if TYPE_CHECKING:
-    from jobs.otel import Span, Tracing, Values
-
-
-class JobSpans(Protocol):
-    """The spans of one job in this supervisor's hands."""
-
-    def enter(self, progress: Progress) -> None:
-        """The job is there now: where that is another phase or segment, a span ends and another begins."""
-
-    def end(self, status: Status | None) -> None:
-        """It is out of hand in this state, None if that is not known. Only the first time counts."""
-
-
-class Untraced:
-    """Where nobody traces."""
-
-    def enter(self, progress: Progress) -> None:
-        """See `JobSpans`."""
-
-    def end(self, status: Status | None) -> None:
-        """See `JobSpans`."""
+    from jobs.otel import Tracing, Values
 
 
 class TracedJob:
@@ -48,34 +30,25 @@ class TracedJob:
             wait.end(at=job.started_at)
             parent = parent or wait.traceparent
         values = {**self._about, "longcat.attempt": claim.attempt, "longcat.group": job.group or ""}
-        self._run: Span | None = tracing.begin("run", parent, values)
+        self._run = tracing.begin("run", parent, values)
         self._below = self._run.traceparent
-        self._place = ("load", 0)
-        self._phase = self._begin()
 
-    def enter(self, progress: Progress) -> None:
+    def add(self, stage: Stage, *, failed: bool = False) -> None:
         """See `JobSpans`."""
-        place = (progress.phase, progress.segment)
-        if place != self._place and self._run:
-            self._place = place
-            self._phase.end()
-            self._phase = self._begin()
+        values = {**self._about, "longcat.lane": stage.lane, "longcat.segment": stage.segment}
+        span = self._tracing.begin(stage.name, self._below, values, at=_time(stage.began_s))
+        span.end(failed=failed, at=_time(stage.ended_s))
 
     def end(self, status: Status | None) -> None:
         """See `JobSpans`."""
-        if self._run is None:
-            return
-        failed = status == "failed"
-        self._phase.end(failed=failed)
         self._run.note({"longcat.status": status or "lost"})
-        self._run.end(failed=failed)
-        self._run = None
-
-    def _begin(self) -> Span:
-        phase, segment = self._place
-        return self._tracing.begin(phase, self._below, {**self._about, "longcat.segment": segment})
+        self._run.end(failed=status == "failed")
 
 
 def spans_of(claim: Claim, tracing: Tracing | None) -> JobSpans:
     """The spans of a job that was just claimed."""
-    return TracedJob(claim, tracing) if tracing else Untraced()
+    return TracedJob(claim, tracing) if tracing else Untold()
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable
 
-from jobs.errors import UploadFailed
-from jobs.keys import thumbnail_key, video_key
+from jobs.errors import LongCatError, UploadFailed
+from jobs.keys import thumbnail_key, timeline_key, video_key
 from jobs.record import Result
 from jobs.storage import Storage
 from worker.held import Held
 from worker.patience import patiently
 from worker.protocol import Film
+from worker.timeline import timeline
+
+logger = logging.getLogger(__name__)
+
+TIMELINE = "timeline.json"
 
 
 class Upload:
@@ -38,8 +45,12 @@ class Upload:
 
         job_id, attempt = held.job_id, held.claim.attempt
         video, thumbnail = video_key(job_id, attempt), thumbnail_key(job_id, attempt)
-        patiently(lambda: self._storage.put(video, held.folder / film.video, "video/mp4"), in_time)
-        patiently(lambda: self._storage.put(thumbnail, held.folder / film.thumbnail, "image/jpeg"), in_time)
+        with held.stages.doing("video", "storage"):
+            patiently(lambda: self._storage.put(video, held.folder / film.video, "video/mp4"), in_time)
+        with held.stages.doing("thumbnail", "storage"):
+            still = held.folder / film.thumbnail
+            patiently(lambda: self._storage.put(thumbnail, still, "image/jpeg"), in_time)
+        self._tell(held, timeline_key(video))
         held.timings_s = {**held.timings_s, "upload": time.monotonic() - began}
         return Result(
             video_key=video,
@@ -52,5 +63,14 @@ class Upload:
             size_bytes=film.size_bytes,
             sha256=film.sha256,
             seed=held.claim.job.order.seed,
-        )
             dtype=film.dtype,
+        )
+
+    def _tell(self, held: Held, key: str) -> None:
+        """Store how the job went; it succeeds without that, too."""
+        path = held.folder / TIMELINE
+        try:
+            path.write_text(json.dumps(timeline(held.claim, held.stages.so_far)))
+            self._storage.put(key, path, "application/json")
+        except (LongCatError, OSError) as error:
+            logger.warning("job %s has no timeline: %s", held.job_id, error)

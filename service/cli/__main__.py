@@ -68,6 +68,17 @@ def _check_folder(output: Path | None) -> None:
         raise Unusable(f"cannot write {output}: there is no folder {output.parent}")
 
 
+def _timeline(client: Client, arguments: argparse.Namespace) -> None:
+    _check_folder(arguments.output)
+    found = client.timeline(*arguments.jobs)
+    path = arguments.output or Path("timeline.json")
+    try:
+        path.write_text(json.dumps(found))
+    except OSError as error:
+        raise Unusable(f"cannot write {path}: {error.strerror}") from error
+    print(path)
+
+
 def _status(client: Client, arguments: argparse.Namespace) -> None:
     print(json.dumps(client.job(arguments.job), indent=2, ensure_ascii=False))
 
@@ -86,6 +97,7 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
 _COMMANDS = {
     "generate": _generate,
     "download": _download,
+    "timeline": _timeline,
     "status": _status,
     "cancel": _cancel,
     "list": _list,

@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     download = commands.add_parser("download", help="wait for a job and save its video")
     download.add_argument("job")
     _add_output(download)
+    timeline = commands.add_parser("timeline", help="save what was done for jobs, and when, for Perfetto")
+    timeline.add_argument("jobs", nargs="+", metavar="job")
+    _add_output(timeline, "timeline.json")
     listing = commands.add_parser("list", help="show jobs, the newest first")
     listing.add_argument("--status", choices=get_args(Status))
     listing.add_argument("--limit", type=int, default=20)
@@ -81,17 +84,17 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--t-thresh", type=float, metavar="T")
     for name in ("distilled", "refine", "spatial-refine-only"):
         command.add_argument(f"--{name}", action="store_const", const=True)
+    command.add_argument("--quality", choices=get_args(Quality), help="balanced: sooner, less exact")
     command.add_argument("--priority", choices=get_args(Priority))
     command.add_argument("--webhook-url", metavar="URL")
     command.add_argument("--metadata", type=_pair, action="append", metavar="NAME=VALUE")
-    command.add_argument("--quality", choices=get_args(Quality), help="balanced: sooner, less exact")
     command.add_argument("--idempotency-key", metavar="KEY", help="makes one job of a command run twice")
     command.add_argument("--no-wait", action="store_true", help="print the job's id and leave")
     _add_output(command)
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="else JOB.mp4")
+def _add_output(command: argparse.ArgumentParser, default: str = "JOB.mp4") -> None:
+    command.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"else {default}")
 
 
 def _pair(text: str) -> tuple[str, str]:

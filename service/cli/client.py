@@ -68,6 +68,11 @@ class Client:
         found: list[Job] = self._job("GET", "/jobs", lambda: {"params": query})["jobs"]
         return found
 
+    def timeline(self, *job_ids: str) -> dict[str, Any]:
+        """What was done for these jobs, and when, in one trace."""
+        found = [self._job("GET", f"/jobs/{job_id}/timeline")["traceEvents"] for job_id in job_ids]
+        return {"traceEvents": [event for events in found for event in events], "displayTimeUnit": "ms"}
+
     def cancel(self, job_id: str) -> Job:
         """Cancel a job."""
         return self._job("POST", f"/jobs/{job_id}/cancel")

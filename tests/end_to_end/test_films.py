@@ -81,11 +81,23 @@ def test_what_it_took_is_said_phase_by_phase(prompted):
     assert all(seconds >= 0 for seconds in timings.values())
 
 
+def test_its_timeline_shows_all_that_was_done_in_order(stack, prompted):
+    events = stack.client.get(f"/jobs/{prompted[0]['id']}/timeline").json()["traceEvents"]
+    done = {event["name"]: event for event in events if event["ph"] == "X"}
+    wanted = ["queued", "fetch", "wait", "encode", "denoise", "decode", "join", "video", "thumbnail"]
+    assert sorted(wanted, key=lambda name: done[name]["ts"]) == wanted
+    assert (
+        sum(event["name"].startswith("step ") for event in events)
+        == prompted[0]["request"]["num_inference_steps"]
+    )
+
+
 def test_all_that_was_done_for_it_is_one_trace(prompted, collector):
     (ran,) = wait_until(lambda: [span for span in collector.of(prompted[0]["id"]) if span.name == "run"])
     spans = [span for span in collector.spans if span.trace_id == ran.trace_id]
     below = {span.name: span.parent_id for span in spans}
-    assert {"POST /generate", "queue", "run", *PHASES} - {"refine"} == set(below)
+    beside = {"fetch", "wait", "x264, the rest", "join", "video", "thumbnail"}
+    assert {"POST /generate", "queue", "run", *PHASES, *beside} - {"refine", "save"} == set(below) - {"save"}
     (post,) = [span for span in spans if span.name == "POST /generate"]
     assert (below["queue"], below["run"]) == (post.span_id, post.span_id)
     assert {below[phase] for phase in PHASES if phase in below} == {ran.span_id}

@@ -1,4 +1,4 @@
-"""Finished videos and thumbnails over HTTP: whole, in part, unchanged, elsewhere, gone."""
+"""Finished videos, thumbnails and timelines over HTTP: whole, in part, unchanged, elsewhere, gone."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ def test_the_result_points_to_it(client, job, video):
     assert result["sha256"] == hashlib.sha256(client.get(result["video_url"]).content).hexdigest()
     still = client.get(result["thumbnail_url"])
     assert (still.content, still.headers["Content-Type"]) == (b"a still", "image/jpeg")
+
+
+def test_it_has_a_timeline(client, job):
+    answer = client.get(f"/jobs/{job['id']}/timeline")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    assert [event["args"]["job"] for event in answer.json()["traceEvents"]] == [job["id"]]
+    assert client.get(answer.url, headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
+
+
+def test_a_timeline_that_could_not_be_stored_takes_nothing_from_the_film(client, job, video, worker):
+    (worker.storage._root / "jobs" / job["id"] / "1" / "timeline.json").unlink()
+    answer = client.get(video.replace("video", "timeline"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (410, "key_missing")
+    assert client.get(video).status_code == 200
 
 
 def test_a_range_may_be_all_of_it(client, video):
@@ -107,7 +121,7 @@ def test_a_job_without_a_film_says_so(client, order, worker):
     job = order()
     for act in (lambda: None, worker.claim, lambda: client.post(f"/jobs/{job['id']}/cancel")):
         act()
-        for name in ("video", "thumbnail"):
+        for name in ("video", "thumbnail", "timeline"):
             answer = client.get(f"/jobs/{job['id']}/{name}")
             assert (answer.status_code, answer.json()["error"]["code"]) == (409, "job_not_ready")
 

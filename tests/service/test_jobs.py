@@ -29,7 +29,7 @@ def test_a_job_is_shown_as_it_goes(client, order, worker):
     assert shown["created_at"] <= shown["started_at"] <= shown["finished_at"] < shown["expires_at"]
     assert shown["result"].keys() == {
         *("video_url", "thumbnail_url", "width", "height", "num_frames", "fps", "duration_s"),
-        *("size_bytes", "sha256", "seed"),
+        *("size_bytes", "sha256", "seed", "dtype"),
     }
     assert shown["result"]["seed"] == 3
 

@@ -172,6 +172,7 @@ class TestWithKeys:
         for method, path in [
             *[("GET", "/jobs"), ("GET", "/jobs/x"), ("DELETE", "/jobs/x"), ("POST", "/jobs/x/cancel")],
             *[("GET", "/jobs/x/video"), ("GET", "/jobs/x/thumbnail"), ("GET", "/jobs/x/events")],
+            ("GET", "/jobs/x/timeline"),
             ("POST", "/generate"),
         ]:
             answer = client.request(method, path, headers=given)
@@ -192,7 +193,7 @@ class TestWithKeys:
         job = client.post("/generate", json={"prompt": "a ball"}, headers=mine).json()
         worker.succeed(worker.claim())
         url = f"/jobs/{job['id']}"
-        for path in (url, f"{url}/video", f"{url}/thumbnail", f"{url}/events"):
+        for path in (url, *(f"{url}/{part}" for part in ("video", "thumbnail", "timeline", "events"))):
             assert client.get(path, headers=mine).status_code == 200, path
             assert client.get(path, headers=yours).json()["error"]["code"] == "job_not_found", path
         assert [job["id"] for job in client.get("/jobs", headers=mine).json()["jobs"]] == [job["id"]]

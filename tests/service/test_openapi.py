@@ -24,6 +24,7 @@ OPERATIONS = {
     ("post", "/jobs/{job_id}/cancel"): {"200", "404", "409", "503"} | GATED,
     ("get", "/jobs/{job_id}/video"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/thumbnail"): FILE_ANSWERS | GATED,
+    ("get", "/jobs/{job_id}/timeline"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/events"): {"200", "404", "422", "503"} | GATED,
     ("get", "/jobs/{job_id}/webhooks"): {"200", "404", "503"} | GATED,
     ("post", "/v1/videos"): {"200"} | CREATED | GATED,

@@ -16,7 +16,8 @@ from service.app import create_app
 from tests.collector import collecting
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.waiting import wait_until
-from worker.tracing import TracedJob, Untraced, spans_of
+from worker.stages import Stage, Stages, Untold
+from worker.tracing import TracedJob, spans_of
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{CALLER}-01"
@@ -56,11 +57,11 @@ def order(client, **headers):
 def run(worker, ours, status="succeeded"):
     """What a supervisor tells of the next job."""
     claim = worker.claim()
-    spans = spans_of(claim, ours)
+    stages = Stages(spans_of(claim, ours))
     for phase, segment in PHASES:
-        spans.enter(Progress(phase=phase, segment=segment, num_segments=2))
-    spans.end(status)
-    spans.end(None)
+        stages.enter(Progress(phase=phase, segment=segment, num_segments=2))
+    stages.end(status)
+    stages.end(None)
     return claim
 
 
@@ -80,6 +81,7 @@ def test_a_job_is_one_trace_from_the_client_to_its_phases(traced, collector, wor
         *[("load", 0), ("encode", 0), ("denoise", 0), ("decode", 0), ("denoise", 1), ("upload", 1)]
     ]
     assert all(one.ended_ns <= next_.began_ns for one, next_ in pairwise(phases))
+    assert [span.values["longcat.lane"] for span in phases] == ["job", *["ranks"] * 4, "storage"]
     assert (post.process, ran.process) == ("longcat-service", "longcat-worker")
     assert (post.values["http.route"], post.values["http.response.status_code"]) == ("/generate", 202)
     assert (ran.values["longcat.status"], ran.failed) == ("succeeded", False)
@@ -125,6 +127,7 @@ def test_what_fails_is_marked(traced, collector, worker, ours):
     order(traced)
     run(worker, ours, "failed")
     assert named(collector, "run")[0].failed
+    assert (named(collector, "upload")[0].failed, named(collector, "encode")[0].failed) == (True, False)
     traced.post("/generate", json={})
     refused = wait_until(lambda: named(collector, "POST /generate")[1:])[0]
     assert (refused.values["http.response.status_code"], refused.failed) == (422, False)
@@ -171,8 +174,21 @@ def test_who_does_not_trace_imports_nothing_for_it(redis_server, tmp_path):
     assert ran.stdout.strip() == "[]"
 
 
+def test_what_is_done_beside_the_phases_is_a_span_unless_it_is_a_detail(traced, collector, worker, ours):
+    order(traced)
+    claim = worker.claim()
+    spans = spans_of(claim, ours)
+    stages = Stages(spans)
+    for name, detail in (("x264", True), ("join", False)):
+        stages.add(Stage(name=name, lane="film", began_s=1.0, ended_s=1.5, detail=detail))
+    stages.end("succeeded")
+    (ran,), (joined,) = named(collector, "run"), named(collector, "join")
+    assert (joined.parent_id, joined.ended_ns - joined.began_ns) == (ran.span_id, 500_000_000)
+    assert {span.name for span in collector.of(claim.job.id)} == {"queue", "run", "load", "join"}
+
+
 def test_where_nobody_traces_a_job_has_spans_that_do_nothing(client, order, worker):
     order()
     spans = run(worker, None) and spans_of(None, None)
-    assert isinstance(spans, Untraced)
+    assert isinstance(spans, Untold)
     assert not isinstance(spans, TracedJob)

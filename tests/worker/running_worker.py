@@ -17,7 +17,7 @@ from redis import Redis
 from jobs.capability import GroupStatus, groups
 from jobs.connect import connect
 from jobs.folder import FolderStorage
-from jobs.keys import new_job_id
+from jobs.keys import new_job_id, timeline_key
 from jobs.order import Priority
 from jobs.queue import TicketQueue
 from jobs.record import Job, Status
@@ -132,10 +132,11 @@ class RunningWorker:
         return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{job_id}/")]
 
     def results(self, job_id: str) -> list[str]:
-        """The files that the job's result names, likewise."""
+        """The files that the job's result names, and how it went, likewise."""
         result = self.job(job_id).result
         assert result is not None
-        return [key.split("/", 2)[2] for key in (result.thumbnail_key, result.video_key)]
+        keys = (result.thumbnail_key, timeline_key(result.video_key), result.video_key)
+        return [key.split("/", 2)[2] for key in keys]
 
     # Its processes
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
 
 from jobs.errors import DiskFull, JobNotFound, OutOfMemory, Unavailable
+from jobs.keys import timeline_key
 from jobs.record import Job, JobError
 from jobs.sweep import remove_files
 from tests.waiting import wait_until
@@ -62,8 +64,29 @@ def test_after_success_only_the_result_remains(scene, desk):
     desk.saves.keep(scene.held, a_save(scene.held.folder, 1, segment=1))
     desk.saves.flush(scene.held, 30)
     scene.close(Filmed(scene.film))
-    assert desk.stored(scene.held) == ["1/thumbnail.jpg", "1/video.mp4"]
+    assert desk.stored(scene.held) == ["1/thumbnail.jpg", "1/timeline.json", "1/video.mp4"]
     assert not scene.spooled
+
+
+def test_how_it_went_is_stored_beside_the_film(scene, desk):
+    result = scene.close(Filmed(scene.film)).result
+    events = json.loads(b"".join(desk.storage.read(timeline_key(result.video_key))))["traceEvents"]
+    names = [event["name"] for event in events if event["ph"] == "X"]
+    assert sorted(names) == ["load", "queued", "thumbnail", "upload", "video"]
+
+
+def test_a_job_succeeds_without_its_timeline(scene, desk, monkeypatch, caplog):
+    put = desk.storage.put
+
+    def put_others(key, path, media_type):
+        if key.endswith("timeline.json"):
+            raise Unavailable("the storage is away")
+        put(key, path, media_type)
+
+    monkeypatch.setattr(desk.storage, "put", put_others)
+    assert scene.close(Filmed(scene.film)).status == "succeeded"
+    assert desk.stored(scene.held) == ["1/thumbnail.jpg", "1/video.mp4"]
+    assert "has no timeline" in caplog.text
 
 
 def test_while_it_is_stored_the_job_is_uploading(scene, desk):
@@ -187,7 +210,7 @@ def test_what_who_lost_the_lease_made_is_not_taken_from_the_next_holder(scene, d
     second = Scene(desk, taken)
     assert second.close(Filmed(second.film)).status == "succeeded"
     scene.close(Filmed(a_film(desk.spool.folder(taken.job_id))))
-    assert desk.stored(taken) == ["2/thumbnail.jpg", "2/video.mp4"]
+    assert desk.stored(taken) == ["2/thumbnail.jpg", "2/timeline.json", "2/video.mp4"]
     assert second.job.status == "succeeded"
 
 

@@ -16,6 +16,8 @@ from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from worker.protocol import (
     Broken,
+    Decoding,
+    Did,
     Failed,
     Film,
     Finished,
@@ -32,6 +34,7 @@ from worker.protocol import (
     call,
     listen,
 )
+from worker.stages import Stage
 
 SAVE = Save(segment=1, stage="refine", step=3, state="state.safetensors", pieces=("piece-000.mp4",))
 FILM = Film(
@@ -48,6 +51,8 @@ MESSAGES = [
     ),
     Running(job_id="j"),
     Report(job_id="j", progress=Progress(phase="denoise", step=1, num_steps=4), timings_s={"denoise": 0.5}),
+    Did(job_id="j", stage=Stage(name="x264", lane="film", began_s=1.5, ended_s=2.0, detail=True)),
+    Decoding(job_id="j"),
     Saved(job_id="j", save=SAVE),
     Released(job_id="j"),
     Finished(job_id="j", film=FILM, timings_s={}),

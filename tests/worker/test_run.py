@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from tests.worker.fault_rank import StagedEngine
 from worker.agreement import Agreement
 from worker.lead import Contact, Leading
 from worker.protocol import (
+    Decoding,
+    Did,
     Failed,
     Finished,
     Message,
     Released,
     Report,
     Run,
-    Running,
     Save,
     Saved,
     Stopped,
@@ -92,15 +94,33 @@ def saves(messages: list[Message]) -> list[Save]:
 
 
 def kinds(messages: list[Message]) -> list[str]:
-    """What was said, without repetitions of the same kind."""
-    names = [type(message).__name__ for message in messages]
+    """What was said of the ranks, without repetitions of the same kind."""
+    names = [type(message).__name__ for message in messages if not isinstance(message, Did)]
     return [name for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
 
 
 def test_a_job_is_running_before_its_first_report_and_released_before_it_is_finished(ranks, tmp_path):
     messages = Job(ranks, tmp_path, checkpoint_s=3600).run()
-    assert kinds(messages) == ["Running", "Report", "Released", "Finished"]
+    assert kinds(messages) == ["Running", "Report", "Decoding", "Report", "Released", "Finished"]
     assert messages[-1].film.num_frames == ORDER.num_frames
+
+
+@pytest.mark.parametrize(("order", "count"), [(ORDER, 9), (LONG, 4)])
+def test_it_is_said_when_but_the_last_frames_are_to_be_decoded(job, order, count):
+    messages = job.run(order)
+    (at,) = [i for i, message in enumerate(messages) if isinstance(message, Decoding)]
+    after = [message.progress for message in messages[at:] if isinstance(message, Report)]
+    assert {(progress.phase, progress.segment) for progress in after} == {("decode", order.num_segments - 1)}
+    assert len(after) == 2 + -(-count // 4)  # entered, each chunk, and the end of the segment
+
+
+def test_what_the_backroom_does_is_told_with_its_times(job):
+    stages = [message.stage for message in job.run(LONG) if isinstance(message, Did)]
+    assert {stage.lane for stage in stages} == {"film"}
+    names = [stage.name for stage in stages]
+    assert Counter(names) == {"x264": 5, "x264, the rest": 3, "save": 14, "join": 1}
+    times = [time for stage in stages for time in (stage.began_s, stage.ended_s)]
+    assert times == sorted(times)
 
 
 def test_reports_follow_the_steps(job):
@@ -166,7 +186,8 @@ def test_a_full_disk_fails_the_job_with_its_own_error(job):
 def test_a_disk_that_is_full_at_the_very_end_fails_the_job(job):
     (job.folder / "part-video.mp4").symlink_to("/dev/full")
     messages = job.run()
-    assert kinds(messages)[-2:] == ["Released", "Failed"]
+    assert Released(job_id="j") in messages
+    assert isinstance(messages[-1], Failed)
     assert messages[-1].error.code == "disk_full"
 
 
@@ -193,7 +214,7 @@ def test_timings_of_earlier_attempts_are_added(job):
     said: queue.SimpleQueue[Message] = queue.SimpleQueue()
     run_order(run, job.engine, job.ranks, Leading(run, Contact(said.put, lambda _: None), job.settings, {}))
     while not isinstance(message := said.get(timeout=30), Finished):
-        assert not isinstance(message, Running | Released | Report | Saved) or message.job_id == "j"
+        assert message.job_id == "j"
     assert message.timings_s["denoise"] >= 100.0
     assert message.timings_s["load"] >= 5.0
 

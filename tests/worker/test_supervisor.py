@@ -14,9 +14,12 @@ from jobs.record import JobError, Progress
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER, Desk, a_film, a_save
 from worker.held import Ending, Failure, Filmed, GivenBack, Held, Left
+from worker.inbox import Heard, Inbox, Over, Prepared, Told
 from worker.presence import Shown
 from worker.protocol import (
     Broken,
+    Decoding,
+    Did,
     Failed,
     Finished,
     Message,
@@ -29,7 +32,8 @@ from worker.protocol import (
     Stop,
     Stopped,
 )
-from worker.supervisor import Crew, Heard, Inbox, Over, Prepared, Rules, Supervisor, Told
+from worker.stages import Stage
+from worker.supervisor import Crew, Rules, Supervisor
 
 CAPABILITY = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
 READY = Ready(capability=CAPABILITY, pids=(1, 2))
@@ -173,6 +177,18 @@ class Scene:
         self.hear(Running(job_id=held.job_id))
         return held
 
+    def wait_behind(self, first: Held) -> Held:
+        """A job that is claimed while the group decodes another."""
+        self.hear(Decoding(job_id=first.job_id))
+        wait_until(lambda: self.intake.asked)
+        held = self.prepare()
+        self.settle()
+        return held
+
+    def runs(self) -> list[str]:
+        """The jobs that the group was given."""
+        return [said.job_id for said in self.life.said if isinstance(said, Run)]
+
     def film(self, held: Held) -> None:
         self.hear(Finished(job_id=held.job_id, film=a_film(held.folder), timings_s={}))
 
@@ -255,6 +271,78 @@ def test_too_many_films_behind_hold_up_the_next_job(scene):
     assert not scene.intake.asked
     scene.inbox.put(Over(jobs[0]))
     wait_until(lambda: scene.intake.asked)
+
+
+def test_while_a_job_is_decoded_the_next_is_claimed_and_begins_when_the_group_is_released(scene):
+    scene.come_up()
+    first = scene.begin()
+    scene.hear(Decoding(job_id=first.job_id))
+    wait_until(lambda: scene.intake.asked)
+    second = scene.prepare()
+    scene.settle()
+    assert scene.runs() == [first.job_id]
+    assert not scene.intake.asked  # one alone waits
+    scene.hear(Released(job_id=first.job_id))
+    wait_until(lambda: scene.runs() == [first.job_id, second.job_id])
+    assert not scene.is_closed(second)
+    assert [stage.name for stage in second.stages.so_far] == ["wait", "load"]
+
+
+def test_a_job_that_waits_begins_however_the_one_before_ended(scene):
+    scene.come_up()
+    first = scene.begin()
+    second = scene.wait_behind(first)
+    scene.hear(Failed(job_id=first.job_id, error=ERROR, timings_s={}))
+    wait_until(lambda: scene.runs() == [first.job_id, second.job_id])
+    scene.settle()
+    assert not scene.intake.asked  # the second is not yet decoded
+
+
+def test_no_job_is_claimed_ahead_that_too_many_films_would_hold_up(scene):
+    scene.come_up()
+    first = scene.begin()
+    scene.hear(Released(job_id=first.job_id))
+    wait_until(lambda: scene.intake.asked)
+    second = scene.begin()
+    scene.hear(Decoding(job_id=second.job_id))
+    scene.settle()
+    assert not scene.intake.asked
+
+
+@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lost", "preempt"])
+def test_a_job_that_waits_is_left_without_asking_the_group(scene, verdict):
+    scene.come_up()
+    first = scene.begin()
+    second = scene.wait_behind(first)
+    second.verdict = verdict
+    scene.inbox.put(Told(second))
+    assert scene.ending(second) == Left("drain" if verdict == "preempt" else verdict)
+    assert not any(isinstance(said, Stop) for said in scene.life.said)
+    scene.inbox.put(Over(second))
+    wait_until(lambda: scene.intake.asked)
+    scene.hear(Released(job_id=first.job_id))
+    scene.settle()
+    assert scene.runs() == [first.job_id]
+
+
+def test_a_job_that_waits_for_a_group_that_breaks_goes_back_as_it_was(scene):
+    scene.come_up()
+    first = scene.begin()
+    second = scene.wait_behind(first)
+    scene.hear(None)
+    assert scene.ending(first) == GivenBack(crashed=True)
+    assert scene.ending(second) == GivenBack(crashed=False)
+
+
+def test_a_drain_gives_back_the_job_that_waits(scene):
+    scene.come_up()
+    first = scene.begin()
+    second = scene.wait_behind(first)
+    scene.supervisor.end()
+    assert scene.ending(second) == GivenBack(crashed=False)
+    wait_until(lambda: Stop(job_id=first.job_id, why="drain") in scene.life.said)
+    scene.hear(Stopped(job_id=first.job_id, why="drain"))
+    assert scene.ending(first) == Left("drain")
 
 
 def test_without_room_on_its_disk_it_takes_no_job_and_says_so(scene):
@@ -399,6 +487,26 @@ def test_a_message_about_a_job_that_is_not_here_is_no_harm(scene):
         scene.hear(message)
     scene.settle()
     assert scene.others.closed == []
+
+
+def test_what_the_group_does_becomes_stages_of_the_job(scene):
+    scene.come_up()
+    held = scene.begin()
+    for progress in (Progress(phase="denoise"), Progress(phase="denoise", step=1), Progress(phase="decode")):
+        scene.hear(Report(job_id=held.job_id, progress=progress, timings_s={}))
+    scene.hear(Released(job_id=held.job_id))
+    joined = Stage(name="join", lane="film", began_s=1.0, ended_s=2.0)
+    scene.hear(Did(job_id=held.job_id, stage=joined))
+    scene.settle()
+    names = [(stage.name, stage.lane) for stage in held.stages.so_far]
+    assert names == [
+        ("wait", "job"),
+        ("load", "job"),
+        ("step 1", "ranks"),
+        ("denoise", "ranks"),
+        ("decode", "ranks"),
+        ("join", "film"),
+    ]
 
 
 def test_saves_are_passed_on(scene):

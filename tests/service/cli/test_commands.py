@@ -113,6 +113,21 @@ class TestTheOtherCommands:
         assert at_service("download", job, "-o", out).code == 0
         assert out.read_bytes() == b"a film"
 
+    def test_timeline_saves_those_of_several_jobs_in_one(self, at_service, job, worker, tmp_path):
+        jobs = [job, at_service("generate", "another", "--no-wait").out.strip()]
+        for _ in jobs:
+            worker.succeed(worker.claim())
+        out = tmp_path / "trace.json"
+        assert at_service("timeline", *jobs, "-o", out).out == f"{out}\n"
+        events = json.loads(out.read_text())["traceEvents"]
+        assert [event["args"]["job"] for event in events] == jobs
+
+    def test_timeline_of_a_job_that_has_none_is_refused(self, at_service, job, tmp_path):
+        ran = at_service("timeline", job, "-o", tmp_path / "trace.json")
+        assert (ran.code, ran.out) == (3, "")
+        assert "job_not_ready" in ran.err
+        assert not (tmp_path / "trace.json").exists()
+
 
 class TestExitCodes:
     def test_1_the_job_failed(self, at_service, worker, tmp_path):

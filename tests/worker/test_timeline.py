@@ -1,0 +1,94 @@
+"""Timelines as a viewer of traces reads them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import pairwise
+
+from jobs.transitions import Claim
+from tests.worker.examples import Desk
+from worker.stages import Stage
+from worker.timeline import timeline
+
+NOW = 1_000_000.0
+
+
+def stage(name: str, lane: str, began_s: float, ended_s: float, **more: object) -> Stage:
+    return Stage(name=name, lane=lane, began_s=NOW + began_s, ended_s=NOW + ended_s, **more)
+
+
+STAGES = [
+    stage("load", "job", 2, 3),
+    stage("step 1", "ranks", 3, 4, segment=1, detail=True),
+    stage("denoise", "ranks", 3, 5, segment=1),
+    stage("x264", "film", 5, 5.25),
+    stage("video", "storage", 6, 7),
+]
+
+
+def claimed(desk: Desk) -> Claim:
+    """A claim of a job that was ordered at `NOW`."""
+    desk.submit()
+    claim = desk.claim()
+    job = claim.job.model_copy(update={"created_at": datetime.fromtimestamp(NOW, UTC)})
+    return replace(claim, job=job)
+
+
+def of(document, kind):
+    return [event for event in document["traceEvents"] if event["ph"] == kind]
+
+
+def names(document):
+    """Rows by number."""
+    return {e["tid"]: e["args"]["name"] for e in of(document, "M") if e["name"] == "thread_name"}
+
+
+def test_stages_are_complete_events_in_microseconds_on_rows_with_names(desk):
+    claim = claimed(desk)
+    document = json.loads(json.dumps(timeline(claim, STAGES)))
+    rows = names(document)
+    shown = {e["name"]: (rows[e["tid"]], e["ts"] - round(NOW * 1e6), e["dur"]) for e in of(document, "X")}
+    mine = f"of {claim.job.id[:8]}"
+    assert shown == {
+        "queued": (f"waits {mine}", 0, 2_000_000),
+        "load": (f"waits {mine}", 2_000_000, 1_000_000),
+        "denoise": ("ranks", 3_000_000, 2_000_000),
+        "step 1": ("ranks", 3_000_000, 1_000_000),
+        "x264": (f"film {mine}", 5_000_000, 250_000),
+        "video": (f"storage {mine}", 6_000_000, 1_000_000),
+    }
+    assert {e["args"]["segment"] for e in of(document, "X") if rows[e["tid"]] == "ranks"} == {1}
+    assert {type(e[key]) for e in of(document, "X") for key in ("ts", "dur", "pid", "tid")} == {int}
+
+
+def test_on_a_row_a_stage_stands_before_its_parts(desk):
+    claim = claimed(desk)
+    events = of(timeline(claim, STAGES), "X")
+    for one, next_ in pairwise(events):
+        if one["tid"] == next_["tid"]:
+            assert one["ts"] < next_["ts"] or one["dur"] >= next_["dur"]
+
+
+def test_jobs_of_a_group_share_its_ranks_and_nothing_else(desk):
+    first, second = (timeline(claimed(desk), STAGES) for _ in range(2))
+    assert {e["pid"] for e in of(first, "X")} == {e["pid"] for e in of(second, "X")}
+    (shared,) = names(first).keys() & names(second).keys()
+    assert names(first)[shared] == "ranks"
+    (process,) = [e for e in of(first, "M") if e["name"] == "process_name"]
+    assert process["args"] == {"name": "group a"}
+
+
+def test_a_later_attempt_did_not_wait_in_the_queue_again(desk):
+    claim = claimed(desk)
+    desk.ledger.requeue(claim, crashed=True)
+    events = of(timeline(desk.claim(), STAGES), "X")
+    assert {e["args"]["attempt"] for e in events} == {2}
+    assert "queued" not in {e["name"] for e in events}
+
+
+def test_clocks_that_differ_make_nothing_last_less_than_no_time(desk):
+    claim = claimed(desk)
+    stages = [stage("load", "job", -5, -4), stage("x264", "film", 1, 0.5)]
+    assert [e["dur"] for e in of(timeline(claim, stages), "X") if e["name"] in {"queued", "x264"}] == [0, 0]
