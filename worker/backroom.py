@@ -1,15 +1,19 @@
 """A thread in which the leader's slow work is done, in order, while the GPUs go on: encoding, saving.
 
 One for each job. What waits is bounded in bytes, so that memory does not grow with the length of a film.
+Where cores are few, its work makes way for that which GPUs wait for.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 
 Task = Callable[[], None]
+
+NICENESS = 10
 
 
 class Backroom:
@@ -50,6 +54,7 @@ class Backroom:
         return self._waiting_bytes + size_bytes <= self._limit_bytes
 
     def _work(self) -> None:
+        os.nice(NICENESS)  # on Linux that of this thread, and of those that x264 starts from it
         while (task := self._next()) is not None:
             try:
                 task()

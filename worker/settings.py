@@ -147,8 +147,17 @@ class WorkerSettings(SharedSettings):
 
 
 def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
-    """The environment of a group's supervisor and ranks: its share of the GPUs that this worker may use."""
-    environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}  # ranks of one machine need no name service
+    """The environment of a group's ranks: its share of the GPUs, and each rank's of the cores.
+
+    One core of a rank's share is left for films: threads that wait for each other in every operation of torch
+    suffer most from others beside them.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // settings.ranks - 1)
+    defaults = {
+        "GLOO_SOCKET_IFNAME": "lo",  # ranks of one machine need no name service
+        "OMP_NUM_THREADS": str(threads),
+    }
+    environment = {**defaults, **os.environ}
     size = settings.ranks_per_group
     if settings.device != "cpu":
         named = environment.get("CUDA_VISIBLE_DEVICES")

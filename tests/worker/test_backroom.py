@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from worker.backroom import Backroom
+from worker.backroom import NICENESS, Backroom
 
 
 def close(backroom: Backroom, *, at_once: bool = False) -> Exception | None:
@@ -34,6 +35,13 @@ def test_tasks_are_done_in_order():
         backroom.submit(lambda i=i: done.append(i), size_bytes=3)
     assert close(backroom) is None
     assert done == list(range(100))
+
+
+def test_its_work_makes_way_for_that_of_other_threads():
+    backroom, nice = Backroom(10), []
+    backroom.submit(lambda: nice.append(os.nice(0)))
+    assert close(backroom) is None
+    assert nice == [min(os.nice(0) + NICENESS, 19)]
 
 
 def test_submitting_waits_while_too_much_waits():

@@ -63,6 +63,18 @@ def test_ranks_find_each_other_without_a_name_service(monkeypatch):
     assert group_environment(settings, 0)["GLOO_SOCKET_IFNAME"] == "eth1"
 
 
+@pytest.mark.parametrize(
+    ("cores", "ranks", "threads"), [(16, 1, 15), (16, 4, 3), (2, 1, 1), (2, 2, 1), (1, 4, 1)]
+)
+def test_of_the_cores_of_each_rank_one_is_left_for_films(monkeypatch, cores, ranks, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    settings = WorkerSettings(device="cpu", ranks=ranks)
+    assert group_environment(settings, 0)["OMP_NUM_THREADS"] == str(threads)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert group_environment(settings, 0)["OMP_NUM_THREADS"] == "7"
+
+
 def test_the_disk_of_a_storage_that_is_a_folder_has_to_have_room_too(tmp_path):
     assert WorkerSettings(data_dir=tmp_path).disks == [tmp_path, tmp_path / "storage"]
     assert WorkerSettings(data_dir=tmp_path, storage="s3://bucket").disks == [tmp_path]
