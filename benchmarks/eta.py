@@ -1,7 +1,7 @@
 """How far our ETAs are off: `python -m benchmarks.eta [--jobs N]` writes `benchmarks/eta.{json,md}`.
 
 A real stack (Redis, API, one worker, a tiny checkpoint) is given a mix of jobs, a few at a time. Two ETAs of
-each are held against what came, as a share of it: what the answer to `POST /generate` tells, which counts the
+each are held against what came: what the answer to `POST /generate` tells, which counts the
 wait, and the first that is told of the running job.
 """
 
@@ -13,7 +13,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,16 +41,6 @@ class Told:
     queue_actual_s: float
     run_eta_s: float | None
     run_actual_s: float | None
-
-    @property
-    def queue_error(self) -> float | None:
-        """Of what was told at submission, as a share."""
-        return _error(self.queue_eta_s, self.queue_actual_s)
-
-    @property
-    def run_error(self) -> float | None:
-        """Of what was told first in the run, as a share."""
-        return _error(self.run_eta_s, self.run_actual_s)
 
 
 def wishes(count: int, seed: int = 7) -> Iterator[dict[str, Any]]:
@@ -94,12 +84,22 @@ def observe(client: httpx.Client, count: int) -> list[Told]:
 
 
 def summary(jobs: list[Told]) -> dict[str, dict[str, float]]:
-    """Median and 90th percentile of both errors."""
-    errors = {"queue": [job.queue_error for job in jobs], "run": [job.run_error for job in jobs]}
-    found = {kind: [error for error in some if error is not None] for kind, some in errors.items()}
+    """Median and 90th percentile of both errors, in seconds and as a share of what came."""
     return {
-        kind: {"told": len(some), "median": median(some), "p90": quantiles(some, n=10)[-1]}
-        for kind, some in found.items()
+        "queue": _errors([(job.queue_eta_s, job.queue_actual_s) for job in jobs]),
+        "run": _errors([(job.run_eta_s, job.run_actual_s) for job in jobs]),
+    }
+
+
+def _errors(told: Sequence[tuple[float | None, float | None]]) -> dict[str, float]:
+    off = [(abs(eta_s - actual_s), actual_s) for eta_s, actual_s in told if eta_s is not None and actual_s]
+    errors_s, errors = [error_s for error_s, _ in off], [error_s / actual_s for error_s, actual_s in off]
+    return {
+        "told": len(off),
+        "median_s": median(errors_s),
+        "p90_s": quantiles(errors_s, n=10)[-1],
+        "median": median(errors),
+        "p90": quantiles(errors, n=10)[-1],
     }
 
 
@@ -116,21 +116,19 @@ def _told(ordered: dict[str, Any], job: dict[str, Any], run: tuple[float, dateti
     )
 
 
-def _error(eta_s: float | None, actual_s: float | None) -> float | None:
-    return None if eta_s is None or not actual_s else abs(eta_s - actual_s) / actual_s
-
-
 def _report(jobs: list[Told], machine: Machine) -> str:
     rows = "".join(
-        f"| {name} | {kind['told']} of {len(jobs)} | {kind['median']:.0%} | {kind['p90']:.0%} |\n"
+        f"| {name} | {kind['told']} of {len(jobs)} | {kind['median_s']:.2f} s, {kind['median']:.0%} "
+        f"| {kind['p90_s']:.2f} s, {kind['p90']:.0%} |\n"
         for name, kind in zip(
             ("in the queue, at submission", "in the run, the first"), summary(jobs).values(), strict=True
         )
     )
     return (
         "# How far ETAs are off\n\n"
-        "Relative error of the ETA against what came. A real stack with a tiny checkpoint, a mix of "
-        f"{len(jobs)} jobs, at most {IN_SYSTEM} at a time; nothing was known of any job before the first.\n\n"
+        "Error of the ETA, in seconds and as a share of what came. A real stack with a tiny checkpoint, "
+        f"whose jobs run for a second or less; a mix of {len(jobs)}, at most {IN_SYSTEM} at a time; nothing "
+        "was known of any job before the first.\n\n"
         f"| ETA | told | median | p90 |\n|---|---|---|---|\n{rows}\n"
         f"{machine}\n\n`python -m benchmarks.eta`; all jobs are in `eta.json`.\n"
     )
