@@ -32,8 +32,8 @@ CONFIG = DitConfig(
     text_tokens_zero_pad=False,
     bsa_params=BrickConfig(sparsity=0.5),
 )
-STEPS, BATCH = 12000, 32
-IMAGE_STEPS, IMAGE_BATCH = 4000, 64
+STEPS, BATCH = 16000, 24
+IMAGE_STEPS, IMAGE_BATCH = 3000, 64
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 EMPTY_CAPTIONS = 0.1
 CONDITION_SHARES = (0.65, 0.15, 0.15, 0.05)  # of 0, 1, 2, 3 clean latent frames
