@@ -155,9 +155,10 @@ def _legal_size(size: Size, limits: Limits) -> Size:
         "height",
         f"height × width must be at most {limits.max_pixels}, is {pixels}",
     )
-    known = dict.fromkeys(known for table in limits.buckets.values() for known in table.values())
-    names = ", ".join(f"{height}×{width}" for height, width in known)
-    _check(not limits.only_buckets or size in known, "height", f"height × width must be one of {names}")
+    if limits.only_buckets:
+        known = dict.fromkeys(known for table in limits.buckets.values() for known in table.values())
+        names = ", ".join(f"{height}×{width}" for height, width in known)
+        _check(size in known, "height", f"height × width must be one of {names}")
     return size
 
 

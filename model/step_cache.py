@@ -48,10 +48,10 @@ class StepCache:
 
         `added` is what the first block added to the noise tokens that are here, without padding.
         """
-        last = self._last
-        self.reused = last is not None and self._is_near(added, last.first)
-        if last is not None and self.reused:
-            return x + last.others
+        if self._last and self._is_near(added, self._last.first):
+            self.reused = True
+            return x + self._last.others
+        self.reused = False
         out = compute(x)
         self._last = Whole(added, out - x)
         return out
