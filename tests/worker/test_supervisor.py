@@ -185,6 +185,11 @@ class Scene:
         self.settle()
         return held
 
+    def release(self, held: Held) -> None:
+        """The group is done with a job but for its film, and another is asked for."""
+        self.hear(Released(job_id=held.job_id))
+        wait_until(lambda: self.intake.asked)
+
     def runs(self) -> list[str]:
         """The jobs that the group was given."""
         return [said.job_id for said in self.life.said if isinstance(said, Run)]
@@ -251,8 +256,7 @@ def test_reports_are_kept_with_the_job(scene):
 def test_a_released_group_takes_the_next_job_while_the_film_is_finished(scene):
     scene.come_up()
     first = scene.begin()
-    scene.hear(Released(job_id=first.job_id))
-    wait_until(lambda: scene.intake.asked)
+    scene.release(first)
     second = scene.begin()
     scene.film(first)
     assert isinstance(scene.ending(first), Filmed)
@@ -262,8 +266,7 @@ def test_a_released_group_takes_the_next_job_while_the_film_is_finished(scene):
 def test_too_many_films_behind_hold_up_the_next_job(scene):
     scene.come_up()
     jobs = [scene.begin()]
-    scene.hear(Released(job_id=jobs[0].job_id))
-    wait_until(lambda: scene.intake.asked)
+    scene.release(jobs[0])
     jobs.append(scene.begin())
     scene.film(jobs[0])
     scene.hear(Released(job_id=jobs[1].job_id))
@@ -301,8 +304,7 @@ def test_a_job_that_waits_begins_however_the_one_before_ended(scene):
 def test_no_job_is_claimed_ahead_that_too_many_films_would_hold_up(scene):
     scene.come_up()
     first = scene.begin()
-    scene.hear(Released(job_id=first.job_id))
-    wait_until(lambda: scene.intake.asked)
+    scene.release(first)
     second = scene.begin()
     scene.hear(Decoding(job_id=second.job_id))
     scene.settle()
@@ -370,8 +372,7 @@ def test_a_disk_that_fills_up_does_not_end_the_job_at_hand(scene):
 def test_a_film_that_cannot_be_finished_fails_its_job_and_not_the_next(scene):
     scene.come_up()
     first = scene.begin()
-    scene.hear(Released(job_id=first.job_id))
-    wait_until(lambda: scene.intake.asked)
+    scene.release(first)
     second = scene.begin()
     scene.hear(Failed(job_id=first.job_id, error=ERROR, timings_s={}))
     assert scene.ending(first) == Failure(ERROR)
@@ -444,8 +445,7 @@ def test_a_second_job_that_comes_while_the_group_is_busy_goes_back(scene):
 def test_a_broken_group_gives_all_its_jobs_back_as_crashed_and_is_replaced(scene, message):
     scene.come_up()
     finishing = scene.begin()
-    scene.hear(Released(job_id=finishing.job_id))
-    wait_until(lambda: scene.intake.asked)
+    scene.release(finishing)
     current = scene.begin()
     scene.hear(message)
     assert scene.ending(finishing) == scene.ending(current) == GivenBack(crashed=True)
