@@ -36,12 +36,8 @@ CONFIG = {
     "temperal_downsample": [False, True, True],
 }
 STEPS, LEARNING_RATE, LOG_EVERY = 7500, 4e-4, 20
-BATCHES = (
-    (1, 4),
-    (5, 2),
-    (9, 1),
-    (9, 1),
-)  # frames, clips; later frames are harder, being less in the latents
+# frames, clips; later frames are harder, being less in the latents
+BATCHES = ((1, 4), (5, 2), (9, 1), (9, 1))
 CROP_CELLS = (6, 8)
 POOL_CLIPS, POOL_FRAMES, LATEST_FRAME = 500, 9, 100
 LATENT_NOISE = 0.05
@@ -57,7 +53,7 @@ def main() -> None:
     vae = new_vae()
     pool = clips(POOL_CLIPS, seed=1)
     measure_latents(vae, pool[1])
-    if not (told.checkpoint / "vae").exists():
+    if not (told.checkpoint / "vae").exists():  # others need but its encoder, which is not trained
         vae.save_pretrained(told.checkpoint / "vae")
     train(told, vae.to(told.device), pool)
     vae.save_pretrained(told.checkpoint / "vae")
