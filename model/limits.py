@@ -39,6 +39,7 @@ class Limits:
     max_guidance_scale: float
     max_prompt_characters: int
     negative_prompt: str
+    example_prompts: tuple[str, ...]  # what it makes well, for people who begin
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Limits:
@@ -53,6 +54,7 @@ class Limits:
         values["buckets"] = {name: _buckets(table) for name, table in values["buckets"].items()}
         values["refine_buckets"] = _buckets(values["refine_buckets"])
         values["default_size"] = Size(*values["default_size"])
+        values["example_prompts"] = tuple(values["example_prompts"])
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
+from jobs.capability import Capability, latest
 from jobs.errors import Unavailable
 from jobs.record import Status
 from jobs.sweep import remove_files_of
@@ -45,6 +46,12 @@ def generate(
     job = once(asked, backend, response, lambda hold: submit(body, backend, hold))
     response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
     return backend.show(job)
+
+
+@router.get("/capability", responses=documented(503))
+def get_capability(backend: Served) -> Capability:
+    """What can be ordered: the tasks and LoRAs of the checkpoint, its sizes, lengths and defaults."""
+    return latest(backend.redis)
 
 
 @router.get("/jobs", responses=documented(404, 422, 503))

@@ -37,6 +37,11 @@ LIMITS: Mapping[str, object] = {
     "max_guidance_scale": 20.0,
     "max_prompt_characters": 1000,
     "negative_prompt": "",
+    "example_prompts": [
+        "A big red ball bouncing on a gray background with stripes",
+        "A small yellow star moving slowly to the right on a black ground",
+        "A blue square and a green triangle falling on a plain white background",
+    ],
 }
 
 

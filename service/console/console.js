@@ -37,9 +37,21 @@ async function refresh() {
     $("more").hidden = !page.next || shown >= 100;
     const ready = (await fetch("/readyz")).ok;
     health(ready, ready ? "ready" : "no worker is ready; orders wait");
+    if (!page.jobs.length && !$("examples").children.length) await offer();
   } catch (error) {
     health(false, error instanceof TypeError ? "the service cannot be reached" : error.message);
   }
+}
+
+async function offer() {
+  const answer = await fetch("/capability", { headers: key.headers() });
+  if (!answer.ok) return; // no worker has come yet
+  const { limits } = await answer.json();
+  $("examples").replaceChildren(...limits.example_prompts.map((text) => {
+    const item = $("example").content.firstElementChild.cloneNode(true);
+    item.firstElementChild.textContent = text;
+    return item;
+  }));
 }
 
 // The key
@@ -185,12 +197,11 @@ function ordered() {
   return body;
 }
 
-for (const example of document.querySelectorAll(".example")) {
-  example.addEventListener("click", () => {
-    form.elements.prompt.value = example.textContent;
-    form.elements.prompt.focus();
-  });
-}
+$("examples").addEventListener("click", ({ target }) => {
+  if (!target.matches(".example")) return;
+  form.elements.prompt.value = target.textContent;
+  form.elements.prompt.focus();
+});
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();

@@ -6,6 +6,7 @@ import pytest
 
 from jobs.errors import OutOfMemory
 from jobs.record import Progress
+from tests.service.conftest import CAPABILITY
 from tests.service.media import encoded, in_base64, picture
 from tests.service.working import tidy
 
@@ -46,6 +47,10 @@ def test_places_in_the_queue_follow_priority_and_order(client, order):
     jobs = [order(priority=priority) for priority in ("low", "normal", "high", "normal")]
     places = [client.get(f"/jobs/{job['id']}").json()["queue_position"] for job in jobs]
     assert places == [4, 2, 1, 3]
+
+
+def test_what_can_be_ordered_is_what_a_worker_said_last(client):
+    assert client.get("/capability").json() == CAPABILITY.model_dump(mode="json")
 
 
 class TestTheList:
