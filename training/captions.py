@@ -2,12 +2,14 @@
 
 `caption` may leave out what need not be said (speed, size, ground); `read` gives a scene in which such
 things are None. Training draws captions from here, quality looks at what is asked for. Of two things
-the first is the left one, unless it is said "to the right of" the other.
+either may be told first; where they are is not said.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
+from typing import TypeVar
 
 import numpy as np
 
@@ -61,8 +63,10 @@ DOES: Mapping[str, Sequence[str]] = {
 GROUND = re.compile(
     rf"(?:{'|'.join(BEFORE_GROUND)}) (?:a|the) ([a-z ]*?)(?:{'|'.join(GROUND_NOUNS)})( with stripes)?"
 )
-BETWEEN = re.compile(r" to the (?:left|right) of (?=a |the )| and (?=a |the )")
+BETWEEN = re.compile(r" and (?=a |the )")
 CIRCLE_MOTION = re.compile(r"\b(?:moving|moves|going|goes) in (?:a circle|circles)")
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -101,35 +105,46 @@ def read(text: str) -> Told:
     words = _words(text)
     ground = GROUND.search(words)
     words = GROUND.sub(" ", words)
-    parts = BETWEEN.split(words)
-    things = tuple(_read_thing(part) for part in parts)
-    if " to the right of " in words:
-        things = things[::-1]
+    things = tuple(_read_thing(part) for part in BETWEEN.split(words))
     if ground is None:
         return Told(things, None, None)
     said = f"{ground[1]} {ground[2] or ''}"
     return Told(things, _find(GROUND_WORDS, said), "stripe" in said)
 
 
-def of_right_thing(text: str) -> list[bool]:
-    """For each word of a caption, whether it is said where the right one of two things is described."""
-    words = _words(text)
-    between = BETWEEN.search(words)
-    if between is None:
-        return [False] * len(words.split())
-    first, second = words[: between.start()].split(), words[between.start() :].split()
-    second_is_right = "right" not in between[0]
-    return [not second_is_right] * len(first) + [second_is_right] * len(second)
+def of_second_thing(text: str) -> list[bool]:
+    """For each word of a caption, whether it is said where the second of two things is described."""
+    first, *second = BETWEEN.split(_words(text), maxsplit=1)
+    num_second = sum(len(("and " + words).split()) for words in second)
+    return [False] * len(first.split()) + [True] * num_second
 
 
 def agrees(told: Told, scene: Scene) -> bool:
     """Whether nothing that was told is otherwise in the scene."""
-    if len(told.things) != len(scene.things):
-        return False
-    pairs = [(told.ground, scene.ground), (told.striped, scene.striped)]
-    for meaning, thing in zip(told.things, scene.things, strict=True):
-        pairs += [(getattr(meaning, name), getattr(thing, name)) for name in vars(meaning)]
-    return all(said is None or said == true for said, true in pairs)
+    return (
+        fits(told.ground, scene.ground)
+        and fits(told.striped, scene.striped)
+        and any(
+            all(
+                fits(getattr(said, name), getattr(thing, name))
+                for said, thing in pairs
+                for name in vars(said)
+            )
+            for pairs in pairings(told.things, scene.things)
+        )
+    )
+
+
+def pairings(told: Sequence[Meaning], there: Sequence[Kind]) -> list[list[tuple[Meaning, Kind]]]:
+    """The ways to take what was told for the things that are there; none if those are more or fewer."""
+    if len(told) != len(there):
+        return []
+    return [list(zip(told, order, strict=True)) for order in permutations(there)]
+
+
+def fits(said: object, true: object) -> bool:
+    """What was not said is right, too."""
+    return said is None or said == true
 
 
 def vocabulary() -> list[str]:
@@ -144,15 +159,8 @@ def vocabulary() -> list[str]:
 
 def _things(scene: Scene, random: np.random.Generator) -> str:
     told = [_thing(thing, random) for thing in scene.things]
-    if len(told) == 1:
-        return told[0]
-    match random.integers(3):
-        case 0:
-            return f"{told[0]} to the left of {told[1]}"
-        case 1:
-            return f"{told[1]} to the right of {told[0]}"
-        case _:
-            return f"{told[0]} and {told[1]}"
+    random.shuffle(told)
+    return " and ".join(told)
 
 
 def _thing(thing: Thing, random: np.random.Generator) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
-from training.captions import Told, caption, of_right_thing, read
+from training.captions import Told, caption, of_second_thing, read
 from training.optimiser import Optimiser, learning_rate
 from training.stage import Run, Stage, stage
 from training.tokenizer import build_tokenizer
@@ -55,9 +55,9 @@ def train(told: Stage, tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
     optimiser = Optimiser(both, encoder.encoder.block, MUON_RATE, ADAM_RATE)
     run = Run(told.folder, {"encoder": encoder, "questions": questions, "optimiser": optimiser})
     while run.step < told.steps:
-        ids, mask, answers, sides = (part.to(told.device) for part in batch(tokenizer, BATCH, (1, run.step)))
+        ids, mask, answers, places = (part.to(told.device) for part in batch(tokenizer, BATCH, (1, run.step)))
         hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        loss, right = ask(questions(hidden), mask, answers, sides)
+        loss, right = ask(questions(hidden), mask, answers, places)
         optimiser.step(loss, learning_rate(run.step, told.steps))
         if run.step % LOG_EVERY == 0:
             run.log(loss=loss.item(), right=right.item())
@@ -106,11 +106,11 @@ def batch(
     captions = [caption(random_scene(random, PAIR_SHARE), random) for _ in range(count)]
     tokens = tokenizer(captions, padding=True, return_tensors="pt")
     answers = torch.tensor([properties(read(told)) for told in captions])
-    sides = torch.full_like(tokens["input_ids"], LEFT_OUT)
-    for row, told in zip(sides, captions, strict=True):
-        words = of_right_thing(told)
+    places = torch.full_like(tokens["input_ids"], LEFT_OUT)
+    for row, told in zip(places, captions, strict=True):
+        words = of_second_thing(told)
         row[: len(words)] = torch.tensor(words)
-    return tokens["input_ids"], tokens["attention_mask"], answers, sides
+    return tokens["input_ids"], tokens["attention_mask"], answers, places
 
 
 def properties(told: Told) -> list[int]:
@@ -126,11 +126,11 @@ def ask(
     logits: Float[Tensor, "b l classes"],
     mask: Int[Tensor, "b l"],
     answers: Int[Tensor, "b properties"],
-    sides: Int[Tensor, "b l"],
+    places: Int[Tensor, "b l"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean loss over tokens and properties, and the share of captions understood wholly by every token."""
     guesses = logits.split(_sizes(), dim=-1)
-    wanted = answers_of_tokens(mask, answers, sides)
+    wanted = answers_of_tokens(mask, answers, places)
     loss = torch.stack([_cross_entropy(*pair) for pair in zip(guesses, wanted, strict=True)]).mean()
     right = torch.ones_like(mask[:, 0], dtype=torch.bool)
     for guess, answer in zip(guesses[: answers.shape[1]], wanted, strict=False):
@@ -139,14 +139,14 @@ def ask(
 
 
 def answers_of_tokens(
-    mask: Int[Tensor, "b l"], answers: Int[Tensor, "b properties"], sides: Int[Tensor, "b l"]
+    mask: Int[Tensor, "b l"], answers: Int[Tensor, "b properties"], places: Int[Tensor, "b l"]
 ) -> list[Int[Tensor, "b l"]]:
     """For each question the answer of every token: of the scene, of its own thing, and which one that is."""
     of_scene = answers[:, None].expand(-1, mask.shape[1], -1).masked_fill(mask[..., None] == 0, LEFT_OUT)
-    *_, left, right = answers.split([2, len(THING_PROPERTIES), len(THING_PROPERTIES)], dim=1)
-    of_thing = torch.where(sides[..., None] == 1, right[:, None], left[:, None])
-    of_thing = of_thing.masked_fill(sides[..., None] == LEFT_OUT, LEFT_OUT)
-    return [*of_scene.unbind(-1), *of_thing.unbind(-1), sides]
+    *_, first, second = answers.split([2, len(THING_PROPERTIES), len(THING_PROPERTIES)], dim=1)
+    of_thing = torch.where(places[..., None] == 1, second[:, None], first[:, None])
+    of_thing = of_thing.masked_fill(places[..., None] == LEFT_OUT, LEFT_OUT)
+    return [*of_scene.unbind(-1), *of_thing.unbind(-1), places]
 
 
 def _cross_entropy(guess: Float[Tensor, "b l classes"], wanted: Int[Tensor, "b l"]) -> Float[Tensor, ""]:

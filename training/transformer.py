@@ -1,8 +1,9 @@
 """Fourth stage: the transformer, on latents of the world.
 
 `python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself, first on single frames, which
-teach cheaply what things look like, then on clips. Of the clips some begin with clean frames, for images
-and continuations; one caption in ten is empty, for guidance.
+teach cheaply what things look like, then on clips, at last more often of two things, for a while in turn with
+single frames. Of the clips some begin with clean frames, for images and continuations; one caption in ten is
+empty, for guidance.
 """
 
 import numpy as np
@@ -32,8 +33,10 @@ CONFIG = DitConfig(
     text_tokens_zero_pad=False,
     bsa_params=BrickConfig(sparsity=0.5),
 )
-STEPS, BATCH = 16000, 24
+STEPS, BATCH = 13_900, 24
 IMAGE_STEPS, IMAGE_BATCH = 3000, 64
+PAIRS_FROM, PAIR_WEIGHT = 10_260, 4.0  # which thing has which property is the last to be learned
+MIXED_STEPS = range(PAIRS_FROM, 12_400)  # every second one of images
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 EMPTY_CAPTIONS = 0.1
 CONDITION_SHARES = (0.65, 0.15, 0.15, 0.05)  # of 0, 1, 2, 3 clean latent frames
@@ -57,8 +60,9 @@ def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
     run = Run(told.folder, {"dit": dit, "averaged": averaged, "optimiser": optimiser})
     while run.step < told.steps:
         random = np.random.default_rng((7, run.step))
-        images = run.step < IMAGE_STEPS
-        batch = pick(clips, reader, random, IMAGE_BATCH if images else BATCH, images)
+        images = run.step < IMAGE_STEPS or (run.step in MIXED_STEPS and run.step % 2 == 1)
+        pair_weight = PAIR_WEIGHT if run.step >= PAIRS_FROM else 1.0
+        batch = pick(clips, reader, random, IMAGE_BATCH if images else BATCH, images, pair_weight)
         loss = flow_loss(dit, batch, random)
         optimiser.step(loss, learning_rate(run.step, told.steps))
         average(averaged, dit, run.step)
@@ -70,12 +74,18 @@ def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
 
 
 def pick(
-    clips: Clips, reader: Reader, random: np.random.Generator, count: int, images: bool = False
+    clips: Clips,
+    reader: Reader,
+    random: np.random.Generator,
+    count: int,
+    images: bool = False,
+    pair_weight: float = PAIR_WEIGHT,
 ) -> Batch:
     """So many clips from the data set with fresh captions; without clean frames, of beginnings only."""
     num_clean = 0 if images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
     among = range(len(clips.scenes)) if num_clean else clips.beginnings
-    picked = [among[i] for i in random.integers(len(among), size=count)]
+    weights = np.array([pair_weight ** (len(clips.scenes[index].things) - 1) for index in among])
+    picked = [int(index) for index in random.choice(among, count, p=weights / weights.sum())]
     latents = clips.latents[picked, :, : 1 if images else None]
     captions = [words(clips.scenes[index], random) for index in picked]
     return Batch(reader.normalised(latents), num_clean, reader.read(captions))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.pixels import resized, to_bytes
 from model.shapes import Size
-from training.captions import COLOUR_WORDS, Told, caption, read
+from training.captions import COLOUR_WORDS, Told, caption, fits, pairings, read
 from training.judge import coloured, look, regions
 from training.world import FPS, HEIGHT, WIDTH, Placed, draw, place, random_scene
 
@@ -72,14 +72,14 @@ class Task:
 
 
 def judged(told: Told, seen: Told) -> dict[str, bool]:
-    """Which properties of what was told are seen; one that was not told is right."""
-    pairs = list(zip(told.things, seen.things, strict=False))
-    same = len(told.things) == len(seen.things)
-    right = {
-        name: same and all(getattr(a, name) in (None, getattr(b, name)) for a, b in pairs)
-        for name in PROPERTIES[:3]
-    }
-    return {**right, "count": same}
+    """Which properties of what was told are seen, of two things by the better of both ways to take them."""
+    rights = [
+        {name: all(fits(getattr(a, name), getattr(b, name)) for a, b in pairs) for name in PROPERTIES[:3]}
+        for pairs in pairings(told.things, seen.things)
+    ]
+    if not rights:
+        return dict.fromkeys(PROPERTIES, False)
+    return {**max(rights, key=lambda right: sum(right.values())), "count": True}
 
 
 def fps_of(film: Film) -> int:

@@ -62,10 +62,10 @@ def test_a_batch_is_the_same_for_the_same_seed(tokenizer):
     )
 
 
-def sure_of(mask, answers, sides):
+def sure_of(mask, answers, places):
     """Logits of one who knows every answer, and what padding is asked, which does not count."""
     sizes = [5, 3, *[5, 7, 9, 3, 3] * 3, 2]
-    right = answers_of_tokens(mask, answers, sides)
+    right = answers_of_tokens(mask, answers, places)
     each = [torch.nn.functional.one_hot(r.clamp(min=0), size) for r, size in zip(right, sizes, strict=True)]
     return 50.0 * torch.cat(each, -1)
 
@@ -87,13 +87,13 @@ def test_one_wrong_token_makes_a_caption_wrong_but_padding_does_not(tokenizer):
 
 
 def test_a_token_is_asked_of_its_own_thing():
-    mask, left, right = torch.ones(1, 3, dtype=torch.long), [1, 2, 3, 1, 1], [4, 5, 6, 2, 2]
-    sides = torch.tensor([[0, 1, LEFT_OUT]])
-    asked = answers_of_tokens(mask, torch.tensor([[0, 0, *left, *right]]), sides)
+    mask, first, second = torch.ones(1, 3, dtype=torch.long), [1, 2, 3, 1, 1], [4, 5, 6, 2, 2]
+    places = torch.tensor([[0, 1, LEFT_OUT]])
+    asked = answers_of_tokens(mask, torch.tensor([[0, 0, *first, *second]]), places)
     shape, colour = asked[12:14]
     assert shape.tolist() == [[1, 4, LEFT_OUT]]
     assert colour.tolist() == [[2, 5, LEFT_OUT]]
-    assert torch.equal(asked[-1], sides)
+    assert torch.equal(asked[-1], places)
 
 
 def test_heads_begin_looking_before_and_after():
