@@ -18,7 +18,7 @@ FETCH_REDIS = $(PIP) install --no-deps --only-binary :all: --python-version 3.12
 # A stack whose make is killed ends as well.
 STACK := exec $(BIN)/python stack/leash.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser faults fuzz soak chaos bench clean
+.PHONY: help setup demo serve test check format browser faults fuzz soak chaos quality bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -58,6 +58,10 @@ soak: $(READY) ## fifty jobs at once on one stack, watching its memory
 
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES=)
 	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out $(OUT))
+
+quality: $(READY) ## films of the pocket world by one rank and by two, and what a judge sees in them (COUNT=)
+	$(BIN)/python -m training.quality pocket out/quality $(if $(COUNT),--count $(COUNT))
+	$(BIN)/torchrun --nproc-per-node 2 -m training.quality pocket out/quality --count $(or $(COUNT),3)
 
 bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds where there is a GPU
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json

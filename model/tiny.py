@@ -1,4 +1,4 @@
-"""A small random checkpoint in the released layout, for the demo and the tests.
+"""A small random checkpoint in the released layout, for the tests.
 
 `python -m model.tiny DIR [--seed N]` writes it in seconds. It makes moving colours, not pictures, but it
 goes through everything that the released one goes through, and quickly on a CPU.

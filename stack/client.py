@@ -22,10 +22,11 @@ POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Wish:
-    """A film to order: its name for people, its prompt, and the image it begins with (a PNG file)."""
+    """A film to order: its name for people, prompt, seed, and the image it begins with (a PNG file)."""
 
     name: str
     prompt: str
+    seed: int
     image: bytes | None = None
 
 
@@ -45,9 +46,10 @@ class Client:
     def order(self, wish: Wish) -> str:
         """Order a film, as JSON or, with an image, as a form. Returns the job's id."""
         if wish.image is None:
-            return str(self._job("POST", "/generate", json={"prompt": wish.prompt})["id"])
+            return str(self._job("POST", "/generate", json={"prompt": wish.prompt, "seed": wish.seed})["id"])
         files = {"image": ("first-frame.png", wish.image, "image/png")}
-        return str(self._job("POST", "/generate", data={"prompt": wish.prompt}, files=files)["id"])
+        fields = {"prompt": wish.prompt, "seed": str(wish.seed)}
+        return str(self._job("POST", "/generate", data=fields, files=files)["id"])
 
     def follow(self, job_id: str, show: Callable[[Job], None]) -> Job:
         """Show a job until it has succeeded, and return it. Raises StackError if it did not succeed."""

@@ -10,15 +10,16 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 from stack.client import Client, Wish
 from stack.screen import Screen
 from stack.settings import StackSettings
 from stack.up import stack_up
 
-PROMPT = "A sailing boat crosses a calm bay at sunrise, gulls circle above its mast"
-IMAGE_PROMPT = "The ball rolls to the right"
+PROMPT = "A big red triangle growing on a gray background with stripes"
+IMAGE_PROMPT = "A small yellow triangle moving slowly to the right on a plain black background"
+SEED = 7
 
 
 def run(settings: StackSettings, out: Path) -> int:
@@ -44,7 +45,7 @@ def run(settings: StackSettings, out: Path) -> int:
 def make_films(client: Client, screen: Screen, out: Path) -> None:
     """Order a film by a prompt and one by an image at once, and bring both home. Raises StackError."""
     out.mkdir(parents=True, exist_ok=True)
-    wishes = (Wish("prompt", PROMPT), Wish("image", IMAGE_PROMPT, sample_image()))
+    wishes = (Wish("prompt", PROMPT, SEED), Wish("image", IMAGE_PROMPT, SEED, sample_image()))
     job_ids = [client.order(wish) for wish in wishes]
     for wish, job_id in zip(wishes, job_ids, strict=True):
         job = client.follow(job_id, partial(screen.progress, wish.name))
@@ -53,14 +54,12 @@ def make_films(client: Client, screen: Screen, out: Path) -> None:
         screen.film(path, job)
 
 
-def sample_image(width: int = 480, height: int = 320) -> bytes:
-    """A PNG of a red ball on a table, for want of a better one."""
-    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-    left, top, size = width // 6, height // 3, height // 3
-    ball = Image.radial_gradient("L").resize((size, size)).point(lambda depth: 255 if depth < 180 else 0)
-    image.paste((200, 40, 30), (left, top), ball)
+def sample_image() -> bytes:
+    """A PNG of the small yellow triangle on black with which the second film begins."""
+    image = Image.new("RGB", (384, 256), (15, 15, 15))
+    ImageDraw.Draw(image).polygon([(96, 68), (150, 161), (42, 161)], fill=(242, 230, 26))
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.filter(ImageFilter.GaussianBlur(4)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from jobs.settings import PREFIX, SharedSettings
+from jobs.settings import POCKET, PREFIX, SharedSettings
 
 
 class StackSettings(SharedSettings):
@@ -20,7 +20,7 @@ class StackSettings(SharedSettings):
     redis_url: str = Field(default="", description="empty: a private Redis under DATA_DIR")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    checkpoint: Path | None = Field(default=None, description="unset: a tiny random one under DATA_DIR")
+    checkpoint: Path = Field(default=POCKET, description="the folder with the weights")
 
 
 def environment_for_children(**changed: str | Path | int) -> dict[str, str]:

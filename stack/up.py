@@ -1,4 +1,4 @@
-"""Bringing the whole stack up and taking it down: Redis, the API, a worker, a checkpoint to try it with.
+"""Bringing the whole stack up and taking it down: Redis, the API, a worker.
 
 `stack.serve` and `stack.demo` call `stack_up`. It knows the other parts as programs,
 and learns from Redis when a worker is ready.
@@ -6,15 +6,12 @@ and learns from Redis when a worker is ready.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -30,7 +27,6 @@ from stack.settings import StackSettings, environment_for_children
 
 API = Program("api", "service")
 WORKER = Program("worker", "worker")
-TINY = Program("tiny", "model.tiny")
 READY_TIMEOUT_S = 3600.0  # the released weights take their time
 
 
@@ -68,7 +64,7 @@ def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
             data_dir=folder,
             host=settings.host,
             port=settings.port,
-            checkpoint=settings.checkpoint or tiny_checkpoint(folder, write_line),
+            checkpoint=settings.checkpoint.absolute(),
         )
         processes = {
             program.name: parts.enter_context(running(program, environment, write_line))
@@ -77,32 +73,6 @@ def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
         stack = Stack(f"http://{settings.host}:{settings.port}", processes)
         _wait_until_ready(stack, redis_url)
         yield stack
-
-
-def tiny_checkpoint(folder: Path, write_line: WriteLine) -> Path:
-    """A small random checkpoint under `folder`, made once for each version of its maker.
-
-    Raises StackError if it cannot be made.
-    """
-    checkpoint = folder / f"tiny-checkpoint-{_version_of(TINY)}"
-    if checkpoint.exists():
-        return checkpoint
-    write_line("stack", "LONGCAT_CHECKPOINT is not set: making a tiny one with random weights")
-    unfinished = folder / "tiny-checkpoint"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    maker = replace(TINY, arguments=(str(unfinished),))
-    with running(maker, environment_for_children(), write_line) as process:
-        if process.wait() != 0:
-            raise StackError("the tiny checkpoint could not be made; see the lines above")
-    return unfinished.rename(checkpoint)
-
-
-def _version_of(program: Program) -> str:
-    package, _, name = program.module.rpartition(".")
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.origin is not None
-    return hashlib.sha256(Path(spec.origin).with_name(f"{name}.py").read_bytes()).hexdigest()[:12]
 
 
 def _check_port(host: str, port: int) -> None:
@@ -115,8 +85,8 @@ def _check_port(host: str, port: int) -> None:
             raise StackError(f"{host}:{port} cannot be used ({error.strerror}); set LONGCAT_PORT") from None
 
 
-def _check_checkpoint(checkpoint: Path | None) -> None:
-    if checkpoint is not None and not checkpoint.is_dir():
+def _check_checkpoint(checkpoint: Path) -> None:
+    if not checkpoint.is_dir():
         raise StackError(f"LONGCAT_CHECKPOINT names no folder: {checkpoint}")
 
 

@@ -38,9 +38,9 @@ LIMITS: Mapping[str, object] = {
     "max_prompt_characters": 1000,
     "negative_prompt": "",
     "example_prompts": [
-        "A big red ball bouncing on a gray background with stripes",
-        "A small yellow star moving slowly to the right on a black ground",
-        "A blue square and a green triangle falling on a plain white background",
+        "A big red triangle growing on a gray background with stripes",
+        "A small blue triangle moving slowly to the right on a white ground",
+        "A big yellow ball bouncing on a plain black background",
     ],
 }
 

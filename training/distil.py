@@ -25,7 +25,7 @@ from training.reader import Reader
 from training.stage import stage
 from training.transformer import pick, trainable
 
-STEPS, BATCH = 1200, 10
+STEPS, BATCH = 800, 10
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def judged(told: Told, seen: Told) -> dict[str, bool]:
     ]
     if not rights:
         return dict.fromkeys(PROPERTIES, False)
-    return {**max(rights, key=lambda right: sum(right.values())), "count": True}
+    best = max(rights, key=lambda right: sum(right.values()))
+    return {**best, "count": True}
 
 
 def fps_of(film: Film) -> int:

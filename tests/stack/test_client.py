@@ -76,13 +76,13 @@ def done(film=FILM):
 
 def test_a_prompt_is_ordered_as_json(client, server):
     server.plan("/generate", job("queued"), status=202)
-    assert client.order(Wish("prompt", "a cat")) == "j"
-    assert server.requests == [("POST", "application/json", b'{"prompt":"a cat"}')]
+    assert client.order(Wish("prompt", "a cat", 7)) == "j"
+    assert server.requests == [("POST", "application/json", b'{"prompt":"a cat","seed":7}')]
 
 
 def test_an_image_is_ordered_as_a_form(client, server):
     server.plan("/generate", job("queued"), status=202)
-    client.order(Wish("image", "a cat", b"PNG"))
+    client.order(Wish("image", "a cat", 7, b"PNG"))
     method, kind, body = server.requests[0]
     assert (method, kind.partition(";")[0]) == ("POST", "multipart/form-data")
     assert b'name="image"; filename="first-frame.png"' in body
@@ -92,7 +92,7 @@ def test_an_image_is_ordered_as_a_form(client, server):
 def test_a_refusal_is_told_in_the_services_words(client, server):
     server.plan("/generate", {"error": {"code": "invalid_request", "message": "too long"}}, status=422)
     with pytest.raises(StackError, match=r"422: .*too long"):
-        client.order(Wish("prompt", "a cat"))
+        client.order(Wish("prompt", "a cat", 7))
 
 
 def test_a_job_is_shown_until_it_has_succeeded(client, server):
@@ -132,7 +132,7 @@ def test_a_service_that_is_away_is_told():
         Client.of(f"http://127.0.0.1:{free_port()}") as client,
         pytest.raises(StackError, match="did not answer"),
     ):
-        client.order(Wish("prompt", "a cat"))
+        client.order(Wish("prompt", "a cat", 7))
 
 
 def test_an_answer_that_is_no_json_is_told(client, server):

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from jobs.settings import POCKET
 from stack.settings import StackSettings, environment_for_children
 
 
 def test_without_any_it_brings_its_own_redis_and_checkpoint():
     settings = StackSettings()
-    assert (settings.redis_url, settings.checkpoint) == ("", None)
+    assert (settings.redis_url, settings.checkpoint) == ("", POCKET)
     assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8000, Path(".longcat"))
 
 

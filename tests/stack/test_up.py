@@ -10,7 +10,7 @@ from stack import up
 from stack.errors import StackError
 from stack.processes import Program
 from stack.settings import StackSettings
-from stack.up import stack_up, tiny_checkpoint
+from stack.up import stack_up
 from tests.servers import answers, free_port
 from tests.waiting import wait_until
 
@@ -141,41 +141,3 @@ def test_a_second_stack_on_the_same_data_is_refused(settings, parts, write_line)
     private = settings.model_copy(update={"redis_url": ""})
     with stack_up(private, write_line), pytest.raises(StackError, match="in use by another stack"):
         _stay(private.model_copy(update={"port": free_port()}), write_line)
-
-
-@pytest.fixture
-def maker(tmp_path, monkeypatch):
-    """Puts a piece of code in the place of the maker of tiny checkpoints."""
-    package = tmp_path / "fake_model"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(up, "TINY", Program("tiny", "fake_model.tiny"))
-    return (package / "tiny.py").write_text
-
-
-MAKES = "import pathlib, sys\npathlib.Path(sys.argv[1]).mkdir(parents=True)\nprint('made')\n"
-
-
-def test_a_tiny_checkpoint_is_made_once(tmp_path, write_line, written, maker):
-    maker(MAKES)
-    first, second = (tiny_checkpoint(tmp_path / "data", write_line) for _ in range(2))
-    assert first == second
-    assert first.is_dir()
-    assert written.count(("tiny", "made")) == 1
-
-
-def test_another_maker_makes_another_checkpoint(tmp_path, write_line, maker):
-    maker(MAKES)
-    first = tiny_checkpoint(tmp_path / "data", write_line)
-    maker(MAKES + "# better\n")
-    assert tiny_checkpoint(tmp_path / "data", write_line) != first
-
-
-def test_a_checkpoint_left_unfinished_is_not_taken_for_one(tmp_path, write_line, maker):
-    maker(MAKES + "raise SystemExit('disk full')\n")
-    with pytest.raises(StackError, match="could not be made"):
-        tiny_checkpoint(tmp_path / "data", write_line)
-    maker(MAKES)
-    assert tiny_checkpoint(tmp_path / "data", write_line).is_dir()
