@@ -32,7 +32,7 @@ serve: $(READY) ## run Redis, the API and one worker in the foreground until Ctr
 	$(STACK) serve
 
 test: $(READY) ## the plain test suite, in minutes
-	$(PYTEST)
+	$(PYTEST) --numprocesses 2 --dist loadfile
 
 check: $(READY) ## format, lint, types, arrows between the packages
 	$(BIN)/ruff format --check .
