@@ -7,9 +7,8 @@ either may be told first; where they are is not said.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import permutations
-from typing import TypeVar
 
 import numpy as np
 
@@ -66,8 +65,6 @@ GROUND = re.compile(
 BETWEEN = re.compile(r" and (?=a |the )")
 CIRCLE_MOTION = re.compile(r"\b(?:moving|moves|going|goes) in (?:a circle|circles)")
 
-Kind = TypeVar("Kind")
-
 
 @dataclass(frozen=True)
 class Meaning:
@@ -114,37 +111,35 @@ def read(text: str) -> Told:
 
 def of_second_thing(text: str) -> list[bool]:
     """For each word of a caption, whether it is said where the second of two things is described."""
-    first, *second = BETWEEN.split(_words(text), maxsplit=1)
-    num_second = sum(len(("and " + words).split()) for words in second)
-    return [False] * len(first.split()) + [True] * num_second
+    words = _words(text)
+    between = BETWEEN.search(words)
+    num_first = len((words[: between.start()] if between else words).split())
+    return [place >= num_first for place in range(len(words.split()))]
 
 
 def agrees(told: Told, scene: Scene) -> bool:
     """Whether nothing that was told is otherwise in the scene."""
-    return (
-        fits(told.ground, scene.ground)
-        and fits(told.striped, scene.striped)
-        and any(
-            all(
-                fits(getattr(said, name), getattr(thing, name))
-                for said, thing in pairs
-                for name in vars(said)
-            )
-            for pairs in pairings(told.things, scene.things)
-        )
-    )
+    of_ground = _fits(told.ground, scene.ground) and _fits(told.striped, scene.striped)
+    names = [field.name for field in fields(Meaning)]
+    return of_ground and any(all(right.values()) for right in rights(told.things, scene.things, names))
 
 
-def pairings(told: Sequence[Meaning], there: Sequence[Kind]) -> list[list[tuple[Meaning, Kind]]]:
-    """The ways to take what was told for the things that are there; none if those are more or fewer."""
+def rights(
+    told: Sequence[Meaning], there: Sequence[Meaning | Thing], names: Sequence[str]
+) -> list[dict[str, bool]]:
+    """Which properties are as told, for each way to take what was told for the things that are there.
+
+    No way at all, if those are more or fewer; what was not told is right.
+    """
     if len(told) != len(there):
         return []
-    return [list(zip(told, order, strict=True)) for order in permutations(there)]
-
-
-def fits(said: object, true: object) -> bool:
-    """What was not said is right, too."""
-    return said is None or said == true
+    return [
+        {
+            name: all(_fits(getattr(a, name), getattr(b, name)) for a, b in zip(told, order, strict=True))
+            for name in names
+        }
+        for order in permutations(there)
+    ]
 
 
 def vocabulary() -> list[str]:
@@ -212,6 +207,10 @@ def _read_thing(words: str) -> Meaning:
         speed=_find(speeds, said),
         size=_find(SIZE_WORDS, said),
     )
+
+
+def _fits(told: object, true: object) -> bool:
+    return told is None or told == true
 
 
 def _find(table: Mapping[str, Sequence[str]], words: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from training.cells import latents
@@ -52,11 +52,12 @@ def shown(index: int) -> tuple[Placed, int]:
 
 @dataclass(frozen=True)
 class Clips:
-    """Latents of a data set, the scene of each, and which of them show it from its beginning."""
+    """Latents of a data set, the scene of each, which show its beginning, and in which are two things."""
 
     latents: Float[Tensor, "n c f h w"]
     scenes: list[Scene]
-    beginnings: list[int]
+    beginnings: Int[np.ndarray, " beginnings"]
+    are_pairs: Bool[np.ndarray, " n"]
 
     @classmethod
     def open(cls, run: Path) -> "Clips":
@@ -64,8 +65,9 @@ class Clips:
         shards = [np.load(path) for path in sorted((run / "latents").glob("????.npy"))]
         clips = torch.from_numpy(np.concatenate(shards))
         seen = [shown(index) for index in range(len(clips))]
-        beginnings = [index for index, (_, first) in enumerate(seen) if first == 0]
-        return cls(clips, [placed.scene for placed, _ in seen], beginnings)
+        scenes = [placed.scene for placed, _ in seen]
+        beginnings = np.flatnonzero([first == 0 for _, first in seen])
+        return cls(clips, scenes, beginnings, np.array([len(scene.things) == 2 for scene in scenes]))
 
 
 if __name__ == "__main__":

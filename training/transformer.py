@@ -83,9 +83,9 @@ def pick(
 ) -> Batch:
     """So many clips from the data set with fresh captions; without clean frames, of beginnings only."""
     num_clean = 0 if images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
-    among = range(len(clips.scenes)) if num_clean else clips.beginnings
-    weights = np.array([pair_weight ** (len(clips.scenes[index].things) - 1) for index in among])
-    picked = [int(index) for index in random.choice(among, count, p=weights / weights.sum())]
+    among = np.arange(len(clips.scenes)) if num_clean else clips.beginnings
+    weights = np.where(clips.are_pairs[among], pair_weight, 1.0)
+    picked = random.choice(among, count, p=weights / weights.sum())
     latents = clips.latents[picked, :, : 1 if images else None]
     captions = [words(clips.scenes[index], random) for index in picked]
     return Batch(reader.normalised(latents), num_clean, reader.read(captions))

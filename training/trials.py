@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.pixels import resized, to_bytes
 from model.shapes import Size
-from training.captions import COLOUR_WORDS, Told, caption, fits, pairings, read
+from training.captions import COLOUR_WORDS, Told, caption, read, rights
 from training.judge import coloured, look, regions
 from training.world import FPS, HEIGHT, WIDTH, Placed, draw, place, random_scene
 
@@ -73,13 +73,10 @@ class Task:
 
 def judged(told: Told, seen: Told) -> dict[str, bool]:
     """Which properties of what was told are seen, of two things by the better of both ways to take them."""
-    rights = [
-        {name: all(fits(getattr(a, name), getattr(b, name)) for a, b in pairs) for name in PROPERTIES[:3]}
-        for pairs in pairings(told.things, seen.things)
-    ]
-    if not rights:
+    ways = rights(told.things, seen.things, PROPERTIES[:3])
+    if not ways:
         return dict.fromkeys(PROPERTIES, False)
-    best = max(rights, key=lambda right: sum(right.values()))
+    best = max(ways, key=lambda way: sum(way.values()))
     return {**best, "count": True}
 
 

@@ -7,8 +7,7 @@ import torch
 
 from jobs.settings import POCKET
 from model.pipeline import Pipeline
-from training.quality import FIRST, MODES, behind, measure, tabulate
-from training.trials import TASKS
+from training.quality import FIRST, MODES, USUAL, behind, measure, tabulate
 
 pytestmark = pytest.mark.skipif(not POCKET.exists(), reason="there is no pocket checkpoint here")
 
@@ -40,7 +39,7 @@ def test_it_makes_everything_that_can_be_ordered(pipeline):
     [
         pytest.param(mode, task, marks=() if (mode, task) in QUICK else pytest.mark.soak)
         for mode in MODES
-        for task in list(TASKS)[:-1]
+        for task in USUAL
     ],
 )
 def test_films_are_as_good_as_they_were(pipeline, measured, mode, task):
