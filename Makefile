@@ -53,7 +53,7 @@ faults: $(READY) ## kill and stop processes of a whole worker, one by one
 fuzz: $(READY) ## thousands of requests made from the API's schema
 	$(PYTEST) -m fuzz
 
-soak: $(READY) ## fifty jobs at once on one stack, watching its memory
+soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that the pocket checkpoint makes
 	$(PYTEST) -m soak
 
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES=)
