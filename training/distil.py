@@ -23,7 +23,7 @@ from training.flow import SHIFT, Batch, Noised, noise_like, noised, predicted, s
 from training.latents import Clips
 from training.reader import Reader
 from training.stage import stage
-from training.transformer import pick, trainable
+from training.transformer import Selection, pick, trainable
 
 STEPS, BATCH = 800, 10
 
@@ -64,7 +64,9 @@ def main() -> None:
     changes = lora.attach(trainable(student)).to(told.device)
     lesson = Lesson(teacher, student, reader.read([""]), limits.guidance_scale, sigmas)
     clips = Clips.open(told.run)
-    lora.train(told, changes, lambda random: lesson.loss(pick(clips, reader, random, BATCH), random))
+    lora.train(
+        told, changes, lambda random: lesson.loss(pick(clips, reader, random, Selection(BATCH)), random)
+    )
     lora.save(changes, told.checkpoint / "lora" / "cfg_step_lora.safetensors")
 
 

@@ -5,7 +5,7 @@ and should predict x0 − noise: the negative of what `model.sample` integrates.
 may be clean, with timestep 0; they are conditions and are not asked for.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,16 +19,22 @@ from model.text import Text
 from model.tokens import Window, lay_out
 
 SHIFT = 3.0
+MUCH = 0.5  # the noise level above which a thing's shape should come from the caption
+FOCUS = 0.5  # noise levels lie up to 1 / (1 - FOCUS) times as dense as the sampler's
 WEIGHTS = F.normalize(torch.tensor([1.0] * 3 + [0.6] * 6 + [0.4] * 7), p=1, dim=0)  # mean colours first
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised latents, the first `num_clean` frames of them clean, and what they show in words."""
+    """Normalised latents, the first `num_clean` frames of them clean, and what they show in words.
+
+    So many in a row are `twins`, alike in all but one thing.
+    """
 
     latents: Float[Tensor, "b c f h w"]
     num_clean: int
     text: Text
+    twins: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,33 @@ def stepped(seen: Noised, velocity: Float[Tensor, "b c f h w"], sigma: Float[Ten
 
 
 def flow_loss(dit: Dit, batch: Batch, random: np.random.Generator) -> Float[Tensor, ""]:
-    """Squared error of the predicted velocity."""
-    noise = noise_like(batch.latents, random)
+    """Squared error of the predicted velocity.
+
+    Where there is much noise, twins all look like one of them, and only the caption tells what each should
+    become. Else a transformer learns to make what the noise happens to look like, and hardly reads.
+    """
+    noise, sigma = noise_for(batch, random)
+    guises = torch.where(sigma[:, None, None, None, None] > MUCH, one_of_twins(batch, random), batch.latents)
+    seen = noised(replace(batch, latents=guises), noise, sigma)
+    seen.x[:, :, : batch.num_clean] = batch.latents[:, :, : batch.num_clean]
+    wanted = (batch.latents - seen.x) / sigma[:, None, None, None, None]
+    return velocity_error(predicted(dit, seen, batch.text), wanted[:, :, batch.num_clean :])
+
+
+def one_of_twins(batch: Batch, random: np.random.Generator) -> Float[Tensor, "b c f h w"]:
+    """For every clip the latents of one of its family, the same for the whole family."""
+    first = np.arange(0, len(batch.latents), batch.twins)
+    chosen = first + random.integers(batch.twins, size=len(first))
+    return batch.latents[chosen].repeat_interleave(batch.twins, 0)
+
+
+def noise_for(
+    batch: Batch, random: np.random.Generator
+) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, " b"]]:
+    """Noise for every clip of a batch, and how much of it; the same for twins."""
+    noise = noise_like(batch.latents[:: batch.twins], random)
     sigma = noise_levels(len(noise), random).to(noise.device)
-    velocity = predicted(dit, noised(batch, noise, sigma), batch.text)
-    return velocity_error(velocity, (batch.latents - noise)[:, :, batch.num_clean :])
+    return noise.repeat_interleave(batch.twins, 0), sigma.repeat_interleave(batch.twins)
 
 
 def velocity_error(said: Float[Tensor, "b c f h w"], wanted: Float[Tensor, "b c f h w"]) -> Float[Tensor, ""]:
@@ -84,6 +112,7 @@ def noise_like(latents: Float[Tensor, "*shape"], random: np.random.Generator) ->
 
 
 def noise_levels(count: int, random: np.random.Generator) -> Float[Tensor, " b"]:
-    """One from each of so many equal parts of the schedule, with its shift."""
+    """One from each of so many parts of the schedule, more of them in its middle, where shapes form."""
     even = torch.from_numpy((np.arange(count) + random.random(count)) / count).float()
+    even = even + FOCUS * (2 * torch.pi * even).sin() / (2 * torch.pi)
     return SHIFT * even / (1 + (SHIFT - 1) * even)

@@ -1,11 +1,12 @@
 """Third stage: clips of the world as latents, so that the transformer's training draws nothing.
 
-`python -m training.latents RUN CHECKPOINT` writes shards of 512 clips (`--steps`: how many shards). In most
-a scene is seen from its beginning, with nothing at an edge; the others are windows into its later life,
-which training uses as continuations only. The stages that train a transformer read them through `Clips`.
+`python -m training.latents RUN CHECKPOINT` writes shards of 512 clips (`--steps`: how many shards). Four in a
+row are twins, alike in all but their shapes. In most a scene is seen from its beginning, with nothing at an
+edge; the others are windows into its later life, which training uses as continuations only. The stages that
+train a transformer read them through `Clips`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from training.cells import latents
 from training.stage import stage
-from training.world import Placed, Scene, draw, place, random_scene
+from training.world import SHAPES, Placed, Scene, Shape, draw, place, random_scene
 
-SHARDS, SHARD_CLIPS, NUM_FRAMES = 32, 512, 17
+SHARDS, SHARD_CLIPS, NUM_FRAMES = 64, 512, 17
 LATER_SHARE, LATEST_FRAME = 0.25, 105
 SEED = 5
+TWINS = len(SHAPES)
+WIDEST: Shape = "triangle"  # where it has room, all have
 
 
 def main() -> None:
@@ -44,10 +47,19 @@ def clip(index: int) -> Float[Tensor, "c f h w"]:
 
 def shown(index: int) -> tuple[Placed, int]:
     """Which scene a clip of the data set shows, from which frame on."""
-    random = np.random.default_rng((SEED, index))
-    placed = place(random_scene(random), random, NUM_FRAMES)
+    family, turn = divmod(index, TWINS)
+    random = np.random.default_rng((SEED, family))
+    scene = random_scene(random)
+    centres = place(with_shapes(scene, [WIDEST] * len(scene.things)), random, NUM_FRAMES).centres
     first = random.integers(1, LATEST_FRAME) if random.random() < LATER_SHARE else 0
-    return placed, int(first)
+    shapes = [SHAPES[(SHAPES.index(thing.shape) + turn) % TWINS] for thing in scene.things]
+    return Placed(with_shapes(scene, shapes), centres), int(first)
+
+
+def with_shapes(scene: Scene, shapes: list[Shape]) -> Scene:
+    """The same things in other shapes."""
+    things = zip(scene.things, shapes, strict=True)
+    return replace(scene, things=tuple(replace(thing, shape=shape) for thing, shape in things))
 
 
 @dataclass(frozen=True)

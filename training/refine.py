@@ -23,7 +23,7 @@ from training.captions import caption
 from training.cells import latents
 from training.checkpoint import load_dit
 from training.flow import Batch, noise_like, noised, predicted, velocity_error
-from training.latents import NUM_FRAMES, shown
+from training.latents import NUM_FRAMES, TWINS, shown
 from training.reader import Reader
 from training.stage import stage
 from training.transformer import trainable
@@ -59,8 +59,8 @@ def main() -> None:
 
 def pair(vae: Vae, index: int) -> Pair:
     """A clip of the data set, made small and drawn large."""
-    placed, first = shown(index)
-    lie = refine_frames(2 * NUM_FRAMES, HELD_FRAMES[index % len(HELD_FRAMES)])
+    placed, first = shown(5 * index)  # of many scenes, in all shapes
+    lie = refine_frames(2 * NUM_FRAMES, HELD_FRAMES[index // TWINS % len(HELD_FRAMES)])
     last = first + NUM_FRAMES - 1
     small = draw(placed, torch.linspace(first, last, NUM_FRAMES)).to(vae.device)
     sharp = draw(placed, torch.linspace(first, last, lie.num_frames), scale=2)

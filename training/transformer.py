@@ -3,8 +3,10 @@
 `python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself, first on single frames, which
 teach cheaply what things look like, then on clips, at last more often of two things, for a while in turn with
 single frames. Of the clips some begin with clean frames, for images and continuations; one caption in ten is
-empty, for guidance.
+empty, for guidance. Clips come with twins that differ in shape alone, which `flow_loss` makes use of.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from training.captions import caption
 from training.cells import silence
 from training.checkpoint import write_dit
 from training.flow import Batch, flow_loss
-from training.latents import Clips
+from training.latents import TWINS, Clips
 from training.optimiser import Optimiser, learning_rate
 from training.reader import Reader
 from training.stage import Run, Stage, stage
@@ -33,11 +35,12 @@ CONFIG = DitConfig(
     text_tokens_zero_pad=False,
     bsa_params=BrickConfig(sparsity=0.5),
 )
-STEPS, BATCH = 13_900, 24
-IMAGE_STEPS, IMAGE_BATCH = 3000, 64
+STEPS, BATCH = 19_400, 24
+IMAGE_STEPS, IMAGE_BATCH = 3000, 96
 PAIRS_FROM, PAIR_WEIGHT = 10_260, 4.0  # which thing has which property is the last to be learned
-MIXED_STEPS = range(PAIRS_FROM, 12_400)  # every second one of images
+MIXED_STEPS = range(PAIRS_FROM, 18_600)  # every second one of images
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
+IMAGE_TWINS, CLIP_TWINS = 4, 2
 EMPTY_CAPTIONS = 0.1
 CONDITION_SHARES = (0.65, 0.15, 0.15, 0.05)  # of 0, 1, 2, 3 clean latent frames
 EMA_DECAY = 0.998
@@ -60,9 +63,7 @@ def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
     run = Run(told.folder, {"dit": dit, "averaged": averaged, "optimiser": optimiser})
     while run.step < told.steps:
         random = np.random.default_rng((7, run.step))
-        images = run.step < IMAGE_STEPS or (run.step in MIXED_STEPS and run.step % 2 == 1)
-        pair_weight = PAIR_WEIGHT if run.step >= PAIRS_FROM else 1.0
-        batch = pick(clips, reader, random, IMAGE_BATCH if images else BATCH, images, pair_weight)
+        batch = pick(clips, reader, random, selection(run.step))
         loss = flow_loss(dit, batch, random)
         optimiser.step(loss, learning_rate(run.step, told.steps))
         average(averaged, dit, run.step)
@@ -73,22 +74,36 @@ def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
     return averaged
 
 
-def pick(
-    clips: Clips,
-    reader: Reader,
-    random: np.random.Generator,
-    count: int,
-    images: bool = False,
-    pair_weight: float = PAIR_WEIGHT,
-) -> Batch:
-    """So many clips from the data set with fresh captions; without clean frames, of beginnings only."""
-    num_clean = 0 if images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
+@dataclass(frozen=True)
+class Selection:
+    """What makes a batch: so many clips or first frames of them, with so many twins of each."""
+
+    count: int
+    twins: int = 1
+    images: bool = False
+    pair_weight: float = PAIR_WEIGHT
+
+
+def selection(step: int) -> Selection:
+    """What is learned from at a step."""
+    pair_weight = PAIR_WEIGHT if step >= PAIRS_FROM else 1.0
+    if step < IMAGE_STEPS or (step in MIXED_STEPS and step % 2 == 1):
+        return Selection(IMAGE_BATCH, IMAGE_TWINS, images=True, pair_weight=pair_weight)
+    return Selection(BATCH, CLIP_TWINS, pair_weight=pair_weight)
+
+
+def pick(clips: Clips, reader: Reader, random: np.random.Generator, wanted: Selection) -> Batch:
+    """Clips from the data set with fresh captions; without clean frames, of beginnings only."""
+    num_clean = 0 if wanted.images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
     among = np.arange(len(clips.scenes)) if num_clean else clips.beginnings
-    weights = np.where(clips.are_pairs[among], pair_weight, 1.0)
-    picked = random.choice(among, count, p=weights / weights.sum())
-    latents = clips.latents[picked, :, : 1 if images else None]
-    captions = [words(clips.scenes[index], random) for index in picked]
-    return Batch(reader.normalised(latents), num_clean, reader.read(captions))
+    weights = np.where(clips.are_pairs[among], wanted.pair_weight, 1.0)
+    count, twins = wanted.count // wanted.twins, wanted.twins
+    families = random.choice(among, count, p=weights / weights.sum()) // TWINS
+    picked = [family * TWINS + turn for family in families for turn in random.permutation(TWINS)[:twins]]
+    latents = clips.latents[picked, :, : 1 if wanted.images else None]
+    seeds = random.integers(2**32, size=count).repeat(twins)
+    captions = [words(clips.scenes[i], np.random.default_rng(s)) for i, s in zip(picked, seeds, strict=True)]
+    return Batch(reader.normalised(latents), num_clean, reader.read(captions), twins)
 
 
 def words(scene: Scene, random: np.random.Generator) -> str:

@@ -35,7 +35,7 @@ CONFIG = {
     "attn_scales": [],
     "temperal_downsample": [False, True, True],
 }
-STEPS, LEARNING_RATE, LOG_EVERY = 6500, 4e-4, 20
+STEPS, LEARNING_RATE, LOG_EVERY = 7000, 4e-4, 20
 # frames, clips; later frames are harder, being less in the latents
 BATCHES = ((1, 4), (5, 2), (9, 1), (9, 1))
 CROP_CELLS = (6, 8)

@@ -37,7 +37,7 @@ COLOURS = {
 GROUNDS = {"black": (0.06,) * 3, "gray": (0.5,) * 3, "white": (0.94,) * 3, "beige": (0.84, 0.76, 0.62)}
 
 SPEED_PX = {"slow": 0.8, "fast": 1.6}
-RADIUS_PX = {"small": 10.0, "big": 13.0}
+RADIUS_PX = {"small": 12.0, "big": 15.0}
 # of a shape as large as a ball of radius 1
 EXTENT = {"ball": 1.0, "square": 0.89, "triangle": 1.56, "star": 1.54}
 GROWTH_PX = {"slow": 0.4, "fast": 0.6}

@@ -1,16 +1,20 @@
 """What a transformer is shown in training is what the sampler will show it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from model.text import Text
 from training.flow import (
+    MUCH,
     SHIFT,
     WEIGHTS,
     Batch,
     Noised,
     flow_loss,
+    noise_for,
     noise_levels,
     noise_like,
     noised,
@@ -98,6 +102,78 @@ def test_the_loss_has_gradients_for_every_weight_that_a_clip_needs(dit, num_clea
 def test_the_loss_is_the_same_for_the_same_random_numbers(dit):
     losses = [flow_loss(dit, batch_of(), np.random.default_rng(4)).item() for _ in range(2)]
     assert losses[0] == losses[1]
+
+
+def test_twins_get_the_same_noise_and_others_do_not():
+    batch = replace(batch_of(), latents=torch.zeros(4, 16, 3, 8, 12), twins=2)
+    noise, sigma = noise_for(batch, np.random.default_rng(0))
+    assert torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[1], noise[2])
+    assert sigma[0] == sigma[1] < sigma[2] == sigma[3]
+
+
+class Records:
+    """In the place of a transformer: keeps what it is shown and says a constant."""
+
+    config = CONFIG
+
+    def read(self, *text):
+        return text
+
+    def __call__(self, x, timesteps, layout, text):
+        self.x, self.timesteps = x, timesteps
+        return torch.zeros_like(x)
+
+
+def twins_of(num_clean=0):
+    """Four families of two, of which each is a constant."""
+    values = torch.arange(8.0)[:, None, None, None, None]
+    text = Text(torch.zeros(8, 5, CONFIG.caption_channels), torch.ones(8, 5, dtype=torch.long))
+    return Batch(values.expand(8, 16, 3, 8, 12).clone(), num_clean, text, twins=2)
+
+
+@pytest.mark.parametrize("num_clean", [0, 1])
+def test_twins_look_alike_where_there_is_much_noise(num_clean):
+    dit = Records()
+    flow_loss(dit, twins_of(num_clean), np.random.default_rng(0))
+    families = dit.x[:, :, num_clean:].unflatten(0, (4, 2))
+    noisy = (dit.timesteps[::2, -1] > 1000 * MUCH).tolist()
+    assert set(noisy) == {True, False}
+    assert [torch.equal(*family) for family in families] == noisy
+
+
+def test_clean_frames_are_each_twins_own():
+    dit, batch = Records(), twins_of(num_clean=1)
+    flow_loss(dit, batch, np.random.default_rng(0))
+    assert torch.equal(dit.x[:, :, :1], batch.latents[:, :, :1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_wanted_leads_to_each_twins_own_clip(seed):
+    batch = twins_of()
+    sigma = noise_for(batch, np.random.default_rng(seed))[1]
+    dit = Records()
+    loss = flow_loss(dit, batch, np.random.default_rng(seed))
+    ways = (batch.latents - dit.x) / sigma[:, None, None, None, None]
+    assert loss.item() == pytest.approx(float((WEIGHTS * ways.square().mean((0, 2, 3, 4))).sum()), rel=1e-5)
+
+
+def test_alone_a_clip_is_seen_with_its_own_noise_and_asked_for_the_way_from_it():
+    batch = batch_of()
+    noise, sigma = noise_for(batch, np.random.default_rng(0))
+    dit = Records()
+    loss = flow_loss(dit, batch, np.random.default_rng(0))
+    assert torch.allclose(dit.x, noised(batch, noise, sigma).x)
+    truth = (batch.latents - noise).square().mean((0, 2, 3, 4))
+    assert loss.item() == pytest.approx(float((WEIGHTS * truth).sum()), rel=1e-4)
+
+
+def test_noise_levels_are_densest_in_the_middle():
+    even = np.linspace(0, 1, 1001)
+    levels = noise_levels(1000, np.random.default_rng(0)).numpy()
+    schedule = SHIFT * even / (1 + (SHIFT - 1) * even)
+    counts = np.histogram(levels, schedule[::200])[0]
+    assert counts[2] == counts.max() > 1.5 * counts[0]
 
 
 def test_noise_levels_spread_over_the_shifted_schedule():
