@@ -8,6 +8,7 @@ from training.judge import look, regions
 from training.world import (
     COLOURS,
     MOTIONS,
+    RADIUS_PX,
     SHAPES,
     Placed,
     Scene,
@@ -137,5 +138,5 @@ def test_a_speck_is_no_thing():
 def test_a_region_across_the_edge_is_one_region():
     placed = Placed(alone().scene, ((0.0, 0.0),))
     ((region,),) = regions(draw(placed, TIMES[:1]))
-    assert region.area == pytest.approx(np.pi * 100, rel=0.15)
+    assert region.area == pytest.approx(np.pi * RADIUS_PX[placed.scene.things[0].size] ** 2, rel=0.15)
     assert min(region.row, 64 - region.row) < 1

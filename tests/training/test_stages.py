@@ -21,7 +21,7 @@ def checkpoint(tmp_path_factory):
         for module, name, few in (
             (vae, "POOL_CLIPS", 4),
             (text, "BATCH", 4),
-            (latents, "SHARD_CLIPS", 12),
+            (latents, "SHARD_CLIPS", 24),
             (transformer, "BATCH", 2),
             (transformer, "IMAGE_STEPS", 0),
             (distil, "BATCH", 2),
