@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from tests.worker.examples import Desk
 
 
 @pytest.fixture
-def desk(redis: Redis, redis_server: str, tmp_path: Path) -> Desk:
+def desk(redis: Redis, redis_server: str, tmp_path: Path) -> Iterator[Desk]:
     """A ledger in an empty Redis, a storage and a spool.
 
     Its client is not closed: threads of the worker have no end, and may be in the middle of something.
     """
-    return Desk(Redis.from_url(redis_server), tmp_path)
+    desk = Desk(Redis.from_url(redis_server), tmp_path)
+    yield desk
+    desk.close()

@@ -70,6 +70,7 @@ class Desk:
         self.spool = Spool(folder / "spool")
         self.saves = Saves(self.ledger, self.storage, self.spool)
         self.places = Places(self.ledger, self.tickets, self.storage, self.spool, self.saves)
+        self._held: list[Held] = []
 
     def submit(self, order: Order = ORDER, **fields: Any) -> str:
         job_id = new_job_id()
@@ -86,7 +87,13 @@ class Desk:
         if claim is None:
             self.submit()
             claim = self.claim()
-        return Held(claim, self.spool.folder(claim.job.id))
+        self._held.append(Held(claim, self.spool.folder(claim.job.id)))
+        return self._held[-1]
+
+    def close(self) -> None:
+        """Store nothing more: the thread that does has no end, and would tell the next test's ledger of it."""
+        for held in self._held:
+            self.saves.forget(held, 30)
 
     def take_over(self, held: Held) -> Claim:
         """Somebody else gets the job, as when the lease ran out."""
