@@ -1,9 +1,10 @@
 """Third stage: clips of the world as latents, so that the transformer's training draws nothing.
 
 `python -m training.latents RUN CHECKPOINT` writes shards of 512 clips (`--steps`: how many shards). Four in a
-row are twins, alike in all but their shapes. In most a scene is seen from its beginning, with nothing at an
-edge; the others are windows into its later life, which training uses as continuations only. The stages that
-train a transformer read them through `Clips`.
+row are twins, alike in all but the shapes of things and what these do, each of one thing's different from its
+others. In most a scene is seen from its beginning, with nothing at an edge; the others are windows into its
+later life, which training uses as continuations only. The stages that train a transformer read them through
+`Clips`.
 """
 
 from dataclasses import dataclass, replace
@@ -16,13 +17,12 @@ from torch import Tensor
 
 from training.cells import latents
 from training.stage import stage
-from training.world import SHAPES, Placed, Scene, Shape, draw, place, random_scene
+from training.world import SHAPES, Motion, Placed, Scene, Thing, draw, motions_of, moving, place, random_scene
 
 SHARDS, SHARD_CLIPS, NUM_FRAMES = 64, 512, 17
 LATER_SHARE, LATEST_FRAME = 0.25, 105
-SEED = 5
-TWINS = len(SHAPES)
-WIDEST: Shape = "triangle"  # where it has room, all have
+SEED = 6
+TWINS = len(SHAPES)  # no more than there are motions of a thing in a pair
 
 
 def main() -> None:
@@ -49,17 +49,25 @@ def shown(index: int) -> tuple[Placed, int]:
     """Which scene a clip of the data set shows, from which frame on."""
     family, turn = divmod(index, TWINS)
     random = np.random.default_rng((SEED, family))
-    scene = random_scene(random)
-    centres = place(with_shapes(scene, [WIDEST] * len(scene.things)), random, NUM_FRAMES).centres
     first = random.integers(1, LATEST_FRAME) if random.random() < LATER_SHARE else 0
-    shapes = [SHAPES[(SHAPES.index(thing.shape) + turn) % TWINS] for thing in scene.things]
-    return Placed(with_shapes(scene, shapes), centres), int(first)
+    twin = twins(random_scene(random), random)[turn]
+    return place(twin, np.random.default_rng((SEED, family, 1)), NUM_FRAMES), int(first)
 
 
-def with_shapes(scene: Scene, shapes: list[Shape]) -> Scene:
-    """The same things in other shapes."""
-    things = zip(scene.things, shapes, strict=True)
-    return replace(scene, things=tuple(replace(thing, shape=shape) for thing, shape in things))
+def twins(scene: Scene, random: np.random.Generator) -> list[Scene]:
+    """The same ground and things, `TWINS` times: everything may be in any shape and do anything."""
+    motions = motions_of(len(scene.things))
+    each = [_others(thing, motions, random) for thing in scene.things]
+    return [replace(scene, things=things) for things in zip(*each, strict=True)]
+
+
+def _others(thing: Thing, motions: tuple[Motion, ...], random: np.random.Generator) -> list[Thing]:
+    """A thing in every shape, each of which does something else."""
+    shapes, doings = random.permutation(len(SHAPES)), random.permutation(len(motions))[:TWINS]
+    return [
+        moving(replace(thing, shape=SHAPES[shape]), motions[doing], random)
+        for shape, doing in zip(shapes, doings, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

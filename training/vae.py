@@ -2,7 +2,8 @@
 
 `python -m training.vae RUN CHECKPOINT` writes the encoder (`training.cells`) and trains the decoder
 to give the clip back. `vae/` is written first with the decoder as it begins, so that the later stages,
-which need the encoder alone, can go on meanwhile, and again at the end.
+which need the encoder alone, can go on meanwhile, and again at the end. Mean and deviation of latents are
+measured once: a transformer is trained with them.
 """
 
 import math
@@ -20,6 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from model.config import load_json
 from model.geometry import latent_frames
 from training.cells import CELL, CHANNELS, GAINS, Wan, latents, silence, write_encoder
 from training.flow import noise_like
@@ -50,13 +52,15 @@ Pool = tuple[Float[Tensor, "b 3 n height width"], Float[Tensor, "b c f h w"]]
 def main() -> None:
     """Train, resuming where the last run stopped, and write the checkpoint's `vae/`."""
     told = stage("vae", __doc__, STEPS)
-    vae = new_vae()
-    pool = clips(POOL_CLIPS, seed=1)
-    measure_latents(vae, pool[1])
-    if not (told.checkpoint / "vae").exists():  # others need but its encoder, which is not trained
-        vae.save_pretrained(told.checkpoint / "vae")
+    folder, vae, pool = told.checkpoint / "vae", new_vae(), clips(POOL_CLIPS, seed=1)
+    if folder.exists():  # what the transformer is trained with does not change any more
+        known = load_json(folder / "config.json")
+        vae.register_to_config(**{name: known[name] for name in ("latents_mean", "latents_std")})
+    else:
+        measure_latents(vae, pool[1])
+        vae.save_pretrained(folder)  # others need but its encoder, which is not trained
     train(told, vae.to(told.device), pool)
-    vae.save_pretrained(told.checkpoint / "vae")
+    vae.save_pretrained(folder)
 
 
 def train(told: Stage, vae: Wan, pool: Pool) -> None:

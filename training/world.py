@@ -7,7 +7,7 @@ back on the other, so every motion goes on for as long as one looks. Lengths are
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -82,10 +82,21 @@ class Placed:
 def random_scene(random: np.random.Generator, pair_share: float = PAIR_SHARE) -> Scene:
     """A scene with every property drawn evenly; two things of different colours in so many."""
     count = 2 if random.random() < pair_share else 1
-    things = tuple(_random_thing(random, MOTIONS if count == 1 else MOTIONS_IN_A_PAIR) for _ in range(count))
+    things = tuple(_random_thing(random, motions_of(count)) for _ in range(count))
     if count == 2 and things[0].colour == things[1].colour:
         return random_scene(random, pair_share=1.0)
     return Scene(things, str(random.choice(list(GROUNDS))), bool(random.random() < 0.5))
+
+
+def motions_of(count: int) -> tuple[Motion, ...]:
+    """What each of so many things may do."""
+    return MOTIONS if count == 1 else MOTIONS_IN_A_PAIR
+
+
+def moving(thing: Thing, motion: Motion, random: np.random.Generator) -> Thing:
+    """The same thing, doing this at any speed."""
+    speed = SPEEDS[random.integers(2)]
+    return replace(thing, motion=motion, speed=None if motion == "still" else speed)
 
 
 def place(scene: Scene, random: np.random.Generator, num_frames: int = 17) -> Placed:

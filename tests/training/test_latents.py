@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.latents import TWINS, Clips, clip, shown, with_shapes
+from training.latents import TWINS, Clips, clip, shown
 from training.transformer import Selection, pick
-from training.world import SHAPES
+from training.world import SHAPES, motions_of
 
 
 class Reads:
@@ -25,6 +25,11 @@ def family(index):
     return [shown(TWINS * index + turn) for turn in range(TWINS)]
 
 
+def like_a_still_ball(scene):
+    things = (replace(thing, shape="ball", motion="still", speed=None) for thing in scene.things)
+    return replace(scene, things=tuple(things))
+
+
 @pytest.fixture
 def clips():
     """Sixteen families; a clip's latents are its index."""
@@ -36,12 +41,26 @@ def clips():
 
 
 @pytest.mark.parametrize("index", range(12))
-def test_twins_are_alike_in_all_but_their_shapes(index):
-    twins = family(index)
-    plain = [with_shapes(placed.scene, ["ball"] * len(placed.scene.things)) for placed, _ in twins]
+def test_twins_are_alike_in_all_but_shapes_and_motions(index):
+    seen = family(index)
+    plain = [like_a_still_ball(placed.scene) for placed, _ in seen]
     assert plain == [plain[0]] * TWINS
-    assert len({(placed.centres, first) for placed, first in twins}) == 1
-    assert {placed.scene.things[0].shape for placed, _ in twins} == set(SHAPES)
+    assert len({first for _, first in seen}) == 1
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_a_thing_differs_from_each_of_its_twins(index):
+    for things in zip(*(placed.scene.things for placed, _ in family(index)), strict=True):
+        assert {thing.shape for thing in things} == set(SHAPES)
+        assert len({thing.motion for thing in things}) == TWINS
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_twins_do_what_as_many_things_may(index):
+    for placed, _ in family(index):
+        may = motions_of(len(placed.scene.things))
+        assert all(thing.motion in may for thing in placed.scene.things)
+        assert all((thing.speed is None) == (thing.motion == "still") for thing in placed.scene.things)
 
 
 def test_a_clip_is_the_latents_of_what_is_shown():
@@ -58,10 +77,3 @@ def test_twins_are_picked_together(clips, twins):
     assert bool((picked // TWINS == picked[:, :1] // TWINS).all())
     assert all(len(set(row)) == twins for row in picked.tolist())
     assert all(shown(index)[1] == 0 for index in picked.flatten().tolist())
-
-
-def test_scenes_in_other_shapes_are_else_the_same():
-    scene = shown(0)[0].scene
-    stars = with_shapes(scene, ["star"] * len(scene.things))
-    assert {thing.shape for thing in stars.things} == {"star"}
-    assert replace(stars, things=scene.things) == scene

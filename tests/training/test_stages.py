@@ -1,10 +1,12 @@
 """All stages, a step each, make a checkpoint that the server's own code loads and runs."""
 
+import shutil
 import sys
 
 import pytest
 import torch
 
+from model.config import load_json
 from model.lora import read_lora
 from model.pipeline import Pipeline
 from training import distil, latents, lora, quality, refine, text, transformer, trials, vae
@@ -90,3 +92,14 @@ def test_a_stage_that_is_done_changes_nothing_when_called_again(checkpoint, tmp_
     before = shard.stat().st_mtime_ns
     latents.main()
     assert shard.stat().st_mtime_ns == before
+
+
+def test_more_training_of_the_vae_leaves_what_latents_are_normalised_with(checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(checkpoint / "vae", tmp_path / "made" / "vae")
+    monkeypatch.setattr(vae, "POOL_CLIPS", 6)  # others than it was measured on
+    arguments = ["x", str(tmp_path / "run"), str(tmp_path / "made"), "--steps", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    vae.main()
+    before, after = (load_json(folder / "vae" / "config.json") for folder in (checkpoint, tmp_path / "made"))
+    assert after["latents_std"] == before["latents_std"]
+    assert after["latents_mean"] == before["latents_mean"]

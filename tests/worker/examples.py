@@ -91,7 +91,7 @@ class Desk:
         return self._held[-1]
 
     def close(self) -> None:
-        """Store nothing more: the thread that does has no end, and would tell the next test's ledger of it."""
+        """Store nothing more: the thread that does has no end, and would tell the next test's ledger."""
         for held in self._held:
             self.saves.forget(held, 30)
 
