@@ -1,10 +1,9 @@
 """Third stage: clips of the world as latents, so that the transformer's training draws nothing.
 
 `python -m training.latents RUN CHECKPOINT` writes shards of 512 clips (`--steps`: how many shards). Four in a
-row are twins, alike in all but the shapes of things and what these do, each of one thing's different from its
-others. In most a scene is seen from its beginning, with nothing at an edge; the others are windows into its
-later life, which training uses as continuations only. The stages that train a transformer read them through
-`Clips`.
+row are twins, alike in all but the shapes of things, or these and what the things do. In most a scene is
+seen from its beginning, with nothing at an edge; the others are windows into its later life, which training
+uses as continuations only. The stages that train a transformer read them through `Clips`.
 """
 
 from dataclasses import dataclass, replace
@@ -17,12 +16,25 @@ from torch import Tensor
 
 from training.cells import latents
 from training.stage import stage
-from training.world import SHAPES, Motion, Placed, Scene, Thing, draw, motions_of, moving, place, random_scene
+from training.world import (
+    SHAPES,
+    Motion,
+    Placed,
+    Scene,
+    Shape,
+    Thing,
+    draw,
+    motions_of,
+    moving,
+    place,
+    random_scene,
+)
 
 SHARDS, SHARD_CLIPS, NUM_FRAMES = 64, 512, 17
 LATER_SHARE, LATEST_FRAME = 0.25, 105
 SEED = 6
 TWINS = len(SHAPES)  # no more than there are motions of a thing in a pair
+WIDEST: Shape = "triangle"  # where it has room, all have
 
 
 def main() -> None:
@@ -50,33 +62,46 @@ def shown(index: int) -> tuple[Placed, int]:
     family, turn = divmod(index, TWINS)
     random = np.random.default_rng((SEED, family))
     first = random.integers(1, LATEST_FRAME) if random.random() < LATER_SHARE else 0
-    twin = twins(random_scene(random), random)[turn]
-    return place(twin, np.random.default_rng((SEED, family, 1)), NUM_FRAMES), int(first)
+    scene = random_scene(random)
+    twin = twins(scene, random, do_alike(family))[turn]
+    as_wide = replace(twin, things=tuple(replace(thing, shape=WIDEST) for thing in twin.things))
+    centres = place(as_wide, np.random.default_rng((SEED, family, 1)), NUM_FRAMES).centres
+    return Placed(twin, centres), int(first)
 
 
-def twins(scene: Scene, random: np.random.Generator) -> list[Scene]:
-    """The same ground and things, `TWINS` times: everything may be in any shape and do anything."""
-    motions = motions_of(len(scene.things))
-    each = [_others(thing, motions, random) for thing in scene.things]
+def do_alike(family: int) -> bool:
+    """Whether twins of a family differ in shape alone, and so lie at the same places."""
+    return family % 2 == 0
+
+
+def twins(scene: Scene, random: np.random.Generator, alike: bool) -> list[Scene]:
+    """The same ground and things, `TWINS` times: in any shape, and unless they do `alike` doing anything."""
+    each = []
+    for thing in scene.things:
+        shaped = [replace(thing, shape=SHAPES[shape]) for shape in random.permutation(len(SHAPES))]
+        each.append(shaped if alike else _doing_others(shaped, motions_of(len(scene.things)), random))
     return [replace(scene, things=things) for things in zip(*each, strict=True)]
 
 
-def _others(thing: Thing, motions: tuple[Motion, ...], random: np.random.Generator) -> list[Thing]:
-    """A thing in every shape, each of which does something else."""
-    shapes, doings = random.permutation(len(SHAPES)), random.permutation(len(motions))[:TWINS]
-    return [
-        moving(replace(thing, shape=SHAPES[shape]), motions[doing], random)
-        for shape, doing in zip(shapes, doings, strict=True)
-    ]
+def _doing_others(
+    things: list[Thing], motions: tuple[Motion, ...], random: np.random.Generator
+) -> list[Thing]:
+    """The things, each of which does something else."""
+    doings = random.permutation(len(motions))[: len(things)]
+    return [moving(thing, motions[doing], random) for thing, doing in zip(things, doings, strict=True)]
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Latents of a data set, the scene of each, which show its beginning, and in which are two things."""
+    """Latents of a data set and the scene of each.
+
+    Which show its beginning, which of these have twins at the same places, and in which are two things.
+    """
 
     latents: Float[Tensor, "n c f h w"]
     scenes: list[Scene]
     beginnings: Int[np.ndarray, " beginnings"]
+    aligned: Int[np.ndarray, " aligned"]
     are_pairs: Bool[np.ndarray, " n"]
 
     @classmethod
@@ -87,7 +112,9 @@ class Clips:
         seen = [shown(index) for index in range(len(clips))]
         scenes = [placed.scene for placed, _ in seen]
         beginnings = np.flatnonzero([first == 0 for _, first in seen])
-        return cls(clips, scenes, beginnings, np.array([len(scene.things) == 2 for scene in scenes]))
+        aligned = np.array([index for index in beginnings if do_alike(index // TWINS)])
+        are_pairs = np.array([len(scene.things) == 2 for scene in scenes])
+        return cls(clips, scenes, beginnings, aligned, are_pairs)
 
 
 if __name__ == "__main__":

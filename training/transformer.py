@@ -3,8 +3,8 @@
 `python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself, first on single frames, which
 teach cheaply what things look like, then on clips, at last more often of two things, for a while in turn with
 single frames. Of the clips some begin with clean frames, for images and continuations; one caption in ten is
-empty, for guidance. Clips come with twins that
-differ in shapes and motions, which `flow_loss` makes use of.
+empty, for guidance. Clips come with twins that differ in shapes, or in shapes and motions, which `flow_loss`
+makes use of.
 """
 
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ CONFIG = DitConfig(
     text_tokens_zero_pad=False,
     bsa_params=BrickConfig(sparsity=0.5),
 )
-STEPS, BATCH = 24_500, 24
+STEPS, BATCH = 24_700, 24
 IMAGE_STEPS, IMAGE_BATCH = 3000, 96
 PAIRS_FROM, PAIR_WEIGHT = 10_260, 4.0  # which thing has which property is the last to be learned
-MIXED_STEPS = range(PAIRS_FROM, 23_500)  # every second one of images
+MIXED_STEPS = range(PAIRS_FROM, 24_000)  # every second one of images
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 IMAGE_TWINS, CLIP_TWINS = TWINS, 2
 EMPTY_CAPTIONS = 0.1
@@ -96,7 +96,10 @@ def selection(step: int) -> Selection:
 def pick(clips: Clips, reader: Reader, random: np.random.Generator, wanted: Selection) -> Batch:
     """Clips from the data set with fresh captions; without clean frames, of beginnings only."""
     num_clean = 0 if wanted.images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
-    among = np.arange(len(clips.scenes)) if num_clean else clips.beginnings
+    if wanted.images:  # which show nothing of motions
+        among = clips.aligned
+    else:
+        among = np.arange(len(clips.scenes)) if num_clean else clips.beginnings
     weights = np.where(clips.are_pairs[among], wanted.pair_weight, 1.0)
     count, twins = wanted.count // wanted.twins, wanted.twins
     families = random.choice(among, count, p=weights / weights.sum()) // TWINS

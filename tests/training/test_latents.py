@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.latents import TWINS, Clips, clip, shown
+from training.latents import TWINS, Clips, clip, do_alike, shown
 from training.transformer import Selection, pick
 from training.world import SHAPES, motions_of
 
@@ -30,14 +30,21 @@ def like_a_still_ball(scene):
     return replace(scene, things=tuple(things))
 
 
+def things_of(index):
+    """For each thing of a family, itself in all twins."""
+    return list(zip(*(placed.scene.things for placed, _ in family(index)), strict=True))
+
+
 @pytest.fixture
 def clips():
     """Sixteen families; a clip's latents are its index."""
     count = 16 * TWINS
     scenes = [shown(index)[0].scene for index in range(count)]
     beginnings = np.array([index for index in range(count) if shown(index)[1] == 0])
+    aligned = np.array([index for index in beginnings if do_alike(index // TWINS)])
     latents = torch.arange(float(count)).view(-1, 1, 1, 1, 1).expand(-1, 16, 5, 8, 12)
-    return Clips(latents, scenes, beginnings, np.array([len(scene.things) == 2 for scene in scenes]))
+    are_pairs = np.array([len(scene.things) == 2 for scene in scenes])
+    return Clips(latents, scenes, beginnings, aligned, are_pairs)
 
 
 @pytest.mark.parametrize("index", range(12))
@@ -49,18 +56,27 @@ def test_twins_are_alike_in_all_but_shapes_and_motions(index):
 
 
 @pytest.mark.parametrize("index", range(12))
-def test_a_thing_differs_from_each_of_its_twins(index):
-    for things in zip(*(placed.scene.things for placed, _ in family(index)), strict=True):
+def test_a_thing_has_another_shape_in_each_twin(index):
+    for things in things_of(index):
         assert {thing.shape for thing in things} == set(SHAPES)
-        assert len({thing.motion for thing in things}) == TWINS
 
 
-@pytest.mark.parametrize("index", range(12))
-def test_twins_do_what_as_many_things_may(index):
-    for placed, _ in family(index):
-        may = motions_of(len(placed.scene.things))
-        assert all(thing.motion in may for thing in placed.scene.things)
-        assert all((thing.speed is None) == (thing.motion == "still") for thing in placed.scene.things)
+@pytest.mark.parametrize("index", range(0, 12, 2))
+def test_twins_that_do_alike_are_at_the_same_places(index):
+    assert do_alike(index)
+    assert len({placed.centres for placed, _ in family(index)}) == 1
+    for things in things_of(index):
+        assert len({(thing.motion, thing.speed) for thing in things}) == 1
+
+
+@pytest.mark.parametrize("index", range(1, 12, 2))
+def test_others_do_something_else_of_what_as_many_things_may(index):
+    assert not do_alike(index)
+    for things in things_of(index):
+        motions = {thing.motion for thing in things}
+        assert len(motions) == TWINS
+        assert motions <= set(motions_of(len(things_of(index))))
+        assert all((thing.speed is None) == (thing.motion == "still") for thing in things)
 
 
 def test_a_clip_is_the_latents_of_what_is_shown():
@@ -77,3 +93,8 @@ def test_twins_are_picked_together(clips, twins):
     assert bool((picked // TWINS == picked[:, :1] // TWINS).all())
     assert all(len(set(row)) == twins for row in picked.tolist())
     assert all(shown(index)[1] == 0 for index in picked.flatten().tolist())
+
+
+def test_images_are_of_twins_that_differ_as_images_do(clips):
+    batch = pick(clips, Reads(), np.random.default_rng(0), Selection(64, 4, images=True))
+    assert all(do_alike(int(index) // TWINS) for index in batch.latents[:, 0, 0, 0, 0])
