@@ -1,10 +1,10 @@
 """What approximations save and cost: `python -m benchmarks.balanced [--checkpoint DIR] [--out FOLDER]`.
 
-One guided job from text, exact, then with the step cache at several thresholds, and all of it again in fp8:
-blocks and FLOPs that are run, how far latents and decoded frames are from the exact ones, and on a GPU the
-seconds of the steps. Without a checkpoint a small one with random weights is made: that tries out the
-benchmark, but says nothing of how alike the steps of a trained model are. Writes `balanced.json` and
-`balanced.md`.
+A guided job from text for each of the checkpoint's example prompts, exact, then with the step cache at several
+thresholds, and all of it again in fp8: blocks and FLOPs that are run, how far latents and decoded frames are
+from the exact ones, and on a GPU the seconds of the steps. Without a checkpoint a small one with random weights
+is made: that tries out the benchmark, but says nothing of how alike the steps of a trained model are. Writes
+`balanced.json` and `balanced.md`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ from model.text import MAX_TOKENS
 from model.tiny import DIT, write_tiny
 from model.tokens import Window
 
-PROMPT, SEED = "a red ball rolls across a wooden floor", 1
+SEED = 1
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
 SMALL = replace(DIT, depth=6)  # fp8 leaves the first and the last block as they are
 TEXTS = 2  # in each forward, with guidance
@@ -47,7 +48,7 @@ Row = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Made:
-    """One job: its latents, its frames (floats in [0, 1]), what was run for it, seconds up to its latents."""
+    """Jobs: their latents and frames (floats in [0, 1]), what was run for them, seconds up to the latents."""
 
     latents: Tensor
     frames: Tensor
@@ -56,7 +57,7 @@ class Made:
     taken_s: float
 
     def beside(self, exact: Made) -> Row:
-        """What was saved and lost, against the exact job."""
+        """What was saved and lost, against the exact jobs."""
         error = (self.latents - exact.latents).norm() / exact.latents.norm()
         row: Row = {
             "blocks run, %": 100 * self.counts["blocks"] / exact.counts["blocks"],
@@ -70,20 +71,19 @@ class Made:
 
 
 def make(pipeline: Pipeline, plan: Plan) -> Made:
-    """Run a job, counting and measuring."""
-    events = pipeline.generate(Request(plan, (PROMPT,), SEED))
+    """Run a job for each example prompt, counting and measuring."""
     made: list[Event] = []
-
-    def to_latents() -> None:
-        made.extend(_up_to_latents(events))
-
+    taken_s = 0.0
     with counted(pipeline.dit) as counts:
-        taken_s = seconds(to_latents, pipeline.parallel.device)
-    made.extend(events)
-    (latents,) = (event.latents for event in made if isinstance(event, Latents))
+        for prompt in pipeline.limits.example_prompts:
+            events = pipeline.generate(Request(plan, (prompt,), SEED))
+            steps = partial(made.extend, _up_to_latents(events))
+            taken_s += seconds(steps, pipeline.parallel.device)
+            made.extend(events)
+    latents = [event.latents for event in made if isinstance(event, Latents)]
     frames = [event.frames for event in made if isinstance(event, Frames) and event.frames is not None]
     flops = _flops(pipeline.dit, plan, counts)
-    return Made(latents, torch.cat(frames).float() / 255, counts, flops, taken_s)
+    return Made(torch.cat(latents), torch.cat(frames).float() / 255, counts, flops, taken_s)
 
 
 def _up_to_latents(events: Iterator[Event]) -> Iterator[Event]:
@@ -108,7 +108,7 @@ def counted(dit: Dit) -> Iterator[Counter[str]]:
 
 
 def compare(pipelines: Mapping[str, Pipeline], steps: int) -> dict[str, Row]:
-    """Every way to make the job, by its name, beside the first, which is exact."""
+    """Every way to make the jobs, by its name, beside the first, which is exact."""
     plan = settle(Wish(num_inference_steps=steps), next(iter(pipelines.values())).limits)
     rows: dict[str, Row] = {}
     exact: Made | None = None
