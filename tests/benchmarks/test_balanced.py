@@ -65,7 +65,7 @@ def test_a_report_has_a_line_for_each_way():
 
 
 @pytest.mark.soak
-def test_the_benchmark_runs_on_a_small_checkpoint(tmp_path):
+def test_the_benchmark_runs_on_the_checkpoint_that_ships(tmp_path):
     command = [sys.executable, "-m", "benchmarks.balanced", "--steps", "12", "--out", str(tmp_path)]
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     rows = json.loads((tmp_path / "balanced.json").read_text())["jobs"]
