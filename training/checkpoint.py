@@ -33,7 +33,7 @@ LIMITS: Mapping[str, object] = {
     "num_inference_steps": 20,
     "distilled_num_inference_steps": 10,
     "max_num_inference_steps": 100,
-    "guidance_scale": 3.0,
+    "guidance_scale": 2.0,
     "max_guidance_scale": 20.0,
     "max_prompt_characters": 1000,
     "negative_prompt": "",
