@@ -112,7 +112,7 @@ class Clips:
         seen = [shown(index) for index in range(len(clips))]
         scenes = [placed.scene for placed, _ in seen]
         beginnings = np.flatnonzero([first == 0 for _, first in seen])
-        aligned = np.array([index for index in beginnings if do_alike(index // TWINS)])
+        aligned = np.array([index for index in beginnings.tolist() if do_alike(index // TWINS)])
         are_pairs = np.array([len(scene.things) == 2 for scene in scenes])
         return cls(clips, scenes, beginnings, aligned, are_pairs)
 
