@@ -19,7 +19,7 @@ from model.text import Text
 from model.tokens import Window, lay_out
 
 SHIFT = 3.0
-MUCH = 0.5  # the noise level above which a thing's shape should come from the caption
+MUCH = 0.5  # the noise level above which what twins differ in should come from the caption
 FOCUS = 0.5  # noise levels lie up to 1 / (1 - FOCUS) times as dense as the sampler's
 WEIGHTS = F.normalize(torch.tensor([1.0] * 3 + [0.6] * 6 + [0.4] * 7), p=1, dim=0)  # mean colours first
 
@@ -28,7 +28,7 @@ WEIGHTS = F.normalize(torch.tensor([1.0] * 3 + [0.6] * 6 + [0.4] * 7), p=1, dim=
 class Batch:
     """Normalised latents, the first `num_clean` frames of them clean, and what they show in words.
 
-    So many in a row are `twins`, alike in all but one thing.
+    So many in a row are `twins`, alike but for what the caption should decide.
     """
 
     latents: Float[Tensor, "b c f h w"]

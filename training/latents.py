@@ -108,7 +108,11 @@ class Clips:
     def open(cls, run: Path) -> "Clips":
         """All shards of a run."""
         shards = [np.load(path) for path in sorted((run / "latents").glob("????.npy"))]
-        clips = torch.from_numpy(np.concatenate(shards))
+        return cls.of(torch.from_numpy(np.concatenate(shards)))
+
+    @classmethod
+    def of(cls, clips: Float[Tensor, "n c f h w"]) -> "Clips":
+        """The first so many clips of the data set."""
         seen = [shown(index) for index in range(len(clips))]
         scenes = [placed.scene for placed, _ in seen]
         beginnings = np.flatnonzero([first == 0 for _, first in seen])

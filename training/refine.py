@@ -59,7 +59,7 @@ def main() -> None:
 
 def pair(vae: Vae, index: int) -> Pair:
     """A clip of the data set, made small and drawn large."""
-    placed, first = shown(5 * index)  # of many scenes, in all shapes
+    placed, first = shown((TWINS + 1) * index)  # of many scenes, in all shapes
     lie = refine_frames(2 * NUM_FRAMES, HELD_FRAMES[index // TWINS % len(HELD_FRAMES)])
     last = first + NUM_FRAMES - 1
     small = draw(placed, torch.linspace(first, last, NUM_FRAMES)).to(vae.device)

@@ -39,12 +39,7 @@ def things_of(index):
 def clips():
     """Sixteen families; a clip's latents are its index."""
     count = 16 * TWINS
-    scenes = [shown(index)[0].scene for index in range(count)]
-    beginnings = np.array([index for index in range(count) if shown(index)[1] == 0])
-    aligned = np.array([index for index in beginnings if do_alike(index // TWINS)])
-    latents = torch.arange(float(count)).view(-1, 1, 1, 1, 1).expand(-1, 16, 5, 8, 12)
-    are_pairs = np.array([len(scene.things) == 2 for scene in scenes])
-    return Clips(latents, scenes, beginnings, aligned, are_pairs)
+    return Clips.of(torch.arange(float(count)).view(-1, 1, 1, 1, 1).expand(-1, 16, 5, 8, 12))
 
 
 @pytest.mark.parametrize("index", range(12))
