@@ -26,15 +26,22 @@ WEIGHTS = F.normalize(torch.tensor([1.0] * 3 + [0.6] * 6 + [0.4] * 7), p=1, dim=
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised latents, the first `num_clean` frames of them clean, and what they show in words.
-
-    So many in a row are `twins`, alike but for what the caption should decide.
-    """
+    """Normalised latents, the first `num_clean` frames of them clean, and what they show in words."""
 
     latents: Float[Tensor, "b c f h w"]
     num_clean: int
     text: Text
-    twins: int = 1
+
+
+@dataclass(frozen=True)
+class Twins(Batch):
+    """So many in a row are twins, alike but for what the caption should decide.
+
+    They share their `guises`: latents of any of their family, be it in the batch or not.
+    """
+
+    twins: int
+    guises: Float[Tensor, "b c f h w"]
 
 
 @dataclass(frozen=True)
@@ -71,29 +78,22 @@ def stepped(seen: Noised, velocity: Float[Tensor, "b c f h w"], sigma: Float[Ten
     return Noised(torch.cat([clean, noisy + way * velocity], 2), timesteps, seen.num_clean)
 
 
-def flow_loss(dit: Dit, batch: Batch, random: np.random.Generator) -> Float[Tensor, ""]:
+def flow_loss(dit: Dit, batch: Twins, random: np.random.Generator) -> Float[Tensor, ""]:
     """Squared error of the predicted velocity.
 
-    Where there is much noise, twins all look like one of them, and only the caption tells what each should
+    Where there is much noise, twins are seen in one guise, and only the caption tells what each should
     become. Else a transformer learns to make what the noise happens to look like, and hardly reads.
     """
     noise, sigma = noise_for(batch, random)
-    guises = torch.where(sigma[:, None, None, None, None] > MUCH, one_of_twins(batch, random), batch.latents)
-    seen = noised(replace(batch, latents=guises), noise, sigma)
+    looks = torch.where(sigma[:, None, None, None, None] > MUCH, batch.guises, batch.latents)
+    seen = noised(replace(batch, latents=looks), noise, sigma)
     seen.x[:, :, : batch.num_clean] = batch.latents[:, :, : batch.num_clean]
     wanted = (batch.latents - seen.x) / sigma[:, None, None, None, None]
     return velocity_error(predicted(dit, seen, batch.text), wanted[:, :, batch.num_clean :])
 
 
-def one_of_twins(batch: Batch, random: np.random.Generator) -> Float[Tensor, "b c f h w"]:
-    """For every clip the latents of one of its family, the same for the whole family."""
-    first = np.arange(0, len(batch.latents), batch.twins)
-    chosen = first + random.integers(batch.twins, size=len(first))
-    return batch.latents[chosen].repeat_interleave(batch.twins, 0)
-
-
 def noise_for(
-    batch: Batch, random: np.random.Generator
+    batch: Twins, random: np.random.Generator
 ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, " b"]]:
     """Noise for every clip of a batch, and how much of it; the same for twins."""
     noise = noise_like(batch.latents[:: batch.twins], random)

@@ -1,9 +1,9 @@
 """Third stage: clips of the world as latents, so that the transformer's training draws nothing.
 
 `python -m training.latents RUN CHECKPOINT` writes shards of 512 clips (`--steps`: how many shards). Four in a
-row are twins, alike in all but the shapes of things, or these and what the things do. In most a scene is
-seen from its beginning, with nothing at an edge; the others are windows into its later life, which training
-uses as continuations only. The stages that train a transformer read them through `Clips`.
+row are twins, alike in all but the shapes and colours of things, or these and what the things do. In most a
+scene is seen from its beginning, with nothing at an edge; the others are windows into its later life, which
+training uses as continuations only. The stages that train a transformer read them through `Clips`.
 """
 
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from torch import Tensor
 from training.cells import latents
 from training.stage import stage
 from training.world import (
+    COLOURS,
     SHAPES,
     Motion,
     Placed,
@@ -70,16 +71,19 @@ def shown(index: int) -> tuple[Placed, int]:
 
 
 def do_alike(family: int) -> bool:
-    """Whether twins of a family differ in shape alone, and so lie at the same places."""
+    """Whether twins of a family do the same, and so lie at the same places."""
     return family % 2 == 0
 
 
 def twins(scene: Scene, random: np.random.Generator, alike: bool) -> list[Scene]:
-    """The same ground and things, `TWINS` times: in any shape, and unless they do `alike` doing anything."""
+    """The same ground, `TWINS` times: things of any shape and colour and, unless they do `alike`, motion."""
+    colours = random.permutation(list(COLOURS)).tolist()
     each = []
-    for thing in scene.things:
-        shaped = [replace(thing, shape=SHAPES[shape]) for shape in random.permutation(len(SHAPES))]
-        each.append(shaped if alike else _doing_others(shaped, motions_of(len(scene.things)), random))
+    for i, thing in enumerate(scene.things):
+        shapes = random.permutation(len(SHAPES))
+        looks = zip(shapes, colours[i : i + TWINS], strict=True)
+        things = [replace(thing, shape=SHAPES[shape], colour=colour) for shape, colour in looks]
+        each.append(things if alike else _doing_others(things, motions_of(len(scene.things)), random))
     return [replace(scene, things=things) for things in zip(*each, strict=True)]
 
 

@@ -3,8 +3,8 @@
 `python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself, first on single frames, which
 teach cheaply what things look like, then on clips, at last more often of two things, for a while in turn with
 single frames. Of the clips some begin with clean frames, for images and continuations; one caption in ten is
-empty, for guidance. Clips come with twins that differ in shapes, or in shapes and motions, which `flow_loss`
-makes use of.
+empty, for guidance. Clips come with twins that differ in shapes and colours, or in these and motions, which
+`flow_loss` makes use of.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from model.dit import Dit
 from training.captions import caption
 from training.cells import silence
 from training.checkpoint import write_dit
-from training.flow import Batch, flow_loss
+from training.flow import Twins, flow_loss
 from training.latents import TWINS, Clips
 from training.optimiser import Optimiser, learning_rate
 from training.reader import Reader
@@ -36,10 +36,10 @@ CONFIG = DitConfig(
     text_tokens_zero_pad=False,
     bsa_params=BrickConfig(sparsity=0.5),
 )
-STEPS, BATCH = 24_700, 24
+STEPS, BATCH = 30_500, 24
 IMAGE_STEPS, IMAGE_BATCH = 3000, 96
 PAIRS_FROM, PAIR_WEIGHT = 10_260, 4.0  # which thing has which property is the last to be learned
-MIXED_STEPS = range(PAIRS_FROM, 24_000)  # every second one of images
+MIXED_STEPS = range(PAIRS_FROM, 29_500)  # every second one of images
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 IMAGE_TWINS, CLIP_TWINS = TWINS, 2
 EMPTY_CAPTIONS = 0.1
@@ -93,7 +93,7 @@ def selection(step: int) -> Selection:
     return Selection(BATCH, CLIP_TWINS, pair_weight=pair_weight)
 
 
-def pick(clips: Clips, reader: Reader, random: np.random.Generator, wanted: Selection) -> Batch:
+def pick(clips: Clips, reader: Reader, random: np.random.Generator, wanted: Selection) -> Twins:
     """Clips from the data set with fresh captions; without clean frames, of beginnings only."""
     num_clean = 0 if wanted.images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
     if wanted.images:  # which show nothing of motions
@@ -104,10 +104,12 @@ def pick(clips: Clips, reader: Reader, random: np.random.Generator, wanted: Sele
     count, twins = wanted.count // wanted.twins, wanted.twins
     families = random.choice(among, count, p=weights / weights.sum()) // TWINS
     picked = [family * TWINS + turn for family in families for turn in random.permutation(TWINS)[:twins]]
-    latents = clips.latents[picked, :, : 1 if wanted.images else None]
+    guises = (families * TWINS + random.integers(TWINS, size=count)).repeat(twins)
     seeds = random.integers(2**32, size=count).repeat(twins)
     captions = [words(clips.scenes[i], np.random.default_rng(s)) for i, s in zip(picked, seeds, strict=True)]
-    return Batch(reader.normalised(latents), num_clean, reader.read(captions), twins)
+    latents = clips.latents[:, :, :1] if wanted.images else clips.latents
+    own, shared = (reader.normalised(latents[indices]) for indices in (picked, guises))
+    return Twins(own, num_clean, reader.read(captions), twins, shared)
 
 
 def words(scene: Scene, random: np.random.Generator) -> str:

@@ -1,7 +1,5 @@
 """What a transformer is shown in training is what the sampler will show it."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,8 +9,8 @@ from training.flow import (
     MUCH,
     SHIFT,
     WEIGHTS,
-    Batch,
     Noised,
+    Twins,
     flow_loss,
     noise_for,
     noise_levels,
@@ -29,7 +27,8 @@ def batch_of(num_clean=0, frames=3):
     text = Text(
         torch.randn(2, 5, CONFIG.caption_channels, generator=generator), torch.ones(2, 5, dtype=torch.long)
     )
-    return Batch(torch.randn(2, 16, frames, 8, 12, generator=generator), num_clean, text)
+    latents = torch.randn(2, 16, frames, 8, 12, generator=generator)
+    return Twins(latents, num_clean, text, twins=1, guises=latents)
 
 
 @pytest.fixture
@@ -105,8 +104,7 @@ def test_the_loss_is_the_same_for_the_same_random_numbers(dit):
 
 
 def test_twins_get_the_same_noise_and_others_do_not():
-    batch = replace(batch_of(), latents=torch.zeros(4, 16, 3, 8, 12), twins=2)
-    noise, sigma = noise_for(batch, np.random.default_rng(0))
+    noise, sigma = noise_for(twins_of(), np.random.default_rng(0))
     assert torch.equal(noise[0], noise[1])
     assert not torch.equal(noise[1], noise[2])
     assert sigma[0] == sigma[1] < sigma[2] == sigma[3]
@@ -127,19 +125,21 @@ class Records:
 
 def twins_of(num_clean=0):
     """Four families of two, of which each is a constant."""
-    values = torch.arange(8.0)[:, None, None, None, None]
+    latents = torch.arange(8.0)[:, None, None, None, None].repeat(1, 16, 3, 8, 12)
     text = Text(torch.zeros(8, 5, CONFIG.caption_channels), torch.ones(8, 5, dtype=torch.long))
-    return Batch(values.expand(8, 16, 3, 8, 12).clone(), num_clean, text, twins=2)
+    guises = 10 + latents[::2].repeat_interleave(2, 0)
+    return Twins(latents, num_clean, text, twins=2, guises=guises)
 
 
 @pytest.mark.parametrize("num_clean", [0, 1])
-def test_twins_look_alike_where_there_is_much_noise(num_clean):
-    dit = Records()
-    flow_loss(dit, twins_of(num_clean), np.random.default_rng(0))
-    families = dit.x[:, :, num_clean:].unflatten(0, (4, 2))
-    noisy = (dit.timesteps[::2, -1] > 1000 * MUCH).tolist()
-    assert set(noisy) == {True, False}
-    assert [torch.equal(*family) for family in families] == noisy
+def test_twins_are_in_one_guise_where_there_is_much_noise(num_clean):
+    dit, batch = Records(), twins_of(num_clean)
+    flow_loss(dit, batch, np.random.default_rng(0))
+    noise, sigma = noise_for(batch, np.random.default_rng(0))
+    assert set((sigma > MUCH).tolist()) == {True, False}
+    for i, level in enumerate(sigma):
+        look = batch.guises[i] if level > MUCH else batch.latents[i]
+        assert torch.allclose(dit.x[i, :, num_clean:], look.lerp(noise[i], level)[:, num_clean:])
 
 
 def test_clean_frames_are_each_twins_own():

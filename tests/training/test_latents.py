@@ -1,5 +1,6 @@
 """The data set that the transformer learns from."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -25,9 +26,9 @@ def family(index):
     return [shown(TWINS * index + turn) for turn in range(TWINS)]
 
 
-def like_a_still_ball(scene):
-    things = (replace(thing, shape="ball", motion="still", speed=None) for thing in scene.things)
-    return replace(scene, things=tuple(things))
+def like_a_still_red_ball(scene):
+    plain = {"shape": "ball", "colour": "red", "motion": "still", "speed": None}
+    return replace(scene, things=tuple(replace(thing, **plain) for thing in scene.things))
 
 
 def things_of(index):
@@ -43,17 +44,25 @@ def clips():
 
 
 @pytest.mark.parametrize("index", range(12))
-def test_twins_are_alike_in_all_but_shapes_and_motions(index):
+def test_twins_are_alike_in_all_but_shapes_colours_and_motions(index):
     seen = family(index)
-    plain = [like_a_still_ball(placed.scene) for placed, _ in seen]
+    plain = [like_a_still_red_ball(placed.scene) for placed, _ in seen]
     assert plain == [plain[0]] * TWINS
     assert len({first for _, first in seen}) == 1
 
 
 @pytest.mark.parametrize("index", range(12))
-def test_a_thing_has_another_shape_in_each_twin(index):
+def test_a_thing_has_another_shape_and_colour_in_each_twin(index):
     for things in things_of(index):
         assert {thing.shape for thing in things} == set(SHAPES)
+        assert len({thing.colour for thing in things}) == TWINS
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_two_things_of_a_twin_differ_in_colour(index):
+    for placed, _ in family(index):
+        things = placed.scene.things
+        assert len({thing.colour for thing in things}) == len(things)
 
 
 @pytest.mark.parametrize("index", range(0, 12, 2))
@@ -93,3 +102,14 @@ def test_twins_are_picked_together(clips, twins):
 def test_images_are_of_twins_that_differ_as_images_do(clips):
     batch = pick(clips, Reads(), np.random.default_rng(0), Selection(64, 4, images=True))
     assert all(do_alike(int(index) // TWINS) for index in batch.latents[:, 0, 0, 0, 0])
+
+
+def test_a_family_is_in_the_guise_of_any_of_its_twins(clips):
+    guised = Counter()
+    for seed in range(20):
+        batch = pick(clips, Reads(), np.random.default_rng(seed), Selection(24, 2))
+        own, guises = (latents[:, 0, 0, 0, 0].int().view(-1, 2) for latents in (batch.latents, batch.guises))
+        assert bool((guises[:, 0] == guises[:, 1]).all())
+        assert bool((guises // TWINS == own // TWINS).all())
+        guised.update((guises == own).flatten().tolist())
+    assert guised[True] / guised.total() == pytest.approx(1 / TWINS, abs=0.1)
