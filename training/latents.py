@@ -76,13 +76,16 @@ def do_alike(family: int) -> bool:
 
 
 def twins(scene: Scene, random: np.random.Generator, alike: bool) -> list[Scene]:
-    """The same ground, `TWINS` times: things of any shape and colour and, unless they do `alike`, motion."""
-    colours = random.permutation(list(COLOURS)).tolist()
+    """The same ground, `TWINS` times: things of any shape and, unless they do `alike`, motion.
+
+    A thing that is alone is of any colour, too. Two keep theirs, by which a caption tells them apart.
+    """
     each = []
-    for i, thing in enumerate(scene.things):
-        shapes = random.permutation(len(SHAPES))
-        looks = zip(shapes, colours[i : i + TWINS], strict=True)
-        things = [replace(thing, shape=SHAPES[shape], colour=colour) for shape, colour in looks]
+    for thing in scene.things:
+        alone = len(scene.things) == 1
+        colours = random.permutation(list(COLOURS)).tolist()[:TWINS] if alone else [thing.colour] * TWINS
+        looks = zip(colours, random.permutation(len(SHAPES)), strict=True)
+        things = [replace(thing, colour=colour, shape=SHAPES[shape]) for colour, shape in looks]
         each.append(things if alike else _doing_others(things, motions_of(len(scene.things)), random))
     return [replace(scene, things=things) for things in zip(*each, strict=True)]
 

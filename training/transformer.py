@@ -36,10 +36,10 @@ CONFIG = DitConfig(
     text_tokens_zero_pad=False,
     bsa_params=BrickConfig(sparsity=0.5),
 )
-STEPS, BATCH = 30_500, 24
+STEPS, BATCH = 30_000, 24
 IMAGE_STEPS, IMAGE_BATCH = 3000, 96
 PAIRS_FROM, PAIR_WEIGHT = 10_260, 4.0  # which thing has which property is the last to be learned
-MIXED_STEPS = range(PAIRS_FROM, 29_500)  # every second one of images
+MIXED_STEPS = range(PAIRS_FROM, 29_000)  # every second one of images
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 IMAGE_TWINS, CLIP_TWINS = TWINS, 2
 EMPTY_CAPTIONS = 0.1
