@@ -29,7 +29,7 @@ from training.stage import stage
 from training.transformer import trainable
 from training.world import HEIGHT, WIDTH, Scene, draw
 
-STEPS = 650
+STEPS = 1000
 POOL_CLIPS = 96
 HELD_FRAMES = (0, 0, 1, 10)  # in turn; ten are the five that segments share, doubled
 BLEMISHES = 0.1  # noise in the latents of what is refined, since sampled ones are not perfect either
