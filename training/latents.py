@@ -1,9 +1,10 @@
 """Third stage: clips of the world as latents, so that the transformer's training draws nothing.
 
 `python -m training.latents RUN CHECKPOINT` writes shards of 512 clips (`--steps`: how many shards). Four in a
-row are twins, alike in all but the shapes and colours of things, or these and what the things do. In most a
-scene is seen from its beginning, with nothing at an edge; the others are windows into its later life, which
-training uses as continuations only. The stages that train a transformer read them through `Clips`.
+row are twins, alike in all but the shapes of things, or these and what the things do, and the colour of one
+that is alone. In most a scene is seen from its beginning, with nothing at an edge; the others are windows
+into its later life, which training uses as continuations only. The stages that train a transformer read them
+through `Clips`.
 """
 
 from dataclasses import dataclass, replace
@@ -80,13 +81,13 @@ def twins(scene: Scene, random: np.random.Generator, alike: bool) -> list[Scene]
 
     A thing that is alone is of any colour, too. Two keep theirs, by which a caption tells them apart.
     """
+    count = len(scene.things)
     each = []
     for thing in scene.things:
-        alone = len(scene.things) == 1
-        colours = random.permutation(list(COLOURS)).tolist()[:TWINS] if alone else [thing.colour] * TWINS
+        colours = random.permutation(list(COLOURS)).tolist()[:TWINS] if count == 1 else [thing.colour] * TWINS
         looks = zip(colours, random.permutation(len(SHAPES)), strict=True)
         things = [replace(thing, colour=colour, shape=SHAPES[shape]) for colour, shape in looks]
-        each.append(things if alike else _doing_others(things, motions_of(len(scene.things)), random))
+        each.append(things if alike else _doing_others(things, motions_of(count), random))
     return [replace(scene, things=things) for things in zip(*each, strict=True)]
 
 

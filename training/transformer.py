@@ -3,8 +3,7 @@
 `python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself, first on single frames, which
 teach cheaply what things look like, then on clips, at last more often of two things, for a while in turn with
 single frames. Of the clips some begin with clean frames, for images and continuations; one caption in ten is
-empty, for guidance. Clips come with twins that differ in shapes and colours, or in these and motions, which
-`flow_loss` makes use of.
+empty, for guidance. Clips come with the twins of `training.latents`, which `flow_loss` makes use of.
 """
 
 from dataclasses import dataclass
