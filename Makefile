@@ -18,7 +18,7 @@ FETCH_REDIS = $(PIP) install --no-deps --only-binary :all: --python-version 3.12
 # A stack whose make is killed ends as well.
 STACK := exec $(BIN)/python stack/leash.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser faults fuzz soak chaos quality bench clean
+.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ browser: $(READY) ## play films in Chromium
 
 faults: $(READY) ## kill and stop processes of a whole worker, one by one
 	$(PYTEST) -m faults
+
+attacks: $(READY) ## attack a running stack in every known way at once, from another network namespace if root (DURATION=)
+	$(BIN)/python -m tests.attacks $(if $(DURATION),--seconds $(DURATION))
 
 fuzz: $(READY) ## thousands of requests made from the API's schema
 	$(PYTEST) -m fuzz

@@ -1,0 +1,47 @@
+"""Another tenant, who polls: `python -m tests.attacks.bystander URL KEY JOB`, until its standard input ends.
+
+It prints, as JSON, how many seconds each GET of its job and of `/livez` took, and the statuses.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+EVERY_S = 0.25
+AT_ONCE = 100  # a request is sent in time even while earlier ones wait
+
+
+def ask(url: str, key: str) -> tuple[int, float]:
+    """Send one GET over a new connection, as a load balancer does; return its status and seconds.
+
+    A request that fails counts as status 0.
+    """
+    began = time.monotonic()
+    try:
+        status = httpx.get(url, headers={"Authorization": f"Bearer {key}"}, timeout=60.0).status_code
+    except httpx.HTTPError:
+        status = 0
+    return status, time.monotonic() - began
+
+
+def main(url: str, key: str, job_id: str) -> None:
+    """Poll until standard input ends, then print what was found."""
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    paths = {"job": f"/jobs/{job_id}", "livez": "/livez"}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        asked = []
+        while not stop.wait(EVERY_S):
+            asked.append({name: pool.submit(ask, f"{url}{path}", key) for name, path in paths.items()})
+        found = {name: [futures[name].result() for futures in asked] for name in paths}
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

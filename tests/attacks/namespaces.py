@@ -1,0 +1,60 @@
+"""Two network namespaces joined by a cable: one for the service, one for those who attack it from outside."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+SERVICE_ADDRESS = "10.213.0.1"
+ATTACKER_ADDRESS = "10.213.0.2"
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A network namespace; an empty name is the one that this process is in."""
+
+    name: str
+    address: str
+
+    def command(self, *command: str) -> list[str]:
+        """Return the command line that runs `command` inside this namespace."""
+        return ["ip", "netns", "exec", self.name, *command] if self.name else list(command)
+
+
+def can_make_namespaces() -> bool:
+    """Check that this process may make network namespaces: it needs root and `ip`."""
+    if shutil.which("ip") is None:
+        return False
+    name = f"longcat-{uuid.uuid4().hex[:8]}"
+    made = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True).returncode == 0
+    if made:
+        _run("ip", "netns", "delete", name)
+    return made
+
+
+@contextmanager
+def joined_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
+    """Yield the service's and the attacker's namespace; remove both at the end."""
+    tag = uuid.uuid4().hex[:6]
+    service = Namespace(f"longcat-s-{tag}", SERVICE_ADDRESS)
+    attacker = Namespace(f"longcat-a-{tag}", ATTACKER_ADDRESS)
+    with ExitStack() as cleanup:
+        for namespace in (service, attacker):
+            _run("ip", "netns", "add", namespace.name)
+            cleanup.callback(_run, "ip", "netns", "delete", namespace.name)
+        cable = f"lcs{tag}", f"lca{tag}"
+        _run("ip", "link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
+        for namespace, end in zip((service, attacker), cable, strict=True):
+            _run("ip", "link", "set", end, "netns", namespace.name)
+            _run(*namespace.command("ip", "address", "add", f"{namespace.address}/24", "dev", end))
+            _run(*namespace.command("ip", "link", "set", end, "up"))
+            _run(*namespace.command("ip", "link", "set", "lo", "up"))
+        yield service, attacker
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
