@@ -30,10 +30,15 @@ def ask(url: str, key: str) -> tuple[int, float]:
     return status, time.monotonic() - began
 
 
+def _stop_at_end_of_input(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
 def main(url: str, key: str, job_id: str) -> None:
     """Poll until standard input ends, then print what was found."""
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
     paths = {"job": f"/jobs/{job_id}", "livez": "/livez"}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         asked = []
