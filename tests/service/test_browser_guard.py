@@ -171,6 +171,10 @@ class TestOrigins:
     def test_addresses_and_loopback_names_are_listed(self, host, is_listed):
         assert Origins(Settings()).is_listed(Headers({"Host": host})) is is_listed
 
+    def test_second_host_is_not_overlooked(self):
+        hosts = [(b"host", b"127.0.0.1"), (b"host", b"evil.example")]
+        assert not Origins(Settings()).is_listed(Headers(raw=hosts))
+
     def test_star_lists_every_name(self):
         assert Origins(Settings(allowed_hosts="*")).is_listed(Headers({"Host": "any.example"}))
 
