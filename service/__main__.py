@@ -28,7 +28,7 @@ def main() -> int:
     app = create_app(settings)
     try:
         with suppress(Unavailable):  # then it asks for keys, whether there are any or not
-            check_exposure(settings, app.state.backend.api_keys)
+            check_exposure(settings, app.state.backend.authenticator.keys)
     except OpenToAll as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 2

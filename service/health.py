@@ -14,6 +14,7 @@ from service.backend import Opened
 from service.errors import documented
 
 router = APIRouter(tags=["operation"])
+ops_router = APIRouter(tags=["operation"])  # for operators alone, where they have a port of their own
 
 
 class Health(BaseModel):
@@ -29,15 +30,16 @@ def livez() -> Health:
 
 
 @router.get("/readyz", responses=documented(503))
-def readyz(backend: Opened) -> Health:
+def readyz(request: Request, backend: Opened) -> Health:
     """Redis answers, and a worker group is ready or at work."""
     states = [group.state for group in groups(backend.redis)]
     if not {"ready", "busy"} & set(states):
-        raise NoCapability(f"no worker group is ready: {', '.join(states) or 'there is none'}")
+        details = f": {', '.join(states) or 'there is none'}" if request.app.state.shows_details else ""
+        raise NoCapability(f"no worker group is ready{details}")
     return Health()
 
 
-@router.get(
+@ops_router.get(
     "/metrics",
     response_class=Response,
     responses={

@@ -30,7 +30,7 @@ _LOCATION = {"Location": {"description": "Where the job is", "schema": {"type": 
     "/generate",
     status_code=202,
     response_description="The job, queued",
-    responses={202: {"headers": _LOCATION | REPLAYED_HEADER}, **documented(400, 413, 415, 422, 503)},
+    responses={202: {"headers": _LOCATION | REPLAYED_HEADER}, **documented(400, 403, 413, 415, 422, 503)},
 )
 def generate(
     backend: Served,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 
@@ -25,6 +26,19 @@ class Settings(SharedSettings):
     public_url: str = Field(
         default="", description="put before the links in answers, which are paths without it"
     )
+    allowed_hosts: str = Field(
+        default="",
+        description="names under which browsers may reach the service, separated by commas, beside "
+        "loopback names, addresses and the host of PUBLIC_URL; `*`: any",
+    )
+    ops_host: str = Field(default="127.0.0.1", description="the address that OPS_PORT listens on")
+    ops_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="a port of its own for `/metrics`, `/docs` and the details of `/readyz`, which PORT "
+        "then does not serve",
+    )
     link_expires_s: float = Field(
         default=3600.0, gt=0, description="how long a link into an S3 store is good"
     )
@@ -34,6 +48,9 @@ class Settings(SharedSettings):
 
     api_key: SecretStr | None = Field(
         default=None, description="a key that is good beside those made by `python -m service.keys`"
+    )
+    session_s: float = Field(
+        default=12 * 3600.0, gt=0, description="the console's sign-in ends after so long without a request"
     )
     allow_no_keys: bool = Field(
         default=False, description="listen beyond this machine even if there are no keys"
@@ -50,6 +67,10 @@ class Settings(SharedSettings):
     webhook_secret: SecretStr | None = Field(
         default=None,
         description="from which the secrets are made that webhooks are signed with; made once when absent",
+    )
+    webhook_secret_previous: SecretStr | None = Field(
+        default=None,
+        description="the WEBHOOK_SECRET before: webhooks are signed with both while receivers change over",
     )
     webhook_private_hosts: bool = Field(default=False, description="send webhooks to private addresses, too")
     webhook_timeout_s: float = Field(default=15.0, gt=0, description="how long a receiver may take to answer")
@@ -85,12 +106,20 @@ class Settings(SharedSettings):
     fetch_timeout_s: float = Field(default=60.0, gt=0, description="how long fetching a URL may take in all")
     fetch_private_hosts: bool = Field(default=False, description="fetch inputs from private addresses, too")
 
-    @field_validator("webhook_secret")
+    @field_validator("webhook_secret", "webhook_secret_previous")
     @classmethod
     def _is_a_secret(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret and not _SECRET.fullmatch(secret.get_secret_value()):
             raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
         return secret
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_a_web_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in {"http", "https"} or not parts.hostname):
+            raise ValueError("must begin with http:// or https:// and a host")
+        return url
 
     @property
     def quotas(self) -> Quotas:

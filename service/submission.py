@@ -23,7 +23,7 @@ from jobs.submission import Submission
 from model.shapes import Limits
 from service.backend import Backend
 from service.bodies import GenerateRequest
-from service.errors import invalid
+from service.errors import PriorityNotAllowed, invalid
 from service.inputs import Given, Input, Intake
 from service.orders import check_capability, check_texts, settle_order, step_cache_for
 from service.reading import FILES, Body
@@ -35,9 +35,12 @@ logger = logging.getLogger(__name__)
 def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     """Check a request, settle it, store its inputs and queue it, under the id of `hold` if it has a key.
 
-    Raises InvalidRequest (nothing is queued then), NoCapability before any worker has come, Unavailable.
+    Raises InvalidRequest, PriorityNotAllowed (nothing is queued then), NoCapability before any worker has
+    come, Unavailable.
     """
     request = _parsed(body)
+    if request.priority == "high" and not backend.may_order_high:
+        raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
     capability = latest(backend.redis)
     limits = Limits.from_json(capability.limits)
     check_texts(request, limits)

@@ -27,7 +27,7 @@ def main() -> int:
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # also in the threads: only `sigwait` takes them
     with connect(alone.redis_url) as redis:
-        signer = Signer(redis, alone.webhook_secret)
+        signer = Signer(redis, alone.webhook_secret, alone.webhook_secret_previous)
         with Courier(Outbox(redis), signer, alone):
             signal.sigwait(ends)
     return 0

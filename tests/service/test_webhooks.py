@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -217,6 +218,21 @@ class TestTheOrder:
         assert client.get("/jobs/nobody/webhooks").status_code == 404
 
 
+def verifying(signer: Signer, owner: str, *secrets: str) -> list[bool]:
+    """Tell which secrets verify what is signed now, by the library of the specification."""
+    body = b'{"type": "job.succeeded"}'
+    headers = signer.headers(owner, "msg_1", int(time.time()), body)
+
+    def verifies(secret: str) -> bool:
+        try:
+            Webhook(secret).verify(body, headers)
+        except WebhookVerificationError:
+            return False
+        return True
+
+    return [verifies(secret) for secret in secrets]
+
+
 class TestSecrets:
     def test_are_made_once_and_kept(self, redis):
         made = Signer(redis, None).secret_of("me")
@@ -232,6 +248,52 @@ class TestSecrets:
             text=True,
         )
         assert done.stdout.strip() == Signer(redis, None).secret_of("me")
+
+    def test_that_is_rotated_and_the_one_before_both_verify_until_the_overlap_ends(self, redis):
+        now = [1000.0]
+        signer = Signer(redis, SECRET, clock=lambda: now[0])
+        old = signer.secret_of("me")
+        new = signer.rotate("me", overlap_s=60)
+        assert new == signer.secret_of("me") != old
+        assert verifying(signer, "me", old, new) == [True, True]
+        now[0] += 60
+        assert verifying(signer, "me", old, new) == [False, True]
+
+    def test_are_rotated_for_one_owner_alone(self, redis):
+        signer = Signer(redis, SECRET)
+        yours = signer.secret_of("you")
+        signer.rotate("me", overlap_s=60)
+        assert signer.secret_of("you") == yours
+
+    def test_that_leaked_ends_at_once_without_an_overlap(self, redis):
+        signer = Signer(redis, SECRET)
+        old = signer.secret_of("me")
+        assert verifying(signer, "me", old, signer.rotate("me", overlap_s=0)) == [False, True]
+
+    def test_before_the_one_before_no_longer_sign(self, redis):
+        signer = Signer(redis, SECRET)
+        first = signer.secret_of("me")
+        second, third = signer.rotate("me", 60), signer.rotate("me", 60)
+        assert verifying(signer, "me", first, second, third) == [False, True, True]
+
+    def test_of_the_service_are_both_valid_while_it_is_rotated(self, redis):
+        other = SecretStr("whsec_" + "b3RoZXIh" * 6)
+        old, new = Signer(redis, SECRET).secret_of("me"), Signer(redis, other).secret_of("me")
+        assert verifying(Signer(redis, other, SECRET), "me", old, new) == [True, True]
+        assert verifying(Signer(redis, other), "me", old, new) == [False, True]
+
+    def test_are_rotated_by_the_command(self, redis_server, redis):
+        signer = Signer(redis, None)
+        old = signer.secret_of("me")
+        done = subprocess.run(
+            [sys.executable, "-m", "service.keys", "rotate-webhook-secret", "me", "--overlap", "1h"],
+            env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == signer.secret_of("me") != old
+        assert verifying(signer, "me", old, signer.secret_of("me")) == [True, True]
 
     @pytest.mark.parametrize("secret", ["x", "whsec_", "whsec_short", "c2VjcmV0" * 6])
     def test_from_the_settings_must_look_like_one(self, redis_server, tmp_path, secret):
