@@ -55,12 +55,13 @@ def test_on_cpu_no_gpu_is_named():
     assert "CUDA_VISIBLE_DEVICES" not in group_environment(settings, 0)
 
 
-def test_ranks_find_each_other_without_a_name_service(monkeypatch):
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+@pytest.mark.parametrize("name", ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"])
+def test_ranks_use_the_loopback_interface_whatever_the_environment_names(monkeypatch, name):
+    monkeypatch.delenv(name, raising=False)
     settings = WorkerSettings(device="cpu")
-    assert group_environment(settings, 0)["GLOO_SOCKET_IFNAME"] == "lo"
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
-    assert group_environment(settings, 0)["GLOO_SOCKET_IFNAME"] == "eth1"
+    assert group_environment(settings, 0)[name] == "lo"
+    monkeypatch.setenv(name, "eth1")
+    assert group_environment(settings, 0)[name] == "lo"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""A whole worker, seen by an attacker: nothing of it listens on a network."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psutil
+import pytest
+
+from jobs.capability import groups
+from stack.redis_server import open_redis
+from tests.waiting import wait_until
+from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
+
+@dataclass
+class Observed:
+    """A worker that became ready, and the addresses on which its processes listened until then."""
+
+    worker: RunningWorker
+    redis_url: str
+    listening: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        return [psutil.Process(self.worker.parent.pid), *self.worker.look()]
+
+    def look(self) -> None:
+        for process in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                self.listening.update(listening_addresses(process))
+
+
+def listening_addresses(process: psutil.Process) -> list[tuple[str, int]]:
+    """The addresses at which this process's TCP and UDP sockets, IPv4 and IPv6, take what others send."""
+    return [
+        (connection.laddr.ip, connection.laddr.port)
+        for connection in process.net_connections("inet")
+        if connection.laddr
+        and (
+            connection.status == psutil.CONN_LISTEN
+            or (connection.type == socket.SOCK_DGRAM and not connection.raddr)
+        )
+    ]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(2, 2), (2, 1)],
+    ids=["one group of two ranks", "two groups of one rank"],
+)
+def observed(request, tmp_path_factory) -> Iterator[Observed]:
+    ranks, context_parallel = request.param
+    folder = tmp_path_factory.mktemp("worker")
+    with pytest.MonkeyPatch.context() as environment, open_redis(folder / "redis") as url:
+        environment.setenv("GLOO_SOCKET_IFNAME", "eth0")  # as images of clusters do
+        settings = {"ranks": ranks, "context_parallel": context_parallel}
+        with running_worker(folder, url, **settings) as worker:
+            observed = Observed(worker, url)
+
+            def all_groups_are_ready() -> bool:
+                observed.look()
+                states = [group.state for group in groups(worker.redis)]
+                return states == ["ready"] * (ranks // context_parallel)
+
+            wait_until(all_groups_are_ready, PATIENCE_S)
+            worker.wait_for(worker.submit(), "succeeded")
+            observed.look()
+            yield observed
+
+
+def test_everything_listens_on_loopback(observed):
+    assert observed.listening, "gloo listens, so sockets should have been seen"
+    assert [
+        address for address in observed.listening if not ipaddress.ip_address(address[0]).is_loopback
+    ] == []
+
+
+def test_nothing_answers_at_another_address_of_this_machine(observed):
+    addresses = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family in {socket.AF_INET, socket.AF_INET6}
+        and not ipaddress.ip_address(entry.address.partition("%")[0]).is_loopback
+    ]
+    if not addresses:
+        pytest.skip("this machine has the loopback interface alone")
+    ports = {port for process in observed.processes for _, port in listening_addresses(process)}
+    answering = [(address, port) for address in addresses for port in ports if answers(address, port)]
+    assert answering == []
+
+
+def answers(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=2.0):
+            return True
+    except OSError:
+        return False
