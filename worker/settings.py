@@ -150,10 +150,29 @@ class WorkerSettings(SharedSettings):
         )
 
 
+_GROUP_VARIABLES = frozenset(
+    (
+        *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "XDG_CACHE_HOME"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "CC", "CXX"),
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", "PYTHONHASHSEED"),
+        *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONNOUSERSITE", "PYTHONSAFEPATH"),
+        *("PYTHONUTF8", "PYTHONIOENCODING", "PYTHONWARNINGS"),
+        *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM"),
+        "NVIDIA_TF32_OVERRIDE",  # not NVIDIA_*: NVIDIA_API_KEY is a secret
+    )
+)
+_GROUP_PREFIXES = (
+    *("LC_", "CUDA_", "CUDNN_", "CUBLAS_", "NCCL_", "GLOO_", "TRITON_"),
+    *("TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTORCH_"),
+    *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "MALLOC_"),
+)
+
+
 def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     """Return the environment of torchrun and the ranks of a group.
 
-    It has the group's share of the GPUs and each rank's share of the cores.
+    It has the group's share of the GPUs, each rank's share of the cores, and from this process's environment
+    only what Python, torch and its libraries use. Nothing secret is among that: no `LONGCAT_*`, no `AWS_*`.
 
     One core of a rank's share is left for films: threads that wait for each other in every operation of torch
     suffer most from others beside them.
@@ -161,7 +180,7 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // settings.ranks - 1)
     environment = {
         "OMP_NUM_THREADS": str(threads),
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if _is_for_groups(name)},
         # A group lives on one machine, so nothing of it listens on a network, whatever the environment says.
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
@@ -175,3 +194,7 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
         devices = named.split(",") if named else [str(i) for i in range(settings.ranks)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * size : (index + 1) * size])
     return environment
+
+
+def _is_for_groups(name: str) -> bool:
+    return name in _GROUP_VARIABLES or name.startswith(_GROUP_PREFIXES)

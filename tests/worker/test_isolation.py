@@ -1,4 +1,4 @@
-"""A whole worker, seen by an attacker: nothing of it listens on a network."""
+"""A whole worker, seen by an attacker: nothing of it listens on a network, and its ranks hold no secrets."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ from jobs.capability import groups
 from stack.redis_server import open_redis
 from tests.waiting import wait_until
 from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
+
+SECRETS = {
+    "LONGCAT_API_KEY": "planted-api-key",
+    "LONGCAT_WEBHOOK_SECRET": "whsec_cGxhbnRlZC13ZWJob29rLXNlY3JldA==",
+    "LONGCAT_S3_ACCESS_KEY_ID": "planted-s3-key-id",
+    "LONGCAT_S3_SECRET_ACCESS_KEY": "planted-s3-secret",
+    "AWS_SECRET_ACCESS_KEY": "planted-aws-secret",
+    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=planted-token",
+    "NVIDIA_API_KEY": "planted-nvidia-key",
+    "HF_TOKEN": "planted-hf-token",
+    "DATABASE_PASSWORD": "planted-password",
+}
+
 
 @dataclass
 class Observed:
@@ -56,6 +69,8 @@ def observed(request, tmp_path_factory) -> Iterator[Observed]:
     ranks, context_parallel = request.param
     folder = tmp_path_factory.mktemp("worker")
     with pytest.MonkeyPatch.context() as environment, open_redis(folder / "redis") as url:
+        for name, value in SECRETS.items():
+            environment.setenv(name, value)
         environment.setenv("GLOO_SOCKET_IFNAME", "eth0")  # as images of clusters do
         settings = {"ranks": ranks, "context_parallel": context_parallel}
         with running_worker(folder, url, **settings) as worker:
@@ -100,3 +115,17 @@ def answers(address: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def test_only_the_parent_and_the_supervisors_hold_secrets(observed):
+    supervisors = [process for process in observed.worker.look() if "--group" in process.cmdline()]
+    trusted = {observed.worker.parent.pid, *(process.pid for process in supervisors)}
+    others = [process for process in observed.processes if process.pid not in trusted]
+    assert len(others) >= 3  # torchrun and two ranks at least
+    planted = {*SECRETS.values(), observed.redis_url}
+    for process in others:
+        shown = " ".join([*process.environ().values(), *process.cmdline()])
+        assert [secret for secret in planted if secret in shown] == []
+        assert [name for name in process.environ() if name.startswith(("LONGCAT_", "AWS_", "OTEL_"))] == []
+    for process in supervisors:
+        assert SECRETS["LONGCAT_S3_SECRET_ACCESS_KEY"] in process.environ().values()

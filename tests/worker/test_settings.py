@@ -65,6 +65,31 @@ def test_ranks_use_the_loopback_interface_whatever_the_environment_names(monkeyp
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("LONGCAT_REDIS_URL", "LONGCAT_S3_SECRET_ACCESS_KEY", "LONGCAT_WEBHOOK_SECRET", "LONGCAT_DEVICE"),
+        *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "HTTPS_PROXY"),
+        *("HF_TOKEN", "NVIDIA_API_KEY", "PYTHONSTARTUP", "PYTHONINSPECT", "TORCHELASTIC_HEALTH_CHECK_PORT"),
+    ],
+)
+def test_ranks_do_not_get_what_they_do_not_need(monkeypatch, name):
+    monkeypatch.setenv(name, "planted")
+    assert name not in group_environment(WorkerSettings(device="cpu"), 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "HOME", "TMPDIR", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "CUDA_HOME", "NCCL_DEBUG"),
+        *("PYTORCH_CUDA_ALLOC_CONF", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MKL_NUM_THREADS"),
+    ],
+)
+def test_ranks_get_what_torch_and_its_libraries_read(monkeypatch, name):
+    monkeypatch.setenv(name, "kept")
+    assert group_environment(WorkerSettings(device="cpu"), 0)[name] == "kept"
+
+
+@pytest.mark.parametrize(
     ("cores", "ranks", "threads"), [(16, 1, 15), (16, 4, 3), (2, 1, 1), (2, 2, 1), (1, 4, 1)]
 )
 def test_of_the_cores_of_each_rank_one_is_left_for_films(monkeypatch, cores, ranks, threads):
