@@ -68,13 +68,14 @@ def test_without_any_the_error_says_what_to_do(tmp_path, monkeypatch):
 
 def test_it_keeps_every_job_and_evicts_none(tmp_path):
     with open_redis(tmp_path / "data") as url, Redis.from_url(url) as client:
-        settings = client.config_get("appendonly", "appendfsync", "maxmemory-policy", "port")
-    assert settings == {
-        "appendonly": "yes",
-        "appendfsync": "always",
-        "maxmemory-policy": "noeviction",
-        "port": "0",
-    }
+        wanted = {
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            "port": "0",
+        }
+        # One by one: Redis 6.2 answers no more than one at a time.
+        assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
 
 def test_nobody_else_may_open_its_folder(tmp_path):
