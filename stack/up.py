@@ -20,6 +20,7 @@ from redis import Redis
 from jobs.capability import groups
 from jobs.connect import check_server, connect
 from jobs.errors import Unavailable, UnfitServer
+from jobs.private import make_private_folder
 from stack.errors import StackError
 from stack.processes import Program, WriteLine, running
 from stack.redis_server import open_redis
@@ -55,6 +56,7 @@ def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
     folder = settings.data_dir.resolve()
     _check_port(settings.host, settings.port)
     _check_checkpoint(settings.checkpoint)
+    make_private_folder(folder)
     with ExitStack() as parts:
         redis_url = parts.enter_context(open_redis(folder / "redis", settings.redis_url))
         if settings.redis_url:

@@ -13,6 +13,7 @@ import pytest
 
 from jobs.capability import groups
 from stack.redis_server import open_redis
+from tests.rights import open_to_others
 from tests.waiting import wait_until
 from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
 
@@ -129,3 +130,8 @@ def test_only_the_parent_and_the_supervisors_hold_secrets(observed):
         assert [name for name in process.environ() if name.startswith(("LONGCAT_", "AWS_", "OTEL_"))] == []
     for process in supervisors:
         assert SECRETS["LONGCAT_S3_SECRET_ACCESS_KEY"] in process.environ().values()
+
+
+def test_no_other_user_may_open_what_the_worker_wrote(observed):
+    assert list(observed.worker.storage.keys("jobs/"))
+    assert open_to_others(observed.worker.folder / "data") == []
