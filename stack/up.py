@@ -24,7 +24,7 @@ from jobs.private import make_private_folder
 from stack.errors import StackError
 from stack.processes import Program, WriteLine, running
 from stack.redis_server import open_redis
-from stack.settings import StackSettings, environment_for_children
+from stack.settings import StackSettings, environment_for_children, environment_for_worker
 
 API = Program("api", "service")
 WORKER = Program("worker", "worker")
@@ -68,9 +68,10 @@ def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
             port=settings.port,
             checkpoint=settings.checkpoint.absolute(),
         )
+        environments = {API: environment, WORKER: environment_for_worker(environment)}
         processes = {
-            program.name: parts.enter_context(running(program, environment, write_line))
-            for program in (API, WORKER)
+            program.name: parts.enter_context(running(program, given, write_line))
+            for program, given in environments.items()
         }
         stack = Stack(f"http://{settings.host}:{settings.port}", processes)
         _wait_until_ready(stack, redis_url)
