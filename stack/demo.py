@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from jobs.private import make_private_folder, private_opener
+from jobs.private import close_to_others, make_private_folder, private_opener
 from stack.client import Client, Wish
 from stack.screen import Screen
 from stack.settings import StackSettings
@@ -30,6 +30,7 @@ def run(settings: StackSettings, out: Path) -> int:
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "port": free_port()})
     make_private_folder(settings.data_dir)
+    close_to_others(settings.data_dir)
     screen = Screen.on_stdout()
     log = settings.data_dir.resolve() / "demo.log"
     screen.say(f"starting Redis, the API and a worker; what they say goes to {log}")
