@@ -64,7 +64,7 @@ chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SE
 
 quality: $(READY) ## films of the pocket world by one rank and by two, and what a judge sees in them (COUNT=)
 	$(BIN)/python -m training.quality pocket out/quality $(if $(COUNT),--count $(COUNT))
-	$(BIN)/torchrun --nproc-per-node 2 -m training.quality pocket out/quality --count $(or $(COUNT),3)
+	$(BIN)/torchrun --rdzv-backend c10d --rdzv-conf store_type=file --rdzv-endpoint "$$(mktemp)" --local-addr 127.0.0.1 --nproc-per-node 2 -m training.quality pocket out/quality --count $(or $(COUNT),3)
 
 bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds where there is a GPU
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json

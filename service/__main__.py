@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from jobs.errors import Unavailable
 from jobs.logs import set_up_log
+from jobs.private import PRIVATE_UMASK
 from service.app import create_app
 from service.auth import OpenToAll, check_exposure
 from service.settings import Settings, problems_of
@@ -25,6 +27,7 @@ def main() -> int:
         print("\n".join(problems_of(error)), file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
+    os.umask(PRIVATE_UMASK)
     app = create_app(settings)
     try:
         with suppress(Unavailable):  # then it asks for keys, whether there are any or not
