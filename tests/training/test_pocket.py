@@ -1,4 +1,4 @@
-"""The checkpoint that comes with us still does what it did when it was measured."""
+"""The shipped checkpoint is as good as its committed measurement."""
 
 import json
 
@@ -7,12 +7,12 @@ import torch
 
 from jobs.settings import POCKET
 from model.pipeline import Pipeline
-from training.quality import FIRST, MODES, USUAL, behind, measure, tabulate
+from training.quality import DEFAULT_TASKS, MODES, NUM_REGRESSION_TRIALS, measure, regressions, tabulate
 
-pytestmark = pytest.mark.skipif(not POCKET.exists(), reason="there is no pocket checkpoint here")
+pytestmark = pytest.mark.skipif(not POCKET.exists(), reason="pocket/ does not exist")
 
 QUICK = [("standard", "text to video"), ("distilled", "continuation")]
-MOST_BYTES = 20_000_000
+MAX_BYTES = 20_000_000
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,14 @@ def pipeline():
 @pytest.fixture(scope="module")
 def measured():
     tables = json.loads((POCKET / "quality.json").read_text())
-    return tables[f"first {FIRST}"]
+    return tables[f"first {NUM_REGRESSION_TRIALS}"]
 
 
-def test_it_is_small_enough_for_a_repository():
-    assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) <= MOST_BYTES
+def test_checkpoint_is_small_enough_for_repository():
+    assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) <= MAX_BYTES
 
 
-def test_it_makes_everything_that_can_be_ordered(pipeline):
+def test_checkpoint_has_both_loras(pipeline):
     assert pipeline.loras == {"cfg_step_lora", "refinement_lora"}
 
 
@@ -39,9 +39,9 @@ def test_it_makes_everything_that_can_be_ordered(pipeline):
     [
         pytest.param(mode, task, marks=() if (mode, task) in QUICK else pytest.mark.soak)
         for mode in MODES
-        for task in USUAL
+        for task in DEFAULT_TASKS
     ],
 )
-def test_films_are_as_good_as_they_were(pipeline, measured, mode, task):
-    scores = tabulate(list(measure(pipeline, mode, task, range(FIRST))))[mode]
-    assert behind(scores, measured[mode], FIRST) == []
+def test_videos_are_as_good_as_committed_measurement(pipeline, measured, mode, task):
+    scores = tabulate(list(measure(pipeline, mode, task, range(NUM_REGRESSION_TRIALS))))[mode]
+    assert regressions(scores, measured[mode], NUM_REGRESSION_TRIALS) == []
