@@ -25,9 +25,8 @@ from model.tokens import Window, lay_out
 SHIFT = 3.0
 SHARED_LATENTS_ABOVE = 0.5  # noise level above which clips of a group are noised from the same latents
 MIDDLE_DENSITY = 0.5  # the middle of the schedule is sampled 1 / (1 - 0.5) times as densely
-CHANNEL_WEIGHTS = F.normalize(
-    torch.tensor([1.0] * 3 + [0.6] * 6 + [0.4] * 7), p=1, dim=0
-)  # per latent channel; mean colours count most
+# of latent channels in the loss; mean colours count most
+CHANNEL_WEIGHTS = F.normalize(torch.tensor([1.0] * 3 + [0.6] * 6 + [0.4] * 7), p=1, dim=0)
 
 
 @dataclass(frozen=True)

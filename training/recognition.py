@@ -19,10 +19,12 @@ from torch import Tensor
 from training.captions import ObjectDescription, SceneDescription
 from training.scenes import BACKGROUNDS, COLOURS, FPS, HEIGHT, SHAPES, WIDTH, Shape, coverage
 
-MIN_CHROMA = 0.4  # of an object's pixels: the strongest minus the weakest colour channel
+MIN_CHROMA = 0.4  # of an object's pixels; chroma is the strongest minus the weakest colour channel
 MIN_AREA_PX = 60.0
-STILL_PX_PER_STEP, GROWTH_PER_STEP, MIN_STRAIGHTNESS, MIN_ROUNDNESS = 0.25, 0.035, 0.75, 0.35
-FAST_PX_PER_STEP = 1.2
+STILL_PX_PER_STEP, FAST_PX_PER_STEP = 0.25, 1.2
+GROWTH_PER_STEP = 0.035  # of the area, relative to the first
+MIN_STRAIGHTNESS = 0.75  # of a straight motion: distance from start to end, relative to the path length
+MIN_ROUNDNESS = 0.35  # of a circle: the shorter side of its bounding box, relative to the longer
 MAX_THRESHOLD_STEPS = 16  # thresholds stop growing here: by then every motion is far from standing still
 MIN_STRIPE_STD = 0.02
 NUM_SHAPE_FRAMES = 5  # frames from which the shape is recognised

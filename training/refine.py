@@ -32,12 +32,8 @@ from training.transformer import trainable
 
 STEPS = 1000
 POOL_CLIPS = 96
-CONDITION_FRAME_COUNTS = (
-    0,
-    0,
-    1,
-    10,
-)  # in turn; 10 frames are the 5 that segments share, at twice the frame rate
+# in turn; 10 frames are the 5 that segments share, at twice the frame rate
+CONDITION_FRAME_COUNTS = (0, 0, 1, 10)
 LATENT_NOISE_STD = 0.1  # added before decoding, because sampled latents are not perfect either
 
 
@@ -45,8 +41,8 @@ LATENT_NOISE_STD = 0.1  # added before decoding, because sampled latents are not
 class RefinementExample:
     """Hold the latents of an upsampled clip and of its target, and how many latent frames are clean."""
 
-    blurred: Float[Tensor, "c f h w"]
-    sharp: Float[Tensor, "c f h w"]
+    upsampled: Float[Tensor, "c f h w"]
+    rendered: Float[Tensor, "c f h w"]
     num_clean: int
     scene: Scene
 
@@ -65,22 +61,19 @@ def main() -> None:
 
 def refinement_example(vae: Vae, index: int) -> RefinementExample:
     """Render a clip of the dataset small, decode and upsample it, and render its target at full size."""
-    placed, first = clip_scene(
-        (GROUP_SIZE + 1) * index
-    )  # another scene and another member of its group each time
-    timing = refine_frames(
-        2 * NUM_FRAMES, CONDITION_FRAME_COUNTS[index // GROUP_SIZE % len(CONDITION_FRAME_COUNTS)]
-    )
+    placed, first = clip_scene((GROUP_SIZE + 1) * index)  # another group and another member each time
+    num_clean = CONDITION_FRAME_COUNTS[index // GROUP_SIZE % len(CONDITION_FRAME_COUNTS)]
+    timing = refine_frames(2 * NUM_FRAMES, num_clean)
     last = first + NUM_FRAMES - 1
     small = draw(placed, torch.linspace(first, last, NUM_FRAMES)).to(vae.device)
-    sharp = draw(placed, torch.linspace(first, last, timing.num_frames), scale=2)
+    rendered = draw(placed, torch.linspace(first, last, timing.num_frames), scale=2)
     random = torch.Generator().manual_seed(index)
     noisy = vae.encode(small, random)
     noisy = noisy + LATENT_NOISE_STD * torch.randn(noisy.shape, generator=random).to(noisy)
-    blurred = stretched(torch.cat(list(vae.decode(noisy))), Size(2 * HEIGHT, 2 * WIDTH), timing.num_frames)
+    upsampled = stretched(torch.cat(list(vae.decode(noisy))), Size(2 * HEIGHT, 2 * WIDTH), timing.num_frames)
     return RefinementExample(
-        _encode_padded(blurred.cpu(), timing),
-        _encode_padded(sharp, timing),
+        _encode_padded(upsampled.cpu(), timing),
+        _encode_padded(rendered, timing),
         timing.condition_latents,
         placed.scene,
     )
@@ -88,9 +81,8 @@ def refinement_example(vae: Vae, index: int) -> RefinementExample:
 
 def _encode_padded(clip: Float[Tensor, "n height width 3"], timing: RefineFrames) -> Float[Tensor, "c f h w"]:
     """Encode a clip after padding it as the pipeline does; the VAE takes whole groups of frames."""
-    padded_clip = padded(
-        clip, timing.front_padding, timing.padded_frames - timing.front_padding - timing.num_frames
-    )
+    end_padding = timing.padded_frames - timing.front_padding - timing.num_frames
+    padded_clip = padded(clip, timing.front_padding, end_padding)
     return encode_clip(padded_clip[: frames_of_latents(latent_frames(timing.padded_frames))])
 
 
@@ -99,8 +91,8 @@ def refine_loss(
 ) -> Float[Tensor, ""]:
     """Return the velocity error on the straight path from the noisy upsampled clip to the target."""
     clip = pool[random.integers(len(pool))]
-    end = encoders.normalise(clip.sharp[None])
-    start = (1 - T_THRESH) * encoders.normalise(clip.blurred[None]) + T_THRESH * normal_like(end, random)
+    end = encoders.normalise(clip.rendered[None])
+    start = (1 - T_THRESH) * encoders.normalise(clip.upsampled[None]) + T_THRESH * normal_like(end, random)
     batch = Batch(end, clip.num_clean, encoders.encode_text([random_caption(clip.scene, random)]))
     noisy = add_noise(batch, start, torch.tensor([random.random()], dtype=end.dtype, device=end.device))
     noisy = replace(noisy, timesteps=T_THRESH * noisy.timesteps)

@@ -23,7 +23,7 @@ from training.transformer import BatchSpec, sample_batch
 TIMES = torch.arange(17.0)
 
 
-class IndexEncoders:
+class IdentityEncoders:
     """Return latents and captions unchanged."""
 
     def normalise(self, latents):
@@ -81,7 +81,7 @@ def test_training_batches_are_unchanged():
     values = []
     for seed in range(10):
         for spec in (BatchSpec(24, 2), BatchSpec(96, 4, images=True)):
-            sampled = sample_batch(dataset, IndexEncoders(), np.random.default_rng(seed), spec)
+            sampled = sample_batch(dataset, IdentityEncoders(), np.random.default_rng(seed), spec)
             clips, shared = (x[:, 0, 0, 0, 0].tolist() for x in (sampled.latents, sampled.shared_latents))
             values.append([clips, shared, sampled.num_clean, sampled.text])
     assert digest(values) == "0090cffba9fd82ca"

@@ -1,13 +1,24 @@
 """The shipped checkpoint is as good as its committed measurement."""
 
+import importlib.util
 import json
+import re
 
 import pytest
 import torch
 
 from jobs.settings import POCKET
 from model.pipeline import Pipeline
-from training.quality import DEFAULT_TASKS, MODES, NUM_REGRESSION_TRIALS, measure, regressions, tabulate
+from tests.architecture.source import ROOT
+from training.quality import (
+    DEFAULT_TASKS,
+    MODES,
+    NUM_REGRESSION_TRIALS,
+    markdown,
+    measure,
+    regressions,
+    tabulate,
+)
 
 pytestmark = pytest.mark.skipif(not POCKET.exists(), reason="pocket/ does not exist")
 
@@ -21,9 +32,24 @@ def pipeline():
 
 
 @pytest.fixture(scope="module")
-def measured():
-    tables = json.loads((POCKET / "quality.json").read_text())
-    return tables[f"first {NUM_REGRESSION_TRIALS}"]
+def tables():
+    return json.loads((POCKET / "quality.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page():
+    return (ROOT / "docs/pocket.md").read_text()
+
+
+def test_documentation_contains_committed_measurement(tables, page):
+    assert markdown(tables["all"]) in page
+
+
+def test_documentation_names_only_existing_modules_and_files(page):
+    modules = set(re.findall(r"python -m (training\.\w+)", page))
+    assert len(modules) == 7
+    assert all(importlib.util.find_spec(name) for name in modules)
+    assert all((ROOT / path).exists() for path in re.findall(r"`(training/\w+\.py)`", page))
 
 
 def test_checkpoint_is_small_enough_for_repository():
@@ -42,6 +68,7 @@ def test_checkpoint_has_both_loras(pipeline):
         for task in DEFAULT_TASKS
     ],
 )
-def test_videos_are_as_good_as_committed_measurement(pipeline, measured, mode, task):
+def test_videos_are_as_good_as_committed_measurement(pipeline, tables, mode, task):
     scores = tabulate(list(measure(pipeline, mode, task, range(NUM_REGRESSION_TRIALS))))[mode]
-    assert regressions(scores, measured[mode], NUM_REGRESSION_TRIALS) == []
+    before = tables[f"first {NUM_REGRESSION_TRIALS}"][mode]
+    assert regressions(scores, before, NUM_REGRESSION_TRIALS) == []

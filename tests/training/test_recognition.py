@@ -38,7 +38,7 @@ def object_in(frames, fps=15):
     return obj
 
 
-def looks(objects):
+def properties_of(objects):
     return [(obj.shape, obj.colour, obj.motion) for obj in objects]
 
 
@@ -49,7 +49,7 @@ def test_rendered_clips_are_recognised(count):
         scene, clip = clip_of(seed)
         found = recognise(clip)
         is_background_correct = (found.background, found.striped) == (scene.background, scene.striped)
-        if looks(found.objects) != looks(scene.objects) or not is_background_correct:
+        if properties_of(found.objects) != properties_of(scene.objects) or not is_background_correct:
             wrong.append(seed)
     assert len(wrong) <= count // 100, wrong
 
@@ -119,7 +119,7 @@ def test_empty_scene_has_background_only():
 def test_object_is_recognised_in_noise():
     scene, clip = clip_of(1, two_object_share=0.0)
     noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
-    assert looks(recognise((clip + 0.04 * noise).clamp(0, 1)).objects) == looks(scene.objects)
+    assert properties_of(recognise((clip + 0.04 * noise).clamp(0, 1)).objects) == properties_of(scene.objects)
 
 
 def test_object_that_turns_back_does_not_move_straight():
