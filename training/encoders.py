@@ -1,7 +1,7 @@
-"""What the transformer's stages need of the encoders: captions read, latents normalised.
+"""The frozen text encoder and the latent normalisation, as training a transformer uses them.
 
-It uses the checkpoint's own text encoder, as trained by `training.text`, but pads captions to the longest
-of a batch only: padding is left out of what is attended to.
+The text encoder is that of the checkpoint, trained by `training.text`. Captions are padded only to the
+longest of a batch; attention ignores the padding.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from model.text import Text, clean
 
 
 @dataclass(frozen=True)
-class Reader:
-    """The frozen text encoder, and the mean and deviation of latents; everything on one device."""
+class FrozenEncoders:
+    """Hold tokenizer, text encoder, and mean and deviation of the latents, all on one device."""
 
     tokenizer: PreTrainedTokenizerBase
     encoder: UMT5EncoderModel
@@ -26,8 +26,8 @@ class Reader:
     std: Float[Tensor, "c 1 1 1"]
 
     @classmethod
-    def load(cls, checkpoint: Path, device: torch.device) -> "Reader":
-        """From `tokenizer/`, `text_encoder/` and the VAE's configuration."""
+    def load(cls, checkpoint: Path, device: torch.device) -> "FrozenEncoders":
+        """Load `tokenizer/`, `text_encoder/` and the latent statistics in `vae/config.json`."""
         vae = load_json(checkpoint / "vae" / "config.json")
         mean, std = (torch.tensor(vae[name], device=device) for name in ("latents_mean", "latents_std"))
         encoder = UMT5EncoderModel.from_pretrained(checkpoint / "text_encoder").eval().requires_grad_(False)
@@ -36,15 +36,15 @@ class Reader:
 
     @property
     def device(self) -> torch.device:
-        """Where everything is."""
+        """Return the device of the encoder and the statistics."""
         return self.mean.device
 
-    def read(self, captions: list[str]) -> Text:
-        """Hidden states of captions, padded to the longest."""
+    def encode_text(self, captions: list[str]) -> Text:
+        """Return the hidden states of captions, padded to the longest."""
         tokens = self.tokenizer([clean(caption) for caption in captions], padding=True, return_tensors="pt")
         ids, mask = (tokens[name].to(self.device) for name in ("input_ids", "attention_mask"))
         return Text(self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
 
-    def normalised(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-        """Latents as the transformer sees them, in fp32 on the device."""
+    def normalise(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
+        """Normalise latents as the transformer expects them, in fp32 on the device."""
         return (latents.to(self.device, torch.float32) - self.mean) / self.std
