@@ -9,13 +9,14 @@ from typing import Annotated, Self
 from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
-from jobs.connect import connect
+from jobs.connect import connect_with_deadline
 from jobs.idempotency import IdempotencyKeys
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
 from jobs.storage import Storage, open_storage
 from jobs.transitions import Ledger
 from service.auth import EVERYBODY, Credentials, owner_of
+from service.http.capacity import Capacities
 from service.keys import ApiKeys
 from service.settings import Settings
 from service.views import JobView
@@ -42,13 +43,14 @@ class Backend:
     keys: IdempotencyKeys
     tickets: TicketQueue
     storage: Storage
+    capacities: Capacities
     owner: str = EVERYBODY
     afterwards: Callable[[Action], None] = _at_once
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """Connect to what the settings name; Redis is not asked anything yet."""
-        redis = connect(settings.redis_url, settings.redis_patience_s)
+        redis = connect_with_deadline(settings.redis_url, settings.redis_patience_s)
         return cls(
             settings=settings,
             redis=redis,
@@ -63,6 +65,7 @@ class Backend:
             keys=IdempotencyKeys(redis),
             tickets=TicketQueue(redis),
             storage=open_storage(settings),
+            capacities=Capacities.of(settings),
         )
 
     def of(self, owner: str) -> Backend:
