@@ -136,21 +136,22 @@ async def _read_form(
     parser = _FormParser(request.headers, chunks, max_files=max_files, max_fields=_MAX_FIELDS)
     parser.max_text_bytes = max_text_bytes
     try:
-        form = await parser.parse()
+        return await parser.parse()
     except MultiPartException as error:
         raise MalformedBody(f"the form cannot be read: {error.message}") from error
-    if not parser.is_complete:
-        await form.close()
-        raise MalformedBody("the form has no end: its closing boundary is missing")
-    return form
 
 
 class _FormParser(MultiPartParser):
-    """Bounds all texts of a form together, and knows whether its closing boundary came."""
+    """Bounds all texts of a form together, and refuses a form without its closing boundary."""
 
     max_text_bytes = 1 << 20
-    is_complete = False
     text_bytes = 0
+    is_complete = False
+
+    async def parse(self) -> FormData:
+        """Return the form. Raise MultiPartException, BodyTooLarge."""
+        self.stream = self._whole(self.stream)
+        return await super().parse()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         """Take a piece of a part."""
@@ -163,6 +164,12 @@ class _FormParser(MultiPartParser):
     def on_end(self) -> None:
         """Note the closing boundary."""
         self.is_complete = True
+
+    async def _whole(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in chunks:
+            yield chunk
+        if not self.is_complete:
+            raise MultiPartException("its closing boundary is missing")
 
 
 def _from_form(form: FormData, fields: FormFields, max_text_bytes: int) -> Body:

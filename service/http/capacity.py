@@ -33,6 +33,11 @@ class Capacity:
     per_owner: int
     _held: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def held(self) -> int:
+        """Return how much all requests hold together."""
+        return self._held.total()
+
     @contextmanager
     def share(self, owner: str) -> Iterator[Share]:
         """Open a share for a request of this owner; what it took is given back at the end."""
@@ -46,7 +51,7 @@ class Capacity:
         """Raise LimitReached if the owner would have too much, Busy if all together would."""
         if self._held[owner] + amount > self.per_owner:
             raise LimitReached(f"owner_{self.name}", f"{self.per_owner} at a time", _RETRY_AFTER_S)
-        if self._held.total() + amount > self.total:
+        if self.held + amount > self.total:
             raise Busy(f"total_{self.name}: at most {self.total} at a time; try again soon")
         self._held[owner] += amount
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,24 @@ def read_until_closed(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return received
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """Read one answer with a Content-Length."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _some(connection)
+    start = received.index(b"\r\n\r\n") + 4
+    lengths = re.findall(rb"content-length: (\d+)", received[:start].lower())
+    while len(received) < start + int(lengths[0]):
+        received += _some(connection)
+    return received
+
+
+def _some(connection: socket.socket) -> bytes:
+    chunk = connection.recv(65536)
+    assert chunk, "the connection was closed"
+    return chunk
 
 
 def status(answer: bytes) -> int:
