@@ -113,6 +113,9 @@ class Settings(SharedSettings):
     fetch_connect_timeout_s: float = Field(
         default=5.0, gt=0, description="how long connecting to a URL may take"
     )
+    fetch_head_timeout_s: float = Field(
+        default=15.0, gt=0, description="how long a URL may take until the head of its answer is complete"
+    )
     fetch_timeout_s: float = Field(default=60.0, gt=0, description="how long fetching a URL may take in all")
     fetch_private_hosts: bool = Field(default=False, description="fetch inputs from private addresses, too")
 
@@ -143,6 +146,7 @@ class Settings(SharedSettings):
         """How inputs are fetched."""
         return FetchLimits(
             connect_timeout_s=self.fetch_connect_timeout_s,
+            head_timeout_s=self.fetch_head_timeout_s,
             total_timeout_s=self.fetch_timeout_s,
             allow_private=self.fetch_private_hosts,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 from contextlib import ExitStack, contextmanager
@@ -147,7 +148,7 @@ def stalled(tmp_path):
             os.kill(pid, signal.SIGCONT)
 
     try:
-        with serving(create_app(settings_for(server.url, tmp_path, redis_patience_s=0.2))) as port:
+        with serving(create_app(settings_for(server.url, tmp_path, redis_patience_s=0.5))) as port:
             yield port, stopped
     finally:
         server.stop()
@@ -161,6 +162,8 @@ def test_a_redis_that_stands_still_is_a_503_and_holds_up_no_liveness_probe(stall
         for poller in pollers:
             poller.sendall(head("GET", "/jobs"))
         assert status(ask(port, head("GET", "/livez"))) == 200
+        answered, _, _ = select.select(pollers, [], [], 0)
+        assert answered == []  # so it did not wait for a thread of theirs
         assert status(ask(port, head("GET", "/readyz"))) == 503
         assert {status(read_answer(poller)) for poller in pollers} == {503}
     assert status(ask(port, head("GET", "/jobs"))) == 200
