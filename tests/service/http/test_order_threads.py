@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 from contextlib import ExitStack, contextmanager
@@ -132,10 +131,10 @@ def test_all_attacks_at_once_do_not_hold_up_another_owner(port, keys):
             assert status(ask(port, head("GET", f"/jobs/{job['id']}", alice))) == 200
 
 
-@pytest.fixture
-def stalled(tmp_path):
-    """Serve with a Redis of its own; give the port, and what stops that Redis for a while."""
-    server = RedisServer(tmp_path / "redis", find_binary())
+@contextmanager
+def redis_that_can_be_stopped(folder):
+    """Run a Redis of its own; give its URL, and a context in which it stands still."""
+    server = RedisServer(folder / "redis", find_binary())
     server.start()
     pid = server._process.pid
 
@@ -148,22 +147,43 @@ def stalled(tmp_path):
             os.kill(pid, signal.SIGCONT)
 
     try:
-        with serving(create_app(settings_for(server.url, tmp_path, redis_patience_s=0.5))) as port:
-            yield port, stopped
+        yield server.url, stopped
     finally:
         server.stop()
 
 
-def test_a_redis_that_stands_still_is_a_503_and_holds_up_no_liveness_probe(stalled):
-    port, stopped = stalled
-    assert status(ask(port, head("GET", "/jobs"))) == 200
-    with stopped(), ExitStack() as opened:
-        pollers = [opened.enter_context(connected(port)) for _ in range(60)]
-        for poller in pollers:
-            poller.sendall(head("GET", "/jobs"))
-        assert status(ask(port, head("GET", "/livez"))) == 200
-        answered, _, _ = select.select(pollers, [], [], 0)
-        assert answered == []  # so it did not wait for a thread of theirs
-        assert status(ask(port, head("GET", "/readyz"))) == 503
-        assert {status(read_answer(poller)) for poller in pollers} == {503}
-    assert status(ask(port, head("GET", "/jobs"))) == 200
+@contextmanager
+def pollers(port):
+    """Send more requests than there are threads; each needs Redis."""
+    with ExitStack() as opened:
+        polling = [opened.enter_context(connected(port)) for _ in range(60)]
+        for connection in polling:
+            connection.sendall(head("GET", "/jobs"))
+        yield polling
+
+
+def test_requests_end_with_503_while_redis_stands_still(tmp_path):
+    with (
+        redis_that_can_be_stopped(tmp_path) as (url, stopped),
+        serving(create_app(settings_for(url, tmp_path, redis_patience_s=0.3))) as port,
+    ):
+        assert status(ask(port, head("GET", "/jobs"))) == 200
+        with stopped(), pollers(port) as polling:
+            assert status(ask(port, head("GET", "/readyz"))) == 503
+            assert {status(read_answer(connection)) for connection in polling} == {503}
+        assert status(ask(port, head("GET", "/jobs"))) == 200
+
+
+def test_liveness_is_answered_while_every_thread_waits_for_redis(tmp_path):
+    with (
+        redis_that_can_be_stopped(tmp_path) as (url, stopped),
+        serving(create_app(settings_for(url, tmp_path, redis_patience_s=60.0))) as port,
+        ExitStack() as opened,
+    ):
+        with stopped():
+            polling = opened.enter_context(pollers(port))
+            probe = opened.enter_context(connected(port))
+            probe.settimeout(5.0)  # much less than the patience for Redis
+            probe.sendall(head("GET", "/livez"))
+            assert status(read_answer(probe)) == 200
+        assert {status(read_answer(connection)) for connection in polling} == {200}
