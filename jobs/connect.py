@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import ConstantBackoff
@@ -22,6 +24,8 @@ from redis.retry import Retry
 from jobs.errors import Unavailable, UnfitServer
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OLDEST_SERVER = (6, 2)
 _PAUSE_S = 0.25
@@ -41,6 +45,51 @@ def connect(redis_url: str, patience_s: float = 60.0) -> Redis:
         health_check_interval=15,
         retry=Retry(ConstantBackoff(_PAUSE_S), retries=math.ceil(patience_s / _PAUSE_S)),
     )
+
+
+def connect_with_deadline(redis_url: str, deadline_s: float) -> Redis:
+    """Return a client whose commands end within about `deadline_s`, whether Redis is away or stands still."""
+    return Redis.from_url(
+        redis_url,
+        socket_connect_timeout=deadline_s,
+        socket_timeout=deadline_s,
+        health_check_interval=15,
+        retry=_RetryUntilDeadline(deadline_s),
+    )
+
+
+class _RetryUntilDeadline(Retry):
+    """Tries again until a time has passed, however many tries that are.
+
+    A connection has one of its own. It may connect within a command: the deadline of the command holds then.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(ConstantBackoff(min(_PAUSE_S, deadline_s)), retries=-1)
+        self._deadline_s = deadline_s
+        self._ends_at: float | None = None
+
+    def call_with_retry(
+        self,
+        do: Callable[[], T],
+        fail: Callable[..., Any],
+        *args: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401
+    ) -> T:
+        """Call `do`, and `fail` after each failure, which closes the connection."""
+
+        def fail_in_time(error: Exception, *count: int) -> None:
+            fail(error, *count)
+            if time.monotonic() >= ends_at:
+                raise error
+
+        is_outermost = self._ends_at is None
+        ends_at = self._ends_at = self._ends_at or time.monotonic() + self._deadline_s
+        try:
+            return super().call_with_retry(do, fail_in_time, *args, **options)
+        finally:
+            if is_outermost:
+                self._ends_at = None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from service.backend import Backend, admitted
 from service.browser_guard import BrowserGuard
 from service.console import session
 from service.errors import documented, documented_as_openai, install_error_handlers
+from service.http.body_deadlines import BodyDeadlines
 from service.maintenance import Maintenance
 from service.metrics import MeasuredRequests, Metrics
 from service.openapi import DocumentedAPI
@@ -55,6 +56,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.openapi = app.openapi
     app.state.shows_details = settings.ops_port is None
     app.state.metrics = Metrics(backend)
+    app.add_middleware(
+        BodyDeadlines, timeout_s=settings.body_timeout_s, min_bytes_per_s=settings.body_min_bytes_per_s
+    )
     app.add_middleware(BrowserGuard, authenticator=backend.authenticator)
     app.add_middleware(MeasuredRequests, metrics=app.state.metrics)
     app.state.tracing = open_tracing("longcat-service", wanted=settings.traces)

@@ -10,7 +10,7 @@ from typing import Annotated, Self
 from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
-from jobs.connect import connect
+from jobs.connect import connect_with_deadline
 from jobs.idempotency import IdempotencyKeys
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
@@ -18,6 +18,7 @@ from jobs.storage import Storage, open_storage
 from jobs.transitions import Ledger
 from service.auth import EVERYBODY, Authenticator, Credentials
 from service.errors import Unauthorized
+from service.http.capacity import Capacities
 from service.keys import ApiKeys
 from service.keys.sessions import Sessions
 from service.origins import Origins
@@ -47,6 +48,7 @@ class Backend:
     keys: IdempotencyKeys
     tickets: TicketQueue
     storage: Storage
+    capacities: Capacities
     owner: str = EVERYBODY
     may_order_high: bool = True
     is_authorized: Callable[[], bool] = lambda: True
@@ -55,7 +57,7 @@ class Backend:
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """Connect to what the settings name; Redis is not asked anything yet."""
-        redis = connect(settings.redis_url, settings.redis_patience_s)
+        redis = connect_with_deadline(settings.redis_url, settings.redis_patience_s)
         api_keys = ApiKeys(redis, settings.api_key)
         sessions = Sessions(redis, api_keys, settings.session_s)
         return cls(
@@ -72,6 +74,7 @@ class Backend:
             keys=IdempotencyKeys(redis),
             tickets=TicketQueue(redis),
             storage=open_storage(settings),
+            capacities=Capacities.of(settings),
         )
 
     def of(self, owner: str) -> Backend:

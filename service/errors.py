@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from jobs import errors
 from jobs.errors import LongCatError
@@ -31,6 +32,19 @@ class MalformedBody(LongCatError):
     """The body is not the JSON or the form that it says it is."""
 
     code = "malformed_body"
+
+
+class BodyTooSlow(LongCatError):
+    """The body of the request arrives too slowly."""
+
+    code = "body_too_slow"
+
+
+class Busy(LongCatError):
+    """Other requests hold all of what this one needs; nothing was queued."""
+
+    code = "busy"
+    retryable = True
 
 
 class UnsupportedMediaType(LongCatError):
@@ -88,6 +102,7 @@ STATUS: Mapping[type[LongCatError], int] = {
     errors.JobNotReady: 409,
     errors.JobEnded: 409,
     errors.KeyMissing: 410,
+    BodyTooSlow: 408,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,
@@ -95,12 +110,16 @@ STATUS: Mapping[type[LongCatError], int] = {
     errors.InvalidRequest: 422,
     errors.KeyReused: 422,
     errors.LimitReached: 429,
+    Busy: 503,
     errors.NoCapability: 503,
     errors.Unavailable: 503,
     errors.DiskFull: 503,
 }
+RECEIVE_ERROR = "receive_error"
+"""Where a scope holds the error for which the rest of a body is not awaited."""
+_CLIENT_CLOSED_REQUEST = 499  # which nobody receives: it is for log and metrics
 _MAX_FIELD_CHARACTERS = 100  # names in the request are the client's
-_RETRY_AFTER_S = {errors.NoCapability: 15, errors.Unavailable: 5, errors.DiskFull: 60}
+_RETRY_AFTER_S = {Busy: 5, errors.NoCapability: 15, errors.Unavailable: 5, errors.DiskFull: 60}
 
 
 class ErrorBody(BaseModel):
@@ -150,6 +169,7 @@ def status_of(kind: type[LongCatError]) -> int:
 def install_error_handlers(app: FastAPI) -> None:
     """Give every way in which a request can fail the one shape."""
     app.add_exception_handler(LongCatError, refused)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RedisConnectionError, _redis_away)
@@ -173,12 +193,21 @@ def refused(request: Request, error: Exception) -> JSONResponse:
         headers["Retry-After"] = str(_RETRY_AFTER_S[kinds[0]])
     if isinstance(error, errors.LimitReached):
         headers |= {"Retry-After": str(error.retry_after_s), "X-Limit": error.limit}
+    if isinstance(error, BodyTooSlow):
+        headers["Connection"] = "close"
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     body = ErrorBody(code=error.code, message=error.message, field=error.field)
     return error_response(request, status_of(type(error)), body, headers)
+
+
+def _disconnected(request: Request, _: Exception) -> Response:
+    if isinstance(error := request.scope.get(RECEIVE_ERROR), LongCatError):
+        return refused(request, error)
+    logger.info("the client disconnected before its request was complete")
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 def _invalid_parameter(request: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import BinaryIO
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -28,23 +29,32 @@ _CHUNK_BYTES = 1 << 16
 _MAX_ADDRESSES = 3
 
 
+@cache
+def default_tls() -> ssl.SSLContext:
+    """Return the TLS context of this process: making one reads all root certificates, which takes 50 ms."""
+    return ssl.create_default_context()
+
+
 @dataclass(frozen=True)
 class FetchLimits:
     """How long a fetch may take and how far it may go."""
 
     connect_timeout_s: float = 5.0
+    head_timeout_s: float = 15.0
     total_timeout_s: float = 60.0
     max_redirects: int = 5
     allow_private: bool = False
-    tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    tls: ssl.SSLContext = field(default_factory=default_tls)
 
 
 def fetch(url: str, target: BinaryIO, max_bytes: int, limits: FetchLimits) -> None:
     """Write what `url` answers into `target`. Raises UnusableInput, and then `target` is not to be used."""
     deadline = time.monotonic() + limits.total_timeout_s
     for _ in range(limits.max_redirects + 1):
-        with open_connection(checked(url), limits, deadline) as connection:
+        head_deadline = min(deadline, time.monotonic() + limits.head_timeout_s)
+        with open_connection(checked(url), limits, head_deadline) as connection:
             response = _get(connection, url)
+            connection.stream.deadline = deadline
             if response.status not in _REDIRECTS:
                 return _save(response, target, max_bytes)
             url = urljoin(url, response.getheader("Location") or "")
@@ -66,13 +76,11 @@ def checked(url: str) -> SplitResult:
 
 
 @contextmanager
-def open_connection(
-    parts: SplitResult, limits: FetchLimits, deadline: float
-) -> Iterator[http.client.HTTPConnection]:
+def open_connection(parts: SplitResult, limits: FetchLimits, deadline: float) -> Iterator[Connection]:
     """A connection to a judged address, which no wait holds beyond the deadline. Raises UnusableInput."""
     try:
         with _connect(parts, limits) as stream:
-            yield _Connection(parts, _Stream(stream, deadline))
+            yield Connection(parts, _Stream(stream, deadline))
     except NotPublic as error:
         raise UnusableInput(str(error)) from error
     except TimeoutError as error:
@@ -102,7 +110,7 @@ def _first_open(addresses: list[str], port: int, timeout_s: float) -> socket.soc
     raise problem
 
 
-def _get(connection: http.client.HTTPConnection, url: str) -> http.client.HTTPResponse:
+def _get(connection: Connection, url: str) -> http.client.HTTPResponse:
     connection.request("GET", target_of(urlsplit(url)), headers={"User-Agent": "longcat-video"})
     return connection.getresponse()
 
@@ -126,13 +134,13 @@ def _save(response: http.client.HTTPResponse, target: BinaryIO, max_bytes: int) 
         raise UnusableInput("the host broke off")
 
 
-class _Connection(http.client.HTTPConnection):
+class Connection(http.client.HTTPConnection):
     """A connection over a stream that is open already, to an address that was judged."""
 
     def __init__(self, parts: SplitResult, stream: _Stream) -> None:
         self.default_port = _PORTS[parts.scheme]
         super().__init__(parts.hostname or "", parts.port)
-        self.sock = stream
+        self.sock = self.stream = stream
 
 
 class _Stream(io.RawIOBase):
@@ -140,7 +148,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, stream: socket.socket, deadline: float) -> None:
         self._stream = stream
-        self._deadline = deadline
+        self.deadline = deadline
 
     def sendall(self, data: bytes) -> None:
         self._wait_at_most()
@@ -161,7 +169,7 @@ class _Stream(io.RawIOBase):
         """Nothing: http.client closes its end before the answer is read; who opened it closes the socket."""
 
     def _wait_at_most(self) -> None:
-        remaining_s = self._deadline - time.monotonic()
+        remaining_s = self.deadline - time.monotonic()
         if remaining_s <= 0:
             raise TimeoutError("the deadline passed")
         self._stream.settimeout(remaining_s)

@@ -19,6 +19,7 @@ from model.shapes import Limits, Size
 from service import files
 from service.backend import Backend, Served
 from service.errors import documented_as_openai
+from service.http.order_threads import in_order_threads
 from service.idempotency import REPLAYED_HEADER, Asked, IdempotencyKey, once
 from service.openai_bodies import (
     CREATE_FORM,
@@ -44,21 +45,22 @@ _POLL: dict[str, dict[str, Any]] = {
 }
 _CREATED: dict[int | str, dict[str, Any]] = {
     200: {"headers": _POLL | REPLAYED_HEADER},
-    **documented_as_openai(400, 403, 413, 415, 422, 503),
+    **documented_as_openai(400, 403, 408, 413, 415, 422, 503),
 }
 
 
-async def _read_creation(request: Request) -> AsyncIterator[Body]:
-    async with opened_body(request, CREATE_FORM) as body:
+async def _read_creation(request: Request, backend: Served) -> AsyncIterator[Body]:
+    async with opened_body(request, CREATE_FORM, backend) as body:
         yield body
 
 
-async def _read_extension(request: Request) -> AsyncIterator[Body]:
-    async with opened_body(request, EXTEND_FORM) as body:
+async def _read_extension(request: Request, backend: Served) -> AsyncIterator[Body]:
+    async with opened_body(request, EXTEND_FORM, backend) as body:
         yield body
 
 
 @router.post("", responses=_CREATED)
+@in_order_threads
 def create_video(
     backend: Served,
     body: Annotated[Body, Depends(_read_creation)],
@@ -77,6 +79,7 @@ def create_video(
 
 
 @router.post("/extensions", responses=_CREATED | documented_as_openai(404, 409, 410))
+@in_order_threads
 def extend_video(
     backend: Served,
     body: Annotated[Body, Depends(_read_extension)],

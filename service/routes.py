@@ -16,6 +16,7 @@ from jobs.record import Status
 from jobs.sweep import remove_files_of
 from service.backend import Served
 from service.errors import documented
+from service.http.order_threads import in_order_threads
 from service.idempotency import REPLAYED_HEADER, Asked, IdempotencyKey, once
 from service.reading import Body, read_body
 from service.submission import submit
@@ -30,8 +31,12 @@ _LOCATION = {"Location": {"description": "Where the job is", "schema": {"type": 
     "/generate",
     status_code=202,
     response_description="The job, queued",
-    responses={202: {"headers": _LOCATION | REPLAYED_HEADER}, **documented(400, 403, 413, 415, 422, 503)},
+    responses={
+        202: {"headers": _LOCATION | REPLAYED_HEADER},
+        **documented(400, 403, 408, 413, 415, 422, 503),
+    },
 )
+@in_order_threads
 def generate(
     backend: Served,
     body: Annotated[Body, Depends(read_body)],

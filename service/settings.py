@@ -13,6 +13,7 @@ from jobs.quotas import Quotas
 from jobs.settings import PREFIX, SharedSettings
 from service.clips import ClipLimits
 from service.fetch import FetchLimits
+from service.http.protocol import ConnectionLimits
 
 _MIB = 1 << 20
 _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}")
@@ -87,10 +88,40 @@ class Settings(SharedSettings):
         "be computed in part, as 0.05",
     )
 
+    max_connections: int = Field(default=1000, ge=1, description="open connections to each process")
+    head_timeout_s: float = Field(
+        default=10.0, gt=0, description="how long a connection may be without a complete head of a request"
+    )
+    body_timeout_s: float = Field(
+        default=20.0, gt=0, description="how long a body may take, and more by BODY_MIN_BYTES_PER_S"
+    )
+    body_min_bytes_per_s: float = Field(
+        default=4096.0, gt=0, description="how fast a body must arrive after BODY_TIMEOUT_S"
+    )
+    send_timeout_s: float = Field(
+        default=120.0, gt=0, description="how long a client may take nothing of an answer"
+    )
+    owner_open_bodies: int = Field(default=100, ge=1, description="bodies received at a time for each owner")
+    total_open_bodies: int = Field(default=500, ge=1, description="bodies received at a time in all")
+    owner_input_orders: int = Field(
+        default=8, ge=1, description="orders with inputs fetched and checked at a time for each owner"
+    )
+    total_input_orders: int = Field(
+        default=32, ge=1, description="orders with inputs fetched and checked at a time in all"
+    )
+    total_body_memory_bytes: int = Field(
+        default=128 * _MIB,
+        gt=0,
+        description="memory for bodies of all requests together, half of it at most for each owner",
+    )
+
     upload_dir: Path | None = Field(default=None, description="where inputs lie while they are checked")
     max_body_bytes: int = Field(default=256 * _MIB, gt=0, description="size of a form")
     max_json_bytes: int = Field(
         default=64 * _MIB, gt=0, description="size of a JSON body, which lies in memory"
+    )
+    max_json_text_bytes: int = Field(
+        default=_MIB, gt=0, description="size of JSON without its long strings, or of all texts of a form"
     )
     max_image_bytes: int = Field(default=32 * _MIB, gt=0, description="size of an image file")
     max_image_pixels: int = Field(default=50_000_000, gt=0, description="width × height of an image")
@@ -102,6 +133,9 @@ class Settings(SharedSettings):
     video_check_timeout_s: float = Field(default=60.0, gt=0, description="how long a clip may take to decode")
     fetch_connect_timeout_s: float = Field(
         default=5.0, gt=0, description="how long connecting to a URL may take"
+    )
+    fetch_head_timeout_s: float = Field(
+        default=15.0, gt=0, description="how long a URL may take until the head of its answer is complete"
     )
     fetch_timeout_s: float = Field(default=60.0, gt=0, description="how long fetching a URL may take in all")
     fetch_private_hosts: bool = Field(default=False, description="fetch inputs from private addresses, too")
@@ -127,6 +161,11 @@ class Settings(SharedSettings):
         return Quotas(**{limit.name: getattr(self, limit.name) for limit in fields(Quotas)})
 
     @property
+    def connection_limits(self) -> ConnectionLimits:
+        """Return how many connections may be open, and how long they may wait."""
+        return ConnectionLimits(self.max_connections, self.head_timeout_s, self.send_timeout_s)
+
+    @property
     def clip_limits(self) -> ClipLimits:
         """How much of a clip is decoded before it is refused."""
         return ClipLimits(self.max_video_frames, self.max_video_pixels, self.video_check_timeout_s)
@@ -136,6 +175,7 @@ class Settings(SharedSettings):
         """How inputs are fetched."""
         return FetchLimits(
             connect_timeout_s=self.fetch_connect_timeout_s,
+            head_timeout_s=self.fetch_head_timeout_s,
             total_timeout_s=self.fetch_timeout_s,
             allow_private=self.fetch_private_hosts,
         )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jobs.record import Result
 from jobs.transitions import Claim, Ledger
 from model.shapes import Limits
 from service.app import create_app
+from service.http.protocol import server_options
 from service.settings import Settings
 from tests.servers import free_port
 from tests.waiting import wait_until
@@ -104,14 +106,24 @@ def live(listening: int, redis: Redis) -> int:
 @pytest.fixture(scope="module")
 def listening(app: FastAPI) -> Iterator[int]:
     """A server of the app, and its port."""
+    with serving(app) as port:
+        yield port
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[int]:
+    """Serve an app as `python -m service` does, and give the port."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
+    options = server_options(app.state.backend.settings.connection_limits)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
-    yield port
-    server.should_exit = True
-    thread.join()
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @dataclass(frozen=True)

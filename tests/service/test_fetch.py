@@ -193,6 +193,31 @@ class TestASlowHost:
         with released(silent, left) as url, pytest.raises(UnusableInput, match="too slow"):
             fetched(url, self.LIMITS)
 
+    def test_whose_head_is_slow_is_left_long_before_the_time_for_the_whole(self, left):
+        def dripping(request):
+            with contextlib.suppress(OSError):
+                request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+                while not left.wait(0.02):
+                    request.wfile.write(b"x")
+
+        limits = FetchLimits(allow_private=True, head_timeout_s=0.3, total_timeout_s=60.0)
+        with released(dripping, left) as url, pytest.raises(UnusableInput, match="too slow"):
+            fetched(url, limits)
+
+    def test_whose_body_takes_longer_than_a_head_may_is_waited_for(self, left):
+        def answer(request):
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+            left.wait(0.5)
+            request.wfile.write(b"body")
+
+        limits = FetchLimits(allow_private=True, head_timeout_s=0.3)
+        with released(answer, left) as url:
+            assert fetched(url, limits) == b"body"
+
+
+def test_a_process_makes_one_tls_context():
+    assert FetchLimits().tls is FetchLimits(allow_private=True).tls
+
 
 @contextmanager
 def released(answer, left):

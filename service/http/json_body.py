@@ -1,0 +1,74 @@
+"""Parsing JSON of clients: its size and structure are checked before any value is built.
+
+The check is a few passes over the bytes in C. Long strings carry files in base64 and cost little; what
+lies outside of them is bounded, since a short text such as `[[],[],…` can become a thousand times as large in
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from pydantic_core import from_json
+
+from service.errors import BodyTooLarge
+
+MAX_DEPTH = 16
+MAX_VALUES = 10_000
+_MAX_QUOTES = 4 * MAX_VALUES
+_LONG_STRING_BYTES = 16 << 10
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def parse_json(content: bytes | bytearray, max_text_bytes: int) -> object:
+    """Return the value. Raise ValueError if this is not JSON, BodyTooLarge if it has too much structure.
+
+    `max_text_bytes` bounds everything but strings of 16 KiB and more. Numbers that are not finite and names
+    that an object has twice are refused.
+    """
+    structure = _structure(content, max_text_bytes)
+    num_values = sum(structure.count(mark) for mark in (b",", b":", b"[", b"{"))
+    if num_values > MAX_VALUES:
+        raise BodyTooLarge(f"the JSON has more than {MAX_VALUES} values")
+    if _depth(structure) > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} levels")
+    value = from_json(content, allow_inf_nan=False)
+    if sum(len(found) for found in _objects(value)) != structure.count(b":"):
+        raise ValueError("an object has a name twice")  # of which the parser kept the last
+    return value
+
+
+def _structure(content: bytes | bytearray, max_text_bytes: int) -> bytes:
+    """Return what lies outside of strings.
+
+    Where the JSON is invalid, this is right up to the point at which the parser stops.
+    """
+    if b"\\" in content:
+        content = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # then every quote is one of a string
+    if content.count(b'"') > _MAX_QUOTES:
+        raise BodyTooLarge(f"the JSON has more than {_MAX_QUOTES // 2} strings")
+    pieces = content.split(b'"')
+    structure = b"".join(pieces[::2])
+    short_bytes = sum(len(text) for text in pieces[1::2] if len(text) < _LONG_STRING_BYTES)
+    if len(structure) + short_bytes > max_text_bytes:
+        raise BodyTooLarge(f"the JSON has more than {max_text_bytes} bytes besides long strings")
+    return structure
+
+
+def _depth(structure: bytes) -> int:
+    brackets = structure.translate(None, _NO_BRACKETS)
+    if len(brackets) > 2 * MAX_VALUES:
+        raise ValueError("more brackets are closed than opened")
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
+
+
+def _objects(value: object) -> Iterator[dict[str, object]]:
+    pending = [value]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, dict):
+            yield found
+            pending += found.values()
+        elif isinstance(found, list):
+            pending += found

@@ -1,0 +1,1 @@
+"""Limits on connections, bodies and orders, attacked over real sockets."""

@@ -1,0 +1,61 @@
+"""Raw HTTP over sockets, for what no HTTP client would send."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TIMEOUT_S = 30.0  # ends a broken test
+
+
+@contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    """Open a connection to the service."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection:
+        yield connection
+
+
+def head(method: str, path: str, *headers: str) -> bytes:
+    """Write the head of a request."""
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+def post_json(*headers: str) -> bytes:
+    """Write the head of an order in JSON."""
+    return head("POST", "/generate", "Content-Type: application/json", *headers)
+
+
+def read_until_closed(connection: socket.socket) -> bytes:
+    """Read what is sent until the other side closes the connection."""
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """Read one answer with a Content-Length."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _some(connection)
+    start = received.index(b"\r\n\r\n") + 4
+    lengths = re.findall(rb"content-length: (\d+)", received[:start].lower())
+    while len(received) < start + int(lengths[0]):
+        received += _some(connection)
+    return received
+
+
+def _some(connection: socket.socket) -> bytes:
+    chunk = connection.recv(65536)
+    assert chunk, "the connection was closed"
+    return chunk
+
+
+def status(answer: bytes) -> int:
+    """Return the status of an answer."""
+    return int(answer.split(b" ", 2)[1])

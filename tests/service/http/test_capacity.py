@@ -1,0 +1,50 @@
+"""Capacities refuse at once, in all and for each owner, and get back what requests held."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from jobs.errors import LimitReached
+from service.errors import Busy
+from service.http.capacity import Capacity
+
+
+def test_an_owner_cannot_hold_more_than_its_part():
+    capacity = Capacity("input_orders", total=10, per_owner=2)
+    with capacity.share("mallory") as held, capacity.share("alice") as other:
+        held.take(2)
+        with pytest.raises(LimitReached) as refused:
+            held.take(1)
+        assert refused.value.limit == "owner_input_orders"
+        other.take(2)
+
+
+def test_all_owners_together_cannot_hold_more_than_the_total():
+    capacity = Capacity("input_orders", total=3, per_owner=2)
+    with capacity.share("a") as first, capacity.share("b") as second:
+        first.take(2)
+        with pytest.raises(Busy):
+            second.take(2)
+        second.take(1)
+
+
+def test_what_a_request_held_is_given_back_however_it_ends():
+    capacity = Capacity("input_orders", total=1, per_owner=1)
+    for _ in range(3):
+        with suppress(ZeroDivisionError), capacity.share("a") as share:
+            share.take(1)
+            raise ZeroDivisionError
+
+
+def test_a_refused_request_gives_back_only_what_it_held():
+    capacity = Capacity("body_memory_bytes", total=10, per_owner=10)
+    with capacity.share("a") as first:
+        first.take(6)
+        with capacity.share("a") as second:
+            second.take(4)
+            with pytest.raises(LimitReached):
+                second.take(1)
+        with capacity.share("a") as third, pytest.raises(LimitReached):
+            third.take(5)

@@ -1,0 +1,139 @@
+"""Connections that do not get on are closed, and those with two lengths refused."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from service.app import create_app
+from tests.service.conftest import serving, settings_for
+from tests.service.http.raw import connected, head, post_json, read_until_closed, status
+
+LIVEZ = head("GET", "/livez")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("protocol")
+
+
+@pytest.fixture(scope="module")
+def port(redis_server, folder):
+    """A service with short times."""
+    limits = {"head_timeout_s": 0.3, "send_timeout_s": 0.3, "max_connections": 8, "body_timeout_s": 20.0}
+    with serving(create_app(settings_for(redis_server, folder, **limits))) as port:
+        yield port
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Content-Length: 5", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked", "Content-Length: 5"),
+        ("transfer-encoding: CHUNKED", "content-length: 0"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/generate", "/livez"])
+def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(port, path, headers):
+    with connected(port) as connection:
+        connection.sendall(head("POST", path, *headers) + b"0\r\n\r\n" + LIVEZ)
+        answer = read_until_closed(connection)
+    assert status(answer) == 400
+    assert answer.count(b"HTTP/1.1") == 1  # what is smuggled behind it is not answered
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET /livez HTTP/1.1\r\nHost: local"])
+def test_a_head_that_is_not_complete_in_time_is_answered_408(port, sent):
+    with connected(port) as connection:
+        connection.sendall(sent)
+        assert status(read_until_closed(connection)) == 408
+
+
+def test_a_dripping_head_gets_no_more_time(port):
+    with connected(port) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+        connection.settimeout(0.02)
+        for _ in range(1000):
+            try:
+                answer = connection.recv(1000)
+                break
+            except TimeoutError:
+                connection.sendall(b"x")
+        else:
+            pytest.fail("the connection stays open")
+    assert status(answer) == 408
+
+
+def test_a_connection_without_any_request_is_closed_silently(port):
+    with connected(port) as connection:
+        assert read_until_closed(connection) == b""
+
+
+def test_a_body_that_goes_on_after_the_answer_ends_with_the_connection(port):
+    with connected(port) as connection:
+        connection.sendall(head("POST", "/nowhere", "Content-Length: 1000000") + b"x")
+        assert status(connection.recv(1000)) == 404
+        connection.settimeout(0.02)
+        for _ in range(1000):
+            try:
+                connection.sendall(b"x")
+                if not connection.recv(1000):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        else:
+            pytest.fail("the connection stays open")
+
+
+def test_garbage_after_the_answer_closes_the_connection(port, caplog):
+    with connected(port) as connection:
+        connection.sendall(head("POST", "/nowhere", "Transfer-Encoding: chunked"))
+        connection.recv(1000)
+        connection.sendall(b"no chunk\r\n")
+        read_until_closed(connection)
+    assert "Traceback" not in caplog.text
+
+
+def test_requests_in_time_share_a_connection(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.connect()
+    connection.auto_open = 0
+    for _ in range(3):
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read() == b'{"status":"ok"}'
+    connection.close()
+
+
+def test_a_new_connection_takes_the_place_of_the_one_that_waits_longest(port):
+    with ExitStack() as opened:
+        idle = [opened.enter_context(connected(port)) for _ in range(20)]
+        with connected(port) as connection:
+            connection.sendall(LIVEZ)
+            assert status(connection.recv(1000)) == 200
+        assert read_until_closed(idle[0]) == b""
+
+
+def test_a_connection_above_the_limit_is_refused_where_all_others_are_in_use(port, redis):
+    with ExitStack() as opened:
+        for _ in range(8):
+            connection = opened.enter_context(connected(port))
+            connection.sendall(post_json("Content-Length: 10", "Expect: 100-continue"))
+            assert status(connection.recv(1000)) == 100  # the service waits for its body
+        with connected(port) as connection:
+            assert status(read_until_closed(connection)) == 503
+
+
+def test_a_client_that_takes_nothing_of_an_answer_is_disconnected(port):
+    """Pipelined requests are answered into a connection from which nobody reads."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", port))
+        with pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012
+            while True:
+                connection.sendall(head("GET", "/openapi.json") * 50)
