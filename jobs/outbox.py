@@ -63,27 +63,21 @@ class Backlog:
 
 
 class Outbox:
-    """The deliveries of all jobs. Safe between threads; raises Unavailable while Redis cannot be reached.
+    """The deliveries of all jobs. Safe between threads; raises Unavailable while Redis cannot be reached."""
 
-    At most `max_per_owner` deliveries of an owner and `max_per_host` to a host are in flight at a time, over
-    all processes.
-    """
-
-    def __init__(
-        self,
-        redis: Redis,
-        clock: Callable[[], int] | None = None,
-        *,
-        max_per_owner: int = 4,
-        max_per_host: int = 2,
-    ) -> None:
+    def __init__(self, redis: Redis, clock: Callable[[], int] | None = None) -> None:
         self._redis = redis
         self._run = Scripts(redis, clock).run
-        self._bounds = {"max_per_owner": max_per_owner, "max_per_host": max_per_host}
 
-    def take(self, lease_s: float) -> Delivery | None:
-        """Lease the delivery whose turn it is, for `lease_s`; None if none may be sent now."""
-        found = self._run("take_delivery", lease_ms=round(lease_s * 1000), **self._bounds)
+    def take(self, lease_s: float, max_per_owner: int = 4, max_per_host: int = 2) -> Delivery | None:
+        """Lease the delivery whose turn it is, for `lease_s`; None if none may be sent now.
+
+        Passes over owners and hosts that have as many deliveries in flight already, over all processes.
+        """
+        lease_ms = round(lease_s * 1000)
+        found = self._run(
+            "take_delivery", lease_ms=lease_ms, max_per_owner=max_per_owner, max_per_host=max_per_host
+        )
         return _delivery(*found) if found else None
 
     def settle(self, delivery: Delivery, attempt: Attempt, retry_s: float | None) -> None:

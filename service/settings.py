@@ -54,7 +54,13 @@ class Settings(SharedSettings):
     webhook_private_hosts: bool = Field(default=False, description="send webhooks to private addresses, too")
     webhook_timeout_s: float = Field(default=15.0, gt=0, description="how long a receiver may take to answer")
     webhook_threads: int = Field(
-        default=2, ge=0, description="webhooks sent at a time; 0 where `python -m service.webhooks` does it"
+        default=8, ge=0, description="webhooks sent at a time; 0 where `python -m service.webhooks` does it"
+    )
+    webhook_max_per_owner: int = Field(
+        default=4, ge=1, description="webhooks of one owner sent at a time by all processes together"
+    )
+    webhook_max_per_host: int = Field(
+        default=2, ge=1, description="webhooks to one host sent at a time by all processes together"
     )
     webhook_interval_s: float = Field(default=0.5, gt=0, description="how often webhooks are looked for")
 

@@ -19,8 +19,8 @@ def outbox(redis: Redis, desk: Desk) -> Outbox:
     return Outbox(redis, desk.clock)
 
 
-def take_all(outbox: Outbox) -> list[Delivery]:
-    return list(iter(lambda: outbox.take(60), None))
+def take_all(outbox: Outbox, max_per_owner: int = 4, max_per_host: int = 2) -> list[Delivery]:
+    return list(iter(lambda: outbox.take(60, max_per_owner, max_per_host), None))
 
 
 def fail(outbox: Outbox, delivery: Delivery, retry_s: float | None = 5.0) -> None:
@@ -171,53 +171,51 @@ class TestADelivery:
 
 
 class TestOwnersAndHosts:
-    def test_take_turns(self, redis: Redis, desk: Desk):
-        outbox = Outbox(redis, desk.clock, max_per_owner=9, max_per_host=9)
+    def test_take_turns(self, desk: Desk, outbox: Outbox):
         tell(desk, "a", "one", 2)
         tell(desk, "a", "two", 2)
         tell(desk, "b", "one", 2)
-        turns = [(taken.job.owner, taken.job.webhook_url[8:11]) for taken in take_all(outbox)]
+        turns = [(taken.job.owner, taken.job.webhook_url[8:11]) for taken in take_all(outbox, 9, 9)]
         assert turns == [("a", "one"), ("b", "one"), ("a", "two"), ("b", "one"), ("a", "one"), ("a", "two")]
 
-    def test_with_a_new_delivery_wait_for_one_turn_of_each_other_owner(self, redis: Redis, desk: Desk):
-        outbox = Outbox(redis, desk.clock, max_per_owner=99, max_per_host=99)
+    def test_with_a_new_delivery_wait_for_one_turn_of_each_other_owner(self, desk: Desk, outbox: Outbox):
         for owner in "abc":
             tell(desk, owner, "tarpit", 10)
         for _ in range(7):
-            outbox.take(60)
+            outbox.take(60, 99, 99)
         tell(desk, "late", "quick")
-        assert "late" in [outbox.take(60).job.owner for _ in range(4)]
+        assert "late" in [outbox.take(60, 99, 99).job.owner for _ in range(4)]
 
-    def test_have_a_bounded_number_of_deliveries_in_flight(self, redis: Redis, desk: Desk):
-        outbox = Outbox(redis, desk.clock, max_per_owner=3, max_per_host=2)
+    def test_have_a_bounded_number_of_deliveries_in_flight(self, desk: Desk, outbox: Outbox):
         for host in ("one", "two", "three"):
             tell(desk, "a", host, 5)
-        taken = take_all(outbox)
+        taken = take_all(outbox, 3, 2)
         assert len(taken) == 3
         tell(desk, "b", "one", 5)
-        assert [t.job.owner for t in take_all(outbox)] == ["b"]
+        assert [t.job.owner for t in take_all(outbox, 3, 2)] == ["b"]
         outbox.settle(taken[0], attempt(taken[0], status_code=200), None)
-        assert len(take_all(outbox)) == 1
+        assert len(take_all(outbox, 3, 2)) == 1
 
-    def test_lose_a_place_in_flight_when_the_lease_is_over(self, redis: Redis, desk: Desk):
-        outbox = Outbox(redis, desk.clock, max_per_owner=2, max_per_host=2)
+    def test_lose_a_place_in_flight_when_the_lease_is_over(self, desk: Desk, outbox: Outbox):
         tell(desk, "a", "tarpit", 3)
         assert len(take_all(outbox)) == 2
         desk.clock.advance(60)
         assert len(take_all(outbox)) == 2
 
-    def test_keep_a_place_in_flight_while_a_delivery_of_a_deleted_job_is_sent(self, redis: Redis, desk: Desk):
-        outbox = Outbox(redis, desk.clock, max_per_owner=1)
+    def test_keep_a_place_in_flight_while_a_delivery_of_a_deleted_job_is_sent(
+        self, desk: Desk, outbox: Outbox
+    ):
         tell(desk, "a", "tarpit", 2)
-        sent = outbox.take(60)
+        sent = outbox.take(60, 1)
         desk.ledger.delete(sent.job.id)
-        assert outbox.take(60) is None
+        assert outbox.take(60, 1) is None
         fail(outbox, sent)
-        assert outbox.take(60) is not None
+        assert outbox.take(60, 1) is not None
 
     @pytest.mark.parametrize("waiting", [10, 400])
-    def test_cost_the_same_to_take_from_however_much_waits(self, redis: Redis, desk: Desk, waiting):
-        outbox = Outbox(redis, desk.clock)
+    def test_cost_the_same_to_take_from_however_much_waits(
+        self, redis: Redis, desk: Desk, outbox: Outbox, waiting
+    ):
         tell(desk, "a", "tarpit", waiting)
         take_all(outbox)
         tell(desk, "b", "quick")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,12 +17,14 @@ from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from jobs.errors import OutOfMemory
+from jobs.keys import new_job_id
 from jobs.outbox import Outbox
+from jobs.submission import Submission
 from service.webhooks.courier import RETRY_AFTER_S, Courier
 from service.webhooks.signing import Signer
 from tests.jobs.examples import Clock
 from tests.service.conftest import settings_for
-from tests.service.hosts import host
+from tests.service.hosts import host, tarpit
 from tests.waiting import wait_until
 
 SECRET = SecretStr("whsec_" + "c2VjcmV0" * 6)
@@ -258,7 +263,7 @@ class TestTheThreads:
             order(webhook_url=receiver.url)
             worker.succeed(worker.claim())
         with couriers[0], couriers[1]:
-            wait_until(lambda: redis.zcard("longcat:outbox") == 0)
+            wait_until(lambda: Outbox(redis).backlog().num_deliveries == 0)
         assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 30
         assert len(receiver.received) == 30
 
@@ -274,3 +279,91 @@ class TestTheThreads:
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+@pytest.fixture
+def tell(order, worker):
+    """Has webhooks of an owner to be sent, one for each call."""
+    job = worker.ledger.get(order()["id"])
+
+    def cancelled(owner, url):
+        submitted = worker.ledger.submit(
+            Submission(id=new_job_id(), order=job.order, owner=owner, webhook_url=url)
+        )
+        worker.ledger.cancel(submitted.id)
+        return submitted.id
+
+    return cancelled
+
+
+@pytest.fixture
+def sending(settings):
+    """The settings of a courier with threads."""
+    changes = {"webhook_private_hosts": True, "webhook_interval_s": 0.02, "webhook_timeout_s": 60}
+    return settings.model_copy(update=changes | {"webhook_threads": 4, "webhook_max_per_owner": 3})
+
+
+class TestATarpit:
+    @pytest.mark.parametrize("drip", [b"", b"HTTP/1.1 200 OK\r\nA: "])
+    def test_holds_few_threads_and_nobody_elses_webhooks(self, tell, receiver, redis, sending, drip):
+        with tarpit(drip) as tar, Courier(Outbox(redis), Signer(redis, None), sending):
+            for _ in range(20):
+                tell("a", tar.url)
+            wait_until(lambda: len(tar.connections) == 2)
+            for _ in range(5):
+                tell("b", receiver.url)
+            tell("a", receiver.url)
+            wait_until(lambda: len(receiver.received) == 6)
+            assert len(tar.connections) == 2
+            for connection in tar.connections:
+                connection.close()
+
+    def test_on_many_ports_does_not_hold_all_threads(self, tell, receiver, redis, sending):
+        with ExitStack() as stack:
+            tars = [stack.enter_context(tarpit()) for _ in range(5)]
+            stack.enter_context(Courier(Outbox(redis), Signer(redis, None), sending))
+            for tar in tars:
+                tell("a", tar.url)
+            wait_until(lambda: sum(len(tar.connections) for tar in tars) == 3)
+            tell("b", receiver.url)
+            wait_until(lambda: receiver.received)
+            assert sum(len(tar.connections) for tar in tars) == 3
+            for connection in (connection for tar in tars for connection in tar.connections):
+                connection.close()
+
+    def test_that_drips_has_failed_at_the_timeout(self, client, order, worker, post):
+        with tarpit(b"HTTP/1.1 200 OK\r\nA: ") as tar:
+            job = order(webhook_url=tar.url)
+            worker.claim()
+            post(webhook_timeout_s=0.1).deliver_all()
+        (entry,) = log_of(client, job)
+        assert (entry["outcome"], entry["error"]) == ("failed", "the host is too slow")
+
+    def test_is_left_when_the_service_ends(self, tell, redis, sending, monkeypatch):
+        monkeypatch.setattr("service.webhooks.courier.LEAVING_S", 0.05)
+        with tarpit() as tar:
+            with Courier(Outbox(redis), Signer(redis, None), sending):
+                tell("a", tar.url)
+                wait_until(lambda: tar.connections)
+                began = time.monotonic()
+            assert time.monotonic() - began < sending.webhook_timeout_s / 2
+            assert Outbox(redis).backlog().num_deliveries == 1
+
+
+def test_certificates_are_read_once_for_all_webhooks(tell, receiver, post, monkeypatch):
+    read = []
+    load = ssl.SSLContext.load_default_certs
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *args: read.append(load(*args)))
+    mine = post()
+    for _ in range(3):
+        tell("a", receiver.url)
+    mine.deliver_all()
+    assert (len(receiver.received), len(read)) == (3, 1)
+
+
+def test_a_webhook_of_a_job_deleted_meanwhile_is_not_sent(client, order, worker, receiver, post):
+    job = order(webhook_url=receiver.url)
+    worker.succeed(worker.claim())
+    assert client.delete(f"/jobs/{job['id']}").status_code == 204
+    post().deliver_all()
+    assert receiver.received == []
