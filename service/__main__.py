@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import sys
 from contextlib import suppress
 
@@ -12,9 +14,24 @@ from jobs.errors import Unavailable
 from jobs.logs import set_up_log
 from service.app import create_app
 from service.auth import OpenToAll, check_exposure
+from service.event_streams import EventStreams
 from service.settings import Settings, problems_of
 
-_GRACE_S = 10  # for answers under way, such as event streams, when the service is told to end
+_GRACE_S = 10  # for answers under way when the service is told to end
+_NOT_STARTED = 3
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams, which would go on otherwise, before it waits for answers under way."""
+
+    def __init__(self, config: uvicorn.Config, event_streams: EventStreams) -> None:
+        super().__init__(config)
+        self._event_streams = event_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening and wait for what is under way."""
+        self._event_streams.close()
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -32,7 +49,7 @@ def main() -> int:
     except OpenToAll as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 2
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -40,7 +57,11 @@ def main() -> int:
         server_header=False,
         log_config=None,
     )
-    return 0
+    server = _Server(config, app.state.event_streams)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done; we exit with 0
+    with suppress(KeyboardInterrupt):
+        server.run()
+    return 0 if server.started else _NOT_STARTED
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from jobs.tracing import open_tracing
 from service import console, docs, events, files, health, openai_videos, routes
 from service.backend import Backend, admitted
 from service.errors import documented, documented_as_openai, install_error_handlers
+from service.event_streams import EventStreams
 from service.maintenance import Maintenance
 from service.metrics import MeasuredRequests, Metrics
 from service.openapi import DocumentedAPI
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.backend = backend
     app.state.metrics = Metrics(backend)
+    app.state.event_streams = EventStreams(backend.redis, settings)
     app.add_middleware(MeasuredRequests, metrics=app.state.metrics)
     app.state.tracing = open_tracing("longcat-service", wanted=settings.traces)
     if app.state.tracing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
@@ -16,9 +17,11 @@ from jobs.record import Job, Progress
 from jobs.storage import Storage, open_storage
 from jobs.transitions import Ledger
 from service.auth import EVERYBODY, Credentials, owner_of
+from service.errors import Unauthorized
 from service.keys import ApiKeys
 from service.settings import Settings
 from service.views import JobView
+from service.webhooks.receivers import WebhookReceivers
 
 Action = Callable[[], None]
 
@@ -31,8 +34,8 @@ def _at_once(action: Action) -> None:
 class Backend:
     """Everything outside this process; shared by all requests, safe between threads.
 
-    A request gets it in the name of its `owner`: then the ledger has his jobs alone, and `afterwards`
-    does what the answer need not wait for.
+    A request gets it in the name of its `owner`: then the ledger has his jobs alone, `is_authorized` checks
+    again whether the request's key is valid, and `afterwards` does what the answer need not wait for.
     """
 
     settings: Settings
@@ -42,7 +45,9 @@ class Backend:
     keys: IdempotencyKeys
     tickets: TicketQueue
     storage: Storage
+    webhook_receivers: WebhookReceivers
     owner: str = EVERYBODY
+    is_authorized: Callable[[], bool] = lambda: True
     afterwards: Callable[[Action], None] = _at_once
 
     @classmethod
@@ -63,6 +68,7 @@ class Backend:
             keys=IdempotencyKeys(redis),
             tickets=TicketQueue(redis),
             storage=open_storage(settings),
+            webhook_receivers=WebhookReceivers(allow_private=settings.webhook_private_hosts),
         )
 
     def of(self, owner: str) -> Backend:
@@ -97,7 +103,13 @@ def admitted(request: Request, backend: Opened, credentials: Credentials, tasks:
     """The backend in the name of whoever asks. Raises Unauthorized, LimitReached, Unavailable."""
     owner = owner_of(request, credentials, backend.api_keys)
     backend.ledger.admit(owner)
-    return replace(backend.of(owner), afterwards=tasks.add_task)
+
+    def is_authorized() -> bool:
+        with suppress(Unauthorized):
+            return owner_of(request, credentials, backend.api_keys) == owner
+        return False
+
+    return replace(backend.of(owner), is_authorized=is_authorized, afterwards=tasks.add_task)
 
 
 Served = Annotated[Backend, Depends(admitted)]  # for who is admitted, once for each request

@@ -5,25 +5,32 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import Event
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from jobs.errors import OutOfMemory
+from jobs.errors import InvalidRequest, OutOfMemory
 from jobs.keys import new_job_id
 from jobs.outbox import Outbox
 from jobs.submission import Submission
+from service.app import create_app
+from service.webhooks import receivers
 from service.webhooks.courier import RETRY_AFTER_S, Courier
+from service.webhooks.receivers import WebhookReceivers
 from service.webhooks.signing import Signer
 from tests.jobs.examples import Clock
-from tests.service.conftest import settings_for
+from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.hosts import host, tarpit
 from tests.waiting import wait_until
 
@@ -220,6 +227,47 @@ class TestTheOrder:
     def test_has_a_log_that_is_empty_at_first_and_its_owners(self, client, order):
         assert log_of(client, order()) == []
         assert client.get("/jobs/nobody/webhooks").status_code == 404
+
+
+class TestAReceiverAtOrderTime:
+    def judge(self, monkeypatch, lookup, url):
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
+        WebhookReceivers(allow_private=False).check(url)
+
+    @pytest.mark.parametrize("host", ["127.0.0.1:8000", "10.0.0.1", "[::1]", "169.254.169.254", "2130706433"])
+    def test_in_our_own_network_is_refused(self, redis_server, redis, tmp_path, host):
+        CAPABILITY.publish(redis)
+        settings = settings_for(redis_server, tmp_path, webhook_private_hosts=False)
+        with TestClient(create_app(settings)) as client:
+            answer = client.post("/generate", json={"prompt": "a ball", "webhook_url": f"http://{host}/x"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["field"]) == (422, "invalid_request", "webhook_url")
+        assert redis.zcard("longcat:index:all") == 0
+
+    def test_with_a_name_that_leads_there_is_refused(self, monkeypatch):
+        def lookup(*_, **__):
+            return [(2, 1, 6, "", (address, 443)) for address in ("1.1.1.1", "192.168.0.1")]
+
+        with pytest.raises(InvalidRequest):
+            self.judge(monkeypatch, lookup, "https://inside.example.com/hook")
+
+    def test_that_is_public_or_does_not_resolve_now_is_accepted(self, monkeypatch):
+        def nothing(*_, **__):
+            raise socket.gaierror("no such name")
+
+        self.judge(monkeypatch, lambda *_, **__: [(2, 1, 6, "", ("1.1.1.1", 443))], "https://example.com")
+        self.judge(monkeypatch, nothing, "https://late.example.com")
+
+    def test_with_a_slow_name_server_holds_few_threads(self, monkeypatch):
+        monkeypatch.setattr(receivers, "_PATIENCE_S", 0.001)
+        lookups, answered = [], Event()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: lookups.append(answered.wait(30)) or [])
+        hosts = WebhookReceivers(allow_private=False)
+        for number in range(20):
+            hosts.check(f"https://{number}.example.com")
+        assert sum(thread.name == "webhook-host" for thread in threading.enumerate()) == 8
+        answered.set()
+        wait_until(lambda: len(lookups) == 8)
 
 
 class TestSecrets:
