@@ -54,6 +54,10 @@ class NotPublic(ValueError):
     """A host that stands for an address inside our own network, or for none."""
 
 
+class NotResolved(NotPublic):
+    """A host that stands for no address, at least now."""
+
+
 def is_public(address: IPAddress) -> bool:
     """Check that an address lies in the open internet; of an IPv4 address within an IPv6 one, check that.
 
@@ -75,7 +79,7 @@ def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise NotPublic("the host cannot be resolved") from error
+        raise NotResolved("the host cannot be resolved") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not allow_private and not all(is_public(_parse(address)) for address in addresses):
         raise NotPublic("the host is not in the public internet")

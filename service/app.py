@@ -23,6 +23,7 @@ from service.backend import Backend, admitted
 from service.browser_guard import BrowserGuard
 from service.console import session
 from service.errors import documented, documented_as_openai, install_error_handlers
+from service.event_streams import EventStreams
 from service.http.body_deadlines import BodyDeadlines
 from service.maintenance import Maintenance
 from service.metrics import MeasuredRequests, Metrics
@@ -56,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.openapi = app.openapi
     app.state.shows_details = settings.ops_port is None
     app.state.metrics = Metrics(backend)
+    app.state.event_streams = EventStreams(backend.redis, settings)
     app.add_middleware(
         BodyDeadlines, timeout_s=settings.body_timeout_s, min_bytes_per_s=settings.body_min_bytes_per_s
     )

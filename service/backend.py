@@ -24,6 +24,7 @@ from service.keys.sessions import Sessions
 from service.origins import Origins
 from service.settings import Settings
 from service.views import JobView
+from service.webhooks.receivers import WebhookReceivers
 
 Action = Callable[[], None]
 
@@ -49,6 +50,7 @@ class Backend:
     tickets: TicketQueue
     storage: Storage
     capacities: Capacities
+    webhook_receivers: WebhookReceivers
     owner: str = EVERYBODY
     may_order_high: bool = True
     is_authorized: Callable[[], bool] = lambda: True
@@ -75,6 +77,7 @@ class Backend:
             tickets=TicketQueue(redis),
             storage=open_storage(settings),
             capacities=Capacities.of(settings),
+            webhook_receivers=WebhookReceivers(allow_private=settings.webhook_private_hosts),
         )
 
     def of(self, owner: str) -> Backend:

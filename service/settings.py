@@ -16,6 +16,7 @@ from service.fetch import FetchLimits
 from service.http.protocol import ConnectionLimits
 
 _MIB = 1 << 20
+_LIMITS = (*(limit.name for limit in fields(Quotas)), "owner_event_streams", "total_event_streams")
 _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}")
 
 
@@ -56,13 +57,21 @@ class Settings(SharedSettings):
     allow_no_keys: bool = Field(
         default=False, description="listen beyond this machine even if there are no keys"
     )
-    owner_requests_per_s: float | None = Field(default=None, gt=0, description="requests of each key's owner")
+    owner_requests_per_s: float | None = Field(default=100, gt=0, description="requests of each key's owner")
     total_requests_per_s: float | None = Field(default=None, gt=0, description="requests of all together")
-    owner_queued_jobs: int | None = Field(default=None, ge=1, description="waiting jobs of each owner")
+    owner_queued_jobs: int | None = Field(default=1000, ge=1, description="waiting jobs of each owner")
     total_queued_jobs: int | None = Field(default=10_000, ge=1, description="waiting jobs of all together")
     owner_running_jobs: int | None = Field(default=None, ge=1, description="running jobs of each owner")
     total_running_jobs: int | None = Field(default=None, ge=1, description="running jobs of all together")
-    owner_input_bytes_per_day: int | None = Field(default=None, ge=1, description="stored for each owner")
+    owner_event_streams: int | None = Field(
+        default=100, ge=1, description="open event streams of each owner, in each process"
+    )
+    total_event_streams: int | None = Field(
+        default=1000, ge=1, description="open event streams of all together, in each process"
+    )
+    owner_input_bytes_per_day: int | None = Field(
+        default=10 * 1024 * _MIB, ge=1, description="stored for each owner"
+    )
     total_input_bytes_per_day: int | None = Field(default=None, ge=1, description="stored for all together")
 
     webhook_secret: SecretStr | None = Field(
@@ -76,7 +85,13 @@ class Settings(SharedSettings):
     webhook_private_hosts: bool = Field(default=False, description="send webhooks to private addresses, too")
     webhook_timeout_s: float = Field(default=15.0, gt=0, description="how long a receiver may take to answer")
     webhook_threads: int = Field(
-        default=2, ge=0, description="webhooks sent at a time; 0 where `python -m service.webhooks` does it"
+        default=8, ge=0, description="webhooks sent at a time; 0 where `python -m service.webhooks` does it"
+    )
+    webhook_max_per_owner: int = Field(
+        default=4, ge=1, description="webhooks of one owner sent at a time by all processes together"
+    )
+    webhook_max_per_host: int = Field(
+        default=2, ge=1, description="webhooks to one host sent at a time by all processes together"
     )
     webhook_interval_s: float = Field(default=0.5, gt=0, description="how often webhooks are looked for")
 
@@ -139,6 +154,12 @@ class Settings(SharedSettings):
     )
     fetch_timeout_s: float = Field(default=60.0, gt=0, description="how long fetching a URL may take in all")
     fetch_private_hosts: bool = Field(default=False, description="fetch inputs from private addresses, too")
+
+    @field_validator(*_LIMITS, mode="before")
+    @classmethod
+    def _no_limit(cls, bound: object) -> object:
+        """Read `none` as no limit: an empty variable means the default."""
+        return None if isinstance(bound, str) and bound.lower() == "none" else bound
 
     @field_validator("webhook_secret", "webhook_secret_previous")
     @classmethod

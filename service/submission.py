@@ -44,6 +44,8 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     capability = latest(backend.redis)
     limits = Limits.from_json(capability.limits)
     check_texts(request, limits)
+    if request.webhook_url:
+        backend.webhook_receivers.check(request.webhook_url)
     step_cache = step_cache_for(request, backend.settings.step_cache)
     job_id = hold.job_id if hold else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:

@@ -147,6 +147,7 @@ def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site
 def _environment(redis_url: str, server: S3Server, s3: FaultyS3, checkpoint: Path) -> dict[str, str]:
     settings = {
         **SETTINGS,
+        "OWNER_REQUESTS_PER_S": "none",
         "REDIS_URL": redis_url,
         "CHECKPOINT": checkpoint,
         "S3_ENDPOINT_URL": s3.url,
