@@ -16,6 +16,7 @@ from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
 from jobs.storage import Storage, open_storage
 from jobs.transitions import Ledger
+from model.media.sandbox import Sandbox
 from service.auth import EVERYBODY, Authenticator, Credentials
 from service.errors import Unauthorized
 from service.keys import ApiKeys
@@ -47,6 +48,7 @@ class Backend:
     keys: IdempotencyKeys
     tickets: TicketQueue
     storage: Storage
+    sandbox: Sandbox
     owner: str = EVERYBODY
     may_order_high: bool = True
     is_authorized: Callable[[], bool] = lambda: True
@@ -72,6 +74,7 @@ class Backend:
             keys=IdempotencyKeys(redis),
             tickets=TicketQueue(redis),
             storage=open_storage(settings),
+            sandbox=Sandbox(settings.max_decodes, settings.decode_memory_bytes),
         )
 
     def of(self, owner: str) -> Backend:
