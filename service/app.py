@@ -119,6 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if settings.ops_port is not None:
             ops = create_ops_app(app)
             await stack.enter_async_context(serving(ops, settings.ops_host, settings.ops_port))
+        stack.enter_context(backend.sandbox).start()
         stack.enter_context(Maintenance(backend))
         stack.enter_context(courier)
         yield

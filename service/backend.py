@@ -16,6 +16,7 @@ from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
 from jobs.storage import Storage, open_storage
 from jobs.transitions import Ledger
+from model.media.sandbox import Sandbox
 from service.auth import EVERYBODY, Authenticator, Credentials
 from service.errors import Unauthorized
 from service.http.capacity import Capacities
@@ -51,6 +52,7 @@ class Backend:
     storage: Storage
     capacities: Capacities
     webhook_receivers: WebhookReceivers
+    sandbox: Sandbox
     owner: str = EVERYBODY
     may_order_high: bool = True
     is_authorized: Callable[[], bool] = lambda: True
@@ -78,6 +80,7 @@ class Backend:
             storage=open_storage(settings),
             capacities=Capacities.of(settings),
             webhook_receivers=WebhookReceivers(allow_private=settings.webhook_private_hosts),
+            sandbox=Sandbox(settings.max_decodes, settings.decode_memory_bytes),
         )
 
     def of(self, owner: str) -> Backend:

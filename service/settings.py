@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 
 from jobs.quotas import Quotas
 from jobs.settings import PREFIX, SharedSettings
-from service.clips import ClipLimits
+from model.media.formats import ClipLimits, ImageLimits
 from service.fetch import FetchLimits
 from service.http.protocol import ConnectionLimits
 
@@ -145,7 +146,16 @@ class Settings(SharedSettings):
     max_video_pixels: int = Field(
         default=1_000_000_000, gt=0, description="pixels of all frames of a clip together"
     )
+    image_check_timeout_s: float = Field(
+        default=20.0, gt=0, description="how long an image may take to decode"
+    )
     video_check_timeout_s: float = Field(default=60.0, gt=0, description="how long a clip may take to decode")
+    max_decodes: int = Field(
+        default_factory=lambda: min(4, len(os.sched_getaffinity(0))),
+        ge=1,
+        description="images and clips decoded at a time, each in a process of its own",
+    )
+    decode_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB, description="memory for each of them")
     fetch_connect_timeout_s: float = Field(
         default=5.0, gt=0, description="how long connecting to a URL may take"
     )
@@ -185,6 +195,11 @@ class Settings(SharedSettings):
     def connection_limits(self) -> ConnectionLimits:
         """Return how many connections may be open, and how long they may wait."""
         return ConnectionLimits(self.max_connections, self.head_timeout_s, self.send_timeout_s)
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """Return the limits for decoding an image."""
+        return ImageLimits(max_pixels=self.max_image_pixels, timeout_s=self.image_check_timeout_s)
 
     @property
     def clip_limits(self) -> ClipLimits:

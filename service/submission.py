@@ -49,7 +49,7 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     step_cache = step_cache_for(request, backend.settings.step_cache)
     job_id = hold.job_id if hold else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:
-        intake = Intake(job_id, folder, backend.settings, limits.fps)
+        intake = Intake(job_id, folder, backend.settings, backend.sandbox, limits.fps)
         inputs = intake.take_all(_given(request, body.files))
         order = settle_order(request, inputs, limits, step_cache)
         check_capability(order, capability)

@@ -7,18 +7,19 @@ import pytest
 from PIL import Image
 
 from model.film import read_clip
+from model.media.errors import UnusableMedia
+from model.media.formats import ClipLimits
+from model.media.reading import check_clip
 from model.shapes import Clip
-from service.clips import ClipLimits, probe_clip
-from service.errors import UnusableInput
 from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip
 
 
 @pytest.fixture
-def probed(tmp_path):
+def probed(sandbox, tmp_path):
     def run(content, **limits):
         path = tmp_path / "clip"
         path.write_bytes(content)
-        return probe_clip(path, ClipLimits(**limits), fps=15)
+        return check_clip(sandbox, path, ClipLimits(**limits), fps=15)
 
     return run
 
@@ -40,14 +41,14 @@ def test_frames_and_size_are_counted(probed, codec, kind, media_type):
 
 def test_the_limits_are_exact(probed):
     assert probed(clip(9), max_frames=9, max_pixels=9 * 64 * 96)[0].num_frames == 9
-    with pytest.raises(UnusableInput, match="more than 8 frames"):
+    with pytest.raises(UnusableMedia, match="more than 8 frames"):
         probed(clip(9), max_frames=8)
-    with pytest.raises(UnusableInput, match="pixels in all"):
+    with pytest.raises(UnusableMedia, match="pixels in all"):
         probed(clip(9), max_pixels=9 * 64 * 96 - 1)
 
 
 def test_a_clip_that_takes_too_long_is_refused(probed):
-    with pytest.raises(UnusableInput, match="longer than 0 s"):
+    with pytest.raises(UnusableMedia, match="longer than 0 s"):
         probed(clip(), timeout_s=0.0)
 
 
@@ -67,7 +68,7 @@ def test_a_clip_that_takes_too_long_is_refused(probed):
     ids=["empty", "text", "zeros", "breaks off", "png", "gif", "avi", "sound", "turned"],
 )
 def test_what_is_no_usable_clip_is_refused(probed, content, problem):
-    with pytest.raises(UnusableInput, match=problem):
+    with pytest.raises(UnusableMedia, match=problem):
         probed(content)
 
 
@@ -82,18 +83,19 @@ def test_what_is_no_usable_clip_is_refused(probed, content, problem):
 )
 def test_a_list_that_points_to_other_files_is_never_followed(probed, tmp_path, playlist):
     (tmp_path / "secret.mp4").write_bytes(clip())
-    with pytest.raises(UnusableInput):
+    with pytest.raises(UnusableMedia):
         probed(playlist.format(path=tmp_path / "secret.mp4").encode())
 
 
 @pytest.fixture
-def both(tmp_path):
+def both(sandbox, tmp_path):
     """A clip as the service counts it, and as the model takes it."""
 
     def run(content):
         path = tmp_path / "clip.mp4"
         path.write_bytes(content)
-        return probe_clip(path, ClipLimits(), fps=15)[0], read_clip(path, fps=15).numpy()
+        counted, _ = check_clip(sandbox, path, ClipLimits(), fps=15)
+        return counted, read_clip(path, fps=15, sandbox=sandbox).numpy()
 
     return run
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.errors import UnusableInput
-from service.images import FORMATS, normalise_image
+from model.media.errors import UnusableMedia
+from model.media.formats import IMAGE_FORMATS, ImageLimits
+from model.media.reading import check_image
 from tests.service.media import encoded, picture, png_that_says
 
 MAX_PIXELS = 1_000_000
@@ -21,9 +22,11 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 @pytest.fixture
-def normalised(tmp_path):
+def normalised(sandbox, tmp_path):
     def run(content, max_pixels=MAX_PIXELS):
-        size = normalise_image(io.BytesIO(content), tmp_path / "image.png", max_pixels)
+        (tmp_path / "received").write_bytes(content)
+        limits = ImageLimits(max_pixels=max_pixels)
+        size = check_image(sandbox, tmp_path / "received", tmp_path / "image.png", limits)
         image = Image.open(io.BytesIO((tmp_path / "image.png").read_bytes()))
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (size.width, size.height))
         return image
@@ -39,7 +42,7 @@ def corners(image):
     ]
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_every_kind_of_file_is_read(normalised, kind):
     image = normalised(encoded(picture(), kind))
     assert image.size == (96, 64)
@@ -113,6 +116,11 @@ def test_the_first_frame_of_an_animation_counts(normalised):
     assert normalised(animation).getpixel((1, 1)) == (255, 0, 0)
 
 
+def test_a_photo_of_several_pictures_is_the_first_of_them(normalised):
+    photo = encoded(picture(), "MPO", save_all=True, append_images=[picture(32, 32)])
+    assert normalised(photo).size == (96, 64)
+
+
 def test_the_name_of_the_kind_does_not_matter(normalised):
     assert normalised(encoded(picture(), "BMP")).size == (96, 64)
 
@@ -132,48 +140,50 @@ class TestRefused:
         ],
     )
     def test_what_is_no_image(self, normalised, content):
-        with pytest.raises(UnusableInput):
+        with pytest.raises(UnusableMedia):
             normalised(content)
 
     @pytest.mark.parametrize("kind", ["TIFF", "ICO", "TGA", "PPM", "PDF"])
     def test_kinds_that_are_not_on_the_list(self, normalised, kind):
-        with pytest.raises(UnusableInput, match="one of PNG"):
+        with pytest.raises(UnusableMedia, match="one of PNG"):
             normalised(encoded(picture(), kind))
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
     def test_an_image_that_breaks_off(self, normalised, kind):
         content = encoded(picture(256, 256), kind)
-        with pytest.raises(UnusableInput):
+        with pytest.raises(UnusableMedia):
             normalised(content[: len(content) // 2])
 
     @pytest.mark.parametrize(
         ("height", "width"), [(1001, 1000), (9500, 9500), (30_000, 30_000), (2**31 - 1, 1)]
     )
     def test_a_bomb_before_it_is_unpacked(self, normalised, height, width):
-        with pytest.raises(UnusableInput):
+        with pytest.raises(UnusableMedia):
             normalised(png_that_says(height, width))
 
     def test_one_pixel_too_many_by_what_the_setting_says(self, normalised):
         content = encoded(picture(32, 32))
         assert normalised(content, max_pixels=1024)
-        with pytest.raises(UnusableInput, match="more than 1023 pixels"):
+        with pytest.raises(UnusableMedia, match="more than 1023 pixels"):
             normalised(content, max_pixels=1023)
 
     @pytest.mark.parametrize("size", [(15, 64), (64, 15)])
     def test_an_image_too_small_to_be_of_use(self, normalised, size):
-        with pytest.raises(UnusableInput, match="at least 16"):
+        with pytest.raises(UnusableMedia, match="at least 16"):
             normalised(encoded(picture(*size)))
 
 
 @settings(deadline=None)
 @given(
-    kind=st.sampled_from(FORMATS),
+    kind=st.sampled_from(IMAGE_FORMATS),
     position=st.floats(0, 1, exclude_max=True),
     junk=st.binary(min_size=1, max_size=16),
 )
-def test_damage_is_refused_or_survived_and_nothing_else(kind, position, junk, tmp_path_factory):
+def test_damage_is_refused_or_survived_and_nothing_else(sandbox, kind, position, junk, tmp_path_factory):
     content = bytearray(encoded(picture(), kind))
     start = int(position * len(content))
     content[start : start + len(junk)] = junk
-    with contextlib.suppress(UnusableInput):
-        normalise_image(io.BytesIO(bytes(content)), tmp_path_factory.getbasetemp() / "fuzzed.png", MAX_PIXELS)
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "fuzzed").write_bytes(content)
+    with contextlib.suppress(UnusableMedia):
+        check_image(sandbox, folder / "fuzzed", folder / "fuzzed.png", ImageLimits(max_pixels=MAX_PIXELS))
