@@ -6,6 +6,7 @@ It runs every attack at the same time and prints, as JSON, how often each was an
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -96,7 +97,8 @@ class Attacker:
         self._post(name, content=content, headers={"Content-Type": "application/json"})
 
     def _client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=120.0)
+        headers = {"Authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120.0, verify=False)  # builds no TLS
 
     def _head(self, *headers: str) -> bytes:
         common = ["POST /generate HTTP/1.1", "Host: localhost", f"Authorization: Bearer {self.key}"]
@@ -168,6 +170,7 @@ def _short_lists(size_bytes: int) -> bytes:
 
 
 if __name__ == "__main__":
+    os.nice(10)  # it stands for other machines, which do not take this one's processor time
     url, key, address = sys.argv[1:]
     attacker = Attacker(url, key, address)
     attacker.run()
