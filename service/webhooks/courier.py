@@ -33,7 +33,7 @@ class Courier:
         self._outbox = outbox
         self._signer = signer
         self._settings = settings
-        self._limits = settings.webhook_limits  # once: it holds a TLS context, which takes 50 ms to make
+        self._limits = settings.webhook_limits
         self._ended = Event()
         self._looking = Lock()
         self._threads = [

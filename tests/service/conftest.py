@@ -116,7 +116,9 @@ def serving(app: FastAPI) -> Iterator[int]:
     """Serve an app as `python -m service` does, and give the port."""
     port = free_port()
     options = server_options(app.state.backend.settings.connection_limits)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, **options))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, timeout_graceful_shutdown=1, **options)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)

@@ -25,6 +25,7 @@ from jobs.keys import new_job_id
 from jobs.outbox import Outbox
 from jobs.submission import Submission
 from service.app import create_app
+from service.fetch import default_tls
 from service.webhooks import receivers
 from service.webhooks.courier import RETRY_AFTER_S, Courier
 from service.webhooks.receivers import WebhookReceivers
@@ -460,6 +461,7 @@ class TestATarpit:
 
 
 def test_certificates_are_read_once_for_all_webhooks(tell, receiver, post, monkeypatch):
+    default_tls.cache_clear()
     read = []
     load = ssl.SSLContext.load_default_certs
     monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *args: read.append(load(*args)))
