@@ -62,9 +62,9 @@ soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES=)
 	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out $(OUT))
 
-quality: $(READY) ## films of the pocket world by one rank and by two, and what a judge sees in them (COUNT=)
+quality: $(READY) ## measure the pocket checkpoint on one rank and on two: a table and a contact sheet (COUNT=)
 	$(BIN)/python -m training.quality pocket out/quality $(if $(COUNT),--count $(COUNT))
-	$(BIN)/torchrun --nproc-per-node 2 -m training.quality pocket out/quality --count $(or $(COUNT),3)
+	$(BIN)/torchrun --rdzv-backend c10d --rdzv-conf store_type=file --rdzv-endpoint "$$(mktemp)" --local-addr 127.0.0.1 --nproc-per-node 2 -m training.quality pocket out/quality --count $(or $(COUNT),3)
 
 bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds where there is a GPU
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json

@@ -191,7 +191,7 @@ def measure(folder: Path) -> dict[str, Any]:
             "REDIS_URL": redis_url,
             "DATA_DIR": str(folder),
             "PORT": str(ports[0]),
-            "TOTAL_QUEUED_JOBS": "",
+            **dict.fromkeys(("OWNER_REQUESTS_PER_S", "OWNER_QUEUED_JOBS", "TOTAL_QUEUED_JOBS"), "none"),
         }
         ours = {f"LONGCAT_{name}": value for name, value in settings.items()}
         factory = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 OLDEST_SERVER = (6, 2)
 _PAUSE_S = 0.25
+_TAKES_NO_WRITES = re.compile(r"(^|: -)(OOM|READONLY|MISCONF|NOREPLICAS) ")
+"""Begins an error of Redis; Redis 6.2 puts a script's name and line before it."""
 
 
 def connect(redis_url: str, patience_s: float = 60.0) -> Redis:
@@ -91,13 +94,16 @@ class _RetryUntilDeadline(Retry):
 
 @contextmanager
 def redis_reached() -> Iterator[None]:
-    """Turns the ways in which Redis can be away, or take no writes, into `Unavailable`."""
+    """Raise `Unavailable` where Redis is away or takes no writes."""
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError) as error:
         raise Unavailable("Redis cannot be reached; try again soon") from error
-    except (OutOfMemoryError, ReadOnlyError) as error:
-        raise Unavailable("Redis takes no writes at the moment") from error
+    except ResponseError as error:
+        is_known = isinstance(error, OutOfMemoryError | ReadOnlyError)
+        if is_known or _TAKES_NO_WRITES.search(str(error)):
+            raise Unavailable("Redis takes no writes at the moment") from error
+        raise
 
 
 def check_server(redis: Redis) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs.folder import FolderStorage
+from jobs.private import close_to_others
 from jobs.settings import SharedSettings
 
 
@@ -46,8 +47,13 @@ class Storage(Protocol):
 
 
 def open_storage(settings: SharedSettings) -> Storage:
-    """The storage that `LONGCAT_STORAGE` names."""
+    """Open the storage that `LONGCAT_STORAGE` names.
+
+    A folder that the operator named keeps its rights: a web server may have some. Our own is closed.
+    """
     if settings.storage_folder:
+        if not settings.storage:
+            close_to_others(settings.storage_folder)
         return FolderStorage(settings.storage_folder)
     from jobs.s3 import S3Storage  # noqa: PLC0415 - boto3 is needed by nobody else
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.errors import ModelError
-from model.film import FilmWriter, read_clip, read_image
+from model.film import DECODE_MEMORY_BYTES, FilmWriter, measure_clip, read_clip, read_image
 from model.fused import fuse
-from model.geometry import SIDE_MULTIPLE, Clip, Size
+from model.geometry import SIDE_MULTIPLE, Size
 from model.limits import Limits, load_limits
 from model.loading import measured
+from model.media.sandbox import Sandbox
 from model.options import parser
 from model.parallel import ContextParallel, join, leave
 from model.pipeline import Pipeline
@@ -120,18 +121,22 @@ def _with_progress(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
 
 def _requests(options: argparse.Namespace) -> list[Request]:
     """One request, or one for each prompt where prompts are not segments."""
+    with Sandbox(memory_bytes=DECODE_MEMORY_BYTES) as sandbox:
+        return _read_requests(options, sandbox)
+
+
+def _read_requests(options: argparse.Namespace, sandbox: Sandbox) -> list[Request]:
     limits = _limits(options.checkpoint)
-    image = options.image and read_image(options.image, "image")
-    video = options.video and read_clip(options.video, "video", limits.fps)
-    condition = options.condition_video and read_clip(options.condition_video, "condition_video", limits.fps)
+    image = options.image and read_image(options.image, "image", sandbox)
     separate = options.task not in (None, "long_video")
     prompts = [(prompt,) for prompt in options.prompt] if separate else [tuple(options.prompt)]
     wish = Wish(
         task=options.task,
         num_prompts=len(prompts[0]),
         image=None if image is None else Size(*image.shape[:2]),
-        video=_clip(video),
-        condition_video=_clip(condition),
+        video=options.video and measure_clip(options.video, "video", limits.fps, sandbox),
+        condition_video=options.condition_video
+        and measure_clip(options.condition_video, "condition_video", limits.fps, sandbox),
         resolution=options.resolution,
         height=options.height,
         width=options.width,
@@ -148,21 +153,21 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         enhance_hf=options.enhance_hf,
         step_cache=options.step_cache if options.quality == "balanced" else None,
     )
+    plan = settle(wish, limits)
     request = Request(
-        plan=settle(wish, limits),
+        plan=plan,
         prompts=prompts[0],
         seed=options.seed,
         negative_prompt=options.negative_prompt,
         image=image,
-        video=video,
-        condition_video=condition,
+        video=options.video and read_clip(options.video, "video", limits.fps, plan.video_taken, sandbox),
+        condition_video=options.condition_video
+        and read_clip(
+            options.condition_video, "condition_video", limits.fps, plan.condition_video_taken, sandbox
+        ),
         exact_handover=options.exact_handover,
     )
     return [replace(request, prompts=theirs) for theirs in prompts]
-
-
-def _clip(frames: Tensor | None) -> Clip | None:
-    return None if frames is None else Clip(frames.shape[1], frames.shape[2], len(frames))
 
 
 def _limits(checkpoint: Path) -> Limits:

@@ -1,9 +1,11 @@
 """Frames in files: a stream of frames into an MP4, and images and clips out of files.
 
-The command line and a worker's rank use it. It knows nothing of the model.
+The command line and a worker's rank use it. It knows nothing of the model. Images and clips are decoded in
+confined processes (`model.media`).
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +16,21 @@ import numpy as np
 import torch
 from av.video.reformatter import Colorspace
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from model.errors import InputError
-from model.geometry import Size, every_nth
+from model.geometry import Clip, Size
+from model.media import reading
+from model.media.errors import UnusableMedia
+from model.media.formats import ClipLimits, ImageLimits
+from model.media.sandbox import Sandbox
 
 STILL_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+# The service has checked its inputs by limits that its operator sets; here memory and time are bounded.
+DECODE_MEMORY_BYTES = 1 << 30
+_IMAGE_LIMITS = ImageLimits(min_side=1, max_pixels=1 << 30, timeout_s=600.0)
+_CLIP_LIMITS = ClipLimits(max_frames=1 << 30, max_pixels=1 << 50, timeout_s=600.0)
 
 
 class FilmWriter(AbstractContextManager["FilmWriter"]):
@@ -58,56 +68,77 @@ class FilmWriter(AbstractContextManager["FilmWriter"]):
         self.close()
 
 
-def read_image(path: Path, field: str = "image") -> UInt8[Tensor, "height width 3"]:
-    """An image (PNG, JPEG, or a `.npz` of one frame). Raises InputError."""
+def read_image(
+    path: Path, field: str = "image", sandbox: Sandbox | None = None
+) -> UInt8[Tensor, "height width 3"]:
+    """Read an image, or a `.npz` of one frame. Raises InputError."""
     if path.suffix.lower() not in {*STILL_SUFFIXES, ".npz"}:
         raise InputError(field, f"{path} is not an image by its name")
-    frames = read_clip(path, field)
+    frames = read_clip(path, field, sandbox=sandbox)
     if len(frames) != 1:
         raise InputError(field, f"{path} has {len(frames)} frames, not one")
     return frames[0]
 
 
-def read_clip(path: Path, field: str = "video", fps: int | None = None) -> UInt8[Tensor, "n height width 3"]:
-    """All frames of a film, an image, or a `.npz` with `frames` uint8 [n, h, w, 3]. Raises InputError.
+def measure_clip(
+    path: Path, field: str = "video", fps: int | None = None, sandbox: Sandbox | None = None
+) -> Clip:
+    """Return the size of a clip, and how many frames `read_clip` takes of it. Raises InputError."""
+    if path.suffix == ".npz" or path.suffix.lower() in STILL_SUFFIXES:
+        frames = read_clip(path, field, sandbox=sandbox)
+        return Clip(frames.shape[1], frames.shape[2], len(frames))
+    with _decoding(path, field, sandbox) as decoder:
+        return reading.check_clip(decoder, path, _CLIP_LIMITS, fps)[0]
 
-    Films are turned as they are to be shown. With `fps` only so many frames a second, the last among them.
+
+def read_clip(
+    path: Path,
+    field: str = "video",
+    fps: int | None = None,
+    take: Clip | None = None,
+    sandbox: Sandbox | None = None,
+) -> UInt8[Tensor, "n height width 3"]:
+    """Read a film, an image, or a `.npz` with `frames` uint8 [n, h, w, 3]. Raises InputError.
+
+    Films are turned as they are to be shown. With `fps`, about so many frames a second are taken, the last
+    among them. `take` is how many of the last frames are needed and at which size; images and arrays keep
+    theirs.
     """
-    try:
-        if path.suffix == ".npz":
-            frames = _read_arrays(path)
-        elif path.suffix.lower() in STILL_SUFFIXES:
-            frames = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))[None]
+    if path.suffix == ".npz":
+        return _read_arrays(path, field)
+    with _decoding(path, field, sandbox) as decoder:
+        if path.suffix.lower() in STILL_SUFFIXES:
+            size, pixels = reading.read_image(decoder, path, _IMAGE_LIMITS)
+            clip = Clip(*size, num_frames=1)
         else:
-            frames = _read_film(path, fps)
+            clip, pixels = reading.read_frames(decoder, path, _CLIP_LIMITS, fps, take)
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(clip.num_frames, clip.height, clip.width, 3)
+
+
+@contextmanager
+def _decoding(path: Path, field: str, sandbox: Sandbox | None) -> Iterator[Sandbox]:
+    """Give the sandbox, or one of its own, and name field and file in errors."""
+    try:
+        if sandbox:
+            yield sandbox
+        else:
+            with Sandbox(memory_bytes=DECODE_MEMORY_BYTES) as own:
+                yield own
     except FileNotFoundError:
         raise InputError(field, f"{path} is missing") from None
-    except (OSError, KeyError, ValueError, UnidentifiedImageError, BadZipFile, av.FFmpegError) as error:
+    except (OSError, UnusableMedia) as error:
+        raise InputError(field, f"{path} cannot be read: {error}") from error
+
+
+def _read_arrays(path: Path, field: str) -> UInt8[Tensor, "n height width 3"]:
+    """Read frames from a file of the operator's own, without pickles."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            frames: np.ndarray = arrays["frames"]
+    except FileNotFoundError:
+        raise InputError(field, f"{path} is missing") from None
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise InputError(field, f"{path} cannot be read: {error}") from error
     if frames.ndim != 4 or frames.shape[0] < 1 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise InputError(field, f"{path} has no frames, uint8 [n, height, width, 3]")
     return torch.from_numpy(frames.copy())
-
-
-def _read_arrays(path: Path) -> np.ndarray:
-    with np.load(path) as arrays:
-        frames: np.ndarray = arrays["frames"]
-    return frames
-
-
-def _read_film(path: Path, fps: int | None) -> np.ndarray:
-    frames, times_s = [], []
-    with av.open(path) as container:
-        for frame in container.decode(video=0):
-            frames.append(_upright(frame))
-            times_s.append(frame.time or 0.0)
-    nth = every_nth(len(frames), times_s[-1] - times_s[0], fps) if fps and frames else 1
-    return np.stack(frames[::-nth][::-1])
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """Its pixels, turned as the file says; telephones store what they see as the sensor lies."""
-    turns, rest = divmod(frame.rotation, 90)
-    if rest:
-        raise ValueError(f"it is to be turned by {frame.rotation}°")
-    return np.rot90(frame.to_ndarray(format="rgb24"), turns)

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -211,12 +212,28 @@ class Absent:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class FileRendezvous:
+    """A file in which all `num_ranks` ranks of one machine meet, a new one for each start.
+
+    Whoever may write to it can run code in the ranks, so its folder must be closed to others.
+    """
+
+    path: Path
+    num_ranks: int
+
+
 def join(
-    device_type: str, size: int | None, timeout_s: float, split_guidance: bool = True
+    device_type: str,
+    size: int | None,
+    timeout_s: float,
+    split_guidance: bool = True,
+    rendezvous: FileRendezvous | None = None,
 ) -> ContextParallel:
     """Join the ranks that torchrun started, `size` (default: all) to a video. Raises GroupError.
 
-    `timeout_s` bounds each wait for another rank. For `split_guidance` see `divide`.
+    `timeout_s` bounds each wait for another rank. For `split_guidance` see `divide`. Without `rendezvous` the
+    ranks meet at the address that torchrun gives them, where a TCP server listens on all interfaces.
     """
     if not dist.is_torchelastic_launched():
         if size not in (None, 1):
@@ -226,12 +243,21 @@ def join(
     if device_type == "cuda":
         device = torch.device("cuda", dist.get_node_local_rank())
         torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
         "nccl" if device_type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timeout,
         device_id=device if device_type == "cuda" else None,
+        **_meeting_in(rendezvous, timeout) if rendezvous else {},
     )
     return divide(device, size or dist.get_world_size(), split_guidance)
+
+
+def _meeting_in(rendezvous: FileRendezvous, timeout: timedelta) -> dict[str, Any]:
+    """Return what `init_process_group` needs to use this file; the ranks are all of one machine."""
+    store = dist.FileStore(str(rendezvous.path), rendezvous.num_ranks)  # type: ignore[attr-defined]
+    store.set_timeout(timeout)
+    return {"store": store, "rank": dist.get_node_local_rank(), "world_size": rendezvous.num_ranks}
 
 
 def divide(device: torch.device, size: int, split_guidance: bool = True) -> ContextParallel:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import signal
+import socket
 import sys
 from contextlib import suppress
 
@@ -12,15 +15,31 @@ from pydantic import ValidationError
 
 from jobs.errors import Unavailable
 from jobs.logs import set_up_log
+from jobs.private import PRIVATE_UMASK
 from service.app import create_app
 from service.auth import OpenToAll, check_exposure
+from service.event_streams import EventStreams
 from service.http.protocol import server_options
 from service.settings import Settings, problems_of
 
 logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 500  # beside connections of clients: uploads, Redis, hosts that are asked
-_GRACE_S = 10  # for answers under way, such as event streams, when the service is told to end
+_GRACE_S = 10  # for answers under way when the service is told to end
+_NOT_STARTED = 3
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams, which would go on otherwise, before it waits for answers under way."""
+
+    def __init__(self, config: uvicorn.Config, event_streams: EventStreams) -> None:
+        super().__init__(config)
+        self._event_streams = event_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening and wait for what is under way."""
+        self._event_streams.close()
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -31,22 +50,27 @@ def main() -> int:
         print("\n".join(problems_of(error)), file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
+    os.umask(PRIVATE_UMASK)
     app = create_app(settings)
     try:
         with suppress(Unavailable):  # then it asks for keys, whether there are any or not
-            check_exposure(settings, app.state.backend.api_keys)
+            check_exposure(settings, app.state.backend.authenticator.keys)
     except OpenToAll as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 2
     _allow_files(settings.max_connections + _OTHER_FILES)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         timeout_graceful_shutdown=_GRACE_S,
         **server_options(settings.connection_limits),
     )
-    return 0
+    server = _Server(config, app.state.event_streams)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done; we exit with 0
+    with suppress(KeyboardInterrupt):
+        server.run()
+    return 0 if server.started else _NOT_STARTED
 
 
 def _allow_files(wanted: int) -> None:

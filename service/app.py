@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import Any
 
-from fastapi import Depends, FastAPI, params
+from fastapi import APIRouter, Depends, FastAPI, params
 
 from jobs.connect import check_server
 from jobs.errors import Unavailable
@@ -21,11 +20,15 @@ from jobs.outbox import Outbox
 from jobs.tracing import open_tracing
 from service import console, docs, events, files, health, openai_videos, routes
 from service.backend import Backend, admitted
+from service.browser_guard import BrowserGuard
+from service.console import session
 from service.errors import documented, documented_as_openai, install_error_handlers
+from service.event_streams import EventStreams
 from service.http.body_deadlines import BodyDeadlines
 from service.maintenance import Maintenance
 from service.metrics import MeasuredRequests, Metrics
 from service.openapi import DocumentedAPI
+from service.ops.server import serving
 from service.request_ids import RequestIds
 from service.settings import Settings
 from service.tracing import TracedRequests
@@ -35,6 +38,8 @@ from service.webhooks.courier import Courier
 from service.webhooks.signing import Signer
 
 logger = logging.getLogger(__name__)
+
+_OPS_ROUTERS = (health.ops_router, docs.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -46,36 +51,56 @@ def create_app(settings: Settings) -> FastAPI:
         version=_version(),
         lifespan=_lifespan,
         redirect_slashes=False,
-        docs_url=None,  # `service.docs` does it without other hosts
-        redoc_url=None,
+        openapi_url=None,  # `service.docs` serves it, with a page that needs no other hosts
     )
     app.state.backend = backend
+    app.state.openapi = app.openapi
+    app.state.shows_details = settings.ops_port is None
     app.state.metrics = Metrics(backend)
+    app.state.event_streams = EventStreams(backend.redis, settings)
     app.add_middleware(
         BodyDeadlines, timeout_s=settings.body_timeout_s, min_bytes_per_s=settings.body_min_bytes_per_s
     )
+    app.add_middleware(BrowserGuard, authenticator=backend.authenticator)
     app.add_middleware(MeasuredRequests, metrics=app.state.metrics)
     app.state.tracing = open_tracing("longcat-service", wanted=settings.traces)
     if app.state.tracing:
         app.add_middleware(TracedRequests, tracing=app.state.tracing)
     app.add_middleware(RequestIds)
     install_error_handlers(app)
-    _include(app, (routes, files, events, webhook_routes), [Depends(admitted)], documented(401, 429))
-    _include(app, (openai_videos,), [Depends(admitted)], documented_as_openai(401, 429))
-    _include(app, (health, console, docs))
+    gated = (routes.router, files.router, events.router, webhook_routes.router)
+    _include(app, gated, [Depends(admitted)], documented(401, 429))
+    _include(app, (openai_videos.router,), [Depends(admitted)], documented_as_openai(401, 429))
+    _include(app, (health.router, console.router, session.router))
+    if settings.ops_port is None:
+        _include(app, _OPS_ROUTERS)
+    return app
+
+
+def create_ops_app(service: FastAPI) -> FastAPI:
+    """Create what `OPS_PORT` serves beside this service: metrics, documentation, details of readiness."""
+    app = FastAPI(title=service.title, openapi_url=None, redirect_slashes=False)
+    app.state.openapi = service.state.openapi
+    app.state.backend = service.state.backend
+    app.state.metrics = service.state.metrics
+    app.state.shows_details = True
+    app.add_middleware(BrowserGuard, authenticator=service.state.backend.authenticator)
+    app.add_middleware(RequestIds)
+    install_error_handlers(app)
+    _include(app, (health.router, *_OPS_ROUTERS))
     return app
 
 
 def _include(
     app: FastAPI,
-    parts: Iterable[ModuleType],
+    routers: Iterable[APIRouter],
     gates: Sequence[params.Depends] = (),
     answers: dict[int | str, dict[str, Any]] | None = None,
 ) -> None:
-    """Add the routes of these modules, behind gates that are passed before anything of a request is read."""
-    for part in parts:
-        app.include_router(part.router, dependencies=gates, responses=answers)
-        app.state.routes = [*getattr(app.state, "routes", ()), *part.router.routes]
+    """Add these routes, behind gates that are passed before anything of a request is read."""
+    for router in routers:
+        app.include_router(router, dependencies=gates, responses=answers)
+        app.state.routes = [*getattr(app.state, "routes", ()), *router.routes]
 
 
 @asynccontextmanager
@@ -87,10 +112,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     except Unavailable:
         logger.warning("Redis cannot be reached yet; requests are answered 503 until it can")
     remove_abandoned(backend.settings.upload_dir)
-    courier = Courier(
-        Outbox(backend.redis), Signer(backend.redis, backend.settings.webhook_secret), backend.settings
-    )
-    with Maintenance(backend), courier:
+    settings = backend.settings
+    signer = Signer(backend.redis, settings.webhook_secret, settings.webhook_secret_previous)
+    courier = Courier(Outbox(backend.redis), signer, settings)
+    async with AsyncExitStack() as stack:
+        if settings.ops_port is not None:
+            ops = create_ops_app(app)
+            await stack.enter_async_context(serving(ops, settings.ops_host, settings.ops_port))
+        stack.enter_context(backend.sandbox).start()
+        stack.enter_context(Maintenance(backend))
+        stack.enter_context(courier)
         yield
     backend.redis.close()
     if app.state.tracing:

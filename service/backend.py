@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
@@ -15,11 +16,16 @@ from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
 from jobs.storage import Storage, open_storage
 from jobs.transitions import Ledger
-from service.auth import EVERYBODY, Credentials, owner_of
+from model.media.sandbox import Sandbox
+from service.auth import EVERYBODY, Authenticator, Credentials
+from service.errors import Unauthorized
 from service.http.capacity import Capacities
 from service.keys import ApiKeys
+from service.keys.sessions import Sessions
+from service.origins import Origins
 from service.settings import Settings
 from service.views import JobView
+from service.webhooks.receivers import WebhookReceivers
 
 Action = Callable[[], None]
 
@@ -33,28 +39,35 @@ class Backend:
     """Everything outside this process; shared by all requests, safe between threads.
 
     A request gets it in the name of its `owner`: then the ledger has his jobs alone, and `afterwards`
-    does what the answer need not wait for.
+    does what the answer need not wait for. `is_authorized` checks again whether the request may still be
+    served, for answers that take long; it raises Unavailable.
     """
 
     settings: Settings
     redis: Redis
-    api_keys: ApiKeys
+    authenticator: Authenticator
     ledger: Ledger
     keys: IdempotencyKeys
     tickets: TicketQueue
     storage: Storage
     capacities: Capacities
+    webhook_receivers: WebhookReceivers
+    sandbox: Sandbox
     owner: str = EVERYBODY
+    may_order_high: bool = True
+    is_authorized: Callable[[], bool] = lambda: True
     afterwards: Callable[[Action], None] = _at_once
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """Connect to what the settings name; Redis is not asked anything yet."""
         redis = connect_with_deadline(settings.redis_url, settings.redis_patience_s)
+        api_keys = ApiKeys(redis, settings.api_key)
+        sessions = Sessions(redis, api_keys, settings.session_s)
         return cls(
             settings=settings,
             redis=redis,
-            api_keys=ApiKeys(redis, settings.api_key),
+            authenticator=Authenticator(settings, api_keys, sessions, Origins(settings)),
             ledger=Ledger(
                 redis,
                 retention_s=settings.retention_s,
@@ -66,6 +79,8 @@ class Backend:
             tickets=TicketQueue(redis),
             storage=open_storage(settings),
             capacities=Capacities.of(settings),
+            webhook_receivers=WebhookReceivers(allow_private=settings.webhook_private_hosts),
+            sandbox=Sandbox(settings.max_decodes, settings.decode_memory_bytes),
         )
 
     def of(self, owner: str) -> Backend:
@@ -98,9 +113,20 @@ Opened = Annotated[Backend, Depends(_opened)]  # for anybody
 
 def admitted(request: Request, backend: Opened, credentials: Credentials, tasks: BackgroundTasks) -> Backend:
     """The backend in the name of whoever asks. Raises Unauthorized, LimitReached, Unavailable."""
-    owner = owner_of(request, credentials, backend.api_keys)
-    backend.ledger.admit(owner)
-    return replace(backend.of(owner), afterwards=tasks.add_task)
+    grant = backend.authenticator.authenticate(request, credentials)
+    backend.ledger.admit(grant.owner)
+
+    def is_authorized() -> bool:
+        with suppress(Unauthorized):
+            return backend.authenticator.authenticate(request, credentials).owner == grant.owner
+        return False
+
+    return replace(
+        backend.of(grant.owner),
+        may_order_high=grant.high_priority,
+        is_authorized=is_authorized,
+        afterwards=tasks.add_task,
+    )
 
 
 Served = Annotated[Backend, Depends(admitted)]  # for who is admitted, once for each request

@@ -80,7 +80,9 @@ class Choices(Strict):
         "where the service allows it.",
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn when absent.")
-    priority: Priority = Field("normal", description="High before normal before low.")
+    priority: Priority = Field(
+        "normal", description="High before normal before low; high needs an API key with that right."
+    )
     webhook_url: WebhookURL | None = Field(None, description="Told when the job's state changes.")
     webhook_events: list[WebhookEvent] | None = Field(
         None, min_length=1, max_length=16, description="Which changes it is told; all when absent."

@@ -11,11 +11,12 @@ from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 
 router = APIRouter(include_in_schema=False)
 
 _PACKAGE = "fastapi_offline"  # only its files are used, so it is not imported
+_DOCUMENT = "/openapi.json"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; "
     "script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
@@ -27,7 +28,7 @@ _HEADERS = {
 def page(request: Request) -> HTMLResponse:
     """The documentation, as a person reads it."""
     html = get_swagger_ui_html(
-        openapi_url=request.app.openapi_url,
+        openapi_url=_DOCUMENT,
         title=f"{request.app.title}: API",
         swagger_js_url="/docs/swagger-ui-bundle.js",
         swagger_css_url="/docs/swagger-ui.css",
@@ -36,6 +37,12 @@ def page(request: Request) -> HTMLResponse:
     )
     html.headers.update(_HEADERS)
     return html
+
+
+@router.get(_DOCUMENT)
+def document(request: Request) -> JSONResponse:
+    """Return the OpenAPI document of the service, whichever port is asked."""
+    return JSONResponse(request.app.state.openapi())
 
 
 @router.get("/docs/{name}")

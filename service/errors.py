@@ -65,6 +65,24 @@ class Unauthorized(LongCatError):
     code = "unauthorized"
 
 
+class CrossSiteRequest(LongCatError):
+    """A web page of another origin sent a request that would change something."""
+
+    code = "cross_site_request"
+
+
+class PriorityNotAllowed(LongCatError):
+    """The API key does not have the right to order with this priority."""
+
+    code = "priority_not_allowed"
+
+
+class HostNotAllowed(LongCatError):
+    """The service does not answer under this host name."""
+
+    code = "host_not_allowed"
+
+
 class RangeNotSatisfiable(LongCatError):
     """The range begins behind the end of the file."""
 
@@ -78,6 +96,8 @@ class RangeNotSatisfiable(LongCatError):
 STATUS: Mapping[type[LongCatError], int] = {
     MalformedBody: 400,
     Unauthorized: 401,
+    CrossSiteRequest: 403,
+    PriorityNotAllowed: 403,
     errors.JobNotFound: 404,
     errors.JobNotReady: 409,
     errors.JobEnded: 409,
@@ -86,6 +106,7 @@ STATUS: Mapping[type[LongCatError], int] = {
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,
+    HostNotAllowed: 421,
     errors.InvalidRequest: 422,
     errors.KeyReused: 422,
     errors.LimitReached: 429,
@@ -147,7 +168,7 @@ def status_of(kind: type[LongCatError]) -> int:
 
 def install_error_handlers(app: FastAPI) -> None:
     """Give every way in which a request can fail the one shape."""
-    app.add_exception_handler(LongCatError, _refused)
+    app.add_exception_handler(LongCatError, refused)
     app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
     app.add_exception_handler(HTTPException, _http_error)
@@ -164,7 +185,8 @@ def invalid(problems: list[ErrorDetails]) -> errors.InvalidRequest:
     return errors.InvalidRequest(f"{field}: {message}" if field else message, field or None)
 
 
-def _refused(request: Request, error: Exception) -> JSONResponse:
+def refused(request: Request, error: Exception) -> JSONResponse:
+    """Return the answer to a request that ended with an error of ours."""
     assert isinstance(error, LongCatError)
     headers = {}
     if kinds := [kind for kind in type(error).__mro__ if kind in _RETRY_AFTER_S]:
@@ -183,7 +205,7 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
 
 def _disconnected(request: Request, _: Exception) -> Response:
     if isinstance(error := request.scope.get(RECEIVE_ERROR), LongCatError):
-        return _refused(request, error)
+        return refused(request, error)
     logger.info("the client disconnected before its request was complete")
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
@@ -191,7 +213,7 @@ def _disconnected(request: Request, _: Exception) -> Response:
 def _invalid_parameter(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
-    return _refused(request, invalid(problems))  # type: ignore[arg-type]
+    return refused(request, invalid(problems))  # type: ignore[arg-type]
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -210,7 +232,7 @@ def _allowed(request: Request) -> str:
 
 def _redis_away(request: Request, error: Exception) -> JSONResponse:
     logger.warning("Redis cannot be reached: %s", error)
-    return _refused(request, errors.Unavailable("Redis cannot be reached; try again soon"))
+    return refused(request, errors.Unavailable("Redis cannot be reached; try again soon"))
 
 
 def _unhandled(request: Request, _: Exception) -> JSONResponse:

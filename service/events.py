@@ -1,32 +1,34 @@
 """A job as it goes, pushed to the client: server-sent events from the job's stream of changes.
 
-Every event carries the whole job as it stands, so a client that missed some has missed nothing. The stream
-is asked in short intervals rather than waited for, so that a thousand watchers hold no threads.
+Every event carries the whole job as it stands, so a client that missed some has missed nothing. A stream ends
+with its job, with the right to see it, and before the service ends.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from jobs.errors import InvalidRequest, JobNotFound, Unavailable
 from jobs.record import ENDED
 from service.backend import Backend, Served
 from service.errors import documented
+from service.event_streams import EventStream, EventStreams
 from service.views import JobView
 
 router = APIRouter(tags=["jobs"])
 
 _EVENT_ID = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
 _BEGINNING = "0"
-_TURNS_TO_LOOK = 6  # so often the place in the queue is looked up, too
+_TURNS_TO_LOOK = (
+    6  # after so many intervals without news the job is read again: its place in the queue changes
+)
 _EVENT: dict[str, Any] = {
     "type": "object",
     "description": "Each event of the stream.",
@@ -49,39 +51,60 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 )
 async def get_events(
     job_id: str,
+    request: Request,
     backend: Served,
     last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
 ) -> StreamingResponse:
     """Watch a job: an event for each change, until it has ended."""
     if last_event_id is not None and not _EVENT_ID.fullmatch(last_event_id):
         raise InvalidRequest("Last-Event-ID: must be the id of an event", "Last-Event-ID")
-    await run_in_threadpool(backend.ledger.get, job_id)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(
-        _watch(job_id, last_event_id or _BEGINNING, backend), 200, headers, "text/event-stream"
-    )
+    streams: EventStreams = request.app.state.event_streams
+    await streams.run(partial(backend.ledger.get, job_id))
+    return _Watched(job_id, last_event_id or _BEGINNING, backend, streams)
 
 
-async def _watch(job_id: str, event_id: str, backend: Backend) -> AsyncIterator[str]:
-    """Begins with the job as it stands; ends when it ended, or when nothing more can be told of it."""
+class _Watched(StreamingResponse):
+    """The answer that counts as an open stream for as long as it is being sent."""
+
+    def __init__(self, job_id: str, seen: str, backend: Backend, streams: EventStreams) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__((), 200, headers, "text/event-stream")
+        self._open = partial(streams.open, backend.owner, job_id, seen)
+        self._watch = partial(_watch, backend=backend, streams=streams)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events. Raise LimitReached before anything is sent."""
+        with self._open() as stream:
+            self.body_iterator = self._watch(stream)
+            await super().__call__(scope, receive, send)
+
+
+async def _watch(stream: EventStream, backend: Backend, streams: EventStreams) -> AsyncIterator[str]:
     shown: JobView | None = None
-    for turn in itertools.count():
+    while not streams.is_closing:
         try:
-            changes = await run_in_threadpool(backend.ledger.events, job_id, event_id)
-            if changes or turn % _TURNS_TO_LOOK == 0:
-                event_id = changes[-1].id if changes else event_id
-                job = await run_in_threadpool(_look, job_id, backend)
-                yield _message(event_id, job, shown)
-                shown = job
+            if not await streams.run(backend.is_authorized):
+                yield ": you may no longer see this\n\n"
+                return
+            job = await streams.run(partial(_read, stream, backend))
         except (JobNotFound, Unavailable):
             return
-        if shown and shown.status in ENDED:
+        yield _message(stream.seen, job, shown)
+        if job.status in ENDED:
             return
-        await asyncio.sleep(backend.settings.event_interval_s)
+        shown = job
+        await stream.wait(backend.settings.event_interval_s * _TURNS_TO_LOOK)
+    yield ": the service ends; connect again\n\n"
 
 
-def _look(job_id: str, backend: Backend) -> JobView:
-    return backend.show(backend.ledger.get(job_id))
+def _read(stream: EventStream, backend: Backend) -> JobView:
+    """Return the job, which is at least as new as the last event."""
+    if changes := backend.ledger.events(stream.job_id, stream.seen):
+        stream.seen = changes[-1].id
+    job = backend.show(backend.ledger.get(stream.job_id))
+    if job.status == "queued" and job.queue_position is None:  # it changed between the two questions
+        return backend.show(backend.ledger.get(stream.job_id))
+    return job
 
 
 def _message(event_id: str, job: JobView, shown: JobView | None) -> str:

@@ -15,6 +15,7 @@ from service.backend import Opened
 from service.errors import documented
 
 router = APIRouter(tags=["operation"])
+ops_router = APIRouter(tags=["operation"])  # for operators alone, where they have a port of their own
 
 
 _READINESS_TIMEOUT_S = 5.0
@@ -34,7 +35,7 @@ async def livez() -> Health:
 
 
 @router.get("/readyz", responses=documented(503))
-async def readyz(backend: Opened) -> Health:
+async def readyz(request: Request, backend: Opened) -> Health:
     """Redis answers, and a worker group is ready or at work."""
     try:
         with fail_after(_READINESS_TIMEOUT_S):
@@ -48,11 +49,12 @@ async def readyz(backend: Opened) -> Health:
         raise Unavailable("Redis does not answer in time") from error
     states = [group.state for group in found]
     if not {"ready", "busy"} & set(states):
-        raise NoCapability(f"no worker group is ready: {', '.join(states) or 'there is none'}")
+        details = f": {', '.join(states) or 'there is none'}" if request.app.state.shows_details else ""
+        raise NoCapability(f"no worker group is ready{details}")
     return Health()
 
 
-@router.get(
+@ops_router.get(
     "/metrics",
     response_class=Response,
     responses={

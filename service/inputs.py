@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from jobs.errors import InvalidInput
+from jobs.errors import InvalidInput, Unavailable
 from jobs.keys import input_key
 from jobs.order import InputFile
+from model.media.errors import SandboxUnavailable, UnusableMedia
+from model.media.reading import check_clip, check_image
+from model.media.sandbox import Sandbox
 from model.shapes import Clip
 from service.bodies import Source
-from service.clips import probe_clip
 from service.errors import UnusableInput
 from service.fetch import fetch
-from service.images import normalise_image
 from service.settings import Settings
 
 _CHUNK_BYTES = 1 << 20
@@ -50,29 +51,31 @@ class Intake:
     job_id: str
     folder: Path
     settings: Settings
+    sandbox: Sandbox
     fps: int
 
     def take_all(self, given: Mapping[str, Given]) -> dict[str, Input]:
-        """Check every input, by field. Raises InvalidInput, naming the field."""
+        """Check every input, by field. Raises InvalidInput, naming the field, and Unavailable."""
         return {field: self._take(field, source) for field, source in given.items()}
 
     def _take(self, field: str, source: Given) -> Input:
         try:
             return self._take_image(source) if field == "image" else self._take_clip(field, source)
-        except UnusableInput as error:
+        except (UnusableInput, UnusableMedia) as error:
             raise InvalidInput(f"{field}: {error}", field) from error
+        except SandboxUnavailable as error:
+            raise Unavailable(f"{field} cannot be decoded now: {error}; try again soon") from error
 
     def _take_image(self, source: Given) -> Input:
         path = self.folder / "image.png"
         received = self._receive("image", source, self.settings.max_image_bytes)
-        with received.open("rb") as file:
-            size = normalise_image(file, path, self.settings.max_image_pixels)
+        size = check_image(self.sandbox, received, path, self.settings.image_limits)
         received.unlink()
         return self._input("image", path, "image/png", Clip(*size, num_frames=1))
 
     def _take_clip(self, field: str, source: Given) -> Input:
         path = self._receive(field, source, self.settings.max_video_bytes)
-        clip, media_type = probe_clip(path, self.settings.clip_limits, self.fps)
+        clip, media_type = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
         return self._input(field, path, media_type, clip)
 
     def _receive(self, field: str, source: Given, max_bytes: int) -> Path:

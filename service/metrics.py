@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jobs.capability import groups
 from jobs.errors import Unavailable
 from jobs.measures import Measure, measures, waiting
+from jobs.outbox import Outbox
 from service.answers import WatchedSend, route_of
 from service.backend import Backend
 
@@ -165,7 +166,7 @@ class _Queue(Collector):
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("longcat_redis_up", "Whether Redis answers.")
         try:
-            measured = [self._jobs(), *self._waiting(), self._groups()]
+            measured = [self._jobs(), *self._waiting(), self._groups(), *self._webhooks()]
         except Unavailable:
             measured = []
         up.add_metric([], 1 if measured else 0)
@@ -193,3 +194,19 @@ class _Queue(Collector):
         for state in sorted(set(states)):
             found.add_metric([state], states.count(state))
         return found
+
+    def _webhooks(self) -> Iterable[Metric]:
+        backlog = Outbox(self._backend.redis).backlog()
+        yield GaugeMetricFamily(
+            "longcat_webhook_backlog", "Webhooks that are to be sent.", backlog.num_deliveries
+        )
+        yield GaugeMetricFamily(
+            "longcat_webhook_oldest_due_seconds",
+            "How long ago the oldest unsent webhook became due.",
+            backlog.oldest_due_s,
+        )
+        yield GaugeMetricFamily(
+            "longcat_webhook_paused_hosts",
+            "Webhook receivers that are paused since they do not answer.",
+            backlog.num_paused_hosts,
+        )

@@ -45,7 +45,7 @@ _POLL: dict[str, dict[str, Any]] = {
 }
 _CREATED: dict[int | str, dict[str, Any]] = {
     200: {"headers": _POLL | REPLAYED_HEADER},
-    **documented_as_openai(400, 408, 413, 415, 422, 503),
+    **documented_as_openai(400, 403, 408, 413, 415, 422, 503),
 }
 
 

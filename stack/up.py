@@ -20,10 +20,11 @@ from redis import Redis
 from jobs.capability import groups
 from jobs.connect import check_server, connect
 from jobs.errors import Unavailable, UnfitServer
+from jobs.private import make_private_folder
 from stack.errors import StackError
 from stack.processes import Program, WriteLine, running
 from stack.redis_server import open_redis
-from stack.settings import StackSettings, environment_for_children
+from stack.settings import StackSettings, environment_for_children, environment_for_worker
 
 API = Program("api", "service")
 WORKER = Program("worker", "worker")
@@ -55,6 +56,7 @@ def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
     folder = settings.data_dir.resolve()
     _check_port(settings.host, settings.port)
     _check_checkpoint(settings.checkpoint)
+    make_private_folder(folder)
     with ExitStack() as parts:
         redis_url = parts.enter_context(open_redis(folder / "redis", settings.redis_url))
         if settings.redis_url:
@@ -66,9 +68,10 @@ def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
             port=settings.port,
             checkpoint=settings.checkpoint.absolute(),
         )
+        environments = {API: environment, WORKER: environment_for_worker(environment)}
         processes = {
-            program.name: parts.enter_context(running(program, environment, write_line))
-            for program in (API, WORKER)
+            program.name: parts.enter_context(running(program, given, write_line))
+            for program, given in environments.items()
         }
         stack = Stack(f"http://{settings.host}:{settings.port}", processes)
         _wait_until_ready(stack, redis_url)

@@ -1,6 +1,6 @@
-"""How the pocket checkpoint was made: its world, its training, its judge.
+"""How the pocket checkpoint was trained, and how it is evaluated.
 
-Nothing of the server imports this package; it imports `model`, so that what is trained is what runs.
-Begin with `training.world` (what can be seen), `training.captions` (how it is said) and `training.judge`
-(whether a video shows it); `README.md` says in which order the stages are run.
+The server never imports this package. It trains the classes of `model` themselves, so what is trained is
+what the server runs. Begin with `training.scenes` (what the videos show), `training.captions` (their
+prompts) and `training.recognition` (what a video shows). `docs/pocket.md` lists the stages in order.
 """

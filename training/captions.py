@@ -1,8 +1,8 @@
-"""Scenes in words and back: a small grammar of many phrasings.
+"""Captions of scenes, and the parser that reads them back.
 
-`caption` may leave out what need not be said (speed, size, ground); `read` gives a scene in which such
-things are None. Training draws captions from here, quality looks at what is asked for. Of two things
-either may be told first; where they are is not said.
+`random_caption` writes one of many phrasings of a scene and may omit speed, size and background.
+`parse_caption` returns what a caption says; a property that it does not mention is None. If a scene has two
+objects, either may be named first, and captions do not say where they are.
 """
 
 import re
@@ -12,7 +12,7 @@ from itertools import permutations
 
 import numpy as np
 
-from training.world import Scene, Thing
+from training.scenes import Scene, SceneObject
 
 SHAPE_WORDS = {
     "ball": ("ball", "circle", "disc"),
@@ -31,19 +31,19 @@ COLOUR_WORDS = {
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge")}
 SPEED_WORDS = {"slow": ("slowly", "gently"), "fast": ("fast", "quickly", "rapidly")}
 SPEED_ADJECTIVES = {"slow": "slow", "fast": "quick"}
-GROUND_WORDS = {"black": ("black",), "gray": ("gray", "grey"), "white": ("white",), "beige": ("beige",)}
-GROUND_NOUNS = ("ground", "background", "backdrop")
-BEFORE_GROUND = ("on", "over", "against", "in front of")
-OPENINGS = ("", "", "", "a video of ", "we see ", "there is ")
-TOWARDS = {
+BACKGROUND_WORDS = {"black": ("black",), "gray": ("gray", "grey"), "white": ("white",), "beige": ("beige",)}
+BACKGROUND_NOUNS = ("ground", "background", "backdrop")
+BACKGROUND_PREPOSITIONS = ("on", "over", "against", "in front of")
+PREFIXES = ("", "", "", "a video of ", "we see ", "there is ")
+DIRECTION_PHRASES = {
     "left": ("left", "to the left", "leftward"),
     "right": ("right", "to the right", "rightward"),
     "up": ("up", "upward", "to the top"),
     "down": ("down", "downward", "to the bottom"),
 }
-GOING = ("moving", "going", "drifting", "sliding", "travelling")
-GOES = ("moves", "goes", "drifts", "slides", "travels")
-DOING: Mapping[str, Sequence[str]] = {
+MOVING_PARTICIPLES = ("moving", "going", "drifting", "sliding", "travelling")
+MOVING_VERBS = ("moves", "goes", "drifts", "slides", "travels")
+MOTION_PARTICIPLES: Mapping[str, Sequence[str]] = {
     "still": ("standing still", "staying still", "not moving", "resting", "motionless"),
     "circling": ("circling", "going in circles", "moving in a circle", "orbiting"),
     "bouncing": ("bouncing", "bouncing up and down", "hopping", "jumping"),
@@ -51,7 +51,7 @@ DOING: Mapping[str, Sequence[str]] = {
     "up": ("rising", "climbing"),
     "down": ("falling", "sinking"),
 }
-DOES: Mapping[str, Sequence[str]] = {
+MOTION_VERBS: Mapping[str, Sequence[str]] = {
     "still": ("stands still", "stays still", "does not move", "rests"),
     "circling": ("circles", "goes in circles", "moves in a circle", "orbits"),
     "bouncing": ("bounces", "bounces up and down", "hops", "jumps"),
@@ -59,16 +59,17 @@ DOES: Mapping[str, Sequence[str]] = {
     "up": ("rises", "climbs"),
     "down": ("falls", "sinks"),
 }
-GROUND = re.compile(
-    rf"(?:{'|'.join(BEFORE_GROUND)}) (?:a|the) ([a-z ]*?)(?:{'|'.join(GROUND_NOUNS)})( with stripes)?"
+BACKGROUND_PATTERN = re.compile(
+    rf"(?:{'|'.join(BACKGROUND_PREPOSITIONS)}) (?:a|the) "
+    rf"([a-z ]*?)(?:{'|'.join(BACKGROUND_NOUNS)})( with stripes)?"
 )
-BETWEEN = re.compile(r" and (?=a |the )")
-CIRCLE_MOTION = re.compile(r"\b(?:moving|moves|going|goes) in (?:a circle|circles)")
+OBJECT_SEPARATOR = re.compile(r" and (?=a |the )")
+CIRCLE_MOTION_PATTERN = re.compile(r"\b(?:moving|moves|going|goes) in (?:a circle|circles)")
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What a caption says of a thing or the ground; None is not said."""
+class ObjectDescription:
+    """Hold the properties of one object; None if they are not known."""
 
     shape: str | None
     colour: str | None
@@ -78,143 +79,159 @@ class Meaning:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a caption says."""
+class SceneDescription:
+    """Hold the properties of the objects and of the background; None if they are not known."""
 
-    things: tuple[Meaning, ...]
-    ground: str | None
+    objects: tuple[ObjectDescription, ...]
+    background: str | None
     striped: bool | None
 
 
-def caption(scene: Scene, random: np.random.Generator) -> str:
-    """One of the many ways to describe a scene."""
-    told = _things(scene, random)
+def random_caption(scene: Scene, random: np.random.Generator) -> str:
+    """Return a random phrasing of a scene."""
+    text = _objects_phrase(scene, random)
     if random.random() < 0.8:
-        ground = _ground(scene, random)
-        told = f"{ground}, {told}" if random.random() < 0.3 else f"{told} {ground}"
-    told = str(random.choice(OPENINGS)) + told + str(random.choice(["", ".", "."]))
+        background = _background_phrase(scene, random)
+        text = f"{background}, {text}" if random.random() < 0.3 else f"{text} {background}"
+    text = str(random.choice(PREFIXES)) + text + str(random.choice(["", ".", "."]))
     style = random.random()
-    return told.upper() if style < 0.05 else told.capitalize() if style < 0.7 else told
+    return text.upper() if style < 0.05 else text.capitalize() if style < 0.7 else text
 
 
-def read(text: str) -> Told:
-    """What a caption says."""
-    words = _words(text)
-    ground = GROUND.search(words)
-    words = GROUND.sub(" ", words)
-    things = tuple(_read_thing(part) for part in BETWEEN.split(words))
-    if ground is None:
-        return Told(things, None, None)
-    said = f"{ground[1]} {ground[2] or ''}"
-    return Told(things, _find(GROUND_WORDS, said), "stripe" in said)
+def parse_caption(text: str) -> SceneDescription:
+    """Return what a caption says."""
+    words = _normalise(text)
+    background = BACKGROUND_PATTERN.search(words)
+    words = BACKGROUND_PATTERN.sub(" ", words)
+    objects = tuple(_parse_object(part) for part in OBJECT_SEPARATOR.split(words))
+    if background is None:
+        return SceneDescription(objects, None, None)
+    words = f"{background[1]} {background[2] or ''}"
+    return SceneDescription(objects, _find_property(BACKGROUND_WORDS, words), "stripe" in words)
 
 
-def of_second_thing(text: str) -> list[bool]:
-    """For each word of a caption, whether it is said where the second of two things is described."""
-    words = _words(text)
-    between = BETWEEN.search(words)
-    num_first = len((words[: between.start()] if between else words).split())
-    return [place >= num_first for place in range(len(words.split()))]
+def second_object_words(text: str) -> list[bool]:
+    """Return for each word of a caption whether it belongs to the second of two objects."""
+    words = _normalise(text)
+    separator = OBJECT_SEPARATOR.search(words)
+    num_first = len((words[: separator.start()] if separator else words).split())
+    return [index >= num_first for index in range(len(words.split()))]
 
 
-def agrees(told: Told, scene: Scene) -> bool:
-    """Whether nothing that was told is otherwise in the scene."""
-    of_ground = _fits(told.ground, scene.ground) and _fits(told.striped, scene.striped)
-    names = [field.name for field in fields(Meaning)]
-    return of_ground and any(all(right.values()) for right in rights(told.things, scene.things, names))
+def matches(description: SceneDescription, scene: Scene) -> bool:
+    """Check that the scene has every property that the description mentions."""
+    names = [field.name for field in fields(ObjectDescription)]
+    assignments = property_matches(description.objects, scene.objects, names)
+    return (
+        _is_consistent(description.background, scene.background)
+        and _is_consistent(description.striped, scene.striped)
+        and any(all(correct.values()) for correct in assignments)
+    )
 
 
-def rights(
-    told: Sequence[Meaning], there: Sequence[Meaning | Thing], names: Sequence[str]
+def property_matches(
+    expected: Sequence[ObjectDescription],
+    actual: Sequence[ObjectDescription | SceneObject],
+    names: Sequence[str],
 ) -> list[dict[str, bool]]:
-    """Which properties are as told, for each way to take what was told for the things that are there.
+    """Compare described objects with actual ones, for each assignment of the ones to the others.
 
-    No way at all, if those are more or fewer; what was not told is right.
+    Returns:
+        For each assignment a dict from property name to whether all objects match in it. A property that is
+        not described always matches. The list is empty if there are more or fewer objects than described.
     """
-    if len(told) != len(there):
+    if len(expected) != len(actual):
         return []
     return [
         {
-            name: all(_fits(getattr(a, name), getattr(b, name)) for a, b in zip(told, order, strict=True))
+            name: all(
+                _is_consistent(getattr(a, name), getattr(b, name))
+                for a, b in zip(expected, assignment, strict=True)
+            )
             for name in names
         }
-        for order in permutations(there)
+        for assignment in permutations(actual)
     ]
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can have."""
-    tables: list[Mapping[str, Sequence[str]]]
-    tables = [SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, SPEED_WORDS, GROUND_WORDS, TOWARDS, DOING, DOES]
+    """Return every word that a caption may contain, sorted."""
+    tables: list[Mapping[str, Sequence[str]]] = [
+        *(SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, SPEED_WORDS, BACKGROUND_WORDS),
+        *(DIRECTION_PHRASES, MOTION_PARTICIPLES, MOTION_VERBS),
+    ]
     phrases = [phrase for table in tables for row in table.values() for phrase in row]
-    phrases += [*GROUND_NOUNS, *BEFORE_GROUND, *OPENINGS, *GOING, *GOES, *SPEED_ADJECTIVES.values()]
+    phrases += [*BACKGROUND_NOUNS, *BACKGROUND_PREPOSITIONS, *PREFIXES]
+    phrases += [*MOVING_PARTICIPLES, *MOVING_VERBS, *SPEED_ADJECTIVES.values()]
     phrases += ["a the and of to left right with stripes striped plain on one other"]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
-def _things(scene: Scene, random: np.random.Generator) -> str:
-    told = [_thing(thing, random) for thing in scene.things]
-    random.shuffle(told)
-    return " and ".join(told)
+def _objects_phrase(scene: Scene, random: np.random.Generator) -> str:
+    phrases = [_object_phrase(obj, random) for obj in scene.objects]
+    random.shuffle(phrases)
+    return " and ".join(phrases)
 
 
-def _thing(thing: Thing, random: np.random.Generator) -> str:
-    size = f"{_any(SIZE_WORDS[thing.size], random)} " if random.random() < 0.7 else ""
-    noun = f"{size}{_any(COLOUR_WORDS[thing.colour], random)} {_any(SHAPE_WORDS[thing.shape], random)}"
+def _object_phrase(obj: SceneObject, random: np.random.Generator) -> str:
+    size = f"{_choice(SIZE_WORDS[obj.size], random)} " if random.random() < 0.7 else ""
+    noun = f"{size}{_choice(COLOUR_WORDS[obj.colour], random)} {_choice(SHAPE_WORDS[obj.shape], random)}"
     article = "the" if random.random() < 0.2 else "a"
-    speed = thing.speed if random.random() < 0.75 else None
+    speed = obj.speed if random.random() < 0.75 else None
     if speed and random.random() < 0.15:
-        return f"{article} {SPEED_ADJECTIVES[speed]} {noun} {_motion(thing, random)}"
-    adverb = _any(SPEED_WORDS[speed], random) if speed else ""
-    motion = _motion(thing, random)
-    told = f"{adverb} {motion}" if random.random() < 0.5 else f"{motion} {adverb}"
-    return f"{article} {noun} {told.strip()}"
+        return f"{article} {SPEED_ADJECTIVES[speed]} {noun} {_motion_phrase(obj, random)}"
+    adverb = _choice(SPEED_WORDS[speed], random) if speed else ""
+    motion = _motion_phrase(obj, random)
+    predicate = f"{adverb} {motion}" if random.random() < 0.5 else f"{motion} {adverb}"
+    return f"{article} {noun} {predicate.strip()}"
 
 
-def _motion(thing: Thing, random: np.random.Generator) -> str:
-    finite = random.random() < 0.35
-    known = (DOES if finite else DOING).get(thing.motion, ())
-    if thing.motion in TOWARDS and (not known or random.random() < 0.6):
-        return f"{_any(GOES if finite else GOING, random)} {_any(TOWARDS[thing.motion], random)}"
-    return _any(known, random)
+def _motion_phrase(obj: SceneObject, random: np.random.Generator) -> str:
+    use_verb = random.random() < 0.35
+    phrases = (MOTION_VERBS if use_verb else MOTION_PARTICIPLES).get(obj.motion, ())
+    if obj.motion in DIRECTION_PHRASES and (not phrases or random.random() < 0.6):
+        moving = _choice(MOVING_VERBS if use_verb else MOVING_PARTICIPLES, random)
+        return f"{moving} {_choice(DIRECTION_PHRASES[obj.motion], random)}"
+    return _choice(phrases, random)
 
 
-def _ground(scene: Scene, random: np.random.Generator) -> str:
-    tone, noun = _any(GROUND_WORDS[scene.ground], random), _any(GROUND_NOUNS, random)
-    before = _any(BEFORE_GROUND, random)
+def _background_phrase(scene: Scene, random: np.random.Generator) -> str:
+    colour, noun = _choice(BACKGROUND_WORDS[scene.background], random), _choice(BACKGROUND_NOUNS, random)
+    preposition = _choice(BACKGROUND_PREPOSITIONS, random)
     if not scene.striped:
-        return f"{before} a {'plain ' if random.random() < 0.4 else ''}{tone} {noun}"
-    return f"{before} a " + _any(
-        (f"striped {tone} {noun}", f"{tone} striped {noun}", f"{tone} {noun} with stripes"), random
+        return f"{preposition} a {'plain ' if random.random() < 0.4 else ''}{colour} {noun}"
+    return f"{preposition} a " + _choice(
+        (f"striped {colour} {noun}", f"{colour} striped {noun}", f"{colour} {noun} with stripes"), random
     )
 
 
-def _any(choices: Sequence[str], random: np.random.Generator) -> str:
+def _choice(choices: Sequence[str], random: np.random.Generator) -> str:
     return choices[int(random.integers(len(choices)))]
 
 
-def _words(text: str) -> str:
+def _normalise(text: str) -> str:
     return " ".join(text.lower().replace(",", " ").replace(".", " ").split())
 
 
-def _read_thing(words: str) -> Meaning:
-    said = CIRCLE_MOTION.sub("circling", words)
+def _parse_object(words: str) -> ObjectDescription:
+    words = CIRCLE_MOTION_PATTERN.sub("circling", words)
+    motions = (MOTION_PARTICIPLES, MOTION_VERBS, DIRECTION_PHRASES)
     speeds = {speed: (*SPEED_WORDS[speed], SPEED_ADJECTIVES[speed]) for speed in SPEED_WORDS}
-    return Meaning(
-        shape=_find(SHAPE_WORDS, said),
-        colour=_find(COLOUR_WORDS, said),
-        motion=_find(DOING, said) or _find(DOES, said) or _find(TOWARDS, said),
-        speed=_find(speeds, said),
-        size=_find(SIZE_WORDS, said),
+    return ObjectDescription(
+        shape=_find_property(SHAPE_WORDS, words),
+        colour=_find_property(COLOUR_WORDS, words),
+        motion=next((found for table in motions if (found := _find_property(table, words))), None),
+        speed=_find_property(speeds, words),
+        size=_find_property(SIZE_WORDS, words),
     )
 
 
-def _fits(told: object, true: object) -> bool:
-    return told is None or told == true
+def _is_consistent(expected: object, actual: object) -> bool:
+    return expected is None or expected == actual
 
 
-def _find(table: Mapping[str, Sequence[str]], words: str) -> str | None:
-    """The property of which some word or phrase is among these words."""
+def _find_property(table: Mapping[str, Sequence[str]], words: str) -> str | None:
+    """Return the property that has one of its phrases in the text."""
     for name, phrases in table.items():
         if any(re.search(rf"\b{phrase}\b", words) for phrase in phrases):
             return name

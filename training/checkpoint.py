@@ -1,7 +1,6 @@
-"""The rest of the pocket checkpoint: the transformer's folder, the schedule, what may be ordered.
+"""Write and load the transformer of the pocket checkpoint, with its schedule and limits.
 
-`training.transformer` writes with it; the stages that come after read the transformer back. It stands
-below them and knows nothing of training.
+`training.transformer` writes them; later stages load the transformer.
 """
 
 import json
@@ -14,8 +13,8 @@ from safetensors.torch import save_file
 from model.checkpoint import Weights, load_module
 from model.config import DitConfig, load_dit_config
 from model.dit import Dit
-from training.flow import SHIFT
-from training.world import FPS, HEIGHT, WIDTH
+from training.flow_matching import SHIFT
+from training.scenes import FPS, HEIGHT, WIDTH
 
 STEM = "diffusion_pytorch_model"
 LIMITS: Mapping[str, object] = {
@@ -46,7 +45,7 @@ LIMITS: Mapping[str, object] = {
 
 
 def write_dit(dit: Dit, checkpoint: Path) -> None:
-    """The transformer, its schedule, and the limits of what it learned."""
+    """Write the transformer, its noise schedule, and the limits and defaults of the checkpoint."""
     folder = checkpoint / "dit"
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.cpu().contiguous() for name, tensor in dit.state_dict().items()}
@@ -58,7 +57,7 @@ def write_dit(dit: Dit, checkpoint: Path) -> None:
 
 
 def load_dit(checkpoint: Path, device: torch.device) -> Dit:
-    """The transformer of a checkpoint, as the server loads it."""
+    """Load the transformer of a checkpoint as the server does, in fp32."""
     config = load_dit_config(checkpoint / "dit" / "config.json")
     return load_module(lambda: Dit(config, torch.float32), Weights(checkpoint / "dit", STEM), device)
 

@@ -1,7 +1,6 @@
-"""Low-rank changes while they are trained, and written as LongCat-Video's LoRA files.
+"""Train low-rank updates of a transformer and save them as LongCat-Video's LoRA files.
 
-`training.distil` and `training.refine` attach them to a transformer, train them alone, and save what
-`model.lora` reads.
+`training.distil` and `training.refine` attach them, train nothing else, and save what `model.lora` reads.
 """
 
 from collections.abc import Callable
@@ -16,16 +15,16 @@ from torch.nn.utils import parametrize
 
 from model.lora import ALPHA, DOWN, PREFIX, SEPARATOR
 from training.optimiser import ADAM_BETAS, learning_rate
-from training.stage import Run, Stage
+from training.stage import StageOptions, TrainingRun
 
 RANK, SCALE = 16, 1.0
 LEARNING_RATE, SEED, LOG_EVERY = 1e-3, 11, 10
 MODULES = ("qkv", "proj", "q_linear", "kv_linear", "w1", "w2", "w3")
-BLOCKS = {"qkv": 3, "kv_linear": 2}  # fused projections change block by block
+FUSED_PROJECTIONS = {"qkv": 3, "kv_linear": 2}  # each part of a fused projection has an update of its own
 
 
-class LowRank(nn.Module):
-    """A weight plus scale · up_i · down_i for each block i of its rows; nothing at first."""
+class LowRankUpdate(nn.Module):
+    """Add scale · up_i · down_i to each block i of the rows of a weight. The update is zero at first."""
 
     def __init__(self, weight: Float[Tensor, "out in"], blocks: int) -> None:
         super().__init__()
@@ -34,33 +33,35 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(blocks, out // blocks, RANK))
 
     def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        """The changed weight."""
+        """Return the updated weight."""
         blocks = self.up.shape[0]
         return weight + SCALE * (self.up @ self.down.unflatten(0, (blocks, RANK))).flatten(0, 1)
 
 
 def attach(dit: nn.Module) -> nn.ModuleDict:
-    """Freeze a transformer and let low-rank changes of its blocks be trained, which are returned."""
+    """Freeze a transformer, add trainable low-rank updates to its blocks, and return the updates."""
     dit.requires_grad_(False)
-    changes = {}
+    updates = {}
     for path, module in list(dit.named_modules()):
         kind = path.rpartition(".")[2]
         if path.startswith("blocks.") and isinstance(module, nn.Linear) and kind in MODULES:
-            change = LowRank(module.weight, BLOCKS.get(kind, 1))
-            parametrize.register_parametrization(module, "weight", change)
-            changes[path.replace(".", SEPARATOR)] = change
-    return nn.ModuleDict(changes)
+            update = LowRankUpdate(module.weight, FUSED_PROJECTIONS.get(kind, 1))
+            parametrize.register_parametrization(module, "weight", update)
+            updates[path.replace(".", SEPARATOR)] = update
+    return nn.ModuleDict(updates)
 
 
-def train(told: Stage, changes: nn.ModuleDict, loss_of: Callable[[np.random.Generator], Tensor]) -> None:
-    """Train the changes alone, resuming where the last run stopped."""
-    optimiser = torch.optim.Adam(changes.parameters(), lr=LEARNING_RATE, betas=ADAM_BETAS)
-    run = Run(told.folder, {"changes": changes, "optimiser": optimiser})
-    while run.step < told.steps:
+def train(
+    options: StageOptions, updates: nn.ModuleDict, loss_of: Callable[[np.random.Generator], Tensor]
+) -> None:
+    """Train the updates only, resuming where the last run stopped."""
+    optimiser = torch.optim.Adam(updates.parameters(), lr=LEARNING_RATE, betas=ADAM_BETAS)
+    run = TrainingRun(options.folder, {"changes": updates, "optimiser": optimiser})
+    while run.step < options.steps:
         loss = loss_of(np.random.default_rng((SEED, run.step)))
         optimiser.zero_grad()
         loss.backward()
-        optimiser.param_groups[0]["lr"] = LEARNING_RATE * learning_rate(run.step, told.steps)
+        optimiser.param_groups[0]["lr"] = LEARNING_RATE * learning_rate(run.step, options.steps)
         optimiser.step()
         if run.step % LOG_EVERY == 0:
             run.log(loss=loss.item())
@@ -68,15 +69,15 @@ def train(told: Stage, changes: nn.ModuleDict, loss_of: Callable[[np.random.Gene
     run.save()
 
 
-def save(changes: nn.ModuleDict, path: Path) -> None:
-    """Write a LoRA file."""
+def save(updates: nn.ModuleDict, path: Path) -> None:
+    """Write the updates as a LoRA file."""
     tensors: dict[str, Tensor] = {}
-    for module, change in changes.items():
+    for module, update in updates.items():
         key = f"{PREFIX}{module}"
-        assert isinstance(change, LowRank)
-        tensors[f"{key}.{DOWN}"] = change.down.detach()
+        assert isinstance(update, LowRankUpdate)
+        tensors[f"{key}.{DOWN}"] = update.down.detach()
         tensors[f"{key}.{ALPHA}"] = torch.tensor(SCALE)
-        blocks = list(change.up.detach())
+        blocks = list(update.up.detach())
         names = (
             ["lora_up.weight"]
             if len(blocks) == 1

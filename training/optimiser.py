@@ -1,7 +1,8 @@
-"""Muon for matrices and kernels, Adam for the rest: with little compute, the fewest steps.
+"""Muon for the weights of linear and convolutional layers, Adam for everything else.
 
-Every training stage uses it. Muon (Keller Jordan, 2024) follows momentum whose singular values are all
-brought near to one, so that rare directions are learned as fast as common ones.
+Muon (Keller Jordan, 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of each
+matrix, so that rare directions are learned as fast as common ones. It needs fewer steps than Adam,
+which matters when training on CPUs.
 """
 
 import torch
@@ -9,27 +10,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 MUON_MOMENTUM, MUON_STEPS = 0.95, 5
-QUINTIC = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ADAM_BETAS = (0.9, 0.98)
-WARM_UP_STEPS, COOL_DOWN_SHARE = 30, 0.4
+WARMUP_STEPS, DECAY_SHARE = 30, 0.4
 
 
 class Optimiser:
-    """One step for all parameters; `rate` scales both learning rates."""
+    """Update all parameters in one step. The `rate` of a step scales both learning rates."""
 
     def __init__(self, trained: nn.Module, hidden: nn.Module, muon_rate: float, adam_rate: float) -> None:
-        """Linear layers and convolutions in `hidden`, a part of `trained`, get Muon, all else Adam."""
+        """Use Muon for linear layers and convolutions in `hidden` (a part of `trained`), else Adam."""
         kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
         self.muon_rate, self.adam_rate = muon_rate, adam_rate
         self.matrices = [part.weight for part in hidden.modules() if isinstance(part, kinds)]
         self.matrices = [matrix for matrix in self.matrices if matrix.requires_grad]
         self.momenta = [torch.zeros_like(matrix) for matrix in self.matrices]
-        ours = set(self.matrices)
-        others = [other for other in trained.parameters() if other.requires_grad and other not in ours]
+        muon_weights = set(self.matrices)
+        others = [
+            other for other in trained.parameters() if other.requires_grad and other not in muon_weights
+        ]
         self.adam = torch.optim.Adam(others, lr=adam_rate, betas=ADAM_BETAS)
 
     def step(self, loss: Float[Tensor, ""], rate: float) -> None:
-        """Gradients of the loss, and a step along them."""
+        """Compute the gradients of the loss and update the parameters."""
         loss.backward()
         self.adam.param_groups[0]["lr"] = rate * self.adam_rate
         self.adam.step()
@@ -43,25 +46,25 @@ class Optimiser:
             if gradient is None:
                 continue
             momentum.lerp_(gradient, 1 - MUON_MOMENTUM)
-            update = orthogonal(gradient.lerp(momentum, MUON_MOMENTUM).flatten(1)).view_as(parameter)
+            update = orthogonalise(gradient.lerp(momentum, MUON_MOMENTUM).flatten(1)).view_as(parameter)
             scale = max(1.0, len(parameter) / parameter[0].numel()) ** 0.5
             parameter.sub_(update, alpha=rate * scale)
             parameter.grad = None
 
     def state_dict(self) -> dict[str, object]:
-        """For `training.resume`."""
+        """Return the state for `training.stage.TrainingRun`."""
         return {"momenta": self.momenta, "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """For `training.resume`."""
+        """Restore a state from `state_dict`."""
         self.adam.load_state_dict(state["adam"])  # type: ignore[arg-type]
         for momentum, saved in zip(self.momenta, state["momenta"], strict=True):  # type: ignore[call-overload]
             momentum.copy_(saved)
 
 
-def orthogonal(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
-    """Singular values brought near to one by a quintic Newton–Schulz iteration."""
-    a, b, c = QUINTIC
+def orthogonalise(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+    """Bring all singular values near to 1 by a quintic Newton–Schulz iteration."""
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
@@ -72,5 +75,5 @@ def orthogonal(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Up at once, level, then down to nothing."""
-    return min(1.0, (step + 1) / WARM_UP_STEPS, (1 - step / steps) / COOL_DOWN_SHARE)
+    """Return the factor of the learning rate: linear warm-up, constant, linear decay to 0."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, (1 - step / steps) / DECAY_SHARE)

@@ -1,9 +1,10 @@
-"""How well a checkpoint of the pocket world does what it is told: a table, and a page to look at.
+"""Measure how well a checkpoint of the pocket dataset follows its prompts.
 
-`make quality` runs `python -m training.quality CHECKPOINT OUT`, alone and under `torchrun`, where the ranks
-share each film. The films are made by `model.pipeline` as the server makes them, and `training.judge` looks
-at them. `OUT` gets `quality.json` and `quality.md`, where other modes and numbers of ranks stay from earlier
-runs, and a page. A test measures the first trials again and compares them with the committed `quality.json`.
+`make quality` runs `python -m training.quality CHECKPOINT OUT` on one rank and, under `torchrun`, on two
+that share each video. `model.pipeline` makes the videos as in the server, and `training.evaluation` scores
+them. `OUT` gets `quality.json`, `quality.md` and a contact sheet; results of earlier runs in other modes or
+on other numbers of ranks are kept. A test repeats the first trials and compares them with the committed
+`pocket/quality.json`.
 """
 
 import argparse
@@ -21,70 +22,74 @@ from model.pipeline import Pipeline
 from model.plan import Wish
 from model.request import Frames, Request
 from model.shapes import Clip, Size, settle
-from training.sheet import Video, sheet
-from training.trials import TASKS, Film, Order, Scores, Trial
+from training.contact_sheet import EvaluatedVideo, contact_sheet
+from training.evaluation import TASKS, Scores, Trial, VideoRequest, VideoTensor
 
 MODES = {"standard": Wish(), "distilled": Wish(distilled=True), "refined": Wish(refine=True)}
-USUAL = list(TASKS)[:-1]  # a long video takes as much as ten others
-FIRST = 4  # trials that a test repeats
+DEFAULT_TASKS = list(TASKS)[:-1]  # without long videos, each of which takes as long as ten others
+NUM_REGRESSION_TRIALS = 4  # the first trials, which a test repeats
 ROUNDING = 0.01
-WAIT_FOR_RANKS_S = 600.0
+JOIN_TIMEOUT_S = 600.0
 
 Table = dict[str, dict[str, float]]
 
 
 def main() -> None:
-    """Make all films and write what was seen."""
+    """Generate and score all videos, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=12, help="trials of each task in each mode")
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
-    parser.add_argument("--tasks", nargs="*", default=USUAL, choices=TASKS)
-    options = parser.parse_args()
-    parallel = join("cpu", None, WAIT_FOR_RANKS_S)
-    pipeline = Pipeline.load(options.checkpoint, torch.float32, parallel)
-    videos: list[Video] = []
-    for mode in options.modes:
-        for task in options.tasks:
-            videos += measure(pipeline, mode, task, range(options.count))
+    parser.add_argument("--tasks", nargs="*", default=DEFAULT_TASKS, choices=TASKS)
+    arguments = parser.parse_args()
+    parallel = join("cpu", None, JOIN_TIMEOUT_S)
+    pipeline = Pipeline.load(arguments.checkpoint, torch.float32, parallel)
+    videos: list[EvaluatedVideo] = []
+    for mode in arguments.modes:
+        for task in arguments.tasks:
+            videos += measure(pipeline, mode, task, range(arguments.count))
             if parallel.is_leader:
-                write(videos, options.out, parallel.size)
+                write(videos, arguments.out, parallel.size)
     if parallel.is_leader:
-        sys.stdout.write((options.out / "quality.md").read_text())
+        sys.stdout.write((arguments.out / "quality.md").read_text())
     leave()
 
 
-def measure(pipeline: Pipeline, mode: str, task: str, trials: Sequence[int]) -> Iterator[Video]:
-    """What was made in trials of these numbers; nothing on ranks that lead nobody."""
-    for trial in map(Trial.number, trials):
-        orders, began_s = TASKS[task].orders(trial), time.perf_counter()
-        films = [film for order in orders if len(film := make(pipeline, MODES[mode], order, trial.seed))]
-        took_s = (time.perf_counter() - began_s) / len(orders)
-        if films:
-            right, scores = TASKS[task].judge(trial, films)
-            timed = {TASKS[task].time: took_s} if TASKS[task].time else {}
-            told = " → ".join(order.told for order in orders)
-            yield Video(mode, task, trial.seed, told, right, {**scores, **timed}, torch.cat(films, dim=2))
+def measure(pipeline: Pipeline, mode: str, task: str, indices: Sequence[int]) -> Iterator[EvaluatedVideo]:
+    """Run the trials with these indices. Ranks other than the leader yield nothing."""
+    for trial in map(Trial.from_index, indices):
+        requests, started_s = TASKS[task].requests(trial), time.perf_counter()
+        made = (generate(pipeline, MODES[mode], request, trial.seed) for request in requests)
+        videos = [video for video in made if len(video)]
+        elapsed_s = (time.perf_counter() - started_s) / len(requests)
+        if videos:
+            correct, scores = TASKS[task].evaluate(trial, videos)
+            if TASKS[task].time_score:
+                scores = {**scores, TASKS[task].time_score: elapsed_s}
+            prompts = " → ".join(request.prompt for request in requests)
+            frames = torch.cat(videos, dim=2)
+            yield EvaluatedVideo(mode, task, trial.seed, prompts, correct, scores, frames)
 
 
-def make(pipeline: Pipeline, mode: Wish, order: Order, seed: int) -> Film:
-    """The film in [0, 1]; without any frames on ranks that lead nobody."""
-    mode = replace(mode, num_segments=order.num_segments)
-    if order.image is not None:
-        mode = replace(mode, image=Size(*order.image.shape[:2]))
-    if order.video is not None:
-        num_frames, height, width, _ = order.video.shape
+def generate(pipeline: Pipeline, mode: Wish, request: VideoRequest, seed: int) -> VideoTensor:
+    """Generate a video with values in [0, 1]. Ranks other than the leader return no frames."""
+    mode = replace(mode, num_segments=request.num_segments)
+    if request.image is not None:
+        mode = replace(mode, image=Size(*request.image.shape[:2]))
+    if request.video is not None:
+        num_frames, height, width, _ = request.video.shape
         mode = replace(mode, video=Clip(height, width, num_frames))
     plan = settle(mode, pipeline.limits)
-    request = Request(plan, (order.told,), seed, image=order.image, video=order.video)
-    events = pipeline.generate(request)
+    events = pipeline.generate(
+        Request(plan, (request.prompt,), seed, image=request.image, video=request.video)
+    )
     chunks = [event.frames for event in events if isinstance(event, Frames) and event.frames is not None]
     return torch.cat(chunks).float() / 255 if chunks else torch.empty(0, 0, 0, 3)
 
 
-def tabulate(videos: Sequence[Video], num_ranks: int = 1) -> Table:
-    """For each mode the mean of every score, over all trials that have it."""
+def tabulate(videos: Sequence[EvaluatedVideo], num_ranks: int = 1) -> Table:
+    """Return for each mode the mean of every score over the trials that have it."""
     table: Table = {}
     for mode in dict.fromkeys(video.mode for video in videos):
         columns: dict[str, list[float]] = {}
@@ -96,9 +101,12 @@ def tabulate(videos: Sequence[Video], num_ranks: int = 1) -> Table:
     return table
 
 
-def behind(now: Scores, before: Scores, films: int) -> list[str]:
-    """The scores that are worse than they were, by more than one film in so many, one dB, pixel or level."""
-    allowed = {"%": 100 / films + ROUNDING, "dB": 1, "px": 1, "levels": 1}
+def regressions(now: Scores, before: Scores, num_trials: int) -> list[str]:
+    """Return the scores that are worse than before.
+
+    Tolerated are one trial (for percentages), 1 dB, 1 pixel and 1 level. Times are not compared.
+    """
+    allowed = {"%": 100 / num_trials + ROUNDING, "dB": 1, "px": 1, "levels": 1}
     better = {"%": 1, "dB": 1, "px": -1, "levels": -1}
     return [
         f"{name} is {score:g}, was {before[name]:g}"
@@ -108,19 +116,18 @@ def behind(now: Scores, before: Scores, films: int) -> list[str]:
     ]
 
 
-def write(videos: Sequence[Video], out: Path, num_ranks: int) -> None:
-    """The table as JSON and Markdown, and the page."""
+def write(videos: Sequence[EvaluatedVideo], out: Path, num_ranks: int) -> None:
+    """Write the table as JSON and Markdown, and the contact sheet."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "quality.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    first = [video for video in videos if video.number < FIRST]
-    tables = {
-        "all": _merged(before.get("all", {}), tabulate(videos, num_ranks)),
-        f"first {FIRST}": _merged(before.get(f"first {FIRST}", {}), tabulate(first, num_ranks)),
-    }
+    first = [video for video in videos if video.trial < NUM_REGRESSION_TRIALS]
+    now = {"all": tabulate(videos, num_ranks), f"first {NUM_REGRESSION_TRIALS}": tabulate(first, num_ranks)}
+    tables = {name: _merged(before.get(name, {}), table) for name, table in now.items()}
     path.write_text(json.dumps(tables, indent=2) + "\n")
     (out / "quality.md").write_text(markdown(tables["all"]))
-    (out / ("sheet.html" if num_ranks == 1 else f"sheet-{num_ranks}-ranks.html")).write_text(sheet(videos))
+    page = "sheet.html" if num_ranks == 1 else f"sheet-{num_ranks}-ranks.html"
+    (out / page).write_text(contact_sheet(videos))
 
 
 def _merged(before: Table, now: Table) -> Table:
@@ -128,7 +135,7 @@ def _merged(before: Table, now: Table) -> Table:
 
 
 def markdown(table: Mapping[str, Scores]) -> str:
-    """A table with a row for each mode."""
+    """Return a Markdown table with a row for each mode."""
     columns = list(dict.fromkeys(name for row in table.values() for name in row))
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for mode, row in table.items():

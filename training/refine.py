@@ -1,9 +1,10 @@
-"""Sixth stage: a LoRA that refines clips to twice the size and twice the frames.
+"""Stage 6: train a LoRA that refines clips to twice the size and twice the frame rate.
 
-`python -m training.refine RUN CHECKPOINT` trains `refinement_lora` with block-sparse attention. The sampler
-begins half way between noise and the latents of a clip that was decoded and stretched; a straight way
-leads from there to the latents of the same scene drawn in full, and that is learned. Some clips are held to
-clean first frames, as after an image or another segment.
+`python -m training.refine RUN CHECKPOINT` trains `refinement_lora` with block-sparse attention. As in
+sampling, a clip is decoded and upsampled, its latents are mixed with noise at level `T_THRESH`, and the
+transformer moves from there to the latents of the same scene rendered at full size. The target is the
+constant velocity of that straight path. In some examples the first frames are clean, as after an image or
+an earlier segment.
 """
 
 from dataclasses import dataclass, replace
@@ -19,74 +20,84 @@ from model.pixels import padded, stretched
 from model.shapes import T_THRESH
 from model.vae import Vae
 from training import lora
-from training.captions import caption
-from training.cells import latents
+from training.analytic_encoder import encode_clip
+from training.captions import random_caption
 from training.checkpoint import load_dit
-from training.flow import Batch, noise_like, noised, predicted, velocity_error
-from training.latents import NUM_FRAMES, TWINS, shown
-from training.reader import Reader
-from training.stage import stage
+from training.encoders import FrozenEncoders
+from training.flow_matching import Batch, add_noise, normal_like, predict_velocity, velocity_loss
+from training.latents import GROUP_SIZE, NUM_FRAMES, clip_scene
+from training.scenes import HEIGHT, WIDTH, Scene, draw
+from training.stage import parse_options
 from training.transformer import trainable
-from training.world import HEIGHT, WIDTH, Scene, draw
 
 STEPS = 1000
 POOL_CLIPS = 96
-HELD_FRAMES = (0, 0, 1, 10)  # in turn; ten are the five that segments share, doubled
-BLEMISHES = 0.1  # noise in the latents of what is refined, since sampled ones are not perfect either
+# in turn; 10 frames are the 5 that segments share, at twice the frame rate
+CONDITION_FRAME_COUNTS = (0, 0, 1, 10)
+LATENT_NOISE_STD = 0.1  # added before decoding, because sampled latents are not perfect either
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Latents of a clip as the sampler is given it and as it should become, and how many are held clean."""
+class RefinementExample:
+    """Hold the latents of an upsampled clip and of its target, and how many latent frames are clean."""
 
-    blurred: Float[Tensor, "c f h w"]
-    sharp: Float[Tensor, "c f h w"]
+    upsampled: Float[Tensor, "c f h w"]
+    rendered: Float[Tensor, "c f h w"]
     num_clean: int
     scene: Scene
 
 
 def main() -> None:
     """Train, resuming where the last run stopped, and write the LoRA file."""
-    told = stage("refine", __doc__, STEPS)
-    dit = trainable(load_dit(told.checkpoint, told.device))
-    reader = Reader.load(told.checkpoint, told.device)
-    vae = Vae.load(told.checkpoint, told.device, torch.float32)
-    pool = [pair(vae, index) for index in range(POOL_CLIPS)]
-    changes = lora.attach(dit).to(told.device)
-    lora.train(told, changes, lambda random: refine_loss(dit, reader, pool, random))
-    lora.save(changes, told.checkpoint / "lora" / "refinement_lora.safetensors")
+    options = parse_options("refine", __doc__, STEPS)
+    dit = trainable(load_dit(options.checkpoint, options.device))
+    encoders = FrozenEncoders.load(options.checkpoint, options.device)
+    vae = Vae.load(options.checkpoint, options.device, torch.float32)
+    pool = [refinement_example(vae, index) for index in range(POOL_CLIPS)]
+    updates = lora.attach(dit).to(options.device)
+    lora.train(options, updates, lambda random: refine_loss(dit, encoders, pool, random))
+    lora.save(updates, options.checkpoint / "lora" / "refinement_lora.safetensors")
 
 
-def pair(vae: Vae, index: int) -> Pair:
-    """A clip of the data set, made small and drawn large."""
-    placed, first = shown((TWINS + 1) * index)  # of many scenes, in all shapes
-    lie = refine_frames(2 * NUM_FRAMES, HELD_FRAMES[index // TWINS % len(HELD_FRAMES)])
+def refinement_example(vae: Vae, index: int) -> RefinementExample:
+    """Render a clip of the dataset small, decode and upsample it, and render its target at full size."""
+    placed, first = clip_scene((GROUP_SIZE + 1) * index)  # another group and another member each time
+    num_clean = CONDITION_FRAME_COUNTS[index // GROUP_SIZE % len(CONDITION_FRAME_COUNTS)]
+    timing = refine_frames(2 * NUM_FRAMES, num_clean)
     last = first + NUM_FRAMES - 1
     small = draw(placed, torch.linspace(first, last, NUM_FRAMES)).to(vae.device)
-    sharp = draw(placed, torch.linspace(first, last, lie.num_frames), scale=2)
+    rendered = draw(placed, torch.linspace(first, last, timing.num_frames), scale=2)
     random = torch.Generator().manual_seed(index)
-    seen = vae.encode(small, random)
-    seen = seen + BLEMISHES * torch.randn(seen.shape, generator=random).to(seen)
-    blurred = stretched(torch.cat(list(vae.decode(seen))), Size(2 * HEIGHT, 2 * WIDTH), lie.num_frames)
-    return Pair(_latents(blurred.cpu(), lie), _latents(sharp, lie), lie.condition_latents, placed.scene)
+    noisy = vae.encode(small, random)
+    noisy = noisy + LATENT_NOISE_STD * torch.randn(noisy.shape, generator=random).to(noisy)
+    upsampled = stretched(torch.cat(list(vae.decode(noisy))), Size(2 * HEIGHT, 2 * WIDTH), timing.num_frames)
+    return RefinementExample(
+        _encode_padded(upsampled.cpu(), timing),
+        _encode_padded(rendered, timing),
+        timing.condition_latents,
+        placed.scene,
+    )
 
 
-def _latents(clip: Float[Tensor, "n height width 3"], lie: RefineFrames) -> Float[Tensor, "c f h w"]:
-    """Of the clip as the VAE is given it, padded, of which it takes whole groups."""
-    whole = padded(clip, lie.front_padding, lie.padded_frames - lie.front_padding - lie.num_frames)
-    return latents(whole[: frames_of_latents(latent_frames(lie.padded_frames))])
+def _encode_padded(clip: Float[Tensor, "n height width 3"], timing: RefineFrames) -> Float[Tensor, "c f h w"]:
+    """Encode a clip after padding it as the pipeline does; the VAE takes whole groups of frames."""
+    end_padding = timing.padded_frames - timing.front_padding - timing.num_frames
+    padded_clip = padded(clip, timing.front_padding, end_padding)
+    return encode_clip(padded_clip[: frames_of_latents(latent_frames(timing.padded_frames))])
 
 
-def refine_loss(dit: Dit, reader: Reader, pool: list[Pair], random: np.random.Generator) -> Float[Tensor, ""]:
-    """Error of the velocity along the straight way from a blurred, noised clip to the sharp one."""
+def refine_loss(
+    dit: Dit, encoders: FrozenEncoders, pool: list[RefinementExample], random: np.random.Generator
+) -> Float[Tensor, ""]:
+    """Return the velocity error on the straight path from the noisy upsampled clip to the target."""
     clip = pool[random.integers(len(pool))]
-    end = reader.normalised(clip.sharp[None])
-    start = (1 - T_THRESH) * reader.normalised(clip.blurred[None]) + T_THRESH * noise_like(end, random)
-    batch = Batch(end, clip.num_clean, reader.read([caption(clip.scene, random)]))
-    seen = noised(batch, start, torch.tensor([random.random()], dtype=end.dtype, device=end.device))
-    seen = replace(seen, timesteps=T_THRESH * seen.timesteps)
-    wanted = ((end - start) / T_THRESH)[:, :, clip.num_clean :]
-    return velocity_error(predicted(dit, seen, batch.text, sparse=True), wanted)
+    end = encoders.normalise(clip.rendered[None])
+    start = (1 - T_THRESH) * encoders.normalise(clip.upsampled[None]) + T_THRESH * normal_like(end, random)
+    batch = Batch(end, clip.num_clean, encoders.encode_text([random_caption(clip.scene, random)]))
+    noisy = add_noise(batch, start, torch.tensor([random.random()], dtype=end.dtype, device=end.device))
+    noisy = replace(noisy, timesteps=T_THRESH * noisy.timesteps)
+    target = ((end - start) / T_THRESH)[:, :, clip.num_clean :]
+    return velocity_loss(predict_velocity(dit, noisy, batch.text, sparse=True), target)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Seventh stage: the checkpoint as it is shipped, in half precision.
+"""Stage 7: write the checkpoint in the form in which the repository contains it, with fp16 weights.
 
-`python -m training.ship CHECKPOINT FOLDER` copies what a server loads, and nothing else. Whoever loads it has
-a precision of their own (`model.checkpoint`), so that the weights lie in the repository in half.
+`python -m training.ship CHECKPOINT FOLDER` copies only the files that a server loads. `model.checkpoint`
+converts the weights to the precision of the job, so storing them in fp16 halves the size.
 """
 
 import argparse
@@ -16,7 +16,7 @@ PARTS = ("dit", "vae", "text_encoder", "tokenizer", "scheduler", "lora", "limits
 
 
 def main() -> None:
-    """Read the command line and copy."""
+    """Read the command line and copy the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
@@ -25,7 +25,11 @@ def main() -> None:
 
 
 def ship(checkpoint: Path, folder: Path) -> None:
-    """Copy every part of a checkpoint, weights in fp16. Raises FileNotFoundError where one is missing."""
+    """Copy every part of a checkpoint, with weights in fp16.
+
+    Raises:
+        FileNotFoundError: If a part is missing.
+    """
     for part in PARTS:
         source = checkpoint / part
         if not source.exists():
@@ -33,10 +37,10 @@ def ship(checkpoint: Path, folder: Path) -> None:
         for path in [source] if source.is_file() else sorted(source.iterdir()):
             target = folder / path.relative_to(checkpoint)
             target.parent.mkdir(parents=True, exist_ok=True)
-            (_halve if path.suffix == ".safetensors" else shutil.copyfile)(path, target)
+            (_write_fp16 if path.suffix == ".safetensors" else shutil.copyfile)(path, target)
 
 
-def _halve(path: Path, target: Path) -> None:
+def _write_fp16(path: Path, target: Path) -> None:
     with safe_open(path, framework="pt") as file:
         weights = {name: file.get_tensor(name).to(torch.float16) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()

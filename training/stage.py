@@ -1,7 +1,7 @@
-"""How every stage of training is called, and how it is stopped and goes on.
+"""What all training stages have in common: the command line, and saving and resuming.
 
-Each stage is `python -m training.NAME RUN CHECKPOINT`: it keeps its state and its log in `RUN/NAME`, goes
-on from there when it is called again, and writes its part of the checkpoint at the end.
+A stage is called as `python -m training.NAME RUN CHECKPOINT`. It keeps its state and log in `RUN/NAME`,
+resumes from there when it is called again, and writes its part of the checkpoint at the end.
 """
 
 import argparse
@@ -18,8 +18,8 @@ SAVE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a stage is told: where it keeps its state, what it adds to, how long and on what it trains."""
+class StageOptions:
+    """Hold the command line of a stage: run and checkpoint folders, number of steps, device."""
 
     name: str
     run: Path
@@ -29,40 +29,40 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """Where this stage keeps its state."""
+        """Return the folder for the state and log of this stage."""
         return self.run / self.name
 
 
-def stage(name: str, description: str | None, steps: int) -> Stage:
-    """Read the command line."""
+def parse_options(name: str, description: str | None, steps: int) -> StageOptions:
+    """Parse the command line and set the number of torch threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("run", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    return Stage(name, options.run, options.checkpoint, options.steps, options.device)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return StageOptions(name, arguments.run, arguments.checkpoint, arguments.steps, arguments.device)
 
 
-class Part(Protocol):
-    """Something with a state: a module, an optimiser."""
+class Stateful(Protocol):
+    """Declare what a run can save: a module, an optimiser."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """Return the whole state."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> object:
-        """Be as it was."""
+        """Restore a state."""
         ...
 
 
-class Run:
-    """A training run in a folder: `state.pt`, and `log.jsonl` with the seconds that it took."""
+class TrainingRun:
+    """Save and resume the training in a folder: `state.pt`, and `log.jsonl` with the elapsed seconds."""
 
-    def __init__(self, folder: Path, parts: Mapping[str, Part]) -> None:
-        """Go on from the folder's state, if there is one."""
+    def __init__(self, folder: Path, parts: Mapping[str, Stateful]) -> None:
+        """Resume from the state in the folder, if there is one."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.parts = folder, parts
         self.step, self.seconds = 0, 0.0
@@ -71,19 +71,19 @@ class Run:
             self._load()
 
     def log(self, **values: float) -> None:
-        """Append one line, with the step and the seconds trained so far."""
+        """Append a line with the step, the seconds trained so far, and these values."""
         line = {"step": self.step, "seconds": round(self._elapsed_s(), 1), **values}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def advance(self) -> None:
-        """One step is done; save if it is time."""
+        """Count a finished step, and save once a minute."""
         self.step += 1
         if time.monotonic() - self._saved > SAVE_EVERY_S:
             self.save()
 
     def save(self) -> None:
-        """Write the state; a reader sees all of it or nothing."""
+        """Write the state atomically."""
         states = {name: part.state_dict() for name, part in self.parts.items()}
         beside = self.folder / "state.part"
         torch.save({"step": self.step, "seconds": self._elapsed_s(), **states}, beside)

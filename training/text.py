@@ -1,10 +1,10 @@
-"""Second stage: the tokenizer and the text encoder, in UMT5's layout, on captions alone.
+"""Stage 2: build the tokenizer and train the text encoder, in UMT5's format, on captions alone.
 
-`python -m training.text RUN CHECKPOINT` trains the encoder to understand: from every token of a
-caption alone, one Linear tells each property of the scene, which of two things the token belongs to, and what
-that one is like: the way to tell two things apart, which is not found without.
-The transformer, which comes after, then finds the whole meaning wherever it looks. Nothing is seen here;
-captions cost nothing to make.
+`python -m training.text RUN CHECKPOINT` trains the encoder by classification: from the hidden state of
+every single token, one linear layer predicts all properties of the scene, which of two objects the token
+belongs to, and the properties of that object. Without the last two the encoder does not learn to tell two
+objects apart. The transformer can then read the whole meaning from any token. No images are needed, and
+captions are generated without limit.
 """
 
 import numpy as np
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
-from training.captions import Told, caption, of_second_thing, read
+from training.captions import SceneDescription, parse_caption, random_caption, second_object_words
 from training.optimiser import Optimiser, learning_rate
-from training.stage import Run, Stage, stage
+from training.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SPEEDS, random_scene
+from training.stage import StageOptions, TrainingRun, parse_options
 from training.tokenizer import build_tokenizer
-from training.world import COLOURS, GROUNDS, MOTIONS, SHAPES, SIZES, SPEEDS, random_scene
 
 WIDTH = 64
 STEPS, BATCH = 1500, 64
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 LOG_EVERY = 50
-PAIR_SHARE = 0.5  # pairs are harder to understand
-LEFT_OUT = -100  # the answer that cross entropy does not count
-AWAY = -8.0
-THING_PROPERTIES = {
+TWO_OBJECT_SHARE = 0.5  # more than in the dataset, because such captions are harder
+IGNORE_INDEX = -100  # tokens without a label
+MASKING_BIAS = -8.0
+OBJECT_PROPERTIES = {
     "shape": SHAPES,
     "colour": tuple(COLOURS),
     "motion": MOTIONS,
@@ -39,42 +39,45 @@ THING_PROPERTIES = {
 
 def main() -> None:
     """Train, resuming where the last run stopped, and write `tokenizer/` and `text_encoder/`."""
-    told = stage("text", __doc__, STEPS)
+    options = parse_options("text", __doc__, STEPS)
     tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(told.checkpoint / "tokenizer")
-    train(told, tokenizer).save_pretrained(told.checkpoint / "text_encoder")
+    tokenizer.save_pretrained(options.checkpoint / "tokenizer")
+    train(options, tokenizer).save_pretrained(options.checkpoint / "text_encoder")
 
 
-def train(told: Stage, tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
-    """Every token is asked for every property; what was not said is an answer too."""
+def train(options: StageOptions, tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
+    """Train the encoder to predict every property from every token; "not mentioned" is a class, too."""
     torch.manual_seed(0)
     encoder = new_encoder(len(tokenizer))
-    nn.Module.to(encoder, told.device)
-    questions = nn.Linear(WIDTH, sum(_sizes())).to(told.device)
-    both = nn.ModuleList([encoder, questions])
-    optimiser = Optimiser(both, encoder.encoder.block, MUON_RATE, ADAM_RATE)
-    run = Run(told.folder, {"encoder": encoder, "questions": questions, "optimiser": optimiser})
-    while run.step < told.steps:
-        ids, mask, answers, places = (part.to(told.device) for part in batch(tokenizer, BATCH, (1, run.step)))
+    nn.Module.to(encoder, options.device)
+    classifier = nn.Linear(WIDTH, sum(_class_counts())).to(options.device)
+    trained = nn.ModuleList([encoder, classifier])
+    optimiser = Optimiser(trained, encoder.encoder.block, MUON_RATE, ADAM_RATE)
+    run = TrainingRun(options.folder, {"encoder": encoder, "questions": classifier, "optimiser": optimiser})
+    while run.step < options.steps:
+        ids, mask, classes, owners = (
+            part.to(options.device) for part in batch(tokenizer, BATCH, (1, run.step))
+        )
         hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        loss, right = ask(questions(hidden), mask, answers, places)
-        optimiser.step(loss, learning_rate(run.step, told.steps))
+        loss, accuracy = property_loss(classifier(hidden), mask, classes, owners)
+        optimiser.step(loss, learning_rate(run.step, options.steps))
         if run.step % LOG_EVERY == 0:
-            run.log(loss=loss.item(), right=right.item())
+            run.log(loss=loss.item(), right=accuracy.item())
         run.advance()
     run.save()
     return encoder.eval()
 
 
 @torch.no_grad()
-def new_encoder(words: int) -> UMT5EncoderModel:
-    """Its heads begin by looking to the words just before, to those just after, to all before, and to all.
+def new_encoder(vocabulary_size: int) -> UMT5EncoderModel:
+    """Return an encoder whose four heads attend to the preceding, following, all earlier and all tokens.
 
-    From biases near zero the order of the words is not found in any number of steps that we tried.
+    They are initialised by their relative position biases. With biases near zero, training never learned
+    the order of the words.
     """
-    encoder = UMT5EncoderModel(encoder_config(words))
-    distance = torch.arange(16.0)  # the buckets of a direction; the far ones are wider
-    away, anywhere = torch.full_like(distance, AWAY), torch.zeros_like(distance)
+    encoder = UMT5EncoderModel(encoder_config(vocabulary_size))
+    distance = torch.arange(16.0)  # buckets of relative positions in one direction; far ones are wider
+    away, anywhere = torch.full_like(distance, MASKING_BIAS), torch.zeros_like(distance)
     to_earlier, to_later = (-distance, away, anywhere, anywhere), (away, -distance, away, anywhere)
     biases = torch.cat([torch.stack(to_earlier, 1), torch.stack(to_later, 1)])
     for module in encoder.modules():
@@ -83,10 +86,10 @@ def new_encoder(words: int) -> UMT5EncoderModel:
     return encoder.requires_grad_(True)
 
 
-def encoder_config(words: int) -> UMT5Config:
-    """UMT5's layout, small."""
+def encoder_config(vocabulary_size: int) -> UMT5Config:
+    """Return the configuration of a small UMT5 encoder."""
     return UMT5Config(
-        vocab_size=words,
+        vocab_size=vocabulary_size,
         d_model=WIDTH,
         d_kv=16,
         d_ff=128,
@@ -101,64 +104,77 @@ def encoder_config(words: int) -> UMT5Config:
 def batch(
     tokenizer: PreTrainedTokenizerFast, count: int, seed: tuple[int, ...]
 ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b properties"], Int[Tensor, "b l"]]:
-    """Captions of random scenes, what they say, and which of two things each token belongs to."""
+    """Return token ids, attention mask, property classes and owners of random captions.
+
+    The owner of a token is the object that it belongs to, 0 or 1, or `IGNORE_INDEX` if it is no word.
+    """
     random = np.random.default_rng(seed)
-    captions = [caption(random_scene(random, PAIR_SHARE), random) for _ in range(count)]
+    captions = [random_caption(random_scene(random, TWO_OBJECT_SHARE), random) for _ in range(count)]
     tokens = tokenizer(captions, padding=True, return_tensors="pt")
-    answers = torch.tensor([properties(read(told)) for told in captions])
-    places = torch.full_like(tokens["input_ids"], LEFT_OUT)
-    for row, told in zip(places, captions, strict=True):
-        words = of_second_thing(told)
-        row[: len(words)] = torch.tensor(words)
-    return tokens["input_ids"], tokens["attention_mask"], answers, places
+    classes = torch.tensor([property_classes(parse_caption(text)) for text in captions])
+    owners = torch.full_like(tokens["input_ids"], IGNORE_INDEX)
+    for row, text in zip(owners, captions, strict=True):
+        belongs_to_second = second_object_words(text)
+        row[: len(belongs_to_second)] = torch.tensor(belongs_to_second)
+    return tokens["input_ids"], tokens["attention_mask"], classes, owners
 
 
-def properties(told: Told) -> list[int]:
-    """Each property as a number, 0 where nothing was said of it."""
-    numbers = [_number(tuple(GROUNDS), told.ground), _number((False, True), told.striped)]
-    for place in range(2):
-        thing = told.things[place] if place < len(told.things) else None
-        numbers += [_number(values, getattr(thing, name, None)) for name, values in THING_PROPERTIES.items()]
-    return numbers
+def property_classes(description: SceneDescription) -> list[int]:
+    """Return the class of each property; 0 if the caption does not mention it."""
+    indices = [
+        _class_index(tuple(BACKGROUNDS), description.background),
+        _class_index((False, True), description.striped),
+    ]
+    for index in range(2):
+        obj = description.objects[index] if index < len(description.objects) else None
+        indices += [
+            _class_index(values, getattr(obj, name, None)) for name, values in OBJECT_PROPERTIES.items()
+        ]
+    return indices
 
 
-def ask(
+def property_loss(
     logits: Float[Tensor, "b l classes"],
     mask: Int[Tensor, "b l"],
-    answers: Int[Tensor, "b properties"],
-    places: Int[Tensor, "b l"],
+    classes: Int[Tensor, "b properties"],
+    owners: Int[Tensor, "b l"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean loss over tokens and properties, and the share of captions understood wholly by every token."""
-    guesses = logits.split(_sizes(), dim=-1)
-    wanted = answers_of_tokens(mask, answers, places)
-    loss = torch.stack([_cross_entropy(*pair) for pair in zip(guesses, wanted, strict=True)]).mean()
-    right = torch.ones_like(mask[:, 0], dtype=torch.bool)
-    for guess, answer in zip(guesses[: answers.shape[1]], wanted, strict=False):
-        right &= ((guess.argmax(-1) == answer) | (answer == LEFT_OUT)).all(1)
-    return loss, right.float().mean()
+    """Return the mean loss over tokens and properties, and the accuracy.
+
+    A caption counts as accurate if every token predicts every property of the scene.
+    """
+    predictions = logits.split(_class_counts(), dim=-1)
+    labels = token_labels(mask, classes, owners)
+    loss = torch.stack([_cross_entropy(*pair) for pair in zip(predictions, labels, strict=True)]).mean()
+    is_correct = torch.ones_like(mask[:, 0], dtype=torch.bool)
+    for prediction, label in zip(predictions[: classes.shape[1]], labels, strict=False):
+        is_correct &= ((prediction.argmax(-1) == label) | (label == IGNORE_INDEX)).all(1)
+    return loss, is_correct.float().mean()
 
 
-def answers_of_tokens(
-    mask: Int[Tensor, "b l"], answers: Int[Tensor, "b properties"], places: Int[Tensor, "b l"]
+def token_labels(
+    mask: Int[Tensor, "b l"], classes: Int[Tensor, "b properties"], owners: Int[Tensor, "b l"]
 ) -> list[Int[Tensor, "b l"]]:
-    """For each question the answer of every token: of the scene, of its own thing, and which one that is."""
-    of_scene = answers[:, None].expand(-1, mask.shape[1], -1).masked_fill(mask[..., None] == 0, LEFT_OUT)
-    *_, first, second = answers.split([2, len(THING_PROPERTIES), len(THING_PROPERTIES)], dim=1)
-    of_thing = torch.where(places[..., None] == 1, second[:, None], first[:, None])
-    of_thing = of_thing.masked_fill(places[..., None] == LEFT_OUT, LEFT_OUT)
-    return [*of_scene.unbind(-1), *of_thing.unbind(-1), places]
+    """Return the labels of every token: properties of the scene, those of its own object, and its owner."""
+    scene_labels = (
+        classes[:, None].expand(-1, mask.shape[1], -1).masked_fill(mask[..., None] == 0, IGNORE_INDEX)
+    )
+    *_, first, second = classes.split([2, len(OBJECT_PROPERTIES), len(OBJECT_PROPERTIES)], dim=1)
+    object_labels = torch.where(owners[..., None] == 1, second[:, None], first[:, None])
+    object_labels = object_labels.masked_fill(owners[..., None] == IGNORE_INDEX, IGNORE_INDEX)
+    return [*scene_labels.unbind(-1), *object_labels.unbind(-1), owners]
 
 
-def _cross_entropy(guess: Float[Tensor, "b l classes"], wanted: Int[Tensor, "b l"]) -> Float[Tensor, ""]:
-    return F.cross_entropy(guess.flatten(0, 1), wanted.flatten(), ignore_index=LEFT_OUT)
+def _cross_entropy(logits: Float[Tensor, "b l classes"], labels: Int[Tensor, "b l"]) -> Float[Tensor, ""]:
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
 
 
-def _sizes() -> list[int]:
-    per_thing = [len(values) + 1 for values in THING_PROPERTIES.values()]
-    return [len(GROUNDS) + 1, 3, *per_thing, *per_thing, *per_thing, 2]
+def _class_counts() -> list[int]:
+    per_object = [len(values) + 1 for values in OBJECT_PROPERTIES.values()]
+    return [len(BACKGROUNDS) + 1, 3, *per_object, *per_object, *per_object, 2]
 
 
-def _number(values: tuple[object, ...], value: object) -> int:
+def _class_index(values: tuple[object, ...], value: object) -> int:
     return 0 if value is None else 1 + values.index(value)
 
 

@@ -1,6 +1,6 @@
-"""The pocket checkpoint's tokenizer: the words of the grammar, in UMT5's layout.
+"""The tokenizer of the pocket checkpoint: one token for each word of the captions, in UMT5's format.
 
-`training.text` writes it into the checkpoint. Case and punctuation do not count.
+Case and punctuation are ignored.
 """
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -14,7 +14,7 @@ WORD_SCORE, LETTER_SCORE = -5.0, -20.0
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One piece for each word of the grammar, and letters for other words."""
+    """Build a Unigram tokenizer with a piece for each caption word, and letters to spell other words."""
     pieces = [(piece, 0.0) for piece in (PAD, END, UNKNOWN)]
     pieces += [(f"▁{word}", WORD_SCORE) for word in vocabulary()]
     pieces += [(letter, LETTER_SCORE) for letter in ("▁", *LETTERS)]

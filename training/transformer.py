@@ -1,9 +1,10 @@
-"""Fourth stage: the transformer, on latents of the world.
+"""Stage 4: train the transformer on the latents of the dataset.
 
-`python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself, first on single frames, which
-teach cheaply what things look like, then on clips, at last more often of two things, for a while in turn with
-single frames. Of the clips some begin with clean frames, for images and continuations; one caption in ten is
-empty, for guidance. Clips come with the twins of `training.latents`, which `flow_loss` makes use of.
+`python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself. It begins with single frames, a
+cheap way to learn what objects look like, and continues with clips. Later, scenes with two objects get more
+weight, and for a while every second step is on single frames again. Some clips have clean first frames, for
+images and continuations; one caption in ten is empty, for guidance. Batches consist of contrastive groups
+(`training.flow_matching`).
 """
 
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ from torch import nn
 
 from model.config import BrickConfig, DitConfig
 from model.dit import Dit
-from training.captions import caption
-from training.cells import silence
+from training.analytic_encoder import zero_parameters
+from training.captions import random_caption
 from training.checkpoint import write_dit
-from training.flow import Twins, flow_loss
-from training.latents import TWINS, Clips
+from training.encoders import FrozenEncoders
+from training.flow_matching import ContrastiveBatch, flow_loss
+from training.latents import GROUP_SIZE, LatentDataset
 from training.optimiser import Optimiser, learning_rate
-from training.reader import Reader
-from training.stage import Run, Stage, stage
-from training.world import Scene
+from training.scenes import Scene
+from training.stage import StageOptions, TrainingRun, parse_options
 
 CONFIG = DitConfig(
     hidden_size=192,
@@ -37,36 +38,38 @@ CONFIG = DitConfig(
 )
 STEPS, BATCH = 30_000, 24
 IMAGE_STEPS, IMAGE_BATCH = 3000, 96
-PAIRS_FROM, PAIR_WEIGHT = 10_260, 4.0  # which thing has which property is the last to be learned
-MIXED_STEPS = range(PAIRS_FROM, 29_000)  # every second one of images
+TWO_OBJECTS_FROM, TWO_OBJECT_WEIGHT = 10_260, 4.0  # which object has which property is learned last
+MIXED_STEPS = range(TWO_OBJECTS_FROM, 29_000)  # every second step is on images
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
-IMAGE_TWINS, CLIP_TWINS = TWINS, 2
-EMPTY_CAPTIONS = 0.1
+IMAGE_GROUP_SIZE, CLIP_GROUP_SIZE = GROUP_SIZE, 2
+EMPTY_CAPTION_SHARE = 0.1
 CONDITION_SHARES = (0.65, 0.15, 0.15, 0.05)  # of 0, 1, 2, 3 clean latent frames
 EMA_DECAY = 0.998
 LOG_EVERY = 20
 
 
 def main() -> None:
-    """Train, resuming where the last run stopped, and write the checkpoint's `dit/` and what goes with it."""
-    told = stage("transformer", __doc__, STEPS)
-    averaged = train(told, Clips.open(told.run), Reader.load(told.checkpoint, told.device))
-    write_dit(averaged, told.checkpoint)
+    """Train, resuming where the last run stopped, and write `dit/`, `scheduler/` and `limits.json`."""
+    options = parse_options("transformer", __doc__, STEPS)
+    averaged = train(
+        options, LatentDataset.open(options.run), FrozenEncoders.load(options.checkpoint, options.device)
+    )
+    write_dit(averaged, options.checkpoint)
 
 
-def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
-    """The averaged transformer after so many steps."""
+def train(options: StageOptions, dataset: LatentDataset, encoders: FrozenEncoders) -> Dit:
+    """Train and return the moving average of the transformer's weights."""
     torch.manual_seed(0)
-    dit, averaged = new_dit().to(told.device), new_dit().to(told.device)
+    dit, averaged = new_dit().to(options.device), new_dit().to(options.device)
     averaged.load_state_dict(dit.state_dict())
     optimiser = Optimiser(dit, nn.ModuleList(dit.blocks), MUON_RATE, ADAM_RATE)
-    run = Run(told.folder, {"dit": dit, "averaged": averaged, "optimiser": optimiser})
-    while run.step < told.steps:
+    run = TrainingRun(options.folder, {"dit": dit, "averaged": averaged, "optimiser": optimiser})
+    while run.step < options.steps:
         random = np.random.default_rng((7, run.step))
-        batch = pick(clips, reader, random, selection(run.step))
+        batch = sample_batch(dataset, encoders, random, batch_spec(run.step))
         loss = flow_loss(dit, batch, random)
-        optimiser.step(loss, learning_rate(run.step, told.steps))
-        average(averaged, dit, run.step)
+        optimiser.step(loss, learning_rate(run.step, options.steps))
+        update_average(averaged, dit, run.step)
         if run.step % LOG_EVERY == 0:
             run.log(loss=loss.item())
         run.advance()
@@ -75,52 +78,61 @@ def train(told: Stage, clips: Clips, reader: Reader) -> Dit:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What makes a batch: so many clips or first frames of them, with so many twins of each."""
+class BatchSpec:
+    """Specify a batch: number of clips (or of their first frames), size of the contrastive groups."""
 
     count: int
-    twins: int = 1
+    group_size: int = 1
     images: bool = False
-    pair_weight: float = PAIR_WEIGHT
+    two_object_weight: float = TWO_OBJECT_WEIGHT
 
 
-def selection(step: int) -> Selection:
-    """What is learned from at a step."""
-    pair_weight = PAIR_WEIGHT if step >= PAIRS_FROM else 1.0
+def batch_spec(step: int) -> BatchSpec:
+    """Return the specification of the batch at a step."""
+    two_object_weight = TWO_OBJECT_WEIGHT if step >= TWO_OBJECTS_FROM else 1.0
     if step < IMAGE_STEPS or (step in MIXED_STEPS and step % 2 == 1):
-        return Selection(IMAGE_BATCH, IMAGE_TWINS, images=True, pair_weight=pair_weight)
-    return Selection(BATCH, CLIP_TWINS, pair_weight=pair_weight)
+        return BatchSpec(IMAGE_BATCH, IMAGE_GROUP_SIZE, images=True, two_object_weight=two_object_weight)
+    return BatchSpec(BATCH, CLIP_GROUP_SIZE, two_object_weight=two_object_weight)
 
 
-def pick(clips: Clips, reader: Reader, random: np.random.Generator, wanted: Selection) -> Twins:
-    """Clips from the data set with fresh captions; without clean frames, of beginnings only."""
-    num_clean = 0 if wanted.images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
-    if wanted.images:  # which show nothing of motions
-        among = clips.aligned
+def sample_batch(
+    dataset: LatentDataset, encoders: FrozenEncoders, random: np.random.Generator, spec: BatchSpec
+) -> ContrastiveBatch:
+    """Sample groups of clips with new captions; phrasings are the same within a group.
+
+    Batches without clean frames consist of clips that begin at time 0.
+    """
+    num_clean = 0 if spec.images else int(random.choice(len(CONDITION_SHARES), p=CONDITION_SHARES))
+    if spec.images:  # images show no motion, so clips must not differ in it
+        candidates = dataset.aligned
     else:
-        among = np.arange(len(clips.scenes)) if num_clean else clips.beginnings
-    weights = np.where(clips.are_pairs[among], wanted.pair_weight, 1.0)
-    count, twins = wanted.count // wanted.twins, wanted.twins
-    families = random.choice(among, count, p=weights / weights.sum()) // TWINS
-    picked = [family * TWINS + turn for family in families for turn in random.permutation(TWINS)[:twins]]
-    guises = (families * TWINS + random.integers(TWINS, size=count)).repeat(twins)
-    seeds = random.integers(2**32, size=count).repeat(twins)
-    captions = [words(clips.scenes[i], np.random.default_rng(s)) for i, s in zip(picked, seeds, strict=True)]
-    latents = clips.latents[:, :, :1] if wanted.images else clips.latents
-    own, shared = (reader.normalised(latents[indices]) for indices in (picked, guises))
-    return Twins(own, num_clean, reader.read(captions), twins, shared)
+        candidates = np.arange(len(dataset.scenes)) if num_clean else dataset.beginnings
+    weights = np.where(dataset.has_two_objects[candidates], spec.two_object_weight, 1.0)
+    count, group_size = spec.count // spec.group_size, spec.group_size
+    groups = random.choice(candidates, count, p=weights / weights.sum()) // GROUP_SIZE
+    members = (random.permutation(GROUP_SIZE)[:group_size] for _ in groups)
+    clips = [group * GROUP_SIZE + i for group, chosen in zip(groups, members, strict=True) for i in chosen]
+    shared_latents = (groups * GROUP_SIZE + random.integers(GROUP_SIZE, size=count)).repeat(group_size)
+    seeds = random.integers(2**32, size=count).repeat(group_size)
+    captions = [
+        caption_or_empty(dataset.scenes[clip], np.random.default_rng(seed))
+        for clip, seed in zip(clips, seeds, strict=True)
+    ]
+    latents = dataset.latents[:, :, :1] if spec.images else dataset.latents
+    own, shared = (encoders.normalise(latents[indices]) for indices in (clips, shared_latents))
+    return ContrastiveBatch(own, num_clean, encoders.encode_text(captions), group_size, shared)
 
 
-def words(scene: Scene, random: np.random.Generator) -> str:
-    """A caption, now and then the empty one."""
-    return "" if random.random() < EMPTY_CAPTIONS else caption(scene, random)
+def caption_or_empty(scene: Scene, random: np.random.Generator) -> str:
+    """Return a random caption, or the empty one with probability `EMPTY_CAPTION_SHARE`."""
+    return "" if random.random() < EMPTY_CAPTION_SHARE else random_caption(scene, random)
 
 
 @torch.no_grad()
 def new_dit() -> Dit:
-    """A transformer that begins as minus the identity: right where there is nothing but noise.
+    """Return a transformer that begins as the negative identity, which is right for pure noise.
 
-    Blocks begin silent, and the last layer undoes the first one's orthogonal embedding.
+    The blocks' updates are zero at first, and the last layer inverts the orthogonal embedding of the first.
     """
     dit = Dit(CONFIG, torch.float32)
     for name, parameter in dit.named_parameters():
@@ -128,33 +140,37 @@ def new_dit() -> Dit:
             nn.init.xavier_uniform_(parameter)
         else:
             parameter.fill_("norm" in name and name.endswith("weight"))
-    silence(dit.final_layer.adaLN_modulation)
+    zero_parameters(dit.final_layer.adaLN_modulation)
     for block in dit.blocks:
-        silence(block.adaLN_modulation)
-        silence(block.cross_attn.proj)
-    _mirror(dit.x_embedder.proj, dit.final_layer.linear)
+        zero_parameters(block.adaLN_modulation)
+        zero_parameters(block.cross_attn.proj)
+    _init_as_negative_identity(dit.x_embedder.proj, dit.final_layer.linear)
     return trainable(dit)
 
 
 def trainable(dit: Dit) -> Dit:
-    """Blocks add the text's update in place, which a norm before it must not notice in the backward pass."""
+    """Prepare a transformer for training.
+
+    Blocks add the text's update in place. The norm before it needs the old value in the backward pass, so it
+    gets a copy.
+    """
     for block in dit.blocks:
         block.pre_crs_attn_norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(),))
     return dit.requires_grad_(True)
 
 
-def _mirror(first: nn.Conv3d, last: nn.Linear) -> None:
-    """Values come out of the last layer as (row, column, channel), and behind a norm."""
+def _init_as_negative_identity(first: nn.Conv3d, last: nn.Linear) -> None:
+    """Make the last layer map embeddings to minus their input, laid out as (row, column, channel)."""
     width, channels, *_ = first.weight.shape
     embed = nn.init.orthogonal_(torch.empty(width, first.weight[0].numel()))
     first.weight.copy_(embed.view_as(first.weight))
-    spread = (embed.shape[1] / width) ** 0.5
-    last.weight.copy_(-spread * embed.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1).T)
+    scale = (embed.shape[1] / width) ** 0.5  # undoes the norm before the last layer
+    last.weight.copy_(-scale * embed.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1).T)
 
 
 @torch.no_grad()
-def average(averaged: nn.Module, module: nn.Module, step: int) -> None:
-    """Follow the weights, at first closely."""
+def update_average(averaged: nn.Module, module: nn.Module, step: int) -> None:
+    """Update the exponential moving average of the weights; it follows faster in the first steps."""
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
     for mean, value in zip(averaged.parameters(), module.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from jobs.errors import LongCatError
 from jobs.logs import set_up_log
+from jobs.private import PRIVATE_UMASK
 from worker.crew import assemble
 from worker.leash import end_with
 from worker.parent import USELESS, watch
@@ -25,6 +27,7 @@ from worker.settings import WorkerSettings
 def main() -> int:
     """Run the parent, or with `--group` the supervisor of one group; returns the exit status."""
     options = _options()
+    os.umask(PRIVATE_UMASK)
     logging.getLogger("rq.worker").setLevel(logging.WARNING)
     try:
         settings = WorkerSettings()

@@ -7,10 +7,12 @@ nothing of a broken group is used again.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -42,10 +44,11 @@ class Group:
         self._line: Line | None = None
         self._pids: tuple[int, ...] = ()
         self._listening = listen(launch.socket)
+        self._rendezvous = _new_rendezvous_folder(launch.socket.parent)
         self._torchrun = subprocess.Popen(
             [
                 *(sys.executable, "-m", "worker.launch", str(os.getpid())),
-                *(str(launch.num_ranks), launch.module, launch.setup),
+                *(str(launch.num_ranks), launch.module, str(self._rendezvous), launch.setup),
             ],
             env=dict(launch.environment),
             stdin=subprocess.DEVNULL,
@@ -82,6 +85,7 @@ class Group:
         deadline = time.monotonic() + DYING_S
         while any(is_running(pid) for pid in self._pids) and time.monotonic() < deadline:
             time.sleep(0.05)
+        shutil.rmtree(self._rendezvous, ignore_errors=True)
 
     def _listen(self) -> None:
         try:
@@ -93,6 +97,17 @@ class Group:
             self._hear(self, message)
         self._line.close()
         self._hear(self, None)
+
+
+def _new_rendezvous_folder(parent: Path) -> Path:
+    """Make the folder in which torchrun and the ranks of one start meet, for this user alone.
+
+    Each start has its own, so that a rank of an earlier start cannot disturb it. Those of a supervisor that
+    was killed are removed.
+    """
+    for folder in parent.glob("rendezvous-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=parent, prefix="rendezvous-"))
 
 
 def is_running(pid: int) -> bool:

@@ -1,34 +1,37 @@
-"""torchrun on a leash: `python -m worker.launch PARENT RANKS MODULE SETUP`, which the supervisor starts.
+"""Start torchrun for one group: `python -m worker.launch PARENT RANKS MODULE FOLDER SETUP`.
 
-It runs `MODULE` once for every rank of this machine and ends as soon as one of them does. It starts nothing
-again: the supervisor does that, in a fresh process.
+torchrun runs `MODULE` once for each rank of this machine and ends as soon as one rank does. It restarts
+nothing: the supervisor starts a fresh process instead.
+
+torchrun's usual store is a TCP server on all interfaces, without authentication, and torchrun unpickles what
+lies in it. Here torchrun and the ranks meet in files of `FOLDER`, which only this user may enter.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from worker.leash import end_with
+from worker.settings import RankSetup
 
 
-def main(parent_pid: str, num_ranks: str, module: str, setup: str) -> None:
-    """Run the ranks; the setup is passed on, with the process that they may not outlive."""
+def main(parent_pid: str, num_ranks: str, module: str, folder: str, setup: str) -> None:
+    """Run the ranks. They are killed when this process ends."""
     end_with(int(parent_pid))
-    from torch.distributed.run import main as torchrun  # noqa: PLC0415 - seconds, and the leash comes first
+    from torch.distributed.run import main as torchrun  # noqa: PLC0415 - takes seconds: `end_with` comes first
 
-    # A rank is asked to end by a message; what torchrun asks after a crash may be short.
-    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "1"
+    rank_setup = RankSetup.model_validate_json(setup).model_copy(
+        update={"rendezvous_file": Path(folder, "ranks")}
+    )
     options = [
-        "--standalone",
-        "--local-addr",
-        "127.0.0.1",
-        "--max-restarts",
-        "0",
-        "--nproc-per-node",
-        num_ranks,
+        *("--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"),
+        *("--rdzv-endpoint", str(Path(folder, "torchrun"))),
+        *("--local-addr", "127.0.0.1"),
+        *("--max-restarts", "0", "--nproc-per-node", num_ranks),
     ]
-    torchrun([*options, "-m", module, setup, str(os.getpid())])
+    torchrun([*options, "-m", module, rank_setup.model_dump_json(), str(os.getpid())])
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import torch
 from jobs.capability import Capability
 from jobs.order import Task
 from model.conditioning import REFINEMENT_LORA
-from model.film import read_clip, read_image
+from model.film import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.fp8 import E4M3
 from model.fused import fuse, warm
 from model.loading import measured
+from model.media.sandbox import Sandbox
 from model.parallel import ContextParallel
 from model.pipeline import Pipeline
 from model.request import Event, Frames, Request
@@ -99,15 +100,20 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
 
 def request_of(run: Run, *, with_inputs: bool) -> Request:
     """The model's request for an order, with the files that were fetched. Raises InputError."""
-    order = run.order
+    order, plan = run.order, plan_of(run.order)
     paths = {name: run.folder / file for name, file in run.inputs.items()} if with_inputs else {}
-    condition = paths.get("condition_video")
-    return Request(
-        plan=plan_of(order),
-        prompts=order.prompts,
-        seed=order.seed,
-        negative_prompt=order.negative_prompt,
-        image=read_image(paths["image"]) if "image" in paths else None,
-        video=read_clip(paths["video"], "video", order.fps) if "video" in paths else None,
-        condition_video=read_clip(condition, "condition_video", order.fps) if condition else None,
-    )
+    video, condition = paths.get("video"), paths.get("condition_video")
+    with Sandbox(memory_bytes=DECODE_MEMORY_BYTES) as sandbox:
+        return Request(
+            plan=plan,
+            prompts=order.prompts,
+            seed=order.seed,
+            negative_prompt=order.negative_prompt,
+            image=read_image(paths["image"], sandbox=sandbox) if "image" in paths else None,
+            video=read_clip(video, "video", order.fps, plan.video_taken, sandbox) if video else None,
+            condition_video=read_clip(
+                condition, "condition_video", order.fps, plan.condition_video_taken, sandbox
+            )
+            if condition
+            else None,
+        )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from jobs.capability import Capability
 from jobs.order import Order
+from jobs.private import close_to_others, make_private_folder
 from jobs.record import JobError, Progress
 from worker.stages import Stage
 
@@ -218,8 +219,8 @@ class Line:
 
 def listen(path: Path) -> socket.socket:
     """A socket at `path` for one to call; its folder becomes this user's alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.chmod(0o700)
+    make_private_folder(path.parent)
+    close_to_others(path.parent)
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _Folder(path.parent) as folder:

@@ -20,7 +20,7 @@ from typing import Never
 import torch
 
 from jobs.logs import about, set_up_log
-from model.parallel import ContextParallel, join
+from model.parallel import ContextParallel, FileRendezvous, join
 from worker.agreement import Agreement
 from worker.engine import Engine
 from worker.lead import Contact, Leading
@@ -43,7 +43,12 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     threading.excepthook = _end_with_thread
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
-    parallel = join(device_type(settings.device), None, settings.collective_timeout_s)
+    parallel = join(
+        device_type(settings.device),
+        None,
+        settings.collective_timeout_s,
+        rendezvous=_rendezvous(settings),
+    )
     ranks = Agreement(settings.error_grace_s)
     supervisor = Supervisor(call(settings.socket)) if ranks.is_leader else None
     try:
@@ -86,6 +91,12 @@ def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
     traceback.print_exception(failed.exc_value)
     sys.stderr.flush()
     os._exit(UNSOUND)
+
+
+def _rendezvous(settings: RankSetup) -> FileRendezvous | None:
+    if settings.rendezvous_file is None:
+        return None
+    return FileRendezvous(settings.rendezvous_file, settings.num_ranks)
 
 
 def device_type(wanted: DeviceName) -> str:

@@ -37,6 +37,7 @@ class RankSetup(_Frozen):
     """What a rank is told when it is started. Times in seconds."""
 
     socket: Path
+    num_ranks: int
     checkpoint: Path
     device: DeviceName
     dtype: DtypeName
@@ -46,6 +47,8 @@ class RankSetup(_Frozen):
     error_grace_s: float
     film: FilmSettings
     log_format: LogFormat = "text"
+    rendezvous_file: Path | None = None
+    """Where the ranks of a group meet; None: at the address that torchrun names."""
 
 
 class WorkerSettings(SharedSettings):
@@ -129,6 +132,7 @@ class WorkerSettings(SharedSettings):
         """What the ranks of a group are told."""
         return RankSetup(
             socket=connect_to,
+            num_ranks=self.ranks_per_group,
             checkpoint=self.checkpoint.absolute(),
             device=self.device,
             dtype=self.dtype,
@@ -146,21 +150,51 @@ class WorkerSettings(SharedSettings):
         )
 
 
+_GROUP_VARIABLES = frozenset(
+    (
+        *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "XDG_CACHE_HOME"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "CC", "CXX"),
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", "PYTHONHASHSEED"),
+        *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONNOUSERSITE", "PYTHONSAFEPATH"),
+        *("PYTHONUTF8", "PYTHONIOENCODING", "PYTHONWARNINGS"),
+        *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM"),
+        "NVIDIA_TF32_OVERRIDE",  # not NVIDIA_*: NVIDIA_API_KEY is a secret
+    )
+)
+_GROUP_PREFIXES = (
+    *("LC_", "CUDA_", "CUDNN_", "CUBLAS_", "NCCL_", "GLOO_", "TRITON_"),
+    *("TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTORCH_"),
+    *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "MALLOC_"),
+)
+
+
 def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
-    """The environment of a group's ranks: its share of the GPUs, and each rank's of the cores.
+    """Return the environment of torchrun and the ranks of a group.
+
+    It has the group's share of the GPUs, each rank's share of the cores, and from this process's environment
+    only what Python, torch and its libraries use. Nothing secret is among that: no `LONGCAT_*`, no `AWS_*`.
 
     One core of a rank's share is left for films: threads that wait for each other in every operation of torch
     suffer most from others beside them.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // settings.ranks - 1)
-    defaults = {
-        "GLOO_SOCKET_IFNAME": "lo",  # ranks of one machine need no name service
+    environment = {
         "OMP_NUM_THREADS": str(threads),
+        **{name: value for name, value in os.environ.items() if _is_for_groups(name)},
+        # A group lives on one machine, so nothing of it listens on a network, whatever the environment says.
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # Ranks are asked to end by a message; after a crash torchrun need not wait for them.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
     }
-    environment = {**defaults, **os.environ}
     size = settings.ranks_per_group
     if settings.device != "cpu":
         named = environment.get("CUDA_VISIBLE_DEVICES")
         devices = named.split(",") if named else [str(i) for i in range(settings.ranks)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * size : (index + 1) * size])
     return environment
+
+
+def _is_for_groups(name: str) -> bool:
+    return name in _GROUP_VARIABLES or name.startswith(_GROUP_PREFIXES)

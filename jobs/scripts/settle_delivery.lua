@@ -1,17 +1,39 @@
--- How an attempt went: it is noted with the job, if that is still there, and tried again after `retry_ms` or never.
-local key = 'longcat:delivery:' .. given.id
-local attempt, settled = unpack(redis.call('HMGET', key, 'attempt', 'settled'))
-if tonumber(attempt) ~= given.attempt or settled == attempt then return end
-redis.call('HSET', key, 'settled', attempt)
+-- Notes how an attempt went, with the job, and schedules the next one after `retry_ms` or removes the delivery. If the
+-- delivery is gone, or was leased again meanwhile, only what is known of its host changes.
+
+local function note_answer()
+  redis.call('DEL', failures_key(given.host))
+  redis.call('ZREM', PAUSED, given.host)
+end
+
+local function note_failure()
+  local failures = redis.call('INCR', failures_key(given.host))
+  redis.call('PEXPIRE', failures_key(given.host), HOST_MEMORY_MS)
+  redis.call('ZREMRANGEBYSCORE', PAUSED, '-inf', now - HOST_MEMORY_MS)
+  if failures < FAILURES_TO_PAUSE then return end
+  local pause_ms = math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ^ (failures - FAILURES_TO_PAUSE))
+  redis.call('ZADD', PAUSED, now + pause_ms, given.host)
+end
+
+local was_in_flight = 0
+for _, key in ipairs(in_flight_keys(given.owner, given.host)) do
+  was_in_flight = redis.call('ZREM', key, given.id .. ':' .. given.attempt)
+end
+if was_in_flight == 1 then
+  if given.answered then note_answer() else note_failure() end
+end
+
+local attempt, settled = unpack(redis.call('HMGET', delivery_key(given.id), 'attempt', 'settled'))
+if tonumber(attempt or 0) ~= given.attempt or settled == attempt then return end
+if redis.call('EXISTS', record_key(given.job)) == 0 then return remove_delivery(given.id) end
 given.entry.at_ms = now
 if given.retry_ms then
+  redis.call('HSET', delivery_key(given.id), 'settled', attempt)
   given.entry.next_ms = now + given.retry_ms
-  redis.call('ZADD', 'longcat:outbox', given.entry.next_ms, given.id)
+  schedule(given.id, given.owner, given.host, given.entry.next_ms)
+  place_line(given.owner, given.host)
 else
-  redis.call('ZREM', 'longcat:outbox', given.id)
-  redis.call('DEL', key)
+  remove_delivery(given.id)
 end
 add('webhook_deliveries', given.entry.outcome, 1)
-if redis.call('EXISTS', record_key(given.job)) == 1 then
-  redis.call('RPUSH', 'longcat:deliveries:' .. given.job, cjson.encode(given.entry))
-end
+redis.call('RPUSH', 'longcat:deliveries:' .. given.job, cjson.encode(given.entry))

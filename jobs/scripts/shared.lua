@@ -17,9 +17,17 @@
 --   longcat:runs:<task>             list     work and ms of the latest jobs of a task, or of `any`
 --   longcat:pace:<task>             hash     the line through those: ms of each job, and for a unit of its work
 --   longcat:measures                hash     sums and distributions, see `measures.lua`
---   longcat:outbox                  zset     webhooks to be sent, by the time in ms when they are due
---   longcat:delivery:<id>           hash     one of them
+--   longcat:delivery:<id>           hash     a webhook that is to be sent
 --   longcat:deliveries:<job>        list     how each attempt for a job went
+--   longcat:outbox:due              zset     all deliveries, by the time in ms when they are due
+--   longcat:outbox:line:<owner>:<host>       those of one owner to one host, see `outbox.lua`
+--   longcat:outbox:owners:<state>   zset     owners that are `ready` by turn, or `waiting` by time
+--   longcat:outbox:hosts:<owner>:<state>     the same of an owner's hosts
+--   longcat:outbox:turns            counter  numbers the turns
+--   longcat:outbox:in_flight:<kind>:<name>   deliveries being sent for an owner or to a host, by the end of the lease
+--   longcat:outbox:failures:<host>  counter  attempts in a row that a host did not answer
+--   longcat:outbox:paused           zset     hosts that are paused, by the time in ms until which they are
+--   longcat:outbox                  zset     deliveries that an older release wrote, by the time when they are due
 --   longcat:queue_deadlines         zset     jobs never begun, by the time in ms when they have waited too long
 --   longcat:leases                  zset     jobs held, by the time in ms when the lease runs out
 --   longcat:claims:<token>          string   the job that a claim took, while its answer may be asked for again
@@ -46,6 +54,7 @@ local KEY_REUSED = redis.error_reply('KEY_REUSED')
 
 local ENDED = {succeeded = true, failed = true, cancelled = true}
 local HELD = {running = true, uploading = true}
+local BATCH = 100 -- how many members one script call handles
 
 local function clock_ms()
   local time = redis.call('TIME')
@@ -62,13 +71,23 @@ local function index_keys(status, owner)
   return {'longcat:index:' .. status, 'longcat:index:' .. status .. ':' .. owner}
 end
 
--- The record as a table of strings, nil if there is none.
-local function read(id)
-  local flat = redis.call('HGETALL', record_key(id))
+-- A hash as a table of strings, nil if there is none.
+local function read_hash(key)
+  local flat = redis.call('HGETALL', key)
   if #flat == 0 then return nil end
-  local job = {}
-  for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
-  return job
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+
+-- The record of a job, nil if there is none.
+local function read(id)
+  return read_hash(record_key(id))
+end
+
+-- The first members of a sorted set whose time has come.
+local function due(key)
+  return redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, BATCH)
 end
 
 -- The record if the caller may see it: to an owner, the jobs of others are not there.

@@ -19,8 +19,9 @@ local function become(job, status, fields)
   return status
 end
 
--- Takes away the record and all that points to it; the files are removed after this.
+-- Takes away the record and all that points to it, webhooks that were not sent too; the files are removed after this.
 local function remove(job)
+  remove_deliveries_of(job)
   for _, status in ipairs({'all', job.status}) do
     for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZREM', key, job.id) end
   end

@@ -1,10 +1,5 @@
 -- Leases, waits and retentions that ran out. Answers pairs of what was done and to which job.
-local BATCH = 100
 local changes = {}
-
-local function due(key)
-  return redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, BATCH)
-end
 
 local function changed(what, id)
   table.insert(changes, {what, id})

@@ -29,6 +29,6 @@ def page() -> FileResponse:
 
 
 @router.get("/console/{name}")
-def part(name: Literal["style.css", "console.js", "curl.js", "key.js", "words.js"]) -> FileResponse:
+def part(name: Literal["style.css", "console.js", "curl.js", "session.js", "words.js"]) -> FileResponse:
     """How it looks, and what it does."""
     return FileResponse(_FOLDER / name, headers=_HEADERS)

@@ -1,7 +1,7 @@
 // The page talks to the same API as everybody else: it orders, lists, watches, cancels and plays.
 
 import { curl } from "./curl.js";
-import * as key from "./key.js";
+import * as session from "./session.js";
 import { ago, kind, news, phase, prompt } from "./words.js";
 
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
@@ -14,11 +14,12 @@ const $ = (id) => document.getElementById(id);
 const form = $("order");
 const watched = new Map(); // job id → EventSource
 let shown = PAGE;
+let signedIn = null; // in whose name the page asks, and what it may do
 
 // Talking to the API
 
 async function api(path, options) {
-  const response = await fetch(path, { ...options, headers: key.headers() });
+  const response = await fetch(path, options);
   if (response.status === 401) lock();
   const body = response.headers.get("Content-Type")?.includes("json") ? await response.json() : null;
   if (!response.ok) throw new Error(body?.error?.message ?? `the service answered ${response.status}`);
@@ -44,7 +45,7 @@ async function refresh() {
 }
 
 async function offer() {
-  const answer = await fetch("/capability", { headers: key.headers() });
+  const answer = await fetch("/capability");
   if (!answer.ok) return; // no worker has come yet
   const { limits } = await answer.json();
   $("examples").replaceChildren(...limits.example_prompts.map((text) => {
@@ -75,12 +76,25 @@ $("keys").addEventListener("click", () => {
 
 $("key").addEventListener("submit", (event) => {
   event.preventDefault();
-  key.keep($("key").elements.key.value.trim());
+  const key = $("key").elements.key.value.trim();
   $("key").reset();
-  $("jobs").replaceChildren();
-  askForKey(false);
-  refresh();
+  tryTo($("key").querySelector("button"), async () => {
+    complain("", "key-problem");
+    await (key ? session.signIn(key) : session.signOut());
+    $("jobs").replaceChildren();
+    askForKey(false);
+    await greet();
+    await refresh();
+  }, "key-problem");
 });
+
+async function greet() {
+  signedIn = await session.current();
+  const high = form.elements.priority.querySelector("[value=high]");
+  high.disabled = signedIn?.may_order_high === false;
+  high.textContent = high.disabled ? "high: not with this key" : "high";
+  if (high.disabled && high.selected) form.elements.priority.value = "normal";
+}
 
 function health(good, text) {
   $("health").textContent = text;
@@ -151,12 +165,12 @@ function act(card, job) {
     card.remove();
     refresh();
   });
-  on(".curl", async () => copy(card, curl(job, location.origin, key.isKept())));
+  on(".curl", async () => copy(card, curl(job, location.origin, Boolean(signedIn?.owner))));
 }
 
-async function tryTo(button, action) {
+async function tryTo(button, action, place = "problem") {
   button.disabled = true;
-  try { await action(button); } catch (error) { complain(error.message); } finally { button.disabled = false; }
+  try { await action(button); } catch (error) { complain(error.message, place); } finally { button.disabled = false; }
 }
 
 function isSure(button) {
@@ -174,9 +188,9 @@ async function copy(card, text) {
   setTimeout(() => { button.textContent = "Copy as curl"; }, 1500);
 }
 
-function complain(message) {
-  $("problem").textContent = message;
-  $("problem").hidden = !message;
+function complain(message, place = "problem") {
+  $(place).textContent = message;
+  $(place).hidden = !message;
 }
 
 // Ordering
@@ -259,4 +273,5 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 $("more").addEventListener("click", () => { shown += PAGE; refresh(); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 setInterval(() => { if (!document.hidden) refresh(); }, REFRESH_MS);
-refresh();
+session.forgetKeys();
+greet().catch(() => {}).finally(refresh); // where the service cannot be reached, refresh says so

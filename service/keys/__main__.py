@@ -1,21 +1,25 @@
-"""`python -m service.keys create OWNER | list | revoke ID | webhook-secret [OWNER]`: what owners need.
+"""Manage API keys and webhook secrets: `python -m service.keys --help`.
 
-A key is good, or no longer good, at once for all running services.
+A key is valid, or no longer valid, at once for all running services.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
 
 from jobs.connect import connect
 from jobs.errors import LongCatError
 from service.auth import EVERYBODY
-from service.keys import ApiKeys
+from service.keys import ApiKey, ApiKeys
 from service.settings import Settings, problems_of
 from service.webhooks.signing import Signer
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def main() -> int:
@@ -24,10 +28,8 @@ def main() -> int:
     try:
         settings = Settings()
         with connect(settings.redis_url, settings.redis_patience_s) as redis:
-            if options.command == "webhook-secret":
-                print(Signer(redis, settings.webhook_secret).secret_of(options.owner))
-                return 0
-            return _run(options, ApiKeys(redis))
+            signer = Signer(redis, settings.webhook_secret, settings.webhook_secret_previous)
+            return _run(options, ApiKeys(redis), signer)
     except ValidationError as error:
         print("\n".join(problems_of(error)), file=sys.stderr)
         return 2
@@ -36,32 +38,76 @@ def main() -> int:
         return 1
 
 
-def _run(options: argparse.Namespace, keys: ApiKeys) -> int:
+def _run(options: argparse.Namespace, keys: ApiKeys, signer: Signer) -> int:
     match options.command:
         case "create":
-            print(keys.create(options.owner))
+            expires_at = options.expires_at or (options.expires_in and datetime.now(UTC) + options.expires_in)
+            print(keys.create(options.owner, expires_at=expires_at, high_priority=options.allow_high))
             print("It is not shown again.", file=sys.stderr)
         case "list":
             for key in keys.all():
-                state = f"revoked {key.revoked_at}" if key.revoked_at else "good"
-                print(f"{key.id}  {key.owner}  made {key.created_at}  {state}")
+                print(_line(key))
         case "revoke" if not keys.revoke(options.id):
             print(f"error: there is no key {options.id}", file=sys.stderr)
             return 1
+        case "webhook-secret":
+            print(signer.secret_of(options.owner))
+        case "rotate-webhook-secret":
+            print(signer.rotate(options.owner, options.overlap.total_seconds()))
     return 0
 
 
+def _line(key: ApiKey) -> str:
+    state = f"revoked {key.revoked_at}" if key.revoked_at else "good" if key.is_valid else "expired"
+    expiry = f"expires {key.expires_at}" if key.expires_at else "never expires"
+    used = f"last used {key.last_used_at}" if key.last_used_at else "never used"
+    rights = ["high priority"] if key.high_priority else []
+    return "  ".join([key.id, key.owner, f"made {key.created_at}", expiry, used, state, *rights])
+
+
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m service.keys", description="Look after API keys.")
+    parser = argparse.ArgumentParser(prog="python -m service.keys", description="Manage API keys.")
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser("create", help="make a key and print it")
     create.add_argument("owner", help="in whose name it asks")
+    expiry = create.add_mutually_exclusive_group()
+    expiry.add_argument("--expires-in", type=_duration, metavar="90d", help="s, m, h or d; default: never")
+    expiry.add_argument("--expires-at", type=_time, metavar="TIME", help="RFC 3339, as 2030-01-31T12:00:00Z")
+    create.add_argument("--allow-high", action="store_true", help="it may order with high priority")
     commands.add_parser("list", help="print all keys, without what is secret")
     revoke = commands.add_parser("revoke", help="end a key")
     revoke.add_argument("id", help="as the list shows it; also the middle of the key itself")
     secret = commands.add_parser("webhook-secret", help="print what an owner verifies webhooks with")
-    secret.add_argument("owner", nargs="?", default=EVERYBODY, help="absent: where there are no keys")
+    rotate = commands.add_parser(
+        "rotate-webhook-secret", help="print a new secret; both sign until the overlap ends"
+    )
+    for command in (secret, rotate):
+        command.add_argument("owner", nargs="?", default=EVERYBODY, help="absent: where there are no keys")
+    rotate.add_argument(
+        "--overlap",
+        type=_duration,
+        default=timedelta(days=1),
+        metavar="24h",
+        help="how long the secret before also signs; 0s ends it at once",
+    )
     return parser.parse_args()
+
+
+def _duration(text: str) -> timedelta:
+    shape = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if shape is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number and s, m, h or d")
+    return timedelta(**{_UNITS[shape[2]]: int(shape[1])})
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in RFC 3339") from error
+    if time.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} has no time zone")
+    return time
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ def main() -> int:
         print("\n".join(problems_of(error)), file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
-    alone = settings.model_copy(update={"webhook_threads": settings.webhook_threads or 2})
+    threads = settings.webhook_threads or Settings.model_fields["webhook_threads"].default
+    alone = settings.model_copy(update={"webhook_threads": threads})
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # also in the threads: only `sigwait` takes them
     with connect(alone.redis_url) as redis:
-        signer = Signer(redis, alone.webhook_secret)
+        signer = Signer(redis, alone.webhook_secret, alone.webhook_secret_previous)
         with Courier(Outbox(redis), signer, alone):
             signal.sigwait(ends)
     return 0

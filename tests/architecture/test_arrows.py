@@ -51,14 +51,23 @@ def test_no_imports_go_round_in_a_circle(graph):
     order.prepare()  # raises CycleError, which names the circle
 
 
-def test_of_model_the_service_takes_the_shapes_alone(graph):
+def test_of_model_the_service_takes_shapes_and_media_alone(graph):
     taken = {
         imported
         for module in graph.find_descendants("service")
         for imported in graph.find_modules_directly_imported_by(module)
         if imported.startswith("model")
     }
-    assert taken <= {"model.shapes", "model.limits"}
+    assert taken <= {"model.shapes", "model.limits"} | graph.find_descendants("model.media")
+
+
+def test_images_and_clips_are_decoded_in_the_fork_server_alone(graph):
+    users = {
+        user
+        for decoder in ("model.media.clips", "model.media.images")
+        for user in graph.find_downstream_modules(decoder)
+    }
+    assert users == {"model.media.decoders", "model.media.forkserver"}
 
 
 def test_only_what_the_ranks_use_takes_anything_of_model(graph):

@@ -13,14 +13,13 @@ from tests.architecture.source import ROOT, Module, length, modules
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-LONGER_MODULES: dict[str, str] = {}
+LONGER_MODULES: dict[str, str] = {"model/parallel.py": "all that the model knows of ranks"}
 """Modules over the limit, each with the reason why it is better in one piece."""
 
 READS_ENVIRONMENT = {
     "jobs/settings.py": "values in files, for the service and the worker alike",
     "stack/settings.py": "hands it to the processes that it starts",
     "worker/settings.py": "hands it to the group",
-    "worker/launch.py": "torchrun takes some settings in no other way",
 }
 
 LOW_RANK = {"model/lora.py", "model/tiny.py"}

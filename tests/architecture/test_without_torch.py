@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Blocker())
 """
 
 TORCH_FREE = [
-    *(module.path for module in modules("jobs", "service", "stack")),
+    *(module.path for module in modules("jobs", "service", "stack", "model/media")),
     "model/shapes.py",
     "model/limits.py",
     "worker/__main__.py",

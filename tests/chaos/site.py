@@ -102,7 +102,11 @@ class Site:
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
             data_dir = process.environ().get("LONGCAT_DATA_DIR", "")
-            return data_dir.startswith(str(self.folder)) and process.status() != psutil.STATUS_ZOMBIE
+            # torchrun and the ranks have no such setting: a socket in the folder is among their arguments.
+            names_folder = data_dir.startswith(str(self.folder)) or str(self.folder) in " ".join(
+                process.cmdline()
+            )
+            return names_folder and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
@@ -143,6 +147,7 @@ def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site
 def _environment(redis_url: str, server: S3Server, s3: FaultyS3, checkpoint: Path) -> dict[str, str]:
     settings = {
         **SETTINGS,
+        "OWNER_REQUESTS_PER_S": "none",
         "REDIS_URL": redis_url,
         "CHECKPOINT": checkpoint,
         "S3_ENDPOINT_URL": s3.url,

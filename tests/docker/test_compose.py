@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -74,16 +76,69 @@ def test_no_secret_stands_in_the_environment(name):
         assert not secret.search(variable) or variable.endswith("_FILE")
 
 
-def test_the_maker_of_secrets_makes_them_all_and_once(tmp_path):
-    shutil.copytree(ROOT / "docker", tmp_path / "docker")
-    script = tmp_path / "docker" / "make-secrets.sh"
+@pytest.mark.parametrize("name", SERVICES)
+def test_ports_are_published_on_loopback_unless_widened(name):
+    for port in COMPOSE.services[name].ports:
+        assert port.startswith(("127.0.0.1:", "${LONGCAT_BIND_ADDRESS:-127.0.0.1}:"))
+
+
+def test_the_root_of_the_store_is_known_to_the_store_and_its_setup_alone():
+    knowing = {name for name in SERVICES if "s3_root_password" in COMPOSE.services[name].secrets}
+    assert knowing == {"s3", "s3-bucket"}
+    assert COMPOSE.services["s3"].environment["MINIO_ROOT_USER_FILE"] == "/run/secrets/s3_root_user"
+
+
+@pytest.fixture
+def store_commands(tmp_path):
+    """Runs the script that sets the store up, twice, and returns what it ran each time."""
+    secrets = {"root_user": "root", "root_password": "r", "access_key_id": "me", "secret_access_key": "s"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "S3_URL": "http://s3:9000"}
+    for name, value in secrets.items():
+        (tmp_path / name).write_text(value)
+        environment[f"S3_{name.upper()}_FILE"] = str(tmp_path / name)
+    mc = tmp_path / "mc"  # as the real one, it fails to detach what is not attached
+    mc.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/log\n[ "$3" != detach ]\n')
+    mc.chmod(0o755)
     for _ in range(2):
-        subprocess.run([script], check=True, capture_output=True)
-        made = {f"secrets/{path.name}": path.read_text() for path in (tmp_path / "secrets").iterdir()}
-        assert set(made) == {secret.file for secret in COMPOSE.secrets.values()}
+        subprocess.run(["sh", ROOT / "docker" / "make-bucket.sh"], env=environment, check=True)
+    return (tmp_path / "log").read_text().splitlines()
+
+
+def test_the_service_has_a_user_of_its_own_in_the_store(store_commands):
+    assert "admin user add store me s" in store_commands
+    assert store_commands[-1] == "admin policy attach store longcat --user me"
+    mounted = {volume.target for volume in COMPOSE.services["s3-bucket"].volumes if isinstance(volume, Bind)}
+    (created,) = {line for line in store_commands if "policy create" in line}
+    assert created.split()[-1] in mounted
+
+
+def test_the_policy_is_for_one_bucket_and_names_what_the_storage_does():
+    policy = json.loads((ROOT / "docker" / "s3-policy.json").read_text())
+    resources = {resource for statement in policy["Statement"] for resource in statement["Resource"]}
+    assert resources == {"arn:aws:s3:::longcat", "arn:aws:s3:::longcat/*"}
+    actions = {action for statement in policy["Statement"] for action in statement["Action"]}
+    assert not any("*" in action for action in actions)
+    assert {"s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:ListBucket"} <= actions
+    assert {"s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload"} <= actions
+
+
+def test_the_maker_of_secrets_makes_what_is_missing_and_keeps_the_rest(tmp_path):
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    folder = tmp_path / "secrets"
+
+    def make() -> dict[str, str]:
+        subprocess.run([tmp_path / "docker" / "make-secrets.sh"], check=True, capture_output=True)
+        return {f"secrets/{path.name}": path.read_text() for path in folder.iterdir()}
+
+    made = make()
+    assert made == make()
+    (folder / "grafana_password").unlink()
+    again = make()
+    assert {name for name in again if again[name] != made[name]} == {"secrets/grafana_password"}
+    assert made.keys() == again.keys() == {secret.file for secret in COMPOSE.secrets.values()}
     assert made["secrets/redis_url"] == f"redis://:{made['secrets/redis_password']}@redis:6379/0"
     assert len(made["secrets/s3_secret_access_key"]) >= 32
-    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_secrets_stay_out_of_the_repository_and_the_images():
@@ -166,7 +221,7 @@ def test_services_have_no_more_rights_than_they_need(name):
 def test_the_bucket_is_the_one_that_the_file_tells_to_use():
     storage = re.search(r"LONGCAT_STORAGE=s3://(\S+)", (ROOT / "docker-compose.yml").read_text())
     assert storage is not None
-    assert f"store/{storage[1]}" in " ".join(COMPOSE.services["s3-bucket"].entrypoint or [])
+    assert f"store/{storage[1]}\n" in (ROOT / "docker" / "make-bucket.sh").read_text()
 
 
 def test_a_misspelt_key_is_refused(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.films import boxes, decode
+from tests.rights import open_to_others
 from tests.running_stack import run_stack
 from tests.waiting import wait_until
 
@@ -233,6 +234,10 @@ def test_a_queued_job_is_cancelled_at_once_and_never_runs(stack):
     assert (answer["status"], answer["started_at"]) == ("cancelled", None)
     stack.succeeded(running)
     assert stack.job(queued)["status"] == "cancelled"
+
+
+def test_no_other_user_may_open_anything_in_the_data_folder(stack, prompted):
+    assert open_to_others(stack.log.parent / "data") == []
 
 
 def test_a_bad_request_is_refused_and_nothing_is_queued(stack):

@@ -14,9 +14,9 @@ from stack.demo import IMAGE_PROMPT, PROMPT, make_films
 from stack.screen import Screen
 from tests.films import decode
 from tests.running_stack import RunningStack, run_stack
-from training.captions import read
-from training.judge import look
-from training.trials import judged
+from training.captions import parse_caption
+from training.evaluation import compare
+from training.recognition import recognise
 
 pytestmark = [
     pytest.mark.soak,
@@ -44,7 +44,7 @@ def wrong(content: bytes, told: str) -> list[str]:
     """What a film does not show, though it was told to."""
     film = decode(content)
     frames = torch.from_numpy(film.frames).float() / 255
-    right = judged(read(told), look(frames, int(film.fps)))
+    right = compare(parse_caption(told), recognise(frames, int(film.fps)))
     return [name for name, is_right in right.items() if not is_right]
 
 

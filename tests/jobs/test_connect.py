@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
@@ -13,22 +13,35 @@ from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ResponseError
 
-from jobs.connect import check_server, connect
+from jobs.connect import check_server, connect, redis_reached
 from jobs.errors import Unavailable, UnfitServer
 from jobs.transitions import Ledger
-from stack.redis_server import RedisServer, find_binary
+from stack.redis_server import RedisServer, find_binary, open_redis
 from tests.jobs.examples import LEASE_S, a_submission
 from tests.waiting import wait_until
 
 NOWHERE = "redis://127.0.0.1:1"
 
 
+def submit_job(redis: Redis) -> None:
+    """Write in a script."""
+    Ledger(redis).submit(a_submission())
+
+
+def write_key(redis: Redis) -> None:
+    """Write without a script."""
+    with redis_reached():
+        redis.set("longcat:test", "value")
+
+
+every_write = pytest.mark.parametrize("write", [submit_job, write_key])
+
+
 @pytest.fixture
 def keeps(redis: Redis) -> Iterator[Redis]:
     """The Redis of the tests, with its settings put back afterwards."""
-    before = [
-        redis.config_get(name) for name in ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
-    ]
+    names = ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory", "min-replicas-to-write")
+    before = [redis.config_get(name) for name in names]
     yield redis
     for settings in before:
         for name, value in settings.items():
@@ -120,12 +133,30 @@ class TestOutages:
         with pytest.raises(Unavailable):
             call(Ledger(connect(NOWHERE, patience_s=0)))
 
-    def test_a_redis_that_is_full_is_unavailable(self, keeps: Redis):
-        keeps.config_set("maxmemory", "1")
-        with pytest.raises(Unavailable):
-            Ledger(keeps).submit(a_submission())
-        keeps.config_set("maxmemory", "0")
+    @pytest.mark.parametrize(("setting", "value"), [("maxmemory", "1"), ("min-replicas-to-write", "1")])
+    @every_write
+    def test_a_redis_that_is_full_or_lacks_replicas_is_unavailable(
+        self, keeps: Redis, setting: str, value: str, write: Callable[[Redis], object]
+    ):
+        keeps.config_set(setting, value)
+        with pytest.raises(Unavailable, match="no writes"):
+            write(keeps)
+        keeps.config_set(setting, "0")
         assert Ledger(keeps).page() == []
+
+    @every_write
+    def test_a_redis_that_cannot_save_is_unavailable(self, tmp_path: Path, write: Callable[[Redis], object]):
+        with open_redis(tmp_path / "redis") as url, Redis.from_url(url) as redis:
+            gone = tmp_path / "gone"
+            gone.mkdir()
+            redis.config_set("dir", str(gone))
+            redis.config_set("save", "3600 1")
+            gone.rmdir()
+            redis.bgsave()
+            wait_until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+            with pytest.raises(Unavailable, match="no writes"):
+                write(redis)
+            redis.config_set("save", "")  # or it refuses to stop
 
     def test_a_call_waits_for_redis_to_come_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("jobs.connect.ConstantBackoff", Counted)
@@ -148,5 +179,9 @@ class TestOutages:
 
     def test_other_errors_are_not_hidden(self, redis: Redis):
         redis.set("longcat:job:abc", "no hash")
-        with pytest.raises(ResponseError):
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
             Ledger(redis).get("abc")
+
+    def test_an_error_that_only_quotes_such_a_word_is_not_taken_for_it(self):
+        with pytest.raises(ResponseError), redis_reached():
+            raise ResponseError("Error running script: unknown key 'OOM '")

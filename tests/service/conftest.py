@@ -62,7 +62,9 @@ CAPABILITY = Capability(
 def settings_for(redis_url: str, folder: Path, **changes: Any) -> Settings:
     """Settings of a service that keeps everything in `folder`."""
     given: dict[str, Any] = {"data_dir": folder, "fetch_private_hosts": True, "event_interval_s": 0.02}
+    given |= {"webhook_private_hosts": True, "owner_requests_per_s": None}
     given["webhook_threads"] = 0  # a test sends them itself
+    given["allowed_hosts"] = "testserver"  # the name that a TestClient asks for
     return Settings(redis_url=redis_url, **given | changes)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -59,3 +61,35 @@ def redirecting(location: str, status: int = 302) -> Answer:
         request.end_headers()
 
     return answer
+
+
+@dataclass
+class Tarpit:
+    """A host that accepts connections and never answers."""
+
+    url: str
+    connections: list[socket.socket] = field(default_factory=list)
+
+
+@contextmanager
+def tarpit(drip: bytes = b"") -> Iterator[Tarpit]:
+    """Run a tarpit, which sends what it drips once to each who connects."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = Tarpit(f"http://127.0.0.1:{server.getsockname()[1]}/hook")
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    host.connections.append(connection)
+                    connection.sendall(drip)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield host
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in host.connections:
+                connection.close()

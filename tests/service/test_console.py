@@ -25,7 +25,7 @@ FOLDER = Path(console.__file__).parent
         ("/console/style.css", "text/css"),
         ("/console/console.js", "text/javascript"),
         ("/console/curl.js", "text/javascript"),
-        ("/console/key.js", "text/javascript"),
+        ("/console/session.js", "text/javascript"),
         ("/console/words.js", "text/javascript"),
     ],
 )

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import http.client
 import json
-from contextlib import contextmanager
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from jobs.events import changed_jobs
 from jobs.record import Progress
 from jobs.submission import Submission
+from service.keys import ApiKeys
+from tests.servers import answers, free_port
+from tests.waiting import wait_until
 
 
 @contextmanager
@@ -109,3 +116,99 @@ def test_an_event_id_that_is_none_is_refused(client, order):
 
 def test_events_of_no_job_are_not_found(client):
     assert client.get("/jobs/nobody/events").status_code == 404
+
+
+@contextmanager
+def connected(port, job_id, key=None):
+    """An open stream as it comes from the socket."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    connection.request("GET", f"/jobs/{job_id}/events", headers=headers)
+    try:
+        yield connection.getresponse()
+    finally:
+        connection.close()
+
+
+class TestTheEnd:
+    def test_comes_when_the_key_is_revoked(self, live, redis, worker, job_id):
+        keys = ApiKeys(redis)
+        mine, other = keys.create("me"), keys.create("me")
+        order = worker.ledger.get(job_id).order
+        worker.ledger.submit(Submission(id="mine", order=order, owner="me"))
+        with connected(live, "mine", mine) as ends, connected(live, "mine", other) as goes_on:
+            assert (ends.status, goes_on.status) == (200, 200)
+            keys.revoke(mine.split("_")[1])
+            assert ends.read().endswith(b": you may no longer see this\n\n")
+            worker.ledger.cancel("mine")
+            assert b"event: done" in goes_on.read()
+
+    def test_comes_before_the_service_ends(self, redis, redis_server, worker, job_id, tmp_path):
+        port = free_port()
+        environment = {"LONGCAT_REDIS_URL": redis_server, "LONGCAT_DATA_DIR": str(tmp_path)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env={**os.environ, **environment, "LONGCAT_PORT": str(port)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process, ExitStack() as stack:
+            stack.callback(process.terminate)
+            wait_until(lambda: answers(port, "/livez"))
+            streams = [stack.enter_context(connected(port, job_id)) for _ in range(3)]
+            assert [stream.readline()[:3] for stream in streams] == [b"id:"] * 3
+            process.terminate()
+            for stream in streams:
+                assert stream.read().endswith(b": the service ends; connect again\n\n")
+            _, log = process.communicate()
+        assert process.returncode == 0, log
+        assert "timeout graceful shutdown" not in log
+
+
+class TestTheLimits:
+    @pytest.fixture
+    def limited(self, app, monkeypatch):
+        """Sets limits on the streams of the app."""
+        streams = app.state.event_streams
+
+        def limit(**bounds):
+            monkeypatch.setattr(streams, "_settings", app.state.backend.settings.model_copy(update=bounds))
+
+        return limit
+
+    @pytest.mark.parametrize("limit", ["owner_event_streams", "total_event_streams"])
+    def test_refuse_one_stream_more_until_another_ends(self, live, job_id, limited, limit):
+        limited(**{limit: 2})
+        with connected(live, job_id) as first:
+            first.readline()
+            with connected(live, job_id) as second:
+                second.readline()
+                with connected(live, job_id) as third:
+                    assert (third.status, third.headers["X-Limit"]) == (429, limit)
+                    assert int(third.headers["Retry-After"]) > 0
+            wait_until(lambda: self.is_admitted(live, job_id))
+
+    def test_of_one_owner_leave_the_streams_of_others_alone(self, live, redis, worker, job_id, limited):
+        limited(owner_event_streams=1)
+        keys = ApiKeys(redis)
+        order = worker.ledger.get(job_id).order
+        for owner in ("me", "you"):
+            worker.ledger.submit(Submission(id=owner, order=order, owner=owner))
+        with connected(live, "me", keys.create("me")) as mine:
+            mine.readline()
+            with connected(live, "you", keys.create("you")) as yours:
+                assert yours.status == 200
+
+    @staticmethod
+    def is_admitted(port, job_id):
+        with connected(port, job_id) as stream:
+            return stream.status == 200
+
+
+class TestChangedJobs:
+    def test_are_those_with_newer_events_though_two_watch_one(self, redis):
+        ids = {job: redis.xadd(f"longcat:events:{job}", {"status": "queued"}).decode() for job in "abc"}
+        newest = redis.xadd("longcat:events:b", {"status": "running"}).decode()
+        seen = [("a", ids["a"]), ("b", newest), ("b", ids["b"]), ("c", "0"), ("gone", "0")]
+        assert changed_jobs(redis, seen) == {"b", "c"}
+        assert changed_jobs(redis, []) == set()

@@ -70,3 +70,13 @@ def test_the_eta_of_a_queued_job_is_shown_once_one_can_be_told(client, order, wo
     progress = order()["progress"]
     assert (progress["phase"], progress["fraction"]) == ("load", 0)
     assert progress["eta_s"] >= 0
+
+
+def test_webhooks_that_wait_are_counted(order, worker, numbers):
+    assert numbers()["longcat_webhook_backlog",] == 0
+    order(webhook_url="https://example.com/hook")
+    worker.claim()
+    found = numbers()
+    assert found["longcat_webhook_backlog",] == 1
+    assert found["longcat_webhook_oldest_due_seconds",] >= 0
+    assert found["longcat_webhook_paused_hosts",] == 0

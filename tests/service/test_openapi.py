@@ -14,7 +14,7 @@ from tests.service.conftest import TASKS
 EXAMPLES = examples()
 WHICH = ("Generate", "Video", "Extension")
 GATED = {"401", "429"}
-CREATED = {"400", "408", "413", "415", "422", "503"}
+CREATED = {"400", "403", "408", "413", "415", "422", "503"}
 FILE_ANSWERS = {"200", "206", "304", "307", "404", "409", "410", "416", "503"}
 OPERATIONS = {
     ("post", "/generate"): {"202"} | CREATED | GATED,

@@ -5,21 +5,33 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import Event
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from jobs.errors import OutOfMemory
+from jobs.errors import InvalidRequest, OutOfMemory
+from jobs.keys import new_job_id
 from jobs.outbox import Outbox
+from jobs.submission import Submission
+from service.app import create_app
+from service.webhooks import receivers
 from service.webhooks.courier import RETRY_AFTER_S, Courier
+from service.webhooks.receivers import WebhookReceivers
 from service.webhooks.signing import Signer
 from tests.jobs.examples import Clock
-from tests.service.conftest import settings_for
-from tests.service.hosts import host
+from tests.service.conftest import CAPABILITY, settings_for
+from tests.service.hosts import host, tarpit
 from tests.waiting import wait_until
 
 SECRET = SecretStr("whsec_" + "c2VjcmV0" * 6)
@@ -217,6 +229,62 @@ class TestTheOrder:
         assert client.get("/jobs/nobody/webhooks").status_code == 404
 
 
+def verifying(signer: Signer, owner: str, *secrets: str) -> list[bool]:
+    """Tell which secrets verify what is signed now, by the library of the specification."""
+    body = b'{"type": "job.succeeded"}'
+    headers = signer.headers(owner, "msg_1", int(time.time()), body)
+
+    def verifies(secret: str) -> bool:
+        try:
+            Webhook(secret).verify(body, headers)
+        except WebhookVerificationError:
+            return False
+        return True
+
+    return [verifies(secret) for secret in secrets]
+
+
+class TestAReceiverAtOrderTime:
+    def judge(self, monkeypatch, lookup, url):
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
+        WebhookReceivers(allow_private=False).check(url)
+
+    @pytest.mark.parametrize("host", ["127.0.0.1:8000", "10.0.0.1", "[::1]", "169.254.169.254", "2130706433"])
+    def test_in_our_own_network_is_refused(self, redis_server, redis, tmp_path, host):
+        CAPABILITY.publish(redis)
+        settings = settings_for(redis_server, tmp_path, webhook_private_hosts=False)
+        with TestClient(create_app(settings)) as client:
+            answer = client.post("/generate", json={"prompt": "a ball", "webhook_url": f"http://{host}/x"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["field"]) == (422, "invalid_request", "webhook_url")
+        assert redis.zcard("longcat:index:all") == 0
+
+    def test_with_a_name_that_leads_there_is_refused(self, monkeypatch):
+        def lookup(*_, **__):
+            return [(2, 1, 6, "", (address, 443)) for address in ("1.1.1.1", "192.168.0.1")]
+
+        with pytest.raises(InvalidRequest):
+            self.judge(monkeypatch, lookup, "https://inside.example.com/hook")
+
+    def test_that_is_public_or_does_not_resolve_now_is_accepted(self, monkeypatch):
+        def nothing(*_, **__):
+            raise socket.gaierror("no such name")
+
+        self.judge(monkeypatch, lambda *_, **__: [(2, 1, 6, "", ("1.1.1.1", 443))], "https://example.com")
+        self.judge(monkeypatch, nothing, "https://late.example.com")
+
+    def test_with_a_slow_name_server_holds_few_threads(self, monkeypatch):
+        monkeypatch.setattr(receivers, "_PATIENCE_S", 0.001)
+        lookups, answered = [], Event()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: lookups.append(answered.wait(30)) or [])
+        hosts = WebhookReceivers(allow_private=False)
+        for number in range(20):
+            hosts.check(f"https://{number}.example.com")
+        assert sum(thread.name == "webhook-host" for thread in threading.enumerate()) == 8
+        answered.set()
+        wait_until(lambda: len(lookups) == 8)
+
+
 class TestSecrets:
     def test_are_made_once_and_kept(self, redis):
         made = Signer(redis, None).secret_of("me")
@@ -232,6 +300,52 @@ class TestSecrets:
             text=True,
         )
         assert done.stdout.strip() == Signer(redis, None).secret_of("me")
+
+    def test_that_is_rotated_and_the_one_before_both_verify_until_the_overlap_ends(self, redis):
+        now = [1000.0]
+        signer = Signer(redis, SECRET, clock=lambda: now[0])
+        old = signer.secret_of("me")
+        new = signer.rotate("me", overlap_s=60)
+        assert new == signer.secret_of("me") != old
+        assert verifying(signer, "me", old, new) == [True, True]
+        now[0] += 60
+        assert verifying(signer, "me", old, new) == [False, True]
+
+    def test_are_rotated_for_one_owner_alone(self, redis):
+        signer = Signer(redis, SECRET)
+        yours = signer.secret_of("you")
+        signer.rotate("me", overlap_s=60)
+        assert signer.secret_of("you") == yours
+
+    def test_that_leaked_ends_at_once_without_an_overlap(self, redis):
+        signer = Signer(redis, SECRET)
+        old = signer.secret_of("me")
+        assert verifying(signer, "me", old, signer.rotate("me", overlap_s=0)) == [False, True]
+
+    def test_before_the_one_before_no_longer_sign(self, redis):
+        signer = Signer(redis, SECRET)
+        first = signer.secret_of("me")
+        second, third = signer.rotate("me", 60), signer.rotate("me", 60)
+        assert verifying(signer, "me", first, second, third) == [False, True, True]
+
+    def test_of_the_service_are_both_valid_while_it_is_rotated(self, redis):
+        other = SecretStr("whsec_" + "b3RoZXIh" * 6)
+        old, new = Signer(redis, SECRET).secret_of("me"), Signer(redis, other).secret_of("me")
+        assert verifying(Signer(redis, other, SECRET), "me", old, new) == [True, True]
+        assert verifying(Signer(redis, other), "me", old, new) == [False, True]
+
+    def test_are_rotated_by_the_command(self, redis_server, redis):
+        signer = Signer(redis, None)
+        old = signer.secret_of("me")
+        done = subprocess.run(
+            [sys.executable, "-m", "service.keys", "rotate-webhook-secret", "me", "--overlap", "1h"],
+            env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == signer.secret_of("me") != old
+        assert verifying(signer, "me", old, signer.secret_of("me")) == [True, True]
 
     @pytest.mark.parametrize("secret", ["x", "whsec_", "whsec_short", "c2VjcmV0" * 6])
     def test_from_the_settings_must_look_like_one(self, redis_server, tmp_path, secret):
@@ -258,7 +372,7 @@ class TestTheThreads:
             order(webhook_url=receiver.url)
             worker.succeed(worker.claim())
         with couriers[0], couriers[1]:
-            wait_until(lambda: redis.zcard("longcat:outbox") == 0)
+            wait_until(lambda: Outbox(redis).backlog().num_deliveries == 0)
         assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 30
         assert len(receiver.received) == 30
 
@@ -274,3 +388,91 @@ class TestTheThreads:
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+@pytest.fixture
+def tell(order, worker):
+    """Has webhooks of an owner to be sent, one for each call."""
+    job = worker.ledger.get(order()["id"])
+
+    def cancelled(owner, url):
+        submitted = worker.ledger.submit(
+            Submission(id=new_job_id(), order=job.order, owner=owner, webhook_url=url)
+        )
+        worker.ledger.cancel(submitted.id)
+        return submitted.id
+
+    return cancelled
+
+
+@pytest.fixture
+def sending(settings):
+    """The settings of a courier with threads."""
+    changes = {"webhook_private_hosts": True, "webhook_interval_s": 0.02, "webhook_timeout_s": 60}
+    return settings.model_copy(update=changes | {"webhook_threads": 4, "webhook_max_per_owner": 3})
+
+
+class TestATarpit:
+    @pytest.mark.parametrize("drip", [b"", b"HTTP/1.1 200 OK\r\nA: "])
+    def test_holds_few_threads_and_nobody_elses_webhooks(self, tell, receiver, redis, sending, drip):
+        with tarpit(drip) as tar, Courier(Outbox(redis), Signer(redis, None), sending):
+            for _ in range(20):
+                tell("a", tar.url)
+            wait_until(lambda: len(tar.connections) == 2)
+            for _ in range(5):
+                tell("b", receiver.url)
+            tell("a", receiver.url)
+            wait_until(lambda: len(receiver.received) == 6)
+            assert len(tar.connections) == 2
+            for connection in tar.connections:
+                connection.close()
+
+    def test_on_many_ports_does_not_hold_all_threads(self, tell, receiver, redis, sending):
+        with ExitStack() as stack:
+            tars = [stack.enter_context(tarpit()) for _ in range(5)]
+            stack.enter_context(Courier(Outbox(redis), Signer(redis, None), sending))
+            for tar in tars:
+                tell("a", tar.url)
+            wait_until(lambda: sum(len(tar.connections) for tar in tars) == 3)
+            tell("b", receiver.url)
+            wait_until(lambda: receiver.received)
+            assert sum(len(tar.connections) for tar in tars) == 3
+            for connection in (connection for tar in tars for connection in tar.connections):
+                connection.close()
+
+    def test_that_drips_has_failed_at_the_timeout(self, client, order, worker, post):
+        with tarpit(b"HTTP/1.1 200 OK\r\nA: ") as tar:
+            job = order(webhook_url=tar.url)
+            worker.claim()
+            post(webhook_timeout_s=0.1).deliver_all()
+        (entry,) = log_of(client, job)
+        assert (entry["outcome"], entry["error"]) == ("failed", "the host is too slow")
+
+    def test_is_left_when_the_service_ends(self, tell, redis, sending, monkeypatch):
+        monkeypatch.setattr("service.webhooks.courier.LEAVING_S", 0.05)
+        with tarpit() as tar:
+            with Courier(Outbox(redis), Signer(redis, None), sending):
+                tell("a", tar.url)
+                wait_until(lambda: tar.connections)
+                began = time.monotonic()
+            assert time.monotonic() - began < sending.webhook_timeout_s / 2
+            assert Outbox(redis).backlog().num_deliveries == 1
+
+
+def test_certificates_are_read_once_for_all_webhooks(tell, receiver, post, monkeypatch):
+    read = []
+    load = ssl.SSLContext.load_default_certs
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *args: read.append(load(*args)))
+    mine = post()
+    for _ in range(3):
+        tell("a", receiver.url)
+    mine.deliver_all()
+    assert (len(receiver.received), len(read)) == (3, 1)
+
+
+def test_a_webhook_of_a_job_deleted_meanwhile_is_not_sent(client, order, worker, receiver, post):
+    job = order(webhook_url=receiver.url)
+    worker.succeed(worker.claim())
+    assert client.delete(f"/jobs/{job['id']}").status_code == 204
+    post().deliver_all()
+    assert receiver.received == []

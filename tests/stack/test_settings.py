@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
-from jobs.settings import POCKET
-from stack.settings import StackSettings, environment_for_children
+from jobs.settings import POCKET, PREFIX
+from service.settings import Settings
+from stack.settings import (
+    StackSettings,
+    environment_for_children,
+    environment_for_redis,
+    environment_for_worker,
+)
+from worker.settings import WorkerSettings
 
 
 def test_without_any_it_brings_its_own_redis_and_checkpoint():
@@ -38,3 +46,25 @@ def test_children_get_what_is_settled_and_everything_else_as_it_is(monkeypatch):
     assert environment["LONGCAT_DATA_DIR"] == "/data"
     assert environment["LONGCAT_RANKS"] == "4"
     assert "PATH" in environment
+
+
+def test_the_worker_gets_all_its_settings_and_no_secret_of_the_api():
+    def variables(names):
+        return {f"{PREFIX}{name.upper()}{end}" for name in names for end in ("", "_FILE")}
+
+    secrets = {
+        name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)
+    }
+    everything = {*Settings.model_fields, *WorkerSettings.model_fields}
+    given = environment_for_worker(dict.fromkeys(variables(everything), "value"))
+    assert variables(WorkerSettings.model_fields) <= given.keys()
+    own = secrets - WorkerSettings.model_fields.keys()
+    assert {"api_key", "webhook_secret"} <= own
+    assert given.keys().isdisjoint(variables(own))
+
+
+def test_redis_gets_no_settings(monkeypatch):
+    monkeypatch.setenv("LONGCAT_API_KEY", "planted")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
+    assert "planted" not in environment_for_redis().values()
+    assert "PATH" in environment_for_redis()

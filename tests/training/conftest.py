@@ -1,4 +1,4 @@
-"""One thread: what is computed here is small, and waiting for a second one costs more."""
+"""Run torch on one thread: these computations are too small to gain from a second one."""
 
 import pytest
 import torch

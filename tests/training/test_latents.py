@@ -1,4 +1,4 @@
-"""The data set that the transformer learns from."""
+"""The dataset consists of contrastive groups, and batches keep them together."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,112 +7,120 @@ import numpy as np
 import pytest
 import torch
 
-from training.latents import TWINS, Clips, clip, do_alike, shown
-from training.transformer import Selection, pick
-from training.world import SHAPES, motions_of
+from training.latents import GROUP_SIZE, LatentDataset, clip_latents, clip_scene, shares_motion
+from training.scenes import SHAPES, allowed_motions
+from training.transformer import BatchSpec, sample_batch
+
+GROUPS = range(12)
 
 
-class Reads:
-    """Takes latents and captions as they are."""
+class IdentityEncoders:
+    """Return latents and captions unchanged."""
 
-    def normalised(self, latents):
+    def normalise(self, latents):
         return latents
 
-    def read(self, captions):
+    def encode_text(self, captions):
         return captions
 
 
-def family(index):
-    return [shown(TWINS * index + turn) for turn in range(TWINS)]
+def clips_of_group(group):
+    return [clip_scene(GROUP_SIZE * group + member) for member in range(GROUP_SIZE)]
 
 
-def like_a_still_red_ball(scene):
-    plain = {"shape": "ball", "colour": "red", "motion": "still", "speed": None}
-    return replace(scene, things=tuple(replace(thing, **plain) for thing in scene.things))
+def versions_of_objects(group):
+    """Return for each object of the scene its versions in the clips of the group."""
+    return list(zip(*(placed.scene.objects for placed, _ in clips_of_group(group)), strict=True))
 
 
-def things_of(index):
-    """For each thing of a family, itself in all twins."""
-    return list(zip(*(placed.scene.things for placed, _ in family(index)), strict=True))
+def as_still_red_balls(scene):
+    neutral = {"shape": "ball", "colour": "red", "motion": "still", "speed": None}
+    return replace(scene, objects=tuple(replace(obj, **neutral) for obj in scene.objects))
 
 
 @pytest.fixture
-def clips():
-    """Sixteen families; a clip's latents are its index."""
-    count = 16 * TWINS
-    return Clips.of(torch.arange(float(count)).view(-1, 1, 1, 1, 1).expand(-1, 16, 5, 8, 12))
+def dataset():
+    """Sixteen groups; the latents of each clip are its index."""
+    count = 16 * GROUP_SIZE
+    return LatentDataset.of(torch.arange(float(count)).view(-1, 1, 1, 1, 1).expand(-1, 16, 5, 8, 12))
 
 
-@pytest.mark.parametrize("index", range(12))
-def test_twins_are_alike_in_all_but_shapes_colours_and_motions(index):
-    seen = family(index)
-    plain = [like_a_still_red_ball(placed.scene) for placed, _ in seen]
-    assert plain == [plain[0]] * TWINS
-    assert len({first for _, first in seen}) == 1
+def indices(latents, group_size):
+    return latents[:, 0, 0, 0, 0].int().view(-1, group_size)
 
 
-@pytest.mark.parametrize("index", range(12))
-def test_a_thing_has_another_shape_in_each_twin(index):
-    for things in things_of(index):
-        assert {thing.shape for thing in things} == set(SHAPES)
+def test_clips_of_group_differ_in_shape_colour_and_motion_only():
+    for group in GROUPS:
+        clips = clips_of_group(group)
+        assert len({as_still_red_balls(placed.scene) for placed, _ in clips}) == 1
+        assert len({first for _, first in clips}) == 1
 
 
-@pytest.mark.parametrize("index", range(12))
-def test_a_thing_that_is_alone_has_another_colour_two_keep_theirs(index):
-    colours = [len({thing.colour for thing in things}) for things in things_of(index)]
-    assert colours in ([TWINS], [1, 1])
+def test_object_has_each_shape_once_in_group():
+    for group in GROUPS:
+        for versions in versions_of_objects(group):
+            assert {obj.shape for obj in versions} == set(SHAPES)
 
 
-def test_some_scenes_of_each_kind_have_one_thing_and_some_two():
-    for alike in (True, False):
-        assert {len(things_of(index)) for index in range(12) if do_alike(index) == alike} == {1, 2}
+def test_single_object_changes_colour_and_two_keep_theirs():
+    for group in GROUPS:
+        colours = [len({obj.colour for obj in versions}) for versions in versions_of_objects(group)]
+        assert colours in ([GROUP_SIZE], [1, 1])
 
 
-@pytest.mark.parametrize("index", range(0, 12, 2))
-def test_twins_that_do_alike_are_at_the_same_places(index):
-    assert do_alike(index)
-    assert len({placed.centres for placed, _ in family(index)}) == 1
-    for things in things_of(index):
-        assert len({(thing.motion, thing.speed) for thing in things}) == 1
+def test_groups_of_both_kinds_have_one_or_two_objects():
+    for same_motion in (True, False):
+        groups = [group for group in GROUPS if shares_motion(group) == same_motion]
+        assert {len(versions_of_objects(group)) for group in groups} == {1, 2}
 
 
-@pytest.mark.parametrize("index", range(1, 12, 2))
-def test_others_do_something_else_of_what_as_many_things_may(index):
-    assert not do_alike(index)
-    for things in things_of(index):
-        motions = {thing.motion for thing in things}
-        assert len(motions) == TWINS
-        assert motions <= set(motions_of(len(things_of(index))))
-        assert all((thing.speed is None) == (thing.motion == "still") for thing in things)
+def test_even_groups_share_motion_and_position():
+    for group in GROUPS[::2]:
+        assert shares_motion(group)
+        assert len({placed.centres for placed, _ in clips_of_group(group)}) == 1
+        for versions in versions_of_objects(group):
+            assert len({(obj.motion, obj.speed) for obj in versions}) == 1
 
 
-def test_a_clip_is_the_latents_of_what_is_shown():
-    seen = clip(3)
-    assert seen.shape == (16, 5, 8, 12)
-    assert torch.isfinite(seen).all()
+def test_odd_groups_have_different_allowed_motions():
+    for group in GROUPS[1::2]:
+        assert not shares_motion(group)
+        for versions in versions_of_objects(group):
+            motions = {obj.motion for obj in versions}
+            assert len(motions) == GROUP_SIZE
+            assert motions <= set(allowed_motions(len(versions_of_objects(group))))
+            assert all((obj.speed is None) == (obj.motion == "still") for obj in versions)
 
 
-@pytest.mark.parametrize("twins", [2, 4])
-def test_twins_are_picked_together(clips, twins):
-    batch = pick(clips, Reads(), np.random.default_rng(0), Selection(8, twins, images=True))
-    picked = batch.latents[:, 0, 0, 0, 0].int().view(-1, twins)
-    assert batch.twins == twins
-    assert bool((picked // TWINS == picked[:, :1] // TWINS).all())
-    assert all(len(set(row)) == twins for row in picked.tolist())
-    assert all(shown(index)[1] == 0 for index in picked.flatten().tolist())
+def test_clip_is_encoded_to_finite_latents():
+    latents = clip_latents(3)
+    assert latents.shape == (16, 5, 8, 12)
+    assert torch.isfinite(latents).all()
 
 
-def test_images_are_of_twins_that_differ_as_images_do(clips):
-    batch = pick(clips, Reads(), np.random.default_rng(0), Selection(64, 4, images=True))
-    assert all(do_alike(int(index) // TWINS) for index in batch.latents[:, 0, 0, 0, 0])
+@pytest.mark.parametrize("group_size", [2, 4])
+def test_batch_consists_of_different_clips_of_same_groups(dataset, group_size):
+    spec = BatchSpec(8, group_size, images=True)
+    batch = sample_batch(dataset, IdentityEncoders(), np.random.default_rng(0), spec)
+    clips = indices(batch.latents, group_size)
+    assert batch.group_size == group_size
+    assert bool((clips // GROUP_SIZE == clips[:, :1] // GROUP_SIZE).all())
+    assert all(len(set(row)) == group_size for row in clips.tolist())
+    assert all(clip_scene(index)[1] == 0 for index in clips.flatten().tolist())
 
 
-def test_a_family_is_in_the_guise_of_any_of_its_twins(clips):
-    guised = Counter()
+def test_image_batches_use_only_groups_that_share_motion(dataset):
+    spec = BatchSpec(64, 4, images=True)
+    batch = sample_batch(dataset, IdentityEncoders(), np.random.default_rng(0), spec)
+    assert all(shares_motion(index // GROUP_SIZE) for index in indices(batch.latents, 1).flatten().tolist())
+
+
+def test_shared_latents_are_those_of_any_clip_of_group(dataset):
+    is_own = Counter()
     for seed in range(20):
-        batch = pick(clips, Reads(), np.random.default_rng(seed), Selection(24, 2))
-        own, guises = (latents[:, 0, 0, 0, 0].int().view(-1, 2) for latents in (batch.latents, batch.guises))
-        assert bool((guises[:, 0] == guises[:, 1]).all())
-        assert bool((guises // TWINS == own // TWINS).all())
-        guised.update((guises == own).flatten().tolist())
-    assert guised[True] / guised.total() == pytest.approx(1 / TWINS, abs=0.1)
+        batch = sample_batch(dataset, IdentityEncoders(), np.random.default_rng(seed), BatchSpec(24, 2))
+        own, shared = (indices(latents, 2) for latents in (batch.latents, batch.shared_latents))
+        assert bool((shared[:, 0] == shared[:, 1]).all())
+        assert bool((shared // GROUP_SIZE == own // GROUP_SIZE).all())
+        is_own.update((shared == own).flatten().tolist())
+    assert is_own[True] / is_own.total() == pytest.approx(1 / GROUP_SIZE, abs=0.1)

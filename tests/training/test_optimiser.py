@@ -1,10 +1,10 @@
-"""Muon and Adam together: who gets what, and that both learn."""
+"""Muon and Adam: which weights each of them updates, and that both learn."""
 
 import pytest
 import torch
 from torch import nn
 
-from training.optimiser import Optimiser, learning_rate, orthogonal
+from training.optimiser import Optimiser, learning_rate, orthogonalise
 
 
 def two_layers():
@@ -17,15 +17,15 @@ def loss_of(model):
     return (model(x) - x[:, :2].square()).square().mean()
 
 
-def test_singular_values_are_brought_near_to_one():
+def test_orthogonalised_matrix_has_singular_values_near_one():
     matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
     for shaped in (matrix, matrix.T):
-        values = torch.linalg.svdvals(orthogonal(shaped))
+        values = torch.linalg.svdvals(orthogonalise(shaped))
         assert float(values.min()) > 0.5
         assert float(values.max()) < 1.5
 
 
-def test_only_hidden_matrices_get_muon():
+def test_only_hidden_matrices_use_muon():
     model = two_layers()
     optimiser = Optimiser(model, model[0], 0.02, 0.01)
     assert [matrix is model[0].weight for matrix in optimiser.matrices] == [True]
@@ -33,14 +33,14 @@ def test_only_hidden_matrices_get_muon():
     assert adam == {id(model[0].bias), id(model[2].weight), id(model[2].bias)}
 
 
-def test_what_is_frozen_is_left_alone():
+def test_frozen_weights_are_not_optimised():
     model = two_layers()
     model[0].requires_grad_(False)
     optimiser = Optimiser(model, model, 0.02, 0.01)
     assert [matrix is model[2].weight for matrix in optimiser.matrices] == [True]
 
 
-def test_steps_make_the_loss_smaller():
+def test_steps_reduce_loss():
     model = two_layers()
     optimiser = Optimiser(model, model[0], 0.02, 0.01)
     before = loss_of(model).item()
@@ -49,28 +49,28 @@ def test_steps_make_the_loss_smaller():
     assert loss_of(model).item() < 0.3 * before
 
 
-def test_a_rate_of_zero_changes_nothing():
+def test_zero_rate_changes_nothing():
     model = two_layers()
     before = [parameter.clone() for parameter in model.parameters()]
     Optimiser(model, model[0], 0.02, 0.01).step(loss_of(model), 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_an_optimiser_goes_on_from_its_state():
-    ways = []
-    for stop in (False, True):
+def test_optimiser_resumes_from_state():
+    weights = []
+    for interrupt in (False, True):
         model = two_layers()
         optimiser = Optimiser(model, model[0], 0.02, 0.01)
         for step in range(6):
-            if stop and step == 3:
+            if interrupt and step == 3:
                 state, optimiser = optimiser.state_dict(), Optimiser(model, model[0], 0.02, 0.01)
                 optimiser.load_state_dict(state)
             optimiser.step(loss_of(model), 1.0)
-        ways.append(model[0].weight.detach().clone())
-    assert torch.equal(*ways)
+        weights.append(model[0].weight.detach().clone())
+    assert torch.equal(*weights)
 
 
-def test_the_rate_goes_up_stays_and_goes_down():
+def test_learning_rate_warms_up_stays_constant_and_decays():
     rates = [learning_rate(step, 1000) for step in range(1000)]
     assert rates[0] < 0.1
     assert set(rates[100:500]) == {1.0}

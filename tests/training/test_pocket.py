@@ -1,18 +1,29 @@
-"""The checkpoint that comes with us still does what it did when it was measured."""
+"""The shipped checkpoint is as good as its committed measurement."""
 
+import importlib.util
 import json
+import re
 
 import pytest
 import torch
 
 from jobs.settings import POCKET
 from model.pipeline import Pipeline
-from training.quality import FIRST, MODES, USUAL, behind, measure, tabulate
+from tests.architecture.source import ROOT
+from training.quality import (
+    DEFAULT_TASKS,
+    MODES,
+    NUM_REGRESSION_TRIALS,
+    markdown,
+    measure,
+    regressions,
+    tabulate,
+)
 
-pytestmark = pytest.mark.skipif(not POCKET.exists(), reason="there is no pocket checkpoint here")
+pytestmark = pytest.mark.skipif(not POCKET.exists(), reason="pocket/ does not exist")
 
 QUICK = [("standard", "text to video"), ("distilled", "continuation")]
-MOST_BYTES = 20_000_000
+MAX_BYTES = 20_000_000
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +32,31 @@ def pipeline():
 
 
 @pytest.fixture(scope="module")
-def measured():
-    tables = json.loads((POCKET / "quality.json").read_text())
-    return tables[f"first {FIRST}"]
+def tables():
+    return json.loads((POCKET / "quality.json").read_text())
 
 
-def test_it_is_small_enough_for_a_repository():
-    assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) <= MOST_BYTES
+@pytest.fixture(scope="module")
+def page():
+    return (ROOT / "docs/pocket.md").read_text()
 
 
-def test_it_makes_everything_that_can_be_ordered(pipeline):
+def test_documentation_contains_committed_measurement(tables, page):
+    assert markdown(tables["all"]) in page
+
+
+def test_documentation_names_only_existing_modules_and_files(page):
+    modules = set(re.findall(r"python -m (training\.\w+)", page))
+    assert len(modules) == 7
+    assert all(importlib.util.find_spec(name) for name in modules)
+    assert all((ROOT / path).exists() for path in re.findall(r"`(training/\w+\.py)`", page))
+
+
+def test_checkpoint_is_small_enough_for_repository():
+    assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) <= MAX_BYTES
+
+
+def test_checkpoint_has_both_loras(pipeline):
     assert pipeline.loras == {"cfg_step_lora", "refinement_lora"}
 
 
@@ -39,9 +65,10 @@ def test_it_makes_everything_that_can_be_ordered(pipeline):
     [
         pytest.param(mode, task, marks=() if (mode, task) in QUICK else pytest.mark.soak)
         for mode in MODES
-        for task in USUAL
+        for task in DEFAULT_TASKS
     ],
 )
-def test_films_are_as_good_as_they_were(pipeline, measured, mode, task):
-    scores = tabulate(list(measure(pipeline, mode, task, range(FIRST))))[mode]
-    assert behind(scores, measured[mode], FIRST) == []
+def test_videos_are_as_good_as_committed_measurement(pipeline, tables, mode, task):
+    scores = tabulate(list(measure(pipeline, mode, task, range(NUM_REGRESSION_TRIALS))))[mode]
+    before = tables[f"first {NUM_REGRESSION_TRIALS}"][mode]
+    assert regressions(scores, before, NUM_REGRESSION_TRIALS) == []

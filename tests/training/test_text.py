@@ -1,10 +1,18 @@
-"""The tokenizer and what the text encoder is taught."""
+"""The tokenizer, and the labels and loss of the text encoder's training."""
 
 import pytest
 import torch
 
-from training.captions import read
-from training.text import LEFT_OUT, answers_of_tokens, ask, batch, encoder_config, new_encoder, properties
+from training.captions import parse_caption
+from training.text import (
+    IGNORE_INDEX,
+    batch,
+    encoder_config,
+    new_encoder,
+    property_classes,
+    property_loss,
+    token_labels,
+)
 from training.tokenizer import build_tokenizer
 
 
@@ -13,90 +21,91 @@ def tokenizer():
     return build_tokenizer()
 
 
-def test_a_word_of_the_grammar_is_one_token(tokenizer):
+def test_caption_word_is_one_token(tokenizer):
     assert tokenizer.tokenize("a red ball moving left") == ["▁a", "▁red", "▁ball", "▁moving", "▁left"]
 
 
-def test_case_and_punctuation_do_not_count(tokenizer):
+def test_case_and_punctuation_are_ignored(tokenizer):
     plain = tokenizer("on a black ground a red ball rests")["input_ids"]
     assert tokenizer("On a BLACK ground, a red ball rests.")["input_ids"] == plain
 
 
-def test_a_caption_ends_with_the_end_token(tokenizer):
+def test_caption_ends_with_end_token(tokenizer):
     assert tokenizer("a red ball")["input_ids"][-1] == tokenizer.eos_token_id == 1
     assert tokenizer("")["input_ids"] == [1]
 
 
-def test_other_words_are_spelled(tokenizer):
+def test_unknown_word_is_spelled_with_letters(tokenizer):
     tokens = tokenizer.tokenize("zebra")
     assert "".join(tokens).strip("▁") == "zebra"
     assert "<unk>" not in tokens
 
 
-def test_padding_fills_up_to_what_the_pipeline_asks_for(tokenizer):
+def test_tokens_are_padded_to_requested_length(tokenizer):
     tokens = tokenizer(["a red ball"], padding="max_length", max_length=512, truncation=True)
     assert len(tokens["input_ids"][0]) == 512
     assert sum(tokens["attention_mask"][0]) == 4
 
 
-def test_every_token_has_a_place_in_the_encoder(tokenizer):
+def test_encoder_has_embedding_for_every_token(tokenizer):
     ids, *_ = batch(tokenizer, 32, (0,))
     assert int(ids.max()) < encoder_config(len(tokenizer)).vocab_size
 
 
-def test_what_was_not_said_is_an_answer(tokenizer):
-    silent, full = (
-        properties(read("a red ball rests")),
-        properties(read("on a black ground a small red ball rests")),
+def test_property_that_is_not_mentioned_has_class_zero(tokenizer):
+    without_background, with_background = (
+        property_classes(parse_caption("a red ball rests")),
+        property_classes(parse_caption("on a black ground a small red ball rests")),
     )
-    assert silent[:2] == [0, 0]
-    assert full[:2] == [1, 1]
-    assert silent[7:] == [0] * 5
-    assert len(silent) == len(full) == 12
+    assert without_background[:2] == [0, 0]
+    assert with_background[:2] == [1, 1]
+    assert without_background[7:] == [0] * 5
+    assert len(without_background) == len(with_background) == 12
 
 
-def test_a_batch_is_the_same_for_the_same_seed(tokenizer):
+def test_seed_determines_batch(tokenizer):
     assert all(
         torch.equal(a, b)
         for a, b in zip(batch(tokenizer, 8, (1, 2)), batch(tokenizer, 8, (1, 2)), strict=True)
     )
 
 
-def sure_of(mask, answers, places):
-    """Logits of one who knows every answer, and what padding is asked, which does not count."""
+def perfect_logits(mask, classes, owners):
+    """Return logits that predict every label; padding is labelled, too, but ignored."""
     sizes = [5, 3, *[5, 7, 9, 3, 3] * 3, 2]
-    right = answers_of_tokens(mask, answers, places)
-    each = [torch.nn.functional.one_hot(r.clamp(min=0), size) for r, size in zip(right, sizes, strict=True)]
+    labels = token_labels(mask, classes, owners)
+    one_hot = torch.nn.functional.one_hot
+    each = [one_hot(label.clamp(min=0), size) for label, size in zip(labels, sizes, strict=True)]
     return 50.0 * torch.cat(each, -1)
 
 
-def test_perfect_answers_are_right_and_cost_nothing(tokenizer):
-    _, *asked = batch(tokenizer, 8, (3,))
-    loss, right = ask(sure_of(*asked), *asked)
+def test_perfect_logits_have_no_loss_and_full_accuracy(tokenizer):
+    _, *labels = batch(tokenizer, 8, (3,))
+    loss, accuracy = property_loss(perfect_logits(*labels), *labels)
     assert float(loss) < 1e-6
-    assert float(right) == 1
+    assert float(accuracy) == 1
 
 
-def test_one_wrong_token_makes_a_caption_wrong_but_padding_does_not(tokenizer):
-    _, mask, *asked = batch(tokenizer, 8, (3,))
-    logits = sure_of(mask, *asked)
+def test_wrong_token_but_not_padding_makes_caption_inaccurate(tokenizer):
+    _, mask, *labels = batch(tokenizer, 8, (3,))
+    logits = perfect_logits(mask, *labels)
     logits[mask == 0] = -logits[mask == 0]
-    assert float(ask(logits, mask, *asked)[1]) == 1
+    assert float(property_loss(logits, mask, *labels)[1]) == 1
     logits[0, 0] = -logits[0, 0]
-    assert float(ask(logits, mask, *asked)[1]) == pytest.approx(7 / 8)
+    assert float(property_loss(logits, mask, *labels)[1]) == pytest.approx(7 / 8)
 
 
-def test_a_token_is_asked_of_its_own_thing():
+def test_token_labels_describe_owner_of_token():
     mask, first, second = torch.ones(1, 3, dtype=torch.long), [1, 2, 3, 1, 1], [4, 5, 6, 2, 2]
-    places = torch.tensor([[0, 1, LEFT_OUT]])
-    asked = answers_of_tokens(mask, torch.tensor([[0, 0, *first, *second]]), places)
-    shape, colour = asked[12:14]
-    assert shape.tolist() == [[1, 4, LEFT_OUT]]
-    assert colour.tolist() == [[2, 5, LEFT_OUT]]
-    assert torch.equal(asked[-1], places)
+    owners = torch.tensor([[0, 1, IGNORE_INDEX]])
+    labels = token_labels(mask, torch.tensor([[0, 0, *first, *second]]), owners)
+    shape, colour = labels[12:14]
+    assert shape.tolist() == [[1, 4, IGNORE_INDEX]]
+    assert colour.tolist() == [[2, 5, IGNORE_INDEX]]
+    assert torch.equal(labels[-1], owners)
 
 
-def test_heads_begin_looking_before_and_after():
+def test_new_heads_attend_before_after_and_everywhere():
     encoder = new_encoder(50)
     bias = encoder.encoder.block[0].layer[0].SelfAttention.compute_bias(9, 9)[0]
     before, after, all_before, everywhere = bias.softmax(-1)[:, 4]

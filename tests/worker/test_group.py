@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,30 @@ def test_what_rank_0_says_is_heard(scene):
     who, message = scene.heard.get(timeout=30)
     assert who is group
     assert message.capability == READY.capability
+
+
+def rendezvous_folders(scene: Scene) -> list[Path]:
+    return list(scene.socket.parent.glob("rendezvous-*"))
+
+
+def test_each_start_has_a_rendezvous_folder_of_its_own_closed_to_others(scene):
+    seen = []
+    for _ in range(2):
+        group = scene.start("silent")
+        (folder,) = rendezvous_folders(scene)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        seen.append(folder)
+        group.kill()
+        assert rendezvous_folders(scene) == []
+    assert seen[0] != seen[1]
+
+
+def test_rendezvous_files_of_a_killed_supervisor_are_removed(scene):
+    left = scene.socket.parent / "rendezvous-old"
+    left.mkdir(parents=True)
+    (left / "ranks").touch()
+    scene.start("silent")
+    assert left not in rendezvous_folders(scene)
 
 
 def test_a_killed_group_is_gone_and_the_end_is_heard(scene):

@@ -55,12 +55,38 @@ def test_on_cpu_no_gpu_is_named():
     assert "CUDA_VISIBLE_DEVICES" not in group_environment(settings, 0)
 
 
-def test_ranks_find_each_other_without_a_name_service(monkeypatch):
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+@pytest.mark.parametrize("name", ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"])
+def test_ranks_use_the_loopback_interface_whatever_the_environment_names(monkeypatch, name):
+    monkeypatch.delenv(name, raising=False)
     settings = WorkerSettings(device="cpu")
-    assert group_environment(settings, 0)["GLOO_SOCKET_IFNAME"] == "lo"
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
-    assert group_environment(settings, 0)["GLOO_SOCKET_IFNAME"] == "eth1"
+    assert group_environment(settings, 0)[name] == "lo"
+    monkeypatch.setenv(name, "eth1")
+    assert group_environment(settings, 0)[name] == "lo"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("LONGCAT_REDIS_URL", "LONGCAT_S3_SECRET_ACCESS_KEY", "LONGCAT_WEBHOOK_SECRET", "LONGCAT_DEVICE"),
+        *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "HTTPS_PROXY"),
+        *("HF_TOKEN", "NVIDIA_API_KEY", "PYTHONSTARTUP", "PYTHONINSPECT", "TORCHELASTIC_HEALTH_CHECK_PORT"),
+    ],
+)
+def test_ranks_do_not_get_what_they_do_not_need(monkeypatch, name):
+    monkeypatch.setenv(name, "planted")
+    assert name not in group_environment(WorkerSettings(device="cpu"), 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "HOME", "TMPDIR", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "CUDA_HOME", "NCCL_DEBUG"),
+        *("PYTORCH_CUDA_ALLOC_CONF", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MKL_NUM_THREADS"),
+    ],
+)
+def test_ranks_get_what_torch_and_its_libraries_read(monkeypatch, name):
+    monkeypatch.setenv(name, "kept")
+    assert group_environment(WorkerSettings(device="cpu"), 0)[name] == "kept"
 
 
 @pytest.mark.parametrize(

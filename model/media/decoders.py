@@ -1,0 +1,12 @@
+"""The decoders that a fork server runs, by the names that requests have for them."""
+
+from __future__ import annotations
+
+from model.media import clips, images
+
+DECODERS = {
+    "encode_png": images.encode_png,
+    "read_pixels": images.read_pixels,
+    "count_frames": clips.count_frames,
+    "read_frames": clips.read_frames,
+}

@@ -1,0 +1,92 @@
+"""The process that forks a confined child for each file: `python -m model.media.forkserver MODULE`.
+
+It has imported everything that decoding needs, so that a decode does not wait for imports, and has one
+thread, so that it can fork. Its standard input is a Unix socket. Each message on it is a JSON request with
+two file descriptors: the file, open for reading, and a socket for the reply. It ends when its owner closes
+the other end.
+
+A child replies with an empty line once it is confined, then with a line of JSON and the data which that
+announces. MODULE has the functions that decode, by name, in `DECODERS`.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from model.media import clips, confinement, images
+from model.media.errors import UnusableMedia
+from model.media.protocol import MAX_MESSAGE_BYTES, Decoder, Request
+
+
+def main(module: str) -> None:
+    """Serve until the other end of standard input is closed."""
+    control = socket.socket(fileno=0)
+    decoders: Mapping[str, Decoder] = importlib.import_module(module).DECODERS
+    images.warm_up()
+    clips.warm_up()
+    with suppress(OSError):  # /proc may be read-only
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this is the first to go
+    filtered = confinement.can_filter_system_calls()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
+    gc.freeze()  # collections in the children leave the shared pages alone
+    control.send(json.dumps({"filtered": filtered}).encode())
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
+        if not message:
+            return
+        with suppress(OSError):  # without a child, the reply ends before it began
+            if os.fork() == 0:
+                _run(Request(**json.loads(message)), decoders, *descriptors, filtered=filtered)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _run(
+    request: Request, decoders: Mapping[str, Decoder], source: int, reply: int, *, filtered: bool
+) -> NoReturn:
+    """Be the child: decode, reply and end."""
+    try:
+        confinement.die_with_parent()
+        for standard in (0, 2):  # the fork server's socket, and the owner's log
+            os.dup2(1, standard)
+        with open(source, "rb") as file, open(reply, "wb") as answer:
+            confinement.limit(request.memory_bytes, request.timeout_s)
+            if filtered:
+                confinement.filter_system_calls()
+            answer.write(b"\n")
+            answer.flush()
+            file.seek(0)
+            _decode(request, decoders[request.decoder], file, answer)
+    finally:
+        os._exit(0)
+
+
+def _decode(request: Request, decoder: Decoder, source: BinaryIO, answer: BinaryIO) -> None:
+    try:
+        output = decoder(source, **request.arguments)
+        line = {"facts": output.facts, "size_bytes": output.size_bytes}
+    except UnusableMedia as error:
+        line = {"problem": str(error)}
+    except MemoryError:
+        line = {"problem": f"needs more than {request.memory_bytes >> 20} MiB of memory to decode"}
+    except Exception:  # noqa: BLE001 - decoders raise anything on bytes that make no sense to them
+        line = {"problem": "is damaged", "detail": traceback.format_exc()[-2000:]}
+    answer.write(json.dumps(line).encode() + b"\n")
+    for chunk in () if "problem" in line else output.chunks:
+        answer.write(chunk)
+    answer.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,32 @@
+"""What the fork server and its owner agree on: messages, and what a decoder is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+MAX_MESSAGE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which decoder to run with which arguments, and what it may use."""
+
+    decoder: str
+    arguments: dict[str, Any]
+    memory_bytes: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a decoder made of a file: values for JSON, and `size_bytes` of data in chunks."""
+
+    facts: dict[str, Any]
+    size_bytes: int = 0
+    chunks: Iterable[bytes] = ()
+
+
+Decoder = Callable[..., Output]
+"""Takes an open file and the arguments of a request. Raises UnusableMedia; any other error: it is damaged."""

@@ -1,0 +1,83 @@
+"""Check and read images and clips in a sandbox. Blocking functions, safe to call from several threads.
+
+They raise UnusableMedia for a file that cannot be used, SandboxUnavailable, OSError if it cannot be opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from model.geometry import Clip, Size
+from model.media.errors import UnusableMedia
+from model.media.formats import MAX_FRAME_PIXELS, MAX_KEPT_PIXELS, MEDIA_TYPES, ClipLimits, ImageLimits
+from model.media.sandbox import Sandbox
+
+_MAX_PNG_BYTES = 4 * MAX_KEPT_PIXELS  # three for each pixel, and what PNG adds to that
+
+
+def check_image(sandbox: Sandbox, source: Path, target: Path, limits: ImageLimits) -> Size:
+    """Write the image to `target` as an upright RGB PNG and return its size.
+
+    The first frame of an animation counts; transparent parts become white.
+    """
+    with sandbox.decode("encode_png", source, limits.timeout_s, limits.arguments) as decoded:
+        decoded.save(target, _MAX_PNG_BYTES)
+        return Size(*_sides(decoded.facts, MAX_KEPT_PIXELS))
+
+
+def check_clip(sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None) -> tuple[Clip, str]:
+    """Decode the whole clip and return its size, the frames that the model will take, and its media type.
+
+    Of a clip with more than `fps` frames a second, those frames are counted that `read_frames` takes.
+    """
+    with sandbox.decode("count_frames", path, limits.timeout_s, {"fps": fps, **limits.arguments}) as decoded:
+        clip = _clip(decoded.facts)
+        media_type = str(decoded.facts.get("media_type"))
+    if clip.num_frames > limits.max_frames or media_type not in MEDIA_TYPES.values():
+        raise UnusableMedia("cannot be decoded")
+    return clip, media_type
+
+
+def read_image(sandbox: Sandbox, path: Path, limits: ImageLimits) -> tuple[Size, bytearray]:
+    """Return the image as `check_image` does, as bytes: RGB, row by row."""
+    with sandbox.decode("read_pixels", path, limits.timeout_s, limits.arguments) as decoded:
+        size = Size(*_sides(decoded.facts, MAX_KEPT_PIXELS))
+        pixels = bytearray(size.height * size.width * 3)
+        decoded.fill(memoryview(pixels))
+        return size, pixels
+
+
+def read_frames(
+    sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None, take: Clip | None = None
+) -> tuple[Clip, bytearray]:
+    """Return frames of the clip as bytes: RGB, row by row, frame by frame.
+
+    `take` is how many of the last frames are returned, and at which size; None: all, as they are.
+    """
+    arguments = {"fps": fps, "take": take, **limits.arguments}
+    with sandbox.decode("read_frames", path, limits.timeout_s, arguments) as decoded:
+        clip = take or _clip(decoded.facts)
+        frames = bytearray(clip.num_frames * clip.height * clip.width * 3)
+        decoded.fill(memoryview(frames))
+        return clip, frames
+
+
+def _clip(facts: dict[str, Any]) -> Clip:
+    num_frames = facts.get("num_frames")
+    if not isinstance(num_frames, int) or num_frames < 1:
+        raise UnusableMedia("cannot be decoded")
+    return Clip(*_sides(facts, MAX_FRAME_PIXELS), num_frames)
+
+
+def _sides(facts: dict[str, Any], max_pixels: int) -> tuple[int, int]:
+    """Check what the child says, as it may say anything."""
+    height, width = facts.get("height"), facts.get("width")
+    if (
+        isinstance(height, int)
+        and isinstance(width, int)
+        and min(height, width) > 0
+        and height * width <= max_pixels
+    ):
+        return height, width
+    raise UnusableMedia("cannot be decoded")

@@ -1,0 +1,22 @@
+// Signing in: the API key is exchanged for a cookie that no script can read, and is not kept.
+
+const LEFT_BY_EARLIER_RELEASES = "longcat_key";
+
+export async function current() {
+  const response = await fetch("/session");
+  return response.ok ? response.json() : null;
+}
+
+export async function signIn(key) {
+  const response = await fetch("/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } });
+  if (!response.ok) throw new Error((await response.json()).error.message);
+}
+
+export async function signOut() {
+  await fetch("/session", { method: "DELETE" });
+}
+
+export function forgetKeys() {
+  localStorage.removeItem(LEFT_BY_EARLIER_RELEASES);
+  document.cookie = `${LEFT_BY_EARLIER_RELEASES}=; Path=/; Max-Age=0`;
+}

@@ -1,0 +1,1 @@
+"""What operators see: a port of its own for metrics, documentation and the details of readiness."""

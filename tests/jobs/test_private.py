@@ -1,0 +1,54 @@
+"""Files and folders for one user."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from jobs.private import close_to_others, make_private_folder, private_opener
+from jobs.settings import SharedSettings
+from jobs.storage import open_storage
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_folder_is_made_private_with_its_missing_parents(tmp_path):
+    tmp_path.chmod(0o755)
+    make_private_folder(tmp_path / "a" / "b")
+    assert (mode(tmp_path / "a" / "b"), mode(tmp_path / "a"), mode(tmp_path)) == (0o700, 0o700, 0o755)
+
+
+def test_a_file_that_is_opened_privately_is_made_private(tmp_path):
+    with open(tmp_path / "file", "w", opener=private_opener) as file:
+        file.write("secret")
+    assert mode(tmp_path / "file") == 0o600
+    assert (tmp_path / "file").read_text() == "secret"
+
+
+def test_others_lose_their_rights_and_the_owner_keeps_his(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o754)
+    close_to_others(path)
+    assert mode(path) == 0o700
+
+
+def test_what_is_not_there_or_belongs_to_another_user_stays_as_it_is(tmp_path, monkeypatch):
+    close_to_others(tmp_path / "missing")
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    close_to_others(tmp_path)
+    assert mode(tmp_path) == 0o755
+
+
+def test_the_storage_under_the_data_folder_is_closed_and_a_named_one_is_not(tmp_path):
+    own, named = tmp_path / "storage", tmp_path / "named"
+    for folder in (own, named):
+        folder.mkdir()
+        folder.chmod(0o755)
+    open_storage(SharedSettings(data_dir=tmp_path))
+    open_storage(SharedSettings(data_dir=tmp_path, storage=str(named)))
+    assert (mode(own), mode(named)) == (0o700, 0o755)

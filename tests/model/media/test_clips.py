@@ -1,0 +1,136 @@
+"""Clips are decoded to their end before they are believed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.film import read_clip
+from model.media.errors import UnusableMedia
+from model.media.formats import ClipLimits
+from model.media.reading import check_clip
+from model.shapes import Clip
+from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip
+
+
+@pytest.fixture
+def probed(sandbox, tmp_path):
+    def run(content, **limits):
+        path = tmp_path / "clip"
+        path.write_bytes(content)
+        return check_clip(sandbox, path, ClipLimits(**limits), fps=15)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind", "media_type"),
+    [
+        ("libx264", "mp4", "video/mp4"),
+        ("libx264", "mov", "video/mp4"),
+        ("mpeg4", "mp4", "video/mp4"),
+        ("libvpx", "webm", "video/webm"),
+        ("libvpx-vp9", "webm", "video/webm"),
+        ("libx264", "matroska", "video/webm"),
+    ],
+)
+def test_frames_and_size_are_counted(probed, codec, kind, media_type):
+    assert probed(clip(9, 48, 80, codec, kind)) == (Clip(48, 80, 9), media_type)
+
+
+def test_the_limits_are_exact(probed):
+    assert probed(clip(9), max_frames=9, max_pixels=9 * 64 * 96)[0].num_frames == 9
+    with pytest.raises(UnusableMedia, match="more than 8 frames"):
+        probed(clip(9), max_frames=8)
+    with pytest.raises(UnusableMedia, match="pixels in all"):
+        probed(clip(9), max_pixels=9 * 64 * 96 - 1)
+
+
+def test_a_clip_that_takes_too_long_is_refused(probed):
+    with pytest.raises(UnusableMedia, match="longer than 0 s"):
+        probed(clip(), timeout_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "damaged"),
+        (b"hello", "damaged"),
+        (b"\0" * 10_000, "damaged"),
+        (clip()[:-500], "damaged"),
+        (encoded(picture()), "damaged"),
+        (encoded(picture(), "GIF"), "damaged"),
+        (clip(codec="mpeg4", kind="avi"), "damaged"),
+        (sound(), "no video"),
+        (turned_clip(30), "turned by -29"),
+    ],
+    ids=["empty", "text", "zeros", "breaks off", "png", "gif", "avi", "sound", "turned"],
+)
+def test_what_is_no_usable_clip_is_refused(probed, content, problem):
+    with pytest.raises(UnusableMedia, match=problem):
+        probed(content)
+
+
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{path}'\n",
+        "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><BaseURL>{path}</BaseURL></MPD>",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    ],
+)
+def test_a_list_that_points_to_other_files_is_never_followed(probed, tmp_path, playlist):
+    (tmp_path / "secret.mp4").write_bytes(clip())
+    with pytest.raises(UnusableMedia):
+        probed(playlist.format(path=tmp_path / "secret.mp4").encode())
+
+
+@pytest.fixture
+def both(sandbox, tmp_path):
+    """A clip as the service counts it, and as the model takes it."""
+
+    def run(content):
+        path = tmp_path / "clip.mp4"
+        path.write_bytes(content)
+        counted, _ = check_clip(sandbox, path, ClipLimits(), fps=15)
+        return counted, read_clip(path, fps=15, sandbox=sandbox).numpy()
+
+    return run
+
+
+@pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
+def test_a_clip_from_a_telephone_is_seen_as_it_was_filmed(both, clockwise):
+    filmed = picture(64, 96)
+    stored = filmed.rotate(clockwise, expand=True)  # counterclockwise, to be turned back when it is shown
+    counted, frames = both(turned_clip(clockwise, pictures(stored)))
+    assert counted == Clip(64, 96, 5) == Clip(*frames.shape[1:3], len(frames))
+    corners = np.asarray(filmed.resize((2, 2), Image.Resampling.BOX)).astype(int)
+    seen = Image.fromarray(frames[-1]).resize((2, 2), Image.Resampling.BOX)
+    assert np.abs(np.asarray(seen).astype(int) - corners).max() < 24
+
+
+@pytest.mark.parametrize(
+    ("rate", "num_frames", "taken"),
+    [
+        (15, 17, 17),
+        (10, 17, 17),
+        (24, 25, 13),
+        (25, 9, 5),
+        (30, 34, 17),
+        (30, 33, 17),
+        (60, 65, 17),
+        (30, 1, 1),
+    ],
+)
+def test_a_clip_is_brought_to_the_models_frame_rate(both, rate, num_frames, taken):
+    counted, frames = both(clip(num_frames, rate=rate))
+    assert counted.num_frames == len(frames) == taken
+
+
+def test_the_last_frame_is_always_among_those_that_are_taken(both, tmp_path):
+    _, frames = both(clip(34, rate=30))
+    every = read_clip(tmp_path / "clip.mp4").numpy()
+    assert np.array_equal(frames, every[1::2])
+    assert frames[0].mean() < frames[-1].mean()

@@ -1,0 +1,189 @@
+"""Images of every kind become upright RGB; what is none, or too much, is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from model.media.errors import UnusableMedia
+from model.media.formats import IMAGE_FORMATS, ImageLimits
+from model.media.reading import check_image
+from tests.service.media import encoded, picture, png_that_says
+
+MAX_PIXELS = 1_000_000
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+@pytest.fixture
+def normalised(sandbox, tmp_path):
+    def run(content, max_pixels=MAX_PIXELS):
+        (tmp_path / "received").write_bytes(content)
+        limits = ImageLimits(max_pixels=max_pixels)
+        size = check_image(sandbox, tmp_path / "received", tmp_path / "image.png", limits)
+        image = Image.open(io.BytesIO((tmp_path / "image.png").read_bytes()))
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (size.width, size.height))
+        return image
+
+    return run
+
+
+def corners(image):
+    """The colours of the four quarters, row by row."""
+    width, height = image.size
+    return [
+        image.getpixel((x, y)) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)
+    ]
+
+
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
+def test_every_kind_of_file_is_read(normalised, kind):
+    image = normalised(encoded(picture(), kind))
+    assert image.size == (96, 64)
+    assert np.abs(np.subtract(corners(image), [RED, GREEN, BLUE, WHITE])).max() < 80  # some kinds lose colour
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_lossless_pixels_stay_as_they_are(normalised, kind):
+    image = normalised(encoded(picture(), kind, **({"lossless": True} if kind == "WEBP" else {})))
+    assert np.array_equal(np.asarray(image), np.asarray(picture()))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "seen"),
+    [
+        (1, [RED, GREEN, BLUE, WHITE]),
+        (2, [GREEN, RED, WHITE, BLUE]),
+        (3, [WHITE, BLUE, GREEN, RED]),
+        (4, [BLUE, WHITE, RED, GREEN]),
+        (5, [RED, BLUE, GREEN, WHITE]),
+        (6, [BLUE, RED, WHITE, GREEN]),
+        (7, [WHITE, GREEN, BLUE, RED]),
+        (8, [GREEN, WHITE, RED, BLUE]),
+    ],
+)
+def test_the_orientation_that_a_camera_noted_is_obeyed(normalised, orientation, seen):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = normalised(encoded(picture(), "PNG", exif=exif))
+    assert corners(image) == seen
+    assert image.size == ((96, 64) if orientation < 5 else (64, 96))
+    assert not image.getexif()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_mode_becomes_rgb(normalised, mode):
+    kind = {"CMYK": "JPEG", "YCbCr": "JPEG", "PA": "WEBP"}.get(mode, "PNG")
+    image = picture().convert("L").convert("I;16") if mode == "I;16" else picture().convert(mode)
+    normalised(encoded(image, kind))
+
+
+def test_sixteen_bits_of_grey_keep_their_shades(normalised):
+    shades = [0, 257, 128 * 257, 65535]
+    image = Image.fromarray(np.tile(np.repeat(np.array(shades, np.uint16), 8), (32, 1)))
+    grey = normalised(encoded(image))
+    assert [grey.getpixel((4 + 8 * column, 5)) for column in range(4)] == [
+        (v, v, v) for v in (0, 1, 128, 255)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(normalised, mode):
+    if mode == "P":
+        image, options = Image.new("P", (32, 32), 0), {"transparency": 0}
+    else:
+        image, options = Image.new(mode, (32, 32), (0,) * len(mode)), {}
+    assert normalised(encoded(image, "PNG", **options)).getpixel((1, 1)) == WHITE
+
+
+def test_what_is_half_transparent_is_mixed_with_white(normalised):
+    assert normalised(encoded(Image.new("RGBA", (32, 32), (255, 0, 0, 51)))).getpixel((1, 1)) == (
+        255,
+        204,
+        204,
+    )
+
+
+def test_the_first_frame_of_an_animation_counts(normalised):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, BLUE)]
+    animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert normalised(animation).getpixel((1, 1)) == (255, 0, 0)
+
+
+def test_a_photo_of_several_pictures_is_the_first_of_them(normalised):
+    photo = encoded(picture(), "MPO", save_all=True, append_images=[picture(32, 32)])
+    assert normalised(photo).size == (96, 64)
+
+
+def test_the_name_of_the_kind_does_not_matter(normalised):
+    assert normalised(encoded(picture(), "BMP")).size == (96, 64)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"hello",
+            b"GIF89a",
+            b"\x89PNG\r\n\x1a\n",
+            b"%PDF-1.7\n",
+            b"<svg xmlns='http://www.w3.org/2000/svg' width='64' height='64'/>",
+            b"II*\x00\x08\x00\x00\x00",
+            struct.pack("<4sI4s", b"RIFF", 4, b"WEBP"),
+        ],
+    )
+    def test_what_is_no_image(self, normalised, content):
+        with pytest.raises(UnusableMedia):
+            normalised(content)
+
+    @pytest.mark.parametrize("kind", ["TIFF", "ICO", "TGA", "PPM", "PDF"])
+    def test_kinds_that_are_not_on_the_list(self, normalised, kind):
+        with pytest.raises(UnusableMedia, match="one of PNG"):
+            normalised(encoded(picture(), kind))
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+    def test_an_image_that_breaks_off(self, normalised, kind):
+        content = encoded(picture(256, 256), kind)
+        with pytest.raises(UnusableMedia):
+            normalised(content[: len(content) // 2])
+
+    @pytest.mark.parametrize(
+        ("height", "width"), [(1001, 1000), (9500, 9500), (30_000, 30_000), (2**31 - 1, 1)]
+    )
+    def test_a_bomb_before_it_is_unpacked(self, normalised, height, width):
+        with pytest.raises(UnusableMedia):
+            normalised(png_that_says(height, width))
+
+    def test_one_pixel_too_many_by_what_the_setting_says(self, normalised):
+        content = encoded(picture(32, 32))
+        assert normalised(content, max_pixels=1024)
+        with pytest.raises(UnusableMedia, match="more than 1023 pixels"):
+            normalised(content, max_pixels=1023)
+
+    @pytest.mark.parametrize("size", [(15, 64), (64, 15)])
+    def test_an_image_too_small_to_be_of_use(self, normalised, size):
+        with pytest.raises(UnusableMedia, match="at least 16"):
+            normalised(encoded(picture(*size)))
+
+
+@settings(deadline=None)
+@given(
+    kind=st.sampled_from(IMAGE_FORMATS),
+    position=st.floats(0, 1, exclude_max=True),
+    junk=st.binary(min_size=1, max_size=16),
+)
+def test_damage_is_refused_or_survived_and_nothing_else(sandbox, kind, position, junk, tmp_path_factory):
+    content = bytearray(encoded(picture(), kind))
+    start = int(position * len(content))
+    content[start : start + len(junk)] = junk
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "fuzzed").write_bytes(content)
+    with contextlib.suppress(UnusableMedia):
+        check_image(sandbox, folder / "fuzzed", folder / "fuzzed.png", ImageLimits(max_pixels=MAX_PIXELS))
