@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from service.http.protocol import server_options
+
 _GRACE_S = 2  # scrapes are short
 
 
@@ -18,9 +20,8 @@ async def serving(app: FastAPI, host: str, port: int) -> AsyncIterator[int]:
     """Serve an app as long as the context is open, and give its port. Raise OSError if it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
-        config = uvicorn.Config(
-            app, server_header=False, log_config=None, lifespan="off", timeout_graceful_shutdown=_GRACE_S
-        )
+        options = server_options(app.state.backend.settings.connection_limits)
+        config = uvicorn.Config(app, lifespan="off", timeout_graceful_shutdown=_GRACE_S, **options)
         server = _Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

@@ -19,6 +19,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.servers import answers, free_port
 from tests.service.conftest import settings_for
+from tests.service.http.raw import connected, head, read_until_closed, status
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,10 @@ class TestTheProcess:
         with self.run(REDIS_URL=redis_server, DATA_DIR=tmp_path, PORT=port) as process:
             try:
                 wait_until(lambda: answers(port, "/livez"))
+                two_lengths = head("GET", "/livez", "Content-Length: 0", "Transfer-Encoding: chunked")
+                with connected(port) as connection:
+                    connection.sendall(two_lengths)
+                    assert status(read_until_closed(connection)) == 400  # by our protocol, not uvicorn's
             finally:
                 process.send_signal(signal.SIGTERM)
             _, log = process.communicate()
