@@ -37,6 +37,7 @@ def main(module: str) -> None:
     clips.warm_up()
     with suppress(OSError):  # /proc may be read-only
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this is the first to go
+    os.nice(5)  # requests come before decodes
     filtered = confinement.can_filter_system_calls()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     gc.freeze()  # collections in the children leave the shared pages alone

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import socket
 import subprocess
 import sys
@@ -32,6 +31,8 @@ _ROOT = Path(__file__).parents[2]
 _START_LIMIT_S = 60.0
 _GRACE_S = 5.0  # beyond the time limit, which the kernel enforces
 _END_LIMIT_S = 5.0
+_DEATH_SEEN_S = 0.5
+_CHUNK_BYTES = 1 << 20
 
 
 class Sandbox(AbstractContextManager["Sandbox"]):
@@ -130,10 +131,12 @@ class Decoded:
         """Write the data to a file. Raises UnusableMedia."""
         if self.size_bytes > max_bytes:
             raise UnusableMedia(f"is larger than {max_bytes} bytes when decoded")
+        left = self.size_bytes
         with path.open("wb") as target:
-            shutil.copyfileobj(self.reply, target)
-            if target.tell() != self.size_bytes:
-                raise UnusableMedia("cannot be decoded to its end")
+            while left > 0 and (chunk := self.reply.read(min(left, _CHUNK_BYTES))):
+                left -= target.write(chunk)
+        if left:
+            raise UnusableMedia("cannot be decoded to its end")
 
 
 class _ForkServerDied(SandboxUnavailable):
@@ -193,6 +196,7 @@ class _ForkServer:
                 try:
                     socket.send_fds(self._control, [message], [source.fileno(), theirs.fileno()])
                 except OSError as error:
+                    self.kill()
                     raise _ForkServerDied("the fork server died") from error
             try:
                 decoded = self._begun(request, reply)
@@ -204,24 +208,27 @@ class _ForkServer:
 
     def _begun(self, request: Request, reply: BufferedReader) -> Decoded:
         if not reply.readline(1):  # a child that is confined begins with an empty line
-            raise _ForkServerDied("the fork server died, or cannot fork")
+            raise self._failure(SandboxUnavailable("the fork server cannot fork"))
         began = time.monotonic()
-        line = reply.readline(MAX_MESSAGE_BYTES)
-        if line:
+        if line := reply.readline(MAX_MESSAGE_BYTES):
             return _parsed(line, reply)
         if time.monotonic() - began > request.timeout_s - 0.1:
             raise UnusableMedia(f"takes longer than {request.timeout_s:g} s to decode")
+        raise self._failure(UnusableMedia("cannot be decoded: it makes the decoder crash"))
+
+    def _failure(self, otherwise: Exception) -> Exception:
+        """Why a child ended early: with the fork server, which takes a moment to be seen, or otherwise."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)  # its children end with it, and a moment before
-            raise _ForkServerDied("the fork server died")
-        raise UnusableMedia("cannot be decoded: it makes the decoder crash")
+            self._process.wait(_DEATH_SEEN_S)
+            return _ForkServerDied("the fork server died")
+        return otherwise
 
 
 def _parsed(line: bytes, reply: BufferedReader) -> Decoded:
     try:
         answer = json.loads(line)
         if "problem" not in answer:
-            return Decoded(dict(answer["facts"]), int(answer["size_bytes"]), reply)
+            return Decoded({**answer["facts"]}, int(answer["size_bytes"]), reply)
         if "detail" in answer:
             logger.info("a file was refused as damaged: %.2000s", ascii(answer["detail"]))
         problem = str(answer["problem"])[:200]
