@@ -28,6 +28,8 @@ from model.media import clips, confinement, images
 from model.media.errors import UnusableMedia
 from model.media.protocol import MAX_MESSAGE_BYTES, Decoder, Request
 
+_NICENESS = 10  # answers to other requests come before decoding
+
 
 def main(module: str) -> None:
     """Serve until the other end of standard input is closed."""
@@ -35,6 +37,7 @@ def main(module: str) -> None:
     decoders: Mapping[str, Decoder] = importlib.import_module(module).DECODERS
     images.warm_up()
     clips.warm_up()
+    os.nice(_NICENESS)
     with suppress(OSError):  # /proc may be read-only
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this is the first to go
     os.nice(5)  # requests come before decodes
