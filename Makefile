@@ -50,8 +50,8 @@ browser: $(READY) ## play films in Chromium
 faults: $(READY) ## kill and stop processes of a whole worker, one by one
 	$(PYTEST) -m faults
 
-attacks: $(READY) ## attack a running stack in every known way at once, from another network namespace if root (DURATION=)
-	$(BIN)/python -m tests.attacks $(if $(DURATION),--seconds $(DURATION))
+attacks: $(READY) ## attack a running stack in every known way at once, from another network namespace if root (DURATION= CHECK_DELAYS=1)
+	$(BIN)/python -m tests.attacks $(if $(DURATION),--seconds $(DURATION)) $(if $(CHECK_DELAYS),--check-delays)
 
 fuzz: $(READY) ## thousands of requests made from the API's schema
 	$(PYTEST) -m fuzz

@@ -1,6 +1,7 @@
-"""One hostile tenant: `python -m tests.attacks.attacker URL KEY OWN_ADDRESS`, until its standard input ends.
+"""Hostile tenants: `python -m tests.attacks.attacker URL OWN_ADDRESS KEY …`, until standard input ends.
 
-It runs every attack at the same time and prints, as JSON, how often each was answered with which status.
+They run every attack at the same time, each with a key of its own as far as there are keys, and print, as
+JSON, how often each was answered with which status.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import socket
 import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,8 +35,9 @@ class Attacker:
     """The attacks, each the body of a thread that repeats it until `stop` is set."""
 
     url: str
-    key: str
     address: str
+    keys: Sequence[str]
+    key_of: dict[str, str] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     answers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -56,7 +59,7 @@ class Attacker:
             (
                 SLOW_BODIES,
                 "dripping body",
-                lambda name: self._drip(name, self._head(f"Content-Length: {1 << 20}")),
+                lambda name: self._drip(name, self._head(name, f"Content-Length: {1 << 20}")),
             ),
             (IDLE_CONNECTIONS, "idle connection", self._idle),
             (EVENT_STREAMS, "event stream", self._stream),
@@ -64,6 +67,7 @@ class Attacker:
             (2, "two lengths", self._two_lengths),
             (2, "foreign page", self._foreign_page),
         ]
+        self.key_of = dict(zip((name for _, name, _ in attacks), cycle(self.keys), strict=False))
         for count, name, attack in attacks:
             for _ in range(count):
                 threading.Thread(target=self._repeat, args=(name, attack), daemon=True).start()
@@ -85,7 +89,7 @@ class Attacker:
             self.answers[name][str(answer)] += 1
 
     def _post(self, name: str, **content: object) -> None:
-        with self._client() as client:
+        with self._client(name) as client:
             answer = client.post("/generate", **content)  # type: ignore[arg-type]
             self._count(name, answer.status_code)
 
@@ -96,12 +100,12 @@ class Attacker:
         content = b'{"prompt": "a cat", "metadata": ' + nested + b"}"
         self._post(name, content=content, headers={"Content-Type": "application/json"})
 
-    def _client(self) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {self.key}"}
+    def _client(self, name: str) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.key_of[name]}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120.0, verify=False)  # builds no TLS
 
-    def _head(self, *headers: str) -> bytes:
-        common = ["POST /generate HTTP/1.1", "Host: localhost", f"Authorization: Bearer {self.key}"]
+    def _head(self, name: str, *headers: str) -> bytes:
+        common = ["POST /generate HTTP/1.1", "Host: localhost", f"Authorization: Bearer {self.key_of[name]}"]
         lines = [*common, "Content-Type: application/json", *headers]
         return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
@@ -123,12 +127,14 @@ class Attacker:
 
     def _two_lengths(self, name: str) -> None:
         with self._connect() as connection:
-            connection.sendall(self._head("Content-Length: 4", "Transfer-Encoding: chunked") + b"0\r\n\r\n")
+            connection.sendall(
+                self._head(name, "Content-Length: 4", "Transfer-Encoding: chunked") + b"0\r\n\r\n"
+            )
             answer = connection.recv(1000).split(b" ", 2)
             self._count(name, answer[1].decode() if len(answer) > 1 else "closed")
 
     def _stream(self, name: str) -> None:
-        with self._client() as client:
+        with self._client(name) as client:
             jobs = client.get("/jobs", params={"limit": 1}).json().get("jobs", [])
             if not jobs:
                 return
@@ -140,7 +146,7 @@ class Attacker:
 
     def _foreign_page(self, name: str) -> None:
         headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
-        with self._client() as client:
+        with self._client(name) as client:
             answer = client.post("/generate", files={"prompt": (None, "a cat")}, headers=headers)
             self._count(name, answer.status_code)
 
@@ -171,7 +177,7 @@ def _short_lists(size_bytes: int) -> bytes:
 
 if __name__ == "__main__":
     os.nice(10)  # it stands for other machines, which do not take this one's processor time
-    url, key, address = sys.argv[1:]
-    attacker = Attacker(url, key, address)
+    url, address, *keys = sys.argv[1:]
+    attacker = Attacker(url, address, keys)
     attacker.run()
     sys.stdout.write(json.dumps(attacker.answers))
