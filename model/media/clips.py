@@ -111,12 +111,13 @@ def _open(source: BinaryIO) -> Iterator[InputContainer]:
         "protocol_whitelist": "none",
     }
     try:
-        with av.open(source, "r", options=options) as container:
-            yield container
+        container = av.open(source, "r", options=options)
     except MemoryError:  # of FFmpeg's errors, the one that says nothing of the file
         raise
     except av.error.FFmpegError as error:
         raise UnusableMedia("is damaged, or not an MP4, MOV, WebM or Matroska clip") from error
+    with container:
+        yield container
 
 
 def _decode(container: InputContainer) -> Iterator[av.VideoFrame]:

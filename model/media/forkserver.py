@@ -77,15 +77,16 @@ def _run(
 
 
 def _decode(request: Request, decoder: Decoder, source: BinaryIO, answer: BinaryIO) -> None:
+    memory = f"more than {request.memory_bytes >> 20} MiB of memory to decode"
     try:
         output = decoder(source, **request.arguments)
         line = {"facts": output.facts, "size_bytes": output.size_bytes}
     except UnusableMedia as error:
         line = {"problem": str(error)}
     except MemoryError:
-        line = {"problem": f"needs more than {request.memory_bytes >> 20} MiB of memory to decode"}
-    except Exception:  # noqa: BLE001 - decoders raise anything on bytes that make no sense to them
-        line = {"problem": "is damaged", "detail": traceback.format_exc()[-2000:]}
+        line = {"problem": f"needs {memory}"}
+    except Exception:  # noqa: BLE001 - decoders raise anything on damaged files, and some where memory ends
+        line = {"problem": f"is damaged, or needs {memory}", "detail": traceback.format_exc()[-2000:]}
     answer.write(json.dumps(line).encode() + b"\n")
     for chunk in () if "problem" in line else output.chunks:
         answer.write(chunk)

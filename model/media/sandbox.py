@@ -187,6 +187,7 @@ class _ForkServer:
 
     def decode(self, request: Request, source: BinaryIO) -> Decoded:
         """Have a child decode the file. Raises UnusableMedia, SandboxUnavailable."""
+        submitted_at = time.monotonic()
         with ExitStack() as on_error:
             ours, theirs = socket.socketpair()
             with ours, theirs:
@@ -199,21 +200,21 @@ class _ForkServer:
                     self.kill()
                     raise _ForkServerDied("the fork server died") from error
             try:
-                decoded = self._begun(request, reply)
+                decoded = self._begun(request, reply, submitted_at)
             except TimeoutError as error:
                 self.kill()
                 raise SandboxUnavailable("the fork server hangs") from error
             on_error.pop_all()
         return decoded
 
-    def _begun(self, request: Request, reply: BufferedReader) -> Decoded:
-        if not reply.readline(1):  # a child that is confined begins with an empty line
-            raise self._failure(SandboxUnavailable("the fork server cannot fork"))
-        began = time.monotonic()
+    def _begun(self, request: Request, reply: BufferedReader, submitted_at: float) -> Decoded:
+        began = reply.readline(1)  # an empty line: the child is confined
         if line := reply.readline(MAX_MESSAGE_BYTES):
             return _parsed(line, reply)
-        if time.monotonic() - began > request.timeout_s - 0.1:
+        if time.monotonic() - submitted_at >= request.timeout_s:
             raise UnusableMedia(f"takes longer than {request.timeout_s:g} s to decode")
+        if not began:
+            raise self._failure(SandboxUnavailable("the fork server cannot fork"))
         raise self._failure(UnusableMedia("cannot be decoded: it makes the decoder crash"))
 
     def _failure(self, otherwise: Exception) -> Exception:

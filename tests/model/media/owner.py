@@ -19,6 +19,7 @@ def decode(sandbox: Sandbox) -> None:
 
 if __name__ == "__main__":
     probing = Sandbox(decoders="tests.model.media.probes")
+    probing.start()
     threading.Thread(target=decode, args=[probing], daemon=True).start()
     wait_until(lambda: len(psutil.Process().children(recursive=True)) == 2)
     sys.stdout.write(" ".join(str(child.pid) for child in psutil.Process().children(recursive=True)) + "\n")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from model.errors import InputError
 from model.film import read_clip
 from model.media.errors import UnusableMedia
 from model.media.formats import ClipLimits
 from model.media.reading import check_clip
-from model.shapes import Clip
+from model.media.sandbox import Sandbox
+from model.pixels import resized
+from model.shapes import Clip, Size
 from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip
 
 
@@ -70,6 +74,55 @@ def test_a_clip_that_takes_too_long_is_refused(probed):
 def test_what_is_no_usable_clip_is_refused(probed, content, problem):
     with pytest.raises(UnusableMedia, match=problem):
         probed(content)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format"), [("png", "rgb24"), ("qtrle", "rgb24"), ("rawvideo", "yuv420p")]
+)
+def test_codec_that_is_not_on_the_list_is_never_opened(probed, tmp_path, codec, pixel_format):
+    with pytest.raises(UnusableMedia):
+        probed(clip(3, codec=codec, kind="mov", pixel_format=pixel_format))
+    with pytest.raises(InputError):
+        read_clip(tmp_path / "clip")
+
+
+def test_small_file_of_large_frames_needs_too_much_memory(tmp_path):
+    (tmp_path / "clip").write_bytes(clip(3, 2304, 4096))
+    with Sandbox(memory_bytes=24 << 20) as sandbox, pytest.raises(UnusableMedia, match="needs more than 24"):
+        check_clip(sandbox, tmp_path / "clip", ClipLimits(), fps=15)
+
+
+def test_frames_larger_than_the_limit_are_refused(probed):
+    with pytest.raises(UnusableMedia, match="larger than 4096"):
+        probed(clip(1, 2320, 4096))
+
+
+class TestFramesTaken:
+    """The last frames, resized while they are decoded."""
+
+    @pytest.fixture
+    def read(self, sandbox, tmp_path):
+        def run(content, take=None):
+            path = tmp_path / "clip.mp4"
+            path.write_bytes(content)
+            return read_clip(path, fps=15, take=take, sandbox=sandbox)
+
+        return run
+
+    @pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
+    def test_equal_frames_that_are_resized_afterwards(self, read, clockwise):
+        content = turned_clip(clockwise, clip(17, rate=30))
+        every = read(content)
+        taken = read(content, take=Clip(32, 80, 3))
+        assert torch.equal(taken, resized(every[-3:], Size(32, 80)))
+
+    def test_keep_their_pixels_at_their_own_size(self, read):
+        content = clip(9)
+        assert torch.equal(read(content, take=Clip(64, 96, 9)), read(content))
+
+    def test_must_be_there(self, read):
+        with pytest.raises(InputError, match="has 9 frames, not 10"):
+            read(clip(9), take=Clip(64, 96, 10))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from model.media import images
 from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, ImageLimits
 from model.media.reading import check_image
+from model.media.sandbox import Sandbox
 from tests.service.media import encoded, picture, png_that_says
 
 MAX_PIXELS = 1_000_000
@@ -123,6 +127,77 @@ def test_a_photo_of_several_pictures_is_the_first_of_them(normalised):
 
 def test_the_name_of_the_kind_does_not_matter(normalised):
     assert normalised(encoded(picture(), "BMP")).size == (96, 64)
+
+
+class TestLargeImages:
+    """They are reduced to what the model can use; a small limit stands for the real one."""
+
+    @pytest.fixture(autouse=True)
+    def _small_limit(self, monkeypatch):
+        monkeypatch.setattr(images, "MAX_KEPT_PIXELS", 60 * 40)
+
+    @pytest.fixture
+    def decoded(self, tmp_path):
+        return partial(self._decoded, tmp_path / "received")
+
+    def _decoded(self, path, image, **options):
+        path.write_bytes(encoded(image, "PNG", **options))
+        with path.open("rb") as file:
+            output = images.encode_png(file, 16, MAX_PIXELS)
+        content = Image.open(io.BytesIO(b"".join(output.chunks)))
+        assert (content.width, content.height) == (output.facts["width"], output.facts["height"])
+        return content
+
+    def test_image_at_the_limit_is_kept_exactly(self, decoded):
+        pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+        assert np.array_equal(decoded(Image.fromarray(pixels)), pixels)
+
+    def test_larger_image_is_reduced_and_keeps_its_ratio(self, decoded):
+        image = decoded(picture(400, 600))
+        assert image.size == (60, 40)
+        assert corners(image) == [RED, GREEN, BLUE, WHITE]
+
+    def test_orientation_is_obeyed_before_the_image_is_reduced(self, decoded):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        assert decoded(picture(400, 600), exif=exif).size == (40, 60)
+
+    def test_image_of_extreme_shape_keeps_a_row(self, decoded):
+        assert decoded(picture(16, 50_000)).height == 1
+
+
+@pytest.fixture(scope="module")
+def little_memory(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bombs")
+    with Sandbox(memory_bytes=64 << 20) as sandbox:
+
+        def run(content):
+            (folder / "received").write_bytes(content)
+            return check_image(sandbox, folder / "received", folder / "image.png", ImageLimits())
+
+        yield run
+
+
+class TestBombs:
+    """In a sandbox with 64 MiB for each image."""
+
+    @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
+    def test_small_file_of_many_pixels_needs_too_much_memory(self, little_memory, kind):
+        content = encoded(Image.new("L", (5000, 5000)), kind)
+        assert len(content) < 1 << 20
+        with pytest.raises(UnusableMedia, match="needs more than 64 MiB"):
+            little_memory(content)
+        assert little_memory(encoded(picture())) == (64, 96)
+
+    @pytest.mark.parametrize("chunk", [b"zTXt", b"iCCP", b"iTXt"])
+    def test_compressed_text_is_not_unpacked_beyond_the_limit(self, little_memory, chunk):
+        header = b"a\0\0" if chunk != b"iTXt" else b"a\0\1\0\0\0"
+        data = header + zlib.compress(bytes(200 << 20))
+        bomb = struct.pack(">I", len(data)) + chunk + data + struct.pack(">I", zlib.crc32(chunk + data))
+        content = encoded(picture())
+        with contextlib.suppress(UnusableMedia):
+            assert little_memory(content[:33] + bomb + content[33:]) == (64, 96)
+        assert little_memory(content) == (64, 96)
 
 
 class TestRefused:

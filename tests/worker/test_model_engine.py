@@ -1,0 +1,48 @@
+"""From an order to what the model is asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.order import Refinement
+from tests.service.media import clip, encoded, picture
+from tests.worker.examples import ORDER
+from worker.model_engine import request_of
+from worker.protocol import Run
+
+
+@pytest.fixture
+def run(tmp_path):
+    def of(inputs, **changes):
+        for name, content in inputs.items():
+            (tmp_path / name).write_bytes(content)
+        order = ORDER.model_copy(update=changes)
+        return Run(job_id="a", order=order, folder=tmp_path, inputs={name: name for name in inputs})
+
+    return of
+
+
+def test_continuation_reads_the_frames_that_it_needs_at_its_own_size(run):
+    order = run({"video": clip(30, 96, 128)}, task="video_continuation", num_condition_frames=5)
+    assert request_of(order, with_inputs=True).video.shape == (5, 64, 96, 3)
+
+
+def test_refinement_reads_the_whole_clip_and_the_frames_that_hold_it(run):
+    refinement = Refinement(
+        height=128, width=192, num_inference_steps=2, t_thresh=0.5, spatial_only=True, num_held=3
+    )
+    videos = {"video": clip(9, 64, 96), "condition_video": clip(12, 32, 48)}
+    request = request_of(run(videos, task="refine", refinement=refinement), with_inputs=True)
+    assert request.video.shape == (9, 64, 96, 3)
+    assert request.condition_video.shape == (3, 128, 192, 3)
+
+
+def test_image_is_read_as_it_is(run):
+    order = run({"image.png": encoded(picture())}, task="image_to_video")
+    order = order.model_copy(update={"inputs": {"image": "image.png"}})
+    assert request_of(order, with_inputs=True).image.shape == (64, 96, 3)
+
+
+def test_only_the_leader_reads_files(run):
+    order = run({"video": b"none"}, task="video_continuation", num_condition_frames=5)
+    assert request_of(order, with_inputs=False).video is None
