@@ -25,16 +25,16 @@ from torch import Tensor, nn
 from benchmarks.formulas import forward_flops
 from benchmarks.gpu import machine
 from benchmarks.timing import seconds
-from model.dit import Dit
-from model.fused import fuse
-from model.geometry import VAE_STRIDE, latent_frames
-from model.parallel import ContextParallel
-from model.pipeline import Pipeline
-from model.plan import Plan
-from model.request import Event, Frames, Latents, Request
-from model.shapes import Wish, settle
+from model.parallel.mesh import ContextParallel
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Event, Frames, Latents, Request
+from model.spec.geometry import VAE_STRIDE, latent_frames
+from model.spec.plan import Plan
+from model.spec.shapes import Wish, settle
 from model.text import MAX_TOKENS
-from model.tokens import Window
+from model.transformer.compile import fuse
+from model.transformer.dit import Dit
+from model.transformer.token_layout import Window
 
 SEED = 1
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as inductor
 
-from model.block import Block
-from model.config import DitConfig
-from model.parallel import ContextParallel
-from model.tokens import Layout, Window, lay_out
+from model.parallel.mesh import ContextParallel
+from model.transformer.block import Block
+from model.transformer.config import DitConfig
+from model.transformer.token_layout import Layout, Window, lay_out
 
 BF16 = torch.bfloat16
 

@@ -22,12 +22,12 @@ from benchmarks.compiled import compiled_block
 from benchmarks.formulas import Flops, block_sparse_flops, exchanged_bytes, forward_flops, num_tokens
 from benchmarks.repeats import repeats
 from benchmarks.traffic import Attention, Held, Traffic, recorded
-from model import tokens
-from model.config import DitConfig
-from model.dit import Dit
-from model.parallel import ContextParallel
+from model.parallel.mesh import ContextParallel
 from model.tiny import write_tiny
-from model.tokens import Window, lay_out
+from model.transformer import token_layout as tokens
+from model.transformer.config import DitConfig
+from model.transformer.dit import Dit
+from model.transformer.token_layout import Window, lay_out
 
 META = torch.device("meta")
 BF16 = torch.bfloat16

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from model.bricks import Bricks
-from model.config import DitConfig
-from model.tokens import Window
+from model.transformer.block_sparse_bricks import Bricks
+from model.transformer.config import DitConfig
+from model.transformer.token_layout import Window
 
 
 @dataclass(frozen=True)

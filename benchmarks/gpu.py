@@ -29,9 +29,9 @@ from benchmarks.machine import commit
 from benchmarks.plot import bars
 from benchmarks.stages import FULL, TOY, Scale, Transformers
 from benchmarks.timing import TERA, Work, ceilings, medians, seconds
-from model import attention
-from model.parallel import ContextParallel
-from model.tokens import lay_out
+from model.parallel.mesh import ContextParallel
+from model.transformer import attention
+from model.transformer.token_layout import lay_out
 
 Figures = dict[str, float]
 

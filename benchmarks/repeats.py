@@ -16,11 +16,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from model import tokens
-from model.pipeline import Pipeline
-from model.request import Request
-from model.rope import angles_3d
-from model.shapes import Wish, settle
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.spec.shapes import Wish, settle
+from model.transformer import token_layout as tokens
+from model.transformer.rope import angles_3d
 
 PROMPTS = ("a red ball", "a blue ball", "a green ball")
 

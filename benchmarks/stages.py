@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from benchmarks.timing import Work
-from model import schedule
-from model.config import DitConfig
-from model.dit import Dit
-from model.errors import DeviceError
-from model.fp8 import to_fp8
-from model.fused import fuse
-from model.geometry import VAE_STRIDE, Size
-from model.parallel import ContextParallel
-from model.sample import Conditioning, denoise
-from model.tokens import Window, lay_out
+from model.parallel.mesh import ContextParallel
+from model.pipeline import schedule
+from model.pipeline.sample import Conditioning, denoise
+from model.spec.errors import DeviceError
+from model.spec.geometry import VAE_STRIDE, Size
+from model.transformer.compile import fuse
+from model.transformer.config import DitConfig
+from model.transformer.dit import Dit
+from model.transformer.fp8 import to_fp8
+from model.transformer.token_layout import Window, lay_out
 
 Built = TypeVar("Built", bound=nn.Module)
 
@@ -139,7 +139,7 @@ def decoding(scale: Scale, device: torch.device) -> Work:
     """A clip's latents to frames, as the pipeline does it."""
     from diffusers import AutoencoderKLWan  # noqa: PLC0415
 
-    from model.vae import Vae, WanVae  # noqa: PLC0415
+    from model.vae.vae import Vae, WanVae  # noqa: PLC0415
 
     wan: Any = AutoencoderKLWan
     vae = random_module(lambda: nn.Module.to(wan.from_config(scale.vae), scale.dtype), device)
@@ -155,7 +155,7 @@ def decoding(scale: Scale, device: torch.device) -> Work:
 
 def film(scale: Scale, path: Path) -> Work:
     """A clip's frames, noise that moves slowly, into an MP4 by x264."""
-    from model.film import FilmWriter  # noqa: PLC0415
+    from model.io.video import FilmWriter  # noqa: PLC0415
 
     size = Size(scale.base.height * VAE_STRIDE, scale.base.width * VAE_STRIDE)
     number = 4 * scale.base.num_frames - 3

@@ -16,18 +16,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from model.errors import ModelError
-from model.film import FilmWriter, read_clip, read_image
-from model.fused import fuse
-from model.geometry import SIDE_MULTIPLE, Clip, Size
-from model.limits import Limits, load_limits
-from model.loading import measured
+from model.io.loading import measured
+from model.io.video import FilmWriter, read_clip, read_image
 from model.options import parser
-from model.parallel import ContextParallel, join, leave
-from model.pipeline import Pipeline
-from model.plan import Illegal, Plan, Wish
-from model.request import Encoded, Event, Frames, Latents, Request, Stepped
-from model.shapes import settle
+from model.parallel.mesh import ContextParallel, join, leave
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Encoded, Event, Frames, Latents, Request, Stepped
+from model.spec.errors import ModelError
+from model.spec.geometry import SIDE_MULTIPLE, Clip, Size
+from model.spec.limits import Limits, load_limits
+from model.spec.plan import Illegal, Plan, Wish
+from model.spec.shapes import settle
+from model.transformer.compile import fuse
 
 WAIT_FOR_RANKS_S = 3600.0  # how long one rank may wait for another: decoding on a CPU takes its time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

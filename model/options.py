@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from model.plan import Task
+from model.spec.plan import Task
 
 POCKET = Path(__file__).parents[1] / "pocket"
 STEP_CACHE = 0.05  # a careful one: both what is saved and what is lost grow with it

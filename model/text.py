@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from model.checkpoint import Weights, load_module
-from model.config import load_json
-from model.errors import CheckpointError
+from model.io.checkpoint import Weights, load_module
+from model.spec.errors import CheckpointError
+from model.transformer.config import load_json
 
 MAX_TOKENS = 512
 REMEMBERED_PROMPTS = 64

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from model.config import BrickConfig, DitConfig
-from model.dit import Dit
-from model.lora import PREFIX, SEPARATOR
+from model.io.lora import PREFIX, SEPARATOR
+from model.transformer.config import BrickConfig, DitConfig
+from model.transformer.dit import Dit
 
 TEXT_WIDTH = 32
 LORA_RANK = 4

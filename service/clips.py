@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 from av.container import InputContainer
 
-from model.shapes import Clip, every_nth, frames_taken
+from model.spec.shapes import Clip, every_nth, frames_taken
 from service.errors import UnusableInput
 
 _MEDIA_TYPES = {"mov,mp4,m4a,3gp,3g2,mj2": "video/mp4", "matroska,webm": "video/webm"}

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from model.shapes import Size
+from model.spec.shapes import Size
 from service.errors import UnusableInput
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")

@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 from jobs.errors import InvalidInput
 from jobs.keys import input_key
 from jobs.order import InputFile
-from model.shapes import Clip
+from model.spec.shapes import Clip
 from service.bodies import Source
 from service.clips import probe_clip
 from service.errors import UnusableInput

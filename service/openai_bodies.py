@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from jobs.errors import InvalidRequest
-from model.shapes import Illegal, Limits, Size, Wish, settle
+from model.spec.shapes import Illegal, Limits, Size, Wish, settle
 from service.bodies import Choices, Prompt, Strict
 from service.errors import invalid
 from service.lengths import SECONDS, Length, length_of, length_of_extension, parse_seconds

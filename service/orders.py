@@ -13,7 +13,7 @@ from typing import Any
 from jobs.capability import Capability
 from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order, Refinement
-from model.shapes import Illegal, Limits, Plan, Wish, settle
+from model.spec.shapes import Illegal, Limits, Plan, Wish, settle
 from service.bodies import GenerateRequest
 from service.inputs import Input
 from service.reading import FILES

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from model.dit import Dit
-from model.parallel import ContextParallel
+from model.parallel.mesh import ContextParallel
 from model.text import Text
-from model.tokens import Window, lay_out
+from model.transformer.dit import Dit
+from model.transformer.token_layout import Window, lay_out
 
 SHIFT = 3.0
 MUCH = 0.5  # the noise level above which what twins differ in should come from the caption

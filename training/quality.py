@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from model.parallel import join, leave
-from model.pipeline import Pipeline
-from model.plan import Wish
-from model.request import Frames, Request
-from model.shapes import Clip, Size, settle
+from model.parallel.mesh import join, leave
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Frames, Request
+from model.spec.plan import Wish
+from model.spec.shapes import Clip, Size, settle
 from training.sheet import Video, sheet
 from training.trials import TASKS, Film, Order, Scores, Trial
 

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.dit import Dit
-from model.geometry import RefineFrames, Size, frames_of_latents, latent_frames, refine_frames
-from model.pixels import padded, stretched
-from model.shapes import T_THRESH
-from model.vae import Vae
+from model.io.pixels import padded, stretched
+from model.spec.geometry import RefineFrames, Size, frames_of_latents, latent_frames, refine_frames
+from model.spec.shapes import T_THRESH
+from model.transformer.dit import Dit
+from model.vae.vae import Vae
 from training import lora
 from training.captions import caption
 from training.cells import latents

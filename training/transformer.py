@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.config import BrickConfig, DitConfig
-from model.dit import Dit
+from model.transformer.config import BrickConfig, DitConfig
+from model.transformer.dit import Dit
 from training.captions import caption
 from training.cells import silence
 from training.checkpoint import write_dit

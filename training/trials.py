@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.pixels import resized, to_bytes
-from model.shapes import Size
+from model.io.pixels import resized, to_bytes
+from model.spec.shapes import Size
 from training.captions import COLOUR_WORDS, Told, caption, read, rights
 from training.judge import coloured, look, regions
 from training.world import FPS, HEIGHT, WIDTH, Placed, draw, place, random_scene

@@ -14,17 +14,17 @@ import torch
 
 from jobs.capability import Capability
 from jobs.order import Task
-from model.conditioning import REFINEMENT_LORA
-from model.film import read_clip, read_image
-from model.fp8 import E4M3
-from model.fused import fuse, warm
-from model.loading import measured
-from model.parallel import ContextParallel
-from model.pipeline import Pipeline
-from model.request import Event, Frames, Request
-from model.shapes import Wish, settle
-from model.state import State
+from model.io.loading import measured
+from model.io.video import read_clip, read_image
+from model.parallel.mesh import ContextParallel
+from model.pipeline.conditioning import REFINEMENT_LORA
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Event, Frames, Request
+from model.pipeline.state import State
+from model.spec.shapes import Wish, settle
 from model.text import MAX_TOKENS
+from model.transformer.compile import fuse, warm
+from model.transformer.fp8 import E4M3
 from worker.engine import Begun, Engine, plan_of
 from worker.protocol import Run
 from worker.settings import RankSetup

@@ -20,8 +20,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from model.film import FilmWriter
-from model.geometry import Size
+from model.io.video import FilmWriter
+from model.spec.geometry import Size
 from worker.protocol import Film
 
 VIDEO, THUMBNAIL = "video.mp4", "thumbnail.jpg"

@@ -58,7 +58,7 @@ def test_of_model_the_service_takes_the_shapes_alone(graph):
         for imported in graph.find_modules_directly_imported_by(module)
         if imported.startswith("model")
     }
-    assert taken <= {"model.shapes", "model.limits"}
+    assert taken <= {"model.spec.shapes", "model.spec.limits"}
 
 
 def test_only_what_the_ranks_use_takes_anything_of_model(graph):

@@ -14,8 +14,8 @@ SMALL = """
 import json, sys
 import torch
 from benchmarks import counts
-from model.config import BrickConfig, DitConfig
-from model.tokens import Window
+from model.transformer.config import BrickConfig, DitConfig
+from model.transformer.token_layout import Window
 
 config = DitConfig(
     hidden_size=16, depth=2, num_heads=4, caption_channels=8, adaln_tembed_dim=4, frequency_embedding_size=6,

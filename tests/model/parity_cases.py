@@ -21,9 +21,9 @@ CPU = torch.device("cpu")
 
 def load_dit(checkpoint: Path, **changes):
     """The transformer in fp32, its configuration changed."""
-    from model.checkpoint import Weights, load_module
-    from model.config import load_dit_config
-    from model.dit import Dit
+    from model.io.checkpoint import Weights, load_module
+    from model.transformer.config import load_dit_config
+    from model.transformer.dit import Dit
 
     config = dataclasses.replace(load_dit_config(checkpoint / "dit" / "config.json"), **changes)
     weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
@@ -32,8 +32,8 @@ def load_dit(checkpoint: Path, **changes):
 
 def dit_for(case: str, checkpoint: Path = PARITY / "checkpoint"):
     """The transformer as a case wants it: without zero padding, with sharper norms, with a LoRA."""
-    from model.checkpoint import Weights
-    from model.lora import Merged, read_lora
+    from model.io.checkpoint import Weights
+    from model.io.lora import Merged, read_lora
 
     dit = load_dit(checkpoint, text_tokens_zero_pad=case != "t2v_no_zero_pad")
     if case.endswith("_sharp"):
@@ -52,7 +52,7 @@ def dit_for(case: str, checkpoint: Path = PARITY / "checkpoint"):
 
 def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
     """What our transformer answers to a case (its timesteps rounded), and what the published one did."""
-    from model.tokens import Window, lay_out
+    from model.transformer.token_layout import Window, lay_out
 
     dit = dit or dit_for(case)
     given = load_file(PARITY / "dit_cases" / f"{case}.safetensors")
@@ -76,24 +76,24 @@ def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
 
 def size_of(image):
     """The size of an image, as a wish says it."""
-    from model.geometry import Size
+    from model.spec.geometry import Size
 
     return None if image is None else Size(image.shape[0], image.shape[1])
 
 
 def clip_of(frames):
     """The size and length of a clip, as a wish says it."""
-    from model.geometry import Clip
+    from model.spec.geometry import Clip
 
     return None if frames is None else Clip(frames.shape[1], frames.shape[2], len(frames))
 
 
 def request_for(case: str, limits):
     """The request of a whole job."""
-    from model.film import read_clip, read_image
-    from model.plan import Wish
-    from model.request import Request
-    from model.shapes import settle
+    from model.io.video import read_clip, read_image
+    from model.pipeline.request import Request
+    from model.spec.plan import Wish
+    from model.spec.shapes import settle
 
     said, refines = CASES[case], case.startswith("refine")
     image = _input(case, "condition.png" if refines else "input.png", read_image)

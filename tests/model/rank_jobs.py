@@ -10,13 +10,13 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from model.errors import CheckpointError, LeaderError
-from model.fused import fuse
-from model.parallel import ContextParallel, divide
-from model.pipeline import Pipeline
-from model.request import Frames, Latents, Request, Stepped
-from model.sample import Conditioning, denoise
-from model.vae import Vae
+from model.parallel.mesh import ContextParallel, divide
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Frames, Latents, Request, Stepped
+from model.pipeline.sample import Conditioning, denoise
+from model.spec.errors import CheckpointError, LeaderError
+from model.transformer.compile import fuse
+from model.vae.vae import Vae
 from tests.model import parity_cases
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def velocity(parallel: ContextParallel, case: str) -> torch.Tensor:
 def compiled_velocity(parallel: ContextParallel, case: str, backend: str) -> torch.Tensor:
     """The same with the blocks' parts compiled by a backend."""
     dit = parity_cases.dit_for(case)
-    with patch("model.fused.torch.compile", partial(torch.compile, backend=backend)):
+    with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
         fuse(dit, "on")
     return parity_cases.velocity(case, parallel, dit)[0]
 

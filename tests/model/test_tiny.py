@@ -7,8 +7,8 @@ import json
 import torch
 from safetensors.torch import load_file
 
-from model.limits import load_limits
-from model.shapes import Wish, settle
+from model.spec.limits import load_limits
+from model.spec.shapes import Wish, settle
 from model.tiny import write_tiny
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.film import read_clip
-from model.shapes import Clip
+from model.io.video import read_clip
+from model.spec.shapes import Clip
 from service.clips import ClipLimits, probe_clip
 from service.errors import UnusableInput
 from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from jobs.order import Order
-from model.shapes import Clip, Size, Wish, settle
+from model.spec.shapes import Clip, Size, Wish, settle
 from service.bodies import MAX_SEED, GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, TASKS
 from tests.service.media import clip, encoded, in_base64, picture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jobs.settings import POCKET
-from model.pipeline import Pipeline
+from model.pipeline.pipeline import Pipeline
 from training.quality import FIRST, MODES, USUAL, behind, measure, tabulate
 
 pytestmark = pytest.mark.skipif(not POCKET.exists(), reason="there is no pocket checkpoint here")

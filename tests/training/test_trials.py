@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.shapes import Size
+from model.spec.shapes import Size
 from training.captions import Meaning, Told, agrees, read
 from training.trials import HELD_FRAMES, NUM_FRAMES, TASKS, Trial, fps_of, judged, recoloured
 from training.world import draw

@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 
 from jobs.capability import Capability
-from model.parallel import ALONE, ContextParallel
-from model.plan import Plan
-from model.request import Encoded, Event, Frames, Latents, SegmentDone, Stepped
-from model.state import State
+from model.parallel.mesh import ALONE, ContextParallel
+from model.pipeline.request import Encoded, Event, Frames, Latents, SegmentDone, Stepped
+from model.pipeline.state import State
+from model.spec.plan import Plan
 from worker import rank
 from worker.engine import Begun, plan_of
 from worker.protocol import Run

@@ -1,0 +1,1 @@
+"""What can be requested of a checkpoint. Needs no torch."""

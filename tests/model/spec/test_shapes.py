@@ -1,0 +1,263 @@
+"""Wishes settled or refused: whatever is accepted has a shape that works."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from model.pipeline.conditioning import frames_of_refinement
+from model.spec.geometry import SIDE_MULTIPLE, Clip, Size, latent_frames
+from model.spec.limits import Limits
+from model.spec.plan import Illegal, Plan, Wish
+from model.spec.shapes import settle
+
+RELEASED = Limits.from_json({})
+IMAGE, CLIP = Size(600, 800), Clip(600, 800, 40)
+BRICK_PIXELS = 64  # a brick's four tokens of sixteen pixels
+
+
+def refused(field: str, **wish) -> str:
+    with pytest.raises(Illegal) as caught:
+        settle(Wish(**wish), RELEASED)
+    assert caught.value.field == field
+    return caught.value.rule
+
+
+sizes = st.builds(Size, st.integers(1, 3000), st.integers(1, 3000))
+clips = st.builds(Clip, st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 120))
+
+
+def maybe(strategy):
+    return st.none() | strategy
+
+
+wishes = st.builds(
+    Wish,
+    task=maybe(
+        st.sampled_from(["text_to_video", "image_to_video", "video_continuation", "long_video", "refine"])
+    ),
+    num_prompts=st.integers(1, 4),
+    image=maybe(sizes),
+    video=maybe(clips),
+    condition_video=maybe(clips),
+    resolution=maybe(st.sampled_from(["480p", "720p", "1080p"])),
+    height=maybe(st.integers(1, 100).map(lambda n: n * 16) | st.integers(-5, 2000)),
+    width=maybe(st.integers(1, 100).map(lambda n: n * 16) | st.integers(-5, 2000)),
+    num_frames=maybe(st.integers(0, 25).map(lambda n: 4 * n + 1) | st.integers(-5, 120)),
+    num_segments=maybe(st.integers(-1, 50)),
+    num_condition_frames=maybe(st.integers(0, 25).map(lambda n: 4 * n + 1) | st.integers(-1, 100)),
+    num_inference_steps=maybe(st.integers(-1, 120)),
+    guidance_scale=maybe(st.floats(-1, 30)),
+    distilled=st.booleans(),
+    refine=st.booleans(),
+    t_thresh=maybe(st.floats(-0.5, 1.5)),
+    spatial_refine_only=st.booleans(),
+)
+
+
+def refusal(wish: Wish) -> Illegal | None:
+    try:
+        settle(wish, RELEASED)
+    except Illegal as illegal:
+        return illegal
+    return None
+
+
+def settled(wish: Wish) -> Plan:
+    try:
+        return settle(wish, RELEASED)
+    except Illegal:
+        assume(condition=False)
+        raise
+
+
+@given(wishes)
+def test_every_refusal_names_a_field_of_the_wish(wish):
+    illegal = refusal(wish)
+    if illegal:
+        assert illegal.field in {field.name for field in dataclasses.fields(Wish)} | {"prompts"}
+        assert illegal.rule
+
+
+def legal_wishes():
+    """Wishes that mostly settle: one of the ways to begin, with a few things asked for beside it."""
+    starts = st.sampled_from(
+        [
+            {},
+            {"image": IMAGE},
+            {"video": CLIP},
+            {"num_segments": 3},
+            {"num_segments": 2, "video": CLIP},
+            {"num_prompts": 3},
+        ]
+    )
+    frames = st.integers(0, 23).map(lambda n: {"num_frames": 4 * n + 1})
+    held = maybe(st.integers(0, 9)).map(lambda n: {} if n is None else {"num_condition_frames": 4 * n + 1})
+    stages = st.sampled_from(
+        [{}, {"refine": True}, {"refine": True, "spatial_refine_only": True}, {"distilled": True}]
+    )
+    return st.tuples(starts, frames, held, stages).map(
+        lambda parts: Wish(**{k: v for p in parts for k, v in p.items()})
+    )
+
+
+def refine_wishes():
+    clip = st.builds(Clip, st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 93))
+    hold = st.sampled_from(
+        [{}, {"image": IMAGE}, {"condition_video": CLIP}, {"condition_video": Clip(9, 9, 1)}]
+    )
+    held = maybe(st.integers(1, 40))
+
+    def wish(video, hold, held, spatial):
+        counts = {"num_condition_frames": held} if "condition_video" in hold else {}
+        return Wish(task="refine", video=video, spatial_refine_only=spatial, **hold, **counts)
+
+    return st.builds(wish, clip, hold, held, st.booleans())
+
+
+@given(legal_wishes() | refine_wishes() | wishes)
+def test_an_accepted_wish_has_a_shape_that_works(wish):
+    plan = settled(wish)
+    if plan.task != "refine":
+        assert plan.height % SIDE_MULTIPLE == plan.width % SIDE_MULTIPLE == 0
+        assert plan.num_frames % 4 == 1
+        clean = (
+            latent_frames(plan.num_condition_frames) if plan.num_condition_frames else int(bool(wish.image))
+        )
+        assert clean < latent_frames(plan.num_frames)
+    assert 1 <= plan.num_segments <= RELEASED.max_num_segments
+    assert plan.repeated_frames < plan.num_frames * plan.frame_factor
+    assert plan.output_frames > 0
+    if plan.refinement:
+        assert plan.refinement.height % BRICK_PIXELS == plan.refinement.width % BRICK_PIXELS == 0
+        for segment in range(min(plan.num_segments, 2)):
+            lie = frames_of_refinement(plan, segment)
+            assert lie.condition_latents % 4 == lie.noise_latents % 4 == 0
+            assert lie.noise_latents > 0
+            assert lie.num_held < lie.num_frames
+            assert latent_frames(lie.padded_frames) == lie.latent_frames
+
+
+@given(legal_wishes())
+def test_segments_add_up_to_the_finished_video(wish):
+    plan = settled(wish)
+    joined = plan.num_frames * plan.frame_factor
+    for _ in range(1, plan.num_segments):
+        joined += plan.num_frames * plan.frame_factor - plan.repeated_frames
+    assert joined == plan.output_frames
+
+
+def test_nothing_said_is_the_released_default():
+    plan = settle(Wish(), RELEASED)
+    assert (plan.task, plan.height, plan.width) == ("text_to_video", 480, 832)
+    assert (plan.num_frames, plan.num_inference_steps, plan.guidance_scale, plan.fps) == (93, 50, 4.0, 15)
+    assert plan.refinement is None
+
+
+def test_distilled_defaults():
+    plan = settle(Wish(distilled=True, video=CLIP), RELEASED)
+    assert (plan.num_inference_steps, plan.guidance_scale, plan.enhance_hf) == (16, 1.0, False)
+
+
+def test_continuation_defaults():
+    plan = settle(Wish(video=CLIP), RELEASED)
+    assert (plan.task, plan.num_condition_frames) == ("video_continuation", 13)
+    assert plan.condition_cache
+    assert plan.enhance_hf
+
+
+def test_refined_defaults():
+    plan = settle(Wish(refine=True), RELEASED)
+    assert plan.refinement is not None
+    assert (plan.refinement.t_thresh, plan.refinement.num_inference_steps) == (0.5, 50)
+    assert (plan.output_size, plan.output_fps, plan.output_frames) == ((704, 1280), 30, 186)
+
+
+def test_tasks_are_told_by_their_inputs():
+    wishes = {
+        "image_to_video": Wish(image=IMAGE),
+        "video_continuation": Wish(video=CLIP),
+        "long_video": Wish(num_prompts=2),
+    }
+    assert {task: settle(wish, RELEASED).task for task, wish in wishes.items()} == {
+        task: task for task in wishes
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "wish"),
+    [
+        ("num_frames", {"num_frames": 92}),
+        ("num_frames", {"num_frames": 0}),
+        ("num_frames", {"num_frames": 97}),
+        ("num_frames", {"num_frames": 1, "image": IMAGE}),
+        ("height", {"height": 100, "width": 96}),
+        ("width", {"height": 96}),
+        ("height", {"width": 96}),
+        ("height", {"height": 1280, "width": 1280}),
+        ("width", {"height": 96, "width": 48}),
+        ("resolution", {"resolution": "1080p"}),
+        ("resolution", {"resolution": "480p", "height": 96, "width": 96}),
+        ("num_inference_steps", {"num_inference_steps": 0}),
+        ("num_inference_steps", {"num_inference_steps": 51, "distilled": True}),
+        ("guidance_scale", {"guidance_scale": 0.5}),
+        ("guidance_scale", {"guidance_scale": 4.0, "distilled": True}),
+        ("num_segments", {"task": "text_to_video", "num_segments": 2}),
+        ("num_segments", {"num_segments": 41}),
+        ("prompts", {"num_prompts": 2, "num_segments": 3}),
+        ("num_condition_frames", {"num_condition_frames": 13}),
+        ("num_condition_frames", {"video": CLIP, "num_condition_frames": 12}),
+        ("num_condition_frames", {"video": CLIP, "num_condition_frames": 41}),
+        ("num_condition_frames", {"video": CLIP, "num_frames": 13, "num_condition_frames": 13}),
+        ("image", {"task": "image_to_video"}),
+        ("image", {"task": "text_to_video", "image": IMAGE}),
+        ("image", {"image": IMAGE, "video": CLIP}),
+        ("video", {"task": "refine"}),
+        ("video", {"task": "refine", "video": Clip(64, 64, 94)}),
+        ("video", {"task": "refine", "video": Clip(64, 64, 1), "image": IMAGE, "spatial_refine_only": True}),
+        ("num_frames", {"task": "refine", "video": CLIP, "num_frames": 13}),
+        ("num_condition_frames", {"task": "refine", "video": CLIP, "num_condition_frames": 4}),
+        ("t_thresh", {"t_thresh": 0.5}),
+        ("t_thresh", {"refine": True, "t_thresh": 0.0}),
+        ("spatial_refine_only", {"spatial_refine_only": True}),
+        ("condition_video", {"condition_video": CLIP}),
+    ],
+)
+def test_what_is_not_legal_is_refused_by_name(field, wish):
+    assert refused(field, **wish)
+
+
+def test_a_users_shape_picks_the_bucket():
+    assert settle(Wish(image=Size(1000, 500)), RELEASED).output_size == (896, 448)
+    assert settle(Wish(image=Size(1000, 500), resolution="720p"), RELEASED).output_size == (1344, 672)
+
+
+def test_where_a_checkpoint_knows_some_sizes_only_others_are_refused():
+    tables = {"480p": {"0.67": [64, 96]}, "720p": {"0.67": [64, 96], "1.00": [96, 96]}}
+    limits = Limits.from_json({"buckets": tables, "only_buckets": True})
+    assert settle(Wish(height=96, width=96), limits).output_size == (96, 96)
+    with pytest.raises(Illegal, match="must be one of 64×96, 96×96") as caught:
+        settle(Wish(height=96, width=64), limits)
+    assert caught.value.field == "height"
+
+
+def test_limits_come_back_from_their_document():
+    assert Limits.from_json(RELEASED.to_json()) == RELEASED
+
+
+@pytest.mark.parametrize("document", [{"max_frames": 3}, {"buckets": 3}, {"default_size": [1]}])
+def test_limits_that_mean_nothing_are_refused(document):
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        Limits.from_json(document)
+
+
+def test_a_balanced_video_needs_guidance_and_many_steps_of_its_own():
+    assert settle(Wish(), RELEASED).step_cache is None
+    assert settle(Wish(step_cache=0.1, refine=True), RELEASED).step_cache == 0.1
+    assert "guidance_scale" in refused("quality", step_cache=0.1, guidance_scale=1.0)
+    assert "guidance_scale" in refused("quality", step_cache=0.1, distilled=True)
+    assert "exact" in refused("quality", step_cache=0.1, task="refine", video=CLIP)
+    assert "between 0 and 1" in refused("step_cache", step_cache=1.0)
