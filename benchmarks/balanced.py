@@ -26,11 +26,12 @@ from benchmarks.formulas import forward_flops
 from benchmarks.gpu import machine
 from benchmarks.timing import seconds
 from model.parallel.mesh import ContextParallel
+from model.pipeline.events import Event, Frames, Latents
 from model.pipeline.pipeline import Pipeline
-from model.pipeline.request import Event, Frames, Latents, Request
+from model.pipeline.request import Request
 from model.spec.geometry import VAE_STRIDE, latent_frames
 from model.spec.plan import Plan
-from model.spec.shapes import Wish, settle
+from model.spec.shapes import GenerationParams, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse
 from model.transformer.dit import Dit
@@ -106,7 +107,7 @@ def counted(dit: Dit) -> Iterator[Counter[str]]:
 
 def compare(pipelines: Mapping[str, Pipeline], steps: int) -> dict[str, Row]:
     """Every way to make the jobs, by its name, beside the first, which is exact."""
-    plan = settle(Wish(num_inference_steps=steps), next(iter(pipelines.values())).limits)
+    plan = resolve(GenerationParams(num_inference_steps=steps), next(iter(pipelines.values())).limits)
     rows: dict[str, Row] = {}
     exact: Made | None = None
     for name, pipeline in pipelines.items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.parallel.mesh import ContextParallel
 from model.text import Text
 from model.transformer.dit import Dit
-from model.transformer.token_layout import Window, lay_out
+from model.transformer.token_layout import Window, build_layout
 
 SHIFT = 3.0
 MUCH = 0.5  # the noise level above which what twins differ in should come from the caption
@@ -66,8 +66,8 @@ def predicted(dit: Dit, seen: Noised, text: Text, sparse: bool = False) -> Float
     """What a transformer says of the noise frames."""
     num_frames, height, width = seen.x.shape[2:]
     window = Window(num_frames, height, width, num_condition=seen.num_clean)
-    layout = lay_out(dit.config, window, sparse, ContextParallel(device=seen.x.device))
-    return dit(seen.x, seen.timesteps, layout, dit.read(*text))[:, :, seen.num_clean :]
+    layout = build_layout(dit.config, window, sparse, ContextParallel(device=seen.x.device))
+    return dit(seen.x, seen.timesteps, layout, dit.text_kv(*text))[:, :, seen.num_clean :]
 
 
 def stepped(seen: Noised, velocity: Float[Tensor, "b c f h w"], sigma: Float[Tensor, " b"]) -> Noised:

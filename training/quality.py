@@ -17,14 +17,19 @@ from pathlib import Path
 import torch
 
 from model.parallel.mesh import join, leave
+from model.pipeline.events import Frames
 from model.pipeline.pipeline import Pipeline
-from model.pipeline.request import Frames, Request
-from model.spec.plan import Wish
-from model.spec.shapes import Clip, Size, settle
+from model.pipeline.request import Request
+from model.spec.plan import GenerationParams
+from model.spec.shapes import Clip, Size, resolve
 from training.sheet import Video, sheet
 from training.trials import TASKS, Film, Order, Scores, Trial
 
-MODES = {"standard": Wish(), "distilled": Wish(distilled=True), "refined": Wish(refine=True)}
+MODES = {
+    "standard": GenerationParams(),
+    "distilled": GenerationParams(distilled=True),
+    "refined": GenerationParams(refine=True),
+}
 USUAL = list(TASKS)[:-1]  # a long video takes as much as ten others
 FIRST = 4  # trials that a test repeats
 ROUNDING = 0.01
@@ -68,7 +73,7 @@ def measure(pipeline: Pipeline, mode: str, task: str, trials: Sequence[int]) -> 
             yield Video(mode, task, trial.seed, told, right, {**scores, **timed}, torch.cat(films, dim=2))
 
 
-def make(pipeline: Pipeline, mode: Wish, order: Order, seed: int) -> Film:
+def make(pipeline: Pipeline, mode: GenerationParams, order: Order, seed: int) -> Film:
     """The film in [0, 1]; without any frames on ranks that lead nobody."""
     mode = replace(mode, num_segments=order.num_segments)
     if order.image is not None:
@@ -76,7 +81,7 @@ def make(pipeline: Pipeline, mode: Wish, order: Order, seed: int) -> Film:
     if order.video is not None:
         num_frames, height, width, _ = order.video.shape
         mode = replace(mode, video=Clip(height, width, num_frames))
-    plan = settle(mode, pipeline.limits)
+    plan = resolve(mode, pipeline.limits)
     request = Request(plan, (order.told,), seed, image=order.image, video=order.video)
     events = pipeline.generate(request)
     chunks = [event.frames for event in events if isinstance(event, Frames) and event.frames is not None]

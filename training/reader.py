@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
+from model.io.json_file import load_json
 from model.text import Text, clean
-from model.transformer.config import load_json
 
 
 @dataclass(frozen=True)

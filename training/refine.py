@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.io.pixels import padded, stretched
-from model.spec.geometry import RefineFrames, Size, frames_of_latents, latent_frames, refine_frames
+from model.spec.geometry import RefineLayout, Size, frames_of_latents, latent_frames, refine_layout
 from model.spec.shapes import T_THRESH
 from model.transformer.dit import Dit
 from model.vae.vae import Vae
@@ -60,21 +60,25 @@ def main() -> None:
 def pair(vae: Vae, index: int) -> Pair:
     """A clip of the data set, made small and drawn large."""
     placed, first = shown((TWINS + 1) * index)  # of many scenes, in all shapes
-    lie = refine_frames(2 * NUM_FRAMES, HELD_FRAMES[index // TWINS % len(HELD_FRAMES)])
+    layout = refine_layout(2 * NUM_FRAMES, HELD_FRAMES[index // TWINS % len(HELD_FRAMES)])
     last = first + NUM_FRAMES - 1
     small = draw(placed, torch.linspace(first, last, NUM_FRAMES)).to(vae.device)
-    sharp = draw(placed, torch.linspace(first, last, lie.num_frames), scale=2)
+    sharp = draw(placed, torch.linspace(first, last, layout.num_frames), scale=2)
     random = torch.Generator().manual_seed(index)
     seen = vae.encode(small, random)
     seen = seen + BLEMISHES * torch.randn(seen.shape, generator=random).to(seen)
-    blurred = stretched(torch.cat(list(vae.decode(seen))), Size(2 * HEIGHT, 2 * WIDTH), lie.num_frames)
-    return Pair(_latents(blurred.cpu(), lie), _latents(sharp, lie), lie.condition_latents, placed.scene)
+    blurred = stretched(torch.cat(list(vae.decode(seen))), Size(2 * HEIGHT, 2 * WIDTH), layout.num_frames)
+    return Pair(
+        _latents(blurred.cpu(), layout), _latents(sharp, layout), layout.condition_latents, placed.scene
+    )
 
 
-def _latents(clip: Float[Tensor, "n height width 3"], lie: RefineFrames) -> Float[Tensor, "c f h w"]:
+def _latents(clip: Float[Tensor, "n height width 3"], layout: RefineLayout) -> Float[Tensor, "c f h w"]:
     """Of the clip as the VAE is given it, padded, of which it takes whole groups."""
-    whole = padded(clip, lie.front_padding, lie.padded_frames - lie.front_padding - lie.num_frames)
-    return latents(whole[: frames_of_latents(latent_frames(lie.padded_frames))])
+    whole = padded(
+        clip, layout.front_padding, layout.padded_frames - layout.front_padding - layout.num_frames
+    )
+    return latents(whole[: frames_of_latents(latent_frames(layout.padded_frames))])
 
 
 def refine_loss(dit: Dit, reader: Reader, pool: list[Pair], random: np.random.Generator) -> Float[Tensor, ""]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.io.pixels import resized, to_bytes
+from model.io.pixels import resized, to_uint8
 from model.spec.shapes import Size
 from training.captions import COLOUR_WORDS, Told, caption, read, rights
 from training.judge import coloured, look, regions
@@ -115,7 +115,7 @@ def _judge_length(trial: Trial, films: list[Film]) -> tuple[Rights, Scores]:
 
 def _by_image(trial: Trial) -> list[Order]:
     """The scene's first frame, large enough for refinement."""
-    return [Order(trial.told, image=to_bytes(draw(trial.placed, torch.zeros(1), scale=2))[0])]
+    return [Order(trial.told, image=to_uint8(draw(trial.placed, torch.zeros(1), scale=2))[0])]
 
 
 def _judge_image(trial: Trial, films: list[Film]) -> tuple[Rights, Scores]:
@@ -129,7 +129,7 @@ def _judge_image(trial: Trial, films: list[Film]) -> tuple[Rights, Scores]:
 
 def _by_clip(trial: Trial) -> list[Order]:
     """As many frames of the scene as a continuation is held to."""
-    return [Order(trial.told, video=to_bytes(draw(trial.placed, torch.arange(float(HELD_FRAMES)))))]
+    return [Order(trial.told, video=to_uint8(draw(trial.placed, torch.arange(float(HELD_FRAMES)))))]
 
 
 def _judge_continuation(trial: Trial, films: list[Film]) -> tuple[Rights, Scores]:

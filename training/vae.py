@@ -21,8 +21,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from model.io.json_file import load_json
 from model.spec.geometry import latent_frames
-from model.transformer.config import load_json
 from training.cells import CELL, CHANNELS, GAINS, Wan, latents, silence, write_encoder
 from training.flow import noise_like
 from training.optimiser import learning_rate

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from jobs.capability import Capability
 from jobs.order import Order
-from model.pipeline.request import Event
+from model.pipeline.events import Event
 from model.spec.plan import Plan, Refinement
 from worker.protocol import Run
 

@@ -15,7 +15,7 @@ from functools import partial
 from safetensors import SafetensorError
 
 from jobs.record import JobError, Progress
-from model.pipeline.request import Encoded, Event, Frames, Latents, SegmentDone, Stepped
+from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.state import State
 from worker.agreement import Vote
 from worker.backroom import Backroom, Task

@@ -18,10 +18,12 @@ from model.io.loading import measured
 from model.io.video import read_clip, read_image
 from model.parallel.mesh import ContextParallel
 from model.pipeline.conditioning import REFINEMENT_LORA
+from model.pipeline.events import Event, Frames
 from model.pipeline.pipeline import Pipeline
-from model.pipeline.request import Event, Frames, Request
+from model.pipeline.request import Request
 from model.pipeline.state import State
-from model.spec.shapes import Wish, settle
+from model.spec.shapes import GenerationParams as Wish
+from model.spec.shapes import resolve as settle
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3

@@ -1,9 +1,7 @@
-"""Weights from safetensors files into modules, tensor by tensor, straight to the device and dtype.
+"""Load weights from safetensors files into modules, tensor by tensor, in the dtype of the module.
 
-`model.pipeline` loads the transformer, the text encoder and the VAE with it. A module is built on the
-meta device, so nothing is allocated twice; shards are read side by side, each by a thread that holds one
-tensor in the file's dtype at a time. Every tensor must be there, and none besides; an error names the file
-and the tensor. It does not know what the tensors are for.
+A module is built on the meta device, so no weight is allocated twice. Shards are read in parallel, each by a
+thread that holds one tensor in the dtype of the file at a time. Missing and extra tensors are errors.
 """
 
 from collections import defaultdict
@@ -18,49 +16,47 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
-from model.transformer.config import load_json
 
 Built = TypeVar("Built", bound=nn.Module)
-READERS = 8  # files read at the same time
+NUM_READERS = 8  # files that are read in parallel
 
 
 @runtime_checkable
 class TensorSlice(Protocol):
-    """A tensor that is not read yet."""
+    """A tensor of a file, not read yet."""
 
     def get_shape(self) -> list[int]:
-        """Its shape."""
+        """Return the shape."""
         ...
 
 
 @runtime_checkable
 class TensorFile(Protocol):
-    """What safetensors' `safe_open` gives."""
+    """The interface of safetensors' `safe_open`."""
 
     def keys(self) -> list[str]:
-        """Names of the tensors."""
+        """Return the names of the tensors."""
         ...
 
     def metadata(self) -> dict[str, str] | None:
-        """What was written beside the tensors."""
+        """Return the metadata of the file."""
         ...
 
     def get_slice(self, name: str) -> TensorSlice:
-        """One tensor, not read yet."""
+        """Return a tensor without reading it."""
         ...
 
     def get_tensor(self, name: str) -> Tensor:
-        """One tensor, read."""
+        """Read a tensor."""
         ...
 
 
 def load_module(build: Callable[[], Built], weights: "Weights", device: torch.device) -> Built:
-    """Build a module on the meta device and give it its weights, each in the dtype that the module wants.
+    """Build a module on the meta device and load its weights. No parameter requires gradients.
 
-    No parameter asks for gradients, so nothing that uses the module builds a graph.
-
-    Raises CheckpointError for a missing, extra or mis-shaped tensor, or a file that cannot be read.
+    Raises CheckpointError for a missing or extra tensor, a wrong shape, or a file that cannot be read.
     """
     with torch.device("meta"):
         module = build()
@@ -83,7 +79,7 @@ class Weights:
     """The tensors of one folder: a single safetensors file, or shards with an index."""
 
     def __init__(self, folder: Path, stem: str) -> None:
-        """Find the files `{stem}.safetensors` or `{stem}.safetensors.index.json`. Raises CheckpointError."""
+        """Find `{stem}.safetensors` or `{stem}.safetensors.index.json`. Raises CheckpointError."""
         if not folder.is_dir():
             raise CheckpointError(folder, "is missing, or is no folder")
         self.folder = folder
@@ -92,12 +88,12 @@ class Weights:
     def _files(self, single: Path) -> dict[str, Path]:
         index = single.with_name(f"{single.name}.index.json")
         if not index.exists():
-            return dict.fromkeys(names_in(single), single)
+            return dict.fromkeys(tensor_names(single), single)
         weight_map = load_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(index, "has no weight_map")
         shards = {self.folder / shard for shard in weight_map.values()}
-        found = {name: shard for shard in sorted(shards) for name in names_in(shard)}
+        found = {name: shard for shard in sorted(shards) for name in tensor_names(shard)}
         for name, shard in weight_map.items():
             if found.get(name) != self.folder / shard:
                 raise CheckpointError(
@@ -106,7 +102,7 @@ class Weights:
         return found
 
     def check_names(self, wanted: Mapping[str, Tensor]) -> None:
-        """Raise CheckpointError unless these are what a module wants; of tied tensors, one is enough."""
+        """Raise CheckpointError unless the names are those of a module. Of tied tensors one is enough."""
         if extra := sorted(set(self.files) - set(wanted)):
             raise CheckpointError(self.files[extra[0]], f"has an extra tensor {extra[0]}{_and_others(extra)}")
         present = {wanted[name] for name in self.files}
@@ -114,17 +110,17 @@ class Weights:
             raise CheckpointError(self._likely_file(), f"has no tensor {missing[0]}{_and_others(missing)}")
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
-        """One tensor on the device, in the shape and dtype of `like`. Raises CheckpointError."""
+        """Read a tensor to the device, in the shape and dtype of `like`. Raises CheckpointError."""
         (tensor,) = _read(self.files[name], {name: like}, device).values()
         return tensor
 
     def read_all(self, wanted: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
-        """The same of every tensor, several files at a time. Raises CheckpointError."""
-        theirs: dict[Path, dict[str, Tensor]] = defaultdict(dict)
+        """Read all tensors, several files in parallel. Raises CheckpointError."""
+        by_file: dict[Path, dict[str, Tensor]] = defaultdict(dict)
         for name, path in self.files.items():
-            theirs[path][name] = wanted[name]
-        with ThreadPoolExecutor(READERS) as readers:
-            for tensors in readers.map(partial(_read, device=device), theirs.keys(), theirs.values()):
+            by_file[path][name] = wanted[name]
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            for tensors in readers.map(partial(_read, device=device), by_file.keys(), by_file.values()):
                 yield from tensors.items()
 
     def _likely_file(self) -> Path:
@@ -133,9 +129,9 @@ class Weights:
 
 
 def _read(path: Path, wanted: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Tensors of one file, each in the dtype that is wanted as soon as it is on the device."""
+    """Read the tensors of one file, converting each to its dtype when it is on the device."""
     tensors = {}
-    with opened(path, device) as file:
+    with open_safetensors(path, device) as file:
         for name, like in wanted.items():
             shape = file.get_slice(name).get_shape()
             if tuple(shape) != tuple(like.shape):
@@ -148,15 +144,15 @@ def _and_others(names: list[str]) -> str:
     return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
 
 
-def names_in(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file. Raises CheckpointError."""
-    with opened(path) as file:
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of the tensors in a safetensors file. Raises CheckpointError."""
+    with open_safetensors(path) as file:
         return list(file.keys())
 
 
 @contextmanager
-def opened(path: Path, device: torch.device | str = "cpu") -> Iterator[TensorFile]:
-    """A safetensors file, mapped into memory. Raises CheckpointError if missing, cut short or corrupt."""
+def open_safetensors(path: Path, device: torch.device | str = "cpu") -> Iterator[TensorFile]:
+    """Map a safetensors file into memory. Raises CheckpointError if it is missing, truncated or corrupt."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             yield cast(TensorFile, file)

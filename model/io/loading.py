@@ -1,7 +1,4 @@
-"""What it costs to load a checkpoint: seconds and memory, for the log.
-
-The command line and a worker's rank load their pipeline through `measured`. It knows nothing of checkpoints.
-"""
+"""Measure the time and memory that loading a checkpoint takes."""
 
 import resource
 import time
@@ -11,13 +8,13 @@ from typing import TypeVar
 
 import torch
 
-Made = TypeVar("Made")
+Loaded = TypeVar("Loaded")
 KIB = 1024
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and the most memory that was ever in use: the device's on CUDA, else the process's."""
+    """Duration and peak memory: that of the device on CUDA, else that of the process since its start."""
 
     duration_s: float
     peak_bytes: int
@@ -26,13 +23,13 @@ class Cost:
         return f"in {self.duration_s:.1f} s, with {self.peak_bytes / 1e9:.2f} GB of memory at most"
 
 
-def measured(load: Callable[[], Made], device: torch.device) -> tuple[Made, Cost]:
-    """What `load` returns, and what it cost."""
+def measured(load: Callable[[], Loaded], device: torch.device) -> tuple[Loaded, Cost]:
+    """Return what `load` returns, and its cost."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
-    made = load()
-    return made, Cost(time.perf_counter() - started, _peak_bytes(device))
+    loaded = load()
+    return loaded, Cost(time.perf_counter() - started, _peak_bytes(device))
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -1,9 +1,8 @@
-"""LoRA files: read, checked against the transformer, and merged into its weights.
+"""Read LoRA files, check them against the transformer, and merge them into its weights.
 
-`model.pipeline` keeps one `Merged` beside its transformer and asks it for the file that a stage needs.
-Merging is fp32 arithmetic on the base weight as the checkpoint has it, so a weight depends on that
-and on the active file alone, never on what was active before: after any sequence of files the base is
-bit-identical to what was loaded. This module does not know what the files are for.
+Merging is fp32 arithmetic on the base weight of the checkpoint. A weight therefore depends only on the base
+and on the active file, never on files that were active before: switching back to the base gives bit-identical
+weights.
 """
 
 from __future__ import annotations
@@ -19,50 +18,50 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.io.checkpoint import opened
+from model.io.checkpoint import open_safetensors
 from model.spec.errors import CheckpointError
 from model.transformer.fp8 import Fp8Linear
 
-SEPARATOR = "___lorahyphen___"  # stands for the dots of a module's path
+SEPARATOR = "___lorahyphen___"  # replaces the dots of a module path
 PREFIX = "lora" + SEPARATOR
 DOWN, ALPHA = "lora_down.weight", "alpha_scale"
 UP = re.compile(r"lora_up\.(?:blocks\.(\d+)\.)?weight")
 
 
 class LoraError(CheckpointError):
-    """A LoRA file that does not fit the transformer or lacks a piece; the message names file and key."""
+    """A LoRA file does not fit the transformer or is incomplete; the message names file and key."""
 
     code = "bad_lora"
 
 
 @runtime_checkable
 class WeightSource(Protocol):
-    """Where base weights come from: the checkpoint's own files (`model.checkpoint.Weights`)."""
+    """The source of base weights: the files of the checkpoint (`Weights`)."""
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
-        """The tensor of that name on the device, in the shape and dtype of `like`."""
+        """Read a tensor to the device, in the shape and dtype of `like`."""
         ...
 
 
 @runtime_checkable
 class OpenFile(Protocol):
-    """As much of an open safetensors file as is needed here."""
+    """The part of an open safetensors file that is used here."""
 
     def get_tensor(self, name: str) -> Tensor:
-        """The tensor of that name."""
+        """Read a tensor."""
         ...
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The keys that make up one module's change: block i of the output is up_i · (block i of down)."""
+    """The keys of one module's update. Block i of its rows is up_i · (block i of down)."""
 
     down: str
     ups: tuple[str, ...]
     alpha: str
 
     def delta(self, file: OpenFile, device: torch.device) -> Float[Tensor, "out in"]:
-        """alpha_scale · up · down, in fp32 on the device."""
+        """Return alpha_scale · up · down, in fp32 on the device."""
         down, *ups = (file.get_tensor(key).to(device, torch.float32) for key in (self.down, *self.ups))
         blocks = [up @ part for up, part in zip(ups, down.chunk(len(ups)), strict=True)]
         return torch.cat(blocks) * file.get_tensor(self.alpha).to(device, torch.float32)
@@ -70,58 +69,59 @@ class LowRank:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A checked LoRA file: which modules it changes, by their path in the transformer."""
+    """A checked LoRA file, and its updates by the path of the module in the transformer."""
 
     path: Path
     modules: Mapping[str, LowRank]
 
 
-class Merged:
-    """A transformer's weights and which one of the known LoRA files is merged into them."""
+class LoraMerger:
+    """Switches between the LoRA files that can be merged into the weights of a transformer."""
 
     def __init__(self, transformer: nn.Module, base: WeightSource, files: Mapping[str, LoraFile]) -> None:
         self._linears = _linears(transformer)
         self._base = base
         self._files = files
-        self._changed: frozenset[str] = frozenset()  # modules that may differ from the base
+        self._changed: frozenset[str] = frozenset()  # modules whose weight may differ from the base
         self._active: str | None = None
-        self._settled = True  # False from the first write of a switch until its last
+        self._complete = True  # False while a switch is writing weights
 
     @property
     def active(self) -> str | None:
-        """Name of the file that is merged, None for the base. Only asked for between switches."""
-        assert self._settled
+        """Return the name of the merged file, or None for the base. The last switch must be complete."""
+        assert self._complete
         return self._active
 
     def switch(self, name: str | None) -> None:
-        """Merge that file into the base weights, or none; only the modules that either names are written.
+        """Merge a file into the base weights, or restore the base if `name` is None.
 
-        A switch that failed may be asked for again: it starts over from the base.
+        Only modules that the old or the new file changes are written. After a failure the switch can be
+        repeated.
 
         Raises:
             LoraError: the file has changed or gone since it was read.
             CheckpointError: the base weights cannot be read again.
         """
-        if self._settled and name == self._active:
+        if self._complete and name == self._active:
             return
         file = self._files[name] if name is not None else None
         before = self._changed
         now = frozenset(file.modules) if file else frozenset()
-        self._changed, self._settled = before | now, False
+        self._changed, self._complete = before | now, False
         for module in sorted(before - now):
             self._write(module, self._read(module))
         if file:
             self._merge(file)
-        self._changed, self._active, self._settled = now, name, True
+        self._changed, self._active, self._complete = now, name, True
 
     def _merge(self, file: LoraFile) -> None:
-        with opened(file.path) as tensors:
+        with open_safetensors(file.path) as tensors:
             for module, low_rank in file.modules.items():
                 delta = low_rank.delta(tensors, self._linears[module].weight.device)
                 self._write(module, self._read(module) + delta)
 
     def _read(self, module: str) -> Float[Tensor, "out in"]:
-        """The base weight in fp32."""
+        """Read the base weight in fp32."""
         weight = self._linears[module].weight
         like = torch.empty_like(weight, dtype=torch.float32, device="meta")
         return self._base.read(f"{module}.weight", like, weight.device)
@@ -130,7 +130,7 @@ class Merged:
     def _write(self, module: str, value: Float[Tensor, "out in"]) -> None:
         linear = self._linears[module]
         if isinstance(linear, Fp8Linear):
-            linear.write(value)
+            linear.set_weight(value)
         else:
             linear.weight.copy_(value)
 
@@ -139,10 +139,11 @@ def read_lora(path: Path, transformer: nn.Module) -> LoraFile:
     """Read a LoRA file's keys and shapes, and check that every one fits the transformer.
 
     Raises:
-        LoraError: it cannot be read, a key fits no module, a piece is missing or has the wrong shape.
+        LoraError: a key fits no module, or a tensor is missing or has the wrong shape.
+        CheckpointError: the file cannot be read.
     """
     linears = _linears(transformer)
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     pieces: dict[str, dict[str, str]] = defaultdict(dict)
     for key in shapes:
@@ -157,13 +158,13 @@ def read_lora(path: Path, transformer: nn.Module) -> LoraFile:
 
 
 def _linears(transformer: nn.Module) -> dict[str, nn.Linear]:
-    """The modules whose weight a LoRA can change, by path."""
+    """Return the modules whose weight a LoRA can change, by path."""
     modules = transformer.named_modules()
     return {path: module for path, module in modules if isinstance(module, nn.Linear)}
 
 
 def _parse(path: Path, key: str) -> tuple[str, str]:
-    """Module path and piece of a key."""
+    """Split a key into the module path and the name of the tensor."""
     module, _, piece = key.removeprefix(PREFIX).partition(".")
     if not key.startswith(PREFIX) or not (piece in (DOWN, ALPHA) or UP.fullmatch(piece)):
         raise LoraError(path, f"{key} is no LoRA key")
@@ -171,7 +172,7 @@ def _parse(path: Path, key: str) -> tuple[str, str]:
 
 
 def _low_rank(path: Path, found: Mapping[str, str]) -> LowRank:
-    """Put one module's pieces together: one up, or up blocks 0, 1, … without a gap."""
+    """Collect the keys of one module: one `up`, or `up` blocks 0, 1, … without a gap."""
     whole = "lora_up.weight"
     blocks = [piece for piece in found if UP.fullmatch(piece) and piece != whole]
     ups = [f"lora_up.blocks.{i}.weight" for i in range(len(blocks))] or [whole]
@@ -184,7 +185,7 @@ def _low_rank(path: Path, found: Mapping[str, str]) -> LowRank:
 
 
 def _sibling(found: Mapping[str, str], piece: str) -> str:
-    """The key that a missing piece would have had."""
+    """Return the key of a missing tensor of the same module."""
     other, key = next(iter(found.items()))
     return key.removesuffix(other) + piece
 

@@ -1,7 +1,4 @@
-"""Frames on their way from the device to the CPU, while the device works on what comes after them.
-
-`model.pipeline` hands out decoded frames with it. It does not know what makes them, or where they go.
-"""
+"""Copy frames from the device to the CPU while the device works on later ones."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,34 +9,34 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.io.pixels import cut
+from model.io.pixels import to_uint8
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Sent:
-    """Frames that are being copied; `wait` returns when they have come."""
+class PendingFrames:
+    """Frames whose copy may still be in progress; `wait` returns when it is complete."""
 
-    frames: UInt8[Tensor, "n height width 3"]
+    frames: UInt8[Tensor, "frames height width 3"]
     wait: Callable[[], None] = lambda: None
 
-    def arrived(self) -> UInt8[Tensor, "n height width 3"]:
-        """The frames, on the CPU. Waits for them, and for nothing that the device was given later."""
+    def result(self) -> UInt8[Tensor, "frames height width 3"]:
+        """Wait for the copy, but not for later work of the device, and return the frames on the CPU."""
         self.wait()
         return self.frames
 
 
-def send(frames: Float[Tensor, "n height width 3"]) -> Sent:
-    """Have 8-bit frames copied to the CPU behind all that the device was given so far."""
+def start_copy(frames: Float[Tensor, "frames height width 3"]) -> PendingFrames:
+    """Start to copy frames in 8 bits to the CPU, after all work that the device already has."""
     if not frames.is_cuda:
-        return Sent(cut(frames))
-    coming = cut(frames).to("cpu", non_blocking=True)  # into pinned memory
-    return Sent(coming, torch.cuda.current_stream(frames.device).record_event().synchronize)
+        return PendingFrames(to_uint8(frames))
+    copy = to_uint8(frames).to("cpu", non_blocking=True)  # into pinned memory
+    return PendingFrames(copy, torch.cuda.current_stream(frames.device).record_event().synchronize)
 
 
-def ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The same items, each when `count` more have been asked for, so that a device always has work."""
+def run_ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """Yield each item after `count` more have been requested, so that the device always has work."""
     waiting: deque[Item] = deque()
     for item in items:
         waiting.append(item)

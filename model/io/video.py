@@ -1,7 +1,4 @@
-"""Frames in files: a stream of frames into an MP4, and images and clips out of files.
-
-The command line and a worker's rank use it. It knows nothing of the model.
-"""
+"""Write frames to MP4 files, and read images and clips from files."""
 
 from contextlib import AbstractContextManager
 from fractions import Fraction
@@ -23,11 +20,11 @@ from model.spec.geometry import Size, every_nth
 STILL_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
-class FilmWriter(AbstractContextManager["FilmWriter"]):
-    """An H.264 film (yuv420p, BT.709, playable while it loads), written as frames come."""
+class VideoWriter(AbstractContextManager["VideoWriter"]):
+    """Writes an H.264 MP4 (yuv420p, BT.709, with the index first) frame by frame."""
 
     def __init__(self, path: Path, size: Size, fps: int, crf: int = 18, preset: str = "veryfast") -> None:
-        """Begin a film. `crf` is x264's quality (0 is lossless), `preset` how hard it tries."""
+        """Open the file. `crf` is the quality of x264 (0 is lossless), `preset` its effort."""
         self.num_frames = 0
         self._container = av.open(path, "w", format="mp4", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream(
@@ -39,7 +36,7 @@ class FilmWriter(AbstractContextManager["FilmWriter"]):
         context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1  # BT.709
         context.color_range = 1  # limited
 
-    def add(self, frames: UInt8[Tensor, "n height width 3"]) -> None:
+    def add(self, frames: UInt8[Tensor, "frames height width 3"]) -> None:
         """Append frames."""
         for frame in frames.numpy():
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
@@ -68,7 +65,9 @@ def read_image(path: Path, field: str = "image") -> UInt8[Tensor, "height width 
     return frames[0]
 
 
-def read_clip(path: Path, field: str = "video", fps: int | None = None) -> UInt8[Tensor, "n height width 3"]:
+def read_clip(
+    path: Path, field: str = "video", fps: int | None = None
+) -> UInt8[Tensor, "frames height width 3"]:
     """All frames of a film, an image, or a `.npz` with `frames` uint8 [n, h, w, 3]. Raises InputError.
 
     Films are turned as they are to be shown. With `fps` only so many frames a second, the last among them.

@@ -1,10 +1,9 @@
-"""From a request to the conditioning of one stage: all that tells the tasks apart.
+"""Build the conditioning of a stage from a request. This is all in which the tasks differ.
 
-`model.pipeline` asks the `Encoders` of the leader, which alone has the text encoder and the inputs, for a
-stage's `Beginning` (noise, and frames that all ranks then encode together) and for its `Conditioning`, and
-sends both to all ranks. Random numbers are drawn here and nowhere else, on the CPU and in LongCat-Video's
-order: for the base video noise of the whole latent shape, then the condition's posterior; for refinement the
-clip's posterior, noise, then the condition's posterior.
+Only the leader has the text encoder and the inputs; it sends the results to the other ranks. All random
+numbers are drawn here, on the CPU and in LongCat-Video's order: for the base video noise for all latents,
+then the posterior of the condition frames; for refinement the posterior of the clip, noise, then the
+posterior of the condition frames.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning
 from model.pipeline.schedule import Schedule
 from model.pipeline.state import State
-from model.spec.geometry import VAE_STRIDE, RefineFrames, Size, latent_frames, refine_frames
+from model.spec.geometry import VAE_STRIDE, RefineLayout, Size, latent_frames, refine_layout
 from model.spec.plan import Plan, Refinement
 from model.text import Text, TextEncoder
 from model.vae.vae import Vae
@@ -31,35 +30,43 @@ Latents = Float[Tensor, "1 z _ h w"]
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a stage begins with, before the VAE; floats in [0, 1].
+class StageInputs:
+    """What a stage begins with, before the VAE. Frames are floats in [0, 1].
 
-    `clip`, if any, is encoded and noised up to `level`; `held`, if any, is encoded and takes the place of the
-    first frames. The draws are those of their posteriors; `random` is the generator's state after all draws.
+    Attributes:
+        noise: noise for all latents of the stage.
+        random: state of the generator after all draws.
+        condition: condition frames, if any; their latents replace the first frames.
+        condition_noise: noise for the posterior of `condition`.
+        clip: the clip to refine, if any; its latents are mixed with noise.
+        clip_noise: noise for the posterior of `clip`.
+        noise_level: the fraction of noise in the mixture.
     """
 
     noise: Latents
     random: UInt8[Tensor, " bytes"]
-    held: Clip | None = None
-    held_draw: Latents | None = None
+    condition: Clip | None = None
+    condition_noise: Latents | None = None
     clip: Clip | None = None
-    clip_draw: Latents | None = None
-    level: float = 1.0
+    clip_noise: Latents | None = None
+    noise_level: float = 1.0
 
-    def latents(self, vae: Vae) -> tuple[Latents, Latents]:
-        """The noise frames, and the clean ones before them."""
+    def encode(self, vae: Vae) -> tuple[Latents, Latents]:
+        """Return the latents of the noise frames, and the clean latents before them."""
         x = self.noise
-        if self.clip is not None and self.clip_draw is not None:
-            x = (1 - self.level) * vae.sample(self.clip, self.clip_draw) + self.level * self.noise
+        if self.clip is not None and self.clip_noise is not None:
+            x = (1 - self.noise_level) * vae.sample(
+                self.clip, self.clip_noise
+            ) + self.noise_level * self.noise
         clean = x[:, :, :0]
-        if self.held is not None and self.held_draw is not None:
-            clean = vae.sample(self.held, self.held_draw)
+        if self.condition is not None and self.condition_noise is not None:
+            clean = vae.sample(self.condition, self.condition_noise)
         return x[:, :, clean.shape[2] :], clean
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """What the leader alone has, the text encoder, and what the checkpoint says beside it."""
+    """The text encoder, which only the leader has, and the checkpoint's settings of a stage."""
 
     text: TextEncoder
     device: torch.device
@@ -67,127 +74,138 @@ class Encoders:
     shift: float
     negative_prompt: str
 
-    def begin(self, request: Request, state: State, clip: Clip | None) -> Beginning:
-        """The noise and the frames that the stage of this state begins with; `clip` is what it refines."""
+    def stage_inputs(self, request: Request, state: State, clip: Clip | None) -> StageInputs:
+        """Return the noise and frames that the stage of `state` begins with.
+
+        `clip` is what the stage refines; None refines the clip of the request.
+        """
         if state.stage == "denoise":
-            return self._begin_base(request, state)
-        given = to_floats(request.video) if clip is None and request.video is not None else clip
-        assert given is not None
-        return self._begin_refinement(request, state, given)
+            return self._base_inputs(request, state)
+        if clip is None and request.video is not None:
+            clip = to_floats(request.video)
+        assert clip is not None
+        return self._refinement_inputs(request, state, clip)
 
-    def condition(self, request: Request, state: State) -> Conditioning:
-        """The conditioning of the stage of this state, whose latents are there."""
-        return self._base(request, state) if state.stage == "denoise" else self._refinement(request, state)
+    def conditioning(self, request: Request, state: State) -> Conditioning:
+        """Return the conditioning of the stage of `state`, which has begun."""
+        if state.stage == "denoise":
+            return self._base_conditioning(request, state)
+        return self._refinement_conditioning(request, state)
 
-    def _base(self, request: Request, state: State) -> Conditioning:
-        """A segment from noise: all of it, or after an image, the end of a clip, or the segment before."""
+    def _base_conditioning(self, request: Request, state: State) -> Conditioning:
+        """Condition a segment of the base video: from noise alone, or after an image, a clip or a segment."""
         plan = request.plan
-        continues = state.segment > 0 or request.video is not None
+        is_continuation = state.segment > 0 or request.video is not None
         return Conditioning(
-            *state.of_stage(),
-            *self._texts(request, state, guided=plan.guidance_scale > 1),
-            *base_schedule(plan, self.shift, continues),
+            *state.stage_latents(),
+            *self._encode_texts(request, state, guided=plan.guidance_scale > 1),
+            *base_schedule(plan, self.shift, is_continuation),
             guidance_scale=plan.guidance_scale,
-            cache_condition=continues and plan.condition_cache,
+            cache_condition=is_continuation and plan.condition_cache,
             step_cache=plan.step_cache,
             lora=DISTILLED_LORA if plan.distilled else None,
             first_step=state.step,
         )
 
-    def _refinement(self, request: Request, state: State) -> Conditioning:
-        """A clip's latents, noised again, after latents of the frames that it is held to."""
-        target = request.plan.refinement
-        assert target
-        levels = schedule.standard(target.num_inference_steps, self.shift)
+    def _refinement_conditioning(self, request: Request, state: State) -> Conditioning:
+        """Condition a refinement: latents of a clip, mixed with noise, after those of condition frames."""
+        refinement = request.plan.refinement
+        assert refinement
+        levels = schedule.standard(refinement.num_inference_steps, self.shift)
         return Conditioning(
-            *state.of_stage(),
-            *self._texts(request, state, guided=False),
-            *schedule.begin_at(target.t_thresh, levels),
+            *state.stage_latents(),
+            *self._encode_texts(request, state, guided=False),
+            *schedule.begin_at(refinement.t_thresh, levels),
             lora=REFINEMENT_LORA,
             block_sparse=True,
             first_step=state.step,
         )
 
-    def _begin_base(self, request: Request, state: State) -> Beginning:
+    def _base_inputs(self, request: Request, state: State) -> StageInputs:
         plan, generator = request.plan, state.generator()
-        noise = self._drawn(plan.num_frames, Size(plan.height, plan.width), generator)
-        held = _base_condition(request, state)
-        draw = None if held is None else self._drawn_for(held, generator)
-        return Beginning(noise, generator.get_state(), held, draw)
+        noise = self._draw(plan.num_frames, Size(plan.height, plan.width), generator)
+        condition = _base_condition(request, state)
+        condition_noise = None if condition is None else self._draw_for(condition, generator)
+        return StageInputs(noise, generator.get_state(), condition, condition_noise)
 
-    def _begin_refinement(self, request: Request, state: State, clip: Clip) -> Beginning:
-        target, generator = request.plan.refinement, state.generator()
-        assert target
-        lie = frames_of_refinement(request.plan, state.segment)
-        clip = stretched(clip.to(self.device), Size(target.height, target.width), lie.num_frames)
-        back = lie.padded_frames - lie.front_padding - lie.num_frames
-        clip = padded(clip, lie.front_padding, back)
-        clip_draw, noise = self._drawn_for(clip, generator), self._drawn_for(clip, generator)
-        held = _refine_condition(request, state, target, lie)
-        return Beginning(
+    def _refinement_inputs(self, request: Request, state: State, clip: Clip) -> StageInputs:
+        refinement, generator = request.plan.refinement, state.generator()
+        assert refinement
+        layout = refine_layout_of(request.plan, state.segment)
+        size = Size(refinement.height, refinement.width)
+        clip = stretched(clip.to(self.device), size, layout.num_frames)
+        back = layout.padded_frames - layout.front_padding - layout.num_frames
+        clip = padded(clip, layout.front_padding, back)
+        clip_noise, noise = self._draw_for(clip, generator), self._draw_for(clip, generator)
+        condition = _refine_condition(request, state, refinement, layout)
+        return StageInputs(
             noise=noise,
-            held=held,
-            held_draw=None if held is None else self._drawn_for(held, generator),
+            condition=condition,
+            condition_noise=None if condition is None else self._draw_for(condition, generator),
             clip=clip,
-            clip_draw=clip_draw,
-            level=target.t_thresh,
+            clip_noise=clip_noise,
+            noise_level=refinement.t_thresh,
             random=generator.get_state(),
         )
 
-    def _drawn_for(self, clip: Clip, generator: torch.Generator) -> Latents:
-        return self._drawn(len(clip), Size(*clip.shape[1:3]), generator)
+    def _draw_for(self, clip: Clip, generator: torch.Generator) -> Latents:
+        return self._draw(len(clip), Size(*clip.shape[1:3]), generator)
 
-    def _drawn(self, num_frames: int, size: Size, generator: torch.Generator) -> Latents:
-        """A draw for each latent of so many frames of this size."""
+    def _draw(self, num_frames: int, size: Size, generator: torch.Generator) -> Latents:
+        """Draw noise for the latents of a clip with this length and size."""
         sides = (side // VAE_STRIDE for side in size)
         return torch.randn(1, self.latent_channels, latent_frames(num_frames), *sides, generator=generator)
 
-    def _texts(self, request: Request, state: State, guided: bool) -> Text:
-        """The prompt; with guidance, the negative prompt before it."""
+    def _encode_texts(self, request: Request, state: State, guided: bool) -> Text:
+        """Encode the prompt and, with guidance, the negative prompt before it."""
         negative = self.negative_prompt if request.negative_prompt is None else request.negative_prompt
         return self.text.encode([negative] * guided + [request.prompt(state.segment)])
 
 
-def base_schedule(plan: Plan, shift: float, continues: bool) -> Schedule:
-    """Noise levels of a segment; finer towards the end where it continues a clip."""
+def base_schedule(plan: Plan, shift: float, is_continuation: bool) -> Schedule:
+    """Return the schedule of a segment; a continuation may have more steps at low noise (`enhance_hf`)."""
     if plan.distilled:
         return schedule.distilled(plan.num_inference_steps, shift)
     levels = schedule.standard(plan.num_inference_steps, shift)
-    return schedule.enhance_hf(levels) if continues and plan.enhance_hf else levels
+    return schedule.enhance_hf(levels) if is_continuation and plan.enhance_hf else levels
 
 
-def frames_of_refinement(plan: Plan, segment: int) -> RefineFrames:
-    """How the frames of a segment's refinement lie.
+def refine_layout_of(plan: Plan, segment: int) -> RefineLayout:
+    """Return the layout of the frames of a segment's refinement.
 
-    The first segment is held to what the request gives, if anything; later ones to the end of the one before.
+    The first segment is held to the condition of the request, if any, later ones to the end of the previous
+    segment.
     """
     assert plan.refinement
-    held = plan.repeated_frames if segment else plan.refinement.num_held
-    return refine_frames(plan.num_frames * plan.frame_factor, held)
+    num_held = plan.repeated_frames if segment else plan.refinement.num_held
+    return refine_layout(plan.num_frames * plan.frame_factor, num_held)
 
 
 def _base_condition(request: Request, state: State) -> Clip | None:
-    """Frames that the segment begins with, if any: the last of the clip before, or an image."""
+    """Return the condition frames of a segment, if any: the end of what it continues, or an image."""
     plan = request.plan
     if state.segment:
         return state.tail
     if request.video is not None:
-        given = request.video[-plan.num_condition_frames :]
+        frames = request.video[-plan.num_condition_frames :]
     elif request.image is not None:
-        given = request.image[None]
+        frames = request.image[None]
     else:
         return None
-    return to_floats(resized(given, Size(plan.height, plan.width)))
+    return to_floats(resized(frames, Size(plan.height, plan.width)))
 
 
-def _refine_condition(request: Request, state: State, target: Refinement, lie: RefineFrames) -> Clip | None:
-    """The frames that the first frames of a refined segment are held to, if any, with their padding."""
-    if not lie.num_held:
+def _refine_condition(
+    request: Request, state: State, refinement: Refinement, layout: RefineLayout
+) -> Clip | None:
+    """Return the padded condition frames of a refined segment, if any."""
+    if not layout.num_held:
         return None
-    held = state.refined_tail
+    condition = state.refined_tail
     if not state.segment:
-        given = request.condition_video if request.image is None else request.image[None]
-        assert given is not None
-        held = to_floats(resized(given[-lie.num_held :], Size(target.height, target.width)))
-    assert held is not None
-    return padded(held, lie.front_padding, 0)
+        frames = request.condition_video if request.image is None else request.image[None]
+        assert frames is not None
+        size = Size(refinement.height, refinement.width)
+        condition = to_floats(resized(frames[-layout.num_held :], size))
+    assert condition is not None
+    return padded(condition, layout.front_padding, 0)

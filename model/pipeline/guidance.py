@@ -1,7 +1,4 @@
-"""Classifier-free guidance with an optimised scale (CFG-Zero*, arXiv 2503.18886).
-
-`model.sample` calls it with what the transformer predicted for both texts.
-"""
+"""Apply classifier-free guidance with an optimised scale (CFG-Zero*, arXiv 2503.18886)."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,10 +9,10 @@ EPS = 1e-8
 def guide(
     unconditional: Float[Tensor, "b z f h w"], conditional: Float[Tensor, "b z f h w"], scale: float
 ) -> Float[Tensor, "b z f h w"]:
-    """s·u + scale·(v − s·u), where s·u is the projection of v on u, per sample over every frame given.
+    """Return s·u + scale·(v − s·u), where s·u is the projection of the conditional v on the unconditional u.
 
-    LongCat-Video takes the dot products over all frames that the transformer was given: meaningless
-    predictions for condition frames count, where the condition cache does not leave them out.
+    As in LongCat-Video, the dot products of a sample run over all frames of the forward. They include the
+    predictions for condition frames, which have no meaning, unless the condition KV replaces those frames.
     """
     u, v = unconditional.flatten(1), conditional.flatten(1)
     projection = (v * u).sum(1, keepdim=True) / (u.square().sum(1, keepdim=True) + EPS)

@@ -1,8 +1,6 @@
-"""The denoising loop: the only one, with the only Euler line, for every task.
+"""Denoise: the one loop, with the one Euler update, for every task.
 
-`model.pipeline` builds a `Conditioning` for each stage of a job (`model.conditioning`) and iterates over
-`denoise`. What the tasks differ in is in that value: which frames are clean, which schedule, which
-attention. It does not know of pixels, prompts, LoRA files, or how many devices share the work.
+What the tasks differ in is in a `Conditioning`: which frames are clean, which schedule, which attention.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,32 +10,39 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from model.parallel.cfg_split import branch_for, gather_texts, local_texts
 from model.parallel.mesh import ContextParallel
 from model.pipeline.guidance import guide
-from model.transformer.config import DitConfig
-from model.transformer.dit import Dit, ReadText
+from model.transformer.dit import Dit, TextKVs
 from model.transformer.step_cache import StepCache
-from model.transformer.token_layout import Layout, Window, lay_out
+from model.transformer.token_layout import BuildLayout, Window, build_layout
 
-LayOut = Callable[[DitConfig, Window, bool, ContextParallel], Layout]
-Read = Callable[[Dit, Tensor, Tensor], ReadText]  # hidden states and mask, as for `Dit.read`
-Predict = Callable[[Float[Tensor, "1 z f h w"], Float[Tensor, ""]], Float[Tensor, "t z all h w"]]
+ProjectText = Callable[[Dit, Tensor, Tensor], TextKVs]  # hidden states and mask, as for `Dit.text_kv`
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """All that one stage of denoising needs. Latents are fp32 and normalised.
+    """The inputs of one stage of denoising. Latents are fp32 and normalised.
 
-    `start` is what the noise frames begin as, from step `first_step` on; `clean` are the condition
-    frames before them (perhaps none), which are never updated. Guidance is on where the text has two
-    samples: the negative prompt, then the prompt. `step_cache` is the threshold of a `StepCache`, if one may
-    stand in for parts of steps.
+    Attributes:
+        start: the noise frames before step `first_step`.
+        clean: condition frames before the noise frames, perhaps none. They are never updated.
+        text: hidden states of the prompt or, with guidance, of the negative prompt and the prompt.
+        mask: 1 for each text token that is not padding.
+        timesteps: one for each step; a timestep is 1000 · sigma.
+        sigmas: noise levels between the steps, one more than steps; the last is 0.
+        guidance_scale: used where there are two texts.
+        cache_condition: compute the keys and values of the clean frames once, instead of at every step.
+        block_sparse: use block-sparse attention.
+        step_cache: threshold of a `StepCache`; None runs every step in full.
+        lora: name of the LoRA file to merge, if any.
+        first_step: number of steps that are already done.
     """
 
     start: Float[Tensor, "1 z f h w"]
-    clean: Float[Tensor, "1 z k h w"]
-    text: Float[Tensor, "t l c"]
-    mask: Int[Tensor, "t l"]
+    clean: Float[Tensor, "1 z clean_f h w"]
+    text: Float[Tensor, "all_texts l e"]
+    mask: Int[Tensor, "all_texts l"]
     timesteps: Float[Tensor, " steps"]
     sigmas: Float[Tensor, " levels"]
     guidance_scale: float = 1.0
@@ -49,7 +54,7 @@ class Conditioning:
 
     @property
     def num_steps(self) -> int:
-        """Steps in all."""
+        """Return the number of steps of the whole stage."""
         return len(self.timesteps)
 
 
@@ -57,67 +62,44 @@ def denoise(
     dit: Dit,
     conditioning: Conditioning,
     parallel: ContextParallel,
-    lay_out: LayOut = lay_out,
-    steps: StepCache | None = None,
-    read: Read = Dit.read,
+    build_layout: BuildLayout = build_layout,
+    step_cache: StepCache | None = None,
+    project_text: ProjectText = Dit.text_kv,
 ) -> Iterator[Float[Tensor, "1 z f h w"]]:
-    """Step from noise to latents; yields the noise frames after each step.
+    """Step from noise to latents, and yield the noise frames after each step.
 
-    Nothing is read back from the device on the way, but by `steps`, which may compute steps in part.
-    `lay_out` and `read` may remember what they gave.
+    No step waits for the device, except to decide whether `step_cache` applies. Callers may pass versions of
+    `build_layout` and `project_text` that cache their results.
     """
-    sharing = parallel.for_texts(len(conditioning.text))
-    predict = _guided(_predictor(dit, conditioning, sharing, lay_out, steps, read), conditioning)
-    timesteps, sigmas = conditioning.timesteps, conditioning.sigmas
-    x = conditioning.start
-    for step in range(conditioning.first_step, conditioning.num_steps):
-        velocity = predict(x, timesteps[step])
-        x = x - (sigmas[step + 1] - sigmas[step]) * velocity
-        yield x
+    branch = branch_for(parallel, len(conditioning.text))
+    hidden, mask = local_texts(branch, conditioning.text), local_texts(branch, conditioning.mask)
+    text_kv, num_texts = project_text(dit, hidden, mask), len(hidden)
 
-
-def _guided(predict: Predict, conditioning: Conditioning) -> Predict:
-    """Of the transformer's prediction for each text, one velocity for the noise frames."""
-    num_frames = conditioning.start.shape[2]
-
-    def guided(x: Float[Tensor, "1 z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "1 z f h w"]:
-        velocity = predict(x, timestep)
-        if len(velocity) > 1:
-            unconditional, conditional = velocity.chunk(2)
-            velocity = guide(unconditional, conditional, conditioning.guidance_scale)
-        return velocity[:, :, -num_frames:]
-
-    return guided
-
-
-def _predictor(
-    dit: Dit,
-    conditioning: Conditioning,
-    parallel: ContextParallel,
-    lay_out: LayOut,
-    steps: StepCache | None,
-    read: Read,
-) -> Predict:
-    """The transformer over all frames, or over the noise frames with the clean ones remembered."""
-    clean, (num_clean, height, width) = conditioning.clean, conditioning.clean.shape[2:]
-    num_noise = conditioning.start.shape[2]
-    hidden, mask = parallel.share_texts(conditioning.text), parallel.share_texts(conditioning.mask)
-    num_texts, text = len(hidden), read(dit, hidden, mask)
-    cached = conditioning.cache_condition and num_clean > 0
-    past = None
-    if cached:
-        past = dit.remember(clean, lay_out(dit.config, Window(num_clean, height, width), False, parallel))
+    latents, clean = conditioning.start, conditioning.clean
+    num_clean, num_noise = clean.shape[2], latents.shape[2]
+    height, width = latents.shape[3:]
+    condition_kv = None
+    window = Window(num_clean + num_noise, height, width, num_condition=num_clean)
+    if conditioning.cache_condition and num_clean:
+        clean_window = Window(num_clean, height, width)
+        condition_kv = dit.condition_kv(clean, build_layout(dit.config, clean_window, False, branch))
         window = Window(num_noise, height, width, first=num_clean)
-    else:
-        window = Window(num_clean + num_noise, height, width, num_condition=num_clean)
-    layout = lay_out(dit.config, window, conditioning.block_sparse, parallel)
+        clean = clean[:, :, :0]
+    layout = build_layout(dit.config, window, conditioning.block_sparse, branch)
 
-    def predict(x: Float[Tensor, "1 z f h w"], timestep: Float[Tensor, ""]) -> Float[Tensor, "t z all h w"]:
-        timesteps = timestep.expand(num_texts, num_noise)
-        if num_clean and not cached:
-            x = torch.cat([clean, x], dim=2)
-            timesteps = torch.cat([timesteps.new_zeros(num_texts, num_clean), timesteps], dim=1)
-        velocity: Tensor = dit(x.expand(num_texts, -1, -1, -1, -1), timesteps, layout, text, past, steps)
-        return parallel.gather_texts(velocity)
+    for step in range(conditioning.first_step, conditioning.num_steps):
+        # Predict the velocity of all frames, for each text. Clean frames have timestep 0.
+        x = torch.cat([clean, latents], dim=2).expand(num_texts, -1, -1, -1, -1)
+        timestep = conditioning.timesteps[step].expand(num_texts, num_noise)
+        timesteps = torch.cat([timestep.new_zeros(num_texts, clean.shape[2]), timestep], dim=1)
+        velocity = gather_texts(branch, dit(x, timesteps, layout, text_kv, condition_kv, step_cache))
 
-    return predict
+        # Guide the prediction for the prompt away from that for the negative prompt.
+        if len(velocity) == 2:
+            negative, positive = velocity.chunk(2)
+            velocity = guide(negative, positive, conditioning.guidance_scale)
+
+        # Take an Euler step. The model predicts x0 − noise, so the sign is negative.
+        sigma, next_sigma = conditioning.sigmas[step], conditioning.sigmas[step + 1]
+        latents = latents - (next_sigma - sigma) * velocity[:, :, -num_noise:]
+        yield latents

@@ -1,7 +1,4 @@
-"""Where a job stands, so that it can be saved after any step and go on, on any number of ranks.
-
-`model.pipeline` hands one out with each step and each finished segment, and takes one back to resume.
-"""
+"""Save and restore the state of a job after any step, so that it can resume on any number of ranks."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +9,7 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.io.checkpoint import opened
+from model.io.checkpoint import open_safetensors
 from model.spec.errors import CheckpointError, InputError
 
 Stage = Literal["denoise", "refine"]
@@ -20,12 +17,18 @@ Stage = Literal["denoise", "refine"]
 
 @dataclass(frozen=True)
 class State:
-    """What is needed to go on from here, beside the request itself.
+    """What a job needs to resume, in addition to its request.
 
-    `step` steps of this stage of this segment are done, and `latents` are its noise frames after them,
-    `clean` its condition frames; both None before the stage begins. `random` is the state of the job's
-    generator. `tail` and `refined_tail` (floats in [0, 1], on the leader alone) are the end of the
-    segment before, or of this segment's base video while it is refined.
+    Attributes:
+        segment: the segment that is being generated.
+        stage: its current stage.
+        step: number of steps of the stage that are done.
+        random: state of the job's generator of random numbers.
+        latents: the noise frames after these steps; None before the stage begins.
+        clean: the condition frames of the stage; None before the stage begins.
+        tail: the last frames of the previous segment or, during refinement, of this segment's base video.
+            Floats in [0, 1], on the leader alone.
+        refined_tail: the last frames of the previous refined segment.
     """
 
     segment: int
@@ -33,43 +36,43 @@ class State:
     step: int
     random: UInt8[Tensor, " bytes"]
     latents: Float[Tensor, "1 z f h w"] | None = None
-    clean: Float[Tensor, "1 z k h w"] | None = None
-    tail: Float[Tensor, "n height width 3"] | None = None
-    refined_tail: Float[Tensor, "m height2 width2 3"] | None = None
+    clean: Float[Tensor, "1 z clean_f h w"] | None = None
+    tail: Float[Tensor, "frames height width 3"] | None = None
+    refined_tail: Float[Tensor, "refined_frames refined_height refined_width 3"] | None = None
 
     @classmethod
     def begin(cls, seed: int) -> "State":
-        """Before the first draw from a generator on the CPU with this seed."""
+        """Return the state before the first random number of a CPU generator with this seed."""
         return cls(0, "denoise", 0, torch.Generator().manual_seed(seed).get_state())
 
-    def of_stage(self) -> tuple[Float[Tensor, "1 z f h w"], Float[Tensor, "1 z k h w"]]:
-        """Noise frames and condition frames of a stage that has begun."""
+    def stage_latents(self) -> tuple[Float[Tensor, "1 z f h w"], Float[Tensor, "1 z clean_f h w"]]:
+        """Return noise frames and condition frames. The stage must have begun."""
         assert self.latents is not None
         assert self.clean is not None
         return self.latents, self.clean
 
     def generator(self) -> torch.Generator:
-        """The job's generator as it stands, on the CPU."""
+        """Return a CPU generator in the saved state."""
         generator = torch.Generator()
         generator.set_state(self.random.cpu())
         return generator
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file; a reader sees all of it or nothing."""
+        """Write a safetensors file atomically."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         tensors = {
             name: value.contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)
         }
         plain = {name: str(values[name]) for name in ("segment", "stage", "step")}
-        beside = path.with_name(f"{path.name}.part")
-        save_file(tensors, beside, metadata=plain)
-        beside.replace(path)
+        partial_file = path.with_name(f"{path.name}.part")
+        save_file(tensors, partial_file, metadata=plain)
+        partial_file.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "State":
-        """Read what `save` wrote. Raises InputError."""
+        """Read a file that `save` wrote. Raises InputError."""
         try:
-            with opened(path) as file:
+            with open_safetensors(path) as file:
                 plain = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             stage: Stage = "refine" if plain["stage"] == "refine" else "denoise"

@@ -1,7 +1,4 @@
-"""The text as the transformer's blocks attend to it, read once for as long as it stays the same.
-
-`model.pipeline` keeps one `Reading` for the segments of its jobs. It does not know whose the text is.
-"""
+"""Cache the text KV of the transformer for as long as the texts stay the same."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,44 +7,41 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.pipeline.sample import Read
-from model.transformer.dit import Dit, ReadText
+from model.pipeline.sample import ProjectText
+from model.transformer.dit import Dit, TextKVs
 
 
 @dataclass(frozen=True)
-class _Last:
-    """What was read last, and what came of it."""
+class _Entry:
+    """The texts that were projected last, and their keys and values."""
 
-    hidden: Float[Tensor, "b l text"]
+    hidden: Float[Tensor, "b l e"]
     mask: Int[Tensor, "b l"]
-    text: ReadText
+    text_kv: TextKVs
 
-    def is_of(self, hidden: Float[Tensor, "b2 l text"], mask: Int[Tensor, "b2 l"]) -> bool:
-        """Whether it was these texts."""
+    def matches(self, hidden: Float[Tensor, "other_b l e"], mask: Int[Tensor, "other_b l"]) -> bool:
+        """Compare the texts with other ones."""
         return torch.equal(self.hidden, hidden) and torch.equal(self.mask, mask)
 
 
-class Reading:
-    """Remembers the texts that were read last, 0.4 GB for each at full size, under each LoRA.
-
-    A LoRA has keys and values of its own.
-    """
+class TextKVCache:
+    """The text KV of the last texts, for each LoRA. At full size a text takes 0.4 GB."""
 
     def __init__(self) -> None:
-        self._last: dict[str | None, _Last] = {}
+        self._entries: dict[str | None, _Entry] = {}
 
-    def under(self, lora: str | None) -> Read:
-        """A way to read while this LoRA is merged."""
-        return partial(self._read, lora)
+    def for_lora(self, lora: str | None) -> ProjectText:
+        """Return a cached version of `Dit.text_kv`, for use while this LoRA is merged."""
+        return partial(self._project, lora)
 
-    def _read(
-        self, lora: str | None, dit: Dit, hidden: Float[Tensor, "b l text"], mask: Int[Tensor, "b l"]
-    ) -> ReadText:
-        last = self._last.get(lora)
-        if last and last.is_of(hidden, mask):
-            return last.text
-        self._last.pop(lora, None)
-        del last  # frees its memory for the next
-        text = dit.read(hidden, mask)
-        self._last[lora] = _Last(hidden, mask, text)
-        return text
+    def _project(
+        self, lora: str | None, dit: Dit, hidden: Float[Tensor, "b l e"], mask: Int[Tensor, "b l"]
+    ) -> TextKVs:
+        entry = self._entries.get(lora)
+        if entry and entry.matches(hidden, mask):
+            return entry.text_kv
+        self._entries.pop(lora, None)
+        del entry  # free the memory before it is needed again
+        text_kv = dit.text_kv(hidden, mask)
+        self._entries[lora] = _Entry(hidden, mask, text_kv)
+        return text_kv

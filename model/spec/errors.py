@@ -1,20 +1,20 @@
-"""What can go wrong in the model, beside a wish that is not legal (`model.plan.Illegal`). No torch.
+"""Define the errors of the model, except `InvalidParams`, which refuses a request.
 
-Each error has a stable `code`, a message for people, and says whether a retry can help.
+Each error has a stable `code`, a message for people, and tells whether a retry can help.
 """
 
 from pathlib import Path
 
 
 class ModelError(Exception):
-    """The root: something that a client or an operator can cause."""
+    """The base of all errors that a client or an operator can cause."""
 
     code = "model_error"
     retryable = False
 
 
 class CheckpointError(ModelError):
-    """A checkpoint file or folder is not what it should be; names the file, and the tensor if any."""
+    """A file or folder of a checkpoint is missing or wrong. The message names it, and the tensor if any."""
 
     code = "bad_checkpoint"
 
@@ -28,7 +28,7 @@ class CheckpointError(ModelError):
 
 
 class InputError(ModelError):
-    """An image, a clip or a saved state that cannot be used; names the field."""
+    """An image, a clip or a saved state cannot be used. The message names the field of the request."""
 
     code = "bad_input"
 
@@ -42,18 +42,18 @@ class InputError(ModelError):
 
 
 class GroupError(ModelError):
-    """A number of ranks that the transformer cannot be spread over."""
+    """The model cannot be run on this number of ranks."""
 
     code = "bad_group"
 
 
 class DeviceError(ModelError):
-    """A device that cannot compute as it was told to."""
+    """The device does not support what was asked for."""
 
     code = "bad_device"
 
 
 class LeaderError(ModelError):
-    """The leader alone failed, with an error that says more there; as the other ranks are told."""
+    """The leader failed with an error that is no ModelError. Raised on the other ranks."""
 
     code = "leader_failed"

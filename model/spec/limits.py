@@ -1,6 +1,6 @@
-"""What a checkpoint may be asked for: its `limits.json`, or LongCat-Video's own tables. No torch.
+"""Read the limits of a checkpoint: what can be requested of it, and its defaults.
 
-A worker publishes this to the service, so that requests are refused before they are queued.
+A worker publishes them to the service, which refuses a request that exceeds them before it is queued.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ RELEASED_LIMITS = Path(__file__).with_name("limits.json")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a checkpoint may be asked for, and what it does when not told. Sides in pixels."""
+    """Limits and defaults of a checkpoint. Sides are in pixels."""
 
     buckets: Mapping[str, Buckets]
     refine_buckets: Buckets
     default_size: Size
     min_side: int
     max_pixels: int
-    only_buckets: bool  # no size that is in no table of `buckets`
+    only_buckets: bool  # allow only the sizes in `buckets`
     default_num_frames: int
     max_num_frames: int
     max_num_segments: int
@@ -39,13 +39,13 @@ class Limits:
     max_guidance_scale: float
     max_prompt_characters: int
     negative_prompt: str
-    example_prompts: tuple[str, ...]  # what it makes well, for people who begin
+    example_prompts: tuple[str, ...]  # examples for new users
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Limits:
-        """Read the content of a `limits.json`; keys left out keep LongCat-Video's released values.
+        """Read the content of a `limits.json`. Missing keys have LongCat-Video's values.
 
-        Raises ValueError for a key or a value that means nothing.
+        Raises ValueError, TypeError or AttributeError for an unknown key or a wrong value.
         """
         known = {field.name for field in fields(cls)}
         if unknown := set(document) - known:
@@ -58,14 +58,14 @@ class Limits:
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a document that `from_json` reads back."""
+        """Return a document that `from_json` reads."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def load_limits(checkpoint: Path) -> Limits:
-    """The limits of a checkpoint folder: its `limits.json`, or LongCat-Video's own tables.
+    """Return the limits in the `limits.json` of a checkpoint, or LongCat-Video's if there is none.
 
-    Raises CheckpointError for a file that says nothing sensible.
+    Raises CheckpointError if the file cannot be read.
     """
     path = checkpoint / "limits.json"
     try:

@@ -1,7 +1,4 @@
-"""A wish, which leaves most things open, and a plan, which leaves none. No torch.
-
-`model.shapes.settle` makes the one of the other.
-"""
+"""Define the parameters of a request, most of them optional, and the plan that they resolve to."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ from model.spec.geometry import Clip, Size
 Task = Literal["text_to_video", "image_to_video", "video_continuation", "long_video", "refine"]
 
 
-class Illegal(ValueError):
-    """A wish that cannot be fulfilled: `field` is the request's, `rule` says what would be legal."""
+class InvalidParams(ValueError):
+    """The parameters are not valid: `field` is the field of the request, `rule` the rule that it breaks."""
 
     def __init__(self, field: str, rule: str) -> None:
         super().__init__(f"{field}: {rule}")
@@ -23,8 +20,8 @@ class Illegal(ValueError):
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What somebody asks for; None is "as the checkpoint does by default"."""
+class GenerationParams:
+    """What a client may set. None means the default of the checkpoint."""
 
     task: Task | None = None
     num_prompts: int = 1
@@ -50,23 +47,35 @@ class Wish:
 
 @dataclass(frozen=True)
 class Refinement:
-    """The second stage: to which size, from which noise level, with doubled frames or not."""
+    """The second stage: its size, steps and noise level, and whether it doubles the frame rate."""
 
     height: int
     width: int
     num_inference_steps: int
     t_thresh: float
     spatial_only: bool
-    num_held: int  # frames of the clip's start that are held to a condition given with the request
+    num_held: int  # first frames that are held to a condition of the request
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A wish with everything settled. Frames and sides in pixels, `fps` of the base video.
+    """Resolved parameters. Sides are in pixels.
 
-    `num_condition_frames` come from the clip (continuation) and from each segment's predecessor.
-    For `refine`, `height`, `width` and `num_frames` are the given clip's. `step_cache` is how much of its
-    first block's work a step may change and still be computed in part (`model.step_cache`); None is never.
+    Attributes:
+        task: the task.
+        height: height of the base video; for `refine`, of the given clip.
+        width: width, likewise.
+        num_frames: frames of a segment; for `refine`, of the given clip.
+        num_segments: number of segments.
+        num_condition_frames: frames that a segment takes over from the clip or segment that it continues.
+        num_inference_steps: steps of a segment.
+        guidance_scale: 1 turns guidance off.
+        distilled: use the distilled model.
+        condition_cache: compute keys and values of condition frames once, instead of at every step.
+        enhance_hf: use more steps at low noise in continuations.
+        fps: frames a second of the base video.
+        refinement: the second stage, if any.
+        step_cache: threshold of a `StepCache`; None runs every step in full.
     """
 
     task: Task
@@ -86,31 +95,31 @@ class Plan:
 
     @property
     def total_frames(self) -> int:
-        """Frames of the base video: segments overlap by their condition frames."""
+        """Return the frames of the base video. Segments overlap by their condition frames."""
         return self.num_frames + (self.num_segments - 1) * (self.num_frames - self.num_condition_frames)
 
     @property
     def frame_factor(self) -> int:
-        """Frames that come out for each frame of the base video."""
+        """Return the number of output frames for each frame of the base video."""
         return 2 if self.refinement and not self.refinement.spatial_only else 1
 
     @property
     def repeated_frames(self) -> int:
-        """Frames, as they come out, with which each segment repeats the end of the one before."""
+        """Return how many output frames a segment repeats of the previous one."""
         return self.num_condition_frames * self.frame_factor
 
     @property
     def output_frames(self) -> int:
-        """Frames of the finished video."""
+        """Return the frames of the finished video."""
         return self.total_frames * self.frame_factor
 
     @property
     def output_fps(self) -> int:
-        """Frames a second of the finished video."""
+        """Return the frames a second of the finished video."""
         return self.fps * self.frame_factor
 
     @property
     def output_size(self) -> Size:
-        """Size of the finished video."""
+        """Return the size of the finished video."""
         stage = self.refinement or self
         return Size(stage.height, stage.width)

@@ -1,8 +1,7 @@
-"""Dense attention between the tokens of some heads, by the fastest kernel that there is.
+"""Compute dense attention with the fastest kernel that the device has.
 
-`model.tokens` calls `attend` on all tokens of the heads at hand, `model.block` has tokens attend to the text.
-Queries, keys and values are taken as they lie in memory, and results lie token by token, as the matrices
-after them want it: nothing is copied for its order. It does not know of layers, nor of bricks.
+Queries, keys and values are used with the strides that they come with, and results are contiguous token by
+token, which is what the next projection reads: no tensor is copied to change its order.
 """
 
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-KERNELS = [  # on CUDA, best first; each is passed over where it cannot do what is asked
+KERNELS = [  # on CUDA, in order of preference; PyTorch skips a kernel that does not support the inputs
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -21,21 +20,21 @@ KERNELS = [  # on CUDA, best first; each is passed over where it cannot do what 
 ]
 
 
-class KeysValues(NamedTuple):
-    """Keys and values of the heads at hand; keys are normed, and rotated where positions count."""
+class KV(NamedTuple):
+    """Keys and values of self-attention in one block. Keys are normalised and rotated."""
 
-    k: Float[Tensor, "b a n d"]
-    v: Float[Tensor, "b a n d"]
+    k: Float[Tensor, "b a s d"]
+    v: Float[Tensor, "b a s d"]
 
-    def then(self, k: Float[Tensor, "b a n d"], v: Float[Tensor, "b a n d"]) -> "KeysValues":
-        """These, once for each sample of the others, and the others after them."""
-        return KeysValues(
+    def append(self, k: Float[Tensor, "b a n d"], v: Float[Tensor, "b a n d"]) -> "KV":
+        """Return these keys and values, repeated for each sample of `k` and `v`, followed by `k` and `v`."""
+        return KV(
             *(torch.cat([a.expand(len(b), -1, -1, -1), b], 2) for a, b in zip(self, (k, v), strict=True))
         )
 
 
-class TextKeysValues(NamedTuple):
-    """The text as one block attends to it; `mask` only where padding is left out of the keys."""
+class TextKV(NamedTuple):
+    """Keys and values of the text in one block. `mask` is None unless padding is excluded from the keys."""
 
     k: Float[Tensor, "b a l d"]
     v: Float[Tensor, "b a l d"]
@@ -48,18 +47,18 @@ def attend(
     v: Float[Tensor, "b a s d"],
     num_condition: int = 0,
 ) -> Float[Tensor, "b a n d"]:
-    """softmax(qkᵀ/√d)v, where the first `num_condition` tokens attend only to one another."""
+    """Return softmax(qkᵀ/√d)v. The first `num_condition` tokens attend only to one another."""
     if not num_condition:
         return _attend(q, k, v)
-    clean, noise = q[:, :, :num_condition], q[:, :, num_condition:]
-    among = _attend(clean, k[:, :, :num_condition], v[:, :, :num_condition])
-    token_by_token = [x.transpose(1, 2) for x in (among, _attend(noise, k, v))]
+    q_condition, q_noise = q[:, :, :num_condition], q[:, :, num_condition:]
+    condition = _attend(q_condition, k[:, :, :num_condition], v[:, :, :num_condition])
+    token_by_token = [x.transpose(1, 2) for x in (condition, _attend(q_noise, k, v))]
     return torch.cat(token_by_token, dim=1).transpose(1, 2)
 
 
-def attend_to_text(q: Float[Tensor, "b g m a d"], text: TextKeysValues) -> Float[Tensor, "b g m a d"]:
-    """softmax(qkᵀ/√d)v over the text."""
-    out = _attend(q.flatten(1, 2).transpose(1, 2), text.k, text.v, text.mask)
+def attend_to_text(q: Float[Tensor, "b g m a d"], text_kv: TextKV) -> Float[Tensor, "b g m a d"]:
+    """Return softmax(qkᵀ/√d)v over the text tokens."""
+    out = _attend(q.flatten(1, 2).transpose(1, 2), text_kv.k, text_kv.v, text_kv.mask)
     return torch.unflatten(out.transpose(1, 2), 1, q.shape[1:3])
 
 

@@ -1,11 +1,11 @@
-"""Block-sparse attention on CUDA: the same as `model.block_sparse.attend_plainly`, in one Triton kernel.
+"""Compute block-sparse attention on CUDA in one Triton kernel.
 
-`model.block_sparse` loads this module where the tensors are on CUDA and Triton is there. Bricks of 64
-tokens alone would leave the kernel waiting for key tiles, so two neighbouring query bricks (128 rows)
-walk the union of their key bricks together; where a key brick is one's alone, the other's rows are masked.
+With one brick of 64 tokens a program would wait for key tiles, so a program handles two neighbouring query
+bricks (128 rows) and the union of their key bricks. Where only one of the two keeps a key brick, the other's
+rows are masked.
 """
 
-# A kernel's arguments are the machine's, not ours; and Triton is not there where this file is checked.
+# Triton's kernels take arguments without types, and Triton is not installed where this file is checked.
 # ruff: noqa: ANN001, ANN202, PLR0913, PLR0917
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,import-not-found"
 
@@ -20,33 +20,35 @@ import triton.language as tl
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
-from model.transformer.block_sparse_bricks import Bricks, choose, pool
+from model.transformer.block_sparse_bricks import Bricks, mean_pool, select_bricks
 
-SCORED_ELEMENTS = 1 << 25  # at most so many scores of bricks are held at a time
-TILE_BYTES = 128  # at most so many for each dimension of a head: 64 rows in bf16
-NARROWEST_TILE = 16  # the least that tl.dot takes
+SCORED_ELEMENTS = 1 << 25  # limit on the scores of bricks that are held at a time
+TILE_BYTES = 128  # limit on a tile for each dimension of a head: 64 rows in bf16
+NARROWEST_TILE = 16  # the minimum of tl.dot
 
 
 class Pairs(NamedTuple):
-    """For each two neighbouring query bricks, the key bricks that either keeps.
+    """For each pair of neighbouring query bricks, the key bricks that either of them keeps.
 
-    An entry is 4 · key brick + 1 if the first keeps it + 2 if the second does.
+    An entry is 4 · (index of the key brick) + 1 if the first keeps it + 2 if the second does.
     """
 
-    entries: Int[Tensor, "heads pairs width"]
-    lengths: Int[Tensor, "heads pairs"]
+    entries: Int[Tensor, "ba pairs listed"]
+    lengths: Int[Tensor, "ba pairs"]
 
 
 def attend(
     q: Float[Tensor, "b a n d"], k: Float[Tensor, "b a n d"], v: Float[Tensor, "b a n d"], bricks: Bricks
 ) -> Float[Tensor, "b a n d"]:
-    """softmax(qkᵀ/√d)v; k and v in key-brick order, q and the result in query-brick order."""
+    """Compute what `reference_attention` defines. k and v are in key-brick order, q in query-brick order."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = torch.empty_like(q)
     tokens_q, tokens_k = math.prod(bricks.chunk_q), math.prod(bricks.chunk_k)
     widest = TILE_BYTES // q.element_size()
     tile_q, tile_k = _tile(tokens_q, widest), _tile(tokens_k, widest)
-    pairs = pair_up(pool(q, bricks.chunk_q).flatten(0, 1), pool(k, bricks.chunk_k).flatten(0, 1), bricks)
+    pairs = pair_up(
+        mean_pool(q, bricks.chunk_q).flatten(0, 1), mean_pool(k, bricks.chunk_k).flatten(0, 1), bricks
+    )
     heads, num_pairs, width = pairs.entries.shape
     _attend_pairs[num_pairs * triton.cdiv(tokens_q, tile_q), heads](
         q, k, v, out, *pairs,
@@ -59,38 +61,34 @@ def attend(
 
 
 def _tile(size: int, widest: int) -> int:
-    """Rows of a tile over so many: a power of two that tl.dot takes."""
+    """Return the rows of a tile: a power of two of at most `widest`, but at least the minimum of tl.dot."""
     fitting: int = triton.next_power_of_2(min(size, widest))
     return max(NARROWEST_TILE, fitting)
 
 
-def pair_up(
-    pooled_q: Float[Tensor, "heads q d"], pooled_k: Float[Tensor, "heads s d"], bricks: Bricks
-) -> Pairs:
-    """Choose key bricks and merge the choices of neighbours, a few heads at a time."""
+def pair_up(pooled_q: Float[Tensor, "ba qb d"], pooled_k: Float[Tensor, "ba kb d"], bricks: Bricks) -> Pairs:
+    """Select key bricks and merge the selections of neighbours, a few heads at a time to limit memory."""
     step = max(1, SCORED_ELEMENTS // (pooled_q.shape[1] * pooled_k.shape[1]))
     parts = zip(torch.split(pooled_q, step), torch.split(pooled_k, step), strict=True)
     paired = [_pair_up(*part, bricks) for part in parts]
     return Pairs(*(torch.cat(each) for each in zip(*paired, strict=True)))
 
 
-def _pair_up(
-    pooled_q: Float[Tensor, "heads q d"], pooled_k: Float[Tensor, "heads s d"], bricks: Bricks
-) -> Pairs:
+def _pair_up(pooled_q: Float[Tensor, "ba qb d"], pooled_k: Float[Tensor, "ba kb d"], bricks: Bricks) -> Pairs:
     heads, num_queries, num_keys = *pooled_q.shape[:2], pooled_k.shape[1]
     kept = pooled_q.new_zeros(heads, num_queries + num_queries % 2, num_keys, dtype=torch.int8)
     most = 1
     for region in bricks.regions():
-        chosen = choose(pooled_q[:, region.queries], pooled_k[:, : region.num_keys], region, bricks)
-        listed = chosen.kept()
-        marks = torch.ones_like(chosen.bricks) if listed is None else listed
-        kept[:, region.queries].scatter_(2, chosen.bricks, marks.to(kept.dtype))
-        most = max(most, chosen.bricks.shape[2])
+        selection = select_bricks(pooled_q[:, region.queries], pooled_k[:, : region.num_keys], region, bricks)
+        mask = selection.kept_mask()
+        marks = torch.ones_like(selection.bricks) if mask is None else mask
+        kept[:, region.queries].scatter_(2, selection.bricks, marks.to(kept.dtype))
+        most = max(most, selection.bricks.shape[2])
     return _merge(kept[:, ::2] + 2 * kept[:, 1::2], min(2 * most, num_keys))
 
 
-def _merge(keepers: Int8[Tensor, "heads pairs s"], width: int) -> Pairs:
-    """From who keeps each key brick (0: neither) to lists of those kept; nothing waits for the device."""
+def _merge(keepers: Int8[Tensor, "ba pairs kb"], width: int) -> Pairs:
+    """List the key bricks whose value in `keepers` is not 0, without waiting for the device."""
     either = keepers > 0
     places = torch.where(either, either.cumsum(-1, dtype=torch.int32) - 1, width)
     entries = keepers + 4 * torch.arange(keepers.shape[2], dtype=torch.int32, device=keepers.device)
@@ -101,7 +99,7 @@ def _merge(keepers: Int8[Tensor, "heads pairs s"], width: int) -> Pairs:
 
 @triton.jit
 def _load_rows(start, rows, real, dim, D: tl.constexpr):
-    """A tile of whole rows, zeros where there is none."""
+    """Load a tile of whole rows, with zeros where `real` is False."""
     return tl.load(start + rows + dim[None, :], mask=real & (dim < D)[None, :], other=0.0)
 
 
@@ -110,11 +108,11 @@ def _attend_pairs(
     q, k, v, out, entries, lengths,
     q_strides, k_strides, v_strides, out_strides,
     num_heads, num_query_bricks, width,
-    scale,  # log2(e) / √d, for powers of two are cheaper than those of e
+    scale,  # log2(e) / √d: exp2 is cheaper than exp
     TOKENS_Q: tl.constexpr, TOKENS_K: tl.constexpr, D: tl.constexpr,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of each of two query bricks (the same rows), all key bricks that either keeps."""
+    """Attend from a tile of two query bricks (the same rows of each) to all key bricks that either keeps."""
     tiles: tl.constexpr = (TOKENS_Q + TILE_Q - 1) // TILE_Q
     pair, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     head = tl.program_id(1)
@@ -132,7 +130,7 @@ def _attend_pairs(
     v += b * v_strides[0] + a * v_strides[1]
     entries += (head * num_pairs + pair).to(tl.int64) * width
 
-    best = tl.full([2 * TILE_Q], -1e30, tl.float32)  # finite, so that a row with nothing yet stays a number
+    best = tl.full([2 * TILE_Q], -1e30, tl.float32)  # finite, so that exp2 of a row without keys is not NaN
     total = tl.zeros([2 * TILE_Q], tl.float32)
     sums = tl.zeros([2 * TILE_Q, TILE_D], tl.float32)
     for i in range(tl.load(lengths + head * num_pairs + pair)):

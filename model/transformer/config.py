@@ -1,16 +1,16 @@
-"""The configuration files of a checkpoint, read into frozen values. No torch.
+"""Read the configuration of the transformer, `dit/config.json`.
 
-`model.checkpoint` calls it. Keys that only choose somebody's kernels (`enable_flashattn2`, `cp_split_hw`, …)
-change no number and are ignored, as is any other key that asks for nothing (null or false); a key that
-is neither known nor ignored could change what is computed, so it is refused.
+Keys that only choose a kernel (`enable_flashattn2`, `cp_split_hw`, …) do not change the result and are
+ignored, and so are unknown keys that are null or false. Any other unknown key could change the result and is
+refused.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
 
 FFN_MULTIPLE = 256
@@ -21,7 +21,7 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class BrickConfig:
-    """Block-sparse attention: sizes of the bricks in tokens, and how many key bricks are kept."""
+    """Parameters of block-sparse attention, named as in `dit/config.json`; see `Bricks`."""
 
     sparsity: float | None = 0.9375
     cdf_threshold: float | None = None
@@ -31,7 +31,7 @@ class BrickConfig:
 
 @dataclass(frozen=True)
 class DitConfig:
-    """The transformer's sizes, named as in `dit/config.json`. Defaults are the release's."""
+    """Sizes of the transformer, named as in `dit/config.json`. Defaults are those of the release."""
 
     hidden_size: int = 4096
     depth: int = 48
@@ -48,12 +48,12 @@ class DitConfig:
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Return the width of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def ffn_size(self) -> int:
-        """Hidden width of the SwiGLU: two thirds of mlp_ratio times the width, rounded up."""
+        """Return the hidden width of the feed-forward, 2/3 · mlp_ratio · width, in whole multiples of 256."""
         hidden = int(2 / 3 * int(self.hidden_size * self.mlp_ratio))
         return -(-hidden // FFN_MULTIPLE) * FFN_MULTIPLE
 
@@ -78,30 +78,11 @@ def load_dit_config(path: Path) -> DitConfig:
     return config
 
 
-def load_shift(path: Path) -> float:
-    """The flow-match shift of `scheduler/scheduler_config.json`. Raises CheckpointError."""
-    shift = load_json(path).get("shift")
-    if not isinstance(shift, int | float):
-        raise CheckpointError(path, "has no number called shift")
-    return float(shift)
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError if there is none."""
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(path, "is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(path, f"cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(path, "is not a JSON object")
-    return document
-
-
 def _known(kind: type, document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     names = {entry.name for entry in fields(kind)}
-    unknown = {key for key, value in document.items() if key not in names and _asks_for_something(key, value)}
+    unknown = {
+        key for key, value in document.items() if key not in names and _could_change_result(key, value)
+    }
     if unknown:
         raise CheckpointError(path, f"has keys that are not understood: {sorted(unknown)}")
     values = {key: _frozen(value) for key, value in document.items() if key in names}
@@ -111,11 +92,11 @@ def _known(kind: type, document: Mapping[str, Any], path: Path) -> dict[str, Any
     return values
 
 
-def _asks_for_something(key: str, value: object) -> bool:
+def _could_change_result(key: str, value: object) -> bool:
     return value is not None and value is not False and not key.startswith(IGNORED_PREFIXES)
 
 
-def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 whatever a field's type is
+def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 a field may have any type
     if kind == Triple:
         return isinstance(value, tuple) and len(value) == 3 and all(isinstance(side, int) for side in value)
     if kind is BrickConfig:

@@ -1,8 +1,7 @@
-"""The small parts of the transformer: modulation, feed-forward, embeddings, the last layer.
+"""Define the small parts of the transformer: modulation, norms, feed-forward, embeddings, final layer.
 
-`model.dit` puts them together. Names of modules are those of the checkpoint. Where LongCat-Video computes
-in fp32 (timestep, modulation, last layer) the parameters stay fp32 whatever the model's dtype. Nothing
-here knows how tokens are ordered.
+Attribute names are those of the checkpoint. Where LongCat-Video computes in fp32 (timestep embedding,
+modulation, final layer) the parameters are fp32 whatever the dtype of the model.
 """
 
 import math
@@ -21,34 +20,36 @@ MAX_PERIOD = 10000.0
 def modulate(
     x: Float[Tensor, "b g m c"], shift: Float[Tensor, "b g 1 c"], scale: Float[Tensor, "b g 1 c"]
 ) -> Float[Tensor, "b g m c"]:
-    """LayerNorm without parameters, then scale and shift: fp32 throughout, and in the result."""
+    """Apply LayerNorm without parameters, then scale and shift. The result is fp32."""
     return F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 def add_gated(
     x: Float[Tensor, "b g m c"], gate: Float[Tensor, "b g 1 c"], update: Float[Tensor, "b g m c"]
 ) -> Float[Tensor, "b g m c"]:
-    """The gated residual, x + gate · update: in fp32, then back to the dtype of x."""
+    """Return the gated residual x + gate · update, added in fp32, in the dtype of x."""
     return (x + gate * update).to(x.dtype)
 
 
-def add_to_last(x: Float[Tensor, "b g m c"], update: Float[Tensor, "b told m c"]) -> Float[Tensor, "b g m c"]:
-    """The residual x + update of the last groups, as many as the update has; the others stay as they are."""
-    others = x.shape[1] - update.shape[1]
-    if not others:
+def add_to_last(
+    x: Float[Tensor, "b g m c"], update: Float[Tensor, "b noise_g m c"]
+) -> Float[Tensor, "b g m c"]:
+    """Add the update to the last groups of x, as many as the update has, and leave the others unchanged."""
+    unchanged = x.shape[1] - update.shape[1]
+    if not unchanged:
         return x + update
-    return torch.cat([x[:, :others], x[:, others:] + update], dim=1)
+    return torch.cat([x[:, :unchanged], x[:, unchanged:] + update], dim=1)
 
 
 class HeadNorm(nn.Module):
-    """RMSNorm over each head, in fp32."""
+    """RMSNorm over each attention head, computed in fp32."""
 
     def __init__(self, head_dim: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(head_dim, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest d"]:
-        """The norm in fp32, then back to the dtype of x, then times the weight."""
+        """Normalise in fp32, round to the dtype of x, then multiply by the weight."""
         return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype) * self.weight
 
 
@@ -59,13 +60,13 @@ class LayerNormFp32(nn.LayerNorm):
         super().__init__(width, eps=NORM_EPS, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "*rest c"]) -> Float[Tensor, "*rest c"]:
-        """Same dtype as x."""
+        """Normalise x, and return the dtype of x."""
         normed = F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), self.bias.float(), self.eps)
         return normed.to(x.dtype)
 
 
 class SwiGLU(nn.Module):
-    """w2(silu(w1 x) · w3 x)."""
+    """The feed-forward w2(silu(w1 x) · w3 x)."""
 
     def __init__(self, width: int, hidden: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -74,26 +75,26 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(width, hidden, bias=False, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "*rest c"]) -> Float[Tensor, "*rest c"]:
-        """In the dtype of the weights."""
+        """Return the update of each token, in the dtype of the weights."""
         hidden: Tensor = F.silu(self.w1(x)) * self.w3(x)
         out: Tensor = self.w2(hidden)
         return out
 
 
 class PatchEmbedder(nn.Module):
-    """The values of a patch to a token: a convolution whose stride is its kernel."""
+    """The projection from the values of a patch to a token, stored as a convolution."""
 
     def __init__(self, channels: int, width: int, patch: Triple, dtype: torch.dtype) -> None:
         super().__init__()
         self.proj = nn.Conv3d(channels, width, patch, stride=patch, dtype=dtype)
 
     def forward(self, values: Float[Tensor, "b g m patch"]) -> Float[Tensor, "b g m c"]:
-        """Values in the order (channel, frame, row, column) within a patch."""
+        """Project values that are ordered (channel, frame, row, column) within a patch."""
         return F.linear(values.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoid of the timestep (0…1000), then a small MLP, in fp32."""
+    """The embedding of a timestep (0 to 1000): sinusoids, then a small MLP, in fp32."""
 
     def __init__(self, frequencies: int, width: int) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class TextEmbedder(nn.Module):
-    """Hidden states of the text encoder to the transformer's width."""
+    """The projection from hidden states of the text encoder to the width of the transformer."""
 
     def __init__(self, text_width: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -126,29 +127,29 @@ class TextEmbedder(nn.Module):
         )
 
     def forward(
-        self, text: Float[Tensor, "b l text"], mask: Bool[Tensor, "b l"] | None
+        self, text: Float[Tensor, "b l e"], mask: Bool[Tensor, "b l"] | None
     ) -> Float[Tensor, "b l c"]:
-        """Project all tokens; those that the mask leaves out become zero. No mask, no zeros."""
+        """Project all tokens, and set those that the mask excludes, if one is given, to zero."""
         projected: Tensor = self.y_proj(text.to(self.dtype))
         return projected if mask is None else projected.masked_fill(~mask[..., None], 0)
 
 
 class AdaLN(nn.Sequential):
-    """SiLU, Linear: so many vectors of modulation for each (batch, group), in fp32."""
+    """The adaptive modulation SiLU, Linear: `vectors` vectors for each sample and group, in fp32."""
 
     def __init__(self, embedding: int, width: int, vectors: int) -> None:
         super().__init__(nn.SiLU(), nn.Linear(embedding, vectors * width, dtype=torch.float32))
         self.vectors = vectors
 
     def forward(self, time: Float[Tensor, "b g t"]) -> tuple[Float[Tensor, "b g 1 c"], ...]:
-        """Shift, scale (and gate) for each part of a block."""
+        """Return shift, scale (and gate) for each part of a block."""
         for layer in self:
             time = layer(time)
         return time[:, :, None].chunk(self.vectors, dim=-1)
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a Linear to the values of each patch, in fp32."""
+    """The projection from tokens to the values of each patch, in fp32."""
 
     def __init__(self, embedding: int, width: int, out: int) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class FinalLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "b g m c"], time: Float[Tensor, "b g t"]
     ) -> Float[Tensor, "b g m patch"]:
-        """Values in the order (frame, row, column, channel) within a patch."""
+        """Return values that are ordered (frame, row, column, channel) within a patch."""
         shift, scale = self.adaLN_modulation(time)
         out: Tensor = self.linear(modulate(x, shift, scale))
         return out

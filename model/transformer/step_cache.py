@@ -1,9 +1,8 @@
-"""Steps that are computed in part: where the first block adds what it added before, so would the others.
+"""Skip most blocks at a step whose first block adds nearly what it added before (first-block cache).
 
-The first-block form of TeaCache (arXiv 2411.19108): an approximation, which a plan has to ask for.
-`model.pipeline` keeps one `StepCache` for each stage that may use it, `model.dit` shows it every step. A step
-that is computed whole needs nothing of the steps before, so a job that goes on from there takes the same way
-as one that never stopped. It does not know what a block computes.
+This is the first-block form of TeaCache (arXiv 2411.19108): an approximation, used only for a plan that asks
+for it. A step that runs all blocks depends on no earlier step, so a job that resumes there gives the same
+result as one that never stopped.
 """
 
 from collections.abc import Callable
@@ -14,51 +13,53 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.parallel.mesh import ContextParallel
+from model.parallel.sharding import gather
 
 
-class Whole(NamedTuple):
-    """What the blocks added in a step that was computed whole: the first one to the noise tokens alone."""
+class FullStep(NamedTuple):
+    """What the first block (to noise tokens) and the others added at a step that ran all blocks."""
 
-    first: Float[Tensor, "b noise filled c"]
-    others: Float[Tensor, "b g m c"]
+    first_update: Float[Tensor, "b noise_g filled_m c"]
+    others_update: Float[Tensor, "b g m c"]
 
 
 class StepCache:
-    """The last step that was computed whole, and whether a new one may take over what its blocks added.
+    """The last full step, and the decision to reuse what its later blocks added.
 
-    It may where the first block's share has changed by less than `threshold`: the sum of absolute
-    differences, over that of absolute values, of all noise tokens, for all texts and on all devices together.
-    To know that, the host waits for the device once in a step.
+    They are reused if the update of the first block has changed by less than `threshold`: the sum of absolute
+    differences, relative to the sum of absolute values, over all noise tokens, texts and ranks. To decide,
+    the host waits for the device once in a step.
     """
 
     def __init__(self, threshold: float, parallel: ContextParallel) -> None:
-        """`parallel` is everybody who works on the video, also where halves make one prediction each."""
+        """Make an empty cache. `parallel` is the whole group, also where guidance is split into branches."""
         self._threshold = threshold
         self._parallel = parallel
-        self._last: Whole | None = None
-        self.reused = False  # whether the latest step was computed in part
+        self._last: FullStep | None = None
+        self.reused = False  # whether the latest step skipped the later blocks
 
-    def others(
+    def run_or_reuse(
         self,
-        added: Float[Tensor, "b noise filled c"],
+        first_update: Float[Tensor, "b noise_g filled_m c"],
         x: Float[Tensor, "b g m c"],
-        compute: Callable[[Tensor], Tensor],
+        run_others: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "b g m c"]:
-        """The tokens after all blocks, given those after the first one (`x`); `compute` runs the others.
+        """Return the tokens after all blocks, given those after the first block (`x`).
 
-        `added` is what the first block added to the noise tokens that are here, without padding.
+        `first_update` is what the first block added to this rank's noise tokens, without padding.
+        `run_others` runs the later blocks.
         """
-        if self._last and self._is_near(added, self._last.first):
+        if self._last and self._is_near(first_update, self._last.first_update):
             self.reused = True
-            return x + self._last.others
+            return x + self._last.others_update
         self.reused = False
-        out = compute(x)
-        self._last = Whole(added, out - x)
+        out = run_others(x)
+        self._last = FullStep(first_update, out - x)
         return out
 
-    def _is_near(self, added: Tensor, before: Tensor) -> bool:
-        """The devices' sums are added in one order everywhere: all have the same bits, and decide alike."""
-        mine = torch.stack([part.abs().sum(dtype=torch.float32) for part in (added - before, before)])
-        sums = self._parallel.gather(mine[None, None, None], self._parallel.size).sum(2)
-        change, whole = sums.flatten().tolist()
-        return bool(change < self._threshold * whole)
+    def _is_near(self, update: Tensor, before: Tensor) -> bool:
+        """Compare two updates. All ranks add the same sums in the same order, so they decide alike."""
+        local = torch.stack([part.abs().sum(dtype=torch.float32) for part in (update - before, before)])
+        sums = gather(self._parallel, local[None, None, None], self._parallel.size).sum(2)
+        change, total = sums.flatten().tolist()
+        return bool(change < self._threshold * total)

@@ -1,8 +1,7 @@
-"""The rows of a clip's frames that are here, where several devices share a picture.
+"""Shard the rows of a clip's frames over the ranks of a group, for the convolutions of the VAE.
 
-`model.wan` convolves them: each device has an even share of the rows (the last ones padded), at every
-resolution of the network the same part of the picture, and asks its neighbours for the row next to its own.
-It does not know which convolution, or how many devices there are.
+Each rank has an even shard of the rows (the last ones padded): at every resolution of the network the same
+part of the picture. A convolution needs one row of each neighbour (halo).
 """
 
 from dataclasses import dataclass
@@ -11,59 +10,69 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.parallel.halo import halo_exchange
 from model.parallel.mesh import ContextParallel
+from model.parallel.sharding import gather, shard, shard_length
 
 
 @dataclass(frozen=True)
 class Rows:
-    """This device's rows of pictures that have `height` latent rows in all."""
+    """This rank's rows of pictures of `height` latent rows."""
 
     parallel: ContextParallel
     height: int
 
-    def share(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c own w"]:
-        """The rows that are here, of a whole picture: pixels or latents."""
-        return self.parallel.share(torch.unflatten(x, 2, (self.height, -1))).flatten(2, 3)
+    def shard(
+        self, x: Float[Tensor, "frames channels all_rows columns"]
+    ) -> Float[Tensor, "frames channels rows columns"]:
+        """Return this rank's rows of whole pictures, in pixels or latents."""
+        return shard(self.parallel, torch.unflatten(x, 2, (self.height, -1))).flatten(2, 3)
 
-    def gather(self, x: Float[Tensor, "n c own w"]) -> Float[Tensor, "n c h w"]:
-        """Whole pictures from the rows of all devices, on every device."""
-        return self.parallel.gather(x, self._in_all(x.shape[2]))
+    def gather(
+        self, x: Float[Tensor, "frames channels rows columns"]
+    ) -> Float[Tensor, "frames channels all_rows columns"]:
+        """Return whole pictures on every rank."""
+        return gather(self.parallel, x, self._num_rows(x.shape[2]))
 
-    def gather_tokens(self, x: Float[Tensor, "n 1 m c"], width: int) -> Float[Tensor, "n 1 hw c"]:
-        """The same of pictures laid out as tokens, row by row."""
-        return self.parallel.gather(x, self._in_all(x.shape[2] // width) * width)
+    def gather_tokens(
+        self, x: Float[Tensor, "frames 1 places channels"], width: int
+    ) -> Float[Tensor, "frames 1 all_places channels"]:
+        """Return whole pictures on every rank, of pictures whose places are listed row by row."""
+        return gather(self.parallel, x, self._num_rows(x.shape[2] // width) * width)
 
-    def framed(
-        self, x: Float[Tensor, "n c own w"], past: Float[Tensor, "k c rows columns"] | None = None
-    ) -> Float[Tensor, "all c rows columns"]:
-        """Pictures with one row and column more on each side, after those of the past.
+    def pad_with_halo(
+        self,
+        x: Float[Tensor, "frames channels rows columns"],
+        past: Float[Tensor, "past_frames channels padded_rows padded_columns"] | None = None,
+    ) -> Float[Tensor, "padded_frames channels padded_rows padded_columns"]:
+        """Return the past pictures, if any, followed by x with one row and column more on each side.
 
-        Around the picture there are zeros; between shares there is the neighbour's row. This is the one
-        copy that a convolution needs.
+        Outside the picture there are zeros, between shards the rows of the neighbours. This is the only copy
+        that a convolution needs.
         """
-        (n, c, own, w), k = x.shape, 0 if past is None else len(past)
-        sizes = (k + n, c, own + 2, w + 2)
-        out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_order(x))
+        (n, channels, rows, columns), num_past = x.shape, 0 if past is None else len(past)
+        sizes = (num_past + n, channels, rows + 2, columns + 2)
+        out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
         if past is not None:
-            out[:k] = past
-        new, filled = out[k:], self._filled(own)
-        new[..., :: w + 1] = 0
+            out[:num_past] = past
+        new, filled = out[num_past:], self._num_filled_rows(rows)
+        new[..., :: columns + 1] = 0
         new[:, :, 1 : 1 + filled, 1:-1] = x[:, :, :filled]
-        new[:, :, 1 + filled : 1 + own] = 0
-        new[:, :, 0], new[:, :, -1] = self.parallel.beside(new[:, :, 1], new[:, :, -2])
+        new[:, :, 1 + filled : 1 + rows] = 0
+        new[:, :, 0], new[:, :, -1] = halo_exchange(self.parallel, new[:, :, 1], new[:, :, -2])
         return out
 
-    def _in_all(self, own: int) -> int:
-        """Rows of the whole picture, where a share has so many."""
-        share, _ = self.parallel.portion(self.height)
-        return self.height * (own // share)
+    def _num_rows(self, rows: int) -> int:
+        """Return the rows of the whole picture at a resolution where a shard has `rows`."""
+        shard_size, _ = shard_length(self.parallel, self.height)
+        return self.height * (rows // shard_size)
 
-    def _filled(self, own: int) -> int:
-        """How many of these rows lie in the picture."""
-        share, filled = self.parallel.portion(self.height)
-        return filled * (own // share)
+    def _num_filled_rows(self, rows: int) -> int:
+        """Return how many of a shard's rows are not padding."""
+        shard_size, filled = shard_length(self.parallel, self.height)
+        return filled * (rows // shard_size)
 
 
-def _order(x: Tensor) -> torch.memory_format:
-    """How pictures lie in memory where convolutions are fastest: channels last on a GPU."""
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Return the layout in which convolutions are fastest: channels last on a GPU."""
     return torch.channels_last if x.is_cuda else torch.contiguous_format

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from jobs.capability import Capability
 from model.parallel.mesh import ContextParallel
-from model.pipeline.request import Event, Stepped
+from model.pipeline.events import Event, Stepped
 from tests.chaos.orders import POISON
 from tests.chaos.steps import StepLog
 from worker import rank

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
+from model.io.json_file import load_json
 from model.io.lora import read_lora
 from model.pipeline.pipeline import Pipeline
-from model.transformer.config import load_json
 from training import distil, latents, lora, quality, refine, text, transformer, trials, vae
 from training.checkpoint import LIMITS, load_dit
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from model.io.checkpoint import Weights, load_module, names_in
+from model.io.checkpoint import Weights, load_module, tensor_names
 from model.spec.errors import CheckpointError
 
 STEM = "weights"
@@ -161,7 +161,7 @@ def test_a_broken_index_is_named(folder, tensors, content):
 
 
 def test_names_are_read_without_the_tensors(folder, tensors):
-    assert sorted(names_in(folder / f"{STEM}.safetensors")) == sorted(tensors)
+    assert sorted(tensor_names(folder / f"{STEM}.safetensors")) == sorted(tensors)
 
 
 PARTS = [

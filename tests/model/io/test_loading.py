@@ -66,13 +66,13 @@ def test_what_is_wrong_in_one_shard_is_still_named(shards):
 
 
 def test_each_file_is_opened_once_to_read_it(shards, monkeypatch):
-    opened, seen = checkpoint.opened, []
+    open_safetensors, seen = checkpoint.open_safetensors, []
 
     def noted(path, device="cpu"):
         seen.append(path.name)
-        return opened(path, device)
+        return open_safetensors(path, device)
 
     weights = Weights(shards, STEM)
-    monkeypatch.setattr(checkpoint, "opened", noted)
+    monkeypatch.setattr(checkpoint, "open_safetensors", noted)
     load_module(layers, weights, CPU)
     assert sorted(seen) == [f"{STEM}-{i}.safetensors" for i in range(3)]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.io.checkpoint import Weights, load_module
-from model.io.lora import LoraError, LoraFile, Merged, read_lora
+from model.io.lora import LoraError, LoraFile, LoraMerger, read_lora
 from model.spec.errors import CheckpointError
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
@@ -50,7 +50,7 @@ class Case:
         self.dit = self.load(dtype)
         self.base.reads.clear()
         self.files = {name: read_lora(path, self.dit) for name, path in self.paths.items()}
-        self.merged = Merged(self.dit, self.base, self.files)
+        self.merged = LoraMerger(self.dit, self.base, self.files)
 
     def load(self, dtype: torch.dtype) -> Dit:
         config = load_dit_config(self.folder / "dit" / "config.json")
@@ -257,4 +257,4 @@ def test_the_rank_is_read_from_the_file(case: Case, rank: int) -> None:
         "final_layer.adaLN_modulation.1",
     ]
     assert [len(low_rank.ups) for low_rank in found.modules.values()] == [3, 3, 2]
-    Merged(case.dit, case.base, {"other": found}).switch("other")
+    LoraMerger(case.dit, case.base, {"other": found}).switch("other")

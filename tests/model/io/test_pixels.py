@@ -8,7 +8,7 @@ import torch
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
-from model.io.pixels import padded, resized, stretched, to_bytes, to_floats
+from model.io.pixels import padded, resized, stretched, to_floats, to_uint8
 from model.spec.geometry import Size
 
 
@@ -18,12 +18,12 @@ def noise(*shape: int) -> torch.Tensor:
 
 def test_bytes_survive_becoming_floats():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
-    assert torch.equal(to_bytes(to_floats(levels)), levels)
+    assert torch.equal(to_uint8(to_floats(levels)), levels)
 
 
 def test_levels_are_cut_not_rounded():
     almost = torch.full((1, 1, 1, 3), 200.9 / 255)
-    assert to_bytes(almost).flatten().tolist() == [200, 200, 200]
+    assert to_uint8(almost).flatten().tolist() == [200, 200, 200]
 
 
 @pytest.mark.parametrize("size", [Size(32, 48), Size(16, 80), Size(50, 70)])

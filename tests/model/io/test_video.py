@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.io.video import FilmWriter, read_clip, read_image
+from model.io.video import VideoWriter, read_clip, read_image
 from model.spec.errors import InputError
 from model.spec.geometry import Size
 
@@ -23,7 +23,7 @@ def gradient(num_frames: int, height: int = 64, width: int = 96) -> torch.Tensor
 
 
 def write(path, frames, fps=15):
-    with FilmWriter(path, Size(*frames.shape[1:3]), fps) as film:
+    with VideoWriter(path, Size(*frames.shape[1:3]), fps) as film:
         for chunk in frames.split(4):
             film.add(chunk)
     return film

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.parallel.mesh import ALONE, ContextParallel, join
-from model.pipeline.request import Frames, Latents, Request
+from model.parallel.broadcast import from_leader
+from model.parallel.mesh import SINGLE, ContextParallel, join
+from model.parallel.sharding import gather, shard
+from model.pipeline.events import Frames, Latents
+from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.schedule import standard
 from model.spec.errors import GroupError
-from model.spec.plan import Wish
-from model.spec.shapes import settle
+from model.spec.plan import GenerationParams
+from model.spec.shapes import resolve
 from model.vae.vae import Vae
 from tests.model.parity_cases import CPU, PARITY, load_dit, velocity
 
@@ -20,16 +23,16 @@ SIZES = [2, 3, 4]
 
 
 def request_of(pipeline, *prompts, **wish):
-    plan = settle(Wish(num_prompts=len(prompts), **wish), pipeline.limits)
+    plan = resolve(GenerationParams(num_prompts=len(prompts), **wish), pipeline.limits)
     return Request(plan=plan, prompts=prompts, seed=3)
 
 
 def test_alone_is_a_leader_that_changes_nothing():
     x = torch.randn(2, 3, 5, 4)
-    assert ALONE.is_leader
-    assert ALONE.share(x) is x
-    assert ALONE.gather(x, 5) is x
-    assert ALONE.from_leader(lambda: 7) == 7
+    assert SINGLE.is_leader
+    assert shard(SINGLE, x) is x
+    assert gather(SINGLE, x, 5) is x
+    assert from_leader(SINGLE, lambda: 7) == 7
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -95,7 +98,7 @@ def test_ranks_need_torchrun():
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_a_call_on_ranks_gives_what_one_device_gives(ranks, case, size):
-    alone, published = velocity(case, ALONE)
+    alone, published = velocity(case, SINGLE)
     for ours in ranks.run("velocity", size, case):
         torch.testing.assert_close(ours, alone, rtol=0, atol=2e-5)
         torch.testing.assert_close(ours, published, rtol=0, atol=2e-5)
@@ -108,7 +111,7 @@ def test_a_call_on_ranks_gives_what_one_device_gives(ranks, case, size):
 def test_compiled_parts_on_ranks_give_what_was_published(ranks, case, backend):
     """Traced as for the compiler in the plain suite, and all cases by its own kernels in the long one."""
     for ours in ranks.run("compiled_velocity", 2, case, backend):
-        torch.testing.assert_close(ours, velocity(case, ALONE)[1], rtol=0, atol=3e-5)
+        torch.testing.assert_close(ours, velocity(case, SINGLE)[1], rtol=0, atol=3e-5)
 
 
 def test_only_the_leader_loads_the_encoders(ranks, tiny_checkpoint):
@@ -139,7 +142,7 @@ def test_a_long_refined_video_is_the_same_on_any_number_of_ranks(ranks, size, ti
 
 @pytest.mark.parametrize("size", SIZES)
 def test_each_share_asks_its_neighbours_for_what_stands_beside_it(ranks, size):
-    answers = ranks.run("beside", size)
+    answers = ranks.run("halo_exchange", size)
     assert [above for above, _ in answers] == [0, *(2 * rank for rank in range(1, size))]
     assert [below for _, below in answers] == [*range(2, size + 1), 0]
 
@@ -171,7 +174,7 @@ def test_halves_of_a_group_share_guidance_and_send_less(ranks, size, cached, par
         guidance_scale=4.0,
         cache_condition=cached,
     )
-    *_, alone = denoise(dit, conditioning, ALONE)
+    *_, alone = denoise(dit, conditioning, SINGLE)
     split, together = (
         ranks.run("guided", size, parity_checkpoint, conditioning, way) for way in (True, False)
     )

@@ -1,4 +1,4 @@
-"""Whole jobs against `plain`, on another checkpoint than the parity data's."""
+"""FullStep jobs against `plain`, on another checkpoint than the parity data's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from model.pipeline.events import Frames, Latents
 from model.pipeline.pipeline import Pipeline
-from model.pipeline.request import Frames, Latents, Request
-from model.spec.geometry import Clip, Size, refine_frames
-from model.spec.shapes import Wish, settle
+from model.pipeline.request import Request
+from model.spec.geometry import Clip, Size, refine_layout
+from model.spec.shapes import GenerationParams, resolve
 from tests.model.plain.checkpoints import ATTENTION_AND_FFN, EVERYTHING, SMALL, write_dit, write_lora
-from tests.model.plain.pipelines import PlainPipeline, PlainRefinement, Result, Task, refine_layout
+from tests.model.plain.pipelines import PlainPipeline, PlainRefinement, Result, Task
+from tests.model.plain.pipelines import refine_layout as plain_refine_layout
 
 TABLES = {
     "buckets": {"480p": {"0.67": [32, 48], "1.00": [32, 32], "1.50": [48, 32]}},
@@ -99,7 +101,7 @@ def numpy(frames: Tensor | None) -> Any:
 
 
 def compare(
-    world: World, task: Task, wish: Wish, image: Tensor | None = None, video: Tensor | None = None
+    world: World, task: Task, wish: GenerationParams, image: Tensor | None = None, video: Tensor | None = None
 ) -> Result:
     """Settle the wish, run the task both ways, and hold the results side by side."""
     clip_of = None if video is None else Clip(video.shape[1], video.shape[2], len(video))
@@ -116,7 +118,7 @@ def compare(
         enhance_hf=task.enhance_hf,
         condition_cache=task.condition_cache,
     )
-    plan = settle(wish, world.pipeline.limits)
+    plan = resolve(wish, world.pipeline.limits)
     request = Request(
         plan,
         task.prompts,
@@ -150,59 +152,59 @@ DISTILLED = replace(TEXT, distilled=True, steps=2)
 
 
 def test_text_to_video(world: World) -> None:
-    compare(world, replace(TEXT, guidance=2.5), Wish(height=32, width=48))
+    compare(world, replace(TEXT, guidance=2.5), GenerationParams(height=32, width=48))
 
 
 def test_text_to_video_without_guidance(world: World) -> None:
-    compare(world, replace(TEXT, guidance=1.0, num_frames=1), Wish(height=48, width=32))
+    compare(world, replace(TEXT, guidance=1.0, num_frames=1), GenerationParams(height=48, width=32))
 
 
 def test_distilled_text_to_video(world: World) -> None:
-    compare(world, replace(DISTILLED, steps=7), Wish(height=32, width=48))
+    compare(world, replace(DISTILLED, steps=7), GenerationParams(height=32, width=48))
 
 
 def test_image_to_video(world: World) -> None:
-    compare(world, TEXT, Wish(), image=picture(70, 90))
+    compare(world, TEXT, GenerationParams(), image=picture(70, 90))
 
 
 def test_distilled_image_to_video(world: World) -> None:
-    compare(world, DISTILLED, Wish(), image=picture(96, 64))
+    compare(world, DISTILLED, GenerationParams(), image=picture(96, 64))
 
 
 @pytest.mark.parametrize("condition_cache", [True, False])
 @pytest.mark.parametrize("held", [1, 5])
 def test_continuation_from_the_end_of_a_clip(world: World, held: int, condition_cache: bool) -> None:
     task = replace(TEXT, condition_frames=held, condition_cache=condition_cache, enhance_hf=False)
-    compare(world, task, Wish(num_condition_frames=held), video=clip(11, 60, 100))
+    compare(world, task, GenerationParams(num_condition_frames=held), video=clip(11, 60, 100))
 
 
 def test_continuation_with_more_steps_at_low_noise(world: World) -> None:
     task = replace(TEXT, condition_frames=5, num_frames=13, guidance=1.5)
-    compare(world, task, Wish(num_condition_frames=5), video=clip(6, 64, 96))
+    compare(world, task, GenerationParams(num_condition_frames=5), video=clip(6, 64, 96))
 
 
 @pytest.mark.parametrize("condition_cache", [True, False])
 def test_distilled_continuation(world: World, condition_cache: bool) -> None:
     task = replace(DISTILLED, condition_frames=5, condition_cache=condition_cache)
-    compare(world, task, Wish(num_condition_frames=5), video=clip(9, 32, 48))
+    compare(world, task, GenerationParams(num_condition_frames=5), video=clip(9, 32, 48))
 
 
 def test_long_video_with_a_prompt_for_each_segment(world: World) -> None:
     task = replace(DISTILLED, prompts=("one", "two &amp; more", "three"), segments=3, condition_frames=5)
-    found = compare(world, task, Wish(num_condition_frames=5, height=32, width=48))
+    found = compare(world, task, GenerationParams(num_condition_frames=5, height=32, width=48))
     assert [len(part) for part in found.latents] == [1, 1, 1]
 
 
 def test_long_video_with_guidance_and_one_prompt(world: World) -> None:
     task = replace(TEXT, segments=2, condition_frames=1, num_frames=5, steps=2)
-    compare(world, task, Wish(num_segments=2, num_condition_frames=1, height=32, width=32))
+    compare(world, task, GenerationParams(num_segments=2, num_condition_frames=1, height=32, width=32))
 
 
 @pytest.mark.parametrize("start", ["image", "video"])
 def test_long_video_from_an_image_or_a_clip(world: World, start: str) -> None:
     task = replace(DISTILLED, segments=2, condition_frames=5)
     given = {"image": picture(64, 96)} if start == "image" else {"video": clip(7, 64, 96)}
-    compare(world, task, Wish(task="long_video", num_segments=2, num_condition_frames=5), **given)
+    compare(world, task, GenerationParams(task="long_video", num_segments=2, num_condition_frames=5), **given)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,9 @@ def test_long_video_refined_segment_by_segment(
     world: World, start: str, doubles: bool, eight_bits: bool
 ) -> None:
     task = replace(DISTILLED, segments=2, condition_frames=5, eight_bits=eight_bits)
-    wish = Wish(task="long_video", num_segments=2, num_condition_frames=5, refine=True, t_thresh=0.3)
+    wish = GenerationParams(
+        task="long_video", num_segments=2, num_condition_frames=5, refine=True, t_thresh=0.3
+    )
     image = picture(64, 96) if start == "image" else None
     if start == "text":
         wish = replace(wish, height=32, width=48)
@@ -239,7 +243,7 @@ def test_refinement(world: World, frames: int, held: int | str, doubles: bool) -
     image = picture(50, 50) if held == "image" else None
     condition = clip(9, 100, 150, seed=2) if isinstance(held, int) and held else None
     k = 1 if held == "image" else int(held)
-    wish = Wish(
+    wish = GenerationParams(
         task="refine",
         video=Clip(40, 60, frames),
         image=None if image is None else Size(50, 50),
@@ -248,7 +252,7 @@ def test_refinement(world: World, frames: int, held: int | str, doubles: bool) -
         num_inference_steps=4,
         spatial_refine_only=not doubles,
     )
-    plan = settle(wish, world.pipeline.limits)
+    plan = resolve(wish, world.pipeline.limits)
     stage = plan.refinement
     assert stage
     request = Request(plan, ("a wave",), 6, image=image, video=video, condition_video=condition)
@@ -268,7 +272,7 @@ def test_refinement(world: World, frames: int, held: int | str, doubles: bool) -
 def test_refined_frames_lie_as_the_loops_say_for_any_length() -> None:
     for wanted in range(1, 200):
         for held in range(min(wanted, 40)):
-            lie = refine_frames(wanted, held)
-            back = lie.padded_frames - lie.front_padding - wanted
-            found = (lie.condition_latents, lie.front_padding, lie.noise_latents, back)
-            assert found == refine_layout(wanted, held), (wanted, held)
+            layout = refine_layout(wanted, held)
+            back = layout.padded_frames - layout.front_padding - wanted
+            found = (layout.condition_latents, layout.front_padding, layout.noise_latents, back)
+            assert found == plain_refine_layout(wanted, held), (wanted, held)

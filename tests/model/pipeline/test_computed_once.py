@@ -8,14 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.parallel.broadcast import from_leader
 from model.parallel.mesh import ContextParallel
+from model.pipeline.events import Latents
 from model.pipeline.pipeline import Pipeline
-from model.pipeline.request import Latents, Request
+from model.pipeline.request import Request
 from model.pipeline.state import State
-from model.pipeline.text_cache import Reading
-from model.spec.plan import Wish
-from model.spec.shapes import settle
-from model.transformer import token_layout as tokens
+from model.pipeline.text_cache import TextKVCache
+from model.spec.plan import GenerationParams
+from model.spec.shapes import resolve
+from model.transformer import token_layout
 
 
 @pytest.fixture
@@ -24,7 +26,11 @@ def pipeline(tiny_checkpoint) -> Pipeline:
 
 
 def request_of(pipeline, **wish) -> Request:
-    return Request(settle(Wish(num_frames=9, num_inference_steps=1, **wish), pipeline.limits), ("a",), seed=5)
+    return Request(
+        resolve(GenerationParams(num_frames=9, num_inference_steps=1, **wish), pipeline.limits),
+        ("a",),
+        seed=5,
+    )
 
 
 def counting(calls, function, key):
@@ -39,7 +45,9 @@ def test_texts_are_read_once_and_shapes_laid_out_once(pipeline, monkeypatch):
     """Five segments of two shapes in two jobs, with two prompts."""
     encoder = pipeline.encoders.text
     shapes, prompts = Counter(), Counter()
-    monkeypatch.setattr(tokens, "angles_3d", counting(shapes, tokens.angles_3d, lambda *shape: shape))
+    monkeypatch.setattr(
+        token_layout, "angles_3d", counting(shapes, token_layout.angles_3d, lambda *shape: shape)
+    )
     monkeypatch.setattr(encoder, "_compute", counting(prompts, encoder._compute, lambda prompt: prompt))
     next(event for event in pipeline.generate(request_of(pipeline)) if isinstance(event, Latents))
     for _ in pipeline.generate(request_of(pipeline, num_segments=4, num_condition_frames=5)):
@@ -60,8 +68,8 @@ class TestReading:
     @pytest.fixture
     def read(self, pipeline):
         """Reads under a LoRA."""
-        reading = Reading()
-        return lambda lora, text: reading.under(lora)(pipeline.dit, *text)
+        reading = TextKVCache()
+        return lambda lora, text: reading.for_lora(lora)(pipeline.dit, *text)
 
     @pytest.fixture
     def text(self, pipeline):
@@ -95,9 +103,9 @@ def test_what_the_leader_made_is_brought_onto_the_device(pipeline):
     """Alone as in a group: schedules and random numbers are made on the CPU."""
     elsewhere = ContextParallel(torch.device("meta"))
     request, state, encoders = request_of(pipeline), State.begin(1), pipeline.encoders
-    begun = elsewhere.from_leader(lambda: encoders.begin(request, state, None))
+    begun = from_leader(elsewhere, lambda: encoders.stage_inputs(request, state, None))
     state = replace(state, latents=begun.noise, clean=begun.noise[:, :, :0])
-    made = elsewhere.from_leader(lambda: encoders.condition(request, state))
+    made = from_leader(elsewhere, lambda: encoders.conditioning(request, state))
     tensors = [x for x in (*vars(begun).values(), *vars(made).values()) if isinstance(x, torch.Tensor)]
     assert len(tensors) == 8
     assert {x.device.type for x in tensors} == {"meta"}

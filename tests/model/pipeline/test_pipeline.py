@@ -1,4 +1,4 @@
-"""Whole jobs: as published, resumable anywhere, and with a footing that does not grow."""
+"""FullStep jobs: as published, resumable anywhere, and with a footing that does not grow."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.pipeline.conditioning import frames_of_refinement
+from model.pipeline.conditioning import refine_layout_of
+from model.pipeline.events import Encoded, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.pipeline import Pipeline
-from model.pipeline.request import Encoded, Frames, Latents, Request, SegmentDone, Stepped
+from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.spec.errors import InputError
-from model.spec.plan import Wish
-from model.spec.shapes import settle
+from model.spec.plan import GenerationParams
+from model.spec.shapes import resolve
 from tests.model.parity_cases import PARITY, clip_of, expected_latents, request_for, size_of
 
 QUICK = ["t2v", "t2v_prompt_cleaning", "t2v_distill"]
@@ -71,14 +72,16 @@ def test_a_job_gives_the_published_frames(parity_pipeline):
 @pytest.fixture(scope="module")
 def request_of(tiny_pipeline):
     def make(*prompts, seed=5, image=None, video=None, condition_video=None, **wish):
-        said = Wish(
+        said = GenerationParams(
             num_prompts=len(prompts),
             image=size_of(image),
             video=clip_of(video),
             condition_video=clip_of(condition_video),
             **{"num_inference_steps": 2, **wish},
         )
-        return Request(settle(said, tiny_pipeline.limits), prompts, seed, None, image, video, condition_video)
+        return Request(
+            resolve(said, tiny_pipeline.limits), prompts, seed, None, image, video, condition_video
+        )
 
     return make
 
@@ -170,9 +173,11 @@ def test_refined_segments_join_without_repeats(tiny_pipeline, request_of):
     refined = [e.latents for e in events if isinstance(e, Latents) and e.stage == "refine"]
     parts = []
     for segment, latents in enumerate(refined):
-        lie = frames_of_refinement(request.plan, segment)
-        decoded = torch.cat(list(vae_frames(tiny_pipeline, latents)))[lie.front_padding :][: lie.num_frames]
-        parts.append(decoded[lie.num_held if segment else 0 :])
+        layout = refine_layout_of(request.plan, segment)
+        decoded = torch.cat(list(vae_frames(tiny_pipeline, latents)))[layout.front_padding :][
+            : layout.num_frames
+        ]
+        parts.append(decoded[layout.num_held if segment else 0 :])
     assert torch.equal(frames_of(events), (torch.cat(parts) * 255).to(torch.uint8))
 
 

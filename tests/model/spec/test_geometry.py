@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.spec.geometry import Size, frames_of_latents, latent_frames, nearest_bucket, refine_frames, windows
+from model.spec.geometry import Size, frames_of_latents, latent_frames, nearest_bucket, refine_layout, windows
 from model.spec.limits import Limits
 from tests.model.parity_cases import PARITY
 
@@ -48,22 +48,22 @@ def test_the_first_of_equally_near_buckets_is_taken():
     ],
 )
 def test_refined_clips_lie_as_published(num_frames, held, condition, front, noise, padded, latents):
-    lie = refine_frames(num_frames, held)
-    assert (lie.condition_latents, lie.front_padding, lie.noise_latents) == (condition, front, noise)
-    assert (lie.padded_frames, lie.latent_frames) == (padded, latents)
+    layout = refine_layout(num_frames, held)
+    assert (layout.condition_latents, layout.front_padding, layout.noise_latents) == (condition, front, noise)
+    assert (layout.padded_frames, layout.latent_frames) == (padded, latents)
 
 
 @given(num_frames=st.integers(1, 400), data=st.data())
 def test_no_refined_frame_is_lost_and_bricks_are_whole(num_frames, data):
     held = data.draw(st.integers(0, num_frames - 1))
-    lie = refine_frames(num_frames, held)
-    assert lie.condition_latents % 4 == lie.noise_latents % 4 == 0
-    assert lie.noise_latents > 0
-    assert latent_frames(lie.padded_frames) == lie.latent_frames
-    assert lie.front_padding + num_frames <= frames_of_latents(lie.latent_frames)
-    assert lie.front_padding + num_frames <= lie.padded_frames
+    layout = refine_layout(num_frames, held)
+    assert layout.condition_latents % 4 == layout.noise_latents % 4 == 0
+    assert layout.noise_latents > 0
+    assert latent_frames(layout.padded_frames) == layout.latent_frames
+    assert layout.front_padding + num_frames <= frames_of_latents(layout.latent_frames)
+    assert layout.front_padding + num_frames <= layout.padded_frames
     if held:
-        assert lie.front_padding + held == frames_of_latents(lie.condition_latents)
+        assert layout.front_padding + held == frames_of_latents(layout.condition_latents)
 
 
 @given(first=st.integers(0, 60), count=st.integers(0, 60))

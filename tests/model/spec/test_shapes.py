@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from model.pipeline.conditioning import frames_of_refinement
+from model.pipeline.conditioning import refine_layout_of
 from model.spec.geometry import SIDE_MULTIPLE, Clip, Size, latent_frames
 from model.spec.limits import Limits
-from model.spec.plan import Illegal, Plan, Wish
-from model.spec.shapes import settle
+from model.spec.plan import GenerationParams, InvalidParams, Plan
+from model.spec.shapes import resolve
 
 RELEASED = Limits.from_json({})
 IMAGE, CLIP = Size(600, 800), Clip(600, 800, 40)
@@ -20,8 +20,8 @@ BRICK_PIXELS = 64  # a brick's four tokens of sixteen pixels
 
 
 def refused(field: str, **wish) -> str:
-    with pytest.raises(Illegal) as caught:
-        settle(Wish(**wish), RELEASED)
+    with pytest.raises(InvalidParams) as caught:
+        resolve(GenerationParams(**wish), RELEASED)
     assert caught.value.field == field
     return caught.value.rule
 
@@ -35,7 +35,7 @@ def maybe(strategy):
 
 
 wishes = st.builds(
-    Wish,
+    GenerationParams,
     task=maybe(
         st.sampled_from(["text_to_video", "image_to_video", "video_continuation", "long_video", "refine"])
     ),
@@ -58,18 +58,18 @@ wishes = st.builds(
 )
 
 
-def refusal(wish: Wish) -> Illegal | None:
+def refusal(wish: GenerationParams) -> InvalidParams | None:
     try:
-        settle(wish, RELEASED)
-    except Illegal as illegal:
+        resolve(wish, RELEASED)
+    except InvalidParams as illegal:
         return illegal
     return None
 
 
-def settled(wish: Wish) -> Plan:
+def settled(wish: GenerationParams) -> Plan:
     try:
-        return settle(wish, RELEASED)
-    except Illegal:
+        return resolve(wish, RELEASED)
+    except InvalidParams:
         assume(condition=False)
         raise
 
@@ -78,12 +78,12 @@ def settled(wish: Wish) -> Plan:
 def test_every_refusal_names_a_field_of_the_wish(wish):
     illegal = refusal(wish)
     if illegal:
-        assert illegal.field in {field.name for field in dataclasses.fields(Wish)} | {"prompts"}
+        assert illegal.field in {field.name for field in dataclasses.fields(GenerationParams)} | {"prompts"}
         assert illegal.rule
 
 
 def legal_wishes():
-    """Wishes that mostly settle: one of the ways to begin, with a few things asked for beside it."""
+    """Wishes that mostly resolve: one of the ways to begin, with a few things asked for beside it."""
     starts = st.sampled_from(
         [
             {},
@@ -100,7 +100,7 @@ def legal_wishes():
         [{}, {"refine": True}, {"refine": True, "spatial_refine_only": True}, {"distilled": True}]
     )
     return st.tuples(starts, frames, held, stages).map(
-        lambda parts: Wish(**{k: v for p in parts for k, v in p.items()})
+        lambda parts: GenerationParams(**{k: v for p in parts for k, v in p.items()})
     )
 
 
@@ -113,7 +113,7 @@ def refine_wishes():
 
     def wish(video, hold, held, spatial):
         counts = {"num_condition_frames": held} if "condition_video" in hold else {}
-        return Wish(task="refine", video=video, spatial_refine_only=spatial, **hold, **counts)
+        return GenerationParams(task="refine", video=video, spatial_refine_only=spatial, **hold, **counts)
 
     return st.builds(wish, clip, hold, held, st.booleans())
 
@@ -134,11 +134,11 @@ def test_an_accepted_wish_has_a_shape_that_works(wish):
     if plan.refinement:
         assert plan.refinement.height % BRICK_PIXELS == plan.refinement.width % BRICK_PIXELS == 0
         for segment in range(min(plan.num_segments, 2)):
-            lie = frames_of_refinement(plan, segment)
-            assert lie.condition_latents % 4 == lie.noise_latents % 4 == 0
-            assert lie.noise_latents > 0
-            assert lie.num_held < lie.num_frames
-            assert latent_frames(lie.padded_frames) == lie.latent_frames
+            layout = refine_layout_of(plan, segment)
+            assert layout.condition_latents % 4 == layout.noise_latents % 4 == 0
+            assert layout.noise_latents > 0
+            assert layout.num_held < layout.num_frames
+            assert latent_frames(layout.padded_frames) == layout.latent_frames
 
 
 @given(legal_wishes())
@@ -151,26 +151,26 @@ def test_segments_add_up_to_the_finished_video(wish):
 
 
 def test_nothing_said_is_the_released_default():
-    plan = settle(Wish(), RELEASED)
+    plan = resolve(GenerationParams(), RELEASED)
     assert (plan.task, plan.height, plan.width) == ("text_to_video", 480, 832)
     assert (plan.num_frames, plan.num_inference_steps, plan.guidance_scale, plan.fps) == (93, 50, 4.0, 15)
     assert plan.refinement is None
 
 
 def test_distilled_defaults():
-    plan = settle(Wish(distilled=True, video=CLIP), RELEASED)
+    plan = resolve(GenerationParams(distilled=True, video=CLIP), RELEASED)
     assert (plan.num_inference_steps, plan.guidance_scale, plan.enhance_hf) == (16, 1.0, False)
 
 
 def test_continuation_defaults():
-    plan = settle(Wish(video=CLIP), RELEASED)
+    plan = resolve(GenerationParams(video=CLIP), RELEASED)
     assert (plan.task, plan.num_condition_frames) == ("video_continuation", 13)
     assert plan.condition_cache
     assert plan.enhance_hf
 
 
 def test_refined_defaults():
-    plan = settle(Wish(refine=True), RELEASED)
+    plan = resolve(GenerationParams(refine=True), RELEASED)
     assert plan.refinement is not None
     assert (plan.refinement.t_thresh, plan.refinement.num_inference_steps) == (0.5, 50)
     assert (plan.output_size, plan.output_fps, plan.output_frames) == ((704, 1280), 30, 186)
@@ -178,11 +178,11 @@ def test_refined_defaults():
 
 def test_tasks_are_told_by_their_inputs():
     wishes = {
-        "image_to_video": Wish(image=IMAGE),
-        "video_continuation": Wish(video=CLIP),
-        "long_video": Wish(num_prompts=2),
+        "image_to_video": GenerationParams(image=IMAGE),
+        "video_continuation": GenerationParams(video=CLIP),
+        "long_video": GenerationParams(num_prompts=2),
     }
-    assert {task: settle(wish, RELEASED).task for task, wish in wishes.items()} == {
+    assert {task: resolve(wish, RELEASED).task for task, wish in wishes.items()} == {
         task: task for task in wishes
     }
 
@@ -231,16 +231,19 @@ def test_what_is_not_legal_is_refused_by_name(field, wish):
 
 
 def test_a_users_shape_picks_the_bucket():
-    assert settle(Wish(image=Size(1000, 500)), RELEASED).output_size == (896, 448)
-    assert settle(Wish(image=Size(1000, 500), resolution="720p"), RELEASED).output_size == (1344, 672)
+    assert resolve(GenerationParams(image=Size(1000, 500)), RELEASED).output_size == (896, 448)
+    assert resolve(GenerationParams(image=Size(1000, 500), resolution="720p"), RELEASED).output_size == (
+        1344,
+        672,
+    )
 
 
 def test_where_a_checkpoint_knows_some_sizes_only_others_are_refused():
     tables = {"480p": {"0.67": [64, 96]}, "720p": {"0.67": [64, 96], "1.00": [96, 96]}}
     limits = Limits.from_json({"buckets": tables, "only_buckets": True})
-    assert settle(Wish(height=96, width=96), limits).output_size == (96, 96)
-    with pytest.raises(Illegal, match="must be one of 64×96, 96×96") as caught:
-        settle(Wish(height=96, width=64), limits)
+    assert resolve(GenerationParams(height=96, width=96), limits).output_size == (96, 96)
+    with pytest.raises(InvalidParams, match="must be one of 64×96, 96×96") as caught:
+        resolve(GenerationParams(height=96, width=64), limits)
     assert caught.value.field == "height"
 
 
@@ -255,8 +258,8 @@ def test_limits_that_mean_nothing_are_refused(document):
 
 
 def test_a_balanced_video_needs_guidance_and_many_steps_of_its_own():
-    assert settle(Wish(), RELEASED).step_cache is None
-    assert settle(Wish(step_cache=0.1, refine=True), RELEASED).step_cache == 0.1
+    assert resolve(GenerationParams(), RELEASED).step_cache is None
+    assert resolve(GenerationParams(step_cache=0.1, refine=True), RELEASED).step_cache == 0.1
     assert "guidance_scale" in refused("quality", step_cache=0.1, guidance_scale=1.0)
     assert "guidance_scale" in refused("quality", step_cache=0.1, distilled=True)
     assert "exact" in refused("quality", step_cache=0.1, task="refine", video=CLIP)

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from model.parallel.mesh import ALONE
+from model.parallel.mesh import SINGLE
 from model.spec.limits import load_limits
-from model.spec.shapes import Wish, settle
+from model.spec.shapes import GenerationParams, resolve
 from model.tiny import _randomise
 from model.transformer.compile import fuse, warm
 from model.transformer.config import DitConfig
 from model.transformer.dit import Cache, Dit
 from model.transformer.fp8 import to_fp8
 from model.transformer.step_cache import StepCache
-from model.transformer.token_layout import Window, lay_out
+from model.transformer.token_layout import Window, build_layout
 from tests.model.parity_cases import PARITY
 
 SMALL = DitConfig(
@@ -38,8 +38,9 @@ SMALL = DitConfig(
     adaln_tembed_dim=32,
     frequency_embedding_size=32,
 )
-PLAN = settle(
-    Wish(height=64, width=96, num_frames=9), replace(load_limits(PARITY / "checkpoint"), min_side=16)
+PLAN = resolve(
+    GenerationParams(height=64, width=96, num_frames=9),
+    replace(load_limits(PARITY / "checkpoint"), min_side=16),
 )
 SHAPES = {
     "text": Window(3, 8, 12),
@@ -68,7 +69,7 @@ def case(dtype: torch.dtype, backend: str, shapes: dict[str, Window]) -> dict[st
         fuse(dit, "on")
     found = {name: velocity(dit, window) for name, window in shapes.items()}
     graphs = counters["stats"]["unique_graphs"]
-    warm(dit, PLAN, 5, ALONE)
+    warm(dit, PLAN, 5, SINGLE)
     return {
         "differences": {name: apart(found[name], plain[name]) for name in shapes},
         "graphs": graphs,
@@ -83,7 +84,7 @@ def approximated(backend: str) -> dict[str, float]:
     plain = velocity(dit, window)
     with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
         fuse(dit, "on")
-    steps = StepCache(0.5, ALONE)
+    steps = StepCache(0.5, SINGLE)
     found = {
         "whole": apart(velocity(dit, window, steps), plain),
         "in part": apart(velocity(dit, window, steps), plain),
@@ -104,8 +105,8 @@ def velocity(dit: Dit, window: Window, steps: StepCache | None = None) -> Tensor
     draw = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 16, *window[:3], generator=draw)
     clean = torch.randn(1, 16, 1, *window[1:3], generator=draw)
-    text = dit.read(torch.randn(1, 5, 16, generator=draw), torch.tensor([[1, 1, 1, 0, 0]]))
-    layout = lay_out(SMALL, window, False, ALONE)
+    text = dit.text_kv(torch.randn(1, 5, 16, generator=draw), torch.tensor([[1, 1, 1, 0, 0]]))
+    layout = build_layout(SMALL, window, False, SINGLE)
     timesteps = torch.full((1, window.num_frames), 500.0)
     return dit(latents, timesteps, layout, text, past(dit, window, clean), steps)
 
@@ -113,7 +114,7 @@ def velocity(dit: Dit, window: Window, steps: StepCache | None = None) -> Tensor
 def past(dit: Dit, window: Window, clean: Tensor) -> Cache | None:
     if not window.first:
         return None
-    return dit.remember(clean, lay_out(SMALL, Window(1, *window[1:3]), False, ALONE))
+    return dit.condition_kv(clean, build_layout(SMALL, Window(1, *window[1:3]), False, SINGLE))
 
 
 def apart(found: Tensor, expected: Tensor) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from model.transformer import attention
-from model.transformer.attention import KERNELS, TextKeysValues, attend, attend_to_text
+from model.transformer.attention import KERNELS, TextKV, attend, attend_to_text
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -51,7 +51,7 @@ def test_tokens_attend_to_the_text_that_is_not_masked(masked):
     k, v = by_token(2, 2, 5, 8), by_token(2, 2, 5, 8)
     mask = torch.tensor([1, 1, 1, 0, 0]).bool().expand(2, 1, 1, 5) if masked else None
     expected = softmax_attention(q.flatten(1, 2).transpose(1, 2), k, v, mask)
-    out = attend_to_text(q, TextKeysValues(k, v, mask))
+    out = attend_to_text(q, TextKV(k, v, mask))
     assert out.shape == q.shape
     torch.testing.assert_close(out.flatten(1, 2).transpose(1, 2), expected)
 

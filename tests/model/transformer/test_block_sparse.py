@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.transformer import block_sparse
-from model.transformer.block_sparse import attend_plainly, block_sparse_attention
-from model.transformer.block_sparse_bricks import Bricks, Chosen, Region, choose, pool, to_bricks
+from model.transformer.block_sparse import block_sparse_attention, reference_attention
+from model.transformer.block_sparse_bricks import (
+    Bricks,
+    Region,
+    Selection,
+    mean_pool,
+    select_bricks,
+    to_bricks,
+)
 from tests.model.plain.attention import PlainBricks, attend_in_bricks
 from tests.model.transformer.block_sparse_cases import QKV, changed
 
@@ -123,9 +130,9 @@ def test_the_order_lists_each_brick_in_one_run() -> None:
 def test_key_order_differs_only_where_the_chunks_do() -> None:
     tokens = torch.arange(32.0)[None, None, :, None]
     same = Bricks((2, 4, 4), (1, 2, 2), (1, 2, 2), sparsity=0.5)
-    assert same.in_key_order(tokens) is tokens
+    assert same.to_key_order(tokens) is tokens
     other = replace(same, chunk_k=(2, 2, 4))
-    as_keys = other.in_key_order(tokens[:, :, order(other)]).flatten()
+    as_keys = other.to_key_order(tokens[:, :, order(other)]).flatten()
     assert torch.equal(as_keys.long(), order(replace(other, chunk_q=other.chunk_k)))
 
 
@@ -135,7 +142,7 @@ def test_key_order_differs_only_where_the_chunks_do() -> None:
 )
 def test_sparsity_counts_in_python_floats(sparsity: float, num_frames: int, expected: int) -> None:
     bricks = Bricks((num_frames, 44, 80), (4, 4, 4), (4, 4, 4), sparsity=sparsity)
-    assert [region.least for region in bricks.regions()] == [expected]
+    assert [region.min_kept for region in bricks.regions()] == [expected]
 
 
 def test_condition_queries_count_from_condition_bricks() -> None:
@@ -162,7 +169,9 @@ def test_the_threshold_leaves_the_crossing_brick_out(threshold: float, expected:
     q = torch.tensor([[4.0, 0, 0, 0]])
     k = torch.zeros(4, 4)
     k[:, 0] = probabilities.log() * 4**0.5 / 4
-    chosen = choose(q, k, Region(slice(0, 1), 4, 1), replace(CUBES, sparsity=None, cdf_threshold=threshold))
+    chosen = select_bricks(
+        q, k, Region(slice(0, 1), 4, 1), replace(CUBES, sparsity=None, cdf_threshold=threshold)
+    )
     assert chosen.counts is not None
     assert chosen.counts.tolist() == [expected]
     assert chosen.bricks[0, :2].tolist() == [1, 3]
@@ -171,8 +180,8 @@ def test_the_threshold_leaves_the_crossing_brick_out(threshold: float, expected:
 def test_the_larger_of_both_counts_is_kept() -> None:
     q, k = torch.randn(5, 8), torch.randn(7, 8)
     rules = replace(CUBES, cdf_threshold=0.5)
-    counts = choose(q, k, Region(slice(0, 5), 7, 3), rules).counts
-    alone = choose(q, k, Region(slice(0, 5), 7, 1), rules).counts
+    counts = select_bricks(q, k, Region(slice(0, 5), 7, 3), rules).counts
+    alone = select_bricks(q, k, Region(slice(0, 5), 7, 1), rules).counts
     assert counts is not None
     assert alone is not None
     assert torch.equal(counts, alone.clamp(min=3))
@@ -181,7 +190,7 @@ def test_the_larger_of_both_counts_is_kept() -> None:
 def test_low_precision_is_pooled_in_fp32() -> None:
     x = torch.full((1, 1, 8, 1), 256.0, dtype=torch.bfloat16)
     x[0, 0, 0] = 258
-    pooled = pool(x, (2, 2, 2))
+    pooled = mean_pool(x, (2, 2, 2))
     assert pooled.dtype == torch.float32
     assert pooled.item() == 256.25
 
@@ -198,22 +207,24 @@ def test_low_precision_comes_out_as_it_went_in() -> None:
 def test_tokens_need_not_be_contiguous() -> None:
     tokens = random_tokens(CUBES)
     strided = changed(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), tokens)
-    assert torch.equal(attend_plainly(*strided, bricks=CUBES), attend_plainly(*tokens, bricks=CUBES))
+    assert torch.equal(
+        reference_attention(*strided, bricks=CUBES), reference_attention(*tokens, bricks=CUBES)
+    )
 
 
 def test_few_keys_are_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = random_tokens(CUBES)
-    expected = attend_plainly(*tokens, bricks=CUBES)
+    expected = reference_attention(*tokens, bricks=CUBES)
     copied = []
     gathered = block_sparse._attend_gathered
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, chosen: Chosen) -> Tensor:
+    def watched(q: Tensor, k: Tensor, v: Tensor, chosen: Selection) -> Tensor:
         copied.append(chosen.bricks.numel() * k[0].numel())
         return gathered(q, k, v, chosen)
 
     monkeypatch.setattr(block_sparse, "_attend_gathered", watched)
     monkeypatch.setattr(block_sparse, "GATHERED_ELEMENTS", 600)
-    torch.testing.assert_close(attend_plainly(*tokens, bricks=CUBES), expected)
+    torch.testing.assert_close(reference_attention(*tokens, bricks=CUBES), expected)
     assert max(copied) <= 600
     assert len(copied) > 4
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.transformer.block_sparse import attend_plainly, block_sparse_attention
+from model.transformer.block_sparse import block_sparse_attention, reference_attention
 from model.transformer.block_sparse_bricks import Bricks
 from tests.model.transformer.block_sparse_cases import CASES, CUBE, QKV, Case, changed
 
@@ -65,7 +65,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_the_interpreted_kernel_computes_the_definition(interpreted: dict[str, Tensor], name: str) -> None:
     case = CASES[name]
-    expected = attend_plainly(*case.tokens(), bricks=case.bricks)
+    expected = reference_attention(*case.tokens(), bricks=case.bricks)
     atol = 2e-3 if case.dtype == torch.float16 else 2e-6
     torch.testing.assert_close(interpreted[name], expected, atol=atol, rtol=0)
 
@@ -82,7 +82,7 @@ def test_the_kernel_compiles_for_hopper_with_tensor_cores_and_tiles_fetched_ahea
 def test_the_kernel_computes_the_definition_on_a_gpu(dtype: torch.dtype) -> None:
     for name, case in CASES.items():
         tokens = changed(Tensor.cuda, case._replace(dtype=dtype).tokens())
-        expected = attend_plainly(*changed(Tensor.double, tokens), bricks=case.bricks)
+        expected = reference_attention(*changed(Tensor.double, tokens), bricks=case.bricks)
         away = (_kernel(tokens, case.bricks) - expected).abs().max()
         assert away <= (2e-5 if dtype == torch.float32 else 2e-2), name
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.parallel.mesh import ALONE
+from model.parallel.mesh import SINGLE
 from model.transformer.compile import MAX_SHAPES, fuse
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
-from model.transformer.token_layout import Window, lay_out
+from model.transformer.token_layout import Window, build_layout
 
 SMALL = DitConfig(hidden_size=24, num_heads=2, depth=2, caption_channels=8, adaln_tembed_dim=16)
 ROUNDING = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -37,7 +37,7 @@ def compiled(folder: Path, backend: str):
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
-    assert "runs as it stands" not in finished.stderr
+    assert "is not compiled" not in finished.stderr
     return json.loads(out.read_text())
 
 
@@ -52,8 +52,8 @@ def dit():
 
 def velocity(dit: Dit):
     window = Window(2, 4, 4)
-    text = dit.read(torch.ones(1, 3, 8), torch.ones(1, 3, dtype=torch.long))
-    layout = lay_out(SMALL, window, False, ALONE)
+    text = dit.text_kv(torch.ones(1, 3, 8), torch.ones(1, 3, dtype=torch.long))
+    layout = build_layout(SMALL, window, False, SINGLE)
     return dit(torch.ones(1, 16, *window[:3]), torch.full((1, 2), 500.0), layout, text)
 
 
@@ -89,14 +89,17 @@ def test_kernels_of_the_compiler_give_the_plain_result(tmp_path: Path, dtype: st
 @pytest.mark.parametrize("wanted", ["auto", "off"])
 def test_on_a_cpu_nothing_is_compiled_unless_asked_for(dit, wanted):
     assert not fuse(dit, wanted)
-    assert not any("before" in vars(block) for block in dit.blocks)
+    assert not any("before_attention" in vars(block) for block in dit.blocks)
 
 
 def test_asked_for_it_is_compiled_anywhere_for_many_shapes(dit):
     with torch._dynamo.config.patch(recompile_limit=8):
         assert fuse(dit, "on")
         assert torch._dynamo.config.recompile_limit == MAX_SHAPES
-    assert all({"before", "between", "after"} <= set(vars(block)) for block in dit.blocks)
+    assert all(
+        {"before_attention", "between_attentions", "after_attentions"} <= set(vars(block))
+        for block in dit.blocks
+    )
 
 
 def test_without_a_compiler_the_plain_code_runs_and_a_line_says_so(dit, monkeypatch, caplog):
@@ -114,7 +117,7 @@ def test_without_a_compiler_the_plain_code_runs_and_a_line_says_so(dit, monkeypa
         assert torch.equal(velocity(dit), expected)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == PARTS  # once for each part and shape, not for each block and step
-    assert all("runs as it stands" in line and "no gcc" in line for line in lines)
+    assert all("is not compiled" in line and "no gcc" in line for line in lines)
 
 
 def test_an_error_of_the_part_itself_is_raised(dit, monkeypatch):

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from model.io.json_file import load_json
+from model.pipeline.schedule import load_shift
 from model.spec.errors import CheckpointError
-from model.transformer.config import BrickConfig, DitConfig, load_dit_config, load_json, load_shift
+from model.transformer.config import BrickConfig, DitConfig, load_dit_config
 
 RELEASED = {
     "_class_name": "LongCatVideoTransformer3DModel",

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from model.io.checkpoint import Weights, load_module
-from model.io.lora import Merged, read_lora
-from model.parallel.mesh import ALONE
+from model.io.lora import LoraMerger, read_lora
+from model.parallel.mesh import SINGLE
 from model.transformer.config import Triple, load_dit_config
 from model.transformer.dit import Dit
-from model.transformer.token_layout import Window, lay_out
+from model.transformer.token_layout import Window, build_layout
 from tests.model.plain.checkpoints import ATTENTION_AND_FFN, EVERYTHING, SMALL, write_dit, write_lora
 from tests.model.plain.transformer import PlainTransformer, load_transformer
 
@@ -54,14 +54,14 @@ class Call:
 
 def ours(call: Call, dit: Dit) -> Tensor:
     latents, timesteps, text, mask = call.inputs()
-    read = dit.read(text, mask)
+    read = dit.text_kv(text, mask)
     if not call.remembered:
         window = Window(call.frames, *call.sides, num_condition=call.clean)
-        return dit(latents, timesteps, lay_out(dit.config, window, call.sparse, ALONE), read)
+        return dit(latents, timesteps, build_layout(dit.config, window, call.sparse, SINGLE), read)
     before = Window(call.clean, *call.sides)
-    past = dit.remember(latents[:1, :, : call.clean], lay_out(dit.config, before, False, ALONE))
+    past = dit.condition_kv(latents[:1, :, : call.clean], build_layout(dit.config, before, False, SINGLE))
     window = Window(call.frames - call.clean, *call.sides, first=call.clean)
-    layout = lay_out(dit.config, window, False, ALONE)
+    layout = build_layout(dit.config, window, False, SINGLE)
     return dit(latents[:, :, call.clean :], timesteps[:, call.clean :], layout, read, past)
 
 
@@ -126,10 +126,10 @@ def test_frames_of_one_call_may_have_their_own_timesteps(tmp_path: Path) -> None
     latents, _, text, mask = call.inputs()
     timesteps = torch.tensor([[0.0, 12.5, 999.0], [430.1, 430.1, 3.0]])
     dit = load(tmp_path)[0]
-    layout = lay_out(dit.config, Window(call.frames, *call.sides), False, ALONE)
+    layout = build_layout(dit.config, Window(call.frames, *call.sides), False, SINGLE)
     expected = load_transformer(tmp_path)(latents, timesteps, text, mask)
     torch.testing.assert_close(
-        dit(latents, timesteps, layout, dit.read(text, mask)).double(), expected, atol=1e-4, rtol=0
+        dit(latents, timesteps, layout, dit.text_kv(text, mask)).double(), expected, atol=1e-4, rtol=0
     )
 
 
@@ -145,7 +145,7 @@ def test_merged_lora_predicts_what_the_unmerged_one_does(
     write_lora(tmp_path / "lora.safetensors", SMALL, modules, rank=rank, scale=0.3)
     dit, weights = load(tmp_path)
     before = ours(call, dit)
-    Merged(dit, weights, {"it": read_lora(tmp_path / "lora.safetensors", dit)}).switch("it")
+    LoraMerger(dit, weights, {"it": read_lora(tmp_path / "lora.safetensors", dit)}).switch("it")
     plain = load_transformer(tmp_path).with_lora(tmp_path / "lora.safetensors")
     after = ours(call, dit)
     torch.testing.assert_close(after.double(), plainly(call, plain), atol=1e-4, rtol=0)

@@ -7,15 +7,23 @@ import torch
 from torch import nn
 
 from model.io.checkpoint import Weights, load_module
-from model.io.lora import Merged, read_lora
-from model.parallel.mesh import ALONE
+from model.io.lora import LoraMerger, read_lora
+from model.parallel.mesh import SINGLE
 from model.spec.errors import DeviceError
 from model.tiny import _randomise
 from model.transformer import fp8
 from model.transformer.config import DitConfig, load_dit_config
 from model.transformer.dit import Dit
-from model.transformer.fp8 import LARGE, LARGEST, Fp8Linear, fused_product, plain_product, quantised, to_fp8
-from model.transformer.token_layout import Window, lay_out
+from model.transformer.fp8 import (
+    LARGE,
+    LARGEST,
+    Fp8Linear,
+    fused_product,
+    quantise_rows,
+    reference_product,
+    to_fp8,
+)
+from model.transformer.token_layout import Window, build_layout
 from tests.model.plain import checkpoints
 from tests.model.plain.checkpoints import ATTENTION_AND_FFN, write_dit, write_lora
 
@@ -54,21 +62,21 @@ def bound(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
 def test_values_are_off_by_half_a_step_of_e4m3_at_most(size):
     x = size * torch.randn(64, 128) * torch.logspace(-3, 3, 64)[:, None]
-    rows, scale = quantised(x)
+    rows, scale = quantise_rows(x)
     assert rows.dtype == torch.float8_e4m3fn
     assert ((rows.float() * scale - x).abs() <= bound(x)).all()
     assert (rows.float().abs().amax(-1) == LARGEST).all()
 
 
 def test_a_row_of_zeros_stays_one():
-    rows, scale = quantised(torch.zeros(2, 16))
+    rows, scale = quantise_rows(torch.zeros(2, 16))
     assert rows.float().eq(0).all()
     assert scale.isfinite().all()
 
 
 def test_products_are_off_by_what_their_factors_are():
     x, weight = torch.randn(32, 96), torch.randn(48, 96)
-    found = plain_product(*quantised(x), *quantised(weight))
+    found = reference_product(*quantise_rows(x), *quantise_rows(weight))
     exact = x.double() @ weight.double().t()
     off_x, off_weight = bound(x).double(), bound(weight).double()
     most = off_x @ weight.abs().double().t() + (x.abs() + off_x).double() @ off_weight.t()
@@ -77,8 +85,8 @@ def test_products_are_off_by_what_their_factors_are():
 
 
 def test_the_kernel_gives_what_the_definition_gives_in_bf16():
-    x, weight = quantised(torch.randn(32, 96)), quantised(torch.randn(48, 96))
-    found, plain = fused_product(*x, *weight), plain_product(*x, *weight)
+    x, weight = quantise_rows(torch.randn(32, 96)), quantise_rows(torch.randn(48, 96))
+    found, plain = fused_product(*x, *weight), reference_product(*x, *weight)
     assert found.dtype == torch.bfloat16
     assert ((found.float() - plain).abs() <= BF16_STEP * plain.abs() + 1e-4).all()
 
@@ -105,9 +113,9 @@ def test_the_large_matrices_of_all_blocks_but_the_first_and_last_are_quantised()
 def velocity(dit: Dit) -> torch.Tensor:
     draw = torch.Generator().manual_seed(1)
     window = Window(2, 8, 12)
-    text = dit.read(torch.randn(1, 5, 16, generator=draw), torch.ones(1, 5, dtype=torch.long))
+    text = dit.text_kv(torch.randn(1, 5, 16, generator=draw), torch.ones(1, 5, dtype=torch.long))
     latents = torch.randn(1, 16, *window[:3], generator=draw)
-    return dit(latents, torch.full((1, 2), 500.0), lay_out(SMALL, window, False, ALONE), text)
+    return dit(latents, torch.full((1, 2), 500.0), build_layout(SMALL, window, False, SINGLE), text)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -123,7 +131,7 @@ def test_a_device_without_such_products_is_refused_before_anything_is_changed(mo
     def no_kernel(*_):
         raise RuntimeError("needs compute capability 8.9")
 
-    monkeypatch.setattr(fp8, "plain_product", no_kernel)
+    monkeypatch.setattr(fp8, "reference_product", no_kernel)
     dit = random_dit()
     with pytest.raises(DeviceError, match=r"cpu cannot multiply in fp8: needs compute capability"):
         to_fp8(dit)
@@ -140,8 +148,8 @@ def test_loras_are_merged_before_weights_are_quantised_and_leave_nothing_behind(
     config = load_dit_config(tmp_path / "dit" / "config.json")
     first, other, base = (load_module(lambda: Dit(config, dtype), weights, CPU) for _ in range(3))
 
-    def merged(dit: Dit) -> Merged:
-        return Merged(dit, weights, {"lora": read_lora(path, dit)})
+    def merged(dit: Dit) -> LoraMerger:
+        return LoraMerger(dit, weights, {"lora": read_lora(path, dit)})
 
     merged(first).switch("lora")
     for dit in (first, other, base):

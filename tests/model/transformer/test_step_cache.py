@@ -7,15 +7,16 @@ import dataclasses
 import pytest
 import torch
 
-from model.parallel.mesh import ALONE, ContextParallel
-from model.pipeline.request import Frames, Latents, Request, Stepped
+from model.parallel.mesh import SINGLE, ContextParallel
+from model.pipeline.events import Frames, Latents, Stepped
+from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.schedule import standard
 from model.pipeline.state import State
-from model.spec.plan import Wish
-from model.spec.shapes import settle
+from model.spec.plan import GenerationParams
+from model.spec.shapes import resolve
 from model.transformer.step_cache import StepCache
-from model.transformer.token_layout import Window, lay_out
+from model.transformer.token_layout import Window, build_layout
 from tests.model.parity_cases import load_dit
 
 THRESHOLD = 0.4  # random weights change much from step to step
@@ -23,7 +24,7 @@ THRESHOLD = 0.4  # random weights change much from step to step
 
 def request_of(pipeline, **wish) -> Request:
     said = {"num_frames": 5, "num_inference_steps": 8, "step_cache": THRESHOLD, **wish}
-    return Request(settle(Wish(**said), pipeline.limits), ("a cat",), seed=5)
+    return Request(resolve(GenerationParams(**said), pipeline.limits), ("a cat",), seed=5)
 
 
 def exactly(request: Request) -> Request:
@@ -64,37 +65,37 @@ class Blocks:
 
 @pytest.mark.parametrize(("change", "runs"), [(0.0, 1), (0.09, 1), (0.11, 2), (-0.11, 2), (float("nan"), 2)])
 def test_the_others_are_run_where_the_first_block_does_something_else(change, runs):
-    steps, blocks = StepCache(0.1, ALONE), Blocks(7.0)
+    steps, blocks = StepCache(0.1, SINGLE), Blocks(7.0)
     added, x = torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
-    steps.others(added, x, blocks)
+    steps.run_or_reuse(added, x, blocks)
     assert not steps.reused
-    out = steps.others(added * (1 + change), x + 1, blocks)
+    out = steps.run_or_reuse(added * (1 + change), x + 1, blocks)
     assert (blocks.runs, steps.reused) == (runs, runs == 1)
     assert torch.equal(out, x + 8)
 
 
 def test_small_changes_add_up_since_the_last_whole_step():
-    steps, blocks = StepCache(0.1, ALONE), Blocks(1.0)
+    steps, blocks = StepCache(0.1, SINGLE), Blocks(1.0)
     x = torch.zeros(1, 1, 1, 4)
     for number in range(9):
-        steps.others(torch.full_like(x, 1 + 0.04 * number), x, blocks)
+        steps.run_or_reuse(torch.full_like(x, 1 + 0.04 * number), x, blocks)
     assert blocks.runs == 3  # at 1, 1.12 and 1.24
 
 
 def test_a_step_before_which_nothing_moved_is_not_near():
-    steps, blocks = StepCache(0.1, ALONE), Blocks(1.0)
+    steps, blocks = StepCache(0.1, SINGLE), Blocks(1.0)
     x = torch.zeros(1, 1, 1, 4)
     for _ in range(2):
-        steps.others(x, x, blocks)
+        steps.run_or_reuse(x, x, blocks)
     assert blocks.runs == 2
 
 
 def test_condition_frames_and_padding_do_not_count(parity_checkpoint):
     config = load_dit(parity_checkpoint).config
     window = Window(3, 6, 10, num_condition=1)
-    layout, whole = lay_out(config, window, False, ALONE), torch.randn(1, 3, 15, 8)
+    layout, whole = build_layout(config, window, False, SINGLE), torch.randn(1, 3, 15, 8)
     shares = [
-        dataclasses.replace(layout, parallel=ContextParallel(size=4, rank=number)).of_noise(share)
+        dataclasses.replace(layout, parallel=ContextParallel(size=4, rank=number)).noise_tokens(share)
         for number, share in enumerate(torch.nn.functional.pad(whole, (0, 0, 0, 1)).chunk(4, dim=2))
     ]
     assert torch.equal(torch.cat(shares, dim=2), whole[:, 1:])
@@ -119,9 +120,9 @@ def conditioning_of(dit, cached: bool) -> Conditioning:
 def test_steps_that_are_all_computed_whole_are_bit_for_bit_those_without_a_cache(parity_checkpoint, cached):
     dit = load_dit(parity_checkpoint)
     conditioning = conditioning_of(dit, cached)
-    steps = StepCache(1e-6, ALONE)
-    ours = list(denoise(dit, conditioning, ALONE, lay_out, steps))
-    assert all(torch.equal(*pair) for pair in zip(ours, denoise(dit, conditioning, ALONE), strict=True))
+    steps = StepCache(1e-6, SINGLE)
+    ours = list(denoise(dit, conditioning, SINGLE, build_layout, steps))
+    assert all(torch.equal(*pair) for pair in zip(ours, denoise(dit, conditioning, SINGLE), strict=True))
 
 
 def test_where_every_later_step_is_near_the_blocks_after_the_first_are_run_once(parity_checkpoint):
@@ -129,7 +130,7 @@ def test_where_every_later_step_is_near_the_blocks_after_the_first_are_run_once(
     runs = [0, 0]
     for number, block in enumerate(dit.blocks):
         block.register_forward_hook(lambda *_, number=number: runs.__setitem__(number, runs[number] + 1))
-    list(denoise(dit, conditioning_of(dit, cached=False), ALONE, lay_out, StepCache(1e6, ALONE)))
+    list(denoise(dit, conditioning_of(dit, cached=False), SINGLE, build_layout, StepCache(1e6, SINGLE)))
     assert runs == [8, 1]
 
 
@@ -173,5 +174,5 @@ def test_refinement_is_never_computed_in_part(tiny_pipeline, stage):
     request = request_of(tiny_pipeline, refine=True)
     zeros = torch.zeros(1, 16, 4, 4, 4)
     state = dataclasses.replace(State.begin(0), stage=stage, latents=zeros, clean=zeros[:, :, :0])
-    threshold = tiny_pipeline.encoders.condition(request, state).step_cache
+    threshold = tiny_pipeline.encoders.conditioning(request, state).step_cache
     assert threshold == (THRESHOLD if stage == "denoise" else None)

@@ -93,9 +93,9 @@ def test_several_latent_frames_take_one_pass(vae, monkeypatch):
 
     def counted(decoder, chunk, stream):
         passes.append(len(chunk))
-        return wan.decoded(decoder, chunk, stream)
+        return wan.decode_chunk(decoder, chunk, stream)
 
-    monkeypatch.setattr("model.vae.vae.decoded", counted)
+    monkeypatch.setattr("model.vae.vae.decode_chunk", counted)
     whole = torch.cat(list(vae.decode(latents)))
     assert passes == [1, LATENTS_AT_A_TIME, LATENTS_AT_A_TIME, 1]
     monkeypatch.setattr("model.vae.vae.LATENTS_AT_A_TIME", 1)
@@ -128,11 +128,11 @@ def test_the_way_on_a_gpu_gives_what_the_way_on_a_cpu_gives(tiny_checkpoint, vae
 
     def on_gpu(conv, x):
         orders.append(x.is_contiguous(memory_format=torch.channels_last))
-        return wan._at_once(conv, x)
+        return wan._conv3d(conv, x)
 
-    monkeypatch.setattr(wan, "_tap_by_tap", on_gpu)
-    monkeypatch.setattr(wan, "_norm_step_by_step", wan._norm_in_one_kernel)
-    monkeypatch.setattr("model.vae.rows._order", lambda _: torch.channels_last)
+    monkeypatch.setattr(wan, "_conv2d_per_frame", on_gpu)
+    monkeypatch.setattr(wan, "_norm_by_steps", wan._fused_norm)
+    monkeypatch.setattr("model.vae.rows._memory_format", lambda _: torch.channels_last)
     put_channels_last(other._vae)
     torch.testing.assert_close(torch.cat(list(other.decode(latents))), decoded, rtol=0, atol=1e-5)
     torch.testing.assert_close(
