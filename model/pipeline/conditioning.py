@@ -31,7 +31,7 @@ Latents = Float[Tensor, "1 z _ h w"]
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What a stage begins with, before the VAE. Frames are floats in [0, 1].
+    """The noise and frames that a stage begins with, before the VAE. Frames are floats in [0, 1].
 
     Attributes:
         noise: noise for all latents of the stage.

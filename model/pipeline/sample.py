@@ -1,6 +1,6 @@
 """Denoise: the one loop, with the one Euler update, for every task.
 
-What the tasks differ in is in a `Conditioning`: which frames are clean, which schedule, which attention.
+Tasks differ only in their `Conditioning`: which frames are clean, which schedule, which attention.
 """
 
 from collections.abc import Callable, Iterator

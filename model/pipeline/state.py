@@ -17,7 +17,7 @@ Stage = Literal["denoise", "refine"]
 
 @dataclass(frozen=True)
 class State:
-    """What a job needs to resume, in addition to its request.
+    """The state of a job: with its request, all that is needed to resume.
 
     Attributes:
         segment: the segment that is being generated.

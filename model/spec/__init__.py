@@ -1,1 +1,1 @@
-"""What can be requested of a checkpoint. Needs no torch."""
+"""The parameters of a request, the limits of a checkpoint and the resolved plan. Needs no torch."""

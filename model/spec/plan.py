@@ -21,7 +21,7 @@ class InvalidParams(ValueError):
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """What a client may set. None means the default of the checkpoint."""
+    """The parameters that a client may set. None means the default of the checkpoint."""
 
     task: Task | None = None
     num_prompts: int = 1

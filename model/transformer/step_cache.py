@@ -17,7 +17,7 @@ from model.parallel.sharding import gather
 
 
 class FullStep(NamedTuple):
-    """What the first block (to noise tokens) and the others added at a step that ran all blocks."""
+    """The updates of the first block (noise tokens alone) and of the others at a step that ran all."""
 
     first_update: Float[Tensor, "b noise_g filled_m c"]
     others_update: Float[Tensor, "b g m c"]

@@ -1,4 +1,4 @@
-"""What the rank processes can be asked for; each function is given its share in the work first."""
+"""What the rank processes can be asked for; each function gets its `ContextParallel` first."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def place(parallel: ContextParallel) -> tuple[int, int, bool]:
 def there_and_back(
     parallel: ContextParallel, tensors: list[torch.Tensor]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """FullStep tensors shared out, traded for heads, traded back and gathered."""
+    """Shard tensors, exchange tokens for heads and back, and gather."""
     length, groups_of_frames = tensors[0].shape[2], tensors[0].shape[1]
-    of_heads = tokens_to_heads(parallel, [shard(parallel, x) for x in tensors], length)
-    back = heads_to_tokens(parallel, of_heads[0], groups_of_frames)
-    return of_heads, gather(parallel, back.flatten(3), length)
+    by_heads = tokens_to_heads(parallel, [shard(parallel, x) for x in tensors], length)
+    back = heads_to_tokens(parallel, by_heads[0], groups_of_frames)
+    return by_heads, gather(parallel, back.flatten(3), length)
 
 
 def from_leader(parallel: ContextParallel, conditioning: Conditioning) -> dict[str, object]:
@@ -124,7 +124,7 @@ def pictures(
 
 
 def halo_exchange(parallel: ContextParallel) -> tuple[float, float]:
-    """What stands beside the number of this rank (the first counts as 1), twice as much at its end."""
+    """Rows around this rank, whose first row is its number (from 1) and whose last is twice that."""
     first = torch.tensor([parallel.rank + 1.0])
     above, below = halo.halo_exchange(parallel, first, 2 * first)
     return float(above), float(below)

@@ -144,7 +144,7 @@ def test_the_active_file_is_not_merged_again(case: Case) -> None:
     assert case.base.reads == []
 
 
-def test_a_switch_that_broke_off_can_be_made_good(case: Case) -> None:
+def test_failed_switch_can_be_repeated(case: Case) -> None:
     base = case.weights()
     hidden = case.paths["distilled"].rename(case.folder / "elsewhere")
     case.merged.switch("refinement")

@@ -1,4 +1,4 @@
-"""Any number of ranks gives what one gives, and every rank has what it should have."""
+"""Any number of ranks gives the result of a single one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def request_of(pipeline, *prompts, **wish):
     return Request(plan=plan, prompts=prompts, seed=3)
 
 
-def test_alone_is_a_leader_that_changes_nothing():
+def test_single_rank_is_leader_and_returns_inputs_unchanged():
     x = torch.randn(2, 3, 5, 4)
     assert SINGLE.is_leader
     assert shard(SINGLE, x) is x
@@ -36,23 +36,23 @@ def test_alone_is_a_leader_that_changes_nothing():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_each_rank_knows_its_place(ranks, size):
+def test_ranks_are_numbered_and_rank_0_is_leader(ranks, size):
     assert ranks.run("place", size) == [(size, rank, rank == 0) for rank in range(size)]
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("length", [12, 13, 5, 1])
-def test_tokens_are_traded_for_heads_and_back(ranks, size, length):
+def test_ulysses_exchanges_round_trip(ranks, size, length):
     tensors = [torch.randn(2, 3, length, 12, 4) for _ in range(3)]
     answers = ranks.run("there_and_back", size, tensors)
     for i, x in enumerate(tensors):
-        whole = torch.cat([of_heads[i] for of_heads, _ in answers], dim=1)
+        whole = torch.cat([by_heads[i] for by_heads, _ in answers], dim=1)
         assert torch.equal(whole, x.flatten(1, 2).transpose(1, 2))
     for _, back in answers:
         assert torch.equal(back, tensors[0].flatten(3))
 
 
-def test_every_rank_gets_what_the_leader_built(ranks):
+def test_from_leader_returns_the_leaders_value_on_every_rank(ranks):
     conditioning = Conditioning(
         start=torch.randn(1, 16, 2, 4, 4),
         clean=torch.randn(1, 16, 0, 4, 4),
@@ -72,11 +72,11 @@ def test_every_rank_gets_what_the_leader_built(ranks):
                 assert received[name] == value
 
 
-def test_an_error_of_the_leader_is_raised_on_every_rank(ranks):
+def test_model_error_of_the_leader_is_raised_on_every_rank(ranks):
     assert ranks.run("failing_leader", 3) == ["vae: is missing"] * 3
 
 
-def test_no_rank_waits_for_a_leader_that_alone_has_no_memory_left(ranks):
+def test_other_error_of_the_leader_is_raised_elsewhere_as_leader_error(ranks):
     assert ranks.run("exhausted_leader", 3) == [
         ("MemoryError: no room", "well again"),
         ("LeaderError: MemoryError: no room", "well again"),
@@ -84,20 +84,20 @@ def test_no_rank_waits_for_a_leader_that_alone_has_no_memory_left(ranks):
     ]
 
 
-def test_ranks_must_divide_the_heads():
+def test_heads_that_do_not_divide_among_ranks_are_refused():
     ContextParallel(size=2).check_heads(4)
     with pytest.raises(GroupError, match="3 ranks cannot share 4 attention heads"):
         ContextParallel(size=3).check_heads(4)
 
 
-def test_ranks_need_torchrun():
+def test_join_without_torchrun_is_refused_for_several_ranks():
     with pytest.raises(GroupError, match="torchrun"):
         join("cpu", size=2, timeout_s=1.0)
 
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_a_call_on_ranks_gives_what_one_device_gives(ranks, case, size):
+def test_forward_on_ranks_equals_forward_on_one_device(ranks, case, size):
     alone, published = velocity(case, SINGLE)
     for ours in ranks.run("velocity", size, case):
         torch.testing.assert_close(ours, alone, rtol=0, atol=2e-5)
@@ -108,18 +108,18 @@ def test_a_call_on_ranks_gives_what_one_device_gives(ranks, case, size):
     ("case", "backend"),
     [("i2v", "aot_eager"), *(pytest.param(case, "inductor", marks=pytest.mark.soak) for case in CASES)],
 )
-def test_compiled_parts_on_ranks_give_what_was_published(ranks, case, backend):
+def test_compiled_forward_on_ranks_equals_the_published_one(ranks, case, backend):
     """Traced as for the compiler in the plain suite, and all cases by its own kernels in the long one."""
     for ours in ranks.run("compiled_velocity", 2, case, backend):
         torch.testing.assert_close(ours, velocity(case, SINGLE)[1], rtol=0, atol=3e-5)
 
 
-def test_only_the_leader_loads_the_encoders(ranks, tiny_checkpoint):
+def test_only_the_leader_loads_the_text_encoder(ranks, tiny_checkpoint):
     assert ranks.run("encoders_here", 3, tiny_checkpoint) == [True, False, False]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_long_refined_video_is_the_same_on_any_number_of_ranks(ranks, size, tiny_checkpoint, tiny_pipeline):
+def test_long_refined_video_is_equal_on_any_number_of_ranks(ranks, size, tiny_checkpoint, tiny_pipeline):
     request = request_of(
         tiny_pipeline,
         "a cat",
@@ -141,14 +141,14 @@ def test_a_long_refined_video_is_the_same_on_any_number_of_ranks(ranks, size, ti
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_each_share_asks_its_neighbours_for_what_stands_beside_it(ranks, size):
+def test_halo_exchange_returns_the_rows_of_the_neighbours(ranks, size):
     answers = ranks.run("halo_exchange", size)
     assert [above for above, _ in answers] == [0, *(2 * rank for rank in range(1, size))]
     assert [below for _, below in answers] == [*range(2, size + 1), 0]
 
 
 @pytest.mark.parametrize(("size", "height"), [(2, 7), (3, 8), (4, 2)])
-def test_all_ranks_encode_and_decode_as_one_does(ranks, size, height, parity_checkpoint):
+def test_vae_on_ranks_equals_vae_on_one_device(ranks, size, height, parity_checkpoint):
     """Two latent rows leave some ranks without any of their own."""
     latents, frames = torch.randn(1, 16, 6, height, 6), torch.rand(9, 8 * height, 48, 3)
     vae = Vae.load(parity_checkpoint, CPU, torch.float32)
@@ -161,7 +161,7 @@ def test_all_ranks_encode_and_decode_as_one_does(ranks, size, height, parity_che
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("cached", [False, True])
-def test_halves_of_a_group_share_guidance_and_send_less(ranks, size, cached, parity_checkpoint):
+def test_split_guidance_is_exact_and_sends_less(ranks, size, cached, parity_checkpoint):
     dit = load_dit(parity_checkpoint)
     timesteps, sigmas = standard(2, 12.0)
     conditioning = Conditioning(

@@ -1,4 +1,4 @@
-"""FullStep jobs against `plain`, on another checkpoint than the parity data's."""
+"""Whole jobs against `plain`, on another checkpoint than the parity data's."""
 
 from __future__ import annotations
 

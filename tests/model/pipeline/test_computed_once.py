@@ -41,7 +41,7 @@ def counting(calls, function, key):
     return counted
 
 
-def test_texts_are_read_once_and_shapes_laid_out_once(pipeline, monkeypatch):
+def test_prompts_are_encoded_once_and_layouts_built_once(pipeline, monkeypatch):
     """Five segments of two shapes in two jobs, with two prompts."""
     encoder = pipeline.encoders.text
     shapes, prompts = Counter(), Counter()
@@ -64,12 +64,12 @@ def test_a_prompt_is_projected_once_for_all_segments_of_a_job(pipeline):
     assert projected["times"] == 1
 
 
-class TestReading:
+class TestTextKVCache:
     @pytest.fixture
-    def read(self, pipeline):
-        """Reads under a LoRA."""
-        reading = TextKVCache()
-        return lambda lora, text: reading.for_lora(lora)(pipeline.dit, *text)
+    def project(self, pipeline):
+        """Project a text while a LoRA is merged."""
+        cache = TextKVCache()
+        return lambda lora, text: cache.for_lora(lora)(pipeline.dit, *text)
 
     @pytest.fixture
     def text(self, pipeline):
@@ -80,26 +80,26 @@ class TestReading:
 
         return text
 
-    def test_the_same_text_is_read_once_however_it_came(self, read, text):
-        assert read(None, text()) is read(None, text())
+    def test_equal_texts_are_projected_once(self, project, text):
+        assert project(None, text()) is project(None, text())
 
     @pytest.mark.parametrize("other", [{"value": 2.0}, {"present": 3}])
-    def test_another_text_takes_its_place(self, read, text, other):
-        first, second, again, third = (read(None, text(**kind)) for kind in ({}, other, other, {}))
+    def test_another_text_replaces_the_entry(self, project, text, other):
+        first, second, again, third = (project(None, text(**kind)) for kind in ({}, other, other, {}))
         assert second is again
         assert second is not first is not third
 
-    def test_another_number_of_texts_is_another_text(self, read, text):
+    def test_more_texts_are_another_entry(self, project, text):
         two = tuple(torch.cat([part, part]) for part in text())
-        assert read(None, text()) is not read(None, two)
+        assert project(None, text()) is not project(None, two)
 
-    def test_each_lora_has_keys_and_values_of_its_own(self, read, text):
-        plain, few_steps = read(None, text()), read("a", text())
+    def test_each_lora_has_its_own_entry(self, project, text):
+        plain, few_steps = project(None, text()), project("a", text())
         assert plain is not few_steps
-        assert (read(None, text()) is plain, read("a", text()) is few_steps) == (True, True)
+        assert (project(None, text()) is plain, project("a", text()) is few_steps) == (True, True)
 
 
-def test_what_the_leader_made_is_brought_onto_the_device(pipeline):
+def test_tensors_of_the_leader_are_moved_to_the_device(pipeline):
     """Alone as in a group: schedules and random numbers are made on the CPU."""
     elsewhere = ContextParallel(torch.device("meta"))
     request, state, encoders = request_of(pipeline), State.begin(1), pipeline.encoders

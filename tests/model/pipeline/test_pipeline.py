@@ -1,4 +1,4 @@
-"""FullStep jobs: as published, resumable anywhere, and with a footing that does not grow."""
+"""Whole jobs: equal to the published ones, resumable after any step, and with constant memory."""
 
 from __future__ import annotations
 

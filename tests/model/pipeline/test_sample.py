@@ -54,13 +54,13 @@ def run(dit, conditioning: Conditioning) -> list[torch.Tensor]:
     return list(denoise(dit, conditioning, SINGLE))
 
 
-def test_there_is_a_result_for_each_step(dit, conditioning):
+def test_each_step_yields_latents(dit, conditioning):
     steps = run(dit, conditioning)
     assert [x.shape for x in steps] == [conditioning.start.shape] * STEPS
     assert all(x.dtype == torch.float32 for x in steps)
 
 
-def test_what_was_given_and_yielded_is_never_written_to(dit, conditioning):
+def test_inputs_and_yielded_latents_are_never_modified(dit, conditioning):
     kept = {name: x.clone() for name, x in vars(conditioning).items() if isinstance(x, torch.Tensor)}
     loop = denoise(dit, conditioning, SINGLE)
     first = next(loop)
@@ -70,14 +70,14 @@ def test_what_was_given_and_yielded_is_never_written_to(dit, conditioning):
     assert all(torch.equal(getattr(conditioning, name), x) for name, x in kept.items())
 
 
-def test_a_later_first_step_goes_on_as_if_never_stopped(dit, conditioning):
+def test_resumed_loop_equals_uninterrupted_loop(dit, conditioning):
     steps = run(dit, conditioning)
     resumed = run(dit, dataclasses.replace(conditioning, start=steps[0], first_step=1))
     assert len(resumed) == STEPS - 1
     assert torch.equal(resumed[-1], steps[-1])
 
 
-def test_no_step_left_gives_nothing(dit, conditioning):
+def test_no_remaining_steps_yield_nothing(dit, conditioning):
     assert run(dit, dataclasses.replace(conditioning, first_step=STEPS)) == []
 
 
@@ -93,7 +93,7 @@ def test_with_guidance_condition_frames_count_unless_cached(dit, conditioning):
     assert not torch.allclose(cached, plain, atol=1e-3)
 
 
-def test_clean_frames_are_heard(dit, conditioning):
+def test_clean_frames_affect_the_result(dit, conditioning):
     other = dataclasses.replace(conditioning, clean=-conditioning.clean)
     assert not torch.allclose(run(dit, other)[-1], run(dit, conditioning)[-1], atol=1e-3)
 
@@ -231,7 +231,7 @@ def test_what_stays_on_the_cpu_is_not_taken_for_what_is_on_the_device(small):
         next(denoise(dit, left, ContextParallel(torch.device("meta"))))
 
 
-def test_layouts_are_asked_for_once_and_not_at_every_step(dit, conditioning):
+def test_layouts_are_built_once_for_all_steps(dit, conditioning):
     asked = []
 
     def counted(*arguments):

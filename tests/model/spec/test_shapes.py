@@ -1,4 +1,4 @@
-"""Wishes settled or refused: whatever is accepted has a shape that works."""
+"""Parameters are resolved or refused; what is accepted has a valid shape."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ IMAGE, CLIP = Size(600, 800), Clip(600, 800, 40)
 BRICK_PIXELS = 64  # a brick's four tokens of sixteen pixels
 
 
-def refused(field: str, **wish) -> str:
+def refused(field: str, **params) -> str:
     with pytest.raises(InvalidParams) as caught:
-        resolve(GenerationParams(**wish), RELEASED)
+        resolve(GenerationParams(**params), RELEASED)
     assert caught.value.field == field
     return caught.value.rule
 
@@ -34,7 +34,7 @@ def maybe(strategy):
     return st.none() | strategy
 
 
-wishes = st.builds(
+any_params = st.builds(
     GenerationParams,
     task=maybe(
         st.sampled_from(["text_to_video", "image_to_video", "video_continuation", "long_video", "refine"])
@@ -58,32 +58,32 @@ wishes = st.builds(
 )
 
 
-def refusal(wish: GenerationParams) -> InvalidParams | None:
+def refusal(params: GenerationParams) -> InvalidParams | None:
     try:
-        resolve(wish, RELEASED)
+        resolve(params, RELEASED)
     except InvalidParams as illegal:
         return illegal
     return None
 
 
-def settled(wish: GenerationParams) -> Plan:
+def settled(params: GenerationParams) -> Plan:
     try:
-        return resolve(wish, RELEASED)
+        return resolve(params, RELEASED)
     except InvalidParams:
         assume(condition=False)
         raise
 
 
-@given(wishes)
-def test_every_refusal_names_a_field_of_the_wish(wish):
-    illegal = refusal(wish)
+@given(any_params)
+def test_every_refusal_names_a_field(params):
+    illegal = refusal(params)
     if illegal:
         assert illegal.field in {field.name for field in dataclasses.fields(GenerationParams)} | {"prompts"}
         assert illegal.rule
 
 
-def legal_wishes():
-    """Wishes that mostly resolve: one of the ways to begin, with a few things asked for beside it."""
+def valid_params():
+    """Parameters that are mostly valid: one of the inputs, with a few other options."""
     starts = st.sampled_from(
         [
             {},
@@ -104,28 +104,28 @@ def legal_wishes():
     )
 
 
-def refine_wishes():
+def refine_params():
     clip = st.builds(Clip, st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 93))
     hold = st.sampled_from(
         [{}, {"image": IMAGE}, {"condition_video": CLIP}, {"condition_video": Clip(9, 9, 1)}]
     )
     held = maybe(st.integers(1, 40))
 
-    def wish(video, hold, held, spatial):
+    def params(video, hold, held, spatial):
         counts = {"num_condition_frames": held} if "condition_video" in hold else {}
         return GenerationParams(task="refine", video=video, spatial_refine_only=spatial, **hold, **counts)
 
-    return st.builds(wish, clip, hold, held, st.booleans())
+    return st.builds(params, clip, hold, held, st.booleans())
 
 
-@given(legal_wishes() | refine_wishes() | wishes)
-def test_an_accepted_wish_has_a_shape_that_works(wish):
-    plan = settled(wish)
+@given(valid_params() | refine_params() | any_params)
+def test_accepted_parameters_resolve_to_a_valid_shape(params):
+    plan = settled(params)
     if plan.task != "refine":
         assert plan.height % SIDE_MULTIPLE == plan.width % SIDE_MULTIPLE == 0
         assert plan.num_frames % 4 == 1
         clean = (
-            latent_frames(plan.num_condition_frames) if plan.num_condition_frames else int(bool(wish.image))
+            latent_frames(plan.num_condition_frames) if plan.num_condition_frames else int(bool(params.image))
         )
         assert clean < latent_frames(plan.num_frames)
     assert 1 <= plan.num_segments <= RELEASED.max_num_segments
@@ -141,9 +141,9 @@ def test_an_accepted_wish_has_a_shape_that_works(wish):
             assert latent_frames(layout.padded_frames) == layout.latent_frames
 
 
-@given(legal_wishes())
-def test_segments_add_up_to_the_finished_video(wish):
-    plan = settled(wish)
+@given(valid_params())
+def test_segments_add_up_to_the_finished_video(params):
+    plan = settled(params)
     joined = plan.num_frames * plan.frame_factor
     for _ in range(1, plan.num_segments):
         joined += plan.num_frames * plan.frame_factor - plan.repeated_frames
@@ -177,18 +177,18 @@ def test_refined_defaults():
 
 
 def test_tasks_are_told_by_their_inputs():
-    wishes = {
+    any_params = {
         "image_to_video": GenerationParams(image=IMAGE),
         "video_continuation": GenerationParams(video=CLIP),
         "long_video": GenerationParams(num_prompts=2),
     }
-    assert {task: resolve(wish, RELEASED).task for task, wish in wishes.items()} == {
-        task: task for task in wishes
+    assert {task: resolve(params, RELEASED).task for task, params in any_params.items()} == {
+        task: task for task in any_params
     }
 
 
 @pytest.mark.parametrize(
-    ("field", "wish"),
+    ("field", "params"),
     [
         ("num_frames", {"num_frames": 92}),
         ("num_frames", {"num_frames": 0}),
@@ -226,8 +226,8 @@ def test_tasks_are_told_by_their_inputs():
         ("condition_video", {"condition_video": CLIP}),
     ],
 )
-def test_what_is_not_legal_is_refused_by_name(field, wish):
-    assert refused(field, **wish)
+def test_what_is_not_legal_is_refused_by_name(field, params):
+    assert refused(field, **params)
 
 
 def test_a_users_shape_picks_the_bucket():

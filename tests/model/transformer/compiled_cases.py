@@ -24,7 +24,7 @@ from model.spec.shapes import GenerationParams, resolve
 from model.tiny import _randomise
 from model.transformer.compile import fuse, warm
 from model.transformer.config import DitConfig
-from model.transformer.dit import Cache, Dit
+from model.transformer.dit import ConditionKVs, Dit
 from model.transformer.fp8 import to_fp8
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import Window, build_layout
@@ -111,7 +111,7 @@ def velocity(dit: Dit, window: Window, steps: StepCache | None = None) -> Tensor
     return dit(latents, timesteps, layout, text, past(dit, window, clean), steps)
 
 
-def past(dit: Dit, window: Window, clean: Tensor) -> Cache | None:
+def past(dit: Dit, window: Window, clean: Tensor) -> ConditionKVs | None:
     if not window.first:
         return None
     return dit.condition_kv(clean, build_layout(SMALL, Window(1, *window[1:3]), False, SINGLE))

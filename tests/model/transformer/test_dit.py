@@ -27,7 +27,7 @@ def test_a_call_gives_the_published_velocity(case):
     torch.testing.assert_close(ours, published, rtol=0, atol=TOLERANCE)
 
 
-def test_remembered_condition_frames_have_the_published_keys_and_values(parity_checkpoint):
+def test_condition_kv_equals_the_published_keys_and_values(parity_checkpoint):
     dit = load_dit(parity_checkpoint)
     given = load_file(PARITY / "dit_cases" / "continuation_kv_cache.safetensors")
     clean = given["in.condition_latents"]
@@ -86,7 +86,7 @@ def test_bf16_rounds_the_timestep_first(parity_checkpoint):
     assert not torch.equal(near, other)
 
 
-def test_condition_frames_do_not_hear_the_text(parity_checkpoint):
+def test_condition_frames_do_not_depend_on_the_text(parity_checkpoint):
     """All but the condition frames change with the text."""
     dit = dit_for("i2v")
     given = load_file(PARITY / "dit_cases" / "i2v.safetensors")
@@ -114,8 +114,8 @@ def test_text_in_padding_changes_nothing(parity_checkpoint):
         states = given["in.encoder_hidden_states"][:, 0]
         louder = torch.where(mask[..., None].bool(), states, states + 100)
         for ours, others in zip(dit.text_kv(states, mask), dit.text_kv(louder, mask), strict=True):
-            heard = slice(None) if case == "t2v" else mask[0].bool()
-            assert torch.equal(ours.k[:1, :, heard], others.k[:1, :, heard])
+            attended = slice(None) if case == "t2v" else mask[0].bool()
+            assert torch.equal(ours.k[:1, :, attended], others.k[:1, :, attended])
 
 
 def bf16_dit(checkpoint: Path) -> Dit:
