@@ -25,16 +25,17 @@ from torch import Tensor, nn
 from benchmarks.formulas import forward_flops
 from benchmarks.gpu import machine
 from benchmarks.timing import seconds
-from model.dit import Dit
-from model.fused import fuse
-from model.geometry import VAE_STRIDE, latent_frames
-from model.parallel import ContextParallel
-from model.pipeline import Pipeline
-from model.plan import Plan
-from model.request import Event, Frames, Latents, Request
-from model.shapes import Wish, settle
+from model.parallel.mesh import ContextParallel
+from model.pipeline.events import Event, Frames, Latents
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.spec.geometry import VAE_STRIDE, latent_frames
+from model.spec.plan import Plan
+from model.spec.shapes import GenerationParams, resolve
 from model.text import MAX_TOKENS
-from model.tokens import Window
+from model.transformer.compile import fuse
+from model.transformer.dit import Dit
+from model.transformer.token_layout import Window
 
 SEED = 1
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
@@ -106,7 +107,7 @@ def counted(dit: Dit) -> Iterator[Counter[str]]:
 
 def compare(pipelines: Mapping[str, Pipeline], steps: int) -> dict[str, Row]:
     """Every way to make the jobs, by its name, beside the first, which is exact."""
-    plan = settle(Wish(num_inference_steps=steps), next(iter(pipelines.values())).limits)
+    plan = resolve(GenerationParams(num_inference_steps=steps), next(iter(pipelines.values())).limits)
     rows: dict[str, Row] = {}
     exact: Made | None = None
     for name, pipeline in pipelines.items():

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as inductor
 
-from model.block import Block
-from model.config import DitConfig
-from model.parallel import ContextParallel
-from model.tokens import Layout, Window, lay_out
+from model.parallel.mesh import ContextParallel
+from model.transformer.block import Block
+from model.transformer.config import DitConfig
+from model.transformer.token_layout import Layout, Window, build_layout
 
 BF16 = torch.bfloat16
 
@@ -38,7 +38,7 @@ class _Scheduled(Exception):
 
 def compiled_block(config: DitConfig, window: Window, device: torch.device) -> Kernels:
     """What a block's parts become, on one rank, in bf16. Weights and tokens are never touched."""
-    layout = lay_out(config, window, False, ContextParallel(device=device))
+    layout = build_layout(config, window, False, ContextParallel(device=device))
     nodes = [node for part, *given in _calls(config, layout, device) for node in _schedule(part, given)]
     between = [size for is_product, size in nodes if not is_product and size]
     return Kernels(sum(is_product for is_product, _ in nodes), len(between), sum(between))
@@ -53,9 +53,9 @@ def _calls(config: DitConfig, layout: Layout, device: torch.device) -> Iterator[
     x = torch.empty(*shape, config.hidden_size, dtype=BF16, device=device)
     heads = torch.empty(*shape, config.num_heads, config.head_dim, dtype=BF16, device=device)
     vectors = torch.empty(1, layout.num_groups, 1, 6 * config.hidden_size, device=device).chunk(6, -1)
-    yield block.before, x, vectors[0], vectors[1], layout.turn
-    yield block.between, x, vectors[2], heads, 0
-    yield block.after, x, heads, *vectors[3:]
+    yield block.before_attention, x, vectors[0], vectors[1], layout.rotation
+    yield block.between_attentions, x, vectors[2], heads, 0
+    yield block.after_attentions, x, heads, *vectors[3:]
 
 
 def _schedule(part: Any, given: list[Tensor | int]) -> list[tuple[bool, int]]:  # noqa: ANN401

@@ -22,12 +22,12 @@ from benchmarks.compiled import compiled_block
 from benchmarks.formulas import Flops, block_sparse_flops, exchanged_bytes, forward_flops, num_tokens
 from benchmarks.repeats import repeats
 from benchmarks.traffic import Attention, Held, Traffic, recorded
-from model import tokens
-from model.config import DitConfig
-from model.dit import Dit
-from model.parallel import ContextParallel
+from model.parallel.mesh import ContextParallel
 from model.tiny import write_tiny
-from model.tokens import Window, lay_out
+from model.transformer import token_layout
+from model.transformer.config import DitConfig
+from model.transformer.dit import Dit
+from model.transformer.token_layout import Window, build_layout
 
 META = torch.device("meta")
 BF16 = torch.bfloat16
@@ -56,9 +56,9 @@ class Forward:
         """What is done at every step; what is done for the text is done now."""
         with META:
             dit = Dit(self.config, BF16).requires_grad_(False)
-        layout = lay_out(self.config, self.window, self.sparse, ContextParallel(META, size=self.ranks))
+        layout = build_layout(self.config, self.window, self.sparse, ContextParallel(META, size=self.ranks))
         text = torch.empty(1, TEXT_TOKENS, self.config.caption_channels, dtype=BF16, device=META)
-        read = dit.read(text, torch.empty(1, TEXT_TOKENS, device=META, dtype=torch.long))
+        read = dit.text_kv(text, torch.empty(1, TEXT_TOKENS, device=META, dtype=torch.long))
         latents = torch.empty(1, self.config.in_channels, *self.window[:3], device=META)
         timesteps = torch.empty(1, self.window.num_frames, device=META)
         return lambda: dit(latents, timesteps, layout, read)
@@ -79,10 +79,13 @@ def flops(config: DitConfig, window: Window) -> Table:
 
 def sparse_flops(config: DitConfig, window: Window) -> Table:
     """A refinement's forward: attention within bricks by formula, all the rest counted by torch."""
-    layout = lay_out(config, window, True, ContextParallel(META))
+    layout = build_layout(config, window, True, ContextParallel(META))
     assert layout.bricks
     attention = block_sparse_flops(config, window, layout.bricks)
-    with FlopCounterMode(display=False) as counter, patch.object(tokens, "block_sparse_attention", _nothing):
+    with (
+        FlopCounterMode(display=False) as counter,
+        patch.object(token_layout, "block_sparse_attention", _nothing),
+    ):
         Forward(config, window, sparse=True)()
     expected = forward_flops(config, window, 1, TEXT_TOKENS, frames_in_group=layout.chunk[0])
     expected = Flops(attention, expected.linears, expected.cross_attention, expected.text)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from model.bricks import Bricks
-from model.config import DitConfig
-from model.tokens import Window
+from model.transformer.block_sparse_bricks import Bricks
+from model.transformer.config import DitConfig
+from model.transformer.token_layout import Window
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def block_sparse_flops(config: DitConfig, window: Window, bricks: Bricks) -> int
     """FLOPs of self-attention within bricks, where every brick keeps as many as `sparsity` says."""
     pairs = prod(bricks.chunk_q) * prod(bricks.chunk_k)  # of a query and a key, in two bricks
     kept: int = sum(
-        (region.queries.stop - region.queries.start) * region.least for region in bricks.regions()
+        (region.queries.stop - region.queries.start) * region.min_kept for region in bricks.regions()
     )
     return config.depth * 4 * kept * pairs * config.hidden_size
 

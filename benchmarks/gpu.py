@@ -29,9 +29,9 @@ from benchmarks.machine import commit
 from benchmarks.plot import bars
 from benchmarks.stages import FULL, TOY, Scale, Transformers
 from benchmarks.timing import TERA, Work, ceilings, medians, seconds
-from model import attention
-from model.parallel import ContextParallel
-from model.tokens import lay_out
+from model.parallel.mesh import ContextParallel
+from model.transformer import attention
+from model.transformer.token_layout import build_layout
 
 Figures = dict[str, float]
 
@@ -81,7 +81,7 @@ def refine_forward(bench: Bench, dits: Transformers) -> Figures:
         name: stages.forward(dit, scale, scale.refined, 1, sparse=True)
         for name, dit in (("plain", dits.plain), ("compiled", dits.compiled))
     }
-    bricks = lay_out(scale.dit, scale.refined, True, ContextParallel(bench.device)).bricks
+    bricks = build_layout(scale.dit, scale.refined, True, ContextParallel(bench.device)).bricks
     assert bricks
     dense = forward_flops(scale.dit, scale.refined, 1, scale.text_tokens)
     flop = block_sparse_flops(scale.dit, scale.refined, bricks) + dense.linears + dense.cross_attention

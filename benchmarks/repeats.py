@@ -16,11 +16,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from model import tokens
-from model.pipeline import Pipeline
-from model.request import Request
-from model.rope import angles_3d
-from model.shapes import Wish, settle
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.spec.shapes import GenerationParams, resolve
+from model.transformer import token_layout
+from model.transformer.rope import angles_3d
 
 PROMPTS = ("a red ball", "a blue ball", "a green ball")
 
@@ -30,8 +30,8 @@ def repeats(checkpoint: Path) -> list[dict[str, int]]:
     pipeline = Pipeline.load(checkpoint, torch.float32)
     jobs = []
     for prompts in (PROMPTS, PROMPTS, PROMPTS[:1]):
-        wish = Wish(num_prompts=len(prompts), num_segments=len(PROMPTS), num_inference_steps=2)
-        request = Request(settle(wish, pipeline.limits), prompts, seed=0)
+        wish = GenerationParams(num_prompts=len(prompts), num_segments=len(PROMPTS), num_inference_steps=2)
+        request = Request(resolve(wish, pipeline.limits), prompts, seed=0)
         with counted(pipeline) as counts:
             for _event in pipeline.generate(request):
                 pass
@@ -56,7 +56,7 @@ def counted(pipeline: Pipeline) -> Iterator[Counter[str]]:
         for name, module in modules.items():
             handle = module.register_forward_hook(_counter(counts, name))
             until_then.callback(handle.remove)
-        until_then.enter_context(patch.object(tokens, "angles_3d", _counted_angles(counts)))
+        until_then.enter_context(patch.object(token_layout, "angles_3d", _counted_angles(counts)))
         yield counts
 
 

@@ -33,7 +33,7 @@ from jobs.connect import connect
 from jobs.queue import consume
 from jobs.record import Result
 from jobs.transitions import Claim, Ledger
-from model.shapes import load_limits
+from model.spec.shapes import load_limits
 from stack.demo import free_port
 from stack.redis_server import open_redis
 

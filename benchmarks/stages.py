@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from benchmarks.timing import Work
-from model import schedule
-from model.config import DitConfig
-from model.dit import Dit
-from model.errors import DeviceError
-from model.fp8 import to_fp8
-from model.fused import fuse
-from model.geometry import VAE_STRIDE, Size
-from model.parallel import ContextParallel
-from model.sample import Conditioning, denoise
-from model.tokens import Window, lay_out
+from model.parallel.mesh import ContextParallel
+from model.pipeline import schedule
+from model.pipeline.sample import Conditioning, denoise
+from model.spec.errors import DeviceError
+from model.spec.geometry import VAE_STRIDE, Size
+from model.transformer.compile import fuse
+from model.transformer.config import DitConfig
+from model.transformer.dit import Dit
+from model.transformer.fp8 import to_fp8
+from model.transformer.token_layout import Window, build_layout
 
 Built = TypeVar("Built", bound=nn.Module)
 
@@ -111,10 +111,10 @@ def _of_the_same_weights(dit: Dit) -> Dit:
 def forward(dit: Dit, scale: Scale, window: Window, num_texts: int, *, sparse: bool = False) -> Work:
     """One forward of random latents."""
     device = dit.x_embedder.proj.weight.device
-    layout = lay_out(scale.dit, window, sparse, ContextParallel(device))
+    layout = build_layout(scale.dit, window, sparse, ContextParallel(device))
     latents = torch.randn(num_texts, scale.dit.in_channels, *window[:3], device=device)
     timesteps = torch.full((num_texts, window.num_frames), 500.0, device=device)
-    text = dit.read(*_text(scale, num_texts, device))
+    text = dit.text_kv(*_text(scale, num_texts, device))
     return lambda: dit(latents, timesteps, layout, text)
 
 
@@ -139,7 +139,7 @@ def decoding(scale: Scale, device: torch.device) -> Work:
     """A clip's latents to frames, as the pipeline does it."""
     from diffusers import AutoencoderKLWan  # noqa: PLC0415
 
-    from model.vae import Vae, WanVae  # noqa: PLC0415
+    from model.vae.vae import Vae, WanVae  # noqa: PLC0415
 
     wan: Any = AutoencoderKLWan
     vae = random_module(lambda: nn.Module.to(wan.from_config(scale.vae), scale.dtype), device)
@@ -155,7 +155,7 @@ def decoding(scale: Scale, device: torch.device) -> Work:
 
 def film(scale: Scale, path: Path) -> Work:
     """A clip's frames, noise that moves slowly, into an MP4 by x264."""
-    from model.film import FilmWriter  # noqa: PLC0415
+    from model.io.video import VideoWriter  # noqa: PLC0415
 
     size = Size(scale.base.height * VAE_STRIDE, scale.base.width * VAE_STRIDE)
     number = 4 * scale.base.num_frames - 3
@@ -164,7 +164,7 @@ def film(scale: Scale, path: Path) -> Work:
     frames = (frames[0].movedim(0, -1) * 255).byte()
 
     def write() -> None:
-        with FilmWriter(path, size, fps=15) as writer:
+        with VideoWriter(path, size, fps=15) as writer:
             writer.add(frames)
 
     return write

@@ -32,7 +32,7 @@ class InputFile(_Frozen):
 
 
 class Refinement(_Frozen):
-    """The second stage; see `model.plan.Refinement`, which this mirrors. Sides in pixels."""
+    """The second stage; see `model.spec.plan.Refinement`, which this mirrors. Sides in pixels."""
 
     height: int
     width: int
@@ -43,7 +43,7 @@ class Refinement(_Frozen):
 
 
 class Order(_Frozen):
-    """One job, with everything settled; mirrors `model.plan.Plan`, with texts, seed and inputs.
+    """One job, with everything settled; mirrors `model.spec.plan.Plan`, with texts, seed and inputs.
 
     `negative_prompt` is None where there is no guidance pass.
     """

@@ -1,7 +1,7 @@
-"""The command line of the model: `python -m model --checkpoint DIR --task … --prompt …`.
+"""Generate videos from the command line: `python -m model --checkpoint DIR --task … --prompt …`.
 
-Under `torchrun` all ranks share one video, or with `--context-parallel P` groups of P each take a share of
-the prompts. Bad input or a bad checkpoint ends with one line and exit code 2.
+Under `torchrun` all ranks generate one video together or, with `--context-parallel P`, each group of P ranks
+generates some of the prompts. Invalid input and checkpoints end with a one-line message and exit code 2.
 """
 
 import argparse
@@ -16,30 +16,31 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from model.errors import ModelError
-from model.film import DECODE_MEMORY_BYTES, FilmWriter, measure_clip, read_clip, read_image
-from model.fused import fuse
-from model.geometry import SIDE_MULTIPLE, Size
-from model.limits import Limits, load_limits
-from model.loading import measured
+from model.io.loading import measured
+from model.io.video import DECODE_MEMORY_BYTES, VideoWriter, measure_clip, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.options import parser
-from model.parallel import ContextParallel, join, leave
-from model.pipeline import Pipeline
-from model.plan import Illegal, Plan, Wish
-from model.request import Encoded, Event, Frames, Latents, Request, Stepped
-from model.shapes import settle
+from model.parallel.mesh import ContextParallel, join, leave
+from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.spec.errors import ModelError
+from model.spec.geometry import SIDE_MULTIPLE, Size
+from model.spec.limits import Limits, load_limits
+from model.spec.plan import GenerationParams, InvalidParams, Plan
+from model.spec.shapes import resolve
+from model.transformer.compile import fuse
 
-WAIT_FOR_RANKS_S = 3600.0  # how long one rank may wait for another: decoding on a CPU takes its time
+WAIT_FOR_RANKS_S = 3600.0  # limit on waiting for another rank; decoding on a CPU is slow
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line, and return the exit code."""
     options = parser().parse_args(arguments)
     try:
         run(options)
-    except (ModelError, Illegal) as error:
+    except (ModelError, InvalidParams) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Make the videos. Raises Illegal for a wish that is not legal, and ModelError."""
+    """Generate the videos. Raises InvalidParams and ModelError."""
     requests = _requests(options)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     parallel = join(device, options.context_parallel, WAIT_FOR_RANKS_S, options.guidance_split)
@@ -68,36 +69,38 @@ def run(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the film and the latents go, if anywhere."""
+    """Where the video and the latents are written, if anywhere."""
 
-    film: Path | None
+    video: Path | None
     latents: Path | None
 
 
 def _write(events: Iterator[Event], plan: Plan, outputs: Outputs, parallel: ContextParallel) -> None:
-    """Follow a job to its end; the leader writes what comes."""
-    if outputs.film is None:
-        events = _up_to_latents(events, plan)
+    """Run a job to its end. The leader writes the outputs."""
+    if outputs.video is None:
+        events = _without_decoding(events, plan)
     if not parallel.is_leader:
         for _ in events:
             pass
         return
     latents: dict[int, Tensor] = {}
-    film = FilmWriter(outputs.film, plan.output_size, plan.output_fps) if outputs.film else None
+    video = VideoWriter(outputs.video, plan.output_size, plan.output_fps) if outputs.video else None
     for event in _with_progress(events, plan):
         if isinstance(event, Latents):
-            latents[event.segment] = event.latents.float().cpu()  # a later stage's replace an earlier one's
-        elif isinstance(event, Frames) and film and event.frames is not None:
-            film.add(event.frames)
-    if film:
-        film.close()
+            latents[event.segment] = (
+                event.latents.float().cpu()
+            )  # those of a later stage replace those of an earlier one
+        elif isinstance(event, Frames) and video and event.frames is not None:
+            video.add(event.frames)
+    if video:
+        video.close()
     if outputs.latents:
         names = {i: "latents" if plan.num_segments == 1 else f"latents.{i}" for i in latents}
         save_file({names[i]: x.contiguous() for i, x in latents.items()}, outputs.latents)
 
 
-def _up_to_latents(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
-    """The same events up to the latents of the last stage: nobody wants its frames, and no rank decodes."""
+def _without_decoding(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
+    """Yield events up to the last latents, so that no rank decodes frames that nobody needs."""
     stage = "refine" if plan.refinement else "denoise"
     for event in events:
         yield event
@@ -106,7 +109,7 @@ def _up_to_latents(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
 
 
 def _with_progress(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
-    """The same events, with a progress bar for each stage on stderr."""
+    """Yield events, and show a progress bar for each stage on stderr."""
     bar: tqdm[Never] | None = None
     for event in events:
         if isinstance(event, Encoded):
@@ -120,7 +123,7 @@ def _with_progress(events: Iterable[Event], plan: Plan) -> Iterator[Event]:
 
 
 def _requests(options: argparse.Namespace) -> list[Request]:
-    """One request, or one for each prompt where prompts are not segments."""
+    """Return one request, or one for each prompt if the prompts are not segments of one video."""
     with Sandbox(memory_bytes=DECODE_MEMORY_BYTES) as sandbox:
         return _read_requests(options, sandbox)
 
@@ -130,7 +133,7 @@ def _read_requests(options: argparse.Namespace, sandbox: Sandbox) -> list[Reques
     image = options.image and read_image(options.image, "image", sandbox)
     separate = options.task not in (None, "long_video")
     prompts = [(prompt,) for prompt in options.prompt] if separate else [tuple(options.prompt)]
-    wish = Wish(
+    params = GenerationParams(
         task=options.task,
         num_prompts=len(prompts[0]),
         image=None if image is None else Size(*image.shape[:2]),
@@ -153,7 +156,7 @@ def _read_requests(options: argparse.Namespace, sandbox: Sandbox) -> list[Reques
         enhance_hf=options.enhance_hf,
         step_cache=options.step_cache if options.quality == "balanced" else None,
     )
-    plan = settle(wish, limits)
+    plan = resolve(params, limits)
     request = Request(
         plan=plan,
         prompts=prompts[0],
@@ -167,18 +170,18 @@ def _read_requests(options: argparse.Namespace, sandbox: Sandbox) -> list[Reques
         ),
         exact_handover=options.exact_handover,
     )
-    return [replace(request, prompts=theirs) for theirs in prompts]
+    return [replace(request, prompts=each) for each in prompts]
 
 
 def _limits(checkpoint: Path) -> Limits:
-    """The checkpoint's limits; one that states none is not held to a smallest side here."""
+    """Return the limits of the checkpoint, without the default minimum of the sides if it has none."""
     limits = load_limits(checkpoint)
-    stated = (checkpoint / "limits.json").exists()
-    return limits if stated else replace(limits, min_side=SIDE_MULTIPLE)
+    has_limits = (checkpoint / "limits.json").exists()
+    return limits if has_limits else replace(limits, min_side=SIDE_MULTIPLE)
 
 
 def _numbered(path: Path | None, number: int | None) -> Path | None:
-    """`out.mp4` as `out.0.mp4`, where there are several."""
+    """Return `out.0.mp4` for `out.mp4`, if there are several outputs."""
     if path is None or number is None:
         return path
     return path.with_name(f"{path.stem}.{number}{path.suffix}")

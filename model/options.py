@@ -1,20 +1,17 @@
-"""The options of the model's command line.
-
-`model.__main__` parses with it. Nothing here is checked against a checkpoint: that is `model.shapes.settle`.
-"""
+"""Define the options of the model's command line. They are checked when they are resolved to a plan."""
 
 import argparse
 from pathlib import Path
 from typing import get_args
 
-from model.plan import Task
+from model.spec.plan import Task
 
 POCKET = Path(__file__).parents[1] / "pocket"
-STEP_CACHE = 0.05  # a careful one: both what is saved and what is lost grow with it
+STEP_CACHE = 0.05  # a small threshold: larger ones save more time and lose more quality
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of `python -m model`."""
+    """Return the parser of `python -m model`."""
     made = argparse.ArgumentParser(prog="python -m model", description="Make a video with LongCat-Video.")
     _add_inputs(made)
     _add_sizes(made)

@@ -1,7 +1,7 @@
-"""Prompts to hidden states: cleaning, tokenizer, UMT5 encoder, and a small cache by prompt.
+"""Encode prompts: clean them, tokenise them and run the UMT5 encoder, with a cache.
 
-`model.pipeline` keeps one `TextEncoder`, on the leader alone (it weighs 11 GB). What it computed stays on the
-device: 4 MB for each prompt of the release, for the prompts seen last and for those that every job may need.
+The encoder takes 11 GB, so only the leader loads it. Cached hidden states stay on the device, 4 MB for each
+prompt.
 """
 
 import html
@@ -15,23 +15,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from model.checkpoint import Weights, load_module
-from model.config import load_json
-from model.errors import CheckpointError
+from model.io.checkpoint import Weights, load_module
+from model.io.json_file import load_json
+from model.spec.errors import CheckpointError
 
 MAX_TOKENS = 512
-REMEMBERED_PROMPTS = 64
+CACHED_PROMPTS = 64
 
 
 class Text(NamedTuple):
-    """Hidden states of prompts, padded to 512 tokens, and which tokens are not padding."""
+    """Hidden states of prompts, padded to 512 tokens, and a mask: 1 for tokens, 0 for padding."""
 
-    hidden: Float[Tensor, "b l c"]
+    hidden: Float[Tensor, "b l e"]
     mask: Int[Tensor, "b l"]
 
 
 def clean(prompt: str) -> str:
-    """Mend broken encodings, undo HTML escapes (twice: some are nested), collapse white space."""
+    """Repair wrong encodings, unescape HTML (twice, as LongCat-Video does) and collapse white space."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
 
@@ -39,18 +39,18 @@ class TextEncoder:
     """The tokenizer and the UMT5 encoder of a checkpoint."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, encoder: UMT5EncoderModel, lasting: str | None = None
+        self, tokenizer: PreTrainedTokenizerBase, encoder: UMT5EncoderModel, pinned: str | None = None
     ) -> None:
         self._tokenizer = tokenizer
         self._encoder = encoder
-        self._lasting = None if lasting is None else clean(lasting)
-        self._remembered: OrderedDict[str, Text] = OrderedDict()
+        self._pinned = None if pinned is None else clean(pinned)
+        self._cache: OrderedDict[str, Text] = OrderedDict()
 
     @classmethod
     def load(
-        cls, checkpoint: Path, device: torch.device, dtype: torch.dtype, lasting: str | None = None
+        cls, checkpoint: Path, device: torch.device, dtype: torch.dtype, pinned: str | None = None
     ) -> "TextEncoder":
-        """Load `tokenizer/` and `text_encoder/`; the prompt `lasting` is never forgotten once encoded.
+        """Load `tokenizer/` and `text_encoder/`. The cache never evicts the prompt `pinned`.
 
         Raises CheckpointError.
         """
@@ -58,18 +58,18 @@ class TextEncoder:
         config.dtype = dtype
         weights = Weights(checkpoint / "text_encoder", "model")
         encoder = load_module(lambda: nn.Module.to(UMT5EncoderModel(config), dtype), weights, device)
-        return cls(_load_tokenizer(checkpoint / "tokenizer"), encoder, lasting)
+        return cls(_load_tokenizer(checkpoint / "tokenizer"), encoder, pinned)
 
     def encode(self, prompts: list[str]) -> Text:
-        """Hidden states of each prompt after cleaning; one seen lately is not computed again."""
+        """Return the hidden states of each prompt, computed or from the cache."""
         texts = [self._encode(clean(prompt)) for prompt in prompts]
         return Text(torch.cat([text.hidden for text in texts]), torch.cat([text.mask for text in texts]))
 
     def _encode(self, prompt: str) -> Text:
-        text = self._remembered.pop(prompt, None) or self._compute(prompt)
-        self._remembered[prompt] = text
-        if len(self._remembered) > REMEMBERED_PROMPTS:
-            del self._remembered[next(old for old in self._remembered if old != self._lasting)]
+        text = self._cache.pop(prompt, None) or self._compute(prompt)
+        self._cache[prompt] = text
+        if len(self._cache) > CACHED_PROMPTS:
+            del self._cache[next(old for old in self._cache if old != self._pinned)]
         return text
 
     def _compute(self, prompt: str) -> Text:

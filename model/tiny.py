@@ -1,7 +1,7 @@
-"""A small random checkpoint in the released layout, for the tests.
+"""Write a small random checkpoint in the released layout: `python -m model.tiny DIR [--seed N]`.
 
-`python -m model.tiny DIR [--seed N]` writes it in seconds. It makes moving colours, not pictures, but it
-goes through everything that the released one goes through, and quickly on a CPU.
+Its videos are moving colours, but they run through all the code that the release runs through, in seconds on
+a CPU.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from model.config import BrickConfig, DitConfig
-from model.dit import Dit
-from model.lora import PREFIX, SEPARATOR
+from model.io.lora import PREFIX, SEPARATOR
+from model.transformer.config import BrickConfig, DitConfig
+from model.transformer.dit import Dit
 
 TEXT_WIDTH = 32
 LORA_RANK = 4
@@ -56,7 +56,7 @@ LIMITS: Mapping[str, object] = {
 
 
 def write_tiny(folder: Path, seed: int = 0, config: DitConfig = DIT) -> None:
-    """Write the checkpoint; the same seed and sizes give the same files."""
+    """Write the checkpoint. The same seed and sizes give the same files."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         words = _write_tokenizer(folder / "tokenizer")
@@ -74,7 +74,7 @@ def write_tiny(folder: Path, seed: int = 0, config: DitConfig = DIT) -> None:
 
 
 def _write_tokenizer(folder: Path) -> int:
-    """A Unigram tokenizer over single characters; returns the size of its vocabulary."""
+    """Write a Unigram tokenizer over single characters, and return the size of its vocabulary."""
     characters = "▁" + "".join(map(chr, range(33, 127)))
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -4.0) for letter in characters)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
@@ -108,22 +108,22 @@ def _write_vae(folder: Path) -> None:
     wan: Any = AutoencoderKLWan
     vae = wan.from_config({"base_dim": 4, "num_res_blocks": 1})
     _randomise(vae)
-    vae.decoder.conv_out.weight.data *= 0.4  # else most pixels are cut to black or white
+    vae.decoder.conv_out.weight.data *= 0.4  # otherwise most pixels are clipped to black or white
     vae.save_pretrained(folder)
 
 
 def _write_dit(folder: Path, dit: Dit) -> None:
-    """Two shards and an index."""
+    """Write two shards and an index."""
     _randomise(dit)
     tensors = dit.state_dict()
     names = sorted(tensors)
     shards = {f"diffusion_pytorch_model-{i + 1:05}-of-00002.safetensors": names[i::2] for i in range(2)}
     _write_json(folder / "config.json", _config_document(dit.config))
-    for shard, theirs in shards.items():
-        save_file({name: tensors[name].contiguous() for name in theirs}, folder / shard)
+    for shard, tensor_names in shards.items():
+        save_file({name: tensors[name].contiguous() for name in tensor_names}, folder / shard)
     index = {
         "metadata": {"total_size": sum(x.nbytes for x in tensors.values())},
-        "weight_map": {name: shard for shard, theirs in shards.items() for name in theirs},
+        "weight_map": {name: shard for shard, tensor_names in shards.items() for name in tensor_names},
     }
     _write_json(folder / "diffusion_pytorch_model.safetensors.index.json", index)
 
@@ -143,7 +143,7 @@ def _write_lora(path: Path, dit: Dit, wanted: tuple[str, ...]) -> None:
 
 
 def _vectors(name: str) -> int:
-    """A modulation is six vectors in a block, two in the last layer; anything else is one."""
+    """Return the vectors of a module: six in the modulation of a block, two in the last, else one."""
     if "adaLN" not in name:
         return 1
     return 6 if name.startswith("blocks") else 2
@@ -166,7 +166,7 @@ def _lora_of(name: str, module: nn.Linear, blocks: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _randomise(module: nn.Module) -> None:
-    """Matrices N(0, 1/fan-in), scales about 1, small biases: no part is silent."""
+    """Draw matrices from N(0, 1/fan-in), scales around 1, and small biases: every part has an effect."""
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1 and "gamma" not in name:
             parameter.normal_(std=(parameter.numel() / parameter.shape[0]) ** -0.5)
@@ -182,7 +182,7 @@ def _write_json(path: Path, document: object) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m model.tiny", description="write a small random checkpoint"
     )

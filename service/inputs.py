@@ -19,7 +19,7 @@ from jobs.order import InputFile
 from model.media.errors import SandboxUnavailable, UnusableMedia
 from model.media.reading import check_clip, check_image
 from model.media.sandbox import Sandbox
-from model.shapes import Clip
+from model.spec.shapes import Clip
 from service.bodies import Source
 from service.errors import UnusableInput
 from service.fetch import fetch

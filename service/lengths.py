@@ -12,7 +12,7 @@ import math
 import re
 from typing import NamedTuple
 
-from model.shapes import FRAME_STRIDE, Limits
+from model.spec.shapes import FRAME_STRIDE, Limits
 
 SECONDS = re.compile(r"^[0-9]{1,5}(\.[0-9]{1,3})?$")
 

@@ -22,7 +22,10 @@ from pydantic import (
 )
 
 from jobs.errors import InvalidRequest
-from model.shapes import Illegal, Limits, Size, Wish, settle
+from model.spec.shapes import GenerationParams as Wish
+from model.spec.shapes import InvalidParams as Illegal
+from model.spec.shapes import Limits, Size
+from model.spec.shapes import resolve as settle
 from service.bodies import Choices, Prompt, Strict
 from service.errors import invalid
 from service.lengths import SECONDS, Length, length_of, length_of_extension, parse_seconds

@@ -15,7 +15,7 @@ from jobs.capability import Capability, latest
 from jobs.errors import JobNotReady
 from jobs.idempotency import Hold
 from jobs.record import Job, Result
-from model.shapes import Limits, Size
+from model.spec.shapes import Limits, Size
 from service import files
 from service.backend import Backend, Served
 from service.errors import documented_as_openai

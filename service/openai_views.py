@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.capability import Capability
 from jobs.order import Order
 from jobs.record import Job, Status
-from model.shapes import Limits
+from model.spec.shapes import Limits
 from service.lengths import seconds_text
 
 VideoStatus = Literal["queued", "in_progress", "completed", "failed"]

@@ -13,7 +13,10 @@ from typing import Any
 from jobs.capability import Capability
 from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order, Refinement
-from model.shapes import Illegal, Limits, Plan, Wish, settle
+from model.spec.shapes import GenerationParams as Wish
+from model.spec.shapes import InvalidParams as Illegal
+from model.spec.shapes import Limits, Plan
+from model.spec.shapes import resolve as settle
 from service.bodies import GenerateRequest
 from service.inputs import Input
 from service.reading import FILES

@@ -20,7 +20,7 @@ from jobs.keys import new_job_id
 from jobs.logs import about, current_names, names_of
 from jobs.record import WEBHOOK_EVENTS, Job
 from jobs.submission import Submission
-from model.shapes import Limits
+from model.spec.shapes import Limits
 from service.backend import Backend
 from service.bodies import GenerateRequest
 from service.errors import PriorityNotAllowed, invalid

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoint import Weights, load_module
-from model.config import DitConfig, load_dit_config
-from model.dit import Dit
+from model.io.checkpoint import Weights, load_module
+from model.transformer.config import DitConfig, load_dit_config
+from model.transformer.dit import Dit
 from training.flow_matching import SHIFT
 from training.scenes import FPS, HEIGHT, WIDTH
 

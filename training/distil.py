@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model import schedule
-from model.dit import Dit
-from model.guidance import guide
-from model.limits import load_limits
+from model.pipeline import schedule
+from model.pipeline.guidance import guide
+from model.spec.limits import load_limits
 from model.text import Text
+from model.transformer.dit import Dit
 from training import lora
 from training.checkpoint import load_dit
 from training.encoders import FrozenEncoders

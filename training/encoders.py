@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
-from model.config import load_json
+from model.io.json_file import load_json
 from model.text import Text, clean
 
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.pixels import resized, to_bytes
-from model.shapes import Size
+from model.io.pixels import resized, to_uint8
+from model.spec.shapes import Size
 from training.captions import COLOUR_WORDS, SceneDescription, parse_caption, property_matches, random_caption
 from training.recognition import Region, find_regions, object_mask, recognise
 from training.scenes import FPS, HEIGHT, WIDTH, PlacedScene, draw, place, random_scene
@@ -121,7 +121,7 @@ def _evaluate_long_video(trial: Trial, videos: list[VideoTensor]) -> tuple[Corre
 
 def _request_image(trial: Trial) -> list[VideoRequest]:
     """Request a video that begins with the scene's first frame, rendered large enough for refinement."""
-    return [VideoRequest(trial.prompt, image=to_bytes(draw(trial.placed, torch.zeros(1), scale=2))[0])]
+    return [VideoRequest(trial.prompt, image=to_uint8(draw(trial.placed, torch.zeros(1), scale=2))[0])]
 
 
 def _evaluate_image(trial: Trial, videos: list[VideoTensor]) -> tuple[Correctness, Scores]:
@@ -136,7 +136,7 @@ def _evaluate_image(trial: Trial, videos: list[VideoTensor]) -> tuple[Correctnes
 def _request_continuation(trial: Trial) -> list[VideoRequest]:
     """Request a continuation of the first frames of the scene."""
     return [
-        VideoRequest(trial.prompt, video=to_bytes(draw(trial.placed, torch.arange(float(CONDITION_FRAMES)))))
+        VideoRequest(trial.prompt, video=to_uint8(draw(trial.placed, torch.arange(float(CONDITION_FRAMES)))))
     ]
 
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from model.dit import Dit
-from model.parallel import ContextParallel
+from model.parallel.mesh import ContextParallel
 from model.text import Text
-from model.tokens import Window, lay_out
+from model.transformer.dit import Dit
+from model.transformer.token_layout import Window, build_layout
 
 SHIFT = 3.0
 SHARED_LATENTS_ABOVE = 0.5  # noise level above which clips of a group are noised from the same latents
@@ -74,8 +74,8 @@ def predict_velocity(
     """Return the transformer's prediction for the frames that are not clean."""
     num_frames, height, width = noisy.x.shape[2:]
     window = Window(num_frames, height, width, num_condition=noisy.num_clean)
-    layout = lay_out(dit.config, window, sparse, ContextParallel(device=noisy.x.device))
-    return dit(noisy.x, noisy.timesteps, layout, dit.read(*text))[:, :, noisy.num_clean :]
+    layout = build_layout(dit.config, window, sparse, ContextParallel(device=noisy.x.device))
+    return dit(noisy.x, noisy.timesteps, layout, dit.text_kv(*text))[:, :, noisy.num_clean :]
 
 
 def euler_step(

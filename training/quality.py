@@ -17,15 +17,20 @@ from pathlib import Path
 
 import torch
 
-from model.parallel import join, leave
-from model.pipeline import Pipeline
-from model.plan import Wish
-from model.request import Frames, Request
-from model.shapes import Clip, Size, settle
+from model.parallel.mesh import join, leave
+from model.pipeline.events import Frames
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.spec.plan import GenerationParams
+from model.spec.shapes import Clip, Size, resolve
 from training.contact_sheet import EvaluatedVideo, contact_sheet
 from training.evaluation import TASKS, Scores, Trial, VideoRequest, VideoTensor
 
-MODES = {"standard": Wish(), "distilled": Wish(distilled=True), "refined": Wish(refine=True)}
+MODES = {
+    "standard": GenerationParams(),
+    "distilled": GenerationParams(distilled=True),
+    "refined": GenerationParams(refine=True),
+}
 DEFAULT_TASKS = list(TASKS)[:-1]  # without long videos, each of which takes as long as ten others
 NUM_REGRESSION_TRIALS = 4  # the first trials, which a test repeats
 ROUNDING = 0.01
@@ -72,7 +77,7 @@ def measure(pipeline: Pipeline, mode: str, task: str, indices: Sequence[int]) ->
             yield EvaluatedVideo(mode, task, trial.seed, prompts, correct, scores, frames)
 
 
-def generate(pipeline: Pipeline, mode: Wish, request: VideoRequest, seed: int) -> VideoTensor:
+def generate(pipeline: Pipeline, mode: GenerationParams, request: VideoRequest, seed: int) -> VideoTensor:
     """Generate a video with values in [0, 1]. Ranks other than the leader return no frames."""
     mode = replace(mode, num_segments=request.num_segments)
     if request.image is not None:
@@ -80,7 +85,7 @@ def generate(pipeline: Pipeline, mode: Wish, request: VideoRequest, seed: int) -
     if request.video is not None:
         num_frames, height, width, _ = request.video.shape
         mode = replace(mode, video=Clip(height, width, num_frames))
-    plan = settle(mode, pipeline.limits)
+    plan = resolve(mode, pipeline.limits)
     events = pipeline.generate(
         Request(plan, (request.prompt,), seed, image=request.image, video=request.video)
     )

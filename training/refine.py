@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.dit import Dit
-from model.geometry import RefineFrames, Size, frames_of_latents, latent_frames, refine_frames
-from model.pixels import padded, stretched
-from model.shapes import T_THRESH
-from model.vae import Vae
+from model.io.pixels import padded, stretched
+from model.spec.geometry import RefineLayout, Size, frames_of_latents, latent_frames, refine_layout
+from model.spec.shapes import T_THRESH
+from model.transformer.dit import Dit
+from model.vae.vae import Vae
 from training import lora
 from training.analytic_encoder import encode_clip
 from training.captions import random_caption
@@ -63,7 +63,7 @@ def refinement_example(vae: Vae, index: int) -> RefinementExample:
     """Render a clip of the dataset small, decode and upsample it, and render its target at full size."""
     placed, first = clip_scene((GROUP_SIZE + 1) * index)  # another group and another member each time
     num_clean = CONDITION_FRAME_COUNTS[index // GROUP_SIZE % len(CONDITION_FRAME_COUNTS)]
-    timing = refine_frames(2 * NUM_FRAMES, num_clean)
+    timing = refine_layout(2 * NUM_FRAMES, num_clean)
     last = first + NUM_FRAMES - 1
     small = draw(placed, torch.linspace(first, last, NUM_FRAMES)).to(vae.device)
     rendered = draw(placed, torch.linspace(first, last, timing.num_frames), scale=2)
@@ -79,7 +79,7 @@ def refinement_example(vae: Vae, index: int) -> RefinementExample:
     )
 
 
-def _encode_padded(clip: Float[Tensor, "n height width 3"], timing: RefineFrames) -> Float[Tensor, "c f h w"]:
+def _encode_padded(clip: Float[Tensor, "n height width 3"], timing: RefineLayout) -> Float[Tensor, "c f h w"]:
     """Encode a clip after padding it as the pipeline does; the VAE takes whole groups of frames."""
     end_padding = timing.padded_frames - timing.front_padding - timing.num_frames
     padded_clip = padded(clip, timing.front_padding, end_padding)

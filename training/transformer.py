@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.config import BrickConfig, DitConfig
-from model.dit import Dit
+from model.transformer.config import BrickConfig, DitConfig
+from model.transformer.dit import Dit
 from training.analytic_encoder import zero_parameters
 from training.captions import random_caption
 from training.checkpoint import write_dit

@@ -21,8 +21,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.config import load_json
-from model.geometry import latent_frames
+from model.io.json_file import load_json
+from model.spec.geometry import latent_frames
 from training.analytic_encoder import (
     CELL,
     CHANNELS,

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from jobs.capability import Capability
 from jobs.order import Order
-from model.plan import Plan, Refinement
-from model.request import Event
+from model.pipeline.events import Event
+from model.spec.plan import Plan, Refinement
 from worker.protocol import Run
 
 

@@ -10,7 +10,7 @@ import errno
 import torch
 
 from jobs.errors import DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
-from model.errors import InputError, ModelError
+from model.spec.errors import InputError, ModelError
 from worker.agreement import Vote
 from worker.held import as_job_error
 

@@ -15,8 +15,8 @@ from functools import partial
 from safetensors import SafetensorError
 
 from jobs.record import JobError, Progress
-from model.request import Encoded, Event, Frames, Latents, SegmentDone, Stepped
-from model.state import State
+from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
+from model.pipeline.state import State
 from worker.agreement import Vote
 from worker.backroom import Backroom, Task
 from worker.engine import Begun, plan_of

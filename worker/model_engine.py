@@ -14,18 +14,19 @@ import torch
 
 from jobs.capability import Capability
 from jobs.order import Task
-from model.conditioning import REFINEMENT_LORA
-from model.film import DECODE_MEMORY_BYTES, read_clip, read_image
-from model.fp8 import E4M3
-from model.fused import fuse, warm
-from model.loading import measured
+from model.io.loading import measured
+from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
-from model.parallel import ContextParallel
-from model.pipeline import Pipeline
-from model.request import Event, Frames, Request
-from model.shapes import Wish, settle
-from model.state import State
+from model.parallel.mesh import ContextParallel
+from model.pipeline.conditioning import REFINEMENT_LORA
+from model.pipeline.events import Event, Frames
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.pipeline.state import State
+from model.spec.shapes import GenerationParams, resolve
 from model.text import MAX_TOKENS
+from model.transformer.compile import fuse, warm
+from model.transformer.fp8 import E4M3
 from worker.engine import Begun, Engine, plan_of
 from worker.protocol import Run
 from worker.settings import RankSetup
@@ -94,7 +95,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     )
     logger.info("loaded %s %s", setup.checkpoint, cost)
     if fuse(pipeline.dit, setup.compile):
-        warm(pipeline.dit, settle(Wish(), pipeline.limits), MAX_TOKENS, parallel)
+        warm(pipeline.dit, resolve(GenerationParams(), pipeline.limits), MAX_TOKENS, parallel)
     return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype)
 
 

@@ -20,8 +20,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from model.film import FilmWriter
-from model.geometry import Size
+from model.io.video import VideoWriter
+from model.spec.geometry import Size
 from worker.protocol import Film
 
 VIDEO, THUMBNAIL = "video.mp4", "thumbnail.jpg"
@@ -45,7 +45,7 @@ class Pieces:
         self._folder = folder
         self._form = form
         self._names = list(names)
-        self._writer: FilmWriter | None = None
+        self._writer: VideoWriter | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class Pieces:
         """Add frames to the piece at hand. Raises OSError."""
         if self._writer is None:
             form = self._form
-            self._writer = FilmWriter(self._part, form.size, form.fps, form.crf, form.preset)
+            self._writer = VideoWriter(self._part, form.size, form.fps, form.crf, form.preset)
         self._writer.add(frames)
 
     def cut(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.record import Phase, Progress
-from model.plan import Plan
+from model.spec.plan import Plan
 from worker.protocol import Timings
 
 Stage = Literal["denoise", "refine"]

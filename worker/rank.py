@@ -20,7 +20,7 @@ from typing import Never
 import torch
 
 from jobs.logs import about, set_up_log
-from model.parallel import ContextParallel, FileRendezvous, join
+from model.parallel.mesh import ContextParallel, FileRendezvous, join
 from worker.agreement import Agreement
 from worker.engine import Engine
 from worker.lead import Contact, Leading

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Protocol
 
-from model.request import Event
+from model.pipeline.events import Event
 from worker.agreement import Agreement, Vote
 from worker.engine import Begun, Engine
 from worker.failures import vote_of

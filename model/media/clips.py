@@ -17,10 +17,10 @@ import av
 from av.container import InputContainer
 from PIL import Image
 
-from model.geometry import Clip, Size, every_nth, frames_taken
 from model.media.errors import UnusableMedia
 from model.media.formats import CODECS, MAX_FRAME_PIXELS, MEDIA_TYPES
 from model.media.protocol import Output
+from model.spec.geometry import Clip, Size, every_nth, frames_taken
 
 _COUNTERCLOCKWISE = {
     1: Image.Transpose.ROTATE_90,

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model.geometry import Clip, Size
 from model.media.errors import UnusableMedia
 from model.media.formats import MAX_FRAME_PIXELS, MAX_KEPT_PIXELS, MEDIA_TYPES, ClipLimits, ImageLimits
 from model.media.sandbox import Sandbox
+from model.spec.geometry import Clip, Size
 
 _MAX_PNG_BYTES = 4 * MAX_KEPT_PIXELS  # three for each pixel, and what PNG adds to that
 

@@ -11,8 +11,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("jobs", "model", "service", "stack", "worker")
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-
 
 @dataclass(frozen=True)
 class Module:
@@ -31,19 +29,9 @@ class Module:
         return ast.parse(self.text, self.path)
 
     @property
-    def num_lines(self) -> int:
-        """Lines, of every kind."""
-        return len(self.text.splitlines())
-
-    @property
     def package(self) -> str:
         """The top folder."""
         return self.path.partition("/")[0]
-
-    @property
-    def functions(self) -> Iterator[Function]:
-        """Every function and method, the inner ones too."""
-        return (node for node in ast.walk(self.tree) if isinstance(node, Function))
 
     @property
     def imported(self) -> Iterator[str]:
@@ -70,13 +58,3 @@ def modules(*packages: str) -> list[Module]:
         for package in packages or PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
     ]
-
-
-def length(function: Function) -> int:
-    """Lines from `def` to the end, without the docstring."""
-    assert function.end_lineno is not None
-    total = function.end_lineno - function.lineno + 1
-    first = function.body[0]
-    if ast.get_docstring(function) is None or first.end_lineno is None:
-        return total
-    return total - (first.end_lineno - first.lineno + 1)

@@ -58,7 +58,7 @@ def test_of_model_the_service_takes_shapes_and_media_alone(graph):
         for imported in graph.find_modules_directly_imported_by(module)
         if imported.startswith("model")
     }
-    assert taken <= {"model.shapes", "model.limits"} | graph.find_descendants("model.media")
+    assert taken <= {"model.spec.shapes", "model.spec.limits"} | graph.find_descendants("model.media")
 
 
 def test_images_and_clips_are_decoded_in_the_fork_server_alone(graph):

@@ -24,9 +24,7 @@ sys.meta_path.insert(0, Blocker())
 """
 
 TORCH_FREE = [
-    *(module.path for module in modules("jobs", "service", "stack", "model/media")),
-    "model/shapes.py",
-    "model/limits.py",
+    *(module.path for module in modules("jobs", "service", "stack", "model/media", "model/spec")),
     "worker/__main__.py",
     "worker/supervisor.py",
 ]

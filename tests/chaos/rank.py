@@ -20,8 +20,8 @@ from typing import Any
 import torch.distributed as dist
 
 from jobs.capability import Capability
-from model.parallel import ContextParallel
-from model.request import Event, Stepped
+from model.parallel.mesh import ContextParallel
+from model.pipeline.events import Event, Stepped
 from tests.chaos.orders import POISON
 from tests.chaos.steps import StepLog
 from worker import rank

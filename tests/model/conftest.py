@@ -38,7 +38,7 @@ def parity_pipeline(parity_checkpoint):
     """That checkpoint, loaded in fp32 on one device."""
     import torch
 
-    from model.pipeline import Pipeline
+    from model.pipeline.pipeline import Pipeline
 
     return Pipeline.load(parity_checkpoint, torch.float32)
 
@@ -48,7 +48,7 @@ def tiny_pipeline(tiny_checkpoint):
     """The tiny checkpoint, loaded in fp32 on one device."""
     import torch
 
-    from model.pipeline import Pipeline
+    from model.pipeline.pipeline import Pipeline
 
     return Pipeline.load(tiny_checkpoint, torch.float32)
 

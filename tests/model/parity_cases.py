@@ -21,9 +21,9 @@ CPU = torch.device("cpu")
 
 def load_dit(checkpoint: Path, **changes):
     """The transformer in fp32, its configuration changed."""
-    from model.checkpoint import Weights, load_module
-    from model.config import load_dit_config
-    from model.dit import Dit
+    from model.io.checkpoint import Weights, load_module
+    from model.transformer.config import load_dit_config
+    from model.transformer.dit import Dit
 
     config = dataclasses.replace(load_dit_config(checkpoint / "dit" / "config.json"), **changes)
     weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
@@ -32,8 +32,8 @@ def load_dit(checkpoint: Path, **changes):
 
 def dit_for(case: str, checkpoint: Path = PARITY / "checkpoint"):
     """The transformer as a case wants it: without zero padding, with sharper norms, with a LoRA."""
-    from model.checkpoint import Weights
-    from model.lora import Merged, read_lora
+    from model.io.checkpoint import Weights
+    from model.io.lora import LoraMerger, read_lora
 
     dit = load_dit(checkpoint, text_tokens_zero_pad=case != "t2v_no_zero_pad")
     if case.endswith("_sharp"):
@@ -46,13 +46,13 @@ def dit_for(case: str, checkpoint: Path = PARITY / "checkpoint"):
     if case.endswith("_lora"):
         name = case.removeprefix("t2v_")
         files = {name: read_lora(checkpoint / "lora" / f"{name}.safetensors", dit)}
-        Merged(dit, Weights(checkpoint / "dit", "diffusion_pytorch_model"), files).switch(name)
+        LoraMerger(dit, Weights(checkpoint / "dit", "diffusion_pytorch_model"), files).switch(name)
     return dit
 
 
 def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
     """What our transformer answers to a case (its timesteps rounded), and what the published one did."""
-    from model.tokens import Window, lay_out
+    from model.transformer.token_layout import Window, build_layout
 
     dit = dit or dit_for(case)
     given = load_file(PARITY / "dit_cases" / f"{case}.safetensors")
@@ -61,45 +61,45 @@ def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
     if timesteps.ndim == 1:
         timesteps = timesteps[:, None].expand(-1, num_frames)
     timesteps = timesteps.to(timestep_dtype).float()
-    text = dit.read(given["in.encoder_hidden_states"][:, 0], given["in.encoder_attention_mask"])
+    text = dit.text_kv(given["in.encoder_hidden_states"][:, 0], given["in.encoder_attention_mask"])
     past, first = None, 0
     if "in.condition_latents" in given:
         clean = given["in.condition_latents"]
         first = clean.shape[2]
-        past = dit.remember(
-            clean, lay_out(dit.config, Window(first, height, width), sparse=False, parallel=parallel)
+        past = dit.condition_kv(
+            clean, build_layout(dit.config, Window(first, height, width), sparse=False, parallel=parallel)
         )
     window = Window(num_frames, height, width, num_condition=CONDITION_FRAMES.get(case, 0), first=first)
-    layout = lay_out(dit.config, window, sparse="sparse" in case, parallel=parallel)
+    layout = build_layout(dit.config, window, sparse="sparse" in case, parallel=parallel)
     return dit(latents, timesteps, layout, text, past), given["out.velocity"]
 
 
 def size_of(image):
     """The size of an image, as a wish says it."""
-    from model.geometry import Size
+    from model.spec.geometry import Size
 
     return None if image is None else Size(image.shape[0], image.shape[1])
 
 
 def clip_of(frames):
     """The size and length of a clip, as a wish says it."""
-    from model.geometry import Clip
+    from model.spec.geometry import Clip
 
     return None if frames is None else Clip(frames.shape[1], frames.shape[2], len(frames))
 
 
 def request_for(case: str, limits):
     """The request of a whole job."""
-    from model.film import read_clip, read_image
-    from model.plan import Wish
-    from model.request import Request
-    from model.shapes import settle
+    from model.io.video import read_clip, read_image
+    from model.pipeline.request import Request
+    from model.spec.plan import GenerationParams
+    from model.spec.shapes import resolve
 
     said, refines = CASES[case], case.startswith("refine")
     image = _input(case, "condition.png" if refines else "input.png", read_image)
     video = _input(case.removesuffix("_nokv"), "input.npz", read_clip)
     condition = _input(case, "condition.npz", read_clip)
-    wish = Wish(
+    wish = GenerationParams(
         task="refine" if refines else None,
         image=size_of(image),
         video=clip_of(video),
@@ -118,7 +118,7 @@ def request_for(case: str, limits):
         enhance_hf=said.get("enhance_hf", True),
     )
     return Request(
-        plan=settle(wish, limits),
+        plan=resolve(wish, limits),
         prompts=(said["prompt"],),
         seed=said["seed"],
         negative_prompt=said.get("negative_prompt"),

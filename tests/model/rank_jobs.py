@@ -1,4 +1,4 @@
-"""What the rank processes can be asked for; each function is given its share in the work first."""
+"""What the rank processes can be asked for; each function gets its `ContextParallel` first."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from model.errors import CheckpointError, LeaderError
-from model.fused import fuse
-from model.parallel import ContextParallel, divide
-from model.pipeline import Pipeline
-from model.request import Frames, Latents, Request, Stepped
-from model.sample import Conditioning, denoise
-from model.vae import Vae
+from model.parallel import broadcast, halo
+from model.parallel.mesh import ContextParallel, divide
+from model.parallel.sharding import gather, shard
+from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
+from model.pipeline.events import Frames, Latents, Stepped
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.pipeline.sample import Conditioning, denoise
+from model.spec.errors import CheckpointError, LeaderError
+from model.transformer.compile import fuse
+from model.vae.vae import Vae
 from tests.model import parity_cases
 
 CPU = torch.device("cpu")
@@ -38,16 +42,16 @@ def place(parallel: ContextParallel) -> tuple[int, int, bool]:
 def there_and_back(
     parallel: ContextParallel, tensors: list[torch.Tensor]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Whole tensors shared out, traded for heads, traded back and gathered."""
+    """Shard tensors, exchange tokens for heads and back, and gather."""
     length, groups_of_frames = tensors[0].shape[2], tensors[0].shape[1]
-    of_heads = parallel.to_heads([parallel.share(x) for x in tensors], length)
-    back = parallel.to_tokens(of_heads[0], groups_of_frames)
-    return of_heads, parallel.gather(back.flatten(3), length)
+    by_heads = tokens_to_heads(parallel, [shard(parallel, x) for x in tensors], length)
+    back = heads_to_tokens(parallel, by_heads[0], groups_of_frames)
+    return by_heads, gather(parallel, back.flatten(3), length)
 
 
 def from_leader(parallel: ContextParallel, conditioning: Conditioning) -> dict[str, object]:
     """A conditioning that only the leader has, as every rank gets it."""
-    received = parallel.from_leader(lambda: conditioning if parallel.is_leader else None)
+    received = broadcast.from_leader(parallel, lambda: conditioning if parallel.is_leader else None)
     return vars(received)
 
 
@@ -58,7 +62,7 @@ def failing_leader(parallel: ContextParallel) -> str:
         raise CheckpointError(Path("vae"), "is missing")
 
     try:
-        parallel.from_leader(build)
+        broadcast.from_leader(parallel, build)
     except CheckpointError as error:
         return str(error)
     return "nothing"
@@ -71,10 +75,10 @@ def exhausted_leader(parallel: ContextParallel) -> tuple[str, str]:
         raise MemoryError("no room")
 
     try:
-        parallel.from_leader(build)
+        broadcast.from_leader(parallel, build)
     except (MemoryError, LeaderError) as error:
         told = f"{type(error).__name__}: {error}"
-    return told, parallel.from_leader(lambda: "well again")
+    return told, broadcast.from_leader(parallel, lambda: "well again")
 
 
 def velocity(parallel: ContextParallel, case: str) -> torch.Tensor:
@@ -84,7 +88,7 @@ def velocity(parallel: ContextParallel, case: str) -> torch.Tensor:
 def compiled_velocity(parallel: ContextParallel, case: str, backend: str) -> torch.Tensor:
     """The same with the blocks' parts compiled by a backend."""
     dit = parity_cases.dit_for(case)
-    with patch("model.fused.torch.compile", partial(torch.compile, backend=backend)):
+    with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
         fuse(dit, "on")
     return parity_cases.velocity(case, parallel, dit)[0]
 
@@ -97,7 +101,7 @@ def guided(
     parallel: ContextParallel, checkpoint: Path, conditioning: Conditioning, split: bool
 ) -> tuple[torch.Tensor, int]:
     """Where a guided loop ends, and how many elements this rank traded for it in attention."""
-    parallel = parallel if split else dataclasses.replace(parallel, half=None)
+    parallel = parallel if split else dataclasses.replace(parallel, cfg_branch=None)
     sent = []
     exchange = dist.all_to_all_single
 
@@ -119,10 +123,10 @@ def pictures(
     return torch.cat(list(vae.decode(latents))), vae.encode(frames, torch.Generator().manual_seed(0))
 
 
-def beside(parallel: ContextParallel) -> tuple[float, float]:
-    """What stands beside the number of this rank (the first counts as 1), twice as much at its end."""
+def halo_exchange(parallel: ContextParallel) -> tuple[float, float]:
+    """Rows around this rank, whose first row is its number (from 1) and whose last is twice that."""
     first = torch.tensor([parallel.rank + 1.0])
-    above, below = parallel.beside(first, 2 * first)
+    above, below = halo.halo_exchange(parallel, first, 2 * first)
     return float(above), float(below)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.__main__ import _requests, main
-from model.film import read_clip
+from model.io.video import read_clip
 from model.options import STEP_CACHE, parser
 from tests.model.parity_cases import CASES, expected_latents
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.text import MAX_TOKENS, REMEMBERED_PROMPTS, TextEncoder, clean
+from model.text import CACHED_PROMPTS, MAX_TOKENS, TextEncoder, clean
 
 CPU = torch.device("cpu")
 
@@ -75,14 +75,14 @@ def test_a_prompt_is_encoded_once(encoder, monkeypatch):
 def test_old_prompts_are_forgotten(encoder, monkeypatch):
     first = encoder.encode(["the cat"])
     monkeypatch.setattr(encoder, "_compute", lambda _: first)
-    for number in range(REMEMBERED_PROMPTS + 10):
+    for number in range(CACHED_PROMPTS + 10):
         encoder.encode([f"prompt {number}"])
-    assert len(encoder._remembered) == REMEMBERED_PROMPTS
+    assert len(encoder._cache) == CACHED_PROMPTS
 
 
 def test_the_lasting_prompt_is_never_forgotten(parity_checkpoint, monkeypatch):
     """The negative prompt hits however many jobs without guidance came since the last one with it."""
-    encoder = TextEncoder.load(parity_checkpoint, CPU, torch.float32, lasting=" bad  hands ")
+    encoder = TextEncoder.load(parity_checkpoint, CPU, torch.float32, pinned=" bad  hands ")
     first = encoder.encode(["bad hands"])
     computed = []
 
@@ -91,9 +91,9 @@ def test_the_lasting_prompt_is_never_forgotten(parity_checkpoint, monkeypatch):
         return first
 
     monkeypatch.setattr(encoder, "_compute", counted)
-    for number in range(REMEMBERED_PROMPTS + 10):
+    for number in range(CACHED_PROMPTS + 10):
         encoder.encode([f"prompt {number}"])
-    assert len(encoder._remembered) == REMEMBERED_PROMPTS
+    assert len(encoder._cache) == CACHED_PROMPTS
     assert torch.equal(encoder.encode(["bad\nhands"]).hidden, first.hidden)
     assert "bad hands" not in computed
 

@@ -7,8 +7,8 @@ import json
 import torch
 from safetensors.torch import load_file
 
-from model.limits import load_limits
-from model.shapes import Wish, settle
+from model.spec.limits import load_limits
+from model.spec.shapes import GenerationParams, resolve
 from model.tiny import write_tiny
 
 
@@ -43,8 +43,8 @@ def test_it_has_the_released_layout(tiny_checkpoint):
 
 def test_its_limits_offer_every_task(tiny_checkpoint):
     limits = load_limits(tiny_checkpoint)
-    assert settle(Wish(), limits).output_size == (64, 96)
-    refined = settle(Wish(num_prompts=3, refine=True), limits)
+    assert resolve(GenerationParams(), limits).output_size == (64, 96)
+    refined = resolve(GenerationParams(num_prompts=3, refine=True), limits)
     assert refined.output_size == (128, 192)
     assert refined.output_fps == 30
 

@@ -22,7 +22,7 @@ from jobs.folder import FolderStorage
 from jobs.keys import thumbnail_key, timeline_key, video_key
 from jobs.record import Result
 from jobs.transitions import Claim, Ledger
-from model.shapes import Limits
+from model.spec.shapes import Limits
 from service.app import create_app
 from service.http.protocol import server_options
 from service.settings import Settings

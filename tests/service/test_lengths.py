@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.shapes import Limits, Wish, settle
+from model.spec.shapes import GenerationParams as Wish
+from model.spec.shapes import Limits
+from model.spec.shapes import resolve as settle
 from service.lengths import length_of, length_of_extension, parse_seconds, seconds_text
 from tests.service.conftest import LIMITS
 

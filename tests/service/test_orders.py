@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from jobs.order import Order
-from model.shapes import Clip, Size, Wish, settle
+from model.spec.shapes import Clip, Size
+from model.spec.shapes import GenerationParams as Wish
+from model.spec.shapes import resolve as settle
 from service.bodies import MAX_SEED, GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, TASKS
 from tests.service.media import clip, encoded, in_base64, picture

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from model.config import load_json
-from model.lora import read_lora
-from model.pipeline import Pipeline
+from model.io.json_file import load_json
+from model.io.lora import read_lora
+from model.pipeline.pipeline import Pipeline
 from training import distil, evaluation, latents, lora, quality, refine, text, transformer, vae
 from training.checkpoint import LIMITS, load_dit
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs.settings import POCKET
-from model.pipeline import Pipeline
+from model.pipeline.pipeline import Pipeline
 from tests.architecture.source import ROOT
 from training.quality import (
     DEFAULT_TASKS,

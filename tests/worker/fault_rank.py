@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 
 from jobs.capability import Capability
-from model.parallel import ALONE, ContextParallel
-from model.plan import Plan
-from model.request import Encoded, Event, Frames, Latents, SegmentDone, Stepped
-from model.state import State
+from model.parallel.broadcast import from_leader
+from model.parallel.mesh import SINGLE, ContextParallel
+from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
+from model.pipeline.state import State
+from model.spec.plan import Plan
 from worker import rank
 from worker.engine import Begun, plan_of
 from worker.protocol import Run
@@ -85,7 +86,7 @@ class Script:
 class StagedEngine:
     """Generates frames that only depend on the seed, as slowly and badly as the prompt says."""
 
-    def __init__(self, log: Path, parallel: ContextParallel = ALONE) -> None:
+    def __init__(self, log: Path, parallel: ContextParallel = SINGLE) -> None:
         self._rank = dist.get_rank()
         self._log = log
         self._parallel = parallel
@@ -106,7 +107,7 @@ class StagedEngine:
         state = State.load(run.folder / run.resume.state) if run.resume else State.begin(run.order.seed)
         yield Begun()
         while state.segment < plan.num_segments:
-            self._parallel.from_leader(script.encode)
+            from_leader(self._parallel, script.encode)
             yield Encoded("denoise", state.segment)
             for step in range(state.step, plan.num_inference_steps):
                 time.sleep(script.step_s)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jobs.errors import DiskFull
-from model.errors import CheckpointError, InputError
+from model.spec.errors import CheckpointError, InputError
 from worker.failures import vote_of
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.geometry import Size
+from model.spec.geometry import Size
 from worker.pieces import FilmFormat, Pieces, join
 
 FORM = FilmFormat(Size(64, 96), fps=15, crf=18, preset="ultrafast")

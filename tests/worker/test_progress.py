@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.plan import Plan, Refinement
+from model.spec.plan import Plan, Refinement
 from worker.progress import GENERATED, Experience, Meter
 
 PLAN = Plan(

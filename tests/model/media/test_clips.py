@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from model.errors import InputError
-from model.film import read_clip
+from model.io.pixels import resized
+from model.io.video import read_clip
 from model.media.errors import UnusableMedia
 from model.media.formats import ClipLimits
 from model.media.reading import check_clip
 from model.media.sandbox import Sandbox
-from model.pixels import resized
-from model.shapes import Clip, Size
+from model.spec.errors import InputError
+from model.spec.shapes import Clip, Size
 from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip
 
 

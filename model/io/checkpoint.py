@@ -1,0 +1,162 @@
+"""Load weights from safetensors files into modules, tensor by tensor, in the dtype of the module.
+
+A module is built on the meta device, so no weight is allocated twice. Shards are read in parallel, each by a
+thread that holds one tensor in the dtype of the file at a time. Missing and extra tensors are errors.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar, cast, runtime_checkable
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from model.io.json_file import load_json
+from model.spec.errors import CheckpointError
+
+Built = TypeVar("Built", bound=nn.Module)
+NUM_READERS = 8  # files that are read in parallel
+
+
+@runtime_checkable
+class TensorSlice(Protocol):
+    """A tensor of a file, not read yet."""
+
+    def get_shape(self) -> list[int]:
+        """Return the shape."""
+        ...
+
+
+@runtime_checkable
+class TensorFile(Protocol):
+    """The interface of safetensors' `safe_open`."""
+
+    def keys(self) -> list[str]:
+        """Return the names of the tensors."""
+        ...
+
+    def metadata(self) -> dict[str, str] | None:
+        """Return the metadata of the file."""
+        ...
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Return a tensor without reading it."""
+        ...
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Read a tensor."""
+        ...
+
+
+def load_module(build: Callable[[], Built], weights: "Weights", device: torch.device) -> Built:
+    """Build a module on the meta device and load its weights. No parameter requires gradients.
+
+    Raises CheckpointError for a missing or extra tensor, a wrong shape, or a file that cannot be read.
+    """
+    with torch.device("meta"):
+        module = build()
+    wanted = module.state_dict(keep_vars=True)
+    weights.check_names(wanted)
+    tied: dict[Tensor, nn.Parameter] = {}
+    for name, tensor in weights.read_all(wanted, device):
+        tied[wanted[name]] = nn.Parameter(tensor, requires_grad=False)
+    for name, parameter in wanted.items():
+        _assign(module, name, tied[parameter])
+    return module.eval()
+
+
+def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, parameter)
+
+
+class Weights:
+    """The tensors of one folder: a single safetensors file, or shards with an index."""
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        """Find `{stem}.safetensors` or `{stem}.safetensors.index.json`. Raises CheckpointError."""
+        if not folder.is_dir():
+            raise CheckpointError(folder, "is missing, or is no folder")
+        self.folder = folder
+        self.files: Mapping[str, Path] = self._files(folder / f"{stem}.safetensors")
+
+    def _files(self, single: Path) -> dict[str, Path]:
+        index = single.with_name(f"{single.name}.index.json")
+        if not index.exists():
+            return dict.fromkeys(tensor_names(single), single)
+        weight_map = load_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(index, "has no weight_map")
+        shards = {self.folder / shard for shard in weight_map.values()}
+        found = {name: shard for shard in sorted(shards) for name in tensor_names(shard)}
+        for name, shard in weight_map.items():
+            if found.get(name) != self.folder / shard:
+                raise CheckpointError(
+                    self.folder / shard, f"has no tensor {name}, which the index puts there"
+                )
+        return found
+
+    def check_names(self, wanted: Mapping[str, Tensor]) -> None:
+        """Raise CheckpointError unless the names are those of a module. Of tied tensors one is enough."""
+        if extra := sorted(set(self.files) - set(wanted)):
+            raise CheckpointError(self.files[extra[0]], f"has an extra tensor {extra[0]}{_and_others(extra)}")
+        present = {wanted[name] for name in self.files}
+        if missing := sorted(name for name, tensor in wanted.items() if tensor not in present):
+            raise CheckpointError(self._likely_file(), f"has no tensor {missing[0]}{_and_others(missing)}")
+
+    def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
+        """Read a tensor to the device, in the shape and dtype of `like`. Raises CheckpointError."""
+        (tensor,) = _read(self.files[name], {name: like}, device).values()
+        return tensor
+
+    def read_all(self, wanted: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """Read all tensors, several files in parallel. Raises CheckpointError."""
+        by_file: dict[Path, dict[str, Tensor]] = defaultdict(dict)
+        for name, path in self.files.items():
+            by_file[path][name] = wanted[name]
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            for tensors in readers.map(partial(_read, device=device), by_file.keys(), by_file.values()):
+                yield from tensors.items()
+
+    def _likely_file(self) -> Path:
+        files = set(self.files.values())
+        return files.pop() if len(files) == 1 else self.folder
+
+
+def _read(path: Path, wanted: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Read the tensors of one file, converting each to its dtype when it is on the device."""
+    tensors = {}
+    with open_safetensors(path, device) as file:
+        for name, like in wanted.items():
+            shape = file.get_slice(name).get_shape()
+            if tuple(shape) != tuple(like.shape):
+                raise CheckpointError(path, f"{name} has shape {list(shape)}, not {list(like.shape)}")
+            tensors[name] = file.get_tensor(name).to(like.dtype)
+    return tensors
+
+
+def _and_others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of the tensors in a safetensors file. Raises CheckpointError."""
+    with open_safetensors(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def open_safetensors(path: Path, device: torch.device | str = "cpu") -> Iterator[TensorFile]:
+    """Map a safetensors file into memory. Raises CheckpointError if it is missing, truncated or corrupt."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            yield cast(TensorFile, file)
+    except FileNotFoundError:
+        raise CheckpointError(path, "is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(path, f"is not a whole safetensors file: {error}") from error

@@ -1,0 +1,204 @@
+"""Read LoRA files, check them against the transformer, and merge them into its weights.
+
+Merging is fp32 arithmetic on the base weight of the checkpoint. A weight therefore depends only on the base
+and on the active file, never on files that were active before: switching back to the base gives bit-identical
+weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.io.checkpoint import open_safetensors
+from model.spec.errors import CheckpointError
+from model.transformer.fp8 import Fp8Linear
+
+SEPARATOR = "___lorahyphen___"  # replaces the dots of a module path
+PREFIX = "lora" + SEPARATOR
+DOWN, ALPHA = "lora_down.weight", "alpha_scale"
+UP = re.compile(r"lora_up\.(?:blocks\.(\d+)\.)?weight")
+
+
+class LoraError(CheckpointError):
+    """A LoRA file does not fit the transformer or is incomplete; the message names file and key."""
+
+    code = "bad_lora"
+
+
+@runtime_checkable
+class WeightSource(Protocol):
+    """The source of base weights: the files of the checkpoint (`Weights`)."""
+
+    def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
+        """Read a tensor to the device, in the shape and dtype of `like`."""
+        ...
+
+
+@runtime_checkable
+class OpenFile(Protocol):
+    """The part of an open safetensors file that is used here."""
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Read a tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The keys of one module's update. Block i of its rows is up_i · (block i of down)."""
+
+    down: str
+    ups: tuple[str, ...]
+    alpha: str
+
+    def delta(self, file: OpenFile, device: torch.device) -> Float[Tensor, "out in"]:
+        """Return alpha_scale · up · down, in fp32 on the device."""
+        down, *ups = (file.get_tensor(key).to(device, torch.float32) for key in (self.down, *self.ups))
+        blocks = [up @ part for up, part in zip(ups, down.chunk(len(ups)), strict=True)]
+        return torch.cat(blocks) * file.get_tensor(self.alpha).to(device, torch.float32)
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A checked LoRA file, and its updates by the path of the module in the transformer."""
+
+    path: Path
+    modules: Mapping[str, LowRank]
+
+
+class LoraMerger:
+    """Switches between the LoRA files that can be merged into the weights of a transformer."""
+
+    def __init__(self, transformer: nn.Module, base: WeightSource, files: Mapping[str, LoraFile]) -> None:
+        self._linears = _linears(transformer)
+        self._base = base
+        self._files = files
+        self._changed: frozenset[str] = frozenset()  # modules whose weight may differ from the base
+        self._active: str | None = None
+        self._complete = True  # False while a switch is writing weights
+
+    @property
+    def active(self) -> str | None:
+        """Return the name of the merged file, or None for the base. The last switch must be complete."""
+        assert self._complete
+        return self._active
+
+    def switch(self, name: str | None) -> None:
+        """Merge a file into the base weights, or restore the base if `name` is None.
+
+        Only modules that the old or the new file changes are written. After a failure the switch can be
+        repeated.
+
+        Raises:
+            LoraError: the file has changed or gone since it was read.
+            CheckpointError: the base weights cannot be read again.
+        """
+        if self._complete and name == self._active:
+            return
+        file = self._files[name] if name is not None else None
+        before = self._changed
+        now = frozenset(file.modules) if file else frozenset()
+        self._changed, self._complete = before | now, False
+        for module in sorted(before - now):
+            self._write(module, self._read(module))
+        if file:
+            self._merge(file)
+        self._changed, self._active, self._complete = now, name, True
+
+    def _merge(self, file: LoraFile) -> None:
+        with open_safetensors(file.path) as tensors:
+            for module, low_rank in file.modules.items():
+                delta = low_rank.delta(tensors, self._linears[module].weight.device)
+                self._write(module, self._read(module) + delta)
+
+    def _read(self, module: str) -> Float[Tensor, "out in"]:
+        """Read the base weight in fp32."""
+        weight = self._linears[module].weight
+        like = torch.empty_like(weight, dtype=torch.float32, device="meta")
+        return self._base.read(f"{module}.weight", like, weight.device)
+
+    @torch.no_grad()
+    def _write(self, module: str, value: Float[Tensor, "out in"]) -> None:
+        linear = self._linears[module]
+        if isinstance(linear, Fp8Linear):
+            linear.set_weight(value)
+        else:
+            linear.weight.copy_(value)
+
+
+def read_lora(path: Path, transformer: nn.Module) -> LoraFile:
+    """Read a LoRA file's keys and shapes, and check that every one fits the transformer.
+
+    Raises:
+        LoraError: a key fits no module, or a tensor is missing or has the wrong shape.
+        CheckpointError: the file cannot be read.
+    """
+    linears = _linears(transformer)
+    with open_safetensors(path) as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    pieces: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in shapes:
+        module, piece = _parse(path, key)
+        if module not in linears:
+            raise LoraError(path, f"{key} fits no module of the transformer")
+        pieces[module][piece] = key
+    modules = {module: _low_rank(path, found) for module, found in sorted(pieces.items())}
+    for module, low_rank in modules.items():
+        _check_shapes(path, low_rank, shapes, tuple(linears[module].weight.shape))
+    return LoraFile(path, modules)
+
+
+def _linears(transformer: nn.Module) -> dict[str, nn.Linear]:
+    """Return the modules whose weight a LoRA can change, by path."""
+    modules = transformer.named_modules()
+    return {path: module for path, module in modules if isinstance(module, nn.Linear)}
+
+
+def _parse(path: Path, key: str) -> tuple[str, str]:
+    """Split a key into the module path and the name of the tensor."""
+    module, _, piece = key.removeprefix(PREFIX).partition(".")
+    if not key.startswith(PREFIX) or not (piece in (DOWN, ALPHA) or UP.fullmatch(piece)):
+        raise LoraError(path, f"{key} is no LoRA key")
+    return module.replace(SEPARATOR, "."), piece
+
+
+def _low_rank(path: Path, found: Mapping[str, str]) -> LowRank:
+    """Collect the keys of one module: one `up`, or `up` blocks 0, 1, … without a gap."""
+    whole = "lora_up.weight"
+    blocks = [piece for piece in found if UP.fullmatch(piece) and piece != whole]
+    ups = [f"lora_up.blocks.{i}.weight" for i in range(len(blocks))] or [whole]
+    for piece in (DOWN, *ups, ALPHA):
+        if piece not in found:
+            raise LoraError(path, f"{_sibling(found, piece)} is missing")
+    if blocks and whole in found:
+        raise LoraError(path, f"{found[whole]} stands beside blocks of the same module")
+    return LowRank(found[DOWN], tuple(found[up] for up in ups), found[ALPHA])
+
+
+def _sibling(found: Mapping[str, str], piece: str) -> str:
+    """Return the key of a missing tensor of the same module."""
+    other, key = next(iter(found.items()))
+    return key.removesuffix(other) + piece
+
+
+def _check_shapes(
+    path: Path, low_rank: LowRank, shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]
+) -> None:
+    (out, inner), blocks = weight, len(low_rank.ups)
+    if out % blocks:
+        raise LoraError(path, f"{low_rank.ups[-1]} is one of {blocks} blocks, which do not divide {out} rows")
+    rank = (*shapes[low_rank.down], 0)[0] // blocks
+    wanted: dict[str, tuple[int, ...]] = dict.fromkeys(low_rank.ups, (out // blocks, rank))
+    wanted |= {low_rank.down: (blocks * rank, inner), low_rank.alpha: ()}
+    for key, shape in wanted.items():
+        if shapes[key] != shape:
+            raise LoraError(path, f"{key} has shape {list(shapes[key])}, not {list(shape)}")

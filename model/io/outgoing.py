@@ -1,0 +1,45 @@
+"""Copy frames from the device to the CPU while the device works on later ones."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from model.io.pixels import to_uint8
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class PendingFrames:
+    """Frames whose copy may still be in progress; `wait` returns when it is complete."""
+
+    frames: UInt8[Tensor, "frames height width 3"]
+    wait: Callable[[], None] = lambda: None
+
+    def result(self) -> UInt8[Tensor, "frames height width 3"]:
+        """Wait for the copy, but not for later work of the device, and return the frames on the CPU."""
+        self.wait()
+        return self.frames
+
+
+def start_copy(frames: Float[Tensor, "frames height width 3"]) -> PendingFrames:
+    """Start to copy frames in 8 bits to the CPU, after all work that the device already has."""
+    if not frames.is_cuda:
+        return PendingFrames(to_uint8(frames))
+    copy = to_uint8(frames).to("cpu", non_blocking=True)  # into pinned memory
+    return PendingFrames(copy, torch.cuda.current_stream(frames.device).record_event().synchronize)
+
+
+def run_ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """Yield each item after `count` more have been requested, so that the device always has work."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting

@@ -1,0 +1,1 @@
+"""Context parallelism: the only package in which ranks appear."""

@@ -1,0 +1,143 @@
+"""Divide the processes that torchrun started into groups that each make one video."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from model.spec.errors import GroupError
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ContextParallel:
+    """The ranks that share one video, seen from one of them. Without arguments: a single rank.
+
+    Attributes:
+        device: the device of this rank.
+        size: number of ranks in the group.
+        rank: number of this rank in the group; rank 0 is the leader.
+        group: the process group; None for a single rank.
+        replica: number of this group among `num_replicas` groups, which exchange nothing.
+        num_replicas: number of groups.
+        cfg_branch: where guidance is split, the half of the group that predicts for the same text as this
+            rank.
+        cfg_rank: in a branch, the index of the text that it predicts for.
+        cfg_group: in a branch, the process group of this rank and its counterpart in the other branch.
+    """
+
+    device: torch.device = CPU
+    size: int = 1
+    rank: int = 0
+    group: dist.ProcessGroup | None = None
+    replica: int = 0
+    num_replicas: int = 1
+    cfg_branch: "ContextParallel | None" = None
+    cfg_rank: int = 0
+    cfg_group: dist.ProcessGroup | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """Tell whether this rank has the text encoder, the inputs and the random numbers."""
+        return self.rank == 0
+
+    def check_heads(self, num_heads: int) -> None:
+        """Raise GroupError unless the attention heads divide evenly among the ranks."""
+        if num_heads % self.size:
+            raise GroupError(f"{self.size} ranks cannot share {num_heads} attention heads evenly")
+
+
+SINGLE = ContextParallel()
+
+
+@dataclass(frozen=True)
+class FileRendezvous:
+    """A file in which all `num_ranks` ranks of one machine meet, a new one for each start.
+
+    Whoever may write to it can run code in the ranks, so its folder must be closed to others.
+    """
+
+    path: Path
+    num_ranks: int
+
+
+def join(
+    device_type: str,
+    size: int | None,
+    timeout_s: float,
+    split_guidance: bool = True,
+    rendezvous: FileRendezvous | None = None,
+) -> ContextParallel:
+    """Join the ranks that torchrun started, `size` (default: all) to a video. Raises GroupError.
+
+    `timeout_s` bounds each wait for another rank. For `split_guidance` see `divide`. Without `rendezvous` the
+    ranks meet at the address that torchrun gives them, where a TCP server listens on all interfaces.
+    """
+    if not dist.is_torchelastic_launched():
+        if size not in (None, 1):
+            raise GroupError(f"{size} ranks to a video, but torchrun has not started them")
+        return ContextParallel(device=torch.device(device_type))
+    device = CPU
+    if device_type == "cuda":
+        device = torch.device("cuda", dist.get_node_local_rank())
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(
+        "nccl" if device_type == "cuda" else "gloo",
+        timeout=timeout,
+        device_id=device if device_type == "cuda" else None,
+        **_meeting_in(rendezvous, timeout) if rendezvous else {},
+    )
+    return divide(device, size or dist.get_world_size(), split_guidance)
+
+
+def _meeting_in(rendezvous: FileRendezvous, timeout: timedelta) -> dict[str, Any]:
+    """Return what `init_process_group` needs to use this file; the ranks are all of one machine."""
+    store = dist.FileStore(str(rendezvous.path), rendezvous.num_ranks)  # type: ignore[attr-defined]
+    store.set_timeout(timeout)
+    return {"store": store, "rank": dist.get_node_local_rank(), "world_size": rendezvous.num_ranks}
+
+
+def divide(device: torch.device, size: int, split_guidance: bool = True) -> ContextParallel:
+    """Divide all ranks of the default process group into groups of `size`. Raises GroupError.
+
+    With `split_guidance`, a group of even size makes the two predictions of guidance in two halves.
+    """
+    world_size = dist.get_world_size()
+    if world_size % size:
+        raise GroupError(f"{world_size} ranks cannot be divided into groups of {size}")
+    mesh = init_device_mesh(device.type, (world_size // size, size), mesh_dim_names=("replica", "context"))
+    return ContextParallel(
+        device=device,
+        size=size,
+        rank=mesh.get_local_rank("context"),
+        group=mesh.get_group("context"),
+        replica=mesh.get_local_rank("replica"),
+        num_replicas=world_size // size,
+        cfg_branch=_cfg_branch(device, size) if split_guidance and size % 2 == 0 else None,
+    )
+
+
+def _cfg_branch(device: torch.device, size: int) -> ContextParallel:
+    """Return this rank's half of its group of `size` ranks; half of two ranks is one rank."""
+    shape = (dist.get_world_size() // size, 2, size // 2)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "cfg", "context"))
+    return ContextParallel(
+        device=device,
+        size=size // 2,
+        rank=mesh.get_local_rank("context"),
+        group=mesh.get_group("context"),
+        cfg_rank=mesh.get_local_rank("cfg"),
+        cfg_group=mesh.get_group("cfg"),
+    )
+
+
+def leave() -> None:
+    """Destroy the default process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

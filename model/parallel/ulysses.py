@@ -1,0 +1,50 @@
+"""Exchange tokens for heads around attention (DeepSpeed Ulysses, arXiv 2309.14509).
+
+Outside attention each rank has a shard of the tokens and all heads. Inside it has all tokens and a shard of
+the heads. The first axis of what is sent numbers the receiving ranks, `p`; of what is received, the sending
+ranks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from model.parallel.mesh import ContextParallel
+from model.parallel.sharding import pad_to_multiple
+
+
+def tokens_to_heads(
+    parallel: ContextParallel, tensors: Sequence[Float[Tensor, "b g m a d"]], length: int
+) -> list[Float[Tensor, "b local_a n d"]]:
+    """Exchange a shard of the tokens of all heads for all tokens of a shard of the heads.
+
+    All tensors (query, key and value) travel in one exchange. `length` is the number of tokens in a group on
+    all ranks, without padding.
+    """
+    if (p := parallel.size) > 1:
+        sent = torch.stack([rearrange(x, "b g m (p a) d -> p b g m a d", p=p) for x in tensors], dim=1)
+        received = rearrange(_all_to_all(parallel, sent), "p qkv b g m a d -> qkv b g (p m) a d")
+        tensors = received[:, :, :, :length].unbind()
+    return [rearrange(x, "b g m a d -> b (g m) a d").transpose(1, 2) for x in tensors]
+
+
+def heads_to_tokens(
+    parallel: ContextParallel, x: Float[Tensor, "b local_a n d"], num_groups: int
+) -> Float[Tensor, "b g m a d"]:
+    """Reverse `tokens_to_heads` for the result of attention. Padding comes back as zeros."""
+    x = rearrange(x, "b a (g m) d -> b g m a d", g=num_groups)
+    if (p := parallel.size) == 1:
+        return x
+    sent = rearrange(pad_to_multiple(x, p), "b g (p m) a d -> p b g m a d", p=p)
+    return rearrange(_all_to_all(parallel, sent), "p b g m a d -> b g m (p a) d")
+
+
+def _all_to_all(parallel: ContextParallel, x: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:
+    """Send entry i of axis 0 to rank i, and receive one entry from each rank."""
+    received = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, x.contiguous(), group=parallel.group)
+    return received

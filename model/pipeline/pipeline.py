@@ -1,0 +1,236 @@
+"""Generate a video from a request, on one device or several.
+
+Each segment of a video has one stage of denoising and perhaps a second one of refinement. The leader prepares
+the inputs and the conditioning of a stage, all ranks denoise and decode it together, and the leader yields
+the frames.
+"""
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.io.checkpoint import Weights, load_module
+from model.io.lora import LoraMerger, read_lora
+from model.io.outgoing import PendingFrames, run_ahead, start_copy
+from model.io.pixels import to_floats, to_uint8
+from model.parallel.broadcast import from_leader, run_on_leader
+from model.parallel.mesh import SINGLE, ContextParallel
+from model.pipeline.conditioning import DISTILLED_LORA, REFINEMENT_LORA, Clip, Encoders, refine_layout_of
+from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
+from model.pipeline.request import Request
+from model.pipeline.sample import denoise
+from model.pipeline.schedule import load_shift
+from model.pipeline.state import State
+from model.pipeline.text_cache import TextKVCache
+from model.spec.errors import CheckpointError, InputError
+from model.spec.geometry import windows
+from model.spec.limits import Limits, load_limits
+from model.spec.plan import Plan
+from model.text import TextEncoder
+from model.transformer.config import load_dit_config
+from model.transformer.dit import Dit
+from model.transformer.fp8 import to_fp8
+from model.transformer.step_cache import StepCache
+from model.transformer.token_layout import BuildLayout, build_layout
+from model.vae.vae import LATENTS_AT_A_TIME, Vae
+
+Stage = Generator[Event, None, State]  # yields events, returns the state after it
+CACHED_LAYOUTS = 8  # the largest is below 0.1 GB
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded checkpoint. All ranks have transformer and VAE, only the leader has the text encoder."""
+
+    limits: Limits
+    dit: Dit
+    lora: LoraMerger
+    loras: frozenset[str]
+    vae: Vae
+    encoders: Encoders | None
+    parallel: ContextParallel
+    build_layout: BuildLayout = field(default_factory=lambda: lru_cache(CACHED_LAYOUTS)(build_layout))
+    text_cache: TextKVCache = field(default_factory=TextKVCache)
+
+    @classmethod
+    def load(
+        cls, checkpoint: Path, dtype: torch.dtype, parallel: ContextParallel = SINGLE, *, fp8: bool = False
+    ) -> "Pipeline":
+        """Load a checkpoint folder onto this rank's device, with large matrices in fp8 if asked for.
+
+        Raises:
+            CheckpointError: a file is missing or wrong; the message names file and tensor.
+            GroupError: the attention heads do not divide evenly among the ranks.
+            DeviceError: the device does not support fp8.
+        """
+        if not checkpoint.is_dir():
+            raise CheckpointError(checkpoint, "is missing, or is no folder")
+        config = load_dit_config(checkpoint / "dit" / "config.json")
+        parallel.check_heads(config.num_heads)
+        limits = load_limits(checkpoint)
+        weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
+        dit = load_module(lambda: Dit(config, dtype), weights, parallel.device)
+        if fp8:
+            to_fp8(dit)
+        loras = {
+            path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
+        }
+        vae = Vae.load(checkpoint, parallel.device, dtype, parallel)
+        return cls(
+            limits=limits,
+            dit=dit,
+            lora=LoraMerger(dit, weights, loras),
+            loras=frozenset(loras),
+            vae=vae,
+            encoders=_load_encoders(checkpoint, limits, vae, dtype) if parallel.is_leader else None,
+            parallel=parallel,
+        )
+
+    def generate(self, request: Request, resume: State | None = None) -> Iterator[Event]:
+        """Generate a video, or resume from a state. The caller may stop between any two events.
+
+        All ranks call this together and get the same events in the same order. Only the leader reads the
+        inputs and `resume`. Raises InputError if the checkpoint lacks a LoRA file that the plan needs.
+        """
+        self._check_loras(request.plan)
+        state = from_leader(self.parallel, lambda: resume or State.begin(request.seed))
+        while state.segment < request.plan.num_segments:
+            state = yield from self._segment(request, state)
+            yield SegmentDone(state.segment - 1, state)
+
+    def _segment(self, request: Request, state: State) -> Stage:
+        """Generate one segment, and return the state in which the next begins."""
+        if request.plan.task == "refine":
+            state = self._begin_stage(request, replace(state, stage="refine"))
+        elif state.stage == "denoise":
+            state = yield from self._denoise(request, self._begin_stage(request, state))
+            if request.plan.refinement is None:
+                return (yield from self._decode(request, state))
+            state = self._begin_refinement(request, state)
+        state = yield from self._denoise(request, state)
+        return (yield from self._decode(request, state))
+
+    def _begin_stage(self, request: Request, state: State, clip: Clip | None = None) -> State:
+        """Return the state with the first latents of its stage, which refines `clip` (leader only)."""
+        if state.latents is not None:
+            return state
+        inputs = from_leader(
+            self.parallel, lambda: _present(self.encoders).stage_inputs(request, state, clip)
+        )
+        latents, clean = inputs.encode(self.vae)
+        return replace(state, latents=latents, clean=clean, random=inputs.random)
+
+    def _begin_refinement(self, request: Request, state: State) -> State:
+        """Begin the refinement of the base video of a segment."""
+        clip = self._decode_whole(request, state)
+        tail = None if clip is None else _last(clip, request.plan.num_condition_frames).clone()
+        state = replace(state, stage="refine", step=0, latents=None, clean=None, tail=tail)
+        return self._begin_stage(request, state, clip)
+
+    def _denoise(self, request: Request, state: State) -> Stage:
+        """Run the remaining steps of a stage, and return the state with its final latents."""
+        conditioning = from_leader(
+            self.parallel, lambda: _present(self.encoders).conditioning(request, state)
+        )
+        self.lora.switch(conditioning.lora)
+        yield Encoded(state.stage, state.segment)
+        threshold, full_step = conditioning.step_cache, state
+        step_cache = None if threshold is None else StepCache(threshold, self.parallel)
+        project_text = self.text_cache.for_lora(conditioning.lora)
+        for x in denoise(self.dit, conditioning, self.parallel, self.build_layout, step_cache, project_text):
+            if step_cache is not None and not step_cache.reused:
+                full_step = state  # this step depends on nothing before `state`, so a job can resume there
+            state = replace(state, latents=x, step=state.step + 1)
+            resume = state if step_cache is None else full_step
+            yield Stepped(state.stage, state.segment, state.step, conditioning.num_steps, resume)
+        yield Latents(state.stage, state.segment, _all_latents(state))
+        return state
+
+    def _decode(self, request: Request, state: State) -> Stage:
+        """Decode the last stage of a segment, and yield the frames that the segment before did not have."""
+        plan = request.plan
+        repeated = plan.repeated_frames if state.segment else 0
+        first, count = 0, plan.num_frames
+        if state.stage == "refine":
+            layout = refine_layout_of(plan, state.segment)
+            first, count = layout.front_padding, layout.num_frames
+        segment_windows, new_windows = windows(first, count), windows(first + repeated, count - repeated)
+        tail: Clip | None = None
+        chunks = run_ahead(islice(self._copied_chunks(state), len(segment_windows)), LATENTS_AT_A_TIME)
+        for in_segment, new, (chunk, pending) in zip(segment_windows, new_windows, chunks, strict=False):
+            if chunk is not None:
+                frames = chunk[in_segment] if tail is None else torch.cat([tail, chunk[in_segment]])
+                tail = _last(frames, plan.repeated_frames)
+            if new.start < new.stop:
+                yield Frames(state.segment, None if pending is None else pending.result()[new])
+        return self._next_segment(request, state, tail)
+
+    def _next_segment(self, request: Request, state: State, tail: Clip | None) -> State:
+        """Return the state after a segment, given the last of its finished frames."""
+        if tail is not None:
+            tail = self._hand_over(tail, request)
+        following = State(state.segment + 1, "denoise", 0, state.random)
+        if state.stage == "refine":
+            return replace(following, tail=state.tail, refined_tail=tail)
+        return replace(following, tail=tail)
+
+    def _decoded_chunks(self, state: State) -> Iterator[Clip | None]:
+        """Yield the frames of a stage chunk by chunk, as all ranks decode them; None on other ranks."""
+        for frames in self.vae.decode(_all_latents(state)):
+            yield frames if self.parallel.is_leader else None
+
+    def _copied_chunks(self, state: State) -> Iterator[tuple[Clip | None, PendingFrames | None]]:
+        """Yield chunks of frames with their pending copies to the CPU."""
+        for chunk in self._decoded_chunks(state):
+            yield chunk, None if chunk is None else start_copy(chunk)
+
+    def _decode_whole(self, request: Request, state: State) -> Clip | None:
+        """Return all frames of a stage; None on other ranks."""
+        chunks = [chunk for chunk in self._decoded_chunks(state) if chunk is not None]
+        return run_on_leader(self.parallel, lambda: self._hand_over(torch.cat(chunks), request))
+
+    def _hand_over(self, frames: Clip, request: Request) -> Clip:
+        """Return frames as the next stage or segment gets them: perhaps rounded to 8 bits."""
+        if not request.exact_handover:
+            return frames
+        # On the CPU: CUDA divides by multiplying with a reciprocal, which gives other floats.
+        return to_floats(to_uint8(frames).cpu()).to(frames.device)
+
+    def _check_loras(self, plan: Plan) -> None:
+        needed = {DISTILLED_LORA: plan.distilled, REFINEMENT_LORA: plan.refinement is not None}
+        for name, is_needed in needed.items():
+            if is_needed and name not in self.loras:
+                field = "distilled" if name == DISTILLED_LORA else "refine"
+                raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
+
+
+def _load_encoders(checkpoint: Path, limits: Limits, vae: Vae, dtype: torch.dtype) -> Encoders:
+    return Encoders(
+        text=TextEncoder.load(checkpoint, vae.device, dtype, pinned=limits.negative_prompt),
+        device=vae.device,
+        latent_channels=vae.latent_channels,
+        shift=load_shift(checkpoint / "scheduler" / "scheduler_config.json"),
+        negative_prompt=limits.negative_prompt,
+    )
+
+
+def _present(encoders: Encoders | None) -> Encoders:
+    assert encoders
+    return encoders
+
+
+def _all_latents(state: State) -> Float[Tensor, "1 z f h w"]:
+    """Return the latents of all frames of a stage, condition frames first."""
+    latents, clean = state.stage_latents()
+    return torch.cat([clean, latents], dim=2)
+
+
+def _last(frames: Clip, count: int) -> Clip:
+    """Return the last `count` frames, or all if there are fewer."""
+    return frames[max(len(frames) - count, 0) :]

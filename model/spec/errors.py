@@ -1,0 +1,59 @@
+"""Define the errors of the model, except `InvalidParams`, which refuses a request.
+
+Each error has a stable `code`, a message for people, and tells whether a retry can help.
+"""
+
+from pathlib import Path
+
+
+class ModelError(Exception):
+    """The base of all errors that a client or an operator can cause."""
+
+    code = "model_error"
+    retryable = False
+
+
+class CheckpointError(ModelError):
+    """A file or folder of a checkpoint is missing or wrong. The message names it, and the tensor if any."""
+
+    code = "bad_checkpoint"
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+class InputError(ModelError):
+    """An image, a clip or a saved state cannot be used. The message names the field of the request."""
+
+    code = "bad_input"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field = field
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+
+class GroupError(ModelError):
+    """The model cannot be run on this number of ranks."""
+
+    code = "bad_group"
+
+
+class DeviceError(ModelError):
+    """The device does not support what was asked for."""
+
+    code = "bad_device"
+
+
+class LeaderError(ModelError):
+    """The leader failed with an error that is no ModelError. Raised on the other ranks."""
+
+    code = "leader_failed"

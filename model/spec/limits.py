@@ -1,0 +1,78 @@
+"""Read the limits of a checkpoint: what can be requested of it, and its defaults.
+
+A worker publishes them to the service, which refuses a request that exceeds them before it is queued.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from model.spec.errors import CheckpointError
+from model.spec.geometry import Buckets, Size
+
+RELEASED_LIMITS = Path(__file__).with_name("limits.json")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits and defaults of a checkpoint. Sides are in pixels."""
+
+    buckets: Mapping[str, Buckets]
+    refine_buckets: Buckets
+    default_size: Size
+    min_side: int
+    max_pixels: int
+    only_buckets: bool  # allow only the sizes in `buckets`
+    default_num_frames: int
+    max_num_frames: int
+    max_num_segments: int
+    num_condition_frames: int
+    fps: int
+    num_inference_steps: int
+    distilled_num_inference_steps: int
+    max_num_inference_steps: int
+    guidance_scale: float
+    max_guidance_scale: float
+    max_prompt_characters: int
+    negative_prompt: str
+    example_prompts: tuple[str, ...]  # examples for new users
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Limits:
+        """Read the content of a `limits.json`. Missing keys have LongCat-Video's values.
+
+        Raises ValueError, TypeError or AttributeError for an unknown key or a wrong value.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := set(document) - known:
+            raise ValueError(f"unknown keys {sorted(unknown)}; known are {sorted(known)}")
+        values = {**json.loads(RELEASED_LIMITS.read_text()), **document}
+        values["buckets"] = {name: _buckets(table) for name, table in values["buckets"].items()}
+        values["refine_buckets"] = _buckets(values["refine_buckets"])
+        values["default_size"] = Size(*values["default_size"])
+        values["example_prompts"] = tuple(values["example_prompts"])
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a document that `from_json` reads."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def load_limits(checkpoint: Path) -> Limits:
+    """Return the limits in the `limits.json` of a checkpoint, or LongCat-Video's if there is none.
+
+    Raises CheckpointError if the file cannot be read.
+    """
+    path = checkpoint / "limits.json"
+    try:
+        return Limits.from_json(json.loads(path.read_text()) if path.exists() else {})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+
+
+def _buckets(table: Mapping[str, Any]) -> Buckets:
+    return {ratio: Size(*size) for ratio, size in table.items()}

@@ -1,0 +1,144 @@
+"""Cut a grid of tokens into bricks, and select the key bricks that each query brick attends to.
+
+This is the selection of LongCat-Video's block-sparse attention: each query brick keeps the key bricks whose
+mean key scores highest against its mean query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+BRICK_AXES = (0, 2, 4, 1, 3, 5)  # (F, f, H, h, W, w) → (F, H, W, f, h, w)
+GRID_AXES = (0, 3, 1, 4, 2, 5)  # the inverse
+
+Triple = tuple[int, int, int]
+
+
+class Region(NamedTuple):
+    """A run of query bricks that selects among the first `num_keys` key bricks, at least `min_kept` each."""
+
+    queries: slice
+    num_keys: int
+    min_kept: int
+
+
+@dataclass(frozen=True)
+class Bricks:
+    """How a grid of tokens is cut into bricks, and how many key bricks a query brick keeps.
+
+    At least one of `sparsity` and `cdf_threshold` is given. If both are, the larger number of bricks is kept.
+
+    Attributes:
+        grid: frames, rows and columns in tokens.
+        chunk_q: size of a query brick: frames, rows and columns in tokens.
+        chunk_k: size of a key brick.
+        num_condition_frames: the first frames of the grid are clean; their queries select only among them.
+        sparsity: fraction of the key bricks that is dropped.
+        cdf_threshold: probability that the kept key bricks may have together.
+    """
+
+    grid: Triple
+    chunk_q: Triple
+    chunk_k: Triple
+    num_condition_frames: int = 0
+    sparsity: float | None = None
+    cdf_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        for chunk in (self.chunk_q, self.chunk_k):
+            assert all(side % part == 0 for side, part in zip(self.grid, chunk, strict=True))
+            assert self.num_condition_frames % chunk[0] == 0
+        assert self.num_condition_frames <= self.grid[0]
+        assert self.sparsity is not None or self.cdf_threshold is not None
+
+    def to_key_order(self, x: Float[Tensor, "b a n d"]) -> Float[Tensor, "b a n d"]:
+        """Reorder tokens from query-brick order to key-brick order."""
+        if self.chunk_q == self.chunk_k:
+            return x
+        return to_bricks(_to_grid(x, self.grid, self.chunk_q), self.grid, self.chunk_k)
+
+    def regions(self) -> Iterator[Region]:
+        """Yield the region of the condition queries, if any, then that of the noise queries, if any."""
+        cut = self._num_bricks(self.chunk_q, self.num_condition_frames)
+        end = self._num_bricks(self.chunk_q, self.grid[0])
+        if cut > 0:
+            yield self._region(slice(0, cut), self.num_condition_frames)
+        if cut < end:
+            yield self._region(slice(cut, end), self.grid[0])
+
+    def _region(self, queries: slice, frames: int) -> Region:
+        num_keys = self._num_bricks(self.chunk_k, frames)
+        min_kept = 0 if self.sparsity is None else int((1 - self.sparsity) * num_keys)
+        return Region(queries, num_keys, max(min_kept, 1))
+
+    def _num_bricks(self, chunk: Triple, frames: int) -> int:
+        return frames * prod(self.grid[1:]) // prod(chunk)
+
+
+class Selection(NamedTuple):
+    """Indices of key bricks for each query brick, best first. The first `counts` are kept (None: all)."""
+
+    bricks: Int[Tensor, "*rest qb listed"]
+    counts: Int[Tensor, "*rest qb"] | None
+
+    def slice(self, start: int, stop: int) -> Selection:
+        """Return the selection of some of the query bricks."""
+        counts = None if self.counts is None else self.counts[..., start:stop]
+        return Selection(self.bricks[..., start:stop, :], counts)
+
+    def kept_mask(self) -> Bool[Tensor, "*rest qb listed"] | None:
+        """Return True for each listed brick that is kept, or None if all are."""
+        if self.counts is None:
+            return None
+        return torch.arange(self.bricks.shape[-1], device=self.bricks.device) < self.counts[..., None]
+
+
+def mean_pool(x: Float[Tensor, "b a n d"], chunk: Triple) -> Float[Tensor, "b a bricks d"]:
+    """Return the mean of each brick, in fp32 at least."""
+    return torch.unflatten(x, 2, (-1, prod(chunk))).mean(3, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def select_bricks(
+    pooled_q: Float[Tensor, "*rest qb d"],
+    pooled_k: Float[Tensor, "*rest kb d"],
+    region: Region,
+    bricks: Bricks,
+) -> Selection:
+    """Select the key bricks that each query brick of a region keeps.
+
+    With a threshold, bricks are kept in order of probability while their cumulative probability does not
+    exceed it; the brick that crosses the threshold is dropped.
+    """
+    scores = pooled_q @ pooled_k.mT
+    if bricks.cdf_threshold is None:
+        return Selection(scores.topk(region.min_kept).indices, None)
+    best = scores.sort(descending=True)
+    probabilities = (best.values / pooled_q.shape[-1] ** 0.5).softmax(-1)
+    below = (probabilities.cumsum(-1) <= bricks.cdf_threshold).sum(-1)
+    return Selection(best.indices, below.clamp(min=region.min_kept))
+
+
+def to_bricks(x: Tensor, grid: Triple, chunk: Triple) -> Tensor:
+    """Reorder tokens [..., n, d] from (f, h, w) order to brick order: each brick is one run of tokens."""
+    cut = [size for side, part in zip(grid, chunk, strict=True) for size in (side // part, part)]
+    return _permuted(x, cut, BRICK_AXES)
+
+
+def _to_grid(x: Tensor, grid: Triple, chunk: Triple) -> Tensor:
+    """Reorder tokens [..., n, d] from brick order to (f, h, w) order."""
+    cut = [side // part for side, part in zip(grid, chunk, strict=True)]
+    return _permuted(x, [*cut, *chunk], GRID_AXES)
+
+
+def _permuted(x: Tensor, sizes: list[int], axes: tuple[int, ...]) -> Tensor:
+    lead = x.ndim - 2
+    cut = torch.unflatten(x, -2, sizes)
+    order = [*range(lead), *(lead + axis for axis in axes), cut.ndim - 1]
+    return cut.permute(order).flatten(lead, -2)

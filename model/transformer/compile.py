@@ -1,0 +1,76 @@
+"""Compile the parts of a block around its attentions into a few kernels between the matrix products.
+
+A part is compiled once for all blocks, and for each shape of its inputs, so that the result of a shape does
+not depend on the shapes before it. Where compilation fails, the plain code runs. Attention and communication
+are not compiled.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from model.parallel.cfg_split import branch_for, local_texts
+from model.parallel.mesh import ContextParallel
+from model.spec.geometry import VAE_STRIDE, latent_frames
+from model.spec.plan import Plan
+from model.transformer.dit import Dit
+from model.transformer.token_layout import Window, build_layout
+
+logger = logging.getLogger(__name__)
+
+Compile = Literal["auto", "on", "off"]
+Part = Callable[..., Any]
+
+MAX_SHAPES = 64  # limit on the shapes that are compiled for; further ones run the plain code
+WARM_TEXTS = (1, 2)  # without guidance, and with it
+
+
+def fuse(dit: Dit, wanted: Compile) -> bool:
+    """Replace the parts of all blocks by compiled ones, unless `wanted` is off, or auto and not on CUDA.
+
+    A part is compiled when it is first called. Return whether the parts were replaced.
+    """
+    if wanted == "off" or (wanted == "auto" and not dit.x_embedder.proj.weight.is_cuda):
+        return False
+    torch._dynamo.config.recompile_limit = MAX_SHAPES  # noqa: SLF001 there is no public setting
+    failed: set[object] = set()
+    for block in dit.blocks:
+        for part in (block.before_attention, block.between_attentions, block.after_attentions):
+            setattr(block, part.__name__, _compiled(part, failed))
+    return True
+
+
+def _compiled(plain: Part, failed: set[object]) -> Part:
+    """Return the compiled part, which runs the plain one for shapes that failed to compile."""
+    compiled = torch.compile(plain, fullgraph=True, dynamic=False)
+
+    def part(x: Tensor, *rest: object) -> object:
+        shape = (plain.__name__, x.shape)
+        if shape not in failed:
+            try:
+                return compiled(x, *rest)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                failed.add(shape)
+                logger.warning("%s%s is not compiled: %s", plain.__name__, list(x.shape), error)
+        return plain(x, *rest)
+
+    return part
+
+
+def warm(dit: Dit, plan: Plan, num_text_tokens: int, parallel: ContextParallel) -> None:
+    """Compile for the shapes of a plan, so that no job waits for it. All ranks call it together."""
+    window = Window(latent_frames(plan.num_frames), plan.height // VAE_STRIDE, plan.width // VAE_STRIDE)
+    weight = dit.x_embedder.proj.weight
+    for num_texts in WARM_TEXTS:
+        branch = branch_for(parallel, num_texts)
+        texts = weight.new_zeros(num_texts, num_text_tokens, dit.config.caption_channels)
+        hidden = local_texts(branch, texts)
+        mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=weight.device)
+        noise = weight.new_zeros(len(hidden), dit.config.in_channels, *window[:3], dtype=torch.float32)
+        timesteps = noise.new_full((len(hidden), window.num_frames), 1000.0)
+        layout = build_layout(dit.config, window, False, branch)
+        dit(noise, timesteps, layout, dit.text_kv(hidden, mask))

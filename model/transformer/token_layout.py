@@ -1,0 +1,153 @@
+"""Describe how the tokens of a forward are ordered, where they are, and which attend to which.
+
+Tokens are [b, g, m, c]: g groups, m tokens in each. A group is one latent frame, or with block-sparse
+attention the query bricks that cover the same latent frames. Within a group tokens are ordered chunk by
+chunk, so that a brick is one contiguous run. On several ranks each rank has a shard of the tokens of every
+group.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.parallel.mesh import ContextParallel
+from model.parallel.sharding import gather, shard, shard_length
+from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
+from model.transformer.attention import KV, attend
+from model.transformer.block_sparse import block_sparse_attention
+from model.transformer.block_sparse_bricks import Bricks, to_bricks
+from model.transformer.config import DitConfig, Triple
+from model.transformer.rope import angles_3d
+
+
+class Window(NamedTuple):
+    """The latent frames of a forward. Height and width are in latent rows and columns.
+
+    `first` is the position of the first frame in the clip; the leading `num_condition` frames are clean.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    num_condition: int = 0
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of a forward. `grid` and `chunk` are (frames, rows, columns) in tokens, `patch` in latents.
+
+    `rotation` holds cosine and sine of the position of each token on this rank.
+    """
+
+    grid: Triple
+    chunk: Triple
+    patch: Triple
+    num_condition_groups: int
+    rotation: Float[Tensor, "g m 1 half 2"]
+    bricks: Bricks | None
+    parallel: ContextParallel
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups, g."""
+        return self.grid[0] // self.chunk[0]
+
+    @property
+    def group_size(self) -> int:
+        """Number of tokens in a group, on all ranks together."""
+        return prod(self.grid) // self.num_groups
+
+    def patchify(self, latents: Float[Tensor, "b z f h w"]) -> Float[Tensor, "b g m patch"]:
+        """Return this rank's tokens. Values of a patch are ordered (channel, frame, row, column)."""
+        cut = [size for axis in zip(self._num_chunks, self.chunk, self.patch, strict=True) for size in axis]
+        x = latents.reshape(*latents.shape[:2], *cut)
+        tokens = x.permute(0, 2, 5, 8, 3, 6, 9, 1, 4, 7, 10).flatten(7).flatten(2, 6)
+        return shard(self.parallel, tokens)
+
+    def unpatchify(self, values: Float[Tensor, "b g m patch"]) -> Float[Tensor, "b z f h w"]:
+        """Return the latents of all ranks. Values of a patch are ordered (frame, row, column, channel)."""
+        groups, *rows = self._num_chunks
+        x = gather(self.parallel, values, self.group_size)
+        x = x.reshape(len(x), groups, *rows, *self.chunk, *self.patch, -1)
+        x = x.permute(0, 10, 1, 4, 7, 2, 5, 8, 3, 6, 9)
+        sides = (side * patch for side, patch in zip(self.grid, self.patch, strict=True))
+        return x.reshape(*x.shape[:2], *sides)
+
+    def noise_tokens(self, x: Float[Tensor, "b g m c"]) -> Float[Tensor, "b noise_g filled_m c"]:
+        """Return this rank's tokens of the noise groups, without padding."""
+        _, filled = shard_length(self.parallel, self.group_size)
+        return x[:, self.num_condition_groups :, :filled]
+
+    def group_timesteps(self, timesteps: Float[Tensor, "b f"]) -> Float[Tensor, "b g"]:
+        """Return the timestep of each group, whose frames all have the same one."""
+        return timesteps[:, :: self.chunk[0]]
+
+    def attend(
+        self,
+        qkv: tuple[Float[Tensor, "b g m a d"], Float[Tensor, "b g m a d"], Float[Tensor, "b g m a d"]],
+        condition_kv: KV | None,
+        kv_out: list[KV] | None = None,
+    ) -> Float[Tensor, "b g m a d"]:
+        """Return self-attention over the tokens of all ranks, and over `condition_kv` before them, if given.
+
+        The keys and values of the tokens are appended to `kv_out`, if given.
+        """
+        q, k, v = tokens_to_heads(self.parallel, qkv, self.group_size)
+        del qkv  # on several ranks these are not the tensors that are attended to
+        kv = KV(k, v) if condition_kv is None else condition_kv.append(k, v)
+        if kv_out is not None:
+            kv_out.append(KV(k, v.clone()))  # v may be a view that would keep the whole qkv product alive
+        if self.bricks is None:
+            out = attend(q, *kv, num_condition=self.num_condition_groups * self.group_size)
+        else:
+            out = block_sparse_attention(q, *kv, self.bricks)
+        del q, k, v, kv
+        return heads_to_tokens(self.parallel, out, self.num_groups)
+
+    @property
+    def _num_chunks(self) -> Triple:
+        f, h, w = (side // chunk for side, chunk in zip(self.grid, self.chunk, strict=True))
+        return f, h, w
+
+
+BuildLayout = Callable[[DitConfig, Window, bool, ContextParallel], Layout]
+
+
+def build_layout(config: DitConfig, window: Window, sparse: bool, parallel: ContextParallel) -> Layout:
+    """Return the layout of a forward over these frames, with block-sparse or dense attention.
+
+    A single latent frame is always attended to densely.
+    """
+    grid = (window.num_frames, window.height // config.patch_size[1], window.width // config.patch_size[2])
+    bricks = _bricks(config, grid, window.num_condition) if sparse and window.num_frames > 1 else None
+    chunk = bricks.chunk_q if bricks else (1, *grid[1:])
+    angles = to_bricks(angles_3d(grid, config.head_dim, window.first).flatten(0, 2), grid, chunk)
+    angles = torch.unflatten(angles, 0, (grid[0] // chunk[0], -1))
+    rotation = torch.stack([angles.cos(), angles.sin()], dim=-1)[None, :, :, None]
+    return Layout(
+        grid=grid,
+        chunk=chunk,
+        patch=config.patch_size,
+        num_condition_groups=window.num_condition // chunk[0],
+        rotation=shard(parallel, rotation)[0].to(parallel.device),
+        bricks=bricks,
+        parallel=parallel,
+    )
+
+
+def _bricks(config: DitConfig, grid: Triple, num_condition: int) -> Bricks:
+    params = config.bsa_params
+    return Bricks(
+        grid=grid,
+        chunk_q=params.chunk_3d_shape_q,
+        chunk_k=params.chunk_3d_shape_k,
+        num_condition_frames=num_condition,
+        sparsity=params.sparsity,
+        cdf_threshold=params.cdf_threshold,
+    )

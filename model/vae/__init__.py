@@ -1,0 +1,1 @@
+"""The Wan VAE: pixels to latents and back."""

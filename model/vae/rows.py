@@ -1,0 +1,78 @@
+"""Shard the rows of a clip's frames over the ranks of a group, for the convolutions of the VAE.
+
+Each rank has an even shard of the rows (the last ones padded): at every resolution of the network the same
+part of the picture. A convolution needs one row of each neighbour (halo).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.parallel.halo import halo_exchange
+from model.parallel.mesh import ContextParallel
+from model.parallel.sharding import gather, shard, shard_length
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This rank's rows of pictures of `height` latent rows."""
+
+    parallel: ContextParallel
+    height: int
+
+    def shard(
+        self, x: Float[Tensor, "frames channels all_rows columns"]
+    ) -> Float[Tensor, "frames channels rows columns"]:
+        """Return this rank's rows of whole pictures, in pixels or latents."""
+        return shard(self.parallel, torch.unflatten(x, 2, (self.height, -1))).flatten(2, 3)
+
+    def gather(
+        self, x: Float[Tensor, "frames channels rows columns"]
+    ) -> Float[Tensor, "frames channels all_rows columns"]:
+        """Return whole pictures on every rank."""
+        return gather(self.parallel, x, self._num_rows(x.shape[2]))
+
+    def gather_tokens(
+        self, x: Float[Tensor, "frames 1 places channels"], width: int
+    ) -> Float[Tensor, "frames 1 all_places channels"]:
+        """Return whole pictures on every rank, of pictures whose places are listed row by row."""
+        return gather(self.parallel, x, self._num_rows(x.shape[2] // width) * width)
+
+    def pad_with_halo(
+        self,
+        x: Float[Tensor, "frames channels rows columns"],
+        past: Float[Tensor, "past_frames channels padded_rows padded_columns"] | None = None,
+    ) -> Float[Tensor, "padded_frames channels padded_rows padded_columns"]:
+        """Return the past pictures, if any, followed by x with one row and column more on each side.
+
+        Outside the picture there are zeros, between shards the rows of the neighbours. This is the only copy
+        that a convolution needs.
+        """
+        (n, channels, rows, columns), num_past = x.shape, 0 if past is None else len(past)
+        sizes = (num_past + n, channels, rows + 2, columns + 2)
+        out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+        if past is not None:
+            out[:num_past] = past
+        new, filled = out[num_past:], self._num_filled_rows(rows)
+        new[..., :: columns + 1] = 0
+        new[:, :, 1 : 1 + filled, 1:-1] = x[:, :, :filled]
+        new[:, :, 1 + filled : 1 + rows] = 0
+        new[:, :, 0], new[:, :, -1] = halo_exchange(self.parallel, new[:, :, 1], new[:, :, -2])
+        return out
+
+    def _num_rows(self, rows: int) -> int:
+        """Return the rows of the whole picture at a resolution where a shard has `rows`."""
+        shard_size, _ = shard_length(self.parallel, self.height)
+        return self.height * (rows // shard_size)
+
+    def _num_filled_rows(self, rows: int) -> int:
+        """Return how many of a shard's rows are not padding."""
+        shard_size, filled = shard_length(self.parallel, self.height)
+        return filled * (rows // shard_size)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Return the layout in which convolutions are fastest: channels last on a GPU."""
+    return torch.channels_last if x.is_cuda else torch.contiguous_format

@@ -1,0 +1,138 @@
+"""Encode clips to latents and decode latents to clips with the Wan VAE, a few latent frames at a time.
+
+All ranks of a group encode and decode together, each a shard of the rows of every frame, and all get the
+whole result. Decoding is a stream: its memory does not depend on the length of the clip.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEncoder3d
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.io.checkpoint import Weights, load_module
+from model.io.json_file import load_json
+from model.parallel.mesh import SINGLE, ContextParallel
+from model.spec.errors import CheckpointError
+from model.spec.geometry import FRAME_STRIDE, VAE_STRIDE, frames_of_latents, latent_frames
+from model.vae.rows import Rows
+from model.vae.wan import Frames, Stream, decode_chunk, encode_chunk, pointwise
+
+LATENTS_AT_A_TIME = 4
+MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
+OTHER_VAES = ("patch_size", "is_residual")  # keys of the Wan 2.2 VAE
+
+
+@runtime_checkable
+class WanVae(Protocol):
+    """The part of diffusers' `AutoencoderKLWan` that is used here."""
+
+    config: Mapping[str, list[float]]
+    device: torch.device
+    dtype: torch.dtype
+    encoder: WanEncoder3d
+    decoder: WanDecoder3d
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+
+
+class Vae:
+    """The VAE. Latents are normalised with the statistics of the checkpoint, pixels are floats in [0, 1]."""
+
+    def __init__(self, vae: WanVae, parallel: ContextParallel) -> None:
+        self._vae = vae
+        self._parallel = parallel
+        mean, std = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
+        self._mean, self._std = (x.view(1, -1, 1, 1, 1).to(vae.device) for x in (mean, std))
+
+    @classmethod
+    def load(
+        cls, checkpoint: Path, device: torch.device, dtype: torch.dtype, parallel: ContextParallel = SINGLE
+    ) -> "Vae":
+        """Load the folder `vae/` of a checkpoint. Raises CheckpointError."""
+        folder = checkpoint / "vae"
+        config = {k: v for k, v in load_json(folder / "config.json").items() if not k.startswith("_")}
+        for key in OTHER_VAES:
+            if config.get(key):
+                raise CheckpointError(folder / "config.json", f"{key} is set: this is not the Wan 2.1 VAE")
+        weights = Weights(folder, "diffusion_pytorch_model")
+
+        wan: Any = AutoencoderKLWan
+        # diffusers' own `to` warns of modules to keep in fp32, of which the VAE has none
+        vae = load_module(lambda: nn.Module.to(wan.from_config(config), dtype), weights, device)
+        if device.type == "cuda":
+            put_channels_last(vae)
+        return cls(cast(WanVae, vae), parallel)
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the weights."""
+        return self._mean.device
+
+    @property
+    def latent_channels(self) -> int:
+        """Return the number of latent channels, z."""
+        return self._mean.shape[1]
+
+    def encode(
+        self, frames: Float[Tensor, "frames height width 3"], generator: torch.Generator
+    ) -> Float[Tensor, "1 z f h w"]:
+        """Return normalised latents in fp32, sampled from the posterior with a CPU generator."""
+        num_frames, height, width = frames.shape[:3]
+        sides = (height // VAE_STRIDE, width // VAE_STRIDE)
+        shape = (1, self.latent_channels, latent_frames(num_frames), *sides)
+        return self.sample(frames, torch.randn(shape, generator=generator))
+
+    def sample(
+        self, frames: Float[Tensor, "frames height width 3"], noise: Float[Tensor, "1 z f h w"]
+    ) -> Float[Tensor, "1 z f h w"]:
+        """Return normalised latents in fp32: the posterior's mean plus its standard deviation times `noise`.
+
+        The first frame is encoded alone, later ones four at a time. A last group of fewer than four is
+        dropped.
+        """
+        mean, log_variance = self._moments(frames).chunk(2, dim=1)
+        std = torch.exp(0.5 * log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE))
+        sample: Tensor = mean + std * noise.to(mean)
+        return (sample.float() - self._mean) / self._std
+
+    def decode(self, latents: Float[Tensor, "1 z f h w"]) -> Iterator[Float[Tensor, "frames height width 3"]]:
+        """Yield the frames of each latent frame in fp32: one of the first, four of each later one."""
+        rows = Rows(self._parallel, latents.shape[3])
+        z = (latents * self._std + self._mean).to(self._vae.dtype)[0].transpose(0, 1)
+        stream, z = Stream(rows), pointwise(self._vae.post_quant_conv, rows.shard(z))
+        for chunk in _chunks(z, LATENTS_AT_A_TIME):
+            pixels = rows.gather(
+                (decode_chunk(self._vae.decoder, chunk, stream).float() / 2 + 0.5).clamp(0, 1)
+            )
+            yield from torch.split(pixels.movedim(1, -1), FRAME_STRIDE)
+
+    def _moments(self, frames: Float[Tensor, "frames height width 3"]) -> Float[Tensor, "1 moments f h w"]:
+        """Return means and log variances of the posterior, in the dtype of the VAE."""
+        rows = Rows(self._parallel, frames.shape[1] // VAE_STRIDE)
+        stream, moments = Stream(rows), []
+        whole_groups = frames[: frames_of_latents(latent_frames(len(frames)))].movedim(-1, 1)
+        for chunk in _chunks(whole_groups, FRAME_STRIDE * LATENTS_AT_A_TIME):
+            pixels = rows.shard(chunk).to(self.device) * 2 - 1
+            moments.append(encode_chunk(self._vae.encoder, pixels.to(self._vae.dtype), stream))
+        gathered = rows.gather(pointwise(self._vae.quant_conv, torch.cat(moments)))
+        return gathered.transpose(0, 1)[None]
+
+
+def _chunks(frames: Frames, length: int) -> Iterator[Frames]:
+    """Yield the first frame alone, as the Wan VAE requires, then `length` frames at a time."""
+    yield frames[:1]
+    if len(frames) > 1:
+        yield from torch.split(frames[1:], length)
+
+
+def put_channels_last(module: nn.Module) -> None:
+    """Store the weights of convolutions channels last, where a GPU convolves fastest."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.ndim in layouts:
+            parameter.data = parameter.contiguous(memory_format=layouts[parameter.ndim])

@@ -1,0 +1,197 @@
+"""Any number of ranks gives the result of a single one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.parallel.broadcast import from_leader
+from model.parallel.mesh import SINGLE, ContextParallel, join
+from model.parallel.sharding import gather, shard
+from model.pipeline.events import Frames, Latents
+from model.pipeline.request import Request
+from model.pipeline.sample import Conditioning, denoise
+from model.pipeline.schedule import standard
+from model.spec.errors import GroupError
+from model.spec.plan import GenerationParams
+from model.spec.shapes import resolve
+from model.vae.vae import Vae
+from tests.model.parity_cases import CPU, PARITY, load_dit, velocity
+
+CASES = sorted(path.stem for path in (PARITY / "dit_cases").glob("*.safetensors"))
+SIZES = [2, 3, 4]
+
+
+def request_of(pipeline, *prompts, **wish):
+    plan = resolve(GenerationParams(num_prompts=len(prompts), **wish), pipeline.limits)
+    return Request(plan=plan, prompts=prompts, seed=3)
+
+
+def test_single_rank_is_leader_and_returns_inputs_unchanged():
+    x = torch.randn(2, 3, 5, 4)
+    assert SINGLE.is_leader
+    assert shard(SINGLE, x) is x
+    assert gather(SINGLE, x, 5) is x
+    assert from_leader(SINGLE, lambda: 7) == 7
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_are_numbered_and_rank_0_is_leader(ranks, size):
+    assert ranks.run("place", size) == [(size, rank, rank == 0) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("length", [12, 13, 5, 1])
+def test_ulysses_exchanges_round_trip(ranks, size, length):
+    tensors = [torch.randn(2, 3, length, 12, 4) for _ in range(3)]
+    answers = ranks.run("there_and_back", size, tensors)
+    for i, x in enumerate(tensors):
+        whole = torch.cat([by_heads[i] for by_heads, _ in answers], dim=1)
+        assert torch.equal(whole, x.flatten(1, 2).transpose(1, 2))
+    for _, back in answers:
+        assert torch.equal(back, tensors[0].flatten(3))
+
+
+def test_from_leader_returns_the_leaders_value_on_every_rank(ranks):
+    conditioning = Conditioning(
+        start=torch.randn(1, 16, 2, 4, 4),
+        clean=torch.randn(1, 16, 0, 4, 4),
+        text=torch.randn(1, 5, 8).bfloat16(),
+        mask=torch.ones(1, 5, dtype=torch.long),
+        timesteps=torch.tensor([1000.0]),
+        sigmas=torch.tensor([1.0, 0.0]),
+        lora="cfg_step_lora",
+        first_step=3,
+    )
+    for received in ranks.run("from_leader", 4, conditioning):
+        for name, value in vars(conditioning).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(received[name], value)
+                assert received[name].dtype == value.dtype
+            else:
+                assert received[name] == value
+
+
+def test_model_error_of_the_leader_is_raised_on_every_rank(ranks):
+    assert ranks.run("failing_leader", 3) == ["vae: is missing"] * 3
+
+
+def test_other_error_of_the_leader_is_raised_elsewhere_as_leader_error(ranks):
+    assert ranks.run("exhausted_leader", 3) == [
+        ("MemoryError: no room", "well again"),
+        ("LeaderError: MemoryError: no room", "well again"),
+        ("LeaderError: MemoryError: no room", "well again"),
+    ]
+
+
+def test_heads_that_do_not_divide_among_ranks_are_refused():
+    ContextParallel(size=2).check_heads(4)
+    with pytest.raises(GroupError, match="3 ranks cannot share 4 attention heads"):
+        ContextParallel(size=3).check_heads(4)
+
+
+def test_join_without_torchrun_is_refused_for_several_ranks():
+    with pytest.raises(GroupError, match="torchrun"):
+        join("cpu", size=2, timeout_s=1.0)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_forward_on_ranks_equals_forward_on_one_device(ranks, case, size):
+    alone, published = velocity(case, SINGLE)
+    for ours in ranks.run("velocity", size, case):
+        torch.testing.assert_close(ours, alone, rtol=0, atol=2e-5)
+        torch.testing.assert_close(ours, published, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [("i2v", "aot_eager"), *(pytest.param(case, "inductor", marks=pytest.mark.soak) for case in CASES)],
+)
+def test_compiled_forward_on_ranks_equals_the_published_one(ranks, case, backend):
+    """Traced as for the compiler in the plain suite, and all cases by its own kernels in the long one."""
+    for ours in ranks.run("compiled_velocity", 2, case, backend):
+        torch.testing.assert_close(ours, velocity(case, SINGLE)[1], rtol=0, atol=3e-5)
+
+
+def test_only_the_leader_loads_the_text_encoder(ranks, tiny_checkpoint):
+    assert ranks.run("encoders_here", 3, tiny_checkpoint) == [True, False, False]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_long_refined_video_is_equal_on_any_number_of_ranks(ranks, size, tiny_checkpoint, tiny_pipeline):
+    request = request_of(
+        tiny_pipeline,
+        "a cat",
+        "a dog",
+        num_frames=5,
+        num_condition_frames=1,
+        num_inference_steps=2,
+        refine=True,
+    )
+    alone = single(tiny_pipeline, request)
+    answers = ranks.run("generate", size, tiny_checkpoint, request)
+    for answer in answers:
+        assert answer["kinds"] == alone["kinds"]
+        for ours, theirs in zip(answer["latents"], alone["latents"], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    leader, *others = answers
+    assert (leader["frames"].int() - alone["frames"].int()).abs().max() <= 2
+    assert all(other["frames"] is None for other in others)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_halo_exchange_returns_the_rows_of_the_neighbours(ranks, size):
+    answers = ranks.run("halo_exchange", size)
+    assert [above for above, _ in answers] == [0, *(2 * rank for rank in range(1, size))]
+    assert [below for _, below in answers] == [*range(2, size + 1), 0]
+
+
+@pytest.mark.parametrize(("size", "height"), [(2, 7), (3, 8), (4, 2)])
+def test_vae_on_ranks_equals_vae_on_one_device(ranks, size, height, parity_checkpoint):
+    """Two latent rows leave some ranks without any of their own."""
+    latents, frames = torch.randn(1, 16, 6, height, 6), torch.rand(9, 8 * height, 48, 3)
+    vae = Vae.load(parity_checkpoint, CPU, torch.float32)
+    whole = torch.cat(list(vae.decode(latents)))
+    encoded = vae.encode(frames, torch.Generator().manual_seed(0))
+    for ours, theirs in ranks.run("pictures", size, parity_checkpoint, latents, frames):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs, encoded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("cached", [False, True])
+def test_split_guidance_is_exact_and_sends_less(ranks, size, cached, parity_checkpoint):
+    dit = load_dit(parity_checkpoint)
+    timesteps, sigmas = standard(2, 12.0)
+    conditioning = Conditioning(
+        start=torch.randn(1, 16, 2, 4, 8),
+        clean=torch.randn(1, 16, 1, 4, 8),
+        text=torch.randn(2, 5, dit.config.caption_channels),
+        mask=torch.ones(2, 5, dtype=torch.long),
+        timesteps=timesteps,
+        sigmas=sigmas,
+        guidance_scale=4.0,
+        cache_condition=cached,
+    )
+    *_, alone = denoise(dit, conditioning, SINGLE)
+    split, together = (
+        ranks.run("guided", size, parity_checkpoint, conditioning, way) for way in (True, False)
+    )
+    for latents, _ in split + together:
+        torch.testing.assert_close(latents, alone, rtol=0, atol=5e-5)
+    if not cached:  # what the cache takes once is made by both halves
+        assert all(
+            few * (size - 1) == many * (size - 2) for (_, few), (_, many) in zip(split, together, strict=True)
+        )
+
+
+def single(pipeline, request):
+
+    events = list(pipeline.generate(request))
+    frames = [event.frames for event in events if isinstance(event, Frames) and event.frames is not None]
+    return {
+        "kinds": [type(event).__name__ for event in events],
+        "latents": [event.latents for event in events if isinstance(event, Latents)],
+        "frames": torch.cat(frames),
+    }

@@ -1,0 +1,111 @@
+"""What jobs and segments of one shape share is computed once, and lies on the device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.parallel.broadcast import from_leader
+from model.parallel.mesh import ContextParallel
+from model.pipeline.events import Latents
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.pipeline.state import State
+from model.pipeline.text_cache import TextKVCache
+from model.spec.plan import GenerationParams
+from model.spec.shapes import resolve
+from model.transformer import token_layout
+
+
+@pytest.fixture
+def pipeline(tiny_checkpoint) -> Pipeline:
+    return Pipeline.load(tiny_checkpoint, torch.float32)
+
+
+def request_of(pipeline, **wish) -> Request:
+    return Request(
+        resolve(GenerationParams(num_frames=9, num_inference_steps=1, **wish), pipeline.limits),
+        ("a",),
+        seed=5,
+    )
+
+
+def counting(calls, function, key):
+    def counted(*arguments):
+        calls[key(*arguments)] += 1
+        return function(*arguments)
+
+    return counted
+
+
+def test_prompts_are_encoded_once_and_layouts_built_once(pipeline, monkeypatch):
+    """Five segments of two shapes in two jobs, with two prompts."""
+    encoder = pipeline.encoders.text
+    shapes, prompts = Counter(), Counter()
+    monkeypatch.setattr(
+        token_layout, "angles_3d", counting(shapes, token_layout.angles_3d, lambda *shape: shape)
+    )
+    monkeypatch.setattr(encoder, "_compute", counting(prompts, encoder._compute, lambda prompt: prompt))
+    next(event for event in pipeline.generate(request_of(pipeline)) if isinstance(event, Latents))
+    for _ in pipeline.generate(request_of(pipeline, num_segments=4, num_condition_frames=5)):
+        pass
+    assert list(prompts.values()) == [1, 1]
+    assert list(shapes.values()) == [1, 1, 1]  # all frames; clean ones to remember, and noise after them
+
+
+def test_a_prompt_is_projected_once_for_all_segments_of_a_job(pipeline):
+    projected = Counter()
+    pipeline.dit.y_embedder.register_forward_hook(lambda *_: projected.update(["times"]))
+    for _ in pipeline.generate(request_of(pipeline, num_segments=2, num_condition_frames=5)):
+        pass
+    assert projected["times"] == 1
+
+
+class TestTextKVCache:
+    @pytest.fixture
+    def project(self, pipeline):
+        """Project a text while a LoRA is merged."""
+        cache = TextKVCache()
+        return lambda lora, text: cache.for_lora(lora)(pipeline.dit, *text)
+
+    @pytest.fixture
+    def text(self, pipeline):
+        width = pipeline.dit.config.caption_channels
+
+        def text(value=1.0, present=2):
+            return torch.full((1, 3, width), value), (torch.arange(3)[None] < present).int()
+
+        return text
+
+    def test_equal_texts_are_projected_once(self, project, text):
+        assert project(None, text()) is project(None, text())
+
+    @pytest.mark.parametrize("other", [{"value": 2.0}, {"present": 3}])
+    def test_another_text_replaces_the_entry(self, project, text, other):
+        first, second, again, third = (project(None, text(**kind)) for kind in ({}, other, other, {}))
+        assert second is again
+        assert second is not first is not third
+
+    def test_more_texts_are_another_entry(self, project, text):
+        two = tuple(torch.cat([part, part]) for part in text())
+        assert project(None, text()) is not project(None, two)
+
+    def test_each_lora_has_its_own_entry(self, project, text):
+        plain, few_steps = project(None, text()), project("a", text())
+        assert plain is not few_steps
+        assert (project(None, text()) is plain, project("a", text()) is few_steps) == (True, True)
+
+
+def test_tensors_of_the_leader_are_moved_to_the_device(pipeline):
+    """Alone as in a group: schedules and random numbers are made on the CPU."""
+    elsewhere = ContextParallel(torch.device("meta"))
+    request, state, encoders = request_of(pipeline), State.begin(1), pipeline.encoders
+    begun = from_leader(elsewhere, lambda: encoders.stage_inputs(request, state, None))
+    state = replace(state, latents=begun.noise, clean=begun.noise[:, :, :0])
+    made = from_leader(elsewhere, lambda: encoders.conditioning(request, state))
+    tensors = [x for x in (*vars(begun).values(), *vars(made).values()) if isinstance(x, torch.Tensor)]
+    assert len(tensors) == 8
+    assert {x.device.type for x in tensors} == {"meta"}

@@ -1,0 +1,78 @@
+"""Cases of block-sparse attention, and the Triton kernel run on all of them.
+
+`python -m tests.model.transformer.block_sparse_cases OUT.safetensors` with TRITON_INTERPRET=1 does so on the
+CPU. It is a
+process of its own, since Triton decides when it is first imported whether it interprets.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.transformer.block_sparse_bricks import Bricks
+
+CUBE = (2, 2, 2)
+
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+def changed(change: Callable[[Tensor], Tensor], tokens: QKV) -> QKV:
+    """The same of q, k and v."""
+    q, k, v = tokens
+    return change(q), change(k), change(v)
+
+
+class Case(NamedTuple):
+    bricks: Bricks
+    head_dim: int = 16
+    heads: int = 1
+    batch: int = 1
+    dtype: torch.dtype = torch.float32
+
+    def tokens(self) -> QKV:
+        """q in query-brick order, k and v in key-brick order, in memory as a projection leaves them."""
+        generator = torch.Generator().manual_seed(prod(self.bricks.grid) + self.head_dim)
+        shape = (3, self.batch, prod(self.bricks.grid), self.heads, self.head_dim)
+        q, k, v = torch.randn(shape, generator=generator).to(self.dtype).transpose(2, 3)
+        return q, k, v
+
+
+CASES = {
+    "equal bricks": Case(Bricks((4, 4, 4), CUBE, CUBE, sparsity=0.5)),
+    "several samples and heads": Case(Bricks((2, 4, 4), CUBE, CUBE, sparsity=0.5), heads=2, batch=2),
+    "an odd number of query bricks": Case(Bricks((2, 2, 6), CUBE, CUBE, sparsity=0.34)),
+    "a threshold, so that counts differ": Case(Bricks((4, 4, 4), CUBE, CUBE, cdf_threshold=0.5)),
+    "a threshold beside the sparsity": Case(Bricks((4, 4, 4), CUBE, CUBE, sparsity=0.7, cdf_threshold=0.5)),
+    "condition bricks": Case(Bricks((6, 2, 4), CUBE, CUBE, num_condition_frames=2, sparsity=0.5)),
+    "a pair across the condition's end": Case(Bricks((6, 2, 2), CUBE, CUBE, 2, sparsity=0.0)),
+    "larger key bricks": Case(Bricks((4, 4, 4), CUBE, (4, 4, 2), sparsity=0.5)),
+    "larger query bricks": Case(Bricks((4, 4, 4), (4, 4, 2), CUBE, sparsity=0.5)),
+    "bricks of no power of two": Case(Bricks((3, 6, 4), (3, 3, 2), (1, 3, 4), sparsity=0.5)),
+    "bricks larger than a tile": Case(Bricks((4, 8, 6), (4, 8, 3), (4, 4, 6), sparsity=0.5)),
+    "released bricks, head dimension 64": Case(Bricks((4, 8, 8), (4, 4, 4), (4, 4, 4), sparsity=0.5), 64),
+    "released bricks, head dimension 128": Case(Bricks((4, 8, 4), (4, 4, 4), (4, 4, 4), sparsity=0.5), 128),
+    "a head dimension of no power of two": Case(Bricks((4, 4, 4), CUBE, CUBE, sparsity=0.5), 24),
+    "a head dimension below a tile": Case(Bricks((4, 4, 4), CUBE, CUBE, sparsity=0.5), 8),
+    "half precision": Case(Bricks((4, 4, 8), (4, 4, 2), (4, 4, 2), sparsity=0.5), 64, dtype=torch.float16),
+    "one brick": Case(Bricks(CUBE, CUBE, CUBE, sparsity=1.0)),
+}
+
+
+def main(path: str) -> None:
+    """Attend on every case and write what comes out."""
+    from model.transformer.block_sparse_triton import attend  # only where Triton is
+
+    save_file(
+        {name: attend(*case.tokens(), bricks=case.bricks).contiguous() for name, case in CASES.items()}, path
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

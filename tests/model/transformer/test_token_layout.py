@@ -1,0 +1,88 @@
+"""How tokens lie: in chunks, there and back, with their positions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from model.parallel.mesh import SINGLE
+from model.transformer.config import BrickConfig, DitConfig
+from model.transformer.rope import angles_3d
+from model.transformer.token_layout import Window, build_layout
+
+SMALL = DitConfig(
+    hidden_size=32,
+    depth=1,
+    num_heads=2,
+    bsa_params=BrickConfig(chunk_3d_shape_q=(2, 2, 3), chunk_3d_shape_k=(4, 2, 3)),
+)
+SHAPES = [
+    (Window(3, 8, 12), False),
+    (Window(1, 4, 4), True),
+    (Window(4, 8, 12), True),
+    (Window(8, 4, 6, num_condition=4), True),
+]
+
+
+@pytest.mark.parametrize(("window", "sparse"), SHAPES)
+def test_latents_come_back_from_their_patches(window, sparse):
+    layout = build_layout(SMALL, window, sparse, SINGLE)
+    latents = torch.randn(2, 16, window.num_frames, window.height, window.width)
+    patches = layout.patchify(latents)
+    assert patches.shape == (2, layout.num_groups, layout.group_size, 64)
+    channel_last = patches.unflatten(-1, (16, 4)).transpose(-1, -2).flatten(-2)
+    assert torch.equal(layout.unpatchify(channel_last), latents)
+
+
+@pytest.mark.parametrize(("window", "sparse"), SHAPES)
+def test_tokens_carry_the_angles_of_their_place(window, sparse):
+    """A latent whose values are its place shows which place each token has."""
+    layout = build_layout(SMALL, window, sparse, SINGLE)
+    f, h, w = layout.grid
+    places = torch.arange(f * h * w).view(1, 1, f, h, w).float()
+    latents = places.repeat_interleave(2, -1).repeat_interleave(2, -2).expand(1, 16, -1, -1, -1)
+    found = layout.patchify(latents)[0, :, :, 0].long()
+    angles = angles_3d(layout.grid, SMALL.head_dim).flatten(0, 2)[found]
+    torch.testing.assert_close(layout.rotation[:, :, 0, :, 0], angles.cos())
+    torch.testing.assert_close(layout.rotation[:, :, 0, :, 1], angles.sin())
+
+
+def test_dense_tokens_lie_frame_by_frame_row_by_row():
+    layout = build_layout(SMALL, Window(3, 8, 12), sparse=False, parallel=SINGLE)
+    assert (layout.num_groups, layout.group_size, layout.chunk) == (3, 24, (1, 4, 6))
+    assert layout.bricks is None
+
+
+def test_a_brick_is_a_run_of_tokens():
+    layout = build_layout(SMALL, Window(4, 8, 12), sparse=True, parallel=SINGLE)
+    assert (layout.num_groups, layout.group_size) == (2, 48)
+    row = torch.arange(4).repeat_interleave(2).view(1, 1, 1, 8, 1).expand(1, 16, 4, 8, 12).float()
+    rows = layout.patchify(row)[0, 0, :, 0].unflatten(0, (-1, 12))
+    assert all(set(brick.tolist()) in ({0, 1}, {2, 3}) for brick in rows)
+
+
+def test_block_sparse_attention_needs_more_than_one_latent_frame():
+    assert build_layout(SMALL, Window(1, 8, 12), sparse=True, parallel=SINGLE).bricks is None
+
+
+def test_bricks_that_do_not_fit_are_a_fault_of_ours():
+    with pytest.raises(AssertionError):
+        build_layout(SMALL, Window(4, 8, 10), sparse=True, parallel=SINGLE)
+
+
+def test_condition_frames_are_counted_in_groups():
+    layout = build_layout(SMALL, Window(8, 4, 6, num_condition=4), sparse=True, parallel=SINGLE)
+    assert layout.num_condition_groups == 2
+    assert layout.bricks is not None
+    assert layout.bricks.num_condition_frames == 4
+    dense = build_layout(
+        dataclasses.replace(SMALL), Window(8, 4, 6, num_condition=3), sparse=False, parallel=SINGLE
+    )
+    assert dense.num_condition_groups == 3
+
+
+def test_each_group_has_one_timestep():
+    layout = build_layout(SMALL, Window(4, 8, 12), sparse=True, parallel=SINGLE)
+    assert layout.group_timesteps(torch.tensor([[0.0, 0.0, 7.0, 7.0]])).tolist() == [[0.0, 7.0]]

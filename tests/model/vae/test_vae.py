@@ -1,0 +1,141 @@
+"""The VAE driven a few latent frames at a time gives what diffusers gives for the whole clip."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from model.spec.errors import CheckpointError
+from model.vae import wan
+from model.vae.vae import LATENTS_AT_A_TIME, Vae, put_channels_last
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vae(tiny_checkpoint) -> Vae:
+    return Vae.load(tiny_checkpoint, CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_checkpoint) -> AutoencoderKLWan:
+    return AutoencoderKLWan.from_pretrained(tiny_checkpoint / "vae").eval()
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 21, 29])
+def test_decoding_as_a_stream_gives_the_whole_clip(vae, theirs, num_frames):
+    num_latents = (num_frames - 1) // 4 + 1
+    latents = drawn(1, 16, num_latents, 4, 6) * 2 - 1
+    chunks = list(vae.decode(latents))
+    assert [len(chunk) for chunk in chunks] == [1] + [4] * (num_latents - 1)
+    with torch.no_grad():
+        whole = theirs.decode(latents * vae._std + vae._mean).sample
+    expected = (whole / 2 + 0.5).clamp(0, 1)[0].movedim(0, -1)
+    torch.testing.assert_close(torch.cat(chunks), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 8, 21, 30])
+def test_encoding_samples_the_posterior_with_the_given_generator(vae, theirs, num_frames):
+    frames = drawn(num_frames, 32, 48, 3)
+    ours = vae.encode(frames, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        posterior = theirs.encode(frames.movedim(-1, 0)[None] * 2 - 1).latent_dist
+    expected = (posterior.sample(torch.Generator().manual_seed(5)) - vae._mean) / vae._std
+    assert ours.shape[2] == (num_frames - 1) // 4 + 1
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_frames_after_the_last_whole_four_are_left_out(vae):
+    frames = drawn(8, 32, 48, 3)
+    ours, shorter = (vae.encode(x, torch.Generator().manual_seed(5)) for x in (frames, frames[:5]))
+    assert torch.equal(ours, shorter)
+
+
+def test_decoded_frames_lie_between_zero_and_one(vae):
+    for chunk in vae.decode(drawn(1, 16, 3, 4, 6) * 20 - 10):
+        assert chunk.dtype == torch.float32
+        assert chunk.min() >= 0
+        assert chunk.max() <= 1
+
+
+def test_a_stream_may_be_left_and_begun_again(vae):
+    latents = drawn(1, 16, 3, 4, 6)
+    next(vae.decode(latents))
+    other = vae.decode(latents)
+    first = next(other)
+    assert torch.equal(first, next(vae.decode(latents)))
+    assert len(torch.cat([first, *other])) == 9
+
+
+def live_elements() -> int:
+    gc.collect()
+    return sum(x.numel() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+
+
+def test_what_decoding_keeps_does_not_grow_with_the_clip(vae):
+    kept = [live_elements() for _ in vae.decode(drawn(1, 16, 1 + 3 * LATENTS_AT_A_TIME, 4, 6))]
+    second, third = kept[1 + LATENTS_AT_A_TIME :: LATENTS_AT_A_TIME]
+    assert second == third
+
+
+def test_several_latent_frames_take_one_pass(vae, monkeypatch):
+    """The first stands alone, then so many at a time: fewer passes, the same frames."""
+    latents, passes = drawn(1, 16, 2 + 2 * LATENTS_AT_A_TIME, 4, 6), []
+
+    def counted(decoder, chunk, stream):
+        passes.append(len(chunk))
+        return wan.decode_chunk(decoder, chunk, stream)
+
+    monkeypatch.setattr("model.vae.vae.decode_chunk", counted)
+    whole = torch.cat(list(vae.decode(latents)))
+    assert passes == [1, LATENTS_AT_A_TIME, LATENTS_AT_A_TIME, 1]
+    monkeypatch.setattr("model.vae.vae.LATENTS_AT_A_TIME", 1)
+    torch.testing.assert_close(torch.cat(list(vae.decode(latents))), whole, rtol=0, atol=1e-5)
+
+
+def test_a_vae_of_another_kind_is_refused(tiny_checkpoint, tmp_path):
+    copy = shutil.copytree(tiny_checkpoint / "vae", tmp_path / "vae")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"is_residual": True}))
+    with pytest.raises(CheckpointError, match="is_residual is set"):
+        Vae.load(tmp_path, CPU, torch.float32)
+
+
+def test_bf16_decodes_to_nearly_the_same(tiny_checkpoint, vae):
+    half = Vae.load(tiny_checkpoint, CPU, torch.bfloat16)
+    latents = drawn(1, 16, 2, 4, 6) * 2 - 1
+    whole, rough = (torch.cat(list(x.decode(latents))) for x in (vae, half))
+    assert rough.dtype == torch.float32
+    assert (whole - rough).abs().mean() < 0.02
+
+
+def test_the_way_on_a_gpu_gives_what_the_way_on_a_cpu_gives(tiny_checkpoint, vae, monkeypatch):
+    """Channels last, 3D convolutions, the fused norm: here they run on the CPU."""
+    other = Vae.load(tiny_checkpoint, CPU, torch.float32)
+    latents, frames = drawn(1, 16, 6, 4, 6), drawn(9, 32, 48, 3)
+    decoded = torch.cat(list(vae.decode(latents)))
+    encoded = vae.encode(frames, torch.Generator().manual_seed(5))
+    orders = []
+
+    def on_gpu(conv, x):
+        orders.append(x.is_contiguous(memory_format=torch.channels_last))
+        return wan._conv3d(conv, x)
+
+    monkeypatch.setattr(wan, "_conv2d_per_frame", on_gpu)
+    monkeypatch.setattr(wan, "_norm_by_steps", wan._fused_norm)
+    monkeypatch.setattr("model.vae.rows._memory_format", lambda _: torch.channels_last)
+    put_channels_last(other._vae)
+    torch.testing.assert_close(torch.cat(list(other.decode(latents))), decoded, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        other.encode(frames, torch.Generator().manual_seed(5)), encoded, rtol=0, atol=1e-5
+    )
+    assert sum(orders) > 0.8 * len(orders)
