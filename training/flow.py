@@ -1,8 +1,8 @@
 """Flow matching: what a transformer is shown, and what it should say.
 
 The stages that train a transformer use it. At a noise level sigma it sees x = (1 − sigma)·x0 + sigma·noise,
-and should predict x0 − noise: the negative of what `model.sample` integrates. The first frames of a batch
-may be clean, with timestep 0; they are conditions and are not asked for.
+and should predict x0 − noise: the negative of what `model.pipeline.sample` integrates. The first frames of a
+batch may be clean, with timestep 0; they are conditions and are not asked for.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """Low-rank changes while they are trained, and written as LongCat-Video's LoRA files.
 
 `training.distil` and `training.refine` attach them to a transformer, train them alone, and save what
-`model.lora` reads.
+`model.io.lora` reads.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Seventh stage: the checkpoint as it is shipped, in half precision.
 
 `python -m training.ship CHECKPOINT FOLDER` copies what a server loads, and nothing else. Whoever loads it has
-a precision of their own (`model.checkpoint`), so that the weights lie in the repository in half.
+a precision of their own (`model.io.checkpoint`), so that the weights lie in the repository in half.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Fourth stage: the transformer, on latents of the world.
 
-`python -m training.transformer RUN CHECKPOINT` trains `model.dit` itself, first on single frames, which
-teach cheaply what things look like, then on clips, at last more often of two things, for a while in turn with
-single frames. Of the clips some begin with clean frames, for images and continuations; one caption in ten is
+`python -m training.transformer RUN CHECKPOINT` trains `model.transformer.dit` itself, first on single frames,
+which teach cheaply what things look like, then on clips, at last more often of two things, for a while in
+turn with single frames. Of the clips some begin with clean frames, for images and continuations; one caption
+in ten is
 empty, for guidance. Clips come with the twins of `training.latents`, which `flow_loss` makes use of.
 """
 

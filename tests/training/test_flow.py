@@ -115,7 +115,7 @@ class Records:
 
     config = CONFIG
 
-    def read(self, *text):
+    def text_kv(self, *text):
         return text
 
     def __call__(self, x, timesteps, layout, text):
