@@ -87,9 +87,7 @@ def _write(events: Iterator[Event], plan: Plan, outputs: Outputs, parallel: Cont
     video = VideoWriter(outputs.video, plan.output_size, plan.output_fps) if outputs.video else None
     for event in _with_progress(events, plan):
         if isinstance(event, Latents):
-            latents[event.segment] = (
-                event.latents.float().cpu()
-            )  # those of a later stage replace those of an earlier one
+            latents[event.segment] = event.latents.float().cpu()  # the last stage replaces the first
         elif isinstance(event, Frames) and video and event.frames is not None:
             video.add(event.frames)
     if video:

@@ -1,6 +1,6 @@
 """Train low-rank updates of a transformer and save them as LongCat-Video's LoRA files.
 
-`training.distil` and `training.refine` attach them, train nothing else, and save what `model.lora` reads.
+`training.distil` and `training.refine` attach them, train nothing else, and save what `model.io.lora` reads.
 """
 
 from collections.abc import Callable

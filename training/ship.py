@@ -1,6 +1,6 @@
 """Stage 7: write the checkpoint in the form in which the repository contains it, with fp16 weights.
 
-`python -m training.ship CHECKPOINT FOLDER` copies only the files that a server loads. `model.checkpoint`
+`python -m training.ship CHECKPOINT FOLDER` copies only the files that a server loads. `model.io.checkpoint`
 converts the weights to the precision of the job, so storing them in fp16 halves the size.
 """
 

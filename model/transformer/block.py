@@ -104,17 +104,17 @@ class Block(nn.Module):
         given.
         """
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.adaLN_modulation(time)
-        # Memory peaks in the feed-forward. Tensors of the attentions must be freed before it, so no variable
-        # holds one: each is passed on as the result of a call.
+        # Memory peaks in the feed-forward, so no variable may hold queries, keys, values or the result of
+        # self-attention until then.
         x, text_q = self.between_attentions(
             x,
             gate,
             layout.attend(self.before_attention(x, shift, scale, layout.rotation), condition_kv, kv_out),
             None if text_kv is None else layout.num_condition_groups,
         )
-        text_out = [None if text_q is None or text_kv is None else attend_to_text(text_q, text_kv)]
+        text_out = None if text_q is None or text_kv is None else attend_to_text(text_q, text_kv)
         del text_q
-        return self.after_attentions(x, text_out.pop(), ffn_shift, ffn_scale, ffn_gate)
+        return self.after_attentions(x, text_out, ffn_shift, ffn_scale, ffn_gate)
 
     def before_attention(
         self,
@@ -153,5 +153,4 @@ class Block(nn.Module):
         """Return the tokens after cross-attention, if `text_out` is given, and the feed-forward."""
         if text_out is not None:
             x = add_to_last(x, self.cross_attn.project_output(text_out))
-            del text_out
         return add_gated(x, gate, self.ffn(modulate(x, shift, scale).to(x.dtype)))

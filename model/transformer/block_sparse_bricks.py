@@ -12,11 +12,13 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-BRICK_AXES = (0, 2, 4, 1, 3, 5)  # (F, f, H, h, W, w) → (F, H, W, f, h, w)
-GRID_AXES = (0, 3, 1, 4, 2, 5)  # the inverse
+# Along each axis the grid is split into bricks (bf, bh, bw) of tokens (cf, ch, cw).
+GRID_ORDER = "(bf cf bh ch bw cw)"
+BRICK_ORDER = "(bf bh bw cf ch cw)"
 
 Triple = tuple[int, int, int]
 
@@ -127,18 +129,15 @@ def select_bricks(
 
 def to_bricks(x: Tensor, grid: Triple, chunk: Triple) -> Tensor:
     """Reorder tokens [..., n, d] from (f, h, w) order to brick order: each brick is one run of tokens."""
-    cut = [size for side, part in zip(grid, chunk, strict=True) for size in (side // part, part)]
-    return _permuted(x, cut, BRICK_AXES)
+    return rearrange(x, f"... {GRID_ORDER} d -> ... {BRICK_ORDER} d", **_sizes(grid, chunk))
 
 
 def _to_grid(x: Tensor, grid: Triple, chunk: Triple) -> Tensor:
     """Reorder tokens [..., n, d] from brick order to (f, h, w) order."""
-    cut = [side // part for side, part in zip(grid, chunk, strict=True)]
-    return _permuted(x, [*cut, *chunk], GRID_AXES)
+    return rearrange(x, f"... {BRICK_ORDER} d -> ... {GRID_ORDER} d", **_sizes(grid, chunk))
 
 
-def _permuted(x: Tensor, sizes: list[int], axes: tuple[int, ...]) -> Tensor:
-    lead = x.ndim - 2
-    cut = torch.unflatten(x, -2, sizes)
-    order = [*range(lead), *(lead + axis for axis in axes), cut.ndim - 1]
-    return cut.permute(order).flatten(lead, -2)
+def _sizes(grid: Triple, chunk: Triple) -> dict[str, int]:
+    """Return the sizes of the axes in GRID_ORDER and BRICK_ORDER."""
+    num_bricks = [side // part for side, part in zip(grid, chunk, strict=True)]
+    return dict(zip(("bf", "bh", "bw", "cf", "ch", "cw"), (*num_bricks, *chunk), strict=True))

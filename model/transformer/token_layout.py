@@ -12,6 +12,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,6 +24,10 @@ from model.transformer.block_sparse import block_sparse_attention
 from model.transformer.block_sparse_bricks import Bricks, to_bricks
 from model.transformer.config import DitConfig, Triple
 from model.transformer.rope import angles_3d
+
+# Along each axis latents are split into chunks (g, gh, gw) of tokens (cf, ch, cw) of values (pf, ph, pw).
+LATENTS = "b z (g cf pf) (gh ch ph) (gw cw pw)"
+TOKENS = "b g (gh gw cf ch cw)"
 
 
 class Window(NamedTuple):
@@ -65,19 +70,12 @@ class Layout:
 
     def patchify(self, latents: Float[Tensor, "b z f h w"]) -> Float[Tensor, "b g m patch"]:
         """Return this rank's tokens. Values of a patch are ordered (channel, frame, row, column)."""
-        cut = [size for axis in zip(self._num_chunks, self.chunk, self.patch, strict=True) for size in axis]
-        x = latents.reshape(*latents.shape[:2], *cut)
-        tokens = x.permute(0, 2, 5, 8, 3, 6, 9, 1, 4, 7, 10).flatten(7).flatten(2, 6)
-        return shard(self.parallel, tokens)
+        return shard(self.parallel, rearrange(latents, f"{LATENTS} -> {TOKENS} (z pf ph pw)", **self._sizes))
 
     def unpatchify(self, values: Float[Tensor, "b g m patch"]) -> Float[Tensor, "b z f h w"]:
         """Return the latents of all ranks. Values of a patch are ordered (frame, row, column, channel)."""
-        groups, *rows = self._num_chunks
-        x = gather(self.parallel, values, self.group_size)
-        x = x.reshape(len(x), groups, *rows, *self.chunk, *self.patch, -1)
-        x = x.permute(0, 10, 1, 4, 7, 2, 5, 8, 3, 6, 9)
-        sides = (side * patch for side, patch in zip(self.grid, self.patch, strict=True))
-        return x.reshape(*x.shape[:2], *sides)
+        tokens = gather(self.parallel, values, self.group_size)
+        return rearrange(tokens, f"{TOKENS} (pf ph pw z) -> {LATENTS}", **self._sizes)
 
     def noise_tokens(self, x: Float[Tensor, "b g m c"]) -> Float[Tensor, "b noise_g filled_m c"]:
         """Return this rank's tokens of the noise groups, without padding."""
@@ -111,9 +109,11 @@ class Layout:
         return heads_to_tokens(self.parallel, out, self.num_groups)
 
     @property
-    def _num_chunks(self) -> Triple:
-        f, h, w = (side // chunk for side, chunk in zip(self.grid, self.chunk, strict=True))
-        return f, h, w
+    def _sizes(self) -> dict[str, int]:
+        """Return the sizes of the axes in LATENTS and TOKENS."""
+        num_chunks = [side // chunk for side, chunk in zip(self.grid, self.chunk, strict=True)]
+        sizes = (*num_chunks, *self.chunk, *self.patch)
+        return dict(zip(("g", "gh", "gw", "cf", "ch", "cw", "pf", "ph", "pw"), sizes, strict=True))
 
 
 BuildLayout = Callable[[DitConfig, Window, bool, ContextParallel], Layout]

@@ -105,6 +105,7 @@ FOLLOW_OTHERS = {
     "mypy-boto3-s3",
     "pydantic-core",  # pydantic
     "starlette",  # fastapi
+    "triton",  # torch, where it is built for CUDA
     "typing-extensions",
 }
 """Comes with what we do name, of which it is a part in all but name."""

@@ -44,7 +44,7 @@ class RecordingDit:
 
     config = CONFIG
 
-    def read(self, *text):
+    def text_kv(self, *text):
         return text
 
     def __call__(self, x, timesteps, layout, text):
