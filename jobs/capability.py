@@ -1,7 +1,7 @@
 """What may be ordered, and which worker groups are alive: small records that workers publish in Redis.
 
 What may be ordered stays when all workers are away, so that jobs are still accepted; a group's status goes
-with its heartbeat. It does not know what the limits mean: that is `model.limits`.
+with its heartbeat. It does not know what the limits mean: that is `model.spec.limits`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Frozen(BaseModel):
 
 
 class Capability(_Frozen):
-    """What a worker can make: `limits` is the document of `model.limits.Limits.to_json()`."""
+    """What a worker can make: `limits` is the document of `model.spec.limits.Limits.to_json()`."""
 
     model: str
     tasks: tuple[Task, ...]

@@ -40,7 +40,7 @@ class Input:
 
     @property
     def clip(self) -> Clip:
-        """Its size and frames, as `model.shapes` wants to know them."""
+        """Its size and frames, as `model.spec.shapes` wants to know them."""
         return Clip(self.file.height, self.file.width, self.file.num_frames)
 
 

@@ -1,6 +1,6 @@
 """From a request to an order in which nothing is left open. Called by `service.routes`.
 
-Rules of shape are `model.shapes`' affair; here are those of texts, and the settling of seed and inputs.
+Rules of shape are `model.spec.shapes`' affair; here are those of texts, and the settling of seed and inputs.
 """
 
 from __future__ import annotations

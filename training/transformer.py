@@ -1,10 +1,10 @@
 """Stage 4: train the transformer on the latents of the dataset.
 
-`python -m training.transformer RUN CHECKPOINT` trains `model.transformer.dit` itself. It begins with single frames, a
-cheap way to learn what objects look like, and continues with clips. Later, scenes with two objects get more
-weight, and for a while every second step is on single frames again. Some clips have clean first frames, for
-images and continuations; one caption in ten is empty, for guidance. Batches consist of contrastive groups
-(`training.flow_matching`).
+`python -m training.transformer RUN CHECKPOINT` trains `model.transformer.dit` itself. It begins with single
+frames, a cheap way to learn what objects look like, and continues with clips. Later, scenes with two objects
+get more weight, and for a while every second step is on single frames again. Some clips have clean first
+frames, for images and continuations; one caption in ten is empty, for guidance. Batches consist of
+contrastive groups (`training.flow_matching`).
 """
 
 from dataclasses import dataclass
