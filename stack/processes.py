@@ -22,17 +22,23 @@ WriteLine = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Program:
-    """A Python module to run, under a name for people; it is killed if it takes longer than this to end."""
+    """A Python module to run, under a name for people.
+
+    It is killed if it takes longer than `stop_timeout_s` to end. With a `niceness` above 0 it leaves the
+    processor to others first.
+    """
 
     name: str
     module: str
     arguments: tuple[str, ...] = ()
     stop_timeout_s: float = 30.0
+    niceness: int = 0
 
     @property
     def command(self) -> list[str]:
         """The whole command line."""
-        return leashed([sys.executable, "-m", self.module, *self.arguments])
+        command = [sys.executable, "-m", self.module, *self.arguments]
+        return leashed(["nice", "-n", str(self.niceness), *command] if self.niceness else command)
 
 
 @contextmanager

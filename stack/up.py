@@ -27,7 +27,7 @@ from stack.redis_server import open_redis
 from stack.settings import StackSettings, environment_for_children, environment_for_worker
 
 API = Program("api", "service")
-WORKER = Program("worker", "worker")
+WORKER = Program("worker", "worker", niceness=10)  # on a shared processor, answers come before frames
 READY_TIMEOUT_S = 3600.0  # the released weights take their time
 
 
