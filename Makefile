@@ -34,7 +34,7 @@ serve: $(READY) ## run Redis, the API and one worker in the foreground until Ctr
 test: $(READY) ## the plain test suite, in minutes
 	$(PYTEST) --numprocesses 2 --dist loadfile
 
-check: $(READY) ## format, lint, types, arrows between the packages
+check: $(READY) ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)

@@ -22,10 +22,7 @@ from pydantic import (
 )
 
 from jobs.errors import InvalidRequest
-from model.spec.shapes import GenerationParams as Wish
-from model.spec.shapes import InvalidParams as Illegal
-from model.spec.shapes import Limits, Size
-from model.spec.shapes import resolve as settle
+from model.spec.shapes import GenerationParams, InvalidParams, Limits, Size, resolve
 from service.bodies import Choices, Prompt, Strict
 from service.errors import invalid
 from service.lengths import SECONDS, Length, length_of, length_of_extension, parse_seconds
@@ -202,19 +199,19 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 def _size(text: str, limits: Limits) -> Size:
     width, height = map(int, text.split("x"))
     try:
-        plan = settle(Wish(height=height, width=width), limits)
-    except Illegal as error:
+        plan = resolve(GenerationParams(height=height, width=width), limits)
+    except InvalidParams as error:
         if text not in _OPENAI_SIZES:
             raise InvalidRequest(f"size: {error}", "size") from error
         largest = list(limits.buckets)[-1]
-        plan = settle(Wish(image=Size(height, width), resolution=largest), limits)
+        plan = resolve(GenerationParams(image=Size(height, width), resolution=largest), limits)
     return Size(plan.height, plan.width)
 
 
 def _can_make(size: Size, limits: Limits) -> bool:
     try:
-        settle(Wish(height=size.height, width=size.width), limits)
-    except Illegal:
+        resolve(GenerationParams(height=size.height, width=size.width), limits)
+    except InvalidParams:
         return False
     return True
 

@@ -13,16 +13,13 @@ from typing import Any
 from jobs.capability import Capability
 from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order, Refinement
-from model.spec.shapes import GenerationParams as Wish
-from model.spec.shapes import InvalidParams as Illegal
-from model.spec.shapes import Limits, Plan
-from model.spec.shapes import resolve as settle
+from model.spec.shapes import GenerationParams, InvalidParams, Limits, Plan, resolve
 from service.bodies import GenerateRequest
 from service.inputs import Input
 from service.reading import FILES
 
 _DRAWN_BELOW = 1 << 53  # every JSON reader keeps such a number whole
-_OF_REQUEST = {field.name for field in fields(Wish)} & set(GenerateRequest.model_fields)
+_OF_REQUEST = {field.name for field in fields(GenerationParams)} & set(GenerateRequest.model_fields)
 _OF_ORDER = {field.name for field in fields(Plan)} & set(Order.model_fields) - {"refinement"}
 
 
@@ -87,8 +84,10 @@ def _settle(
     given: dict[str, Any] = {name: getattr(request, name) for name in _OF_REQUEST - FILES}
     given |= {field: taken.clip for field, taken in inputs.items()}
     try:
-        return settle(Wish(num_prompts=len(_prompts(request)), step_cache=step_cache, **given), limits)
-    except Illegal as error:
+        return resolve(
+            GenerationParams(num_prompts=len(_prompts(request)), step_cache=step_cache, **given), limits
+        )
+    except InvalidParams as error:
         raise _illegal(error.field, error.rule) from error
 
 

@@ -126,12 +126,12 @@ class Plan:
 
     @property
     def video_taken(self) -> Clip:
-        """How many of the last frames of a given video are needed, and at which size."""
+        """Return how many of the last frames of a given video are needed, and at which size."""
         num_frames = self.num_frames if self.task == "refine" else self.num_condition_frames
         return Clip(self.height, self.width, num_frames)
 
     @property
     def condition_video_taken(self) -> Clip:
-        """The same of a clip that holds the start of a refined one."""
+        """Return how many of the last frames of a condition video are needed, and at which size."""
         assert self.refinement
         return Clip(self.refinement.height, self.refinement.width, self.refinement.num_held)

@@ -9,9 +9,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from jobs.order import Order
-from model.spec.shapes import Clip, Size
-from model.spec.shapes import GenerationParams as Wish
-from model.spec.shapes import resolve as settle
+from model.spec.shapes import Clip, GenerationParams, Size, resolve
 from service.bodies import MAX_SEED, GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, TASKS
 from tests.service.media import clip, encoded, in_base64, picture
@@ -75,7 +73,7 @@ LEGAL = st.builds(
 NEARLY_LEGAL = st.builds(lambda legal, wild: {**legal, **dict(list(wild.items())[:2])}, LEGAL, ANYTHING)
 
 
-def wish_of(order: Order) -> Wish:
+def wish_of(order: Order) -> GenerationParams:
     """What somebody would have to ask for, saying everything, to get this order."""
     files = {name: getattr(order, name) for name in ("image", "video", "condition_video")}
     clips: dict[str, Any] = {
@@ -96,12 +94,12 @@ def wish_of(order: Order) -> Wish:
     elif order.condition_video:
         assert order.refinement
         chosen |= {"num_condition_frames": order.refinement.num_held}
-    return Wish(task=order.task, num_prompts=len(order.prompts), **clips, **chosen)
+    return GenerationParams(task=order.task, num_prompts=len(order.prompts), **clips, **chosen)
 
 
 def check_order(order: Order) -> None:
     """What the model can rely on, said a second time and in other words than `settle` says it."""
-    plan = settle(wish_of(order), LIMITS)
+    plan = resolve(wish_of(order), LIMITS)
     for name in (
         "task",
         "height",

@@ -38,6 +38,17 @@ def read_until_closed(connection: socket.socket) -> bytes:
     return received
 
 
+def drip_until_answered(connection: socket.socket, byte: bytes) -> bytes:
+    """Send a byte again and again until an answer comes, and return its beginning."""
+    connection.settimeout(0.02)
+    for _ in range(1000):
+        try:
+            return connection.recv(1000)
+        except TimeoutError:
+            connection.sendall(byte)
+    raise AssertionError("the connection stays open without an answer")
+
+
 def read_answer(connection: socket.socket) -> bytes:
     """Read one answer with a Content-Length."""
     received = b""

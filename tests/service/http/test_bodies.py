@@ -10,7 +10,15 @@ import pytest
 from jobs.queue import TicketQueue
 from service.app import create_app
 from tests.service.conftest import CAPABILITY, serving, settings_for
-from tests.service.http.raw import connected, head, post_json, read_answer, read_until_closed, status
+from tests.service.http.raw import (
+    connected,
+    drip_until_answered,
+    head,
+    post_json,
+    read_answer,
+    read_until_closed,
+    status,
+)
 from tests.service.media import encoded, picture
 from tests.service.test_health import metric
 from tests.waiting import wait_until
@@ -46,15 +54,7 @@ def test_a_body_that_stops_is_answered_408_and_its_connection_closed(impatient, 
 def test_a_dripping_body_is_answered_408(impatient):
     with connected(impatient) as connection:
         connection.sendall(post_json("Content-Length: 100000"))
-        connection.settimeout(0.02)
-        for _ in range(1000):
-            try:
-                answer = connection.recv(1000)
-                break
-            except TimeoutError:
-                connection.sendall(b" ")
-        else:
-            pytest.fail("the body goes on")
+        answer = drip_until_answered(connection, b" ")
     assert status(answer) == 408
 
 
