@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from jobs.errors import Unavailable
 from jobs.logs import set_up_log
-from jobs.private import PRIVATE_UMASK
+from jobs.private_files import PRIVATE_UMASK
 from service.app import create_app
-from service.auth import OpenToAll, check_exposure
-from service.event_streams import EventStreams
 from service.http.protocol import server_options
+from service.jobs.event_streams import EventStreams
+from service.keys.authentication import OpenToAll, check_exposure
 from service.settings import Settings, problems_of
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from jobs.errors import LongCatError
 from jobs.logs import set_up_log
-from jobs.private import PRIVATE_UMASK
-from worker.crew import assemble
-from worker.leash import end_with
-from worker.parent import USELESS, watch
+from jobs.private_files import PRIVATE_UMASK
+from worker.launcher import USELESS, watch
+from worker.process import end_with
 from worker.settings import WorkerSettings
+from worker.supervisor.app import assemble
 
 
 def main() -> int:

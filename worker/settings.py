@@ -95,7 +95,7 @@ class WorkerSettings(SharedSettings):
     min_free_bytes: int = Field(
         default=1 << 30, ge=0, description="with less room on its disk a worker takes no job"
     )
-    rank_module: str = Field(default="worker.rank", description="what runs on each GPU")
+    rank_module: str = Field(default="worker.rank.main", description="what runs on each GPU")
 
     @model_validator(mode="after")
     def _groups_are_whole(self) -> WorkerSettings:

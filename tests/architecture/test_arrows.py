@@ -76,9 +76,9 @@ def test_only_what_the_ranks_use_takes_anything_of_model(graph):
         for module in graph.find_descendants("worker")
         if any(name.startswith("model") for name in graph.find_modules_directly_imported_by(module))
     }
-    used_by_supervisor = graph.find_upstream_modules("worker.supervisor")
+    used_by_supervisor = graph.find_upstream_modules("worker.supervisor.supervisor")
     assert takers.isdisjoint(used_by_supervisor)
-    assert takers <= graph.find_upstream_modules("worker.rank") | {"worker.rank"}
+    assert takers <= graph.find_upstream_modules("worker.rank.main") | {"worker.rank.main"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

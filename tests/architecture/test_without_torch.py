@@ -26,7 +26,7 @@ sys.meta_path.insert(0, Blocker())
 TORCH_FREE = [
     *(module.path for module in modules("jobs", "service", "stack", "model/media", "model/spec")),
     "worker/__main__.py",
-    "worker/supervisor.py",
+    "worker/supervisor/supervisor.py",
 ]
 
 

@@ -24,10 +24,10 @@ from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Event, Stepped
 from tests.chaos.orders import POISON
 from tests.chaos.steps import StepLog
-from worker import rank
-from worker.engine import Begun, Engine
-from worker.model_engine import load_engine
-from worker.protocol import Run
+from worker.messages import Run
+from worker.rank import main as rank
+from worker.rank.engine import Begun, Engine
+from worker.rank.model_engine import load_engine
 from worker.settings import RankSetup
 
 STEP_S = 0.08  # a step of the small checkpoint is too short to be met by a fault

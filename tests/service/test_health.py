@@ -53,7 +53,7 @@ def test_jobs_are_counted_by_status(client, order, worker):
     for _ in range(4):
         order()
     worker.succeed(worker.claim())
-    worker.ledger.fail(worker.claim(), OutOfMemory("does not fit"), {})
+    worker.job_store.holder.fail(worker.claim(), OutOfMemory("does not fit"), {})
     worker.claim()
     counts = [
         metric(client, f'longcat_jobs{{status="{s}"}}') for s in ("queued", "running", "succeeded", "failed")

@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from worker.agreement import Agreement, Vote
+from worker.rank.consensus import Agreement, Vote
 
 TIMEOUT_S = 3.0
 IDLE_S = 3 * TIMEOUT_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.record import JobError
-from worker.agreement import GroupBroken, Vote, decide
+from worker.rank.consensus import GroupBroken, Vote, decide
 
 OOM = Vote(error=JobError(code="out_of_memory", message="too large", retryable=False))
 FULL = Vote(error=JobError(code="disk_full", message="full", retryable=True))
@@ -16,7 +16,7 @@ def test_without_wishes_and_errors_all_go_on():
     assert decide([Vote(), Vote(), Vote()]) == Vote()
 
 
-@pytest.mark.parametrize("why", ["cancel", "drain", "deadline", "lost"])
+@pytest.mark.parametrize("why", ["cancel", "drain", "deadline", "lease_lost"])
 def test_the_leader_s_wish_is_everybody_s(why):
     assert decide([Vote(stop=why), Vote()]).stop == why
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.backroom import NICENESS, Backroom
+from worker.rank.background import NICENESS, Backroom
 
 
 def close(backroom: Backroom, *, at_once: bool = False) -> Exception | None:

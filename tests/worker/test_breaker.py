@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.breaker import Breaker
+from worker.backoff import Breaker
 
 
 @pytest.fixture

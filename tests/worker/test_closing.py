@@ -6,13 +6,13 @@ import threading
 import pytest
 
 from jobs.errors import DiskFull, JobNotFound, OutOfMemory, Unavailable
-from jobs.keys import timeline_key
+from jobs.maintenance import remove_files
 from jobs.record import Job, JobError
-from jobs.sweep import remove_files
+from jobs.storage.keys import timeline_key
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_film, a_save
-from worker.closing import Closer
-from worker.held import Ending, Failure, Filmed, GivenBack, Held, Left
+from worker.supervisor.finalize import Closer
+from worker.supervisor.job import Ending, Failure, Filmed, GivenBack, Held, Left
 
 ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 
@@ -38,7 +38,7 @@ class Scene:
 
     @property
     def job(self) -> Job:
-        return self.desk.ledger.get(self.held.job_id)
+        return self.desk.job_store.client.get(self.held.job_id)
 
     @property
     def spooled(self) -> bool:
@@ -129,7 +129,7 @@ def test_a_failed_job_leaves_no_files(scene, desk):
 
 
 def test_a_cancelled_job_leaves_no_files(scene, desk):
-    desk.ledger.cancel(scene.held.job_id)
+    desk.job_store.client.cancel(scene.held.job_id)
     assert scene.close(Left("cancel")).status == "cancelled"
     assert not scene.spooled
 
@@ -139,7 +139,7 @@ def test_a_job_that_ran_too_long_says_so(scene):
 
 
 def test_a_job_cancelled_before_its_film_is_stored_never_succeeds(scene, desk):
-    desk.ledger.cancel(scene.held.job_id)
+    desk.job_store.client.cancel(scene.held.job_id)
     scene.held.verdict = "cancel"
     assert scene.close(Filmed(scene.film)).status == "cancelled"
     assert desk.stored(scene.held) == []
@@ -149,14 +149,14 @@ def test_a_job_cancelled_while_its_film_waits_never_succeeds(scene, desk):
     desk.storage.is_away = True
     scene.begin(Filmed(scene.film))
     wait_until(lambda: scene.job.status == "uploading")
-    desk.ledger.cancel(scene.held.job_id)
+    desk.job_store.client.cancel(scene.held.job_id)
     scene.held.verdict = "cancel"
     assert scene.over.wait(30)
     assert scene.job.status == "cancelled"
 
 
 def test_a_cancel_that_nobody_here_heard_of_still_counts(scene, desk):
-    desk.ledger.cancel(scene.held.job_id)
+    desk.job_store.client.cancel(scene.held.job_id)
     assert scene.close(Filmed(scene.film)).status == "cancelled"
     assert desk.stored(scene.held) == []
 
@@ -171,7 +171,7 @@ def test_who_lost_the_lease_writes_no_result(scene, desk):
     job = scene.close(Filmed(scene.film))
     assert (job.status, job.attempt, job.result) == ("running", 2, None)
     assert desk.stored(scene.held) == []
-    assert desk.ledger.beat(taken) == "go"
+    assert desk.job_store.holder.renew_lease(taken) == "go"
 
 
 def test_what_was_on_its_way_when_the_lease_was_lost_goes_when_the_job_has_ended(scene, desk, monkeypatch):
@@ -185,23 +185,23 @@ def test_what_was_on_its_way_when_the_lease_was_lost_goes_when_the_job_has_ended
     monkeypatch.setattr(desk.storage, "put", put_late)
     scene.close(Filmed(scene.film))
     assert "1/video.mp4" in desk.stored(scene.held)
-    desk.ledger.fail(others[0], OutOfMemory("too large"), {})
-    remove_files(desk.ledger, desk.storage)
+    desk.job_store.holder.fail(others[0], OutOfMemory("too large"), {})
+    remove_files(desk.job_store, desk.storage)
     assert desk.stored(scene.held) == []
 
 
 def test_a_result_stays_of_whose_commitment_no_answer_came(scene, desk, monkeypatch):
     """Redis took it and went away; when it is back, the lease of what ended seems to be lost."""
-    succeed = desk.ledger.succeed
+    succeed = desk.job_store.holder.succeed
 
     def succeed_unheard(*given):
         succeed(*given)
-        scene.held.verdict = desk.ledger.beat(scene.held.claim)
+        scene.held.verdict = desk.job_store.holder.renew_lease(scene.held.claim)
         raise Unavailable("away")
 
-    monkeypatch.setattr(desk.ledger, "succeed", succeed_unheard)
+    monkeypatch.setattr(desk.job_store, "succeed", succeed_unheard)
     assert scene.close(Filmed(scene.film)).status == "succeeded"
-    assert remove_files(desk.ledger, desk.storage) == 1
+    assert remove_files(desk.job_store, desk.storage) == 1
     assert "1/video.mp4" in desk.stored(scene.held)
 
 
@@ -219,18 +219,18 @@ def test_a_lost_lease_that_was_told_ends_an_upload(scene, desk):
     scene.begin(Filmed(scene.film))
     wait_until(lambda: scene.job.status == "uploading")
     taken = desk.take_over(scene.held)
-    scene.held.verdict = "lost"
+    scene.held.verdict = "lease_lost"
     assert scene.over.wait(30)
-    assert desk.ledger.beat(taken) == "go"
+    assert desk.job_store.holder.renew_lease(taken) == "go"
 
 
 def test_of_a_job_that_was_deleted_nothing_is_left(scene, desk):
     desk.storage.put(f"jobs/{scene.held.job_id}/state/x/x", scene.held.folder / "video.mp4", "")
-    desk.ledger.delete(scene.held.job_id)
-    desk.ledger.acknowledge_cancel(scene.held.claim)
-    scene.begin(Left("lost"))
+    desk.job_store.client.delete(scene.held.job_id)
+    desk.job_store.holder.confirm_cancel(scene.held.claim)
+    scene.begin(Left("lease_lost"))
     assert scene.over.wait(30)
-    remove_files(desk.ledger, desk.storage)
+    remove_files(desk.job_store, desk.storage)
     assert desk.stored(scene.held) == []
     with pytest.raises(JobNotFound):
         scene.job  # noqa: B018
@@ -247,7 +247,7 @@ def test_a_crash_counts(scene):
 
 
 def test_a_crash_under_a_job_that_was_to_be_cancelled_cancels_it(scene, desk):
-    desk.ledger.cancel(scene.held.job_id)
+    desk.job_store.client.cancel(scene.held.job_id)
     assert scene.close(GivenBack(crashed=True)).status == "cancelled"
     assert not scene.spooled
 
@@ -288,7 +288,7 @@ def test_files_that_cannot_be_removed_do_not_hold_up_the_end(scene, desk):
     desk.storage.is_away = True
     assert scene.close(Failure(ERROR)).status == "failed"
     desk.storage.is_away = False
-    assert remove_files(desk.ledger, desk.storage) == 1
+    assert remove_files(desk.job_store, desk.storage) == 1
     assert desk.stored(scene.held) == []
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from jobs.capability import Seat, groups
 from jobs.errors import GroupTaken, Unavailable
-from jobs.folder import FolderStorage
+from jobs.storage.folder import FolderStorage
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_film
-from worker import crew
-from worker.crew import assemble
-from worker.held import Held
 from worker.settings import WorkerSettings
-from worker.spool import Spool, Waiting
-from worker.supervisor import Supervisor
+from worker.supervisor import app as crew
+from worker.supervisor.app import assemble
+from worker.supervisor.job import Held
+from worker.supervisor.spool import Spool, Waiting
+from worker.supervisor.supervisor import Supervisor
 
 
 class Scene:
@@ -57,7 +57,7 @@ class Scene:
         return held
 
     def status(self, held: Held) -> str:
-        return self.desk.ledger.get(held.job_id).status
+        return self.desk.job_store.client.get(held.job_id).status
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_film_that_the_last_supervisor_left_is_stored(scene):
     held = scene.finish()
     scene.serve()
     wait_until(lambda: scene.status(held) == "succeeded")
-    job = scene.desk.ledger.get(held.job_id)
+    job = scene.desk.job_store.client.get(held.job_id)
     assert b"".join(scene.storage.read(job.result.video_key)) == b"film"
     assert (job.attempt, job.timings_s["decode"]) == (1, 2.0)
     wait_until(lambda: scene.spool.job_ids == [])
@@ -82,21 +82,21 @@ def test_a_film_of_a_job_that_somebody_else_has_by_now_is_not(scene):
     taken = scene.desk.take_over(held)
     scene.serve()
     wait_until(lambda: groups(scene.desk.redis))
-    assert scene.desk.ledger.beat(taken) == "go"
+    assert scene.desk.job_store.holder.renew_lease(taken) == "go"
     assert list(scene.storage.keys(f"jobs/{held.job_id}/")) == []
     assert scene.spool.job_ids == [held.job_id]  # it may come back
 
 
 def test_a_film_of_a_job_that_ended_meanwhile_is_cleared_away(scene):
     held = scene.finish()
-    scene.desk.ledger.acknowledge_cancel(held.claim)
+    scene.desk.job_store.holder.confirm_cancel(held.claim)
     scene.serve()
     wait_until(lambda: scene.spool.job_ids == [])
 
 
 def test_a_film_of_a_job_that_was_cancelled_meanwhile_is_not_stored(scene):
     held = scene.finish()
-    scene.desk.ledger.cancel(held.job_id)
+    scene.desk.job_store.client.cancel(held.job_id)
     scene.serve()
     wait_until(lambda: scene.status(held) == "cancelled")
     assert list(scene.storage.keys(f"jobs/{held.job_id}/")) == []
@@ -107,7 +107,7 @@ def test_a_group_that_never_comes_up_is_shown_as_broken_and_takes_no_job(scene):
     scene.desk.tickets.deliver(job_id)
     scene.serve()
     wait_until(lambda: [group.state for group in groups(scene.desk.redis)] == ["broken"])
-    assert scene.desk.ledger.get(job_id).status == "queued"
+    assert scene.desk.job_store.client.get(job_id).status == "queued"
     assert scene.desk.tickets.count() == 1
 
 
@@ -115,7 +115,7 @@ def test_a_supervisor_sweeps_for_all(scene):
     job_id = scene.desk.submit()  # no ticket was delivered
     scene.serve()
     wait_until(lambda: scene.desk.tickets.count() == 1)
-    assert scene.desk.ledger.get(job_id).status == "queued"
+    assert scene.desk.job_store.client.get(job_id).status == "queued"
 
 
 def test_two_workers_cannot_have_the_same_name(scene, monkeypatch):

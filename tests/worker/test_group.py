@@ -15,20 +15,21 @@ import pytest
 from jobs.capability import Capability
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
-from worker import group as group_module
-from worker.group import Group, Launch, is_running
-from worker.life import Life, Patience
-from worker.protocol import Message, Ready, Run
+from worker.messages import Message, Ready, Run
+from worker.supervisor import group_process as group_module
+from worker.supervisor.gpu_group import Life, Patience
+from worker.supervisor.group_process import Group, Launch, is_running
 
 READY = Ready(
     capability=Capability(model="m", tasks=("refine",), limits={}, device="cpu", dtype="float32"), pids=()
 )
 
-# In place of `worker.launch`: connects as rank 0 does and says that it is ready, or fails as it is told.
+# In place of `worker.rank.torchrun`: connects as rank 0 does and says that it is ready, or fails as it is
+# told.
 PROGRAM = f"""
 import os, pathlib, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from worker.protocol import Ready, call
+from worker.messages import Ready, call
 how, socket = sys.argv[-1].split("@")
 if how == "dies":
     sys.exit(3)

@@ -7,8 +7,8 @@ import pytest
 from jobs.order import Refinement
 from tests.service.media import clip, encoded, picture
 from tests.worker.examples import ORDER
-from worker.model_engine import request_of
-from worker.protocol import Run
+from worker.messages import Run
+from worker.rank.model_engine import request_of
 
 
 @pytest.fixture

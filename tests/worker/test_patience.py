@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.errors import DiskFull, LeaseLost, Unavailable
-from worker import patience
-from worker.patience import patiently
+from worker.supervisor import retry as patience
+from worker.supervisor.retry import patiently
 
 
 @pytest.fixture

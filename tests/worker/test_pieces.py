@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from model.spec.geometry import Size
-from worker.pieces import FilmFormat, Pieces, join
+from worker.rank.video_segments import FilmFormat, Pieces, join
 
 FORM = FilmFormat(Size(64, 96), fps=15, crf=18, preset="ultrafast")
 

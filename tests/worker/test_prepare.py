@@ -4,14 +4,14 @@ import threading
 
 import pytest
 
-from jobs.keys import input_key
 from jobs.order import InputFile
+from jobs.storage.keys import input_key
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER, Desk, a_film, a_save
-from worker.held import Failure, Filmed, GivenBack, Held, Left
-from worker.prepare import Preparation
-from worker.protocol import Run
-from worker.spool import Waiting
+from worker.messages import Run
+from worker.supervisor.fetch import Preparation
+from worker.supervisor.job import Failure, Filmed, GivenBack, Held, Left
+from worker.supervisor.spool import Waiting
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_while_the_storage_is_away_it_waits(desk, preparation, with_image):
 
 @pytest.mark.parametrize(
     ("verdict", "why"),
-    [("cancel", "cancel"), ("deadline", "deadline"), ("lost", "lost"), ("preempt", "drain")],
+    [("cancel", "cancel"), ("deadline", "deadline"), ("lease_lost", "lease_lost"), ("preempt", "drain")],
 )
 def test_a_job_that_is_to_be_left_is_not_waited_for(desk, preparation, with_image, verdict, why):
     desk.storage.is_away = True
@@ -103,7 +103,7 @@ def saved_elsewhere(desk: Desk, step: int, segment: int = 1) -> Held:
     save = a_save(held.folder, step, segment)
     desk.saves.keep(held, save)
     desk.saves.flush(held, 30)
-    desk.ledger.requeue(held.claim, crashed=False)
+    desk.job_store.holder.requeue(held.claim, crashed=False)
     desk.spool.remove(held.job_id)
     again = desk.hold(desk.claim())
     assert again.job_id == held.job_id

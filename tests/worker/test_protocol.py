@@ -14,7 +14,7 @@ from jobs.capability import Capability
 from jobs.record import JobError, Progress
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
-from worker.protocol import (
+from worker.messages import (
     Broken,
     Decoding,
     Did,

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.waiting import wait_until
-from worker.room import Room
+from worker.supervisor.disk_space import Room
 
 
 def has_room(folders: list[Path], min_free_bytes: int = 100) -> bool:

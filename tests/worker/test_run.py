@@ -13,9 +13,7 @@ import torch.distributed as dist
 from jobs.order import Order
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
-from worker.agreement import Agreement
-from worker.lead import Contact, Leading
-from worker.protocol import (
+from worker.messages import (
     Decoding,
     Did,
     Failed,
@@ -27,9 +25,11 @@ from worker.protocol import (
     Save,
     Saved,
     Stopped,
-    Why,
+    StopReason,
 )
-from worker.run import run_order
+from worker.rank.consensus import Agreement
+from worker.rank.leader import Contact, Leading
+from worker.rank.run_job import run_order
 from worker.settings import FilmSettings
 
 LONG = ORDER.model_copy(update={"num_segments": 3, "num_condition_frames": 5})
@@ -58,7 +58,7 @@ class Job:
             checkpoint_s=checkpoint_s, crf=18, preset="ultrafast", buffer_bytes=1 << 20
         )
         self.stop_at: tuple[int, int] | None = None
-        self.why: Why = "cancel"
+        self.why: StopReason = "cancel"
 
     def run(self, order: Order = ORDER, resume: Save | None = None) -> list[Message]:
         """All messages of the job, to its last word."""
@@ -80,7 +80,7 @@ class Job:
             else []
         )
 
-    def _wish(self, job_id: str) -> Why | None:
+    def _wish(self, job_id: str) -> StopReason | None:
         return self.why if self.stop_at and self.stop_at in self.steps() else None
 
 
@@ -161,7 +161,7 @@ def test_a_drained_job_is_saved_before_it_is_said_to_have_stopped(job):
     assert kinds(job.run())[-2:] == ["Saved", "Stopped"]
 
 
-@pytest.mark.parametrize("why", ["cancel", "deadline", "lost"])
+@pytest.mark.parametrize("why", ["cancel", "deadline", "lease_lost"])
 def test_a_job_is_left_at_the_boundary_after_the_wish(job, why):
     job.stop_at, job.why = (1, 1), why
     messages = job.run(LONG)

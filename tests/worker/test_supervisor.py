@@ -13,10 +13,7 @@ from jobs.capability import Capability
 from jobs.record import JobError, Progress
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER, Desk, a_film, a_save
-from worker.held import Ending, Failure, Filmed, GivenBack, Held, Left
-from worker.inbox import Heard, Inbox, Over, Prepared, Told
-from worker.presence import Shown
-from worker.protocol import (
+from worker.messages import (
     Broken,
     Decoding,
     Did,
@@ -33,7 +30,10 @@ from worker.protocol import (
     Stopped,
 )
 from worker.stages import Stage
-from worker.supervisor import Crew, Rules, Supervisor
+from worker.supervisor.events import Heard, Inbox, Over, Prepared, Told
+from worker.supervisor.job import Ending, Failure, Filmed, GivenBack, Held, Left
+from worker.supervisor.registration import Shown
+from worker.supervisor.supervisor import Crew, Rules, Supervisor
 
 CAPABILITY = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
 READY = Ready(capability=CAPABILITY, pids=(1, 2))
@@ -42,7 +42,7 @@ ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 
 @dataclass
 class RecordedLife:
-    """Follows `worker.life.Life`, with groups that are numbers."""
+    """Follows `worker.supervisor.gpu_group.Life`, with groups that are numbers."""
 
     said: list[Message] = field(default_factory=list)
     group: Any = None
@@ -78,7 +78,7 @@ class RecordedLife:
 
 @dataclass
 class RecordedIntake:
-    """Follows `worker.intake.Intake`."""
+    """Follows `worker.supervisor.consumer.Intake`."""
 
     asked: bool = False
     asks: int = 0
@@ -311,7 +311,7 @@ def test_no_job_is_claimed_ahead_that_too_many_films_would_hold_up(scene):
     assert not scene.intake.asked
 
 
-@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lost", "preempt"])
+@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lease_lost", "preempt"])
 def test_a_job_that_waits_is_left_without_asking_the_group(scene, verdict):
     scene.come_up()
     first = scene.begin()
@@ -388,7 +388,7 @@ def test_after_a_failed_job_the_next_is_asked_for(scene):
     wait_until(lambda: scene.intake.asked)
 
 
-@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lost"])
+@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lease_lost"])
 def test_a_verdict_is_passed_down_and_the_job_closed_when_the_group_has_left_it(scene, verdict):
     scene.come_up()
     held = scene.begin()
