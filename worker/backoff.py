@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Breaker:
+class Backoff:
     """Failed starts since the last good one, and what follows from them."""
 
     max_failures: int
@@ -30,10 +30,10 @@ class Breaker:
         doublings = min(self.failures - 1, 30)
         return min(self.first_pause_s * 2.0**doublings, self.longest_pause_s)
 
-    def after_failure(self) -> Breaker:
+    def after_failure(self) -> Backoff:
         """A start failed."""
         return replace(self, failures=self.failures + 1)
 
-    def after_success(self) -> Breaker:
+    def after_success(self) -> Backoff:
         """The group came up."""
         return replace(self, failures=0)

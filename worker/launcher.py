@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from worker.backoff import Breaker
+from worker.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +23,13 @@ LONGEST_PAUSE_S = 30.0
 GOOD_FOR_S = 60.0  # one that lived so long did not fail to start
 
 
-class Charge:
+class SupervisorProcess:
     """One supervisor after the other for one group."""
 
     def __init__(self, index: int, command: Sequence[str]) -> None:
         self._index = index
         self._command = command
-        self._breaker = Breaker(max_failures=1, longest_pause_s=LONGEST_PAUSE_S)
+        self._breaker = Backoff(max_failures=1, longest_pause_s=LONGEST_PAUSE_S)
         self._start_at = 0.0
         self._started_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,11 +60,11 @@ class Charge:
         return self._process.wait() if self._process is not None else 0
 
 
-class Parent:
+class Launcher:
     """All groups of a worker. `command` gives the command line of a group's supervisor."""
 
     def __init__(self, num_groups: int, command: Callable[[int], Sequence[str]]) -> None:
-        self._charges = [Charge(index, command(index)) for index in range(num_groups)]
+        self._charges = [SupervisorProcess(index, command(index)) for index in range(num_groups)]
         self._asked = False
 
     def end(self) -> None:
@@ -89,7 +89,7 @@ def supervisor_command(index: int) -> list[str]:
 
 def watch(num_groups: int) -> int:
     """The body of the parent's process."""
-    parent = Parent(num_groups, supervisor_command)
+    parent = Launcher(num_groups, supervisor_command)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: parent.end())
     return parent.watch()

@@ -6,10 +6,6 @@ up come progress, saved states and the finished film. Neither side knows how the
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from jobs.capability import Capability
 from jobs.order import Order
-from jobs.private_files import close_to_others, make_private_folder
 from jobs.record import JobError, Progress
 from jobs.store.holder import StopReason
 from worker.stages import Stage
@@ -29,7 +24,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Save(_Message):
+class Checkpoint(_Message):
     """Where a job stood when it was saved, as files of its folder.
 
     `step` steps of this stage of this segment are done; the segments before it lie finished in `pieces`.
@@ -53,7 +48,7 @@ class Save(_Message):
         return (self.state, *self.pieces)
 
 
-class Film(_Message):
+class VideoFile(_Message):
     """A finished film and its thumbnail, as files of the job's folder; size and hash are the film's.
 
     `dtype` is what the group multiplied in, as its capability says it.
@@ -70,7 +65,7 @@ class Film(_Message):
     dtype: str | None = None
 
 
-class Run(_Message):
+class RunJob(_Message):
     """Do this order; `folder` is the job's own, `inputs` name the order's files in it.
 
     `timings_s` is what it took so far, earlier attempts included; `names` are what log lines about it carry,
@@ -82,17 +77,17 @@ class Run(_Message):
     order: Order
     folder: Path
     inputs: dict[str, str] = Field(default_factory=dict)
-    resume: Save | None = None
+    resume: Checkpoint | None = None
     timings_s: Timings = Field(default_factory=dict)
     names: dict[str, str] = Field(default_factory=dict)
 
 
-class Stop(_Message):
+class StopJob(_Message):
     """Leave this job at the next boundary; to drain, save it first."""
 
     type: Literal["stop"] = "stop"
     job_id: str
-    why: StopReason
+    reason: StopReason
 
 
 class Ready(_Message):
@@ -103,14 +98,14 @@ class Ready(_Message):
     pids: tuple[int, ...]
 
 
-class Running(_Message):
+class JobStarted(_Message):
     """All ranks have the order."""
 
     type: Literal["running"] = "running"
     job_id: str
 
 
-class Report(_Message):
+class ProgressReport(_Message):
     """How far a job is; sent at every boundary."""
 
     type: Literal["report"] = "report"
@@ -119,7 +114,7 @@ class Report(_Message):
     timings_s: Timings
 
 
-class Did(_Message):
+class StageDone(_Message):
     """Something was done for a job beside what its ranks do in step."""
 
     type: Literal["did"] = "did"
@@ -127,47 +122,47 @@ class Did(_Message):
     stage: Stage
 
 
-class Decoding(_Message):
+class LastDecode(_Message):
     """The last steps of a job are done: its ranks decode what is left of it, and are free then."""
 
     type: Literal["decoding"] = "decoding"
     job_id: str
 
 
-class Saved(_Message):
+class CheckpointSaved(_Message):
     """A job can go on from here, on this group or on another."""
 
     type: Literal["saved"] = "saved"
     job_id: str
-    save: Save
+    save: Checkpoint
 
 
-class Released(_Message):
+class GpusReleased(_Message):
     """The GPUs are free for the next order; this job's film is being finished."""
 
     type: Literal["released"] = "released"
     job_id: str
 
 
-class Finished(_Message):
+class VideoDone(_Message):
     """The film is whole."""
 
     type: Literal["finished"] = "finished"
     job_id: str
-    film: Film
+    film: VideoFile
     timings_s: Timings
 
 
-class Stopped(_Message):
+class JobStopped(_Message):
     """The job was left as wished; the GPUs are free."""
 
     type: Literal["stopped"] = "stopped"
     job_id: str
-    why: StopReason
+    reason: StopReason
 
 
-class Failed(_Message):
-    """The job cannot be done; the group is well. Before `Released` the GPUs are free with it."""
+class JobFailed(_Message):
+    """The job cannot be done; the group is well. Before `GpusReleased` the GPUs are free with it."""
 
     type: Literal["failed"] = "failed"
     job_id: str
@@ -175,77 +170,29 @@ class Failed(_Message):
     timings_s: Timings
 
 
-class Broken(_Message):
+class GroupFailed(_Message):
     """The group is no longer sound and about to end."""
 
     type: Literal["broken"] = "broken"
     message: str
 
 
-Word = Running | Report | Did | Decoding | Saved | Released | Finished | Stopped | Failed  # of one job
-Message = Run | Stop | Ready | Word | Broken
+JobMessage = (
+    JobStarted
+    | ProgressReport
+    | StageDone
+    | LastDecode
+    | CheckpointSaved
+    | GpusReleased
+    | VideoDone
+    | JobStopped
+    | JobFailed
+)  # of one job
+Message = RunJob | StopJob | Ready | JobMessage | GroupFailed
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 
-class Line:
-    """One end of a connection. Any thread may `say`; one thread may `hear`."""
-
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
-        self._incoming = connected.makefile("rb")
-        self._one_speaker = threading.Lock()
-
-    def say(self, message: Message) -> None:
-        """Send. Raises OSError when the other side is gone."""
-        with self._one_speaker:
-            self._socket.sendall(message.model_dump_json().encode() + b"\n")
-
-    def hear(self) -> Message | None:
-        """Wait for a message; None when the other side is gone, even in the middle of one."""
-        try:
-            line = self._incoming.readline()
-        except OSError:
-            return None
-        return _MESSAGE.validate_json(line) if line.endswith(b"\n") else None
-
-    def close(self) -> None:
-        """Hang up; whoever hears on either end hears None."""
-        with suppress(OSError):  # the other side was first
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._incoming.close()
-        self._socket.close()
-
-
-def listen(path: Path) -> socket.socket:
-    """A socket at `path` for one to call; its folder becomes this user's alone."""
-    make_private_folder(path.parent)
-    close_to_others(path.parent)
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _Folder(path.parent) as folder:
-        listening.bind(f"{folder}/{path.name}")
-    listening.listen(1)
-    return listening
-
-
-def call(path: Path) -> Line:
-    """Connect to whoever listens at `path`. Raises OSError."""
-    calling = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _Folder(path.parent) as folder:
-        calling.connect(f"{folder}/{path.name}")
-    return Line(calling)
-
-
-class _Folder:
-    """A short name for a folder while it is open: a socket's address has 107 bytes at most."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> str:
-        self._handle = os.open(self._path, os.O_PATH | os.O_DIRECTORY)
-        return f"/proc/self/fd/{self._handle}"
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
+def parse(line: bytes) -> Message:
+    """Return the message of a JSON line."""
+    return _MESSAGE.validate_json(line)

@@ -13,7 +13,7 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def end_with(parent_pid: int, sent: signal.Signals = signal.SIGKILL) -> None:
+def die_with_parent(parent_pid: int, sent: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel send this process `sent` when `parent_pid`, which started it, is gone.
 
     It is the end of the *thread* that started it which counts. Exits if that has happened already.

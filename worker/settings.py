@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FilmSettings(_Frozen):
+class VideoSettings(_Frozen):
     """How the leader writes and saves. Times in seconds."""
 
     checkpoint_s: float
@@ -45,7 +45,7 @@ class RankSetup(_Frozen):
     fp8: bool = False
     collective_timeout_s: float
     error_grace_s: float
-    film: FilmSettings
+    film: VideoSettings
     log_format: LogFormat = "text"
     rendezvous_file: Path | None = None
     """Where the ranks of a group meet; None: at the address that torchrun names."""
@@ -141,7 +141,7 @@ class WorkerSettings(SharedSettings):
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,
             log_format=self.log_format,
-            film=FilmSettings(
+            film=VideoSettings(
                 checkpoint_s=self.checkpoint_s,
                 crf=self.x264_crf,
                 preset=self.x264_preset,

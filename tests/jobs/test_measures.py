@@ -7,7 +7,7 @@ import math
 import pytest
 from redis import Redis
 
-from jobs.capability import Seat
+from jobs.capability import GroupRegistration
 from jobs.errors import GenerationFailed, UploadFailed
 from jobs.store.measures import Measure, Waiting, measures, waiting
 from tests.jobs.examples import Desk, a_result
@@ -26,7 +26,7 @@ def test_nothing_is_measured_at_first(redis: Redis):
 
 
 def test_a_job_that_succeeds_tells_where_its_time_went(desk: Desk, redis: Redis, taken):
-    Seat(redis, "a").publish("busy", ranks=4)
+    GroupRegistration(redis, "a").publish("busy", ranks=4)
     desk.submit()
     desk.clock.advance(5)
     claim = desk.claim("a")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
-from jobs.capability import GroupState, Seat
+from jobs.capability import GroupRegistration, GroupState
 from jobs.record import Job
 from jobs.store.holder import Lease, StopReason
 from jobs.store.measures import measures
@@ -22,10 +22,12 @@ class Floor:
 
     def __init__(self, redis: Redis, desk: Desk) -> None:
         self.redis, self.desk = redis, desk
-        self.seats: dict[str, Seat] = {}
+        self.seats: dict[str, GroupRegistration] = {}
 
     def show(self, group: str, state: GroupState, job_id: str | None = None) -> None:
-        self.seats.setdefault(group, Seat(self.redis, group, ttl_s=600)).publish(state, ranks=2, job=job_id)
+        self.seats.setdefault(group, GroupRegistration(self.redis, group, ttl_s=600)).publish(
+            state, ranks=2, job=job_id
+        )
 
     def start(self, group: str = "a", **fields: object) -> Lease:
         """A job, of low priority unless something else is said, that this group works on."""

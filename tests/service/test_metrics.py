@@ -7,7 +7,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.capability import Seat
+from jobs.capability import GroupRegistration
 from jobs.errors import OutOfMemory
 from service.ops.metrics import BOUNDS, SERIES
 
@@ -29,7 +29,7 @@ def test_every_series_is_announced_before_there_is_anything(client):
 
 
 def test_a_job_is_measured_from_its_order_to_its_end(order, worker, numbers, redis):
-    Seat(redis, "by hand").publish("busy", ranks=2)
+    GroupRegistration(redis, "by hand").publish("busy", ranks=2)
     order(priority="high")
     worker.succeed(worker.claim())
     worker.job_store.holder.fail(order() and worker.claim(), OutOfMemory("does not fit"), {})

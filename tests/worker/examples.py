@@ -13,10 +13,10 @@ from jobs.storage.keys import new_job_id
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
-from worker.messages import Film, Save
-from worker.supervisor.checkpoints import Saves
+from worker.messages import Checkpoint, VideoFile
+from worker.supervisor.checkpoints import CheckpointUploader
 from worker.supervisor.finalize import Places
-from worker.supervisor.job import Held
+from worker.supervisor.job import ClaimedJob
 from worker.supervisor.spool import Spool
 
 ORDER = Order(
@@ -69,9 +69,9 @@ class Desk:
         self.tickets = TicketQueue(redis)
         self.storage = ClosableStorage(folder / "storage")
         self.spool = Spool(folder / "spool")
-        self.saves = Saves(self.job_store, self.storage, self.spool)
+        self.saves = CheckpointUploader(self.job_store, self.storage, self.spool)
         self.places = Places(self.job_store, self.tickets, self.storage, self.spool, self.saves)
-        self._held: list[Held] = []
+        self._held: list[ClaimedJob] = []
 
     def submit(self, order: Order = ORDER, **fields: Any) -> str:
         job_id = new_job_id()
@@ -83,12 +83,12 @@ class Desk:
         assert claim is not None
         return claim
 
-    def hold(self, claim: Lease | None = None) -> Held:
+    def hold(self, claim: Lease | None = None) -> ClaimedJob:
         """A claimed job with its folder; a new one, if none is given."""
         if claim is None:
             self.submit()
             claim = self.claim()
-        self._held.append(Held(claim, self.spool.folder(claim.job.id)))
+        self._held.append(ClaimedJob(claim, self.spool.folder(claim.job.id)))
         return self._held[-1]
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class Desk:
         for held in self._held:
             self.saves.forget(held, 30)
 
-    def take_over(self, held: Held) -> Lease:
+    def take_over(self, held: ClaimedJob) -> Lease:
         """Somebody else gets the job, as when the lease ran out."""
         self.job_store.holder.requeue(held.claim, crashed=True)
         return self.claim("somebody else")
@@ -107,16 +107,16 @@ class Desk:
             for job_id, since in self.job_store.maintenance.due_file_removals().items():
                 self.job_store.maintenance.confirm_file_removal(job_id, since)
 
-    def stored(self, held: Held) -> list[str]:
+    def stored(self, held: ClaimedJob) -> list[str]:
         """The job's files in storage, without its prefix."""
         return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{held.job_id}/")]
 
 
-def a_film(folder: Path) -> Film:
+def a_film(folder: Path) -> VideoFile:
     """A film that is none, but lies there."""
     (folder / "video.mp4").write_bytes(b"film")
     (folder / "thumbnail.jpg").write_bytes(b"still")
-    return Film(
+    return VideoFile(
         video="video.mp4",
         thumbnail="thumbnail.jpg",
         width=96,
@@ -128,9 +128,9 @@ def a_film(folder: Path) -> Film:
     )
 
 
-def a_save(folder: Path, step: int, segment: int = 0) -> Save:
+def a_save(folder: Path, step: int, segment: int = 0) -> Checkpoint:
     """A save whose files lie there; it has a piece for each segment before it."""
-    save = Save(
+    save = Checkpoint(
         segment=segment,
         stage="denoise",
         step=step,

@@ -25,7 +25,7 @@ from model.parallel.mesh import SINGLE, ContextParallel
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.state import State
 from model.spec.plan import Plan
-from worker.messages import Run
+from worker.messages import RunJob
 from worker.rank import main as rank
 from worker.rank.engine import Begun, plan_of
 from worker.settings import RankSetup
@@ -102,7 +102,7 @@ class StagedEngine:
             dtype="float32",
         )
 
-    def generate(self, run: Run) -> Iterator[Begun | Event]:
+    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
         plan, script = plan_of(run.order), Script.read(run.order.prompts[0])
         state = State.load(run.folder / run.resume.state) if run.resume else State.begin(run.order.seed)
         yield Begun()

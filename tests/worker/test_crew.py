@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capability import Seat, groups
+from jobs.capability import GroupRegistration, groups
 from jobs.errors import GroupTaken, Unavailable
 from jobs.storage.folder import FolderStorage
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_film
 from worker.settings import WorkerSettings
 from worker.supervisor import app as crew
-from worker.supervisor.app import assemble
-from worker.supervisor.job import Held
+from worker.supervisor.app import build_supervisor
+from worker.supervisor.job import ClaimedJob
 from worker.supervisor.spool import Spool, Waiting
 from worker.supervisor.supervisor import Supervisor
 
@@ -37,7 +37,7 @@ class Scene:
         self.supervisor: Supervisor | None = None
 
     def serve(self) -> None:
-        self.supervisor = assemble(self.settings, 0)
+        self.supervisor = build_supervisor(self.settings, 0)
         self.thread = threading.Thread(target=self.supervisor.serve)
         self.thread.start()
 
@@ -47,16 +47,16 @@ class Scene:
             self.thread.join(60)
             assert not self.thread.is_alive()
 
-    def finish(self) -> Held:
+    def finish(self) -> ClaimedJob:
         """A job whose film lies in the spool of a supervisor that is gone."""
         self.desk.submit()
         claim = self.desk.claim("w-0")
-        held = Held(claim, self.spool.folder(claim.job.id))
+        held = ClaimedJob(claim, self.spool.folder(claim.job.id))
         film = a_film(held.folder)
         self.spool.keep_film(held.job_id, Waiting(fence=claim.fence, film=film, timings_s={"decode": 2.0}))
         return held
 
-    def status(self, held: Held) -> str:
+    def status(self, held: ClaimedJob) -> str:
         return self.desk.job_store.client.get(held.job_id).status
 
 
@@ -120,13 +120,13 @@ def test_a_supervisor_sweeps_for_all(scene):
 
 def test_two_workers_cannot_have_the_same_name(scene, monkeypatch):
     monkeypatch.setattr(crew, "SEAT_TTL_S", 0.1)
-    Seat(scene.desk.redis, "w-0", ttl_s=60).publish("ready", 2)
+    GroupRegistration(scene.desk.redis, "w-0", ttl_s=60).publish("ready", 2)
     with pytest.raises(GroupTaken, match="w-0"):
-        assemble(scene.settings, 0)
+        build_supervisor(scene.settings, 0)
 
 
 def test_a_name_that_is_given_up_a_moment_later_is_taken(scene):
-    Seat(scene.desk.redis, "w-0", ttl_s=0.5).publish("ready", 2)
+    GroupRegistration(scene.desk.redis, "w-0", ttl_s=0.5).publish("ready", 2)
     scene.serve()
     wait_until(lambda: [group.state for group in groups(scene.desk.redis)] != ["ready"])
 
@@ -137,5 +137,5 @@ def test_it_leaves_even_if_redis_does_not_hear_of_it(scene, monkeypatch):
     def away(*_: object) -> None:
         raise Unavailable("away")
 
-    monkeypatch.setattr(Seat, "leave", away)
+    monkeypatch.setattr(GroupRegistration, "leave", away)
     scene.end()

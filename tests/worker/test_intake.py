@@ -7,14 +7,14 @@ import pytest
 from jobs.store.holder import Lease
 from tests.waiting import wait_until
 from tests.worker.examples import Desk
-from worker.supervisor.consumer import Intake
+from worker.supervisor.consumer import Consumer
 
 
 class Scene:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.taken: queue.SimpleQueue[Lease] = queue.SimpleQueue()
-        self.intake = Intake(desk.redis, lambda: desk.job_store.holder.claim("group", 60), self.taken.put)
+        self.intake = Consumer(desk.redis, lambda: desk.job_store.holder.claim("group", 60), self.taken.put)
 
     def deliver(self, count: int = 1) -> list[str]:
         ids = [self.desk.submit() for _ in range(count)]

@@ -5,14 +5,14 @@ import threading
 
 import pytest
 
-from jobs.capability import Seat
+from jobs.capability import GroupRegistration
 from jobs.errors import Unavailable
 from jobs.record import Progress
 from jobs.store.job_store import JobStore
 from tests.waiting import wait_until
 from tests.worker.examples import Desk
-from worker.supervisor.job import Held
-from worker.supervisor.lease_renewer import Keeper
+from worker.supervisor.job import ClaimedJob
+from worker.supervisor.lease_renewer import LeaseRenewer
 
 
 class DeafLedger(JobStore):
@@ -32,10 +32,10 @@ class Scene:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.job_store = DeafLedger(desk.redis)
-        self.told: queue.SimpleQueue[Held] = queue.SimpleQueue()
-        self.keeper = Keeper(self.job_store, self.told.put, preempt_after_s=0.0)
+        self.told: queue.SimpleQueue[ClaimedJob] = queue.SimpleQueue()
+        self.keeper = LeaseRenewer(self.job_store, self.told.put, preempt_after_s=0.0)
 
-    def hold(self) -> Held:
+    def hold(self) -> ClaimedJob:
         held = self.desk.hold()
         self.keeper.keep(held)
         return held
@@ -56,7 +56,7 @@ def scene(desk: Desk):
 def test_who_has_to_make_way_is_told_and_its_group_drains_it(scene):
     scene.desk.submit(priority="low")
     held = scene.desk.hold(scene.desk.claim("a"))
-    Seat(scene.desk.redis, "a", ttl_s=60).publish("busy", ranks=1, job=held.job_id)
+    GroupRegistration(scene.desk.redis, "a", ttl_s=60).publish("busy", ranks=1, job=held.job_id)
     scene.keeper.keep(held)
     scene.wait_for_beats()
     assert held.wish is None

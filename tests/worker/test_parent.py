@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from tests.waiting import wait_until
-from worker.launcher import USELESS, Parent
+from worker.launcher import USELESS, Launcher
 
 # Notes its start, and drains like a supervisor: it ends with status 0 when it is asked to.
 GOOD = """
@@ -29,7 +29,7 @@ class Watched:
         commands = [
             [sys.executable, "-c", code, str(note)] for code, note in zip(codes, self.notes, strict=True)
         ]
-        self.parent = Parent(len(codes), lambda index: commands[index])
+        self.parent = Launcher(len(codes), lambda index: commands[index])
         self.status: int | None = None
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()

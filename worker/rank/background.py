@@ -16,7 +16,7 @@ Task = Callable[[], None]
 NICENESS = 10
 
 
-class Backroom:
+class BackgroundWriter:
     """Does tasks one after the other until it is closed. After one has failed it does no more of them."""
 
     def __init__(self, limit_bytes: int) -> None:

@@ -25,7 +25,7 @@ LEFT_ALONE = 70  # exit status of a rank whose error the others do not share
 
 
 @dataclass(frozen=True)
-class Vote:
+class StepOutcome:
     """What one rank has to say at a boundary; only the leader knows of a wish to stop.
 
     An error is `contained` when it left the rank as it was, so that the others may follow it out of the job.
@@ -40,7 +40,7 @@ class GroupBroken(Exception):
     """The ranks no longer stand at the same place, or one of them is not sound: all have to go."""
 
 
-def decide(votes: list[Vote]) -> Vote:
+def decide(votes: list[StepOutcome]) -> StepOutcome:
     """What all ranks do now: the leader's wish, or the error of all. Raises GroupBroken."""
     errors = [vote for vote in votes if vote.error]
     if not errors:
@@ -51,7 +51,7 @@ def decide(votes: list[Vote]) -> Vote:
     return errors[0]
 
 
-class Agreement:
+class Consensus:
     """The ranks of one group. `grace_s` bounds how far apart they may fail and still agree."""
 
     def __init__(self, grace_s: float) -> None:
@@ -77,7 +77,7 @@ class Agreement:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def agree(self, vote: Vote) -> Vote:
+    def agree(self, vote: StepOutcome) -> StepOutcome:
         """Wait for the votes of all and decide. Raises GroupBroken.
 
         A rank with an error may be the only one with it: the others then wait for it in the model, for

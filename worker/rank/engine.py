@@ -14,7 +14,7 @@ from jobs.capability import Capability
 from jobs.order import Order
 from model.pipeline.events import Event
 from model.spec.plan import Plan, Refinement
-from worker.messages import Run
+from worker.messages import RunJob
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Engine(Protocol):
     def capability(self) -> Capability:
         """What may be ordered from it."""
 
-    def generate(self, run: Run) -> Iterator[Begun | Event]:
+    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
         """The events of one job, first `Begun`; each means that the device has done that much."""
 
     def tidy(self) -> None:

@@ -11,18 +11,20 @@ import torch
 
 from jobs.errors import DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
 from model.spec.errors import InputError, ModelError
-from worker.rank.consensus import Vote
+from worker.rank.consensus import StepOutcome
 from worker.supervisor.job import as_job_error
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def vote_of(error: Exception) -> Vote:
+def vote_of(error: Exception) -> StepOutcome:
     """This rank's vote after an error; `contained` for errors that leave a rank as it was."""
     known = _known(error)
     if known is None:
-        return Vote(error=as_job_error(GenerationFailed(f"{type(error).__name__}: {error}")), contained=False)
-    return Vote(error=as_job_error(known))
+        return StepOutcome(
+            error=as_job_error(GenerationFailed(f"{type(error).__name__}: {error}")), contained=False
+        )
+    return StepOutcome(error=as_job_error(known))
 
 
 def _known(error: Exception) -> LongCatError | None:

@@ -19,28 +19,28 @@ from jobs.store.holder import StopReason
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.state import State
 from worker.messages import (
-    Decoding,
-    Did,
-    Failed,
-    Film,
-    Finished,
+    Checkpoint,
+    CheckpointSaved,
+    GpusReleased,
+    JobFailed,
+    JobStarted,
+    JobStopped,
+    LastDecode,
     Message,
-    Released,
-    Report,
-    Run,
-    Running,
-    Save,
-    Saved,
-    Stopped,
+    ProgressReport,
+    RunJob,
+    StageDone,
     Timings,
+    VideoDone,
+    VideoFile,
 )
-from worker.rank.background import Backroom, Task
-from worker.rank.consensus import Vote
+from worker.rank.background import BackgroundWriter, Task
+from worker.rank.consensus import StepOutcome
 from worker.rank.engine import Begun, plan_of
 from worker.rank.failures import vote_of
 from worker.rank.progress import Experience, Meter
-from worker.rank.video_segments import FilmFormat, Pieces
-from worker.settings import FilmSettings
+from worker.rank.video_segments import VideoFormat, VideoSegments
+from worker.settings import VideoSettings
 from worker.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -54,14 +54,14 @@ class Contact:
     wish: Callable[[str], StopReason | None]
 
 
-class Leading:
+class Leader:
     """Do the leader's part in one job; see `worker.rank.run_job.Part`. `dtype` is noted in the result."""
 
     def __init__(
         self,
-        run: Run,
+        run: RunJob,
         contact: Contact,
-        settings: FilmSettings,
+        settings: VideoSettings,
         experience: Experience,
         dtype: str | None = None,
     ) -> None:
@@ -72,12 +72,12 @@ class Leading:
         self._dtype = dtype
         self._checkpoint_s = settings.checkpoint_s
         self._meter = Meter(plan, run.timings_s, experience)
-        form = FilmFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
-        self._pieces = Pieces(run.folder, form, resume.pieces if resume else ())
-        self._backroom = Backroom(settings.buffer_bytes)
+        form = VideoFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
+        self._pieces = VideoSegments(run.folder, form, resume.pieces if resume else ())
+        self._backroom = BackgroundWriter(settings.buffer_bytes)
         self._last_segment = plan.num_segments - 1
         self._state: State | None = None
-        self._film: Film | None = None
+        self._film: VideoFile | None = None
         self._saved_at = time.monotonic()
         if resume:
             self._meter.resume(resume.segment, resume.stage, resume.step)
@@ -101,26 +101,26 @@ class Leading:
     def report(self, event: Begun | Event) -> None:
         """Tell the supervisor how far the job is, and save it where that is due."""
         if isinstance(event, Begun):
-            self._contact.say(Running(job_id=self._run.job_id))
+            self._contact.say(JobStarted(job_id=self._run.job_id))
         elif isinstance(event, Latents) and self._is_last(event):
-            self._contact.say(Decoding(job_id=self._run.job_id))
+            self._contact.say(LastDecode(job_id=self._run.job_id))
         progress = self._measure(event)
         self._contact.say(
-            Report(job_id=self._run.job_id, progress=progress, timings_s=dict(self._meter.timings_s))
+            ProgressReport(job_id=self._run.job_id, progress=progress, timings_s=dict(self._meter.timings_s))
         )
         if isinstance(event, Stepped | SegmentDone) and self._due(event):
             self._save_soon(event.state)
 
-    def end(self, outcome: Vote) -> None:
+    def end(self, outcome: StepOutcome) -> None:
         """See `Part`; what remains to be done is done in the backroom."""
         if outcome.error:
             self._leave(self._failed(outcome.error))
         elif outcome.stop == "drain":
             self._backroom.close(self._drained)
         elif outcome.stop:
-            self._leave(Stopped(job_id=self._run.job_id, why=outcome.stop))
+            self._leave(JobStopped(job_id=self._run.job_id, reason=outcome.stop))
         else:
-            self._contact.say(Released(job_id=self._run.job_id))
+            self._contact.say(GpusReleased(job_id=self._run.job_id))
             self._backroom.submit(partial(self._do, "join", self._join))
             self._backroom.close(self._finished)
 
@@ -164,7 +164,7 @@ class Leading:
         except (OSError, SafetensorError):
             logger.exception("the job would go on from an earlier state")
             return
-        save = Save(
+        save = Checkpoint(
             segment=state.segment,
             stage=state.stage,
             step=state.step,
@@ -172,16 +172,16 @@ class Leading:
             pieces=self._pieces.names,
             timings_s=timings_s,
         )
-        self._contact.say(Saved(job_id=self._run.job_id, save=save))
+        self._contact.say(CheckpointSaved(job_id=self._run.job_id, save=save))
 
     def _do(self, name: str, task: Task, *, detail: bool = False) -> None:
         """Do this in the backroom, and say how long it took."""
         began_s = time.time()
         task()
         stage = Stage(name=name, lane="film", began_s=began_s, ended_s=time.time(), detail=detail)
-        self._contact.say(Did(job_id=self._run.job_id, stage=stage))
+        self._contact.say(StageDone(job_id=self._run.job_id, stage=stage))
 
-    def _leave(self, last_word: Failed | Stopped) -> None:
+    def _leave(self, last_word: JobFailed | JobStopped) -> None:
         """Drop what is not done yet; then no file of the job is touched any more."""
 
         def left(_: Exception | None) -> None:
@@ -194,7 +194,7 @@ class Leading:
         self._pieces.drop()
         if self._state and not error:
             self._save(self._state, dict(self._meter.timings_s))
-        self._contact.say(Stopped(job_id=self._run.job_id, why="drain"))
+        self._contact.say(JobStopped(job_id=self._run.job_id, reason="drain"))
 
     def _join(self) -> None:
         self._film = self._pieces.join().model_copy(update={"dtype": self._dtype})
@@ -205,8 +205,8 @@ class Leading:
             self._contact.say(self._failed(vote_of(error).error))
         else:
             assert self._film is not None
-            self._contact.say(Finished(job_id=self._run.job_id, film=self._film, timings_s=timings_s))
+            self._contact.say(VideoDone(job_id=self._run.job_id, film=self._film, timings_s=timings_s))
 
-    def _failed(self, error: JobError | None) -> Failed:
+    def _failed(self, error: JobError | None) -> JobFailed:
         assert error is not None
-        return Failed(job_id=self._run.job_id, error=error, timings_s=dict(self._meter.timings_s))
+        return JobFailed(job_id=self._run.job_id, error=error, timings_s=dict(self._meter.timings_s))

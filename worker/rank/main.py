@@ -22,14 +22,15 @@ import torch
 from jobs.logs import about, set_up_log
 from jobs.store.holder import StopReason
 from model.parallel.mesh import ContextParallel, FileRendezvous, join
-from worker.messages import Broken, Line, Message, Ready, Run, Stop, call
-from worker.process import end_with
-from worker.rank.consensus import Agreement
+from worker.channel import Channel, call
+from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
+from worker.process import die_with_parent
+from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
-from worker.rank.leader import Contact, Leading
+from worker.rank.leader import Contact, Leader
 from worker.rank.progress import Experience
-from worker.rank.run_job import Following, Part, run_order
-from worker.settings import DeviceName, FilmSettings, RankSetup
+from worker.rank.run_job import Follower, Part, run_order
+from worker.settings import DeviceName, RankSetup, VideoSettings
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ UNSOUND = 71  # exit status of a rank after an error that the group does not sur
 
 def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     """Serve until somebody ends this process; `load` gives this rank's engine."""
-    end_with(int(parent_pid))
+    die_with_parent(int(parent_pid))
     threading.excepthook = _end_with_thread
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
@@ -50,19 +51,19 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
         settings.collective_timeout_s,
         rendezvous=_rendezvous(settings),
     )
-    ranks = Agreement(settings.error_grace_s)
+    ranks = Consensus(settings.error_grace_s)
     supervisor = Supervisor(call(settings.socket)) if ranks.is_leader else None
     try:
         _serve(load(settings, parallel), ranks, supervisor, settings.film)
     except BaseException as error:  # noqa: BLE001 - the process ends here, and at once: no peer may wait for it
         traceback.print_exc()
         if supervisor:
-            supervisor.say_if_there(Broken(message=f"{type(error).__name__}: {error}"))
+            supervisor.say_if_there(GroupFailed(message=f"{type(error).__name__}: {error}"))
         sys.stderr.flush()
         os._exit(UNSOUND)
 
 
-def _serve(engine: Engine, ranks: Agreement, supervisor: Supervisor | None, settings: FilmSettings) -> Never:
+def _serve(engine: Engine, ranks: Consensus, supervisor: Supervisor | None, settings: VideoSettings) -> Never:
     """Do order after order, the leader those of the supervisor, the others the leader's."""
     pids = ranks.gather(os.getpid())
     # From here on a message says when to stop. A signal to all processes must not cut a step off.
@@ -75,12 +76,12 @@ def _serve(engine: Engine, ranks: Agreement, supervisor: Supervisor | None, sett
         dtype = engine.capability.dtype
         while True:
             run = ranks.share(supervisor.next_order())
-            _run(run, engine, ranks, Leading(run, contact, settings, experience, dtype))
+            _run(run, engine, ranks, Leader(run, contact, settings, experience, dtype))
     while True:
-        _run(ranks.share(None), engine, ranks, Following())
+        _run(ranks.share(None), engine, ranks, Follower())
 
 
-def _run(run: Run, engine: Engine, ranks: Agreement, part: Part) -> None:
+def _run(run: RunJob, engine: Engine, ranks: Consensus, part: Part) -> None:
     with about(run.names):
         logger.info("begins")
         run_order(run, engine, ranks, part)
@@ -110,24 +111,24 @@ def device_type(wanted: DeviceName) -> str:
 class Supervisor:
     """The leader's end of the connection, with a thread that hears."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Channel) -> None:
         self._line = line
-        self._orders: queue.SimpleQueue[Run] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[RunJob] = queue.SimpleQueue()
         self._wishes: dict[str, StopReason] = {}
         threading.Thread(target=self._hear, name="supervisor", daemon=True).start()
 
     def say(self, message: Message) -> None:
         """Tell it. Raises OSError when it is gone."""
-        self._line.say(message)
+        self._line.send(message)
 
     def say_if_there(self, message: Message) -> None:
         """Tell it, if it still hears."""
         try:
-            self._line.say(message)
+            self._line.send(message)
         except OSError:
             traceback.print_exc()
 
-    def next_order(self) -> Run:
+    def next_order(self) -> RunJob:
         """Wait for one."""
         return self._orders.get()
 
@@ -136,10 +137,10 @@ class Supervisor:
         return self._wishes.get(job_id)
 
     def _hear(self) -> None:
-        while (message := self._line.hear()) is not None:
-            if isinstance(message, Stop):
-                self._wishes = {message.job_id: message.why}  # one job runs at a time
-            elif isinstance(message, Run):
+        while (message := self._line.recv()) is not None:
+            if isinstance(message, StopJob):
+                self._wishes = {message.job_id: message.reason}  # one job runs at a time
+            elif isinstance(message, RunJob):
                 self._wishes = {}  # it may be the same job again, which was left before
                 self._orders.put(message)
         os._exit(UNSOUND)  # nobody is there to work for

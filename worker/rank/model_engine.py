@@ -27,7 +27,7 @@ from model.spec.shapes import GenerationParams, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
-from worker.messages import Run
+from worker.messages import RunJob
 from worker.rank.engine import Begun, Engine, plan_of
 from worker.settings import RankSetup
 
@@ -58,7 +58,7 @@ class ModelEngine:
             dtype=str(self._dtype).removeprefix("torch."),
         )
 
-    def generate(self, run: Run) -> Iterator[Begun | Event]:
+    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
         """See `Engine`. The leader alone reads the files."""
         leads = self._pipeline.parallel.is_leader
         request = request_of(run, with_inputs=leads)
@@ -99,7 +99,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype)
 
 
-def request_of(run: Run, *, with_inputs: bool) -> Request:
+def request_of(run: RunJob, *, with_inputs: bool) -> Request:
     """The model's request for an order, with the files that were fetched. Raises InputError."""
     order, plan = run.order, plan_of(run.order)
     paths = {name: run.folder / file for name, file in run.inputs.items()} if with_inputs else {}

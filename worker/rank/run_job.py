@@ -13,8 +13,8 @@ from typing import Protocol
 
 from jobs.store.holder import StopReason
 from model.pipeline.events import Event
-from worker.messages import Run
-from worker.rank.consensus import Agreement, Vote
+from worker.messages import RunJob
+from worker.rank.consensus import Consensus, StepOutcome
 from worker.rank.engine import Begun, Engine
 from worker.rank.failures import vote_of
 
@@ -31,11 +31,11 @@ class Part(Protocol):
     def report(self, event: Begun | Event) -> None:
         """All ranks have come this far and go on."""
 
-    def end(self, outcome: Vote) -> None:
+    def end(self, outcome: StepOutcome) -> None:
         """The job is over for the GPUs: done, or left for a wish, or failed."""
 
 
-class Following:
+class Follower:
     """The part of a rank that does not lead."""
 
     def wish(self) -> StopReason | None:
@@ -48,11 +48,11 @@ class Following:
     def report(self, event: Begun | Event) -> None:
         """See `Part`."""
 
-    def end(self, outcome: Vote) -> None:
+    def end(self, outcome: StepOutcome) -> None:
         """See `Part`."""
 
 
-def run_order(run: Run, engine: Engine, ranks: Agreement, part: Part) -> None:
+def run_order(run: RunJob, engine: Engine, ranks: Consensus, part: Part) -> None:
     """Run one order to its end, whichever that is. Raises GroupBroken, and what a dead rank causes."""
     with closing(engine.generate(run)) as events:  # type: ignore[type-var]
         event, outcome = _boundary(events, ranks, part)
@@ -65,20 +65,20 @@ def run_order(run: Run, engine: Engine, ranks: Agreement, part: Part) -> None:
 
 
 def _boundary(
-    events: Iterator[Begun | Event], ranks: Agreement, part: Part
-) -> tuple[Begun | Event | None, Vote]:
+    events: Iterator[Begun | Event], ranks: Consensus, part: Part
+) -> tuple[Begun | Event | None, StepOutcome]:
     """Run to the next boundary and agree there; no event where the job ends, in one way or another."""
     event, vote = _advance(events, part)
     outcome = ranks.agree(vote)
     return (None if outcome.stop or outcome.error else event), outcome
 
 
-def _advance(events: Iterator[Begun | Event], part: Part) -> tuple[Begun | Event | None, Vote]:
+def _advance(events: Iterator[Begun | Event], part: Part) -> tuple[Begun | Event | None, StepOutcome]:
     try:
         event = next(events, None)
         if event is None:
-            return None, Vote()
+            return None, StepOutcome()
         part.take(event)
-        return event, Vote(stop=part.wish())
+        return event, StepOutcome(stop=part.wish())
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks have to hear of it
         return None, vote_of(error)

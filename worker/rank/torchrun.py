@@ -13,14 +13,14 @@ import os
 import sys
 from pathlib import Path
 
-from worker.process import end_with
+from worker.process import die_with_parent
 from worker.settings import RankSetup
 
 
 def main(parent_pid: str, num_ranks: str, module: str, folder: str, setup: str) -> None:
     """Run the ranks. They are killed when this process ends."""
-    end_with(int(parent_pid))
-    from torch.distributed.run import main as torchrun  # noqa: PLC0415 - takes seconds: `end_with` comes first
+    die_with_parent(int(parent_pid))
+    from torch.distributed.run import main as torchrun  # noqa: PLC0415 - takes seconds: `die_with_parent` comes first
 
     rank_setup = RankSetup.model_validate_json(setup).model_copy(
         update={"rendezvous_file": Path(folder, "ranks")}

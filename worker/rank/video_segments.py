@@ -22,14 +22,14 @@ from torch import Tensor
 
 from model.io.video import VideoWriter
 from model.spec.geometry import Size
-from worker.messages import Film
+from worker.messages import VideoFile
 
 VIDEO, THUMBNAIL = "video.mp4", "thumbnail.jpg"
 THUMBNAIL_SIDE = 640  # pixels, the longer one
 
 
 @dataclass(frozen=True)
-class FilmFormat:
+class VideoFormat:
     """Pixels, frames a second, which quality (`crf`, lower is better) and how hard x264 tries (`preset`)."""
 
     size: Size
@@ -38,10 +38,10 @@ class FilmFormat:
     preset: str
 
 
-class Pieces:
+class VideoSegments:
     """The pieces of one film in a folder, of which some may be there already."""
 
-    def __init__(self, folder: Path, form: FilmFormat, names: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, form: VideoFormat, names: Sequence[str] = ()) -> None:
         self._folder = folder
         self._form = form
         self._names = list(names)
@@ -73,7 +73,7 @@ class Pieces:
         self._writer = None
         self._part.unlink(missing_ok=True)
 
-    def join(self) -> Film:
+    def join(self) -> VideoFile:
         """The whole film, with its thumbnail. Raises OSError."""
         video = self._folder / VIDEO
         part = video.with_name(f"part-{VIDEO}")
@@ -82,7 +82,7 @@ class Pieces:
         part.replace(video)
         with video.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return Film(
+        return VideoFile(
             video=VIDEO,
             thumbnail=THUMBNAIL,
             width=self._form.size.width,

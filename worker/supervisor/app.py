@@ -13,7 +13,7 @@ from functools import partial
 
 from redis import Redis
 
-from jobs.capability import Seat
+from jobs.capability import GroupRegistration
 from jobs.connect import check_server, connect
 from jobs.errors import GroupTaken, JobNotFound
 from jobs.maintenance import keep_removing, keep_sweeping
@@ -24,71 +24,73 @@ from jobs.store.job_store import JobStore
 from jobs.tracing import open_tracing
 from worker.settings import WorkerSettings, group_environment
 from worker.stages import Stages
-from worker.supervisor.checkpoints import Saves
-from worker.supervisor.consumer import Intake
-from worker.supervisor.disk_space import Room
-from worker.supervisor.events import Drain, Heard, Inbox, Over, Prepared, Told
-from worker.supervisor.fetch import Preparation
-from worker.supervisor.finalize import Closer, Places
-from worker.supervisor.gpu_group import Life, Patience
+from worker.supervisor.checkpoints import CheckpointUploader
+from worker.supervisor.consumer import Consumer
+from worker.supervisor.disk_space import DiskSpace
+from worker.supervisor.events import DrainRequested, GroupMessage, Inbox, JobClosed, JobFetched, StopRequested
+from worker.supervisor.fetch import InputFetcher
+from worker.supervisor.finalize import Finalizer, Places
+from worker.supervisor.gpu_group import GpuGroup, GroupLimits
 from worker.supervisor.group_process import Launch
-from worker.supervisor.job import Filmed, Held
-from worker.supervisor.lease_renewer import Keeper
-from worker.supervisor.registration import Presence, keep_spool_clear
-from worker.supervisor.retry import patiently
+from worker.supervisor.job import ClaimedJob, Completed
+from worker.supervisor.lease_renewer import LeaseRenewer
+from worker.supervisor.registration import Heartbeat, keep_spool_clear
+from worker.supervisor.retry import retry_while_unavailable
 from worker.supervisor.spool import Spool
-from worker.supervisor.supervisor import Crew, Rules, Supervisor
+from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
 from worker.supervisor.tracing import spans_of
 
 REDIS_PATIENCE_S = 2.0  # of one call; whoever calls tries again
 SEAT_TTL_S = 6.0
 
 
-def assemble(settings: WorkerSettings, index: int) -> Supervisor:
+def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
     """The supervisor of the group with this index, ready to serve.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not go away.
     """
     redis = connect(settings.redis_url, REDIS_PATIENCE_S)
-    patiently(lambda: check_server(redis))
+    retry_while_unavailable(lambda: check_server(redis))
     group = settings.group_name(index)
-    seat = Seat(redis, group, SEAT_TTL_S)
+    seat = GroupRegistration(redis, group, SEAT_TTL_S)
     _take(seat, settings.ranks_per_group)
     folder = settings.group_folder(index)
     places = _places(settings, redis, Spool(folder / "jobs"))
     inbox: Inbox = queue.SimpleQueue()
-    keeper = Keeper(places.job_store, lambda held: inbox.put(Told(held)), settings.preempt_after_s)
-    preparation = Preparation(places.storage, places.spool)
+    keeper = LeaseRenewer(
+        places.job_store, lambda held: inbox.put(StopRequested(held)), settings.preempt_after_s
+    )
+    preparation = InputFetcher(places.storage, places.spool)
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def took(claim: Lease) -> None:
-        held = Held(claim, places.spool.path(claim.job.id), stages=Stages(spans_of(claim, tracing)))
+        held = ClaimedJob(claim, places.spool.path(claim.job.id), stages=Stages(spans_of(claim, tracing)))
         keeper.keep(held)
-        inbox.put(Prepared(held, preparation.prepare(held)))
+        inbox.put(JobFetched(held, preparation.prepare(held)))
 
-    crew = Crew(
+    crew = Components(
         life=_life(settings, index, inbox),
-        intake=Intake(redis, lambda: places.job_store.holder.claim(group, settings.lease_s), took),
+        intake=Consumer(redis, lambda: places.job_store.holder.claim(group, settings.lease_s), took),
         preparation=preparation,
         keeper=keeper,
-        closer=Closer(places, settings.upload_limit_s, lambda held: inbox.put(Over(held))),
-        presence=Presence(seat, redis, settings.ranks_per_group, lambda: inbox.put(Drain())),
+        closer=Finalizer(places, settings.upload_limit_s, lambda held: inbox.put(JobClosed(held))),
+        presence=Heartbeat(seat, redis, settings.ranks_per_group, lambda: inbox.put(DrainRequested())),
         saves=places.saves,
-        room=Room(settings.disks, settings.min_free_bytes),
+        room=DiskSpace(settings.disks, settings.min_free_bytes),
         ended=threading.Event(),
     )
     _take_up_films(places, keeper, inbox, settings.lease_s)
     _sweep(places, keeper, crew.ended)
     _start("room", crew.room.keep_looking, crew.ended)
-    return Supervisor(crew, inbox, Rules(settings.max_films_behind, settings.drain_s))
+    return Supervisor(crew, inbox, SupervisorLimits(settings.max_films_behind, settings.drain_s))
 
 
-def _take(seat: Seat, ranks: int) -> None:
+def _take(seat: GroupRegistration, ranks: int) -> None:
     """Take the group's name; whoever had it may have died a moment ago."""
     patient_until = time.monotonic() + 2 * SEAT_TTL_S
     while True:
         try:
-            return patiently(lambda: seat.publish("starting", ranks))
+            return retry_while_unavailable(lambda: seat.publish("starting", ranks))
         except GroupTaken:
             if time.monotonic() > patient_until:
                 raise
@@ -103,11 +105,11 @@ def _places(settings: WorkerSettings, redis: Redis, spool: Spool) -> Places:
         late_upload_s=settings.late_upload_s,
     )
     storage = open_storage(settings)
-    saves = Saves(job_store, storage, spool)
+    saves = CheckpointUploader(job_store, storage, spool)
     return Places(job_store, TicketQueue(redis), storage, spool, saves)
 
 
-def _life(settings: WorkerSettings, index: int, inbox: Inbox) -> Life:
+def _life(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuGroup:
     socket = settings.group_folder(index) / "rank-0.sock"
     launch = Launch(
         num_ranks=settings.ranks_per_group,
@@ -116,36 +118,36 @@ def _life(settings: WorkerSettings, index: int, inbox: Inbox) -> Life:
         socket=socket,
         environment=group_environment(settings, index),
     )
-    patience = Patience(
+    patience = GroupLimits(
         start_limit_s=settings.start_limit_s,
         stall_s=settings.stall_s,
         step_stall_s=settings.step_stall_s,
         max_failed_starts=settings.max_failed_starts,
         longest_pause_s=settings.longest_pause_s,
     )
-    return Life(launch, patience, lambda group, message: inbox.put(Heard(group, message)))
+    return GpuGroup(launch, patience, lambda group, message: inbox.put(GroupMessage(group, message)))
 
 
-def _take_up_films(places: Places, keeper: Keeper, inbox: Inbox, lease_s: float) -> None:
+def _take_up_films(places: Places, keeper: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:
     """Go on storing films that lie in the spool, where the lease of their claim still holds."""
     for job_id in places.spool.job_ids:
         waiting = places.spool.waiting(job_id)
         if waiting is None:
             continue
         try:
-            job = patiently(partial(places.job_store.client.get, job_id))
+            job = retry_while_unavailable(partial(places.job_store.client.get, job_id))
         except JobNotFound:
             continue
-        held = Held(
+        held = ClaimedJob(
             Lease(job, waiting.fence, lease_s), places.spool.path(job_id), timings_s=waiting.timings_s
         )
-        held.verdict = patiently(partial(places.job_store.holder.renew_lease, held.claim))
+        held.verdict = retry_while_unavailable(partial(places.job_store.holder.renew_lease, held.claim))
         if held.verdict != "lease_lost":
             keeper.keep(held)
-            inbox.put(Prepared(held, Filmed(waiting.film)))
+            inbox.put(JobFetched(held, Completed(waiting.film)))
 
 
-def _sweep(places: Places, keeper: Keeper, stop: threading.Event) -> None:
+def _sweep(places: Places, keeper: LeaseRenewer, stop: threading.Event) -> None:
     """What every process does for all, and what is this one's alone."""
     for name, body, arguments in (
         ("sweep", keep_sweeping, (places.job_store, places.tickets, stop)),

@@ -20,9 +20,9 @@ from jobs.errors import LeaseLost, LongCatError, Unavailable
 from jobs.storage.base import Storage
 from jobs.storage.keys import job_prefix, state_key
 from jobs.store.job_store import JobStore
-from worker.messages import Save
-from worker.supervisor.job import Held
-from worker.supervisor.retry import patiently
+from worker.messages import Checkpoint
+from worker.supervisor.job import ClaimedJob
+from worker.supervisor.retry import retry_while_unavailable
 from worker.supervisor.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -31,35 +31,35 @@ PAUSE_S = 1.0
 STATE_TYPE, PIECE_TYPE = "application/octet-stream", "video/mp4"
 
 
-def stored_save(saved: Mapping[str, Any] | None) -> Save | None:
+def stored_save(saved: Mapping[str, Any] | None) -> Checkpoint | None:
     """What an earlier holder had the job_store remember; None if that was nothing, or by another version."""
     try:
-        return Save.model_validate(saved) if saved else None
+        return Checkpoint.model_validate(saved) if saved else None
     except ValidationError:
         logger.warning("a saved state is in a form that is not known here")
         return None
 
 
-def fetch_save(save: Save, held: Held, storage: Storage) -> None:
+def fetch_save(save: Checkpoint, held: ClaimedJob, storage: Storage) -> None:
     """Have all files of a save in the job's folder. Raises Unavailable, KeyMissing, DiskFull."""
     for name in save.files:
         if not (held.folder / name).exists():
             storage.fetch(_key(held.job_id, name), held.folder / name)
 
 
-class Saves:
+class CheckpointUploader:
     """Stores what is saved and has the job_store remember it."""
 
     def __init__(self, job_store: JobStore, storage: Storage, spool: Spool) -> None:
         self._job_store = job_store
         self._storage = storage
         self._spool = spool
-        self._latest: dict[Held, Save] = {}
-        self._storing: Held | None = None
+        self._latest: dict[ClaimedJob, Checkpoint] = {}
+        self._storing: ClaimedJob | None = None
         self._change = threading.Condition()
         threading.Thread(target=self._work, name="saves", daemon=True).start()
 
-    def keep(self, held: Held, save: Save) -> None:
+    def keep(self, held: ClaimedJob, save: Checkpoint) -> None:
         """Store this one, instead of an earlier one of the job that still waits."""
         with self._change:
             overtaken = self._latest.pop(held, None)
@@ -72,12 +72,12 @@ class Saves:
         if overtaken and overtaken.state != save.state:
             self._spool.drop_state(held.job_id, overtaken.state)
 
-    def flush(self, held: Held, timeout_s: float) -> None:
+    def flush(self, held: ClaimedJob, timeout_s: float) -> None:
         """Wait until the latest save of this job is stored, or so long."""
         with self._change:
             self._change.wait_for(lambda: held not in self._latest and held is not self._storing, timeout_s)
 
-    def forget(self, held: Held, timeout_s: float) -> None:
+    def forget(self, held: ClaimedJob, timeout_s: float) -> None:
         """The job has ended: store nothing more of it. Waits for what is being stored, or so long."""
         with self._change:
             held.is_over = True
@@ -95,19 +95,19 @@ class Saves:
                 self._again(held, save)
             except LeaseLost:
                 logger.info("job %s is somebody else's, or has ended: its state is of no use", held.job_id)
-                patiently(partial(self._job_store.maintenance.report_late_file, held.job_id))
+                retry_while_unavailable(partial(self._job_store.maintenance.report_late_file, held.job_id))
             except (LongCatError, OSError):
                 logger.exception("a state of job %s cannot be stored", held.job_id)
             finally:
                 self._done()
 
-    def _next(self) -> tuple[Held, Save]:
+    def _next(self) -> tuple[ClaimedJob, Checkpoint]:
         with self._change:
             self._change.wait_for(lambda: self._latest)
             self._storing = next(iter(self._latest))
             return self._storing, self._latest.pop(self._storing)
 
-    def _again(self, held: Held, save: Save) -> None:
+    def _again(self, held: ClaimedJob, save: Checkpoint) -> None:
         with self._change:
             if not held.is_over:
                 self._latest.setdefault(held, save)
@@ -117,12 +117,12 @@ class Saves:
             self._storing = None
             self._change.notify_all()
 
-    def _check(self, held: Held) -> None:
+    def _check(self, held: ClaimedJob) -> None:
         """No upload begins after the job ended: when it is looked for what is left, all have arrived."""
         if self._job_store.holder.renew_lease(held.claim) == "lease_lost":
             raise LeaseLost("the lease ran out")
 
-    def _store(self, held: Held, save: Save) -> None:
+    def _store(self, held: ClaimedJob, save: Checkpoint) -> None:
         before = held.save
         for name in save.files:
             if before is None or name not in before.files:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.2
 
 
-class Intake:
+class Consumer:
     """Claims one job each time that it is asked. `took` is called in the thread, with the claim."""
 
     def __init__(

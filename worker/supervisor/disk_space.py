@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 
 
-class Room:
+class DiskSpace:
     """The room on the disks of these folders, which need not be there; `is_enough` as of the last look."""
 
     def __init__(self, folders: Sequence[Path], min_free_bytes: int) -> None:

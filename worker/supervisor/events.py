@@ -5,45 +5,45 @@ from __future__ import annotations
 import queue
 from dataclasses import dataclass
 
-from worker.messages import Message, Run
-from worker.supervisor.group_process import Group
-from worker.supervisor.job import Ending, Held
+from worker.messages import Message, RunJob
+from worker.supervisor.group_process import GroupProcess
+from worker.supervisor.job import ClaimedJob, Ending
 
 
 @dataclass(frozen=True)
-class Heard:
+class GroupMessage:
     """A group said something; None: its rank 0 is gone."""
 
-    group: Group
+    group: GroupProcess
     message: Message | None
 
 
 @dataclass(frozen=True)
-class Prepared:
+class JobFetched:
     """A job was claimed and can be handed over; or its ending, if it cannot."""
 
-    held: Held
-    work: Run | Ending
+    held: ClaimedJob
+    work: RunJob | Ending
 
 
 @dataclass(frozen=True)
-class Told:
+class StopRequested:
     """The job_store's verdict on a job changed."""
 
-    held: Held
+    held: ClaimedJob
 
 
 @dataclass(frozen=True)
-class Over:
+class JobClosed:
     """Nothing of a job remains to be done."""
 
-    held: Held
+    held: ClaimedJob
 
 
 @dataclass(frozen=True)
-class Drain:
+class DrainRequested:
     """Let go of everything and end."""
 
 
-Event = Heard | Prepared | Told | Over | Drain
+Event = GroupMessage | JobFetched | StopRequested | JobClosed | DrainRequested
 Inbox = queue.SimpleQueue[Event]

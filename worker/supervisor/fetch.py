@@ -16,16 +16,25 @@ from jobs.errors import InvalidInput, KeyMissing, LongCatError
 from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage.base import Storage
-from worker.messages import Run, Save
+from worker.messages import Checkpoint, RunJob
 from worker.supervisor.checkpoints import fetch_save, stored_save
-from worker.supervisor.job import Ending, Failure, Filmed, GivenBack, Held, Interrupted, Left, as_job_error
-from worker.supervisor.retry import patiently
+from worker.supervisor.job import (
+    Abandoned,
+    ClaimedJob,
+    Completed,
+    Ending,
+    Errored,
+    Interrupted,
+    Requeued,
+    as_job_error,
+)
+from worker.supervisor.retry import retry_while_unavailable
 from worker.supervisor.spool import Spool
 
 logger = logging.getLogger(__name__)
 
 
-class Preparation:
+class InputFetcher:
     """Fetches what a job needs, as long as that takes, unless it is stopped."""
 
     def __init__(self, storage: Storage, spool: Spool) -> None:
@@ -37,31 +46,31 @@ class Preparation:
         """What cannot be fetched at once goes back to the queue."""
         self._stopped.set()
 
-    def prepare(self, held: Held) -> Run | Ending:
+    def prepare(self, held: ClaimedJob) -> RunJob | Ending:
         """The order for rank 0; or how the job ends without it."""
         with about(names_of(held.claim.job)):
             return self._prepared(held)
 
-    def _prepared(self, held: Held) -> Run | Ending:
+    def _prepared(self, held: ClaimedJob) -> RunJob | Ending:
         try:
             self._spool.folder(held.job_id)
             return self._prepare(held, lambda: self._may_go_on(held))
         except Interrupted:
-            return Left(held.wish) if held.wish else GivenBack(crashed=False)
+            return Abandoned(held.wish) if held.wish else Requeued(crashed=False)
         except (LongCatError, OSError) as error:
             logger.exception("job %s cannot be prepared", held.job_id)
-            return Failure(as_job_error(error))
+            return Errored(as_job_error(error))
 
-    def _prepare(self, held: Held, may_go_on: Callable[[], None]) -> Run | Filmed:
+    def _prepare(self, held: ClaimedJob, may_go_on: Callable[[], None]) -> RunJob | Completed:
         if waiting := self._spool.waiting(held.job_id):
             held.timings_s = waiting.timings_s
-            return Filmed(waiting.film)
+            return Completed(waiting.film)
         began = time.monotonic()
         with held.stages.doing("fetch", "job"):
             inputs, resume = self._fetch_inputs(held, may_go_on), self._fetch_save(held, may_go_on)
         timings_s = dict(resume.timings_s) if resume else {}
         timings_s["load"] = timings_s.get("load", 0.0) + time.monotonic() - began
-        return Run(
+        return RunJob(
             job_id=held.job_id,
             order=held.claim.job.order,
             folder=held.folder,
@@ -71,22 +80,22 @@ class Preparation:
             names=names_of(held.claim.job),
         )
 
-    def _may_go_on(self, held: Held) -> None:
+    def _may_go_on(self, held: ClaimedJob) -> None:
         if held.wish or self._stopped.is_set():
             raise Interrupted
 
-    def _fetch_inputs(self, held: Held, may_go_on: Callable[[], None]) -> dict[str, str]:
+    def _fetch_inputs(self, held: ClaimedJob, may_go_on: Callable[[], None]) -> dict[str, str]:
         names = {}
         for field, key in input_keys(held.claim.job.order).items():
             names[field] = name = f"{field}{PurePath(key).suffix}"
             if not (held.folder / name).exists():
                 try:
-                    patiently(partial(self._storage.fetch, key, held.folder / name), may_go_on)
+                    retry_while_unavailable(partial(self._storage.fetch, key, held.folder / name), may_go_on)
                 except KeyMissing as error:
                     raise InvalidInput("the file is no longer in storage", field) from error
         return names
 
-    def _fetch_save(self, held: Held, may_go_on: Callable[[], None]) -> Save | None:
+    def _fetch_save(self, held: ClaimedJob, may_go_on: Callable[[], None]) -> Checkpoint | None:
         """The latest save that can be had: this machine's own, or the storage's."""
         local, stored = self._spool.saved(held.job_id), stored_save(held.claim.checkpoint)
         held.save = stored
@@ -95,7 +104,7 @@ class Preparation:
         if stored is None:
             return None
         try:
-            patiently(lambda: fetch_save(stored, held, self._storage), may_go_on)
+            retry_while_unavailable(lambda: fetch_save(stored, held, self._storage), may_go_on)
         except KeyMissing as error:
             logger.warning("job %s begins anew: %s", held.job_id, error)
             held.save = None

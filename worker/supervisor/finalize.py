@@ -19,10 +19,19 @@ from jobs.queue import TicketQueue
 from jobs.record import ENDED, JobError, Status
 from jobs.storage.base import Storage
 from jobs.store.job_store import JobStore
-from worker.messages import Film
-from worker.supervisor.checkpoints import Saves
-from worker.supervisor.job import Ending, Failure, Filmed, GivenBack, Held, Interrupted, Left, as_job_error
-from worker.supervisor.retry import patiently
+from worker.messages import VideoFile
+from worker.supervisor.checkpoints import CheckpointUploader
+from worker.supervisor.job import (
+    Abandoned,
+    ClaimedJob,
+    Completed,
+    Ending,
+    Errored,
+    Interrupted,
+    Requeued,
+    as_job_error,
+)
+from worker.supervisor.retry import retry_while_unavailable
 from worker.supervisor.spool import Spool, Waiting
 from worker.supervisor.upload import Upload
 
@@ -39,20 +48,20 @@ class Places:
     tickets: TicketQueue
     storage: Storage
     spool: Spool
-    saves: Saves
+    saves: CheckpointUploader
 
 
-class Closer:
+class Finalizer:
     """Closes jobs; `over` is called, in the job's thread, when nothing of it remains to be done."""
 
-    def __init__(self, places: Places, upload_limit_s: float, over: Callable[[Held], None]) -> None:
+    def __init__(self, places: Places, upload_limit_s: float, over: Callable[[ClaimedJob], None]) -> None:
         self._job_store, self._tickets = places.job_store, places.tickets
         self._storage, self._spool, self._saves = places.storage, places.spool, places.saves
         self._upload = Upload(places.storage, upload_limit_s)
         self._over = over
         self._hurried = threading.Event()
 
-    def close(self, held: Held, ending: Ending) -> None:
+    def close(self, held: ClaimedJob, ending: Ending) -> None:
         """Begin to close this job."""
         threading.Thread(target=self._close, args=(held, ending), name="closing", daemon=True).start()
 
@@ -60,11 +69,11 @@ class Closer:
         """From now on a film that cannot be stored at once goes back to the queue; it stays in the spool."""
         self._hurried.set()
 
-    def _close(self, held: Held, ending: Ending) -> None:
+    def _close(self, held: ClaimedJob, ending: Ending) -> None:
         with about(names_of(held.claim.job)):
             self._close_named(held, ending)
 
-    def _close_named(self, held: Held, ending: Ending) -> None:
+    def _close_named(self, held: ClaimedJob, ending: Ending) -> None:
         try:
             self._end(held, ending)
         except LeaseLost:
@@ -75,24 +84,24 @@ class Closer:
             held.stages.end(None)  # unless it was said how
             self._over(held)
 
-    def _end(self, held: Held, ending: Ending) -> None:
+    def _end(self, held: ClaimedJob, ending: Ending) -> None:
         match ending:
-            case Filmed(film):
+            case Completed(film):
                 self._store(held, film)
-            case Failure(error):
+            case Errored(error):
                 self._fail(held, error)
-            case Left("cancel"):
+            case Abandoned("cancel"):
                 self._cancelled(held)
-            case Left("deadline"):
+            case Abandoned("deadline"):
                 self._fail(held, as_job_error(DeadlineExceeded("the job ran longer than it may")))
-            case Left("lease_lost"):
+            case Abandoned("lease_lost"):
                 raise LeaseLost("another group has the job")
-            case Left("drain"):
+            case Abandoned("drain"):
                 self._give_back(held, crashed=False)
-            case GivenBack(crashed):
+            case Requeued(crashed):
                 self._give_back(held, crashed=crashed)
 
-    def _store(self, held: Held, film: Film) -> None:
+    def _store(self, held: ClaimedJob, film: VideoFile) -> None:
         waiting = Waiting(fence=held.claim.fence, film=film, timings_s=held.timings_s)
         try:
             self._spool.keep_film(held.job_id, waiting)
@@ -101,7 +110,7 @@ class Closer:
                 update={"phase": "upload", "step": 0, "num_steps": 0, "eta_s": None}
             )
             held.stages.enter(held.progress)
-            patiently(lambda: self._begin_upload(held), lambda: self._check_again(held))
+            retry_while_unavailable(lambda: self._begin_upload(held), lambda: self._check_again(held))
             result = self._upload.store(held, film, lambda: self._check_again(held))
         except LeaseLost:
             raise
@@ -112,48 +121,48 @@ class Closer:
         else:
             self._commit(held, lambda: self._job_store.holder.succeed(held.claim, result, held.timings_s))
 
-    def _begin_upload(self, held: Held) -> None:
+    def _begin_upload(self, held: ClaimedJob) -> None:
         self._job_store.holder.begin_upload(held.claim)
         self._job_store.holder.renew_lease(held.claim, held.progress)
 
-    def _check(self, held: Held) -> None:
+    def _check(self, held: ClaimedJob) -> None:
         """Whether the film is still wanted from here. A deadline no longer counts: the film is there."""
         if held.verdict == "lease_lost":
             raise LeaseLost("another group has the job")
         if held.verdict == "cancel":
             raise Interrupted
 
-    def _check_again(self, held: Held) -> None:
+    def _check_again(self, held: ClaimedJob) -> None:
         self._check(held)
         if self._hurried.is_set():
             raise Interrupted
 
-    def _interrupted(self, held: Held) -> None:
+    def _interrupted(self, held: ClaimedJob) -> None:
         if held.verdict == "cancel":
             self._cancelled(held)
         else:
             self._give_back(held, crashed=False)
 
-    def _fail(self, held: Held, error: JobError) -> None:
+    def _fail(self, held: ClaimedJob, error: JobError) -> None:
         self._commit(held, lambda: self._job_store.holder.fail(held.claim, error, held.timings_s))
 
-    def _cancelled(self, held: Held) -> None:
+    def _cancelled(self, held: ClaimedJob) -> None:
         def acknowledge() -> Status:
             self._job_store.holder.confirm_cancel(held.claim)
             return "cancelled"
 
         self._commit(held, acknowledge)
 
-    def _give_back(self, held: Held, *, crashed: bool) -> None:
+    def _give_back(self, held: ClaimedJob, *, crashed: bool) -> None:
         self._saves.flush(held, FLUSH_S)
         status = self._commit(held, lambda: self._job_store.holder.requeue(held.claim, crashed=crashed))
         if status == "queued":
             with suppress(Unavailable):  # then a sweep delivers it
                 self._tickets.deliver(held.job_id)
 
-    def _commit(self, held: Held, write: Callable[[], Status]) -> Status:
+    def _commit(self, held: ClaimedJob, write: Callable[[], Status]) -> Status:
         """Have the job_store write the last word, and remove what the state it gives has no need of."""
-        status = patiently(write, held.check_lease)
+        status = retry_while_unavailable(write, held.check_lease)
         held.stages.end(status)
         if status in ENDED:
             self._saves.forget(held, FLUSH_S)
@@ -162,8 +171,8 @@ class Closer:
                 remove_files_of(held.job_id, self._job_store, self._storage)
         return status
 
-    def _lost(self, held: Held) -> None:
+    def _lost(self, held: ClaimedJob) -> None:
         """Somebody else has the job, or it is gone: what was stored here is removed behind its end."""
         logger.warning("job %s is no longer held here", held.job_id)
         self._saves.forget(held, FLUSH_S)
-        patiently(lambda: self._job_store.maintenance.report_late_file(held.job_id))
+        retry_while_unavailable(lambda: self._job_store.maintenance.report_late_file(held.job_id))

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from jobs.capability import GroupState
 from jobs.record import Progress
-from worker.backoff import Breaker
-from worker.messages import Message, Ready, Run
-from worker.supervisor.group_process import Group, Launch
+from worker.backoff import Backoff
+from worker.messages import Message, Ready, RunJob
+from worker.supervisor.group_process import GroupProcess, Launch
 from worker.supervisor.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
-class Patience:
+class GroupLimits:
     """How long a group may take, in seconds; see `worker.settings`."""
 
     start_limit_s: float
@@ -28,20 +28,20 @@ class Patience:
     longest_pause_s: float
 
 
-class Life:
+class GpuGroup:
     """One group after the other, at most one at a time."""
 
     def __init__(
-        self, launch: Launch, patience: Patience, hear: Callable[[Group, Message | None], None]
+        self, launch: Launch, patience: GroupLimits, hear: Callable[[GroupProcess, Message | None], None]
     ) -> None:
         self._launch = launch
         self._patience = patience
         self._hear = hear
-        self._breaker = Breaker(patience.max_failed_starts, patience.longest_pause_s)
+        self._breaker = Backoff(patience.max_failed_starts, patience.longest_pause_s)
         self._watchdog = Watchdog(patience.stall_s, patience.step_stall_s)
         self._start_at = 0.0
         self._started_at = 0.0
-        self.group: Group | None = None
+        self.group: GroupProcess | None = None
         self.is_up = False
 
     def state(self, *, busy: bool) -> GroupState:
@@ -55,7 +55,7 @@ class Life:
         now = time.monotonic()
         if self.group is None:
             if may_start and now >= self._start_at:
-                self.group, self._started_at = Group(self._launch, self._hear), now
+                self.group, self._started_at = GroupProcess(self._launch, self._hear), now
             return None
         if not self.group.is_alive:
             return "a process of it died"
@@ -72,7 +72,7 @@ class Life:
         self.is_up = True
         self._breaker = self._breaker.after_success()
 
-    def hand_over(self, run: Run) -> None:
+    def hand_over(self, run: RunJob) -> None:
         """Give it an order; from now on it has to say something now and then."""
         self._watchdog.begin()
         self.say(run)

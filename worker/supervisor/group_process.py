@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.messages import Line, Message, listen
+from worker.channel import Channel, listen
+from worker.messages import Message
 
 DYING_S = 30.0  # a driver may take its time to let a process go
 
@@ -36,12 +37,12 @@ class Launch:
     environment: Mapping[str, str]
 
 
-class Group:
+class GroupProcess:
     """The processes of a group. `hear` is called in a thread, with None once rank 0 is gone."""
 
-    def __init__(self, launch: Launch, hear: Callable[[Group, Message | None], None]) -> None:
+    def __init__(self, launch: Launch, hear: Callable[[GroupProcess, Message | None], None]) -> None:
         self._hear = hear
-        self._line: Line | None = None
+        self._line: Channel | None = None
         self._pids: tuple[int, ...] = ()
         self._listening = listen(launch.socket)
         self._rendezvous = _new_rendezvous_folder(launch.socket.parent)
@@ -64,7 +65,7 @@ class Group:
         """Tell rank 0; if it is gone, that is heard of otherwise."""
         assert self._line is not None
         try:
-            self._line.say(message)
+            self._line.send(message)
         except OSError:
             return
 
@@ -92,8 +93,8 @@ class Group:
             connected, _ = self._listening.accept()
         except OSError:  # killed before it called
             return
-        self._line = Line(connected)
-        while (message := self._line.hear()) is not None:
+        self._line = Channel(connected)
+        while (message := self._line.recv()) is not None:
             self._hear(self, message)
         self._line.close()
         self._hear(self, None)

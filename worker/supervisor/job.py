@@ -12,12 +12,12 @@ from pathlib import Path
 from jobs.errors import DiskFull, LeaseLost, LongCatError
 from jobs.record import JobError, Progress
 from jobs.store.holder import Lease, StopReason
-from worker.messages import Film, Save, Timings
+from worker.messages import Checkpoint, Timings, VideoFile
 from worker.stages import Stages
 
 
 @dataclass(eq=False)
-class Held:
+class ClaimedJob:
     """A claimed job. `folder` is its own in the spool; `verdict` is what the job_store said last.
 
     `save` is the latest of which the storage has all files.
@@ -28,7 +28,7 @@ class Held:
     verdict: StopReason | None = None
     progress: Progress = field(default_factory=lambda: Progress(phase="load"))
     timings_s: Timings = field(default_factory=dict)
-    save: Save | None = None
+    save: Checkpoint | None = None
     stages: Stages = field(default_factory=Stages)
     is_over: bool = False
 
@@ -53,34 +53,34 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Filmed:
+class Completed:
     """The film is whole: store it."""
 
-    film: Film
+    film: VideoFile
 
 
 @dataclass(frozen=True)
-class Failure:
+class Errored:
     """It cannot be done."""
 
     error: JobError
 
 
 @dataclass(frozen=True)
-class Left:
+class Abandoned:
     """The group left it, as it was told to."""
 
-    why: StopReason
+    reason: StopReason
 
 
 @dataclass(frozen=True)
-class GivenBack:
+class Requeued:
     """It goes back to the queue; `crashed` if the group died under it."""
 
     crashed: bool
 
 
-Ending = Filmed | Failure | Left | GivenBack
+Ending = Completed | Errored | Abandoned | Requeued
 
 
 class Interrupted(Exception):

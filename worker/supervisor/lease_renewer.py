@@ -14,34 +14,34 @@ from typing import Never
 from jobs.errors import Unavailable
 from jobs.record import Progress
 from jobs.store.job_store import JobStore
-from worker.supervisor.job import Held
+from worker.supervisor.job import ClaimedJob
 
 logger = logging.getLogger(__name__)
 
 BEAT_S = 0.5  # a cancel is heard of within this
 
 
-class Keeper:
+class LeaseRenewer:
     """Beats for every held job until it is let go."""
 
     def __init__(
-        self, job_store: JobStore, told: Callable[[Held], None], preempt_after_s: float | None = None
+        self, job_store: JobStore, told: Callable[[ClaimedJob], None], preempt_after_s: float | None = None
     ) -> None:
         self._job_store = job_store
         self._told = told
         self._preempt_after_s = preempt_after_s
-        self._held: dict[Held, Progress | None] = {}  # with the progress that was told last
+        self._held: dict[ClaimedJob, Progress | None] = {}  # with the progress that was told last
         self._lock = threading.Lock()
         self._wake = threading.Event()
         threading.Thread(target=self._beat_on, name="keeper", daemon=True).start()
 
-    def keep(self, held: Held) -> None:
+    def keep(self, held: ClaimedJob) -> None:
         """Renew this job's lease from now on."""
         with self._lock:
             self._held[held] = None
         self._wake.set()
 
-    def let_go(self, held: Held) -> None:
+    def let_go(self, held: ClaimedJob) -> None:
         """No longer; it has ended, or is somebody else's."""
         with self._lock:
             self._held.pop(held, None)
@@ -60,7 +60,7 @@ class Keeper:
             for held, told in all_held:
                 self._beat(held, told)
 
-    def _beat(self, held: Held, told: Progress | None) -> None:
+    def _beat(self, held: ClaimedJob, told: Progress | None) -> None:
         progress = held.progress
         try:
             news = None if progress == told else progress

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-from jobs.capability import Capability, GroupState, Seat
+from jobs.capability import Capability, GroupRegistration, GroupState
 from jobs.errors import GroupTaken, JobNotFound, Unavailable
 from jobs.store.job_store import JobStore
-from worker.supervisor.lease_renewer import Keeper
+from worker.supervisor.lease_renewer import LeaseRenewer
 from worker.supervisor.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ class Shown:
     capability: Capability | None = None
 
 
-class Presence:
+class Heartbeat:
     """Tells of one group, now and then and when something changes. `taken` is called if its name is lost."""
 
-    def __init__(self, seat: Seat, redis: Redis, ranks: int, taken: Callable[[], None]) -> None:
+    def __init__(self, seat: GroupRegistration, redis: Redis, ranks: int, taken: Callable[[], None]) -> None:
         self._seat = seat
         self._redis = redis
         self._ranks = ranks
@@ -88,7 +88,7 @@ class Presence:
         self._seat.publish(shown.state, self._ranks, shown.job_id)
 
 
-def keep_spool_clear(spool: Spool, job_store: JobStore, keeper: Keeper, stop: threading.Event) -> None:
+def keep_spool_clear(spool: Spool, job_store: JobStore, keeper: LeaseRenewer, stop: threading.Event) -> None:
     """Remove files of jobs that ended elsewhere, now and then until `stop` is set; a thread's body."""
     while not stop.is_set():
         with suppress(Unavailable):
@@ -96,7 +96,7 @@ def keep_spool_clear(spool: Spool, job_store: JobStore, keeper: Keeper, stop: th
         stop.wait(CLEAR_EVERY_S)
 
 
-def clear_spool(spool: Spool, job_store: JobStore, keeper: Keeper) -> None:
+def clear_spool(spool: Spool, job_store: JobStore, keeper: LeaseRenewer) -> None:
     """Remove files of jobs that ended, wherever that was. Raises Unavailable."""
     for job_id in spool.job_ids:
         if not keeper.keeps(job_id) and _has_ended(job_id, job_store):

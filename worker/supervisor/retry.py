@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
 
-def patiently(call: Callable[[], Value], may_go_on: Callable[[], None] = lambda: None) -> Value:
+def retry_while_unavailable(call: Callable[[], Value], may_go_on: Callable[[], None] = lambda: None) -> Value:
     """What `call` returns once it no longer raises Unavailable.
 
     `may_go_on` is asked before it is tried again; what it raises ends this.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from worker.messages import Film, Save, Timings
+from worker.messages import Checkpoint, Timings, VideoFile
 
 WAITING, SAVED = "waiting.json", "saved.json"
 
@@ -22,7 +22,7 @@ class Waiting(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fence: int
-    film: Film
+    film: VideoFile
     timings_s: Timings
 
 
@@ -57,14 +57,14 @@ class Spool:
         document = _read(self._folder / job_id / WAITING)
         return Waiting.model_validate_json(document) if document else None
 
-    def keep_save(self, job_id: str, save: Save) -> None:
+    def keep_save(self, job_id: str, save: Checkpoint) -> None:
         """Remember where the job stood last. Raises OSError."""
         _write(self.folder(job_id) / SAVED, save)
 
-    def saved(self, job_id: str) -> Save | None:
+    def saved(self, job_id: str) -> Checkpoint | None:
         """Where the job stood last, if all files for it lie here."""
         document = _read(self._folder / job_id / SAVED)
-        save = Save.model_validate_json(document) if document else None
+        save = Checkpoint.model_validate_json(document) if document else None
         return save if save and all((self._folder / job_id / name).exists() for name in save.files) else None
 
     def drop_state(self, job_id: str, name: str) -> None:

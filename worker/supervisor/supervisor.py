@@ -18,32 +18,40 @@ from dataclasses import dataclass
 
 from jobs.capability import Capability
 from worker.messages import (
-    Broken,
-    Decoding,
-    Did,
-    Failed,
-    Finished,
+    CheckpointSaved,
+    GpusReleased,
+    GroupFailed,
+    JobFailed,
+    JobMessage,
+    JobStarted,
+    JobStopped,
+    LastDecode,
     Message,
+    ProgressReport,
     Ready,
-    Released,
-    Report,
-    Run,
-    Running,
-    Saved,
-    Stop,
-    Stopped,
-    Word,
+    RunJob,
+    StageDone,
+    StopJob,
+    VideoDone,
 )
-from worker.supervisor.checkpoints import Saves
-from worker.supervisor.consumer import Intake
-from worker.supervisor.disk_space import Room
-from worker.supervisor.events import Drain, Event, Heard, Inbox, Over, Prepared, Told
-from worker.supervisor.fetch import Preparation
-from worker.supervisor.finalize import Closer
-from worker.supervisor.gpu_group import Life
-from worker.supervisor.job import Ending, Failure, Filmed, GivenBack, Held, Left
-from worker.supervisor.lease_renewer import Keeper
-from worker.supervisor.registration import Presence, Shown
+from worker.supervisor.checkpoints import CheckpointUploader
+from worker.supervisor.consumer import Consumer
+from worker.supervisor.disk_space import DiskSpace
+from worker.supervisor.events import (
+    DrainRequested,
+    Event,
+    GroupMessage,
+    Inbox,
+    JobClosed,
+    JobFetched,
+    StopRequested,
+)
+from worker.supervisor.fetch import InputFetcher
+from worker.supervisor.finalize import Finalizer
+from worker.supervisor.gpu_group import GpuGroup
+from worker.supervisor.job import Abandoned, ClaimedJob, Completed, Ending, Errored, Requeued
+from worker.supervisor.lease_renewer import LeaseRenewer
+from worker.supervisor.registration import Heartbeat, Shown
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +59,7 @@ TICK_S = 0.2
 
 
 @dataclass(frozen=True)
-class Rules:
+class SupervisorLimits:
     """How many films may be behind, and how long a drain may take, in seconds.
 
     `last_words_s` more are for jobs that have to be given back then.
@@ -63,27 +71,27 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Crew:
+class Components:
     """Who does the work beside the supervisor; all but `life` have threads of their own.
 
     `ended` is set when the supervisor has ended, for threads that would go on without it.
     """
 
-    life: Life
-    intake: Intake
-    preparation: Preparation
-    keeper: Keeper
-    closer: Closer
-    saves: Saves
-    presence: Presence
-    room: Room
+    life: GpuGroup
+    intake: Consumer
+    preparation: InputFetcher
+    keeper: LeaseRenewer
+    closer: Finalizer
+    saves: CheckpointUploader
+    presence: Heartbeat
+    room: DiskSpace
     ended: threading.Event
 
 
 class Supervisor:
     """Deals with what happens, one thing after the other."""
 
-    def __init__(self, crew: Crew, inbox: Inbox, rules: Rules) -> None:
+    def __init__(self, crew: Components, inbox: Inbox, rules: SupervisorLimits) -> None:
         self._life, self._presence, self._keeper = crew.life, crew.presence, crew.keeper
         self._intake, self._preparation = crew.intake, crew.preparation
         self._closer, self._saves, self._ended = crew.closer, crew.saves, crew.ended
@@ -91,11 +99,11 @@ class Supervisor:
         self._inbox = inbox
         self._rules = rules
         self._capability: Capability | None = None
-        self._current: Held | None = None  # has the GPUs
-        self._decoding: Held | None = None  # the same, where it has but to be decoded
-        self._next: Prepared | None = None  # waits for the GPUs
-        self._finishing: dict[str, Held] = {}  # rank 0 still writes their films
-        self._closing: set[Held] = set()
+        self._current: ClaimedJob | None = None  # has the GPUs
+        self._decoding: ClaimedJob | None = None  # the same, where it has but to be decoded
+        self._next: JobFetched | None = None  # waits for the GPUs
+        self._finishing: dict[str, ClaimedJob] = {}  # rank 0 still writes their films
+        self._closing: set[ClaimedJob] = set()
         self._asked = False
         self._drain_until: float | None = None
 
@@ -112,25 +120,25 @@ class Supervisor:
 
     def end(self) -> None:
         """Ask it to let go of everything and end, within a step or so; from any thread, or a signal."""
-        self._inbox.put(Drain())
+        self._inbox.put(DrainRequested())
 
-    def _close(self, held: Held, ending: Ending) -> None:
+    def _close(self, held: ClaimedJob, ending: Ending) -> None:
         """Nothing more is to come from the group for this job."""
         self._closing.add(held)
         self._closer.close(held, ending)
 
     def _deal_with(self, event: Event) -> None:
         match event:
-            case Heard(group, message) if group is self._life.group:
+            case GroupMessage(group, message) if group is self._life.group:
                 self._hear(message)
-            case Prepared():
+            case JobFetched():
                 self._keep(event)
-            case Told(held):
+            case StopRequested(held):
                 self._leave(held)
-            case Over(held):
+            case JobClosed(held):
                 self._closing.discard(held)
                 self._keeper.let_go(held)
-            case Drain():
+            case DrainRequested():
                 self._drain()
 
     def _hear(self, message: Message | None) -> None:
@@ -140,75 +148,75 @@ class Supervisor:
             case Ready():
                 self._life.came_up(message)
                 self._capability = message.capability
-            case Broken():
+            case GroupFailed():
                 self._give_up(message.message)
-            case Run() | Stop():
+            case RunJob() | StopJob():
                 raise AssertionError(message)  # they are said, not heard
             case _:
                 if held := self._with_group().get(message.job_id):
                     self._hear_of(held, message)
 
-    def _hear_of(self, held: Held, message: Word) -> None:
+    def _hear_of(self, held: ClaimedJob, message: JobMessage) -> None:
         match message:
-            case Running():
+            case JobStarted():
                 self._life.heard(None)
-            case Report():
+            case ProgressReport():
                 held.progress, held.timings_s = message.progress, message.timings_s
                 held.stages.enter(message.progress)
                 self._life.heard(message.progress)
-            case Did():
+            case StageDone():
                 held.stages.add(message.stage)
-            case Decoding():
+            case LastDecode():
                 self._decoding = held
-            case Saved():
+            case CheckpointSaved():
                 self._saves.keep(held, message.save)
-            case Released():
+            case GpusReleased():
                 held.stages.leave()
                 self._current = self._decoding = None
                 self._finishing[held.job_id] = held
-            case Finished():
+            case VideoDone():
                 held.timings_s = message.timings_s
-                self._from_group(held, Filmed(message.film))
-            case Stopped():
-                self._from_group(held, Left(message.why))
-            case Failed():
+                self._from_group(held, Completed(message.film))
+            case JobStopped():
+                self._from_group(held, Abandoned(message.reason))
+            case JobFailed():
                 held.timings_s = message.timings_s
-                self._from_group(held, Failure(message.error))
+                self._from_group(held, Errored(message.error))
 
-    def _from_group(self, held: Held, ending: Ending) -> None:
+    def _from_group(self, held: ClaimedJob, ending: Ending) -> None:
         if held is self._current:
             self._current = self._decoding = None
         self._finishing.pop(held.job_id, None)
         self._close(held, ending)
 
-    def _keep(self, prepared: Prepared) -> None:
+    def _keep(self, prepared: JobFetched) -> None:
         self._asked = False
         held, work = prepared.held, prepared.work
-        if not isinstance(work, Run):
+        if not isinstance(work, RunJob):
             self._close(held, work)
         elif held.wish:
-            self._close(held, Left(held.wish))
+            self._close(held, Abandoned(held.wish))
         elif self._can_take():
             self._next = prepared
         else:
-            self._close(held, GivenBack(crashed=False))
+            self._close(held, Requeued(crashed=False))
 
     def _begin_next(self) -> None:
         """The group gets the job that waits for it, as soon as it can."""
         if self._next and not self._current:
             held, work = self._next.held, self._next.work
-            assert isinstance(work, Run)
+            assert isinstance(work, RunJob)
             self._current, self._next = held, None
             held.stages.waited()
             self._life.hand_over(work)
 
-    def _leave(self, held: Held) -> None:
+    def _leave(self, held: ClaimedJob) -> None:
         """The verdict on a job changed: if it is not to go on, the group has to leave it, if it has it."""
         if held.wish and held is self._current:
             logger.info("job %s is to be left: %s", held.job_id, held.verdict)
-            self._life.say(Stop(job_id=held.job_id, why=held.wish))
+            self._life.say(StopJob(job_id=held.job_id, reason=held.wish))
         elif held.wish and self._next and held is self._next.held:
-            self._drop_next(Left(held.wish))
+            self._drop_next(Abandoned(held.wish))
 
     def _drop_next(self, ending: Ending) -> None:
         if self._next:
@@ -260,10 +268,10 @@ class Supervisor:
     def _let_go(self, *, crashed: bool) -> None:
         self._life.end()
         for held in self._with_group().values():
-            self._from_group(held, GivenBack(crashed=crashed))
-        self._drop_next(GivenBack(crashed=False))  # the group never had it
+            self._from_group(held, Requeued(crashed=crashed))
+        self._drop_next(Requeued(crashed=False))  # the group never had it
 
-    def _with_group(self) -> dict[str, Held]:
+    def _with_group(self) -> dict[str, ClaimedJob]:
         """The jobs of which rank 0 has something to do."""
         current = {self._current.job_id: self._current} if self._current else {}
         return {**self._finishing, **current}
@@ -276,9 +284,9 @@ class Supervisor:
         self._intake.stop()
         self._preparation.stop()
         self._closer.hurry()
-        self._drop_next(GivenBack(crashed=False))
+        self._drop_next(Requeued(crashed=False))
         if self._current:
-            self._life.say(Stop(job_id=self._current.job_id, why="drain"))
+            self._life.say(StopJob(job_id=self._current.job_id, reason="drain"))
 
     def _is_over(self) -> bool:
         if self._drain_until is None:

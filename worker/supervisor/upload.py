@@ -14,9 +14,9 @@ from jobs.errors import LongCatError, UploadFailed
 from jobs.record import Result
 from jobs.storage.base import Storage
 from jobs.storage.keys import thumbnail_key, timeline_key, video_key
-from worker.messages import Film
-from worker.supervisor.job import Held
-from worker.supervisor.retry import patiently
+from worker.messages import VideoFile
+from worker.supervisor.job import ClaimedJob
+from worker.supervisor.retry import retry_while_unavailable
 from worker.supervisor.timeline import timeline
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Upload:
         self._storage = storage
         self._limit_s = limit_s
 
-    def store(self, held: Held, film: Film, may_go_on: Callable[[], None]) -> Result:
+    def store(self, held: ClaimedJob, film: VideoFile, may_go_on: Callable[[], None]) -> Result:
         """Store the film and its thumbnail under keys of this attempt.
 
         Raises UploadFailed after the limit, DiskFull, and what `may_go_on` raises.
@@ -46,10 +46,12 @@ class Upload:
         job_id, attempt = held.job_id, held.claim.attempt
         video, thumbnail = video_key(job_id, attempt), thumbnail_key(job_id, attempt)
         with held.stages.doing("video", "storage"):
-            patiently(lambda: self._storage.put(video, held.folder / film.video, "video/mp4"), in_time)
+            retry_while_unavailable(
+                lambda: self._storage.put(video, held.folder / film.video, "video/mp4"), in_time
+            )
         with held.stages.doing("thumbnail", "storage"):
             still = held.folder / film.thumbnail
-            patiently(lambda: self._storage.put(thumbnail, still, "image/jpeg"), in_time)
+            retry_while_unavailable(lambda: self._storage.put(thumbnail, still, "image/jpeg"), in_time)
         self._tell(held, timeline_key(video))
         held.timings_s = {**held.timings_s, "upload": time.monotonic() - began}
         return Result(
@@ -66,7 +68,7 @@ class Upload:
             dtype=film.dtype,
         )
 
-    def _tell(self, held: Held, key: str) -> None:
+    def _tell(self, held: ClaimedJob, key: str) -> None:
         """Store how the job went; it succeeds without that, too."""
         path = held.folder / TIMELINE
         try:
