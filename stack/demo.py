@@ -16,7 +16,7 @@ from jobs.private import close_to_others, make_private_folder, private_opener
 from stack.client import Client, Wish
 from stack.screen import Screen
 from stack.settings import StackSettings
-from stack.up import stack_up
+from stack.stack import running_stack
 
 PROMPT = "A big red triangle growing on a gray background with stripes"
 IMAGE_PROMPT = "A small yellow triangle moving slowly to the right on a plain black background"
@@ -36,7 +36,7 @@ def run(settings: StackSettings, out: Path) -> int:
     screen.say(f"starting Redis, the API and a worker; what they say goes to {log}")
     with (
         open(log, "w", buffering=1, opener=private_opener) as lines,
-        stack_up(settings, lambda name, line: print(name, "|", line, file=lines)) as stack,
+        running_stack(settings, lambda name, line: print(name, "|", line, file=lines)) as stack,
         Client.of(stack.url) as client,
     ):
         screen.say(f"ready at {stack.url}")
