@@ -49,7 +49,7 @@ def run(settings: StackSettings, out: Path, screen: TextIO) -> int:
     close_to_others(settings.data_dir)
     log = settings.data_dir.resolve() / "demo.log"
     print(
-        "Starting Redis, the API and a worker.",
+        "Starting Redis, the API and a worker. This may take a minute.",
         f"Their output goes to {log}",
         sep="\n",
         file=screen,
@@ -64,7 +64,8 @@ def run(settings: StackSettings, out: Path, screen: TextIO) -> int:
     ):
         print(f"Ready at {stack.url} after {time.monotonic() - started:.0f} s", file=screen, flush=True)
         make_videos(client, videos, screen)
-    print("\nDone. Your videos:", *(f"  {video.path.resolve()}" for video in videos), sep="\n", file=screen)
+    print("\nDone. The videos:", *(f"  {video.path.resolve()}" for video in videos), sep="\n", file=screen)
+    print("Next: run `make serve` and make your own in the browser.", file=screen)
     return 0
 
 
