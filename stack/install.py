@@ -37,7 +37,7 @@ def install(arguments: list[str], log: Path, screen: TextIO) -> int:
     """
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     with (
-        log.open("w") as lines,
+        log.open("w", buffering=1) as lines,
         subprocess.Popen(
             [*PIP, *arguments],
             env=environment,
