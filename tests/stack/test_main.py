@@ -28,6 +28,7 @@ def run_stack(tmp_path):
             capture_output=True,
             text=True,
             check=False,
+            timeout=120.0,  # a stack that starts by mistake would run forever
         )
 
     return run_stack
