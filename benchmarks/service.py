@@ -32,7 +32,8 @@ from jobs.capability import Capability
 from jobs.connect import connect
 from jobs.queue import consume
 from jobs.record import Result
-from jobs.transitions import Claim, Ledger
+from jobs.store.holder import Lease
+from jobs.store.job_store import JobStore
 from model.spec.shapes import load_limits
 from stack.demo import free_port
 from stack.redis_server import open_redis
@@ -117,9 +118,9 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": cuts[49], "p99": cuts[98]}
 
 
-def jobs_a_second(server: Server, ledger: Ledger) -> float:
+def jobs_a_second(server: Server, job_store: JobStore) -> float:
     """From the first of many orders to the end of the last job, with several clients at a time."""
-    count, before = CLIENTS * JOBS_OF_EACH, ledger.counts().get("succeeded", 0)
+    count, before = CLIENTS * JOBS_OF_EACH, job_store.client.counts().get("succeeded", 0)
 
     def order_some(_: int) -> None:
         client = server.client()
@@ -129,17 +130,17 @@ def jobs_a_second(server: Server, ledger: Ledger) -> float:
     began = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(order_some, range(CLIENTS)))
-    while ledger.counts().get("succeeded", 0) < before + count:
+    while job_store.client.counts().get("succeeded", 0) < before + count:
         time.sleep(0.01)
     return count / (time.perf_counter() - began)
 
 
-def starts_ms(server: Server, ledger: Ledger) -> dict[str, float]:
+def starts_ms(server: Server, job_store: JobStore) -> dict[str, float]:
     """From the order of a job to its claim by a worker that waits, in Redis's time."""
     client, waits_ms = server.client(), []
     for _ in range(STARTS):
         job_id = json.loads(ask(client, "POST", "/generate"))["id"]
-        while (job := ledger.get(job_id)).started_at is None:
+        while (job := job_store.client.get(job_id)).started_at is None:
             time.sleep(0.005)
         waits_ms.append(1000 * (job.started_at - job.created_at).total_seconds())
     return percentiles(waits_ms)
@@ -148,12 +149,12 @@ def starts_ms(server: Server, ledger: Ledger) -> dict[str, float]:
 def work(redis_url: str) -> None:
     """A worker without an engine; the body of a process."""
     redis = connect(redis_url)
-    ledger = Ledger(redis)
+    job_store = JobStore(redis)
 
     def finish_one() -> None:
-        if claim := ledger.claim("benchmark", 600.0):
-            ledger.begin_upload(claim)
-            ledger.succeed(claim, _result(claim), {})
+        if claim := job_store.holder.claim("benchmark", 600.0):
+            job_store.holder.begin_upload(claim)
+            job_store.holder.succeed(claim, _result(claim), {})
 
     consume(redis, finish_one, lambda: False)
 
@@ -186,7 +187,7 @@ def measure(folder: Path) -> dict[str, Any]:
         redis_url = parts.enter_context(open_redis(folder / "redis"))
         redis = parts.enter_context(Redis.from_url(redis_url))
         _capability(folder).publish(redis)
-        ledger, ports = Ledger(redis), (free_port(), free_port())
+        job_store, ports = JobStore(redis), (free_port(), free_port())
         settings = {
             "REDIS_URL": redis_url,
             "DATA_DIR": str(folder),
@@ -207,17 +208,17 @@ def measure(folder: Path) -> dict[str, Any]:
             "empty": parts.enter_context(served(*factory, port=ports[1])),
         }
         found: dict[str, Any] = {"post_ms": in_turn(servers, "POST", dict.fromkeys(servers, "/generate"))}
-        newest = ledger.page(limit=1)[0].id
+        newest = job_store.client.page(limit=1)[0].id
         jobs = dict.fromkeys(servers, f"/jobs/{newest}")
         found["get_queued_ms"] = in_turn(servers, "GET", jobs)
         with beside(work, redis_url):
-            while ledger.counts().get("queued", 0):
+            while job_store.client.counts().get("queued", 0):
                 time.sleep(0.1)
             found["get_ended_ms"] = in_turn(servers, "GET", jobs)
             with beside(burn, count=len(os.sched_getaffinity(0))):
                 found["get_while_a_group_works_ms"] = in_turn(servers, "GET", jobs)
-            found["jobs_a_second"] = jobs_a_second(servers["service"], ledger)
-            found["submit_to_start_ms"] = starts_ms(servers["service"], ledger)
+            found["jobs_a_second"] = jobs_a_second(servers["service"], job_store)
+            found["submit_to_start_ms"] = starts_ms(servers["service"], job_store)
     return found
 
 
@@ -227,7 +228,7 @@ def _capability(folder: Path) -> Capability:
     return Capability(model="LongCat-Video", tasks=tasks, limits=limits, device="cpu", dtype="float32")
 
 
-def _result(claim: Claim) -> Result:
+def _result(claim: Lease) -> Result:
     order = claim.job.order
     return Result(
         video_key=f"jobs/{claim.job.id}/1/video.mp4",

@@ -61,10 +61,10 @@ class GroupStatus(_Frozen):
     state: GroupState
     ranks: int
     job: str | None = None
-    heartbeat_at: datetime | None = Field(default=None, description="set by `Seat.publish`")
+    heartbeat_at: datetime | None = Field(default=None, description="set by `GroupRegistration.publish`")
 
 
-class Seat:
+class GroupRegistration:
     """One worker's hold on a group's name: publishing the status keeps it, silence for `ttl_s` gives it up.
 
     Two workers never hold the same name: they would take each other's signs of life for their own.

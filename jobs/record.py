@@ -1,6 +1,6 @@
 """A job as everybody sees it: states, progress, result, error. Redis holds it as one hash for each job.
 
-`jobs.transitions` alone changes it; the service shows it as it stands.
+`jobs.store.job_store` alone changes it; the service shows it as it stands.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Job(_Frozen):
         return self.status in ENDED
 
 
-class Outlook(_Frozen):
+class QueueEstimate(_Frozen):
     """Where a queued job stands: 1 is next; `eta_s` until it will have ended, None while nobody can know.
 
     The place is true as long as nobody else comes and no limit on running jobs holds an owner back.

@@ -58,7 +58,7 @@ class SharedSettings(BaseSettings):
         return None if self.storage_location.startswith("s3://") else Path(self.storage_location)
 
     @property
-    def late_s(self) -> float:
+    def late_upload_s(self) -> float:
         """How long after it was begun an upload may still arrive in the storage.
 
         For a third of that the client tries; then it has given up, or is dead, and what it had sent the store

@@ -1,7 +1,7 @@
 """The HTTP service as an ASGI app: everything is put together here.
 
 `python -m service` runs it; tests make it with settings of their own. A request for a video goes from
-`service.routes` to `service.submission`, and from there through Redis to a worker.
+`service.jobs.routes` to `service.jobs.submission`, and from there through Redis to a worker.
 """
 
 from __future__ import annotations
@@ -16,23 +16,28 @@ from fastapi import APIRouter, Depends, FastAPI, params
 
 from jobs.connect import check_server
 from jobs.errors import Unavailable
-from jobs.outbox import Outbox
+from jobs.store.outbox import Outbox
 from jobs.tracing import open_tracing
-from service import console, docs, events, files, health, openai_videos, routes
+from service import console
 from service.backend import Backend, admitted
-from service.browser_guard import BrowserGuard
 from service.console import session
 from service.errors import documented, documented_as_openai, install_error_handlers
-from service.event_streams import EventStreams
 from service.http.body_deadlines import BodyDeadlines
-from service.maintenance import Maintenance
-from service.metrics import MeasuredRequests, Metrics
-from service.openapi import DocumentedAPI
+from service.http.browser_guard import BrowserGuard
+from service.http.request_ids import RequestIds
+from service.http.tracing import TracedRequests
+from service.inputs.uploads import remove_abandoned
+from service.jobs import events, files
+from service.jobs import routes as job_routes
+from service.jobs.event_streams import EventStreams
+from service.openai import routes as openai_routes
+from service.openapi import docs
+from service.openapi.schema import DocumentedAPI
+from service.ops import health
+from service.ops.maintenance import Maintenance
+from service.ops.metrics import MeasuredRequests, Metrics
 from service.ops.server import serving
-from service.request_ids import RequestIds
 from service.settings import Settings
-from service.tracing import TracedRequests
-from service.uploads import remove_abandoned
 from service.webhooks import routes as webhook_routes
 from service.webhooks.courier import Courier
 from service.webhooks.signing import Signer
@@ -51,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=_version(),
         lifespan=_lifespan,
         redirect_slashes=False,
-        openapi_url=None,  # `service.docs` serves it, with a page that needs no other hosts
+        openapi_url=None,  # `service.openapi.docs` serves it, with a page that needs no other hosts
     )
     app.state.backend = backend
     app.state.openapi = app.openapi
@@ -68,10 +73,11 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(TracedRequests, tracing=app.state.tracing)
     app.add_middleware(RequestIds)
     install_error_handlers(app)
-    gated = (routes.router, files.router, events.router, webhook_routes.router)
+    _include(app, (health.router,))  # first, since each request is compared with every route before its own
+    gated = (job_routes.router, files.router, events.router, webhook_routes.router)
     _include(app, gated, [Depends(admitted)], documented(401, 429))
-    _include(app, (openai_videos.router,), [Depends(admitted)], documented_as_openai(401, 429))
-    _include(app, (health.router, console.router, session.router))
+    _include(app, (openai_routes.router,), [Depends(admitted)], documented_as_openai(401, 429))
+    _include(app, (console.router, session.router))
     if settings.ops_port is None:
         _include(app, _OPS_ROUTERS)
     return app

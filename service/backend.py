@@ -1,4 +1,4 @@
-"""What the routes stand on: settings, ledger, queue and storage, opened once for a process."""
+"""What the routes stand on: settings, job_store, queue and storage, opened once for a process."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
 from jobs.connect import connect_with_deadline
-from jobs.idempotency import IdempotencyKeys
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
-from jobs.storage import Storage, open_storage
-from jobs.transitions import Ledger
+from jobs.storage.base import Storage, open_storage
+from jobs.store.idempotency import IdempotencyKeys
+from jobs.store.job_store import JobStore
 from model.media.sandbox import Sandbox
-from service.auth import EVERYBODY, Authenticator, Credentials
 from service.errors import Unauthorized
 from service.http.capacity import Capacities
+from service.http.origins import Origins
+from service.jobs.views import JobView
 from service.keys import ApiKeys
+from service.keys.authentication import EVERYBODY, Authenticator, Credentials
 from service.keys.sessions import Sessions
-from service.origins import Origins
 from service.settings import Settings
-from service.views import JobView
 from service.webhooks.receivers import WebhookReceivers
 
 Action = Callable[[], None]
@@ -38,7 +38,7 @@ def _at_once(action: Action) -> None:
 class Backend:
     """Everything outside this process; shared by all requests, safe between threads.
 
-    A request gets it in the name of its `owner`: then the ledger has his jobs alone, and `afterwards`
+    A request gets it in the name of its `owner`: then the job_store has his jobs alone, and `afterwards`
     does what the answer need not wait for. `is_authorized` checks again whether the request may still be
     served, for answers that take long; it raises Unavailable.
     """
@@ -46,7 +46,7 @@ class Backend:
     settings: Settings
     redis: Redis
     authenticator: Authenticator
-    ledger: Ledger
+    job_store: JobStore
     keys: IdempotencyKeys
     tickets: TicketQueue
     storage: Storage
@@ -68,11 +68,11 @@ class Backend:
             settings=settings,
             redis=redis,
             authenticator=Authenticator(settings, api_keys, sessions, Origins(settings)),
-            ledger=Ledger(
+            job_store=JobStore(
                 redis,
                 retention_s=settings.retention_s,
                 max_attempts=settings.max_attempts,
-                late_s=settings.late_s,
+                late_upload_s=settings.late_upload_s,
                 quotas=settings.quotas,
             ),
             keys=IdempotencyKeys(redis),
@@ -85,7 +85,11 @@ class Backend:
 
     def of(self, owner: str) -> Backend:
         """The same in this owner's name."""
-        return self if owner == EVERYBODY else replace(self, owner=owner, ledger=self.ledger.of(owner))
+        return (
+            self
+            if owner == EVERYBODY
+            else replace(self, owner=owner, job_store=self.job_store.for_owner(owner))
+        )
 
     def show(self, job: Job) -> JobView:
         """A job as clients see it, with its place in the queue."""
@@ -94,7 +98,7 @@ class Backend:
 
     def foresee(self, job: Job) -> tuple[Job, int | None]:
         """A queued job with its place, and an ETA in its progress if one can be told; others unchanged."""
-        outlook = self.ledger.outlook(job.id) if job.status == "queued" else None
+        outlook = self.job_store.client.estimate(job.id) if job.status == "queued" else None
         if outlook is None:
             return job, None
         if outlook.eta_s is None:
@@ -103,7 +107,7 @@ class Backend:
         return job.model_copy(update={"progress": progress}), outlook.position
 
 
-def _opened(request: Request) -> Backend:
+async def _opened(request: Request) -> Backend:  # FastAPI would call a plain function in a thread
     backend: Backend = request.app.state.backend
     return backend
 
@@ -114,7 +118,7 @@ Opened = Annotated[Backend, Depends(_opened)]  # for anybody
 def admitted(request: Request, backend: Opened, credentials: Credentials, tasks: BackgroundTasks) -> Backend:
     """The backend in the name of whoever asks. Raises Unauthorized, LimitReached, Unavailable."""
     grant = backend.authenticator.authenticate(request, credentials)
-    backend.ledger.admit(grant.owner)
+    backend.job_store.client.count_request(grant.owner)
 
     def is_authorized() -> bool:
         with suppress(Unauthorized):

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from jobs import errors
 from jobs.errors import LongCatError
-from service import openai_errors
+from service.openai import errors as openai_errors
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 
-from jobs.quotas import Quotas
 from jobs.settings import PREFIX, SharedSettings
+from jobs.store.quotas import Quotas
 from model.media.formats import ClipLimits, ImageLimits
-from service.fetch import FetchLimits
 from service.http.protocol import ConnectionLimits
+from service.inputs.fetch import FetchLimits
 
 _MIB = 1 << 20
 _LIMITS = (*(limit.name for limit in fields(Quotas)), "owner_event_streams", "total_event_streams")
@@ -46,7 +46,7 @@ class Settings(SharedSettings):
         default=3600.0, gt=0, description="how long a link into an S3 store is good"
     )
     redis_patience_s: float = Field(default=2.0, gt=0, description="how long a request waits for Redis")
-    sweep_interval_s: float = Field(default=2.0, gt=0, description="how often the ledger is tidied up")
+    sweep_interval_s: float = Field(default=2.0, gt=0, description="how often the job_store is tidied up")
     event_interval_s: float = Field(default=0.5, gt=0, description="how often an event stream looks for news")
 
     api_key: SecretStr | None = Field(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from jobs.private import close_to_others, make_private_folder, private_opener
+from jobs.private_files import close_to_others, make_private_folder, private_opener
 from stack.client import Client, Wish
 from stack.screen import Screen
 from stack.settings import StackSettings

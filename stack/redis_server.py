@@ -24,7 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from jobs.private import PRIVATE_UMASK, close_to_others, make_private_folder, private_opener
+from jobs.private_files import PRIVATE_UMASK, close_to_others, make_private_folder, private_opener
 from stack.errors import StackError
 from stack.leash import leashed
 from stack.settings import environment_for_redis

@@ -20,7 +20,7 @@ from redis import Redis
 from jobs.capability import groups
 from jobs.connect import check_server, connect
 from jobs.errors import Unavailable, UnfitServer
-from jobs.private import make_private_folder
+from jobs.private_files import make_private_folder
 from stack.errors import StackError
 from stack.processes import Program, WriteLine, running
 from stack.redis_server import open_redis

@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from jobs.errors import LongCatError
 from jobs.logs import set_up_log
-from jobs.private import PRIVATE_UMASK
-from worker.crew import assemble
-from worker.leash import end_with
-from worker.parent import USELESS, watch
+from jobs.private_files import PRIVATE_UMASK
+from worker.launcher import USELESS, watch
+from worker.process import die_with_parent
 from worker.settings import WorkerSettings
+from worker.supervisor.app import build_supervisor
 
 
 def main() -> int:
@@ -41,8 +41,8 @@ def main() -> int:
 
 
 def _supervise(settings: WorkerSettings, group: int, parent_pid: int) -> int:
-    end_with(parent_pid, signal.SIGTERM)
-    supervisor = assemble(settings, group)
+    die_with_parent(parent_pid, signal.SIGTERM)
+    supervisor = build_supervisor(settings, group)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.end())
     failures: list[threading.ExceptHookArgs] = []

@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FilmSettings(_Frozen):
+class VideoSettings(_Frozen):
     """How the leader writes and saves. Times in seconds."""
 
     checkpoint_s: float
@@ -45,7 +45,7 @@ class RankSetup(_Frozen):
     fp8: bool = False
     collective_timeout_s: float
     error_grace_s: float
-    film: FilmSettings
+    film: VideoSettings
     log_format: LogFormat = "text"
     rendezvous_file: Path | None = None
     """Where the ranks of a group meet; None: at the address that torchrun names."""
@@ -95,7 +95,7 @@ class WorkerSettings(SharedSettings):
     min_free_bytes: int = Field(
         default=1 << 30, ge=0, description="with less room on its disk a worker takes no job"
     )
-    rank_module: str = Field(default="worker.rank", description="what runs on each GPU")
+    rank_module: str = Field(default="worker.rank.main", description="what runs on each GPU")
 
     @model_validator(mode="after")
     def _groups_are_whole(self) -> WorkerSettings:
@@ -141,7 +141,7 @@ class WorkerSettings(SharedSettings):
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,
             log_format=self.log_format,
-            film=FilmSettings(
+            film=VideoSettings(
                 checkpoint_s=self.checkpoint_s,
                 crf=self.x264_crf,
                 preset=self.x264_preset,

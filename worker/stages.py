@@ -1,8 +1,9 @@
 """What is done for a job, and when: each stage is marked once, here, for whoever wants to know.
 
-A `worker.held.Held` carries the `Stages` of its job. The supervisor marks the phase in which the group is and
-what is done beside that, here or in rank 0's backroom. `worker.tracing` makes spans of it as it comes,
-`worker.timeline` a picture of the whole. Times are seconds since 1970, by the clock of this machine.
+A `worker.supervisor.job.ClaimedJob` carries the `Stages` of its job. The supervisor marks the phase in which
+the group is and what is done beside that, here or in rank 0's backroom. `worker.supervisor.tracing` makes
+spans of it as it comes, `worker.supervisor.timeline` a picture of the whole. Times are seconds since 1970, by
+the clock of this machine.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from service.auth import Credentials
 from service.backend import Opened, Served
 from service.errors import HostNotAllowed, Unauthorized
+from service.keys.authentication import Credentials
 
 router = APIRouter(include_in_schema=False)
 
@@ -22,7 +22,7 @@ class SessionView(BaseModel):
 
 
 @router.get("/session")
-def get_session(backend: Served) -> SessionView:
+async def get_session(backend: Served) -> SessionView:
     """Return in whose name the page asks; 401 if it has to sign in."""
     return SessionView(owner=backend.owner, may_order_high=backend.may_order_high)
 
@@ -39,7 +39,7 @@ def sign_in(request: Request, backend: Opened, credentials: Credentials) -> Resp
     owner = auth.keys.owner_of(key)
     if owner is None:
         raise Unauthorized("this API key is not valid")
-    backend.ledger.admit(owner)
+    backend.job_store.client.count_request(owner)
     session_id = auth.sessions.open(key)
     response = Response(status_code=204)
     _set_cookie(request, response, backend, session_id)

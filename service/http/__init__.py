@@ -1,1 +1,1 @@
-"""Limits on what a client can make the service do: connections, bodies, and orders that bring inputs."""
+"""Guard the HTTP side: limits on connections, bodies and orders; hosts and origins; request ids."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastapi.concurrency import run_in_threadpool
 
 from service.backend import Backend
-from service.reading import Body
+from service.inputs.body import Body
 
 Answer = TypeVar("Answer")
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from jobs.connect import connect
 from jobs.errors import LongCatError
-from service.auth import EVERYBODY
 from service.keys import ApiKey, ApiKeys
+from service.keys.authentication import EVERYBODY
 from service.settings import Settings, problems_of
 from service.webhooks.signing import Signer
 

@@ -1,1 +1,1 @@
-"""What operators see: a port of its own for metrics, documentation and the details of readiness."""
+"""Offer what operators need: health, metrics, maintenance, and a port of their own for them."""

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from jobs.connect import connect
 from jobs.logs import set_up_log
-from jobs.outbox import Outbox
+from jobs.store.outbox import Outbox
 from service.settings import Settings, problems_of
 from service.webhooks.courier import Courier
 from service.webhooks.signing import Signer

@@ -12,7 +12,7 @@ from threading import Event, Lock, Thread
 
 from jobs.errors import Unavailable
 from jobs.logs import about, names_of
-from jobs.outbox import Attempt, Delivery, Outbox
+from jobs.store.outbox import Attempt, Delivery, Outbox
 from service.errors import UnusableInput
 from service.settings import Settings
 from service.webhooks.sending import Payload, send

@@ -9,8 +9,8 @@ from __future__ import annotations
 from threading import BoundedSemaphore, Thread
 
 from jobs.errors import InvalidRequest
-from service.addresses import NotPublic, NotResolved, resolve
-from service.fetch import checked
+from service.inputs.addresses import NotPublic, NotResolved, resolve
+from service.inputs.fetch import checked
 
 _LOOKUPS = 8
 _PATIENCE_S = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.outbox import Attempt, Outbox
+from jobs.store.outbox import Attempt, Outbox
 from service.backend import Served
 from service.errors import documented
 
@@ -23,5 +23,5 @@ class WebhookLog(BaseModel):
 @router.get("/jobs/{job_id}/webhooks", responses=documented(404, 503))
 def get_webhooks(job_id: str, backend: Served) -> WebhookLog:
     """What was sent to the job's `webhook_url`, and how it went."""
-    backend.ledger.get(job_id)
+    backend.job_store.client.get(job_id)
     return WebhookLog(attempts=Outbox(backend.redis).log(job_id))

@@ -1,6 +1,6 @@
 """One webhook, once over the wire: to public addresses alone, without following redirects.
 
-Called by `service.webhooks.courier`; the way to the host is that of `service.fetch`.
+Called by `service.webhooks.courier`; the way to the host is that of `service.inputs.fetch`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel
 
-from jobs.outbox import Delivery
-from service.fetch import FetchLimits, checked, open_connection, target_of
-from service.views import JobView
+from jobs.store.outbox import Delivery
+from service.inputs.fetch import FetchLimits, checked, open_connection, target_of
+from service.jobs.views import JobView
 from service.webhooks.signing import Signer
 
 

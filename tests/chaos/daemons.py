@@ -108,7 +108,7 @@ class Worker(Daemon):
 
     @property
     def torchrun(self) -> psutil.Process | None:
-        return self._first("worker.launch")
+        return self._first("worker.rank.torchrun")
 
     @property
     def ranks(self) -> list[psutil.Process]:

@@ -176,11 +176,11 @@ def _poison(scene: Scene) -> Blow | None:
 def _urgent(scene: Scene) -> Blow | None:
     """A low job makes way, unless a group gets free before."""
     at_work = [status.job for status in groups(scene.site.redis) if status.job]
-    if not any(scene.site.ledger.get(job_id).priority == "low" for job_id in at_work):
+    if not any(scene.site.job_store.client.get(job_id).priority == "low" for job_id in at_work):
         return None
     job_id = scene.order_urgent()
     return Blow(job_id, lambda: _begun(scene, job_id)) if job_id else None
 
 
 def _begun(scene: Scene, job_id: str) -> float | None:
-    return now() if scene.site.ledger.get(job_id).status != "queued" else None
+    return now() if scene.site.job_store.client.get(job_id).status != "queued" else None

@@ -24,10 +24,10 @@ from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Event, Stepped
 from tests.chaos.orders import POISON
 from tests.chaos.steps import StepLog
-from worker import rank
-from worker.engine import Begun, Engine
-from worker.model_engine import load_engine
-from worker.protocol import Run
+from worker.messages import RunJob
+from worker.rank import main as rank
+from worker.rank.engine import Begun, Engine
+from worker.rank.model_engine import load_engine
 from worker.settings import RankSetup
 
 STEP_S = 0.08  # a step of the small checkpoint is too short to be met by a fault
@@ -47,7 +47,7 @@ class StruckEngine:
     def capability(self) -> Capability:
         return self._engine.capability
 
-    def generate(self, run: Run) -> Iterator[Begun | Event]:
+    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
         with closing(self._engine.generate(run)) as events:  # type: ignore[type-var]
             for event in events:
                 if isinstance(event, Stepped):
@@ -64,7 +64,7 @@ class StruckEngine:
             place = (event.segment, event.stage, event.step) if isinstance(event, Stepped) else None
             self._log.add(self._group, job_id, place)
 
-    def _strike(self, run: Run) -> None:
+    def _strike(self, run: RunJob) -> None:
         if POISON in run.order.prompts[0] and self._rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         match self._told(run.job_id).split():

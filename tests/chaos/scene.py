@@ -49,7 +49,7 @@ def busy(scene: Scene) -> tuple[Worker, str] | None:
     for worker in scene.rng.sample(scene.site.workers, len(scene.site.workers)):
         job_id = jobs.get(worker.group)
         if job_id and worker.runs and len(worker.ranks) == 2:
-            job = scene.site.ledger.get(job_id)
+            job = scene.site.job_store.client.get(job_id)
             may_crash = job.status == "running" and job.attempt < MAX_ATTEMPTS
             if may_crash and job.priority != "low":  # which others pass, however soon it could go on
                 return worker, job_id
@@ -58,7 +58,7 @@ def busy(scene: Scene) -> tuple[Worker, str] | None:
 
 def ended(scene: Scene, job_id: str) -> float | None:
     """Now, if this job has ended."""
-    return now() if scene.site.ledger.get(job_id).status in ENDED else None
+    return now() if scene.site.job_store.client.get(job_id).status in ENDED else None
 
 
 def goes_on_elsewhere(scene: Scene, worker: Worker) -> Callable[[str], Callable[[], float | None]]:

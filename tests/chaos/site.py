@@ -18,8 +18,8 @@ from redis import Redis
 
 from jobs.connect import connect
 from jobs.settings import SharedSettings
-from jobs.storage import Storage, open_storage
-from jobs.transitions import Ledger
+from jobs.storage.base import Storage, open_storage
+from jobs.store.job_store import JobStore
 from stack.redis_server import RedisServer, find_binary
 from tests.chaos.daemons import ROOT, Daemon, Worker, can_mount
 from tests.chaos.s3_proxy import FaultyS3, faulty_s3
@@ -54,7 +54,7 @@ SETTINGS = {
 
 @dataclass
 class Site:
-    """All of it. `unasked` names daemons that ended without being told to; `late_s` is the settings'."""
+    """The whole installation. `unasked` names daemons that ended without being told to."""
 
     folder: Path
     redis_server: RedisServer
@@ -63,9 +63,9 @@ class Site:
     workers: list[Worker]
     checkpoint: Path
     redis: Redis
-    ledger: Ledger
+    job_store: JobStore
     storage: Storage
-    late_s: float
+    late_upload_s: float
     unasked: list[str] = field(default_factory=list)
 
     @property
@@ -135,9 +135,9 @@ def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site
             workers=[Worker.of(name, folder, environment, mounted=mounted) for name in "abcd"[:num_workers]],
             checkpoint=checkpoint,
             redis=redis,
-            ledger=Ledger(redis, max_attempts=MAX_ATTEMPTS),
+            job_store=JobStore(redis, max_attempts=MAX_ATTEMPTS),
             storage=open_storage(settings),
-            late_s=settings.late_s,
+            late_upload_s=settings.late_upload_s,
         )
         parts.callback(site.end)
         site.start()

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.order import InputFile
 from jobs.record import Job
-from jobs.transitions import Claim
+from jobs.store.holder import Lease
 from tests.chaos.campaign import Course, Ordered, Strike
 from tests.chaos.report import table
 from tests.chaos.steps import StepLog
@@ -89,7 +89,7 @@ def record(**fields) -> Job:
     ],
 )
 def test_of_use_are_inputs_and_what_lies_with_the_result(name, is_of_use):
-    finished = record(result=a_result(Claim(record(), fence=2, lease_s=1.0)))
+    finished = record(result=a_result(Lease(record(), fence=2, lease_s=1.0)))
     assert _is_of_use(f"jobs/mine/{name}", finished) is is_of_use
     assert _is_of_use(f"jobs/mine/{name}", record()) is (name == "inputs/image.png")
     assert not _is_of_use(f"jobs/mine/{name}", None)

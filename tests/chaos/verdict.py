@@ -11,14 +11,14 @@ from pathlib import PurePath
 from statistics import median
 
 from jobs.errors import JobNotFound
-from jobs.keys import job_of
-from jobs.measures import measures
 from jobs.record import ENDED
 from jobs.record import Job as Record
+from jobs.storage.keys import job_of
+from jobs.store.measures import measures
 from tests.chaos.campaign import Course, Ordered, Strike
 from tests.chaos.client import Client, Job
 from tests.chaos.site import Site
-from worker.presence import CLEAR_EVERY_S
+from worker.supervisor.registration import CLEAR_EVERY_S
 
 ROUNDS_S = 20.0  # of those who look, on a busy machine
 
@@ -58,7 +58,7 @@ class Verdict:
     @property
     def faults(self) -> dict[str, list[str]]:
         """What is wrong, by name."""
-        names = ["lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
+        names = ["lease_lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
         names += ["never_recovered", "ended_unasked"]
         return {name: getattr(self, name) for name in names}
 
@@ -116,7 +116,7 @@ def _recovery(strikes: list[Strike]) -> Recovery:
 
 def _label(job: Job | None) -> str:
     if not job:
-        return "lost"
+        return "lease_lost"
     error = job.get("error")
     return f"{job['status']}: {error['code']}" if error else str(job["status"])
 
@@ -158,7 +158,9 @@ def _is_wrong(order: Ordered, course: Course, client: Client) -> bool:
 def _ended_twice(orders: list[Ordered], site: Site) -> Iterator[str]:
     """By the events of the job, and by what it left in storage."""
     for order in orders:
-        endings = [event.status for event in site.ledger.events(order.job_id) if event.status in ENDED]
+        endings = [
+            event.status for event in site.job_store.client.events(order.job_id) if event.status in ENDED
+        ]
         videos = [key for key in site.storage.keys(f"jobs/{order.job_id}/") if key.endswith(".mp4")]
         if len(endings) > 1 or len(videos) > 1:
             yield order.job_id
@@ -182,7 +184,7 @@ def _misplaced(site: Site) -> Iterator[str]:
 
 def _record(job_id: str, site: Site) -> Record | None:
     try:
-        return site.ledger.get(job_id)
+        return site.job_store.client.get(job_id)
     except JobNotFound:
         return None
 
@@ -209,7 +211,7 @@ def _remains(look: Callable[[], Iterator[str]], site: Site) -> list[str]:
     A reservation lapses, then what was stored under it is removed: nothing takes longer, but for the rounds
     of those who do it.
     """
-    until = time.monotonic() + 2 * site.late_s + CLEAR_EVERY_S + ROUNDS_S
+    until = time.monotonic() + 2 * site.late_upload_s + CLEAR_EVERY_S + ROUNDS_S
     while (found := list(look())) and time.monotonic() < until:
         time.sleep(1.0)
     return sorted(set(found))

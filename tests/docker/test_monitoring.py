@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.metrics import SERIES
+from service.ops.metrics import SERIES
 from tests.docker.compose import Bind, read_compose
 
 DOCKER = Path(__file__).parents[2] / "docker"

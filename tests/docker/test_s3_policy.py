@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from jobs.settings import SharedSettings
-from jobs.storage import open_storage
+from jobs.storage.base import open_storage
 from tests.servers import run_s3_server
 
 POLICY = Path(__file__).parents[2] / "docker" / "s3-policy.json"

@@ -16,7 +16,7 @@ def test_nothing_stays_behind(how, tmp_path, tiny_checkpoint):
     with run_stack(tmp_path, tiny_checkpoint, ranks=2) as stack:
         stack.order(num_inference_steps=50)
         family = stack.descendants
-        assert len([process for process in family if "worker.rank" in " ".join(process.cmdline())]) >= 2
+        assert len([process for process in family if "worker.rank.main" in " ".join(process.cmdline())]) >= 2
         stack.process.send_signal(how)
         stack.process.wait()
         wait_until(lambda: all(_gone(process) for process in family))

@@ -1,4 +1,4 @@
-"""A ledger on an empty Redis whose time the test moves, and a storage."""
+"""A job_store on an empty Redis whose time the test moves, and a storage."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from jobs.folder import FolderStorage
-from jobs.transitions import Ledger
+from jobs.storage.folder import FolderStorage
+from jobs.store.job_store import JobStore
 from tests.jobs.examples import Clock, Desk
 
 
 @pytest.fixture
 def desk(redis: Redis) -> Desk:
-    """A ledger with a clock of its own."""
+    """A job_store with a clock of its own."""
     return Desk.open(redis)
 
 
 @pytest.fixture
-def ledger(desk: Desk) -> Ledger:
-    """The desk's ledger."""
-    return desk.ledger
+def job_store(desk: Desk) -> JobStore:
+    """The desk's job_store."""
+    return desk.job_store
 
 
 @pytest.fixture

@@ -9,15 +9,16 @@ from typing import Any
 from redis import Redis
 
 from jobs.errors import Unavailable
-from jobs.folder import FolderStorage
-from jobs.keys import new_job_id, thumbnail_key, video_key
 from jobs.order import Order
 from jobs.record import Job, Result
-from jobs.submission import Submission
-from jobs.transitions import Claim, Ledger
+from jobs.storage.folder import FolderStorage
+from jobs.storage.keys import new_job_id, thumbnail_key, video_key
+from jobs.store.holder import Lease
+from jobs.store.job_store import JobStore
+from jobs.store.submission import Submission
 
 LEASE_S = 30.0
-LATE_S = 300.0
+LATE_UPLOAD_S = 300.0
 ORDER = Order(
     task="text_to_video",
     prompts=("a red ball rolls — «über» 球",),
@@ -52,48 +53,53 @@ class Clock:
 
 @dataclass
 class Desk:
-    """A ledger with a clock of its own, and the few steps that most tests begin with."""
+    """A job_store with a clock of its own, and the few steps that most tests begin with."""
 
-    ledger: Ledger
+    job_store: JobStore
     clock: Clock
 
     @classmethod
     def open(cls, redis: Redis, **options: Any) -> Desk:
         clock = Clock()
-        return cls(Ledger(redis, clock=clock, **{"late_s": LATE_S, **options}), clock)
+        return cls(JobStore(redis, clock=clock, **{"late_upload_s": LATE_UPLOAD_S, **options}), clock)
 
     def submit(self, **fields: Any) -> Job:
-        return self.ledger.submit(a_submission(**fields))
+        return self.job_store.client.submit(a_submission(**fields))
 
-    def claim(self, group: str = "a") -> Claim:
-        claim = self.ledger.claim(group, LEASE_S)
+    def claim(self, group: str = "a") -> Lease:
+        claim = self.job_store.holder.claim(group, LEASE_S)
         assert claim is not None
         return claim
 
-    def start(self, **fields: Any) -> Claim:
+    def start(self, **fields: Any) -> Lease:
         """Submit a job and claim it."""
         job = self.submit(**fields)
         claim = self.claim()
         assert claim.job.id == job.id
         return claim
 
+    def position(self, job_id: str) -> int | None:
+        """Return the job's place in the queue, None if it is not queued."""
+        estimate = self.job_store.client.estimate(job_id)
+        return estimate.position if estimate else None
+
     def settle(self) -> None:
         """Let all files arrive that are on their way to the storage."""
-        self.clock.advance(LATE_S)
+        self.clock.advance(LATE_UPLOAD_S)
 
     def look_through_files(self) -> set[str]:
         """Say of all jobs whose files are to be looked through that this was done; those jobs."""
-        due = self.ledger.removals()
+        due = self.job_store.maintenance.due_file_removals()
         for job_id, since in due.items():
-            self.ledger.removed(job_id, since)
+            self.job_store.maintenance.confirm_file_removal(job_id, since)
         return set(due)
 
     def lose_lease(self) -> None:
         """Let all leases run out, seen by sweepers that never slept, and sweep."""
         for _ in range(int(LEASE_S) + 1):
-            self.ledger.sweep()
+            self.job_store.maintenance.sweep()
             self.clock.advance(1)
-        self.ledger.sweep()
+        self.job_store.maintenance.sweep()
 
 
 @dataclass
@@ -140,7 +146,7 @@ def a_submission(**fields: Any) -> Submission:
     return Submission(**{"id": new_job_id(), "order": ORDER, **fields})
 
 
-def a_result(claim: Claim) -> Result:
+def a_result(claim: Lease) -> Result:
     return Result(
         video_key=video_key(claim.job.id, claim.attempt),
         thumbnail_key=thumbnail_key(claim.job.id, claim.attempt),

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from redis import Redis
 
-from jobs.capability import Capability, Seat, groups, latest
+from jobs.capability import Capability, GroupRegistration, groups, latest
 from jobs.connect import connect
 from jobs.errors import GroupTaken, NoCapability, Unavailable
 from tests.waiting import wait_until
@@ -37,7 +37,7 @@ def test_the_last_that_was_published_counts(redis: Redis):
 
 def test_it_stays_when_all_workers_are_away(redis: Redis):
     CAPABILITY.publish(redis)
-    seat = Seat(redis, "a")
+    seat = GroupRegistration(redis, "a")
     seat.publish("ready", 2)
     seat.leave()
     assert groups(redis) == []
@@ -51,8 +51,8 @@ def test_a_task_that_nobody_knows_cannot_be_published():
 
 
 def test_a_group_shows_what_it_does(redis: Redis):
-    Seat(redis, "b").publish("starting", 2)
-    seat = Seat(redis, "a")
+    GroupRegistration(redis, "b").publish("starting", 2)
+    seat = GroupRegistration(redis, "a")
     seat.publish("ready", 4)
     seat.publish("busy", 4, job="abc")
     first, second = groups(redis)
@@ -63,30 +63,30 @@ def test_a_group_shows_what_it_does(redis: Redis):
 
 
 def test_a_silent_group_is_gone(redis: Redis):
-    Seat(redis, "a", ttl_s=0.05).publish("ready", 1)
-    Seat(redis, "b").publish("ready", 1)
+    GroupRegistration(redis, "a", ttl_s=0.05).publish("ready", 1)
+    GroupRegistration(redis, "b").publish("ready", 1)
     wait_until(lambda: [status.group for status in groups(redis)] == ["b"])
     assert redis.smembers("longcat:groups") == {b"b"}
 
 
 def test_two_workers_never_hold_the_same_name(redis: Redis):
-    holder = Seat(redis, "a")
+    holder = GroupRegistration(redis, "a")
     holder.publish("busy", 2, job="abc")
     with pytest.raises(GroupTaken):
-        Seat(redis, "a").publish("starting", 2)
+        GroupRegistration(redis, "a").publish("starting", 2)
     holder.publish("ready", 2)
     assert [status.state for status in groups(redis)] == ["ready"]
 
 
 def test_a_name_is_free_when_its_holder_left(redis: Redis):
-    holder = Seat(redis, "a")
+    holder = GroupRegistration(redis, "a")
     holder.publish("ready", 2)
     holder.leave()
-    Seat(redis, "a").publish("starting", 2)
+    GroupRegistration(redis, "a").publish("starting", 2)
 
 
 def test_a_name_is_free_when_its_holder_was_silent_for_long(redis: Redis):
-    holder, heir = Seat(redis, "a", ttl_s=0.05), Seat(redis, "a")
+    holder, heir = GroupRegistration(redis, "a", ttl_s=0.05), GroupRegistration(redis, "a")
     holder.publish("ready", 2)
     wait_until(lambda: not groups(redis))
     heir.publish("starting", 2)
@@ -95,7 +95,7 @@ def test_a_name_is_free_when_its_holder_was_silent_for_long(redis: Redis):
 
 
 def test_who_lost_the_name_cannot_take_it_from_the_next(redis: Redis):
-    holder, heir = Seat(redis, "a", ttl_s=0.05), Seat(redis, "a")
+    holder, heir = GroupRegistration(redis, "a", ttl_s=0.05), GroupRegistration(redis, "a")
     holder.publish("ready", 2)
     wait_until(lambda: not groups(redis))
     heir.publish("starting", 2)
@@ -109,8 +109,8 @@ def test_without_redis_nothing_is_known():
         lambda: latest(away),
         lambda: groups(away),
         lambda: CAPABILITY.publish(away),
-        lambda: Seat(away, "a").publish("ready", 1),
-        lambda: Seat(away, "a").leave(),
+        lambda: GroupRegistration(away, "a").publish("ready", 1),
+        lambda: GroupRegistration(away, "a").leave(),
     ):
         with pytest.raises(Unavailable):
             call()

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from jobs.connect import check_server, connect, redis_reached
 from jobs.errors import Unavailable, UnfitServer
-from jobs.transitions import Ledger
+from jobs.store.job_store import JobStore
 from stack.redis_server import RedisServer, find_binary, open_redis
 from tests.jobs.examples import LEASE_S, a_submission
 from tests.waiting import wait_until
@@ -25,7 +25,7 @@ NOWHERE = "redis://127.0.0.1:1"
 
 def submit_job(redis: Redis) -> None:
     """Write in a script."""
-    Ledger(redis).submit(a_submission())
+    JobStore(redis).client.submit(a_submission())
 
 
 def write_key(redis: Redis) -> None:
@@ -122,16 +122,16 @@ class TestOutages:
     @pytest.mark.parametrize(
         "call",
         [
-            lambda ledger: ledger.get("abc"),
-            lambda ledger: ledger.submit(a_submission()),
-            lambda ledger: ledger.claim("a", LEASE_S),
-            lambda ledger: ledger.sweep(),
-            lambda ledger: ledger.events("abc"),
+            lambda job_store: job_store.client.get("abc"),
+            lambda job_store: job_store.client.submit(a_submission()),
+            lambda job_store: job_store.holder.claim("a", LEASE_S),
+            lambda job_store: job_store.maintenance.sweep(),
+            lambda job_store: job_store.client.events("abc"),
         ],
     )
     def test_the_ledger_of_a_redis_that_is_away_is_unavailable(self, call):
         with pytest.raises(Unavailable):
-            call(Ledger(connect(NOWHERE, patience_s=0)))
+            call(JobStore(connect(NOWHERE, patience_s=0)))
 
     @pytest.mark.parametrize(("setting", "value"), [("maxmemory", "1"), ("min-replicas-to-write", "1")])
     @every_write
@@ -142,7 +142,7 @@ class TestOutages:
         with pytest.raises(Unavailable, match="no writes"):
             write(keeps)
         keeps.config_set(setting, "0")
-        assert Ledger(keeps).page() == []
+        assert JobStore(keeps).client.page() == []
 
     @every_write
     def test_a_redis_that_cannot_save_is_unavailable(self, tmp_path: Path, write: Callable[[Redis], object]):
@@ -161,11 +161,11 @@ class TestOutages:
         server = RedisServer(tmp_path, find_binary())
         server.start()
         try:
-            ledger = Ledger(connect(server.url, patience_s=60))
-            ledger.submit(a_submission(id="abc"))
+            job_store = JobStore(connect(server.url, patience_s=60))
+            job_store.client.submit(a_submission(id="abc"))
             server.kill()
             answers: list[str] = []
-            thread = Thread(target=lambda: answers.append(ledger.submit(a_submission(id="def")).id))
+            thread = Thread(target=lambda: answers.append(job_store.client.submit(a_submission(id="def")).id))
             thread.start()
             wait_until(lambda: Counted.pauses)
             server.start()
@@ -177,7 +177,7 @@ class TestOutages:
     def test_other_errors_are_not_hidden(self, redis: Redis):
         redis.set("longcat:job:abc", "no hash")
         with pytest.raises(ResponseError, match="WRONGTYPE"):
-            Ledger(redis).get("abc")
+            JobStore(redis).client.get("abc")
 
     def test_an_error_that_only_quotes_such_a_word_is_not_taken_for_it(self):
         with pytest.raises(ResponseError), redis_reached():

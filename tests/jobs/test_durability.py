@@ -16,9 +16,9 @@ from redis import Redis
 
 from jobs.connect import connect
 from jobs.errors import LeaseLost, Unavailable
+from jobs.maintenance import sweep
 from jobs.queue import TicketQueue
-from jobs.sweep import sweep
-from jobs.transitions import Ledger
+from jobs.store.job_store import JobStore
 from stack.redis_server import RedisServer, find_binary
 from tests.jobs.examples import LEASE_S, a_result, a_submission
 from tests.waiting import wait_until
@@ -37,14 +37,14 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 def test_no_acknowledged_job_is_lost_when_redis_is_killed(server: RedisServer):
     redis = connect(server.url, patience_s=0)
-    ledger, tickets = Ledger(redis), TicketQueue(redis)
+    job_store, tickets = JobStore(redis), TicketQueue(redis)
     acknowledged: list[str] = []
     killed = Event()
 
     def submit_until_it_is_gone() -> None:
         while not killed.is_set():
             try:
-                job = ledger.submit(a_submission())
+                job = job_store.client.submit(a_submission())
                 acknowledged.append(job.id)
                 tickets.deliver(job.id)
             except Unavailable:
@@ -57,37 +57,37 @@ def test_no_acknowledged_job_is_lost_when_redis_is_killed(server: RedisServer):
         server.kill()
         killed.set()
     server.start()
-    assert {ledger.get(job_id).status for job_id in acknowledged} == {"queued"}
-    sweep(ledger, tickets)
-    assert tickets.count() >= ledger.counts()["queued"] >= len(acknowledged)
-    claimed = {claim.job.id for claim in iter(lambda: ledger.claim("a", LEASE_S), None)}
+    assert {job_store.client.get(job_id).status for job_id in acknowledged} == {"queued"}
+    sweep(job_store, tickets)
+    assert tickets.count() >= job_store.client.counts()["queued"] >= len(acknowledged)
+    claimed = {claim.job.id for claim in iter(lambda: job_store.holder.claim("a", LEASE_S), None)}
     assert claimed >= set(acknowledged)
 
 
 def test_a_holder_goes_on_over_a_killed_redis(server: RedisServer):
-    ledger = Ledger(connect(server.url, patience_s=60))
-    ledger.submit(a_submission(id="abc"))
-    claim = ledger.claim("a", LEASE_S)
+    job_store = JobStore(connect(server.url, patience_s=60))
+    job_store.client.submit(a_submission(id="abc"))
+    claim = job_store.holder.claim("a", LEASE_S)
     assert claim is not None
     server.kill()
     server.start()
-    assert ledger.sweep().requeued == ()
-    assert ledger.beat(claim) == "go"
-    assert ledger.succeed(claim, a_result(claim), {}) == "succeeded"
+    assert job_store.maintenance.sweep().requeued == ()
+    assert job_store.holder.renew_lease(claim) is None
+    assert job_store.holder.succeed(claim, a_result(claim), {}) == "succeeded"
 
 
 def test_a_result_is_committed_once_over_a_killed_redis(server: RedisServer):
-    ledger = Ledger(connect(server.url, patience_s=60))
-    ledger.submit(a_submission(id="abc"))
-    zombie = ledger.claim("a", 0.05)
+    job_store = JobStore(connect(server.url, patience_s=60))
+    job_store.client.submit(a_submission(id="abc"))
+    zombie = job_store.holder.claim("a", 0.05)
     assert zombie is not None
-    wait_until(lambda: "abc" in ledger.sweep().requeued)
-    holder = ledger.claim("b", LEASE_S)
+    wait_until(lambda: "abc" in job_store.maintenance.sweep().requeued)
+    holder = job_store.holder.claim("b", LEASE_S)
     assert holder is not None
-    ledger.succeed(holder, a_result(holder), {})
+    job_store.holder.succeed(holder, a_result(holder), {})
     server.kill()
     server.start()
     with pytest.raises(LeaseLost):
-        ledger.succeed(zombie, a_result(zombie), {})
-    assert ledger.succeed(holder, a_result(holder), {}) == "succeeded"
-    assert ledger.get("abc").result == a_result(holder)
+        job_store.holder.succeed(zombie, a_result(zombie), {})
+    assert job_store.holder.succeed(holder, a_result(holder), {}) == "succeeded"
+    assert job_store.client.get("abc").result == a_result(holder)

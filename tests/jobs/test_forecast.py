@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from jobs.measures import measures
 from jobs.order import Refinement
 from jobs.record import Progress
+from jobs.store.measures import measures
 from tests.jobs.examples import LEASE_S, ORDER, Desk, a_result
 
 HALF = ORDER.model_copy(update={"num_frames": 45, "num_inference_steps": 25})
@@ -17,11 +17,11 @@ def run(desk: Desk, seconds: float, **fields) -> None:
     """A job from its submission to its end."""
     claim = desk.start(**fields)
     desk.clock.advance(seconds)
-    desk.ledger.succeed(claim, a_result(claim), {})
+    desk.job_store.holder.succeed(claim, a_result(claim), {})
 
 
 def eta_s(desk: Desk, job_id: str) -> float | None:
-    return desk.ledger.outlook(job_id).eta_s
+    return desk.job_store.client.estimate(job_id).eta_s
 
 
 def test_nothing_is_said_before_a_job_was_seen_to_end(desk: Desk):
@@ -30,8 +30,8 @@ def test_nothing_is_said_before_a_job_was_seen_to_end(desk: Desk):
 
 def test_a_job_that_is_not_queued_has_none(desk: Desk):
     run(desk, 10)
-    assert desk.ledger.outlook(desk.start().job.id) is None
-    assert desk.ledger.outlook("nothing") is None
+    assert desk.job_store.client.estimate(desk.start().job.id) is None
+    assert desk.job_store.client.estimate("nothing") is None
 
 
 def test_a_job_like_the_last_takes_as_long(desk: Desk):
@@ -82,7 +82,7 @@ def test_what_every_job_takes_whatever_its_size_is_told_from_its_work(desk: Desk
     for steps, seconds in ((30, 70), (5, 20), (50, 110)):
         job = desk.submit(order=of_steps(steps), priority="high")
         assert eta_s(desk, job.id) == pytest.approx(seconds, abs=0.1)
-        desk.ledger.cancel(job.id)
+        desk.job_store.client.cancel(job.id)
 
 
 def test_jobs_of_just_this_work_say_it_best(desk: Desk):
@@ -108,7 +108,7 @@ def test_a_refinement_is_work_too(desk: Desk):
     for order in refined:
         job = desk.submit(order=order)
         etas.append(eta_s(desk, job.id))
-        desk.ledger.cancel(job.id)
+        desk.job_store.client.cancel(job.id)
     share = 720 * 1280 * 0.1 / (480 * 832 * 2)
     assert etas == pytest.approx([80 * (1 + share), 80 * (1 + 2 * share)], abs=0.1)
 
@@ -131,12 +131,12 @@ def test_what_was_told_at_submission_is_held_against_what_came(desk: Desk, redis
 
 def test_the_work_that_waits_is_counted_in_and_out(desk: Desk, redis: Redis):
     jobs = [desk.submit(order=order) for order in (ORDER, HALF, ORDER)]
-    desk.ledger.cancel(jobs[2].id)
+    desk.job_store.client.cancel(jobs[2].id)
     claim = desk.claim()
-    desk.ledger.requeue(claim, crashed=False)
+    desk.job_store.holder.requeue(claim, crashed=False)
     assert int(redis.get("longcat:queued_work")) == 480 * 832 * 2 * (93 * 50 + 45 * 25)
     for _ in range(2):
-        desk.ledger.acknowledge_cancel(desk.ledger.claim("a", LEASE_S))
+        desk.job_store.holder.confirm_cancel(desk.job_store.holder.claim("a", LEASE_S))
     assert int(redis.get("longcat:queued_work")) == 0
 
 
@@ -147,7 +147,7 @@ class TestTheErrorOfAnETA:
         return sum(m.sum for m in measures(redis) if (m.name, m.label) == ("eta_error_ratio", kind))
 
     def tell(self, desk: Desk, claim, eta_s: float | None) -> None:
-        desk.ledger.beat(claim, Progress(phase="denoise", eta_s=eta_s))
+        desk.job_store.holder.renew_lease(claim, Progress(phase="denoise", eta_s=eta_s))
 
     def test_is_counted_for_what_was_told_in_the_queue(self, desk: Desk, redis: Redis):
         run(desk, 80)
@@ -163,24 +163,24 @@ class TestTheErrorOfAnETA:
         desk.clock.advance(10)
         self.tell(desk, claim, 1000)
         desk.clock.advance(10)
-        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
         assert self.errors(redis, "run") == pytest.approx(0.5, abs=0.001)
 
     def test_is_that_of_the_run_that_made_the_film(self, desk: Desk, redis: Redis):
         claim = desk.start()
         self.tell(desk, claim, 1000)
         desk.clock.advance(10)
-        desk.ledger.requeue(claim, crashed=True)
+        desk.job_store.holder.requeue(claim, crashed=True)
         claim = desk.claim()
         self.tell(desk, claim, 50)
         desk.clock.advance(40)
-        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
         assert self.errors(redis, "run") == pytest.approx(0.25, abs=0.001)
 
     def test_is_none_where_nothing_was_told(self, desk: Desk, redis: Redis):
         claim = desk.start()
         desk.clock.advance(10)
-        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
         self.tell(desk, claim, 5)
         assert self.errors(redis, "run") == self.errors(redis, "queue") == 0
 
@@ -190,6 +190,6 @@ def test_a_balanced_job_is_less_work_and_tells_nothing_of_exact_ones_of_its_size
     run(desk, 80)
     job = desk.submit(order=balanced)
     assert eta_s(desk, job.id) == pytest.approx(0.6 * 80, abs=0.1)
-    desk.ledger.cancel(job.id)
+    desk.job_store.client.cancel(job.id)
     run(desk, 30, order=balanced)
     assert eta_s(desk, desk.submit().id) == pytest.approx(80, abs=0.1)

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from jobs import keys
+from jobs.storage import keys
 
 
 def test_every_file_of_a_job_lies_under_its_prefix():

@@ -22,8 +22,8 @@ from redis import Redis
 from jobs.errors import GenerationFailed, JobEnded, JobNotFound, LeaseLost
 from jobs.order import Priority
 from jobs.record import ENDED, Progress, Status
-from jobs.transitions import Claim
-from tests.jobs.examples import LATE_S, LEASE_S, Desk, a_result, keys_of
+from jobs.store.holder import Lease
+from tests.jobs.examples import LATE_UPLOAD_S, LEASE_S, Desk, a_result, keys_of
 
 MAX_ATTEMPTS = 2
 RETENTION_S = 1000
@@ -93,7 +93,7 @@ class Expected:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Several actors on one ledger; `claims` keeps every claim ever made, so that old holders speak too."""
+    """Several actors on one store; `claims` keeps every claim ever made, so that old holders speak too."""
 
     jobs = Bundle("jobs")
     claims = Bundle("claims")
@@ -103,7 +103,7 @@ class LedgerMachine(RuleBasedStateMachine):
         redis.flushall()
         self.redis = redis
         self.desk = Desk.open(redis, retention_s=RETENTION_S, max_attempts=MAX_ATTEMPTS)
-        self.desk.ledger.sweep()
+        self.desk.job_store.maintenance.sweep()
         self.expected: dict[str, Expected] = {}
         self.turns: dict[Line, int] = {}
         self.turn_now: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
@@ -136,7 +136,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=claims, group=st.sampled_from("ab"))
     def claim(self, group: str) -> Any:
         queued = self.in_line()
-        claim = self.desk.ledger.claim(group, LEASE_S)
+        claim = self.desk.job_store.holder.claim(group, LEASE_S)
         if not queued:
             assert claim is None
             return multiple()
@@ -149,35 +149,35 @@ class LedgerMachine(RuleBasedStateMachine):
             self.turn_now[job.line.priority] = max(turn, self.turn_now[job.line.priority])
         job.begun = True
         assert claim.fence == claim.attempt == job.fence + 1
-        assert claim.saved == job.saved
+        assert claim.checkpoint == job.saved
         job.status, job.holder, job.fence, job.taken_away = "running", claim.fence, claim.fence, False
         job.attempt += 1
         job.lease_ms, job.spared, job.queue_deadline_ms = self.now_ms + LEASE_MS, False, None
         return claim
 
     @rule(claim=claims, step=st.integers(0, 50))
-    def beat(self, claim: Claim, step: int) -> None:
-        verdict = self.desk.ledger.beat(claim, Progress(phase="denoise", step=step))
+    def beat(self, claim: Lease, step: int) -> None:
+        verdict = self.desk.job_store.holder.renew_lease(claim, Progress(phase="denoise", step=step))
         job = self.held(claim)
         if job is None:
-            assert verdict == "lost"
+            assert verdict == "lease_lost"
         else:
             job.lease_ms, job.spared = self.now_ms + LEASE_MS, False
-            assert verdict == ("cancel" if job.cancel_requested else "go")
+            assert verdict == ("cancel" if job.cancel_requested else None)
 
     @rule(claim=claims, step=st.integers(0, 50))
-    def remember(self, claim: Claim, step: int) -> None:
+    def remember(self, claim: Lease, step: int) -> None:
         saved = {"step": step}
-        if self.speaks(claim, lambda: self.desk.ledger.remember(claim, saved)):
+        if self.speaks(claim, lambda: self.desk.job_store.holder.save_checkpoint(claim, saved)):
             self.expected[claim.job.id].saved = saved
 
     @rule(claim=claims)
-    def begin_upload(self, claim: Claim) -> None:
-        if self.speaks(claim, lambda: self.desk.ledger.begin_upload(claim)):
+    def begin_upload(self, claim: Lease) -> None:
+        if self.speaks(claim, lambda: self.desk.job_store.holder.begin_upload(claim)):
             self.expected[claim.job.id].status = "uploading"
 
     @rule(claim=claims, how=st.sampled_from(["succeeded", "failed", "cancelled"]))
-    def end(self, claim: Claim, how: Status) -> None:
+    def end(self, claim: Lease, how: Status) -> None:
         job = self.expected[claim.job.id]
         if job.status in ENDED and self.let_go(claim):
             assert self.finish(claim, how) in {job.status, None}
@@ -185,18 +185,18 @@ class LedgerMachine(RuleBasedStateMachine):
             job.end(how, self.now_ms)
 
     @rule(claim=claims, crashed=st.booleans())
-    def requeue(self, claim: Claim, crashed: bool) -> None:
+    def requeue(self, claim: Lease, crashed: bool) -> None:
         job = self.expected[claim.job.id]
         if self.let_go(claim):
-            assert self.desk.ledger.requeue(claim, crashed=crashed) == job.status
-        elif self.speaks(claim, lambda: self.desk.ledger.requeue(claim, crashed=crashed)):
+            assert self.desk.job_store.holder.requeue(claim, crashed=crashed) == job.status
+        elif self.speaks(claim, lambda: self.desk.job_store.holder.requeue(claim, crashed=crashed)):
             job.put_back(self.now_ms, crashed=crashed)
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
         job = self.expected[job_id]
         try:
-            self.desk.ledger.cancel(job_id)
+            self.desk.job_store.client.cancel(job_id)
         except JobNotFound:
             assert job.gone
         except JobEnded:
@@ -211,7 +211,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def delete(self, job_id: str) -> None:
         job = self.expected[job_id]
         try:
-            gone = self.desk.ledger.delete(job_id)
+            gone = self.desk.job_store.client.delete(job_id)
         except JobNotFound:
             assert job.gone
             return
@@ -225,13 +225,13 @@ class LedgerMachine(RuleBasedStateMachine):
         job.go()
 
     @rule(claim=claims)
-    def store_late(self, claim: Claim) -> None:
-        self.desk.ledger.stored_late(claim.job.id)
+    def store_late(self, claim: Lease) -> None:
+        self.desk.job_store.maintenance.report_late_file(claim.job.id)
         job = self.expected[claim.job.id]
         if job.status in ENDED:
             job.listed = True
 
-    @rule(seconds=st.sampled_from([1, 9, 11, LEASE_S, 61, LATE_S, RETENTION_S]))
+    @rule(seconds=st.sampled_from([1, 9, 11, LEASE_S, 61, LATE_UPLOAD_S, RETENTION_S]))
     def time_passes(self, seconds: float) -> None:
         self.desk.clock.advance(seconds)
 
@@ -249,17 +249,17 @@ class LedgerMachine(RuleBasedStateMachine):
                 job.end("failed", self.now_ms)
             elif job.status in ENDED and job.expires_ms <= self.now_ms:
                 job.go()
-        self.desk.ledger.sweep()
+        self.desk.job_store.maintenance.sweep()
 
     @rule()
     def remove_files(self) -> None:
-        for job_id, since in self.desk.ledger.removals().items():
+        for job_id, since in self.desk.job_store.maintenance.due_file_removals().items():
             job = self.expected[job_id]
             if job.settled_ms is not None and job.settled_ms <= self.now_ms:
                 job.settled_ms = None
             else:
-                job.listed, job.settled_ms = False, self.now_ms + round(LATE_S * 1000)
-            self.desk.ledger.removed(job_id, since)
+                job.listed, job.settled_ms = False, self.now_ms + round(LATE_UPLOAD_S * 1000)
+            self.desk.job_store.maintenance.confirm_file_removal(job_id, since)
 
     @invariant()
     def every_job_is_as_expected(self) -> None:
@@ -267,7 +267,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if expected.gone:
                 assert not keys_of(self.redis, f"longcat:*:{job_id}")
                 continue
-            job = self.desk.ledger.get(job_id)
+            job = self.desk.job_store.client.get(job_id)
             assert (job.status, job.attempt) == (expected.status, expected.attempt)
             assert job.cancel_requested == expected.cancel_requested
             assert job.ended == (job.finished_at is not None) == (job.expires_at is not None)
@@ -281,9 +281,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def no_job_is_lost(self) -> None:
         in_line = self.in_line()
-        positions = [self.desk.ledger.position(job_id) for job_id in in_line]
+        positions = [self.desk.position(job_id) for job_id in in_line]
         assert positions == list(range(1, len(in_line) + 1))
-        assert self.desk.ledger.num_awaited() == len(in_line)
+        assert self.desk.job_store.maintenance.num_tickets_needed() == len(in_line)
         held = [job_id for job_id, job in self.expected.items() if job.holder is not None]
         assert self.redis.zcard("longcat:leases") == len(held)
         assert all(self.redis.zscore("longcat:leases", job_id) for job_id in held)
@@ -291,15 +291,15 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def files_of_all_that_ended_are_looked_through_and_once_more_when_none_can_come(self) -> None:
         due = {id_ for id_, job in self.expected.items() if job.is_to_be_looked_through(self.now_ms)}
-        assert self.desk.ledger.removals().keys() == due
+        assert self.desk.job_store.maintenance.due_file_removals().keys() == due
         assert all(self.expected[job_id].status in ENDED for job_id in due)
 
     @invariant()
     def lists_agree_with_records(self) -> None:
         present = {job_id for job_id, job in self.expected.items() if not job.gone}
-        assert {job.id for job in self.desk.ledger.page(limit=1000)} == present
+        assert {job.id for job in self.desk.job_store.client.page(limit=1000)} == present
         statuses = [self.expected[job_id].status for job_id in present]
-        assert self.desk.ledger.counts() == {
+        assert self.desk.job_store.client.counts() == {
             status: statuses.count(status)
             for status in ("queued", "running", "uploading", "succeeded", "failed", "cancelled")
         }
@@ -322,15 +322,15 @@ class LedgerMachine(RuleBasedStateMachine):
             ids.append(next_id)
         return ids
 
-    def held(self, claim: Claim) -> Expected | None:
+    def held(self, claim: Lease) -> Expected | None:
         job = self.expected[claim.job.id]
         return job if not job.gone and job.holder == claim.fence else None
 
-    def let_go(self, claim: Claim) -> bool:
+    def let_go(self, claim: Lease) -> bool:
         job = self.expected[claim.job.id]
         return not job.gone and job.holder is None and job.fence == claim.fence and not job.taken_away
 
-    def speaks(self, claim: Claim, act: Callable[[], object]) -> bool:
+    def speaks(self, claim: Lease, act: Callable[[], object]) -> bool:
         """Whether a holder was heard, which is if and only if the job is his."""
         try:
             act()
@@ -340,12 +340,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.held(claim) is not None
         return True
 
-    def finish(self, claim: Claim, how: Status) -> Status | None:
+    def finish(self, claim: Lease, how: Status) -> Status | None:
         if how == "succeeded":
-            return self.desk.ledger.succeed(claim, a_result(claim), {})
+            return self.desk.job_store.holder.succeed(claim, a_result(claim), {})
         if how == "failed":
-            return self.desk.ledger.fail(claim, GenerationFailed("no"), {})
-        self.desk.ledger.acknowledge_cancel(claim)
+            return self.desk.job_store.holder.fail(claim, GenerationFailed("no"), {})
+        self.desk.job_store.holder.confirm_cancel(claim)
         return None
 
 

@@ -7,8 +7,8 @@ from itertools import islice
 
 import pytest
 
-from jobs.quotas import Quotas
 from jobs.record import Job
+from jobs.store.quotas import Quotas
 from tests.jobs.examples import LEASE_S, Desk
 
 NUM_OWNERS, NUM_EACH = 20, 50
@@ -16,8 +16,8 @@ NUM_OWNERS, NUM_EACH = 20, 50
 
 def served(desk: Desk):
     """Jobs as they are begun, each ended at once."""
-    while claim := desk.ledger.claim("a", LEASE_S):
-        desk.ledger.acknowledge_cancel(claim)
+    while claim := desk.job_store.holder.claim("a", LEASE_S):
+        desk.job_store.holder.confirm_cancel(claim)
         yield claim.job
 
 
@@ -51,7 +51,7 @@ class TestTwentyOwnersWithFiftyJobsEach:
         begun = served(desk)
         list(islice(begun, 333))
         newcomer = desk.submit(owner="newcomer")
-        assert desk.ledger.position(newcomer.id) <= NUM_OWNERS + 1
+        assert desk.position(newcomer.id) <= NUM_OWNERS + 1
         assert newcomer.id in [job.id for job in islice(begun, NUM_OWNERS + 1)]
 
 
@@ -89,7 +89,7 @@ class TestTurns:
 
     def test_jobs_that_are_cancelled_cost_no_turn(self, desk: Desk):
         for job in submit_each(desk, "a" * 100):
-            desk.ledger.cancel(job.id)
+            desk.job_store.client.cancel(job.id)
         submit_each(desk, "bbba")
         assert owners(list(served(desk))) == "babb"
 
@@ -108,8 +108,8 @@ class TestTurns:
         claims = [desk.claim() for _ in range(3)]
         submit_each(desk, "ccc")
         for claim in (claims[2], claims[0]):
-            desk.ledger.requeue(claim, crashed=False)
-        assert [desk.ledger.position(claims[i].job.id) for i in (0, 2)] == [1, 2]
+            desk.job_store.holder.requeue(claim, crashed=False)
+        assert [desk.position(claims[i].job.id) for i in (0, 2)] == [1, 2]
         assert [job.id for job in islice(served(desk), 2)] == [claims[0].job.id, claims[2].job.id]
 
 
@@ -118,15 +118,15 @@ class TestPositions:
         submit_each(desk, "aabbbacdaaa")
         submit_each(desk, "dacb", priority="high")
         list(islice(served(desk), 5))
-        waiting = submit_each(desk, "ebad") and desk.ledger.page(status="queued", limit=100)
-        said = sorted((desk.ledger.position(job.id), job.id) for job in waiting)
+        waiting = submit_each(desk, "ebad") and desk.job_store.client.page(status="queued", limit=100)
+        said = sorted((desk.position(job.id), job.id) for job in waiting)
         assert [place for place, _ in said] == list(range(1, len(waiting) + 1))
         assert [job_id for _, job_id in said] == [job.id for job in served(desk)]
 
     def test_of_others_jobs_are_not_told(self, desk: Desk):
         job = desk.submit(owner="me")
-        assert desk.ledger.of("you").position(job.id) is None
-        assert desk.ledger.of("me").position(job.id) == 1
+        assert desk.job_store.for_owner("you").client.estimate(job.id) is None
+        assert desk.job_store.for_owner("me").client.estimate(job.id).position == 1
 
 
 class TestALimitOnRunningJobs:
@@ -137,26 +137,26 @@ class TestALimitOnRunningJobs:
     def test_has_the_claim_pass_over_the_owner_until_one_has_ended(self, desk: Desk):
         submit_each(desk, "aaaa")
         first, _ = desk.claim(), desk.claim()
-        assert desk.ledger.claim("a", LEASE_S) is None
-        desk.ledger.acknowledge_cancel(first)
+        assert desk.job_store.holder.claim("a", LEASE_S) is None
+        desk.job_store.holder.confirm_cancel(first)
         assert desk.claim().job.owner == "a"
 
     def test_lets_others_pass_and_holds_for_all_together(self, desk: Desk):
         submit_each(desk, "aaaabb")
         assert owners([desk.claim().job for _ in range(3)]) == "aba"
-        assert desk.ledger.claim("a", LEASE_S) is None
+        assert desk.job_store.holder.claim("a", LEASE_S) is None
 
     def test_holds_for_jobs_that_were_put_back(self, desk: Desk):
         submit_each(desk, "aaa")
         claim, _ = desk.claim(), desk.claim()
-        desk.ledger.requeue(claim, crashed=False)
+        desk.job_store.holder.requeue(claim, crashed=False)
         desk.claim()
-        assert desk.ledger.claim("a", LEASE_S) is None
+        assert desk.job_store.holder.claim("a", LEASE_S) is None
 
     def test_awaits_no_worker_while_no_job_may_begin(self, desk: Desk):
         submit_each(desk, "aaaa")
-        assert desk.ledger.num_awaited() == 4
+        assert desk.job_store.maintenance.num_tickets_needed() == 4
         claim, _ = desk.claim(), desk.claim()
-        assert desk.ledger.num_awaited() == 0
-        desk.ledger.acknowledge_cancel(claim)
-        assert desk.ledger.num_awaited() == 2
+        assert desk.job_store.maintenance.num_tickets_needed() == 0
+        desk.job_store.holder.confirm_cancel(claim)
+        assert desk.job_store.maintenance.num_tickets_needed() == 2

@@ -14,7 +14,8 @@ from jobs.connect import connect
 from jobs.errors import GenerationFailed
 from jobs.queue import TicketQueue
 from jobs.record import Progress
-from jobs.transitions import Claim, Ledger
+from jobs.store.holder import Lease
+from jobs.store.job_store import JobStore
 from tests.jobs.examples import LEASE_S, Clock, Desk, a_result, a_submission, keys_of
 
 
@@ -56,35 +57,35 @@ def lossy(redis: Redis, redis_server: str, line: LossyLine) -> Iterator[Redis]:
         yield client
 
 
-CALLS: dict[str, Callable[[Ledger, Claim], object]] = {
-    "beat": lambda ledger, claim: ledger.beat(claim, Progress(phase="decode")),
-    "remember": lambda ledger, claim: ledger.remember(claim, {"step": 3}),
-    "begin_upload": lambda ledger, claim: ledger.begin_upload(claim),
-    "succeed": lambda ledger, claim: ledger.succeed(claim, a_result(claim), {"decode": 1.0}),
-    "fail": lambda ledger, claim: ledger.fail(claim, GenerationFailed("no"), {}),
-    "acknowledge_cancel": lambda ledger, claim: ledger.acknowledge_cancel(claim),
-    "drain": lambda ledger, claim: ledger.requeue(claim, crashed=False),
-    "crash": lambda ledger, claim: ledger.requeue(claim, crashed=True),
-    "cancel": lambda ledger, claim: ledger.cancel(claim.job.id),
-    "delete": lambda ledger, claim: ledger.delete(claim.job.id),
-    "cancel_queued": lambda ledger, claim: ledger.cancel("waiting"),
-    "delete_queued": lambda ledger, claim: ledger.delete("waiting"),
-    "submit": lambda ledger, claim: ledger.submit(a_submission(id="new")),
-    "reserve": lambda ledger, claim: ledger.reserve("new"),
-    "sweep": lambda ledger, claim: ledger.sweep(),
+CALLS: dict[str, Callable[[JobStore, Lease], object]] = {
+    "beat": lambda job_store, claim: job_store.holder.renew_lease(claim, Progress(phase="decode")),
+    "remember": lambda job_store, claim: job_store.holder.save_checkpoint(claim, {"step": 3}),
+    "begin_upload": lambda job_store, claim: job_store.holder.begin_upload(claim),
+    "succeed": lambda job_store, claim: job_store.holder.succeed(claim, a_result(claim), {"decode": 1.0}),
+    "fail": lambda job_store, claim: job_store.holder.fail(claim, GenerationFailed("no"), {}),
+    "confirm_cancel": lambda job_store, claim: job_store.holder.confirm_cancel(claim),
+    "drain": lambda job_store, claim: job_store.holder.requeue(claim, crashed=False),
+    "crash": lambda job_store, claim: job_store.holder.requeue(claim, crashed=True),
+    "cancel": lambda job_store, claim: job_store.client.cancel(claim.job.id),
+    "delete": lambda job_store, claim: job_store.client.delete(claim.job.id),
+    "cancel_queued": lambda job_store, claim: job_store.client.cancel("waiting"),
+    "delete_queued": lambda job_store, claim: job_store.client.delete("waiting"),
+    "submit": lambda job_store, claim: job_store.client.submit(a_submission(id="new")),
+    "reserve": lambda job_store, claim: job_store.client.reserve("new"),
+    "sweep": lambda job_store, claim: job_store.maintenance.sweep(),
 }
 
 
 def outcome(
-    redis: Redis, call: Callable[[Ledger, Claim], object], losing: Callable[[], None]
+    redis: Redis, call: Callable[[JobStore, Lease], object], losing: Callable[[], None]
 ) -> tuple[Any, Any]:
     """What a call answers, and what Redis holds after it."""
     redis.flushall()
-    desk = Desk(Ledger(redis, clock=Clock()), Clock())
+    desk = Desk(JobStore(redis, clock=Clock()), Clock())
     claim = desk.start(id="held")
     desk.submit(id="waiting")
     losing()
-    answer = call(desk.ledger, claim)
+    answer = call(desk.job_store, claim)
     of_calls = keys_of(redis, "longcat:claims:*") | keys_of(redis, "longcat:deletes:*")
     kept = keys_of(redis) - keys_of(redis, "longcat:events:*") - of_calls
     return answer, {key: content(redis, key) for key in sorted(kept)}
@@ -116,46 +117,50 @@ def test_a_call_whose_reply_was_lost_answers_and_does_the_same(lossy: Redis, lin
 
 
 def test_a_claim_whose_reply_was_lost_takes_one_job(lossy: Redis, line: LossyLine):
-    ledger = Ledger(lossy)
+    job_store = JobStore(lossy)
     for name in ("first", "second"):
-        ledger.submit(a_submission(id=name))
+        job_store.client.submit(a_submission(id=name))
     line.to_lose = 2
-    claim = ledger.claim("a", LEASE_S)
+    claim = job_store.holder.claim("a", LEASE_S)
     assert line.lost == 2
     assert claim is not None
     assert (claim.job.id, claim.attempt) == ("first", 1)
-    assert ledger.beat(claim) == "go"
-    assert ledger.counts()["running"] == 1
+    assert job_store.holder.renew_lease(claim) is None
+    assert job_store.client.counts()["running"] == 1
 
 
 def test_a_claim_asked_for_again_after_its_lease_ran_out_is_not_the_next_holders(redis: Redis):
     desk = Desk.open(redis)
     desk.submit(id="only")
-    run = desk.ledger._run
+    run = desk.job_store.holder._run
     ask = {"group": "a", "lease_ms": 30_000, "token": "asked twice"}
     run("claim", **ask)
     desk.lose_lease()
     holder = desk.claim("b")
     assert run("claim", **ask) is None
-    assert desk.ledger.beat(holder) == "go"
+    assert desk.job_store.holder.renew_lease(holder) is None
 
 
 def test_a_claim_asked_for_again_after_its_job_went_back_takes_it_anew(redis: Redis):
     desk = Desk.open(redis)
     desk.submit(id="only")
-    run = desk.ledger._run
+    run = desk.job_store.holder._run
     ask = {"group": "a", "lease_ms": 30_000, "token": "asked twice"}
     run("claim", **ask)
     run("requeue", id="only", fence=1, crashed=False)
     run("claim", **ask)
-    assert desk.ledger.get("only").status == "running"
+    assert desk.job_store.client.get("only").status == "running"
 
 
 def test_an_upload_that_began_twice_is_told_once(desk: Desk):
     claim = desk.start()
-    desk.ledger.begin_upload(claim)
-    desk.ledger.begin_upload(claim)
-    assert [event.status for event in desk.ledger.events(claim.job.id)] == ["queued", "running", "uploading"]
+    desk.job_store.holder.begin_upload(claim)
+    desk.job_store.holder.begin_upload(claim)
+    assert [event.status for event in desk.job_store.client.events(claim.job.id)] == [
+        "queued",
+        "running",
+        "uploading",
+    ]
 
 
 def test_a_ticket_whose_reply_was_lost_is_at_most_one_too_many(lossy: Redis, line: LossyLine):
@@ -166,15 +171,15 @@ def test_a_ticket_whose_reply_was_lost_is_at_most_one_too_many(lossy: Redis, lin
     assert 2 <= tickets.count() <= 3
 
 
-def test_redis_losing_its_scripts_is_not_noticed(redis: Redis, ledger: Ledger):
-    ledger.submit(a_submission(id="abc"))
+def test_redis_losing_its_scripts_is_not_noticed(redis: Redis, job_store: JobStore):
+    job_store.client.submit(a_submission(id="abc"))
     redis.script_flush()
-    assert ledger.get("abc").status == "queued"
+    assert job_store.client.get("abc").status == "queued"
 
 
 def test_redis_losing_everything_leaves_a_ledger_that_works(redis: Redis, desk: Desk):
     claim = desk.start(id="abc")
     redis.flushall()
-    assert desk.ledger.beat(claim) == "lost"
+    assert desk.job_store.holder.renew_lease(claim) == "lease_lost"
     assert desk.submit(id="def").status == "queued"
     assert desk.claim().job.id == "def"

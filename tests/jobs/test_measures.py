@@ -7,9 +7,9 @@ import math
 import pytest
 from redis import Redis
 
-from jobs.capability import Seat
+from jobs.capability import GroupRegistration
 from jobs.errors import GenerationFailed, UploadFailed
-from jobs.measures import Measure, Waiting, measures, waiting
+from jobs.store.measures import Measure, Waiting, measures, waiting
 from tests.jobs.examples import Desk, a_result
 
 
@@ -26,12 +26,12 @@ def test_nothing_is_measured_at_first(redis: Redis):
 
 
 def test_a_job_that_succeeds_tells_where_its_time_went(desk: Desk, redis: Redis, taken):
-    Seat(redis, "a").publish("busy", ranks=4)
+    GroupRegistration(redis, "a").publish("busy", ranks=4)
     desk.submit()
     desk.clock.advance(5)
     claim = desk.claim("a")
     desk.clock.advance(62)
-    desk.ledger.succeed(claim, a_result(claim), {"denoise": 50.0, "decode": 2.5})
+    desk.job_store.holder.succeed(claim, a_result(claim), {"denoise": 50.0, "decode": 2.5})
     found = taken()
     assert found["wait_seconds", "normal"].sum == 5
     assert found["run_seconds", "text_to_video"].sum == 62
@@ -45,7 +45,7 @@ def test_a_job_that_succeeds_tells_where_its_time_went(desk: Desk, redis: Redis,
 
 def test_failures_are_counted_by_their_code(desk: Desk, taken):
     for error in (GenerationFailed("no"), GenerationFailed("no"), UploadFailed("no")):
-        desk.ledger.fail(desk.start(), error, {})
+        desk.job_store.holder.fail(desk.start(), error, {})
     found = taken()
     assert (found["failures", "generation_failed"].sum, found["failures", "upload_failed"].sum) == (2, 1)
     assert found["uploads", "failed"].sum == 1
@@ -54,11 +54,11 @@ def test_failures_are_counted_by_their_code(desk: Desk, taken):
 
 def test_a_job_that_was_put_back_waited_once_and_took_several_attempts(desk: Desk, taken):
     claim = desk.start()
-    desk.ledger.requeue(claim, crashed=True)
-    desk.ledger.requeue(desk.claim(), crashed=False)
+    desk.job_store.holder.requeue(claim, crashed=True)
+    desk.job_store.holder.requeue(desk.claim(), crashed=False)
     again = desk.claim()
     desk.clock.advance(3)
-    desk.ledger.succeed(again, a_result(again), {})
+    desk.job_store.holder.succeed(again, a_result(again), {})
     found = taken()
     assert sum(found["wait_seconds", "normal"].buckets.values()) == 1
     assert (found["put_back", "crashed"].sum, found["put_back", "drained"].sum) == (1, 1)
@@ -66,14 +66,14 @@ def test_a_job_that_was_put_back_waited_once_and_took_several_attempts(desk: Des
 
 
 def test_what_is_cancelled_in_the_queue_has_not_run(desk: Desk, taken):
-    desk.ledger.cancel(desk.submit().id)
+    desk.job_store.client.cancel(desk.submit().id)
     assert {name for name, _ in taken()} == {"jobs_ended"}
 
 
 def test_a_reply_that_was_lost_is_not_counted_twice(desk: Desk, taken):
     claim = desk.start()
     for _ in range(2):
-        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
     assert taken()["jobs_ended", "succeeded"].sum == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from jobs.errors import GenerationFailed
-from jobs.outbox import Attempt, Backlog, Delivery, Outbox
+from jobs.store.outbox import Attempt, Backlog, Delivery, Outbox
 from tests.jobs.examples import Desk, a_result, keys_of
 
 URL = "https://example.com/hook"
@@ -32,7 +32,7 @@ def tell(desk: Desk, owner: str, host: str, count: int = 1) -> None:
     """Have so many webhooks of an owner to send to a host."""
     for _ in range(count):
         job = desk.submit(owner=owner, webhook_url=f"https://{host}/hook")
-        desk.ledger.cancel(job.id)
+        desk.job_store.client.cancel(job.id)
 
 
 def events(outbox: Outbox) -> list[str]:
@@ -47,49 +47,51 @@ class TestWhatIsTold:
     def test_is_the_start_and_the_end(self, desk: Desk, outbox: Outbox):
         claim = desk.start(webhook_url=URL)
         desk.clock.advance(1)
-        desk.ledger.begin_upload(claim)
-        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.job_store.holder.begin_upload(claim)
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
         assert events(outbox) == ["started", "succeeded"]
 
     def test_is_a_failure_and_a_cancellation_too(self, desk: Desk, outbox: Outbox):
-        desk.ledger.cancel(desk.submit(webhook_url=URL).id)
+        desk.job_store.client.cancel(desk.submit(webhook_url=URL).id)
         desk.clock.advance(1)
-        desk.ledger.fail(desk.start(webhook_url=URL, webhook_events=("failed",)), GenerationFailed("no"), {})
+        desk.job_store.holder.fail(
+            desk.start(webhook_url=URL, webhook_events=("failed",)), GenerationFailed("no"), {}
+        )
         assert events(outbox) == ["cancelled", "failed"]
 
     def test_is_nothing_without_a_url(self, desk: Desk, outbox: Outbox):
         claim = desk.start()
-        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
         assert events(outbox) == []
 
     def test_is_only_what_is_wanted(self, desk: Desk, outbox: Outbox):
         for _ in range(2):
             claim = desk.start(webhook_url=URL, webhook_events=("succeeded", "cancelled"))
-            desk.ledger.succeed(claim, a_result(claim), {})
+            desk.job_store.holder.succeed(claim, a_result(claim), {})
         assert events(outbox) == ["succeeded", "succeeded"]
 
     def test_is_one_start_however_often_a_job_is_begun(self, desk: Desk, outbox: Outbox):
         claim = desk.start(webhook_url=URL)
-        desk.ledger.requeue(claim, crashed=False)
+        desk.job_store.holder.requeue(claim, crashed=False)
         desk.claim()
         assert events(outbox) == ["started"]
 
     def test_is_told_once_though_replies_are_lost(self, desk: Desk, outbox: Outbox):
         claim = desk.start(webhook_url=URL, webhook_events=("succeeded",))
         for _ in range(3):
-            desk.ledger.succeed(claim, a_result(claim), {})
+            desk.job_store.holder.succeed(claim, a_result(claim), {})
         assert events(outbox) == ["succeeded"]
 
     def test_is_the_job_as_it_was_then(self, desk: Desk, outbox: Outbox):
         claim = desk.start(webhook_url=URL, owner="me", metadata={"a": "1"})
-        started = desk.ledger.get(claim.job.id)
+        started = desk.job_store.client.get(claim.job.id)
         desk.clock.advance(2)
-        desk.ledger.succeed(claim, a_result(claim), {"denoise": 1.5})
-        ended = desk.ledger.get(claim.job.id)
+        desk.job_store.holder.succeed(claim, a_result(claim), {"denoise": 1.5})
+        ended = desk.job_store.client.get(claim.job.id)
         assert [delivery.job for delivery in take_all(outbox)] == [started, ended]
 
     def test_of_a_deleted_job_is_not_told(self, desk: Desk, outbox: Outbox):
-        desk.ledger.delete(desk.submit(webhook_url=URL).id)
+        desk.job_store.client.delete(desk.submit(webhook_url=URL).id)
         assert events(outbox) == []
 
 
@@ -142,8 +144,8 @@ class TestADelivery:
         (entry,) = outbox.log(claim.job.id)
         assert (entry.event, entry.outcome, entry.error) == ("started", "failed", "the host is too slow")
         assert (entry.next_at - entry.at).total_seconds() == 5
-        desk.ledger.acknowledge_cancel(claim)
-        desk.ledger.delete(claim.job.id)
+        desk.job_store.holder.confirm_cancel(claim)
+        desk.job_store.client.delete(claim.job.id)
         assert outbox.log(claim.job.id) == []
         assert outbox.take(60) is None
         assert not keys_of(redis, "longcat:deliver*")
@@ -153,8 +155,8 @@ class TestADelivery:
     ):
         claim = desk.start(webhook_url=URL)
         delivery = outbox.take(60)
-        desk.ledger.acknowledge_cancel(claim)
-        desk.ledger.delete(claim.job.id)
+        desk.job_store.holder.confirm_cancel(claim)
+        desk.job_store.client.delete(claim.job.id)
         before = {key for key in keys_of(redis) if "in_flight" not in key}
         outbox.settle(delivery, attempt(delivery, "failed", status_code=500), 5)
         assert keys_of(redis) == before
@@ -163,7 +165,7 @@ class TestADelivery:
 
     def test_holds_no_copy_of_the_order(self, redis: Redis, desk: Desk):
         claim = desk.start(webhook_url=URL, metadata={"a": "planted"})
-        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
         stored = [redis.hgetall(key) for key in keys_of(redis, "longcat:delivery:*")]
         assert len(stored) == 2
         assert "red ball" not in str(stored)
@@ -207,7 +209,7 @@ class TestOwnersAndHosts:
     ):
         tell(desk, "a", "tarpit", 2)
         sent = outbox.take(60, 1)
-        desk.ledger.delete(sent.job.id)
+        desk.job_store.client.delete(sent.job.id)
         assert outbox.take(60, 1) is None
         fail(outbox, sent)
         assert outbox.take(60, 1) is not None
@@ -333,16 +335,20 @@ class TestWhatAnOlderReleaseWrote:
         job_id = self.write(redis, desk)
         assert outbox.backlog().num_deliveries == 1
         delivery = outbox.take(60)
-        assert (delivery.job, delivery.event, delivery.attempt) == (desk.ledger.get(job_id), "started", 1)
+        assert (delivery.job, delivery.event, delivery.attempt) == (
+            desk.job_store.client.get(job_id),
+            "started",
+            1,
+        )
         outbox.settle(delivery, attempt(delivery, status_code=200), None)
         assert outbox.backlog().num_deliveries == 0
         assert len(outbox.log(job_id)) == 1
 
     def test_is_removed_with_its_job(self, redis: Redis, desk: Desk, outbox: Outbox):
         job_id = self.write(redis, desk)
-        desk.ledger.cancel(job_id)
+        desk.job_store.client.cancel(job_id)
         desk.lose_lease()
-        desk.ledger.delete(job_id)
+        desk.job_store.client.delete(job_id)
         assert not keys_of(redis, "longcat:delivery:*")
         assert outbox.take(60) is None
 

@@ -6,9 +6,9 @@ import os
 import stat
 from pathlib import Path
 
-from jobs.private import close_to_others, make_private_folder, private_opener
+from jobs.private_files import close_to_others, make_private_folder, private_opener
 from jobs.settings import SharedSettings
-from jobs.storage import open_storage
+from jobs.storage.base import open_storage
 
 
 def mode(path: Path) -> int:

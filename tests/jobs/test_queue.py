@@ -21,9 +21,9 @@ from rq.serializers import JSONSerializer
 
 from jobs.connect import connect
 from jobs.errors import Unavailable
+from jobs.maintenance import sweep
 from jobs.queue import QUEUE_NAME, Ticket, TicketQueue, TicketWorker, consume
-from jobs.sweep import sweep
-from jobs.transitions import Ledger
+from jobs.store.job_store import JobStore
 from stack.redis_server import RedisServer, find_binary
 from tests.jobs.examples import LEASE_S, a_submission, keys_of
 from tests.waiting import wait_until
@@ -65,13 +65,13 @@ class TestDelivery:
             wait_until(lambda: taken)
 
     def test_a_surplus_ticket_falls_through(self, redis: Redis, tickets: TicketQueue):
-        ledger = Ledger(redis)
-        job = ledger.submit(a_submission())
+        job_store = JobStore(redis)
+        job = job_store.client.submit(a_submission())
         claims = []
         stop = Event()
 
         def on_ticket() -> None:
-            claims.append(ledger.claim("a", LEASE_S))
+            claims.append(job_store.holder.claim("a", LEASE_S))
             if len(claims) == 3:
                 stop.set()
 
@@ -198,18 +198,18 @@ class TestConsuming:
 
 class TestLostTickets:
     def test_a_job_whose_ticket_was_lost_with_a_worker_runs(self, redis: Redis, tickets: TicketQueue):
-        ledger = Ledger(redis)
-        job = ledger.submit(a_submission())
+        job_store = JobStore(redis)
+        job = job_store.client.submit(a_submission())
         tickets.deliver(job.id)
         redis.delete(f"rq:queue:{QUEUE_NAME}")
         claimed: list[str] = []
 
         def on_ticket() -> None:
-            claim = ledger.claim("a", LEASE_S)
+            claim = job_store.holder.claim("a", LEASE_S)
             assert claim is not None
             claimed.append(claim.job.id)
 
-        sweep(ledger, tickets)
+        sweep(job_store, tickets)
         consume(redis, on_ticket, lambda: bool(claimed))
         assert claimed == [job.id]
 

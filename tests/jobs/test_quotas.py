@@ -11,8 +11,8 @@ from redis import Redis
 
 from jobs.errors import LimitReached
 from jobs.order import InputFile
-from jobs.quotas import Quotas
-from jobs.transitions import Ledger
+from jobs.store.job_store import JobStore
+from jobs.store.quotas import Quotas
 from tests.jobs.examples import ORDER, Desk, a_submission
 
 DAY_S = 86400
@@ -72,7 +72,7 @@ class TestQueuedJobs:
         cancelled = desk.submit()
         desk.claim()
         desk.submit()
-        desk.ledger.cancel(cancelled.id)
+        desk.job_store.client.cancel(cancelled.id)
         desk.submit()
         limit_of(desk.submit)
 
@@ -86,35 +86,41 @@ class TestQueuedJobs:
     def test_that_are_submitted_again_are_no_new_ones(self, redis: Redis):
         desk = Desk.open(redis, quotas=Quotas(total_queued_jobs=1))
         submission = a_submission()
-        assert desk.ledger.submit(submission).id == desk.ledger.submit(submission).id
+        assert desk.job_store.client.submit(submission).id == desk.job_store.client.submit(submission).id
 
     def test_that_are_put_back_are_never_refused(self, redis: Redis):
         desk = Desk.open(redis, quotas=Quotas(total_queued_jobs=1))
         claim = desk.start()
         desk.submit()
-        assert desk.ledger.requeue(claim, crashed=False) == "queued"
+        assert desk.job_store.holder.requeue(claim, crashed=False) == "queued"
         limit_of(desk.submit)
 
     def test_are_exactly_so_many_whoever_comes_at_the_same_time(self, redis: Redis):
-        ledgers = [Ledger(redis, quotas=Quotas(owner_queued_jobs=7, total_queued_jobs=20)) for _ in range(4)]
+        job_stores = [
+            JobStore(redis, quotas=Quotas(owner_queued_jobs=7, total_queued_jobs=20)) for _ in range(4)
+        ]
 
         def submit(number: int) -> None:
-            ledgers[number % 4].submit(a_submission(owner=f"owner-{number % 5}"))
+            job_stores[number % 4].client.submit(a_submission(owner=f"owner-{number % 5}"))
 
         assert how_many_pass(submit, 100) == 20
-        queued = {f"owner-{i}": ledgers[0].of(f"owner-{i}").page(limit=100) for i in range(5)}
+        queued = {
+            f"owner-{i}": job_stores[0].for_owner(f"owner-{i}").client.page(limit=100) for i in range(5)
+        }
         assert max(len(jobs) for jobs in queued.values()) <= 7
 
 
 class TestRunningJobs:
     def test_are_exactly_so_many_whoever_claims_at_the_same_time(self, redis: Redis):
-        ledgers = [Ledger(redis, quotas=Quotas(owner_running_jobs=2, total_running_jobs=7)) for _ in range(4)]
+        job_stores = [
+            JobStore(redis, quotas=Quotas(owner_running_jobs=2, total_running_jobs=7)) for _ in range(4)
+        ]
         for number in range(60):
-            ledgers[0].submit(a_submission(owner=f"owner-{number % 5}"))
+            job_stores[0].client.submit(a_submission(owner=f"owner-{number % 5}"))
         with ThreadPoolExecutor(8) as pool:
-            claims = list(pool.map(lambda number: ledgers[number % 4].claim("a", 60.0), range(40)))
+            claims = list(pool.map(lambda number: job_stores[number % 4].holder.claim("a", 60.0), range(40)))
         running = [claim.job.owner for claim in claims if claim]
-        assert len(running) == ledgers[0].counts()["running"] == 7
+        assert len(running) == job_stores[0].client.counts()["running"] == 7
         assert max(running.count(owner) for owner in running) <= 2
 
 
@@ -138,8 +144,8 @@ class TestStoredInputs:
         assert refused.limit == "total_input_bytes_per_day"
 
     def test_are_counted_exactly_whoever_comes_at_the_same_time(self, redis: Redis):
-        ledger = Ledger(redis, quotas=Quotas(owner_input_bytes_per_day=100))
-        assert how_many_pass(lambda _: ledger.submit(a_submission(order=with_input(9))), 40) == 11
+        job_store = JobStore(redis, quotas=Quotas(owner_input_bytes_per_day=100))
+        assert how_many_pass(lambda _: job_store.client.submit(a_submission(order=with_input(9))), 40) == 11
 
 
 class TestRequests:
@@ -148,41 +154,41 @@ class TestRequests:
         desk = Desk.open(redis, quotas=Quotas(owner_requests_per_s=rate))
         for _ in range(2):
             for _ in range(rate):
-                desk.ledger.admit("a")
-            refused = limit_of(lambda: desk.ledger.admit("a"))
+                desk.job_store.client.count_request("a")
+            refused = limit_of(lambda: desk.job_store.client.count_request("a"))
             assert (refused.limit, refused.retry_after_s) == ("owner_requests_per_s", 1)
-            desk.ledger.admit("b")
+            desk.job_store.client.count_request("b")
             desk.clock.advance(1)
 
     def test_may_be_rarer_than_one_a_second(self, redis: Redis):
         desk = Desk.open(redis, quotas=Quotas(owner_requests_per_s=0.1))
-        desk.ledger.admit("a")
-        assert limit_of(lambda: desk.ledger.admit("a")).retry_after_s == 10
+        desk.job_store.client.count_request("a")
+        assert limit_of(lambda: desk.job_store.client.count_request("a")).retry_after_s == 10
         desk.clock.advance(10)
-        desk.ledger.admit("a")
+        desk.job_store.client.count_request("a")
 
     def test_that_are_refused_for_their_owner_cost_the_others_nothing(self, redis: Redis):
         desk = Desk.open(redis, quotas=Quotas(owner_requests_per_s=2, total_requests_per_s=4))
         for _ in range(2):
-            desk.ledger.admit("a")
+            desk.job_store.client.count_request("a")
         for _ in range(10):
-            assert limit_of(lambda: desk.ledger.admit("a")).limit == "owner_requests_per_s"
+            assert limit_of(lambda: desk.job_store.client.count_request("a")).limit == "owner_requests_per_s"
         for _ in range(2):
-            desk.ledger.admit("b")
-        assert limit_of(lambda: desk.ledger.admit("c")).limit == "total_requests_per_s"
+            desk.job_store.client.count_request("b")
+        assert limit_of(lambda: desk.job_store.client.count_request("c")).limit == "total_requests_per_s"
 
     def test_pass_exactly_so_many_whoever_comes_at_the_same_time(self, redis: Redis):
         desk = Desk.open(redis, quotas=Quotas(owner_requests_per_s=13))
-        assert how_many_pass(lambda _: desk.ledger.admit("a"), 60) == 13
+        assert how_many_pass(lambda _: desk.job_store.client.count_request("a"), 60) == 13
 
     def test_leave_no_keys_behind_once_paid_for(self, redis: Redis):
-        Desk.open(redis, quotas=Quotas(owner_requests_per_s=5)).ledger.admit("a")
+        Desk.open(redis, quotas=Quotas(owner_requests_per_s=5)).job_store.client.count_request("a")
         assert 0 < redis.pttl("longcat:rate:a") <= 61_000
 
 
 def test_without_limits_nothing_is_asked_of_redis_for_a_request(redis: Redis):
     before = redis.info("commandstats")
-    Ledger(redis).admit("a")
+    JobStore(redis).client.count_request("a")
     assert "cmdstat_evalsha" not in before or (
         redis.info("commandstats")["cmdstat_evalsha"] == before["cmdstat_evalsha"]
     )

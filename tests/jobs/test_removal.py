@@ -9,13 +9,13 @@ import pytest
 from redis import Redis
 
 from jobs.errors import JobNotFound, OutOfMemory, Unavailable
-from jobs.folder import FolderStorage
-from jobs.keys import input_key, state_key, thumbnail_key, video_key
-from jobs.storage import Storage, open_storage
-from jobs.sweep import orphans, remove_files, remove_files_of
+from jobs.maintenance import orphans, remove_files, remove_files_of
+from jobs.storage.base import Storage, open_storage
+from jobs.storage.folder import FolderStorage
+from jobs.storage.keys import input_key, state_key, thumbnail_key, video_key
 from tests.chaos import s3_proxy
 from tests.chaos.s3_proxy import faulty_s3
-from tests.jobs.examples import LATE_S, AwayStorage, Desk, SlowStorage, a_result, keys_of
+from tests.jobs.examples import LATE_UPLOAD_S, AwayStorage, Desk, SlowStorage, a_result, keys_of
 from tests.jobs.test_storage import s3_settings
 from tests.servers import S3Bucket
 from tests.waiting import wait_until
@@ -34,20 +34,20 @@ class TestOfJobsThatAreGone:
         other = store(storage, video_key("other", 1), tmp_path)
         store(storage, input_key(job.id, "image.png"), tmp_path)
         store(storage, video_key(job.id, 1), tmp_path)
-        desk.ledger.delete(job.id)
-        assert remove_files(desk.ledger, storage) == 1
+        desk.job_store.client.delete(job.id)
+        assert remove_files(desk.job_store, storage) == 1
         assert list(storage.keys("jobs/")) == [other]
-        assert desk.ledger.removals() == {}
+        assert desk.job_store.maintenance.due_file_removals() == {}
 
     def test_an_expired_job_leaves_no_file(self, redis: Redis, storage: FolderStorage, tmp_path: Path):
         desk = Desk.open(redis, retention_s=1000)
         job = desk.submit()
         store(storage, input_key(job.id, "image.png"), tmp_path)
-        desk.ledger.cancel(job.id)
+        desk.job_store.client.cancel(job.id)
         desk.clock.advance(1000)
-        assert remove_files(desk.ledger, storage) == 0
-        desk.ledger.sweep()
-        assert remove_files(desk.ledger, storage) == 1
+        assert remove_files(desk.job_store, storage) == 0
+        desk.job_store.maintenance.sweep()
+        assert remove_files(desk.job_store, storage) == 1
         assert list(storage.keys("jobs/")) == []
 
     def test_files_that_could_not_be_removed_are_removed_later(
@@ -55,10 +55,10 @@ class TestOfJobsThatAreGone:
     ):
         job = desk.submit()
         store(storage, video_key(job.id, 1), tmp_path)
-        desk.ledger.delete(job.id)
+        desk.job_store.client.delete(job.id)
         with pytest.raises(Unavailable):
-            remove_files(desk.ledger, AwayStorage(storage))
-        assert remove_files(desk.ledger, storage) == 1
+            remove_files(desk.job_store, AwayStorage(storage))
+        assert remove_files(desk.job_store, storage) == 1
         assert list(storage.keys("jobs/")) == []
 
     def test_what_arrives_behind_the_removal_is_removed_as_well(
@@ -67,25 +67,25 @@ class TestOfJobsThatAreGone:
         job, slow = desk.submit(), SlowStorage(storage)
         with pytest.raises(Unavailable):
             store(slow, state_key(job.id, "s/s"), tmp_path)
-        desk.ledger.delete(job.id)
-        assert remove_files(desk.ledger, storage) == 1
-        desk.clock.advance(LATE_S - 1)
-        assert remove_files(desk.ledger, storage) == 0
+        desk.job_store.client.delete(job.id)
+        assert remove_files(desk.job_store, storage) == 1
+        desk.clock.advance(LATE_UPLOAD_S - 1)
+        assert remove_files(desk.job_store, storage) == 0
         slow.finish()
         desk.clock.advance(1)
-        assert remove_files(desk.ledger, storage) == 1
+        assert remove_files(desk.job_store, storage) == 1
         assert list(storage.keys("jobs/")) == []
         desk.settle()
-        assert remove_files(desk.ledger, storage) == 0
+        assert remove_files(desk.job_store, storage) == 0
 
     def test_nobody_removes_files_by_deleting_the_ended_job_of_another(
         self, desk: Desk, storage: FolderStorage, tmp_path: Path
     ):
         claim = desk.start(owner="me")
         kept = store(storage, video_key(claim.job.id, 1), tmp_path)
-        desk.ledger.succeed(claim, a_result(claim), {})
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
         with pytest.raises(JobNotFound):
-            desk.ledger.of("you").delete(claim.job.id)
+            desk.job_store.for_owner("you").client.delete(claim.job.id)
         assert list(storage.keys("jobs/")) == [kept]
 
 
@@ -94,7 +94,7 @@ class TestOfJobsThatEnded:
         self, desk: Desk, storage: FolderStorage, tmp_path: Path
     ):
         first = desk.start()
-        desk.ledger.requeue(first, crashed=True)
+        desk.job_store.holder.requeue(first, crashed=True)
         claim = desk.claim()
         job_id = claim.job.id
         kept = [
@@ -103,17 +103,17 @@ class TestOfJobsThatEnded:
         ]
         for key in (video_key(job_id, 1), state_key(job_id, "s/s"), state_key(job_id, "piece/piece.mp4")):
             store(storage, key, tmp_path)
-        desk.ledger.succeed(claim, a_result(claim), {})
-        assert remove_files(desk.ledger, storage) == 1
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
+        assert remove_files(desk.job_store, storage) == 1
         assert sorted(storage.keys(f"jobs/{job_id}/")) == sorted(kept)
-        assert desk.ledger.removals() == {}
+        assert desk.job_store.maintenance.due_file_removals() == {}
 
     def test_of_a_failed_job_the_inputs_stay(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
         claim = desk.start()
         kept = store(storage, input_key(claim.job.id, "image.png"), tmp_path)
         store(storage, video_key(claim.job.id, 1), tmp_path)
-        desk.ledger.fail(claim, OutOfMemory("too large"), {})
-        remove_files_of(claim.job.id, desk.ledger, storage)
+        desk.job_store.holder.fail(claim, OutOfMemory("too large"), {})
+        remove_files_of(claim.job.id, desk.job_store, storage)
         assert list(storage.keys("jobs/")) == [kept]
 
     def test_a_state_that_arrives_behind_the_end_is_removed(
@@ -123,11 +123,11 @@ class TestOfJobsThatEnded:
         film = store(storage, video_key(claim.job.id, 1), tmp_path)
         with pytest.raises(Unavailable):
             store(slow, state_key(claim.job.id, "s/s"), tmp_path)
-        desk.ledger.succeed(claim, a_result(claim), {})
-        remove_files(desk.ledger, storage)
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
+        remove_files(desk.job_store, storage)
         slow.finish()
         desk.settle()
-        assert remove_files(desk.ledger, storage) == 1
+        assert remove_files(desk.job_store, storage) == 1
         assert list(storage.keys("jobs/")) == [film]
 
     def test_a_state_that_an_s3_store_finishes_behind_the_end_is_removed(
@@ -147,48 +147,48 @@ class TestOfJobsThatEnded:
             through = s3_settings(s3_bucket, s3_endpoint_url=proxy.url, s3_read_timeout_s=0.1)
             with pytest.raises(Unavailable):
                 store(open_storage(through), state_key(claim.job.id, "s/s"), tmp_path)
-            desk.ledger.acknowledge_cancel(claim)
-            remove_files(desk.ledger, well)
+            desk.job_store.holder.confirm_cancel(claim)
+            remove_files(desk.job_store, well)
             assert list(well.keys("jobs/")) == []
             may_go_on.set()
             wait_until(lambda: list(well.keys("jobs/")))
         desk.settle()
-        assert remove_files(desk.ledger, well) == 1
+        assert remove_files(desk.job_store, well) == 1
         assert list(well.keys("jobs/")) == []
 
     def test_what_is_stored_after_all_was_looked_through_is_looked_for_again(
         self, desk: Desk, storage: FolderStorage, tmp_path: Path
     ):
         claim = desk.start()
-        desk.ledger.acknowledge_cancel(claim)
-        remove_files(desk.ledger, storage)
+        desk.job_store.holder.confirm_cancel(claim)
+        remove_files(desk.job_store, storage)
         desk.settle()
-        remove_files(desk.ledger, storage)
+        remove_files(desk.job_store, storage)
         store(storage, state_key(claim.job.id, "s/s"), tmp_path)  # by a holder that had been stopped
-        desk.ledger.stored_late(claim.job.id)
-        assert remove_files(desk.ledger, storage) == 1
+        desk.job_store.maintenance.report_late_file(claim.job.id)
+        assert remove_files(desk.job_store, storage) == 1
         assert list(storage.keys("jobs/")) == []
 
     def test_a_job_that_was_never_begun_has_none_to_be_looked_for(self, desk: Desk):
-        desk.ledger.cancel(desk.submit().id)
-        assert desk.ledger.removals() == {}
+        desk.job_store.client.cancel(desk.submit().id)
+        assert desk.job_store.maintenance.due_file_removals() == {}
 
     def test_a_job_that_goes_while_it_is_looked_through_is_not_forgotten(self, desk: Desk):
         claim = desk.start()
-        desk.ledger.succeed(claim, a_result(claim), {})
-        seen = desk.ledger.removals()
+        desk.job_store.holder.succeed(claim, a_result(claim), {})
+        seen = desk.job_store.maintenance.due_file_removals()
         desk.clock.advance(1)
-        desk.ledger.delete(claim.job.id)
-        desk.ledger.removed(claim.job.id, seen[claim.job.id])
-        assert desk.ledger.removals().keys() == {claim.job.id}
+        desk.job_store.client.delete(claim.job.id)
+        desk.job_store.maintenance.confirm_file_removal(claim.job.id, seen[claim.job.id])
+        assert desk.job_store.maintenance.due_file_removals().keys() == {claim.job.id}
 
     def test_a_storage_that_is_away_is_asked_again(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
         claim = desk.start()
         store(storage, state_key(claim.job.id, "s/s"), tmp_path)
-        desk.ledger.acknowledge_cancel(claim)
+        desk.job_store.holder.confirm_cancel(claim)
         with pytest.raises(Unavailable):
-            remove_files(desk.ledger, AwayStorage(storage))
-        remove_files(desk.ledger, storage)
+            remove_files(desk.job_store, AwayStorage(storage))
+        remove_files(desk.job_store, storage)
         assert list(storage.keys("jobs/")) == []
 
 
@@ -196,39 +196,39 @@ class TestOfRequestsThatWereBrokenOff:
     def test_inputs_of_a_job_that_was_never_submitted_are_removed(
         self, redis: Redis, desk: Desk, storage: FolderStorage, tmp_path: Path
     ):
-        desk.ledger.reserve("broken-off")
+        desk.job_store.client.reserve("broken-off")
         slow = SlowStorage(storage)
         with pytest.raises(Unavailable):
             store(slow, input_key("broken-off", "image.png"), tmp_path)
-        assert remove_files(desk.ledger, storage) == 0
+        assert remove_files(desk.job_store, storage) == 0
         desk.settle()
-        assert remove_files(desk.ledger, storage) == 1
+        assert remove_files(desk.job_store, storage) == 1
         slow.finish()
         desk.settle()
-        assert remove_files(desk.ledger, storage) == 1
+        assert remove_files(desk.job_store, storage) == 1
         assert list(storage.keys("jobs/")) == []
         assert keys_of(redis) == set()
 
     def test_inputs_of_a_submitted_job_stay(self, desk: Desk, storage: FolderStorage, tmp_path: Path):
-        desk.ledger.reserve("abc")
+        desk.job_store.client.reserve("abc")
         key = store(storage, input_key("abc", "image.png"), tmp_path)
         desk.submit(id="abc")
-        desk.ledger.reserve("abc")
-        desk.clock.advance(3 * LATE_S)
-        assert remove_files(desk.ledger, storage) == 0
+        desk.job_store.client.reserve("abc")
+        desk.clock.advance(3 * LATE_UPLOAD_S)
+        assert remove_files(desk.job_store, storage) == 0
         assert list(storage.keys("jobs/")) == [key]
 
     def test_a_reservation_that_is_renewed_does_not_run_out(self, desk: Desk):
         for _ in range(3):
-            desk.ledger.reserve("large")
-            desk.clock.advance(LATE_S - 1)
+            desk.job_store.client.reserve("large")
+            desk.clock.advance(LATE_UPLOAD_S - 1)
         assert desk.submit(id="large").status == "queued"
 
     def test_with_a_reservation_that_ran_out_nothing_more_is_stored_or_submitted(self, desk: Desk):
-        desk.ledger.reserve("late")
+        desk.job_store.client.reserve("late")
         desk.settle()
         with pytest.raises(JobNotFound):
-            desk.ledger.reserve("late")
+            desk.job_store.client.reserve("late")
         with pytest.raises(JobNotFound):
             desk.submit(id="late")
 
@@ -238,9 +238,9 @@ def test_orphans_are_the_files_that_no_job_accounts_for(desk: Desk, storage: Fol
     store(storage, video_key(job.id, 1), tmp_path)
     deleted = desk.submit()
     store(storage, video_key(deleted.id, 1), tmp_path)
-    desk.ledger.delete(deleted.id)
-    desk.ledger.reserve("reserved")
+    desk.job_store.client.delete(deleted.id)
+    desk.job_store.client.reserve("reserved")
     store(storage, input_key("reserved", "image.png"), tmp_path)
     left_by_a_zombie = store(storage, video_key("nobodys", 1), tmp_path)
     store(storage, "notes/readme.txt", tmp_path)
-    assert list(orphans(desk.ledger, storage)) == [left_by_a_zombie]
+    assert list(orphans(desk.job_store, storage)) == [left_by_a_zombie]

@@ -26,8 +26,8 @@ def test_without_anything_set_everything_has_a_value():
 
 def test_how_late_a_file_may_come_follows_from_how_long_a_client_tries():
     settings = SharedSettings(s3_connect_timeout_s=1, s3_read_timeout_s=4)
-    assert settings.late_s == 3 * 3 * 5
-    assert SharedSettings().late_s == 315
+    assert settings.late_upload_s == 3 * 3 * 5
+    assert SharedSettings().late_upload_s == 315
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):

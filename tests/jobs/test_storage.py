@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from jobs.errors import DiskFull, KeyMissing, Unavailable
-from jobs.folder import CHUNK_BYTES, FolderStorage, write_atomically
-from jobs.keys import job_prefix, thumbnail_key, video_key
 from jobs.settings import SharedSettings
-from jobs.storage import Storage, open_storage
+from jobs.storage.base import Storage, open_storage
+from jobs.storage.folder import CHUNK_BYTES, FolderStorage, write_atomically
+from jobs.storage.keys import job_prefix, thumbnail_key, video_key
 from tests.servers import S3Bucket
 
 KEY = video_key("abc", 1)

@@ -1,7 +1,7 @@
 """Mutate one part of the code and print each mutant that no test notices, as a diff.
 
-`python -m tests.mutation model/spec` works on a copy of the tracked files, so the checkout stays as it is. The
-copy is kept; mutmut's own commands (`mutmut results`, `mutmut show`, `mutmut browse`) run there.
+`python -m tests.mutation model/spec` works on a copy of the tracked files, so the checkout does not change.
+The copy is kept: `mutmut results`, `mutmut show` and `mutmut browse` run there.
 """
 
 from __future__ import annotations

@@ -18,10 +18,11 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from jobs.capability import Capability
-from jobs.folder import FolderStorage
-from jobs.keys import thumbnail_key, timeline_key, video_key
 from jobs.record import Result
-from jobs.transitions import Claim, Ledger
+from jobs.storage.folder import FolderStorage
+from jobs.storage.keys import thumbnail_key, timeline_key, video_key
+from jobs.store.holder import Lease
+from jobs.store.job_store import JobStore
 from model.spec.shapes import Limits
 from service.app import create_app
 from service.http.protocol import server_options
@@ -133,27 +134,27 @@ def serving(app: FastAPI) -> Iterator[int]:
 class Worker:
     """Does what a worker does, step by step, without generating anything."""
 
-    ledger: Ledger
+    job_store: JobStore
     storage: FolderStorage
     folder: Path
 
-    def claim(self) -> Claim:
-        claim = self.ledger.claim("by hand", lease_s=600.0)
+    def claim(self) -> Lease:
+        claim = self.job_store.holder.claim("by hand", lease_s=600.0)
         assert claim is not None
         return claim
 
-    def succeed(self, claim: Claim, film: bytes = b"a film", still: bytes = b"a still") -> None:
+    def succeed(self, claim: Lease, film: bytes = b"a film", still: bytes = b"a still") -> None:
         keys = video_key(claim.job.id, claim.attempt), thumbnail_key(claim.job.id, claim.attempt)
         trace = json.dumps({"traceEvents": [{"name": "denoise", "args": {"job": claim.job.id}}]})
         files = {keys[0]: film, keys[1]: still, timeline_key(keys[0]): trace.encode()}
         for key, content in files.items():
             (self.folder / "upload").write_bytes(content)
             self.storage.put(key, self.folder / "upload", "")
-        self.ledger.begin_upload(claim)
-        self.ledger.succeed(claim, self.result(claim, film, *keys), {"denoise": 1.5})
+        self.job_store.holder.begin_upload(claim)
+        self.job_store.holder.succeed(claim, self.result(claim, film, *keys), {"denoise": 1.5})
 
     @staticmethod
-    def result(claim: Claim, film: bytes, video: str, thumbnail: str) -> Result:
+    def result(claim: Lease, film: bytes, video: str, thumbnail: str) -> Result:
         order = claim.job.order
         return Result(
             video_key=video,
@@ -171,7 +172,7 @@ class Worker:
 
 @pytest.fixture
 def worker(redis: Redis, settings: Settings, tmp_path: Path) -> Worker:
-    return Worker(Ledger(redis), FolderStorage(Path(settings.storage_location)), tmp_path)
+    return Worker(JobStore(redis), FolderStorage(Path(settings.storage_location)), tmp_path)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from jobs import connect
 from jobs.errors import UnfitServer
-from jobs.quotas import Quotas
+from jobs.store.quotas import Quotas
 from service.app import create_app
 from service.settings import Settings
 from tests.servers import answers, free_port

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from starlette.datastructures import Headers
 
 from service.app import create_app
+from service.http.origins import Origins, Sender
 from service.keys import ApiKeys
-from service.origins import Origins, Sender
 from service.settings import Settings
 from tests.service.conftest import CAPABILITY, settings_for
 

@@ -84,7 +84,9 @@ class TestInABrowser:
         page.click("text=Generate")
         page.wait_for_selector("text=number 1 in the queue")
         claim = worker.claim()
-        worker.ledger.beat(claim, Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0))
+        worker.job_store.holder.renew_lease(
+            claim, Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0)
+        )
         page.wait_for_selector("text=denoise · step 2 of 4 · 3 s left")
         worker.succeed(claim, film=clip(), still=encoded(picture(), "JPEG"))
         page.wait_for_selector(".job[data-status=succeeded] video[src]")
@@ -142,7 +144,7 @@ class TestInABrowser:
             page.fill("textarea", text)
             page.click("text=Generate")
             page.wait_for_selector(f".prompt:has-text('{text[:30]}')")
-        worker.ledger.beat(
+        worker.job_store.holder.renew_lease(
             worker.claim(), Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0)
         )
         page.wait_for_selector("text=denoise · step 2 of 4 · 3 s left")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from jobs.errors import OutOfMemory
-from jobs.outbox import Attempt, Outbox
-from jobs.transitions import Ledger
+from jobs.store.job_store import JobStore
+from jobs.store.outbox import Attempt, Outbox
 from tests.service.media import encoded, picture
 
 MARK = "planted-7f3a"
@@ -71,11 +71,11 @@ def run_to(status, job_id, client, worker) -> None:
     if status in {"queued", "cancelled"}:
         return
     claim = worker.claim()
-    worker.ledger.remember(claim, {"note": MARK})
+    worker.job_store.holder.save_checkpoint(claim, {"note": MARK})
     if status == "succeeded":
         worker.succeed(claim)
     if status == "failed":
-        worker.ledger.fail(claim, OutOfMemory(f"does not fit: {MARK}"), {})
+        worker.job_store.holder.fail(claim, OutOfMemory(f"does not fit: {MARK}"), {})
 
 
 class TestADeletedJob:
@@ -91,7 +91,7 @@ class TestADeletedJob:
         claim = worker.claim()
         send_in_vain(redis)
         assert client.delete(f"/jobs/{planted}").status_code == 202
-        worker.ledger.acknowledge_cancel(claim)
+        worker.job_store.holder.confirm_cancel(claim)
         assert keys_with(redis, MARK) == []
 
     def test_leaves_nothing_though_its_webhook_is_being_sent(self, client, worker, redis, planted):
@@ -109,7 +109,7 @@ class TestADeletedJob:
             claimed = order(webhook_url="http://example.com/hook")["id"]
             claim = worker.claim()
             client.delete(f"/jobs/{claimed}")
-            worker.ledger.acknowledge_cancel(claim)
+            worker.job_store.holder.confirm_cancel(claim)
             order(webhook_url="http://example.com/hook")
             for job in client.get("/jobs").json()["jobs"]:
                 client.delete(f"/jobs/{job['id']}")
@@ -122,7 +122,7 @@ def test_an_expired_job_leaves_nothing_that_was_sent(client, worker, redis, plan
     run_to(status, planted, client, worker)
     send_in_vain(redis)
     later = int(redis.time()[0]) * 1000 + WEEK_MS
-    assert Ledger(redis, clock=lambda: later).sweep().expired == (planted,)
+    assert JobStore(redis, clock=lambda: later).sweep().expired == (planted,)
     assert keys_with(redis, MARK) == []
 
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from jobs.errors import LongCatError
-from service.error_table import classes, document
 from service.errors import STATUS, status_of
+from service.openapi.error_table import classes, document
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "errors.md"
 ROW = re.compile(r"\| `(\w+)` \| (\d*) \| (|yes) \| (|yes) \| (.+) \|")
@@ -20,7 +20,7 @@ def rows():
 
 
 def test_the_document_is_made_from_the_classes():
-    assert DOCUMENT.read_text() == document(), "run: python -m service.error_table > docs/errors.md"
+    assert DOCUMENT.read_text() == document(), "run: python -m service.openapi.error_table > docs/errors.md"
 
 
 def test_every_class_has_a_code_of_its_own():

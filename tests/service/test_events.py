@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from jobs.events import changed_jobs
 from jobs.record import Progress
-from jobs.submission import Submission
+from jobs.store.events import changed_jobs
+from jobs.store.submission import Submission
 from service.keys import ApiKeys
 from tests.servers import answers, free_port
 from tests.waiting import wait_until
@@ -66,7 +66,7 @@ def test_a_job_is_told_from_the_queue_to_its_end(live, job_id, worker):
         claim = worker.claim()
         _, kind, job = next(told)
         assert (kind, job["status"]) == ("status", "running")
-        worker.ledger.beat(claim, step(1))
+        worker.job_store.holder.renew_lease(claim, step(1))
         _, kind, job = next(told)
         assert (kind, job["progress"]["step"]) == ("progress", 1)
         worker.succeed(claim)
@@ -79,7 +79,7 @@ def test_whoever_comes_back_goes_on_where_it_left(live, job_id, worker):
     claim = worker.claim()
     with watching(live, job_id) as told:
         seen, _, _ = next(told)
-    worker.ledger.beat(claim, step(2))
+    worker.job_store.holder.renew_lease(claim, step(2))
     with watching(live, job_id, last_event_id=seen) as told:
         event_id, _, job = next(told)
         assert job["progress"]["step"] == 2
@@ -94,10 +94,10 @@ def test_a_job_that_ended_long_ago_is_told_in_one_event(live, job_id, worker, af
 
 
 def test_a_waiting_job_is_told_its_place_in_the_queue(live, job_id, worker):
-    other = worker.ledger.get(job_id)
+    other = worker.job_store.client.get(job_id)
     with watching(live, job_id) as told:
         assert next(told)[2]["queue_position"] == 1
-        worker.ledger.submit(Submission(id="first", order=other.order, priority="high"))
+        worker.job_store.client.submit(Submission(id="first", order=other.order, priority="high"))
         _, kind, job = next(told)
         assert (kind, job["queue_position"]) == ("progress", 2)
 
@@ -105,7 +105,7 @@ def test_a_waiting_job_is_told_its_place_in_the_queue(live, job_id, worker):
 def test_the_stream_ends_when_the_job_is_deleted(live, job_id, worker):
     with watching(live, job_id) as told:
         assert next(told)[1] == "status"
-        worker.ledger.delete(job_id)
+        worker.job_store.client.delete(job_id)
         assert [kind for _, kind, _ in told] in ([], ["done"])
 
 
@@ -140,13 +140,13 @@ class TestTheEnd:
     def test_comes_when_the_key_is_revoked(self, live, redis, worker, job_id):
         keys = ApiKeys(redis)
         mine, other = keys.create("me"), keys.create("me")
-        order = worker.ledger.get(job_id).order
-        worker.ledger.submit(Submission(id="mine", order=order, owner="me"))
+        order = worker.job_store.client.get(job_id).order
+        worker.job_store.client.submit(Submission(id="mine", order=order, owner="me"))
         with connected(live, "mine", mine) as ends, connected(live, "mine", other) as goes_on:
             assert (ends.status, goes_on.status) == (200, 200)
             keys.revoke(mine.split("_")[1])
             assert rest_of(ends).endswith(b": you may no longer see this\n\n")
-            worker.ledger.cancel("mine")
+            worker.job_store.client.cancel("mine")
             assert b"event: done" in rest_of(goes_on)
 
     def test_comes_before_the_service_ends(self, redis, redis_server, worker, job_id, tmp_path):
@@ -197,9 +197,9 @@ class TestTheLimits:
     def test_of_one_owner_leave_the_streams_of_others_alone(self, live, redis, worker, job_id, limited):
         limited(owner_event_streams=1)
         keys = ApiKeys(redis)
-        order = worker.ledger.get(job_id).order
+        order = worker.job_store.client.get(job_id).order
         for owner in ("me", "you"):
-            worker.ledger.submit(Submission(id=owner, order=order, owner=owner))
+            worker.job_store.client.submit(Submission(id=owner, order=order, owner=owner))
         with connected(live, "me", keys.create("me")) as mine:
             mine.readline()
             with connected(live, "you", keys.create("you")) as yours:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from service.errors import UnusableInput
-from service.fetch import FetchLimits, fetch
+from service.inputs.fetch import FetchLimits, fetch
 from tests.service.hosts import host, redirecting, sending
 
 LIMITS = FetchLimits(allow_private=True)
@@ -81,7 +81,7 @@ def test_a_redirect_out_of_http_is_refused(elsewhere):
 
 def test_a_redirect_into_our_own_network_is_refused(monkeypatch):
     """The first host counts as public here; the one it points to does not."""
-    monkeypatch.setattr("service.addresses.is_public", lambda address: str(address) != "127.0.0.2")
+    monkeypatch.setattr("service.inputs.addresses.is_public", lambda address: str(address) != "127.0.0.2")
     private = pytest.raises(UnusableInput, match="not in the public internet")
     with host(redirecting("http://127.0.0.2:80/latest/meta-data")) as url, private:
         fetched(url, FetchLimits())

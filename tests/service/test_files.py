@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.folder import FolderStorage
+from jobs.storage.folder import FolderStorage
 
 FILM = bytes(range(256)) * 5000  # several chunks
 

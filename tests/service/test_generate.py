@@ -15,8 +15,8 @@ from redis import Redis
 
 from jobs.queue import TicketQueue
 from service.app import create_app
-from service.bodies import GenerateRequest
-from service.reading import REPEATED, TEXTS
+from service.inputs.body import REPEATED, TEXTS
+from service.jobs.bodies import GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import clip, encoded, in_base64, picture

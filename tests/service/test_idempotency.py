@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 
 from jobs.errors import Unavailable
 from jobs.queue import TicketQueue
-from service import submission
 from service.app import create_app
+from service.jobs import submission
 from tests.service.conftest import settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import clip, encoded, picture

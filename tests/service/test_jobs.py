@@ -19,7 +19,9 @@ def test_a_job_is_shown_as_it_goes(client, order, worker):
     url = f"/jobs/{order(seed=3)['id']}"
     claim = worker.claim()
     assert client.get(url).json()["status"] == "running"
-    worker.ledger.beat(claim, Progress(phase="denoise", step=1, num_steps=4, fraction=0.25, eta_s=3.0))
+    worker.job_store.holder.renew_lease(
+        claim, Progress(phase="denoise", step=1, num_steps=4, fraction=0.25, eta_s=3.0)
+    )
     shown = client.get(url).json()
     assert (shown["attempt"], shown["queue_position"]) == (1, None)
     step = {"phase": "denoise", "step": 1, "num_steps": 4, "segment": 0, "num_segments": 1}
@@ -37,7 +39,7 @@ def test_a_job_is_shown_as_it_goes(client, order, worker):
 
 def test_a_failed_job_answers_200_and_says_why(client, order, worker):
     url = f"/jobs/{order()['id']}"
-    worker.ledger.fail(worker.claim(), OutOfMemory("does not fit"), {})
+    worker.job_store.holder.fail(worker.claim(), OutOfMemory("does not fit"), {})
     answer = client.get(url)
     assert answer.status_code == 200
     assert answer.json()["error"] == {"code": "out_of_memory", "message": "does not fit", "retryable": False}
@@ -112,14 +114,14 @@ class TestCancel:
     def test_ends_a_queued_job_at_once(self, client, order, worker):
         answer = client.post(f"/jobs/{order()['id']}/cancel")
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-        assert worker.ledger.claim("by hand", 30.0) is None
+        assert worker.job_store.holder.claim("by hand", 30.0) is None
 
     def test_asks_the_holder_of_a_running_job(self, client, order, worker):
         url = f"/jobs/{order()['id']}"
         claim = worker.claim()
         assert client.post(f"{url}/cancel").json()["status"] == "running"
-        assert worker.ledger.beat(claim) == "cancel"
-        worker.ledger.acknowledge_cancel(claim)
+        assert worker.job_store.holder.renew_lease(claim) == "cancel"
+        worker.job_store.holder.confirm_cancel(claim)
         assert client.get(url).json()["status"] == "cancelled"
 
     def test_may_be_said_twice(self, client, order):
@@ -150,14 +152,14 @@ class TestDelete:
 
     def test_of_a_queued_job_takes_it_out_of_the_queue(self, client, order, worker):
         client.delete(f"/jobs/{order()['id']}")
-        assert worker.ledger.claim("by hand", 30.0) is None
+        assert worker.job_store.holder.claim("by hand", 30.0) is None
 
     def test_of_a_running_job_waits_until_its_holder_lets_go(self, client, order, worker, app):
         job = order(image={"base64": in_base64(encoded(picture()))})
         claim = worker.claim()
         assert client.delete(f"/jobs/{job['id']}").status_code == 202
-        assert worker.ledger.beat(claim) == "cancel"
-        worker.ledger.acknowledge_cancel(claim)
+        assert worker.job_store.holder.renew_lease(claim) == "cancel"
+        worker.job_store.holder.confirm_cancel(claim)
         assert client.get(f"/jobs/{job['id']}").status_code == 404
         tidy(app.state.backend)
         assert list(worker.storage.keys(f"jobs/{job['id']}/")) == []

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from redis import Redis
 
 from service.app import create_app
-from service.auth import OpenToAll, check_exposure, is_exposed
 from service.keys import KEYS, LAST_USED, PRESET_OWNER, ApiKeys, Grant, UnfitOwner
+from service.keys.authentication import OpenToAll, check_exposure, is_exposed
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.spec.shapes import GenerationParams, Limits, resolve
-from service.lengths import length_of, length_of_extension, parse_seconds, seconds_text
+from service.jobs.extensions import length_of, length_of_extension, parse_seconds, seconds_text
 from tests.service.conftest import LIMITS
 
 RELEASED = Limits.from_json({})

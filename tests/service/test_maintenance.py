@@ -10,10 +10,10 @@ import pytest
 
 from jobs.errors import Unavailable
 from jobs.queue import TicketQueue
-from jobs.transitions import Ledger
-from service import submission
-from service.maintenance import Maintenance
-from service.reading import Body
+from jobs.store.job_store import JobStore
+from service.inputs.body import Body
+from service.jobs import submission
+from service.ops.maintenance import Maintenance
 from tests.service.media import encoded, in_base64, picture
 from tests.service.working import tidy
 from tests.waiting import wait_until
@@ -29,8 +29,8 @@ def backend(app):
 def at(backend, seconds_later):
     """The same backend, later."""
     now_s = int(backend.redis.time()[0])
-    ledger = Ledger(backend.redis, clock=lambda: (now_s + seconds_later) * 1000)
-    return replace(backend, ledger=ledger)
+    job_store = JobStore(backend.redis, clock=lambda: (now_s + seconds_later) * 1000)
+    return replace(backend, job_store=job_store)
 
 
 def test_a_lost_ticket_is_delivered_again(order, backend, redis):
@@ -45,7 +45,7 @@ def test_a_lost_ticket_is_delivered_again(order, backend, redis):
 
 def test_the_job_of_a_silent_worker_is_queued_again(order, worker, backend, client):
     job = order()
-    worker.ledger.claim("by hand", lease_s=30.0)
+    worker.job_store.holder.claim("by hand", lease_s=30.0)
     for later in range(0, 121, 5):
         tidy(at(backend, later))
     assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
@@ -61,7 +61,7 @@ def test_an_expired_job_takes_its_files_along(order, worker, backend, client):
 
 
 def test_files_of_an_order_that_was_broken_off_are_removed(worker, backend):
-    worker.ledger.reserve("broken-off")
+    worker.job_store.client.reserve("broken-off")
     (worker.folder / "input").write_bytes(b"x")
     worker.storage.put("jobs/broken-off/inputs/image.png", worker.folder / "input", "image/png")
     tidy(at(backend, 2 * 3600))
@@ -83,7 +83,7 @@ def test_a_process_that_dies_before_its_order_is_queued_leaves_no_files(worker, 
 
 
 def test_an_order_that_took_too_long_to_store_may_be_sent_again(client, backend, monkeypatch):
-    monkeypatch.setattr(backend.ledger, "reserve", Ledger(backend.redis, late_s=0.0).reserve)
+    monkeypatch.setattr(backend.job_store, "reserve", JobStore(backend.redis, late_upload_s=0.0).reserve)
     answer = client.post("/generate", json=WITH_IMAGE)
     assert answer.status_code == 503
     assert "try again" in answer.json()["error"]["message"]
@@ -96,10 +96,10 @@ def often(backend, **changes):
 
 
 class Stumbling:
-    """A ledger whose sweep fails a few times, each time otherwise."""
+    """A job_store whose sweep fails a few times, each time otherwise."""
 
-    def __init__(self, ledger, problems):
-        self._ledger = ledger
+    def __init__(self, job_store, problems):
+        self._job_store = job_store
         self._problems = problems
         self.swept = 0
 
@@ -107,16 +107,16 @@ class Stumbling:
         if self._problems:
             raise self._problems.pop(0)
         self.swept += 1
-        return self._ledger.sweep()
+        return self._job_store.maintenance.sweep()
 
     def __getattr__(self, name):
-        return getattr(self._ledger, name)
+        return getattr(self._job_store, name)
 
 
 def test_a_round_that_fails_does_not_end_the_rest(backend, redis, caplog):
-    ledger = Stumbling(backend.ledger, [Unavailable("away"), ZeroDivisionError("a mistake")])
-    with caplog.at_level(logging.WARNING), Maintenance(often(backend, ledger=ledger)):
-        wait_until(lambda: ledger.swept >= 2)
+    job_store = Stumbling(backend.job_store, [Unavailable("away"), ZeroDivisionError("a mistake")])
+    with caplog.at_level(logging.WARNING), Maintenance(often(backend, job_store=job_store)):
+        wait_until(lambda: job_store.swept >= 2)
     assert "sweep put off: away" in caplog.text
     assert "a mistake" in caplog.text
 
@@ -133,10 +133,10 @@ class Hanging:
 
 
 def test_a_storage_that_hangs_does_not_hold_up_leases(order, backend, redis):
-    hasty = Ledger(redis, late_s=0.0)
+    hasty = JobStore(redis, late_upload_s=0.0)
     hasty.reserve("broken-off")
-    ledger, storage = Stumbling(hasty, []), Hanging()
-    with Maintenance(often(backend, ledger=ledger, storage=storage)):
+    job_store, storage = Stumbling(hasty, []), Hanging()
+    with Maintenance(often(backend, job_store=job_store, storage=storage)):
         assert storage.asked.wait(30)
         redis.delete("rq:queue:longcat")
         order()

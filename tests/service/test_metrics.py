@@ -7,9 +7,9 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.capability import Seat
+from jobs.capability import GroupRegistration
 from jobs.errors import OutOfMemory
-from service.metrics import BOUNDS, SERIES
+from service.ops.metrics import BOUNDS, SERIES
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def test_every_series_is_announced_before_there_is_anything(client):
 
 
 def test_a_job_is_measured_from_its_order_to_its_end(order, worker, numbers, redis):
-    Seat(redis, "by hand").publish("busy", ranks=2)
+    GroupRegistration(redis, "by hand").publish("busy", ranks=2)
     order(priority="high")
     worker.succeed(worker.claim())
-    worker.ledger.fail(order() and worker.claim(), OutOfMemory("does not fit"), {})
+    worker.job_store.holder.fail(order() and worker.claim(), OutOfMemory("does not fit"), {})
     found = numbers()
     assert found["longcat_wait_seconds_count", "high"] == 1
     assert found["longcat_run_seconds_count", "text_to_video"] == 2

@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, OpenAI, omit
 
 from jobs.errors import OutOfMemory
 from jobs.record import Progress
-from jobs.submission import Submission
+from jobs.store.submission import Submission
 from tests.service.media import clip, encoded, in_base64, picture
 from tests.service.working import working
 
@@ -52,7 +52,7 @@ class TestWaiting:
 
     def test_create_and_poll_gives_the_failed_video(self, videos, worker):
         def fail(claim):
-            worker.ledger.fail(claim, OutOfMemory("does not fit"), {})
+            worker.job_store.holder.fail(claim, OutOfMemory("does not fit"), {})
 
         with working(worker, fail):
             video = videos.create_and_poll(prompt="a red ball")
@@ -141,7 +141,7 @@ class TestLookingAfter:
     def test_retrieve_shows_progress_in_whole_percent(self, videos, worker):
         video = videos.create(prompt="a red ball")
         claim = worker.claim()
-        worker.ledger.beat(claim, Progress(phase="denoise", fraction=0.678, eta_s=8.0))
+        worker.job_store.holder.renew_lease(claim, Progress(phase="denoise", fraction=0.678, eta_s=8.0))
         shown = videos.with_raw_response.retrieve(video.id)
         assert (shown.parse().status, shown.parse().progress) == ("in_progress", 67)
         assert shown.headers["openai-poll-after-ms"] == "2000"
@@ -192,8 +192,8 @@ class TestLookingAfter:
         video = videos.create(prompt="a red ball")
         claim = worker.claim()
         assert videos.delete(video.id).deleted
-        assert worker.ledger.beat(claim) == "cancel"
-        worker.ledger.acknowledge_cancel(claim)
+        assert worker.job_store.holder.renew_lease(claim) == "cancel"
+        worker.job_store.holder.confirm_cancel(claim)
         with pytest.raises(openai.NotFoundError):
             videos.retrieve(video.id)
 
@@ -286,7 +286,7 @@ class TestAVideoOfAnyId:
     def video_123(self, videos, worker):
         videos.create(prompt="a red ball")
         order = worker.claim().job.order
-        worker.ledger.submit(Submission(id="video_123", order=order))
+        worker.job_store.client.submit(Submission(id="video_123", order=order))
         worker.succeed(worker.claim(), film=FILM)
 
     def test_is_retrieved(self, videos):

@@ -8,7 +8,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from openapi_spec_validator import validate
 
-from service.openapi import examples
+from service.openapi.schema import examples
 from tests.service.conftest import TASKS
 
 EXAMPLES = examples()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.order import Order
 from model.spec.shapes import Clip, GenerationParams, Size, resolve
-from service.bodies import MAX_SEED, GenerateRequest
+from service.jobs.bodies import MAX_SEED, GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, TASKS
 from tests.service.media import clip, encoded, in_base64, picture
 
@@ -129,13 +129,13 @@ def check_order(order: Order) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(body=LEGAL | NEARLY_LEGAL | ANYTHING)
 def test_an_accepted_request_is_an_order_that_the_model_accepts(client, worker, body):
-    before = sum(worker.ledger.counts().values())
+    before = sum(worker.job_store.client.counts().values())
     answer = client.post("/generate", json=body)
-    queued = sum(worker.ledger.counts().values()) - before
+    queued = sum(worker.job_store.client.counts().values()) - before
     event(f"answered {answer.status_code}")
     if answer.status_code == 202:
         assert queued == 1
-        check_order(worker.ledger.get(answer.json()["id"]).order)
+        check_order(worker.job_store.client.get(answer.json()["id"]).order)
     else:
         assert (answer.status_code, queued) == (422, 0)
         assert answer.json()["error"]["field"].partition(".")[0] in GenerateRequest.model_fields

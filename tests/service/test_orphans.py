@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.keys import state_key, video_key
-from service.orphans import main
+from jobs.storage.keys import state_key, video_key
+from service.ops.orphans import main
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_what_the_operator_does_not_allow_is_refused_by_a_code_of_its_own(client
     assert (answer.status_code, answer.json()) == (422, {"error": error})
     answer = client.post("/v1/videos", json=BALANCED)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "quality_not_allowed")
-    assert sum(worker.ledger.counts().values()) == 0
+    assert sum(worker.job_store.client.counts().values()) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import RangeNotSatisfiable
-from service.ranges import wanted_range
+from service.http.ranges import wanted_range
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,8 @@ def test_lines_about_an_order_name_request_and_job(client, caplog):
             names.append({"logger": record.name, **current_names()})
 
     handler = Naming()
-    logging.getLogger("service.submission").addHandler(handler)
+    logging.getLogger("service.jobs.submission").addHandler(handler)
     with caplog.at_level(logging.INFO):
         job = client.post("/generate", json={"prompt": "a ball"}, headers={"X-Request-Id": "mine-2"}).json()
-    logging.getLogger("service.submission").removeHandler(handler)
-    assert names == [{"logger": "service.submission", "request_id": "mine-2", "job_id": job["id"]}]
+    logging.getLogger("service.jobs.submission").removeHandler(handler)
+    assert names == [{"logger": "service.jobs.submission", "request_id": "mine-2", "job_id": job["id"]}]

@@ -17,7 +17,7 @@ from tests.collector import collecting
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.waiting import wait_until
 from worker.stages import Stage, Stages, Untold
-from worker.tracing import TracedJob, spans_of
+from worker.supervisor.tracing import TracedJob, spans_of
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{CALLER}-01"
@@ -114,7 +114,7 @@ def test_a_job_that_nobody_traced_so_far_is_a_trace_of_its_own(client, order, co
 
 def test_a_later_attempt_stands_beside_the_first_and_did_not_wait_again(traced, collector, worker, ours):
     order(traced, traceparent=TRACEPARENT)
-    worker.ledger.requeue(run(worker, ours, "queued"), crashed=True)
+    worker.job_store.holder.requeue(run(worker, ours, "queued"), crashed=True)
     run(worker, ours)
     wait_until(lambda: len(named(collector, "run")) == 2)
     first, second = named(collector, "run")
@@ -166,7 +166,8 @@ def test_without_the_package_nothing_is_traced_and_the_log_says_why(monkeypatch,
 
 def test_who_does_not_trace_imports_nothing_for_it(redis_server, tmp_path):
     script = (
-        "import sys, worker.crew; from service.app import create_app; from service.settings import Settings\n"
+        "import sys, worker.supervisor.app\n"
+        "from service.app import create_app\nfrom service.settings import Settings\n"
         f"create_app(Settings(redis_url={redis_server!r}, data_dir={str(tmp_path)!r}))\n"
         "print([name for name in sys.modules if name.startswith(('jobs.otel', 'opentelemetry.exporter'))])"
     )

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from service.uploads import remove_abandoned, upload_folder
+from service.inputs.uploads import remove_abandoned, upload_folder
 
 DIES_IN_A_REQUEST = """
 import os, pathlib, signal, sys
-from service.uploads import upload_folder
+from service.inputs.uploads import upload_folder
 with upload_folder(pathlib.Path(sys.argv[1])) as folder:
     (folder / "clip.received").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

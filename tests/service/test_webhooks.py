@@ -21,11 +21,11 @@ from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from jobs.errors import InvalidRequest, OutOfMemory
-from jobs.keys import new_job_id
-from jobs.outbox import Outbox
-from jobs.submission import Submission
+from jobs.storage.keys import new_job_id
+from jobs.store.outbox import Outbox
+from jobs.store.submission import Submission
 from service.app import create_app
-from service.fetch import default_tls
+from service.inputs.fetch import default_tls
 from service.webhooks import receivers
 from service.webhooks.courier import RETRY_AFTER_S, Courier
 from service.webhooks.receivers import WebhookReceivers
@@ -122,7 +122,7 @@ class TestAWebhook:
 
     def test_tells_what_was_asked_for_alone(self, client, order, worker, receiver, post):
         order(webhook_url=receiver.url, webhook_events=["failed", "cancelled"])
-        worker.ledger.fail(worker.claim(), OutOfMemory("does not fit"), {})
+        worker.job_store.holder.fail(worker.claim(), OutOfMemory("does not fit"), {})
         client.post(f"/jobs/{order(webhook_url=receiver.url)['id']}/cancel")
         post().deliver_all()
         assert sorted(receiver.types) == ["job.cancelled", "job.failed"]
@@ -394,13 +394,13 @@ class TestTheThreads:
 @pytest.fixture
 def tell(order, worker):
     """Has webhooks of an owner to be sent, one for each call."""
-    job = worker.ledger.get(order()["id"])
+    job = worker.job_store.client.get(order()["id"])
 
     def cancelled(owner, url):
-        submitted = worker.ledger.submit(
+        submitted = worker.job_store.client.submit(
             Submission(id=new_job_id(), order=job.order, owner=owner, webhook_url=url)
         )
-        worker.ledger.cancel(submitted.id)
+        worker.job_store.client.cancel(submitted.id)
         return submitted.id
 
     return cancelled

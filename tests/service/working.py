@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jobs.maintenance import remove_files, sweep
 from jobs.record import Progress
-from jobs.sweep import remove_files, sweep
-from jobs.transitions import Claim
+from jobs.store.holder import Lease
 from service.backend import Backend
 
 HALFWAY = Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=0.1)
 
 
 @contextmanager
-def working(worker: Any, end: Callable[[Claim], object]) -> Iterator[None]:
+def working(worker: Any, end: Callable[[Lease], object]) -> Iterator[None]:
     """Jobs are begun, brought halfway and ended with `end`, as long as the context is open."""
     stopped = threading.Event()
 
     def run() -> None:
         while not stopped.wait(0.02):
-            if claim := worker.ledger.claim("in a thread", lease_s=600.0):
-                worker.ledger.beat(claim, HALFWAY)
+            if claim := worker.job_store.holder.claim("in a thread", lease_s=600.0):
+                worker.job_store.holder.renew_lease(claim, HALFWAY)
                 end(claim)
 
     thread = threading.Thread(target=run)
@@ -37,5 +37,5 @@ def working(worker: Any, end: Callable[[Claim], object]) -> Iterator[None]:
 
 def tidy(backend: Backend) -> None:
     """Do once what every process does again and again."""
-    sweep(backend.ledger, backend.tickets)
-    remove_files(backend.ledger, backend.storage)
+    sweep(backend.job_store, backend.tickets)
+    remove_files(backend.job_store, backend.storage)

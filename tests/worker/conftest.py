@@ -13,7 +13,7 @@ from tests.worker.examples import Desk
 
 @pytest.fixture
 def desk(redis: Redis, redis_server: str, tmp_path: Path) -> Iterator[Desk]:
-    """A ledger in an empty Redis, a storage and a spool.
+    """A job_store in an empty Redis, a storage and a spool.
 
     Its client is not closed: threads of the worker have no end, and may be in the middle of something.
     """

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import Unavailable
-from jobs.folder import FolderStorage
-from jobs.keys import new_job_id
 from jobs.order import Order
 from jobs.queue import TicketQueue
-from jobs.submission import Submission
-from jobs.transitions import Claim, Ledger
-from worker.closing import Places
-from worker.held import Held
-from worker.protocol import Film, Save
-from worker.saves import Saves
-from worker.spool import Spool
+from jobs.storage.folder import FolderStorage
+from jobs.storage.keys import new_job_id
+from jobs.store.holder import Lease
+from jobs.store.job_store import JobStore
+from jobs.store.submission import Submission
+from worker.messages import Checkpoint, VideoFile
+from worker.supervisor.checkpoints import CheckpointUploader
+from worker.supervisor.finalize import Places
+from worker.supervisor.job import ClaimedJob
+from worker.supervisor.spool import Spool
 
 ORDER = Order(
     task="text_to_video",
@@ -60,62 +61,62 @@ class ClosableStorage(FolderStorage):
 
 
 class Desk:
-    """Real places: a ledger in Redis, a storage and a spool in a folder."""
+    """Real places: a job_store in Redis, a storage and a spool in a folder."""
 
     def __init__(self, redis: Any, folder: Path) -> None:
         self.redis = redis
-        self.ledger = Ledger(redis, max_attempts=2, late_s=0.0)
+        self.job_store = JobStore(redis, max_attempts=2, late_upload_s=0.0)
         self.tickets = TicketQueue(redis)
         self.storage = ClosableStorage(folder / "storage")
         self.spool = Spool(folder / "spool")
-        self.saves = Saves(self.ledger, self.storage, self.spool)
-        self.places = Places(self.ledger, self.tickets, self.storage, self.spool, self.saves)
-        self._held: list[Held] = []
+        self.saves = CheckpointUploader(self.job_store, self.storage, self.spool)
+        self.places = Places(self.job_store, self.tickets, self.storage, self.spool, self.saves)
+        self._held: list[ClaimedJob] = []
 
     def submit(self, order: Order = ORDER, **fields: Any) -> str:
         job_id = new_job_id()
-        self.ledger.submit(Submission(job_id, order, **fields))
+        self.job_store.client.submit(Submission(job_id, order, **fields))
         return job_id
 
-    def claim(self, group: str = "a") -> Claim:
-        claim = self.ledger.claim(group, LEASE_S)
+    def claim(self, group: str = "a") -> Lease:
+        claim = self.job_store.holder.claim(group, LEASE_S)
         assert claim is not None
         return claim
 
-    def hold(self, claim: Claim | None = None) -> Held:
+    def hold(self, claim: Lease | None = None) -> ClaimedJob:
         """A claimed job with its folder; a new one, if none is given."""
         if claim is None:
             self.submit()
             claim = self.claim()
-        self._held.append(Held(claim, self.spool.folder(claim.job.id)))
+        self._held.append(ClaimedJob(claim, self.spool.folder(claim.job.id)))
         return self._held[-1]
 
     def close(self) -> None:
-        """Store nothing more: the thread that does has no end, and would tell the next test's ledger."""
+        """Store nothing more: the thread that does has no end, and would tell the next test's job_store."""
         for held in self._held:
             self.saves.forget(held, 30)
 
-    def take_over(self, held: Held) -> Claim:
+    def take_over(self, held: ClaimedJob) -> Lease:
         """Somebody else gets the job, as when the lease ran out."""
-        self.ledger.requeue(held.claim, crashed=True)
+        self.job_store.holder.requeue(held.claim, crashed=True)
         return self.claim("somebody else")
 
     def forget_files(self) -> None:
         """Say of all jobs whose files are to be looked through that this was done, both times."""
         for _ in range(2):
-            for job_id, since in self.ledger.removals().items():
-                self.ledger.removed(job_id, since)
+            for job_id, since in self.job_store.maintenance.due_file_removals().items():
+                self.job_store.maintenance.confirm_file_removal(job_id, since)
 
-    def stored(self, held: Held) -> list[str]:
+    def stored(self, held: ClaimedJob) -> list[str]:
         """The job's files in storage, without its prefix."""
         return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{held.job_id}/")]
 
 
-def a_film(folder: Path) -> Film:
+def a_film(folder: Path) -> VideoFile:
     """A film that is none, but lies there."""
     (folder / "video.mp4").write_bytes(b"film")
     (folder / "thumbnail.jpg").write_bytes(b"still")
-    return Film(
+    return VideoFile(
         video="video.mp4",
         thumbnail="thumbnail.jpg",
         width=96,
@@ -127,9 +128,9 @@ def a_film(folder: Path) -> Film:
     )
 
 
-def a_save(folder: Path, step: int, segment: int = 0) -> Save:
+def a_save(folder: Path, step: int, segment: int = 0) -> Checkpoint:
     """A save whose files lie there; it has a piece for each segment before it."""
-    save = Save(
+    save = Checkpoint(
         segment=segment,
         stage="denoise",
         step=step,

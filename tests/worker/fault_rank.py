@@ -1,4 +1,4 @@
-"""A rank with a staged engine, run by torchrun in place of `worker.rank`: everything around it is real.
+"""A rank with a staged engine, run by torchrun in place of `worker.rank.main`: everything around it is real.
 
 The prompt of an order says what happens: words such as `step_s=0.1`, and at most one fault with the rank that
 it strikes, at the second step of the first segment: `raises=1`, `dies=0`, `hangs=1`, `memory=all`. It strikes
@@ -25,9 +25,9 @@ from model.parallel.mesh import SINGLE, ContextParallel
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.state import State
 from model.spec.plan import Plan
-from worker import rank
-from worker.engine import Begun, plan_of
-from worker.protocol import Run
+from worker.messages import RunJob
+from worker.rank import main as rank
+from worker.rank.engine import Begun, plan_of
 from worker.settings import RankSetup
 
 FAULTS = ("raises", "dies", "hangs", "memory", "refuses")
@@ -102,7 +102,7 @@ class StagedEngine:
             dtype="float32",
         )
 
-    def generate(self, run: Run) -> Iterator[Begun | Event]:
+    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
         plan, script = plan_of(run.order), Script.read(run.order.prompts[0])
         state = State.load(run.folder / run.resume.state) if run.resume else State.begin(run.order.seed)
         yield Begun()

@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from worker.agreement import Agreement, Vote
+from worker.rank.consensus import Consensus, StepOutcome
 
 TIMEOUT_S = 3.0
 IDLE_S = 3 * TIMEOUT_S
@@ -23,7 +23,7 @@ IDLE_S = 3 * TIMEOUT_S
 def main(rank: int, store: str, where: str) -> None:
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
-    ranks = Agreement(grace_s=1.0)
+    ranks = Consensus(grace_s=1.0)
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
     dist.barrier()  # from here on both are there
     if ranks.is_leader:
@@ -33,7 +33,7 @@ def main(rank: int, store: str, where: str) -> None:
     order = ranks.share("order" if ranks.is_leader else None)
     total = torch.ones(1)
     dist.all_reduce(total, group=group)
-    assert ranks.agree(Vote()) == Vote()
+    assert ranks.agree(StepOutcome()) == StepOutcome()
     sys.stdout.write(f"{order} {int(total)}")
     dist.destroy_process_group()
 

@@ -16,13 +16,13 @@ from redis import Redis
 
 from jobs.capability import GroupStatus, groups
 from jobs.connect import connect
-from jobs.folder import FolderStorage
-from jobs.keys import new_job_id, timeline_key
 from jobs.order import Priority
 from jobs.queue import TicketQueue
 from jobs.record import Job, Status
-from jobs.submission import Submission
-from jobs.transitions import Ledger
+from jobs.storage.folder import FolderStorage
+from jobs.storage.keys import new_job_id, timeline_key
+from jobs.store.job_store import JobStore
+from jobs.store.submission import Submission
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 
@@ -58,7 +58,7 @@ class RunningWorker:
 
     def __post_init__(self) -> None:
         self.redis: Redis = connect(self.redis_url, patience_s=20.0)
-        self.ledger = Ledger(self.redis, max_attempts=2)
+        self.job_store = JobStore(self.redis, max_attempts=2)
         self.storage = FolderStorage(self.folder / "data" / "storage")
         self.checkpoint = self.folder / "checkpoint"
         self.checkpoint.mkdir(exist_ok=True)
@@ -100,12 +100,12 @@ class RunningWorker:
     ) -> str:
         job_id = new_job_id()
         order = ORDER.model_copy(update={"prompts": (prompt,), **changes})
-        self.ledger.submit(Submission(job_id, order, priority=priority, max_run_s=max_run_s))
+        self.job_store.client.submit(Submission(job_id, order, priority=priority, max_run_s=max_run_s))
         TicketQueue(self.redis).deliver(job_id)
         return job_id
 
     def job(self, job_id: str) -> Job:
-        return self.ledger.get(job_id)
+        return self.job_store.client.get(job_id)
 
     def wait_for(self, job_id: str, *statuses: Status) -> Job:
         wait_until(lambda: self.job(job_id).status in statuses, PATIENCE_S)
@@ -146,13 +146,13 @@ class RunningWorker:
 
     @property
     def torchrun(self) -> psutil.Process:
-        return self._process("worker.launch")
+        return self._process("worker.rank.torchrun")
 
     @property
     def ranks(self) -> list[psutil.Process]:
         """Rank 0 first."""
         found = [process for process in self.look() if "tests.worker.fault_rank" in process.cmdline()]
-        found = [process for process in found if "worker.launch" not in process.cmdline()]
+        found = [process for process in found if "worker.rank.torchrun" not in process.cmdline()]
         return sorted(found, key=lambda process: int(process.environ()["RANK"]))
 
     def look(self) -> list[psutil.Process]:

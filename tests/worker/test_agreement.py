@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from jobs.record import JobError
-from worker.agreement import GroupBroken, Vote, decide
+from worker.rank.consensus import GroupBroken, StepOutcome, decide
 
-OOM = Vote(error=JobError(code="out_of_memory", message="too large", retryable=False))
-FULL = Vote(error=JobError(code="disk_full", message="full", retryable=True))
-BUG = Vote(error=JobError(code="generation_failed", message="bug", retryable=False), contained=False)
+OOM = StepOutcome(error=JobError(code="out_of_memory", message="too large", retryable=False))
+FULL = StepOutcome(error=JobError(code="disk_full", message="full", retryable=True))
+BUG = StepOutcome(error=JobError(code="generation_failed", message="bug", retryable=False), contained=False)
 
 
 def test_without_wishes_and_errors_all_go_on():
-    assert decide([Vote(), Vote(), Vote()]) == Vote()
+    assert decide([StepOutcome(), StepOutcome(), StepOutcome()]) == StepOutcome()
 
 
-@pytest.mark.parametrize("why", ["cancel", "drain", "deadline", "lost"])
+@pytest.mark.parametrize("why", ["cancel", "drain", "deadline", "lease_lost"])
 def test_the_leader_s_wish_is_everybody_s(why):
-    assert decide([Vote(stop=why), Vote()]).stop == why
+    assert decide([StepOutcome(stop=why), StepOutcome()]).stop == why
 
 
 def test_an_error_of_all_ends_the_job_alone():
@@ -27,11 +27,14 @@ def test_an_error_of_all_ends_the_job_alone():
 
 
 def test_an_error_that_left_one_rank_as_it_was_ends_the_job_alone():
-    assert decide([FULL, Vote()]) == FULL
-    assert decide([Vote(), OOM]) == OOM
+    assert decide([FULL, StepOutcome()]) == FULL
+    assert decide([StepOutcome(), OOM]) == OOM
 
 
-@pytest.mark.parametrize("votes", [[BUG, Vote()], [Vote(), BUG], [BUG, BUG, Vote()], [OOM, BUG, Vote()]])
+@pytest.mark.parametrize(
+    "votes",
+    [[BUG, StepOutcome()], [StepOutcome(), BUG], [BUG, BUG, StepOutcome()], [OOM, BUG, StepOutcome()]],
+)
 def test_an_error_of_some_that_nobody_knows_breaks_the_group(votes):
     with pytest.raises(GroupBroken, match="failed alone"):
         decide(votes)
@@ -42,7 +45,7 @@ def test_different_errors_of_all_end_the_job_with_the_leader_s():
 
 
 def test_an_error_counts_more_than_a_wish():
-    assert decide([Vote(stop="cancel"), OOM]).error == OOM.error
+    assert decide([StepOutcome(stop="cancel"), OOM]).error == OOM.error
 
 
 def test_one_rank_alone_always_agrees_with_itself():

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.backroom import NICENESS, Backroom
+from worker.rank.background import NICENESS, BackgroundWriter
 
 
-def close(backroom: Backroom, *, at_once: bool = False) -> Exception | None:
+def close(background: BackgroundWriter, *, at_once: bool = False) -> Exception | None:
     """Close it and wait for its end; the error that it gives."""
     ended, errors = threading.Event(), []
 
@@ -17,7 +17,7 @@ def close(backroom: Backroom, *, at_once: bool = False) -> Exception | None:
         errors.append(error)
         ended.set()
 
-    backroom.close(then, at_once=at_once)
+    background.close(then, at_once=at_once)
     assert ended.wait(30)
     return errors[0]
 
@@ -30,24 +30,24 @@ def raising(error: Exception) -> Callable[[], None]:
 
 
 def test_tasks_are_done_in_order():
-    backroom, done = Backroom(10), []
+    background, done = BackgroundWriter(10), []
     for i in range(100):
-        backroom.submit(lambda i=i: done.append(i), size_bytes=3)
-    assert close(backroom) is None
+        background.submit(lambda i=i: done.append(i), size_bytes=3)
+    assert close(background) is None
     assert done == list(range(100))
 
 
 def test_its_work_makes_way_for_that_of_other_threads():
-    backroom, nice = Backroom(10), []
-    backroom.submit(lambda: nice.append(os.nice(0)))
-    assert close(backroom) is None
+    background, nice = BackgroundWriter(10), []
+    background.submit(lambda: nice.append(os.nice(0)))
+    assert close(background) is None
     assert nice == [min(os.nice(0) + NICENESS, 19)]
 
 
 def test_submitting_waits_while_too_much_waits():
-    backroom, gate, at = Backroom(10), threading.Event(), []
-    backroom.submit(gate.wait)
-    submitter = threading.Thread(target=lambda: [(backroom.submit(int, 4), at.append(i)) for i in range(4)])
+    background, gate, at = BackgroundWriter(10), threading.Event(), []
+    background.submit(gate.wait)
+    submitter = threading.Thread(target=lambda: [(background.submit(int, 4), at.append(i)) for i in range(4)])
     submitter.start()
     submitter.join(0.2)
     assert submitter.is_alive()
@@ -55,57 +55,57 @@ def test_submitting_waits_while_too_much_waits():
     gate.set()
     submitter.join(30)
     assert at == [0, 1, 2, 3]
-    assert close(backroom) is None
+    assert close(background) is None
 
 
 def test_what_is_larger_than_the_limit_is_taken_when_nothing_else_waits():
-    backroom, done = Backroom(10), []
-    backroom.submit(lambda: done.append("large"), size_bytes=1000)
-    assert close(backroom) is None
+    background, done = BackgroundWriter(10), []
+    background.submit(lambda: done.append("large"), size_bytes=1000)
+    assert close(background) is None
     assert done == ["large"]
 
 
 def test_after_a_failure_nothing_more_is_done_and_the_error_is_told():
-    backroom, done, failed = Backroom(10), [], OSError("full")
-    backroom.submit(raising(failed))
+    background, done, failed = BackgroundWriter(10), [], OSError("full")
+    background.submit(raising(failed))
     for _ in range(5):
-        backroom.submit(lambda: done.append(1), size_bytes=8)
-    assert close(backroom) is failed
+        background.submit(lambda: done.append(1), size_bytes=8)
+    assert close(background) is failed
     assert done == []
 
 
 def test_the_error_is_raised_when_asked_for():
-    backroom, failed = Backroom(10), OSError("full")
-    backroom.check()
-    backroom.submit(raising(failed))
-    assert close(backroom) is failed
+    background, failed = BackgroundWriter(10), OSError("full")
+    background.check()
+    background.submit(raising(failed))
+    assert close(background) is failed
     with pytest.raises(OSError, match="full"):
-        backroom.check()
+        background.check()
 
 
 def test_a_submitter_that_waits_is_let_go_by_a_failure():
-    backroom, gate = Backroom(10), threading.Event()
+    background, gate = BackgroundWriter(10), threading.Event()
 
     def fail_later() -> None:
         gate.wait()
         raise OSError
 
-    backroom.submit(fail_later)
-    submitter = threading.Thread(target=lambda: [backroom.submit(int, 8) for _ in range(3)])
+    background.submit(fail_later)
+    submitter = threading.Thread(target=lambda: [background.submit(int, 8) for _ in range(3)])
     submitter.start()
     gate.set()
     submitter.join(30)
     assert not submitter.is_alive()
-    assert isinstance(close(backroom), OSError)
+    assert isinstance(close(background), OSError)
 
 
 def test_closed_at_once_it_drops_what_waits():
-    backroom, gate, done = Backroom(100), threading.Event(), []
+    background, gate, done = BackgroundWriter(100), threading.Event(), []
     begun = threading.Event()
-    backroom.submit(lambda: (begun.set(), gate.wait(), done.append("first")))
+    background.submit(lambda: (begun.set(), gate.wait(), done.append("first")))
     for _ in range(5):
-        backroom.submit(lambda: done.append("later"))
+        background.submit(lambda: done.append("later"))
     begun.wait()
     threading.Timer(0.1, gate.set).start()
-    assert close(backroom, at_once=True) is None
+    assert close(background, at_once=True) is None
     assert done == ["first"]

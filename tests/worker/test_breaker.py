@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from worker.breaker import Breaker
+from worker.backoff import Backoff
 
 
 @pytest.fixture
-def breaker() -> Breaker:
-    return Breaker(max_failures=3, longest_pause_s=60.0)
+def breaker() -> Backoff:
+    return Backoff(max_failures=3, longest_pause_s=60.0)
 
 
-def after(breaker: Breaker, failures: int) -> Breaker:
+def after(breaker: Backoff, failures: int) -> Backoff:
     for _ in range(failures):
         breaker = breaker.after_failure()
     return breaker

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capability import Seat, groups
+from jobs.capability import GroupRegistration, groups
 from jobs.errors import GroupTaken, Unavailable
-from jobs.folder import FolderStorage
+from jobs.storage.folder import FolderStorage
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_film
-from worker import crew
-from worker.crew import assemble
-from worker.held import Held
 from worker.settings import WorkerSettings
-from worker.spool import Spool, Waiting
-from worker.supervisor import Supervisor
+from worker.supervisor import app as crew
+from worker.supervisor.app import build_supervisor
+from worker.supervisor.job import ClaimedJob
+from worker.supervisor.spool import Spool, Waiting
+from worker.supervisor.supervisor import Supervisor
 
 
 class Scene:
@@ -37,7 +37,7 @@ class Scene:
         self.supervisor: Supervisor | None = None
 
     def serve(self) -> None:
-        self.supervisor = assemble(self.settings, 0)
+        self.supervisor = build_supervisor(self.settings, 0)
         self.thread = threading.Thread(target=self.supervisor.serve)
         self.thread.start()
 
@@ -47,17 +47,17 @@ class Scene:
             self.thread.join(60)
             assert not self.thread.is_alive()
 
-    def finish(self) -> Held:
+    def finish(self) -> ClaimedJob:
         """A job whose film lies in the spool of a supervisor that is gone."""
         self.desk.submit()
         claim = self.desk.claim("w-0")
-        held = Held(claim, self.spool.folder(claim.job.id))
+        held = ClaimedJob(claim, self.spool.folder(claim.job.id))
         film = a_film(held.folder)
         self.spool.keep_film(held.job_id, Waiting(fence=claim.fence, film=film, timings_s={"decode": 2.0}))
         return held
 
-    def status(self, held: Held) -> str:
-        return self.desk.ledger.get(held.job_id).status
+    def status(self, held: ClaimedJob) -> str:
+        return self.desk.job_store.client.get(held.job_id).status
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_film_that_the_last_supervisor_left_is_stored(scene):
     held = scene.finish()
     scene.serve()
     wait_until(lambda: scene.status(held) == "succeeded")
-    job = scene.desk.ledger.get(held.job_id)
+    job = scene.desk.job_store.client.get(held.job_id)
     assert b"".join(scene.storage.read(job.result.video_key)) == b"film"
     assert (job.attempt, job.timings_s["decode"]) == (1, 2.0)
     wait_until(lambda: scene.spool.job_ids == [])
@@ -82,21 +82,21 @@ def test_a_film_of_a_job_that_somebody_else_has_by_now_is_not(scene):
     taken = scene.desk.take_over(held)
     scene.serve()
     wait_until(lambda: groups(scene.desk.redis))
-    assert scene.desk.ledger.beat(taken) == "go"
+    assert scene.desk.job_store.holder.renew_lease(taken) == "go"
     assert list(scene.storage.keys(f"jobs/{held.job_id}/")) == []
     assert scene.spool.job_ids == [held.job_id]  # it may come back
 
 
 def test_a_film_of_a_job_that_ended_meanwhile_is_cleared_away(scene):
     held = scene.finish()
-    scene.desk.ledger.acknowledge_cancel(held.claim)
+    scene.desk.job_store.holder.confirm_cancel(held.claim)
     scene.serve()
     wait_until(lambda: scene.spool.job_ids == [])
 
 
 def test_a_film_of_a_job_that_was_cancelled_meanwhile_is_not_stored(scene):
     held = scene.finish()
-    scene.desk.ledger.cancel(held.job_id)
+    scene.desk.job_store.client.cancel(held.job_id)
     scene.serve()
     wait_until(lambda: scene.status(held) == "cancelled")
     assert list(scene.storage.keys(f"jobs/{held.job_id}/")) == []
@@ -107,7 +107,7 @@ def test_a_group_that_never_comes_up_is_shown_as_broken_and_takes_no_job(scene):
     scene.desk.tickets.deliver(job_id)
     scene.serve()
     wait_until(lambda: [group.state for group in groups(scene.desk.redis)] == ["broken"])
-    assert scene.desk.ledger.get(job_id).status == "queued"
+    assert scene.desk.job_store.client.get(job_id).status == "queued"
     assert scene.desk.tickets.count() == 1
 
 
@@ -115,18 +115,18 @@ def test_a_supervisor_sweeps_for_all(scene):
     job_id = scene.desk.submit()  # no ticket was delivered
     scene.serve()
     wait_until(lambda: scene.desk.tickets.count() == 1)
-    assert scene.desk.ledger.get(job_id).status == "queued"
+    assert scene.desk.job_store.client.get(job_id).status == "queued"
 
 
 def test_two_workers_cannot_have_the_same_name(scene, monkeypatch):
     monkeypatch.setattr(crew, "SEAT_TTL_S", 0.1)
-    Seat(scene.desk.redis, "w-0", ttl_s=60).publish("ready", 2)
+    GroupRegistration(scene.desk.redis, "w-0", ttl_s=60).publish("ready", 2)
     with pytest.raises(GroupTaken, match="w-0"):
-        assemble(scene.settings, 0)
+        build_supervisor(scene.settings, 0)
 
 
 def test_a_name_that_is_given_up_a_moment_later_is_taken(scene):
-    Seat(scene.desk.redis, "w-0", ttl_s=0.5).publish("ready", 2)
+    GroupRegistration(scene.desk.redis, "w-0", ttl_s=0.5).publish("ready", 2)
     scene.serve()
     wait_until(lambda: [group.state for group in groups(scene.desk.redis)] != ["ready"])
 
@@ -137,5 +137,5 @@ def test_it_leaves_even_if_redis_does_not_hear_of_it(scene, monkeypatch):
     def away(*_: object) -> None:
         raise Unavailable("away")
 
-    monkeypatch.setattr(Seat, "leave", away)
+    monkeypatch.setattr(GroupRegistration, "leave", away)
     scene.end()

@@ -7,7 +7,7 @@ import torch
 
 from jobs.errors import DiskFull
 from model.spec.errors import CheckpointError, InputError
-from worker.failures import vote_of
+from worker.rank.failures import vote_of
 
 
 @pytest.mark.parametrize(

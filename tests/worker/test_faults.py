@@ -101,16 +101,16 @@ def test_who_lost_the_lease_writes_no_result(worker):
     supervisor = worker.supervisor
     supervisor.suspend()
     try:
-        wait_until(lambda: worker.ledger.sweep().requeued)
-        claim = worker.ledger.claim("somebody else", 60)
+        wait_until(lambda: worker.job_store.maintenance.sweep().requeued)
+        claim = worker.job_store.holder.claim("somebody else", 60)
     finally:
         supervisor.resume()
     assert (claim.job.id, claim.attempt) == (job_id, 2)
     worker.wait_until_ready()
-    assert worker.ledger.beat(claim) == "go"
+    assert worker.job_store.holder.renew_lease(claim) == "go"
     assert [key for key in worker.stored(job_id) if key.startswith("1/")] == []
-    worker.ledger.cancel(job_id)
-    worker.ledger.acknowledge_cancel(claim)
+    worker.job_store.client.cancel(job_id)
+    worker.job_store.holder.confirm_cancel(claim)
 
 
 @pytest.mark.faults

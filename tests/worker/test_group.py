@@ -15,27 +15,29 @@ import pytest
 from jobs.capability import Capability
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
-from worker import group as group_module
-from worker.group import Group, Launch, is_running
-from worker.life import Life, Patience
-from worker.protocol import Message, Ready, Run
+from worker.messages import Message, Ready, RunJob
+from worker.supervisor import group_process as group_module
+from worker.supervisor.gpu_group import GpuGroup, GroupLimits
+from worker.supervisor.group_process import GroupProcess, Launch, is_running
 
 READY = Ready(
     capability=Capability(model="m", tasks=("refine",), limits={}, device="cpu", dtype="float32"), pids=()
 )
 
-# In place of `worker.launch`: connects as rank 0 does and says that it is ready, or fails as it is told.
+# In place of `worker.rank.torchrun`: connects as rank 0 does and says that it is ready, or fails as it is
+# told.
 PROGRAM = f"""
 import os, pathlib, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from worker.protocol import Ready, call
+from worker.channel import call
+from worker.messages import Ready
 how, socket = sys.argv[-1].split("@")
 if how == "dies":
     sys.exit(3)
 line = call(pathlib.Path(socket)) if how != "silent" else None
 if how == "ready":
     ready = Ready.model_validate_json({READY.model_dump_json()!r})
-    line.say(ready.model_copy(update={{"pids": (os.getpid(),)}}))
+    line.send(ready.model_copy(update={{"pids": (os.getpid(),)}}))
 time.sleep(1000)
 """
 
@@ -51,26 +53,26 @@ class Scene:
             lambda command, **given: real([sys.executable, str(program), command[-1]], **given),
         )
         self.socket = folder / "run" / "rank-0.sock"
-        self.heard: queue.SimpleQueue[tuple[Group, Message | None]] = queue.SimpleQueue()
-        self.groups: list[Group] = []
+        self.heard: queue.SimpleQueue[tuple[GroupProcess, Message | None]] = queue.SimpleQueue()
+        self.groups: list[GroupProcess] = []
 
     def launch(self, how: str) -> Launch:
         return Launch(2, "module", f"{how}@{self.socket}", self.socket, dict(os.environ))
 
-    def start(self, how: str) -> Group:
-        group = Group(self.launch(how), self.hear)
+    def start(self, how: str) -> GroupProcess:
+        group = GroupProcess(self.launch(how), self.hear)
         self.groups.append(group)
         return group
 
-    def live(self, how: str, *, start_limit_s: float = 60.0, stall_s: float = 60.0) -> Life:
-        patience = Patience(start_limit_s, stall_s, stall_s, max_failed_starts=2, longest_pause_s=0.1)
-        self.life = Life(self.launch(how), patience, self.hear)
+    def live(self, how: str, *, start_limit_s: float = 60.0, stall_s: float = 60.0) -> GpuGroup:
+        patience = GroupLimits(start_limit_s, stall_s, stall_s, max_failed_starts=2, longest_pause_s=0.1)
+        self.life = GpuGroup(self.launch(how), patience, self.hear)
         return self.life
 
-    def hear(self, group: Group, message: Message | None) -> None:
+    def hear(self, group: GroupProcess, message: Message | None) -> None:
         self.heard.put((group, message))
 
-    def bring_up(self, life: Life) -> Ready:
+    def bring_up(self, life: GpuGroup) -> Ready:
         life.look(busy=False, may_start=True)
         group, ready = self.heard.get(timeout=30)
         assert group is life.group
@@ -78,7 +80,7 @@ class Scene:
         life.came_up(ready)
         return ready
 
-    def trouble(self, life: Life, *, busy: bool = False) -> str:
+    def trouble(self, life: GpuGroup, *, busy: bool = False) -> str:
         return wait_until(lambda: life.look(busy=busy, may_start=True))
 
 
@@ -155,7 +157,7 @@ def test_speaking_to_a_dead_group_is_no_harm(scene):
     scene.heard.get(timeout=30)
     group.kill()
     for _ in range(3):
-        group.say(Run(job_id="j", order=ORDER, folder=Path()))
+        group.say(RunJob(job_id="j", order=ORDER, folder=Path()))
 
 
 def test_a_process_that_was_never_there_does_not_run():
@@ -220,7 +222,7 @@ def test_an_idle_group_may_be_silent_for_ever(scene):
 def test_a_busy_group_may_not(scene):
     life = scene.live("ready", stall_s=0.3)
     scene.bring_up(life)
-    life.hand_over(Run(job_id="j", order=ORDER, folder=Path()))
+    life.hand_over(RunJob(job_id="j", order=ORDER, folder=Path()))
     assert "silent for more than 0.3 s" in scene.trouble(life, busy=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.running_worker import ROOT
-from worker.agreement import IDLE_TIMEOUT
+from worker.rank.consensus import IDLE_TIMEOUT
 
 
 def idle_then_work(folder: Path, where: str) -> list[tuple[int, str]]:

@@ -4,17 +4,17 @@ import queue
 
 import pytest
 
-from jobs.transitions import Claim
+from jobs.store.holder import Lease
 from tests.waiting import wait_until
 from tests.worker.examples import Desk
-from worker.intake import Intake
+from worker.supervisor.consumer import Consumer
 
 
 class Scene:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.taken: queue.SimpleQueue[Claim] = queue.SimpleQueue()
-        self.intake = Intake(desk.redis, lambda: desk.ledger.claim("group", 60), self.taken.put)
+        self.taken: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self.intake = Consumer(desk.redis, lambda: desk.job_store.holder.claim("group", 60), self.taken.put)
 
     def deliver(self, count: int = 1) -> list[str]:
         ids = [self.desk.submit() for _ in range(count)]
@@ -53,7 +53,7 @@ def test_the_others_stay_for_other_groups(scene):
     with pytest.raises(queue.Empty):
         scene.taken.get(timeout=1)
     assert scene.desk.tickets.count() == 2
-    assert scene.desk.ledger.counts()["queued"] == 2
+    assert scene.desk.job_store.client.counts()["queued"] == 2
 
 
 def test_a_job_that_comes_later_is_taken_then(scene):
@@ -88,7 +88,7 @@ def test_stopped_while_it_has_a_ticket_it_passes_that_on(scene):
     scene.intake.stop()
     wait_until(lambda: scene.intake.is_over)
     assert scene.desk.tickets.count() == 1
-    assert scene.desk.ledger.get(job_id).status == "queued"
+    assert scene.desk.job_store.client.get(job_id).status == "queued"
 
 
 def test_stopped_it_ends_without_ever_having_been_asked(scene):

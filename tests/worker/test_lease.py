@@ -5,18 +5,18 @@ import threading
 
 import pytest
 
-from jobs.capability import Seat
+from jobs.capability import GroupRegistration
 from jobs.errors import Unavailable
 from jobs.record import Progress
-from jobs.transitions import Ledger
+from jobs.store.job_store import JobStore
 from tests.waiting import wait_until
 from tests.worker.examples import Desk
-from worker.held import Held
-from worker.lease import Keeper
+from worker.supervisor.job import ClaimedJob
+from worker.supervisor.lease_renewer import LeaseRenewer
 
 
-class DeafLedger(Ledger):
-    """A real ledger that can be out of reach."""
+class DeafLedger(JobStore):
+    """A real job_store that can be out of reach."""
 
     is_away = False
     beats = 0
@@ -31,18 +31,18 @@ class DeafLedger(Ledger):
 class Scene:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.ledger = DeafLedger(desk.redis)
-        self.told: queue.SimpleQueue[Held] = queue.SimpleQueue()
-        self.keeper = Keeper(self.ledger, self.told.put, preempt_after_s=0.0)
+        self.job_store = DeafLedger(desk.redis)
+        self.told: queue.SimpleQueue[ClaimedJob] = queue.SimpleQueue()
+        self.keeper = LeaseRenewer(self.job_store, self.told.put, preempt_after_s=0.0)
 
-    def hold(self) -> Held:
+    def hold(self) -> ClaimedJob:
         held = self.desk.hold()
         self.keeper.keep(held)
         return held
 
     def wait_for_beats(self, count: int = 3) -> None:
-        at = self.ledger.beats
-        wait_until(lambda: self.ledger.beats >= at + count)
+        at = self.job_store.beats
+        wait_until(lambda: self.job_store.beats >= at + count)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def scene(desk: Desk):
 def test_who_has_to_make_way_is_told_and_its_group_drains_it(scene):
     scene.desk.submit(priority="low")
     held = scene.desk.hold(scene.desk.claim("a"))
-    Seat(scene.desk.redis, "a", ttl_s=60).publish("busy", ranks=1, job=held.job_id)
+    GroupRegistration(scene.desk.redis, "a", ttl_s=60).publish("busy", ranks=1, job=held.job_id)
     scene.keeper.keep(held)
     scene.wait_for_beats()
     assert held.wish is None
@@ -75,22 +75,22 @@ def test_a_kept_job_does_not_lose_its_lease(scene, redis):
 def test_progress_is_told_as_it_is(scene):
     held = scene.hold()
     held.progress = Progress(phase="denoise", step=3, num_steps=4)
-    wait_until(lambda: scene.desk.ledger.get(held.job_id).progress == held.progress)
+    wait_until(lambda: scene.desk.job_store.client.get(held.job_id).progress == held.progress)
 
 
 def test_progress_that_did_not_change_is_no_event(scene):
     held = scene.hold()
     scene.wait_for_beats(4)
-    events = [event for event in scene.desk.ledger.events(held.job_id) if event.progress]
+    events = [event for event in scene.desk.job_store.client.events(held.job_id) if event.progress]
     assert len(events) == 1
 
 
-@pytest.mark.parametrize("verdict", ["cancel", "lost"])
+@pytest.mark.parametrize("verdict", ["cancel", "lease_lost"])
 def test_a_verdict_is_told_once(scene, verdict):
     held = scene.hold()
     scene.wait_for_beats(1)
     if verdict == "cancel":
-        scene.desk.ledger.cancel(held.job_id)
+        scene.desk.job_store.client.cancel(held.job_id)
     else:
         scene.desk.take_over(held)
     assert scene.told.get(timeout=30) is held
@@ -101,11 +101,11 @@ def test_a_verdict_is_told_once(scene, verdict):
 
 def test_while_redis_is_away_the_job_goes_on(scene):
     held = scene.hold()
-    scene.ledger.is_away = True
+    scene.job_store.is_away = True
     scene.wait_for_beats(3)
-    assert (held.verdict, scene.told.empty()) == ("go", True)
-    scene.ledger.is_away = False
-    scene.desk.ledger.cancel(held.job_id)
+    assert (held.verdict, scene.told.empty()) == (None, True)
+    scene.job_store.is_away = False
+    scene.desk.job_store.client.cancel(held.job_id)
     assert scene.told.get(timeout=30) is held
 
 
@@ -113,14 +113,14 @@ def test_a_job_that_was_let_go_is_not_beaten_for(scene):
     held = scene.hold()
     assert scene.keeper.keeps(held.job_id)
     scene.keeper.let_go(held)
-    scene.desk.ledger.acknowledge_cancel(held.claim)
-    at = scene.ledger.beats
+    scene.desk.job_store.holder.confirm_cancel(held.claim)
+    at = scene.job_store.beats
     other = scene.hold()
     scene.wait_for_beats(3)
     assert not scene.keeper.keeps(held.job_id)
     assert scene.keeper.keeps(other.job_id)
-    assert (held.verdict, scene.told.empty()) == ("go", True)
-    assert scene.ledger.beats > at
+    assert (held.verdict, scene.told.empty()) == (None, True)
+    assert scene.job_store.beats > at
 
 
 def test_the_answer_about_a_job_that_ended_meanwhile_is_no_verdict(scene, monkeypatch):
@@ -130,9 +130,9 @@ def test_the_answer_about_a_job_that_ended_meanwhile_is_no_verdict(scene, monkey
     def slow(claim, progress=None, preempt_after_s=None):
         asked.set()
         answer.wait(30)
-        return "lost"
+        return "lease_lost"
 
-    monkeypatch.setattr(scene.ledger, "beat", slow)
+    monkeypatch.setattr(scene.job_store, "beat", slow)
     scene.keeper.keep(held)
     asked.wait(30)
     scene.keeper.let_go(held)
@@ -140,11 +140,11 @@ def test_the_answer_about_a_job_that_ended_meanwhile_is_no_verdict(scene, monkey
     monkeypatch.undo()
     scene.hold()
     scene.wait_for_beats(2)
-    assert (held.verdict, scene.told.empty()) == ("go", True)
+    assert (held.verdict, scene.told.empty()) == (None, True)
 
 
 def test_several_jobs_are_kept_at_once(scene):
     first, second = scene.hold(), scene.hold()
-    scene.desk.ledger.cancel(second.job_id)
+    scene.desk.job_store.client.cancel(second.job_id)
     assert scene.told.get(timeout=30) is second
-    assert first.verdict == "go"
+    assert first.verdict is None

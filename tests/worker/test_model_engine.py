@@ -7,8 +7,8 @@ import pytest
 from jobs.order import Refinement
 from tests.service.media import clip, encoded, picture
 from tests.worker.examples import ORDER
-from worker.model_engine import request_of
-from worker.protocol import Run
+from worker.messages import RunJob
+from worker.rank.model_engine import request_of
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def run(tmp_path):
         for name, content in inputs.items():
             (tmp_path / name).write_bytes(content)
         order = ORDER.model_copy(update=changes)
-        return Run(job_id="a", order=order, folder=tmp_path, inputs={name: name for name in inputs})
+        return RunJob(job_id="a", order=order, folder=tmp_path, inputs={name: name for name in inputs})
 
     return of
 

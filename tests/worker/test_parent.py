@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from tests.waiting import wait_until
-from worker.parent import USELESS, Parent
+from worker.launcher import USELESS, Launcher
 
 # Notes its start, and drains like a supervisor: it ends with status 0 when it is asked to.
 GOOD = """
@@ -29,7 +29,7 @@ class Watched:
         commands = [
             [sys.executable, "-c", code, str(note)] for code, note in zip(codes, self.notes, strict=True)
         ]
-        self.parent = Parent(len(codes), lambda index: commands[index])
+        self.parent = Launcher(len(codes), lambda index: commands[index])
         self.status: int | None = None
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
@@ -92,7 +92,7 @@ LEASHED = """
 import os, signal, subprocess, sys, time
 child = '''
 import os, signal, sys, time
-from worker.leash import end_with
+from worker.process import end_with
 end_with(int(sys.argv[1]), signal.Signals(int(sys.argv[2])))
 print("on", flush=True)
 time.sleep(1000)
@@ -115,6 +115,6 @@ def test_a_process_on_a_leash_ends_with_its_parent():
 
 
 def test_a_process_whose_parent_is_gone_already_does_not_begin():
-    code = "from worker.leash import end_with; end_with(1); print('begun')"
+    code = "from worker.process import end_with; end_with(1); print('begun')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.errors import DiskFull, LeaseLost, Unavailable
-from worker import patience
-from worker.patience import patiently
+from worker.supervisor import retry as patience
+from worker.supervisor.retry import retry_while_unavailable
 
 
 @pytest.fixture
@@ -29,19 +29,19 @@ def failing(times: int, error: Exception):
 
 
 def test_what_works_at_once_is_not_waited_for(pauses):
-    assert patiently(failing(0, Unavailable(""))) == 7
+    assert retry_while_unavailable(failing(0, Unavailable(""))) == 7
     assert pauses == []
 
 
 def test_it_is_tried_until_it_works_with_longer_pauses(pauses):
-    assert patiently(failing(9, Unavailable("away"))) == 7
+    assert retry_while_unavailable(failing(9, Unavailable("away"))) == 7
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1], len(pauses)) == (patience.FIRST_PAUSE_S, patience.LONGEST_PAUSE_S, 9)
 
 
 def test_another_error_ends_it(pauses):
     with pytest.raises(DiskFull):
-        patiently(failing(1, DiskFull("")))
+        retry_while_unavailable(failing(1, DiskFull("")))
     assert pauses == []
 
 
@@ -50,7 +50,7 @@ def test_who_may_not_go_on_does_not_try_again(pauses):
         raise LeaseLost("")
 
     with pytest.raises(LeaseLost):
-        patiently(failing(1, Unavailable("")), lost)
+        retry_while_unavailable(failing(1, Unavailable("")), lost)
     assert len(pauses) == 1
 
 
@@ -58,4 +58,4 @@ def test_the_first_try_is_made_without_asking(pauses):
     def lost() -> None:
         raise LeaseLost("")
 
-    assert patiently(failing(0, Unavailable("")), lost) == 7
+    assert retry_while_unavailable(failing(0, Unavailable("")), lost) == 7

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from model.spec.geometry import Size
-from worker.pieces import FilmFormat, Pieces, join
+from worker.rank.video_segments import VideoFormat, VideoSegments, join
 
-FORM = FilmFormat(Size(64, 96), fps=15, crf=18, preset="ultrafast")
+FORM = VideoFormat(Size(64, 96), fps=15, crf=18, preset="ultrafast")
 
 
 def clip(first: int, count: int, size: Size = FORM.size) -> torch.Tensor:
@@ -28,7 +28,7 @@ def clip(first: int, count: int, size: Size = FORM.size) -> torch.Tensor:
 def film_of(folder: Path, lengths: list[int], preset: str = "medium") -> Path:
     """A film of pieces of these lengths."""
     folder.mkdir(exist_ok=True)
-    pieces = Pieces(folder, FilmFormat(FORM.size, 15, 18, preset))
+    pieces = VideoSegments(folder, VideoFormat(FORM.size, 15, 18, preset))
     for i, length in enumerate(lengths):
         pieces.write(clip(sum(lengths[:i]), length))
         pieces.cut()
@@ -92,7 +92,7 @@ def test_a_film_continued_from_its_pieces_is_the_same_to_the_bit(tmp_path):
     (tmp_path / "later").mkdir()
     for name in ("piece-000.mp4", "piece-001.mp4"):
         (tmp_path / "whole" / name).rename(tmp_path / "later" / name)
-    later = Pieces(tmp_path / "later", FORM, ("piece-000.mp4", "piece-001.mp4"))
+    later = VideoSegments(tmp_path / "later", FORM, ("piece-000.mp4", "piece-001.mp4"))
     later.write(clip(17, 3))
     later.write(clip(20, 5))
     later.cut()
@@ -101,7 +101,7 @@ def test_a_film_continued_from_its_pieces_is_the_same_to_the_bit(tmp_path):
 
 
 def test_what_is_told_of_a_film_is_true(tmp_path):
-    pieces = Pieces(tmp_path, FORM)
+    pieces = VideoSegments(tmp_path, FORM)
     pieces.write(clip(0, 9))
     pieces.cut()
     film = pieces.join()
@@ -114,7 +114,7 @@ def test_what_is_told_of_a_film_is_true(tmp_path):
 
 def test_a_large_film_has_a_small_thumbnail(tmp_path):
     size = Size(704, 1280)
-    pieces = Pieces(tmp_path, FilmFormat(size, 30, 30, "ultrafast"))
+    pieces = VideoSegments(tmp_path, VideoFormat(size, 30, 30, "ultrafast"))
     pieces.write(clip(0, 1, size))
     pieces.cut()
     with Image.open(tmp_path / pieces.join().thumbnail) as still:
@@ -122,14 +122,14 @@ def test_a_large_film_has_a_small_thumbnail(tmp_path):
 
 
 def test_a_dropped_piece_leaves_no_file(tmp_path):
-    pieces = Pieces(tmp_path, FORM)
+    pieces = VideoSegments(tmp_path, FORM)
     pieces.write(clip(0, 9))
     pieces.drop()
     assert (list(tmp_path.iterdir()), pieces.names) == ([], ())
 
 
 def test_after_a_piece_was_dropped_another_can_be_written(tmp_path):
-    pieces = Pieces(tmp_path, FORM)
+    pieces = VideoSegments(tmp_path, FORM)
     pieces.write(clip(0, 9))
     pieces.drop()
     pieces.write(clip(0, 4))
@@ -139,7 +139,7 @@ def test_after_a_piece_was_dropped_another_can_be_written(tmp_path):
 
 def test_a_full_disk_is_an_error_that_says_so(tmp_path):
     (tmp_path / "part-piece.mp4").symlink_to("/dev/full")
-    pieces = Pieces(tmp_path, FORM)
+    pieces = VideoSegments(tmp_path, FORM)
 
     def write() -> None:
         pieces.write(torch.randint(0, 256, (90, 64, 96, 3), dtype=torch.uint8))
@@ -157,7 +157,7 @@ def test_joining_what_is_no_film_is_an_error(tmp_path):
 
 def test_memory_does_not_grow_with_the_length(tmp_path):
     size, process = Size(256, 256), psutil.Process()
-    pieces = Pieces(tmp_path, FilmFormat(size, 15, 40, "ultrafast"))
+    pieces = VideoSegments(tmp_path, VideoFormat(size, 15, 40, "ultrafast"))
     frames = clip(0, 4, size)
 
     def write(count: int) -> int:

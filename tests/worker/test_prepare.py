@@ -4,23 +4,23 @@ import threading
 
 import pytest
 
-from jobs.keys import input_key
 from jobs.order import InputFile
+from jobs.storage.keys import input_key
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER, Desk, a_film, a_save
-from worker.held import Failure, Filmed, GivenBack, Held, Left
-from worker.prepare import Preparation
-from worker.protocol import Run
-from worker.spool import Waiting
+from worker.messages import RunJob
+from worker.supervisor.fetch import InputFetcher
+from worker.supervisor.job import Abandoned, ClaimedJob, Completed, Errored, Requeued
+from worker.supervisor.spool import Waiting
 
 
 @pytest.fixture
-def preparation(desk: Desk) -> Preparation:
-    return Preparation(desk.storage, desk.spool)
+def preparation(desk: Desk) -> InputFetcher:
+    return InputFetcher(desk.storage, desk.spool)
 
 
 @pytest.fixture
-def with_image(desk: Desk, tmp_path) -> Held:
+def with_image(desk: Desk, tmp_path) -> ClaimedJob:
     """A claimed job with an image in storage."""
     (tmp_path / "upload").write_bytes(b"pixels")
     key = input_key("somewhere", "image.png")
@@ -30,7 +30,7 @@ def with_image(desk: Desk, tmp_path) -> Held:
     return desk.hold(desk.claim())
 
 
-def in_thread(preparation: Preparation, held: Held) -> tuple[threading.Thread, list[object]]:
+def in_thread(preparation: InputFetcher, held: ClaimedJob) -> tuple[threading.Thread, list[object]]:
     made: list[object] = []
     thread = threading.Thread(target=lambda: made.append(preparation.prepare(held)))
     thread.start()
@@ -40,7 +40,7 @@ def in_thread(preparation: Preparation, held: Held) -> tuple[threading.Thread, l
 def test_an_order_without_files_is_ready_at_once(desk, preparation):
     held = desk.hold()
     run = preparation.prepare(held)
-    assert isinstance(run, Run)
+    assert isinstance(run, RunJob)
     assert (run.job_id, run.order, run.folder) == (held.job_id, ORDER, held.folder)
     assert (run.inputs, run.resume) == ({}, None)
 
@@ -60,7 +60,7 @@ def test_inputs_are_fetched_under_their_field_s_name(preparation, with_image):
 def test_an_input_that_is_gone_fails_the_job_and_names_the_field(desk, preparation, with_image):
     desk.storage.delete_prefix("jobs/somewhere/")
     failure = preparation.prepare(with_image)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, Errored)
     assert failure.error.code == "invalid_input"
 
 
@@ -71,39 +71,39 @@ def test_while_the_storage_is_away_it_waits(desk, preparation, with_image):
     assert made == []
     desk.storage.is_away = False
     thread.join(30)
-    assert isinstance(made[0], Run)
+    assert isinstance(made[0], RunJob)
 
 
 @pytest.mark.parametrize(
     ("verdict", "why"),
-    [("cancel", "cancel"), ("deadline", "deadline"), ("lost", "lost"), ("preempt", "drain")],
+    [("cancel", "cancel"), ("deadline", "deadline"), ("lease_lost", "lease_lost"), ("preempt", "drain")],
 )
 def test_a_job_that_is_to_be_left_is_not_waited_for(desk, preparation, with_image, verdict, why):
     desk.storage.is_away = True
     thread, made = in_thread(preparation, with_image)
     with_image.verdict = verdict
     thread.join(30)
-    assert made == [Left(why)]
+    assert made == [Abandoned(why)]
 
 
 def test_stopped_it_gives_back_what_cannot_be_fetched(desk, preparation, with_image):
     desk.storage.is_away = True
     preparation.stop()
-    assert preparation.prepare(with_image) == GivenBack(crashed=False)
+    assert preparation.prepare(with_image) == Requeued(crashed=False)
 
 
 def test_stopped_it_still_prepares_what_can_be_had_at_once(preparation, with_image):
     preparation.stop()
-    assert isinstance(preparation.prepare(with_image), Run)
+    assert isinstance(preparation.prepare(with_image), RunJob)
 
 
-def saved_elsewhere(desk: Desk, step: int, segment: int = 1) -> Held:
+def saved_elsewhere(desk: Desk, step: int, segment: int = 1) -> ClaimedJob:
     """A job of which another machine stored a save; this one has no file of it."""
     held = desk.hold()
     save = a_save(held.folder, step, segment)
     desk.saves.keep(held, save)
     desk.saves.flush(held, 30)
-    desk.ledger.requeue(held.claim, crashed=False)
+    desk.job_store.holder.requeue(held.claim, crashed=False)
     desk.spool.remove(held.job_id)
     again = desk.hold(desk.claim())
     assert again.job_id == held.job_id
@@ -143,7 +143,7 @@ def test_a_film_that_lies_here_is_not_made_again(desk, preparation):
     held = desk.hold()
     film = a_film(held.folder)
     desk.spool.keep_film(held.job_id, Waiting(fence=1, film=film, timings_s={"decode": 3.0}))
-    assert preparation.prepare(held) == Filmed(film)
+    assert preparation.prepare(held) == Completed(film)
     assert held.timings_s == {"decode": 3.0}
 
 
@@ -152,7 +152,7 @@ def test_a_disk_that_takes_no_folder_fails_the_job_clearly(desk, preparation):
     desk.spool.remove(held.job_id)
     desk.spool.path(held.job_id).touch()
     failure = preparation.prepare(held)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, Errored)
     assert failure.error.code == "disk_full"
 
 

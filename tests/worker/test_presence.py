@@ -5,12 +5,12 @@ import threading
 import pytest
 from redis import Redis
 
-from jobs.capability import Capability, Seat, groups, latest
+from jobs.capability import Capability, GroupRegistration, groups, latest
 from jobs.errors import Unavailable
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_film
-from worker.lease import Keeper
-from worker.presence import Presence, Shown, clear_spool
+from worker.supervisor.lease_renewer import LeaseRenewer
+from worker.supervisor.registration import Heartbeat, Shown, clear_spool
 
 CAPABILITY = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
 
@@ -19,7 +19,7 @@ class Scene:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.taken = threading.Event()
-        self.presence = Presence(Seat(redis, "group", ttl_s=5), redis, 2, self.taken.set)
+        self.presence = Heartbeat(GroupRegistration(redis, "group", ttl_s=5), redis, 2, self.taken.set)
 
     def state(self) -> tuple[str, str | None] | None:
         statuses = groups(self.redis)
@@ -81,24 +81,24 @@ def test_redis_away_is_no_harm(scene, monkeypatch):
 
 
 def test_the_spool_is_cleared_of_jobs_that_ended_or_are_gone(desk: Desk):
-    keeper = Keeper(desk.ledger, lambda _: None)
+    keeper = LeaseRenewer(desk.job_store, lambda _: None)
     ended, waiting, held = desk.hold(), desk.hold(), desk.hold()
     for one in (ended, waiting, held):
         a_film(one.folder)
     a_film(desk.spool.folder("gone"))
-    desk.ledger.acknowledge_cancel(ended.claim)
-    desk.ledger.requeue(waiting.claim, crashed=False)
+    desk.job_store.holder.confirm_cancel(ended.claim)
+    desk.job_store.holder.requeue(waiting.claim, crashed=False)
     keeper.keep(held)
-    clear_spool(desk.spool, desk.ledger, keeper)
+    clear_spool(desk.spool, desk.job_store, keeper)
     assert set(desk.spool.job_ids) == {waiting.job_id, held.job_id}
     keeper.let_go(held)
 
 
 def test_a_job_in_hand_keeps_its_files_even_if_it_has_ended(desk: Desk):
-    keeper = Keeper(desk.ledger, lambda _: None)
+    keeper = LeaseRenewer(desk.job_store, lambda _: None)
     held = desk.hold()
     keeper.keep(held)
-    desk.ledger.acknowledge_cancel(held.claim)
-    clear_spool(desk.spool, desk.ledger, keeper)
+    desk.job_store.holder.confirm_cancel(held.claim)
+    clear_spool(desk.spool, desk.job_store, keeper)
     assert desk.spool.job_ids == [held.job_id]
     keeper.let_go(held)

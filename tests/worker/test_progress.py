@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.spec.plan import Plan, Refinement
-from worker.progress import GENERATED, Experience, Meter
+from worker.rank.progress import GENERATED, Experience, Meter
 
 PLAN = Plan(
     task="long_video",

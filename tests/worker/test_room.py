@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.waiting import wait_until
-from worker.room import Room
+from worker.supervisor.disk_space import DiskSpace
 
 
 def has_room(folders: list[Path], min_free_bytes: int = 100) -> bool:
-    room = Room(folders, min_free_bytes)
+    room = DiskSpace(folders, min_free_bytes)
     room.look()
     return room.is_enough
 
@@ -60,7 +60,7 @@ def test_a_disk_that_cannot_be_asked_is_not_taken_for_full(free, tmp_path):
 
 def test_a_change_is_logged_once(free, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    room = Room([tmp_path], 100)
+    room = DiskSpace([tmp_path], 100)
     free[tmp_path] = 99
     room.look()
     room.look()
@@ -72,7 +72,7 @@ def test_a_change_is_logged_once(free, tmp_path, caplog):
 
 
 def test_it_looks_until_it_is_stopped(free, tmp_path):
-    room, stop = Room([tmp_path], 100), Event()
+    room, stop = DiskSpace([tmp_path], 100), Event()
     thread = Thread(target=room.keep_looking, args=(stop, 0.01))
     thread.start()
     free[tmp_path] = 99

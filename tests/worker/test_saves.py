@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from jobs.errors import Unavailable
-from jobs.sweep import remove_files
+from jobs.maintenance import remove_files
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_save
-from worker.saves import fetch_save, stored_save
+from worker.supervisor.checkpoints import fetch_save, stored_save
 
 
 def keep(desk: Desk, held, save) -> None:
@@ -16,7 +16,7 @@ def keep(desk: Desk, held, save) -> None:
 
 def remembered(desk: Desk, held):
     """What the next holder is given."""
-    desk.ledger.requeue(held.claim, crashed=False)
+    desk.job_store.holder.requeue(held.claim, crashed=False)
     return stored_save(desk.claim().saved)
 
 
@@ -32,7 +32,7 @@ def test_another_machine_fetches_all_files_of_it(desk, tmp_path):
     held = desk.hold()
     save = a_save(held.folder, 3, segment=2)
     keep(desk, held, save)
-    desk.ledger.requeue(held.claim, crashed=False)
+    desk.job_store.holder.requeue(held.claim, crashed=False)
     elsewhere = Desk(desk.redis, tmp_path / "elsewhere")
     there = elsewhere.hold(elsewhere.claim())
     fetch_save(save, there, desk.storage)
@@ -115,7 +115,7 @@ def test_who_lost_the_job_does_not_change_what_is_remembered(desk):
     taken = desk.take_over(held)
     assert stored_save(taken.saved) == early
     keep(desk, held, a_save(held.folder, 2))
-    desk.ledger.requeue(taken, crashed=False)
+    desk.job_store.holder.requeue(taken, crashed=False)
     assert stored_save(desk.claim().saved) == early
 
 
@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_does_not_end_the_thread(desk):
 
 def test_nothing_is_stored_any_more_after_the_job_ended(desk):
     held = desk.hold()
-    desk.ledger.acknowledge_cancel(held.claim)
+    desk.job_store.holder.confirm_cancel(held.claim)
     keep(desk, held, a_save(held.folder, 1, segment=2))
     assert desk.stored(held) == []
 
@@ -140,19 +140,19 @@ def test_what_was_on_its_way_when_the_job_ended_is_removed_by_a_sweep(desk, monk
     held, real = desk.hold(), desk.storage.put
 
     def put_late(*file) -> None:
-        desk.ledger.acknowledge_cancel(held.claim)
+        desk.job_store.holder.confirm_cancel(held.claim)
         desk.forget_files()
         real(*file)
 
     monkeypatch.setattr(desk.storage, "put", put_late)
     keep(desk, held, a_save(held.folder, 1))
     assert desk.stored(held) != []
-    assert remove_files(desk.ledger, desk.storage) == 1
+    assert remove_files(desk.job_store, desk.storage) == 1
     assert desk.stored(held) == []
 
 
 def test_while_redis_is_away_it_is_not_forgotten_that_something_came_late(desk, monkeypatch):
-    held, say, told = desk.hold(), desk.ledger.stored_late, []
+    held, say, told = desk.hold(), desk.job_store.maintenance.report_late_file, []
 
     def away_at_first(job_id) -> None:
         told.append(job_id)
@@ -160,19 +160,19 @@ def test_while_redis_is_away_it_is_not_forgotten_that_something_came_late(desk, 
             raise Unavailable("away")
         say(job_id)
 
-    monkeypatch.setattr(desk.ledger, "stored_late", away_at_first)
-    desk.ledger.acknowledge_cancel(held.claim)
+    monkeypatch.setattr(desk.job_store, "stored_late", away_at_first)
+    desk.job_store.holder.confirm_cancel(held.claim)
     desk.forget_files()
     keep(desk, held, a_save(held.folder, 1))
     assert told == [held.job_id] * 2
-    assert desk.ledger.removals().keys() == {held.job_id}
+    assert desk.job_store.maintenance.due_file_removals().keys() == {held.job_id}
 
 
 def test_what_is_stored_by_who_lost_the_job_may_be_of_use(desk):
     held = desk.hold()
     desk.take_over(held)
     keep(desk, held, a_save(held.folder, 1))
-    assert remove_files(desk.ledger, desk.storage) == 0
+    assert remove_files(desk.job_store, desk.storage) == 0
 
 
 @pytest.mark.parametrize("saved", [None, {}, {"version": 7}])

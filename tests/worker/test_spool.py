@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.worker.examples import a_film, a_save
-from worker.spool import Spool, Waiting
+from worker.supervisor.spool import Spool, Waiting
 
 
 @pytest.fixture

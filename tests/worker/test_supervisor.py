@@ -13,27 +13,27 @@ from jobs.capability import Capability
 from jobs.record import JobError, Progress
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER, Desk, a_film, a_save
-from worker.held import Ending, Failure, Filmed, GivenBack, Held, Left
-from worker.inbox import Heard, Inbox, Over, Prepared, Told
-from worker.presence import Shown
-from worker.protocol import (
-    Broken,
-    Decoding,
-    Did,
-    Failed,
-    Finished,
+from worker.messages import (
+    CheckpointSaved,
+    GpusReleased,
+    GroupFailed,
+    JobFailed,
+    JobStarted,
+    JobStopped,
+    LastDecode,
     Message,
+    ProgressReport,
     Ready,
-    Released,
-    Report,
-    Run,
-    Running,
-    Saved,
-    Stop,
-    Stopped,
+    RunJob,
+    StageDone,
+    StopJob,
+    VideoDone,
 )
 from worker.stages import Stage
-from worker.supervisor import Crew, Rules, Supervisor
+from worker.supervisor.events import GroupMessage, Inbox, JobClosed, JobFetched, StopRequested
+from worker.supervisor.job import Abandoned, ClaimedJob, Completed, Ending, Errored, Requeued
+from worker.supervisor.registration import Shown
+from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
 
 CAPABILITY = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
 READY = Ready(capability=CAPABILITY, pids=(1, 2))
@@ -42,7 +42,7 @@ ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 
 @dataclass
 class RecordedLife:
-    """Follows `worker.life.Life`, with groups that are numbers."""
+    """Follows `worker.supervisor.gpu_group.GpuGroup`, with groups that are numbers."""
 
     said: list[Message] = field(default_factory=list)
     group: Any = None
@@ -63,7 +63,7 @@ class RecordedLife:
     def came_up(self, ready: Ready) -> None:
         self.is_up = True
 
-    def hand_over(self, run: Run) -> None:
+    def hand_over(self, run: RunJob) -> None:
         self.said.append(run)
 
     def heard(self, progress: Progress | None) -> None:
@@ -78,7 +78,7 @@ class RecordedLife:
 
 @dataclass
 class RecordedIntake:
-    """Follows `worker.intake.Intake`."""
+    """Follows `worker.supervisor.consumer.Consumer`."""
 
     asked: bool = False
     asks: int = 0
@@ -98,22 +98,22 @@ class RecordedIntake:
 class Recorded:
     """The others of the crew: what they were told."""
 
-    closed: list[tuple[Held, Ending]] = field(default_factory=list)
-    kept: list[tuple[Held, Any]] = field(default_factory=list)
-    let_go_of: list[Held] = field(default_factory=list)
+    closed: list[tuple[ClaimedJob, Ending]] = field(default_factory=list)
+    kept: list[tuple[ClaimedJob, Any]] = field(default_factory=list)
+    let_go_of: list[ClaimedJob] = field(default_factory=list)
     shown: Shown = field(default_factory=Shown)
     hurried: bool = False
     stopped: bool = False
     left: bool = False
     is_enough: bool = True
 
-    def close(self, held: Held, ending: Ending) -> None:
+    def close(self, held: ClaimedJob, ending: Ending) -> None:
         self.closed.append((held, ending))
 
-    def keep(self, held: Held, save: Any) -> None:
+    def keep(self, held: ClaimedJob, save: Any) -> None:
         self.kept.append((held, save))
 
-    def let_go(self, held: Held) -> None:
+    def let_go(self, held: ClaimedJob) -> None:
         self.let_go_of.append(held)
 
     def show(self, shown: Shown) -> None:
@@ -138,7 +138,7 @@ class Scene:
         self.inbox: Inbox = queue.SimpleQueue()
         self.life, self.intake, self.others = RecordedLife(), RecordedIntake(), Recorded()
         others: Any = self.others
-        crew = Crew(
+        crew = Components(
             life=self.life,  # type: ignore[arg-type]
             intake=self.intake,  # type: ignore[arg-type]
             preparation=others,
@@ -149,7 +149,7 @@ class Scene:
             room=others,
             ended=threading.Event(),
         )
-        self.supervisor = Supervisor(crew, self.inbox, Rules(2, drain_s, last_words_s))
+        self.supervisor = Supervisor(crew, self.inbox, SupervisorLimits(2, drain_s, last_words_s))
         self.thread = threading.Thread(target=self.supervisor.serve)
         self.thread.start()
 
@@ -159,61 +159,61 @@ class Scene:
         wait_until(lambda: self.intake.asked)
 
     def hear(self, message: Message | None, group: Any = None) -> None:
-        self.inbox.put(Heard(group or self.life.group, message))
+        self.inbox.put(GroupMessage(group or self.life.group, message))
 
-    def prepare(self) -> Held:
+    def prepare(self) -> ClaimedJob:
         """A claimed job, ready to be handed over."""
         held = self.desk.hold()
         self.intake.asked = False
-        self.inbox.put(Prepared(held, Run(job_id=held.job_id, order=ORDER, folder=held.folder)))
+        self.inbox.put(JobFetched(held, RunJob(job_id=held.job_id, order=ORDER, folder=held.folder)))
         return held
 
-    def begin(self) -> Held:
+    def begin(self) -> ClaimedJob:
         """A job that the group has."""
         held = self.prepare()
         wait_until(
-            lambda: any(isinstance(said, Run) and said.job_id == held.job_id for said in self.life.said)
+            lambda: any(isinstance(said, RunJob) and said.job_id == held.job_id for said in self.life.said)
         )
-        self.hear(Running(job_id=held.job_id))
+        self.hear(JobStarted(job_id=held.job_id))
         return held
 
-    def wait_behind(self, first: Held) -> Held:
+    def wait_behind(self, first: ClaimedJob) -> ClaimedJob:
         """A job that is claimed while the group decodes another."""
-        self.hear(Decoding(job_id=first.job_id))
+        self.hear(LastDecode(job_id=first.job_id))
         wait_until(lambda: self.intake.asked)
         held = self.prepare()
         self.settle()
         return held
 
-    def release(self, held: Held) -> None:
+    def release(self, held: ClaimedJob) -> None:
         """The group is done with a job but for its film, and another is asked for."""
-        self.hear(Released(job_id=held.job_id))
+        self.hear(GpusReleased(job_id=held.job_id))
         wait_until(lambda: self.intake.asked)
 
     def runs(self) -> list[str]:
         """The jobs that the group was given."""
-        return [said.job_id for said in self.life.said if isinstance(said, Run)]
+        return [said.job_id for said in self.life.said if isinstance(said, RunJob)]
 
-    def film(self, held: Held) -> None:
-        self.hear(Finished(job_id=held.job_id, film=a_film(held.folder), timings_s={}))
+    def film(self, held: ClaimedJob) -> None:
+        self.hear(VideoDone(job_id=held.job_id, film=a_film(held.folder), timings_s={}))
 
-    def ending(self, held: Held) -> Ending:
+    def ending(self, held: ClaimedJob) -> Ending:
         return wait_until(lambda: next((ending for one, ending in self.others.closed if one is held), None))
 
-    def is_closed(self, held: Held) -> bool:
+    def is_closed(self, held: ClaimedJob) -> bool:
         return any(one is held for one, _ in self.others.closed)
 
     def settle(self) -> None:
         """Wait until all that was put into the inbox is dealt with."""
         wait_until(self.inbox.empty)
         marker = self.desk.hold()
-        self.inbox.put(Over(marker))
+        self.inbox.put(JobClosed(marker))
         wait_until(lambda: marker in self.others.let_go_of)
 
     def end(self) -> None:
         self.supervisor.end()
         for held, _ in list(self.others.closed):
-            self.inbox.put(Over(held))
+            self.inbox.put(JobClosed(held))
         self.thread.join(30)
 
 
@@ -248,7 +248,7 @@ def test_reports_are_kept_with_the_job(scene):
     scene.come_up()
     held = scene.begin()
     progress = Progress(phase="denoise", step=2, num_steps=4)
-    scene.hear(Report(job_id=held.job_id, progress=progress, timings_s={"denoise": 1.0}))
+    scene.hear(ProgressReport(job_id=held.job_id, progress=progress, timings_s={"denoise": 1.0}))
     wait_until(lambda: held.progress == progress)
     assert held.timings_s == {"denoise": 1.0}
 
@@ -259,7 +259,7 @@ def test_a_released_group_takes_the_next_job_while_the_film_is_finished(scene):
     scene.release(first)
     second = scene.begin()
     scene.film(first)
-    assert isinstance(scene.ending(first), Filmed)
+    assert isinstance(scene.ending(first), Completed)
     assert not scene.is_closed(second)
 
 
@@ -269,23 +269,23 @@ def test_too_many_films_behind_hold_up_the_next_job(scene):
     scene.release(jobs[0])
     jobs.append(scene.begin())
     scene.film(jobs[0])
-    scene.hear(Released(job_id=jobs[1].job_id))
+    scene.hear(GpusReleased(job_id=jobs[1].job_id))
     scene.settle()
     assert not scene.intake.asked
-    scene.inbox.put(Over(jobs[0]))
+    scene.inbox.put(JobClosed(jobs[0]))
     wait_until(lambda: scene.intake.asked)
 
 
 def test_while_a_job_is_decoded_the_next_is_claimed_and_begins_when_the_group_is_released(scene):
     scene.come_up()
     first = scene.begin()
-    scene.hear(Decoding(job_id=first.job_id))
+    scene.hear(LastDecode(job_id=first.job_id))
     wait_until(lambda: scene.intake.asked)
     second = scene.prepare()
     scene.settle()
     assert scene.runs() == [first.job_id]
     assert not scene.intake.asked  # one alone waits
-    scene.hear(Released(job_id=first.job_id))
+    scene.hear(GpusReleased(job_id=first.job_id))
     wait_until(lambda: scene.runs() == [first.job_id, second.job_id])
     assert not scene.is_closed(second)
     assert [stage.name for stage in second.stages.so_far] == ["wait", "load"]
@@ -295,7 +295,7 @@ def test_a_job_that_waits_begins_however_the_one_before_ended(scene):
     scene.come_up()
     first = scene.begin()
     second = scene.wait_behind(first)
-    scene.hear(Failed(job_id=first.job_id, error=ERROR, timings_s={}))
+    scene.hear(JobFailed(job_id=first.job_id, error=ERROR, timings_s={}))
     wait_until(lambda: scene.runs() == [first.job_id, second.job_id])
     scene.settle()
     assert not scene.intake.asked  # the second is not yet decoded
@@ -306,23 +306,23 @@ def test_no_job_is_claimed_ahead_that_too_many_films_would_hold_up(scene):
     first = scene.begin()
     scene.release(first)
     second = scene.begin()
-    scene.hear(Decoding(job_id=second.job_id))
+    scene.hear(LastDecode(job_id=second.job_id))
     scene.settle()
     assert not scene.intake.asked
 
 
-@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lost", "preempt"])
+@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lease_lost", "preempt"])
 def test_a_job_that_waits_is_left_without_asking_the_group(scene, verdict):
     scene.come_up()
     first = scene.begin()
     second = scene.wait_behind(first)
     second.verdict = verdict
-    scene.inbox.put(Told(second))
-    assert scene.ending(second) == Left("drain" if verdict == "preempt" else verdict)
-    assert not any(isinstance(said, Stop) for said in scene.life.said)
-    scene.inbox.put(Over(second))
+    scene.inbox.put(StopRequested(second))
+    assert scene.ending(second) == Abandoned("drain" if verdict == "preempt" else verdict)
+    assert not any(isinstance(said, StopJob) for said in scene.life.said)
+    scene.inbox.put(JobClosed(second))
     wait_until(lambda: scene.intake.asked)
-    scene.hear(Released(job_id=first.job_id))
+    scene.hear(GpusReleased(job_id=first.job_id))
     scene.settle()
     assert scene.runs() == [first.job_id]
 
@@ -332,8 +332,8 @@ def test_a_job_that_waits_for_a_group_that_breaks_goes_back_as_it_was(scene):
     first = scene.begin()
     second = scene.wait_behind(first)
     scene.hear(None)
-    assert scene.ending(first) == GivenBack(crashed=True)
-    assert scene.ending(second) == GivenBack(crashed=False)
+    assert scene.ending(first) == Requeued(crashed=True)
+    assert scene.ending(second) == Requeued(crashed=False)
 
 
 def test_a_drain_gives_back_the_job_that_waits(scene):
@@ -341,10 +341,10 @@ def test_a_drain_gives_back_the_job_that_waits(scene):
     first = scene.begin()
     second = scene.wait_behind(first)
     scene.supervisor.end()
-    assert scene.ending(second) == GivenBack(crashed=False)
-    wait_until(lambda: Stop(job_id=first.job_id, why="drain") in scene.life.said)
-    scene.hear(Stopped(job_id=first.job_id, why="drain"))
-    assert scene.ending(first) == Left("drain")
+    assert scene.ending(second) == Requeued(crashed=False)
+    wait_until(lambda: StopJob(job_id=first.job_id, reason="drain") in scene.life.said)
+    scene.hear(JobStopped(job_id=first.job_id, reason="drain"))
+    assert scene.ending(first) == Abandoned("drain")
 
 
 def test_without_room_on_its_disk_it_takes_no_job_and_says_so(scene):
@@ -353,8 +353,8 @@ def test_without_room_on_its_disk_it_takes_no_job_and_says_so(scene):
     wait_until(lambda: not scene.intake.asked)
     wait_until(lambda: scene.others.shown == Shown("full", None, CAPABILITY))
     late = scene.prepare()
-    assert scene.ending(late) == GivenBack(crashed=False)
-    scene.inbox.put(Over(late))
+    assert scene.ending(late) == Requeued(crashed=False)
+    scene.inbox.put(JobClosed(late))
     scene.others.is_enough = True
     wait_until(lambda: scene.intake.asked)
     assert scene.others.shown == Shown("ready", None, CAPABILITY)
@@ -374,8 +374,8 @@ def test_a_film_that_cannot_be_finished_fails_its_job_and_not_the_next(scene):
     first = scene.begin()
     scene.release(first)
     second = scene.begin()
-    scene.hear(Failed(job_id=first.job_id, error=ERROR, timings_s={}))
-    assert scene.ending(first) == Failure(ERROR)
+    scene.hear(JobFailed(job_id=first.job_id, error=ERROR, timings_s={}))
+    assert scene.ending(first) == Errored(ERROR)
     scene.settle()
     assert not scene.is_closed(second)
 
@@ -383,32 +383,32 @@ def test_a_film_that_cannot_be_finished_fails_its_job_and_not_the_next(scene):
 def test_after_a_failed_job_the_next_is_asked_for(scene):
     scene.come_up()
     held = scene.begin()
-    scene.hear(Failed(job_id=held.job_id, error=ERROR, timings_s={}))
-    assert scene.ending(held) == Failure(ERROR)
+    scene.hear(JobFailed(job_id=held.job_id, error=ERROR, timings_s={}))
+    assert scene.ending(held) == Errored(ERROR)
     wait_until(lambda: scene.intake.asked)
 
 
-@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lost"])
+@pytest.mark.parametrize("verdict", ["cancel", "deadline", "lease_lost"])
 def test_a_verdict_is_passed_down_and_the_job_closed_when_the_group_has_left_it(scene, verdict):
     scene.come_up()
     held = scene.begin()
     held.verdict = verdict
-    scene.inbox.put(Told(held))
-    wait_until(lambda: Stop(job_id=held.job_id, why=verdict) in scene.life.said)
+    scene.inbox.put(StopRequested(held))
+    wait_until(lambda: StopJob(job_id=held.job_id, reason=verdict) in scene.life.said)
     assert not scene.is_closed(held)
-    scene.hear(Stopped(job_id=held.job_id, why=verdict))
-    assert scene.ending(held) == Left(verdict)
+    scene.hear(JobStopped(job_id=held.job_id, reason=verdict))
+    assert scene.ending(held) == Abandoned(verdict)
 
 
 def test_a_job_that_makes_way_for_another_is_drained_and_the_next_one_asked_for(scene):
     scene.come_up()
     held = scene.begin()
     held.verdict = "preempt"
-    scene.inbox.put(Told(held))
-    wait_until(lambda: Stop(job_id=held.job_id, why="drain") in scene.life.said)
+    scene.inbox.put(StopRequested(held))
+    wait_until(lambda: StopJob(job_id=held.job_id, reason="drain") in scene.life.said)
     assert not scene.intake.asked
-    scene.hear(Stopped(job_id=held.job_id, why="drain"))
-    assert scene.ending(held) == Left("drain")
+    scene.hear(JobStopped(job_id=held.job_id, reason="drain"))
+    assert scene.ending(held) == Abandoned("drain")
     wait_until(lambda: scene.intake.asked)
 
 
@@ -416,39 +416,39 @@ def test_a_job_that_is_not_wanted_any_more_is_not_handed_over(scene):
     scene.come_up()
     held = scene.desk.hold()
     held.verdict = "cancel"
-    scene.inbox.put(Prepared(held, Run(job_id=held.job_id, order=ORDER, folder=held.folder)))
-    assert scene.ending(held) == Left("cancel")
+    scene.inbox.put(JobFetched(held, RunJob(job_id=held.job_id, order=ORDER, folder=held.folder)))
+    assert scene.ending(held) == Abandoned("cancel")
     assert scene.life.said == []
 
 
 def test_a_job_that_could_not_be_prepared_ends_as_that_says(scene):
     scene.come_up()
     held = scene.desk.hold()
-    scene.inbox.put(Prepared(held, Failure(ERROR)))
-    assert scene.ending(held) == Failure(ERROR)
+    scene.inbox.put(JobFetched(held, Errored(ERROR)))
+    assert scene.ending(held) == Errored(ERROR)
 
 
 def test_a_job_that_comes_while_the_group_is_down_goes_back(scene):
     wait_until(lambda: scene.life.group)
     held = scene.prepare()
-    assert scene.ending(held) == GivenBack(crashed=False)
+    assert scene.ending(held) == Requeued(crashed=False)
 
 
 def test_a_second_job_that_comes_while_the_group_is_busy_goes_back(scene):
     scene.come_up()
     first = scene.begin()
-    assert scene.ending(scene.prepare()) == GivenBack(crashed=False)
+    assert scene.ending(scene.prepare()) == Requeued(crashed=False)
     assert not scene.is_closed(first)
 
 
-@pytest.mark.parametrize("message", [None, Broken(message="rank 1 failed alone")])
+@pytest.mark.parametrize("message", [None, GroupFailed(message="rank 1 failed alone")])
 def test_a_broken_group_gives_all_its_jobs_back_as_crashed_and_is_replaced(scene, message):
     scene.come_up()
     finishing = scene.begin()
     scene.release(finishing)
     current = scene.begin()
     scene.hear(message)
-    assert scene.ending(finishing) == scene.ending(current) == GivenBack(crashed=True)
+    assert scene.ending(finishing) == scene.ending(current) == Requeued(crashed=True)
     wait_until(lambda: scene.life.starts == 2)
     assert not scene.intake.asked
 
@@ -457,18 +457,18 @@ def test_a_group_in_trouble_is_given_up(scene):
     scene.come_up()
     held = scene.begin()
     scene.life.trouble = "it hangs"
-    assert scene.ending(held) == GivenBack(crashed=True)
+    assert scene.ending(held) == Requeued(crashed=True)
 
 
 def test_a_job_whose_film_is_being_stored_outlives_its_group(scene):
     scene.come_up()
     held = scene.begin()
-    scene.hear(Released(job_id=held.job_id))
+    scene.hear(GpusReleased(job_id=held.job_id))
     scene.film(held)
     scene.ending(held)
     scene.hear(None)
     scene.settle()
-    assert [ending for one, ending in scene.others.closed if one is held] == [Filmed(a_film(held.folder))]
+    assert [ending for one, ending in scene.others.closed if one is held] == [Completed(a_film(held.folder))]
 
 
 def test_what_an_earlier_group_said_is_not_heard(scene):
@@ -483,7 +483,11 @@ def test_what_an_earlier_group_said_is_not_heard(scene):
 
 def test_a_message_about_a_job_that_is_not_here_is_no_harm(scene):
     scene.come_up()
-    for message in (Released(job_id="x"), Stopped(job_id="x", why="cancel"), Running(job_id="x")):
+    for message in (
+        GpusReleased(job_id="x"),
+        JobStopped(job_id="x", reason="cancel"),
+        JobStarted(job_id="x"),
+    ):
         scene.hear(message)
     scene.settle()
     assert scene.others.closed == []
@@ -493,10 +497,10 @@ def test_what_the_group_does_becomes_stages_of_the_job(scene):
     scene.come_up()
     held = scene.begin()
     for progress in (Progress(phase="denoise"), Progress(phase="denoise", step=1), Progress(phase="decode")):
-        scene.hear(Report(job_id=held.job_id, progress=progress, timings_s={}))
-    scene.hear(Released(job_id=held.job_id))
+        scene.hear(ProgressReport(job_id=held.job_id, progress=progress, timings_s={}))
+    scene.hear(GpusReleased(job_id=held.job_id))
     joined = Stage(name="join", lane="film", began_s=1.0, ended_s=2.0)
-    scene.hear(Did(job_id=held.job_id, stage=joined))
+    scene.hear(StageDone(job_id=held.job_id, stage=joined))
     scene.settle()
     names = [(stage.name, stage.lane) for stage in held.stages.so_far]
     assert names == [
@@ -513,13 +517,13 @@ def test_saves_are_passed_on(scene):
     scene.come_up()
     held = scene.begin()
     save = a_save(held.folder, 2)
-    scene.hear(Saved(job_id=held.job_id, save=save))
+    scene.hear(CheckpointSaved(job_id=held.job_id, save=save))
     wait_until(lambda: scene.others.kept == [(held, save)])
 
 
 def test_what_is_over_is_let_go(scene):
     held = scene.desk.hold()
-    scene.inbox.put(Over(held))
+    scene.inbox.put(JobClosed(held))
     wait_until(lambda: scene.others.let_go_of == [held])
 
 
@@ -535,11 +539,11 @@ def test_a_drain_has_the_job_saved_and_waits_until_it_is_given_back(desk):
     scene.come_up()
     held = scene.begin()
     scene.supervisor.end()
-    wait_until(lambda: Stop(job_id=held.job_id, why="drain") in scene.life.said)
-    scene.hear(Stopped(job_id=held.job_id, why="drain"))
-    assert scene.ending(held) == Left("drain")
+    wait_until(lambda: StopJob(job_id=held.job_id, reason="drain") in scene.life.said)
+    scene.hear(JobStopped(job_id=held.job_id, reason="drain"))
+    assert scene.ending(held) == Abandoned("drain")
     assert scene.thread.is_alive()
-    scene.inbox.put(Over(held))
+    scene.inbox.put(JobClosed(held))
     scene.thread.join(30)
     assert not scene.thread.is_alive()
 
@@ -551,10 +555,10 @@ def test_a_drain_hurries_everybody_and_takes_nothing_more(desk):
     scene.supervisor.end()
     scene.supervisor.end()
     late = scene.prepare()
-    assert scene.ending(late) == GivenBack(crashed=False)
+    assert scene.ending(late) == Requeued(crashed=False)
     assert (scene.others.hurried, scene.others.stopped, scene.intake.is_over) == (True, True, True)
-    assert scene.life.said.count(Stop(job_id=held.job_id, why="drain")) == 1
-    scene.hear(Stopped(job_id=held.job_id, why="drain"))
+    assert scene.life.said.count(StopJob(job_id=held.job_id, reason="drain")) == 1
+    scene.hear(JobStopped(job_id=held.job_id, reason="drain"))
     scene.ending(held)
     scene.end()
 
@@ -563,9 +567,9 @@ def test_a_group_that_does_not_stop_in_time_is_killed_and_its_job_given_back_wit
     scene.come_up()
     held = scene.begin()
     scene.supervisor.end()
-    assert scene.ending(held) == GivenBack(crashed=False)
+    assert scene.ending(held) == Requeued(crashed=False)
     assert scene.life.group is None
-    scene.inbox.put(Over(held))
+    scene.inbox.put(JobClosed(held))
     scene.thread.join(30)
 
 
@@ -576,8 +580,8 @@ def test_a_group_that_dies_while_it_drains_is_not_started_again(desk):
     scene.supervisor.end()
     wait_until(lambda: len(scene.life.said) == 2)
     scene.hear(None)
-    assert scene.ending(held) == GivenBack(crashed=True)
-    scene.inbox.put(Over(held))
+    assert scene.ending(held) == Requeued(crashed=True)
+    scene.inbox.put(JobClosed(held))
     scene.thread.join(30)
     assert scene.life.starts == 1
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from jobs.transitions import Claim
+from jobs.store.holder import Lease
 from tests.worker.examples import Desk
 from worker.stages import Stage
-from worker.timeline import timeline
+from worker.supervisor.timeline import timeline
 
 NOW = 1_000_000.0
 
@@ -28,7 +28,7 @@ STAGES = [
 ]
 
 
-def claimed(desk: Desk) -> Claim:
+def claimed(desk: Desk) -> Lease:
     """A claim of a job that was ordered at `NOW`."""
     desk.submit()
     claim = desk.claim()
@@ -82,7 +82,7 @@ def test_jobs_of_a_group_share_its_ranks_and_nothing_else(desk):
 
 def test_a_later_attempt_did_not_wait_in_the_queue_again(desk):
     claim = claimed(desk)
-    desk.ledger.requeue(claim, crashed=True)
+    desk.job_store.holder.requeue(claim, crashed=True)
     events = of(timeline(desk.claim(), STAGES), "X")
     assert {e["args"]["attempt"] for e in events} == {2}
     assert "queued" not in {e["name"] for e in events}

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from jobs.record import Progress
-from worker.watch import SLOWEST_STEPS, Watchdog
+from worker.supervisor.watchdog import SLOWEST_STEPS, Watchdog
 
 SILENCE_S, STEP_S = 60.0, 2.0
 

@@ -17,7 +17,9 @@ sys.meta_path.insert(0, Hidden())
 """
 
 
-@pytest.mark.parametrize("module", ["worker.__main__", "worker.crew", "worker.supervisor", "worker.parent"])
+@pytest.mark.parametrize(
+    "module", ["worker.__main__", "worker.supervisor.app", "worker.supervisor.supervisor", "worker.launcher"]
+)
 def test_it_is_imported_without_torch(module):
     code = f"{HIDE}\nimport {module}\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -26,6 +28,9 @@ def test_it_is_imported_without_torch(module):
 
 def test_what_is_hidden_is_hidden():
     done = subprocess.run(
-        [sys.executable, "-c", f"{HIDE}\nimport worker.rank"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"{HIDE}\nimport worker.rank.main"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "torch is hidden" in done.stderr

@@ -61,7 +61,7 @@ def test_only_the_result_remains_of_a_job(worker, warm):
 def test_progress_never_goes_back_and_ends_at_the_whole(worker, warm):
     job_id = worker.submit("step_s=0.4")
     job = worker.wait_for(job_id, "succeeded")
-    told = [event.progress for event in worker.ledger.events(job_id) if event.progress]
+    told = [event.progress for event in worker.job_store.client.events(job_id) if event.progress]
     fractions = [progress.fraction for progress in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
@@ -89,7 +89,7 @@ def test_out_of_memory_on_the_leader_alone_while_it_encodes_fails_the_job_alone(
 def test_a_cancelled_job_is_left_by_all_ranks_at_the_next_boundary(worker, warm):
     job_id = worker.submit("step_s=0.3", num_inference_steps=100)
     worker.wait_for_step(job_id)
-    worker.ledger.cancel(job_id)
+    worker.job_store.client.cancel(job_id)
     worker.wait_for(job_id, "cancelled")
     assert len(worker.steps(job_id)) < 20
     wait_until(lambda: worker.stored(job_id) == [])
@@ -136,7 +136,7 @@ def test_a_job_cancelled_while_its_film_waits_never_succeeds(worker, warm):
     storage.touch()
     job_id = worker.submit()
     worker.wait_for(job_id, "uploading")
-    worker.ledger.cancel(job_id)
+    worker.job_store.client.cancel(job_id)
     worker.wait_for(job_id, "cancelled")
     storage.unlink()
     aside.rename(storage)

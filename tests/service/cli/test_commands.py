@@ -38,7 +38,7 @@ class TestGenerate:
 
     def test_shows_on_standard_error_how_far_it_is(self, at_service, worker, tmp_path):
         def seen(claim):
-            while worker.ledger.get(claim.job.id).status != "running":
+            while worker.job_store.client.get(claim.job.id).status != "running":
                 pass
             worker.succeed(claim)
 
@@ -132,7 +132,7 @@ class TestTheOtherCommands:
 class TestExitCodes:
     def test_1_the_job_failed(self, at_service, worker, tmp_path):
         def fail(claim):
-            worker.ledger.fail(claim, OutOfMemory("does not fit"), {})
+            worker.job_store.holder.fail(claim, OutOfMemory("does not fit"), {})
 
         with working(worker, fail):
             ran = at_service("generate", "a", "-o", tmp_path / "out.mp4")
@@ -186,7 +186,9 @@ class TestExitCodes:
         assert "no_worker" in ran.err
 
     def test_5_somebody_cancelled_it(self, at_service, worker):
-        with working(worker, lambda claim: worker.ledger.cancel(claim.job.id) and finish(worker, claim)):
+        with working(
+            worker, lambda claim: worker.job_store.client.cancel(claim.job.id) and finish(worker, claim)
+        ):
             ran = at_service("generate", "a")
         assert ran.code == 5
 
@@ -217,7 +219,7 @@ class TestExitCodes:
 
 
 def finish(worker, claim):
-    worker.ledger.acknowledge_cancel(claim)
+    worker.job_store.holder.confirm_cancel(claim)
 
 
 class TestWhereTheServiceIs:
@@ -280,7 +282,7 @@ class TestAnOutage:
 
 
 def test_every_option_is_a_field_of_a_request():
-    from service.bodies import GenerateRequest
+    from service.jobs.bodies import GenerateRequest
 
     words = ["generate", "a", "--seed", "1", "--metadata", "a=b", "--image", "cat.png", "-o", "out.mp4"]
     options = vars(parser().parse_args(words)).keys()

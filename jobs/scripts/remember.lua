@@ -1,3 +1,0 @@
-local job = held()
-if not job then return LEASE_LOST end
-write(job, {saved = given.saved})

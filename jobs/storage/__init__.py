@@ -1,0 +1,1 @@
+"""Store files of jobs: in a folder or in S3."""

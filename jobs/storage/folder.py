@@ -1,0 +1,140 @@
+"""Storage in a folder that the service and the workers share, and files that appear only when complete.
+
+`jobs.storage.base` opens it; `jobs.storage.s3` writes what it fetches in the same way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import BinaryIO
+
+from jobs.errors import DiskFull, KeyMissing, Unavailable
+from jobs.storage.keys import checked, checked_prefix
+
+CHUNK_BYTES = 1 << 20
+
+
+class FolderStorage:
+    """Files in a folder that the service and the workers share."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    def put(self, key: str, path: Path, media_type: str) -> None:
+        """See `Storage`; the media type follows from the key's suffix."""
+        del media_type
+        target = self._path(key)
+        with path.open("rb") as source:
+            write_atomically(target, _chunks(source, path.stat().st_size))
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """See `Storage`."""
+        size_bytes = self.size_bytes(key)
+        return self._read(key, start, size_bytes if end is None else min(end, size_bytes))
+
+    def size_bytes(self, key: str) -> int:
+        """See `Storage`."""
+        with _reading(key):
+            path = self._path(key)
+            if path.is_dir():
+                raise IsADirectoryError
+            return path.stat().st_size
+
+    def fetch(self, key: str, path: Path) -> None:
+        """See `Storage`."""
+        write_atomically(path, self.read(key))
+
+    def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
+        """See `Storage`; files that were being written when their writer died go as well."""
+        folder = self._root / checked_prefix(prefix)
+        with _disk_errors(prefix):
+            for parent, _, names in os.walk(folder, topdown=False, onerror=_unless_gone):
+                for path in (Path(parent, name) for name in names):
+                    if not (self._is_key(path) and self._key(path).startswith(keep)):
+                        path.unlink(missing_ok=True)
+                with suppress(OSError):  # it is not empty, or somebody else removes it, too
+                    Path(parent).rmdir()
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """See `Storage`; files still being written are not among them, and folders may go meanwhile."""
+        folder = self._root / checked_prefix(prefix)
+        for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
+            if self._is_key(path):
+                yield self._key(path)
+
+    def link(self, key: str, expires_s: float) -> str | None:
+        """See `Storage`: a folder has no links."""
+        del expires_s
+        checked(key)
+        return None
+
+    def _read(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        with _reading(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            yield from _chunks(file, end - start)
+
+    @staticmethod
+    def _is_key(path: Path) -> bool:
+        """Whether all of it is there; see `write_atomically`."""
+        return not path.name.startswith(".")
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+    def _path(self, key: str) -> Path:
+        return self._root / checked(key)
+
+
+def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write chunks into a file that appears under its name only when it is complete and on the disk.
+
+    Raises DiskFull, Unavailable.
+    """
+    with _disk_errors(path.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False)  # noqa: SIM115
+        try:
+            with part:
+                part.writelines(chunks)
+                part.flush()
+                os.fsync(part.fileno())
+            Path(part.name).replace(path)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _chunks(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    while size_bytes > 0 and (chunk := file.read(min(CHUNK_BYTES, size_bytes))):
+        size_bytes -= len(chunk)
+        yield chunk
+
+
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    with _disk_errors(key):
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise KeyMissing(f"nothing is stored under {key}") from error
+
+
+@contextmanager
+def _disk_errors(name: str) -> Iterator[None]:
+    """Turns what a file system says into our errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise DiskFull(f"no room to store {name}") from error
+        raise Unavailable(f"{name} cannot be reached: {error.strerror}") from error

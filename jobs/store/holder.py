@@ -1,0 +1,111 @@
+"""Claim a job, keep its lease, and end it: the role of the worker that runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import uuid4
+
+from jobs.errors import LongCatError
+from jobs.record import Job, JobError, Progress, Result, Status
+from jobs.store.maintenance import WORKER_CRASHED
+from jobs.store.scripts import Scripts, fields_of, present, to_json, to_ms
+
+StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost"]
+"""Why a job is to stop: its client cancelled it, it ran too long, a high-priority job needs its place,
+its worker shuts down, or another worker holds it by now."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to run a job for `duration_s` after each renewal.
+
+    Attributes:
+        job: the job as it was claimed.
+        fence: the fencing token: proves to the store who holds the job.
+        duration_s: how long the lease lasts without a renewal.
+        checkpoint: what an earlier holder saved to resume the job from.
+    """
+
+    job: Job
+    fence: int
+    duration_s: float
+    checkpoint: dict[str, Any] | None = None
+
+    @property
+    def attempt(self) -> int:
+        """Return which start this is, from 1. Never given twice; `job.attempt` leaves out drained ones."""
+        return self.fence
+
+
+class JobHolder:
+    """What the holder of a job may do."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._run = scripts.run
+
+    def claim(self, group: str, lease_s: float) -> Lease | None:
+        """Claim the next job of the queue for this group. Return None if no job may start."""
+        if (reply := self._run("claim", group=group, lease_ms=to_ms(lease_s), token=uuid4().hex)) is None:
+            return None
+        fields = fields_of(reply)
+        checkpoint = json.loads(fields["checkpoint"]) if "checkpoint" in fields else None
+        return Lease(Job.from_hash(fields), int(fields["fence"]), lease_s, checkpoint)
+
+    def renew_lease(
+        self, lease: Lease, progress: Progress | None = None, preempt_after_s: float | None = None
+    ) -> StopReason | None:
+        """Renew the lease, store the progress, and return why the job is to stop, None if it is not.
+
+        With `preempt_after_s`, a job of low priority is preempted for one of high priority that has waited
+        that long.
+        """
+        times = {"lease_ms": to_ms(lease.duration_s), "preempt_after_ms": to_ms(preempt_after_s)}
+        reason: bytes | None = self._run_held("renew_lease", lease, progress=to_json(progress), **times)
+        return reason.decode() if reason else None  # type: ignore[return-value]
+
+    def save_checkpoint(self, lease: Lease, checkpoint: Mapping[str, Any]) -> None:
+        """Store what is needed to resume the job; the next claim returns it. Raises LeaseLost."""
+        self._run_held("save_checkpoint", lease, checkpoint=json.dumps(dict(checkpoint)))
+
+    def begin_upload(self, lease: Lease) -> None:
+        """Set the job to `uploading`. Raises LeaseLost."""
+        self._run_held("begin_upload", lease)
+
+    def succeed(self, lease: Lease, result: Result, timings_s: Mapping[str, float]) -> Status:
+        """End the job with its result. Return the state in which it ended: `cancelled` if that was requested.
+
+        Raises LeaseLost.
+        """
+        return self._finish(lease, "succeeded", timings_s, result=to_json(result))
+
+    def fail(self, lease: Lease, error: JobError | LongCatError, timings_s: Mapping[str, float]) -> Status:
+        """End the job with an error. Return the state in which it ended, like `succeed`. Raises LeaseLost."""
+        known = error if isinstance(error, JobError) else JobError.of(error)
+        return self._finish(lease, "failed", timings_s, error=to_json(known))
+
+    def confirm_cancel(self, lease: Lease) -> None:
+        """End a job as cancelled, after it has stopped. Raises LeaseLost."""
+        self._finish(lease, "cancelled", {})
+
+    def requeue(self, lease: Lease, *, crashed: bool) -> Status:
+        """Give the job up; it keeps its place in the queue. Return the state that follows.
+
+        A crash uses up an attempt, and the last one fails the job. A drain does not. Raises LeaseLost.
+        """
+        return _status(self._run_held("requeue", lease, crashed=crashed, crash_error=to_json(WORKER_CRASHED)))
+
+    def _finish(
+        self, lease: Lease, status: Status, timings_s: Mapping[str, float], **ending: str | None
+    ) -> Status:
+        fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
+        return _status(self._run_held("finish", lease, status=status, fields=fields))
+
+    def _run_held(self, script: str, lease: Lease, **given: object) -> Any:  # noqa: ANN401 - the script's own
+        return self._run(script, id=lease.job.id, fence=lease.fence, **given)
+
+
+def _status(reply: bytes) -> Status:
+    return reply.decode()  # type: ignore[return-value]

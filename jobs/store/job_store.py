@@ -1,0 +1,67 @@
+"""Open the job store: the records of all jobs, and the three roles in which processes use them.
+
+The service is a `client`: it submits, shows, cancels and deletes jobs. The worker that runs a job is its
+`holder`. Every process does `maintenance`. Each change is one atomic script in Redis (`jobs.store.scripts`).
+The rules that all of them keep:
+
+- A final state never changes.
+- A claim carries a fencing token, one more than the claim before. A holder with an older one is refused.
+- Every script may run twice, because a command whose reply was lost is sent again.
+- Time is the Redis server's, so the clocks of machines do not matter.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from redis import Redis
+
+from jobs.store.client import JobClient
+from jobs.store.holder import JobHolder
+from jobs.store.maintenance import JobMaintenance
+from jobs.store.quotas import Quotas
+from jobs.store.scripts import Scripts
+
+
+class JobStore:
+    """The records of all jobs. Safe to share between threads.
+
+    All methods of all roles raise Unavailable while Redis cannot be reached.
+
+    Args:
+        redis: a client made by `jobs.connect`.
+        retention_s: how long finished jobs are kept.
+        max_attempts: how often a job may crash its worker before it fails.
+        late_upload_s: how long after its client gave up an upload may still arrive in the storage.
+        quotas: limits for each owner and in all.
+        clock: replaces the server's clock in tests; milliseconds.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        retention_s: float = 7 * 86400.0,
+        max_attempts: int = 3,
+        late_upload_s: float = 300.0,
+        quotas: Quotas = Quotas(),  # noqa: B008 - frozen
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        scripts = Scripts(redis, clock)
+        self.client = JobClient(
+            redis,
+            scripts,
+            retention_s=retention_s,
+            max_attempts=max_attempts,
+            late_upload_s=late_upload_s,
+            quotas=quotas,
+        )
+        self.holder = JobHolder(scripts)
+        self.maintenance = JobMaintenance(scripts, late_upload_s)
+
+    def for_owner(self, owner: str) -> JobStore:
+        """Return the store as this owner sees it: the jobs of others do not exist in it."""
+        restricted = copy.copy(self)
+        restricted.client = self.client.for_owner(owner)
+        return restricted

@@ -1,0 +1,66 @@
+"""Keep the promises when processes die: expire leases, deadlines and records. The role of every process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.errors import DeadlineExceeded, WorkerCrashed
+from jobs.record import JobError
+from jobs.store.scripts import Scripts, fields_of, to_json, to_ms
+
+WORKER_CRASHED = JobError.of(WorkerCrashed("the worker crashed in every attempt that the job has"))
+WAITED_TOO_LONG = JobError.of(DeadlineExceeded("the job waited longer than allowed before a worker began it"))
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The jobs that a sweep changed, by id."""
+
+    requeued: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+    expired: tuple[str, ...] = ()
+
+
+class JobMaintenance:
+    """What any process may do for all jobs, at any time."""
+
+    def __init__(self, scripts: Scripts, late_upload_s: float) -> None:
+        self._run = scripts.run
+        self._late_upload_s = late_upload_s
+
+    def sweep(self) -> SweepResult:
+        """Requeue jobs whose lease ran out, fail those that waited too long, remove those that expired.
+
+        Call it about once a second, from any number of processes. Leases do not run out while nobody sweeps:
+        Redis was away then, and no holder could renew one.
+        """
+        ids: dict[str, list[str]] = {}
+        replies = self._run(
+            "sweep", crash_error=to_json(WORKER_CRASHED), overdue_error=to_json(WAITED_TOO_LONG)
+        )
+        for what, job_id in replies:
+            ids.setdefault(what.decode(), []).append(job_id.decode())
+        return SweepResult(**{what: tuple(changed) for what, changed in ids.items()})
+
+    def num_tickets_needed(self) -> int:
+        """Return how many tickets the queue should have: one for each queued job, none if none may start."""
+        return int(self._run("num_tickets_needed"))
+
+    def due_file_removals(self, limit: int = 100) -> dict[str, str]:
+        """Return ended and deleted jobs whose unneeded files are to be removed, with the time of each."""
+        return fields_of(self._run("due_file_removals", limit=limit))
+
+    def confirm_file_removal(self, job_id: str, since: str) -> None:
+        """Confirm one of `due_file_removals`. The first time it is due again `late_upload_s` later.
+
+        S3 may complete an upload that its client gave up on.
+        """
+        self._run("confirm_file_removal", id=job_id, since=since, late_ms=to_ms(self._late_upload_s))
+
+    def report_late_file(self, job_id: str) -> None:
+        """Report that a former holder may have stored a file. It is removed if the job has ended."""
+        self._run("report_late_file", id=job_id)
+
+    def owns_files(self, job_id: str) -> bool:
+        """Return whether files of this id may be in storage: it is a job, reserved, or being removed."""
+        return bool(self._run("owns_files", id=job_id))

@@ -1,0 +1,3 @@
+local job = held()
+if not job then return LEASE_LOST end
+write(job, {checkpoint = given.checkpoint})

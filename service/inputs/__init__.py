@@ -1,0 +1,1 @@
+"""Read request bodies, and take in the images and clips that come with them."""

@@ -1,0 +1,133 @@
+"""Taking in images and clips: from an upload, base64 or a URL, checked and counted, ready to be stored.
+
+Called by `service.jobs.orders`. It knows no HTTP and nothing of what the inputs are for.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
+
+from jobs.errors import InvalidInput, Unavailable
+from jobs.order import InputFile
+from jobs.storage.keys import input_key
+from model.media.errors import SandboxUnavailable, UnusableMedia
+from model.media.reading import check_clip, check_image
+from model.media.sandbox import Sandbox
+from model.spec.shapes import Clip
+from service.errors import UnusableInput
+from service.inputs.fetch import fetch
+from service.jobs.bodies import Source
+from service.settings import Settings
+
+_CHUNK_BYTES = 1 << 20
+_SUFFIXES = {"image/png": "png", "video/mp4": "mp4", "video/webm": "webm"}
+
+Given = Source | BinaryIO
+
+
+@dataclass(frozen=True)
+class Input:
+    """A checked file: what is known of it, and where it lies until it is stored."""
+
+    file: InputFile
+    path: Path
+
+    @property
+    def clip(self) -> Clip:
+        """Its size and frames, as `model.spec.shapes` wants to know them."""
+        return Clip(self.file.height, self.file.width, self.file.num_frames)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Takes in the inputs of one job into `folder`, which is the caller's to remove; `fps` is the model's."""
+
+    job_id: str
+    folder: Path
+    settings: Settings
+    sandbox: Sandbox
+    fps: int
+
+    def take_all(self, given: Mapping[str, Given]) -> dict[str, Input]:
+        """Check every input, by field. Raises InvalidInput, naming the field, and Unavailable."""
+        return {field: self._take(field, source) for field, source in given.items()}
+
+    def _take(self, field: str, source: Given) -> Input:
+        try:
+            return self._take_image(source) if field == "image" else self._take_clip(field, source)
+        except (UnusableInput, UnusableMedia) as error:
+            raise InvalidInput(f"{field}: {error}", field) from error
+        except SandboxUnavailable as error:
+            raise Unavailable(f"{field} cannot be decoded now: {error}; try again soon") from error
+
+    def _take_image(self, source: Given) -> Input:
+        path = self.folder / "image.png"
+        received = self._receive("image", source, self.settings.max_image_bytes)
+        size = check_image(self.sandbox, received, path, self.settings.image_limits)
+        received.unlink()
+        return self._input("image", path, "image/png", Clip(*size, num_frames=1))
+
+    def _take_clip(self, field: str, source: Given) -> Input:
+        path = self._receive(field, source, self.settings.max_video_bytes)
+        clip, media_type = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
+        return self._input(field, path, media_type, clip)
+
+    def _receive(self, field: str, source: Given, max_bytes: int) -> Path:
+        path = self.folder / f"{field}.received"
+        with path.open("wb") as target:
+            if not isinstance(source, Source):
+                _copy(source, target, max_bytes)
+            elif source.url is not None and not source.url.startswith("data:"):
+                fetch(source.url, target, max_bytes, self.settings.fetch_limits)
+            else:
+                target.write(_decoded(source, max_bytes))
+        return path
+
+    def _input(self, field: str, path: Path, media_type: str, clip: Clip) -> Input:
+        with path.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        file = InputFile(
+            key=input_key(self.job_id, f"{field}-{sha256[:16]}.{_SUFFIXES[media_type]}"),
+            media_type=media_type,
+            size_bytes=path.stat().st_size,
+            sha256=sha256,
+            **clip._asdict(),
+        )
+        return Input(file, path)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int) -> None:
+    size_bytes = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        size_bytes += len(chunk)
+        _check_size(size_bytes, max_bytes)
+        target.write(chunk)
+
+
+def _decoded(source: Source, max_bytes: int) -> bytes:
+    text = source.base64 if source.base64 is not None else _data_of(source.url or "")
+    _check_size(len(text) * 3 // 4 - 2, max_bytes)
+    try:
+        content = binascii.a2b_base64("".join(text.split()), strict_mode=True)
+    except ValueError as error:
+        raise UnusableInput("is not base64") from error
+    _check_size(len(content), max_bytes)
+    return content
+
+
+def _data_of(url: str) -> str:
+    header, comma, data = url.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise UnusableInput("a data URL must carry base64")
+    return unquote_to_bytes(data).decode("latin-1")
+
+
+def _check_size(size_bytes: int, max_bytes: int) -> None:
+    if size_bytes > max_bytes:
+        raise UnusableInput(f"is larger than {max_bytes} bytes")

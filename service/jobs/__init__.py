@@ -1,0 +1,1 @@
+"""Order videos and look after them: `POST /generate` and everything under `/jobs`."""

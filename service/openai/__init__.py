@@ -1,0 +1,1 @@
+"""Offer OpenAI's videos API under `/v1/videos`."""

@@ -1,0 +1,1 @@
+"""Document the API: its schema, its pages, its error codes."""
