@@ -135,7 +135,7 @@ def a_save(folder: Path, step: int, segment: int = 0) -> Checkpoint:
         stage="denoise",
         step=step,
         state=f"state-{segment}-denoise-{step}.safetensors",
-        pieces=tuple(f"piece-{i:03}.mp4" for i in range(segment)),
+        segment_files=tuple(f"piece-{i:03}.mp4" for i in range(segment)),
         timings_s={"denoise": 2.0},
     )
     for name in save.files:
