@@ -140,7 +140,7 @@ class WorkerSettings(SharedSettings):
 
     @property
     def disks(self) -> list[Path]:
-        """Return the folders that need disk space for another job: the spool, and the storage if it is a folder."""
+        """Return the folders whose disks must have space: the spool, and the storage if it is a folder."""
         return [self.data_dir.absolute(), *([self.storage_folder.absolute()] if self.storage_folder else [])]
 
     def rank_setup(self, connect_to: Path) -> RankSetup:
@@ -211,5 +211,5 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     return environment
 
 
-def _is_for_groups(name: str) -> bool:
+def _is_for_ranks(name: str) -> bool:
     return name in _RANK_VARIABLES or name.startswith(_RANK_PREFIXES)

@@ -34,7 +34,9 @@ from worker.messages import (
 )
 from worker.telemetry import Stage
 
-SAVE = Checkpoint(segment=1, stage="refine", step=3, state="state.safetensors", segment_files=("piece-000.mp4",))
+SAVE = Checkpoint(
+    segment=1, stage="refine", step=3, state="state.safetensors", segment_files=("piece-000.mp4",)
+)
 FILM = VideoFile(
     video="v.mp4", thumbnail="t.jpg", width=96, height=64, num_frames=9, fps=15, size_bytes=1, sha256="f"
 )

@@ -17,6 +17,7 @@ from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from jobs.tracing import open_tracing
+from worker.messages import Message
 from worker.settings import WorkerSettings, group_environment
 from worker.supervisor.checkpoints import CheckpointUploader
 from worker.supervisor.consumer import Consumer
@@ -33,7 +34,7 @@ from worker.supervisor.events import (
 from worker.supervisor.fetch import InputFetcher
 from worker.supervisor.finalize import Backends, Finalizer
 from worker.supervisor.gpu_group import GpuGroup, GroupLimits
-from worker.supervisor.group_process import Launch
+from worker.supervisor.group_process import GroupProcess, Launch
 from worker.supervisor.job import ClaimedJob, Completed
 from worker.supervisor.lease_renewer import LeaseRenewer
 from worker.supervisor.registration import Heartbeat
@@ -136,7 +137,11 @@ def _build_gpu_group(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuG
         max_failed_starts=settings.max_failed_starts,
         longest_pause_s=settings.longest_pause_s,
     )
-    return GpuGroup(launch, limits, lambda process, message: inbox.put(GroupMessage(process, message)))
+
+    def on_message(process: GroupProcess, message: Message | None) -> None:
+        inbox.put(GroupMessage(process, message))
+
+    return GpuGroup(lambda: GroupProcess(launch, on_message), limits)
 
 
 def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:

@@ -14,7 +14,7 @@ from jobs.capability import Capability, GroupState
 from jobs.record import Progress
 from worker.backoff import Backoff
 from worker.messages import Message, Ready, RunJob
-from worker.supervisor.group_process import GroupProcess, Launch
+from worker.supervisor.group_process import GroupProcess
 from worker.supervisor.states import GpuGroupState, change
 from worker.supervisor.watchdog import Watchdog
 
@@ -33,6 +33,11 @@ class GroupLimits:
 class GpuGroup:
     """One start of the group after the other, at most one at a time.
 
+    Args:
+        start: starts the processes of the group.
+        limits: how long a group may take.
+        clock: monotonic seconds.
+
     Attributes:
         process: the processes of the present start, None between two starts.
         capability: what the group can make, since it was first ready.
@@ -40,16 +45,16 @@ class GpuGroup:
 
     def __init__(
         self,
-        launch: Launch,
+        start: Callable[[], GroupProcess],
         limits: GroupLimits,
-        on_message: Callable[[GroupProcess, Message | None], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._launch = launch
+        self._start_process = start
         self._limits = limits
-        self._on_message = on_message
+        self._clock = clock
         self._backoff = Backoff(limits.max_failed_starts, limits.longest_pause_s)
-        self._watchdog = Watchdog(limits.stall_s, limits.step_stall_s)
-        self._start_at = 0.0
+        self._watchdog = Watchdog(limits.stall_s, limits.step_stall_s, clock)
+        self._start_at = clock()
         self._started_at = 0.0
         self.state = GpuGroupState.DOWN
         self.process: GroupProcess | None = None
@@ -71,7 +76,7 @@ class GpuGroup:
 
         `busy` says that rank 0 has work, so it must send something now and then.
         """
-        now = time.monotonic()
+        now = self._clock()
         if self.process is None:
             if may_start and now >= self._start_at:
                 self._start(now)
@@ -118,9 +123,9 @@ class GpuGroup:
             self._backoff = self._backoff.after_failure()
         else:
             self.state = change(self.state, GpuGroupState.DOWN)
-        self._start_at = time.monotonic() + self._backoff.pause_s
+        self._start_at = self._clock() + self._backoff.pause_s
 
     def _start(self, now: float) -> None:
-        self.process = GroupProcess(self._launch, self._on_message)
+        self.process = self._start_process()
         self.state = change(self.state, GpuGroupState.STARTING)
         self._started_at = now

@@ -5,68 +5,68 @@ import pytest
 from jobs.errors import Unavailable
 from jobs.maintenance import remove_files
 from tests.waiting import wait_until
-from tests.worker.examples import Desk, a_save
-from worker.supervisor.checkpoints import fetch_save, stored_save
+from tests.worker.supervisor.backends import LocalBackends, write_checkpoint
+from worker.supervisor.checkpoints import fetch_checkpoint, stored_checkpoint
 
 
-def keep(desk: Desk, held, save) -> None:
-    desk.saves.keep(held, save)
-    desk.saves.flush(held, 30)
+def upload(backends: LocalBackends, job, checkpoint) -> None:
+    backends.checkpoints.submit(job, checkpoint)
+    backends.checkpoints.flush(job, 30)
 
 
-def remembered(desk: Desk, held):
-    """What the next holder is given."""
-    desk.job_store.holder.requeue(held.claim, crashed=False)
-    return stored_save(desk.claim().saved)
+def resumed_from(backends: LocalBackends, job):
+    """The checkpoint that the next claim returns."""
+    backends.job_store.holder.requeue(job.lease, crashed=False)
+    return stored_checkpoint(backends.claim().checkpoint)
 
 
-def test_a_save_is_stored_and_remembered(desk):
-    held = desk.hold()
-    save = a_save(held.folder, 3, segment=2)
-    keep(desk, held, save)
-    assert remembered(desk, held) == save
-    assert len(desk.stored(held)) == 3
+def test_checkpoint_is_uploaded_and_recorded(backends):
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, 3, segment=2)
+    upload(backends, job, checkpoint)
+    assert resumed_from(backends, job) == checkpoint
+    assert len(backends.stored(job)) == 3
 
 
-def test_another_machine_fetches_all_files_of_it(desk, tmp_path):
-    held = desk.hold()
-    save = a_save(held.folder, 3, segment=2)
-    keep(desk, held, save)
-    desk.job_store.holder.requeue(held.claim, crashed=False)
-    elsewhere = Desk(desk.redis, tmp_path / "elsewhere")
-    there = elsewhere.hold(elsewhere.claim())
-    fetch_save(save, there, desk.storage)
-    assert [(there.folder / name).read_text() for name in save.files] == list(save.files)
+def test_another_machine_can_fetch_all_files(backends, tmp_path):
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, 3, segment=2)
+    upload(backends, job, checkpoint)
+    backends.job_store.holder.requeue(job.lease, crashed=False)
+    elsewhere = LocalBackends(backends.redis, tmp_path / "elsewhere")
+    there = elsewhere.claimed_job(elsewhere.claim())
+    fetch_checkpoint(checkpoint, there, backends.storage)
+    assert [(there.folder / name).read_text() for name in checkpoint.files] == list(checkpoint.files)
 
 
-def test_what_is_there_is_not_fetched_again(desk):
-    held = desk.hold()
-    save = a_save(held.folder, 3, segment=1)
-    keep(desk, held, save)
-    (held.folder / save.state).write_text("ours")
-    fetch_save(save, held, desk.storage)
-    assert (held.folder / save.state).read_text() == "ours"
+def test_existing_files_are_not_fetched_again(backends):
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, 3, segment=1)
+    upload(backends, job, checkpoint)
+    (job.folder / checkpoint.state).write_text("ours")
+    fetch_checkpoint(checkpoint, job, backends.storage)
+    assert (job.folder / checkpoint.state).read_text() == "ours"
 
 
-def test_a_later_save_replaces_an_earlier_one_everywhere(desk):
-    held = desk.hold()
-    early, late = a_save(held.folder, 1, segment=1), a_save(held.folder, 2, segment=1)
-    keep(desk, held, early)
-    keep(desk, held, late)
-    assert not (held.folder / early.state).exists()
-    assert not any(early.state in key for key in desk.stored(held))
-    assert len(desk.stored(held)) == 2
-    assert remembered(desk, held) == late
+def test_later_checkpoint_replaces_the_earlier_one_everywhere(backends):
+    job = backends.claimed_job()
+    early, late = write_checkpoint(job.folder, 1, segment=1), write_checkpoint(job.folder, 2, segment=1)
+    upload(backends, job, early)
+    upload(backends, job, late)
+    assert not (job.folder / early.state).exists()
+    assert not any(early.state in key for key in backends.stored(job))
+    assert len(backends.stored(job)) == 2
+    assert resumed_from(backends, job) == late
 
 
-def test_pieces_are_stored_once(desk, monkeypatch):
-    held, put = desk.hold(), []
-    real = desk.storage.put
+def test_segment_files_are_uploaded_once(backends, monkeypatch):
+    job, put = backends.claimed_job(), []
+    real = backends.storage.put
     monkeypatch.setattr(
-        desk.storage, "put", lambda key, path, kind: (put.append(path.name), real(key, path, kind))
+        backends.storage, "put", lambda key, path, kind: (put.append(path.name), real(key, path, kind))
     )
-    keep(desk, held, a_save(held.folder, 1, segment=2))
-    keep(desk, held, a_save(held.folder, 2, segment=3))
+    upload(backends, job, write_checkpoint(job.folder, 1, segment=2))
+    upload(backends, job, write_checkpoint(job.folder, 2, segment=3))
     assert sorted(put) == sorted(
         [
             "state-2-denoise-1.safetensors",
@@ -76,83 +76,83 @@ def test_pieces_are_stored_once(desk, monkeypatch):
     )
 
 
-def test_while_the_storage_is_away_only_the_latest_waits(desk):
-    held = desk.hold()
-    desk.storage.is_away = True
-    kept = [a_save(held.folder, step) for step in (1, 2, 3)]
-    for save in kept:
-        desk.saves.keep(held, save)
-    assert desk.spool.saved(held.job_id) == kept[-1]
-    desk.storage.is_away = False
-    desk.saves.flush(held, 30)
-    wait_until(lambda: held.save == kept[-1])
-    assert remembered(desk, held) == kept[-1]
+def test_only_the_latest_checkpoint_waits_for_the_storage(backends):
+    job = backends.claimed_job()
+    backends.storage.is_available = False
+    kept = [write_checkpoint(job.folder, step) for step in (1, 2, 3)]
+    for checkpoint in kept:
+        backends.checkpoints.submit(job, checkpoint)
+    assert backends.spool.checkpoint(job.job_id) == kept[-1]
+    backends.storage.is_available = True
+    backends.checkpoints.flush(job, 30)
+    wait_until(lambda: job.checkpoint == kept[-1])
+    assert resumed_from(backends, job) == kept[-1]
 
 
-def test_this_machine_s_own_copy_does_not_wait_for_the_storage(desk):
-    held = desk.hold()
-    desk.storage.is_away = True
-    save = a_save(held.folder, 1)
-    desk.saves.keep(held, save)
-    assert desk.spool.saved(held.job_id) == save
+def test_local_copy_does_not_wait_for_the_storage(backends):
+    job = backends.claimed_job()
+    backends.storage.is_available = False
+    checkpoint = write_checkpoint(job.folder, 1)
+    backends.checkpoints.submit(job, checkpoint)
+    assert backends.spool.checkpoint(job.job_id) == checkpoint
 
 
-def test_of_a_job_that_is_over_nothing_is_stored(desk):
-    held = desk.hold()
-    desk.storage.is_away = True
-    desk.saves.keep(held, a_save(held.folder, 1))
-    desk.saves.forget(held, 30)
-    desk.storage.is_away = False
-    other = desk.hold()
-    keep(desk, other, a_save(other.folder, 1))  # by now the first would have been stored
-    assert desk.stored(held) == []
+def test_discarded_job_uploads_nothing_more(backends):
+    job = backends.claimed_job()
+    backends.storage.is_available = False
+    backends.checkpoints.submit(job, write_checkpoint(job.folder, 1))
+    backends.checkpoints.discard(job, 30)
+    backends.storage.is_available = True
+    other = backends.claimed_job()
+    upload(backends, other, write_checkpoint(other.folder, 1))  # by now the first would have been stored
+    assert backends.stored(job) == []
 
 
-def test_who_lost_the_job_does_not_change_what_is_remembered(desk):
-    held = desk.hold()
-    early = a_save(held.folder, 1)
-    keep(desk, held, early)
-    taken = desk.take_over(held)
-    assert stored_save(taken.saved) == early
-    keep(desk, held, a_save(held.folder, 2))
-    desk.job_store.holder.requeue(taken, crashed=False)
-    assert stored_save(desk.claim().saved) == early
+def test_job_whose_lease_is_lost_records_no_checkpoint(backends):
+    job = backends.claimed_job()
+    early = write_checkpoint(job.folder, 1)
+    upload(backends, job, early)
+    taken = backends.claim_elsewhere(job)
+    assert stored_checkpoint(taken.checkpoint) == early
+    upload(backends, job, write_checkpoint(job.folder, 2))
+    backends.job_store.holder.requeue(taken, crashed=False)
+    assert stored_checkpoint(backends.claim().checkpoint) == early
 
 
-def test_a_disk_that_is_full_does_not_end_the_thread(desk):
-    held = desk.hold()
-    save = a_save(held.folder, 1)
-    (held.folder / save.state).unlink()
-    keep(desk, held, save)
-    good = a_save(held.folder, 2)
-    keep(desk, held, good)
-    assert held.save == good
+def test_missing_file_does_not_end_the_thread(backends):
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, 1)
+    (job.folder / checkpoint.state).unlink()
+    upload(backends, job, checkpoint)
+    good = write_checkpoint(job.folder, 2)
+    upload(backends, job, good)
+    assert job.checkpoint == good
 
 
-def test_nothing_is_stored_any_more_after_the_job_ended(desk):
-    held = desk.hold()
-    desk.job_store.holder.confirm_cancel(held.claim)
-    keep(desk, held, a_save(held.folder, 1, segment=2))
-    assert desk.stored(held) == []
+def test_nothing_is_uploaded_after_the_job_ended(backends):
+    job = backends.claimed_job()
+    backends.job_store.holder.confirm_cancel(job.lease)
+    upload(backends, job, write_checkpoint(job.folder, 1, segment=2))
+    assert backends.stored(job) == []
 
 
-def test_what_was_on_its_way_when_the_job_ended_is_removed_by_a_sweep(desk, monkeypatch):
-    held, real = desk.hold(), desk.storage.put
+def test_file_that_arrives_after_the_job_ended_is_removed(backends, monkeypatch):
+    job, real = backends.claimed_job(), backends.storage.put
 
     def put_late(*file) -> None:
-        desk.job_store.holder.confirm_cancel(held.claim)
-        desk.forget_files()
+        backends.job_store.holder.confirm_cancel(job.lease)
+        backends.confirm_file_removals()
         real(*file)
 
-    monkeypatch.setattr(desk.storage, "put", put_late)
-    keep(desk, held, a_save(held.folder, 1))
-    assert desk.stored(held) != []
-    assert remove_files(desk.job_store, desk.storage) == 1
-    assert desk.stored(held) == []
+    monkeypatch.setattr(backends.storage, "put", put_late)
+    upload(backends, job, write_checkpoint(job.folder, 1))
+    assert backends.stored(job) != []
+    assert remove_files(backends.job_store, backends.storage) == 1
+    assert backends.stored(job) == []
 
 
-def test_while_redis_is_away_it_is_not_forgotten_that_something_came_late(desk, monkeypatch):
-    held, say, told = desk.hold(), desk.job_store.maintenance.report_late_file, []
+def test_late_file_is_reported_after_redis_was_unavailable(backends, monkeypatch):
+    job, say, told = backends.claimed_job(), backends.job_store.maintenance.report_late_file, []
 
     def away_at_first(job_id) -> None:
         told.append(job_id)
@@ -160,21 +160,21 @@ def test_while_redis_is_away_it_is_not_forgotten_that_something_came_late(desk, 
             raise Unavailable("away")
         say(job_id)
 
-    monkeypatch.setattr(desk.job_store, "stored_late", away_at_first)
-    desk.job_store.holder.confirm_cancel(held.claim)
-    desk.forget_files()
-    keep(desk, held, a_save(held.folder, 1))
-    assert told == [held.job_id] * 2
-    assert desk.job_store.maintenance.due_file_removals().keys() == {held.job_id}
+    monkeypatch.setattr(backends.job_store.maintenance, "report_late_file", away_at_first)
+    backends.job_store.holder.confirm_cancel(job.lease)
+    backends.confirm_file_removals()
+    upload(backends, job, write_checkpoint(job.folder, 1))
+    assert told == [job.job_id] * 2
+    assert backends.job_store.maintenance.due_file_removals().keys() == {job.job_id}
 
 
-def test_what_is_stored_by_who_lost_the_job_may_be_of_use(desk):
-    held = desk.hold()
-    desk.take_over(held)
-    keep(desk, held, a_save(held.folder, 1))
-    assert remove_files(desk.job_store, desk.storage) == 0
+def test_files_of_a_running_job_are_kept_after_a_lost_lease(backends):
+    job = backends.claimed_job()
+    backends.claim_elsewhere(job)
+    upload(backends, job, write_checkpoint(job.folder, 1))
+    assert remove_files(backends.job_store, backends.storage) == 0
 
 
 @pytest.mark.parametrize("saved", [None, {}, {"version": 7}])
-def test_what_another_version_remembered_is_left(saved):
-    assert stored_save(saved) is None
+def test_checkpoint_of_another_version_is_ignored(saved):
+    assert stored_checkpoint(saved) is None

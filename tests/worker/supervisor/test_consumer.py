@@ -6,91 +6,97 @@ import pytest
 
 from jobs.store.holder import Lease
 from tests.waiting import wait_until
-from tests.worker.examples import Desk
+from tests.worker.supervisor.backends import LocalBackends
 from worker.supervisor.consumer import Consumer
 
 
 class Scene:
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.taken: queue.SimpleQueue[Lease] = queue.SimpleQueue()
-        self.intake = Consumer(desk.redis, lambda: desk.job_store.holder.claim("group", 60), self.taken.put)
+    def __init__(self, backends: LocalBackends) -> None:
+        self.backends = backends
+        self.claims: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self.consumer = Consumer(
+            backends.redis, lambda: backends.job_store.holder.claim("group", 60), self.claims.put
+        )
+        self.consumer.start()
 
     def deliver(self, count: int = 1) -> list[str]:
-        ids = [self.desk.submit() for _ in range(count)]
+        ids = [self.backends.submit() for _ in range(count)]
         for job_id in ids:
-            self.desk.tickets.deliver(job_id)
+            self.backends.tickets.deliver(job_id)
         return ids
 
-    def take(self) -> str:
-        self.intake.ask()
-        return self.taken.get(timeout=30).job.id
+    def claim(self) -> str:
+        self.consumer.request_claim()
+        return self.claims.get(timeout=30).job.id
 
 
 @pytest.fixture
-def scene(desk: Desk):
-    scene = Scene(desk)
+def scene(backends: LocalBackends):
+    scene = Scene(backends)
     yield scene
-    scene.intake.stop()
-    wait_until(lambda: scene.intake.is_over)
+    scene.consumer.stop()
+    scene.consumer.join(30)
+    assert not scene.consumer.is_alive()
 
 
-def test_nothing_is_taken_before_it_is_asked_for(scene):
+def test_no_job_is_claimed_without_a_request(scene):
     scene.deliver()
     with pytest.raises(queue.Empty):
-        scene.taken.get(timeout=1)
-    assert scene.desk.tickets.count() == 1
+        scene.claims.get(timeout=1)
+    assert scene.backends.tickets.count() == 1
 
 
-def test_one_is_taken_each_time_it_is_asked_for(scene):
+def test_each_request_claims_one_job(scene):
     ids = scene.deliver(3)
-    assert [scene.take() for _ in range(3)] == ids
+    assert [scene.claim() for _ in range(3)] == ids
 
 
-def test_the_others_stay_for_other_groups(scene):
+def test_other_jobs_are_left_to_other_groups(scene):
     scene.deliver(3)
-    scene.take()
+    scene.claim()
     with pytest.raises(queue.Empty):
-        scene.taken.get(timeout=1)
-    assert scene.desk.tickets.count() == 2
-    assert scene.desk.job_store.client.counts()["queued"] == 2
+        scene.claims.get(timeout=1)
+    assert scene.backends.tickets.count() == 2
+    assert scene.backends.job_store.client.counts()["queued"] == 2
 
 
-def test_a_job_that_comes_later_is_taken_then(scene):
-    scene.intake.ask()
+def test_request_waits_for_a_job(scene):
+    scene.consumer.request_claim()
     (job_id,) = scene.deliver()
-    assert scene.taken.get(timeout=30).job.id == job_id
+    assert scene.claims.get(timeout=30).job.id == job_id
 
 
-def test_a_ticket_without_a_job_is_no_harm(scene):
-    scene.desk.tickets.deliver("gone")
-    scene.intake.ask()
+def test_ticket_without_a_job_is_ignored(scene):
+    scene.backends.tickets.deliver("gone")
+    scene.consumer.request_claim()
     (job_id,) = scene.deliver()
-    assert scene.taken.get(timeout=30).job.id == job_id
+    assert scene.claims.get(timeout=30).job.id == job_id
 
 
-def test_withdrawn_it_claims_nothing_with_a_ticket_that_comes(scene):
-    scene.intake.ask()
-    wait_until(lambda: scene.desk.redis.exists("rq:workers"))
-    scene.intake.withdraw()
+def test_withdrawn_request_claims_nothing(scene):
+    scene.consumer.request_claim()
+    wait_until(lambda: scene.backends.redis.exists("rq:workers"))
+    scene.consumer.withdraw_request()
     (job_id,) = scene.deliver()
     with pytest.raises(queue.Empty):
-        scene.taken.get(timeout=1.5)
-    assert scene.take() == job_id
+        scene.claims.get(timeout=1.5)
+    assert scene.claim() == job_id
 
 
-def test_stopped_while_it_has_a_ticket_it_passes_that_on(scene):
-    scene.intake.ask()
-    wait_until(lambda: scene.desk.redis.exists("rq:workers"))
-    scene.intake.withdraw()
+def test_stopped_consumer_passes_its_ticket_on(scene):
+    scene.consumer.request_claim()
+    wait_until(lambda: scene.backends.redis.exists("rq:workers"))
+    scene.consumer.withdraw_request()
     (job_id,) = scene.deliver()
-    wait_until(lambda: scene.desk.tickets.count() == 0)
-    scene.intake.stop()
-    wait_until(lambda: scene.intake.is_over)
-    assert scene.desk.tickets.count() == 1
-    assert scene.desk.job_store.client.get(job_id).status == "queued"
+    wait_until(lambda: scene.backends.tickets.count() == 0)
+    scene.consumer.stop()
+    scene.consumer.join(30)
+    assert not scene.consumer.is_alive()
+    assert scene.backends.tickets.count() == 1
+    assert scene.backends.job_store.client.get(job_id).status == "queued"
 
 
-def test_stopped_it_ends_without_ever_having_been_asked(scene):
-    scene.intake.stop()
-    wait_until(lambda: scene.intake.is_over)
+def test_consumer_stops_without_a_request(scene):
+    scene.consumer.stop()
+    scene.consumer.join(30)
+    assert not scene.consumer.is_alive()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,291 +11,300 @@ from jobs.maintenance import remove_files
 from jobs.record import Job, JobError
 from jobs.storage.keys import timeline_key
 from tests.waiting import wait_until
-from tests.worker.examples import Desk, a_film, a_save
+from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
 from worker.supervisor.finalize import Finalizer
-from worker.supervisor.job import Abandoned, ClaimedJob, Completed, Ending, Errored, Requeued
+from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 
 ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 
 
 class Scene:
-    """A held job and who closes it."""
+    """A claimed job and its finalizer."""
 
-    def __init__(self, desk: Desk, held: ClaimedJob | None = None, upload_limit_s: float = 60.0) -> None:
-        self.desk = desk
-        self.over = threading.Event()
-        self.closer = Finalizer(desk.places, upload_limit_s, lambda _: self.over.set())
-        self.held = held or desk.hold()
-        self.film = a_film(self.held.folder)
+    def __init__(
+        self, backends: LocalBackends, job: ClaimedJob | None = None, upload_limit_s: float = 60.0
+    ) -> None:
+        self.backends = backends
+        self.finalized = threading.Event()
+        self.finalizer = Finalizer(backends.all, upload_limit_s, lambda _: self.finalized.set())
+        self.job = job or backends.claimed_job()
+        self.video = write_video(self.job.folder)
 
-    def begin(self, ending: Ending) -> None:
-        self.closer.close(self.held, ending)
+    def start(self, outcome: Outcome) -> None:
+        self.finalizer.start(self.job, outcome)
 
-    def close(self, ending: Ending) -> Job:
-        """Close the job; as it stands then."""
-        self.begin(ending)
-        assert self.over.wait(30)
-        return self.job
+    def wait(self) -> Job:
+        """Wait until the job is finalized, and return its record."""
+        assert self.finalized.wait(30)
+        assert self.finalizer.join(30)
+        return self.record
+
+    def finalize(self, outcome: Outcome) -> Job:
+        self.start(outcome)
+        return self.wait()
 
     @property
-    def job(self) -> Job:
-        return self.desk.job_store.client.get(self.held.job_id)
+    def record(self) -> Job:
+        return self.backends.job_store.client.get(self.job.job_id)
 
     @property
-    def spooled(self) -> bool:
-        return self.held.job_id in self.desk.spool.job_ids
+    def is_spooled(self) -> bool:
+        return self.job.job_id in self.backends.spool.job_ids
 
 
 @pytest.fixture
-def scene(desk: Desk) -> Scene:
-    return Scene(desk)
+def scene(backends: LocalBackends) -> Iterator[Scene]:
+    scene = Scene(backends)
+    yield scene
+    scene.finalizer.stop()
+    assert scene.finalizer.join(30)
 
 
-def test_a_film_is_stored_and_the_job_succeeds(scene, desk):
-    scene.held.timings_s = {"denoise": 2.0}
-    job = scene.close(Completed(scene.film))
-    assert job.status == "succeeded"
-    assert b"".join(desk.storage.read(job.result.video_key)) == b"film"
-    assert b"".join(desk.storage.read(job.result.thumbnail_key)) == b"still"
-    assert (job.result.sha256, job.result.duration_s, job.result.seed) == ("5", 9 / 15, 1)
-    assert job.timings_s.keys() == {"denoise", "upload"}
+def test_completed_job_succeeds_with_its_video_stored(scene, backends):
+    scene.job.timings_s = {"denoise": 2.0}
+    record = scene.finalize(Completed(scene.video))
+    assert record.status == "succeeded"
+    assert b"".join(backends.storage.read(record.result.video_key)) == b"video"
+    assert b"".join(backends.storage.read(record.result.thumbnail_key)) == b"thumbnail"
+    assert (record.result.sha256, record.result.duration_s, record.result.seed) == ("5", 9 / 15, 1)
+    assert record.timings_s.keys() == {"denoise", "upload"}
 
 
-def test_after_success_only_the_result_remains(scene, desk):
-    desk.saves.keep(scene.held, a_save(scene.held.folder, 1, segment=1))
-    desk.saves.flush(scene.held, 30)
-    scene.close(Completed(scene.film))
-    assert desk.stored(scene.held) == ["1/thumbnail.jpg", "1/timeline.json", "1/video.mp4"]
-    assert not scene.spooled
+def test_success_leaves_only_the_result_files(scene, backends):
+    backends.checkpoints.submit(scene.job, write_checkpoint(scene.job.folder, 1, segment=1))
+    backends.checkpoints.flush(scene.job, 30)
+    scene.finalize(Completed(scene.video))
+    assert backends.stored(scene.job) == ["1/thumbnail.jpg", "1/timeline.json", "1/video.mp4"]
+    assert not scene.is_spooled
 
 
-def test_how_it_went_is_stored_beside_the_film(scene, desk):
-    result = scene.close(Completed(scene.film)).result
-    events = json.loads(b"".join(desk.storage.read(timeline_key(result.video_key))))["traceEvents"]
+def test_timeline_is_stored_beside_the_video(scene, backends):
+    result = scene.finalize(Completed(scene.video)).result
+    events = json.loads(b"".join(backends.storage.read(timeline_key(result.video_key))))["traceEvents"]
     names = [event["name"] for event in events if event["ph"] == "X"]
     assert sorted(names) == ["load", "queued", "thumbnail", "upload", "video"]
 
 
-def test_a_job_succeeds_without_its_timeline(scene, desk, monkeypatch, caplog):
-    put = desk.storage.put
+def test_job_succeeds_if_its_timeline_cannot_be_stored(scene, backends, monkeypatch, caplog):
+    put = backends.storage.put
 
     def put_others(key, path, media_type):
         if key.endswith("timeline.json"):
             raise Unavailable("the storage is away")
         put(key, path, media_type)
 
-    monkeypatch.setattr(desk.storage, "put", put_others)
-    assert scene.close(Completed(scene.film)).status == "succeeded"
-    assert desk.stored(scene.held) == ["1/thumbnail.jpg", "1/video.mp4"]
+    monkeypatch.setattr(backends.storage, "put", put_others)
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+    assert backends.stored(scene.job) == ["1/thumbnail.jpg", "1/video.mp4"]
     assert "has no timeline" in caplog.text
 
 
-def test_while_it_is_stored_the_job_is_uploading(scene, desk):
-    desk.storage.is_away = True
-    scene.begin(Completed(scene.film))
-    wait_until(lambda: scene.job.status == "uploading")
-    wait_until(lambda: scene.job.progress and scene.job.progress.phase == "upload")
-    desk.storage.is_away = False
-    assert scene.over.wait(30)
-    assert scene.job.status == "succeeded"
+def test_job_is_uploading_while_the_storage_is_unavailable(scene, backends):
+    backends.storage.is_available = False
+    scene.start(Completed(scene.video))
+    wait_until(lambda: scene.record.status == "uploading")
+    wait_until(lambda: scene.record.progress and scene.record.progress.phase == "upload")
+    backends.storage.is_available = True
+    assert scene.wait().status == "succeeded"
 
 
-def test_a_film_that_cannot_be_stored_in_time_fails_the_job(desk):
-    scene = Scene(desk, upload_limit_s=0.0)
-    desk.storage.is_away = True
-    job = scene.close(Completed(scene.film))
-    assert (job.error.code, job.error.retryable) == ("upload_failed", True)
+def test_upload_over_its_limit_fails_the_job(backends):
+    scene = Scene(backends, upload_limit_s=0.0)
+    backends.storage.is_available = False
+    record = scene.finalize(Completed(scene.video))
+    assert (record.error.code, record.error.retryable) == ("upload_failed", True)
 
 
-def test_a_full_storage_fails_the_job_clearly(scene, desk, monkeypatch):
+def test_full_storage_fails_the_job_with_disk_full(scene, backends, monkeypatch):
     def full(*_: object) -> None:
         raise DiskFull("no room")
 
-    monkeypatch.setattr(desk.storage, "put", full)
-    assert scene.close(Completed(scene.film)).error.code == "disk_full"
+    monkeypatch.setattr(backends.storage, "put", full)
+    assert scene.finalize(Completed(scene.video)).error.code == "disk_full"
 
 
-def test_a_film_that_is_gone_from_the_disk_fails_the_job(scene):
-    (scene.held.folder / "video.mp4").unlink()
-    assert scene.close(Completed(scene.film)).error.code == "disk_full"
+def test_missing_video_file_fails_the_job(scene):
+    (scene.job.folder / "video.mp4").unlink()
+    assert scene.finalize(Completed(scene.video)).error.code == "disk_full"
 
 
-def test_a_failed_job_leaves_no_files(scene, desk):
-    desk.saves.keep(scene.held, a_save(scene.held.folder, 1))
-    desk.saves.flush(scene.held, 30)
-    job = scene.close(Errored(ERROR))
-    assert job.error == ERROR
-    assert desk.stored(scene.held) == []
-    assert not scene.spooled
+def test_failed_job_leaves_no_files(scene, backends):
+    backends.checkpoints.submit(scene.job, write_checkpoint(scene.job.folder, 1))
+    backends.checkpoints.flush(scene.job, 30)
+    record = scene.finalize(Failed(ERROR))
+    assert record.error == ERROR
+    assert backends.stored(scene.job) == []
+    assert not scene.is_spooled
 
 
-def test_a_cancelled_job_leaves_no_files(scene, desk):
-    desk.job_store.client.cancel(scene.held.job_id)
-    assert scene.close(Abandoned("cancel")).status == "cancelled"
-    assert not scene.spooled
+def test_cancelled_job_leaves_no_files(scene, backends):
+    backends.job_store.client.cancel(scene.job.job_id)
+    assert scene.finalize(Stopped("cancel")).status == "cancelled"
+    assert not scene.is_spooled
 
 
-def test_a_job_that_ran_too_long_says_so(scene):
-    assert scene.close(Abandoned("deadline")).error.code == "deadline_exceeded"
+def test_deadline_fails_the_job_with_deadline_exceeded(scene):
+    assert scene.finalize(Stopped("deadline")).error.code == "deadline_exceeded"
 
 
-def test_a_job_cancelled_before_its_film_is_stored_never_succeeds(scene, desk):
-    desk.job_store.client.cancel(scene.held.job_id)
-    scene.held.verdict = "cancel"
-    assert scene.close(Completed(scene.film)).status == "cancelled"
-    assert desk.stored(scene.held) == []
+def test_job_cancelled_before_its_upload_never_succeeds(scene, backends):
+    backends.job_store.client.cancel(scene.job.job_id)
+    scene.job.stop_request = "cancel"
+    assert scene.finalize(Completed(scene.video)).status == "cancelled"
+    assert backends.stored(scene.job) == []
 
 
-def test_a_job_cancelled_while_its_film_waits_never_succeeds(scene, desk):
-    desk.storage.is_away = True
-    scene.begin(Completed(scene.film))
-    wait_until(lambda: scene.job.status == "uploading")
-    desk.job_store.client.cancel(scene.held.job_id)
-    scene.held.verdict = "cancel"
-    assert scene.over.wait(30)
-    assert scene.job.status == "cancelled"
+def test_job_cancelled_during_its_upload_never_succeeds(scene, backends):
+    backends.storage.is_available = False
+    scene.start(Completed(scene.video))
+    wait_until(lambda: scene.record.status == "uploading")
+    backends.job_store.client.cancel(scene.job.job_id)
+    scene.job.stop_request = "cancel"
+    assert scene.wait().status == "cancelled"
 
 
-def test_a_cancel_that_nobody_here_heard_of_still_counts(scene, desk):
-    desk.job_store.client.cancel(scene.held.job_id)
-    assert scene.close(Completed(scene.film)).status == "cancelled"
-    assert desk.stored(scene.held) == []
+def test_cancel_that_the_worker_has_not_noticed_still_counts(scene, backends):
+    backends.job_store.client.cancel(scene.job.job_id)
+    assert scene.finalize(Completed(scene.video)).status == "cancelled"
+    assert backends.stored(scene.job) == []
 
 
-def test_a_deadline_no_longer_counts_when_the_film_is_there(scene):
-    scene.held.verdict = "deadline"
-    assert scene.close(Completed(scene.film)).status == "succeeded"
+def test_deadline_does_not_stop_the_upload_of_a_finished_video(scene):
+    scene.job.stop_request = "deadline"
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
 
 
-def test_who_lost_the_lease_writes_no_result(scene, desk):
-    taken = desk.take_over(scene.held)
-    job = scene.close(Completed(scene.film))
-    assert (job.status, job.attempt, job.result) == ("running", 2, None)
-    assert desk.stored(scene.held) == []
-    assert desk.job_store.holder.renew_lease(taken) == "go"
+def test_job_whose_lease_is_lost_writes_no_result(scene, backends):
+    taken = backends.claim_elsewhere(scene.job)
+    record = scene.finalize(Completed(scene.video))
+    assert (record.status, record.attempt, record.result) == ("running", 2, None)
+    assert backends.stored(scene.job) == []
+    assert backends.job_store.holder.renew_lease(taken) is None
 
 
-def test_what_was_on_its_way_when_the_lease_was_lost_goes_when_the_job_has_ended(scene, desk, monkeypatch):
-    real, others = desk.storage.put, []
+def test_files_uploaded_while_the_lease_was_lost_are_removed_after_the_job_ended(
+    scene, backends, monkeypatch
+):
+    real, others = backends.storage.put, []
 
     def put_late(*file) -> None:
         if not others:
-            others.append(desk.take_over(scene.held))
+            others.append(backends.claim_elsewhere(scene.job))
         real(*file)
 
-    monkeypatch.setattr(desk.storage, "put", put_late)
-    scene.close(Completed(scene.film))
-    assert "1/video.mp4" in desk.stored(scene.held)
-    desk.job_store.holder.fail(others[0], OutOfMemory("too large"), {})
-    remove_files(desk.job_store, desk.storage)
-    assert desk.stored(scene.held) == []
+    monkeypatch.setattr(backends.storage, "put", put_late)
+    scene.finalize(Completed(scene.video))
+    assert "1/video.mp4" in backends.stored(scene.job)
+    backends.job_store.holder.fail(others[0], OutOfMemory("too large"), {})
+    remove_files(backends.job_store, backends.storage)
+    assert backends.stored(scene.job) == []
 
 
-def test_a_result_stays_of_whose_commitment_no_answer_came(scene, desk, monkeypatch):
-    """Redis took it and went away; when it is back, the lease of what ended seems to be lost."""
-    succeed = desk.job_store.holder.succeed
+def test_result_is_kept_if_the_reply_to_its_commit_is_lost(scene, backends, monkeypatch):
+    """When Redis is back, the lease of the job looks lost, because the job has ended."""
+    succeed = backends.job_store.holder.succeed
 
     def succeed_unheard(*given):
         succeed(*given)
-        scene.held.verdict = desk.job_store.holder.renew_lease(scene.held.claim)
+        scene.job.stop_request = backends.job_store.holder.renew_lease(scene.job.lease)
         raise Unavailable("away")
 
-    monkeypatch.setattr(desk.job_store, "succeed", succeed_unheard)
-    assert scene.close(Completed(scene.film)).status == "succeeded"
-    assert remove_files(desk.job_store, desk.storage) == 1
-    assert "1/video.mp4" in desk.stored(scene.held)
+    monkeypatch.setattr(backends.job_store.holder, "succeed", succeed_unheard)
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+    assert remove_files(backends.job_store, backends.storage) == 1
+    assert "1/video.mp4" in backends.stored(scene.job)
 
 
-def test_what_who_lost_the_lease_made_is_not_taken_from_the_next_holder(scene, desk):
-    taken = desk.hold(desk.take_over(scene.held))
-    second = Scene(desk, taken)
-    assert second.close(Completed(second.film)).status == "succeeded"
-    scene.close(Completed(a_film(desk.spool.folder(taken.job_id))))
-    assert desk.stored(taken) == ["2/thumbnail.jpg", "2/timeline.json", "2/video.mp4"]
-    assert second.job.status == "succeeded"
+def test_files_of_the_next_attempt_survive_a_lost_lease(scene, backends):
+    taken = backends.claimed_job(backends.claim_elsewhere(scene.job))
+    second = Scene(backends, taken)
+    assert second.finalize(Completed(second.video)).status == "succeeded"
+    scene.finalize(Completed(write_video(backends.spool.folder(taken.job_id))))
+    assert backends.stored(taken) == ["2/thumbnail.jpg", "2/timeline.json", "2/video.mp4"]
+    assert second.record.status == "succeeded"
 
 
-def test_a_lost_lease_that_was_told_ends_an_upload(scene, desk):
-    desk.storage.is_away = True
-    scene.begin(Completed(scene.film))
-    wait_until(lambda: scene.job.status == "uploading")
-    taken = desk.take_over(scene.held)
-    scene.held.verdict = "lease_lost"
-    assert scene.over.wait(30)
-    assert desk.job_store.holder.renew_lease(taken) == "go"
+def test_lost_lease_ends_an_upload_that_is_retried(scene, backends):
+    backends.storage.is_available = False
+    scene.start(Completed(scene.video))
+    wait_until(lambda: scene.record.status == "uploading")
+    taken = backends.claim_elsewhere(scene.job)
+    scene.job.stop_request = "lease_lost"
+    assert scene.finalized.wait(30)
+    assert backends.job_store.holder.renew_lease(taken) is None
 
 
-def test_of_a_job_that_was_deleted_nothing_is_left(scene, desk):
-    desk.storage.put(f"jobs/{scene.held.job_id}/state/x/x", scene.held.folder / "video.mp4", "")
-    desk.job_store.client.delete(scene.held.job_id)
-    desk.job_store.holder.confirm_cancel(scene.held.claim)
-    scene.begin(Abandoned("lease_lost"))
-    assert scene.over.wait(30)
-    remove_files(desk.job_store, desk.storage)
-    assert desk.stored(scene.held) == []
+def test_deleted_job_leaves_no_files(scene, backends):
+    backends.storage.put(f"jobs/{scene.job.job_id}/state/x/x", scene.job.folder / "video.mp4", "")
+    backends.job_store.client.delete(scene.job.job_id)
+    backends.job_store.holder.confirm_cancel(scene.job.lease)
+    scene.start(Stopped("lease_lost"))
+    assert scene.finalized.wait(30)
+    remove_files(backends.job_store, backends.storage)
+    assert backends.stored(scene.job) == []
     with pytest.raises(JobNotFound):
-        scene.job  # noqa: B018
+        scene.record  # noqa: B018
 
 
-def test_a_job_given_back_is_delivered_again_with_its_attempt(scene, desk):
-    job = scene.close(Requeued(crashed=False))
-    assert (job.status, job.attempt, desk.tickets.count()) == ("queued", 0, 1)
+def test_requeue_without_crash_does_not_count_an_attempt_and_delivers_a_ticket(scene, backends):
+    record = scene.finalize(Requeued(crashed=False))
+    assert (record.status, record.attempt, backends.tickets.count()) == ("queued", 0, 1)
 
 
-def test_a_crash_counts(scene):
-    job = scene.close(Requeued(crashed=True))
-    assert (job.status, job.attempt) == ("queued", 1)
+def test_requeue_after_a_crash_counts_an_attempt(scene):
+    record = scene.finalize(Requeued(crashed=True))
+    assert (record.status, record.attempt) == ("queued", 1)
 
 
-def test_a_crash_under_a_job_that_was_to_be_cancelled_cancels_it(scene, desk):
-    desk.job_store.client.cancel(scene.held.job_id)
-    assert scene.close(Requeued(crashed=True)).status == "cancelled"
-    assert not scene.spooled
+def test_crash_of_a_job_with_a_requested_cancel_cancels_it(scene, backends):
+    backends.job_store.client.cancel(scene.job.job_id)
+    assert scene.finalize(Requeued(crashed=True)).status == "cancelled"
+    assert not scene.is_spooled
 
 
-def test_the_last_crash_that_is_allowed_ends_the_job_and_leaves_no_files(scene, desk):
-    scene.close(Requeued(crashed=True))
-    last = Scene(desk, desk.hold(desk.claim()))
-    desk.saves.keep(last.held, a_save(last.held.folder, 1))
-    job = last.close(Requeued(crashed=True))
-    assert (job.error.code, job.attempt) == ("worker_crashed", 2)
-    assert desk.stored(last.held) == []
-    assert not last.spooled
+def test_last_allowed_crash_fails_the_job_and_leaves_no_files(scene, backends):
+    scene.finalize(Requeued(crashed=True))
+    last = Scene(backends, backends.claimed_job(backends.claim()))
+    backends.checkpoints.submit(last.job, write_checkpoint(last.job.folder, 1))
+    record = last.finalize(Requeued(crashed=True))
+    assert (record.error.code, record.attempt) == ("worker_crashed", 2)
+    assert backends.stored(last.job) == []
+    assert not last.is_spooled
 
 
-def test_a_job_goes_back_with_its_latest_state_stored(scene, desk):
-    save = a_save(scene.held.folder, 3)
-    desk.saves.keep(scene.held, save)
-    scene.close(Abandoned("drain"))
-    assert desk.claim().saved == save.model_dump(mode="json")
+def test_stopped_job_is_requeued_with_its_latest_checkpoint(scene, backends):
+    save = write_checkpoint(scene.job.folder, 3)
+    backends.checkpoints.submit(scene.job, save)
+    scene.finalize(Stopped("drain"))
+    assert backends.claim().checkpoint == save.model_dump(mode="json")
 
 
-def test_hurried_it_stores_what_can_be_stored_at_once(scene):
-    scene.closer.hurry()
-    assert scene.close(Completed(scene.film)).status == "succeeded"
+def test_interrupted_uploads_still_get_one_attempt(scene):
+    scene.finalizer.interrupt_uploads()
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
 
 
-def test_hurried_it_gives_back_what_cannot_and_keeps_the_film(scene, desk):
-    desk.storage.is_away = True
-    scene.closer.hurry()
-    job = scene.close(Completed(scene.film))
-    assert (job.status, job.attempt) == ("queued", 0)
-    assert desk.spool.waiting(scene.held.job_id).film == scene.film
-    desk.storage.is_away = False
+def test_interrupted_upload_requeues_the_job_and_keeps_its_video_in_the_spool(scene, backends):
+    backends.storage.is_available = False
+    scene.finalizer.interrupt_uploads()
+    record = scene.finalize(Completed(scene.video))
+    assert (record.status, record.attempt) == ("queued", 0)
+    assert backends.spool.pending_upload(scene.job.job_id).video == scene.video
+    backends.storage.is_available = True
 
 
-def test_files_that_cannot_be_removed_do_not_hold_up_the_end(scene, desk):
-    desk.storage.put(f"jobs/{scene.held.job_id}/state/x/x", scene.held.folder / "video.mp4", "")
-    desk.storage.is_away = True
-    assert scene.close(Errored(ERROR)).status == "failed"
-    desk.storage.is_away = False
-    assert remove_files(desk.job_store, desk.storage) == 1
-    assert desk.stored(scene.held) == []
+def test_job_ends_even_if_its_files_cannot_be_removed(scene, backends):
+    backends.storage.put(f"jobs/{scene.job.job_id}/state/x/x", scene.job.folder / "video.mp4", "")
+    backends.storage.is_available = False
+    assert scene.finalize(Failed(ERROR)).status == "failed"
+    backends.storage.is_available = True
+    assert remove_files(backends.job_store, backends.storage) == 1
+    assert backends.stored(scene.job) == []
 
 
-def test_an_error_that_nobody_thought_of_is_over_too(scene, desk, monkeypatch):
+def test_unexpected_error_leaves_the_job_to_its_lease(scene, backends, monkeypatch):
     def broken(*_: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(desk.storage, "put", broken)
-    assert scene.close(Completed(scene.film)).status == "uploading"  # its lease will run out
+    monkeypatch.setattr(backends.storage, "put", broken)
+    assert scene.finalize(Completed(scene.video)).status == "uploading"  # its lease will run out

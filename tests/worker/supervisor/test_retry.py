@@ -1,22 +1,36 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from jobs.errors import DiskFull, LeaseLost, Unavailable
-from worker.supervisor import retry as patience
-from worker.supervisor.retry import retry_while_unavailable
+from worker.supervisor.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Interrupted, retry_while_unavailable
+
+
+class RecordedPauses(threading.Event):
+    """Record pauses instead of making them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+
+    def wait(self, timeout=None) -> bool:
+        self.pauses.append(timeout)
+        return self.is_set()
 
 
 @pytest.fixture
-def pauses(monkeypatch) -> list[float]:
-    """The pauses that were made, without waiting for them."""
-    made: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", made.append)
-    return made
+def stopping() -> RecordedPauses:
+    return RecordedPauses()
+
+
+def nothing() -> None:
+    """Allow every repetition."""
 
 
 def failing(times: int, error: Exception):
-    """Fails so often, then gives 7."""
+    """Raise the error so many times, then return 7."""
     left = [times]
 
     def call() -> int:
@@ -28,34 +42,46 @@ def failing(times: int, error: Exception):
     return call
 
 
-def test_what_works_at_once_is_not_waited_for(pauses):
-    assert retry_while_unavailable(failing(0, Unavailable(""))) == 7
-    assert pauses == []
+def test_call_that_succeeds_is_not_repeated(stopping):
+    assert retry_while_unavailable(failing(0, Unavailable("")), nothing, stopping) == 7
+    assert stopping.pauses == []
 
 
-def test_it_is_tried_until_it_works_with_longer_pauses(pauses):
-    assert retry_while_unavailable(failing(9, Unavailable("away"))) == 7
+def test_call_is_repeated_with_growing_pauses(stopping):
+    assert retry_while_unavailable(failing(9, Unavailable("away")), nothing, stopping) == 7
+    pauses = stopping.pauses
     assert pauses == sorted(pauses)
-    assert (pauses[0], pauses[-1], len(pauses)) == (patience.FIRST_PAUSE_S, patience.LONGEST_PAUSE_S, 9)
+    assert (pauses[0], pauses[-1], len(pauses)) == (FIRST_PAUSE_S, LONGEST_PAUSE_S, 9)
 
 
-def test_another_error_ends_it(pauses):
+def test_other_errors_are_not_retried(stopping):
     with pytest.raises(DiskFull):
-        retry_while_unavailable(failing(1, DiskFull("")))
-    assert pauses == []
+        retry_while_unavailable(failing(1, DiskFull("")), nothing, stopping)
+    assert stopping.pauses == []
 
 
-def test_who_may_not_go_on_does_not_try_again(pauses):
-    def lost() -> None:
-        raise LeaseLost("")
+def lease_lost() -> None:
+    raise LeaseLost("")
 
+
+def test_check_that_raises_ends_the_retries(stopping):
     with pytest.raises(LeaseLost):
-        retry_while_unavailable(failing(1, Unavailable("")), lost)
-    assert len(pauses) == 1
+        retry_while_unavailable(failing(1, Unavailable("")), lease_lost, stopping)
+    assert len(stopping.pauses) == 1
 
 
-def test_the_first_try_is_made_without_asking(pauses):
-    def lost() -> None:
-        raise LeaseLost("")
+def test_check_does_not_run_before_the_first_call(stopping):
+    assert retry_while_unavailable(failing(0, Unavailable("")), lease_lost, stopping) == 7
 
-    assert retry_while_unavailable(failing(0, Unavailable("")), lost) == 7
+
+def test_stopping_interrupts_the_retries():
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(Interrupted):
+        retry_while_unavailable(failing(1, Unavailable("")), nothing, stopping)
+
+
+def test_stopping_allows_the_first_call():
+    stopping = threading.Event()
+    stopping.set()
+    assert retry_while_unavailable(failing(0, Unavailable("")), nothing, stopping) == 7

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from worker.stages import Stage
 
 from jobs.capability import Capability
 from jobs.record import JobError, Progress
 from tests.waiting import wait_until
-from tests.worker.examples import ORDER, Desk, a_film, a_save
+from tests.worker.examples import ORDER
+from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
 from worker.messages import (
     CheckpointSaved,
     GpusReleased,
@@ -29,9 +31,8 @@ from worker.messages import (
     StopJob,
     VideoDone,
 )
-from worker.stages import Stage
-from worker.supervisor.events import GroupMessage, Inbox, JobClosed, JobFetched, StopRequested
-from worker.supervisor.job import Abandoned, ClaimedJob, Completed, Ending, Errored, Requeued
+from worker.supervisor.events import GroupMessage, Inbox, JobFetched, JobFinalized, StopRequested
+from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 from worker.supervisor.registration import Shown
 from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
 
@@ -98,7 +99,7 @@ class RecordedIntake:
 class Recorded:
     """The others of the crew: what they were told."""
 
-    closed: list[tuple[ClaimedJob, Ending]] = field(default_factory=list)
+    closed: list[tuple[ClaimedJob, Outcome]] = field(default_factory=list)
     kept: list[tuple[ClaimedJob, Any]] = field(default_factory=list)
     let_go_of: list[ClaimedJob] = field(default_factory=list)
     shown: Shown = field(default_factory=Shown)
@@ -107,14 +108,14 @@ class Recorded:
     left: bool = False
     is_enough: bool = True
 
-    def close(self, held: ClaimedJob, ending: Ending) -> None:
-        self.closed.append((held, ending))
+    def close(self, job: ClaimedJob, ending: Outcome) -> None:
+        self.closed.append((job, ending))
 
-    def keep(self, held: ClaimedJob, save: Any) -> None:
-        self.kept.append((held, save))
+    def keep(self, job: ClaimedJob, save: Any) -> None:
+        self.kept.append((job, save))
 
-    def let_go(self, held: ClaimedJob) -> None:
-        self.let_go_of.append(held)
+    def let_go(self, job: ClaimedJob) -> None:
+        self.let_go_of.append(job)
 
     def show(self, shown: Shown) -> None:
         self.shown = shown
@@ -133,8 +134,8 @@ class Recorded:
 
 
 class Scene:
-    def __init__(self, desk: Desk, drain_s: float = 30.0, last_words_s: float = 30.0) -> None:
-        self.desk = desk
+    def __init__(self, backends: LocalBackends, drain_s: float = 30.0, last_words_s: float = 30.0) -> None:
+        self.backends = backends
         self.inbox: Inbox = queue.SimpleQueue()
         self.life, self.intake, self.others = RecordedLife(), RecordedIntake(), Recorded()
         others: Any = self.others
@@ -163,63 +164,63 @@ class Scene:
 
     def prepare(self) -> ClaimedJob:
         """A claimed job, ready to be handed over."""
-        held = self.desk.hold()
+        job = self.backends.claimed_job()
         self.intake.asked = False
-        self.inbox.put(JobFetched(held, RunJob(job_id=held.job_id, order=ORDER, folder=held.folder)))
-        return held
+        self.inbox.put(JobFetched(job, RunJob(job_id=job.job_id, order=ORDER, folder=job.folder)))
+        return job
 
     def begin(self) -> ClaimedJob:
         """A job that the group has."""
-        held = self.prepare()
+        job = self.prepare()
         wait_until(
-            lambda: any(isinstance(said, RunJob) and said.job_id == held.job_id for said in self.life.said)
+            lambda: any(isinstance(said, RunJob) and said.job_id == job.job_id for said in self.life.said)
         )
-        self.hear(JobStarted(job_id=held.job_id))
-        return held
+        self.hear(JobStarted(job_id=job.job_id))
+        return job
 
     def wait_behind(self, first: ClaimedJob) -> ClaimedJob:
         """A job that is claimed while the group decodes another."""
         self.hear(LastDecode(job_id=first.job_id))
         wait_until(lambda: self.intake.asked)
-        held = self.prepare()
+        job = self.prepare()
         self.settle()
-        return held
+        return job
 
-    def release(self, held: ClaimedJob) -> None:
+    def release(self, job: ClaimedJob) -> None:
         """The group is done with a job but for its film, and another is asked for."""
-        self.hear(GpusReleased(job_id=held.job_id))
+        self.hear(GpusReleased(job_id=job.job_id))
         wait_until(lambda: self.intake.asked)
 
     def runs(self) -> list[str]:
         """The jobs that the group was given."""
         return [said.job_id for said in self.life.said if isinstance(said, RunJob)]
 
-    def film(self, held: ClaimedJob) -> None:
-        self.hear(VideoDone(job_id=held.job_id, film=a_film(held.folder), timings_s={}))
+    def film(self, job: ClaimedJob) -> None:
+        self.hear(VideoDone(job_id=job.job_id, video=write_video(job.folder), timings_s={}))
 
-    def ending(self, held: ClaimedJob) -> Ending:
-        return wait_until(lambda: next((ending for one, ending in self.others.closed if one is held), None))
+    def ending(self, job: ClaimedJob) -> Outcome:
+        return wait_until(lambda: next((ending for one, ending in self.others.closed if one is job), None))
 
-    def is_closed(self, held: ClaimedJob) -> bool:
-        return any(one is held for one, _ in self.others.closed)
+    def is_closed(self, job: ClaimedJob) -> bool:
+        return any(one is job for one, _ in self.others.closed)
 
     def settle(self) -> None:
         """Wait until all that was put into the inbox is dealt with."""
         wait_until(self.inbox.empty)
-        marker = self.desk.hold()
-        self.inbox.put(JobClosed(marker))
+        marker = self.backends.claimed_job()
+        self.inbox.put(JobFinalized(marker))
         wait_until(lambda: marker in self.others.let_go_of)
 
     def end(self) -> None:
         self.supervisor.end()
-        for held, _ in list(self.others.closed):
-            self.inbox.put(JobClosed(held))
+        for job, _ in list(self.others.closed):
+            self.inbox.put(JobFinalized(job))
         self.thread.join(30)
 
 
 @pytest.fixture
-def scene(desk: Desk):
-    scene = Scene(desk, drain_s=0.3, last_words_s=0.1)
+def scene(backends: LocalBackends):
+    scene = Scene(backends, drain_s=0.3, last_words_s=0.1)
     yield scene
     if scene.thread.is_alive():
         scene.end()
@@ -238,19 +239,19 @@ def test_a_group_is_started_and_no_job_is_asked_for_before_it_is_up(scene):
 
 def test_a_job_is_handed_over_and_shown(scene):
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     scene.settle()
-    assert scene.others.shown == Shown("busy", held.job_id, CAPABILITY)
+    assert scene.others.shown == Shown("busy", job.job_id, CAPABILITY)
     assert not scene.intake.asked
 
 
 def test_reports_are_kept_with_the_job(scene):
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     progress = Progress(phase="denoise", step=2, num_steps=4)
-    scene.hear(ProgressReport(job_id=held.job_id, progress=progress, timings_s={"denoise": 1.0}))
-    wait_until(lambda: held.progress == progress)
-    assert held.timings_s == {"denoise": 1.0}
+    scene.hear(ProgressReport(job_id=job.job_id, progress=progress, timings_s={"denoise": 1.0}))
+    wait_until(lambda: job.progress == progress)
+    assert job.timings_s == {"denoise": 1.0}
 
 
 def test_a_released_group_takes_the_next_job_while_the_film_is_finished(scene):
@@ -272,7 +273,7 @@ def test_too_many_films_behind_hold_up_the_next_job(scene):
     scene.hear(GpusReleased(job_id=jobs[1].job_id))
     scene.settle()
     assert not scene.intake.asked
-    scene.inbox.put(JobClosed(jobs[0]))
+    scene.inbox.put(JobFinalized(jobs[0]))
     wait_until(lambda: scene.intake.asked)
 
 
@@ -316,11 +317,11 @@ def test_a_job_that_waits_is_left_without_asking_the_group(scene, verdict):
     scene.come_up()
     first = scene.begin()
     second = scene.wait_behind(first)
-    second.verdict = verdict
+    second.stop_request = verdict
     scene.inbox.put(StopRequested(second))
-    assert scene.ending(second) == Abandoned("drain" if verdict == "preempt" else verdict)
+    assert scene.ending(second) == Stopped("drain" if verdict == "preempt" else verdict)
     assert not any(isinstance(said, StopJob) for said in scene.life.said)
-    scene.inbox.put(JobClosed(second))
+    scene.inbox.put(JobFinalized(second))
     wait_until(lambda: scene.intake.asked)
     scene.hear(GpusReleased(job_id=first.job_id))
     scene.settle()
@@ -344,7 +345,7 @@ def test_a_drain_gives_back_the_job_that_waits(scene):
     assert scene.ending(second) == Requeued(crashed=False)
     wait_until(lambda: StopJob(job_id=first.job_id, reason="drain") in scene.life.said)
     scene.hear(JobStopped(job_id=first.job_id, reason="drain"))
-    assert scene.ending(first) == Abandoned("drain")
+    assert scene.ending(first) == Stopped("drain")
 
 
 def test_without_room_on_its_disk_it_takes_no_job_and_says_so(scene):
@@ -354,7 +355,7 @@ def test_without_room_on_its_disk_it_takes_no_job_and_says_so(scene):
     wait_until(lambda: scene.others.shown == Shown("full", None, CAPABILITY))
     late = scene.prepare()
     assert scene.ending(late) == Requeued(crashed=False)
-    scene.inbox.put(JobClosed(late))
+    scene.inbox.put(JobFinalized(late))
     scene.others.is_enough = True
     wait_until(lambda: scene.intake.asked)
     assert scene.others.shown == Shown("ready", None, CAPABILITY)
@@ -362,11 +363,11 @@ def test_without_room_on_its_disk_it_takes_no_job_and_says_so(scene):
 
 def test_a_disk_that_fills_up_does_not_end_the_job_at_hand(scene):
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     scene.others.is_enough = False
     scene.settle()
-    assert scene.others.shown == Shown("busy", held.job_id, CAPABILITY)
-    assert not scene.is_closed(held)
+    assert scene.others.shown == Shown("busy", job.job_id, CAPABILITY)
+    assert not scene.is_closed(job)
 
 
 def test_a_film_that_cannot_be_finished_fails_its_job_and_not_the_next(scene):
@@ -375,63 +376,63 @@ def test_a_film_that_cannot_be_finished_fails_its_job_and_not_the_next(scene):
     scene.release(first)
     second = scene.begin()
     scene.hear(JobFailed(job_id=first.job_id, error=ERROR, timings_s={}))
-    assert scene.ending(first) == Errored(ERROR)
+    assert scene.ending(first) == Failed(ERROR)
     scene.settle()
     assert not scene.is_closed(second)
 
 
 def test_after_a_failed_job_the_next_is_asked_for(scene):
     scene.come_up()
-    held = scene.begin()
-    scene.hear(JobFailed(job_id=held.job_id, error=ERROR, timings_s={}))
-    assert scene.ending(held) == Errored(ERROR)
+    job = scene.begin()
+    scene.hear(JobFailed(job_id=job.job_id, error=ERROR, timings_s={}))
+    assert scene.ending(job) == Failed(ERROR)
     wait_until(lambda: scene.intake.asked)
 
 
 @pytest.mark.parametrize("verdict", ["cancel", "deadline", "lease_lost"])
 def test_a_verdict_is_passed_down_and_the_job_closed_when_the_group_has_left_it(scene, verdict):
     scene.come_up()
-    held = scene.begin()
-    held.verdict = verdict
-    scene.inbox.put(StopRequested(held))
-    wait_until(lambda: StopJob(job_id=held.job_id, reason=verdict) in scene.life.said)
-    assert not scene.is_closed(held)
-    scene.hear(JobStopped(job_id=held.job_id, reason=verdict))
-    assert scene.ending(held) == Abandoned(verdict)
+    job = scene.begin()
+    job.stop_request = verdict
+    scene.inbox.put(StopRequested(job))
+    wait_until(lambda: StopJob(job_id=job.job_id, reason=verdict) in scene.life.said)
+    assert not scene.is_closed(job)
+    scene.hear(JobStopped(job_id=job.job_id, reason=verdict))
+    assert scene.ending(job) == Stopped(verdict)
 
 
 def test_a_job_that_makes_way_for_another_is_drained_and_the_next_one_asked_for(scene):
     scene.come_up()
-    held = scene.begin()
-    held.verdict = "preempt"
-    scene.inbox.put(StopRequested(held))
-    wait_until(lambda: StopJob(job_id=held.job_id, reason="drain") in scene.life.said)
+    job = scene.begin()
+    job.stop_request = "preempt"
+    scene.inbox.put(StopRequested(job))
+    wait_until(lambda: StopJob(job_id=job.job_id, reason="drain") in scene.life.said)
     assert not scene.intake.asked
-    scene.hear(JobStopped(job_id=held.job_id, reason="drain"))
-    assert scene.ending(held) == Abandoned("drain")
+    scene.hear(JobStopped(job_id=job.job_id, reason="drain"))
+    assert scene.ending(job) == Stopped("drain")
     wait_until(lambda: scene.intake.asked)
 
 
 def test_a_job_that_is_not_wanted_any_more_is_not_handed_over(scene):
     scene.come_up()
-    held = scene.desk.hold()
-    held.verdict = "cancel"
-    scene.inbox.put(JobFetched(held, RunJob(job_id=held.job_id, order=ORDER, folder=held.folder)))
-    assert scene.ending(held) == Abandoned("cancel")
+    job = scene.backends.claimed_job()
+    job.stop_request = "cancel"
+    scene.inbox.put(JobFetched(job, RunJob(job_id=job.job_id, order=ORDER, folder=job.folder)))
+    assert scene.ending(job) == Stopped("cancel")
     assert scene.life.said == []
 
 
 def test_a_job_that_could_not_be_prepared_ends_as_that_says(scene):
     scene.come_up()
-    held = scene.desk.hold()
-    scene.inbox.put(JobFetched(held, Errored(ERROR)))
-    assert scene.ending(held) == Errored(ERROR)
+    job = scene.backends.claimed_job()
+    scene.inbox.put(JobFetched(job, Failed(ERROR)))
+    assert scene.ending(job) == Failed(ERROR)
 
 
 def test_a_job_that_comes_while_the_group_is_down_goes_back(scene):
     wait_until(lambda: scene.life.group)
-    held = scene.prepare()
-    assert scene.ending(held) == Requeued(crashed=False)
+    job = scene.prepare()
+    assert scene.ending(job) == Requeued(crashed=False)
 
 
 def test_a_second_job_that_comes_while_the_group_is_busy_goes_back(scene):
@@ -455,20 +456,22 @@ def test_a_broken_group_gives_all_its_jobs_back_as_crashed_and_is_replaced(scene
 
 def test_a_group_in_trouble_is_given_up(scene):
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     scene.life.trouble = "it hangs"
-    assert scene.ending(held) == Requeued(crashed=True)
+    assert scene.ending(job) == Requeued(crashed=True)
 
 
 def test_a_job_whose_film_is_being_stored_outlives_its_group(scene):
     scene.come_up()
-    held = scene.begin()
-    scene.hear(GpusReleased(job_id=held.job_id))
-    scene.film(held)
-    scene.ending(held)
+    job = scene.begin()
+    scene.hear(GpusReleased(job_id=job.job_id))
+    scene.film(job)
+    scene.ending(job)
     scene.hear(None)
     scene.settle()
-    assert [ending for one, ending in scene.others.closed if one is held] == [Completed(a_film(held.folder))]
+    assert [ending for one, ending in scene.others.closed if one is job] == [
+        Completed(write_video(job.folder))
+    ]
 
 
 def test_what_an_earlier_group_said_is_not_heard(scene):
@@ -495,14 +498,14 @@ def test_a_message_about_a_job_that_is_not_here_is_no_harm(scene):
 
 def test_what_the_group_does_becomes_stages_of_the_job(scene):
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     for progress in (Progress(phase="denoise"), Progress(phase="denoise", step=1), Progress(phase="decode")):
-        scene.hear(ProgressReport(job_id=held.job_id, progress=progress, timings_s={}))
-    scene.hear(GpusReleased(job_id=held.job_id))
+        scene.hear(ProgressReport(job_id=job.job_id, progress=progress, timings_s={}))
+    scene.hear(GpusReleased(job_id=job.job_id))
     joined = Stage(name="join", lane="film", began_s=1.0, ended_s=2.0)
-    scene.hear(StageDone(job_id=held.job_id, stage=joined))
+    scene.hear(StageDone(job_id=job.job_id, stage=joined))
     scene.settle()
-    names = [(stage.name, stage.lane) for stage in held.stages.so_far]
+    names = [(stage.name, stage.lane) for stage in job.stages.so_far]
     assert names == [
         ("wait", "job"),
         ("load", "job"),
@@ -515,16 +518,16 @@ def test_what_the_group_does_becomes_stages_of_the_job(scene):
 
 def test_saves_are_passed_on(scene):
     scene.come_up()
-    held = scene.begin()
-    save = a_save(held.folder, 2)
-    scene.hear(CheckpointSaved(job_id=held.job_id, save=save))
-    wait_until(lambda: scene.others.kept == [(held, save)])
+    job = scene.begin()
+    save = write_checkpoint(job.folder, 2)
+    scene.hear(CheckpointSaved(job_id=job.job_id, save=save))
+    wait_until(lambda: scene.others.kept == [(job, save)])
 
 
 def test_what_is_over_is_let_go(scene):
-    held = scene.desk.hold()
-    scene.inbox.put(JobClosed(held))
-    wait_until(lambda: scene.others.let_go_of == [held])
+    job = scene.backends.claimed_job()
+    scene.inbox.put(JobFinalized(job))
+    wait_until(lambda: scene.others.let_go_of == [job])
 
 
 def test_a_drain_without_work_ends_at_once(scene):
@@ -534,54 +537,54 @@ def test_a_drain_without_work_ends_at_once(scene):
     assert (scene.life.group, scene.others.left) == (None, True)
 
 
-def test_a_drain_has_the_job_saved_and_waits_until_it_is_given_back(desk):
-    scene = Scene(desk, drain_s=60.0)
+def test_a_drain_has_the_job_saved_and_waits_until_it_is_given_back(backends):
+    scene = Scene(backends, drain_s=60.0)
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     scene.supervisor.end()
-    wait_until(lambda: StopJob(job_id=held.job_id, reason="drain") in scene.life.said)
-    scene.hear(JobStopped(job_id=held.job_id, reason="drain"))
-    assert scene.ending(held) == Abandoned("drain")
+    wait_until(lambda: StopJob(job_id=job.job_id, reason="drain") in scene.life.said)
+    scene.hear(JobStopped(job_id=job.job_id, reason="drain"))
+    assert scene.ending(job) == Stopped("drain")
     assert scene.thread.is_alive()
-    scene.inbox.put(JobClosed(held))
+    scene.inbox.put(JobFinalized(job))
     scene.thread.join(30)
     assert not scene.thread.is_alive()
 
 
-def test_a_drain_hurries_everybody_and_takes_nothing_more(desk):
-    scene = Scene(desk, drain_s=60.0)
+def test_a_drain_hurries_everybody_and_takes_nothing_more(backends):
+    scene = Scene(backends, drain_s=60.0)
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     scene.supervisor.end()
     scene.supervisor.end()
     late = scene.prepare()
     assert scene.ending(late) == Requeued(crashed=False)
     assert (scene.others.hurried, scene.others.stopped, scene.intake.is_over) == (True, True, True)
-    assert scene.life.said.count(StopJob(job_id=held.job_id, reason="drain")) == 1
-    scene.hear(JobStopped(job_id=held.job_id, reason="drain"))
-    scene.ending(held)
+    assert scene.life.said.count(StopJob(job_id=job.job_id, reason="drain")) == 1
+    scene.hear(JobStopped(job_id=job.job_id, reason="drain"))
+    scene.ending(job)
     scene.end()
 
 
 def test_a_group_that_does_not_stop_in_time_is_killed_and_its_job_given_back_without_a_crash(scene):
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     scene.supervisor.end()
-    assert scene.ending(held) == Requeued(crashed=False)
+    assert scene.ending(job) == Requeued(crashed=False)
     assert scene.life.group is None
-    scene.inbox.put(JobClosed(held))
+    scene.inbox.put(JobFinalized(job))
     scene.thread.join(30)
 
 
-def test_a_group_that_dies_while_it_drains_is_not_started_again(desk):
-    scene = Scene(desk, drain_s=60.0)
+def test_a_group_that_dies_while_it_drains_is_not_started_again(backends):
+    scene = Scene(backends, drain_s=60.0)
     scene.come_up()
-    held = scene.begin()
+    job = scene.begin()
     scene.supervisor.end()
     wait_until(lambda: len(scene.life.said) == 2)
     scene.hear(None)
-    assert scene.ending(held) == Requeued(crashed=True)
-    scene.inbox.put(JobClosed(held))
+    assert scene.ending(job) == Requeued(crashed=True)
+    scene.inbox.put(JobFinalized(job))
     scene.thread.join(30)
     assert scene.life.starts == 1
 
