@@ -6,20 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.waiting import wait_until
 from worker.rank.background import NICENESS, BackgroundWriter
 
+TIMEOUT_S = 30.0
 
-def close(background: BackgroundWriter, *, at_once: bool = False) -> Exception | None:
-    """Close it and wait for its end; the error that it gives."""
-    ended, errors = threading.Event(), []
 
-    def then(error: Exception | None) -> None:
-        errors.append(error)
-        ended.set()
-
-    background.close(then, at_once=at_once)
-    assert ended.wait(30)
-    return errors[0]
+def finish(writer: BackgroundWriter) -> Exception | None:
+    """Finish, and return the error that the thread passed on when it ended."""
+    errors: list[Exception | None] = []
+    writer.finish(errors.append)
+    assert writer.join(TIMEOUT_S)
+    (error,) = errors
+    return error
 
 
 def raising(error: Exception) -> Callable[[], None]:
@@ -29,83 +28,92 @@ def raising(error: Exception) -> Callable[[], None]:
     return task
 
 
-def test_tasks_are_done_in_order():
-    background, done = BackgroundWriter(10), []
+def test_tasks_run_in_order():
+    writer, done = BackgroundWriter(10), []
     for i in range(100):
-        background.submit(lambda i=i: done.append(i), size_bytes=3)
-    assert close(background) is None
+        writer.submit(lambda i=i: done.append(i), size_bytes=3)
+    assert finish(writer) is None
     assert done == list(range(100))
 
 
-def test_its_work_makes_way_for_that_of_other_threads():
-    background, nice = BackgroundWriter(10), []
-    background.submit(lambda: nice.append(os.nice(0)))
-    assert close(background) is None
-    assert nice == [min(os.nice(0) + NICENESS, 19)]
+def test_tasks_run_with_lower_priority_than_other_threads():
+    writer, niceness = BackgroundWriter(10), []
+    writer.submit(lambda: niceness.append(os.nice(0)))
+    assert finish(writer) is None
+    assert niceness == [min(os.nice(0) + NICENESS, 19)]
 
 
-def test_submitting_waits_while_too_much_waits():
-    background, gate, at = BackgroundWriter(10), threading.Event(), []
-    background.submit(gate.wait)
-    submitter = threading.Thread(target=lambda: [(background.submit(int, 4), at.append(i)) for i in range(4)])
+def test_submit_blocks_while_too_many_bytes_wait():
+    writer, running, gate, submitted = BackgroundWriter(10), threading.Event(), threading.Event(), []
+    writer.submit(lambda: (running.set(), gate.wait()))
+    running.wait()
+    submitter = threading.Thread(
+        target=lambda: [(writer.submit(int, 4), submitted.append(i)) for i in range(4)]
+    )
     submitter.start()
+    wait_until(lambda: len(submitted) == 2)
     submitter.join(0.2)
-    assert submitter.is_alive()
-    assert len(at) <= 3  # one may have been taken, two wait
+    assert submitted == [0, 1]
     gate.set()
-    submitter.join(30)
-    assert at == [0, 1, 2, 3]
-    assert close(background) is None
+    submitter.join(TIMEOUT_S)
+    assert submitted == [0, 1, 2, 3]
+    assert finish(writer) is None
 
 
-def test_what_is_larger_than_the_limit_is_taken_when_nothing_else_waits():
-    background, done = BackgroundWriter(10), []
-    background.submit(lambda: done.append("large"), size_bytes=1000)
-    assert close(background) is None
+def test_task_above_the_limit_is_accepted_when_no_other_waits():
+    writer, done = BackgroundWriter(10), []
+    writer.submit(lambda: done.append("large"), size_bytes=1000)
+    assert finish(writer) is None
     assert done == ["large"]
 
 
-def test_after_a_failure_nothing_more_is_done_and_the_error_is_told():
-    background, done, failed = BackgroundWriter(10), [], OSError("full")
-    background.submit(raising(failed))
+def test_no_task_runs_after_one_has_failed():
+    writer, done, error = BackgroundWriter(10), [], OSError("full")
+    writer.submit(raising(error))
     for _ in range(5):
-        background.submit(lambda: done.append(1), size_bytes=8)
-    assert close(background) is failed
+        writer.submit(lambda: done.append(1), size_bytes=8)
+    assert finish(writer) is error
     assert done == []
 
 
-def test_the_error_is_raised_when_asked_for():
-    background, failed = BackgroundWriter(10), OSError("full")
-    background.check()
-    background.submit(raising(failed))
-    assert close(background) is failed
+def test_raise_if_failed_raises_the_exception_of_the_task():
+    writer, error = BackgroundWriter(10), OSError("full")
+    writer.raise_if_failed()
+    writer.submit(raising(error))
+    assert finish(writer) is error
     with pytest.raises(OSError, match="full"):
-        background.check()
+        writer.raise_if_failed()
 
 
-def test_a_submitter_that_waits_is_let_go_by_a_failure():
-    background, gate = BackgroundWriter(10), threading.Event()
+def test_failed_task_releases_a_blocked_submit():
+    writer, gate = BackgroundWriter(10), threading.Event()
 
     def fail_later() -> None:
         gate.wait()
         raise OSError
 
-    background.submit(fail_later)
-    submitter = threading.Thread(target=lambda: [background.submit(int, 8) for _ in range(3)])
+    writer.submit(fail_later)
+    submitter = threading.Thread(target=lambda: [writer.submit(int, 8) for _ in range(3)])
     submitter.start()
     gate.set()
-    submitter.join(30)
+    submitter.join(TIMEOUT_S)
     assert not submitter.is_alive()
-    assert isinstance(close(background), OSError)
+    assert isinstance(finish(writer), OSError)
 
 
-def test_closed_at_once_it_drops_what_waits():
-    background, gate, done = BackgroundWriter(100), threading.Event(), []
-    begun = threading.Event()
-    background.submit(lambda: (begun.set(), gate.wait(), done.append("first")))
+def test_abort_drops_waiting_tasks_and_completes_the_running_one():
+    writer, running, gate, done = BackgroundWriter(100), threading.Event(), threading.Event(), []
+    writer.submit(lambda: (running.set(), gate.wait(), done.append("first")))
     for _ in range(5):
-        background.submit(lambda: done.append("later"))
-    begun.wait()
-    threading.Timer(0.1, gate.set).start()
-    assert close(background, at_once=True) is None
-    assert done == ["first"]
+        writer.submit(lambda: done.append("later"))
+    running.wait()
+    writer.abort(done.append)
+    gate.set()
+    assert writer.join(TIMEOUT_S)
+    assert done == ["first", None]
+
+
+def test_thread_runs_until_it_is_finished():
+    writer = BackgroundWriter(10)
+    assert not writer.join(0.05)
+    assert finish(writer) is None

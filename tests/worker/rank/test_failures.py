@@ -7,7 +7,7 @@ import torch
 
 from jobs.errors import DiskFull
 from model.spec.errors import CheckpointError, InputError
-from worker.rank.failures import vote_of
+from worker.rank.failures import outcome_of
 
 
 @pytest.mark.parametrize(
@@ -22,33 +22,33 @@ from worker.rank.failures import vote_of
         (InputError("image", "does not decode"), "invalid_input"),
     ],
 )
-def test_an_error_that_is_known_leaves_the_rank_as_it_was(error, code):
-    vote = vote_of(error)
-    assert (vote.error.code, vote.contained, vote.stop) == (code, True, None)
+def test_known_error_is_contained(error, code):
+    outcome = outcome_of(error)
+    assert (outcome.error.code, outcome.is_contained, outcome.stop_request) == (code, True, None)
 
 
 @pytest.mark.parametrize(
     "error",
     [ValueError("a bug"), RuntimeError("CUDA error: illegal memory access"), OSError(errno.EIO, "I/O")],
 )
-def test_an_error_that_nobody_knows_does_not(error):
-    vote = vote_of(error)
-    assert (vote.error.code, vote.contained) == ("generation_failed", False)
-    assert type(error).__name__ in vote.error.message
+def test_unknown_error_is_not_contained(error):
+    outcome = outcome_of(error)
+    assert (outcome.error.code, outcome.is_contained) == ("generation_failed", False)
+    assert type(error).__name__ in outcome.error.message
 
 
-def test_a_file_of_the_checkpoint_that_went_bad_says_which(tmp_path):
-    vote = vote_of(CheckpointError(tmp_path / "lora.safetensors", "is truncated"))
-    assert (vote.error.code, vote.contained) == ("generation_failed", True)
-    assert "lora.safetensors: is truncated" in vote.error.message
+def test_checkpoint_error_names_the_file(tmp_path):
+    outcome = outcome_of(CheckpointError(tmp_path / "lora.safetensors", "is truncated"))
+    assert (outcome.error.code, outcome.is_contained) == ("generation_failed", True)
+    assert "lora.safetensors: is truncated" in outcome.error.message
 
 
-def test_a_real_allocation_that_is_too_large_is_out_of_memory():
+def test_real_allocation_failure_is_out_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert vote_of(caught.value).error.code == "out_of_memory"
+    assert outcome_of(caught.value).error.code == "out_of_memory"
 
 
-def test_memory_may_be_had_another_time_but_not_for_this_job():
-    assert not vote_of(MemoryError()).error.retryable
-    assert vote_of(OSError(errno.ENOSPC, "")).error.retryable
+def test_full_disk_is_retryable_and_too_little_memory_is_not():
+    assert outcome_of(OSError(errno.ENOSPC, "")).error.retryable
+    assert not outcome_of(MemoryError()).error.retryable

@@ -1,16 +1,19 @@
-"""One order on a rank, with a real agreement (of one) and a staged engine; the leader is recorded."""
+"""Test one job on a group of one rank, with a staged engine and the real leader."""
 
 from __future__ import annotations
 
 import queue
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from jobs.order import Order
+from jobs.record import JobError
+from jobs.store.holder import StopReason
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
 from worker.messages import (
@@ -18,40 +21,49 @@ from worker.messages import (
     CheckpointSaved,
     GpusReleased,
     JobFailed,
+    JobStarted,
     JobStopped,
     LastDecode,
     Message,
     ProgressReport,
     RunJob,
     StageDone,
-    StopReason,
     VideoDone,
 )
-from worker.rank.consensus import Consensus
-from worker.rank.leader import Contact, Leader
-from worker.rank.run_job import run_order
+from worker.rank.consensus import Consensus, StepOutcome
+from worker.rank.engine import plan_of
+from worker.rank.leader import Leader
+from worker.rank.run_job import run_job
 from worker.settings import VideoSettings
 
 LONG = ORDER.model_copy(update={"num_segments": 3, "num_condition_frames": 5})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+NEVER_S = 3600.0
 
 
 @pytest.fixture(scope="module")
-def ranks(_group) -> Consensus:
-    return Consensus(grace_s=5.0)
+def consensus() -> Iterator[Consensus]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Consensus(grace_s=5.0)
+    dist.destroy_process_group()
 
 
-class Job:
-    """An order run by one rank; `stop_at` wishes it to be left at that step."""
+class OtherRankFails(Consensus):
+    """A consensus with a rank that fails, with a contained error, at the second event."""
 
-    def __init__(self, ranks: Consensus, folder: Path, checkpoint_s: float = 0.0) -> None:
-        self.ranks = ranks
+    events = 0
+
+    def decide(self, outcome: StepOutcome) -> StepOutcome:
+        self.events += 1
+        if self.events == 2:
+            return StepOutcome(error=JobError(code="disk_full", message="full", retryable=True))
+        return super().decide(outcome)
+
+
+class RankRunner:
+    """Run jobs on one rank. `stop_at` is the step (segment, step) at which a stop is requested."""
+
+    def __init__(self, consensus: Consensus, folder: Path, checkpoint_s: float = 0.0) -> None:
+        self.consensus = consensus
         self.folder = folder
         self.folder.mkdir(exist_ok=True)
         self.settings = VideoSettings(
@@ -60,167 +72,196 @@ class Job:
         self.stop_at: tuple[int, int] | None = None
         self.reason: StopReason = "cancel"
 
-    def run(self, order: Order = ORDER, resume: Checkpoint | None = None) -> list[Message]:
-        """All messages of the job, to its last word."""
-        run = RunJob(job_id="j", order=order, folder=self.folder, resume=resume)
-        said: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        part = Leader(run, Contact(said.put, self._wish), self.settings, {})
-        self.engine = StagedEngine(self.folder / "steps.log")
-        run_order(run, self.engine, self.ranks, part)
-        messages = [said.get(timeout=30)]
-        while not isinstance(messages[-1], VideoDone | JobFailed | JobStopped):
-            messages.append(said.get(timeout=30))
+    def run(
+        self,
+        order: Order = ORDER,
+        resume: Checkpoint | None = None,
+        timings_s: dict[str, float] | None = None,
+    ) -> list[Message]:
+        """Run a job and return all its messages. No message comes after the last one."""
+        run = RunJob(job_id="j", order=order, folder=self.folder, resume=resume, timings_s=timings_s or {})
+        sent: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        leader = Leader(run, sent.put, self._stop_request, self.settings, {})
+        run_job(run, StagedEngine(self.folder / "steps.log"), self.consensus, leader)
+        assert leader.join(30)
+        messages = [sent.get_nowait() for _ in range(sent.qsize())]
+        assert isinstance(messages[-1], VideoDone | JobFailed | JobStopped)
         return messages
 
-    def steps(self) -> list[tuple[int, int]]:
+    def steps(self) -> list[tuple[int, ...]]:
+        """Return the steps (segment, step) that were run."""
         log = self.folder / "steps.log"
-        return (
-            [tuple(map(int, line.split()[1:])) for line in log.read_text().splitlines()]
-            if log.exists()
-            else []
-        )
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [tuple(map(int, line.split()[1:])) for line in lines]
 
-    def _wish(self, job_id: str) -> StopReason | None:
+    def _stop_request(self) -> StopReason | None:
         return self.reason if self.stop_at and self.stop_at in self.steps() else None
 
 
 @pytest.fixture
-def job(ranks, tmp_path) -> Job:
-    return Job(ranks, tmp_path / "job")
+def rank(consensus, tmp_path) -> RankRunner:
+    return RankRunner(consensus, tmp_path / "job")
 
 
-def saves(messages: list[Message]) -> list[Checkpoint]:
-    return [message.save for message in messages if isinstance(message, CheckpointSaved)]
+@pytest.fixture
+def rarely_saving_rank(consensus, tmp_path) -> RankRunner:
+    return RankRunner(consensus, tmp_path / "job", checkpoint_s=NEVER_S)
 
 
-def kinds(messages: list[Message]) -> list[str]:
-    """What was said of the ranks, without repetitions of the same kind."""
-    names = [type(message).__name__ for message in messages if not isinstance(message, StageDone)]
-    return [name for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+def checkpoints(messages: list[Message]) -> list[Checkpoint]:
+    return [message.checkpoint for message in messages if isinstance(message, CheckpointSaved)]
 
 
-def test_a_job_is_running_before_its_first_report_and_released_before_it_is_finished(ranks, tmp_path):
-    messages = Job(ranks, tmp_path, checkpoint_s=3600).run()
-    assert kinds(messages) == ["Running", "Report", "Decoding", "Report", "Released", "Finished"]
-    assert messages[-1].video.num_frames == ORDER.num_frames
+def reports(messages: list[Message]) -> list[ProgressReport]:
+    return [message for message in messages if isinstance(message, ProgressReport)]
 
 
-@pytest.mark.parametrize(("order", "count"), [(ORDER, 9), (LONG, 4)])
-def test_it_is_said_when_but_the_last_frames_are_to_be_decoded(job, order, count):
-    messages = job.run(order)
-    (at,) = [i for i, message in enumerate(messages) if isinstance(message, LastDecode)]
-    after = [message.progress for message in messages[at:] if isinstance(message, ProgressReport)]
-    assert {(progress.phase, progress.segment) for progress in after} == {("decode", order.num_segments - 1)}
-    assert len(after) == 2 + -(-count // 4)  # entered, each chunk, and the end of the segment
+def types(messages: list[Message]) -> list[type[Message]]:
+    """Return the types of the messages, without repetitions and without those for the timeline."""
+    return [kind for kind, _ in groupby(map(type, messages)) if kind is not StageDone]
 
 
-def test_what_the_backroom_does_is_told_with_its_times(job):
-    stages = [message.stage for message in job.run(LONG) if isinstance(message, StageDone)]
+def test_gpus_are_released_before_the_video_is_done(rarely_saving_rank):
+    messages = [message for message in rarely_saving_rank.run() if not isinstance(message, StageDone)]
+    assert types(messages) == [
+        JobStarted,
+        ProgressReport,
+        LastDecode,
+        ProgressReport,
+        GpusReleased,
+        VideoDone,
+    ]
+    assert messages[-1].video.num_frames == plan_of(ORDER).num_frames
+
+
+@pytest.mark.parametrize("order", [ORDER, LONG])
+def test_last_decode_is_sent_when_only_the_last_frames_are_to_be_decoded(rank, order):
+    plan = plan_of(order)
+    messages = rank.run(order)
+    (position,) = [i for i, message in enumerate(messages) if isinstance(message, LastDecode)]
+    after = [report.progress for report in reports(messages[position:])]
+    assert {(progress.phase, progress.segment) for progress in after} == {("decode", plan.num_segments - 1)}
+    new_frames = plan.num_frames - (plan.num_condition_frames if plan.num_segments > 1 else 0)
+    chunks = -(-new_frames // 4)
+    assert len(after) == 1 + chunks + 1  # phase entered, each chunk, end of the segment
+
+
+def test_background_work_is_sent_with_its_times(rank):
+    stages = [message.stage for message in rank.run(LONG) if isinstance(message, StageDone)]
     assert {stage.lane for stage in stages} == {"video"}
-    names = [stage.name for stage in stages]
-    assert Counter(names) == {"x264": 5, "x264, the rest": 3, "save": 14, "join": 1}
+    counts = Counter(stage.name for stage in stages)
+    assert counts == {"x264": 5, "x264, the rest": 3, "save": 14, "join": 1}
     times = [time for stage in stages for time in (stage.began_s, stage.ended_s)]
     assert times == sorted(times)
 
 
-def test_reports_follow_the_steps(job):
-    shown = [message.progress for message in job.run() if isinstance(message, ProgressReport)]
+def test_progress_follows_the_steps(rank):
+    shown = [report.progress for report in reports(rank.run())]
     assert [progress.step for progress in shown if progress.phase == "denoise"] == [0, 1, 2, 3, 4]
     assert (shown[0].phase, shown[-1].phase) == ("encode", "decode")
 
 
-def test_it_is_saved_at_steps_and_at_segments_with_the_pieces_before(job):
-    positions = [(save.segment, save.step, len(save.segment_files)) for save in saves(job.run(LONG))]
+def test_checkpoint_is_saved_after_steps_and_segments_with_all_earlier_segments(rank):
+    saved = checkpoints(rank.run(LONG))
+    positions = [(checkpoint.segment, checkpoint.step) for checkpoint in saved]
     assert positions == sorted(positions)
-    assert {(0, 1, 0), (0, 4, 0), (1, 0, 1), (1, 4, 1), (2, 0, 2), (2, 4, 2)} <= set(positions)
-    assert positions[-1] == (2, 4, 2)  # a whole film is not saved once more
+    assert {(0, 1), (0, 4), (1, 0), (1, 4), (2, 0), (2, 4)} <= set(positions)
+    assert positions[-1] == (2, 4)  # none after the last segment
+    for checkpoint in saved:
+        assert checkpoint.segment_files == tuple(f"segment-{i:03}.mp4" for i in range(checkpoint.segment))
+        assert all((rank.folder / name).is_file() for name in checkpoint.files)
 
 
-def test_it_is_saved_at_segments_however_rarely_at_steps(ranks, tmp_path):
-    job = Job(ranks, tmp_path / "job", checkpoint_s=3600)
-    assert [(save.segment, save.step) for save in saves(job.run(LONG))] == [(1, 0), (2, 0)]
+def test_checkpoint_is_saved_after_a_segment_even_if_steps_save_rarely(rarely_saving_rank):
+    saved = checkpoints(rarely_saving_rank.run(LONG))
+    assert [(checkpoint.segment, checkpoint.step) for checkpoint in saved] == [(1, 0), (2, 0)]
 
 
+@pytest.mark.parametrize("reason", ["drain", "preempt"])
 @pytest.mark.parametrize("stop_at", [(0, 1), (1, 2), (2, 3)])
-def test_a_drained_job_goes_on_to_the_same_film(ranks, tmp_path, stop_at):
-    whole = Job(ranks, tmp_path / "whole").run(LONG)
-    job = Job(ranks, tmp_path / "job", checkpoint_s=3600)
-    job.stop_at, job.reason = stop_at, "drain"
-    messages = job.run(LONG)
-    assert messages[-1] == JobStopped(job_id="j", reason="drain")
-    save = saves(messages)[-1]
-    assert (save.segment, save.step) == (stop_at[0], stop_at[1] + 1)
-    job.stop_at = None
-    resumed = job.run(LONG, save)
+def test_stopped_job_resumes_to_the_same_video(consensus, rarely_saving_rank, tmp_path, stop_at, reason):
+    whole = RankRunner(consensus, tmp_path / "whole").run(LONG)
+    rank = rarely_saving_rank
+    rank.stop_at, rank.reason = stop_at, reason
+    stopped = rank.run(LONG)
+    assert stopped[-1] == JobStopped(job_id="j", reason=reason)
+    checkpoint = checkpoints(stopped)[-1]
+    assert (checkpoint.segment, checkpoint.step) == (stop_at[0], stop_at[1] + 1)
+    rank.stop_at = None
+    resumed = rank.run(LONG, checkpoint)
     assert resumed[-1].video == whole[-1].video
-    assert len(job.steps()) == 12  # none was run twice
+    assert len(rank.steps()) == 12  # no step ran twice
 
 
-def test_a_drained_job_is_saved_before_it_is_said_to_have_stopped(job):
-    job.stop_at, job.reason = (0, 2), "drain"
-    assert kinds(job.run())[-2:] == ["Saved", "Stopped"]
+@pytest.mark.parametrize("reason", ["drain", "preempt"])
+def test_checkpoint_is_saved_before_a_drain_or_preemption_stops_the_job(rarely_saving_rank, reason):
+    rarely_saving_rank.stop_at, rarely_saving_rank.reason = (0, 2), reason
+    assert types(rarely_saving_rank.run())[-2:] == [CheckpointSaved, JobStopped]
 
 
-@pytest.mark.parametrize("why", ["cancel", "deadline", "lease_lost"])
-def test_a_job_is_left_at_the_boundary_after_the_wish(job, why):
-    job.stop_at, job.reason = (1, 1), why
-    messages = job.run(LONG)
-    assert messages[-1] == JobStopped(job_id="j", reason=why)
-    assert job.steps()[-1] == (1, 1)
-    assert not (job.folder / "part-piece.mp4").exists()
+@pytest.mark.parametrize("reason", ["cancel", "deadline", "lease_lost"])
+def test_stop_request_ends_the_job_after_the_current_step(rarely_saving_rank, reason):
+    rank = rarely_saving_rank
+    rank.stop_at, rank.reason = (1, 1), reason
+    messages = rank.run(LONG)
+    assert messages[-1] == JobStopped(job_id="j", reason=reason)
+    assert rank.steps()[-1] == (1, 1)
+    assert all(checkpoint.step == 0 for checkpoint in checkpoints(messages))  # none of the stopped step
+    assert not (rank.folder / "part-segment.mp4").exists()
 
 
-def test_an_error_fails_the_job_and_the_next_one_runs(job):
-    failed = job.run(ORDER.model_copy(update={"prompts": ("memory=0",)}))[-1]
+def test_failed_job_leaves_the_rank_able_to_run_the_next(rank):
+    failed = rank.run(ORDER.model_copy(update={"prompts": ("memory=0",)}))[-1]
     assert (failed.error.code, failed.timings_s.keys() >= {"denoise"}) == ("out_of_memory", True)
-    assert isinstance(job.run()[-1], VideoDone)
+    assert isinstance(rank.run()[-1], VideoDone)
 
 
-def test_a_full_disk_fails_the_job_with_its_own_error(job):
-    (job.folder / "part-piece.mp4").symlink_to("/dev/full")
-    failed = job.run(ORDER.model_copy(update={"height": 640, "width": 960}))[-1]
+def test_error_on_another_rank_fails_the_job_here_as_well(consensus, tmp_path):
+    messages = RankRunner(OtherRankFails(grace_s=5.0), tmp_path / "job").run()
+    assert types(messages) == [JobStarted, ProgressReport, JobFailed]
+    assert len(reports(messages)) == 1  # the event at which the other rank failed does not count
+    assert messages[-1].error.code == "disk_full"
+
+
+def test_full_disk_fails_the_job_as_disk_full(rank):
+    (rank.folder / "part-segment.mp4").symlink_to("/dev/full")
+    failed = rank.run(ORDER.model_copy(update={"height": 640, "width": 960}))[-1]
     assert isinstance(failed, JobFailed)
     assert (failed.error.code, failed.error.retryable) == ("disk_full", True)
 
 
-def test_a_disk_that_is_full_at_the_very_end_fails_the_job(job):
-    (job.folder / "part-video.mp4").symlink_to("/dev/full")
-    messages = job.run()
+def test_disk_that_is_full_for_the_whole_video_fails_the_job(rank):
+    (rank.folder / "part-video.mp4").symlink_to("/dev/full")
+    messages = rank.run()
     assert GpusReleased(job_id="j") in messages
     assert isinstance(messages[-1], JobFailed)
     assert messages[-1].error.code == "disk_full"
 
 
-def test_a_state_that_cannot_be_written_stops_no_job(job):
-    (job.folder / "state-0-denoise-2.safetensors.part").mkdir()
-    messages = job.run()
+def test_checkpoint_that_cannot_be_saved_does_not_fail_the_job(rank):
+    (rank.folder / "state-0-denoise-2.safetensors.part").mkdir()
+    messages = rank.run()
     assert isinstance(messages[-1], VideoDone)
-    assert [save.step for save in saves(messages)] == [1, 3, 4]
+    assert [checkpoint.step for checkpoint in checkpoints(messages)] == [1, 3, 4]
 
 
-def test_a_state_that_cannot_be_written_does_not_stop_a_drain(ranks, tmp_path):
-    job = Job(ranks, tmp_path / "job", checkpoint_s=3600)
-    (job.folder / "state-0-denoise-2.safetensors.part").mkdir()
-    job.stop_at, job.reason = (0, 1), "drain"
-    assert job.run()[-1] == JobStopped(job_id="j", reason="drain")
+def test_checkpoint_that_cannot_be_saved_does_not_prevent_a_drain(rarely_saving_rank):
+    rank = rarely_saving_rank
+    (rank.folder / "state-0-denoise-2.safetensors.part").mkdir()
+    rank.stop_at, rank.reason = (0, 1), "drain"
+    assert rank.run()[-1] == JobStopped(job_id="j", reason="drain")
 
 
-def test_timings_of_earlier_attempts_are_added(job):
-    save = saves(job.run())[-1]
-    assert save.timings_s["denoise"] > 0
-    run = RunJob(
-        job_id="j", order=ORDER, folder=job.folder, resume=save, timings_s={"load": 5.0, "denoise": 100.0}
-    )
-    said: queue.SimpleQueue[Message] = queue.SimpleQueue()
-    run_order(run, job.engine, job.ranks, Leader(run, Contact(said.put, lambda _: None), job.settings, {}))
-    while not isinstance(message := said.get(timeout=30), VideoDone):
-        assert message.job_id == "j"
-    assert message.timings_s["denoise"] >= 100.0
-    assert message.timings_s["load"] >= 5.0
+def test_timings_include_earlier_attempts(rank):
+    checkpoint = checkpoints(rank.run())[-1]
+    assert checkpoint.timings_s["denoise"] > 0
+    done = rank.run(resume=checkpoint, timings_s={"load": 5.0, "denoise": 100.0})[-1]
+    assert done.timings_s["denoise"] >= 100.0
+    assert done.timings_s["load"] >= 5.0
 
 
-def test_nothing_of_a_job_is_kept_open(job):
+def test_job_leaves_no_file_open(rank):
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
-        job.run(LONG)
+        rank.run(LONG)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
