@@ -26,7 +26,7 @@ from tests.chaos.orders import POISON
 from tests.chaos.steps import StepLog
 from worker.messages import RunJob
 from worker.rank import main as rank
-from worker.rank.engine import InputsRead, Engine
+from worker.rank.engine import Engine, InputsRead
 from worker.rank.model_engine import load_engine
 from worker.settings import RankSetup
 

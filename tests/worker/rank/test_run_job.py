@@ -14,6 +14,8 @@ import torch.distributed as dist
 from jobs.order import Order
 from jobs.record import JobError
 from jobs.store.holder import StopReason
+from model.pipeline.events import Event, SegmentDone
+from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
 from worker.messages import (
@@ -31,7 +33,7 @@ from worker.messages import (
     VideoDone,
 )
 from worker.rank.consensus import Consensus, StepOutcome
-from worker.rank.engine import plan_of
+from worker.rank.engine import InputsRead, plan_of
 from worker.rank.leader import Leader
 from worker.rank.run_job import run_job
 from worker.settings import VideoSettings
@@ -69,6 +71,7 @@ class RankRunner:
         self.settings = VideoSettings(
             checkpoint_s=checkpoint_s, crf=18, preset="ultrafast", buffer_bytes=1 << 20
         )
+        self.engine_type = StagedEngine
         self.stop_at: tuple[int, int] | None = None
         self.reason: StopReason = "cancel"
 
@@ -81,9 +84,10 @@ class RankRunner:
         """Run a job and return all its messages. No message comes after the last one."""
         run = RunJob(job_id="j", order=order, folder=self.folder, resume=resume, timings_s=timings_s or {})
         sent: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        leader = Leader(run, sent.put, self._stop_request, self.settings, {})
-        run_job(run, StagedEngine(self.folder / "steps.log"), self.consensus, leader)
-        assert leader.join(30)
+        self.leader = Leader(run, sent.put, self._stop_request, self.settings, {})
+        engine = self.engine_type(self.folder / "steps.log")
+        run_job(run, engine, self.consensus, self.leader)
+        assert self.leader.join(30)
         messages = [sent.get_nowait() for _ in range(sent.qsize())]
         assert isinstance(messages[-1], VideoDone | JobFailed | JobStopped)
         return messages
@@ -228,6 +232,29 @@ def test_full_disk_fails_the_job_as_disk_full(rank):
     failed = rank.run(ORDER.model_copy(update={"height": 640, "width": 960}))[-1]
     assert isinstance(failed, JobFailed)
     assert (failed.error.code, failed.error.retryable) == ("disk_full", True)
+
+
+def test_job_ends_at_the_event_after_the_encoder_has_failed(rank):
+    def has_failed() -> bool:
+        try:
+            rank.leader.raise_if_failed()
+        except OSError:
+            return True
+        return False
+
+    class WaitingEngine(StagedEngine):
+        def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
+            for event in super().generate(run):
+                yield event
+                if isinstance(event, SegmentDone):
+                    wait_until(has_failed)
+
+    (rank.folder / "part-segment.mp4").symlink_to("/dev/full")
+    rank.engine_type = WaitingEngine
+    messages = rank.run(LONG)
+    assert messages[-1].error.code == "disk_full"
+    assert {segment for segment, _ in rank.steps()} == {0}
+    assert GpusReleased(job_id="j") not in messages
 
 
 def test_disk_that_is_full_for_the_whole_video_fails_the_job(rank):
