@@ -94,11 +94,10 @@ def read_clip(
     take: Clip | None = None,
     sandbox: Sandbox | None = None,
 ) -> UInt8[Tensor, "frames height width 3"]:
-    """Read a film, an image, or a `.npz` with `frames` uint8 [n, h, w, 3]. Raises InputError.
+    """Read a clip, an image, or a `.npz` with `frames` uint8 [n, h, w, 3]. Raises InputError.
 
-    Films are turned as they are to be shown. With `fps`, about so many frames a second are taken, the last
-    among them. `take` is how many of the last frames are needed and at which size; images and arrays keep
-    theirs.
+    Frames of a clip are upright. With `fps`, about `fps` frames a second are taken, including the last one.
+    `take` gives the number of the last frames to read, and their size. Images and arrays ignore it.
     """
     if path.suffix == ".npz":
         return _read_arrays(path, field)

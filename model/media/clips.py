@@ -1,7 +1,7 @@
-"""Decode clips: count what is in them, and take frames out of them. Runs in a confined child.
+"""Count and read the frames of clips. Runs in a confined child process.
 
-Frames are those that the model sees: upright, and about `fps` of them a second. They are converted one by
-one, so that memory does not grow with their number.
+Frames are upright, and about `fps` of them a second are taken. They are converted one by one, so that memory
+does not grow with their number.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _COUNTERCLOCKWISE = {
 
 
 def warm_up() -> None:
-    """Have PyAV load all of its modules: a confined process cannot."""
+    """Make PyAV import all of its modules: a confined process cannot."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 
 
 def count_frames(source: BinaryIO, max_frames: int, max_pixels: int, fps: int | None) -> Output:
-    """The size of the clip, the number of frames to take, and its media type."""
+    """Return the size of the clip, the number of frames to take, and its media type."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps)
         media_type = MEDIA_TYPES[container.format.name]
@@ -48,7 +48,7 @@ def count_frames(source: BinaryIO, max_frames: int, max_pixels: int, fps: int | 
 def read_frames(
     source: BinaryIO, max_frames: int, max_pixels: int, fps: int | None, take: tuple[int, int, int] | None
 ) -> Output:
-    """The last frames as bytes, RGB. `take`: the height and width that they are brought to, and how many."""
+    """Return the pixels of the last frames, RGB. `take` is their height, width and number."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps)
     num_taken = frames_taken(scan.num_frames, scan.nth)
@@ -70,7 +70,7 @@ def _pixels(source: BinaryIO, wanted: range, size: Size) -> Iterator[bytes]:
 
 
 def _image(frame: av.VideoFrame, size: Size) -> Image.Image:
-    """Return its pixels as they are to be shown, stretched to this size by Lanczos on 8 bits."""
+    """Return the upright pixels of a frame, resized to this size by Lanczos on 8 bits."""
     rgb = frame.reformat(format="rgb24", threads=1)  # a confined process has one thread
     plane = rgb.planes[0]
     image = Image.frombuffer("RGB", (rgb.width, rgb.height), bytes(plane), "raw", "RGB", plane.line_size, 1)
@@ -83,11 +83,11 @@ def _image(frame: av.VideoFrame, size: Size) -> Image.Image:
 class _Scan:
     size: Size
     num_frames: int
-    nth: int  # one frame of so many is taken, counted from the last
+    nth: int  # every nth frame is taken, counted from the last
 
 
 def _scan(container: InputContainer, max_frames: int, max_pixels: int, fps: int | None) -> _Scan:
-    """Decode all of the clip, within these limits."""
+    """Decode the whole clip, and check its limits."""
     sizes: set[Size] = set()
     times_s: list[float] = []
     num_pixels = 0
@@ -112,7 +112,7 @@ def _open(source: BinaryIO) -> Iterator[InputContainer]:
     }
     try:
         container = av.open(source, "r", options=options)
-    except MemoryError:  # of FFmpeg's errors, the one that says nothing of the file
+    except MemoryError:  # an error of FFmpeg that does not mean that the file is damaged
         raise
     except av.error.FFmpegError as error:
         raise UnusableMedia("is damaged, or not an MP4, MOV, WebM or Matroska clip") from error
@@ -125,19 +125,19 @@ def _decode(container: InputContainer) -> Iterator[av.VideoFrame]:
     stream = container.streams.video[0]
     _check(stream.width * stream.height <= MAX_FRAME_PIXELS, "has frames larger than 4096 × 2304")
     stream.codec_context.thread_count = 1  # as a confined process has
-    # A file may say less than its frames show.
+    # Frames may be larger than the header of the file says.
     stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS), "codec_whitelist": CODECS}
     yield from container.decode(stream)
 
 
 def _upright_size(frame: av.VideoFrame) -> Size:
-    """Its size as it is to be shown: telephones store frames as the sensor lies."""
+    """Return the size of a frame when it is upright: phones store frames in the sensor's orientation."""
     size = Size(frame.height, frame.width)
     return Size(*size[::-1]) if _quarter_turns(frame) % 2 else size
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
-    """How many quarters to turn it counterclockwise."""
+    """Return the number of counterclockwise quarter turns that make a frame upright."""
     _check(frame.rotation % 90 == 0, f"is to be shown turned by {frame.rotation}°")
     return frame.rotation // 90 % 4
 

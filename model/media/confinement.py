@@ -1,4 +1,4 @@
-"""Confine a process before it touches foreign bytes: bounded memory and time, and few system calls.
+"""Confine a process before it reads untrusted data: limit its memory, time and system calls.
 
 A confined process can compute, and read and write what it has open. It cannot open a file, make a socket,
 start a process or a thread, signal or inspect other processes, or lift its own limits. Nothing here needs
@@ -41,7 +41,7 @@ _ALLOWED_CALLS = {
     "nanosleep": (35, 101),
     "getpid": (39, 172),
     "exit": (60, 93),
-    "getcwd": (79, 17),  # Pillow compares absolute paths, also where it has none
+    "getcwd": (79, 17),  # Pillow compares absolute paths, even for files without a path
     "gettimeofday": (96, 169),
     "gettid": (186, 178),
     "futex": (202, 98),
@@ -68,9 +68,9 @@ def die_with_parent() -> None:
 
 
 def limit(memory_bytes: int, timeout_s: float) -> None:
-    """Bound this process: memory beyond what it has now, time, no files, processes, or core dumps.
+    """Limit the memory and time of this process, and forbid new files, processes and core dumps.
 
-    The kernel kills it when the time is over.
+    `memory_bytes` come on top of what it has now. The kernel kills it when the time is over.
     """
     address_space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = {
@@ -89,12 +89,12 @@ def limit(memory_bytes: int, timeout_s: float) -> None:
 
 
 def filter_system_calls() -> None:
-    """Refuse all system calls that decoding does not need, for good. Raises OSError where that cannot be."""
+    """Forbid all system calls that decoding does not need. Raises OSError where this is not supported."""
     if platform.machine() not in _ARCHITECTURES:
         raise OSError(f"the table of system calls has no column for {platform.machine()}")
     program = _filter(*_ARCHITECTURES[platform.machine()])
     instructions = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog: the number of instructions, and where they are
+    # struct sock_fprog: the number of instructions, and their address
     arguments = ctypes.create_string_buffer(
         struct.pack("HP", len(program) // 8, ctypes.addressof(instructions))
     )
@@ -103,7 +103,7 @@ def filter_system_calls() -> None:
 
 
 def can_filter_system_calls() -> bool:
-    """Try it in a child process."""
+    """Return whether `filter_system_calls` works here, as tried in a child process."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -115,7 +115,7 @@ def can_filter_system_calls() -> bool:
 
 
 def _filter(column: int, architecture: int) -> bytes:
-    """The filter as an array of `struct sock_filter`. Calls of other ABIs (i386, x32) are not in the list."""
+    """Return the filter as an array of `struct sock_filter`. It allows no call of other ABIs (i386, x32)."""
     numbers = [numbers[column] for numbers in _ALLOWED_CALLS.values()]
     lines = [
         (_LOAD, 0, 0, 4),

@@ -1,4 +1,4 @@
-"""The decoders that a fork server runs, by the names that requests have for them."""
+"""Map the names of decoders in requests to functions, for the fork server."""
 
 from __future__ import annotations
 

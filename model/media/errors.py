@@ -1,9 +1,9 @@
-"""Why a file could not be decoded."""
+"""Define the errors of decoding."""
 
 
 class UnusableMedia(Exception):
-    """The file is not a usable image or clip; the message is fit to be shown to the client."""
+    """The file is not a usable image or clip. The message can be shown to the client."""
 
 
 class SandboxUnavailable(Exception):
-    """The file could not be decoded now, through no fault of its own; a retry can help."""
+    """The file could not be decoded for a reason outside of it. A retry can help."""

@@ -1,12 +1,12 @@
-"""The process that forks a confined child for each file: `python -m model.media.forkserver MODULE`.
+"""Fork a confined child process for each file: `python -m model.media.forkserver MODULE`.
 
-It has imported everything that decoding needs, so that a decode does not wait for imports, and has one
-thread, so that it can fork. Its standard input is a Unix socket. Each message on it is a JSON request with
-two file descriptors: the file, open for reading, and a socket for the reply. It ends when its owner closes
-the other end.
+The fork server has imported everything that decoding needs, so that a decode does not wait for imports. It
+has one thread, so that it can fork. Its standard input is a Unix socket. Each message on it is a JSON request
+with two file descriptors: the file, open for reading, and a socket for the reply. The server ends when its
+owner closes the other end.
 
-A child replies with an empty line once it is confined, then with a line of JSON and the data which that
-announces. MODULE has the functions that decode, by name, in `DECODERS`.
+A child replies with an empty line once it is confined, then with a line of JSON and the data that the line
+announces. The `DECODERS` of MODULE are the functions that decode, by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from model.media import clips, confinement, images
 from model.media.errors import UnusableMedia
 from model.media.protocol import MAX_MESSAGE_BYTES, Decoder, Request
 
-_NICENESS = 10  # answers to other requests come before decoding
+_NICENESS = 15  # other processes of the service come first
 
 
 def main(module: str) -> None:
@@ -39,8 +39,9 @@ def main(module: str) -> None:
     clips.warm_up()
     os.nice(_NICENESS)
     with suppress(OSError):  # /proc may be read-only
-        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this is the first to go
-    os.nice(5)  # requests come before decodes
+        Path("/proc/self/oom_score_adj").write_text(
+            "1000"
+        )  # the kernel kills this process first when memory runs out
     filtered = confinement.can_filter_system_calls()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     gc.freeze()  # collections in the children leave the shared pages alone
@@ -49,7 +50,7 @@ def main(module: str) -> None:
         message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 2)
         if not message:
             return
-        with suppress(OSError):  # without a child, the reply ends before it began
+        with suppress(OSError):  # without a child, the reply is empty
             if os.fork() == 0:
                 _run(Request(**json.loads(message)), decoders, *descriptors, filtered=filtered)
         for descriptor in descriptors:
@@ -59,7 +60,7 @@ def main(module: str) -> None:
 def _run(
     request: Request, decoders: Mapping[str, Decoder], source: int, reply: int, *, filtered: bool
 ) -> NoReturn:
-    """Be the child: decode, reply and end."""
+    """Decode, reply and exit, in the child process."""
     try:
         confinement.die_with_parent()
         for standard in (0, 2):  # the fork server's socket, and the owner's log

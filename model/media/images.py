@@ -1,4 +1,4 @@
-"""Decode images into one shape: upright RGB, of at most `MAX_KEPT_PIXELS`. Runs in a confined child."""
+"""Decode images to upright RGB of at most `MAX_KEPT_PIXELS`. Runs in a confined child process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.media.protocol import Output
 
 
 def warm_up() -> None:
-    """Have Pillow load its parts for all formats: a confined process cannot."""
+    """Make Pillow import its modules for all formats: a confined process cannot."""
     Image.init()
     Image.MAX_IMAGE_PIXELS = None  # each request has its own limit
     for kind in IMAGE_FORMATS:
@@ -24,7 +24,7 @@ def warm_up() -> None:
 
 
 def encode_png(source: BinaryIO, min_side: int, max_pixels: int) -> Output:
-    """The image as a PNG file."""
+    """Return the image as a PNG file."""
     image = _decode(source, min_side, max_pixels)
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
@@ -32,7 +32,7 @@ def encode_png(source: BinaryIO, min_side: int, max_pixels: int) -> Output:
 
 
 def read_pixels(source: BinaryIO, min_side: int, max_pixels: int) -> Output:
-    """The image as bytes, RGB, row by row."""
+    """Return the pixels of the image: RGB, row by row."""
     image = _decode(source, min_side, max_pixels)
     return _output(image, image.tobytes())
 
@@ -42,7 +42,7 @@ def _output(image: Image.Image, content: bytes) -> Output:
 
 
 def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> Image.Image:
-    """Decode the first frame. Each step lets go of the image before it: there may be memory for two."""
+    """Decode the first frame. Each step releases the image before it, since memory may suffice for two."""
     try:
         image = Image.open(source, formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
@@ -56,7 +56,7 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, on white. Sixteen bits are scaled to eight, which `convert` alone would clip."""
+    """Convert any mode to RGB on white. Scale 16-bit values to 8 bits: `convert` would clip them."""
     if image.mode.startswith("I;"):
         image = image.convert("I").point(lambda value: value / 257).convert("L")
     if image.has_transparency_data:

@@ -13,13 +13,13 @@ from model.media.formats import MAX_FRAME_PIXELS, MAX_KEPT_PIXELS, MEDIA_TYPES, 
 from model.media.sandbox import Sandbox
 from model.spec.geometry import Clip, Size
 
-_MAX_PNG_BYTES = 4 * MAX_KEPT_PIXELS  # three for each pixel, and what PNG adds to that
+_MAX_PNG_BYTES = 4 * MAX_KEPT_PIXELS  # three bytes for each pixel, and some for the PNG format
 
 
 def check_image(sandbox: Sandbox, source: Path, target: Path, limits: ImageLimits) -> Size:
     """Write the image to `target` as an upright RGB PNG and return its size.
 
-    The first frame of an animation counts; transparent parts become white.
+    Of an animation, take the first frame. Transparent parts become white.
     """
     with sandbox.decode("encode_png", source, limits.timeout_s, limits.arguments) as decoded:
         decoded.save(target, _MAX_PNG_BYTES)
@@ -27,9 +27,9 @@ def check_image(sandbox: Sandbox, source: Path, target: Path, limits: ImageLimit
 
 
 def check_clip(sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None) -> tuple[Clip, str]:
-    """Decode the whole clip and return its size, the frames that the model will take, and its media type.
+    """Decode the whole clip. Return its size and the number of frames to read, and its media type.
 
-    Of a clip with more than `fps` frames a second, those frames are counted that `read_frames` takes.
+    `read_frames` takes fewer frames of a clip that has more than `fps` a second.
     """
     with sandbox.decode("count_frames", path, limits.timeout_s, {"fps": fps, **limits.arguments}) as decoded:
         clip = _clip(decoded.facts)
@@ -40,7 +40,7 @@ def check_clip(sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None
 
 
 def read_image(sandbox: Sandbox, path: Path, limits: ImageLimits) -> tuple[Size, bytearray]:
-    """Return the image as `check_image` does, as bytes: RGB, row by row."""
+    """Return the size and the pixels of the image that `check_image` writes: RGB, row by row."""
     with sandbox.decode("read_pixels", path, limits.timeout_s, limits.arguments) as decoded:
         size = Size(*_sides(decoded.facts, MAX_KEPT_PIXELS))
         pixels = bytearray(size.height * size.width * 3)
@@ -53,7 +53,8 @@ def read_frames(
 ) -> tuple[Clip, bytearray]:
     """Return frames of the clip as bytes: RGB, row by row, frame by frame.
 
-    `take` is how many of the last frames are returned, and at which size; None: all, as they are.
+    `take` gives the number of the last frames to return, and their size. Without it, all are returned in
+    their own size.
     """
     arguments = {"fps": fps, "take": take, **limits.arguments}
     with sandbox.decode("read_frames", path, limits.timeout_s, arguments) as decoded:
@@ -71,7 +72,7 @@ def _clip(facts: dict[str, Any]) -> Clip:
 
 
 def _sides(facts: dict[str, Any], max_pixels: int) -> tuple[int, int]:
-    """Check what the child says, as it may say anything."""
+    """Return height and width. Check them, since a file may have taken control of the child."""
     height, width = facts.get("height"), facts.get("width")
     if (
         isinstance(height, int)

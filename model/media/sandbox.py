@@ -1,7 +1,7 @@
-"""Decode files in confined child processes: the side of those who ask for it.
+"""Decode files in confined child processes.
 
-A `Sandbox` has one fork server (`model.media.forkserver`), started when it is first needed and again if it
-died. Nothing that comes from a child is trusted: the file that it decodes may have taken control of it.
+A `Sandbox` has one fork server (`model.media.forkserver`). It starts the server when it first needs it, and
+again if the server has died. It trusts no data of a child: the file may have taken control of the process.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Sandbox(AbstractContextManager["Sandbox"]):
-    """Runs decoders in confined processes, at most `max_decodes` at a time. Safe to use from several threads.
+    """Run decoders in confined processes, at most `max_decodes` at a time. Safe to use from several threads.
 
-    One decode uses at most `memory_bytes` beyond what the fork server has. `max_wait_s` is how long a decode
-    waits for others to end. `decoders` names the module that has the decoders.
+    A decode uses at most `memory_bytes` beyond the memory of the fork server, and waits up to `max_wait_s`
+    for others to end. `decoders` names the module of the decoders.
     """
 
     def __init__(
@@ -76,10 +76,12 @@ class Sandbox(AbstractContextManager["Sandbox"]):
     def decode(
         self, decoder: str, path: Path, timeout_s: float, arguments: dict[str, Any]
     ) -> Iterator[Decoded]:
-        """Run a decoder on a file; take its data inside the context.
+        """Run a decoder on a file. Its data can be read inside the context.
 
-        Raises UnusableMedia, also where the file takes too much memory or time; SandboxUnavailable; OSError
-        if the file cannot be opened.
+        Raises:
+            UnusableMedia: the file cannot be decoded, or takes too much memory or time.
+            SandboxUnavailable: a retry can help.
+            OSError: the file cannot be opened.
         """
         request = Request(decoder, arguments, self._memory_bytes, timeout_s)
         with path.open("rb") as source:
@@ -96,7 +98,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
         server = self._running_server()
         try:
             decoded = server.decode(request, source)
-        except _ForkServerDied:  # with a child that was not to blame: children cannot signal it
+        except _ForkServerDied:  # not because of this file: a child cannot signal the server
             decoded = self._running_server().decode(request, source)
         with decoded.reply:
             try:
@@ -115,7 +117,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
 
 
 class Decoded:
-    """The values that a decoder returned, and its data, which is still to be read from `reply`."""
+    """The facts that a decoder returned, and its data, which `fill` or `save` reads from `reply`."""
 
     def __init__(self, facts: dict[str, Any], size_bytes: int, reply: BufferedReader) -> None:
         self.facts = facts
@@ -123,7 +125,7 @@ class Decoded:
         self.reply = reply
 
     def fill(self, buffer: memoryview) -> None:
-        """Read all of the data into a buffer of its size. Raises UnusableMedia."""
+        """Read all data into a buffer of its size. Raises UnusableMedia."""
         if self.size_bytes != buffer.nbytes or self.reply.readinto(buffer) != buffer.nbytes:
             raise UnusableMedia("cannot be decoded to its end")
 
@@ -186,7 +188,7 @@ class _ForkServer:
         self._process.wait()
 
     def decode(self, request: Request, source: BinaryIO) -> Decoded:
-        """Have a child decode the file. Raises UnusableMedia, SandboxUnavailable."""
+        """Decode the file in a child process. Raises UnusableMedia, SandboxUnavailable."""
         submitted_at = time.monotonic()
         with ExitStack() as on_error:
             ours, theirs = socket.socketpair()
@@ -200,26 +202,26 @@ class _ForkServer:
                     self.kill()
                     raise _ForkServerDied("the fork server died") from error
             try:
-                decoded = self._begun(request, reply, submitted_at)
+                decoded = self._read_reply(request, reply, submitted_at)
             except TimeoutError as error:
                 self.kill()
                 raise SandboxUnavailable("the fork server hangs") from error
             on_error.pop_all()
         return decoded
 
-    def _begun(self, request: Request, reply: BufferedReader, submitted_at: float) -> Decoded:
-        began = reply.readline(1)  # an empty line: the child is confined
+    def _read_reply(self, request: Request, reply: BufferedReader, submitted_at: float) -> Decoded:
+        is_confined = reply.readline(1)  # an empty line: the child is confined
         if line := reply.readline(MAX_MESSAGE_BYTES):
             return _parsed(line, reply)
         if time.monotonic() - submitted_at >= request.timeout_s:
             raise UnusableMedia(f"takes longer than {request.timeout_s:g} s to decode")
-        if not began:
+        if not is_confined:
             raise self._failure(SandboxUnavailable("the fork server cannot fork"))
         raise self._failure(UnusableMedia("cannot be decoded: it makes the decoder crash"))
 
     def _failure(self, otherwise: Exception) -> Exception:
-        """Why a child ended early: with the fork server, which takes a moment to be seen, or otherwise."""
-        with suppress(subprocess.TimeoutExpired):
+        """Return why a child ended early: `_ForkServerDied` if the fork server has, else `otherwise`."""
+        with suppress(subprocess.TimeoutExpired):  # the end of a process is visible only after a moment
             self._process.wait(_DEATH_SEEN_S)
             return _ForkServerDied("the fork server died")
         return otherwise

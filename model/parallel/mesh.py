@@ -59,7 +59,7 @@ SINGLE = ContextParallel()
 class FileRendezvous:
     """A file in which all `num_ranks` ranks of one machine meet, a new one for each start.
 
-    Whoever may write to it can run code in the ranks, so its folder must be closed to others.
+    A process that can write to it can run code in the ranks, so its folder must be private.
     """
 
     path: Path

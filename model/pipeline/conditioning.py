@@ -173,7 +173,7 @@ def base_schedule(plan: Plan, shift: float, is_continuation: bool) -> Schedule:
 def refine_layout_of(plan: Plan, segment: int) -> RefineLayout:
     """Return the layout of the frames of a segment's refinement.
 
-    The first segment is held to the condition of the request, if any, later ones to the end of the previous
+    The first segment keeps the condition frames of the request, if any, later ones the end of the previous
     segment.
     """
     assert plan.refinement

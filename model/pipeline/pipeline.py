@@ -62,7 +62,7 @@ class Pipeline:
     def load(
         cls, checkpoint: Path, dtype: torch.dtype, parallel: ContextParallel = SINGLE, *, fp8: bool = False
     ) -> "Pipeline":
-        """Load a checkpoint folder onto this rank's device, with large matrices in fp8 if asked for.
+        """Load a checkpoint folder onto this rank's device, with its large matrices in fp8 if `fp8` is set.
 
         Raises:
             CheckpointError: a file is missing or wrong; the message names file and tensor.

@@ -1,4 +1,4 @@
-"""Define what the pipeline is asked to generate."""
+"""Define the request of the pipeline."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ class Request:
         prompts: one prompt, or one for each segment.
         seed: the seed of all random numbers.
         negative_prompt: None uses the checkpoint's default where guidance is on.
-        image: the first frame or, for `refine`, what the first frame is held to.
+        image: the first frame or, for `refine`, an image that the first frame keeps.
         video: the clip to continue or to refine.
-        condition_video: for `refine`, a clip whose last frames the first frames are held to.
+        condition_video: for `refine`, a clip whose last frames the first frames keep.
         exact_handover: round frames to 8 bits between stages and segments, as the published code does.
     """
 
