@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from jobs.errors import JobNotFound, Unavailable
 from jobs.store.job_store import JobStore
@@ -24,12 +24,15 @@ PENDING_UPLOAD, CHECKPOINT = "waiting.json", "saved.json"
 
 
 class PendingUpload(BaseModel):
-    """A finished video that is not stored yet. `fence` is the token of the claim that made it."""
+    """A finished video that is not stored yet. `fence` is the token of the claim that made it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    It outlives a release: releases before 0.2 call `video` `film`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True)
 
     fence: int
-    video: VideoFile
+    video: VideoFile = Field(validation_alias=AliasChoices("video", "film"))
     timings_s: Timings
 
 

@@ -13,6 +13,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -39,7 +40,7 @@ from worker.supervisor.events import DrainRequested, StopRequested
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Requeued, Stopped
 from worker.supervisor.states import ON_GPUS, WITH_GROUP, GpuGroupState, JobState, SupervisorState
 
-MAX_UNFINISHED = 3
+MAX_UNFINISHED = 4
 ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 REASONS: list[StopReason] = ["cancel", "deadline", "preempt", "lease_lost"]
 
@@ -65,6 +66,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         self.fake = FakeSupervisor(MAX_UNFINISHED, drain_s=10.0, requeue_s=5.0)
         self.claimed: list[ClaimedJob] = []
         self.lost: set[ClaimedJob] = set()  # jobs whose lease was lost before they were finalized
+        self.ran: set[ClaimedJob] = set()
         self.crashed: set[ClaimedJob] = set()  # jobs that the group had when it failed while serving
 
     # What the parts do
@@ -73,11 +75,18 @@ class SupervisorMachine(RuleBasedStateMachine):
         return [job for job in self.claimed if job.state in states]
 
     def one_in(self, data: st.DataObject, *states: JobState) -> ClaimedJob:
-        return data.draw(st.sampled_from(self.in_state(*states)), label="job")
+        return self.claimed[
+            self.draw_index(data, [self.claimed.index(job) for job in self.in_state(*states)])
+        ]
+
+    def draw_index(self, data: st.DataObject, indices: list[int]) -> int:
+        """Draw the place of a job in `claimed`, which is shorter to print than the job."""
+        return data.draw(st.sampled_from(indices), label="job")
 
     @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 4.0]))
-    @when(lambda _: True)
     def tick(self, seconds: float) -> None:
+        if not serves(self):
+            return
         with_group = set(self.in_state(*WITH_GROUP))
         was_killed = self.fake.processes and self.fake.process.is_killed
         serving = not is_draining(self)
@@ -85,30 +94,44 @@ class SupervisorMachine(RuleBasedStateMachine):
         if serving and not was_killed and self.fake.processes and self.fake.process.is_killed:
             self.crashed |= with_group
 
+    @initialize(num_jobs=st.sampled_from([0, 1, 2, 3]))
+    def begin(self, num_jobs: int) -> None:
+        """Start from a ready group, with up to one job that is written, decoded, and waiting each.
+
+        The states of several jobs are rare in random examples.
+        """
+        self.fake.bring_up()
+        for next_state in [[], [None], [LastDecode, None], [GpusReleased, LastDecode, None]][num_jobs]:
+            self.fake.consumer.is_requested = False
+            self.claimed.append(self.fake.new_job())
+            self.fake.claim(self.claimed[-1])
+            self.fake.fetch(self.claimed[-1])
+            if next_state:
+                self.fake.receive(next_state(job_id=self.claimed[-1].job_id))
+
     @rule()
     @when(lambda machine: machine.fake.gpu_group.state is GpuGroupState.STARTING)
     def group_becomes_ready(self) -> None:
         self.fake.receive(READY)
 
-    @rule(message=st.sampled_from([None, GroupFailed(message="rank 1 failed alone")]))
+    @rule(failure=st.sampled_from(["connection closed", "rank died", "message"]))
     @when(lambda machine: machine.fake.gpu_group.process is not None)
-    def group_fails(self, message: GroupFailed | None) -> None:
+    def group_fails(self, failure: str) -> None:
         self.crashed |= set(self.in_state(*WITH_GROUP))
-        self.fake.receive(message)
+        if failure == "rank died":
+            self.fake.process.lives = False
+            self.fake.tick()
+        else:
+            self.fake.receive(GroupFailed(message=failure) if failure == "message" else None)
 
-    @rule()
-    @when(lambda machine: machine.fake.gpu_group.process is not None)
-    def rank_dies(self) -> None:
-        self.crashed |= set(self.in_state(*WITH_GROUP))
-        self.fake.process.lives = False
-        self.fake.tick()
-
-    @rule(data=st.data())
+    @rule(data=st.data(), is_fetched=st.sampled_from([True, True, False]))
     @when(lambda machine: machine.fake.consumer.is_requested)
-    def consumer_claims(self, data: st.DataObject) -> None:
-        """Claim a new job, or one whose earlier claim was requeued or lost."""
+    def consumer_claims(self, data: st.DataObject, is_fetched: bool) -> None:
+        """Claim a new job, or one whose earlier claim was requeued or lost. Its files may take a while."""
         self.fake.consumer.is_requested = False
         self._claim(data)
+        if is_fetched:
+            self.fake.fetch(self.claimed[-1])
 
     @rule(data=st.data())
     @when(lambda machine: not machine.in_state(JobState.FETCHING) and not machine.fake.consumer.has_ended)
@@ -116,18 +139,18 @@ class SupervisorMachine(RuleBasedStateMachine):
         self._claim(data)
 
     def _claim(self, data: st.DataObject) -> None:
-        claimed_again = [
-            job
+        claimable_again = [
+            job.job_id
             for job in self.claimed
             if job.stop_request == "lease_lost" or isinstance(self.fake.outcome(job), Requeued)
         ]
-        earlier = data.draw(st.sampled_from([None, *claimed_again]), label="earlier claim")
-        job = self.fake.new_job(earlier.job_id if earlier else None, fence=1 + len(self.claimed))
+        job_id = data.draw(st.sampled_from([None, *claimable_again]), label="claimed again")
+        job = self.fake.new_job(job_id, fence=1 + len(self.claimed))
         self.claimed.append(job)
         self.fake.claim(job)
 
     @rule()
-    @when(lambda _: True)
+    @when(lambda machine: not machine.claimed)
     def spool_has_a_finished_video(self) -> None:
         job = self.fake.new_job()
         self.claimed.append(job)
@@ -148,7 +171,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @rule(data=st.data(), reason=st.sampled_from([*REASONS, None]))
     @when(lambda machine: bool(machine.fake.lease_renewer.jobs))
     def stop_is_requested(self, data: st.DataObject, reason: StopReason | None) -> None:
-        job = data.draw(st.sampled_from(self.fake.lease_renewer.jobs), label="job")
+        job = self.one_in(data, *(state for state in JobState if state is not JobState.DONE))
         if job.stop_request == "lease_lost":  # for good
             return
         was_final = job.state in {JobState.FINALIZING, JobState.DONE}
@@ -160,9 +183,22 @@ class SupervisorMachine(RuleBasedStateMachine):
             assert self.fake.stops()[-1] == StopJob(job_id=job.job_id, reason=reason)
 
     @rule(data=st.data())
-    @when(lambda machine: bool(machine.in_state(*ON_GPUS)))
-    def rank_0_reports(self, data: st.DataObject) -> None:
-        job = self.one_in(data, *ON_GPUS)
+    @when(lambda machine: bool(machine.in_state(*WITH_GROUP)))
+    def rank_0_proceeds(self, data: st.DataObject) -> None:
+        job = self.one_in(data, *WITH_GROUP)
+        match job.state:
+            case JobState.RUNNING:
+                actions = [self.report, self.begin_last_decode, self.begin_last_decode, self.release_gpus]
+            case JobState.DECODING:
+                actions = [self.report, self.release_gpus]
+            case _:
+                actions = [self.finish_video]
+        is_told_to_stop = any(stop.job_id == job.job_id for stop in self.fake.stops())
+        if is_told_to_stop and job.state in ON_GPUS:
+            actions.append(self.stop_job)
+        data.draw(st.sampled_from([*actions, self.fail_job]), label="action")(job)
+
+    def report(self, job: ClaimedJob) -> None:
         progress = Progress(phase="denoise", step=1, num_steps=4)
         for message in (
             JobStarted(job_id=job.job_id),
@@ -171,38 +207,24 @@ class SupervisorMachine(RuleBasedStateMachine):
         ):
             self.fake.receive(message)
 
-    @rule(data=st.data())
-    @when(lambda machine: bool(machine.in_state(JobState.RUNNING)))
-    def last_decode_begins(self, data: st.DataObject) -> None:
-        self.fake.receive(LastDecode(job_id=self.one_in(data, JobState.RUNNING).job_id))
+    def begin_last_decode(self, job: ClaimedJob) -> None:
+        self.fake.receive(LastDecode(job_id=job.job_id))
+        assert job.state is JobState.DECODING
 
-    @rule(data=st.data())
-    @when(lambda machine: bool(machine.in_state(*ON_GPUS)))
-    def gpus_are_released(self, data: st.DataObject) -> None:
-        job = self.one_in(data, *ON_GPUS)
+    def release_gpus(self, job: ClaimedJob) -> None:
         self.fake.receive(GpusReleased(job_id=job.job_id))
         assert job.state is JobState.WRITING
 
-    @rule(data=st.data())
-    @when(lambda machine: bool(machine.in_state(JobState.WRITING)))
-    def video_is_done(self, data: st.DataObject) -> None:
-        job = self.one_in(data, JobState.WRITING)
+    def finish_video(self, job: ClaimedJob) -> None:
         self.fake.receive(VideoDone(job_id=job.job_id, video=VIDEO, timings_s={}))
         expected = Stopped("lease_lost") if job in self.lost else Completed(VIDEO)
         assert self.fake.outcome(job) == expected
 
-    @rule(data=st.data())
-    @when(lambda machine: bool(machine.fake.processes and machine.fake.stops()))
-    def rank_0_stops_a_job(self, data: st.DataObject) -> None:
-        stop = self.fake.stops()[-1]
-        for job in self.in_state(*ON_GPUS):
-            if job.job_id == stop.job_id:
-                self.fake.receive(JobStopped(job_id=job.job_id, reason=stop.reason))
+    def stop_job(self, job: ClaimedJob) -> None:
+        stop = [stop for stop in self.fake.stops() if stop.job_id == job.job_id][-1]
+        self.fake.receive(JobStopped(job_id=job.job_id, reason=stop.reason))
 
-    @rule(data=st.data())
-    @when(lambda machine: bool(machine.in_state(*WITH_GROUP)))
-    def job_fails(self, data: st.DataObject) -> None:
-        job = self.one_in(data, *WITH_GROUP)
+    def fail_job(self, job: ClaimedJob) -> None:
         self.fake.receive(JobFailed(job_id=job.job_id, error=ERROR, timings_s={}))
 
     @rule(data=st.data())
@@ -210,14 +232,14 @@ class SupervisorMachine(RuleBasedStateMachine):
     def finalizer_is_done(self, data: st.DataObject) -> None:
         self.fake.finish(self.one_in(data, JobState.FINALIZING))
 
-    @rule(is_enough=st.booleans())
+    @rule(is_enough=st.sampled_from([True, True, True, False]))
     @when(lambda _: True)
     def disk_space_changes(self, is_enough: bool) -> None:
         self.fake.disk_space.is_enough = is_enough
         self.fake.tick()
 
     @rule()
-    @when(lambda machine: len(machine.claimed) > 2)
+    @when(lambda machine: len(machine.claimed) > 3)
     def drain(self) -> None:
         self.fake.supervisor.handle(DrainRequested())
 
@@ -227,6 +249,11 @@ class SupervisorMachine(RuleBasedStateMachine):
     def at_most_one_job_has_the_gpus(self) -> None:
         assert len(self.in_state(*ON_GPUS)) <= 1
         assert len(self.in_state(JobState.WAITING)) <= 1
+
+    @invariant()
+    def messages_of_rank_0_are_about_one_job(self) -> None:
+        ids = [job.job_id for job in self.in_state(*WITH_GROUP)]
+        assert len(ids) == len(set(ids))
 
     @invariant()
     def group_has_exactly_the_jobs_that_it_was_given(self) -> None:
@@ -259,6 +286,12 @@ class SupervisorMachine(RuleBasedStateMachine):
     def crash_counts_as_an_attempt(self) -> None:
         for job in self.crashed - self.lost:
             assert self.fake.outcome(job) == Requeued(crashed=True)
+
+    @invariant()
+    def job_that_never_ran_has_not_crashed(self) -> None:
+        self.ran |= set(self.in_state(*WITH_GROUP))
+        for job in self.claimed:
+            assert job in self.ran or self.fake.outcome(job) != Requeued(crashed=True)
 
     @invariant()
     def no_claim_is_requested_that_could_not_run(self) -> None:
@@ -322,7 +355,7 @@ def test_supervisor_keeps_its_rules_in_any_order_of_events():
     run_state_machine_as_test(
         SupervisorMachine,
         settings=settings(
-            max_examples=150,
+            max_examples=100,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
