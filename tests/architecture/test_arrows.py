@@ -51,14 +51,14 @@ def test_no_imports_go_round_in_a_circle(graph):
     order.prepare()  # raises CycleError, which names the circle
 
 
-def test_of_model_the_service_takes_shapes_and_media_alone(graph):
+def test_service_imports_only_spec_and_media_of_model(graph):
     taken = {
         imported
         for module in graph.find_descendants("service")
         for imported in graph.find_modules_directly_imported_by(module)
         if imported.startswith("model")
     }
-    assert taken <= {"model.spec.shapes", "model.spec.limits"} | graph.find_descendants("model.media")
+    assert taken <= graph.find_descendants("model.spec") | graph.find_descendants("model.media")
 
 
 def test_images_and_clips_are_decoded_in_the_fork_server_alone(graph):

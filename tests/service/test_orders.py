@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from model.spec.shapes import Clip, GenerationParams, Size, resolve
 
 from jobs.order import Order
-from model.spec.shapes import Clip, GenerationParams, Size, resolve
 from service.jobs.bodies import MAX_SEED, GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, TASKS
 from tests.service.media import clip, encoded, in_base64, picture
