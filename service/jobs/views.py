@@ -36,7 +36,7 @@ class InputView(_View):
 class RequestView(Plan):
     """The request with every option resolved, under the names that `POST /generate` takes."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
     task: Task = Field(exclude=True)  # a field of the job
     step_cache: float | None = Field(None, exclude=True)  # clients know it as `quality`
