@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -84,7 +85,7 @@ def test_every_refusal_names_a_field(params):
 
 def valid_params():
     """Parameters that are mostly valid: one of the inputs, with a few other options."""
-    starts = st.sampled_from(
+    starts: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
         [
             {},
             {"image": IMAGE},
