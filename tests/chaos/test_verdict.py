@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,8 @@ def test_any_broken_promise_makes_a_campaign_bad():
     verdict = Verdict(accepted=1, ended={"succeeded": 1})
     assert verdict.is_good
     for name in verdict.faults:
-        assert not replace(verdict, **{name: ["it"]}).is_good
+        broken: dict[str, Any] = {name: ["it"]}
+        assert not replace(verdict, **broken).is_good
 
 
 def test_work_is_counted_once_for_each_place_and_repeats_as_well(tmp_path):
@@ -123,6 +125,7 @@ def test_running_again_means_another_leader(tmp_path):
     log = StepLog(tmp_path / "steps.log")
     log.add("a-0", "mine", None)
     leader = log.leader("a-0")
+    assert leader is not None
     assert log.running_again("mine", 0.0, {leader}) is None
     assert log.running_again("mine", 0.0, {0}) is not None
 

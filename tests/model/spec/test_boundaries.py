@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ LIMITS = Limits.from_json(
     {"max_num_frames": 93, "max_num_segments": 40, "max_pixels": 921600, "min_side": 64}
 )
 IMAGE, CLIP = Size(600, 800), Clip(600, 800, 40)
-REFINE = {"task": "refine", "video": CLIP}
+REFINE: dict[str, Any] = {"task": "refine", "video": CLIP}
 
 
 @pytest.mark.parametrize(
