@@ -219,7 +219,7 @@ class TestTheContent:
         assert refused.value.param == "variant"
 
     def test_of_a_video_that_is_not_made_yet_is_a_conflict_that_is_not_tried_again(self, live):
-        asked = []
+        asked: list[object] = []
         http = httpx2.Client(event_hooks={"request": [asked.append]})
         with OpenAI(base_url=f"http://127.0.0.1:{live}/v1", api_key="none", http_client=http) as client:
             video = client.videos.create(prompt="a red ball")

@@ -44,7 +44,9 @@ def latents_of(events) -> torch.Tensor:
 
 
 def frames_of(events) -> torch.Tensor:
-    return torch.cat([event.frames for event in events if isinstance(event, Frames)])
+    return torch.cat(
+        [event.frames for event in events if isinstance(event, Frames) and event.frames is not None]
+    )
 
 
 def resumable(events) -> list[int]:
