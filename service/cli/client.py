@@ -24,7 +24,8 @@ Job = dict[str, Any]
 
 ENDED = {"succeeded", "failed", "cancelled"}
 _PAUSE_S = 0.5
-_FIRST_TO_LAST_POLL_S = (0.2, 2.0)
+_FIRST_POLL_S = 0.2
+_LONGEST_POLL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,28 @@ class Client:
         """Cancel a job."""
         return self._job("POST", f"/jobs/{job_id}/cancel")
 
-    def follow(self, job_id: str, show: Callable[[Job], None]) -> Job:
-        """Show a job until it succeeded. Raises JobFailed, JobCancelled."""
-        pause_s, longest_s = _FIRST_TO_LAST_POLL_S
+    def follow(
+        self, job_id: str, show: Callable[[Job], None], longest_pause_s: float = _LONGEST_POLL_S
+    ) -> Job:
+        """Wait until a job succeeds and return it.
+
+        Args:
+            job_id: The job to wait for.
+            show: Called with the job each time it is read.
+            longest_pause_s: The pause between two reads grows to this, in seconds.
+
+        Raises:
+            JobFailed: The job failed.
+            JobCancelled: The job was cancelled.
+        """
+        pause_s = min(_FIRST_POLL_S, longest_pause_s)
         while True:
             job = self.job(job_id)
             show(job)
             if job["status"] in ENDED:
                 return succeeded(job)
             time.sleep(pause_s)
-            pause_s = min(pause_s * 1.2, longest_s)
+            pause_s = min(pause_s * 1.2, longest_pause_s)
 
     def fetch(self, job: Job, path: Path) -> None:
         """Write the video of a job that succeeded to `path`, whole or not at all. Raises Unusable."""
