@@ -123,8 +123,8 @@ class Settings(SharedSettings):
         default=None,
         gt=0,
         lt=1,
-        description="allow quality `balanced`: the largest relative change of the first block's output at "
-        "which a step reuses the rest, for example 0.05",
+        description="allow quality `balanced`: the largest relative change of the first block's update at "
+        "which a step reuses the work of the other blocks, for example 0.05",
     )
 
     max_connections: int = Field(default=1000, ge=1, description="open connections to each API process")
