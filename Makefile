@@ -73,7 +73,7 @@ bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds 
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.gpu; fi
 
 docs: $(READY) ## build the documentation site into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'Open site/index.html'
 
 clean: ## remove what was made here: .venv, caches, the stack's data, out/, site/

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
 
-from tests.architecture.source import ROOT, Module, modules
+from tests.architecture.source import Module, modules
 
 READS_ENVIRONMENT = {
     "jobs/settings.py": "values in files, for the service and the worker alike",
@@ -92,20 +91,3 @@ def _inherits_its_docstring(node: ast.stmt) -> bool:
 def test_a_listed_exception_is_still_one():
     assert all({"environ", "getenv"} & set(Module(path).identifiers) for path in READS_ENVIRONMENT)
     assert all("rank" in Module(path).identifiers for path in LOW_RANK)
-
-
-def test_every_setting_stands_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    missing = [name for name in _settings() if not re.search(rf"`(LONGCAT_)?{name}`", readme)]
-    assert missing == []
-
-
-def _settings() -> list[str]:
-    from service.settings import Settings
-    from stack.settings import StackSettings
-    from worker.settings import WorkerSettings
-
-    fields = {
-        name for settings in (Settings, StackSettings, WorkerSettings) for name in settings.model_fields
-    }
-    return sorted(name.upper() for name in fields)
