@@ -74,7 +74,7 @@ bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds 
 
 docs: $(READY) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo 'Open site/index.html'
+	@echo 'Read it with: $(BIN)/python -m http.server --directory site'
 
 clean: ## remove what was made here: .venv, caches, the stack's data, out/, site/
 	rm -rf .venv .longcat out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
