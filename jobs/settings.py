@@ -27,25 +27,52 @@ class SharedSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis ≥ 6.2, with AOF")
-    data_dir: Path = Field(default=Path(".longcat"), description="everything written without S3")
-    storage: str = Field(default="", description="a folder or s3://bucket/prefix; empty: DATA_DIR/storage")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="URL of the Redis server, with a password if it needs one",
+    )
+    data_dir: Path = Field(
+        default=Path(".longcat"), description="folder for everything that is not stored in S3"
+    )
+    storage: str = Field(
+        default="",
+        description="where inputs and videos are stored: a folder or s3://bucket/prefix; default: "
+        "DATA_DIR/storage",
+    )
 
-    log_format: LogFormat = Field(default="text", description="json: a line is an object")
+    log_format: LogFormat = Field(
+        default="text", description="text, or json for one JSON object in each line"
+    )
 
-    s3_endpoint_url: str | None = Field(default=None, description="for S3 stores other than AWS")
-    s3_public_endpoint_url: str | None = Field(default=None, description="as clients reach it, for links")
-    s3_region: str = Field(default="us-east-1", description="region of the S3 store")
-    s3_access_key_id: SecretStr | None = Field(default=None, description="without: as boto3 finds them")
-    s3_secret_access_key: SecretStr | None = Field(default=None, description="belongs to the key id")
-    s3_connect_timeout_s: float = Field(default=5.0, gt=0, description="for a connection to the store")
-    s3_read_timeout_s: float = Field(default=30.0, gt=0, description="for each answer of the store")
+    s3_endpoint_url: str | None = Field(default=None, description="URL of an S3 server other than AWS")
+    s3_public_endpoint_url: str | None = Field(
+        default=None, description="URL of the same server as clients reach it, used in presigned links"
+    )
+    s3_region: str = Field(default="us-east-1", description="region of the bucket")
+    s3_access_key_id: SecretStr | None = Field(
+        default=None, description="access key; default: boto3's own credential chain"
+    )
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="secret of that access key")
+    s3_connect_timeout_s: float = Field(default=5.0, gt=0, description="timeout for connecting to S3")
+    s3_read_timeout_s: float = Field(default=30.0, gt=0, description="timeout for each response of S3")
 
-    retention_s: float = Field(default=7 * 86400.0, gt=0, description="how long an ended job is kept")
-    lease_s: float = Field(default=30.0, gt=0, description="a worker that is silent for so long lost its job")
-    max_attempts: int = Field(default=3, ge=1, description="crashes that a job may cause")
-    max_queue_s: float | None = Field(default=None, gt=0, description="how long a job may wait to begin")
-    max_run_s: float | None = Field(default=None, gt=0, description="how long a job may run, all attempts")
+    retention_s: float = Field(
+        default=7 * 86400.0, gt=0, description="how long an ended job, its files and its events are kept"
+    )
+    lease_s: float = Field(
+        default=30.0, gt=0, description="a worker that does not renew its lease for so long loses the job"
+    )
+    max_attempts: int = Field(default=3, ge=1, description="crashes after which a job fails")
+    max_queue_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="longest time that a job may wait for its first start; default: no limit",
+    )
+    max_run_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="longest time that a job may run, all attempts together; default: no limit",
+    )
 
     @property
     def storage_location(self) -> str:
