@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _OTHER_FILES = 500  # beside connections of clients: uploads, Redis, hosts that are asked
 _GRACE_S = 10  # for answers under way when the service is told to end
 _NOT_STARTED = 3
+_SWITCH_INTERVAL_S = 0.001  # for the event loop, which waits up to 5 ms for the GIL by default
 
 
 class _Server(uvicorn.Server):
@@ -51,6 +52,7 @@ def main() -> int:
         return 2
     set_up_log(settings.log_format)
     os.umask(PRIVATE_UMASK)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     app = create_app(settings)
     try:
         with suppress(Unavailable):  # then it asks for keys, whether there are any or not

@@ -73,10 +73,11 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(TracedRequests, tracing=app.state.tracing)
     app.add_middleware(RequestIds)
     install_error_handlers(app)
+    _include(app, (health.router,))  # first, since each request is compared with every route before its own
     gated = (job_routes.router, files.router, events.router, webhook_routes.router)
     _include(app, gated, [Depends(admitted)], documented(401, 429))
     _include(app, (openai_routes.router,), [Depends(admitted)], documented_as_openai(401, 429))
-    _include(app, (health.router, console.router, session.router))
+    _include(app, (console.router, session.router))
     if settings.ops_port is None:
         _include(app, _OPS_ROUTERS)
     return app

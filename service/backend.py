@@ -107,7 +107,7 @@ class Backend:
         return job.model_copy(update={"progress": progress}), outlook.position
 
 
-def _opened(request: Request) -> Backend:
+async def _opened(request: Request) -> Backend:  # FastAPI would call a plain function in a thread
     backend: Backend = request.app.state.backend
     return backend
 

@@ -22,7 +22,7 @@ class SessionView(BaseModel):
 
 
 @router.get("/session")
-def get_session(backend: Served) -> SessionView:
+async def get_session(backend: Served) -> SessionView:
     """Return in whose name the page asks; 401 if it has to sign in."""
     return SessionView(owner=backend.owner, may_order_high=backend.may_order_high)
 

@@ -83,11 +83,11 @@ async def _watch(stream: EventStream, backend: Backend, streams: EventStreams) -
     shown: JobView | None = None
     while not streams.is_closing:
         try:
-            if not await streams.run(backend.is_authorized):
-                yield ": you may no longer see this\n\n"
-                return
-            job = await streams.run(partial(_read, stream, backend))
+            job = await streams.run(partial(_read_if_authorized, stream, backend))
         except (JobNotFound, Unavailable):
+            return
+        if job is None:
+            yield ": you may no longer see this\n\n"
             return
         yield _message(stream.seen, job, shown)
         if job.status in ENDED:
@@ -97,8 +97,10 @@ async def _watch(stream: EventStream, backend: Backend, streams: EventStreams) -
     yield ": the service ends; connect again\n\n"
 
 
-def _read(stream: EventStream, backend: Backend) -> JobView:
-    """Return the job, which is at least as new as the last event."""
+def _read_if_authorized(stream: EventStream, backend: Backend) -> JobView | None:
+    """Return the job, at least as new as the last event, or None if the client may no longer see it."""
+    if not backend.is_authorized():
+        return None
     if changes := backend.job_store.client.events(stream.job_id, stream.seen):
         stream.seen = changes[-1].id
     job = backend.show(backend.job_store.client.get(stream.job_id))

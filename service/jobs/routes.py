@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
+from fastapi.concurrency import run_in_threadpool
 
 from jobs.capability import Capability, latest
 from jobs.errors import Unavailable
@@ -73,9 +74,10 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}", responses=documented(404, 503))
-def get_job(job_id: str, backend: Served) -> JobView:
-    """A job as it stands."""
-    return backend.show(backend.job_store.client.get(job_id))
+async def get_job(job_id: str, backend: Served) -> JobView:
+    """Return a job as it stands."""
+    # `async`, so that FastAPI validates the answer on the event loop instead of in a thread again
+    return await run_in_threadpool(lambda: backend.show(backend.job_store.client.get(job_id)))
 
 
 @router.post("/jobs/{job_id}/cancel", responses=documented(404, 409, 503))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from jobs.capability import Capability, latest
 from jobs.errors import JobNotReady
@@ -113,9 +114,10 @@ def list_videos(
 
 
 @router.get("/{video_id}", responses={200: {"headers": _POLL}, **documented_as_openai(404, 503)})
-def retrieve_video(video_id: str, backend: Served, response: Response) -> Video:
-    """A video as it stands; one that failed is no error."""
-    return _show(backend.job_store.client.get(video_id), backend, response)
+async def retrieve_video(video_id: str, backend: Served, response: Response) -> Video:
+    """Return a video as it stands; one that failed is no error."""
+    # `async`, so that FastAPI validates the answer on the event loop instead of in a thread again
+    return await run_in_threadpool(lambda: _show(backend.job_store.client.get(video_id), backend, response))
 
 
 @router.delete("/{video_id}", responses=documented_as_openai(404, 503))

@@ -122,7 +122,7 @@ def test_an_expired_job_leaves_nothing_that_was_sent(client, worker, redis, plan
     run_to(status, planted, client, worker)
     send_in_vain(redis)
     later = int(redis.time()[0]) * 1000 + WEEK_MS
-    assert JobStore(redis, clock=lambda: later).sweep().expired == (planted,)
+    assert JobStore(redis, clock=lambda: later).maintenance.sweep().expired == (planted,)
     assert keys_with(redis, MARK) == []
 
 

@@ -83,7 +83,8 @@ def test_a_process_that_dies_before_its_order_is_queued_leaves_no_files(worker, 
 
 
 def test_an_order_that_took_too_long_to_store_may_be_sent_again(client, backend, monkeypatch):
-    monkeypatch.setattr(backend.job_store, "reserve", JobStore(backend.redis, late_upload_s=0.0).reserve)
+    expired = JobStore(backend.redis, late_upload_s=0.0)
+    monkeypatch.setattr(backend.job_store.client, "reserve", expired.client.reserve)
     answer = client.post("/generate", json=WITH_IMAGE)
     assert answer.status_code == 503
     assert "try again" in answer.json()["error"]["message"]
@@ -95,28 +96,26 @@ def often(backend, **changes):
     return replace(backend, settings=settings, **changes)
 
 
-class Stumbling:
-    """A job_store whose sweep fails a few times, each time otherwise."""
+class FailingSweep:
+    """Replace the sweep of a job store: it raises each of `problems` once, then works and is counted."""
 
     def __init__(self, job_store, problems):
-        self._job_store = job_store
-        self._problems = problems
-        self.swept = 0
+        self._sweep = job_store.maintenance.sweep
+        self._problems = list(problems)
+        self.num_sweeps = 0
 
-    def sweep(self):
+    def __call__(self):
         if self._problems:
             raise self._problems.pop(0)
-        self.swept += 1
-        return self._job_store.maintenance.sweep()
-
-    def __getattr__(self, name):
-        return getattr(self._job_store, name)
+        self.num_sweeps += 1
+        return self._sweep()
 
 
-def test_a_round_that_fails_does_not_end_the_rest(backend, redis, caplog):
-    job_store = Stumbling(backend.job_store, [Unavailable("away"), ZeroDivisionError("a mistake")])
-    with caplog.at_level(logging.WARNING), Maintenance(often(backend, job_store=job_store)):
-        wait_until(lambda: job_store.swept >= 2)
+def test_maintenance_goes_on_after_a_sweep_fails(backend, redis, monkeypatch, caplog):
+    sweep = FailingSweep(backend.job_store, [Unavailable("away"), ZeroDivisionError("a mistake")])
+    monkeypatch.setattr(backend.job_store.maintenance, "sweep", sweep)
+    with caplog.at_level(logging.WARNING), Maintenance(often(backend)):
+        wait_until(lambda: sweep.num_sweeps >= 2)
     assert "sweep put off: away" in caplog.text
     assert "a mistake" in caplog.text
 
@@ -134,9 +133,9 @@ class Hanging:
 
 def test_a_storage_that_hangs_does_not_hold_up_leases(order, backend, redis):
     hasty = JobStore(redis, late_upload_s=0.0)
-    hasty.reserve("broken-off")
-    job_store, storage = Stumbling(hasty, []), Hanging()
-    with Maintenance(often(backend, job_store=job_store, storage=storage)):
+    hasty.client.reserve("broken-off")
+    storage = Hanging()
+    with Maintenance(often(backend, job_store=hasty, storage=storage)):
         assert storage.asked.wait(30)
         redis.delete("rq:queue:longcat")
         order()
