@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.cli.arguments import fields_of, files_of, parser
-from service.cli.bar import Bar, stage
 from service.cli.client import Client
 from service.cli.errors import CliError, Unusable
+from service.cli.progress import Bar, stage
 from service.cli.settings import CliSettings
 
 _INTERRUPTED = 130

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from jobs.order import Priority, Quality, Task
 from jobs.record import WebhookEvent
 from service.errors import UnusableInput
-from service.inputs.fetch import checked
+from service.inputs.fetch import parse_url
 
 MAX_SEED = (1 << 63) - 1
 _MAX_COUNT = 1_000_000  # far above every limit of a checkpoint
@@ -33,7 +33,7 @@ def _spoken(text: str) -> str:
 
 def _web_address(url: str) -> str:
     try:
-        checked(url)
+        parse_url(url)
     except UnusableInput as error:
         raise ValueError(str(error)) from error
     return url

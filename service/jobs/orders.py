@@ -15,7 +15,7 @@ from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order, Refinement
 from model.spec.shapes import GenerationParams, InvalidParams, Limits, Plan, resolve
 from service.inputs.body import FILES
-from service.inputs.inputs import Input
+from service.inputs.reader import CheckedInput
 from service.jobs.bodies import GenerateRequest
 
 _DRAWN_BELOW = 1 << 53  # every JSON reader keeps such a number whole
@@ -46,7 +46,7 @@ def step_cache_for(request: GenerateRequest, allowed: float | None) -> float | N
 
 
 def settle_order(
-    request: GenerateRequest, inputs: Mapping[str, Input], limits: Limits, step_cache: float | None
+    request: GenerateRequest, inputs: Mapping[str, CheckedInput], limits: Limits, step_cache: float | None
 ) -> Order:
     """Resolve a request against a checkpoint's limits. Raises InvalidRequest, naming the field."""
     plan = _settle(request, inputs, limits, step_cache)
@@ -79,7 +79,7 @@ def _prompts(request: GenerateRequest) -> tuple[str, ...]:
 
 
 def _settle(
-    request: GenerateRequest, inputs: Mapping[str, Input], limits: Limits, step_cache: float | None
+    request: GenerateRequest, inputs: Mapping[str, CheckedInput], limits: Limits, step_cache: float | None
 ) -> Plan:
     given: dict[str, Any] = {name: getattr(request, name) for name in _OF_REQUEST - FILES}
     given |= {field: taken.clip for field, taken in inputs.items()}

@@ -24,7 +24,7 @@ from model.spec.shapes import Limits
 from service.backend import Backend
 from service.errors import PriorityNotAllowed, invalid
 from service.inputs.body import FILES, Body
-from service.inputs.inputs import Given, Input, Intake
+from service.inputs.reader import CheckedInput, InputReader, InputSource
 from service.inputs.uploads import upload_folder
 from service.jobs.bodies import GenerateRequest
 from service.jobs.orders import check_capability, check_texts, settle_order, step_cache_for
@@ -39,18 +39,18 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     come, Unavailable.
     """
     request = _parsed(body)
-    if request.priority == "high" and not backend.may_order_high:
+    if request.priority == "high" and not backend.high_priority_allowed:
         raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
     capability = latest(backend.redis)
     limits = Limits.from_json(capability.limits)
     check_texts(request, limits)
     if request.webhook_url:
-        backend.webhook_receivers.check(request.webhook_url)
+        backend.webhook_url_checker.check(request.webhook_url)
     step_cache = step_cache_for(request, backend.settings.step_cache)
     job_id = hold.job_id if hold else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:
-        intake = Intake(job_id, folder, backend.settings, backend.sandbox, limits.fps)
-        inputs = intake.take_all(_given(request, body.files))
+        reader = InputReader(job_id, folder, backend.settings, backend.sandbox, limits.fps)
+        inputs = reader.read_all(_given(request, body.files))
         order = settle_order(request, inputs, limits, step_cache)
         check_capability(order, capability)
         _store(job_id, inputs.values(), backend)
@@ -81,7 +81,7 @@ def _parsed(body: Body) -> GenerateRequest:
         raise invalid(error.errors(include_url=False, include_input=False)) from error
 
 
-def _given(request: GenerateRequest, files: Mapping[str, BinaryIO]) -> dict[str, Given]:
+def _given(request: GenerateRequest, files: Mapping[str, BinaryIO]) -> dict[str, InputSource]:
     sources = {name: getattr(request, name) for name in FILES if getattr(request, name) is not None}
     return {**sources, **files}
 
@@ -96,19 +96,19 @@ def _in_time() -> Iterator[None]:
 
 
 @_in_time()
-def _store(job_id: str, inputs: Iterable[Input], backend: Backend) -> None:
+def _store(job_id: str, inputs: Iterable[CheckedInput], backend: Backend) -> None:
     """Put inputs where the worker fetches them; unless the job is submitted they are removed."""
     for taken in inputs:
-        backend.job_store.client.reserve(job_id)
+        backend.jobs.reserve(job_id)
         backend.storage.put(taken.file.key, taken.path, taken.file.media_type)
 
 
 @_in_time()
 def _queue(submission: Submission, backend: Backend) -> Job:
-    job = backend.job_store.client.submit(submission)
+    job = backend.jobs.submit(submission)
     with about(names_of(job)):
         logger.info("queued a job for %s", job.owner or "everybody")
-    backend.afterwards(lambda: _deliver(job.id, backend))
+    backend.run_after_response(lambda: _deliver(job.id, backend))
     return job
 
 

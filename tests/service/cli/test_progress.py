@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from service.cli.bar import Bar, duration, line, stage
+from service.cli.progress import Bar, duration, line, stage
 
 
 def a_job(status="running", place=None, **progress):

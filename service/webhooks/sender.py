@@ -1,7 +1,4 @@
-"""One webhook, once over the wire: to public addresses alone, without following redirects.
-
-Called by `service.webhooks.courier`; the way to the host is that of `service.inputs.fetch`.
-"""
+"""Post one webhook: to public addresses only, without following redirects."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from datetime import UTC, datetime
 from pydantic import BaseModel
 
 from jobs.store.outbox import Delivery
-from service.inputs.fetch import FetchLimits, checked, open_connection, target_of
+from service.inputs.fetch import FetchLimits, open_connection, parse_url, request_target
 from service.jobs.views import JobView
 from service.webhooks.signing import Signer
 
 
 class Payload(BaseModel):
-    """What a receiver gets: what happened (`job.succeeded`, …), when, and the job as it was then."""
+    """The body of a webhook: its event (`job.succeeded`, …), the time, and the job at that time."""
 
     type: str
     timestamp: datetime
@@ -25,22 +22,25 @@ class Payload(BaseModel):
 
     @classmethod
     def of(cls, delivery: Delivery, public_url: str) -> Payload:
-        """The same bytes at every attempt."""
+        """Build the payload. It is the same for every attempt."""
         data = JobView.of(delivery.job, None, public_url)
         return cls(type=f"job.{delivery.event}", timestamp=delivery.at, data=data)
 
 
-def send(delivery: Delivery, body: bytes, signer: Signer, limits: FetchLimits) -> int:
-    """Post a delivery and give the status that came back.
+def send_webhook(delivery: Delivery, signer: Signer, limits: FetchLimits, public_url: str) -> int:
+    """Post a webhook and return the status of the response.
 
-    Raises UnusableInput if the host cannot be reached or is not public, Unavailable without a secret.
+    Raises:
+        UnusableInput: the host cannot be reached, is too slow or is not public.
+        Unavailable: the secret to sign with cannot be read.
     """
     assert delivery.job.webhook_url
+    body = Payload.of(delivery, public_url).model_dump_json()
     now_s = int(datetime.now(UTC).timestamp())
     headers = {"Content-Type": "application/json", "User-Agent": "longcat-video"}
     headers |= signer.headers(delivery.job.owner, delivery.id, now_s, body)
-    parts = checked(delivery.job.webhook_url)
+    parts = parse_url(delivery.job.webhook_url)
     deadline = time.monotonic() + limits.total_timeout_s
     with open_connection(parts, limits, deadline) as connection:
-        connection.request("POST", target_of(parts), body, headers)
+        connection.request("POST", request_target(parts), body.encode(), headers)
         return connection.getresponse().status

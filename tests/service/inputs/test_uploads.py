@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from service.inputs.uploads import remove_abandoned, upload_folder
+from service.inputs.uploads import remove_abandoned_folders, upload_folder
 
 DIES_IN_A_REQUEST = """
 import os, pathlib, signal, sys
@@ -35,16 +35,16 @@ def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_n
     subprocess.run([sys.executable, "-c", DIES_IN_A_REQUEST, str(tmp_path)], check=False)
     assert len(list(tmp_path.iterdir())) == 1
     with upload_folder(tmp_path) as folder:
-        remove_abandoned(tmp_path)
+        remove_abandoned_folders(tmp_path)
         assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_what_others_have_there_stays(tmp_path):
     (tmp_path / "longcat-notes").mkdir()
     (tmp_path / "longcat-upload-notes.txt").write_text("no folder")
-    remove_abandoned(tmp_path)
+    remove_abandoned_folders(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_where_nothing_was_made_yet_there_is_nothing_to_remove(tmp_path):
-    remove_abandoned(tmp_path / "not-there")
+    remove_abandoned_folders(tmp_path / "not-there")

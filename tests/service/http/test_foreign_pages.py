@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from service.keys import ApiKeys
+from service.keys.api_keys import ApiKeys
 from tests.conftest import CHROMIUM_FLAGS
 from tests.service.hosts import host
 from tests.service.media import clip, encoded, picture

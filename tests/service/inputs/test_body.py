@@ -66,7 +66,7 @@ def test_an_event_stream_outlives_the_time_for_bodies(impatient, redis):
     with connected(impatient) as connection:
         connection.sendall(head("GET", f"/jobs/{job['id']}/events"))
         received = b""
-        while received.count(b"still so") < 5:  # one at every sixth look, longer than a body may take
+        while received.count(b"no change") < 5:  # one at every sixth look, longer than a body may take
             received += connection.recv(65536)
     assert status(received) == 200
 
@@ -151,9 +151,9 @@ class TestBodiesAtATime:
 
     def begin(self, connection, small, content):
         """Send part of a body, and wait until the service awaits the rest."""
-        before = small.state.backend.capacities.body_memory.held
+        before = small.state.backend.capacities.body_memory.used
         connection.sendall(post_json("Authorization: Bearer k", "Content-Length: 1000000") + content)
-        wait_until(lambda: small.state.backend.capacities.body_memory.held - before >= len(content) - 65536)
+        wait_until(lambda: small.state.backend.capacities.body_memory.used - before >= len(content) - 65536)
 
     def test_too_many_of_an_owner_are_refused_at_once(self, small, small_port, redis):
         waiting = [post_json("Authorization: Bearer k", "Content-Length: 9", "Expect: 100-continue")] * 3
@@ -167,7 +167,7 @@ class TestBodiesAtATime:
         assert status(answer) == 429
         assert b"owner_open_bodies" in answer
         assert b"retry-after" in answer.lower()
-        wait_until(lambda: small.state.backend.capacities.open_bodies.held == 0)
+        wait_until(lambda: small.state.backend.capacities.open_bodies.used == 0)
 
     def test_more_than_fits_into_memory_is_refused_at_once_but_small_bodies_are_not(
         self, small, small_port, redis
@@ -184,4 +184,4 @@ class TestBodiesAtATime:
             with connected(small_port) as third:
                 third.sendall(post_json("Authorization: Bearer k", f"Content-Length: {len(body)}") + body)
                 assert status(third.recv(10_000)) == 202
-        wait_until(lambda: small.state.backend.capacities.body_memory.held == 0)
+        wait_until(lambda: small.state.backend.capacities.body_memory.used == 0)

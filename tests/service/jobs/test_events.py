@@ -15,7 +15,7 @@ import pytest
 from jobs.record import Progress
 from jobs.store.events import changed_jobs
 from jobs.store.submission import Submission
-from service.keys import ApiKeys
+from service.keys.api_keys import ApiKeys
 from tests.servers import answers, free_port
 from tests.waiting import wait_until
 
@@ -145,7 +145,7 @@ class TestTheEnd:
         with connected(live, "mine", mine) as ends, connected(live, "mine", other) as goes_on:
             assert (ends.status, goes_on.status) == (200, 200)
             keys.revoke(mine.split("_")[1])
-            assert rest_of(ends).endswith(b": you may no longer see this\n\n")
+            assert rest_of(ends).endswith(b": you are no longer allowed to see this job\n\n")
             worker.job_store.client.cancel("mine")
             assert b"event: done" in rest_of(goes_on)
 
@@ -165,7 +165,7 @@ class TestTheEnd:
             assert [stream.readline()[:3] for stream in streams] == [b"id:"] * 3
             process.terminate()
             for stream in streams:
-                assert rest_of(stream).endswith(b": the service ends; connect again\n\n")
+                assert rest_of(stream).endswith(b": the service is shutting down; connect again\n\n")
             _, log = process.communicate()
         assert process.returncode == 0, log
         assert "timeout graceful shutdown" not in log

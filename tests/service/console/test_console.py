@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from jobs.record import Progress
-from service import console
-from service.keys import ApiKeys
+from service.console import routes
+from service.keys.api_keys import ApiKeys
 from tests.service.media import clip, encoded, picture
 
-FOLDER = Path(console.__file__).parent
+FOLDER = Path(routes.__file__).parent
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.keys import ApiKeys
+from service.keys.api_keys import ApiKeys
 from stack.redis_server import RedisServer, find_binary
 from tests.service.conftest import CAPABILITY, serving, settings_for
 from tests.service.http.raw import TIMEOUT_S, connected, head, post_json, read_answer, status

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import os
 import signal
@@ -26,10 +28,10 @@ from jobs.store.outbox import Outbox
 from jobs.store.submission import Submission
 from service.app import create_app
 from service.inputs.fetch import default_tls
-from service.webhooks import receivers
-from service.webhooks.courier import RETRY_AFTER_S, Courier
-from service.webhooks.receivers import WebhookReceivers
+from service.webhooks import url_checker
+from service.webhooks.delivery_worker import RETRY_AFTER_S, DeliveryWorker
 from service.webhooks.signing import Signer
+from service.webhooks.url_checker import WebhookUrlChecker
 from tests.jobs.examples import Clock
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.hosts import host, tarpit
@@ -72,7 +74,7 @@ def receiver():
 class Post:
     """A courier whose time the test moves."""
 
-    courier: Courier
+    courier: DeliveryWorker
     clock: Clock
     outbox: Outbox
 
@@ -89,7 +91,7 @@ def post(client, redis, settings):
         )
         clock = Clock(int(redis.time()[0] * 1000) + 10_000)
         outbox = Outbox(redis, clock)
-        return Post(Courier(outbox, Signer(redis, changed.webhook_secret), changed), clock, outbox)
+        return Post(DeliveryWorker(outbox, Signer(redis, changed.webhook_secret), changed), clock, outbox)
 
     return open_post
 
@@ -232,7 +234,7 @@ class TestTheOrder:
 
 def verifying(signer: Signer, owner: str, *secrets: str) -> list[bool]:
     """Tell which secrets verify what is signed now, by the library of the specification."""
-    body = b'{"type": "job.succeeded"}'
+    body = '{"type": "job.succeeded"}'
     headers = signer.headers(owner, "msg_1", int(time.time()), body)
 
     def verifies(secret: str) -> bool:
@@ -248,7 +250,7 @@ def verifying(signer: Signer, owner: str, *secrets: str) -> list[bool]:
 class TestAReceiverAtOrderTime:
     def judge(self, monkeypatch, lookup, url):
         monkeypatch.setattr(socket, "getaddrinfo", lookup)
-        WebhookReceivers(allow_private=False).check(url)
+        WebhookUrlChecker(allow_private=False).check(url)
 
     @pytest.mark.parametrize("host", ["127.0.0.1:8000", "10.0.0.1", "[::1]", "169.254.169.254", "2130706433"])
     def test_in_our_own_network_is_refused(self, redis_server, redis, tmp_path, host):
@@ -275,15 +277,27 @@ class TestAReceiverAtOrderTime:
         self.judge(monkeypatch, nothing, "https://late.example.com")
 
     def test_with_a_slow_name_server_holds_few_threads(self, monkeypatch):
-        monkeypatch.setattr(receivers, "_PATIENCE_S", 0.001)
+        monkeypatch.setattr(url_checker, "_LOOKUP_TIMEOUT_S", 0.001)
         lookups, answered = [], Event()
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: lookups.append(answered.wait(30)) or [])
-        hosts = WebhookReceivers(allow_private=False)
+        hosts = WebhookUrlChecker(allow_private=False)
         for number in range(20):
             hosts.check(f"https://{number}.example.com")
         assert sum(thread.name == "webhook-host" for thread in threading.enumerate()) == 8
         answered.set()
         wait_until(lambda: len(lookups) == 8)
+
+
+def test_signature_follows_the_specification(redis):
+    signer = Signer(redis, SECRET)
+    secret = base64.b64decode(signer.secret_of("me").removeprefix("whsec_"))
+    signed = b"msg_1.1700000000.{}"
+    expected = base64.b64encode(hmac.digest(secret, signed, "sha256")).decode()
+    assert signer.headers("me", "msg_1", 1_700_000_000, "{}") == {
+        "webhook-id": "msg_1",
+        "webhook-timestamp": "1700000000",
+        "webhook-signature": f"v1,{expected}",
+    }
 
 
 class TestSecrets:
@@ -360,7 +374,7 @@ class TestTheThreads:
             update={"webhook_private_hosts": True, "webhook_interval_s": 0.02, "webhook_threads": 1}
         )
         order(webhook_url=receiver.url)
-        with Courier(Outbox(redis), Signer(redis, None), changed):
+        with DeliveryWorker(Outbox(redis), Signer(redis, None), changed):
             worker.claim()
             wait_until(lambda: receiver.types == ["job.started"])
 
@@ -368,7 +382,7 @@ class TestTheThreads:
         changed = settings.model_copy(
             update={"webhook_private_hosts": True, "webhook_interval_s": 0.01, "webhook_threads": 4}
         )
-        couriers = [Courier(Outbox(redis), Signer(redis, None), changed) for _ in range(2)]
+        couriers = [DeliveryWorker(Outbox(redis), Signer(redis, None), changed) for _ in range(2)]
         for _ in range(15):
             order(webhook_url=receiver.url)
             worker.succeed(worker.claim())
@@ -416,7 +430,7 @@ def sending(settings):
 class TestATarpit:
     @pytest.mark.parametrize("drip", [b"", b"HTTP/1.1 200 OK\r\nA: "])
     def test_holds_few_threads_and_nobody_elses_webhooks(self, tell, receiver, redis, sending, drip):
-        with tarpit(drip) as tar, Courier(Outbox(redis), Signer(redis, None), sending):
+        with tarpit(drip) as tar, DeliveryWorker(Outbox(redis), Signer(redis, None), sending):
             for _ in range(20):
                 tell("a", tar.url)
             wait_until(lambda: len(tar.connections) == 2)
@@ -431,7 +445,7 @@ class TestATarpit:
     def test_on_many_ports_does_not_hold_all_threads(self, tell, receiver, redis, sending):
         with ExitStack() as stack:
             tars = [stack.enter_context(tarpit()) for _ in range(5)]
-            stack.enter_context(Courier(Outbox(redis), Signer(redis, None), sending))
+            stack.enter_context(DeliveryWorker(Outbox(redis), Signer(redis, None), sending))
             for tar in tars:
                 tell("a", tar.url)
             wait_until(lambda: sum(len(tar.connections) for tar in tars) == 3)
@@ -450,9 +464,9 @@ class TestATarpit:
         assert (entry["outcome"], entry["error"]) == ("failed", "the host is too slow")
 
     def test_is_left_when_the_service_ends(self, tell, redis, sending, monkeypatch):
-        monkeypatch.setattr("service.webhooks.courier.LEAVING_S", 0.05)
+        monkeypatch.setattr("service.webhooks.delivery_worker.SHUTDOWN_TIMEOUT_S", 0.05)
         with tarpit() as tar:
-            with Courier(Outbox(redis), Signer(redis, None), sending):
+            with DeliveryWorker(Outbox(redis), Signer(redis, None), sending):
                 tell("a", tar.url)
                 wait_until(lambda: tar.connections)
                 began = time.monotonic()

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from starlette.datastructures import Headers
 
 from service.app import create_app
-from service.http.origins import Origins, Sender
-from service.keys import ApiKeys
+from service.http.origins import Initiator, Origins
+from service.keys.api_keys import ApiKeys
 from service.settings import Settings
 from tests.service.conftest import CAPABILITY, settings_for
 
@@ -152,7 +152,7 @@ def test_bodies_of_simple_forms_are_refused(http, media_type):
 
 class TestOrigins:
     @pytest.mark.parametrize(
-        ("host", "is_listed"),
+        ("host", "is_allowed_host"),
         [
             ("localhost", True),
             ("LOCALHOST:1", True),
@@ -168,34 +168,34 @@ class TestOrigins:
             ("127.0.0.1@evil.example", False),
         ],
     )
-    def test_addresses_and_loopback_names_are_listed(self, host, is_listed):
-        assert Origins(Settings()).is_listed(Headers({"Host": host})) is is_listed
+    def test_addresses_and_loopback_names_are_listed(self, host, is_allowed_host):
+        assert Origins(Settings()).is_allowed_host(Headers({"Host": host})) is is_allowed_host
 
     def test_second_host_is_not_overlooked(self):
         hosts = [(b"host", b"127.0.0.1"), (b"host", b"evil.example")]
-        assert not Origins(Settings()).is_listed(Headers(raw=hosts))
+        assert not Origins(Settings()).is_allowed_host(Headers(raw=hosts))
 
     def test_star_lists_every_name(self):
-        assert Origins(Settings(allowed_hosts="*")).is_listed(Headers({"Host": "any.example"}))
+        assert Origins(Settings(allowed_hosts="*")).is_allowed_host(Headers({"Host": "any.example"}))
 
     @pytest.mark.parametrize(
         ("origin", "host", "sender"),
         [
-            ("http://a.example", "a.example", Sender.OUR_PAGE),
-            ("https://a.example", "a.example:443", Sender.OUR_PAGE),
-            ("http://a.example:8000", "A.example:8000", Sender.OUR_PAGE),
-            ("http://a.example:8001", "a.example:8000", Sender.FOREIGN_PAGE),
-            ("http://a.example", "a.example:8000", Sender.FOREIGN_PAGE),
-            ("https://public.example", "10.0.0.1:8000", Sender.OUR_PAGE),
-            ("http://public.example", "10.0.0.1:8000", Sender.FOREIGN_PAGE),
-            ("file://", "a.example", Sender.FOREIGN_PAGE),
-            ("http://a.example:x", "a.example", Sender.FOREIGN_PAGE),
-            ("http://[", "a.example", Sender.FOREIGN_PAGE),
+            ("http://a.example", "a.example", Initiator.SAME_ORIGIN),
+            ("https://a.example", "a.example:443", Initiator.SAME_ORIGIN),
+            ("http://a.example:8000", "A.example:8000", Initiator.SAME_ORIGIN),
+            ("http://a.example:8001", "a.example:8000", Initiator.CROSS_ORIGIN),
+            ("http://a.example", "a.example:8000", Initiator.CROSS_ORIGIN),
+            ("https://public.example", "10.0.0.1:8000", Initiator.SAME_ORIGIN),
+            ("http://public.example", "10.0.0.1:8000", Initiator.CROSS_ORIGIN),
+            ("file://", "a.example", Initiator.CROSS_ORIGIN),
+            ("http://a.example:x", "a.example", Initiator.CROSS_ORIGIN),
+            ("http://[", "a.example", Initiator.CROSS_ORIGIN),
         ],
     )
     def test_origin_is_compared_with_the_host(self, origin, host, sender):
         origins = Origins(Settings(public_url="https://public.example/videos"))
-        assert origins.sender_of(Headers({"Origin": origin, "Host": host})) is sender
+        assert origins.initiator(Headers({"Origin": origin, "Host": host})) is sender
 
     @pytest.mark.parametrize(
         ("scheme", "host", "is_https"),

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from redis import Redis
 
 from service.app import create_app
-from service.keys import KEYS, LAST_USED, PRESET_OWNER, ApiKeys, Grant, UnfitOwner
-from service.keys.authentication import OpenToAll, check_exposure, is_exposed
+from service.keys.api_keys import KEYS, LAST_USED, PRESET_OWNER, ApiKeys, Caller, InvalidOwner
+from service.keys.authentication import ExposedWithoutKeys, check_exposure, is_exposed
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip
 
@@ -30,19 +30,24 @@ def keys(redis: Redis) -> ApiKeys:
     return ApiKeys(redis)
 
 
+def owner_of(keys: ApiKeys, key: str) -> str | None:
+    caller = keys.authenticate(key)
+    return caller.owner if caller else None
+
+
 class TestAKey:
     def test_is_known_by_its_owner_until_it_is_revoked(self, keys):
         mine, yours = keys.create("me"), keys.create("you")
-        assert (keys.owner_of(mine), keys.owner_of(yours)) == ("me", "you")
+        assert (owner_of(keys, mine), owner_of(keys, yours)) == ("me", "you")
         assert keys.revoke(mine.split("_")[1])
-        assert (keys.owner_of(mine), keys.owner_of(yours)) == (None, "you")
+        assert (owner_of(keys, mine), owner_of(keys, yours)) == (None, "you")
 
     def test_is_nowhere_in_redis(self, keys, redis):
         secret = keys.create("me").split("_", 2)[2]
         assert secret.encode() not in b"".join(redis.hgetall(KEYS).values())
 
     def test_may_be_one_of_many_of_its_owner(self, keys):
-        assert {keys.owner_of(keys.create("me")) for _ in range(3)} == {"me"}
+        assert {owner_of(keys, keys.create("me")) for _ in range(3)} == {"me"}
 
     @pytest.mark.parametrize(
         "change",
@@ -59,27 +64,27 @@ class TestAKey:
         ],
     )
     def test_is_good_only_letter_by_letter(self, keys, change):
-        assert keys.owner_of(change(keys.create("me"))) is None
+        assert owner_of(keys, change(keys.create("me"))) is None
 
     def test_is_compared_in_constant_time_also_if_there_is_none_like_it(self, keys, monkeypatch):
         compared = []
         real = hmac.compare_digest
         monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
-        keys.owner_of(keys.create("me"))
-        keys.owner_of("lc_000000000000_" + "A" * 43)
+        owner_of(keys, keys.create("me"))
+        owner_of(keys, "lc_000000000000_" + "A" * 43)
         assert [len(a) == len(b) for a, b in compared] == [True, True]
 
     @pytest.mark.parametrize("owner", ["", "a b", "a:b", "-a", "a" * 65, "ä", "a\n"])
     def test_has_an_owner_with_a_plain_name(self, keys, owner):
-        with pytest.raises(UnfitOwner):
+        with pytest.raises(InvalidOwner):
             keys.create(owner)
-        assert not keys.any_made()
+        assert not keys.any_exist()
 
     def test_may_come_from_the_settings(self, redis):
         keys = ApiKeys(redis, SecretStr("a secret of mine"))
-        assert keys.any_made()
-        assert keys.owner_of("a secret of mine") == PRESET_OWNER
-        assert keys.owner_of("another") is None
+        assert keys.any_exist()
+        assert owner_of(keys, "a secret of mine") == PRESET_OWNER
+        assert owner_of(keys, "another") is None
 
     def test_that_is_revoked_stays_on_the_list(self, keys):
         for owner in ("me", "you"):
@@ -87,19 +92,19 @@ class TestAKey:
         keys.revoke(keys.all()[0].id)
         assert [(key.owner, key.revoked_at is None) for key in keys.all()] == [("me", False), ("you", True)]
         assert not keys.revoke("000000000000")
-        assert keys.any_made()
+        assert keys.any_exist()
 
 
 class TestAnExpiringKey:
     def test_is_valid_until_its_time(self, keys):
         soon, past = datetime.now(UTC) + timedelta(hours=1), datetime.now(UTC) - timedelta(seconds=1)
-        assert keys.owner_of(keys.create("me", expires_at=soon)) == "me"
-        assert keys.owner_of(keys.create("me", expires_at=past)) is None
+        assert owner_of(keys, keys.create("me", expires_at=soon)) == "me"
+        assert owner_of(keys, keys.create("me", expires_at=past)) is None
 
     def test_stays_on_the_list_when_it_expired(self, keys):
         keys.create("me", expires_at=datetime.now(UTC) - timedelta(seconds=1))
         assert [key.is_valid for key in keys.all()] == [False]
-        assert keys.any_made()
+        assert keys.any_exist()
 
     def test_may_name_its_time_in_any_zone(self, keys):
         keys.create("me", expires_at=datetime.fromisoformat("2030-01-01T02:00:00+02:00"))
@@ -110,28 +115,28 @@ class TestLastUse:
     def test_is_noted_at_most_once_a_minute(self, keys, redis):
         key = keys.create("me")
         assert keys.all()[0].last_used_at is None
-        keys.owner_of(key)
+        owner_of(keys, key)
         first = keys.all()[0].last_used_at
         assert datetime.now(UTC) - datetime.fromisoformat(first) < timedelta(minutes=1)
-        keys.owner_of(key)
+        owner_of(keys, key)
         assert keys.all()[0].last_used_at == first
         long_ago = datetime.now(UTC) - timedelta(seconds=61)
         redis.hset(LAST_USED, key.split("_")[1], long_ago.isoformat())
-        keys.owner_of(key)
+        owner_of(keys, key)
         assert keys.all()[0].last_used_at > first
 
     def test_is_not_noted_for_a_wrong_or_revoked_key(self, keys):
         key = keys.create("me")
-        keys.owner_of(key[:-4] + "AAAA")
+        owner_of(keys, key[:-4] + "AAAA")
         keys.revoke(key.split("_")[1])
-        keys.owner_of(key)
+        owner_of(keys, key)
         assert keys.all()[0].last_used_at is None
 
     def test_does_not_stop_requests_when_redis_takes_no_writes(self, keys, redis):
         key = keys.create("me")
         redis.config_set("min-replicas-to-write", 1)
         try:
-            assert keys.owner_of(key) == "me"
+            assert owner_of(keys, key) == "me"
         finally:
             redis.config_set("min-replicas-to-write", 0)
 
@@ -143,13 +148,13 @@ class TestStoredKeys:
         new = json.loads(redis.hget(KEYS, key_id))
         old = {name: new[name] for name in ("id", "owner", "digest", "created_at", "revoked_at")}
         redis.hset(KEYS, key_id, json.dumps(old))
-        assert keys.grant_of(key) == Grant("me", key_id, high_priority=False)
+        assert keys.authenticate(key) == Caller("me", key_id, high_priority_allowed=False)
 
     def test_of_later_releases_are_read(self, keys, redis):
         key = keys.create("me")
         key_id = key.split("_")[1]
         redis.hset(KEYS, key_id, json.dumps(json.loads(redis.hget(KEYS, key_id)) | {"color": "blue"}))
-        assert keys.owner_of(key) == "me"
+        assert owner_of(keys, key) == "me"
 
 
 HIGH = {"prompt": "a ball", "priority": "high"}
@@ -201,14 +206,14 @@ class TestTheCommand:
 
     def test_makes_lists_and_revokes(self, run, keys):
         key = run("create", "me").stdout.strip()
-        assert keys.owner_of(key) == "me"
+        assert owner_of(keys, key) == "me"
         key_id = key.split("_")[1]
         listed = run("list").stdout
         assert key_id in listed
         assert "me" in listed
         assert key not in listed
         assert run("revoke", key_id).returncode == 0
-        assert keys.owner_of(key) is None
+        assert owner_of(keys, key) is None
         assert "revoked" in run("list").stdout
 
     def test_makes_keys_that_expire_and_have_rights(self, run, keys):
@@ -250,7 +255,7 @@ class TestWithoutAnyKeys:
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com", ""])
     def test_the_service_refuses_to_listen_to_others(self, redis_server, tmp_path, keys, host):
         settings = settings_for(redis_server, tmp_path, host=host)
-        with pytest.raises(OpenToAll, match=r"service\.keys create"):
+        with pytest.raises(ExposedWithoutKeys, match=r"service\.keys create"):
             check_exposure(settings, keys)
         check_exposure(settings_for(redis_server, tmp_path, host=host, allow_no_keys=True), keys)
         keys.create("me")

@@ -1,6 +1,6 @@
-"""Taking in images and clips: from an upload, base64 or a URL, checked and counted, ready to be stored.
+"""Read the images and clips of a request: from an upload, base64 or a URL.
 
-Called by `service.jobs.orders`. It knows no HTTP and nothing of what the inputs are for.
+Each input is written to a temporary file, decoded in a sandbox to check it, and measured.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ from service.settings import Settings
 _CHUNK_BYTES = 1 << 20
 _SUFFIXES = {"image/png": "png", "video/mp4": "mp4", "video/webm": "webm"}
 
-Given = Source | BinaryIO
+InputSource = Source | BinaryIO
+"""A reference from the request's JSON, or an uploaded file."""
 
 
 @dataclass(frozen=True)
-class Input:
-    """A checked file: what is known of it, and where it lies until it is stored."""
+class CheckedInput:
+    """An input that was decoded without errors. `path` is its temporary file."""
 
     file: InputFile
     path: Path
 
     @property
     def clip(self) -> Clip:
-        """Its size and frames, as `model.spec.shapes` wants to know them."""
+        """Return the size and the number of frames."""
         return Clip(self.file.height, self.file.width, self.file.num_frames)
 
 
 @dataclass(frozen=True)
-class Intake:
-    """Takes in the inputs of one job into `folder`, which is the caller's to remove; `fps` is the model's."""
+class InputReader:
+    """Reads the inputs of one job into `folder`, which the caller removes. `fps` is that of the model."""
 
     job_id: str
     folder: Path
@@ -54,31 +55,31 @@ class Intake:
     sandbox: Sandbox
     fps: int
 
-    def take_all(self, given: Mapping[str, Given]) -> dict[str, Input]:
-        """Check every input, by field. Raises InvalidInput, naming the field, and Unavailable."""
-        return {field: self._take(field, source) for field, source in given.items()}
+    def read_all(self, sources: Mapping[str, InputSource]) -> dict[str, CheckedInput]:
+        """Read and check all inputs, by field. Raise InvalidInput with the field's name, Unavailable."""
+        return {field: self._read(field, source) for field, source in sources.items()}
 
-    def _take(self, field: str, source: Given) -> Input:
+    def _read(self, field: str, source: InputSource) -> CheckedInput:
         try:
-            return self._take_image(source) if field == "image" else self._take_clip(field, source)
+            return self._read_image(source) if field == "image" else self._read_clip(field, source)
         except (UnusableInput, UnusableMedia) as error:
             raise InvalidInput(f"{field}: {error}", field) from error
         except SandboxUnavailable as error:
             raise Unavailable(f"{field} cannot be decoded now: {error}; try again soon") from error
 
-    def _take_image(self, source: Given) -> Input:
+    def _read_image(self, source: InputSource) -> CheckedInput:
         path = self.folder / "image.png"
         received = self._receive("image", source, self.settings.max_image_bytes)
         size = check_image(self.sandbox, received, path, self.settings.image_limits)
         received.unlink()
-        return self._input("image", path, "image/png", Clip(*size, num_frames=1))
+        return self._checked_input("image", path, "image/png", Clip(*size, num_frames=1))
 
-    def _take_clip(self, field: str, source: Given) -> Input:
+    def _read_clip(self, field: str, source: InputSource) -> CheckedInput:
         path = self._receive(field, source, self.settings.max_video_bytes)
         clip, media_type = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
-        return self._input(field, path, media_type, clip)
+        return self._checked_input(field, path, media_type, clip)
 
-    def _receive(self, field: str, source: Given, max_bytes: int) -> Path:
+    def _receive(self, field: str, source: InputSource, max_bytes: int) -> Path:
         path = self.folder / f"{field}.received"
         with path.open("wb") as target:
             if not isinstance(source, Source):
@@ -86,10 +87,10 @@ class Intake:
             elif source.url is not None and not source.url.startswith("data:"):
                 fetch(source.url, target, max_bytes, self.settings.fetch_limits)
             else:
-                target.write(_decoded(source, max_bytes))
+                target.write(_decode_base64(source, max_bytes))
         return path
 
-    def _input(self, field: str, path: Path, media_type: str, clip: Clip) -> Input:
+    def _checked_input(self, field: str, path: Path, media_type: str, clip: Clip) -> CheckedInput:
         with path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
         file = InputFile(
@@ -99,7 +100,7 @@ class Intake:
             sha256=sha256,
             **clip._asdict(),
         )
-        return Input(file, path)
+        return CheckedInput(file, path)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int) -> None:
@@ -110,9 +111,9 @@ def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int) -> None:
         target.write(chunk)
 
 
-def _decoded(source: Source, max_bytes: int) -> bytes:
-    text = source.base64 if source.base64 is not None else _data_of(source.url or "")
-    _check_size(len(text) * 3 // 4 - 2, max_bytes)
+def _decode_base64(source: Source, max_bytes: int) -> bytes:
+    text = source.base64 if source.base64 is not None else _base64_of_data_url(source.url or "")
+    _check_size(len(text) * 3 // 4 - 2, max_bytes)  # a lower bound: refuse before decoding
     try:
         content = binascii.a2b_base64("".join(text.split()), strict_mode=True)
     except ValueError as error:
@@ -121,7 +122,7 @@ def _decoded(source: Source, max_bytes: int) -> bytes:
     return content
 
 
-def _data_of(url: str) -> str:
+def _base64_of_data_url(url: str) -> str:
     header, comma, data = url.partition(",")
     if not comma or not header.endswith(";base64"):
         raise UnusableInput("a data URL must carry base64")

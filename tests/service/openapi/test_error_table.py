@@ -9,7 +9,7 @@ from jobs.errors import LongCatError
 from service.errors import STATUS, status_of
 from service.openapi.error_table import classes, document
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "errors.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "errors.md"
 ROW = re.compile(r"\| `(\w+)` \| (\d*) \| (|yes) \| (|yes) \| (.+) \|")
 
 

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from service.app import create_app
-from service.keys import ApiKeys
+from service.keys.api_keys import ApiKeys
 from service.keys.sessions import PREFIX, Sessions
 from tests.service.conftest import CAPABILITY, settings_for
 
@@ -134,8 +134,8 @@ class TestASession:
     def test_ends_when_the_key_in_the_settings_changes(self, redis):
         before = Sessions(redis, ApiKeys(redis, SecretStr("before")), 60)
         session_id = before.open("before")
-        assert before.grant_of(session_id).owner == "default"
-        assert Sessions(redis, ApiKeys(redis, SecretStr("after")), 60).grant_of(session_id) is None
+        assert before.authenticate(session_id).owner == "default"
+        assert Sessions(redis, ApiKeys(redis, SecretStr("after")), 60).authenticate(session_id) is None
 
     def test_is_not_needed_where_no_key_was_ever_made(self, client, redis):
         CAPABILITY.publish(redis)

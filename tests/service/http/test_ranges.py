@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import RangeNotSatisfiable
-from service.http.ranges import wanted_range
+from service.http.ranges import parse_range
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from service.http.ranges import wanted_range
     ],
 )
 def test_a_range_is_cut_to_the_file(header, wanted):
-    assert wanted_range(header, 100) == wanted
+    assert parse_range(header, 100) == wanted
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_range_is_cut_to_the_file(header, wanted):
     ],
 )
 def test_what_is_no_single_range_is_ignored(header):
-    assert wanted_range(header, 100) is None
+    assert parse_range(header, 100) is None
 
 
 @pytest.mark.parametrize(
@@ -51,20 +51,20 @@ def test_what_is_no_single_range_is_ignored(header):
 )
 def test_a_range_behind_the_end_is_refused(header, size_bytes):
     with pytest.raises(RangeNotSatisfiable):
-        wanted_range(header, size_bytes)
+        parse_range(header, size_bytes)
 
 
 @pytest.mark.parametrize("header", ["bytes=0-", "bytes=0-0", "bytes=-1"])
 def test_an_empty_file_has_no_ranges(header):
     with pytest.raises(RangeNotSatisfiable):
-        wanted_range(header, 0)
+        parse_range(header, 0)
 
 
 @settings(deadline=None)
 @given(st.text(alphabet="bytes=0123456789-, ", max_size=20), st.integers(0, 50))
 def test_whatever_is_answered_lies_within_the_file(header, size_bytes):
     try:
-        wanted = wanted_range(header, size_bytes)
+        wanted = parse_range(header, size_bytes)
     except RangeNotSatisfiable:
         return
     assert wanted is None or (wanted and 0 <= wanted.start < wanted.stop <= size_bytes)

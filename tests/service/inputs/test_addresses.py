@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from service.inputs.addresses import NotPublic, is_public, resolve
+from service.inputs.addresses import HostNotPublic, is_public, resolve
 
 PRIVATE = [
     *("127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1"),
@@ -111,7 +111,7 @@ def test_public_addresses_in_tunnels_are_not_public(address):
 
 @pytest.mark.parametrize("name", LOCAL_NAMES)
 def test_a_disguised_local_host_is_refused(name):
-    with pytest.raises(NotPublic):
+    with pytest.raises(HostNotPublic):
         resolve(name, 80, allow_private=False)
 
 
@@ -122,14 +122,14 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
         ]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
-    with pytest.raises(NotPublic):
+    with pytest.raises(HostNotPublic):
         resolve("two-faced.example", 80, allow_private=False)
     assert resolve("two-faced.example", 80, allow_private=True) == ["8.8.8.8", "10.0.0.1"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "no.such.host.invalid", "a" * 300, "a..b", "\x00"])
 def test_a_name_that_stands_for_nothing_is_refused(name):
-    with pytest.raises(NotPublic):
+    with pytest.raises(HostNotPublic):
         resolve(name, 80, allow_private=False)
 
 
