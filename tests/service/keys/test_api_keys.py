@@ -224,7 +224,7 @@ class TestTheCommand:
         assert 89.9 < days < 90
         assert (mine.high_priority, yours.high_priority) == (True, False)
         first, second = run("list").stdout.splitlines()
-        assert f"expires {mine.expires_at}  never used  good  high priority" in first
+        assert f"expires {mine.expires_at}  never used  valid  high priority" in first
         assert second.endswith("never used  expired")
 
     def test_refuses_times_that_it_cannot_read(self, run, keys):
