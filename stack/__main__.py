@@ -1,4 +1,4 @@
-"""`python -m stack serve|demo`: the command line, and how it ends."""
+"""The commands `python -m stack serve` and `python -m stack demo`."""
 
 from __future__ import annotations
 
@@ -12,61 +12,65 @@ from types import FrameType
 from pydantic import ValidationError
 
 from jobs.settings import PREFIX
+from service.cli.errors import CliError
 from stack import demo, serve
 from stack.errors import StackError
 from stack.settings import StackSettings
 
-ASK_AGAIN_S = 0.05
+RETRY_INTERRUPT_S = 0.05
 
 
 def main() -> int:
-    """Run a command; 0 if all went well; 1, or 2 for a wrong setting, with a line on stderr."""
+    """Run a command and return its exit code: 0, 1 after an error, 2 for an invalid setting."""
     arguments = _parser().parse_args()
     logging.basicConfig(format="stack  | %(message)s")
-    listen()
+    interrupt_on_signals()
     try:
         settings = StackSettings()
-        return serve.run(settings) if arguments.command == "serve" else demo.run(settings, arguments.out)
+        if arguments.command == "serve":
+            return serve.run(settings)
+        return demo.run(settings, arguments.out, sys.stdout)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
-            _complain(f"{PREFIX}{str(problem['loc'][0]).upper()}: {problem['msg']}")
+            _print_error(f"{PREFIX}{str(problem['loc'][0]).upper()}: {problem['msg']}")
         return 2
-    except StackError as error:
-        _complain(str(error))
+    except (StackError, CliError) as error:
+        _print_error(str(error))
         return 1
-    except KeyboardInterrupt:  # in the middle of a demo
+    except KeyboardInterrupt:  # during the demo
         return 130
 
 
-def listen() -> None:
-    """Have SIGINT, also where it came ignored, SIGTERM and SIGHUP raise KeyboardInterrupt."""
+def interrupt_on_signals() -> None:
+    """Raise KeyboardInterrupt on SIGINT (even if it was ignored), SIGTERM and SIGHUP."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(name, _interrupt)
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"stack: {text}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m stack", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m stack", description="Run the whole service on one machine."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("serve", help="Redis, the API and one worker in the foreground, until Ctrl-C")
-    ordered = commands.add_parser("demo", help="order a film by a prompt and one by an image")
-    ordered.add_argument("--out", type=Path, default=Path("out"), help="folder for the films")
+    commands.add_parser("serve", help="run Redis, the API and one worker until Ctrl-C")
+    demo_command = commands.add_parser("demo", help="make a video from a prompt and one from an image")
+    demo_command.add_argument("--out", type=Path, default=Path("out"), help="folder for the videos")
     return parser
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     del number
-    if _is_finaliser(frame):  # what is raised there is lost
-        signal.setitimer(signal.ITIMER_REAL, ASK_AGAIN_S)
+    if _is_in_finalizer(frame):  # Python discards exceptions raised there: raise it a little later
+        signal.setitimer(signal.ITIMER_REAL, RETRY_INTERRUPT_S)
     else:
         raise KeyboardInterrupt
 
 
-def _is_finaliser(frame: FrameType | None) -> bool:
-    """Whether this, or what called it, is a `__del__`."""
+def _is_in_finalizer(frame: FrameType | None) -> bool:
     while frame is not None:
         if frame.f_code.co_name == "__del__":
             return True

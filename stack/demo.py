@@ -1,72 +1,132 @@
-"""`python -m stack demo`: two films from nothing, one by a prompt and one by an image, ordered over HTTP.
+"""`python -m stack demo`: start a stack, make two videos through its HTTP API, and stop it.
 
-It brings a stack up and speaks to it by `stack.client`; what people see is `stack.screen`'s affair.
+One video is made from a prompt, the other from a prompt and the image that it starts with.
 """
 
 from __future__ import annotations
 
-import io
 import socket
-from functools import partial
+import time
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image, ImageDraw, ImageFilter
 
 from jobs.private_files import close_to_others, make_private_folder, private_opener
-from stack.client import Client, Wish
-from stack.screen import Screen
+from service.cli.client import Job, ServiceClient
+from service.cli.progress import ProgressBar
+from stack.errors import StackError
 from stack.settings import StackSettings
-from stack.up import stack_up
+from stack.stack import running_stack
 
 PROMPT = "A big red triangle growing on a gray background with stripes"
 IMAGE_PROMPT = "A small yellow triangle moving slowly to the right on a plain black background"
 SEED = 7
+POLL_S = 0.1  # the service is on this machine and has one client
 
 
-def run(settings: StackSettings, out: Path) -> int:
-    """Bring a stack up, order both films, put them into `out`, end everything; 0 if both are there.
+@dataclass(frozen=True)
+class Video:
+    """A video to make: where it is saved, its prompt, and the image that it starts with."""
 
-    Raises StackError if the stack or a job fails.
+    path: Path
+    prompt: str
+    image: Path | None = None
+
+
+def run(settings: StackSettings, out: Path, screen: TextIO) -> int:
+    """Make two videos in the folder `out` with a stack of its own, tell about it on `screen`, and return 0.
+
+    Raises:
+        StackError: The stack does not start, or `out` cannot be written.
+        CliError: A job failed, or its video did not arrive.
     """
+    videos = prepare_videos(out)
     settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "port": free_port()})
     make_private_folder(settings.data_dir)
     close_to_others(settings.data_dir)
-    screen = Screen.on_stdout()
     log = settings.data_dir.resolve() / "demo.log"
-    screen.say(f"starting Redis, the API and a worker; what they say goes to {log}")
+    print(
+        "Starting Redis, the API and a worker. This may take a minute.",
+        f"Their output goes to {log}",
+        sep="\n",
+        file=screen,
+        flush=True,
+    )
+    started = time.monotonic()
+    key = settings.api_key.get_secret_value() if settings.api_key else None
     with (
         open(log, "w", buffering=1, opener=private_opener) as lines,
-        stack_up(settings, lambda name, line: print(name, "|", line, file=lines)) as stack,
-        Client.of(stack.url) as client,
+        running_stack(settings, lambda name, line: print(name, "|", line, file=lines)) as stack,
+        ServiceClient.connect(stack.url, key, patience_s=60.0) as client,
     ):
-        screen.say(f"ready at {stack.url}")
-        make_films(client, screen, out)
+        print(f"Ready at {stack.url} after {time.monotonic() - started:.0f} s", file=screen, flush=True)
+        make_videos(client, videos, screen)
+    print("\nDone. The videos:", *(f"  {video.path.resolve()}" for video in videos), sep="\n", file=screen)
+    print("Next: run `make serve` and make your own in the browser.", file=screen)
     return 0
 
 
-def make_films(client: Client, screen: Screen, out: Path) -> None:
-    """Order a film by a prompt and one by an image at once, and bring both home. Raises StackError."""
-    out.mkdir(parents=True, exist_ok=True)
-    wishes = (Wish("prompt", PROMPT, SEED), Wish("image", IMAGE_PROMPT, SEED, sample_image()))
-    job_ids = [client.order(wish) for wish in wishes]
-    for wish, job_id in zip(wishes, job_ids, strict=True):
-        job = client.follow(job_id, partial(screen.progress, wish.name))
-        path = out / f"{wish.name}.mp4"
-        client.save_video(job, path)
-        screen.film(path, job)
+def prepare_videos(out: Path) -> list[Video]:
+    """Create the folder `out` with the image that the second video starts with, and return both videos.
+
+    Raises:
+        StackError: `out` cannot be written.
+    """
+    image = out / "image.png"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(sample_image())
+    except OSError as error:
+        raise StackError(f"cannot write to {out}: {error.strerror}") from None
+    return [Video(out / "prompt.mp4", PROMPT), Video(out / "image.mp4", IMAGE_PROMPT, image)]
+
+
+def make_videos(client: ServiceClient, videos: list[Video], screen: TextIO) -> None:
+    """Submit all videos at once, then show the progress of each and save it.
+
+    Raises:
+        CliError: A job failed, or its video did not arrive.
+    """
+    job_ids = [_submit(client, video) for video in videos]
+    for number, (video, job_id) in enumerate(zip(videos, job_ids, strict=True), start=1):
+        source = f"the image {video.image}" if video.image else "a prompt"
+        print(f"\nVideo {number} of {len(videos)}, from {source}: {video.prompt}", file=screen, flush=True)
+        with ProgressBar(screen, screen.isatty()) as bar:
+            job = client.wait_for_job(job_id, bar.show, longest_pause_s=POLL_S)
+        client.download(job, video.path)
+        print(f"{video.path}: {describe(job)}", file=screen, flush=True)
+
+
+def describe(job: Job) -> str:
+    """Return one line about the video of a job that succeeded."""
+    result = job["result"]
+    return (
+        f"{result['num_frames']} frames of {result['width']}×{result['height']} at {result['fps']} fps"
+        f" ({result['duration_s']:.1f} s), {result['size_bytes']:,} bytes, seed {result['seed']},"
+        f" made in {sum(job['timings_s'].values()):.1f} s"
+    )
 
 
 def sample_image() -> bytes:
-    """A PNG of the small yellow triangle on black with which the second film begins."""
+    """Return a PNG image of a small yellow triangle on black, with which the second video starts."""
     image = Image.new("RGB", (384, 256), (15, 15, 15))
     ImageDraw.Draw(image).polygon([(96, 68), (150, 161), (42, 161)], fill=(242, 230, 26))
-    file = io.BytesIO()
+    file = BytesIO()
     image.filter(ImageFilter.GaussianBlur(4)).save(file, "PNG")
     return file.getvalue()
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens."""
+    """Return a port of the loopback interface on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _submit(client: ServiceClient, video: Video) -> str:
+    files = {"image": video.image} if video.image else {}
+    job = client.generate({"prompt": video.prompt, "seed": SEED}, files)
+    return str(job["id"])

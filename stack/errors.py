@@ -1,7 +1,7 @@
-"""What keeps the stack from running; shown to people as one line."""
+"""The error of the stack."""
 
 from __future__ import annotations
 
 
 class StackError(Exception):
-    """The stack cannot start, or ended by itself; the message says why and what to do."""
+    """The stack cannot start, or one of its processes exited; the message says what to do."""

@@ -1,7 +1,4 @@
-"""Programs that run beside us: started on a leash, their lines passed on, ended in time.
-
-`stack.up` starts the API and the worker by it. It knows nothing of what they do.
-"""
+"""Run Python modules as child processes, forward their output line by line, and stop them in time."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from stack.leash import leashed
+from stack.die_with_parent import dies_with_parent
 
 WriteLine = Callable[[str, str], None]
-"""Takes the name of a program and a line that it wrote."""
+"""Takes the name of a program and one line of its output."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A Python module to run, under a name for people.
+    """A Python module to run, and the name to show for it.
 
-    It is killed if it takes longer than `stop_timeout_s` to end. With a `niceness` above 0 it leaves the
-    processor to others first.
+    It is killed if it runs for longer than `stop_timeout_s` after SIGTERM. With a `niceness` above 0, other
+    processes get the processor first.
     """
 
     name: str
@@ -36,16 +33,16 @@ class Program:
 
     @property
     def command(self) -> list[str]:
-        """The whole command line."""
+        """The complete command line."""
         command = [sys.executable, "-m", self.module, *self.arguments]
-        return leashed(["nice", "-n", str(self.niceness), *command] if self.niceness else command)
+        return dies_with_parent(["nice", "-n", str(self.niceness), *command] if self.niceness else command)
 
 
 @contextmanager
-def running(
+def running_program(
     program: Program, environment: Mapping[str, str], write_line: WriteLine
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run a program; at the end ask it to stop, and kill it if it does not."""
+    """Start a program, yield its process, and stop it: SIGTERM first, SIGKILL after its timeout."""
     process = subprocess.Popen(
         program.command,
         env=dict(environment),
@@ -54,20 +51,19 @@ def running(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # Ctrl-C is for us; we end the others in order
+        start_new_session=True,  # Ctrl-C must reach this process only: it stops the others in order
     )
     assert process.stdout is not None
-    pump = threading.Thread(target=_pass_on, args=(program.name, process.stdout, write_line), daemon=True)
-    pump.start()
+    reader = threading.Thread(target=_forward, args=(program.name, process.stdout, write_line), daemon=True)
+    reader.start()
     try:
         yield process
     finally:
-        end(process, program.stop_timeout_s)
-        pump.join(timeout=5.0)
+        _stop(process, program.stop_timeout_s)
+        reader.join(timeout=5.0)
 
 
-def end(process: subprocess.Popen[str], timeout_s: float) -> None:
-    """Ask a process to end, kill it after `timeout_s`, and wait for it."""
+def _stop(process: subprocess.Popen[str], timeout_s: float) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout_s)
@@ -76,7 +72,7 @@ def end(process: subprocess.Popen[str], timeout_s: float) -> None:
         process.wait()
 
 
-def _pass_on(name: str, lines: IO[str], write_line: WriteLine) -> None:
+def _forward(name: str, lines: IO[str], write_line: WriteLine) -> None:
     with lines:
         for line in lines:
             write_line(name, line.rstrip("\n"))

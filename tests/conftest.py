@@ -14,9 +14,10 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 
-from stack.redis_server import open_redis
-from tests.servers import S3Bucket, S3Server, run_s3_server
+from stack.redis_server import RedisServer
+from tests.servers import S3Bucket, S3Server, redis_program, run_s3_server
 
+CHROMIUM_NAMES = ["chromium", "chromium-browser", "google-chrome"]
 CHROMIUM_FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -27,19 +28,20 @@ CHROMIUM_FLAGS = [
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _settings_of_nobody() -> Iterator[None]:
-    """Tests begin with every setting at its default, whatever the shell has."""
+def _default_settings() -> Iterator[None]:
+    """Remove every setting of the shell except LONGCAT_REDIS_SERVER, which names the Redis to test with."""
     with pytest.MonkeyPatch.context() as environment:
-        for name in [name for name in os.environ if name.startswith("LONGCAT_")]:
-            environment.delenv(name)
+        for name in os.environ.keys() - {"LONGCAT_REDIS_SERVER"}:
+            if name.startswith("LONGCAT_"):
+                environment.delenv(name)
         yield
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a private Redis."""
-    with open_redis(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+    with RedisServer(tmp_path_factory.mktemp("redis"), redis_program()) as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -84,12 +86,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """The Chromium of this machine: one, since playwright's loop runs in this thread from here on."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert path, "there is no Chromium on this machine"
+def chromium() -> str:
+    """The path of Chromium; tests that need it are skipped where it is not installed."""
+    found = [path for name in CHROMIUM_NAMES if (path := shutil.which(name))]
+    if not found:
+        pytest.skip("Chromium is not installed")
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Browser]:
+    """A running Chromium: one per session, because Playwright keeps its event loop in this thread."""
     with (
         sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS) as browser,
+        playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS) as browser,
     ):
         yield browser

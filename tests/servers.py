@@ -1,4 +1,4 @@
-"""Programs that tests run beside themselves: free ports for them, and an S3 server."""
+"""The servers that tests start, and free ports for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack.leash import leashed
+from stack.die_with_parent import dies_with_parent
+from stack.redis_server import RedisProgram, find_redis
+from stack.settings import StackSettings
 from tests.waiting import wait_until
 
 
@@ -20,6 +22,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def redis_program() -> RedisProgram:
+    """Return the Redis that tests start: the one that LONGCAT_REDIS_SERVER names, or the first one found."""
+    return find_redis(StackSettings().redis_server)
 
 
 def answers(port: int, path: str = "/") -> bool:
@@ -64,7 +71,7 @@ def run_s3_server(log: Path) -> Iterator[S3Server]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with (
         log.open("wb") as output,
-        subprocess.Popen(leashed(command), stdout=output, stderr=output) as process,
+        subprocess.Popen(dies_with_parent(command), stdout=output, stderr=output) as process,
     ):
         try:
             wait_until(lambda: answers(port, "/moto-api/"))

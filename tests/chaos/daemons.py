@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from stack.leash import leashed
+from stack.die_with_parent import dies_with_parent
 
 ROOT = Path(__file__).parents[2]
 DISK = "64m"  # of each worker, where one can be mounted
@@ -43,7 +43,7 @@ class Daemon:
         self.wanted = True
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                leashed(self.command), env=dict(self.environment), cwd=ROOT, stdout=log, stderr=log
+                dies_with_parent(self.command), env=dict(self.environment), cwd=ROOT, stdout=log, stderr=log
             )
 
     @property

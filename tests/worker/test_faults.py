@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from stack.redis_server import RedisServer, find_binary
+from stack.redis_server import RedisServer
+from tests.servers import redis_program
 from tests.waiting import wait_until
 from tests.worker.running_worker import RunningWorker, running_worker
 
@@ -19,7 +20,7 @@ from tests.worker.running_worker import RunningWorker, running_worker
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis that a test may kill."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"), find_binary())
+    server = RedisServer(tmp_path_factory.mktemp("redis"), redis_program())
     server.start()
     yield server
     server.stop()

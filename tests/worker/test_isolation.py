@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from jobs.capability import groups
-from stack.redis_server import open_redis
+from stack.redis_server import RedisServer
 from tests.rights import open_to_others
+from tests.servers import redis_program
 from tests.waiting import wait_until
 from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
 
@@ -69,13 +70,16 @@ def listening_addresses(process: psutil.Process) -> list[tuple[str, int]]:
 def observed(request, tmp_path_factory) -> Iterator[Observed]:
     ranks, context_parallel = request.param
     folder = tmp_path_factory.mktemp("worker")
-    with pytest.MonkeyPatch.context() as environment, open_redis(folder / "redis") as url:
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        RedisServer(folder / "redis", redis_program()) as redis,
+    ):
         for name, value in SECRETS.items():
             environment.setenv(name, value)
         environment.setenv("GLOO_SOCKET_IFNAME", "eth0")  # as images of clusters do
         settings = {"ranks": ranks, "context_parallel": context_parallel}
-        with running_worker(folder, url, **settings) as worker:
-            observed = Observed(worker, url)
+        with running_worker(folder, redis.url, **settings) as worker:
+            observed = Observed(worker, redis.url)
 
             def all_groups_are_ready() -> bool:
                 observed.look()

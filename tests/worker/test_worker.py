@@ -10,7 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from stack.redis_server import open_redis
+from stack.redis_server import RedisServer
+from tests.servers import redis_program
 from tests.waiting import wait_until
 from tests.worker.running_worker import RunningWorker, running_worker
 
@@ -19,7 +20,10 @@ from tests.worker.running_worker import RunningWorker, running_worker
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     folder = tmp_path_factory.mktemp("worker")
     settings = {"max_films_behind": 2, "preempt_after_s": 0}
-    with open_redis(folder / "redis") as url, running_worker(folder, url, **settings) as worker:
+    with (
+        RedisServer(folder / "redis", redis_program()) as redis,
+        running_worker(folder, redis.url, **settings) as worker,
+    ):
         worker.wait_until_ready()
         yield worker
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from service.keys.api_keys import ApiKeys
@@ -72,13 +70,12 @@ def other_server():
 
 
 @pytest.fixture
-def page(browser, other_server, live):
+def page(browser, chromium, other_server, live):
     """A page of another server, in a browser for which every name under `.test` is this machine."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     rules = "--host-resolver-rules=MAP *.test 127.0.0.1"
     with (
         host(other_server) as url,
-        browser.browser_type.launch(executable_path=path, args=[*CHROMIUM_FLAGS, rules]) as launched,
+        browser.browser_type.launch(executable_path=chromium, args=[*CHROMIUM_FLAGS, rules]) as launched,
         launched.new_context() as context,
     ):
         page = context.new_page()

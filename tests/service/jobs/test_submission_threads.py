@@ -13,7 +13,8 @@ import pytest
 
 from service.app import create_app
 from service.keys.api_keys import ApiKeys
-from stack.redis_server import RedisServer, find_binary
+from stack.redis_server import RedisServer
+from tests.servers import redis_program
 from tests.service.conftest import CAPABILITY, serving, settings_for
 from tests.service.http.raw import TIMEOUT_S, connected, head, post_json, read_answer, status
 from tests.service.media import encoded, picture
@@ -134,7 +135,7 @@ def test_all_attacks_at_once_do_not_hold_up_another_owner(port, keys):
 @contextmanager
 def redis_that_can_be_stopped(folder):
     """Run a Redis of its own; give its URL, and a context in which it stands still."""
-    server = RedisServer(folder / "redis", find_binary())
+    server = RedisServer(folder / "redis", redis_program())
     server.start()
     pid = server._process.pid
 

@@ -1,8 +1,4 @@
-"""Bringing the whole stack up and taking it down: Redis, the API, a worker.
-
-`stack.serve` and `stack.demo` call `stack_up`. It knows the other parts as programs,
-and learns from Redis when a worker is ready.
-"""
+"""Start Redis, the API and a worker as processes, wait until they accept jobs, and stop them again."""
 
 from __future__ import annotations
 
@@ -22,45 +18,53 @@ from jobs.connect import check_server, connect
 from jobs.errors import Unavailable, UnfitServer
 from jobs.private_files import make_private_folder
 from stack.errors import StackError
-from stack.processes import Program, WriteLine, running
-from stack.redis_server import open_redis
+from stack.processes import Program, WriteLine, running_program
+from stack.redis_server import RedisServer, find_redis
 from stack.settings import StackSettings, environment_for_children, environment_for_worker
 
 API = Program("api", "service")
-WORKER = Program("worker", "worker", niceness=10)  # on a shared processor, answers come before frames
-READY_TIMEOUT_S = 3600.0  # the released weights take their time
+WORKER = Program("worker", "worker", niceness=10)  # the API answers quickly even if both share a processor
+READY_TIMEOUT_S = 3600.0  # the released weights take long to load
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack that answers at `url` and is ready for jobs."""
+    """A stack that accepts jobs at `url`."""
 
     url: str
     processes: Mapping[str, subprocess.Popen[str]]
 
     def check(self) -> None:
-        """Raises StackError if one of its processes has ended."""
+        """Raise StackError if the API or the worker has exited."""
         for name, process in self.processes.items():
             if process.poll() is not None:
                 raise StackError(
-                    f"the {name} ended by itself (exit code {process.returncode}); see its lines"
+                    f"the {name} exited unexpectedly (exit code {process.returncode}); see its output"
                 )
 
 
 @contextmanager
-def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
-    """Start everything, yield when it is ready for jobs, and end everything.
+def running_stack(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
+    """Start a stack, yield it when it accepts jobs, and stop it.
 
-    Raises StackError for a port in use, no checkpoint, no Redis, and for a process that ends by itself.
+    Args:
+        settings: Where it listens and keeps its data. Without a `redis_url` it starts its own Redis.
+        write_line: Called with each line that the API and the worker write.
+
+    Raises:
+        StackError: The port is in use, there is no checkpoint or no Redis, or a process exits.
     """
     folder = settings.data_dir.resolve()
     _check_port(settings.host, settings.port)
     _check_checkpoint(settings.checkpoint)
     make_private_folder(folder)
     with ExitStack() as parts:
-        redis_url = parts.enter_context(open_redis(folder / "redis", settings.redis_url))
         if settings.redis_url:
+            redis_url = settings.redis_url
             _check_redis(redis_url)
+        else:
+            program = find_redis(settings.redis_server)
+            redis_url = parts.enter_context(RedisServer(folder / "redis", program)).url
         environment = environment_for_children(
             redis_url=redis_url,
             data_dir=folder,
@@ -70,7 +74,7 @@ def stack_up(settings: StackSettings, write_line: WriteLine) -> Iterator[Stack]:
         )
         environments = {API: environment, WORKER: environment_for_worker(environment)}
         processes = {
-            program.name: parts.enter_context(running(program, given, write_line))
+            program.name: parts.enter_context(running_program(program, given, write_line))
             for program, given in environments.items()
         }
         stack = Stack(f"http://{settings.host}:{settings.port}", processes)
@@ -90,7 +94,7 @@ def _check_port(host: str, port: int) -> None:
 
 def _check_checkpoint(checkpoint: Path) -> None:
     if not checkpoint.is_dir():
-        raise StackError(f"LONGCAT_CHECKPOINT names no folder: {checkpoint}")
+        raise StackError(f"LONGCAT_CHECKPOINT is not a folder: {checkpoint}")
 
 
 def _check_redis(redis_url: str) -> None:
@@ -104,19 +108,19 @@ def _check_redis(redis_url: str) -> None:
 def _wait_until_ready(stack: Stack, redis_url: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     with connect(redis_url) as redis:
-        while not (_a_group_is_ready(redis) and _answers(stack.url)):
+        while not (_has_ready_group(redis) and _api_is_ready(stack.url)):
             stack.check()
             if time.monotonic() > deadline:
-                raise StackError(f"not ready after {READY_TIMEOUT_S:.0f} s; see the lines above")
+                raise StackError(f"the stack is not ready after {READY_TIMEOUT_S:.0f} s; see its output")
             time.sleep(0.1)
 
 
-def _a_group_is_ready(redis: Redis) -> bool:
+def _has_ready_group(redis: Redis) -> bool:
     return any(group.state in {"ready", "busy"} for group in groups(redis))
 
 
-def _answers(url: str) -> bool:
+def _api_is_ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/readyz", timeout=10.0).is_success
-    except httpx.HTTPError:  # not there yet
+    except httpx.HTTPError:  # it does not listen yet
         return False
