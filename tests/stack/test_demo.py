@@ -47,7 +47,7 @@ def test_demo_saves_both_videos_and_says_where_they_are(demo_client, worker, vid
         ("text_to_video", (PROMPT,), SEED),
         ("image_to_video", (IMAGE_PROMPT,), SEED),
     ]
-    assert [video.path.read_bytes() for video in videos] == [b"a film", b"a film"]
+    assert [video.path.read_bytes() for video in videos] == [b"a video", b"a video"]
     lines = screen.getvalue().splitlines()
     assert f"Video 1 of 2, from a prompt: {PROMPT}" in lines
     assert f"Video 2 of 2, from the image {videos[1].image}: {IMAGE_PROMPT}" in lines

@@ -1,4 +1,4 @@
-"""The command, run in this process against a service that listens."""
+"""Fixtures: run a command in this process against a service that listens on a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page at `/`: served as it is, from this host alone, and (in a browser) used as a person would."""
+"""The console: its files, and its use in a browser."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ FOLDER = Path(routes.__file__).parent
         ("/console/words.js", "text/javascript"),
     ],
 )
-def test_its_files_are_served(client, path, media_type):
+def test_files_are_served(client, path, media_type):
     answer = client.get(path)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"].startswith(media_type)
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 
 
-def test_nothing_else_is_served(client):
+def test_other_files_are_not_served(client):
     for path in ("/console/__init__.py", "/console/", "/console/..%2fsettings.py"):
         assert client.get(path).status_code in {404, 422}
 
 
-def test_it_needs_no_other_host():
+def test_page_loads_nothing_from_other_hosts():
     for path in FOLDER.glob("*.*"):
         assert not re.search(r"(src|href|import|url)\W+https?://", path.read_text()), path
 
 
-def test_every_part_that_the_script_looks_for_is_on_the_page():
+def test_elements_that_the_script_uses_exist():
     page, script = ((FOLDER / name).read_text() for name in ("index.html", "console.js"))
     for name in set(re.findall(r'\$\("([\w-]+)"\)', script)):
         assert f'id="{name}"' in page, name
@@ -78,32 +78,32 @@ class TestInABrowser:
             yield page
             assert problems == []
 
-    def test_a_person_orders_watches_and_plays(self, page, worker):
+    def test_user_requests_watches_and_plays_a_video(self, page, worker):
         page.fill("textarea", "a red ball")
         page.keyboard.press("Tab")
         page.click("text=Generate")
-        page.wait_for_selector("text=number 1 in the queue")
+        page.wait_for_selector("text=position 1 in the queue")
         claim = worker.claim()
         worker.job_store.holder.renew_lease(
             claim, Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0)
         )
-        page.wait_for_selector("text=denoise · step 2 of 4 · 3 s left")
-        worker.succeed(claim, film=clip(), still=encoded(picture(), "JPEG"))
+        page.wait_for_selector("text=denoising · step 2 of 4 · 3 s left")
+        worker.succeed(claim, video=clip(), thumbnail=encoded(picture(), "JPEG"))
         page.wait_for_selector(".job[data-status=succeeded] video[src]")
         video = page.locator("video[src]")
         assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
 
-    def test_a_key_is_asked_for_kept_and_forgotten(self, page, worker, redis):
+    def test_user_signs_in_and_out(self, page, worker, redis):
         key = ApiKeys(redis).create("me")
         page.wait_for_selector("#key:not([hidden])")
-        page.wait_for_selector("text=an API key is needed")
+        page.wait_for_selector("text=an API key is required")
         page.fill("#key input", key)
         page.keyboard.press("Enter")
         page.wait_for_selector("#key", state="hidden")
         page.fill("textarea", "a red ball")
         page.click("text=Generate")
-        page.wait_for_selector("text=number 1 in the queue")
-        worker.succeed(worker.claim(), film=clip(), still=encoded(picture(), "JPEG"))
+        page.wait_for_selector("text=position 1 in the queue")
+        worker.succeed(worker.claim(), video=clip(), thumbnail=encoded(picture(), "JPEG"))
         page.reload()
         page.wait_for_selector(".job[data-status=succeeded] video[src]")
         page.click("text=Copy as curl")
@@ -113,10 +113,10 @@ class TestInABrowser:
         assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
         page.click("text=API key")
         page.keyboard.press("Enter")
-        page.wait_for_selector("text=an API key is needed")
+        page.wait_for_selector("text=an API key is required")
         assert page.locator(".job").count() == 0
 
-    def test_segments_are_for_long_videos(self, page):
+    def test_segments_are_shown_for_long_videos_only(self, page):
         assert page.locator("[name=num_segments]").is_hidden()
         page.select_option("[name=task]", "long_video")
         page.fill("textarea", "a red ball\nit rolls away")
@@ -125,19 +125,19 @@ class TestInABrowser:
         page.wait_for_selector("text=long video")
         assert "it rolls away" in page.text_content(".job .prompt")
 
-    def test_everything_is_reached_by_the_keyboard(self, page):
+    def test_all_controls_are_reachable_by_keyboard(self, page):
         seen = []
         for _ in range(14):
             page.keyboard.press("Tab")
             seen.append(
                 page.evaluate("document.activeElement.name || document.activeElement.textContent.trim()")
             )
-        assert seen[:7] == ["API key", "API", "prompt", "task", "size", "file", "More"]
+        assert seen[:7] == ["API key", "API", "prompt", "task", "size", "file", "More options"]
         assert "Generate" in seen
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
-    def test_it_fits_the_screen_and_can_be_read(self, page, worker, scheme, width, height, tmp_path):
+    def test_page_fits_the_screen_with_readable_contrast(self, page, worker, scheme, width, height, tmp_path):
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": height})
         for text in ("a red ball rolls across a wooden floor", "a cat " + "w" * 120):
@@ -147,7 +147,7 @@ class TestInABrowser:
         worker.job_store.holder.renew_lease(
             worker.claim(), Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0)
         )
-        page.wait_for_selector("text=denoise · step 2 of 4 · 3 s left")
+        page.wait_for_selector("text=denoising · step 2 of 4 · 3 s left")
         page.screenshot(
             path=os.environ.get("SCREENSHOTS", tmp_path) / Path(f"{scheme}-{width}.png"), full_page=True
         )
@@ -157,7 +157,7 @@ class TestInABrowser:
         )
         assert contrast(ground, text) > 7
 
-    def test_an_image_and_a_refusal(self, page, tmp_path):
+    def test_refused_request_shows_the_reason(self, page, tmp_path):
         (tmp_path / "cat.png").write_bytes(encoded(picture()))
         page.fill("textarea", "it moves")
         page.set_input_files("input[type=file]", tmp_path / "cat.png")
@@ -168,15 +168,15 @@ class TestInABrowser:
         page.click("text=Generate")
         page.wait_for_selector("text=image to video · 96×64")
 
-    def test_who_ordered_nothing_yet_is_shown_how_to_begin(self, page):
-        page.wait_for_selector("text=Nothing ordered yet")
+    def test_empty_list_offers_example_prompts(self, page):
+        page.wait_for_selector("text=No videos yet")
         page.locator(".example").first.click()
         assert page.input_value("textarea") == page.locator(".example").first.text_content()
         page.click("text=Generate")
-        page.wait_for_selector("text=number 1 in the queue")
+        page.wait_for_selector("text=position 1 in the queue")
         assert page.locator("#empty").is_hidden()
 
-    def test_a_chosen_file_is_shown_and_can_be_taken_back(self, page, tmp_path):
+    def test_chosen_file_is_previewed_and_can_be_removed(self, page, tmp_path):
         (tmp_path / "cat.png").write_bytes(encoded(picture()))
         height = page.locator("#drop").bounding_box()["height"]
         page.set_input_files("input[type=file]", tmp_path / "cat.png")
@@ -187,25 +187,25 @@ class TestInABrowser:
         assert page.locator("#preview").is_hidden()
         assert page.evaluate("document.activeElement.name") == "file"
 
-    def test_what_happens_is_announced_and_no_film_goes_by_a_slip(self, page, worker, client):
+    def test_changes_are_announced_and_deletion_is_confirmed(self, page, worker, client):
         page.fill("textarea", "a red ball")
         page.click("text=Generate")
-        page.wait_for_selector("text=number 1 in the queue")
-        worker.succeed(worker.claim(), film=clip(), still=encoded(picture(), "JPEG"))
+        page.wait_for_selector("text=position 1 in the queue")
+        worker.succeed(worker.claim(), video=clip(), thumbnail=encoded(picture(), "JPEG"))
         page.wait_for_selector("#news:has-text('is finished')", state="attached")
-        film = page.locator("video[src]")
-        assert (film.get_attribute("width"), film.get_attribute("height")) == ("96", "64")
+        video = page.locator("video[src]")
+        assert (video.get_attribute("width"), video.get_attribute("height")) == ("96", "64")
         page.click("text=Delete")
         assert client.get("/jobs").json()["jobs"] != []
-        page.click("text=Delete for good?")
-        page.wait_for_selector("text=Nothing ordered yet")
+        page.click("text=Delete permanently?")
+        page.wait_for_selector("text=No videos yet")
         assert client.get("/jobs").json()["jobs"] == []
 
-    def test_nothing_moves_for_who_wants_it_still(self, page):
+    def test_reduced_motion_disables_transitions(self, page):
         page.emulate_media(reduced_motion="reduce")
         assert page.evaluate("getComputedStyle(document.querySelector('button')).transitionDuration") == "0s"
 
-    def test_cancel_and_the_command_for_a_terminal(self, page, live, client):
+    def test_job_can_be_cancelled_and_copied_as_curl(self, page, live, client):
         page.fill("textarea", 'it\'s a "red" ball')
         page.click("text=Generate")
         page.click("text=Copy as curl")

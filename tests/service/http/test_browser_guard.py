@@ -41,8 +41,8 @@ def job(http):
 
 
 @pytest.mark.parametrize("headers", FOREIGN_PAGES, ids=str)
-class TestAForeignPage:
-    def test_cannot_order(self, http, headers):
+class TestForeignPage:
+    def test_cannot_submit(self, http, headers):
         for path in ("/generate", "/v1/videos"):
             answer = http.post(path, files=FORM, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site_request"), path
@@ -80,7 +80,7 @@ def test_foreign_page_cannot_use_a_key_that_it_made_up(http):
     assert http.post("/generate", files=FORM, headers=headers).status_code == 403
 
 
-class TestAForeignHostName:
+class TestForeignHostName:
     @pytest.mark.parametrize(
         "name",
         ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "[x"],
@@ -95,10 +95,10 @@ class TestAForeignHostName:
         assert http.post("/generate", json={"prompt": "x"}, headers=rebound).status_code == 421
         assert [listed["id"] for listed in http.get("/jobs").json()["jobs"]] == [job["id"]]
 
-    def test_may_ask_whether_the_process_lives(self, http):
+    def test_may_check_liveness(self, http):
         assert http.get("/livez", headers={"Host": "probe.example"}).status_code == 200
 
-    def test_is_served_with_a_key_alone(self, http, redis):
+    def test_is_served_only_with_a_key(self, http, redis):
         key = ApiKeys(redis).create("me")
         foreign = {"Host": "videos.internal"}
         assert http.get("/jobs", headers=foreign).status_code == 401
@@ -111,7 +111,7 @@ class TestAForeignHostName:
             connection.sendall(request.encode())
             assert connection.recv(4096).split()[1] in {b"400", b"421"}
 
-    def test_is_served_where_it_is_listed(self, redis_server, redis, tmp_path):
+    def test_is_served_if_configured(self, redis_server, redis, tmp_path):
         CAPABILITY.publish(redis)
         settings = settings_for(
             redis_server, tmp_path, allowed_hosts="a.example, B.example", public_url="https://c.example/x"
@@ -130,7 +130,7 @@ class TestAForeignHostName:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/jobs", "/nowhere", "/", "/docs", "/jobs/none/video"])
-def test_answers_cannot_be_embedded_by_foreign_pages(http, path):
+def test_responses_cannot_be_embedded_by_foreign_pages(http, path):
     headers = http.get(path).headers
     assert headers["Cross-Origin-Resource-Policy"] == "same-site"
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -138,7 +138,7 @@ def test_answers_cannot_be_embedded_by_foreign_pages(http, path):
     assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_refusals_are_counted_and_named(http):
+def test_refusals_are_counted_and_have_request_ids(http):
     answer = http.post("/generate", headers={"Origin": "null", "X-Request-Id": "mine"})
     assert answer.headers["X-Request-Id"] == "mine"
     assert 'longcat_http_requests_total{method="POST",route="none",status="403"}' in http.get("/metrics").text
@@ -168,14 +168,14 @@ class TestOrigins:
             ("127.0.0.1@evil.example", False),
         ],
     )
-    def test_addresses_and_loopback_names_are_listed(self, host, is_allowed_host):
+    def test_addresses_and_loopback_names_are_allowed(self, host, is_allowed_host):
         assert Origins(Settings()).is_allowed_host(Headers({"Host": host})) is is_allowed_host
 
     def test_second_host_is_not_overlooked(self):
         hosts = [(b"host", b"127.0.0.1"), (b"host", b"evil.example")]
         assert not Origins(Settings()).is_allowed_host(Headers(raw=hosts))
 
-    def test_star_lists_every_name(self):
+    def test_star_allows_every_name(self):
         assert Origins(Settings(allowed_hosts="*")).is_allowed_host(Headers({"Host": "any.example"}))
 
     @pytest.mark.parametrize(
@@ -207,6 +207,6 @@ class TestOrigins:
             ("http", "127.0.0.1:8000", False),
         ],
     )
-    def test_tls_in_front_of_the_public_url_is_known(self, scheme, host, is_https):
+    def test_tls_at_a_proxy_of_the_public_url_is_detected(self, scheme, host, is_https):
         origins = Origins(Settings(public_url="https://public.example"))
         assert origins.is_https(scheme, Headers({"Host": host})) is is_https

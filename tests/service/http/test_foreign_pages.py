@@ -94,13 +94,13 @@ def jobs(client):
     return client.get("/jobs").json()["jobs"]
 
 
-def test_foreign_page_cannot_order_with_fetches(foreign_page, live, client):
+def test_foreign_page_cannot_submit_with_fetch(foreign_page, live, client):
     foreign_page.evaluate(ATTACK, f"http://127.0.0.1:{live}")
     foreign_page.evaluate(ATTACK, f"http://localhost:{live}")
     assert jobs(client) == []
 
 
-def test_foreign_page_cannot_order_or_cancel_with_forms(foreign_page, live, client, order):
+def test_foreign_page_cannot_submit_or_cancel_with_forms(foreign_page, live, client, order):
     job = order()
     for path, fields in (("/generate", {"prompt": "x"}), (f"/jobs/{job['id']}/cancel", {})):
         foreign_page.goto(foreign_page.other_url)
@@ -110,7 +110,7 @@ def test_foreign_page_cannot_order_or_cancel_with_forms(foreign_page, live, clie
     assert [(job["id"], job["status"]) for job in jobs(client)] == [(job["id"], "queued")]
 
 
-def test_rebound_name_reads_and_deletes_nothing(page, live, client, order):
+def test_dns_rebinding_cannot_read_or_delete(page, live, client, order):
     job = order()
     page.goto(f"http://evil.test:{live}/livez")  # the attacker's name, which now leads to us
     for path in ("/jobs", f"/jobs/{job['id']}", "/capability", "/metrics", "/"):
@@ -125,7 +125,7 @@ def test_rebound_name_reads_and_deletes_nothing(page, live, client, order):
 
 def test_page_of_another_site_cannot_embed_thumbnails(page, live, order, worker):
     job = order()
-    worker.succeed(worker.claim(), film=clip(), still=encoded(picture(), "JPEG"))
+    worker.succeed(worker.claim(), video=clip(), thumbnail=encoded(picture(), "JPEG"))
     thumbnail = f"http://127.0.0.1:{live}/jobs/{job['id']}/thumbnail"
     page.goto(page.other_url.replace("127.0.0.1", "evil.test"))
     assert not page.evaluate(EMBED, thumbnail)
@@ -139,7 +139,7 @@ def test_sign_in_leaves_no_key_to_scripts_or_other_ports(page, live, other_serve
     page.wait_for_selector("#key:not([hidden])")
     page.fill("#key input", key)
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=Nothing ordered yet")
+    page.wait_for_selector("text=No videos yet")
     stored = page.evaluate(
         "[document.cookie, {...localStorage}, {...sessionStorage}].map((x) => JSON.stringify(x))"
     )
@@ -152,10 +152,10 @@ def test_sign_in_leaves_no_key_to_scripts_or_other_ports(page, live, other_serve
     assert client.get("/jobs", headers={"Authorization": f"Bearer {key}"}).json()["jobs"] == []
     ApiKeys(redis).revoke(key.split("_")[1])
     page.goto(f"http://127.0.0.1:{live}/")
-    page.wait_for_selector("text=an API key is needed")
+    page.wait_for_selector("text=an API key is required")
 
 
-def test_console_explains_that_a_key_has_no_right_to_high_priority(page, live, redis):
+def test_console_explains_that_the_key_does_not_allow_high_priority(page, live, redis):
     page.goto(f"http://127.0.0.1:{live}/")
     ApiKeys(redis).create("somebody")
     for allowed in (False, True):
@@ -169,12 +169,12 @@ def test_console_explains_that_a_key_has_no_right_to_high_priority(page, live, r
         page.wait_for_function(
             "(off) => document.querySelector('[value=high]').disabled === off", arg=not allowed
         )
-        assert high.text_content() == ("high" if allowed else "high: not with this key")
+        assert high.text_content() == ("high" if allowed else "high: not allowed for this key")
         page.click("#keys")
         page.click("text=Sign in")
 
 
-def test_console_says_that_a_key_is_wrong(page, live, redis):
+def test_console_reports_an_invalid_key(page, live, redis):
     ApiKeys(redis).create("me")
     page.goto(f"http://127.0.0.1:{live}/")
     page.wait_for_selector("#key:not([hidden])")

@@ -119,14 +119,14 @@ NO_ADDRESSES = [
 
 
 @pytest.mark.parametrize("url", PRIVATE + NO_ADDRESSES)
-def test_an_address_that_is_not_to_be_asked(client, refused, url):
+def test_private_and_invalid_urls_are_refused(client, refused, url):
     error = refused(client.post("/generate", json={"prompt": "a", "image": {"url": url}}))
     assert error["field"].startswith("image")
     theirs = {"prompt": "a", "input_reference": {"image_url": url}}
     assert refused(client.post("/v1/videos", json=theirs))["param"].startswith("input_reference")
 
 
-def test_a_private_host_is_really_not_asked(client, refused):
+def test_private_host_receives_no_connection(client, refused):
     asked = []
 
     def answer(request):
@@ -139,7 +139,7 @@ def test_a_private_host_is_really_not_asked(client, refused):
     assert asked == []
 
 
-class TestAHostThatMayBeAsked:
+class TestPublicHost:
     """The hosts of these tests are on this machine, so this service may ask private ones."""
 
     @pytest.fixture
@@ -151,20 +151,20 @@ class TestAHostThatMayBeAsked:
     def order(self, client, url):
         return client.post("/generate", json={"prompt": "a", "image": {"url": url}})
 
-    def test_may_not_send_us_in_circles(self, client, refused):
+    def test_redirect_loop_is_refused(self, client, refused):
         with host(redirecting("/file")) as url:
             refused(self.order(client, url))
 
     @pytest.mark.parametrize("target", ["file:///etc/passwd", "gopher://127.0.0.1/", "http://[", ""])
-    def test_may_not_send_us_to_what_is_no_web_address(self, client, refused, target):
+    def test_redirect_to_another_scheme_is_refused(self, client, refused, target):
         with host(redirecting(target)) as url:
             refused(self.order(client, url))
 
-    def test_may_not_send_too_much(self, client, refused):
+    def test_too_large_file_is_refused(self, client, refused):
         with host(sending(b"x" * ((1 << 19) + 1))) as url:
             assert "larger" in refused(self.order(client, url))["message"]
 
-    def test_may_not_send_without_end(self, client, refused):
+    def test_endless_file_is_refused(self, client, refused):
         def answer(request):
             request.send_response(200)
             request.end_headers()
@@ -177,11 +177,11 @@ class TestAHostThatMayBeAsked:
         with host(answer) as url:
             refused(self.order(client, url))
 
-    def test_may_not_keep_us_waiting(self, client, refused):
+    def test_slow_host_is_refused(self, client, refused):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             refused(self.order(client, f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"))
 
-    def test_may_not_pack_a_bomb(self, client, refused):
+    def test_decompression_bomb_is_refused(self, client, refused):
         packed = gzip.compress(b"x" * 10_000_000)
 
         def answer(request):
@@ -194,7 +194,7 @@ class TestAHostThatMayBeAsked:
         with host(answer) as url:
             refused(self.order(client, url))
 
-    def test_may_not_answer_an_error(self, client, refused):
+    def test_error_response_is_refused(self, client, refused):
         with host(sending(encoded(picture()), 404)) as url:
             refused(self.order(client, url))
 
@@ -274,7 +274,7 @@ CLIPS = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_that_is_none(client, refused, name):
+def test_invalid_images_are_refused(client, refused, name):
     answer = client.post("/generate", data={"prompt": "a"}, files={"image": IMAGES[name]})
     if name == "nothing":  # which is how a browser sends a field that was left empty
         assert answer.status_code in {202, 422}
@@ -283,21 +283,21 @@ def test_an_image_that_is_none(client, refused, name):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
-def test_an_animation_counts_as_its_first_frame(client, kind):
+def test_first_frame_of_an_animation_is_used(client, kind):
     content = many_frames() if kind == "GIF" else moving(kind)
     answer = client.post("/generate", data={"prompt": "a"}, files={"image": content})
     assert answer.status_code == 202
     assert answer.json()["request"]["image"]["num_frames"] == 1
 
 
-def test_what_a_file_says_of_its_size_is_not_believed(client):
+def test_declared_size_of_a_file_is_not_trusted(client):
     answer = client.post("/generate", data={"prompt": "a"}, files={"video": said_to_be_large()})
     assert answer.status_code == 202, answer.text
     assert answer.json()["request"]["video"]["width"] == 96
 
 
 @pytest.mark.parametrize("name", [name for name in CLIPS if name != "nothing"])
-def test_a_clip_that_is_none(client, refused, name):
+def test_invalid_clips_are_refused(client, refused, name):
     answer = client.post("/generate", data={"prompt": "a"}, files={"video": CLIPS[name]})
     assert refused(answer)["code"] == "invalid_input"
     theirs = client.post("/v1/videos/extensions", data=EXTENSION, files={"video": CLIPS[name]})
@@ -349,7 +349,7 @@ BODIES = [
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/extensions"])
 @pytest.mark.parametrize("number", range(len(BODIES)))
-def test_json_that_is_none(client, refused, path, number):
+def test_invalid_json_is_refused(client, refused, path, number):
     refused(client.post(path, content=BODIES[number], headers=JSON))
 
 
@@ -383,7 +383,7 @@ FORMS = [
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/extensions"])
 @pytest.mark.parametrize("number", range(len(FORMS)))
-def test_a_form_that_is_none(client, refused, path, number):
+def test_invalid_forms_are_refused(client, refused, path, number):
     refused(client.post(path, content=FORMS[number], headers=FORM))
 
 
@@ -400,12 +400,12 @@ def test_a_form_that_is_none(client, refused, path, number):
         "\x00",
     ],
 )
-def test_a_body_of_no_kind(client, refused, media_type):
+def test_other_media_types_are_refused(client, refused, media_type):
     refused(client.post("/generate", content=b'{"prompt": "a"}', headers={"Content-Type": media_type}))
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "C:\\a.png", "a\0b.png", "/etc/passwd", "." * 5000])
-def test_a_file_name_is_of_no_account(client, worker, name):
+def test_file_names_have_no_effect(client, worker, name):
     answer = client.post("/generate", data={"prompt": "a"}, files={"image": (name, encoded(picture()))})
     if answer.status_code == 400:  # a name that does not fit into a header
         return
@@ -418,7 +418,7 @@ def test_a_file_name_is_of_no_account(client, worker, name):
     ["%2e%2e", "..%2f..%2fetc%2fpasswd", "a%00b", "*", "%0a", "a" * 5000, "longcat:job:x", "{}", "%ff"],
 )
 @pytest.mark.parametrize("path", ["/jobs/{}", "/jobs/{}/video", "/v1/videos/{}", "/v1/videos/{}/content"])
-def test_an_id_that_is_none(client, refused, path, job_id):
+def test_invalid_job_ids_are_not_found(client, refused, path, job_id):
     refused(client.get(path.format(job_id)))
 
 
@@ -435,14 +435,14 @@ def test_an_id_that_is_none(client, refused, path, job_id):
     ],
 )
 @pytest.mark.parametrize("path", ["/jobs", "/v1/videos"])
-def test_a_page_that_is_none(client, refused, path, query):
+def test_invalid_pages_are_refused(client, refused, path, query):
     if path == "/v1/videos" and query.startswith("status"):
         pytest.skip("it has no states to choose from")
     refused(client.get(f"{path}?{query}"))
 
 
 @pytest.mark.parametrize("kind", [JSON, FORM])
-def test_a_body_that_does_not_say_how_long_it_is(client, refused, kind):
+def test_body_of_unknown_length_is_limited(client, refused, kind):
     def endless():
         yield (
             b'{"prompt": "' if kind is JSON else b'--edge\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
@@ -456,7 +456,7 @@ def test_a_body_that_does_not_say_how_long_it_is(client, refused, kind):
 
 @pytest.mark.parametrize("kind", [JSON, FORM])
 @pytest.mark.parametrize("length", ["99999999999", "9" * 400])
-def test_a_body_that_says_it_is_too_long_is_not_read(client, refused, kind, length):
+def test_body_with_a_too_large_content_length_is_not_read(client, refused, kind, length):
     def never():
         raise AssertionError
         yield b""
@@ -465,11 +465,11 @@ def test_a_body_that_says_it_is_too_long_is_not_read(client, refused, kind, leng
     assert refused(answer)["code"] == "body_too_large"
 
 
-def test_base64_that_is_too_long(client, refused):
+def test_too_large_base64_is_refused(client, refused):
     body = {"prompt": "a", "image": {"base64": in_base64(bytes((1 << 19) + 1))}}
     assert "larger" in refused(client.post("/generate", json=body))["message"]
 
 
-def test_the_service_still_works_afterwards(client):
+def test_service_still_works_after_hostile_requests(client):
     CAPABILITY.publish(client.app.state.backend.redis)
     assert client.post("/generate", json={"prompt": "a red ball"}).status_code == 202

@@ -1,4 +1,4 @@
-"""Range headers, good and bad."""
+"""Parsing of `Range` headers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.http.ranges import parse_range
         ("Bytes=5-6", range(5, 7)),
     ],
 )
-def test_a_range_is_cut_to_the_file(header, wanted):
+def test_range_is_cut_to_the_file(header, wanted):
     assert parse_range(header, 100) == wanted
 
 
@@ -42,14 +42,14 @@ def test_a_range_is_cut_to_the_file(header, wanted):
         ),
     ],
 )
-def test_what_is_no_single_range_is_ignored(header):
+def test_malformed_and_multiple_ranges_are_ignored(header):
     assert parse_range(header, 100) is None
 
 
 @pytest.mark.parametrize(
     ("header", "size_bytes"), [("bytes=100-", 100), ("bytes=100-200", 100), ("bytes=-0", 100)]
 )
-def test_a_range_behind_the_end_is_refused(header, size_bytes):
+def test_range_after_the_end_is_refused(header, size_bytes):
     with pytest.raises(RangeNotSatisfiable):
         parse_range(header, size_bytes)
 
@@ -62,7 +62,7 @@ def test_an_empty_file_has_no_ranges(header):
 
 @settings(deadline=None)
 @given(st.text(alphabet="bytes=0123456789-, ", max_size=20), st.integers(0, 50))
-def test_whatever_is_answered_lies_within_the_file(header, size_bytes):
+def test_parsed_range_always_lies_within_the_file(header, size_bytes):
     try:
         wanted = parse_range(header, size_bytes)
     except RangeNotSatisfiable:

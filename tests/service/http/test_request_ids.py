@@ -11,7 +11,7 @@ from jobs.logs import current_names
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
-def test_an_order_carries_the_id_and_the_trace_of_its_request(client, worker):
+def test_job_carries_request_id_and_trace(client, worker):
     headers = {"X-Request-Id": "mine-1", "traceparent": TRACEPARENT}
     client.post("/generate", json={"prompt": "a ball"}, headers=headers)
     job = worker.claim().job
@@ -30,21 +30,21 @@ def test_an_order_carries_the_id_and_the_trace_of_its_request(client, worker):
         TRACEPARENT + "-more",
     ],
 )
-def test_a_trace_that_is_none_goes_no_further(client, worker, given):
+def test_invalid_trace_is_dropped(client, worker, given):
     client.post("/generate", json={"prompt": "a ball"}, headers={"traceparent": given})
     assert worker.claim().job.traceparent is None
 
 
-def test_an_id_is_made_where_none_was_sent(client, worker):
+def test_id_is_generated_if_none_was_sent(client, worker):
     answer = client.post("/generate", json={"prompt": "a ball"})
     assert worker.claim().job.request_id == answer.headers["X-Request-Id"]
 
 
-def test_neither_is_shown_to_clients(client, order):
+def test_clients_see_neither_id_nor_trace_in_the_job(client, order):
     assert not {"request_id", "traceparent"} & order().keys()
 
 
-def test_lines_about_an_order_name_request_and_job(client, caplog):
+def test_log_entries_name_request_and_job(client, caplog):
     names: list[dict[str, str]] = []
 
     class Naming(logging.Handler):

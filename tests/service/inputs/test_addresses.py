@@ -33,12 +33,12 @@ LOCAL_NAMES = [
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_an_address_of_our_own_network_is_not_public(address):
+def test_private_addresses_are_not_public(address):
     assert not is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_an_address_of_the_internet_is_public(address):
+def test_internet_addresses_are_public(address):
     assert is_public(ipaddress.ip_address(address))
 
 
@@ -110,12 +110,12 @@ def test_public_addresses_in_tunnels_are_not_public(address):
 
 
 @pytest.mark.parametrize("name", LOCAL_NAMES)
-def test_a_disguised_local_host_is_refused(name):
+def test_other_spellings_of_localhost_are_refused(name):
     with pytest.raises(HostNotPublic):
         resolve(name, 80, allow_private=False)
 
 
-def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
+def test_name_with_one_private_address_is_refused(monkeypatch):
     def answer(*_, **__):
         return [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")
@@ -128,10 +128,10 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["", ".", "no.such.host.invalid", "a" * 300, "a..b", "\x00"])
-def test_a_name_that_stands_for_nothing_is_refused(name):
+def test_unresolvable_name_is_refused(name):
     with pytest.raises(HostNotPublic):
         resolve(name, 80, allow_private=False)
 
 
-def test_a_private_address_may_be_allowed():
+def test_private_address_can_be_allowed():
     assert resolve("127.0.0.1", 80, allow_private=True) == ["127.0.0.1"]

@@ -20,7 +20,7 @@ from tests.service.http.raw import (
     status,
 )
 from tests.service.media import encoded, picture
-from tests.service.test_health import metric
+from tests.service.ops.test_health import metric
 from tests.waiting import wait_until
 
 FORM = "Content-Type: multipart/form-data; boundary=edge"
@@ -43,7 +43,7 @@ def impatient(slow_port, redis):
 @pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/extensions"])
 @pytest.mark.parametrize("length", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("media_type", ["Content-Type: application/json", FORM])
-def test_a_body_that_stops_is_answered_408_and_its_connection_closed(impatient, path, length, media_type):
+def test_stalled_body_is_answered_408_and_its_connection_closed(impatient, path, length, media_type):
     with connected(impatient) as connection:
         connection.sendall(head("POST", path, media_type, length))
         answer = read_until_closed(connection)
@@ -51,14 +51,14 @@ def test_a_body_that_stops_is_answered_408_and_its_connection_closed(impatient, 
     assert b"body_too_slow" in answer
 
 
-def test_a_dripping_body_is_answered_408(impatient):
+def test_slowly_sent_body_is_answered_408(impatient):
     with connected(impatient) as connection:
         connection.sendall(post_json("Content-Length: 100000"))
         answer = drip_until_answered(connection, b" ")
     assert status(answer) == 408
 
 
-def test_an_event_stream_outlives_the_time_for_bodies(impatient, redis):
+def test_event_stream_may_last_longer_than_the_body_timeout(impatient, redis):
     body = json.dumps({"prompt": "a red ball"}).encode()
     with connected(impatient) as connection:
         connection.sendall(post_json(f"Content-Length: {len(body)}", "Connection: close") + body)
@@ -71,7 +71,7 @@ def test_an_event_stream_outlives_the_time_for_bodies(impatient, redis):
     assert status(received) == 200
 
 
-def test_an_aborted_upload_is_one_line_in_the_log_and_a_499_in_the_metrics(live, client, caplog):
+def test_aborted_upload_is_logged_once_and_counted_as_499(live, client, caplog):
     name = 'longcat_http_requests_total{method="POST",route="/generate",status="499"}'
     failed = 'longcat_http_requests_total{method="POST",route="/generate",status="500"}'
     before = metric(client, name) or 0
@@ -104,7 +104,7 @@ CUTS = {
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("path", ["/generate", "/v1/videos"])
-def test_a_form_without_its_closing_boundary_is_refused(client, redis, path, cut):
+def test_form_without_closing_boundary_is_refused(client, redis, path, cut):
     headers = {"Content-Type": "multipart/form-data; boundary=edge"}
     answer = client.post(path, content=WHOLE[: CUTS[cut]], headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
@@ -112,25 +112,25 @@ def test_a_form_without_its_closing_boundary_is_refused(client, redis, path, cut
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n", b"an epilogue"])
-def test_a_form_with_its_closing_boundary_is_accepted(client, end):
+def test_form_with_closing_boundary_is_accepted(client, end):
     headers = {"Content-Type": "multipart/form-data; boundary=edge"}
     content = WHOLE.removesuffix(b"\r\n") + end
     assert client.post("/generate", content=content, headers=headers).status_code == 202
 
 
-def test_the_texts_of_a_form_are_bounded_together(client):
+def test_total_size_of_form_texts_is_limited(client):
     texts = [(f"field{number}", (None, "x" * 100_000)) for number in range(20)]
     answer = client.post("/generate", files=texts)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
 @pytest.mark.parametrize("value", ["[" + "[]," * 20_000 + "0]", "[" * 5000 + "]" * 5000])
-def test_json_in_a_form_field_is_bounded_as_in_a_body(client, value):
+def test_json_in_a_form_field_is_limited_like_a_body(client, value):
     answer = client.post("/generate", data={"prompt": "a", "metadata": value}, files={"image": b""})
     assert answer.status_code in {413, 422}
 
 
-class TestBodiesAtATime:
+class TestConcurrentBodies:
     @pytest.fixture(scope="class")
     @classmethod
     def small(cls, redis_server, tmp_path_factory):
@@ -155,7 +155,7 @@ class TestBodiesAtATime:
         connection.sendall(post_json("Authorization: Bearer k", "Content-Length: 1000000") + content)
         wait_until(lambda: small.state.backend.capacities.body_memory.used - before >= len(content) - 65536)
 
-    def test_too_many_of_an_owner_are_refused_at_once(self, small, small_port, redis):
+    def test_too_many_bodies_of_an_owner_are_refused_immediately(self, small, small_port, redis):
         waiting = [post_json("Authorization: Bearer k", "Content-Length: 9", "Expect: 100-continue")] * 3
         with connected(small_port) as a, connected(small_port) as b, connected(small_port) as c:
             for connection, sent in zip((a, b, c), waiting, strict=True):
@@ -169,9 +169,7 @@ class TestBodiesAtATime:
         assert b"retry-after" in answer.lower()
         wait_until(lambda: small.state.backend.capacities.open_bodies.used == 0)
 
-    def test_more_than_fits_into_memory_is_refused_at_once_but_small_bodies_are_not(
-        self, small, small_port, redis
-    ):
+    def test_bodies_over_the_memory_limit_are_refused_but_small_ones_are_not(self, small, small_port, redis):
         CAPABILITY.publish(redis)
         with connected(small_port) as first:
             self.begin(first, small, b" " * 900_000)

@@ -36,7 +36,7 @@ def test_image_that_needs_too_much_memory_is_refused(client):
     }
 
 
-def test_many_such_images_at_once_cost_the_service_nothing(client):
+def test_many_such_images_do_not_grow_the_service(client):
     before = psutil.Process().memory_info().rss
     with ThreadPoolExecutor(8) as pool:
         answers = [answer.result() for answer in [pool.submit(order, client, image=BOMB) for _ in range(8)]]
@@ -45,7 +45,7 @@ def test_many_such_images_at_once_cost_the_service_nothing(client):
     assert order(client, image=encoded(picture())).status_code == 202
 
 
-def test_service_that_cannot_decode_now_says_so(client, monkeypatch):
+def test_request_is_answered_503_while_decoding_is_impossible(client, monkeypatch):
     monkeypatch.setattr(client.app.state.backend.sandbox, "_max_wait_s", 0.01)
     slots = client.app.state.backend.sandbox._slots
     with slots, slots:

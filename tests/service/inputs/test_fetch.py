@@ -27,12 +27,12 @@ def fetched(url, limits=LIMITS):
     return target.getvalue()
 
 
-def test_what_a_host_sends_is_written():
+def test_response_body_is_written():
     with host(sending(b"x" * MAX_BYTES)) as url:
         assert fetched(url) == b"x" * MAX_BYTES
 
 
-def test_the_query_goes_along_and_the_fragment_does_not():
+def test_query_is_sent_and_fragment_is_not():
     asked = []
 
     def answer(request):
@@ -45,12 +45,12 @@ def test_the_query_goes_along_and_the_fragment_does_not():
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_followed(status):
+def test_redirect_is_followed(status):
     with host(sending(b"there")) as there, host(redirecting(there, status)) as here:
         assert fetched(here) == b"there"
 
 
-def test_a_relative_redirect_is_followed():
+def test_relative_redirect_is_followed():
     def answer(request):
         (redirecting("/other?x=1") if request.path == "/file" else sending(request.path.encode()))(request)
 
@@ -58,7 +58,7 @@ def test_a_relative_redirect_is_followed():
         assert fetched(url) == b"/other?x=1"
 
 
-def test_a_circle_of_redirects_ends():
+def test_redirect_loop_is_refused():
     with host(redirecting("/file")) as url, pytest.raises(UnusableInput, match="redirects"):
         fetched(url)
 
@@ -74,12 +74,12 @@ def test_a_circle_of_redirects_ends():
         "ftp://a/b",
     ],
 )
-def test_a_redirect_out_of_http_is_refused(elsewhere):
+def test_redirect_to_another_scheme_is_refused(elsewhere):
     with host(redirecting(elsewhere)) as url, pytest.raises(UnusableInput):
         fetched(url)
 
 
-def test_a_redirect_into_our_own_network_is_refused(monkeypatch):
+def test_redirect_to_a_private_address_is_refused(monkeypatch):
     """The first host counts as public here; the one it points to does not."""
     monkeypatch.setattr("service.inputs.addresses.is_public", lambda address: str(address) != "127.0.0.2")
     private = pytest.raises(UnusableInput, match="not in the public internet")
@@ -100,14 +100,14 @@ def test_a_redirect_into_our_own_network_is_refused(monkeypatch):
         *("http://169.254.169.254/latest/meta-data/", "http://[fd00:ec2::254]/", "http://10.0.0.1/"),
     ],
 )
-def test_a_private_host_is_never_connected_to(url):
+def test_private_host_receives_no_connection(url):
     asked: list[object] = []
     with host(asked.append) as own, pytest.raises(UnusableInput, match="public internet"):
         fetched(url.format(port=own.split(":")[2].removesuffix("/file")), FetchLimits())
     assert asked == []
 
 
-def test_the_address_that_was_judged_is_the_one_that_is_connected_to(monkeypatch):
+def test_connection_goes_to_the_checked_address(monkeypatch):
     """A name server that says something else when it is asked again is not asked again."""
     answers = iter(["127.0.0.1"])
     real = socket.getaddrinfo
@@ -134,18 +134,18 @@ def test_the_address_that_was_judged_is_the_one_that_is_connected_to(monkeypatch
         *("http://127.0.0.1\\@example.com/", "HTTP ://example.com", "http://example.com\t.evil/"),
     ],
 )
-def test_what_is_no_usable_url_is_refused(url):
+def test_invalid_url_is_refused(url):
     with pytest.raises(UnusableInput):
         fetched(url, FetchLimits())
 
 
 @pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500])
-def test_a_host_that_answers_anything_but_200_is_refused(status):
+def test_response_other_than_200_is_refused(status):
     with host(sending(b"", status)) as url, pytest.raises(UnusableInput, match=str(status)):
         fetched(url)
 
 
-def test_a_file_that_is_too_large_is_not_read_to_its_end():
+def test_too_large_file_is_not_read_to_its_end():
     sent = []
 
     def endless(request):
@@ -163,7 +163,7 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end():
     assert sum(sent) < 100_000_000
 
 
-class TestASlowHost:
+class TestSlowHost:
     """Left at the deadline, however it spends the time."""
 
     LIMITS = FetchLimits(allow_private=True, total_timeout_s=0.3)
@@ -175,7 +175,7 @@ class TestASlowHost:
         yield left
         left.set()
 
-    def test_that_drips(self, left):
+    def test_slowly_sent_body_is_refused_at_the_deadline(self, left):
         def dripping(request):
             request.send_response(200)
             with contextlib.suppress(OSError):
@@ -186,14 +186,14 @@ class TestASlowHost:
         with released(dripping, left) as url, pytest.raises(UnusableInput):
             fetched(url, self.LIMITS)
 
-    def test_that_says_nothing(self, left):
+    def test_silent_host_is_refused_at_the_deadline(self, left):
         def silent(_):
             left.wait()
 
         with released(silent, left) as url, pytest.raises(UnusableInput, match="too slow"):
             fetched(url, self.LIMITS)
 
-    def test_whose_head_is_slow_is_left_long_before_the_time_for_the_whole(self, left):
+    def test_slow_head_is_refused_before_the_total_deadline(self, left):
         def dripping(request):
             with contextlib.suppress(OSError):
                 request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
@@ -204,7 +204,7 @@ class TestASlowHost:
         with released(dripping, left) as url, pytest.raises(UnusableInput, match="too slow"):
             fetched(url, limits)
 
-    def test_whose_body_takes_longer_than_a_head_may_is_waited_for(self, left):
+    def test_body_may_take_longer_than_a_head(self, left):
         def answer(request):
             request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
             left.wait(0.5)
@@ -215,7 +215,7 @@ class TestASlowHost:
             assert fetched(url, limits) == b"body"
 
 
-def test_a_process_makes_one_tls_context():
+def test_tls_context_is_created_once_per_process():
     assert FetchLimits().tls is FetchLimits(allow_private=True).tls
 
 
@@ -228,12 +228,12 @@ def released(answer, left):
             left.set()
 
 
-def test_a_host_that_nobody_listens_on_is_refused(free_address):
+def test_closed_port_is_refused(free_address):
     with pytest.raises(UnusableInput, match="cannot be reached"):
         fetched(free_address)
 
 
-def test_a_host_that_does_not_speak_http_is_refused():
+def test_host_that_does_not_speak_http_is_refused():
     def babble(request):
         request.wfile.write(b"\x16\x03\x01 babble\r\n\r\n")
 
@@ -241,7 +241,7 @@ def test_a_host_that_does_not_speak_http_is_refused():
         fetched(url)
 
 
-def test_a_file_that_breaks_off_is_refused():
+def test_truncated_file_is_refused():
     def broken(request):
         request.send_response(200)
         request.send_header("Content-Length", "500")
@@ -262,15 +262,15 @@ def free_address():
 class TestTLS:
     @pytest.fixture
     def certificate(self, tmp_path):
-        """A certificate for `films.example`, signed by itself."""
+        """A certificate for `videos.example`, signed by itself."""
         x509 = pytest.importorskip("cryptography.x509")
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "films.example")])
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "videos.example")])
         now = dt.datetime.now(dt.UTC)
-        names = [x509.DNSName("films.example"), x509.IPAddress(ipaddress.ip_address("127.0.0.9"))]
+        names = [x509.DNSName("videos.example"), x509.IPAddress(ipaddress.ip_address("127.0.0.9"))]
         made = (
             x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(days=1))
@@ -285,26 +285,28 @@ class TestTLS:
 
     @pytest.fixture
     def https_port(self, certificate, monkeypatch):
-        """Where `films.example` listens."""
+        """Where `videos.example` listens."""
         real = socket.getaddrinfo
         monkeypatch.setattr(
             socket,
             "getaddrinfo",
-            lambda name, *rest, **more: real("127.0.0.1" if name == "films.example" else name, *rest, **more),
+            lambda name, *rest, **more: real(
+                "127.0.0.1" if name == "videos.example" else name, *rest, **more
+            ),
         )
         with tls_host(certificate) as port:
             yield port
 
-    def test_the_name_in_the_url_is_what_the_certificate_must_say(self, certificate, https_port):
+    def test_certificate_must_match_the_host_in_the_url(self, certificate, https_port):
         trusting = ssl.create_default_context(cafile=certificate)
         limits = FetchLimits(allow_private=True, tls=trusting)
-        assert fetched(f"https://films.example:{https_port}/", limits) == b"safe"
+        assert fetched(f"https://videos.example:{https_port}/", limits) == b"safe"
         with pytest.raises(UnusableInput):
             fetched(f"https://127.0.0.1:{https_port}/", limits)
 
-    def test_a_certificate_that_nobody_vouches_for_is_refused(self, https_port):
+    def test_untrusted_certificate_is_refused(self, https_port):
         with pytest.raises(UnusableInput):
-            fetched(f"https://films.example:{https_port}/")
+            fetched(f"https://videos.example:{https_port}/")
 
 
 @contextmanager

@@ -18,20 +18,20 @@ with upload_folder(pathlib.Path(sys.argv[1])) as folder:
 """
 
 
-def test_a_folder_is_gone_after_its_request(tmp_path):
+def test_folder_is_removed_after_its_request(tmp_path):
     with upload_folder(tmp_path) as folder:
         (folder / "clip.received").write_bytes(b"clip")
         assert list(tmp_path.iterdir()) == [folder]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_gone_after_a_request_that_failed(tmp_path):
+def test_folder_is_removed_after_a_failed_request(tmp_path):
     with pytest.raises(ZeroDivisionError), upload_folder(tmp_path):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(tmp_path):
+def test_only_folders_of_dead_processes_are_removed(tmp_path):
     subprocess.run([sys.executable, "-c", DIES_IN_A_REQUEST, str(tmp_path)], check=False)
     assert len(list(tmp_path.iterdir())) == 1
     with upload_folder(tmp_path) as folder:
@@ -39,12 +39,12 @@ def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_n
         assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_what_others_have_there_stays(tmp_path):
+def test_other_files_in_the_parent_folder_are_kept(tmp_path):
     (tmp_path / "longcat-notes").mkdir()
     (tmp_path / "longcat-upload-notes.txt").write_text("no folder")
     remove_abandoned_folders(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_where_nothing_was_made_yet_there_is_nothing_to_remove(tmp_path):
+def test_missing_parent_folder_is_no_error(tmp_path):
     remove_abandoned_folders(tmp_path / "not-there")

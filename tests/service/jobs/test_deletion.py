@@ -1,4 +1,4 @@
-"""What is left of a job in Redis once it is deleted or has expired: nothing that its client sent."""
+"""Nothing that a client sent remains in Redis after its job was deleted or has expired."""
 
 from __future__ import annotations
 
@@ -78,23 +78,25 @@ def run_to(status, job_id, client, worker) -> None:
         worker.job_store.holder.fail(claim, OutOfMemory(f"does not fit: {MARK}"), {})
 
 
-class TestADeletedJob:
+class TestDeletedJob:
     @pytest.mark.parametrize("status", ["queued", "cancelled", "succeeded", "failed"])
-    def test_leaves_nothing_that_was_sent(self, client, worker, redis, planted, status):
+    def test_nothing_that_the_client_sent_remains(self, client, worker, redis, planted, status):
         run_to(status, planted, client, worker)
         send_in_vain(redis)
         assert f"longcat:job:{planted}" in keys_with(redis, MARK)
         assert client.delete(f"/jobs/{planted}").status_code == 204
         assert keys_with(redis, MARK) == []
 
-    def test_that_runs_leaves_nothing_once_its_holder_has_let_go(self, client, worker, redis, planted):
+    def test_nothing_remains_of_a_running_job_once_its_holder_has_stopped(
+        self, client, worker, redis, planted
+    ):
         claim = worker.claim()
         send_in_vain(redis)
         assert client.delete(f"/jobs/{planted}").status_code == 202
         worker.job_store.holder.confirm_cancel(claim)
         assert keys_with(redis, MARK) == []
 
-    def test_leaves_nothing_though_its_webhook_is_being_sent(self, client, worker, redis, planted):
+    def test_nothing_remains_if_a_webhook_was_being_sent(self, client, worker, redis, planted):
         worker.succeed(worker.claim())
         delivery = Outbox(redis).take(60)
         client.delete(f"/jobs/{planted}")
@@ -102,7 +104,7 @@ class TestADeletedJob:
         Outbox(redis).settle(delivery, attempt, 300)
         assert keys_with(redis, MARK) == []
 
-    def test_leaves_no_webhook_of_any_status(self, client, order, worker, redis):
+    def test_no_deliveries_remain_whatever_the_status(self, client, order, worker, redis):
         for _ in range(8):
             order(webhook_url="http://example.com/hook")
             worker.succeed(worker.claim())
@@ -118,7 +120,7 @@ class TestADeletedJob:
 
 
 @pytest.mark.parametrize("status", ["cancelled", "succeeded", "failed"])
-def test_an_expired_job_leaves_nothing_that_was_sent(client, worker, redis, planted, status):
+def test_nothing_remains_of_an_expired_job(client, worker, redis, planted, status):
     run_to(status, planted, client, worker)
     send_in_vain(redis)
     later = int(redis.time()[0]) * 1000 + WEEK_MS
@@ -126,7 +128,7 @@ def test_an_expired_job_leaves_nothing_that_was_sent(client, worker, redis, plan
     assert keys_with(redis, MARK) == []
 
 
-def test_what_a_client_sends_is_not_logged(client, worker, redis, caplog, request):
+def test_content_sent_by_clients_is_not_logged(client, worker, redis, caplog, request):
     caplog.set_level(logging.DEBUG)
     run_to("failed", request.getfixturevalue("planted"), client, worker)
     send_in_vain(redis)

@@ -1,4 +1,4 @@
-"""Watching a job by server-sent events, from a service that really listens."""
+"""Server-sent events: a stream follows its job, continues after a reconnect, and ends."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def step(number):
     return Progress(phase="denoise", step=number, num_steps=4, fraction=number / 4)
 
 
-def test_a_job_is_told_from_the_queue_to_its_end(live, job_id, worker):
+def test_stream_follows_a_job_from_the_queue_to_its_end(live, job_id, worker):
     with watching(live, job_id) as told:
         _, kind, job = next(told)
         assert (kind, job["status"], job["queue_position"]) == ("status", "queued", 1)
@@ -75,7 +75,7 @@ def test_a_job_is_told_from_the_queue_to_its_end(live, job_id, worker):
     assert rest[-1][2]["result"]["video_url"] == f"/jobs/{job_id}/video"
 
 
-def test_whoever_comes_back_goes_on_where_it_left(live, job_id, worker):
+def test_reconnected_client_continues_after_its_last_event(live, job_id, worker):
     claim = worker.claim()
     with watching(live, job_id) as told:
         seen, _, _ = next(told)
@@ -87,13 +87,13 @@ def test_whoever_comes_back_goes_on_where_it_left(live, job_id, worker):
 
 
 @pytest.mark.parametrize("after", [None, "0", "99999999999999-0"])
-def test_a_job_that_ended_long_ago_is_told_in_one_event(live, job_id, worker, after):
+def test_finished_job_is_sent_as_one_event(live, job_id, worker, after):
     worker.succeed(worker.claim())
     with watching(live, job_id, last_event_id=after) as told:
         assert [(kind, job["status"]) for _, kind, job in told] == [("done", "succeeded")]
 
 
-def test_a_waiting_job_is_told_its_place_in_the_queue(live, job_id, worker):
+def test_queued_job_is_sent_with_its_changing_position(live, job_id, worker):
     other = worker.job_store.client.get(job_id)
     with watching(live, job_id) as told:
         assert next(told)[2]["queue_position"] == 1
@@ -102,20 +102,20 @@ def test_a_waiting_job_is_told_its_place_in_the_queue(live, job_id, worker):
         assert (kind, job["queue_position"]) == ("progress", 2)
 
 
-def test_the_stream_ends_when_the_job_is_deleted(live, job_id, worker):
+def test_stream_ends_when_the_job_is_deleted(live, job_id, worker):
     with watching(live, job_id) as told:
         assert next(told)[1] == "status"
         worker.job_store.client.delete(job_id)
         assert [kind for _, kind, _ in told] in ([], ["done"])
 
 
-def test_an_event_id_that_is_none_is_refused(client, order):
+def test_invalid_event_id_is_refused(client, order):
     for event_id in ("abc", "1-2-3", "-1", "1" * 40, "$"):
         answer = client.get(f"/jobs/{order()['id']}/events", headers={"Last-Event-ID": event_id})
         assert (answer.status_code, answer.json()["error"]["field"]) == (422, "Last-Event-ID")
 
 
-def test_events_of_no_job_are_not_found(client):
+def test_events_of_an_unknown_job_are_not_found(client):
     assert client.get("/jobs/nobody/events").status_code == 404
 
 
@@ -136,8 +136,8 @@ def rest_of(stream):
     return b"".join(itertools.islice(stream, 200))
 
 
-class TestTheEnd:
-    def test_comes_when_the_key_is_revoked(self, live, redis, worker, job_id):
+class TestEndOfStream:
+    def test_stream_ends_when_the_key_is_revoked(self, live, redis, worker, job_id):
         keys = ApiKeys(redis)
         mine, other = keys.create("me"), keys.create("me")
         order = worker.job_store.client.get(job_id).order
@@ -149,7 +149,7 @@ class TestTheEnd:
             worker.job_store.client.cancel("mine")
             assert b"event: done" in rest_of(goes_on)
 
-    def test_comes_before_the_service_ends(self, redis, redis_server, worker, job_id, tmp_path):
+    def test_stream_ends_before_the_service_shuts_down(self, redis, redis_server, worker, job_id, tmp_path):
         port = free_port()
         environment = {"LONGCAT_REDIS_URL": redis_server, "LONGCAT_DATA_DIR": str(tmp_path)}
         process = subprocess.Popen(
@@ -171,7 +171,7 @@ class TestTheEnd:
         assert "timeout graceful shutdown" not in log
 
 
-class TestTheLimits:
+class TestLimits:
     @pytest.fixture
     def limited(self, app, monkeypatch):
         """Sets limits on the streams of the app."""
@@ -183,7 +183,7 @@ class TestTheLimits:
         return limit
 
     @pytest.mark.parametrize("limit", ["owner_event_streams", "total_event_streams"])
-    def test_refuse_one_stream_more_until_another_ends(self, live, job_id, limited, limit):
+    def test_stream_over_the_limit_is_refused_until_another_ends(self, live, job_id, limited, limit):
         limited(**{limit: 2})
         with connected(live, job_id) as first:
             first.readline()
@@ -194,7 +194,7 @@ class TestTheLimits:
                     assert int(third.headers["Retry-After"]) > 0
             wait_until(lambda: self.is_admitted(live, job_id))
 
-    def test_of_one_owner_leave_the_streams_of_others_alone(self, live, redis, worker, job_id, limited):
+    def test_limit_of_one_owner_does_not_affect_others(self, live, redis, worker, job_id, limited):
         limited(owner_event_streams=1)
         keys = ApiKeys(redis)
         order = worker.job_store.client.get(job_id).order
@@ -212,7 +212,7 @@ class TestTheLimits:
 
 
 class TestChangedJobs:
-    def test_are_those_with_newer_events_though_two_watch_one(self, redis):
+    def test_job_with_newer_events_is_changed_for_the_oldest_of_its_watchers(self, redis):
         ids = {job: redis.xadd(f"longcat:events:{job}", {"status": "queued"}).decode() for job in "abc"}
         newest = redis.xadd("longcat:events:b", {"status": "running"}).decode()
         seen = [("a", ids["a"]), ("b", newest), ("b", ids["b"]), ("c", "0"), ("gone", "0")]

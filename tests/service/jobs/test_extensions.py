@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.service.media import clip, turned_clip
 
 
-def extended(client, worker, order, film):
-    """A job that goes on with this film."""
-    worker.succeed(worker.claim(), film=film)
+def extended(client, worker, order, video):
+    """A job that goes on with this video."""
+    worker.succeed(worker.claim(), video=video)
     body = {"prompt": "on", "seconds": "1", "video": {"id": order["id"]}}
     answer = client.post("/v1/videos/extensions", json=body)
     assert answer.status_code == 200, answer.text
@@ -23,7 +23,7 @@ def test_a_refined_video_goes_on_at_the_models_rate(client, worker, order):
 
 def test_a_refined_video_that_is_too_short_for_that_is_refused(client, worker, order):
     finished = order()
-    worker.succeed(worker.claim(), film=clip(8, rate=30))
+    worker.succeed(worker.claim(), video=clip(8, rate=30))
     body = {"prompt": "on", "seconds": "1", "video": {"id": finished["id"]}}
     answer = client.post("/v1/videos/extensions", json=body)
     assert answer.status_code == 400

@@ -125,13 +125,13 @@ def test_refinement_is_settled_too(order):
 
 @pytest.mark.parametrize("task", ["video_continuation", "refine"])
 def test_a_clip_is_stored_as_it_came(client, worker, task):
-    film = clip(17)
-    body = {"task": task, "prompt": "on", "video": {"base64": in_base64(film)}}
+    video = clip(17)
+    body = {"task": task, "prompt": "on", "video": {"base64": in_base64(video)}}
     job = client.post("/generate", json=body).json()
     assert job["request"]["video"]["num_frames"] == 17
-    assert job["request"]["video"]["sha256"] == hashlib.sha256(film).hexdigest()
+    assert job["request"]["video"]["sha256"] == hashlib.sha256(video).hexdigest()
     stored = worker.claim().job.order.video
-    assert b"".join(worker.storage.read(stored.key)) == film
+    assert b"".join(worker.storage.read(stored.key)) == video
 
 
 def test_a_refined_clip_may_be_held_to_another(client, worker):
@@ -250,10 +250,10 @@ class TestAnImageByThreeWays:
 
 def test_links_are_absolute_where_the_service_knows_its_address(redis, redis_server, tmp_path, worker):
     CAPABILITY.publish(redis)
-    app = create_app(settings_for(redis_server, tmp_path, public_url="https://films.example.com/"))
+    app = create_app(settings_for(redis_server, tmp_path, public_url="https://videos.example.com/"))
     with TestClient(app) as client:
         answer = client.post("/generate", json={"prompt": "a red ball"})
-        assert answer.headers["Location"] == f"https://films.example.com/jobs/{answer.json()['id']}"
+        assert answer.headers["Location"] == f"https://videos.example.com/jobs/{answer.json()['id']}"
         worker.succeed(worker.claim())
         result = client.get(f"/jobs/{answer.json()['id']}").json()["result"]
-    assert result["video_url"] == f"https://films.example.com/jobs/{answer.json()['id']}/video"
+    assert result["video_url"] == f"https://videos.example.com/jobs/{answer.json()['id']}/video"

@@ -1,4 +1,4 @@
-"""A request that is sent twice makes one job, whatever happens in between."""
+"""Requests with an `Idempotency-Key` create one job, however often they are sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ids(client):
     return [job["id"] for job in client.get("/jobs").json()["jobs"]]
 
 
-def test_the_same_request_gives_the_same_job(client, redis):
+def test_repeated_request_returns_the_same_job(client, redis):
     first, again = generate(client), generate(client)
     assert (first.status_code, again.status_code) == (202, 202)
     assert first.json() == again.json()
@@ -38,13 +38,13 @@ def test_the_same_request_gives_the_same_job(client, redis):
     assert TicketQueue(redis).count() == 1
 
 
-def test_the_job_is_shown_as_it_stands_by_then(client, worker):
+def test_repeated_request_returns_the_current_state_of_the_job(client, worker):
     generate(client)
     worker.succeed(worker.claim())
     assert generate(client).json()["status"] == "succeeded"
 
 
-def test_another_request_with_the_same_key_is_refused(client):
+def test_key_used_for_another_request_is_refused(client):
     made = generate(client).json()["id"]
     refused = generate(client, seed=7)
     assert refused.status_code == 422
@@ -53,23 +53,23 @@ def test_another_request_with_the_same_key_is_refused(client):
     assert ids(client) == [made]
 
 
-def test_without_a_key_every_request_is_a_job(client, order):
+def test_requests_without_a_key_create_a_job_each(client, order):
     assert order()["id"] != order()["id"]
 
 
-def test_with_another_key_it_is_another_job(client):
+def test_another_key_creates_another_job(client):
     assert generate(client, "a").json()["id"] != generate(client, "b").json()["id"]
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "with space", "umläut".encode()])
-def test_a_key_that_is_none_is_refused(client, key):
+def test_invalid_key_is_refused(client, key):
     answer = generate(client, key)
     assert answer.status_code == 422
     assert "key" in answer.json()["error"]["field"].lower()
     assert ids(client) == []
 
 
-def test_how_json_is_written_does_not_count(client):
+def test_formatting_of_json_does_not_matter(client):
     headers = KEY | {"Content-Type": "application/json"}
     texts = ['{"prompt": "a", "seed": 7}', '{ "seed":7,\n"prompt":"\\u0061" }']
     assert len({client.post("/generate", content=text, headers=headers).json()["id"] for text in texts}) == 1
@@ -80,7 +80,7 @@ class TestForms:
         files = {"image": ("cat.png", image)}
         return client.post("/generate", data={"prompt": prompt}, files=files, headers=KEY)
 
-    def test_the_same_files_give_the_same_job(self, client, worker):
+    def test_same_files_return_the_same_job(self, client, worker):
         image = encoded(picture())
         assert self.order(client, image).json()["id"] == self.order(client, image).json()["id"]
         stored = worker.claim().job.order.image
@@ -91,16 +91,16 @@ class TestForms:
         assert self.order(client, encoded(picture(96, 64))).status_code == 422
 
 
-class TestARequestThatFails:
-    def test_leaves_its_key_free(self, client):
+class TestFailedRequest:
+    def test_refused_request_leaves_its_key_free(self, client):
         assert generate(client, num_frames=16).status_code == 422
         assert generate(client, num_frames=17).status_code == 202
 
-    def test_for_want_of_a_worker_leaves_its_key_free(self, no_worker_yet, redis):
+    def test_request_without_a_worker_leaves_its_key_free(self, no_worker_yet, redis):
         assert generate(no_worker_yet).status_code == 503
         assert not redis.keys("longcat:idempotency:*")
 
-    def test_after_its_job_was_queued_gives_that_job(self, client, monkeypatch):
+    def test_request_that_failed_after_queueing_returns_its_job(self, client, monkeypatch):
         """Redis went away after the commit, and the client was told to try again."""
         queue = submission._queue
 
@@ -115,12 +115,12 @@ class TestARequestThatFails:
         assert answer.headers["Idempotent-Replayed"] == "true"
         assert ids(client) == [answer.json()["id"]]
 
-    def test_because_its_process_died_does_not_hold_up_the_next(self, app, client):
+    def test_key_of_a_process_that_died_can_be_used_again(self, app, client):
         """Nobody released the key, and nothing was queued."""
         backend = app.state.backend
         generate(client)
         fingerprint = self.fingerprint(client, app)
-        hold = backend.keys.hold("", "order-2", fingerprint)
+        hold = backend.idempotency_keys.hold("", "order-2", fingerprint)
         answer = generate(client, "order-2")
         assert answer.status_code == 202
         assert answer.json()["id"] == hold.job_id
@@ -130,24 +130,24 @@ class TestARequestThatFails:
         return app.state.backend.redis.hget(name, "fingerprint").decode()
 
 
-class TestConcurrently:
+class TestConcurrentRequests:
     def post(self, client, bodies):
         with ThreadPoolExecutor(len(bodies)) as pool:
             return list(pool.map(lambda fields: generate(client, **fields), bodies))
 
-    def test_the_same_requests_make_one_job(self, client, redis):
+    def test_same_requests_create_one_job(self, client, redis):
         answers = self.post(client, [{}] * 12)
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.json()["id"] for answer in answers}) == 1
         assert len({answer.json()["request"]["seed"] for answer in answers}) == 1
         assert len(ids(client)) == 1
 
-    def test_different_requests_make_one_job_and_refusals(self, client):
+    def test_different_requests_create_one_job_and_refuse_the_rest(self, client):
         answers = self.post(client, [{"seed": seed} for seed in range(8)])
         assert sorted(answer.status_code for answer in answers) == [202] + [422] * 7
         assert len(ids(client)) == 1
 
-    def test_a_url_that_changes_leaves_no_job_with_the_wrong_image(self, client, worker):
+    def test_changed_content_of_a_url_creates_no_job_with_the_wrong_image(self, client, worker):
         """Both requests may be under way at once and fetch different bytes."""
         images = [encoded(picture()), encoded(picture(96, 64))]
 
@@ -161,19 +161,19 @@ class TestConcurrently:
         assert sum(map(len, worker.storage.read(stored.key))) == stored.size_bytes
 
 
-class TestAfterwards:
-    def test_a_restart_changes_nothing(self, client, redis, redis_server, tmp_path):
+class TestLifetimeOfKeys:
+    def test_key_survives_a_restart(self, client, redis, redis_server, tmp_path):
         made = generate(client).json()["id"]
         with TestClient(create_app(settings_for(redis_server, tmp_path))) as another:
             assert generate(another).json()["id"] == made
 
-    def test_a_deleted_job_takes_its_key_along(self, client, redis):
+    def test_deleting_the_job_frees_its_key(self, client, redis):
         made = generate(client).json()["id"]
         client.delete(f"/jobs/{made}")
         assert not redis.keys("longcat:idempotency:*")
         assert generate(client).json()["id"] != made
 
-    def test_an_expired_job_takes_its_key_along(self, redis, client, redis_server, tmp_path):
+    def test_expiry_of_the_job_frees_its_key(self, redis, client, redis_server, tmp_path):
         app = create_app(settings_for(redis_server, tmp_path, retention_s=0.001))
         with TestClient(app) as brief:
             made = generate(brief).json()["id"]
@@ -182,33 +182,33 @@ class TestAfterwards:
                 tidy(app.state.backend)
             assert generate(brief).json()["id"] != made
 
-    def test_a_key_of_a_queued_job_does_not_lapse(self, client, redis):
+    def test_key_of_a_queued_job_does_not_expire(self, client, redis):
         generate(client)
         (name,) = redis.keys("longcat:idempotency:*")
         assert redis.ttl(name) == -1
 
 
-class TestOnTheOtherRoutes:
-    def test_a_video_of_openais_api_is_made_once(self, client):
+class TestOtherRoutes:
+    def test_openai_video_is_created_once(self, client):
         answers = [client.post("/v1/videos", json={"prompt": "a"}, headers=KEY) for _ in range(2)]
         assert len({answer.json()["id"] for answer in answers}) == 1
         assert answers[1].headers["Idempotent-Replayed"] == "true"
 
-    def test_a_form_of_it_is_made_once(self, client):
+    def test_openai_video_from_a_form_is_created_once(self, client):
         files = {"input_reference": ("cat.png", encoded(picture()))}
         answers = [
             client.post("/v1/videos", data={"prompt": "a"}, files=files, headers=KEY) for _ in range(2)
         ]
         assert len({answer.json()["id"] for answer in answers}) == 1
 
-    def test_an_extension_is_made_once(self, client, worker, order):
+    def test_extension_is_created_once(self, client, worker, order):
         job = order()
-        worker.succeed(worker.claim(), film=clip(17))
+        worker.succeed(worker.claim(), video=clip(17))
         body = {"prompt": "on", "seconds": "1", "video": {"id": job["id"]}}
         answers = [client.post("/v1/videos/extensions", json=body, headers=KEY) for _ in range(2)]
         assert len({answer.json()["id"] for answer in answers}) == 1
 
-    def test_a_key_is_one_for_all_routes(self, client):
+    def test_key_used_on_another_route_is_refused(self, client):
         generate(client)
         answer = client.post("/v1/videos", json={"prompt": "a red ball"}, headers=KEY)
         assert answer.status_code == 422

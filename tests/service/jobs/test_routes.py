@@ -1,4 +1,4 @@
-"""Looking after jobs: get, list, cancel, delete; the worker is played by hand."""
+"""Read, list, cancel and delete jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ids(page):
     return [job["id"] for job in page["jobs"]]
 
 
-def test_a_job_is_shown_as_it_goes(client, order, worker):
+def test_job_shows_each_status_and_its_progress(client, order, worker):
     url = f"/jobs/{order(seed=3)['id']}"
     claim = worker.claim()
     assert client.get(url).json()["status"] == "running"
@@ -37,7 +37,7 @@ def test_a_job_is_shown_as_it_goes(client, order, worker):
     assert shown["result"]["seed"] == 3
 
 
-def test_a_failed_job_answers_200_and_says_why(client, order, worker):
+def test_failed_job_is_answered_200_with_its_error(client, order, worker):
     url = f"/jobs/{order()['id']}"
     worker.job_store.holder.fail(worker.claim(), OutOfMemory("does not fit"), {})
     answer = client.get(url)
@@ -45,26 +45,26 @@ def test_a_failed_job_answers_200_and_says_why(client, order, worker):
     assert answer.json()["error"] == {"code": "out_of_memory", "message": "does not fit", "retryable": False}
 
 
-def test_places_in_the_queue_follow_priority_and_order(client, order):
+def test_queue_positions_follow_priority_and_submission(client, order):
     jobs = [order(priority=priority) for priority in ("low", "normal", "high", "normal")]
     places = [client.get(f"/jobs/{job['id']}").json()["queue_position"] for job in jobs]
     assert places == [4, 2, 1, 3]
 
 
-def test_what_can_be_ordered_is_what_a_worker_said_last(client):
+def test_capability_is_the_latest_that_a_worker_published(client):
     assert client.get("/capability").json() == CAPABILITY.model_dump(mode="json")
 
 
-class TestTheList:
+class TestList:
     def test_is_empty_at_first(self, client):
         assert client.get("/jobs").json() == {"jobs": [], "next": None}
 
-    def test_has_the_newest_first(self, client, order):
+    def test_starts_with_the_newest_job(self, client, order):
         made = [order()["id"] for _ in range(3)]
         assert ids(client.get("/jobs").json()) == made[::-1]
 
     @pytest.mark.parametrize("limit", [1, 2, 3, 5, 7, 100])
-    def test_gives_every_job_once_over_its_pages(self, client, order, limit):
+    def test_pages_contain_every_job_once(self, client, order, limit):
         made = [order()["id"] for _ in range(7)]
         seen, after = [], None
         while True:
@@ -76,14 +76,14 @@ class TestTheList:
                 break
         assert seen == made[::-1]
 
-    def test_is_not_disturbed_by_jobs_that_come_between_pages(self, client, order):
+    def test_jobs_submitted_between_pages_do_not_shift_them(self, client, order):
         made = [order()["id"] for _ in range(4)]
         first = client.get("/jobs?limit=2").json()
         order()
         second = client.get("/jobs", params={"limit": 2, "after": first["next"]}).json()
         assert ids(first) + ids(second) == made[::-1]
 
-    def test_may_be_of_one_status(self, client, order, worker):
+    def test_filters_by_status(self, client, order, worker):
         made = [order()["id"] for _ in range(3)]
         worker.succeed(worker.claim())
         worker.claim()
@@ -101,22 +101,22 @@ class TestTheList:
             ("after=" + "x" * 101, "after"),
         ],
     )
-    def test_refuses_what_makes_no_sense(self, client, query, field):
+    def test_invalid_queries_are_refused(self, client, query, field):
         answer = client.get(f"/jobs?{query}")
         assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
 
-    def test_cannot_begin_after_a_job_that_is_not_there(self, client):
+    def test_page_after_an_unknown_job_is_not_found(self, client):
         answer = client.get("/jobs?after=nobody")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
 
 
 class TestCancel:
-    def test_ends_a_queued_job_at_once(self, client, order, worker):
+    def test_queued_job_is_cancelled_immediately(self, client, order, worker):
         answer = client.post(f"/jobs/{order()['id']}/cancel")
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
         assert worker.job_store.holder.claim("by hand", 30.0) is None
 
-    def test_asks_the_holder_of_a_running_job(self, client, order, worker):
+    def test_holder_of_a_running_job_is_told_to_stop(self, client, order, worker):
         url = f"/jobs/{order()['id']}"
         claim = worker.claim()
         assert client.post(f"{url}/cancel").json()["status"] == "running"
@@ -124,18 +124,18 @@ class TestCancel:
         worker.job_store.holder.confirm_cancel(claim)
         assert client.get(url).json()["status"] == "cancelled"
 
-    def test_may_be_said_twice(self, client, order):
+    def test_cancelling_twice_changes_nothing(self, client, order):
         url = f"/jobs/{order()['id']}/cancel"
         assert [client.post(url).status_code for _ in range(2)] == [200, 200]
 
-    def test_comes_too_late_for_a_job_that_succeeded(self, client, order, worker):
+    def test_succeeded_job_cannot_be_cancelled(self, client, order, worker):
         url = f"/jobs/{order()['id']}"
         worker.succeed(worker.claim())
         answer = client.post(f"{url}/cancel")
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "job_ended")
         assert client.get(url).json()["status"] == "succeeded"
 
-    def test_of_no_job_is_not_found(self, client):
+    def test_unknown_job_is_not_found(self, client):
         assert client.post("/jobs/nobody/cancel").status_code == 404
 
 
@@ -150,11 +150,11 @@ class TestDelete:
         assert client.get(f"/jobs/{job['id']}").status_code == 404
         assert client.delete(f"/jobs/{job['id']}").status_code == 404
 
-    def test_of_a_queued_job_takes_it_out_of_the_queue(self, client, order, worker):
+    def test_queued_job_leaves_the_queue(self, client, order, worker):
         client.delete(f"/jobs/{order()['id']}")
         assert worker.job_store.holder.claim("by hand", 30.0) is None
 
-    def test_of_a_running_job_waits_until_its_holder_lets_go(self, client, order, worker, app):
+    def test_running_job_is_removed_once_its_holder_has_stopped(self, client, order, worker, app):
         job = order(image={"base64": in_base64(encoded(picture()))})
         claim = worker.claim()
         assert client.delete(f"/jobs/{job['id']}").status_code == 202
@@ -164,5 +164,5 @@ class TestDelete:
         tidy(app.state.backend)
         assert list(worker.storage.keys(f"jobs/{job['id']}/")) == []
 
-    def test_of_no_job_is_not_found(self, client):
+    def test_unknown_job_is_not_found(self, client):
         assert client.delete("/jobs/nobody").status_code == 404

@@ -1,4 +1,4 @@
-"""Slow orders hold neither the event loop nor the threads of other requests."""
+"""Slow inputs of one owner do not delay other requests."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def slow_orders(port, key):
         yield slow
 
 
-def test_other_requests_are_answered_while_every_order_thread_of_an_owner_is_held(port, keys):
+def test_other_requests_are_answered_while_all_input_threads_of_an_owner_are_busy(port, keys):
     with slow_orders(port, keys["mallory"]) as slow:
         assert status(ask(port, head("GET", "/livez"))) == 200
         assert status(ask(port, head("GET", "/readyz"))) == 503  # there is no worker
@@ -85,7 +85,7 @@ def test_other_requests_are_answered_while_every_order_thread_of_an_owner_is_hel
         assert b"retry-after" in refused.lower()
 
 
-def test_another_owner_may_order_with_an_image_meanwhile(port, keys):
+def test_another_owner_can_submit_an_image_while_one_owner_uses_all_its_threads(port, keys):
     with slow_orders(port, keys["mallory"]):
         answer = httpx.post(
             f"http://127.0.0.1:{port}/generate",
@@ -96,12 +96,12 @@ def test_another_owner_may_order_with_an_image_meanwhile(port, keys):
         assert answer.status_code == 202
 
 
-def test_orders_without_inputs_need_no_thread_of_those(port, keys):
+def test_requests_without_inputs_use_no_input_threads(port, keys):
     with slow_orders(port, keys["mallory"]):
         assert status(ask(port, order(keys["mallory"], {"prompt": "a red ball"}))) == 202
 
 
-def test_orders_are_refused_with_503_where_all_threads_are_held(port, keys):
+def test_requests_with_inputs_are_answered_503_while_all_input_threads_are_busy(port, keys):
     with slow_orders(port, keys["mallory"]), tarpit() as (url, accept), connected(port) as last:
         slow = order(keys["alice"], {"prompt": "a cat", "image": {"url": url}})
         last.sendall(slow)
@@ -112,7 +112,7 @@ def test_orders_are_refused_with_503_where_all_threads_are_held(port, keys):
         assert b"retry-after" in refused.lower()
 
 
-def test_all_attacks_at_once_do_not_hold_up_another_owner(port, keys):
+def test_simultaneous_slow_requests_do_not_delay_another_owner(port, keys):
     alice = keys["alice"]
     created = ask(port, order(alice, {"prompt": "a red ball"}))
     job = json.loads(created.partition(b"\r\n\r\n")[2])
@@ -134,7 +134,7 @@ def test_all_attacks_at_once_do_not_hold_up_another_owner(port, keys):
 
 @contextmanager
 def redis_that_can_be_stopped(folder):
-    """Run a Redis of its own; give its URL, and a context in which it stands still."""
+    """Run a Redis of its own; give its URL, and a context in which it stands thumbnail."""
     server = RedisServer(folder / "redis", redis_program())
     server.start()
     pid = server._process.pid
@@ -163,7 +163,7 @@ def pollers(port):
         yield polling
 
 
-def test_requests_end_with_503_while_redis_stands_still(tmp_path):
+def test_requests_are_answered_503_while_redis_hangs(tmp_path):
     with (
         redis_that_can_be_stopped(tmp_path) as (url, stopped),
         serving(create_app(settings_for(url, tmp_path, redis_patience_s=0.3))) as port,
@@ -175,7 +175,7 @@ def test_requests_end_with_503_while_redis_stands_still(tmp_path):
         assert status(ask(port, head("GET", "/jobs"))) == 200
 
 
-def test_liveness_is_answered_while_every_thread_waits_for_redis(tmp_path):
+def test_liveness_is_answered_while_all_threads_wait_for_redis(tmp_path):
     with (
         redis_that_can_be_stopped(tmp_path) as (url, stopped),
         serving(create_app(settings_for(url, tmp_path, redis_patience_s=60.0))) as port,

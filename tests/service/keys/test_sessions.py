@@ -45,8 +45,8 @@ def job(client, key):
     return client.post("/generate", json={"prompt": "x"}, headers={"Authorization": f"Bearer {key}"}).json()
 
 
-class TestTheCookie:
-    def test_is_for_this_host_and_no_script(self, client, key):
+class TestCookie:
+    def test_is_limited_to_this_host_and_hidden_from_scripts(self, client, key):
         answer = sign_in(client, key)
         assert answer.status_code == 204
         ((name, cookie),) = SimpleCookie(answer.headers["Set-Cookie"]).items()
@@ -55,7 +55,7 @@ class TestTheCookie:
         assert (cookie["samesite"], cookie["path"], cookie["domain"]) == ("strict", "/", "")
         assert not cookie["max-age"]  # gone with the browser; the service ends it before
 
-    def test_has_nothing_of_the_key_and_is_nowhere_in_redis(self, client, key, redis):
+    def test_contains_no_key_and_is_not_stored_in_redis(self, client, key, redis):
         value = next(iter(SimpleCookie(sign_in(client, key).headers["Set-Cookie"]).values())).value
         assert len(value) >= 32
         assert not any(part in value for part in key.split("_", 2)[1:])
@@ -63,30 +63,30 @@ class TestTheCookie:
         assert value.encode() not in stored
         assert key.split("_", 2)[2].encode() not in stored
 
-    def test_names_the_port_so_that_two_services_do_not_overwrite_each_others(self, client, key):
+    def test_name_contains_the_port(self, client, key):
         answer = sign_in(client, key, Host="127.0.0.1:8001")
         assert answer.headers["Set-Cookie"].startswith("longcat_session_8001=")
 
-    def test_is_secure_and_locked_to_the_host_over_tls(self, redis_server, key, tmp_path):
+    def test_is_secure_and_bound_to_the_host_over_tls(self, redis_server, key, tmp_path):
         app = create_app(settings_for(redis_server, tmp_path, public_url="https://videos.example"))
         answer = sign_in(TestClient(app), key, Host="videos.example")
         assert answer.headers["Set-Cookie"].startswith("__Host-longcat_session=")
         assert "secure" in answer.headers["Set-Cookie"].lower()
 
-    def test_is_not_given_for_a_wrong_key_or_under_a_foreign_name(self, client, key):
+    def test_is_not_set_for_an_invalid_key_or_foreign_host(self, client, key):
         assert sign_in(client, key[:-4] + "AAAA").status_code == 401
         assert client.post("/session").status_code == 401
         assert sign_in(client, key, Host="evil.example").status_code == 421
         assert sign_in(client, key, Origin="http://evil.example").status_code == 403
 
 
-class TestASession:
-    def test_reads_what_a_page_loads_without_headers(self, client, browser, job):
+class TestSession:
+    def test_authenticates_reads_that_pages_load_without_headers(self, client, browser, job):
         for headers in ({}, OURS, {"Sec-Fetch-Site": "none"}):
             assert client.get(f"/jobs/{job['id']}", headers=browser | headers).status_code == 200
         assert client.get("/session", headers=browser).json() == {"owner": "me", "may_order_high": False}
 
-    def test_changes_something_only_for_our_own_page(self, client, browser, job):
+    def test_authenticates_changes_only_for_our_own_page(self, client, browser, job):
         url = f"/jobs/{job['id']}/cancel"
         assert client.post(url, headers=browser).status_code == 401
         for page in ({"Sec-Fetch-Site": "same-site"}, {"Origin": "http://testserver:1"}):
@@ -98,11 +98,11 @@ class TestASession:
         )
         assert ordered.status_code == 202
 
-    def test_counts_for_nothing_that_a_foreign_page_loads(self, client, browser, job):
+    def test_does_not_authenticate_requests_of_foreign_pages(self, client, browser, job):
         headers = browser | {"Sec-Fetch-Site": "same-site"}
         assert client.get(f"/jobs/{job['id']}/video", headers=headers).status_code == 401
 
-    def test_counts_for_nothing_under_a_foreign_name(self, client, browser):
+    def test_does_not_authenticate_under_a_foreign_host_name(self, client, browser):
         assert client.get("/jobs", headers=browser | {"Host": "evil.example"}).status_code == 401
 
     def test_ends_with_its_key(self, client, browser, key, keys):
@@ -137,7 +137,7 @@ class TestASession:
         assert before.authenticate(session_id).owner == "default"
         assert Sessions(redis, ApiKeys(redis, SecretStr("after")), 60).authenticate(session_id) is None
 
-    def test_is_not_needed_where_no_key_was_ever_made(self, client, redis):
+    def test_is_not_required_while_no_key_exists(self, client, redis):
         CAPABILITY.publish(redis)
         assert client.get("/session").json() == {"owner": "", "may_order_high": True}
         assert sign_in(client, "anything").status_code == 401

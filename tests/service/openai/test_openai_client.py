@@ -17,7 +17,7 @@ from jobs.store.submission import Submission
 from tests.service.media import clip, encoded, in_base64, picture
 from tests.service.working import working
 
-FILM = clip(17)
+VIDEO = clip(17)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
@@ -33,7 +33,7 @@ def videos(live):
 def finished(videos, worker):
     """A video that is made."""
     video = videos.create(prompt="a red ball")
-    worker.succeed(worker.claim(), film=FILM)
+    worker.succeed(worker.claim(), video=VIDEO)
     return video
 
 
@@ -43,14 +43,14 @@ def made(video):
 
 
 class TestWaiting:
-    def test_create_and_poll_gives_the_finished_video(self, videos, worker):
+    def test_create_and_poll_returns_the_finished_video(self, videos, worker):
         with working(worker, worker.succeed):
             video = videos.create_and_poll(prompt="a red ball", seconds="1", size="96x64")
         assert (video.status, video.progress, video.error) == ("completed", 100, None)
         assert (video.seconds, video.size, video.model) == ("1", "96x64", "LongCat-Video")
         assert video.created_at <= video.completed_at < video.expires_at
 
-    def test_create_and_poll_gives_the_failed_video(self, videos, worker):
+    def test_create_and_poll_returns_the_failed_video(self, videos, worker):
         def fail(claim):
             worker.job_store.holder.fail(claim, OutOfMemory("does not fit"), {})
 
@@ -59,7 +59,7 @@ class TestWaiting:
         assert (video.status, video.completed_at) == ("failed", None)
         assert (video.error.code, video.error.message) == ("out_of_memory", "does not fit")
 
-    def test_the_asynchronous_client_works_the_same(self, live, worker):
+    def test_asynchronous_client_works_too(self, live, worker):
         import asyncio
 
         async def order():
@@ -72,34 +72,34 @@ class TestWaiting:
 
 class TestCreating:
     @pytest.mark.parametrize("seconds", ["4", "6", "1"])
-    def test_says_what_will_be_made(self, videos, seconds):
+    def test_response_describes_the_video(self, videos, seconds):
         video = videos.create(prompt="a red ball", seconds=seconds)
         assert (video.object, video.status, video.progress) == ("video", "queued", 0)
         assert (video.prompt, video.model) == ("a red ball", "LongCat-Video")
         assert float(video.seconds) == pytest.approx(float(seconds), abs=0.6)
 
-    def test_takes_a_file_as_the_first_frame(self, videos, worker):
+    def test_accepts_a_file_as_the_first_frame(self, videos, worker):
         picture_file = ("cat.png", io.BytesIO(encoded(picture())), "image/png")
         videos.create(prompt="the cat stands up", input_reference=picture_file, size="96x64")
         order = worker.claim().job.order
         assert (order.task, order.image.width, order.image.height) == ("image_to_video", 96, 64)
 
-    def test_takes_a_url_as_the_first_frame(self, videos, worker):
+    def test_accepts_a_url_as_the_first_frame(self, videos, worker):
         url = f"data:image/png;base64,{in_base64(encoded(picture()))}"
         reference = {"input_reference": {"image_url": url}}
         videos.create(prompt="the cat stands up", extra_body=reference)
         assert worker.claim().job.order.task == "image_to_video"
 
     @pytest.mark.parametrize("size", ["720x1280", "1280x720", "1024x1792", "1792x1024"])
-    def test_takes_every_size_that_the_client_knows(self, videos, size):
+    def test_accepts_every_size_of_the_client(self, videos, size):
         width, height = map(int, videos.create(prompt="a red ball", size=size).size.split("x"))
         given_width, given_height = map(int, size.split("x"))
         assert (width > height) == (given_width > given_height) or (width, height) == (192, 128)
 
-    def test_takes_any_model_and_says_which_one_it_is(self, videos):
+    def test_accepts_any_model_and_returns_the_one_used(self, videos):
         assert videos.create(prompt="a red ball", model="sora-2").model == "LongCat-Video"
 
-    def test_takes_what_our_own_route_takes_in_an_extra_body(self, videos, worker):
+    def test_accepts_our_own_options_in_an_extra_body(self, videos, worker):
         extra: dict[str, Any] = {"seed": 7, "priority": "high", "metadata": {"team": "a"}, "distilled": True}
         videos.create(prompt="a red ball", extra_body=extra)
         job = worker.claim().job
@@ -126,7 +126,7 @@ class TestCreating:
             ({"extra_body": {"seed": "new"}}, "seed"),
         ],
     )
-    def test_refuses_what_cannot_be_made_and_names_the_field(self, videos, redis, fields, param):
+    def test_invalid_request_names_the_field(self, videos, redis, fields, param):
         with pytest.raises(openai.BadRequestError) as refused:
             videos.create(**{"prompt": "a red ball"} | fields)
         assert refused.value.param == param
@@ -137,7 +137,7 @@ class TestCreating:
         assert list(videos.list()) == []
 
 
-class TestLookingAfter:
+class TestManaging:
     def test_retrieve_shows_progress_in_whole_percent(self, videos, worker):
         video = videos.create(prompt="a red ball")
         claim = worker.claim()
@@ -153,30 +153,30 @@ class TestLookingAfter:
         assert (shown.parse().status, shown.parse().error.code) == ("failed", "cancelled")
         assert "openai-poll-after-ms" not in shown.headers
 
-    def test_the_same_job_is_seen_on_our_own_routes(self, videos, live):
+    def test_video_is_a_job_on_our_own_routes(self, videos, live):
         video = videos.create(prompt="a red ball", seconds="1")
         job = httpx2.get(f"http://127.0.0.1:{live}/jobs/{video.id}").json()
         assert (job["request"]["num_frames"], job["request"]["prompt"]) == (17, "a red ball")
 
-    def test_list_goes_through_all_pages(self, videos):
+    def test_list_iterates_over_all_pages(self, videos):
         made = [videos.create(prompt=f"ball {number}").id for number in range(5)]
         assert [video.id for video in videos.list(limit=2)] == made[::-1]
         assert [video.id for video in videos.list(limit=2, order="asc")] == made
         assert [video.id for video in videos.list(after=made[2], order="desc")] == made[1::-1]
 
-    def test_a_page_says_where_it_begins_and_ends(self, videos):
+    def test_page_has_its_first_and_last_id(self, videos):
         made = [videos.create(prompt=f"ball {number}").id for number in range(3)]
         page = videos.list(limit=2, order="asc")
         assert (page.data[0].id, page.last_id, page.has_more) == (made[0], made[1], True)
         assert page.get_next_page().has_more is False
 
-    def test_a_page_of_none_is_empty(self, videos):
+    def test_page_of_size_zero_is_empty(self, videos):
         videos.create(prompt="a red ball")
         page = videos.list(after="after", limit=0, order="asc")
         assert (page.data, page.has_more, page.has_next_page()) == ([], False, False)
 
     @pytest.mark.parametrize("query", [{"limit": 101}, {"limit": -1}, {"order": "up"}])
-    def test_a_page_that_makes_no_sense_is_refused(self, videos, query):
+    def test_invalid_page_is_refused(self, videos, query):
         with pytest.raises(openai.BadRequestError) as refused:
             videos.list(**query)
         assert refused.value.param == next(iter(query))
@@ -188,7 +188,7 @@ class TestLookingAfter:
             videos.retrieve(finished.id)
         assert missing.value.code == "job_not_found"
 
-    def test_delete_stops_a_job_that_runs(self, videos, worker):
+    def test_delete_cancels_a_running_job(self, videos, worker):
         video = videos.create(prompt="a red ball")
         claim = worker.claim()
         assert videos.delete(video.id).deleted
@@ -198,27 +198,27 @@ class TestLookingAfter:
             videos.retrieve(video.id)
 
 
-class TestTheContent:
-    def test_is_the_film(self, videos, finished):
-        assert videos.download_content(finished.id).read() == FILM
-        assert videos.download_content(finished.id, variant="video").read() == FILM
+class TestContent:
+    def test_returns_the_video(self, videos, finished):
+        assert videos.download_content(finished.id).read() == VIDEO
+        assert videos.download_content(finished.id, variant="video").read() == VIDEO
 
-    def test_may_be_a_still(self, videos, finished):
+    def test_returns_the_thumbnail(self, videos, finished):
         content = videos.download_content(finished.id, variant="thumbnail")
-        assert content.read() == b"a still"
+        assert content.read() == b"a thumbnail"
         assert content.response.headers["Content-Type"] == "image/jpeg"
 
-    def test_is_streamed_into_a_file(self, videos, finished, tmp_path):
+    def test_can_be_streamed_to_a_file(self, videos, finished, tmp_path):
         with videos.with_streaming_response.download_content(finished.id) as answer:
             answer.stream_to_file(tmp_path / "out.mp4")
-        assert (tmp_path / "out.mp4").read_bytes() == FILM
+        assert (tmp_path / "out.mp4").read_bytes() == VIDEO
 
-    def test_is_no_spritesheet(self, videos, finished):
+    def test_spritesheets_are_not_supported(self, videos, finished):
         with pytest.raises(openai.BadRequestError) as refused:
             videos.download_content(finished.id, variant="spritesheet")
         assert refused.value.param == "variant"
 
-    def test_of_a_video_that_is_not_made_yet_is_a_conflict_that_is_not_tried_again(self, live):
+    def test_unfinished_video_is_a_conflict_without_retry(self, live):
         asked = []
         http = httpx2.Client(event_hooks={"request": [asked.append]})
         with OpenAI(base_url=f"http://127.0.0.1:{live}/v1", api_key="none", http_client=http) as client:
@@ -230,7 +230,7 @@ class TestTheContent:
 
 
 class TestExtending:
-    def test_goes_on_with_a_finished_video(self, videos, finished, worker):
+    def test_continues_a_finished_video(self, videos, finished, worker):
         video = videos.extend(prompt="it stops", seconds="1", **made(finished))
         order = worker.claim().job.order
         assert (order.task, order.num_condition_frames, order.num_frames) == ("video_continuation", 5, 21)
@@ -238,27 +238,27 @@ class TestExtending:
         assert video.seconds == "1.4"  # with the frames that it begins with
         assert video.size == "96x64"
 
-    def test_may_need_several_segments(self, videos, finished, worker):
+    def test_long_extension_has_several_segments(self, videos, finished, worker):
         videos.extend(prompt="it stops", seconds="4", **made(finished))
         order = worker.claim().job.order
         assert (order.task, order.num_segments) == ("long_video", 2)
 
     def test_keeps_the_size_of_the_video(self, videos, worker):
         video = videos.create(prompt="a red ball", size="192x128")
-        worker.succeed(worker.claim(), film=FILM)
+        worker.succeed(worker.claim(), video=VIDEO)
         assert videos.extend(prompt="on", seconds="1", **made(video)).size == "192x128"
 
-    def test_goes_on_with_a_clip_of_ones_own(self, videos, worker):
-        videos.extend(prompt="it stops", seconds="1", video=("mine.mp4", FILM))
+    def test_continues_an_uploaded_clip(self, videos, worker):
+        videos.extend(prompt="it stops", seconds="1", video=("mine.mp4", VIDEO))
         assert worker.claim().job.order.task == "video_continuation"
 
-    def test_of_a_video_that_is_not_made_yet_is_refused(self, videos):
+    def test_unfinished_video_is_refused(self, videos):
         video = videos.create(prompt="a red ball")
         with pytest.raises(openai.ConflictError) as refused:
             videos.extend(prompt="on", seconds="1", **made(video))
         assert refused.value.code == "job_not_ready"
 
-    def test_of_a_video_that_is_not_there_is_refused(self, videos):
+    def test_unknown_video_is_refused(self, videos):
         with pytest.raises(openai.NotFoundError):
             videos.extend(prompt="on", seconds="1", video=omit, extra_body={"video": {"id": "123"}})
 
@@ -267,7 +267,7 @@ class TestExtending:
         [
             ({"video": ("mine.mp4", b"not a clip"), "extra_body": {}}, "video"),
             ({"video": ("mine.mp4", clip(3)), "extra_body": {}}, "video"),
-            ({"video": ("mine.mp4", FILM)}, "video"),  # beside an id
+            ({"video": ("mine.mp4", VIDEO)}, "video"),  # beside an id
             ({"extra_body": {}}, "video"),
             ({"seconds": "600"}, "seconds"),
             ({"prompt": " "}, "prompt"),
@@ -279,7 +279,7 @@ class TestExtending:
         assert refused.value.param == param
 
 
-class TestAVideoOfAnyId:
+class TestVideoId:
     """As in the client's own suite, which knows its video by the id `video_123`."""
 
     @pytest.fixture(autouse=True)
@@ -287,7 +287,7 @@ class TestAVideoOfAnyId:
         videos.create(prompt="a red ball")
         order = worker.claim().job.order
         worker.job_store.client.submit(Submission(id="video_123", order=order))
-        worker.succeed(worker.claim(), film=FILM)
+        worker.succeed(worker.claim(), video=VIDEO)
 
     def test_is_retrieved(self, videos):
         video = videos.retrieve("video_123")
@@ -300,9 +300,9 @@ class TestAVideoOfAnyId:
         assert [video.id for video in raw.parse()] == ["video_123", ANY]
 
     def test_is_downloaded(self, videos):
-        assert videos.download_content(video_id="video_123", variant="video").read() == FILM
+        assert videos.download_content(video_id="video_123", variant="video").read() == VIDEO
 
-    def test_goes_on(self, videos):
+    def test_is_extended(self, videos):
         extra = {"video": {"id": "video_123"}}
         video = videos.extend(prompt="x", seconds="4", video=omit, extra_body=extra)
         assert video.status == "queued"
@@ -313,7 +313,7 @@ class TestAVideoOfAnyId:
             videos.retrieve("video_123")
 
 
-def test_what_is_not_there_has_their_shape(videos):
+def test_unknown_path_has_openais_error_shape(videos):
     with pytest.raises(openai.NotFoundError) as missing:
         videos.remix("video_123", prompt="x")
     assert (missing.value.code, missing.value.type) == ("not_found", "invalid_request_error")
@@ -322,7 +322,7 @@ def test_what_is_not_there_has_their_shape(videos):
     assert (wrong.value.status_code, wrong.value.code) == (405, "method_not_allowed")
 
 
-def test_a_key_makes_one_video_of_two_requests(videos):
+def test_idempotency_key_creates_one_video(videos):
     key = {"Idempotency-Key": "order-1"}
     first = videos.create(prompt="a red ball", extra_headers=key)
     again = videos.with_raw_response.create(prompt="a red ball", extra_headers=key)

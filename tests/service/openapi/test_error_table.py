@@ -19,11 +19,11 @@ def rows():
     return {row[1]: row for row in found if row}
 
 
-def test_the_document_is_made_from_the_classes():
+def test_committed_page_is_current():
     assert DOCUMENT.read_text() == document(), "run: python -m service.openapi.error_table > docs/errors.md"
 
 
-def test_every_class_has_a_code_of_its_own():
+def test_codes_are_unique():
     codes = [kind.code for kind in classes()]
     assert sorted(codes) == sorted(set(codes))
     assert LongCatError.code not in codes
@@ -37,7 +37,7 @@ def test_every_code_is_in_the_table():
     } == rows().keys()
 
 
-def test_a_status_is_the_one_that_is_answered():
+def test_table_has_the_answered_statuses():
     for kind in classes():
         shown = rows()[kind.code][2]
         if any(ancestor in STATUS for ancestor in kind.__mro__):
@@ -46,7 +46,7 @@ def test_a_status_is_the_one_that_is_answered():
             assert shown == ""
 
 
-def test_whether_a_retry_can_help_is_what_the_class_says():
+def test_table_says_which_errors_are_retryable():
     for kind in classes():
         assert (rows()[kind.code][4] == "yes") == kind.retryable
 

@@ -1,4 +1,4 @@
-"""The documentation is true: its examples work, its answers are those that are given."""
+"""The OpenAPI document describes what the service really accepts and answers."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def document(client):
     return client.get("/openapi.json").json()
 
 
-def test_the_document_is_valid(document):
+def test_document_is_valid(document):
     validate(document)
 
 
-def test_every_route_and_every_answer_is_documented(document):
+def test_every_route_and_status_is_documented(document):
     found = {
         (method, path): set(operation["responses"])
         for path, operations in document["paths"].items()
@@ -58,7 +58,7 @@ def test_every_route_and_every_answer_is_documented(document):
     assert found == OPERATIONS
 
 
-def test_every_error_has_the_one_shape(document):
+def test_every_error_has_the_same_shape(document):
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for status, answer in operation["responses"].items():
@@ -74,13 +74,13 @@ def test_every_field_of_a_request_is_described(document):
             assert schema.get("description"), field
 
 
-def test_there_is_an_example_for_every_task(client):
+def test_every_task_has_an_example(client):
     tasks = {client.post("/generate", json=example["value"]).json()["task"] for example in EXAMPLES.values()}
     assert tasks == set(TASKS)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_works_and_fits_its_schema(client, document, name):
+def test_examples_work_and_match_their_schema(client, document, name):
     body = EXAMPLES[name]["value"]
     shown = document["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert shown[name]["value"] == body
@@ -90,7 +90,7 @@ def test_an_example_works_and_fits_its_schema(client, document, name):
     check(answer.json(), "JobView", document)
 
 
-def test_a_finished_job_fits_its_schema(client, document, order, worker):
+def test_finished_job_matches_its_schema(client, document, order, worker):
     job = order(refine=True, metadata={"a": "b"})
     worker.succeed(worker.claim())
     check(client.get(f"/jobs/{job['id']}").json(), "JobView", document)
@@ -98,8 +98,8 @@ def test_a_finished_job_fits_its_schema(client, document, order, worker):
     check(client.get("/jobs/nobody").json(), "ErrorAnswer", document)
 
 
-class TestThePage:
-    def test_needs_nothing_from_other_hosts(self, client):
+class TestDocsPage:
+    def test_loads_no_assets_from_other_hosts(self, client):
         page = client.get("/docs")
         assert "/openapi.json" in page.text
         parts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -117,13 +117,13 @@ class TestThePage:
         assert policy.startswith("default-src 'self'")
         assert "http" not in policy
 
-    def test_has_no_other_files(self, client):
+    def test_serves_no_other_files(self, client):
         assert client.get("/docs/redoc.standalone.js").status_code == 422
         assert client.get("/docs/../../secrets").status_code == 404
 
 
 @pytest.mark.parametrize("field", ["prompt", "seconds", "size", "seed"])
-def test_a_video_of_openais_api_fits_its_schema(client, document, field):
+def test_openai_video_matches_its_schema(client, document, field):
     body = {"prompt": "a red ball", "seconds": "4", "size": "96x64", "seed": 7}
     check(body, "VideoRequest", document)
     check(client.post("/v1/videos", json=body).json(), "Video", document)

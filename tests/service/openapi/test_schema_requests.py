@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from jobs.capability import GroupRegistration
 from tests.service.conftest import settings_for
-from tests.service.test_openapi import OPERATIONS
+from tests.service.openapi.test_schema import OPERATIONS
 
 NOT_PROMISED = [positive_data_acceptance]  # what is legal is said by the checkpoint, too
 OF_A_JOB = ("job_id", "video_id")

@@ -1,4 +1,4 @@
-"""Alive, ready, measured."""
+"""Liveness, readiness and request metrics."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ def metric(client, name):
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), None)
 
 
-def test_a_service_is_alive_without_any_worker(no_worker_yet):
+def test_service_is_live_without_a_worker(no_worker_yet):
     assert no_worker_yet.get("/livez").json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize(
     ("state", "status"), [("ready", 200), ("busy", 200), ("starting", 503), ("full", 503), ("broken", 503)]
 )
-def test_it_is_ready_when_a_group_is_ready_or_at_work(client, redis, state, status):
+def test_service_is_ready_if_a_group_is_ready_or_busy(client, redis, state, status):
     assert client.get("/readyz").status_code == 503
     GroupRegistration(redis, "first").publish(state, ranks=2)
     assert client.get("/readyz").status_code == status
 
 
-def test_one_ready_group_among_broken_ones_is_enough(client, redis):
+def test_service_is_ready_with_one_ready_group_among_broken_ones(client, redis):
     GroupRegistration(redis, "first").publish("broken", ranks=1)
     GroupRegistration(redis, "second").publish("ready", ranks=1)
     assert client.get("/readyz").json() == {"status": "ok"}
 
 
-def test_it_says_what_the_groups_do_that_are_not_ready(client, redis):
+def test_response_lists_the_states_of_groups_that_are_not_ready(client, redis):
     assert "there is none" in client.get("/readyz").json()["error"]["message"]
     GroupRegistration(redis, "first").publish("broken", ranks=1)
     GroupRegistration(redis, "second").publish("full", ranks=1)
     assert "broken, full" in client.get("/readyz").json()["error"]["message"]
 
 
-def test_a_group_that_left_counts_no_more(client, redis):
+def test_released_group_no_longer_counts(client, redis):
     seat = GroupRegistration(redis, "first")
     seat.publish("ready", ranks=1)
     seat.leave()
@@ -71,7 +71,7 @@ def test_groups_are_counted_by_state(client, redis):
     assert metric(client, 'longcat_groups{state="ready"}') == 1
 
 
-def test_requests_are_counted_by_the_template_of_their_route(client, order):
+def test_requests_are_counted_by_route_template(client, order):
     name = 'longcat_http_requests_total{method="GET",route="/jobs/{job_id}",status="200"}'
     before = metric(client, name) or 0
     for job in (order(), order()):
@@ -79,7 +79,7 @@ def test_requests_are_counted_by_the_template_of_their_route(client, order):
     assert metric(client, name) == before + 2
 
 
-def test_what_clients_make_up_makes_no_labels(client):
+def test_unknown_paths_and_methods_create_no_labels(client):
     for path in ("/wp-login.php", "/jobs/a/b/c/d", "/%00"):
         client.get(path)
     client.request("BREW", "/livez")
@@ -88,7 +88,7 @@ def test_what_clients_make_up_makes_no_labels(client):
     assert 'method="other"' in text
 
 
-def test_numbers_come_in_the_format_of_prometheus(client):
+def test_metrics_are_in_prometheus_format(client):
     answer = client.get("/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")
     assert "# TYPE longcat_jobs gauge" in answer.text

@@ -1,4 +1,4 @@
-"""What the service tidies up behind jobs and workers."""
+"""Maintenance in the service: leases, tickets, expiry and files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def at(backend, seconds_later):
     return replace(backend, job_store=job_store)
 
 
-def test_a_lost_ticket_is_delivered_again(order, backend, redis):
+def test_lost_ticket_is_replaced(order, backend, redis):
     order()
     redis.delete("rq:queue:longcat")
     assert TicketQueue(redis).count() == 0
@@ -43,7 +43,7 @@ def test_a_lost_ticket_is_delivered_again(order, backend, redis):
     assert TicketQueue(redis).count() == 1
 
 
-def test_the_job_of_a_silent_worker_is_queued_again(order, worker, backend, client):
+def test_job_of_a_dead_worker_is_requeued(order, worker, backend, client):
     job = order()
     worker.job_store.holder.claim("by hand", lease_s=30.0)
     for later in range(0, 121, 5):
@@ -51,7 +51,7 @@ def test_the_job_of_a_silent_worker_is_queued_again(order, worker, backend, clie
     assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
 
 
-def test_an_expired_job_takes_its_files_along(order, worker, backend, client):
+def test_files_of_an_expired_job_are_removed(order, worker, backend, client):
     job = order(**WITH_IMAGE)
     worker.succeed(worker.claim())
     assert len(list(worker.storage.keys(f"jobs/{job['id']}/"))) >= 3
@@ -60,7 +60,7 @@ def test_an_expired_job_takes_its_files_along(order, worker, backend, client):
     assert list(worker.storage.keys(f"jobs/{job['id']}/")) == []
 
 
-def test_files_of_an_order_that_was_broken_off_are_removed(worker, backend):
+def test_files_of_an_aborted_submission_are_removed(worker, backend):
     worker.job_store.client.reserve("broken-off")
     (worker.folder / "input").write_bytes(b"x")
     worker.storage.put("jobs/broken-off/inputs/image.png", worker.folder / "input", "image/png")
@@ -69,7 +69,7 @@ def test_files_of_an_order_that_was_broken_off_are_removed(worker, backend):
 
 
 @pytest.mark.usefixtures("client")
-def test_a_process_that_dies_before_its_order_is_queued_leaves_no_files(worker, backend, monkeypatch):
+def test_files_of_a_process_that_died_before_queueing_are_removed(worker, backend, monkeypatch):
     def die(*_: object) -> None:
         raise SystemExit
 
@@ -82,7 +82,7 @@ def test_a_process_that_dies_before_its_order_is_queued_leaves_no_files(worker, 
     assert set(worker.storage.keys("jobs/")) == before
 
 
-def test_an_order_that_took_too_long_to_store_may_be_sent_again(client, backend, monkeypatch):
+def test_submission_that_took_too_long_to_store_is_answered_503(client, backend, monkeypatch):
     expired = JobStore(backend.redis, late_upload_s=0.0)
     monkeypatch.setattr(backend.job_store.client, "reserve", expired.client.reserve)
     answer = client.post("/generate", json=WITH_IMAGE)
@@ -111,7 +111,7 @@ class FailingSweep:
         return self._sweep()
 
 
-def test_maintenance_goes_on_after_a_sweep_fails(backend, redis, monkeypatch, caplog):
+def test_maintenance_continues_after_a_failed_sweep(backend, redis, monkeypatch, caplog):
     sweep = FailingSweep(backend.job_store, [Unavailable("away"), ZeroDivisionError("a mistake")])
     monkeypatch.setattr(backend.job_store.maintenance, "sweep", sweep)
     with caplog.at_level(logging.WARNING), Maintenance(often(backend)):
@@ -131,7 +131,7 @@ class Hanging:
         self.may_answer.wait()
 
 
-def test_a_storage_that_hangs_does_not_hold_up_leases(order, backend, redis):
+def test_hanging_storage_does_not_delay_sweeps(order, backend, redis):
     hasty = JobStore(redis, late_upload_s=0.0)
     hasty.client.reserve("broken-off")
     storage = Hanging()

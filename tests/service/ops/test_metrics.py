@@ -42,7 +42,7 @@ def test_a_job_is_measured_from_its_order_to_its_end(order, worker, numbers, red
     assert found["longcat_failures_total", "out_of_memory"] == 1
     assert found["longcat_attempts_total",] == 2
     assert found["longcat_uploads_total", "stored"] == 1
-    assert found["longcat_uploaded_bytes_total",] == len(b"a film")
+    assert found["longcat_uploaded_bytes_total",] == len(b"a video")
 
 
 def test_a_histogram_rises_to_its_count(order, worker, numbers):

@@ -1,4 +1,4 @@
-"""The command that shows what no job accounts for."""
+"""The command that lists files without a job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def left(worker):
 
 
 @pytest.mark.usefixtures("_installed")
-def test_they_are_shown_and_stay(order, worker, left, capsys):
+def test_orphans_are_listed_and_kept(order, worker, left, capsys):
     order()
     worker.succeed(worker.claim())
     assert main([]) == 1
@@ -36,7 +36,7 @@ def test_they_are_shown_and_stay(order, worker, left, capsys):
 
 
 @pytest.mark.usefixtures("_installed")
-def test_they_are_removed_where_that_is_asked_for(order, worker, left):
+def test_orphans_are_removed_on_request(order, worker, left):
     job = order()
     worker.succeed(worker.claim())
     assert main(["--remove"]) == 0
@@ -44,14 +44,14 @@ def test_they_are_removed_where_that_is_asked_for(order, worker, left):
     assert set(worker.storage.keys("jobs/")) == set(worker.storage.keys(f"jobs/{job['id']}/")) != set()
 
 
-def test_wrong_settings_are_told(monkeypatch, capsys):
+def test_invalid_settings_are_reported(monkeypatch, capsys):
     monkeypatch.setenv("LONGCAT_RETENTION_S", "-1")
     assert main([]) == 2
     assert "LONGCAT_RETENTION_S" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_installed")
-def test_a_redis_that_is_away_is_told(monkeypatch, capsys, left):
+def test_unreachable_redis_is_reported(monkeypatch, capsys, left):
     monkeypatch.setenv("LONGCAT_REDIS_URL", "redis://127.0.0.1:1")
     monkeypatch.setenv("LONGCAT_REDIS_PATIENCE_S", "0.1")
     assert main([]) == 1

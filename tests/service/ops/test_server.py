@@ -1,4 +1,4 @@
-"""The port for operators: metrics, documentation and the details of readiness, and only there."""
+"""The separate port for operators."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ops(public, ops_port):
         yield client
 
 
-def test_what_operators_see_is_on_their_port_alone(public, ops):
+def test_operator_routes_are_only_on_the_ops_port(public, ops):
     for path in PATHS:
         assert ops.get(path).status_code == 200, path
         assert public.get(path).status_code == 404, path
@@ -47,12 +47,12 @@ def test_what_operators_see_is_on_their_port_alone(public, ops):
     assert "/generate" in ops.get("/openapi.json").json()["paths"]
 
 
-def test_jobs_are_not_on_the_port_of_operators(ops):
+def test_jobs_are_not_on_the_ops_port(ops):
     for path in ("/jobs", "/", "/capability", "/session"):
         assert ops.get(path).status_code == 404
 
 
-def test_details_of_readiness_are_for_operators(public, ops, redis):
+def test_readiness_details_are_only_on_the_ops_port(public, ops, redis):
     GroupRegistration(redis, "first").publish("broken", ranks=1)
     assert "broken" in ops.get("/readyz").json()["error"]["message"]
     answer = public.get("/readyz")
@@ -61,11 +61,11 @@ def test_details_of_readiness_are_for_operators(public, ops, redis):
     assert (public.get("/readyz").status_code, ops.get("/readyz").status_code) == (200, 200)
 
 
-def test_foreign_host_names_are_refused_there_too(ops):
+def test_foreign_host_names_are_refused_on_the_ops_port(ops):
     assert ops.get("/metrics", headers={"Host": "evil.example"}).status_code == 421
 
 
-def test_service_does_not_start_where_the_port_is_taken(redis_server, redis, tmp_path):
+def test_service_does_not_start_if_the_ops_port_is_taken(redis_server, redis, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         settings = settings_for(redis_server, tmp_path, ops_port=other.getsockname()[1])
         with pytest.raises(OSError, match="in use"), TestClient(create_app(settings)):

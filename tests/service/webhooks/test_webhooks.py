@@ -1,4 +1,4 @@
-"""Webhooks over the wire: signed by the specification, to the right place, until somebody takes them."""
+"""Webhooks over the wire: signatures, retries, receivers, secrets and limits."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def log_of(client, job):
     return client.get(f"/jobs/{job['id']}/webhooks").json()["attempts"]
 
 
-class TestAWebhook:
-    def test_is_verified_by_the_library_of_the_specification(self, order, worker, receiver, post, redis):
+class TestWebhook:
+    def test_signature_is_verified_by_the_reference_library(self, order, worker, receiver, post, redis):
         job = order(webhook_url=f"{receiver.url}/hook?a=b")
         worker.succeed(worker.claim())
         post().deliver_all()
@@ -112,7 +112,7 @@ class TestAWebhook:
         assert events[1]["data"]["result"]["video_url"] == f"/jobs/{job['id']}/video"
         assert [event["data"]["status"] for event in events] == ["running", "succeeded"]
 
-    def test_that_was_changed_on_its_way_is_not(self, order, worker, receiver, post, redis):
+    def test_altered_webhook_is_not_verified(self, order, worker, receiver, post, redis):
         order(webhook_url=receiver.url)
         worker.claim()
         post().deliver_all()
@@ -122,14 +122,14 @@ class TestAWebhook:
         with pytest.raises(WebhookVerificationError):
             Webhook(Signer(redis, SECRET).secret_of("somebody else")).verify(body, headers)
 
-    def test_tells_what_was_asked_for_alone(self, client, order, worker, receiver, post):
+    def test_only_requested_events_are_sent(self, client, order, worker, receiver, post):
         order(webhook_url=receiver.url, webhook_events=["failed", "cancelled"])
         worker.job_store.holder.fail(worker.claim(), OutOfMemory("does not fit"), {})
         client.post(f"/jobs/{order(webhook_url=receiver.url)['id']}/cancel")
         post().deliver_all()
         assert sorted(receiver.types) == ["job.cancelled", "job.failed"]
 
-    def test_has_the_same_name_and_body_at_every_attempt(self, order, worker, receiver, post):
+    def test_every_attempt_has_the_same_id_and_body(self, order, worker, receiver, post):
         receiver.answers = [500, 200]
         order(webhook_url=receiver.url)
         worker.claim()
@@ -141,8 +141,8 @@ class TestAWebhook:
         assert (first["webhook-id"], first_body) == (second["webhook-id"], second_body)
 
 
-class TestAReceiver:
-    def test_that_does_not_take_it_is_asked_again_for_days(self, client, order, worker, receiver, post):
+class TestReceiver:
+    def test_failed_delivery_is_retried_for_days(self, client, order, worker, receiver, post):
         receiver.answers = [503]
         job = order(webhook_url=receiver.url)
         worker.claim()
@@ -159,7 +159,7 @@ class TestAReceiver:
         assert {entry["status_code"] for entry in log} == {503}
         assert [bool(entry["next_at"]) for entry in log[-2:]] == [True, False]
 
-    def test_that_is_gone_is_not_asked_again(self, client, order, worker, receiver, post):
+    def test_410_ends_the_retries(self, client, order, worker, receiver, post):
         receiver.answers = [410]
         job = order(webhook_url=receiver.url)
         worker.claim()
@@ -167,9 +167,7 @@ class TestAReceiver:
         assert [entry["outcome"] for entry in log_of(client, job)] == ["given_up"]
 
     @pytest.mark.parametrize("status", [301, 307, 400, 404, 500])
-    def test_that_answers_anything_but_2xx_has_not_taken_it(
-        self, client, order, worker, receiver, post, status
-    ):
+    def test_other_status_than_2xx_is_a_failed_attempt(self, client, order, worker, receiver, post, status):
         receiver.answers = [status]
         job = order(webhook_url=receiver.url)
         worker.claim()
@@ -178,14 +176,14 @@ class TestAReceiver:
         assert [(e["outcome"], e["status_code"]) for e in log_of(client, job)] == [("failed", status)]
 
     @pytest.mark.parametrize("status", [200, 201, 204, 299])
-    def test_that_answers_2xx_has_taken_it(self, client, order, worker, receiver, post, status):
+    def test_2xx_is_a_delivery(self, client, order, worker, receiver, post, status):
         receiver.answers = [status]
         job = order(webhook_url=receiver.url)
         worker.claim()
         post().deliver_all()
         assert [entry["outcome"] for entry in log_of(client, job)] == ["delivered"]
 
-    def test_that_nobody_runs_is_noted_with_the_reason(self, client, order, worker, post):
+    def test_unreachable_receiver_is_logged_with_the_reason(self, client, order, worker, post):
         job = order(webhook_url="http://127.0.0.1:9/")
         worker.claim()
         post().deliver_all()
@@ -194,7 +192,7 @@ class TestAReceiver:
         assert "cannot be reached" in entry["error"]
 
     @pytest.mark.parametrize("named", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433"])
-    def test_in_our_own_network_gets_nothing(self, client, order, worker, receiver, post, named):
+    def test_private_address_receives_nothing(self, client, order, worker, receiver, post, named):
         job = order(webhook_url=receiver.url.replace("127.0.0.1", named))
         worker.claim()
         post(webhook_private_hosts=False).deliver_all()
@@ -202,7 +200,7 @@ class TestAReceiver:
         assert [entry["outcome"] for entry in log_of(client, job)] == ["failed"]
 
 
-class TestTheOrder:
+class TestRequest:
     @pytest.mark.parametrize(
         "fields",
         [
@@ -212,22 +210,22 @@ class TestTheOrder:
             {"webhook_url": "https://example.com", "webhook_events": []},
         ],
     )
-    def test_is_refused_with_a_webhook_that_makes_no_sense(self, client, fields):
+    def test_invalid_webhook_is_refused(self, client, fields):
         answer = client.post("/generate", json={"prompt": "a ball", **fields})
         assert answer.status_code == 422
         assert "webhook" in answer.json()["error"]["message"]
 
-    def test_shows_what_is_told(self, order):
+    def test_job_shows_its_webhook_events(self, order):
         job = order(webhook_url="https://example.com")
         assert job["request"]["webhook_events"] == ["started", "succeeded", "failed", "cancelled"]
         assert order()["request"]["webhook_events"] is None
 
-    def test_may_come_as_a_form(self, client):
+    def test_webhook_fields_are_accepted_in_a_form(self, client):
         fields = {"prompt": "a ball", "webhook_url": "https://example.com", "webhook_events": '["failed"]'}
         answer = client.post("/generate", files={name: (None, value) for name, value in fields.items()})
         assert answer.json()["request"]["webhook_events"] == ["failed"]
 
-    def test_has_a_log_that_is_empty_at_first_and_its_owners(self, client, order):
+    def test_log_is_empty_at_first_and_unknown_for_other_jobs(self, client, order):
         assert log_of(client, order()) == []
         assert client.get("/jobs/nobody/webhooks").status_code == 404
 
@@ -247,13 +245,13 @@ def verifying(signer: Signer, owner: str, *secrets: str) -> list[bool]:
     return [verifies(secret) for secret in secrets]
 
 
-class TestAReceiverAtOrderTime:
+class TestUrlCheck:
     def judge(self, monkeypatch, lookup, url):
         monkeypatch.setattr(socket, "getaddrinfo", lookup)
         WebhookUrlChecker(allow_private=False).check(url)
 
     @pytest.mark.parametrize("host", ["127.0.0.1:8000", "10.0.0.1", "[::1]", "169.254.169.254", "2130706433"])
-    def test_in_our_own_network_is_refused(self, redis_server, redis, tmp_path, host):
+    def test_private_address_is_refused(self, redis_server, redis, tmp_path, host):
         CAPABILITY.publish(redis)
         settings = settings_for(redis_server, tmp_path, webhook_private_hosts=False)
         with TestClient(create_app(settings)) as client:
@@ -262,21 +260,21 @@ class TestAReceiverAtOrderTime:
         assert (answer.status_code, error["code"], error["field"]) == (422, "invalid_request", "webhook_url")
         assert redis.zcard("longcat:index:all") == 0
 
-    def test_with_a_name_that_leads_there_is_refused(self, monkeypatch):
+    def test_name_with_a_private_address_is_refused(self, monkeypatch):
         def lookup(*_, **__):
             return [(2, 1, 6, "", (address, 443)) for address in ("1.1.1.1", "192.168.0.1")]
 
         with pytest.raises(InvalidRequest):
             self.judge(monkeypatch, lookup, "https://inside.example.com/hook")
 
-    def test_that_is_public_or_does_not_resolve_now_is_accepted(self, monkeypatch):
+    def test_public_or_unresolvable_name_is_accepted(self, monkeypatch):
         def nothing(*_, **__):
             raise socket.gaierror("no such name")
 
         self.judge(monkeypatch, lambda *_, **__: [(2, 1, 6, "", ("1.1.1.1", 443))], "https://example.com")
         self.judge(monkeypatch, nothing, "https://late.example.com")
 
-    def test_with_a_slow_name_server_holds_few_threads(self, monkeypatch):
+    def test_slow_name_server_occupies_few_threads(self, monkeypatch):
         monkeypatch.setattr(url_checker, "_LOOKUP_TIMEOUT_S", 0.001)
         lookups, answered = [], Event()
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: lookups.append(answered.wait(30)) or [])
@@ -301,12 +299,12 @@ def test_signature_follows_the_specification(redis):
 
 
 class TestSecrets:
-    def test_are_made_once_and_kept(self, redis):
+    def test_secret_is_generated_once(self, redis):
         made = Signer(redis, None).secret_of("me")
         assert made == Signer(redis, None).secret_of("me") != Signer(redis, None).secret_of("you")
         assert made != Signer(redis, SECRET).secret_of("me")
 
-    def test_are_told_by_the_command(self, redis_server, redis):
+    def test_command_prints_the_secret(self, redis_server, redis):
         done = subprocess.run(
             [sys.executable, "-m", "service.keys", "webhook-secret", "me"],
             env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
@@ -316,7 +314,7 @@ class TestSecrets:
         )
         assert done.stdout.strip() == Signer(redis, None).secret_of("me")
 
-    def test_that_is_rotated_and_the_one_before_both_verify_until_the_overlap_ends(self, redis):
+    def test_old_and_new_secret_verify_until_the_overlap_ends(self, redis):
         now = [1000.0]
         signer = Signer(redis, SECRET, clock=lambda: now[0])
         old = signer.secret_of("me")
@@ -326,30 +324,30 @@ class TestSecrets:
         now[0] += 60
         assert verifying(signer, "me", old, new) == [False, True]
 
-    def test_are_rotated_for_one_owner_alone(self, redis):
+    def test_rotation_affects_one_owner_only(self, redis):
         signer = Signer(redis, SECRET)
         yours = signer.secret_of("you")
         signer.rotate("me", overlap_s=60)
         assert signer.secret_of("you") == yours
 
-    def test_that_leaked_ends_at_once_without_an_overlap(self, redis):
+    def test_rotation_without_overlap_ends_the_old_secret_immediately(self, redis):
         signer = Signer(redis, SECRET)
         old = signer.secret_of("me")
         assert verifying(signer, "me", old, signer.rotate("me", overlap_s=0)) == [False, True]
 
-    def test_before_the_one_before_no_longer_sign(self, redis):
+    def test_secret_before_the_previous_one_no_longer_signs(self, redis):
         signer = Signer(redis, SECRET)
         first = signer.secret_of("me")
         second, third = signer.rotate("me", 60), signer.rotate("me", 60)
         assert verifying(signer, "me", first, second, third) == [False, True, True]
 
-    def test_of_the_service_are_both_valid_while_it_is_rotated(self, redis):
+    def test_previous_service_secret_also_signs(self, redis):
         other = SecretStr("whsec_" + "b3RoZXIh" * 6)
         old, new = Signer(redis, SECRET).secret_of("me"), Signer(redis, other).secret_of("me")
         assert verifying(Signer(redis, other, SECRET), "me", old, new) == [True, True]
         assert verifying(Signer(redis, other), "me", old, new) == [False, True]
 
-    def test_are_rotated_by_the_command(self, redis_server, redis):
+    def test_command_rotates_the_secret(self, redis_server, redis):
         signer = Signer(redis, None)
         old = signer.secret_of("me")
         done = subprocess.run(
@@ -363,13 +361,13 @@ class TestSecrets:
         assert verifying(signer, "me", old, signer.secret_of("me")) == [True, True]
 
     @pytest.mark.parametrize("secret", ["x", "whsec_", "whsec_short", "c2VjcmV0" * 6])
-    def test_from_the_settings_must_look_like_one(self, redis_server, tmp_path, secret):
+    def test_malformed_secret_in_the_settings_is_refused(self, redis_server, tmp_path, secret):
         with pytest.raises(ValidationError):
             settings_for(redis_server, tmp_path, webhook_secret=secret)
 
 
-class TestTheThreads:
-    def test_send_within_the_service(self, order, worker, receiver, redis, settings):
+class TestDeliveryWorker:
+    def test_threads_send_within_the_service(self, order, worker, receiver, redis, settings):
         changed = settings.model_copy(
             update={"webhook_private_hosts": True, "webhook_interval_s": 0.02, "webhook_threads": 1}
         )
@@ -378,7 +376,7 @@ class TestTheThreads:
             worker.claim()
             wait_until(lambda: receiver.types == ["job.started"])
 
-    def test_of_many_services_send_each_webhook_once(self, order, worker, receiver, redis, settings):
+    def test_several_workers_send_each_webhook_once(self, order, worker, receiver, redis, settings):
         changed = settings.model_copy(
             update={"webhook_private_hosts": True, "webhook_interval_s": 0.01, "webhook_threads": 4}
         )
@@ -391,7 +389,7 @@ class TestTheThreads:
         assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 30
         assert len(receiver.received) == 30
 
-    def test_may_be_a_process_of_their_own(self, order, worker, receiver, redis_server):
+    def test_worker_runs_as_a_process_of_its_own(self, order, worker, receiver, redis_server):
         environment = {"LONGCAT_REDIS_URL": redis_server, "LONGCAT_WEBHOOK_PRIVATE_HOSTS": "true"}
         process = subprocess.Popen(
             [sys.executable, "-m", "service.webhooks"], env={**os.environ, **environment}
@@ -427,9 +425,11 @@ def sending(settings):
     return settings.model_copy(update=changes | {"webhook_threads": 4, "webhook_max_per_owner": 3})
 
 
-class TestATarpit:
+class TestTarpit:
     @pytest.mark.parametrize("drip", [b"", b"HTTP/1.1 200 OK\r\nA: "])
-    def test_holds_few_threads_and_nobody_elses_webhooks(self, tell, receiver, redis, sending, drip):
+    def test_tarpit_occupies_few_threads_and_does_not_delay_other_owners(
+        self, tell, receiver, redis, sending, drip
+    ):
         with tarpit(drip) as tar, DeliveryWorker(Outbox(redis), Signer(redis, None), sending):
             for _ in range(20):
                 tell("a", tar.url)
@@ -442,7 +442,7 @@ class TestATarpit:
             for connection in tar.connections:
                 connection.close()
 
-    def test_on_many_ports_does_not_hold_all_threads(self, tell, receiver, redis, sending):
+    def test_tarpits_on_many_ports_do_not_occupy_all_threads(self, tell, receiver, redis, sending):
         with ExitStack() as stack:
             tars = [stack.enter_context(tarpit()) for _ in range(5)]
             stack.enter_context(DeliveryWorker(Outbox(redis), Signer(redis, None), sending))
@@ -455,7 +455,7 @@ class TestATarpit:
             for connection in (connection for tar in tars for connection in tar.connections):
                 connection.close()
 
-    def test_that_drips_has_failed_at_the_timeout(self, client, order, worker, post):
+    def test_slowly_sent_response_fails_at_the_timeout(self, client, order, worker, post):
         with tarpit(b"HTTP/1.1 200 OK\r\nA: ") as tar:
             job = order(webhook_url=tar.url)
             worker.claim()
@@ -463,7 +463,7 @@ class TestATarpit:
         (entry,) = log_of(client, job)
         assert (entry["outcome"], entry["error"]) == ("failed", "the host is too slow")
 
-    def test_is_left_when_the_service_ends(self, tell, redis, sending, monkeypatch):
+    def test_shutdown_does_not_wait_for_a_tarpit(self, tell, redis, sending, monkeypatch):
         monkeypatch.setattr("service.webhooks.delivery_worker.SHUTDOWN_TIMEOUT_S", 0.05)
         with tarpit() as tar:
             with DeliveryWorker(Outbox(redis), Signer(redis, None), sending):
@@ -474,7 +474,7 @@ class TestATarpit:
             assert Outbox(redis).backlog().num_deliveries == 1
 
 
-def test_certificates_are_read_once_for_all_webhooks(tell, receiver, post, monkeypatch):
+def test_certificates_are_loaded_once_for_all_webhooks(tell, receiver, post, monkeypatch):
     default_tls.cache_clear()
     read = []
     load = ssl.SSLContext.load_default_certs
@@ -486,7 +486,7 @@ def test_certificates_are_read_once_for_all_webhooks(tell, receiver, post, monke
     assert (len(receiver.received), len(read)) == (3, 1)
 
 
-def test_a_webhook_of_a_job_deleted_meanwhile_is_not_sent(client, order, worker, receiver, post):
+def test_webhook_of_a_deleted_job_is_not_sent(client, order, worker, receiver, post):
     job = order(webhook_url=receiver.url)
     worker.succeed(worker.claim())
     assert client.delete(f"/jobs/{job['id']}").status_code == 204
