@@ -70,7 +70,7 @@ def test_class_without_a_status_has_that_of_its_base_class():
 class TestInternalError:
     @pytest.fixture
     def broken(self, app, redis):
-        """A client of a service in which something is wrong that nobody thought of."""
+        """Return a client of a service with a bug."""
 
         def get_nothing():
             raise ZeroDivisionError("secret detail")
@@ -97,7 +97,7 @@ class TestInternalError:
 class TestTooLarge:
     @pytest.fixture
     def small(self, redis, redis_server, tmp_path):
-        """A client of a service that takes next to nothing."""
+        """Return a client of a service with small limits."""
         CAPABILITY.publish(redis)
         limits = {
             "max_json_bytes": 300,
@@ -139,7 +139,7 @@ class TestWithoutRedis:
     @pytest.fixture(scope="class")
     @classmethod
     def alone(cls, tmp_path_factory):
-        """A client of a service whose Redis is away."""
+        """Return a client of a service without Redis."""
         url = f"redis://127.0.0.1:{free_port()}"
         settings = settings_for(url, tmp_path_factory.mktemp("alone"), redis_patience_s=0.01)
         with TestClient(create_app(settings)) as client:
@@ -159,7 +159,7 @@ class TestWithoutRedis:
             ("POST", "/generate", {"prompt": "a red ball"}),
             ("GET", "/readyz"),
         ]
-        with ThreadPoolExecutor(len(asked)) as pool:  # each waits a little for Redis
+        with ThreadPoolExecutor(len(asked)) as pool:  # each request waits for the timeout of Redis
             answers = list(pool.map(lambda given: ask(*given), asked))
         assert {error_of(answer) for answer in answers} == {(503, "unavailable")}
         assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)

@@ -55,7 +55,7 @@ def test_elements_that_the_script_uses_exist():
 
 
 def contrast(*colors: str) -> float:
-    """How well two colours are told apart, as WCAG counts it."""
+    """Return the contrast ratio of two colours by WCAG."""
 
     def luminance(color: str) -> float:
         parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]

@@ -1,4 +1,4 @@
-"""Capacities refuse at once, in all and for each owner, and get back what requests held."""
+"""Capacities refuse requests over their limits and release what requests used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign pages in a real Chromium: forms, fetches without CORS, embedding, DNS rebinding, stolen cookies."""
+"""Attacks by foreign pages in a real browser: forms, fetch, embedding, DNS rebinding, cookie theft."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ READ = "(path) => fetch(path).then(async (r) => [r.status, (await r.text()).slic
 
 
 class OtherServer:
-    """A server on this machine that is not ours; it keeps the cookies that browsers send it."""
+    """Serve another site on this machine, which records the cookies that it receives."""
 
     def __init__(self) -> None:
         self.cookies: list[str] = []
@@ -71,7 +71,7 @@ def other_server():
 
 @pytest.fixture
 def page(browser, chromium, other_server, live):
-    """A page of another server, in a browser for which every name under `.test` is this machine."""
+    """Open a page of another server, in a browser that resolves `*.test` to this machine."""
     rules = "--host-resolver-rules=MAP *.test 127.0.0.1"
     with (
         host(other_server) as url,
@@ -85,7 +85,7 @@ def page(browser, chromium, other_server, live):
 
 @pytest.fixture(params=["127.0.0.1", "localhost", "evil.test"])
 def foreign_page(page, request):
-    """The page, under a name that is ours (on another port) or not."""
+    """Open the other site under our own host name (on another port) or under a foreign one."""
     page.goto(page.other_url.replace("127.0.0.1", request.param))
     return page
 
@@ -112,7 +112,7 @@ def test_foreign_page_cannot_submit_or_cancel_with_forms(foreign_page, live, cli
 
 def test_dns_rebinding_cannot_read_or_delete(page, live, client, order):
     job = order()
-    page.goto(f"http://evil.test:{live}/livez")  # the attacker's name, which now leads to us
+    page.goto(f"http://evil.test:{live}/livez")  # the attacker's name, which now resolves to us
     for path in ("/jobs", f"/jobs/{job['id']}", "/capability", "/metrics", "/"):
         status, text = page.evaluate(READ, path)
         assert (status, job["id"] in text) == (421, False), path

@@ -1,4 +1,4 @@
-"""Requests that mean harm: each is a clear 4xx in the one shape, at once, and leaves nothing behind."""
+"""Hostile requests: each is refused with a clear 4xx and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORM = {"Content-Type": "multipart/form-data; boundary=edge"}
 
 @pytest.fixture(scope="module")
 def settings(redis_server, tmp_path_factory):
-    """Settings as they are by default, and small limits."""
+    """Return the default settings with small limits."""
     return settings_for(
         redis_server,
         tmp_path_factory.mktemp("hostile"),
@@ -40,7 +40,7 @@ def settings(redis_server, tmp_path_factory):
 
 @pytest.fixture
 def refused(client, redis, worker):
-    """Asserts that an answer is a 4xx in the one shape, and that nothing came of it."""
+    """Return a check that a response is a 4xx in the error shape and that nothing was stored."""
     stored = list(worker.storage.keys("jobs/"))
 
     def check(answer):
@@ -140,7 +140,7 @@ def test_private_host_receives_no_connection(client, refused):
 
 
 class TestPublicHost:
-    """The hosts of these tests are on this machine, so this service may ask private ones."""
+    """Allow private hosts: those of these tests are on this machine."""
 
     @pytest.fixture
     def client(self, client, redis_server, tmp_path):
@@ -204,7 +204,7 @@ def chunk(kind, data):
 
 
 def text_bomb():
-    """A PNG with a compressed text that is a thousand times as long when it is read."""
+    """Return a PNG whose compressed text grows a thousandfold."""
     content = encoded(picture())
     bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 50_000_000))
     return content[:33] + bomb + content[33:]
@@ -218,7 +218,7 @@ def many_frames():
 
 
 def moving(kind):
-    """An image of many frames, of which only the first is looked at."""
+    """Return an animation of many frames."""
     file = io.BytesIO()
     frames = [Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(200)]
     frames[0].save(file, kind, save_all=True, append_images=frames[1:])
@@ -226,7 +226,7 @@ def moving(kind):
 
 
 def larger_than_said():
-    """A clip whose pictures say that they are far larger than the file does."""
+    """Return a clip whose frames declare a far larger size than its container."""
     content = clip(3, codec="mjpeg", kind="mov", pixel_format="yuvj420p")
     said, really = struct.pack(">HH", 64, 96), struct.pack(">HH", 16000, 16000)
     assert b"\xff\xc0\x00\x11\x08" + said in content
@@ -234,7 +234,7 @@ def larger_than_said():
 
 
 def said_to_be_large():
-    """A clip of which the file says that it is as large as can be."""
+    """Return a clip whose container declares the largest possible size."""
     content = clip()
     entry = content.index(b"avc1", content.index(b"stsd")) + 28
     assert content[entry : entry + 4] == struct.pack(">HH", 96, 64)
@@ -276,7 +276,7 @@ CLIPS = {
 @pytest.mark.parametrize("name", IMAGES)
 def test_invalid_images_are_refused(client, refused, name):
     answer = client.post("/generate", data={"prompt": "a"}, files={"image": IMAGES[name]})
-    if name == "nothing":  # which is how a browser sends a field that was left empty
+    if name == "nothing":  # browsers send empty file fields like this
         assert answer.status_code in {202, 422}
         return
     assert refused(answer)["code"] == "invalid_input"

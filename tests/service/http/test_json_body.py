@@ -1,4 +1,4 @@
-"""JSON of clients is bounded by size, depth and number of values before it is parsed."""
+"""JSON from clients is limited in size, depth and number of values before it is parsed."""
 
 from __future__ import annotations
 

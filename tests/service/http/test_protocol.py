@@ -1,4 +1,4 @@
-"""Connections that do not get on are closed, and those with two lengths refused."""
+"""Connections that make no progress are closed; requests with two lengths are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(redis_server, folder):
-    """A service with short times."""
+    """Serve an app with short timeouts."""
     limits = {"head_timeout_s": 0.3, "send_timeout_s": 0.3, "max_connections": 8, "body_timeout_s": 20.0}
     with serving(create_app(settings_for(redis_server, folder, **limits))) as port:
         yield port
@@ -42,7 +42,7 @@ def test_request_with_two_lengths_is_refused_and_its_connection_closed(port, pat
         connection.sendall(head("POST", path, *headers) + b"0\r\n\r\n" + LIVEZ)
         answer = read_until_closed(connection)
     assert status(answer) == 400
-    assert answer.count(b"HTTP/1.1") == 1  # what is smuggled behind it is not answered
+    assert answer.count(b"HTTP/1.1") == 1  # the smuggled request is not answered
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET /livez HTTP/1.1\r\nHost: local"])
@@ -121,7 +121,7 @@ def test_connection_over_the_limit_is_refused_if_all_others_are_in_use(port, red
 
 
 def test_client_that_does_not_read_is_disconnected(port):
-    """Pipelined requests are answered into a connection from which nobody reads."""
+    """The client pipelines requests and reads no responses."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(30)

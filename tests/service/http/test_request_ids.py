@@ -1,4 +1,4 @@
-"""A request is followed by its id, and by W3C's trace context, into the job that it orders."""
+"""Request ids and W3C trace context reach responses, logs and the job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses are in the public internet, in every disguise that we know."""
+"""Which addresses are public, in every known notation."""
 
 from __future__ import annotations
 

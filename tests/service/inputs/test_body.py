@@ -1,4 +1,4 @@
-"""Bodies that are too slow, cut off, or too many at a time."""
+"""Bodies that are too slow, incomplete, or too many at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLOW = {"body_timeout_s": 0.3, "body_min_bytes_per_s": 1e6}
 
 @pytest.fixture(scope="module")
 def slow_port(redis_server, tmp_path_factory):
-    """A service with little patience for bodies."""
+    """Serve an app with short timeouts for bodies."""
     with serving(create_app(settings_for(redis_server, tmp_path_factory.mktemp("slow"), **SLOW))) as port:
         yield port
 
@@ -66,7 +66,7 @@ def test_event_stream_may_last_longer_than_the_body_timeout(impatient, redis):
     with connected(impatient) as connection:
         connection.sendall(head("GET", f"/jobs/{job['id']}/events"))
         received = b""
-        while received.count(b"no change") < 5:  # one at every sixth look, longer than a body may take
+        while received.count(b"no change") < 5:  # one per six intervals: longer than a body may take
             received += connection.recv(65536)
     assert status(received) == 200
 
@@ -134,7 +134,7 @@ class TestConcurrentBodies:
     @pytest.fixture(scope="class")
     @classmethod
     def small(cls, redis_server, tmp_path_factory):
-        """An app that takes few bodies, and little of them into memory."""
+        """Create an app with small limits for bodies and their memory."""
         limits = {
             "owner_open_bodies": 3,
             "max_json_bytes": 1 << 20,
@@ -150,7 +150,7 @@ class TestConcurrentBodies:
             yield port
 
     def begin(self, connection, small, content):
-        """Send part of a body, and wait until the service awaits the rest."""
+        """Send a part of a body, and wait until the service waits for the rest."""
         before = small.state.backend.capacities.body_memory.used
         connection.sendall(post_json("Authorization: Bearer k", "Content-Length: 1000000") + content)
         wait_until(lambda: small.state.backend.capacities.body_memory.used - before >= len(content) - 65536)

@@ -1,4 +1,4 @@
-"""Inputs are decoded outside the service's process: what they cost there, and how it answers."""
+"""Decoding happens outside the service's process and cannot exhaust its memory."""
 
 from __future__ import annotations
 

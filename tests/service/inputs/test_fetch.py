@@ -1,4 +1,4 @@
-"""Fetching from real hosts on this machine, which are as hostile as they can be."""
+"""Fetching from real, partly hostile hosts on this machine."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_redirect_to_another_scheme_is_refused(elsewhere):
 
 
 def test_redirect_to_a_private_address_is_refused(monkeypatch):
-    """The first host counts as public here; the one it points to does not."""
+    """Only the first host counts as public."""
     monkeypatch.setattr("service.inputs.addresses.is_public", lambda address: str(address) != "127.0.0.2")
     private = pytest.raises(UnusableInput, match="not in the public internet")
     with host(redirecting("http://127.0.0.2:80/latest/meta-data")) as url, private:
@@ -108,7 +108,7 @@ def test_private_host_receives_no_connection(url):
 
 
 def test_connection_goes_to_the_checked_address(monkeypatch):
-    """A name server that says something else when it is asked again is not asked again."""
+    """A name server that would answer differently the second time is asked only once."""
     answers = iter(["127.0.0.1"])
     real = socket.getaddrinfo
 
@@ -164,13 +164,13 @@ def test_too_large_file_is_not_read_to_its_end():
 
 
 class TestSlowHost:
-    """Left at the deadline, however it spends the time."""
+    """Every kind of slow host is given up at the deadline."""
 
     LIMITS = FetchLimits(allow_private=True, total_timeout_s=0.3)
 
     @pytest.fixture
     def left(self):
-        """Set at the end of the test, so that the host can end."""
+        """Return an event that ends the host after the test."""
         left = threading.Event()
         yield left
         left.set()
@@ -262,7 +262,7 @@ def free_address():
 class TestTLS:
     @pytest.fixture
     def certificate(self, tmp_path):
-        """A certificate for `videos.example`, signed by itself."""
+        """Create a self-signed certificate for `videos.example`."""
         x509 = pytest.importorskip("cryptography.x509")
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -285,7 +285,7 @@ class TestTLS:
 
     @pytest.fixture
     def https_port(self, certificate, monkeypatch):
-        """Where `videos.example` listens."""
+        """Serve `videos.example` over TLS and return its port."""
         real = socket.getaddrinfo
         monkeypatch.setattr(
             socket,

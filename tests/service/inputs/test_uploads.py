@@ -1,4 +1,4 @@
-"""Folders of requests: gone with the request, or when the next process starts."""
+"""Temporary folders are removed with their request, or when the next process starts."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ WEEK_MS = 8 * 86_400_000
 
 
 def stored(redis) -> dict[str, str]:
-    """Everything in Redis by key, of all types; what RQ has compressed is shown in the clear."""
+    """Return the content of all keys in Redis, with RQ's data decompressed."""
     read: dict[str, Callable] = {
         "string": redis.get,
         "hash": redis.hgetall,
@@ -42,7 +42,7 @@ def keys_with(redis, text) -> list[str]:
 
 @pytest.fixture
 def planted(client):
-    """A job with the mark in everything that a client can choose."""
+    """Create a job with the mark in every field that a client can set."""
     fields = {
         "prompt": f"a ball {MARK}",
         "negative_prompt": f"blurred {MARK}",
@@ -65,7 +65,7 @@ def send_in_vain(redis) -> None:
 
 
 def run_to(status, job_id, client, worker) -> None:
-    """Bring a job to a status."""
+    """Bring a job to the given status."""
     if status == "cancelled":
         client.post(f"/jobs/{job_id}/cancel")
     if status in {"queued", "cancelled"}:

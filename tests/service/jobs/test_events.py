@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 
 @contextmanager
 def watching(port, job_id, last_event_id=None):
-    """The events of a job as they come: id, kind and job."""
+    """Yield the id, kind and job of each event."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
     connection.request("GET", f"/jobs/{job_id}/events", headers=headers)
@@ -121,7 +121,7 @@ def test_events_of_an_unknown_job_are_not_found(client):
 
 @contextmanager
 def connected(port, job_id, key=None):
-    """An open stream as it comes from the socket."""
+    """Open a stream on a raw socket."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     connection.request("GET", f"/jobs/{job_id}/events", headers=headers)
@@ -132,7 +132,7 @@ def connected(port, job_id, key=None):
 
 
 def rest_of(stream):
-    """What is left of a stream; of one that does not end, so much that it should have."""
+    """Return the rest of a stream, or fail if it does not end."""
     return b"".join(itertools.islice(stream, 200))
 
 
@@ -174,7 +174,7 @@ class TestEndOfStream:
 class TestLimits:
     @pytest.fixture
     def limited(self, app, monkeypatch):
-        """Sets limits on the streams of the app."""
+        """Return a function that sets limits on the event streams."""
         streams = app.state.event_streams
 
         def limit(**bounds):

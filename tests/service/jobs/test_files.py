@@ -140,7 +140,7 @@ def test_video_missing_from_storage_is_gone(client, job, video, worker):
 class TestObjectStore:
     @pytest.fixture
     def linked(self, app, worker):
-        """The same storage, which now has links as an object store does."""
+        """Replace the storage by one with presigned links, like an object store."""
 
         class Linked(FolderStorage):
             def link(self, key, expires_s):

@@ -101,7 +101,7 @@ class TestFailedRequest:
         assert not redis.keys("longcat:idempotency:*")
 
     def test_request_that_failed_after_queueing_returns_its_job(self, client, monkeypatch):
-        """Redis went away after the commit, and the client was told to try again."""
+        """Redis fails after the job was queued, so the client is told to retry."""
         queue = submission._queue
 
         def interrupted(*given):
@@ -116,7 +116,7 @@ class TestFailedRequest:
         assert ids(client) == [answer.json()["id"]]
 
     def test_key_of_a_process_that_died_can_be_used_again(self, app, client):
-        """Nobody released the key, and nothing was queued."""
+        """A process that died has neither released the key nor queued a job."""
         backend = app.state.backend
         generate(client)
         fingerprint = self.fingerprint(client, app)
@@ -148,7 +148,7 @@ class TestConcurrentRequests:
         assert len(ids(client)) == 1
 
     def test_changed_content_of_a_url_creates_no_job_with_the_wrong_image(self, client, worker):
-        """Both requests may be under way at once and fetch different bytes."""
+        """Two concurrent requests fetch different content from the same URL."""
         images = [encoded(picture()), encoded(picture(96, 64))]
 
         def answer(request):

@@ -39,7 +39,7 @@ def keys(redis):
 
 @contextmanager
 def tarpit():
-    """Listen on a port that accepts connections and never answers; give its URL and how to accept."""
+    """Yield the URL of a server that never answers, and a function that accepts a connection."""
     with ExitStack() as held, socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
         listener.settimeout(TIMEOUT_S)
         yield (
@@ -61,7 +61,7 @@ def ask(port, request):
 
 @contextmanager
 def slow_orders(port, key):
-    """Hold all of an owner's threads for orders with inputs."""
+    """Occupy all input threads of an owner."""
     with tarpit() as (url, accept), ExitStack() as opened:
         slow = order(key, {"prompt": "a cat", "image": {"url": url}})
         for _ in range(NUM_SLOW):
@@ -134,7 +134,7 @@ def test_simultaneous_slow_requests_do_not_delay_another_owner(port, keys):
 
 @contextmanager
 def redis_that_can_be_stopped(folder):
-    """Run a Redis of its own; give its URL, and a context in which it stands thumbnail."""
+    """Run a separate Redis. Yield its URL, and a context in which it is stopped by a signal."""
     server = RedisServer(folder / "redis", redis_program())
     server.start()
     pid = server._process.pid
@@ -155,7 +155,7 @@ def redis_that_can_be_stopped(folder):
 
 @contextmanager
 def pollers(port):
-    """Send more requests than there are threads; each needs Redis."""
+    """Send more requests than there are threads. Each of them needs Redis."""
     with ExitStack() as opened:
         polling = [opened.enter_context(connected(port)) for _ in range(60)]
         for connection in polling:
@@ -184,7 +184,7 @@ def test_liveness_is_answered_while_all_threads_wait_for_redis(tmp_path):
         with stopped():
             polling = opened.enter_context(pollers(port))
             probe = opened.enter_context(connected(port))
-            probe.settimeout(5.0)  # much less than the patience for Redis
+            probe.settimeout(5.0)  # much less than the timeout of Redis
             probe.sendall(head("GET", "/livez"))
             assert status(read_answer(probe)) == 200
         assert {status(read_answer(connection)) for connection in polling} == {200}

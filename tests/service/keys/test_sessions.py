@@ -1,4 +1,4 @@
-"""The console's session: a cookie that scripts cannot read, that soon expires and ends with its key."""
+"""The console's session: its cookie, what it allows, and when it ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sign_in(client, key, **headers):
 
 @pytest.fixture
 def browser(client, key):
-    """Headers of a browser that has signed in."""
+    """Return the headers of a browser that has signed in."""
     name, morsel = next(iter(SimpleCookie(sign_in(client, key).headers["Set-Cookie"]).items()))
     client.cookies.clear()
     return {"Cookie": f"{name}={morsel.value}"}
@@ -53,7 +53,7 @@ class TestCookie:
         assert name == "longcat_session"
         assert cookie["httponly"]
         assert (cookie["samesite"], cookie["path"], cookie["domain"]) == ("strict", "/", "")
-        assert not cookie["max-age"]  # gone with the browser; the service ends it before
+        assert not cookie["max-age"]  # the browser drops it when it closes; the service ends it earlier
 
     def test_contains_no_key_and_is_not_stored_in_redis(self, client, key, redis):
         value = next(iter(SimpleCookie(sign_in(client, key).headers["Set-Cookie"]).values())).value

@@ -1,4 +1,4 @@
-"""OpenAI's own client against the running service; a thread plays the worker."""
+"""OpenAI's own client against the running service, with a thread as the worker."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"
 
 @pytest.fixture
 def videos(live):
-    """The videos of a client that never tries twice, so that what is answered is seen."""
+    """Return the videos API of a client without retries."""
     with OpenAI(base_url=f"http://127.0.0.1:{live}/v1", api_key="none", max_retries=0) as client:
         yield client.videos
 
 
 @pytest.fixture
 def finished(videos, worker):
-    """A video that is made."""
+    """Create a finished video."""
     video = videos.create(prompt="a red ball")
     worker.succeed(worker.claim(), video=VIDEO)
     return video
 
 
 def made(video):
-    """A reference to a video, which the client's own argument of that name cannot carry."""
+    """Return a reference to a video for `extra_body`."""
     return {"video": omit, "extra_body": {"video": {"id": video.id}}}
 
 
@@ -235,7 +235,7 @@ class TestExtending:
         order = worker.claim().job.order
         assert (order.task, order.num_condition_frames, order.num_frames) == ("video_continuation", 5, 21)
         assert order.video.num_frames == 17
-        assert video.seconds == "1.4"  # with the frames that it begins with
+        assert video.seconds == "1.4"  # includes the frames that it takes over
         assert video.size == "96x64"
 
     def test_long_extension_has_several_segments(self, videos, finished, worker):
@@ -267,7 +267,7 @@ class TestExtending:
         [
             ({"video": ("mine.mp4", b"not a clip"), "extra_body": {}}, "video"),
             ({"video": ("mine.mp4", clip(3)), "extra_body": {}}, "video"),
-            ({"video": ("mine.mp4", VIDEO)}, "video"),  # beside an id
+            ({"video": ("mine.mp4", VIDEO)}, "video"),  # in addition to an id
             ({"extra_body": {}}, "video"),
             ({"seconds": "600"}, "seconds"),
             ({"prompt": " "}, "prompt"),
@@ -280,7 +280,7 @@ class TestExtending:
 
 
 class TestVideoId:
-    """As in the client's own suite, which knows its video by the id `video_123`."""
+    """Use ids like those of the client's own tests (`video_123`)."""
 
     @pytest.fixture(autouse=True)
     def video_123(self, videos, worker):

@@ -1,4 +1,4 @@
-"""The table of error codes is complete and true."""
+"""The table of error codes is complete and correct."""
 
 from __future__ import annotations
 

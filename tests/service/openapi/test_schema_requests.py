@@ -1,4 +1,4 @@
-"""Requests made from the API's own schema, right and wrong: each answer is one that is documented."""
+"""Requests generated from the OpenAPI schema get only documented responses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jobs.capability import GroupRegistration
 from tests.service.conftest import settings_for
 from tests.service.openapi.test_schema import OPERATIONS
 
-NOT_PROMISED = [positive_data_acceptance]  # what is legal is said by the checkpoint, too
+NOT_PROMISED = [positive_data_acceptance]  # the checkpoint restricts valid requests further
 OF_A_JOB = ("job_id", "video_id")
 
 
 @pytest.fixture(scope="module")
 def settings(redis_server, tmp_path_factory):
-    """Settings with which no other host is reached."""
+    """Return settings that allow no connections to other hosts."""
     return settings_for(
         redis_server,
         tmp_path_factory.mktemp("fuzz"),
@@ -35,7 +35,7 @@ def settings(redis_server, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def api(app):
-    """The schema; without the files in forms, which schemathesis cannot check when it made them wrong."""
+    """Return the schema without files in forms: schemathesis cannot check invalid ones."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     for part in schema.raw_schema["components"]["schemas"].values():
         for field in part.get("properties", {}).values():
@@ -47,13 +47,13 @@ def api(app):
 
 @pytest.fixture(autouse=True)
 def ready(client, redis):
-    """A worker is there."""
+    """Publish a capability as a worker does."""
     GroupRegistration(redis, "by hand").publish("ready", ranks=1)
 
 
 @pytest.fixture
 def finished(client, order, worker):
-    """Makes a finished job and gives its id."""
+    """Create a finished job and return its id."""
 
     def make():
         job = order()
@@ -74,7 +74,7 @@ class TestEveryAnswerIsDocumented:
 
 
 def ask(operation, finished, max_examples):
-    """Send requests that fit the schema and ones that do not, those about a job twice: once it is there."""
+    """Send valid and invalid requests. Send those about a job also for an existing one."""
     for mode in GenerationMode:
 
         @hypothesis_settings(
@@ -92,5 +92,5 @@ def ask(operation, finished, max_examples):
                 case.path_parameters[name] = finished()
                 case.call_and_validate(excluded_checks=NOT_PROMISED)
 
-        with suppress(Unsatisfiable):  # nothing about it can be wrong
+        with suppress(Unsatisfiable):  # no invalid request exists
             send()

@@ -9,7 +9,7 @@ from jobs.errors import OutOfMemory
 
 
 def metric(client, name):
-    """The value of one line of /metrics, by its name with labels."""
+    """Return the value of a metric, by its name with labels."""
     lines = client.get("/metrics").text.splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), None)
 

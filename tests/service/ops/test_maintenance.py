@@ -27,7 +27,7 @@ def backend(app):
 
 
 def at(backend, seconds_later):
-    """The same backend, later."""
+    """Return a backend whose clock is ahead."""
     now_s = int(backend.redis.time()[0])
     job_store = JobStore(backend.redis, clock=lambda: (now_s + seconds_later) * 1000)
     return replace(backend, job_store=job_store)
@@ -91,7 +91,7 @@ def test_submission_that_took_too_long_to_store_is_answered_503(client, backend,
 
 
 def often(backend, **changes):
-    """The same backend, which is tidied up all the time."""
+    """Return a backend with a very short maintenance interval."""
     settings = backend.settings.model_copy(update={"sweep_interval_s": 0.01})
     return replace(backend, settings=settings, **changes)
 
@@ -121,7 +121,7 @@ def test_maintenance_continues_after_a_failed_sweep(backend, redis, monkeypatch,
 
 
 class Hanging:
-    """A storage that does not answer until it is let go."""
+    """A storage that does not answer until it is released."""
 
     def __init__(self):
         self.asked, self.may_answer = Event(), Event()

@@ -10,14 +10,14 @@ from service.ops.orphans import main
 
 @pytest.fixture
 def _installed(monkeypatch, settings):
-    """What the command reads from its environment is the service of the tests."""
+    """Point the command's environment to the Redis and the storage of the tests."""
     monkeypatch.setenv("LONGCAT_REDIS_URL", settings.redis_url)
     monkeypatch.setenv("LONGCAT_DATA_DIR", str(settings.data_dir))
 
 
 @pytest.fixture
 def left(worker):
-    """Files of a job that nobody knows."""
+    """Store files of an unknown job."""
     keys = [state_key("unknown", "s/s"), video_key("unknown", 1)]
     for key in keys:
         (worker.folder / "file").write_bytes(b"bytes")

@@ -42,7 +42,7 @@ SECRET = SecretStr("whsec_" + "c2VjcmV0" * 6)
 
 @dataclass
 class Receiver:
-    """Takes webhooks and answers as it is told; the last of its answers goes on."""
+    """A receiver that answers with the given statuses; the last one is repeated."""
 
     answers: list[int] = field(default_factory=lambda: [200])
     received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
@@ -72,14 +72,14 @@ def receiver():
 
 @dataclass
 class Post:
-    """A courier whose time the test moves."""
+    """A delivery worker whose clock the test controls."""
 
-    courier: DeliveryWorker
+    delivery_worker: DeliveryWorker
     clock: Clock
     outbox: Outbox
 
     def deliver_all(self):
-        while self.courier.deliver_next():
+        while self.delivery_worker.deliver_next():
             pass
 
 
@@ -231,7 +231,7 @@ class TestRequest:
 
 
 def verifying(signer: Signer, owner: str, *secrets: str) -> list[bool]:
-    """Tell which secrets verify what is signed now, by the library of the specification."""
+    """Return which secrets verify a webhook that is signed now."""
     body = '{"type": "job.succeeded"}'
     headers = signer.headers(owner, "msg_1", int(time.time()), body)
 
@@ -380,11 +380,11 @@ class TestDeliveryWorker:
         changed = settings.model_copy(
             update={"webhook_private_hosts": True, "webhook_interval_s": 0.01, "webhook_threads": 4}
         )
-        couriers = [DeliveryWorker(Outbox(redis), Signer(redis, None), changed) for _ in range(2)]
+        workers = [DeliveryWorker(Outbox(redis), Signer(redis, None), changed) for _ in range(2)]
         for _ in range(15):
             order(webhook_url=receiver.url)
             worker.succeed(worker.claim())
-        with couriers[0], couriers[1]:
+        with workers[0], workers[1]:
             wait_until(lambda: Outbox(redis).backlog().num_deliveries == 0)
         assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 30
         assert len(receiver.received) == 30
@@ -405,7 +405,7 @@ class TestDeliveryWorker:
 
 @pytest.fixture
 def tell(order, worker):
-    """Has webhooks of an owner to be sent, one for each call."""
+    """Return a function that makes a webhook of an owner due."""
     job = worker.job_store.client.get(order()["id"])
 
     def cancelled(owner, url):
@@ -420,7 +420,7 @@ def tell(order, worker):
 
 @pytest.fixture
 def sending(settings):
-    """The settings of a courier with threads."""
+    """Return settings for a delivery worker with threads."""
     changes = {"webhook_private_hosts": True, "webhook_interval_s": 0.02, "webhook_timeout_s": 60}
     return settings.model_copy(update=changes | {"webhook_threads": 4, "webhook_max_per_owner": 3})
 
