@@ -36,11 +36,12 @@ serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 test: $(READY) ## the plain test suite, in minutes
 	$(PYTEST) --numprocesses 2 --dist loadfile
 
-check: $(READY) ## format, lint, types, import rules
+check: $(READY) ## format, lint, types, import rules, Lua
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(SOURCES)
+	$(BIN)/mypy $(SOURCES) tests
 	$(BIN)/lint-imports
+	if command -v luacheck >/dev/null; then $(BIN)/python -m tests.lint_lua; else echo 'luacheck is not installed: Lua is not linted'; fi
 
 format: $(READY) ## put the code into its format
 	$(BIN)/ruff format .
