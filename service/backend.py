@@ -113,7 +113,7 @@ class Backend:
             return job, None
         if estimate.eta_s is None:
             return job, estimate.position
-        progress = Progress(phase="load", num_segments=job.order.num_segments, eta_s=estimate.eta_s)
+        progress = Progress(phase="load", num_segments=job.order.plan.num_segments, eta_s=estimate.eta_s)
         return job.model_copy(update={"progress": progress}), estimate.position
 
 

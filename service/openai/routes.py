@@ -17,7 +17,8 @@ from jobs.capability import Capability, latest
 from jobs.errors import JobNotReady
 from jobs.record import Job, Result
 from jobs.store.idempotency import Hold
-from model.spec.shapes import Limits, Size
+from model.spec.geometry import Size
+from model.spec.limits import Limits
 from service.backend import Backend, CurrentBackend
 from service.inputs.body import Body, receive_body
 from service.inputs.uploads import upload_folder
