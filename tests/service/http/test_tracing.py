@@ -181,7 +181,7 @@ def test_what_is_done_beside_the_phases_is_a_span_unless_it_is_a_detail(traced, 
     spans = spans_of(claim, ours)
     stages = Stages(spans)
     for name, detail in (("x264", True), ("join", False)):
-        stages.add(Stage(name=name, lane="video", began_s=1.0, ended_s=1.5, detail=detail))
+        stages.add(Stage(name=name, lane="film", began_s=1.0, ended_s=1.5, detail=detail))
     stages.end("succeeded")
     (ran,), (joined,) = named(collector, "run"), named(collector, "join")
     assert (joined.parent_id, joined.ended_ns - joined.began_ns) == (ran.span_id, 500_000_000)

@@ -11,7 +11,6 @@ from fastapi.testclient import TestClient
 from jobs.errors import Unavailable
 from jobs.queue import TicketQueue
 from service.app import create_app
-from service.jobs import submission
 from tests.service.conftest import settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import clip, encoded, picture
@@ -100,15 +99,16 @@ class TestFailedRequest:
         assert generate(no_worker_yet).status_code == 503
         assert not redis.keys("longcat:idempotency:*")
 
-    def test_request_that_failed_after_queueing_returns_its_job(self, client, monkeypatch):
+    def test_request_that_failed_after_queueing_returns_its_job(self, app, client, monkeypatch):
         """Redis fails after the job was queued, so the client is told to retry."""
-        queue = submission._queue
+        jobs = app.state.backend.jobs
+        submit = jobs.submit
 
-        def interrupted(*given):
-            queue(*given)
+        def interrupted(submission):
+            submit(submission)
             raise Unavailable("the answer was lost")
 
-        monkeypatch.setattr(submission, "_queue", interrupted)
+        monkeypatch.setattr(jobs, "submit", interrupted)
         assert generate(client).status_code == 503
         monkeypatch.undo()
         answer = generate(client)
