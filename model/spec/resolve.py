@@ -213,9 +213,8 @@ def _resolve_num_condition_frames(
     )
     _require(condition % FRAME_STRIDE == 1, field, "must be 4k + 1")
     if inputs.video:
-        _require(
-            condition <= inputs.video.num_frames, field, f"the clip has only {inputs.video.num_frames} frames"
-        )
+        most = inputs.video.num_frames
+        _require(condition <= most, field, f"must be at most {most}, the number of frames of the clip")
     return condition
 
 
@@ -252,8 +251,8 @@ def _resolve_num_held(params: GenerationParams, inputs: Inputs, limits: Limits) 
     assert inputs.video
     most = inputs.video.num_frames * (1 if params.spatial_refine_only else 2) - 1
     if not inputs.condition_video:
-        _require(params.num_condition_frames is None, "num_condition_frames", "needs a condition clip")
-        _require(most > 0 or not inputs.image, "video", "must have more frames than the image that holds it")
+        _require(params.num_condition_frames is None, "num_condition_frames", "needs a condition_video")
+        _require(most > 0 or not inputs.image, "video", "must have more than one frame with an image")
         return 1 if inputs.image else 0
     most = min(most, inputs.condition_video.num_frames)
     held = limits.num_condition_frames if params.num_condition_frames is None else params.num_condition_frames
