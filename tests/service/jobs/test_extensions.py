@@ -28,7 +28,7 @@ def test_a_refined_video_that_is_too_short_for_that_is_refused(client, worker, o
     answer = client.post("/v1/videos/extensions", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "video"
-    assert "only 4 frames" in answer.json()["error"]["message"]
+    assert "at most 4, the number of frames of the clip" in answer.json()["error"]["message"]
 
 
 def test_a_clip_from_a_telephone_gives_a_video_that_stands_upright(client):
