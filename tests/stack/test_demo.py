@@ -43,7 +43,7 @@ def test_demo_saves_both_videos_and_says_where_they_are(demo_client, worker, vid
     screen = io.StringIO()
     with working(worker, succeed):
         make_videos(demo_client, videos, screen)
-    assert [(order.task, order.prompts, order.seed) for order in orders] == [
+    assert [(order.plan.task, order.prompts, order.seed) for order in orders] == [
         ("text_to_video", (PROMPT,), SEED),
         ("image_to_video", (IMAGE_PROMPT,), SEED),
     ]
