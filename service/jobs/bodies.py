@@ -14,7 +14,7 @@ from jobs.order import Priority
 from jobs.record import WebhookEvent
 from model.spec.params import GenerationParams, reject_nul, value_type
 from service.errors import UnusableInput
-from service.inputs.fetch import checked
+from service.inputs.fetch import parse_url
 
 
 def _reject_blank(text: str) -> str:
@@ -25,7 +25,7 @@ def _reject_blank(text: str) -> str:
 
 def _check_url(url: str) -> str:
     try:
-        checked(url)
+        parse_url(url)
     except UnusableInput as error:
         raise ValueError(str(error)) from error
     return url

@@ -12,7 +12,7 @@ from model.spec.errors import InvalidParams
 from model.spec.limits import Limits
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
-from service.inputs.inputs import Input
+from service.inputs.reader import CheckedInput
 from service.jobs.bodies import GenerateRequest
 
 _RANDOM_SEEDS = 1 << 53  # every JSON reader keeps such a number exact
@@ -39,7 +39,7 @@ def check_quality(request: GenerateRequest, step_cache: float | None) -> None:
 
 def make_order(
     request: GenerateRequest,
-    files: Mapping[str, Input],
+    files: Mapping[str, CheckedInput],
     capability: Capability,
     step_cache: float | None,
 ) -> Order:

@@ -23,7 +23,7 @@ from model.spec.limits import Limits
 from service.backend import Backend
 from service.errors import PriorityNotAllowed, invalid
 from service.inputs.body import FILES, Body
-from service.inputs.inputs import Given, Input, Intake
+from service.inputs.reader import CheckedInput, InputReader, InputSource
 from service.inputs.uploads import upload_folder
 from service.jobs.bodies import GenerateRequest
 from service.jobs.orders import check_prompts, check_quality, make_order
@@ -38,19 +38,19 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet) or Unavailable.
     """
     request = _parse(body)
-    if request.priority == "high" and not backend.may_order_high:
+    if request.priority == "high" and not backend.high_priority_allowed:
         raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
     capability = latest(backend.redis)
     limits = Limits.from_json(capability.limits)
     check_prompts(request, limits)
     if request.webhook_url:
-        backend.webhook_receivers.check(request.webhook_url)
+        backend.webhook_url_checker.check(request.webhook_url)
     check_quality(request, backend.settings.step_cache)
 
     job_id = hold.job_id if hold else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:
-        intake = Intake(job_id, folder, backend.settings, backend.sandbox, limits.fps)
-        files = intake.take_all(_sources(request, body))
+        reader = InputReader(job_id, folder, backend.settings, backend.sandbox, limits.fps)
+        files = reader.read_all(_sources(request, body))
         order = make_order(request, files, capability, backend.settings.step_cache)
         _store(job_id, files.values(), backend)
 
@@ -68,10 +68,10 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
         trace=current_names(),
     )
     with _unavailable_if_expired():
-        job = backend.job_store.client.submit(submission)
+        job = backend.jobs.submit(submission)
     with about(names_of(job)):
         logger.info("queued a job for %s", job.owner or "everybody")
-    backend.afterwards(lambda: _deliver(job.id, backend))
+    backend.run_after_response(lambda: _deliver(job.id, backend))
     return job
 
 
@@ -84,17 +84,17 @@ def _parse(body: Body) -> GenerateRequest:
         raise invalid(error.errors(include_url=False, include_input=False)) from error
 
 
-def _sources(request: GenerateRequest, body: Body) -> dict[str, Given]:
+def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
     """Return where each input file comes from, by field: an upload, a URL or base64."""
     named = {name: getattr(request, name) for name in FILES if getattr(request, name) is not None}
     return {**named, **body.files}
 
 
-def _store(job_id: str, files: Iterable[Input], backend: Backend) -> None:
+def _store(job_id: str, files: Iterable[CheckedInput], backend: Backend) -> None:
     """Store input files for the worker. They are removed unless the job is submitted in time."""
     with _unavailable_if_expired():
         for file in files:
-            backend.job_store.client.reserve(job_id)
+            backend.jobs.reserve(job_id)
             backend.storage.put(file.file.key, file.path, file.file.media_type)
 
 

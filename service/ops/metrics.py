@@ -20,7 +20,7 @@ from jobs.errors import Unavailable
 from jobs.store.measures import Measure, measures, waiting
 from jobs.store.outbox import Outbox
 from service.backend import Backend
-from service.http.answers import WatchedSend, route_of
+from service.http.response_status import StatusRecorder, route_template
 
 BOUNDS = tuple(2.0 ** (n / 2) for n in range(-10, 33))  # from 31 ms to 18 h
 _METHODS = {"GET", "HEAD", "POST", "DELETE"}
@@ -49,7 +49,7 @@ class Metrics:
     def observe(self, scope: Scope, status: int, duration_s: float) -> None:
         """Count a request under its route's template, so that ids make no labels."""
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        route = route_of(scope)
+        route = route_template(scope)
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(duration_s)
 
@@ -70,7 +70,7 @@ class MeasuredRequests:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
-        watched = WatchedSend(send)
+        watched = StatusRecorder(send)
         try:
             await self._app(scope, receive, watched)
         finally:
@@ -174,7 +174,7 @@ class _Queue(Collector):
 
     def _jobs(self) -> Metric:
         jobs = GaugeMetricFamily("longcat_jobs", "Jobs by status.", labels=["status"])
-        for status, count in self._backend.job_store.client.counts().items():
+        for status, count in self._backend.jobs.counts().items():
             jobs.add_metric([status], count)
         return jobs
 
