@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.spec.shapes import Size
+from model.spec.geometry import Size
 from training.captions import ObjectDescription, SceneDescription, matches, parse_caption
 from training.evaluation import (
     CONDITION_FRAMES,

@@ -14,7 +14,7 @@ from model.media.formats import ClipLimits
 from model.media.reading import check_clip
 from model.media.sandbox import Sandbox
 from model.spec.errors import InputError
-from model.spec.shapes import Clip, Size
+from model.spec.geometry import Clip, Size
 from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip
 
 

@@ -15,8 +15,8 @@ from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.pipeline.text_cache import TextKVCache
-from model.spec.plan import GenerationParams
-from model.spec.shapes import resolve
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from model.transformer import rope, token_layout
 
 
@@ -25,9 +25,9 @@ def pipeline(tiny_checkpoint) -> Pipeline:
     return Pipeline.load(tiny_checkpoint, torch.float32)
 
 
-def request_of(pipeline, **wish) -> Request:
+def request_of(pipeline, **options) -> Request:
     return Request(
-        resolve(GenerationParams(num_frames=9, num_inference_steps=1, **wish), pipeline.limits),
+        resolve(GenerationParams(num_frames=9, num_inference_steps=1, **options), Inputs(), pipeline.limits),
         ("a",),
         seed=5,
     )

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from model.spec.errors import CheckpointError, InputError
+from model.spec.errors import CheckpointError, InputError, InvalidParams
 from model.spec.geometry import Clip, Size, every_nth, frames_taken, refine_layout, windows
 from model.spec.limits import Limits, load_limits
-from model.spec.plan import GenerationParams, InvalidParams
-from model.spec.shapes import resolve
+from tests.model.spec.test_resolve import make_plan
 
 LIMITS = Limits.from_json(
     {"max_num_frames": 93, "max_num_segments": 40, "max_pixels": 921600, "min_side": 64}
@@ -49,12 +48,12 @@ REFINE: dict[str, Any] = {"task": "refine", "video": CLIP}
         {"task": "refine", "video": Clip(9, 9, 5), "condition_video": CLIP, "num_condition_frames": 9},
         {"refine": True, "t_thresh": 1.0},
         {"refine": True, "t_thresh": 0.001},
-        {"step_cache": 0.001},
-        {"step_cache": 0.999, "guidance_scale": 1.5},
+        {"quality": "balanced", "step_cache": 0.001},
+        {"quality": "balanced", "step_cache": 0.999, "guidance_scale": 1.5},
     ],
 )
 def test_value_at_limit_is_accepted(params):
-    resolve(GenerationParams(**params), LIMITS)
+    make_plan(LIMITS, **params)
 
 
 @pytest.mark.parametrize(
@@ -62,24 +61,27 @@ def test_value_at_limit_is_accepted(params):
     [
         ({"num_frames": 97}, "num_frames: must be between 1 and 93"),
         ({"num_frames": 92}, "num_frames: must be 4k + 1"),
-        ({"num_frames": 1, "image": IMAGE}, "num_frames: must be more than the image's own"),
+        ({"num_frames": 1, "image": IMAGE}, "num_frames: must be more than 1 with an image"),
         ({"height": 40, "width": 64}, "height: must be a multiple of 16"),
         ({"height": 64, "width": 48}, "width: must be at least 64"),
-        ({"height": 64}, "width: needs its pair"),
-        ({"width": 64}, "height: needs its pair"),
+        ({"height": 64}, "width: height and width must be given together"),
+        ({"width": 64}, "height: height and width must be given together"),
         ({"height": 736, "width": 1280}, "height: height × width must be at most 921600, is 942080"),
         (
             {"resolution": "480p", "height": 64, "width": 64},
-            "resolution: cannot stand beside height and width",
+            "resolution: cannot be combined with height and width",
         ),
         ({"resolution": "1080p"}, "resolution: must be one of 480p, 720p"),
         ({"num_inference_steps": 0}, "num_inference_steps: must be between 1 and 100"),
         ({"num_inference_steps": 51, "distilled": True}, "num_inference_steps: must be between 1 and 50"),
         ({"guidance_scale": 0.99}, "guidance_scale: must be between 1 (off) and 20"),
         ({"guidance_scale": 1.5, "distilled": True}, "guidance_scale: must be between 1 (off) and 1"),
-        ({"num_segments": 41}, "num_segments: long_video has between 1 and 40"),
-        ({"num_prompts": 41}, "prompts: long_video has between 1 and 40"),
-        ({"task": "text_to_video", "num_segments": 2}, "num_segments: text_to_video has between 1 and 1"),
+        ({"num_segments": 41}, "num_segments: long_video has between 1 and 40 segments"),
+        ({"num_prompts": 41}, "prompts: long_video has between 1 and 40 segments"),
+        (
+            {"task": "text_to_video", "num_segments": 2},
+            "num_segments: text_to_video has between 1 and 1 segments",
+        ),
         (
             {"num_prompts": 2, "num_segments": 3},
             "prompts: must be one, or one for each of 3 segments",
@@ -92,18 +94,21 @@ def test_value_at_limit_is_accepted(params):
         ),
         (
             {"video": Clip(64, 64, 12), "num_condition_frames": 13},
-            "num_condition_frames: the clip has only 12 frames",
+            "num_condition_frames: must be at most 12, the number of frames of the clip",
         ),
         ({"task": "image_to_video"}, "image: is required for image_to_video"),
         ({"task": "text_to_video", "image": IMAGE}, "image: has no meaning for text_to_video"),
-        ({"task": "long_video", "image": IMAGE, "video": CLIP}, "image: cannot stand beside a video"),
-        (REFINE | {"image": IMAGE, "condition_video": CLIP}, "image: cannot stand beside a condition_video"),
+        ({"task": "long_video", "image": IMAGE, "video": CLIP}, "image: cannot be combined with video"),
+        (
+            REFINE | {"image": IMAGE, "condition_video": CLIP},
+            "image: cannot be combined with condition_video",
+        ),
         ({"spatial_refine_only": True}, "spatial_refine_only: needs refine"),
         ({"t_thresh": 0.5}, "t_thresh: needs refine"),
         ({"refine": True, "t_thresh": 0.0}, "t_thresh: must be above 0 and at most 1"),
         ({"refine": True, "t_thresh": 1.01}, "t_thresh: must be above 0 and at most 1"),
         *(
-            (REFINE | {field: value}, f"{field}: is settled by the clip that is refined")
+            (REFINE | {field: value}, f"{field}: is determined by the clip that is refined")
             for field, value in {
                 "resolution": "480p",
                 "height": 64,
@@ -114,14 +119,14 @@ def test_value_at_limit_is_accepted(params):
             }.items()
         ),
         (REFINE | {"distilled": True}, "distilled: has no meaning for refine"),
-        (REFINE | {"step_cache": 0.1}, "quality: refine is always exact"),
+        (REFINE | {"quality": "balanced", "step_cache": 0.1}, "quality: refine is always exact"),
         (REFINE | {"num_prompts": 2}, "prompts: refine takes one prompt"),
         ({"task": "refine", "video": Clip(64, 64, 94)}, "video: must have at most 93 frames"),
         (
             {"task": "refine", "video": Clip(9, 9, 1), "image": IMAGE, "spatial_refine_only": True},
-            "video: must have more frames than the image that holds it",
+            "video: must have more than one frame with an image",
         ),
-        (REFINE | {"num_condition_frames": 4}, "num_condition_frames: needs a condition clip"),
+        (REFINE | {"num_condition_frames": 4}, "num_condition_frames: needs a condition_video"),
         (
             REFINE | {"condition_video": Clip(9, 9, 30), "num_condition_frames": 31},
             "num_condition_frames: must be between 1 and 30",
@@ -138,19 +143,23 @@ def test_value_at_limit_is_accepted(params):
             REFINE | {"condition_video": CLIP, "num_condition_frames": 0},
             "num_condition_frames: must be between 1 and 40",
         ),
-        ({"step_cache": 0.1, "guidance_scale": 1.0}, "quality: balanced needs a guidance_scale above 1"),
-        ({"step_cache": 0.0}, "step_cache: must be between 0 and 1"),
-        ({"step_cache": 1.0}, "step_cache: must be between 0 and 1"),
+        (
+            {"quality": "balanced", "step_cache": 0.1, "guidance_scale": 1.0},
+            "quality: balanced needs a guidance_scale above 1",
+        ),
+        ({"quality": "balanced", "step_cache": 0.0}, "step_cache: must be between 0 and 1"),
+        ({"quality": "balanced", "step_cache": 1.0}, "step_cache: must be between 0 and 1"),
+        ({"quality": "balanced"}, "quality: balanced is not available"),
     ],
 )
 def test_refusal_names_field_and_rule(params, refusal):
     with pytest.raises(InvalidParams) as caught:
-        resolve(GenerationParams(**params), LIMITS)
+        make_plan(LIMITS, **params)
     assert str(caught.value) == refusal
 
 
 def test_refinement_of_a_clip_turns_everything_else_off():
-    plan = resolve(GenerationParams(**REFINE), LIMITS)
+    plan = make_plan(LIMITS, **REFINE)
     assert (plan.height, plan.width, plan.num_frames) == CLIP
     assert (plan.num_segments, plan.num_condition_frames, plan.guidance_scale) == (1, 0, 1.0)
     assert [plan.distilled, plan.condition_cache, plan.enhance_hf] == [False] * 3
@@ -167,15 +176,15 @@ def test_refinement_of_a_clip_turns_everything_else_off():
     ],
 )
 def test_refinement_holds_frames_of_its_condition(params, num_held):
-    plan = resolve(GenerationParams(**REFINE, **params), LIMITS)
+    plan = make_plan(LIMITS, **REFINE, **params)
     assert plan.refinement
     assert plan.refinement.num_held == num_held
 
 
 def test_plan_takes_the_last_frames_of_its_clips():
-    plan = resolve(GenerationParams(video=CLIP, num_condition_frames=5, height=64, width=96), LIMITS)
+    plan = make_plan(LIMITS, video=CLIP, num_condition_frames=5, height=64, width=96)
     assert plan.video_taken == Clip(64, 96, 5)
-    plan = resolve(GenerationParams(**REFINE, condition_video=CLIP), LIMITS)
+    plan = make_plan(LIMITS, **REFINE, condition_video=CLIP)
     assert plan.refinement
     assert plan.video_taken == CLIP
     assert plan.condition_video_taken == Clip(
@@ -184,9 +193,7 @@ def test_plan_takes_the_last_frames_of_its_clips():
 
 
 def test_refinement_stage_keeps_its_options():
-    plan = resolve(
-        GenerationParams(refine=True, spatial_refine_only=True, t_thresh=0.25, image=IMAGE), LIMITS
-    )
+    plan = make_plan(LIMITS, refine=True, spatial_refine_only=True, t_thresh=0.25, image=IMAGE)
     assert plan.refinement
     assert (plan.refinement.t_thresh, plan.refinement.spatial_only, plan.refinement.num_held) == (
         0.25,
