@@ -22,7 +22,7 @@ class Refinement(BaseModel):
 
 
 class Plan(BaseModel):
-    """The resolved options of a video, as the pipeline needs them. Sides are in pixels.
+    """The values that the pipeline needs. Sides are in pixels.
 
     Plans are stored with jobs, and other releases read them: unknown fields are ignored, and a new field must
     have a default.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import assume, given
@@ -95,7 +95,7 @@ def test_every_refusal_names_a_field_and_a_rule(request_):
 
 def valid_requests():
     """Requests that are mostly valid: one of the inputs, with a few other options."""
-    starts = st.sampled_from(
+    starts: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
         [
             {},
             {"image": IMAGE},
