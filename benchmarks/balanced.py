@@ -30,8 +30,9 @@ from model.pipeline.events import Event, Frames, Latents
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.geometry import VAE_STRIDE, latent_frames
+from model.spec.params import GenerationParams
 from model.spec.plan import Plan
-from model.spec.shapes import GenerationParams, resolve
+from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse
 from model.transformer.dit import Dit
@@ -107,13 +108,14 @@ def counted(dit: Dit) -> Iterator[Counter[str]]:
 
 def compare(pipelines: Mapping[str, Pipeline], steps: int) -> dict[str, Row]:
     """Every way to make the jobs, by its name, beside the first, which is exact."""
-    plan = resolve(GenerationParams(num_inference_steps=steps), next(iter(pipelines.values())).limits)
+    limits = next(iter(pipelines.values())).limits
+    plan = resolve(GenerationParams(num_inference_steps=steps), Inputs(), limits)
     rows: dict[str, Row] = {}
     exact: Made | None = None
     for name, pipeline in pipelines.items():
-        make(pipeline, replace(plan, num_inference_steps=1))  # warms up
+        make(pipeline, plan.model_copy(update={"num_inference_steps": 1}))  # warms up
         for threshold in (None, *THRESHOLDS):
-            made = make(pipeline, replace(plan, step_cache=threshold))
+            made = make(pipeline, plan.model_copy(update={"step_cache": threshold}))
             exact = exact or made
             title = name if threshold is None else f"{name}, step cache {threshold}"
             rows[title] = made.beside(exact)

@@ -34,7 +34,7 @@ from jobs.queue import consume
 from jobs.record import Result
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
-from model.spec.shapes import load_limits
+from model.spec.limits import load_limits
 from stack.demo import free_port
 from stack.redis_server import RedisServer, find_redis
 
@@ -229,15 +229,15 @@ def _capability(folder: Path) -> Capability:
 
 
 def _result(claim: Lease) -> Result:
-    order = claim.job.order
+    order, plan = claim.job.order, claim.job.order.plan
     return Result(
         video_key=f"jobs/{claim.job.id}/1/video.mp4",
         thumbnail_key=f"jobs/{claim.job.id}/1/thumbnail.jpg",
-        width=order.width,
-        height=order.height,
-        num_frames=order.num_frames,
-        fps=order.fps,
-        duration_s=order.num_frames / order.fps,
+        width=plan.width,
+        height=plan.height,
+        num_frames=plan.num_frames,
+        fps=plan.fps,
+        duration_s=plan.num_frames / plan.fps,
         size_bytes=1,
         sha256="0" * 64,
         seed=order.seed,

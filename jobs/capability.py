@@ -15,7 +15,7 @@ from redis import Redis
 
 from jobs.connect import redis_reached
 from jobs.errors import GroupTaken, NoCapability
-from jobs.order import Task
+from model.spec.params import Task
 
 GroupState = Literal["starting", "ready", "busy", "full", "broken"]
 

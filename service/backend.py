@@ -103,7 +103,7 @@ class Backend:
             return job, None
         if outlook.eta_s is None:
             return job, outlook.position
-        progress = Progress(phase="load", num_segments=job.order.num_segments, eta_s=outlook.eta_s)
+        progress = Progress(phase="load", num_segments=job.order.plan.num_segments, eta_s=outlook.eta_s)
         return job.model_copy(update={"progress": progress}), outlook.position
 
 

@@ -6,7 +6,6 @@ yet, so it uses the standard library only.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ PIP = (
     sys.executable,
     "-m",
     "pip",
+    "--disable-pip-version-check",
     "install",
     "--progress-bar",
     "off",
@@ -35,12 +35,10 @@ def install(arguments: list[str], log: Path, screen: TextIO) -> int:
         log: The file for pip's output.
         screen: Gets the line of progress if it is a terminal, and pip's output after a failure.
     """
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     with (
         log.open("w", buffering=1) as lines,
         subprocess.Popen(
             [*PIP, *arguments],
-            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -39,7 +39,7 @@ class Submission:
             **self.trace,
             "id": self.id,
             "order": self.order.model_dump_json(),
-            "task": self.order.task,
+            "task": self.order.plan.task,
             "priority": self.priority,
             "owner": self.owner,
             "metadata": json.dumps(dict(self.metadata)),

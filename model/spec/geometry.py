@@ -31,6 +31,11 @@ class Clip(NamedTuple):
     width: int
     num_frames: int
 
+    @property
+    def size(self) -> Size:
+        """Return height and width."""
+        return Size(self.height, self.width)
+
 
 Buckets = Mapping[str, Size]
 

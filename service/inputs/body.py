@@ -21,9 +21,10 @@ from service.backend import Backend, Served
 from service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
 from service.http.capacity import Share
 from service.http.json_body import parse_json
+from service.jobs.bodies import GenerateRequest, text_fields
 
 FILES = frozenset({"image", "video", "condition_video"})
-TEXTS = frozenset({"task", "prompt", "negative_prompt", "resolution", "quality", "priority", "webhook_url"})
+TEXTS = text_fields(GenerateRequest)
 REPEATED = frozenset({"prompts"})
 _MAX_FIELDS = 1000
 _FREE_BYTES = 64 << 10  # of each body, so that an ordinary request finds memory at any time

@@ -19,7 +19,7 @@ from jobs.storage.keys import input_key
 from model.media.errors import SandboxUnavailable, UnusableMedia
 from model.media.reading import check_clip, check_image
 from model.media.sandbox import Sandbox
-from model.spec.shapes import Clip
+from model.spec.geometry import Clip
 from service.errors import UnusableInput
 from service.inputs.fetch import fetch
 from service.jobs.bodies import Source
@@ -40,7 +40,7 @@ class Input:
 
     @property
     def clip(self) -> Clip:
-        """Its size and frames, as `model.spec.shapes` wants to know them."""
+        """Its size and frames, as `model.spec.resolve` needs them."""
         return Clip(self.file.height, self.file.width, self.file.num_frames)
 
 

@@ -16,7 +16,8 @@ from jobs.capability import Capability, latest
 from jobs.errors import JobNotReady
 from jobs.record import Job, Result
 from jobs.store.idempotency import Hold
-from model.spec.shapes import Limits, Size
+from model.spec.geometry import Size
+from model.spec.limits import Limits
 from service.backend import Backend, Served
 from service.errors import documented_as_openai
 from service.http.order_threads import in_order_threads

@@ -1,11 +1,11 @@
-"""Our source as trees, for tests of rules that a linter does not know."""
+"""Read our own source for the tests of rules that no linter knows."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -14,28 +14,24 @@ PACKAGES = ("jobs", "model", "service", "stack", "worker")
 
 @dataclass(frozen=True)
 class Module:
-    """One file of source; `path` is relative to the repository."""
+    """A Python file: its path, relative to the repository, and its text."""
 
     path: str
-
-    @cached_property
-    def text(self) -> str:
-        """What stands in it."""
-        return (ROOT / self.path).read_text()
+    text: str
 
     @cached_property
     def tree(self) -> ast.Module:
-        """The same, parsed."""
+        """Return the parsed text."""
         return ast.parse(self.text, self.path)
 
     @property
     def package(self) -> str:
-        """The top folder."""
+        """Return the top-level package."""
         return self.path.partition("/")[0]
 
     @property
     def imported(self) -> Iterator[str]:
-        """Names of modules imported anywhere in it, as they are written."""
+        """Yield the names of all imported modules, as they are written."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
@@ -43,18 +39,19 @@ class Module:
                 yield node.module
 
     @property
-    def identifiers(self) -> Iterator[str]:
-        """Every name in the code: of variables, attributes, arguments, functions, classes, imports."""
+    def identifiers(self) -> Iterator[tuple[str, int]]:
+        """Yield every name of a variable, attribute, argument, function, class or import, and its line."""
         for node in ast.walk(self.tree):
             for field in ("id", "attr", "arg", "name", "asname"):
                 if isinstance(name := getattr(node, field, None), str):
-                    yield name
+                    yield name, getattr(node, "lineno", 0)
 
 
-def modules(*packages: str) -> list[Module]:
-    """All files of these packages, by path; of all our packages if none is named."""
+@cache
+def modules(*folders: str) -> list[Module]:
+    """Read all modules in these folders, sorted by path; in all our packages if none is named."""
     return [
-        Module(str(path.relative_to(ROOT)))
-        for package in packages or PACKAGES
-        for path in sorted((ROOT / package).rglob("*.py"))
+        Module(str(path.relative_to(ROOT)), path.read_text())
+        for folder in folders or PACKAGES
+        for path in sorted((ROOT / folder).rglob("*.py"))
     ]

@@ -1,93 +1,89 @@
-"""The rules of the house that a linter does not know, held by reading our own source."""
+"""Test that our source keeps the rules, and that each rule reports an offender."""
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
+import re
 
 import pytest
 
-from tests.architecture.source import Module, modules
-
-READS_ENVIRONMENT = {
-    "jobs/settings.py": "values in files, for the service and the worker alike",
-    "stack/settings.py": "hands it to the processes that it starts",
-    "worker/settings.py": "hands it to the group",
-}
-
-LOW_RANK = {"model/io/lora.py", "model/tiny.py"}
-"""Speak of the rank of a matrix, not of a process."""
-
-every_module = pytest.mark.parametrize("module", modules(), ids=lambda module: module.path)
+from tests.architecture import rules
+from tests.architecture.source import ROOT, Module, modules
 
 
-@every_module
-def test_there_is_no_module_state(module):
-    assert not [node.lineno for node in ast.walk(module.tree) if isinstance(node, ast.Global)]
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
+def test_source_keeps_rule(rule):
+    offenders = [line for module in modules() for line in rule(module)]
+    assert not offenders, "\n".join(offenders)
 
 
-@every_module
-def test_importing_does_nothing(module):
-    quiet = (
-        *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
-        *(ast.Assign, ast.AnnAssign),
-    )
-    loud = [node for node in module.tree.body if not isinstance(node, quiet) and not _is_quiet(node)]
-    assert [ast.unparse(node).splitlines()[0] for node in loud] == []
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (rules.no_module_state, "jobs/x.py", "def f():\n    global a, b"),
+        (rules.nothing_runs_at_import, "jobs/x.py", "print('hello')"),
+        (rules.nothing_runs_at_import, "jobs/x.py", "for x in y: pass"),
+        (rules.nothing_runs_at_import, "jobs/x.py", "if DEBUG: x = 1"),
+        (rules.environment_is_read_in_settings, "jobs/x.py", "import os\ndef f(): return os.environ['A']"),
+        (rules.environment_is_read_in_settings, "service/x.py", "from os import getenv"),
+        (rules.model_does_not_know_that_it_is_parallel, "model/vae/x.py", "def f(world_size): ..."),
+        (rules.model_does_not_know_that_it_is_parallel, "model/x.py", "import torch.distributed as dist"),
+        (rules.model_does_not_know_that_it_is_parallel, "model/x.py", "def f(mesh): return mesh.rank"),
+        (rules.names_state_a_purpose, "jobs/utils.py", ""),
+        (rules.names_state_a_purpose, "service/common/x.py", ""),
+        (rules.names_state_a_purpose, "service/video_helpers.py", ""),
+        (rules.names_state_a_purpose, "jobs/x.py", "class JobManager: ..."),
+        (rules.names_state_a_purpose, "jobs/x.py", "def f():\n    class HTTPHelper: ..."),
+        (rules.docstrings_are_imperative, "model/spec/x.py", '"""What is here."""'),
+        (rules.docstrings_are_imperative, "model/spec/x.py", 'class A:\n    """Whoever takes one."""'),
+        (rules.docstrings_are_imperative, "model/spec/x.py", 'def f():\n    """Whether it is so."""'),
+        (
+            rules.docstrings_are_imperative,
+            "model/spec/x.py",
+            'async def f():\n    """The number of frames."""',
+        ),
+    ],
+)
+def test_rule_reports_planted_offender(rule, path, text):
+    assert list(rule(Module(path, text)))
 
 
-def _is_quiet(node: ast.stmt) -> bool:
-    if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant)  # a docstring
-    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "__name__ == '__main__'"}
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (rules.nothing_runs_at_import, "jobs/x.py", '"""Text."""\nX = 1\nif __name__ == "__main__": f()'),
+        (rules.environment_is_read_in_settings, "worker/settings.py", "from os import environ"),
+        (rules.model_does_not_know_that_it_is_parallel, "model/parallel/x.py", "rank = 0"),
+        (rules.model_does_not_know_that_it_is_parallel, "worker/x.py", "rank = 0"),
+        (rules.model_does_not_know_that_it_is_parallel, "model/x.py", "distance = rankings = 0"),
+        (rules.names_state_a_purpose, "jobs/uncommon.py", "class Commons: ..."),
+        (rules.docstrings_are_imperative, "model/spec/x.py", '"""Text."""\nclass A:\n    """The limits."""'),
+        (rules.docstrings_are_imperative, "model/spec/x.py", 'def f():\n    """Return the limits."""'),
+        (rules.docstrings_are_imperative, "model/spec/x.py", "def f(): ..."),
+    ],
+)
+def test_rule_accepts_what_it_allows(rule, path, text):
+    assert not list(rule(Module(path, text)))
 
 
-@every_module
-def test_the_environment_is_read_in_the_settings_alone(module):
-    reads = {"environ", "environb", "getenv"} & set(module.identifiers)
-    assert not reads or module.path in READS_ENVIRONMENT
+def test_listed_exceptions_are_needed():
+    identifiers = {module.path: {name for name, _ in module.identifiers} for module in modules()}
+    idle = [path for path in rules.ENVIRONMENT_READERS if not {"environ", "getenv"} & identifiers[path]]
+    idle += [path for path in rules.MATRIX_RANK if "rank" not in identifiers[path]]
+    assert idle == []
 
 
-@pytest.mark.parametrize("module", modules("model"), ids=lambda module: module.path)
-def test_the_model_does_not_know_that_it_is_parallel(module):
-    if module.path.startswith("model/parallel/") or module.path in LOW_RANK:
-        return
-    words = {word for name in module.identifiers for word in name.lower().split("_")}
-    assert words.isdisjoint({"rank", "dist", "world", "distributed"})
+def test_every_setting_is_documented():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    assert [name for name in _settings() if not re.search(rf"`(LONGCAT_)?{name}`", text)] == []
 
 
-@every_module
-def test_names_say_what_is_in_it(module):
-    assert set(Path(module.path).with_suffix("").parts).isdisjoint(
-        {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
-    )
+def _settings() -> list[str]:
+    from service.settings import Settings
+    from stack.settings import StackSettings
+    from worker.settings import WorkerSettings
 
-
-@pytest.mark.parametrize("module", modules("jobs", "model"), ids=lambda module: module.path)
-def test_everything_public_says_what_its_signature_cannot(module):
-    documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    silent = [
-        node.name
-        for scope in (module.tree, *_public_classes(module.tree))
-        for node in scope.body
-        if isinstance(node, documented)
-        and not node.name.startswith("_")
-        and not _inherits_its_docstring(node)
-        if ast.get_docstring(node) is None
-    ]
-    assert silent == []
-    assert ast.get_docstring(module.tree)
-
-
-def _public_classes(tree: ast.Module) -> list[ast.ClassDef]:
-    return [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
-
-
-def _inherits_its_docstring(node: ast.stmt) -> bool:
-    decorators = getattr(node, "decorator_list", [])
-    return any(ast.unparse(decorator) in {"override", "overload"} for decorator in decorators)
-
-
-def test_a_listed_exception_is_still_one():
-    assert all({"environ", "getenv"} & set(Module(path).identifiers) for path in READS_ENVIRONMENT)
-    assert all("rank" in Module(path).identifiers for path in LOW_RANK)
+    fields = {
+        name for settings in (Settings, StackSettings, WorkerSettings) for name in settings.model_fields
+    }
+    return sorted(name.upper() for name in fields)

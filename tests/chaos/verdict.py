@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import PurePath
 from statistics import median
+from typing import cast
 
 from jobs.errors import JobNotFound
 from jobs.record import ENDED
@@ -58,7 +59,7 @@ class Verdict:
     @property
     def faults(self) -> dict[str, list[str]]:
         """What is wrong, by name."""
-        names = ["lease_lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
+        names = ["lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
         names += ["never_recovered", "ended_unasked"]
         return {name: getattr(self, name) for name in names}
 
@@ -116,7 +117,7 @@ def _recovery(strikes: list[Strike]) -> Recovery:
 
 def _label(job: Job | None) -> str:
     if not job:
-        return "lease_lost"
+        return "lost"
     error = job.get("error")
     return f"{job['status']}: {error['code']}" if error else str(job["status"])
 
@@ -202,7 +203,9 @@ def _to_be_removed(site: Site) -> Iterator[str]:
     """What is left of jobs that are gone, also what Redis still has to remember of them."""
     yield from site.storage.keys("jobs/")
     for name in ("longcat:removals", "longcat:settling"):
-        yield from (f"{name}: {job_id.decode()}" for job_id in site.redis.zrange(name, 0, -1))
+        yield from (
+            f"{name}: {job_id.decode()}" for job_id in cast(list[bytes], site.redis.zrange(name, 0, -1))
+        )
 
 
 def _remains(look: Callable[[], Iterator[str]], site: Site) -> list[str]:

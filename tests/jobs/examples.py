@@ -9,33 +9,17 @@ from typing import Any
 from redis import Redis
 
 from jobs.errors import Unavailable
-from jobs.order import Order
 from jobs.record import Job, Result
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import new_job_id, thumbnail_key, video_key
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
+from tests.orders import make_order
 
 LEASE_S = 30.0
 LATE_UPLOAD_S = 300.0
-ORDER = Order(
-    task="text_to_video",
-    prompts=("a red ball rolls — «über» 球",),
-    negative_prompt="blurry",
-    height=480,
-    width=832,
-    num_frames=93,
-    num_segments=1,
-    num_condition_frames=0,
-    num_inference_steps=50,
-    guidance_scale=4.0,
-    distilled=False,
-    condition_cache=True,
-    enhance_hf=True,
-    fps=15,
-    seed=7,
-)
+ORDER = make_order()
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from jobs.order import Refinement
 from jobs.record import Progress
 from jobs.store.measures import measures
+from model.spec.plan import Refinement
 from tests.jobs.examples import LEASE_S, ORDER, Desk, a_result
+from tests.orders import make_order
 
-HALF = ORDER.model_copy(update={"num_frames": 45, "num_inference_steps": 25})
+HALF = make_order(num_frames=45, num_inference_steps=25)
 
 
 def run(desk: Desk, seconds: float, **fields) -> None:
@@ -73,7 +74,7 @@ def test_one_job_that_took_far_longer_does_not_count(desk: Desk):
 
 
 def of_steps(num_inference_steps: int):
-    return ORDER.model_copy(update={"num_inference_steps": num_inference_steps})
+    return make_order(num_inference_steps=num_inference_steps)
 
 
 def test_what_every_job_takes_whatever_its_size_is_told_from_its_work(desk: Desk):
@@ -99,10 +100,7 @@ def test_one_size_that_took_far_longer_moves_no_other(desk: Desk):
 
 def test_a_refinement_is_work_too(desk: Desk):
     stage = {"height": 720, "width": 1280, "num_inference_steps": 50, "t_thresh": 0.5, "num_held": 0}
-    refined = [
-        ORDER.model_copy(update={"refinement": Refinement(**stage, spatial_only=only)})
-        for only in (True, False)
-    ]
+    refined = [make_order(refinement=Refinement(**stage, spatial_only=only)) for only in (True, False)]
     run(desk, 80)
     etas = []
     for order in refined:
@@ -115,7 +113,7 @@ def test_a_refinement_is_work_too(desk: Desk):
 
 def test_tasks_have_paces_of_their_own(desk: Desk):
     run(desk, 80)
-    long = ORDER.model_copy(update={"task": "long_video"})
+    long = make_order(task="long_video")
     run(desk, 160, order=long)
     assert eta_s(desk, desk.submit(order=long, priority="high").id) == pytest.approx(160, abs=0.01)
 
@@ -186,7 +184,7 @@ class TestTheErrorOfAnETA:
 
 
 def test_a_balanced_job_is_less_work_and_tells_nothing_of_exact_ones_of_its_size(desk: Desk):
-    balanced = ORDER.model_copy(update={"step_cache": 0.1})
+    balanced = make_order(step_cache=0.1)
     run(desk, 80)
     job = desk.submit(order=balanced)
     assert eta_s(desk, job.id) == pytest.approx(0.6 * 80, abs=0.1)

@@ -23,7 +23,7 @@ from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import thumbnail_key, timeline_key, video_key
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
-from model.spec.shapes import Limits
+from model.spec.limits import Limits
 from service.app import create_app
 from service.http.protocol import server_options
 from service.settings import Settings
@@ -155,15 +155,15 @@ class Worker:
 
     @staticmethod
     def result(claim: Lease, film: bytes, video: str, thumbnail: str) -> Result:
-        order = claim.job.order
+        order, plan = claim.job.order, claim.job.order.plan
         return Result(
             video_key=video,
             thumbnail_key=thumbnail,
-            width=order.width,
-            height=order.height,
-            num_frames=order.num_frames,
-            fps=order.fps,
-            duration_s=order.num_frames / order.fps,
+            width=plan.width,
+            height=plan.height,
+            num_frames=plan.num_frames,
+            fps=plan.fps,
+            duration_s=plan.num_frames / plan.fps,
             size_bytes=len(film),
             sha256=hashlib.sha256(film).hexdigest(),
             seed=order.seed,

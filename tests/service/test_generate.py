@@ -83,7 +83,7 @@ def test_a_worker_claims_the_order_that_was_shown(order, worker):
     job = order(num_frames=9, seed=7, priority="high", metadata={"a": "b"})
     claimed = worker.claim().job
     assert claimed.id == job["id"]
-    assert (claimed.order.num_frames, claimed.order.seed, claimed.priority) == (9, 7, "high")
+    assert (claimed.order.plan.num_frames, claimed.order.seed, claimed.priority) == (9, 7, "high")
     assert claimed.metadata == {"a": "b"}
 
 

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.spec.shapes import GenerationParams, Limits, resolve
+from model.spec.limits import Limits
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from service.jobs.extensions import length_of, length_of_extension, parse_seconds, seconds_text
 from tests.service.conftest import LIMITS
 
@@ -53,7 +55,7 @@ def test_what_is_made_is_legal_and_near(limits, seconds):
         assert seconds * limits.fps > 0.9 * total((limits.max_num_frames, limits.max_num_segments), limits)
         return
     segments = length.num_segments if length.num_segments > 1 else None
-    plan = resolve(GenerationParams(num_frames=length.num_frames, num_segments=segments), limits)
+    plan = resolve(GenerationParams(num_frames=length.num_frames, num_segments=segments), Inputs(), limits)
     assert plan.total_frames == total(length, limits)
     assert abs(plan.total_frames - seconds * limits.fps) <= 2 * length.num_segments + 1
 

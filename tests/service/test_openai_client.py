@@ -82,13 +82,13 @@ class TestCreating:
         picture_file = ("cat.png", io.BytesIO(encoded(picture())), "image/png")
         videos.create(prompt="the cat stands up", input_reference=picture_file, size="96x64")
         order = worker.claim().job.order
-        assert (order.task, order.image.width, order.image.height) == ("image_to_video", 96, 64)
+        assert (order.plan.task, order.image.width, order.image.height) == ("image_to_video", 96, 64)
 
     def test_takes_a_url_as_the_first_frame(self, videos, worker):
         url = f"data:image/png;base64,{in_base64(encoded(picture()))}"
         reference = {"input_reference": {"image_url": url}}
         videos.create(prompt="the cat stands up", extra_body=reference)
-        assert worker.claim().job.order.task == "image_to_video"
+        assert worker.claim().job.order.plan.task == "image_to_video"
 
     @pytest.mark.parametrize("size", ["720x1280", "1280x720", "1024x1792", "1792x1024"])
     def test_takes_every_size_that_the_client_knows(self, videos, size):
@@ -104,7 +104,7 @@ class TestCreating:
         videos.create(prompt="a red ball", extra_body=extra)
         job = worker.claim().job
         assert (job.order.seed, job.priority, job.metadata) == (7, "high", {"team": "a"})
-        assert job.order.distilled
+        assert job.order.plan.distilled
 
     @pytest.mark.parametrize(
         ("fields", "param"),
@@ -219,7 +219,7 @@ class TestTheContent:
         assert refused.value.param == "variant"
 
     def test_of_a_video_that_is_not_made_yet_is_a_conflict_that_is_not_tried_again(self, live):
-        asked = []
+        asked: list[object] = []
         http = httpx2.Client(event_hooks={"request": [asked.append]})
         with OpenAI(base_url=f"http://127.0.0.1:{live}/v1", api_key="none", http_client=http) as client:
             video = client.videos.create(prompt="a red ball")
@@ -233,7 +233,11 @@ class TestExtending:
     def test_goes_on_with_a_finished_video(self, videos, finished, worker):
         video = videos.extend(prompt="it stops", seconds="1", **made(finished))
         order = worker.claim().job.order
-        assert (order.task, order.num_condition_frames, order.num_frames) == ("video_continuation", 5, 21)
+        assert (order.plan.task, order.plan.num_condition_frames, order.plan.num_frames) == (
+            "video_continuation",
+            5,
+            21,
+        )
         assert order.video.num_frames == 17
         assert video.seconds == "1.4"  # with the frames that it begins with
         assert video.size == "96x64"
@@ -241,7 +245,7 @@ class TestExtending:
     def test_may_need_several_segments(self, videos, finished, worker):
         videos.extend(prompt="it stops", seconds="4", **made(finished))
         order = worker.claim().job.order
-        assert (order.task, order.num_segments) == ("long_video", 2)
+        assert (order.plan.task, order.plan.num_segments) == ("long_video", 2)
 
     def test_keeps_the_size_of_the_video(self, videos, worker):
         video = videos.create(prompt="a red ball", size="192x128")
@@ -250,7 +254,7 @@ class TestExtending:
 
     def test_goes_on_with_a_clip_of_ones_own(self, videos, worker):
         videos.extend(prompt="it stops", seconds="1", video=("mine.mp4", FILM))
-        assert worker.claim().job.order.task == "video_continuation"
+        assert worker.claim().job.order.plan.task == "video_continuation"
 
     def test_of_a_video_that_is_not_made_yet_is_refused(self, videos):
         video = videos.create(prompt="a red ball")

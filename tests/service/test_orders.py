@@ -1,4 +1,4 @@
-"""Whatever is ordered: an accepted order obeys the model's rules, a refused one names its field."""
+"""An accepted request becomes a valid order; a refused one names its field."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from jobs.order import Order
-from model.spec.shapes import Clip, GenerationParams, Size, resolve
-from service.jobs.bodies import MAX_SEED, GenerateRequest
+from model.spec.geometry import Clip, Size
+from model.spec.params import MAX_SEED, GenerationParams
+from model.spec.plan import Plan
+from model.spec.resolve import Inputs, resolve
+from service.jobs.bodies import GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, TASKS
 from tests.service.media import clip, encoded, in_base64, picture
 
@@ -73,62 +76,59 @@ LEGAL = st.builds(
 NEARLY_LEGAL = st.builds(lambda legal, wild: {**legal, **dict(list(wild.items())[:2])}, LEGAL, ANYTHING)
 
 
-def wish_of(order: Order) -> GenerationParams:
-    """What somebody would have to ask for, saying everything, to get this order."""
-    files = {name: getattr(order, name) for name in ("image", "video", "condition_video")}
-    clips: dict[str, Any] = {
-        name: Clip(file.height, file.width, file.num_frames) for name, file in files.items() if file
+def explicit_request(order: Order) -> tuple[GenerationParams, Inputs]:
+    """Return the request that sets every option explicitly and resolves to this order."""
+    plan = order.plan
+    files = {"image": order.image, "video": order.video, "condition_video": order.condition_video}
+    clips = {name: Clip(file.height, file.width, file.num_frames) for name, file in files.items() if file}
+    inputs = Inputs(
+        num_prompts=len(order.prompts),
+        image=clips["image"].size if order.image else None,
+        video=clips.get("video"),
+        condition_video=clips.get("condition_video"),
+    )
+    options: dict[str, Any] = {
+        "task": plan.task,
+        "num_inference_steps": plan.num_inference_steps,
+        "t_thresh": plan.refinement and plan.refinement.t_thresh,
+        "spatial_refine_only": bool(plan.refinement and plan.refinement.spatial_only),
     }
-    chosen: dict[str, Any] = {
-        "num_inference_steps": order.num_inference_steps,
-        "t_thresh": order.refinement and order.refinement.t_thresh,
-        "spatial_refine_only": bool(order.refinement and order.refinement.spatial_only),
-    }
-    if order.task != "refine":
-        chosen |= {
-            name: getattr(order, name)
-            for name in ("height", "width", "num_frames", "num_segments", "guidance_scale", "distilled")
-        }
-        chosen |= {"refine": order.refinement is not None, "condition_cache": order.condition_cache}
-        chosen |= {"num_condition_frames": order.num_condition_frames or None, "enhance_hf": order.enhance_hf}
+    if plan.task != "refine":
+        same = {"height", "width", "num_frames", "num_segments", "guidance_scale", "distilled"}
+        options |= {name: getattr(plan, name) for name in same | {"condition_cache", "enhance_hf"}}
+        options |= {"refine": plan.refinement is not None}
+        options |= {"num_condition_frames": plan.num_condition_frames or None}
     elif order.condition_video:
-        assert order.refinement
-        chosen |= {"num_condition_frames": order.refinement.num_held}
-    return GenerationParams(task=order.task, num_prompts=len(order.prompts), **clips, **chosen)
+        assert plan.refinement
+        options |= {"num_condition_frames": plan.refinement.num_held}
+    return GenerationParams(**options), inputs
 
 
 def check_order(order: Order) -> None:
-    """What the model can rely on, said a second time and in other words than `settle` says it."""
-    plan = resolve(wish_of(order), LIMITS)
-    for name in (
-        "task",
-        "height",
-        "width",
-        "num_frames",
-        "num_segments",
-        "num_condition_frames",
-        "guidance_scale",
-    ):
-        assert getattr(plan, name) == getattr(order, name), name
-    assert plan.num_inference_steps == order.num_inference_steps
-    assert (plan.refinement is None) == (order.refinement is None)
-    assert len(order.prompts) in {1, order.num_segments}
+    """Check what the model relies on, independently of how the service resolved it."""
+    plan = order.plan
+    params, inputs = explicit_request(order)
+    again = resolve(params, inputs, LIMITS)
+    for name in Plan.model_fields.keys() - {"refinement"}:
+        assert getattr(again, name) == getattr(plan, name), name
+    assert (again.refinement is None) == (plan.refinement is None)
+    assert len(order.prompts) in {1, plan.num_segments}
     assert all(1 <= len(prompt) <= LIMITS.max_prompt_characters for prompt in order.prompts)
     assert 0 <= order.seed <= MAX_SEED
-    assert (order.negative_prompt is not None) == (order.guidance_scale > 1)
-    assert 1 <= order.num_frames <= LIMITS.max_num_frames
-    if order.task != "refine":
-        assert (order.height % 16, order.width % 16, order.num_frames % 4) == (0, 0, 1)
-        assert order.height * order.width <= LIMITS.max_pixels
-        assert order.num_condition_frames == 0 or order.num_condition_frames % 4 == 1
-    if order.refinement:
-        size = Size(order.refinement.height, order.refinement.width)
+    assert (order.negative_prompt is not None) == (plan.guidance_scale > 1)
+    assert 1 <= plan.num_frames <= LIMITS.max_num_frames
+    if plan.task != "refine":
+        assert (plan.height % 16, plan.width % 16, plan.num_frames % 4) == (0, 0, 1)
+        assert plan.height * plan.width <= LIMITS.max_pixels
+        assert plan.num_condition_frames == 0 or plan.num_condition_frames % 4 == 1
+    if plan.refinement:
+        size = Size(plan.refinement.height, plan.refinement.width)
         assert size in LIMITS.refine_buckets.values()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(body=LEGAL | NEARLY_LEGAL | ANYTHING)
-def test_an_accepted_request_is_an_order_that_the_model_accepts(client, worker, body):
+def test_an_accepted_request_becomes_a_valid_order(client, worker, body):
     before = sum(worker.job_store.client.counts().values())
     answer = client.post("/generate", json=body)
     queued = sum(worker.job_store.client.counts().values()) - before
@@ -143,7 +143,7 @@ def test_an_accepted_request_is_an_order_that_the_model_accepts(client, worker, 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
 @given(body=LEGAL)
-def test_an_order_can_be_ordered_again_from_what_is_shown(client, body):
+def test_the_request_in_a_job_view_can_be_sent_again(client, body):
     inputs = {name: body[name] for name in ("image", "video") if name in body}
     shown = client.post("/generate", json=body).json()["request"]
     settled = {name: value for name, value in shown.items() if name not in {"fps", "refinement"}}
@@ -152,10 +152,10 @@ def test_an_order_can_be_ordered_again_from_what_is_shown(client, body):
     assert client.post("/generate", json=settled | inputs).json()["request"] == shown
 
 
-class TestWhatACheckpointCannotDo:
+class TestCheckpointWithoutLoras:
     @pytest.fixture
-    def poor(self, client, redis):
-        """A client of a service whose worker has no LoRA, and makes videos of texts alone."""
+    def limited_client(self, client, redis):
+        """A client of a service whose checkpoint has no LoRA and only some tasks."""
         CAPABILITY.model_copy(update={"loras": (), "tasks": ("text_to_video", "refine")}).publish(redis)
         return client
 
@@ -169,20 +169,20 @@ class TestWhatACheckpointCannotDo:
             ("task", {"num_segments": 2}),
         ],
     )
-    def test_is_refused(self, poor, field, change):
-        answer = poor.post("/generate", json={"prompt": "a red ball", **change})
+    def test_refuses_requests_that_need_one(self, limited_client, field, change):
+        answer = limited_client.post("/generate", json={"prompt": "a red ball", **change})
         assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
 
-    def test_does_not_keep_it_from_the_rest(self, poor):
-        assert poor.post("/generate", json={"prompt": "a red ball"}).status_code == 202
+    def test_accepts_other_requests(self, limited_client):
+        assert limited_client.post("/generate", json={"prompt": "a red ball"}).status_code == 202
 
 
-def test_what_may_be_ordered_stays_while_workers_are_away(client):
+def test_requests_are_accepted_while_all_workers_are_away(client):
     assert client.get("/readyz").status_code == 503
     assert client.post("/generate", json={"prompt": "a red ball"}).status_code == 202
 
 
-def test_before_any_worker_has_come_orders_are_refused_for_now(no_worker_yet):
+def test_requests_are_refused_before_the_first_worker_starts(no_worker_yet):
     answer = no_worker_yet.post("/generate", json={"prompt": "a red ball"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
     assert int(answer.headers["Retry-After"]) > 0

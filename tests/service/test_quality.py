@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from jobs.order import Order
 from service.app import create_app
-from tests.jobs.examples import ORDER
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip, in_base64
 
@@ -31,20 +28,20 @@ def generous(redis_server, redis, tmp_path_factory) -> Iterator[TestClient]:
 def test_videos_are_exact_unless_asked_for_otherwise(generous, worker):
     job = generous.post("/generate", json={"prompt": "a red ball"}).json()
     assert job["request"]["quality"] == "exact"
-    assert worker.claim().job.order.step_cache is None
+    assert worker.claim().job.order.plan.step_cache is None
 
 
 def test_what_balanced_means_is_settled_when_it_is_ordered(generous, worker):
     job = generous.post("/generate", json=BALANCED).json()
     assert job["request"]["quality"] == "balanced"
-    assert worker.claim().job.order.step_cache == THRESHOLD
+    assert worker.claim().job.order.plan.step_cache == THRESHOLD
 
 
 def test_it_may_be_said_in_a_form_and_to_openais_routes(generous, worker):
     form = {name: (None, value) for name, value in BALANCED.items()}
     for path, status in (("/generate", 202), ("/v1/videos", 200)):
         assert generous.post(path, files=form).status_code == status
-        assert worker.claim().job.order.quality == "balanced"
+        assert worker.claim().job.order.plan.step_cache == THRESHOLD
 
 
 def test_what_the_operator_does_not_allow_is_refused_by_a_code_of_its_own(client, worker):
@@ -79,10 +76,3 @@ def test_where_nothing_can_be_balanced_it_is_refused(generous, change):
 def test_a_threshold_is_a_share(redis_server, tmp_path, threshold):
     with pytest.raises(ValidationError, match="step_cache"):
         settings_for(redis_server, tmp_path, step_cache=threshold)
-
-
-def test_orders_from_before_there_was_a_choice_are_exact():
-    document = json.loads(ORDER.model_dump_json())
-    del document["step_cache"]
-    assert Order.model_validate(document) == ORDER
-    assert ORDER.quality == "exact"

@@ -134,7 +134,9 @@ class TestASession:
     def test_ends_when_the_key_in_the_settings_changes(self, redis):
         before = Sessions(redis, ApiKeys(redis, SecretStr("before")), 60)
         session_id = before.open("before")
-        assert before.grant_of(session_id).owner == "default"
+        grant = before.grant_of(session_id)
+        assert grant is not None
+        assert grant.owner == "default"
         assert Sessions(redis, ApiKeys(redis, SecretStr("after")), 60).grant_of(session_id) is None
 
     def test_is_not_needed_where_no_key_was_ever_made(self, client, redis):

@@ -27,10 +27,10 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["LONGCAT_PORT"])), Handler).
 """
 READY_GROUP = """
 import os, time
-from jobs.capability import Seat
+from jobs.capability import GroupRegistration
 from jobs.connect import connect
 
-seat = Seat(connect(os.environ["LONGCAT_REDIS_URL"]), "fake-0")
+seat = GroupRegistration(connect(os.environ["LONGCAT_REDIS_URL"]), "fake-0")
 while True:
     seat.publish("ready", ranks=1)
     time.sleep(1)

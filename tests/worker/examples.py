@@ -13,26 +13,22 @@ from jobs.storage.keys import new_job_id
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
+from tests.orders import make_order
 from worker.messages import Checkpoint, VideoFile
 from worker.supervisor.checkpoints import CheckpointUploader
 from worker.supervisor.finalize import Places
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.spool import Spool
 
-ORDER = Order(
-    task="text_to_video",
+ORDER = make_order(
     prompts=("a cat",),
+    negative_prompt=None,
     height=64,
     width=96,
     num_frames=9,
-    num_segments=1,
-    num_condition_frames=0,
     num_inference_steps=4,
     guidance_scale=1.0,
-    distilled=False,
-    condition_cache=True,
     enhance_hf=False,
-    fps=15,
     seed=1,
 )
 LEASE_S = 60.0

@@ -27,7 +27,7 @@ from model.pipeline.state import State
 from model.spec.plan import Plan
 from worker.messages import RunJob
 from worker.rank import main as rank
-from worker.rank.engine import Begun, plan_of
+from worker.rank.engine import Begun
 from worker.settings import RankSetup
 
 FAULTS = ("raises", "dies", "hangs", "memory", "refuses")
@@ -103,7 +103,7 @@ class StagedEngine:
         )
 
     def generate(self, run: RunJob) -> Iterator[Begun | Event]:
-        plan, script = plan_of(run.order), Script.read(run.order.prompts[0])
+        plan, script = run.order.plan, Script.read(run.order.prompts[0])
         state = State.load(run.folder / run.resume.state) if run.resume else State.begin(run.order.seed)
         yield Begun()
         while state.segment < plan.num_segments:

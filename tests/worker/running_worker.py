@@ -23,6 +23,7 @@ from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import new_job_id, timeline_key
 from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
+from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 
@@ -99,7 +100,7 @@ class RunningWorker:
         **changes: object,
     ) -> str:
         job_id = new_job_id()
-        order = ORDER.model_copy(update={"prompts": (prompt,), **changes})
+        order = make_order(ORDER, prompts=(prompt,), **changes)
         self.job_store.client.submit(Submission(job_id, order, priority=priority, max_run_s=max_run_s))
         TicketQueue(self.redis).deliver(job_id)
         return job_id

@@ -24,6 +24,7 @@ from worker.rank.failures import vote_of
 )
 def test_an_error_that_is_known_leaves_the_rank_as_it_was(error, code):
     vote = vote_of(error)
+    assert vote.error is not None
     assert (vote.error.code, vote.contained, vote.stop) == (code, True, None)
 
 
@@ -33,12 +34,14 @@ def test_an_error_that_is_known_leaves_the_rank_as_it_was(error, code):
 )
 def test_an_error_that_nobody_knows_does_not(error):
     vote = vote_of(error)
+    assert vote.error is not None
     assert (vote.error.code, vote.contained) == ("generation_failed", False)
     assert type(error).__name__ in vote.error.message
 
 
 def test_a_file_of_the_checkpoint_that_went_bad_says_which(tmp_path):
     vote = vote_of(CheckpointError(tmp_path / "lora.safetensors", "is truncated"))
+    assert vote.error is not None
     assert (vote.error.code, vote.contained) == ("generation_failed", True)
     assert "lora.safetensors: is truncated" in vote.error.message
 
@@ -46,9 +49,14 @@ def test_a_file_of_the_checkpoint_that_went_bad_says_which(tmp_path):
 def test_a_real_allocation_that_is_too_large_is_out_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert vote_of(caught.value).error.code == "out_of_memory"
+    error = vote_of(caught.value).error
+    assert error is not None
+    assert error.code == "out_of_memory"
 
 
 def test_memory_may_be_had_another_time_but_not_for_this_job():
-    assert not vote_of(MemoryError()).error.retryable
-    assert vote_of(OSError(errno.ENOSPC, "")).error.retryable
+    out_of_memory, disk_full = vote_of(MemoryError()).error, vote_of(OSError(errno.ENOSPC, "")).error
+    assert out_of_memory is not None
+    assert disk_full is not None
+    assert not out_of_memory.retryable
+    assert disk_full.retryable

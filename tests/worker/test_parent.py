@@ -107,6 +107,7 @@ def test_a_process_on_a_leash_ends_with_its_parent():
     for sent in (signal.SIGKILL, signal.SIGTERM):
         command = [sys.executable, "-c", LEASHED, str(int(sent))]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout
             said = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
             child = psutil.Process(int(next(word for word in said if word.isdigit())))
             assert "on" in said

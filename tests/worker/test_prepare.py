@@ -6,6 +6,7 @@ import pytest
 
 from jobs.order import InputFile
 from jobs.storage.keys import input_key
+from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER, Desk, a_film, a_save
 from worker.messages import RunJob
@@ -26,7 +27,7 @@ def with_image(desk: Desk, tmp_path) -> ClaimedJob:
     key = input_key("somewhere", "image.png")
     desk.storage.put(key, tmp_path / "upload", "image/png")
     image = InputFile(key=key, media_type="image/png", size_bytes=6, sha256="0", width=96, height=64)
-    desk.submit(ORDER.model_copy(update={"task": "image_to_video", "image": image}))
+    desk.submit(make_order(ORDER, task="image_to_video", image=image))
     return desk.hold(desk.claim())
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from jobs.order import Order
+from tests.orders import make_order
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
 from worker.messages import (
@@ -32,7 +33,7 @@ from worker.rank.leader import Contact, Leader
 from worker.rank.run_job import run_order
 from worker.settings import VideoSettings
 
-LONG = ORDER.model_copy(update={"num_segments": 3, "num_condition_frames": 5})
+LONG = make_order(ORDER, num_segments=3, num_condition_frames=5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,7 +103,7 @@ def kinds(messages: list[Message]) -> list[str]:
 def test_a_job_is_running_before_its_first_report_and_released_before_it_is_finished(ranks, tmp_path):
     messages = Job(ranks, tmp_path, checkpoint_s=3600).run()
     assert kinds(messages) == ["Running", "Report", "Decoding", "Report", "Released", "Finished"]
-    assert messages[-1].film.num_frames == ORDER.num_frames
+    assert messages[-1].film.num_frames == ORDER.plan.num_frames
 
 
 @pytest.mark.parametrize(("order", "count"), [(ORDER, 9), (LONG, 4)])
@@ -110,7 +111,9 @@ def test_it_is_said_when_but_the_last_frames_are_to_be_decoded(job, order, count
     messages = job.run(order)
     (at,) = [i for i, message in enumerate(messages) if isinstance(message, LastDecode)]
     after = [message.progress for message in messages[at:] if isinstance(message, ProgressReport)]
-    assert {(progress.phase, progress.segment) for progress in after} == {("decode", order.num_segments - 1)}
+    assert {(progress.phase, progress.segment) for progress in after} == {
+        ("decode", order.plan.num_segments - 1)
+    }
     assert len(after) == 2 + -(-count // 4)  # entered, each chunk, and the end of the segment
 
 
@@ -171,14 +174,14 @@ def test_a_job_is_left_at_the_boundary_after_the_wish(job, why):
 
 
 def test_an_error_fails_the_job_and_the_next_one_runs(job):
-    failed = job.run(ORDER.model_copy(update={"prompts": ("memory=0",)}))[-1]
+    failed = job.run(make_order(ORDER, prompts=("memory=0",)))[-1]
     assert (failed.error.code, failed.timings_s.keys() >= {"denoise"}) == ("out_of_memory", True)
     assert isinstance(job.run()[-1], VideoDone)
 
 
 def test_a_full_disk_fails_the_job_with_its_own_error(job):
     (job.folder / "part-piece.mp4").symlink_to("/dev/full")
-    failed = job.run(ORDER.model_copy(update={"height": 640, "width": 960}))[-1]
+    failed = job.run(make_order(ORDER, height=640, width=960))[-1]
     assert isinstance(failed, JobFailed)
     assert (failed.error.code, failed.error.retryable) == ("disk_full", True)
 

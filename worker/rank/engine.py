@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from jobs.capability import Capability
-from jobs.order import Order
 from model.pipeline.events import Event
-from model.spec.plan import Plan, Refinement
 from worker.messages import RunJob
 
 
@@ -34,10 +32,3 @@ class Engine(Protocol):
 
     def tidy(self) -> None:
         """Give back what a job that failed or was left may still hold."""
-
-
-def plan_of(order: Order) -> Plan:
-    """The plan that the service settled and the order carries."""
-    values = order.model_dump(include=set(Plan.__dataclass_fields__))
-    refinement = order.refinement
-    return Plan(**{**values, "refinement": Refinement(**refinement.model_dump()) if refinement else None})

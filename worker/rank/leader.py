@@ -36,7 +36,7 @@ from worker.messages import (
 )
 from worker.rank.background import BackgroundWriter, Task
 from worker.rank.consensus import StepOutcome
-from worker.rank.engine import Begun, plan_of
+from worker.rank.engine import Begun
 from worker.rank.failures import vote_of
 from worker.rank.progress import Experience, Meter
 from worker.rank.video_segments import VideoFormat, VideoSegments
@@ -65,7 +65,7 @@ class Leader:
         experience: Experience,
         dtype: str | None = None,
     ) -> None:
-        plan = plan_of(run.order)
+        plan = run.order.plan
         resume = run.resume
         self._run = run
         self._contact = contact
@@ -143,7 +143,7 @@ class Leader:
                 )
 
     def _is_last(self, made: Latents) -> bool:
-        stage = "refine" if self._run.order.refinement else "denoise"
+        stage = "refine" if self._run.order.plan.refinement else "denoise"
         return (made.stage, made.segment) == (stage, self._last_segment)
 
     def _due(self, event: Stepped | SegmentDone) -> bool:

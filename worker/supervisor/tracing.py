@@ -23,7 +23,7 @@ class TracedJob:
     def __init__(self, claim: Lease, tracing: Tracing) -> None:
         job = claim.job
         self._tracing = tracing
-        self._about: Values = {"longcat.job_id": job.id, "longcat.task": job.order.task}
+        self._about: Values = {"longcat.job_id": job.id, "longcat.task": job.order.plan.task}
         parent = job.traceparent
         if claim.attempt == 1:
             wait = tracing.begin("queue", parent, self._about, at=job.created_at)

@@ -8,6 +8,7 @@ local REFINED_SHARE = 0.1 -- of the refinement's steps, those that lie below its
 local CACHED_SHARE = 0.6 -- of a balanced job's work, what is done; others report 0.55 to 0.65
 
 local function work_of(order)
+  order = order.plan or order -- orders of 0.1 have no plan of their own
   local passes = order.guidance_scale > 1 and 2 or 1
   local frames = order.num_frames * order.num_segments
   local work = order.height * order.width * frames * order.num_inference_steps * passes

@@ -39,6 +39,7 @@ end
 
 local function measure_film(job, timings_s, result, ran_s)
   local order = cjson.decode(job.order)
+  order = order.plan or order -- orders of 0.1 have no plan of their own
   local steps = order.num_inference_steps * order.num_segments
   if timings_s.denoise then observe('step_seconds', job.task, timings_s.denoise / steps) end
   local group = redis.call('GET', 'longcat:group:' .. (job.group or ''))

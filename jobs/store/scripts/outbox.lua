@@ -11,7 +11,8 @@
 -- pause they are sent one at a time, until it answers.
 
 local EVENTS = {running = 'started', succeeded = 'succeeded', failed = 'failed', cancelled = 'cancelled'}
-local CHANGING = {'status', 'attempt', 'progress', 'cancel_requested', 'group', 'started_ms', 'finished_ms', 'expires_ms',
+local CHANGING = {'status', 'attempt', 'progress', 'cancel_requested', 'group', 'started_ms',
+                  'finished_ms', 'expires_ms',
   'error', 'result', 'timings_s'} -- the fields that clients see and that change after a job was begun
 local OWNERS = 'longcat:outbox:owners'
 local PAUSED = 'longcat:outbox:paused'

@@ -34,8 +34,8 @@
 --   longcat:expiring                zset     ended jobs, by the time in ms when they are to be removed
 --   longcat:removals                zset     ids whose files are to be looked through, by the time in ms from which on
 --                                            none is stored: they ended or are gone; or they are reserved until then
---   longcat:settling                zset     those looked through, by the time in ms when they are to be once more, since
---                                            what was on its way to the storage has arrived by then
+--   longcat:settling                zset     those looked through, by the time in ms when they are to be once more,
+--                                            since what was on its way to the storage has arrived by then
 --   longcat:deletes:<token>         string   that a deletion was done, while its answer may be asked for again
 --   longcat:submitted               counter  numbers jobs in order of submission
 --   longcat:idempotency:<hash>      hash     the job that answers an idempotency key, and what was asked for

@@ -56,18 +56,18 @@ class TestGenerate:
         assert ran.code == 0, ran.err
         job = worker.claim().job
         assert job.id == ran.out.strip()
-        order = job.order
-        assert (order.task, order.prompts, order.negative_prompt) == ("long_video", ("[one]", "2"), "7")
-        assert (order.seed, order.num_inference_steps, order.num_frames) == (7, 3, 9)
-        assert (order.height, order.width, order.guidance_scale) == (64, 96, 2.5)
-        assert order.refinement
+        order, plan = job.order, job.order.plan
+        assert (plan.task, order.prompts, order.negative_prompt) == ("long_video", ("[one]", "2"), "7")
+        assert (order.seed, plan.num_inference_steps, plan.num_frames) == (7, 3, 9)
+        assert (plan.height, plan.width, plan.guidance_scale) == (64, 96, 2.5)
+        assert plan.refinement
         assert (job.priority, job.metadata) == ("high", {"a": "b=c", "team": "x"})
 
     def test_sends_a_clip(self, at_service, worker, tmp_path):
         path = tmp_path / "clip.mp4"
         path.write_bytes(clip(17))
         assert at_service("generate", "on", "--video", path, "--no-wait").code == 0
-        assert worker.claim().job.order.task == "video_continuation"
+        assert worker.claim().job.order.plan.task == "video_continuation"
 
     def test_run_twice_with_a_key_makes_one_job(self, at_service):
         ran = [at_service("generate", "a", "--no-wait", "--idempotency-key", "k") for _ in range(2)]

@@ -1,27 +1,38 @@
-"""Parameters are resolved or refused; what is accepted has a valid shape."""
+"""Options are resolved or refused; what is accepted has a valid shape."""
 
 from __future__ import annotations
 
-import dataclasses
+from typing import get_args
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from model.pipeline.conditioning import refine_layout_of
+from model.spec.errors import InvalidParams
 from model.spec.geometry import SIDE_MULTIPLE, Clip, Size, latent_frames
 from model.spec.limits import Limits
-from model.spec.plan import GenerationParams, InvalidParams, Plan
-from model.spec.shapes import resolve
+from model.spec.params import GenerationParams, Task
+from model.spec.plan import Plan
+from model.spec.resolve import Inputs, resolve
 
 RELEASED = Limits.from_json({})
 IMAGE, CLIP = Size(600, 800), Clip(600, 800, 40)
 BRICK_PIXELS = 64  # a brick's four tokens of sixteen pixels
 
 
-def refused(field: str, **params) -> str:
+INPUTS = {"num_prompts", "image", "video", "condition_video"}
+
+
+def make_plan(limits: Limits = RELEASED, step_cache: float | None = None, **given) -> Plan:
+    """Resolve options and inputs, which are told apart by name."""
+    inputs = Inputs(**{name: given.pop(name) for name in INPUTS & given.keys()})
+    return resolve(GenerationParams.parse(given), inputs, limits, step_cache=step_cache)
+
+
+def refused(field: str, **given) -> str:
     with pytest.raises(InvalidParams) as caught:
-        resolve(GenerationParams(**params), RELEASED)
+        make_plan(**given)
     assert caught.value.field == field
     return caught.value.rule
 
@@ -34,56 +45,56 @@ def maybe(strategy):
     return st.none() | strategy
 
 
-any_params = st.builds(
-    GenerationParams,
-    task=maybe(
-        st.sampled_from(["text_to_video", "image_to_video", "video_continuation", "long_video", "refine"])
-    ),
-    num_prompts=st.integers(1, 4),
-    image=maybe(sizes),
-    video=maybe(clips),
-    condition_video=maybe(clips),
-    resolution=maybe(st.sampled_from(["480p", "720p", "1080p"])),
-    height=maybe(st.integers(1, 100).map(lambda n: n * 16) | st.integers(-5, 2000)),
-    width=maybe(st.integers(1, 100).map(lambda n: n * 16) | st.integers(-5, 2000)),
-    num_frames=maybe(st.integers(0, 25).map(lambda n: 4 * n + 1) | st.integers(-5, 120)),
-    num_segments=maybe(st.integers(-1, 50)),
-    num_condition_frames=maybe(st.integers(0, 25).map(lambda n: 4 * n + 1) | st.integers(-1, 100)),
-    num_inference_steps=maybe(st.integers(-1, 120)),
-    guidance_scale=maybe(st.floats(-1, 30)),
-    distilled=st.booleans(),
-    refine=st.booleans(),
-    t_thresh=maybe(st.floats(-0.5, 1.5)),
-    spatial_refine_only=st.booleans(),
+any_request = st.fixed_dictionaries(
+    {
+        "task": maybe(st.sampled_from(get_args(Task))),
+        "num_prompts": st.integers(1, 4),
+        "image": maybe(sizes),
+        "video": maybe(clips),
+        "condition_video": maybe(clips),
+        "resolution": maybe(st.sampled_from(["480p", "720p", "1080p"])),
+        "height": maybe(st.integers(1, 100).map(lambda n: n * 16) | st.integers(-5, 2000)),
+        "width": maybe(st.integers(1, 100).map(lambda n: n * 16) | st.integers(-5, 2000)),
+        "num_frames": maybe(st.integers(0, 25).map(lambda n: 4 * n + 1) | st.integers(-5, 120)),
+        "num_segments": maybe(st.integers(-1, 50)),
+        "num_condition_frames": maybe(st.integers(0, 25).map(lambda n: 4 * n + 1) | st.integers(-1, 100)),
+        "num_inference_steps": maybe(st.integers(-1, 120)),
+        "guidance_scale": maybe(st.floats(-1, 30)),
+        "distilled": st.booleans(),
+        "refine": st.booleans(),
+        "t_thresh": maybe(st.floats(-0.5, 1.5)),
+        "spatial_refine_only": st.booleans(),
+    }
 )
 
 
-def refusal(params: GenerationParams) -> InvalidParams | None:
+def plan_or_discard(given) -> Plan:
+    """Return the plan. Discard the Hypothesis example if it is refused."""
     try:
-        resolve(params, RELEASED)
-    except InvalidParams as illegal:
-        return illegal
-    return None
-
-
-def settled(params: GenerationParams) -> Plan:
-    try:
-        return resolve(params, RELEASED)
+        return make_plan(**given)
     except InvalidParams:
         assume(condition=False)
         raise
 
 
-@given(any_params)
-def test_every_refusal_names_a_field(params):
-    illegal = refusal(params)
-    if illegal:
-        assert illegal.field in {field.name for field in dataclasses.fields(GenerationParams)} | {"prompts"}
-        assert illegal.rule
+def refusal_of(given) -> InvalidParams | None:
+    try:
+        make_plan(**given)
+    except InvalidParams as refusal:
+        return refusal
+    return None
 
 
-def valid_params():
-    """Parameters that are mostly valid: one of the inputs, with a few other options."""
+@given(any_request)
+def test_every_refusal_names_a_field_and_a_rule(request_):
+    refusal = refusal_of(request_)
+    if refusal:
+        assert refusal.field in GenerationParams.model_fields.keys() | INPUTS | {"prompts"}
+        assert refusal.rule
+
+
+def valid_requests():
+    """Requests that are mostly valid: one of the inputs, with a few other options."""
     starts = st.sampled_from(
         [
             {},
@@ -100,32 +111,34 @@ def valid_params():
         [{}, {"refine": True}, {"refine": True, "spatial_refine_only": True}, {"distilled": True}]
     )
     return st.tuples(starts, frames, held, stages).map(
-        lambda parts: GenerationParams(**{k: v for p in parts for k, v in p.items()})
+        lambda parts: {name: value for part in parts for name, value in part.items()}
     )
 
 
-def refine_params():
+def refine_requests():
     clip = st.builds(Clip, st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 93))
     hold = st.sampled_from(
         [{}, {"image": IMAGE}, {"condition_video": CLIP}, {"condition_video": Clip(9, 9, 1)}]
     )
     held = maybe(st.integers(1, 40))
 
-    def params(video, hold, held, spatial):
+    def request(video, hold, held, spatial):
         counts = {"num_condition_frames": held} if "condition_video" in hold else {}
-        return GenerationParams(task="refine", video=video, spatial_refine_only=spatial, **hold, **counts)
+        return {"task": "refine", "video": video, "spatial_refine_only": spatial, **hold, **counts}
 
-    return st.builds(params, clip, hold, held, st.booleans())
+    return st.builds(request, clip, hold, held, st.booleans())
 
 
-@given(valid_params() | refine_params() | any_params)
-def test_accepted_parameters_resolve_to_a_valid_shape(params):
-    plan = settled(params)
+@given(valid_requests() | refine_requests() | any_request)
+def test_accepted_requests_resolve_to_a_valid_shape(request_):
+    plan = plan_or_discard(request_)
     if plan.task != "refine":
         assert plan.height % SIDE_MULTIPLE == plan.width % SIDE_MULTIPLE == 0
         assert plan.num_frames % 4 == 1
         clean = (
-            latent_frames(plan.num_condition_frames) if plan.num_condition_frames else int(bool(params.image))
+            latent_frames(plan.num_condition_frames)
+            if plan.num_condition_frames
+            else int(bool(request_.get("image")))
         )
         assert clean < latent_frames(plan.num_frames)
     assert 1 <= plan.num_segments <= RELEASED.max_num_segments
@@ -141,54 +154,57 @@ def test_accepted_parameters_resolve_to_a_valid_shape(params):
             assert latent_frames(layout.padded_frames) == layout.latent_frames
 
 
-@given(valid_params())
-def test_segments_add_up_to_the_finished_video(params):
-    plan = settled(params)
+@given(valid_requests())
+def test_segments_add_up_to_the_finished_video(request_):
+    plan = plan_or_discard(request_)
     joined = plan.num_frames * plan.frame_factor
     for _ in range(1, plan.num_segments):
         joined += plan.num_frames * plan.frame_factor - plan.repeated_frames
     assert joined == plan.output_frames
 
 
-def test_nothing_said_is_the_released_default():
-    plan = resolve(GenerationParams(), RELEASED)
+def test_a_request_without_options_has_the_released_defaults():
+    plan = make_plan()
     assert (plan.task, plan.height, plan.width) == ("text_to_video", 480, 832)
     assert (plan.num_frames, plan.num_inference_steps, plan.guidance_scale, plan.fps) == (93, 50, 4.0, 15)
     assert plan.refinement is None
 
 
 def test_distilled_defaults():
-    plan = resolve(GenerationParams(distilled=True, video=CLIP), RELEASED)
+    plan = make_plan(distilled=True, video=CLIP)
     assert (plan.num_inference_steps, plan.guidance_scale, plan.enhance_hf) == (16, 1.0, False)
 
 
 def test_continuation_defaults():
-    plan = resolve(GenerationParams(video=CLIP), RELEASED)
+    plan = make_plan(video=CLIP)
     assert (plan.task, plan.num_condition_frames) == ("video_continuation", 13)
     assert plan.condition_cache
     assert plan.enhance_hf
 
 
 def test_refined_defaults():
-    plan = resolve(GenerationParams(refine=True), RELEASED)
+    plan = make_plan(refine=True)
     assert plan.refinement is not None
     assert (plan.refinement.t_thresh, plan.refinement.num_inference_steps) == (0.5, 50)
     assert (plan.output_size, plan.output_fps, plan.output_frames) == ((704, 1280), 30, 186)
 
 
-def test_tasks_are_told_by_their_inputs():
-    any_params = {
-        "image_to_video": GenerationParams(image=IMAGE),
-        "video_continuation": GenerationParams(video=CLIP),
-        "long_video": GenerationParams(num_prompts=2),
-    }
-    assert {task: resolve(params, RELEASED).task for task, params in any_params.items()} == {
-        task: task for task in any_params
-    }
+@pytest.mark.parametrize(
+    ("given", "task"),
+    [
+        ({}, "text_to_video"),
+        ({"image": IMAGE}, "image_to_video"),
+        ({"video": CLIP}, "video_continuation"),
+        ({"num_prompts": 2}, "long_video"),
+        ({"num_segments": 2}, "long_video"),
+    ],
+)
+def test_the_task_is_inferred_from_the_inputs(given, task):
+    assert make_plan(**given).task == task
 
 
 @pytest.mark.parametrize(
-    ("field", "params"),
+    ("field", "given"),
     [
         ("num_frames", {"num_frames": 92}),
         ("num_frames", {"num_frames": 0}),
@@ -226,41 +242,43 @@ def test_tasks_are_told_by_their_inputs():
         ("condition_video", {"condition_video": CLIP}),
     ],
 )
-def test_what_is_not_legal_is_refused_by_name(field, params):
-    assert refused(field, **params)
+def test_an_invalid_option_is_refused_by_name(field, given):
+    assert refused(field, **given)
 
 
-def test_a_users_shape_picks_the_bucket():
-    assert resolve(GenerationParams(image=Size(1000, 500)), RELEASED).output_size == (896, 448)
-    assert resolve(GenerationParams(image=Size(1000, 500), resolution="720p"), RELEASED).output_size == (
+def test_the_shape_of_an_image_selects_the_size():
+    assert make_plan(image=Size(1000, 500)).output_size == (896, 448)
+    assert make_plan(image=Size(1000, 500), resolution="720p").output_size == (
         1344,
         672,
     )
 
 
-def test_where_a_checkpoint_knows_some_sizes_only_others_are_refused():
+def test_a_checkpoint_can_allow_only_the_sizes_of_its_tables():
     tables = {"480p": {"0.67": [64, 96]}, "720p": {"0.67": [64, 96], "1.00": [96, 96]}}
     limits = Limits.from_json({"buckets": tables, "only_buckets": True})
-    assert resolve(GenerationParams(height=96, width=96), limits).output_size == (96, 96)
+    assert make_plan(limits, height=96, width=96).output_size == (96, 96)
     with pytest.raises(InvalidParams, match="must be one of 64×96, 96×96") as caught:
-        resolve(GenerationParams(height=96, width=64), limits)
+        make_plan(limits, height=96, width=64)
     assert caught.value.field == "height"
 
 
-def test_limits_come_back_from_their_document():
+def test_limits_survive_a_round_trip_through_json():
     assert Limits.from_json(RELEASED.to_json()) == RELEASED
 
 
 @pytest.mark.parametrize("document", [{"max_frames": 3}, {"buckets": 3}, {"default_size": [1]}])
-def test_limits_that_mean_nothing_are_refused(document):
+def test_invalid_limits_are_refused(document):
     with pytest.raises((ValueError, TypeError, AttributeError)):
         Limits.from_json(document)
 
 
-def test_a_balanced_video_needs_guidance_and_many_steps_of_its_own():
-    assert resolve(GenerationParams(), RELEASED).step_cache is None
-    assert resolve(GenerationParams(step_cache=0.1, refine=True), RELEASED).step_cache == 0.1
-    assert "guidance_scale" in refused("quality", step_cache=0.1, guidance_scale=1.0)
-    assert "guidance_scale" in refused("quality", step_cache=0.1, distilled=True)
-    assert "exact" in refused("quality", step_cache=0.1, task="refine", video=CLIP)
-    assert "between 0 and 1" in refused("step_cache", step_cache=1.0)
+def test_balanced_needs_guidance_and_a_threshold_and_is_not_for_refinement():
+    assert make_plan(step_cache=0.1).step_cache is None
+    assert make_plan(step_cache=0.1, quality="balanced", refine=True).step_cache == 0.1
+    balanced = {"step_cache": 0.1, "quality": "balanced"}
+    assert "guidance_scale" in refused("quality", **balanced, guidance_scale=1.0)
+    assert "guidance_scale" in refused("quality", **balanced, distilled=True)
+    assert "exact" in refused("quality", **balanced, task="refine", video=CLIP)
+    assert "between 0 and 1" in refused("step_cache", quality="balanced", step_cache=1.0)
+    assert "not available" in refused("quality", quality="balanced")
