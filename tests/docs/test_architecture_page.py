@@ -22,7 +22,7 @@ def test_a_request_is_followed_in_few_files():
     assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
     files = [file for _, file in steps]
     assert files[0] == "service/jobs/routes.py"
-    assert files[-1] == "model/pipeline/sample.py"
+    assert files[-1] == "model/vae/vae.py"
     assert len(set(files)) == len(files) <= LONGEST_WALK
 
 
