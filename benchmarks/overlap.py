@@ -93,7 +93,7 @@ def done_for(client: httpx.Client, job: Job) -> Events:
 def stages_s(events: Events) -> dict[str, float]:
     """What the ranks did of one job by name, and its film."""
     ranks = {event["name"]: event["dur"] / 1e6 for event in _of(events, "ranks") if not _is_detail(event)}
-    return ranks | {"film": sum(event["dur"] for event in _of(events, "film")) / 1e6}
+    return ranks | {"video": sum(event["dur"] for event in _of(events, "video")) / 1e6}
 
 
 def waited_s(events: Events) -> float:

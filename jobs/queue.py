@@ -122,6 +122,9 @@ class TicketWorker(SimpleWorker):
             QUEUE_NAME, connection=redis, job_class=Ticket, serializer=JSONSerializer, worker_ttl=WORKER_TTL_S
         )
 
+    def procline(self, message: str) -> None:
+        """Keep the title of the process. RQ replaces it where `setproctitle` happens to be installed."""
+
     def take(self) -> bool:
         """Wait a second for a ticket and take it; False if none came."""
         if not self.connection.sismember(self.redis_workers_keys, self.key):  # new here, or Redis forgot us

@@ -1,7 +1,4 @@
-"""When a group that did not come up is tried again: later each time; after a few times it counts as broken.
-
-Only failed starts count: a job that kills its group must not take the group out of service.
-"""
+"""Decide when a process that failed to start is started again."""
 
 from __future__ import annotations
 
@@ -10,7 +7,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Backoff:
-    """Failed starts since the last good one, and what follows from them."""
+    """Failed starts in a row, and the pause that follows from them.
+
+    Only failed starts count: a job that crashes its GPU group must not take the group out of service.
+    """
 
     max_failures: int
     longest_pause_s: float
@@ -18,22 +18,22 @@ class Backoff:
     failures: int = 0
 
     @property
-    def is_open(self) -> bool:
-        """Whether people should be told that the group is broken; it is tried again all the same."""
+    def is_exhausted(self) -> bool:
+        """Return whether the group counts as broken. It is started again all the same."""
         return self.failures >= self.max_failures
 
     @property
     def pause_s(self) -> float:
-        """How long to wait before the next start."""
+        """Return how long to wait before the next start; it doubles with each failure."""
         if not self.failures:
             return 0.0
         doublings = min(self.failures - 1, 30)
         return min(self.first_pause_s * 2.0**doublings, self.longest_pause_s)
 
     def after_failure(self) -> Backoff:
-        """A start failed."""
+        """Return the backoff after another failed start."""
         return replace(self, failures=self.failures + 1)
 
     def after_success(self) -> Backoff:
-        """The group came up."""
+        """Return the backoff after a good start."""
         return replace(self, failures=0)

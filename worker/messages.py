@@ -15,9 +15,12 @@ from jobs.capability import Capability
 from jobs.order import Order
 from jobs.record import JobError, Progress
 from jobs.store.holder import StopReason
-from worker.stages import Stage
+from worker.telemetry import Stage
 
 Timings = dict[str, float]  # phase: seconds
+
+SAVE_BEFORE_STOP: frozenset[StopReason] = frozenset({"preempt", "drain"})
+"""The reasons for which a job will be resumed: the rank saves its state before it stops."""
 
 
 class _Message(BaseModel):
@@ -27,14 +30,15 @@ class _Message(BaseModel):
 class Checkpoint(_Message):
     """Where a job stood when it was saved, as files of its folder.
 
-    `step` steps of this stage of this segment are done; the segments before it lie finished in `pieces`.
+    `step` steps of this stage of this segment are done; the segments before it lie finished in
+    `segment_files`.
     """
 
     segment: int
     stage: Literal["denoise", "refine"]
     step: int
     state: str
-    pieces: tuple[str, ...] = ()
+    segment_files: tuple[str, ...] = ()
     timings_s: Timings = Field(default_factory=dict)
 
     @property
@@ -45,7 +49,7 @@ class Checkpoint(_Message):
     @property
     def files(self) -> tuple[str, ...]:
         """All files that are needed to go on from here."""
-        return (self.state, *self.pieces)
+        return (self.state, *self.segment_files)
 
 
 class VideoFile(_Message):
@@ -68,8 +72,8 @@ class VideoFile(_Message):
 class RunJob(_Message):
     """Do this order; `folder` is the job's own, `inputs` name the order's files in it.
 
-    `timings_s` is what it took so far, earlier attempts included; `names` are what log lines about it carry,
-    with W3C's `traceparent` of the request that ordered it.
+    `timings_s` is what it took so far, earlier attempts included; `log_context` is what log lines about it
+    carry, with W3C's `traceparent` of the request that ordered it.
     """
 
     type: Literal["run"] = "run"
@@ -79,11 +83,11 @@ class RunJob(_Message):
     inputs: dict[str, str] = Field(default_factory=dict)
     resume: Checkpoint | None = None
     timings_s: Timings = Field(default_factory=dict)
-    names: dict[str, str] = Field(default_factory=dict)
+    log_context: dict[str, str] = Field(default_factory=dict)
 
 
 class StopJob(_Message):
-    """Leave this job at the next boundary; to drain, save it first."""
+    """Stop this job at the next step; save its state first if the reason is in `SAVE_BEFORE_STOP`."""
 
     type: Literal["stop"] = "stop"
     job_id: str
@@ -149,7 +153,7 @@ class VideoDone(_Message):
 
     type: Literal["finished"] = "finished"
     job_id: str
-    film: VideoFile
+    video: VideoFile
     timings_s: Timings
 
 

@@ -1,7 +1,4 @@
-"""A process on a leash ends with whoever started it, however that ended.
-
-Every process of a worker puts itself on one first of all. Linux only.
-"""
+"""Protect the processes of a worker: end them with their parent, and hide their environment. Linux only."""
 
 from __future__ import annotations
 
@@ -11,15 +8,29 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 
 
-def die_with_parent(parent_pid: int, sent: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process `sent` when `parent_pid`, which started it, is gone.
+def die_with_parent(parent_pid: int, death_signal: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process `death_signal` when its parent `parent_pid` is gone.
 
-    It is the end of the *thread* that started it which counts. Exits if that has happened already.
+    What counts is the end of the parent's *thread* that started this process. Exits at once if the parent
+    is gone already.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, int(sent), 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:  # it died before the kernel knew whom to tell
+    _prctl(PR_SET_PDEATHSIG, int(death_signal))
+    if os.getppid() != parent_pid:  # it died before the call
         sys.exit(1)
+
+
+def hide_environment() -> None:
+    """Keep other processes of this user, such as ranks, from reading this one's memory and environment.
+
+    Root still can. Programs that this process starts are not affected.
+    """
+    _prctl(PR_SET_DUMPABLE, 0)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")

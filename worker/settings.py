@@ -1,6 +1,6 @@
-"""The worker's settings: the one place where its processes read the environment.
+"""Read the settings of the worker: the only module in which its processes read the environment.
 
-The parent and the supervisors read `WorkerSettings`; the ranks are told theirs (`RankSetup`).
+The launcher and the supervisors read `WorkerSettings`. Ranks get a `RankSetup` on their command line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Frozen(BaseModel):
 
 
 class VideoSettings(_Frozen):
-    """How the leader writes and saves. Times in seconds."""
+    """How rank 0 writes the video and how often it saves a checkpoint."""
 
     checkpoint_s: float
     crf: int
@@ -34,7 +34,11 @@ class VideoSettings(_Frozen):
 
 
 class RankSetup(_Frozen):
-    """What a rank is told when it is started. Times in seconds."""
+    """The settings of a rank. Times in seconds.
+
+    Attributes:
+        rendezvous_file: where the ranks of a group meet; None for the address that torchrun names.
+    """
 
     socket: Path
     num_ranks: int
@@ -45,60 +49,71 @@ class RankSetup(_Frozen):
     fp8: bool = False
     collective_timeout_s: float
     error_grace_s: float
-    film: VideoSettings
+    video: VideoSettings
     log_format: LogFormat = "text"
     rendezvous_file: Path | None = None
-    """Where the ranks of a group meet; None: at the address that torchrun names."""
 
 
 class WorkerSettings(SharedSettings):
-    """Every setting is `LONGCAT_<NAME>`; times in seconds."""
+    """The settings `LONGCAT_<NAME>` of a worker. Times in seconds."""
 
-    checkpoint: Path = Field(default=POCKET, description="the folder with the weights")
-    ranks: int = Field(default=1, ge=1, description="processes in all, one for each GPU")
+    checkpoint: Path = Field(default=POCKET, description="folder with the model weights")
+    ranks: int = Field(default=1, ge=1, description="number of rank processes, one for each GPU")
     context_parallel: int | None = Field(
-        default=None, ge=1, description="ranks that share a video: default all"
+        default=None, ge=1, description="ranks that generate one video together; default: all"
     )
     device: DeviceName = Field(default="auto", description="auto, cpu or cuda")
     dtype: DtypeName = Field(default="auto", description="auto: bfloat16 on cuda, float32 on cpu")
     compile: CompileName = Field(
-        default="auto", description="whether parts of the transformer are compiled; auto: on cuda"
+        default="auto", description="compile parts of the transformer: auto (on cuda), on or off"
     )
     fp8: bool = Field(
         default=False,
-        description="on: the blocks' large matrices are multiplied in fp8, less exactly, in every job",
+        description="multiply the large matrices of all blocks in fp8, which is faster and less exact",
     )
     worker_name: str = Field(
-        default_factory=socket.gethostname, description="names its groups; one worker at a time may have it"
+        default_factory=socket.gethostname, description="name of this worker, unique among running workers"
     )
 
-    checkpoint_s: float = Field(default=60.0, ge=0, description="how often a running job is saved")
-    x264_crf: int = Field(default=18, ge=0, le=51, description="quality of the film, lower is better")
-    x264_preset: str = Field(default="medium", description="how hard x264 tries")
-    film_buffer_bytes: int = Field(default=1 << 30, gt=0, description="frames that may wait for x264")
+    checkpoint_s: float = Field(default=60.0, ge=0, description="time between checkpoints of a running job")
+    x264_crf: int = Field(
+        default=18, ge=0, le=51, description="x264's constant rate factor: lower is better quality"
+    )
+    x264_preset: str = Field(default="medium", description="x264's speed preset")
+    film_buffer_bytes: int = Field(default=1 << 30, gt=0, description="memory for frames that wait for x264")
 
-    start_limit_s: float = Field(default=1800.0, gt=0, description="how long loading the model may take")
-    stall_s: float = Field(default=600.0, gt=0, description="silence of a group that counts as a hang")
+    start_limit_s: float = Field(default=1800.0, gt=0, description="longest time to load the model")
+    stall_s: float = Field(default=600.0, gt=0, description="a group that sends nothing for so long has hung")
     step_stall_s: float = Field(
-        default=120.0, gt=0, description="the same between two steps, if 5 steps take less"
+        default=120.0, gt=0, description="the same between two denoising steps, if 5 steps take less"
     )
-    error_grace_s: float = Field(default=5.0, gt=0, description="how far apart ranks may fail with one error")
-    max_failed_starts: int = Field(default=3, ge=1, description="after these a group counts as broken")
-    longest_pause_s: float = Field(default=60.0, gt=0, description="between failed starts")
+    error_grace_s: float = Field(
+        default=5.0, gt=0, description="ranks that fail within this time count as one failure"
+    )
+    max_failed_starts: int = Field(
+        default=3, ge=1, description="failed starts in a row after which a group counts as broken"
+    )
+    longest_pause_s: float = Field(default=60.0, gt=0, description="longest pause between failed starts")
     preempt_after_s: float | None = Field(
-        default=None, ge=0, description="a high job that waits for so long has a low one make way"
+        default=None,
+        ge=0,
+        description="preempt a low-priority job once a high-priority one has waited so long; default: never",
     )
-    drain_s: float = Field(default=25.0, gt=0, description="how long a worker that was asked to end may take")
+    drain_s: float = Field(default=25.0, gt=0, description="time to save and requeue jobs after SIGTERM")
 
-    upload_limit_s: float = Field(default=6 * 3600.0, gt=0, description="how long storage may be away")
-    max_films_behind: int = Field(default=4, ge=1, description="films being finished or stored beside a job")
-    min_free_bytes: int = Field(
-        default=1 << 30, ge=0, description="with less room on its disk a worker takes no job"
+    upload_limit_s: float = Field(
+        default=6 * 3600.0, gt=0, description="how long the storage may be unavailable before a job fails"
     )
-    rank_module: str = Field(default="worker.rank.main", description="what runs on each GPU")
+    max_films_behind: int = Field(
+        default=4, ge=1, description="videos that may be running, being written or uploaded at a time"
+    )
+    min_free_bytes: int = Field(
+        default=1 << 30, ge=0, description="free disk space below which a worker claims no job"
+    )
+    rank_module: str = Field(default="worker.rank.main", description="module that runs on each GPU")
 
     @model_validator(mode="after")
-    def _groups_are_whole(self) -> WorkerSettings:
+    def _check_ranks(self) -> WorkerSettings:
         if self.ranks % self.ranks_per_group:
             raise ValueError(
                 f"RANKS ({self.ranks}) must be a multiple of CONTEXT_PARALLEL ({self.context_parallel})"
@@ -107,29 +122,29 @@ class WorkerSettings(SharedSettings):
 
     @property
     def ranks_per_group(self) -> int:
-        """Ranks that share one video."""
+        """Return the number of ranks that generate one video together."""
         return self.context_parallel or self.ranks
 
     @property
     def num_groups(self) -> int:
-        """Groups that take jobs independently."""
+        """Return the number of GPU groups, which run jobs independently."""
         return self.ranks // self.ranks_per_group
 
     def group_name(self, index: int) -> str:
-        """The group's name, as Redis knows it."""
+        """Return the group's name, unique in Redis."""
         return f"{self.worker_name}-{index}"
 
     def group_folder(self, index: int) -> Path:
-        """Where a group keeps its socket and its jobs' files."""
+        """Return the folder of a group's socket and spool."""
         return self.data_dir.absolute() / "worker" / self.group_name(index)
 
     @property
     def disks(self) -> list[Path]:
-        """Folders whose disks need room for a job's files: its own, and the storage if that is one."""
+        """Return the folders whose disks must have space: the spool, and the storage if it is a folder."""
         return [self.data_dir.absolute(), *([self.storage_folder.absolute()] if self.storage_folder else [])]
 
     def rank_setup(self, connect_to: Path) -> RankSetup:
-        """What the ranks of a group are told."""
+        """Return the settings of the ranks. Rank 0 connects to the socket `connect_to`."""
         return RankSetup(
             socket=connect_to,
             num_ranks=self.ranks_per_group,
@@ -141,7 +156,7 @@ class WorkerSettings(SharedSettings):
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,
             log_format=self.log_format,
-            film=VideoSettings(
+            video=VideoSettings(
                 checkpoint_s=self.checkpoint_s,
                 crf=self.x264_crf,
                 preset=self.x264_preset,
@@ -150,7 +165,7 @@ class WorkerSettings(SharedSettings):
         )
 
 
-_GROUP_VARIABLES = frozenset(
+_RANK_VARIABLES = frozenset(
     (
         *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "XDG_CACHE_HOME"),
         *("LD_LIBRARY_PATH", "LD_PRELOAD", "CC", "CXX"),
@@ -161,7 +176,7 @@ _GROUP_VARIABLES = frozenset(
         "NVIDIA_TF32_OVERRIDE",  # not NVIDIA_*: NVIDIA_API_KEY is a secret
     )
 )
-_GROUP_PREFIXES = (
+_RANK_PREFIXES = (
     *("LC_", "CUDA_", "CUDNN_", "CUBLAS_", "NCCL_", "GLOO_", "TRITON_"),
     *("TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTORCH_"),
     *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "MALLOC_"),
@@ -171,30 +186,30 @@ _GROUP_PREFIXES = (
 def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     """Return the environment of torchrun and the ranks of a group.
 
-    It has the group's share of the GPUs, each rank's share of the cores, and from this process's environment
-    only what Python, torch and its libraries use. Nothing secret is among that: no `LONGCAT_*`, no `AWS_*`.
+    It contains the group's share of the GPUs, each rank's share of the CPU cores, and only those variables of
+    this process that Python, torch and its libraries use. None of them is secret: no `LONGCAT_*`, no `AWS_*`.
 
-    One core of a rank's share is left for films: threads that wait for each other in every operation of torch
-    suffer most from others beside them.
+    One core of a rank's share is left to x264: torch's threads wait for each other in every operation, so
+    each of them is slowed down by anything that shares its core.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // settings.ranks - 1)
     environment = {
         "OMP_NUM_THREADS": str(threads),
-        **{name: value for name, value in os.environ.items() if _is_for_groups(name)},
-        # A group lives on one machine, so nothing of it listens on a network, whatever the environment says.
+        **{name: value for name, value in os.environ.items() if _is_for_ranks(name)},
+        # All ranks of a group are on one machine, so nothing needs to listen on a network.
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # Ranks are asked to end by a message; after a crash torchrun need not wait for them.
+        # Ranks stop on a message, not on a signal, so torchrun need not wait for them after a crash.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
     }
     size = settings.ranks_per_group
     if settings.device != "cpu":
-        named = environment.get("CUDA_VISIBLE_DEVICES")
-        devices = named.split(",") if named else [str(i) for i in range(settings.ranks)]
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(i) for i in range(settings.ranks)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * size : (index + 1) * size])
     return environment
 
 
-def _is_for_groups(name: str) -> bool:
-    return name in _GROUP_VARIABLES or name.startswith(_GROUP_PREFIXES)
+def _is_for_ranks(name: str) -> bool:
+    return name in _RANK_VARIABLES or name.startswith(_RANK_PREFIXES)

@@ -17,13 +17,13 @@ JOB = [
     event("step 1", "ranks", 0, 2),
     event("decode", "ranks", 4, 1),
     event("chunk", "ranks", 4, 0.5),
-    event("x264", "film", 4.5, 0.5),
-    event("x264, the rest", "film", 5, 2),
+    event("x264", "video", 4.5, 0.5),
+    event("x264, the rest", "video", 5, 2),
 ]
 
 
 def test_stages_of_a_job_are_told_without_their_parts_and_its_film_as_one():
-    assert stages_s(JOB) == {"denoise": 4.0, "decode": 1.0, "film": 2.5}
+    assert stages_s(JOB) == {"denoise": 4.0, "decode": 1.0, "video": 2.5}
 
 
 @pytest.mark.parametrize(("begins_s", "waited"), [(5, 0.0), (5.25, 0.25), (4.75, 0.0)])

@@ -19,7 +19,7 @@ from jobs.store.measures import measures
 from tests.chaos.campaign import Course, Ordered, Strike
 from tests.chaos.client import Client, Job
 from tests.chaos.site import Site
-from worker.supervisor.registration import CLEAR_EVERY_S
+from worker.supervisor.spool import CLEAN_EVERY_S
 
 ROUNDS_S = 20.0  # of those who look, on a busy machine
 
@@ -214,7 +214,7 @@ def _remains(look: Callable[[], Iterator[str]], site: Site) -> list[str]:
     A reservation lapses, then what was stored under it is removed: nothing takes longer, but for the rounds
     of those who do it.
     """
-    until = time.monotonic() + 2 * site.late_upload_s + CLEAR_EVERY_S + ROUNDS_S
+    until = time.monotonic() + 2 * site.late_upload_s + CLEAN_EVERY_S + ROUNDS_S
     while (found := list(look())) and time.monotonic() < until:
         time.sleep(1.0)
     return sorted(set(found))

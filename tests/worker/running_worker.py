@@ -1,4 +1,4 @@
-"""A worker with all its processes, a Redis and a storage of its own, as a test sees them from outside."""
+"""Start a whole worker with its own Redis and storage, and look at it from outside."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FAST = {
 
 @dataclass
 class RunningWorker:
-    """`python -m worker`, started. `folder` holds its data, its checkpoint and its log."""
+    """A running `python -m worker`. `folder` holds its data, its checkpoint and its log."""
 
     folder: Path
     redis_url: str
@@ -84,12 +84,12 @@ class RunningWorker:
             )
 
     def stop(self) -> int:
-        """Ask it to end; its exit status."""
+        """Drain the worker, and return its exit status."""
         self.look()
         self.parent.send_signal(signal.SIGTERM)
         return self.parent.wait(timeout=60)
 
-    # What it does
+    # Its jobs
 
     def submit(
         self,
@@ -113,7 +113,7 @@ class RunningWorker:
         return self.job(job_id)
 
     def wait_for_step(self, job_id: str, step: int = 1) -> None:
-        """Wait until the job has done so many steps at least."""
+        """Wait until the job has done more than `step` steps."""
         wait_until(lambda: len(self.steps(job_id)) > step, PATIENCE_S)
 
     def wait_until_ready(self) -> None:
@@ -123,17 +123,17 @@ class RunningWorker:
         return next(iter(groups(self.redis)), None)
 
     def steps(self, job_id: str) -> list[tuple[int, int]]:
-        """The steps (segment, step) that were run for a job, repeated ones as well."""
+        """The steps (segment, step) that were run for a job, including repeated ones."""
         log = self.checkpoint / "steps.log"
         lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
         return [(int(segment), int(step)) for name, segment, step in lines if name == job_id]
 
     def stored(self, job_id: str) -> list[str]:
-        """The files of a job in storage, without its prefix."""
+        """The keys of the job's files in storage, without its prefix."""
         return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{job_id}/")]
 
     def results(self, job_id: str) -> list[str]:
-        """The files that the job's result names, and how it went, likewise."""
+        """The keys of the job's result and timeline, without its prefix."""
         result = self.job(job_id).result
         assert result is not None
         keys = (result.thumbnail_key, timeline_key(result.video_key), result.video_key)
@@ -157,13 +157,13 @@ class RunningWorker:
         return sorted(found, key=lambda process: int(process.environ()["RANK"]))
 
     def look(self) -> list[psutil.Process]:
-        """All its processes; those of before are remembered."""
+        """All processes of the worker. Those that were seen before are remembered."""
         processes = psutil.Process(self.parent.pid).children(recursive=True)
         self._seen.update(processes)
         return processes
 
     def survivors(self) -> list[psutil.Process]:
-        """Processes that were seen and still run."""
+        """Processes that were seen and are still running."""
         return [process for process in self._seen if _runs(process)]
 
     def _process(self, word: str) -> psutil.Process:
@@ -172,7 +172,7 @@ class RunningWorker:
 
 @contextmanager
 def running_worker(folder: Path, redis_url: str, **settings: object) -> Iterator[RunningWorker]:
-    """Start a worker, and leave no process of it behind."""
+    """Start a worker, and check that no process of it is left."""
     worker = RunningWorker(
         folder, redis_url, {f"LONGCAT_{name.upper()}": str(value) for name, value in settings.items()}
     )

@@ -1,6 +1,6 @@
-"""A whole worker whose processes die or hang: jobs go on, once, and nothing is left running.
+"""Kill or hang processes of a whole worker: jobs resume, and no process is left.
 
-One of them is in the plain suite, all are in `make faults`: each takes its processes the time to start again.
+One test is in the plain suite, all are in `make faults`: after each one the processes have to start again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def worker(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def ranks(worker: RunningWorker) -> Iterator[list[psutil.Process]]:
-    """Ranks that the test is going to lose: afterwards none of them is left."""
+    """The ranks, none of which may be left after the test."""
     worker.wait_until_ready()
     ranks = worker.ranks
     yield ranks
@@ -46,8 +46,8 @@ def runs(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def goes_on(worker: RunningWorker, job_id: str) -> None:
-    """The job succeeds at its second attempt, from where it was."""
+def assert_resumes(worker: RunningWorker, job_id: str) -> None:
+    """Check that the job succeeds in its second attempt and repeats at most two steps."""
     job = worker.wait_for(job_id, "succeeded", "failed")
     assert (job.error, job.attempt) == (None, 2)
     steps = worker.steps(job_id)
@@ -57,24 +57,24 @@ def goes_on(worker: RunningWorker, job_id: str) -> None:
 
 
 @pytest.mark.faults
-def test_an_error_on_one_rank_breaks_the_group_and_the_job_goes_on(worker, ranks):
-    goes_on(worker, worker.submit("raises=1 step_s=0.05", num_inference_steps=8))
+def test_job_resumes_after_an_error_on_one_rank(worker, ranks):
+    assert_resumes(worker, worker.submit("raises=1 step_s=0.05", num_inference_steps=8))
 
 
 @pytest.mark.faults
-def test_a_rank_that_hangs_is_noticed_and_the_job_goes_on(worker, ranks):
-    goes_on(worker, worker.submit("hangs=1 step_s=0.05", num_inference_steps=8))
+def test_job_resumes_after_a_rank_hung(worker, ranks):
+    assert_resumes(worker, worker.submit("hangs=1 step_s=0.05", num_inference_steps=8))
 
 
-def test_killed_torchrun_takes_its_ranks_along_and_the_job_goes_on(worker, ranks):
+def test_job_resumes_after_torchrun_was_killed_with_its_ranks(worker, ranks):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id, 2)
     worker.torchrun.kill()
-    goes_on(worker, job_id)
+    assert_resumes(worker, job_id)
 
 
 @pytest.mark.faults
-def test_a_job_that_always_kills_its_group_ends_and_the_next_one_runs(worker, ranks):
+def test_job_that_always_crashes_its_group_fails_and_the_next_one_runs(worker, ranks):
     poison, next_one = worker.submit("dies=0 always"), worker.submit()
     job = worker.wait_for(poison, "failed")
     assert (job.error.code, job.attempt) == ("worker_crashed", 2)
@@ -83,7 +83,7 @@ def test_a_job_that_always_kills_its_group_ends_and_the_next_one_runs(worker, ra
 
 
 @pytest.mark.faults
-def test_while_redis_is_away_the_group_works_on_and_nothing_runs_again(worker, redis_server):
+def test_job_continues_while_redis_is_unavailable(worker, redis_server):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id)
     redis_server.kill()
@@ -96,7 +96,7 @@ def test_while_redis_is_away_the_group_works_on_and_nothing_runs_again(worker, r
 
 
 @pytest.mark.faults
-def test_who_lost_the_lease_writes_no_result(worker):
+def test_job_whose_lease_is_lost_writes_no_result(worker):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id)
     supervisor = worker.supervisor
@@ -108,24 +108,24 @@ def test_who_lost_the_lease_writes_no_result(worker):
         supervisor.resume()
     assert (claim.job.id, claim.attempt) == (job_id, 2)
     worker.wait_until_ready()
-    assert worker.job_store.holder.renew_lease(claim) == "go"
+    assert worker.job_store.holder.renew_lease(claim) is None
     assert [key for key in worker.stored(job_id) if key.startswith("1/")] == []
     worker.job_store.client.cancel(job_id)
     worker.job_store.holder.confirm_cancel(claim)
 
 
 @pytest.mark.faults
-def test_a_killed_supervisor_leaves_no_rank_and_its_job_goes_on(worker, ranks):
+def test_job_resumes_after_the_supervisor_was_killed_and_no_rank_is_left(worker, ranks):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id, 3)
     torchrun = worker.torchrun
     worker.supervisor.kill()
     wait_until(lambda: not any(runs(process) for process in [torchrun, *ranks]))
-    goes_on(worker, job_id)
+    assert_resumes(worker, job_id)
 
 
 @pytest.mark.faults
-def test_asked_to_end_it_gives_its_job_back_saved_and_another_worker_goes_on(worker):
+def test_drained_job_is_resumed_by_another_worker_without_repeating_a_step(worker):
     worker.wait_until_ready()
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id, 3)
@@ -144,7 +144,7 @@ def test_asked_to_end_it_gives_its_job_back_saved_and_another_worker_goes_on(wor
 
 
 @pytest.mark.faults
-def test_a_killed_parent_leaves_no_process(worker):
+def test_killed_launcher_leaves_no_process(worker):
     worker.wait_until_ready()
     processes = worker.look()
     worker.parent.send_signal(signal.SIGKILL)

@@ -1,12 +1,14 @@
-"""A whole worker, seen by an attacker: nothing of it listens on a network, and its ranks hold no secrets."""
+"""Look at a whole worker as an attacker does: it listens on no network, and its ranks hold no secrets."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import pytest
@@ -43,9 +45,13 @@ class Observed:
     def processes(self) -> list[psutil.Process]:
         return [psutil.Process(self.worker.parent.pid), *self.worker.look()]
 
+    @property
+    def supervisors(self) -> list[psutil.Process]:
+        return [process for process in self.worker.look() if "--group" in process.cmdline()]
+
     def look(self) -> None:
         for process in self.processes:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # a supervisor hides from its user
                 self.listening.update(listening_addresses(process))
 
 
@@ -92,14 +98,14 @@ def observed(request, tmp_path_factory) -> Iterator[Observed]:
             yield observed
 
 
-def test_everything_listens_on_loopback(observed):
+def test_every_socket_listens_on_loopback(observed):
     assert observed.listening, "gloo listens, so sockets should have been seen"
     assert [
         address for address in observed.listening if not ipaddress.ip_address(address[0]).is_loopback
     ] == []
 
 
-def test_nothing_answers_at_another_address_of_this_machine(observed):
+def test_no_other_address_of_this_machine_answers(observed):
     addresses = [
         entry.address
         for entries in psutil.net_if_addrs().values()
@@ -109,7 +115,8 @@ def test_nothing_answers_at_another_address_of_this_machine(observed):
     ]
     if not addresses:
         pytest.skip("this machine has the loopback interface alone")
-    ports = {port for process in observed.processes for _, port in listening_addresses(process)}
+    observed.look()
+    ports = {port for _, port in observed.listening}
     answering = [(address, port) for address in addresses for port in ports if answers(address, port)]
     assert answering == []
 
@@ -122,9 +129,8 @@ def answers(address: str, port: int) -> bool:
         return False
 
 
-def test_only_the_parent_and_the_supervisors_hold_secrets(observed):
-    supervisors = [process for process in observed.worker.look() if "--group" in process.cmdline()]
-    trusted = {observed.worker.parent.pid, *(process.pid for process in supervisors)}
+def test_only_the_launcher_and_the_supervisors_hold_secrets(observed):
+    trusted = {observed.worker.parent.pid, *(process.pid for process in observed.supervisors)}
     others = [process for process in observed.processes if process.pid not in trusted]
     assert len(others) >= 3  # torchrun and two ranks at least
     planted = {*SECRETS.values(), observed.redis_url}
@@ -132,10 +138,21 @@ def test_only_the_parent_and_the_supervisors_hold_secrets(observed):
         shown = " ".join([*process.environ().values(), *process.cmdline()])
         assert [secret for secret in planted if secret in shown] == []
         assert [name for name in process.environ() if name.startswith(("LONGCAT_", "AWS_", "OTEL_"))] == []
-    for process in supervisors:
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads every environment; see test_process")
+def test_no_process_of_the_user_can_read_the_environment_of_a_supervisor(observed):
+    for pid in (observed.worker.parent.pid, *(process.pid for process in observed.supervisors)):
+        with pytest.raises(PermissionError):
+            Path(f"/proc/{pid}/environ").read_text()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root reads the environment of a supervisor")
+def test_supervisors_hold_the_secrets_that_ranks_do_not(observed):
+    for process in observed.supervisors:
         assert SECRETS["LONGCAT_S3_SECRET_ACCESS_KEY"] in process.environ().values()
 
 
-def test_no_other_user_may_open_what_the_worker_wrote(observed):
+def test_other_users_cannot_open_files_of_the_worker(observed):
     assert list(observed.worker.storage.keys("jobs/"))
     assert open_to_others(observed.worker.folder / "data") == []

@@ -32,9 +32,11 @@ from worker.messages import (
     VideoDone,
     VideoFile,
 )
-from worker.stages import Stage
+from worker.telemetry import Stage
 
-SAVE = Checkpoint(segment=1, stage="refine", step=3, state="state.safetensors", pieces=("piece-000.mp4",))
+SAVE = Checkpoint(
+    segment=1, stage="refine", step=3, state="state.safetensors", segment_files=("piece-000.mp4",)
+)
 FILM = VideoFile(
     video="v.mp4", thumbnail="t.jpg", width=96, height=64, num_frames=9, fps=15, size_bytes=1, sha256="f"
 )
@@ -51,11 +53,11 @@ MESSAGES = [
     ProgressReport(
         job_id="j", progress=Progress(phase="denoise", step=1, num_steps=4), timings_s={"denoise": 0.5}
     ),
-    StageDone(job_id="j", stage=Stage(name="x264", lane="film", began_s=1.5, ended_s=2.0, detail=True)),
+    StageDone(job_id="j", stage=Stage(name="x264", lane="video", began_s=1.5, ended_s=2.0, detail=True)),
     LastDecode(job_id="j"),
     CheckpointSaved(job_id="j", save=SAVE),
     GpusReleased(job_id="j"),
-    VideoDone(job_id="j", film=FILM, timings_s={}),
+    VideoDone(job_id="j", video=FILM, timings_s={}),
     JobStopped(job_id="j", reason="drain"),
     JobFailed(job_id="j", error=JobError(code="c", message="ü\n", retryable=False), timings_s={}),
     GroupFailed(message="two\nlines"),

@@ -103,7 +103,7 @@ def kinds(messages: list[Message]) -> list[str]:
 def test_a_job_is_running_before_its_first_report_and_released_before_it_is_finished(ranks, tmp_path):
     messages = Job(ranks, tmp_path, checkpoint_s=3600).run()
     assert kinds(messages) == ["Running", "Report", "Decoding", "Report", "Released", "Finished"]
-    assert messages[-1].film.num_frames == ORDER.plan.num_frames
+    assert messages[-1].video.num_frames == ORDER.num_frames
 
 
 @pytest.mark.parametrize(("order", "count"), [(ORDER, 9), (LONG, 4)])
@@ -119,7 +119,7 @@ def test_it_is_said_when_but_the_last_frames_are_to_be_decoded(job, order, count
 
 def test_what_the_backroom_does_is_told_with_its_times(job):
     stages = [message.stage for message in job.run(LONG) if isinstance(message, StageDone)]
-    assert {stage.lane for stage in stages} == {"film"}
+    assert {stage.lane for stage in stages} == {"video"}
     names = [stage.name for stage in stages]
     assert Counter(names) == {"x264": 5, "x264, the rest": 3, "save": 14, "join": 1}
     times = [time for stage in stages for time in (stage.began_s, stage.ended_s)]
@@ -133,7 +133,7 @@ def test_reports_follow_the_steps(job):
 
 
 def test_it_is_saved_at_steps_and_at_segments_with_the_pieces_before(job):
-    positions = [(save.segment, save.step, len(save.pieces)) for save in saves(job.run(LONG))]
+    positions = [(save.segment, save.step, len(save.segment_files)) for save in saves(job.run(LONG))]
     assert positions == sorted(positions)
     assert {(0, 1, 0), (0, 4, 0), (1, 0, 1), (1, 4, 1), (2, 0, 2), (2, 4, 2)} <= set(positions)
     assert positions[-1] == (2, 4, 2)  # a whole film is not saved once more
@@ -155,7 +155,7 @@ def test_a_drained_job_goes_on_to_the_same_film(ranks, tmp_path, stop_at):
     assert (save.segment, save.step) == (stop_at[0], stop_at[1] + 1)
     job.stop_at = None
     resumed = job.run(LONG, save)
-    assert resumed[-1].film == whole[-1].film
+    assert resumed[-1].video == whole[-1].video
     assert len(job.steps()) == 12  # none was run twice
 
 

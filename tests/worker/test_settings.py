@@ -15,18 +15,18 @@ def _checkpoint(monkeypatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_without_a_checkpoint_it_takes_the_one_that_comes_with_it(monkeypatch):
+def test_default_checkpoint_is_the_bundled_one(monkeypatch):
     monkeypatch.delenv("LONGCAT_CHECKPOINT")
     assert WorkerSettings().checkpoint == ROOT / "pocket"
 
 
-def test_all_ranks_are_one_group_unless_told_otherwise(monkeypatch):
+def test_all_ranks_are_one_group_by_default(monkeypatch):
     monkeypatch.setenv("LONGCAT_RANKS", "4")
     settings = WorkerSettings()
     assert (settings.num_groups, settings.ranks_per_group) == (1, 4)
 
 
-def test_ranks_are_divided_into_groups(monkeypatch):
+def test_context_parallel_divides_ranks_into_groups(monkeypatch):
     monkeypatch.setenv("LONGCAT_RANKS", "4")
     monkeypatch.setenv("LONGCAT_CONTEXT_PARALLEL", "2")
     settings = WorkerSettings()
@@ -35,7 +35,7 @@ def test_ranks_are_divided_into_groups(monkeypatch):
     assert settings.group_folder(0) != settings.group_folder(1)
 
 
-def test_groups_have_to_be_whole(monkeypatch):
+def test_incomplete_groups_are_refused(monkeypatch):
     monkeypatch.setenv("LONGCAT_RANKS", "4")
     monkeypatch.setenv("LONGCAT_CONTEXT_PARALLEL", "3")
     with pytest.raises(ValidationError, match=r"RANKS \(4\) must be a multiple of CONTEXT_PARALLEL \(3\)"):
@@ -43,20 +43,20 @@ def test_groups_have_to_be_whole(monkeypatch):
 
 
 @pytest.mark.parametrize(("visible", "shares"), [(None, ["0,1", "2,3"]), ("4,5,6,7", ["4,5", "6,7"])])
-def test_each_group_has_gpus_of_its_own(monkeypatch, visible, shares):
+def test_each_group_has_its_own_gpus(monkeypatch, visible, shares):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     settings = WorkerSettings(ranks=4, context_parallel=2, device="cuda")
     assert [group_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == shares
 
 
-def test_on_cpu_no_gpu_is_named():
+def test_no_gpus_are_assigned_on_cpu():
     settings = WorkerSettings(device="cpu")
     assert "CUDA_VISIBLE_DEVICES" not in group_environment(settings, 0)
 
 
 @pytest.mark.parametrize("name", ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"])
-def test_ranks_use_the_loopback_interface_whatever_the_environment_names(monkeypatch, name):
+def test_ranks_always_use_the_loopback_interface(monkeypatch, name):
     monkeypatch.delenv(name, raising=False)
     settings = WorkerSettings(device="cpu")
     assert group_environment(settings, 0)[name] == "lo"
@@ -72,7 +72,7 @@ def test_ranks_use_the_loopback_interface_whatever_the_environment_names(monkeyp
         *("HF_TOKEN", "NVIDIA_API_KEY", "PYTHONSTARTUP", "PYTHONINSPECT", "TORCHELASTIC_HEALTH_CHECK_PORT"),
     ],
 )
-def test_ranks_do_not_get_what_they_do_not_need(monkeypatch, name):
+def test_ranks_do_not_inherit_other_variables(monkeypatch, name):
     monkeypatch.setenv(name, "planted")
     assert name not in group_environment(WorkerSettings(device="cpu"), 0)
 
@@ -84,7 +84,7 @@ def test_ranks_do_not_get_what_they_do_not_need(monkeypatch, name):
         *("PYTORCH_CUDA_ALLOC_CONF", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MKL_NUM_THREADS"),
     ],
 )
-def test_ranks_get_what_torch_and_its_libraries_read(monkeypatch, name):
+def test_ranks_inherit_the_variables_of_torch_and_its_libraries(monkeypatch, name):
     monkeypatch.setenv(name, "kept")
     assert group_environment(WorkerSettings(device="cpu"), 0)[name] == "kept"
 
@@ -92,7 +92,7 @@ def test_ranks_get_what_torch_and_its_libraries_read(monkeypatch, name):
 @pytest.mark.parametrize(
     ("cores", "ranks", "threads"), [(16, 1, 15), (16, 4, 3), (2, 1, 1), (2, 2, 1), (1, 4, 1)]
 )
-def test_of_the_cores_of_each_rank_one_is_left_for_films(monkeypatch, cores, ranks, threads):
+def test_one_core_of_each_rank_is_left_to_x264(monkeypatch, cores, ranks, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     settings = WorkerSettings(device="cpu", ranks=ranks)
@@ -101,24 +101,24 @@ def test_of_the_cores_of_each_rank_one_is_left_for_films(monkeypatch, cores, ran
     assert group_environment(settings, 0)["OMP_NUM_THREADS"] == "7"
 
 
-def test_the_disk_of_a_storage_that_is_a_folder_has_to_have_room_too(tmp_path):
+def test_disk_of_a_storage_folder_is_watched_too(tmp_path):
     assert WorkerSettings(data_dir=tmp_path).disks == [tmp_path, tmp_path / "storage"]
     assert WorkerSettings(data_dir=tmp_path, storage="s3://bucket").disks == [tmp_path]
 
 
-def test_what_ranks_are_told_survives_the_command_line(monkeypatch):
+def test_rank_setup_survives_the_command_line(monkeypatch):
     monkeypatch.setenv("LONGCAT_X264_CRF", "23")
     setup = WorkerSettings().rank_setup(Path("/run/sock"))
     assert RankSetup.model_validate_json(setup.model_dump_json()) == setup
-    assert setup.film.crf == 23
+    assert setup.video.crf == 23
 
 
-def test_ranks_are_told_whole_paths():
+def test_paths_of_ranks_are_absolute():
     assert WorkerSettings().rank_setup(Path("/run/sock")).checkpoint.is_absolute()
     assert WorkerSettings().group_folder(0).is_absolute()
 
 
-def test_fp8_is_for_who_asks_for_it(monkeypatch):
+def test_fp8_is_off_by_default(monkeypatch):
     assert not WorkerSettings().rank_setup(Path("/run/sock")).fp8
     monkeypatch.setenv("LONGCAT_FP8", "on")
     assert WorkerSettings().rank_setup(Path("/run/sock")).fp8

@@ -1,4 +1,4 @@
-"""The supervisor and its parent run where torch cannot be imported."""
+"""Check that the launcher and the supervisor run where torch cannot be imported."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ sys.meta_path.insert(0, Hidden())
 @pytest.mark.parametrize(
     "module", ["worker.__main__", "worker.supervisor.app", "worker.supervisor.supervisor", "worker.launcher"]
 )
-def test_it_is_imported_without_torch(module):
+def test_module_is_imported_without_torch(module):
     code = f"{HIDE}\nimport {module}\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stderr, done.stdout) == ("", "False\n")
 
 
-def test_what_is_hidden_is_hidden():
+def test_rank_needs_torch():
     done = subprocess.run(
         [sys.executable, "-c", f"{HIDE}\nimport worker.rank.main"],
         capture_output=True,

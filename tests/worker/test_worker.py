@@ -1,4 +1,4 @@
-"""A whole worker with two ranks: jobs that end in every way, and the group stays as it is."""
+"""Run a whole worker with two ranks: jobs end in every way, and the group keeps running."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
 
 @pytest.fixture
 def warm(worker: RunningWorker) -> Iterator[list[psutil.Process]]:
-    """The ranks, which are the same before and after the test."""
+    """The ranks, which must be the same before and after the test."""
     worker.wait_until_ready()
     ranks = worker.ranks
     yield ranks
@@ -38,7 +38,7 @@ def warm(worker: RunningWorker) -> Iterator[list[psutil.Process]]:
     assert worker.ranks == ranks
 
 
-def test_a_job_becomes_a_film(worker, warm):
+def test_job_becomes_a_video(worker, warm):
     job = worker.wait_for(
         worker.submit(seed=4, num_segments=3, num_condition_frames=5), "succeeded", "failed"
     )
@@ -46,15 +46,15 @@ def test_a_job_becomes_a_film(worker, warm):
     result = job.result
     assert (result.width, result.height, result.num_frames, result.fps, result.seed) == (96, 64, 17, 15, 4)
     assert result.dtype == "float32"
-    film = b"".join(worker.storage.read(result.video_key))
-    assert (len(film), hashlib.sha256(film).hexdigest()) == (result.size_bytes, result.sha256)
+    video = b"".join(worker.storage.read(result.video_key))
+    assert (len(video), hashlib.sha256(video).hexdigest()) == (result.size_bytes, result.sha256)
     with av.open(str(worker.folder / "data" / "storage" / result.video_key)) as container:
         greys = [int(np.median(f.to_ndarray(format="gray"))) for f in container.decode(video=0)]
     assert len(greys) == 17
     assert greys == sorted(greys)
 
 
-def test_only_the_result_remains_of_a_job(worker, warm):
+def test_success_leaves_only_the_result_files(worker, warm):
     job_id = worker.submit()
     worker.wait_for(job_id, "succeeded")
     wait_until(lambda: worker.stored(job_id) == worker.results(job_id))
@@ -62,35 +62,35 @@ def test_only_the_result_remains_of_a_job(worker, warm):
     wait_until(lambda: not (spool / job_id).exists())
 
 
-def test_progress_never_goes_back_and_ends_at_the_whole(worker, warm):
+def test_progress_never_decreases_and_ends_at_1(worker, warm):
     job_id = worker.submit("step_s=0.4")
     job = worker.wait_for(job_id, "succeeded")
-    told = [event.progress for event in worker.job_store.client.events(job_id) if event.progress]
-    fractions = [progress.fraction for progress in told]
+    progresses = [event.progress for event in worker.job_store.client.events(job_id) if event.progress]
+    fractions = [progress.fraction for progress in progresses]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    assert {"denoise", "upload"} <= {progress.phase for progress in told}
-    assert any(progress.eta_s for progress in told)
+    assert {"denoise", "upload"} <= {progress.phase for progress in progresses}
+    assert any(progress.eta_s for progress in progresses)
     assert job.timings_s["denoise"] >= 1.6
 
 
-def test_an_error_on_all_ranks_fails_the_job_alone(worker, warm):
+def test_error_on_all_ranks_fails_only_the_job(worker, warm):
     job = worker.wait_for(worker.submit("raises=all"), "failed")
     assert (job.error.code, job.attempt) == ("generation_failed", 1)
     assert "staged" in job.error.message
 
 
-def test_out_of_memory_on_all_ranks_fails_the_job_alone(worker, warm):
+def test_out_of_memory_on_all_ranks_fails_only_the_job(worker, warm):
     job = worker.wait_for(worker.submit("memory=all"), "failed")
     assert (job.error.code, job.error.retryable) == ("out_of_memory", False)
 
 
-def test_out_of_memory_on_the_leader_alone_while_it_encodes_fails_the_job_alone(worker, warm):
+def test_out_of_memory_on_rank_0_while_encoding_fails_only_the_job(worker, warm):
     job = worker.wait_for(worker.submit("starves"), "failed")
     assert (job.error.code, job.attempt, worker.steps(job.id)) == ("out_of_memory", 1, [])
 
 
-def test_a_cancelled_job_is_left_by_all_ranks_at_the_next_boundary(worker, warm):
+def test_cancelled_job_stops_on_all_ranks_at_the_next_step(worker, warm):
     job_id = worker.submit("step_s=0.3", num_inference_steps=100)
     worker.wait_for_step(job_id)
     worker.job_store.client.cancel(job_id)
@@ -99,7 +99,7 @@ def test_a_cancelled_job_is_left_by_all_ranks_at_the_next_boundary(worker, warm)
     wait_until(lambda: worker.stored(job_id) == [])
 
 
-def test_a_low_job_makes_way_for_a_high_one_and_then_goes_on_where_it_was(worker, warm):
+def test_preempted_job_resumes_where_it_stopped_after_the_high_priority_job(worker, warm):
     low = worker.submit("step_s=0.3", priority="low", num_inference_steps=12)
     worker.wait_for_step(low, 2)
     normal, high = worker.submit(), worker.submit(priority="high")
@@ -109,14 +109,14 @@ def test_a_low_job_makes_way_for_a_high_one_and_then_goes_on_where_it_was(worker
     assert worker.steps(low) == [(0, step) for step in range(12)]  # none was run twice
 
 
-def test_a_job_that_runs_too_long_is_left(worker, warm):
+def test_job_over_its_deadline_stops(worker, warm):
     job_id = worker.submit("step_s=0.3", num_inference_steps=100, max_run_s=0.5)
     job = worker.wait_for(job_id, "failed")
     assert job.error.code == "deadline_exceeded"
     wait_until(lambda: worker.stored(job_id) == [])
 
 
-def test_while_the_storage_is_away_the_film_waits_and_the_group_goes_on(worker, warm):
+def test_group_runs_the_next_job_while_the_storage_is_unavailable(worker, warm):
     storage = worker.folder / "data" / "storage" / "jobs"
     aside = storage.with_name("aside")
     storage.rename(aside)
@@ -125,7 +125,7 @@ def test_while_the_storage_is_away_the_film_waits_and_the_group_goes_on(worker, 
     for job_id in (first, second):
         worker.wait_for(job_id, "uploading")
         assert len(worker.steps(job_id)) == 4
-    assert worker.job(third).status == "queued"  # two films are behind
+    assert worker.job(third).status == "queued"  # two videos wait for the storage
     storage.unlink()
     aside.rename(storage)
     for job_id in (first, second, third):
@@ -133,7 +133,7 @@ def test_while_the_storage_is_away_the_film_waits_and_the_group_goes_on(worker, 
         assert (job.attempt, len(worker.steps(job_id))) == (1, 4)
 
 
-def test_a_job_cancelled_while_its_film_waits_never_succeeds(worker, warm):
+def test_job_cancelled_during_its_upload_never_succeeds(worker, warm):
     storage = worker.folder / "data" / "storage" / "jobs"
     aside = storage.with_name("aside")
     storage.rename(aside)

@@ -10,9 +10,9 @@ import errno
 import torch
 
 from jobs.errors import DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
+from jobs.record import JobError
 from model.spec.errors import InputError, ModelError
 from worker.rank.consensus import StepOutcome
-from worker.supervisor.job import as_job_error
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -22,9 +22,9 @@ def vote_of(error: Exception) -> StepOutcome:
     known = _known(error)
     if known is None:
         return StepOutcome(
-            error=as_job_error(GenerationFailed(f"{type(error).__name__}: {error}")), contained=False
+            error=JobError.of(GenerationFailed(f"{type(error).__name__}: {error}")), contained=False
         )
-    return StepOutcome(error=as_job_error(known))
+    return StepOutcome(error=JobError.of(known))
 
 
 def _known(error: Exception) -> LongCatError | None:

@@ -19,6 +19,7 @@ from jobs.store.holder import StopReason
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.state import State
 from worker.messages import (
+    SAVE_BEFORE_STOP,
     Checkpoint,
     CheckpointSaved,
     GpusReleased,
@@ -41,7 +42,7 @@ from worker.rank.failures import vote_of
 from worker.rank.progress import Experience, Meter
 from worker.rank.video_segments import VideoFormat, VideoSegments
 from worker.settings import VideoSettings
-from worker.stages import Stage
+from worker.telemetry import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Leader:
         self._checkpoint_s = settings.checkpoint_s
         self._meter = Meter(plan, run.timings_s, experience)
         form = VideoFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
-        self._pieces = VideoSegments(run.folder, form, resume.pieces if resume else ())
+        self._pieces = VideoSegments(run.folder, form, resume.segment_files if resume else ())
         self._backroom = BackgroundWriter(settings.buffer_bytes)
         self._last_segment = plan.num_segments - 1
         self._state: State | None = None
@@ -115,8 +116,8 @@ class Leader:
         """See `Part`; what remains to be done is done in the backroom."""
         if outcome.error:
             self._leave(self._failed(outcome.error))
-        elif outcome.stop == "drain":
-            self._backroom.close(self._drained)
+        elif outcome.stop in SAVE_BEFORE_STOP:
+            self._backroom.close(partial(self._save_and_stop, outcome.stop))
         elif outcome.stop:
             self._leave(JobStopped(job_id=self._run.job_id, reason=outcome.stop))
         else:
@@ -169,7 +170,7 @@ class Leader:
             stage=state.stage,
             step=state.step,
             state=name,
-            pieces=self._pieces.names,
+            segment_files=self._pieces.names,
             timings_s=timings_s,
         )
         self._contact.say(CheckpointSaved(job_id=self._run.job_id, save=save))
@@ -178,7 +179,7 @@ class Leader:
         """Do this in the backroom, and say how long it took."""
         began_s = time.time()
         task()
-        stage = Stage(name=name, lane="film", began_s=began_s, ended_s=time.time(), detail=detail)
+        stage = Stage(name=name, lane="video", began_s=began_s, ended_s=time.time(), detail=detail)
         self._contact.say(StageDone(job_id=self._run.job_id, stage=stage))
 
     def _leave(self, last_word: JobFailed | JobStopped) -> None:
@@ -190,11 +191,11 @@ class Leader:
 
         self._backroom.close(left, at_once=True)
 
-    def _drained(self, error: Exception | None) -> None:
+    def _save_and_stop(self, reason: StopReason, error: Exception | None) -> None:
         self._pieces.drop()
         if self._state and not error:
             self._save(self._state, dict(self._meter.timings_s))
-        self._contact.say(JobStopped(job_id=self._run.job_id, reason="drain"))
+        self._contact.say(JobStopped(job_id=self._run.job_id, reason=reason))
 
     def _join(self) -> None:
         self._film = self._pieces.join().model_copy(update={"dtype": self._dtype})
@@ -205,7 +206,7 @@ class Leader:
             self._contact.say(self._failed(vote_of(error).error))
         else:
             assert self._film is not None
-            self._contact.say(VideoDone(job_id=self._run.job_id, film=self._film, timings_s=timings_s))
+            self._contact.say(VideoDone(job_id=self._run.job_id, video=self._film, timings_s=timings_s))
 
     def _failed(self, error: JobError | None) -> JobFailed:
         assert error is not None

@@ -54,7 +54,7 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     ranks = Consensus(settings.error_grace_s)
     supervisor = Supervisor(call(settings.socket)) if ranks.is_leader else None
     try:
-        _serve(load(settings, parallel), ranks, supervisor, settings.film)
+        _serve(load(settings, parallel), ranks, supervisor, settings.video)
     except BaseException as error:  # noqa: BLE001 - the process ends here, and at once: no peer may wait for it
         traceback.print_exc()
         if supervisor:
@@ -82,7 +82,7 @@ def _serve(engine: Engine, ranks: Consensus, supervisor: Supervisor | None, sett
 
 
 def _run(run: RunJob, engine: Engine, ranks: Consensus, part: Part) -> None:
-    with about(run.names):
+    with about(run.log_context):
         logger.info("begins")
         run_order(run, engine, ranks, part)
         logger.info("is done with it")

@@ -1,14 +1,9 @@
-"""Puts a supervisor together: settings in, everything wired.
-
-`worker.__main__` calls it in a supervisor's process, tests in their own.
-"""
+"""Build the supervisor of one GPU group from the settings."""
 
 from __future__ import annotations
 
 import queue
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
 
 from redis import Redis
@@ -22,82 +17,99 @@ from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from jobs.tracing import open_tracing
+from worker.messages import Message
 from worker.settings import WorkerSettings, group_environment
-from worker.stages import Stages
 from worker.supervisor.checkpoints import CheckpointUploader
 from worker.supervisor.consumer import Consumer
 from worker.supervisor.disk_space import DiskSpace
-from worker.supervisor.events import DrainRequested, GroupMessage, Inbox, JobClosed, JobFetched, StopRequested
+from worker.supervisor.events import (
+    DrainRequested,
+    GroupMessage,
+    Inbox,
+    JobClaimed,
+    JobFetched,
+    JobFinalized,
+    StopRequested,
+)
 from worker.supervisor.fetch import InputFetcher
-from worker.supervisor.finalize import Finalizer, Places
+from worker.supervisor.finalize import Backends, Finalizer
 from worker.supervisor.gpu_group import GpuGroup, GroupLimits
-from worker.supervisor.group_process import Launch
+from worker.supervisor.group_process import GroupProcess, Launch
 from worker.supervisor.job import ClaimedJob, Completed
 from worker.supervisor.lease_renewer import LeaseRenewer
-from worker.supervisor.registration import Heartbeat, keep_spool_clear
+from worker.supervisor.registration import Heartbeat
 from worker.supervisor.retry import retry_while_unavailable
-from worker.supervisor.spool import Spool
+from worker.supervisor.spool import Spool, keep_clean
 from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
+from worker.supervisor.threads import StoppableThread
+from worker.supervisor.timeline import JobTimeline
 from worker.supervisor.tracing import spans_of
 
-REDIS_PATIENCE_S = 2.0  # of one call; whoever calls tries again
-SEAT_TTL_S = 6.0
+REDIS_RETRY_S = 2.0  # of one command; callers repeat it themselves
+REGISTRATION_TTL_S = 6.0
 
 
 def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
-    """The supervisor of the group with this index, ready to serve.
+    """Return the supervisor of the group with this index; `serve` starts its threads.
 
-    Raises UnfitServer, and GroupTaken if another worker has the group's name and does not go away.
+    Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
-    redis = connect(settings.redis_url, REDIS_PATIENCE_S)
+    redis = connect(settings.redis_url, REDIS_RETRY_S)
     retry_while_unavailable(lambda: check_server(redis))
     group = settings.group_name(index)
-    seat = GroupRegistration(redis, group, SEAT_TTL_S)
-    _take(seat, settings.ranks_per_group)
-    folder = settings.group_folder(index)
-    places = _places(settings, redis, Spool(folder / "jobs"))
+    registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
+    _register(registration, settings.ranks_per_group)
+
     inbox: Inbox = queue.SimpleQueue()
-    keeper = LeaseRenewer(
-        places.job_store, lambda held: inbox.put(StopRequested(held)), settings.preempt_after_s
+    backends = _build_backends(settings, redis, Spool(settings.group_folder(index) / "jobs"))
+    job_store, spool = backends.job_store, backends.spool
+    lease_renewer = LeaseRenewer(
+        job_store, lambda job: inbox.put(StopRequested(job)), settings.preempt_after_s
     )
-    preparation = InputFetcher(places.storage, places.spool)
+    fetcher = InputFetcher(backends.storage, spool)
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
-    def took(claim: Lease) -> None:
-        held = ClaimedJob(claim, places.spool.path(claim.job.id), stages=Stages(spans_of(claim, tracing)))
-        keeper.keep(held)
-        inbox.put(JobFetched(held, preparation.prepare(held)))
+    def on_claim(lease: Lease) -> None:
+        timeline = JobTimeline(spans_of(lease, tracing))
+        job = ClaimedJob(lease, spool.path(lease.job.id), timeline=timeline)
+        lease_renewer.add(job)
+        inbox.put(JobClaimed(job))
+        inbox.put(JobFetched(job, fetcher.fetch(job)))
 
-    crew = Components(
-        life=_life(settings, index, inbox),
-        intake=Consumer(redis, lambda: places.job_store.holder.claim(group, settings.lease_s), took),
-        preparation=preparation,
-        keeper=keeper,
-        closer=Finalizer(places, settings.upload_limit_s, lambda held: inbox.put(JobClosed(held))),
-        presence=Heartbeat(seat, redis, settings.ranks_per_group, lambda: inbox.put(DrainRequested())),
-        saves=places.saves,
-        room=DiskSpace(settings.disks, settings.min_free_bytes),
-        ended=threading.Event(),
+    components = Components(
+        gpu_group=_build_gpu_group(settings, index, inbox),
+        consumer=Consumer(redis, lambda: job_store.holder.claim(group, settings.lease_s), on_claim),
+        fetcher=fetcher,
+        lease_renewer=lease_renewer,
+        finalizer=Finalizer(backends, settings.upload_limit_s, lambda job: inbox.put(JobFinalized(job))),
+        checkpoints=backends.checkpoints,
+        heartbeat=Heartbeat(
+            registration, redis, settings.ranks_per_group, lambda: inbox.put(DrainRequested())
+        ),
+        disk_space=DiskSpace(settings.disks, settings.min_free_bytes),
+        maintenance=(
+            StoppableThread("sweep", partial(keep_sweeping, job_store, backends.tickets)),
+            StoppableThread("remove-files", partial(keep_removing, job_store, backends.storage)),
+            StoppableThread("spool", partial(keep_clean, spool, job_store, lease_renewer.holds)),
+        ),
     )
-    _take_up_films(places, keeper, inbox, settings.lease_s)
-    _sweep(places, keeper, crew.ended)
-    _start("room", crew.room.keep_looking, crew.ended)
-    return Supervisor(crew, inbox, SupervisorLimits(settings.max_films_behind, settings.drain_s))
+    _resume_uploads(backends, lease_renewer, inbox, settings.lease_s)
+    return Supervisor(components, inbox, SupervisorLimits(settings.max_films_behind, settings.drain_s))
 
 
-def _take(seat: GroupRegistration, ranks: int) -> None:
-    """Take the group's name; whoever had it may have died a moment ago."""
-    patient_until = time.monotonic() + 2 * SEAT_TTL_S
+def _register(registration: GroupRegistration, ranks: int) -> None:
+    """Take the group's name. A worker that had it may have died a moment ago, so wait until it expires."""
+    deadline = time.monotonic() + 2 * REGISTRATION_TTL_S
     while True:
         try:
-            return retry_while_unavailable(lambda: seat.publish("starting", ranks))
+            return retry_while_unavailable(lambda: registration.publish("starting", ranks))
         except GroupTaken:
-            if time.monotonic() > patient_until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
 
 
-def _places(settings: WorkerSettings, redis: Redis, spool: Spool) -> Places:
+def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Backends:
     job_store = JobStore(
         redis,
         retention_s=settings.retention_s,
@@ -105,11 +117,11 @@ def _places(settings: WorkerSettings, redis: Redis, spool: Spool) -> Places:
         late_upload_s=settings.late_upload_s,
     )
     storage = open_storage(settings)
-    saves = CheckpointUploader(job_store, storage, spool)
-    return Places(job_store, TicketQueue(redis), storage, spool, saves)
+    checkpoints = CheckpointUploader(job_store, storage, spool)
+    return Backends(job_store, TicketQueue(redis), storage, spool, checkpoints)
 
 
-def _life(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuGroup:
+def _build_gpu_group(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuGroup:
     socket = settings.group_folder(index) / "rank-0.sock"
     launch = Launch(
         num_ranks=settings.ranks_per_group,
@@ -118,44 +130,34 @@ def _life(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuGroup:
         socket=socket,
         environment=group_environment(settings, index),
     )
-    patience = GroupLimits(
+    limits = GroupLimits(
         start_limit_s=settings.start_limit_s,
         stall_s=settings.stall_s,
         step_stall_s=settings.step_stall_s,
         max_failed_starts=settings.max_failed_starts,
         longest_pause_s=settings.longest_pause_s,
     )
-    return GpuGroup(launch, patience, lambda group, message: inbox.put(GroupMessage(group, message)))
+
+    def on_message(process: GroupProcess, message: Message | None) -> None:
+        inbox.put(GroupMessage(process, message))
+
+    return GpuGroup(lambda: GroupProcess(launch, on_message), limits)
 
 
-def _take_up_films(places: Places, keeper: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:
-    """Go on storing films that lie in the spool, where the lease of their claim still holds."""
-    for job_id in places.spool.job_ids:
-        waiting = places.spool.waiting(job_id)
-        if waiting is None:
+def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:
+    """Upload the videos that an earlier supervisor left in the spool, if its leases still hold."""
+    for job_id in backends.spool.job_ids:
+        pending = backends.spool.pending_upload(job_id)
+        if pending is None:
             continue
         try:
-            job = retry_while_unavailable(partial(places.job_store.client.get, job_id))
+            record = retry_while_unavailable(partial(backends.job_store.client.get, job_id))
         except JobNotFound:
             continue
-        held = ClaimedJob(
-            Lease(job, waiting.fence, lease_s), places.spool.path(job_id), timings_s=waiting.timings_s
-        )
-        held.verdict = retry_while_unavailable(partial(places.job_store.holder.renew_lease, held.claim))
-        if held.verdict != "lease_lost":
-            keeper.keep(held)
-            inbox.put(JobFetched(held, Completed(waiting.film)))
-
-
-def _sweep(places: Places, keeper: LeaseRenewer, stop: threading.Event) -> None:
-    """What every process does for all, and what is this one's alone."""
-    for name, body, arguments in (
-        ("sweep", keep_sweeping, (places.job_store, places.tickets, stop)),
-        ("remove", keep_removing, (places.job_store, places.storage, stop)),
-        ("spool", keep_spool_clear, (places.spool, places.job_store, keeper, stop)),
-    ):
-        _start(name, body, *arguments)
-
-
-def _start(name: str, body: Callable[..., object], *arguments: object) -> None:
-    threading.Thread(target=body, args=arguments, name=name, daemon=True).start()
+        lease = Lease(record, pending.fence, lease_s)
+        job = ClaimedJob(lease, backends.spool.path(job_id), timings_s=pending.timings_s)
+        job.stop_request = retry_while_unavailable(partial(backends.job_store.holder.renew_lease, lease))
+        if job.stop_request != "lease_lost":
+            lease_renewer.add(job)
+            inbox.put(JobClaimed(job))
+            inbox.put(JobFetched(job, Completed(pending.video)))

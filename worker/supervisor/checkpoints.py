@@ -1,14 +1,9 @@
-"""Saved states on their way to the storage, so that any other group can go on from them.
-
-One thread for a supervisor. Only the latest save of a job matters: one that is overtaken is left out. While
-the storage is away the job goes on, and this machine still has its own copy.
-"""
+"""Upload checkpoints, so that any GPU group can resume a job."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePath
@@ -22,122 +17,153 @@ from jobs.storage.keys import job_prefix, state_key
 from jobs.store.job_store import JobStore
 from worker.messages import Checkpoint
 from worker.supervisor.job import ClaimedJob
-from worker.supervisor.retry import retry_while_unavailable
+from worker.supervisor.retry import Interrupted, retry_while_unavailable
 from worker.supervisor.spool import Spool
+from worker.supervisor.threads import StoppableThread
 
 logger = logging.getLogger(__name__)
 
-PAUSE_S = 1.0
-STATE_TYPE, PIECE_TYPE = "application/octet-stream", "video/mp4"
+RETRY_PAUSE_S = 1.0
+STATE_TYPE, SEGMENT_TYPE = "application/octet-stream", "video/mp4"
 
 
-def stored_save(saved: Mapping[str, Any] | None) -> Checkpoint | None:
-    """What an earlier holder had the job_store remember; None if that was nothing, or by another version."""
+def stored_checkpoint(document: Mapping[str, Any] | None) -> Checkpoint | None:
+    """Return the checkpoint that an earlier holder stored in the job's record.
+
+    Return None if there is none, or if another version wrote it in a form that this one cannot read.
+    """
     try:
-        return Checkpoint.model_validate(saved) if saved else None
+        return Checkpoint.model_validate(document) if document else None
     except ValidationError:
-        logger.warning("a saved state is in a form that is not known here")
+        logger.warning("a stored checkpoint was written by another version and cannot be read")
         return None
 
 
-def fetch_save(save: Checkpoint, held: ClaimedJob, storage: Storage) -> None:
-    """Have all files of a save in the job's folder. Raises Unavailable, KeyMissing, DiskFull."""
-    for name in save.files:
-        if not (held.folder / name).exists():
-            storage.fetch(_key(held.job_id, name), held.folder / name)
+def fetch_checkpoint(checkpoint: Checkpoint, job: ClaimedJob, storage: Storage) -> None:
+    """Download the files of a checkpoint that the job's folder lacks.
+
+    Raises Unavailable, KeyMissing, DiskFull.
+    """
+    for name in checkpoint.files:
+        if not (job.folder / name).exists():
+            storage.fetch(_key(job.job_id, name), job.folder / name)
 
 
-class CheckpointUploader:
-    """Stores what is saved and has the job_store remember it."""
+class CheckpointUploader(StoppableThread):
+    """Upload checkpoints in a thread of its own, and store them in the job's record.
+
+    Only the latest checkpoint of a job matters: an earlier one that still waits is replaced. While the
+    storage is unavailable the job continues, and this machine has its own copy.
+    """
 
     def __init__(self, job_store: JobStore, storage: Storage, spool: Spool) -> None:
+        super().__init__("checkpoint-uploader")
         self._job_store = job_store
         self._storage = storage
         self._spool = spool
-        self._latest: dict[ClaimedJob, Checkpoint] = {}
-        self._storing: ClaimedJob | None = None
-        self._change = threading.Condition()
-        threading.Thread(target=self._work, name="saves", daemon=True).start()
+        self._pending: dict[ClaimedJob, Checkpoint] = {}
+        self._uploading: ClaimedJob | None = None
+        self._is_discarded = False  # the one that is being uploaded
+        self._changed = threading.Condition()
 
-    def keep(self, held: ClaimedJob, save: Checkpoint) -> None:
-        """Store this one, instead of an earlier one of the job that still waits."""
-        with self._change:
-            overtaken = self._latest.pop(held, None)
-            self._latest[held] = save
-            self._change.notify_all()
+    def submit(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
+        """Record the checkpoint in the spool now, and upload it soon."""
+        with self._changed:
+            replaced = self._pending.pop(job, None)
+            self._pending[job] = checkpoint
+            self._changed.notify_all()
         try:
-            self._spool.keep_save(held.job_id, save)
+            self._spool.write_checkpoint(job.job_id, checkpoint)
         except OSError:
-            logger.exception("job %s would not go on from its latest state here", held.job_id)
-        if overtaken and overtaken.state != save.state:
-            self._spool.drop_state(held.job_id, overtaken.state)
+            logger.exception("the latest checkpoint of job %s cannot be recorded on disk", job.job_id)
+        if replaced and replaced.state != checkpoint.state:
+            self._spool.remove_state(job.job_id, replaced.state)
 
-    def flush(self, held: ClaimedJob, timeout_s: float) -> None:
-        """Wait until the latest save of this job is stored, or so long."""
-        with self._change:
-            self._change.wait_for(lambda: held not in self._latest and held is not self._storing, timeout_s)
+    def flush(self, job: ClaimedJob, timeout_s: float) -> None:
+        """Wait until the latest checkpoint of this job is uploaded, for `timeout_s` at most."""
 
-    def forget(self, held: ClaimedJob, timeout_s: float) -> None:
-        """The job has ended: store nothing more of it. Waits for what is being stored, or so long."""
-        with self._change:
-            held.is_over = True
-            self._latest.pop(held, None)
-            self._change.wait_for(lambda: held is not self._storing, timeout_s)
+        def is_uploaded() -> bool:
+            will_upload = job in self._pending and not self.stopping.is_set()
+            return not will_upload and job is not self._uploading
 
-    def _work(self) -> None:
-        while True:
-            held, save = self._next()
+        with self._changed:
+            self._changed.wait_for(is_uploaded, timeout_s)
+
+    def discard(self, job: ClaimedJob, timeout_s: float) -> None:
+        """Upload nothing more of this job; wait for what is being uploaded, for `timeout_s` at most."""
+        with self._changed:
+            self._pending.pop(job, None)
+            self._is_discarded |= job is self._uploading
+            self._changed.wait_for(lambda: job is not self._uploading, timeout_s)
+
+    def stop(self) -> None:
+        """Ask the thread to end after the checkpoint that is being uploaded. Later ones stay on this disk."""
+        super().stop()
+        with self._changed:
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Upload checkpoints until stopped."""
+        while (pending := self._next()) is not None:
+            job, checkpoint = pending
             try:
-                self._store(held, save)
+                self._upload(job, checkpoint)
             except Unavailable as error:
-                logger.warning("a state of job %s waits for the storage: %s", held.job_id, error)
-                time.sleep(PAUSE_S)
-                self._again(held, save)
+                logger.warning("the upload of a checkpoint of job %s is repeated: %s", job.job_id, error)
+                self.stopping.wait(RETRY_PAUSE_S)
+                self._submit_again(job, checkpoint)
             except LeaseLost:
-                logger.info("job %s is somebody else's, or has ended: its state is of no use", held.job_id)
-                retry_while_unavailable(partial(self._job_store.maintenance.report_late_file, held.job_id))
+                logger.info("job %s is no longer held here: its checkpoint is not needed", job.job_id)
+                self._report_late_file(job)
             except (LongCatError, OSError):
-                logger.exception("a state of job %s cannot be stored", held.job_id)
+                logger.exception("a checkpoint of job %s cannot be uploaded", job.job_id)
             finally:
-                self._done()
+                with self._changed:
+                    self._uploading = None
+                    self._changed.notify_all()
 
-    def _next(self) -> tuple[ClaimedJob, Checkpoint]:
-        with self._change:
-            self._change.wait_for(lambda: self._latest)
-            self._storing = next(iter(self._latest))
-            return self._storing, self._latest.pop(self._storing)
+    def _next(self) -> tuple[ClaimedJob, Checkpoint] | None:
+        """Wait for a checkpoint. Return None when stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self.stopping.is_set())
+            if self.stopping.is_set():
+                return None
+            self._uploading, self._is_discarded = next(iter(self._pending)), False
+            return self._uploading, self._pending.pop(self._uploading)
 
-    def _again(self, held: ClaimedJob, save: Checkpoint) -> None:
-        with self._change:
-            if not held.is_over:
-                self._latest.setdefault(held, save)
+    def _submit_again(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
+        with self._changed:
+            if not self._is_discarded:
+                self._pending.setdefault(job, checkpoint)
 
-    def _done(self) -> None:
-        with self._change:
-            self._storing = None
-            self._change.notify_all()
+    def _report_late_file(self, job: ClaimedJob) -> None:
+        report = partial(self._job_store.maintenance.report_late_file, job.job_id)
+        try:
+            retry_while_unavailable(report, stopping=self.stopping)
+        except Interrupted:
+            logger.warning("files of job %s may stay in the storage", job.job_id)
 
-    def _check(self, held: ClaimedJob) -> None:
-        """No upload begins after the job ended: when it is looked for what is left, all have arrived."""
-        if self._job_store.holder.renew_lease(held.claim) == "lease_lost":
-            raise LeaseLost("the lease ran out")
-
-    def _store(self, held: ClaimedJob, save: Checkpoint) -> None:
-        before = held.save
-        for name in save.files:
+    def _upload(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
+        before = job.checkpoint
+        for name in checkpoint.files:
             if before is None or name not in before.files:
-                self._check(held)
-                kind = STATE_TYPE if name == save.state else PIECE_TYPE
-                self._storage.put(_key(held.job_id, name), held.folder / name, kind)
-        self._job_store.holder.save_checkpoint(held.claim, save.model_dump())
-        held.save = save
-        if before and before.state != save.state:
-            self._storage.delete_prefix(_prefix(held.job_id, before.state))
-            self._spool.drop_state(held.job_id, before.state)
+                self._check_lease(job)
+                media_type = STATE_TYPE if name == checkpoint.state else SEGMENT_TYPE
+                self._storage.put(_key(job.job_id, name), job.folder / name, media_type)
+        self._job_store.holder.save_checkpoint(job.lease, checkpoint.model_dump())
+        job.checkpoint = checkpoint
+        if before and before.state != checkpoint.state:
+            self._storage.delete_prefix(_prefix(job.job_id, before.state))
+            self._spool.remove_state(job.job_id, before.state)
+
+    def _check_lease(self, job: ClaimedJob) -> None:
+        """Raise LeaseLost before an upload that would arrive after the job's files were removed."""
+        if self._job_store.holder.renew_lease(job.lease) == "lease_lost":
+            raise LeaseLost("another worker holds the job, or it has ended")
 
 
 def _key(job_id: str, name: str) -> str:
-    """Each file has a folder of its own, so that it can be removed alone."""
+    """Return the key of a file. Each file has a prefix of its own, so that it can be deleted alone."""
     return state_key(job_id, f"{PurePath(name).stem}/{name}")
 
 

@@ -1,6 +1,7 @@
-"""Takes a job from the queue when the group can do one: RQ's tickets say that there is one, the claim which.
+"""Claim jobs when the GPU group can run one.
 
-A thread of the supervisor. It takes no ticket while the group is busy or down, so that another group gets it.
+A ticket in RQ's queue says that there is a job; the claim decides which. While the group is busy or down no
+ticket is taken, so that another group gets it.
 """
 
 from __future__ import annotations
@@ -15,61 +16,56 @@ from redis import Redis
 from jobs.errors import Unavailable
 from jobs.queue import TicketQueue, consume
 from jobs.store.holder import Lease
+from worker.supervisor.threads import StoppableThread
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.2
+POLL_S = 0.2
 
 
-class Consumer:
-    """Claims one job each time that it is asked. `took` is called in the thread, with the claim."""
+class Consumer(StoppableThread):
+    """Claim one job for each request, in a thread of its own.
+
+    `on_claim` is called in this thread with each claim. After `stop`, no further job is claimed; a claim
+    that was already made is still passed to `on_claim`. Once the thread has ended, nothing more comes.
+    """
 
     def __init__(
-        self, redis: Redis, claim: Callable[[], Lease | None], took: Callable[[Lease], None]
+        self, redis: Redis, claim: Callable[[], Lease | None], on_claim: Callable[[Lease], None]
     ) -> None:
+        super().__init__("consumer")
         self._redis = redis
         self._claim = claim
-        self._took = took
-        self._asked = threading.Event()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="intake", daemon=True)
-        self._thread.start()
+        self._on_claim = on_claim
+        self._requested = threading.Event()
 
-    def ask(self) -> None:
-        """Get a job, as soon as there is one."""
-        self._asked.set()
+    def request_claim(self) -> None:
+        """Claim a job as soon as there is one."""
+        self._requested.set()
 
-    def withdraw(self) -> None:
-        """None is wanted any more; one that is just being claimed may come all the same."""
-        self._asked.clear()
+    def withdraw_request(self) -> None:
+        """Claim no job. One that is being claimed at this moment may still come."""
+        self._requested.clear()
 
-    def stop(self) -> None:
-        """Take nothing any more; a claim at hand still comes."""
-        self._stopped.set()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing can come any more."""
-        return not self._thread.is_alive()
-
-    def _work(self) -> None:
-        self._wait()
-        consume(self._redis, self._on_ticket, self._stopped.is_set)
+    def run(self) -> None:
+        """Consume tickets until stopped."""
+        self._wait_for_request()
+        consume(self._redis, self._on_ticket, self.stopping.is_set)
 
     def _on_ticket(self) -> None:
-        if not self._wait():
-            with suppress(Unavailable):  # then a sweep makes up for it
+        if not self._wait_for_request():
+            with suppress(Unavailable):  # then the next sweep delivers another ticket
                 TicketQueue(self._redis).deliver("passed-on")
             return
-        claim = self._claim()
-        if claim is not None:
-            self._asked.clear()
-            self._took(claim)
-            self._wait()
+        lease = self._claim()
+        if lease is not None:
+            self._requested.clear()
+            self._on_claim(lease)
+            self._wait_for_request()
 
-    def _wait(self) -> bool:
-        """Wait to be asked; false once there is no more to take."""
-        while not self._stopped.is_set():
-            if self._asked.wait(LOOK_S):
+    def _wait_for_request(self) -> bool:
+        """Wait until a claim is requested. Return False if the thread was stopped instead."""
+        while not self.stopping.is_set():
+            if self._requested.wait(POLL_S):
                 return True
         return False

@@ -1,4 +1,7 @@
-"""What can happen to a supervisor: its threads put it into one inbox, and `serve` there deals with it."""
+"""Define the events that the supervisor handles.
+
+Threads put them into its inbox, and `worker.supervisor.supervisor` handles one after the other.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +10,55 @@ from dataclasses import dataclass
 
 from worker.messages import Message, RunJob
 from worker.supervisor.group_process import GroupProcess
-from worker.supervisor.job import ClaimedJob, Ending
+from worker.supervisor.job import ClaimedJob, Outcome
 
 
 @dataclass(frozen=True)
 class GroupMessage:
-    """A group said something; None: its rank 0 is gone."""
+    """Rank 0 of a group sent a message, or closed the connection: then the message is None."""
 
-    group: GroupProcess
+    process: GroupProcess
     message: Message | None
 
 
 @dataclass(frozen=True)
-class JobFetched:
-    """A job was claimed and can be handed over; or its ending, if it cannot."""
+class JobClaimed:
+    """A job was claimed; its files are being fetched."""
 
-    held: ClaimedJob
-    work: RunJob | Ending
+    job: ClaimedJob
+
+
+@dataclass(frozen=True)
+class JobFetched:
+    """A claimed job can run, or its outcome is known without that."""
+
+    job: ClaimedJob
+    result: RunJob | Outcome
 
 
 @dataclass(frozen=True)
 class StopRequested:
-    """The job_store's verdict on a job changed."""
+    """The `stop_request` of a job changed."""
 
-    held: ClaimedJob
+    job: ClaimedJob
 
 
 @dataclass(frozen=True)
-class JobClosed:
-    """Nothing of a job remains to be done."""
+class JobFinalized:
+    """The outcome of a job is recorded. Nothing remains to be done for it."""
 
-    held: ClaimedJob
+    job: ClaimedJob
 
 
 @dataclass(frozen=True)
 class DrainRequested:
-    """Let go of everything and end."""
+    """The supervisor is to requeue its jobs and stop."""
 
 
-Event = GroupMessage | JobFetched | StopRequested | JobClosed | DrainRequested
+@dataclass(frozen=True)
+class Tick:
+    """Nothing happened for a while; time went by."""
+
+
+Event = GroupMessage | JobClaimed | JobFetched | StopRequested | JobFinalized | DrainRequested | Tick
 Inbox = queue.SimpleQueue[Event]

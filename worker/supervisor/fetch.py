@@ -1,14 +1,10 @@
-"""From a claim to what rank 0 is told: the order's files and the saved state are fetched.
-
-The supervisor's intake does this in its thread, after the claim and before the group has the job.
-"""
+"""Fetch what a claimed job needs before it can run: its input files and its latest checkpoint."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import PurePath
 
@@ -17,102 +13,101 @@ from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage.base import Storage
 from worker.messages import Checkpoint, RunJob
-from worker.supervisor.checkpoints import fetch_save, stored_save
+from worker.supervisor.checkpoints import fetch_checkpoint, stored_checkpoint
 from worker.supervisor.job import (
-    Abandoned,
     ClaimedJob,
     Completed,
-    Ending,
-    Errored,
-    Interrupted,
+    Failed,
+    Outcome,
     Requeued,
+    Stopped,
     as_job_error,
 )
-from worker.supervisor.retry import retry_while_unavailable
+from worker.supervisor.retry import Interrupted, retry_while_unavailable
 from worker.supervisor.spool import Spool
 
 logger = logging.getLogger(__name__)
 
 
 class InputFetcher:
-    """Fetches what a job needs, as long as that takes, unless it is stopped."""
+    """Fetch files for as long as it takes, in the thread of the caller."""
 
     def __init__(self, storage: Storage, spool: Spool) -> None:
         self._storage = storage
         self._spool = spool
-        self._stopped = threading.Event()
+        self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """What cannot be fetched at once goes back to the queue."""
-        self._stopped.set()
+        """Requeue jobs whose files cannot be fetched at the first attempt from now on."""
+        self._stopping.set()
 
-    def prepare(self, held: ClaimedJob) -> RunJob | Ending:
-        """The order for rank 0; or how the job ends without it."""
-        with about(names_of(held.claim.job)):
-            return self._prepared(held)
+    def fetch(self, job: ClaimedJob) -> RunJob | Outcome:
+        """Return the message that starts the job, or its outcome if it cannot or need not run."""
+        with about(names_of(job.lease.job)):
+            try:
+                self._spool.folder(job.job_id)
+                return self._fetch(job)
+            except Interrupted:
+                return Stopped(job.stop_request) if job.stop_request else Requeued(crashed=False)
+            except (LongCatError, OSError) as error:
+                logger.exception("the inputs of job %s cannot be fetched", job.job_id)
+                return Failed(as_job_error(error))
 
-    def _prepared(self, held: ClaimedJob) -> RunJob | Ending:
-        try:
-            self._spool.folder(held.job_id)
-            return self._prepare(held, lambda: self._may_go_on(held))
-        except Interrupted:
-            return Abandoned(held.wish) if held.wish else Requeued(crashed=False)
-        except (LongCatError, OSError) as error:
-            logger.exception("job %s cannot be prepared", held.job_id)
-            return Errored(as_job_error(error))
-
-    def _prepare(self, held: ClaimedJob, may_go_on: Callable[[], None]) -> RunJob | Completed:
-        if waiting := self._spool.waiting(held.job_id):
-            held.timings_s = waiting.timings_s
-            return Completed(waiting.film)
+    def _fetch(self, job: ClaimedJob) -> RunJob | Completed:
+        if pending := self._spool.pending_upload(job.job_id):
+            job.timings_s = pending.timings_s
+            return Completed(pending.video)
         began = time.monotonic()
-        with held.stages.doing("fetch", "job"):
-            inputs, resume = self._fetch_inputs(held, may_go_on), self._fetch_save(held, may_go_on)
+        with job.timeline.measure("fetch", "job"):
+            inputs, resume = self._fetch_inputs(job), self._fetch_checkpoint(job)
         timings_s = dict(resume.timings_s) if resume else {}
         timings_s["load"] = timings_s.get("load", 0.0) + time.monotonic() - began
         return RunJob(
-            job_id=held.job_id,
-            order=held.claim.job.order,
-            folder=held.folder,
+            job_id=job.job_id,
+            order=job.lease.job.order,
+            folder=job.folder,
             inputs=inputs,
             resume=resume,
             timings_s=timings_s,
-            names=names_of(held.claim.job),
+            log_context=names_of(job.lease.job),
         )
 
-    def _may_go_on(self, held: ClaimedJob) -> None:
-        if held.wish or self._stopped.is_set():
+    def _check(self, job: ClaimedJob) -> None:
+        if job.stop_request:
             raise Interrupted
 
-    def _fetch_inputs(self, held: ClaimedJob, may_go_on: Callable[[], None]) -> dict[str, str]:
+    def _fetch_inputs(self, job: ClaimedJob) -> dict[str, str]:
         names = {}
-        for field, key in input_keys(held.claim.job.order).items():
+        for field, key in input_keys(job.lease.job.order).items():
             names[field] = name = f"{field}{PurePath(key).suffix}"
-            if not (held.folder / name).exists():
-                try:
-                    retry_while_unavailable(partial(self._storage.fetch, key, held.folder / name), may_go_on)
-                except KeyMissing as error:
-                    raise InvalidInput("the file is no longer in storage", field) from error
+            if (job.folder / name).exists():
+                continue
+            fetch = partial(self._storage.fetch, key, job.folder / name)
+            try:
+                retry_while_unavailable(fetch, partial(self._check, job), self._stopping)
+            except KeyMissing as error:
+                raise InvalidInput("the file is no longer in storage", field) from error
         return names
 
-    def _fetch_save(self, held: ClaimedJob, may_go_on: Callable[[], None]) -> Checkpoint | None:
-        """The latest save that can be had: this machine's own, or the storage's."""
-        local, stored = self._spool.saved(held.job_id), stored_save(held.claim.checkpoint)
-        held.save = stored
+    def _fetch_checkpoint(self, job: ClaimedJob) -> Checkpoint | None:
+        """Return the later one of this machine's own checkpoint and the one in storage."""
+        local, stored = self._spool.checkpoint(job.job_id), stored_checkpoint(job.lease.checkpoint)
+        job.checkpoint = stored
         if local and (stored is None or local.position >= stored.position):
             return local
         if stored is None:
             return None
+        fetch = partial(fetch_checkpoint, stored, job, self._storage)
         try:
-            retry_while_unavailable(lambda: fetch_save(stored, held, self._storage), may_go_on)
+            retry_while_unavailable(fetch, partial(self._check, job), self._stopping)
         except KeyMissing as error:
-            logger.warning("job %s begins anew: %s", held.job_id, error)
-            held.save = None
+            logger.warning("job %s starts without its stored checkpoint: %s", job.job_id, error)
+            job.checkpoint = None
             return local
         return stored
 
 
 def input_keys(order: Order) -> dict[str, str]:
-    """Where the order's files lie, by field."""
+    """Return the storage keys of the order's files by field."""
     files = {"image": order.image, "video": order.video, "condition_video": order.condition_video}
     return {field: file.key for field, file in files.items() if file}

@@ -1,16 +1,18 @@
-"""The end of a job in this supervisor's hands: its film is stored and committed, or it failed, or goes back.
+"""Record the outcome of a claimed job: store its video, fail it, confirm its cancel, or requeue it.
 
-Each job is closed in a thread of its own, so neither Redis nor the storage being away holds up the group or
-another job. The job_store decides, also what of the job is of use in the storage.
+Every job is finalized in a thread of its own, so that an unavailable Redis or storage delays neither the GPU
+group nor another job.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from jobs.errors import DeadlineExceeded, LeaseLost, LongCatError, Unavailable
 from jobs.logs import about, names_of
@@ -22,157 +24,177 @@ from jobs.store.job_store import JobStore
 from worker.messages import VideoFile
 from worker.supervisor.checkpoints import CheckpointUploader
 from worker.supervisor.job import (
-    Abandoned,
     ClaimedJob,
     Completed,
-    Ending,
-    Errored,
-    Interrupted,
+    Failed,
+    Outcome,
     Requeued,
+    Stopped,
     as_job_error,
 )
-from worker.supervisor.retry import retry_while_unavailable
-from worker.supervisor.spool import Spool, Waiting
-from worker.supervisor.upload import Upload
+from worker.supervisor.retry import Interrupted, retry_while_unavailable
+from worker.supervisor.spool import PendingUpload, Spool
+from worker.supervisor.upload import Uploader
 
 logger = logging.getLogger(__name__)
 
-FLUSH_S = 5.0  # how long a job that goes back waits for its last state to be stored
+FLUSH_LIMIT_S = 5.0  # for the last checkpoint of a job that is requeued
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where jobs are recorded, delivered and kept."""
+class Backends:
+    """Where jobs are recorded and queued, and where their files are."""
 
     job_store: JobStore
     tickets: TicketQueue
     storage: Storage
     spool: Spool
-    saves: CheckpointUploader
+    checkpoints: CheckpointUploader
 
 
 class Finalizer:
-    """Closes jobs; `over` is called, in the job's thread, when nothing of it remains to be done."""
+    """Finalize jobs. `on_finalized` is called in the job's thread when nothing remains to be done for it."""
 
-    def __init__(self, places: Places, upload_limit_s: float, over: Callable[[ClaimedJob], None]) -> None:
-        self._job_store, self._tickets = places.job_store, places.tickets
-        self._storage, self._spool, self._saves = places.storage, places.spool, places.saves
-        self._upload = Upload(places.storage, upload_limit_s)
-        self._over = over
-        self._hurried = threading.Event()
+    def __init__(
+        self, backends: Backends, upload_limit_s: float, on_finalized: Callable[[ClaimedJob], None]
+    ) -> None:
+        self._job_store, self._tickets = backends.job_store, backends.tickets
+        self._storage, self._spool = backends.storage, backends.spool
+        self._checkpoints = backends.checkpoints
+        self._on_finalized = on_finalized
+        self._threads: list[threading.Thread] = []
+        self._uploads_interrupted = threading.Event()
+        self._stopping = threading.Event()
+        self._uploader = Uploader(backends.storage, upload_limit_s, self._stopping)
 
-    def close(self, held: ClaimedJob, ending: Ending) -> None:
-        """Begin to close this job."""
-        threading.Thread(target=self._close, args=(held, ending), name="closing", daemon=True).start()
+    def start(self, job: ClaimedJob, outcome: Outcome) -> None:
+        """Start to finalize this job."""
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        thread = threading.Thread(
+            target=self._finalize, args=(job, outcome), name=f"finalize-{job.job_id}", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
 
-    def hurry(self) -> None:
-        """From now on a film that cannot be stored at once goes back to the queue; it stays in the spool."""
-        self._hurried.set()
+    def interrupt_uploads(self) -> None:
+        """Requeue jobs whose video cannot be stored at the first attempt. The video stays in the spool."""
+        self._uploads_interrupted.set()
 
-    def _close(self, held: ClaimedJob, ending: Ending) -> None:
-        with about(names_of(held.claim.job)):
-            self._close_named(held, ending)
+    def stop(self) -> None:
+        """Give up whatever waits for Redis or the storage. Leases of such jobs expire."""
+        self._stopping.set()
 
-    def _close_named(self, held: ClaimedJob, ending: Ending) -> None:
-        try:
-            self._end(held, ending)
-        except LeaseLost:
-            self._lost(held)
-        except Exception:
-            logger.exception("job %s could not be closed; its lease runs out", held.job_id)
-        finally:
-            held.stages.end(None)  # unless it was said how
-            self._over(held)
+    def join(self, timeout_s: float) -> bool:
+        """Wait for all threads, for `timeout_s` at most. Return whether they have ended."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
-    def _end(self, held: ClaimedJob, ending: Ending) -> None:
-        match ending:
-            case Completed(film):
-                self._store(held, film)
-            case Errored(error):
-                self._fail(held, error)
-            case Abandoned("cancel"):
-                self._cancelled(held)
-            case Abandoned("deadline"):
-                self._fail(held, as_job_error(DeadlineExceeded("the job ran longer than it may")))
-            case Abandoned("lease_lost"):
-                raise LeaseLost("another group has the job")
-            case Abandoned("drain"):
-                self._give_back(held, crashed=False)
+    def _finalize(self, job: ClaimedJob, outcome: Outcome) -> None:
+        with about(names_of(job.lease.job)):
+            try:
+                self._record(job, outcome)
+            except LeaseLost:
+                self._on_lease_lost(job)
+            except Interrupted:
+                logger.warning("job %s is not finalized: the supervisor stops", job.job_id)
+            except Exception:
+                logger.exception("job %s cannot be finalized; its lease will expire", job.job_id)
+            finally:
+                job.timeline.finish(None)  # unless the status was recorded
+                self._on_finalized(job)
+
+    def _record(self, job: ClaimedJob, outcome: Outcome) -> None:
+        match outcome:
+            case Completed(video):
+                self._store(job, video)
+            case Failed(error):
+                self._fail(job, error)
+            case Stopped("cancel"):
+                self._confirm_cancel(job)
+            case Stopped("deadline"):
+                self._fail(job, as_job_error(DeadlineExceeded("the job ran longer than it may")))
+            case Stopped("lease_lost"):
+                raise LeaseLost("another worker holds the job, or it has ended")
+            case Stopped("preempt" | "drain"):
+                self._requeue(job, crashed=False)
             case Requeued(crashed):
-                self._give_back(held, crashed=crashed)
+                self._requeue(job, crashed=crashed)
 
-    def _store(self, held: ClaimedJob, film: VideoFile) -> None:
-        waiting = Waiting(fence=held.claim.fence, film=film, timings_s=held.timings_s)
+    def _store(self, job: ClaimedJob, video: VideoFile) -> None:
+        pending = PendingUpload(fence=job.lease.fence, video=video, timings_s=job.timings_s)
         try:
-            self._spool.keep_film(held.job_id, waiting)
-            self._check(held)
-            held.progress = held.progress.model_copy(
+            self._spool.write_pending_upload(job.job_id, pending)
+            self._check_wanted(job)
+            job.progress = job.progress.model_copy(
                 update={"phase": "upload", "step": 0, "num_steps": 0, "eta_s": None}
             )
-            held.stages.enter(held.progress)
-            retry_while_unavailable(lambda: self._begin_upload(held), lambda: self._check_again(held))
-            result = self._upload.store(held, film, lambda: self._check_again(held))
+            job.timeline.enter_phase(job.progress)
+            check = partial(self._check_upload, job)
+            retry_while_unavailable(partial(self._begin_upload, job), check, self._stopping)
+            result = self._uploader.upload(job, video, check)
         except LeaseLost:
             raise
         except Interrupted:
-            self._interrupted(held)
+            if job.stop_request == "cancel":
+                self._confirm_cancel(job)
+            else:
+                self._requeue(job, crashed=False)
         except (LongCatError, OSError) as error:
-            self._fail(held, as_job_error(error))
+            self._fail(job, as_job_error(error))
         else:
-            self._commit(held, lambda: self._job_store.holder.succeed(held.claim, result, held.timings_s))
+            self._commit(job, lambda: self._job_store.holder.succeed(job.lease, result, job.timings_s))
 
-    def _begin_upload(self, held: ClaimedJob) -> None:
-        self._job_store.holder.begin_upload(held.claim)
-        self._job_store.holder.renew_lease(held.claim, held.progress)
+    def _begin_upload(self, job: ClaimedJob) -> None:
+        self._job_store.holder.begin_upload(job.lease)
+        self._job_store.holder.renew_lease(job.lease, job.progress)
 
-    def _check(self, held: ClaimedJob) -> None:
-        """Whether the film is still wanted from here. A deadline no longer counts: the film is there."""
-        if held.verdict == "lease_lost":
-            raise LeaseLost("another group has the job")
-        if held.verdict == "cancel":
+    def _check_wanted(self, job: ClaimedJob) -> None:
+        """Raise LeaseLost or Interrupted if the video is no longer wanted. A deadline no longer counts."""
+        job.check_lease()
+        if job.stop_request == "cancel":
             raise Interrupted
 
-    def _check_again(self, held: ClaimedJob) -> None:
-        self._check(held)
-        if self._hurried.is_set():
+    def _check_upload(self, job: ClaimedJob) -> None:
+        self._check_wanted(job)
+        if self._uploads_interrupted.is_set():
             raise Interrupted
 
-    def _interrupted(self, held: ClaimedJob) -> None:
-        if held.verdict == "cancel":
-            self._cancelled(held)
-        else:
-            self._give_back(held, crashed=False)
+    def _fail(self, job: ClaimedJob, error: JobError) -> None:
+        self._commit(job, lambda: self._job_store.holder.fail(job.lease, error, job.timings_s))
 
-    def _fail(self, held: ClaimedJob, error: JobError) -> None:
-        self._commit(held, lambda: self._job_store.holder.fail(held.claim, error, held.timings_s))
-
-    def _cancelled(self, held: ClaimedJob) -> None:
-        def acknowledge() -> Status:
-            self._job_store.holder.confirm_cancel(held.claim)
+    def _confirm_cancel(self, job: ClaimedJob) -> None:
+        def confirm() -> Status:
+            self._job_store.holder.confirm_cancel(job.lease)
             return "cancelled"
 
-        self._commit(held, acknowledge)
+        self._commit(job, confirm)
 
-    def _give_back(self, held: ClaimedJob, *, crashed: bool) -> None:
-        self._saves.flush(held, FLUSH_S)
-        status = self._commit(held, lambda: self._job_store.holder.requeue(held.claim, crashed=crashed))
+    def _requeue(self, job: ClaimedJob, *, crashed: bool) -> None:
+        self._checkpoints.flush(job, FLUSH_LIMIT_S)
+        status = self._commit(job, lambda: self._job_store.holder.requeue(job.lease, crashed=crashed))
         if status == "queued":
-            with suppress(Unavailable):  # then a sweep delivers it
-                self._tickets.deliver(held.job_id)
+            with suppress(Unavailable):  # then the next sweep delivers the ticket
+                self._tickets.deliver(job.job_id)
 
-    def _commit(self, held: ClaimedJob, write: Callable[[], Status]) -> Status:
-        """Have the job_store write the last word, and remove what the state it gives has no need of."""
-        status = retry_while_unavailable(write, held.check_lease)
-        held.stages.end(status)
+    def _commit(self, job: ClaimedJob, write: Callable[[], Status]) -> Status:
+        """Write the outcome to the job store, and remove the files that its new status does not need."""
+        status = retry_while_unavailable(write, job.check_lease, self._stopping)
+        job.timeline.finish(status)
         if status in ENDED:
-            self._saves.forget(held, FLUSH_S)
-            self._spool.remove(held.job_id)
-            with suppress(Unavailable):  # then a sweep does it
-                remove_files_of(held.job_id, self._job_store, self._storage)
+            self._checkpoints.discard(job, FLUSH_LIMIT_S)
+            self._spool.remove(job.job_id)
+            with suppress(Unavailable):  # then a later sweep removes them
+                remove_files_of(job.job_id, self._job_store, self._storage)
         return status
 
-    def _lost(self, held: ClaimedJob) -> None:
-        """Somebody else has the job, or it is gone: what was stored here is removed behind its end."""
-        logger.warning("job %s is no longer held here", held.job_id)
-        self._saves.forget(held, FLUSH_S)
-        retry_while_unavailable(lambda: self._job_store.maintenance.report_late_file(held.job_id))
+    def _on_lease_lost(self, job: ClaimedJob) -> None:
+        """Have the files that this attempt stored removed once the job has ended."""
+        logger.warning("job %s is no longer held here", job.job_id)
+        self._checkpoints.discard(job, FLUSH_LIMIT_S)
+        report = partial(self._job_store.maintenance.report_late_file, job.job_id)
+        try:
+            retry_while_unavailable(report, stopping=self._stopping)
+        except Interrupted:
+            logger.warning("files of job %s may stay in the storage", job.job_id)

@@ -1,6 +1,7 @@
-"""Keeps a group alive: starts it, notices when it died or hangs, starts another, later each time.
+"""Keep a GPU group running: start it, notice when it died or hangs, start it again with backoff.
 
-The supervisor looks every moment and decides what becomes of the jobs.
+The supervisor calls `check` regularly, and decides what becomes of the jobs when it reports a failure. The
+states and their transitions are in `worker.supervisor.states`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.capability import GroupState
+from jobs.capability import Capability, GroupState
 from jobs.record import Progress
 from worker.backoff import Backoff
 from worker.messages import Message, Ready, RunJob
-from worker.supervisor.group_process import GroupProcess, Launch
+from worker.supervisor.group_process import GroupProcess
+from worker.supervisor.states import GpuGroupState, change
 from worker.supervisor.watchdog import Watchdog
 
 
@@ -29,69 +31,101 @@ class GroupLimits:
 
 
 class GpuGroup:
-    """One group after the other, at most one at a time."""
+    """One start of the group after the other, at most one at a time.
+
+    Args:
+        start: starts the processes of the group.
+        limits: how long a group may take.
+        clock: monotonic seconds.
+
+    Attributes:
+        process: the processes of the present start, None between two starts.
+        capability: what the group can make, since it was first ready.
+    """
 
     def __init__(
-        self, launch: Launch, patience: GroupLimits, hear: Callable[[GroupProcess, Message | None], None]
+        self,
+        start: Callable[[], GroupProcess],
+        limits: GroupLimits,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._launch = launch
-        self._patience = patience
-        self._hear = hear
-        self._breaker = Backoff(patience.max_failed_starts, patience.longest_pause_s)
-        self._watchdog = Watchdog(patience.stall_s, patience.step_stall_s)
-        self._start_at = 0.0
+        self._start_process = start
+        self._limits = limits
+        self._clock = clock
+        self._backoff = Backoff(limits.max_failed_starts, limits.longest_pause_s)
+        self._watchdog = Watchdog(limits.stall_s, limits.step_stall_s, clock)
+        self._start_at = clock()
         self._started_at = 0.0
-        self.group: GroupProcess | None = None
-        self.is_up = False
+        self.state = GpuGroupState.DOWN
+        self.process: GroupProcess | None = None
+        self.capability: Capability | None = None
 
-    def state(self, *, busy: bool) -> GroupState:
-        """As others are told."""
-        if self.is_up:
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the ranks take jobs."""
+        return self.state is GpuGroupState.READY
+
+    def published_state(self, *, busy: bool) -> GroupState:
+        """Return the state as other processes see it."""
+        if self.is_ready:
             return "busy" if busy else "ready"
-        return "broken" if self._breaker.is_open else "starting"
+        return "broken" if self._backoff.is_exhausted else "starting"
 
-    def look(self, *, busy: bool, may_start: bool) -> str | None:
-        """Start a group if it is time; say what is wrong with the one that there is."""
-        now = time.monotonic()
-        if self.group is None:
+    def check(self, *, busy: bool, may_start: bool) -> str | None:
+        """Start the group if it is due; return what is wrong with the running one, None if nothing is.
+
+        `busy` says that rank 0 has work, so it must send something now and then.
+        """
+        now = self._clock()
+        if self.process is None:
             if may_start and now >= self._start_at:
-                self.group, self._started_at = GroupProcess(self._launch, self._hear), now
+                self._start(now)
             return None
-        if not self.group.is_alive:
-            return "a process of it died"
-        if not self.is_up and now - self._started_at > self._patience.start_limit_s:
-            return f"it was not ready within {self._patience.start_limit_s:g} s"
-        if busy and self._watchdog.stalled():
-            return f"it was silent for more than {self._watchdog.limit_s:g} s"
+        if not self.process.is_alive:
+            return "one of its processes died"
+        is_late = now - self._started_at > self._limits.start_limit_s
+        if self.state is GpuGroupState.STARTING and is_late:
+            return f"it was not ready within {self._limits.start_limit_s:g} s"
+        if busy and self._watchdog.is_stalled():
+            return f"it sent nothing for more than {self._watchdog.limit_s:g} s"
         return None
 
-    def came_up(self, ready: Ready) -> None:
-        """The group is ready."""
-        assert self.group is not None
-        self.group.knows(ready.pids)
-        self.is_up = True
-        self._breaker = self._breaker.after_success()
+    def on_ready(self, ready: Ready) -> None:
+        """Accept jobs from now on: all ranks have loaded the model."""
+        assert self.process is not None
+        self.state = change(self.state, GpuGroupState.READY)
+        self.process.set_ranks(ready.pids)
+        self.capability = ready.capability
+        self._backoff = self._backoff.after_success()
 
-    def hand_over(self, run: RunJob) -> None:
-        """Give it an order; from now on it has to say something now and then."""
-        self._watchdog.begin()
-        self.say(run)
+    def start_job(self, run: RunJob) -> None:
+        """Hand a job to rank 0, and start to watch for its messages."""
+        self._watchdog.start_job()
+        self.send(run)
 
-    def heard(self, progress: Progress | None) -> None:
-        """It said something about its order."""
-        self._watchdog.heard(progress)
+    def on_progress(self, progress: Progress | None) -> None:
+        """Tell the watchdog that rank 0 reported about its job."""
+        self._watchdog.on_message(progress)
 
-    def say(self, message: Message) -> None:
-        """Tell rank 0, if there is a group."""
-        if self.group is not None:
-            self.group.say(message)
+    def send(self, message: Message) -> None:
+        """Send a message to rank 0, if the group is running."""
+        if self.process is not None:
+            self.process.send(message)
 
-    def end(self) -> None:
-        """Kill the group, whatever it does, and wait until it is gone."""
-        if self.group is None:
+    def stop(self) -> None:
+        """Kill the group, and return when it is gone. A group that was not ready counts as a failed start."""
+        if self.process is None:
             return
-        self.group.kill()
-        if not self.is_up:
-            self._breaker = self._breaker.after_failure()
-        self.group, self.is_up = None, False
-        self._start_at = time.monotonic() + self._breaker.pause_s
+        self.process.kill()
+        self.process = None
+        if self.state is GpuGroupState.STARTING:
+            self.state = change(self.state, GpuGroupState.BACKING_OFF)
+            self._backoff = self._backoff.after_failure()
+        else:
+            self.state = change(self.state, GpuGroupState.DOWN)
+        self._start_at = self._clock() + self._backoff.pause_s
+
+    def _start(self, now: float) -> None:
+        self.process = self._start_process()
+        self.state = change(self.state, GpuGroupState.STARTING)
+        self._started_at = now

@@ -1,7 +1,6 @@
-"""One life of a group: a torchrun child with its ranks, and the connection to rank 0.
+"""Start and kill the processes of a GPU group, torchrun and its ranks, and talk to rank 0.
 
-The supervisor starts one, talks to it, and kills it when it is not sound. A new one is always a new process:
-nothing of a broken group is used again.
+A new start always is new processes: nothing of a failed group is used again.
 """
 
 from __future__ import annotations
@@ -23,12 +22,19 @@ from pathlib import Path
 from worker.channel import Channel, listen
 from worker.messages import Message
 
-DYING_S = 30.0  # a driver may take its time to let a process go
+KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a group: what runs on each rank, told what."""
+    """How to start a group.
+
+    Attributes:
+        module: the module that every rank runs.
+        setup: its first argument (`worker.settings.RankSetup` as JSON).
+        socket: where the supervisor listens for rank 0.
+        environment: the environment of torchrun and the ranks.
+    """
 
     num_ranks: int
     module: str
@@ -38,12 +44,16 @@ class Launch:
 
 
 class GroupProcess:
-    """The processes of a group. `hear` is called in a thread, with None once rank 0 is gone."""
+    """The processes of one start of a group.
 
-    def __init__(self, launch: Launch, hear: Callable[[GroupProcess, Message | None], None]) -> None:
-        self._hear = hear
-        self._line: Channel | None = None
-        self._pids: tuple[int, ...] = ()
+    `on_message` is called in a thread with every message of rank 0, and with None once it has closed the
+    connection.
+    """
+
+    def __init__(self, launch: Launch, on_message: Callable[[GroupProcess, Message | None], None]) -> None:
+        self._on_message = on_message
+        self._channel: Channel | None = None
+        self._rank_pids: tuple[int, ...] = ()
         self._listening = listen(launch.socket)
         self._rendezvous = _new_rendezvous_folder(launch.socket.parent)
         self._torchrun = subprocess.Popen(
@@ -53,58 +63,59 @@ class GroupProcess:
             ],
             env=dict(launch.environment),
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is for the supervisor, which drains
+            start_new_session=True,  # Ctrl-C is for the supervisor, which drains
         )
-        threading.Thread(target=self._listen, name="group", daemon=True).start()
+        self._receiver = threading.Thread(target=self._receive, name="group-receiver", daemon=True)
+        self._receiver.start()
 
-    def knows(self, pids: tuple[int, ...]) -> None:
-        """These are its ranks."""
-        self._pids = pids
+    def set_ranks(self, pids: tuple[int, ...]) -> None:
+        """Tell which processes are the ranks, so that `is_alive` and `kill` include them."""
+        self._rank_pids = pids
 
-    def say(self, message: Message) -> None:
-        """Tell rank 0; if it is gone, that is heard of otherwise."""
-        assert self._line is not None
-        try:
-            self._line.send(message)
-        except OSError:
-            return
+    def send(self, message: Message) -> None:
+        """Send a message to rank 0, which has connected. If it is gone, `on_message` gets None anyway."""
+        assert self._channel is not None
+        with suppress(OSError):
+            self._channel.send(message)
 
     @property
     def is_alive(self) -> bool:
-        """Whether torchrun and every rank that is known live."""
-        return self._torchrun.poll() is None and all(is_running(pid) for pid in self._pids)
+        """Return whether torchrun and every known rank are running."""
+        return self._torchrun.poll() is None and all(is_running(pid) for pid in self._rank_pids)
 
     def kill(self) -> None:
-        """End it at once, and wait until nothing of it is left."""
-        for pid in self._pids:
-            _kill(pid)
+        """Kill all processes, and return when they and the receiving thread have ended."""
+        for pid in self._rank_pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._torchrun.kill()
         self._torchrun.wait()
-        with suppress(OSError):  # nobody waits for a call any more
+        with suppress(OSError):  # ends the receiver's `accept`; fails if it has returned before
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
-        deadline = time.monotonic() + DYING_S
-        while any(is_running(pid) for pid in self._pids) and time.monotonic() < deadline:
+        deadline = time.monotonic() + KILL_LIMIT_S
+        while any(is_running(pid) for pid in self._rank_pids) and time.monotonic() < deadline:
             time.sleep(0.05)
+        self._receiver.join(max(0.0, deadline - time.monotonic()))
         shutil.rmtree(self._rendezvous, ignore_errors=True)
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         try:
             connected, _ = self._listening.accept()
-        except OSError:  # killed before it called
+        except OSError:  # killed before rank 0 connected
             return
-        self._line = Channel(connected)
-        while (message := self._line.recv()) is not None:
-            self._hear(self, message)
-        self._line.close()
-        self._hear(self, None)
+        self._channel = Channel(connected)
+        while (message := self._channel.recv()) is not None:
+            self._on_message(self, message)
+        self._channel.close()
+        self._on_message(self, None)
 
 
 def _new_rendezvous_folder(parent: Path) -> Path:
-    """Make the folder in which torchrun and the ranks of one start meet, for this user alone.
+    """Create the private folder in which torchrun and the ranks of one start meet.
 
-    Each start has its own, so that a rank of an earlier start cannot disturb it. Those of a supervisor that
-    was killed are removed.
+    Every start has its own, so that a rank of an earlier start cannot disturb it. Folders that a killed
+    supervisor left are removed.
     """
     for folder in parent.glob("rendezvous-*"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -112,16 +123,9 @@ def _new_rendezvous_folder(parent: Path) -> Path:
 
 
 def is_running(pid: int) -> bool:
-    """Whether this process lives; one that is dead but not yet buried does not."""
+    """Return whether this process is running; a zombie is not."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -1,7 +1,7 @@
-"""A job in this supervisor's hands, from its claim to its end.
+"""Define a claimed job: its lease, its state and its outcome.
 
-Several threads look at it: the keeper writes what the job_store says, the supervisor what the group says, and
-whoever closes it reads both.
+Several threads use a `ClaimedJob`. The lease renewer writes `stop_request`, the supervisor's thread `state`
+and `progress`, and the finalizer reads all of them.
 """
 
 from __future__ import annotations
@@ -12,83 +12,80 @@ from pathlib import Path
 from jobs.errors import DiskFull, LeaseLost, LongCatError
 from jobs.record import JobError, Progress
 from jobs.store.holder import Lease, StopReason
-from worker.messages import Checkpoint, Timings, VideoFile
-from worker.stages import Stages
+from worker.messages import Checkpoint, RunJob, Timings, VideoFile
+from worker.supervisor.states import JobState, change
+from worker.supervisor.timeline import JobTimeline
 
 
 @dataclass(eq=False)
 class ClaimedJob:
-    """A claimed job. `folder` is its own in the spool; `verdict` is what the job_store said last.
+    """A job that this supervisor holds the lease of.
 
-    `save` is the latest of which the storage has all files.
+    Attributes:
+        folder: the job's folder in the spool.
+        run: the message that starts it on rank 0, once its inputs are fetched.
+        stop_request: why the job is to stop, None while it is not.
+        checkpoint: the latest checkpoint of which the storage has all files.
     """
 
-    claim: Lease
+    lease: Lease
     folder: Path
-    verdict: StopReason | None = None
+    state: JobState = JobState.FETCHING
+    run: RunJob | None = None
+    stop_request: StopReason | None = None
     progress: Progress = field(default_factory=lambda: Progress(phase="load"))
     timings_s: Timings = field(default_factory=dict)
-    save: Checkpoint | None = None
-    stages: Stages = field(default_factory=Stages)
-    is_over: bool = False
+    checkpoint: Checkpoint | None = None
+    timeline: JobTimeline = field(default_factory=JobTimeline)
 
     @property
     def job_id(self) -> str:
-        """The job's."""
-        return self.claim.job.id
+        """Return the id of the job."""
+        return self.lease.job.id
 
-    @property
-    def wish(self) -> StopReason | None:
-        """Why the group is to leave it, if it is. What makes way for another job is drained, too."""
-        match self.verdict:
-            case "preempt":
-                return "drain"
-            case why:
-                return why
+    def enter(self, state: JobState) -> None:
+        """Change to this state. Raises IllegalTransition."""
+        self.state = change(self.state, state)
 
     def check_lease(self) -> None:
-        """Raise LeaseLost if it is somebody else's by now."""
-        if self.verdict == "lease_lost":
-            raise LeaseLost("the lease ran out")
+        """Raise LeaseLost if another worker holds the job by now."""
+        if self.stop_request == "lease_lost":
+            raise LeaseLost("another worker holds the job, or it has ended")
 
 
 @dataclass(frozen=True)
 class Completed:
-    """The film is whole: store it."""
+    """The video is complete and has to be stored."""
 
-    film: VideoFile
+    video: VideoFile
 
 
 @dataclass(frozen=True)
-class Errored:
-    """It cannot be done."""
+class Failed:
+    """The job cannot be done."""
 
     error: JobError
 
 
 @dataclass(frozen=True)
-class Abandoned:
-    """The group left it, as it was told to."""
+class Stopped:
+    """The job stopped before its end because it was asked to."""
 
     reason: StopReason
 
 
 @dataclass(frozen=True)
 class Requeued:
-    """It goes back to the queue; `crashed` if the group died under it."""
+    """The job has to run again. `crashed` means that its GPU group died, which uses up an attempt."""
 
     crashed: bool
 
 
-Ending = Completed | Errored | Abandoned | Requeued
-
-
-class Interrupted(Exception):
-    """What is done for a job ends here: it was cancelled, or this supervisor is about to end."""
+Outcome = Completed | Failed | Stopped | Requeued
 
 
 def as_job_error(error: LongCatError | OSError) -> JobError:
-    """The error as the record shows it; what the file system says is the worker's disk."""
+    """Return the error as the job's record shows it. An OSError means that the worker's disk failed."""
     if isinstance(error, OSError):
         error = DiskFull(f"the worker's disk does not take the job's files: {error.strerror}")
-    return JobError(code=error.code, message=error.message, retryable=error.retryable)
+    return JobError.of(error)

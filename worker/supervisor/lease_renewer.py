@@ -1,77 +1,87 @@
-"""Renews the leases of all jobs in hand, in a thread of its own, whatever GPUs and uploads do.
-
-The answer to each renewal says whether to go on; where that changes, the supervisor is told. While Redis is
-away nothing is known, so everything goes on.
-"""
+"""Renew the leases of all claimed jobs, and notice when one is to stop."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import Never
 
 from jobs.errors import Unavailable
 from jobs.record import Progress
 from jobs.store.job_store import JobStore
 from worker.supervisor.job import ClaimedJob
+from worker.supervisor.threads import StoppableThread
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 0.5  # a cancel is heard of within this
+RENEW_EVERY_S = 0.5  # a cancel is noticed within this
 
 
-class LeaseRenewer:
-    """Beats for every held job until it is let go."""
+class LeaseRenewer(StoppableThread):
+    """Renew leases in a thread of its own, so that neither the GPUs nor an upload can delay it.
+
+    Each renewal also reports the progress, and its reply says whether the job is to stop. A changed reply is
+    stored as the job's `stop_request`, and `notify` is called in this thread. While Redis is unavailable
+    nothing is known, so jobs continue.
+    """
 
     def __init__(
-        self, job_store: JobStore, told: Callable[[ClaimedJob], None], preempt_after_s: float | None = None
+        self,
+        job_store: JobStore,
+        notify: Callable[[ClaimedJob], None],
+        preempt_after_s: float | None = None,
     ) -> None:
+        super().__init__("lease-renewer")
         self._job_store = job_store
-        self._told = told
+        self._notify = notify
         self._preempt_after_s = preempt_after_s
-        self._held: dict[ClaimedJob, Progress | None] = {}  # with the progress that was told last
+        self._reported: dict[ClaimedJob, Progress | None] = {}  # by job, the progress that Redis has
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        threading.Thread(target=self._beat_on, name="keeper", daemon=True).start()
 
-    def keep(self, held: ClaimedJob) -> None:
+    def add(self, job: ClaimedJob) -> None:
         """Renew this job's lease from now on."""
         with self._lock:
-            self._held[held] = None
+            self._reported[job] = None
         self._wake.set()
 
-    def let_go(self, held: ClaimedJob) -> None:
-        """No longer; it has ended, or is somebody else's."""
+    def remove(self, job: ClaimedJob) -> None:
+        """Stop renewing this job's lease."""
         with self._lock:
-            self._held.pop(held, None)
+            self._reported.pop(job, None)
 
-    def keeps(self, job_id: str) -> bool:
-        """Whether this job is in hand."""
+    def holds(self, job_id: str) -> bool:
+        """Return whether a lease of this job is being renewed."""
         with self._lock:
-            return any(held.job_id == job_id for held in self._held)
+            return any(job.job_id == job_id for job in self._reported)
 
-    def _beat_on(self) -> Never:
-        while True:
-            self._wake.wait(BEAT_S)
-            self._wake.clear()
+    def stop(self) -> None:
+        """Ask the thread to end."""
+        super().stop()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Renew all leases every `RENEW_EVERY_S` until stopped."""
+        while not self.stopping.is_set():
             with self._lock:
-                all_held = list(self._held.items())
-            for held, told in all_held:
-                self._beat(held, told)
+                jobs = list(self._reported.items())
+            for job, reported in jobs:
+                self._renew(job, reported)
+            self._wake.wait(RENEW_EVERY_S)
+            self._wake.clear()
 
-    def _beat(self, held: ClaimedJob, told: Progress | None) -> None:
-        progress = held.progress
+    def _renew(self, job: ClaimedJob, reported: Progress | None) -> None:
+        progress = job.progress
+        news = None if progress == reported else progress
         try:
-            news = None if progress == told else progress
-            verdict = self._job_store.holder.renew_lease(held.claim, news, self._preempt_after_s)
+            reason = self._job_store.holder.renew_lease(job.lease, news, self._preempt_after_s)
         except Unavailable as error:
-            logger.warning("job %s goes on without a lease renewed: %s", held.job_id, error)
+            logger.warning("the lease of job %s could not be renewed: %s", job.job_id, error)
             return
         with self._lock:
-            if held not in self._held:  # it ended meanwhile: the answer is about that
+            if job not in self._reported:  # it was finalized meanwhile, which also ends its lease
                 return
-            self._held[held] = progress
-        if verdict != held.verdict:
-            held.verdict = verdict
-            self._told(held)
+            self._reported[job] = progress
+        if reason != job.stop_request:
+            job.stop_request = reason
+            self._notify(job)

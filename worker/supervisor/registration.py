@@ -1,7 +1,6 @@
-"""Shows that a group is alive and what it does, and holds its name: two workers never have the same.
+"""Publish that a group is alive and what it does, and hold its name.
 
-A thread of the supervisor. It also publishes what may be ordered, once the group is up, and clears the spool
-of jobs that ended elsewhere.
+No two workers have the same group name at a time: each would take the other's heartbeat for its own.
 """
 
 from __future__ import annotations
@@ -15,96 +14,71 @@ from dataclasses import dataclass
 from redis import Redis
 
 from jobs.capability import Capability, GroupRegistration, GroupState
-from jobs.errors import GroupTaken, JobNotFound, Unavailable
-from jobs.store.job_store import JobStore
-from worker.supervisor.lease_renewer import LeaseRenewer
-from worker.supervisor.spool import Spool
+from jobs.errors import GroupTaken, Unavailable
+from worker.supervisor.threads import StoppableThread
 
 logger = logging.getLogger(__name__)
 
-SHOW_EVERY_S = 2.0
-CLEAR_EVERY_S = 30.0
-LEAVING_S = 5.0
+PUBLISH_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is told of a group."""
+class GroupStatus:
+    """What is published about a group. `job_id` is the job that has its GPUs."""
 
     state: GroupState = "starting"
     job_id: str | None = None
     capability: Capability | None = None
 
 
-class Heartbeat:
-    """Tells of one group, now and then and when something changes. `taken` is called if its name is lost."""
+class Heartbeat(StoppableThread):
+    """Publish a group's status every `PUBLISH_EVERY_S` and when it changes.
 
-    def __init__(self, seat: GroupRegistration, redis: Redis, ranks: int, taken: Callable[[], None]) -> None:
-        self._seat = seat
+    `on_taken` is called in this thread if another worker took the group's name. When the thread ends, it
+    gives up the name; if Redis is unavailable then, the name expires.
+    """
+
+    def __init__(
+        self, registration: GroupRegistration, redis: Redis, ranks: int, on_taken: Callable[[], None]
+    ) -> None:
+        super().__init__("heartbeat")
+        self._registration = registration
         self._redis = redis
         self._ranks = ranks
-        self._taken = taken
-        self._shown = Shown()
-        self._published: Capability | None = None
-        self._changed = threading.Event()
-        self._left = False
-        self._thread = threading.Thread(target=self._work, name="presence", daemon=True)
+        self._on_taken = on_taken
+        self._status = GroupStatus()
+        self._published_capability: Capability | None = None
+        self._wake = threading.Event()
 
-    def start(self) -> None:
-        """Tell from now on."""
-        self._thread.start()
+    def update(self, status: GroupStatus) -> None:
+        """Publish this status from now on."""
+        if status != self._status:
+            self._status = status
+            self._wake.set()
 
-    def show(self, shown: Shown) -> None:
-        """Tell this from now on."""
-        if shown != self._shown:
-            self._shown = shown
-            self._changed.set()
+    def stop(self) -> None:
+        """Ask the thread to give up the name and end."""
+        super().stop()
+        self._wake.set()
 
-    def leave(self) -> None:
-        """Give up the name; while Redis is away that is left to time."""
-        self._left = True
-        self._changed.set()
-        self._thread.join(LEAVING_S)
-        with suppress(Unavailable):
-            self._seat.leave()
-
-    def _work(self) -> None:
-        while not self._left:
-            self._changed.clear()
+    def run(self) -> None:
+        """Publish until stopped or until the name is lost."""
+        while not self.stopping.is_set():
             try:
-                self._tell(self._shown)
+                self._publish(self._status)
             except Unavailable as error:
-                logger.warning("nobody hears of this group: %s", error)
+                logger.warning("the status of this group cannot be published: %s", error)
             except GroupTaken:
-                logger.exception("this group has to end")
-                self._taken()
+                logger.exception("this supervisor stops")
+                self._on_taken()
                 return
-            self._changed.wait(SHOW_EVERY_S)
-
-    def _tell(self, shown: Shown) -> None:
-        if shown.capability and shown.capability != self._published:
-            shown.capability.publish(self._redis)
-            self._published = shown.capability
-        self._seat.publish(shown.state, self._ranks, shown.job_id)
-
-
-def keep_spool_clear(spool: Spool, job_store: JobStore, keeper: LeaseRenewer, stop: threading.Event) -> None:
-    """Remove files of jobs that ended elsewhere, now and then until `stop` is set; a thread's body."""
-    while not stop.is_set():
+            self._wake.wait(PUBLISH_EVERY_S)
+            self._wake.clear()
         with suppress(Unavailable):
-            clear_spool(spool, job_store, keeper)
-        stop.wait(CLEAR_EVERY_S)
+            self._registration.leave()
 
-
-def clear_spool(spool: Spool, job_store: JobStore, keeper: LeaseRenewer) -> None:
-    """Remove files of jobs that ended, wherever that was. Raises Unavailable."""
-    for job_id in spool.job_ids:
-        if not keeper.keeps(job_id) and _has_ended(job_id, job_store):
-            spool.remove(job_id)
-
-
-def _has_ended(job_id: str, job_store: JobStore) -> bool:
-    try:
-        return job_store.client.get(job_id).ended
-    except JobNotFound:
-        return True
+    def _publish(self, status: GroupStatus) -> None:
+        if status.capability and status.capability != self._published_capability:
+            status.capability.publish(self._redis)
+            self._published_capability = status.capability
+        self._registration.publish(status.state, self._ranks, status.job_id)

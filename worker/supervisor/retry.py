@@ -1,9 +1,9 @@
-"""Doing something again while Redis or the storage is away."""
+"""Repeat a call while Redis or the storage is unavailable."""
 
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,17 +16,28 @@ Value = TypeVar("Value")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
 
-def retry_while_unavailable(call: Callable[[], Value], may_go_on: Callable[[], None] = lambda: None) -> Value:
-    """What `call` returns once it no longer raises Unavailable.
+class Interrupted(Exception):
+    """Work for a job was interrupted, because the job is to stop or the supervisor is."""
 
-    `may_go_on` is asked before it is tried again; what it raises ends this.
+
+def retry_while_unavailable(
+    call: Callable[[], Value],
+    check: Callable[[], None] = lambda: None,
+    stopping: threading.Event | None = None,
+) -> Value:
+    """Return what `call` returns, repeating it with growing pauses while it raises Unavailable.
+
+    `check` runs before each repetition; what it raises ends the retries. Raises Interrupted once `stopping`
+    is set.
     """
+    stopping = stopping or threading.Event()
     pause_s = FIRST_PAUSE_S
     while True:
         try:
             return call()
         except Unavailable as error:
             logger.warning("trying again in %.1f s: %s", pause_s, error)
-        time.sleep(pause_s)
-        may_go_on()
+        if stopping.wait(pause_s):
+            raise Interrupted
+        check()
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -1,28 +1,38 @@
-"""The jobs' files on this worker's disk: inputs, saved states, pieces, and films that wait for the storage.
+"""Keep the files of claimed jobs on this worker's disk.
 
-One folder for each group, which nobody else touches, and one in it for each job. It outlives the supervisor:
-a film that waits in it is stored by the next one, and a job that comes back goes on from what lies here.
+Every group has a folder that nobody else touches, with a folder in it for each job: inputs, checkpoints,
+video segments and finished videos. It outlives the supervisor. The next one uploads the videos that it finds
+there, and a job that is claimed again resumes from its local checkpoint.
 """
 
 from __future__ import annotations
 
 import shutil
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from jobs.errors import JobNotFound, Unavailable
+from jobs.store.job_store import JobStore
 from worker.messages import Checkpoint, Timings, VideoFile
 
-WAITING, SAVED = "waiting.json", "saved.json"
+CLEAN_EVERY_S = 30.0
+PENDING_UPLOAD, CHECKPOINT = "waiting.json", "saved.json"
 
 
-class Waiting(BaseModel):
-    """A finished film, and by which right it was made: the fence of its claim."""
+class PendingUpload(BaseModel):
+    """A finished video that is not stored yet. `fence` is the token of the claim that made it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    It outlives a release: releases before 0.2 call `video` `film`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True)
 
     fence: int
-    film: VideoFile
+    video: VideoFile = Field(validation_alias=AliasChoices("video", "film"))
     timings_s: Timings
 
 
@@ -35,45 +45,72 @@ class Spool:
 
     @property
     def job_ids(self) -> list[str]:
-        """The jobs of which files lie here."""
+        """Return the ids of all jobs that have a folder, sorted."""
         return sorted(path.name for path in self._folder.iterdir())
 
     def path(self, job_id: str) -> Path:
-        """A job's own folder, which may not be there."""
+        """Return the job's folder, which may not exist."""
         return self._folder / job_id
 
     def folder(self, job_id: str) -> Path:
-        """A job's own folder, made if it is not there. Raises OSError."""
+        """Return the job's folder, created if needed. Raises OSError."""
         folder = self.path(job_id)
         folder.mkdir(exist_ok=True)
         return folder
 
-    def keep_film(self, job_id: str, waiting: Waiting) -> None:
-        """Remember that the film lies here, whole. Raises OSError."""
-        _write(self.folder(job_id) / WAITING, waiting)
+    def write_pending_upload(self, job_id: str, pending: PendingUpload) -> None:
+        """Record that the video is complete in the job's folder. Raises OSError."""
+        _write(self.folder(job_id) / PENDING_UPLOAD, pending)
 
-    def waiting(self, job_id: str) -> Waiting | None:
-        """The film that lies here, if one does."""
-        document = _read(self._folder / job_id / WAITING)
-        return Waiting.model_validate_json(document) if document else None
+    def pending_upload(self, job_id: str) -> PendingUpload | None:
+        """Return the finished video in the job's folder, None if there is none."""
+        document = _read(self.path(job_id) / PENDING_UPLOAD)
+        return PendingUpload.model_validate_json(document) if document else None
 
-    def keep_save(self, job_id: str, save: Checkpoint) -> None:
-        """Remember where the job stood last. Raises OSError."""
-        _write(self.folder(job_id) / SAVED, save)
+    def write_checkpoint(self, job_id: str, checkpoint: Checkpoint) -> None:
+        """Record the latest checkpoint of the job. Raises OSError."""
+        _write(self.folder(job_id) / CHECKPOINT, checkpoint)
 
-    def saved(self, job_id: str) -> Checkpoint | None:
-        """Where the job stood last, if all files for it lie here."""
-        document = _read(self._folder / job_id / SAVED)
-        save = Checkpoint.model_validate_json(document) if document else None
-        return save if save and all((self._folder / job_id / name).exists() for name in save.files) else None
+    def checkpoint(self, job_id: str) -> Checkpoint | None:
+        """Return the latest checkpoint of the job if all of its files exist, else None."""
+        document = _read(self.path(job_id) / CHECKPOINT)
+        if document is None:
+            return None
+        checkpoint = Checkpoint.model_validate_json(document)
+        is_complete = all((self.path(job_id) / name).exists() for name in checkpoint.files)
+        return checkpoint if is_complete else None
 
-    def drop_state(self, job_id: str, name: str) -> None:
-        """Remove a saved state that a later one replaced."""
-        (self._folder / job_id / name).unlink(missing_ok=True)
+    def remove_state(self, job_id: str, name: str) -> None:
+        """Remove a state file that a later checkpoint replaced."""
+        (self.path(job_id) / name).unlink(missing_ok=True)
 
     def remove(self, job_id: str) -> None:
         """Remove all files of a job."""
-        shutil.rmtree(self._folder / job_id, ignore_errors=True)
+        shutil.rmtree(self.path(job_id), ignore_errors=True)
+
+
+def keep_clean(
+    spool: Spool, job_store: JobStore, is_held: Callable[[str], bool], stopping: threading.Event
+) -> None:
+    """Run `clean` every `CLEAN_EVERY_S` until `stopping` is set."""
+    while not stopping.is_set():
+        with suppress(Unavailable):
+            clean(spool, job_store, is_held)
+        stopping.wait(CLEAN_EVERY_S)
+
+
+def clean(spool: Spool, job_store: JobStore, is_held: Callable[[str], bool]) -> None:
+    """Remove the files of jobs that ended, here or elsewhere, and are not held. Raises Unavailable."""
+    for job_id in spool.job_ids:
+        if not is_held(job_id) and _has_ended(job_id, job_store):
+            spool.remove(job_id)
+
+
+def _has_ended(job_id: str, job_store: JobStore) -> bool:
+    try:
+        return job_store.client.get(job_id).ended
+    except JobNotFound:
+        return True
 
 
 def _read(path: Path) -> str | None:
@@ -81,7 +118,7 @@ def _read(path: Path) -> str | None:
 
 
 def _write(path: Path, document: BaseModel) -> None:
-    """A reader sees all of it or what was there before."""
+    """Replace the file atomically."""
     part = path.with_suffix(".part")
     part.write_text(document.model_dump_json())
     part.replace(path)

@@ -1,22 +1,22 @@
-"""The supervisor of one group of ranks: a light process that outlives any crash of the GPUs.
+"""Decide what happens to the jobs of one GPU group, in a process that outlives crashes of the GPUs.
 
-It holds the jobs' leases, keeps a group alive (`worker.supervisor.gpu_group`), hands it one order after the
-other, passes cancel, deadline and drain down, and takes progress, saves and films up. While the group only
-decodes what is left of a job, the next one is claimed and fetched, so that the GPUs wait neither for the
-queue nor for the storage. It computes nothing and waits for nothing: threads put what happens into its inbox
-(`worker.supervisor.events`), and `serve` deals with one thing after the other. No torch.
+The supervisor is an event loop. Threads put events into its inbox (`worker.supervisor.events`), and
+`Supervisor.handle` deals with one after the other: it changes states (`worker.supervisor.states`) and calls
+its components, which do the work. It never waits, except for processes that it kills.
+
+Each job goes this way: the consumer claims it and fetches its files, rank 0 runs it, and the finalizer
+records its outcome. While the group decodes the last frames of a job, the next one is claimed and fetched,
+so that the GPUs wait neither for the queue nor for the storage.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from jobs.capability import Capability
 from worker.messages import (
     CheckpointSaved,
     GpusReleased,
@@ -42,255 +42,342 @@ from worker.supervisor.events import (
     Event,
     GroupMessage,
     Inbox,
-    JobClosed,
+    JobClaimed,
     JobFetched,
+    JobFinalized,
     StopRequested,
+    Tick,
 )
 from worker.supervisor.fetch import InputFetcher
 from worker.supervisor.finalize import Finalizer
 from worker.supervisor.gpu_group import GpuGroup
-from worker.supervisor.job import Abandoned, ClaimedJob, Completed, Ending, Errored, Requeued
+from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 from worker.supervisor.lease_renewer import LeaseRenewer
-from worker.supervisor.registration import Heartbeat, Shown
+from worker.supervisor.registration import GroupStatus, Heartbeat
+from worker.supervisor.states import (
+    ON_GPUS,
+    WITH_GROUP,
+    IllegalTransition,
+    JobState,
+    SupervisorState,
+    change,
+)
+from worker.supervisor.threads import StoppableThread
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.2
+JOIN_LIMIT_S = 10.0  # for all threads together; a call to Redis or S3 may block one of them
 
 
 @dataclass(frozen=True)
 class SupervisorLimits:
-    """How many films may be behind, and how long a drain may take, in seconds.
+    """The limits of a supervisor.
 
-    `last_words_s` more are for jobs that have to be given back then.
+    Attributes:
+        max_unfinished: jobs that may be running, writing or finalizing at a time.
+        drain_s: how long a drain may take before the group is killed.
+        requeue_s: how much longer the supervisor then waits for its jobs to be requeued.
     """
 
-    max_films_behind: int
+    max_unfinished: int
     drain_s: float
-    last_words_s: float = 5.0
+    requeue_s: float = 5.0
 
 
 @dataclass(frozen=True)
 class Components:
-    """Who does the work beside the supervisor; all but `life` have threads of their own.
+    """The parts that work for the supervisor. `maintenance` are threads that it only starts and stops."""
 
-    `ended` is set when the supervisor has ended, for threads that would go on without it.
-    """
+    gpu_group: GpuGroup
+    consumer: Consumer
+    fetcher: InputFetcher
+    lease_renewer: LeaseRenewer
+    finalizer: Finalizer
+    checkpoints: CheckpointUploader
+    heartbeat: Heartbeat
+    disk_space: DiskSpace
+    maintenance: Sequence[StoppableThread] = ()
 
-    life: GpuGroup
-    intake: Consumer
-    preparation: InputFetcher
-    keeper: LeaseRenewer
-    closer: Finalizer
-    saves: CheckpointUploader
-    presence: Heartbeat
-    room: DiskSpace
-    ended: threading.Event
+    @property
+    def threads(self) -> list[StoppableThread]:
+        """Return all threads."""
+        return [
+            *(self.lease_renewer, self.checkpoints, self.disk_space, self.heartbeat, self.consumer),
+            *self.maintenance,
+        ]
 
 
 class Supervisor:
-    """Deals with what happens, one thing after the other."""
+    """Handle one event after the other.
 
-    def __init__(self, crew: Components, inbox: Inbox, rules: SupervisorLimits) -> None:
-        self._life, self._presence, self._keeper = crew.life, crew.presence, crew.keeper
-        self._intake, self._preparation = crew.intake, crew.preparation
-        self._closer, self._saves, self._ended = crew.closer, crew.saves, crew.ended
-        self._room = crew.room
+    Attributes:
+        state: what the supervisor does as a whole.
+        jobs: the claimed jobs that are not done. A job that was requeued may be claimed again before its
+            earlier claim is done, so an id may occur twice.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        inbox: Inbox,
+        limits: SupervisorLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._components = components
+        self._gpu_group = components.gpu_group
+        self._consumer = components.consumer
         self._inbox = inbox
-        self._rules = rules
-        self._capability: Capability | None = None
-        self._current: ClaimedJob | None = None  # has the GPUs
-        self._decoding: ClaimedJob | None = None  # the same, where it has but to be decoded
-        self._next: JobFetched | None = None  # waits for the GPUs
-        self._finishing: dict[str, ClaimedJob] = {}  # rank 0 still writes their films
-        self._closing: set[ClaimedJob] = set()
-        self._asked = False
-        self._drain_until: float | None = None
+        self._limits = limits
+        self._clock = clock
+        self._claim_is_requested = False
+        self._drain_deadline = float("inf")
+        self.state = SupervisorState.SERVING
+        self.jobs: list[ClaimedJob] = []
 
     def serve(self) -> None:
-        """Work until asked to end and everything in hand is done or given back."""
-        self._presence.start()
-        while not self._is_over():
-            with suppress(queue.Empty):
-                self._deal_with(self._inbox.get(timeout=TICK_S))
-            self._look_around()
-        self._life.end()
-        self._ended.set()
-        self._presence.leave()
+        """Work until a drain is over. Then nothing is left: no group, and no thread that can be stopped."""
+        for thread in self._components.threads:
+            thread.start()
+        try:
+            while self.state is not SupervisorState.STOPPED:
+                self.handle(self._next_event())
+        finally:
+            self._stop_components()
 
-    def end(self) -> None:
-        """Ask it to let go of everything and end, within a step or so; from any thread, or a signal."""
+    def request_drain(self) -> None:
+        """Ask the supervisor to requeue its jobs and stop. Any thread or signal handler may call it."""
         self._inbox.put(DrainRequested())
 
-    def _close(self, held: ClaimedJob, ending: Ending) -> None:
-        """Nothing more is to come from the group for this job."""
-        self._closing.add(held)
-        self._closer.close(held, ending)
-
-    def _deal_with(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
+        """Handle one event, and do what is due then."""
         match event:
-            case GroupMessage(group, message) if group is self._life.group:
-                self._hear(message)
-            case JobFetched():
-                self._keep(event)
-            case StopRequested(held):
-                self._leave(held)
-            case JobClosed(held):
-                self._closing.discard(held)
-                self._keeper.let_go(held)
+            case GroupMessage(process, message):
+                if process is self._gpu_group.process:  # else it was killed meanwhile
+                    self._on_group_message(message)
+            case JobClaimed(job):
+                self.jobs.append(job)
+                self._withdraw_claim_request()
+            case JobFetched(job, result):
+                self._on_fetched(job, result)
+            case StopRequested(job):
+                self._on_stop_requested(job)
+            case JobFinalized(job):
+                job.enter(JobState.DONE)
+                self.jobs.remove(job)
+                self._components.lease_renewer.remove(job)
             case DrainRequested():
                 self._drain()
+            case Tick():
+                pass
+        self._advance()
 
-    def _hear(self, message: Message | None) -> None:
+    def _next_event(self) -> Event:
+        try:
+            return self._inbox.get(timeout=TICK_S)
+        except queue.Empty:
+            return Tick()
+
+    def _jobs_in(self, states: Collection[JobState]) -> list[ClaimedJob]:
+        return [job for job in self.jobs if job.state in states]
+
+    # Messages of the GPU group
+
+    def _on_group_message(self, message: Message | None) -> None:
+        try:
+            self._apply(message)
+        except IllegalTransition as error:
+            self._on_group_failed(f"rank 0 sent a message out of order: {error}")
+
+    def _apply(self, message: Message | None) -> None:
         match message:
             case None:
-                self._give_up("rank 0 is gone")
-            case Ready():
-                self._life.came_up(message)
-                self._capability = message.capability
+                self._on_group_failed("rank 0 closed its connection")
             case GroupFailed():
-                self._give_up(message.message)
+                self._on_group_failed(message.message)
+            case Ready():
+                self._gpu_group.on_ready(message)
             case RunJob() | StopJob():
-                raise AssertionError(message)  # they are said, not heard
+                raise AssertionError(f"only the supervisor sends {message.type}")
             case _:
-                if held := self._with_group().get(message.job_id):
-                    self._hear_of(held, message)
+                for job in self._jobs_in(WITH_GROUP):
+                    if job.job_id == message.job_id:
+                        self._apply_to_job(job, message)
 
-    def _hear_of(self, held: ClaimedJob, message: JobMessage) -> None:
+    def _apply_to_job(self, job: ClaimedJob, message: JobMessage) -> None:
         match message:
             case JobStarted():
-                self._life.heard(None)
+                self._gpu_group.on_progress(None)
             case ProgressReport():
-                held.progress, held.timings_s = message.progress, message.timings_s
-                held.stages.enter(message.progress)
-                self._life.heard(message.progress)
+                job.progress, job.timings_s = message.progress, message.timings_s
+                job.timeline.enter_phase(message.progress)
+                self._gpu_group.on_progress(message.progress)
             case StageDone():
-                held.stages.add(message.stage)
-            case LastDecode():
-                self._decoding = held
+                job.timeline.add(message.stage)
             case CheckpointSaved():
-                self._saves.keep(held, message.save)
+                self._components.checkpoints.submit(job, message.save)
+            case LastDecode():
+                job.enter(JobState.DECODING)
             case GpusReleased():
-                held.stages.leave()
-                self._current = self._decoding = None
-                self._finishing[held.job_id] = held
+                job.enter(JobState.WRITING)
+                job.timeline.end_phase()
             case VideoDone():
-                held.timings_s = message.timings_s
-                self._from_group(held, Completed(message.film))
+                job.timings_s = message.timings_s
+                self._finalize(job, Completed(message.video))
             case JobStopped():
-                self._from_group(held, Abandoned(message.reason))
+                self._finalize(job, Stopped(message.reason))
             case JobFailed():
-                held.timings_s = message.timings_s
-                self._from_group(held, Errored(message.error))
+                job.timings_s = message.timings_s
+                self._finalize(job, Failed(message.error))
 
-    def _from_group(self, held: ClaimedJob, ending: Ending) -> None:
-        if held is self._current:
-            self._current = self._decoding = None
-        self._finishing.pop(held.job_id, None)
-        self._close(held, ending)
+    def _on_group_failed(self, reason: str) -> None:
+        logger.error("the GPU group is stopped: %s", reason)
+        self._stop_group(crashed=True)
 
-    def _keep(self, prepared: JobFetched) -> None:
-        self._asked = False
-        held, work = prepared.held, prepared.work
-        if not isinstance(work, RunJob):
-            self._close(held, work)
-        elif held.wish:
-            self._close(held, Abandoned(held.wish))
-        elif self._can_take():
-            self._next = prepared
+    def _stop_group(self, *, crashed: bool) -> None:
+        """Kill the group and requeue its jobs. `crashed` counts as an attempt of the jobs that ran."""
+        self._gpu_group.stop()
+        for job in self._jobs_in(WITH_GROUP):
+            self._finalize(job, Requeued(crashed=crashed))
+        self._finalize_waiting(Requeued(crashed=False))
+
+    # Jobs
+
+    def _on_fetched(self, job: ClaimedJob, result: RunJob | Outcome) -> None:
+        if not isinstance(result, RunJob):
+            self._finalize(job, result)
+        elif job.stop_request:
+            self._finalize(job, Stopped(job.stop_request))
+        elif self._can_run_next([other for other in self.jobs if other is not job]) and not self._runs(job):
+            job.run = result
+            job.enter(JobState.WAITING)
         else:
-            self._close(held, Requeued(crashed=False))
+            self._finalize(job, Requeued(crashed=False))
 
-    def _begin_next(self) -> None:
-        """The group gets the job that waits for it, as soon as it can."""
-        if self._next and not self._current:
-            held, work = self._next.held, self._next.work
-            assert isinstance(work, RunJob)
-            self._current, self._next = held, None
-            held.stages.waited()
-            self._life.hand_over(work)
+    def _runs(self, job: ClaimedJob) -> bool:
+        """Return whether rank 0 has an earlier claim of this job, whose messages would be mistaken for it."""
+        return any(other.job_id == job.job_id for other in self._jobs_in(WITH_GROUP))
 
-    def _leave(self, held: ClaimedJob) -> None:
-        """The verdict on a job changed: if it is not to go on, the group has to leave it, if it has it."""
-        if held.wish and held is self._current:
-            logger.info("job %s is to be left: %s", held.job_id, held.verdict)
-            self._life.say(StopJob(job_id=held.job_id, reason=held.wish))
-        elif held.wish and self._next and held is self._next.held:
-            self._drop_next(Abandoned(held.wish))
-
-    def _drop_next(self, ending: Ending) -> None:
-        if self._next:
-            held, self._next = self._next.held, None
-            self._close(held, ending)
-
-    def _look_around(self) -> None:
-        trouble = self._life.look(busy=bool(self._with_group()), may_start=self._drain_until is None)
-        if trouble:
-            self._give_up(trouble)
-        if self._drain_until is not None and time.monotonic() > self._drain_until:
-            self._let_go(crashed=False)
-        self._begin_next()
-        self._ask()
-        self._show()
-
-    def _can_take(self) -> bool:
-        """Whether a job can begin now, or will soon: its turn comes when the present one is decoded."""
-        behind = len(self._finishing) + len(self._closing) + (self._current is not None)
+    def _can_run_next(self, jobs: Collection[ClaimedJob]) -> bool:
+        """Return whether a job can run beside these `jobs`, now or once the GPUs are free."""
+        states = [job.state for job in jobs]
+        is_claimed_ahead = JobState.FETCHING in states or JobState.WAITING in states
         return (
-            self._life.is_up
-            and self._next is None
-            and self._current is self._decoding
-            and self._drain_until is None
-            and self._room.is_enough
-            and behind < self._rules.max_films_behind
+            self.state is SupervisorState.SERVING
+            and self._gpu_group.is_ready
+            and self._components.disk_space.is_enough
+            and not is_claimed_ahead
+            and JobState.RUNNING not in states
+            and len(states) < self._limits.max_unfinished
         )
 
-    def _ask(self) -> None:
-        can_take = self._can_take()
-        if can_take and not self._asked:
-            self._intake.ask()
-        elif self._asked and not can_take:
-            self._intake.withdraw()
-        self._asked = can_take
+    def _on_stop_requested(self, job: ClaimedJob) -> None:
+        """Stop a job where it is. One that only writes or finalizes is not stopped: see the finalizer."""
+        if job.stop_request is None:
+            return
+        if job.state in ON_GPUS:
+            logger.info("job %s is told to stop: %s", job.job_id, job.stop_request)
+            self._gpu_group.send(StopJob(job_id=job.job_id, reason=job.stop_request))
+        elif job.state is JobState.WAITING:
+            self._finalize(job, Stopped(job.stop_request))
 
-    def _show(self) -> None:
-        current = self._current
-        state = self._life.state(busy=current is not None)
-        if state == "ready" and not self._room.is_enough:
+    def _finalize_waiting(self, outcome: Outcome) -> None:
+        for job in self._jobs_in({JobState.WAITING}):
+            self._finalize(job, outcome)
+
+    def _finalize(self, job: ClaimedJob, outcome: Outcome) -> None:
+        """Hand the job to the finalizer. Without a lease there is nothing to record."""
+        job.enter(JobState.FINALIZING)
+        if job.stop_request == "lease_lost":
+            outcome = Stopped("lease_lost")
+        self._components.finalizer.start(job, outcome)
+
+    # What is due after each event
+
+    def _advance(self) -> None:
+        is_busy = bool(self._jobs_in(WITH_GROUP))
+        may_start = self.state is SupervisorState.SERVING
+        if failure := self._gpu_group.check(busy=is_busy, may_start=may_start):
+            self._on_group_failed(failure)
+        if self.state is SupervisorState.DRAINING and self._clock() > self._drain_deadline:
+            self._terminate()
+        self._run_waiting_job()
+        self._update_claim_request()
+        self._publish_status()
+        if self._is_drained():
+            self.state = change(self.state, SupervisorState.STOPPED)
+
+    def _run_waiting_job(self) -> None:
+        if self._jobs_in(ON_GPUS):
+            return
+        for job in self._jobs_in({JobState.WAITING}):  # one at most
+            assert job.run is not None
+            job.enter(JobState.RUNNING)
+            job.timeline.add_wait()
+            self._gpu_group.start_job(job.run)
+
+    def _update_claim_request(self) -> None:
+        if not self._can_run_next(self.jobs):
+            self._withdraw_claim_request()
+        elif not self._claim_is_requested:
+            self._claim_is_requested = True
+            self._consumer.request_claim()
+
+    def _withdraw_claim_request(self) -> None:
+        if self._claim_is_requested:
+            self._claim_is_requested = False
+            self._consumer.withdraw_request()
+
+    def _publish_status(self) -> None:
+        job_id = next((job.job_id for job in self._jobs_in(ON_GPUS)), None)
+        state = self._gpu_group.published_state(busy=job_id is not None)
+        if state == "ready" and not self._components.disk_space.is_enough:
             state = "full"
-        self._presence.show(Shown(state, current.job_id if current else None, self._capability))
+        self._components.heartbeat.update(GroupStatus(state, job_id, self._gpu_group.capability))
 
-    def _give_up(self, trouble: str) -> None:
-        """The group is not sound: its jobs go back to the queue, and another is started."""
-        logger.error("the group is given up: %s", trouble)
-        self._let_go(crashed=True)
-
-    def _let_go(self, *, crashed: bool) -> None:
-        self._life.end()
-        for held in self._with_group().values():
-            self._from_group(held, Requeued(crashed=crashed))
-        self._drop_next(Requeued(crashed=False))  # the group never had it
-
-    def _with_group(self) -> dict[str, ClaimedJob]:
-        """The jobs of which rank 0 has something to do."""
-        current = {self._current.job_id: self._current} if self._current else {}
-        return {**self._finishing, **current}
+    # The end
 
     def _drain(self) -> None:
-        if self._drain_until is not None:
+        """Claim nothing more, and requeue or finish every job within `drain_s`."""
+        if self.state is not SupervisorState.SERVING:
             return
         logger.info("draining")
-        self._drain_until = time.monotonic() + self._rules.drain_s
-        self._intake.stop()
-        self._preparation.stop()
-        self._closer.hurry()
-        self._drop_next(Requeued(crashed=False))
-        if self._current:
-            self._life.say(StopJob(job_id=self._current.job_id, reason="drain"))
+        self.state = change(self.state, SupervisorState.DRAINING)
+        self._drain_deadline = self._clock() + self._limits.drain_s
+        self._consumer.stop()
+        self._components.fetcher.stop()
+        self._components.finalizer.interrupt_uploads()
+        self._finalize_waiting(Requeued(crashed=False))
+        for job in self._jobs_in(ON_GPUS):
+            if job.stop_request is None:
+                self._gpu_group.send(StopJob(job_id=job.job_id, reason="drain"))
 
-    def _is_over(self) -> bool:
-        if self._drain_until is None:
-            return False
-        if time.monotonic() > self._drain_until + self._rules.last_words_s:
-            return True
-        return self._intake.is_over and self._inbox.empty() and not self._with_group() and not self._closing
+    def _terminate(self) -> None:
+        """Kill a group that did not stop its jobs in time, and wait only until they are requeued."""
+        logger.warning("the drain takes too long, so the GPU group is killed")
+        self.state = change(self.state, SupervisorState.TERMINATING)
+        self._stop_group(crashed=False)
+
+    def _is_drained(self) -> bool:
+        match self.state:
+            case SupervisorState.SERVING | SupervisorState.STOPPED:
+                return False
+            case SupervisorState.TERMINATING if self._clock() > self._drain_deadline + self._limits.requeue_s:
+                return True
+            case _:
+                may_claim = self._consumer.is_alive() or not self._inbox.empty()  # asked in this order
+                return not may_claim and not self.jobs
+
+    def _stop_components(self) -> None:
+        """Kill the group, and stop and join all threads within `JOIN_LIMIT_S`."""
+        self._gpu_group.stop()
+        deadline = time.monotonic() + JOIN_LIMIT_S
+        self._components.finalizer.stop()
+        for thread in self._components.threads:
+            thread.stop()
+        for thread in self._components.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                logger.warning("thread %s did not end in time", thread.name)
+        if not self._components.finalizer.join(max(0.0, deadline - time.monotonic())):
+            logger.warning("some jobs are not finalized; their leases will expire")

@@ -1,76 +1,173 @@
-"""A picture of how a job went, as Perfetto and Chrome's tracing show it (Trace Event Format, JSON).
+"""Record when each stage of a job was done, and write it as a file that Perfetto and Chrome show.
 
-`worker.supervisor.upload` stores it beside the video. A process of the picture is a group; its ranks are one
-row, on which the jobs of a group follow each other, and each job has rows of its own for what is done beside
-them. So the pictures of several jobs become one when their events are put together.
+`JobTimeline` collects the stages of one job. `trace_events` turns them into Trace Event Format (JSON), which
+`worker.supervisor.upload` stores beside the video. In that file a process is a GPU group. Its ranks are one
+row, on which the group's jobs follow each other; every job has rows of its own for the other lanes. So the
+files of several jobs can be merged by joining their events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
+from jobs.record import Phase, Progress, Status
 from jobs.store.holder import Lease
-from worker.stages import Lane, Stage
+from worker.supervisor.tracing import JobSpans, NoSpans
+from worker.telemetry import Lane, Stage
 
-Event = dict[str, Any]
+TraceEvent = dict[str, Any]
 
+MAX_DETAILS = 10_000  # about 2 MB of JSON
 RANKS: Lane = "ranks"
-TITLES: dict[Lane, str] = {"job": "waits", "ranks": "ranks", "film": "film", "storage": "storage"}
+ROW_NAMES: dict[Lane, str] = {"job": "waits", "ranks": "ranks", "video": "video", "storage": "storage"}
+
+_LANES: dict[Phase, Lane] = {"load": "job", "upload": "storage"}  # all other phases are the ranks'
 
 
-def timeline(claim: Lease, stages: Sequence[Stage]) -> dict[str, Any]:
-    """The picture of one attempt; the first one's begins with the wait in the queue."""
-    queued = [_queued(claim, stages)] if claim.attempt == 1 and stages else []
-    events = [_event(claim, stage) for stage in (*queued, *stages)]
+class JobTimeline:
+    """The stages of one job from its claim on. Any thread may add one.
+
+    Stages also become trace spans, except details.
+    """
+
+    def __init__(self, spans: JobSpans = NoSpans(), clock: Callable[[], float] = time.time) -> None:  # noqa: B008 - stateless
+        self._spans = spans
+        self._clock = clock
+        self._ended: list[Stage] = []
+        self._phase: Progress | None = Progress(phase="load")
+        self._phase_began_s = self._last_progress_s = clock()
+        self._is_finished = False
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Return all stages; the present phase counts as if it ended now."""
+        present = (self._present_phase(self._clock()),) if self._phase else ()
+        return (*self._ended, *present)
+
+    def enter_phase(self, progress: Progress) -> None:
+        """Record that the job has come this far.
+
+        Within a phase, the time since the last call is a detail of it: a step, or a chunk of frames.
+        """
+        now = self._clock()
+        if self._phase and _position(self._phase) == _position(progress):
+            self.add(_detail(progress, self._last_progress_s, now))
+        else:
+            self._end_phase(now)
+            self._phase_began_s = now
+        self._phase, self._last_progress_s = progress, now
+
+    def end_phase(self) -> None:
+        """Record that the present phase ended and no other follows yet."""
+        self._end_phase(self._clock())
+
+    def add(self, stage: Stage, *, failed: bool = False) -> None:
+        """Add a stage that was measured elsewhere. After `MAX_DETAILS` stages, details are dropped."""
+        if not stage.detail:
+            self._spans.add(stage, failed=failed)
+        if not stage.detail or len(self._ended) < MAX_DETAILS:
+            self._ended.append(stage)
+
+    def add_wait(self) -> None:
+        """Add the wait for the GPUs, which began when the last stage ended."""
+        began_s = self._ended[-1].ended_s if self._ended else self._phase_began_s
+        self.add(Stage(name="wait", lane="job", began_s=began_s, ended_s=self._clock()))
+
+    @contextmanager
+    def measure(self, name: str, lane: Lane) -> Iterator[None]:
+        """Add the body of the `with` statement as a stage, unless it raises."""
+        began_s = self._clock()
+        yield
+        self.add(Stage(name=name, lane=lane, began_s=began_s, ended_s=self._clock()))
+
+    def finish(self, status: Status | None) -> None:
+        """End the present phase and the spans with the status of the job, None if that is not known.
+
+        Only the first call counts.
+        """
+        if not self._is_finished:
+            self._is_finished = True
+            self._end_phase(self._clock(), failed=status == "failed")
+            self._spans.finish(status)
+
+    def _end_phase(self, now: float, *, failed: bool = False) -> None:
+        if self._phase:
+            self.add(self._present_phase(now), failed=failed)
+            self._phase = None
+
+    def _present_phase(self, now: float) -> Stage:
+        assert self._phase
+        phase, segment = self._phase.phase, self._phase.segment
+        lane = _LANES.get(phase, RANKS)
+        return Stage(name=phase, lane=lane, began_s=self._phase_began_s, ended_s=now, segment=segment)
+
+
+def _position(progress: Progress) -> tuple[Phase, int]:
+    return progress.phase, progress.segment
+
+
+def _detail(progress: Progress, began_s: float, ended_s: float) -> Stage:
+    name = f"step {progress.step}" if progress.step else "chunk"
+    return Stage(
+        name=name, lane=RANKS, began_s=began_s, ended_s=ended_s, segment=progress.segment, detail=True
+    )
+
+
+def trace_events(lease: Lease, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Return the Trace Event Format of one attempt; that of the first begins with the wait in the queue."""
+    queued = [_queued(lease, stages)] if lease.attempt == 1 and stages else []
+    events = [_event(lease, stage) for stage in (*queued, *stages)]
     events.sort(key=lambda event: (event["tid"], event["ts"], -event["dur"]))
-    return {"traceEvents": [*_names(claim), *events], "displayTimeUnit": "ms"}
+    return {"traceEvents": [*_names(lease), *events], "displayTimeUnit": "ms"}
 
 
-def _queued(claim: Lease, stages: Sequence[Stage]) -> Stage:
-    """From the order, in Redis's time, to the claim, in this machine's."""
+def _queued(lease: Lease, stages: Sequence[Stage]) -> Stage:
+    """Return the wait in the queue, from the submission (Redis's clock) to the claim (this machine's)."""
     claimed_s = min(stage.began_s for stage in stages)
-    ordered_s = min(claim.job.created_at.timestamp(), claimed_s)
-    return Stage(name="queued", lane="job", began_s=ordered_s, ended_s=claimed_s)
+    submitted_s = min(lease.job.created_at.timestamp(), claimed_s)
+    return Stage(name="queued", lane="job", began_s=submitted_s, ended_s=claimed_s)
 
 
-def _event(claim: Lease, stage: Stage) -> Event:
+def _event(lease: Lease, stage: Stage) -> TraceEvent:
     return {
         "name": stage.name,
         "cat": stage.lane,
         "ph": "X",
         "ts": _us(stage.began_s),
         "dur": max(0, _us(stage.ended_s) - _us(stage.began_s)),
-        "pid": _pid(claim),
-        "tid": _tid(claim, stage.lane),
-        "args": {"job": claim.job.id, "attempt": claim.attempt, "segment": stage.segment},
+        "pid": _pid(lease),
+        "tid": _tid(lease, stage.lane),
+        "args": {"job": lease.job.id, "attempt": lease.attempt, "segment": stage.segment},
     }
 
 
-def _names(claim: Lease) -> Iterator[Event]:
-    """What processes and rows are called, and in which order they stand."""
-    yield _meta(claim, "process_name", 0, name=f"group {claim.job.group or ''}".rstrip())
-    for place, (lane, title) in enumerate(TITLES.items()):
-        tid, of_job = _tid(claim, lane), "" if lane == RANKS else f" of {claim.job.id[:8]}"
-        yield _meta(claim, "thread_name", tid, name=f"{title}{of_job}")
-        yield _meta(claim, "thread_sort_index", tid, sort_index=0 if lane == RANKS else 1 + place)
+def _names(lease: Lease) -> Iterator[TraceEvent]:
+    """Yield the names of the process and its rows, and the order of the rows."""
+    yield _metadata(lease, "process_name", 0, name=f"group {lease.job.group or ''}".rstrip())
+    for index, (lane, name) in enumerate(ROW_NAMES.items()):
+        tid, of_job = _tid(lease, lane), "" if lane == RANKS else f" of {lease.job.id[:8]}"
+        yield _metadata(lease, "thread_name", tid, name=f"{name}{of_job}")
+        yield _metadata(lease, "thread_sort_index", tid, sort_index=0 if lane == RANKS else 1 + index)
 
 
-def _meta(claim: Lease, kind: str, tid: int, **args: object) -> Event:
-    return {"name": kind, "ph": "M", "pid": _pid(claim), "tid": tid, "args": args}
+def _metadata(lease: Lease, kind: str, tid: int, **args: object) -> TraceEvent:
+    return {"name": kind, "ph": "M", "pid": _pid(lease), "tid": tid, "args": args}
 
 
-def _pid(claim: Lease) -> int:
-    return _number(claim.job.group or "")
+def _pid(lease: Lease) -> int:
+    return _number_of(lease.job.group or "")
 
 
-def _tid(claim: Lease, lane: Lane) -> int:
-    return 1 if lane == RANKS else _number(f"{claim.job.id} {lane}")
+def _tid(lease: Lease, lane: Lane) -> int:
+    return 1 if lane == RANKS else _number_of(f"{lease.job.id} {lane}")
 
 
-def _number(name: str) -> int:
-    """The same for the same name, positive, of 31 bits, and hardly that of another."""
+def _number_of(name: str) -> int:
+    """Return a positive number of 31 bits, the same for the same name."""
     return 2 + crc32(name.encode()) % (2**31 - 2)
 
 

@@ -1,54 +1,73 @@
-"""What a supervisor tells of a job to those who trace: its wait in the queue, its run, each stage of that.
+"""Send the stages of a job as OpenTelemetry spans, where a collector is configured.
 
-`worker.stages` calls it. The spans stand below the request that ordered the job, whose place in the trace
-came through the queue. Where nobody traces, nothing happens here.
+The spans are children of the request that submitted the job; its `traceparent` came through the queue.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from jobs.record import Status
 from jobs.store.holder import Lease
-from worker.stages import JobSpans, Stage, Untold
+from worker.telemetry import Stage
 
 if TYPE_CHECKING:
     from jobs.otel import Tracing, Values
 
 
-class TracedJob:
-    """Where somebody does. The wait ends with the first claim, which later ones only begin again."""
-
-    def __init__(self, claim: Lease, tracing: Tracing) -> None:
-        job = claim.job
-        self._tracing = tracing
-        self._about: Values = {"longcat.job_id": job.id, "longcat.task": job.order.plan.task}
-        parent = job.traceparent
-        if claim.attempt == 1:
-            wait = tracing.begin("queue", parent, self._about, at=job.created_at)
-            wait.end(at=job.started_at)
-            parent = parent or wait.traceparent
-        values = {**self._about, "longcat.attempt": claim.attempt, "longcat.group": job.group or ""}
-        self._run = tracing.begin("run", parent, values)
-        self._below = self._run.traceparent
+class JobSpans(Protocol):
+    """Receive the stages of one job."""
 
     def add(self, stage: Stage, *, failed: bool = False) -> None:
-        """See `JobSpans`."""
-        values = {**self._about, "longcat.lane": stage.lane, "longcat.segment": stage.segment}
-        span = self._tracing.begin(stage.name, self._below, values, at=_time(stage.began_s))
-        span.end(failed=failed, at=_time(stage.ended_s))
+        """Add a stage that ended; `failed` if the job failed in it."""
 
-    def end(self, status: Status | None) -> None:
-        """See `JobSpans`."""
+    def finish(self, status: Status | None) -> None:
+        """End the span of the job with its status, None if that is not known."""
+
+
+class NoSpans:
+    """Ignore all stages, where no collector is configured."""
+
+    def add(self, stage: Stage, *, failed: bool = False) -> None:
+        """Ignore the stage."""
+
+    def finish(self, status: Status | None) -> None:
+        """Ignore the status."""
+
+
+class TracedJob:
+    """Send the stages of one job. The first attempt also has a span for the wait in the queue."""
+
+    def __init__(self, lease: Lease, tracing: Tracing) -> None:
+        job = lease.job
+        self._tracing = tracing
+        self._attributes: Values = {"longcat.job_id": job.id, "longcat.task": job.order.plan.task}
+        parent = job.traceparent
+        if lease.attempt == 1:
+            queued = tracing.begin("queue", parent, self._attributes, at=job.created_at)
+            queued.end(at=job.started_at)
+            parent = parent or queued.traceparent
+        attributes = {
+            **self._attributes,
+            "longcat.attempt": lease.attempt,
+            "longcat.group": job.group or "",
+        }
+        self._run = tracing.begin("run", parent, attributes)
+
+    def add(self, stage: Stage, *, failed: bool = False) -> None:
+        """Send a span for this stage."""
+        attributes = {**self._attributes, "longcat.lane": stage.lane, "longcat.segment": stage.segment}
+        began, ended = (datetime.fromtimestamp(at_s, UTC) for at_s in (stage.began_s, stage.ended_s))
+        span = self._tracing.begin(stage.name, self._run.traceparent, attributes, at=began)
+        span.end(failed=failed, at=ended)
+
+    def finish(self, status: Status | None) -> None:
+        """End the span of the run."""
         self._run.note({"longcat.status": status or "lease_lost"})
         self._run.end(failed=status == "failed")
 
 
-def spans_of(claim: Lease, tracing: Tracing | None) -> JobSpans:
-    """The spans of a job that was just claimed."""
-    return TracedJob(claim, tracing) if tracing else Untold()
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def spans_of(lease: Lease, tracing: Tracing | None) -> JobSpans:
+    """Return the spans of a job that was just claimed."""
+    return TracedJob(lease, tracing) if tracing else NoSpans()

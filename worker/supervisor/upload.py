@@ -1,14 +1,16 @@
-"""A finished film's way to the storage: tried again for as long as it may take, never generated again.
+"""Store a finished video, its thumbnail and its timeline.
 
-`worker.supervisor.finalize` does this in a thread of its own while the group works on the next job.
+A failed upload is repeated for as long as it may take; the video is never generated again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from jobs.errors import LongCatError, UploadFailed
 from jobs.record import Result
@@ -17,62 +19,64 @@ from jobs.storage.keys import thumbnail_key, timeline_key, video_key
 from worker.messages import VideoFile
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.retry import retry_while_unavailable
-from worker.supervisor.timeline import timeline
+from worker.supervisor.timeline import trace_events
 
 logger = logging.getLogger(__name__)
 
 TIMELINE = "timeline.json"
 
 
-class Upload:
-    """Stores films. `limit_s` bounds how long the storage may be away."""
+class Uploader:
+    """Store videos. `limit_s` bounds how long the storage may be unavailable."""
 
-    def __init__(self, storage: Storage, limit_s: float) -> None:
+    def __init__(self, storage: Storage, limit_s: float, stopping: threading.Event) -> None:
         self._storage = storage
         self._limit_s = limit_s
+        self._stopping = stopping
 
-    def store(self, held: ClaimedJob, film: VideoFile, may_go_on: Callable[[], None]) -> Result:
-        """Store the film and its thumbnail under keys of this attempt.
+    def upload(self, job: ClaimedJob, video: VideoFile, check: Callable[[], None]) -> Result:
+        """Store the files under keys of this attempt, and return the job's result.
 
-        Raises UploadFailed after the limit, DiskFull, and what `may_go_on` raises.
+        `check` runs before each repetition. Raises UploadFailed after the limit, DiskFull, Interrupted, and
+        what `check` raises.
         """
         began = time.monotonic()
 
-        def in_time() -> None:
-            may_go_on()
+        def check_limit() -> None:
+            check()
             if time.monotonic() - began > self._limit_s:
-                raise UploadFailed(f"the storage was away for {self._limit_s:.0f} s")
+                raise UploadFailed(f"the storage was unavailable for {self._limit_s:.0f} s")
 
-        job_id, attempt = held.job_id, held.claim.attempt
-        video, thumbnail = video_key(job_id, attempt), thumbnail_key(job_id, attempt)
-        with held.stages.doing("video", "storage"):
-            retry_while_unavailable(
-                lambda: self._storage.put(video, held.folder / film.video, "video/mp4"), in_time
-            )
-        with held.stages.doing("thumbnail", "storage"):
-            still = held.folder / film.thumbnail
-            retry_while_unavailable(lambda: self._storage.put(thumbnail, still, "image/jpeg"), in_time)
-        self._tell(held, timeline_key(video))
-        held.timings_s = {**held.timings_s, "upload": time.monotonic() - began}
+        attempt = job.lease.attempt
+        keys = video_key(job.job_id, attempt), thumbnail_key(job.job_id, attempt)
+        for name, key, file, media_type in (
+            ("video", keys[0], video.video, "video/mp4"),
+            ("thumbnail", keys[1], video.thumbnail, "image/jpeg"),
+        ):
+            with job.timeline.measure(name, "storage"):
+                put = partial(self._storage.put, key, job.folder / file, media_type)
+                retry_while_unavailable(put, check_limit, self._stopping)
+        self._upload_timeline(job, timeline_key(keys[0]))
+        job.timings_s = {**job.timings_s, "upload": time.monotonic() - began}
         return Result(
-            video_key=video,
-            thumbnail_key=thumbnail,
-            width=film.width,
-            height=film.height,
-            num_frames=film.num_frames,
-            fps=film.fps,
-            duration_s=film.num_frames / film.fps,
-            size_bytes=film.size_bytes,
-            sha256=film.sha256,
-            seed=held.claim.job.order.seed,
-            dtype=film.dtype,
+            video_key=keys[0],
+            thumbnail_key=keys[1],
+            width=video.width,
+            height=video.height,
+            num_frames=video.num_frames,
+            fps=video.fps,
+            duration_s=video.num_frames / video.fps,
+            size_bytes=video.size_bytes,
+            sha256=video.sha256,
+            seed=job.lease.job.order.seed,
+            dtype=video.dtype,
         )
 
-    def _tell(self, held: ClaimedJob, key: str) -> None:
-        """Store how the job went; it succeeds without that, too."""
-        path = held.folder / TIMELINE
+    def _upload_timeline(self, job: ClaimedJob, key: str) -> None:
+        """Store the timeline once; the job succeeds without it, too."""
+        path = job.folder / TIMELINE
         try:
-            path.write_text(json.dumps(timeline(held.claim, held.stages.so_far)))
+            path.write_text(json.dumps(trace_events(job.lease, job.timeline.stages)))
             self._storage.put(key, path, "application/json")
         except (LongCatError, OSError) as error:
-            logger.warning("job %s has no timeline: %s", held.job_id, error)
+            logger.warning("job %s has no timeline: %s", job.job_id, error)

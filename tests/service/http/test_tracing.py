@@ -16,8 +16,9 @@ from service.app import create_app
 from tests.collector import collecting
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.waiting import wait_until
-from worker.stages import Stage, Stages, Untold
-from worker.supervisor.tracing import TracedJob, spans_of
+from worker.supervisor.timeline import JobTimeline
+from worker.supervisor.tracing import NoSpans, TracedJob, spans_of
+from worker.telemetry import Stage
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{CALLER}-01"
@@ -57,11 +58,11 @@ def order(client, **headers):
 def run(worker, ours, status="succeeded"):
     """What a supervisor tells of the next job."""
     claim = worker.claim()
-    stages = Stages(spans_of(claim, ours))
+    timeline = JobTimeline(spans_of(claim, ours))
     for phase, segment in PHASES:
-        stages.enter(Progress(phase=phase, segment=segment, num_segments=2))
-    stages.end(status)
-    stages.end(None)
+        timeline.enter_phase(Progress(phase=phase, segment=segment, num_segments=2))
+    timeline.finish(status)
+    timeline.finish(None)
     return claim
 
 
@@ -179,10 +180,10 @@ def test_what_is_done_beside_the_phases_is_a_span_unless_it_is_a_detail(traced, 
     order(traced)
     claim = worker.claim()
     spans = spans_of(claim, ours)
-    stages = Stages(spans)
+    timeline = JobTimeline(spans)
     for name, detail in (("x264", True), ("join", False)):
-        stages.add(Stage(name=name, lane="film", began_s=1.0, ended_s=1.5, detail=detail))
-    stages.end("succeeded")
+        timeline.add(Stage(name=name, lane="video", began_s=1.0, ended_s=1.5, detail=detail))
+    timeline.finish("succeeded")
     (ran,), (joined,) = named(collector, "run"), named(collector, "join")
     assert (joined.parent_id, joined.ended_ns - joined.began_ns) == (ran.span_id, 500_000_000)
     assert {span.name for span in collector.of(claim.job.id)} == {"queue", "run", "load", "join"}
@@ -191,5 +192,5 @@ def test_what_is_done_beside_the_phases_is_a_span_unless_it_is_a_detail(traced, 
 def test_where_nobody_traces_a_job_has_spans_that_do_nothing(client, order, worker):
     order()
     spans = run(worker, None) and spans_of(None, None)
-    assert isinstance(spans, Untold)
+    assert isinstance(spans, NoSpans)
     assert not isinstance(spans, TracedJob)

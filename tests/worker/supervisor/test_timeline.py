@@ -1,4 +1,4 @@
-"""Timelines as a viewer of traces reads them."""
+"""Check the timeline file as a trace viewer reads it, and how stages are collected."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from jobs.store.holder import Lease
-from tests.worker.examples import Desk
-from worker.stages import Stage
-from worker.supervisor.timeline import timeline
+from tests.worker.supervisor.backends import LocalBackends
+from worker.supervisor.timeline import trace_events
+from worker.telemetry import Stage
 
 NOW = 1_000_000.0
 
@@ -23,17 +23,17 @@ STAGES = [
     stage("load", "job", 2, 3),
     stage("step 1", "ranks", 3, 4, segment=1, detail=True),
     stage("denoise", "ranks", 3, 5, segment=1),
-    stage("x264", "film", 5, 5.25),
+    stage("x264", "video", 5, 5.25),
     stage("video", "storage", 6, 7),
 ]
 
 
-def claimed(desk: Desk) -> Lease:
-    """A claim of a job that was ordered at `NOW`."""
-    desk.submit()
-    claim = desk.claim()
-    job = claim.job.model_copy(update={"created_at": datetime.fromtimestamp(NOW, UTC)})
-    return replace(claim, job=job)
+def claimed(backends: LocalBackends) -> Lease:
+    """The lease of a job that was submitted at `NOW`."""
+    backends.submit()
+    lease = backends.claim()
+    job = lease.job.model_copy(update={"created_at": datetime.fromtimestamp(NOW, UTC)})
+    return replace(lease, job=job)
 
 
 def of(document, kind):
@@ -41,38 +41,38 @@ def of(document, kind):
 
 
 def names(document):
-    """Rows by number."""
+    """Row names by thread id."""
     return {e["tid"]: e["args"]["name"] for e in of(document, "M") if e["name"] == "thread_name"}
 
 
-def test_stages_are_complete_events_in_microseconds_on_rows_with_names(desk):
-    claim = claimed(desk)
-    document = json.loads(json.dumps(timeline(claim, STAGES)))
+def test_stages_are_complete_events_in_microseconds_on_named_rows(backends):
+    lease = claimed(backends)
+    document = json.loads(json.dumps(trace_events(lease, STAGES)))
     rows = names(document)
     shown = {e["name"]: (rows[e["tid"]], e["ts"] - round(NOW * 1e6), e["dur"]) for e in of(document, "X")}
-    mine = f"of {claim.job.id[:8]}"
+    mine = f"of {lease.job.id[:8]}"
     assert shown == {
         "queued": (f"waits {mine}", 0, 2_000_000),
         "load": (f"waits {mine}", 2_000_000, 1_000_000),
         "denoise": ("ranks", 3_000_000, 2_000_000),
         "step 1": ("ranks", 3_000_000, 1_000_000),
-        "x264": (f"film {mine}", 5_000_000, 250_000),
+        "x264": (f"video {mine}", 5_000_000, 250_000),
         "video": (f"storage {mine}", 6_000_000, 1_000_000),
     }
     assert {e["args"]["segment"] for e in of(document, "X") if rows[e["tid"]] == "ranks"} == {1}
     assert {type(e[key]) for e in of(document, "X") for key in ("ts", "dur", "pid", "tid")} == {int}
 
 
-def test_on_a_row_a_stage_stands_before_its_parts(desk):
-    claim = claimed(desk)
-    events = of(timeline(claim, STAGES), "X")
+def test_stage_precedes_its_details(backends):
+    lease = claimed(backends)
+    events = of(trace_events(lease, STAGES), "X")
     for one, next_ in pairwise(events):
         if one["tid"] == next_["tid"]:
             assert one["ts"] < next_["ts"] or one["dur"] >= next_["dur"]
 
 
-def test_jobs_of_a_group_share_its_ranks_and_nothing_else(desk):
-    first, second = (timeline(claimed(desk), STAGES) for _ in range(2))
+def test_jobs_of_a_group_share_only_the_row_of_its_ranks(backends):
+    first, second = (trace_events(claimed(backends), STAGES) for _ in range(2))
     assert {e["pid"] for e in of(first, "X")} == {e["pid"] for e in of(second, "X")}
     (shared,) = names(first).keys() & names(second).keys()
     assert names(first)[shared] == "ranks"
@@ -80,15 +80,18 @@ def test_jobs_of_a_group_share_its_ranks_and_nothing_else(desk):
     assert process["args"] == {"name": "group a"}
 
 
-def test_a_later_attempt_did_not_wait_in_the_queue_again(desk):
-    claim = claimed(desk)
-    desk.job_store.holder.requeue(claim, crashed=True)
-    events = of(timeline(desk.claim(), STAGES), "X")
+def test_later_attempt_has_no_queued_stage(backends):
+    lease = claimed(backends)
+    backends.job_store.holder.requeue(lease, crashed=True)
+    events = of(trace_events(backends.claim(), STAGES), "X")
     assert {e["args"]["attempt"] for e in events} == {2}
     assert "queued" not in {e["name"] for e in events}
 
 
-def test_clocks_that_differ_make_nothing_last_less_than_no_time(desk):
-    claim = claimed(desk)
-    stages = [stage("load", "job", -5, -4), stage("x264", "film", 1, 0.5)]
-    assert [e["dur"] for e in of(timeline(claim, stages), "X") if e["name"] in {"queued", "x264"}] == [0, 0]
+def test_no_duration_is_negative_if_clocks_differ(backends):
+    lease = claimed(backends)
+    stages = [stage("load", "job", -5, -4), stage("x264", "video", 1, 0.5)]
+    assert [e["dur"] for e in of(trace_events(lease, stages), "X") if e["name"] in {"queued", "x264"}] == [
+        0,
+        0,
+    ]

@@ -7,7 +7,7 @@ SILENCE_S, STEP_S = 60.0, 2.0
 
 
 class Clock:
-    """Time that a test lets pass, looking at the dog each second as the supervisor does."""
+    """Time that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -19,36 +19,36 @@ class Clock:
 class Scene:
     def __init__(self) -> None:
         self.clock = Clock()
-        self.dog = Watchdog(SILENCE_S, STEP_S, self.clock)
-        self.dog.begin()
+        self.watchdog = Watchdog(SILENCE_S, STEP_S, self.clock)
+        self.watchdog.start_job()
 
     def wait(self, seconds: float) -> bool:
-        """Let time pass in small looks; whether it counted as a hang at the end."""
+        """Let time pass, polling as the supervisor does; return whether the group counts as stalled."""
         stalled = False
         for _ in range(round(seconds * 10)):
             self.clock.now += 0.1
-            stalled = self.dog.stalled()
+            stalled = self.watchdog.is_stalled()
         return stalled
 
     def step(self, step: int, num_steps: int = 50, phase: str = "denoise", after_s: float = 1.0) -> None:
         self.wait(after_s)
-        self.dog.heard(Progress(phase=phase, step=step, num_steps=num_steps))
+        self.watchdog.on_message(Progress(phase=phase, step=step, num_steps=num_steps))
 
 
-def test_silence_before_the_first_step_may_last_long():
+def test_silence_before_the_first_step_may_last_for_the_silence_limit():
     scene = Scene()
     assert not scene.wait(SILENCE_S - 1)
     assert scene.wait(2)
 
 
-def test_any_message_ends_a_silence():
+def test_any_message_ends_the_silence():
     scene = Scene()
     scene.wait(SILENCE_S - 1)
-    scene.dog.heard(None)
+    scene.watchdog.on_message(None)
     assert not scene.wait(SILENCE_S - 1)
 
 
-def test_between_measured_steps_a_few_step_times_are_the_limit():
+def test_silence_between_steps_is_limited_by_the_step_time():
     scene = Scene()
     for step in (1, 2, 3):
         scene.step(step, after_s=1.0)
@@ -56,14 +56,14 @@ def test_between_measured_steps_a_few_step_times_are_the_limit():
     assert scene.wait(1.0)
 
 
-def test_the_slowest_step_counts():
+def test_slowest_step_sets_the_limit():
     scene = Scene()
     for step, after_s in ((1, 1.0), (2, 1.0), (3, 4.0), (4, 1.0)):
         scene.step(step, after_s=after_s)
     assert not scene.wait(4 * SLOWEST_STEPS - 1)
 
 
-def test_quick_steps_are_given_the_least_limit():
+def test_fast_steps_have_the_lowest_limit():
     scene = Scene()
     for step in (1, 2, 3):
         scene.step(step, after_s=0.1)
@@ -71,14 +71,14 @@ def test_quick_steps_are_given_the_least_limit():
     assert scene.wait(0.5)
 
 
-def test_after_the_last_step_the_limit_is_long_again():
+def test_silence_limit_applies_after_the_last_step():
     scene = Scene()
     for step in (1, 2, 3):
         scene.step(step, num_steps=3, after_s=0.1)
     assert not scene.wait(SILENCE_S - 1)
 
 
-def test_the_first_step_of_the_next_stage_may_last_long():
+def test_silence_limit_applies_to_the_first_step_of_a_stage():
     scene = Scene()
     for step in (1, 2, 3):
         scene.step(step, num_steps=3, after_s=0.1)
@@ -86,18 +86,18 @@ def test_the_first_step_of_the_next_stage_may_last_long():
     assert not scene.wait(SILENCE_S - 1)
 
 
-def test_the_next_job_does_not_inherit_the_step_time():
+def test_next_job_does_not_inherit_the_step_time():
     scene = Scene()
     for step in (1, 2, 3):
         scene.step(step, after_s=0.1)
-    scene.dog.begin()
+    scene.watchdog.start_job()
     assert not scene.wait(SILENCE_S - 1)
 
 
-def test_time_in_which_this_process_was_stopped_is_not_the_group_s_silence():
+def test_time_while_the_supervisor_was_suspended_does_not_count():
     scene = Scene()
     for step in (1, 2, 3):
         scene.step(step, after_s=0.1)
     scene.clock.now += 3600
-    assert not scene.dog.stalled()
+    assert not scene.watchdog.is_stalled()
     assert scene.wait(STEP_S)

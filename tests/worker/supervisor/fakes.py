@@ -1,0 +1,267 @@
+"""Provide a supervisor whose components record what they are told; its logic and its GPU group are real.
+
+No thread runs: a test hands one event after the other to `Supervisor.handle`, and time stands still unless
+the test advances it. Each fake is a subclass of the real component, so that their methods stay the same.
+"""
+
+from __future__ import annotations
+
+import queue
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from jobs.capability import Capability
+from jobs.record import Job
+from jobs.store.holder import Lease
+from tests.worker.examples import ORDER
+from worker.messages import Checkpoint, Message, Ready, RunJob, StopJob, VideoFile
+from worker.supervisor.checkpoints import CheckpointUploader
+from worker.supervisor.consumer import Consumer
+from worker.supervisor.disk_space import DiskSpace
+from worker.supervisor.events import GroupMessage, Inbox, JobClaimed, JobFetched, JobFinalized, Tick
+from worker.supervisor.fetch import InputFetcher
+from worker.supervisor.finalize import Finalizer
+from worker.supervisor.gpu_group import GpuGroup, GroupLimits
+from worker.supervisor.group_process import GroupProcess
+from worker.supervisor.job import ClaimedJob, Outcome
+from worker.supervisor.lease_renewer import LeaseRenewer
+from worker.supervisor.registration import GroupStatus, Heartbeat
+from worker.supervisor.states import JobState
+from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
+from worker.supervisor.threads import StoppableThread
+
+CAPABILITY = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
+READY = Ready(capability=CAPABILITY, pids=(1, 2))
+VIDEO = VideoFile(
+    video="v.mp4", thumbnail="t.jpg", width=96, height=64, num_frames=9, fps=15, size_bytes=1, sha256="5"
+)
+CHECKPOINT = Checkpoint(segment=0, stage="denoise", step=2, state="state.safetensors")
+
+
+class FakeProcess(GroupProcess):
+    """Processes of a group that do not exist."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.lives = True
+        self.is_killed = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self.lives and not self.is_killed
+
+    def set_ranks(self, pids: tuple[int, ...]) -> None:
+        """There are none."""
+
+    def send(self, message: Message) -> None:
+        assert not self.is_killed
+        self.sent.append(message)
+
+    def kill(self) -> None:
+        self.is_killed = True
+
+
+class IdleThread(StoppableThread):
+    """A thread that does nothing until it is stopped."""
+
+    def __init__(self) -> None:
+        StoppableThread.__init__(self, "fake")
+
+    def run(self) -> None:
+        self.stopping.wait()
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+
+class FakeConsumer(IdleThread, Consumer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_requested = False
+        self.has_ended = False
+
+    def run(self) -> None:
+        super().run()
+        self.has_ended = True
+
+    def request_claim(self) -> None:
+        assert not self.stopping.is_set(), "a claim is requested after the drain began"
+        self.is_requested = True
+
+    def withdraw_request(self) -> None:
+        self.is_requested = False
+
+    def is_alive(self) -> bool:
+        return not self.has_ended
+
+
+class FakeFetcher(InputFetcher):
+    def __init__(self) -> None:
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+class FakeLeaseRenewer(IdleThread, LeaseRenewer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: list[ClaimedJob] = []
+
+    def add(self, job: ClaimedJob) -> None:
+        self.jobs.append(job)
+
+    def remove(self, job: ClaimedJob) -> None:
+        self.jobs.remove(job)
+
+
+class FakeFinalizer(Finalizer):
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[ClaimedJob, Outcome]] = []
+        self.interrupted = self.is_stopped = False
+
+    def start(self, job: ClaimedJob, outcome: Outcome) -> None:
+        self.outcomes.append((job, outcome))
+
+    def interrupt_uploads(self) -> None:
+        self.interrupted = True
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def join(self, timeout_s: float) -> bool:
+        return True
+
+
+class FakeCheckpointUploader(IdleThread, CheckpointUploader):
+    def __init__(self) -> None:
+        super().__init__()
+        self.submitted: list[tuple[ClaimedJob, Checkpoint]] = []
+
+    def submit(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
+        self.submitted.append((job, checkpoint))
+
+
+class FakeHeartbeat(IdleThread, Heartbeat):
+    def __init__(self) -> None:
+        super().__init__()
+        self.status = GroupStatus()
+
+    def update(self, status: GroupStatus) -> None:
+        self.status = status
+
+
+class FakeSupervisor:
+    """A supervisor, its fake components, and the events that they would cause."""
+
+    def __init__(
+        self,
+        max_unfinished: int = 2,
+        drain_s: float = 30.0,
+        requeue_s: float = 5.0,
+        maintenance: tuple[StoppableThread, ...] = (),
+    ) -> None:
+        self.now = 0.0
+        self.processes: list[FakeProcess] = []
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.consumer, self.fetcher, self.lease_renewer = FakeConsumer(), FakeFetcher(), FakeLeaseRenewer()
+        self.finalizer, self.checkpoints = FakeFinalizer(), FakeCheckpointUploader()
+        self.heartbeat, self.disk_space = FakeHeartbeat(), DiskSpace([], 0)
+        limits = GroupLimits(
+            start_limit_s=100.0, stall_s=50.0, step_stall_s=50.0, max_failed_starts=2, longest_pause_s=8.0
+        )
+        self.gpu_group = GpuGroup(self._start_process, limits, lambda: self.now)
+        components = Components(
+            gpu_group=self.gpu_group,
+            consumer=self.consumer,
+            fetcher=self.fetcher,
+            lease_renewer=self.lease_renewer,
+            finalizer=self.finalizer,
+            checkpoints=self.checkpoints,
+            heartbeat=self.heartbeat,
+            disk_space=self.disk_space,
+            maintenance=maintenance,
+        )
+        self.components = components
+        self.supervisor = Supervisor(
+            components, self.inbox, SupervisorLimits(max_unfinished, drain_s, requeue_s), lambda: self.now
+        )
+        self._ids = (f"job-{index}" for index in count())
+
+    def _start_process(self) -> FakeProcess:
+        self.processes.append(FakeProcess())
+        return self.processes[-1]
+
+    @property
+    def process(self) -> FakeProcess:
+        """The processes of the latest start."""
+        return self.processes[-1]
+
+    @property
+    def sent(self) -> list[Message]:
+        """What the group was sent since its latest start."""
+        return self.process.sent
+
+    def tick(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        self.supervisor.handle(Tick())
+
+    def receive(self, message: Message | None) -> None:
+        """Handle a message of rank 0, None for a closed connection."""
+        self.supervisor.handle(GroupMessage(self.process, message))
+
+    def bring_up(self) -> None:
+        """Start the group and have it report that it is ready."""
+        self.tick()
+        self.receive(READY)
+
+    def new_job(self, job_id: str | None = None, fence: int = 1) -> ClaimedJob:
+        """A job that the consumer just claimed."""
+        record = Job(
+            id=job_id or next(self._ids),
+            status="running",
+            order=ORDER,
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        )
+        job = ClaimedJob(Lease(record, fence, 60.0), Path("/spool") / record.id)
+        self.lease_renewer.add(job)
+        return job
+
+    def claim(self, job: ClaimedJob | None = None) -> ClaimedJob:
+        job = job or self.new_job()
+        self.supervisor.handle(JobClaimed(job))
+        return job
+
+    def fetch(self, job: ClaimedJob, outcome: Outcome | None = None) -> None:
+        """Report that the job is fetched, or its outcome instead."""
+        run = RunJob(job_id=job.job_id, order=job.lease.job.order, folder=job.folder)
+        self.supervisor.handle(JobFetched(job, outcome or run))
+
+    def run_job(self) -> ClaimedJob:
+        """A job that has the GPUs."""
+        job = self.claim()
+        self.fetch(job)
+        assert job.state is JobState.RUNNING
+        return job
+
+    def finish(self, job: ClaimedJob) -> None:
+        """Report that the finalizer is done with the job."""
+        self.supervisor.handle(JobFinalized(job))
+
+    def outcomes(self, job: ClaimedJob) -> list[Outcome]:
+        return [outcome for finalized, outcome in self.finalizer.outcomes if finalized is job]
+
+    def outcome(self, job: ClaimedJob) -> Outcome | None:
+        """The outcome with which the job was finalized, None if it was not."""
+        outcomes = self.outcomes(job)
+        assert len(outcomes) <= 1
+        return outcomes[0] if outcomes else None
+
+    def runs(self) -> list[str]:
+        """The ids of the jobs that the group was given since its latest start."""
+        return [message.job_id for message in self.sent if isinstance(message, RunJob)]
+
+    def stops(self) -> list[Any]:
+        return [message for message in self.sent if isinstance(message, StopJob)]

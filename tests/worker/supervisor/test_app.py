@@ -1,0 +1,151 @@
+"""Build supervisors from settings. Their GPU group never starts; everything else works without it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs.capability import GroupRegistration, groups
+from jobs.errors import GroupTaken, Unavailable
+from jobs.storage.folder import FolderStorage
+from tests.waiting import wait_until
+from tests.worker.supervisor.backends import LocalBackends, write_video
+from worker.settings import WorkerSettings
+from worker.supervisor import app
+from worker.supervisor.app import build_supervisor
+from worker.supervisor.job import ClaimedJob
+from worker.supervisor.spool import PendingUpload, Spool
+from worker.supervisor.supervisor import Supervisor
+
+
+class Scene:
+    def __init__(self, backends: LocalBackends, redis_url: str, folder: Path) -> None:
+        self.backends = backends
+        self.settings = WorkerSettings(
+            redis_url=redis_url,
+            data_dir=folder / "data",
+            checkpoint=folder,
+            device="cpu",
+            worker_name="w",
+            rank_module="no_such_module",
+            max_failed_starts=1,
+        )
+        self.storage = FolderStorage(Path(self.settings.storage_location))
+        self.spool = Spool(self.settings.group_folder(0) / "jobs")
+        self.supervisor: Supervisor | None = None
+
+    def serve(self) -> None:
+        self.supervisor = build_supervisor(self.settings, 0)
+        self.thread = threading.Thread(target=self.supervisor.serve)
+        self.thread.start()
+
+    def drain(self) -> None:
+        if self.supervisor:
+            self.supervisor.request_drain()
+            self.thread.join(60)
+            assert not self.thread.is_alive()
+
+    def finished_job(self) -> ClaimedJob:
+        """A job whose video is in the spool of a supervisor that died."""
+        self.backends.submit()
+        lease = self.backends.claim("w-0")
+        job = ClaimedJob(lease, self.spool.folder(lease.job.id))
+        pending = PendingUpload(fence=lease.fence, video=write_video(job.folder), timings_s={"decode": 2.0})
+        self.spool.write_pending_upload(job.job_id, pending)
+        return job
+
+    def status(self, job: ClaimedJob) -> str:
+        return self.backends.job_store.client.get(job.job_id).status
+
+
+@pytest.fixture
+def scene(backends: LocalBackends, redis_server: str, tmp_path: Path):
+    scene = Scene(backends, redis_server, tmp_path)
+    yield scene
+    scene.drain()
+
+
+def test_video_of_the_last_supervisor_is_uploaded(scene):
+    job = scene.finished_job()
+    scene.serve()
+    wait_until(lambda: scene.status(job) == "succeeded")
+    record = scene.backends.job_store.client.get(job.job_id)
+    assert b"".join(scene.storage.read(record.result.video_key)) == b"video"
+    assert (record.attempt, record.timings_s["decode"]) == (1, 2.0)
+    wait_until(lambda: scene.spool.job_ids == [])
+
+
+def test_video_of_a_job_that_another_group_has_claimed_is_not_uploaded(scene):
+    job = scene.finished_job()
+    lease = scene.backends.claim_elsewhere(job)
+    scene.serve()
+    wait_until(lambda: groups(scene.backends.redis))
+    assert scene.backends.job_store.holder.renew_lease(lease) is None
+    assert list(scene.storage.keys(f"jobs/{job.job_id}/")) == []
+    assert scene.spool.job_ids == [job.job_id]  # the job may be claimed here again
+
+
+def test_video_of_a_job_that_has_ended_is_removed(scene):
+    job = scene.finished_job()
+    scene.backends.job_store.holder.confirm_cancel(job.lease)
+    scene.serve()
+    wait_until(lambda: scene.spool.job_ids == [])
+
+
+def test_video_of_a_job_with_a_requested_cancel_is_not_uploaded(scene):
+    job = scene.finished_job()
+    scene.backends.job_store.client.cancel(job.job_id)
+    scene.serve()
+    wait_until(lambda: scene.status(job) == "cancelled")
+    assert list(scene.storage.keys(f"jobs/{job.job_id}/")) == []
+
+
+def test_group_that_cannot_start_is_published_as_broken_and_claims_nothing(scene):
+    job_id = scene.backends.submit()
+    scene.backends.tickets.deliver(job_id)
+    scene.serve()
+    wait_until(lambda: [group.state for group in groups(scene.backends.redis)] == ["broken"])
+    assert scene.backends.job_store.client.get(job_id).status == "queued"
+    assert scene.backends.tickets.count() == 1
+
+
+def test_supervisor_delivers_missing_tickets(scene):
+    job_id = scene.backends.submit()  # no ticket was delivered
+    scene.serve()
+    wait_until(lambda: scene.backends.tickets.count() == 1)
+    assert scene.backends.job_store.client.get(job_id).status == "queued"
+
+
+def test_two_workers_cannot_have_the_same_name(scene, monkeypatch):
+    monkeypatch.setattr(app, "REGISTRATION_TTL_S", 0.1)
+    GroupRegistration(scene.backends.redis, "w-0", ttl_s=60).publish("ready", 2)
+    with pytest.raises(GroupTaken, match="w-0"):
+        build_supervisor(scene.settings, 0)
+
+
+def test_name_of_a_dead_worker_is_taken_once_it_expires(scene):
+    GroupRegistration(scene.backends.redis, "w-0", ttl_s=0.5).publish("ready", 2)
+    scene.serve()
+    wait_until(lambda: [group.state for group in groups(scene.backends.redis)] != ["ready"])
+
+
+def test_drained_supervisor_leaves_no_thread_and_no_group(scene):
+    before = set(threading.enumerate())
+    scene.serve()
+    wait_until(lambda: groups(scene.backends.redis))
+    scene.drain()
+    assert set(threading.enumerate()) <= before
+    assert groups(scene.backends.redis) == []
+
+
+def test_supervisor_drains_while_its_name_cannot_be_given_up(scene, monkeypatch):
+    scene.serve()
+
+    def unavailable(*_: object) -> None:
+        raise Unavailable("away")
+
+    monkeypatch.setattr(GroupRegistration, "leave", unavailable)
+    scene.drain()
+    assert not scene.thread.is_alive()

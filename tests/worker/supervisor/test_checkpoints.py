@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pytest
+
+from jobs.errors import Unavailable
+from jobs.maintenance import remove_files
+from tests.waiting import wait_until
+from tests.worker.supervisor.backends import LocalBackends, write_checkpoint
+from worker.supervisor.checkpoints import fetch_checkpoint, stored_checkpoint
+
+
+def upload(backends: LocalBackends, job, checkpoint) -> None:
+    backends.checkpoints.submit(job, checkpoint)
+    backends.checkpoints.flush(job, 30)
+
+
+def resumed_from(backends: LocalBackends, job):
+    """The checkpoint that the next claim returns."""
+    backends.job_store.holder.requeue(job.lease, crashed=False)
+    return stored_checkpoint(backends.claim().checkpoint)
+
+
+def test_checkpoint_is_uploaded_and_recorded(backends):
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, 3, segment=2)
+    upload(backends, job, checkpoint)
+    assert resumed_from(backends, job) == checkpoint
+    assert len(backends.stored(job)) == 3
+
+
+def test_another_machine_can_fetch_all_files(backends, tmp_path):
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, 3, segment=2)
+    upload(backends, job, checkpoint)
+    backends.job_store.holder.requeue(job.lease, crashed=False)
+    elsewhere = LocalBackends(backends.redis, tmp_path / "elsewhere")
+    there = elsewhere.claimed_job(elsewhere.claim())
+    fetch_checkpoint(checkpoint, there, backends.storage)
+    assert [(there.folder / name).read_text() for name in checkpoint.files] == list(checkpoint.files)
+
+
+def test_existing_files_are_not_fetched_again(backends):
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, 3, segment=1)
+    upload(backends, job, checkpoint)
+    (job.folder / checkpoint.state).write_text("ours")
+    fetch_checkpoint(checkpoint, job, backends.storage)
+    assert (job.folder / checkpoint.state).read_text() == "ours"
+
+
+def test_later_checkpoint_replaces_the_earlier_one_everywhere(backends):
+    job = backends.claimed_job()
+    early, late = write_checkpoint(job.folder, 1, segment=1), write_checkpoint(job.folder, 2, segment=1)
+    upload(backends, job, early)
+    upload(backends, job, late)
+    assert not (job.folder / early.state).exists()
+    assert not any(early.state in key for key in backends.stored(job))
+    assert len(backends.stored(job)) == 2
+    assert resumed_from(backends, job) == late
+
+
+def test_segment_files_are_uploaded_once(backends, monkeypatch):
+    job, put = backends.claimed_job(), []
+    real = backends.storage.put
+    monkeypatch.setattr(
+        backends.storage, "put", lambda key, path, kind: (put.append(path.name), real(key, path, kind))
+    )
+    upload(backends, job, write_checkpoint(job.folder, 1, segment=2))
+    upload(backends, job, write_checkpoint(job.folder, 2, segment=3))
+    assert sorted(put) == sorted(
+        [
+            "state-2-denoise-1.safetensors",
+            "state-3-denoise-2.safetensors",
+            *(f"piece-00{i}.mp4" for i in range(3)),
+        ]
+    )
+
+
+def test_only_the_latest_checkpoint_waits_for_the_storage(backends):
+    job = backends.claimed_job()
+    backends.storage.is_available = False
+    kept = [write_checkpoint(job.folder, step) for step in (1, 2, 3)]
+    for checkpoint in kept:
+        backends.checkpoints.submit(job, checkpoint)
+    assert backends.spool.checkpoint(job.job_id) == kept[-1]
+    backends.storage.is_available = True
+    backends.checkpoints.flush(job, 30)
+    wait_until(lambda: job.checkpoint == kept[-1])
+    assert resumed_from(backends, job) == kept[-1]
+
+
+def test_local_copy_does_not_wait_for_the_storage(backends):
+    job = backends.claimed_job()
+    backends.storage.is_available = False
+    checkpoint = write_checkpoint(job.folder, 1)
+    backends.checkpoints.submit(job, checkpoint)
+    assert backends.spool.checkpoint(job.job_id) == checkpoint
+
+
+def test_discarded_job_uploads_nothing_more(backends):
+    job = backends.claimed_job()
+    backends.storage.is_available = False
+    backends.checkpoints.submit(job, write_checkpoint(job.folder, 1))
+    backends.checkpoints.discard(job, 30)
+    backends.storage.is_available = True
+    other = backends.claimed_job()
+    upload(backends, other, write_checkpoint(other.folder, 1))  # by now the first would have been stored
+    assert backends.stored(job) == []
+
+
+def test_job_whose_lease_is_lost_records_no_checkpoint(backends):
+    job = backends.claimed_job()
+    early = write_checkpoint(job.folder, 1)
+    upload(backends, job, early)
+    taken = backends.claim_elsewhere(job)
+    assert stored_checkpoint(taken.checkpoint) == early
+    upload(backends, job, write_checkpoint(job.folder, 2))
+    backends.job_store.holder.requeue(taken, crashed=False)
+    assert stored_checkpoint(backends.claim().checkpoint) == early
+
+
+def test_missing_file_does_not_end_the_thread(backends):
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, 1)
+    (job.folder / checkpoint.state).unlink()
+    upload(backends, job, checkpoint)
+    good = write_checkpoint(job.folder, 2)
+    upload(backends, job, good)
+    assert job.checkpoint == good
+
+
+def test_nothing_is_uploaded_after_the_job_ended(backends):
+    job = backends.claimed_job()
+    backends.job_store.holder.confirm_cancel(job.lease)
+    upload(backends, job, write_checkpoint(job.folder, 1, segment=2))
+    assert backends.stored(job) == []
+
+
+def test_file_that_arrives_after_the_job_ended_is_removed(backends, monkeypatch):
+    job, real = backends.claimed_job(), backends.storage.put
+
+    def put_late(*file) -> None:
+        backends.job_store.holder.confirm_cancel(job.lease)
+        backends.confirm_file_removals()
+        real(*file)
+
+    monkeypatch.setattr(backends.storage, "put", put_late)
+    upload(backends, job, write_checkpoint(job.folder, 1))
+    assert backends.stored(job) != []
+    assert remove_files(backends.job_store, backends.storage) == 1
+    assert backends.stored(job) == []
+
+
+def test_late_file_is_reported_after_redis_was_unavailable(backends, monkeypatch):
+    job, say, told = backends.claimed_job(), backends.job_store.maintenance.report_late_file, []
+
+    def away_at_first(job_id) -> None:
+        told.append(job_id)
+        if len(told) == 1:
+            raise Unavailable("away")
+        say(job_id)
+
+    monkeypatch.setattr(backends.job_store.maintenance, "report_late_file", away_at_first)
+    backends.job_store.holder.confirm_cancel(job.lease)
+    backends.confirm_file_removals()
+    upload(backends, job, write_checkpoint(job.folder, 1))
+    assert told == [job.job_id] * 2
+    assert backends.job_store.maintenance.due_file_removals().keys() == {job.job_id}
+
+
+def test_files_of_a_running_job_are_kept_after_a_lost_lease(backends):
+    job = backends.claimed_job()
+    backends.claim_elsewhere(job)
+    upload(backends, job, write_checkpoint(job.folder, 1))
+    assert remove_files(backends.job_store, backends.storage) == 0
+
+
+@pytest.mark.parametrize("saved", [None, {}, {"version": 7}])
+def test_checkpoint_of_another_version_is_ignored(saved):
+    assert stored_checkpoint(saved) is None

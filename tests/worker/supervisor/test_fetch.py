@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from jobs.order import InputFile
+from jobs.storage.keys import input_key
+from tests.waiting import wait_until
+from tests.worker.examples import ORDER
+from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
+from worker.messages import RunJob
+from worker.supervisor.fetch import InputFetcher
+from worker.supervisor.job import ClaimedJob, Completed, Failed, Requeued, Stopped
+from worker.supervisor.spool import PendingUpload
+
+
+@pytest.fixture
+def fetcher(backends: LocalBackends) -> InputFetcher:
+    return InputFetcher(backends.storage, backends.spool)
+
+
+@pytest.fixture
+def with_image(backends: LocalBackends, tmp_path) -> ClaimedJob:
+    """A claimed job with an image in storage."""
+    (tmp_path / "upload").write_bytes(b"pixels")
+    key = input_key("somewhere", "image.png")
+    backends.storage.put(key, tmp_path / "upload", "image/png")
+    image = InputFile(key=key, media_type="image/png", size_bytes=6, sha256="0", width=96, height=64)
+    backends.submit(ORDER.model_copy(update={"task": "image_to_video", "image": image}))
+    return backends.claimed_job(backends.claim())
+
+
+def in_thread(fetcher: InputFetcher, job: ClaimedJob) -> tuple[threading.Thread, list[object]]:
+    made: list[object] = []
+    thread = threading.Thread(target=lambda: made.append(fetcher.fetch(job)))
+    thread.start()
+    return thread, made
+
+
+def test_order_without_files_can_run_at_once(backends, fetcher):
+    job = backends.claimed_job()
+    run = fetcher.fetch(job)
+    assert isinstance(run, RunJob)
+    assert (run.job_id, run.order, run.folder) == (job.job_id, ORDER, job.folder)
+    assert (run.inputs, run.resume) == ({}, None)
+
+
+def test_run_message_carries_the_log_context_of_the_job(backends, fetcher):
+    job = backends.claimed_job()
+    assert fetcher.fetch(job).log_context == {"job_id": job.job_id}
+
+
+def test_inputs_are_fetched_under_the_name_of_their_field(fetcher, with_image):
+    run = fetcher.fetch(with_image)
+    assert run.inputs == {"image": "image.png"}
+    assert (with_image.folder / "image.png").read_bytes() == b"pixels"
+    assert run.timings_s["load"] > 0
+
+
+def test_missing_input_fails_the_job(backends, fetcher, with_image):
+    backends.storage.delete_prefix("jobs/somewhere/")
+    failure = fetcher.fetch(with_image)
+    assert isinstance(failure, Failed)
+    assert failure.error.code == "invalid_input"
+
+
+def test_fetch_waits_while_the_storage_is_unavailable(backends, fetcher, with_image):
+    backends.storage.is_available = False
+    thread, results = in_thread(fetcher, with_image)
+    thread.join(0.3)
+    assert results == []
+    backends.storage.is_available = True
+    thread.join(30)
+    assert isinstance(results[0], RunJob)
+
+
+@pytest.mark.parametrize("reason", ["cancel", "deadline", "lease_lost", "preempt"])
+def test_stop_request_ends_a_fetch_that_waits(backends, fetcher, with_image, reason):
+    backends.storage.is_available = False
+    thread, results = in_thread(fetcher, with_image)
+    with_image.stop_request = reason
+    thread.join(30)
+    assert results == [Stopped(reason)]
+
+
+def test_stopped_fetcher_requeues_a_job_whose_files_are_unavailable(backends, fetcher, with_image):
+    backends.storage.is_available = False
+    fetcher.stop()
+    assert fetcher.fetch(with_image) == Requeued(crashed=False)
+
+
+def test_stopped_fetcher_fetches_what_is_available(fetcher, with_image):
+    fetcher.stop()
+    assert isinstance(fetcher.fetch(with_image), RunJob)
+
+
+def checkpointed_elsewhere(backends: LocalBackends, step: int, segment: int = 1) -> ClaimedJob:
+    """A job with a stored checkpoint of another machine, of which this one has no files."""
+    job = backends.claimed_job()
+    checkpoint = write_checkpoint(job.folder, step, segment)
+    backends.checkpoints.submit(job, checkpoint)
+    backends.checkpoints.flush(job, 30)
+    backends.job_store.holder.requeue(job.lease, crashed=False)
+    backends.spool.remove(job.job_id)
+    again = backends.claimed_job(backends.claim())
+    assert again.job_id == job.job_id
+    return again
+
+
+def test_job_resumes_from_the_stored_checkpoint(backends, fetcher):
+    job = checkpointed_elsewhere(backends, step=3)
+    run = fetcher.fetch(job)
+    assert (run.resume.segment, run.resume.step) == (1, 3)
+    assert all((job.folder / name).exists() for name in run.resume.files)
+    assert run.timings_s["denoise"] == 2.0
+    assert job.checkpoint == run.resume
+
+
+def test_later_local_checkpoint_is_preferred(backends, fetcher):
+    job = checkpointed_elsewhere(backends, step=3)
+    own = write_checkpoint(job.folder, 5, segment=1)
+    backends.spool.write_checkpoint(job.job_id, own)
+    assert fetcher.fetch(job).resume == own
+
+
+def test_later_stored_checkpoint_is_preferred(backends, fetcher):
+    job = checkpointed_elsewhere(backends, step=3)
+    backends.spool.write_checkpoint(job.job_id, write_checkpoint(job.folder, 2, segment=1))
+    assert fetcher.fetch(job).resume.step == 3
+
+
+def test_job_starts_over_if_its_stored_checkpoint_is_gone(backends, fetcher):
+    job = checkpointed_elsewhere(backends, step=3)
+    backends.storage.delete_prefix(f"jobs/{job.job_id}/state/")
+    run = fetcher.fetch(job)
+    assert (run.resume, job.checkpoint) == (None, None)
+
+
+def test_finished_video_in_the_spool_is_not_generated_again(backends, fetcher):
+    job = backends.claimed_job()
+    film = write_video(job.folder)
+    backends.spool.write_pending_upload(
+        job.job_id, PendingUpload(fence=1, video=film, timings_s={"decode": 3.0})
+    )
+    assert fetcher.fetch(job) == Completed(film)
+    assert job.timings_s == {"decode": 3.0}
+
+
+def test_unusable_spool_folder_fails_the_job_with_disk_full(backends, fetcher):
+    job = backends.claimed_job()
+    backends.spool.remove(job.job_id)
+    backends.spool.path(job.job_id).touch()
+    failure = fetcher.fetch(job)
+    assert isinstance(failure, Failed)
+    assert failure.error.code == "disk_full"
+
+
+def test_no_partial_file_is_left(backends, fetcher, with_image):
+    fetcher.fetch(with_image)
+    wait_until(lambda: sorted(path.name for path in with_image.folder.iterdir()) == ["image.png"])

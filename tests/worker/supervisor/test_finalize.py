@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.errors import DiskFull, JobNotFound, OutOfMemory, Unavailable
+from jobs.maintenance import remove_files
+from jobs.record import Job, JobError
+from jobs.storage.keys import timeline_key
+from tests.waiting import wait_until
+from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
+from worker.supervisor.finalize import Finalizer
+from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
+
+ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
+
+
+class Scene:
+    """A claimed job and its finalizer."""
+
+    def __init__(
+        self, backends: LocalBackends, job: ClaimedJob | None = None, upload_limit_s: float = 60.0
+    ) -> None:
+        self.backends = backends
+        self.finalized = threading.Event()
+        self.finalizer = Finalizer(backends.all, upload_limit_s, lambda _: self.finalized.set())
+        self.job = job or backends.claimed_job()
+        self.video = write_video(self.job.folder)
+
+    def start(self, outcome: Outcome) -> None:
+        self.finalizer.start(self.job, outcome)
+
+    def wait(self) -> Job:
+        """Wait until the job is finalized, and return its record."""
+        assert self.finalized.wait(30)
+        assert self.finalizer.join(30)
+        return self.record
+
+    def finalize(self, outcome: Outcome) -> Job:
+        self.start(outcome)
+        return self.wait()
+
+    @property
+    def record(self) -> Job:
+        return self.backends.job_store.client.get(self.job.job_id)
+
+    @property
+    def is_spooled(self) -> bool:
+        return self.job.job_id in self.backends.spool.job_ids
+
+
+@pytest.fixture
+def scene(backends: LocalBackends) -> Iterator[Scene]:
+    scene = Scene(backends)
+    yield scene
+    scene.finalizer.stop()
+    assert scene.finalizer.join(30)
+
+
+def test_completed_job_succeeds_with_its_video_stored(scene, backends):
+    scene.job.timings_s = {"denoise": 2.0}
+    record = scene.finalize(Completed(scene.video))
+    assert record.status == "succeeded"
+    assert b"".join(backends.storage.read(record.result.video_key)) == b"video"
+    assert b"".join(backends.storage.read(record.result.thumbnail_key)) == b"thumbnail"
+    assert (record.result.sha256, record.result.duration_s, record.result.seed) == ("5", 9 / 15, 1)
+    assert record.timings_s.keys() == {"denoise", "upload"}
+
+
+def test_success_leaves_only_the_result_files(scene, backends):
+    backends.checkpoints.submit(scene.job, write_checkpoint(scene.job.folder, 1, segment=1))
+    backends.checkpoints.flush(scene.job, 30)
+    scene.finalize(Completed(scene.video))
+    assert backends.stored(scene.job) == ["1/thumbnail.jpg", "1/timeline.json", "1/video.mp4"]
+    assert not scene.is_spooled
+
+
+def test_timeline_is_stored_beside_the_video(scene, backends):
+    result = scene.finalize(Completed(scene.video)).result
+    events = json.loads(b"".join(backends.storage.read(timeline_key(result.video_key))))["traceEvents"]
+    names = [event["name"] for event in events if event["ph"] == "X"]
+    assert sorted(names) == ["load", "queued", "thumbnail", "upload", "video"]
+
+
+def test_job_succeeds_if_its_timeline_cannot_be_stored(scene, backends, monkeypatch, caplog):
+    put = backends.storage.put
+
+    def put_others(key, path, media_type):
+        if key.endswith("timeline.json"):
+            raise Unavailable("the storage is away")
+        put(key, path, media_type)
+
+    monkeypatch.setattr(backends.storage, "put", put_others)
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+    assert backends.stored(scene.job) == ["1/thumbnail.jpg", "1/video.mp4"]
+    assert "has no timeline" in caplog.text
+
+
+def test_job_is_uploading_while_the_storage_is_unavailable(scene, backends):
+    backends.storage.is_available = False
+    scene.start(Completed(scene.video))
+    wait_until(lambda: scene.record.status == "uploading")
+    wait_until(lambda: scene.record.progress and scene.record.progress.phase == "upload")
+    backends.storage.is_available = True
+    assert scene.wait().status == "succeeded"
+
+
+def test_upload_over_its_limit_fails_the_job(backends):
+    scene = Scene(backends, upload_limit_s=0.0)
+    backends.storage.is_available = False
+    record = scene.finalize(Completed(scene.video))
+    assert (record.error.code, record.error.retryable) == ("upload_failed", True)
+
+
+def test_full_storage_fails_the_job_with_disk_full(scene, backends, monkeypatch):
+    def full(*_: object) -> None:
+        raise DiskFull("no room")
+
+    monkeypatch.setattr(backends.storage, "put", full)
+    assert scene.finalize(Completed(scene.video)).error.code == "disk_full"
+
+
+def test_missing_video_file_fails_the_job(scene):
+    (scene.job.folder / "video.mp4").unlink()
+    assert scene.finalize(Completed(scene.video)).error.code == "disk_full"
+
+
+def test_failed_job_leaves_no_files(scene, backends):
+    backends.checkpoints.submit(scene.job, write_checkpoint(scene.job.folder, 1))
+    backends.checkpoints.flush(scene.job, 30)
+    record = scene.finalize(Failed(ERROR))
+    assert record.error == ERROR
+    assert backends.stored(scene.job) == []
+    assert not scene.is_spooled
+
+
+def test_cancelled_job_leaves_no_files(scene, backends):
+    backends.job_store.client.cancel(scene.job.job_id)
+    assert scene.finalize(Stopped("cancel")).status == "cancelled"
+    assert not scene.is_spooled
+
+
+def test_deadline_fails_the_job_with_deadline_exceeded(scene):
+    assert scene.finalize(Stopped("deadline")).error.code == "deadline_exceeded"
+
+
+def test_job_cancelled_before_its_upload_never_succeeds(scene, backends):
+    backends.job_store.client.cancel(scene.job.job_id)
+    scene.job.stop_request = "cancel"
+    assert scene.finalize(Completed(scene.video)).status == "cancelled"
+    assert backends.stored(scene.job) == []
+
+
+def test_job_cancelled_during_its_upload_never_succeeds(scene, backends):
+    backends.storage.is_available = False
+    scene.start(Completed(scene.video))
+    wait_until(lambda: scene.record.status == "uploading")
+    backends.job_store.client.cancel(scene.job.job_id)
+    scene.job.stop_request = "cancel"
+    assert scene.wait().status == "cancelled"
+
+
+def test_cancel_that_the_worker_has_not_noticed_still_counts(scene, backends):
+    backends.job_store.client.cancel(scene.job.job_id)
+    assert scene.finalize(Completed(scene.video)).status == "cancelled"
+    assert backends.stored(scene.job) == []
+
+
+def test_deadline_does_not_stop_the_upload_of_a_finished_video(scene):
+    scene.job.stop_request = "deadline"
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+
+
+def test_job_whose_lease_is_lost_writes_no_result(scene, backends):
+    taken = backends.claim_elsewhere(scene.job)
+    record = scene.finalize(Completed(scene.video))
+    assert (record.status, record.attempt, record.result) == ("running", 2, None)
+    assert backends.stored(scene.job) == []
+    assert backends.job_store.holder.renew_lease(taken) is None
+
+
+def test_files_uploaded_while_the_lease_was_lost_are_removed_after_the_job_ended(
+    scene, backends, monkeypatch
+):
+    real, others = backends.storage.put, []
+
+    def put_late(*file) -> None:
+        if not others:
+            others.append(backends.claim_elsewhere(scene.job))
+        real(*file)
+
+    monkeypatch.setattr(backends.storage, "put", put_late)
+    scene.finalize(Completed(scene.video))
+    assert "1/video.mp4" in backends.stored(scene.job)
+    backends.job_store.holder.fail(others[0], OutOfMemory("too large"), {})
+    remove_files(backends.job_store, backends.storage)
+    assert backends.stored(scene.job) == []
+
+
+def test_result_is_kept_if_the_reply_to_its_commit_is_lost(scene, backends, monkeypatch):
+    """When Redis is back, the lease of the job looks lost, because the job has ended."""
+    succeed = backends.job_store.holder.succeed
+
+    def succeed_unheard(*given):
+        succeed(*given)
+        scene.job.stop_request = backends.job_store.holder.renew_lease(scene.job.lease)
+        raise Unavailable("away")
+
+    monkeypatch.setattr(backends.job_store.holder, "succeed", succeed_unheard)
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+    assert remove_files(backends.job_store, backends.storage) == 1
+    assert "1/video.mp4" in backends.stored(scene.job)
+
+
+def test_files_of_the_next_attempt_survive_a_lost_lease(scene, backends):
+    taken = backends.claimed_job(backends.claim_elsewhere(scene.job))
+    second = Scene(backends, taken)
+    assert second.finalize(Completed(second.video)).status == "succeeded"
+    scene.finalize(Completed(write_video(backends.spool.folder(taken.job_id))))
+    assert backends.stored(taken) == ["2/thumbnail.jpg", "2/timeline.json", "2/video.mp4"]
+    assert second.record.status == "succeeded"
+
+
+def test_lost_lease_ends_an_upload_that_is_retried(scene, backends):
+    backends.storage.is_available = False
+    scene.start(Completed(scene.video))
+    wait_until(lambda: scene.record.status == "uploading")
+    taken = backends.claim_elsewhere(scene.job)
+    scene.job.stop_request = "lease_lost"
+    assert scene.finalized.wait(30)
+    assert backends.job_store.holder.renew_lease(taken) is None
+
+
+def test_deleted_job_leaves_no_files(scene, backends):
+    backends.storage.put(f"jobs/{scene.job.job_id}/state/x/x", scene.job.folder / "video.mp4", "")
+    backends.job_store.client.delete(scene.job.job_id)
+    backends.job_store.holder.confirm_cancel(scene.job.lease)
+    scene.start(Stopped("lease_lost"))
+    assert scene.finalized.wait(30)
+    remove_files(backends.job_store, backends.storage)
+    assert backends.stored(scene.job) == []
+    with pytest.raises(JobNotFound):
+        scene.record  # noqa: B018
+
+
+def test_requeue_without_crash_does_not_count_an_attempt_and_delivers_a_ticket(scene, backends):
+    record = scene.finalize(Requeued(crashed=False))
+    assert (record.status, record.attempt, backends.tickets.count()) == ("queued", 0, 1)
+
+
+def test_requeue_after_a_crash_counts_an_attempt(scene):
+    record = scene.finalize(Requeued(crashed=True))
+    assert (record.status, record.attempt) == ("queued", 1)
+
+
+def test_crash_of_a_job_with_a_requested_cancel_cancels_it(scene, backends):
+    backends.job_store.client.cancel(scene.job.job_id)
+    assert scene.finalize(Requeued(crashed=True)).status == "cancelled"
+    assert not scene.is_spooled
+
+
+def test_last_allowed_crash_fails_the_job_and_leaves_no_files(scene, backends):
+    scene.finalize(Requeued(crashed=True))
+    last = Scene(backends, backends.claimed_job(backends.claim()))
+    backends.checkpoints.submit(last.job, write_checkpoint(last.job.folder, 1))
+    record = last.finalize(Requeued(crashed=True))
+    assert (record.error.code, record.attempt) == ("worker_crashed", 2)
+    assert backends.stored(last.job) == []
+    assert not last.is_spooled
+
+
+def test_stopped_job_is_requeued_with_its_latest_checkpoint(scene, backends):
+    save = write_checkpoint(scene.job.folder, 3)
+    backends.checkpoints.submit(scene.job, save)
+    scene.finalize(Stopped("drain"))
+    assert backends.claim().checkpoint == save.model_dump(mode="json")
+
+
+def test_interrupted_uploads_still_get_one_attempt(scene):
+    scene.finalizer.interrupt_uploads()
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+
+
+def test_interrupted_upload_requeues_the_job_and_keeps_its_video_in_the_spool(scene, backends):
+    backends.storage.is_available = False
+    scene.finalizer.interrupt_uploads()
+    record = scene.finalize(Completed(scene.video))
+    assert (record.status, record.attempt) == ("queued", 0)
+    assert backends.spool.pending_upload(scene.job.job_id).video == scene.video
+    backends.storage.is_available = True
+
+
+def test_job_ends_even_if_its_files_cannot_be_removed(scene, backends):
+    backends.storage.put(f"jobs/{scene.job.job_id}/state/x/x", scene.job.folder / "video.mp4", "")
+    backends.storage.is_available = False
+    assert scene.finalize(Failed(ERROR)).status == "failed"
+    backends.storage.is_available = True
+    assert remove_files(backends.job_store, backends.storage) == 1
+    assert backends.stored(scene.job) == []
+
+
+def test_unexpected_error_leaves_the_job_to_its_lease(scene, backends, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(backends.storage, "put", broken)
+    assert scene.finalize(Completed(scene.video)).status == "uploading"  # its lease will run out

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import wait_until
+from tests.worker.examples import ORDER
+from tests.worker.supervisor.group_processes import READY, ProgramStarter
+from worker.messages import RunJob
+from worker.supervisor.group_process import is_running
+
+
+@pytest.fixture
+def starter(tmp_path, monkeypatch):
+    starter = ProgramStarter(tmp_path, monkeypatch)
+    yield starter
+    starter.kill_all()
+
+
+def test_messages_of_rank_0_are_received(starter):
+    started = starter.start("ready")
+    process, message = starter.messages.get(timeout=30)
+    assert process is started
+    assert message.capability == READY.capability
+
+
+def rendezvous_folders(starter: ProgramStarter) -> list[Path]:
+    return list(starter.socket.parent.glob("rendezvous-*"))
+
+
+def test_each_start_has_its_own_private_rendezvous_folder(starter):
+    seen = []
+    for _ in range(2):
+        process = starter.start("silent")
+        (folder,) = rendezvous_folders(starter)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        seen.append(folder)
+        process.kill()
+        assert rendezvous_folders(starter) == []
+    assert seen[0] != seen[1]
+
+
+def test_rendezvous_folder_of_a_killed_supervisor_is_removed(starter):
+    left = starter.socket.parent / "rendezvous-old"
+    left.mkdir(parents=True)
+    (left / "ranks").touch()
+    starter.start("silent")
+    assert left not in rendezvous_folders(starter)
+
+
+def test_kill_ends_all_processes_and_reports_the_closed_connection(starter):
+    process = starter.start("ready")
+    _, ready = starter.messages.get(timeout=30)
+    process.set_ranks(ready.pids)
+    assert process.is_alive
+    process.kill()
+    assert not process.is_alive
+    assert not is_running(ready.pids[0])
+    assert starter.messages.get_nowait() == (process, None)
+
+
+@pytest.mark.parametrize("how", ["ready", "silent"])
+def test_kill_ends_the_receiving_thread(starter, how):
+    before = set(threading.enumerate())
+    process = starter.start(how)
+    if how == "ready":
+        starter.messages.get(timeout=30)
+    process.kill()
+    assert set(threading.enumerate()) <= before
+
+
+def test_group_without_one_of_its_ranks_is_not_alive(starter):
+    process = starter.start("ready")
+    rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    process.set_ranks((rank.pid,))
+    assert process.is_alive
+    rank.kill()
+    wait_until(lambda: not process.is_alive)  # the rank is a zombie until `wait`
+    rank.wait()
+
+
+def test_sending_to_a_dead_group_does_not_raise(starter):
+    process = starter.start("ready")
+    starter.messages.get(timeout=30)
+    process.kill()
+    for _ in range(3):
+        process.send(RunJob(job_id="j", order=ORDER, folder=Path()))
+
+
+def test_unused_pid_is_not_running():
+    assert is_running(os.getpid())
+    assert not is_running(2**22 + 1)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
+from worker.supervisor.spool import PendingUpload, Spool, clean
+
+
+@pytest.fixture
+def spool(tmp_path) -> Spool:
+    return Spool(tmp_path / "deep" / "spool")
+
+
+def test_each_job_has_its_own_folder(spool):
+    assert spool.folder("a") != spool.folder("b")
+    assert spool.folder("a").is_dir()
+    assert spool.job_ids == ["a", "b"]
+
+
+def test_path_does_not_create_the_folder(spool):
+    assert not spool.path("a").exists()
+
+
+def test_next_supervisor_finds_a_pending_upload(spool, tmp_path):
+    pending = PendingUpload(fence=3, video=write_video(spool.folder("a")), timings_s={"decode": 1.5})
+    spool.write_pending_upload("a", pending)
+    assert Spool(tmp_path / "deep" / "spool").pending_upload("a") == pending
+
+
+def test_pending_upload_of_an_earlier_release_is_found(spool):
+    pending = PendingUpload(fence=3, video=write_video(spool.folder("a")), timings_s={})
+    spool.write_pending_upload("a", pending)
+    document = spool.path("a") / "waiting.json"
+    document.write_text(document.read_text().replace('"video":{', '"film":{'))
+    assert '"film"' in document.read_text()
+    assert spool.pending_upload("a") == pending
+
+
+def test_no_pending_upload_without_a_video(spool):
+    spool.folder("a")
+    assert spool.pending_upload("a") is None
+    assert spool.pending_upload("b") is None
+
+
+def test_latest_checkpoint_is_found(spool):
+    folder = spool.folder("a")
+    spool.write_checkpoint("a", write_checkpoint(folder, 1))
+    later = write_checkpoint(folder, 2, segment=2)
+    spool.write_checkpoint("a", later)
+    assert spool.checkpoint("a") == later
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_checkpoint_with_a_missing_file_is_not_used(spool, missing):
+    checkpoint = write_checkpoint(spool.folder("a"), 2, segment=2)
+    spool.write_checkpoint("a", checkpoint)
+    (spool.folder("a") / checkpoint.files[missing]).unlink()
+    assert spool.checkpoint("a") is None
+
+
+def test_state_can_be_removed_twice(spool):
+    checkpoint = write_checkpoint(spool.folder("a"), 1)
+    spool.remove_state("a", checkpoint.state)
+    spool.remove_state("a", checkpoint.state)
+    assert list(spool.folder("a").iterdir()) == []
+
+
+def test_removed_job_leaves_no_files(spool):
+    write_video(spool.folder("a"))
+    spool.remove("a")
+    spool.remove("a")
+    assert spool.job_ids == []
+
+
+def test_documents_are_replaced_atomically(spool):
+    checkpoint = write_checkpoint(spool.folder("a"), 1)
+    spool.write_checkpoint("a", checkpoint)
+    assert sorted(path.name for path in spool.folder("a").iterdir()) == ["saved.json", checkpoint.state]
+
+
+def test_malformed_document_is_refused(spool):
+    (spool.folder("a") / "waiting.json").write_text("{}")
+    with pytest.raises(ValidationError):
+        spool.pending_upload("a")
+
+
+def test_files_of_jobs_that_ended_or_are_gone_are_cleaned(backends: LocalBackends):
+    ended, requeued, held = (backends.claimed_job() for _ in range(3))
+    for job in (ended, requeued, held):
+        write_video(job.folder)
+    write_video(backends.spool.folder("gone"))
+    backends.job_store.holder.confirm_cancel(ended.lease)
+    backends.job_store.holder.requeue(requeued.lease, crashed=False)
+    clean(backends.spool, backends.job_store, is_held=lambda _: False)
+    assert set(backends.spool.job_ids) == {requeued.job_id, held.job_id}
+
+
+def test_files_of_a_held_job_are_kept_even_if_it_has_ended(backends: LocalBackends):
+    job = backends.claimed_job()
+    backends.job_store.holder.confirm_cancel(job.lease)
+    clean(backends.spool, backends.job_store, is_held=lambda job_id: job_id == job.job_id)
+    assert backends.spool.job_ids == [job.job_id]
