@@ -1,6 +1,6 @@
-"""Connect the supervisor of a group with its rank 0: a Unix socket that carries one JSON message a line.
+"""Connect the supervisor of a GPU group and its rank 0 through a Unix socket, one JSON message a line.
 
-The socket lies in a folder that only this user may enter.
+The socket is in a folder that only this user can enter.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.private_files import close_to_others, make_private_folder
@@ -16,20 +17,20 @@ from worker.messages import Message, parse
 
 
 class Channel:
-    """One end of a connection. Any thread may `say`; one thread may `hear`."""
+    """One end of a connection. Any thread may send; one thread may receive."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._incoming = connected.makefile("rb")
-        self._one_speaker = threading.Lock()
+        self._send_lock = threading.Lock()
 
     def send(self, message: Message) -> None:
-        """Send. Raises OSError when the other side is gone."""
-        with self._one_speaker:
+        """Send a message. Raises OSError when the other end is closed."""
+        with self._send_lock:
             self._socket.sendall(message.model_dump_json().encode() + b"\n")
 
     def recv(self) -> Message | None:
-        """Wait for a message; None when the other side is gone, even in the middle of one."""
+        """Wait for a message. Return None when either end is closed, even in the middle of a message."""
         try:
             line = self._incoming.readline()
         except OSError:
@@ -37,42 +38,38 @@ class Channel:
         return parse(line) if line.endswith(b"\n") else None
 
     def close(self) -> None:
-        """Hang up; whoever hears on either end hears None."""
-        with suppress(OSError):  # the other side was first
+        """Close the connection. A thread that waits in `recv`, at either end, gets None."""
+        with suppress(OSError):  # the other end closed it before
             self._socket.shutdown(socket.SHUT_RDWR)
         self._incoming.close()
         self._socket.close()
 
 
 def listen(path: Path) -> socket.socket:
-    """A socket at `path` for one to call; its folder becomes this user's alone."""
+    """Return a socket that listens at `path` for one connection, and make its folder private."""
     make_private_folder(path.parent)
     close_to_others(path.parent)
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _Folder(path.parent) as folder:
+    with _short_name(path.parent) as folder:
         listening.bind(f"{folder}/{path.name}")
     listening.listen(1)
     return listening
 
 
-def call(path: Path) -> Channel:
-    """Connect to whoever listens at `path`. Raises OSError."""
-    calling = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _Folder(path.parent) as folder:
-        calling.connect(f"{folder}/{path.name}")
-    return Channel(calling)
+def connect(path: Path) -> Channel:
+    """Connect to the process that listens at `path`. Raises OSError."""
+    connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _short_name(path.parent) as folder:
+        connecting.connect(f"{folder}/{path.name}")
+    return Channel(connecting)
 
 
-class _Folder:
-    """A short name for a folder while it is open: a socket's address has 107 bytes at most."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> str:
-        self._handle = os.open(self._path, os.O_PATH | os.O_DIRECTORY)
-        return f"/proc/self/fd/{self._handle}"
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
+@contextmanager
+def _short_name(folder: Path) -> Iterator[str]:
+    """Yield a short name of a folder: the address of a Unix socket has 107 bytes at most."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

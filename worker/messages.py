@@ -1,15 +1,16 @@
-"""What the supervisor of a group and rank 0 of it say to each other: typed messages, one JSON line each.
+"""Define the messages between the supervisor of a GPU group and its rank 0.
 
-They speak over a unix socket in a folder that nobody else may enter. Down go orders and the wish to stop;
-up come progress, saved states and the finished film. Neither side knows how the other does its work.
+`worker.channel` carries them as one JSON line each. The supervisor sends `RunJob` and `StopJob`; rank 0 sends
+all others. Both sides belong to one release, but readers ignore fields that they do not know, and checkpoints
+outlive a release: they are stored in the job's record.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from jobs.capability import Capability
 from jobs.order import Order
@@ -17,21 +18,28 @@ from jobs.record import JobError, Progress
 from jobs.store.holder import StopReason
 from worker.telemetry import Stage
 
-Timings = dict[str, float]  # phase: seconds
+PROTOCOL_VERSION = 1
+
+Timings = dict[str, float]
+"""Seconds that a job spent in each phase, over all its attempts."""
 
 SAVE_BEFORE_STOP: frozenset[StopReason] = frozenset({"preempt", "drain"})
-"""The reasons for which a job will be resumed: the rank saves its state before it stops."""
+"""The reasons for which a job will be resumed: rank 0 saves a checkpoint before the job stops."""
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Checkpoint(_Message):
-    """Where a job stood when it was saved, as files of its folder.
+    """Describe a state from which a job can resume. Files are named relative to the job's folder.
 
-    `step` steps of this stage of this segment are done; the segments before it lie finished in
-    `segment_files`.
+    Attributes:
+        segment: the segment that is being generated.
+        stage: its current stage.
+        step: number of steps of the stage that are done.
+        state: the file of the pipeline's state.
+        segment_files: the encoded video of each segment before this one, in order.
     """
 
     segment: int
@@ -41,21 +49,38 @@ class Checkpoint(_Message):
     segment_files: tuple[str, ...] = ()
     timings_s: Timings = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_name(cls, values: object) -> object:
+        """Read checkpoints of releases before 0.2, which call `segment_files` `pieces`."""
+        if isinstance(values, dict) and "pieces" in values:
+            return {"segment_files": values["pieces"], **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_segment_files(self) -> Self:
+        if len(self.segment_files) != self.segment:
+            message = f"segment {self.segment} cannot resume from {len(self.segment_files)} segment files"
+            raise ValueError(message)
+        return self
+
     @property
     def position(self) -> tuple[int, bool, int]:
-        """Sorts saves of one job: the later one is greater."""
+        """Return a key that is greater for later checkpoints of the same job."""
         return self.segment, self.stage == "refine", self.step
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files that are needed to go on from here."""
+        """Return the names of all files that are needed to resume."""
         return (self.state, *self.segment_files)
 
 
 class VideoFile(_Message):
-    """A finished film and its thumbnail, as files of the job's folder; size and hash are the film's.
+    """Describe a finished video. Files are named relative to the job's folder.
 
-    `dtype` is what the group multiplied in, as its capability says it.
+    Attributes:
+        size_bytes: size of the video file; `sha256` is its hash.
+        dtype: the data type in which the group computed, as in `Capability.dtype`.
     """
 
     video: str
@@ -70,13 +95,18 @@ class VideoFile(_Message):
 
 
 class RunJob(_Message):
-    """Do this order; `folder` is the job's own, `inputs` name the order's files in it.
+    """Run this order.
 
-    `timings_s` is what it took so far, earlier attempts included; `log_context` is what log lines about it
-    carry, with W3C's `traceparent` of the request that ordered it.
+    Attributes:
+        folder: the job's folder, in which rank 0 reads inputs and writes files.
+        inputs: the file in the folder for each input of the order, such as `image`.
+        resume: the checkpoint to resume from, whose files are in the folder.
+        timings_s: the times of earlier attempts.
+        log_context: fields that every log line about the job carries, such as `job_id` and W3C's
+            `traceparent`.
     """
 
-    type: Literal["run"] = "run"
+    type: Literal["run_job"] = "run_job"
     job_id: str
     order: Order
     folder: Path
@@ -87,97 +117,98 @@ class RunJob(_Message):
 
 
 class StopJob(_Message):
-    """Stop this job at the next step; save its state first if the reason is in `SAVE_BEFORE_STOP`."""
+    """Stop this job at the next event; save a checkpoint first if the reason is in `SAVE_BEFORE_STOP`."""
 
-    type: Literal["stop"] = "stop"
+    type: Literal["stop_job"] = "stop_job"
     job_id: str
     reason: StopReason
 
 
 class Ready(_Message):
-    """The model is loaded and warm on every rank; `pids` are the ranks' processes."""
+    """Report that every rank has loaded the model and waits for jobs. `pids` are the ranks' processes."""
 
     type: Literal["ready"] = "ready"
+    protocol_version: int = PROTOCOL_VERSION
     capability: Capability
     pids: tuple[int, ...]
 
 
 class JobStarted(_Message):
-    """All ranks have the order."""
+    """Report that all ranks have received the order and rank 0 has read its inputs."""
 
-    type: Literal["running"] = "running"
+    type: Literal["job_started"] = "job_started"
     job_id: str
 
 
 class ProgressReport(_Message):
-    """How far a job is; sent at every boundary."""
+    """Report progress. Sent after every event of the pipeline."""
 
-    type: Literal["report"] = "report"
+    type: Literal["progress_report"] = "progress_report"
     job_id: str
     progress: Progress
     timings_s: Timings
 
 
 class StageDone(_Message):
-    """Something was done for a job beside what its ranks do in step."""
+    """Report work that rank 0 did for the job beside the model, for the job's timeline."""
 
-    type: Literal["did"] = "did"
+    type: Literal["stage_done"] = "stage_done"
     job_id: str
     stage: Stage
 
 
 class LastDecode(_Message):
-    """The last steps of a job are done: its ranks decode what is left of it, and are free then."""
+    """Report that only decoding remains: the GPUs will soon be free for the next job."""
 
-    type: Literal["decoding"] = "decoding"
+    type: Literal["last_decode"] = "last_decode"
     job_id: str
 
 
 class CheckpointSaved(_Message):
-    """A job can go on from here, on this group or on another."""
+    """Report a checkpoint whose files are complete in the job's folder."""
 
-    type: Literal["saved"] = "saved"
+    type: Literal["checkpoint_saved"] = "checkpoint_saved"
     job_id: str
-    save: Checkpoint
+    checkpoint: Checkpoint
 
 
 class GpusReleased(_Message):
-    """The GPUs are free for the next order; this job's film is being finished."""
+    """Report that the GPUs are free for the next job. Rank 0 still finishes this job's video."""
 
-    type: Literal["released"] = "released"
+    type: Literal["gpus_released"] = "gpus_released"
     job_id: str
 
 
 class VideoDone(_Message):
-    """The film is whole."""
+    """Report that the video is complete. The job's last message."""
 
-    type: Literal["finished"] = "finished"
+    type: Literal["video_done"] = "video_done"
     job_id: str
     video: VideoFile
     timings_s: Timings
 
 
 class JobStopped(_Message):
-    """The job was left as wished; the GPUs are free."""
+    """Report that the job stopped as requested. The GPUs are free. The job's last message."""
 
-    type: Literal["stopped"] = "stopped"
+    type: Literal["job_stopped"] = "job_stopped"
     job_id: str
     reason: StopReason
 
 
 class JobFailed(_Message):
-    """The job cannot be done; the group is well. Before `GpusReleased` the GPUs are free with it."""
+    """Report that the job failed and the group can run the next one. The job's last message."""
 
-    type: Literal["failed"] = "failed"
+    type: Literal["job_failed"] = "job_failed"
     job_id: str
     error: JobError
     timings_s: Timings
 
 
 class GroupFailed(_Message):
-    """The group is no longer sound and about to end."""
+    """Report that the group cannot continue: its processes are about to end."""
 
-    type: Literal["broken"] = "broken"
+    type: Literal["group_failed"] = "group_failed"
     message: str
 
 
@@ -191,12 +222,14 @@ JobMessage = (
     | VideoDone
     | JobStopped
     | JobFailed
-)  # of one job
+)
+"""The messages of rank 0 about one job."""
+
 Message = RunJob | StopJob | Ready | JobMessage | GroupFailed
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 
 def parse(line: bytes) -> Message:
-    """Return the message of a JSON line."""
+    """Return the message of a JSON line. Raises pydantic's ValidationError."""
     return _MESSAGE.validate_json(line)

@@ -26,7 +26,7 @@ from tests.chaos.orders import POISON
 from tests.chaos.steps import StepLog
 from worker.messages import RunJob
 from worker.rank import main as rank
-from worker.rank.engine import Begun, Engine
+from worker.rank.engine import Engine, InputsRead
 from worker.rank.model_engine import load_engine
 from worker.settings import RankSetup
 
@@ -47,7 +47,7 @@ class StruckEngine:
     def capability(self) -> Capability:
         return self._engine.capability
 
-    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
+    def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
         with closing(self._engine.generate(run)) as events:  # type: ignore[type-var]
             for event in events:
                 if isinstance(event, Stepped):
@@ -56,10 +56,10 @@ class StruckEngine:
                 self._strike(run)
                 yield event
 
-    def tidy(self) -> None:
-        self._engine.tidy()
+    def release_memory(self) -> None:
+        self._engine.release_memory()
 
-    def _note(self, job_id: str, event: Begun | Event) -> None:
+    def _note(self, job_id: str, event: InputsRead | Event) -> None:
         if self._rank == 0:
             place = (event.segment, event.stage, event.step) if isinstance(event, Stepped) else None
             self._log.add(self._group, job_id, place)

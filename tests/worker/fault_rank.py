@@ -1,10 +1,12 @@
-"""A rank with a staged engine, run by torchrun in place of `worker.rank.main`: everything around it is real.
+"""Run a rank whose engine fails as a test asks, in place of `worker.rank.main`. Everything else is real.
 
-The prompt of an order says what happens: words such as `step_s=0.1`, and at most one fault with the rank that
-it strikes, at the second step of the first segment: `raises=1`, `dies=0`, `hangs=1`, `memory=all`. It strikes
-once for a job, or with the word `always` each time. With `starves` the leader has no memory to encode. A
-file `dies_in_setup` in the checkpoint holds how often loading is to fail. Steps that were run are logged in
-the checkpoint folder.
+The prompt of an order says what happens, in words such as `step_s=0.1`. At most one fault strikes, at the
+second step of the first segment, on the rank that it names or on all: `raises=1`, `dies=0`, `hangs=1`,
+`memory=all`. It strikes a job once, or in every attempt with the word `always`. With `starves`, the leader
+runs out of memory while it encodes the prompt.
+
+A file `dies_in_setup` in the checkpoint folder holds how often loading fails. The file `steps.log` there
+lists the steps that were run.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ from model.pipeline.state import State
 from model.spec.plan import Plan
 from worker.messages import RunJob
 from worker.rank import main as rank
-from worker.rank.engine import Begun
+from worker.rank.engine import InputsRead
 from worker.settings import RankSetup
 
-FAULTS = ("raises", "dies", "hangs", "memory", "refuses")
-STRIKES_AT = 2
+FAULTS = ("raises", "dies", "hangs", "memory")
+FAULTY_STEP = 2
 CHUNK_FRAMES = 4
+LATENTS = torch.zeros(1, 1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Script:
     starves: bool = False
 
     @classmethod
-    def read(cls, prompt: str) -> Script:
+    def parse(cls, prompt: str) -> Script:
         words = dict(word.partition("=")[::2] for word in prompt.split())
         fault = next((name for name in FAULTS if name in words), None)
         return cls(
@@ -58,16 +61,16 @@ class Script:
         )
 
     def encode(self) -> None:
-        """What the leader does for all."""
+        """Stand for the encoding of the prompt, which only the leader does."""
         if self.starves:
             raise MemoryError
 
-    def strike(self, number: int, folder: Path) -> None:
-        """Stage the fault, if it is this rank's."""
-        struck = folder / f"struck-{number}"
+    def strike(self, rank_number: int, folder: Path) -> None:
+        """Cause the fault, if this rank is to have it and has not had it in this job."""
+        struck = folder / f"struck-{rank_number}"
         if (
             self.fault is None
-            or self.ranks not in {"all", str(number)}
+            or self.ranks not in {"all", str(rank_number)}
             or (struck.exists() and not self.always)
         ):
             return
@@ -84,7 +87,7 @@ class Script:
 
 
 class StagedEngine:
-    """Generates frames that only depend on the seed, as slowly and badly as the prompt says."""
+    """Generate frames that depend only on the seed, with the delays and faults of the prompt."""
 
     def __init__(self, log: Path, parallel: ContextParallel = SINGLE) -> None:
         self._rank = dist.get_rank()
@@ -102,59 +105,57 @@ class StagedEngine:
             dtype="float32",
         )
 
-    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
-        plan, script = run.order.plan, Script.read(run.order.prompts[0])
+    def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
+        plan, script = run.order.plan, Script.parse(run.order.prompts[0])
         state = State.load(run.folder / run.resume.state) if run.resume else State.begin(run.order.seed)
-        yield Begun()
+        yield InputsRead()
         while state.segment < plan.num_segments:
             from_leader(self._parallel, script.encode)
             yield Encoded("denoise", state.segment)
             for step in range(state.step, plan.num_inference_steps):
                 time.sleep(script.step_s)
-                self._note(run.job_id, state.segment, step)
-                if (state.segment, step + 1) == (0, STRIKES_AT):
+                self._log_step(run.job_id, state.segment, step)
+                if (state.segment, step + 1) == (0, FAULTY_STEP):
                     script.strike(self._rank, run.folder)
                 dist.barrier()
-                state = State(
-                    state.segment, "denoise", step + 1, state.random, latents=torch.zeros(1, 1, 1, 1, 1)
-                )
+                state = State(state.segment, "denoise", step + 1, state.random, latents=LATENTS)
                 yield Stepped("denoise", state.segment, step + 1, plan.num_inference_steps, state)
-            yield Latents("denoise", state.segment, torch.zeros(1, 1, 1, 1, 1))
+            yield Latents("denoise", state.segment, LATENTS)
             yield from self._frames(plan, state.segment, run.order.seed)
             state = State(state.segment + 1, "denoise", 0, state.random)
             yield SegmentDone(state.segment - 1, state)
 
-    def tidy(self) -> None:
-        """Nothing is left."""
+    def release_memory(self) -> None:
+        """Do nothing: the engine holds no memory."""
 
     def _frames(self, plan: Plan, segment: int, seed: int) -> Iterator[Frames]:
         new = plan.num_frames - plan.num_condition_frames
         first = 0 if segment == 0 else plan.num_frames + (segment - 1) * new
         count = plan.num_frames if segment == 0 else new
-        for at in range(first, first + count, CHUNK_FRAMES):
-            length = min(CHUNK_FRAMES, first + count - at)
-            chunk = torch.stack([frame(plan, seed, i) for i in range(at, at + length)])
+        for start in range(first, first + count, CHUNK_FRAMES):
+            length = min(CHUNK_FRAMES, first + count - start)
+            chunk = torch.stack([frame(plan, seed, i) for i in range(start, start + length)])
             yield Frames(segment, chunk if self._rank == 0 else None)
 
-    def _note(self, job_id: str, segment: int, step: int) -> None:
+    def _log_step(self, job_id: str, segment: int, step: int) -> None:
         if self._rank == 0:
             with self._log.open("a") as log:
                 log.write(f"{job_id} {segment} {step}\n")
 
 
 def frame(plan: Plan, seed: int, index: int) -> torch.Tensor:
-    """A picture of one grey that tells the seed and the index, as good as H.264 can keep it."""
+    """Return a frame in one grey that tells its seed and index, as exactly as H.264 can keep it."""
     grey = 16 + (37 * seed + 3 * index) % 220
     return torch.full((plan.height, plan.width, 3), grey, dtype=torch.uint8)
 
 
 def load(setup: RankSetup, parallel: ContextParallel) -> StagedEngine:
-    """Load, or fail as often as the file says."""
-    fails = setup.checkpoint / "dies_in_setup"
-    left = int(fails.read_text()) if fails.exists() else 0
+    """Load the engine, or fail as often as the file `dies_in_setup` says."""
+    file = setup.checkpoint / "dies_in_setup"
+    failures_left = int(file.read_text()) if file.exists() else 0
     dist.barrier()
-    if left and parallel.is_leader:
-        fails.write_text(str(left - 1))
+    if failures_left and parallel.is_leader:
+        file.write_text(str(failures_left - 1))
         raise RuntimeError("staged: the checkpoint is bad")
     return StagedEngine(setup.checkpoint / "steps.log", parallel)
 

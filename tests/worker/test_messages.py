@@ -1,29 +1,27 @@
 from __future__ import annotations
 
-import socket
-import stat
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from jobs.capability import Capability
 from jobs.record import JobError, Progress
-from tests.waiting import wait_until
 from tests.worker.examples import ORDER
-from worker.channel import Channel, call, listen
 from worker.messages import (
+    PROTOCOL_VERSION,
     Checkpoint,
     CheckpointSaved,
     GpusReleased,
     GroupFailed,
     JobFailed,
+    JobMessage,
     JobStarted,
     JobStopped,
     LastDecode,
+    Message,
     ProgressReport,
     Ready,
     RunJob,
@@ -31,17 +29,25 @@ from worker.messages import (
     StopJob,
     VideoDone,
     VideoFile,
+    parse,
 )
 from worker.telemetry import Stage
 
-SAVE = Checkpoint(
-    segment=1, stage="refine", step=3, state="state.safetensors", segment_files=("piece-000.mp4",)
+CHECKPOINT = Checkpoint(
+    segment=1, stage="refine", step=3, state="state.safetensors", segment_files=("segment-000.mp4",)
 )
-FILM = VideoFile(
+VIDEO = VideoFile(
     video="v.mp4", thumbnail="t.jpg", width=96, height=64, num_frames=9, fps=15, size_bytes=1, sha256="f"
 )
-MESSAGES = [
-    RunJob(job_id="j", order=ORDER, folder=Path("/spool/j"), inputs={"image": "image.png"}, resume=SAVE),
+MESSAGES: list[Message] = [
+    RunJob(
+        job_id="j",
+        order=ORDER,
+        folder=Path("/spool/j"),
+        inputs={"image": "image.png"},
+        resume=CHECKPOINT,
+        log_context={"job_id": "j"},
+    ),
     StopJob(job_id="j", reason="deadline"),
     Ready(
         capability=Capability(
@@ -55,128 +61,55 @@ MESSAGES = [
     ),
     StageDone(job_id="j", stage=Stage(name="x264", lane="video", began_s=1.5, ended_s=2.0, detail=True)),
     LastDecode(job_id="j"),
-    CheckpointSaved(job_id="j", save=SAVE),
+    CheckpointSaved(job_id="j", checkpoint=CHECKPOINT),
     GpusReleased(job_id="j"),
-    VideoDone(job_id="j", video=FILM, timings_s={}),
+    VideoDone(job_id="j", video=VIDEO, timings_s={}),
     JobStopped(job_id="j", reason="drain"),
     JobFailed(job_id="j", error=JobError(code="c", message="ü\n", retryable=False), timings_s={}),
     GroupFailed(message="two\nlines"),
 ]
 
 
-@pytest.fixture
-def ends() -> Iterator[tuple[Channel, Channel]]:
-    one, other = socket.socketpair()
-    with closing(Channel(one)) as here, closing(Channel(other)) as there:
-        yield here, there
-
-
-@pytest.fixture
-def raw() -> Iterator[tuple[socket.socket, Channel]]:
-    """An end on which anything can be sent."""
-    one, other = socket.socketpair()
-    with one, closing(Channel(other)) as there:
-        yield one, there
-
-
-@contextmanager
-def connected(path: Path) -> Iterator[tuple[Channel, Channel]]:
-    """Somebody who listened at the path, and who called."""
-    with closing(listen(path)) as listening, closing(call(path)) as caller:
-        accepted, _ = listening.accept()
-        with closing(Channel(accepted)) as listener:
-            yield listener, caller
+def test_examples_cover_every_message():
+    assert {type(message) for message in MESSAGES} == set(get_args(Message)) | set(get_args(JobMessage))
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.type)
-def test_what_is_said_is_heard(ends, message):
-    here, there = ends
-    here.send(message)
-    assert there.recv() == message
+def test_message_is_one_line_and_is_read_as_it_was_written(message):
+    line = message.model_dump_json().encode()
+    assert b"\n" not in line
+    assert parse(line) == message
 
 
-def test_messages_keep_their_order_in_both_directions(ends):
-    here, there = ends
-    for message in MESSAGES:
-        here.send(message)
-        there.send(message)
-    assert [there.recv() for _ in MESSAGES] == MESSAGES
-    assert [here.recv() for _ in MESSAGES] == MESSAGES
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.type)
+def test_unknown_fields_of_a_message_are_ignored(message):
+    values = json.loads(message.model_dump_json())
+    assert parse(json.dumps({**values, "field_of_a_later_release": 1}).encode()) == message
 
 
-def test_many_threads_speak_without_mixing_their_lines(ends):
-    here, there = ends
-    long = GroupFailed(message="x" * 10_000)
-    speakers = [threading.Thread(target=lambda: [here.send(long) for _ in range(20)]) for _ in range(4)]
-    for speaker in speakers:
-        speaker.start()
-    assert all(there.recv() == long for _ in range(80))
-    for speaker in speakers:
-        speaker.join()
+def test_ready_names_the_version_of_the_protocol():
+    (ready,) = (message for message in MESSAGES if isinstance(message, Ready))
+    assert json.loads(ready.model_dump_json())["protocol_version"] == PROTOCOL_VERSION
 
 
-def test_when_one_end_hangs_up_the_other_hears_none(ends):
-    here, there = ends
-    here.send(MESSAGES[0])
-    here.close()
-    assert there.recv() == MESSAGES[0]
-    assert there.recv() is None
+def test_later_checkpoint_has_the_greater_position():
+    def position(segment: int, stage: str, step: int) -> tuple[int, bool, int]:
+        return CHECKPOINT.model_copy(update={"segment": segment, "stage": stage, "step": step}).position
+
+    assert (
+        position(0, "denoise", 3)
+        < position(0, "refine", 1)
+        < position(0, "refine", 2)
+        < position(1, "denoise", 0)
+    )
 
 
-def test_half_a_message_is_none(raw):
-    here, there = raw
-    here.sendall(b'{"type": "running"')
-    here.close()
-    assert there.recv() is None
+def test_checkpoint_of_an_earlier_release_keeps_its_segments():
+    stored = {"segment": 1, "stage": "denoise", "step": 3, "state": "s", "pieces": ["piece-000.mp4"]}
+    assert Checkpoint.model_validate(stored).segment_files == ("piece-000.mp4",)
 
 
-def test_a_thread_that_hears_is_woken_by_closing_its_own_end(ends):
-    here, _ = ends
-    heard: list[object] = []
-    listener = threading.Thread(target=lambda: heard.append(here.recv()))
-    listener.start()
-    here.close()
-    listener.join()
-    assert heard == [None]
-
-
-def test_what_is_no_message_is_refused(raw):
-    here, there = raw
-    here.sendall(b'{"type": "shutdown"}\n')
-    with pytest.raises(ValidationError):
-        there.recv()
-
-
-def test_speaking_to_nobody_is_an_error(ends):
-    here, there = ends
-    there.close()
-    with pytest.raises(OSError, match="Broken pipe"):
-        wait_until(lambda: here.send(MESSAGES[0]))
-
-
-def test_a_folder_deeper_than_a_socket_address_may_be_long_is_no_hindrance(tmp_path):
-    with connected(tmp_path / ("d" * 100) / ("e" * 100) / "rank-0.sock") as (listener, caller):
-        caller.send(MESSAGES[3])
-        assert listener.recv() == MESSAGES[3]
-
-
-def test_nobody_else_may_enter_the_socket_s_folder(tmp_path):
-    folder = tmp_path / "group"
-    folder.mkdir(mode=0o755)
-    listen(folder / "rank-0.sock").close()
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-def test_a_socket_that_a_dead_process_left_is_replaced(tmp_path):
-    path = tmp_path / "rank-0.sock"
-    listen(path).close()
-    with connected(path) as (listener, caller):
-        listener.send(MESSAGES[1])
-        assert caller.recv() == MESSAGES[1]
-
-
-def test_the_later_save_is_greater():
-    def at(segment: int, stage: str, step: int) -> tuple[int, bool, int]:
-        return SAVE.model_copy(update={"segment": segment, "stage": stage, "step": step}).position
-
-    assert at(0, "denoise", 3) < at(0, "refine", 1) < at(0, "refine", 2) < at(1, "denoise", 0)
+@pytest.mark.parametrize("segment_files", [[], ["segment-000.mp4"], ["segment-000.mp4"] * 3])
+def test_checkpoint_without_a_file_for_each_earlier_segment_is_refused(segment_files):
+    with pytest.raises(ValidationError, match="segment 2 cannot resume"):
+        Checkpoint(segment=2, stage="denoise", step=3, state="s", segment_files=segment_files)

@@ -1,8 +1,4 @@
-"""A thread in which the leader's slow work is done, in order, while the GPUs go on: encoding, saving.
-
-One for each job. What waits is bounded in bytes, so that memory does not grow with the length of a film.
-Where cores are few, its work makes way for that which GPUs wait for.
-"""
+"""Encode the video and save checkpoints in a thread, while the GPUs continue."""
 
 from __future__ import annotations
 
@@ -12,68 +8,92 @@ from collections import deque
 from collections.abc import Callable
 
 Task = Callable[[], None]
+OnEnd = Callable[[Exception | None], None]
 
+# Where cores are few, the threads that feed the GPUs come first.
 NICENESS = 10
 
 
 class BackgroundWriter:
-    """Does tasks one after the other until it is closed. After one has failed it does no more of them."""
+    """Run the tasks of one job in order, in a thread of its own. After one has failed, run no other.
+
+    `limit_bytes` bounds the memory of the tasks that wait, so that it does not grow with the video. The
+    thread ends after `finish` or `abort`.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._tasks: deque[tuple[Task, int]] = deque()
+        self._waiting: deque[tuple[Task, int]] = deque()
         self._waiting_bytes = 0
-        self._change = threading.Condition()
-        self._closed = False
+        self._changed = threading.Condition()
         self._error: Exception | None = None
-        threading.Thread(target=self._work, name="backroom", daemon=True).start()
+        self._on_end: OnEnd | None = None
+        # Not joined when the rank ends: a rank ends by os._exit or a signal, and its supervisor resumes the
+        # job from the last checkpoint. A daemon, so that a failing test cannot keep its process alive.
+        self._thread = threading.Thread(target=self._run, name="background-writer", daemon=True)
+        self._thread.start()
 
     def submit(self, task: Task, size_bytes: int = 0) -> None:
-        """Have it done after all before it. Blocks while too much waits."""
-        with self._change:
-            self._change.wait_for(lambda: self._error or not self._tasks or self._fits(size_bytes))
-            if not self._error:
-                self._tasks.append((task, size_bytes))
-                self._waiting_bytes += size_bytes
-                self._change.notify_all()
+        """Run a task after all earlier ones. Block while more than `limit_bytes` wait.
 
-    def check(self) -> None:
-        """Raise what a task raised, if one did."""
+        A task that alone exceeds the limit is accepted when no other waits.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or not self._waiting or self._fits(size_bytes))
+            if not self._error:
+                self._waiting.append((task, size_bytes))
+                self._waiting_bytes += size_bytes
+                self._changed.notify_all()
+
+    def raise_if_failed(self) -> None:
+        """Raise the exception of a task that failed."""
         if self._error:
             raise self._error
 
-    def close(self, then: Callable[[Exception | None], None], *, at_once: bool = False) -> None:
-        """Call `then` in the thread when all is done (or `at_once`), with the error if there was one."""
-        with self._change:
-            if at_once:
-                self._tasks.clear()
-            self._then, self._closed = then, True
-            self._change.notify_all()
+    def finish(self, on_end: OnEnd) -> None:
+        """Run all tasks, then call `on_end` in the thread, with the exception of a task that failed."""
+        with self._changed:
+            self._on_end = on_end
+            self._changed.notify_all()
+
+    def abort(self, on_end: OnEnd) -> None:
+        """Drop the tasks that wait, and call `on_end` as `finish` does after the one that runs."""
+        with self._changed:
+            self._drop_waiting()
+        self.finish(on_end)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread to end after `finish` or `abort`. Return whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _fits(self, size_bytes: int) -> bool:
         return self._waiting_bytes + size_bytes <= self._limit_bytes
 
-    def _work(self) -> None:
-        os.nice(NICENESS)  # on Linux that of this thread, and of those that x264 starts from it
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        os.nice(NICENESS)  # Linux: changes this thread alone, and the threads that x264 starts from it
         while (task := self._next()) is not None:
             try:
                 task()
-            except Exception as error:  # noqa: BLE001 - it ends the job, where `check` or `close` says so
-                self._fail(error)
-        self._then(self._error)
+            except Exception as error:  # noqa: BLE001 - ends the job: see `raise_if_failed` and `on_end`
+                with self._changed:
+                    self._error = error
+                    self._drop_waiting()
+        assert self._on_end is not None
+        self._on_end(self._error)
 
     def _next(self) -> Task | None:
-        with self._change:
-            self._change.wait_for(lambda: self._tasks or self._closed)
-            if not self._tasks:
+        """Wait for a task. Return None when there will be no other."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._on_end)
+            if not self._waiting:
                 return None
-            task, size_bytes = self._tasks.popleft()
+            task, size_bytes = self._waiting.popleft()
             self._waiting_bytes -= size_bytes
-            self._change.notify_all()
+            self._changed.notify_all()
             return task
-
-    def _fail(self, error: Exception) -> None:
-        with self._change:
-            self._error = error
-            self._tasks.clear()
-            self._change.notify_all()

@@ -1,14 +1,17 @@
-"""All ranks of a group decide together, at every boundary of a job: go on, leave it, or give it up.
+"""Let all ranks of a group decide together whether to continue a job.
 
-`worker.rank.run_job` votes after each event of the model. The ranks speak over a gloo group of their own, in
-which they also wait for work: that costs nothing, may last for days, and a dead rank is noticed at once. The
-outcome follows from all votes, so it is the same on every rank.
+After each event of the pipeline every rank contributes a `StepOutcome`, and all derive the same decision from
+all of them. So all ranks leave a job at the same place, and the group can run the next one.
+
+The ranks communicate through a gloo group of their own, in which they also wait for jobs. Waiting there costs
+no GPU time and may last for days, and a rank that died is noticed at once.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,38 +24,52 @@ from jobs.store.holder import StopReason
 Value = TypeVar("Value")
 
 IDLE_TIMEOUT = timedelta(days=365)
-LEFT_ALONE = 70  # exit status of a rank whose error the others do not share
+EXIT_FAILED_ALONE = 70  # exit status of a rank whose error the other ranks do not share
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one rank has to say at a boundary; only the leader knows of a wish to stop.
+    """The outcome of one event, on one rank or on all. Without stop request and error the job continues.
 
-    An error is `contained` when it left the rank as it was, so that the others may follow it out of the job.
+    Attributes:
+        stop_request: why the job is to stop. Only the leader knows.
+        error: the error that ended the job on this rank.
+        is_contained: the error left the rank sound, so the other ranks can follow it out of the job.
     """
 
-    stop: StopReason | None = None
+    stop_request: StopReason | None = None
     error: JobError | None = None
-    contained: bool = True
+    is_contained: bool = True
+
+    @property
+    def ends_job(self) -> bool:
+        """Return whether the job does not continue."""
+        return self.stop_request is not None or self.error is not None
 
 
 class GroupBroken(Exception):
-    """The ranks no longer stand at the same place, or one of them is not sound: all have to go."""
+    """The ranks are at different places of a job, or one of them is not sound: all processes must end."""
 
 
-def decide(votes: list[StepOutcome]) -> StepOutcome:
-    """What all ranks do now: the leader's wish, or the error of all. Raises GroupBroken."""
-    errors = [vote for vote in votes if vote.error]
+def combine(outcomes: Sequence[StepOutcome]) -> StepOutcome:
+    """Return what all ranks do, given the outcome of each: the leader's stop request, or an error.
+
+    Raises GroupBroken if only some ranks failed and one of their errors is not contained.
+    """
+    errors = [outcome for outcome in outcomes if outcome.error]
     if not errors:
-        return votes[0]
-    if len(errors) < len(votes) and not all(vote.contained for vote in errors):
-        ranks = [rank for rank, vote in enumerate(votes) if vote.error]
+        return outcomes[0]
+    if len(errors) < len(outcomes) and not all(outcome.is_contained for outcome in errors):
+        ranks = [rank for rank, outcome in enumerate(outcomes) if outcome.error]
         raise GroupBroken(f"ranks {ranks} failed alone: {errors[0].error}")
     return errors[0]
 
 
 class Consensus:
-    """The ranks of one group. `grace_s` bounds how far apart they may fail and still agree."""
+    """Communicate with all ranks of the group.
+
+    `grace_s` is how long a rank that failed waits for the others to fail or to finish their event.
+    """
 
     def __init__(self, grace_s: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -61,34 +78,36 @@ class Consensus:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this rank speaks with the supervisor."""
+        """Return whether this is rank 0, which talks to the supervisor."""
         return self.rank == 0
 
-    def share(self, value: Value | None) -> Value:
-        """The leader's value, on all ranks; the others wait for it."""
-        envelope: list[Any] = [value]
-        dist.broadcast_object_list(envelope, src=0, group=self._group)
-        shared: Value = envelope[0]
-        return shared
+    def broadcast(self, value: Value | None) -> Value:
+        """Return the leader's value on all ranks. The other ranks wait for it."""
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        received: Value = values[0]
+        return received
 
-    def gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, on all ranks."""
+    def all_gather(self, value: Value) -> list[Value]:
+        """Return the values of all ranks, by rank."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def agree(self, vote: StepOutcome) -> StepOutcome:
-        """Wait for the votes of all and decide. Raises GroupBroken.
+    def decide(self, outcome: StepOutcome) -> StepOutcome:
+        """Wait for the outcomes of all ranks and return the common one. Raises GroupBroken.
 
-        A rank with an error may be the only one with it: the others then wait for it in the model, for
-        ever. So it waits for them only so long, and then ends its process, which they do notice.
+        If this rank alone has failed, the others may wait for it in a collective of the model for ever. So
+        it ends its process after `grace_s`, which they do notice.
         """
-        if vote.error is None:
-            return decide(self.gather(vote))
-        alone = threading.Timer(self._grace_s, os._exit, [LEFT_ALONE])
-        alone.daemon = True
-        alone.start()
+        if outcome.error is None:
+            return combine(self.all_gather(outcome))
+        # os._exit, since this thread waits in a collective that nothing else can interrupt.
+        deadline = threading.Timer(self._grace_s, os._exit, [EXIT_FAILED_ALONE])
+        deadline.daemon = True
+        deadline.start()
         try:
-            return decide(self.gather(vote))
+            return combine(self.all_gather(outcome))
         finally:
-            alone.cancel()
+            deadline.cancel()
+            deadline.join()

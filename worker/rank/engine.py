@@ -1,8 +1,4 @@
-"""What a rank runs, as a small Protocol: the model follows it, and so do the faults that tests stage.
-
-`worker.rank.main` keeps one, `worker.rank.run_job` iterates over what it generates.
-`worker.rank.model_engine` is the real one.
-"""
+"""Define what a rank needs of a model. `worker.rank.model_engine` is the real one; tests stage faults."""
 
 from __future__ import annotations
 
@@ -16,19 +12,19 @@ from worker.messages import RunJob
 
 
 @dataclass(frozen=True)
-class Begun:
-    """The order's files are read: nothing of the model has run yet, and every rank is here."""
+class InputsRead:
+    """The leader has read the files of the order. The model has not run yet."""
 
 
 class Engine(Protocol):
-    """Generates videos, in step with the engines of the other ranks."""
+    """Generate videos, in step with the engines of the other ranks."""
 
     @property
     def capability(self) -> Capability:
-        """What may be ordered from it."""
+        """Return what the engine can generate."""
 
-    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
-        """The events of one job, first `Begun`; each means that the device has done that much."""
+    def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
+        """Yield the events of one job, `InputsRead` first. The device has finished what an event says."""
 
-    def tidy(self) -> None:
-        """Give back what a job that failed or was left may still hold."""
+    def release_memory(self) -> None:
+        """Release the memory of a job that did not end regularly."""

@@ -1,7 +1,4 @@
-"""What an error that ended a job on one rank means: for the client, and for the group.
-
-`worker.rank.run_job` asks it once for each job that failed.
-"""
+"""Classify the error that ended a job on a rank, for the client and for the group."""
 
 from __future__ import annotations
 
@@ -14,20 +11,20 @@ from jobs.record import JobError
 from model.spec.errors import InputError, ModelError
 from worker.rank.consensus import StepOutcome
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def vote_of(error: Exception) -> StepOutcome:
-    """This rank's vote after an error; `contained` for errors that leave a rank as it was."""
+def outcome_of(error: Exception) -> StepOutcome:
+    """Return the outcome of this rank after an error. Unknown errors are not contained."""
     known = _known(error)
     if known is None:
-        return StepOutcome(
-            error=JobError.of(GenerationFailed(f"{type(error).__name__}: {error}")), contained=False
-        )
+        failure = GenerationFailed(f"{type(error).__name__}: {error}")
+        return StepOutcome(error=JobError.of(failure), is_contained=False)
     return StepOutcome(error=JobError.of(known))
 
 
 def _known(error: Exception) -> LongCatError | None:
+    """Return an error that leaves the rank sound as the client sees it, None for any other error."""
     match error:
         case LongCatError():
             return error
@@ -35,8 +32,8 @@ def _known(error: Exception) -> LongCatError | None:
             return InvalidInput(str(error), error.field)
         case ModelError():
             return GenerationFailed(str(error))
-        case OSError() if error.errno in FULL:
-            return DiskFull("the worker's disk has no room for the video")
+        case OSError() if error.errno in DISK_FULL_ERRNOS:
+            return DiskFull("the worker's disk is too full for the video")
     if _is_out_of_memory(error):
         return OutOfMemory("the video does not fit into the memory of the worker")
     return None

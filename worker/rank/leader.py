@@ -1,7 +1,7 @@
-"""What the leader does in one job beside the model: it writes the film, measures progress and saves states.
+"""Do what rank 0 does for a job beside the model: write the video, report progress, save checkpoints.
 
-`worker.rank.run_job` calls it at each boundary. All that is slow happens in a backroom thread, in order, so
-that the GPUs go on meanwhile and are released while the film is still being finished.
+`worker.rank.run_job` calls a `Leader` after each event. Whatever is slow runs in a `BackgroundWriter`, in
+order, so that the GPUs continue meanwhile and are released while the video is still being finished.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from safetensors import SafetensorError
@@ -37,9 +36,9 @@ from worker.messages import (
 )
 from worker.rank.background import BackgroundWriter, Task
 from worker.rank.consensus import StepOutcome
-from worker.rank.engine import Begun
-from worker.rank.failures import vote_of
-from worker.rank.progress import Experience, Meter
+from worker.rank.engine import InputsRead
+from worker.rank.failures import outcome_of
+from worker.rank.progress import ProgressMeter, UnitTimes
 from worker.rank.video_segments import VideoFormat, VideoSegments
 from worker.settings import VideoSettings
 from worker.telemetry import Stage
@@ -47,167 +46,167 @@ from worker.telemetry import Stage
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Contact:
-    """How the leader speaks with the supervisor: `say` something, ask for its `wish` to stop a job."""
-
-    say: Callable[[Message], None]
-    wish: Callable[[str], StopReason | None]
-
-
 class Leader:
-    """Do the leader's part in one job; see `worker.rank.run_job.Part`. `dtype` is noted in the result."""
+    """Handle the events of one job on rank 0.
+
+    Args:
+        run: the job.
+        send: sends a message to the supervisor.
+        get_stop_request: returns why the supervisor wants the job to stop, None while it does not.
+        unit_times: measured times of earlier jobs, to which this job adds its own.
+        dtype: the data type of the result's `VideoFile`.
+    """
 
     def __init__(
         self,
         run: RunJob,
-        contact: Contact,
+        send: Callable[[Message], None],
+        get_stop_request: Callable[[], StopReason | None],
         settings: VideoSettings,
-        experience: Experience,
+        unit_times: UnitTimes,
         dtype: str | None = None,
     ) -> None:
-        plan = run.order.plan
-        resume = run.resume
-        self._run = run
-        self._contact = contact
+        plan, resume = run.order.plan, run.resume
+        self._job_id = run.job_id
+        self._folder = run.folder
+        self._send = send
+        self._get_stop_request = get_stop_request
         self._dtype = dtype
-        self._checkpoint_s = settings.checkpoint_s
-        self._meter = Meter(plan, run.timings_s, experience)
-        form = VideoFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
-        self._pieces = VideoSegments(run.folder, form, resume.segment_files if resume else ())
-        self._backroom = BackgroundWriter(settings.buffer_bytes)
         self._last_segment = plan.num_segments - 1
-        self._state: State | None = None
-        self._film: VideoFile | None = None
-        self._saved_at = time.monotonic()
+        self._last_stage = "refine" if plan.refinement else "denoise"
+        self._meter = ProgressMeter(plan, run.timings_s, unit_times)
         if resume:
             self._meter.resume(resume.segment, resume.stage, resume.step)
+        video_format = VideoFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
+        self._segments = VideoSegments(run.folder, video_format, resume.segment_files if resume else ())
+        self._background = BackgroundWriter(settings.buffer_bytes)
+        self._checkpoint_s = settings.checkpoint_s
+        self._checkpointed_at = time.monotonic()
+        self._state: State | None = None
+        self._video: VideoFile | None = None
 
-    def wish(self) -> StopReason | None:
-        """See `Part`."""
-        return self._contact.wish(self._run.job_id)
+    @property
+    def stop_request(self) -> StopReason | None:
+        """Return why the job is to stop, None while it is not."""
+        return self._get_stop_request()
 
-    def take(self, event: Begun | Event) -> None:
-        """Hand frames on to the film. Raises what writing earlier ones raised."""
-        self._backroom.check()
-        if isinstance(event, Frames):
-            assert event.frames is not None
-            writing = partial(self._pieces.write, event.frames)
-            self._backroom.submit(partial(self._do, "x264", writing, detail=True), event.frames.nbytes)
-        elif isinstance(event, SegmentDone):
-            self._backroom.submit(partial(self._do, "x264, the rest", self._pieces.cut))
-        if isinstance(event, Stepped | SegmentDone):
-            self._state = event.state
+    def raise_if_failed(self) -> None:
+        """Raise the exception of background work that failed."""
+        self._background.raise_if_failed()
 
-    def report(self, event: Begun | Event) -> None:
-        """Tell the supervisor how far the job is, and save it where that is due."""
-        if isinstance(event, Begun):
-            self._contact.say(JobStarted(job_id=self._run.job_id))
-        elif isinstance(event, Latents) and self._is_last(event):
-            self._contact.say(LastDecode(job_id=self._run.job_id))
-        progress = self._measure(event)
-        self._contact.say(
-            ProgressReport(job_id=self._run.job_id, progress=progress, timings_s=dict(self._meter.timings_s))
-        )
-        if isinstance(event, Stepped | SegmentDone) and self._due(event):
-            self._save_soon(event.state)
+    def handle(self, event: InputsRead | Event) -> None:
+        """Handle an event that all ranks have reached. Block while too many frames wait for the encoder."""
+        match event:
+            case InputsRead():
+                self._send(JobStarted(job_id=self._job_id))
+                self._report(self._meter.enter("encode", self._meter.progress.segment))
+            case Encoded(stage, segment):
+                self._report(self._meter.enter(stage, segment))
+            case Stepped(stage, segment, step, num_steps, state):
+                self._state = state
+                self._report(self._meter.step(stage, segment, step, num_steps))
+                if time.monotonic() - self._checkpointed_at >= self._checkpoint_s:
+                    self._save_later(state)
+            case Latents(stage, segment):
+                if (stage, segment) == (self._last_stage, self._last_segment):
+                    self._send(LastDecode(job_id=self._job_id))
+                self._report(self._meter.enter("decode", segment))
+            case Frames(segment, frames):
+                assert frames is not None  # they are, on the leader
+                self._submit("x264", partial(self._segments.write, frames), frames.nbytes, detail=True)
+                self._report(self._meter.add_frames(segment, len(frames)))
+            case SegmentDone(segment, state):
+                self._state = state
+                self._submit("x264, the rest", self._segments.finish)
+                if segment == self._last_segment:
+                    self._report(self._meter.enter("decode", segment))
+                else:
+                    self._report(self._meter.enter("encode", segment + 1))
+                    self._save_later(state)
 
     def end(self, outcome: StepOutcome) -> None:
-        """See `Part`; what remains to be done is done in the backroom."""
+        """End the job as all ranks have decided. Return at once: the last message comes from the thread."""
         if outcome.error:
-            self._leave(self._failed(outcome.error))
-        elif outcome.stop in SAVE_BEFORE_STOP:
-            self._backroom.close(partial(self._save_and_stop, outcome.stop))
-        elif outcome.stop:
-            self._leave(JobStopped(job_id=self._run.job_id, reason=outcome.stop))
+            self._abort(self._failed(outcome.error))
+        elif outcome.stop_request in SAVE_BEFORE_STOP:
+            self._background.finish(partial(self._save_and_stop, outcome.stop_request))
+        elif outcome.stop_request:
+            self._abort(JobStopped(job_id=self._job_id, reason=outcome.stop_request))
         else:
-            self._contact.say(GpusReleased(job_id=self._run.job_id))
-            self._backroom.submit(partial(self._do, "join", self._join))
-            self._backroom.close(self._finished)
+            self._send(GpusReleased(job_id=self._job_id))
+            self._submit("join", self._concat)
+            self._background.finish(self._send_result)
 
-    def _measure(self, event: Begun | Event) -> Progress:
-        match event:
-            case Begun():
-                return self._meter.enter("encode", self._meter.progress.segment)
-            case Encoded(stage, segment):
-                return self._meter.enter(stage, segment)
-            case Stepped(stage, segment, step, num_steps):
-                return self._meter.step(stage, segment, step, num_steps)
-            case Latents(_, segment):
-                return self._meter.enter("decode", segment)
-            case Frames(segment, frames):
-                return self._meter.frames(segment, 0 if frames is None else len(frames))
-            case SegmentDone(segment):
-                is_last = segment == self._last_segment
-                return self._meter.enter(
-                    "decode" if is_last else "encode", segment if is_last else segment + 1
-                )
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the background thread to end after `end`. Return whether it has ended."""
+        return self._background.join(timeout_s)
 
-    def _is_last(self, made: Latents) -> bool:
-        stage = "refine" if self._run.order.plan.refinement else "denoise"
-        return (made.stage, made.segment) == (stage, self._last_segment)
+    def _report(self, progress: Progress) -> None:
+        timings_s = dict(self._meter.timings_s)
+        self._send(ProgressReport(job_id=self._job_id, progress=progress, timings_s=timings_s))
 
-    def _due(self, event: Stepped | SegmentDone) -> bool:
-        if isinstance(event, SegmentDone):
-            return event.segment < self._last_segment
-        return time.monotonic() - self._saved_at >= self._checkpoint_s
+    def _failed(self, error: JobError) -> JobFailed:
+        return JobFailed(job_id=self._job_id, error=error, timings_s=dict(self._meter.timings_s))
 
-    def _save_soon(self, state: State) -> None:
-        """Save when all pieces before this state are whole; the next step runs meanwhile."""
-        self._saved_at = time.monotonic()
-        save = partial(self._save, state, dict(self._meter.timings_s))
-        self._backroom.submit(partial(self._do, "save", save))
+    # In the background thread
+
+    def _submit(self, name: str, task: Task, size_bytes: int = 0, *, detail: bool = False) -> None:
+        """Run a task in the background, and send the supervisor its time."""
+
+        def run() -> None:
+            began_s = time.time()
+            task()
+            stage = Stage(name=name, lane="video", began_s=began_s, ended_s=time.time(), detail=detail)
+            self._send(StageDone(job_id=self._job_id, stage=stage))
+
+        self._background.submit(run, size_bytes)
+
+    def _save_later(self, state: State) -> None:
+        """Save a checkpoint once the segments before it are complete. The next step runs meanwhile."""
+        self._checkpointed_at = time.monotonic()
+        self._submit("save", partial(self._save, state, dict(self._meter.timings_s)))
 
     def _save(self, state: State, timings_s: Timings) -> None:
         name = f"state-{state.segment}-{state.stage}-{state.step}.safetensors"
         try:
-            state.save(self._run.folder / name)
+            state.save(self._folder / name)
         except (OSError, SafetensorError):
-            logger.exception("the job would go on from an earlier state")
+            logger.exception("a checkpoint of job %s cannot be saved; an earlier one remains", self._job_id)
             return
-        save = Checkpoint(
+        checkpoint = Checkpoint(
             segment=state.segment,
             stage=state.stage,
             step=state.step,
             state=name,
-            segment_files=self._pieces.names,
+            segment_files=self._segments.names,
             timings_s=timings_s,
         )
-        self._contact.say(CheckpointSaved(job_id=self._run.job_id, save=save))
+        self._send(CheckpointSaved(job_id=self._job_id, checkpoint=checkpoint))
 
-    def _do(self, name: str, task: Task, *, detail: bool = False) -> None:
-        """Do this in the backroom, and say how long it took."""
-        began_s = time.time()
-        task()
-        stage = Stage(name=name, lane="video", began_s=began_s, ended_s=time.time(), detail=detail)
-        self._contact.say(StageDone(job_id=self._run.job_id, stage=stage))
+    def _concat(self) -> None:
+        self._video = self._segments.concat().model_copy(update={"dtype": self._dtype})
 
-    def _leave(self, last_word: JobFailed | JobStopped) -> None:
-        """Drop what is not done yet; then no file of the job is touched any more."""
-
-        def left(_: Exception | None) -> None:
-            self._pieces.drop()
-            self._contact.say(last_word)
-
-        self._backroom.close(left, at_once=True)
+    def _send_result(self, error: Exception | None) -> None:
+        if error:
+            failure = outcome_of(error).error
+            assert failure is not None
+            self._send(self._failed(failure))
+        else:
+            assert self._video is not None
+            timings_s = dict(self._meter.timings_s)
+            self._send(VideoDone(job_id=self._job_id, video=self._video, timings_s=timings_s))
 
     def _save_and_stop(self, reason: StopReason, error: Exception | None) -> None:
-        self._pieces.drop()
+        self._segments.abort()
         if self._state and not error:
             self._save(self._state, dict(self._meter.timings_s))
-        self._contact.say(JobStopped(job_id=self._run.job_id, reason=reason))
+        self._send(JobStopped(job_id=self._job_id, reason=reason))
 
-    def _join(self) -> None:
-        self._film = self._pieces.join().model_copy(update={"dtype": self._dtype})
+    def _abort(self, last_message: JobFailed | JobStopped) -> None:
+        """Drop what is not written yet. No file of the job changes after its last message."""
 
-    def _finished(self, error: Exception | None) -> None:
-        timings_s = dict(self._meter.timings_s)
-        if error:
-            self._contact.say(self._failed(vote_of(error).error))
-        else:
-            assert self._film is not None
-            self._contact.say(VideoDone(job_id=self._run.job_id, video=self._film, timings_s=timings_s))
+        def abort(_: Exception | None) -> None:
+            self._segments.abort()
+            self._send(last_message)
 
-    def _failed(self, error: JobError | None) -> JobFailed:
-        assert error is not None
-        return JobFailed(job_id=self._run.job_id, error=error, timings_s=dict(self._meter.timings_s))
+        self._background.abort(abort)

@@ -1,8 +1,8 @@
-"""One rank of a group: `python -m worker.rank.main SETUP PARENT`, started by torchrun on every GPU.
+"""Serve jobs on one rank: `python -m worker.rank.main SETUP PARENT_PID`, started by torchrun for each GPU.
 
-It loads the model once and stays warm. The leader (rank 0) hears orders from the supervisor and shares them
-with the others, which wait in the gloo group of `worker.rank.consensus`; `worker.rank.run_job` does one. A
-rank that is not sound ends at once and takes the group with it: the supervisor starts another.
+The rank loads the model once. The leader (rank 0) receives jobs from the supervisor and broadcasts them to
+the other ranks, and `worker.rank.run_job` runs each on all ranks. A rank that is not sound ends at once.
+torchrun then ends the others, and the supervisor starts a new group.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Never
 
 import torch
@@ -22,27 +24,27 @@ import torch
 from jobs.logs import about, set_up_log
 from jobs.store.holder import StopReason
 from model.parallel.mesh import ContextParallel, FileRendezvous, join
-from worker.channel import Channel, call
+from worker.channel import Channel, connect
 from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
 from worker.process import die_with_parent
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
-from worker.rank.leader import Contact, Leader
-from worker.rank.progress import Experience
-from worker.rank.run_job import Follower, Part, run_order
+from worker.rank.leader import Leader
+from worker.rank.progress import UnitTimes
+from worker.rank.run_job import run_job
 from worker.settings import DeviceName, RankSetup, VideoSettings
 
 logger = logging.getLogger(__name__)
 
 LoadEngine = Callable[[RankSetup, ContextParallel], Engine]
 
-UNSOUND = 71  # exit status of a rank after an error that the group does not survive
+EXIT_FAILED = 71  # exit status of a rank after an error that the group does not survive
 
 
 def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
-    """Serve until somebody ends this process; `load` gives this rank's engine."""
+    """Serve jobs until the process is killed. `load` returns the engine of this rank."""
     die_with_parent(int(parent_pid))
-    threading.excepthook = _end_with_thread
+    threading.excepthook = _exit_after_thread_failure
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
     parallel = join(
@@ -51,48 +53,57 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
         settings.collective_timeout_s,
         rendezvous=_rendezvous(settings),
     )
-    ranks = Consensus(settings.error_grace_s)
-    supervisor = Supervisor(call(settings.socket)) if ranks.is_leader else None
+    consensus = Consensus(settings.error_grace_s)
+    supervisor: SupervisorConnection | None = None
+    if consensus.is_leader:
+        supervisor = SupervisorConnection(connect(settings.socket), on_disconnect=exit_failed)
     try:
-        _serve(load(settings, parallel), ranks, supervisor, settings.video)
-    except BaseException as error:  # noqa: BLE001 - the process ends here, and at once: no peer may wait for it
+        _serve(load(settings, parallel), consensus, supervisor, settings.video)
+    except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it is
         traceback.print_exc()
         if supervisor:
-            supervisor.say_if_there(GroupFailed(message=f"{type(error).__name__}: {error}"))
-        sys.stderr.flush()
-        os._exit(UNSOUND)
+            with suppress(OSError):  # the supervisor is gone, too
+                supervisor.send(GroupFailed(message=f"{type(error).__name__}: {error}"))
+        exit_failed()
 
 
-def _serve(engine: Engine, ranks: Consensus, supervisor: Supervisor | None, settings: VideoSettings) -> Never:
-    """Do order after order, the leader those of the supervisor, the others the leader's."""
-    pids = ranks.gather(os.getpid())
-    # From here on a message says when to stop. A signal to all processes must not cut a step off.
+def exit_failed() -> Never:
+    """End this process without waiting for anything.
+
+    Regular interpreter shutdown would join threads and destroy process groups. Both can block for ever when
+    another rank hangs in a collective, and the supervisor must learn of the failure now.
+    """
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def _serve(
+    engine: Engine, consensus: Consensus, supervisor: SupervisorConnection | None, settings: VideoSettings
+) -> Never:
+    """Run one job after the other: the leader receives them, the other ranks get them from the leader."""
+    pids = consensus.all_gather(os.getpid())
+    # The supervisor decides when a job stops. A signal to all processes must not interrupt a step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if supervisor:
-        supervisor.say(Ready(capability=engine.capability, pids=tuple(pids)))
-        contact = Contact(supervisor.say, supervisor.wish)
-        experience: Experience = {}
-        dtype = engine.capability.dtype
-        while True:
-            run = ranks.share(supervisor.next_order())
-            _run(run, engine, ranks, Leader(run, contact, settings, experience, dtype))
+        supervisor.send(Ready(capability=engine.capability, pids=tuple(pids)))
+    dtype = engine.capability.dtype
+    unit_times: UnitTimes = {}
     while True:
-        _run(ranks.share(None), engine, ranks, Follower())
+        run = consensus.broadcast(supervisor.next_job() if supervisor else None)
+        with about(run.log_context):
+            logger.info("job started on rank %d", consensus.rank)
+            leader: Leader | None = None
+            if supervisor:
+                get_stop_request = partial(supervisor.stop_request, run.job_id)
+                leader = Leader(run, supervisor.send, get_stop_request, settings, unit_times, dtype)
+            run_job(run, engine, consensus, leader)
+            logger.info("job ended on rank %d", consensus.rank)
 
 
-def _run(run: RunJob, engine: Engine, ranks: Consensus, part: Part) -> None:
-    with about(run.log_context):
-        logger.info("begins")
-        run_order(run, engine, ranks, part)
-        logger.info("is done with it")
-
-
-def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
-    """No rank goes on with a part of it missing."""
+def _exit_after_thread_failure(failed: threading.ExceptHookArgs) -> None:
     traceback.print_exception(failed.exc_value)
-    sys.stderr.flush()
-    os._exit(UNSOUND)
+    exit_failed()
 
 
 def _rendezvous(settings: RankSetup) -> FileRendezvous | None:
@@ -101,49 +112,54 @@ def _rendezvous(settings: RankSetup) -> FileRendezvous | None:
     return FileRendezvous(settings.rendezvous_file, settings.num_ranks)
 
 
-def device_type(wanted: DeviceName) -> str:
-    """What a wish for a device comes to here."""
-    if wanted == "auto":
+def device_type(device: DeviceName) -> str:
+    """Return the type of torch device to use on this machine."""
+    if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+    return device
 
 
-class Supervisor:
-    """The leader's end of the connection, with a thread that hears."""
+class SupervisorConnection:
+    """Exchange messages with the supervisor. A thread receives them.
 
-    def __init__(self, line: Channel) -> None:
-        self._line = line
-        self._orders: queue.SimpleQueue[RunJob] = queue.SimpleQueue()
-        self._wishes: dict[str, StopReason] = {}
-        threading.Thread(target=self._hear, name="supervisor", daemon=True).start()
+    `on_disconnect` is called in the thread when the connection closes: without a supervisor there is no
+    work for a rank. It must not wait for the main thread, which may be blocked in a collective.
+    """
 
-    def say(self, message: Message) -> None:
-        """Tell it. Raises OSError when it is gone."""
-        self._line.send(message)
+    def __init__(self, channel: Channel, on_disconnect: Callable[[], object]) -> None:
+        self._channel = channel
+        self._on_disconnect = on_disconnect
+        self._jobs: queue.SimpleQueue[RunJob] = queue.SimpleQueue()
+        self._stop: StopJob | None = None
+        self._receiver = threading.Thread(target=self._receive, name="supervisor-receiver", daemon=True)
+        self._receiver.start()
 
-    def say_if_there(self, message: Message) -> None:
-        """Tell it, if it still hears."""
-        try:
-            self._line.send(message)
-        except OSError:
-            traceback.print_exc()
+    def send(self, message: Message) -> None:
+        """Send a message. Raises OSError when the supervisor is gone."""
+        self._channel.send(message)
 
-    def next_order(self) -> RunJob:
-        """Wait for one."""
-        return self._orders.get()
+    def next_job(self) -> RunJob:
+        """Wait for the next job."""
+        return self._jobs.get()
 
-    def wish(self, job_id: str) -> StopReason | None:
-        """Why it wants this job to be left, if it does."""
-        return self._wishes.get(job_id)
+    def stop_request(self, job_id: str) -> StopReason | None:
+        """Return why this job is to stop, None while it is not."""
+        stop = self._stop
+        return stop.reason if stop and stop.job_id == job_id else None
 
-    def _hear(self) -> None:
-        while (message := self._line.recv()) is not None:
+    def close(self) -> None:
+        """Close the connection and wait for the thread to end. A rank never does: it ends by `os._exit`."""
+        self._channel.close()
+        self._receiver.join()
+
+    def _receive(self) -> None:
+        while (message := self._channel.recv()) is not None:
             if isinstance(message, StopJob):
-                self._wishes = {message.job_id: message.reason}  # one job runs at a time
+                self._stop = message
             elif isinstance(message, RunJob):
-                self._wishes = {}  # it may be the same job again, which was left before
-                self._orders.put(message)
-        os._exit(UNSOUND)  # nobody is there to work for
+                self._stop = None  # an earlier attempt of the same job may have been stopped
+                self._jobs.put(message)
+        self._on_disconnect()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""The engine of a real rank: the loaded pipeline, and an order turned into what it is asked for.
-
-`worker.rank.main` loads one and keeps it warm. It knows nothing of queues, leases and films.
-"""
+"""Run orders on the loaded pipeline: the `Engine` of a real rank."""
 
 from __future__ import annotations
 
@@ -28,17 +25,17 @@ from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
 from worker.messages import RunJob
-from worker.rank.engine import Begun, Engine
+from worker.rank.engine import Engine, InputsRead
 from worker.settings import RankSetup
 
 logger = logging.getLogger(__name__)
 
-TASKS = get_args(Task)  # the last one needs the refinement's LoRA
+TASKS = get_args(Task)  # only the last one, `refine`, needs a LoRA
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class ModelEngine:
-    """The loaded pipeline of one rank."""
+    """Generate videos with the pipeline of one rank."""
 
     def __init__(self, pipeline: Pipeline, dtype: torch.dtype) -> None:
         self._pipeline = pipeline
@@ -46,7 +43,7 @@ class ModelEngine:
 
     @property
     def capability(self) -> Capability:
-        """See `Engine`."""
+        """Return what the loaded checkpoint can generate."""
         parallel = self._pipeline.parallel
         return Capability(
             model="LongCat-Video",
@@ -58,20 +55,20 @@ class ModelEngine:
             dtype=str(self._dtype).removeprefix("torch."),
         )
 
-    def generate(self, run: RunJob) -> Iterator[Begun | Event]:
-        """See `Engine`. The leader alone reads the files."""
-        leads = self._pipeline.parallel.is_leader
-        request = request_of(run, with_inputs=leads)
-        resume = State.load(run.folder / run.resume.state) if leads and run.resume else None
-        yield Begun()
+    def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
+        """Yield the events of one job. Only the leader reads its files."""
+        is_leader = self._pipeline.parallel.is_leader
+        request = build_request(run, with_inputs=is_leader)
+        resume = State.load(run.folder / run.resume.state) if is_leader and run.resume else None
+        yield InputsRead()
         for event in self._pipeline.generate(request, resume):
-            if not isinstance(event, Frames):  # they are here, and the device works on the next
-                self._settle()
+            if not isinstance(event, Frames):  # those are on the CPU, and the device decodes the next ones
+                self._synchronize()
             yield event
 
-    def tidy(self) -> None:
-        """See `Engine`. A device that an error left unusable raises here, and the group has to go."""
-        self._settle()
+    def release_memory(self) -> None:
+        """Release what a job that did not end regularly left. Raises if its error broke the device."""
+        self._synchronize()
         gc.collect()
         if self._on_cuda:
             torch.cuda.empty_cache()
@@ -80,16 +77,16 @@ class ModelEngine:
     def _on_cuda(self) -> bool:
         return self._pipeline.parallel.device.type == "cuda"
 
-    def _settle(self) -> None:
-        """Wait for the device: it is given work ahead, and progress is to be what has been done."""
+    def _synchronize(self) -> None:
+        """Wait for the device, which runs behind the CPU, so that events report finished work."""
         if self._on_cuda:
             torch.cuda.synchronize()
 
 
 def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
-    automatic = "bfloat16" if parallel.device.type == "cuda" else "float32"
-    dtype = DTYPES[automatic if setup.dtype == "auto" else setup.dtype]
+    default = "bfloat16" if parallel.device.type == "cuda" else "float32"
+    dtype = DTYPES[default if setup.dtype == "auto" else setup.dtype]
     pipeline, cost = measured(
         lambda: Pipeline.load(setup.checkpoint, dtype, parallel, fp8=setup.fp8), parallel.device
     )
@@ -99,8 +96,8 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype)
 
 
-def request_of(run: RunJob, *, with_inputs: bool) -> Request:
-    """The model's request for an order, with the files that were fetched. Raises InputError."""
+def build_request(run: RunJob, *, with_inputs: bool) -> Request:
+    """Return the pipeline's request for an order. `with_inputs` reads its files. Raises InputError."""
     order, plan = run.order, run.order.plan
     paths = {name: run.folder / file for name, file in run.inputs.items()} if with_inputs else {}
     video, condition = paths.get("video"), paths.get("condition_video")

@@ -1,7 +1,7 @@
-"""How far a job is, and how long it still takes: counted in work done, weighed by what it was seen to cost.
+"""Measure the progress of a job, and estimate how long it will still take.
 
-The leader asks after each event. What a kind of work costs is known from the job itself or from earlier ones
-like it; until then a guess stands for it. The fraction never goes back. It knows nothing of devices.
+Work is counted in units: steps and decoded frames. Each kind of work is weighted by the time of a unit, which
+was measured in this job or in an earlier one like it. Until then a guess stands for it.
 """
 
 from __future__ import annotations
@@ -12,154 +12,171 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.record import Phase, Progress
+from model.pipeline.state import Stage
 from model.spec.plan import Plan
 from worker.messages import Timings
 
-Stage = Literal["denoise", "refine"]
 Kind = Literal["denoise", "refine", "decode"]
-Experience = dict[tuple[object, ...], float]  # a kind of work and what the job is like: seconds for a unit
 
-# Guesses, in steps of the first stage. Bigger pictures cost more; few of the refinement's steps lie below its
-# noise level; decoding a whole segment costs about as much as half a step.
-REFINED_SHARE = 0.1
-DECODED_SEGMENT = 0.5
-GENERATED = 0.98  # what remains then: the end of the film, and storing it
+UnitTimes = dict[tuple[object, ...], float]
+"""Measured seconds for a unit of work, by kind of work and shape of the video: see `_shape_key`."""
+
+# Guesses, in steps of the first stage. Refinement steps cost more, in proportion to the pixels, but few of
+# them are below its noise level. Decoding a segment costs about as much as half a step.
+REFINE_STEPS_RUN = 0.1
+DECODE_SEGMENT_STEPS = 0.5
+
+GENERATED = 0.98  # the fraction at which only the end of the video and its upload remain
 
 
 @dataclass(frozen=True)
 class Work:
-    """Work of one kind: how much there is and is done, and what a unit costs.
+    """Count the units of one kind of work, and the time that they take.
 
-    `guess` is that in steps of the first stage, `known_s` in seconds if an earlier job showed it.
+    Attributes:
+        total: number of units in the whole job.
+        guess: cost of a unit, in steps of the first stage.
+        earlier_s: seconds for a unit in an earlier job.
+        done: number of units done, by earlier attempts as well.
+        measured: number of units that took `measured_s` seconds in this attempt.
     """
 
     total: int
     guess: float
-    known_s: float | None = None
+    earlier_s: float | None = None
     done: int = 0
-    seen: int = 0
-    seen_s: float = 0.0
+    measured: int = 0
+    measured_s: float = 0.0
 
     @property
     def unit_s(self) -> float | None:
-        """Seconds for a unit, as seen in this job or before; None if it never was."""
-        return self.seen_s / self.seen if self.seen else self.known_s
+        """Return the seconds for a unit, measured in this job or else in an earlier one."""
+        return self.measured_s / self.measured if self.measured else self.earlier_s
 
-    def after(self, done: int, lasted_s: float) -> Work:
-        """`done` in all by now, the last part in `lasted_s`."""
-        return replace(
-            self, done=done, seen=self.seen + max(0, done - self.done), seen_s=self.seen_s + lasted_s
-        )
+    def advance(self, done: int, duration_s: float) -> Work:
+        """Return this work when `done` units are done in all, the last of them within `duration_s`."""
+        measured = self.measured + max(0, done - self.done)
+        return replace(self, done=done, measured=measured, measured_s=self.measured_s + duration_s)
 
 
-class Meter:
-    """The progress of one job, event by event; `timings_s` so far are those of earlier attempts."""
+class ProgressMeter:
+    """Measure the progress of one job. The fraction never decreases.
+
+    Args:
+        timings_s: the times of earlier attempts.
+        unit_times: measured times of earlier jobs, to which this job adds its own.
+
+    Attributes:
+        progress: the progress after the latest event.
+        timings_s: seconds in each phase so far, including earlier attempts.
+    """
 
     def __init__(
         self,
         plan: Plan,
         timings_s: Timings,
-        experience: Experience,
+        unit_times: UnitTimes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan = plan
-        self._experience = experience
+        self._unit_times = unit_times
         self._clock = clock
-        self._last = clock()
+        self._last_event_at = clock()
         self._fraction = 0.0
-        self._shown = Progress(phase="load", num_segments=plan.num_segments)
         self._work = {
-            kind: replace(work, known_s=experience.get(_alike(plan, kind)))
-            for kind, work in _guess(plan).items()
+            kind: replace(work, earlier_s=unit_times.get(_shape_key(plan, kind)))
+            for kind, work in _plan_work(plan).items()
         }
+        self.progress = Progress(phase="load", num_segments=plan.num_segments)
         self.timings_s: Timings = dict(timings_s)
 
-    @property
-    def progress(self) -> Progress:
-        """As it stands."""
-        return self._shown
-
     def resume(self, segment: int, stage: Stage, step: int) -> None:
-        """So much was done by an earlier attempt."""
-        refines = stage == "refine"
-        self._set_out("denoise", segment, self._per_segment("denoise") if refines else step)
-        self._set_out("refine", segment, step if refines else 0)
-        self._set_out("decode", segment, 0)
-        self._shown = self._shown.model_copy(update={"segment": segment})
+        """Count what earlier attempts did: `step` steps of this stage, and all stages before it."""
+        is_refining = stage == "refine"
+        self._set_done("denoise", segment, self._units_per_segment("denoise") if is_refining else step)
+        self._set_done("refine", segment, step if is_refining else 0)
+        self._set_done("decode", segment, 0)
+        self.progress = self.progress.model_copy(update={"segment": segment})
 
     def enter(self, phase: Phase, segment: int) -> Progress:
-        """What has been since the last event belongs to the phase before; this one begins."""
-        self._pass(self._shown.phase)
-        return self._show(phase, segment)
+        """Begin a phase. The time since the last event belongs to the phase before it."""
+        self._add_time(self.progress.phase)
+        return self._update(phase, segment)
 
     def step(self, stage: Stage, segment: int, step: int, num_steps: int) -> Progress:
-        """So many steps of this stage are done."""
+        """Count the steps of a stage that are done: `step` of `num_steps` in this segment."""
         work = replace(self._work[stage], total=num_steps * self._plan.num_segments)
-        self._learn(stage, work.after(segment * num_steps + step, self._pass(stage)))
-        return self._show(stage, segment, step, num_steps)
+        self._measure(stage, work.advance(segment * num_steps + step, self._add_time(stage)))
+        return self._update(stage, segment, step, num_steps)
 
-    def frames(self, segment: int, count: int) -> Progress:
-        """So many more frames are decoded."""
+    def add_frames(self, segment: int, count: int) -> Progress:
+        """Count decoded frames."""
         work = self._work["decode"]
-        self._learn("decode", work.after(work.done + count, self._pass("decode")))
-        return self._show("decode", segment)
+        self._measure("decode", work.advance(work.done + count, self._add_time("decode")))
+        return self._update("decode", segment)
 
-    def _per_segment(self, kind: Kind) -> int:
+    def _units_per_segment(self, kind: Kind) -> int:
         return self._work[kind].total // self._plan.num_segments
 
-    def _set_out(self, kind: Kind, segment: int, done: int) -> None:
-        self._work[kind] = replace(self._work[kind], done=segment * self._per_segment(kind) + done)
+    def _set_done(self, kind: Kind, segment: int, done: int) -> None:
+        self._work[kind] = replace(self._work[kind], done=segment * self._units_per_segment(kind) + done)
 
-    def _pass(self, phase: Phase) -> float:
+    def _add_time(self, phase: Phase) -> float:
+        """Add the time since the last event to this phase, and return it."""
         now = self._clock()
-        lasted_s, self._last = now - self._last, now
-        self.timings_s[phase] = self.timings_s.get(phase, 0.0) + lasted_s
-        return lasted_s
+        duration_s, self._last_event_at = now - self._last_event_at, now
+        self.timings_s[phase] = self.timings_s.get(phase, 0.0) + duration_s
+        return duration_s
 
-    def _learn(self, kind: Kind, work: Work) -> None:
+    def _measure(self, kind: Kind, work: Work) -> None:
         self._work[kind] = work
         if work.unit_s is not None:
-            self._experience[_alike(self._plan, kind)] = work.unit_s
+            self._unit_times[_shape_key(self._plan, kind)] = work.unit_s
 
-    def _show(self, phase: Phase, segment: int, step: int = 0, num_steps: int = 0) -> Progress:
-        left_s, total_s, measured = self._seconds()
+    def _update(self, phase: Phase, segment: int, step: int = 0, num_steps: int = 0) -> Progress:
+        left_s, total_s, is_measured = self._seconds()
+        # Totals and unit times change while they are measured, so the share of work done may decrease.
         self._fraction = min(GENERATED, max(self._fraction, GENERATED * (1.0 - left_s / total_s)))
-        self._shown = Progress(
+        self.progress = Progress(
             phase=phase,
             step=step,
             num_steps=num_steps,
             segment=segment,
             num_segments=self._plan.num_segments,
             fraction=round(self._fraction, 4),
-            eta_s=round(left_s, 3) if measured else None,
+            eta_s=round(left_s, 3) if is_measured else None,
         )
-        return self._shown
+        return self.progress
 
     def _seconds(self) -> tuple[float, float, bool]:
-        """What is left and what there is in all; only relative to each other where nothing was measured."""
-        all_work = self._work.values()
-        known = [work.unit_s / work.guess for work in all_work if work.unit_s is not None]
-        guessed_s = sum(known) / len(known) if known else 1.0
-        costs = [(work, work.guess * guessed_s if work.unit_s is None else work.unit_s) for work in all_work]
-        left_s = sum((work.total - work.done) * unit_s for work, unit_s in costs)
-        return left_s, sum(work.total * unit_s for work, unit_s in costs), bool(known)
+        """Return the seconds that are left, those of the whole job, and whether any of it is measured.
+
+        If nothing is measured, only the ratio of the two has a meaning.
+        """
+        work = self._work.values()
+        ratios = [kind.unit_s / kind.guess for kind in work if kind.unit_s is not None]
+        guess_s = sum(ratios) / len(ratios) if ratios else 1.0
+        unit_times = [(kind, kind.guess * guess_s if kind.unit_s is None else kind.unit_s) for kind in work]
+        left_s = sum((kind.total - kind.done) * unit_s for kind, unit_s in unit_times)
+        return left_s, sum(kind.total * unit_s for kind, unit_s in unit_times), bool(ratios)
 
 
-def _alike(plan: Plan, kind: Kind) -> tuple[object, ...]:
-    """What work of this kind has in common with that of other jobs."""
+def _shape_key(plan: Plan, kind: Kind) -> tuple[object, ...]:
+    """Return a key that is equal for jobs whose units of this kind take the same time."""
     base = (plan.height, plan.width, plan.num_frames, plan.guidance_scale > 1)
     return (kind, *base, plan.step_cache, plan.output_size, plan.frame_factor, plan.num_condition_frames)
 
 
-def _guess(plan: Plan) -> dict[Kind, Work]:
+def _plan_work(plan: Plan) -> dict[Kind, Work]:
+    """Return the work of a whole job, before any of it is done."""
     refinement, segments = plan.refinement, plan.num_segments
     growth, refine_steps = 1.0, 0
     if refinement:
         growth = refinement.height * refinement.width * plan.frame_factor / (plan.height * plan.width)
-        refine_steps = max(1, round(refinement.num_inference_steps * REFINED_SHARE))
+        refine_steps = max(1, round(refinement.num_inference_steps * REFINE_STEPS_RUN))
     denoise_steps = 0 if plan.task == "refine" else plan.num_inference_steps
     return {
         "denoise": Work(denoise_steps * segments, guess=1.0),
         "refine": Work(refine_steps * segments, guess=growth),
-        "decode": Work(plan.output_frames, guess=DECODED_SEGMENT * growth / plan.num_frames),
+        "decode": Work(plan.output_frames, guess=DECODE_SEGMENT_STEPS * growth / plan.num_frames),
     }

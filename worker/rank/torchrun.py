@@ -1,10 +1,11 @@
-"""Start torchrun for one group: `python -m worker.rank.torchrun PARENT RANKS MODULE FOLDER SETUP`.
+"""Start torchrun for one group: `python -m worker.rank.torchrun PARENT_PID NUM_RANKS MODULE FOLDER SETUP`.
 
-torchrun runs `MODULE` once for each rank of this machine and ends as soon as one rank does. It restarts
-nothing: the supervisor starts a fresh process instead.
+torchrun runs `MODULE` once for each rank, on this machine, and ends as soon as one rank does. It restarts
+nothing: the supervisor starts a new process instead.
 
-torchrun's usual store is a TCP server on all interfaces, without authentication, and torchrun unpickles what
-lies in it. Here torchrun and the ranks meet in files of `FOLDER`, which only this user may enter.
+By default the ranks of torchrun meet at a TCP store, which listens on all interfaces without authentication
+and whose values torchrun unpickles. Here torchrun and the ranks meet at files of `FOLDER`, which only this
+user can enter.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from worker.settings import RankSetup
 
 
 def main(parent_pid: str, num_ranks: str, module: str, folder: str, setup: str) -> None:
-    """Run the ranks. They are killed when this process ends."""
+    """Run the ranks until one of them ends. They are killed when this process ends."""
     die_with_parent(int(parent_pid))
-    from torch.distributed.run import main as torchrun  # noqa: PLC0415 - takes seconds: `die_with_parent` comes first
+    # Importing torch takes seconds, in which the parent may die.
+    from torch.distributed.run import main as torchrun  # noqa: PLC0415
 
     rank_setup = RankSetup.model_validate_json(setup).model_copy(
         update={"rendezvous_file": Path(folder, "ranks")}

@@ -1,8 +1,7 @@
-"""A film in pieces, one for each segment, that are joined without encoding anything again.
+"""Write a video as one file for each segment, and concatenate them without encoding again.
 
-A piece begins with a picture that needs no other, so a job that is resumed in segment 7 keeps the six pieces
-before it, and the film is the same as without the interruption. The leader's backroom writes; it knows
-files and frames, and nothing of jobs.
+Every segment begins with a key frame. So a job that resumes in segment 7 keeps the files of the six segments
+before it, and its video is the same as without the interruption.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ from model.spec.geometry import Size
 from worker.messages import VideoFile
 
 VIDEO, THUMBNAIL = "video.mp4", "thumbnail.jpg"
-THUMBNAIL_SIDE = 640  # pixels, the longer one
+UNFINISHED_VIDEO, UNFINISHED_SEGMENT = "part-video.mp4", "part-segment.mp4"
+THUMBNAIL_SIDE = 640  # pixels of the longer side
 
 
 @dataclass(frozen=True)
 class VideoFormat:
-    """Pixels, frames a second, which quality (`crf`, lower is better) and how hard x264 tries (`preset`)."""
+    """The format of a video: its size in pixels, its frame rate, and x264's quality (crf) and preset."""
 
     size: Size
     fps: int
@@ -39,75 +39,74 @@ class VideoFormat:
 
 
 class VideoSegments:
-    """The pieces of one film in a folder, of which some may be there already."""
+    """The segments of one video, as files of a folder. `names` are those that are finished already."""
 
-    def __init__(self, folder: Path, form: VideoFormat, names: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, video_format: VideoFormat, names: Sequence[str] = ()) -> None:
         self._folder = folder
-        self._form = form
+        self._format = video_format
         self._names = list(names)
         self._writer: VideoWriter | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The finished pieces, in order."""
+        """Return the files of the finished segments, in order."""
         return tuple(self._names)
 
-    def write(self, frames: UInt8[Tensor, "n height width 3"]) -> None:
-        """Add frames to the piece at hand. Raises OSError."""
+    def write(self, frames: UInt8[Tensor, "frames height width 3"]) -> None:
+        """Append frames to the current segment. Raises OSError."""
         if self._writer is None:
-            form = self._form
-            self._writer = VideoWriter(self._part, form.size, form.fps, form.crf, form.preset)
+            size, fps = self._format.size, self._format.fps
+            self._writer = VideoWriter(self._unfinished, size, fps, self._format.crf, self._format.preset)
         self._writer.add(frames)
 
-    def cut(self) -> None:
-        """The piece at hand is whole. Raises OSError."""
+    def finish(self) -> None:
+        """Finish the current segment. Raises OSError."""
         assert self._writer is not None
         self._writer.close()
         self._writer = None
-        name = f"piece-{len(self._names):03}.mp4"
-        self._part.replace(self._folder / name)
+        name = f"segment-{len(self._names):03}.mp4"
+        self._unfinished.replace(self._folder / name)
         self._names.append(name)
 
-    def drop(self) -> None:
-        """Forget the piece at hand."""
+    def abort(self) -> None:
+        """Remove the current segment."""
         self._writer = None
-        self._part.unlink(missing_ok=True)
+        self._unfinished.unlink(missing_ok=True)
 
-    def join(self) -> VideoFile:
-        """The whole film, with its thumbnail. Raises OSError."""
-        video = self._folder / VIDEO
-        part = video.with_name(f"part-{VIDEO}")
-        num_frames = join([self._folder / name for name in self._names], part)
-        save_thumbnail(part, self._folder / THUMBNAIL)
-        part.replace(video)
+    def concat(self) -> VideoFile:
+        """Write the whole video and its thumbnail. Raises OSError."""
+        unfinished, video = self._folder / UNFINISHED_VIDEO, self._folder / VIDEO
+        num_frames = concat([self._folder / name for name in self._names], unfinished)
+        save_thumbnail(unfinished, self._folder / THUMBNAIL)
+        unfinished.replace(video)
         with video.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return VideoFile(
             video=VIDEO,
             thumbnail=THUMBNAIL,
-            width=self._form.size.width,
-            height=self._form.size.height,
+            width=self._format.size.width,
+            height=self._format.size.height,
             num_frames=num_frames,
-            fps=self._form.fps,
+            fps=self._format.fps,
             size_bytes=video.stat().st_size,
             sha256=sha256,
         )
 
     @property
-    def _part(self) -> Path:
-        return self._folder / "part-piece.mp4"
+    def _unfinished(self) -> Path:
+        return self._folder / UNFINISHED_SEGMENT
 
 
-def join(pieces: Sequence[Path], film: Path) -> int:
-    """Write one film of several of the same format, copying their packets; the number of frames.
+def concat(segments: Sequence[Path], video: Path) -> int:
+    """Copy the packets of several files of one format into one file. Return its number of frames.
 
     Raises OSError.
     """
     num_frames = 0
-    delay = max(_delay(piece) for piece in pieces)
-    with av.open(film, "w", format="mp4", options={"movflags": "+faststart"}) as target:
-        for piece in pieces:
-            with av.open(piece) as source:
+    delay = max(_decoding_delay(segment) for segment in segments)
+    with av.open(video, "w", format="mp4", options={"movflags": "+faststart"}) as target:
+        for segment in segments:
+            with av.open(segment) as source:
                 if not target.streams:
                     target.add_stream_from_template(source.streams.video[0])
                 for i, packet in enumerate(_packets(source), start=num_frames):
@@ -121,22 +120,22 @@ def join(pieces: Sequence[Path], film: Path) -> int:
     return num_frames
 
 
-def _delay(piece: Path) -> int:
-    """How long before its picture is shown the first packet is decoded: short pieces need less."""
-    with av.open(piece) as source:
+def _decoding_delay(segment: Path) -> int:
+    """Return how long before its presentation the first packet is decoded. Short segments need less."""
+    with av.open(segment) as source:
         first = next(_packets(source))
         assert first.dts is not None
         return -first.dts
 
 
 def _packets(source: InputContainer) -> Iterator[Packet[VideoStream]]:
-    """Those with a picture; the demuxer ends with one that has none."""
+    """Yield the packets that hold a picture. PyAV's demuxer yields an empty one at the end."""
     return (packet for packet in source.demux(video=0) if packet.dts is not None)
 
 
-def save_thumbnail(film: Path, thumbnail: Path) -> None:
-    """The film's first frame as a JPEG. Raises OSError."""
-    with av.open(film) as container:
+def save_thumbnail(video: Path, thumbnail: Path) -> None:
+    """Write the first frame of a video as a JPEG file. Raises OSError."""
+    with av.open(video) as container:
         image = Image.fromarray(next(container.decode(video=0)).to_ndarray(format="rgb24"))
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     image.save(thumbnail, "JPEG", quality=85)

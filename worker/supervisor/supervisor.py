@@ -215,7 +215,7 @@ class Supervisor:
             case StageDone():
                 job.timeline.add(message.stage)
             case CheckpointSaved():
-                self._components.checkpoints.submit(job, message.save)
+                self._components.checkpoints.submit(job, message.checkpoint)
             case LastDecode():
                 job.enter(JobState.DECODING)
             case GpusReleased():

@@ -23,12 +23,12 @@ READY = Ready(
 PROGRAM = f"""
 import os, pathlib, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from worker.channel import call
+from worker.channel import connect
 from worker.messages import Ready
 how, socket = sys.argv[-1].split("@")
 if how == "dies":
     sys.exit(3)
-channel = call(pathlib.Path(socket)) if how != "silent" else None
+channel = connect(pathlib.Path(socket)) if how != "silent" else None
 if how == "ready":
     ready = Ready.model_validate_json({READY.model_dump_json()!r})
     channel.send(ready.model_copy(update={{"pids": (os.getpid(),)}}))

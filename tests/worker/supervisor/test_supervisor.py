@@ -181,7 +181,7 @@ def test_progress_is_kept_with_the_job(fake):
 
 def test_checkpoints_are_uploaded(fake):
     job = fake.run_job()
-    fake.receive(CheckpointSaved(job_id=job.job_id, save=CHECKPOINT))
+    fake.receive(CheckpointSaved(job_id=job.job_id, checkpoint=CHECKPOINT))
     assert fake.checkpoints.submitted == [(job, CHECKPOINT)]
 
 

@@ -203,7 +203,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         for message in (
             JobStarted(job_id=job.job_id),
             ProgressReport(job_id=job.job_id, progress=progress, timings_s={}),
-            CheckpointSaved(job_id=job.job_id, save=CHECKPOINT),
+            CheckpointSaved(job_id=job.job_id, checkpoint=CHECKPOINT),
         ):
             self.fake.receive(message)
 

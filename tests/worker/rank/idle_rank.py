@@ -1,7 +1,8 @@
-"""A rank that idles for longer than a collective may take, and then works: `idle_rank RANK STORE WHERE`.
+"""Idle for longer than a collective may take, and then run a job: `idle_rank RANK STORE GROUP`.
 
-The leader comes late with an order. `WHERE` is the group in which the other waits for it: `agreement`, as
-ranks of a worker do, or `model`, as none should. Both then sum something over the model's group.
+The leader comes late with a job. `GROUP` is the process group in which the other rank waits for it:
+`consensus`, as ranks of a worker do, or `model`, as none should. Both then sum a tensor over the model's
+group.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ IDLE_S = 3 * TIMEOUT_S
 def main(rank: int, store: str, where: str) -> None:
     timeout = timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
-    ranks = Consensus(grace_s=1.0)
+    consensus = Consensus(grace_s=1.0)
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))
-    dist.barrier()  # from here on both are there
-    if ranks.is_leader:
+    dist.barrier()  # both have started
+    if consensus.is_leader:
         time.sleep(IDLE_S)
     if where == "model":
-        _meet(group)
-    order = ranks.share("order" if ranks.is_leader else None)
+        _wait(group)
+    job = consensus.broadcast("job" if consensus.is_leader else None)
     total = torch.ones(1)
     dist.all_reduce(total, group=group)
-    assert ranks.agree(StepOutcome()) == StepOutcome()
-    sys.stdout.write(f"{order} {int(total)}")
+    assert consensus.decide(StepOutcome()) == StepOutcome()
+    sys.stdout.write(f"{job} {int(total)}")
     dist.destroy_process_group()
 
 
-def _meet(group: dist.ProcessGroup | None) -> None:
-    """After an error out of a collective nothing of the group can be trusted, its end included."""
+def _wait(group: dist.ProcessGroup | None) -> None:
+    """Wait in a collective. After its timeout no group can be used, so exit without destroying them."""
     try:
         dist.barrier(group)
     except RuntimeError:

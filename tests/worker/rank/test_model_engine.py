@@ -1,5 +1,3 @@
-"""From an order to what the model is asked for."""
-
 from __future__ import annotations
 
 import pytest
@@ -9,7 +7,7 @@ from tests.orders import make_order
 from tests.service.media import clip, encoded, picture
 from tests.worker.examples import ORDER
 from worker.messages import RunJob
-from worker.rank.model_engine import request_of
+from worker.rank.model_engine import build_request
 
 
 @pytest.fixture
@@ -23,27 +21,27 @@ def run(tmp_path):
     return of
 
 
-def test_continuation_reads_the_frames_that_it_needs_at_its_own_size(run):
+def test_continuation_reads_only_the_last_frames_in_the_size_of_the_plan(run):
     order = run({"video": clip(30, 96, 128)}, task="video_continuation", num_condition_frames=5)
-    assert request_of(order, with_inputs=True).video.shape == (5, 64, 96, 3)
+    assert build_request(order, with_inputs=True).video.shape == (5, 64, 96, 3)
 
 
-def test_refinement_reads_the_whole_clip_and_the_frames_that_hold_it(run):
+def test_refinement_reads_the_whole_clip_and_its_condition_frames(run):
     refinement = Refinement(
         height=128, width=192, num_inference_steps=2, t_thresh=0.5, spatial_only=True, num_held=3
     )
     videos = {"video": clip(9, 64, 96), "condition_video": clip(12, 32, 48)}
-    request = request_of(run(videos, task="refine", refinement=refinement), with_inputs=True)
+    request = build_request(run(videos, task="refine", refinement=refinement), with_inputs=True)
     assert request.video.shape == (9, 64, 96, 3)
     assert request.condition_video.shape == (3, 128, 192, 3)
 
 
-def test_image_is_read_as_it_is(run):
+def test_image_is_read_in_its_own_size(run):
     order = run({"image.png": encoded(picture())}, task="image_to_video")
     order = order.model_copy(update={"inputs": {"image": "image.png"}})
-    assert request_of(order, with_inputs=True).image.shape == (64, 96, 3)
+    assert build_request(order, with_inputs=True).image.shape == (64, 96, 3)
 
 
-def test_only_the_leader_reads_files(run):
+def test_without_inputs_no_file_is_read(run):
     order = run({"video": b"none"}, task="video_continuation", num_condition_frames=5)
-    assert request_of(order, with_inputs=False).video is None
+    assert build_request(order, with_inputs=False).video is None

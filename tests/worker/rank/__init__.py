@@ -1,0 +1,1 @@
+"""Tests of the ranks of a GPU group."""

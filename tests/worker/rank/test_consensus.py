@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from jobs.record import JobError
+from tests.worker.running_worker import ROOT
+from worker.rank.consensus import EXIT_FAILED_ALONE, IDLE_TIMEOUT, GroupBroken, StepOutcome, combine
+
+CONTINUE = StepOutcome()
+OUT_OF_MEMORY = StepOutcome(error=JobError(code="out_of_memory", message="too large", retryable=False))
+DISK_FULL = StepOutcome(error=JobError(code="disk_full", message="full", retryable=True))
+BUG = StepOutcome(
+    error=JobError(code="generation_failed", message="bug", retryable=False), is_contained=False
+)
+
+
+def test_job_continues_without_stop_request_and_error():
+    assert combine([CONTINUE, CONTINUE, CONTINUE]) == CONTINUE
+    assert not CONTINUE.ends_job
+
+
+@pytest.mark.parametrize("reason", ["cancel", "drain", "preempt", "deadline", "lease_lost"])
+def test_all_ranks_follow_the_stop_request_of_the_leader(reason):
+    decision = combine([StepOutcome(stop_request=reason), CONTINUE])
+    assert (decision.stop_request, decision.ends_job) == (reason, True)
+
+
+def test_error_of_all_ranks_fails_the_job_alone():
+    assert combine([BUG, BUG]) == BUG
+    assert combine([OUT_OF_MEMORY, OUT_OF_MEMORY]) == OUT_OF_MEMORY
+    assert BUG.ends_job
+
+
+def test_contained_error_of_one_rank_fails_the_job_alone():
+    assert combine([DISK_FULL, CONTINUE]) == DISK_FULL
+    assert combine([CONTINUE, OUT_OF_MEMORY]) == OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "failed"),
+    [
+        ([BUG, CONTINUE], [0]),
+        ([CONTINUE, BUG], [1]),
+        ([BUG, BUG, CONTINUE], [0, 1]),
+        ([OUT_OF_MEMORY, BUG, CONTINUE], [0, 1]),
+    ],
+)
+def test_unknown_error_of_some_ranks_breaks_the_group(outcomes, failed):
+    with pytest.raises(GroupBroken) as caught:
+        combine(outcomes)
+    assert str(caught.value).startswith(f"ranks {failed} failed alone: ")
+
+
+def test_different_errors_of_all_ranks_fail_the_job_with_the_first():
+    assert combine([OUT_OF_MEMORY, BUG]) == OUT_OF_MEMORY
+
+
+def test_error_takes_precedence_over_stop_request():
+    assert combine([StepOutcome(stop_request="cancel"), OUT_OF_MEMORY]) == OUT_OF_MEMORY
+
+
+def test_error_of_a_group_of_one_rank_fails_the_job_alone():
+    assert combine([BUG]) == BUG
+
+
+@contextmanager
+def started(module: str, folder: Path, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start two ranks, and kill them if they still run in the end."""
+    command = [sys.executable, "-m", module]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder / "store"), *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def outputs(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Return the exit status and the output of each rank."""
+    texts = [rank.communicate(timeout=120)[0] for rank in ranks]
+    return [(rank.returncode, text.strip()) for rank, text in zip(ranks, texts, strict=True)]
+
+
+def test_ranks_decide_together_and_a_rank_that_fails_alone_exits(tmp_path):
+    with started("tests.worker.rank.deciding_rank", tmp_path) as ranks:
+        (leader_status, leader_output), (status, output) = outputs(ranks)
+    decisions = "\n".join(
+        [
+            "continue: None None",
+            "stop: drain None",
+            "contained: None disk_full",
+            "broken: ranks [1] failed alone",
+        ]
+    )
+    assert output == f"{decisions}\nfails while rank 0 waits elsewhere"
+    assert status == EXIT_FAILED_ALONE
+    assert leader_output == f"{decisions}\nnoticed that rank 1 died"
+    assert leader_status == 0
+
+
+@pytest.mark.faults
+def test_ranks_that_idled_longer_than_a_collective_may_take_run_the_next_job(tmp_path):
+    # The timeout is what ends a wait, so a short timeout stands for a long wait.
+    with started("tests.worker.rank.idle_rank", tmp_path, "consensus") as ranks:
+        assert outputs(ranks) == [(0, "job 2"), (0, "job 2")]
+
+
+@pytest.mark.faults
+def test_ranks_that_idle_in_the_group_of_the_model_fail(tmp_path):
+    with started("tests.worker.rank.idle_rank", tmp_path, "model") as ranks:
+        assert all(status for status, _ in outputs(ranks))
+
+
+def test_idle_timeout_is_longer_than_a_night():
+    assert timedelta(hours=12) < IDLE_TIMEOUT

@@ -1,0 +1,266 @@
+"""Test one job on a group of one rank, with a staged engine and the real leader."""
+
+from __future__ import annotations
+
+import queue
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from jobs.order import Order
+from jobs.record import JobError
+from jobs.store.holder import StopReason
+from tests.worker.examples import ORDER
+from tests.worker.fault_rank import StagedEngine
+from worker.messages import (
+    Checkpoint,
+    CheckpointSaved,
+    GpusReleased,
+    JobFailed,
+    JobStarted,
+    JobStopped,
+    LastDecode,
+    Message,
+    ProgressReport,
+    RunJob,
+    StageDone,
+    VideoDone,
+)
+from worker.rank.consensus import Consensus, StepOutcome
+from worker.rank.leader import Leader
+from worker.rank.run_job import run_job
+from worker.settings import VideoSettings
+
+LONG = ORDER.model_copy(update={"num_segments": 3, "num_condition_frames": 5})
+NEVER_S = 3600.0
+
+
+@pytest.fixture(scope="module")
+def consensus() -> Iterator[Consensus]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Consensus(grace_s=5.0)
+    dist.destroy_process_group()
+
+
+class OtherRankFails(Consensus):
+    """A consensus with a rank that fails, with a contained error, at the second event."""
+
+    events = 0
+
+    def decide(self, outcome: StepOutcome) -> StepOutcome:
+        self.events += 1
+        if self.events == 2:
+            return StepOutcome(error=JobError(code="disk_full", message="full", retryable=True))
+        return super().decide(outcome)
+
+
+class RankRunner:
+    """Run jobs on one rank. `stop_at` is the step (segment, step) at which a stop is requested."""
+
+    def __init__(self, consensus: Consensus, folder: Path, checkpoint_s: float = 0.0) -> None:
+        self.consensus = consensus
+        self.folder = folder
+        self.folder.mkdir(exist_ok=True)
+        self.settings = VideoSettings(
+            checkpoint_s=checkpoint_s, crf=18, preset="ultrafast", buffer_bytes=1 << 20
+        )
+        self.stop_at: tuple[int, int] | None = None
+        self.reason: StopReason = "cancel"
+
+    def run(
+        self,
+        order: Order = ORDER,
+        resume: Checkpoint | None = None,
+        timings_s: dict[str, float] | None = None,
+    ) -> list[Message]:
+        """Run a job and return all its messages. No message comes after the last one."""
+        run = RunJob(job_id="j", order=order, folder=self.folder, resume=resume, timings_s=timings_s or {})
+        sent: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        leader = Leader(run, sent.put, self._stop_request, self.settings, {})
+        run_job(run, StagedEngine(self.folder / "steps.log"), self.consensus, leader)
+        assert leader.join(30)
+        messages = [sent.get_nowait() for _ in range(sent.qsize())]
+        assert isinstance(messages[-1], VideoDone | JobFailed | JobStopped)
+        return messages
+
+    def steps(self) -> list[tuple[int, ...]]:
+        """Return the steps (segment, step) that were run."""
+        log = self.folder / "steps.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [tuple(map(int, line.split()[1:])) for line in lines]
+
+    def _stop_request(self) -> StopReason | None:
+        return self.reason if self.stop_at and self.stop_at in self.steps() else None
+
+
+@pytest.fixture
+def rank(consensus, tmp_path) -> RankRunner:
+    return RankRunner(consensus, tmp_path / "job")
+
+
+@pytest.fixture
+def rarely_saving_rank(consensus, tmp_path) -> RankRunner:
+    return RankRunner(consensus, tmp_path / "job", checkpoint_s=NEVER_S)
+
+
+def checkpoints(messages: list[Message]) -> list[Checkpoint]:
+    return [message.checkpoint for message in messages if isinstance(message, CheckpointSaved)]
+
+
+def reports(messages: list[Message]) -> list[ProgressReport]:
+    return [message for message in messages if isinstance(message, ProgressReport)]
+
+
+def types(messages: list[Message]) -> list[type[Message]]:
+    """Return the types of the messages, without repetitions and without those for the timeline."""
+    return [kind for kind, _ in groupby(map(type, messages)) if kind is not StageDone]
+
+
+def test_gpus_are_released_before_the_video_is_done(rarely_saving_rank):
+    messages = [message for message in rarely_saving_rank.run() if not isinstance(message, StageDone)]
+    assert types(messages) == [
+        JobStarted,
+        ProgressReport,
+        LastDecode,
+        ProgressReport,
+        GpusReleased,
+        VideoDone,
+    ]
+    assert messages[-1].video.num_frames == ORDER.plan.num_frames
+
+
+@pytest.mark.parametrize("order", [ORDER, LONG])
+def test_last_decode_is_sent_when_only_the_last_frames_are_to_be_decoded(rank, order):
+    plan = order.plan
+    messages = rank.run(order)
+    (position,) = [i for i, message in enumerate(messages) if isinstance(message, LastDecode)]
+    after = [report.progress for report in reports(messages[position:])]
+    assert {(progress.phase, progress.segment) for progress in after} == {("decode", plan.num_segments - 1)}
+    new_frames = plan.num_frames - (plan.num_condition_frames if plan.num_segments > 1 else 0)
+    chunks = -(-new_frames // 4)
+    assert len(after) == 1 + chunks + 1  # phase entered, each chunk, end of the segment
+
+
+def test_background_work_is_sent_with_its_times(rank):
+    stages = [message.stage for message in rank.run(LONG) if isinstance(message, StageDone)]
+    assert {stage.lane for stage in stages} == {"video"}
+    counts = Counter(stage.name for stage in stages)
+    assert counts == {"x264": 5, "x264, the rest": 3, "save": 14, "join": 1}
+    times = [time for stage in stages for time in (stage.began_s, stage.ended_s)]
+    assert times == sorted(times)
+
+
+def test_progress_follows_the_steps(rank):
+    shown = [report.progress for report in reports(rank.run())]
+    assert [progress.step for progress in shown if progress.phase == "denoise"] == [0, 1, 2, 3, 4]
+    assert (shown[0].phase, shown[-1].phase) == ("encode", "decode")
+
+
+def test_checkpoint_is_saved_after_steps_and_segments_with_all_earlier_segments(rank):
+    saved = checkpoints(rank.run(LONG))
+    positions = [(checkpoint.segment, checkpoint.step) for checkpoint in saved]
+    assert positions == sorted(positions)
+    assert {(0, 1), (0, 4), (1, 0), (1, 4), (2, 0), (2, 4)} <= set(positions)
+    assert positions[-1] == (2, 4)  # none after the last segment
+    for checkpoint in saved:
+        assert checkpoint.segment_files == tuple(f"segment-{i:03}.mp4" for i in range(checkpoint.segment))
+        assert all((rank.folder / name).is_file() for name in checkpoint.files)
+
+
+def test_checkpoint_is_saved_after_a_segment_even_if_steps_save_rarely(rarely_saving_rank):
+    saved = checkpoints(rarely_saving_rank.run(LONG))
+    assert [(checkpoint.segment, checkpoint.step) for checkpoint in saved] == [(1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("reason", ["drain", "preempt"])
+@pytest.mark.parametrize("stop_at", [(0, 1), (1, 2), (2, 3)])
+def test_stopped_job_resumes_to_the_same_video(consensus, rarely_saving_rank, tmp_path, stop_at, reason):
+    whole = RankRunner(consensus, tmp_path / "whole").run(LONG)
+    rank = rarely_saving_rank
+    rank.stop_at, rank.reason = stop_at, reason
+    stopped = rank.run(LONG)
+    assert stopped[-1] == JobStopped(job_id="j", reason=reason)
+    checkpoint = checkpoints(stopped)[-1]
+    assert (checkpoint.segment, checkpoint.step) == (stop_at[0], stop_at[1] + 1)
+    rank.stop_at = None
+    resumed = rank.run(LONG, checkpoint)
+    assert resumed[-1].video == whole[-1].video
+    assert len(rank.steps()) == 12  # no step ran twice
+
+
+@pytest.mark.parametrize("reason", ["drain", "preempt"])
+def test_checkpoint_is_saved_before_a_drain_or_preemption_stops_the_job(rarely_saving_rank, reason):
+    rarely_saving_rank.stop_at, rarely_saving_rank.reason = (0, 2), reason
+    assert types(rarely_saving_rank.run())[-2:] == [CheckpointSaved, JobStopped]
+
+
+@pytest.mark.parametrize("reason", ["cancel", "deadline", "lease_lost"])
+def test_stop_request_ends_the_job_after_the_current_step(rarely_saving_rank, reason):
+    rank = rarely_saving_rank
+    rank.stop_at, rank.reason = (1, 1), reason
+    messages = rank.run(LONG)
+    assert messages[-1] == JobStopped(job_id="j", reason=reason)
+    assert rank.steps()[-1] == (1, 1)
+    assert all(checkpoint.step == 0 for checkpoint in checkpoints(messages))  # none of the stopped step
+    assert not (rank.folder / "part-segment.mp4").exists()
+
+
+def test_failed_job_leaves_the_rank_able_to_run_the_next(rank):
+    failed = rank.run(ORDER.model_copy(update={"prompts": ("memory=0",)}))[-1]
+    assert (failed.error.code, failed.timings_s.keys() >= {"denoise"}) == ("out_of_memory", True)
+    assert isinstance(rank.run()[-1], VideoDone)
+
+
+def test_error_on_another_rank_fails_the_job_here_as_well(consensus, tmp_path):
+    messages = RankRunner(OtherRankFails(grace_s=5.0), tmp_path / "job").run()
+    assert types(messages) == [JobStarted, ProgressReport, JobFailed]
+    assert len(reports(messages)) == 1  # the event at which the other rank failed does not count
+    assert messages[-1].error.code == "disk_full"
+
+
+def test_full_disk_fails_the_job_as_disk_full(rank):
+    (rank.folder / "part-segment.mp4").symlink_to("/dev/full")
+    failed = rank.run(ORDER.model_copy(update={"height": 640, "width": 960}))[-1]
+    assert isinstance(failed, JobFailed)
+    assert (failed.error.code, failed.error.retryable) == ("disk_full", True)
+
+
+def test_disk_that_is_full_for_the_whole_video_fails_the_job(rank):
+    (rank.folder / "part-video.mp4").symlink_to("/dev/full")
+    messages = rank.run()
+    assert GpusReleased(job_id="j") in messages
+    assert isinstance(messages[-1], JobFailed)
+    assert messages[-1].error.code == "disk_full"
+
+
+def test_checkpoint_that_cannot_be_saved_does_not_fail_the_job(rank):
+    (rank.folder / "state-0-denoise-2.safetensors.part").mkdir()
+    messages = rank.run()
+    assert isinstance(messages[-1], VideoDone)
+    assert [checkpoint.step for checkpoint in checkpoints(messages)] == [1, 3, 4]
+
+
+def test_checkpoint_that_cannot_be_saved_does_not_prevent_a_drain(rarely_saving_rank):
+    rank = rarely_saving_rank
+    (rank.folder / "state-0-denoise-2.safetensors.part").mkdir()
+    rank.stop_at, rank.reason = (0, 1), "drain"
+    assert rank.run()[-1] == JobStopped(job_id="j", reason="drain")
+
+
+def test_timings_include_earlier_attempts(rank):
+    checkpoint = checkpoints(rank.run())[-1]
+    assert checkpoint.timings_s["denoise"] > 0
+    done = rank.run(resume=checkpoint, timings_s={"load": 5.0, "denoise": 100.0})[-1]
+    assert done.timings_s["denoise"] >= 100.0
+    assert done.timings_s["load"] >= 5.0
+
+
+def test_job_leaves_no_file_open(rank):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        rank.run(LONG)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
