@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, FastAPI, params
 from jobs.connect import check_server
 from jobs.errors import Unavailable
 from jobs.store.outbox import Outbox
-from jobs.tracing import open_tracing
+from jobs.tracing import close_tracing, open_tracing
 from service import console
 from service.backend import Backend, admitted
 from service.console import session
@@ -69,8 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BrowserGuard, authenticator=backend.authenticator)
     app.add_middleware(MeasuredRequests, metrics=app.state.metrics)
     app.state.tracing = open_tracing("longcat-service", wanted=settings.traces)
-    if app.state.tracing:
-        app.add_middleware(TracedRequests, tracing=app.state.tracing)
+    app.add_middleware(TracedRequests, tracing=app.state.tracing)
     app.add_middleware(RequestIds)
     install_error_handlers(app)
     gated = (job_routes.router, files.router, events.router, webhook_routes.router)
@@ -129,8 +128,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.enter_context(courier)
         yield
     backend.redis.close()
-    if app.state.tracing:
-        app.state.tracing.close()
+    close_tracing(app.state.tracing)
 
 
 def _version() -> str:

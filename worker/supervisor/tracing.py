@@ -1,54 +1,61 @@
-"""What a supervisor tells of a job to those who trace: its wait in the queue, its run, each stage of that.
+"""Record the stages of a job as OpenTelemetry spans, where tracing is configured.
 
-`worker.stages` calls it. The spans stand below the request that ordered the job, whose place in the trace
-came through the queue. Where nobody traces, nothing happens here.
+The spans are children of the request that submitted the job; its `traceparent` came through the queue.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from opentelemetry.trace import Status as SpanStatus
+from opentelemetry.trace import StatusCode, TracerProvider, set_span_in_context
 
 from jobs.record import Status
 from jobs.store.holder import Lease
-from worker.stages import JobSpans, Stage, Untold
-
-if TYPE_CHECKING:
-    from jobs.otel import Tracing, Values
+from jobs.tracing import TRACER, context_of, nanoseconds
+from worker.stages import JobSpans, Stage
 
 
 class TracedJob:
-    """Where somebody does. The wait ends with the first claim, which later ones only begin again."""
+    """Record the stages of one job. The first attempt also has a span for the wait in the queue."""
 
-    def __init__(self, claim: Lease, tracing: Tracing) -> None:
-        job = claim.job
-        self._tracing = tracing
-        self._about: Values = {"longcat.job_id": job.id, "longcat.task": job.order.task}
-        parent = job.traceparent
-        if claim.attempt == 1:
-            wait = tracing.begin("queue", parent, self._about, at=job.created_at)
-            wait.end(at=job.started_at)
-            parent = parent or wait.traceparent
-        values = {**self._about, "longcat.attempt": claim.attempt, "longcat.group": job.group or ""}
-        self._run = tracing.begin("run", parent, values)
-        self._below = self._run.traceparent
+    def __init__(self, lease: Lease, tracing: TracerProvider) -> None:
+        job = lease.job
+        self._tracer = tracing.get_tracer(TRACER)
+        self._attributes = {"longcat.job_id": job.id, "longcat.task": job.order.task}
+        parent = context_of(job.traceparent)
+        if lease.attempt == 1:
+            queued = self._tracer.start_span(
+                "queue", parent, attributes=self._attributes, start_time=nanoseconds(job.created_at)
+            )
+            queued.end(nanoseconds(job.started_at))
+            parent = parent or set_span_in_context(queued)
+        attributes = {
+            **self._attributes,
+            "longcat.attempt": lease.attempt,
+            "longcat.group": job.group or "",
+        }
+        self._run = self._tracer.start_span("run", parent, attributes=attributes)
 
     def add(self, stage: Stage, *, failed: bool = False) -> None:
-        """See `JobSpans`."""
-        values = {**self._about, "longcat.lane": stage.lane, "longcat.segment": stage.segment}
-        span = self._tracing.begin(stage.name, self._below, values, at=_time(stage.began_s))
-        span.end(failed=failed, at=_time(stage.ended_s))
+        """Record a stage that ended; `failed` if the job failed in it."""
+        attributes = {**self._attributes, "longcat.lane": stage.lane, "longcat.segment": stage.segment}
+        span = self._tracer.start_span(
+            stage.name,
+            set_span_in_context(self._run),
+            attributes=attributes,
+            start_time=round(stage.began_s * 1e9),
+        )
+        if failed:
+            span.set_status(SpanStatus(StatusCode.ERROR))
+        span.end(round(stage.ended_s * 1e9))
 
     def end(self, status: Status | None) -> None:
-        """See `JobSpans`."""
-        self._run.note({"longcat.status": status or "lease_lost"})
-        self._run.end(failed=status == "failed")
+        """End the span of the run with the job's status, None if the lease was lost."""
+        self._run.set_attribute("longcat.status", status or "lease_lost")
+        if status == "failed":
+            self._run.set_status(SpanStatus(StatusCode.ERROR))
+        self._run.end()
 
 
-def spans_of(claim: Lease, tracing: Tracing | None) -> JobSpans:
-    """The spans of a job that was just claimed."""
-    return TracedJob(claim, tracing) if tracing else Untold()
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def spans_of(lease: Lease, tracing: TracerProvider) -> JobSpans:
+    """Return the spans of a job that was just claimed."""
+    return TracedJob(lease, tracing)
