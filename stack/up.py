@@ -17,10 +17,10 @@ from pathlib import Path
 import httpx
 from redis import Redis
 
-from jobs.capability import groups
 from jobs.connect import check_server, connect
 from jobs.errors import Unavailable, UnfitServer
 from jobs.private_files import make_private_folder
+from jobs.registration import live_groups
 from stack.errors import StackError
 from stack.processes import Program, WriteLine, running
 from stack.redis_server import open_redis
@@ -112,7 +112,7 @@ def _wait_until_ready(stack: Stack, redis_url: str) -> None:
 
 
 def _a_group_is_ready(redis: Redis) -> bool:
-    return any(group.state in {"ready", "busy"} for group in groups(redis))
+    return any(group.state in {"ready", "busy"} for group in live_groups(redis))
 
 
 def _answers(url: str) -> bool:

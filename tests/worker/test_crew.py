@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capability import GroupRegistration, groups
 from jobs.errors import GroupTaken, Unavailable
+from jobs.registration import GroupRegistration, live_groups
 from jobs.storage.folder import FolderStorage
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_film
@@ -81,7 +81,7 @@ def test_a_film_of_a_job_that_somebody_else_has_by_now_is_not(scene):
     held = scene.finish()
     taken = scene.desk.take_over(held)
     scene.serve()
-    wait_until(lambda: groups(scene.desk.redis))
+    wait_until(lambda: live_groups(scene.desk.redis))
     assert scene.desk.job_store.holder.renew_lease(taken) == "go"
     assert list(scene.storage.keys(f"jobs/{held.job_id}/")) == []
     assert scene.spool.job_ids == [held.job_id]  # it may come back
@@ -104,9 +104,9 @@ def test_a_film_of_a_job_that_was_cancelled_meanwhile_is_not_stored(scene):
 
 def test_a_group_that_never_comes_up_is_shown_as_broken_and_takes_no_job(scene):
     job_id = scene.desk.submit()
-    scene.desk.tickets.deliver(job_id)
+    scene.desk.tickets.enqueue(job_id)
     scene.serve()
-    wait_until(lambda: [group.state for group in groups(scene.desk.redis)] == ["broken"])
+    wait_until(lambda: [group.state for group in live_groups(scene.desk.redis)] == ["broken"])
     assert scene.desk.job_store.client.get(job_id).status == "queued"
     assert scene.desk.tickets.count() == 1
 
@@ -120,15 +120,15 @@ def test_a_supervisor_sweeps_for_all(scene):
 
 def test_two_workers_cannot_have_the_same_name(scene, monkeypatch):
     monkeypatch.setattr(crew, "SEAT_TTL_S", 0.1)
-    GroupRegistration(scene.desk.redis, "w-0", ttl_s=60).publish("ready", 2)
+    GroupRegistration(scene.desk.redis, "w-0", ttl_s=60).heartbeat("ready", 2)
     with pytest.raises(GroupTaken, match="w-0"):
         build_supervisor(scene.settings, 0)
 
 
 def test_a_name_that_is_given_up_a_moment_later_is_taken(scene):
-    GroupRegistration(scene.desk.redis, "w-0", ttl_s=0.5).publish("ready", 2)
+    GroupRegistration(scene.desk.redis, "w-0", ttl_s=0.5).heartbeat("ready", 2)
     scene.serve()
-    wait_until(lambda: [group.state for group in groups(scene.desk.redis)] != ["ready"])
+    wait_until(lambda: [group.state for group in live_groups(scene.desk.redis)] != ["ready"])
 
 
 def test_it_leaves_even_if_redis_does_not_hear_of_it(scene, monkeypatch):

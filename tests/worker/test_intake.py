@@ -19,7 +19,7 @@ class Scene:
     def deliver(self, count: int = 1) -> list[str]:
         ids = [self.desk.submit() for _ in range(count)]
         for job_id in ids:
-            self.desk.tickets.deliver(job_id)
+            self.desk.tickets.enqueue(job_id)
         return ids
 
     def take(self) -> str:
@@ -63,7 +63,7 @@ def test_a_job_that_comes_later_is_taken_then(scene):
 
 
 def test_a_ticket_without_a_job_is_no_harm(scene):
-    scene.desk.tickets.deliver("gone")
+    scene.desk.tickets.enqueue("gone")
     scene.intake.ask()
     (job_id,) = scene.deliver()
     assert scene.taken.get(timeout=30).job.id == job_id

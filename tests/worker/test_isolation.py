@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 
-from jobs.capability import groups
+from jobs.registration import live_groups
 from stack.redis_server import open_redis
 from tests.rights import open_to_others
 from tests.waiting import wait_until
@@ -79,7 +79,7 @@ def observed(request, tmp_path_factory) -> Iterator[Observed]:
 
             def all_groups_are_ready() -> bool:
                 observed.look()
-                states = [group.state for group in groups(worker.redis)]
+                states = [group.state for group in live_groups(worker.redis)]
                 return states == ["ready"] * (ranks // context_parallel)
 
             wait_until(all_groups_are_ready, PATIENCE_S)

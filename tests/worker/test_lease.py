@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from jobs.capability import GroupRegistration
 from jobs.errors import Unavailable
 from jobs.record import Progress
+from jobs.registration import GroupRegistration
 from jobs.store.job_store import JobStore
 from tests.waiting import wait_until
 from tests.worker.examples import Desk
@@ -56,7 +56,7 @@ def scene(desk: Desk):
 def test_who_has_to_make_way_is_told_and_its_group_drains_it(scene):
     scene.desk.submit(priority="low")
     held = scene.desk.hold(scene.desk.claim("a"))
-    GroupRegistration(scene.desk.redis, "a", ttl_s=60).publish("busy", ranks=1, job=held.job_id)
+    GroupRegistration(scene.desk.redis, "a", ttl_s=60).heartbeat("busy", ranks=1, job=held.job_id)
     scene.keeper.keep(held)
     scene.wait_for_beats()
     assert held.wish is None

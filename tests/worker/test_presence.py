@@ -5,8 +5,9 @@ import threading
 import pytest
 from redis import Redis
 
-from jobs.capability import Capability, GroupRegistration, groups, latest
+from jobs.capability import Capability, latest
 from jobs.errors import Unavailable
+from jobs.registration import GroupRegistration, live_groups
 from tests.waiting import wait_until
 from tests.worker.examples import Desk, a_film
 from worker.supervisor.lease_renewer import LeaseRenewer
@@ -22,7 +23,7 @@ class Scene:
         self.presence = Heartbeat(GroupRegistration(redis, "group", ttl_s=5), redis, 2, self.taken.set)
 
     def state(self) -> tuple[str, str | None] | None:
-        statuses = groups(self.redis)
+        statuses = live_groups(self.redis)
         return (statuses[0].state, statuses[0].job) if statuses else None
 
 
@@ -36,7 +37,7 @@ def scene(desk: Desk):
 
 def test_a_group_shows_that_it_starts(scene):
     wait_until(lambda: scene.state() == ("starting", None))
-    assert groups(scene.redis)[0].ranks == 2
+    assert live_groups(scene.redis)[0].ranks == 2
 
 
 def test_a_change_is_shown(scene):
@@ -66,7 +67,7 @@ def test_who_lost_the_name_is_told(scene):
 
 def test_redis_away_is_no_harm(scene, monkeypatch):
     wait_until(scene.state)
-    real, calls = scene.presence._seat.publish, []
+    real, calls = scene.presence._seat.heartbeat, []
 
     def away(*given: object) -> None:
         calls.append(given)
@@ -74,7 +75,7 @@ def test_redis_away_is_no_harm(scene, monkeypatch):
             raise Unavailable("away")
         real(*given)
 
-    monkeypatch.setattr(scene.presence._seat, "publish", away)
+    monkeypatch.setattr(scene.presence._seat, "heartbeat", away)
     scene.presence.show(Shown("ready"))
     wait_until(lambda: scene.state() == ("ready", None))
     assert not scene.taken.is_set()

@@ -13,11 +13,11 @@ from functools import partial
 
 from redis import Redis
 
-from jobs.capability import GroupRegistration
 from jobs.connect import check_server, connect
 from jobs.errors import GroupTaken, JobNotFound
 from jobs.maintenance import keep_removing, keep_sweeping
 from jobs.queue import TicketQueue
+from jobs.registration import GroupRegistration
 from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
@@ -90,7 +90,7 @@ def _take(seat: GroupRegistration, ranks: int) -> None:
     patient_until = time.monotonic() + 2 * SEAT_TTL_S
     while True:
         try:
-            return retry_while_unavailable(lambda: seat.publish("starting", ranks))
+            return retry_while_unavailable(lambda: seat.heartbeat("starting", ranks))
         except GroupTaken:
             if time.monotonic() > patient_until:
                 raise

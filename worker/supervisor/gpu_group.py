@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.capability import GroupState
 from jobs.record import Progress
+from jobs.registration import GroupState
 from worker.backoff import Backoff
 from worker.messages import Message, Ready, RunJob
 from worker.supervisor.group_process import GroupProcess, Launch

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-from jobs.capability import Capability, GroupRegistration, GroupState
+from jobs.capability import Capability
 from jobs.errors import GroupTaken, JobNotFound, Unavailable
+from jobs.registration import GroupRegistration, GroupState
 from jobs.store.job_store import JobStore
 from worker.supervisor.lease_renewer import LeaseRenewer
 from worker.supervisor.spool import Spool
@@ -66,7 +67,7 @@ class Heartbeat:
         self._changed.set()
         self._thread.join(LEAVING_S)
         with suppress(Unavailable):
-            self._seat.leave()
+            self._seat.release()
 
     def _work(self) -> None:
         while not self._left:
@@ -85,7 +86,7 @@ class Heartbeat:
         if shown.capability and shown.capability != self._published:
             shown.capability.publish(self._redis)
             self._published = shown.capability
-        self._seat.publish(shown.state, self._ranks, shown.job_id)
+        self._seat.heartbeat(shown.state, self._ranks, shown.job_id)
 
 
 def keep_spool_clear(spool: Spool, job_store: JobStore, keeper: LeaseRenewer, stop: threading.Event) -> None:
