@@ -114,4 +114,4 @@ def _queue(submission: Submission, backend: Backend) -> Job:
 
 def _deliver(job_id: str, backend: Backend) -> None:
     with suppress(Unavailable):  # the job is safe: a sweep delivers the ticket that is missing
-        backend.tickets.deliver(job_id)
+        backend.tickets.enqueue(job_id)

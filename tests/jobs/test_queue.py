@@ -255,7 +255,7 @@ class TestForgery:
         with caplog.at_level(logging.WARNING), consumer(redis, taken):
             tickets.deliver("abc")
             wait_until(lambda: taken)
-        assert "it is no ticket" in caplog.text
+        assert "it is not a ticket" in caplog.text
         assert len(taken) == 1
         assert not trace.exists()
         assert not keys_of(redis, "rq:job:*")

@@ -59,7 +59,7 @@ class Consumer:
     def _on_ticket(self) -> None:
         if not self._wait():
             with suppress(Unavailable):  # then a sweep makes up for it
-                TicketQueue(self._redis).deliver("passed-on")
+                TicketQueue(self._redis).enqueue("passed-on")
             return
         claim = self._claim()
         if claim is not None:

@@ -158,7 +158,7 @@ class Finalizer:
         status = self._commit(held, lambda: self._job_store.holder.requeue(held.claim, crashed=crashed))
         if status == "queued":
             with suppress(Unavailable):  # then a sweep delivers it
-                self._tickets.deliver(held.job_id)
+                self._tickets.enqueue(held.job_id)
 
     def _commit(self, held: ClaimedJob, write: Callable[[], Status]) -> Status:
         """Have the job_store write the last word, and remove what the state it gives has no need of."""
