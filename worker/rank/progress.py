@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.record import Phase, Progress
+from jobs.work import REFINED_SHARE
 from model.spec.plan import Plan
 from worker.messages import Timings
 
@@ -19,9 +20,7 @@ Stage = Literal["denoise", "refine"]
 Kind = Literal["denoise", "refine", "decode"]
 Experience = dict[tuple[object, ...], float]  # a kind of work and what the job is like: seconds for a unit
 
-# Guesses, in steps of the first stage. Bigger pictures cost more; few of the refinement's steps lie below its
-# noise level; decoding a whole segment costs about as much as half a step.
-REFINED_SHARE = 0.1
+# Guesses, in steps of the first stage: decoding a whole segment costs about as much as half a step.
 DECODED_SEGMENT = 0.5
 GENERATED = 0.98  # what remains then: the end of the film, and storing it
 
