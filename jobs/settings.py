@@ -1,7 +1,7 @@
-"""The settings that the service and the worker share.
+"""Define the settings that the service and the worker share.
 
-Each subclasses them in the one file that reads the environment of its process. Every setting is
-`LONGCAT_<NAME>`; `LONGCAT_<NAME>_FILE` names a file that holds the value, for secrets.
+Each process subclasses them in the one file that reads its environment. Every setting is
+`LONGCAT_<NAME>`; for secrets, `LONGCAT_<NAME>_FILE` names a file that contains the value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOIN
 
 
 class SharedSettings(BaseSettings):
-    """Where Redis and the storage are, and what a job may take. Times in seconds."""
+    """Settings of Redis, storage, logs and the limits of jobs. Times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -76,26 +76,26 @@ class SharedSettings(BaseSettings):
 
     @property
     def storage_location(self) -> str:
-        """The folder or `s3://bucket/prefix` in which videos lie."""
+        """Return the folder or `s3://bucket/prefix` in which videos are stored."""
         return self.storage or str(self.data_dir / "storage")
 
     @property
     def storage_folder(self) -> Path | None:
-        """The folder in which videos lie, None where they lie in an S3 store."""
+        """Return the folder in which videos are stored, None if they are stored in S3."""
         return None if self.storage_location.startswith("s3://") else Path(self.storage_location)
 
     @property
     def late_upload_s(self) -> float:
-        """How long after it was begun an upload may still arrive in the storage.
+        """Return how long after its start an upload may still arrive in the storage.
 
-        For a third of that the client tries; then it has given up, or is dead, and what it had sent the store
-        may yet finish.
+        The client tries for a third of this time. After it gave up or died, the store may still complete what
+        it received.
         """
         return 3 * S3_TRIES * (self.s3_connect_timeout_s + self.s3_read_timeout_s)
 
     @property
     def traces(self) -> bool:
-        """Whether OpenTelemetry's own variables name a collector; its SDK reads them, and the others."""
+        """Return whether OpenTelemetry's own variables name a collector. Its SDK reads them."""
         is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
         return not is_off and any(os.environ.get(name) for name in _COLLECTORS)
 
@@ -108,13 +108,13 @@ class SharedSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is passed in comes first, then the environment, then files that it names."""
+        """Prefer arguments to the environment, and the environment to files that it names."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, _ValuesInFiles(settings_cls)
 
 
 class _ValuesInFiles(PydanticBaseSettingsSource):
-    """Reads `LONGCAT_<NAME>_FILE`, as Docker and Kubernetes hand out secrets."""
+    """Read `LONGCAT_<NAME>_FILE`, the way in which Docker and Kubernetes provide secrets."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         del field

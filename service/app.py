@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, FastAPI, params
 from jobs.connect import check_server
 from jobs.errors import Unavailable
 from jobs.store.outbox import Outbox
-from jobs.tracing import open_tracing
+from jobs.tracing import close_tracing, open_tracing
 from service.backend import Backend, require_api_key
 from service.console import routes as console_routes
 from service.console import session as console_session
@@ -91,8 +91,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     )
     app.add_middleware(BrowserGuard, authenticator=app.state.backend.authenticator)
     app.add_middleware(MeasuredRequests, metrics=app.state.metrics)
-    if app.state.tracing:
-        app.add_middleware(TracedRequests, tracing=app.state.tracing)
+    app.add_middleware(TracedRequests, tracing=app.state.tracing)
     app.add_middleware(RequestIds)
 
 
@@ -143,8 +142,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.enter_context(DeliveryWorker(Outbox(backend.redis), signer, settings))
         yield
     backend.redis.close()
-    if app.state.tracing:
-        app.state.tracing.close()
+    close_tracing(app.state.tracing)
 
 
 def _version() -> str:

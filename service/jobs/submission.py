@@ -109,4 +109,4 @@ def _unavailable_if_expired() -> Iterator[None]:
 
 def _deliver(job_id: str, backend: Backend) -> None:
     with suppress(Unavailable):  # the job is stored: a sweep enqueues the ticket that is missing
-        backend.tickets.deliver(job_id)
+        backend.tickets.enqueue(job_id)

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from jobs.capability import groups
 from jobs.errors import NoCapability, Unavailable
+from jobs.registration import live_groups
 from service.backend import AppBackend
 from service.http.error_handlers import error_responses
 
@@ -40,7 +40,7 @@ async def readyz(request: Request, backend: AppBackend) -> Health:
     try:
         with fail_after(_READINESS_TIMEOUT_S):
             found = await to_thread.run_sync(
-                groups,
+                live_groups,
                 backend.redis,
                 limiter=backend.capacities.readiness_threads,
                 abandon_on_cancel=True,

@@ -15,7 +15,7 @@ from jobs.errors import JobNotFound
 from jobs.record import ENDED
 from jobs.record import Job as Record
 from jobs.storage.keys import job_of
-from jobs.store.measures import measures
+from jobs.store.metrics import counters
 from tests.chaos.campaign import Course, Ordered, Strike
 from tests.chaos.client import Client, Job
 from tests.chaos.site import Site
@@ -89,7 +89,7 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
         steps_run=run,
         steps_needed=needed,
         recoveries=recoveries(course.strikes),
-        put_back={m.label: int(m.sum) for m in measures(site.redis) if m.name == "put_back"},
+        put_back={label: int(n) for (name, label), n in counters(site.redis).items() if name == "requeues"},
     )
     verdict.orphaned_files = _remains(lambda: _misplaced(site), site)
     verdict.duplicated = sorted({*_ended_twice(orders, site), *_ordered_twice(orders, client)})
@@ -202,7 +202,7 @@ def _is_of_use(key: str, record: Record | None) -> bool:
 def _to_be_removed(site: Site) -> Iterator[str]:
     """What is left of jobs that are gone, also what Redis still has to remember of them."""
     yield from site.storage.keys("jobs/")
-    for name in ("longcat:removals", "longcat:settling"):
+    for name in ("longcat:file_removals:first", "longcat:file_removals:second"):
         yield from (
             f"{name}: {job_id.decode()}" for job_id in cast(list[bytes], site.redis.zrange(name, 0, -1))
         )

@@ -55,7 +55,7 @@ class Consumer(StoppableThread):
     def _on_ticket(self) -> None:
         if not self._wait_for_request():
             with suppress(Unavailable):  # then the next sweep delivers another ticket
-                TicketQueue(self._redis).deliver("passed-on")
+                TicketQueue(self._redis).enqueue("passed-on")
             return
         lease = self._claim()
         if lease is not None:

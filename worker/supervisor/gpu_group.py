@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.capability import Capability, GroupState
+from jobs.capability import Capability
 from jobs.record import Progress
+from jobs.registration import GroupState
 from worker.backoff import Backoff
 from worker.messages import Message, Ready, RunJob
 from worker.supervisor.group_process import GroupProcess

@@ -13,7 +13,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from jobs.capability import GroupRegistration
+from jobs.registration import GroupRegistration
 from tests.service.conftest import settings_for
 from tests.service.openapi.test_schema import OPERATIONS
 
@@ -48,7 +48,7 @@ def api(app):
 @pytest.fixture(autouse=True)
 def ready(client, redis):
     """Publish a capability as a worker does."""
-    GroupRegistration(redis, "by hand").publish("ready", ranks=1)
+    GroupRegistration(redis, "by hand").heartbeat("ready", ranks=1)
 
 
 @pytest.fixture

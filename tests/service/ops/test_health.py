@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.capability import GroupRegistration
 from jobs.errors import OutOfMemory
+from jobs.registration import GroupRegistration
 
 
 def metric(client, name):
@@ -23,27 +23,27 @@ def test_service_is_live_without_a_worker(no_worker_yet):
 )
 def test_service_is_ready_if_a_group_is_ready_or_busy(client, redis, state, status):
     assert client.get("/readyz").status_code == 503
-    GroupRegistration(redis, "first").publish(state, ranks=2)
+    GroupRegistration(redis, "first").heartbeat(state, ranks=2)
     assert client.get("/readyz").status_code == status
 
 
 def test_service_is_ready_with_one_ready_group_among_broken_ones(client, redis):
-    GroupRegistration(redis, "first").publish("broken", ranks=1)
-    GroupRegistration(redis, "second").publish("ready", ranks=1)
+    GroupRegistration(redis, "first").heartbeat("broken", ranks=1)
+    GroupRegistration(redis, "second").heartbeat("ready", ranks=1)
     assert client.get("/readyz").json() == {"status": "ok"}
 
 
 def test_response_lists_the_states_of_groups_that_are_not_ready(client, redis):
     assert "there is none" in client.get("/readyz").json()["error"]["message"]
-    GroupRegistration(redis, "first").publish("broken", ranks=1)
-    GroupRegistration(redis, "second").publish("full", ranks=1)
+    GroupRegistration(redis, "first").heartbeat("broken", ranks=1)
+    GroupRegistration(redis, "second").heartbeat("full", ranks=1)
     assert "broken, full" in client.get("/readyz").json()["error"]["message"]
 
 
 def test_released_group_no_longer_counts(client, redis):
     seat = GroupRegistration(redis, "first")
-    seat.publish("ready", ranks=1)
-    seat.leave()
+    seat.heartbeat("ready", ranks=1)
+    seat.release()
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
     assert int(answer.headers["Retry-After"]) > 0
@@ -64,9 +64,9 @@ def test_jobs_are_counted_by_status(client, order, worker):
 
 
 def test_groups_are_counted_by_state(client, redis):
-    GroupRegistration(redis, "a").publish("ready", ranks=1)
-    GroupRegistration(redis, "b").publish("busy", ranks=1)
-    GroupRegistration(redis, "c").publish("busy", ranks=1)
+    GroupRegistration(redis, "a").heartbeat("ready", ranks=1)
+    GroupRegistration(redis, "b").heartbeat("busy", ranks=1)
+    GroupRegistration(redis, "c").heartbeat("busy", ranks=1)
     assert metric(client, 'longcat_groups{state="busy"}') == 2
     assert metric(client, 'longcat_groups{state="ready"}') == 1
 

@@ -1,4 +1,4 @@
-"""The numbers of jobs and webhooks, as Prometheus reads them."""
+"""Metrics of jobs and webhooks are exported for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.capability import GroupRegistration
 from jobs.errors import OutOfMemory
-from service.ops.metrics import BOUNDS, SERIES
+from jobs.registration import GroupRegistration
+from service.ops.metrics import SERIES
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def numbers(client):
     return read
 
 
-def test_every_series_is_announced_before_there_is_anything(client):
+def test_every_metric_is_declared_before_the_first_job(client):
     text = client.get("/metrics").text
     for series in SERIES:
-        assert re.search(rf"# TYPE longcat_{series.name}(_total)? (counter|histogram)", text), series.name
+        assert re.search(rf"# TYPE longcat_{series.name}(_total)? (counter|summary)", text), series.name
 
 
-def test_a_job_is_measured_from_its_order_to_its_end(order, worker, numbers, redis):
-    GroupRegistration(redis, "by hand").publish("busy", ranks=2)
+def test_job_is_counted_from_submission_to_end(order, worker, numbers, redis):
+    GroupRegistration(redis, "by hand").heartbeat("busy", ranks=2)
     order(priority="high")
     worker.succeed(worker.claim())
     worker.job_store.holder.fail(order() and worker.claim(), OutOfMemory("does not fit"), {})
@@ -37,7 +37,7 @@ def test_a_job_is_measured_from_its_order_to_its_end(order, worker, numbers, red
     assert found["longcat_wait_seconds_count", "high"] == 1
     assert found["longcat_run_seconds_count", "text_to_video"] == 2
     assert found["longcat_phase_seconds_sum", "denoise"] == 1.5
-    assert found["longcat_gpu_seconds_per_video_second_count", "text_to_video"] == 1
+    assert found["longcat_video_seconds_total", "text_to_video"] > 0
     assert found["longcat_jobs_ended_total", "succeeded"] == 1
     assert found["longcat_failures_total", "out_of_memory"] == 1
     assert found["longcat_attempts_total",] == 2
@@ -45,26 +45,14 @@ def test_a_job_is_measured_from_its_order_to_its_end(order, worker, numbers, red
     assert found["longcat_uploaded_bytes_total",] == len(b"a video")
 
 
-def test_a_histogram_rises_to_its_count(order, worker, numbers):
-    order()
-    worker.succeed(worker.claim())
-    found = numbers()
-    counts = [found["longcat_phase_seconds_bucket", f"{bound:.4g}", "denoise"] for bound in BOUNDS]
-    assert counts == sorted(counts)
-    assert (counts[0], counts[-1]) == (0, 1)
-    assert found["longcat_phase_seconds_bucket", "+Inf", "denoise"] == 1
-    below = [bound for bound, count in zip(BOUNDS, counts, strict=True) if count == 0]
-    assert below[-1] < 1.5
-
-
-def test_the_queue_is_shown_by_priority(order, numbers):
+def test_queued_jobs_are_exported_by_priority(order, numbers):
     for priority in ("high", "low", "low"):
         order(priority=priority)
     found = numbers()
     assert [found["longcat_queued_jobs", priority] for priority in ("high", "normal", "low")] == [1, 0, 2]
 
 
-def test_the_eta_of_a_queued_job_is_shown_once_one_can_be_told(client, order, worker):
+def test_queued_job_has_an_eta_once_a_job_has_succeeded(client, order, worker):
     assert order()["progress"] is None
     worker.succeed(worker.claim())
     progress = order()["progress"]
@@ -72,7 +60,7 @@ def test_the_eta_of_a_queued_job_is_shown_once_one_can_be_told(client, order, wo
     assert progress["eta_s"] >= 0
 
 
-def test_webhooks_that_wait_are_counted(order, worker, numbers):
+def test_unsent_webhooks_are_exported(order, worker, numbers):
     assert numbers()["longcat_webhook_backlog",] == 0
     order(webhook_url="https://example.com/hook")
     worker.claim()

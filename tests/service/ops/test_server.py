@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from jobs.capability import GroupRegistration
+from jobs.registration import GroupRegistration
 from service.app import create_app
 from tests.servers import answers, free_port
 from tests.service.conftest import settings_for
@@ -53,11 +53,11 @@ def test_jobs_are_not_on_the_ops_port(ops):
 
 
 def test_readiness_details_are_only_on_the_ops_port(public, ops, redis):
-    GroupRegistration(redis, "first").publish("broken", ranks=1)
+    GroupRegistration(redis, "first").heartbeat("broken", ranks=1)
     assert "broken" in ops.get("/readyz").json()["error"]["message"]
     answer = public.get("/readyz")
     assert (answer.status_code, answer.json()["error"]["message"]) == (503, "no worker group is ready")
-    GroupRegistration(redis, "second").publish("ready", ranks=1)
+    GroupRegistration(redis, "second").heartbeat("ready", ranks=1)
     assert (public.get("/readyz").status_code, ops.get("/readyz").status_code) == (200, 200)
 
 
