@@ -6,6 +6,8 @@ after that, under its lease.
 
 The service enqueues tickets, the worker's supervisor consumes them. Nothing in a ticket is ever executed: it
 is JSON, and `Ticket` accepts only the one function name that it knows.
+
+Next on the way of a request: `worker.supervisor.consumer`, which claims the job.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Submit, show, cancel and delete jobs: the role of the service."""
+"""Submit, show, cancel and delete jobs: the role of the service.
+
+Next on the way of a request: `jobs.queue`, which signals that there is work.
+"""
 
 from __future__ import annotations
 

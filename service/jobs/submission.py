@@ -2,6 +2,8 @@
 
 What happens next: a worker receives a ticket (`jobs.queue`), claims the job (`jobs.store.holder`) and runs it
 (`worker.supervisor.supervisor`).
+
+Next on the way of a request: `jobs.store.client`, which stores the job.
 """
 
 from __future__ import annotations

@@ -30,3 +30,14 @@ def test_pictures_have_a_description():
     pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", PAGE.read_text())
     assert len(pictures) >= 5
     assert all(text for text, _ in pictures)
+
+
+def test_each_file_of_the_walk_names_the_next():
+    files = re.findall(r"^\d+\. `([^`]+\.py)`:", section(PAGE, "walk: post"), re.MULTILINE)
+    modules = [file.removesuffix(".py").replace("/", ".") for file in files]
+    lost = [
+        file
+        for file, after in zip(files, modules[1:], strict=False)
+        if after not in (ROOT / file).read_text()
+    ]
+    assert lost == []

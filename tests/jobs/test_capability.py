@@ -31,7 +31,7 @@ def test_no_capability_before_a_worker_published_one(redis: Redis):
 def test_latest_publication_counts(redis: Redis):
     CAPABILITY.publish(redis)
     newer = CAPABILITY.model_copy(update={"context_parallel": 4})
-    newer.heartbeat(redis)
+    newer.publish(redis)
     assert latest(redis) == newer
 
 

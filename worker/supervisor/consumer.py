@@ -2,6 +2,8 @@
 
 A ticket in RQ's queue says that there is a job; the claim decides which. While the group is busy or down no
 ticket is taken, so that another group gets it.
+
+Next on the way of a request: `worker.supervisor.supervisor`, which holds the job and passes it to the ranks.
 """
 
 from __future__ import annotations

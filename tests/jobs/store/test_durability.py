@@ -19,15 +19,16 @@ from jobs.errors import LeaseLost, Unavailable
 from jobs.maintenance import sweep
 from jobs.queue import TicketQueue
 from jobs.store.job_store import JobStore
-from stack.redis_server import RedisServer, find_binary
+from stack.redis_server import RedisServer
 from tests.jobs.examples import LEASE_S, a_result, a_submission
+from tests.servers import redis_program
 from tests.waiting import wait_until
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis of our own, to be killed."""
-    server = RedisServer(tmp_path, find_binary())
+    server = RedisServer(tmp_path, redis_program())
     server.start()
     with Redis.from_url(server.url) as redis:
         redis.config_set("appendfsync", "always")

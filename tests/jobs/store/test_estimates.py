@@ -9,8 +9,9 @@ from jobs.errors import GenerationFailed
 from jobs.record import Progress
 from jobs.store.estimates import NUM_RUNS, Run, expected_s
 from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
+from tests.orders import make_order
 
-HALF = ORDER.model_copy(update={"num_frames": 45, "num_inference_steps": 25})
+HALF = make_order(ORDER, num_frames=45, num_inference_steps=25)
 
 
 def run(store: ExampleStore, seconds: float, **fields) -> None:
@@ -73,7 +74,7 @@ def test_single_outlier_does_not_change_the_estimate(store: ExampleStore):
 
 
 def of_steps(num_inference_steps: int):
-    return ORDER.model_copy(update={"num_inference_steps": num_inference_steps})
+    return make_order(ORDER, num_inference_steps=num_inference_steps)
 
 
 def test_fixed_time_of_every_job_is_told_apart_from_time_per_work_unit(store: ExampleStore):
@@ -99,7 +100,7 @@ def test_outlier_of_one_size_does_not_change_other_sizes(store: ExampleStore):
 
 def test_runs_of_the_same_task_are_preferred(store: ExampleStore):
     run(store, 80)
-    long = ORDER.model_copy(update={"task": "long_video"})
+    long = make_order(ORDER, task="long_video")
     run(store, 160, order=long)
     assert eta_s(store, store.submit(order=long, priority="high").id) == pytest.approx(160, abs=0.01)
 

@@ -60,13 +60,13 @@ def test_times_are_rfc_3339_in_utc(order):
 
 
 def test_the_answer_does_not_wait_for_the_ticket(live, redis: Redis, monkeypatch):
-    answered, deliver = threading.Event(), TicketQueue.deliver
+    answered, deliver = threading.Event(), TicketQueue.enqueue
 
     def deliver_late(tickets: TicketQueue, job_id: str) -> None:
         assert answered.wait(60)
         deliver(tickets, job_id)
 
-    monkeypatch.setattr(TicketQueue, "deliver", deliver_late)
+    monkeypatch.setattr(TicketQueue, "enqueue", deliver_late)
     answer = httpx.post(f"http://127.0.0.1:{live}/generate", json={"prompt": "a red ball"})
     assert answer.status_code == 202
     answered.set()

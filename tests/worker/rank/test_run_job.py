@@ -14,6 +14,7 @@ import torch.distributed as dist
 from jobs.order import Order
 from jobs.record import JobError
 from jobs.store.holder import StopReason
+from tests.orders import make_order
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
 from worker.messages import (
@@ -35,7 +36,7 @@ from worker.rank.leader import Leader
 from worker.rank.run_job import run_job
 from worker.settings import VideoSettings
 
-LONG = ORDER.model_copy(update={"num_segments": 3, "num_condition_frames": 5})
+LONG = make_order(ORDER, num_segments=3, num_condition_frames=5)
 NEVER_S = 3600.0
 
 
@@ -210,7 +211,7 @@ def test_stop_request_ends_the_job_after_the_current_step(rarely_saving_rank, re
 
 
 def test_failed_job_leaves_the_rank_able_to_run_the_next(rank):
-    failed = rank.run(ORDER.model_copy(update={"prompts": ("memory=0",)}))[-1]
+    failed = rank.run(make_order(ORDER, prompts=("memory=0",)))[-1]
     assert (failed.error.code, failed.timings_s.keys() >= {"denoise"}) == ("out_of_memory", True)
     assert isinstance(rank.run()[-1], VideoDone)
 
@@ -224,7 +225,7 @@ def test_error_on_another_rank_fails_the_job_here_as_well(consensus, tmp_path):
 
 def test_full_disk_fails_the_job_as_disk_full(rank):
     (rank.folder / "part-segment.mp4").symlink_to("/dev/full")
-    failed = rank.run(ORDER.model_copy(update={"height": 640, "width": 960}))[-1]
+    failed = rank.run(make_order(ORDER, height=640, width=960))[-1]
     assert isinstance(failed, JobFailed)
     assert (failed.error.code, failed.error.retryable) == ("disk_full", True)
 
