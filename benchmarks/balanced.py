@@ -56,7 +56,7 @@ class Made:
     taken_s: float
 
     def beside(self, exact: Made) -> Row:
-        """What was saved and lost, against the exact jobs."""
+        """Return what was saved and lost, compared with the exact jobs."""
         error = (self.latents - exact.latents).norm() / exact.latents.norm()
         row: Row = {
             "blocks run, %": 100 * self.counts["blocks"] / exact.counts["blocks"],
@@ -145,7 +145,7 @@ def _psnr(frames: Tensor, exact: Tensor) -> float | None:
 
 
 def load(checkpoint: Path) -> dict[str, Pipeline]:
-    """The checkpoint as it is, and in fp8, as a worker would load it here."""
+    """Return the checkpoint as it is and in fp8, loaded as a worker loads it."""
     on_cuda = torch.cuda.is_available()
     parallel = ContextParallel(torch.device("cuda" if on_cuda else "cpu"))
     dtype = torch.bfloat16 if on_cuda else torch.float32
@@ -158,7 +158,7 @@ def load(checkpoint: Path) -> dict[str, Pipeline]:
 
 
 def report(found: Mapping[str, object], rows: Mapping[str, Row]) -> str:
-    """A page with a table."""
+    """Return a page with a table."""
     figures = list(next(iter(rows.values())))
     lines = [["", *figures], ["---"] * (1 + len(figures))]
     lines += [[title, *(_shown(row[figure]) for figure in figures)] for title, row in rows.items()]
@@ -172,7 +172,7 @@ def _shown(value: float | None) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.balanced", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path("pocket"))
     parser.add_argument("--steps", type=int, default=50)

@@ -27,7 +27,7 @@ PROMPTS = ("a red ball", "a blue ball", "a green ball")
 
 
 def repeats(checkpoint: Path) -> list[dict[str, int]]:
-    """Counts of three jobs of three segments: a prompt for each, the same again, the first one for all."""
+    """Count the work of three jobs of three segments: a prompt for each, the same again, one for all."""
     pipeline = Pipeline.load(checkpoint, torch.float32)
     jobs = []
     for prompts in (PROMPTS, PROMPTS, PROMPTS[:1]):

@@ -22,7 +22,7 @@ CAPABILITY_KEY = "longcat:capability"
 
 
 class Capability(BaseModel):
-    """What the workers can make.
+    """The tasks, limits and weights that the workers offer.
 
     Attributes:
         limits: the JSON of `model.spec.limits.Limits`.

@@ -30,7 +30,7 @@ class InputFile(BaseModel):
 
 
 class Order(BaseModel):
-    """What a job generates.
+    """A video to generate: plan, texts, seed and input files.
 
     Other releases read stored orders: unknown fields are ignored, and a new field must have a default.
     """

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the video and the latents are written, if anywhere."""
+    """The files for the video and the latents, if they are written."""
 
     video: Path | None
     latents: Path | None

@@ -37,7 +37,7 @@ def warm_up() -> None:
 
 
 def count_frames(source: BinaryIO, max_frames: int, max_pixels: int, fps: int | None) -> Output:
-    """The size of the clip, the number of frames to take, and its media type."""
+    """Return the size of the clip, the number of frames to take, and its media type."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps)
         media_type = MEDIA_TYPES[container.format.name]
@@ -48,7 +48,7 @@ def count_frames(source: BinaryIO, max_frames: int, max_pixels: int, fps: int | 
 def read_frames(
     source: BinaryIO, max_frames: int, max_pixels: int, fps: int | None, take: tuple[int, int, int] | None
 ) -> Output:
-    """The last frames as bytes, RGB. `take`: the height and width that they are brought to, and how many."""
+    """Return the last frames as RGB bytes. `take`: their height and width, and their number."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps)
     num_taken = frames_taken(scan.num_frames, scan.nth)
@@ -131,13 +131,13 @@ def _decode(container: InputContainer) -> Iterator[av.VideoFrame]:
 
 
 def _upright_size(frame: av.VideoFrame) -> Size:
-    """Its size as it is to be shown: telephones store frames as the sensor lies."""
+    """Return the size after rotation. Telephones store frames as the sensor is mounted."""
     size = Size(frame.height, frame.width)
     return Size(*size[::-1]) if _quarter_turns(frame) % 2 else size
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
-    """How many quarters to turn it counterclockwise."""
+    """Return the rotation to apply, in quarter turns counterclockwise."""
     _check(frame.rotation % 90 == 0, f"is to be shown turned by {frame.rotation}°")
     return frame.rotation // 90 % 4
 

@@ -1,4 +1,4 @@
-"""What the fork server and its owner agree on: messages, and what a decoder is."""
+"""Define the messages between the fork server and its owner, and the type of a decoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_MESSAGE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Request:
-    """Which decoder to run with which arguments, and what it may use."""
+    """A decoder to run, with its arguments and its limits."""
 
     decoder: str
     arguments: dict[str, Any]
@@ -21,7 +21,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Output:
-    """What a decoder made of a file: values for JSON, and `size_bytes` of data in chunks."""
+    """The result of a decoder: values for JSON, and `size_bytes` of data in chunks."""
 
     facts: dict[str, Any]
     size_bytes: int = 0

@@ -63,7 +63,7 @@ class Capacity:
 
 @dataclass
 class Share:
-    """What one request uses of a capacity."""
+    """The part of a capacity that one request uses."""
 
     capacity: Capacity
     owner: str

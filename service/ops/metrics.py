@@ -78,7 +78,7 @@ class MeasuredRequests:
 
 @dataclass(frozen=True)
 class Series:
-    """How a counter of the job store is exported: as a counter, or as a summary of sum and count."""
+    """The exported form of a counter of the job store: a counter, or a summary of sum and count."""
 
     name: str
     text: str

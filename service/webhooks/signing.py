@@ -29,7 +29,7 @@ _PREFIX = "whsec_"
 
 @dataclass(frozen=True)
 class Rotation:
-    """How often an owner's secret was rotated, and until when (Unix time) the previous one also signs."""
+    """The number of rotations of an owner's secret, and the Unix time until which the previous one signs."""
 
     number: int = 0
     previous_until_s: float = 0.0

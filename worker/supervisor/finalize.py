@@ -43,7 +43,7 @@ FLUSH_LIMIT_S = 5.0  # for the last checkpoint of a job that is requeued
 
 @dataclass(frozen=True)
 class Backends:
-    """Where jobs are recorded and queued, and where their files are."""
+    """The job store, the queue and the storage."""
 
     job_store: JobStore
     tickets: TicketQueue

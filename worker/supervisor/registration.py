@@ -25,7 +25,7 @@ PUBLISH_EVERY_S = 2.0
 
 @dataclass(frozen=True)
 class GroupStatus:
-    """What is published about a group. `job_id` is the job that has its GPUs."""
+    """The published status of a group. `job_id` is the job that has its GPUs."""
 
     state: GroupState = "starting"
     job_id: str | None = None
