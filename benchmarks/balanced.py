@@ -30,8 +30,9 @@ from model.pipeline.events import Event, Frames, Latents
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.geometry import VAE_STRIDE, latent_frames
+from model.spec.params import GenerationParams
 from model.spec.plan import Plan
-from model.spec.shapes import GenerationParams, resolve
+from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse
 from model.transformer.dit import Dit
@@ -55,7 +56,7 @@ class Made:
     taken_s: float
 
     def beside(self, exact: Made) -> Row:
-        """What was saved and lost, against the exact jobs."""
+        """Return what was saved and lost, compared with the exact jobs."""
         error = (self.latents - exact.latents).norm() / exact.latents.norm()
         row: Row = {
             "blocks run, %": 100 * self.counts["blocks"] / exact.counts["blocks"],
@@ -107,13 +108,14 @@ def counted(dit: Dit) -> Iterator[Counter[str]]:
 
 def compare(pipelines: Mapping[str, Pipeline], steps: int) -> dict[str, Row]:
     """Every way to make the jobs, by its name, beside the first, which is exact."""
-    plan = resolve(GenerationParams(num_inference_steps=steps), next(iter(pipelines.values())).limits)
+    limits = next(iter(pipelines.values())).limits
+    plan = resolve(GenerationParams(num_inference_steps=steps), Inputs(), limits)
     rows: dict[str, Row] = {}
     exact: Made | None = None
     for name, pipeline in pipelines.items():
-        make(pipeline, replace(plan, num_inference_steps=1))  # warms up
+        make(pipeline, plan.model_copy(update={"num_inference_steps": 1}))  # warms up
         for threshold in (None, *THRESHOLDS):
-            made = make(pipeline, replace(plan, step_cache=threshold))
+            made = make(pipeline, plan.model_copy(update={"step_cache": threshold}))
             exact = exact or made
             title = name if threshold is None else f"{name}, step cache {threshold}"
             rows[title] = made.beside(exact)
@@ -143,7 +145,7 @@ def _psnr(frames: Tensor, exact: Tensor) -> float | None:
 
 
 def load(checkpoint: Path) -> dict[str, Pipeline]:
-    """The checkpoint as it is, and in fp8, as a worker would load it here."""
+    """Return the checkpoint as it is and in fp8, loaded as a worker loads it."""
     on_cuda = torch.cuda.is_available()
     parallel = ContextParallel(torch.device("cuda" if on_cuda else "cpu"))
     dtype = torch.bfloat16 if on_cuda else torch.float32
@@ -156,7 +158,7 @@ def load(checkpoint: Path) -> dict[str, Pipeline]:
 
 
 def report(found: Mapping[str, object], rows: Mapping[str, Row]) -> str:
-    """A page with a table."""
+    """Return a page with a table."""
     figures = list(next(iter(rows.values())))
     lines = [["", *figures], ["---"] * (1 + len(figures))]
     lines += [[title, *(_shown(row[figure]) for figure in figures)] for title, row in rows.items()]
@@ -170,7 +172,7 @@ def _shown(value: float | None) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.balanced", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path("pocket"))
     parser.add_argument("--steps", type=int, default=50)

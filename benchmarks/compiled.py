@@ -37,7 +37,7 @@ class _Scheduled(Exception):
 
 
 def compiled_block(config: DitConfig, window: Window, device: torch.device) -> Kernels:
-    """What a block's parts become, on one rank, in bf16. Weights and tokens are never touched."""
+    """Return the compiled parts of a block, on one rank, in bf16. Weights and tokens have no data."""
     layout = build_layout(config, window, False, ContextParallel(device=device))
     nodes = [node for part, *given in _calls(config, layout, device) for node in _schedule(part, given)]
     between = [size for is_product, size in nodes if not is_product and size]
@@ -45,7 +45,7 @@ def compiled_block(config: DitConfig, window: Window, device: torch.device) -> K
 
 
 def _calls(config: DitConfig, layout: Layout, device: torch.device) -> Iterator[tuple[Any, ...]]:
-    """The parts, and what they are called with where there are no condition frames."""
+    """Return the parts and their arguments, without condition frames."""
     with torch.device("meta"):
         block = Block(config, BF16).requires_grad_(False)
     block.to_empty(device=device)

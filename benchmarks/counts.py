@@ -53,7 +53,7 @@ class Forward:
         self.after_text()()
 
     def after_text(self) -> Callable[[], None]:
-        """What is done at every step; what is done for the text is done now."""
+        """Return a function that runs one step. The work for the text is done before."""
         with META:
             dit = Dit(self.config, BF16).requires_grad_(False)
         layout = build_layout(self.config, self.window, self.sparse, ContextParallel(META, size=self.ranks))
@@ -65,7 +65,7 @@ class Forward:
 
 
 def flops(config: DitConfig, window: Window) -> Table:
-    """Counted by torch, and by formula: a forward and what is done once for its text."""
+    """Count a forward and the work for its text, by torch and by formula."""
     with FlopCounterMode(display=False) as counter:
         Forward(config, window)()
     expected = forward_flops(config, window, num_text_tokens=TEXT_TOKENS)
@@ -78,7 +78,7 @@ def flops(config: DitConfig, window: Window) -> Table:
 
 
 def sparse_flops(config: DitConfig, window: Window) -> Table:
-    """A refinement's forward: attention within bricks by formula, all the rest counted by torch."""
+    """Count a forward of refinement: attention within bricks by formula, the rest by torch."""
     layout = build_layout(config, window, True, ContextParallel(META))
     assert layout.bricks
     attention = block_sparse_flops(config, window, layout.bricks)
@@ -126,7 +126,7 @@ def block(config: DitConfig, window: Window, device: torch.device) -> Table:
 
 
 def _traffic(config: DitConfig, window: Window, least: int) -> Traffic:
-    """A block's: that of two blocks less that of one."""
+    """Return the count of a block: that of two blocks minus that of one."""
     counts: list[Traffic] = []
     for depth in (2, 1):
         step = Forward(_deep(config, depth), window).after_text()
@@ -141,7 +141,7 @@ def _traffic(config: DitConfig, window: Window, least: int) -> Traffic:
 
 
 def exchanges(config: DitConfig, window: Window, ranks: int) -> Table:
-    """What a rank sends in one block, held against the formula, and to put the result together."""
+    """Return the bytes that a rank sends in one block, checked against the formula, and for the result."""
     with Attention(), recorded(ranks) as seen:
         Forward(_deep(config, 1), window, ranks=ranks)()
     size = (1, num_tokens(config, window), config.hidden_size, BF16.itemsize)
@@ -155,7 +155,7 @@ def exchanges(config: DitConfig, window: Window, ranks: int) -> Table:
 
 
 def memory(config: DitConfig, window: Window, ranks: int) -> Table:
-    """The most that one rank holds beside its weights, in a forward of the plain code."""
+    """Return the largest memory that one rank holds besides its weights in a forward of the plain code."""
     with Attention(), recorded(ranks), ClaimedJob() as held:
         Forward(_deep(config, 1), window, ranks=ranks)()
     return {"ranks": ranks, "peak activation bytes": held.peak_bytes}
@@ -199,7 +199,7 @@ def _shown(value: object) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__)
     parser.add_argument("--out", type=Path, help="write the counts there as JSON")
     options = parser.parse_args()

@@ -44,7 +44,7 @@ class StopRequested:
 
 
 def wishes(count: int, seed: int = 7) -> Iterator[dict[str, Any]]:
-    """A mix as clients send it: mostly texts and images, some long, distilled or refined."""
+    """Return requests as clients send them: mostly texts and images, some long, distilled or refined."""
     dice = random.Random(seed)  # noqa: S311 - a benchmark
     image = {"base64": base64.b64encode(sample_image()).decode()}
     kinds: list[Callable[[], dict[str, Any]]] = [

@@ -60,7 +60,7 @@ class Bench:
 
 
 def base_forward(bench: Bench, dits: Transformers, num_texts: int) -> Figures:
-    """A 480p forward: each optimisation added in turn."""
+    """Measure a 480p forward, with one optimisation after the other added."""
     scale = bench.scale
     plain = stages.forward(dits.plain, scale, scale.base, num_texts)
     works = {
@@ -75,7 +75,7 @@ def base_forward(bench: Bench, dits: Transformers, num_texts: int) -> Figures:
 
 
 def refine_forward(bench: Bench, dits: Transformers) -> Figures:
-    """A forward of refinement within bricks, beside its arithmetic floor."""
+    """Measure a forward of refinement within bricks, and state its arithmetic floor."""
     scale = bench.scale
     works = {
         name: stages.forward(dit, scale, scale.refined, 1, sparse=True)
@@ -126,7 +126,7 @@ def distilled_clip(bench: Bench, dits: Transformers) -> Figures:
 
 
 def without_cudnn(work: Work) -> Work:
-    """The same with the next best attention."""
+    """Return the same case with the next best attention."""
 
     def run() -> object:
         with patch.object(attention, "KERNELS", WITHOUT_CUDNN):
@@ -172,7 +172,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def measure(bench: Bench, names: list[str]) -> dict[str, Figures]:
-    """The cases asked for, each told as it is done."""
+    """Run the requested cases, and print each result at once."""
     dits = stages.transformers(bench.scale, bench.device)
     found: dict[str, Figures] = {}
     for name in names:
@@ -194,7 +194,7 @@ def draw(found: Mapping[str, Figures]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--toy", action="store_true", help="everything small, on the CPU")
     parser.add_argument("--rounds", type=int, default=3)

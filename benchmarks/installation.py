@@ -16,7 +16,7 @@ from stack.stack import running_stack
 
 @contextmanager
 def client_of_stack() -> Iterator[httpx.Client]:
-    """A client of a stack of its own, which has the settings of this process's environment."""
+    """Start a stack with the settings of this process's environment, and yield a client of it."""
     with tempfile.TemporaryDirectory() as folder:
         settings = StackSettings(data_dir=Path(folder), port=free_port())
         with (

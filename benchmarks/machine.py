@@ -28,7 +28,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Self:
-        """This machine, now."""
+        """Return the properties of this machine."""
         return cls(
             cpu=_cpu(),
             cores=len(os.sched_getaffinity(0)),
@@ -48,7 +48,7 @@ class Machine:
 
 
 def commit() -> str:
-    """The commit at hand, with a + where files differ from it."""
+    """Return the current commit, with a + if files differ from it."""
     said = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
     )

@@ -57,7 +57,7 @@ def ordered(client: httpx.Client, seed: int) -> str:
 
 
 def came(client: httpx.Client, job_id: str) -> Job:
-    """The job when it has succeeded."""
+    """Return the job once it has succeeded."""
     until = time.monotonic() + TIMEOUT_S
     while time.monotonic() < until:
         job: Job = client.get(f"/jobs/{job_id}").raise_for_status().json()
@@ -85,13 +85,13 @@ def at_once(client: httpx.Client, count: int) -> tuple[float, Events]:
 
 
 def done_for(client: httpx.Client, job: Job) -> Events:
-    """The events of a job's timeline."""
+    """Return the events of a job's timeline."""
     events: Events = client.get(f"/jobs/{job['id']}/timeline").raise_for_status().json()["traceEvents"]
     return events
 
 
 def stages_s(events: Events) -> dict[str, float]:
-    """What the ranks did of one job by name, and its film."""
+    """Return the stages of one job by name: those of its ranks, and those of its video file."""
     ranks = {event["name"]: event["dur"] / 1e6 for event in _of(events, "ranks") if not _is_detail(event)}
     return ranks | {"video": sum(event["dur"] for event in _of(events, "video")) / 1e6}
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
-from model.spec.shapes import GenerationParams, resolve
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from model.transformer import token_layout
 from model.transformer.rope import angles_3d
 
@@ -26,12 +27,13 @@ PROMPTS = ("a red ball", "a blue ball", "a green ball")
 
 
 def repeats(checkpoint: Path) -> list[dict[str, int]]:
-    """Counts of three jobs of three segments: a prompt for each, the same again, the first one for all."""
+    """Count the work of three jobs of three segments: a prompt for each, the same again, one for all."""
     pipeline = Pipeline.load(checkpoint, torch.float32)
     jobs = []
     for prompts in (PROMPTS, PROMPTS, PROMPTS[:1]):
-        wish = GenerationParams(num_prompts=len(prompts), num_segments=len(PROMPTS), num_inference_steps=2)
-        request = Request(resolve(wish, pipeline.limits), prompts, seed=0)
+        params = GenerationParams(num_segments=len(PROMPTS), num_inference_steps=2)
+        plan = resolve(params, Inputs(num_prompts=len(prompts)), pipeline.limits)
+        request = Request(plan, prompts, seed=0)
         with counted(pipeline) as counts:
             for _event in pipeline.generate(request):
                 pass

@@ -34,7 +34,7 @@ from jobs.queue import consume
 from jobs.record import Result
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
-from model.spec.shapes import load_limits
+from model.spec.limits import load_limits
 from stack.demo import free_port
 from stack.redis_server import RedisServer, find_redis
 
@@ -53,12 +53,12 @@ class Server:
     port: int
 
     def client(self) -> http.client.HTTPConnection:
-        """A connection that stays open."""
+        """Open a connection that stays open."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
 
 def ask(client: http.client.HTTPConnection, method: str, path: str) -> bytes:
-    """The body of a good answer."""
+    """Return the body of a successful response."""
     body, headers = (ORDER, {"Content-Type": "application/json"}) if method == "POST" else (None, {})
     client.request(method, path, body, headers)
     answer = client.getresponse()
@@ -68,7 +68,7 @@ def ask(client: http.client.HTTPConnection, method: str, path: str) -> bytes:
 
 
 def empty() -> FastAPI:
-    """An app that does nothing, and answers as little."""
+    """Return an app that does nothing, for comparison."""
     app = FastAPI()
 
     @app.post("/generate")
@@ -84,7 +84,7 @@ def empty() -> FastAPI:
 
 @contextmanager
 def served(*command: str, port: int, **environment: str) -> Iterator[Server]:
-    """A server as a process of its own, once it answers."""
+    """Start a server as a process, and yield it once it responds."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command], env={**os.environ, **environment}, stderr=subprocess.DEVNULL
     )
@@ -113,7 +113,7 @@ def in_turn(servers: dict[str, Server], method: str, paths: dict[str, str]) -> d
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """The middle, and what one of a hundred exceeds."""
+    """Return the median and the 99th percentile."""
     cuts = quantiles(values, n=100)
     return {"p50": cuts[49], "p99": cuts[98]}
 
@@ -147,7 +147,7 @@ def starts_ms(server: Server, job_store: JobStore) -> dict[str, float]:
 
 
 def work(redis_url: str) -> None:
-    """A worker without an engine; the body of a process."""
+    """Run a worker without an engine, as the body of a process."""
     redis = connect(redis_url)
     job_store = JobStore(redis)
 
@@ -160,7 +160,7 @@ def work(redis_url: str) -> None:
 
 
 def burn() -> None:
-    """A group at work, as far as its cores go; the body of a process."""
+    """Load the cores like a busy group, as the body of a process."""
     while True:
         sum(range(1_000_000))
 
@@ -229,15 +229,15 @@ def _capability(folder: Path) -> Capability:
 
 
 def _result(claim: Lease) -> Result:
-    order = claim.job.order
+    order, plan = claim.job.order, claim.job.order.plan
     return Result(
         video_key=f"jobs/{claim.job.id}/1/video.mp4",
         thumbnail_key=f"jobs/{claim.job.id}/1/thumbnail.jpg",
-        width=order.width,
-        height=order.height,
-        num_frames=order.num_frames,
-        fps=order.fps,
-        duration_s=order.num_frames / order.fps,
+        width=plan.width,
+        height=plan.height,
+        num_frames=plan.num_frames,
+        fps=plan.fps,
+        duration_s=plan.num_frames / plan.fps,
         size_bytes=1,
         sha256="0" * 64,
         seed=order.seed,

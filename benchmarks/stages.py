@@ -66,7 +66,7 @@ TOY = Scale(
 
 
 def random_module(build: Callable[[], Built], device: torch.device) -> Built:
-    """A module with random weights, made on the device."""
+    """Return a module with random weights, created on the device."""
     with torch.device("meta"):
         module = build().requires_grad_(False)
     module.to_empty(device=device)
@@ -136,7 +136,7 @@ def text_encoding(scale: Scale, device: torch.device) -> Work:
 
 
 def decoding(scale: Scale, device: torch.device) -> Work:
-    """A clip's latents to frames, as the pipeline does it."""
+    """Decode the latents of a clip to frames, as the pipeline does it."""
     from diffusers import AutoencoderKLWan  # noqa: PLC0415
 
     from model.vae.vae import Vae, WanVae  # noqa: PLC0415
@@ -154,7 +154,7 @@ def decoding(scale: Scale, device: torch.device) -> Work:
 
 
 def film(scale: Scale, path: Path) -> Work:
-    """A clip's frames, noise that moves slowly, into an MP4 by x264."""
+    """Encode the frames of a clip, slowly moving noise, to MP4 with x264."""
     from model.io.video import VideoWriter  # noqa: PLC0415
 
     size = Size(scale.base.height * VAE_STRIDE, scale.base.width * VAE_STRIDE)

@@ -33,7 +33,7 @@ def seconds(work: Work, device: torch.device) -> float:
 
 
 def medians(works: Mapping[str, Work], device: torch.device, rounds: int) -> dict[str, float]:
-    """The median of each, in turn (A-B-A-B), so that a device that grows warm slows all alike."""
+    """Return the median time of each, measured in turn (A-B-A-B): a warming device slows all alike."""
     for work in works.values():
         for _ in range(WARM_UPS):
             work()
@@ -45,7 +45,7 @@ def medians(works: Mapping[str, Work], device: torch.device, rounds: int) -> dic
 
 
 def ceilings(device: torch.device, side: int = 8192, copied_bytes: int = 1 << 30) -> dict[str, float]:
-    """What this machine reaches: TFLOP/s of a square matrix product in bf16 (and fp8), GB/s of a copy."""
+    """Measure this machine: TFLOP/s of a square matrix product in bf16 (and fp8), GB/s of a copy."""
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     source = torch.empty(copied_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

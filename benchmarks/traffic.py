@@ -30,7 +30,7 @@ class Attention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """An empty result of attention; anything else as it is."""
+        """Return an empty result for attention, and the usual result for anything else."""
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         by_token = args[0].transpose(1, 2)
@@ -108,7 +108,7 @@ class Exchanges:
 
 @contextmanager
 def recorded(ranks: int) -> Iterator[Exchanges]:
-    """Collectives are noted and not done: of what a rank gives, all but its own part leaves it."""
+    """Record collectives instead of running them: of what a rank gives, all but its own part leaves it."""
     exchanges = Exchanges(ranks)
 
     def all_to_all_single(output: Tensor, given: Tensor, **_: object) -> None:

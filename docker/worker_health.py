@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import sys
 
-from jobs.capability import groups
 from jobs.connect import connect
 from jobs.errors import Unavailable
+from jobs.registration import live_groups
 from worker.settings import WorkerSettings
 
 
 def unhealthy(settings: WorkerSettings) -> list[str]:
-    """The names of this worker's groups that are broken or give no sign of life."""
+    """Return the names of this worker's groups that are broken or send no heartbeat."""
     with connect(settings.redis_url, patience_s=2.0) as redis:
-        alive = {status.group for status in groups(redis) if status.state != "broken"}
+        alive = {status.group for status in live_groups(redis) if status.state != "broken"}
     return [name for name in map(settings.group_name, range(settings.num_groups)) if name not in alive]
 
 

@@ -1,4 +1,4 @@
-"""The contract between the service and the workers: orders, records, transitions, the queue, storage.
+"""Define the contract between the service and the workers: orders, records, store, queue, storage.
 
-Both sides import this package; it imports neither of them, and never torch.
+Both sides import this package. It imports neither of them, and never torch.
 """

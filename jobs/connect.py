@@ -1,7 +1,7 @@
-"""How every process reaches Redis: with explicit timeouts, with patience, and only a server that is fit.
+"""Connect to Redis with explicit timeouts and retries, and check that the server is supported.
 
-The service passes little patience (a request is answered 503 soon), the worker much (a job outlives an
-outage).
+The service retries for a short time, so that requests get a 503 soon. The worker retries for long, so that a
+job survives an outage.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ T = TypeVar("T")
 OLDEST_SERVER = (6, 2)
 _PAUSE_S = 0.25
 _TAKES_NO_WRITES = re.compile(r"(^|: -)(OOM|READONLY|MISCONF|NOREPLICAS) ")
-"""Begins an error of Redis; Redis 6.2 puts a script's name and line before it."""
+"""Matches errors of a Redis that accepts no writes. Redis 6.2 puts the script and line before them."""
 
 
 def connect(redis_url: str, patience_s: float = 60.0) -> Redis:
-    """A client that tries each command again for about `patience_s` while Redis cannot be reached.
+    """Return a client that retries each command for about `patience_s` while Redis cannot be reached.
 
-    A command whose reply was lost is sent again, so everything that is sent must bear being done twice.
+    A command whose reply was lost is sent again, so every command must be safe to repeat.
     """
     return Redis.from_url(
         redis_url,
@@ -48,7 +48,7 @@ def connect(redis_url: str, patience_s: float = 60.0) -> Redis:
 
 
 def connect_with_deadline(redis_url: str, deadline_s: float) -> Redis:
-    """Return a client whose commands end within about `deadline_s`, whether Redis is away or stands still."""
+    """Return a client whose commands end within about `deadline_s`, even if Redis hangs."""
     return Redis.from_url(
         redis_url,
         socket_connect_timeout=deadline_s,
@@ -59,9 +59,9 @@ def connect_with_deadline(redis_url: str, deadline_s: float) -> Redis:
 
 
 class _RetryUntilDeadline(Retry):
-    """Tries again until a time has passed, however many tries that are.
+    """Retry until a time has passed, however many attempts that takes.
 
-    A connection has one of its own. It may connect within a command: the deadline of the command holds then.
+    Each connection has its own. If it connects within a command, the deadline of the command applies.
     """
 
     def __init__(self, deadline_s: float) -> None:
@@ -94,7 +94,7 @@ class _RetryUntilDeadline(Retry):
 
 @contextmanager
 def redis_reached() -> Iterator[None]:
-    """Raise `Unavailable` where Redis is away or takes no writes."""
+    """Raise Unavailable if Redis cannot be reached or accepts no writes."""
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError) as error:
@@ -107,9 +107,9 @@ def redis_reached() -> Iterator[None]:
 
 
 def check_server(redis: Redis) -> None:
-    """Refuse a server that cannot carry the queue; warn of one that may lose jobs.
+    """Raise UnfitServer if the server is older than 6.2. Warn if its settings may lose jobs.
 
-    Raises UnfitServer below 6.2, Unavailable where nothing answers.
+    Raises Unavailable if it cannot be reached.
     """
     with redis_reached():
         version = str(redis.info("server")["redis_version"])

@@ -1,6 +1,6 @@
-"""The errors that a job or a request can end with: each has a stable code and says if a retry can help.
+"""Define the errors of jobs and requests. Each has a stable code and states whether a retry can help.
 
-The service adds the HTTP status; the worker puts them into the record. Neither invents another shape.
+The service adds the HTTP status. The worker stores them in the record.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class LongCatError(Exception):
-    """The root: `code` is stable and for programs, the message is for people."""
+    """The base of all errors: `code` is stable and for programs, the message is for people."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
@@ -21,13 +21,13 @@ class LongCatError(Exception):
 
 
 class InvalidRequest(LongCatError):
-    """The request breaks a rule; `field` names where."""
+    """The request breaks a rule; `field` names the field."""
 
     code = "invalid_request"
 
 
 class InvalidInput(InvalidRequest):
-    """An image or a clip that cannot be used: does not decode, too large, a kind nobody reads."""
+    """An image or a video cannot be used: it does not decode, is too large, or has an unknown format."""
 
     code = "invalid_input"
 
@@ -39,25 +39,25 @@ class QualityNotAllowed(InvalidRequest):
 
 
 class JobNotFound(LongCatError):
-    """No such job, or it expired, or it belongs to somebody else."""
+    """There is no such job, it expired, or it belongs to another owner."""
 
     code = "job_not_found"
 
 
 class JobNotReady(LongCatError):
-    """The job has no result (yet)."""
+    """The job has no result, or none yet."""
 
     code = "job_not_ready"
 
 
 class JobEnded(LongCatError):
-    """The job is in a final state, which nothing changes."""
+    """The job is in a final state, which never changes."""
 
     code = "job_ended"
 
 
 class NoCapability(LongCatError):
-    """No worker has ever said what may be ordered."""
+    """No worker has published what it can make."""
 
     code = "no_worker"
     retryable = True
@@ -77,53 +77,53 @@ class OutOfMemory(LongCatError):
 
 
 class GenerationFailed(LongCatError):
-    """The model refused or failed on this job, on every rank alike."""
+    """The model failed on this job in the same way on every rank."""
 
     code = "generation_failed"
 
 
 class WorkerCrashed(LongCatError):
-    """The group died under this job as often as a job may try."""
+    """The group crashed in every attempt that the job has."""
 
     code = "worker_crashed"
     retryable = True
 
 
 class UploadFailed(LongCatError):
-    """The finished video could not be stored within the time allowed."""
+    """The finished video could not be uploaded in time."""
 
     code = "upload_failed"
     retryable = True
 
 
 class DiskFull(LongCatError):
-    """The worker's disk has no room for the video."""
+    """The worker's disk is full."""
 
     code = "disk_full"
     retryable = True
 
 
 class DeadlineExceeded(LongCatError):
-    """The job waited or ran longer than it may."""
+    """The job waited or ran longer than its limit."""
 
     code = "deadline_exceeded"
     retryable = True
 
 
 class LeaseLost(LongCatError):
-    """Somebody else holds this job by now; what this holder says no longer counts."""
+    """Another worker holds this job by now, so calls of its former holder are refused."""
 
     code = "lease_lost"
 
 
 class KeyReused(LongCatError):
-    """The idempotency key was given to another request before."""
+    """The idempotency key was used for another request before."""
 
     code = "idempotency_key_reused"
 
 
 class LimitReached(LongCatError):
-    """The caller, or all callers together, have as much as they may at a time; `limit` says of what."""
+    """The owner, or all owners together, reached the limit that `limit` names."""
 
     code = "limit_reached"
     retryable = True
@@ -141,12 +141,16 @@ class KeyMissing(LongCatError):
 
 
 class GroupTaken(LongCatError):
-    """Another worker is alive under this group's name."""
+    """Another worker is registered under this group's name."""
 
     code = "group_taken"
 
 
+class UnreadableRecord(LongCatError):
+    """A stored record does not have the form that this release reads."""
+
+
 class UnfitServer(LongCatError):
-    """This Redis cannot carry the queue."""
+    """This Redis server is not supported."""
 
     code = "unfit_server"

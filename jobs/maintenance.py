@@ -1,7 +1,7 @@
-"""What keeps the promises when processes die: every API and worker process sweeps, in threads of its own.
+"""Run maintenance while a process lives: sweep the job store, and remove files that no job needs.
 
-Sweeping Redis is quick and goes on whatever the storage does; removing files waits for the storage. Any
-number of processes may do both at any time.
+Every API and worker process does both, each in a thread of its own: sweeping is quick, removing files waits
+for the storage. Any number of processes may do so at the same time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from threading import Event
 
-from jobs.errors import JobNotFound, LongCatError
+from jobs.errors import JobNotFound, LongCatError, UnreadableRecord
 from jobs.queue import TicketQueue
 from jobs.record import Job
 from jobs.storage.base import Storage
@@ -25,50 +25,44 @@ REMOVE_EVERY_S = 10.0
 
 
 def sweep(job_store: JobStore, tickets: TicketQueue) -> SweepResult:
-    """One round over Redis: leases, deadlines, retention, and tickets that were lost. Raises Unavailable."""
+    """Handle leases, deadlines and retentions that ran out, and replace lost tickets. Raises Unavailable."""
     swept = job_store.maintenance.sweep()
     tickets.top_up(job_store.maintenance.num_tickets_needed())
     return swept
 
 
 def remove_files(job_store: JobStore, storage: Storage) -> int:
-    """Remove files of jobs that ended or are gone; gives how many jobs those were. Raises Unavailable.
+    """Remove unneeded files of finished and deleted jobs. Return the number of jobs. Raises Unavailable.
 
-    Each comes up twice: at once, and when nothing can be on its way to the storage any more.
+    Each job comes up twice: at once, and again when no upload can arrive in the storage any longer.
     """
     due = job_store.maintenance.due_file_removals()
     for job_id, since in due.items():
-        remove_files_of(job_id, job_store, storage)
-        job_store.maintenance.confirm_file_removal(
-            job_id, since
-        )  # only now: until then another does it again
+        try:
+            remove_files_of(job_id, job_store, storage)
+        except UnreadableRecord as error:  # its files are removed when the record expires
+            logger.error("keeping all files of a job: %s", error)  # noqa: TRY400 - the message says it all
+        # Confirm last: if this process dies before, another one repeats the removal.
+        job_store.maintenance.confirm_file_removal(job_id, since)
     return len(due)
 
 
 def remove_files_of(job_id: str, job_store: JobStore, storage: Storage) -> None:
-    """Remove all files of a job that is gone, those without use of one that ended. Raises Unavailable."""
+    """Remove all files of a deleted job; of a finished one, all but its inputs and its result.
+
+    Raises UnreadableRecord, Unavailable.
+    """
     try:
-        useful = _useful(job_store.client.get(job_id))
+        needed = _needed_prefixes(job_store.client.get(job_id))
     except JobNotFound:
-        useful = ()
-    storage.delete_prefix(job_prefix(job_id), useful)
-
-
-def _useful(job: Job) -> tuple[str, ...]:
-    """Where an ended job has its inputs and its result."""
-    assert job.ended
-    result = (_folder(job.result.video_key),) if job.result else ()
-    return (_folder(input_key(job.id, "any")), *result)
-
-
-def _folder(key: str) -> str:
-    return f"{key.rpartition('/')[0]}/"
+        needed = ()
+    storage.delete_prefix(job_prefix(job_id), needed)
 
 
 def orphans(job_store: JobStore, storage: Storage) -> Iterator[str]:
-    """Keys in storage that no job accounts for; there are none, unless Redis lost its data.
+    """Yield storage keys that belong to no job. There are none unless Redis lost data.
 
-    Exact while jobs come and go, since an id is reserved before its first file is stored.
+    This is exact while jobs come and go, because an id is reserved before its first file is stored.
     """
     for key in storage.keys("jobs/"):
         job_id = job_of(key)
@@ -79,22 +73,33 @@ def orphans(job_store: JobStore, storage: Storage) -> Iterator[str]:
 def keep_sweeping(
     job_store: JobStore, tickets: TicketQueue, stop: Event, every_s: float = SWEEP_EVERY_S
 ) -> None:
-    """Sweep until `stop` is set; a thread's body."""
+    """Sweep until `stop` is set."""
     _repeat(lambda: sweep(job_store, tickets), every_s, stop)
 
 
 def keep_removing(
     job_store: JobStore, storage: Storage, stop: Event, every_s: float = REMOVE_EVERY_S
 ) -> None:
-    """Remove files of jobs that ended or are gone until `stop` is set; a thread's body."""
+    """Remove files of finished and deleted jobs until `stop` is set."""
     _repeat(lambda: remove_files(job_store, storage), every_s, stop)
+
+
+def _needed_prefixes(job: Job) -> tuple[str, ...]:
+    """Return the prefixes of an ended job's inputs and of its result."""
+    assert job.ended
+    result = (_prefix_of(job.result.video_key),) if job.result else ()
+    return (_prefix_of(input_key(job.id, "any")), *result)
+
+
+def _prefix_of(key: str) -> str:
+    return f"{key.rpartition('/')[0]}/"
 
 
 def _repeat(action: Callable[[], object], every_s: float, stop: Event) -> None:
     while not stop.wait(every_s):
         try:
             action()
-        except LongCatError as error:  # Redis or the storage is away: the next round finds what this one left
-            logger.warning("sweep put off: %s", error)
+        except LongCatError as error:
+            logger.warning("maintenance is postponed: %s", error)
         except Exception:
-            logger.exception("a round of sweeping failed")  # and ends with that; the next may do better
+            logger.exception("maintenance failed; the next round tries again")

@@ -1,26 +1,24 @@
-"""What is to be generated: an order in which nothing is left open.
+"""Define what a job generates: a plan with its prompts, seed and input files.
 
-The service makes it at submission (seed, size and steps are settled there); the worker obeys it. It is
-stored as JSON in the job's record and never changes.
+The service writes the order when a job is submitted. It is stored as JSON in the job's record, never changes,
+and goes to the ranks as it is.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Task = Literal["text_to_video", "image_to_video", "video_continuation", "long_video", "refine"]
+from model.spec.plan import Plan
+
 Priority = Literal["high", "normal", "low"]
-Quality = Literal["exact", "balanced"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class InputFile(BaseModel):
+    """An image or a clip that the service checked and stored under `key`."""
 
-
-class InputFile(_Frozen):
-    """An image or a clip that the service checked and put into storage under `key`."""
+    model_config = ConfigDict(frozen=True)
 
     key: str
     media_type: str
@@ -31,50 +29,32 @@ class InputFile(_Frozen):
     num_frames: int = 1
 
 
-class Refinement(_Frozen):
-    """The second stage; see `model.spec.plan.Refinement`, which this mirrors. Sides in pixels."""
+class Order(BaseModel):
+    """A video to generate: plan, texts, seed and input files.
 
-    height: int
-    width: int
-    num_inference_steps: int
-    t_thresh: float
-    spatial_only: bool
-    num_held: int
-
-
-class Order(_Frozen):
-    """One job, with everything settled; mirrors `model.spec.plan.Plan`, with texts, seed and inputs.
-
-    `negative_prompt` is None where there is no guidance pass.
+    Other releases read stored orders: unknown fields are ignored, and a new field must have a default.
     """
 
-    task: Task
-    prompts: tuple[str, ...] = Field(min_length=1)
-    negative_prompt: str | None = None
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = 2
+    plan: Plan
+    prompts: tuple[str, ...] = Field(min_length=1, description="One, or one for each segment.")
+    negative_prompt: str | None = Field(None, description="null if the plan has no guidance.")
+    seed: int
     image: InputFile | None = None
     video: InputFile | None = None
     condition_video: InputFile | None = None
-    height: int
-    width: int
-    num_frames: int
-    num_segments: int
-    num_condition_frames: int
-    num_inference_steps: int
-    guidance_scale: float
-    distilled: bool
-    condition_cache: bool
-    enhance_hf: bool
-    fps: int
-    refinement: Refinement | None = None
-    step_cache: float | None = None
-    seed: int
 
-    @property
-    def quality(self) -> Quality:
-        """Balanced where steps may be computed in part."""
-        return "exact" if self.step_cache is None else "balanced"
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, document: Any) -> Any:  # noqa: ANN401 - whatever was stored
+        """Move the fields of the plan, which stood beside the prompts in version 1, into `plan`."""
+        if not isinstance(document, dict) or "plan" in document:
+            return document
+        return {**document, "plan": document, "schema_version": 2}
 
     @property
     def inputs(self) -> tuple[InputFile, ...]:
-        """The files that the worker has to fetch."""
+        """Return the files that the job needs."""
         return tuple(file for file in (self.image, self.video, self.condition_video) if file)

@@ -1,6 +1,6 @@
-"""Files and folders that only the user of this process may open.
+"""Create files and folders that only the user of this process may open.
 
-The API and the worker set `PRIVATE_UMASK` when they start, so everything that they make is private.
+The API and the worker set `PRIVATE_UMASK` when they start, so everything that they create is private.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ PRIVATE_UMASK = 0o077
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder and its missing parents for this user alone. One that is there stays as it is."""
+    """Create a private folder and its missing parents. Existing ones stay unchanged."""
     if not folder.exists():
         make_private_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def close_to_others(path: Path) -> None:
-    """Take all rights to a file or folder from others, if it is there and belongs to this user."""
+    """Remove all permissions of other users from a file or folder, if it exists and this user owns it."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -30,5 +30,5 @@ def close_to_others(path: Path) -> None:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """Open a file for `open(…, opener=…)`; if this makes the file, others cannot read it."""
+    """Open a file for `open(…, opener=…)`. A file that this creates is private."""
     return os.open(path, flags, 0o600)

@@ -1,11 +1,13 @@
-"""Delivery by RQ: a ticket says that there is work; which job it is, the claim decides.
+"""Signal to workers through RQ that there is work. A ticket carries the signal; a claim selects the job.
 
-So a ticket may be lost (the sweep delivers another), delivered twice or left over (whoever takes it finds
-nothing to claim), and never carries a job's fate. It lives for milliseconds in the hands of RQ's worker; the
-job itself runs after that, under its lease.
+So nothing depends on a single ticket. If one is lost, the sweep enqueues another. If one comes twice, or too
+late, its consumer finds no job to claim. RQ's worker is done with a ticket within milliseconds; the job runs
+after that, under its lease.
 
-The service delivers, the worker's supervisor consumes. Nothing in a ticket is ever executed: it is JSON, and
-a class that allows one function name is all that reads it.
+The service enqueues tickets, the worker's supervisor consumes them. Nothing in a ticket is ever executed: it
+is JSON, and `Ticket` accepts only the one function name that it knows.
+
+Next on the way of a request: `worker.supervisor.consumer`, which claims the job.
 """
 
 from __future__ import annotations
@@ -43,38 +45,38 @@ _TICKET_FIELDS = {
 
 
 def ticket(job_id: str) -> None:
-    """What RQ is asked to execute: nothing. `job_id` tells a reader why the ticket was delivered."""
+    """Do nothing: RQ needs a function to call. `job_id` is for people who inspect the queue."""
 
 
 class Ticket(RQJob):
-    """The only kind of RQ job that is read here: `ticket`, with no callback, webhook or dependency."""
+    """The only RQ job that is accepted: a call of `ticket`, without callback, webhook or dependency."""
 
     def restore(self, raw_data: dict[bytes, bytes]) -> None:
-        """Read the hash in Redis, or drop it and tell RQ that there is no such job."""
+        """Read the hash in Redis. If it is no ticket, remove it and raise NoSuchJobError."""
         if not _is_ticket(raw_data):
-            logger.warning("dropped RQ job %s: it is no ticket", self.id)
+            logger.warning("dropped RQ job %s: it is not a ticket", self.id)
             self.connection.delete(self.key)
-            raise NoSuchJobError(f"{self.id} is no ticket")
+            raise NoSuchJobError(f"{self.id} is not a ticket")
         super().restore(raw_data)
 
     @property
     def func(self) -> Callable[[str], None]:
-        """Never looked up by name."""
+        """Return `ticket`, without an import by the name that Redis holds."""
         return ticket
 
 
 class _NoDeathPenalty(BaseDeathPenalty):
-    """RQ's time limit works by signals, which a thread cannot have and a ticket does not need."""
+    """No time limit: RQ's uses signals, which only the main thread receives."""
 
     def setup_death_penalty(self) -> None:
-        """Nothing is armed."""
+        """Do nothing."""
 
     def cancel_death_penalty(self) -> None:
-        """Nothing is disarmed."""
+        """Do nothing."""
 
 
 class TicketQueue:
-    """Where tickets wait."""
+    """The queue of tickets. Methods raise Unavailable while Redis cannot be reached."""
 
     def __init__(self, redis: Redis) -> None:
         self._queue = Queue(
@@ -85,8 +87,8 @@ class TicketQueue:
             death_penalty_class=_NoDeathPenalty,
         )
 
-    def deliver(self, job_id: str) -> None:
-        """Tell one worker that there is work. Raises Unavailable; the sweep will make up for it."""
+    def enqueue(self, job_id: str) -> None:
+        """Signal to one worker that there is work. If this fails, the next sweep makes up for it."""
         with redis_reached():
             self._queue.enqueue_call(
                 TICKET,
@@ -97,22 +99,22 @@ class TicketQueue:
             )
 
     def count(self) -> int:
-        """How many tickets wait."""
+        """Return the number of tickets in the queue."""
         with redis_reached():
             return int(self._queue.count)
 
-    def top_up(self, num_awaited: int) -> int:
-        """Deliver as many tickets as are missing to so many; gives how many those were."""
-        missing = max(0, num_awaited - self.count())
-        for _ in range(missing):
-            self.deliver("swept")
-        return missing
+    def top_up(self, num_needed: int) -> int:
+        """Enqueue tickets until there are `num_needed`. Return the number of tickets that were missing."""
+        num_missing = max(0, num_needed - self.count())
+        for _ in range(num_missing):
+            self.enqueue("swept")
+        return num_missing
 
 
 class TicketWorker(SimpleWorker):
-    """RQ's worker in this process and thread: no fork (CUDA forbids it), no signals, no remote commands.
+    """An RQ worker in the calling thread: no fork (CUDA forbids it), no signals, no remote commands.
 
-    Its own loop `work` is not used: that one quits when Redis is away.
+    `take` replaces RQ's own loop, which ends when Redis is away.
     """
 
     death_penalty_class = _NoDeathPenalty
@@ -126,8 +128,9 @@ class TicketWorker(SimpleWorker):
         """Keep the title of the process. RQ replaces it where `setproctitle` happens to be installed."""
 
     def take(self) -> bool:
-        """Wait a second for a ticket and take it; False if none came."""
-        if not self.connection.sismember(self.redis_workers_keys, self.key):  # new here, or Redis forgot us
+        """Wait up to a second for a ticket and consume it. Return False if none came."""
+        # Register if that was not done yet, or if Redis lost its data.
+        if not self.connection.sismember(self.redis_workers_keys, self.key):
             self.connection.delete(self.key)
             self.register_birth()  # type: ignore[no-untyped-call]
         self.heartbeat()
@@ -144,24 +147,24 @@ class TicketWorker(SimpleWorker):
             )
         except DequeueTimeout:
             return False
-        assert found is not None  # RQ answers None only where it was told not to wait
+        assert found is not None  # RQ returns None only if it was told not to wait
         self.execute_job(*found)
         return True
 
 
 def consume(redis: Redis, on_ticket: Callable[[], None], stop: Callable[[], bool]) -> None:
-    """Call `on_ticket` for each ticket, one after the other, until `stop()` is true.
+    """Call `on_ticket` for each ticket, one after the other, until `stop()` returns True.
 
-    Redis may go away and come back. What `on_ticket` raises ends this, except Unavailable: the sweep makes up
-    for that ticket.
+    Continues after an outage of Redis. An error of `on_ticket` ends the loop, except Unavailable: the sweep
+    makes up for that ticket.
     """
     worker: TicketWorker | None = None
     while not stop():
         try:
             with redis_reached():
                 worker = worker or TicketWorker(redis)
-                came = worker.take()
-            if came:
+                took_ticket = worker.take()
+            if took_ticket:
                 on_ticket()
         except Unavailable as error:
             logger.warning("waiting for Redis: %s", error)
@@ -177,7 +180,7 @@ def _is_ticket(raw_data: dict[bytes, bytes]) -> bool:
 
 
 def _call(data: bytes) -> str | None:
-    """The function that RQ's data names, None if it is anything but a plain call in JSON."""
+    """Return the function that RQ's data names, None if it is not a plain call in JSON."""
     try:
         name, instance, _, _ = json.loads(zlib.decompress(data))
     except (zlib.error, ValueError, TypeError):

@@ -1,18 +1,21 @@
-"""A job as everybody sees it: states, progress, result, error. Redis holds it as one hash for each job.
+"""Define a job as clients and workers see it: status, progress, result, error.
 
-`jobs.store.job_store` alone changes it; the service shows it as it stands.
+Redis holds one hash for each job, which only `jobs.store` changes. Other releases may have written it:
+unknown fields are ignored, missing ones get their defaults, and what still cannot be read raises
+UnreadableRecord.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.errors import LongCatError
+from jobs.errors import LongCatError, UnreadableRecord
 from jobs.order import Order, Priority
 
 Status = Literal["queued", "running", "uploading", "succeeded", "failed", "cancelled"]
@@ -29,12 +32,17 @@ _JSON = ("order", "metadata", "progress", "error", "result", "timings_s", "webho
 _TIMES = ("created", "started", "finished", "expires")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Progress(_Frozen):
-    """How far a job is: `fraction` of the whole job in [0, 1], `eta_s` seconds to its end if known."""
+class Progress(_Stored):
+    """The progress of a job.
+
+    Attributes:
+        fraction: the share of the whole job that is done, in [0, 1].
+        eta_s: the time until the job ends, None if it is not known.
+    """
 
     phase: Phase
     step: int = 0
@@ -45,23 +53,24 @@ class Progress(_Frozen):
     eta_s: float | None = None
 
 
-class JobError(_Frozen):
-    """Why a job failed; `code` is one of `jobs.errors`."""
+class JobError(_Stored):
+    """The error that a job failed with; `code` is one of `jobs.errors`."""
 
     code: str
     message: str
-    retryable: bool
+    retryable: bool = False
 
     @classmethod
     def of(cls, error: LongCatError) -> Self:
-        """The same as an error of ours says it."""
+        """Return an error as it is stored."""
         return cls(code=error.code, message=error.message, retryable=error.retryable)
 
 
-class Result(_Frozen):
-    """The finished video, as stored: keys are storage keys, made into links when they are shown.
+class Result(_Stored):
+    """The finished video; keys are storage keys.
 
-    `dtype` is what its matrices were multiplied in, by the group that finished it; None in older records.
+    Attributes:
+        dtype: the data type of the matrix products, in the group that finished the video.
     """
 
     video_key: str
@@ -77,8 +86,14 @@ class Result(_Frozen):
     dtype: str | None = None
 
 
-class Job(_Frozen):
-    """The whole record. Times are UTC; `attempt` counts the groups that began the job and did not drain."""
+class Job(_Stored):
+    """The record of a job. Times are in UTC.
+
+    Attributes:
+        attempt: the number of starts, without those that ended in a drain or a preemption.
+        group: the group that runs the job, or ran it last.
+        traceparent: the trace of the request that submitted the job, as in W3C Trace Context.
+    """
 
     id: str
     status: Status
@@ -104,33 +119,41 @@ class Job(_Frozen):
 
     @classmethod
     def from_hash(cls, fields: Mapping[str, str]) -> Self:
-        """Read the hash in Redis: JSON where a field has parts, milliseconds where it is a time.
-
-        Fields that only the transitions need (fence, lease, …) are left out.
-        """
-        known: dict[str, Any] = {name: fields[name] for name in (*_PLAIN, *_TRACE) if name in fields}
-        known |= {name: json.loads(fields[name]) for name in _JSON if name in fields}
-        known |= {f"{name}_at": _time(fields[f"{name}_ms"]) for name in _TIMES if f"{name}_ms" in fields}
-        return cls.model_validate(known)
+        """Read the hash in Redis, without the fields that only the scripts use. Raises UnreadableRecord."""
+        try:
+            known: dict[str, Any] = {name: fields[name] for name in (*_PLAIN, *_TRACE) if name in fields}
+            known |= {name: json.loads(fields[name]) for name in _JSON if name in fields}
+            known |= {f"{name}_at": _time(fields[f"{name}_ms"]) for name in _TIMES if f"{name}_ms" in fields}
+            return cls.model_validate(known)
+        except ValidationError as error:
+            where = ", ".join(sorted({str(part["loc"][0]) for part in error.errors(include_url=False)}))
+            raise UnreadableRecord(f"job {fields.get('id')}: cannot read {where}") from error
+        except (ValueError, OverflowError) as error:
+            raise UnreadableRecord(f"job {fields.get('id')}: {error}") from error
 
     @property
     def ended(self) -> bool:
-        """Whether the job is in a final state."""
+        """Return whether the job is in a final state."""
         return self.status in ENDED
 
 
-class QueueEstimate(_Frozen):
-    """Where a queued job stands: 1 is next; `eta_s` until it will have ended, None while nobody can know.
+@dataclass(frozen=True)
+class QueueEstimate:
+    """The prospects of a queued job.
 
-    The place is true as long as nobody else comes and no limit on running jobs holds an owner back.
+    The position holds as long as no other job is submitted and no limit on running jobs applies.
+
+    Attributes:
+        position: the position in the queue; 1 is next.
+        eta_s: the time until the job will have ended, None while no job has ever succeeded.
     """
 
     position: int
     eta_s: float | None
 
 
-class Event(_Frozen):
-    """A change of a job, as its stream in Redis tells it; `id` is what to continue after."""
+class Event(_Stored):
+    """A change of a job. Reading of a stream continues after `id`."""
 
     id: str
     status: Status
@@ -138,13 +161,16 @@ class Event(_Frozen):
 
     @classmethod
     def from_entry(cls, entry_id: bytes, entry: Mapping[bytes, bytes]) -> Self:
-        """Read an entry of the stream."""
+        """Read an entry of a stream. Raises UnreadableRecord."""
         progress = entry.get(b"progress")
-        return cls(
-            id=entry_id.decode(),
-            status=entry[b"status"].decode(),
-            progress=Progress.model_validate_json(progress) if progress else None,
-        )
+        try:
+            return cls(
+                id=entry_id.decode(),
+                status=entry[b"status"].decode(),
+                progress=Progress.model_validate_json(progress) if progress else None,
+            )
+        except ValidationError as error:
+            raise UnreadableRecord(f"event {entry_id.decode()}") from error
 
 
 def _time(milliseconds: str) -> datetime:

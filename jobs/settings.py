@@ -1,7 +1,7 @@
-"""The settings that the service and the worker share.
+"""Define the settings that the service and the worker share.
 
-Each subclasses them in the one file that reads the environment of its process. Every setting is
-`LONGCAT_<NAME>`; `LONGCAT_<NAME>_FILE` names a file that holds the value, for secrets.
+Each process subclasses them in the one file that reads its environment. Every setting is
+`LONGCAT_<NAME>`; for secrets, `LONGCAT_<NAME>_FILE` names a file that contains the value.
 """
 
 from __future__ import annotations
@@ -23,52 +23,79 @@ _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOIN
 
 
 class SharedSettings(BaseSettings):
-    """Where Redis and the storage are, and what a job may take. Times in seconds."""
+    """Settings of Redis, storage, logs and the limits of jobs. Times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis ≥ 6.2, with AOF")
-    data_dir: Path = Field(default=Path(".longcat"), description="everything written without S3")
-    storage: str = Field(default="", description="a folder or s3://bucket/prefix; empty: DATA_DIR/storage")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="URL of the Redis server, with a password if it needs one",
+    )
+    data_dir: Path = Field(
+        default=Path(".longcat"), description="folder for everything that is not stored in S3"
+    )
+    storage: str = Field(
+        default="",
+        description="where inputs and videos are stored: a folder or s3://bucket/prefix; default: "
+        "DATA_DIR/storage",
+    )
 
-    log_format: LogFormat = Field(default="text", description="json: a line is an object")
+    log_format: LogFormat = Field(
+        default="text", description="text, or json for one JSON object in each line"
+    )
 
-    s3_endpoint_url: str | None = Field(default=None, description="for S3 stores other than AWS")
-    s3_public_endpoint_url: str | None = Field(default=None, description="as clients reach it, for links")
-    s3_region: str = Field(default="us-east-1", description="region of the S3 store")
-    s3_access_key_id: SecretStr | None = Field(default=None, description="without: as boto3 finds them")
-    s3_secret_access_key: SecretStr | None = Field(default=None, description="belongs to the key id")
-    s3_connect_timeout_s: float = Field(default=5.0, gt=0, description="for a connection to the store")
-    s3_read_timeout_s: float = Field(default=30.0, gt=0, description="for each answer of the store")
+    s3_endpoint_url: str | None = Field(default=None, description="URL of an S3 server other than AWS")
+    s3_public_endpoint_url: str | None = Field(
+        default=None, description="URL of the same server as clients reach it, used in presigned links"
+    )
+    s3_region: str = Field(default="us-east-1", description="region of the bucket")
+    s3_access_key_id: SecretStr | None = Field(
+        default=None, description="access key; default: boto3's own credential chain"
+    )
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="secret of that access key")
+    s3_connect_timeout_s: float = Field(default=5.0, gt=0, description="timeout for connecting to S3")
+    s3_read_timeout_s: float = Field(default=30.0, gt=0, description="timeout for each response of S3")
 
-    retention_s: float = Field(default=7 * 86400.0, gt=0, description="how long an ended job is kept")
-    lease_s: float = Field(default=30.0, gt=0, description="a worker that is silent for so long lost its job")
-    max_attempts: int = Field(default=3, ge=1, description="crashes that a job may cause")
-    max_queue_s: float | None = Field(default=None, gt=0, description="how long a job may wait to begin")
-    max_run_s: float | None = Field(default=None, gt=0, description="how long a job may run, all attempts")
+    retention_s: float = Field(
+        default=7 * 86400.0, gt=0, description="how long an ended job, its files and its events are kept"
+    )
+    lease_s: float = Field(
+        default=30.0, gt=0, description="a worker that does not renew its lease for so long loses the job"
+    )
+    max_attempts: int = Field(default=3, ge=1, description="crashes after which a job fails")
+    max_queue_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="longest time that a job may wait for its first start; default: no limit",
+    )
+    max_run_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="longest time that a job may run, all attempts together; default: no limit",
+    )
 
     @property
     def storage_location(self) -> str:
-        """The folder or `s3://bucket/prefix` in which videos lie."""
+        """Return the folder or `s3://bucket/prefix` in which videos are stored."""
         return self.storage or str(self.data_dir / "storage")
 
     @property
     def storage_folder(self) -> Path | None:
-        """The folder in which videos lie, None where they lie in an S3 store."""
+        """Return the folder in which videos are stored, None if they are stored in S3."""
         return None if self.storage_location.startswith("s3://") else Path(self.storage_location)
 
     @property
     def late_upload_s(self) -> float:
-        """How long after it was begun an upload may still arrive in the storage.
+        """Return how long after its start an upload may still arrive in the storage.
 
-        For a third of that the client tries; then it has given up, or is dead, and what it had sent the store
-        may yet finish.
+        The client tries for a third of this time. After it gave up or died, the store may still complete what
+        it received.
         """
         return 3 * S3_TRIES * (self.s3_connect_timeout_s + self.s3_read_timeout_s)
 
     @property
     def traces(self) -> bool:
-        """Whether OpenTelemetry's own variables name a collector; its SDK reads them, and the others."""
+        """Return whether OpenTelemetry's own variables name a collector. Its SDK reads them."""
         is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
         return not is_off and any(os.environ.get(name) for name in _COLLECTORS)
 
@@ -81,13 +108,13 @@ class SharedSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is passed in comes first, then the environment, then files that it names."""
+        """Prefer arguments to the environment, and the environment to files that it names."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, _ValuesInFiles(settings_cls)
 
 
 class _ValuesInFiles(PydanticBaseSettingsSource):
-    """Reads `LONGCAT_<NAME>_FILE`, as Docker and Kubernetes hand out secrets."""
+    """Read `LONGCAT_<NAME>_FILE`, the way in which Docker and Kubernetes provide secrets."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         del field

@@ -24,11 +24,13 @@ from model.parallel.mesh import ContextParallel, join, leave
 from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
-from model.spec.errors import ModelError
+from model.spec.arguments import options_of
+from model.spec.errors import InvalidParams, ModelError
 from model.spec.geometry import SIDE_MULTIPLE, Size
 from model.spec.limits import Limits, load_limits
-from model.spec.plan import GenerationParams, InvalidParams, Plan
-from model.spec.shapes import resolve
+from model.spec.params import GenerationParams
+from model.spec.plan import Plan
+from model.spec.resolve import Inputs, resolve
 from model.transformer.compile import fuse
 
 WAIT_FOR_RANKS_S = 3600.0  # limit on waiting for another rank; decoding on a CPU is slow
@@ -69,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the video and the latents are written, if anywhere."""
+    """The files for the video and the latents, if they are written."""
 
     video: Path | None
     latents: Path | None
@@ -131,35 +133,20 @@ def _read_requests(options: argparse.Namespace, sandbox: Sandbox) -> list[Reques
     image = options.image and read_image(options.image, "image", sandbox)
     separate = options.task not in (None, "long_video")
     prompts = [(prompt,) for prompt in options.prompt] if separate else [tuple(options.prompt)]
-    params = GenerationParams(
-        task=options.task,
+    params = GenerationParams.parse(options_of(options))
+    inputs = Inputs(
         num_prompts=len(prompts[0]),
         image=None if image is None else Size(*image.shape[:2]),
         video=options.video and measure_clip(options.video, "video", limits.fps, sandbox),
         condition_video=options.condition_video
         and measure_clip(options.condition_video, "condition_video", limits.fps, sandbox),
-        resolution=options.resolution,
-        height=options.height,
-        width=options.width,
-        num_frames=options.num_frames,
-        num_segments=options.num_segments,
-        num_condition_frames=options.num_condition_frames,
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        distilled=options.distilled,
-        refine=options.refine,
-        t_thresh=options.t_thresh,
-        spatial_refine_only=options.spatial_refine_only,
-        condition_cache=options.condition_cache,
-        enhance_hf=options.enhance_hf,
-        step_cache=options.step_cache if options.quality == "balanced" else None,
     )
-    plan = resolve(params, limits)
+    plan = resolve(params, inputs, limits, step_cache=options.step_cache)
     request = Request(
         plan=plan,
         prompts=prompts[0],
-        seed=options.seed,
-        negative_prompt=options.negative_prompt,
+        seed=params.seed or 0,
+        negative_prompt=params.negative_prompt,
         image=image,
         video=options.video and read_clip(options.video, "video", limits.fps, plan.video_taken, sandbox),
         condition_video=options.condition_video

@@ -1,4 +1,4 @@
-"""The HTTP side: takes requests, checks them, queues orders, shows jobs and hands out their videos.
+"""The HTTP service: it checks requests, queues jobs, shows their state and serves their videos.
 
-It imports `jobs` and the torch-free `model.spec.shapes`; it never generates anything itself.
+It never imports torch and generates nothing itself: workers take the jobs from Redis.
 """

@@ -1,4 +1,4 @@
-"""`python -m service`: the HTTP service, until it is told to end. Settings: `service.settings`."""
+"""Run the HTTP service: `python -m service`. `service.settings` lists its settings."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from jobs.private_files import PRIVATE_UMASK
 from service.app import create_app
 from service.http.protocol import server_options
 from service.jobs.event_streams import EventStreams
-from service.keys.authentication import OpenToAll, check_exposure
-from service.settings import Settings, problems_of
+from service.keys.authentication import ExposedWithoutKeys, check_exposure
+from service.settings import Settings, describe_problems
 
 logger = logging.getLogger(__name__)
 
-_OTHER_FILES = 500  # beside connections of clients: uploads, Redis, hosts that are asked
-_GRACE_S = 10  # for answers under way when the service is told to end
+_OTHER_FILES = 500  # beside connections of clients: uploads, Redis, outgoing connections
+_GRACE_S = 10  # for responses in progress at shutdown
 _NOT_STARTED = 3
-_SWITCH_INTERVAL_S = 0.001  # for the event loop, which waits up to 5 ms for the GIL by default
+_SWITCH_INTERVAL_S = 0.001  # by default, the event loop waits up to 5 ms for the GIL
 
 
 class _Server(uvicorn.Server):
-    """Ends event streams, which would go on otherwise, before it waits for answers under way."""
+    """End event streams before waiting for responses in progress: streams would not end by themselves."""
 
     def __init__(self, config: uvicorn.Config, event_streams: EventStreams) -> None:
         super().__init__(config)
         self._event_streams = event_streams
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening and wait for what is under way."""
+        """Stop listening and wait for responses in progress."""
         self._event_streams.close()
         await super().shutdown(sockets)
 
 
 def main() -> int:
-    """Run until SIGTERM or Ctrl-C; 2 for settings that make no sense."""
+    """Run until SIGTERM or Ctrl-C. Return the exit code: 2 for invalid settings, 3 if startup failed."""
     try:
         settings = Settings()
     except ValidationError as error:
-        print("\n".join(problems_of(error)), file=sys.stderr)
+        print("\n".join(describe_problems(error)), file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
     os.umask(PRIVATE_UMASK)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     app = create_app(settings)
     try:
-        with suppress(Unavailable):  # then it asks for keys, whether there are any or not
+        with suppress(Unavailable):  # without Redis, an exposed service refuses requests without a key anyway
             check_exposure(settings, app.state.backend.authenticator.keys)
-    except OpenToAll as error:
+    except ExposedWithoutKeys as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 2
-    _allow_files(settings.max_connections + _OTHER_FILES)
+    _raise_open_files_limit(settings.max_connections + _OTHER_FILES)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -69,14 +69,14 @@ def main() -> int:
         **server_options(settings.connection_limits),
     )
     server = _Server(config, app.state.event_streams)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done; we exit with 0
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at the end; exit with 0
     with suppress(KeyboardInterrupt):
         server.run()
     return 0 if server.started else _NOT_STARTED
 
 
-def _allow_files(wanted: int) -> None:
-    """Raise this process's limit on open files as far as may be; warn where it does not suffice."""
+def _raise_open_files_limit(wanted: int) -> None:
+    """Raise the limit on open files as far as the hard limit allows. Warn if that is not enough."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         logger.warning("%d open files are allowed, but MAX_CONNECTIONS may need %d", hard, wanted)

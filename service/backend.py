@@ -1,4 +1,4 @@
-"""What the routes stand on: settings, job_store, queue and storage, opened once for a process."""
+"""Open what the routes need, once per process, and give it to each request under its API key."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jobs.connect import connect_with_deadline
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
 from jobs.storage.base import Storage, open_storage
+from jobs.store.client import JobClient
 from jobs.store.idempotency import IdempotencyKeys
 from jobs.store.job_store import JobStore
 from model.media.sandbox import Sandbox
@@ -21,116 +22,138 @@ from service.errors import Unauthorized
 from service.http.capacity import Capacities
 from service.http.origins import Origins
 from service.jobs.views import JobView
-from service.keys import ApiKeys
-from service.keys.authentication import EVERYBODY, Authenticator, Credentials
+from service.keys.api_keys import ApiKeys
+from service.keys.authentication import ANONYMOUS, Authenticator, Credentials
 from service.keys.sessions import Sessions
 from service.settings import Settings
-from service.webhooks.receivers import WebhookReceivers
+from service.webhooks.url_checker import WebhookUrlChecker
 
-Action = Callable[[], None]
+Task = Callable[[], None]
 
 
-def _at_once(action: Action) -> None:
-    action()
+def _run_now(task: Task) -> None:
+    task()
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Everything outside this process; shared by all requests, safe between threads.
+    """Connections and limits that all requests share. Safe between threads.
 
-    A request gets it in the name of its `owner`: then the job_store has his jobs alone, and `afterwards`
-    does what the answer need not wait for. `is_authorized` checks again whether the request may still be
-    served, for answers that take long; it raises Unavailable.
+    Attributes:
+        jobs: the jobs that the request may see and change: those of its `owner`.
+        job_store: the records of all jobs, for maintenance.
+        owner: in whose name the request is made.
+        high_priority_allowed: whether the request may ask for high priority.
+        is_authorized: checks again whether the request may still be served, for responses that take long.
+            Raises Unavailable.
+        run_after_response: runs a task after the response is sent.
     """
 
     settings: Settings
     redis: Redis
     authenticator: Authenticator
     job_store: JobStore
-    keys: IdempotencyKeys
+    jobs: JobClient
+    idempotency_keys: IdempotencyKeys
     tickets: TicketQueue
     storage: Storage
     capacities: Capacities
-    webhook_receivers: WebhookReceivers
+    webhook_url_checker: WebhookUrlChecker
     sandbox: Sandbox
-    owner: str = EVERYBODY
-    may_order_high: bool = True
+    owner: str = ANONYMOUS
+    high_priority_allowed: bool = True
     is_authorized: Callable[[], bool] = lambda: True
-    afterwards: Callable[[Action], None] = _at_once
+    run_after_response: Callable[[Task], None] = _run_now
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Connect to what the settings name; Redis is not asked anything yet."""
+        """Create the connections that the settings name. Nothing is sent to Redis yet."""
         redis = connect_with_deadline(settings.redis_url, settings.redis_patience_s)
         api_keys = ApiKeys(redis, settings.api_key)
         sessions = Sessions(redis, api_keys, settings.session_s)
+        job_store = JobStore(
+            redis,
+            retention_s=settings.retention_s,
+            max_attempts=settings.max_attempts,
+            late_upload_s=settings.late_upload_s,
+            quotas=settings.quotas,
+        )
         return cls(
             settings=settings,
             redis=redis,
             authenticator=Authenticator(settings, api_keys, sessions, Origins(settings)),
-            job_store=JobStore(
-                redis,
-                retention_s=settings.retention_s,
-                max_attempts=settings.max_attempts,
-                late_upload_s=settings.late_upload_s,
-                quotas=settings.quotas,
-            ),
-            keys=IdempotencyKeys(redis),
+            job_store=job_store,
+            jobs=job_store.client,
+            idempotency_keys=IdempotencyKeys(redis),
             tickets=TicketQueue(redis),
             storage=open_storage(settings),
-            capacities=Capacities.of(settings),
-            webhook_receivers=WebhookReceivers(allow_private=settings.webhook_private_hosts),
+            capacities=Capacities.from_settings(settings),
+            webhook_url_checker=WebhookUrlChecker(allow_private=settings.webhook_private_hosts),
             sandbox=Sandbox(settings.max_decodes, settings.decode_memory_bytes),
         )
 
-    def of(self, owner: str) -> Backend:
-        """The same in this owner's name."""
-        return (
-            self
-            if owner == EVERYBODY
-            else replace(self, owner=owner, job_store=self.job_store.for_owner(owner))
-        )
+    def for_owner(self, owner: str) -> Backend:
+        """Return this backend restricted to the jobs of an owner."""
+        if owner == ANONYMOUS:
+            return self
+        return replace(self, owner=owner, jobs=self.jobs.for_owner(owner))
 
-    def show(self, job: Job) -> JobView:
-        """A job as clients see it, with its place in the queue."""
-        job, position = self.foresee(job)
+    def view(self, job: Job) -> JobView:
+        """Return a job as clients see it, with its queue position and estimate."""
+        job, position = self.with_queue_estimate(job)
         return JobView.of(job, position, self.settings.public_url)
 
-    def foresee(self, job: Job) -> tuple[Job, int | None]:
-        """A queued job with its place, and an ETA in its progress if one can be told; others unchanged."""
-        outlook = self.job_store.client.estimate(job.id) if job.status == "queued" else None
-        if outlook is None:
+    def with_queue_estimate(self, job: Job) -> tuple[Job, int | None]:
+        """Return the job with an ETA in its progress where there is an estimate, and its queue position.
+
+        The position is None unless the job is queued.
+        """
+        estimate = self.jobs.estimate(job.id) if job.status == "queued" else None
+        if estimate is None:
             return job, None
-        if outlook.eta_s is None:
-            return job, outlook.position
-        progress = Progress(phase="load", num_segments=job.order.num_segments, eta_s=outlook.eta_s)
-        return job.model_copy(update={"progress": progress}), outlook.position
+        if estimate.eta_s is None:
+            return job, estimate.position
+        progress = Progress(phase="load", num_segments=job.order.plan.num_segments, eta_s=estimate.eta_s)
+        return job.model_copy(update={"progress": progress}), estimate.position
 
 
-async def _opened(request: Request) -> Backend:  # FastAPI would call a plain function in a thread
+async def _app_backend(request: Request) -> Backend:  # FastAPI would run a plain function in a thread
     backend: Backend = request.app.state.backend
     return backend
 
 
-Opened = Annotated[Backend, Depends(_opened)]  # for anybody
+AppBackend = Annotated[Backend, Depends(_app_backend)]
+"""The backend without authentication, for routes that are open to everybody."""
 
 
-def admitted(request: Request, backend: Opened, credentials: Credentials, tasks: BackgroundTasks) -> Backend:
-    """The backend in the name of whoever asks. Raises Unauthorized, LimitReached, Unavailable."""
-    grant = backend.authenticator.authenticate(request, credentials)
-    backend.job_store.client.count_request(grant.owner)
+def require_api_key(
+    request: Request, backend: AppBackend, credentials: Credentials, tasks: BackgroundTasks
+) -> Backend:
+    """Authenticate the request and count it against its owner's rate limit.
+
+    Returns:
+        The backend restricted to what the request may see and do.
+
+    Raises:
+        Unauthorized: there is no valid API key or session.
+        LimitReached: requests come too fast.
+        Unavailable: Redis cannot be reached.
+    """
+    caller = backend.authenticator.authenticate(request, credentials)
+    backend.jobs.count_request(caller.owner)
 
     def is_authorized() -> bool:
         with suppress(Unauthorized):
-            return backend.authenticator.authenticate(request, credentials).owner == grant.owner
+            return backend.authenticator.authenticate(request, credentials).owner == caller.owner
         return False
 
     return replace(
-        backend.of(grant.owner),
-        may_order_high=grant.high_priority,
+        backend.for_owner(caller.owner),
+        high_priority_allowed=caller.high_priority_allowed,
         is_authorized=is_authorized,
-        afterwards=tasks.add_task,
+        run_after_response=tasks.add_task,
     )
 
 
-Served = Annotated[Backend, Depends(admitted)]  # for who is admitted, once for each request
+CurrentBackend = Annotated[Backend, Depends(require_api_key)]
+"""The backend of the authenticated request; FastAPI resolves it once per request."""

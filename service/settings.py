@@ -1,4 +1,4 @@
-"""The settings of the service; the only file of it that reads the environment."""
+"""The settings of the service. No other file of the service reads the environment."""
 
 from __future__ import annotations
 
@@ -22,153 +22,185 @@ _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}")
 
 
 class Settings(SharedSettings):
-    """What `python -m service` obeys, each from `LONGCAT_<NAME>`."""
+    """The settings of `python -m service`, each from the variable `LONGCAT_<NAME>`."""
 
     host: str = Field(default="127.0.0.1", description="the address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on")
     public_url: str = Field(
-        default="", description="put before the links in answers, which are paths without it"
+        default="",
+        description="the service's URL, prepended to links in responses; without it they are paths",
     )
     allowed_hosts: str = Field(
         default="",
-        description="names under which browsers may reach the service, separated by commas, beside "
-        "loopback names, addresses and the host of PUBLIC_URL; `*`: any",
+        description="host names under which browsers may reach the service, separated by commas, in "
+        "addition to loopback names, IP addresses and the host of PUBLIC_URL; `*` allows any",
     )
     ops_host: str = Field(default="127.0.0.1", description="the address that OPS_PORT listens on")
     ops_port: int | None = Field(
         default=None,
         ge=0,
         le=65535,
-        description="a port of its own for `/metrics`, `/docs` and the details of `/readyz`, which PORT "
-        "then does not serve",
+        description="a separate port for `/metrics`, `/docs` and the details of `/readyz`; PORT then does "
+        "not serve them",
     )
-    link_expires_s: float = Field(
-        default=3600.0, gt=0, description="how long a link into an S3 store is good"
+    link_expires_s: float = Field(default=3600.0, gt=0, description="how long a presigned S3 link is valid")
+    redis_patience_s: float = Field(
+        default=2.0, gt=0, description="how long a request waits for Redis before it is answered 503"
     )
-    redis_patience_s: float = Field(default=2.0, gt=0, description="how long a request waits for Redis")
-    sweep_interval_s: float = Field(default=2.0, gt=0, description="how often the job_store is tidied up")
-    event_interval_s: float = Field(default=0.5, gt=0, description="how often an event stream looks for news")
+    sweep_interval_s: float = Field(default=2.0, gt=0, description="how often maintenance runs")
+    event_interval_s: float = Field(
+        default=0.5, gt=0, description="how often event streams check for changes"
+    )
 
     api_key: SecretStr | None = Field(
-        default=None, description="a key that is good beside those made by `python -m service.keys`"
+        default=None, description="a valid API key in addition to those created by `python -m service.keys`"
     )
     session_s: float = Field(
-        default=12 * 3600.0, gt=0, description="the console's sign-in ends after so long without a request"
+        default=12 * 3600.0, gt=0, description="the console signs out after this time without a request"
     )
     allow_no_keys: bool = Field(
-        default=False, description="listen beyond this machine even if there are no keys"
+        default=False, description="listen to other machines even if there are no keys"
     )
-    owner_requests_per_s: float | None = Field(default=100, gt=0, description="requests of each key's owner")
-    total_requests_per_s: float | None = Field(default=None, gt=0, description="requests of all together")
-    owner_queued_jobs: int | None = Field(default=1000, ge=1, description="waiting jobs of each owner")
-    total_queued_jobs: int | None = Field(default=10_000, ge=1, description="waiting jobs of all together")
-    owner_running_jobs: int | None = Field(default=None, ge=1, description="running jobs of each owner")
-    total_running_jobs: int | None = Field(default=None, ge=1, description="running jobs of all together")
+    owner_requests_per_s: float | None = Field(default=100, gt=0, description="requests per second and owner")
+    total_requests_per_s: float | None = Field(
+        default=None, gt=0, description="requests per second of all owners together"
+    )
+    owner_queued_jobs: int | None = Field(default=1000, ge=1, description="queued jobs per owner")
+    total_queued_jobs: int | None = Field(
+        default=10_000, ge=1, description="queued jobs of all owners together"
+    )
+    owner_running_jobs: int | None = Field(default=None, ge=1, description="running jobs per owner")
+    total_running_jobs: int | None = Field(
+        default=None, ge=1, description="running jobs of all owners together"
+    )
     owner_event_streams: int | None = Field(
-        default=100, ge=1, description="open event streams of each owner, in each process"
+        default=100, ge=1, description="open event streams per owner, in each process"
     )
     total_event_streams: int | None = Field(
-        default=1000, ge=1, description="open event streams of all together, in each process"
+        default=1000, ge=1, description="open event streams of all owners together, in each process"
     )
     owner_input_bytes_per_day: int | None = Field(
-        default=10 * 1024 * _MIB, ge=1, description="stored for each owner"
+        default=10 * 1024 * _MIB, ge=1, description="bytes of inputs stored per day and owner"
     )
-    total_input_bytes_per_day: int | None = Field(default=None, ge=1, description="stored for all together")
+    total_input_bytes_per_day: int | None = Field(
+        default=None, ge=1, description="bytes of inputs stored per day for all owners together"
+    )
 
     webhook_secret: SecretStr | None = Field(
         default=None,
-        description="from which the secrets are made that webhooks are signed with; made once when absent",
+        description="the secret from which each owner's webhook secret is derived; generated once if absent",
     )
     webhook_secret_previous: SecretStr | None = Field(
         default=None,
-        description="the WEBHOOK_SECRET before: webhooks are signed with both while receivers change over",
+        description="the previous WEBHOOK_SECRET: webhooks are signed with both during a change",
     )
-    webhook_private_hosts: bool = Field(default=False, description="send webhooks to private addresses, too")
-    webhook_timeout_s: float = Field(default=15.0, gt=0, description="how long a receiver may take to answer")
+    webhook_private_hosts: bool = Field(default=False, description="allow webhooks to private addresses")
+    webhook_timeout_s: float = Field(
+        default=15.0, gt=0, description="how long a receiver may take to respond"
+    )
     webhook_threads: int = Field(
-        default=8, ge=0, description="webhooks sent at a time; 0 where `python -m service.webhooks` does it"
+        default=8, ge=0, description="webhooks sent at a time; 0 if `python -m service.webhooks` sends them"
     )
     webhook_max_per_owner: int = Field(
-        default=4, ge=1, description="webhooks of one owner sent at a time by all processes together"
+        default=4, ge=1, description="webhooks of one owner sent at a time, in all processes together"
     )
     webhook_max_per_host: int = Field(
-        default=2, ge=1, description="webhooks to one host sent at a time by all processes together"
+        default=2, ge=1, description="webhooks to one host sent at a time, in all processes together"
     )
-    webhook_interval_s: float = Field(default=0.5, gt=0, description="how often webhooks are looked for")
+    webhook_interval_s: float = Field(
+        default=0.5, gt=0, description="how often the service checks for webhooks to send"
+    )
 
     step_cache: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="allows quality balanced: how much of the first block's work a step may change and still "
-        "be computed in part, as 0.05",
+        description="allows `quality: balanced`: a step whose first block changes by less than this share is "
+        "computed only in part, for instance 0.05",
     )
 
-    max_connections: int = Field(default=1000, ge=1, description="open connections to each process")
+    max_connections: int = Field(default=1000, ge=1, description="open connections per process")
     head_timeout_s: float = Field(
-        default=10.0, gt=0, description="how long a connection may be without a complete head of a request"
+        default=10.0, gt=0, description="how long a connection may take to send the head of a request"
     )
     body_timeout_s: float = Field(
-        default=20.0, gt=0, description="how long a body may take, and more by BODY_MIN_BYTES_PER_S"
+        default=20.0,
+        gt=0,
+        description="how long a body may take, plus the time its size needs at BODY_MIN_BYTES_PER_S",
     )
     body_min_bytes_per_s: float = Field(
-        default=4096.0, gt=0, description="how fast a body must arrive after BODY_TIMEOUT_S"
+        default=4096.0, gt=0, description="minimum rate of a body after BODY_TIMEOUT_S"
     )
     send_timeout_s: float = Field(
-        default=120.0, gt=0, description="how long a client may take nothing of an answer"
+        default=120.0, gt=0, description="how long a client may stop reading a response"
     )
-    owner_open_bodies: int = Field(default=100, ge=1, description="bodies received at a time for each owner")
-    total_open_bodies: int = Field(default=500, ge=1, description="bodies received at a time in all")
+    owner_open_bodies: int = Field(default=100, ge=1, description="bodies received at a time per owner")
+    total_open_bodies: int = Field(default=500, ge=1, description="bodies received at a time in total")
     owner_input_orders: int = Field(
-        default=8, ge=1, description="orders with inputs fetched and checked at a time for each owner"
+        default=8, ge=1, description="requests whose inputs are fetched and checked at a time, per owner"
     )
     total_input_orders: int = Field(
-        default=32, ge=1, description="orders with inputs fetched and checked at a time in all"
+        default=32, ge=1, description="requests whose inputs are fetched and checked at a time, in total"
     )
     total_body_memory_bytes: int = Field(
         default=128 * _MIB,
         gt=0,
-        description="memory for bodies of all requests together, half of it at most for each owner",
+        description="memory for the bodies of all requests together; each owner may use half of it",
     )
 
-    upload_dir: Path | None = Field(default=None, description="where inputs lie while they are checked")
-    max_body_bytes: int = Field(default=256 * _MIB, gt=0, description="size of a form")
+    upload_dir: Path | None = Field(
+        default=None,
+        description="the folder for inputs while they are checked; default: the system's temporary folder",
+    )
+    max_body_bytes: int = Field(default=256 * _MIB, gt=0, description="maximum size of a form")
     max_json_bytes: int = Field(
-        default=64 * _MIB, gt=0, description="size of a JSON body, which lies in memory"
+        default=64 * _MIB, gt=0, description="maximum size of a JSON body, which is held in memory"
     )
     max_json_text_bytes: int = Field(
-        default=_MIB, gt=0, description="size of JSON without its long strings, or of all texts of a form"
+        default=_MIB,
+        gt=0,
+        description="maximum size of JSON without its long strings, or of all texts of a form",
     )
-    max_image_bytes: int = Field(default=32 * _MIB, gt=0, description="size of an image file")
-    max_image_pixels: int = Field(default=50_000_000, gt=0, description="width × height of an image")
-    max_video_bytes: int = Field(default=200 * _MIB, gt=0, description="size of a clip")
-    max_video_frames: int = Field(default=3000, gt=0, description="frames of a clip")
+    max_image_bytes: int = Field(default=32 * _MIB, gt=0, description="maximum size of an image file")
+    max_image_pixels: int = Field(default=50_000_000, gt=0, description="maximum width × height of an image")
+    max_video_bytes: int = Field(default=200 * _MIB, gt=0, description="maximum size of a video file")
+    max_video_frames: int = Field(
+        default=3000, gt=0, description="maximum number of frames of an input video"
+    )
     max_video_pixels: int = Field(
-        default=1_000_000_000, gt=0, description="pixels of all frames of a clip together"
+        default=1_000_000_000,
+        gt=0,
+        description="maximum number of pixels of all frames of an input video together",
     )
     image_check_timeout_s: float = Field(
-        default=20.0, gt=0, description="how long an image may take to decode"
+        default=20.0, gt=0, description="how long decoding an image may take"
     )
-    video_check_timeout_s: float = Field(default=60.0, gt=0, description="how long a clip may take to decode")
+    video_check_timeout_s: float = Field(
+        default=60.0, gt=0, description="how long decoding an input video may take"
+    )
     max_decodes: int = Field(
         default_factory=lambda: min(4, len(os.sched_getaffinity(0))),
         ge=1,
-        description="images and clips decoded at a time, each in a process of its own",
+        description="images and videos decoded at a time, each in its own process",
     )
-    decode_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB, description="memory for each of them")
+    decode_memory_bytes: int = Field(
+        default=512 * _MIB, ge=64 * _MIB, description="memory of each decoding process"
+    )
     fetch_connect_timeout_s: float = Field(
         default=5.0, gt=0, description="how long connecting to a URL may take"
     )
     fetch_head_timeout_s: float = Field(
-        default=15.0, gt=0, description="how long a URL may take until the head of its answer is complete"
+        default=15.0, gt=0, description="how long a URL may take to send the head of its response"
     )
-    fetch_timeout_s: float = Field(default=60.0, gt=0, description="how long fetching a URL may take in all")
-    fetch_private_hosts: bool = Field(default=False, description="fetch inputs from private addresses, too")
+    fetch_timeout_s: float = Field(
+        default=60.0, gt=0, description="how long fetching a URL may take in total"
+    )
+    fetch_private_hosts: bool = Field(default=False, description="allow inputs from private addresses")
 
     @field_validator(*_LIMITS, mode="before")
     @classmethod
     def _no_limit(cls, bound: object) -> object:
-        """Read `none` as no limit: an empty variable means the default."""
+        """Read `none` as no limit. An empty variable means the default."""
         return None if isinstance(bound, str) and bound.lower() == "none" else bound
 
     @field_validator("webhook_secret", "webhook_secret_previous")
@@ -188,12 +220,12 @@ class Settings(SharedSettings):
 
     @property
     def quotas(self) -> Quotas:
-        """What owners may have at a time."""
+        """Return the limits that the job store enforces."""
         return Quotas(**{limit.name: getattr(self, limit.name) for limit in fields(Quotas)})
 
     @property
     def connection_limits(self) -> ConnectionLimits:
-        """Return how many connections may be open, and how long they may wait."""
+        """Return the limits of connections."""
         return ConnectionLimits(self.max_connections, self.head_timeout_s, self.send_timeout_s)
 
     @property
@@ -203,12 +235,12 @@ class Settings(SharedSettings):
 
     @property
     def clip_limits(self) -> ClipLimits:
-        """How much of a clip is decoded before it is refused."""
+        """Return the limits for decoding a video."""
         return ClipLimits(self.max_video_frames, self.max_video_pixels, self.video_check_timeout_s)
 
     @property
     def fetch_limits(self) -> FetchLimits:
-        """How inputs are fetched."""
+        """Return the limits for fetching inputs."""
         return FetchLimits(
             connect_timeout_s=self.fetch_connect_timeout_s,
             head_timeout_s=self.fetch_head_timeout_s,
@@ -218,7 +250,7 @@ class Settings(SharedSettings):
 
     @property
     def webhook_limits(self) -> FetchLimits:
-        """How webhooks are sent."""
+        """Return the limits for sending webhooks."""
         return FetchLimits(
             connect_timeout_s=min(self.fetch_connect_timeout_s, self.webhook_timeout_s),
             total_timeout_s=self.webhook_timeout_s,
@@ -227,7 +259,7 @@ class Settings(SharedSettings):
         )
 
 
-def problems_of(error: ValidationError) -> list[str]:
-    """What is wrong with the environment, a line for each setting."""
+def describe_problems(error: ValidationError) -> list[str]:
+    """Return a line for each invalid setting."""
     problems = error.errors(include_url=False)
     return [f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in problems]

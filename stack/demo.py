@@ -15,8 +15,8 @@ from typing import TextIO
 from PIL import Image, ImageDraw, ImageFilter
 
 from jobs.private_files import close_to_others, make_private_folder, private_opener
-from service.cli.bar import Bar
-from service.cli.client import Client, Job
+from service.cli.client import Job, ServiceClient
+from service.cli.progress import ProgressBar
 from stack.errors import StackError
 from stack.settings import StackSettings
 from stack.stack import running_stack
@@ -60,7 +60,7 @@ def run(settings: StackSettings, out: Path, screen: TextIO) -> int:
     with (
         open(log, "w", buffering=1, opener=private_opener) as lines,
         running_stack(settings, lambda name, line: print(name, "|", line, file=lines)) as stack,
-        Client.of(stack.url, key, patience_s=60.0) as client,
+        ServiceClient.connect(stack.url, key, patience_s=60.0) as client,
     ):
         print(f"Ready at {stack.url} after {time.monotonic() - started:.0f} s", file=screen, flush=True)
         make_videos(client, videos, screen)
@@ -84,7 +84,7 @@ def prepare_videos(out: Path) -> list[Video]:
     return [Video(out / "prompt.mp4", PROMPT), Video(out / "image.mp4", IMAGE_PROMPT, image)]
 
 
-def make_videos(client: Client, videos: list[Video], screen: TextIO) -> None:
+def make_videos(client: ServiceClient, videos: list[Video], screen: TextIO) -> None:
     """Submit all videos at once, then show the progress of each and save it.
 
     Raises:
@@ -94,9 +94,9 @@ def make_videos(client: Client, videos: list[Video], screen: TextIO) -> None:
     for number, (video, job_id) in enumerate(zip(videos, job_ids, strict=True), start=1):
         source = f"the image {video.image}" if video.image else "a prompt"
         print(f"\nVideo {number} of {len(videos)}, from {source}: {video.prompt}", file=screen, flush=True)
-        with Bar(screen, screen.isatty()) as bar:
-            job = client.follow(job_id, bar.show, longest_pause_s=POLL_S)
-        client.fetch(job, video.path)
+        with ProgressBar(screen, screen.isatty()) as bar:
+            job = client.wait_for_job(job_id, bar.show, longest_pause_s=POLL_S)
+        client.download(job, video.path)
         print(f"{video.path}: {describe(job)}", file=screen, flush=True)
 
 
@@ -126,7 +126,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _submit(client: Client, video: Video) -> str:
+def _submit(client: ServiceClient, video: Video) -> str:
     files = {"image": video.image} if video.image else {}
-    job = client.order({"prompt": video.prompt, "seed": SEED}, files)
+    job = client.generate({"prompt": video.prompt, "seed": SEED}, files)
     return str(job["id"])

@@ -33,7 +33,7 @@ class Program:
 
     @property
     def command(self) -> list[str]:
-        """The complete command line."""
+        """Return the complete command line."""
         command = [sys.executable, "-m", self.module, *self.arguments]
         return dies_with_parent(["nice", "-n", str(self.niceness), *command] if self.niceness else command)
 

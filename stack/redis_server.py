@@ -113,7 +113,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """The URL of the server. It stays the same when the server is started again."""
+        """Return the URL of the server. It stays the same when the server is started again."""
         return f"unix://{self._socket}"
 
     def start(self) -> None:

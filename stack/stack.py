@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 from redis import Redis
 
-from jobs.capability import groups
 from jobs.connect import check_server, connect
 from jobs.errors import Unavailable, UnfitServer
 from jobs.private_files import make_private_folder
+from jobs.registration import live_groups
 from stack.errors import StackError
 from stack.processes import Program, WriteLine, running_program
 from stack.redis_server import RedisServer, find_redis
@@ -116,7 +116,7 @@ def _wait_until_ready(stack: Stack, redis_url: str) -> None:
 
 
 def _has_ready_group(redis: Redis) -> bool:
-    return any(group.state in {"ready", "busy"} for group in groups(redis))
+    return any(group.state in {"ready", "busy"} for group in live_groups(redis))
 
 
 def _api_is_ready(url: str) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.io.pixels import resized, to_uint8
-from model.spec.shapes import Size
+from model.spec.geometry import Size
 from training.captions import COLOUR_WORDS, SceneDescription, parse_caption, property_matches, random_caption
 from training.recognition import Region, find_regions, object_mask, recognise
 from training.scenes import FPS, HEIGHT, WIDTH, PlacedScene, draw, place, random_scene

@@ -12,7 +12,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,8 +20,9 @@ from model.parallel.mesh import join, leave
 from model.pipeline.events import Frames
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
-from model.spec.plan import GenerationParams
-from model.spec.shapes import Clip, Size, resolve
+from model.spec.geometry import Clip, Size
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from training.contact_sheet import EvaluatedVideo, contact_sheet
 from training.evaluation import TASKS, Scores, Trial, VideoRequest, VideoTensor
 
@@ -79,16 +79,14 @@ def measure(pipeline: Pipeline, mode: str, task: str, indices: Sequence[int]) ->
 
 def generate(pipeline: Pipeline, mode: GenerationParams, request: VideoRequest, seed: int) -> VideoTensor:
     """Generate a video with values in [0, 1]. Ranks other than the leader return no frames."""
-    mode = replace(mode, num_segments=request.num_segments)
-    if request.image is not None:
-        mode = replace(mode, image=Size(*request.image.shape[:2]))
-    if request.video is not None:
-        num_frames, height, width, _ = request.video.shape
-        mode = replace(mode, video=Clip(height, width, num_frames))
-    plan = resolve(mode, pipeline.limits)
-    events = pipeline.generate(
-        Request(plan, (request.prompt,), seed, image=request.image, video=request.video)
+    params = mode.model_copy(update={"num_segments": request.num_segments})
+    image, video = request.image, request.video
+    inputs = Inputs(
+        image=None if image is None else Size(*image.shape[:2]),
+        video=None if video is None else Clip(video.shape[1], video.shape[2], len(video)),
     )
+    plan = resolve(params, inputs, pipeline.limits)
+    events = pipeline.generate(Request(plan, (request.prompt,), seed, image=image, video=video))
     chunks = [event.frames for event in events if isinstance(event, Frames) and event.frames is not None]
     return torch.cat(chunks).float() / 255 if chunks else torch.empty(0, 0, 0, 3)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.io.pixels import padded, stretched
 from model.spec.geometry import RefineLayout, Size, frames_of_latents, latent_frames, refine_layout
-from model.spec.shapes import T_THRESH
+from model.spec.resolve import T_THRESH
 from model.transformer.dit import Dit
 from model.vae.vae import Vae
 from training import lora

@@ -17,7 +17,7 @@ from worker.messages import Message, parse
 
 
 class Channel:
-    """One end of a connection. Any thread may send; one thread may receive."""
+    """An end of a connection. Any thread may send; one thread may receive."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected

@@ -25,7 +25,7 @@ class _Frozen(BaseModel):
 
 
 class VideoSettings(_Frozen):
-    """How rank 0 writes the video and how often it saves a checkpoint."""
+    """Settings of the video that rank 0 writes, and of its checkpoints."""
 
     checkpoint_s: float
     crf: int

@@ -1,7 +1,7 @@
-"""Where inputs, saved states and videos lie: a folder or an S3 store, behind one Protocol.
+"""Store inputs, checkpoints and videos in a folder or in S3, behind one Protocol.
 
-The service stores inputs and reads videos, the worker the other way round. Keys come from
-`jobs.storage.keys`. It does not know jobs: what is current is said by the record in Redis alone.
+The service stores inputs and reads videos; the worker reads inputs and stores videos. Keys come from
+`jobs.storage.keys`. The storage knows no jobs: only the record in Redis says which files are current.
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ from jobs.storage.folder import FolderStorage
 class Storage(Protocol):
     """Files under keys.
 
-    All methods raise Unavailable while the store cannot be reached, and ValueError for what is no key.
+    All methods raise Unavailable while the store cannot be reached, and ValueError for an invalid key.
     """
 
     def put(self, key: str, path: Path, media_type: str) -> None:
-        """Store a file, streamed; under `key` there is nothing until all of it is there. Raises DiskFull."""
+        """Store a file. It appears under `key` when it is complete. Raises DiskFull."""
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to before `end`, in chunks. Raises KeyMissing before any is asked for."""
+        """Return the bytes from `start` to before `end`, in chunks. Raises KeyMissing at once."""
 
     def size_bytes(self, key: str) -> int:
-        """How large the file is. Raises KeyMissing."""
+        """Return the size of a file. Raises KeyMissing."""
 
     def fetch(self, key: str, path: Path) -> None:
-        """Copy to a local file, which appears when it is complete. Raises KeyMissing, DiskFull."""
+        """Copy a file to `path`, where it appears when it is complete. Raises KeyMissing, DiskFull."""
 
     def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
-        """Remove everything under a prefix that ends in a slash, but for what is under those to `keep`.
+        """Remove all files under a prefix that ends in a slash, except those under the prefixes to `keep`.
 
-        What was never stored whole goes wherever it is. Nothing there is no error.
+        Incomplete uploads are removed everywhere. An empty prefix is no error.
         """
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """All keys under a prefix that ends in a slash."""
+        """Yield all keys under a prefix that ends in a slash."""
 
     def link(self, key: str, expires_s: float) -> str | None:
-        """A link by which anyone can read the file for `expires_s` seconds; None if the store has none."""
+        """Return a link by which anyone can read the file for `expires_s`; None if the store has no links."""
 
 
 def open_storage(settings: SharedSettings) -> Storage:
     """Open the storage that `LONGCAT_STORAGE` names.
 
-    A folder that the operator named keeps its rights: a web server may have some. Our own is closed.
+    A folder that the operator named keeps its permissions: a web server may need them. The default folder
+    becomes private.
     """
     if settings.storage_folder:
         if not settings.storage:

@@ -1,7 +1,4 @@
-"""Storage in a folder that the service and the workers share, and files that appear only when complete.
-
-`jobs.storage.base` opens it; `jobs.storage.s3` writes what it fetches in the same way.
-"""
+"""Store files in a folder that the service and the workers share. Files appear when complete."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ class FolderStorage:
         self._root = root.absolute()
 
     def put(self, key: str, path: Path, media_type: str) -> None:
-        """See `Storage`; the media type follows from the key's suffix."""
+        """See `Storage`. The media type follows from the key's suffix."""
         del media_type
         target = self._path(key)
         with path.open("rb") as source:
@@ -50,25 +47,25 @@ class FolderStorage:
         write_atomically(path, self.read(key))
 
     def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
-        """See `Storage`; files that were being written when their writer died go as well."""
+        """See `Storage`. Files whose writer died are removed as well."""
         folder = self._root / checked_prefix(prefix)
         with _disk_errors(prefix):
             for parent, _, names in os.walk(folder, topdown=False, onerror=_unless_gone):
                 for path in (Path(parent, name) for name in names):
                     if not (self._is_key(path) and self._key(path).startswith(keep)):
                         path.unlink(missing_ok=True)
-                with suppress(OSError):  # it is not empty, or somebody else removes it, too
+                with suppress(OSError):  # it is not empty, or another process removed it
                     Path(parent).rmdir()
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """See `Storage`; files still being written are not among them, and folders may go meanwhile."""
+        """See `Storage`. Files that are still being written are left out."""
         folder = self._root / checked_prefix(prefix)
         for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
             if self._is_key(path):
                 yield self._key(path)
 
     def link(self, key: str, expires_s: float) -> str | None:
-        """See `Storage`: a folder has no links."""
+        """Return None: a folder has no links."""
         del expires_s
         checked(key)
         return None
@@ -80,7 +77,7 @@ class FolderStorage:
 
     @staticmethod
     def _is_key(path: Path) -> bool:
-        """Whether all of it is there; see `write_atomically`."""
+        """Return whether a file is complete; see `write_atomically`."""
         return not path.name.startswith(".")
 
     def _key(self, path: Path) -> str:
@@ -91,7 +88,7 @@ class FolderStorage:
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write chunks into a file that appears under its name only when it is complete and on the disk.
+    """Write chunks to a file that appears under its name only when it is complete and on the disk.
 
     Raises DiskFull, Unavailable.
     """
@@ -131,10 +128,10 @@ def _reading(key: str) -> Iterator[None]:
 
 @contextmanager
 def _disk_errors(name: str) -> Iterator[None]:
-    """Turns what a file system says into our errors."""
+    """Raise DiskFull or Unavailable for errors of the file system."""
     try:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise DiskFull(f"no room to store {name}") from error
+            raise DiskFull(f"the disk is full: cannot store {name}") from error
         raise Unavailable(f"{name} cannot be reached: {error.strerror}") from error

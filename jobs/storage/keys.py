@@ -1,7 +1,7 @@
-"""Names of jobs and of their files in storage; the service and the worker build none themselves.
+"""Build ids of jobs and the storage keys of their files.
 
-All files of a job lie under one prefix, so that removing a job is removing a prefix. What a worker writes
-carries the attempt, so that a holder who lost the job cannot overwrite what the next one stored.
+All files of a job have one prefix, so removing a job means removing a prefix. Keys of results contain the
+attempt, so a holder that lost its job cannot overwrite the files of the next one.
 """
 
 from __future__ import annotations
@@ -15,56 +15,56 @@ _PREFIX = re.compile(rf"{_SEGMENT}(/{_SEGMENT})*/")
 
 
 def new_job_id() -> str:
-    """A job id that nobody can guess."""
+    """Return a new job id that cannot be guessed."""
     return uuid4().hex
 
 
 def job_prefix(job_id: str) -> str:
-    """Where all files of a job lie."""
+    """Return the prefix of all files of a job."""
     return checked_prefix(f"jobs/{job_id}/")
 
 
 def input_key(job_id: str, name: str) -> str:
-    """An input that the service checked and stored; `name` is the service's, never the client's."""
+    """Return the key of an input. `name` is chosen by the service, never by the client."""
     return checked(f"{job_prefix(job_id)}inputs/{name}")
 
 
 def attempt_prefix(job_id: str, attempt: int) -> str:
-    """Where one attempt stores its results."""
+    """Return the prefix of an attempt's results."""
     return f"{job_prefix(job_id)}{attempt}/"
 
 
 def video_key(job_id: str, attempt: int) -> str:
-    """The finished video of an attempt."""
+    """Return the key of an attempt's video."""
     return f"{attempt_prefix(job_id, attempt)}video.mp4"
 
 
 def thumbnail_key(job_id: str, attempt: int) -> str:
-    """The still picture of an attempt's video."""
+    """Return the key of an attempt's thumbnail."""
     return f"{attempt_prefix(job_id, attempt)}thumbnail.jpg"
 
 
 def timeline_key(video: str) -> str:
-    """The picture of how an attempt went, beside its video of this key."""
+    """Return the key of the timeline that belongs to the video under this key."""
     return checked(f"{video.rpartition('/')[0]}/timeline.json")
 
 
 def state_key(job_id: str, name: str) -> str:
-    """A saved state of a job, from which any worker resumes."""
+    """Return the key of a file of a job's checkpoint, from which any worker can resume."""
     return checked(f"{job_prefix(job_id)}state/{name}")
 
 
 def job_of(key: str) -> str | None:
-    """The job that a file belongs to, None if the key is not of a job."""
+    """Return the id of the job that a key belongs to, None if it belongs to none."""
     folder, _, rest = key.partition("/")
     job_id, slash, _ = rest.partition("/")
     return job_id if folder == "jobs" and slash else None
 
 
 def checked(key: str) -> str:
-    """The same key, if it is one: plain names joined by slashes, none beginning with a dot.
+    """Return a valid key: plain names joined by slashes, none of which starts with a dot.
 
-    Raises ValueError for anything else; no key can leave its storage.
+    Raises ValueError for anything else, so that no key leads out of its storage.
     """
     if not _KEY.fullmatch(key):
         raise ValueError(f"not a storage key: {key!r}")
@@ -72,7 +72,7 @@ def checked(key: str) -> str:
 
 
 def checked_prefix(prefix: str) -> str:
-    """The same prefix, if it is a key with a slash behind it. Raises ValueError for anything else."""
+    """Return a valid prefix: a key followed by a slash. Raises ValueError for anything else."""
     if not _PREFIX.fullmatch(prefix):
         raise ValueError(f"not a storage prefix: {prefix!r}")
     return prefix

@@ -1,7 +1,7 @@
-"""Storage on S3 or any store that speaks it. Imported only where `s3://` is used; needs the extra `[s3]`.
+"""Store files in S3 or a compatible store. Imported only where `s3://` is used; needs the extra `[s3]`.
 
-Uploads are streamed in parts; a file is there when all of it is. Correctness rests on no conditional write:
-what counts is committed in Redis, and keys carry the attempt. boto3 tries a few times, the worker for hours.
+Files are uploaded in parts, and appear when they are complete. No conditional writes are needed: results are
+committed in Redis, and keys contain the attempt. boto3 retries a few times, the worker for hours.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class S3Storage:
 
     @classmethod
     def open(cls, settings: SharedSettings) -> S3Storage:
-        """The storage that `s3://bucket/prefix` in the settings names; nothing is sent yet."""
+        """Return the storage that `s3://bucket/prefix` in the settings names, without connecting to it."""
         bucket, _, prefix = settings.storage_location.removeprefix("s3://").partition("/")
         client = _client(settings, settings.s3_endpoint_url)
         public_url = settings.s3_public_endpoint_url
@@ -72,7 +72,7 @@ class S3Storage:
         write_atomically(path, self.read(key))
 
     def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
-        """See `jobs.storage.base.Storage`; uploads that were broken off go as well."""
+        """See `jobs.storage.base.Storage`. Incomplete uploads are removed as well."""
         with _s3_errors(prefix):
             for key in self.keys(prefix):
                 if not key.startswith(keep):
@@ -80,7 +80,7 @@ class S3Storage:
             uploads = self._client.get_paginator("list_multipart_uploads")
             for page in uploads.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for upload in page.get("Uploads", ()):
-                    with suppress(self._client.exceptions.NoSuchUpload):  # somebody else did it
+                    with suppress(self._client.exceptions.NoSuchUpload):  # another process aborted it
                         self._client.abort_multipart_upload(
                             Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                         )
@@ -94,7 +94,7 @@ class S3Storage:
                     yield entry["Key"].removeprefix(self._prefix)
 
     def link(self, key: str, expires_s: float) -> str | None:
-        """See `jobs.storage.base.Storage`: a presigned link, made without asking the store."""
+        """Return a presigned link, which is created without a request to the store."""
         return self._linker.generate_presigned_url(
             "get_object",
             Params={"Bucket": self._bucket, "Key": self._name(key)},
@@ -116,7 +116,7 @@ class S3Storage:
 
 
 def _client(settings: SharedSettings, endpoint_url: str | None) -> S3Client:
-    """A client with explicit timeouts; without keys in the settings boto3 looks where it always does."""
+    """Return a client with explicit timeouts. Without keys in the settings, boto3 finds its own."""
     key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
     return boto3.client(
         "s3",
@@ -138,7 +138,7 @@ def _client(settings: SharedSettings, endpoint_url: str | None) -> S3Client:
 
 @contextmanager
 def _s3_errors(key: str) -> Iterator[None]:
-    """Turns what boto3 says into our errors."""
+    """Raise KeyMissing or Unavailable for errors of boto3."""
     try:
         yield
     except ClientError as error:

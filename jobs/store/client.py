@@ -1,19 +1,24 @@
-"""Submit, show, cancel and delete jobs: the role of the service."""
+"""Submit, show, cancel and delete jobs: the role of the service.
+
+Next on the way of a request: `jobs.queue`, which signals that there is work.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 from uuid import uuid4
 
 from redis import Redis
 
 from jobs.connect import redis_reached
+from jobs.errors import JobNotFound, UnreadableRecord
 from jobs.record import Event, Job, QueueEstimate, Status
+from jobs.store.estimates import QueueSnapshot, estimate
+from jobs.store.metrics import report_unreadable
 from jobs.store.quotas import Quotas
-from jobs.store.scripts import Scripts, fields_of, to_ms
+from jobs.store.scripts import Scripts, decoded, fields_of, text, to_ms
 from jobs.store.submission import Submission
 
 _LONGEST_WAIT_S = 5.0  # well within the timeout of the connection
@@ -33,30 +38,31 @@ class JobClient:
         quotas: Quotas,
     ) -> None:
         self._redis = redis
-        self._run: Callable[..., Any] = scripts.run
+        self._scripts = scripts
         self._retention_s = retention_s
         self._max_attempts = max_attempts
         self._late_upload_s = late_upload_s
         self._quotas = quotas
+        self._owner: str | None = None
 
     def for_owner(self, owner: str) -> JobClient:
         """Return a client that sees the jobs of this owner only."""
         restricted = copy.copy(self)
-        restricted._run = partial(self._run, owner=owner)  # noqa: SLF001 - the same class
+        restricted._owner = owner  # noqa: SLF001 - the same class
         return restricted
 
     def reserve(self, job_id: str) -> None:
         """Announce files of a job that is not submitted yet.
 
-        They are removed unless it is submitted within `late_upload_s`, so
-        a request that was broken off leaves no files. Raises JobNotFound once the time is over.
+        They are removed unless it is submitted within `late_upload_s`, so a request that was broken off
+        leaves no files. Raises JobNotFound once the time is over.
         """
         self._run("reserve", id=job_id, keep_ms=to_ms(self._late_upload_s))
 
     def count_request(self, owner: str) -> None:
         """Count a request of this owner. Raises LimitReached if requests come too fast."""
         if limits := self._quotas.of_requests:
-            self._run("count_request", owner=owner, limits=limits)
+            self._scripts.run("count_request", owner=owner, limits=limits)
 
     def submit(self, submission: Submission) -> Job:
         """Queue a job, and return it. Submitting the same id again changes nothing and returns the job.
@@ -78,11 +84,15 @@ class JobClient:
             limits=self._quotas.of_submission,
             input_bytes=sum(file.size_bytes for file in submission.order.inputs),
         )
-        return _job(reply)
+        return Job.from_hash(fields_of(reply))
 
     def get(self, job_id: str) -> Job:
-        """Return a job. Raises JobNotFound."""
-        return _job(self._run("get", id=job_id))
+        """Return a job. Raises JobNotFound, and UnreadableRecord if this release cannot read it."""
+        with redis_reached():
+            fields = decoded(self._redis.hgetall(_record_key(job_id)).items())
+        if not fields or not self._sees(fields["owner"]):
+            raise JobNotFound("no such job")
+        return Job.from_hash(fields)
 
     def page(
         self,
@@ -94,16 +104,23 @@ class JobClient:
     ) -> list[Job]:
         """Return jobs in the order of their submission, beginning behind the job `after`.
 
-        Raises JobNotFound if the job `after` no longer exists.
+        Records that cannot be read are passed over. Raises JobNotFound if the job `after` no longer exists.
         """
-        found = self._run("page", status=status, limit=limit, after=after, newest=newest_first)
-        return [_job(record) for record in found]
+        with redis_reached():
+            start = None if after is None else self._number(after)
+            jobs: list[Job] = []
+            while missing := limit - len(jobs):
+                members = self._index(status, start, missing, newest_first=newest_first)
+                jobs += self._readable([job_id for job_id, _ in members])
+                if len(members) < missing:
+                    break
+                start = members[-1][1]
+        return jobs
 
     def estimate(self, job_id: str) -> QueueEstimate | None:
         """Estimate when a queued job will be done, from recent jobs. Return None if it is not queued."""
-        if (found := self._run("estimate", id=job_id)) is None:
-            return None
-        return QueueEstimate(position=found[0], eta_s=found[1] / 1000 if len(found) > 1 else None)
+        reply = self._run("queue_snapshot", id=job_id)
+        return None if reply is None else estimate(QueueSnapshot.from_reply(reply))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: a queued one ends at once, a running one is asked to stop. Return the job.
@@ -111,7 +128,7 @@ class JobClient:
         From now on it ends as cancelled, whatever its holder reports. Cancelling a cancelled job changes
         nothing. Raises JobNotFound, and JobEnded if the job succeeded or failed.
         """
-        return _job(self._run("cancel", id=job_id))
+        return Job.from_hash(fields_of(self._run("cancel", id=job_id)))
 
     def delete(self, job_id: str) -> bool:
         """Remove a job; its files are removed after it. Return True if the record is gone already.
@@ -121,8 +138,12 @@ class JobClient:
         return bool(self._run("delete", id=job_id, token=uuid4().hex))
 
     def counts(self) -> dict[Status, int]:
-        """Return the number of jobs in each status."""
-        return {status: int(n) for status, n in fields_of(self._run("counts")).items()}  # type: ignore[misc]
+        """Return the number of jobs of all owners in each status."""
+        statuses: tuple[Status, ...] = get_args(Status)
+        with redis_reached(), self._redis.pipeline() as pipeline:
+            for status in statuses:
+                pipeline.zcard(f"longcat:index:{status}")
+            return dict(zip(statuses, pipeline.execute(), strict=True))
 
     def events(self, job_id: str, after: str = "0", wait_s: float = 0.0) -> list[Event]:
         """Return changes of a job after the event `after`, waiting up to `wait_s` (at most 5) for the first.
@@ -133,8 +154,57 @@ class JobClient:
         with redis_reached():
             streams: Any = self._redis.xread({key: after}, block=to_ms(min(wait_s, _LONGEST_WAIT_S)) or None)
         entries = streams[0][1] if isinstance(streams, list) and streams else []
-        return [Event.from_entry(entry_id, entry) for entry_id, entry in entries]
+        events: list[Event] = []
+        for entry_id, entry in entries:
+            try:
+                events.append(Event.from_entry(entry_id, entry))
+            except UnreadableRecord as error:
+                report_unreadable(self._redis, "event", error)
+        return events
+
+    def _run(self, script: str, **given: object) -> Any:  # noqa: ANN401 - each script has its own reply
+        return self._scripts.run(script, owner=self._owner, **given)
+
+    def _sees(self, owner: str) -> bool:
+        return self._owner in {None, owner}
+
+    def _number(self, job_id: str) -> float:
+        """Return a job's place in the order of submission. Raises JobNotFound."""
+        number, owner = self._redis.hmget(_record_key(job_id), "number", "owner")
+        if number is None or not self._sees(text(owner)):
+            raise JobNotFound("no such job")
+        return float(number)
+
+    def _index(
+        self, status: Status | None, start: float | None, limit: int, *, newest_first: bool
+    ) -> list[tuple[bytes, float]]:
+        """Return ids and numbers from an index, behind the number `start`."""
+        key = f"longcat:index:{status or 'all'}"
+        if self._owner is not None:
+            key += f":{self._owner}"
+        behind = None if start is None else f"({start:.0f}"
+        if newest_first:
+            return self._redis.zrevrangebyscore(  # type: ignore[return-value]
+                key, behind or "+inf", "-inf", start=0, num=limit, withscores=True
+            )
+        return self._redis.zrangebyscore(  # type: ignore[return-value]
+            key, behind or "-inf", "+inf", start=0, num=limit, withscores=True
+        )
+
+    def _readable(self, job_ids: list[bytes]) -> Iterator[Job]:
+        """Read jobs, passing over those that were removed meanwhile and those that cannot be read."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hgetall(_record_key(job_id.decode()))
+            records = pipeline.execute()
+        for record in records:
+            if not record:
+                continue
+            try:
+                yield Job.from_hash(decoded(record.items()))
+            except UnreadableRecord as error:
+                report_unreadable(self._redis, "job", error)
 
 
-def _job(reply: list[bytes]) -> Job:
-    return Job.from_hash(fields_of(reply))
+def _record_key(job_id: str) -> str:
+    return f"longcat:job:{job_id}"

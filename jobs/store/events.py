@@ -1,4 +1,4 @@
-"""Which of many jobs have changed: one question for all event streams of a process."""
+"""Find which of many jobs have changed, with one command for all event streams of a process."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from redis import Redis
 
 from jobs.connect import redis_reached
 
+_PREFIX = "longcat:events:"
+
 
 def changed_jobs(redis: Redis, seen: Iterable[tuple[str, str]]) -> set[str]:
     """Return the jobs that have events after those `seen`, given as pairs of job and event id.
 
-    Raise Unavailable.
+    If a job is given twice, the older event counts. Raises Unavailable.
     """
     after: dict[str, str] = {}
-    for job_id, event_id in sorted(seen, key=lambda pair: _order(pair[1]), reverse=True):
-        after[_key(job_id)] = event_id  # of a job that is given twice, the older event counts
+    for job_id, event_id in sorted(seen, key=lambda pair: _sort_key(pair[1]), reverse=True):
+        after[_PREFIX + job_id] = event_id
     if not after:
         return set()
     with redis_reached():
         streams: Any = redis.xread(after, count=1)  # type: ignore[arg-type] # a dict of str is one
-    return {key.decode().removeprefix(_key("")) for key, _ in streams}
+    return {key.decode().removeprefix(_PREFIX) for key, _ in streams}
 
 
-def _key(job_id: str) -> str:
-    return f"longcat:events:{job_id}"
-
-
-def _order(event_id: str) -> tuple[int, ...]:
+def _sort_key(event_id: str) -> tuple[int, ...]:
     return tuple(int(part) for part in event_id.split("-"))

@@ -8,14 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
-from jobs.errors import LongCatError
+from redis import Redis
+
+from jobs.errors import LongCatError, UnreadableRecord
 from jobs.record import Job, JobError, Progress, Result, Status
 from jobs.store.maintenance import WORKER_CRASHED
+from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import Scripts, fields_of, present, to_json, to_ms
 
 StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost"]
 """Why a job is to stop: its client cancelled it, it ran too long, a high-priority job needs its place,
 its worker shuts down, or another worker holds it by now."""
+
+Counts = list[tuple[str, str, float]]
+"""Counters to increase: name, label and amount."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,27 @@ class Lease:
 
 
 class JobHolder:
-    """What the holder of a job may do."""
+    """The changes that the holder of a job may make."""
 
-    def __init__(self, scripts: Scripts) -> None:
+    def __init__(self, redis: Redis, scripts: Scripts) -> None:
+        self._redis = redis
         self._run = scripts.run
 
     def claim(self, group: str, lease_s: float) -> Lease | None:
-        """Claim the next job of the queue for this group. Return None if no job may start."""
-        if (reply := self._run("claim", group=group, lease_ms=to_ms(lease_s), token=uuid4().hex)) is None:
-            return None
-        fields = fields_of(reply)
-        checkpoint = json.loads(fields["checkpoint"]) if "checkpoint" in fields else None
-        return Lease(Job.from_hash(fields), int(fields["fence"]), lease_s, checkpoint)
+        """Claim the next job of the queue for this group. Return None if no job may start.
+
+        A job whose record cannot be read fails, and the next one is claimed.
+        """
+        while reply := self._run("claim", group=group, lease_ms=to_ms(lease_s), token=uuid4().hex):
+            fields = fields_of(reply)
+            try:
+                job = Job.from_hash(fields)
+                checkpoint = json.loads(fields["checkpoint"]) if "checkpoint" in fields else None
+            except (UnreadableRecord, ValueError) as error:
+                self._fail_unreadable(fields, error)
+            else:
+                return Lease(job, int(fields["fence"]), lease_s, checkpoint)
+        return None
 
     def renew_lease(
         self, lease: Lease, progress: Progress | None = None, preempt_after_s: float | None = None
@@ -79,16 +94,26 @@ class JobHolder:
 
         Raises LeaseLost.
         """
-        return self._finish(lease, "succeeded", timings_s, result=to_json(result))
+        counts = [
+            *_count_phases(timings_s),
+            *_count_steps(lease.job, timings_s),
+            ("video_seconds", lease.job.order.plan.task, result.duration_s),
+            ("uploads", "stored", 1),
+            ("uploaded_bytes", "", result.size_bytes),
+        ]
+        return self._finish(lease, "succeeded", timings_s, counts, result=to_json(result))
 
     def fail(self, lease: Lease, error: JobError | LongCatError, timings_s: Mapping[str, float]) -> Status:
         """End the job with an error. Return the state in which it ended, like `succeed`. Raises LeaseLost."""
         known = error if isinstance(error, JobError) else JobError.of(error)
-        return self._finish(lease, "failed", timings_s, error=to_json(known))
+        counts = _count_phases(timings_s)
+        if known.code == "upload_failed":
+            counts.append(("uploads", "failed", 1))
+        return self._finish(lease, "failed", timings_s, counts, error=to_json(known))
 
     def confirm_cancel(self, lease: Lease) -> None:
         """End a job as cancelled, after it has stopped. Raises LeaseLost."""
-        self._finish(lease, "cancelled", {})
+        self._finish(lease, "cancelled", {}, [])
 
     def requeue(self, lease: Lease, *, crashed: bool) -> Status:
         """Give the job up; it keeps its place in the queue. Return the state that follows.
@@ -98,13 +123,46 @@ class JobHolder:
         return _status(self._run_held("requeue", lease, crashed=crashed, crash_error=to_json(WORKER_CRASHED)))
 
     def _finish(
-        self, lease: Lease, status: Status, timings_s: Mapping[str, float], **ending: str | None
+        self,
+        lease: Lease,
+        status: Status,
+        timings_s: Mapping[str, float],
+        counts: Counts,
+        **ending: str | None,
     ) -> Status:
         fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
-        return _status(self._run_held("finish", lease, status=status, fields=fields))
+        return _status(self._run_held("finish", lease, status=status, fields=fields, counts=counts))
+
+    def _fail_unreadable(self, fields: Mapping[str, str], error: Exception) -> None:
+        """End a claimed job that no worker of this release could run."""
+        unreadable = UnreadableRecord(str(error))
+        report_unreadable(self._redis, "job", unreadable)
+        self._run(
+            "finish",
+            id=fields["id"],
+            fence=int(fields["fence"]),
+            status="failed",
+            fields={"error": to_json(JobError.of(unreadable))},
+            counts=[],
+        )
 
     def _run_held(self, script: str, lease: Lease, **given: object) -> Any:  # noqa: ANN401 - the script's own
         return self._run(script, id=lease.job.id, fence=lease.fence, **given)
+
+
+def _count_phases(timings_s: Mapping[str, float]) -> Counts:
+    counts: Counts = []
+    for phase, seconds in timings_s.items():
+        counts += [("phase_seconds_sum", phase, seconds), ("phase_seconds_count", phase, 1)]
+    return counts
+
+
+def _count_steps(job: Job, timings_s: Mapping[str, float]) -> Counts:
+    if "denoise" not in timings_s:
+        return []
+    num_steps = job.order.plan.num_inference_steps * job.order.plan.num_segments
+    task = job.order.plan.task
+    return [("step_seconds_sum", task, timings_s["denoise"] / num_steps), ("step_seconds_count", task, 1)]
 
 
 def _status(reply: bytes) -> Status:

@@ -1,8 +1,8 @@
-"""Which job answers an idempotency key, so that a request sent twice makes one job. The service calls it.
+"""Find the job that answers an idempotency key, so that a request sent twice creates one job.
 
-There is no lock that a dead process could leave behind. A key is given a job id before anything is done, and
-everybody who comes with the same key and the same request goes on under that id; submitting an id twice
-queues one job. With the submission the key is bound to the job, and goes when the job goes.
+There is no lock that a dead process could leave behind. A key gets a job id before anything else happens.
+Every request with the same key and the same content continues under that id, and submitting an id twice
+queues one job. Submission binds the key to the job, and the key is removed with it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from redis import Redis
 
 from jobs.record import Job
 from jobs.storage.keys import new_job_id
-from jobs.store.scripts import Scripts, fields_of
+from jobs.store.scripts import Scripts, fields_of, to_ms
 
 KEEP_S = 900.0  # longer than a request may take
 
 
 @dataclass(frozen=True)
 class Hold:
-    """A key that is held for a request; `job` is there if the request came through before.
+    """A key that is held for a request.
 
-    `name` is the key's in Redis, `fingerprint` says what was asked for.
+    Attributes:
+        name: the key's name in Redis.
+        fingerprint: a digest of the request.
+        job_id: the id under which the request creates a job.
+        job: the job, if an earlier request with this key created it.
     """
 
     name: str
@@ -35,27 +39,27 @@ class Hold:
 
 
 class IdempotencyKeys:
-    """The keys of all owners. Raises Unavailable while Redis cannot be reached."""
+    """The keys of all owners. Methods raise Unavailable while Redis cannot be reached."""
 
     def __init__(self, redis: Redis, clock: Callable[[], int] | None = None) -> None:
         self._run = Scripts(redis, clock).run
 
     def hold(self, owner: str, key: str, fingerprint: str) -> Hold:
-        """Find the job of this owner's key, or the id under which it is to be made.
+        """Return the job of this owner's key, or the id under which to create one.
 
         Raises KeyReused if the key was given to a request with another fingerprint.
         """
         name = _name(owner, key)
         job_id, record = self._run(
-            "hold_key", key=name, fingerprint=fingerprint, id=new_job_id(), keep_ms=round(KEEP_S * 1000)
+            "hold_key", key=name, fingerprint=fingerprint, id=new_job_id(), keep_ms=to_ms(KEEP_S)
         )
         return Hold(name, fingerprint, job_id.decode(), Job.from_hash(fields_of(record)) if record else None)
 
     def release(self, hold: Hold) -> None:
-        """Give the key back after a request that made no job."""
+        """Free the key after a request that created no job."""
         self._run("release_key", key=hold.name, id=hold.job_id)
 
 
 def _name(owner: str, key: str) -> str:
-    """The key's name in Redis: as short as any other, whatever the client chose, and no other owner's."""
+    """Return the key's name in Redis: of one length whatever the client chose, and unique to the owner."""
     return f"longcat:idempotency:{hashlib.sha256(json.dumps([owner, key]).encode()).hexdigest()}"

@@ -5,7 +5,8 @@ The service is a `client`: it submits, shows, cancels and deletes jobs. The work
 The rules that all of them keep:
 
 - A final state never changes.
-- A claim carries a fencing token, one more than the claim before. A holder with an older one is refused.
+- Each claim gets a fencing token, one more than the claim before. The store refuses a holder with an older
+  one.
 - Every script may run twice, because a command whose reply was lost is sent again.
 - Time is the Redis server's, so the clocks of machines do not matter.
 """
@@ -57,8 +58,8 @@ class JobStore:
             late_upload_s=late_upload_s,
             quotas=quotas,
         )
-        self.holder = JobHolder(scripts)
-        self.maintenance = JobMaintenance(scripts, late_upload_s)
+        self.holder = JobHolder(redis, scripts)
+        self.maintenance = JobMaintenance(redis, scripts, late_upload_s)
 
     def for_owner(self, owner: str) -> JobStore:
         """Return the store as this owner sees it: the jobs of others do not exist in it."""

@@ -1,9 +1,12 @@
-"""Keep the promises when processes die: expire leases, deadlines and records. The role of every process."""
+"""Handle leases, deadlines and retentions that run out, and files to remove: the role of every process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from redis import Redis
+
+from jobs.connect import redis_reached
 from jobs.errors import DeadlineExceeded, WorkerCrashed
 from jobs.record import JobError
 from jobs.store.scripts import Scripts, fields_of, to_json, to_ms
@@ -22,9 +25,10 @@ class SweepResult:
 
 
 class JobMaintenance:
-    """What any process may do for all jobs, at any time."""
+    """The maintenance of all jobs. Any process may do it at any time."""
 
-    def __init__(self, scripts: Scripts, late_upload_s: float) -> None:
+    def __init__(self, redis: Redis, scripts: Scripts, late_upload_s: float) -> None:
+        self._redis = redis
         self._run = scripts.run
         self._late_upload_s = late_upload_s
 
@@ -63,4 +67,9 @@ class JobMaintenance:
 
     def owns_files(self, job_id: str) -> bool:
         """Return whether files of this id may be in storage: it is a job, reserved, or being removed."""
-        return bool(self._run("owns_files", id=job_id))
+        with redis_reached(), self._redis.pipeline() as pipeline:
+            pipeline.exists(f"longcat:job:{job_id}")
+            pipeline.zscore("longcat:file_removals:first", job_id)
+            pipeline.zscore("longcat:file_removals:second", job_id)
+            exists, *removals = pipeline.execute()
+        return bool(exists) or any(due_ms is not None for due_ms in removals)

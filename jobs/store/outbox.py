@@ -1,9 +1,9 @@
-"""Webhooks that are to be sent: written by the transitions of jobs, taken by `service.webhooks`.
+"""Lease and settle the webhooks that are to be sent. The scripts that change jobs write them.
 
-Each is delivered at least once: a taker leases a delivery, and unless it settles the delivery within the
-lease, the delivery becomes due again. Owners take turns, and so do the hosts of one owner; no owner and no
-host has more than a few deliveries in flight; a host that does not answer is paused
-(`jobs/scripts/outbox.lua`). A delivery is removed with its job. This module does not sign or send anything.
+Each webhook is delivered at least once. A consumer leases a delivery. If it does not settle the delivery
+within the lease, the delivery becomes due again. Owners take turns, and so do the hosts of one
+owner; no owner and no host has more than a few deliveries in flight; a host that does not respond is paused
+(`scripts/parts/outbox.lua`). A delivery is removed with its job. `service.webhooks` signs and sends.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from redis import Redis
 
 from jobs.connect import redis_reached
+from jobs.errors import UnreadableRecord
 from jobs.record import Job, WebhookEvent
-from jobs.store.scripts import Scripts, present
+from jobs.store.metrics import report_unreadable
+from jobs.store.scripts import Scripts, decoded, present, to_ms
 
 Outcome = Literal["delivered", "failed", "given_up"]
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One event on its way. `job` is as it was at the event; `attempt` counts from 1.
+    """A leased webhook.
 
-    `host` is a digest of the receiver's host and port.
+    Attributes:
+        event: the change of the job that it reports.
+        at: the time of the event.
+        attempt: the number of this attempt, from 1.
+        host: a digest of the receiver's host and port.
+        job: the job as it was at the event.
     """
 
     id: str
@@ -40,9 +47,9 @@ class Delivery:
 
 
 class Attempt(BaseModel):
-    """How it went once. `next_at` is when it is tried again, if it is."""
+    """The outcome of one attempt. `next_at` is when the next one is due, if there is one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     event: WebhookEvent
     attempt: int
@@ -55,7 +62,7 @@ class Attempt(BaseModel):
 
 @dataclass(frozen=True)
 class Backlog:
-    """The deliveries that wait. `oldest_due_s` is how long ago the oldest of them became due."""
+    """The unsent deliveries. `oldest_due_s` is how long ago the oldest of them became due."""
 
     num_deliveries: int
     oldest_due_s: float
@@ -63,25 +70,29 @@ class Backlog:
 
 
 class Outbox:
-    """The deliveries of all jobs. Safe between threads; raises Unavailable while Redis cannot be reached."""
+    """The deliveries of all jobs. Safe between threads. Methods raise Unavailable without Redis."""
 
     def __init__(self, redis: Redis, clock: Callable[[], int] | None = None) -> None:
         self._redis = redis
         self._run = Scripts(redis, clock).run
 
     def take(self, lease_s: float, max_per_owner: int = 4, max_per_host: int = 2) -> Delivery | None:
-        """Lease the delivery whose turn it is, for `lease_s`; None if none may be sent now.
+        """Lease the next delivery for `lease_s`. Return None if none may be sent now.
 
-        Passes over owners and hosts that have as many deliveries in flight already, over all processes.
+        Owners and hosts that have as many deliveries in flight already, over all processes, are passed over.
+        A delivery whose job cannot be read is given up.
         """
-        lease_ms = round(lease_s * 1000)
-        found = self._run(
-            "take_delivery", lease_ms=lease_ms, max_per_owner=max_per_owner, max_per_host=max_per_host
-        )
-        return _delivery(*found) if found else None
+        limits = {"max_per_owner": max_per_owner, "max_per_host": max_per_host}
+        while reply := self._run("take_delivery", lease_ms=to_ms(lease_s), **limits):
+            try:
+                return _delivery(*reply)
+            except UnreadableRecord as error:
+                report_unreadable(self._redis, "delivery", error)
+                self._give_up(*reply)
+        return None
 
     def settle(self, delivery: Delivery, attempt: Attempt, retry_s: float | None) -> None:
-        """Note how an attempt went; the delivery is due again after `retry_s`, or is removed.
+        """Record the outcome of an attempt. The delivery is due again after `retry_s`, or is removed.
 
         Changes nothing if the delivery was leased again meanwhile, or removed with its job.
         """
@@ -92,21 +103,43 @@ class Outbox:
             job=delivery.job.id,
             owner=delivery.job.owner,
             host=delivery.host,
-            answered=attempt.status_code is not None,
+            responded=attempt.status_code is not None,
             entry=attempt.model_dump(exclude_none=True),
-            retry_ms=None if retry_s is None else round(retry_s * 1000),
+            retry_ms=to_ms(retry_s),
         )
 
     def backlog(self) -> Backlog:
-        """Count the deliveries that wait."""
+        """Count the unsent deliveries."""
         num_deliveries, oldest_ms, num_paused = self._run("backlog")
         return Backlog(num_deliveries, oldest_ms / 1000, num_paused)
 
     def log(self, job_id: str) -> list[Attempt]:
-        """Every attempt for this job, the first one first."""
+        """Return every attempt for this job, the first one first. Unreadable entries are passed over."""
         with redis_reached():
-            entries = self._redis.lrange(f"longcat:deliveries:{job_id}", 0, -1)
-        return [_attempt(json.loads(entry)) for entry in entries]
+            entries = self._redis.lrange(f"longcat:delivery_log:{job_id}", 0, -1)
+        attempts: list[Attempt] = []
+        for entry in entries:
+            try:
+                attempts.append(_attempt(json.loads(entry)))
+            except ValidationError:
+                report_unreadable(self._redis, "attempt", UnreadableRecord(f"webhooks of job {job_id}"))
+        return attempts
+
+    def _give_up(
+        self, delivery_id: bytes, event: bytes, _at_ms: bytes, attempt: int, host: bytes, record: bytes
+    ) -> None:
+        fields = json.loads(record)
+        entry = {"event": event.decode(), "attempt": attempt, "outcome": "given_up", "error": "unreadable"}
+        self._run(
+            "settle_delivery",
+            id=delivery_id.decode(),
+            attempt=attempt,
+            job=fields["id"],
+            owner=fields["owner"],
+            host=host.decode(),
+            responded=True,  # the host is not to blame
+            entry=entry,
+        )
 
 
 def _delivery(
@@ -118,12 +151,12 @@ def _delivery(
         at=_time(at_ms.decode()),
         attempt=attempt,
         host=host.decode(),
-        job=Job.from_hash({name: str(value) for name, value in json.loads(record).items()}),
+        job=Job.from_hash(decoded(json.loads(record).items())),
     )
 
 
-def _attempt(entry: dict[str, str | int]) -> Attempt:
-    times = {"at": entry.pop("at_ms"), "next_at": entry.pop("next_ms", None)}
+def _attempt(entry: dict[str, Any]) -> Attempt:
+    times = {"at": entry.pop("at_ms", None), "next_at": entry.pop("next_ms", None)}
     return Attempt(**entry, **{name: _time(time) for name, time in present(times).items()})
 
 

@@ -1,7 +1,7 @@
-"""How much of the service an owner, and all owners together, may have at a time.
+"""Limit how much of the service an owner, and all owners together, may use at a time.
 
-The service says it with every request and submission, and the scripts hold to it in the same step that
-counts, so a limit is exact however many processes serve.
+The service passes the limits with every request and submission. The scripts check and count in the same step,
+so a limit is exact however many processes serve.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from jobs.store.scripts import present
 
 @dataclass(frozen=True)
 class Quotas:
-    """The limits by name, which is also how a refusal calls them; None is no limit.
+    """Limits by the names that clients see when one is reached; None is no limit.
 
-    Requests may come at once as many as a second gives. Inputs count with the size at which they are stored,
-    by the day in UTC. Jobs above the limit on running ones wait, while those of other owners pass them.
+    A burst may have as many requests as a second allows. Inputs count with the size at which they are stored,
+    by the day in UTC. Jobs above the limit on running jobs wait, while those of other owners pass them.
     """
 
     owner_requests_per_s: float | None = None
@@ -28,21 +28,20 @@ class Quotas:
     owner_input_bytes_per_day: int | None = None
     total_input_bytes_per_day: int | None = None
 
-    def named(self, *endings: str) -> dict[str, object]:
-        """Those that are set and whose name ends so."""
-        return present({name: bound for name, bound in asdict(self).items() if name.endswith(endings)})
-
     @property
     def of_requests(self) -> dict[str, object]:
-        """What every request counts against."""
-        return self.named("_requests_per_s")
+        """Return the limits that apply to every request."""
+        return self._ending_with("_requests_per_s")
 
     @property
     def of_submission(self) -> dict[str, object]:
-        """What a new job counts against."""
-        return self.named("_queued_jobs", "_input_bytes_per_day")
+        """Return the limits that apply to a new job."""
+        return self._ending_with("_queued_jobs", "_input_bytes_per_day")
 
     @property
     def of_running(self) -> dict[str, object]:
-        """What a job brings with it until it may begin."""
-        return self.named("_running_jobs")
+        """Return the limits that a queued job carries until it may start."""
+        return self._ending_with("_running_jobs")
+
+    def _ending_with(self, *endings: str) -> dict[str, object]:
+        return present({name: bound for name, bound in asdict(self).items() if name.endswith(endings)})

@@ -9,16 +9,22 @@ from dataclasses import dataclass, field
 from jobs.order import Order, Priority
 from jobs.record import WEBHOOK_EVENTS, WebhookEvent
 from jobs.store.idempotency import Hold
-from jobs.store.scripts import present
+from jobs.store.scripts import present, to_ms
+from jobs.work import work_units
+
+SCHEMA_VERSION = 1
+"""The version of stored records. It grows when a field changes its meaning, not when one is added."""
 
 
 @dataclass(frozen=True)
 class Submission:
     """A job to be queued.
 
-    `max_queue_s` bounds the wait for its first start, `max_run_s` the time that it runs, all attempts
-    together; None is no bound. `hold` is the idempotency key that is to be bound to the job;
-    `trace` names the request that ordered it (`request_id`, W3C's `traceparent`).
+    Attributes:
+        max_queue_s: how long it may wait for its first start; None is no limit.
+        max_run_s: how long it may run, all attempts together; None is no limit.
+        hold: the idempotency key that is bound to the job.
+        trace: the request that submitted it: `request_id`, and `traceparent` of W3C Trace Context.
     """
 
     id: str
@@ -34,19 +40,21 @@ class Submission:
     trace: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
-        """The fields of the record that are known at submission."""
+        """Return the fields of the record that are known at submission."""
         fields: dict[str, object] = {
             **self.trace,
+            "schema_version": SCHEMA_VERSION,
             "id": self.id,
             "order": self.order.model_dump_json(),
-            "task": self.order.task,
+            "task": self.order.plan.task,
+            "work_units": work_units(self.order.plan),
             "priority": self.priority,
             "owner": self.owner,
             "metadata": json.dumps(dict(self.metadata)),
             "webhook_url": self.webhook_url,
             "webhook_events": json.dumps(self.webhook_events),
             "idempotency_key": self.hold and self.hold.name,
-            "max_queue_ms": None if self.max_queue_s is None else round(self.max_queue_s * 1000),
-            "max_run_ms": None if self.max_run_s is None else round(self.max_run_s * 1000),
+            "max_queue_ms": to_ms(self.max_queue_s),
+            "max_run_ms": to_ms(self.max_run_s),
         }
         return present(fields)

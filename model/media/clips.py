@@ -48,7 +48,7 @@ def count_frames(source: BinaryIO, max_frames: int, max_pixels: int, fps: int | 
 def read_frames(
     source: BinaryIO, max_frames: int, max_pixels: int, fps: int | None, take: tuple[int, int, int] | None
 ) -> Output:
-    """Return the pixels of the last frames, RGB. `take` is their height, width and number."""
+    """Return the last frames as RGB bytes. `take`: their height and width, and their number."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps)
     num_taken = frames_taken(scan.num_frames, scan.nth)
@@ -131,13 +131,13 @@ def _decode(container: InputContainer) -> Iterator[av.VideoFrame]:
 
 
 def _upright_size(frame: av.VideoFrame) -> Size:
-    """Return the size of a frame when it is upright: phones store frames in the sensor's orientation."""
+    """Return the size after rotation. Telephones store frames as the sensor is mounted."""
     size = Size(frame.height, frame.width)
     return Size(*size[::-1]) if _quarter_turns(frame) % 2 else size
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Return the number of counterclockwise quarter turns that make a frame upright."""
+    """Return the rotation to apply, in quarter turns counterclockwise."""
     _check(frame.rotation % 90 == 0, f"is to be shown turned by {frame.rotation}°")
     return frame.rotation // 90 % 4
 

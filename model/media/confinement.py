@@ -115,7 +115,7 @@ def can_filter_system_calls() -> bool:
 
 
 def _filter(column: int, architecture: int) -> bytes:
-    """Return the filter as an array of `struct sock_filter`. It allows no call of other ABIs (i386, x32)."""
+    """Return the filter as an array of `struct sock_filter`. Calls of other ABIs (i386, x32) are refused."""
     numbers = [numbers[column] for numbers in _ALLOWED_CALLS.values()]
     lines = [
         (_LOAD, 0, 0, 4),

@@ -1,4 +1,4 @@
-"""List the file formats, codecs and sizes that are decoded, for the service and the worker."""
+"""List the file formats, codecs and sizes that are decoded, in the service and in the worker alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FRAME_PIXELS = 4096 * 2304
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits of an image and of the time to decode it."""
+    """The largest size of an image, and the longest time that decoding may take."""
 
     min_side: int = 16
     max_pixels: int = 50_000_000
@@ -24,13 +24,13 @@ class ImageLimits:
 
     @property
     def arguments(self) -> dict[str, int]:
-        """Return the limits that a decoder checks. The sandbox limits the time."""
+        """Return the limits that a decoder checks. The sandbox enforces the time."""
         return {"min_side": self.min_side, "max_pixels": self.max_pixels}
 
 
 @dataclass(frozen=True)
 class ClipLimits:
-    """Limits of a clip and of the time to decode it. `max_pixels` counts all frames."""
+    """The largest clip; pixels of all frames together."""
 
     max_frames: int = 3000
     max_pixels: int = 1_000_000_000
@@ -38,5 +38,5 @@ class ClipLimits:
 
     @property
     def arguments(self) -> dict[str, int]:
-        """Return the limits that a decoder checks. The sandbox limits the time."""
+        """Return the limits that a decoder checks. The sandbox enforces the time."""
         return {"max_frames": self.max_frames, "max_pixels": self.max_pixels}

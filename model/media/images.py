@@ -32,7 +32,7 @@ def encode_png(source: BinaryIO, min_side: int, max_pixels: int) -> Output:
 
 
 def read_pixels(source: BinaryIO, min_side: int, max_pixels: int) -> Output:
-    """Return the pixels of the image: RGB, row by row."""
+    """Return the image as RGB bytes, row by row."""
     image = _decode(source, min_side, max_pixels)
     return _output(image, image.tobytes())
 
@@ -56,7 +56,7 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB on white. Scale 16-bit values to 8 bits: `convert` would clip them."""
+    """Convert any mode to RGB, on white. Scale 16 bits to 8, which `convert` alone would clip."""
     if image.mode.startswith("I;"):
         image = image.convert("I").point(lambda value: value / 257).convert("L")
     if image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""Define the messages between a fork server and its owner, and the decoders that it runs."""
+"""Define the messages between the fork server and its owner, and the type of a decoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_MESSAGE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Request:
-    """A decoder to run, with its arguments and its limits of memory and time."""
+    """A decoder to run, with its arguments and its limits."""
 
     decoder: str
     arguments: dict[str, Any]
@@ -21,7 +21,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Output:
-    """The result of a decoder: facts as JSON values, and `size_bytes` of data in chunks."""
+    """The result of a decoder: values for JSON, and `size_bytes` of data in chunks."""
 
     facts: dict[str, Any]
     size_bytes: int = 0

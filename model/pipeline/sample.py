@@ -1,6 +1,8 @@
 """Denoise: the one loop, with the one Euler update, for every task.
 
 Tasks differ only in their `Conditioning`: which frames are clean, which schedule, which attention.
+
+Next on the way of a request: `model.vae.vae`, which decodes the latents to pixels.
 """
 
 from collections.abc import Callable, Iterator

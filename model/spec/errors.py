@@ -1,9 +1,19 @@
-"""Define the errors of the model, except `InvalidParams`, which refuses a request.
+"""Define the errors of the model.
 
-Each error has a stable `code`, a message for people, and tells whether a retry can help.
+Each `ModelError` has a stable `code`, a message for people, and tells whether a retry can help.
+`InvalidParams` refuses a request before anything runs.
 """
 
 from pathlib import Path
+
+
+class InvalidParams(ValueError):
+    """The options are not valid: `field` is the field of the request, `rule` the rule that it breaks."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field}: {rule}")
+        self.field = field
+        self.rule = rule
 
 
 class ModelError(Exception):

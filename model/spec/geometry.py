@@ -31,6 +31,11 @@ class Clip(NamedTuple):
     width: int
     num_frames: int
 
+    @property
+    def size(self) -> Size:
+        """Return height and width."""
+        return Size(self.height, self.width)
+
 
 Buckets = Mapping[str, Size]
 
@@ -71,7 +76,7 @@ def windows(first: int, count: int) -> list[slice]:
     that is needed.
     """
     end = first + count
-    starts = [0, *range(1, end, FRAME_STRIDE)] if end > 1 else [0]
+    starts = [0, *range(1, end, FRAME_STRIDE)]
     sizes = [1] + [FRAME_STRIDE] * (len(starts) - 1)
     return [
         slice(min(max(first - start, 0), size), min(end - start, size))

@@ -1,97 +1,53 @@
-"""Define the parameters of a request, most of them optional, and the plan that they resolve to."""
+"""Define the plan of a video: every option resolved, nothing left open."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from pydantic import BaseModel, ConfigDict, Field
 
 from model.spec.geometry import Clip, Size
-
-Task = Literal["text_to_video", "image_to_video", "video_continuation", "long_video", "refine"]
-
-
-class InvalidParams(ValueError):
-    """The parameters are not valid: `field` is the field of the request, `rule` the rule that it breaks."""
-
-    def __init__(self, field: str, rule: str) -> None:
-        super().__init__(f"{field}: {rule}")
-        self.field = field
-        self.rule = rule
+from model.spec.params import Task
 
 
-@dataclass(frozen=True)
-class GenerationParams:
-    """The parameters that a client may set. None means the default of the checkpoint."""
+class Refinement(BaseModel):
+    """The second stage. Sides are in pixels."""
 
-    task: Task | None = None
-    num_prompts: int = 1
-    image: Size | None = None
-    video: Clip | None = None
-    condition_video: Clip | None = None
-    resolution: str | None = None
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    num_segments: int | None = None
-    num_condition_frames: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    distilled: bool = False
-    refine: bool = False
-    t_thresh: float | None = None
-    spatial_refine_only: bool = False
-    condition_cache: bool = True
-    enhance_hf: bool = True
-    step_cache: float | None = None
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """The second stage: its size, steps and noise level, and whether it doubles the frame rate."""
+    model_config = ConfigDict(frozen=True)
 
     height: int
     width: int
     num_inference_steps: int
-    t_thresh: float
-    spatial_only: bool
-    num_held: int  # first frames that are held to a condition of the request
+    t_thresh: float = Field(description="Noise level at which refinement begins.")
+    spatial_only: bool = Field(description="Keep the frame rate instead of doubling it.")
+    num_held: int = Field(description="First frames that are held to a condition of the request.")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Resolved parameters. Sides are in pixels.
+class Plan(BaseModel):
+    """The values that the pipeline needs. Sides are in pixels.
 
-    Attributes:
-        task: the task.
-        height: height of the base video; for `refine`, of the given clip.
-        width: width, likewise.
-        num_frames: frames of a segment; for `refine`, of the given clip.
-        num_segments: number of segments.
-        num_condition_frames: frames that a segment takes over from the clip or segment that it continues.
-        num_inference_steps: steps of a segment.
-        guidance_scale: 1 turns guidance off.
-        distilled: use the distilled model.
-        condition_cache: compute keys and values of condition frames once, instead of at every step.
-        enhance_hf: use more steps at low noise in continuations.
-        fps: frames a second of the base video.
-        refinement: the second stage, if any.
-        step_cache: threshold of a `StepCache`; None runs every step in full.
+    Plans are stored with jobs, and other releases read them: unknown fields are ignored, and a new field must
+    have a default.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     task: Task
-    height: int
-    width: int
-    num_frames: int
+    height: int = Field(description="Height of the base video; for `refine`, of the given clip.")
+    width: int = Field(description="Width of the base video; for `refine`, of the given clip.")
+    num_frames: int = Field(description="Frames of a segment; for `refine`, of the given clip.")
     num_segments: int
-    num_condition_frames: int
-    num_inference_steps: int
-    guidance_scale: float
+    num_condition_frames: int = Field(
+        description="Frames that a segment takes over from the clip or the segment that it continues."
+    )
+    num_inference_steps: int = Field(description="Steps of a segment.")
+    guidance_scale: float = Field(description="1 means no guidance.")
     distilled: bool
     condition_cache: bool
     enhance_hf: bool
-    fps: int
-    refinement: Refinement | None
-    step_cache: float | None = None
+    fps: int = Field(description="Frames a second of the video before it is refined.")
+    refinement: Refinement | None = Field(None, description="The second stage, if there is one.")
+    step_cache: float | None = Field(
+        None, description="Threshold of a `StepCache`; null computes every step in full."
+    )
 
     @property
     def total_frames(self) -> int:

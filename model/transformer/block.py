@@ -77,7 +77,7 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block. Attribute names are those of the checkpoint."""
+    """A transformer block. Attribute names are those of the checkpoint."""
 
     def __init__(self, config: DitConfig, dtype: torch.dtype) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Bricks:
-    """How a grid of tokens is cut into bricks, and how many key bricks a query brick keeps.
+    """The division of a token grid into bricks, and the number of key bricks that a query brick keeps.
 
     At least one of `sparsity` and `cdf_threshold` is given. If both are, the larger number of bricks is kept.
 

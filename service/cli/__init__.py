@@ -1,4 +1,4 @@
-"""`python -m service.cli`: order videos from a terminal or a script, at a service that runs somewhere.
+"""Request videos from a terminal or a script: `python -m service.cli`.
 
-It knows the service's HTTP interface and nothing of what is behind it.
+The commands use only the service's HTTP API, so the service may run anywhere.
 """

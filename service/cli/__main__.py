@@ -1,4 +1,7 @@
-"""The commands of `python -m service.cli`: results go to standard output, all else to standard error."""
+"""Run the commands of `python -m service.cli`.
+
+Results go to standard output, everything else to standard error.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,25 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.cli.arguments import fields_of, files_of, parser
-from service.cli.bar import Bar, stage
-from service.cli.client import Client
-from service.cli.errors import CliError, Unusable
+from service.cli.client import ServiceClient
+from service.cli.errors import CliError, FileError
+from service.cli.progress import ProgressBar, describe_stage
 from service.cli.settings import CliSettings
 
 _INTERRUPTED = 130
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code, which `--help` explains."""
-    arguments = parser().parse_args(given)
-    named = {name: getattr(arguments, name) for name in ("url", "api_key") if getattr(arguments, name)}
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code, which `--help` explains."""
+    arguments = parser().parse_args(words)
+    options = {name: getattr(arguments, name) for name in ("url", "api_key") if getattr(arguments, name)}
     try:
-        settings = CliSettings(**named)
+        settings = CliSettings(**options)
     except ValidationError as error:
         parser().error(f"the URL of the service: {error.errors()[0]['msg']}")
     key = settings.api_key.get_secret_value() if settings.api_key else None
     try:
-        with Client.of(str(settings.url), key, arguments.patience) as client:
+        with ServiceClient.connect(str(settings.url), key, arguments.patience) as client:
             _COMMANDS[arguments.command](client, arguments)
     except CliError as error:
         print(error, file=sys.stderr)
@@ -39,9 +42,9 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _generate(client: Client, arguments: argparse.Namespace) -> None:
+def _generate(client: ServiceClient, arguments: argparse.Namespace) -> None:
     _check_folder(arguments.output)
-    job = client.order(fields_of(arguments), files_of(arguments), arguments.idempotency_key)
+    job = client.generate(fields_of(arguments), files_of(arguments), arguments.idempotency_key)
     if arguments.no_wait:
         print(job["id"])
         return
@@ -49,49 +52,49 @@ def _generate(client: Client, arguments: argparse.Namespace) -> None:
     _save(client, job["id"], arguments.output)
 
 
-def _download(client: Client, arguments: argparse.Namespace) -> None:
+def _download(client: ServiceClient, arguments: argparse.Namespace) -> None:
     _check_folder(arguments.output)
     _save(client, arguments.job, arguments.output)
 
 
-def _save(client: Client, job_id: str, output: Path | None) -> None:
-    with Bar(sys.stderr, sys.stderr.isatty()) as bar:
-        job = client.follow(job_id, bar.show)
+def _save(client: ServiceClient, job_id: str, output: Path | None) -> None:
+    with ProgressBar(sys.stderr, sys.stderr.isatty()) as bar:
+        job = client.wait_for_job(job_id, bar.show)
     path = output or Path(f"{job_id}.mp4")
-    client.fetch(job, path)
+    client.download(job, path)
     print(path)
 
 
 def _check_folder(output: Path | None) -> None:
-    """Said before the video is made, not after."""
+    """Raise FileError before the video is generated, not after."""
     if output and not output.parent.is_dir():
-        raise Unusable(f"cannot write {output}: there is no folder {output.parent}")
+        raise FileError(f"cannot write {output}: there is no folder {output.parent}")
 
 
-def _timeline(client: Client, arguments: argparse.Namespace) -> None:
+def _timeline(client: ServiceClient, arguments: argparse.Namespace) -> None:
     _check_folder(arguments.output)
-    found = client.timeline(*arguments.jobs)
+    found = client.get_timeline(*arguments.jobs)
     path = arguments.output or Path("timeline.json")
     try:
         path.write_text(json.dumps(found))
     except OSError as error:
-        raise Unusable(f"cannot write {path}: {error.strerror}") from error
+        raise FileError(f"cannot write {path}: {error.strerror}") from error
     print(path)
 
 
-def _status(client: Client, arguments: argparse.Namespace) -> None:
-    print(json.dumps(client.job(arguments.job), indent=2, ensure_ascii=False))
+def _status(client: ServiceClient, arguments: argparse.Namespace) -> None:
+    print(json.dumps(client.get_job(arguments.job), indent=2, ensure_ascii=False))
 
 
-def _cancel(client: Client, arguments: argparse.Namespace) -> None:
+def _cancel(client: ServiceClient, arguments: argparse.Namespace) -> None:
     print(client.cancel(arguments.job)["status"])
 
 
-def _list(client: Client, arguments: argparse.Namespace) -> None:
+def _list(client: ServiceClient, arguments: argparse.Namespace) -> None:
     query = {"status": arguments.status} if arguments.status else {}
-    for job in client.jobs(limit=arguments.limit, **query):
+    for job in client.list_jobs(limit=arguments.limit, **query):
         prompt = job["request"]["prompt"] or job["request"]["prompts"][0]
-        print(job["id"], job["created_at"], f"{stage(job):<16}", prompt, sep="  ")
+        print(job["id"], job["created_at"], f"{describe_stage(job):<16}", prompt, sep="  ")
 
 
 _COMMANDS = {

@@ -1,4 +1,4 @@
-"""How the command can end other than well, and with which exit code."""
+"""Errors that end a command, with their exit codes."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from typing import ClassVar
 
 
 class CliError(Exception):
-    """The command ends here; the message says why."""
+    """The command fails. The message says why."""
 
     exit_code: ClassVar[int]
 
 
 class JobFailed(CliError):
-    """The job ended without a video."""
+    """The job failed."""
 
     exit_code = 1
 
 
-class Refused(CliError):
-    """The service understood and said no."""
+class RequestRefused(CliError):
+    """The service refused the request."""
 
     exit_code = 3
 
 
-class Unreachable(CliError):
-    """The service did not answer, or cannot serve at the moment; trying again later can help."""
+class ServiceUnavailable(CliError):
+    """The service did not answer, or cannot serve at the moment. Trying again later can help."""
 
     exit_code = 4
 
 
 class JobCancelled(CliError):
-    """Somebody cancelled the job."""
+    """The job was cancelled."""
 
     exit_code = 5
 
 
-class Unusable(CliError):
-    """A file here that cannot be read or written."""
+class FileError(CliError):
+    """A local file cannot be read or written."""
 
     exit_code = 6

@@ -1,4 +1,4 @@
-"""Where the service is and who asks; the only file of the command that reads the environment."""
+"""The settings of the command line client. No other file of it reads the environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class CliSettings(BaseSettings):
-    """`LONGCAT_URL` and `LONGCAT_API_KEY`; options on the command line come first."""
+    """`LONGCAT_URL` and `LONGCAT_API_KEY`. Options on the command line take precedence."""
 
     model_config = SettingsConfigDict(env_prefix="LONGCAT_", env_ignore_empty=True, extra="ignore")
 

@@ -1,26 +1,26 @@
-// The page talks to the same API as everybody else: it orders, lists, watches, cancels and plays.
+// The console uses the same API as any other client: it requests, lists, watches, cancels and plays videos.
 
 import { curl } from "./curl.js";
 import * as session from "./session.js";
-import { ago, kind, news, phase, prompt } from "./words.js";
+import { ago, announcement, prompt, state, summary } from "./words.js";
 
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const REFRESH_MS = 3000;
-const PAGE = 20;
-const MOST_WATCHED = 4; // browsers open about six connections to a host
-const SURE_MS = 3000; // so long "Delete" asks whether you are sure
+const PAGE_SIZE = 20;
+const MAX_WATCHED = 4; // browsers open only about six connections to a host
+const CONFIRM_MS = 3000; // how long "Delete" asks for confirmation
 
 const $ = (id) => document.getElementById(id);
 const form = $("order");
 const watched = new Map(); // job id → EventSource
-let shown = PAGE;
-let signedIn = null; // in whose name the page asks, and what it may do
+let numShown = PAGE_SIZE;
+let signedIn = null; // the session: its owner and rights
 
-// Talking to the API
+// Requests to the API
 
 async function api(path, options) {
   const response = await fetch(path, options);
-  if (response.status === 401) lock();
+  if (response.status === 401) requireKey();
   const body = response.headers.get("Content-Type")?.includes("json") ? await response.json() : null;
   if (!response.ok) throw new Error(body?.error?.message ?? `the service answered ${response.status}`);
   return body;
@@ -28,25 +28,25 @@ async function api(path, options) {
 
 async function refresh() {
   try {
-    const page = await api(`/jobs?limit=${Math.min(shown, 100)}`);
+    const page = await api(`/jobs?limit=${Math.min(numShown, 100)}`);
     const present = new Set(page.jobs.map((job) => job.id));
     for (const card of [...$("jobs").children]) if (!present.has(card.dataset.id)) card.remove();
     page.jobs.forEach(show);
     page.jobs.filter((job) => job.status === "running").forEach(watch);
     $("locked").hidden = true;
     $("empty").hidden = page.jobs.length > 0;
-    $("more").hidden = !page.next || shown >= 100;
+    $("more").hidden = !page.next || numShown >= 100;
     const ready = (await fetch("/readyz")).ok;
-    health(ready, ready ? "ready" : "no worker is ready; orders wait");
-    if (!page.jobs.length && !$("examples").children.length) await offer();
+    health(ready, ready ? "ready" : "no worker is ready; new jobs wait");
+    if (!page.jobs.length && !$("examples").children.length) await showExamples();
   } catch (error) {
     health(false, error instanceof TypeError ? "the service cannot be reached" : error.message);
   }
 }
 
-async function offer() {
+async function showExamples() {
   const answer = await fetch("/capability");
-  if (!answer.ok) return; // no worker has come yet
+  if (!answer.ok) return; // no worker has registered yet
   const { limits } = await answer.json();
   $("examples").replaceChildren(...limits.example_prompts.map((text) => {
     const item = $("example").content.firstElementChild.cloneNode(true);
@@ -55,22 +55,22 @@ async function offer() {
   }));
 }
 
-// The key
+// The API key
 
-function lock() {
-  askForKey();
+function requireKey() {
+  showKeyForm();
   $("locked").hidden = false;
   $("empty").hidden = true;
-  throw new Error("an API key is needed");
+  throw new Error("an API key is required");
 }
 
-function askForKey(asked = true) {
-  $("key").hidden = !asked;
-  $("keys").setAttribute("aria-expanded", asked);
+function showKeyForm(visible = true) {
+  $("key").hidden = !visible;
+  $("keys").setAttribute("aria-expanded", visible);
 }
 
 $("keys").addEventListener("click", () => {
-  askForKey($("key").hidden);
+  showKeyForm($("key").hidden);
   if (!$("key").hidden) $("key").elements.key.focus();
 });
 
@@ -78,21 +78,21 @@ $("key").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").elements.key.value.trim();
   $("key").reset();
-  tryTo($("key").querySelector("button"), async () => {
-    complain("", "key-problem");
+  run($("key").querySelector("button"), async () => {
+    showProblem("", "key-problem");
     await (key ? session.signIn(key) : session.signOut());
     $("jobs").replaceChildren();
-    askForKey(false);
-    await greet();
+    showKeyForm(false);
+    await loadSession();
     await refresh();
   }, "key-problem");
 });
 
-async function greet() {
+async function loadSession() {
   signedIn = await session.current();
   const high = form.elements.priority.querySelector("[value=high]");
   high.disabled = signedIn?.may_order_high === false;
-  high.textContent = high.disabled ? "high: not with this key" : "high";
+  high.textContent = high.disabled ? "high: not allowed for this key" : "high";
   if (high.disabled && high.selected) form.elements.priority.value = "normal";
 }
 
@@ -102,12 +102,12 @@ function health(good, text) {
 }
 
 function watch(job) {
-  if (watched.has(job.id) || watched.size >= MOST_WATCHED) return;
+  if (watched.has(job.id) || watched.size >= MAX_WATCHED) return;
   const source = new EventSource(`/jobs/${job.id}/events`);
   const close = () => { source.close(); watched.delete(job.id); };
   for (const kind of ["status", "progress"]) source.addEventListener(kind, (event) => show(JSON.parse(event.data)));
   source.addEventListener("done", (event) => { close(); show(JSON.parse(event.data)); });
-  source.onerror = close; // the next refresh begins anew
+  source.onerror = close; // the next refresh opens it again
   watched.set(job.id, source);
 }
 
@@ -121,9 +121,9 @@ function show(job) {
     const newer = [...$("jobs").children].findLast((other) => other.dataset.createdAt > job.created_at);
     card.dataset.createdAt = job.created_at;
     newer ? newer.after(card) : $("jobs").prepend(card);
-    act(card, job);
+    addActions(card, job);
   }
-  if (card.dataset.status && card.dataset.status !== job.status) $("news").textContent = news(job);
+  if (card.dataset.status && card.dataset.status !== job.status) $("news").textContent = announcement(job);
   card.dataset.status = job.status;
   fill(card, job);
 }
@@ -131,36 +131,36 @@ function show(job) {
 function fill(card, job) {
   const part = (name) => card.querySelector(name);
   part(".status").textContent = job.status;
-  part(".task").textContent = kind(job);
+  part(".task").textContent = summary(job);
   part("time").dateTime = job.created_at;
   part("time").title = new Date(job.created_at).toLocaleString();
   part("time").textContent = ago(job.created_at);
   part(".prompt").textContent = prompt(job);
   part(".going").hidden = ENDED.has(job.status);
   part("progress").value = job.progress?.fraction ?? 0;
-  part(".phase").textContent = phase(job);
+  part(".phase").textContent = state(job);
   part(".error").hidden = !job.error;
   part(".error").textContent = job.error?.message ?? "";
   part(".cancel").hidden = ENDED.has(job.status);
   part(".delete").hidden = !ENDED.has(job.status);
-  film(part("video"), part(".download"), job.result);
+  setVideo(part("video"), part(".download"), job.result);
   part("video").setAttribute("aria-label", prompt(job));
 }
 
-function film(video, link, result) {
+function setVideo(video, link, result) {
   video.hidden = link.hidden = !result;
   if (!result || video.getAttribute("src") === result.video_url) return;
-  [video.width, video.height] = [result.width, result.height]; // so that nothing moves when it is loaded
+  [video.width, video.height] = [result.width, result.height]; // reserves the space, so that the page does not move when it is loaded
   video.src = link.href = result.video_url;
   video.poster = result.thumbnail_url;
   link.download = "";
 }
 
-function act(card, job) {
-  const on = (name, action) => card.querySelector(name).addEventListener("click", (event) => tryTo(event.target, action));
+function addActions(card, job) {
+  const on = (name, action) => card.querySelector(name).addEventListener("click", (event) => run(event.target, action));
   on(".cancel", async () => show(await api(`/jobs/${job.id}/cancel`, { method: "POST" })));
   on(".delete", async (button) => {
-    if (!isSure(button)) return;
+    if (!isConfirmed(button)) return;
     await api(`/jobs/${job.id}`, { method: "DELETE" });
     card.remove();
     refresh();
@@ -168,16 +168,16 @@ function act(card, job) {
   on(".curl", async () => copy(card, curl(job, location.origin, Boolean(signedIn?.owner))));
 }
 
-async function tryTo(button, action, place = "problem") {
+async function run(button, action, place = "problem") {
   button.disabled = true;
-  try { await action(button); } catch (error) { complain(error.message, place); } finally { button.disabled = false; }
+  try { await action(button); } catch (error) { showProblem(error.message, place); } finally { button.disabled = false; }
 }
 
-function isSure(button) {
-  if (button.dataset.asked) return true;
-  button.dataset.asked = "yes";
-  button.textContent = "Delete for good?";
-  setTimeout(() => { delete button.dataset.asked; button.textContent = "Delete"; }, SURE_MS);
+function isConfirmed(button) {
+  if (button.dataset.confirming) return true;
+  button.dataset.confirming = "yes";
+  button.textContent = "Delete permanently?";
+  setTimeout(() => { delete button.dataset.confirming; button.textContent = "Delete"; }, CONFIRM_MS);
   return false;
 }
 
@@ -188,23 +188,23 @@ async function copy(card, text) {
   setTimeout(() => { button.textContent = "Copy as curl"; }, 1500);
 }
 
-function complain(message, place = "problem") {
+function showProblem(message, place = "problem") {
   $(place).textContent = message;
   $(place).hidden = !message;
 }
 
-// Ordering
+// Requesting a video
 
-function ordered() {
+function requestBody() {
   const body = new FormData();
-  const given = new FormData(form);
-  const [size, file, text] = ["size", "file", "prompt"].map((name) => given.get(name));
+  const entered = new FormData(form);
+  const [size, file, text] = ["size", "file", "prompt"].map((name) => entered.get(name));
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
-  const segmented = given.get("task") === "long_video" && lines.length > 1;
+  const segmented = entered.get("task") === "long_video" && lines.length > 1;
   for (const line of segmented ? lines : [text]) body.append(segmented ? "prompts" : "prompt", line);
   for (const name of ["task", "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "quality", "seed", "priority"])
-    if (given.get(name)) body.append(name, given.get(name));
-  for (const name of ["distilled", "refine"]) if (given.has(name)) body.append(name, "true");
+    if (entered.get(name)) body.append(name, entered.get(name));
+  for (const name of ["distilled", "refine"]) if (entered.has(name)) body.append(name, "true");
   const [width, height] = size.split(/\s*[x×]\s*/);
   if (height) { body.append("width", width); body.append("height", height); } else if (size) body.append("resolution", size);
   if (file.size) body.append(file.type.startsWith("video/") ? "video" : "image", file);
@@ -219,9 +219,9 @@ $("examples").addEventListener("click", ({ target }) => {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  complain("");
-  tryTo(form.querySelector("button.main"), async () => {
-    show(await api("/generate", { method: "POST", body: ordered() }));
+  showProblem("");
+  run(form.querySelector("button.main"), async () => {
+    show(await api("/generate", { method: "POST", body: requestBody() }));
     $("empty").hidden = true;
   });
 });
@@ -237,7 +237,7 @@ function fitTask() {
 task.addEventListener("change", fitTask);
 fitTask();
 
-// Files by drag and drop, by paste, or chosen
+// Input files: chosen, dropped or pasted
 
 const chooser = form.elements.file;
 
@@ -252,7 +252,7 @@ function preview() {
   if (!$("preview").hidden) $("preview").src = URL.createObjectURL(file);
   $("drop").classList.toggle("chosen", Boolean(file));
   $("unchoose").hidden = !file;
-  $("file-name").textContent = file?.name ?? "Add an image or a clip";
+  $("file-name").textContent = file?.name ?? "Add an image or a video";
   $("file-hint").textContent = file ? `${Math.ceil(file.size / 1000).toLocaleString()} kB` : "Drop it here, paste it, or choose a file.";
 }
 
@@ -268,10 +268,10 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 
-// Living
+// Keep the page up to date
 
-$("more").addEventListener("click", () => { shown += PAGE; refresh(); });
+$("more").addEventListener("click", () => { numShown += PAGE_SIZE; refresh(); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 setInterval(() => { if (!document.hidden) refresh(); }, REFRESH_MS);
 session.forgetKeys();
-greet().catch(() => {}).finally(refresh); // where the service cannot be reached, refresh says so
+loadSession().catch(() => {}).finally(refresh); // refresh shows that the service cannot be reached

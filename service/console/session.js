@@ -1,6 +1,6 @@
-// Signing in: the API key is exchanged for a cookie that no script can read, and is not kept.
+// Sign in: exchange the API key for a cookie that no script can read. The key itself is not stored.
 
-const LEFT_BY_EARLIER_RELEASES = "longcat_key";
+const KEY_OF_EARLIER_RELEASES = "longcat_key";
 
 export async function current() {
   const response = await fetch("/session");
@@ -17,6 +17,6 @@ export async function signOut() {
 }
 
 export function forgetKeys() {
-  localStorage.removeItem(LEFT_BY_EARLIER_RELEASES);
-  document.cookie = `${LEFT_BY_EARLIER_RELEASES}=; Path=/; Max-Age=0`;
+  localStorage.removeItem(KEY_OF_EARLIER_RELEASES);
+  document.cookie = `${KEY_OF_EARLIER_RELEASES}=; Path=/; Max-Age=0`;
 }

@@ -1,11 +1,11 @@
-"""Signing in to the console: the page shows its API key once and gets a cookie that no script can read."""
+"""Sign in to the console: the page presents its API key once and gets a cookie that no script can read."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from service.backend import Opened, Served
+from service.backend import AppBackend, Backend, CurrentBackend
 from service.errors import HostNotAllowed, Unauthorized
 from service.keys.authentication import Credentials
 
@@ -13,7 +13,7 @@ router = APIRouter(include_in_schema=False)
 
 
 class SessionView(BaseModel):
-    """What the page may do."""
+    """In whose name the page is used, and what it may do."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -22,33 +22,33 @@ class SessionView(BaseModel):
 
 
 @router.get("/session")
-async def get_session(backend: Served) -> SessionView:
-    """Return in whose name the page asks; 401 if it has to sign in."""
-    return SessionView(owner=backend.owner, may_order_high=backend.may_order_high)
+async def get_session(backend: CurrentBackend) -> SessionView:
+    """Return the current session. Answers 401 if the page has to sign in."""
+    return SessionView(owner=backend.owner, may_order_high=backend.high_priority_allowed)
 
 
 @router.post("/session", status_code=204)
-def sign_in(request: Request, backend: Opened, credentials: Credentials) -> Response:
+def sign_in(request: Request, backend: AppBackend, credentials: Credentials) -> Response:
     """Exchange an API key for a session cookie. Raise HostNotAllowed, LimitReached, Unauthorized."""
-    auth = backend.authenticator
-    if not auth.origins.is_listed(request.headers):
+    authenticator = backend.authenticator
+    if not authenticator.origins.is_allowed_host(request.headers):
         raise HostNotAllowed(
             "the console needs this host name in LONGCAT_ALLOWED_HOSTS or LONGCAT_PUBLIC_URL"
         )
     key = credentials.credentials if credentials else ""
-    owner = auth.keys.owner_of(key)
-    if owner is None:
+    caller = authenticator.keys.authenticate(key)
+    if caller is None:
         raise Unauthorized("this API key is not valid")
-    backend.job_store.client.count_request(owner)
-    session_id = auth.sessions.open(key)
+    backend.jobs.count_request(caller.owner)
+    session_id = authenticator.sessions.open(key)
     response = Response(status_code=204)
     _set_cookie(request, response, backend, session_id)
     return response
 
 
 @router.delete("/session", status_code=204)
-def sign_out(request: Request, backend: Opened) -> Response:
-    """End the session; without one there is nothing to do."""
+def sign_out(request: Request, backend: AppBackend) -> Response:
+    """End the session, if there is one."""
     if session_id := request.cookies.get(backend.authenticator.cookie_name(request)):
         backend.authenticator.sessions.close(session_id)
     response = Response(status_code=204)
@@ -57,15 +57,15 @@ def sign_out(request: Request, backend: Opened) -> Response:
 
 
 def _set_cookie(
-    request: Request, response: Response, backend: Opened, value: str, max_age: int | None = None
+    request: Request, response: Response, backend: Backend, value: str, max_age: int | None = None
 ) -> None:
-    auth = backend.authenticator
+    authenticator = backend.authenticator
     response.set_cookie(
-        auth.cookie_name(request),
+        authenticator.cookie_name(request),
         value,
         max_age=max_age,
         path="/",
-        secure=auth.origins.is_https(request.url.scheme, request.headers),
+        secure=authenticator.origins.is_https(request.url.scheme, request.headers),
         httponly=True,
         samesite="strict",
     )

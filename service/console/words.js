@@ -1,15 +1,20 @@
-// What the page says of a job, in words.
+// Describe a job in words.
 
 const MINUTE_S = 60;
 const HOUR_S = 3600;
 const DAY_S = 86400;
 
-const SAID = {
-  queued: "waits in the queue", running: "has begun", uploading: "is being stored",
+const ANNOUNCEMENTS = {
+  queued: "is in the queue", running: "has started", uploading: "is being uploaded",
   succeeded: "is finished", failed: "has failed", cancelled: "was cancelled",
 };
 
-export function lasting(seconds) {
+const PHASES = {
+  load: "loading", encode: "encoding the prompt", denoise: "denoising", refine: "refining",
+  decode: "decoding", upload: "uploading",
+};
+
+export function duration(seconds) {
   const whole = Math.ceil(seconds);
   if (whole < 100) return `${whole} s`;
   if (whole < 100 * MINUTE_S) return `${Math.round(whole / MINUTE_S)} min`;
@@ -24,7 +29,7 @@ export function ago(time, now = Date.now()) {
   return new Date(time).toLocaleDateString();
 }
 
-export function kind(job) {
+export function summary(job) {
   const { width, height, fps } = job.result ?? job.request;
   return `${job.task.replaceAll("_", " ")} · ${width}×${height} · ${(frames(job) / fps).toFixed(1)} s`;
 }
@@ -33,24 +38,24 @@ export function prompt(job) {
   return job.request.prompt ?? job.request.prompts.join("\n");
 }
 
-export function phase(job) {
-  const at = job.progress;
+export function state(job) {
+  const { progress } = job;
   if (job.status === "queued") return [
-    job.queue_position ? `number ${job.queue_position} in the queue` : "queued",
-    at?.eta_s != null && `done in about ${lasting(at.eta_s)}`,
+    job.queue_position ? `position ${job.queue_position} in the queue` : "in the queue",
+    progress?.eta_s != null && `done in about ${duration(progress.eta_s)}`,
   ].filter(Boolean).join(" · ");
-  if (!at) return job.status;
+  if (!progress) return job.status;
   return [
-    at.phase,
-    at.num_steps && `step ${at.step} of ${at.num_steps}`,
-    at.num_segments > 1 && `segment ${at.segment + 1} of ${at.num_segments}`,
-    at.eta_s != null && `${lasting(at.eta_s)} left`,
+    PHASES[progress.phase] ?? progress.phase,
+    progress.num_steps && `step ${progress.step} of ${progress.num_steps}`,
+    progress.num_segments > 1 && `segment ${progress.segment + 1} of ${progress.num_segments}`,
+    progress.eta_s != null && `${duration(progress.eta_s)} left`,
   ].filter(Boolean).join(" · ");
 }
 
-// For those who do not see the page: what happened, once, and not every step.
-export function news(job) {
-  return `“${prompt(job).slice(0, 60)}” ${SAID[job.status]}`;
+// For screen readers: announce each change of status once, and not every step.
+export function announcement(job) {
+  return `“${prompt(job).slice(0, 60)}” ${ANNOUNCEMENTS[job.status]}`;
 }
 
 function frames({ result, request }) {

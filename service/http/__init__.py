@@ -1,1 +1,1 @@
-"""Guard the HTTP side: limits on connections, bodies and orders; hosts and origins; request ids."""
+"""Handle what all routes have in common: connections, bodies, limits, origins, request ids and errors."""

@@ -1,7 +1,7 @@
 """ASGI middleware that ends requests whose bodies arrive too slowly.
 
-A body may take `timeout_s`, and more the more of it has come: it has to reach a minimum rate. Only the time
-in which the service waits for the client counts.
+A body may take `timeout_s`, plus the time that its size needs at the minimum rate. Only the time that the
+service spends waiting for the client counts.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import RECEIVE_ERROR, BodyTooSlow
+from service.errors import BodyTooSlow
+
+RECEIVE_ERROR = "receive_error"
+"""Key in the ASGI scope: the error for which the service stopped reading the body."""
 
 
 class BodyDeadlines:
-    """Makes a body that is too slow look like a client that left, and notes in the scope why."""
+    """Report a body that is too slow as a disconnected client, and store the reason in the ASGI scope."""
 
     def __init__(self, app: ASGIApp, timeout_s: float, min_bytes_per_s: float) -> None:
         self._app = app
@@ -23,7 +26,7 @@ class BodyDeadlines:
         self._min_bytes_per_s = min_bytes_per_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Pass the request on with a deadline for its body."""
         if scope["type"] == "http":
             receive = _TimedReceive(scope, receive, self._timeout_s, self._min_bytes_per_s)
         await self._app(scope, receive, send)
@@ -40,19 +43,19 @@ class _TimedReceive:
     is_complete: bool = False
 
     async def __call__(self) -> Message:
-        """Wait for the next part of the body, or for the client to leave once the body is complete."""
+        """Wait for the next part of the body or, once the body is complete, for the client to disconnect."""
         if self.is_complete:
             return await self.receive()
         allowed_s = self.timeout_s + self.received_bytes / self.min_bytes_per_s - self.waited_s
         clock = asyncio.get_running_loop().time
-        began = clock()
+        started = clock()
         try:
             async with asyncio.timeout(min(self.timeout_s, max(0.0, allowed_s))):
                 message = await self.receive()
         except TimeoutError:
             self.scope[RECEIVE_ERROR] = BodyTooSlow("the body arrives too slowly")
             return {"type": "http.disconnect"}
-        self.waited_s += clock() - began
+        self.waited_s += clock() - started
         self.received_bytes += len(message.get("body", b""))
         self.is_complete = not message.get("more_body", False)
         return message

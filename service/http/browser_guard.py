@@ -1,7 +1,8 @@
-"""Protection against web pages that use the service through a visitor's browser. ASGI middleware.
+"""ASGI middleware that protects the service from web pages in a user's browser.
 
-Without API keys anybody who reaches the service may use it, and a page that is open in a browser on this
-machine reaches it. Requests are refused before anything of their body is read.
+Without API keys, everybody who reaches the service may use it, and so may any page that is open in a browser
+on this machine: by cross-site requests, or by DNS rebinding. Such requests are refused before their body is
+read.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import LongCatError
-from service.errors import CrossSiteRequest, HostNotAllowed, refused
-from service.http.origins import SAFE_METHODS, Sender
+from service.errors import CrossSiteRequest, HostNotAllowed
+from service.http.error_handlers import respond_to_error
+from service.http.origins import SAFE_METHODS, Initiator
 from service.keys.authentication import Authenticator
 
-_LIVENESS = "/livez"  # tells nothing, and must not wait for Redis
+_LIVENESS = "/livez"  # reveals nothing, and must not wait for Redis
 _HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-site",
@@ -25,7 +27,7 @@ _HEADERS = {
 
 
 class BrowserGuard:
-    """Refuses what foreign pages send, and keeps them from embedding what the service answers."""
+    """Refuse cross-site requests and foreign host names, and forbid other pages to embed responses."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
@@ -38,7 +40,7 @@ class BrowserGuard:
             await self._app(scope, receive, send)
             return
 
-        async def protected(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -48,16 +50,17 @@ class BrowserGuard:
         try:
             await self._check(scope)
         except LongCatError as error:
-            await refused(Request(scope), error)(scope, receive, protected)
+            await respond_to_error(Request(scope), error)(scope, receive, send_with_headers)
         else:
-            await self._app(scope, receive, protected)
+            await self._app(scope, receive, send_with_headers)
 
     async def _check(self, scope: Scope) -> None:
         """Raise CrossSiteRequest, HostNotAllowed, Unavailable."""
         headers = Headers(scope=scope)
-        if scope["method"] not in SAFE_METHODS and self._origins.sender_of(headers) is Sender.FOREIGN_PAGE:
+        changes_something = scope["method"] not in SAFE_METHODS
+        if changes_something and self._origins.initiator(headers) is Initiator.CROSS_ORIGIN:
             raise CrossSiteRequest("a page of another origin may not change anything here")
-        if scope["path"] == _LIVENESS or self._origins.is_listed(headers):
+        if scope["path"] == _LIVENESS or self._origins.is_allowed_host(headers):
             return
         if not await run_in_threadpool(self._authenticator.requires_key):
             raise HostNotAllowed(

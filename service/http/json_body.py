@@ -1,8 +1,8 @@
-"""Parsing JSON of clients: its size and structure are checked before any value is built.
+"""Parse JSON from clients after checking its size and structure.
 
-The check is a few passes over the bytes in C. Long strings carry files in base64 and cost little; what
-lies outside of them is bounded, since a short text such as `[[],[],…` can become a thousand times as large in
-memory.
+A short text such as `[[],[],…` can take a thousand times its size in memory once parsed. So the number of
+values and the depth are limited before parsing, by a few passes over the bytes that run in C. Long strings
+(files in base64) take no more memory than their size and are not limited here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def parse_json(content: bytes | bytearray, max_text_bytes: int) -> object:
-    """Return the value. Raise ValueError if this is not JSON, BodyTooLarge if it has too much structure.
+    """Return the parsed value.
 
-    `max_text_bytes` bounds everything but strings of 16 KiB and more. Numbers that are not finite and names
-    that an object has twice are refused.
+    Args:
+        content: the JSON text. Numbers that are not finite and duplicate names in an object are refused.
+        max_text_bytes: limits everything but strings of 16 KiB and more.
+
+    Raises:
+        ValueError: the content is not JSON.
+        BodyTooLarge: it is too large, or has too many values.
     """
     structure = _structure(content, max_text_bytes)
     num_values = sum(structure.count(mark) for mark in (b",", b":", b"[", b"{"))
@@ -35,17 +40,17 @@ def parse_json(content: bytes | bytearray, max_text_bytes: int) -> object:
         raise ValueError(f"more than {MAX_DEPTH} levels")
     value = from_json(content, allow_inf_nan=False)
     if sum(len(found) for found in _objects(value)) != structure.count(b":"):
-        raise ValueError("an object has a name twice")  # of which the parser kept the last
+        raise ValueError("an object has a name twice")  # the parser has kept only the last
     return value
 
 
 def _structure(content: bytes | bytearray, max_text_bytes: int) -> bytes:
-    """Return what lies outside of strings.
+    """Return the bytes outside strings.
 
-    Where the JSON is invalid, this is right up to the point at which the parser stops.
+    For invalid JSON the result is right up to the point at which the parser stops.
     """
     if b"\\" in content:
-        content = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # then every quote is one of a string
+        content = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # now every quote delimits a string
     if content.count(b'"') > _MAX_QUOTES:
         raise BodyTooLarge(f"the JSON has more than {_MAX_QUOTES // 2} strings")
     pieces = content.split(b'"')

@@ -1,7 +1,7 @@
-"""Host names and origins: under which names browsers may reach the service, and which page sent a request.
+"""Decide from a request's headers under which host name it came and which kind of page caused it.
 
 A web page cannot forge `Host`, `Origin` or `Sec-Fetch-Site`, so they show whether a browser sends a request
-for our own console or for a foreign page. Programs send neither `Origin` nor `Sec-Fetch-Site`.
+for our own console or for another page. Programs send neither `Origin` nor `Sec-Fetch-Site`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ _ANY = "*"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-class Sender(Enum):
-    """What the headers of a request show about the page that caused it."""
+class Initiator(Enum):
+    """The cause of a request, as its headers show it."""
 
-    OUR_PAGE = "a page of this service"
+    SAME_ORIGIN = "a page of this service"
     USER = "the address bar or a bookmark"
-    FOREIGN_PAGE = "a page of another origin"
+    CROSS_ORIGIN = "a page of another origin"
     UNKNOWN = "a program, or a browser that does not say"
 
 
 class Origins:
-    """The names and the origin of one service."""
+    """The host names and the origin of this service."""
 
     def __init__(self, settings: Settings) -> None:
         self._public = urlsplit(settings.public_url)
         configured = {name.strip().lower() for name in settings.allowed_hosts.split(",")}
         self._names = (configured | {settings.host.lower(), self._public.hostname or ""}) - {""}
 
-    def is_listed(self, headers: Headers) -> bool:
-        """Check that the `Host` is an address or a name of this service.
+    def is_allowed_host(self, headers: Headers) -> bool:
+        """Check that `Host` is an IP address, a loopback name or a configured name of this service.
 
-        DNS rebinding needs a name that the attacker controls, so addresses and loopback names always pass,
-        and so does a request without `Host`, which no browser sends.
+        DNS rebinding needs a name that the attacker controls, so addresses and loopback names are always
+        allowed. So is a request without `Host`, which no browser sends.
         """
         hosts = headers.getlist("Host")
         if not hosts or _ANY in self._names:
@@ -48,18 +48,20 @@ class Origins:
         name = _split(hosts[0]).hostname or ""
         return len(hosts) == 1 and (_is_loopback_or_address(name) or name.removesuffix(".") in self._names)
 
-    def sender_of(self, headers: Headers) -> Sender:
-        """Find out which page caused a request; another port of our own host is a foreign page, too."""
+    def initiator(self, headers: Headers) -> Initiator:
+        """Return what caused a request. A page on another port of our own host is cross-origin."""
         site = headers.get("Sec-Fetch-Site")
         if site is not None:
-            return {"same-origin": Sender.OUR_PAGE, "none": Sender.USER}.get(site, Sender.FOREIGN_PAGE)
+            known = {"same-origin": Initiator.SAME_ORIGIN, "none": Initiator.USER}
+            return known.get(site, Initiator.CROSS_ORIGIN)
         origin = headers.get("Origin")
         if origin is None:
-            return Sender.UNKNOWN
-        return Sender.OUR_PAGE if self._is_ours(origin, headers.get("Host", "")) else Sender.FOREIGN_PAGE
+            return Initiator.UNKNOWN
+        is_ours = self._is_our_origin(origin, headers.get("Host", ""))
+        return Initiator.SAME_ORIGIN if is_ours else Initiator.CROSS_ORIGIN
 
     def is_https(self, scheme: str, headers: Headers) -> bool:
-        """Check that the browser uses TLS, also where a proxy ends it in front of `PUBLIC_URL`."""
+        """Check that the browser uses TLS, possibly up to a proxy that serves `PUBLIC_URL`."""
         host = _split(headers.get("Host", ""))
         return scheme == "https" or (
             self._public.scheme == "https"
@@ -67,17 +69,17 @@ class Origins:
             and host.hostname == self._public.hostname
         )
 
-    def _is_ours(self, origin: str, host: str) -> bool:
+    def _is_our_origin(self, origin: str, host: str) -> bool:
         try:
-            given = urlsplit(origin)
+            parts = urlsplit(origin)
         except ValueError:
             return False
-        if given.scheme not in _DEFAULT_PORTS or not given.hostname:  # `null`, for one
+        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:  # such as `null`
             return False
         ours = _split(host)
-        if given.hostname == ours.hostname and _port(given, given.scheme) == _port(ours, given.scheme):
+        if parts.hostname == ours.hostname and _port(parts, parts.scheme) == _port(ours, parts.scheme):
             return True
-        return (given.scheme, given.hostname, _port(given, given.scheme)) == (
+        return (parts.scheme, parts.hostname, _port(parts, parts.scheme)) == (
             self._public.scheme,
             self._public.hostname,
             _port(self._public, self._public.scheme),

@@ -1,4 +1,9 @@
-"""Byte ranges of RFC 9110, section 14: which part of a file a request wants. It knows no files."""
+"""Parse `Range` headers (RFC 9110, section 14).
+
+Starlette's FileResponse is not used: it serves local files only, while a storage may be an object store, and
+it answers malformed headers and several ranges otherwise than this API does (400 and multipart instead of
+the whole file) and a range after the end of the file without our JSON error.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,10 @@ _RANGE = re.compile(r"bytes=\s*(\d*)-(\d*)\s*", re.ASCII | re.IGNORECASE)
 _MAX_DIGITS = 18
 
 
-def wanted_range(header: str | None, size_bytes: int) -> range | None:
-    """The bytes that a Range header asks for; None is the whole file.
+def parse_range(header: str | None, size_bytes: int) -> range | None:
+    """Return the bytes that a Range header asks for, cut to the file; None for the whole file.
 
-    A header that is malformed or asks for several ranges is ignored, as the standard allows. Raises
+    A header that is malformed or names several ranges means the whole file, as the RFC allows. Raises
     RangeNotSatisfiable.
     """
     match = _RANGE.fullmatch(header or "")

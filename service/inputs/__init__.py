@@ -1,1 +1,1 @@
-"""Read request bodies, and take in the images and clips that come with them."""
+"""Read request bodies, and fetch and check the images and clips that come with them."""

@@ -1,7 +1,7 @@
-"""Which addresses the service may connect to on behalf of a client. Called by `service.inputs.fetch`.
+"""Decide which addresses the service may connect to on behalf of a client.
 
-A name is resolved once, every address it stands for is judged, and the connection is made to a judged
-address, so that a second answer from the name server cannot lead elsewhere.
+A name is resolved once, all its addresses are checked, and the connection is made to a checked address. So a
+second answer from the name server cannot lead elsewhere (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _SPECIAL = tuple(
         ipaddress.ip_network,
         (
             # IANA's special-purpose registries, https://www.iana.org/assignments/iana-ipv4-special-registry
-            # and …/iana-ipv6-special-registry; of IPv6 what lies in 2000::/3. Globally reachable rows
-            # are among them: behind an anycast address is whichever server is nearest, perhaps ours.
+            # and …/iana-ipv6-special-registry; of IPv6 only what lies in 2000::/3. Entries that are globally
+            # reachable are included: an anycast address leads to the nearest server, perhaps one of ours.
             "0.0.0.0/8",
             "10.0.0.0/8",
             "100.64.0.0/10",
@@ -50,18 +50,18 @@ _SPECIAL = tuple(
 )
 
 
-class NotPublic(ValueError):
-    """A host that stands for an address inside our own network, or for none."""
+class HostNotPublic(ValueError):
+    """The host has an address that is not public, or no address."""
 
 
-class NotResolved(NotPublic):
-    """A host that stands for no address, at least now."""
+class HostNotResolved(HostNotPublic):
+    """The host has no address, at least now."""
 
 
 def is_public(address: IPAddress) -> bool:
-    """Check that an address lies in the open internet; of an IPv4 address within an IPv6 one, check that.
+    """Check that an address is public. An IPv4 address inside an IPv6 address is checked as IPv4.
 
-    The list is our own because `is_global` says something else in every version of Python.
+    The list of networks is our own because `is_global` differs between versions of Python.
     """
     if address.version == 6:
         if any(address in network for network in _IPV4_INSIDE):
@@ -72,17 +72,17 @@ def is_public(address: IPAddress) -> bool:
 
 
 def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
-    """The addresses to connect to for a host, all of them judged.
+    """Return the addresses of a host.
 
-    Raises NotPublic when one of them is private (unless allowed) or when there is none.
+    Raises HostNotPublic if one of them is not public (unless allowed), HostNotResolved if there is none.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise NotResolved("the host cannot be resolved") from error
+        raise HostNotResolved("the host cannot be resolved") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not allow_private and not all(is_public(_parse(address)) for address in addresses):
-        raise NotPublic("the host is not in the public internet")
+        raise HostNotPublic("the host is not in the public internet")
     return addresses
 
 

@@ -1,7 +1,7 @@
-"""Reading the body of a request that creates something: JSON, or a form with the same fields and files.
+"""Read the body of a request that creates a job: JSON, or a form with the same fields and files.
 
-A dependency of routes. It bounds what is read while it is read, and brings both kinds to the same values;
-what the values mean is said by `service.jobs.bodies`.
+Size and memory are limited while the body arrives. Both kinds result in the same values, which
+`service.jobs.bodies` validates.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from jobs.errors import InvalidRequest
-from service.backend import Backend, Served
+from service.backend import Backend, CurrentBackend
 from service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
 from service.http.capacity import Share
 from service.http.json_body import parse_json
+from service.jobs.bodies import GenerateRequest, text_fields
 
 FILES = frozenset({"image", "video", "condition_video"})
-TEXTS = frozenset({"task", "prompt", "negative_prompt", "resolution", "quality", "priority", "webhook_url"})
+TEXTS = text_fields(GenerateRequest)
 REPEATED = frozenset({"prompts"})
 _MAX_FIELDS = 1000
-_FREE_BYTES = 64 << 10  # of each body, so that an ordinary request finds memory at any time
+_UNCOUNTED_BYTES = 64 << 10  # of each body, so that ordinary requests always find memory
 
 
 @dataclass(frozen=True)
 class FormFields:
-    """Which fields of a form are files, texts as they stand, or repeated; the others are written as JSON."""
+    """Form fields that are files, plain text, or repeated text. All others are written as in JSON."""
 
     files: frozenset[str]
     texts: frozenset[str]
@@ -43,22 +44,22 @@ GENERATE = FormFields(FILES, TEXTS, REPEATED)
 
 @dataclass(frozen=True)
 class Body:
-    """What was sent: values by field, and uploaded files by field."""
+    """A request body: values by field and uploaded files by field."""
 
     values: dict[str, Any]
     files: dict[str, BinaryIO] = field(default_factory=dict)
     has_inputs: bool = False
 
 
-async def read_body(request: Request, backend: Served) -> AsyncIterator[Body]:
-    """The body of `POST /generate`: a dependency."""
-    async with opened_body(request, GENERATE, backend) as body:
+async def receive_generate_body(request: Request, backend: CurrentBackend) -> AsyncIterator[Body]:
+    """Yield the body of `POST /generate`, as a dependency of the route."""
+    async with receive_body(request, GENERATE, backend) as body:
         yield body
 
 
 @asynccontextmanager
-async def opened_body(request: Request, fields: FormFields, backend: Backend) -> AsyncIterator[Body]:
-    """The body of this request, whose files are closed when it is answered.
+async def receive_body(request: Request, fields: FormFields, backend: Backend) -> AsyncIterator[Body]:
+    """Yield the body of a request. Its files are closed when the context ends.
 
     Raises BodyTooLarge, MalformedBody, UnsupportedMediaType, InvalidRequest, LimitReached, Busy, and
     ClientDisconnect.
@@ -67,14 +68,14 @@ async def opened_body(request: Request, fields: FormFields, backend: Backend) ->
     media_type, _ = parse_options_header(request.headers.get("Content-Type"))
     with capacities.body_memory.share(backend.owner) as memory:
         if media_type == b"application/json":
-            with capacities.open_bodies.share(backend.owner) as opened:
-                opened.take(1)
+            with capacities.open_bodies.share(backend.owner) as open_bodies:
+                open_bodies.take(1)
                 content = await _read_json(_bounded(request, settings.max_json_bytes, memory))
             values = await capacities.parse(lambda: _json_object(content, settings.max_json_text_bytes))
             yield Body(values, has_inputs=_names_inputs(values, fields))
         elif media_type == b"multipart/form-data":
-            with capacities.open_bodies.share(backend.owner) as opened:
-                opened.take(1)
+            with capacities.open_bodies.share(backend.owner) as open_bodies:
+                open_bodies.take(1)
                 chunks = _bounded(request, settings.max_body_bytes, memory, _memory_of_form(fields))
                 form = await _read_form(request, chunks, len(fields.files), settings.max_json_text_bytes)
             try:
@@ -88,7 +89,11 @@ async def opened_body(request: Request, fields: FormFields, backend: Backend) ->
 async def _bounded(
     request: Request, max_bytes: int, memory: Share, max_memory_bytes: int | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """Yield a body whose size is bounded; what of it lies in memory counts, but for a small beginning."""
+    """Yield the body in chunks, limit its size, and count the memory that it takes.
+
+    `max_memory_bytes` is what stays in memory of a body that is spooled to disk; None means all of it. Raises
+    BodyTooLarge, LimitReached, Busy.
+    """
     declared = request.headers.get("Content-Length", "")
     received = int(declared) if declared.isdecimal() else 0
     if received > max_bytes:
@@ -99,8 +104,8 @@ async def _bounded(
         if received > max_bytes:
             raise BodyTooLarge(f"the body has more than {max_bytes} bytes")
         in_memory = received if max_memory_bytes is None else min(received, max_memory_bytes)
-        if in_memory > _FREE_BYTES + memory.amount:
-            memory.take(in_memory - _FREE_BYTES - memory.amount)
+        if in_memory > _UNCOUNTED_BYTES + memory.amount:
+            memory.take(in_memory - _UNCOUNTED_BYTES - memory.amount)
         yield chunk
 
 
@@ -126,7 +131,7 @@ def _names_inputs(values: dict[str, Any], fields: FormFields) -> bool:
 
 
 def _memory_of_form(fields: FormFields) -> int:
-    """Return how much of a form lies in memory at most: its texts, and the beginning of each file."""
+    """Return the most memory that a form takes: its texts, and the part of each file before it is spooled."""
     return (len(fields.files) + 1) * MultiPartParser.spool_max_size
 
 
@@ -142,7 +147,7 @@ async def _read_form(
 
 
 class _FormParser(MultiPartParser):
-    """Bounds all texts of a form together, and refuses a form without its closing boundary."""
+    """Limit the total size of a form's texts, and refuse a form without its closing boundary."""
 
     max_text_bytes = 1 << 20
     text_bytes = 0
@@ -150,11 +155,11 @@ class _FormParser(MultiPartParser):
 
     async def parse(self) -> FormData:
         """Return the form. Raise MultiPartException, BodyTooLarge."""
-        self.stream = self._whole(self.stream)
+        self.stream = self._checked_for_end(self.stream)
         return await super().parse()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        """Take a piece of a part."""
+        """Handle a chunk of a part."""
         if self._current_part.file is None:
             self.text_bytes += end - start
             if self.text_bytes > self.max_text_bytes:
@@ -162,10 +167,10 @@ class _FormParser(MultiPartParser):
         super().on_part_data(data, start, end)
 
     def on_end(self) -> None:
-        """Note the closing boundary."""
+        """Record the closing boundary."""
         self.is_complete = True
 
-    async def _whole(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def _checked_for_end(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         async for chunk in chunks:
             yield chunk
         if not self.is_complete:
@@ -173,13 +178,13 @@ class _FormParser(MultiPartParser):
 
 
 def _from_form(form: FormData, fields: FormFields, max_text_bytes: int) -> Body:
-    """A form's fields as JSON has them: texts as they are, the rest as it would be written in JSON."""
+    """Return a form as the values that JSON would have, and its files."""
     values: dict[str, Any] = {}
     files: dict[str, BinaryIO] = {}
     for name in form:
-        given = [item for item in form.getlist(name) if not _left_empty(item)]
-        uploads = [item.file for item in given if isinstance(item, UploadFile)]
-        texts = [item for item in given if isinstance(item, str)]
+        items = [item for item in form.getlist(name) if not _is_empty_file_field(item)]
+        uploads = [item.file for item in items if isinstance(item, UploadFile)]
+        texts = [item for item in items if isinstance(item, str)]
         if uploads:
             files[name] = _only_file(name, uploads, texts, fields)
         elif texts:
@@ -187,8 +192,8 @@ def _from_form(form: FormData, fields: FormFields, max_text_bytes: int) -> Body:
     return Body(values, files, has_inputs=bool(files) or _names_inputs(values, fields))
 
 
-def _left_empty(item: str | UploadFile) -> bool:
-    """Whether a browser sent this for a file field in which nothing was chosen."""
+def _is_empty_file_field(item: str | UploadFile) -> bool:
+    """Check for what browsers send for a file field in which no file was chosen."""
     return isinstance(item, UploadFile) and not item.filename and not item.size
 
 
@@ -208,4 +213,4 @@ def _value(name: str, texts: list[str], fields: FormFields, max_text_bytes: int)
     try:
         return parse_json(texts[0].encode(), max_text_bytes)
     except ValueError:
-        return texts[0]  # which the field's type will refuse, and say why
+        return texts[0]  # validation will refuse it and name the expected type

@@ -1,7 +1,7 @@
-"""Fetching an input from a URL for a client, into a file. Called by `service.inputs.inputs`.
+"""Fetch a URL for a client into a file, with limits on time and size.
 
-Only http and https, only to public addresses (`service.inputs.addresses`), again after each redirect; with
-limits on time and size. It knows nothing of what the bytes mean.
+Only http and https are allowed, and only public addresses (`service.inputs.addresses`). Redirects are checked
+in the same way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from typing_extensions import Buffer
 
 from service.errors import UnusableInput
-from service.inputs.addresses import NotPublic, resolve
+from service.inputs.addresses import HostNotPublic, resolve
 
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -31,13 +31,13 @@ _MAX_ADDRESSES = 3
 
 @cache
 def default_tls() -> ssl.SSLContext:
-    """Return the TLS context of this process: making one reads all root certificates, which takes 50 ms."""
+    """Return the TLS context of this process. Creating one takes 50 ms: it reads all root certificates."""
     return ssl.create_default_context()
 
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """How long a fetch may take and how far it may go."""
+    """Limits of a fetch."""
 
     connect_timeout_s: float = 5.0
     head_timeout_s: float = 15.0
@@ -48,11 +48,11 @@ class FetchLimits:
 
 
 def fetch(url: str, target: BinaryIO, max_bytes: int, limits: FetchLimits) -> None:
-    """Write what `url` answers into `target`. Raises UnusableInput, and then `target` is not to be used."""
+    """Write the content of `url` to `target`. Raise UnusableInput; `target` is incomplete then."""
     deadline = time.monotonic() + limits.total_timeout_s
     for _ in range(limits.max_redirects + 1):
         head_deadline = min(deadline, time.monotonic() + limits.head_timeout_s)
-        with open_connection(checked(url), limits, head_deadline) as connection:
+        with open_connection(parse_url(url), limits, head_deadline) as connection:
             response = _get(connection, url)
             connection.stream.deadline = deadline
             if response.status not in _REDIRECTS:
@@ -61,8 +61,8 @@ def fetch(url: str, target: BinaryIO, max_bytes: int, limits: FetchLimits) -> No
     raise UnusableInput(f"redirects more than {limits.max_redirects} times")
 
 
-def checked(url: str) -> SplitResult:
-    """The parts of a URL that may be asked. Raises UnusableInput."""
+def parse_url(url: str) -> SplitResult:
+    """Return the parts of a URL that the service may connect to. Raise UnusableInput."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0
@@ -77,11 +77,14 @@ def checked(url: str) -> SplitResult:
 
 @contextmanager
 def open_connection(parts: SplitResult, limits: FetchLimits, deadline: float) -> Iterator[Connection]:
-    """A connection to a judged address, which no wait holds beyond the deadline. Raises UnusableInput."""
+    """Open a connection to a checked address. No operation on it waits beyond the deadline.
+
+    Raises UnusableInput, also for errors while the connection is used.
+    """
     try:
         with _connect(parts, limits) as stream:
             yield Connection(parts, _Stream(stream, deadline))
-    except NotPublic as error:
+    except HostNotPublic as error:
         raise UnusableInput(str(error)) from error
     except TimeoutError as error:
         raise UnusableInput("the host is too slow") from error
@@ -96,7 +99,7 @@ def _connect(parts: SplitResult, limits: FetchLimits) -> socket.socket:
     plain = _first_open(addresses[:_MAX_ADDRESSES], port, limits.connect_timeout_s)
     if parts.scheme == "http":
         return plain
-    with plain:  # the wrapped socket takes its place, unless the handshake fails
+    with plain:  # closes the plain socket if the handshake fails; else it is detached already
         return limits.tls.wrap_socket(plain, server_hostname=parts.hostname)
 
 
@@ -111,12 +114,12 @@ def _first_open(addresses: list[str], port: int, timeout_s: float) -> socket.soc
 
 
 def _get(connection: Connection, url: str) -> http.client.HTTPResponse:
-    connection.request("GET", target_of(urlsplit(url)), headers={"User-Agent": "longcat-video"})
+    connection.request("GET", request_target(urlsplit(url)), headers={"User-Agent": "longcat-video"})
     return connection.getresponse()
 
 
-def target_of(parts: SplitResult) -> str:
-    """What to ask the host for."""
+def request_target(parts: SplitResult) -> str:
+    """Return the path and query for the request line."""
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
@@ -135,7 +138,7 @@ def _save(response: http.client.HTTPResponse, target: BinaryIO, max_bytes: int) 
 
 
 class Connection(http.client.HTTPConnection):
-    """A connection over a stream that is open already, to an address that was judged."""
+    """An HTTP connection over a socket that is open already, to a checked address."""
 
     def __init__(self, parts: SplitResult, stream: _Stream) -> None:
         self.default_port = _PORTS[parts.scheme]
@@ -144,14 +147,14 @@ class Connection(http.client.HTTPConnection):
 
 
 class _Stream(io.RawIOBase):
-    """A socket whose every wait ends at the deadline, so that a dripping host cannot hold us."""
+    """A socket on which every wait ends at the deadline, so a host that sends slowly cannot exceed it."""
 
     def __init__(self, stream: socket.socket, deadline: float) -> None:
         self._stream = stream
         self.deadline = deadline
 
     def sendall(self, data: bytes) -> None:
-        self._wait_at_most()
+        self._set_timeout()
         self._stream.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -162,13 +165,13 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        self._wait_at_most()
+        self._set_timeout()
         return self._stream.recv_into(buffer)
 
     def close(self) -> None:
-        """Nothing: http.client closes its end before the answer is read; who opened it closes the socket."""
+        """Do nothing: http.client closes before the response is read. `open_connection` closes the socket."""
 
-    def _wait_at_most(self) -> None:
+    def _set_timeout(self) -> None:
         remaining_s = self.deadline - time.monotonic()
         if remaining_s <= 0:
             raise TimeoutError("the deadline passed")

@@ -1,6 +1,6 @@
-"""Folders in which inputs lie while a request is checked; those of a process that was killed are removed.
+"""Temporary folders that hold inputs while a request is checked.
 
-Called by whoever takes files in, and once by each process when it starts.
+A process that is killed leaves its folders behind. Each process removes such folders when it starts.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ _NAME = "longcat-upload-"
 
 @contextmanager
 def upload_folder(parent: Path | None) -> Iterator[Path]:
-    """A folder for one request, gone after it. `parent` is where it lies; None: among temporary files.
+    """Create a folder in `parent`, or in the system's temporary folder, and remove it at the end.
 
-    It is locked by its process for as long as that lives, and gets the name by which it is found after that.
+    The process locks the folder for as long as it lives. The folder gets the name by which
+    `remove_abandoned_folders` finds it only after it is locked.
     """
     made = Path(tempfile.mkdtemp(dir=parent, prefix=f".{_NAME}"))
     folder = made.with_name(made.name.removeprefix("."))
@@ -31,16 +32,16 @@ def upload_folder(parent: Path | None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_abandoned(parent: Path | None) -> None:
-    """Remove the folders there whose process is dead."""
+def remove_abandoned_folders(parent: Path | None) -> None:
+    """Remove the folders whose processes have died."""
     for folder in Path(parent or tempfile.gettempdir()).glob(f"{_NAME}*"):
-        with suppress(OSError), _locked(folder):  # or it is somebody else's, or just gone
+        with suppress(OSError), _locked(folder):  # skip folders that are in use, not ours, or just removed
             shutil.rmtree(folder)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Raises BlockingIOError if another has it locked."""
+    """Lock the folder. Raise BlockingIOError if another process has locked it."""
     with (folder / ".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -1,1 +1,1 @@
-"""Order videos and look after them: `POST /generate` and everything under `/jobs`."""
+"""Create and manage jobs: `POST /generate` and everything under `/jobs`."""

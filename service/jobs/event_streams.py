@@ -1,7 +1,7 @@
-"""The event streams that are open in this process: how many there may be, and which have news.
+"""The event streams that are open in this process: limit their number, and wake those with news.
 
-One poll asks for the changes of all watched jobs, in threads that no other request waits for, so a stream
-that waits costs neither a thread nor a command of its own.
+One poll asks Redis for the changes of all watched jobs, in threads of its own. An idle stream therefore costs
+neither a thread nor a Redis command.
 """
 
 from __future__ import annotations
@@ -21,79 +21,79 @@ from jobs.errors import LimitReached, Unavailable
 from jobs.store.events import changed_jobs
 from service.settings import Settings
 
-_THREADS = 4
-_RETRY_S = 5
+_NUM_THREADS = 4
+_RETRY_AFTER_S = 5
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
 class EventStream:
-    """A client that watches a job. `seen` is the id of the last event that was read for it."""
+    """A client that watches a job. `last_event_id` is the last event that was read for it."""
 
     owner: str
     job_id: str
-    seen: str
-    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    last_event_id: str
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait(self, timeout_s: float) -> None:
-        """Wait for news, or for the time to pass."""
+        """Wait until the job changes, at most `timeout_s`."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.woken.wait(), timeout_s)
-        self.woken.clear()
+            await asyncio.wait_for(self.changed.wait(), timeout_s)
+        self.changed.clear()
 
 
 class EventStreams:
-    """All open streams of one app. Used on the event loop alone."""
+    """All open event streams of one app. Use it on the event loop only."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self._settings = settings
         self._open: set[EventStream] = set()
-        self._threads = CapacityLimiter(_THREADS)
+        self._threads = CapacityLimiter(_NUM_THREADS)
         self._poll: asyncio.Task[None] | None = None
         self.is_closing = False
 
     @contextmanager
-    def open(self, owner: str, job_id: str, seen: str) -> Iterator[EventStream]:
+    def open(self, owner: str, job_id: str, last_event_id: str) -> Iterator[EventStream]:
         """Register a stream while the context is open. Raise LimitReached."""
         self._check_limits(owner)
-        stream = EventStream(owner, job_id, seen)
+        stream = EventStream(owner, job_id, last_event_id)
         self._open.add(stream)
         if self._poll is None:
-            self._poll = asyncio.create_task(self._wake_changed())
+            self._poll = asyncio.create_task(self._poll_changes())
         try:
             yield stream
         finally:
             self._open.remove(stream)
 
     def close(self) -> None:
-        """Have all streams end: the service is about to."""
+        """Make all streams end, before the service shuts down."""
         self.is_closing = True
         for stream in self._open:
-            stream.woken.set()
+            stream.changed.set()
 
-    async def run(self, read: Callable[[], T]) -> T:
-        """Run a function that waits for Redis in a thread of the streams."""
+    async def run(self, read: Callable[[], Result]) -> Result:
+        """Run a function that talks to Redis in a thread of the streams."""
         return await run_sync(read, limiter=self._threads)
 
     def _check_limits(self, owner: str) -> None:
         of_owner = sum(stream.owner == owner for stream in self._open)
         for name, count in (("owner_event_streams", of_owner), ("total_event_streams", len(self._open))):
-            bound: int | None = getattr(self._settings, name)
-            if bound is not None and count >= bound:
-                raise LimitReached(name, str(bound), _RETRY_S)
+            limit: int | None = getattr(self._settings, name)
+            if limit is not None and count >= limit:
+                raise LimitReached(name, str(limit), _RETRY_AFTER_S)
 
-    async def _wake_changed(self) -> None:
-        """Wake the streams whose jobs have changed, again and again, until no stream is open."""
+    async def _poll_changes(self) -> None:
+        """Wake the streams whose jobs have changed, until no stream is open."""
         try:
             while self._open:
-                seen = [(stream.job_id, stream.seen) for stream in self._open]
-                with suppress(Unavailable):  # the streams find out by themselves
+                seen = [(stream.job_id, stream.last_event_id) for stream in self._open]
+                with suppress(Unavailable):  # each stream meets the outage itself when it reads its job
                     changed = await self.run(partial(changed_jobs, self._redis, seen))
                     for stream in self._open:
                         if stream.job_id in changed:
-                            stream.woken.set()
+                            stream.changed.set()
                 await asyncio.sleep(self._settings.event_interval_s)
         finally:
             self._poll = None

@@ -1,7 +1,7 @@
-"""A job as it goes, pushed to the client: server-sent events from the job's stream of changes.
+"""Push the changes of a job to clients as server-sent events.
 
-Every event carries the whole job as it stands, so a client that missed some has missed nothing. A stream ends
-with its job, with the right to see it, and before the service ends.
+Every event carries the whole job, so a client that missed some has missed nothing. A stream ends with its
+job, when the client loses the right to see it, and before the service shuts down.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from starlette.types import Receive, Scope, Send
 
 from jobs.errors import InvalidRequest, JobNotFound, Unavailable
 from jobs.record import ENDED
-from service.backend import Backend, Served
-from service.errors import documented
+from service.backend import Backend, CurrentBackend
+from service.http.error_handlers import error_responses
 from service.jobs.event_streams import EventStream, EventStreams
 from service.jobs.views import JobView
 
 router = APIRouter(tags=["jobs"])
 
 _EVENT_ID = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
-_BEGINNING = "0"
-_TURNS_TO_LOOK = (
-    6  # after so many intervals without news the job is read again: its place in the queue changes
-)
+_BEFORE_FIRST_EVENT = "0"
+_INTERVALS_BETWEEN_READS = 6  # without events, the job is read this often: its queue position changes
 _EVENT: dict[str, Any] = {
     "type": "object",
     "description": "Each event of the stream.",
@@ -40,78 +38,80 @@ _EVENT: dict[str, Any] = {
 }
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events `status`, `progress` and, at last, `done`; the data of each is the job.",
+        "description": "Events `status`, `progress` and finally `done`. The data of each event is the job.",
         "content": {"text/event-stream": {"schema": _EVENT}},
     }
 }
 
 
 @router.get(
-    "/jobs/{job_id}/events", response_class=StreamingResponse, responses=_STREAM | documented(404, 422, 503)
+    "/jobs/{job_id}/events",
+    response_class=StreamingResponse,
+    responses=_STREAM | error_responses(404, 422, 503),
 )
 async def get_events(
     job_id: str,
     request: Request,
-    backend: Served,
-    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+    backend: CurrentBackend,
+    last_event_id: Annotated[str | None, Header(description="Continue after this event.")] = None,
 ) -> StreamingResponse:
-    """Watch a job: an event for each change, until it has ended."""
+    """Watch a job: an event for each change, until the job has ended."""
     if last_event_id is not None and not _EVENT_ID.fullmatch(last_event_id):
         raise InvalidRequest("Last-Event-ID: must be the id of an event", "Last-Event-ID")
     streams: EventStreams = request.app.state.event_streams
-    await streams.run(partial(backend.job_store.client.get, job_id))
-    return _Watched(job_id, last_event_id or _BEGINNING, backend, streams)
+    await streams.run(partial(backend.jobs.get, job_id))
+    return _EventStreamResponse(job_id, last_event_id or _BEFORE_FIRST_EVENT, backend, streams)
 
 
-class _Watched(StreamingResponse):
-    """The answer that counts as an open stream for as long as it is being sent."""
+class _EventStreamResponse(StreamingResponse):
+    """A response that counts as an open event stream while it is being sent."""
 
-    def __init__(self, job_id: str, seen: str, backend: Backend, streams: EventStreams) -> None:
+    def __init__(self, job_id: str, last_event_id: str, backend: Backend, streams: EventStreams) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__((), 200, headers, "text/event-stream")
-        self._open = partial(streams.open, backend.owner, job_id, seen)
-        self._watch = partial(_watch, backend=backend, streams=streams)
+        self._open = partial(streams.open, backend.owner, job_id, last_event_id)
+        self._events = partial(_events, backend=backend, streams=streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events. Raise LimitReached before anything is sent."""
         with self._open() as stream:
-            self.body_iterator = self._watch(stream)
+            self.body_iterator = self._events(stream)
             await super().__call__(scope, receive, send)
 
 
-async def _watch(stream: EventStream, backend: Backend, streams: EventStreams) -> AsyncIterator[str]:
-    shown: JobView | None = None
+async def _events(stream: EventStream, backend: Backend, streams: EventStreams) -> AsyncIterator[str]:
+    sent: JobView | None = None
     while not streams.is_closing:
         try:
             job = await streams.run(partial(_read_if_authorized, stream, backend))
         except (JobNotFound, Unavailable):
             return
         if job is None:
-            yield ": you may no longer see this\n\n"
+            yield ": you are no longer allowed to see this job\n\n"
             return
-        yield _message(stream.seen, job, shown)
+        yield _format_event(stream.last_event_id, job, sent)
         if job.status in ENDED:
             return
-        shown = job
-        await stream.wait(backend.settings.event_interval_s * _TURNS_TO_LOOK)
-    yield ": the service ends; connect again\n\n"
+        sent = job
+        await stream.wait(backend.settings.event_interval_s * _INTERVALS_BETWEEN_READS)
+    yield ": the service is shutting down; connect again\n\n"
 
 
 def _read_if_authorized(stream: EventStream, backend: Backend) -> JobView | None:
     """Return the job, at least as new as the last event, or None if the client may no longer see it."""
     if not backend.is_authorized():
         return None
-    if changes := backend.job_store.client.events(stream.job_id, stream.seen):
-        stream.seen = changes[-1].id
-    job = backend.show(backend.job_store.client.get(stream.job_id))
-    if job.status == "queued" and job.queue_position is None:  # it changed between the two questions
-        return backend.show(backend.job_store.client.get(stream.job_id))
+    if events := backend.jobs.events(stream.job_id, stream.last_event_id):
+        stream.last_event_id = events[-1].id
+    job = backend.view(backend.jobs.get(stream.job_id))
+    if job.status == "queued" and job.queue_position is None:  # it left the queue between the two reads
+        return backend.view(backend.jobs.get(stream.job_id))
     return job
 
 
-def _message(event_id: str, job: JobView, shown: JobView | None) -> str:
-    if job == shown:
-        return ": still so\n\n"  # which keeps the connection alive
-    is_new = shown is None or job.status != shown.status
-    kind = "done" if job.status in ENDED else "status" if is_new else "progress"
+def _format_event(event_id: str, job: JobView, sent: JobView | None) -> str:
+    if job == sent:
+        return ": no change\n\n"  # keeps the connection alive
+    is_new_status = sent is None or job.status != sent.status
+    kind = "done" if job.status in ENDED else "status" if is_new_status else "progress"
     return f"id: {event_id}\nevent: {kind}\ndata: {job.model_dump_json()}\n\n"

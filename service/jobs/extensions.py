@@ -1,9 +1,8 @@
-"""From seconds to frames and segments, and back: what lengths the OpenAI-compatible routes can order.
+"""Convert lengths in seconds, which OpenAI's API uses, to frames and segments, and back.
 
-Called by `service.openai.bodies` and `service.openai.views`. A checkpoint makes 4k + 1 frames at a time, and
-longer videos of several segments, each of which begins with the last frames of the one before. So a length in
-seconds is brought to the nearest that there is: within two frames for each segment, of which there are as few
-as can hold it.
+A segment has 4k + 1 frames. Longer videos have several segments, each of which begins with the last frames of
+the previous one. A length in seconds is rounded to the nearest possible length, with as few segments as
+possible; the error is at most two frames for each segment.
 """
 
 from __future__ import annotations
@@ -12,27 +11,28 @@ import math
 import re
 from typing import NamedTuple
 
-from model.spec.shapes import FRAME_STRIDE, Limits
+from model.spec.geometry import FRAME_STRIDE
+from model.spec.limits import Limits
 
 SECONDS = re.compile(r"^[0-9]{1,5}(\.[0-9]{1,3})?$")
 
 
 class Length(NamedTuple):
-    """Frames of each segment, those repeated included, and how many segments there are."""
+    """Frames of each segment, including those that repeat the previous one, and number of segments."""
 
     num_frames: int
     num_segments: int
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds as clients write them: `"8"`, `"6.2"`. Raises ValueError for anything else, and for zero."""
+    """Return the seconds in a text such as `8` or `6.2`. Raise ValueError for other texts and for zero."""
     if not SECONDS.fullmatch(text) or not float(text):
         raise ValueError("must be seconds, as in 8 or 6.2")
     return float(text)
 
 
 def length_of(seconds: float, limits: Limits) -> Length:
-    """A new video of about so many seconds. Raises ValueError if the checkpoint makes none so long."""
+    """Return the length of a new video. Raise ValueError if it is longer than the checkpoint allows."""
     num_frames = _nearest(seconds * limits.fps - 1) + 1
     if num_frames <= limits.max_num_frames:
         return Length(num_frames, 1)
@@ -40,12 +40,12 @@ def length_of(seconds: float, limits: Limits) -> Length:
 
 
 def length_of_extension(seconds: float, limits: Limits) -> Length:
-    """About so many seconds more, behind the frames taken over from a clip. Raises ValueError as above."""
+    """Return the length of a continuation of a clip. Raise ValueError if it is too long."""
     return _segments(seconds * limits.fps, limits)
 
 
 def seconds_text(num_frames: int, limits: Limits) -> str:
-    """The shortest text that orders a video of so many frames; else its seconds, to the hundredth."""
+    """Return the shortest text that requests so many frames; if there is none, the seconds to 0.01."""
     seconds = num_frames / limits.fps
     for text in (f"{seconds:.0f}", f"{seconds:.1f}"):
         if float(text) and _total(float(text), limits) == num_frames:
@@ -62,7 +62,7 @@ def _total(seconds: float, limits: Limits) -> int | None:
 
 
 def _segments(new_frames: float, limits: Limits) -> Length:
-    """As few segments as can hold so many frames beside those that each takes over, all of one length."""
+    """Return the fewest segments of equal length that add so many new frames."""
     most = limits.max_num_frames - limits.num_condition_frames
     num_segments = max(1, math.ceil(new_frames / (most + FRAME_STRIDE / 2)))
     if num_segments > limits.max_num_segments:
@@ -72,5 +72,5 @@ def _segments(new_frames: float, limits: Limits) -> Length:
 
 
 def _nearest(frames: float) -> int:
-    """The multiple of the stride that is nearest, the larger of two; not below zero."""
+    """Return the nearest multiple of the stride, rounding up halves; not below zero."""
     return max(0, math.floor(frames / FRAME_STRIDE + 0.5) * FRAME_STRIDE)

@@ -1,4 +1,8 @@
-"""Handing out what a finished job has: whole, in part, or by a link into an S3 store."""
+"""Serve the files of a finished job: its video, thumbnail and timeline.
+
+A file in a folder is streamed, whole or in part. A file in an S3 store is answered with a redirect to a
+presigned URL, except for HEAD requests.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from jobs.errors import JobNotReady
 from jobs.record import Result
 from jobs.storage.keys import timeline_key
-from service.backend import Backend, Served
-from service.errors import documented
-from service.http.ranges import wanted_range
+from service.backend import Backend, CurrentBackend
+from service.http.error_handlers import error_responses
+from service.http.ranges import parse_range
 
 router = APIRouter(tags=["jobs"])
 
@@ -27,21 +31,21 @@ _SCHEMAS = {
 _HEADERS = {"ETag": {"schema": {"type": "string"}}, "Accept-Ranges": {"schema": {"type": "string"}}}
 
 
-def answers(*media_types: str) -> dict[int | str, dict[str, object]]:
-    """What a route answers that hands out such files."""
-    content = {kind: {"schema": _SCHEMAS.get(kind, _BINARY)} for kind in media_types}
+def file_responses(*media_types: str) -> dict[int | str, dict[str, object]]:
+    """Return the `responses` argument of a route that serves files of these types."""
+    content = {media_type: {"schema": _SCHEMAS.get(media_type, _BINARY)} for media_type in media_types}
     return {
-        200: {"description": "All of it", "content": content, "headers": _HEADERS},
-        206: {"description": "The range asked for", "content": content, "headers": _HEADERS},
+        200: {"description": "The whole file", "content": content, "headers": _HEADERS},
+        206: {"description": "The requested range", "content": content, "headers": _HEADERS},
         304: {"description": "Not changed since `If-None-Match`"},
-        307: {"description": "It lies in an object store, there"},
-        **documented(404, 409, 410, 416, 503),
+        307: {"description": "The file is in an object store, at this URL"},
+        **error_responses(404, 409, 410, 416, 503),
     }
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a finished job; `etag` with its quotes."""
+    """A file of a finished job. `etag` includes its quotes; `name` is suggested for saving the file."""
 
     key: str
     media_type: str
@@ -50,29 +54,30 @@ class StoredFile:
 
 
 @router.head("/jobs/{job_id}/video", include_in_schema=False)
-@router.get("/jobs/{job_id}/video", response_class=Response, responses=answers("video/mp4"))
-def get_video(job_id: str, request: Request, backend: Served) -> Response:
-    """The finished MP4, with ranges; a redirect where it lies in an object store."""
+@router.get("/jobs/{job_id}/video", response_class=Response, responses=file_responses("video/mp4"))
+def get_video(job_id: str, request: Request, backend: CurrentBackend) -> Response:
+    """Return the finished video as MP4. Ranges are supported; an object store is redirected to."""
     result = _result(job_id, backend)
     file = StoredFile(result.video_key, "video/mp4", f'"{result.sha256}"', f"{job_id}.mp4")
     return _serve(file, request, backend)
 
 
 @router.head("/jobs/{job_id}/thumbnail", include_in_schema=False)
-@router.get("/jobs/{job_id}/thumbnail", response_class=Response, responses=answers("image/jpeg"))
-def get_thumbnail(job_id: str, request: Request, backend: Served) -> Response:
-    """A still of the finished video, as JPEG."""
+@router.get("/jobs/{job_id}/thumbnail", response_class=Response, responses=file_responses("image/jpeg"))
+def get_thumbnail(job_id: str, request: Request, backend: CurrentBackend) -> Response:
+    """Return a frame of the finished video as JPEG."""
     result = _result(job_id, backend)
     file = StoredFile(result.thumbnail_key, "image/jpeg", f'"{result.sha256}-still"', f"{job_id}.jpg")
     return _serve(file, request, backend)
 
 
 @router.head("/jobs/{job_id}/timeline", include_in_schema=False)
-@router.get("/jobs/{job_id}/timeline", response_class=Response, responses=answers("application/json"))
-def get_timeline(job_id: str, request: Request, backend: Served) -> Response:
-    """What was done for a finished job, and when: a trace that Perfetto and chrome://tracing open.
+@router.get("/jobs/{job_id}/timeline", response_class=Response, responses=file_responses("application/json"))
+def get_timeline(job_id: str, request: Request, backend: CurrentBackend) -> Response:
+    """Return a trace of how a finished job was processed, which Perfetto and chrome://tracing can open.
 
-    Trace Event Format; times are microseconds since 1970. 410 if it could not be stored.
+    The format is the Trace Event Format; times are microseconds since 1970. Answers 410 if the trace could
+    not be stored.
     """
     result = _result(job_id, backend)
     key, etag = timeline_key(result.video_key), f'"{result.sha256}-timeline"'
@@ -81,44 +86,44 @@ def get_timeline(job_id: str, request: Request, backend: Served) -> Response:
 
 
 def _result(job_id: str, backend: Backend) -> Result:
-    job = backend.job_store.client.get(job_id)
+    job = backend.jobs.get(job_id)
     if job.result is None:
         raise JobNotReady(f"the job is {job.status} and has no video")
     return job.result
 
 
 def _serve(file: StoredFile, request: Request, backend: Backend) -> Response:
-    if _client_has(request, file):
+    if _is_cached(request, file):
         return Response(status_code=304, headers={"ETag": file.etag})
     if request.method != "HEAD" and (link := backend.storage.link(file.key, backend.settings.link_expires_s)):
         return RedirectResponse(link, 307)
     size_bytes = backend.storage.size_bytes(file.key)
-    part = wanted_range(request.headers.get("Range"), size_bytes) if _range_counts(request, file) else None
-    sent = range(size_bytes) if part is None else part
-    status = 200 if part is None else 206
-    headers = _headers(file, sent)
-    if part is not None:
-        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size_bytes}"
-    if request.method == "HEAD":
-        return Response(None, status, headers, file.media_type)
-    chunks = backend.storage.read(file.key, sent.start, sent.stop)
-    return StreamingResponse(chunks, status, headers, file.media_type)
-
-
-def _headers(file: StoredFile, sent: range) -> dict[str, str]:
-    return {
+    requested = (
+        parse_range(request.headers.get("Range"), size_bytes) if _range_applies(request, file) else None
+    )
+    served = range(size_bytes) if requested is None else requested
+    headers = {
         "ETag": file.etag,
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'inline; filename="{file.name}"',
-        "Content-Length": str(len(sent)),
+        "Content-Length": str(len(served)),
     }
+    status = 200
+    if requested is not None:
+        status = 206
+        headers["Content-Range"] = f"bytes {served.start}-{served.stop - 1}/{size_bytes}"
+    if request.method == "HEAD":
+        return Response(None, status, headers, file.media_type)
+    chunks = backend.storage.read(file.key, served.start, served.stop)
+    return StreamingResponse(chunks, status, headers, file.media_type)
 
 
-def _client_has(request: Request, file: StoredFile) -> bool:
+def _is_cached(request: Request, file: StoredFile) -> bool:
+    """Check that the client has this version of the file already."""
     known = request.headers.get("If-None-Match", "")
     return known.strip() == "*" or file.etag in known
 
 
-def _range_counts(request: Request, file: StoredFile) -> bool:
-    """Whether the client's copy, if it has a part of one, is of this very file."""
+def _range_applies(request: Request, file: StoredFile) -> bool:
+    """Check that a range, if it is bound to a version of the file by `If-Range`, is bound to this one."""
     return request.headers.get("If-Range", file.etag) == file.etag

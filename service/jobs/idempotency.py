@@ -1,8 +1,7 @@
-"""Requests that may be sent twice: the header `Idempotency-Key` of every POST that creates a job.
+"""Make requests safe to repeat: the `Idempotency-Key` header of every POST that creates a job.
 
-The same key and the same request give the same job, however often and however concurrently they come, for
-as long as the job is kept. Keys of different owners are different keys. What makes that exact is in
-`jobs.store.idempotency`.
+The same key with the same request returns the same job, however often and concurrently it is sent, for as
+long as the job is kept. Keys belong to their owner. `jobs.store.idempotency` holds the atomic part.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO
 
@@ -26,7 +25,7 @@ _CHUNK_BYTES = 1 << 20
 REPLAYED = "Idempotent-Replayed"
 REPLAYED_HEADER: dict[str, dict[str, Any]] = {
     REPLAYED: {
-        "description": "`true` if this key and this request made the job before",
+        "description": "`true` if an earlier request with this key created the job",
         "schema": {"type": "string", "enum": ["true"]},
     }
 }
@@ -37,43 +36,47 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern="^[!-~]+$",
-        description="Of your choice, new for each video; a request sent twice with it makes one job.",
+        description="Any text, new for each video. A request repeated with its key creates no second job.",
     ),
 ]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request as it is told from others: where it came in, with which key and what body."""
+class IdempotentRequest:
+    """The parts of a request that distinguish it from others."""
 
     route: str
     body: Body
     key: str | None
 
     def fingerprint(self) -> str:
-        """A digest of what is asked for; how a form was cut into parts does not count."""
+        """Return a digest of the route, the fields and the files. The form's encoding does not count."""
         digest = hashlib.sha256(json.dumps([self.route, self.body.values], sort_keys=True).encode())
         for name, file in sorted(self.body.files.items()):
             digest.update(name.encode() + _digest(file))
         return digest.hexdigest()
 
 
-def once(asked: Asked, backend: Backend, response: Response, create: Callable[[Hold | None], Job]) -> Job:
-    """The job of this request: made now, or found by its key, which `response` then says.
+def idempotent(
+    request: IdempotentRequest, backend: Backend, response: Response, create: Callable[[Hold | None], Job]
+) -> Job:
+    """Return the job of this request: an existing one if the key is known, else the one that `create` makes.
 
-    Raises KeyReused if the key was given to another request; whatever `create` raises leaves the key free.
+    Sets the header `Idempotent-Replayed` on `response` if the job existed. If `create` fails, the key is free
+    again. Raises KeyReused if the key was used for another request, and whatever `create` raises.
     """
-    if asked.key is None:
+    if request.key is None:
         return create(None)
-    hold = backend.keys.hold(backend.owner, asked.key, asked.fingerprint())
+    hold = backend.idempotency_keys.hold(backend.owner, request.key, request.fingerprint())
     if hold.job:
         response.headers[REPLAYED] = "true"
         return hold.job
-    with ExitStack() as failed:
-        failed.callback(_release, hold, backend)
-        job = create(hold)
-        failed.pop_all()
-    return job
+    try:
+        return create(hold)
+    except BaseException:
+        with suppress(Unavailable):  # the key expires by itself
+            backend.idempotency_keys.release(hold)
+        raise
 
 
 def _digest(file: BinaryIO) -> bytes:
@@ -82,8 +85,3 @@ def _digest(file: BinaryIO) -> bytes:
         digest.update(chunk)
     file.seek(0)
     return digest.digest()
-
-
-def _release(hold: Hold, backend: Backend) -> None:
-    with suppress(Unavailable):  # then the key lapses by itself
-        backend.keys.release(hold)

@@ -1,120 +1,94 @@
-"""From a request to an order in which nothing is left open. Called by `service.jobs.routes`.
-
-Rules of shape are `model.spec.shapes`' affair; here are those of texts, and the settling of seed and inputs.
-"""
+"""Turn a checked request and its input files into an order, or refuse it."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
 
 from jobs.capability import Capability
 from jobs.errors import InvalidRequest, QualityNotAllowed
-from jobs.order import Order, Refinement
-from model.spec.shapes import GenerationParams, InvalidParams, Limits, Plan, resolve
-from service.inputs.body import FILES
-from service.inputs.inputs import Input
+from jobs.order import Order
+from model.spec.errors import InvalidParams
+from model.spec.limits import Limits
+from model.spec.plan import Plan
+from model.spec.resolve import Inputs, resolve
+from service.inputs.reader import CheckedInput
 from service.jobs.bodies import GenerateRequest
 
-_DRAWN_BELOW = 1 << 53  # every JSON reader keeps such a number whole
-_OF_REQUEST = {field.name for field in fields(GenerationParams)} & set(GenerateRequest.model_fields)
-_OF_ORDER = {field.name for field in fields(Plan)} & set(Order.model_fields) - {"refinement"}
+_RANDOM_SEEDS = 1 << 53  # every JSON reader keeps such a number exact
 
 
-def check_texts(request: GenerateRequest, limits: Limits) -> None:
-    """Refuse what can be refused before any input is fetched. Raises InvalidRequest."""
+def check_prompts(request: GenerateRequest, limits: Limits) -> None:
+    """Raise InvalidRequest if there is no prompt, or if a text is too long. Needs no input files."""
     if request.prompt is None and request.prompts is None:
-        raise _illegal("prompt", "is required, or prompts")
+        raise _invalid("prompt", "is required, or prompts")
     if request.prompt is not None and request.prompts is not None:
-        raise _illegal("prompts", "cannot stand beside prompt")
+        raise _invalid("prompts", "cannot be combined with prompt")
     field = "prompts" if request.prompt is None else "prompt"
-    texts = [(field, text) for text in _prompts(request)]
+    texts = [(field, prompt) for prompt in request.all_prompts()]
     for name, text in [*texts, ("negative_prompt", request.negative_prompt or "")]:
         if len(text) > limits.max_prompt_characters:
-            raise _illegal(name, f"must have at most {limits.max_prompt_characters} characters")
+            raise _invalid(name, f"must have at most {limits.max_prompt_characters} characters")
 
 
-def step_cache_for(request: GenerateRequest, allowed: float | None) -> float | None:
-    """What balanced means here: the operator's threshold, if there is one. Raises QualityNotAllowed."""
-    if request.quality == "exact":
-        return None
-    if allowed is None:
+def check_quality(request: GenerateRequest, step_cache: float | None) -> None:
+    """Raise QualityNotAllowed for `balanced` unless the operator chose a threshold for it."""
+    if request.quality == "balanced" and step_cache is None:
         raise QualityNotAllowed("quality: this service makes exact videos only", "quality")
-    return allowed
 
 
-def settle_order(
-    request: GenerateRequest, inputs: Mapping[str, Input], limits: Limits, step_cache: float | None
+def make_order(
+    request: GenerateRequest,
+    files: Mapping[str, CheckedInput],
+    capability: Capability,
+    step_cache: float | None,
 ) -> Order:
-    """Resolve a request against a checkpoint's limits. Raises InvalidRequest, naming the field."""
-    plan = _settle(request, inputs, limits, step_cache)
-    settled: dict[str, Any] = {name: getattr(plan, name) for name in _OF_ORDER}
-    files: dict[str, Any] = {field: taken.file for field, taken in inputs.items()}
+    """Resolve a request and its files, by field, into an order.
+
+    Raises InvalidRequest, which names the field, if the request breaks a limit of the checkpoint.
+    """
+    limits = Limits.from_json(capability.limits)
+    sizes = {field: file.clip for field, file in files.items()}
+    image = sizes.get("image")
+    inputs = Inputs(
+        num_prompts=len(request.all_prompts()),
+        image=image and image.size,
+        video=sizes.get("video"),
+        condition_video=sizes.get("condition_video"),
+    )
+    try:
+        plan = resolve(request, inputs, limits, step_cache=step_cache)
+    except InvalidParams as error:
+        raise _invalid(error.field, error.rule) from error
+    negative_prompt = _resolve_negative_prompt(request, plan, limits)
+    check_capability(plan, capability)
     return Order(
-        prompts=_prompts(request),
-        negative_prompt=_negative_prompt(request, plan, limits),
-        seed=secrets.randbelow(_DRAWN_BELOW) if request.seed is None else request.seed,
-        refinement=_refinement(plan),
-        **settled,
-        **files,
+        plan=plan,
+        prompts=request.all_prompts(),
+        negative_prompt=negative_prompt,
+        seed=secrets.randbelow(_RANDOM_SEEDS) if request.seed is None else request.seed,
+        **{field: file.file for field, file in files.items()},
     )
 
 
-def check_capability(order: Order, capability: Capability) -> None:
-    """Refuse what this checkpoint lacks the weights for. Raises InvalidRequest."""
-    if order.task not in capability.tasks:
-        raise _illegal("task", f"this checkpoint makes {', '.join(capability.tasks)}")
-    if order.distilled and "cfg_step_lora" not in capability.loras:
-        raise _illegal("distilled", "this checkpoint has no cfg_step_lora")
-    if order.refinement and "refinement_lora" not in capability.loras:
-        raise _illegal(
-            "task" if order.task == "refine" else "refine", "this checkpoint has no refinement_lora"
-        )
-
-
-def _prompts(request: GenerateRequest) -> tuple[str, ...]:
-    return tuple(request.prompts or ()) if request.prompt is None else (request.prompt,)
-
-
-def _settle(
-    request: GenerateRequest, inputs: Mapping[str, Input], limits: Limits, step_cache: float | None
-) -> Plan:
-    given: dict[str, Any] = {name: getattr(request, name) for name in _OF_REQUEST - FILES}
-    given |= {field: taken.clip for field, taken in inputs.items()}
-    try:
-        return resolve(
-            GenerationParams(num_prompts=len(_prompts(request)), step_cache=step_cache, **given), limits
-        )
-    except InvalidParams as error:
-        raise _illegal(error.field, error.rule) from error
-
-
-def _check_capability(plan: Plan, capability: Capability) -> None:
+def check_capability(plan: Plan, capability: Capability) -> None:
+    """Raise InvalidRequest if the checkpoint lacks the weights that the plan needs."""
     if plan.task not in capability.tasks:
-        raise _illegal("task", f"this checkpoint makes {', '.join(capability.tasks)}")
+        raise _invalid("task", f"this checkpoint makes {', '.join(capability.tasks)}")
     if plan.distilled and "cfg_step_lora" not in capability.loras:
-        raise _illegal("distilled", "this checkpoint has no cfg_step_lora")
+        raise _invalid("distilled", "this checkpoint has no cfg_step_lora")
     if plan.refinement and "refinement_lora" not in capability.loras:
-        raise _illegal(
-            "task" if plan.task == "refine" else "refine", "this checkpoint has no refinement_lora"
-        )
+        field = "task" if plan.task == "refine" else "refine"
+        raise _invalid(field, "this checkpoint has no refinement_lora")
 
 
-def _negative_prompt(request: GenerateRequest, plan: Plan, limits: Limits) -> str | None:
+def _resolve_negative_prompt(request: GenerateRequest, plan: Plan, limits: Limits) -> str | None:
     if plan.guidance_scale > 1.0:
         return limits.negative_prompt if request.negative_prompt is None else request.negative_prompt
     if request.negative_prompt is not None:
-        raise _illegal("negative_prompt", "needs a guidance_scale above 1")
+        raise _invalid("negative_prompt", "needs a guidance_scale above 1")
     return None
 
 
-def _refinement(plan: Plan) -> Refinement | None:
-    if plan.refinement is None:
-        return None
-    return Refinement.model_validate(plan.refinement, from_attributes=True)
-
-
-def _illegal(field: str, rule: str) -> InvalidRequest:
+def _invalid(field: str, rule: str) -> InvalidRequest:
     return InvalidRequest(f"{field}: {rule}", field)

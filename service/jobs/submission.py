@@ -1,15 +1,16 @@
-"""Taking a request in: from a checked body to a queued job. Called by the routes that create jobs.
+"""Turn the body of a request into a queued job. All routes that create jobs call `submit`.
 
-What happens next: a worker is handed a ticket (`jobs.queue`), claims the job (`jobs.store.job_store`) and
-runs it (`worker.supervisor.supervisor`).
+What happens next: a worker receives a ticket (`jobs.queue`), claims the job (`jobs.store.holder`) and runs it
+(`worker.supervisor.supervisor`).
+
+Next on the way of a request: `jobs.store.client`, which stores the job.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
 
 from pydantic import ValidationError
 
@@ -20,59 +21,63 @@ from jobs.record import WEBHOOK_EVENTS, Job
 from jobs.storage.keys import new_job_id
 from jobs.store.idempotency import Hold
 from jobs.store.submission import Submission
-from model.spec.shapes import Limits
+from model.spec.limits import Limits
 from service.backend import Backend
 from service.errors import PriorityNotAllowed, invalid
 from service.inputs.body import FILES, Body
-from service.inputs.inputs import Given, Input, Intake
+from service.inputs.reader import CheckedInput, InputReader, InputSource
 from service.inputs.uploads import upload_folder
 from service.jobs.bodies import GenerateRequest
-from service.jobs.orders import check_capability, check_texts, settle_order, step_cache_for
+from service.jobs.orders import check_prompts, check_quality, make_order
 
 logger = logging.getLogger(__name__)
 
 
 def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
-    """Check a request, settle it, store its inputs and queue it, under the id of `hold` if it has a key.
+    """Check a request, resolve its options, store its input files and queue the job.
 
-    Raises InvalidRequest, PriorityNotAllowed (nothing is queued then), NoCapability before any worker has
-    come, Unavailable.
+    The job has the id of `hold` if the request has an idempotency key. Nothing is queued if this raises
+    InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet) or Unavailable.
     """
-    request = _parsed(body)
-    if request.priority == "high" and not backend.may_order_high:
+    request = _parse(body)
+    if request.priority == "high" and not backend.high_priority_allowed:
         raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
     capability = latest(backend.redis)
     limits = Limits.from_json(capability.limits)
-    check_texts(request, limits)
+    check_prompts(request, limits)
     if request.webhook_url:
-        backend.webhook_receivers.check(request.webhook_url)
-    step_cache = step_cache_for(request, backend.settings.step_cache)
+        backend.webhook_url_checker.check(request.webhook_url)
+    check_quality(request, backend.settings.step_cache)
+
     job_id = hold.job_id if hold else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:
-        intake = Intake(job_id, folder, backend.settings, backend.sandbox, limits.fps)
-        inputs = intake.take_all(_given(request, body.files))
-        order = settle_order(request, inputs, limits, step_cache)
-        check_capability(order, capability)
-        _store(job_id, inputs.values(), backend)
-    return _queue(
-        Submission(
-            id=job_id,
-            order=order,
-            priority=request.priority,
-            owner=backend.owner,
-            metadata=request.metadata,
-            webhook_url=request.webhook_url,
-            webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
-            max_queue_s=backend.settings.max_queue_s,
-            max_run_s=backend.settings.max_run_s,
-            hold=hold,
-            trace=current_names(),
-        ),
-        backend,
+        reader = InputReader(job_id, folder, backend.settings, backend.sandbox, limits.fps)
+        files = reader.read_all(_sources(request, body))
+        order = make_order(request, files, capability, backend.settings.step_cache)
+        _store(job_id, files.values(), backend)
+
+    submission = Submission(
+        id=job_id,
+        order=order,
+        priority=request.priority,
+        owner=backend.owner,
+        metadata=request.metadata,
+        webhook_url=request.webhook_url,
+        webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
+        max_queue_s=backend.settings.max_queue_s,
+        max_run_s=backend.settings.max_run_s,
+        hold=hold,
+        trace=current_names(),
     )
+    with _unavailable_if_expired():
+        job = backend.jobs.submit(submission)
+    with about(names_of(job)):
+        logger.info("queued a job for %s", job.owner or "everybody")
+    backend.run_after_response(lambda: _deliver(job.id, backend))
+    return job
 
 
-def _parsed(body: Body) -> GenerateRequest:
+def _parse(body: Body) -> GenerateRequest:
     for name in body.files.keys() & body.values.keys():
         raise InvalidRequest(f"{name}: is given twice", name)
     try:
@@ -81,37 +86,29 @@ def _parsed(body: Body) -> GenerateRequest:
         raise invalid(error.errors(include_url=False, include_input=False)) from error
 
 
-def _given(request: GenerateRequest, files: Mapping[str, BinaryIO]) -> dict[str, Given]:
-    sources = {name: getattr(request, name) for name in FILES if getattr(request, name) is not None}
-    return {**sources, **files}
+def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
+    """Return where each input file comes from, by field: an upload, a URL or base64."""
+    named = {name: getattr(request, name) for name in FILES if getattr(request, name) is not None}
+    return {**named, **body.files}
+
+
+def _store(job_id: str, files: Iterable[CheckedInput], backend: Backend) -> None:
+    """Store input files for the worker. They are removed unless the job is submitted in time."""
+    with _unavailable_if_expired():
+        for file in files:
+            backend.jobs.reserve(job_id)
+            backend.storage.put(file.file.key, file.path, file.file.media_type)
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
-    """What the job_store says if the id was given up meanwhile, in words for who sent the request."""
+def _unavailable_if_expired() -> Iterator[None]:
+    """Raise Unavailable if the reservation of the job's id expired before the job was submitted."""
     try:
         yield
     except JobNotFound as error:
         raise Unavailable("storing the inputs took too long; try again") from error
 
 
-@_in_time()
-def _store(job_id: str, inputs: Iterable[Input], backend: Backend) -> None:
-    """Put inputs where the worker fetches them; unless the job is submitted they are removed."""
-    for taken in inputs:
-        backend.job_store.client.reserve(job_id)
-        backend.storage.put(taken.file.key, taken.path, taken.file.media_type)
-
-
-@_in_time()
-def _queue(submission: Submission, backend: Backend) -> Job:
-    job = backend.job_store.client.submit(submission)
-    with about(names_of(job)):
-        logger.info("queued a job for %s", job.owner or "everybody")
-    backend.afterwards(lambda: _deliver(job.id, backend))
-    return job
-
-
 def _deliver(job_id: str, backend: Backend) -> None:
-    with suppress(Unavailable):  # the job is safe: a sweep delivers the ticket that is missing
-        backend.tickets.deliver(job_id)
+    with suppress(Unavailable):  # the job is stored: a sweep enqueues the ticket that is missing
+        backend.tickets.enqueue(job_id)

@@ -1,4 +1,4 @@
-"""A job as it is shown to clients. It knows records and links, and nothing of how they are stored."""
+"""Define how a job is shown to clients: without storage keys, with links."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.order import InputFile, Order, Priority, Quality, Refinement, Task
+from jobs.order import InputFile, Priority
 from jobs.record import Job, JobError, Progress, Result, Status, WebhookEvent
+from model.spec.params import Quality, Task
+from model.spec.plan import Plan
 
 
 class _View(BaseModel):
@@ -16,7 +18,7 @@ class _View(BaseModel):
 
 
 class InputView(_View):
-    """An image or a clip as it was taken in."""
+    """An image or a clip that came with the request."""
 
     media_type: str
     size_bytes: int
@@ -26,51 +28,47 @@ class InputView(_View):
     num_frames: int
 
     @classmethod
-    def of(cls, file: InputFile | None) -> Self | None:
-        """The file without the place where it lies."""
-        return cls(**file.model_dump(exclude={"key"})) if file else None
+    def of(cls, file: InputFile) -> Self:
+        """Return the view of a file, without its storage key."""
+        return cls(**file.model_dump(exclude={"key"}))
 
 
-class RequestView(_View):
-    """The request with everything settled, under the names that `POST /generate` takes."""
+class RequestView(Plan):
+    """The request with every option resolved, under the names that `POST /generate` takes."""
 
-    prompt: str | None = Field(description="When there is one for all segments.")
-    prompts: list[str] | None = Field(description="When there is one for each segment.")
-    negative_prompt: str | None = Field(description="null where there is no guidance.")
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+    task: Task = Field(exclude=True)  # a field of the job
+    step_cache: float | None = Field(None, exclude=True)  # clients know it as `quality`
+    quality: Quality
+    refine: bool
+    prompt: str | None = Field(description="null if each segment has its own.")
+    prompts: list[str] | None = Field(description="null if there is one for all segments.")
+    negative_prompt: str | None = Field(description="null if there is no guidance.")
     image: InputView | None
     video: InputView | None
     condition_video: InputView | None
-    height: int
-    width: int
-    num_frames: int
-    num_segments: int
-    num_condition_frames: int
-    num_inference_steps: int
-    guidance_scale: float
-    distilled: bool
-    quality: Quality
-    condition_cache: bool
-    enhance_hf: bool
-    refine: bool
-    refinement: Refinement | None = Field(description="The second stage, settled.")
-    fps: int = Field(description="Of the video before it is refined.")
     seed: int
     priority: Priority
     webhook_url: str | None
-    webhook_events: list[WebhookEvent] | None = Field(description="null where there is no `webhook_url`.")
+    webhook_events: list[WebhookEvent] | None = Field(description="null if there is no `webhook_url`.")
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        """What was ordered with this job."""
-        order = job.order
-        same = {name: getattr(order, name) for name in cls.model_fields.keys() & Order.model_fields.keys()}
-        files = {name: InputView.of(same[name]) for name in ("image", "video", "condition_video")}
-        single = order.prompts[0] if len(order.prompts) == 1 else None
+        """Return what was requested with this job."""
+        order, plan = job.order, job.order.plan
+        has_one_prompt = len(order.prompts) == 1
         return cls(
-            **same | files | {"prompts": None if single is not None else list(order.prompts)},
-            prompt=single,
-            quality=order.quality,
-            refine=order.refinement is not None and order.task != "refine",
+            **dict(plan),
+            quality="exact" if plan.step_cache is None else "balanced",
+            refine=plan.refinement is not None and plan.task != "refine",
+            prompt=order.prompts[0] if has_one_prompt else None,
+            prompts=None if has_one_prompt else list(order.prompts),
+            negative_prompt=order.negative_prompt,
+            image=order.image and InputView.of(order.image),
+            video=order.video and InputView.of(order.video),
+            condition_video=order.condition_video and InputView.of(order.condition_video),
+            seed=order.seed,
             priority=job.priority,
             webhook_url=job.webhook_url,
             webhook_events=list(job.webhook_events) if job.webhook_url else None,
@@ -90,11 +88,13 @@ class ResultView(_View):
     size_bytes: int
     sha256: str
     seed: int
-    dtype: str | None = Field(description="What matrices were multiplied in: float8_e4m3fn is less exact.")
+    dtype: str | None = Field(
+        description="Type in which matrices were multiplied: float8_e4m3fn is less exact."
+    )
 
     @classmethod
     def of(cls, result: Result, job_url: str) -> Self:
-        """The result with links in place of storage keys."""
+        """Return the result with links in place of storage keys."""
         return cls(
             video_url=f"{job_url}/video",
             thumbnail_url=f"{job_url}/thumbnail",
@@ -112,8 +112,8 @@ class JobView(_View):
     task: Task
     request: RequestView
     progress: Progress | None
-    queue_position: int | None = Field(description="1 for the job that is next; null unless queued.")
-    attempt: int = Field(description="How often a worker began it.")
+    queue_position: int | None = Field(description="1 for the next job; null unless queued.")
+    attempt: int = Field(description="How many times a worker started it.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -125,12 +125,12 @@ class JobView(_View):
 
     @classmethod
     def of(cls, job: Job, queue_position: int | None, public_url: str = "") -> Self:
-        """The record as it stands, with links that begin with `public_url`."""
-        same = {name: getattr(job, name) for name in cls.model_fields.keys() & Job.model_fields.keys()}
+        """Return the view of a job, with links that begin with `public_url`."""
+        shared = {name: getattr(job, name) for name in cls.model_fields.keys() & Job.model_fields.keys()}
         result = job.result and ResultView.of(job.result, f"{public_url.rstrip('/')}/jobs/{job.id}")
         return cls(
-            **same | {"result": result},
-            task=job.order.task,
+            **shared | {"result": result},
+            task=job.order.plan.task,
             request=RequestView.of(job),
             queue_position=queue_position,
         )
@@ -140,4 +140,4 @@ class JobPage(_View):
     """Jobs, the newest first."""
 
     jobs: list[JobView]
-    next: str | None = Field(description="Pass it as `after` for the next page; null on the last.")
+    next: str | None = Field(description="Pass it as `after` to get the next page; null on the last page.")

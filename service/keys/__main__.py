@@ -1,6 +1,6 @@
 """Manage API keys and webhook secrets: `python -m service.keys --help`.
 
-A key is valid, or no longer valid, at once for all running services.
+Changes take effect immediately in all running services.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from pydantic import ValidationError
 
 from jobs.connect import connect
 from jobs.errors import LongCatError
-from service.keys import ApiKey, ApiKeys
-from service.keys.authentication import EVERYBODY
-from service.settings import Settings, problems_of
+from service.keys.api_keys import ApiKey, ApiKeys
+from service.keys.authentication import ANONYMOUS
+from service.settings import Settings, describe_problems
 from service.webhooks.signing import Signer
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def main() -> int:
-    """Do what the command line says; 1 if it cannot be done, 2 if it makes no sense."""
-    options = _options()
+    """Run the command. Return the exit code: 1 if it fails, 2 for invalid settings."""
+    options = _parse_arguments()
     try:
         settings = Settings()
         with connect(settings.redis_url, settings.redis_patience_s) as redis:
             signer = Signer(redis, settings.webhook_secret, settings.webhook_secret_previous)
             return _run(options, ApiKeys(redis), signer)
     except ValidationError as error:
-        print("\n".join(problems_of(error)), file=sys.stderr)
+        print("\n".join(describe_problems(error)), file=sys.stderr)
         return 2
     except LongCatError as error:
         print(f"error: {error.message}", file=sys.stderr)
@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace, keys: ApiKeys, signer: Signer) -> int:
             print("It is not shown again.", file=sys.stderr)
         case "list":
             for key in keys.all():
-                print(_line(key))
+                print(_describe(key))
         case "revoke" if not keys.revoke(options.id):
             print(f"error: there is no key {options.id}", file=sys.stderr)
             return 1
@@ -57,38 +57,43 @@ def _run(options: argparse.Namespace, keys: ApiKeys, signer: Signer) -> int:
     return 0
 
 
-def _line(key: ApiKey) -> str:
-    state = f"revoked {key.revoked_at}" if key.revoked_at else "good" if key.is_valid else "expired"
+def _describe(key: ApiKey) -> str:
+    state = f"revoked {key.revoked_at}" if key.revoked_at else "valid" if key.is_valid else "expired"
     expiry = f"expires {key.expires_at}" if key.expires_at else "never expires"
     used = f"last used {key.last_used_at}" if key.last_used_at else "never used"
     rights = ["high priority"] if key.high_priority else []
-    return "  ".join([key.id, key.owner, f"made {key.created_at}", expiry, used, state, *rights])
+    return "  ".join([key.id, key.owner, f"created {key.created_at}", expiry, used, state, *rights])
 
 
-def _options() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m service.keys", description="Manage API keys.")
     commands = parser.add_subparsers(dest="command", required=True)
-    create = commands.add_parser("create", help="make a key and print it")
-    create.add_argument("owner", help="in whose name it asks")
+    create = commands.add_parser("create", help="create a key and print it")
+    create.add_argument("owner", help="the owner of the jobs that are requested with the key")
     expiry = create.add_mutually_exclusive_group()
     expiry.add_argument("--expires-in", type=_duration, metavar="90d", help="s, m, h or d; default: never")
     expiry.add_argument("--expires-at", type=_time, metavar="TIME", help="RFC 3339, as 2030-01-31T12:00:00Z")
-    create.add_argument("--allow-high", action="store_true", help="it may order with high priority")
-    commands.add_parser("list", help="print all keys, without what is secret")
-    revoke = commands.add_parser("revoke", help="end a key")
-    revoke.add_argument("id", help="as the list shows it; also the middle of the key itself")
-    secret = commands.add_parser("webhook-secret", help="print what an owner verifies webhooks with")
+    create.add_argument("--allow-high", action="store_true", help="allow jobs of high priority")
+    commands.add_parser("list", help="list all keys, without their secrets")
+    revoke = commands.add_parser("revoke", help="revoke a key")
+    revoke.add_argument("id", help="the id that `list` shows; also the middle part of the key")
+    secret = commands.add_parser(
+        "webhook-secret", help="print the secret with which an owner verifies webhooks"
+    )
     rotate = commands.add_parser(
-        "rotate-webhook-secret", help="print a new secret; both sign until the overlap ends"
+        "rotate-webhook-secret",
+        help="print a new secret; webhooks are signed with both secrets until the overlap ends",
     )
     for command in (secret, rotate):
-        command.add_argument("owner", nargs="?", default=EVERYBODY, help="absent: where there are no keys")
+        command.add_argument(
+            "owner", nargs="?", default=ANONYMOUS, help="default: jobs requested without a key"
+        )
     rotate.add_argument(
         "--overlap",
         type=_duration,
         default=timedelta(days=1),
         metavar="24h",
-        help="how long the secret before also signs; 0s ends it at once",
+        help="how long the previous secret also signs; 0s: not at all",
     )
     return parser.parse_args()
 
@@ -96,7 +101,7 @@ def _options() -> argparse.Namespace:
 def _duration(text: str) -> timedelta:
     shape = re.fullmatch(r"(\d{1,6})([smhd])", text)
     if shape is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number and s, m, h or d")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number followed by s, m, h or d")
     return timedelta(**{_UNITS[shape[2]]: int(shape[1])})
 
 

@@ -1,9 +1,8 @@
-"""What OpenAI's clients send, and which request of ours it means. Called by `service.openai.routes`.
+"""Define the bodies of OpenAI's videos API, and translate them to bodies of `POST /generate`.
 
-`size` is taken as it is where the checkpoint can make it. The four sizes of OpenAI's own API are always
-taken: where the checkpoint cannot make one, it means the size of the nearest ratio in the largest table.
-`seconds` is mapped by `service.jobs.extensions`. In a form, a part of an object is a field such as
-`video[id]`.
+A `size` is used as it is if the checkpoint can generate it. The four sizes of OpenAI's own API are always
+accepted: if the checkpoint cannot generate one, the size of the nearest ratio in the largest table is used.
+`service.jobs.extensions` converts `seconds`. In a form, a part of an object is a field such as `video[id]`.
 """
 
 from __future__ import annotations
@@ -23,31 +22,19 @@ from pydantic import (
 )
 
 from jobs.errors import InvalidRequest
-from model.spec.shapes import GenerationParams, InvalidParams, Limits, Size, resolve
+from model.spec.errors import InvalidParams
+from model.spec.geometry import Size
+from model.spec.limits import Limits
+from model.spec.params import GenerationParams, SamplingParams
+from model.spec.resolve import Inputs, resolve
 from service.errors import invalid
 from service.inputs.body import Body, FormFields
-from service.jobs.bodies import Choices, Prompt, Strict
+from service.jobs.bodies import JobOptions, Prompt, Strict, text_fields
 from service.jobs.extensions import SECONDS, Length, length_of, length_of_extension, parse_seconds
-
-CREATE_FORM = FormFields(
-    files=frozenset({"input_reference"}),
-    texts=frozenset(
-        {
-            *("prompt", "model", "size", "seconds", "negative_prompt", "quality", "priority", "webhook_url"),
-            *("input_reference[image_url]", "input_reference[file_id]"),
-        }
-    ),
-)
-EXTEND_FORM = FormFields(
-    files=frozenset({"video"}),
-    texts=frozenset(
-        {"prompt", "model", "seconds", "video[id]", "negative_prompt", "quality", "priority", "webhook_url"}
-    ),
-)
 
 _OPENAI_SIZES = {"720x1280", "1280x720", "1024x1792", "1792x1024"}
 _PART = re.compile(r"(\w+)\[(\w+)\]")
-_OUR_FIELDS = {  # which field of theirs an error in a field of ours is about
+_OPENAI_FIELDS = {  # field of `POST /generate`: the field of OpenAI's API that determines it
     "image": "input_reference",
     "height": "size",
     "width": "size",
@@ -57,24 +44,24 @@ _OUR_FIELDS = {  # which field of theirs an error in a field of ours is about
 }
 
 
-def _written(seconds: object) -> object:
-    """A number, where somebody sends one, as the text that clients of OpenAI send."""
+def _to_text(seconds: object) -> object:
+    """Return a number as a text, which is what OpenAI's clients send."""
     return str(seconds) if isinstance(seconds, int | float) and not isinstance(seconds, bool) else seconds
 
 
-def _legible(seconds: str) -> str:
+def _check_seconds(seconds: str) -> str:
     parse_seconds(seconds)
     return seconds
 
 
-def _no_files(file_id: str) -> str:
-    raise ValueError("there are no uploaded files to name: send the file itself, or an image_url")
+def _reject_file_id(file_id: str) -> str:
+    raise ValueError("uploaded files are not supported: send the file itself, or an image_url")
 
 
 Seconds = Annotated[
     str,
-    BeforeValidator(_written),
-    AfterValidator(_legible),
+    BeforeValidator(_to_text),
+    AfterValidator(_check_seconds),
     WithJsonSchema(
         {"anyOf": [{"type": "string", "pattern": SECONDS.pattern}, {"type": "number", "exclusiveMinimum": 0}]}
     ),
@@ -83,50 +70,65 @@ Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class ImageReference(Strict):
-    """The first frame, by its URL."""
+    """The first frame, given by its URL."""
 
-    file_id: Annotated[str, AfterValidator(_no_files)] | None = Field(None, description="Not supported.")
+    file_id: Annotated[str, AfterValidator(_reject_file_id)] | None = Field(
+        None, description="Not supported."
+    )
     image_url: str = Field(description="An http, https or data URL.", max_length=1 << 26)
 
 
 class VideoReference(Strict):
-    """A video that is finished."""
+    """A finished video."""
 
     id: str = Field(max_length=100)
 
 
-class VideoRequest(Choices):
-    """A video to be generated, as OpenAI's API has it, with choices that only this service has."""
+class VideoRequest(SamplingParams, JobOptions):
+    """A video to generate: the fields of OpenAI's API, and options that only this service has."""
 
-    prompt: Prompt = Field(description="What is to be seen.", examples=["A red ball rolls"])
+    prompt: Prompt = Field(description="What the video should show.", examples=["A red ball rolls"])
     input_reference: ImageReference | None = Field(None, description="The first frame.")
-    model: Model | None = Field(None, description="Any name: the answer has that of what is really used.")
+    model: Model | None = Field(
+        None, description="Any name. The response has the name of the model that is used."
+    )
     seconds: Seconds | None = Field(
-        None, description="Brought to the nearest length that can be made.", examples=["4"]
+        None, description="Rounded to the nearest possible length.", examples=["4"]
     )
     size: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
         None, description="Width × height in pixels.", examples=["1280x720"]
     )
 
 
-class ExtensionRequest(Choices):
-    """A video that goes on where another ends."""
+class ExtensionRequest(SamplingParams, JobOptions):
+    """A video that continues another one."""
 
-    prompt: Prompt = Field(description="What is to be seen next.", examples=["The ball comes to rest"])
-    seconds: Seconds = Field(description="How long it goes on.", examples=["4"])
-    video: VideoReference | None = Field(None, description="What goes on: a finished video, or a file.")
-    model: Model | None = Field(None, description="As in a new video.")
+    prompt: Prompt = Field(
+        description="What the continuation should show.", examples=["The ball comes to rest"]
+    )
+    seconds: Seconds = Field(description="Length of the continuation.", examples=["4"])
+    video: VideoReference | None = Field(
+        None, description="The video to continue: a finished one, or a file."
+    )
+    model: Model | None = Field(None, description="Any name, as for a new video.")
+
+
+CREATE_FORM = FormFields(
+    files=frozenset({"input_reference"}),
+    texts=text_fields(VideoRequest) | {"input_reference[image_url]", "input_reference[file_id]"},
+)
+EXTEND_FORM = FormFields(files=frozenset({"video"}), texts=text_fields(ExtensionRequest) | {"video[id]"})
 
 
 def read_request(body: Body) -> VideoRequest:
-    """What was sent to create a video. Raises InvalidRequest."""
-    with _told_apart(body, "input_reference"):
+    """Check a body that creates a video. Raise InvalidRequest if it is not valid."""
+    with _check_body(body, "input_reference"):
         return VideoRequest.model_validate(_nested(body.values))
 
 
 def read_extension(body: Body) -> ExtensionRequest:
-    """What was sent to extend a video. Raises InvalidRequest."""
-    with _told_apart(body, "video"):
+    """Check a body that extends a video. Raise InvalidRequest if it is not valid."""
+    with _check_body(body, "video"):
         request = ExtensionRequest.model_validate(_nested(body.values))
     if request.video is None and "video" not in body.files:
         raise InvalidRequest("video: is required", "video")
@@ -134,49 +136,52 @@ def read_extension(body: Body) -> ExtensionRequest:
 
 
 def new_video(request: VideoRequest, body: Body, limits: Limits) -> Body:
-    """The same as a body of `/generate`. Raises InvalidRequest."""
-    given = _chosen(request)
+    """Return the body of `POST /generate`. Raise InvalidRequest for an impossible length or size."""
+    values = _options(request)
     if request.input_reference:
-        given["image"] = {"url": request.input_reference.image_url}
+        values["image"] = {"url": request.input_reference.image_url}
     if request.size:
-        given |= _size(request.size, limits)._asdict()
+        values |= _size(request.size, limits)._asdict()
     if request.seconds:
-        given |= _length(request.seconds, limits, length_of)
+        values |= _length(request.seconds, limits, length_of)
     files = {"image": body.files["input_reference"]} if body.files else {}
-    return Body(given, files)
+    return Body(values, files)
 
 
 def longer_video(request: ExtensionRequest, clip: BinaryIO, size: Size | None, limits: Limits) -> Body:
-    """The same as a body of `/generate` that goes on with the clip, in its `size` if that can be made.
+    """Return a body of `POST /generate` that continues the clip, in its `size` if that is possible.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest for an impossible length.
     """
-    given = _chosen(request)
-    given |= _length(request.seconds, limits, length_of_extension)
-    if size and _can_make(size, limits):
-        given |= size._asdict()
-    return Body(given, {"video": clip})
+    values = _options(request)
+    values |= _length(request.seconds, limits, length_of_extension)
+    if size and _is_possible(size, limits):
+        values |= size._asdict()
+    return Body(values, {"video": clip})
 
 
-def _chosen(request: VideoRequest | ExtensionRequest) -> dict[str, Any]:
-    return request.model_dump(include={"prompt", *Choices.model_fields}, exclude_unset=True)
+def _options(request: VideoRequest | ExtensionRequest) -> dict[str, Any]:
+    """Return the fields that `POST /generate` has, too."""
+    shared = {"prompt", *SamplingParams.model_fields, *JobOptions.model_fields}
+    return request.model_dump(include=shared, exclude_unset=True)
 
 
 @contextmanager
 def in_their_words() -> Iterator[None]:
-    """Errors in a request of ours name the field that the client knows."""
+    """Replace the field that an InvalidRequest names by the one of OpenAI's API."""
     try:
         yield
     except InvalidRequest as error:
-        ours, _, rest = (error.field or "").partition(".")
-        if (theirs := _OUR_FIELDS.get(ours)) is None:
+        field, _, part = (error.field or "").partition(".")
+        if (openai_field := _OPENAI_FIELDS.get(field)) is None:
             raise
-        message = error.message.removeprefix(f"{ours}.{rest}" if rest else ours)
-        raise type(error)(f"{theirs}{message}", theirs) from error
+        message = error.message.removeprefix(f"{field}.{part}" if part else field)
+        raise type(error)(f"{openai_field}{message}", openai_field) from error
 
 
 @contextmanager
-def _told_apart(body: Body, field: str) -> Iterator[None]:
+def _check_body(body: Body, field: str) -> Iterator[None]:
+    """Raise InvalidRequest if `field` is given twice, or for a ValidationError of the block."""
     if field in body.files and any(name.partition("[")[0] == field for name in body.values):
         raise InvalidRequest(f"{field}: is given twice", field)
     try:
@@ -186,7 +191,7 @@ def _told_apart(body: Body, field: str) -> Iterator[None]:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a form calls `video[id]`, as the object that JSON has."""
+    """Return a form's fields such as `video[id]` as the objects that JSON has."""
     nested = {name: value for name, value in values.items() if not _PART.fullmatch(name)}
     for name, value in values.items():
         if part := _PART.fullmatch(name):
@@ -200,18 +205,18 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 def _size(text: str, limits: Limits) -> Size:
     width, height = map(int, text.split("x"))
     try:
-        plan = resolve(GenerationParams(height=height, width=width), limits)
+        plan = resolve(GenerationParams(height=height, width=width), Inputs(), limits)
     except InvalidParams as error:
         if text not in _OPENAI_SIZES:
             raise InvalidRequest(f"size: {error}", "size") from error
         largest = list(limits.buckets)[-1]
-        plan = resolve(GenerationParams(image=Size(height, width), resolution=largest), limits)
+        plan = resolve(GenerationParams(resolution=largest), Inputs(image=Size(height, width)), limits)
     return Size(plan.height, plan.width)
 
 
-def _can_make(size: Size, limits: Limits) -> bool:
+def _is_possible(size: Size, limits: Limits) -> bool:
     try:
-        resolve(GenerationParams(height=size.height, width=size.width), limits)
+        resolve(GenerationParams(height=size.height, width=size.width), Inputs(), limits)
     except InvalidParams:
         return False
     return True

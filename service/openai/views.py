@@ -1,4 +1,4 @@
-"""A job as OpenAI's videos API shows one. Called by `service.openai.routes`."""
+"""Define how OpenAI's videos API shows a job."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.capability import Capability
-from jobs.order import Order
 from jobs.record import Job, Status
-from model.spec.shapes import Limits
+from model.spec.limits import Limits
 from service.jobs.extensions import seconds_text
 
 VideoStatus = Literal["queued", "in_progress", "completed", "failed"]
@@ -24,7 +23,7 @@ _STATUS: dict[Status, VideoStatus] = {
     "cancelled": "failed",
 }
 _SOON_MS, _LATE_MS = 500, 10_000
-_SHARE_OF_ETA = 4  # who asks again after a quarter of what is left waits little longer than needed
+_SHARE_OF_ETA = 4  # polling after a quarter of the remaining time adds little delay
 
 
 class _View(BaseModel):
@@ -32,14 +31,14 @@ class _View(BaseModel):
 
 
 class VideoError(_View):
-    """Why there is no video; `code` is `cancelled` or one of the codes of a job."""
+    """Why there is no video; `code` is `cancelled` or an error code of a job."""
 
     code: str
     message: str
 
     @classmethod
     def of(cls, job: Job) -> Self | None:
-        """The error of a job that ended without a video."""
+        """Return the error of a job that ended without a video."""
         if job.status == "cancelled":
             return cls(code="cancelled", message="the job was cancelled")
         return cls(code=job.error.code, message=job.error.message) if job.error else None
@@ -50,7 +49,7 @@ class Video(_View):
 
     id: str
     object: Literal["video"] = "video"
-    model: str = Field(description="What is really used.")
+    model: str = Field(description="Name of the model that is used.")
     status: VideoStatus = Field(description="A cancelled job is `failed`, with the code `cancelled`.")
     progress: int = Field(ge=0, le=100, description="Whole percent.")
     created_at: int
@@ -59,12 +58,13 @@ class Video(_View):
     error: VideoError | None
     prompt: str
     remixed_from_video_id: None = None
-    seconds: str = Field(description="The length of the video as it is made.")
-    size: str = Field(description="Width × height of the video as it is made.")
+    seconds: str = Field(description="Length of the generated video.")
+    size: str = Field(description="Width × height of the generated video.")
 
     @classmethod
     def of(cls, job: Job, capability: Capability) -> Self:
-        """The record as it stands."""
+        """Return the view of a job."""
+        plan = job.order.plan
         return cls(
             id=job.id,
             model=capability.model,
@@ -75,8 +75,8 @@ class Video(_View):
             expires_at=_seconds(job.expires_at),
             error=VideoError.of(job),
             prompt="\n".join(job.order.prompts),
-            seconds=seconds_text(_num_frames(job.order), Limits.from_json(capability.limits)),
-            size=_size(job.order),
+            seconds=seconds_text(plan.total_frames, Limits.from_json(capability.limits)),
+            size=f"{plan.output_size.width}x{plan.output_size.height}",
         )
 
 
@@ -91,13 +91,13 @@ class VideoPage(_View):
 
     @classmethod
     def of(cls, videos: list[Video], *, has_more: bool) -> Self:
-        """A page with these videos."""
+        """Return a page of these videos."""
         first_id, last_id = (videos[0].id, videos[-1].id) if videos else (None, None)
         return cls(data=videos, first_id=first_id, last_id=last_id, has_more=has_more)
 
 
 class VideoDeleted(_View):
-    """A video is removed, or will be as soon as its job has stopped."""
+    """Confirms that a video is removed, or will be when its job has stopped."""
 
     id: str
     deleted: Literal[True] = True
@@ -105,7 +105,7 @@ class VideoDeleted(_View):
 
 
 def poll_after_ms(job: Job, position: int | None) -> int | None:
-    """When to ask again: sooner the nearer the end is; None for a job that has ended."""
+    """Return how long to wait before polling again; None for a job that has ended."""
     if job.ended:
         return None
     eta_s = job.progress.eta_s if job.progress else None
@@ -117,16 +117,6 @@ def _percent(job: Job) -> int:
     if job.status == "succeeded":
         return 100
     return int(100 * job.progress.fraction) if job.progress else 0
-
-
-def _num_frames(order: Order) -> int:
-    """Frames before refinement, which adds frames but no time; segments overlap."""
-    return order.num_frames + (order.num_segments - 1) * (order.num_frames - order.num_condition_frames)
-
-
-def _size(order: Order) -> str:
-    stage = order.refinement or order
-    return f"{stage.width}x{stage.height}"
 
 
 def _seconds(time: datetime | None) -> int | None:

@@ -1,1 +1,1 @@
-"""Document the API: its schema, its pages, its error codes."""
+"""Document the API: its OpenAPI schema, the page `/docs`, and the table of error codes."""

@@ -1,6 +1,6 @@
-"""The page `/docs` on which the API can be read and tried, with nothing from other hosts.
+"""Serve the OpenAPI document and `/docs`, a page to read and try the API, without assets of other hosts.
 
-Swagger UI's files come with a package; the page is FastAPI's.
+The page is FastAPI's. The files of Swagger UI come from the package `fastapi_offline`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 
 router = APIRouter(include_in_schema=False)
 
-_PACKAGE = "fastapi_offline"  # only its files are used, so it is not imported
+_PACKAGE = "fastapi_offline"  # not imported: only its files are used
 _DOCUMENT = "/openapi.json"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; "
@@ -26,14 +26,14 @@ _HEADERS = {
 
 @router.get("/docs")
 def page(request: Request) -> HTMLResponse:
-    """The documentation, as a person reads it."""
+    """Return the documentation page."""
     html = get_swagger_ui_html(
         openapi_url=_DOCUMENT,
         title=f"{request.app.title}: API",
         swagger_js_url="/docs/swagger-ui-bundle.js",
         swagger_css_url="/docs/swagger-ui.css",
         swagger_favicon_url="/docs/favicon.png",
-        swagger_ui_parameters={"validatorUrl": None},  # which would ask another host
+        swagger_ui_parameters={"validatorUrl": None},  # the validator is on another host
     )
     html.headers.update(_HEADERS)
     return html
@@ -41,17 +41,17 @@ def page(request: Request) -> HTMLResponse:
 
 @router.get(_DOCUMENT)
 def document(request: Request) -> JSONResponse:
-    """Return the OpenAPI document of the service, whichever port is asked."""
+    """Return the OpenAPI document of the service; on `OPS_PORT`, too."""
     return JSONResponse(request.app.state.openapi())
 
 
 @router.get("/docs/{name}")
-def part(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> FileResponse:
-    """A file of Swagger UI."""
-    return FileResponse(_folder() / name, headers=_HEADERS | {"Cache-Control": "max-age=86400"})
+def asset(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> FileResponse:
+    """Return a file of Swagger UI."""
+    return FileResponse(_swagger_folder() / name, headers=_HEADERS | {"Cache-Control": "max-age=86400"})
 
 
-def _folder() -> Path:
+def _swagger_folder() -> Path:
     package = find_spec(_PACKAGE)
     assert package
     assert package.submodule_search_locations

@@ -1,6 +1,6 @@
-"""Every error code in one table: `python -m service.openapi.error_table > docs/errors.md`.
+"""Generate the table of all error codes: `python -m service.openapi.error_table > docs/errors.md`.
 
-The table is made from the error classes themselves; a test holds the file to it.
+The table is made from the error classes. A test checks that the committed file is current.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ _ENDS_A_JOB = (
 _INTRODUCTION = """\
 # Errors
 
-An answer that is an error has a JSON body of one shape, and a header `X-Request-Id` by which it is found in
-the logs:
+Every error response has a JSON body of the same shape, and a header `X-Request-Id` by which you find the
+request in the logs:
 
 ```json
 {"error": {"code": "invalid_request", "message": "num_frames: must be 4k + 1", "field": "num_frames"}}
 ```
 
-Codes do not change; messages may. `field` is there where a part of the request is to blame. Where trying
-again can help, `Retry-After` says in how many seconds. A job that failed is no error of the request that asks
-for it: it is answered with 200, and carries its own `error` with `code`, `message` and `retryable`.
+Codes never change; messages may. `field` names the part of the request at fault, if there is one. If a
+retry can help, `Retry-After` gives the number of seconds to wait. Reading a failed job is not an error: the
+response is 200, and the job has its own `error` with `code`, `message` and `retryable`.
 
 Under `/v1/` errors have OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, with the same
-codes. A request that breaks a rule (`invalid_request`, `invalid_input`, `quality_not_allowed`) is a 400
-there, a cancelled job shows as failed with the code `cancelled`, and `x-should-retry` keeps OpenAI's clients
-from trying again in vain.
+codes. A request that breaks a rule (`invalid_request`, `invalid_input`, `quality_not_allowed`) is answered
+with 400 there, a cancelled job appears as failed with the code `cancelled`, and the header `x-should-retry`
+tells OpenAI's clients whether to retry.
 
 """
-_HEADER = "| code | status | fails a job | try again | what it means |\n|---|---|---|---|---|\n"
+_HEADER = "| code | status | fails a job | retryable | meaning |\n|---|---|---|---|---|\n"
 _LEGEND = """
-Codes with neither a status nor a job are for those who run the service: a process says so and ends, or goes
-on without what is missing.
+Codes without a status that fail no job concern the operator: a process logs them and exits, or continues
+without what is missing.
 """
 
 
@@ -71,22 +71,28 @@ class _Row:
         return f"| {' | '.join(cells)} |"
 
 
-_OF_THE_ROUTER = [
-    _Row("not_found", 404, False, False, "There is nothing at this path."),
-    _Row("method_not_allowed", 405, False, False, "The path does not take this method; `Allow` says which."),
-    _Row("internal", 500, True, False, "An error of ours; the message has the request id."),
+_WITHOUT_A_CLASS = [
+    _Row("not_found", 404, False, False, "There is no such path."),
+    _Row(
+        "method_not_allowed",
+        405,
+        False,
+        False,
+        "The path does not support this method; `Allow` lists those it supports.",
+    ),
+    _Row("internal", 500, True, False, "A bug in the service; the message contains the request id."),
 ]
 
 
 def document() -> str:
-    """The table with what there is to know about it, as Markdown."""
-    rows = [*map(_row, classes()), *_OF_THE_ROUTER]
+    """Return the page as Markdown."""
+    rows = [*map(_row, classes()), *_WITHOUT_A_CLASS]
     rows.sort(key=lambda row: (row.status or 600, not row.fails_a_job, row.code))
     return _INTRODUCTION + _HEADER + "".join(f"{row}\n" for row in rows) + _LEGEND
 
 
 def classes() -> Iterator[type[LongCatError]]:
-    """All kinds of errors that the service can meet, in whichever of its modules."""
+    """Yield all error classes of `jobs` and `service`."""
     for module in walk_packages(service.__path__, "service."):
         if not module.name.endswith(("__main__", "error_table")):
             import_module(module.name)

@@ -1,4 +1,4 @@
-"""The documentation of routes that read their bodies themselves: two kinds, one schema, examples."""
+"""Complete the OpenAPI document where FastAPI cannot: bodies that are JSON or a form, and examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REF = "#/components/schemas/{model}"
 
 @dataclass(frozen=True)
 class _Body:
-    """A body as JSON (`model`) and as a form with the same fields, of which some may be files."""
+    """A body that may be JSON (`model`) or a form with the same fields, some of which may be files."""
 
     model: type[BaseModel]
     form: FormFields
@@ -29,8 +29,8 @@ class _Body:
     def form_name(self) -> str:
         return self.model.__name__.replace("Request", "Form")
 
-    def described(self, examples: dict[str, Any]) -> dict[str, Any]:
-        """The `requestBody` of a route."""
+    def request_body(self, examples: dict[str, Any]) -> dict[str, Any]:
+        """Return the `requestBody` of a route."""
         as_json = {"schema": {"$ref": _REF.format(model=self.model.__name__)}} | examples
         as_form = {"schema": {"$ref": _REF.format(model=self.form_name)}}
         return {"required": True, "content": {"application/json": as_json, "multipart/form-data": as_form}}
@@ -54,30 +54,30 @@ _BODIES = {
 
 
 class DocumentedAPI(FastAPI):
-    """An app that also documents what FastAPI cannot see."""
+    """An app that also documents the bodies that its routes read themselves."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document, made once."""
+        """Return the OpenAPI document, created on first use."""
         if self.openapi_schema is None:
             document = super().openapi()
-            _drop_foreign_errors(document)
-            _say_that_keys_are_optional(document)
+            _drop_unused_errors(document)
+            _make_keys_optional(document)
             for path, body in _BODIES.items():
-                shown = {"examples": examples()} if path == "/generate" else {}
-                document["paths"][path]["post"]["requestBody"] = body.described(shown)
+                extra = {"examples": examples()} if path == "/generate" else {}
+                document["paths"][path]["post"]["requestBody"] = body.request_body(extra)
                 document["components"]["schemas"] |= body.schemas()
         assert self.openapi_schema
         return self.openapi_schema
 
 
 def examples() -> dict[str, Any]:
-    """Requests that work on every checkpoint, at least one for each task."""
+    """Return example requests that work on every checkpoint, at least one per task."""
     read: dict[str, Any] = json.loads(Path(__file__).with_name("examples.json").read_text())
     return read
 
 
-def _drop_foreign_errors(document: dict[str, Any]) -> None:
-    """FastAPI documents a 422 of its own for every route that has a parameter, which is never answered."""
+def _drop_unused_errors(document: dict[str, Any]) -> None:
+    """Remove the 422 that FastAPI documents for every route with a parameter: ours has another shape."""
     for operations in document["paths"].values():
         for operation in operations.values():
             answers = operation["responses"]
@@ -87,8 +87,8 @@ def _drop_foreign_errors(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
-def _say_that_keys_are_optional(document: dict[str, Any]) -> None:
-    """A service for which no key was ever made asks for none."""
+def _make_keys_optional(document: dict[str, Any]) -> None:
+    """Document that a request without a key is possible: a service without any keys requires none."""
     for operations in document["paths"].values():
         for operation in operations.values():
             if "security" in operation:
@@ -96,7 +96,7 @@ def _say_that_keys_are_optional(document: dict[str, Any]) -> None:
 
 
 def _form_fields(fields: dict[str, Any], form: FormFields) -> dict[str, Any]:
-    """The same fields, of which some may be files; a form has no null, and parts of objects as fields."""
+    """Return the fields as a form has them: some may be files, none is null, parts of objects are fields."""
     shown = {}
     for name, field in fields.items():
         kinds = [kind for kind in field.get("anyOf", ()) if kind.get("type") != "null"]
@@ -105,4 +105,4 @@ def _form_fields(fields: dict[str, Any], form: FormFields) -> dict[str, Any]:
         if shown[name].get("default", ...) is None:
             shown[name] = {key: value for key, value in shown[name].items() if key != "default"}
     parts = sorted(name for name in form.texts if "[" in name)
-    return shown | {name: {"type": "string", "description": "The same, as a text."} for name in parts}
+    return shown | {name: {"type": "string", "description": "The same, as plain text."} for name in parts}

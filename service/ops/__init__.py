@@ -1,1 +1,1 @@
-"""Offer what operators need: health, metrics, maintenance, and a port of their own for them."""
+"""Operate the service: health, metrics, maintenance, and a separate port for operators."""

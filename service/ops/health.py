@@ -1,4 +1,4 @@
-"""For those who look after the service: is it alive, can it work, and how does it stand."""
+"""Health checks and metrics for those who operate the service."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from jobs.capability import groups
 from jobs.errors import NoCapability, Unavailable
-from service.backend import Opened
-from service.errors import documented
+from jobs.registration import live_groups
+from service.backend import AppBackend
+from service.http.error_handlers import error_responses
 
 router = APIRouter(tags=["operation"])
-ops_router = APIRouter(tags=["operation"])  # for operators alone, where they have a port of their own
-
+ops_router = APIRouter(tags=["operation"])
+"""Routes that move to `OPS_PORT` if there is one."""
 
 _READINESS_TIMEOUT_S = 5.0
 
 
 class Health(BaseModel):
-    """All is well."""
+    """The check has passed."""
 
     status: Literal["ok"] = "ok"
 
 
 @router.get("/livez")
 async def livez() -> Health:
-    """This process answers."""
-    # on the event loop, so that no other request can hold it up
+    """Check that this process answers."""
+    # runs on the event loop, so it never waits for a thread that another request occupies
     return Health()
 
 
-@router.get("/readyz", responses=documented(503))
-async def readyz(request: Request, backend: Opened) -> Health:
-    """Redis answers, and a worker group is ready or at work."""
+@router.get("/readyz", responses=error_responses(503))
+async def readyz(request: Request, backend: AppBackend) -> Health:
+    """Check that Redis answers and that a worker group is ready or busy."""
     try:
         with fail_after(_READINESS_TIMEOUT_S):
             found = await to_thread.run_sync(
-                groups,
+                live_groups,
                 backend.redis,
                 limiter=backend.capacities.readiness_threads,
                 abandon_on_cancel=True,
@@ -58,9 +58,12 @@ async def readyz(request: Request, backend: Opened) -> Health:
     "/metrics",
     response_class=Response,
     responses={
-        200: {"description": "Prometheus' format", "content": {"text/plain": {"schema": {"type": "string"}}}}
+        200: {
+            "description": "Prometheus text format",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
     },
 )
 def metrics(request: Request) -> Response:
-    """Numbers for Prometheus."""
+    """Return the metrics in Prometheus text format."""
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

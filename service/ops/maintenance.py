@@ -1,8 +1,8 @@
-"""Tidying up behind the jobs, every few seconds, in threads of the service.
+"""Run the maintenance of jobs in threads of the service, every few seconds.
 
-Any number of processes may do this at the same time. A dead supervisor's job is queued again here, a
-ticket that got lost is delivered again, files of jobs that are gone are removed. A storage that hangs holds
-up the last of these alone.
+It queues jobs of dead supervisors again, replaces lost queue tickets, and removes files of jobs that are
+gone. Any number of processes may do this at the same time. Removing files has its own thread: a storage that
+does not answer must not delay the rest.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from threading import Event, Thread
 from jobs.maintenance import keep_removing, keep_sweeping
 from service.backend import Backend
 
-LEAVING_S = 2.0  # how long a storage that hangs may hold up the end of the service
+SHUTDOWN_TIMEOUT_S = 2.0  # a storage that does not answer may delay the end of the service this long
 
 
 class Maintenance:
-    """The threads, as a context: they run as long as the context is open."""
+    """Threads that run while the context is open."""
 
     def __init__(self, backend: Backend) -> None:
-        self._ended = Event()
+        self._stopped = Event()
         every_s = backend.settings.sweep_interval_s
+        sweeping = (backend.job_store, backend.tickets, self._stopped, every_s)
+        removing = (backend.job_store, backend.storage, self._stopped, every_s)
         self._threads = [
-            Thread(target=body, args=(backend.job_store, other, self._ended, every_s), name=name, daemon=True)
-            for name, body, other in (
-                ("sweep", keep_sweeping, backend.tickets),
-                ("remove", keep_removing, backend.storage),
-            )
+            Thread(target=keep_sweeping, args=sweeping, name="sweep", daemon=True),
+            Thread(target=keep_removing, args=removing, name="remove-files", daemon=True),
         ]
 
     def __enter__(self) -> None:
@@ -34,6 +33,6 @@ class Maintenance:
             thread.start()
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._stopped.set()
         for thread in self._threads:
-            thread.join(LEAVING_S)
+            thread.join(SHUTDOWN_TIMEOUT_S)

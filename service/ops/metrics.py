@@ -1,6 +1,6 @@
-"""What is measured: requests by route, and how the queue stands whenever somebody asks.
+"""Export metrics for Prometheus: HTTP requests of this process, and the job store's counters from Redis.
 
-Each app has its own registry, so that two in one process do not share numbers.
+Each app has its own registry, so that two apps in one process do not share numbers.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 from redis import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jobs.capability import groups
 from jobs.errors import Unavailable
-from jobs.store.measures import Measure, measures, waiting
+from jobs.registration import live_groups
+from jobs.store.metrics import Counters, counters, queue_depths
 from jobs.store.outbox import Outbox
 from service.backend import Backend
-from service.http.answers import WatchedSend, route_of
+from service.http.response_status import StatusRecorder, route_template
 
-BOUNDS = tuple(2.0 ** (n / 2) for n in range(-10, 33))  # from 31 ms to 18 h
 _METHODS = {"GET", "HEAD", "POST", "DELETE"}
 
 
 class Metrics:
-    """The numbers of one app."""
+    """The metrics of one app."""
 
     def __init__(self, backend: Backend) -> None:
         self._registry = CollectorRegistry()
@@ -35,50 +34,100 @@ class Metrics:
         self._registry.register(_Jobs(backend.redis))
         self._requests = Counter(
             "longcat_http_requests",
-            "Requests answered.",
+            "HTTP requests.",
             ["method", "route", "status"],
             registry=self._registry,
         )
         self._seconds = Histogram(
             "longcat_http_request_seconds",
-            "Time to the end of the answer.",
+            "Time to the end of the response.",
             ["method", "route"],
             registry=self._registry,
         )
 
     def observe(self, scope: Scope, status: int, duration_s: float) -> None:
-        """Count a request under its route's template, so that ids make no labels."""
+        """Count a request under its route's template, so that ids do not become labels."""
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        route = route_of(scope)
+        route = route_template(scope)
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(duration_s)
 
     def text(self) -> bytes:
-        """All numbers in Prometheus' format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class MeasuredRequests:
-    """ASGI middleware: tells `Metrics` of every answer."""
+    """ASGI middleware that reports every response to `Metrics`."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Handle a request and observe its response."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
-        watched = WatchedSend(send)
+        watched = StatusRecorder(send)
         try:
             await self._app(scope, receive, watched)
         finally:
             self._metrics.observe(scope, watched.status, time.perf_counter() - began)
 
 
+@dataclass(frozen=True)
+class Series:
+    """The exported form of a counter of the job store: a counter, or a summary of sum and count."""
+
+    name: str
+    text: str
+    label: str | None = None
+    is_summary: bool = False
+
+    def metric(self, found: Counters) -> Metric:
+        """Return the series in Prometheus' form."""
+        return self._summary(found) if self.is_summary else self._counter(found)
+
+    def _counter(self, found: Counters) -> Metric:
+        family = CounterMetricFamily(f"longcat_{self.name}", self.text, labels=self._labels)
+        for (name, label), value in found.items():
+            if name == self.name:
+                family.add_metric([label][: len(self._labels)], value)
+        return family
+
+    def _summary(self, found: Counters) -> Metric:
+        family = SummaryMetricFamily(f"longcat_{self.name}", self.text, labels=self._labels)
+        for (name, label), count in found.items():
+            if name == f"{self.name}_count":
+                total = found[f"{self.name}_sum", label]
+                family.add_metric([label][: len(self._labels)], count_value=int(count), sum_value=total)
+        return family
+
+    @property
+    def _labels(self) -> list[str]:
+        return [self.label] if self.label else []
+
+
+SERIES = (
+    Series("wait_seconds", "Time from submission to the first start.", "priority", is_summary=True),
+    Series("run_seconds", "Time that a job ran, all attempts together.", "task", is_summary=True),
+    Series("phase_seconds", "Time that a job spent in a phase.", "phase", is_summary=True),
+    Series("step_seconds", "Denoising time of a job, for each step.", "task", is_summary=True),
+    Series("video_seconds", "Length of the videos made.", "task"),
+    Series("jobs_ended", "Jobs by final status.", "status"),
+    Series("failures", "Failed jobs by error code.", "code"),
+    Series("attempts", "Starts of ended jobs."),
+    Series("requeues", "Jobs that were requeued, by cause.", "cause"),
+    Series("uploads", "Uploads of videos by outcome.", "outcome"),
+    Series("uploaded_bytes", "Size of the videos uploaded."),
+    Series("webhook_deliveries", "Attempts to deliver webhooks by outcome.", "outcome"),
+    Series("unreadable_records", "Stored records that this release could not read.", "kind"),
+)
+
+
 class _Jobs(Collector):
-    """What the job_store measured as jobs went; it lies in Redis, so every process tells the same."""
+    """Exports the counters of the job store. They are in Redis, so every process exports the same numbers."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -88,74 +137,14 @@ class _Jobs(Collector):
 
     def collect(self) -> Iterable[Metric]:
         try:
-            found = measures(self._redis)
+            found = counters(self._redis)
         except Unavailable:
             return []
-        return [series.metric([m for m in found if m.name == series.name]) for series in SERIES]
-
-
-@dataclass(frozen=True)
-class Series:
-    """How a measure of the job_store is shown: a histogram if it is a distribution, else a counter."""
-
-    name: str
-    text: str
-    label: str | None = None
-    is_distribution: bool = False
-
-    def metric(self, found: list[Measure]) -> Metric:
-        """In Prometheus' form."""
-        return self._histogram(found) if self.is_distribution else self._counter(found)
-
-    def _counter(self, found: list[Measure]) -> Metric:
-        family = CounterMetricFamily(f"longcat_{self.name}", self.text, labels=self._labels)
-        for measure in found:
-            family.add_metric([measure.label][: len(self._labels)], measure.sum)
-        return family
-
-    def _histogram(self, found: list[Measure]) -> Metric:
-        family = HistogramMetricFamily(f"longcat_{self.name}", self.text, labels=self._labels)
-        for measure in found:
-            labels = [measure.label][: len(self._labels)]
-            family.add_metric(labels, _cumulated(measure.buckets), measure.sum)
-        return family
-
-    @property
-    def _labels(self) -> list[str]:
-        return [self.label] if self.label else []
-
-
-SERIES = (
-    Series("wait_seconds", "From submission to the first start.", "priority", is_distribution=True),
-    Series("run_seconds", "Time that a job ran, all attempts.", "task", is_distribution=True),
-    Series("phase_seconds", "Time of a job in a phase.", "phase", is_distribution=True),
-    Series("step_seconds", "Denoising time of a job for each step.", "task", is_distribution=True),
-    Series(
-        "gpu_seconds_per_video_second", "GPUs times run time, by film length.", "task", is_distribution=True
-    ),
-    Series("forecast_ratio", "Actual time to the end over that told at submission.", is_distribution=True),
-    Series(
-        "eta_error_ratio", "How far an ETA was off, as a share of what came.", "eta", is_distribution=True
-    ),
-    Series("forecast_seconds", "Time to the end: predicted, actual, and how far apart.", "kind"),
-    Series("jobs_ended", "Jobs by how they ended.", "status"),
-    Series("failures", "Failed jobs by error code.", "code"),
-    Series("attempts", "Starts that ended jobs took."),
-    Series("put_back", "Jobs that went back to the queue, and why.", "cause"),
-    Series("uploads", "Films stored, or not.", "outcome"),
-    Series("uploaded_bytes", "Size of films stored."),
-    Series("webhook_deliveries", "Webhooks sent, by outcome.", "outcome"),
-)
-
-
-def _cumulated(buckets: dict[float, int]) -> list[tuple[str, float]]:
-    """Bounds as Prometheus has them: the same for all series, each with all values up to it."""
-    counts = [(bound, sum(n for b, n in buckets.items() if b <= bound)) for bound in BOUNDS]
-    return [*((f"{bound:.4g}", count) for bound, count in counts), ("+Inf", sum(buckets.values()))]
+        return [series.metric(found) for series in SERIES]
 
 
 class _Queue(Collector):
-    """Asks Redis when it is asked itself, so that every process of the service tells the same."""
+    """Exports the state of the queue, read from Redis at each scrape."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -164,9 +153,9 @@ class _Queue(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
-        up = GaugeMetricFamily("longcat_redis_up", "Whether Redis answers.")
+        up = GaugeMetricFamily("longcat_redis_up", "1 if Redis responds.")
         try:
-            measured = [self._jobs(), *self._waiting(), self._groups(), *self._webhooks()]
+            measured = [self._jobs(), *self._depths(), self._groups(), *self._webhooks()]
         except Unavailable:
             measured = []
         up.add_metric([], 1 if measured else 0)
@@ -174,32 +163,30 @@ class _Queue(Collector):
 
     def _jobs(self) -> Metric:
         jobs = GaugeMetricFamily("longcat_jobs", "Jobs by status.", labels=["status"])
-        for status, count in self._backend.job_store.client.counts().items():
+        for status, count in self._backend.jobs.counts().items():
             jobs.add_metric([status], count)
         return jobs
 
-    def _waiting(self) -> tuple[Metric, Metric]:
-        depth = GaugeMetricFamily("longcat_queued_jobs", "Jobs that wait.", labels=["priority"])
+    def _depths(self) -> tuple[Metric, Metric]:
+        depth = GaugeMetricFamily("longcat_queued_jobs", "Queued jobs.", labels=["priority"])
         age = GaugeMetricFamily(
             "longcat_oldest_queued_seconds", "Age of the oldest queued job.", labels=["priority"]
         )
-        for line in waiting(self._backend.redis):
-            depth.add_metric([line.priority], line.num_jobs)
-            age.add_metric([line.priority], line.oldest_s)
+        for found in queue_depths(self._backend.redis):
+            depth.add_metric([found.priority], found.num_jobs)
+            age.add_metric([found.priority], found.oldest_s)
         return depth, age
 
     def _groups(self) -> Metric:
         found = GaugeMetricFamily("longcat_groups", "Worker groups by state.", labels=["state"])
-        states = [group.state for group in groups(self._backend.redis)]
+        states = [group.state for group in live_groups(self._backend.redis)]
         for state in sorted(set(states)):
             found.add_metric([state], states.count(state))
         return found
 
     def _webhooks(self) -> Iterable[Metric]:
         backlog = Outbox(self._backend.redis).backlog()
-        yield GaugeMetricFamily(
-            "longcat_webhook_backlog", "Webhooks that are to be sent.", backlog.num_deliveries
-        )
+        yield GaugeMetricFamily("longcat_webhook_backlog", "Webhooks to be sent.", backlog.num_deliveries)
         yield GaugeMetricFamily(
             "longcat_webhook_oldest_due_seconds",
             "How long ago the oldest unsent webhook became due.",
@@ -207,6 +194,6 @@ class _Queue(Collector):
         )
         yield GaugeMetricFamily(
             "longcat_webhook_paused_hosts",
-            "Webhook receivers that are paused since they do not answer.",
+            "Webhook receivers that are paused because they do not respond.",
             backlog.num_paused_hosts,
         )

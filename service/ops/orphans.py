@@ -1,7 +1,7 @@
-"""`python -m service.ops.orphans [--remove]`: the files in storage that no job accounts for.
+"""List the files in storage that belong to no job: `python -m service.ops.orphans [--remove]`.
 
-There are none, unless Redis lost its data. No process removes them by itself: to one that was pointed to
-another Redis all files look like that.
+There are none unless Redis lost its data. They are never removed automatically: a process that is configured
+with the wrong Redis would see all files as orphans.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from jobs.errors import LongCatError
 from jobs.maintenance import orphans, remove_files_of
 from jobs.storage.keys import job_of
 from service.backend import Backend
-from service.settings import Settings, problems_of
+from service.settings import Settings, describe_problems
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print their keys; 1 if there are any and they stay, or it cannot be done; 2 for wrong settings."""
+    """Print the keys of orphaned files.
+
+    Return the exit code: 1 if there are orphans that stay or the command failed, 2 for invalid settings.
+    """
     parser = argparse.ArgumentParser(prog="python -m service.ops.orphans", description=__doc__)
     parser.add_argument("--remove", action="store_true", help="remove them")
     options = parser.parse_args(arguments)
     try:
         return _run(Backend.open(Settings()), remove=options.remove)
     except ValidationError as error:
-        sys.stderr.write("\n".join([*problems_of(error), ""]))
+        sys.stderr.write("\n".join([*describe_problems(error), ""]))
         return 2
     except LongCatError as error:
         sys.stderr.write(f"error: {error.message}\n")

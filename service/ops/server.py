@@ -1,4 +1,4 @@
-"""A second server in the process and event loop of the service, on `OPS_PORT`."""
+"""Serve a second app, on `OPS_PORT`, in the process and event loop of the service."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fastapi import FastAPI
 
 from service.http.protocol import server_options
 
-_GRACE_S = 2  # scrapes are short
+_GRACE_S = 2  # requests for metrics are short
 
 
 @asynccontextmanager
-async def serving(app: FastAPI, host: str, port: int) -> AsyncIterator[int]:
-    """Serve an app as long as the context is open, and give its port. Raise OSError if it is taken."""
+async def serve_alongside(app: FastAPI, host: str, port: int) -> AsyncIterator[int]:
+    """Serve an app while the context is open. Yield its port. Raise OSError if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
         options = server_options(app.state.backend.settings.connection_limits)
@@ -32,9 +32,9 @@ async def serving(app: FastAPI, host: str, port: int) -> AsyncIterator[int]:
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to the one that serves the API."""
+    """A server that leaves signals to the server of the API."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Capture no signals."""
         yield

@@ -1,5 +1,5 @@
-"""Webhooks by the Standard Webhooks specification.
+"""Send webhooks by the Standard Webhooks specification (https://www.standardwebhooks.com).
 
-They are signed (`signing`), sent (`sending`), and sent again until somebody takes them (`courier`). What is
-to be sent, and when, lies in Redis (`jobs.store.outbox`), so any number of processes may send.
+`delivery_worker` leases deliveries from Redis (`jobs.store.outbox`), `sender` posts them, `signing` signs
+them. Any number of processes may send.
 """

@@ -1,4 +1,7 @@
-"""`python -m service.webhooks`: sends webhooks until it is told to end, where services are not to."""
+"""Send webhooks in a process of its own: `python -m service.webhooks`.
+
+For installations where the services have `LONGCAT_WEBHOOK_THREADS=0`.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,29 @@ from pydantic import ValidationError
 from jobs.connect import connect
 from jobs.logs import set_up_log
 from jobs.store.outbox import Outbox
-from service.settings import Settings, problems_of
-from service.webhooks.courier import Courier
+from service.settings import Settings, describe_problems
+from service.webhooks.delivery_worker import DeliveryWorker
 from service.webhooks.signing import Signer
 
 
 def main() -> int:
-    """Run until SIGTERM or Ctrl-C; 2 for settings that make no sense."""
+    """Run until SIGTERM or Ctrl-C. Return the exit code: 2 for invalid settings."""
     try:
         settings = Settings()
     except ValidationError as error:
-        print("\n".join(problems_of(error)), file=sys.stderr)
+        print("\n".join(describe_problems(error)), file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
     threads = settings.webhook_threads or Settings.model_fields["webhook_threads"].default
-    alone = settings.model_copy(update={"webhook_threads": threads})
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # also in the threads: only `sigwait` takes them
-    with connect(alone.redis_url) as redis:
-        signer = Signer(redis, alone.webhook_secret, alone.webhook_secret_previous)
-        with Courier(Outbox(redis), signer, alone):
-            signal.sigwait(ends)
+    settings = settings.model_copy(update={"webhook_threads": threads})
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, signals
+    )  # inherited by the threads: only `sigwait` receives them
+    with connect(settings.redis_url) as redis:
+        signer = Signer(redis, settings.webhook_secret, settings.webhook_secret_previous)
+        with DeliveryWorker(Outbox(redis), signer, settings):
+            signal.sigwait(signals)
     return 0
 
 

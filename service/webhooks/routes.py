@@ -1,4 +1,4 @@
-"""What became of a job's webhooks, for its owner."""
+"""Show a job's owner the attempts to deliver its webhooks."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.store.outbox import Attempt, Outbox
-from service.backend import Served
-from service.errors import documented
+from service.backend import CurrentBackend
+from service.http.error_handlers import error_responses
 
 router = APIRouter(tags=["jobs"])
 
 
 class WebhookLog(BaseModel):
-    """Every attempt to tell `webhook_url`, the first one first."""
+    """All attempts to deliver webhooks to the job's `webhook_url`, the first one first."""
 
     model_config = ConfigDict(extra="forbid")
 
-    attempts: list[Attempt] = Field(description="`next_at`: when it is tried again.")
+    attempts: list[Attempt] = Field(description="`next_at` is the time of the next attempt.")
 
 
-@router.get("/jobs/{job_id}/webhooks", responses=documented(404, 503))
-def get_webhooks(job_id: str, backend: Served) -> WebhookLog:
-    """What was sent to the job's `webhook_url`, and how it went."""
-    backend.job_store.client.get(job_id)
+@router.get("/jobs/{job_id}/webhooks", responses=error_responses(404, 503))
+def get_webhooks(job_id: str, backend: CurrentBackend) -> WebhookLog:
+    """Return every attempt to deliver the job's webhooks, with its outcome."""
+    backend.jobs.get(job_id)
     return WebhookLog(attempts=Outbox(backend.redis).log(job_id))

@@ -1,75 +1,83 @@
-"""Signatures of webhooks, as the Standard Webhooks specification says (https://www.standardwebhooks.com).
+"""Sign webhooks, and manage the secrets for it.
 
-Each owner has a secret of its own, derived from that of the service, so no owner can sign for another. An
-owner's secret is rotated by a number that goes into the derivation. For a while afterwards webhooks carry two
-signatures, by the new secret and by the one before; receivers accept a webhook if either is good.
+Each owner has a secret, derived from the service's, so no owner can sign for another. To rotate it, a counter
+that goes into the derivation is increased. During an overlap webhooks carry two signatures, by the new secret
+and by the previous one. Receivers accept a webhook if either is valid.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
 from pydantic import SecretStr
 from redis import Redis
+from standardwebhooks import Webhook
 
 from jobs.connect import redis_reached
 
-MASTER_KEY = "longcat:webhook_secret"
+SERVICE_SECRET = "longcat:webhook_secret"  # noqa: S105 - the Redis key, not the secret
 ROTATIONS = "longcat:webhook_secret:rotations"
 _PREFIX = "whsec_"
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """How often an owner's secret was rotated, and until when (Unix time) the one before also signs."""
+    """The number of rotations of an owner's secret, and the Unix time until which the previous one signs."""
 
     number: int = 0
     previous_until_s: float = 0.0
 
 
 class Signer:
-    """Signs in the name of the service that has these settings. Raises Unavailable."""
+    """Signs webhooks for all owners. Methods raise Unavailable while Redis cannot be reached.
+
+    Args:
+        redis: holds the rotations and, without `secret`, the service's secret.
+        secret: the service's secret from the settings; one is generated if it is absent.
+        previous_secret: the service's secret before it was changed. It signs as well.
+        clock: returns the Unix time; replaced in tests.
+    """
 
     def __init__(
         self,
         redis: Redis,
-        preset: SecretStr | None,
-        previous: SecretStr | None = None,
+        secret: SecretStr | None,
+        previous_secret: SecretStr | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._redis = redis
-        self._preset = preset
-        self._previous = previous
+        self._secret = secret
+        self._previous_secret = previous_secret
         self._clock = clock
 
     def secret_of(self, owner: str) -> str:
-        """Return what this owner verifies webhooks with: `whsec_…`."""
+        """Return the secret with which this owner verifies webhooks: `whsec_…`."""
         return self._secrets_of(owner)[0]
 
     def rotate(self, owner: str, overlap_s: float) -> str:
-        """Give an owner a new secret and return it; the one before also signs for `overlap_s`.
+        """Create a new secret for an owner and return it. The previous one also signs for `overlap_s`.
 
-        A secret before that one no longer signs.
+        Secrets before the previous one no longer sign.
         """
         rotation = Rotation(self._rotation_of(owner).number + 1, self._clock() + overlap_s)
         with redis_reached():
             self._redis.hset(ROTATIONS, owner, json.dumps(asdict(rotation)))
         return self.secret_of(owner)
 
-    def headers(self, owner: str, webhook_id: str, at_s: int, body: bytes) -> dict[str, str]:
-        """Return the headers that go with this body."""
-        signed = f"{webhook_id}.{at_s}.".encode() + body
-        signatures = (f"v1,{_signature(secret, signed)}" for secret in self._secrets_of(owner))
+    def headers(self, owner: str, webhook_id: str, sent_at_s: int, body: str) -> dict[str, str]:
+        """Return the headers that identify and sign a webhook. `sent_at_s` is the Unix time."""
+        sent_at = datetime.fromtimestamp(sent_at_s, UTC)
+        signatures = (Webhook(secret).sign(webhook_id, sent_at, body) for secret in self._secrets_of(owner))
         return {
             "webhook-id": webhook_id,
-            "webhook-timestamp": str(at_s),
+            "webhook-timestamp": str(sent_at_s),
             "webhook-signature": " ".join(signatures),
         }
 
@@ -79,8 +87,10 @@ class Signer:
         numbers = [rotation.number]
         if rotation.number and self._clock() < rotation.previous_until_s:
             numbers.append(rotation.number - 1)
-        masters = [self._master(), *([self._previous.get_secret_value()] if self._previous else [])]
-        return [_derived(master, owner, number) for master in masters for number in numbers]
+        service_secrets = [self._service_secret()]
+        if self._previous_secret:
+            service_secrets.append(self._previous_secret.get_secret_value())
+        return [_derive(secret, owner, number) for secret in service_secrets for number in numbers]
 
     def _rotation_of(self, owner: str) -> Rotation:
         with redis_reached():
@@ -90,26 +100,21 @@ class Signer:
         stored = json.loads(document)
         return Rotation(stored["number"], stored["previous_until_s"])
 
-    def _master(self) -> str:
-        """Return the secret from the settings, or the one that the first process made that needed one."""
-        if self._preset:
-            return self._preset.get_secret_value()
+    def _service_secret(self) -> str:
+        """Return the secret from the settings, or the one that the first process to need one generated."""
+        if self._secret:
+            return self._secret.get_secret_value()
         with redis_reached():
-            self._redis.set(MASTER_KEY, _PREFIX + _base64(secrets.token_bytes(32)), nx=True)
-            stored = self._redis.get(MASTER_KEY)
+            self._redis.set(SERVICE_SECRET, _PREFIX + _base64(secrets.token_bytes(32)), nx=True)
+            stored = self._redis.get(SERVICE_SECRET)
         assert stored is not None
         return stored.decode() if isinstance(stored, bytes) else stored
 
 
-def _derived(master: str, owner: str, number: int) -> str:
+def _derive(service_secret: str, owner: str, number: int) -> str:
     purpose = f"webhooks of {owner}" + (f", rotation {number}" if number else "")
-    key = base64.b64decode(master.removeprefix(_PREFIX))
+    key = base64.b64decode(service_secret.removeprefix(_PREFIX))
     return _PREFIX + _base64(hmac.digest(key, purpose.encode(), "sha256"))
-
-
-def _signature(secret: str, signed: bytes) -> str:
-    key = base64.b64decode(secret.removeprefix(_PREFIX))
-    return _base64(hmac.new(key, signed, hashlib.sha256).digest())
 
 
 def _base64(content: bytes) -> str:

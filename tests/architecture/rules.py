@@ -25,9 +25,6 @@ NOT_VERBS = QUESTION_WORDS | {
     *("its", "no", "nothing", "of", "on", "same", "such", "that", "the", "there", "these", "this", "to"),
 }
 
-IMPERATIVE_FOLDERS = ("model/io/", "model/parallel/", "model/pipeline/", "model/spec/", "model/vae/")
-"""Folders whose docstrings are checked. Ruff's D401 knows verbs in other moods, but no other words."""
-
 
 def no_module_state(module: Module) -> Iterator[str]:
     """Find `global` statements."""
@@ -84,8 +81,6 @@ def names_state_a_purpose(module: Module) -> Iterator[str]:
 
 def docstrings_are_imperative(module: Module) -> Iterator[str]:
     """Find docstrings of functions that begin with no verb, and others that begin with a question word."""
-    if not module.path.startswith(IMPERATIVE_FOLDERS):
-        return
     for node in ast.walk(module.tree):
         if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             continue

@@ -41,7 +41,7 @@ def unpinned(requirements: list[str], pins: list[str]) -> list[str]:
         text
         for text, requirement in wanted.items()
         if normal(requirement.name) != PROJECT["name"]
-        and versions.get(normal(requirement.name)) not in requirement.specifier.filter(versions.values())
+        and not requirement.specifier.contains(versions.get(normal(requirement.name), "0"))
     ]
 
 

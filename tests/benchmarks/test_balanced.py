@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def made(latents: float, blocks: int, flops: int) -> Made:
 
 
 def test_forwards_and_the_blocks_run_in_them_are_counted():
-    dit = Blocks()
+    dit: Any = Blocks()
     with counted(dit) as counts:
         dit(torch.ones(1))
         dit(torch.ones(1), 1)

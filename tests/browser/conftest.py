@@ -1,4 +1,4 @@
-"""A page, and a stack whose films it plays."""
+"""Fixtures: a browser page, and a stack that generates videos to play."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.running_stack import RunningStack, run_stack
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """An empty page, which must not log an error."""
+    """Return an empty page. The test fails if a script on it raises an error."""
     with browser.new_context() as context:
         page = context.new_page()
         problems: list[str] = []
@@ -24,6 +24,6 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[RunningStack]:
-    """A stack with one rank, which is enough to make something to see."""
+    """Run a stack with one rank."""
     with run_stack(tmp_path_factory.mktemp("stack"), tiny_checkpoint, ranks=1) as stack:
         yield stack

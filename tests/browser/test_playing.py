@@ -1,4 +1,4 @@
-"""Films play in Chromium, from the service's own links."""
+"""Generated videos play in Chromium from the links of the service."""
 
 from __future__ import annotations
 
@@ -41,32 +41,32 @@ async ([url, second]) => {
 
 
 @pytest.fixture(scope="module")
-def film(stack):
-    """A job that has succeeded."""
+def video(stack):
+    """Return the result of a finished job."""
     return stack.succeeded(stack.order(prompt="A red ball rolls"))["result"]
 
 
 @pytest.fixture
-def at_home(page, stack):
-    """The page, on a document of the service."""
+def page_of_service(page, stack):
+    """Return the page, opened on the service's origin."""
     page.goto(f"{stack.url}/livez")
     return page
 
 
-def test_a_film_plays_to_its_end(at_home, film):
-    played = at_home.evaluate(PLAY, film["video_url"])
-    assert (played["width"], played["height"]) == (film["width"], film["height"])
-    assert played["duration"] == pytest.approx(film["duration_s"], abs=0.1)
+def test_video_plays_to_its_end(page_of_service, video):
+    played = page_of_service.evaluate(PLAY, video["video_url"])
+    assert (played["width"], played["height"]) == (video["width"], video["height"])
+    assert played["duration"] == pytest.approx(video["duration_s"], abs=0.1)
     assert played["frames"] > 0
 
 
-def test_a_film_can_be_sought_in(at_home, film):
-    assert at_home.evaluate(SEEK, [film["video_url"], 0.5]) == pytest.approx(0.5, abs=0.05)
+def test_video_can_be_sought(page_of_service, video):
+    assert page_of_service.evaluate(SEEK, [video["video_url"], 0.5]) == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_thumbnail_is_shown(at_home, film):
-    width = at_home.evaluate(
+def test_thumbnail_is_displayed(page_of_service, video):
+    width = page_of_service.evaluate(
         "async (url) => { const i = new Image(); i.src = url; await i.decode(); return i.naturalWidth; }",
-        film["thumbnail_url"],
+        video["thumbnail_url"],
     )
     assert width > 0

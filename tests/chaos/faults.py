@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs.capability import groups
+from jobs.registration import live_groups
 from tests.chaos.daemons import Worker
 from tests.chaos.outages import fill_disk, kill_api, kill_api_in_order, kill_redis, make_s3
 from tests.chaos.scene import Blow, Fault, Scene, busy, ended, goes_on_elsewhere
@@ -175,7 +175,7 @@ def _poison(scene: Scene) -> Blow | None:
 
 def _urgent(scene: Scene) -> Blow | None:
     """A low job makes way, unless a group gets free before."""
-    at_work = [status.job for status in groups(scene.site.redis) if status.job]
+    at_work = [status.job for status in live_groups(scene.site.redis) if status.job]
     if not any(scene.site.job_store.client.get(job_id).priority == "low" for job_id in at_work):
         return None
     job_id = scene.order_urgent()

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import httpx
 
-from jobs.capability import groups
+from jobs.registration import live_groups
 from tests.chaos.daemons import Daemon
 from tests.chaos.orders import draw_image
 from tests.chaos.s3_proxy import Health
@@ -83,7 +83,7 @@ def make_s3(scene: Scene, health: Health) -> Blow:
     def recovered() -> float | None:
         if s3.stored_at > at[0]:
             return s3.stored_at
-        return now() if not any(status.job for status in groups(scene.site.redis)) else None
+        return now() if not any(status.job for status in live_groups(scene.site.redis)) else None
 
     return Blow(None, recovered, lasts_s=scene.rng.uniform(2, 6), mend=mend, from_mend=True)
 

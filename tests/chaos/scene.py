@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.capability import groups
 from jobs.record import ENDED
+from jobs.registration import live_groups
 from tests.chaos.client import Client
 from tests.chaos.daemons import Worker
 from tests.chaos.site import MAX_ATTEMPTS, Site, now
@@ -45,7 +45,7 @@ Fault = Callable[[Scene], Blow | None]
 
 def busy(scene: Scene) -> tuple[Worker, str] | None:
     """A worker with a job that may still crash once more."""
-    jobs = {status.group: status.job for status in groups(scene.site.redis) if status.job}
+    jobs = {status.group: status.job for status in live_groups(scene.site.redis) if status.job}
     for worker in scene.rng.sample(scene.site.workers, len(scene.site.workers)):
         job_id = jobs.get(worker.group)
         if job_id and worker.runs and len(worker.ranks) == 2:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -89,7 +91,7 @@ def record(**fields) -> Job:
     ],
 )
 def test_of_use_are_inputs_and_what_lies_with_the_result(name, is_of_use):
-    finished = record(result=a_result(Lease(record(), fence=2, lease_s=1.0)))
+    finished = record(result=a_result(Lease(record(), fence=2, duration_s=1.0)))
     assert _is_of_use(f"jobs/mine/{name}", finished) is is_of_use
     assert _is_of_use(f"jobs/mine/{name}", record()) is (name == "inputs/image.png")
     assert not _is_of_use(f"jobs/mine/{name}", None)
@@ -106,7 +108,8 @@ def test_any_broken_promise_makes_a_campaign_bad():
     verdict = Verdict(accepted=1, ended={"succeeded": 1})
     assert verdict.is_good
     for name in verdict.faults:
-        assert not Verdict(accepted=1, ended={"succeeded": 1}, **{name: ["it"]}).is_good
+        broken: dict[str, Any] = {name: ["it"]}
+        assert not replace(verdict, **broken).is_good
 
 
 def test_work_is_counted_once_for_each_place_and_repeats_as_well(tmp_path):
@@ -122,6 +125,7 @@ def test_running_again_means_another_leader(tmp_path):
     log = StepLog(tmp_path / "steps.log")
     log.add("a-0", "mine", None)
     leader = log.leader("a-0")
+    assert leader is not None
     assert log.running_again("mine", 0.0, {leader}) is None
     assert log.running_again("mine", 0.0, {0}) is not None
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import PurePath
 from statistics import median
+from typing import cast
 
 from jobs.errors import JobNotFound
 from jobs.record import ENDED
 from jobs.record import Job as Record
 from jobs.storage.keys import job_of
-from jobs.store.measures import measures
+from jobs.store.metrics import counters
 from tests.chaos.campaign import Course, Ordered, Strike
 from tests.chaos.client import Client, Job
 from tests.chaos.site import Site
@@ -58,7 +59,7 @@ class Verdict:
     @property
     def faults(self) -> dict[str, list[str]]:
         """What is wrong, by name."""
-        names = ["lease_lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
+        names = ["lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
         names += ["never_recovered", "ended_unasked"]
         return {name: getattr(self, name) for name in names}
 
@@ -88,7 +89,7 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
         steps_run=run,
         steps_needed=needed,
         recoveries=recoveries(course.strikes),
-        put_back={m.label: int(m.sum) for m in measures(site.redis) if m.name == "put_back"},
+        put_back={label: int(n) for (name, label), n in counters(site.redis).items() if name == "requeues"},
     )
     verdict.orphaned_files = _remains(lambda: _misplaced(site), site)
     verdict.duplicated = sorted({*_ended_twice(orders, site), *_ordered_twice(orders, client)})
@@ -116,7 +117,7 @@ def _recovery(strikes: list[Strike]) -> Recovery:
 
 def _label(job: Job | None) -> str:
     if not job:
-        return "lease_lost"
+        return "lost"
     error = job.get("error")
     return f"{job['status']}: {error['code']}" if error else str(job["status"])
 
@@ -201,8 +202,10 @@ def _is_of_use(key: str, record: Record | None) -> bool:
 def _to_be_removed(site: Site) -> Iterator[str]:
     """What is left of jobs that are gone, also what Redis still has to remember of them."""
     yield from site.storage.keys("jobs/")
-    for name in ("longcat:removals", "longcat:settling"):
-        yield from (f"{name}: {job_id.decode()}" for job_id in site.redis.zrange(name, 0, -1))
+    for name in ("longcat:file_removals:first", "longcat:file_removals:second"):
+        yield from (
+            f"{name}: {job_id.decode()}" for job_id in cast(list[bytes], site.redis.zrange(name, 0, -1))
+        )
 
 
 def _remains(look: Callable[[], Iterator[str]], site: Site) -> list[str]:

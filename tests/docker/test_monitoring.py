@@ -1,4 +1,4 @@
-"""The dashboard asks for numbers that the service gives, and Prometheus asks the service."""
+"""The dashboard queries metrics that the service exports, and Prometheus scrapes the service."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ GAUGES = {"longcat_queued_jobs", "longcat_oldest_queued_seconds", "longcat_group
 OF_REQUESTS = {"longcat_http_requests_total", "longcat_http_request_seconds_bucket"}
 
 
-def given() -> dict[str, str | None]:
-    """Every name that the service gives of jobs, with its label."""
+def exported() -> dict[str, str | None]:
+    """Return the names of all exported job metrics, with their labels."""
     names: dict[str, str | None] = {}
     for series in SERIES:
-        ends = ("_bucket", "_sum", "_count") if series.is_distribution else ("_total",)
+        ends = ("_sum", "_count") if series.is_summary else ("_total",)
         names |= {f"longcat_{series.name}{end}": series.label for end in ends}
     return names
 
 
 @pytest.mark.parametrize("title", PANELS)
-def test_a_panel_asks_for_what_there_is(title):
+def test_panel_queries_exported_metrics(title):
     for target in PANELS[title]["targets"]:
         names = set(re.findall(r"longcat_\w+", target["expr"]))
         assert names
-        assert names <= given().keys() | GAUGES | OF_REQUESTS
+        assert names <= exported().keys() | GAUGES | OF_REQUESTS
 
 
 @pytest.mark.parametrize("title", PANELS)
-def test_a_legend_names_labels_that_there_are(title):
+def test_legend_uses_labels_of_its_query(title):
     for target in PANELS[title]["targets"]:
         for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
             assert re.search(rf"by \([^)]*\b{label}\b", target["expr"])
 
 
-def test_every_series_of_jobs_is_on_the_dashboard_but_the_attempts():
+def test_dashboard_shows_every_job_metric_except_attempts():
     asked = " ".join(target["expr"] for panel in PANELS.values() for target in panel["targets"])
     assert {s.name for s in SERIES if f"longcat_{s.name}" not in asked} == {"attempts"}
 
 
-def test_panels_do_not_lie_on_each_other():
+def test_panels_do_not_overlap():
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in PANELS.values()]
     assert len(set(places)) == len(places)
     assert len({panel["id"] for panel in PANELS.values()}) == len(PANELS)
 
 
-def test_prometheus_asks_the_api_of_the_compose_file():
+def test_prometheus_scrapes_the_api_of_the_compose_file():
     compose = read_compose(DOCKER.parent / "docker-compose.yml")
     (job,) = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
     host, port = job["static_configs"][0]["targets"][0].split(":")
@@ -62,7 +62,7 @@ def test_prometheus_asks_the_api_of_the_compose_file():
 
 
 @pytest.mark.parametrize("name", ["prometheus", "grafana"])
-def test_what_is_mounted_is_there(name):
+def test_mounted_files_exist(name):
     service = read_compose(DOCKER.parent / "docker-compose.yml").services[name]
     for mount in service.volumes:
         assert isinstance(mount, str) or (DOCKER.parent / mount.source).exists()

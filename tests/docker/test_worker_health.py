@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capability import GroupRegistration
+from jobs.registration import GroupRegistration
 from worker.settings import WorkerSettings
 
 FOLDER = Path(__file__).parents[2] / "docker"
@@ -31,24 +31,24 @@ def settings(redis, redis_server, tmp_path, monkeypatch):
 @pytest.mark.parametrize("state", ["starting", "ready", "busy"])
 def test_a_worker_whose_groups_are_alive_is_well(health, settings, redis, state):
     for index in range(settings.num_groups):
-        GroupRegistration(redis, settings.group_name(index)).publish(state, ranks=1)
+        GroupRegistration(redis, settings.group_name(index)).heartbeat(state, ranks=1)
     assert health.main() == 0
 
 
 def test_a_broken_group_is_named(health, settings, redis, capsys):
-    GroupRegistration(redis, settings.group_name(0)).publish("ready", ranks=1)
-    GroupRegistration(redis, settings.group_name(1)).publish("broken", ranks=1)
+    GroupRegistration(redis, settings.group_name(0)).heartbeat("ready", ranks=1)
+    GroupRegistration(redis, settings.group_name(1)).heartbeat("broken", ranks=1)
     assert health.main() == 1
     assert capsys.readouterr().err == "not well: w-1\n"
 
 
 def test_a_silent_group_is_not_well(health, settings, redis):
-    GroupRegistration(redis, settings.group_name(0)).publish("ready", ranks=1)
+    GroupRegistration(redis, settings.group_name(0)).heartbeat("ready", ranks=1)
     assert health.unhealthy(settings) == ["w-1"]
 
 
 def test_groups_of_others_do_not_count(health, settings, redis):
-    GroupRegistration(redis, "somebody-else").publish("ready", ranks=1)
+    GroupRegistration(redis, "somebody-else").heartbeat("ready", ranks=1)
     assert health.unhealthy(settings) == ["w-0", "w-1"]
 
 

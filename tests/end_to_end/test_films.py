@@ -73,7 +73,8 @@ def test_it_comes_in_parts_if_asked_for_a_part(stack, prompted):
 def test_it_has_a_thumbnail(stack, prompted):
     answer = stack.client.get(prompted[0]["result"]["thumbnail_url"])
     with Image.open(io.BytesIO(answer.content)) as image:
-        assert (image.format, image.width / image.height) == ("JPEG", pytest.approx(96 / 64, rel=0.02))
+        assert image.format == "JPEG"
+        assert image.width / image.height == pytest.approx(96 / 64, rel=0.02)
 
 
 def test_what_it_took_is_said_phase_by_phase(prompted):

@@ -1,4 +1,4 @@
-"""A job_store on an empty Redis whose time the test moves, and a storage."""
+"""Provide a job store on an empty Redis, with a clock that the test moves, and a storage."""
 
 from __future__ import annotations
 
@@ -8,29 +8,22 @@ import pytest
 from redis import Redis
 
 from jobs.storage.folder import FolderStorage
-from jobs.store.job_store import JobStore
-from tests.jobs.examples import Clock, Desk
+from tests.jobs.examples import Clock, ExampleStore
 
 
 @pytest.fixture
-def desk(redis: Redis) -> Desk:
-    """A job_store with a clock of its own."""
-    return Desk.open(redis)
+def store(redis: Redis) -> ExampleStore:
+    """Return a job store with a clock of its own."""
+    return ExampleStore(redis)
 
 
 @pytest.fixture
-def job_store(desk: Desk) -> JobStore:
-    """The desk's job_store."""
-    return desk.job_store
-
-
-@pytest.fixture
-def clock(desk: Desk) -> Clock:
-    """The desk's clock."""
-    return desk.clock
+def clock(store: ExampleStore) -> Clock:
+    """Return the clock of `store`."""
+    return store.clock
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> FolderStorage:
-    """An empty folder."""
+    """Return an empty storage."""
     return FolderStorage(tmp_path / "storage")

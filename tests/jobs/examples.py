@@ -1,4 +1,4 @@
-"""Orders, submissions and results to try things with, and a clock that moves when it is told to."""
+"""Example orders, submissions and results; a job store whose clock the test moves; faulty storages."""
 
 from __future__ import annotations
 
@@ -9,38 +9,22 @@ from typing import Any
 from redis import Redis
 
 from jobs.errors import Unavailable
-from jobs.order import Order
 from jobs.record import Job, Result
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import new_job_id, thumbnail_key, video_key
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
+from tests.orders import make_order
 
 LEASE_S = 30.0
 LATE_UPLOAD_S = 300.0
-ORDER = Order(
-    task="text_to_video",
-    prompts=("a red ball rolls — «über» 球",),
-    negative_prompt="blurry",
-    height=480,
-    width=832,
-    num_frames=93,
-    num_segments=1,
-    num_condition_frames=0,
-    num_inference_steps=50,
-    guidance_scale=4.0,
-    distilled=False,
-    condition_cache=True,
-    enhance_hf=True,
-    fps=15,
-    seed=7,
-)
+ORDER = make_order()
 
 
 @dataclass
 class Clock:
-    """Milliseconds that pass when a test says so."""
+    """A clock in milliseconds that stands still until a test moves it."""
 
     now_ms: int = 1_700_000_000_000
 
@@ -51,23 +35,18 @@ class Clock:
         self.now_ms += round(seconds * 1000)
 
 
-@dataclass
-class Desk:
-    """A job_store with a clock of its own, and the few steps that most tests begin with."""
+class ExampleStore(JobStore):
+    """A job store with a clock of its own, and the few steps that most tests begin with."""
 
-    job_store: JobStore
-    clock: Clock
-
-    @classmethod
-    def open(cls, redis: Redis, **options: Any) -> Desk:
-        clock = Clock()
-        return cls(JobStore(redis, clock=clock, **{"late_upload_s": LATE_UPLOAD_S, **options}), clock)
+    def __init__(self, redis: Redis, **options: Any) -> None:
+        self.clock = Clock()
+        super().__init__(redis, clock=self.clock, **{"late_upload_s": LATE_UPLOAD_S, **options})
 
     def submit(self, **fields: Any) -> Job:
-        return self.job_store.client.submit(a_submission(**fields))
+        return self.client.submit(a_submission(**fields))
 
     def claim(self, group: str = "a") -> Lease:
-        claim = self.job_store.holder.claim(group, LEASE_S)
+        claim = self.holder.claim(group, LEASE_S)
         assert claim is not None
         return claim
 
@@ -80,31 +59,31 @@ class Desk:
 
     def position(self, job_id: str) -> int | None:
         """Return the job's place in the queue, None if it is not queued."""
-        estimate = self.job_store.client.estimate(job_id)
+        estimate = self.client.estimate(job_id)
         return estimate.position if estimate else None
 
-    def settle(self) -> None:
-        """Let all files arrive that are on their way to the storage."""
+    def wait_for_late_uploads(self) -> None:
+        """Advance the clock until no upload can arrive in the storage any longer."""
         self.clock.advance(LATE_UPLOAD_S)
 
-    def look_through_files(self) -> set[str]:
-        """Say of all jobs whose files are to be looked through that this was done; those jobs."""
-        due = self.job_store.maintenance.due_file_removals()
+    def confirm_all_file_removals(self) -> set[str]:
+        """Confirm all due file removals, and return their jobs."""
+        due = self.maintenance.due_file_removals()
         for job_id, since in due.items():
-            self.job_store.maintenance.confirm_file_removal(job_id, since)
+            self.maintenance.confirm_file_removal(job_id, since)
         return set(due)
 
     def lose_lease(self) -> None:
-        """Let all leases run out, seen by sweepers that never slept, and sweep."""
+        """Let all leases run out while sweeps go on."""
         for _ in range(int(LEASE_S) + 1):
-            self.job_store.maintenance.sweep()
+            self.maintenance.sweep()
             self.clock.advance(1)
-        self.job_store.maintenance.sweep()
+        self.maintenance.sweep()
 
 
 @dataclass
 class AwayStorage:
-    """A storage of which nothing can be removed at the moment."""
+    """A storage from which nothing can be removed while it is away."""
 
     storage: FolderStorage
     is_away: bool = True
@@ -120,25 +99,25 @@ class AwayStorage:
 
 @dataclass
 class SlowStorage:
-    """A storage that finishes each upload when its client has given up."""
+    """A storage that completes each upload after its client gave up."""
 
     storage: FolderStorage
-    taken_in: list[tuple[str, Path, str]] = field(default_factory=list)
+    pending: list[tuple[str, Path, str]] = field(default_factory=list)
 
     def put(self, key: str, path: Path, media_type: str) -> None:
-        self.taken_in.append((key, path, media_type))
+        self.pending.append((key, path, media_type))
         raise Unavailable("the store did not answer in time")
 
     def finish(self) -> None:
-        while self.taken_in:
-            self.storage.put(*self.taken_in.pop())
+        while self.pending:
+            self.storage.put(*self.pending.pop())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.storage, name)
 
 
 def keys_of(redis: Redis, pattern: str = "*") -> set[str]:
-    """The names of all keys that match."""
+    """Return the names of all keys that match."""
     return {key.decode() if isinstance(key, bytes) else key for key in redis.keys(pattern)}
 
 

@@ -74,20 +74,18 @@ class Hidden(Redis):
 
 
 class TestCheck:
-    def test_a_server_that_keeps_everything_passes_in_silence(
-        self, keeps: Redis, caplog: pytest.LogCaptureFixture
-    ):
+    def test_durable_server_gets_no_warning(self, keeps: Redis, caplog: pytest.LogCaptureFixture):
         keeps.config_set("appendonly", "yes")
         keeps.config_set("appendfsync", "always")
         keeps.config_set("maxmemory-policy", "noeviction")
         check_server(keeps)
         assert caplog.text == ""
 
-    def test_an_old_server_is_refused(self, redis_server: str):
+    def test_old_server_is_refused(self, redis_server: str):
         with Old.from_url(redis_server) as old, pytest.raises(UnfitServer, match="too old"):
             check_server(old)
 
-    def test_a_server_without_append_only_file_is_warned_of(
+    def test_server_without_append_only_file_gets_a_warning(
         self, keeps: Redis, caplog: pytest.LogCaptureFixture
     ):
         keeps.config_set("appendonly", "no")
@@ -95,7 +93,7 @@ class TestCheck:
             check_server(keeps)
         assert "append-only" in caplog.text
 
-    def test_a_server_that_writes_its_file_every_second_is_warned_of(
+    def test_server_with_fsync_every_second_gets_a_warning(
         self, keeps: Redis, caplog: pytest.LogCaptureFixture
     ):
         keeps.config_set("appendonly", "yes")
@@ -104,13 +102,13 @@ class TestCheck:
             check_server(keeps)
         assert "appendfsync" in caplog.text
 
-    def test_a_server_that_evicts_is_warned_of(self, keeps: Redis, caplog: pytest.LogCaptureFixture):
+    def test_server_that_evicts_keys_gets_a_warning(self, keeps: Redis, caplog: pytest.LogCaptureFixture):
         keeps.config_set("maxmemory-policy", "allkeys-lru")
         with caplog.at_level(logging.WARNING):
             check_server(keeps)
         assert "noeviction" in caplog.text
 
-    def test_a_server_that_hides_its_settings_passes(self, redis_server: str):
+    def test_server_that_hides_its_settings_is_accepted(self, redis_server: str):
         with Hidden.from_url(redis_server) as hidden:
             check_server(hidden)
 
@@ -123,20 +121,20 @@ class TestOutages:
     @pytest.mark.parametrize(
         "call",
         [
-            lambda job_store: job_store.client.get("abc"),
-            lambda job_store: job_store.client.submit(a_submission()),
-            lambda job_store: job_store.holder.claim("a", LEASE_S),
-            lambda job_store: job_store.maintenance.sweep(),
-            lambda job_store: job_store.client.events("abc"),
+            lambda store: store.client.get("abc"),
+            lambda store: store.client.submit(a_submission()),
+            lambda store: store.holder.claim("a", LEASE_S),
+            lambda store: store.maintenance.sweep(),
+            lambda store: store.client.events("abc"),
         ],
     )
-    def test_the_ledger_of_a_redis_that_is_away_is_unavailable(self, call):
+    def test_store_is_unavailable_without_redis(self, call):
         with pytest.raises(Unavailable):
             call(JobStore(connect(NOWHERE, patience_s=0)))
 
     @pytest.mark.parametrize(("setting", "value"), [("maxmemory", "1"), ("min-replicas-to-write", "1")])
     @every_write
-    def test_a_redis_that_is_full_or_lacks_replicas_is_unavailable(
+    def test_redis_that_is_full_or_lacks_replicas_is_unavailable(
         self, keeps: Redis, setting: str, value: str, write: Callable[[Redis], object]
     ):
         keeps.config_set(setting, value)
@@ -156,17 +154,17 @@ class TestOutages:
                 write(redis)
             redis.config_set("save", "")  # or it refuses to stop
 
-    def test_a_call_waits_for_redis_to_come_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_call_waits_for_redis_to_return(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("jobs.connect.ConstantBackoff", Counted)
         Counted.pauses = 0
         server = RedisServer(tmp_path, redis_program())
         server.start()
         try:
-            job_store = JobStore(connect(server.url, patience_s=60))
-            job_store.client.submit(a_submission(id="abc"))
+            store = JobStore(connect(server.url, patience_s=60))
+            store.client.submit(a_submission(id="abc"))
             server.kill()
             answers: list[str] = []
-            thread = Thread(target=lambda: answers.append(job_store.client.submit(a_submission(id="def")).id))
+            thread = Thread(target=lambda: answers.append(store.client.submit(a_submission(id="def")).id))
             thread.start()
             wait_until(lambda: Counted.pauses)
             server.start()
@@ -180,6 +178,6 @@ class TestOutages:
         with pytest.raises(ResponseError, match="WRONGTYPE"):
             JobStore(redis).client.get("abc")
 
-    def test_an_error_that_only_quotes_such_a_word_is_not_taken_for_it(self):
+    def test_error_that_only_quotes_such_a_word_is_raised_unchanged(self):
         with pytest.raises(ResponseError), redis_reached():
             raise ResponseError("Error running script: unknown key 'OOM '")

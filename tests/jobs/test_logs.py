@@ -1,4 +1,4 @@
-"""What a log line says: as text, as JSON, and about what."""
+"""Log lines are text or JSON, and carry the names of the request, job and trace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextvars import copy_context
 import pytest
 
 from jobs.logs import about, current_names, names_of, set_up_log
-from tests.jobs.examples import Desk
+from tests.jobs.examples import ExampleStore
 
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 logger = logging.getLogger("longcat.test")
@@ -29,7 +29,7 @@ def last_line(capsys) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_line_of_json_has_all_its_parts(capsys):
+def test_json_line_has_all_fields(capsys):
     set_up_log("json")
     with about({"request_id": "r1"}), about({"job_id": "j1", "traceparent": TRACEPARENT}):
         logger.info("queued %s «ü»", 5)
@@ -45,7 +45,7 @@ def test_a_line_of_json_has_all_its_parts(capsys):
     }
 
 
-def test_an_exception_stays_on_its_line(capsys):
+def test_json_line_contains_the_exception(capsys):
     set_up_log("json")
     try:
         int("no number")
@@ -54,7 +54,7 @@ def test_an_exception_stays_on_its_line(capsys):
     assert "\nValueError: invalid literal" in json.loads(last_line(capsys))["exception"]
 
 
-def test_a_line_of_text_has_the_names_last(capsys):
+def test_text_line_ends_with_the_names(capsys):
     set_up_log("text")
     with about({"job_id": "j1"}):
         logger.warning("slow")
@@ -63,7 +63,20 @@ def test_a_line_of_text_has_the_names_last(capsys):
     assert last_line(capsys).endswith("WARNING longcat.test: slow")
 
 
-def test_names_hold_within_alone_and_go_with_the_context():
+def test_text_line_is_followed_by_the_exception(capsys):
+    set_up_log("text")
+    try:
+        int("no number")
+    except ValueError:
+        with about({"job_id": "j1"}):
+            logger.exception("it failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("ERROR longcat.test: it failed [job_id=j1]")
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("ValueError: invalid literal")
+
+
+def test_names_follow_a_copy_of_the_context_only():
     seen: list[object] = []
     with about({"job_id": "j1"}):
         context = copy_context()
@@ -75,7 +88,7 @@ def test_names_hold_within_alone_and_go_with_the_context():
     assert current_names() == {}
 
 
-def test_a_job_carries_the_names_of_the_request_that_ordered_it(desk: Desk):
-    claim = desk.start(trace={"request_id": "r1", "traceparent": TRACEPARENT})
+def test_job_carries_the_names_of_its_request(store: ExampleStore):
+    claim = store.start(trace={"request_id": "r1", "traceparent": TRACEPARENT})
     assert names_of(claim.job) == {"job_id": claim.job.id, "request_id": "r1", "traceparent": TRACEPARENT}
-    assert names_of(desk.submit()).keys() == {"job_id"}
+    assert names_of(store.submit()).keys() == {"job_id"}

@@ -49,40 +49,40 @@ def consumer(redis: Redis, taken: list[int]) -> Iterator[Thread]:
 
 
 class TestDelivery:
-    def test_a_delivered_ticket_is_taken_once(self, redis: Redis, tickets: TicketQueue):
+    def test_enqueued_ticket_is_consumed_once(self, redis: Redis, tickets: TicketQueue):
         taken: list[int] = []
         with consumer(redis, taken):
             for _ in range(3):
-                tickets.deliver("abc")
+                tickets.enqueue("abc")
             wait_until(lambda: len(taken) == 3)
             wait_until(lambda: tickets.count() == 0)
         assert len(taken) == 3
 
     def test_tickets_that_came_before_the_worker_wait_for_it(self, redis: Redis, tickets: TicketQueue):
-        tickets.deliver("abc")
+        tickets.enqueue("abc")
         assert tickets.count() == 1
         taken: list[int] = []
         with consumer(redis, taken):
             wait_until(lambda: taken)
 
-    def test_a_surplus_ticket_falls_through(self, redis: Redis, tickets: TicketQueue):
-        job_store = JobStore(redis)
-        job = job_store.client.submit(a_submission())
+    def test_surplus_ticket_claims_no_job(self, redis: Redis, tickets: TicketQueue):
+        store = JobStore(redis)
+        job = store.client.submit(a_submission())
         claims = []
         stop = Event()
 
         def on_ticket() -> None:
-            claims.append(job_store.holder.claim("a", LEASE_S))
+            claims.append(store.holder.claim("a", LEASE_S))
             if len(claims) == 3:
                 stop.set()
 
         for _ in range(3):
-            tickets.deliver(job.id)
+            tickets.enqueue(job.id)
         consume(redis, on_ticket, stop.is_set)
         assert [claim.job.id if claim else None for claim in claims] == [job.id, None, None]
 
-    def test_topping_up_delivers_what_is_missing(self, tickets: TicketQueue):
-        tickets.deliver("abc")
+    def test_top_up_enqueues_missing_tickets(self, tickets: TicketQueue):
+        tickets.enqueue("abc")
         assert tickets.top_up(3) == 2
         assert tickets.top_up(3) == 0
         assert tickets.top_up(0) == 0
@@ -90,23 +90,21 @@ class TestDelivery:
 
 
 class TestConsuming:
-    def test_a_worker_that_is_told_to_stop_stops(self, redis: Redis):
+    def test_worker_stops_on_request(self, redis: Redis):
         with consumer(redis, []) as thread:
             wait_until(lambda: redis.scard("rq:workers") == 1)
         assert not thread.is_alive()
         assert redis.scard("rq:workers") == 0
 
-    def test_what_goes_wrong_in_the_callers_hands_reaches_the_caller(
-        self, redis: Redis, tickets: TicketQueue
-    ):
+    def test_error_of_the_callback_reaches_the_caller(self, redis: Redis, tickets: TicketQueue):
         def on_ticket() -> None:
             raise ZeroDivisionError
 
-        tickets.deliver("abc")
+        tickets.enqueue("abc")
         with pytest.raises(ZeroDivisionError):
             consume(redis, on_ticket, lambda: False)
 
-    def test_a_caller_for_whom_redis_was_away_is_called_again(
+    def test_callback_is_repeated_after_an_outage(
         self, redis: Redis, tickets: TicketQueue, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr("jobs.queue.PAUSE_S", 0.01)
@@ -117,8 +115,8 @@ class TestConsuming:
             if len(calls) == 1:
                 raise Unavailable("away")
 
-        tickets.deliver("one")
-        tickets.deliver("two")
+        tickets.enqueue("one")
+        tickets.enqueue("two")
         consume(redis, on_ticket, lambda: len(calls) == 2)
         assert tickets.count() == 0
 
@@ -126,61 +124,59 @@ class TestConsuming:
         one: list[int] = []
         two: list[int] = []
         for _ in range(20):
-            tickets.deliver("abc")
+            tickets.enqueue("abc")
         with consumer(redis, one), consumer(redis, two):
             wait_until(lambda: len(one) + len(two) == 20)
 
-    def test_a_worker_goes_on_when_redis_lost_its_data(self, redis: Redis, tickets: TicketQueue):
+    def test_worker_continues_when_redis_lost_its_data(self, redis: Redis, tickets: TicketQueue):
         taken: list[int] = []
         with consumer(redis, taken):
             wait_until(lambda: redis.scard("rq:workers") == 1)
             redis.flushall()
-            tickets.deliver("abc")
+            tickets.enqueue("abc")
             wait_until(lambda: taken)
             wait_until(lambda: redis.scard("rq:workers") == 1)
 
-    def test_a_worker_outlives_an_outage(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_worker_survives_an_outage(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("jobs.queue.PAUSE_S", 0.01)
         server = RedisServer(tmp_path, redis_program())
         server.start()
         taken: list[int] = []
         try:
             with connect(server.url, patience_s=0.2) as redis, consumer(redis, taken):
-                TicketQueue(redis).deliver("before")
+                TicketQueue(redis).enqueue("before")
                 wait_until(lambda: len(taken) == 1)
                 server.kill()
                 with pytest.raises(Unavailable):
-                    TicketQueue(redis).deliver("meanwhile")
+                    TicketQueue(redis).enqueue("meanwhile")
                 server.start()
-                TicketQueue(redis).deliver("after")
+                TicketQueue(redis).enqueue("after")
                 wait_until(lambda: len(taken) >= 2)
         finally:
             server.stop()
 
-    def test_nothing_heaps_up_in_redis(self, redis: Redis, tickets: TicketQueue):
+    def test_no_keys_accumulate_in_redis(self, redis: Redis, tickets: TicketQueue):
         taken: list[int] = []
         with consumer(redis, taken):
-            tickets.deliver("warm up")
+            tickets.enqueue("warm up")
             wait_until(lambda: len(taken) == 1)
             wait_until(lambda: not keys_of(redis, "rq:job:*"))
             before = {key for key in keys_of(redis) if "worker" not in key}
             for _ in range(50):
-                tickets.deliver("abc")
+                tickets.enqueue("abc")
             wait_until(lambda: len(taken) == 51)
             wait_until(lambda: not keys_of(redis, "rq:job:*"))
             assert {key for key in keys_of(redis) if "worker" not in key} == before
             assert len(keys_of(redis, "rq:worker:*")) <= 2
 
-    def test_a_ticket_of_a_worker_that_was_killed_does_not_stay_for_ever(
-        self, redis: Redis, redis_server: str, tickets: TicketQueue
-    ):
+    def test_ticket_of_a_killed_worker_expires(self, redis: Redis, redis_server: str, tickets: TicketQueue):
         program = (
             "import os, sys, jobs.queue; from redis import Redis\n"
             "jobs.queue.ticket = lambda _: os.kill(os.getpid(), 9)\n"
             "worker = jobs.queue.TicketWorker(Redis.from_url(sys.argv[1]))\n"
             "while True: worker.take()\n"
         )
-        tickets.deliver("abc")
+        tickets.enqueue("abc")
         died = subprocess.run([sys.executable, "-c", program, redis_server], check=False)
         assert died.returncode == -9
         assert tickets.count() == 0
@@ -198,27 +194,27 @@ class TestConsuming:
 
 
 class TestLostTickets:
-    def test_a_job_whose_ticket_was_lost_with_a_worker_runs(self, redis: Redis, tickets: TicketQueue):
-        job_store = JobStore(redis)
-        job = job_store.client.submit(a_submission())
-        tickets.deliver(job.id)
+    def test_job_runs_although_its_ticket_died_with_a_worker(self, redis: Redis, tickets: TicketQueue):
+        store = JobStore(redis)
+        job = store.client.submit(a_submission())
+        tickets.enqueue(job.id)
         redis.delete(f"rq:queue:{QUEUE_NAME}")
         claimed: list[str] = []
 
         def on_ticket() -> None:
-            claim = job_store.holder.claim("a", LEASE_S)
+            claim = store.holder.claim("a", LEASE_S)
             assert claim is not None
             claimed.append(claim.job.id)
 
-        sweep(job_store, tickets)
+        sweep(store, tickets)
         consume(redis, on_ticket, lambda: bool(claimed))
         assert claimed == [job.id]
 
-    def test_an_id_in_the_list_whose_ticket_is_gone_is_skipped(self, redis: Redis, tickets: TicketQueue):
+    def test_id_without_a_ticket_is_skipped(self, redis: Redis, tickets: TicketQueue):
         redis.rpush(f"rq:queue:{QUEUE_NAME}", "gone")
         taken: list[int] = []
         with consumer(redis, taken):
-            tickets.deliver("abc")
+            tickets.enqueue("abc")
             wait_until(lambda: taken)
         assert len(taken) == 1
 
@@ -248,31 +244,31 @@ class TestForgery:
             ("jobs.queue.ticket", {"meta": {"a": "b"}}),
         ],
     )
-    def test_what_is_no_ticket_is_dropped(
+    def test_foreign_rq_jobs_are_dropped(
         self, redis: Redis, tickets: TicketQueue, forge, caplog: pytest.LogCaptureFixture, function, options
     ):
         trace = forge(function, **options)
         taken: list[int] = []
         with caplog.at_level(logging.WARNING), consumer(redis, taken):
-            tickets.deliver("abc")
+            tickets.enqueue("abc")
             wait_until(lambda: taken)
-        assert "it is no ticket" in caplog.text
+        assert "it is not a ticket" in caplog.text
         assert len(taken) == 1
         assert not trace.exists()
         assert not keys_of(redis, "rq:job:*")
 
     @pytest.mark.parametrize("data", [b"", b"junk", b"\x80\x04K\x01.", b"x\x9c\x03\x00\x00\x00\x00\x01"])
     def test_data_that_is_no_json_is_dropped(self, redis: Redis, tickets: TicketQueue, data: bytes):
-        tickets.deliver("forged")
+        tickets.enqueue("forged")
         [key] = keys_of(redis, "rq:job:*")
         redis.hset(key, "data", data)
         taken: list[int] = []
         with consumer(redis, taken):
-            tickets.deliver("abc")
+            tickets.enqueue("abc")
             wait_until(lambda: taken)
         assert len(taken) == 1
 
-    def test_a_method_of_an_object_is_dropped(self, redis: Redis, tickets: TicketQueue):
+    def test_method_call_is_dropped(self, redis: Redis, tickets: TicketQueue):
         queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
         job = queue.create_job("jobs.queue.ticket", args=("x",))
         job._instance = "an object"

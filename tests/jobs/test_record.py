@@ -1,4 +1,4 @@
-"""The record as Redis holds it, and as it is read back."""
+"""Records are read as this release, or another one, wrote them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from jobs.record import ENDED, Job, JobError, Progress
+from jobs.errors import UnreadableRecord
+from jobs.record import ENDED, Event, Job, JobError, Progress
 from tests.jobs.examples import ORDER
 
 HASH = {
@@ -33,7 +34,7 @@ HASH = {
 }
 
 
-def test_a_whole_record_is_read():
+def test_complete_record_is_read():
     assert Job.from_hash(HASH) == Job(
         id="abc",
         status="failed",
@@ -55,7 +56,7 @@ def test_a_whole_record_is_read():
     )
 
 
-def test_what_is_left_out_has_its_default():
+def test_missing_fields_have_defaults():
     job = Job.from_hash({name: HASH[name] for name in ("id", "order", "created_ms")} | {"status": "queued"})
     assert (job.attempt, job.started_at, job.progress, job.error, job.cancel_requested) == (
         0,
@@ -67,19 +68,51 @@ def test_what_is_left_out_has_its_default():
 
 
 @pytest.mark.parametrize("name", ["id", "status", "order", "created_ms"])
-def test_a_record_without_what_it_must_have_is_refused(name: str):
-    with pytest.raises(ValidationError):
+def test_record_without_a_required_field_is_unreadable(name: str):
+    with pytest.raises(UnreadableRecord):
         Job.from_hash({key: value for key, value in HASH.items() if key != name})
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1])
-def test_no_more_than_all_of_a_job_is_done(fraction: float):
+def test_fraction_is_between_0_and_1(fraction: float):
     with pytest.raises(ValidationError):
         Progress(phase="denoise", fraction=fraction)
 
 
-def test_a_job_has_ended_in_the_final_states():
+def test_final_states_are_ended():
     job = Job.from_hash(HASH)
     statuses = ("queued", "running", "uploading", "succeeded", "failed", "cancelled")
     assert {s for s in statuses if job.model_copy(update={"status": s}).ended} == ENDED
     assert len(ENDED) == 3
+
+
+def test_unknown_fields_are_ignored():
+    later = {
+        "schema_version": "2",
+        "region": "eu",
+        "progress": HASH["progress"].replace("}", ', "speed": 3}'),
+        "error": HASH["error"].replace("}", ', "hint": "buy disks"}'),
+    }
+    assert Job.from_hash(HASH | later) == Job.from_hash(HASH)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"order": "{"},
+        {"status": "paused"},
+        {"created_ms": "soon"},
+        {"created_ms": "9" * 30},
+        {"attempt": "x"},
+    ],
+    ids=str,
+)
+def test_broken_fields_make_a_record_unreadable(broken):
+    with pytest.raises(UnreadableRecord):
+        Job.from_hash(HASH | broken)
+
+
+def test_event_of_an_unknown_kind_is_unreadable():
+    entry = {b"status": b"running", b"progress": b'{"phase": "dream"}'}
+    with pytest.raises(UnreadableRecord):
+        Event.from_entry(b"1-0", entry)

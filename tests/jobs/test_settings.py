@@ -45,14 +45,14 @@ def test_the_storage_is_in_the_data_folder_unless_it_is_set(monkeypatch: pytest.
     assert SharedSettings().storage_location == "/data/storage"
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch):
+def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LONGCAT_S3_ENDPOINT_URL", "")
     monkeypatch.setenv("LONGCAT_MAX_RUN_S", "")
     settings = SharedSettings()
     assert (settings.s3_endpoint_url, settings.max_run_s) == (None, None)
 
 
-def test_a_value_can_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_value_can_be_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "secret").write_text("s3cret\n")
     monkeypatch.setenv("LONGCAT_S3_SECRET_ACCESS_KEY_FILE", str(tmp_path / "secret"))
     secret = SharedSettings().s3_secret_access_key
@@ -68,7 +68,7 @@ def test_the_variable_itself_comes_before_the_file(monkeypatch: pytest.MonkeyPat
     assert SharedSettings().redis_url == "redis://in-variable"
 
 
-def test_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch):
+def test_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LONGCAT_S3_SECRET_ACCESS_KEY", "s3cret")
     assert "s3cret" not in repr(SharedSettings())
 
@@ -77,7 +77,7 @@ def test_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch):
     ("name", "value"),
     [("LEASE_S", "0"), ("MAX_ATTEMPTS", "0"), ("RETENTION_S", "-1"), ("MAX_QUEUE_S", "soon")],
 )
-def test_a_value_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
+def test_invalid_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
     monkeypatch.setenv(f"LONGCAT_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         SharedSettings()

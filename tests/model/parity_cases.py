@@ -92,18 +92,15 @@ def request_for(case: str, limits):
     """The request of a whole job."""
     from model.io.video import read_clip, read_image
     from model.pipeline.request import Request
-    from model.spec.plan import GenerationParams
-    from model.spec.shapes import resolve
+    from model.spec.params import GenerationParams
+    from model.spec.resolve import Inputs, resolve
 
     said, refines = CASES[case], case.startswith("refine")
     image = _input(case, "condition.png" if refines else "input.png", read_image)
     video = _input(case.removesuffix("_nokv"), "input.npz", read_clip)
     condition = _input(case, "condition.npz", read_clip)
-    wish = GenerationParams(
+    params = GenerationParams(
         task="refine" if refines else None,
-        image=size_of(image),
-        video=clip_of(video),
-        condition_video=clip_of(condition),
         resolution=said.get("resolution"),
         height=said.get("height"),
         width=said.get("width"),
@@ -117,8 +114,9 @@ def request_for(case: str, limits):
         condition_cache=said.get("use_kv_cache", True),
         enhance_hf=said.get("enhance_hf", True),
     )
+    inputs = Inputs(image=size_of(image), video=clip_of(video), condition_video=clip_of(condition))
     return Request(
-        plan=resolve(wish, limits),
+        plan=resolve(params, inputs, limits),
         prompts=(said["prompt"],),
         seed=said["seed"],
         negative_prompt=said.get("negative_prompt"),

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from model.spec.limits import load_limits
-from model.spec.shapes import GenerationParams, resolve
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from model.tiny import write_tiny
 
 
@@ -43,8 +44,8 @@ def test_it_has_the_released_layout(tiny_checkpoint):
 
 def test_its_limits_offer_every_task(tiny_checkpoint):
     limits = load_limits(tiny_checkpoint)
-    assert resolve(GenerationParams(), limits).output_size == (64, 96)
-    refined = resolve(GenerationParams(num_prompts=3, refine=True), limits)
+    assert resolve(GenerationParams(), Inputs(), limits).output_size == (64, 96)
+    refined = resolve(GenerationParams(refine=True), Inputs(num_prompts=3), limits)
     assert refined.output_size == (128, 192)
     assert refined.output_fps == 30
 

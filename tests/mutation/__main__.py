@@ -15,6 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.mutation.lua import lua_mutants
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,8 +29,11 @@ class Target:
 
 
 TARGETS = {
+    "jobs/store": Target(["jobs/store/*"], ["tests/jobs"]),
     "model/spec": Target(["model/spec/*"], ["tests/model/spec"]),
+    "worker/supervisor": Target(["worker/supervisor/*"], ["tests/worker"]),
 }
+LUA = "jobs/store/scripts"
 
 CONFIG = """
 [tool.mutmut]
@@ -41,18 +46,44 @@ pytest_add_cli_args_test_selection = {tests}
 
 
 def main() -> None:
-    """Run mutmut on the named target."""
+    """Mutate the named target and print what survives."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("target", choices=sorted(TARGETS))
-    arguments = parser.parse_args()
+    parser.add_argument("target", choices=[*sorted(TARGETS), LUA])
+    target = parser.parse_args().target
     folder = Path(tempfile.mkdtemp(prefix="mutation-"))
     copy_tracked_files(folder)
-    configure(folder, TARGETS[arguments.target])
-    print(f"mutating {arguments.target} in {folder}", flush=True)
+    print(f"mutating {target} in {folder}", flush=True)
+    if target == LUA:
+        mutate_scripts(folder, folder / LUA, TARGETS["jobs/store"].tests)
+    else:
+        mutate_python(folder, TARGETS[target])
+
+
+def mutate_python(folder: Path, target: Target) -> None:
+    """Run mutmut in the copy."""
+    configure(folder, target)
     run(folder, "run", "--max-children", str(os.cpu_count()))
-    print(run(folder, "results", capture=True))
-    for survivor in survivors(run(folder, "results", capture=True)):
+    results = run(folder, "results", capture=True)
+    print(results)
+    for survivor in survivors(results):
         print(run(folder, "show", survivor, capture=True))
+
+
+def mutate_scripts(folder: Path, scripts: Path, tests: list[str]) -> None:
+    """Run the tests on one mutant of a script after the other; mutmut knows Python only."""
+    command = [sys.executable, "-m", "pytest", "-x", "--quiet", "-p", "no:cacheprovider", *tests]
+    num_mutants = num_survivors = 0
+    for path in sorted(scripts.glob("*.lua")):
+        original = path.read_text()
+        for mutant in lua_mutants(original):
+            path.write_text(mutant.text)
+            done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+            num_mutants += 1
+            if done.returncode == 0:
+                num_survivors += 1
+                print(f"{path.name}:{mutant.line}: {mutant.change}", flush=True)
+        path.write_text(original)
+    print(f"{num_survivors} of {num_mutants} mutants survived")
 
 
 def copy_tracked_files(folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""The HTTP service against a real Redis and a real folder; the worker is played by hand."""
+"""The HTTP service with a real Redis and a real storage folder. Tests play the worker themselves."""

@@ -1,4 +1,4 @@
-"""The real app over a real Redis and a folder, and hands to play the worker with."""
+"""Fixtures: the real app with a real Redis and a storage folder, and a worker that the test controls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import thumbnail_key, timeline_key, video_key
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
-from model.spec.shapes import Limits
+from model.spec.limits import Limits
 from service.app import create_app
 from service.http.protocol import server_options
 from service.settings import Settings
@@ -61,11 +61,11 @@ CAPABILITY = Capability(
 
 
 def settings_for(redis_url: str, folder: Path, **changes: Any) -> Settings:
-    """Settings of a service that keeps everything in `folder`."""
+    """Return settings of a service that keeps all its data in `folder`."""
     given: dict[str, Any] = {"data_dir": folder, "fetch_private_hosts": True, "event_interval_s": 0.02}
     given |= {"webhook_private_hosts": True, "owner_requests_per_s": None}
-    given["webhook_threads"] = 0  # a test sends them itself
-    given["allowed_hosts"] = "testserver"  # the name that a TestClient asks for
+    given["webhook_threads"] = 0  # tests send webhooks themselves
+    given["allowed_hosts"] = "testserver"  # the host name that TestClient uses
     return Settings(redis_url=redis_url, **given | changes)
 
 
@@ -87,34 +87,34 @@ def running(app: FastAPI) -> Iterator[TestClient]:
 
 @pytest.fixture
 def no_worker_yet(running: TestClient, redis: Redis) -> TestClient:
-    """A client of a service that has never heard of a worker."""
+    """Return a client of a service with which no worker has registered."""
     return running
 
 
 @pytest.fixture
 def client(no_worker_yet: TestClient, redis: Redis) -> TestClient:
-    """A client of a service that knows what may be ordered."""
+    """Return a client of a service whose capability is known."""
     CAPABILITY.publish(redis)
     return no_worker_yet
 
 
 @pytest.fixture
 def live(listening: int, redis: Redis) -> int:
-    """The port on which the service really listens, for what a test client cannot do."""
+    """Return the port of a service with a known capability that listens on a socket."""
     CAPABILITY.publish(redis)
     return listening
 
 
 @pytest.fixture(scope="module")
 def listening(app: FastAPI) -> Iterator[int]:
-    """A server of the app, and its port."""
+    """Serve the app on a socket and return its port."""
     with serving(app) as port:
         yield port
 
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[int]:
-    """Serve an app as `python -m service` does, and give the port."""
+    """Serve an app as `python -m service` does and yield its port."""
     port = free_port()
     options = server_options(app.state.backend.settings.connection_limits)
     server = uvicorn.Server(
@@ -132,40 +132,40 @@ def serving(app: FastAPI) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Worker:
-    """Does what a worker does, step by step, without generating anything."""
+    """Do what a worker does, step by step, without generating a video."""
 
     job_store: JobStore
     storage: FolderStorage
     folder: Path
 
     def claim(self) -> Lease:
-        claim = self.job_store.holder.claim("by hand", lease_s=600.0)
-        assert claim is not None
-        return claim
+        lease = self.job_store.holder.claim("by hand", lease_s=600.0)
+        assert lease is not None
+        return lease
 
-    def succeed(self, claim: Lease, film: bytes = b"a film", still: bytes = b"a still") -> None:
-        keys = video_key(claim.job.id, claim.attempt), thumbnail_key(claim.job.id, claim.attempt)
-        trace = json.dumps({"traceEvents": [{"name": "denoise", "args": {"job": claim.job.id}}]})
-        files = {keys[0]: film, keys[1]: still, timeline_key(keys[0]): trace.encode()}
+    def succeed(self, lease: Lease, video: bytes = b"a video", thumbnail: bytes = b"a thumbnail") -> None:
+        keys = video_key(lease.job.id, lease.attempt), thumbnail_key(lease.job.id, lease.attempt)
+        trace = json.dumps({"traceEvents": [{"name": "denoise", "args": {"job": lease.job.id}}]})
+        files = {keys[0]: video, keys[1]: thumbnail, timeline_key(keys[0]): trace.encode()}
         for key, content in files.items():
             (self.folder / "upload").write_bytes(content)
             self.storage.put(key, self.folder / "upload", "")
-        self.job_store.holder.begin_upload(claim)
-        self.job_store.holder.succeed(claim, self.result(claim, film, *keys), {"denoise": 1.5})
+        self.job_store.holder.begin_upload(lease)
+        self.job_store.holder.succeed(lease, self.result(lease, video, *keys), {"denoise": 1.5})
 
     @staticmethod
-    def result(claim: Lease, film: bytes, video: str, thumbnail: str) -> Result:
-        order = claim.job.order
+    def result(lease: Lease, video: bytes, video_key: str, thumbnail_key: str) -> Result:
+        order, plan = lease.job.order, lease.job.order.plan
         return Result(
-            video_key=video,
-            thumbnail_key=thumbnail,
-            width=order.width,
-            height=order.height,
-            num_frames=order.num_frames,
-            fps=order.fps,
-            duration_s=order.num_frames / order.fps,
-            size_bytes=len(film),
-            sha256=hashlib.sha256(film).hexdigest(),
+            video_key=video_key,
+            thumbnail_key=thumbnail_key,
+            width=plan.width,
+            height=plan.height,
+            num_frames=plan.num_frames,
+            fps=plan.fps,
+            duration_s=plan.num_frames / plan.fps,
+            size_bytes=len(video),
+            sha256=hashlib.sha256(video).hexdigest(),
             seed=order.seed,
         )
 
@@ -177,7 +177,7 @@ def worker(redis: Redis, settings: Settings, tmp_path: Path) -> Worker:
 
 @pytest.fixture
 def order(client: TestClient) -> Callable[..., dict[str, Any]]:
-    """Orders a video and gives the job."""
+    """Return a function that requests a video and returns the job."""
 
     def post(**fields: Any) -> dict[str, Any]:
         answer = client.post("/generate", json={"prompt": "a red ball", **fields})

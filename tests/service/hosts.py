@@ -1,4 +1,4 @@
-"""Small HTTP hosts that answer as a test wants, to be fetched from."""
+"""Small HTTP servers that answer as a test wants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 @contextmanager
 def host(answer: Answer) -> Iterator[str]:
-    """The URL of a host on which every GET and POST is answered by `answer`."""
+    """Serve every GET and POST with `answer` and yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -40,7 +40,7 @@ def host(answer: Answer) -> Iterator[str]:
 
 
 def sending(content: bytes, status: int = 200) -> Answer:
-    """An answer with this content, and its length."""
+    """Return a handler that sends this content with its length."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
@@ -52,7 +52,7 @@ def sending(content: bytes, status: int = 200) -> Answer:
 
 
 def redirecting(location: str, status: int = 302) -> Answer:
-    """An answer that points elsewhere."""
+    """Return a handler that redirects."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
@@ -65,7 +65,7 @@ def redirecting(location: str, status: int = 302) -> Answer:
 
 @dataclass
 class Tarpit:
-    """A host that accepts connections and never answers."""
+    """A server that accepts connections and never answers."""
 
     url: str
     connections: list[socket.socket] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Tarpit:
 
 @contextmanager
 def tarpit(drip: bytes = b"") -> Iterator[Tarpit]:
-    """Run a tarpit, which sends what it drips once to each who connects."""
+    """Run a tarpit that sends `drip` once per connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host = Tarpit(f"http://127.0.0.1:{server.getsockname()[1]}/hook")
 

@@ -1,4 +1,4 @@
-"""Images and clips for the tests, made on the spot."""
+"""Generate images and clips for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def picture(height: int = 64, width: int = 96) -> Image.Image:
-    """A picture in which every quarter has its own colour: red, green, blue, white, row by row."""
+    """Return a picture with a red, green, blue and white quarter, row by row."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2, 0] = 255
     pixels[: height // 2, width // 2 :, 1] = 255
@@ -25,7 +25,7 @@ def picture(height: int = 64, width: int = 96) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """An image as the bytes of a file."""
+    """Return an image as the bytes of a file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -40,7 +40,7 @@ def clip(
     rate: int = 15,
     pixel_format: str = "yuv420p",
 ) -> bytes:
-    """A clip as the bytes of a file; it gets brighter from frame to frame."""
+    """Return a clip as the bytes of a file. It gets brighter from frame to frame."""
     file = io.BytesIO()
     with av.open(file, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=rate)
@@ -54,7 +54,7 @@ def clip(
 
 
 def turned_clip(clockwise: int = 90, content: bytes | None = None) -> bytes:
-    """A clip whose container says that it is to be shown turned by so many degrees, as telephones do."""
+    """Return a clip with a rotation in its container, as telephones write it."""
     content = clip() if content is None else content
     cos, sin = (round(part(math.radians(clockwise)) * 0x10000) for part in (math.cos, math.sin))
     upright = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
@@ -64,7 +64,7 @@ def turned_clip(clockwise: int = 90, content: bytes | None = None) -> bytes:
 
 
 def pictures(image: Image.Image, num_frames: int = 5) -> bytes:
-    """A clip that shows the same picture all the time."""
+    """Return a clip of a single picture."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=15, options={"crf": "1"})
@@ -77,7 +77,7 @@ def pictures(image: Image.Image, num_frames: int = 5) -> bytes:
 
 
 def sound() -> bytes:
-    """An MP4 without pictures."""
+    """Return an MP4 without a video track."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=44100)
@@ -91,7 +91,7 @@ def sound() -> bytes:
 
 
 def png_that_says(height: int, width: int) -> bytes:
-    """A PNG of a few bytes whose header promises so many pixels."""
+    """Return a PNG of a few bytes whose header declares this size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -102,5 +102,5 @@ def png_that_says(height: int, width: int) -> bytes:
 
 
 def in_base64(content: bytes) -> str:
-    """As it stands in JSON."""
+    """Return content in base64."""
     return base64.b64encode(content).decode()

@@ -1,4 +1,4 @@
-"""The service as a process: without torch, with its settings, and how it ends."""
+"""The service as a process: dependencies, settings, startup and shutdown."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ print(sorted(name for name in sys.modules if name in {"torch", "diffusers", "tra
 """
 
 
-def test_the_service_starts_where_torch_cannot_be_imported(tmp_path):
+def test_service_starts_without_torch(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", NO_TORCH],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -55,28 +55,28 @@ def test_the_service_starts_where_torch_cannot_be_imported(tmp_path):
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
-def test_making_an_app_writes_nothing_and_asks_nobody(tmp_path):
+def test_creating_an_app_writes_no_files_and_sends_nothing(tmp_path):
     create_app(settings_for("redis://127.0.0.1:1", tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_redis_that_cannot_carry_the_queue_is_refused_at_the_start(redis_server, tmp_path, monkeypatch):
+def test_startup_fails_on_an_unsupported_redis(redis_server, tmp_path, monkeypatch):
     monkeypatch.setattr(connect, "OLDEST_SERVER", (99, 0))
     with pytest.raises(UnfitServer), TestClient(create_app(settings_for(redis_server, tmp_path))):
         pass
 
 
 class TestSettings:
-    def test_come_from_the_environment(self, monkeypatch):
+    def test_settings_are_read_from_the_environment(self, monkeypatch):
         monkeypatch.setenv("LONGCAT_PORT", "9000")
         monkeypatch.setenv("LONGCAT_MAX_IMAGE_PIXELS", "1000")
         assert (Settings().port, Settings().max_image_pixels) == (9000, 1000)
 
-    def test_listen_on_this_machine_only_unless_told(self):
+    def test_default_is_to_listen_on_loopback(self):
         assert Settings().host == "127.0.0.1"
         assert not Settings().fetch_limits.allow_private
 
-    def test_limit_owners_unless_told_not_to(self, monkeypatch):
+    def test_default_limits_apply_until_set_to_none(self, monkeypatch):
         quotas = Settings().quotas
         assert quotas.owner_requests_per_s
         assert quotas.owner_queued_jobs < quotas.total_queued_jobs
@@ -92,12 +92,12 @@ class TestSettings:
         ("name", "value"),
         [("owner_queued_jobs", 0), ("port", 70_000), ("max_body_bytes", 0), ("fetch_timeout_s", -1)],
     )
-    def test_that_make_no_sense_are_refused(self, name, value):
+    def test_invalid_values_are_refused(self, name, value):
         with pytest.raises(ValidationError):
             Settings(**{name: value})
 
 
-class TestTheProcess:
+class TestProcess:
     def run(self, **environment):
         return subprocess.Popen(
             [sys.executable, "-m", "service"],
@@ -107,7 +107,7 @@ class TestTheProcess:
             text=True,
         )
 
-    def test_serves_until_it_is_told_to_end(self, redis_server, tmp_path):
+    def test_serves_until_sigterm(self, redis_server, tmp_path):
         port = free_port()
         with self.run(REDIS_URL=redis_server, DATA_DIR=tmp_path, PORT=port) as process:
             try:
@@ -123,7 +123,7 @@ class TestTheProcess:
         assert "Application shutdown complete" in log
         assert "Traceback" not in log
 
-    def test_names_a_setting_that_makes_no_sense(self):
+    def test_invalid_setting_is_named(self):
         with self.run(PORT="many") as process:
             _, log = process.communicate()
         assert process.returncode == 2

@@ -1,4 +1,4 @@
-"""Every way in which a request can fail has one shape."""
+"""Every failed request has the same error shape, status and headers."""
 
 from __future__ import annotations
 
@@ -39,38 +39,38 @@ def error_of(answer):
         ("POST", "/generate", (415, "unsupported_media_type")),
     ],
 )
-def test_what_the_router_refuses_has_the_shape(client, method, path, expected):
+def test_unknown_paths_and_methods_have_the_error_shape(client, method, path, expected):
     answer = client.request(method, path, follow_redirects=False)
     assert error_of(answer) == expected
     assert ("Allow" in answer.headers) == (answer.status_code == 405)
 
 
-def test_a_wrong_method_is_told_all_the_right_ones(client):
+def test_wrong_method_is_answered_with_all_allowed_ones(client):
     assert client.put("/jobs/somebody").headers["Allow"] == "DELETE, GET"
     assert client.put("/jobs/somebody/video").headers["Allow"] == "GET, HEAD"
 
 
-def test_every_answer_has_a_request_id(client):
+def test_every_response_has_a_request_id(client):
     assert len(client.get("/livez").headers["X-Request-Id"]) == 16
     assert client.get("/nowhere", headers={"X-Request-Id": "mine-1"}).headers["X-Request-Id"] == "mine-1"
     assert client.get("/livez", headers={"X-Request-Id": "not mine!"}).headers["X-Request-Id"] != "not mine!"
 
 
-def test_what_can_be_tried_again_is_a_429_or_a_503_and_nothing_else():
+def test_retryable_errors_are_exactly_those_with_429_or_503():
     assert {kind for kind, status in STATUS.items() if status in {429, 503}} == {
         kind for kind in STATUS if kind.retryable
     }
 
 
-def test_a_class_that_is_not_in_the_table_has_the_status_of_its_parent():
+def test_class_without_a_status_has_that_of_its_base_class():
     assert status_of(job_errors.InvalidInput) == status_of(job_errors.InvalidRequest) == 422
     assert status_of(job_errors.LeaseLost) == 500
 
 
-class TestAnErrorOfOurs:
+class TestInternalError:
     @pytest.fixture
     def broken(self, app, redis):
-        """A client of a service in which something is wrong that nobody thought of."""
+        """Return a client of a service with a bug."""
 
         def get_nothing():
             raise ZeroDivisionError("secret detail")
@@ -94,10 +94,10 @@ class TestAnErrorOfOurs:
         assert 'route="/broken",status="500"' in broken.get("/metrics").text
 
 
-class TestTooMuch:
+class TestTooLarge:
     @pytest.fixture
     def small(self, redis, redis_server, tmp_path):
-        """A client of a service that takes next to nothing."""
+        """Return a client of a service with small limits."""
         CAPABILITY.publish(redis)
         limits = {
             "max_json_bytes": 300,
@@ -117,12 +117,12 @@ class TestTooMuch:
         answer = small.post("/generate", content=pieces, headers={"Content-Type": "application/json"})
         assert error_of(answer) == (413, BodyTooLarge.code)
 
-    def test_a_form_is_refused(self, small):
+    def test_form_is_refused(self, small):
         answer = small.post("/generate", data={"prompt": "a"}, files={"image": b"x" * 3000})
         assert error_of(answer) == (413, BodyTooLarge.code)
 
     @pytest.mark.parametrize("field", ["image", "video"])
-    def test_a_file_is_refused_by_its_own_limit(self, small, field):
+    def test_file_is_refused_by_its_own_limit(self, small, field):
         upload = small.post("/generate", data={"prompt": "a"}, files={field: b"x" * 101})
         encoded = small.post("/generate", json={"prompt": "a", field: {"base64": "x" * 200}})
         for answer in (upload, encoded):
@@ -130,7 +130,7 @@ class TestTooMuch:
             assert "larger than 100 bytes" in answer.json()["error"]["message"]
             assert answer.json()["error"]["field"] == field
 
-    def test_a_form_of_many_parts_is_refused(self, client):
+    def test_form_with_too_many_parts_is_refused(self, client):
         parts = [("prompts", (None, "x"))] * 1001
         assert error_of(client.post("/generate", files=parts)) == (400, "malformed_body")
 
@@ -139,13 +139,13 @@ class TestWithoutRedis:
     @pytest.fixture(scope="class")
     @classmethod
     def alone(cls, tmp_path_factory):
-        """A client of a service whose Redis is away."""
+        """Return a client of a service without Redis."""
         url = f"redis://127.0.0.1:{free_port()}"
         settings = settings_for(url, tmp_path_factory.mktemp("alone"), redis_patience_s=0.01)
         with TestClient(create_app(settings)) as client:
             yield client
 
-    def test_everything_is_refused_for_now(self, alone):
+    def test_every_request_is_answered_503(self, alone):
         def ask(method, path, body=None):
             return alone.request(method, path, json=body)
 
@@ -159,12 +159,12 @@ class TestWithoutRedis:
             ("POST", "/generate", {"prompt": "a red ball"}),
             ("GET", "/readyz"),
         ]
-        with ThreadPoolExecutor(len(asked)) as pool:  # each waits a little for Redis
+        with ThreadPoolExecutor(len(asked)) as pool:  # each request waits for the timeout of Redis
             answers = list(pool.map(lambda given: ask(*given), asked))
         assert {error_of(answer) for answer in answers} == {(503, "unavailable")}
         assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
 
-    def test_the_process_is_alive_and_says_that_redis_is_not(self, alone):
+    def test_service_is_live_and_reports_redis_down(self, alone):
         assert alone.get("/livez").json() == {"status": "ok"}
         assert alone.get("/").status_code == 200
         assert "longcat_redis_up 0.0" in alone.get("/metrics").text

@@ -1,4 +1,4 @@
-"""Hands that play the other processes: a worker that ends every job as the test says, and a sweep."""
+"""Play the other processes: a worker that ends every job as the test says, and maintenance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HALFWAY = Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=0.1
 
 @contextmanager
 def working(worker: Any, end: Callable[[Lease], object]) -> Iterator[None]:
-    """Jobs are begun, brought halfway and ended with `end`, as long as the context is open."""
+    """Claim jobs, report half of their progress and end them with `end`, while the context is open."""
     stopped = threading.Event()
 
     def run() -> None:
@@ -36,6 +36,6 @@ def working(worker: Any, end: Callable[[Lease], object]) -> Iterator[None]:
 
 
 def tidy(backend: Backend) -> None:
-    """Do once what every process does again and again."""
+    """Run maintenance once."""
     sweep(backend.job_store, backend.tickets)
     remove_files(backend.job_store, backend.storage)

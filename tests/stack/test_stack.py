@@ -27,12 +27,12 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["LONGCAT_PORT"])), Handler).
 """
 READY_GROUP = """
 import os, time
-from jobs.capability import GroupRegistration
+from jobs.registration import GroupRegistration
 from jobs.connect import connect
 
 seat = GroupRegistration(connect(os.environ["LONGCAT_REDIS_URL"]), "fake-0")
 while True:
-    seat.publish("ready", ranks=1)
+    seat.heartbeat("ready", ranks=1)
     time.sleep(1)
 """
 RUNS = "import time\ntime.sleep(1000)\n"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.spec.shapes import Size
+from model.spec.geometry import Size
 from training.captions import ObjectDescription, SceneDescription, matches, parse_caption
 from training.evaluation import (
     CONDITION_FRAMES,
@@ -108,6 +108,8 @@ def test_requests_contain_large_image_and_short_clip():
     trial = Trial.from_index(1)
     (with_image,) = TASKS["image to video"].requests(trial)
     (with_clip,) = TASKS["continuation"].requests(trial)
+    assert with_image.image is not None
+    assert with_clip.video is not None
     assert Size(*with_image.image.shape[:2]) == (128, 192)
     assert with_clip.video.shape == (CONDITION_FRAMES, 64, 96, 3)
 

@@ -1,5 +1,7 @@
 """Training inputs are those that the sampler produces, and contrastive groups share noise."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -131,7 +133,8 @@ def test_clips_share_noise_within_groups_only():
 
 @pytest.mark.parametrize("num_clean", [0, 1])
 def test_groups_share_latents_at_high_noise_levels_only(num_clean):
-    dit, batch = RecordingDit(), batch_of_groups(num_clean)
+    dit: Any = RecordingDit()
+    batch = batch_of_groups(num_clean)
     flow_loss(dit, batch, np.random.default_rng(0))
     noise, sigma = shared_noise(batch, np.random.default_rng(0))
     assert set((sigma > SHARED_LATENTS_ABOVE).tolist()) == {True, False}
@@ -141,14 +144,16 @@ def test_groups_share_latents_at_high_noise_levels_only(num_clean):
 
 
 def test_clean_frames_are_those_of_each_clip():
-    dit, batch = RecordingDit(), batch_of_groups(num_clean=1)
+    dit: Any = RecordingDit()
+    batch = batch_of_groups(num_clean=1)
     flow_loss(dit, batch, np.random.default_rng(0))
     assert torch.equal(dit.x[:, :, :1], batch.latents[:, :, :1])
 
 
 def test_target_leads_to_own_latents_of_each_clip():
     for seed in range(3):
-        dit, batch = RecordingDit(), batch_of_groups()
+        dit: Any = RecordingDit()
+        batch = batch_of_groups()
         loss = flow_loss(dit, batch, np.random.default_rng(seed))
         sigma = shared_noise(batch, np.random.default_rng(seed))[1]
         target = (batch.latents - dit.x) / sigma[:, None, None, None, None]
@@ -157,7 +162,8 @@ def test_target_leads_to_own_latents_of_each_clip():
 
 
 def test_loss_without_groups_is_plain_flow_matching():
-    dit, batch = RecordingDit(), batch_without_groups()
+    dit: Any = RecordingDit()
+    batch = batch_without_groups()
     loss = flow_loss(dit, batch, np.random.default_rng(0))
     noise, sigma = shared_noise(batch, np.random.default_rng(0))
     assert torch.allclose(dit.x, add_noise(batch, noise, sigma).x)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,8 +101,9 @@ def test_clip_is_encoded_to_finite_latents():
 
 @pytest.mark.parametrize("group_size", [2, 4])
 def test_batch_consists_of_different_clips_of_same_groups(dataset, group_size):
+    encoders: Any = IdentityEncoders()
     spec = BatchSpec(8, group_size, images=True)
-    batch = sample_batch(dataset, IdentityEncoders(), np.random.default_rng(0), spec)
+    batch = sample_batch(dataset, encoders, np.random.default_rng(0), spec)
     clips = indices(batch.latents, group_size)
     assert batch.group_size == group_size
     assert bool((clips // GROUP_SIZE == clips[:, :1] // GROUP_SIZE).all())
@@ -110,15 +112,17 @@ def test_batch_consists_of_different_clips_of_same_groups(dataset, group_size):
 
 
 def test_image_batches_use_only_groups_that_share_motion(dataset):
+    encoders: Any = IdentityEncoders()
     spec = BatchSpec(64, 4, images=True)
-    batch = sample_batch(dataset, IdentityEncoders(), np.random.default_rng(0), spec)
+    batch = sample_batch(dataset, encoders, np.random.default_rng(0), spec)
     assert all(shares_motion(index // GROUP_SIZE) for index in indices(batch.latents, 1).flatten().tolist())
 
 
 def test_shared_latents_are_those_of_any_clip_of_group(dataset):
-    is_own = Counter()
+    encoders: Any = IdentityEncoders()
+    is_own: Counter[bool] = Counter()
     for seed in range(20):
-        batch = sample_batch(dataset, IdentityEncoders(), np.random.default_rng(seed), BatchSpec(24, 2))
+        batch = sample_batch(dataset, encoders, np.random.default_rng(seed), BatchSpec(24, 2))
         own, shared = (indices(latents, 2) for latents in (batch.latents, batch.shared_latents))
         assert bool((shared[:, 0] == shared[:, 1]).all())
         assert bool((shared // GROUP_SIZE == own // GROUP_SIZE).all())

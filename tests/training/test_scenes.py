@@ -38,7 +38,7 @@ def make_object(motion="still", shape="ball", speed="slow", size="small"):
 
 
 def covered(shape, row=32.0, column=48.0, radius=12.0, scale=1):
-    return coverage(shape, *(torch.tensor([value]) for value in (row, column, radius)), scale)
+    return coverage(shape, torch.tensor([row]), torch.tensor([column]), torch.tensor([radius]), scale)
 
 
 def test_seed_determines_clip():

@@ -1,5 +1,7 @@
 """The tokenizer, and the labels and loss of the text encoder's training."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -107,7 +109,8 @@ def test_token_labels_describe_owner_of_token():
 
 def test_new_heads_attend_before_after_and_everywhere():
     encoder = new_encoder(50)
-    bias = encoder.encoder.block[0].layer[0].SelfAttention.compute_bias(9, 9)[0]
+    attention: Any = encoder.get_submodule("encoder.block.0.layer.0.SelfAttention")
+    bias = attention.compute_bias(9, 9)[0]
     before, after, all_before, everywhere = bias.softmax(-1)[:, 4]
     assert before[:5].sum() > 0.99
     assert after[4:].sum() > 0.99

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from jobs.order import Order
+from tests.orders import make_order
 
-ORDER = Order(
-    task="text_to_video",
+ORDER = make_order(
     prompts=("a cat",),
+    negative_prompt=None,
     height=64,
     width=96,
     num_frames=9,
-    num_segments=1,
-    num_condition_frames=0,
     num_inference_steps=4,
     guidance_scale=1.0,
-    distilled=False,
-    condition_cache=True,
     enhance_hf=False,
-    fps=15,
     seed=1,
 )

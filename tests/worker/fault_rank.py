@@ -29,7 +29,7 @@ from model.pipeline.state import State
 from model.spec.plan import Plan
 from worker.messages import RunJob
 from worker.rank import main as rank
-from worker.rank.engine import InputsRead, plan_of
+from worker.rank.engine import InputsRead
 from worker.settings import RankSetup
 
 FAULTS = ("raises", "dies", "hangs", "memory")
@@ -106,7 +106,7 @@ class StagedEngine:
         )
 
     def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
-        plan, script = plan_of(run.order), Script.parse(run.order.prompts[0])
+        plan, script = run.order.plan, Script.parse(run.order.prompts[0])
         state = State.load(run.folder / run.resume.state) if run.resume else State.begin(run.order.seed)
         yield InputsRead()
         while state.segment < plan.num_segments:

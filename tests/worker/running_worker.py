@@ -14,15 +14,16 @@ from pathlib import Path
 import psutil
 from redis import Redis
 
-from jobs.capability import GroupStatus, groups
 from jobs.connect import connect
 from jobs.order import Priority
 from jobs.queue import TicketQueue
 from jobs.record import Job, Status
+from jobs.registration import GroupStatus, live_groups
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import new_job_id, timeline_key
 from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
+from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 
@@ -99,9 +100,9 @@ class RunningWorker:
         **changes: object,
     ) -> str:
         job_id = new_job_id()
-        order = ORDER.model_copy(update={"prompts": (prompt,), **changes})
+        order = make_order(ORDER, prompts=(prompt,), **changes)
         self.job_store.client.submit(Submission(job_id, order, priority=priority, max_run_s=max_run_s))
-        TicketQueue(self.redis).deliver(job_id)
+        TicketQueue(self.redis).enqueue(job_id)
         return job_id
 
     def job(self, job_id: str) -> Job:
@@ -119,7 +120,7 @@ class RunningWorker:
         wait_until(lambda: self.status() and self.status().state == "ready", PATIENCE_S)
 
     def status(self) -> GroupStatus | None:
-        return next(iter(groups(self.redis)), None)
+        return next(iter(live_groups(self.redis)), None)
 
     def steps(self, job_id: str) -> list[tuple[int, int]]:
         """The steps (segment, step) that were run for a job, including repeated ones."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.capability import groups
+from jobs.registration import live_groups
 from stack.redis_server import RedisServer
 from tests.rights import open_to_others
 from tests.servers import redis_program
@@ -89,7 +89,7 @@ def observed(request, tmp_path_factory) -> Iterator[Observed]:
 
             def all_groups_are_ready() -> bool:
                 observed.look()
-                states = [group.state for group in groups(worker.redis)]
+                states = [group.state for group in live_groups(worker.redis)]
                 return states == ["ready"] * (ranks // context_parallel)
 
             wait_until(all_groups_are_ready, PATIENCE_S)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from jobs.capability import Capability
-from jobs.order import Order
 from model.pipeline.events import Event
-from model.spec.plan import Plan, Refinement
 from worker.messages import RunJob
 
 
@@ -30,10 +28,3 @@ class Engine(Protocol):
 
     def release_memory(self) -> None:
         """Release the memory of a job that did not end regularly."""
-
-
-def plan_of(order: Order) -> Plan:
-    """Return the plan of an order."""
-    values = order.model_dump(include=set(Plan.__dataclass_fields__))
-    refinement = order.refinement
-    return Plan(**{**values, "refinement": Refinement(**refinement.model_dump()) if refinement else None})

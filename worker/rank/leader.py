@@ -36,7 +36,7 @@ from worker.messages import (
 )
 from worker.rank.background import BackgroundWriter, Task
 from worker.rank.consensus import StepOutcome
-from worker.rank.engine import InputsRead, plan_of
+from worker.rank.engine import InputsRead
 from worker.rank.failures import outcome_of
 from worker.rank.progress import ProgressMeter, UnitTimes
 from worker.rank.video_segments import VideoFormat, VideoSegments
@@ -66,7 +66,7 @@ class Leader:
         unit_times: UnitTimes,
         dtype: str | None = None,
     ) -> None:
-        plan, resume = plan_of(run.order), run.resume
+        plan, resume = run.order.plan, run.resume
         self._job_id = run.job_id
         self._folder = run.folder
         self._send = send

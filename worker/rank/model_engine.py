@@ -10,7 +10,6 @@ from typing import get_args
 import torch
 
 from jobs.capability import Capability
-from jobs.order import Task
 from model.io.loading import measured
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
@@ -20,12 +19,13 @@ from model.pipeline.events import Event, Frames
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
-from model.spec.shapes import GenerationParams, resolve
+from model.spec.params import GenerationParams, Task
+from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
 from worker.messages import RunJob
-from worker.rank.engine import Engine, InputsRead, plan_of
+from worker.rank.engine import Engine, InputsRead
 from worker.settings import RankSetup
 
 logger = logging.getLogger(__name__)
@@ -92,13 +92,13 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     )
     logger.info("loaded %s %s", setup.checkpoint, cost)
     if fuse(pipeline.dit, setup.compile):
-        warm(pipeline.dit, resolve(GenerationParams(), pipeline.limits), MAX_TOKENS, parallel)
+        warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
     return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype)
 
 
 def build_request(run: RunJob, *, with_inputs: bool) -> Request:
     """Return the pipeline's request for an order. `with_inputs` reads its files. Raises InputError."""
-    order, plan = run.order, plan_of(run.order)
+    order, plan = run.order, run.order.plan
     paths = {name: run.folder / file for name, file in run.inputs.items()} if with_inputs else {}
     video, condition = paths.get("video"), paths.get("condition_video")
     with Sandbox(memory_bytes=DECODE_MEMORY_BYTES) as sandbox:
@@ -108,9 +108,9 @@ def build_request(run: RunJob, *, with_inputs: bool) -> Request:
             seed=order.seed,
             negative_prompt=order.negative_prompt,
             image=read_image(paths["image"], sandbox=sandbox) if "image" in paths else None,
-            video=read_clip(video, "video", order.fps, plan.video_taken, sandbox) if video else None,
+            video=read_clip(video, "video", plan.fps, plan.video_taken, sandbox) if video else None,
             condition_video=read_clip(
-                condition, "condition_video", order.fps, plan.condition_video_taken, sandbox
+                condition, "condition_video", plan.fps, plan.condition_video_taken, sandbox
             )
             if condition
             else None,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.record import Phase, Progress
+from jobs.work import REFINED_SHARE
 from model.pipeline.state import Stage
 from model.spec.plan import Plan
 from worker.messages import Timings
@@ -23,7 +24,6 @@ UnitTimes = dict[tuple[object, ...], float]
 
 # Guesses, in steps of the first stage. Refinement steps cost more, in proportion to the pixels, but few of
 # them are below its noise level. Decoding a segment costs about as much as half a step.
-REFINE_STEPS_RUN = 0.1
 DECODE_SEGMENT_STEPS = 0.5
 
 GENERATED = 0.98  # the fraction at which only the end of the video and its upload remain
@@ -173,7 +173,7 @@ def _plan_work(plan: Plan) -> dict[Kind, Work]:
     growth, refine_steps = 1.0, 0
     if refinement:
         growth = refinement.height * refinement.width * plan.frame_factor / (plan.height * plan.width)
-        refine_steps = max(1, round(refinement.num_inference_steps * REFINE_STEPS_RUN))
+        refine_steps = max(1, round(refinement.num_inference_steps * REFINED_SHARE))
     denoise_steps = 0 if plan.task == "refine" else plan.num_inference_steps
     return {
         "denoise": Work(denoise_steps * segments, guess=1.0),

@@ -1,4 +1,7 @@
-"""Run one job on this rank, in step with the other ranks of the group."""
+"""Run one job on this rank, in step with the other ranks of the group.
+
+Next on the way of a request: `worker.rank.model_engine`, which calls the model.
+"""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from functools import partial
 
 from redis import Redis
 
-from jobs.capability import GroupRegistration
 from jobs.connect import check_server, connect
 from jobs.errors import GroupTaken, JobNotFound
 from jobs.maintenance import keep_removing, keep_sweeping
 from jobs.queue import TicketQueue
+from jobs.registration import GroupRegistration
 from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
@@ -102,7 +102,7 @@ def _register(registration: GroupRegistration, ranks: int) -> None:
     deadline = time.monotonic() + 2 * REGISTRATION_TTL_S
     while True:
         try:
-            return retry_while_unavailable(lambda: registration.publish("starting", ranks))
+            return retry_while_unavailable(lambda: registration.heartbeat("starting", ranks))
         except GroupTaken:
             if time.monotonic() > deadline:
                 raise

@@ -2,6 +2,8 @@
 
 A ticket in RQ's queue says that there is a job; the claim decides which. While the group is busy or down no
 ticket is taken, so that another group gets it.
+
+Next on the way of a request: `worker.supervisor.supervisor`, which holds the job and passes it to the ranks.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class Consumer(StoppableThread):
     def _on_ticket(self) -> None:
         if not self._wait_for_request():
             with suppress(Unavailable):  # then the next sweep delivers another ticket
-                TicketQueue(self._redis).deliver("passed-on")
+                TicketQueue(self._redis).enqueue("passed-on")
             return
         lease = self._claim()
         if lease is not None:

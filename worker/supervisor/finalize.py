@@ -43,7 +43,7 @@ FLUSH_LIMIT_S = 5.0  # for the last checkpoint of a job that is requeued
 
 @dataclass(frozen=True)
 class Backends:
-    """Where jobs are recorded and queued, and where their files are."""
+    """The job store, the queue and the storage."""
 
     job_store: JobStore
     tickets: TicketQueue
@@ -176,7 +176,7 @@ class Finalizer:
         status = self._commit(job, lambda: self._job_store.holder.requeue(job.lease, crashed=crashed))
         if status == "queued":
             with suppress(Unavailable):  # then the next sweep delivers the ticket
-                self._tickets.deliver(job.job_id)
+                self._tickets.enqueue(job.job_id)
 
     def _commit(self, job: ClaimedJob, write: Callable[[], Status]) -> Status:
         """Write the outcome to the job store, and remove the files that its new status does not need."""

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs.capability import Capability, GroupState
+from jobs.capability import Capability
 from jobs.record import Progress
+from jobs.registration import GroupState
 from worker.backoff import Backoff
 from worker.messages import Message, Ready, RunJob
 from worker.supervisor.group_process import GroupProcess
@@ -21,7 +22,7 @@ from worker.supervisor.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class GroupLimits:
-    """How long a group may take, in seconds; see `worker.settings`."""
+    """Limits on the time of a group, in seconds; see `worker.settings`."""
 
     start_limit_s: float
     stall_s: float
@@ -31,7 +32,7 @@ class GroupLimits:
 
 
 class GpuGroup:
-    """One start of the group after the other, at most one at a time.
+    """A group that is started again whenever it fails, at most one process group at a time.
 
     Args:
         start: starts the processes of the group.

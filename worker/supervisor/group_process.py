@@ -27,7 +27,7 @@ KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a group.
+    """The command and environment of a group.
 
     Attributes:
         module: the module that every rank runs.

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-from jobs.capability import Capability, GroupRegistration, GroupState
+from jobs.capability import Capability
 from jobs.errors import GroupTaken, Unavailable
+from jobs.registration import GroupRegistration, GroupState
 from worker.supervisor.threads import StoppableThread
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ PUBLISH_EVERY_S = 2.0
 
 @dataclass(frozen=True)
 class GroupStatus:
-    """What is published about a group. `job_id` is the job that has its GPUs."""
+    """The published status of a group. `job_id` is the job that has its GPUs."""
 
     state: GroupState = "starting"
     job_id: str | None = None
@@ -75,10 +76,10 @@ class Heartbeat(StoppableThread):
             self._wake.wait(PUBLISH_EVERY_S)
             self._wake.clear()
         with suppress(Unavailable):
-            self._registration.leave()
+            self._registration.release()
 
     def _publish(self, status: GroupStatus) -> None:
         if status.capability and status.capability != self._published_capability:
             status.capability.publish(self._redis)
             self._published_capability = status.capability
-        self._registration.publish(status.state, self._ranks, status.job_id)
+        self._registration.heartbeat(status.state, self._ranks, status.job_id)

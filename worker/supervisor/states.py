@@ -12,7 +12,7 @@ from typing import TypeVar
 
 
 class SupervisorState(Enum):
-    """What the supervisor does as a whole.
+    """The state of the supervisor as a whole.
 
     Attributes:
         SERVING: it keeps a GPU group running and claims jobs for it.
@@ -28,7 +28,7 @@ class SupervisorState(Enum):
 
 
 class GpuGroupState(Enum):
-    """What the processes of the GPU group do.
+    """The state of the processes of the GPU group.
 
     Attributes:
         DOWN: there are none; the next start is due at once.
@@ -44,7 +44,7 @@ class GpuGroupState(Enum):
 
 
 class JobState(Enum):
-    """What is done for a claimed job.
+    """The state of a claimed job.
 
     Attributes:
         FETCHING: its inputs and its checkpoint are downloaded.

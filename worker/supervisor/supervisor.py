@@ -7,6 +7,8 @@ its components, which do the work. It never waits, except for processes that it 
 Each job goes this way: the consumer claims it and fetches its files, rank 0 runs it, and the finalizer
 records its outcome. While the group decodes the last frames of a job, the next one is claimed and fetched,
 so that the GPUs wait neither for the queue nor for the storage.
+
+Next on the way of a request: `worker.rank.main`, which receives it on each rank.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Send the stages of a job as OpenTelemetry spans, where a collector is configured.
+"""Record the stages of a job as OpenTelemetry spans, where tracing is configured.
 
 The spans are children of the request that submitted the job; its `traceparent` came through the queue.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+from opentelemetry.trace import Status as SpanStatus
+from opentelemetry.trace import StatusCode, TracerProvider, set_span_in_context
 
 from jobs.record import Status
 from jobs.store.holder import Lease
+from jobs.tracing import TRACER, context_of, nanoseconds
 from worker.telemetry import Stage
-
-if TYPE_CHECKING:
-    from jobs.otel import Tracing, Values
 
 
 class JobSpans(Protocol):
@@ -27,7 +27,7 @@ class JobSpans(Protocol):
 
 
 class NoSpans:
-    """Ignore all stages, where no collector is configured."""
+    """Ignore all stages, in tests of a timeline alone."""
 
     def add(self, stage: Stage, *, failed: bool = False) -> None:
         """Ignore the stage."""
@@ -37,37 +37,50 @@ class NoSpans:
 
 
 class TracedJob:
-    """Send the stages of one job. The first attempt also has a span for the wait in the queue."""
+    """Record the stages of one job. The first attempt also has a span for the wait in the queue."""
 
-    def __init__(self, lease: Lease, tracing: Tracing) -> None:
+    def __init__(self, lease: Lease, tracing: TracerProvider) -> None:
         job = lease.job
-        self._tracing = tracing
-        self._attributes: Values = {"longcat.job_id": job.id, "longcat.task": job.order.task}
-        parent = job.traceparent
+        self._tracer = tracing.get_tracer(TRACER)
+        self._attributes: dict[str, str | int] = {
+            "longcat.job_id": job.id,
+            "longcat.task": job.order.plan.task,
+        }
+        parent = context_of(job.traceparent)
         if lease.attempt == 1:
-            queued = tracing.begin("queue", parent, self._attributes, at=job.created_at)
-            queued.end(at=job.started_at)
-            parent = parent or queued.traceparent
-        attributes = {
+            queued = self._tracer.start_span(
+                "queue", parent, attributes=self._attributes, start_time=nanoseconds(job.created_at)
+            )
+            queued.end(nanoseconds(job.started_at))
+            parent = parent or set_span_in_context(queued)
+        attributes: dict[str, str | int] = {
             **self._attributes,
             "longcat.attempt": lease.attempt,
             "longcat.group": job.group or "",
         }
-        self._run = tracing.begin("run", parent, attributes)
+        self._run = self._tracer.start_span("run", parent, attributes=attributes)
 
     def add(self, stage: Stage, *, failed: bool = False) -> None:
-        """Send a span for this stage."""
+        """Record a stage that ended; `failed` if the job failed in it."""
         attributes = {**self._attributes, "longcat.lane": stage.lane, "longcat.segment": stage.segment}
-        began, ended = (datetime.fromtimestamp(at_s, UTC) for at_s in (stage.began_s, stage.ended_s))
-        span = self._tracing.begin(stage.name, self._run.traceparent, attributes, at=began)
-        span.end(failed=failed, at=ended)
+        span = self._tracer.start_span(
+            stage.name,
+            set_span_in_context(self._run),
+            attributes=attributes,
+            start_time=round(stage.began_s * 1e9),
+        )
+        if failed:
+            span.set_status(SpanStatus(StatusCode.ERROR))
+        span.end(round(stage.ended_s * 1e9))
 
     def finish(self, status: Status | None) -> None:
-        """End the span of the run."""
-        self._run.note({"longcat.status": status or "lease_lost"})
-        self._run.end(failed=status == "failed")
+        """End the span of the run with the job's status, None if the lease was lost."""
+        self._run.set_attribute("longcat.status", status or "lease_lost")
+        if status == "failed":
+            self._run.set_status(SpanStatus(StatusCode.ERROR))
+        self._run.end()
 
 
-def spans_of(lease: Lease, tracing: Tracing | None) -> JobSpans:
+def spans_of(lease: Lease, tracing: TracerProvider) -> JobSpans:
     """Return the spans of a job that was just claimed."""
-    return TracedJob(lease, tracing) if tracing else NoSpans()
+    return TracedJob(lease, tracing)

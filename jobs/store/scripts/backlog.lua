@@ -1,9 +1,4 @@
--- The webhooks that are to be sent: how many, for how many ms the one has been due that was due first, and how many
--- hosts are paused.
-local keys = {'longcat:outbox', 'longcat:outbox:due'}
-local count, oldest_ms = 0, now
-for _, key in ipairs(keys) do
-  count = count + redis.call('ZCARD', key)
-  oldest_ms = math.min(oldest_ms, first_score(key) or now)
-end
-return {count, now - oldest_ms, redis.call('ZCOUNT', PAUSED, now, '+inf')}
+-- include: outbox
+-- The number of webhooks to be sent, for how many ms the oldest has been due, and the number of paused hosts.
+local oldest_ms = math.min(first_score(DUE) or now, now)
+return {redis.call('ZCARD', DUE), now - oldest_ms, redis.call('ZCOUNT', PAUSED, now, '+inf')}

@@ -1,10 +1,11 @@
+-- include: transitions
 local job = visible(given.id)
-if not job then return NOT_FOUND end
-if job.status == 'succeeded' or job.status == 'failed' then return HAS_ENDED end
+if not job then return JOB_NOT_FOUND end
+if job.status == 'succeeded' or job.status == 'failed' then return JOB_ENDED end
 if job.status == 'queued' then
   finish(job, 'cancelled', {})
 elseif HELD[job.status] then
   write(job, {cancel_requested = 1})
-  announce(job)
+  add_event(job)
 end
 return redis.call('HGETALL', record_key(given.id))

@@ -1,24 +1,25 @@
--- Takes the job that is next. The token makes asking again, after a lost answer, give the same claim.
+-- include: transitions
+-- Claim the next job. If the reply is lost, the same token gets the same claim.
 local claim_key = 'longcat:claims:' .. given.token
 local claimed = redis.call('GET', claim_key)
 local job = claimed and read(claimed)
-if not (job and HELD[job.status] and job.token == given.token) then
-  local id = next_in_line()
+if not (job and HELD[job.status] and job.claim_token == given.token) then
+  local id = next_job()
   if not id then return false end
   job = read(id)
-  take_turn(job)
-  measure_begin(job)
+  dequeue_to_start(job)
+  if not job.started_ms then observe('wait_seconds', job.priority, (now - job.created_ms) / 1000) end
   redis.call('SET', claim_key, id, 'PX', given.lease_ms)
   redis.call('ZADD', 'longcat:leases', now + given.lease_ms, id)
-  become(job, 'running', {
+  set_status(job, 'running', {
     attempt = job.attempt + 1,
     fence = job.fence + 1,
-    token = given.token,
+    claim_token = given.token,
     group = given.group,
     lease_ms = given.lease_ms,
     claimed_ms = now,
     started_ms = job.started_ms or now,
-    spared = false,
+    lease_grace = false,
   })
 end
 return redis.call('HGETALL', record_key(job.id))

@@ -1,8 +1,8 @@
--- All files were looked through. The first time it is to be done once more, when what is on its way has arrived; and
--- where there was a reason to do it again meanwhile, nothing changes.
-if redis.call('ZSCORE', 'longcat:settling', given.id) == given.since then
-  redis.call('ZREM', 'longcat:settling', given.id)
-elseif redis.call('ZSCORE', 'longcat:removals', given.id) == given.since then
-  redis.call('ZREM', 'longcat:removals', given.id)
-  redis.call('ZADD', 'longcat:settling', now + given.late_ms, given.id)
+-- include: files
+-- `since` is the due time that the caller saw. If files became due again meanwhile, nothing changes.
+if redis.call('ZSCORE', SECOND_REMOVALS, given.id) == given.since then
+  redis.call('ZREM', SECOND_REMOVALS, given.id)
+elseif redis.call('ZSCORE', FIRST_REMOVALS, given.id) == given.since then
+  redis.call('ZREM', FIRST_REMOVALS, given.id)
+  redis.call('ZADD', SECOND_REMOVALS, now + given.late_ms, given.id)
 end

@@ -1,7 +1,8 @@
--- Ids whose files are to be looked through now, for the first time or for the last, and since when.
-local ids = {}
-for _, key in ipairs({'longcat:removals', 'longcat:settling'}) do
+-- include: files
+-- Ids whose files are to be removed now, each followed by the time since when.
+local removals = {}
+for _, key in ipairs({FIRST_REMOVALS, SECOND_REMOVALS}) do
   local found = redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, given.limit, 'WITHSCORES')
-  for _, word in ipairs(found) do table.insert(ids, word) end
+  for _, word in ipairs(found) do table.insert(removals, word) end
 end
-return ids
+return removals

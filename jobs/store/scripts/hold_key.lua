@@ -1,6 +1,6 @@
--- Gives the id of the job that answers an idempotency key, and its record if it is there. A new key is given the
--- id that is offered, for a while: when the job is submitted, the key is kept as long as the job. An id whose
--- reservation ran out is of no use any more.
+-- include: files
+-- Return the id of the job that an idempotency key belongs to, and its record if it was submitted. A new key gets the
+-- offered id for a limited time; submission keeps it as long as the job. An id whose reservation ran out is replaced.
 local id, fingerprint = unpack(redis.call('HMGET', given.key, 'job', 'fingerprint'))
 if id and is_gone(id) then id = false end
 if id and fingerprint ~= given.fingerprint then return KEY_REUSED end

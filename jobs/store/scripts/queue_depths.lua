@@ -1,8 +1,9 @@
--- For each priority: how many jobs wait, and for how many ms the one does that was submitted first.
-local waiting = {}
+-- include: clock, queue
+-- For each priority: the number of queued jobs, and for how many ms the first of them has waited.
+local depths = {}
 for i, priority in ipairs(PRIORITIES) do
-  local key = 'longcat:queued:' .. priority
+  local key = queue_key(priority)
   local id = redis.call('ZRANGE', key, 0, 0)[1]
-  waiting[i] = {priority, redis.call('ZCARD', key), id and now - read(id).created_ms or 0}
+  depths[i] = {priority, redis.call('ZCARD', key), id and now - read(id).created_ms or 0}
 end
-return waiting
+return depths

@@ -1,3 +1,4 @@
--- A file may have been stored for a job that had ended, or was gone, before that.
+-- include: files
+-- An upload may have finished after the job had ended or was removed.
 local job = read(given.id)
-if not job or ENDED[job.status] then redis.call('ZADD', 'longcat:removals', now, given.id) end
+if not job or ENDED[job.status] then redis.call('ZADD', FIRST_REMOVALS, now, given.id) end

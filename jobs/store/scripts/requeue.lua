@@ -1,6 +1,7 @@
--- The holder lets go of the job. Asked again before somebody else took it, it answers what had followed.
+-- include: transitions
+-- The holder gives the job up. A repeated call, before another claim, returns the status that followed.
 local job = read(given.id)
-if job and let_go(job) then return job.status end
+if job and was_released(job) then return job.status end
 job = held()
 if not job then return LEASE_LOST end
-return put_back(job, given.crashed, given.crash_error)
+return requeue(job, given.crashed, given.crash_error)

@@ -1,15 +1,16 @@
--- Notes how an attempt went, with the job, and schedules the next one after `retry_ms` or removes the delivery. If the
--- delivery is gone, or was leased again meanwhile, only what is known of its host changes.
+-- include: outbox, metrics
+-- Record the outcome of an attempt in the job's delivery log. Schedule the next attempt after `retry_ms`, or remove the
+-- delivery. If the delivery is gone, or was leased again meanwhile, only the state of its host changes.
 
-local function note_answer()
+local function host_responded()
   redis.call('DEL', failures_key(given.host))
   redis.call('ZREM', PAUSED, given.host)
 end
 
-local function note_failure()
+local function host_failed()
   local failures = redis.call('INCR', failures_key(given.host))
-  redis.call('PEXPIRE', failures_key(given.host), HOST_MEMORY_MS)
-  redis.call('ZREMRANGEBYSCORE', PAUSED, '-inf', now - HOST_MEMORY_MS)
+  redis.call('PEXPIRE', failures_key(given.host), KEEP_FAILURES_MS)
+  redis.call('ZREMRANGEBYSCORE', PAUSED, '-inf', now - KEEP_FAILURES_MS)
   if failures < FAILURES_TO_PAUSE then return end
   local pause_ms = math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ^ (failures - FAILURES_TO_PAUSE))
   redis.call('ZADD', PAUSED, now + pause_ms, given.host)
@@ -20,7 +21,7 @@ for _, key in ipairs(in_flight_keys(given.owner, given.host)) do
   was_in_flight = redis.call('ZREM', key, given.id .. ':' .. given.attempt)
 end
 if was_in_flight == 1 then
-  if given.answered then note_answer() else note_failure() end
+  if given.responded then host_responded() else host_failed() end
 end
 
 local attempt, settled = unpack(redis.call('HMGET', delivery_key(given.id), 'attempt', 'settled'))
@@ -31,9 +32,9 @@ if given.retry_ms then
   redis.call('HSET', delivery_key(given.id), 'settled', attempt)
   given.entry.next_ms = now + given.retry_ms
   schedule(given.id, given.owner, given.host, given.entry.next_ms)
-  place_line(given.owner, given.host)
+  update_rotations(given.owner, given.host)
 else
   remove_delivery(given.id)
 end
-add('webhook_deliveries', given.entry.outcome, 1)
-redis.call('RPUSH', 'longcat:deliveries:' .. given.job, cjson.encode(given.entry))
+count('webhook_deliveries', given.entry.outcome)
+redis.call('RPUSH', 'longcat:delivery_log:' .. given.job, cjson.encode(given.entry))

@@ -55,7 +55,7 @@ def test_shards_are_read_side_by_side(shards, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "_read", at_once)
     module = load_module(layers, Weights(shards, STEM), CPU)
-    assert [float(layer.weight[0, 0]) for layer in module] == [0.0, 1.0, 2.0]
+    assert [float(layer.get_parameter("weight")[0, 0]) for layer in module] == [0.0, 1.0, 2.0]
     assert all(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
 
 

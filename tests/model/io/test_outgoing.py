@@ -15,7 +15,11 @@ def test_frames_are_cut_to_255_levels():
 
 def test_whoever_wants_frames_waits_for_them():
     frames = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
-    sent = PendingFrames(frames, lambda: frames.fill_(7))
+
+    def finish_copy() -> None:
+        frames.fill_(7)
+
+    sent = PendingFrames(frames, finish_copy)
     assert sent.frames.max() == 0
     assert sent.result().min() == 7
 

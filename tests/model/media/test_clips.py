@@ -14,7 +14,7 @@ from model.media.formats import ClipLimits
 from model.media.reading import check_clip
 from model.media.sandbox import Sandbox
 from model.spec.errors import InputError
-from model.spec.shapes import Clip, Size
+from model.spec.geometry import Clip, Size
 from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip
 
 
@@ -158,7 +158,7 @@ def test_a_clip_from_a_telephone_is_seen_as_it_was_filmed(both, clockwise):
     filmed = picture(64, 96)
     stored = filmed.rotate(clockwise, expand=True)  # counterclockwise, to be turned back when it is shown
     counted, frames = both(turned_clip(clockwise, pictures(stored)))
-    assert counted == Clip(64, 96, 5) == Clip(*frames.shape[1:3], len(frames))
+    assert counted == Clip(64, 96, 5) == Clip(frames.shape[1], frames.shape[2], len(frames))
     corners = np.asarray(filmed.resize((2, 2), Image.Resampling.BOX)).astype(int)
     seen = Image.fromarray(frames[-1]).resize((2, 2), Image.Resampling.BOX)
     assert np.abs(np.asarray(seen).astype(int) - corners).max() < 24

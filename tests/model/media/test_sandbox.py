@@ -154,9 +154,14 @@ def test_decodes_wait_for_a_slot_and_not_for_ever(file):
 def test_decodes_run_at_the_same_time_up_to_the_bound(fresh, file):
     fresh.start()
     server, seen = fork_server(fresh), [0]
+
+    def all_are_done() -> bool:
+        seen.append(len(server.children()))
+        return all(one.done() for one in running)
+
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(decode, fresh, "wait", file, 20.0, seconds=0.2) for _ in range(4)]
-        wait_until(lambda: seen.append(len(server.children())) or all(one.done() for one in running))
+        wait_until(all_are_done)
     assert len({one.result()["pid"] for one in running}) == 4
     assert max(seen) == 2
 
@@ -212,6 +217,7 @@ class TestTheForkServer:
     def test_and_its_children_end_with_an_owner_that_was_killed(self):
         command = [sys.executable, "-m", "tests.model.media.owner"]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as owner:
+            assert owner.stdout
             left = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
             os.kill(owner.pid, signal.SIGKILL)
         assert len(left) == 2

@@ -13,8 +13,8 @@ from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.schedule import standard
 from model.spec.errors import GroupError
-from model.spec.plan import GenerationParams
-from model.spec.shapes import resolve
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from model.vae.vae import Vae
 from tests.model.parity_cases import CPU, PARITY, load_dit, velocity
 
@@ -22,8 +22,8 @@ CASES = sorted(path.stem for path in (PARITY / "dit_cases").glob("*.safetensors"
 SIZES = [2, 3, 4]
 
 
-def request_of(pipeline, *prompts, **wish):
-    plan = resolve(GenerationParams(num_prompts=len(prompts), **wish), pipeline.limits)
+def request_of(pipeline, *prompts, **options):
+    plan = resolve(GenerationParams(**options), Inputs(num_prompts=len(prompts)), pipeline.limits)
     return Request(plan=plan, prompts=prompts, seed=3)
 
 

@@ -16,7 +16,8 @@ from model.pipeline.events import Frames, Latents
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.geometry import Clip, Size, refine_layout
-from model.spec.shapes import GenerationParams, resolve
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from tests.model.plain.checkpoints import ATTENTION_AND_FFN, EVERYTHING, SMALL, write_dit, write_lora
 from tests.model.plain.pipelines import PlainPipeline, PlainRefinement, Result, Task
 from tests.model.plain.pipelines import refine_layout as plain_refine_layout
@@ -101,24 +102,29 @@ def numpy(frames: Tensor | None) -> Any:
 
 
 def compare(
-    world: World, task: Task, wish: GenerationParams, image: Tensor | None = None, video: Tensor | None = None
+    world: World,
+    task: Task,
+    params: GenerationParams,
+    image: Tensor | None = None,
+    video: Tensor | None = None,
 ) -> Result:
-    """Settle the wish, run the task both ways, and hold the results side by side."""
-    clip_of = None if video is None else Clip(video.shape[1], video.shape[2], len(video))
-    size_of = None if image is None else Size(*image.shape[:2])
-    wish = replace(
-        wish,
-        image=size_of,
-        video=clip_of,
+    """Resolve the options, run the task both ways, and compare the results."""
+    inputs = Inputs(
         num_prompts=len(task.prompts),
-        num_frames=task.num_frames,
-        num_inference_steps=task.steps,
-        distilled=task.distilled,
-        guidance_scale=None if task.distilled else task.guidance,
-        enhance_hf=task.enhance_hf,
-        condition_cache=task.condition_cache,
+        image=None if image is None else Size(*image.shape[:2]),
+        video=None if video is None else Clip(video.shape[1], video.shape[2], len(video)),
     )
-    plan = resolve(wish, world.pipeline.limits)
+    params = params.model_copy(
+        update={
+            "num_frames": task.num_frames,
+            "num_inference_steps": task.steps,
+            "distilled": task.distilled,
+            "guidance_scale": None if task.distilled else task.guidance,
+            "enhance_hf": task.enhance_hf,
+            "condition_cache": task.condition_cache,
+        }
+    )
+    plan = resolve(params, inputs, world.pipeline.limits)
     request = Request(
         plan,
         task.prompts,
@@ -215,13 +221,17 @@ def test_long_video_refined_segment_by_segment(
     world: World, start: str, doubles: bool, eight_bits: bool
 ) -> None:
     task = replace(DISTILLED, segments=2, condition_frames=5, eight_bits=eight_bits)
-    wish = GenerationParams(
-        task="long_video", num_segments=2, num_condition_frames=5, refine=True, t_thresh=0.3
+    size = {"height": 32, "width": 48} if start == "text" else {}
+    params = GenerationParams(
+        task="long_video",
+        num_segments=2,
+        num_condition_frames=5,
+        refine=True,
+        t_thresh=0.3,
+        spatial_refine_only=not doubles,
+        **size,
     )
-    image = picture(64, 96) if start == "image" else None
-    if start == "text":
-        wish = replace(wish, height=32, width=48)
-    compare(world, task, replace(wish, spatial_refine_only=not doubles), image=image)
+    compare(world, task, params, image=picture(64, 96) if start == "image" else None)
 
 
 # ---------------------------------------------------------------- refinement of an uploaded clip
@@ -243,16 +253,18 @@ def test_refinement(world: World, frames: int, held: int | str, doubles: bool) -
     image = picture(50, 50) if held == "image" else None
     condition = clip(9, 100, 150, seed=2) if isinstance(held, int) and held else None
     k = 1 if held == "image" else int(held)
-    wish = GenerationParams(
-        task="refine",
+    inputs = Inputs(
         video=Clip(40, 60, frames),
         image=None if image is None else Size(50, 50),
         condition_video=None if condition is None else Clip(100, 150, 9),
+    )
+    params = GenerationParams(
+        task="refine",
         num_condition_frames=k if condition is not None else None,
         num_inference_steps=4,
         spatial_refine_only=not doubles,
     )
-    plan = resolve(wish, world.pipeline.limits)
+    plan = resolve(params, inputs, world.pipeline.limits)
     stage = plan.refinement
     assert stage
     request = Request(plan, ("a wave",), 6, image=image, video=video, condition_video=condition)

@@ -15,9 +15,9 @@ from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.pipeline.text_cache import TextKVCache
-from model.spec.plan import GenerationParams
-from model.spec.shapes import resolve
-from model.transformer import token_layout
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
+from model.transformer import rope, token_layout
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def pipeline(tiny_checkpoint) -> Pipeline:
     return Pipeline.load(tiny_checkpoint, torch.float32)
 
 
-def request_of(pipeline, **wish) -> Request:
+def request_of(pipeline, **options) -> Request:
     return Request(
-        resolve(GenerationParams(num_frames=9, num_inference_steps=1, **wish), pipeline.limits),
+        resolve(GenerationParams(num_frames=9, num_inference_steps=1, **options), Inputs(), pipeline.limits),
         ("a",),
         seed=5,
     )
@@ -44,10 +44,9 @@ def counting(calls, function, key):
 def test_prompts_are_encoded_once_and_layouts_built_once(pipeline, monkeypatch):
     """Five segments of two shapes in two jobs, with two prompts."""
     encoder = pipeline.encoders.text
-    shapes, prompts = Counter(), Counter()
-    monkeypatch.setattr(
-        token_layout, "angles_3d", counting(shapes, token_layout.angles_3d, lambda *shape: shape)
-    )
+    shapes: Counter[tuple[int, ...]] = Counter()
+    prompts: Counter[str] = Counter()
+    monkeypatch.setattr(token_layout, "angles_3d", counting(shapes, rope.angles_3d, lambda *shape: shape))
     monkeypatch.setattr(encoder, "_compute", counting(prompts, encoder._compute, lambda prompt: prompt))
     next(event for event in pipeline.generate(request_of(pipeline)) if isinstance(event, Latents))
     for _ in pipeline.generate(request_of(pipeline, num_segments=4, num_condition_frames=5)):
@@ -57,7 +56,7 @@ def test_prompts_are_encoded_once_and_layouts_built_once(pipeline, monkeypatch):
 
 
 def test_a_prompt_is_projected_once_for_all_segments_of_a_job(pipeline):
-    projected = Counter()
+    projected: Counter[str] = Counter()
     pipeline.dit.y_embedder.register_forward_hook(lambda *_: projected.update(["times"]))
     for _ in pipeline.generate(request_of(pipeline, num_segments=2, num_condition_frames=5)):
         pass
@@ -85,7 +84,9 @@ class TestTextKVCache:
 
     @pytest.mark.parametrize("other", [{"value": 2.0}, {"present": 3}])
     def test_another_text_replaces_the_entry(self, project, text, other):
-        first, second, again, third = (project(None, text(**kind)) for kind in ({}, other, other, {}))
+        first = project(None, text())
+        second, again = project(None, text(**other)), project(None, text(**other))
+        third = project(None, text())
         assert second is again
         assert second is not first is not third
 

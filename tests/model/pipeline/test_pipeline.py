@@ -19,8 +19,8 @@ from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.spec.errors import InputError
-from model.spec.plan import GenerationParams
-from model.spec.shapes import resolve
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from tests.model.parity_cases import PARITY, clip_of, expected_latents, request_for, size_of
 
 QUICK = ["t2v", "t2v_prompt_cleaning", "t2v_distill"]
@@ -71,16 +71,11 @@ def test_a_job_gives_the_published_frames(parity_pipeline):
 
 @pytest.fixture(scope="module")
 def request_of(tiny_pipeline):
-    def make(*prompts, seed=5, image=None, video=None, condition_video=None, **wish):
-        said = GenerationParams(
-            num_prompts=len(prompts),
-            image=size_of(image),
-            video=clip_of(video),
-            condition_video=clip_of(condition_video),
-            **{"num_inference_steps": 2, **wish},
-        )
+    def make(*prompts, seed=5, image=None, video=None, condition_video=None, **options):
+        params = GenerationParams(**{"num_inference_steps": 2, **options})
+        inputs = Inputs(len(prompts), size_of(image), clip_of(video), clip_of(condition_video))
         return Request(
-            resolve(said, tiny_pipeline.limits), prompts, seed, None, image, video, condition_video
+            resolve(params, inputs, tiny_pipeline.limits), prompts, seed, None, image, video, condition_video
         )
 
     return make
@@ -95,12 +90,9 @@ LONG_REFINED = {"num_frames": 5, "num_condition_frames": 1, "refine": True}
 
 def test_events_come_in_order(tiny_pipeline, request_of):
     request = request_of("a", "b", **LONG_REFINED)
-    request = dataclasses.replace(
-        request,
-        plan=dataclasses.replace(
-            request.plan, refinement=dataclasses.replace(request.plan.refinement, t_thresh=0.9)
-        ),
-    )
+    refinement = request.plan.refinement.model_copy(update={"t_thresh": 0.9})
+    plan = request.plan.model_copy(update={"refinement": refinement})
+    request = dataclasses.replace(request, plan=plan)
     events = list(tiny_pipeline.generate(request))
     kinds = [type(event).__name__ for event in events if not isinstance(event, Frames)]
     refine_steps = sum(isinstance(e, Stepped) and e.stage == "refine" and e.segment == 0 for e in events)

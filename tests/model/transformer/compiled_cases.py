@@ -20,7 +20,8 @@ from torch._dynamo.utils import counters
 
 from model.parallel.mesh import SINGLE
 from model.spec.limits import load_limits
-from model.spec.shapes import GenerationParams, resolve
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from model.tiny import _randomise
 from model.transformer.compile import fuse, warm
 from model.transformer.config import DitConfig
@@ -40,6 +41,7 @@ SMALL = DitConfig(
 )
 PLAN = resolve(
     GenerationParams(height=64, width=96, num_frames=9),
+    Inputs(),
     replace(load_limits(PARITY / "checkpoint"), min_side=16),
 )
 SHAPES = {

@@ -13,8 +13,8 @@ from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.schedule import standard
 from model.pipeline.state import State
-from model.spec.plan import GenerationParams
-from model.spec.shapes import resolve
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import Window, build_layout
 from tests.model.parity_cases import load_dit
@@ -22,13 +22,14 @@ from tests.model.parity_cases import load_dit
 THRESHOLD = 0.4  # random weights change much from step to step
 
 
-def request_of(pipeline, **wish) -> Request:
-    said = {"num_frames": 5, "num_inference_steps": 8, "step_cache": THRESHOLD, **wish}
-    return Request(resolve(GenerationParams(**said), pipeline.limits), ("a cat",), seed=5)
+def request_of(pipeline, **options) -> Request:
+    params = GenerationParams(quality="balanced", **{"num_frames": 5, "num_inference_steps": 8, **options})
+    plan = resolve(params, Inputs(), pipeline.limits, step_cache=THRESHOLD)
+    return Request(plan, ("a cat",), seed=5)
 
 
 def exactly(request: Request) -> Request:
-    return dataclasses.replace(request, plan=dataclasses.replace(request.plan, step_cache=None))
+    return dataclasses.replace(request, plan=request.plan.model_copy(update={"step_cache": None}))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def latents_of(events) -> torch.Tensor:
 
 
 def frames_of(events) -> torch.Tensor:
-    return torch.cat([event.frames for event in events if isinstance(event, Frames)])
+    return torch.cat(
+        [event.frames for event in events if isinstance(event, Frames) and event.frames is not None]
+    )
 
 
 def resumable(events) -> list[int]:

@@ -1,4 +1,4 @@
-"""The command, run in this process against a service that listens."""
+"""Fixtures: run a command in this process against a service that listens on a socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ worker = of_service.worker
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended, and what it wrote."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -33,7 +33,7 @@ class Ran:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Runs a command."""
+    """Return a function that runs a command."""
 
     def command(*given: Any) -> Ran:
         try:
@@ -47,5 +47,5 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture
 def at_service(run: Callable[..., Ran], live: int) -> Callable[..., Ran]:
-    """Runs a command against the service."""
+    """Return a function that runs a command against the service."""
     return lambda *given: run("--url", f"http://127.0.0.1:{live}", "--patience", 0, *given)

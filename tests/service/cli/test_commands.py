@@ -1,4 +1,4 @@
-"""The command against the running service: what it saves, what it says, and how it ends."""
+"""The commands against a running service: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def cat(tmp_path):
 
 
 class TestGenerate:
-    def test_saves_the_video_and_prints_where(self, at_service, worker, cat, tmp_path):
+    def test_saves_the_video_and_prints_its_path(self, at_service, worker, cat, tmp_path):
         out = tmp_path / "out.mp4"
         with working(worker, worker.succeed):
             ran = at_service("generate", "the cat stands up", "--image", cat, "-o", out)
         assert (ran.code, ran.out) == (0, f"{out}\n")
-        assert out.read_bytes() == b"a film"
+        assert out.read_bytes() == b"a video"
         assert {path.name for path in tmp_path.iterdir()} == {"cat.png", "out.mp4", "upload"}
 
-    def test_shows_on_standard_error_how_far_it_is(self, at_service, worker, tmp_path):
+    def test_shows_progress_on_standard_error(self, at_service, worker, tmp_path):
         def seen(claim):
             while worker.job_store.client.get(claim.job.id).status != "running":
                 pass
@@ -48,7 +48,7 @@ class TestGenerate:
         assert lines[0].startswith("job ")
         assert lines[-1] == "succeeded"
 
-    def test_says_everything_that_was_asked_for(self, at_service, worker, cat):
+    def test_sends_every_option(self, at_service, worker, cat):
         words = ["generate", "[one]", "2", "--image", cat, "--seed", 7, "--steps", 3, "--height", 64]
         words += ["--width", 96, "--num-frames", 9, "--guidance-scale", 2.5, "--negative-prompt", "7"]
         words += ["--refine", "--priority", "high", "--metadata", "a=b=c", "--metadata", "team=x"]
@@ -56,29 +56,29 @@ class TestGenerate:
         assert ran.code == 0, ran.err
         job = worker.claim().job
         assert job.id == ran.out.strip()
-        order = job.order
-        assert (order.task, order.prompts, order.negative_prompt) == ("long_video", ("[one]", "2"), "7")
-        assert (order.seed, order.num_inference_steps, order.num_frames) == (7, 3, 9)
-        assert (order.height, order.width, order.guidance_scale) == (64, 96, 2.5)
-        assert order.refinement
+        order, plan = job.order, job.order.plan
+        assert (plan.task, order.prompts, order.negative_prompt) == ("long_video", ("[one]", "2"), "7")
+        assert (order.seed, plan.num_inference_steps, plan.num_frames) == (7, 3, 9)
+        assert (plan.height, plan.width, plan.guidance_scale) == (64, 96, 2.5)
+        assert plan.refinement
         assert (job.priority, job.metadata) == ("high", {"a": "b=c", "team": "x"})
 
     def test_sends_a_clip(self, at_service, worker, tmp_path):
         path = tmp_path / "clip.mp4"
         path.write_bytes(clip(17))
         assert at_service("generate", "on", "--video", path, "--no-wait").code == 0
-        assert worker.claim().job.order.task == "video_continuation"
+        assert worker.claim().job.order.plan.task == "video_continuation"
 
-    def test_run_twice_with_a_key_makes_one_job(self, at_service):
+    def test_repeated_with_a_key_creates_one_job(self, at_service):
         ran = [at_service("generate", "a", "--no-wait", "--idempotency-key", "k") for _ in range(2)]
         assert ran[0].out == ran[1].out
 
-    def test_run_twice_without_a_key_makes_two(self, at_service):
+    def test_repeated_without_a_key_creates_two_jobs(self, at_service):
         ran = [at_service("generate", "a", "--no-wait") for _ in range(2)]
         assert ran[0].out != ran[1].out
 
 
-class TestTheOtherCommands:
+class TestOtherCommands:
     @pytest.fixture
     def job(self, at_service):
         return at_service("generate", "a red ball", "--no-wait").out.strip()
@@ -87,11 +87,11 @@ class TestTheOtherCommands:
         shown = json.loads(at_service("status", job).out)
         assert (shown["id"], shown["status"]) == (job, "queued")
 
-    def test_cancel_ends_it(self, at_service, job):
+    def test_cancel_cancels_the_job(self, at_service, job):
         assert at_service("cancel", job).out == "cancelled\n"
         assert json.loads(at_service("status", job).out)["status"] == "cancelled"
 
-    def test_list_has_a_line_for_each_job(self, at_service, job, worker):
+    def test_list_prints_a_line_per_job(self, at_service, job, worker):
         other = at_service("generate", "one", "two", "--no-wait").out.strip()
         lines = at_service("list").out.splitlines()
         assert [line.split()[0] for line in lines] == [other, job]
@@ -104,16 +104,16 @@ class TestTheOtherCommands:
         worker.succeed(worker.claim())
         monkeypatch.chdir(tmp_path)
         assert at_service("download", job).out == f"{job}.mp4\n"
-        assert (tmp_path / f"{job}.mp4").read_bytes() == b"a film"
+        assert (tmp_path / f"{job}.mp4").read_bytes() == b"a video"
 
     def test_download_again_replaces_the_file(self, at_service, job, worker, tmp_path):
         worker.succeed(worker.claim())
         out = tmp_path / "out.mp4"
-        out.write_bytes(b"something longer than the film")
+        out.write_bytes(b"something longer than the video")
         assert at_service("download", job, "-o", out).code == 0
-        assert out.read_bytes() == b"a film"
+        assert out.read_bytes() == b"a video"
 
-    def test_timeline_saves_those_of_several_jobs_in_one(self, at_service, job, worker, tmp_path):
+    def test_timeline_merges_several_jobs(self, at_service, job, worker, tmp_path):
         jobs = [job, at_service("generate", "another", "--no-wait").out.strip()]
         for _ in jobs:
             worker.succeed(worker.claim())
@@ -122,7 +122,7 @@ class TestTheOtherCommands:
         events = json.loads(out.read_text())["traceEvents"]
         assert [event["args"]["job"] for event in events] == jobs
 
-    def test_timeline_of_a_job_that_has_none_is_refused(self, at_service, job, tmp_path):
+    def test_timeline_of_an_unfinished_job_is_refused(self, at_service, job, tmp_path):
         ran = at_service("timeline", job, "-o", tmp_path / "trace.json")
         assert (ran.code, ran.out) == (3, "")
         assert "job_not_ready" in ran.err
@@ -151,7 +151,7 @@ class TestExitCodes:
             ["--url", "example.com", "list"],
         ],
     )
-    def test_2_the_command_line_makes_no_sense(self, run, words):
+    def test_2_invalid_command_line(self, run, words):
         assert run(*words).code == 2
 
     @pytest.mark.parametrize(
@@ -170,37 +170,37 @@ class TestExitCodes:
         assert ran.err.strip().endswith(")")  # the code of the error
 
     @pytest.mark.parametrize("content", [b"<html>", b""])
-    def test_3_it_is_no_such_service(self, run, content):
+    def test_3_not_a_longcat_service(self, run, content):
         with host(sending(content)) as url:
             ran = run("--url", url.removesuffix("/file"), "list")
         assert ran.code == 3
         assert "is no LongCat-Video service" in ran.err
 
-    def test_4_nobody_answers(self, run):
+    def test_4_service_is_unreachable(self, run):
         ran = run("--url", f"http://127.0.0.1:{free_port()}", "--patience", 0, "list")
         assert ran.code == 4
 
-    def test_4_no_worker_has_come_yet(self, run, listening, redis):
+    def test_4_no_worker_has_registered(self, run, listening, redis):
         ran = run("--url", f"http://127.0.0.1:{listening}", "--patience", 0, "generate", "a")
         assert ran.code == 4
         assert "no_worker" in ran.err
 
-    def test_5_somebody_cancelled_it(self, at_service, worker):
+    def test_5_job_was_cancelled(self, at_service, worker):
         with working(
             worker, lambda claim: worker.job_store.client.cancel(claim.job.id) and finish(worker, claim)
         ):
             ran = at_service("generate", "a")
         assert ran.code == 5
 
-    def test_6_the_image_cannot_be_read(self, at_service, tmp_path):
+    def test_6_input_cannot_be_read(self, at_service, tmp_path):
         ran = at_service("generate", "a", "--image", tmp_path / "no.png", "--no-wait")
         assert (ran.code, "cannot read" in ran.err) == (6, True)
 
-    def test_6_the_video_cannot_be_written_and_nothing_is_ordered(self, at_service, tmp_path):
+    def test_6_unwritable_output_is_noticed_before_submission(self, at_service, tmp_path):
         assert at_service("generate", "a", "-o", tmp_path / "no" / "out.mp4").code == 6
         assert at_service("list").out == ""
 
-    def test_6_the_file_to_be_written_is_a_folder(self, at_service, worker, tmp_path):
+    def test_6_output_is_a_folder(self, at_service, worker, tmp_path):
         with working(worker, worker.succeed):
             assert at_service("generate", "a", "-o", tmp_path).code == 6
 
@@ -211,7 +211,7 @@ class TestExitCodes:
         monkeypatch.setitem(command._COMMANDS, "list", interrupted)
         assert run("list").code == 130
 
-    def test_all_are_explained(self, run):
+    def test_help_explains_all_exit_codes(self, run):
         codes = {kind.exit_code for kind in CliError.__subclasses__()} | {0, 2, 130}
         explained = [line.split()[0] for line in EXIT_CODES.splitlines()[1:]]
         assert explained == [str(code) for code in sorted(codes)]
@@ -222,7 +222,7 @@ def finish(worker, claim):
     worker.job_store.holder.confirm_cancel(claim)
 
 
-class TestWhereTheServiceIs:
+class TestUrlAndKey:
     @pytest.fixture
     def asked(self):
         return []
@@ -236,30 +236,30 @@ class TestWhereTheServiceIs:
         with host(answer) as url:
             yield url.removesuffix("/file")
 
-    def test_is_read_from_the_environment(self, run, url, asked, monkeypatch):
+    def test_are_read_from_the_environment(self, run, url, asked, monkeypatch):
         monkeypatch.setenv("LONGCAT_URL", url)
         monkeypatch.setenv("LONGCAT_API_KEY", "secret")
         assert run("list").code == 0
         assert asked == ["Bearer secret"]
 
-    def test_is_rather_what_the_command_line_says(self, run, url, asked, monkeypatch):
+    def test_options_take_precedence(self, run, url, asked, monkeypatch):
         monkeypatch.setenv("LONGCAT_URL", "http://nowhere.invalid")
         monkeypatch.setenv("LONGCAT_API_KEY", "secret")
         assert run("--url", url, "--api-key", "other", "list").code == 0
         assert asked == ["Bearer other"]
 
-    def test_without_a_key_none_is_sent(self, run, url, asked):
+    def test_no_key_is_sent_if_none_is_set(self, run, url, asked):
         assert run("--url", url, "list").code == 0
         assert asked == [None]
 
-    def test_the_key_does_not_follow_a_redirect_to_another_host(self, run, url, asked):
+    def test_key_is_not_sent_to_another_host_after_a_redirect(self, run, url, asked):
         with host(redirecting(f"{url}/jobs")) as first:
             assert run("--url", first.removesuffix("/file"), "--api-key", "secret", "list").code == 0
         assert asked == [None]
 
 
-class TestAnOutage:
-    def test_is_waited_for(self, run):
+class TestOutage:
+    def test_temporary_errors_are_retried(self, run):
         answers = [sending(b"{}", 503), sending(b"{}", 429), sending(PAGE)]
 
         def answer(request):
@@ -269,13 +269,13 @@ class TestAnOutage:
             assert run("--url", url.removesuffix("/file"), "list").code == 0
         assert answers == []
 
-    def test_a_film_that_is_not_the_one_promised_is_not_kept(self, at_service, worker, tmp_path):
+    def test_video_with_a_wrong_checksum_is_not_kept(self, at_service, worker, tmp_path):
         out = tmp_path / "out.mp4"
         job = at_service("generate", "a", "--no-wait").out.strip()
         worker.succeed(worker.claim())
-        (film,) = (key for key in worker.storage.keys(f"jobs/{job}/") if key.endswith("mp4"))
+        (video,) = (key for key in worker.storage.keys(f"jobs/{job}/") if key.endswith("mp4"))
         (worker.folder / "other").write_bytes(b"other!")
-        worker.storage.put(film, worker.folder / "other", "video/mp4")
+        worker.storage.put(video, worker.folder / "other", "video/mp4")
         ran = at_service("download", job, "-o", out)
         assert (ran.code, "did not arrive whole" in ran.err) == (4, True)
         assert not list(tmp_path.glob("out.mp4*"))
@@ -291,6 +291,6 @@ def test_every_option_is_a_field_of_a_request():
     assert fields_of(parser().parse_args(words)) == {"prompt": "a", "seed": 1, "metadata": {"a": "b"}}
 
 
-def test_it_runs_as_a_module(live):
+def test_runs_as_a_module(live):
     words = [sys.executable, "-m", "service.cli", "--url", f"http://127.0.0.1:{live}", "list"]
     assert subprocess.run(words, check=True, capture_output=True).stdout == b""

@@ -1,4 +1,4 @@
-"""Raw HTTP over sockets, for what no HTTP client would send."""
+"""Raw HTTP over sockets, for requests that no HTTP client would send."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def connected(port: int) -> Iterator[socket.socket]:
 
 
 def head(method: str, path: str, *headers: str) -> bytes:
-    """Write the head of a request."""
+    """Return the head of a request."""
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
 def post_json(*headers: str) -> bytes:
-    """Write the head of an order in JSON."""
+    """Return the head of a submission in JSON."""
     return head("POST", "/generate", "Content-Type: application/json", *headers)
 
 
 def read_until_closed(connection: socket.socket) -> bytes:
-    """Read what is sent until the other side closes the connection."""
+    """Read until the other side closes the connection."""
     received = b""
     try:
         while chunk := connection.recv(65536):
@@ -39,7 +39,7 @@ def read_until_closed(connection: socket.socket) -> bytes:
 
 
 def drip_until_answered(connection: socket.socket, byte: bytes) -> bytes:
-    """Send a byte again and again until an answer comes, and return its beginning."""
+    """Send one byte at a time until a response arrives, and return its beginning."""
     connection.settimeout(0.02)
     for _ in range(1000):
         try:
@@ -50,7 +50,7 @@ def drip_until_answered(connection: socket.socket, byte: bytes) -> bytes:
 
 
 def read_answer(connection: socket.socket) -> bytes:
-    """Read one answer with a Content-Length."""
+    """Read one response with a Content-Length."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += _some(connection)
@@ -68,5 +68,5 @@ def _some(connection: socket.socket) -> bytes:
 
 
 def status(answer: bytes) -> int:
-    """Return the status of an answer."""
+    """Return the status of a response."""
     return int(answer.split(b" ", 2)[1])

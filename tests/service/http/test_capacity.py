@@ -1,4 +1,4 @@
-"""Capacities refuse at once, in all and for each owner, and get back what requests held."""
+"""Capacities refuse requests over their limits and release what requests used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.errors import Busy
 from service.http.capacity import Capacity
 
 
-def test_an_owner_cannot_hold_more_than_its_part():
+def test_owner_cannot_exceed_its_limit():
     capacity = Capacity("input_orders", total=10, per_owner=2)
     with capacity.share("mallory") as held, capacity.share("alice") as other:
         held.take(2)
@@ -21,7 +21,7 @@ def test_an_owner_cannot_hold_more_than_its_part():
         other.take(2)
 
 
-def test_all_owners_together_cannot_hold_more_than_the_total():
+def test_owners_together_cannot_exceed_the_total():
     capacity = Capacity("input_orders", total=3, per_owner=2)
     with capacity.share("a") as first, capacity.share("b") as second:
         first.take(2)
@@ -30,7 +30,7 @@ def test_all_owners_together_cannot_hold_more_than_the_total():
         second.take(1)
 
 
-def test_what_a_request_held_is_given_back_however_it_ends():
+def test_share_is_released_however_the_request_ends():
     capacity = Capacity("input_orders", total=1, per_owner=1)
     for _ in range(3):
         with suppress(ZeroDivisionError), capacity.share("a") as share:
@@ -38,7 +38,7 @@ def test_what_a_request_held_is_given_back_however_it_ends():
             raise ZeroDivisionError
 
 
-def test_a_refused_request_gives_back_only_what_it_held():
+def test_refused_request_releases_only_its_own_share():
     capacity = Capacity("body_memory_bytes", total=10, per_owner=10)
     with capacity.share("a") as first:
         first.take(6)

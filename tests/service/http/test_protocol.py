@@ -1,4 +1,4 @@
-"""Connections that do not get on are closed, and those with two lengths refused."""
+"""Connections that make no progress are closed; requests with two lengths are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(redis_server, folder):
-    """A service with short times."""
+    """Serve an app with short timeouts."""
     limits = {"head_timeout_s": 0.3, "send_timeout_s": 0.3, "max_connections": 8, "body_timeout_s": 20.0}
     with serving(create_app(settings_for(redis_server, folder, **limits))) as port:
         yield port
@@ -37,34 +37,34 @@ def port(redis_server, folder):
     ],
 )
 @pytest.mark.parametrize("path", ["/generate", "/livez"])
-def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(port, path, headers):
+def test_request_with_two_lengths_is_refused_and_its_connection_closed(port, path, headers):
     with connected(port) as connection:
         connection.sendall(head("POST", path, *headers) + b"0\r\n\r\n" + LIVEZ)
         answer = read_until_closed(connection)
     assert status(answer) == 400
-    assert answer.count(b"HTTP/1.1") == 1  # what is smuggled behind it is not answered
+    assert answer.count(b"HTTP/1.1") == 1  # the smuggled request is not answered
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET /livez HTTP/1.1\r\nHost: local"])
-def test_a_head_that_is_not_complete_in_time_is_answered_408(port, sent):
+def test_incomplete_head_is_answered_408(port, sent):
     with connected(port) as connection:
         connection.sendall(sent)
         assert status(read_until_closed(connection)) == 408
 
 
-def test_a_dripping_head_gets_no_more_time(port):
+def test_slowly_sent_head_gets_no_extra_time(port):
     with connected(port) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nX: ")
         answer = drip_until_answered(connection, b"x")
     assert status(answer) == 408
 
 
-def test_a_connection_without_any_request_is_closed_silently(port):
+def test_connection_without_a_request_is_closed_silently(port):
     with connected(port) as connection:
         assert read_until_closed(connection) == b""
 
 
-def test_a_body_that_goes_on_after_the_answer_ends_with_the_connection(port):
+def test_body_that_continues_after_the_response_closes_the_connection(port):
     with connected(port) as connection:
         connection.sendall(head("POST", "/nowhere", "Content-Length: 1000000") + b"x")
         assert status(connection.recv(1000)) == 404
@@ -82,7 +82,7 @@ def test_a_body_that_goes_on_after_the_answer_ends_with_the_connection(port):
             pytest.fail("the connection stays open")
 
 
-def test_garbage_after_the_answer_closes_the_connection(port, caplog):
+def test_garbage_after_the_response_closes_the_connection(port, caplog):
     with connected(port) as connection:
         connection.sendall(head("POST", "/nowhere", "Transfer-Encoding: chunked"))
         connection.recv(1000)
@@ -101,7 +101,7 @@ def test_requests_in_time_share_a_connection(port):
     connection.close()
 
 
-def test_a_new_connection_takes_the_place_of_the_one_that_waits_longest(port):
+def test_new_connection_replaces_the_longest_waiting_one(port):
     with ExitStack() as opened:
         idle = [opened.enter_context(connected(port)) for _ in range(20)]
         with connected(port) as connection:
@@ -110,7 +110,7 @@ def test_a_new_connection_takes_the_place_of_the_one_that_waits_longest(port):
         assert read_until_closed(idle[0]) == b""
 
 
-def test_a_connection_above_the_limit_is_refused_where_all_others_are_in_use(port, redis):
+def test_connection_over_the_limit_is_refused_if_all_others_are_in_use(port, redis):
     with ExitStack() as opened:
         for _ in range(8):
             connection = opened.enter_context(connected(port))
@@ -120,8 +120,8 @@ def test_a_connection_above_the_limit_is_refused_where_all_others_are_in_use(por
             assert status(read_until_closed(connection)) == 503
 
 
-def test_a_client_that_takes_nothing_of_an_answer_is_disconnected(port):
-    """Pipelined requests are answered into a connection from which nobody reads."""
+def test_client_that_does_not_read_is_disconnected(port):
+    """The client pipelines requests and reads no responses."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(30)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.order import Refinement
+from model.spec.plan import Refinement
+from tests.orders import make_order
 from tests.service.media import clip, encoded, picture
 from tests.worker.examples import ORDER
 from worker.messages import RunJob
@@ -14,7 +15,7 @@ def run(tmp_path):
     def of(inputs, **changes):
         for name, content in inputs.items():
             (tmp_path / name).write_bytes(content)
-        order = ORDER.model_copy(update=changes)
+        order = make_order(ORDER, **changes)
         return RunJob(job_id="a", order=order, folder=tmp_path, inputs={name: name for name in inputs})
 
     return of

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +20,14 @@ PLAN = Plan(
     condition_cache=True,
     enhance_hf=False,
     fps=15,
-    refinement=None,
 )
-REFINED = replace(PLAN, refinement=Refinement(704, 1280, 50, 0.5, False, 0))
+REFINED = PLAN.model_copy(
+    update={
+        "refinement": Refinement(
+            height=704, width=1280, num_inference_steps=50, t_thresh=0.5, spatial_only=False, num_held=0
+        )
+    }
+)
 
 
 class TimedMeter:
@@ -87,7 +90,7 @@ def test_eta_of_a_second_job_of_the_same_shape_is_exact():
 def test_times_of_another_shape_are_not_used(change):
     first = TimedMeter()
     run_whole(first)
-    other = TimedMeter(replace(PLAN, **change), first.unit_times)
+    other = TimedMeter(PLAN.model_copy(update=change), first.unit_times)
     assert other.meter.enter("encode", 0).eta_s is None
 
 

@@ -14,8 +14,7 @@ import torch.distributed as dist
 from jobs.order import Order
 from jobs.record import JobError
 from jobs.store.holder import StopReason
-from model.pipeline.events import Event, SegmentDone
-from tests.waiting import wait_until
+from tests.orders import make_order
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
 from worker.messages import (
@@ -33,12 +32,11 @@ from worker.messages import (
     VideoDone,
 )
 from worker.rank.consensus import Consensus, StepOutcome
-from worker.rank.engine import InputsRead, plan_of
 from worker.rank.leader import Leader
 from worker.rank.run_job import run_job
 from worker.settings import VideoSettings
 
-LONG = ORDER.model_copy(update={"num_segments": 3, "num_condition_frames": 5})
+LONG = make_order(ORDER, num_segments=3, num_condition_frames=5)
 NEVER_S = 3600.0
 
 
@@ -135,12 +133,12 @@ def test_gpus_are_released_before_the_video_is_done(rarely_saving_rank):
         GpusReleased,
         VideoDone,
     ]
-    assert messages[-1].video.num_frames == plan_of(ORDER).num_frames
+    assert messages[-1].video.num_frames == ORDER.plan.num_frames
 
 
 @pytest.mark.parametrize("order", [ORDER, LONG])
 def test_last_decode_is_sent_when_only_the_last_frames_are_to_be_decoded(rank, order):
-    plan = plan_of(order)
+    plan = order.plan
     messages = rank.run(order)
     (position,) = [i for i, message in enumerate(messages) if isinstance(message, LastDecode)]
     after = [report.progress for report in reports(messages[position:])]
@@ -215,7 +213,7 @@ def test_stop_request_ends_the_job_after_the_current_step(rarely_saving_rank, re
 
 
 def test_failed_job_leaves_the_rank_able_to_run_the_next(rank):
-    failed = rank.run(ORDER.model_copy(update={"prompts": ("memory=0",)}))[-1]
+    failed = rank.run(make_order(ORDER, prompts=("memory=0",)))[-1]
     assert (failed.error.code, failed.timings_s.keys() >= {"denoise"}) == ("out_of_memory", True)
     assert isinstance(rank.run()[-1], VideoDone)
 
@@ -229,7 +227,7 @@ def test_error_on_another_rank_fails_the_job_here_as_well(consensus, tmp_path):
 
 def test_full_disk_fails_the_job_as_disk_full(rank):
     (rank.folder / "part-segment.mp4").symlink_to("/dev/full")
-    failed = rank.run(ORDER.model_copy(update={"height": 640, "width": 960}))[-1]
+    failed = rank.run(make_order(ORDER, height=640, width=960))[-1]
     assert isinstance(failed, JobFailed)
     assert (failed.error.code, failed.error.retryable) == ("disk_full", True)
 

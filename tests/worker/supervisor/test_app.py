@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capability import GroupRegistration, groups
 from jobs.errors import GroupTaken, Unavailable
+from jobs.registration import GroupRegistration, live_groups
 from jobs.storage.folder import FolderStorage
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_video
@@ -81,7 +81,7 @@ def test_video_of_a_job_that_another_group_has_claimed_is_not_uploaded(scene):
     job = scene.finished_job()
     lease = scene.backends.claim_elsewhere(job)
     scene.serve()
-    wait_until(lambda: groups(scene.backends.redis))
+    wait_until(lambda: live_groups(scene.backends.redis))
     assert scene.backends.job_store.holder.renew_lease(lease) is None
     assert list(scene.storage.keys(f"jobs/{job.job_id}/")) == []
     assert scene.spool.job_ids == [job.job_id]  # the job may be claimed here again
@@ -104,9 +104,9 @@ def test_video_of_a_job_with_a_requested_cancel_is_not_uploaded(scene):
 
 def test_group_that_cannot_start_is_published_as_broken_and_claims_nothing(scene):
     job_id = scene.backends.submit()
-    scene.backends.tickets.deliver(job_id)
+    scene.backends.tickets.enqueue(job_id)
     scene.serve()
-    wait_until(lambda: [group.state for group in groups(scene.backends.redis)] == ["broken"])
+    wait_until(lambda: [group.state for group in live_groups(scene.backends.redis)] == ["broken"])
     assert scene.backends.job_store.client.get(job_id).status == "queued"
     assert scene.backends.tickets.count() == 1
 
@@ -120,24 +120,24 @@ def test_supervisor_delivers_missing_tickets(scene):
 
 def test_two_workers_cannot_have_the_same_name(scene, monkeypatch):
     monkeypatch.setattr(app, "REGISTRATION_TTL_S", 0.1)
-    GroupRegistration(scene.backends.redis, "w-0", ttl_s=60).publish("ready", 2)
+    GroupRegistration(scene.backends.redis, "w-0", ttl_s=60).heartbeat("ready", 2)
     with pytest.raises(GroupTaken, match="w-0"):
         build_supervisor(scene.settings, 0)
 
 
 def test_name_of_a_dead_worker_is_taken_once_it_expires(scene):
-    GroupRegistration(scene.backends.redis, "w-0", ttl_s=0.5).publish("ready", 2)
+    GroupRegistration(scene.backends.redis, "w-0", ttl_s=0.5).heartbeat("ready", 2)
     scene.serve()
-    wait_until(lambda: [group.state for group in groups(scene.backends.redis)] != ["ready"])
+    wait_until(lambda: [group.state for group in live_groups(scene.backends.redis)] != ["ready"])
 
 
 def test_drained_supervisor_leaves_no_thread_and_no_group(scene):
     before = set(threading.enumerate())
     scene.serve()
-    wait_until(lambda: groups(scene.backends.redis))
+    wait_until(lambda: live_groups(scene.backends.redis))
     scene.drain()
     assert set(threading.enumerate()) <= before
-    assert groups(scene.backends.redis) == []
+    assert live_groups(scene.backends.redis) == []
 
 
 def test_supervisor_drains_while_its_name_cannot_be_given_up(scene, monkeypatch):

@@ -22,7 +22,7 @@ class Scene:
     def deliver(self, count: int = 1) -> list[str]:
         ids = [self.backends.submit() for _ in range(count)]
         for job_id in ids:
-            self.backends.tickets.deliver(job_id)
+            self.backends.tickets.enqueue(job_id)
         return ids
 
     def claim(self) -> str:
@@ -67,7 +67,7 @@ def test_request_waits_for_a_job(scene):
 
 
 def test_ticket_without_a_job_is_ignored(scene):
-    scene.backends.tickets.deliver("gone")
+    scene.backends.tickets.enqueue("gone")
     scene.consumer.request_claim()
     (job_id,) = scene.deliver()
     assert scene.claims.get(timeout=30).job.id == job_id

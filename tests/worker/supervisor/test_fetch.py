@@ -6,6 +6,7 @@ import pytest
 
 from jobs.order import InputFile
 from jobs.storage.keys import input_key
+from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
@@ -27,7 +28,7 @@ def with_image(backends: LocalBackends, tmp_path) -> ClaimedJob:
     key = input_key("somewhere", "image.png")
     backends.storage.put(key, tmp_path / "upload", "image/png")
     image = InputFile(key=key, media_type="image/png", size_bytes=6, sha256="0", width=96, height=64)
-    backends.submit(ORDER.model_copy(update={"task": "image_to_video", "image": image}))
+    backends.submit(make_order(ORDER, task="image_to_video", image=image))
     return backends.claimed_job(backends.claim())
 
 

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from jobs.capability import GroupRegistration
 from jobs.errors import Unavailable
 from jobs.record import Progress
+from jobs.registration import GroupRegistration
 from jobs.store.job_store import JobStore
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends
@@ -57,7 +57,7 @@ def scene(backends: LocalBackends):
 def test_low_priority_job_is_told_to_stop_for_a_high_priority_job(scene):
     scene.backends.submit(priority="low")
     job = scene.backends.claimed_job(scene.backends.claim("a"))
-    GroupRegistration(scene.backends.redis, "a", ttl_s=60).publish("busy", ranks=1, job=job.job_id)
+    GroupRegistration(scene.backends.redis, "a", ttl_s=60).heartbeat("busy", ranks=1, job=job.job_id)
     scene.renewer.add(job)
     scene.wait_for_renewals()
     assert job.stop_request is None

@@ -5,8 +5,9 @@ import threading
 import pytest
 from redis import Redis
 
-from jobs.capability import Capability, GroupRegistration, groups, latest
+from jobs.capability import Capability, latest
 from jobs.errors import Unavailable
+from jobs.registration import GroupRegistration, live_groups
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends
 from worker.supervisor.registration import GroupStatus, Heartbeat
@@ -26,7 +27,7 @@ class Scene:
         assert not self.heartbeat.is_alive()
 
     def state(self) -> tuple[str, str | None] | None:
-        statuses = groups(self.redis)
+        statuses = live_groups(self.redis)
         return (statuses[0].state, statuses[0].job) if statuses else None
 
 
@@ -40,7 +41,7 @@ def scene(backends: LocalBackends):
 
 def test_group_is_published_as_starting(scene):
     wait_until(lambda: scene.state() == ("starting", None))
-    assert groups(scene.redis)[0].ranks == 2
+    assert live_groups(scene.redis)[0].ranks == 2
 
 
 def test_changed_status_is_published(scene):

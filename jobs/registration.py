@@ -1,0 +1,92 @@
+"""Register worker groups in Redis: a group that sends no heartbeat for a while is gone."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from redis import Redis
+
+from jobs.connect import redis_reached
+from jobs.errors import GroupTaken
+from jobs.store.scripts import Scripts, text, to_ms
+
+logger = logging.getLogger(__name__)
+
+GroupState = Literal["starting", "ready", "busy", "full", "broken"]
+
+GROUPS_KEY = "longcat:groups"
+GROUP_KEY = "longcat:group:{}"
+
+
+class GroupStatus(BaseModel):
+    """The status that a group's supervisor reported last.
+
+    Attributes:
+        ranks: the number of its processes.
+        job: the id of the job that has its GPUs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    group: str
+    state: GroupState
+    ranks: int
+    job: str | None = None
+    heartbeat_at: datetime | None = Field(default=None, description="set by `GroupRegistration.heartbeat`")
+
+
+class GroupRegistration:
+    """The registration of one worker under a group's name. It ends after `ttl_s` without a heartbeat.
+
+    Two workers never have the same name: each would take the other's heartbeats for its own.
+    """
+
+    def __init__(self, redis: Redis, group: str, ttl_s: float = 15.0) -> None:
+        self._run = Scripts(redis).run
+        self._group = group
+        self._ttl_ms = to_ms(ttl_s)
+        self._token = uuid4().hex
+
+    def heartbeat(self, state: GroupState, ranks: int, job: str | None = None) -> None:
+        """Register, or renew the registration, and publish the status.
+
+        Raises GroupTaken if another worker is registered under this name, Unavailable.
+        """
+        status = GroupStatus(
+            group=self._group, state=state, ranks=ranks, job=job, heartbeat_at=datetime.now(UTC)
+        )
+        registered = self._run(
+            "register_group",
+            group=self._group,
+            token=self._token,
+            status=status.model_dump_json(),
+            ttl_ms=self._ttl_ms,
+        )
+        if not registered:
+            raise GroupTaken(f"another worker is alive as group {self._group}: give this one another name")
+
+    def release(self) -> None:
+        """End the registration at once, so that another worker can take the name. Raises Unavailable."""
+        self._run("release_group", group=self._group, token=self._token)
+
+
+def live_groups(redis: Redis) -> list[GroupStatus]:
+    """Return all registered groups, by name. A status that cannot be read is passed over."""
+    with redis_reached():
+        names = sorted(text(name) for name in redis.smembers(GROUPS_KEY))
+        documents = redis.mget([GROUP_KEY.format(name) for name in names]) if names else []
+        gone = [name for name, document in zip(names, documents, strict=True) if document is None]
+        if gone:  # one that returns adds itself again
+            redis.srem(GROUPS_KEY, *gone)
+    statuses: list[GroupStatus] = []
+    for document in documents:
+        if document is not None:
+            try:
+                statuses.append(GroupStatus.model_validate_json(document))
+            except ValidationError:
+                logger.exception("passed over the status of a group that cannot be read")
+    return statuses

@@ -1,0 +1,57 @@
+"""Read the counters of the job store: the same numbers whichever process is asked, kept over restarts.
+
+The scripts count each change of a job in the step that makes it (`scripts/parts/metrics.lua`). A summary
+consists of the two counters `<name>_sum` and `<name>_count`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from redis import Redis
+
+from jobs.connect import redis_reached
+from jobs.errors import UnreadableRecord
+from jobs.store.scripts import Scripts, decoded
+
+logger = logging.getLogger(__name__)
+
+METRICS_KEY = "longcat:metrics"
+
+Counters = Mapping[tuple[str, str], float]
+"""Values by name and label; the label is empty if the counter has none."""
+
+
+@dataclass(frozen=True)
+class QueueDepth:
+    """The queued jobs of one priority: their number, and how long the first submitted one has waited."""
+
+    priority: str
+    num_jobs: int
+    oldest_s: float
+
+
+def counters(redis: Redis) -> Counters:
+    """Return all counters. Raises Unavailable."""
+    with redis_reached():
+        stored = decoded(redis.hgetall(METRICS_KEY).items())
+    found: dict[tuple[str, str], float] = {}
+    for field, value in stored.items():
+        name, _, label = field.partition("|")
+        found[name, label] = float(value)
+    return found
+
+
+def queue_depths(redis: Redis, clock: Callable[[], int] | None = None) -> list[QueueDepth]:
+    """Return the depth of the queue for each priority, the highest first. Raises Unavailable."""
+    found = Scripts(redis, clock).run("queue_depths")
+    return [QueueDepth(priority.decode(), num_jobs, age_ms / 1000) for priority, num_jobs, age_ms in found]
+
+
+def report_unreadable(redis: Redis, kind: str, error: UnreadableRecord) -> None:
+    """Log and count a record that is passed over because this release cannot read it."""
+    logger.error("passed over a stored %s: %s", kind, error)
+    with redis_reached():
+        redis.hincrbyfloat(METRICS_KEY, f"unreadable_records|{kind}", 1)

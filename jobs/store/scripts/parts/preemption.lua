@@ -1,0 +1,43 @@
+-- include: clock, queue
+-- Preemption. A running job of low priority is asked to stop for a queued job of high priority that has waited long
+-- enough and that no idle group will take. At most one job is asked for each queued job: the queued job names it in
+-- `preempts`, and the running job names the queued one in `preempt_requested`.
+
+-- The status that a group published, {} if the group is gone.
+local function group_status(name)
+  local status = name and redis.call('GET', 'longcat:group:' .. name)
+  return status and cjson.decode(status) or {}
+end
+
+local function num_idle_groups()
+  local num_idle = 0
+  for _, name in ipairs(redis.call('SMEMBERS', 'longcat:groups')) do
+    if group_status(name).state == 'ready' then num_idle = num_idle + 1 end
+  end
+  return num_idle
+end
+
+-- The id of the first queued job for which `job` should stop. Jobs that idle groups will take, and jobs for which
+-- another one was asked to stop, are passed over.
+local function job_to_preempt_for(job, after_ms)
+  local num_idle = num_idle_groups()
+  for _, id in ipairs(redis.call('ZRANGE', queue_key('high'), 0, -1)) do
+    local created_ms, preempts = unpack(redis.call('HMGET', record_key(id), 'created_ms', 'preempts'))
+    if now - created_ms < after_ms then return nil end -- later ones have waited even less
+    if may_start(id, job) then
+      if num_idle == 0 and not preempts then return id end
+      num_idle = math.max(0, num_idle - 1)
+    end
+  end
+end
+
+-- Request preemption of a running job if that is due. A request stands: the group may have stopped already.
+local function request_preemption(job, after_ms)
+  if job.preempt_requested then return true end
+  local has_gpus = job.status == 'running' and group_status(job.group).job == job.id
+  local id = job.priority == 'low' and has_gpus and job_to_preempt_for(job, after_ms)
+  if not id then return false end
+  redis.call('HSET', record_key(id), 'preempts', job.id)
+  write(job, {preempt_requested = id})
+  return true
+end

@@ -1,0 +1,38 @@
+-- include: clock, record
+-- Limits for each owner, and for all owners together. A limit that is not given does not apply.
+
+local DAY_MS = 86400000
+local FULL_QUEUE_RETRY_S = 15
+
+local function limit_reached(limit, bound, retry_s)
+  return redis.error_reply(string.format('LIMIT_REACHED %s %s %d', limit, bound, math.max(1, math.ceil(retry_s))))
+end
+
+local function input_bytes_keys(owner)
+  local today = 'longcat:input_bytes:' .. math.floor(now / DAY_MS)
+  return {today .. ':' .. owner, today}
+end
+
+-- The error if one more job would exceed a limit, nil if it would not.
+local function check_quotas(job, limits)
+  for i, scope in ipairs({'owner', 'total'}) do
+    local num_queued = redis.call('ZCARD', index_keys('queued', job.owner)[3 - i])
+    local bound = limits[scope .. '_queued_jobs']
+    if bound and num_queued >= bound then return limit_reached(scope .. '_queued_jobs', bound, FULL_QUEUE_RETRY_S) end
+  end
+  for i, scope in ipairs({'owner', 'total'}) do
+    local stored = redis.call('GET', input_bytes_keys(job.owner)[i]) or 0
+    local bound = limits[scope .. '_input_bytes_per_day']
+    if bound and stored + given.input_bytes > bound then
+      return limit_reached(scope .. '_input_bytes_per_day', bound, (DAY_MS - now % DAY_MS) / 1000)
+    end
+  end
+end
+
+local function count_input_bytes(job)
+  if given.input_bytes == 0 then return end
+  for _, key in ipairs(input_bytes_keys(job.owner)) do
+    redis.call('INCRBY', key, given.input_bytes)
+    redis.call('PEXPIRE', key, 2 * DAY_MS)
+  end
+end

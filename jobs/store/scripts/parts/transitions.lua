@@ -1,0 +1,93 @@
+-- include: clock, record, queue, files, metrics, outbox
+-- Changes of a job's status. `set_status` is the only way to change it, `finish` the only way to end a job.
+
+local RECENT_RUNS = 100
+
+local function add_event(job)
+  local entry = {'status', job.status}
+  if job.progress then
+    entry[3], entry[4] = 'progress', job.progress
+  end
+  redis.call('XADD', 'longcat:events:' .. job.id, 'MAXLEN', '~', 200, '*', unpack(entry))
+end
+
+local function set_status(job, status, fields)
+  for _, key in ipairs(index_keys(job.status, job.owner)) do redis.call('ZREM', key, job.id) end
+  for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZADD', key, job.number, job.id) end
+  fields.status = status
+  write(job, fields)
+  add_event(job)
+  add_delivery(job)
+  return status
+end
+
+-- Remove the record and everything that refers to it, also webhooks that were not sent. Files are removed later.
+local function remove(job)
+  remove_deliveries(job)
+  for _, status in ipairs({'all', job.status}) do
+    for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZREM', key, job.id) end
+  end
+  redis.call('DEL', record_key(job.id), 'longcat:events:' .. job.id, 'longcat:delivery_log:' .. job.id)
+  if job.idempotency_key then redis.call('DEL', job.idempotency_key) end
+  redis.call('ZREM', 'longcat:expiring', job.id)
+  redis.call('ZADD', FIRST_REMOVALS, now, job.id)
+end
+
+-- How long the job has run, all attempts together; nil if nobody holds it.
+local function run_ms(job)
+  return HELD[job.status] and job.run_ms + now - job.claimed_ms
+end
+
+local function count_end(job, status, fields)
+  count('jobs_ended', status)
+  if fields.error then count('failures', cjson.decode(fields.error).code) end
+  local duration_ms = run_ms(job)
+  if not duration_ms then return end
+  count('attempts', '', tonumber(job.attempt))
+  observe('run_seconds', job.task, duration_ms / 1000)
+  if status == 'succeeded' then -- estimates are made from these
+    redis.call('LPUSH', 'longcat:recent_runs', job.task .. ' ' .. job.work_units .. ' ' .. duration_ms)
+    redis.call('LTRIM', 'longcat:recent_runs', 0, RECENT_RUNS - 1)
+  end
+end
+
+-- End a job and return its final status. Once cancellation was requested, that is `cancelled`.
+local function finish(job, status, fields)
+  if job.cancel_requested then status, fields = 'cancelled', {} end
+  count_end(job, status, fields)
+  dequeue(job)
+  redis.call('ZREM', 'longcat:leases', job.id)
+  fields.finished_ms = now
+  fields.expires_ms = now + job.retention_ms
+  redis.call('ZADD', 'longcat:expiring', fields.expires_ms, job.id)
+  if tonumber(job.fence) > 0 then redis.call('ZADD', FIRST_REMOVALS, now, job.id) end
+  set_status(job, status, fields)
+  if job.delete_requested then remove(job) end
+  return status
+end
+
+-- Check that the caller was the last to hold this job and released it itself, so that a repeated call can be answered
+-- like the first one.
+local function was_released(job)
+  return not HELD[job.status] and tonumber(job.fence) == given.fence and job.claim_token
+end
+
+-- Return a held job to its place in the queue, or fail it if it crashed in its last attempt.
+local function requeue(job, crashed, crash_error)
+  local attempt = tonumber(job.attempt)
+  if job.cancel_requested then return finish(job, 'cancelled', {}) end
+  if crashed and attempt >= tonumber(job.max_attempts) then
+    return finish(job, 'failed', {error = crash_error})
+  end
+  count('requeues', crashed and 'crashed' or job.preempt_requested and 'preempted' or 'drained')
+  redis.call('ZREM', 'longcat:leases', job.id)
+  enqueue(job)
+  return set_status(job, 'queued', {
+    attempt = crashed and attempt or attempt - 1,
+    run_ms = run_ms(job),
+    group = false,
+    progress = false,
+    preempt_requested = false,
+    preempts = false,
+  })
+end

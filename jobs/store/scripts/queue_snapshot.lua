@@ -1,0 +1,23 @@
+-- include: clock, queue
+-- What an estimate for a queued job needs, nil if it is not queued: its position, task and work units; the number of
+-- queued jobs and their work units; the number of groups; recent runs; and for each running job its task, work units,
+-- progress and ms since its claim.
+local job = visible(given.id)
+if not job or job.status ~= 'queued' then return false end
+local running = {}
+for i, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
+  local task, work_units, progress, claimed_ms = unpack(
+    redis.call('HMGET', record_key(id), 'task', 'work_units', 'progress', 'claimed_ms')
+  )
+  running[i] = {task, work_units, progress, now - claimed_ms}
+end
+return {
+  queue_position(job),
+  job.task,
+  job.work_units,
+  redis.call('ZCARD', 'longcat:index:queued'),
+  redis.call('GET', 'longcat:queued_work_units'),
+  redis.call('SCARD', 'longcat:groups'),
+  redis.call('LRANGE', 'longcat:recent_runs', 0, -1),
+  running,
+}

@@ -1,0 +1,10 @@
+-- include: call
+-- Register a group under its name for `ttl_ms`. Return 1, or 0 if another worker is registered under the name.
+local status_key = 'longcat:group:' .. given.group
+local holder_key = status_key .. ':holder'
+local holder = redis.call('GET', holder_key)
+if holder and holder ~= given.token then return 0 end
+redis.call('SET', holder_key, given.token, 'PX', given.ttl_ms)
+redis.call('SET', status_key, given.status, 'PX', given.ttl_ms)
+redis.call('SADD', 'longcat:groups', given.group)
+return 1

@@ -1,0 +1,8 @@
+-- include: call
+-- End the registration of a group, if it is the caller's.
+local status_key = 'longcat:group:' .. given.group
+local holder_key = status_key .. ':holder'
+if redis.call('GET', holder_key) == given.token then
+  redis.call('DEL', holder_key, status_key)
+  redis.call('SREM', 'longcat:groups', given.group)
+end

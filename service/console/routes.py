@@ -1,0 +1,31 @@
+"""Serve the console's page and its static files. The page uses the same API as any other client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+
+router = APIRouter(include_in_schema=False)
+
+_FOLDER = Path(__file__).parent
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
+    "media-src 'self' http: https:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@router.get("/")
+def page() -> FileResponse:
+    """Return the page."""
+    return FileResponse(_FOLDER / "index.html", headers=_HEADERS)
+
+
+@router.get("/console/{name}")
+def asset(name: Literal["style.css", "console.js", "curl.js", "session.js", "words.js"]) -> FileResponse:
+    """Return a stylesheet or script of the page."""
+    return FileResponse(_FOLDER / name, headers=_HEADERS)

@@ -1,0 +1,134 @@
+"""Read the images and clips of a request: from an upload, base64 or a URL.
+
+Each input is written to a temporary file, decoded in a sandbox to check it, and measured.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
+
+from jobs.errors import InvalidInput, Unavailable
+from jobs.order import InputFile
+from jobs.storage.keys import input_key
+from model.media.errors import SandboxUnavailable, UnusableMedia
+from model.media.reading import check_clip, check_image
+from model.media.sandbox import Sandbox
+from model.spec.geometry import Clip
+from service.errors import UnusableInput
+from service.inputs.fetch import fetch
+from service.jobs.bodies import Source
+from service.settings import Settings
+
+_CHUNK_BYTES = 1 << 20
+_SUFFIXES = {"image/png": "png", "video/mp4": "mp4", "video/webm": "webm"}
+
+InputSource = Source | BinaryIO
+"""A reference from the request's JSON, or an uploaded file."""
+
+
+@dataclass(frozen=True)
+class CheckedInput:
+    """An input that was decoded without errors. `path` is its temporary file."""
+
+    file: InputFile
+    path: Path
+
+    @property
+    def clip(self) -> Clip:
+        """Return the size and the number of frames."""
+        return Clip(self.file.height, self.file.width, self.file.num_frames)
+
+
+@dataclass(frozen=True)
+class InputReader:
+    """Reads the inputs of one job into `folder`, which the caller removes. `fps` is that of the model."""
+
+    job_id: str
+    folder: Path
+    settings: Settings
+    sandbox: Sandbox
+    fps: int
+
+    def read_all(self, sources: Mapping[str, InputSource]) -> dict[str, CheckedInput]:
+        """Read and check all inputs, by field. Raise InvalidInput with the field's name, Unavailable."""
+        return {field: self._read(field, source) for field, source in sources.items()}
+
+    def _read(self, field: str, source: InputSource) -> CheckedInput:
+        try:
+            return self._read_image(source) if field == "image" else self._read_clip(field, source)
+        except (UnusableInput, UnusableMedia) as error:
+            raise InvalidInput(f"{field}: {error}", field) from error
+        except SandboxUnavailable as error:
+            raise Unavailable(f"{field} cannot be decoded now: {error}; try again soon") from error
+
+    def _read_image(self, source: InputSource) -> CheckedInput:
+        path = self.folder / "image.png"
+        received = self._receive("image", source, self.settings.max_image_bytes)
+        size = check_image(self.sandbox, received, path, self.settings.image_limits)
+        received.unlink()
+        return self._checked_input("image", path, "image/png", Clip(*size, num_frames=1))
+
+    def _read_clip(self, field: str, source: InputSource) -> CheckedInput:
+        path = self._receive(field, source, self.settings.max_video_bytes)
+        clip, media_type = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
+        return self._checked_input(field, path, media_type, clip)
+
+    def _receive(self, field: str, source: InputSource, max_bytes: int) -> Path:
+        path = self.folder / f"{field}.received"
+        with path.open("wb") as target:
+            if not isinstance(source, Source):
+                _copy(source, target, max_bytes)
+            elif source.url is not None and not source.url.startswith("data:"):
+                fetch(source.url, target, max_bytes, self.settings.fetch_limits)
+            else:
+                target.write(_decode_base64(source, max_bytes))
+        return path
+
+    def _checked_input(self, field: str, path: Path, media_type: str, clip: Clip) -> CheckedInput:
+        with path.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        file = InputFile(
+            key=input_key(self.job_id, f"{field}-{sha256[:16]}.{_SUFFIXES[media_type]}"),
+            media_type=media_type,
+            size_bytes=path.stat().st_size,
+            sha256=sha256,
+            **clip._asdict(),
+        )
+        return CheckedInput(file, path)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int) -> None:
+    size_bytes = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        size_bytes += len(chunk)
+        _check_size(size_bytes, max_bytes)
+        target.write(chunk)
+
+
+def _decode_base64(source: Source, max_bytes: int) -> bytes:
+    text = source.base64 if source.base64 is not None else _base64_of_data_url(source.url or "")
+    _check_size(len(text) * 3 // 4 - 2, max_bytes)  # a lower bound: refuse before decoding
+    try:
+        content = binascii.a2b_base64("".join(text.split()), strict_mode=True)
+    except ValueError as error:
+        raise UnusableInput("is not base64") from error
+    _check_size(len(content), max_bytes)
+    return content
+
+
+def _base64_of_data_url(url: str) -> str:
+    header, comma, data = url.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise UnusableInput("a data URL must carry base64")
+    return unquote_to_bytes(data).decode("latin-1")
+
+
+def _check_size(size_bytes: int, max_bytes: int) -> None:
+    if size_bytes > max_bytes:
+        raise UnusableInput(f"is larger than {max_bytes} bytes")

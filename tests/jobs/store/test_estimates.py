@@ -1,0 +1,146 @@
+"""Estimates for queued jobs follow from recent runs and the state of the queue."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from jobs.errors import GenerationFailed
+from jobs.record import Progress
+from jobs.store.estimates import NUM_RUNS, Run, expected_s
+from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
+from tests.orders import make_order
+
+HALF = make_order(ORDER, num_frames=45, num_inference_steps=25)
+
+
+def run(store: ExampleStore, seconds: float, **fields) -> None:
+    """Submit a job, run it for a time, and let it succeed."""
+    claim = store.start(**fields)
+    store.clock.advance(seconds)
+    store.holder.succeed(claim, a_result(claim), {})
+
+
+def eta_s(store: ExampleStore, job_id: str) -> float | None:
+    return store.client.estimate(job_id).eta_s
+
+
+def test_no_eta_before_a_job_has_succeeded(store: ExampleStore):
+    assert eta_s(store, store.submit().id) is None
+
+
+def test_no_estimate_for_a_job_that_is_not_queued(store: ExampleStore):
+    run(store, 10)
+    assert store.client.estimate(store.start().job.id) is None
+    assert store.client.estimate("nothing") is None
+
+
+def test_job_of_the_same_size_takes_as_long(store: ExampleStore):
+    run(store, 80)
+    assert eta_s(store, store.submit().id) == pytest.approx(80, abs=0.01)
+
+
+def test_smaller_job_takes_less_time(store: ExampleStore):
+    run(store, 80)
+    share = 45 * 25 / (93 * 50)
+    assert eta_s(store, store.submit(order=HALF).id) == pytest.approx(80 * share, abs=0.01)
+
+
+def test_jobs_ahead_in_the_queue_add_their_time(store: ExampleStore):
+    run(store, 80)
+    jobs = [store.submit() for _ in range(3)]
+    assert [eta_s(store, job.id) for job in jobs] == pytest.approx([80, 160, 240], abs=0.1)
+
+
+def test_running_jobs_add_their_remaining_time(store: ExampleStore):
+    run(store, 80)
+    store.start()
+    waiting = store.submit()
+    store.clock.advance(30)
+    assert eta_s(store, waiting.id) == pytest.approx(50 + 80, abs=0.1)
+
+
+def test_more_groups_shorten_the_wait(store: ExampleStore, redis: Redis):
+    run(store, 80)
+    redis.sadd("longcat:groups", "a", "b")
+    jobs = [store.submit() for _ in range(4)]
+    assert [eta_s(store, job.id) for job in jobs] == pytest.approx([80, 80, 160, 200], abs=0.1)
+
+
+def test_single_outlier_does_not_change_the_estimate(store: ExampleStore):
+    for seconds in (80, 80, 4000, 80):
+        run(store, seconds)
+    assert eta_s(store, store.submit().id) == pytest.approx(80, abs=0.01)
+
+
+def of_steps(num_inference_steps: int):
+    return make_order(ORDER, num_inference_steps=num_inference_steps)
+
+
+def test_fixed_time_of_every_job_is_told_apart_from_time_per_work_unit(store: ExampleStore):
+    for steps, seconds in ((10, 30), (20, 50), (40, 90)):
+        run(store, seconds, order=of_steps(steps))
+    for steps, seconds in ((30, 70), (5, 20), (50, 110)):
+        job = store.submit(order=of_steps(steps), priority="high")
+        assert eta_s(store, job.id) == pytest.approx(seconds, abs=0.1)
+        store.client.cancel(job.id)
+
+
+def test_runs_of_the_same_size_come_before_the_line(store: ExampleStore):
+    for steps, seconds in ((10, 30), (20, 50), (40, 500), (40, 510), (40, 505), (10, 30), (20, 50)):
+        run(store, seconds, order=of_steps(steps))
+    assert eta_s(store, store.submit(order=of_steps(40)).id) == pytest.approx(505, abs=0.1)
+
+
+def test_outlier_of_one_size_does_not_change_other_sizes(store: ExampleStore):
+    for steps, seconds in ((10, 30), (20, 50), (40, 90), (30, 9000), (50, 110)):
+        run(store, seconds, order=of_steps(steps))
+    assert eta_s(store, store.submit(order=of_steps(45)).id) == pytest.approx(100, abs=1)
+
+
+def test_runs_of_the_same_task_are_preferred(store: ExampleStore):
+    run(store, 80)
+    long = make_order(ORDER, task="long_video")
+    run(store, 160, order=long)
+    assert eta_s(store, store.submit(order=long, priority="high").id) == pytest.approx(160, abs=0.01)
+
+
+def test_queued_work_units_follow_the_queue(store: ExampleStore, redis: Redis):
+    jobs = [store.submit(order=order) for order in (ORDER, HALF, ORDER)]
+    store.client.cancel(jobs[2].id)
+    claim = store.claim()
+    store.holder.requeue(claim, crashed=False)
+    assert int(redis.get("longcat:queued_work_units")) == 480 * 832 * 2 * (93 * 50 + 45 * 25)
+    for _ in range(2):
+        store.holder.confirm_cancel(store.holder.claim("a", LEASE_S))
+    assert int(redis.get("longcat:queued_work_units")) == 0
+
+
+def test_eta_reported_by_a_running_job_replaces_the_estimate_of_its_rest(store: ExampleStore):
+    run(store, 80)
+    claim = store.start()
+    waiting = store.submit()
+    store.holder.renew_lease(claim, Progress(phase="denoise", eta_s=300))
+    assert eta_s(store, waiting.id) == pytest.approx(300 + 80)
+
+
+def test_other_tasks_are_used_while_there_is_no_run_of_this_one():
+    runs = [Run("text_to_video", 100, 10.0), Run("text_to_video", 200, 20.0)]
+    assert expected_s(runs, "refine", 300) == pytest.approx(30)
+
+
+def test_only_the_latest_runs_count():
+    runs = [Run("refine", 100, 10.0)] * NUM_RUNS + [Run("refine", 100, 99.0)] * 79
+    assert expected_s(runs, "refine", 100) == 10
+
+
+def test_store_keeps_a_limited_number_of_runs(store: ExampleStore, redis: Redis):
+    for _ in range(105):
+        run(store, 1)
+    assert redis.llen("longcat:recent_runs") == 100
+
+
+def test_failed_and_cancelled_jobs_are_no_recent_runs(store: ExampleStore, redis: Redis):
+    store.holder.fail(store.start(), GenerationFailed("no"), {})
+    store.holder.confirm_cancel(store.start())
+    assert not redis.exists("longcat:recent_runs")

@@ -1,0 +1,432 @@
+"""Check random interleavings of clients, holders, former holders and sweeps against a model of the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, get_args
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from redis import Redis
+
+from jobs.errors import GenerationFailed, JobEnded, JobNotFound, LeaseLost
+from jobs.order import Priority
+from jobs.record import ENDED, Progress, Status
+from jobs.registration import GroupRegistration
+from jobs.store.holder import Lease
+from tests.jobs.examples import LATE_UPLOAD_S, LEASE_S, ExampleStore, a_result, keys_of
+
+MAX_ATTEMPTS = 2
+RETENTION_S = 1000
+PRIORITIES: list[Priority] = ["high", "normal", "low"]
+LEASE_MS = round(LEASE_S * 1000)
+PREEMPT_AFTER_S = 5.0
+NUMBERS = st.integers(0, 19)
+
+
+@dataclass(frozen=True)
+class OwnerQueue:
+    """The queued jobs of one owner and priority."""
+
+    priority: Priority
+    owner: str
+
+
+@dataclass
+class Expected:
+    """The expected state of a job; `holder` is the fencing token of its holder.
+
+    Removal of its files is due if `first_removal_due`, and once more at `second_removal_ms`.
+    """
+
+    queue: OwnerQueue
+    number: int
+    created_ms: int
+    queue_deadline_ms: int | None
+    status: Status = "queued"
+    attempt: int = 0
+    holder: int | None = None
+    fence: int = 0
+    lease_ms: int = 0
+    lease_grace: bool = False
+    has_started: bool = False
+    lease_ran_out: bool = False
+    cancel_requested: bool = False
+    delete_requested: bool = False
+    removed: bool = False
+    expires_ms: int = 0
+    first_removal_due: bool = False
+    second_removal_ms: int | None = None
+    checkpoint: dict[str, Any] | None = None
+    group: str | None = None
+    preempt_requested: bool = False
+    preempts: bool = False
+    ends: list[Status] = field(default_factory=list)
+
+    def end(self, status: Status, now_ms: int) -> str:
+        self.status = "cancelled" if self.cancel_requested else status
+        self.ends.append(self.status)
+        self.holder = None
+        self.expires_ms = now_ms + RETENTION_S * 1000
+        self.first_removal_due = self.has_started
+        if self.delete_requested:
+            self.remove()
+        return self.status
+
+    def remove(self) -> None:
+        self.removed = self.first_removal_due = True
+
+    def removal_is_due(self, now_ms: int) -> bool:
+        return self.first_removal_due or (
+            self.second_removal_ms is not None and self.second_removal_ms <= now_ms
+        )
+
+    def requeue(self, now_ms: int, *, crashed: bool) -> str:
+        if self.cancel_requested:
+            return self.end("cancelled", now_ms)
+        if crashed and self.attempt == MAX_ATTEMPTS:
+            return self.end("failed", now_ms)
+        self.status, self.holder = "queued", None
+        self.preempt_requested = self.preempts = False
+        self.attempt -= not crashed
+        return "queued"
+
+
+class JobStoreMachine(RuleBasedStateMachine):
+    """Run several actors on one store. It keeps every claim, so that former holders act too."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__()
+        redis.flushall()
+        self.redis = redis
+        self.store = ExampleStore(redis, retention_s=RETENTION_S, max_attempts=MAX_ATTEMPTS)
+        self.store.maintenance.sweep()
+        self.expected: dict[str, Expected] = {}
+        self.virtual_start: dict[OwnerQueue, int] = {}
+        self.virtual_time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        self.groups = {group: GroupRegistration(redis, group, ttl_s=600) for group in "ab"}
+        self.current: dict[str, str] = {}
+        self.claims: list[Lease] = []
+        self.swept_ms = self.now_ms
+
+    @property
+    def now_ms(self) -> int:
+        return self.store.clock.now_ms
+
+    @initialize(priorities=st.lists(st.sampled_from(PRIORITIES), min_size=2, max_size=2))
+    def begin(self, priorities: list[Priority]) -> None:
+        """Begin with queued and claimed jobs, because Hypothesis leaves out some rules in each run."""
+        for owner in "xx":
+            self.submit("low", owner, None)
+        self.claim_several("ab")
+        for priority, owner in zip(priorities, "yz", strict=True):
+            self.submit(priority, owner, None)
+
+    @rule(
+        priority=st.sampled_from(PRIORITIES),
+        owner=st.sampled_from("xyz"),
+        waits=st.sampled_from([None, 60]),
+    )
+    def submit_one(self, priority: Priority, owner: str, waits: int | None) -> None:
+        self.submit(priority, owner, waits)
+
+    def submit(self, priority: Priority, owner: str, waits: int | None) -> str:
+        job = self.store.submit(priority=priority, owner=owner, max_queue_s=waits)
+        deadline_ms = self.now_ms + waits * 1000 if waits else None
+        queue = OwnerQueue(priority, owner)
+        if not any(other.queue == queue and not other.has_started for other in self.queued().values()):
+            self.virtual_start[queue] = max(self.virtual_start.get(queue, 0), self.virtual_time[priority])
+        self.expected[job.id] = Expected(queue, len(self.expected), self.now_ms, deadline_ms)
+        return job.id
+
+    @rule(job_number=NUMBERS)
+    def submit_again(self, job_number: int) -> None:
+        job_id = self.choose_job(job_number)
+        if not self.expected[job_id].removed:
+            assert self.store.submit(id=job_id).status == self.expected[job_id].status
+
+    @rule(groups=st.sampled_from(["a", "ab", "bab"]))
+    def claim_several(self, groups: str) -> None:
+        for group in groups:
+            self.claim(group)
+
+    def claim(self, group: str) -> None:
+        queued = self.expected_order()
+        claim = self.store.holder.claim(group, LEASE_S)
+        if not queued:
+            assert claim is None
+            return
+        assert claim is not None
+        job = self.expected[queued[0]]
+        assert claim.job.id == queued[0]
+        self.groups[group].heartbeat("busy", ranks=1, job=claim.job.id)
+        self.current[group] = claim.job.id
+        job.group = group
+        if not job.has_started:
+            start = self.virtual_start[job.queue]
+            self.virtual_start[job.queue] = start + 1
+            self.virtual_time[job.queue.priority] = max(start, self.virtual_time[job.queue.priority])
+        job.has_started = True
+        assert claim.fence == claim.attempt == job.fence + 1
+        assert claim.checkpoint == job.checkpoint
+        job.status, job.holder, job.fence, job.lease_ran_out = "running", claim.fence, claim.fence, False
+        job.attempt += 1
+        job.lease_ms, job.lease_grace, job.queue_deadline_ms = self.now_ms + LEASE_MS, False, None
+        self.claims.append(claim)
+
+    @rule(
+        claim_number=NUMBERS,
+        step=st.integers(0, 50),
+        preempt_after_s=st.sampled_from([None, PREEMPT_AFTER_S]),
+    )
+    def renew_lease(self, claim_number: int, step: int, preempt_after_s: float | None) -> None:
+        claim = self.choose_claim(claim_number)
+        progress = Progress(phase="denoise", step=step)
+        stop_reason = self.store.holder.renew_lease(claim, progress, preempt_after_s)
+        job = self.held(claim)
+        if job is None:
+            assert stop_reason == "lease_lost"
+        else:
+            job.lease_ms, job.lease_grace = self.now_ms + LEASE_MS, False
+            if job.cancel_requested:
+                assert stop_reason == "cancel"
+            elif preempt_after_s is not None and self.is_preempted(claim.job.id, job):
+                assert stop_reason == "preempt"
+            else:
+                assert stop_reason is None
+
+    @rule(claim_number=NUMBERS, step=st.integers(0, 50))
+    def save_checkpoint(self, claim_number: int, step: int) -> None:
+        claim = self.choose_claim(claim_number)
+        checkpoint = {"step": step}
+        if self.accepted(claim, lambda: self.store.holder.save_checkpoint(claim, checkpoint)):
+            self.expected[claim.job.id].checkpoint = checkpoint
+
+    @rule(claim_number=NUMBERS)
+    def begin_upload(self, claim_number: int) -> None:
+        claim = self.choose_claim(claim_number)
+        if self.accepted(claim, lambda: self.store.holder.begin_upload(claim)):
+            self.expected[claim.job.id].status = "uploading"
+
+    @rule(claim_number=NUMBERS, how=st.sampled_from(["succeeded", "failed", "cancelled"]))
+    def end(self, claim_number: int, how: Status) -> None:
+        claim = self.choose_claim(claim_number)
+        job = self.expected[claim.job.id]
+        if job.status in ENDED and self.was_released(claim):
+            assert self.finish(claim, how) in {job.status, None}
+        elif self.accepted(claim, lambda: self.finish(claim, how)):
+            job.end(how, self.now_ms)
+
+    @rule(claim_number=NUMBERS, crashed=st.booleans())
+    def requeue(self, claim_number: int, crashed: bool) -> None:
+        claim = self.choose_claim(claim_number)
+        job = self.expected[claim.job.id]
+        if self.was_released(claim):
+            assert self.store.holder.requeue(claim, crashed=crashed) == job.status
+        elif self.accepted(claim, lambda: self.store.holder.requeue(claim, crashed=crashed)):
+            job.requeue(self.now_ms, crashed=crashed)
+
+    @rule(job_number=NUMBERS)
+    def cancel(self, job_number: int) -> None:
+        job_id = self.choose_job(job_number)
+        job = self.expected[job_id]
+        try:
+            self.store.client.cancel(job_id)
+        except JobNotFound:
+            assert job.removed
+        except JobEnded:
+            assert job.status in {"succeeded", "failed"}
+        else:
+            if job.status == "queued":
+                job.end("cancelled", self.now_ms)
+            elif job.holder is not None:
+                job.cancel_requested = True
+
+    @rule(job_number=NUMBERS)
+    def delete(self, job_number: int) -> None:
+        job_id = self.choose_job(job_number)
+        job = self.expected[job_id]
+        try:
+            removed = self.store.client.delete(job_id)
+        except JobNotFound:
+            assert job.removed
+            return
+        if job.holder is not None:
+            assert not removed
+            job.cancel_requested = job.delete_requested = True
+            return
+        assert removed
+        if job.status == "queued":
+            job.end("cancelled", self.now_ms)
+        job.remove()
+
+    @rule(claim_number=NUMBERS)
+    def report_late_file(self, claim_number: int) -> None:
+        claim = self.choose_claim(claim_number)
+        self.store.maintenance.report_late_file(claim.job.id)
+        job = self.expected[claim.job.id]
+        if job.status in ENDED:
+            job.first_removal_due = True
+
+    @rule(seconds=st.sampled_from([1, 9, 11, LEASE_S, 61, LATE_UPLOAD_S, RETENTION_S]))
+    def time_passes(self, seconds: float) -> None:
+        self.store.clock.advance(seconds)
+
+    @rule()
+    def sweep(self) -> None:
+        away = self.now_ms - self.swept_ms > LEASE_MS / 3
+        self.swept_ms = self.now_ms
+        for job in self.present():
+            if job.holder is not None and away and not job.lease_grace:
+                job.lease_ms, job.lease_grace = max(job.lease_ms, self.now_ms + LEASE_MS), True
+            if job.holder is not None and job.lease_ms <= self.now_ms:
+                job.lease_ran_out = True
+                job.requeue(self.now_ms, crashed=True)
+            elif job.status == "queued" and (job.queue_deadline_ms or self.now_ms + 1) <= self.now_ms:
+                job.end("failed", self.now_ms)
+            elif job.status in ENDED and job.expires_ms <= self.now_ms:
+                job.remove()
+        self.store.maintenance.sweep()
+
+    @rule()
+    def remove_files(self) -> None:
+        for job_id, since in self.store.maintenance.due_file_removals().items():
+            job = self.expected[job_id]
+            if job.second_removal_ms is not None and job.second_removal_ms <= self.now_ms:
+                job.second_removal_ms = None
+            else:
+                job.first_removal_due, job.second_removal_ms = (
+                    False,
+                    self.now_ms + round(LATE_UPLOAD_S * 1000),
+                )
+            self.store.maintenance.confirm_file_removal(job_id, since)
+
+    @invariant()
+    def every_job_has_its_expected_state(self) -> None:
+        stored = {job.id: job for job in self.store.client.page(limit=1000)}
+        assert stored.keys() == {job_id for job_id, job in self.expected.items() if not job.removed}
+        for job_id, job in stored.items():
+            expected = self.expected[job_id]
+            assert (job.status, job.attempt) == (expected.status, expected.attempt)
+            assert job.cancel_requested == expected.cancel_requested
+            assert job.ended == (job.finished_at is not None) == (job.expires_at is not None)
+        statuses = [job.status for job in stored.values()]
+        assert self.store.client.counts() == {status: statuses.count(status) for status in get_args(Status)}
+
+    @invariant()
+    def removed_jobs_leave_no_keys(self) -> None:
+        ids_in_keys = {key.rpartition(":")[2] for key in keys_of(self.redis)}
+        assert not {job_id for job_id, job in self.expected.items() if job.removed} & ids_in_keys
+
+    @invariant()
+    def jobs_end_once_and_attempts_are_limited(self) -> None:
+        for job in self.expected.values():
+            assert len(job.ends) <= 1
+            assert 0 <= job.attempt <= MAX_ATTEMPTS
+
+    @invariant()
+    def no_job_is_lost(self) -> None:
+        order = self.expected_order()
+        positions = [self.store.position(job_id) for job_id in order]
+        assert positions == list(range(1, len(order) + 1))
+        assert self.store.maintenance.num_tickets_needed() == len(order)
+        held = [job_id for job_id, job in self.expected.items() if job.holder is not None]
+        assert self.redis.zcard("longcat:leases") == len(held)
+        assert all(self.redis.zscore("longcat:leases", job_id) for job_id in held)
+
+    @invariant()
+    def files_of_ended_jobs_are_removed_twice(self) -> None:
+        due = {id_ for id_, job in self.expected.items() if job.removal_is_due(self.now_ms)}
+        assert self.store.maintenance.due_file_removals().keys() == due
+        assert all(self.expected[job_id].status in ENDED for job_id in due)
+
+    def present(self) -> list[Expected]:
+        return [job for job in self.expected.values() if not job.removed]
+
+    def queued(self) -> dict[str, Expected]:
+        return {id_: job for id_, job in self.expected.items() if job.status == "queued" and not job.removed}
+
+    def expected_order(self) -> list[str]:
+        """Return the queued jobs in the order in which they start."""
+        queued, starts = self.queued(), dict(self.virtual_start)
+        ids = []
+        while queued:
+            next_id = min(queued, key=lambda job_id: _place(queued[job_id], starts))
+            job = queued.pop(next_id)
+            if not job.has_started:
+                starts[job.queue] += 1
+            ids.append(next_id)
+        return ids
+
+    def is_preempted(self, job_id: str, job: Expected) -> bool:
+        """Request preemption like the store: at most one running job for each queued job of high priority."""
+        has_gpus = job.status == "running" and job.group is not None and self.current[job.group] == job_id
+        if not job.preempt_requested and job.queue.priority == "low" and has_gpus:
+            for queued in self.queued().values():
+                has_waited = self.now_ms - queued.created_ms >= PREEMPT_AFTER_S * 1000
+                if queued.queue.priority == "high" and has_waited and not queued.preempts:
+                    queued.preempts = job.preempt_requested = True
+                    break
+        return job.preempt_requested
+
+    def choose_job(self, number: int) -> str:
+        return list(self.expected)[number % len(self.expected)]
+
+    def choose_claim(self, number: int) -> Lease:
+        """Return one of the last two claims for an even number, any claim for an odd one."""
+        return (
+            self.claims[-1 - number // 2 % 2] if number % 2 == 0 else self.claims[number % len(self.claims)]
+        )
+
+    def held(self, claim: Lease) -> Expected | None:
+        job = self.expected[claim.job.id]
+        return job if not job.removed and job.holder == claim.fence else None
+
+    def was_released(self, claim: Lease) -> bool:
+        job = self.expected[claim.job.id]
+        return not job.removed and job.holder is None and job.fence == claim.fence and not job.lease_ran_out
+
+    def accepted(self, claim: Lease, act: Callable[[], object]) -> bool:
+        """Return whether a call was accepted, which must be so if and only if the caller holds the job."""
+        try:
+            act()
+        except LeaseLost:
+            assert self.held(claim) is None
+            return False
+        assert self.held(claim) is not None
+        return True
+
+    def finish(self, claim: Lease, how: Status) -> Status | None:
+        if how == "succeeded":
+            return self.store.holder.succeed(claim, a_result(claim), {})
+        if how == "failed":
+            return self.store.holder.fail(claim, GenerationFailed("no"), {})
+        self.store.holder.confirm_cancel(claim)
+        return None
+
+
+def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, int, int]:
+    """Order by priority, then restarts first, then by virtual start time, then by submission."""
+    return PRIORITIES.index(job.queue.priority), -1 if job.has_started else starts[job.queue], job.number
+
+
+def test_no_interleaving_of_calls_breaks_the_rules(redis: Redis):
+    run_state_machine_as_test(
+        partial(JobStoreMachine, redis),  # type: ignore[arg-type] # any factory of machines will do
+        settings=settings(
+            max_examples=35,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,218 @@
+"""The console: its files, and its use in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs.record import Progress
+from service.console import routes
+from service.keys.api_keys import ApiKeys
+from tests.service.media import clip, encoded, picture
+
+FOLDER = Path(routes.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [
+        ("/", "text/html"),
+        ("/console/style.css", "text/css"),
+        ("/console/console.js", "text/javascript"),
+        ("/console/curl.js", "text/javascript"),
+        ("/console/session.js", "text/javascript"),
+        ("/console/words.js", "text/javascript"),
+    ],
+)
+def test_files_are_served(client, path, media_type):
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith(media_type)
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+def test_other_files_are_not_served(client):
+    for path in ("/console/__init__.py", "/console/", "/console/..%2fsettings.py"):
+        assert client.get(path).status_code in {404, 422}
+
+
+def test_page_loads_nothing_from_other_hosts():
+    for path in FOLDER.glob("*.*"):
+        assert not re.search(r"(src|href|import|url)\W+https?://", path.read_text()), path
+
+
+def test_elements_that_the_script_uses_exist():
+    page, script = ((FOLDER / name).read_text() for name in ("index.html", "console.js"))
+    for name in set(re.findall(r'\$\("([\w-]+)"\)', script)):
+        assert f'id="{name}"' in page, name
+    for name in set(re.findall(r'part\("\.(\w+)"\)|on\("\.(\w+)"', script)):
+        assert f'class="{"".join(name)}"' in page, name
+
+
+def contrast(*colors: str) -> float:
+    """Return the contrast ratio of two colours by WCAG."""
+
+    def luminance(color: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    darker, lighter = sorted(luminance(color) for color in colors)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.browser
+class TestInABrowser:
+    @pytest.fixture
+    def page(self, live, browser):
+        with browser.new_context(permissions=["clipboard-read", "clipboard-write"]) as context:
+            page = context.new_page()
+            problems: list[str] = []
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.goto(f"http://127.0.0.1:{live}/")
+            yield page
+            assert problems == []
+
+    def test_user_requests_watches_and_plays_a_video(self, page, worker):
+        page.fill("textarea", "a red ball")
+        page.keyboard.press("Tab")
+        page.click("text=Generate")
+        page.wait_for_selector("text=position 1 in the queue")
+        claim = worker.claim()
+        worker.job_store.holder.renew_lease(
+            claim, Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0)
+        )
+        page.wait_for_selector("text=denoising · step 2 of 4 · 3 s left")
+        worker.succeed(claim, video=clip(), thumbnail=encoded(picture(), "JPEG"))
+        page.wait_for_selector(".job[data-status=succeeded] video[src]")
+        video = page.locator("video[src]")
+        assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
+
+    def test_user_signs_in_and_out(self, page, worker, redis):
+        key = ApiKeys(redis).create("me")
+        page.wait_for_selector("#key:not([hidden])")
+        page.wait_for_selector("text=an API key is required")
+        page.fill("#key input", key)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#key", state="hidden")
+        page.fill("textarea", "a red ball")
+        page.click("text=Generate")
+        page.wait_for_selector("text=position 1 in the queue")
+        worker.succeed(worker.claim(), video=clip(), thumbnail=encoded(picture(), "JPEG"))
+        page.reload()
+        page.wait_for_selector(".job[data-status=succeeded] video[src]")
+        page.click("text=Copy as curl")
+        page.wait_for_selector("text=Copied")
+        assert "Bearer $LONGCAT_API_KEY" in page.evaluate("navigator.clipboard.readText()")
+        video = page.locator("video[src]")
+        assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
+        page.click("text=API key")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=an API key is required")
+        assert page.locator(".job").count() == 0
+
+    def test_segments_are_shown_for_long_videos_only(self, page):
+        assert page.locator("[name=num_segments]").is_hidden()
+        page.select_option("[name=task]", "long_video")
+        page.fill("textarea", "a red ball\nit rolls away")
+        page.fill("[name=num_segments]", "2")
+        page.click("text=Generate")
+        page.wait_for_selector("text=long video")
+        assert "it rolls away" in page.text_content(".job .prompt")
+
+    def test_all_controls_are_reachable_by_keyboard(self, page):
+        seen = []
+        for _ in range(14):
+            page.keyboard.press("Tab")
+            seen.append(
+                page.evaluate("document.activeElement.name || document.activeElement.textContent.trim()")
+            )
+        assert seen[:7] == ["API key", "API", "prompt", "task", "size", "file", "More options"]
+        assert "Generate" in seen
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+    def test_page_fits_the_screen_with_readable_contrast(self, page, worker, scheme, width, height, tmp_path):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": height})
+        for text in ("a red ball rolls across a wooden floor", "a cat " + "w" * 120):
+            page.fill("textarea", text)
+            page.click("text=Generate")
+            page.wait_for_selector(f".prompt:has-text('{text[:30]}')")
+        worker.job_store.holder.renew_lease(
+            worker.claim(), Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=3.0)
+        )
+        page.wait_for_selector("text=denoising · step 2 of 4 · 3 s left")
+        page.screenshot(
+            path=os.environ.get("SCREENSHOTS", tmp_path) / Path(f"{scheme}-{width}.png"), full_page=True
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ground, text = page.evaluate(
+            "[getComputedStyle(document.body)].flatMap(s => [s.backgroundColor, s.color])"
+        )
+        assert contrast(ground, text) > 7
+
+    def test_refused_request_shows_the_reason(self, page, tmp_path):
+        (tmp_path / "cat.png").write_bytes(encoded(picture()))
+        page.fill("textarea", "it moves")
+        page.set_input_files("input[type=file]", tmp_path / "cat.png")
+        page.fill("[name=size]", "65 x 96")
+        page.click("text=Generate")
+        page.wait_for_selector("text=width: must be a multiple of 16")
+        page.fill("[name=size]", "96 x 64")
+        page.click("text=Generate")
+        page.wait_for_selector("text=image to video · 96×64")
+
+    def test_empty_list_offers_example_prompts(self, page):
+        page.wait_for_selector("text=No videos yet")
+        page.locator(".example").first.click()
+        assert page.input_value("textarea") == page.locator(".example").first.text_content()
+        page.click("text=Generate")
+        page.wait_for_selector("text=position 1 in the queue")
+        assert page.locator("#empty").is_hidden()
+
+    def test_chosen_file_is_previewed_and_can_be_removed(self, page, tmp_path):
+        (tmp_path / "cat.png").write_bytes(encoded(picture()))
+        height = page.locator("#drop").bounding_box()["height"]
+        page.set_input_files("input[type=file]", tmp_path / "cat.png")
+        page.wait_for_selector("#preview:not([hidden])")
+        assert page.text_content("#file-name") == "cat.png"
+        assert page.locator("#drop").bounding_box()["height"] == height
+        page.click("text=Remove")
+        assert page.locator("#preview").is_hidden()
+        assert page.evaluate("document.activeElement.name") == "file"
+
+    def test_changes_are_announced_and_deletion_is_confirmed(self, page, worker, client):
+        page.fill("textarea", "a red ball")
+        page.click("text=Generate")
+        page.wait_for_selector("text=position 1 in the queue")
+        worker.succeed(worker.claim(), video=clip(), thumbnail=encoded(picture(), "JPEG"))
+        page.wait_for_selector("#news:has-text('is finished')", state="attached")
+        video = page.locator("video[src]")
+        assert (video.get_attribute("width"), video.get_attribute("height")) == ("96", "64")
+        page.click("text=Delete")
+        assert client.get("/jobs").json()["jobs"] != []
+        page.click("text=Delete permanently?")
+        page.wait_for_selector("text=No videos yet")
+        assert client.get("/jobs").json()["jobs"] == []
+
+    def test_reduced_motion_disables_transitions(self, page):
+        page.emulate_media(reduced_motion="reduce")
+        assert page.evaluate("getComputedStyle(document.querySelector('button')).transitionDuration") == "0s"
+
+    def test_job_can_be_cancelled_and_copied_as_curl(self, page, live, client):
+        page.fill("textarea", 'it\'s a "red" ball')
+        page.click("text=Generate")
+        page.click("text=Copy as curl")
+        page.wait_for_selector("text=Copied")
+        words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
+        assert words[:2] == ["curl", f"http://127.0.0.1:{live}/generate"]
+        again = client.post("/generate", json=json.loads(words[words.index("-d") + 1]))
+        assert again.json()["request"] == client.get("/jobs?limit=2").json()["jobs"][1]["request"]
+        page.locator(".cancel").last.click()
+        page.wait_for_selector(".job[data-status=cancelled]")

@@ -1,0 +1,168 @@
+"""Read, list, cancel and delete jobs."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.errors import OutOfMemory
+from jobs.record import Progress
+from tests.service.conftest import CAPABILITY
+from tests.service.media import encoded, in_base64, picture
+from tests.service.working import tidy
+
+
+def ids(page):
+    return [job["id"] for job in page["jobs"]]
+
+
+def test_job_shows_each_status_and_its_progress(client, order, worker):
+    url = f"/jobs/{order(seed=3)['id']}"
+    claim = worker.claim()
+    assert client.get(url).json()["status"] == "running"
+    worker.job_store.holder.renew_lease(
+        claim, Progress(phase="denoise", step=1, num_steps=4, fraction=0.25, eta_s=3.0)
+    )
+    shown = client.get(url).json()
+    assert (shown["attempt"], shown["queue_position"]) == (1, None)
+    step = {"phase": "denoise", "step": 1, "num_steps": 4, "segment": 0, "num_segments": 1}
+    assert shown["progress"] == {**step, "fraction": 0.25, "eta_s": 3.0}
+    worker.succeed(claim)
+    shown = client.get(url).json()
+    assert (shown["status"], shown["timings_s"], shown["error"]) == ("succeeded", {"denoise": 1.5}, None)
+    assert shown["created_at"] <= shown["started_at"] <= shown["finished_at"] < shown["expires_at"]
+    assert shown["result"].keys() == {
+        *("video_url", "thumbnail_url", "width", "height", "num_frames", "fps", "duration_s"),
+        *("size_bytes", "sha256", "seed", "dtype"),
+    }
+    assert shown["result"]["seed"] == 3
+
+
+def test_failed_job_is_answered_200_with_its_error(client, order, worker):
+    url = f"/jobs/{order()['id']}"
+    worker.job_store.holder.fail(worker.claim(), OutOfMemory("does not fit"), {})
+    answer = client.get(url)
+    assert answer.status_code == 200
+    assert answer.json()["error"] == {"code": "out_of_memory", "message": "does not fit", "retryable": False}
+
+
+def test_queue_positions_follow_priority_and_submission(client, order):
+    jobs = [order(priority=priority) for priority in ("low", "normal", "high", "normal")]
+    places = [client.get(f"/jobs/{job['id']}").json()["queue_position"] for job in jobs]
+    assert places == [4, 2, 1, 3]
+
+
+def test_capability_is_the_latest_that_a_worker_published(client):
+    assert client.get("/capability").json() == CAPABILITY.model_dump(mode="json")
+
+
+class TestList:
+    def test_is_empty_at_first(self, client):
+        assert client.get("/jobs").json() == {"jobs": [], "next": None}
+
+    def test_starts_with_the_newest_job(self, client, order):
+        made = [order()["id"] for _ in range(3)]
+        assert ids(client.get("/jobs").json()) == made[::-1]
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 5, 7, 100])
+    def test_pages_contain_every_job_once(self, client, order, limit):
+        made = [order()["id"] for _ in range(7)]
+        seen, after = [], None
+        while True:
+            page = client.get("/jobs", params={"limit": limit} | ({"after": after} if after else {})).json()
+            assert len(page["jobs"]) <= limit
+            seen += ids(page)
+            after = page["next"]
+            if after is None:
+                break
+        assert seen == made[::-1]
+
+    def test_jobs_submitted_between_pages_do_not_shift_them(self, client, order):
+        made = [order()["id"] for _ in range(4)]
+        first = client.get("/jobs?limit=2").json()
+        order()
+        second = client.get("/jobs", params={"limit": 2, "after": first["next"]}).json()
+        assert ids(first) + ids(second) == made[::-1]
+
+    def test_filters_by_status(self, client, order, worker):
+        made = [order()["id"] for _ in range(3)]
+        worker.succeed(worker.claim())
+        worker.claim()
+        for status, job_id in zip(("succeeded", "running", "queued"), made, strict=True):
+            assert ids(client.get(f"/jobs?status={status}").json()) == [job_id]
+        assert ids(client.get("/jobs?status=failed").json()) == []
+
+    @pytest.mark.parametrize(
+        ("query", "field"),
+        [
+            ("limit=0", "limit"),
+            ("limit=101", "limit"),
+            ("limit=x", "limit"),
+            ("status=gone", "status"),
+            ("after=" + "x" * 101, "after"),
+        ],
+    )
+    def test_invalid_queries_are_refused(self, client, query, field):
+        answer = client.get(f"/jobs?{query}")
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+    def test_page_after_an_unknown_job_is_not_found(self, client):
+        answer = client.get("/jobs?after=nobody")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
+
+
+class TestCancel:
+    def test_queued_job_is_cancelled_immediately(self, client, order, worker):
+        answer = client.post(f"/jobs/{order()['id']}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        assert worker.job_store.holder.claim("by hand", 30.0) is None
+
+    def test_holder_of_a_running_job_is_told_to_stop(self, client, order, worker):
+        url = f"/jobs/{order()['id']}"
+        claim = worker.claim()
+        assert client.post(f"{url}/cancel").json()["status"] == "running"
+        assert worker.job_store.holder.renew_lease(claim) == "cancel"
+        worker.job_store.holder.confirm_cancel(claim)
+        assert client.get(url).json()["status"] == "cancelled"
+
+    def test_cancelling_twice_changes_nothing(self, client, order):
+        url = f"/jobs/{order()['id']}/cancel"
+        assert [client.post(url).status_code for _ in range(2)] == [200, 200]
+
+    def test_succeeded_job_cannot_be_cancelled(self, client, order, worker):
+        url = f"/jobs/{order()['id']}"
+        worker.succeed(worker.claim())
+        answer = client.post(f"{url}/cancel")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "job_ended")
+        assert client.get(url).json()["status"] == "succeeded"
+
+    def test_unknown_job_is_not_found(self, client):
+        assert client.post("/jobs/nobody/cancel").status_code == 404
+
+
+class TestDelete:
+    def test_removes_record_and_files(self, client, order, worker):
+        job = order(image={"base64": in_base64(encoded(picture()))})
+        worker.succeed(worker.claim())
+        assert list(worker.storage.keys(f"jobs/{job['id']}/"))
+        answer = client.delete(f"/jobs/{job['id']}")
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert list(worker.storage.keys(f"jobs/{job['id']}/")) == []
+        assert client.get(f"/jobs/{job['id']}").status_code == 404
+        assert client.delete(f"/jobs/{job['id']}").status_code == 404
+
+    def test_queued_job_leaves_the_queue(self, client, order, worker):
+        client.delete(f"/jobs/{order()['id']}")
+        assert worker.job_store.holder.claim("by hand", 30.0) is None
+
+    def test_running_job_is_removed_once_its_holder_has_stopped(self, client, order, worker, app):
+        job = order(image={"base64": in_base64(encoded(picture()))})
+        claim = worker.claim()
+        assert client.delete(f"/jobs/{job['id']}").status_code == 202
+        assert worker.job_store.holder.renew_lease(claim) == "cancel"
+        worker.job_store.holder.confirm_cancel(claim)
+        assert client.get(f"/jobs/{job['id']}").status_code == 404
+        tidy(app.state.backend)
+        assert list(worker.storage.keys(f"jobs/{job['id']}/")) == []
+
+    def test_unknown_job_is_not_found(self, client):
+        assert client.delete("/jobs/nobody").status_code == 404

@@ -1,0 +1,96 @@
+"""Requests generated from the OpenAPI schema get only documented responses."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from jobs.registration import GroupRegistration
+from tests.service.conftest import settings_for
+from tests.service.openapi.test_schema import OPERATIONS
+
+NOT_PROMISED = [positive_data_acceptance]  # the checkpoint restricts valid requests further
+OF_A_JOB = ("job_id", "video_id")
+
+
+@pytest.fixture(scope="module")
+def settings(redis_server, tmp_path_factory):
+    """Return settings that allow no connections to other hosts."""
+    return settings_for(
+        redis_server,
+        tmp_path_factory.mktemp("fuzz"),
+        fetch_private_hosts=False,
+        fetch_connect_timeout_s=0.01,
+        fetch_timeout_s=0.02,
+    )
+
+
+@pytest.fixture(scope="module")
+def api(app):
+    """Return the schema without files in forms: schemathesis cannot check invalid ones."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    for part in schema.raw_schema["components"]["schemas"].values():
+        for field in part.get("properties", {}).values():
+            field["anyOf"] = [kind for kind in field.pop("anyOf", ()) if kind.get("format") != "binary"]
+            if not field["anyOf"]:
+                del field["anyOf"]
+    return schema
+
+
+@pytest.fixture(autouse=True)
+def ready(client, redis):
+    """Publish a capability as a worker does."""
+    GroupRegistration(redis, "by hand").heartbeat("ready", ranks=1)
+
+
+@pytest.fixture
+def finished(client, order, worker):
+    """Create a finished job and return its id."""
+
+    def make():
+        job = order()
+        worker.succeed(worker.claim())
+        return job["id"]
+
+    return make
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+class TestEveryAnswerIsDocumented:
+    def test_a_few(self, api, finished, method, path):
+        ask(api[path][method], finished, max_examples=2)
+
+    @pytest.mark.fuzz
+    def test_many(self, api, finished, method, path):
+        ask(api[path][method], finished, max_examples=300)
+
+
+def ask(operation, finished, max_examples):
+    """Send valid and invalid requests. Send those about a job also for an existing one."""
+    for mode in GenerationMode:
+
+        @hypothesis_settings(
+            max_examples=max_examples // 2,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def send(case: Any) -> None:
+            case.call_and_validate(excluded_checks=NOT_PROMISED)
+            for name in {*OF_A_JOB} & {*(case.path_parameters or ())}:
+                case.path_parameters[name] = finished()
+                case.call_and_validate(excluded_checks=NOT_PROMISED)
+
+        with suppress(Unsatisfiable):  # no invalid request exists
+            send()

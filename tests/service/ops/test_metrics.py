@@ -1,0 +1,70 @@
+"""Metrics of jobs and webhooks are exported for Prometheus."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from jobs.errors import OutOfMemory
+from jobs.registration import GroupRegistration
+from service.ops.metrics import SERIES
+
+
+@pytest.fixture
+def numbers(client):
+    def read() -> dict[tuple[str, ...], float]:
+        text = client.get("/metrics").text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return {(s.name, *s.labels.values()): s.value for s in samples}
+
+    return read
+
+
+def test_every_metric_is_declared_before_the_first_job(client):
+    text = client.get("/metrics").text
+    for series in SERIES:
+        assert re.search(rf"# TYPE longcat_{series.name}(_total)? (counter|summary)", text), series.name
+
+
+def test_job_is_counted_from_submission_to_end(order, worker, numbers, redis):
+    GroupRegistration(redis, "by hand").heartbeat("busy", ranks=2)
+    order(priority="high")
+    worker.succeed(worker.claim())
+    worker.job_store.holder.fail(order() and worker.claim(), OutOfMemory("does not fit"), {})
+    found = numbers()
+    assert found["longcat_wait_seconds_count", "high"] == 1
+    assert found["longcat_run_seconds_count", "text_to_video"] == 2
+    assert found["longcat_phase_seconds_sum", "denoise"] == 1.5
+    assert found["longcat_video_seconds_total", "text_to_video"] > 0
+    assert found["longcat_jobs_ended_total", "succeeded"] == 1
+    assert found["longcat_failures_total", "out_of_memory"] == 1
+    assert found["longcat_attempts_total",] == 2
+    assert found["longcat_uploads_total", "stored"] == 1
+    assert found["longcat_uploaded_bytes_total",] == len(b"a video")
+
+
+def test_queued_jobs_are_exported_by_priority(order, numbers):
+    for priority in ("high", "low", "low"):
+        order(priority=priority)
+    found = numbers()
+    assert [found["longcat_queued_jobs", priority] for priority in ("high", "normal", "low")] == [1, 0, 2]
+
+
+def test_queued_job_has_an_eta_once_a_job_has_succeeded(client, order, worker):
+    assert order()["progress"] is None
+    worker.succeed(worker.claim())
+    progress = order()["progress"]
+    assert (progress["phase"], progress["fraction"]) == ("load", 0)
+    assert progress["eta_s"] >= 0
+
+
+def test_unsent_webhooks_are_exported(order, worker, numbers):
+    assert numbers()["longcat_webhook_backlog",] == 0
+    order(webhook_url="https://example.com/hook")
+    worker.claim()
+    found = numbers()
+    assert found["longcat_webhook_backlog",] == 1
+    assert found["longcat_webhook_oldest_due_seconds",] >= 0
+    assert found["longcat_webhook_paused_hosts",] == 0
