@@ -39,9 +39,8 @@ def main(module: str) -> None:
     clips.warm_up()
     os.nice(_NICENESS)
     with suppress(OSError):  # /proc may be read-only
-        Path("/proc/self/oom_score_adj").write_text(
-            "1000"
-        )  # the kernel kills this process first when memory runs out
+        # The kernel kills this process first when memory runs out.
+        Path("/proc/self/oom_score_adj").write_text("1000")
     filtered = confinement.can_filter_system_calls()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     gc.freeze()  # collections in the children leave the shared pages alone

@@ -14,7 +14,9 @@ import torch.distributed as dist
 from jobs.order import Order
 from jobs.record import JobError
 from jobs.store.holder import StopReason
+from model.pipeline.events import Event, SegmentDone
 from tests.orders import make_order
+from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
 from worker.messages import (
@@ -32,6 +34,7 @@ from worker.messages import (
     VideoDone,
 )
 from worker.rank.consensus import Consensus, StepOutcome
+from worker.rank.engine import InputsRead
 from worker.rank.leader import Leader
 from worker.rank.run_job import run_job
 from worker.settings import VideoSettings
@@ -69,7 +72,7 @@ class RankRunner:
         self.settings = VideoSettings(
             checkpoint_s=checkpoint_s, crf=18, preset="ultrafast", buffer_bytes=1 << 20
         )
-        self.engine_type = StagedEngine
+        self.engine_type: type[StagedEngine] = StagedEngine
         self.stop_at: tuple[int, int] | None = None
         self.reason: StopReason = "cancel"
 
