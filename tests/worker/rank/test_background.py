@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -21,6 +22,10 @@ def finish(writer: BackgroundWriter) -> Exception | None:
     return error
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 def raising(error: Exception) -> Callable[[], None]:
     def task() -> None:
         raise error
@@ -29,9 +34,10 @@ def raising(error: Exception) -> Callable[[], None]:
 
 
 def test_tasks_run_in_order():
-    writer, done = BackgroundWriter(10), []
+    writer = BackgroundWriter(10)
+    done: list[int] = []
     for i in range(100):
-        writer.submit(lambda i=i: done.append(i), size_bytes=3)
+        writer.submit(partial(done.append, i), size_bytes=3)
     assert finish(writer) is None
     assert done == list(range(100))
 
@@ -45,11 +51,19 @@ def test_tasks_run_with_lower_priority_than_other_threads():
 
 def test_submit_blocks_while_too_many_bytes_wait():
     writer, running, gate, submitted = BackgroundWriter(10), threading.Event(), threading.Event(), []
-    writer.submit(lambda: (running.set(), gate.wait()))
+
+    def wait() -> None:
+        running.set()
+        gate.wait()
+
+    def submit_four() -> None:
+        for i in range(4):
+            writer.submit(nothing, 4)
+            submitted.append(i)
+
+    writer.submit(wait)
     running.wait()
-    submitter = threading.Thread(
-        target=lambda: [(writer.submit(int, 4), submitted.append(i)) for i in range(4)]
-    )
+    submitter = threading.Thread(target=submit_four)
     submitter.start()
     wait_until(lambda: len(submitted) == 2)
     submitter.join(0.2)
@@ -93,7 +107,12 @@ def test_failed_task_releases_a_blocked_submit():
         raise OSError
 
     writer.submit(fail_later)
-    submitter = threading.Thread(target=lambda: [writer.submit(int, 8) for _ in range(3)])
+
+    def submit_three() -> None:
+        for _ in range(3):
+            writer.submit(nothing, 8)
+
+    submitter = threading.Thread(target=submit_three)
     submitter.start()
     gate.set()
     submitter.join(TIMEOUT_S)
@@ -102,15 +121,23 @@ def test_failed_task_releases_a_blocked_submit():
 
 
 def test_abort_drops_waiting_tasks_and_completes_the_running_one():
-    writer, running, gate, done = BackgroundWriter(100), threading.Event(), threading.Event(), []
-    writer.submit(lambda: (running.set(), gate.wait(), done.append("first")))
+    writer, running, gate = BackgroundWriter(100), threading.Event(), threading.Event()
+    done: list[str] = []
+    errors: list[Exception | None] = []
+
+    def first() -> None:
+        running.set()
+        gate.wait()
+        done.append("first")
+
+    writer.submit(first)
     for _ in range(5):
         writer.submit(lambda: done.append("later"))
     running.wait()
-    writer.abort(done.append)
+    writer.abort(errors.append)
     gate.set()
     assert writer.join(TIMEOUT_S)
-    assert done == ["first", None]
+    assert (done, errors) == (["first"], [None])
 
 
 def test_thread_runs_until_it_is_finished():

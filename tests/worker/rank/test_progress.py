@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.pipeline.state import Stage
 from model.spec.plan import Plan, Refinement
 from worker.rank.progress import GENERATED, ProgressMeter, UnitTimes
 
@@ -28,6 +29,7 @@ REFINED = PLAN.model_copy(
         )
     }
 )
+STAGES: tuple[Stage, ...] = ("denoise", "refine")
 
 
 class TimedMeter:
@@ -95,11 +97,14 @@ def test_times_of_another_shape_are_not_used(change):
 
 
 def test_eta_is_proportional_to_the_time_of_a_step():
-    timed = TimedMeter()
-    timed.denoise(0, 1, 5, step_s=2.0)
-    slow = TimedMeter()
-    slow.denoise(0, 1, 5, step_s=20.0)
-    assert slow.meter.progress.eta_s == pytest.approx(10 * timed.meter.progress.eta_s, rel=1e-3)
+    etas_s = []
+    for step_s in (2.0, 20.0):
+        timed = TimedMeter()
+        timed.denoise(0, 1, 5, step_s)
+        etas_s.append(timed.meter.progress.eta_s)
+    fast_s, slow_s = etas_s
+    assert fast_s is not None
+    assert slow_s == pytest.approx(10 * fast_s, rel=1e-3)
 
 
 def test_progress_shows_phase_segment_and_step():
@@ -160,7 +165,7 @@ def test_fraction_never_decreases_and_never_exceeds_its_limit(times_s, plan, num
     timed, updates = TimedMeter(plan), []
     durations = iter(times_s)
     for segment in range(2):
-        for stage in ("denoise", "refine")[: 2 if plan.refinement else 1]:
+        for stage in STAGES[: 2 if plan.refinement else 1]:
             updates.append(timed.meter.enter(stage, segment))
             for step in range(1, min(num_steps, 5) + 1):
                 timed.wait(next(durations))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from pydantic import BaseModel
 
 from jobs.order import Order
 from jobs.record import JobError
@@ -32,6 +33,7 @@ from worker.messages import (
     RunJob,
     StageDone,
     VideoDone,
+    VideoFile,
 )
 from worker.rank.consensus import Consensus, StepOutcome
 from worker.rank.engine import InputsRead
@@ -44,8 +46,9 @@ NEVER_S = 3600.0
 
 
 @pytest.fixture(scope="module")
-def consensus() -> Iterator[Consensus]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def consensus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consensus]:
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield Consensus(grace_s=5.0)
     dist.destroy_process_group()
 
@@ -117,11 +120,25 @@ def checkpoints(messages: list[Message]) -> list[Checkpoint]:
     return [message.checkpoint for message in messages if isinstance(message, CheckpointSaved)]
 
 
+def result(messages: list[Message]) -> VideoFile:
+    """Return the video of a job that succeeded."""
+    last = messages[-1]
+    assert isinstance(last, VideoDone)
+    return last.video
+
+
+def failure(messages: list[Message]) -> JobFailed:
+    """Return the last message of a job that failed."""
+    last = messages[-1]
+    assert isinstance(last, JobFailed)
+    return last
+
+
 def reports(messages: list[Message]) -> list[ProgressReport]:
     return [message for message in messages if isinstance(message, ProgressReport)]
 
 
-def types(messages: list[Message]) -> list[type[Message]]:
+def types(messages: list[Message]) -> list[type[BaseModel]]:
     """Return the types of the messages, without repetitions and without those for the timeline."""
     return [kind for kind, _ in groupby(map(type, messages)) if kind is not StageDone]
 
@@ -136,7 +153,7 @@ def test_gpus_are_released_before_the_video_is_done(rarely_saving_rank):
         GpusReleased,
         VideoDone,
     ]
-    assert messages[-1].video.num_frames == ORDER.plan.num_frames
+    assert result(messages).num_frames == ORDER.plan.num_frames
 
 
 @pytest.mark.parametrize("order", [ORDER, LONG])
@@ -194,14 +211,15 @@ def test_stopped_job_resumes_to_the_same_video(consensus, rarely_saving_rank, tm
     assert (checkpoint.segment, checkpoint.step) == (stop_at[0], stop_at[1] + 1)
     rank.stop_at = None
     resumed = rank.run(LONG, checkpoint)
-    assert resumed[-1].video == whole[-1].video
+    assert result(resumed) == result(whole)
     assert len(rank.steps()) == 12  # no step ran twice
 
 
 @pytest.mark.parametrize("reason", ["drain", "preempt"])
 def test_checkpoint_is_saved_before_a_drain_or_preemption_stops_the_job(rarely_saving_rank, reason):
     rarely_saving_rank.stop_at, rarely_saving_rank.reason = (0, 2), reason
-    assert types(rarely_saving_rank.run())[-2:] == [CheckpointSaved, JobStopped]
+    kinds: list[type[BaseModel]] = [CheckpointSaved, JobStopped]
+    assert types(rarely_saving_rank.run())[-2:] == kinds
 
 
 @pytest.mark.parametrize("reason", ["cancel", "deadline", "lease_lost"])
@@ -216,7 +234,7 @@ def test_stop_request_ends_the_job_after_the_current_step(rarely_saving_rank, re
 
 
 def test_failed_job_leaves_the_rank_able_to_run_the_next(rank):
-    failed = rank.run(make_order(ORDER, prompts=("memory=0",)))[-1]
+    failed = failure(rank.run(make_order(ORDER, prompts=("memory=0",))))
     assert (failed.error.code, failed.timings_s.keys() >= {"denoise"}) == ("out_of_memory", True)
     assert isinstance(rank.run()[-1], VideoDone)
 
@@ -225,7 +243,7 @@ def test_error_on_another_rank_fails_the_job_here_as_well(consensus, tmp_path):
     messages = RankRunner(OtherRankFails(grace_s=5.0), tmp_path / "job").run()
     assert types(messages) == [JobStarted, ProgressReport, JobFailed]
     assert len(reports(messages)) == 1  # the event at which the other rank failed does not count
-    assert messages[-1].error.code == "disk_full"
+    assert failure(messages).error.code == "disk_full"
 
 
 def test_full_disk_fails_the_job_as_disk_full(rank):
@@ -253,7 +271,7 @@ def test_job_ends_at_the_event_after_the_encoder_has_failed(rank):
     (rank.folder / "part-segment.mp4").symlink_to("/dev/full")
     rank.engine_type = WaitingEngine
     messages = rank.run(LONG)
-    assert messages[-1].error.code == "disk_full"
+    assert failure(messages).error.code == "disk_full"
     assert {segment for segment, _ in rank.steps()} == {0}
     assert GpusReleased(job_id="j") not in messages
 
@@ -262,8 +280,7 @@ def test_disk_that_is_full_for_the_whole_video_fails_the_job(rank):
     (rank.folder / "part-video.mp4").symlink_to("/dev/full")
     messages = rank.run()
     assert GpusReleased(job_id="j") in messages
-    assert isinstance(messages[-1], JobFailed)
-    assert messages[-1].error.code == "disk_full"
+    assert failure(messages).error.code == "disk_full"
 
 
 def test_checkpoint_that_cannot_be_saved_does_not_fail_the_job(rank):
