@@ -1,4 +1,4 @@
-"""The course of a campaign: undisturbed films first, then orders and faults at random, then peace.
+"""The course of a campaign: undisturbed videos first, then orders and faults at random, then peace.
 
 Everything random comes from the seed; what it meets depends on how fast the machine is.
 """
@@ -15,7 +15,7 @@ from functools import partial
 from jobs.record import ENDED
 from tests.chaos.client import Client, Job
 from tests.chaos.faults import CRASHES, EXCUSES, faults
-from tests.chaos.orders import Body, draw_films, poison
+from tests.chaos.orders import Body, draw_videos, poison
 from tests.chaos.scene import Blow, Fault, Scene
 from tests.chaos.site import MAX_ATTEMPTS, Site, now
 
@@ -38,10 +38,10 @@ class Plan:
 
 @dataclass
 class Ordered:
-    """An accepted order. `film` is which of the different films it is; None is poison."""
+    """An accepted order. `video` is which of the different videos it is; None is poison."""
 
     number: int
-    film: int | None
+    video: int | None
     job_id: str
     cancel: bool | None = (
         None  # True: accepted; None: never asked for; False: asked for, in vain or not known
@@ -50,7 +50,7 @@ class Ordered:
 
     def excuses(self, strikes: list[Strike]) -> set[str]:
         """The errors with which it may have failed, truly."""
-        if self.film is None:
+        if self.video is None:
             return {"worker_crashed"}
         mine = [strike for strike in strikes if strike.overlaps(self.ended)]
         found = {
@@ -83,7 +83,7 @@ class Strike:
 class Course:
     """What happened."""
 
-    films: list[Body]
+    videos: list[Body]
     digests: list[str] = field(default_factory=list)
     orders: list[Ordered] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Campaign:
     def __init__(self, site: Site, client: Client, plan: Plan, tell: Callable[[str], None]) -> None:
         self._site, self._client, self._plan, self._tell = site, client, plan, tell
         self._rng = random.Random(plan.seed)
-        self.course = Course(draw_films(self._rng, max(4, min(12, plan.jobs // 4))))
+        self.course = Course(draw_videos(self._rng, max(4, min(12, plan.jobs // 4))))
         self._wanted_faults = max(len(faults(site)), plan.jobs // JOBS_FOR_A_FAULT)
         self._poisons = 0
         self._orders_come = False
@@ -118,12 +118,12 @@ class Campaign:
         return all(self._client.answers(url, "/readyz") for url in self._site.apis)
 
     def _undisturbed(self) -> None:
-        """Make each film once."""
-        ids = [self._insist(film, f"undisturbed-{i}") for i, film in enumerate(self.course.films)]
+        """Make each video once."""
+        ids = [self._insist(video, f"undisturbed-{i}") for i, video in enumerate(self.course.videos)]
         for job_id in ids:
             self._wait(partial(self._has_succeeded, job_id), 600)
-            self.course.digests.append(self._client.film_digest(job_id))
-        self._tell(f"{len(ids)} different films made undisturbed")
+            self.course.digests.append(self._client.video_digest(job_id))
+        self._tell(f"{len(ids)} different videos made undisturbed")
 
     def _has_succeeded(self, job_id: str) -> bool:
         job = self._client.job(job_id) or {}
@@ -140,7 +140,7 @@ class Campaign:
             blow = self._try(fault, scene, until)
             if blow:
                 self._see_through(kind, blow)
-            everything_done = len(self._films_ordered) >= self._plan.jobs and not self._open()
+            everything_done = len(self._videos_ordered) >= self._plan.jobs and not self._open()
             if everything_done or time.monotonic() > until:
                 return
 
@@ -181,29 +181,29 @@ class Campaign:
     # Orders
 
     @property
-    def _films_ordered(self) -> list[Ordered]:
-        return [order for order in self.course.orders if order.film is not None]
+    def _videos_ordered(self) -> list[Ordered]:
+        return [order for order in self.course.orders if order.video is not None]
 
     def _open(self) -> list[Ordered]:
         return [order for order in self.course.orders if order.ended is None]
 
     def _may_order(self) -> bool:
         """Whether there is a job left to order: they are spread over the faults that are wanted."""
-        ordered, struck = len(self._films_ordered), len(self.course.strikes) + 1
+        ordered, struck = len(self._videos_ordered), len(self.course.strikes) + 1
         due = 2 + struck * self._plan.jobs // self._wanted_faults
         return ordered < self._plan.jobs and (ordered < due or not self._open())
 
     def _order(self, priority: str = "normal") -> str | None:
-        number = len(self._films_ordered)
-        film = number % len(self.course.films)
-        body = {**self.course.films[film], "priority": priority, "metadata": {"order": str(number)}}
+        number = len(self._videos_ordered)
+        video = number % len(self.course.videos)
+        body = {**self.course.videos[video], "priority": priority, "metadata": {"order": str(number)}}
         job_id = self._client.order(body, f"order-{number}")
         if job_id:
-            self.course.orders.append(Ordered(number, film, job_id))
+            self.course.orders.append(Ordered(number, video, job_id))
         return job_id
 
     def _order_urgent(self) -> str | None:
-        return self._order("high") if len(self._films_ordered) < self._plan.jobs else None
+        return self._order("high") if len(self._videos_ordered) < self._plan.jobs else None
 
     def _insist(self, body: Body, key: str) -> str:
         while not (job_id := self._client.order(body, key)):
@@ -221,10 +221,10 @@ class Campaign:
         return job_id
 
     def _cancel_one(self) -> str | None:
-        films = [order for order in self._open() if order.film is not None and not order.cancel]
-        if not films:
+        videos = [order for order in self._open() if order.video is not None and not order.cancel]
+        if not videos:
             return None
-        order = self._rng.choice(films)
+        order = self._rng.choice(videos)
         order.cancel = bool(self._client.cancel(order.job_id))
         return order.job_id if order.cancel else None
 
@@ -233,7 +233,7 @@ class Campaign:
     def _tick(self) -> None:
         self._site.mend()
         if self._orders_come and self._may_order() and len(self._open()) < AT_A_TIME:
-            self._order("low" if len(self._films_ordered) % LOW_ONE_OF == 0 else "normal")
+            self._order("low" if len(self._videos_ordered) % LOW_ONE_OF == 0 else "normal")
         for order in self._open():
             job = self._client.job(order.job_id)
             if job is not None and (not job or job["status"] in ENDED):

@@ -61,7 +61,7 @@ class Client:
         assert answer is not None
         assert answer.status_code == 204, answer.text
 
-    def film_digest(self, job_id: str) -> str:
+    def video_digest(self, job_id: str) -> str:
         """Of the decoded frames."""
         answer = self._ask("GET", f"/jobs/{job_id}/video")
         assert answer is not None

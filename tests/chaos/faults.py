@@ -38,7 +38,7 @@ def faults(site: Site) -> Mapping[str, Fault]:
         "worker drained": _drain,
         "error on one rank": lambda scene: _stage(scene, f"raises {scene.rng.randrange(2)}", goes_on=True),
         "out of memory on all ranks": lambda scene: _stage(scene, "memory", goes_on=False),
-        "no room for the film": lambda scene: _stage(scene, "disk", goes_on=False),
+        "no disk space for the video": lambda scene: _stage(scene, "disk", goes_on=False),
         "redis killed": kill_redis,
         "api killed": kill_api,
         "api killed in an order": kill_api_in_order,
@@ -74,7 +74,7 @@ CRASHES = {  # attempts that a fault of this kind may cost a job
 }
 EXCUSES = {  # how a job may fail that was struck so
     "out of memory on all ranks": "out_of_memory",
-    "no room for the film": "disk_full",
+    "no disk space for the video": "disk_full",
     "disk full": "disk_full",
 }
 

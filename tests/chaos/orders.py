@@ -1,4 +1,4 @@
-"""What is ordered in a campaign: a few different films, small ones, each many times."""
+"""Draw the orders of a campaign: a few different small videos, each ordered many times."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 
 Body = dict[str, Any]
 
-POISON = "poison"  # a prompt with this word kills a rank, each time
+POISON = "poison"  # a prompt with this word kills a rank in every attempt
 
 
-def draw_films(rng: random.Random, count: int) -> list[Body]:
-    """So many different orders: from a text, from an image, long ones, refined ones."""
-    kinds = [_text, _long, _refined, draw_image, _long, _text]  # four are the least that is drawn
+def draw_videos(rng: random.Random, count: int) -> list[Body]:
+    """Return `count` different orders: from a text, from an image, long ones and refined ones."""
+    kinds = [_text, _long, _refined, draw_image, _long, _text]  # a campaign draws at least four
     return [
         {**kinds[i % len(kinds)](rng), "seed": rng.randrange(1 << 31), "guidance_scale": 1.0}
         for i in range(count)
@@ -39,7 +39,7 @@ def _long(rng: random.Random) -> Body:
 
 
 def draw_image(rng: random.Random) -> Body:
-    """A film from an image."""
+    """Return an order of a video from an image."""
     return {
         "prompt": _words(rng),
         "image": {"base64": _picture(rng)},
@@ -49,7 +49,10 @@ def draw_image(rng: random.Random) -> Body:
 
 
 def _refined(rng: random.Random) -> Body:
-    small = {"num_frames": 5, "spatial_refine_only": True}  # it takes most of a campaign's time otherwise
+    small = {
+        "num_frames": 5,
+        "spatial_refine_only": True,
+    }  # a larger one would take most of a campaign's time
     return {"prompt": _words(rng), "refine": True, "num_inference_steps": 8, **small}
 
 

@@ -1,8 +1,8 @@
-"""A rank with the real engine that also does what a file tells it to: raise, run out of memory or of disk.
+"""Run a rank with the real engine and with the faults that a file asks for.
 
-`LONGCAT_RANK_MODULE` names it. The checkpoint folder holds the files: `steps.log` takes a line for each event
-of a job, `fault-GROUP` says what is to happen at the next event. The leader reads it and tells the others,
-so that all ranks are struck at the same place.
+`LONGCAT_RANK_MODULE` names this module. The checkpoint folder holds the files: `steps.log` gets a line for
+each event of a job, and `fault-GROUP` names the fault of the next event. The leader reads it and broadcasts it, so
+that the fault strikes all ranks at the same event.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from worker.rank.engine import Engine, InputsRead
 from worker.rank.model_engine import load_engine
 from worker.settings import RankSetup
 
-STEP_S = 0.08  # a step of the small checkpoint is too short to be met by a fault
+STEP_S = 0.08  # else steps of the small checkpoint are too short to be struck by a fault
 
 
-class StruckEngine:
-    """The engine, and the faults of its group."""
+class FaultyEngine:
+    """Generate videos with another engine, and cause the faults of its group."""
 
     def __init__(self, engine: Engine, folder: Path, group: str) -> None:
         self._engine = engine
@@ -52,14 +52,14 @@ class StruckEngine:
             for event in events:
                 if isinstance(event, Stepped):
                     time.sleep(STEP_S)
-                self._note(run.job_id, event)
+                self._log_event(run.job_id, event)
                 self._strike(run)
                 yield event
 
     def release_memory(self) -> None:
         self._engine.release_memory()
 
-    def _note(self, job_id: str, event: InputsRead | Event) -> None:
+    def _log_event(self, job_id: str, event: InputsRead | Event) -> None:
         if self._rank == 0:
             place = (event.segment, event.stage, event.step) if isinstance(event, Stepped) else None
             self._log.add(self._group, job_id, place)
@@ -67,17 +67,17 @@ class StruckEngine:
     def _strike(self, run: RunJob) -> None:
         if POISON in run.order.prompts[0] and self._rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        match self._told(run.job_id).split():
+        match self._next_fault(run.job_id).split():
             case ["raises", number]:
                 if int(number) == self._rank:
                     raise RuntimeError("staged")
-                dist.barrier()  # in the midst of the model, which waits for the rank that failed
+                dist.barrier()  # as in a collective of the model: waits for the rank that failed
             case ["memory"]:
                 raise MemoryError
             case ["disk"] if self._rank == 0:
                 raise OSError(errno.ENOSPC, "staged")
 
-    def _told(self, job_id: str) -> str:
+    def _next_fault(self, job_id: str) -> str:
         words: list[Any] = [""]
         if self._rank == 0 and self._fault.exists():
             words = [self._fault.read_text()]
@@ -86,8 +86,8 @@ class StruckEngine:
         return str(words[0])
 
 
-def load(setup: RankSetup, parallel: ContextParallel) -> StruckEngine:
-    return StruckEngine(load_engine(setup, parallel), setup.checkpoint, setup.socket.parent.name)
+def load(setup: RankSetup, parallel: ContextParallel) -> FaultyEngine:
+    return FaultyEngine(load_engine(setup, parallel), setup.checkpoint, setup.socket.parent.name)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def report(plan: Plan, course: Course, verdict: Verdict) -> str:
 
 
 def _summary(course: Course, verdict: Verdict) -> str:
-    jobs = f"{verdict.accepted} jobs ({len(course.films)} different films, and poison)"
+    jobs = f"{verdict.accepted} jobs ({len(course.videos)} different videos, and poison)"
     versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
     faults = f"{len(course.strikes)} faults in {course.lasted_s:.0f} s"
     return f"{jobs} and {faults}, on {_machine()}, {versions}."

@@ -1,4 +1,4 @@
-"""The proxy passes on what is asked for while it is well, and is ill in each way that it can be told."""
+"""Test that the proxy forwards requests, and each way in which it can fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 
 class Shelf(BaseHTTPRequestHandler):
-    """Keeps what is put, whole or not."""
+    """An S3 server that keeps the files that are put, complete or not."""
 
     files: dict[str, bytes]
 
@@ -53,27 +53,27 @@ def s3(files) -> Iterator[FaultyS3]:
         thread.join()
 
 
-def test_while_it_is_well_everything_is_passed_on(s3, files):
+def test_healthy_proxy_forwards_requests(s3, files):
     assert httpx.put(f"{s3.url}/new", content=b"abc").status_code == 200
     assert files["/new"] == b"abc"
     assert httpx.get(f"{s3.url}/old").content == b"0123456789"
     assert s3.stored_at > 0
 
 
-def test_while_it_is_down_there_is_no_answer(s3, files):
+def test_proxy_that_is_down_does_not_answer(s3, files):
     s3.health = "down"
     with pytest.raises(httpx.TransportError):
         httpx.put(f"{s3.url}/new", content=b"abc")
     assert "/new" not in files
 
 
-def test_while_it_fails_it_says_so_and_stores_nothing(s3, files):
+def test_failing_proxy_answers_500_and_stores_nothing(s3, files):
     s3.health = "failing"
     assert httpx.put(f"{s3.url}/new", content=b"abc").status_code == 500
     assert "/new" not in files
 
 
-def test_while_it_is_slow_a_file_is_stored_after_its_client_gave_up(s3, files, monkeypatch):
+def test_slow_proxy_stores_a_file_after_its_client_gave_up(s3, files, monkeypatch):
     waits = threading.Event()
     monkeypatch.setattr(s3_proxy, "sleep", lambda _: waits.wait(30))
     s3.health = "slow"
@@ -86,13 +86,13 @@ def test_while_it_is_slow_a_file_is_stored_after_its_client_gave_up(s3, files, m
     wait_until(lambda: "/new" in files)
 
 
-def test_while_it_cuts_a_reader_gets_a_part_and_an_error(s3):
+def test_cutting_proxy_sends_a_reader_a_part_and_an_error(s3):
     s3.health = "cutting"
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.get(f"{s3.url}/old")
 
 
-def test_while_it_cuts_a_writer_gets_no_answer(s3):
+def test_cutting_proxy_does_not_answer_a_writer(s3):
     s3.health = "cutting"
     with pytest.raises(httpx.TransportError):
         httpx.put(f"{s3.url}/new", content=b"0123456789")

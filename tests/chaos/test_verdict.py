@@ -1,4 +1,4 @@
-"""The campaign finds what it looks for: each broken promise is counted, and what is explained is not."""
+"""Test that the verdict counts each broken guarantee, and no failure that a fault explains."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ START_S = 1767225600.0
 
 
 def order(
-    status: str, code: str | None = None, *, cancel: bool | None = None, film: int | None = 0
+    status: str, code: str | None = None, *, cancel: bool | None = None, video: int | None = 0
 ) -> Ordered:
     error = {"code": code} if code else None
     job = {"status": status, "created_at": START, "finished_at": END, "error": error, "result": {}}
-    return Ordered(0, film, "mine", cancel, job)
+    return Ordered(0, video, "mine", cancel, job)
 
 
 def strike(kind: str, job: str | None = "mine", after_s: float = 10.0) -> Strike:
     return Strike(kind, job, START_S + after_s, START_S + after_s + 1, 1.0)
 
 
-def test_a_film_that_nothing_happened_to_has_to_succeed():
+def test_undisturbed_job_must_succeed():
     assert _is_true(order("succeeded"), [])
     assert not _is_true(order("failed", "worker_crashed"), [])
     assert not _is_true(order("cancelled"), [])
 
 
-def test_what_was_cancelled_may_not_succeed():
+def test_cancelled_job_must_not_succeed():
     assert _is_true(order("cancelled", cancel=True), [])
     assert not _is_true(order("succeeded", cancel=True), [])
 
 
-def test_a_cancel_whose_answer_was_lost_may_have_been_heard_or_not():
+def test_job_whose_cancel_was_not_answered_may_end_either_way():
     assert _is_true(order("cancelled", cancel=False), [])
     assert _is_true(order("succeeded", cancel=False), [])
 
 
-def test_poison_has_to_fail_by_its_crashes():
-    assert _is_true(order("failed", "worker_crashed", film=None), [])
-    assert not _is_true(order("succeeded", film=None), [])
+def test_poison_must_fail_as_worker_crashed():
+    assert _is_true(order("failed", "worker_crashed", video=None), [])
+    assert not _is_true(order("succeeded", video=None), [])
 
 
 @pytest.mark.parametrize(("crashes", "explained"), [(2, False), (3, True)])
-def test_as_many_crashes_as_a_job_may_have_explain_that_it_failed(crashes, explained):
+def test_failure_is_explained_by_as_many_crashes_as_attempts(crashes, explained):
     strikes = [strike("rank 0 killed")] * crashes
     assert _is_true(order("failed", "worker_crashed"), strikes) is explained
 
 
-def test_crashes_at_another_time_explain_nothing():
+def test_crashes_at_another_time_do_not_explain_a_failure():
     strikes = [strike("rank 0 killed", after_s=3600)] * 3
     assert not _is_true(order("failed", "worker_crashed"), strikes)
 
 
-def test_only_the_job_that_was_struck_may_run_out_of_memory():
+def test_only_the_struck_job_may_run_out_of_memory():
     kind = "out of memory on all ranks"
     assert _is_true(order("failed", "out_of_memory"), [strike(kind)])
     assert not _is_true(order("failed", "out_of_memory"), [strike(kind, job="another")])
@@ -90,7 +90,7 @@ def record(**fields) -> Job:
         ("state/state-1/state-1.safetensors", False),
     ],
 )
-def test_of_use_are_inputs_and_what_lies_with_the_result(name, is_of_use):
+def test_files_of_use_are_inputs_and_those_beside_the_result(name, is_of_use):
     finished = record(result=a_result(Lease(record(), fence=2, duration_s=1.0)))
     assert _is_of_use(f"jobs/mine/{name}", finished) is is_of_use
     assert _is_of_use(f"jobs/mine/{name}", record()) is (name == "inputs/image.png")
@@ -104,7 +104,7 @@ def test_recoveries_are_counted_by_kind():
     assert (found.struck, found.never, found.median_s, found.worst_s) == (3, 1, 2.0, 3.0)
 
 
-def test_any_broken_promise_makes_a_campaign_bad():
+def test_any_broken_guarantee_makes_the_verdict_bad():
     verdict = Verdict(accepted=1, ended={"succeeded": 1})
     assert verdict.is_good
     for name in verdict.faults:
@@ -112,7 +112,7 @@ def test_any_broken_promise_makes_a_campaign_bad():
         assert not replace(verdict, **broken).is_good
 
 
-def test_work_is_counted_once_for_each_place_and_repeats_as_well(tmp_path):
+def test_work_counts_all_steps_and_the_distinct_ones(tmp_path):
     log = StepLog(tmp_path / "steps.log")
     log.add("a-0", "mine", None)
     for step in (1, 2, 2, 3):
@@ -121,7 +121,7 @@ def test_work_is_counted_once_for_each_place_and_repeats_as_well(tmp_path):
     assert log.work({"mine"}) == (4, 3)
 
 
-def test_running_again_means_another_leader(tmp_path):
+def test_job_runs_again_when_another_leader_has_it(tmp_path):
     log = StepLog(tmp_path / "steps.log")
     log.add("a-0", "mine", None)
     leader = log.leader("a-0")
@@ -130,9 +130,9 @@ def test_running_again_means_another_leader(tmp_path):
     assert log.running_again("mine", 0.0, {0}) is not None
 
 
-def test_a_course_begins_with_nothing_ordered():
-    assert Course(films=[]).orders == []
+def test_new_course_has_no_orders():
+    assert Course(videos=[]).orders == []
 
 
-def test_a_table_is_aligned():
+def test_table_is_aligned():
     assert table(["a", "b"], [["long", 1]]) == "| a    | b |\n| ---- | - |\n| long | 1 |"

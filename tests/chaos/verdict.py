@@ -76,14 +76,14 @@ class Verdict:
 def judge(course: Course, site: Site, client: Client) -> Verdict:
     """Look at everything, then delete all jobs and look at what is left."""
     orders = course.orders
-    films = [order for order in orders if order.film is not None]
-    run, needed = site.steps.work({order.job_id for order in films})
+    videos = [order for order in orders if order.video is not None]
+    run, needed = site.steps.work({order.job_id for order in videos})
     verdict = Verdict(
         accepted=len(orders),
         ended=dict(Counter(_label(order.ended) for order in orders)),
         lost=[order.job_id for order in orders if not order.ended],
         untrue=[*_untrue(course), *_changed(orders, client)],
-        wrong=[order.job_id for order in films if _is_wrong(order, course, client)],
+        wrong=[order.job_id for order in videos if _is_wrong(order, course, client)],
         never_recovered=[strike.kind for strike in course.strikes if strike.recovery_s is None],
         ended_unasked=list(site.unasked),
         steps_run=run,
@@ -138,7 +138,7 @@ def _is_true(order: Ordered, strikes: list[Strike]) -> bool:
         return False
     if job["status"] == "failed":
         return job["error"]["code"] in order.excuses(strikes)
-    return order.film is not None and job["result"] is not None
+    return order.video is not None and job["result"] is not None
 
 
 def _changed(orders: list[Ordered], client: Client) -> Iterator[str]:
@@ -152,8 +152,8 @@ def _changed(orders: list[Ordered], client: Client) -> Iterator[str]:
 def _is_wrong(order: Ordered, course: Course, client: Client) -> bool:
     if not order.ended or order.ended["status"] != "succeeded":
         return False
-    assert order.film is not None
-    return client.film_digest(order.job_id) != course.digests[order.film]
+    assert order.video is not None
+    return client.video_digest(order.job_id) != course.digests[order.video]
 
 
 def _ended_twice(orders: list[Ordered], site: Site) -> Iterator[str]:
