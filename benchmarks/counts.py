@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.compiled import compiled_block
 from benchmarks.formulas import Flops, block_sparse_flops, exchanged_bytes, forward_flops, num_tokens
 from benchmarks.repeats import repeats
-from benchmarks.traffic import Attention, ClaimedJob, Traffic, recorded
+from benchmarks.traffic import Attention, LiveTensors, Traffic, recorded
 from model.parallel.mesh import ContextParallel
 from model.tiny import write_tiny
 from model.transformer import token_layout
@@ -156,7 +156,7 @@ def exchanges(config: DitConfig, window: Window, ranks: int) -> Table:
 
 def memory(config: DitConfig, window: Window, ranks: int) -> Table:
     """Return the largest memory that one rank holds besides its weights in a forward of the plain code."""
-    with Attention(), recorded(ranks), ClaimedJob() as held:
+    with Attention(), recorded(ranks), LiveTensors() as held:
         Forward(_deep(config, 1), window, ranks=ranks)()
     return {"ranks": ranks, "peak activation bytes": held.peak_bytes}
 

@@ -69,7 +69,7 @@ class Traffic(TorchDispatchMode):
         return isinstance(x, Tensor) and x.numel() >= self.least
 
 
-class ClaimedJob(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):
     """The most bytes of results that are held at one time."""
 
     def __init__(self) -> None:

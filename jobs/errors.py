@@ -149,6 +149,8 @@ class GroupTaken(LongCatError):
 class UnreadableRecord(LongCatError):
     """A stored record does not have the form that this release reads."""
 
+    code = "unreadable_record"
+
 
 class UnfitServer(LongCatError):
     """This Redis server is not supported."""

@@ -14,7 +14,7 @@ SMALL = """
 import json, sys
 import torch
 from benchmarks import counts
-from benchmarks.traffic import Attention, Held
+from benchmarks.traffic import Attention, LiveTensors
 from model.transformer.block import Block
 from model.transformer.config import BrickConfig, DitConfig
 from model.parallel.mesh import ContextParallel
@@ -35,7 +35,7 @@ def block_memory(dtype, keep_kv=False):
         x = torch.empty(1, 2, layout.group_size, full.hidden_size, dtype=dtype)
         text_kv = block.cross_attn.project_kv(torch.empty(1, 512, full.hidden_size, dtype=dtype), None)
         time = torch.empty(1, 2, full.adaln_tembed_dim)
-    with Attention(), Held() as held:
+    with Attention(), LiveTensors() as held:
         block(x, time, layout, text_kv, kv_out=[] if keep_kv else None)
     return held.peak_bytes / x.nbytes
 

@@ -18,7 +18,7 @@ from tests.collector import collecting
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.waiting import wait_until
 from worker.supervisor.timeline import JobTimeline
-from worker.supervisor.tracing import NoSpans, TracedJob, spans_of
+from worker.supervisor.tracing import spans_of
 from worker.telemetry import Stage
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -189,8 +189,7 @@ def test_what_is_done_beside_the_phases_is_a_span_unless_it_is_a_detail(traced, 
     assert {span.name for span in collector.of(claim.job.id)} == {"queue", "run", "load", "join"}
 
 
-def test_where_nobody_traces_a_job_has_spans_that_do_nothing(client, order, worker):
-    order()
-    spans = run(worker, None) and spans_of(None, None)
-    assert isinstance(spans, NoSpans)
-    assert not isinstance(spans, TracedJob)
+def test_without_tracing_a_job_keeps_the_trace_of_its_client(client, worker):
+    order(client, traceparent=TRACEPARENT)
+    claim = run(worker, open_tracing("longcat-worker", wanted=False))
+    assert claim.job.traceparent == TRACEPARENT

@@ -116,7 +116,7 @@ def test_maintenance_continues_after_a_failed_sweep(backend, redis, monkeypatch,
     monkeypatch.setattr(backend.job_store.maintenance, "sweep", sweep)
     with caplog.at_level(logging.WARNING), Maintenance(often(backend)):
         wait_until(lambda: sweep.num_sweeps >= 2)
-    assert "sweep put off: away" in caplog.text
+    assert "maintenance is postponed: away" in caplog.text
     assert "a mistake" in caplog.text
 
 

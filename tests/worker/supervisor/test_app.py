@@ -146,6 +146,6 @@ def test_supervisor_drains_while_its_name_cannot_be_given_up(scene, monkeypatch)
     def unavailable(*_: object) -> None:
         raise Unavailable("away")
 
-    monkeypatch.setattr(GroupRegistration, "leave", unavailable)
+    monkeypatch.setattr(GroupRegistration, "release", unavailable)
     scene.drain()
     assert not scene.thread.is_alive()

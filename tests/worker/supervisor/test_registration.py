@@ -71,7 +71,7 @@ def test_lost_name_is_reported(scene):
 
 def test_status_is_published_again_after_redis_was_unavailable(scene, monkeypatch):
     wait_until(scene.state)
-    real, calls = scene.heartbeat._registration.publish, []
+    real, calls = scene.heartbeat._registration.heartbeat, []
 
     def away(*given: object) -> None:
         calls.append(given)
@@ -79,7 +79,7 @@ def test_status_is_published_again_after_redis_was_unavailable(scene, monkeypatc
             raise Unavailable("away")
         real(*given)
 
-    monkeypatch.setattr(scene.heartbeat._registration, "publish", away)
+    monkeypatch.setattr(scene.heartbeat._registration, "heartbeat", away)
     scene.heartbeat.update(GroupStatus("ready"))
     wait_until(lambda: scene.state() == ("ready", None))
     assert not scene.name_taken.is_set()
