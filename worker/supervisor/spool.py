@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from jobs.errors import JobNotFound, Unavailable
+from jobs.errors import JobNotFound, Unavailable, UnreadableRecord
 from jobs.store.job_store import JobStore
 from worker.messages import Checkpoint, Timings, VideoFile
 
@@ -111,6 +111,8 @@ def _has_ended(job_id: str, job_store: JobStore) -> bool:
         return job_store.client.get(job_id).ended
     except JobNotFound:
         return True
+    except UnreadableRecord:  # another release may resume it
+        return False
 
 
 def _read(path: Path) -> str | None:
