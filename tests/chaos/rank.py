@@ -1,8 +1,8 @@
 """Run a rank with the real engine and with the faults that a file asks for.
 
 `LONGCAT_RANK_MODULE` names this module. The checkpoint folder holds the files: `steps.log` gets a line for
-each event of a job, and `fault-GROUP` names the fault of the next event. The leader reads it and broadcasts it, so
-that the fault strikes all ranks at the same event.
+each event of a job, and `fault-GROUP` names the fault of the next event. The leader reads it and broadcasts
+it, so that the fault strikes all ranks at the same event.
 """
 
 from __future__ import annotations
