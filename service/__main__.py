@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 _OTHER_FILES = 500  # beside connections of clients: uploads, Redis, outgoing connections
 _GRACE_S = 10  # for responses in progress at shutdown
 _NOT_STARTED = 3
-_SWITCH_INTERVAL_S = 0.001  # by default, the event loop waits up to 5 ms for the GIL
 
 
 class _Server(uvicorn.Server):
@@ -52,7 +51,6 @@ def main() -> int:
         return 2
     set_up_log(settings.log_format)
     os.umask(PRIVATE_UMASK)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     app = create_app(settings)
     try:
         with suppress(Unavailable):  # without Redis, an exposed service refuses requests without a key anyway
