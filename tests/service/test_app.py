@@ -79,6 +79,8 @@ class TestSettings:
     def test_default_limits_apply_until_set_to_none(self, monkeypatch):
         quotas = Settings().quotas
         assert quotas.owner_requests_per_s
+        assert quotas.owner_queued_jobs
+        assert quotas.total_queued_jobs
         assert quotas.owner_queued_jobs < quotas.total_queued_jobs
         assert quotas.owner_input_bytes_per_day
         for name in ("OWNER_REQUESTS_PER_S", "OWNER_QUEUED_JOBS", "TOTAL_QUEUED_JOBS"):

@@ -117,7 +117,11 @@ class RunningWorker:
         wait_until(lambda: len(self.steps(job_id)) > step, PATIENCE_S)
 
     def wait_until_ready(self) -> None:
-        wait_until(lambda: self.status() and self.status().state == "ready", PATIENCE_S)
+        def is_ready() -> bool:
+            status = self.status()
+            return status is not None and status.state == "ready"
+
+        wait_until(is_ready, PATIENCE_S)
 
     def status(self) -> GroupStatus | None:
         return next(iter(live_groups(self.redis)), None)

@@ -221,7 +221,7 @@ def test_long_video_refined_segment_by_segment(
     world: World, start: str, doubles: bool, eight_bits: bool
 ) -> None:
     task = replace(DISTILLED, segments=2, condition_frames=5, eight_bits=eight_bits)
-    size = {"height": 32, "width": 48} if start == "text" else {}
+    size: dict[str, Any] = {"height": 32, "width": 48} if start == "text" else {}
     params = GenerationParams(
         task="long_video",
         num_segments=2,

@@ -31,7 +31,8 @@ def other_value(name: str) -> Any:
         return not field.default
     if get_origin(kind) is Literal:
         return get_args(kind)[-1]
-    return {int: 5, float: 0.5, str: "text"}[kind]
+    values: dict[object, Any] = {int: 5, float: 0.5, str: "text"}
+    return values[kind]
 
 
 def words(name: str) -> list[str]:
