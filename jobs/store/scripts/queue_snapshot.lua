@@ -9,7 +9,7 @@ for i, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
   local task, work_units, progress, claimed_ms = unpack(
     redis.call('HMGET', record_key(id), 'task', 'work_units', 'progress', 'claimed_ms')
   )
-  running[i] = {task, work_units, progress, now - claimed_ms}
+  running[i] = {task, work_units or 1, progress, now - claimed_ms}
 end
 return {
   queue_position(job),

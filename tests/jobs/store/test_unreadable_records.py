@@ -99,3 +99,21 @@ def test_files_are_kept_until_the_record_expires(
     store.maintenance.sweep()
     remove_files(store, storage)
     assert list(storage.keys("jobs/")) == []
+
+
+def test_records_without_newer_fields_do_not_stop_the_sweep(redis: Redis, store: ExampleStore):
+    running, late = store.start(), store.submit(max_queue_s=5)
+    for job_id in (running.job.id, late.id):
+        redis.hdel(f"longcat:job:{job_id}", "run_ms", "work_units")
+    store.clock.advance(6)
+    assert store.maintenance.sweep().ended == (late.id,)
+    store.lose_lease()
+    assert store.client.get(running.job.id).status == "queued"
+
+
+def test_running_job_without_newer_fields_does_not_stop_estimates(redis: Redis, store: ExampleStore):
+    running, queued = store.start(), store.submit()
+    redis.hdel(f"longcat:job:{running.job.id}", "work_units")
+    estimate = store.client.estimate(queued.id)
+    assert estimate
+    assert estimate.position == 1

@@ -22,8 +22,15 @@ local function read_hash(key)
   return fields
 end
 
+-- A record. Fields that other releases did not write have their defaults: a record that stopped the sweep would stop it
+-- for all jobs.
 local function read(id)
-  return read_hash(record_key(id))
+  local job = read_hash(record_key(id))
+  if job then
+    job.run_ms = job.run_ms or 0
+    job.work_units = job.work_units or 1
+  end
+  return job
 end
 
 -- The record if the caller may see it. For a caller with an owner, jobs of other owners do not exist.
