@@ -40,14 +40,14 @@ def check_quality(request: GenerateRequest, step_cache: float | None) -> None:
 def make_order(
     request: GenerateRequest,
     files: Mapping[str, CheckedInput],
+    limits: Limits,
     capability: Capability,
     step_cache: float | None,
 ) -> Order:
-    """Resolve a request and its files, by field, into an order.
+    """Resolve a request and its files, by field, into an order. `limits` are those of the capability.
 
     Raises InvalidRequest, which names the field, if the request breaks a limit of the checkpoint.
     """
-    limits = Limits.from_json(capability.limits)
     sizes = {field: file.clip for field, file in files.items()}
     image = sizes.get("image")
     inputs = Inputs(

@@ -53,7 +53,7 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
     with upload_folder(backend.settings.upload_dir) as folder:
         reader = InputReader(job_id, folder, backend.settings, backend.sandbox, limits.fps)
         files = reader.read_all(_sources(request, body))
-        order = make_order(request, files, capability, backend.settings.step_cache)
+        order = make_order(request, files, limits, capability, backend.settings.step_cache)
         _store(job_id, files.values(), backend)
 
     submission = Submission(
