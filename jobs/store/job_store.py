@@ -13,7 +13,6 @@ The rules that all of them keep:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 from redis import Redis
@@ -60,9 +59,3 @@ class JobStore:
         )
         self.holder = JobHolder(redis, scripts)
         self.maintenance = JobMaintenance(redis, scripts, late_upload_s)
-
-    def for_owner(self, owner: str) -> JobStore:
-        """Return the store as this owner sees it: the jobs of others do not exist in it."""
-        restricted = copy.copy(self)
-        restricted.client = self.client.for_owner(owner)
-        return restricted

@@ -85,7 +85,7 @@ class TestRemovedJobs:
         kept = put(storage, video_key(claim.job.id, 1), tmp_path)
         store.holder.succeed(claim, a_result(claim), {})
         with pytest.raises(JobNotFound):
-            store.for_owner("you").client.delete(claim.job.id)
+            store.client.for_owner("you").delete(claim.job.id)
         assert list(storage.keys("jobs/")) == [kept]
 
 

@@ -228,9 +228,9 @@ class TestViews:
         nobodys = store.submit()
         assert running.job.id == mine.id
         assert [job.id for job in store.client.page(status="queued")] == [nobodys.id, yours.id]
-        assert [job.id for job in store.for_owner("me").client.page()] == [mine.id]
-        assert [job.id for job in store.for_owner("").client.page()] == [nobodys.id]
-        assert store.for_owner("me").client.page(status="queued") == []
+        assert [job.id for job in store.client.for_owner("me").page()] == [mine.id]
+        assert [job.id for job in store.client.for_owner("").page()] == [nobodys.id]
+        assert store.client.for_owner("me").page(status="queued") == []
 
     def test_page_continues_behind_a_job_that_changed_its_status(self, store: ExampleStore):
         first, second = store.submit(), store.submit()

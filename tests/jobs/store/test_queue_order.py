@@ -125,8 +125,8 @@ class TestPositions:
 
     def test_positions_of_other_owners_are_hidden(self, store: ExampleStore):
         job = store.submit(owner="me")
-        assert store.for_owner("you").client.estimate(job.id) is None
-        assert store.for_owner("me").client.estimate(job.id).position == 1
+        assert store.client.for_owner("you").estimate(job.id) is None
+        assert store.client.for_owner("me").estimate(job.id).position == 1
 
 
 class TestLimitOnRunningJobs:
