@@ -49,6 +49,15 @@ def fetch_checkpoint(checkpoint: Checkpoint, job: ClaimedJob, storage: Storage) 
             storage.fetch(_key(job.job_id, name), job.folder / name)
 
 
+def report_late_file(job_store: JobStore, job_id: str, stopping: threading.Event) -> None:
+    """Have a file removed that this worker stored after it lost the lease, once the job has ended."""
+    report = partial(job_store.maintenance.report_late_file, job_id)
+    try:
+        retry_while_unavailable(report, stopping=stopping)
+    except Interrupted:
+        logger.warning("files of job %s may stay in the storage", job_id)
+
+
 class CheckpointUploader(StoppableThread):
     """Upload checkpoints in a thread of its own, and store them in the job's record.
 
@@ -114,7 +123,7 @@ class CheckpointUploader(StoppableThread):
                 self._submit_again(job, checkpoint)
             except LeaseLost:
                 logger.info("job %s is no longer held here: its checkpoint is not needed", job.job_id)
-                self._report_late_file(job)
+                report_late_file(self._job_store, job.job_id, self.stopping)
             except (LongCatError, OSError):
                 logger.exception("a checkpoint of job %s cannot be uploaded", job.job_id)
             finally:
@@ -135,13 +144,6 @@ class CheckpointUploader(StoppableThread):
         with self._changed:
             if not self._is_discarded:
                 self._pending.setdefault(job, checkpoint)
-
-    def _report_late_file(self, job: ClaimedJob) -> None:
-        report = partial(self._job_store.maintenance.report_late_file, job.job_id)
-        try:
-            retry_while_unavailable(report, stopping=self.stopping)
-        except Interrupted:
-            logger.warning("files of job %s may stay in the storage", job.job_id)
 
     def _upload(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
         before = job.checkpoint

@@ -22,7 +22,7 @@ from jobs.record import ENDED, JobError, Status
 from jobs.storage.base import Storage
 from jobs.store.job_store import JobStore
 from worker.messages import VideoFile
-from worker.supervisor.checkpoints import CheckpointUploader
+from worker.supervisor.checkpoints import CheckpointUploader, report_late_file
 from worker.supervisor.job import (
     ClaimedJob,
     Completed,
@@ -193,8 +193,4 @@ class Finalizer:
         """Have the files that this attempt stored removed once the job has ended."""
         logger.warning("job %s is no longer held here", job.job_id)
         self._checkpoints.discard(job, FLUSH_LIMIT_S)
-        report = partial(self._job_store.maintenance.report_late_file, job.job_id)
-        try:
-            retry_while_unavailable(report, stopping=self._stopping)
-        except Interrupted:
-            logger.warning("files of job %s may stay in the storage", job.job_id)
+        report_late_file(self._job_store, job.job_id, self._stopping)
