@@ -9,7 +9,7 @@ from functools import partial
 from redis import Redis
 
 from jobs.connect import check_server, connect
-from jobs.errors import GroupTaken, JobNotFound
+from jobs.errors import GroupTaken, JobNotFound, UnreadableRecord
 from jobs.maintenance import keep_removing, keep_sweeping
 from jobs.queue import TicketQueue
 from jobs.registration import GroupRegistration
@@ -152,7 +152,7 @@ def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbo
             continue
         try:
             record = retry_while_unavailable(partial(backends.job_store.client.get, job_id))
-        except JobNotFound:
+        except (JobNotFound, UnreadableRecord):  # a video stays in the spool until its job has ended
             continue
         lease = Lease(record, pending.fence, lease_s)
         job = ClaimedJob(lease, backends.spool.path(job_id), timings_s=pending.timings_s)

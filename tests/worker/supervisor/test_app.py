@@ -67,6 +67,14 @@ def scene(backends: LocalBackends, redis_server: str, tmp_path: Path):
     scene.drain()
 
 
+def test_video_of_a_job_whose_record_cannot_be_read_stays_in_the_spool(scene):
+    unreadable, readable = scene.finished_job(), scene.finished_job()
+    scene.backends.redis.hset(f"longcat:job:{unreadable.job_id}", "order", "{}")
+    scene.serve()
+    wait_until(lambda: scene.status(readable) == "succeeded")
+    assert scene.spool.pending_upload(unreadable.job_id)
+
+
 def test_video_of_the_last_supervisor_is_uploaded(scene):
     job = scene.finished_job()
     scene.serve()
