@@ -44,21 +44,60 @@ def parse_json(content: bytes | bytearray, max_text_bytes: int) -> object:
     return value
 
 
+class ArrivingJson:
+    """Refuse JSON as soon as too much of it has arrived, before its end is known."""
+
+    def __init__(self, max_text_bytes: int) -> None:
+        self.content = bytearray()
+        self._max_text_bytes = max_text_bytes
+        self._structure_bytes = 0
+        self._num_quotes = 0
+        self._is_escaped = False  # the last chunk ended with the backslash of an escape
+
+    def add(self, chunk: bytes) -> None:
+        """Append a chunk. Raise BodyTooLarge if there are too many bytes or strings outside long strings."""
+        self.content += chunk
+        if not chunk:
+            return
+        rest = chunk[1:] if self._is_escaped else chunk
+        self._is_escaped = (len(rest) - len(rest.rstrip(b"\\"))) % 2 == 1
+        rest = bytes(_without_escapes(rest))
+        in_string = self._num_quotes % 2
+        self._num_quotes += rest.count(b'"')
+        _check_quotes(self._num_quotes)
+        self._structure_bytes += sum(len(text) for text in rest.split(b'"')[in_string::2])
+        _check_text(self._structure_bytes, self._max_text_bytes)
+
+
 def _structure(content: bytes | bytearray, max_text_bytes: int) -> bytes:
     """Return the bytes outside strings.
 
     For invalid JSON the result is right up to the point at which the parser stops.
     """
-    if b"\\" in content:
-        content = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # now every quote delimits a string
-    if content.count(b'"') > _MAX_QUOTES:
-        raise BodyTooLarge(f"the JSON has more than {_MAX_QUOTES // 2} strings")
+    content = _without_escapes(content)
+    _check_quotes(content.count(b'"'))
     pieces = content.split(b'"')
     structure = b"".join(pieces[::2])
     short_bytes = sum(len(text) for text in pieces[1::2] if len(text) < _LONG_STRING_BYTES)
-    if len(structure) + short_bytes > max_text_bytes:
-        raise BodyTooLarge(f"the JSON has more than {max_text_bytes} bytes besides long strings")
+    _check_text(len(structure) + short_bytes, max_text_bytes)
     return structure
+
+
+def _without_escapes(content: bytes | bytearray) -> bytes | bytearray:
+    """Remove the escapes of quotes and of backslashes, so that every quote delimits a string."""
+    if b"\\" not in content:
+        return content
+    return content.replace(b"\\\\", b"").replace(b'\\"', b"")
+
+
+def _check_quotes(num_quotes: int) -> None:
+    if num_quotes > _MAX_QUOTES:
+        raise BodyTooLarge(f"the JSON has more than {_MAX_QUOTES // 2} strings")
+
+
+def _check_text(num_bytes: int, max_text_bytes: int) -> None:
+    if num_bytes > max_text_bytes:
+        raise BodyTooLarge(f"the JSON has more than {max_text_bytes} bytes besides long strings")
 
 
 def _depth(structure: bytes) -> int:

@@ -20,7 +20,7 @@ from jobs.errors import InvalidRequest
 from service.backend import Backend, CurrentBackend
 from service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
 from service.http.capacity import Share
-from service.http.json_body import parse_json
+from service.http.json_body import ArrivingJson, parse_json
 from service.jobs.bodies import GenerateRequest, text_fields
 
 FILES = frozenset({"image", "video", "condition_video"})
@@ -70,7 +70,8 @@ async def receive_body(request: Request, fields: FormFields, backend: Backend) -
         if media_type == b"application/json":
             with capacities.open_bodies.share(backend.owner) as open_bodies:
                 open_bodies.take(1)
-                content = await _read_json(_bounded(request, settings.max_json_bytes, memory))
+                chunks = _bounded(request, settings.max_json_bytes, memory)
+                content = await _read_json(chunks, settings.max_json_text_bytes)
             values = await capacities.parse(lambda: _json_object(content, settings.max_json_text_bytes))
             yield Body(values, has_inputs=_names_inputs(values, fields))
         elif media_type == b"multipart/form-data":
@@ -109,11 +110,11 @@ async def _bounded(
         yield chunk
 
 
-async def _read_json(chunks: AsyncIterator[bytes]) -> bytearray:
-    content = bytearray()
+async def _read_json(chunks: AsyncIterator[bytes], max_text_bytes: int) -> bytearray:
+    arriving = ArrivingJson(max_text_bytes)
     async for chunk in chunks:
-        content += chunk
-    return content
+        arriving.add(chunk)
+    return arriving.content
 
 
 def _json_object(content: bytearray, max_text_bytes: int) -> dict[str, Any]:

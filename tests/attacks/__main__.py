@@ -85,6 +85,7 @@ def main() -> int:
         "--check-delays", action="store_true", help="fail on slow answers, too: only sound on a quiet machine"
     )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that everything below is removed
     with ExitStack() as parts:
         if can_make_namespaces():
             inside, outside = parts.enter_context(joined_namespaces())

@@ -176,7 +176,8 @@ def _short_lists(size_bytes: int) -> bytes:
 
 
 if __name__ == "__main__":
-    os.nice(10)  # it stands for other machines, which do not take this one's processor time
+    # it stands for other machines: it only gets the processor time that the service leaves
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     url, address, *keys = sys.argv[1:]
     attacker = Attacker(url, address, keys)
     attacker.run()

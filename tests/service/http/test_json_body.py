@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import BodyTooLarge
-from service.http.json_body import MAX_DEPTH, MAX_VALUES, parse_json
+from service.http.json_body import MAX_DEPTH, MAX_VALUES, ArrivingJson, _structure, parse_json
 
 TEXT_BYTES = 1 << 20
 LEAVES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text()
@@ -111,3 +111,29 @@ def test_short_strings_count_as_text():
 def test_invalid_json_is_refused(content):
     with pytest.raises(ValueError):  # noqa: PT011
         parse_json(content, TEXT_BYTES)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet='"\\[]a,', max_size=60), st.integers(1, 5))
+def test_arriving_json_counts_as_much_as_json_that_has_arrived(text, chunk_bytes):
+    content = json.dumps([text, {text: [1, 2]}]).encode()
+    outside = len(_structure(content, TEXT_BYTES))
+    arriving = ArrivingJson(outside)
+    for start in range(0, len(content), chunk_bytes):
+        arriving.add(content[start : start + chunk_bytes])
+    assert arriving.content == content
+    with pytest.raises(BodyTooLarge):
+        arriving.add(b" ")
+
+
+@pytest.mark.parametrize("repeated", [b"[", b"[],", b'"",', b" "])
+def test_json_is_refused_before_its_end_arrives(repeated):
+    arriving = ArrivingJson(TEXT_BYTES)
+
+    def add_for_ever():
+        while True:
+            arriving.add(repeated * 10_000)
+
+    with pytest.raises(BodyTooLarge):
+        add_for_ever()
+    assert len(arriving.content) <= TEXT_BYTES + 30_000
