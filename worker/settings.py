@@ -62,7 +62,10 @@ class WorkerSettings(SharedSettings):
     context_parallel: int | None = Field(
         default=None, ge=1, description="ranks that generate one video together; default: all"
     )
-    device: DeviceName = Field(default="auto", description="auto, cpu or cuda")
+    device: DeviceName = Field(
+        default="auto",
+        description="cuda, cpu, or auto: cuda, or cpu if no GPU can be used and the checkpoint is small",
+    )
     dtype: DtypeName = Field(default="auto", description="auto: bfloat16 on cuda, float32 on cpu")
     compile: CompileName = Field(
         default="auto", description="compile parts of the transformer: auto (on cuda), on or off"
@@ -118,6 +121,9 @@ class WorkerSettings(SharedSettings):
             raise ValueError(
                 f"RANKS ({self.ranks}) must be a multiple of CONTEXT_PARALLEL ({self.context_parallel})"
             )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if self.device != "cpu" and visible and len(visible.split(",")) < self.ranks:
+            raise ValueError(f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {visible}")
         return self
 
     @property
@@ -206,7 +212,7 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     size = settings.ranks_per_group
     if settings.device != "cpu":
         visible = environment.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else [str(i) for i in range(settings.ranks)]
+        devices = visible.split(",") if visible is not None else [str(i) for i in range(settings.ranks)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * size : (index + 1) * size])
     return environment
 

@@ -50,6 +50,18 @@ def test_each_group_has_its_own_gpus(monkeypatch, visible, shares):
     assert [group_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == shares
 
 
+def test_more_ranks_than_visible_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(ValidationError, match="RANKS is 2, but CUDA_VISIBLE_DEVICES names fewer GPUs: 0"):
+        WorkerSettings(ranks=2, context_parallel=1, device="auto")
+
+
+def test_hidden_gpus_stay_hidden_from_ranks(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = WorkerSettings(ranks=2, context_parallel=1, device="auto")
+    assert [group_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["", ""]
+
+
 def test_no_gpus_are_assigned_on_cpu():
     settings = WorkerSettings(device="cpu")
     assert "CUDA_VISIBLE_DEVICES" not in group_environment(settings, 0)
