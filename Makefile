@@ -82,7 +82,7 @@ quality: $(READY) ## measure the pocket checkpoint on one rank and on two: a tab
 
 bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds where there is a GPU
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json
-	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.gpu; fi
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.first_contact --out benchmarks/first-contact; fi
 
 docs: $(READY) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
