@@ -26,11 +26,17 @@ time.sleep(1000)
 """
 
 
+def read_line(process: subprocess.Popen[str]) -> str:
+    """Wait for the next line that a process prints, and return it."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
 @pytest.mark.parametrize("death_signal", [signal.SIGKILL, signal.SIGTERM])
 def test_process_dies_with_its_parent(death_signal):
     command = [sys.executable, "-c", PARENT, str(int(death_signal))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
+        lines = {read_line(parent), read_line(parent)}
         child = psutil.Process(int(next(line for line in lines if line.isdigit())))
         assert "child is protected" in lines
         parent.kill()
@@ -67,7 +73,7 @@ def read_environment_of_process(protection: str) -> str:
         text=True,
     ) as process:
         try:
-            assert process.stdout.readline() == "ready\n"
+            assert read_line(process) == "ready"
             reader = f"{BECOME_PLAIN_USER}\nprint(open('/proc/{process.pid}/environ').read())"
             done = subprocess.run([sys.executable, "-c", reader], capture_output=True, text=True, check=False)
             return done.stdout or done.stderr.splitlines()[-1]

@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 
-from jobs.record import Job
+from jobs.record import Job, QueueEstimate
 from jobs.store.quotas import Quotas
 from tests.jobs.examples import LEASE_S, ExampleStore
 
@@ -126,7 +126,7 @@ class TestPositions:
     def test_positions_of_other_owners_are_hidden(self, store: ExampleStore):
         job = store.submit(owner="me")
         assert store.client.for_owner("you").estimate(job.id) is None
-        assert store.client.for_owner("me").estimate(job.id).position == 1
+        assert store.client.for_owner("me").estimate(job.id) == QueueEstimate(position=1, eta_s=None)
 
 
 class TestLimitOnRunningJobs:

@@ -276,8 +276,14 @@ class TestUrlCheck:
 
     def test_slow_name_server_occupies_few_threads(self, monkeypatch):
         monkeypatch.setattr(url_checker, "_LOOKUP_TIMEOUT_S", 0.001)
-        lookups, answered = [], Event()
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: lookups.append(answered.wait(30)) or [])
+        lookups: list[bool] = []
+        answered = Event()
+
+        def wait_for_answer(*_, **__):
+            lookups.append(answered.wait(30))
+            return []
+
+        monkeypatch.setattr(socket, "getaddrinfo", wait_for_answer)
         hosts = WebhookUrlChecker(allow_private=False)
         for number in range(20):
             hosts.check(f"https://{number}.example.com")
@@ -476,7 +482,7 @@ class TestTarpit:
 
 def test_certificates_are_loaded_once_for_all_webhooks(tell, receiver, post, monkeypatch):
     default_tls.cache_clear()
-    read = []
+    read: list[None] = []
     load = ssl.SSLContext.load_default_certs
     monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *args: read.append(load(*args)))
     mine = post()

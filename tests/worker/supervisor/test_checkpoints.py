@@ -60,14 +60,18 @@ def test_later_checkpoint_replaces_the_earlier_one_everywhere(backends):
 
 
 def test_segment_files_are_uploaded_once(backends, monkeypatch):
-    job, put = backends.claimed_job(), []
-    real = backends.storage.put
-    monkeypatch.setattr(
-        backends.storage, "put", lambda key, path, kind: (put.append(path.name), real(key, path, kind))
-    )
+    job = backends.claimed_job()
+    uploaded: list[str] = []
+    put = backends.storage.put
+
+    def put_and_note(key, path, media_type):
+        uploaded.append(path.name)
+        put(key, path, media_type)
+
+    monkeypatch.setattr(backends.storage, "put", put_and_note)
     upload(backends, job, write_checkpoint(job.folder, 1, segment=2))
     upload(backends, job, write_checkpoint(job.folder, 2, segment=3))
-    assert sorted(put) == sorted(
+    assert sorted(uploaded) == sorted(
         [
             "state-2-denoise-1.safetensors",
             "state-3-denoise-2.safetensors",

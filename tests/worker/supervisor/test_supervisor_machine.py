@@ -101,13 +101,14 @@ class SupervisorMachine(RuleBasedStateMachine):
         The states of several jobs are rare in random examples.
         """
         self.fake.bring_up()
-        for next_state in [[], [None], [LastDecode, None], [GpusReleased, LastDecode, None]][num_jobs]:
+        messages = (GpusReleased, LastDecode, None)  # for the first of three jobs, the second, the last
+        for message in messages[len(messages) - num_jobs :]:
             self.fake.consumer.is_requested = False
             self.claimed.append(self.fake.new_job())
             self.fake.claim(self.claimed[-1])
             self.fake.fetch(self.claimed[-1])
-            if next_state:
-                self.fake.receive(next_state(job_id=self.claimed[-1].job_id))
+            if message is not None:
+                self.fake.receive(message(job_id=self.claimed[-1].job_id))
 
     @rule()
     @when(lambda machine: machine.fake.gpu_group.state is GpuGroupState.STARTING)
