@@ -215,15 +215,15 @@ def refine_forward(rig: Rig) -> Iterator[Sample]:
 
 def other_stages(rig: Rig) -> Iterator[Sample]:
     """Measure text, VAE and x264, and a forward beside x264."""
-    film = stages.film(rig.scale, rig.folder / "x264.mp4")
+    encode = stages.video_encoding(rig.scale, rig.folder / "x264.mp4")
     yield from rig.timed({"text": stages.text_encoding(rig.scale, rig.device)})
     rig.peak_gb()
     yield from rig.timed({"VAE decode": stages.decoding(rig.scale, rig.device)})
     yield "VAE decode: peak, GB", rig.peak_gb()
-    yield "x264: s", seconds(film, torch.device("cpu"))
+    yield "x264: s", seconds(encode, torch.device("cpu"))
     forward = stages.forward(rig.dits.compiled, rig.scale, rig.scale.base, 1)
     yield from rig.timed({"forward alone": forward})
-    with _beside(film):
+    with _beside(encode):
         yield "forward beside x264: s", seconds(forward, rig.device)
 
 
@@ -234,7 +234,7 @@ def distilled_clip(rig: Rig) -> Iterator[Sample]:
         "text": stages.text_encoding(rig.scale, rig.device),
         "steps": stages.clip(rig.dits.compiled, rig.scale),
         "decode": stages.decoding(rig.scale, rig.device),
-        "file": stages.film(rig.scale, rig.folder / "clip.mp4"),
+        "file": stages.video_encoding(rig.scale, rig.folder / "clip.mp4"),
     }
     for name, work in works.items():
         work()

@@ -153,7 +153,7 @@ def decoding(scale: Scale, device: torch.device) -> Work:
     return decode
 
 
-def film(scale: Scale, path: Path) -> Work:
+def video_encoding(scale: Scale, path: Path) -> Work:
     """Encode the frames of a clip, slowly moving noise, to MP4 with x264."""
     from model.io.video import VideoWriter  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests.chaos.orders import Body
-from tests.films import decode
+from tests.decoded_video import decode
 
 Job = dict[str, Any]
 

@@ -28,7 +28,7 @@ from tests.servers import S3Server, free_port, redis_program, run_s3_server
 
 LEASE_S = 5.0
 MAX_ATTEMPTS = 3
-BUCKET = "films"
+BUCKET = "videos"
 UPLOADS = "uploads"
 SETTINGS = {
     "DEVICE": "cpu",

@@ -140,11 +140,11 @@ def test_job_starts_over_if_its_stored_checkpoint_is_gone(backends, fetcher):
 
 def test_finished_video_in_the_spool_is_not_generated_again(backends, fetcher):
     job = backends.claimed_job()
-    film = write_video(job.folder)
+    video = write_video(job.folder)
     backends.spool.write_pending_upload(
-        job.job_id, PendingUpload(fence=1, video=film, timings_s={"decode": 3.0})
+        job.job_id, PendingUpload(fence=1, video=video, timings_s={"decode": 3.0})
     )
-    assert fetcher.fetch(job) == Completed(film)
+    assert fetcher.fetch(job) == Completed(video)
     assert job.timings_s == {"decode": 3.0}
 
 
