@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -57,6 +58,11 @@ class RankSetup(_Frozen):
 class WorkerSettings(SharedSettings):
     """The settings `LONGCAT_<NAME>` of a worker. Times in seconds."""
 
+    old_names: ClassVar[Mapping[str, str]] = {
+        "max_claimed_jobs": "max_films_behind",
+        "video_buffer_bytes": "film_buffer_bytes",
+    }
+
     checkpoint: Path = Field(default=POCKET, description="folder with the model weights")
     ranks: int = Field(default=1, ge=1, description="number of rank processes, one for each GPU")
     context_parallel: int | None = Field(
@@ -83,7 +89,7 @@ class WorkerSettings(SharedSettings):
         default=18, ge=0, le=51, description="x264's constant rate factor: lower is better quality"
     )
     x264_preset: str = Field(default="medium", description="x264's speed preset")
-    film_buffer_bytes: int = Field(default=1 << 30, gt=0, description="memory for frames that wait for x264")
+    video_buffer_bytes: int = Field(default=1 << 30, gt=0, description="memory for frames that wait for x264")
 
     start_limit_s: float = Field(default=1800.0, gt=0, description="longest time to load the model")
     stall_s: float = Field(default=600.0, gt=0, description="a group that sends nothing for so long has hung")
@@ -107,8 +113,10 @@ class WorkerSettings(SharedSettings):
     upload_limit_s: float = Field(
         default=6 * 3600.0, gt=0, description="how long the storage may be unavailable before a job fails"
     )
-    max_films_behind: int = Field(
-        default=4, ge=1, description="videos that may be running, being written or uploaded at a time"
+    max_claimed_jobs: int = Field(
+        default=4,
+        ge=1,
+        description="jobs of a group that may be running, being written or uploaded at a time",
     )
     min_free_bytes: int = Field(
         default=1 << 30, ge=0, description="free disk space below which a worker claims no job"
@@ -166,7 +174,7 @@ class WorkerSettings(SharedSettings):
                 checkpoint_s=self.checkpoint_s,
                 crf=self.x264_crf,
                 preset=self.x264_preset,
-                buffer_bytes=self.film_buffer_bytes,
+                buffer_bytes=self.video_buffer_bytes,
             ),
         )
 

@@ -19,7 +19,7 @@ from tests.worker.running_worker import RunningWorker, running_worker
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     folder = tmp_path_factory.mktemp("worker")
-    settings = {"max_films_behind": 2, "preempt_after_s": 0}
+    settings = {"max_claimed_jobs": 2, "preempt_after_s": 0}
     with (
         RedisServer(folder / "redis", redis_program()) as redis,
         running_worker(folder, redis.url, **settings) as worker,

@@ -94,7 +94,7 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
         ),
     )
     _resume_uploads(backends, lease_renewer, inbox, settings.lease_s)
-    return Supervisor(components, inbox, SupervisorLimits(settings.max_films_behind, settings.drain_s))
+    return Supervisor(components, inbox, SupervisorLimits(settings.max_claimed_jobs, settings.drain_s))
 
 
 def _register(registration: GroupRegistration, ranks: int) -> None:

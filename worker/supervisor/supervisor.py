@@ -77,12 +77,12 @@ class SupervisorLimits:
     """The limits of a supervisor.
 
     Attributes:
-        max_unfinished: jobs that may be running, writing or finalizing at a time.
+        max_claimed_jobs: jobs that may be running, writing or finalizing at a time.
         drain_s: how long a drain may take before the group is killed.
         requeue_s: how much longer the supervisor then waits for its jobs to be requeued.
     """
 
-    max_unfinished: int
+    max_claimed_jobs: int
     drain_s: float
     requeue_s: float = 5.0
 
@@ -270,7 +270,7 @@ class Supervisor:
             and self._components.disk_space.is_enough
             and not is_claimed_ahead
             and JobState.RUNNING not in states
-            and len(states) < self._limits.max_unfinished
+            and len(states) < self._limits.max_claimed_jobs
         )
 
     def _on_stop_requested(self, job: ClaimedJob) -> None:

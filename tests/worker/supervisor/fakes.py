@@ -158,7 +158,7 @@ class FakeSupervisor:
 
     def __init__(
         self,
-        max_unfinished: int = 2,
+        max_claimed_jobs: int = 2,
         drain_s: float = 30.0,
         requeue_s: float = 5.0,
         maintenance: tuple[StoppableThread, ...] = (),
@@ -186,7 +186,7 @@ class FakeSupervisor:
         )
         self.components = components
         self.supervisor = Supervisor(
-            components, self.inbox, SupervisorLimits(max_unfinished, drain_s, requeue_s), lambda: self.now
+            components, self.inbox, SupervisorLimits(max_claimed_jobs, drain_s, requeue_s), lambda: self.now
         )
         self._ids = (f"job-{index}" for index in count())
 
