@@ -80,7 +80,7 @@ class JobClient:
             "submit",
             id=submission.id,
             record=record,
-            fingerprint=submission.hold and submission.hold.fingerprint,
+            fingerprint=submission.key_reservation and submission.key_reservation.fingerprint,
             limits=self._quotas.of_submission,
             input_bytes=sum(file.size_bytes for file in submission.order.inputs),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from jobs.order import Order, Priority
 from jobs.record import WEBHOOK_EVENTS, WebhookEvent
-from jobs.store.idempotency import Hold
+from jobs.store.idempotency import KeyReservation
 from jobs.store.scripts import present, to_ms
 from jobs.work import work_units
 
@@ -23,7 +23,7 @@ class Submission:
     Attributes:
         max_queue_s: how long it may wait for its first start; None is no limit.
         max_run_s: how long it may run, all attempts together; None is no limit.
-        hold: the idempotency key that is bound to the job.
+        key_reservation: the idempotency key that is bound to the job.
         trace: the request that submitted it: `request_id`, and `traceparent` of W3C Trace Context.
     """
 
@@ -36,7 +36,7 @@ class Submission:
     webhook_events: tuple[WebhookEvent, ...] = WEBHOOK_EVENTS
     max_queue_s: float | None = None
     max_run_s: float | None = None
-    hold: Hold | None = None
+    key_reservation: KeyReservation | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
@@ -53,7 +53,7 @@ class Submission:
             "metadata": json.dumps(dict(self.metadata)),
             "webhook_url": self.webhook_url,
             "webhook_events": json.dumps(self.webhook_events),
-            "idempotency_key": self.hold and self.hold.name,
+            "idempotency_key": self.key_reservation and self.key_reservation.name,
             "max_queue_ms": to_ms(self.max_queue_s),
             "max_run_ms": to_ms(self.max_run_s),
         }

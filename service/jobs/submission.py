@@ -19,7 +19,7 @@ from jobs.errors import InvalidRequest, JobNotFound, Unavailable
 from jobs.logs import about, current_names, names_of
 from jobs.record import WEBHOOK_EVENTS, Job
 from jobs.storage.keys import new_job_id
-from jobs.store.idempotency import Hold
+from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submission
 from model.spec.limits import Limits
 from service.backend import Backend
@@ -33,11 +33,11 @@ from service.jobs.orders import check_prompts, check_quality, make_order
 logger = logging.getLogger(__name__)
 
 
-def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
+def submit(body: Body, backend: Backend, reservation: KeyReservation | None = None) -> Job:
     """Check a request, resolve its options, store its input files and queue the job.
 
-    The job has the id of `hold` if the request has an idempotency key. Nothing is queued if this raises
-    InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet) or Unavailable.
+    If the request has an idempotency key, the job has the id that is reserved for it. Nothing is queued if
+    this raises InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet) or Unavailable.
     """
     request = _parse(body)
     if request.priority == "high" and not backend.high_priority_allowed:
@@ -49,7 +49,7 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
         backend.webhook_url_checker.check(request.webhook_url)
     check_quality(request, backend.settings.step_cache)
 
-    job_id = hold.job_id if hold else new_job_id()
+    job_id = reservation.job_id if reservation else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:
         reader = InputReader(job_id, folder, backend.settings, backend.sandbox, limits.fps)
         files = reader.read_all(_sources(request, body))
@@ -66,7 +66,7 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
         webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
         max_queue_s=backend.settings.max_queue_s,
         max_run_s=backend.settings.max_run_s,
-        hold=hold,
+        key_reservation=reservation,
         trace=current_names(),
     )
     with _unavailable_if_expired():
