@@ -64,7 +64,7 @@ if os.getuid() == 0:
 
 
 def read_environment_of_process(protection: str) -> str:
-    """Start a process with a secret that runs `protection`; return what its user reads of its environment."""
+    """Run `protection` in a process with a secret, and return its environment as its user reads it."""
     secret = f"{BECOME_PLAIN_USER}\n{protection}\nprint('ready', flush=True)\ntime.sleep(1000)"
     with subprocess.Popen(
         [sys.executable, "-c", secret],
@@ -90,7 +90,7 @@ def test_environment_can_be_read_unless_it_is_hidden():
 
 
 def test_program_started_by_a_hidden_process_is_not_hidden():
-    """Debuggers can attach to ranks."""
+    # Debuggers must be able to attach to ranks.
     program = "import ctypes; print(ctypes.CDLL(None).prctl(3))"  # PR_GET_DUMPABLE
     code = (
         "import os, sys; from worker.process import hide_environment; hide_environment(); "

@@ -22,7 +22,7 @@ JOB = RunJob(job_id="j", order=ORDER, folder=Path("/spool/j"))
 
 
 class Ends:
-    """The rank's connection, and the supervisor's end of it."""
+    """The connection of a rank, and the supervisor's end of it."""
 
     def __init__(self) -> None:
         rank, supervisor = socket.socketpair()
@@ -44,7 +44,7 @@ def test_jobs_are_received_in_order(ends):
     assert [ends.connection.next_job().job_id for _ in range(2)] == ["a", "b"]
 
 
-def test_stop_request_holds_for_its_job_alone(ends):
+def test_stop_request_applies_only_to_its_job(ends):
     ends.supervisor.send(StopJob(job_id="j", reason="preempt"))
     wait_until(lambda: ends.connection.stop_request("j") == "preempt")
     assert ends.connection.stop_request("other") is None
@@ -62,7 +62,7 @@ def test_sent_messages_arrive(ends):
     assert ends.supervisor.recv() == GroupFailed(message="lost")
 
 
-def test_rank_is_told_when_the_supervisor_is_gone(ends):
+def test_closed_connection_is_noticed_by_the_rank(ends):
     assert not ends.disconnected.is_set()
     ends.supervisor.close()
     assert ends.disconnected.wait(30)
@@ -75,7 +75,7 @@ def test_close_ends_the_receiving_thread():
         assert ends.supervisor.recv() is None
 
 
-def test_supervisor_is_told_why_a_rank_cannot_start(tmp_path):
+def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
     setup = WorkerSettings(device="cuda", checkpoint=tmp_path).rank_setup(tmp_path / "socket")
     command = [sys.executable, "-m", "worker.rank.main", setup.model_dump_json(), str(os.getpid())]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

@@ -1,4 +1,4 @@
-"""Start quick programs in place of torchrun. The real one runs in `tests/worker/test_faults.py`."""
+"""Start short programs instead of torchrun. The real one runs in `tests/worker/test_faults.py`."""
 
 from __future__ import annotations
 

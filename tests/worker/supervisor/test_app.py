@@ -1,4 +1,4 @@
-"""Build supervisors from settings. Their GPU group never starts; everything else works without it."""
+"""Supervisors are built from settings. Their GPU group never starts; nothing else needs it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Scene:
             assert not self.thread.is_alive()
 
     def finished_job(self) -> ClaimedJob:
-        """A job whose video is in the spool of a supervisor that died."""
+        """Return a job whose video is in the spool of a dead supervisor."""
         self.backends.submit()
         lease = self.backends.claim("w-0")
         job = ClaimedJob(lease, self.spool.folder(lease.job.id))

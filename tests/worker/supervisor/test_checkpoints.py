@@ -15,7 +15,7 @@ def upload(backends: LocalBackends, job, checkpoint) -> None:
 
 
 def resumed_from(backends: LocalBackends, job):
-    """The checkpoint that the next claim returns."""
+    """Return the checkpoint from which the next claim resumes."""
     backends.job_store.holder.requeue(job.lease, crashed=False)
     return stored_checkpoint(backends.claim().checkpoint)
 
@@ -156,19 +156,21 @@ def test_file_that_arrives_after_the_job_ended_is_removed(backends, monkeypatch)
 
 
 def test_late_file_is_reported_after_redis_was_unavailable(backends, monkeypatch):
-    job, say, told = backends.claimed_job(), backends.job_store.maintenance.report_late_file, []
+    job = backends.claimed_job()
+    report = backends.job_store.maintenance.report_late_file
+    reported: list[str] = []
 
-    def away_at_first(job_id) -> None:
-        told.append(job_id)
-        if len(told) == 1:
-            raise Unavailable("away")
-        say(job_id)
+    def fail_once(job_id) -> None:
+        reported.append(job_id)
+        if len(reported) == 1:
+            raise Unavailable("Redis is unavailable")
+        report(job_id)
 
-    monkeypatch.setattr(backends.job_store.maintenance, "report_late_file", away_at_first)
+    monkeypatch.setattr(backends.job_store.maintenance, "report_late_file", fail_once)
     backends.job_store.holder.confirm_cancel(job.lease)
     backends.confirm_file_removals()
     upload(backends, job, write_checkpoint(job.folder, 1))
-    assert told == [job.job_id] * 2
+    assert reported == [job.job_id] * 2
     assert backends.job_store.maintenance.due_file_removals().keys() == {job.job_id}
 
 

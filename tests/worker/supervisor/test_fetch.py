@@ -23,7 +23,7 @@ def fetcher(backends: LocalBackends) -> InputFetcher:
 
 @pytest.fixture
 def with_image(backends: LocalBackends, tmp_path) -> ClaimedJob:
-    """A claimed job with an image in storage."""
+    """Return a claimed job with an image in storage."""
     (tmp_path / "upload").write_bytes(b"pixels")
     key = input_key("somewhere", "image.png")
     backends.storage.put(key, tmp_path / "upload", "image/png")
@@ -97,7 +97,7 @@ def test_stopped_fetcher_fetches_what_is_available(fetcher, with_image):
 
 
 def checkpointed_elsewhere(backends: LocalBackends, step: int, segment: int = 1) -> ClaimedJob:
-    """A job with a stored checkpoint of another machine, of which this one has no files."""
+    """Return a job with a stored checkpoint of another machine, whose files are missing on this one."""
     job = backends.claimed_job()
     checkpoint = write_checkpoint(job.folder, step, segment)
     backends.checkpoints.submit(job, checkpoint)

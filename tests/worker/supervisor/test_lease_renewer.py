@@ -54,7 +54,7 @@ def scene(backends: LocalBackends, monkeypatch: pytest.MonkeyPatch):
     assert not scene.renewer.is_alive()
 
 
-def test_low_priority_job_is_told_to_stop_for_a_high_priority_job(scene):
+def test_low_priority_job_is_asked_to_stop_for_a_high_priority_job(scene):
     scene.backends.submit(priority="low")
     job = scene.backends.claimed_job(scene.backends.claim("a"))
     GroupRegistration(scene.backends.redis, "a", ttl_s=60).heartbeat("busy", ranks=1, job=job.job_id)

@@ -1,4 +1,4 @@
-"""Check what the supervisor decides after each event."""
+"""The supervisor takes the right decision after each event."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 
 @pytest.fixture
 def fake() -> FakeSupervisor:
-    """A supervisor whose group is ready."""
+    """Return a supervisor whose group is ready."""
     fake = FakeSupervisor()
     fake.bring_up()
     return fake
@@ -361,7 +361,7 @@ REASONS = ["cancel", "deadline", "preempt", "lease_lost"]
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_running_job_is_told_to_stop_and_finalized_when_it_has(fake, reason):
+def test_running_job_is_asked_to_stop_and_finalized_when_it_has_stopped(fake, reason):
     job = fake.run_job()
     request_stop(fake, job, reason)
     assert fake.stops() == [StopJob(job_id=job.job_id, reason=reason)]
