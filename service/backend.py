@@ -10,7 +10,7 @@ from typing import Annotated, Self
 from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
-from jobs.connect import connect_with_deadline
+from jobs.connect import connect
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
 from jobs.storage.base import Storage, open_storage
@@ -68,7 +68,7 @@ class Backend:
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """Create the connections that the settings name. Nothing is sent to Redis yet."""
-        redis = connect_with_deadline(settings.redis_url, settings.redis_patience_s)
+        redis = connect(settings.redis_address, settings.redis_patience_s)
         api_keys = ApiKeys(redis, settings.api_key)
         sessions = Sessions(redis, api_keys, settings.session_s)
         job_store = JobStore(

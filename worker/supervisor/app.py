@@ -45,7 +45,7 @@ from worker.supervisor.threads import StoppableThread
 from worker.supervisor.timeline import JobTimeline
 from worker.supervisor.tracing import spans_of
 
-REDIS_RETRY_S = 2.0  # of one command; callers repeat it themselves
+REDIS_DEADLINE_S = 2.0  # of one command; callers repeat it themselves
 REGISTRATION_TTL_S = 6.0
 
 
@@ -54,7 +54,7 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
-    redis = connect(settings.redis_url, REDIS_RETRY_S)
+    redis = connect(settings.redis_address, REDIS_DEADLINE_S)
     retry_while_unavailable(lambda: check_server(redis))
     group = settings.group_name(index)
     registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
