@@ -25,6 +25,7 @@ from redis.sentinel import SentinelConnectionPool, SentinelManagedConnection, Se
 T = TypeVar("T")
 
 PAUSE_S = 0.25  # between two attempts
+_DEADLINE_IN_OUTAGE_S = 0.2
 _SHORTEST_WAIT_S = 0.01  # a socket timeout of 0 would not wait at all
 _CODE = re.compile(r"(?:^|: -?)([A-Z]+) ")
 
@@ -45,8 +46,8 @@ def error_code(error: ResponseError) -> str:
 class Outage:
     """Remember that Redis does not answer. All connections of a client share one.
 
-    During an outage one command at a time is sent and waits until its deadline. All others fail at once, so
-    that requests do not queue up for threads that wait for Redis. The outage ends with the first answer.
+    During an outage one command at a time has its full deadline. All others have a short one, so that
+    requests do not queue up for threads that wait for Redis. The outage ends with the first answer.
     """
 
     def __init__(self) -> None:
@@ -54,19 +55,16 @@ class Outage:
         self._is_on = False
         self._is_probing = False
 
-    def enter(self) -> bool:
-        """Begin a command. Return whether it is the one that finds out if the outage is over.
-
-        Raises redis's ConnectionError if another command does that already.
-        """
+    def begin_command(self, deadline_s: float) -> tuple[float, bool]:
+        """Return how long a command may take, and whether it is the one that has its full deadline."""
         with self._lock:
             if self._is_on and self._is_probing:
-                raise RedisConnectionError("Redis does not answer")
+                return min(deadline_s, _DEADLINE_IN_OUTAGE_S), False
             self._is_probing |= self._is_on
-            return self._is_on
+            return deadline_s, self._is_on
 
-    def leave(self, *, answered: bool, was_probe: bool) -> None:
-        """End a command."""
+    def end_command(self, *, answered: bool, was_probe: bool) -> None:
+        """Note whether Redis answered a command."""
         with self._lock:
             self._is_on = not answered
             if was_probe:
@@ -107,8 +105,8 @@ class DeadlineRetry(Retry):
     ) -> T:
         """Call `do`, and `fail` after each failure, which closes the connection."""
         if self._ends_at is None:
-            self._is_probe = self._outage.enter()
-            self._ends_at = time.monotonic() + self._deadline_s
+            allowed_s, self._is_probe = self._outage.begin_command(self._deadline_s)
+            self._ends_at = time.monotonic() + allowed_s
         ends_at = self._ends_at
 
         def fail_in_time(error: Exception, *count: int) -> None:
@@ -129,7 +127,7 @@ class DeadlineRetry(Retry):
         """End the command: its connection goes back to the pool."""
         if self._ends_at is not None:
             self._ends_at = None
-            self._outage.leave(answered=self._answered, was_probe=self._is_probe)
+            self._outage.end_command(answered=self._answered, was_probe=self._is_probe)
 
 
 class _Deadlines:

@@ -16,6 +16,7 @@ from jobs.registration import GroupRegistration
 from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
+from jobs.store.scripts import Replication
 from jobs.tracing import open_tracing
 from worker.messages import Message
 from worker.settings import WorkerSettings, group_environment
@@ -55,7 +56,7 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
     redis = connect(settings.redis_address, REDIS_DEADLINE_S)
-    retry_while_unavailable(lambda: check_server(redis))
+    retry_while_unavailable(lambda: check_server(redis, settings.redis_wait_replicas))
     group = settings.group_name(index)
     registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
     _register(registration, settings.ranks_per_group)
@@ -115,6 +116,7 @@ def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Bac
         retention_s=settings.retention_s,
         max_attempts=settings.max_attempts,
         late_upload_s=settings.late_upload_s,
+        replication=Replication(settings.redis_wait_replicas, REDIS_DEADLINE_S / 2),
     )
     storage = open_storage(settings)
     checkpoints = CheckpointUploader(job_store, storage, spool)
