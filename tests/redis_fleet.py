@@ -68,7 +68,12 @@ class RedisProcess:
 
     def wait_until_it_answers(self) -> None:
         with self.client() as client:
-            wait_until(lambda: _answers(client))
+            wait_until(lambda: self._has_exited() or _answers(client))
+        if self._has_exited():
+            raise RuntimeError(f"the server did not start; see {self.folder}")
+
+    def _has_exited(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     def client(self) -> Redis:
         return Redis(port=self.port, socket_timeout=5.0)

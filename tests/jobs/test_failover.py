@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -39,7 +39,7 @@ class Load:
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._submit) for _ in range(NUM_CLIENTS)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
