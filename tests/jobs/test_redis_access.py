@@ -73,9 +73,9 @@ class TestTls:
             assert JobStore(redis).client.submit(a_submission()).status == "queued"
 
     def test_client_without_a_certificate_is_refused(self, port: int, files: tuple[Path, Path]):
-        with connect(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={files[1]}", 0.5) as redis:
-            with pytest.raises(Unavailable):
-                JobStore(redis).client.page()
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={files[1]}"
+        with connect(url, 0.5) as redis, pytest.raises(Unavailable):
+            JobStore(redis).client.page()
 
     def test_server_of_an_unknown_authority_is_refused(self, port: int, files: tuple[Path, Path]):
         key, certificate = files
