@@ -22,7 +22,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench coverage mutation docs clean
+.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos failover quality bench coverage mutation docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that
 
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES=)
 	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out $(OUT))
+
+failover: $(READY) ## kill the primary of three Redis servers again and again under load (KILLS=)
+	$(BIN)/python -m tests.failover $(if $(KILLS),--kills $(KILLS))
 
 quality: $(READY) ## measure the pocket checkpoint on one rank and on two: a table and a contact sheet (COUNT=)
 	$(BIN)/python -m training.quality pocket out/quality $(if $(COUNT),--count $(COUNT))

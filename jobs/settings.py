@@ -12,11 +12,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlencode
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from jobs.connect import check_url
 from jobs.logs import LogFormat
 
 logger = logging.getLogger(__name__)
@@ -30,14 +32,38 @@ _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOIN
 class SharedSettings(BaseSettings):
     """Settings of Redis, storage, logs and the limits of jobs. Times are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     old_names: ClassVar[Mapping[str, str]] = {}
     """The names of renamed settings in the previous release, by their present names."""
 
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0",
-        description="URL of the Redis server, with a password if it needs one",
+        description="URL of the Redis server, with user and password if it needs them: `redis://`, "
+        "`rediss://` (TLS), `unix:///path`, or `redis+sentinel://host:port,host:port/service` "
+        "(or `rediss+sentinel`)",
+    )
+    redis_ca_file: Path | None = Field(
+        default=None,
+        description="certificates of the authorities that sign Redis's certificate; default: the system's",
+    )
+    redis_cert_file: Path | None = Field(
+        default=None, description="client certificate, for a Redis that asks for one"
+    )
+    redis_key_file: Path | None = Field(default=None, description="private key of that certificate")
+    redis_sentinel_username: str | None = Field(
+        default=None, description="user name at the Sentinels, if they have users"
+    )
+    redis_sentinel_password: SecretStr | None = Field(
+        default=None, description="password of the Sentinels, if they need one"
+    )
+    redis_wait_replicas: int = Field(
+        default=0,
+        ge=0,
+        description="replicas that must have a job before its submission is acknowledged, so that a failover "
+        "does not lose it; 0: none",
     )
     data_dir: Path = Field(
         default=Path(".longcat"), description="folder for everything that is not stored in S3"
@@ -81,6 +107,30 @@ class SharedSettings(BaseSettings):
         gt=0,
         description="longest time that a job may run, all attempts together; default: no limit",
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis_url(cls, url: str) -> str:
+        if url:  # `make serve` starts a Redis of its own if this is empty
+            check_url(url)
+        return url
+
+    @property
+    def redis_address(self) -> str:
+        """Return REDIS_URL with the settings of TLS and Sentinel as parameters, as `jobs.connect` reads them.
+
+        It contains passwords.
+        """
+        password = self.redis_sentinel_password
+        parameters = {
+            "ssl_ca_certs": self.redis_ca_file,
+            "ssl_certfile": self.redis_cert_file,
+            "ssl_keyfile": self.redis_key_file,
+            "sentinel_username": self.redis_sentinel_username,
+            "sentinel_password": password and password.get_secret_value(),
+        }
+        given = urlencode({name: str(value) for name, value in parameters.items() if value is not None})
+        return self.redis_url + ("&" if "?" in self.redis_url else "?") * bool(given) + given
 
     @property
     def storage_location(self) -> str:

@@ -42,6 +42,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     request = _parse(body)
     if request.priority == "high" and not backend.high_priority_allowed:
         raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
+    backend.memory_guard.check()
     capability = latest(backend.redis)
     limits = Limits.from_json(capability.limits)
     check_prompts(request, limits)

@@ -27,7 +27,7 @@ def main() -> int:
     options = _parse_arguments()
     try:
         settings = Settings()
-        with connect(settings.redis_url, settings.redis_patience_s) as redis:
+        with connect(settings.redis_address, settings.redis_patience_s) as redis:
             signer = Signer(redis, settings.webhook_secret, settings.webhook_secret_previous)
             return _run(options, ApiKeys(redis), signer)
     except ValidationError as error:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.errors import Unavailable
 from jobs.registration import live_groups
+from jobs.store.memory import memory
 from jobs.store.metrics import Counters, counters, queue_depths
 from jobs.store.outbox import Outbox
 from service.backend import Backend
@@ -155,7 +156,7 @@ class _Queue(Collector):
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("longcat_redis_up", "1 if Redis responds.")
         try:
-            measured = [self._jobs(), *self._depths(), self._groups(), *self._webhooks()]
+            measured = [self._jobs(), *self._depths(), self._groups(), *self._webhooks(), *self._memory()]
         except Unavailable:
             measured = []
         up.add_metric([], 1 if measured else 0)
@@ -183,6 +184,13 @@ class _Queue(Collector):
         for state in sorted(set(states)):
             found.add_metric([state], states.count(state))
         return found
+
+    def _memory(self) -> Iterable[Metric]:
+        found = memory(self._backend.redis)
+        yield GaugeMetricFamily("longcat_redis_memory_bytes", "Memory that Redis uses.", found.used_bytes)
+        yield GaugeMetricFamily(
+            "longcat_redis_max_memory_bytes", "The maxmemory of Redis, 0 if it has none.", found.max_bytes
+        )
 
     def _webhooks(self) -> Iterable[Metric]:
         backlog = Outbox(self._backend.redis).backlog()

@@ -126,7 +126,7 @@ def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site
         settings = _shared_settings(environment)
         (folder / UPLOADS).mkdir()
         mounted = can_mount()
-        redis = connect(redis_server.url, patience_s=20.0)
+        redis = connect(redis_server.url, deadline_s=20.0)
         site = Site(
             folder=folder,
             redis_server=redis_server,

@@ -64,7 +64,7 @@ def test_unreadable_capability_counts_as_none(redis: Redis, caplog):
 
 
 def test_unavailable_without_redis():
-    away = connect("redis://127.0.0.1:1", patience_s=0)
+    away = connect("redis://127.0.0.1:1", deadline_s=0)
     for call in (lambda: latest(away), lambda: CAPABILITY.publish(away)):
         with pytest.raises(Unavailable):
             call()

@@ -58,7 +58,7 @@ class RunningWorker:
     settings: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.redis: Redis = connect(self.redis_url, patience_s=20.0)
+        self.redis: Redis = connect(self.redis_url, deadline_s=20.0)
         self.job_store = JobStore(self.redis, max_attempts=2)
         self.storage = FolderStorage(self.folder / "data" / "storage")
         self.checkpoint = self.folder / "checkpoint"

@@ -16,6 +16,7 @@ from jobs.registration import GroupRegistration
 from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
+from jobs.store.scripts import Replication
 from jobs.tracing import open_tracing
 from worker.messages import Message
 from worker.settings import WorkerSettings, group_environment
@@ -45,7 +46,7 @@ from worker.supervisor.threads import StoppableThread
 from worker.supervisor.timeline import JobTimeline
 from worker.supervisor.tracing import spans_of
 
-REDIS_RETRY_S = 2.0  # of one command; callers repeat it themselves
+REDIS_DEADLINE_S = 2.0  # of one command; callers repeat it themselves
 REGISTRATION_TTL_S = 6.0
 
 
@@ -54,8 +55,8 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
-    redis = connect(settings.redis_url, REDIS_RETRY_S)
-    retry_while_unavailable(lambda: check_server(redis))
+    redis = connect(settings.redis_address, REDIS_DEADLINE_S)
+    retry_while_unavailable(lambda: check_server(redis, settings.redis_wait_replicas))
     group = settings.group_name(index)
     registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
     _register(registration, settings.ranks_per_group)
@@ -115,6 +116,7 @@ def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Bac
         retention_s=settings.retention_s,
         max_attempts=settings.max_attempts,
         late_upload_s=settings.late_upload_s,
+        replication=Replication(settings.redis_wait_replicas, REDIS_DEADLINE_S / 2),
     )
     storage = open_storage(settings)
     checkpoints = CheckpointUploader(job_store, storage, spool)

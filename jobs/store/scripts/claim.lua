@@ -1,4 +1,4 @@
--- include: transitions
+-- include: transitions, allow_when_full
 -- Claim the next job. If the reply is lost, the same token gets the same claim.
 local claim_key = 'longcat:claims:' .. given.token
 local claimed = redis.call('GET', claim_key)

@@ -1,4 +1,4 @@
--- include: transitions
+-- include: transitions, allow_when_full
 -- The holder ends the job. A repeated call, also one with another status, returns the status in which the job ended.
 -- `counts` are counters that grow only if the job ends in the given status.
 local job = read(given.id)

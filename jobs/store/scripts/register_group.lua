@@ -1,4 +1,4 @@
--- include: call
+-- include: call, allow_when_full
 -- Register a group under its name for `ttl_ms`. Return 1, or 0 if another worker is registered under the name.
 local status_key = 'longcat:group:' .. given.group
 local holder_key = status_key .. ':holder'

@@ -1,4 +1,4 @@
--- include: outbox, metrics
+-- include: outbox, metrics, allow_when_full
 -- Record the outcome of an attempt in the job's delivery log. Schedule the next attempt after `retry_ms`, or remove the
 -- delivery. If the delivery is gone, or was leased again meanwhile, only the state of its host changes.
 

@@ -1,4 +1,4 @@
--- include: transitions
+-- include: transitions, allow_when_full
 -- Handle leases, queue deadlines and retentions that ran out. Return pairs of the change and the job.
 local changes = {}
 
@@ -8,13 +8,19 @@ end
 
 -- While nobody swept, Redis was away and holders could not renew their leases: they get one more lease as grace. Only
 -- one, so that leases run out also where sweeps are rare.
+-- A lease never ends later than after its length, whatever the clock showed when it was renewed.
+store_clock()
 local last_sweep = tonumber(redis.call('GET', 'longcat:last_sweep') or now)
 redis.call('SET', 'longcat:last_sweep', now)
-for _, id in ipairs(redis.call('ZRANGE', 'longcat:leases', 0, -1)) do
+local leases = redis.call('ZRANGE', 'longcat:leases', 0, -1, 'WITHSCORES')
+for i = 1, #leases, 2 do
+  local id, ends_ms = leases[i], tonumber(leases[i + 1])
   local lease_ms, had_grace = unpack(redis.call('HMGET', record_key(id), 'lease_ms', 'lease_grace'))
   if now - last_sweep > lease_ms / 3 and not had_grace then
     redis.call('ZADD', 'longcat:leases', now + lease_ms, id)
     redis.call('HSET', record_key(id), 'lease_grace', 1)
+  elseif ends_ms > now + lease_ms then
+    redis.call('ZADD', 'longcat:leases', now + lease_ms, id)
   end
 end
 
