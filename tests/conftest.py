@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,8 +78,10 @@ def s3_bucket(s3_server: S3Server) -> S3Bucket:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint in the released layout; read it, never write to it."""
+    from model.tiny import write_tiny  # imports torch, diffusers and transformers
+
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    subprocess.run([sys.executable, "-m", "model.tiny", str(folder)], check=True)
+    write_tiny(folder)
     return folder
 
 

@@ -310,16 +310,6 @@ class TestSecrets:
         assert made == Signer(redis, None).secret_of("me") != Signer(redis, None).secret_of("you")
         assert made != Signer(redis, SECRET).secret_of("me")
 
-    def test_command_prints_the_secret(self, redis_server, redis):
-        done = subprocess.run(
-            [sys.executable, "-m", "service.keys", "webhook-secret", "me"],
-            env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.strip() == Signer(redis, None).secret_of("me")
-
     def test_old_and_new_secret_verify_until_the_overlap_ends(self, redis):
         now = [1000.0]
         signer = Signer(redis, SECRET, clock=lambda: now[0])
@@ -352,19 +342,6 @@ class TestSecrets:
         old, new = Signer(redis, SECRET).secret_of("me"), Signer(redis, other).secret_of("me")
         assert verifying(Signer(redis, other, SECRET), "me", old, new) == [True, True]
         assert verifying(Signer(redis, other), "me", old, new) == [False, True]
-
-    def test_command_rotates_the_secret(self, redis_server, redis):
-        signer = Signer(redis, None)
-        old = signer.secret_of("me")
-        done = subprocess.run(
-            [sys.executable, "-m", "service.keys", "rotate-webhook-secret", "me", "--overlap", "1h"],
-            env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.strip() == signer.secret_of("me") != old
-        assert verifying(signer, "me", old, signer.secret_of("me")) == [True, True]
 
     @pytest.mark.parametrize("secret", ["x", "whsec_", "whsec_short", "c2VjcmV0" * 6])
     def test_malformed_secret_in_the_settings_is_refused(self, redis_server, tmp_path, secret):
