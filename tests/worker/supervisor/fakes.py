@@ -263,5 +263,11 @@ class FakeSupervisor:
         """Return the ids of the jobs that the group was told to run since its latest start."""
         return [message.job_id for message in self.sent if isinstance(message, RunJob)]
 
+    def sent_to_any_group(self, kind: type[Message]) -> list[Any]:
+        """The messages of a kind that were sent to the groups of all starts, in order."""
+        return [
+            message for process in self.processes for message in process.sent if isinstance(message, kind)
+        ]
+
     def stops(self) -> list[Any]:
         return [message for message in self.sent if isinstance(message, StopJob)]
