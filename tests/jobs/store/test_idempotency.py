@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jobs.errors import KeyReused
@@ -96,6 +98,13 @@ def test_submission_with_the_key_of_another_request_is_refused(keys, store):
         store.client.submit(a_submission(id=late.job_id, key_reservation=late))
     job = store.client.submit(a_submission(id=other.job_id, key_reservation=other))
     assert store.client.page() == [job]
+
+
+def test_submission_of_another_request_under_the_same_id_is_refused(keys, store):
+    hold = keys.hold("", "k", "f")
+    with pytest.raises(KeyReused):
+        store.client.submit(a_submission(id=hold.job_id, hold=replace(hold, fingerprint="g")))
+    assert store.client.page() == []
 
 
 def test_key_is_removed_with_its_job(keys, store, redis):

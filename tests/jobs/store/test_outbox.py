@@ -13,6 +13,7 @@ from jobs.store.outbox import Attempt, Backlog, Delivery, Outbox
 from tests.jobs.examples import ExampleStore, a_result, keys_of
 
 URL = "https://example.com/hook"
+MOST_DELIVERIES = 1000  # of any test
 
 
 @pytest.fixture
@@ -28,7 +29,11 @@ def take(outbox: Outbox, max_per_owner: int = 4, max_per_host: int = 2) -> Deliv
 
 
 def take_all(outbox: Outbox, max_per_owner: int = 4, max_per_host: int = 2) -> list[Delivery]:
-    return list(iter(lambda: outbox.take(60, max_per_owner, max_per_host), None))
+    taken: list[Delivery] = []
+    while delivery := outbox.take(60, max_per_owner, max_per_host):
+        taken.append(delivery)
+        assert len(taken) <= MOST_DELIVERIES, "a delivery in flight is taken again"
+    return taken
 
 
 def fail(outbox: Outbox, delivery: Delivery, retry_s: float | None = 5.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -357,6 +358,24 @@ class TestWithKeys:
         assert [job["id"] for job in client.get("/jobs", headers=mine).json()["jobs"]] == [job["id"]]
         assert client.get("/jobs", headers=yours).json()["jobs"] == []
         assert client.get("/jobs", params={"after": job["id"]}, headers=yours).status_code == 404
+
+    def test_every_route_hides_the_jobs_of_other_owners(self, client, worker, mine, yours):
+        job_id = client.post("/generate", json={"prompt": "a ball"}, headers=mine).json()["id"]
+        worker.succeed(worker.claim())
+        routes = [
+            (method, re.sub(r"{(job|video)_id}", job_id, path))
+            for path, operations in client.app.openapi()["paths"].items()
+            for method in operations
+            if "{job_id}" in path or "{video_id}" in path
+        ]
+        assert len(routes) >= 11
+        for method, url in routes:
+            assert client.request(method, url, headers=yours).status_code == 404, (method, url)
+        for url in ("/jobs", "/v1/videos"):
+            assert client.get(url, params={"after": job_id}, headers=yours).status_code == 404, url
+        extension = {"prompt": "go on", "seconds": "1", "video": {"id": job_id}}
+        assert client.post("/v1/videos/extensions", json=extension, headers=yours).status_code == 404
+        assert client.post("/v1/videos/extensions", json=extension, headers=mine).status_code != 404
 
     def test_owner_cannot_change_jobs_of_others(self, client, mine, yours):
         url = f"/jobs/{client.post('/generate', json={'prompt': 'a ball'}, headers=mine).json()['id']}"
