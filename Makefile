@@ -44,8 +44,8 @@ coverage: $(READY) ## coverage of lines and branches, subprocesses included (PAC
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-mutation: $(READY) ## mutate a part of the code and list what no test notices (PACKAGE=model/spec)
-	$(BIN)/python -m tests.mutation $(PACKAGE)
+mutation: $(READY) ## mutate a part of the code and list what no test notices (PACKAGE=model/spec SAMPLE=)
+	$(BIN)/python -m tests.mutation $(PACKAGE) $(if $(SAMPLE),--sample $(SAMPLE))
 
 check: $(READY) ## format, lint, types, import rules, Lua
 	$(BIN)/ruff format --check .

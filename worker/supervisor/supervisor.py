@@ -159,7 +159,6 @@ class Supervisor:
                     self._on_group_message(message)
             case JobClaimed(job):
                 self.jobs.append(job)
-                self._withdraw_claim_request()
             case JobFetched(job, result):
                 self._on_fetched(job, result)
             case StopRequested(job):

@@ -159,6 +159,8 @@ class SupervisorMachine(RuleBasedStateMachine):
         The states of several jobs are rare in random examples.
         """
         self.fake.bring_up()
+        assert self.fake.gpu_group.is_ready
+        assert self.fake.gpu_group.capability == CAPABILITY
         messages = (GpusReleased, LastDecode, None)  # for the first of three jobs, the second, the last
         for message in messages[len(messages) - num_jobs :]:
             self.fake.consumer.is_requested = False
@@ -172,6 +174,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @when(lambda machine: machine.fake.gpu_group.state is GpuGroupState.STARTING)
     def group_becomes_ready(self) -> None:
         self.fake.receive(READY)
+        assert self.fake.gpu_group.is_ready
 
     @rule(failure=st.sampled_from(["connection closed", "rank died", "message", "out of order"]))
     @when(lambda machine: machine.fake.gpu_group.process is not None)
@@ -478,7 +481,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Drain: everything ends, whether or not the group and the finalizer still answer."""
-        answers = len(self.claimed) % 2 == 0
+        answers = serves(self) and len(self.claimed) % 2 == 0
         if serves(self):
             self.drain()
         for job in self.in_state(JobState.FETCHING):
