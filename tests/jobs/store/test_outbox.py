@@ -83,6 +83,14 @@ class TestWebhook:
             store.holder.succeed(claim, a_result(claim), {})
         assert events(outbox) == ["succeeded", "succeeded"]
 
+    def test_is_sent_for_every_event_if_the_record_names_none(
+        self, redis: Redis, store: ExampleStore, outbox: Outbox
+    ):
+        job = store.submit(webhook_url=URL)
+        redis.hdel(f"longcat:job:{job.id}", "webhook_events")
+        store.client.cancel(job.id)
+        assert events(outbox) == ["cancelled"]
+
     def test_is_one_start_for_several_attempts(self, store: ExampleStore, outbox: Outbox):
         claim = store.start(webhook_url=URL)
         store.holder.requeue(claim, crashed=False)
@@ -272,6 +280,11 @@ class TestUnresponsiveHost:
             pauses.append(seconds)
             fail(outbox, probe, 10**6)
         assert pauses == [10, 20, 40, 80, 160, 320, 600, 600]
+
+    def test_stays_paused_when_another_host_fails(self, store: ExampleStore, outbox: Outbox):
+        for host in ("tarpit", "pit"):
+            pause(store, outbox, host)
+        assert outbox.backlog().num_paused_hosts == 2
 
     def test_uses_up_no_attempt_of_waiting_deliveries(self, store: ExampleStore, outbox: Outbox):
         pause(store, outbox, "tarpit")

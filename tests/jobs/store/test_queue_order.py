@@ -110,6 +110,7 @@ class TestFairness:
         for claim in (claims[2], claims[0]):
             store.holder.requeue(claim, crashed=False)
         assert [store.position(claims[i].job.id) for i in (0, 2)] == [1, 2]
+        assert sorted(store.position(job.id) for job in store.client.page(status="queued")) == [1, 2, 3, 4, 5]
         assert [job.id for job in islice(claims_in_order(store), 2)] == [claims[0].job.id, claims[2].job.id]
 
 

@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from jobs.errors import InvalidRequest, OutOfMemory
+from jobs.errors import InvalidRequest, OutOfMemory, Unavailable
 from jobs.storage.keys import new_job_id
 from jobs.store.outbox import Outbox
 from jobs.store.submission import Submission
@@ -358,6 +358,27 @@ class TestDeliveryWorker:
         with DeliveryWorker(Outbox(redis), Signer(redis, None), changed):
             worker.claim()
             wait_until(lambda: receiver.types == ["job.started"])
+
+    @pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("a mistake")])
+    def test_threads_continue_after_an_error(
+        self, order, worker, receiver, redis, settings, monkeypatch, error
+    ):
+        changed = settings.model_copy(
+            update={"webhook_private_hosts": True, "webhook_interval_s": 0.02, "webhook_threads": 1}
+        )
+        outbox, errors = Outbox(redis), [error]
+        take = outbox.take
+
+        def fails_at_first(*given):
+            if errors:
+                raise errors.pop()
+            return take(*given)
+
+        monkeypatch.setattr(outbox, "take", fails_at_first)
+        order(webhook_url=receiver.url)
+        worker.claim()
+        with DeliveryWorker(outbox, Signer(redis, None), changed):
+            wait_until(lambda: receiver.types == ["job.started"], timeout_s=30)
 
     def test_several_workers_send_each_webhook_once(self, order, worker, receiver, redis, settings):
         changed = settings.model_copy(

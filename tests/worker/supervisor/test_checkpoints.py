@@ -93,6 +93,22 @@ def test_only_the_latest_checkpoint_waits_for_the_storage(backends):
     assert resumed_from(backends, job) == kept[-1]
 
 
+def test_upload_is_repeated_after_the_storage_was_unavailable(backends, monkeypatch):
+    job, attempts, real = backends.claimed_job(), [], backends.storage.put
+
+    def unavailable_at_first(*file):
+        attempts.append(file)
+        if len(attempts) == 1:
+            raise Unavailable("away")
+        real(*file)
+
+    monkeypatch.setattr(backends.storage, "put", unavailable_at_first)
+    checkpoint = write_checkpoint(job.folder, 1)
+    backends.checkpoints.submit(job, checkpoint)
+    wait_until(lambda: job.checkpoint == checkpoint)
+    assert resumed_from(backends, job) == checkpoint
+
+
 def test_local_copy_does_not_wait_for_the_storage(backends):
     job = backends.claimed_job()
     backends.storage.is_available = False

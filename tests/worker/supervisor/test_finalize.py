@@ -154,6 +154,30 @@ def test_deadline_fails_the_job_with_deadline_exceeded(scene):
     assert scene.finalize(Stopped("deadline")).error.code == "deadline_exceeded"
 
 
+@pytest.mark.parametrize("call", ["begin_upload", "succeed"])
+def test_upload_and_its_commit_survive_an_unavailable_redis(scene, backends, monkeypatch, call):
+    real, calls = getattr(backends.job_store.holder, call), []
+
+    def unavailable_at_first(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise Unavailable("away")
+        return real(*given)
+
+    monkeypatch.setattr(backends.job_store.holder, call, unavailable_at_first)
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+    assert len(calls) == 2
+
+
+def test_video_of_a_cancelled_job_is_not_uploaded(scene, backends, monkeypatch):
+    uploaded: list[tuple] = []
+    monkeypatch.setattr(backends.storage, "put", lambda *file: uploaded.append(file))
+    backends.job_store.client.cancel(scene.job.job_id)
+    scene.job.stop_request = "cancel"
+    assert scene.finalize(Completed(scene.video)).status == "cancelled"
+    assert uploaded == []
+
+
 def test_job_cancelled_before_its_upload_never_succeeds(scene, backends):
     backends.job_store.client.cancel(scene.job.job_id)
     scene.job.stop_request = "cancel"
