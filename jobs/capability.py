@@ -6,14 +6,16 @@ limits is defined in `model.spec.limits`.
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from redis import Redis
 
 from jobs.connect import redis_reached
 from jobs.errors import NoCapability
+from model.spec.limits import Limits
 from model.spec.params import Task
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,19 @@ def latest(redis: Redis) -> Capability:
     if document is None:
         raise NoCapability("no worker has said yet what can be made; try again when one is up")
     try:
-        return Capability.model_validate_json(document)
-    except ValidationError as error:
+        return read_capability(document)
+    except (ValueError, TypeError, AttributeError) as error:
         logger.exception("cannot read the published capability")
         raise NoCapability("the workers run a release that this service does not understand") from error
+
+
+def read_capability(document: bytes | str) -> Capability:
+    """Read a published capability, without the tasks that this release does not know.
+
+    Raises ValueError, TypeError or AttributeError if it or its limits cannot be read.
+    """
+    values = json.loads(document)
+    known = [task for task in values.get("tasks", ()) if task in get_args(Task)]
+    capability = Capability.model_validate({**values, "tasks": known})
+    Limits.from_json(capability.limits)
+    return capability

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 
 from stack.redis_server import RedisServer
-from tests.servers import S3Bucket, S3Server, redis_program, run_s3_server
+from tests.servers import S3Bucket, S3Server, create_bucket, redis_program, run_s3_server
 
 CHROMIUM_NAMES = ["chromium", "chromium-browser", "google-chrome"]
 CHROMIUM_FLAGS = [
@@ -60,18 +60,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3_bucket(s3_server: S3Server) -> S3Bucket:
     """An empty bucket."""
-    import boto3  # an extra, which most tests do without
-
     bucket = S3Bucket(s3_server, f"bucket-{uuid.uuid4().hex}")
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_server.endpoint_url,
-        region_name=s3_server.region,
-        aws_access_key_id=s3_server.access_key_id,
-        aws_secret_access_key=s3_server.secret_access_key,
-    )
-    client.create_bucket(Bucket=bucket.name)
-    client.close()
+    create_bucket(s3_server, bucket.name)
     return bucket
 
 

@@ -13,7 +13,7 @@ from jobs.store.scripts import present, to_ms
 from jobs.work import work_units
 
 SCHEMA_VERSION = 1
-"""The version of stored records. It grows when a field changes its meaning, not when one is added."""
+"""The version of stored records."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Submission:
             "schema_version": SCHEMA_VERSION,
             "id": self.id,
             "order": self.order.model_dump_json(),
+            "order_version": self.order.schema_version,
             "task": self.order.plan.task,
             "work_units": work_units(self.order.plan),
             "priority": self.priority,

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jobs.errors import Unavailable
 from jobs.registration import live_groups
 from jobs.store.memory import memory
-from jobs.store.metrics import Counters, counters, queue_depths
+from jobs.store.metrics import Counters, counters, num_set_aside, queue_depths
 from jobs.store.outbox import Outbox
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
@@ -156,7 +156,10 @@ class _Queue(Collector):
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("longcat_redis_up", "1 if Redis responds.")
         try:
-            measured = [self._jobs(), *self._depths(), self._groups(), *self._webhooks(), *self._memory()]
+            measured = [
+                *(self._jobs(), *self._depths(), self._set_aside()),
+                *(self._groups(), *self._webhooks(), *self._memory()),
+            ]
         except Unavailable:
             measured = []
         up.add_metric([], 1 if measured else 0)
@@ -177,6 +180,13 @@ class _Queue(Collector):
             depth.add_metric([found.priority], found.num_jobs)
             age.add_metric([found.priority], found.oldest_s)
         return depth, age
+
+    def _set_aside(self) -> Metric:
+        return GaugeMetricFamily(
+            "longcat_set_aside_jobs",
+            "Queued jobs that some worker could not read.",
+            num_set_aside(self._backend.redis),
+        )
 
     def _groups(self) -> Metric:
         found = GaugeMetricFamily("longcat_groups", "Worker groups by state.", labels=["state"])

@@ -16,6 +16,7 @@ from jobs.registration import GroupRegistration
 from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
+from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import Replication
 from jobs.tracing import open_tracing
 from worker.messages import Message
@@ -62,12 +63,13 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
     _register(registration, settings.ranks_per_group)
 
     inbox: Inbox = queue.SimpleQueue()
-    backends = _build_backends(settings, redis, Spool(settings.group_folder(index) / "jobs"))
+    report = partial(report_unreadable, redis, "spool file")
+    backends = _build_backends(settings, redis, Spool(settings.group_folder(index) / "jobs", report))
     job_store, spool = backends.job_store, backends.spool
     lease_renewer = LeaseRenewer(
         job_store, lambda job: inbox.put(StopRequested(job)), settings.preempt_after_s
     )
-    fetcher = InputFetcher(backends.storage, spool)
+    fetcher = InputFetcher(backends.storage, spool, partial(report_unreadable, redis, "checkpoint"))
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def on_claim(lease: Lease) -> None:

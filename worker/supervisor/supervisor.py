@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from worker.messages import (
+    PROTOCOL_VERSION,
     CheckpointSaved,
     GpusReleased,
     GroupFailed,
@@ -196,6 +197,11 @@ class Supervisor:
                 self._on_group_failed("rank 0 closed its connection")
             case GroupFailed():
                 self._on_group_failed(message.message)
+            case Ready() if message.protocol_version != PROTOCOL_VERSION:
+                self._on_group_failed(
+                    f"rank 0 speaks version {message.protocol_version} of the messages and this supervisor "
+                    f"{PROTOCOL_VERSION}: restart the worker"
+                )
             case Ready():
                 self._gpu_group.on_ready(message)
             case RunJob() | StopJob():

@@ -5,11 +5,11 @@
 local job = visible(given.id)
 if not job or job.status ~= 'queued' then return false end
 local running = {}
-for i, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
-  local task, work_units, progress, claimed_ms = unpack(
-    redis.call('HMGET', record_key(id), 'task', 'work_units', 'progress', 'claimed_ms')
-  )
-  running[i] = {task, work_units or 1, progress, now - claimed_ms}
+for _, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
+  local other = read(id)
+  if other then
+    table.insert(running, {other.task, other.work_units, other.progress or false, now - other.claimed_ms})
+  end
 end
 return {
   queue_position(job),

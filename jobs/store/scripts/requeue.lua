@@ -4,4 +4,4 @@ local job = read(given.id)
 if job and was_released(job) then return job.status end
 job = held()
 if not job then return LEASE_LOST end
-return requeue(job, given.crashed, given.crash_error)
+return requeue(job, given.crashed and 'crashed' or 'drained', given.crash_error)
