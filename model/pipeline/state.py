@@ -80,7 +80,7 @@ class State:
             with open_safetensors(path) as file:
                 plain = file.metadata() or {}
                 _check_version(plain)
-                known = file.keys() & {entry.name for entry in fields(cls)}
+                known = {entry.name for entry in fields(cls)}.intersection(file.keys())
                 tensors = {name: file.get_tensor(name) for name in known}
             stage: Stage = "refine" if plain["stage"] == "refine" else "denoise"
             return cls(int(plain["segment"]), stage, int(plain["step"]), **tensors)

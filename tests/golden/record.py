@@ -65,6 +65,7 @@ def record(release: Release, folder: Path, work: Path) -> None:
         installation.s3.health = "well"
         time.sleep(1.0)  # requests of the killed processes may still be on their way
         _copy_storage(installation.s3, jobs, folder / "storage")
+        client.close()
     _copy_messages(release.folder / LOG, folder / LOG)
 
 

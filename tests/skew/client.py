@@ -29,6 +29,10 @@ class Client:
         self.server_errors: list[str] = []
         self._http = httpx.Client(headers={"Authorization": f"Bearer {api_key}"}, timeout=TIMEOUT_S)
 
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
     def submit(self, body: dict[str, Any]) -> Job:
         """Submit a job."""
         response = self.request("POST", "/generate", json=body)
@@ -36,7 +40,7 @@ class Client:
         return dict(response.json())
 
     def job(self, job_id: str) -> Job:
-        """Return a job, as every API process shows it: they must agree about all that does not change."""
+        """Return a job."""
         response = self.request("GET", f"/jobs/{job_id}")
         assert response.status_code == 200, response.text
         return dict(response.json())

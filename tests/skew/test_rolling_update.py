@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,8 @@ def fleet(last_release: Release, checkpoint: Path, tmp_path: Path) -> Iterator[F
     own = shutil.copytree(checkpoint, tmp_path / "checkpoint")  # the ranks write their log into it
     with open_installation(tmp_path, own) as installation:
         key = installation.command(last_release, "service.keys", "create", "alice")
-        yield Fleet(installation, Client(key))
+        with closing(Client(key)) as client:
+            yield Fleet(installation, client)
 
 
 @pytest.mark.parametrize("api_is_new", [False, True], ids=["new workers", "new api"])
