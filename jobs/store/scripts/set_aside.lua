@@ -1,6 +1,6 @@
 -- include: transitions, allow_when_full
--- The holder gives a job up because `reader` cannot read its record. That uses up no attempt, and other readers may claim
--- the job. If it had not started before, it has not started now, and it waits for its deadline again.
+-- The holder gives a job up because `reader` cannot read its record. That uses up no attempt, and other readers may
+-- claim the job. If it had not started before, it has not started now, and it waits for its deadline again.
 local job = held()
 if not job then return LEASE_LOST end
 local status = requeue(job, 'unreadable')

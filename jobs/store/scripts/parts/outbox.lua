@@ -125,8 +125,8 @@ local function add_delivery(job)
   local event = EVENTS[job.status]
   if not is_subscribed(job, event) then return end
   local id, host = job.id .. '-' .. event, host_of(job.webhook_url)
-  redis.call('HSET', delivery_key(id), 'schema_version', 1, 'event', event, 'at_ms', now, 'attempt', 0, 'job', job.id, 'owner', job.owner,
-    'host', host)
+  redis.call('HSET', delivery_key(id), 'schema_version', 1, 'event', event, 'at_ms', now, 'attempt', 0, 'job', job.id,
+    'owner', job.owner, 'host', host)
   if not ENDED[job.status] then
     local snapshot = {}
     for _, name in ipairs(CHANGING) do snapshot[name] = job[name] end

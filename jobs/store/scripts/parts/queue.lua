@@ -110,7 +110,8 @@ end
 
 -- Check that the caller, if it is a reader of records, has not set this job aside.
 local function is_readable(unreadable_by)
-  return not (given.reader and unreadable_by) or not (' ' .. unreadable_by .. ' '):find(' ' .. given.reader .. ' ', 1, true)
+  if not (given.reader and unreadable_by) then return true end
+  return not (' ' .. unreadable_by .. ' '):find(' ' .. given.reader .. ' ', 1, true)
 end
 
 -- Check that a queued job may start under the limits on running jobs, which it carries. If `leaving` is given, that
