@@ -16,11 +16,11 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
+from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from jobs.errors import Unavailable, UnfitServer
 from jobs.redis_client import CONNECTIONS, DeadlineRetry, Outage, Pool, SentinelPool, error_code
@@ -126,6 +126,10 @@ def _address(text: str) -> tuple[str, int]:
 
 def unavailable(error: RedisError) -> Unavailable | None:
     """Return the reason why Redis cannot do its work now, None if the command itself is at fault."""
+    if isinstance(error, AuthenticationError):
+        return Unavailable("Redis refuses the user or the password")
+    if isinstance(error, MasterNotFoundError):
+        return Unavailable("no Sentinel names a primary of Redis; try again soon")
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return Unavailable("Redis cannot be reached; try again soon")
     if isinstance(error, OutOfMemoryError):
