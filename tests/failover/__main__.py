@@ -65,8 +65,7 @@ class Clients:
         self.statuses[answer.status_code] += 1
         if answer.status_code == 202:
             self.acknowledged.append(answer.json()["id"])
-        else:
-            time.sleep(PAUSE_S)
+        time.sleep(PAUSE_S)
 
 
 def main() -> int:

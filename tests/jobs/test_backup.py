@@ -76,9 +76,11 @@ def test_jobs_queue_fences_and_keys_are_restored(
         store = JobStore(redis)
         keys = IdempotencyKeys(redis)
         for name in ("ended", "held", "queued"):
-            hold = keys.hold("a", name, "fingerprint")
+            reserved = keys.reserve("a", name, "fingerprint")
             store.client.submit(
-                a_submission(id=hold.job_id, hold=hold, owner="a", webhook_url="http://127.0.0.1/")
+                a_submission(
+                    id=reserved.job_id, key_reservation=reserved, owner="a", webhook_url="http://127.0.0.1/"
+                )
             )
         first, second = (store.holder.claim("g", LEASE_S) for _ in range(2))
         assert first is not None
@@ -88,7 +90,7 @@ def test_jobs_queue_fences_and_keys_are_restored(
         with writing(redis):
             wait_until(lambda: store.client.counts()["queued"] > 20)
             options = copy(server, redis, tmp_path / "copy")
-        queued_id = keys.hold("a", "queued", "fingerprint").job_id
+        queued_id = keys.reserve("a", "queued", "fingerprint").job_id
 
     with RedisProcess(tmp_path / "copy", options) as server, connect(server.url, 5.0) as redis:
         if options:
@@ -97,7 +99,7 @@ def test_jobs_queue_fences_and_keys_are_restored(
         tickets = TicketQueue(redis)
         sweep(restored, tickets)
         assert restored.client.get(first.job.id).result == a_result(first)
-        assert IdempotencyKeys(redis).hold("a", "queued", "fingerprint").job_id == queued_id
+        assert IdempotencyKeys(redis).reserve("a", "queued", "fingerprint").job_id == queued_id
         assert restored.holder.renew_lease(second) is None, "its holder may go on"
         restored.holder.requeue(second, crashed=False)
         again = restored.holder.claim("g", LEASE_S)

@@ -54,8 +54,11 @@ class Load:
         wait_until(lambda: len(self.acknowledged) >= before + count)
 
     def lost(self) -> set[str]:
-        stored = {job_id.decode() for job_id in self._redis.zrange("longcat:index:all", 0, -1)}
-        return set(self.acknowledged) - stored
+        exist = self._redis.pipeline(transaction=False)
+        for job_id in self.acknowledged:
+            exist.exists(f"longcat:job:{job_id}")
+        found = exist.execute()
+        return {job_id for job_id, is_there in zip(self.acknowledged, found, strict=True) if not is_there}
 
     def _submit(self) -> None:
         while not self._stopped.is_set():

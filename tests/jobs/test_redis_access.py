@@ -112,10 +112,12 @@ def use_everything(redis: Redis) -> None:
     store = JobStore(redis, quotas=Quotas(owner_requests_per_s=100), retention_s=0.001)
     tickets = TicketQueue(redis)
     store.client.count_request("a")
-    hold = IdempotencyKeys(redis).hold("a", "key", "fingerprint")
-    store.client.reserve(hold.job_id)
-    store.client.submit(a_submission(id=hold.job_id, hold=hold, owner="a", webhook_url="http://127.0.0.1/"))
-    tickets.enqueue(hold.job_id)
+    reserved = IdempotencyKeys(redis).reserve("a", "key", "fingerprint")
+    store.client.reserve(reserved.job_id)
+    store.client.submit(
+        a_submission(id=reserved.job_id, key_reservation=reserved, owner="a", webhook_url="http://127.0.0.1/")
+    )
+    tickets.enqueue(reserved.job_id)
     taken: list[int] = []
     consume(redis, lambda: taken.append(1), lambda: bool(taken))
     claim = store.holder.claim("g", LEASE_S)
