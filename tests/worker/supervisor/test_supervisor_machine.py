@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from jobs.record import JobError, Progress
+from jobs.registration import GroupState
 from jobs.store.holder import StopReason
 from tests.worker.supervisor.fakes import CAPABILITY, CHECKPOINT, READY, VIDEO, FakeSupervisor
 from worker.messages import (
@@ -33,6 +34,7 @@ from worker.messages import (
     JobStarted,
     JobStopped,
     LastDecode,
+    Message,
     ProgressReport,
     RunJob,
     StageDone,
@@ -224,7 +226,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @when(lambda machine: any(process.is_killed for process in machine.fake.processes))
     def killed_group_still_speaks(self, data: st.DataObject) -> None:
         killed = next(process for process in self.fake.processes if process.is_killed)
-        message = data.draw(st.sampled_from([None, READY, GroupFailed(message="late")]))
+        message: Message | None = data.draw(st.sampled_from([None, READY, GroupFailed(message="late")]))
         if self.in_state(JobState.RUNNING):
             message = GpusReleased(job_id=self.in_state(JobState.RUNNING)[0].job_id)
         self.ignores(GroupMessage(killed, message))
@@ -444,7 +446,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         status, group = self.fake.heartbeat.status, self.fake.gpu_group
         job_id = next((job.job_id for job in self.in_state(*ON_GPUS)), None)
         if group.is_ready:
-            idle = "ready" if self.fake.disk_space.is_enough else "full"
+            idle: GroupState = "ready" if self.fake.disk_space.is_enough else "full"
             assert status == GroupStatus("busy" if job_id else idle, job_id, CAPABILITY)
         else:
             assert (status.state, status.job_id) in {("starting", None), ("broken", None)}
