@@ -2,8 +2,8 @@
 -- The queue. Higher priorities come first. Within a priority, owners share the groups by weighted fair queueing with
 -- equal weights (start-time fair queueing): each owner has a virtual start time, which grows by one with each job of
 -- theirs that starts, and the owner with the lowest one is next. An owner who had no queued jobs resumes at the current
--- virtual time, so being away earns no credit. Requeued jobs come before all others of their priority, because they were
--- chosen before.
+-- virtual time, so being away earns no credit. Requeued jobs come before all others of their priority, because they
+-- were chosen before.
 
 -- Queued jobs that some release could not read, by number.
 local SET_ASIDE = 'longcat:queue:set_aside'
