@@ -69,7 +69,7 @@ def stored_shapes() -> dict[str, Stored]:
 
 
 def pin() -> list[str]:
-    """Write `schemas.json`. Return the shapes that changed without a new version: none is written."""
+    """Write `schemas.json`, or return the names of shapes that changed without a new version."""
     pinned = json.loads(PINNED.read_text()) if PINNED.exists() else {}
     found = as_json(stored_shapes())
     if unversioned := without_version_step(pinned, found):
@@ -95,7 +95,7 @@ def without_version_step(pinned: dict[str, Any], found: dict[str, Any]) -> list[
 
 
 def _schema(kind: Any, *, without_orders: bool = False) -> Any:
-    """Return the JSON schema of a model without texts for people, or without what orders consist of."""
+    """Return the JSON schema of a model without texts for people. Orders are pinned apart from records."""
     schema = _without_texts(TypeAdapter(kind).json_schema())
     if without_orders:
         for name in ("Order", "Plan", "Refinement", "InputFile"):

@@ -133,7 +133,7 @@ def test_running_job_resumes_from_its_checkpoint(golden: Golden, tmp_path: Path)
     held = golden.lease("running")
     record: Any = golden.redis.hget(f"longcat:job:{held.job.id}", "checkpoint")
     assert stored_checkpoint(json.loads(record))
-    # the worker was killed after it stored the files of its latest checkpoint, before the record named it
+    # the worker was killed after it stored its latest checkpoint, before it named that in the record
     latest_checkpoint = json.loads((golden.folder / "spool" / held.job.id / "saved.json").read_text())
     golden.store.holder.save_checkpoint(held, latest_checkpoint)
     assert golden.store.holder.requeue(held, crashed=False) == "queued"

@@ -12,6 +12,7 @@ from jobs.capability import Capability, latest
 from jobs.connect import connect
 from jobs.errors import NoCapability, Unavailable
 from jobs.registration import GroupRegistration, live_groups
+from model.spec.limits import Limits
 
 CAPABILITY = Capability(
     model="LongCat-Video",
@@ -54,6 +55,30 @@ def test_unknown_fields_are_ignored(redis: Redis):
     document = {**CAPABILITY.model_dump(mode="json"), "schema_version": 2, "colour_depth": 10}
     redis.set("longcat:capability", json.dumps(document))
     assert latest(redis) == CAPABILITY.model_copy(update={"schema_version": 2})
+
+
+def test_tasks_and_limits_of_a_later_release_are_ignored(redis: Redis):
+    document = CAPABILITY.model_dump(mode="json")
+    document["tasks"].append("poetry")
+    document["limits"]["max_verses"] = 3
+    redis.set("longcat:capability", json.dumps(document))
+    found = latest(redis)
+    assert found.tasks == CAPABILITY.tasks
+    assert Limits.from_json(found.limits) == Limits.from_json(CAPABILITY.limits)
+
+
+def test_group_in_an_unknown_state_counts_as_starting(redis: Redis):
+    GroupRegistration(redis, "a").heartbeat("ready", 2)
+    status = json.dumps({"group": "a", "state": "dreaming", "ranks": 2, "mood": "good"})
+    redis.set("longcat:group:a", status)
+    assert [group.state for group in live_groups(redis)] == ["starting"]
+
+
+@pytest.mark.parametrize("document", ["{", "[]", '{"limits": {"default_size": 3}}', '{"tasks": 3}'])
+def test_broken_capability_counts_as_none(redis: Redis, document: str):
+    redis.set("longcat:capability", document)
+    with pytest.raises(NoCapability):
+        latest(redis)
 
 
 def test_unreadable_capability_counts_as_none(redis: Redis, caplog):
