@@ -193,8 +193,8 @@ def test_broken_field_costs_only_its_own_job(redis: Redis, store: ExampleStore, 
     running = [store.start(**options) for _ in VALUES]
     queued = [store.submit(**options) for _ in VALUES]
     sound = store.submit(owner="bob")
-    for lease, job, value in zip(running, queued, VALUES, strict=True):
-        for job_id in (lease.job.id, job.id):
+    for held, job, value in zip(running, queued, VALUES, strict=True):
+        for job_id in (held.job.id, job.id):
             if value is None:
                 redis.hdel(f"longcat:job:{job_id}", name)
             else:
@@ -203,9 +203,9 @@ def test_broken_field_costs_only_its_own_job(redis: Redis, store: ExampleStore, 
         store.client.estimate(job.id)
     queue_depths(redis, store.clock)
     store.client.page()
-    for lease in running:
+    for held in running:
         with suppress(LeaseLost):
-            store.holder.renew_lease(lease, Progress(phase="denoise"), preempt_after_s=0)
+            store.holder.renew_lease(held, Progress(phase="denoise"), preempt_after_s=0)
     outbox = Outbox(redis, store.clock)
     while delivery := outbox.take(60):
         outbox.settle(delivery, Attempt(event=delivery.event, attempt=1, outcome="delivered"), None)
