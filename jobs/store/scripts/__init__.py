@@ -39,7 +39,7 @@ _KEY_FIELD = "Idempotency-Key"
 
 @dataclass(frozen=True)
 class Replication:
-    """How many replicas must have a change before it is acknowledged, and how long to wait for them."""
+    """Require replicas to have a change before it is acknowledged, and limit the wait for them."""
 
     num_replicas: int = 0
     wait_s: float = 1.0
