@@ -71,7 +71,7 @@ def list_jobs(
 ) -> JobPage:
     """List jobs, the newest first."""
     found = backend.jobs.page(status=status, limit=limit + 1, after=after)
-    jobs = [backend.view(job) for job in found[:limit]]
+    jobs = backend.views(found[:limit])
     return JobPage(jobs=jobs, next=jobs[-1].id if len(found) > limit else None)
 
 
