@@ -5,7 +5,10 @@ The service adds the HTTP status. The worker stores them in the record.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
+
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class LongCatError(Exception):
@@ -97,7 +100,7 @@ class UploadFailed(LongCatError):
 
 
 class DiskFull(LongCatError):
-    """The worker's disk is full."""
+    """A disk of the service or of the worker is full."""
 
     code = "disk_full"
     retryable = True

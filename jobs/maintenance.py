@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from threading import Event
 
-from jobs.errors import JobNotFound, LongCatError, UnreadableRecord
+from jobs.errors import JobNotFound, LongCatError, Unavailable, UnreadableRecord
 from jobs.queue import TicketQueue
 from jobs.record import Job
 from jobs.storage.base import Storage
 from jobs.storage.keys import input_key, job_of, job_prefix
 from jobs.store.job_store import JobStore
-from jobs.store.maintenance import SweepResult
+from jobs.store.maintenance import FileRemoval, SweepResult
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +35,23 @@ def sweep(job_store: JobStore, tickets: TicketQueue) -> SweepResult:
 def remove_files(job_store: JobStore, storage: Storage) -> int:
     """Remove unneeded files of finished and deleted jobs. Return the number of jobs. Raises Unavailable.
 
-    Each job comes up twice: at once, and again when no upload can arrive in the storage any longer.
+    Each job comes up twice: at once, and again when no upload can arrive in the storage any longer. Of
+    several processes, one removes the files of a job.
     """
-    due = job_store.maintenance.due_file_removals()
-    for job_id, since in due.items():
-        try:
-            remove_files_of(job_id, job_store, storage)
-        except UnreadableRecord as error:  # its files are removed when the record expires
-            logger.error("keeping all files of a job: %s", error)  # noqa: TRY400 - the message says it all
-        # Confirm last: if this process dies before, another one repeats the removal.
-        job_store.maintenance.confirm_file_removal(job_id, since)
-    return len(due)
+    num_jobs = 0
+    while removal := job_store.maintenance.lease_file_removal():
+        _remove_leased(removal, job_store, storage)
+        num_jobs += 1
+    return num_jobs
+
+
+def remove_due_files(job_id: str, job_store: JobStore, storage: Storage) -> None:
+    """Remove unneeded files of a job that just ended or was deleted, unless another process does.
+
+    Raises Unavailable.
+    """
+    if removal := job_store.maintenance.lease_file_removal(job_id):
+        _remove_leased(removal, job_store, storage)
 
 
 def remove_files_of(job_id: str, job_store: JobStore, storage: Storage) -> None:
@@ -57,6 +64,19 @@ def remove_files_of(job_id: str, job_store: JobStore, storage: Storage) -> None:
     except JobNotFound:
         needed = ()
     storage.delete_prefix(job_prefix(job_id), needed)
+
+
+def _remove_leased(removal: FileRemoval, job_store: JobStore, storage: Storage) -> None:
+    try:
+        remove_files_of(removal.job_id, job_store, storage)
+    except UnreadableRecord as error:  # its files are removed when the record expires
+        logger.error("keeping all files of a job: %s", error)  # noqa: TRY400 - the message says it all
+    except BaseException:
+        with suppress(Unavailable):  # then the lease runs out
+            job_store.maintenance.release_file_removal(removal)
+        raise
+    # Confirm last: if this process dies before, another one repeats the removal.
+    job_store.maintenance.confirm_file_removal(removal)
 
 
 def orphans(job_store: JobStore, storage: Storage) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
@@ -12,7 +12,7 @@ from redis import Redis
 
 from jobs.connect import connect
 from jobs.queue import TicketQueue
-from jobs.record import Job, Progress
+from jobs.record import Job, Progress, QueueEstimate
 from jobs.storage.base import Storage, open_storage
 from jobs.store.client import JobClient
 from jobs.store.idempotency import IdempotencyKeys
@@ -105,8 +105,12 @@ class Backend:
 
     def view(self, job: Job) -> JobView:
         """Return a job as clients see it, with its queue position and estimate."""
-        job, position = self.with_queue_estimate(job)
-        return JobView.of(job, position, self.settings.public_url)
+        return self.views([job])[0]
+
+    def views(self, jobs: Sequence[Job]) -> list[JobView]:
+        """Return jobs as clients see them. All estimates take one command."""
+        estimates = self.jobs.estimates([job.id for job in jobs if job.status == "queued"])
+        return [self._view(job, estimates.get(job.id)) for job in jobs]
 
     def with_queue_estimate(self, job: Job) -> tuple[Job, int | None]:
         """Return the job with an ETA in its progress where there is an estimate, and its queue position.
@@ -114,12 +118,18 @@ class Backend:
         The position is None unless the job is queued.
         """
         estimate = self.jobs.estimate(job.id) if job.status == "queued" else None
-        if estimate is None:
-            return job, None
-        if estimate.eta_s is None:
-            return job, estimate.position
-        progress = Progress(phase="load", num_segments=job.order.plan.num_segments, eta_s=estimate.eta_s)
-        return job.model_copy(update={"progress": progress}), estimate.position
+        return _with_eta(job, estimate), estimate.position if estimate else None
+
+    def _view(self, job: Job, estimate: QueueEstimate | None) -> JobView:
+        position = estimate.position if estimate else None
+        return JobView.of(_with_eta(job, estimate), position, self.settings.public_url)
+
+
+def _with_eta(job: Job, estimate: QueueEstimate | None) -> Job:
+    if estimate is None or estimate.eta_s is None:
+        return job
+    progress = Progress(phase="load", num_segments=job.order.plan.num_segments, eta_s=estimate.eta_s)
+    return job.model_copy(update={"progress": progress})
 
 
 async def _app_backend(request: Request) -> Backend:  # FastAPI would run a plain function in a thread

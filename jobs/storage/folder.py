@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO
 
-from jobs.errors import DiskFull, KeyMissing, Unavailable
+from jobs.errors import DISK_FULL_ERRNOS, DiskFull, KeyMissing, Unavailable
 from jobs.storage.keys import checked, checked_prefix
 
 CHUNK_BYTES = 1 << 20
@@ -132,6 +131,6 @@ def _disk_errors(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if error.errno in DISK_FULL_ERRNOS:
             raise DiskFull(f"the disk is full: cannot store {name}") from error
         raise Unavailable(f"{name} cannot be reached: {error.strerror}") from error

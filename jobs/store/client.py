@@ -6,7 +6,7 @@ Next on the way of a request: `jobs.queue`, which signals that there is work.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 from uuid import uuid4
 
@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from jobs.connect import redis_reached
 from jobs.errors import JobNotFound, UnreadableRecord
 from jobs.record import Event, Job, QueueEstimate, Status
-from jobs.store.estimates import QueueSnapshot, estimate
+from jobs.store.estimates import QueueSnapshot, estimates
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.quotas import Quotas
 from jobs.store.scripts import Scripts, decoded, fields_of, to_ms
@@ -121,10 +121,16 @@ class JobClient:
                 start = members[-1][1]
         return jobs
 
+    def estimates(self, job_ids: Sequence[str]) -> dict[str, QueueEstimate]:
+        """Estimate when queued jobs will be done, from recent jobs. Leave out those that are not queued."""
+        if not job_ids:
+            return {}
+        reply = self._run("queue_snapshot", ids=job_ids)
+        return {} if reply is None else estimates(QueueSnapshot.from_reply(reply))
+
     def estimate(self, job_id: str) -> QueueEstimate | None:
-        """Estimate when a queued job will be done, from recent jobs. Return None if it is not queued."""
-        reply = self._run("queue_snapshot", id=job_id)
-        return None if reply is None else estimate(QueueSnapshot.from_reply(reply))
+        """Estimate when a queued job will be done. Return None if it is not queued."""
+        return self.estimates([job_id]).get(job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: a queued one ends at once, a running one is asked to stop. Return the job.

@@ -7,7 +7,7 @@ so a single run that took far longer does not move them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
@@ -48,37 +48,39 @@ class RunningJob:
 
 
 @dataclass(frozen=True)
+class QueuedJob:
+    """A job that waits; `position` is 1 for the next one."""
+
+    position: int
+    task: str
+    work_units: int
+
+
+@dataclass(frozen=True)
 class QueueSnapshot:
-    """The state of the queue as one queued job sees it.
+    """The state of the queue, and the jobs for which an estimate is wanted.
 
     Attributes:
-        position: the job's position in the queue, from 1.
-        task: the job's task.
-        work_units: the job's size.
         num_queued: the number of queued jobs.
         queued_work_units: the size of all queued jobs together.
         num_groups: the number of worker groups.
         recent_runs: the latest runs first.
         running: the jobs that run now.
+        wanted: the jobs to estimate, by id.
     """
 
-    position: int
-    task: str
-    work_units: int
     num_queued: int
     queued_work_units: int
     num_groups: int
     recent_runs: Sequence[Run]
     running: Sequence[RunningJob]
+    wanted: Mapping[str, QueuedJob]
 
     @classmethod
     def from_reply(cls, reply: list[Any]) -> Self:
         """Read the reply of the script `queue_snapshot`."""
-        position, task, work_units, num_queued, queued_work_units, num_groups, runs, running = reply
+        num_queued, queued_work_units, num_groups, runs, running, wanted = reply
         return cls(
-            position=position,
-            task=task.decode(),
-            work_units=int(work_units),
             num_queued=num_queued,
             queued_work_units=int(queued_work_units or 0),
             num_groups=num_groups,
@@ -87,15 +89,23 @@ class QueueSnapshot:
                 RunningJob(task.decode(), int(work_units), running_ms / 1000, _eta_s(progress))
                 for task, work_units, progress, running_ms in running
             ],
+            wanted={
+                job_id.decode(): QueuedJob(position, task.decode(), int(work_units))
+                for job_id, position, task, work_units in wanted
+            },
         )
 
 
-def estimate(snapshot: QueueSnapshot) -> QueueEstimate:
-    """Estimate when a job will have ended: the wait for its turn, plus its own run."""
-    own_s = expected_s(snapshot.recent_runs, snapshot.task, snapshot.work_units)
+def estimates(snapshot: QueueSnapshot) -> dict[str, QueueEstimate]:
+    """Estimate when each wanted job will have ended: the wait for its turn, plus its own run."""
+    return {job_id: _estimate(snapshot, job) for job_id, job in snapshot.wanted.items()}
+
+
+def _estimate(snapshot: QueueSnapshot, job: QueuedJob) -> QueueEstimate:
+    own_s = expected_s(snapshot.recent_runs, job.task, job.work_units)
     if own_s is None:
-        return QueueEstimate(position=snapshot.position, eta_s=None)
-    return QueueEstimate(position=snapshot.position, eta_s=_wait_s(snapshot) + own_s)
+        return QueueEstimate(position=job.position, eta_s=None)
+    return QueueEstimate(position=job.position, eta_s=_wait_s(snapshot, job.position) + own_s)
 
 
 def expected_s(runs: Sequence[Run], task: str | None, work_units: float) -> float | None:
@@ -127,15 +137,15 @@ def _line_through(runs: Sequence[Run]) -> tuple[float, float]:
     return 0.0, median(run.duration_s / run.work_units for run in runs)
 
 
-def _wait_s(snapshot: QueueSnapshot) -> float:
+def _wait_s(snapshot: QueueSnapshot, position: int) -> float:
     """Return how long a job waits for a group: the work ahead of it, divided among all groups."""
     num_groups = max(1, snapshot.num_groups)
-    if snapshot.position + len(snapshot.running) <= num_groups:
+    if position + len(snapshot.running) <= num_groups:
         return 0.0
     mean_work_units = snapshot.queued_work_units / snapshot.num_queued
     queued_s = expected_s(snapshot.recent_runs, None, mean_work_units) or 0.0
     running_s = sum(_remaining_s(job, snapshot.recent_runs) for job in snapshot.running)
-    return (running_s + (snapshot.position - 1) * queued_s) / num_groups
+    return (running_s + (position - 1) * queued_s) / num_groups
 
 
 def _remaining_s(job: RunningJob, runs: Sequence[Run]) -> float:

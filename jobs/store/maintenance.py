@@ -9,10 +9,21 @@ from redis import Redis
 from jobs.connect import redis_reached
 from jobs.errors import DeadlineExceeded, WorkerCrashed
 from jobs.record import JobError
-from jobs.store.scripts import Scripts, fields_of, to_json, to_ms
+from jobs.store.scripts import Scripts, to_json, to_ms
 
 WORKER_CRASHED = JobError.of(WorkerCrashed("the worker crashed in every attempt that the job has"))
 WAITED_TOO_LONG = JobError.of(DeadlineExceeded("the job waited longer than allowed before a worker began it"))
+
+
+REMOVAL_LEASE_S = 60.0
+
+
+@dataclass(frozen=True)
+class FileRemoval:
+    """A job whose unneeded files are to be removed, and the time since when."""
+
+    job_id: str
+    since: str
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,25 @@ class JobMaintenance:
         """Return how many tickets the queue should have: one for each queued job, none if none may start."""
         return int(self._run("num_tickets_needed"))
 
-    def due_file_removals(self, limit: int = 100) -> dict[str, str]:
-        """Return ended and deleted jobs whose unneeded files are to be removed, with the time of each."""
-        return fields_of(self._run("due_file_removals", limit=limit))
+    def lease_file_removal(self, job_id: str | None = None) -> FileRemoval | None:
+        """Lease the next job whose unneeded files are to be removed, or this job if it is due.
 
-    def confirm_file_removal(self, job_id: str, since: str) -> None:
-        """Confirm one of `due_file_removals`. The first time it is due again `late_upload_s` later.
+        Return None if there is none. A removal that is not confirmed is due again when the lease ends.
+        """
+        reply = self._run("lease_file_removal", id=job_id, lease_ms=to_ms(REMOVAL_LEASE_S))
+        return FileRemoval(reply[0].decode(), reply[1].decode()) if reply else None
+
+    def release_file_removal(self, removal: FileRemoval) -> None:
+        """End the lease of a removal that failed, so that it is due again."""
+        self._run("release_file_removal", id=removal.job_id)
+
+    def confirm_file_removal(self, removal: FileRemoval) -> None:
+        """Confirm a removal. The first time it is due again `late_upload_s` later.
 
         S3 may complete an upload that its client gave up on.
         """
-        self._run("confirm_file_removal", id=job_id, since=since, late_ms=to_ms(self._late_upload_s))
+        late_ms = to_ms(self._late_upload_s)
+        self._run("confirm_file_removal", id=removal.job_id, since=removal.since, late_ms=late_ms)
 
     def report_late_file(self, job_id: str) -> None:
         """Report that a former holder may have stored a file. It is removed if the job has ended."""

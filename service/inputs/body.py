@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO
 
 from fastapi import Request
@@ -21,6 +23,7 @@ from service.backend import Backend, CurrentBackend
 from service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
 from service.http.capacity import Share
 from service.http.json_body import ArrivingJson, parse_json
+from service.inputs.uploads import disk_full_refused
 from service.jobs.bodies import GenerateRequest, text_fields
 
 FILES = frozenset({"image", "video", "condition_video"})
@@ -61,7 +64,7 @@ async def receive_generate_body(request: Request, backend: CurrentBackend) -> As
 async def receive_body(request: Request, fields: FormFields, backend: Backend) -> AsyncIterator[Body]:
     """Yield the body of a request. Its files are closed when the context ends.
 
-    Raises BodyTooLarge, MalformedBody, UnsupportedMediaType, InvalidRequest, LimitReached, Busy, and
+    Raises BodyTooLarge, MalformedBody, UnsupportedMediaType, InvalidRequest, LimitReached, Busy, DiskFull and
     ClientDisconnect.
     """
     settings, capacities = backend.settings, backend.capacities
@@ -78,7 +81,12 @@ async def receive_body(request: Request, fields: FormFields, backend: Backend) -
             with capacities.open_bodies.share(backend.owner) as open_bodies:
                 open_bodies.take(1)
                 chunks = _bounded(request, settings.max_body_bytes, memory, _memory_of_form(fields))
-                form = await _read_form(request, chunks, len(fields.files), settings.max_json_text_bytes)
+                parser = _FormParser(
+                    request.headers, chunks, max_files=len(fields.files), max_fields=_MAX_FIELDS
+                )
+                parser.max_text_bytes = settings.max_json_text_bytes
+                parser.spool_folder = settings.upload_dir
+                form = await _read_form(parser)
             try:
                 yield await capacities.parse(lambda: _from_form(form, fields, settings.max_json_text_bytes))
             finally:
@@ -136,21 +144,22 @@ def _memory_of_form(fields: FormFields) -> int:
     return (len(fields.files) + 1) * MultiPartParser.spool_max_size
 
 
-async def _read_form(
-    request: Request, chunks: AsyncGenerator[bytes, None], max_files: int, max_text_bytes: int
-) -> FormData:
-    parser = _FormParser(request.headers, chunks, max_files=max_files, max_fields=_MAX_FIELDS)
-    parser.max_text_bytes = max_text_bytes
+async def _read_form(parser: _FormParser) -> FormData:
     try:
-        return await parser.parse()
+        with disk_full_refused():
+            return await parser.parse()
     except MultiPartException as error:
         raise MalformedBody(f"the form cannot be read: {error.message}") from error
 
 
 class _FormParser(MultiPartParser):
-    """Limit the total size of a form's texts, and refuse a form without its closing boundary."""
+    """Limit the total size of a form's texts, and refuse a form without its closing boundary.
+
+    Large files are spooled to `spool_folder`, or to the system's temporary folder.
+    """
 
     max_text_bytes = 1 << 20
+    spool_folder: Path | None = None
     text_bytes = 0
     is_complete = False
 
@@ -158,6 +167,16 @@ class _FormParser(MultiPartParser):
         """Return the form. Raise MultiPartException, BodyTooLarge."""
         self.stream = self._checked_for_end(self.stream)
         return await super().parse()
+
+    def on_headers_finished(self) -> None:
+        """Open the file of a part that is one."""
+        super().on_headers_finished()
+        if upload := self._current_part.file:
+            folder = str(self.spool_folder) if self.spool_folder else None
+            upload.file.close()
+            spool = SpooledTemporaryFile(self.spool_max_size, dir=folder)  # noqa: SIM115
+            upload.file = spool  # type: ignore[assignment]
+            self._files_to_close_on_error.append(spool)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         """Handle a chunk of a part."""

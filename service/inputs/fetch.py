@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from typing_extensions import Buffer
 
+from jobs.errors import DISK_FULL_ERRNOS
 from service.errors import UnusableInput
 from service.inputs.addresses import HostNotPublic, resolve
 
@@ -79,7 +80,8 @@ def parse_url(url: str) -> SplitResult:
 def open_connection(parts: SplitResult, limits: FetchLimits, deadline: float) -> Iterator[Connection]:
     """Open a connection to a checked address. No operation on it waits beyond the deadline.
 
-    Raises UnusableInput, also for errors while the connection is used.
+    Raises UnusableInput, also for errors while the connection is used, but passes on an OSError that says
+    that the disk is full: it comes from the caller.
     """
     try:
         with _connect(parts, limits) as stream:
@@ -89,6 +91,8 @@ def open_connection(parts: SplitResult, limits: FetchLimits, deadline: float) ->
     except TimeoutError as error:
         raise UnusableInput("the host is too slow") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+            raise
         raise UnusableInput("the host cannot be reached, or does not speak HTTP") from error
 
 

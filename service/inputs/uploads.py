@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jobs.errors import DISK_FULL_ERRNOS, DiskFull, Unavailable
+
 _NAME = "longcat-upload-"
+_MIN_FREE_BYTES = 1 << 20  # a disk with less takes hardly any input
 
 
 @contextmanager
@@ -20,16 +23,40 @@ def upload_folder(parent: Path | None) -> Iterator[Path]:
     """Create a folder in `parent`, or in the system's temporary folder, and remove it at the end.
 
     The process locks the folder for as long as it lives. The folder gets the name by which
-    `remove_abandoned_folders` finds it only after it is locked.
+    `remove_abandoned_folders` finds it only after it is locked. Raises DiskFull, also if the disk is full
+    while the folder is used.
     """
-    made = Path(tempfile.mkdtemp(dir=parent, prefix=f".{_NAME}"))
-    folder = made.with_name(made.name.removeprefix("."))
-    with _locked(made):
-        made.rename(folder)
+    with disk_full_refused():
+        made = Path(tempfile.mkdtemp(dir=parent, prefix=f".{_NAME}"))
+        folder = made.with_name(made.name.removeprefix("."))
         try:
-            yield folder
+            with _locked(made):
+                made.rename(folder)
+                yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for path in (made, folder):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def disk_full_refused() -> Iterator[None]:
+    """Raise DiskFull for an OSError that says that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL_ERRNOS:
+            raise DiskFull("the disk for uploads is full; try again later") from error
+        raise
+
+
+def check_disk_space(parent: Path | None) -> None:
+    """Raise DiskFull if `parent`, or the system's temporary folder, has no space left for inputs."""
+    try:
+        free_bytes = shutil.disk_usage(parent or tempfile.gettempdir()).free
+    except OSError as error:
+        raise Unavailable(f"the folder for uploads cannot be used: {error.strerror}") from error
+    if free_bytes < _MIN_FREE_BYTES:
+        raise DiskFull("the disk for uploads is full")
 
 
 def remove_abandoned_folders(parent: Path | None) -> None:

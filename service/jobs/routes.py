@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from jobs.capability import Capability, latest
 from jobs.errors import Unavailable
-from jobs.maintenance import remove_files_of
+from jobs.maintenance import remove_due_files
 from jobs.record import Status
 from service.backend import CurrentBackend
 from service.http.error_handlers import error_responses
@@ -71,7 +71,7 @@ def list_jobs(
 ) -> JobPage:
     """List jobs, the newest first."""
     found = backend.jobs.page(status=status, limit=limit + 1, after=after)
-    jobs = [backend.view(job) for job in found[:limit]]
+    jobs = backend.views(found[:limit])
     return JobPage(jobs=jobs, next=jobs[-1].id if len(found) > limit else None)
 
 
@@ -105,5 +105,5 @@ def delete_job(job_id: str, backend: CurrentBackend) -> Response:
     if not backend.jobs.delete(job_id):
         return Response(status_code=202)
     with suppress(Unavailable):  # maintenance will remove the files
-        remove_files_of(job_id, backend.job_store, backend.storage)
+        remove_due_files(job_id, backend.job_store, backend.storage)
     return Response(status_code=204)

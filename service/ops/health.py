@@ -10,9 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from jobs.errors import NoCapability, Unavailable
-from jobs.registration import live_groups
-from service.backend import AppBackend
+from jobs.registration import GroupStatus, live_groups
+from service.backend import AppBackend, Backend
 from service.http.error_handlers import error_responses
+from service.inputs.uploads import check_disk_space
 
 router = APIRouter(tags=["operation"])
 ops_router = APIRouter(tags=["operation"])
@@ -36,22 +37,28 @@ async def livez() -> Health:
 
 @router.get("/readyz", responses=error_responses(503))
 async def readyz(request: Request, backend: AppBackend) -> Health:
-    """Check that Redis answers and that a worker group is ready or busy."""
+    """Check that Redis answers, a worker group is ready or busy, and uploads have disk space."""
     try:
         with fail_after(_READINESS_TIMEOUT_S):
             found = await to_thread.run_sync(
-                live_groups,
-                backend.redis,
+                _check_dependencies,
+                backend,
                 limiter=backend.capacities.readiness_threads,
                 abandon_on_cancel=True,
             )
     except TimeoutError as error:
-        raise Unavailable("Redis does not answer in time") from error
+        raise Unavailable("Redis or the disk for uploads does not answer in time") from error
     states = [group.state for group in found]
     if not {"ready", "busy"} & set(states):
         details = f": {', '.join(states) or 'there is none'}" if request.app.state.shows_details else ""
         raise NoCapability(f"no worker group is ready{details}")
     return Health()
+
+
+def _check_dependencies(backend: Backend) -> list[GroupStatus]:
+    """Return the live groups. Raise DiskFull, Unavailable."""
+    check_disk_space(backend.settings.upload_dir)
+    return live_groups(backend.redis)
 
 
 @ops_router.get(

@@ -16,23 +16,25 @@ from jobs.settings import POCKET
 from tests.chaos.campaign import Campaign, Plan
 from tests.chaos.client import Client
 from tests.chaos.report import report, write
-from tests.chaos.site import Site, open_site
+from tests.chaos.site import Fleet, Site, open_site
 from tests.chaos.verdict import Verdict, judge
 from tests.waiting import wait_until
 
 
 def main() -> int:
     options = _options()
-    plan = Plan(options.jobs, options.seed, options.minutes)
+    kinds = tuple(kind.strip() for kind in options.kinds.split(",") if kind.strip())
+    plan = Plan(options.jobs, options.seed, options.minutes, kinds)
     folder = Path(tempfile.mkdtemp(prefix="longcat-chaos-"))
-    print(f"logs are in {folder}", flush=True)
+    print(f"seed {plan.seed}; logs are in {folder}", flush=True)
     began = time.monotonic()
 
     def log(line: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
     checkpoint = shutil.copytree(POCKET, folder / "checkpoint")  # faults write files into it
-    with open_site(folder, checkpoint, options.workers) as site:
+    fleet = Fleet(options.workers, options.other_checkout, options.other_checkpoint)
+    with open_site(folder, checkpoint, fleet) as site:
         client = Client(list(site.apis))
         course = Campaign(site, client, plan, log).run()
         verdict = judge(course, site, client)
@@ -60,6 +62,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=60, help="largest number of jobs")
     parser.add_argument("--seed", type=int, default=1, help="seed of the random jobs and faults")
     parser.add_argument("--minutes", type=float, default=10.0, help="no fault is caused after this time")
+    parser.add_argument("--kinds", default="", help="faults to cause, separated by commas; default: all")
+    parser.add_argument("--other-checkout", type=Path, help="code that an API process and a worker run, too")
+    parser.add_argument("--other-checkpoint", type=Path, help="the checkpoint of one more worker")
     parser.add_argument(
         "--workers", type=int, default=2, help="number of workers, each with a group of two ranks"
     )

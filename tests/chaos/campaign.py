@@ -14,7 +14,7 @@ from functools import partial
 
 from jobs.record import ENDED
 from tests.chaos.client import Client, Job
-from tests.chaos.faults import CRASHES, ERRORS, faults
+from tests.chaos.faults import CRASHES, ERRORS, REDIS_FAULTS, SUPERVISOR_ENDS, faults
 from tests.chaos.orders import Body, draw_videos, poison
 from tests.chaos.scene import ActiveFault, Fault, Scene
 from tests.chaos.site import MAX_ATTEMPTS, Site, now
@@ -24,16 +24,18 @@ LONGEST_RECOVERY_S = 240.0
 SETTLING_S = 600.0
 AT_A_TIME = 5  # unfinished jobs
 JOBS_FOR_A_FAULT = 3
+TWO_AT_ONCE = 0.25  # of the faults are caused together with another one
 LOW_ONE_OF = 3  # jobs has low priority, and may be preempted
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The limits of a campaign, and the seed of its random choices."""
+    """The limits of a campaign, the seed of its random choices, and the kinds of its faults; () is all."""
 
     jobs: int
     seed: int
     minutes: float
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass
@@ -102,9 +104,15 @@ class Campaign:
         self._site, self._client, self._plan, self._log = site, client, plan, log
         self._rng = random.Random(plan.seed)
         self.course = Course(draw_videos(self._rng, max(4, min(12, plan.jobs // 4))))
-        self._wanted_faults = max(len(faults(site)), plan.jobs // JOBS_FOR_A_FAULT)
+        self._wanted_faults = max(len(self._faults), plan.jobs // JOBS_FOR_A_FAULT)
         self._poisons = 0
         self._orders_come = False
+
+    @property
+    def _faults(self) -> dict[str, Fault]:
+        """Return the faults of the wanted kinds, by kind."""
+        kinds = self._plan.kinds
+        return {kind: fault for kind, fault in faults(self._site).items() if not kinds or kind in kinds}
 
     def run(self) -> Course:
         self._wait(self._is_up, 300)
@@ -144,16 +152,19 @@ class Campaign:
         )
         for kind, fault in self._shuffled_faults():
             self._pause(self._rng.uniform(0.2, 2.5))
+            supervisors = self._site.supervisors()
             active = self._try(fault, scene, until)
             if active:
-                self._wait_for_recovery(kind, active)
+                caused = [(kind, active), *self._cause_another(kind, scene)]
+                self._see_through(caused)
+                self._count_ended_supervisors(supervisors, {kind for kind, _ in caused})
             everything_done = len(self._videos_ordered) >= self._plan.jobs and not self._open()
             if everything_done or time.monotonic() > until:
                 return
 
     def _shuffled_faults(self) -> Iterator[tuple[str, Fault]]:
         """Yield all kinds of faults in random order, again and again."""
-        kinds = list(faults(self._site).items())
+        kinds = list(self._faults.items())
         while True:
             yield from self._rng.sample(kinds, len(kinds))
 
@@ -168,22 +179,54 @@ class Campaign:
             self._tick()
         return None
 
-    def _wait_for_recovery(self, kind: str, active: ActiveFault) -> None:
-        self._pause(active.lasts_s)
-        active.repair()
+    def _cause_another(self, kind: str, scene: Scene) -> list[tuple[str, ActiveFault]]:
+        """Cause a fault of another kind at the same time, now and then.
+
+        Most faults look into Redis for a target, so a fault of Redis comes second.
+        """
+        if kind in REDIS_FAULTS or self._rng.random() >= TWO_AT_ONCE:
+            return []
+        other, fault = self._rng.choice(list(self._faults.items()))
+        if other == kind:
+            return []
+        at = now()
+        if (active := fault(scene)) is None:
+            return []
+        active.at = at
+        return [(other, active)]
+
+    def _see_through(self, caused: list[tuple[str, ActiveFault]]) -> None:
+        """Let each fault last for its time, repair it, and wait until the work recovers from all."""
+        for _, active in sorted(caused, key=lambda item: item[1].lasts_s):
+            self._pause(active.at + active.lasts_s - now())
+            active.repair()
         repaired = now()
-        recovered: list[float] = []
+        recovered_at: dict[str, float] = {}
 
-        def goes_on() -> bool:
-            if (at := active.recovered()) is not None:
-                recovered.append(at)
-            return bool(recovered)
+        def have_recovered() -> bool:
+            for kind, active in caused:
+                if kind not in recovered_at and (at := active.recovered()) is not None:
+                    recovered_at[kind] = at
+            return len(recovered_at) == len(caused)
 
-        since = repaired if active.from_repair else active.at
-        recovery_s = max(0.0, recovered[0] - since) if self._wait(goes_on, LONGEST_RECOVERY_S) else None
+        self._wait(have_recovered, LONGEST_RECOVERY_S)
+        for kind, active in caused:
+            since = repaired if active.from_repair else active.at
+            at = recovered_at.get(kind)
+            self._record(kind, active, None if at is None else max(0.0, at - since))
+
+    def _record(self, kind: str, active: ActiveFault, recovery_s: float | None) -> None:
         self.course.strikes.append(Strike(kind, active.job, active.at, now(), recovery_s))
         said = "never" if recovery_s is None else f"after {recovery_s:.1f} s"
         self._log(f"{len(self.course.strikes):3} {kind}: recovered {said}")
+
+    def _count_ended_supervisors(self, before: dict[str, int | None], kinds: set[str]) -> None:
+        """Report supervisors that ended although no fault of these kinds ends one."""
+        if kinds & SUPERVISOR_ENDS:
+            return
+        for name, pid in self._site.supervisors().items():
+            if None not in {before[name], pid} and before[name] != pid:
+                self._site.crashed.append(f"supervisor of {name}, after {' and '.join(sorted(kinds))}")
 
     # Orders
 
@@ -203,7 +246,12 @@ class Campaign:
     def _order(self, priority: str = "normal") -> str | None:
         number = len(self._videos_ordered)
         video = number % len(self.course.videos)
-        body = {**self.course.videos[video], "priority": priority, "metadata": {"order": str(number)}}
+        body = {
+            **self.course.videos[video],
+            "priority": priority,
+            "metadata": {"order": str(number)},
+            "webhook_url": self._site.receiver.url,
+        }
         job_id = self._client.order(body, f"order-{number}")
         if job_id:
             self.course.orders.append(Ordered(number, video, job_id))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
+from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -16,6 +19,15 @@ Job = dict[str, Any]
 TIMEOUT_S = 10.0
 
 
+@dataclass(frozen=True)
+class ServerError:
+    """An answer of 500 or more; `at` is the time in seconds."""
+
+    at: float
+    status: int
+    what: str
+
+
 class Client:
     """A client of several API processes. Its methods return None while none of them answers."""
 
@@ -23,6 +35,7 @@ class Client:
         self._urls = itertools.cycle(urls)
         self._tries = range(len(urls))
         self._http = httpx.Client(timeout=TIMEOUT_S, follow_redirects=True)
+        self.server_errors: list[ServerError] = []
 
     def order(self, body: Body, key: str) -> str | None:
         """Submit a job, and return its id. The same key gives the same job."""
@@ -75,6 +88,15 @@ class Client:
         except httpx.HTTPError:
             return False
 
+    def writes(self, url: str) -> bool:
+        """Return whether this process can change something in Redis."""
+        headers = {"Idempotency-Key": uuid4().hex}
+        try:  # the key is reserved and released, although the order is refused
+            answer = self._http.post(f"{url}/generate", json={"prompt": ""}, headers=headers)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == 422
+
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:
         for _ in self._tries:
             try:
@@ -83,4 +105,6 @@ class Client:
                 continue
             if answer.status_code < 500:
                 return answer
+            what = f"{method} {path}: {answer.text[:200]}"
+            self.server_errors.append(ServerError(time.time(), answer.status_code, what))
         return None

@@ -30,7 +30,12 @@ def _succeeds(command: list[str]) -> bool:
 
 @dataclass
 class Daemon:
-    """A program that can be killed and started again. `wanted` says whether it should be running."""
+    """A program that can be killed and started again.
+
+    Attributes:
+        wanted: whether it should be running.
+        checkout: the folder of the code that it runs.
+    """
 
     name: str
     command: list[str]
@@ -38,12 +43,17 @@ class Daemon:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     wanted: bool = False
+    checkout: Path = ROOT
 
     def start(self) -> None:
         self.wanted = True
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                dies_with_parent(self.command), env=dict(self.environment), cwd=ROOT, stdout=log, stderr=log
+                dies_with_parent(self.command),
+                env={**self.environment, "PYTHONPATH": str(self.checkout)},
+                cwd=self.checkout,
+                stdout=log,
+                stderr=log,
             )
 
     @property
@@ -80,7 +90,9 @@ class Worker(Daemon):
     mounted: bool = False
 
     @classmethod
-    def of(cls, name: str, site: Path, environment: Mapping[str, str], *, mounted: bool) -> Worker:
+    def of(
+        cls, name: str, site: Path, environment: Mapping[str, str], *, mounted: bool, checkout: Path = ROOT
+    ) -> Worker:
         folder = site / f"disk-{name}"
         folder.mkdir()
         command = [sys.executable, "-m", "worker"]
@@ -89,11 +101,18 @@ class Worker(Daemon):
             command = ["unshare", "--mount", "sh", "-c", mount, "worker", *command]
         own = {"LONGCAT_WORKER_NAME": name, "LONGCAT_DATA_DIR": str(folder)}
         log = site / f"worker-{name}.log"
-        return cls(f"worker {name}", command, {**environment, **own}, log, folder=folder, mounted=mounted)
+        environment = {**environment, **own}
+        return cls(
+            f"worker {name}", command, environment, log, checkout=checkout, folder=folder, mounted=mounted
+        )
 
     @property
     def group(self) -> str:
         return f"{self.environment['LONGCAT_WORKER_NAME']}-0"
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path(self.environment["LONGCAT_CHECKPOINT"])
 
     @property
     def disk(self) -> Path:

@@ -14,8 +14,17 @@ from pathlib import Path
 import psutil
 
 from jobs.registration import live_groups
+from tests.chaos import redis_faults
 from tests.chaos.daemons import Worker
-from tests.chaos.outages import fill_disk, kill_api, kill_api_in_order, kill_redis, make_s3
+from tests.chaos.outages import (
+    fill_disk,
+    hang_receivers,
+    kill_api,
+    kill_api_in_order,
+    kill_decoder,
+    kill_uploading,
+    make_s3,
+)
 from tests.chaos.scene import ActiveFault, Fault, Scene, busy, ended, resumes_elsewhere
 from tests.chaos.site import LEASE_S, MAX_ATTEMPTS, Site, now
 from tests.waiting import wait_until
@@ -39,13 +48,24 @@ def faults(site: Site) -> Mapping[str, Fault]:
         "error on one rank": lambda scene: _stage(scene, f"raises {scene.rng.randrange(2)}", goes_on=True),
         "out of memory on all ranks": lambda scene: _stage(scene, "memory", goes_on=False),
         "no disk space for the video": lambda scene: _stage(scene, "disk", goes_on=False),
-        "redis killed": kill_redis,
+        "redis killed": redis_faults.kill,
+        "redis stalled": redis_faults.stall,
+        "redis without replicas": redis_faults.refuse_without_replicas,
+        "redis without snapshot": redis_faults.refuse_without_snapshot,
+        "redis full": redis_faults.fill,
+        "redis failed over": redis_faults.fail_over,
+        "redis demoted": redis_faults.demote,
+        "clock stepped": redis_faults.step_clock,
         "api killed": kill_api,
         "api killed in an order": kill_api_in_order,
         "s3 down": lambda scene: make_s3(scene, "down"),
         "s3 failing": lambda scene: make_s3(scene, "failing"),
         "s3 slow": lambda scene: make_s3(scene, "slow"),
         "s3 cutting connections": lambda scene: make_s3(scene, "cutting"),
+        "s3 showing files late": lambda scene: make_s3(scene, "late"),
+        "decoder killed": kill_decoder,
+        "supervisor killed while uploading": kill_uploading,
+        "receivers hanging": hang_receivers,
         "job cancelled": _cancel,
         "poison job": _poison,
         "urgent job": _urgent,
@@ -55,6 +75,16 @@ def faults(site: Site) -> Mapping[str, Fault]:
     return found
 
 
+OUTAGES = {  # during these an API process may answer 503
+    *("redis killed", "redis stalled", "redis without replicas", "redis without snapshot", "redis full"),
+    *("redis failed over", "redis demoted", "s3 down", "s3 failing", "s3 slow", "s3 cutting connections"),
+    *("s3 showing files late", "decoder killed", "supervisor killed while uploading"),
+    "api killed in an order",
+}
+REDIS_FAULTS = {"clock stepped", *(kind for kind in OUTAGES if kind.startswith("redis"))}
+SUPERVISOR_ENDS = {  # each of these ends a supervisor
+    *("supervisor killed", "supervisor killed while uploading", "machine lost", "worker drained"),
+}
 CRASHES = {  # how many attempts of a job a fault of this kind may end
     **dict.fromkeys(
         [
@@ -63,6 +93,7 @@ CRASHES = {  # how many attempts of a job a fault of this kind may end
             "rank stopped",
             "torchrun killed with its ranks",
             "supervisor killed",
+            "supervisor killed while uploading",
             "supervisor stopped beyond its lease",
             "machine lost",
             "error on one rank",
@@ -146,14 +177,14 @@ def _stage(scene: Scene, what: str, *, goes_on: bool) -> ActiveFault | None:
         return None
     worker, _ = found
     recovered_of = resumes_elsewhere(scene, worker)
-    fault = scene.site.checkpoint / f"fault-{worker.group}"
+    fault = worker.checkpoint / f"fault-{worker.group}"
     _write_whole(fault, what)
     try:
         wait_until(lambda: not fault.exists(), PICKED_UP_S)
     except TimeoutError:
         fault.unlink(missing_ok=True)
         return None
-    struck = next(scene.site.checkpoint.glob(f"{fault.name}.*"))
+    struck = next(worker.checkpoint.glob(f"{fault.name}.*"))
     job_id = struck.suffix[1:]
     struck.unlink()
     return ActiveFault(job_id, recovered_of(job_id) if goes_on else lambda: ended(scene, job_id))

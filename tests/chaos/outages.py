@@ -1,4 +1,4 @@
-"""Cause outages of Redis, the API, S3 and disks. Each lasts for a while."""
+"""Cause outages of the API, S3, disks and webhook receivers. Each lasts for a while."""
 
 from __future__ import annotations
 
@@ -7,29 +7,18 @@ import threading
 from contextlib import suppress
 
 import httpx
+import psutil
 
 from jobs.registration import live_groups
-from tests.chaos.daemons import Daemon
-from tests.chaos.orders import draw_image
+from jobs.store.outbox import Outbox
+from tests.chaos.daemons import Daemon, Worker
+from tests.chaos.orders import Body, draw_image
 from tests.chaos.s3_proxy import Health
 from tests.chaos.scene import ActiveFault, Scene, busy, ended
-from tests.chaos.site import LEASE_S, now
+from tests.chaos.site import MAX_ATTEMPTS, now
 from tests.waiting import wait_until
 
 BALLAST = bytes(1 << 20)
-
-
-def kill_redis(scene: Scene) -> ActiveFault:
-    server = scene.site.redis_server
-    server.kill()
-    url = scene.rng.choice(list(scene.site.apis))
-    return ActiveFault(
-        None,
-        lambda: now() if scene.client.answers(url, "/readyz") else None,
-        lasts_s=scene.rng.choice((0.0, 2.0, LEASE_S + 3)),
-        repair=server.start,
-        from_repair=True,
-    )
 
 
 def kill_api(scene: Scene) -> ActiveFault:
@@ -70,6 +59,84 @@ def kill_api_in_order(scene: Scene) -> ActiveFault:
 
 def _stores_input(request: str) -> bool:
     return request.startswith("PUT ") and "/inputs/" in request
+
+
+def kill_decoder(scene: Scene) -> ActiveFault | None:
+    """Kill the fork server of an API process that decodes inputs, while it receives one."""
+    url, body = scene.rng.choice(list(scene.site.apis)), draw_image(scene.rng)
+    process = scene.site.apis[url].process
+    assert process is not None
+    decoders = [
+        child
+        for child in psutil.Process(process.pid).children()
+        if "model.media.forkserver" in child.cmdline()
+    ]
+    if not decoders:
+        return None
+    clients = [threading.Thread(target=_order_quietly, args=(url, body)) for _ in range(3)]
+    for client in clients:
+        client.start()
+    decoders[0].kill()
+    for client in clients:
+        client.join()
+    return ActiveFault(None, lambda: now() if _order_quietly(url, body) else None, from_repair=True)
+
+
+def _order_quietly(url: str, body: Body) -> bool:
+    """Order a video of which the campaign keeps no account. Return whether the order was accepted."""
+    try:
+        answer = httpx.post(f"{url}/generate", json=body, timeout=30)
+    except httpx.HTTPError:
+        return False
+    assert answer.status_code in {202, 503}, answer.text
+    if answer.status_code == 202:
+        with suppress(httpx.HTTPError):
+            httpx.post(f"{url}/jobs/{answer.json()['id']}/cancel", timeout=30)
+    return answer.status_code == 202
+
+
+def kill_uploading(scene: Scene) -> ActiveFault | None:
+    """Kill a supervisor while it stores a video."""
+    s3 = scene.site.s3
+    s3.health = "slow"
+    try:
+        wait_until(lambda: _uploading(scene) is not None, 20)
+        found = _uploading(scene)
+    except TimeoutError:
+        found = None
+    s3.health = "well"
+    if found is None:
+        return None
+    worker, job_id = found
+    supervisor = worker.supervisor
+    if supervisor is None:
+        return None
+    supervisor.kill()
+    return ActiveFault(job_id, lambda: ended(scene, job_id))
+
+
+def _uploading(scene: Scene) -> tuple[Worker, str] | None:
+    workers = {worker.group: worker for worker in scene.site.workers if worker.runs}
+    for job in scene.site.job_store.client.page(status="uploading"):
+        if job.group in workers and job.attempt < MAX_ATTEMPTS:
+            return workers[job.group], job.id
+    return None
+
+
+def hang_receivers(scene: Scene) -> ActiveFault:
+    """Let the receiver hang, and wait until a webhook arrives again or none is to be sent."""
+    receiver, repaired_at = scene.site.receiver, [0.0]
+    receiver.hangs = True
+
+    def repair() -> None:
+        receiver.hangs, repaired_at[0] = False, now()
+
+    def recovered() -> float | None:
+        if receiver.received_at > repaired_at[0]:
+            return receiver.received_at
+        return now() if Outbox(scene.site.redis).backlog().num_deliveries == 0 else None
+
+    return ActiveFault(None, recovered, lasts_s=scene.rng.uniform(2, 10), repair=repair, from_repair=True)
 
 
 def make_s3(scene: Scene, health: Health) -> ActiveFault:

@@ -1,4 +1,7 @@
-"""A proxy in front of an S3 server that can be told to be ill: down, failing, slow, cutting connections."""
+"""A proxy in front of an S3 server that can be told to fail: down, failing, slow, cutting, late.
+
+`cutting` breaks off connections, `late` shows a file only some seconds after it was stored.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from time import sleep, time
 from typing import Literal
 from urllib.parse import urlsplit
 
-Health = Literal["well", "down", "failing", "slow", "cutting"]
+Health = Literal["well", "down", "failing", "slow", "cutting", "late"]
 
 SLOW_S = 6.0  # longer than clients wait: what they gave up is stored all the same, late
+LATE_S = 2.0
 NOT_PASSED_ON = {"connection", "transfer-encoding", "expect", "keep-alive"}
 
 
@@ -31,6 +35,7 @@ class FaultyS3(ThreadingHTTPServer):
         self.health: Health = "well"
         self.stored_at = 0.0
         self.slowed: list[str] = []
+        self.stored_at_by_path: dict[str, float] = {}
 
     @property
     def url(self) -> str:
@@ -73,9 +78,15 @@ class _Handler(BaseHTTPRequestHandler):
         if health == "cutting" and body:
             self._break_off(body)
             return
+        if health == "late" and self.command in {"GET", "HEAD"} and self._is_fresh():
+            self._answer(404, [], b"<Error><Code>NoSuchKey</Code></Error>")
+            return
         self._pass_on(body, cut=health == "cutting")
 
     do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815 - so they are called
+
+    def _is_fresh(self) -> bool:
+        return time() - self.server.stored_at_by_path.get(self.path, 0.0) < LATE_S
 
     def _upstream(self, body: bytes) -> http.client.HTTPConnection:
         """A connection on which the request was sent, with this body or a part of it."""
@@ -98,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         content, headers = reply.read(), reply.getheaders()
         connection.close()
         if self.command == "PUT" and reply.status == 200:
-            self.server.stored_at = time()
+            self.server.stored_at = self.server.stored_at_by_path[self.path] = time()
         self._answer(reply.status, headers, content[: len(content) // 2] if cut else content)
 
     def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from jobs.connect import connect
 from jobs.settings import SharedSettings
 from jobs.storage.base import Storage, open_storage
 from jobs.store.job_store import JobStore
-from stack.redis_server import RedisServer
 from tests.chaos.daemons import ROOT, Daemon, Worker, can_mount
+from tests.chaos.receiver import Receiver, run_receiver
+from tests.chaos.redis_servers import NamedRedis
 from tests.chaos.s3_proxy import FaultyS3, faulty_s3
 from tests.chaos.steps import StepLog
 from tests.servers import S3Server, free_port, redis_program, run_s3_server
@@ -49,6 +51,8 @@ SETTINGS = {
     "S3_CONNECT_TIMEOUT_S": 1,
     "S3_READ_TIMEOUT_S": 4,
     "STORAGE": f"s3://{BUCKET}",
+    "WEBHOOK_PRIVATE_HOSTS": "1",
+    "WEBHOOK_TIMEOUT_S": 2,
 }
 
 
@@ -57,8 +61,9 @@ class Site:
     """The whole installation. `crashed` names the programs that ended although no fault ended them."""
 
     folder: Path
-    redis_server: RedisServer
+    redis_server: NamedRedis
     s3: FaultyS3
+    receiver: Receiver
     apis: dict[str, Daemon]
     workers: list[Worker]
     checkpoint: Path
@@ -76,6 +81,16 @@ class Site:
     @property
     def steps(self) -> StepLog:
         return StepLog(self.checkpoint / "steps.log")
+
+    def supervisors(self) -> dict[str, int | None]:
+        """Return the process id of each worker's supervisor; None while it is being started."""
+        found: dict[str, int | None] = {}
+        for worker in self.workers:
+            found[worker.name] = None
+            with suppress(psutil.Error):  # it has just ended
+                if worker.runs and (supervisor := worker.supervisor):
+                    found[worker.name] = supervisor.pid
+        return found
 
     def processes(self) -> list[psutil.Process]:
         """Return all processes of the site, including orphans."""
@@ -111,16 +126,32 @@ class Site:
             return False
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """What runs in a campaign beside Redis and the store.
+
+    Attributes:
+        num_workers: workers of this code and checkpoint, each with a group of two ranks.
+        other_checkout: a folder with another version of the code. One API process and one more worker run it.
+        other_checkpoint: the checkpoint of one more worker. It has to make the same videos.
+    """
+
+    num_workers: int = 2
+    other_checkout: Path | None = None
+    other_checkpoint: Path | None = None
+
+
 @contextmanager
-def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site]:
+def open_site(folder: Path, checkpoint: Path, fleet: Fleet) -> Iterator[Site]:
     """Yield a started site, and end all its programs."""
     with ExitStack() as parts:
-        redis_server = RedisServer(folder / "redis", redis_program())
+        redis_server = NamedRedis(folder / "redis", redis_program())
         redis_server.start()
         parts.callback(redis_server.stop)
         s3_server = parts.enter_context(run_s3_server(folder / "s3.log"))
         _make_bucket(s3_server)
         s3 = parts.enter_context(faulty_s3(s3_server.endpoint_url))
+        receiver = parts.enter_context(run_receiver())
         environment = _environment(redis_server.url, s3_server, s3, checkpoint)
         apis = {f"http://127.0.0.1:{port}": port for port in (free_port(), free_port())}
         settings = _shared_settings(environment)
@@ -131,8 +162,14 @@ def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site
             folder=folder,
             redis_server=redis_server,
             s3=s3,
-            apis={url: _api(folder, environment, port) for url, port in apis.items()},
-            workers=[Worker.of(name, folder, environment, mounted=mounted) for name in "abcd"[:num_workers]],
+            receiver=receiver,
+            apis={
+                url: _api(folder, environment, port, checkout)
+                for (url, port), checkout in zip(
+                    apis.items(), (ROOT, fleet.other_checkout or ROOT), strict=True
+                )
+            },
+            workers=_workers(folder, environment, fleet, mounted=mounted),
             checkpoint=checkpoint,
             redis=redis,
             job_store=JobStore(redis, max_attempts=MAX_ATTEMPTS),
@@ -142,6 +179,21 @@ def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site
         parts.callback(site.end)
         site.start()
         yield site
+
+
+def _workers(folder: Path, environment: Mapping[str, str], fleet: Fleet, *, mounted: bool) -> list[Worker]:
+    names = iter("abcdefgh")
+    workers = [Worker.of(next(names), folder, environment, mounted=mounted) for _ in range(fleet.num_workers)]
+    if fleet.other_checkout:
+        workers.append(
+            Worker.of(next(names), folder, environment, mounted=mounted, checkout=fleet.other_checkout)
+        )
+    if fleet.other_checkpoint:
+        checkpoint = shutil.copytree(fleet.other_checkpoint, folder / "other-checkpoint")
+        (checkpoint / "steps.log").symlink_to(Path(environment["LONGCAT_CHECKPOINT"]) / "steps.log")
+        own = {**environment, "LONGCAT_CHECKPOINT": str(checkpoint)}
+        workers.append(Worker.of(next(names), folder, own, mounted=mounted))
+    return workers
 
 
 def _environment(redis_url: str, server: S3Server, s3: FaultyS3, checkpoint: Path) -> dict[str, str]:
@@ -157,7 +209,7 @@ def _environment(redis_url: str, server: S3Server, s3: FaultyS3, checkpoint: Pat
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LONGCAT_")}
     ours = {f"LONGCAT_{name}": str(value) for name, value in settings.items()}
-    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **ours}
+    return {**inherited, "OMP_NUM_THREADS": "1", **ours}
 
 
 def _shared_settings(environment: Mapping[str, str]) -> SharedSettings:
@@ -166,14 +218,15 @@ def _shared_settings(environment: Mapping[str, str]) -> SharedSettings:
     return SharedSettings(**fields)
 
 
-def _api(folder: Path, environment: Mapping[str, str], port: int) -> Daemon:
+def _api(folder: Path, environment: Mapping[str, str], port: int, checkout: Path) -> Daemon:
     own = {
         "LONGCAT_PORT": str(port),
         "LONGCAT_DATA_DIR": str(folder / f"api-{port}"),
         "LONGCAT_UPLOAD_DIR": str(folder / UPLOADS),
     }
     command = [sys.executable, "-m", "service"]
-    return Daemon(f"api {port}", command, {**environment, **own}, folder / f"api-{port}.log")
+    log = folder / f"api-{port}.log"
+    return Daemon(f"api {port}", command, {**environment, **own}, log, checkout=checkout)
 
 
 def _make_bucket(server: S3Server) -> None:

@@ -92,6 +92,14 @@ def test_cutting_proxy_sends_a_reader_a_part_and_an_error(s3):
         httpx.get(f"{s3.url}/old")
 
 
+def test_late_proxy_shows_a_file_some_time_after_it_was_stored(s3):
+    s3.health = "late"
+    assert httpx.put(f"{s3.url}/new", content=b"abc").status_code == 200
+    assert httpx.get(f"{s3.url}/new").status_code == 404
+    wait_until(lambda: httpx.get(f"{s3.url}/new").status_code == 200)
+    assert httpx.get(f"{s3.url}/old").status_code == 200
+
+
 def test_cutting_proxy_does_not_answer_a_writer(s3):
     s3.health = "cutting"
     with pytest.raises(httpx.TransportError):

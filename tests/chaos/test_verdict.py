@@ -12,9 +12,10 @@ from jobs.order import InputFile
 from jobs.record import Job
 from jobs.store.holder import Lease
 from tests.chaos.campaign import Course, Ordered, Strike
+from tests.chaos.client import ServerError
 from tests.chaos.report import table
 from tests.chaos.steps import StepLog
-from tests.chaos.verdict import Verdict, _is_kept, _is_true, recoveries
+from tests.chaos.verdict import Verdict, _is_kept, _is_true, recoveries, unexcused
 from tests.jobs.examples import ORDER, a_result
 
 START, END = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
@@ -110,6 +111,16 @@ def test_any_broken_guarantee_makes_the_verdict_bad():
     for name in verdict.faults:
         broken: dict[str, Any] = {name: ["it"]}
         assert not replace(verdict, **broken).is_good
+
+
+@pytest.mark.parametrize(
+    ("status", "after_s", "excused"),
+    [(503, 0.5, True), (503, 60, False), (503, -1, False), (500, 0.5, False)],
+)
+def test_only_503_during_an_outage_is_excused(status, after_s, excused):
+    course = Course(videos=[], strikes=[strike("redis full", after_s=0)], began=START_S - 10)
+    found = [ServerError(START_S + after_s, status, "GET /jobs")]
+    assert (unexcused(found, course) == []) is excused
 
 
 def test_work_counts_all_steps_and_the_distinct_ones(tmp_path):

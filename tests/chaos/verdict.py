@@ -17,10 +17,12 @@ from jobs.record import Job as Record
 from jobs.storage.keys import job_of
 from jobs.store.metrics import counters
 from tests.chaos.campaign import Course, Ordered, Strike
-from tests.chaos.client import Client, Job
+from tests.chaos.client import Client, Job, ServerError
+from tests.chaos.faults import OUTAGES
 from tests.chaos.site import Site
 from worker.supervisor.spool import CLEAN_EVERY_S
 
+OUTAGE_ENDS_S = 5.0  # after its recovery, for requests that began before
 ROUNDS_S = 20.0  # two rounds of maintenance, on a busy machine
 
 
@@ -46,6 +48,8 @@ class Verdict:
         orphaned_files: files that should have been removed.
         never_recovered: faults from which the work did not recover in time.
         ended_unasked: programs that ended although no fault ended them.
+        server_errors: answers of 500 or more that no outage explains.
+        unannounced: jobs whose end no webhook announced.
         put_back: how often jobs were requeued, by cause.
     """
 
@@ -59,6 +63,8 @@ class Verdict:
     orphaned_processes: list[str] = field(default_factory=list)
     never_recovered: list[str] = field(default_factory=list)
     ended_unasked: list[str] = field(default_factory=list)
+    server_errors: list[str] = field(default_factory=list)
+    unannounced: list[str] = field(default_factory=list)
     steps_run: int = 0
     steps_needed: int = 0
     recoveries: dict[str, Recovery] = field(default_factory=dict)
@@ -68,7 +74,7 @@ class Verdict:
     def faults(self) -> dict[str, list[str]]:
         """Return the violations, by name."""
         names = ["lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
-        names += ["never_recovered", "ended_unasked"]
+        names += ["never_recovered", "ended_unasked", "server_errors", "unannounced"]
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -94,6 +100,8 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
         wrong=[order.job_id for order in videos if _is_wrong(order, course, client)],
         never_recovered=[strike.kind for strike in course.strikes if strike.recovery_s is None],
         ended_unasked=list(site.crashed),
+        server_errors=unexcused(client.server_errors, course),
+        unannounced=list(_unannounced(orders, site)),
         steps_run=run,
         steps_needed=needed,
         recoveries=recoveries(course.strikes),
@@ -105,6 +113,30 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
         client.delete(job["id"])
     verdict.orphaned_files += _remains(lambda: _to_be_removed(site), site)
     return verdict
+
+
+def unexcused(found: list[ServerError], course: Course) -> list[str]:
+    """Return answers of 500 or more, but those of 503 while an outage lasted or before the campaign began."""
+    outages = [strike for strike in course.strikes if strike.kind in OUTAGES]
+    return [
+        f"{error.status} {error.what}"
+        for error in found
+        if error.status != 503
+        or (
+            error.at > course.began
+            and not any(outage.at <= error.at <= outage.over_at + OUTAGE_ENDS_S for outage in outages)
+        )
+    ]
+
+
+def _unannounced(orders: list[Ordered], site: Site) -> Iterator[str]:
+    """Yield jobs whose end was neither announced by a webhook nor will be."""
+    for order in orders:
+        if order.ended and order.video is not None:
+            event = order.ended["status"]
+            waits = site.redis.exists(f"longcat:delivery:{order.job_id}-{event}")
+            if not waits and (f"job.{event}", order.job_id) not in site.receiver.received:
+                yield order.job_id
 
 
 def recoveries(strikes: list[Strike]) -> dict[str, Recovery]:

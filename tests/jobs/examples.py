@@ -14,6 +14,7 @@ from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import new_job_id, thumbnail_key, video_key
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
+from jobs.store.scripts import text
 from jobs.store.submission import Submission
 from tests.orders import make_order
 
@@ -40,6 +41,7 @@ class ExampleStore(JobStore):
 
     def __init__(self, redis: Redis, **options: Any) -> None:
         self.clock = Clock()
+        self.redis = redis
         super().__init__(redis, clock=self.clock, **{"late_upload_s": LATE_UPLOAD_S, **options})
 
     def submit(self, **fields: Any) -> Job:
@@ -73,10 +75,18 @@ class ExampleStore(JobStore):
 
     def confirm_all_file_removals(self) -> set[str]:
         """Confirm all due file removals, and return their jobs."""
-        due = self.maintenance.due_file_removals()
-        for job_id, since in due.items():
-            self.maintenance.confirm_file_removal(job_id, since)
-        return set(due)
+        confirmed = set()
+        while removal := self.maintenance.lease_file_removal():
+            self.maintenance.confirm_file_removal(removal)
+            confirmed.add(removal.job_id)
+        return confirmed
+
+    @property
+    def due_file_removals(self) -> set[str]:
+        """Return the jobs whose files are to be removed now."""
+        keys = ("longcat:file_removals:first", "longcat:file_removals:second")
+        found = [self.redis.zrangebyscore(key, "-inf", self.clock.now_ms) for key in keys]
+        return {text(job_id) for ids in found for job_id in ids}
 
     def lose_lease(self) -> None:
         """Let all leases run out while sweeps go on."""
@@ -96,6 +106,21 @@ class AwayStorage:
     def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
         if self.is_away:
             raise Unavailable("the store cannot be reached")
+        self.storage.delete_prefix(prefix, keep)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.storage, name)
+
+
+@dataclass
+class CountingStorage:
+    """A storage that counts how often files are removed."""
+
+    storage: FolderStorage
+    num_removals: int = 0
+
+    def delete_prefix(self, prefix: str, keep: tuple[str, ...] = ()) -> None:
+        self.num_removals += 1
         self.storage.delete_prefix(prefix, keep)
 
     def __getattr__(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
@@ -9,13 +10,22 @@ import pytest
 from redis import Redis
 
 from jobs.errors import JobNotFound, OutOfMemory, Unavailable
-from jobs.maintenance import orphans, remove_files, remove_files_of
+from jobs.maintenance import orphans, remove_due_files, remove_files, remove_files_of
 from jobs.storage.base import Storage, open_storage
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import input_key, state_key, thumbnail_key, video_key
+from jobs.store.maintenance import REMOVAL_LEASE_S
 from tests.chaos import s3_proxy
 from tests.chaos.s3_proxy import faulty_s3
-from tests.jobs.examples import LATE_UPLOAD_S, AwayStorage, ExampleStore, SlowStorage, a_result, keys_of
+from tests.jobs.examples import (
+    LATE_UPLOAD_S,
+    AwayStorage,
+    CountingStorage,
+    ExampleStore,
+    SlowStorage,
+    a_result,
+    keys_of,
+)
 from tests.jobs.storage.test_storage import s3_settings
 from tests.servers import S3Bucket
 from tests.waiting import wait_until
@@ -37,7 +47,7 @@ class TestRemovedJobs:
         store.client.delete(job.id)
         assert remove_files(store, storage) == 1
         assert list(storage.keys("jobs/")) == [other]
-        assert store.maintenance.due_file_removals() == {}
+        assert store.due_file_removals == set()
 
     def test_expired_job_leaves_no_file(self, redis: Redis, storage: FolderStorage, tmp_path: Path):
         store = ExampleStore(redis, retention_s=1000)
@@ -106,7 +116,7 @@ class TestEndedJobs:
         store.holder.succeed(claim, a_result(claim), {})
         assert remove_files(store, storage) == 1
         assert sorted(storage.keys(f"jobs/{job_id}/")) == sorted(kept)
-        assert store.maintenance.due_file_removals() == {}
+        assert store.due_file_removals == set()
 
     def test_inputs_of_a_failed_job_stay(self, store: ExampleStore, storage: FolderStorage, tmp_path: Path):
         claim = store.start()
@@ -171,16 +181,17 @@ class TestEndedJobs:
 
     def test_job_that_never_started_needs_no_removal(self, store: ExampleStore):
         store.client.cancel(store.submit().id)
-        assert store.maintenance.due_file_removals() == {}
+        assert store.due_file_removals == set()
 
     def test_job_deleted_during_removal_comes_up_again(self, store: ExampleStore):
         claim = store.start()
         store.holder.succeed(claim, a_result(claim), {})
-        seen = store.maintenance.due_file_removals()
+        removal = store.maintenance.lease_file_removal()
+        assert removal is not None
         store.clock.advance(1)
         store.client.delete(claim.job.id)
-        store.maintenance.confirm_file_removal(claim.job.id, seen[claim.job.id])
-        assert store.maintenance.due_file_removals().keys() == {claim.job.id}
+        store.maintenance.confirm_file_removal(removal)
+        assert store.due_file_removals == {claim.job.id}
 
     def test_removal_is_retried_after_an_outage_of_the_storage(
         self, store: ExampleStore, storage: FolderStorage, tmp_path: Path
@@ -192,6 +203,34 @@ class TestEndedJobs:
             remove_files(store, AwayStorage(storage))
         remove_files(store, storage)
         assert list(storage.keys("jobs/")) == []
+
+
+class TestOfSeveralProcesses:
+    def test_one_of_them_removes_the_files_of_a_job(self, store: ExampleStore, storage: FolderStorage):
+        for _ in range(20):
+            store.holder.confirm_cancel(store.start())
+        counted = CountingStorage(storage)
+        with ThreadPoolExecutor(4) as processes:
+            counts = processes.map(lambda _: remove_files(store, counted), range(4))
+            assert sum(counts) == 20
+        assert counted.num_removals == 20
+
+    def test_removal_of_one_that_died_is_repeated(self, store: ExampleStore, storage: FolderStorage):
+        store.holder.confirm_cancel(store.start())
+        assert store.maintenance.lease_file_removal()
+        assert remove_files(store, storage) == 0
+        store.clock.advance(REMOVAL_LEASE_S)
+        assert remove_files(store, storage) == 1
+
+    def test_files_that_the_holder_removed_are_left_until_late_uploads_are_over(
+        self, store: ExampleStore, storage: FolderStorage
+    ):
+        claim = store.start()
+        store.holder.confirm_cancel(claim)
+        remove_due_files(claim.job.id, store, storage)
+        assert remove_files(store, storage) == 0
+        store.wait_for_late_uploads()
+        assert remove_files(store, storage) == 1
 
 
 class TestOfRequestsThatWereBrokenOff:

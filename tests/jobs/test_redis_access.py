@@ -143,8 +143,9 @@ def use_everything(redis: Redis) -> None:
     assert keys.authenticate(key)
     Signer(redis, None, None).secret_of("a")
     assert sweep(store, tickets).expired
-    for job_id, since in store.maintenance.due_file_removals().items():
-        store.maintenance.confirm_file_removal(job_id, since)
+    while removal := store.maintenance.lease_file_removal():
+        store.maintenance.release_file_removal(removal)
+        store.maintenance.confirm_file_removal(removal)
     with_replicas = JobStore(redis, replication=Replication(1, 0.01))
     with pytest.raises(Unavailable, match="only 0 replicas"):
         with_replicas.client.submit(a_submission())

@@ -74,6 +74,15 @@ def test_job_resumes_after_torchrun_was_killed_with_its_ranks(worker, ranks):
 
 
 @pytest.mark.faults
+def test_out_of_memory_on_rank_0_alone_fails_the_job_at_once_and_the_next_one_runs(worker, ranks):
+    greedy, next_one = worker.submit("memory=0 always"), worker.submit()
+    job = worker.wait_for(greedy, "failed", "succeeded")
+    assert (job.error.code, job.attempt) == ("out_of_memory", 1)
+    job = worker.wait_for(next_one, "succeeded", "failed")
+    assert (job.error, job.attempt) == (None, 1)
+
+
+@pytest.mark.faults
 def test_job_that_always_crashes_its_group_fails_and_the_next_one_runs(worker, ranks):
     poison, next_one = worker.submit("dies=0 always"), worker.submit()
     job = worker.wait_for(poison, "failed")

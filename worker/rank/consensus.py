@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -65,6 +66,12 @@ def combine(outcomes: Sequence[StepOutcome]) -> StepOutcome:
     return errors[0]
 
 
+def _exit_failed_alone(on_failed_alone: Callable[[], None]) -> None:
+    with suppress(OSError):  # the supervisor is gone, too
+        on_failed_alone()
+    os._exit(EXIT_FAILED_ALONE)
+
+
 class Consensus:
     """Communicate with all ranks of the group.
 
@@ -94,16 +101,16 @@ class Consensus:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def decide(self, outcome: StepOutcome) -> StepOutcome:
+    def decide(self, outcome: StepOutcome, on_failed_alone: Callable[[], None] = lambda: None) -> StepOutcome:
         """Wait for the outcomes of all ranks and return the common one. Raises GroupBroken.
 
         If this rank alone has failed, the others may wait for it in a collective of the model for ever. So
-        it ends its process after `grace_s`, which they do notice.
+        it calls `on_failed_alone` after `grace_s` and ends its process, which they do notice.
         """
         if outcome.error is None:
             return combine(self.all_gather(outcome))
         # os._exit, since this thread waits in a collective that nothing else can interrupt.
-        deadline = threading.Timer(self._grace_s, os._exit, [EXIT_FAILED_ALONE])
+        deadline = threading.Timer(self._grace_s, _exit_failed_alone, [on_failed_alone])
         deadline.daemon = True
         deadline.start()
         try:

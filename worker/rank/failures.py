@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-
 import torch
 
-from jobs.errors import DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
+from jobs.errors import DISK_FULL_ERRNOS, DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
 from jobs.record import JobError
 from model.spec.errors import InputError, ModelError
 from worker.rank.consensus import StepOutcome
-
-DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def outcome_of(error: Exception) -> StepOutcome:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 from model.pipeline.events import Event
 from worker.messages import RunJob
@@ -24,7 +25,7 @@ def run_job(run: RunJob, engine: Engine, consensus: Consensus, leader: Leader | 
     with closing(engine.generate(run)) as events:  # type: ignore[type-var]
         while True:
             event, outcome = _next_event(events, leader)
-            decision = consensus.decide(outcome)
+            decision = consensus.decide(outcome, partial(_fail_alone, leader, outcome))
             # A step counts once all ranks have finished it: until then its state may be wrong.
             if leader and event is not None and decision.error is None:
                 leader.handle(event)
@@ -34,6 +35,11 @@ def run_job(run: RunJob, engine: Engine, consensus: Consensus, leader: Leader | 
         engine.release_memory()
     if leader:
         leader.end(decision)
+
+
+def _fail_alone(leader: Leader | None, outcome: StepOutcome) -> None:
+    if leader:
+        leader.fail_alone(outcome)
 
 
 def _next_event(

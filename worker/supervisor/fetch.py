@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import PurePath
 
-from jobs.errors import InvalidInput, KeyMissing, LongCatError, UnreadableRecord
+from jobs.errors import InvalidInput, KeyMissing, LongCatError, Unavailable, UnreadableRecord
 from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage.base import Storage
@@ -29,19 +29,28 @@ from worker.supervisor.spool import Spool, log_unreadable
 
 logger = logging.getLogger(__name__)
 
+MISSING_LIMIT_S = 10.0
+"""How long a file may be missing: some stores show a file seconds after it was stored."""
+
 
 class InputFetcher:
     """Fetch files for as long as it takes, in the thread of the caller.
 
-    `report` is called for each checkpoint that cannot be read.
+    A file that is still missing after `missing_limit_s` is gone. `report` is called for each checkpoint that
+    cannot be read.
     """
 
     def __init__(
-        self, storage: Storage, spool: Spool, report: Callable[[UnreadableRecord], None] = log_unreadable
+        self,
+        storage: Storage,
+        spool: Spool,
+        report: Callable[[UnreadableRecord], None] = log_unreadable,
+        missing_limit_s: float = MISSING_LIMIT_S,
     ) -> None:
         self._storage = storage
         self._spool = spool
         self._report = report
+        self._missing_limit_s = missing_limit_s
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -89,9 +98,8 @@ class InputFetcher:
             names[field] = name = f"{field}{PurePath(key).suffix}"
             if (job.folder / name).exists():
                 continue
-            fetch = partial(self._storage.fetch, key, job.folder / name)
             try:
-                retry_while_unavailable(fetch, partial(self._check, job), self._stopping)
+                self._retry(partial(self._storage.fetch, key, job.folder / name), job)
             except KeyMissing as error:
                 raise InvalidInput("the file is no longer in storage", field) from error
         return names
@@ -105,14 +113,27 @@ class InputFetcher:
             return local
         if stored is None:
             return None
-        fetch = partial(fetch_checkpoint, stored, job, self._storage)
         try:
-            retry_while_unavailable(fetch, partial(self._check, job), self._stopping)
+            self._retry(partial(fetch_checkpoint, stored, job, self._storage), job)
         except KeyMissing as error:
             logger.warning("job %s starts without its stored checkpoint: %s", job.job_id, error)
             job.checkpoint = None
             return local
         return stored
+
+    def _retry(self, fetch: Callable[[], None], job: ClaimedJob) -> None:
+        """Repeat `fetch` while the storage is unavailable or lacks a file. Raise KeyMissing, Interrupted."""
+        gives_up_at = time.monotonic() + self._missing_limit_s
+
+        def fetch_if_shown() -> None:
+            try:
+                fetch()
+            except KeyMissing as error:
+                if time.monotonic() >= gives_up_at:
+                    raise
+                raise Unavailable(f"{error.message}, perhaps not yet") from error
+
+        retry_while_unavailable(fetch_if_shown, partial(self._check, job), self._stopping)
 
 
 def input_keys(order: Order) -> dict[str, str]:

@@ -16,7 +16,7 @@ from functools import partial
 
 from jobs.errors import DeadlineExceeded, LeaseLost, LongCatError, Unavailable
 from jobs.logs import about, names_of
-from jobs.maintenance import remove_files_of
+from jobs.maintenance import remove_due_files
 from jobs.queue import TicketQueue
 from jobs.record import ENDED, JobError, Status
 from jobs.storage.base import Storage
@@ -186,7 +186,7 @@ class Finalizer:
             self._checkpoints.discard(job, FLUSH_LIMIT_S)
             self._spool.remove(job.job_id)
             with suppress(Unavailable):  # then a later sweep removes them
-                remove_files_of(job.job_id, self._job_store, self._storage)
+                remove_due_files(job.job_id, self._job_store, self._storage)
         return status
 
     def _on_lease_lost(self, job: ClaimedJob) -> None:

@@ -51,4 +51,6 @@ for _, job in ipairs(due_jobs('longcat:expiring')) do
   add_change('expired', job.id)
 end
 
+for _, priority in ipairs(PRIORITIES) do repair_start_order(priority) end
+
 return changes

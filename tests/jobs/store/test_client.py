@@ -171,31 +171,31 @@ class TestDelete:
             store.client.get(job.id)
         assert store.client.page() == []
         assert store.holder.claim("a", LEASE_S) is None
-        assert store.maintenance.due_file_removals().keys() == {job.id}
+        assert store.due_file_removals == {job.id}
 
     def test_deleting_twice_is_deleting_once(self, store: ExampleStore):
         job = store.submit()
         store.client.delete(job.id)
         with pytest.raises(JobNotFound):
             store.client.delete(job.id)
-        assert store.maintenance.due_file_removals().keys() == {job.id}
+        assert store.due_file_removals == {job.id}
 
     def test_deleted_running_job_is_removed_when_its_holder_stops(self, store: ExampleStore):
         claim = store.start()
         assert store.client.delete(claim.job.id) is False
         assert store.client.get(claim.job.id).cancel_requested
-        assert store.maintenance.due_file_removals() == {}
+        assert store.due_file_removals == set()
         assert store.holder.renew_lease(claim) == "cancel"
         store.holder.confirm_cancel(claim)
         with pytest.raises(JobNotFound):
             store.client.get(claim.job.id)
-        assert store.maintenance.due_file_removals().keys() == {claim.job.id}
+        assert store.due_file_removals == {claim.job.id}
 
     def test_deleted_job_of_a_dead_holder_is_removed_with_the_lease(self, store: ExampleStore):
         claim = store.start()
         store.client.delete(claim.job.id)
         store.lose_lease()
-        assert store.maintenance.due_file_removals().keys() == {claim.job.id}
+        assert store.due_file_removals == {claim.job.id}
         assert store.holder.renew_lease(claim) == "lease_lost"
 
     def test_deleted_job_leaves_no_keys_once_its_files_are_removed(self, redis: Redis, store: ExampleStore):

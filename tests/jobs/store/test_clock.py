@@ -118,7 +118,7 @@ class TestSteps:
         store.maintenance.sweep()
         store.client.reserve("reserved")
         step(redis, HOUR_S)
-        assert store.maintenance.due_file_removals() == {}
+        assert store.maintenance.lease_file_removal() is None
 
 
 class TestAdvance:

@@ -299,16 +299,14 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     @rule()
     def remove_files(self) -> None:
-        for job_id, since in self.store.maintenance.due_file_removals().items():
-            job = self.expected[job_id]
-            if job.second_removal_ms is not None and job.second_removal_ms <= self.now_ms:
-                job.second_removal_ms = None
+        while removal := self.store.maintenance.lease_file_removal():
+            job = self.expected[removal.job_id]
+            if job.first_removal_due:
+                job.first_removal_due = False
+                job.second_removal_ms = self.now_ms + round(LATE_UPLOAD_S * 1000)
             else:
-                job.first_removal_due, job.second_removal_ms = (
-                    False,
-                    self.now_ms + round(LATE_UPLOAD_S * 1000),
-                )
-            self.store.maintenance.confirm_file_removal(job_id, since)
+                job.second_removal_ms = None
+            self.store.maintenance.confirm_file_removal(removal)
 
     @invariant()
     def every_job_has_its_expected_state(self) -> None:
@@ -346,7 +344,7 @@ class JobStoreMachine(RuleBasedStateMachine):
     @invariant()
     def files_of_ended_jobs_are_removed_twice(self) -> None:
         due = {id_ for id_, job in self.expected.items() if job.removal_is_due(self.now_ms)}
-        assert self.store.maintenance.due_file_removals().keys() == due
+        assert self.store.due_file_removals == due
         assert all(self.expected[job_id].status in ENDED for job_id in due)
 
     def present(self) -> list[Expected]:

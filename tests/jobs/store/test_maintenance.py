@@ -164,7 +164,7 @@ class TestLateFiles:
     def test_of_a_running_job_are_kept(self, store: ExampleStore):
         claim = store.start()
         store.maintenance.report_late_file(claim.job.id)
-        assert store.maintenance.due_file_removals() == {}
+        assert store.due_file_removals == set()
 
     def test_of_an_ended_job_are_removed(self, store: ExampleStore):
         claim = store.start()
@@ -173,11 +173,11 @@ class TestLateFiles:
         store.wait_for_late_uploads()
         store.confirm_all_file_removals()
         store.maintenance.report_late_file(claim.job.id)
-        assert set(store.maintenance.due_file_removals()) == {claim.job.id}
+        assert store.due_file_removals == {claim.job.id}
 
     def test_of_an_unknown_job_are_removed(self, store: ExampleStore):
         store.maintenance.report_late_file("gone")
-        assert set(store.maintenance.due_file_removals()) == {"gone"}
+        assert store.due_file_removals == {"gone"}
 
 
 class TestConcurrency:
@@ -268,6 +268,6 @@ class TestThreads:
         thread.start()
         wait_until(lambda: "postponed" in caplog.text)
         away.is_away = False
-        wait_until(lambda: not store.maintenance.due_file_removals())
+        wait_until(lambda: not store.due_file_removals)
         stop.set()
         thread.join()

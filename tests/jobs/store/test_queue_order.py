@@ -124,6 +124,20 @@ class TestPositions:
         assert [place for place, _ in said] == list(range(1, len(waiting) + 1))
         assert [job_id for _, job_id in said] == [job.id for job in claims_in_order(store)]
 
+    def test_cancelled_job_moves_up_only_later_jobs_of_its_owner(self, store: ExampleStore):
+        jobs = submit_each(store, "aaabb")
+        store.client.cancel(jobs[1].id)
+        left = [jobs[0], jobs[3], jobs[2], jobs[4]]
+        assert [store.position(job.id) for job in left] == [1, 2, 3, 4]
+        assert [job.id for job in claims_in_order(store)] == [job.id for job in left]
+
+    def test_sweep_repairs_the_order_of_jobs_that_an_older_release_queued(self, store: ExampleStore, redis):
+        jobs = submit_each(store, "aab")
+        redis.delete("longcat:queue:normal:start_order")
+        assert [store.position(job.id) for job in jobs] == [1, 2, 3]  # by submission
+        store.maintenance.sweep()
+        assert [store.position(job.id) for job in jobs] == [1, 3, 2]
+
     def test_positions_of_other_owners_are_hidden(self, store: ExampleStore):
         job = store.submit(owner="me")
         assert store.client.for_owner("you").estimate(job.id) is None

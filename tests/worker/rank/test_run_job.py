@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -58,11 +58,11 @@ class OtherRankFails(Consensus):
 
     events = 0
 
-    def decide(self, outcome: StepOutcome) -> StepOutcome:
+    def decide(self, outcome: StepOutcome, on_failed_alone: Callable[[], None] = lambda: None) -> StepOutcome:
         self.events += 1
         if self.events == 2:
             return StepOutcome(error=JobError(code="disk_full", message="full", retryable=True))
-        return super().decide(outcome)
+        return super().decide(outcome, on_failed_alone)
 
 
 class RankRunner:

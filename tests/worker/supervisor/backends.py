@@ -84,8 +84,8 @@ class LocalBackends:
     def confirm_file_removals(self) -> None:
         """Confirm all due file removals, both rounds of them."""
         for _ in range(2):
-            for job_id, since in self.job_store.maintenance.due_file_removals().items():
-                self.job_store.maintenance.confirm_file_removal(job_id, since)
+            while removal := self.job_store.maintenance.lease_file_removal():
+                self.job_store.maintenance.confirm_file_removal(removal)
 
     def stored(self, job: ClaimedJob) -> list[str]:
         """Return the keys of the job's files in storage, without its prefix."""

@@ -4,8 +4,12 @@ import threading
 
 import pytest
 
+from jobs.errors import KeyMissing
 from jobs.order import InputFile
+from jobs.storage.base import open_storage
 from jobs.storage.keys import input_key
+from tests.chaos.s3_proxy import faulty_s3
+from tests.jobs.storage.test_storage import s3_settings
 from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
@@ -18,7 +22,7 @@ from worker.supervisor.spool import PendingUpload
 
 @pytest.fixture
 def fetcher(backends: LocalBackends) -> InputFetcher:
-    return InputFetcher(backends.storage, backends.spool)
+    return InputFetcher(backends.storage, backends.spool, missing_limit_s=0.5)
 
 
 @pytest.fixture
@@ -64,6 +68,19 @@ def test_missing_input_fails_the_job(backends, fetcher, with_image):
     failure = fetcher.fetch(with_image)
     assert isinstance(failure, Failed)
     assert failure.error.code == "invalid_input"
+
+
+def test_input_that_the_store_shows_late_is_fetched(backends, with_image, s3_bucket, tmp_path):
+    image = with_image.lease.job.order.image
+    with faulty_s3(s3_bucket.server.endpoint_url) as proxy:
+        proxy.health = "late"
+        storage = open_storage(s3_settings(s3_bucket, s3_endpoint_url=proxy.url))
+        storage.put(image.key, tmp_path / "upload", "image/png")
+        with pytest.raises(KeyMissing):
+            storage.fetch(image.key, tmp_path / "copy")
+        run = InputFetcher(storage, backends.spool).fetch(with_image)
+    assert isinstance(run, RunJob)
+    assert (with_image.folder / "image.png").read_bytes() == b"pixels"
 
 
 def test_fetch_waits_while_the_storage_is_unavailable(backends, fetcher, with_image):

@@ -4,6 +4,8 @@
 
 local FIRST_REMOVALS = 'longcat:file_removals:first'
 local SECOND_REMOVALS = 'longcat:file_removals:second'
+-- Jobs whose files a process is removing, by the end of its lease.
+local REMOVAL_LEASES = 'longcat:file_removals:leases'
 
 -- Check that an id belonged to a job or a reservation and will never belong to one again.
 local function is_gone(id)

@@ -31,6 +31,18 @@ local function requeued_key(priority)
   return queue_key(priority) .. ':requeued'
 end
 
+-- Jobs that never started, in the order in which they start if no limit on running jobs applies: by virtual start time,
+-- then by number. Only positions are read from it: with any number of owners, a position takes the same few commands.
+-- A job's virtual start time is that of its owner plus the number of the owner's jobs before it.
+local function start_order_key(priority)
+  return queue_key(priority) .. ':start_order'
+end
+
+-- Members with equal scores are in lexicographic order, so the number comes first, with leading zeros.
+local function start_order_member(number, id)
+  return string.format('%015d:%s', number, id)
+end
+
 local function virtual_time_key(priority)
   return queue_key(priority) .. ':virtual_time'
 end
@@ -47,11 +59,25 @@ local function enqueue(job)
     redis.call('ZADD', requeued_key(priority), job.number, job.id)
     return
   end
-  redis.call('ZADD', owner_queue_key(priority, owner), job.number, job.id)
   if not redis.call('ZSCORE', backlogged_key(priority), owner) then
     local start = tonumber(redis.call('ZSCORE', idle_key(priority), owner) or 0)
     redis.call('ZREM', idle_key(priority), owner)
     redis.call('ZADD', backlogged_key(priority), math.max(start, virtual_time(priority)), owner)
+  end
+  local num_before = redis.call('ZCARD', owner_queue_key(priority, owner))
+  local start = redis.call('ZSCORE', backlogged_key(priority), owner) + num_before
+  redis.call('ZADD', owner_queue_key(priority, owner), job.number, job.id)
+  redis.call('ZADD', start_order_key(priority), start, start_order_member(job.number, job.id))
+end
+
+-- Take a job of an owner's queue out of the start order. If it does not start, the owner's later jobs move up.
+local function leave_start_order(priority, owner_queue, id)
+  local order = start_order_key(priority)
+  local member = start_order_member(redis.call('ZSCORE', owner_queue, id), id)
+  if redis.call('ZREM', order, member) == 0 then return end
+  local later = redis.call('ZRANGE', owner_queue, redis.call('ZRANK', owner_queue, id) + 1, -1, 'WITHSCORES')
+  for i = 1, #later, 2 do
+    redis.call('ZADD', order, 'XX', 'INCR', -1, start_order_member(later[i + 1], later[i]))
   end
 end
 
@@ -59,7 +85,10 @@ end
 local function leave_owner_queue(job)
   local priority, owner = job.priority, job.owner
   local owner_queue = owner_queue_key(priority, owner)
-  if redis.call('ZREM', owner_queue, job.id) == 1 and redis.call('EXISTS', owner_queue) == 0 then
+  if not redis.call('ZSCORE', owner_queue, job.id) then return end
+  leave_start_order(priority, owner_queue, job.id)
+  redis.call('ZREM', owner_queue, job.id)
+  if redis.call('EXISTS', owner_queue) == 0 then
     redis.call('ZADD', idle_key(priority), redis.call('ZSCORE', backlogged_key(priority), owner), owner)
     redis.call('ZREM', backlogged_key(priority), owner)
   end
@@ -99,11 +128,13 @@ end
 -- Take a job out of the queue because it starts. Its owner is charged for a first start, not for a restart.
 local function dequeue_to_start(job)
   local priority, owner = job.priority, job.owner
-  if redis.call('ZSCORE', owner_queue_key(priority, owner), job.id) then
+  local number = redis.call('ZSCORE', owner_queue_key(priority, owner), job.id)
+  if number then
     local start = redis.call('ZINCRBY', backlogged_key(priority), 1, owner) - 1
     local time = math.max(start, virtual_time(priority))
     redis.call('SET', virtual_time_key(priority), time)
     redis.call('ZREMRANGEBYSCORE', idle_key(priority), '-inf', time)
+    redis.call('ZREM', start_order_key(priority), start_order_member(number, job.id))
   end
   dequeue(job)
 end
@@ -156,35 +187,40 @@ local function next_job()
   end
 end
 
--- How many jobs of the same priority that never started come before this one.
-local function num_ahead_by_virtual_time(job)
-  local backlogged = backlogged_key(job.priority)
-  local rank = redis.call('ZRANK', owner_queue_key(job.priority, job.owner), job.id)
-  if not rank then return 0 end -- the record names another owner than the one who submitted it
-  local start = redis.call('ZSCORE', backlogged, job.owner) + rank
-  local owners = redis.call('ZRANGE', backlogged, '-inf', start, 'BYSCORE', 'WITHSCORES')
-  local num_ahead = rank
-  for i = 1, #owners, 2 do
-    if owners[i] ~= job.owner then
-      local rivals = owner_queue_key(job.priority, owners[i])
-      local num_earlier = start - owners[i + 1]
-      local _, number = unpack(redis.call('ZRANGE', rivals, num_earlier, num_earlier, 'WITHSCORES'))
-      num_ahead = num_ahead + math.min(num_earlier, redis.call('ZCARD', rivals))
-      if number and tonumber(number) < tonumber(job.number) then num_ahead = num_ahead + 1 end
-    end
+-- The number of queued jobs of the priorities above this one.
+local function num_of_higher_priority(priority)
+  local num_ahead = 0
+  for _, higher in ipairs(PRIORITIES) do
+    if higher == priority then break end
+    num_ahead = num_ahead + redis.call('ZCARD', queue_key(higher))
   end
   return num_ahead
 end
 
--- The position of a queued job if every owner may start jobs; 1 is next.
-local function queue_position(job)
-  local position = 1
-  for _, priority in ipairs(PRIORITIES) do
-    if priority == job.priority then break end
-    position = position + redis.call('ZCARD', queue_key(priority))
+-- The position of a queued job among those of its priority if every owner may start jobs; 1 is next.
+local function position_in_priority(id, priority)
+  local requeued = requeued_key(priority)
+  local rank = redis.call('ZRANK', requeued, id)
+  if rank then return rank + 1 end
+  local number = redis.call('ZSCORE', queue_key(priority), id)
+  if not number then return 1 end -- the record names another priority than the one with which it was submitted
+  rank = redis.call('ZRANK', start_order_key(priority), start_order_member(number, id))
+  if rank then return redis.call('ZCARD', requeued) + rank + 1 end
+  -- Release 0.2.0 has queued it and no sweep has repaired the order yet: give its place by submission.
+  return redis.call('ZRANK', queue_key(priority), id) + 1
+end
+
+-- Build the start order again if its size is wrong. Scripts of release 0.2.0 do not keep it.
+local function repair_start_order(priority)
+  local order = start_order_key(priority)
+  local num_expected = redis.call('ZCARD', queue_key(priority)) - redis.call('ZCARD', requeued_key(priority))
+  if redis.call('ZCARD', order) == num_expected then return end
+  redis.call('DEL', order)
+  local owners = redis.call('ZRANGE', backlogged_key(priority), 0, -1, 'WITHSCORES')
+  for i = 1, #owners, 2 do
+    local jobs = redis.call('ZRANGE', owner_queue_key(priority, owners[i]), 0, -1, 'WITHSCORES')
+    for j = 1, #jobs, 2 do
+      redis.call('ZADD', order, owners[i + 1] + (j - 1) / 2, start_order_member(jobs[j + 1], jobs[j]))
+    end
   end
-  local requeued = requeued_key(job.priority)
-  local rank = redis.call('ZRANK', requeued, job.id)
-  if rank then return position + rank end
-  return position + redis.call('ZCARD', requeued) + num_ahead_by_virtual_time(job)
 end
