@@ -52,4 +52,4 @@ def test_commands_per_request_do_not_depend_on_the_number_of_owners(client: Test
     of_one, of_many = (commands_by_request(client, redis, num_owners) for num_owners in (1, NUM_JOBS))
     assert of_many == of_one
     assert of_one["get"] < 30
-    assert of_one["list"] < 100 * 6
+    assert of_one["list"] < 100 * 7
