@@ -91,7 +91,7 @@ def test_value_type_is_the_type_of_a_given_value(annotation):
 
 
 def test_refusal_of_nul_names_the_character():
-    with pytest.raises(InvalidParams, match="must not contain the character NUL"):
+    with pytest.raises(InvalidParams, match=r" must not contain the character NUL$"):
         GenerationParams.parse({"negative_prompt": "a\0b"})
 
 
