@@ -74,9 +74,9 @@ def mutate_python(folder: Path, target: Target, sample: int | None) -> None:
         names = random.Random(SEED).sample(names, min(sample, len(names)))
     run(folder, "run", "--max-children", str(os.cpu_count()), *names)
     results = run(folder, "results", capture=True)
-    print(results)
     for survivor in survivors(results):
         print(run(folder, "show", survivor, capture=True))
+    print(f"{len(survivors(results))} of {len(names) or 'all'} mutants survived")
 
 
 def mutate_scripts(folder: Path, sample: int | None) -> None:
