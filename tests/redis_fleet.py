@@ -163,7 +163,7 @@ def redis_fleet(folder: Path) -> Iterator[Fleet]:
     """Run three servers and three Sentinels, and yield them when they know each other."""
     with ExitStack() as parts:
         primary = parts.enter_context(RedisProcess(folder / "0", ("--repl-diskless-sync-delay", "0")))
-        replicate = ("--replicaof", f"127.0.0.1 {primary.port}", "--repl-diskless-sync-delay", "0")
+        replicate = ("--replicaof", "127.0.0.1", str(primary.port), "--repl-diskless-sync-delay", "0")
         replicas = [
             parts.enter_context(RedisProcess(folder / str(number), replicate))
             for number in range(1, NUM_SERVERS)

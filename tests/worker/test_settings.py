@@ -89,7 +89,7 @@ def test_ranks_always_use_the_loopback_interface(monkeypatch, name):
     ],
 )
 def test_ranks_do_not_inherit_other_variables(monkeypatch, name):
-    monkeypatch.setenv(name, "planted")
+    monkeypatch.setenv(name, "redis://planted")
     assert name not in group_environment(WorkerSettings(device="cpu"), 0)
 
 
