@@ -6,6 +6,7 @@ tests are skipped. Run them with `make skew`.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -75,11 +76,17 @@ class Fleet:
         return [self.submit(body) for body in every_task().values()]
 
     def wait_until_saved(self, worker: str) -> None:
-        """Wait until a job that this worker runs has a checkpoint in its record."""
+        """Wait until this worker denoises a job that has a checkpoint in its record."""
         wait_until(lambda: self._holds(worker, "running", saved=True), PATIENCE_S)
 
-    def wait_for_upload(self, worker: str) -> None:
-        """Wait until this worker uploads a video."""
+    def hold_up_an_upload(self, worker: str) -> None:
+        """Take the storage away while this worker denoises, and wait until it has a video to upload."""
+        storage = self.installation.s3
+        while storage.health != "down":
+            self.wait_until_saved(worker)
+            storage.health = "down"
+            if not self._holds(worker, "running", saved=True):  # that job has ended just now
+                storage.health = "well"
         wait_until(lambda: self._holds(worker, "uploading"), PATIENCE_S)
 
     def restart_worker(self, name: str, release: Release) -> None:
@@ -106,11 +113,14 @@ class Fleet:
         return wait_until(ended, PATIENCE_S, 0.2) or []
 
     def _holds(self, worker: str, status: str, *, saved: bool = False) -> bool:
-        """Check that a worker holds a job in this status and, if `saved`, with a checkpoint."""
+        """Check that a worker holds a job in this status and, if `saved`, denoises it with a checkpoint."""
         for job_id in self.jobs:
             record: Any = self.installation.redis.hgetall(f"longcat:job:{job_id}")
-            if (record[b"status"], record.get(b"group")) == (status.encode(), f"{worker}-0".encode()):
-                return not saved or b"checkpoint" in record
+            if (record[b"status"], record.get(b"group")) != (status.encode(), f"{worker}-0".encode()):
+                continue
+            phase = json.loads(record.get(b"progress", "{}")).get("phase")
+            if not saved or (phase == "denoise" and b"checkpoint" in record):
+                return True
         return False
 
     def check(self) -> None:
@@ -170,9 +180,7 @@ def roll(fleet: Fleet, release: Release) -> None:
     fleet.wait_until_saved("a")
     fleet.restart_worker("a", release)
 
-    fleet.wait_until_saved("b")
-    fleet.installation.s3.health = "down"
-    fleet.wait_for_upload("b")
+    fleet.hold_up_an_upload("b")
     fleet.restart_worker("b", release)
     fleet.installation.s3.health = "well"
 
