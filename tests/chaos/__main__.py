@@ -15,6 +15,7 @@ from pathlib import Path
 from jobs.settings import POCKET
 from tests.chaos.campaign import Campaign, Plan
 from tests.chaos.client import Client
+from tests.chaos.daemons import command_of
 from tests.chaos.report import report, write
 from tests.chaos.site import Fleet, Site, open_site
 from tests.chaos.verdict import Verdict, judge
@@ -49,7 +50,7 @@ def _processes_left(site: Site) -> list[str]:
     try:
         wait_until(lambda: not site.processes(), timeout_s=20.0)
     except TimeoutError:
-        return [" ".join(process.cmdline()) for process in site.processes()]
+        return [" ".join(command_of(process)) for process in site.processes()]
     return []
 
 

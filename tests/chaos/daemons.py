@@ -138,9 +138,12 @@ class Worker(Daemon):
     def ranks(self) -> list[psutil.Process]:
         """Return the ranks, rank 0 first; [] while they start."""
         torchrun = self.torchrun
-        found = torchrun.children() if torchrun else []
-        found = [process for process in found if "tests.chaos.rank" in process.cmdline()]
-        return sorted(found, key=lambda process: int(process.environ()["RANK"]))
+        try:
+            found = torchrun.children() if torchrun else []
+            found = [process for process in found if "tests.chaos.rank" in command_of(process)]
+            return sorted(found, key=lambda process: int(process.environ()["RANK"]))
+        except psutil.NoSuchProcess:  # they are ending just now
+            return []
 
     @property
     def spooled(self) -> list[str]:
@@ -159,4 +162,13 @@ class Worker(Daemon):
             self.folder.mkdir()
 
     def _first(self, word: str) -> psutil.Process | None:
-        return next((process for process in self.processes if word in process.cmdline()), None)
+        return next((process for process in self.processes if word in command_of(process)), None)
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Return the command line of a process, [] if it has ended."""
+    try:
+        command: list[str] = process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+    return command

@@ -11,7 +11,7 @@ import psutil
 
 from jobs.registration import live_groups
 from jobs.store.outbox import Outbox
-from tests.chaos.daemons import Daemon, Worker
+from tests.chaos.daemons import Daemon, Worker, command_of
 from tests.chaos.orders import Body, draw_image
 from tests.chaos.s3_proxy import Health
 from tests.chaos.scene import ActiveFault, Scene, busy, ended
@@ -69,7 +69,7 @@ def kill_decoder(scene: Scene) -> ActiveFault | None:
     decoders = [
         child
         for child in psutil.Process(process.pid).children()
-        if "model.media.forkserver" in child.cmdline()
+        if "model.media.forkserver" in command_of(child)
     ]
     if not decoders:
         return None
