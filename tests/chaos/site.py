@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
 from redis import Redis
 
@@ -26,7 +25,7 @@ from tests.chaos.receiver import Receiver, run_receiver
 from tests.chaos.redis_servers import NamedRedis
 from tests.chaos.s3_proxy import FaultyS3, faulty_s3
 from tests.chaos.steps import StepLog
-from tests.servers import S3Server, free_port, redis_program, run_s3_server
+from tests.servers import S3Server, create_bucket, free_port, redis_program, run_s3_server
 
 LEASE_S = 5.0
 MAX_ATTEMPTS = 3
@@ -149,7 +148,7 @@ def open_site(folder: Path, checkpoint: Path, fleet: Fleet) -> Iterator[Site]:
         redis_server.start()
         parts.callback(redis_server.stop)
         s3_server = parts.enter_context(run_s3_server(folder / "s3.log"))
-        _make_bucket(s3_server)
+        create_bucket(s3_server, BUCKET)
         s3 = parts.enter_context(faulty_s3(s3_server.endpoint_url))
         receiver = parts.enter_context(run_receiver())
         environment = _environment(redis_server.url, s3_server, s3, checkpoint)
@@ -227,18 +226,6 @@ def _api(folder: Path, environment: Mapping[str, str], port: int, checkout: Path
     command = [sys.executable, "-m", "service"]
     log = folder / f"api-{port}.log"
     return Daemon(f"api {port}", command, {**environment, **own}, log, checkout=checkout)
-
-
-def _make_bucket(server: S3Server) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=server.endpoint_url,
-        region_name=server.region,
-        aws_access_key_id=server.access_key_id,
-        aws_secret_access_key=server.secret_access_key,
-    )
-    client.create_bucket(Bucket=BUCKET)
-    client.close()
 
 
 def now() -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from jobs.queue import TicketQueue, consume
 from jobs.store.idempotency import IdempotencyKeys
 from jobs.store.job_store import JobStore
 from jobs.store.outbox import Outbox
+from tests.background import repeating
 from tests.jobs.examples import LEASE_S, a_result, a_submission
 from tests.redis_fleet import RedisProcess
 from tests.servers import redis_program
@@ -52,20 +52,9 @@ def save_snapshot(server: RedisProcess, redis: Redis, to: Path) -> tuple[str, ..
 @contextmanager
 def writing(redis: Redis) -> Iterator[None]:
     """Submit jobs meanwhile, so that the copy is made of a server at work."""
-    stopped = threading.Event()
     store = JobStore(redis)
-
-    def submit() -> None:
-        while not stopped.is_set():
-            store.client.submit(a_submission(priority="low"))
-
-    thread = threading.Thread(target=submit)
-    thread.start()
-    try:
+    with repeating(lambda: store.client.submit(a_submission(priority="low"))):
         yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("copy", [copy_append_only_file, save_snapshot])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from jobs.maintenance import remove_files, sweep
 from jobs.record import Progress
 from jobs.store.holder import Lease
 from service.backend import Backend
+from tests.background import repeating
 
 HALFWAY = Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=0.1)
 
@@ -18,21 +18,14 @@ HALFWAY = Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=0.1
 @contextmanager
 def working(worker: Any, end: Callable[[Lease], object]) -> Iterator[None]:
     """Claim jobs, report half of their progress and end them with `end`, while the context is open."""
-    stopped = threading.Event()
 
-    def run() -> None:
-        while not stopped.wait(0.02):
-            if claim := worker.job_store.holder.claim("in a thread", lease_s=600.0):
-                worker.job_store.holder.renew_lease(claim, HALFWAY)
-                end(claim)
+    def end_next() -> None:
+        if claim := worker.job_store.holder.claim("in a thread", lease_s=600.0):
+            worker.job_store.holder.renew_lease(claim, HALFWAY)
+            end(claim)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with repeating(end_next, pause_s=0.02):
         yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def tidy(backend: Backend) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,22 @@ from worker.supervisor.spool import PendingUpload, Spool, clean
 
 
 @pytest.fixture
-def spool(tmp_path) -> Spool:
-    return Spool(tmp_path / "deep" / "spool")
+def reported() -> list[UnreadableRecord]:
+    """Collect what the spool reports as unreadable."""
+    return []
+
+
+@pytest.fixture
+def spool(tmp_path, reported) -> Spool:
+    return Spool(tmp_path / "deep" / "spool", reported.append)
+
+
+def write_documents(spool: Spool) -> Path:
+    """Write both documents of job `a`, and return its folder."""
+    folder = spool.folder("a")
+    spool.write_pending_upload("a", PendingUpload(fence=3, video=write_video(folder), timings_s={}))
+    spool.write_checkpoint("a", write_checkpoint(folder, 1))
+    return folder
 
 
 def test_each_job_has_its_own_folder(spool):
@@ -46,12 +61,8 @@ def test_no_pending_upload_without_a_video(spool):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"fence": "x"}', "\x00", '{"schema_version": 9}'])
-def test_documents_that_cannot_be_read_are_reported_and_not_used(tmp_path, text):
-    reported: list[UnreadableRecord] = []
-    spool = Spool(tmp_path, reported.append)
-    folder = spool.folder("a")
-    spool.write_pending_upload("a", PendingUpload(fence=3, video=write_video(folder), timings_s={}))
-    spool.write_checkpoint("a", write_checkpoint(folder, 1))
+def test_documents_that_cannot_be_read_are_reported_and_not_used(spool, reported, text):
+    folder = write_documents(spool)
     for name in ("waiting.json", "saved.json"):
         (folder / name).write_text(text)
     assert spool.pending_upload("a") is None
@@ -60,12 +71,8 @@ def test_documents_that_cannot_be_read_are_reported_and_not_used(tmp_path, text)
 
 
 @pytest.mark.parametrize("name", ["waiting.json", "saved.json"])
-def test_documents_of_a_later_version_are_not_used(tmp_path, name):
-    reported: list[UnreadableRecord] = []
-    spool = Spool(tmp_path, reported.append)
-    folder = spool.folder("a")
-    spool.write_pending_upload("a", PendingUpload(fence=3, video=write_video(folder), timings_s={}))
-    spool.write_checkpoint("a", write_checkpoint(folder, 1))
+def test_documents_of_a_later_version_are_not_used(spool, reported, name):
+    folder = write_documents(spool)
     document = json.loads((folder / name).read_text()) | {"schema_version": 2}
     (folder / name).write_text(json.dumps(document))
     found = spool.pending_upload("a") if name == "waiting.json" else spool.checkpoint("a")
