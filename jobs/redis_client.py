@@ -194,19 +194,18 @@ CONNECTIONS: dict[str, type] = {
 """The class of connections for each scheme of a URL."""
 
 
-class Pool(ConnectionPool):
+class _EndsCommands:
+    """A mixin for pools: a connection that comes back ends its command."""
+
+    def release(self, connection: Any) -> None:  # noqa: ANN401
+        """Take a connection back."""
+        connection.retry.end()
+        super().release(connection)  # type: ignore[misc]
+
+
+class Pool(_EndsCommands, ConnectionPool):
     """Connections to one server."""
 
-    def release(self, connection: Any) -> None:  # noqa: ANN401
-        """Take a connection back, which ends its command."""
-        connection.retry.end()
-        super().release(connection)
 
-
-class SentinelPool(SentinelConnectionPool):
+class SentinelPool(_EndsCommands, SentinelConnectionPool):
     """Connections to the primary that the Sentinels name."""
-
-    def release(self, connection: Any) -> None:  # noqa: ANN401
-        """Take a connection back, which ends its command."""
-        connection.retry.end()
-        super().release(connection)

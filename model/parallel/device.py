@@ -16,8 +16,10 @@ def choose_device(wanted: str, checkpoint: Path) -> str:
     Raises ModelError if `wanted` is a GPU that cannot be used, or if `auto` would run a large checkpoint on
     the CPU: that takes hours for each video, and usually the driver or the container is set up wrongly.
     """
-    if wanted == "cpu" or (problem := gpu_problem()) is None:
-        return "cpu" if wanted == "cpu" else "cuda"
+    if wanted == "cpu":
+        return "cpu"
+    if (problem := gpu_problem()) is None:
+        return "cuda"
     if wanted == "cuda":
         raise ModelError(f"no GPU can be used: {problem}")
     size_bytes = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Limits:
         AttributeError for a wrong value.
         """
         known = {name: value for name, value in document.items() if name in _names()}
-        values = {**json.loads(RELEASED_LIMITS.read_text()), **known}
+        values = {**_released(), **known}
         values["buckets"] = {name: _buckets(table) for name, table in values["buckets"].items()}
         values["refine_buckets"] = _buckets(values["refine_buckets"])
         values["default_size"] = Size(*values["default_size"])
@@ -73,6 +74,13 @@ def load_limits(checkpoint: Path) -> Limits:
         return Limits.from_json(document)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
+
+
+@cache
+def _released() -> dict[str, Any]:
+    """Return LongCat-Video's limits. They are read once: every request needs them."""
+    values: dict[str, Any] = json.loads(RELEASED_LIMITS.read_text())
+    return values
 
 
 def _names() -> set[str]:
