@@ -6,10 +6,11 @@ local function add_change(change, id)
   table.insert(changes, {change, id})
 end
 
--- While nobody swept, Redis was away and holders could not renew their leases: they get one more lease as grace. Only
--- one, so that leases run out also where sweeps are rare.
--- A lease never ends later than after its length, whatever the clock showed when it was renewed.
 store_clock()
+
+-- While nobody swept, Redis was away and holders could not renew their leases: they get one more lease as grace. Only
+-- one, so that leases run out also where sweeps are rare. No lease lasts longer than its length from now, whatever the
+-- clock showed when it was renewed.
 local last_sweep = tonumber(redis.call('GET', 'longcat:last_sweep') or now)
 redis.call('SET', 'longcat:last_sweep', now)
 local leases = redis.call('ZRANGE', 'longcat:leases', 0, -1, 'WITHSCORES')
