@@ -111,9 +111,11 @@ def nest(source: BinaryIO) -> Output:
 
 
 def wait(source: BinaryIO, seconds: float) -> Output:
-    """Take some time, and tell which process it is in."""
+    """Take some time, and tell in which process and from when to when (CLOCK_MONOTONIC, seconds)."""
+    began = time.monotonic()
     time.sleep(seconds)
-    return Output({"pid": os.getpid(), "content": source.read().decode()})
+    facts = {"pid": os.getpid(), "content": source.read().decode()}
+    return Output(facts | {"began": began, "ended": time.monotonic()})
 
 
 DECODERS = {

@@ -153,17 +153,13 @@ def test_decodes_wait_for_a_slot_and_not_for_ever(file):
 
 def test_decodes_run_at_the_same_time_up_to_the_bound(fresh, file):
     fresh.start()
-    server, seen = fork_server(fresh), [0]
-
-    def all_are_done() -> bool:
-        seen.append(len(server.children()))
-        return all(one.done() for one in running)
-
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(decode, fresh, "wait", file, 20.0, seconds=0.2) for _ in range(4)]
-        wait_until(all_are_done)
-    assert len({one.result()["pid"] for one in running}) == 4
-    assert max(seen) == 2
+    decodes = [one.result() for one in running]
+    assert len({one["pid"] for one in decodes}) == 4
+    # A process may still be exiting after its reply, so processes are not counted.
+    at_once = [sum(one["began"] <= other["began"] < one["ended"] for one in decodes) for other in decodes]
+    assert max(at_once) == 2
 
 
 class TestTheForkServer:
