@@ -39,6 +39,10 @@ class Order(BaseModel):
 
     schema_version: int = 2
     plan: Plan
+    model: str | None = Field(None, description="Name of the model; null for any.")
+    weights: dict[str, str] | None = Field(
+        None, description="Fingerprints of the weights that the service expected; null if there are several."
+    )
     prompts: tuple[str, ...] = Field(min_length=1, description="One, or one for each segment.")
     negative_prompt: str | None = Field(None, description="null if the plan has no guidance.")
     seed: int

@@ -11,6 +11,7 @@ from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
 from jobs.connect import connect_with_deadline
+from jobs.fleet import Fleet, read_fleet
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
 from jobs.storage.base import Storage, open_storage
@@ -98,17 +99,21 @@ class Backend:
             return self
         return replace(self, owner=owner, jobs=self.jobs.for_owner(owner))
 
-    def view(self, job: Job) -> JobView:
-        """Return a job as clients see it, with its queue position and estimate."""
-        job, position = self.with_queue_estimate(job)
-        return JobView.of(job, position, self.settings.public_url)
+    def view(self, job: Job, fleet: Fleet | None = None) -> JobView:
+        """Return a job as clients see it. The fleet is read if it is needed and not given."""
+        if job.status != "queued":
+            return JobView.of(job, None, self.settings.public_url)
+        fleet = fleet or read_fleet(self.redis)
+        job, position = self.with_queue_estimate(job, fleet)
+        waiting_for = None if fleet.pools_for(job.requirement) else "no live group can run this job"
+        return JobView.of(job, position, self.settings.public_url, waiting_for)
 
-    def with_queue_estimate(self, job: Job) -> tuple[Job, int | None]:
+    def with_queue_estimate(self, job: Job, fleet: Fleet) -> tuple[Job, int | None]:
         """Return the job with an ETA in its progress where there is an estimate, and its queue position.
 
         The position is None unless the job is queued.
         """
-        estimate = self.jobs.estimate(job.id) if job.status == "queued" else None
+        estimate = self.jobs.estimate(job.id, fleet) if job.status == "queued" else None
         if estimate is None:
             return job, None
         if estimate.eta_s is None:

@@ -12,16 +12,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from redis import Redis
-
-from jobs.store.scripts import Scripts
+from jobs.store.scripts import FOLDER, source
 
 ROOT = Path(__file__).parents[1]
 
 
 def assembled_scripts() -> dict[str, str]:
     """Return the text of every script by name. Needs no Redis server."""
-    return {name: str(script.script) for name, script in Scripts(Redis())._scripts.items()}
+    return {path.stem: source(path.stem) for path in sorted(FOLDER.glob("*.lua"))}
 
 
 def lint(scripts: Mapping[str, str]) -> list[str]:

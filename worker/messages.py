@@ -40,6 +40,9 @@ class Checkpoint(_Message):
         step: number of steps of the stage that are done.
         state: the file of the pipeline's state.
         segment_files: the encoded video of each segment before this one, in order.
+        weights: fingerprints of the weights that computed it, as in `Capability.weights_for`; None if a
+            release before 0.3 saved it.
+        dtype: the data type in which it was computed, as in `Capability.dtype`.
     """
 
     segment: int
@@ -48,6 +51,8 @@ class Checkpoint(_Message):
     state: str
     segment_files: tuple[str, ...] = ()
     timings_s: Timings = Field(default_factory=dict)
+    weights: dict[str, str] | None = None
+    dtype: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +86,8 @@ class VideoFile(_Message):
     Attributes:
         size_bytes: size of the video file; `sha256` is its hash.
         dtype: the data type in which the group computed, as in `Capability.dtype`.
+        model: the name of the model, as in `Capability.model`.
+        weights: the fingerprints of its weights, as in `Capability.weights_for`.
     """
 
     video: str
@@ -92,6 +99,8 @@ class VideoFile(_Message):
     size_bytes: int
     sha256: str
     dtype: str | None = None
+    model: str | None = None
+    weights: dict[str, str] = Field(default_factory=dict)
 
 
 class RunJob(_Message):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_args
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from redis import Redis
 
 from jobs.connect import redis_reached
 from jobs.errors import JobNotFound, UnreadableRecord
+from jobs.fleet import Fleet
 from jobs.record import Event, Job, QueueEstimate, Status
 from jobs.store.estimates import QueueSnapshot, estimate
 from jobs.store.metrics import report_unreadable
@@ -117,10 +119,27 @@ class JobClient:
                 start = members[-1][1]
         return jobs
 
-    def estimate(self, job_id: str) -> QueueEstimate | None:
-        """Estimate when a queued job will be done, from recent jobs. Return None if it is not queued."""
-        reply = self._run("queue_snapshot", id=job_id)
-        return None if reply is None else estimate(QueueSnapshot.from_reply(reply))
+    def estimate(self, job_id: str, fleet: Fleet | None = None) -> QueueEstimate | None:
+        """Estimate when a queued job will be done, from recent jobs. Return None if it is not queued.
+
+        The groups of `fleet` that can run the job count, and the jobs that these groups can run; by default
+        all of them. If no live group can run it, there is no ETA.
+        """
+        if fleet is None:
+            reply = self._run("queue_snapshot", id=job_id)
+            return None if reply is None else estimate(QueueSnapshot.from_reply(reply))
+        with redis_reached(), self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hget(_record_key(job_id), "requirement")
+            pipeline.smembers("longcat:requirements")
+            requirement, queued = pipeline.execute()
+        own = "" if requirement is None else text(requirement)
+        rivals = fleet.rivals_of(own, (text(each) for each in queued))
+        reply = self._run("queue_snapshot", id=job_id, requirements=rivals)
+        if reply is None:
+            return None
+        groups = [group.group for pool in fleet.pools_for(own) for group in pool.groups]
+        found = estimate(QueueSnapshot.from_reply(reply, groups))
+        return found if groups else replace(found, eta_s=None)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: a queued one ends at once, a running one is asked to stop. Return the job.

@@ -8,13 +8,14 @@ so a single run that took far longer does not move them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 from typing import Any, Self
 
 from jobs.record import QueueEstimate
+from jobs.store.scripts import text
 
 NUM_RUNS = 21
 """How many of the latest runs an estimate uses."""
@@ -37,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job that some group runs; `eta_s` is None until its worker reported one."""
+    """A job that a group runs; `eta_s` is None until its worker reported one."""
 
     task: str
     work_units: int
@@ -55,9 +56,9 @@ class QueueSnapshot:
         work_units: the job's size.
         num_queued: the number of queued jobs.
         queued_work_units: the size of all queued jobs together.
-        num_groups: the number of worker groups.
+        num_groups: the number of worker groups that can run the job.
         recent_runs: the latest runs first.
-        running: the jobs that run now.
+        running: the jobs that these groups run now.
     """
 
     position: int
@@ -70,20 +71,24 @@ class QueueSnapshot:
     running: Sequence[RunningJob]
 
     @classmethod
-    def from_reply(cls, reply: list[Any]) -> Self:
-        """Read the reply of the script `queue_snapshot`."""
-        position, task, work_units, num_queued, queued_work_units, num_groups, runs, running = reply
+    def from_reply(cls, reply: list[Any], groups: Collection[str] | None = None) -> Self:
+        """Read the reply of the script `queue_snapshot`. `groups` can run the job; None for all."""
+        position, task, work_units, num_queued, queued_work_units, all_groups, runs, running = reply
+        usable = {text(name) for name in all_groups}
+        if groups is not None:
+            usable &= set(groups)
         return cls(
             position=position,
             task=task.decode(),
             work_units=int(work_units),
             num_queued=num_queued,
             queued_work_units=int(queued_work_units),
-            num_groups=num_groups,
+            num_groups=len(usable),
             recent_runs=[Run.from_entry(entry) for entry in runs],
             running=[
                 RunningJob(task.decode(), int(work_units), running_ms / 1000, _eta_s(progress))
-                for task, work_units, progress, running_ms in running
+                for task, work_units, progress, running_ms, group in running
+                if groups is None or text(group) in usable
             ],
         )
 

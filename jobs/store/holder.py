@@ -10,15 +10,20 @@ from uuid import uuid4
 
 from redis import Redis
 
+from jobs.capability import Capability
+from jobs.connect import redis_reached
 from jobs.errors import LongCatError, UnreadableRecord
 from jobs.record import Job, JobError, Progress, Result, Status
-from jobs.store.maintenance import WORKER_CRASHED
+from jobs.requirement import can_run
+from jobs.store.maintenance import WORKER_CRASHED, set_missing_requirements
 from jobs.store.metrics import report_unreadable
-from jobs.store.scripts import Scripts, fields_of, present, to_json, to_ms
+from jobs.store.scripts import Scripts, fields_of, present, text, to_json, to_ms
 
 StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost"]
 """Why a job is to stop: its client cancelled it, it ran too long, a high-priority job needs its place,
 its worker shuts down, or another worker holds it by now."""
+
+REQUIREMENTS_KEY = "longcat:requirements"
 
 Counts = list[tuple[str, str, float]]
 """Counters to increase: name, label and amount."""
@@ -33,12 +38,14 @@ class Lease:
         fence: the fencing token: proves to the store who holds the job.
         duration_s: how long the lease lasts without a renewal.
         checkpoint: what an earlier holder saved to resume the job from.
+        capability: what the group can run; None for everything.
     """
 
     job: Job
     fence: int
     duration_s: float
     checkpoint: dict[str, Any] | None = None
+    capability: Capability | None = None
 
     @property
     def attempt(self) -> int:
@@ -53,12 +60,20 @@ class JobHolder:
         self._redis = redis
         self._run = scripts.run
 
-    def claim(self, group: str, lease_s: float) -> Lease | None:
-        """Claim the next job of the queue for this group. Return None if no job may start.
+    def claim(self, group: str, lease_s: float, capability: Capability | None = None) -> Lease | None:
+        """Claim the next job that this group can run. Return None if no such job may start.
 
-        A job whose record cannot be read fails, and the next one is claimed.
+        Without a capability, the group can run all. A job whose record cannot be read fails, and the next one
+        is claimed.
         """
-        while reply := self._run("claim", group=group, lease_ms=to_ms(lease_s), token=uuid4().hex):
+        set_missing_requirements(self._run)
+        while reply := self._run(
+            "claim",
+            group=group,
+            lease_ms=to_ms(lease_s),
+            token=uuid4().hex,
+            requirements=self.requirements(capability),
+        ):
             fields = fields_of(reply)
             try:
                 job = Job.from_hash(fields)
@@ -66,8 +81,16 @@ class JobHolder:
             except (UnreadableRecord, ValueError) as error:
                 self._fail_unreadable(fields, error)
             else:
-                return Lease(job, int(fields["fence"]), lease_s, checkpoint)
+                return Lease(job, int(fields["fence"]), lease_s, checkpoint, capability)
         return None
+
+    def requirements(self, capability: Capability | None) -> list[str] | None:
+        """Return the requirements of queued jobs that a group with this capability meets; None means all."""
+        if capability is None:
+            return None
+        with redis_reached():
+            known = sorted(text(requirement) for requirement in self._redis.smembers(REQUIREMENTS_KEY))
+        return [requirement for requirement in known if can_run(capability, requirement)]
 
     def renew_lease(
         self, lease: Lease, progress: Progress | None = None, preempt_after_s: float | None = None
@@ -75,15 +98,25 @@ class JobHolder:
         """Renew the lease, store the progress, and return why the job is to stop, None if it is not.
 
         With `preempt_after_s`, a job of low priority is preempted for one of high priority that has waited
-        that long.
+        that long and that the group can run.
         """
-        times = {"lease_ms": to_ms(lease.duration_s), "preempt_after_ms": to_ms(preempt_after_s)}
-        reason: bytes | None = self._run_held("renew_lease", lease, progress=to_json(progress), **times)
+        reason: bytes | None = self._run_held(
+            "renew_lease",
+            lease,
+            progress=to_json(progress),
+            lease_ms=to_ms(lease.duration_s),
+            preempt_after_ms=to_ms(preempt_after_s),
+            requirements=None if preempt_after_s is None else self.requirements(lease.capability),
+        )
         return reason.decode() if reason else None  # type: ignore[return-value]
 
     def save_checkpoint(self, lease: Lease, checkpoint: Mapping[str, Any]) -> None:
         """Store what is needed to resume the job; the next claim returns it. Raises LeaseLost."""
         self._run_held("save_checkpoint", lease, checkpoint=json.dumps(dict(checkpoint)))
+
+    def add_warning(self, lease: Lease, warning: str) -> None:
+        """Add a warning to the job, unless it has the same one. Raises LeaseLost."""
+        self._run_held("add_warning", lease, warning=warning)
 
     def begin_upload(self, lease: Lease) -> None:
         """Set the job to `uploading`. Raises LeaseLost."""

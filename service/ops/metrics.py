@@ -16,8 +16,10 @@ from redis import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.errors import Unavailable
+from jobs.fleet import read_fleet
 from jobs.registration import live_groups
-from jobs.store.metrics import Counters, counters, queue_depths
+from jobs.requirement import can_run
+from jobs.store.metrics import Counters, counters, queue_depths, requirement_depths
 from jobs.store.outbox import Outbox
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
@@ -155,7 +157,7 @@ class _Queue(Collector):
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("longcat_redis_up", "1 if Redis responds.")
         try:
-            measured = [self._jobs(), *self._depths(), self._groups(), *self._webhooks()]
+            measured = [self._jobs(), *self._depths(), self._groups(), *self._pools(), *self._webhooks()]
         except Unavailable:
             measured = []
         up.add_metric([], 1 if measured else 0)
@@ -183,6 +185,26 @@ class _Queue(Collector):
         for state in sorted(set(states)):
             found.add_metric([state], states.count(state))
         return found
+
+    def _pools(self) -> Iterable[Metric]:
+        groups = GaugeMetricFamily("longcat_pool_groups", "Groups that are up.", labels=["pool"])
+        queued = GaugeMetricFamily(
+            "longcat_pool_queued_jobs", "Queued jobs that the pool can run.", labels=["pool"]
+        )
+        age = GaugeMetricFamily(
+            "longcat_pool_oldest_queued_seconds", "Age of the oldest of these jobs.", labels=["pool"]
+        )
+        fleet, depths = read_fleet(self._backend.redis), requirement_depths(self._backend.redis)
+        for pool in fleet.live:
+            own = [depth for depth in depths if can_run(pool.capability, depth.requirement)]
+            groups.add_metric([pool.name], len(pool.groups))
+            queued.add_metric([pool.name], sum(depth.num_jobs for depth in own))
+            age.add_metric([pool.name], max((depth.oldest_s for depth in own), default=0))
+        yield from (groups, queued, age)
+        waiting = sum(depth.num_jobs for depth in depths if not fleet.pools_for(depth.requirement))
+        yield GaugeMetricFamily(
+            "longcat_jobs_without_group", "Queued jobs that no live group can run.", waiting
+        )
 
     def _webhooks(self) -> Iterable[Metric]:
         backlog = Outbox(self._backend.redis).backlog()

@@ -1,10 +1,10 @@
 -- include: transitions
--- Claim the next job. If the reply is lost, the same token gets the same claim.
+-- Claim the next job with one of the `requirements`. If the reply is lost, the same token gets the same claim.
 local claim_key = 'longcat:claims:' .. given.token
 local claimed = redis.call('GET', claim_key)
 local job = claimed and read(claimed)
 if not (job and HELD[job.status] and job.claim_token == given.token) then
-  local id = next_job()
+  local id = next_job(given.requirements)
   if not id then return false end
   job = read(id)
   dequeue_to_start(job)

@@ -1,23 +1,35 @@
 -- include: clock, queue
 -- What an estimate for a queued job needs, nil if it is not queued: its position, task and work units; the number of
--- queued jobs and their work units; the number of groups; recent runs; and for each running job its task, work units,
--- progress and ms since its claim.
+-- queued jobs and their work units; the names of all groups; recent runs; and for each running job its task, work
+-- units, progress, ms since its claim and group. If `requirements` are given, the position counts at most the jobs
+-- that have one of them: those that wait for the same groups.
 local job = visible(given.id)
 if not job or job.status ~= 'queued' then return false end
 local running = {}
 for i, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
-  local task, work_units, progress, claimed_ms = unpack(
-    redis.call('HMGET', record_key(id), 'task', 'work_units', 'progress', 'claimed_ms')
+  local task, work_units, progress, claimed_ms, group = unpack(
+    redis.call('HMGET', record_key(id), 'task', 'work_units', 'progress', 'claimed_ms', 'group')
   )
-  running[i] = {task, work_units or 1, progress, now - claimed_ms}
+  running[i] = {task, work_units or 1, progress, now - claimed_ms, group}
+end
+local position = queue_position(job)
+if given.requirements then
+  local num_rivals = 0
+  for _, requirement in ipairs(given.requirements) do
+    for _, priority in ipairs(PRIORITIES) do
+      num_rivals = num_rivals + depth_of(priority, requirement)
+      if priority == job.priority then break end
+    end
+  end
+  position = math.min(position, math.max(1, num_rivals))
 end
 return {
-  queue_position(job),
+  position,
   job.task,
   job.work_units,
   redis.call('ZCARD', 'longcat:index:queued'),
   redis.call('GET', 'longcat:queued_work_units'),
-  redis.call('SCARD', 'longcat:groups'),
+  redis.call('SMEMBERS', 'longcat:groups'),
   redis.call('LRANGE', 'longcat:recent_runs', 0, -1),
   running,
 }

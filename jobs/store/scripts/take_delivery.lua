@@ -1,7 +1,7 @@
 -- include: outbox
--- Lease the next delivery for `lease_ms`. Return its id, event, time, attempt, host, and its job as it was at the event;
--- false if none may be sent now. At most `max_per_owner` deliveries of an owner and `max_per_host` to a host are in
--- flight.
+-- Lease the next delivery for `lease_ms`. Return its id, event, time, attempt, host, and its job as it was at the
+-- event; false if none may be sent now. At most `max_per_owner` deliveries of an owner and `max_per_host` to a host
+-- are in flight.
 
 local function num_in_flight(key)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)

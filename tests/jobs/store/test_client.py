@@ -9,6 +9,7 @@ from redis import Redis
 
 from jobs.errors import GenerationFailed, JobEnded, JobNotFound
 from jobs.record import Job, Progress
+from jobs.requirement import Requirement
 from jobs.store.job_store import JobStore
 from tests.jobs.examples import LEASE_S, ORDER, Clock, ExampleStore, a_result, a_submission, keys_of
 
@@ -36,6 +37,7 @@ class TestSubmission:
             owner="me",
             metadata={"scene": "ünë 1", "empty": ""},
             webhook_url="https://example.com/hook",
+            requirement=str(Requirement.of(ORDER)),
             created_at=at(store.clock),
         )
         assert store.client.get("abc") == job

@@ -1,6 +1,6 @@
 -- include: clock, record
--- Webhook deliveries. A delivery is written in the step that changes the job, so no event is lost or invented. Its id is
--- the same for the same event of the same job. It is removed with the job.
+-- Webhook deliveries. A delivery is written in the step that changes the job, so no event is lost or invented. Its id
+-- is the same for the same event of the same job. It is removed with the job.
 --
 -- Deliveries wait in one queue for each owner and host. Owners take turns, and so do the hosts of one owner (round
 -- robin). Each rotation consists of two sorted sets:
@@ -13,8 +13,10 @@
 
 local EVENTS = {running = 'started', succeeded = 'succeeded', failed = 'failed', cancelled = 'cancelled'}
 -- Fields that clients see and that change after a job started.
-local CHANGING = {'status', 'attempt', 'progress', 'cancel_requested', 'group', 'started_ms', 'finished_ms', 'expires_ms',
-  'error', 'result', 'timings_s'}
+local CHANGING = {
+  'status', 'attempt', 'progress', 'cancel_requested', 'group', 'started_ms', 'finished_ms', 'expires_ms', 'error',
+  'result', 'timings_s', 'warnings',
+}
 local DUE = 'longcat:outbox:due'
 local OWNERS = 'longcat:outbox:owners'
 local PAUSED = 'longcat:outbox:paused'
