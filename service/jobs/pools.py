@@ -23,7 +23,9 @@ def candidate_pools(
     """Return the pools that may run a request, in the order in which they are tried.
 
     Without a model, the pools of the models in `shares` are returned, those of the model that the job's id
-    selects first; live pools come before others. Raises NoCapability, and InvalidRequest for an unknown model.
+    selects first; live pools come before others.
+
+    Raises NoCapability, and InvalidRequest for an unknown model.
     """
     fleet.first()  # raises NoCapability
     models = {pool.capability.model for pool in fleet.pools}

@@ -1,8 +1,9 @@
 """Define the bodies of OpenAI's videos API, and translate them to bodies of `POST /generate`.
 
-A `model` of OpenAI's own (`sora-…`) leaves the choice of the model to the service. A `size` is used as it is if the checkpoint can generate it. The four sizes of OpenAI's own API are always
-accepted: if the checkpoint cannot generate one, the size of the nearest ratio in the largest table is used.
-`service.jobs.extensions` converts `seconds`. In a form, a part of an object is a field such as `video[id]`.
+A `model` of OpenAI's own (`sora-…`) leaves the choice of the model to the service. A `size` is used as it is
+if the checkpoint can generate it. The four sizes of OpenAI's own API are always accepted: if the checkpoint
+cannot generate one, the size of the nearest ratio in the largest table is used. `service.jobs.extensions`
+converts `seconds`. In a form, a part of an object is a field such as `video[id]`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from worker.supervisor.spool import PendingUpload
 
 @pytest.fixture
 def fetcher(backends: LocalBackends) -> InputFetcher:
-    return InputFetcher(backends.storage, backends.spool)
+    return InputFetcher(backends.job_store, backends.storage, backends.spool)
 
 
 @pytest.fixture
