@@ -22,7 +22,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos quality bench coverage mutation docs clean
+.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos failover quality bench coverage mutation docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -44,8 +44,8 @@ coverage: $(READY) ## coverage of lines and branches, subprocesses included (PAC
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-mutation: $(READY) ## mutate a part of the code and list what no test notices (PACKAGE=model/spec)
-	$(BIN)/python -m tests.mutation $(PACKAGE)
+mutation: $(READY) ## mutate a part of the code and list what no test notices (PACKAGE=model/spec SAMPLE=)
+	$(BIN)/python -m tests.mutation $(PACKAGE) $(if $(SAMPLE),--sample $(SAMPLE))
 
 check: $(READY) ## format, lint, types, import rules, Lua
 	$(BIN)/ruff format --check .
@@ -76,13 +76,16 @@ soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES=)
 	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out $(OUT))
 
+failover: $(READY) ## kill the primary of three Redis servers again and again under load (KILLS=)
+	$(BIN)/python -m tests.failover $(if $(KILLS),--kills $(KILLS))
+
 quality: $(READY) ## measure the pocket checkpoint on one rank and on two: a table and a contact sheet (COUNT=)
 	$(BIN)/python -m training.quality pocket out/quality $(if $(COUNT),--count $(COUNT))
 	$(BIN)/torchrun --rdzv-backend c10d --rdzv-conf store_type=file --rdzv-endpoint "$$(mktemp)" --local-addr 127.0.0.1 --nproc-per-node 2 -m training.quality pocket out/quality --count $(or $(COUNT),3)
 
 bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds where there is a GPU
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json
-	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.gpu; fi
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.first_contact --out benchmarks/first-contact; fi
 
 docs: $(READY) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.formulas import forward_flops
-from benchmarks.gpu import machine
+from benchmarks.machine import torch_machine
 from benchmarks.timing import seconds
 from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Event, Frames, Latents
@@ -186,7 +186,7 @@ def main() -> None:
         "steps": options.steps,
         "blocks": base.dit.config.depth,
         "weights in fp8, of those without": round(weight_bytes(in_fp8.dit) / weight_bytes(base.dit), 3),
-        **machine(base.parallel.device),
+        **torch_machine(base.parallel.device),
     }
     (options.out / "balanced.json").write_text(json.dumps({**found, "jobs": rows}, indent=1) + "\n")
     (options.out / "balanced.md").write_text(report(found, rows))

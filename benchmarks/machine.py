@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
+import torch
+
 PACKAGES = ("fastapi", "uvicorn", "pydantic", "redis", "rq")
 
 
@@ -59,3 +61,15 @@ def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def torch_machine(device: torch.device) -> dict[str, str]:
+    """Return the device, the versions and the commit of a measurement of the model."""
+    on_cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_cuda else platform.processor() or "CPU",
+        "torch": torch.__version__,
+        "cuDNN": str(torch.backends.cudnn.version()) if on_cuda else "-",
+        "python": platform.python_version(),
+        "commit": commit() or "unknown",
+    }

@@ -51,7 +51,7 @@ class Found:
 
 
 def ordered(client: httpx.Client, seed: int) -> str:
-    """Order one film; its id."""
+    """Submit one job, and return its id."""
     job_id: str = client.post("/generate", json=WISH | {"seed": seed}).raise_for_status().json()["id"]
     return job_id
 
@@ -69,7 +69,7 @@ def came(client: httpx.Client, job_id: str) -> Job:
 
 
 def alone(client: httpx.Client) -> tuple[float, dict[str, float]]:
-    """Seconds of one job from order to film, and of its stages: medians of several, after a first."""
+    """Return the seconds that one job takes, and its stages: medians of several jobs after a first one."""
     jobs = [came(client, ordered(client, seed)) for seed in range(1 + ALONE)][1:]
     found = [stages_s(done_for(client, job)) for job in jobs]
     return median(_lasted_s([job]) for job in jobs), {
@@ -78,7 +78,7 @@ def alone(client: httpx.Client) -> tuple[float, dict[str, float]]:
 
 
 def at_once(client: httpx.Client, count: int) -> tuple[float, Events]:
-    """Seconds from the first order to the last film, and all that was done."""
+    """Return the seconds from the first submission to the last video, and the events of all jobs."""
     ids = [ordered(client, seed) for seed in range(count)]
     jobs = [came(client, job_id) for job_id in ids]
     return _lasted_s(jobs), [event for job in jobs for event in done_for(client, job)]

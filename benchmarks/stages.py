@@ -1,7 +1,7 @@
 """The stages of a job at full size with random weights, for a machine that has no checkpoint.
 
-`benchmarks.gpu` times them. Matrices are N(0, 1/fan-in), scales 1, biases 0: zeros would run too fast. What
-the VAE and films need is imported only there: a borrowed GPU may lack it, and the forwards do without.
+`benchmarks.gpu_cases` times them. Matrices are N(0, 1/fan-in), scales 1, biases 0: zeros would run too fast.
+What the VAE and x264 need is imported only where they run, so that forwards can be timed without it.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def decoding(scale: Scale, device: torch.device) -> Work:
     return decode
 
 
-def film(scale: Scale, path: Path) -> Work:
+def video_encoding(scale: Scale, path: Path) -> Work:
     """Encode the frames of a clip, slowly moving noise, to MP4 with x264."""
     from model.io.video import VideoWriter  # noqa: PLC0415
 

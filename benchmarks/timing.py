@@ -1,6 +1,6 @@
 """Seconds on a device, and what the device can do at most: nothing here knows of the model.
 
-`benchmarks.gpu` measures with it.
+`benchmarks.gpu_cases` measures with it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from worker.settings import WorkerSettings
 
 def unhealthy(settings: WorkerSettings) -> list[str]:
     """Return the names of this worker's groups that are broken or send no heartbeat."""
-    with connect(settings.redis_url, patience_s=2.0) as redis:
+    with connect(settings.redis_address, deadline_s=2.0) as redis:
         alive = {status.group for status in live_groups(redis) if status.state != "broken"}
     return [name for name in map(settings.group_name, range(settings.num_groups)) if name not in alive]
 

@@ -7,13 +7,15 @@ meaning of the limits is defined in `model.spec.limits`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
 from jobs.connect import redis_reached
+from model.spec.limits import Limits
 from model.spec.params import Task
 from model.spec.plan import Plan
 
@@ -78,3 +80,15 @@ class Capability(BaseModel):
         """Set the key that processes of release 0.2.0 read. Raises Unavailable."""
         with redis_reached():
             redis.set(CAPABILITY_KEY, self.model_dump_json())
+
+
+def read_capability(document: bytes | str) -> Capability:
+    """Read a published capability, without the tasks that this release does not know.
+
+    Raises ValueError, TypeError or AttributeError if it or its limits cannot be read.
+    """
+    values = json.loads(document)
+    known = [task for task in values.get("tasks", ()) if task in get_args(Task)]
+    capability = Capability.model_validate({**values, "tasks": known})
+    Limits.from_json(capability.limits)
+    return capability

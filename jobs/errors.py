@@ -153,7 +153,7 @@ class GroupTaken(LongCatError):
 
 
 class UnreadableRecord(LongCatError):
-    """A stored record does not have the form that this release reads."""
+    """Another release wrote this record in a form that this one cannot read; it can be deleted."""
 
     code = "unreadable_record"
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ValidationError
 from redis import Redis
 
-from jobs.capability import CAPABILITY_KEY, Capability
+from jobs.capability import CAPABILITY_KEY, Capability, read_capability
 from jobs.connect import redis_reached
 from jobs.errors import NoCapability
 from jobs.registration import POOL_KEY, POOLS_KEY, UNNAMED_POOL, GroupStatus, live_groups
@@ -112,7 +111,7 @@ def _order(pool: Pool) -> tuple[bool, float, int, int, str]:
 @lru_cache(_CACHED_CAPABILITIES)
 def _parse(document: bytes | str) -> Capability | None:
     try:
-        return Capability.model_validate_json(document)
-    except ValidationError:
+        return read_capability(document)
+    except (ValueError, TypeError, AttributeError):
         logger.exception("passed over a capability that cannot be read")
         return None

@@ -97,10 +97,11 @@ def _prefix_of(key: str) -> str:
 
 
 def _repeat(action: Callable[[], object], every_s: float, stop: Event) -> None:
-    while not stop.wait(every_s):
+    while not stop.is_set():
         try:
             action()
         except LongCatError as error:
             logger.warning("maintenance is postponed: %s", error)
         except Exception:
             logger.exception("maintenance failed; the next round tries again")
+        stop.wait(every_s)

@@ -6,11 +6,14 @@ and goes to the ranks as it is.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.spec.plan import Plan
+
+SCHEMA_VERSION = 2
+"""The newest version of an order that this release reads, and the one that it writes."""
 
 Priority = Literal["high", "normal", "low"]
 
@@ -32,12 +35,13 @@ class InputFile(BaseModel):
 class Order(BaseModel):
     """A video to generate: plan, texts, seed and input files.
 
-    Other releases read stored orders: unknown fields are ignored, and a new field must have a default.
+    Other releases read stored orders: unknown fields are ignored, and a new field must have a default. An
+    order of a later version than `SCHEMA_VERSION` cannot be read: its video would not be the requested one.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: int = 2
+    schema_version: int = SCHEMA_VERSION
     plan: Plan
     model: str | None = Field(None, description="Name of the model; null for any.")
     weights: dict[str, str] | None = Field(
@@ -57,6 +61,12 @@ class Order(BaseModel):
         if not isinstance(document, dict) or "plan" in document:
             return document
         return {**document, "plan": document, "schema_version": 2}
+
+    @model_validator(mode="after")
+    def _check_version(self) -> Self:
+        if self.schema_version > SCHEMA_VERSION:
+            raise ValueError(f"version {self.schema_version} is later than {SCHEMA_VERSION}")
+        return self
 
     @property
     def inputs(self) -> tuple[InputFile, ...]:

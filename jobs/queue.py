@@ -19,8 +19,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Never
 
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout, NoSuchJobError
 from rq.job import Job as RQJob
@@ -52,13 +54,28 @@ def ticket(job_id: str) -> None:
 class Ticket(RQJob):
     """The only RQ job that is accepted: a call of `ticket`, without callback, webhook or dependency."""
 
+    def refresh(self) -> None:
+        """Read the hash in Redis. If the key is of another type, remove it and raise NoSuchJobError."""
+        try:
+            super().refresh()
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._drop()
+
     def restore(self, raw_data: dict[bytes, bytes]) -> None:
         """Read the hash in Redis. If it is no ticket, remove it and raise NoSuchJobError."""
         if not _is_ticket(raw_data):
-            logger.warning("dropped RQ job %s: it is not a ticket", self.id)
-            self.connection.delete(self.key)
-            raise NoSuchJobError(f"{self.id} is not a ticket")
-        super().restore(raw_data)
+            self._drop()
+        try:
+            super().restore(raw_data)
+        except (ValueError, TypeError):
+            self._drop()
+
+    def _drop(self) -> Never:
+        logger.warning("dropped RQ job %s: it is not a ticket", self.id)
+        self.connection.delete(self.key)
+        raise NoSuchJobError(f"{self.id} is not a ticket")
 
     @property
     def func(self) -> Callable[[str], None]:
@@ -195,6 +212,9 @@ def consume(
                 on_ticket()
         except Unavailable as error:
             logger.warning("waiting for Redis: %s", error)
+            time.sleep(PAUSE_S)
+        except (ResponseError, ValueError):
+            logger.exception("passed over a ticket: something in RQ's keys cannot be read")
             time.sleep(PAUSE_S)
     if worker:
         with suppress(Unavailable), redis_reached():

@@ -1,8 +1,8 @@
 """Define a job as clients and workers see it: status, progress, result, error.
 
 Redis holds one hash for each job, which only `jobs.store` changes. Other releases may have written it:
-unknown fields are ignored, missing ones get their defaults, and what still cannot be read raises
-UnreadableRecord.
+unknown fields are ignored, missing and unreadable ones get their defaults. A record without a readable id,
+status, order or time of submission raises UnreadableRecord.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from jobs.errors import LongCatError, UnreadableRecord
 from jobs.order import Order, Priority
@@ -108,6 +109,7 @@ class Job(_Stored):
         group: the group that runs the job, or ran it last.
         requirement: what a group needs to run the job (`jobs.requirement`); None until it is known.
         warnings: what the client should know about the video, for people.
+        unread: fields of the stored record that could not be read, and have their defaults here.
         traceparent: the trace of the request that submitted the job, as in W3C Trace Context.
     """
 
@@ -134,20 +136,23 @@ class Job(_Stored):
     error: JobError | None = None
     result: Result | None = None
     timings_s: dict[str, float] = Field(default_factory=dict)
+    unread: tuple[str, ...] = Field(default=(), exclude=True)
 
     @classmethod
     def from_hash(cls, fields: Mapping[str, str]) -> Self:
         """Read the hash in Redis, without the fields that only the scripts use. Raises UnreadableRecord."""
+        values = _decode(fields)
         try:
-            known: dict[str, Any] = {name: fields[name] for name in (*_PLAIN, *_TRACE) if name in fields}
-            known |= {name: json.loads(fields[name]) for name in _JSON if name in fields}
-            known |= {f"{name}_at": _time(fields[f"{name}_ms"]) for name in _TIMES if f"{name}_ms" in fields}
-            return cls.model_validate(known)
+            return cls.model_validate(values)
         except ValidationError as error:
-            where = ", ".join(sorted({str(part["loc"][0]) for part in error.errors(include_url=False)}))
-            raise UnreadableRecord(f"job {fields.get('id')}: cannot read {where}") from error
-        except (ValueError, OverflowError) as error:
-            raise UnreadableRecord(f"job {fields.get('id')}: {error}") from error
+            problems = error.errors(include_url=False, include_input=False)
+        broken = {str(problem["loc"][0]) for problem in problems}
+        readable = {name: value for name, value in values.items() if name not in broken}
+        try:
+            return cls.model_validate({**readable, "unread": sorted(broken)})
+        except ValidationError as error:
+            described = "; ".join(map(_describe, problems[:3]))
+            raise UnreadableRecord(f"job {fields.get('id')}: cannot read {described}") from error
 
     @property
     def ended(self) -> bool:
@@ -191,5 +196,35 @@ class Event(_Stored):
             raise UnreadableRecord(f"event {entry_id.decode()}") from error
 
 
-def _time(milliseconds: str) -> datetime:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+_UNREADABLE = object()
+"""The value of a field that cannot be decoded: no field accepts it."""
+
+
+def _decode(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a record in the form that `Job` takes."""
+    values: dict[str, Any] = {name: fields[name] for name in (*_PLAIN, *_TRACE) if name in fields}
+    for name in _JSON:
+        if name in fields:
+            values[name] = _json(fields[name])
+    for name in _TIMES:
+        if f"{name}_ms" in fields:
+            values[f"{name}_at"] = _time(fields[f"{name}_ms"])
+    return values
+
+
+def _json(document: str) -> object:
+    try:
+        return json.loads(document)
+    except ValueError:
+        return _UNREADABLE
+
+
+def _time(milliseconds: str) -> object:
+    try:
+        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+    except (ValueError, OverflowError):
+        return _UNREADABLE
+
+
+def _describe(problem: ErrorDetails) -> str:
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, get_args
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
 
 from jobs.capability import Capability
 from jobs.connect import redis_reached
-from jobs.errors import GroupTaken
+from jobs.errors import GroupTaken, UnreadableRecord
+from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import Scripts, text, to_ms
-
-logger = logging.getLogger(__name__)
 
 GroupState = Literal["starting", "ready", "busy", "full", "broken"]
 
@@ -41,12 +39,19 @@ class GroupStatus(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    schema_version: int = 1
     group: str
     state: GroupState
-    ranks: int
+    ranks: int = 1
     job: str | None = None
     pool: str | None = UNNAMED_POOL
     heartbeat_at: datetime | None = Field(default=None, description="set by `GroupRegistration.heartbeat`")
+
+    @field_validator("state", mode="before")
+    @classmethod
+    def _read_unknown_state(cls, state: object) -> object:
+        """Read a state of a later release as one in which the group takes no job."""
+        return state if state in get_args(GroupState) else "starting"
 
 
 class GroupRegistration:
@@ -103,6 +108,6 @@ def live_groups(redis: Redis) -> list[GroupStatus]:
         if document is not None:
             try:
                 statuses.append(GroupStatus.model_validate_json(document))
-            except ValidationError:
-                logger.exception("passed over the status of a group that cannot be read")
+            except ValidationError as error:
+                report_unreadable(redis, "group status", UnreadableRecord(str(error)))
     return statuses

@@ -1,20 +1,27 @@
 """Define the settings that the service and the worker share.
 
 Each process subclasses them in the one file that reads its environment. Every setting is
-`LONGCAT_<NAME>`; for secrets, `LONGCAT_<NAME>_FILE` names a file that contains the value.
+`LONGCAT_<NAME>`; for secrets, `LONGCAT_<NAME>_FILE` names a file that contains the value. A renamed setting
+is still read under its old name for one release (`SharedSettings.old_names`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import urlencode
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from jobs.connect import check_url
 from jobs.logs import LogFormat
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "LONGCAT_"
 POCKET = Path(__file__).parents[1] / "pocket"  # the checkpoint that comes with us
@@ -25,11 +32,38 @@ _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOIN
 class SharedSettings(BaseSettings):
     """Settings of Redis, storage, logs and the limits of jobs. Times are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    old_names: ClassVar[Mapping[str, str]] = {}
+    """The names of renamed settings in the previous release, by their present names."""
 
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0",
-        description="URL of the Redis server, with a password if it needs one",
+        description="URL of the Redis server, with user and password if it needs them: `redis://`, "
+        "`rediss://` (TLS), `unix:///path`, or `redis+sentinel://host:port,host:port/service` "
+        "(or `rediss+sentinel`)",
+    )
+    redis_ca_file: Path | None = Field(
+        default=None,
+        description="certificates of the authorities that sign Redis's certificate; default: the system's",
+    )
+    redis_cert_file: Path | None = Field(
+        default=None, description="client certificate, for a Redis that asks for one"
+    )
+    redis_key_file: Path | None = Field(default=None, description="private key of that certificate")
+    redis_sentinel_username: str | None = Field(
+        default=None, description="user name at the Sentinels, if they have users"
+    )
+    redis_sentinel_password: SecretStr | None = Field(
+        default=None, description="password of the Sentinels, if they need one"
+    )
+    redis_wait_replicas: int = Field(
+        default=0,
+        ge=0,
+        description="replicas that must have a job before its submission is acknowledged, so that a failover "
+        "does not lose it; 0: none",
     )
     data_dir: Path = Field(
         default=Path(".longcat"), description="folder for everything that is not stored in S3"
@@ -74,6 +108,30 @@ class SharedSettings(BaseSettings):
         description="longest time that a job may run, all attempts together; default: no limit",
     )
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis_url(cls, url: str) -> str:
+        if url:  # `make serve` starts a Redis of its own if this is empty
+            check_url(url)
+        return url
+
+    @property
+    def redis_address(self) -> str:
+        """Return REDIS_URL with the settings of TLS and Sentinel as parameters, as `jobs.connect` reads them.
+
+        It contains passwords.
+        """
+        password = self.redis_sentinel_password
+        parameters = {
+            "ssl_ca_certs": self.redis_ca_file,
+            "ssl_certfile": self.redis_cert_file,
+            "ssl_keyfile": self.redis_key_file,
+            "sentinel_username": self.redis_sentinel_username,
+            "sentinel_password": password and password.get_secret_value(),
+        }
+        given = urlencode({name: str(value) for name, value in parameters.items() if value is not None})
+        return self.redis_url + ("&" if "?" in self.redis_url else "?") * bool(given) + given
+
     @property
     def storage_location(self) -> str:
         """Return the folder or `s3://bucket/prefix` in which videos are stored."""
@@ -99,6 +157,16 @@ class SharedSettings(BaseSettings):
         is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
         return not is_off and any(os.environ.get(name) for name in _COLLECTORS)
 
+    def warn_of_old_names(self) -> None:
+        """Log a warning for each variable whose name is that of the previous release."""
+        for name, old_name in self.old_names.items():
+            if _value_or_file(old_name) is not None:
+                logger.warning(
+                    "%s is deprecated, and the next release ignores it: use %s",
+                    f"{PREFIX}{old_name.upper()}",
+                    f"{PREFIX}{name.upper()}",
+                )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -108,9 +176,10 @@ class SharedSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Prefer arguments to the environment, and the environment to files that it names."""
+        """Prefer arguments to the environment, that to files that it names, and those to old names."""
         del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, _ValuesInFiles(settings_cls)
+        new_names = (init_settings, env_settings, _ValuesInFiles(settings_cls))
+        return (*new_names, _ValuesOfOldNames(settings_cls, cls.old_names))
 
 
 class _ValuesInFiles(PydanticBaseSettingsSource):
@@ -118,8 +187,7 @@ class _ValuesInFiles(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         del field
-        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
-        return (Path(path).read_text().strip() if path else None), field_name, False
+        return _content_of_file(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         values = {name: self.get_field_value(field, name)[0] for name, field in self._fields()}
@@ -127,3 +195,26 @@ class _ValuesInFiles(PydanticBaseSettingsSource):
 
     def _fields(self) -> list[tuple[str, FieldInfo]]:
         return list(self.settings_cls.model_fields.items())
+
+
+class _ValuesOfOldNames(_ValuesInFiles):
+    """Read renamed settings under the names that they had in the previous release."""
+
+    def __init__(self, settings_cls: type[BaseSettings], old_names: Mapping[str, str]) -> None:
+        super().__init__(settings_cls)
+        self._old_names = old_names
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        old_name = self._old_names.get(field_name)
+        return (None if old_name is None else _value_or_file(old_name)), field_name, False
+
+
+def _value_or_file(name: str) -> str | None:
+    """Return the value of a setting from its variable or its file, None if neither is set."""
+    return os.environ.get(f"{PREFIX}{name.upper()}") or _content_of_file(name)
+
+
+def _content_of_file(name: str) -> str | None:
+    path = os.environ.get(f"{PREFIX}{name.upper()}_FILE")
+    return Path(path).read_text().strip() if path else None

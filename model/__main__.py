@@ -20,6 +20,7 @@ from model.io.loading import measured
 from model.io.video import DECODE_MEMORY_BYTES, VideoWriter, measure_clip, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.options import parser
+from model.parallel.device import choose_device
 from model.parallel.mesh import ContextParallel, join, leave
 from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Generate the videos. Raises InvalidParams and ModelError."""
     requests = _requests(options)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(options.device, options.checkpoint)
     parallel = join(device, options.context_parallel, WAIT_FOR_RANKS_S, options.guidance_split)
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
     pipeline, cost = measured(

@@ -53,7 +53,7 @@ def _add_precision(made: argparse.ArgumentParser) -> None:
 
 def _add_machine(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("machine and output").add_argument
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: on cuda")
     add("--context-parallel", type=int, metavar="P", help="ranks to a video, under torchrun (default: all)")
     add(

@@ -50,6 +50,7 @@ def main() -> int:
         print("\n".join(describe_problems(error)), file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
+    settings.warn_of_old_names()
     os.umask(PRIVATE_UMASK)
     app = create_app(settings)
     try:

@@ -128,7 +128,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     backend: Backend = app.state.backend
     settings = backend.settings
     try:
-        check_server(backend.redis)
+        check_server(backend.redis, settings.redis_wait_replicas)
+        backend.job_store.maintenance.sweep()  # before the first request, so that the clock is right
     except Unavailable:
         logger.warning("Redis cannot be reached yet; requests are answered 503 until it can")
     remove_abandoned_folders(settings.upload_dir)

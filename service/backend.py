@@ -10,7 +10,7 @@ from typing import Annotated, Self
 from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
-from jobs.connect import connect_with_deadline
+from jobs.connect import connect
 from jobs.fleet import Fleet, read_fleet
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress
@@ -18,6 +18,8 @@ from jobs.storage.base import Storage, open_storage
 from jobs.store.client import JobClient
 from jobs.store.idempotency import IdempotencyKeys
 from jobs.store.job_store import JobStore
+from jobs.store.memory import MemoryGuard
+from jobs.store.scripts import Replication
 from model.media.sandbox import Sandbox
 from service.errors import Unauthorized
 from service.http.capacity import Capacities
@@ -57,6 +59,7 @@ class Backend:
     jobs: JobClient
     idempotency_keys: IdempotencyKeys
     tickets: TicketQueue
+    memory_guard: MemoryGuard
     storage: Storage
     capacities: Capacities
     webhook_url_checker: WebhookUrlChecker
@@ -69,7 +72,7 @@ class Backend:
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """Create the connections that the settings name. Nothing is sent to Redis yet."""
-        redis = connect_with_deadline(settings.redis_url, settings.redis_patience_s)
+        redis = connect(settings.redis_address, settings.redis_patience_s)
         api_keys = ApiKeys(redis, settings.api_key)
         sessions = Sessions(redis, api_keys, settings.session_s)
         job_store = JobStore(
@@ -78,6 +81,7 @@ class Backend:
             max_attempts=settings.max_attempts,
             late_upload_s=settings.late_upload_s,
             quotas=settings.quotas,
+            replication=Replication(settings.redis_wait_replicas, settings.redis_patience_s / 2),
         )
         return cls(
             settings=settings,
@@ -87,6 +91,7 @@ class Backend:
             jobs=job_store.client,
             idempotency_keys=IdempotencyKeys(redis),
             tickets=TicketQueue(redis),
+            memory_guard=MemoryGuard(redis, settings.redis_memory_reserve),
             storage=open_storage(settings),
             capacities=Capacities.from_settings(settings),
             webhook_url_checker=WebhookUrlChecker(allow_private=settings.webhook_private_hosts),

@@ -93,6 +93,7 @@ STATUS: Mapping[type[LongCatError], int] = {
     errors.JobNotFound: 404,
     errors.JobNotReady: 409,
     errors.JobEnded: 409,
+    errors.UnreadableRecord: 409,
     errors.KeyMissing: 410,
     BodyTooSlow: 408,
     BodyTooLarge: 413,

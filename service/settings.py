@@ -47,6 +47,12 @@ class Settings(SharedSettings):
     redis_patience_s: float = Field(
         default=2.0, gt=0, description="how long a request waits for Redis before it is answered 503"
     )
+    redis_memory_reserve: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of Redis's `maxmemory` that new jobs leave free, so that running ones can end",
+    )
     sweep_interval_s: float = Field(default=2.0, gt=0, description="how often maintenance runs")
     event_interval_s: float = Field(
         default=0.5, gt=0, description="how often event streams check for changes"

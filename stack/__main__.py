@@ -6,6 +6,7 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -20,9 +21,9 @@ from stack.settings import StackSettings
 RETRY_INTERRUPT_S = 0.05
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 after an error, 2 for an invalid setting."""
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_args(words)
     logging.basicConfig(format="stack  | %(message)s")
     interrupt_on_signals()
     try:

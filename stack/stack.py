@@ -61,10 +61,11 @@ def running_stack(settings: StackSettings, write_line: WriteLine) -> Iterator[St
     with ExitStack() as parts:
         if settings.redis_url:
             redis_url = settings.redis_url
-            _check_redis(redis_url)
+            redis_address = settings.redis_address
+            _check_redis(redis_address)
         else:
             program = find_redis(settings.redis_server)
-            redis_url = parts.enter_context(RedisServer(folder / "redis", program)).url
+            redis_url = redis_address = parts.enter_context(RedisServer(folder / "redis", program)).url
         environment = environment_for_children(
             redis_url=redis_url,
             data_dir=folder,
@@ -78,7 +79,7 @@ def running_stack(settings: StackSettings, write_line: WriteLine) -> Iterator[St
             for program, given in environments.items()
         }
         stack = Stack(f"http://{settings.host}:{settings.port}", processes)
-        _wait_until_ready(stack, redis_url)
+        _wait_until_ready(stack, redis_address)
         yield stack
 
 
@@ -97,17 +98,17 @@ def _check_checkpoint(checkpoint: Path) -> None:
         raise StackError(f"LONGCAT_CHECKPOINT is not a folder: {checkpoint}")
 
 
-def _check_redis(redis_url: str) -> None:
+def _check_redis(redis_address: str) -> None:
     try:
-        with connect(redis_url, patience_s=5.0) as redis:
+        with connect(redis_address, deadline_s=5.0) as redis:
             check_server(redis)
     except (Unavailable, UnfitServer) as error:
         raise StackError(f"LONGCAT_REDIS_URL: {error.message}") from None
 
 
-def _wait_until_ready(stack: Stack, redis_url: str) -> None:
+def _wait_until_ready(stack: Stack, redis_address: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
-    with connect(redis_url) as redis:
+    with connect(redis_address) as redis:
         while not (_has_ready_group(redis) and _api_is_ready(stack.url)):
             stack.check()
             if time.monotonic() > deadline:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 
 from stack.redis_server import RedisServer
-from tests.servers import S3Bucket, S3Server, redis_program, run_s3_server
+from tests.servers import S3Bucket, S3Server, create_bucket, redis_program, run_s3_server
 
 CHROMIUM_NAMES = ["chromium", "chromium-browser", "google-chrome"]
 CHROMIUM_FLAGS = [
@@ -62,26 +60,18 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3_bucket(s3_server: S3Server) -> S3Bucket:
     """An empty bucket."""
-    import boto3  # an extra, which most tests do without
-
     bucket = S3Bucket(s3_server, f"bucket-{uuid.uuid4().hex}")
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_server.endpoint_url,
-        region_name=s3_server.region,
-        aws_access_key_id=s3_server.access_key_id,
-        aws_secret_access_key=s3_server.secret_access_key,
-    )
-    client.create_bucket(Bucket=bucket.name)
-    client.close()
+    create_bucket(s3_server, bucket.name)
     return bucket
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint in the released layout; read it, never write to it."""
+    from model.tiny import write_tiny  # imports torch, diffusers and transformers
+
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    subprocess.run([sys.executable, "-m", "model.tiny", str(folder)], check=True)
+    write_tiny(folder)
     return folder
 
 

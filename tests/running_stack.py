@@ -1,4 +1,4 @@
-"""The whole stack as a program, `python -m stack serve`, for the tests that order films of it over HTTP."""
+"""The whole stack as a program, `python -m stack serve`, for the tests that submit jobs to it over HTTP."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RunningStack:
         return found
 
     def order(self, **request: Any) -> Job:
-        """Order a film by a JSON body; the job as it is then."""
+        """Submit a job with a JSON body, and return it."""
         answer = self.client.post("/generate", json={"prompt": "a cat", **request})
         assert answer.status_code == 202, answer.text
         job: Job = answer.json()
@@ -69,8 +69,8 @@ class RunningStack:
         assert ended["status"] == "succeeded", (ended, self.log.read_text()[-10_000:])
         return ended
 
-    def film(self, job: Job) -> bytes:
-        """The bytes of its film."""
+    def video(self, job: Job) -> bytes:
+        """Return the bytes of the job's video."""
         answer = self.client.get(f"/jobs/{job['id']}/video", follow_redirects=True)
         assert answer.status_code == 200, answer.text
         return answer.content

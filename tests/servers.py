@@ -78,3 +78,18 @@ def run_s3_server(log: Path) -> Iterator[S3Server]:
             yield S3Server(f"http://127.0.0.1:{port}")
         finally:
             process.terminate()
+
+
+def create_bucket(server: S3Server, name: str) -> None:
+    """Create an empty bucket."""
+    import boto3  # an extra, which most tests do without
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.endpoint_url,
+        region_name=server.region,
+        aws_access_key_id=server.access_key_id,
+        aws_secret_access_key=server.secret_access_key,
+    )
+    client.create_bucket(Bucket=name)
+    client.close()

@@ -1,4 +1,4 @@
-"""Waiting for conditions, never for seconds."""
+"""Wait for conditions instead of fixed times."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def wait_until(condition: Callable[[], Value], timeout_s: float = 60.0, every_s: float = 0.02) -> Value:
-    """Ask `condition` until it gives something true, and return that.
+def wait_until(
+    condition: Callable[[], Value | None], timeout_s: float = 60.0, every_s: float = 0.02
+) -> Value:
+    """Call `condition` until it returns a true value, and return that value.
 
-    Raises TimeoutError; the timeout is there to end a broken test, so it is generous.
+    Raises:
+        TimeoutError: the value is still false after `timeout_s`, which is long because only a failing test
+            waits for it.
     """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

@@ -183,9 +183,9 @@ def _torus_distance(a: Region, b: Region) -> float:
 
 
 TASKS = {
-    "text to video": EvaluationTask(_request_text, _evaluate_text, time_score="film, s"),
+    "text to video": EvaluationTask(_request_text, _evaluate_text, time_score="video, s"),
     "image to video": EvaluationTask(_request_image, _evaluate_image),
     "continuation": EvaluationTask(_request_continuation, _evaluate_continuation),
     "one word changed": EvaluationTask(_request_changed_colour, _evaluate_changed_colour),
-    "long video": EvaluationTask(_request_long_video, _evaluate_long_video, time_score="8 s film, s"),
+    "long video": EvaluationTask(_request_long_video, _evaluate_long_video, time_score="8 s video, s"),
 }

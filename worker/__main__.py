@@ -35,6 +35,7 @@ def main() -> int:
         settings = WorkerSettings()
         set_up_log(settings.log_format)
         if options.group is None:
+            settings.warn_of_old_names()
             return launch(settings.num_groups)
         return _supervise(settings, options.group, options.parent)
     except (ValidationError, LongCatError) as error:

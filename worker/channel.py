@@ -5,6 +5,7 @@ The socket is in a folder that only this user can enter.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -12,8 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from jobs.private_files import close_to_others, make_private_folder
 from worker.messages import Message, parse
+
+logger = logging.getLogger(__name__)
 
 
 class Channel:
@@ -30,12 +35,22 @@ class Channel:
             self._socket.sendall(message.model_dump_json().encode() + b"\n")
 
     def recv(self) -> Message | None:
-        """Wait for a message. Return None when either end is closed, even in the middle of a message."""
+        """Wait for a message. Return None when either end is closed, even in the middle of a message.
+
+        A message that this release cannot read is passed over.
+        """
+        while (line := self._readline()).endswith(b"\n"):
+            try:
+                return parse(line)
+            except ValidationError as error:
+                logger.error("passed over a message: %s", error.errors(include_input=False))  # noqa: TRY400
+        return None
+
+    def _readline(self) -> bytes:
         try:
-            line = self._incoming.readline()
+            return self._incoming.readline()
         except OSError:
-            return None
-        return parse(line) if line.endswith(b"\n") else None
+            return b""
 
     def close(self) -> None:
         """Close the connection. A thread that waits in `recv`, at either end, gets None."""

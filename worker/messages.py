@@ -1,8 +1,9 @@
 """Define the messages between the supervisor of a GPU group and its rank 0.
 
 `worker.channel` carries them as one JSON line each. The supervisor sends `RunJob` and `StopJob`; rank 0 sends
-all others. Both sides belong to one release, but readers ignore fields that they do not know, and checkpoints
-outlive a release: they are stored in the job's record.
+all others. `Ready` names the version of all messages: both sides must have the same, but a program that is
+replaced while its supervisor runs starts ranks of another release. Checkpoints outlive a release: they are
+stored in the job's record.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from jobs.store.holder import StopReason
 from worker.telemetry import Stage
 
 PROTOCOL_VERSION = 1
+CHECKPOINT_VERSION = 1
+"""The newest version of checkpoints, with their files, that this release reads, and the one it writes."""
 
 Timings = dict[str, float]
 """Seconds that a job spent in each phase, over all its attempts."""
@@ -34,6 +37,8 @@ class _Message(BaseModel):
 class Checkpoint(_Message):
     """Describe a state from which a job can resume. Files are named relative to the job's folder.
 
+    A checkpoint of a later version than `CHECKPOINT_VERSION` cannot be read: the job begins again.
+
     Attributes:
         segment: the segment that is being generated.
         stage: its current stage.
@@ -45,6 +50,7 @@ class Checkpoint(_Message):
         dtype: the data type in which it was computed, as in `Capability.dtype`.
     """
 
+    schema_version: int = CHECKPOINT_VERSION
     segment: int
     stage: Literal["denoise", "refine"]
     step: int
@@ -61,6 +67,12 @@ class Checkpoint(_Message):
         if isinstance(values, dict) and "pieces" in values:
             return {"segment_files": values["pieces"], **values}
         return values
+
+    @model_validator(mode="after")
+    def _check_version(self) -> Self:
+        if self.schema_version > CHECKPOINT_VERSION:
+            raise ValueError(f"version {self.schema_version} is later than {CHECKPOINT_VERSION}")
+        return self
 
     @model_validator(mode="after")
     def _check_segment_files(self) -> Self:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,6 +59,11 @@ class RankSetup(_Frozen):
 class WorkerSettings(SharedSettings):
     """The settings `LONGCAT_<NAME>` of a worker. Times in seconds."""
 
+    old_names: ClassVar[Mapping[str, str]] = {
+        "max_claimed_jobs": "max_films_behind",
+        "video_buffer_bytes": "film_buffer_bytes",
+    }
+
     checkpoint: Path = Field(default=POCKET, description="folder with the model weights")
     model_id: str = Field(
         default="LongCat-Video",
@@ -69,7 +75,10 @@ class WorkerSettings(SharedSettings):
     context_parallel: int | None = Field(
         default=None, ge=1, description="ranks that generate one video together; default: all"
     )
-    device: DeviceName = Field(default="auto", description="auto, cpu or cuda")
+    device: DeviceName = Field(
+        default="auto",
+        description="cuda, cpu, or auto: cuda, or cpu if no GPU can be used and the checkpoint is small",
+    )
     dtype: DtypeName = Field(default="auto", description="auto: bfloat16 on cuda, float32 on cpu")
     compile: CompileName = Field(
         default="auto", description="compile parts of the transformer: auto (on cuda), on or off"
@@ -87,7 +96,7 @@ class WorkerSettings(SharedSettings):
         default=18, ge=0, le=51, description="x264's constant rate factor: lower is better quality"
     )
     x264_preset: str = Field(default="medium", description="x264's speed preset")
-    film_buffer_bytes: int = Field(default=1 << 30, gt=0, description="memory for frames that wait for x264")
+    video_buffer_bytes: int = Field(default=1 << 30, gt=0, description="memory for frames that wait for x264")
 
     start_limit_s: float = Field(default=1800.0, gt=0, description="longest time to load the model")
     stall_s: float = Field(default=600.0, gt=0, description="a group that sends nothing for so long has hung")
@@ -111,8 +120,10 @@ class WorkerSettings(SharedSettings):
     upload_limit_s: float = Field(
         default=6 * 3600.0, gt=0, description="how long the storage may be unavailable before a job fails"
     )
-    max_films_behind: int = Field(
-        default=4, ge=1, description="videos that may be running, being written or uploaded at a time"
+    max_claimed_jobs: int = Field(
+        default=4,
+        ge=1,
+        description="jobs of a group that may be running, being written or uploaded at a time",
     )
     min_free_bytes: int = Field(
         default=1 << 30, ge=0, description="free disk space below which a worker claims no job"
@@ -125,6 +136,9 @@ class WorkerSettings(SharedSettings):
             raise ValueError(
                 f"RANKS ({self.ranks}) must be a multiple of CONTEXT_PARALLEL ({self.context_parallel})"
             )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if self.device != "cpu" and visible and len(visible.split(",")) < self.ranks:
+            raise ValueError(f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {visible}")
         return self
 
     @property
@@ -168,7 +182,7 @@ class WorkerSettings(SharedSettings):
                 checkpoint_s=self.checkpoint_s,
                 crf=self.x264_crf,
                 preset=self.x264_preset,
-                buffer_bytes=self.film_buffer_bytes,
+                buffer_bytes=self.video_buffer_bytes,
             ),
         )
 
@@ -214,7 +228,7 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     size = settings.ranks_per_group
     if settings.device != "cpu":
         visible = environment.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else [str(i) for i in range(settings.ranks)]
+        devices = visible.split(",") if visible is not None else [str(i) for i in range(settings.ranks)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * size : (index + 1) * size])
     return environment
 

@@ -12,13 +12,14 @@ from typing import Any, get_args
 from uuid import uuid4
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from jobs.connect import redis_reached
 from jobs.errors import JobNotFound, UnreadableRecord
 from jobs.fleet import Fleet
 from jobs.record import Event, Job, QueueEstimate, Status
 from jobs.store.estimates import QueueSnapshot, estimate
-from jobs.store.metrics import report_unreadable
+from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.quotas import Quotas
 from jobs.store.scripts import Scripts, decoded, fields_of, text, to_ms
 from jobs.store.submission import Submission
@@ -82,7 +83,7 @@ class JobClient:
             "submit",
             id=submission.id,
             record=record,
-            fingerprint=submission.hold and submission.hold.fingerprint,
+            fingerprint=submission.key_reservation and submission.key_reservation.fingerprint,
             limits=self._quotas.of_submission,
             input_bytes=sum(file.size_bytes for file in submission.order.inputs),
         )
@@ -92,9 +93,11 @@ class JobClient:
         """Return a job. Raises JobNotFound, and UnreadableRecord if this release cannot read it."""
         with redis_reached():
             fields = decoded(self._redis.hgetall(_record_key(job_id)).items())
-        if not fields or not self._sees(fields["owner"]):
+        if not fields or not self._sees(fields.get("owner", "")):
             raise JobNotFound("no such job")
-        return Job.from_hash(fields)
+        job = Job.from_hash(fields)
+        report_unread_fields(self._redis, job)
+        return job
 
     def page(
         self,
@@ -108,12 +111,13 @@ class JobClient:
 
         Records that cannot be read are passed over. Raises JobNotFound if the job `after` no longer exists.
         """
+        index = self._index_key(status)
         with redis_reached():
             start = None if after is None else self._number(after)
             jobs: list[Job] = []
             while missing := limit - len(jobs):
-                members = self._index(status, start, missing, newest_first=newest_first)
-                jobs += self._readable([job_id for job_id, _ in members])
+                members = self._members(index, start, missing, newest_first=newest_first)
+                jobs += self._readable(index, [job_id for job_id, _ in members])
                 if len(members) < missing:
                     break
                 start = members[-1][1]
@@ -189,40 +193,46 @@ class JobClient:
 
     def _number(self, job_id: str) -> float:
         """Return a job's place in the order of submission. Raises JobNotFound."""
-        number, owner = self._redis.hmget(_record_key(job_id), "number", "owner")
-        if number is None or not self._sees(text(owner)):
+        number = self._redis.zscore(self._index_key(None), job_id)
+        if number is None:
             raise JobNotFound("no such job")
         return float(number)
 
-    def _index(
-        self, status: Status | None, start: float | None, limit: int, *, newest_first: bool
+    def _index_key(self, status: Status | None) -> str:
+        """Return the key of the index of a status, or of all jobs, as far as this client may see them."""
+        key = f"longcat:index:{status or 'all'}"
+        return key if self._owner is None else f"{key}:{self._owner}"
+
+    def _members(
+        self, index: str, start: float | None, limit: int, *, newest_first: bool
     ) -> list[tuple[bytes, float]]:
         """Return ids and numbers from an index, behind the number `start`."""
-        key = f"longcat:index:{status or 'all'}"
-        if self._owner is not None:
-            key += f":{self._owner}"
         behind = None if start is None else f"({start:.0f}"
         if newest_first:
             return self._redis.zrevrangebyscore(  # type: ignore[return-value]
-                key, behind or "+inf", "-inf", start=0, num=limit, withscores=True
+                index, behind or "+inf", "-inf", start=0, num=limit, withscores=True
             )
         return self._redis.zrangebyscore(  # type: ignore[return-value]
-            key, behind or "-inf", "+inf", start=0, num=limit, withscores=True
+            index, behind or "-inf", "+inf", start=0, num=limit, withscores=True
         )
 
-    def _readable(self, job_ids: list[bytes]) -> Iterator[Job]:
-        """Read jobs, passing over those that were removed meanwhile and those that cannot be read."""
+    def _readable(self, index: str, job_ids: list[bytes]) -> Iterator[Job]:
+        """Read jobs, passing over those that cannot be read. Those that are gone leave the index."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hgetall(_record_key(job_id.decode()))
-            records = pipeline.execute()
-        for record in records:
-            if not record:
+            records = pipeline.execute(raise_on_error=False)
+        for job_id, record in zip(job_ids, records, strict=True):
+            if not record or isinstance(record, ResponseError):  # no hash
+                self._redis.zrem(index, job_id)
                 continue
             try:
-                yield Job.from_hash(decoded(record.items()))
+                job = Job.from_hash(decoded(record.items()))
             except UnreadableRecord as error:
                 report_unreadable(self._redis, "job", error)
+            else:
+                report_unread_fields(self._redis, job)
+                yield job
 
 
 def _record_key(job_id: str) -> str:

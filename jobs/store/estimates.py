@@ -7,14 +7,13 @@ so a single run that took far longer does not move them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 from typing import Any, Self
 
-from jobs.record import QueueEstimate
+from jobs.record import Progress, QueueEstimate
 from jobs.store.scripts import text
 
 NUM_RUNS = 21
@@ -30,10 +29,13 @@ class Run:
     duration_s: float
 
     @classmethod
-    def from_entry(cls, entry: bytes) -> Self:
-        """Read an entry of the list `longcat:recent_runs`."""
-        task, work_units, duration_ms = entry.decode().split()
-        return cls(task, int(work_units), float(duration_ms) / 1000)
+    def from_entry(cls, entry: bytes) -> Self | None:
+        """Read an entry of the list `longcat:recent_runs`. Return None if it cannot be read."""
+        try:
+            task, work_units, duration_ms, *_ = entry.decode().split()
+            return cls(task, max(1, int(work_units)), float(duration_ms) / 1000)
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ class QueueSnapshot:
             task=task.decode(),
             work_units=int(work_units),
             num_queued=num_queued,
-            queued_work_units=int(queued_work_units),
+            queued_work_units=int(queued_work_units or 0),
             num_groups=len(usable),
-            recent_runs=[Run.from_entry(entry) for entry in runs],
+            recent_runs=[run for entry in runs if (run := Run.from_entry(entry))],
             running=[
                 RunningJob(task.decode(), int(work_units), running_ms / 1000, _eta_s(progress))
                 for task, work_units, progress, running_ms, group in running
@@ -148,5 +150,7 @@ def _remaining_s(job: RunningJob, runs: Sequence[Run]) -> float:
 
 
 def _eta_s(progress: bytes | None) -> float | None:
-    eta_s = json.loads(progress).get("eta_s") if progress else None
-    return float(eta_s) if isinstance(eta_s, int | float) else None
+    try:
+        return Progress.model_validate_json(progress).eta_s if progress else None
+    except ValueError:
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
@@ -12,18 +13,22 @@ from redis import Redis
 
 from jobs.capability import Capability
 from jobs.connect import redis_reached
-from jobs.errors import LongCatError, UnreadableRecord
+from jobs.errors import LeaseLost, LongCatError, UnreadableRecord
+from jobs.order import SCHEMA_VERSION as ORDER_VERSION
 from jobs.record import Job, JobError, Progress, Result, Status
 from jobs.requirement import can_run
 from jobs.store.maintenance import WORKER_CRASHED, set_missing_requirements
-from jobs.store.metrics import report_unreadable
+from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.scripts import Scripts, fields_of, present, text, to_json, to_ms
+from jobs.store.submission import SCHEMA_VERSION as RECORD_VERSION
 
 StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost"]
 """Why a job is to stop: its client cancelled it, it ran too long, a high-priority job needs its place,
 its worker shuts down, or another worker holds it by now."""
 
 REQUIREMENTS_KEY = "longcat:requirements"
+READER = f"{RECORD_VERSION}.{ORDER_VERSION}"
+"""Identifies the records and orders that this release reads."""
 
 Counts = list[tuple[str, str, float]]
 """Counters to increase: name, label and amount."""
@@ -63,25 +68,19 @@ class JobHolder:
     def claim(self, group: str, lease_s: float, capability: Capability | None = None) -> Lease | None:
         """Claim the next job that this group can run. Return None if no such job may start.
 
-        Without a capability, the group can run all. A job whose record cannot be read fails, and the next one
-        is claimed.
+        Without a capability, the group can run all. A job whose record this release cannot read is set aside:
+        it stays queued for workers of other releases, and the next one is claimed.
         """
         set_missing_requirements(self._run)
-        while reply := self._run(
-            "claim",
-            group=group,
-            lease_ms=to_ms(lease_s),
-            token=uuid4().hex,
-            requirements=self.requirements(capability),
-        ):
+        while reply := self._claim(group, lease_s, self.requirements(capability)):
             fields = fields_of(reply)
             try:
                 job = Job.from_hash(fields)
-                checkpoint = json.loads(fields["checkpoint"]) if "checkpoint" in fields else None
-            except (UnreadableRecord, ValueError) as error:
-                self._fail_unreadable(fields, error)
+            except UnreadableRecord as error:
+                self._set_aside(fields, error)
             else:
-                return Lease(job, int(fields["fence"]), lease_s, checkpoint, capability)
+                report_unread_fields(self._redis, job)
+                return Lease(job, int(fields["fence"]), lease_s, self._checkpoint(fields), capability)
         return None
 
     def requirements(self, capability: Capability | None) -> list[str] | None:
@@ -166,18 +165,37 @@ class JobHolder:
         fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
         return _status(self._run_held("finish", lease, status=status, fields=fields, counts=counts))
 
-    def _fail_unreadable(self, fields: Mapping[str, str], error: Exception) -> None:
-        """End a claimed job that no worker of this release could run."""
-        unreadable = UnreadableRecord(str(error))
-        report_unreadable(self._redis, "job", unreadable)
-        self._run(
-            "finish",
-            id=fields["id"],
-            fence=int(fields["fence"]),
-            status="failed",
-            fields={"error": to_json(JobError.of(unreadable))},
-            counts=[],
+    def _claim(self, group: str, lease_s: float, requirements: list[str] | None) -> Any:  # noqa: ANN401
+        """Return the record of the next job, with its id, None if no job may start."""
+        return self._run(
+            "claim",
+            group=group,
+            lease_ms=to_ms(lease_s),
+            token=uuid4().hex,
+            requirements=requirements,
+            order_version=ORDER_VERSION,
+            reader=READER,
         )
+
+    def _set_aside(self, fields: Mapping[str, str], error: UnreadableRecord) -> None:
+        """Undo the claim of a job whose record this release cannot read."""
+        report_unreadable(self._redis, "job", error)
+        with suppress(LeaseLost):
+            self._run("set_aside", id=fields["id"], fence=int(fields["fence"]), reader=READER)
+
+    def _checkpoint(self, fields: Mapping[str, str]) -> dict[str, Any] | None:
+        """Return the stored checkpoint, None if there is none that can be read."""
+        if "checkpoint" not in fields:
+            return None
+        try:
+            found = json.loads(fields["checkpoint"])
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            unreadable = UnreadableRecord(f"the checkpoint of job {fields['id']} is not JSON")
+            report_unreadable(self._redis, "checkpoint", unreadable)
+            return None
+        return found
 
     def _run_held(self, script: str, lease: Lease, **given: object) -> Any:  # noqa: ANN401 - the script's own
         return self._run(script, id=lease.job.id, fence=lease.fence, **given)

@@ -22,8 +22,8 @@ KEEP_S = 900.0  # longer than a request may take
 
 
 @dataclass(frozen=True)
-class Hold:
-    """A key that is held for a request.
+class KeyReservation:
+    """An idempotency key that is reserved for a request.
 
     Attributes:
         name: the key's name in Redis.
@@ -44,20 +44,21 @@ class IdempotencyKeys:
     def __init__(self, redis: Redis, clock: Callable[[], int] | None = None) -> None:
         self._run = Scripts(redis, clock).run
 
-    def hold(self, owner: str, key: str, fingerprint: str) -> Hold:
-        """Return the job of this owner's key, or the id under which to create one.
+    def reserve(self, owner: str, key: str, fingerprint: str) -> KeyReservation:
+        """Reserve this owner's key for a request, and return its job or the id under which to create one.
 
         Raises KeyReused if the key was given to a request with another fingerprint.
         """
         name = _name(owner, key)
         job_id, record = self._run(
-            "hold_key", key=name, fingerprint=fingerprint, id=new_job_id(), keep_ms=to_ms(KEEP_S)
+            "reserve_key", key=name, fingerprint=fingerprint, id=new_job_id(), keep_ms=to_ms(KEEP_S)
         )
-        return Hold(name, fingerprint, job_id.decode(), Job.from_hash(fields_of(record)) if record else None)
+        job = Job.from_hash(fields_of(record)) if record else None
+        return KeyReservation(name, fingerprint, job_id.decode(), job)
 
-    def release(self, hold: Hold) -> None:
+    def release(self, reservation: KeyReservation) -> None:
         """Free the key after a request that created no job."""
-        self._run("release_key", key=hold.name, id=hold.job_id)
+        self._run("release_key", key=reservation.name, id=reservation.job_id)
 
 
 def _name(owner: str, key: str) -> str:

@@ -21,7 +21,7 @@ from jobs.store.client import JobClient
 from jobs.store.holder import JobHolder
 from jobs.store.maintenance import JobMaintenance
 from jobs.store.quotas import Quotas
-from jobs.store.scripts import Scripts
+from jobs.store.scripts import Replication, Scripts
 
 
 class JobStore:
@@ -35,10 +35,11 @@ class JobStore:
         max_attempts: how often a job may crash its worker before it fails.
         late_upload_s: how long after its client gave up an upload may still arrive in the storage.
         quotas: limits for each owner and in all.
+        replication: the replicas that must have a change before a client or a holder may rely on it.
         clock: replaces the server's clock in tests; milliseconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options, all by name
         self,
         redis: Redis,
         *,
@@ -46,9 +47,10 @@ class JobStore:
         max_attempts: int = 3,
         late_upload_s: float = 300.0,
         quotas: Quotas = Quotas(),  # noqa: B008 - frozen
+        replication: Replication = Replication(),  # noqa: B008 - frozen
         clock: Callable[[], int] | None = None,
     ) -> None:
-        scripts = Scripts(redis, clock)
+        scripts = Scripts(redis, clock, replication)
         self.client = JobClient(
             redis,
             scripts,

@@ -43,7 +43,6 @@ class JobMaintenance:
         Call it about once a second, from any number of processes. Leases do not run out while nobody sweeps:
         Redis was away then, and no holder could renew one.
         """
-        set_missing_requirements(self._run)
         ids: dict[str, list[str]] = {}
         replies = self._run(
             "sweep", crash_error=to_json(WORKER_CRASHED), overdue_error=to_json(WAITED_TOO_LONG)
@@ -57,6 +56,7 @@ class JobMaintenance:
 
         That is one for each queued job, none if no job with the requirement may start.
         """
+        set_missing_requirements(self._run)
         return {text(requirement): num for requirement, num in self._run("num_tickets_needed")}
 
     def due_file_removals(self, limit: int = 100) -> dict[str, str]:

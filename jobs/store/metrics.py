@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from redis import Redis
 
 from jobs.connect import redis_reached
-from jobs.errors import UnreadableRecord
+from jobs.errors import Unavailable, UnreadableRecord
+from jobs.record import Job
 from jobs.store.scripts import Scripts, decoded, text
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,12 @@ METRICS_KEY = "longcat:metrics"
 
 Counters = Mapping[tuple[str, str], float]
 """Values by name and label; the label is empty if the counter has none."""
+
+
+def num_set_aside(redis: Redis) -> int:
+    """Return the number of queued jobs that some worker could not read. Raises Unavailable."""
+    with redis_reached():
+        return int(redis.zcard("longcat:queue:set_aside"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,10 @@ def counters(redis: Redis) -> Counters:
     found: dict[tuple[str, str], float] = {}
     for field, value in stored.items():
         name, _, label = field.partition("|")
-        found[name, label] = float(value)
+        try:
+            found[name, label] = float(value)
+        except ValueError:
+            logger.warning("counter %s is no number", field)
     return found
 
 
@@ -65,8 +76,16 @@ def requirement_depths(redis: Redis, clock: Callable[[], int] | None = None) -> 
     return [RequirementDepth(text(name), num_jobs, age_ms / 1000) for name, num_jobs, age_ms in found]
 
 
+def report_unread_fields(redis: Redis, job: Job) -> None:
+    """Log and count the fields of a record that this release cannot read, and that have their defaults."""
+    for name in job.unread:
+        logger.warning("job %s: cannot read %s", job.id, name)
+        with suppress(Unavailable), redis_reached():
+            redis.hincrbyfloat(METRICS_KEY, f"unreadable_records|{name}", 1)
+
+
 def report_unreadable(redis: Redis, kind: str, error: UnreadableRecord) -> None:
     """Log and count a record that is passed over because this release cannot read it."""
     logger.error("passed over a stored %s: %s", kind, error)
-    with redis_reached():
+    with suppress(Unavailable), redis_reached():
         redis.hincrbyfloat(METRICS_KEY, f"unreadable_records|{kind}", 1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from redis import Redis
 
 from jobs.connect import redis_reached
@@ -121,7 +121,7 @@ class Outbox:
         for entry in entries:
             try:
                 attempts.append(_attempt(json.loads(entry)))
-            except ValidationError:
+            except (ValueError, TypeError, AttributeError):  # pydantic's error is a ValueError
                 report_unreadable(self._redis, "attempt", UnreadableRecord(f"webhooks of job {job_id}"))
         return attempts
 
@@ -142,17 +142,25 @@ class Outbox:
         )
 
 
+_DELIVERY = TypeAdapter(Delivery)
+
+
 def _delivery(
     delivery_id: bytes, event: bytes, at_ms: bytes, attempt: int, host: bytes, record: bytes
 ) -> Delivery:
-    return Delivery(
-        id=delivery_id.decode(),
-        event=event.decode(),  # type: ignore[arg-type] # one of those that the scripts know
-        at=_time(at_ms.decode()),
-        attempt=attempt,
-        host=host.decode(),
-        job=Job.from_hash(decoded(json.loads(record).items())),
-    )
+    try:
+        return _DELIVERY.validate_python(
+            {
+                "id": delivery_id.decode(),
+                "event": event.decode(),
+                "at": _time(at_ms.decode()),
+                "attempt": attempt,
+                "host": host.decode(),
+                "job": Job.from_hash(decoded(json.loads(record).items())),
+            }
+        )
+    except ValueError as error:
+        raise UnreadableRecord(f"delivery {delivery_id.decode()}: {error}") from error
 
 
 def _attempt(entry: dict[str, Any]) -> Attempt:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from jobs.order import Order, Priority
 from jobs.record import WEBHOOK_EVENTS, WebhookEvent
 from jobs.requirement import Requirement
-from jobs.store.idempotency import Hold
+from jobs.store.idempotency import KeyReservation
 from jobs.store.scripts import present, to_ms
 from jobs.work import work_units
 
 SCHEMA_VERSION = 1
-"""The version of stored records. It grows when a field changes its meaning, not when one is added."""
+"""The version of stored records."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Submission:
         max_queue_s: how long it may wait for its first start; None is no limit.
         max_run_s: how long it may run, all attempts together; None is no limit.
         requirement: what a group needs to run it; by default that of the order, for groups of any size limit.
-        hold: the idempotency key that is bound to the job.
+        key_reservation: the idempotency key that is bound to the job.
         trace: the request that submitted it: `request_id`, and `traceparent` of W3C Trace Context.
     """
 
@@ -39,7 +39,7 @@ class Submission:
     max_queue_s: float | None = None
     max_run_s: float | None = None
     requirement: Requirement | None = None
-    hold: Hold | None = None
+    key_reservation: KeyReservation | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
@@ -49,6 +49,7 @@ class Submission:
             "schema_version": SCHEMA_VERSION,
             "id": self.id,
             "order": self.order.model_dump_json(),
+            "order_version": self.order.schema_version,
             "task": self.order.plan.task,
             "work_units": work_units(self.order.plan),
             "requirement": str(self.requirement or Requirement.of(self.order)),
@@ -57,7 +58,7 @@ class Submission:
             "metadata": json.dumps(dict(self.metadata)),
             "webhook_url": self.webhook_url,
             "webhook_events": json.dumps(self.webhook_events),
-            "idempotency_key": self.hold and self.hold.name,
+            "idempotency_key": self.key_reservation and self.key_reservation.name,
             "max_queue_ms": to_ms(self.max_queue_s),
             "max_run_ms": to_ms(self.max_run_s),
         }

@@ -1,5 +1,6 @@
 """Save and restore the state of a job after any step, so that it can resume on any number of ranks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,9 @@ from model.io.checkpoint import open_safetensors
 from model.spec.errors import CheckpointError, InputError
 
 Stage = Literal["denoise", "refine"]
+
+FILE_VERSION = 1
+"""The newest version of state files that this release reads, and the one that it writes."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +68,27 @@ class State:
             name: value.contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)
         }
         plain = {name: str(values[name]) for name in ("segment", "stage", "step")}
+        plain["schema_version"] = str(FILE_VERSION)
         partial_file = path.with_name(f"{path.name}.part")
         save_file(tensors, partial_file, metadata=plain)
         partial_file.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "State":
-        """Read a file that `save` wrote. Raises InputError."""
+        """Read a file that `save` of this or another release wrote. Raises InputError."""
         try:
             with open_safetensors(path) as file:
                 plain = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                _check_version(plain)
+                known = {entry.name for entry in fields(cls)}.intersection(file.keys())
+                tensors = {name: file.get_tensor(name) for name in known}
             stage: Stage = "refine" if plain["stage"] == "refine" else "denoise"
             return cls(int(plain["segment"]), stage, int(plain["step"]), **tensors)
         except (CheckpointError, KeyError, ValueError, TypeError) as error:
             raise InputError("state", f"{path} is no saved state: {error}") from error
+
+
+def _check_version(metadata: Mapping[str, str]) -> None:
+    version = int(metadata.get("schema_version", 1))
+    if version > FILE_VERSION:
+        raise ValueError(f"version {version} is later than {FILE_VERSION}")

@@ -43,14 +43,13 @@ class Limits:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Limits:
-        """Read the content of a `limits.json`. Missing keys have LongCat-Video's values.
+        """Read limits that another process published. Missing keys have LongCat-Video's values.
 
-        Raises ValueError, TypeError or AttributeError for an unknown key or a wrong value.
+        Unknown keys are ignored: a later release may have written them. Raises ValueError, TypeError or
+        AttributeError for a wrong value.
         """
-        known = {field.name for field in fields(cls)}
-        if unknown := set(document) - known:
-            raise ValueError(f"unknown keys {sorted(unknown)}; known are {sorted(known)}")
-        values = {**json.loads(RELEASED_LIMITS.read_text()), **document}
+        known = {name: value for name, value in document.items() if name in _names()}
+        values = {**json.loads(RELEASED_LIMITS.read_text()), **known}
         values["buckets"] = {name: _buckets(table) for name, table in values["buckets"].items()}
         values["refine_buckets"] = _buckets(values["refine_buckets"])
         values["default_size"] = Size(*values["default_size"])
@@ -65,13 +64,24 @@ class Limits:
 def load_limits(checkpoint: Path) -> Limits:
     """Return the limits in the `limits.json` of a checkpoint, or LongCat-Video's if there is none.
 
-    Raises CheckpointError if the file cannot be read.
+    Raises CheckpointError if the file cannot be read, or has an unknown key.
     """
     path = checkpoint / "limits.json"
     try:
-        return Limits.from_json(json.loads(path.read_text()) if path.exists() else {})
+        document = json.loads(path.read_text()) if path.exists() else {}
+        _check_names(document)
+        return Limits.from_json(document)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
+
+
+def _names() -> set[str]:
+    return {field.name for field in fields(Limits)}
+
+
+def _check_names(document: Mapping[str, Any]) -> None:
+    if unknown := document.keys() - _names():
+        raise ValueError(f"unknown keys {sorted(unknown)}; known are {sorted(_names())}")
 
 
 def _buckets(table: Mapping[str, Any]) -> Buckets:

@@ -220,7 +220,9 @@ def _resolve_num_condition_frames(
 
 def _resolve_num_steps(params: GenerationParams, limits: Limits) -> int:
     default = limits.distilled_num_inference_steps if params.distilled else limits.num_inference_steps
-    most = min(limits.max_num_inference_steps, DISTILLED_SCHEDULE_STEPS if params.distilled else 1 << 30)
+    most = limits.max_num_inference_steps
+    if params.distilled:
+        most = min(most, DISTILLED_SCHEDULE_STEPS)
     steps = default if params.num_inference_steps is None else params.num_inference_steps
     _require(1 <= steps <= most, "num_inference_steps", f"must be between 1 and {most}")
     return steps

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from service.cli.progress import ProgressBar, describe_stage
 from service.cli.settings import CliSettings
 
 _INTERRUPTED = 130
+_CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE killed
+_STANDARD_OUTPUT = Path("-")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -34,12 +37,24 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         with ServiceClient.connect(str(settings.url), key, arguments.patience) as client:
             _COMMANDS[arguments.command](client, arguments)
+        sys.stdout.flush()
     except CliError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except OSError as error:  # of standard output: those of files are FileErrors
+        _discard_output()
+        if isinstance(error, BrokenPipeError):
+            return _CLOSED_PIPE
+        print(f"cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return FileError.exit_code
     return 0
+
+
+def _discard_output() -> None:
+    """Send buffered output to /dev/null, so that the interpreter does not report the error again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _generate(client: ServiceClient, arguments: argparse.Namespace) -> None:
@@ -60,6 +75,9 @@ def _download(client: ServiceClient, arguments: argparse.Namespace) -> None:
 def _save(client: ServiceClient, job_id: str, output: Path | None) -> None:
     with ProgressBar(sys.stderr, sys.stderr.isatty()) as bar:
         job = client.wait_for_job(job_id, bar.show)
+    if output == _STANDARD_OUTPUT:
+        client.receive(job, sys.stdout.buffer.write)
+        return
     path = output or Path(f"{job_id}.mp4")
     client.download(job, path)
     print(path)
@@ -74,6 +92,9 @@ def _check_folder(output: Path | None) -> None:
 def _timeline(client: ServiceClient, arguments: argparse.Namespace) -> None:
     _check_folder(arguments.output)
     found = client.get_timeline(*arguments.jobs)
+    if arguments.output == _STANDARD_OUTPUT:
+        print(json.dumps(found))
+        return
     path = arguments.output or Path("timeline.json")
     try:
         path.write_text(json.dumps(found))

@@ -22,6 +22,7 @@ EXIT_CODES = """exit codes:
   5  the job was cancelled
   6  a file here cannot be read or written
   130  interrupted; the job continues
+  141  the program that read the output has closed it; the job continues
 """
 _FILES = {
     "image": "the first frame",
@@ -104,7 +105,9 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_output(command: argparse.ArgumentParser, default: str = "JOB.mp4") -> None:
-    command.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"default: {default}")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help=f"- is standard output; default: {default}"
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -124,27 +124,30 @@ class ServiceClient:
         part = path.with_name(f"{path.name}.part")
         try:
             with part.open("wb") as file:
-                digest = self._receive(job["result"]["video_url"], file.write)
-            if digest != job["result"]["sha256"]:
-                raise ServiceUnavailable(f"the video of job {job['id']} did not arrive whole")
+                self.receive(job, file.write)
             part.replace(path)
         except OSError as error:
             raise FileError(f"cannot write {path}: {error.strerror}") from error
         finally:
             part.unlink(missing_ok=True)
 
-    def _receive(self, url: str, write: Callable[[bytes], object]) -> str:
-        """Pass the content of a URL to `write` and return its SHA-256."""
+    def receive(self, job: Job, write: Callable[[bytes], object]) -> None:
+        """Pass the video of a finished job to `write` in chunks.
+
+        Raises:
+            ServiceUnavailable: the video did not arrive, or its checksum is wrong, which only the end shows.
+        """
         digest = hashlib.sha256()
         try:
-            with self.http.stream("GET", url) as response:
+            with self.http.stream("GET", job["result"]["video_url"]) as response:
                 _check(response)
                 for chunk in response.iter_bytes():
                     digest.update(chunk)
                     write(chunk)
         except httpx.HTTPError as error:
             raise ServiceUnavailable(f"the video did not arrive: {error}") from error
-        return digest.hexdigest()
+        if digest.hexdigest() != job["result"]["sha256"]:
+            raise ServiceUnavailable(f"the video of job {job['id']} did not arrive whole")
 
     def _request(self, method: str, path: str, options: Callable[[], dict[str, Any]] = dict) -> Job:
         """Return the JSON object in the response. Repeat the request for `patience_s` if that can help."""

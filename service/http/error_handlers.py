@@ -14,12 +14,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from jobs import errors
+from jobs.connect import unavailable
 from jobs.errors import LongCatError
 from service.errors import BodyTooSlow, Busy, RangeNotSatisfiable, Unauthorized, invalid, status_of
 from service.http.body_deadlines import RECEIVE_ERROR
@@ -62,8 +62,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _respond_to_disconnect)
     app.add_exception_handler(RequestValidationError, _respond_to_invalid_parameter)
     app.add_exception_handler(HTTPException, _respond_to_http_exception)
-    app.add_exception_handler(RedisConnectionError, _respond_to_redis_outage)
-    app.add_exception_handler(RedisTimeoutError, _respond_to_redis_outage)
+    app.add_exception_handler(RedisError, _respond_to_redis_error)
     app.add_exception_handler(Exception, _respond_to_bug)
 
 
@@ -107,9 +106,14 @@ def _respond_to_http_exception(request: Request, error: Exception) -> JSONRespon
     return _error_response(request, error.status_code, ErrorBody(code=code, message=phrase), headers)
 
 
-def _respond_to_redis_outage(request: Request, error: Exception) -> JSONResponse:
-    logger.warning("Redis cannot be reached: %s", error)
-    return respond_to_error(request, errors.Unavailable("Redis cannot be reached; try again soon"))
+def _respond_to_redis_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an error of Redis that no route expected: 503 if Redis is at fault, else 500."""
+    assert isinstance(error, RedisError)
+    if (reason := unavailable(error)) is None:
+        logger.error("Redis refused a command", exc_info=error)
+        return _respond_to_bug(request, error)
+    logger.warning("%s: %s", reason.message, error)
+    return respond_to_error(request, reason)
 
 
 def _respond_to_bug(request: Request, _: Exception) -> JSONResponse:

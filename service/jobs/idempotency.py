@@ -1,7 +1,7 @@
 """Make requests safe to repeat: the `Idempotency-Key` header of every POST that creates a job.
 
 The same key with the same request returns the same job, however often and concurrently it is sent, for as
-long as the job is kept. Keys belong to their owner. `jobs.store.idempotency` holds the atomic part.
+long as the job is kept. Keys belong to their owner. `jobs.store.idempotency` is the atomic part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastapi import Header, Response
 
 from jobs.errors import Unavailable
 from jobs.record import Job
-from jobs.store.idempotency import Hold
+from jobs.store.idempotency import KeyReservation
 from service.backend import Backend
 from service.inputs.body import Body
 
@@ -58,7 +58,10 @@ class IdempotentRequest:
 
 
 def idempotent(
-    request: IdempotentRequest, backend: Backend, response: Response, create: Callable[[Hold | None], Job]
+    request: IdempotentRequest,
+    backend: Backend,
+    response: Response,
+    create: Callable[[KeyReservation | None], Job],
 ) -> Job:
     """Return the job of this request: an existing one if the key is known, else the one that `create` makes.
 
@@ -67,15 +70,15 @@ def idempotent(
     """
     if request.key is None:
         return create(None)
-    hold = backend.idempotency_keys.hold(backend.owner, request.key, request.fingerprint())
-    if hold.job:
+    reservation = backend.idempotency_keys.reserve(backend.owner, request.key, request.fingerprint())
+    if reservation.job:
         response.headers[REPLAYED] = "true"
-        return hold.job
+        return reservation.job
     try:
-        return create(hold)
+        return create(reservation)
     except BaseException:
         with suppress(Unavailable):  # the key expires by itself
-            backend.idempotency_keys.release(hold)
+            backend.idempotency_keys.release(reservation)
         raise
 
 

@@ -7,6 +7,7 @@ queues it.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -52,7 +53,7 @@ def generate(
     In a form, text fields are plain text, `prompts` is repeated, and all other fields are written as in JSON.
     """
     request = IdempotentRequest("/generate", body, idempotency_key)
-    job = idempotent(request, backend, response, lambda hold: submit(body, backend, hold))
+    job = idempotent(request, backend, response, partial(submit, body, backend))
     response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
     return backend.view(job)
 

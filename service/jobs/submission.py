@@ -21,7 +21,7 @@ from jobs.order import Order
 from jobs.record import WEBHOOK_EVENTS, Job
 from jobs.requirement import Requirement
 from jobs.storage.keys import new_job_id
-from jobs.store.idempotency import Hold
+from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submission
 from model.spec.limits import Limits
 from service.backend import Backend
@@ -36,17 +36,18 @@ from service.jobs.pools import candidate_pools, check_group_was_seen, expected_w
 logger = logging.getLogger(__name__)
 
 
-def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
+def submit(body: Body, backend: Backend, reservation: KeyReservation | None = None) -> Job:
     """Check a request, resolve its options, store its input files and queue the job.
 
-    The job has the id of `hold` if the request has an idempotency key. Nothing is queued if this raises
-    InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet), NoSuitableGroup or
-    Unavailable.
+    If the request has an idempotency key, the job has the id that is reserved for it. Nothing is queued if
+    this raises InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet), NoSuitableGroup
+    or Unavailable.
     """
     request = _parse(body)
     if request.priority == "high" and not backend.high_priority_allowed:
         raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
-    job_id = hold.job_id if hold else new_job_id()
+    backend.memory_guard.check()
+    job_id = reservation.job_id if reservation else new_job_id()
     fleet = read_fleet(backend.redis)
     pools = candidate_pools(fleet, request.model, backend.settings.shares_by_model, job_id)
     limits = Limits.from_json(pools[0].capability.limits)
@@ -75,7 +76,7 @@ def submit(body: Body, backend: Backend, hold: Hold | None = None) -> Job:
         webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
         max_queue_s=backend.settings.max_queue_s,
         max_run_s=backend.settings.max_run_s,
-        hold=hold,
+        key_reservation=reservation,
         trace=current_names(),
     )
     with _unavailable_if_expired():

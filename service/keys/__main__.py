@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
@@ -22,12 +23,12 @@ from service.webhooks.signing import Signer
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Return the exit code: 1 if it fails, 2 for invalid settings."""
-    options = _parse_arguments()
+    options = _parser().parse_args(arguments)
     try:
         settings = Settings()
-        with connect(settings.redis_url, settings.redis_patience_s) as redis:
+        with connect(settings.redis_address, settings.redis_patience_s) as redis:
             signer = Signer(redis, settings.webhook_secret, settings.webhook_secret_previous)
             return _run(options, ApiKeys(redis), signer)
     except ValidationError as error:
@@ -65,7 +66,7 @@ def _describe(key: ApiKey) -> str:
     return "  ".join([key.id, key.owner, f"created {key.created_at}", expiry, used, state, *rights])
 
 
-def _parse_arguments() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m service.keys", description="Manage API keys.")
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser("create", help="create a key and print it")
@@ -95,7 +96,7 @@ def _parse_arguments() -> argparse.Namespace:
         metavar="24h",
         help="how long the previous secret also signs; 0s: not at all",
     )
-    return parser.parse_args()
+    return parser
 
 
 def _duration(text: str) -> timedelta:

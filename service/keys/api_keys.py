@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import re
 import secrets
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter
 from redis import Redis
 from redis.exceptions import RedisError
 
 from jobs.connect import redis_reached
 from jobs.errors import LongCatError
+
+logger = logging.getLogger(__name__)
 
 KEYS = "longcat:keys"
 LAST_USED = "longcat:keys:last_used"
@@ -50,6 +53,7 @@ class ApiKey:
     expires_at: str | None = None
     high_priority: bool = False
     last_used_at: str | None = None
+    schema_version: int = 1
 
     @property
     def is_valid(self) -> bool:
@@ -103,12 +107,12 @@ class ApiKeys:
         return key
 
     def all(self) -> list[ApiKey]:
-        """Return every key that was ever created, the oldest first."""
+        """Return every key that was ever created and that can be read, the oldest first."""
         with redis_reached():
             stored = self._redis.hvals(KEYS)
             used = self._redis.hgetall(LAST_USED)
-        keys = [_read(document) for document in stored]
-        keys = [replace(key, last_used_at=_decoded(used.get(key.id.encode()))) for key in keys]
+        found = [_read(document) for document in stored]
+        keys = [replace(key, last_used_at=_decoded(used.get(key.id.encode()))) for key in found if key]
         return sorted(keys, key=lambda key: key.created_at)
 
     def revoke(self, key_id: str) -> bool:
@@ -154,7 +158,8 @@ class ApiKeys:
             pipeline.hget(KEYS, key_id)
             pipeline.hget(LAST_USED, key_id)
             document, used = pipeline.execute()
-        return None if document is None else replace(_read(document), last_used_at=_decoded(used))
+        key = None if document is None else _read(document)
+        return key and replace(key, last_used_at=_decoded(used))
 
     def _record_use(self, key: ApiKey) -> None:
         now = _now()
@@ -169,10 +174,21 @@ class ApiKeys:
             self._redis.hset(KEYS, key.id, json.dumps(document))
 
 
-def _read(document: bytes | str) -> ApiKey:
-    """Read a stored key. Missing fields get their defaults, fields of later releases are ignored."""
-    known = {field.name for field in fields(ApiKey)}
-    return ApiKey(**{name: value for name, value in json.loads(document).items() if name in known})
+_API_KEY = TypeAdapter(ApiKey)
+
+
+def _read(document: bytes | str) -> ApiKey | None:
+    """Read a stored key. Missing fields get their defaults, fields of later releases are ignored.
+
+    Return None for a key that this release cannot read: it is not valid here.
+    """
+    try:
+        key = _API_KEY.validate_json(document)
+        _ = key.is_valid  # reads its times
+    except ValueError as error:
+        logger.error("passed over an API key that cannot be read: %s", error)  # noqa: TRY400
+        return None
+    return key
 
 
 def _decoded(value: bytes | str | None) -> str | None:

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import time
 from dataclasses import asdict
 from math import ceil
 
+from pydantic import BaseModel, ValidationError
 from redis import Redis
 
 from jobs.connect import redis_reached
 from service.keys.api_keys import ApiKeys, Caller, KeyFingerprint
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "longcat:session:"
 _MAX_LIFETIMES = 14  # a session ends after so many lifetimes, however often it is used
@@ -35,7 +39,8 @@ class Sessions:
     def open(self, key: str) -> str:
         """Start a session for a key and return its id. It allows nothing while the key is not valid."""
         ends_at_s = time.time() + _MAX_LIFETIMES * self._lifetime_s
-        document = json.dumps({**asdict(self._keys.fingerprint(key)), "ends_at_s": ends_at_s})
+        fingerprint = self._keys.fingerprint(key)
+        document = json.dumps({"schema_version": 1, **asdict(fingerprint), "ends_at_s": ends_at_s})
         session_id = secrets.token_urlsafe(32)
         with redis_reached():
             self._redis.set(_redis_key(session_id), document, ex=self._lifetime_s)
@@ -45,17 +50,30 @@ class Sessions:
         """Return the client of a session and extend the session. Return None if it has ended."""
         with redis_reached():
             document = self._redis.getex(_redis_key(session_id), ex=self._lifetime_s)
-        if document is None:
+        session = None if document is None else _read(document)
+        if session is None or time.time() >= session.ends_at_s:
             return None
-        stored = json.loads(document)
-        if time.time() >= stored["ends_at_s"]:
-            return None
-        return self._keys.authenticate_fingerprint(KeyFingerprint(stored["key_id"], stored["digest"]))
+        return self._keys.authenticate_fingerprint(KeyFingerprint(session.key_id, session.digest))
 
     def close(self, session_id: str) -> None:
         """End a session."""
         with redis_reached():
             self._redis.delete(_redis_key(session_id))
+
+
+class _Session(BaseModel):
+    key_id: str
+    digest: str
+    ends_at_s: float
+
+
+def _read(document: bytes | str) -> _Session | None:
+    """Read a stored session. Return None for one that this release cannot read: the user signs in again."""
+    try:
+        return _Session.model_validate_json(document)
+    except ValidationError:
+        logger.exception("passed over a session that cannot be read")
+        return None
 
 
 def _redis_key(session_id: str) -> str:

@@ -2,7 +2,7 @@
 
 A `model` of OpenAI's own (`sora-…`) leaves the choice of the model to the service. A `size` is used as it is
 if the checkpoint can generate it. The four sizes of OpenAI's own API are always accepted: if the checkpoint
-cannot generate one, the size of the nearest ratio in the largest table is used. `service.jobs.extensions`
+cannot generate one, the size of the nearest ratio in the largest table is used. `service.openai.lengths`
 converts `seconds`. In a form, a part of an object is a field such as `video[id]`.
 """
 
@@ -31,7 +31,7 @@ from model.spec.resolve import Inputs, resolve
 from service.errors import invalid
 from service.inputs.body import Body, FormFields
 from service.jobs.bodies import JobOptions, ModelName, Prompt, Strict, text_fields
-from service.jobs.extensions import SECONDS, Length, length_of, length_of_extension, parse_seconds
+from service.openai.lengths import SECONDS, Length, length_of, length_of_extension, parse_seconds
 
 _OPENAI_SIZES = {"720x1280", "1280x720", "1024x1792", "1792x1024"}
 _OPENAI_MODEL = re.compile("sora-")  # its clients send such a name by default

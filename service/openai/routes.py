@@ -8,6 +8,7 @@ submitted like any other.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -16,7 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from jobs.errors import JobNotReady
 from jobs.fleet import read_fleet
 from jobs.record import Job, Result
-from jobs.store.idempotency import Hold
+from jobs.store.idempotency import KeyReservation
 from model.spec.geometry import Size
 from model.spec.limits import Limits
 from service.backend import Backend, CurrentBackend
@@ -73,9 +74,9 @@ def create_video(
     """Request a video, as a form or as JSON."""
     video = read_request(body)
 
-    def create(hold: Hold | None) -> Job:
+    def create(reservation: KeyReservation | None) -> Job:
         with in_their_words():
-            return submit(new_video(video, body, _limits(backend)), backend, hold)
+            return submit(new_video(video, body, _limits(backend)), backend, reservation)
 
     request = IdempotentRequest("/v1/videos", body, idempotency_key)
     return _view(idempotent(request, backend, response, create), backend, response)
@@ -95,7 +96,7 @@ def extend_video(
     """
     extension = read_extension(body)
     request = IdempotentRequest("/v1/videos/extensions", body, idempotency_key)
-    job = idempotent(request, backend, response, lambda hold: _extend(extension, body, backend, hold))
+    job = idempotent(request, backend, response, partial(_extend, extension, body, backend))
     return _view(job, backend, response)
 
 
@@ -158,18 +159,20 @@ def _view(job: Job, backend: Backend, response: Response) -> Video:
     return Video.of(job, fleet.first().capability)
 
 
-def _extend(extension: ExtensionRequest, body: Body, backend: Backend, hold: Hold | None) -> Job:
+def _extend(
+    extension: ExtensionRequest, body: Body, backend: Backend, reservation: KeyReservation | None
+) -> Job:
     limits = _limits(backend)
     if extension.video is None:
         with in_their_words():
-            return submit(longer_video(extension, body.files["video"], None, limits), backend, hold)
+            return submit(longer_video(extension, body.files["video"], None, limits), backend, reservation)
     result = _result(extension.video.id, backend)
     with upload_folder(backend.settings.upload_dir) as folder:
         clip = folder / "finished.mp4"
         backend.storage.fetch(result.video_key, clip)
         with clip.open("rb") as file, in_their_words():
             size = Size(result.height, result.width)
-            return submit(longer_video(extension, file, size, limits), backend, hold)
+            return submit(longer_video(extension, file, size, limits), backend, reservation)
 
 
 def _result(video_id: str, backend: Backend) -> Result:

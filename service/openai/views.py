@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.capability import Capability
 from jobs.record import Job, Status
 from model.spec.limits import Limits
-from service.jobs.extensions import seconds_text
+from service.openai.lengths import seconds_text
 
 VideoStatus = Literal["queued", "in_progress", "completed", "failed"]
 

@@ -19,7 +19,8 @@ from jobs.errors import Unavailable
 from jobs.fleet import read_fleet
 from jobs.registration import live_groups
 from jobs.requirement import can_run
-from jobs.store.metrics import Counters, counters, queue_depths, requirement_depths
+from jobs.store.memory import memory
+from jobs.store.metrics import Counters, counters, num_set_aside, queue_depths, requirement_depths
 from jobs.store.outbox import Outbox
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
@@ -157,7 +158,10 @@ class _Queue(Collector):
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("longcat_redis_up", "1 if Redis responds.")
         try:
-            measured = [self._jobs(), *self._depths(), self._groups(), *self._pools(), *self._webhooks()]
+            measured = [
+                *(self._jobs(), *self._depths(), self._set_aside()),
+                *(self._groups(), *self._pools(), *self._webhooks(), *self._memory()),
+            ]
         except Unavailable:
             measured = []
         up.add_metric([], 1 if measured else 0)
@@ -178,6 +182,13 @@ class _Queue(Collector):
             depth.add_metric([found.priority], found.num_jobs)
             age.add_metric([found.priority], found.oldest_s)
         return depth, age
+
+    def _set_aside(self) -> Metric:
+        return GaugeMetricFamily(
+            "longcat_set_aside_jobs",
+            "Queued jobs that some worker could not read.",
+            num_set_aside(self._backend.redis),
+        )
 
     def _groups(self) -> Metric:
         found = GaugeMetricFamily("longcat_groups", "Worker groups by state.", labels=["state"])
@@ -204,6 +215,13 @@ class _Queue(Collector):
         waiting = sum(depth.num_jobs for depth in depths if not fleet.pools_for(depth.requirement))
         yield GaugeMetricFamily(
             "longcat_jobs_without_group", "Queued jobs that no live group can run.", waiting
+        )
+
+    def _memory(self) -> Iterable[Metric]:
+        found = memory(self._backend.redis)
+        yield GaugeMetricFamily("longcat_redis_memory_bytes", "Memory that Redis uses.", found.used_bytes)
+        yield GaugeMetricFamily(
+            "longcat_redis_max_memory_bytes", "The maxmemory of Redis, 0 if it has none.", found.max_bytes
         )
 
     def _webhooks(self) -> Iterable[Metric]:

@@ -32,7 +32,7 @@ def main() -> int:
     signal.pthread_sigmask(
         signal.SIG_BLOCK, signals
     )  # inherited by the threads: only `sigwait` receives them
-    with connect(settings.redis_url) as redis:
+    with connect(settings.redis_address) as redis:
         signer = Signer(redis, settings.webhook_secret, settings.webhook_secret_previous)
         with DeliveryWorker(Outbox(redis), signer, settings):
             signal.sigwait(signals)

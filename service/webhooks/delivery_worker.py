@@ -10,7 +10,7 @@ import logging
 import time
 from threading import Event, Lock, Thread
 
-from jobs.errors import Unavailable
+from jobs.errors import Unavailable, UnreadableRecord
 from jobs.logs import about, names_of
 from jobs.store.outbox import Attempt, Delivery, Outbox
 from service.errors import UnusableInput
@@ -74,7 +74,7 @@ class DeliveryWorker:
     def _attempt(self, delivery: Delivery) -> Attempt:
         try:
             status = send_webhook(delivery, self._signer, self._limits, self._settings.public_url)
-        except UnusableInput as error:
+        except (UnusableInput, UnreadableRecord) as error:
             return _attempt_result(delivery, None, str(error))
         return _attempt_result(delivery, status, None)
 

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter
 from redis import Redis
 from standardwebhooks import Webhook
 
 from jobs.connect import redis_reached
+from jobs.errors import UnreadableRecord
 
 SERVICE_SECRET = "longcat:webhook_secret"  # noqa: S105 - the Redis key, not the secret
 ROTATIONS = "longcat:webhook_secret:rotations"
@@ -33,6 +34,10 @@ class Rotation:
 
     number: int = 0
     previous_until_s: float = 0.0
+    schema_version: int = 1
+
+
+_ROTATION = TypeAdapter(Rotation)
 
 
 class Signer:
@@ -97,8 +102,10 @@ class Signer:
             document = self._redis.hget(ROTATIONS, owner)
         if document is None:
             return Rotation()
-        stored = json.loads(document)
-        return Rotation(stored["number"], stored["previous_until_s"])
+        try:
+            return _ROTATION.validate_json(document)
+        except ValueError as error:
+            raise UnreadableRecord(f"the rotation of the webhook secret of {owner}") from error
 
     def _service_secret(self) -> str:
         """Return the secret from the settings, or the one that the first process to need one generated."""

@@ -22,7 +22,7 @@ JOB = [
 ]
 
 
-def test_stages_of_a_job_are_told_without_their_parts_and_its_film_as_one():
+def test_stages_of_a_job_leave_out_their_parts_and_join_those_of_the_video():
     assert stages_s(JOB) == {"denoise": 4.0, "decode": 1.0, "video": 2.5}
 
 

@@ -1,1 +1,1 @@
-"""The fault campaign: a real installation, orders over HTTP, and one fault after the other."""
+"""Run a fault campaign: jobs over HTTP on a real installation, and one fault after the other."""

@@ -1,4 +1,7 @@
-"""`python -m tests.chaos`: run a fault campaign, say what became of every job; 1 if a promise was broken."""
+"""Run a fault campaign and report its result: `python -m tests.chaos`.
+
+The exit status is 1 if a guarantee was broken.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,15 @@ def main() -> int:
     print(f"logs are in {folder}", flush=True)
     began = time.monotonic()
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
-    checkpoint = shutil.copytree(POCKET, folder / "checkpoint")  # faults leave their marks in it
+    checkpoint = shutil.copytree(POCKET, folder / "checkpoint")  # faults write files into it
     with open_site(folder, checkpoint, options.workers) as site:
         client = Client(list(site.apis))
-        course = Campaign(site, client, plan, tell).run()
+        course = Campaign(site, client, plan, log).run()
         verdict = judge(course, site, client)
-        tell("all looked at")
+        log("checked all jobs")
     verdict.orphaned_processes = _processes_left(site)
     write(options.out, plan, course, verdict)
     print(f"\n{report(plan, course, verdict)}")
@@ -54,11 +57,13 @@ def _exit_status(verdict: Verdict) -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=60, help="how many jobs at most")
-    parser.add_argument("--seed", type=int, default=1, help="from which orders and faults are drawn")
-    parser.add_argument("--minutes", type=float, default=10.0, help="after these no fault is struck any more")
-    parser.add_argument("--workers", type=int, default=2, help="each with a group of two ranks")
-    parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="where the results are written")
+    parser.add_argument("--jobs", type=int, default=60, help="largest number of jobs")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random jobs and faults")
+    parser.add_argument("--minutes", type=float, default=10.0, help="no fault is caused after this time")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="number of workers, each with a group of two ranks"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="folder for the results")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
-"""The course of a campaign: undisturbed videos first, then orders and faults at random, then peace.
+"""Run a campaign: generate each video without faults, then submit jobs and cause faults at random.
 
-Everything random comes from the seed; what it meets depends on how fast the machine is.
+All random choices follow from the seed. Their effect depends on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from functools import partial
 
 from jobs.record import ENDED
 from tests.chaos.client import Client, Job
-from tests.chaos.faults import CRASHES, EXCUSES, faults
+from tests.chaos.faults import CRASHES, ERRORS, faults
 from tests.chaos.orders import Body, draw_videos, poison
-from tests.chaos.scene import Blow, Fault, Scene
+from tests.chaos.scene import ActiveFault, Fault, Scene
 from tests.chaos.site import MAX_ATTEMPTS, Site, now
 
 LOOK_S = 0.25
 LONGEST_RECOVERY_S = 240.0
 SETTLING_S = 600.0
-AT_A_TIME = 5  # jobs that are not ended
+AT_A_TIME = 5  # unfinished jobs
 JOBS_FOR_A_FAULT = 3
-LOW_ONE_OF = 3  # orders are of low priority, and may have to make way
+LOW_ONE_OF = 3  # jobs has low priority, and may be preempted
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many jobs at most, drawn from which seed, for how long at most."""
+    """The limits of a campaign, and the seed of its random choices."""
 
     jobs: int
     seed: int
@@ -38,25 +38,29 @@ class Plan:
 
 @dataclass
 class Ordered:
-    """An accepted order. `video` is which of the different videos it is; None is poison."""
+    """An accepted job.
+
+    Attributes:
+        video: the index of its video; None for a job that always crashes its group.
+        cancel: True if a cancel was accepted, False if it was refused or not answered, None without one.
+        ended: the job when it had ended; {} if it was lost.
+    """
 
     number: int
     video: int | None
     job_id: str
-    cancel: bool | None = (
-        None  # True: accepted; None: never asked for; False: asked for, in vain or not known
-    )
+    cancel: bool | None = None
     ended: Job | None = None
 
-    def excuses(self, strikes: list[Strike]) -> set[str]:
-        """The errors with which it may have failed, truly."""
+    def possible_errors(self, strikes: list[Strike]) -> set[str]:
+        """Return the error codes that the faults of its time explain."""
         if self.video is None:
             return {"worker_crashed"}
         mine = [strike for strike in strikes if strike.overlaps(self.ended)]
         found = {
-            EXCUSES[strike.kind]
+            ERRORS[strike.kind]
             for strike in mine
-            if strike.kind in EXCUSES and (strike.job == self.job_id or strike.kind == "disk full")
+            if strike.kind in ERRORS and (strike.job == self.job_id or strike.kind == "disk full")
         }
         crashes = sum(CRASHES.get(strike.kind, 0) for strike in mine)
         return found | ({"worker_crashed"} if crashes >= MAX_ATTEMPTS else set())
@@ -64,7 +68,7 @@ class Ordered:
 
 @dataclass(frozen=True)
 class Strike:
-    """A fault as it is remembered: `recovery_s` is None if the work did not go on in time."""
+    """A fault that was caused. `recovery_s` is None if the job did not resume in time."""
 
     kind: str
     job: str | None
@@ -73,7 +77,7 @@ class Strike:
     recovery_s: float | None
 
     def overlaps(self, job: Job | None) -> bool:
-        """Whether this job was there while it struck."""
+        """Return whether the job existed during the fault."""
         if not job:
             return True
         return self.at <= _seconds(job["finished_at"]) and self.over_at >= _seconds(job["created_at"])
@@ -81,7 +85,7 @@ class Strike:
 
 @dataclass
 class Course:
-    """What happened."""
+    """The jobs and the faults of a campaign."""
 
     videos: list[Body]
     digests: list[str] = field(default_factory=list)
@@ -92,10 +96,10 @@ class Course:
 
 
 class Campaign:
-    """Runs one, on a site that has been started. `tell` is called with a line on what happens."""
+    """Run a campaign on a started site. `log` gets a line for each step."""
 
-    def __init__(self, site: Site, client: Client, plan: Plan, tell: Callable[[str], None]) -> None:
-        self._site, self._client, self._plan, self._tell = site, client, plan, tell
+    def __init__(self, site: Site, client: Client, plan: Plan, log: Callable[[str], None]) -> None:
+        self._site, self._client, self._plan, self._log = site, client, plan, log
         self._rng = random.Random(plan.seed)
         self.course = Course(draw_videos(self._rng, max(4, min(12, plan.jobs // 4))))
         self._wanted_faults = max(len(faults(site)), plan.jobs // JOBS_FOR_A_FAULT)
@@ -104,12 +108,12 @@ class Campaign:
 
     def run(self) -> Course:
         self._wait(self._is_up, 300)
-        self._undisturbed()
+        self._generate_without_faults()
         self.course.began = now()
         self._orders_come = True
-        self._disturbed()
+        self._generate_with_faults()
         self._orders_come = False
-        self._tell("peace: waiting for what is left")
+        self._log("no more faults: waiting for the remaining jobs")
         self._wait(lambda: not self._open(), SETTLING_S)
         self.course.lasted_s = now() - self.course.began
         return self.course
@@ -117,66 +121,69 @@ class Campaign:
     def _is_up(self) -> bool:
         return all(self._client.answers(url, "/readyz") for url in self._site.apis)
 
-    def _undisturbed(self) -> None:
-        """Make each video once."""
-        ids = [self._insist(video, f"undisturbed-{i}") for i, video in enumerate(self.course.videos)]
+    def _generate_without_faults(self) -> None:
+        """Generate each video once."""
+        ids = [
+            self._order_until_accepted(video, f"undisturbed-{i}")
+            for i, video in enumerate(self.course.videos)
+        ]
         for job_id in ids:
             self._wait(partial(self._has_succeeded, job_id), 600)
             self.course.digests.append(self._client.video_digest(job_id))
-        self._tell(f"{len(ids)} different videos made undisturbed")
+        self._log(f"{len(ids)} different videos generated without faults")
 
     def _has_succeeded(self, job_id: str) -> bool:
         job = self._client.job(job_id) or {}
         assert job.get("status") not in {"failed", "cancelled"}, job
         return job.get("status") == "succeeded"
 
-    def _disturbed(self) -> None:
+    def _generate_with_faults(self) -> None:
         until = time.monotonic() + 60 * self._plan.minutes
         scene = Scene(
             self._site, self._client, self._rng, self._order_poison, self._order_urgent, self._cancel_one
         )
-        for kind, fault in self._deck():
+        for kind, fault in self._shuffled_faults():
             self._pause(self._rng.uniform(0.2, 2.5))
-            blow = self._try(fault, scene, until)
-            if blow:
-                self._see_through(kind, blow)
+            active = self._try(fault, scene, until)
+            if active:
+                self._wait_for_recovery(kind, active)
             everything_done = len(self._videos_ordered) >= self._plan.jobs and not self._open()
             if everything_done or time.monotonic() > until:
                 return
 
-    def _deck(self) -> Iterator[tuple[str, Fault]]:
-        """All kinds in a random order, again and again."""
+    def _shuffled_faults(self) -> Iterator[tuple[str, Fault]]:
+        """Yield all kinds of faults in random order, again and again."""
         kinds = list(faults(self._site).items())
         while True:
             yield from self._rng.sample(kinds, len(kinds))
 
-    def _try(self, fault: Fault, scene: Scene, until: float) -> Blow | None:
-        """Strike as soon as there is somebody to strike, within reason."""
+    def _try(self, fault: Fault, scene: Scene, until: float) -> ActiveFault | None:
+        """Cause the fault as soon as there is a target for it. Return None if there is none for 30 s."""
         until = min(until, time.monotonic() + 30)
         while time.monotonic() < until and (self._may_order() or self._open()):
             at = now()
-            if blow := fault(scene):
-                blow.at = at
-                return blow
+            if active := fault(scene):
+                active.at = at
+                return active
             self._tick()
         return None
 
-    def _see_through(self, kind: str, blow: Blow) -> None:
-        self._pause(blow.lasts_s)
-        blow.mend()
-        mended = now()
+    def _wait_for_recovery(self, kind: str, active: ActiveFault) -> None:
+        self._pause(active.lasts_s)
+        active.repair()
+        repaired = now()
         recovered: list[float] = []
 
         def goes_on() -> bool:
-            if (at := blow.recovered()) is not None:
+            if (at := active.recovered()) is not None:
                 recovered.append(at)
             return bool(recovered)
 
-        since = mended if blow.from_mend else blow.at
+        since = repaired if active.from_repair else active.at
         recovery_s = max(0.0, recovered[0] - since) if self._wait(goes_on, LONGEST_RECOVERY_S) else None
-        self.course.strikes.append(Strike(kind, blow.job, blow.at, now(), recovery_s))
+        self.course.strikes.append(Strike(kind, active.job, active.at, now(), recovery_s))
         said = "never" if recovery_s is None else f"after {recovery_s:.1f} s"
-        self._tell(f"{len(self.course.strikes):3} {kind}: went on {said}")
+        self._log(f"{len(self.course.strikes):3} {kind}: recovered {said}")
 
     # Orders
 
@@ -188,7 +195,7 @@ class Campaign:
         return [order for order in self.course.orders if order.ended is None]
 
     def _may_order(self) -> bool:
-        """Whether there is a job left to order: they are spread over the faults that are wanted."""
+        """Return whether a job may be submitted now. The jobs are spread over the planned faults."""
         ordered, struck = len(self._videos_ordered), len(self.course.strikes) + 1
         due = 2 + struck * self._plan.jobs // self._wanted_faults
         return ordered < self._plan.jobs and (ordered < due or not self._open())
@@ -205,7 +212,7 @@ class Campaign:
     def _order_urgent(self) -> str | None:
         return self._order("high") if len(self._videos_ordered) < self._plan.jobs else None
 
-    def _insist(self, body: Body, key: str) -> str:
+    def _order_until_accepted(self, body: Body, key: str) -> str:
         while not (job_id := self._client.order(body, key)):
             time.sleep(LOOK_S)
         return job_id
@@ -231,7 +238,7 @@ class Campaign:
     # Time
 
     def _tick(self) -> None:
-        self._site.mend()
+        self._site.repair()
         if self._orders_come and self._may_order() and len(self._open()) < AT_A_TIME:
             self._order("low" if len(self._videos_ordered) % LOW_ONE_OF == 0 else "normal")
         for order in self._open():
@@ -244,7 +251,7 @@ class Campaign:
         self._wait(lambda: False, seconds)
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether it came true in time; meanwhile orders are made and followed."""
+        """Return whether the condition came true in time. Submit and poll jobs meanwhile."""
         until = time.monotonic() + timeout_s
         while not (true := condition()) and time.monotonic() < until:
             self._tick()

@@ -1,4 +1,4 @@
-"""A client as it has to be where anything may die: it asks one API process after another, and again."""
+"""Send requests to several API processes, any of which may be down."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests.chaos.orders import Body
-from tests.films import decode
+from tests.decoded_video import decode
 
 Job = dict[str, Any]
 
@@ -17,7 +17,7 @@ TIMEOUT_S = 10.0
 
 
 class Client:
-    """Speaks to several API processes. Each method gives None where none of them has an answer for now."""
+    """A client of several API processes. Its methods return None while none of them answers."""
 
     def __init__(self, urls: list[str]) -> None:
         self._urls = itertools.cycle(urls)
@@ -25,22 +25,22 @@ class Client:
         self._http = httpx.Client(timeout=TIMEOUT_S, follow_redirects=True)
 
     def order(self, body: Body, key: str) -> str | None:
-        """The id of the job that it is now, the same for the same key."""
+        """Submit a job, and return its id. The same key gives the same job."""
         answer = self._ask("POST", "/generate", json=body, headers={"Idempotency-Key": key})
-        if answer is None or answer.status_code == 409:  # the same order is still being dealt with
+        if answer is None or answer.status_code == 409:  # a request with this key is still in progress
             return None
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
     def job(self, job_id: str) -> Job | None:
-        """The job; {} if there is none with this id."""
+        """Return a job; {} if there is none with this id."""
         answer = self._ask("GET", f"/jobs/{job_id}")
         if answer is None:
             return None
         return {} if answer.status_code == 404 else dict(answer.json())
 
     def jobs(self) -> list[Job]:
-        """All jobs that there are."""
+        """Return all jobs."""
         found: list[Job] = []
         after: str | None = ""
         while after is not None:
@@ -52,7 +52,7 @@ class Client:
         return found
 
     def cancel(self, job_id: str) -> bool | None:
-        """Whether it is going to be cancelled; False if it had ended."""
+        """Cancel a job. Return whether the cancel was accepted; False if the job had ended."""
         answer = self._ask("POST", f"/jobs/{job_id}/cancel")
         return None if answer is None else answer.status_code == 200
 
@@ -62,14 +62,14 @@ class Client:
         assert answer.status_code == 204, answer.text
 
     def video_digest(self, job_id: str) -> str:
-        """Of the decoded frames."""
+        """Return the SHA-256 of the decoded frames of a job's video."""
         answer = self._ask("GET", f"/jobs/{job_id}/video")
         assert answer is not None
         assert answer.status_code == 200, answer.text
         return hashlib.sha256(decode(answer.content).frames.tobytes()).hexdigest()
 
     def answers(self, url: str, path: str) -> bool:
-        """Whether this process answers that all is well."""
+        """Return whether this process answers with status 200."""
         try:
             return self._http.get(f"{url}{path}").status_code == 200
         except httpx.HTTPError:

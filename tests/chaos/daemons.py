@@ -1,4 +1,4 @@
-"""The programs of a site: started, killed and started again; workers have disks of their own."""
+"""Start, kill and restart the programs of a site. Each worker has a disk of its own if one can be mounted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DISK = "64m"  # of each worker, where one can be mounted
 
 
 def can_mount() -> bool:
-    """Whether a worker can be given a disk of its own."""
+    """Return whether this process may mount a disk for each worker."""
     command = ["unshare", "--mount", "mount", "-t", "tmpfs", "disk", "/mnt"]
     return shutil.which("unshare") is not None and _succeeds(command)
 
@@ -30,7 +30,7 @@ def _succeeds(command: list[str]) -> bool:
 
 @dataclass
 class Daemon:
-    """A program that is started, killed and started again; `wanted` is that it should run."""
+    """A program that can be killed and started again. `wanted` says whether it should be running."""
 
     name: str
     command: list[str]
@@ -51,7 +51,7 @@ class Daemon:
         return self.process is not None and self.process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it one after which it is not to run."""
+        """Send a signal that ends the program."""
         assert self.process is not None
         self.wanted = False
         self.process.send_signal(number)
@@ -69,7 +69,12 @@ class Daemon:
 
 @dataclass
 class Worker(Daemon):
-    """`python -m worker` with one group; `folder` is its disk, which nobody else sees if it is `mounted`."""
+    """A `python -m worker` with one group.
+
+    Attributes:
+        folder: its disk.
+        mounted: whether the disk is mounted in a namespace of its own, so that other processes do not see it.
+    """
 
     folder: Path = Path()
     mounted: bool = False
@@ -92,7 +97,7 @@ class Worker(Daemon):
 
     @property
     def disk(self) -> Path:
-        """Its folder as seen from outside, while it runs."""
+        """Return the path of its disk for other processes, while the worker runs."""
         assert self.process is not None
         return Path(f"/proc/{self.process.pid}/root{self.folder}") if self.mounted else self.folder
 
@@ -112,7 +117,7 @@ class Worker(Daemon):
 
     @property
     def ranks(self) -> list[psutil.Process]:
-        """Rank 0 first; [] while they are being started."""
+        """Return the ranks, rank 0 first; [] while they start."""
         torchrun = self.torchrun
         found = torchrun.children() if torchrun else []
         found = [process for process in found if "tests.chaos.rank" in process.cmdline()]
@@ -120,12 +125,12 @@ class Worker(Daemon):
 
     @property
     def spooled(self) -> list[str]:
-        """The jobs of which files lie on its disk."""
+        """Return the ids of the jobs that have files on its disk."""
         folder = self.disk / "worker" / self.group / "jobs"
         return [path.name for path in folder.iterdir()] if folder.exists() else []
 
     def lose_machine(self) -> None:
-        """Everything ends at once, and the disk is lost."""
+        """Kill all processes at once, and lose the disk."""
         self.wanted = False
         for process in self.processes:
             process.kill()

@@ -1,7 +1,7 @@
-"""The faults: each is a function that strikes a site once, somewhere, and says when that is over.
+"""Cause faults. Each function causes one at a random place, and returns it with its end and its recovery.
 
-A blow lasts for a while, then it is mended (what ended is started again, what is ill gets well), and then
-it is waited for that the work goes on. `tests.chaos.campaign` draws them.
+A fault lasts for a while. Then it is repaired: dead processes are started again, and the S3 proxy works
+again. Then the campaign waits until the work has recovered.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psutil
 from jobs.registration import live_groups
 from tests.chaos.daemons import Worker
 from tests.chaos.outages import fill_disk, kill_api, kill_api_in_order, kill_redis, make_s3
-from tests.chaos.scene import Blow, Fault, Scene, busy, ended, goes_on_elsewhere
+from tests.chaos.scene import ActiveFault, Fault, Scene, busy, ended, resumes_elsewhere
 from tests.chaos.site import LEASE_S, MAX_ATTEMPTS, Site, now
 from tests.waiting import wait_until
 
@@ -24,7 +24,7 @@ PICKED_UP_S = 10.0
 
 
 def faults(site: Site) -> Mapping[str, Fault]:
-    """Every kind that can be struck here, by name; they answer None where there is nothing to be struck."""
+    """Return the faults that are possible here, by name. A fault returns None if it finds no target."""
     found = {
         "rank 0 killed": lambda scene: _strike_process(scene, lambda worker: worker.ranks[0], "kill"),
         "rank 1 killed": lambda scene: _strike_process(scene, lambda worker: worker.ranks[1], "kill"),
@@ -55,7 +55,7 @@ def faults(site: Site) -> Mapping[str, Fault]:
     return found
 
 
-CRASHES = {  # attempts that a fault of this kind may cost a job
+CRASHES = {  # how many attempts of a job a fault of this kind may end
     **dict.fromkeys(
         [
             "rank 0 killed",
@@ -72,78 +72,80 @@ CRASHES = {  # attempts that a fault of this kind may cost a job
     ),
     "poison job": MAX_ATTEMPTS,
 }
-EXCUSES = {  # how a job may fail that was struck so
+ERRORS = {  # the error code with which a fault of this kind may fail a job
     "out of memory on all ranks": "out_of_memory",
     "no disk space for the video": "disk_full",
     "disk full": "disk_full",
 }
 
 
-def _strike_process(scene: Scene, choose: Callable[[Worker], psutil.Process | None], how: str) -> Blow | None:
+def _strike_process(
+    scene: Scene, choose: Callable[[Worker], psutil.Process | None], how: str
+) -> ActiveFault | None:
     if (found := busy(scene)) is None:
         return None
     worker, job_id = found
-    recovered = goes_on_elsewhere(scene, worker)(job_id)
+    recovered = resumes_elsewhere(scene, worker)(job_id)
     with suppress(psutil.NoSuchProcess, IndexError):
         if process := choose(worker):
             getattr(process, how)()
-            return Blow(job_id, recovered)
+            return ActiveFault(job_id, recovered)
     return None
 
 
-def _kill_group(scene: Scene) -> Blow | None:
+def _kill_group(scene: Scene) -> ActiveFault | None:
     if (found := busy(scene)) is None:
         return None
     worker, job_id = found
-    recovered = goes_on_elsewhere(scene, worker)(job_id)
+    recovered = resumes_elsewhere(scene, worker)(job_id)
     with suppress(psutil.NoSuchProcess):
         for process in (worker.torchrun, *worker.ranks):
             if process:
                 process.kill()
-    return Blow(job_id, recovered)
+    return ActiveFault(job_id, recovered)
 
 
-def _pause_supervisor(scene: Scene) -> Blow | None:
+def _pause_supervisor(scene: Scene) -> ActiveFault | None:
     if (found := busy(scene)) is None:
         return None
     worker, job_id = found
     supervisor = worker.supervisor
     assert supervisor is not None
-    recovered = goes_on_elsewhere(scene, worker)(job_id)
+    recovered = resumes_elsewhere(scene, worker)(job_id)
     supervisor.suspend()
 
     def resume() -> None:
         with suppress(psutil.NoSuchProcess):
             supervisor.resume()
 
-    return Blow(job_id, recovered, lasts_s=LEASE_S + scene.rng.uniform(1, 4), mend=resume)
+    return ActiveFault(job_id, recovered, lasts_s=LEASE_S + scene.rng.uniform(1, 4), repair=resume)
 
 
-def _lose_machine(scene: Scene) -> Blow | None:
+def _lose_machine(scene: Scene) -> ActiveFault | None:
     if (found := busy(scene)) is None:
         return None
     worker, job_id = found
-    recovered = goes_on_elsewhere(scene, worker)(job_id)
+    recovered = resumes_elsewhere(scene, worker)(job_id)
     worker.lose_machine()
-    return Blow(job_id, recovered, lasts_s=scene.rng.uniform(0, 3), mend=worker.start)
+    return ActiveFault(job_id, recovered, lasts_s=scene.rng.uniform(0, 3), repair=worker.start)
 
 
-def _drain(scene: Scene) -> Blow | None:
+def _drain(scene: Scene) -> ActiveFault | None:
     if (found := busy(scene)) is None:
         return None
     worker, job_id = found
-    recovered = goes_on_elsewhere(scene, worker)(job_id)
+    recovered = resumes_elsewhere(scene, worker)(job_id)
     worker.signal(signal.SIGTERM)
     status = worker.wait(120)
     assert status == 0, f"a drained worker ended with {status}"
-    return Blow(job_id, recovered, mend=worker.start)
+    return ActiveFault(job_id, recovered, repair=worker.start)
 
 
-def _stage(scene: Scene, what: str, *, goes_on: bool) -> Blow | None:
+def _stage(scene: Scene, what: str, *, goes_on: bool) -> ActiveFault | None:
     if (found := busy(scene)) is None:
         return None
     worker, _ = found
-    recovered_of = goes_on_elsewhere(scene, worker)
+    recovered_of = resumes_elsewhere(scene, worker)
     fault = scene.site.checkpoint / f"fault-{worker.group}"
     _write_whole(fault, what)
     try:
@@ -154,7 +156,7 @@ def _stage(scene: Scene, what: str, *, goes_on: bool) -> Blow | None:
     struck = next(scene.site.checkpoint.glob(f"{fault.name}.*"))
     job_id = struck.suffix[1:]
     struck.unlink()
-    return Blow(job_id, recovered_of(job_id) if goes_on else lambda: ended(scene, job_id))
+    return ActiveFault(job_id, recovered_of(job_id) if goes_on else lambda: ended(scene, job_id))
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -163,23 +165,23 @@ def _write_whole(path: Path, text: str) -> None:
     part.rename(path)
 
 
-def _cancel(scene: Scene) -> Blow | None:
+def _cancel(scene: Scene) -> ActiveFault | None:
     job_id = scene.cancel_one()
-    return Blow(job_id, lambda: ended(scene, job_id)) if job_id else None
+    return ActiveFault(job_id, lambda: ended(scene, job_id)) if job_id else None
 
 
-def _poison(scene: Scene) -> Blow | None:
+def _poison(scene: Scene) -> ActiveFault | None:
     job_id = scene.order_poison()
-    return Blow(job_id, lambda: ended(scene, job_id)) if job_id else None
+    return ActiveFault(job_id, lambda: ended(scene, job_id)) if job_id else None
 
 
-def _urgent(scene: Scene) -> Blow | None:
-    """A low job makes way, unless a group gets free before."""
+def _urgent(scene: Scene) -> ActiveFault | None:
+    """Submit a job of high priority, which preempts one of low priority unless a group is free first."""
     at_work = [status.job for status in live_groups(scene.site.redis) if status.job]
     if not any(scene.site.job_store.client.get(job_id).priority == "low" for job_id in at_work):
         return None
     job_id = scene.order_urgent()
-    return Blow(job_id, lambda: _begun(scene, job_id)) if job_id else None
+    return ActiveFault(job_id, lambda: _begun(scene, job_id)) if job_id else None
 
 
 def _begun(scene: Scene, job_id: str) -> float | None:

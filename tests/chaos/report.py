@@ -1,4 +1,4 @@
-"""A campaign's table, as text for a terminal and as Markdown, and all its numbers as JSON."""
+"""Report a campaign: tables in Markdown, and all numbers as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = ("torch", "redis", "rq", "fastapi")
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """A Markdown table that can be read as it is."""
+    """Return a Markdown table with aligned columns."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
@@ -29,7 +29,7 @@ def table(header: Row, rows: Sequence[Row]) -> str:
 
 
 def report(plan: Plan, course: Course, verdict: Verdict) -> str:
-    """All that a reader wants to know, in Markdown."""
+    """Return the report in Markdown."""
     ended = ", ".join(f"{count} {how}" for how, count in sorted(verdict.ended.items()))
     counts = [["accepted", verdict.accepted], ["ended", verdict.accepted - len(verdict.lost)]]
     counts += [[name.replace("_", " "), len(found)] for name, found in verdict.faults.items()]
@@ -41,8 +41,8 @@ def report(plan: Plan, course: Course, verdict: Verdict) -> str:
             f"# Fault campaign, seed {plan.seed}",
             _summary(course, verdict),
             table(["jobs", "count"], counts),
-            f"They ended as: {ended}. Put back: {put_back}. Work repeated: {work}.",
-            table(["fault", "struck", "went on after, median s", "worst s"], _recovery_rows(verdict)),
+            f"They ended as: {ended}. Requeued: {put_back}. Work repeated: {work}.",
+            table(["fault", "times", "recovered after, median s", "worst s"], _recovery_rows(verdict)),
             *(["\n".join(wrongs)] if wrongs else []),
         ]
     )
@@ -56,7 +56,7 @@ def _summary(course: Course, verdict: Verdict) -> str:
 
 
 def write(folder: Path, plan: Plan, course: Course, verdict: Verdict) -> None:
-    """`seed-N-jobs-M.json` and `.md` in this folder."""
+    """Write `seed-N-jobs-M.json` and `.md` into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"seed-{plan.seed}-jobs-{plan.jobs}"
     document = {

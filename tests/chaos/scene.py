@@ -1,4 +1,4 @@
-"""What faults stand on: the site, who is at work on it, and how to tell that the work goes on."""
+"""Define faults, and what they need: the site, a busy worker, and whether a job has resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.chaos.site import MAX_ATTEMPTS, Site, now
 
 @dataclass
 class Scene:
-    """What a fault may use; the last three are the campaign's, and give a job."""
+    """The tools of a fault. The last three are functions of the campaign that return the id of a job."""
 
     site: Site
     client: Client
@@ -26,43 +26,48 @@ class Scene:
 
 
 @dataclass
-class Blow:
-    """A fault that was struck. `recovered` gives the time at which the work went on, None before.
+class ActiveFault:
+    """A fault that was caused.
 
-    `mend` is called when it has lasted so long. Of an outage, `from_mend`, only what comes after that counts.
+    Attributes:
+        job: the job that it affects, None for an outage that affects all.
+        recovered: returns the time at which the work resumed, None before.
+        lasts_s: the time until `repair` is called.
+        from_repair: whether the recovery counts from the repair instead of from the beginning.
+        at: when it began.
     """
 
     job: str | None
     recovered: Callable[[], float | None]
     lasts_s: float = 0.0
-    mend: Callable[[], None] = lambda: None
-    from_mend: bool = False
+    repair: Callable[[], None] = lambda: None
+    from_repair: bool = False
     at: float = 0.0
 
 
-Fault = Callable[[Scene], Blow | None]
+Fault = Callable[[Scene], ActiveFault | None]
 
 
 def busy(scene: Scene) -> tuple[Worker, str] | None:
-    """A worker with a job that may still crash once more."""
+    """Return a worker and its running job, which must have attempts left."""
     jobs = {status.group: status.job for status in live_groups(scene.site.redis) if status.job}
     for worker in scene.rng.sample(scene.site.workers, len(scene.site.workers)):
         job_id = jobs.get(worker.group)
         if job_id and worker.runs and len(worker.ranks) == 2:
             job = scene.site.job_store.client.get(job_id)
             may_crash = job.status == "running" and job.attempt < MAX_ATTEMPTS
-            if may_crash and job.priority != "low":  # which others pass, however soon it could go on
+            if may_crash and job.priority != "low":  # other jobs may start before one of low priority resumes
                 return worker, job_id
     return None
 
 
 def ended(scene: Scene, job_id: str) -> float | None:
-    """Now, if this job has ended."""
+    """Return the present time if this job has ended, else None."""
     return now() if scene.site.job_store.client.get(job_id).status in ENDED else None
 
 
-def goes_on_elsewhere(scene: Scene, worker: Worker) -> Callable[[str], Callable[[], float | None]]:
-    """For a job, asked for before it is struck: when another leader than this worker's had it, or its end."""
+def resumes_elsewhere(scene: Scene, worker: Worker) -> Callable[[str], Callable[[], float | None]]:
+    """Return a function that returns when a job resumed under another leader, or ended."""
     at, leader = now(), scene.site.steps.leader(worker.group)
     before = {leader} if leader else set()
     steps = scene.site.steps

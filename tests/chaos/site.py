@@ -1,4 +1,4 @@
-"""Everything that runs in a campaign: Redis, S3 behind its proxy, two API processes, workers on own disks."""
+"""Run the installation of a campaign: Redis, S3 behind a proxy, two API processes, and workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.servers import S3Server, free_port, redis_program, run_s3_server
 
 LEASE_S = 5.0
 MAX_ATTEMPTS = 3
-BUCKET = "films"
+BUCKET = "videos"
 UPLOADS = "uploads"
 SETTINGS = {
     "DEVICE": "cpu",
@@ -54,7 +54,7 @@ SETTINGS = {
 
 @dataclass
 class Site:
-    """The whole installation. `unasked` names daemons that ended without being told to."""
+    """The whole installation. `crashed` names the programs that ended although no fault ended them."""
 
     folder: Path
     redis_server: RedisServer
@@ -66,11 +66,11 @@ class Site:
     job_store: JobStore
     storage: Storage
     late_upload_s: float
-    unasked: list[str] = field(default_factory=list)
+    crashed: list[str] = field(default_factory=list)
 
     @property
     def uploads(self) -> list[str]:
-        """The folders of requests that the API processes are dealing with, or died in."""
+        """Return the upload folders of the API's requests, also those that a killed process left."""
         return [path.name for path in (self.folder / UPLOADS).iterdir()]
 
     @property
@@ -78,18 +78,18 @@ class Site:
         return StepLog(self.checkpoint / "steps.log")
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of ours, also those that nobody is the parent of."""
+        """Return all processes of the site, including orphans."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def start(self) -> None:
         for daemon in (*self.apis.values(), *self.workers):
             daemon.start()
 
-    def mend(self) -> None:
-        """Start again what ended by itself, as whoever runs it would."""
+    def repair(self) -> None:
+        """Restart programs that ended by themselves, as a service manager would."""
         for daemon in (*self.apis.values(), *self.workers):
             if daemon.wanted and not daemon.runs:
-                self.unasked.append(daemon.name)
+                self.crashed.append(daemon.name)
                 daemon.start()
 
     def end(self) -> None:
@@ -113,7 +113,7 @@ class Site:
 
 @contextmanager
 def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site]:
-    """Start everything; at the end nothing of it runs."""
+    """Yield a started site, and end all its programs."""
     with ExitStack() as parts:
         redis_server = RedisServer(folder / "redis", redis_program())
         redis_server.start()
@@ -126,7 +126,7 @@ def open_site(folder: Path, checkpoint: Path, num_workers: int) -> Iterator[Site
         settings = _shared_settings(environment)
         (folder / UPLOADS).mkdir()
         mounted = can_mount()
-        redis = connect(redis_server.url, patience_s=20.0)
+        redis = connect(redis_server.url, deadline_s=20.0)
         site = Site(
             folder=folder,
             redis_server=redis_server,
@@ -189,5 +189,5 @@ def _make_bucket(server: S3Server) -> None:
 
 
 def now() -> float:
-    """The clock of the step log."""
+    """Return the time by the clock of the step log."""
     return time.time()

@@ -1,4 +1,4 @@
-"""What the ranks did, line by line: which leader ran which step of which job, and when."""
+"""Log which leader ran which step of which job, and when."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Place = tuple[int, str, int]  # segment, stage, step
 
 @dataclass(frozen=True)
 class Line:
-    """One event of a job; `place` if that was a step. `at` is the time in seconds."""
+    """An event of a job. `place` is set if it was a step; `at` is in seconds."""
 
     at: float
     pid: int
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class StepLog:
-    """A file that the leaders of all groups append to."""
+    """A file to which the leaders of all groups append."""
 
     path: Path
 
@@ -44,11 +44,11 @@ class StepLog:
             yield from map(Line.read, self.path.read_text().splitlines())
 
     def leader(self, group: str) -> int | None:
-        """The process that led this group last."""
+        """Return the process id of the group's last leader."""
         return next((line.pid for line in reversed(list(self.lines())) if line.group == group), None)
 
     def running_again(self, job_id: str, after: float, without: Collection[int]) -> float | None:
-        """When another leader than these first had the job, after this time."""
+        """Return when a leader other than `without` first ran the job after this time."""
         times = (
             line.at
             for line in self.lines()
@@ -57,6 +57,6 @@ class StepLog:
         return next(times, None)
 
     def work(self, job_ids: Collection[str]) -> tuple[int, int]:
-        """Steps that were run for these jobs, and how many different ones those were."""
+        """Return the number of steps that were run for these jobs, and of distinct steps among them."""
         steps = [(line.job_id, *line.place) for line in self.lines() if line.place and line.job_id in job_ids]
         return len(steps), len(set(steps))

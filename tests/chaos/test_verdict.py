@@ -14,7 +14,7 @@ from jobs.store.holder import Lease
 from tests.chaos.campaign import Course, Ordered, Strike
 from tests.chaos.report import table
 from tests.chaos.steps import StepLog
-from tests.chaos.verdict import Verdict, _is_of_use, _is_true, recoveries
+from tests.chaos.verdict import Verdict, _is_kept, _is_true, recoveries
 from tests.jobs.examples import ORDER, a_result
 
 START, END = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
@@ -65,7 +65,7 @@ def test_crashes_at_another_time_do_not_explain_a_failure():
     assert not _is_true(order("failed", "worker_crashed"), strikes)
 
 
-def test_only_the_struck_job_may_run_out_of_memory():
+def test_only_the_affected_job_may_run_out_of_memory():
     kind = "out of memory on all ranks"
     assert _is_true(order("failed", "out_of_memory"), [strike(kind)])
     assert not _is_true(order("failed", "out_of_memory"), [strike(kind, job="another")])
@@ -80,7 +80,7 @@ def record(**fields) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("name", "is_of_use"),
+    ("name", "is_kept"),
     [
         ("inputs/image.png", True),
         ("inputs/other.png", False),
@@ -90,11 +90,11 @@ def record(**fields) -> Job:
         ("state/state-1/state-1.safetensors", False),
     ],
 )
-def test_files_of_use_are_inputs_and_those_beside_the_result(name, is_of_use):
+def test_only_inputs_and_files_beside_the_result_are_kept(name, is_kept):
     finished = record(result=a_result(Lease(record(), fence=2, duration_s=1.0)))
-    assert _is_of_use(f"jobs/mine/{name}", finished) is is_of_use
-    assert _is_of_use(f"jobs/mine/{name}", record()) is (name == "inputs/image.png")
-    assert not _is_of_use(f"jobs/mine/{name}", None)
+    assert _is_kept(f"jobs/mine/{name}", finished) is is_kept
+    assert _is_kept(f"jobs/mine/{name}", record()) is (name == "inputs/image.png")
+    assert not _is_kept(f"jobs/mine/{name}", None)
 
 
 def test_recoveries_are_counted_by_kind():
@@ -121,7 +121,7 @@ def test_work_counts_all_steps_and_the_distinct_ones(tmp_path):
     assert log.work({"mine"}) == (4, 3)
 
 
-def test_job_runs_again_when_another_leader_has_it(tmp_path):
+def test_job_has_resumed_once_another_leader_runs_it(tmp_path):
     log = StepLog(tmp_path / "steps.log")
     log.add("a-0", "mine", None)
     leader = log.leader("a-0")
@@ -130,7 +130,7 @@ def test_job_runs_again_when_another_leader_has_it(tmp_path):
     assert log.running_again("mine", 0.0, {0}) is not None
 
 
-def test_new_course_has_no_orders():
+def test_new_campaign_has_no_jobs():
     assert Course(videos=[]).orders == []
 
 

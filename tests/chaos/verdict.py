@@ -1,4 +1,4 @@
-"""What became of every order: counted against the promises, from what clients, Redis and storage show."""
+"""Check the guarantees against what clients, Redis and the storage show after a campaign."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.chaos.client import Client, Job
 from tests.chaos.site import Site
 from worker.supervisor.spool import CLEAN_EVERY_S
 
-ROUNDS_S = 20.0  # of those who look, on a busy machine
+ROUNDS_S = 20.0  # two rounds of maintenance, on a busy machine
 
 
 @dataclass
 class Recovery:
-    """Seconds until work went on after one kind of fault; `never` counts those after which it did not."""
+    """The times to recover from one kind of fault. `never` counts the faults without a recovery in time."""
 
     struck: int
     never: int
@@ -36,9 +36,17 @@ class Recovery:
 
 @dataclass
 class Verdict:
-    """Every list names jobs, files or processes with which something is wrong; all are to be empty.
+    """The violations of the guarantees, and statistics.
 
-    `put_back` is how often jobs went back to the queue, by cause.
+    Attributes:
+        lost: jobs that never ended.
+        duplicated: jobs that ended twice, or that one request created twice.
+        untrue: jobs whose status the faults do not explain, or changed after their end.
+        wrong: jobs whose video differs from the one that was generated without faults.
+        orphaned_files: files that should have been removed.
+        never_recovered: faults from which the work did not recover in time.
+        ended_unasked: programs that ended although no fault ended them.
+        put_back: how often jobs were requeued, by cause.
     """
 
     accepted: int
@@ -58,7 +66,7 @@ class Verdict:
 
     @property
     def faults(self) -> dict[str, list[str]]:
-        """What is wrong, by name."""
+        """Return the violations, by name."""
         names = ["lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
         names += ["never_recovered", "ended_unasked"]
         return {name: getattr(self, name) for name in names}
@@ -69,12 +77,12 @@ class Verdict:
 
     @property
     def work_repeated(self) -> float:
-        """Steps run for each step needed; 1 is best."""
+        """Return the ratio of steps run to steps needed; 1 is best."""
         return self.steps_run / max(1, self.steps_needed)
 
 
 def judge(course: Course, site: Site, client: Client) -> Verdict:
-    """Look at everything, then delete all jobs and look at what is left."""
+    """Check all jobs, then delete them and check what remains."""
     orders = course.orders
     videos = [order for order in orders if order.video is not None]
     run, needed = site.steps.work({order.job_id for order in videos})
@@ -85,7 +93,7 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
         untrue=[*_untrue(course), *_changed(orders, client)],
         wrong=[order.job_id for order in videos if _is_wrong(order, course, client)],
         never_recovered=[strike.kind for strike in course.strikes if strike.recovery_s is None],
-        ended_unasked=list(site.unasked),
+        ended_unasked=list(site.crashed),
         steps_run=run,
         steps_needed=needed,
         recoveries=recoveries(course.strikes),
@@ -100,7 +108,7 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
 
 
 def recoveries(strikes: list[Strike]) -> dict[str, Recovery]:
-    """Of each kind."""
+    """Return the times to recover, by kind of fault."""
     kinds = sorted({strike.kind for strike in strikes})
     return {kind: _recovery([strike for strike in strikes if strike.kind == kind]) for kind in kinds}
 
@@ -123,7 +131,7 @@ def _label(job: Job | None) -> str:
 
 
 def _untrue(course: Course) -> Iterator[str]:
-    """Jobs that ended in a state that what happened to them does not explain."""
+    """Yield the jobs whose final status their faults and cancels do not explain."""
     for order in course.orders:
         if order.ended and not _is_true(order, course.strikes):
             yield f"{order.job_id} {_label(order.ended)}"
@@ -137,12 +145,12 @@ def _is_true(order: Ordered, strikes: list[Strike]) -> bool:
     if order.cancel:
         return False
     if job["status"] == "failed":
-        return job["error"]["code"] in order.excuses(strikes)
+        return job["error"]["code"] in order.possible_errors(strikes)
     return order.video is not None and job["result"] is not None
 
 
 def _changed(orders: list[Ordered], client: Client) -> Iterator[str]:
-    """Jobs that are no longer as they ended."""
+    """Yield the jobs that changed after their end."""
     for order in orders:
         now = client.job(order.job_id) or {}
         if order.ended and any(now.get(name) != order.ended[name] for name in ("status", "finished_at")):
@@ -157,7 +165,7 @@ def _is_wrong(order: Ordered, course: Course, client: Client) -> bool:
 
 
 def _ended_twice(orders: list[Ordered], site: Site) -> Iterator[str]:
-    """By the events of the job, and by what it left in storage."""
+    """Yield the jobs with several final events, or several videos in the storage."""
     for order in orders:
         endings = [
             event.status for event in site.job_store.client.events(order.job_id) if event.status in ENDED
@@ -168,16 +176,16 @@ def _ended_twice(orders: list[Ordered], site: Site) -> Iterator[str]:
 
 
 def _ordered_twice(orders: list[Ordered], client: Client) -> Iterator[str]:
-    """Jobs that are there and that nobody was told of."""
+    """Return the jobs that exist although no client received their id."""
     known = {order.job_id for order in orders}
     return (job["id"] for job in client.jobs() if "order" in job["metadata"] and job["id"] not in known)
 
 
 def _misplaced(site: Site) -> Iterator[str]:
-    """Files that no job accounts for, or that the way in which it ended does not."""
+    """Yield the files that no job needs, in the storage, on the disks of workers and in upload folders."""
     for job_id, keys in groupby(sorted(site.storage.keys("jobs/")), job_of):
         record = _record(str(job_id), site)
-        yield from (key for key in keys if not _is_of_use(key, record))
+        yield from (key for key in keys if not _is_kept(key, record))
     for worker in site.workers:
         yield from (f"{worker.name}: {job_id}" for job_id in worker.spooled)
     yield from (f"uploads: {folder}" for folder in site.uploads)
@@ -190,8 +198,8 @@ def _record(job_id: str, site: Site) -> Record | None:
         return None
 
 
-def _is_of_use(key: str, record: Record | None) -> bool:
-    """Whether it is an input of a job that is kept, or lies with its result."""
+def _is_kept(key: str, record: Record | None) -> bool:
+    """Return whether a file is an input of an existing job, or stored beside its result."""
     if record is None:
         return False
     if record.result and PurePath(key).parent == PurePath(record.result.video_key).parent:
@@ -200,7 +208,7 @@ def _is_of_use(key: str, record: Record | None) -> bool:
 
 
 def _to_be_removed(site: Site) -> Iterator[str]:
-    """What is left of jobs that are gone, also what Redis still has to remember of them."""
+    """Yield the files of deleted jobs, and the file removals that are still scheduled in Redis."""
     yield from site.storage.keys("jobs/")
     for name in ("longcat:file_removals:first", "longcat:file_removals:second"):
         yield from (
@@ -209,10 +217,9 @@ def _to_be_removed(site: Site) -> Iterator[str]:
 
 
 def _remains(look: Callable[[], Iterator[str]], site: Site) -> list[str]:
-    """What is still there when nothing may be any more.
+    """Return what `look` still finds after the time in which everything must have been removed.
 
-    A reservation lapses, then what was stored under it is removed: nothing takes longer, but for the rounds
-    of those who do it.
+    The slowest removal is that of files under a reserved id, which has to expire first.
     """
     until = time.monotonic() + 2 * site.late_upload_s + CLEAN_EVERY_S + ROUNDS_S
     while (found := list(look())) and time.monotonic() < until:

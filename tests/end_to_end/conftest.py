@@ -1,4 +1,4 @@
-"""One stack with a real group of two ranks for the whole module, and images to begin films with."""
+"""One stack with a real group of two ranks for the whole module, and images to begin videos with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def collector() -> Iterator[Collector]:
 def stack(
     tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, collector: Collector
 ) -> Iterator[RunningStack]:
-    """A stack of two ranks that share each film."""
+    """A stack of two ranks that share each video."""
     folder = tmp_path_factory.mktemp("stack")
     with run_stack(folder, tiny_checkpoint, ranks=2, fetch_private_hosts="true") as stack:
         yield stack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from tests.films import decode
+from tests.decoded_video import decode
 
 NUM_JOBS = 50
 WARM_AFTER = 10
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.soak
 @pytest.fixture(scope="module")
 def ended(stack):
     """All jobs, ordered at once, with the memory of each process after some and after all of them."""
-    ordered = [stack.order(prompt=f"film {number}", seed=number) for number in range(NUM_JOBS)]
+    ordered = [stack.order(prompt=f"video {number}", seed=number) for number in range(NUM_JOBS)]
     jobs = [stack.succeeded(job) for job in ordered[:WARM_AFTER]]
     warm = memory(stack)
     jobs += [stack.succeeded(job) for job in ordered[WARM_AFTER:]]
@@ -33,10 +33,10 @@ def test_they_run_in_order(ended):
     assert starts == sorted(starts)
 
 
-def test_each_has_its_own_film_that_plays(ended, stack):
-    films = [stack.film(job) for job in ended[0]]
-    assert len(set(films)) == NUM_JOBS
-    assert all(len(decode(film).frames) == 17 for film in films)
+def test_each_job_has_a_different_video_that_plays(ended, stack):
+    videos = [stack.video(job) for job in ended[0]]
+    assert len(set(videos)) == NUM_JOBS
+    assert all(len(decode(video).frames) == 17 for video in videos)
 
 
 def test_no_process_grows_and_none_was_started_again(ended):

@@ -1,4 +1,4 @@
-"""What the checkpoint that comes with us makes of orders: films that show what their prompts say."""
+"""Videos of the pocket checkpoint show what their prompts describe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from jobs.settings import POCKET
 from service.cli.client import ServiceClient
 from stack.demo import IMAGE_PROMPT, PROMPT, make_videos, prepare_videos
-from tests.films import decode
+from tests.decoded_video import decode
 from tests.running_stack import RunningStack, run_stack
 from training.captions import parse_caption
 from training.evaluation import compare
@@ -25,47 +25,50 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A stack of two ranks on the pocket checkpoint."""
+    """Run a stack of two ranks on the pocket checkpoint."""
     with run_stack(tmp_path_factory.mktemp("stack"), POCKET, ranks=2) as stack:
         yield stack
 
 
 @pytest.fixture(scope="module")
 def demo(stack, tmp_path_factory):
-    """The folder with the demo's videos."""
+    """Return the folder with the videos of the demo."""
     out = tmp_path_factory.mktemp("out")
     with ServiceClient.connect(stack.url, None, patience_s=60.0) as client:
         make_videos(client, prepare_videos(out), io.StringIO())
     return out
 
 
-def wrong(content: bytes, told: str) -> list[str]:
-    """What a film does not show, though it was told to."""
-    film = decode(content)
-    frames = torch.from_numpy(film.frames).float() / 255
-    right = compare(parse_caption(told), recognise(frames, int(film.fps)))
+def missing_properties(content: bytes, prompt: str) -> list[str]:
+    """Return the properties of the prompt that the video does not show."""
+    video = decode(content)
+    frames = torch.from_numpy(video.frames).float() / 255
+    right = compare(parse_caption(prompt), recognise(frames, int(video.fps)))
     return [name for name, is_right in right.items() if not is_right]
 
 
-@pytest.mark.parametrize(("name", "told"), [("prompt", PROMPT), ("image", IMAGE_PROMPT)])
-def test_the_demos_films_show_what_they_were_told(demo, name, told):
-    assert wrong((demo / f"{name}.mp4").read_bytes(), told) == []
+@pytest.mark.parametrize(("name", "prompt"), [("prompt", PROMPT), ("image", IMAGE_PROMPT)])
+def test_videos_of_the_demo_show_their_prompts(demo, name, prompt):
+    assert missing_properties((demo / f"{name}.mp4").read_bytes(), prompt) == []
 
 
 @pytest.mark.parametrize("fields", [{"distilled": True}, {"refine": True}])
-def test_so_do_films_made_in_other_ways(stack, fields):
+def test_distilled_and_refined_videos_show_their_prompts(stack, fields):
     job = stack.succeeded(stack.order(prompt=PROMPT, seed=1, **fields))
-    assert wrong(stack.film(job), PROMPT) == []
+    assert missing_properties(stack.video(job), PROMPT) == []
 
 
-def test_a_clip_goes_on_as_it_began(stack, demo):
+def test_continued_video_shows_its_prompt(stack, demo):
     clip = (demo / "image.mp4").read_bytes()
     answer = stack.client.post("/generate", data={"prompt": IMAGE_PROMPT}, files={"video": clip})
     job = stack.succeeded(answer.json())
-    assert wrong(stack.film(job), IMAGE_PROMPT) == []
+    assert missing_properties(stack.video(job), IMAGE_PROMPT) == []
 
 
-def test_eight_seconds_are_one_film_of_one_thing(stack):
+def test_long_video_shows_its_prompt(stack):
     job = stack.succeeded(stack.order(prompt=IMAGE_PROMPT, num_segments=10, seed=1))
     assert job["result"]["duration_s"] > 8
-    assert wrong(stack.film(job), IMAGE_PROMPT) in ([], ["motion"])  # which wavers over so many segments
+    assert missing_properties(stack.video(job), IMAGE_PROMPT) in (
+        [],
+        ["motion"],
+    )  # the motion may waver over so many segments

@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 
 from jobs.errors import Unavailable
-from jobs.record import Job, Result
+from jobs.record import Job, QueueEstimate, Result
 from jobs.requirement import Requirement
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import new_job_id, thumbnail_key, video_key
@@ -59,10 +59,15 @@ class ExampleStore(JobStore):
         assert claim.job.id == job.id
         return claim
 
-    def position(self, job_id: str) -> int | None:
-        """Return the job's place in the queue, None if it is not queued."""
+    def estimate(self, job_id: str) -> QueueEstimate:
+        """Return the estimate for a job that must be queued."""
         estimate = self.client.estimate(job_id)
-        return estimate.position if estimate else None
+        assert estimate is not None
+        return estimate
+
+    def position(self, job_id: str) -> int:
+        """Return the place in the queue of a job that must be queued."""
+        return self.estimate(job_id).position
 
     def wait_for_late_uploads(self) -> None:
         """Advance the clock until no upload can arrive in the storage any longer."""

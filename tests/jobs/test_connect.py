@@ -114,7 +114,7 @@ class TestCheck:
 
     def test_where_nothing_answers_it_is_unavailable(self):
         with pytest.raises(Unavailable):
-            check_server(connect(NOWHERE, patience_s=0))
+            check_server(connect(NOWHERE, deadline_s=0))
 
 
 class TestOutages:
@@ -130,15 +130,18 @@ class TestOutages:
     )
     def test_store_is_unavailable_without_redis(self, call):
         with pytest.raises(Unavailable):
-            call(JobStore(connect(NOWHERE, patience_s=0)))
+            call(JobStore(connect(NOWHERE, deadline_s=0)))
 
-    @pytest.mark.parametrize(("setting", "value"), [("maxmemory", "1"), ("min-replicas-to-write", "1")])
+    @pytest.mark.parametrize(
+        ("setting", "value", "reason"),
+        [("maxmemory", "1", "full"), ("min-replicas-to-write", "1", "too few replicas")],
+    )
     @every_write
     def test_redis_that_is_full_or_lacks_replicas_is_unavailable(
-        self, keeps: Redis, setting: str, value: str, write: Callable[[Redis], object]
+        self, keeps: Redis, setting: str, value: str, reason: str, write: Callable[[Redis], object]
     ):
         keeps.config_set(setting, value)
-        with pytest.raises(Unavailable, match="no writes"):
+        with pytest.raises(Unavailable, match=reason):
             write(keeps)
         keeps.config_set(setting, "0")
         assert JobStore(keeps).client.page() == []
@@ -150,17 +153,17 @@ class TestOutages:
             redis.config_set("save", "3600 1")
             redis.bgsave()
             wait_until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
-            with pytest.raises(Unavailable, match="no writes"):
+            with pytest.raises(Unavailable, match="cannot save"):
                 write(redis)
             redis.config_set("save", "")  # or it refuses to stop
 
     def test_call_waits_for_redis_to_return(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("jobs.connect.ConstantBackoff", Counted)
+        monkeypatch.setattr("jobs.redis_client.ConstantBackoff", Counted)
         Counted.pauses = 0
         server = RedisServer(tmp_path, redis_program())
         server.start()
         try:
-            store = JobStore(connect(server.url, patience_s=60))
+            store = JobStore(connect(server.url, deadline_s=60))
             store.client.submit(a_submission(id="abc"))
             server.kill()
             answers: list[str] = []

@@ -120,7 +120,7 @@ class TestEndedJobs:
         self, store: ExampleStore, storage: FolderStorage, tmp_path: Path
     ):
         claim, slow = store.start(), SlowStorage(storage)
-        film = put(storage, video_key(claim.job.id, 1), tmp_path)
+        video = put(storage, video_key(claim.job.id, 1), tmp_path)
         with pytest.raises(Unavailable):
             put(slow, state_key(claim.job.id, "s/s"), tmp_path)
         store.holder.succeed(claim, a_result(claim), {})
@@ -128,7 +128,7 @@ class TestEndedJobs:
         slow.finish()
         store.wait_for_late_uploads()
         assert remove_files(store, storage) == 1
-        assert list(storage.keys("jobs/")) == [film]
+        assert list(storage.keys("jobs/")) == [video]
 
     def test_checkpoint_completed_late_by_s3_is_removed(
         self, store: ExampleStore, s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

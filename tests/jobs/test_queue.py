@@ -143,7 +143,7 @@ class TestConsuming:
         server.start()
         taken: list[int] = []
         try:
-            with connect(server.url, patience_s=0.2) as redis, consumer(redis, taken):
+            with connect(server.url, deadline_s=1.5) as redis, consumer(redis, taken):
                 TicketQueue(redis).enqueue("before")
                 wait_until(lambda: len(taken) == 1)
                 server.kill()

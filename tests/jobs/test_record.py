@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 from pydantic import ValidationError
 
 from jobs.errors import UnreadableRecord
+from jobs.order import SCHEMA_VERSION
 from jobs.record import ENDED, Event, Job, JobError, Progress
 from tests.jobs.examples import ORDER
 
@@ -100,16 +102,43 @@ def test_unknown_fields_are_ignored():
     "broken",
     [
         {"order": "{"},
+        {"order": '{"plan": {}}'},
         {"status": "paused"},
         {"created_ms": "soon"},
         {"created_ms": "9" * 30},
-        {"attempt": "x"},
     ],
     ids=str,
 )
-def test_broken_fields_make_a_record_unreadable(broken):
+def test_broken_required_fields_make_a_record_unreadable(broken):
     with pytest.raises(UnreadableRecord):
         Job.from_hash(HASH | broken)
+
+
+def test_order_of_a_later_version_is_unreadable():
+    order = json.loads(HASH["order"]) | {"schema_version": SCHEMA_VERSION + 1}
+    with pytest.raises(UnreadableRecord, match="order: Value error, version 3 is later than 2"):
+        Job.from_hash(HASH | {"order": json.dumps(order)})
+
+
+PLAIN = {"id", "owner", "group", "webhook_url", "request_id", "traceparent"}
+"""Fields that any text is a value of."""
+
+OPTIONAL = sorted(
+    name
+    for name in HASH.keys() - PLAIN - {"status", "order", "created_ms"}
+    if name.replace("_ms", "_at") in Job.model_fields
+)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_broken_optional_field_has_its_default(name: str):
+    field = name.replace("_ms", "_at")
+    job = Job.from_hash(HASH | {name: "{"})
+    assert getattr(job, field) == Job.model_fields[field].get_default(call_default_factory=True)
+    assert job.unread == (field,)
+    others = {other: getattr(job, other) for other in Job.model_fields if other not in {field, "unread"}}
+    whole = Job.from_hash(HASH)
+    assert others == {other: getattr(whole, other) for other in others}
 
 
 def test_event_of_an_unknown_kind_is_unreadable():

@@ -76,7 +76,7 @@ def test_status_of_another_release_is_read_or_passed_over(redis: Redis, caplog):
 
 
 def test_unavailable_without_redis():
-    away = connect("redis://127.0.0.1:1", patience_s=0)
+    away = connect("redis://127.0.0.1:1", deadline_s=0)
     for call in (
         lambda: live_groups(away),
         lambda: GroupRegistration(away, "a").heartbeat("ready", 1),

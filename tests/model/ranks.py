@@ -2,11 +2,12 @@
 
 The tests call `Ranks.run` with the name of a function of `tests.model.rank_jobs`, a number of ranks to share
 the work, and arguments; they get what the function returned on each of those ranks. Run as a program, this
-module is one such process.
+module imports the model once and forks the ranks.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import secrets
@@ -30,23 +31,10 @@ class Ranks:
     def __enter__(self) -> Self:
         key = secrets.token_hex()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANKS_KEY": key, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "tests.model.ranks", str(self._count), str(self._folder)]
         with Listener(str(self._folder / "socket"), authkey=key.encode()) as listener:
-            self._processes = [
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "tests.model.ranks",
-                        str(rank),
-                        str(self._count),
-                        str(self._folder),
-                    ],
-                    env=environment,
-                    cwd=ROOT,
-                )
-                for rank in range(self._count)
-            ]
-            connections = [listener.accept() for _ in self._processes]
+            self._program = subprocess.Popen(command, env=environment, cwd=ROOT)
+            connections = [listener.accept() for _ in range(self._count)]
         self._connections: dict[int, Connection] = {
             receive(connection): connection for connection in connections
         }
@@ -55,8 +43,7 @@ class Ranks:
     def __exit__(self, *_) -> None:
         for connection in self._connections.values():
             connection.close()
-        for process in self._processes:
-            process.wait()
+        self._program.wait()
 
     def run(self, job: str, size: int, *arguments):
         """What the function of `rank_jobs` returned on each of `size` ranks."""
@@ -68,8 +55,20 @@ class Ranks:
         return [outcomes[rank][0] for rank in range(size)]
 
 
-def main(rank: int, count: int, folder: Path) -> None:
-    """One rank process: answer until the other end closes."""
+def main(count: int, folder: Path) -> None:
+    """Fork the ranks and wait until they end."""
+    import tests.model.rank_jobs  # noqa: F401 imported before the fork, which takes seconds
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=serve, args=(rank, count, folder)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+def serve(rank: int, count: int, folder: Path) -> None:
+    """Compute what is asked for until the other end closes."""
     import torch
     import torch.distributed as dist
 
@@ -107,4 +106,4 @@ def answer(job, parallel, arguments):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -32,7 +32,7 @@ def call(tiny_checkpoint, tmp_path, monkeypatch):
     return run
 
 
-def test_a_prompt_becomes_a_film_and_its_latents(call):
+def test_prompt_gives_a_video_and_its_latents(call):
     code = call(
         "--prompt",
         "a cat",
@@ -41,12 +41,12 @@ def test_a_prompt_becomes_a_film_and_its_latents(call):
         "--steps",
         2,
         "--output",
-        "film.mp4",
+        "video.mp4",
         "--save-latents",
         "x.safetensors",
     )
     assert code == 0
-    assert read_clip(Path("film.mp4")).shape == (9, 64, 96, 3)
+    assert read_clip(Path("video.mp4")).shape == (9, 64, 96, 3)
     saved = load_file("x.safetensors")
     assert set(saved) == {"latents"}
     assert saved["latents"].shape == (1, 16, 3, 8, 12)
@@ -71,7 +71,7 @@ def test_each_segment_has_its_latents(call):
     assert set(load_file("x.safetensors")) == {"latents.0", "latents.1"}
 
 
-def test_prompts_that_are_no_segments_are_films_of_their_own(call):
+def test_prompts_without_segments_give_separate_videos(call):
     prompts = ["--prompt", "a cat", "--prompt", "a dog"]
     code = call(
         "--task",
@@ -102,10 +102,10 @@ def test_an_image_begins_a_video_and_refinement_follows(call, tmp_path):
         1,
         "--refine",
         "--output",
-        "film.mp4",
+        "video.mp4",
     )
     assert code == 0
-    assert read_clip(Path("film.mp4")).shape == (10, 128, 192, 3)
+    assert read_clip(Path("video.mp4")).shape == (10, 128, 192, 3)
 
 
 def test_a_clip_is_refined_after_another(call, tmp_path):

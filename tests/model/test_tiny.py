@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import torch
 from safetensors.torch import load_file
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from model.spec.limits import load_limits
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.tiny import write_tiny
+from model.tiny import main, write_tiny
 
 
 def contents(folder):
@@ -23,6 +24,13 @@ def test_the_same_seed_writes_the_same_files(tmp_path):
     write_tiny(tmp_path / "other", seed=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "again")
     assert contents(tmp_path / "one") != contents(tmp_path / "other")
+
+
+def test_the_command_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["model.tiny", str(tmp_path / "one"), "--seed", "1"])
+    main()
+    write_tiny(tmp_path / "same", seed=1)
+    assert contents(tmp_path / "one") == contents(tmp_path / "same")
 
 
 def test_writing_it_leaves_the_random_numbers_alone(tmp_path):

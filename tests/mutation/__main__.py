@@ -1,13 +1,15 @@
 """Mutate one part of the code and print each mutant that no test notices, as a diff.
 
 `python -m tests.mutation model/spec` works on a copy of the tracked files, so the checkout does not change.
-The copy is kept: `mutmut results`, `mutmut show` and `mutmut browse` run there.
+The copy is kept: `mutmut results`, `mutmut show` and `mutmut browse` run there. With `--sample 400`, only a
+random sample of that size is tested, the same in every run on the same code.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutation.lua import lua_mutants
+from tests.mutation.lua_runner import SEED
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,11 +31,12 @@ class Target:
 
 
 TARGETS = {
-    "jobs/store": Target(["jobs/store/*"], ["tests/jobs"]),
+    "jobs/store": Target(["jobs/store/*"], ["tests/jobs/store"]),
     "model/spec": Target(["model/spec/*"], ["tests/model/spec"]),
-    "worker/supervisor": Target(["worker/supervisor/*"], ["tests/worker"]),
+    "worker/supervisor": Target(["worker/supervisor/*"], ["tests/worker/supervisor"]),
 }
 LUA = "jobs/store/scripts"
+NO_MUTANT = "none"
 
 CONFIG = """
 [tool.mutmut]
@@ -49,41 +52,37 @@ def main() -> None:
     """Mutate the named target and print what survives."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("target", choices=[*sorted(TARGETS), LUA])
-    target = parser.parse_args().target
+    parser.add_argument("--sample", type=int, metavar="N", help="test N mutants only; the default is all")
+    options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="mutation-"))
     copy_tracked_files(folder)
-    print(f"mutating {target} in {folder}", flush=True)
-    if target == LUA:
-        mutate_scripts(folder, folder / LUA, TARGETS["jobs/store"].tests)
+    print(f"mutating {options.target} in {folder}", flush=True)
+    if options.target == LUA:
+        mutate_scripts(folder, options.sample)
     else:
-        mutate_python(folder, TARGETS[target])
+        mutate_python(folder, TARGETS[options.target], options.sample)
 
 
-def mutate_python(folder: Path, target: Target) -> None:
+def mutate_python(folder: Path, target: Target, sample: int | None) -> None:
     """Run mutmut in the copy."""
     configure(folder, target)
-    run(folder, "run", "--max-children", str(os.cpu_count()))
+    names = []
+    if sample:
+        run(folder, "run", NO_MUTANT, check=False)  # fails after it has made all mutants
+        results = run(folder, "results", "--all", "true", capture=True)
+        names = sorted(name for name, _ in statuses(results))
+        names = random.Random(SEED).sample(names, min(sample, len(names)))
+    run(folder, "run", "--max-children", str(os.cpu_count()), *names)
     results = run(folder, "results", capture=True)
     print(results)
     for survivor in survivors(results):
         print(run(folder, "show", survivor, capture=True))
 
 
-def mutate_scripts(folder: Path, scripts: Path, tests: list[str]) -> None:
-    """Run the tests on one mutant of a script after the other; mutmut knows Python only."""
-    command = [sys.executable, "-m", "pytest", "-x", "--quiet", "-p", "no:cacheprovider", *tests]
-    num_mutants = num_survivors = 0
-    for path in sorted(scripts.glob("*.lua")):
-        original = path.read_text()
-        for mutant in lua_mutants(original):
-            path.write_text(mutant.text)
-            done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
-            num_mutants += 1
-            if done.returncode == 0:
-                num_survivors += 1
-                print(f"{path.name}:{mutant.line}: {mutant.change}", flush=True)
-        path.write_text(original)
-    print(f"{num_survivors} of {num_mutants} mutants survived")
+def mutate_scripts(folder: Path, sample: int | None) -> None:
+    """Run `tests.mutation.lua_runner` in the copy; mutmut knows Python only."""
+    size = [] if sample is None else [str(sample)]
+    subprocess.run([sys.executable, "-m", "tests.mutation.lua_runner", *size], cwd=folder, check=True)
 
 
 def copy_tracked_files(folder: Path) -> None:
@@ -109,22 +108,27 @@ def configure(folder: Path, target: Target) -> None:
         file.write(settings)
 
 
-def run(folder: Path, *arguments: str, capture: bool = False) -> str:
+def run(folder: Path, *arguments: str, capture: bool = False, check: bool = True) -> str:
     """Run a command of mutmut in the copy. Return its output if captured."""
     done = subprocess.run(
         [sys.executable, "-m", "mutmut", *arguments],
         cwd=folder,
         stdout=subprocess.PIPE if capture else None,
         text=True,
-        check=True,
+        check=check,
     )
     return done.stdout or ""
 
 
-def survivors(results: str) -> list[str]:
-    """Return the names of mutants that `mutmut results` reports as noticed by no test."""
+def statuses(results: str) -> list[tuple[str, str]]:
+    """Return the names of mutants and their statuses, as `mutmut results` prints them."""
     lines = (line.strip().rpartition(": ") for line in results.splitlines())
-    return [name for name, _, status in lines if status in {"survived", "no tests", "timeout", "suspicious"}]
+    return [(name, status) for name, _, status in lines if name]
+
+
+def survivors(results: str) -> list[str]:
+    """Return the names of mutants that no test noticed."""
+    return [name for name, status in statuses(results) if status in {"survived", "no tests", "suspicious"}]
 
 
 if __name__ == "__main__":

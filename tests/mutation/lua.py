@@ -1,4 +1,4 @@
-"""Make mutants of a Lua script: one operator replaced, or one write to Redis left out."""
+"""Make mutants of a Lua script: one operator or constant replaced, or one statement left out."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ REPLACEMENTS = {
     " 0": " 1",
 }
 
-WRITES = re.compile(
-    r"^\s*redis\.call\('(?:DEL|HDEL|HINCRBY|HSET|INCR|LPUSH|PEXPIRE|RPUSH|SET|XADD|ZADD|ZREM)\w*'.*\)$"
-)
+CALL = re.compile(r"^\s*[\w.]+\(.*\)$")  # a call whose result is not used
+CHECK = re.compile(r"^\s*if .* then .* end$")  # a condition and what it causes, on one line
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ def lua_mutants(text: str) -> Iterator[Mutant]:
 
 
 def _changes_of(code: str) -> Iterator[tuple[str, str]]:
-    if WRITES.match(code.rstrip()):
+    statement = code.rstrip()
+    if CALL.match(statement) or CHECK.match(statement):
         yield re.sub(r"\S.*\S", "", code), f"without {code.strip()}"
     for old, new in REPLACEMENTS.items():
         for match in re.finditer(re.escape(old), code):

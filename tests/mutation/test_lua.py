@@ -11,11 +11,12 @@ if n <= 3 and not found then return end
 """
 
 
-def test_operators_are_replaced_and_writes_left_out():
+def test_operators_are_replaced_and_statements_left_out():
     assert [(mutant.line, mutant.change) for mutant in lua_mutants(SCRIPT)] == [
         (2, "local n = tonumber(given.n) + 1  →  local n = tonumber(given.n) - 1"),
         (2, "local n = tonumber(given.n) + 1  →  local n = tonumber(given.n) + 2"),
         (3, "without redis.call('ZADD', KEY, n, given.id)"),
+        (4, "without if n <= 3 and not found then return end"),
         (4, "if n <= 3 and not found then return end  →  if n < 3 and not found then return end"),
         (4, "if n <= 3 and not found then return end  →  if n <= 3 or not found then return end"),
         (4, "if n <= 3 and not found then return end  →  if n <= 3 and found then return end"),

@@ -7,29 +7,48 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
-from stack.__main__ import interrupt_on_signals
+from stack.__main__ import interrupt_on_signals, main
 from tests.servers import free_port
 from tests.waiting import wait_until
 
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The exit code of a command and what it wrote to standard error."""
+
+    code: int
+    err: str
+
 
 @pytest.fixture
-def run_stack(tmp_path):
-    """Run `python -m stack` with settings."""
+def signal_handlers():
+    """Restore the handlers of the signals that the stack handles."""
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run_stack(tmp_path, monkeypatch, capsys, signal_handlers):
+    """Return a function that runs `python -m stack` in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGCAT_DATA_DIR", str(tmp_path / "data"))
 
     def run_stack(*arguments, **settings):
-        environment = {f"LONGCAT_{name.upper()}": str(value) for name, value in settings.items()}
-        return subprocess.run(
-            [sys.executable, "-m", "stack", *arguments],
-            env={**os.environ, "LONGCAT_DATA_DIR": str(tmp_path / "data"), **environment},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120.0,  # a stack that starts by mistake would run forever
-        )
+        for name, value in settings.items():
+            monkeypatch.setenv(f"LONGCAT_{name.upper()}", str(value))
+        try:
+            code = main(arguments)
+        except SystemExit as invalid:
+            code = int(invalid.code or 0)
+        return Finished(code, capsys.readouterr().err)
 
     return run_stack
 
@@ -38,47 +57,43 @@ def test_port_in_use_is_reported_in_one_line(run_stack):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run_stack("serve", port=port)
-    assert done.returncode == 1
-    assert (
-        done.stderr == f"stack: 127.0.0.1:{port} cannot be used (Address already in use); set LONGCAT_PORT\n"
-    )
+    assert done.code == 1
+    assert done.err == f"stack: 127.0.0.1:{port} cannot be used (Address already in use); set LONGCAT_PORT\n"
 
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_missing_checkpoint_is_reported_in_one_line(run_stack, tmp_path, command):
     done = run_stack(command, checkpoint=tmp_path / "nowhere")
-    assert done.returncode == 1
-    assert done.stderr == f"stack: LONGCAT_CHECKPOINT is not a folder: {tmp_path / 'nowhere'}\n"
+    assert done.code == 1
+    assert done.err == f"stack: LONGCAT_CHECKPOINT is not a folder: {tmp_path / 'nowhere'}\n"
 
 
 def test_unknown_redis_server_is_reported_in_one_line(run_stack, tmp_path):
     done = run_stack("serve", port=free_port(), redis_server=tmp_path / "nowhere")
-    assert done.returncode == 1
-    assert done.stderr.startswith(
-        f"stack: LONGCAT_REDIS_SERVER={tmp_path / 'nowhere'} is not a Redis or Valkey"
-    )
-    assert done.stderr.count("\n") == 1
+    assert done.code == 1
+    assert done.err.startswith(f"stack: LONGCAT_REDIS_SERVER={tmp_path / 'nowhere'} is not a Redis or Valkey")
+    assert done.err.count("\n") == 1
 
 
 def test_output_folder_that_cannot_be_written_is_reported_before_anything_starts(run_stack, tmp_path):
     (tmp_path / "file").touch()
     done = run_stack("demo", "--out", "file/out")
-    assert done.returncode == 1
-    assert done.stderr == "stack: cannot write to file/out: Not a directory\n"
+    assert done.code == 1
+    assert done.err == "stack: cannot write to file/out: Not a directory\n"
     assert not (tmp_path / "data").exists()
 
 
 def test_invalid_setting_is_reported_in_one_line(run_stack):
     done = run_stack("serve", port="http")
-    assert done.returncode == 2
-    assert done.stderr.startswith("stack: LONGCAT_PORT: ")
-    assert done.stderr.count("\n") == 1
+    assert done.code == 2
+    assert done.err.startswith("stack: LONGCAT_PORT: ")
+    assert done.err.count("\n") == 1
 
 
 def test_missing_command_lists_the_commands(run_stack):
     done = run_stack()
-    assert done.returncode == 2
-    assert "{serve,demo}" in done.stderr
+    assert done.code == 2
+    assert "{serve,demo}" in done.err
 
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -100,14 +115,8 @@ class SignalsInFinalizer:
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_signal_during_a_finalizer_is_not_lost():
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-    handlers = {name: signal.getsignal(name) for name in signals}
+def test_signal_during_a_finalizer_is_not_lost(signal_handlers):
     interrupt_on_signals()
-    try:
-        SignalsInFinalizer()
-        with pytest.raises(KeyboardInterrupt):
-            wait_until(lambda: False)
-    finally:
-        for name, handler in handlers.items():
-            signal.signal(name, handler)
+    SignalsInFinalizer()
+    with pytest.raises(KeyboardInterrupt):
+        wait_until(lambda: False)

@@ -13,13 +13,13 @@ from training.quality import NUM_REGRESSION_TRIALS, markdown, regressions, tabul
 def video(mode="standard", task="text to video", trial=0, colour=True, **scores):
     correct = dict.fromkeys(PROPERTIES, True) | {"colour": colour}
     frames = torch.zeros(17, 64, 96, 3)
-    scores = {"colour, %": 100.0 * colour, "film, s": 2.0, **scores}
+    scores = {"colour, %": 100.0 * colour, "video, s": 2.0, **scores}
     return EvaluatedVideo(mode, task, trial, "a red ball <moving> left", correct, scores, frames)
 
 
 def test_table_has_mean_of_every_score_for_each_mode():
     table = tabulate([video(), video(colour=False), video("distilled")])
-    assert table["standard"] == {"colour, %": 50, "film, s": 2}
+    assert table["standard"] == {"colour, %": 50, "video, s": 2}
     assert table["distilled"]["colour, %"] == 100
 
 
@@ -34,7 +34,7 @@ def test_rows_name_number_of_ranks():
 
 def test_markdown_table_has_header_and_rows():
     lines = markdown(tabulate([video()])).splitlines()
-    assert lines[0] == "| | colour, % | film, s |"
+    assert lines[0] == "| | colour, % | video, s |"
     assert lines[2] == "| standard | 100.0 | 2.0 |"
 
 
@@ -86,7 +86,7 @@ def test_score_regresses_if_worse_by_more_than_tolerance(name, before, tolerated
 
 def test_better_score_and_longer_time_are_no_regression():
     assert (
-        regressions({"join error, px": 0.0, "film, s": 99.0}, {"join error, px": 9.0, "film, s": 1.0}, 4)
+        regressions({"join error, px": 0.0, "video, s": 99.0}, {"join error, px": 9.0, "video, s": 1.0}, 4)
         == []
     )
 

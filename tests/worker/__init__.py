@@ -1,1 +1,1 @@
-"""Tests of the worker: its parts alone, and whole with staged faults on real ranks."""
+"""Test the parts of the worker alone, and whole workers whose real ranks fail on request."""

@@ -1,12 +1,12 @@
 """Run a rank whose engine fails as a test asks, in place of `worker.rank.main`. Everything else is real.
 
-The prompt of an order says what happens, in words such as `step_s=0.1`. At most one fault strikes, at the
-second step of the first segment, on the rank that it names or on all: `raises=1`, `dies=0`, `hangs=1`,
-`memory=all`. It strikes a job once, or in every attempt with the word `always`. With `starves`, the leader
+The prompt of a job contains instructions such as `step_s=0.1`, the duration of a step. A prompt may cause one
+fault, at the second step of the first segment, on one rank or on all: `raises=1`, `dies=0`, `hangs=1`,
+`memory=all`. The fault occurs once, or in every attempt with the word `always`. With `starves`, the leader
 runs out of memory while it encodes the prompt.
 
-A file `dies_in_setup` in the checkpoint folder holds how often loading fails. The file `steps.log` there
-lists the steps that were run.
+In the checkpoint folder, the file `dies_in_setup` contains the number of times that loading fails, and
+`steps.log` lists the steps that were run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LATENTS = torch.zeros(1, 1, 1, 1, 1)
 
 @dataclass(frozen=True)
 class Script:
-    """What a prompt asks for."""
+    """The delays and the fault that a prompt requests."""
 
     step_s: float = 0.0
     fault: str | None = None
@@ -61,20 +61,20 @@ class Script:
         )
 
     def encode(self) -> None:
-        """Stand for the encoding of the prompt, which only the leader does."""
+        """Take the place of encoding the prompt, which only the leader does."""
         if self.starves:
             raise MemoryError
 
-    def strike(self, rank_number: int, folder: Path) -> None:
-        """Cause the fault, if this rank is to have it and has not had it in this job."""
-        struck = folder / f"struck-{rank_number}"
+    def cause_fault(self, rank_number: int, folder: Path) -> None:
+        """Cause the fault if it is meant for this rank and has not occurred in this job."""
+        marker = folder / f"fault-occurred-{rank_number}"
         if (
             self.fault is None
             or self.ranks not in {"all", str(rank_number)}
-            or (struck.exists() and not self.always)
+            or (marker.exists() and not self.always)
         ):
             return
-        struck.touch()
+        marker.touch()
         match self.fault:
             case "raises":
                 raise RuntimeError("staged")
@@ -116,7 +116,7 @@ class StagedEngine:
                 time.sleep(script.step_s)
                 self._log_step(run.job_id, state.segment, step)
                 if (state.segment, step + 1) == (0, FAULTY_STEP):
-                    script.strike(self._rank, run.folder)
+                    script.cause_fault(self._rank, run.folder)
                 dist.barrier()
                 state = State(state.segment, "denoise", step + 1, state.random, latents=LATENTS)
                 yield Stepped("denoise", state.segment, step + 1, plan.num_inference_steps, state)
@@ -144,13 +144,13 @@ class StagedEngine:
 
 
 def frame(plan: Plan, seed: int, index: int) -> torch.Tensor:
-    """Return a frame in one grey that tells its seed and index, as exactly as H.264 can keep it."""
+    """Return a frame of one grey, from which its seed and index can be told after H.264 coding."""
     grey = 16 + (37 * seed + 3 * index) % 220
     return torch.full((plan.height, plan.width, 3), grey, dtype=torch.uint8)
 
 
 def load(setup: RankSetup, parallel: ContextParallel) -> StagedEngine:
-    """Load the engine, or fail as often as the file `dies_in_setup` says."""
+    """Load the engine, or fail as many times as the file `dies_in_setup` says."""
     file = setup.checkpoint / "dies_in_setup"
     failures_left = int(file.read_text()) if file.exists() else 0
     dist.barrier()

@@ -1,4 +1,4 @@
-"""Start a whole worker with its own Redis and storage, and look at it from outside."""
+"""Run a whole worker with a storage of its own, and observe its jobs and processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.worker.examples import ORDER
 
 ROOT = Path(__file__).parents[2]
 
-PATIENCE_S = 300.0  # a group starts in seconds, on a machine with nothing else to do
+PATIENCE_S = 300.0  # a group starts within seconds on an idle machine
 
 FAST = {
     "LONGCAT_RANK_MODULE": "tests.worker.fault_rank",
@@ -43,7 +43,7 @@ FAST = {
     "LONGCAT_STEP_STALL_S": "2",
     "LONGCAT_ERROR_GRACE_S": "1",
     "LONGCAT_X264_PRESET": "ultrafast",
-    "LONGCAT_S3_CONNECT_TIMEOUT_S": "0.5",  # what is left of a job is looked for 9 s after it
+    "LONGCAT_S3_CONNECT_TIMEOUT_S": "0.5",  # remaining files are removed again 9 s after a job
     "LONGCAT_S3_READ_TIMEOUT_S": "0.5",
     "OMP_NUM_THREADS": "1",
 }
@@ -51,14 +51,14 @@ FAST = {
 
 @dataclass
 class RunningWorker:
-    """A running `python -m worker`. `folder` holds its data, its checkpoint and its log."""
+    """A running `python -m worker`. `folder` contains its data, its checkpoint and its log."""
 
     folder: Path
     redis_url: str
     settings: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.redis: Redis = connect(self.redis_url, patience_s=20.0)
+        self.redis: Redis = connect(self.redis_url, deadline_s=20.0)
         self.job_store = JobStore(self.redis, max_attempts=2)
         self.storage = FolderStorage(self.folder / "data" / "storage")
         self.checkpoint = self.folder / "checkpoint"
@@ -89,7 +89,7 @@ class RunningWorker:
         self.parent.send_signal(signal.SIGTERM)
         return self.parent.wait(timeout=60)
 
-    # Its jobs
+    # Jobs
 
     def submit(
         self,
@@ -127,23 +127,23 @@ class RunningWorker:
         return next(iter(live_groups(self.redis)), None)
 
     def steps(self, job_id: str) -> list[tuple[int, int]]:
-        """The steps (segment, step) that were run for a job, including repeated ones."""
+        """Return the steps (segment, step) that were run for a job, including repeated ones."""
         log = self.checkpoint / "steps.log"
         lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
         return [(int(segment), int(step)) for name, segment, step in lines if name == job_id]
 
     def stored(self, job_id: str) -> list[str]:
-        """The keys of the job's files in storage, without its prefix."""
+        """Return the keys of the job's files in storage, without its prefix."""
         return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{job_id}/")]
 
     def results(self, job_id: str) -> list[str]:
-        """The keys of the job's result and timeline, without its prefix."""
+        """Return the keys of the job's result and timeline, without its prefix."""
         result = self.job(job_id).result
         assert result is not None
         keys = (result.thumbnail_key, timeline_key(result.video_key), result.video_key)
         return [key.split("/", 2)[2] for key in keys]
 
-    # Its processes
+    # Processes
 
     @property
     def supervisor(self) -> psutil.Process:
@@ -155,19 +155,19 @@ class RunningWorker:
 
     @property
     def ranks(self) -> list[psutil.Process]:
-        """Rank 0 first."""
+        """Return the ranks, rank 0 first."""
         found = [process for process in self.look() if "tests.worker.fault_rank" in process.cmdline()]
         found = [process for process in found if "worker.rank.torchrun" not in process.cmdline()]
         return sorted(found, key=lambda process: int(process.environ()["RANK"]))
 
     def look(self) -> list[psutil.Process]:
-        """All processes of the worker. Those that were seen before are remembered."""
+        """Return all processes of the worker, and remember them for `survivors`."""
         processes = psutil.Process(self.parent.pid).children(recursive=True)
         self._seen.update(processes)
         return processes
 
     def survivors(self) -> list[psutil.Process]:
-        """Processes that were seen and are still running."""
+        """Return the processes that `look` found and that are still running."""
         return [process for process in self._seen if _runs(process)]
 
     def _process(self, word: str) -> psutil.Process:
@@ -176,7 +176,7 @@ class RunningWorker:
 
 @contextmanager
 def running_worker(folder: Path, redis_url: str, **settings: object) -> Iterator[RunningWorker]:
-    """Start a worker, and check that no process of it is left."""
+    """Run a worker, and check that it leaves no process."""
     worker = RunningWorker(
         folder, redis_url, {f"LONGCAT_{name.upper()}": str(value) for name, value in settings.items()}
     )

@@ -31,7 +31,7 @@ def ends() -> Iterator[tuple[Channel, Channel]]:
 
 @pytest.fixture
 def raw() -> Iterator[tuple[socket.socket, Channel]]:
-    """A socket that can send any bytes to a channel."""
+    """Yield a raw socket and the channel to which it is connected."""
     one, other = socket.socketpair()
     with one, closing(Channel(other)) as there:
         yield one, there
@@ -105,7 +105,7 @@ def test_send_fails_after_the_other_end_closed(ends):
         wait_until(lambda: here.send(MESSAGES[0]))
 
 
-def test_folder_may_be_deeper_than_a_socket_address_is_long(tmp_path):
+def test_path_of_the_socket_may_exceed_the_limit_of_an_address(tmp_path):
     with connected(tmp_path / ("d" * 100) / ("e" * 100) / "rank-0.sock") as (listening_end, connecting_end):
         connecting_end.send(MESSAGES[0])
         assert listening_end.recv() == MESSAGES[0]

@@ -1,6 +1,6 @@
-"""Kill or hang processes of a whole worker: jobs resume, and no process is left.
+"""Jobs resume after processes of a worker are killed or hang, and no process is left.
 
-One test is in the plain suite, all are in `make faults`: after each one the processes have to start again.
+`make test` runs one of these tests and `make faults` runs all: each waits until the processes started again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.worker.running_worker import RunningWorker, running_worker
 
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis that a test may kill."""
+    """Run a Redis that a test may kill."""
     server = RedisServer(tmp_path_factory.mktemp("redis"), redis_program())
     server.start()
     yield server
@@ -35,7 +35,7 @@ def worker(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def ranks(worker: RunningWorker) -> Iterator[list[psutil.Process]]:
-    """The ranks, none of which may be left after the test."""
+    """Return the ranks. After the test, check that none of them is left."""
     worker.wait_until_ready()
     ranks = worker.ranks
     yield ranks
@@ -52,7 +52,7 @@ def assert_resumes(worker: RunningWorker, job_id: str) -> None:
     assert (job.error, job.attempt) == (None, 2)
     steps = worker.steps(job_id)
     assert sorted(set(steps)) == [(0, step) for step in range(8)]
-    assert len(steps) <= 8 + 2  # one that was being run, one that was being saved
+    assert len(steps) <= 8 + 2  # one was running, one was being saved
     wait_until(lambda: worker.stored(job_id) == worker.results(job_id))
 
 
@@ -87,7 +87,7 @@ def test_job_continues_while_redis_is_unavailable(worker, redis_server):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id)
     redis_server.kill()
-    wait_until(lambda: len(worker.steps(job_id)) == 8)  # to its end, and beyond
+    wait_until(lambda: len(worker.steps(job_id)) == 8)  # the job runs to its end
     spool = worker.folder / "data" / "worker" / "test-0" / "jobs" / job_id
     wait_until((spool / "waiting.json").exists)
     redis_server.start()
@@ -103,7 +103,7 @@ def test_job_whose_lease_is_lost_writes_no_result(worker):
     supervisor.suspend()
     try:
         wait_until(lambda: worker.job_store.maintenance.sweep().requeued)
-        claim = worker.job_store.holder.claim("somebody else", 60)
+        claim = worker.job_store.holder.claim("another group", 60)
     finally:
         supervisor.resume()
     assert (claim.job.id, claim.attempt) == (job_id, 2)

@@ -1,4 +1,4 @@
-"""Look at a whole worker as an attacker does: it listens on no network, and its ranks hold no secrets."""
+"""A worker listens on no network, and its ranks get no secrets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SECRETS = {
 
 @dataclass
 class Observed:
-    """A worker that became ready, and the addresses on which its processes listened until then."""
+    """A ready worker, and the addresses on which its processes listened while it started."""
 
     worker: RunningWorker
     redis_url: str
@@ -51,12 +51,14 @@ class Observed:
 
     def look(self) -> None:
         for process in self.processes:
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # a supervisor hides from its user
+            with suppress(
+                psutil.NoSuchProcess, psutil.AccessDenied
+            ):  # a supervisor cannot be inspected by its user
                 self.listening.update(listening_addresses(process))
 
 
 def listening_addresses(process: psutil.Process) -> list[tuple[str, int]]:
-    """The addresses at which this process's TCP and UDP sockets, IPv4 and IPv6, take what others send."""
+    """Return the addresses on which this process receives, over TCP and UDP, IPv4 and IPv6."""
     return [
         (connection.laddr.ip, connection.laddr.port)
         for connection in process.net_connections("inet")
@@ -105,7 +107,7 @@ def test_every_socket_listens_on_loopback(observed):
     ] == []
 
 
-def test_no_other_address_of_this_machine_answers(observed):
+def test_connections_to_other_addresses_of_the_machine_are_refused(observed):
     addresses = [
         entry.address
         for entries in psutil.net_if_addrs().values()
@@ -129,7 +131,7 @@ def answers(address: str, port: int) -> bool:
         return False
 
 
-def test_only_the_launcher_and_the_supervisors_hold_secrets(observed):
+def test_only_the_launcher_and_the_supervisors_get_secrets(observed):
     trusted = {observed.worker.parent.pid, *(process.pid for process in observed.supervisors)}
     others = [process for process in observed.processes if process.pid not in trusted]
     assert len(others) >= 3  # torchrun and two ranks at least
@@ -141,14 +143,14 @@ def test_only_the_launcher_and_the_supervisors_hold_secrets(observed):
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads every environment; see test_process")
-def test_no_process_of_the_user_can_read_the_environment_of_a_supervisor(observed):
+def test_environment_of_a_supervisor_cannot_be_read_by_its_user(observed):
     for pid in (observed.worker.parent.pid, *(process.pid for process in observed.supervisors)):
         with pytest.raises(PermissionError):
             Path(f"/proc/{pid}/environ").read_text()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root reads the environment of a supervisor")
-def test_supervisors_hold_the_secrets_that_ranks_do_not(observed):
+def test_supervisors_get_the_secrets_that_ranks_do_not(observed):
     for process in observed.supervisors:
         assert SECRETS["LONGCAT_S3_SECRET_ACCESS_KEY"] in process.environ().values()
 

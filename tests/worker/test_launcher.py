@@ -68,7 +68,7 @@ def test_dead_supervisor_is_started_again_and_the_other_one_keeps_running(tmp_pa
     assert launcher.stop() == 0
 
 
-def test_supervisor_that_can_never_work_ends_the_worker(tmp_path):
+def test_supervisor_with_unusable_settings_ends_the_worker(tmp_path):
     launcher = RunningLauncher(tmp_path, GOOD, UNUSABLE)
     launcher.thread.join(30)
     assert launcher.status == EXIT_UNUSABLE

@@ -26,11 +26,17 @@ time.sleep(1000)
 """
 
 
+def read_line(process: subprocess.Popen[str]) -> str:
+    """Wait for the next line that a process prints, and return it."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
 @pytest.mark.parametrize("death_signal", [signal.SIGKILL, signal.SIGTERM])
 def test_process_dies_with_its_parent(death_signal):
     command = [sys.executable, "-c", PARENT, str(int(death_signal))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
+        lines = {read_line(parent), read_line(parent)}
         child = psutil.Process(int(next(line for line in lines if line.isdigit())))
         assert "child is protected" in lines
         parent.kill()
@@ -58,7 +64,7 @@ if os.getuid() == 0:
 
 
 def read_environment_of_process(protection: str) -> str:
-    """Start a process with a secret that runs `protection`; return what its user reads of its environment."""
+    """Run `protection` in a process with a secret, and return its environment as its user reads it."""
     secret = f"{BECOME_PLAIN_USER}\n{protection}\nprint('ready', flush=True)\ntime.sleep(1000)"
     with subprocess.Popen(
         [sys.executable, "-c", secret],
@@ -67,7 +73,7 @@ def read_environment_of_process(protection: str) -> str:
         text=True,
     ) as process:
         try:
-            assert process.stdout.readline() == "ready\n"
+            assert read_line(process) == "ready"
             reader = f"{BECOME_PLAIN_USER}\nprint(open('/proc/{process.pid}/environ').read())"
             done = subprocess.run([sys.executable, "-c", reader], capture_output=True, text=True, check=False)
             return done.stdout or done.stderr.splitlines()[-1]
@@ -84,7 +90,7 @@ def test_environment_can_be_read_unless_it_is_hidden():
 
 
 def test_program_started_by_a_hidden_process_is_not_hidden():
-    """Debuggers can attach to ranks."""
+    # Debuggers must be able to attach to ranks.
     program = "import ctypes; print(ctypes.CDLL(None).prctl(3))"  # PR_GET_DUMPABLE
     code = (
         "import os, sys; from worker.process import hide_environment; hide_environment(); "

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from tests.architecture.source import ROOT
+from tests.servers import free_port
 from worker.settings import RankSetup, WorkerSettings, group_environment
 
 
@@ -48,6 +52,18 @@ def test_each_group_has_its_own_gpus(monkeypatch, visible, shares):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     settings = WorkerSettings(ranks=4, context_parallel=2, device="cuda")
     assert [group_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == shares
+
+
+def test_more_ranks_than_visible_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(ValidationError, match="RANKS is 2, but CUDA_VISIBLE_DEVICES names fewer GPUs: 0"):
+        WorkerSettings(ranks=2, context_parallel=1, device="auto")
+
+
+def test_hidden_gpus_stay_hidden_from_ranks(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = WorkerSettings(ranks=2, context_parallel=1, device="auto")
+    assert [group_environment(settings, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["", ""]
 
 
 def test_no_gpus_are_assigned_on_cpu():
@@ -122,3 +138,32 @@ def test_fp8_is_off_by_default(monkeypatch):
     assert not WorkerSettings().rank_setup(Path("/run/sock")).fp8
     monkeypatch.setenv("LONGCAT_FP8", "on")
     assert WorkerSettings().rank_setup(Path("/run/sock")).fp8
+
+
+def test_settings_are_read_under_the_names_of_the_previous_release(monkeypatch):
+    monkeypatch.setenv("LONGCAT_MAX_FILMS_BEHIND", "7")
+    monkeypatch.setenv("LONGCAT_FILM_BUFFER_BYTES", "4096")
+    settings = WorkerSettings()
+    assert settings.max_claimed_jobs == 7
+    assert settings.rank_setup(Path("/run/sock")).video.buffer_bytes == 4096
+
+
+def test_every_renamed_setting_exists():
+    assert WorkerSettings.old_names.keys() <= WorkerSettings.model_fields.keys()
+
+
+def test_worker_logs_a_warning_for_an_old_name(tmp_path):
+    environment = {
+        **os.environ,
+        "LONGCAT_MAX_FILMS_BEHIND": "7",
+        "LONGCAT_DATA_DIR": str(tmp_path),
+        "LONGCAT_REDIS_URL": f"redis://127.0.0.1:{free_port()}",
+        "LONGCAT_DEVICE": "cpu",
+    }
+    command = [sys.executable, "-m", "worker"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        line = worker.stderr.readline()
+        worker.terminate()
+    assert "WARNING" in line
+    assert "LONGCAT_MAX_FILMS_BEHIND is deprecated" in line

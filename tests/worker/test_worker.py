@@ -1,4 +1,4 @@
-"""Run a whole worker with two ranks: jobs end in every way, and the group keeps running."""
+"""The ranks of a worker keep running however its jobs end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.worker.running_worker import RunningWorker, running_worker
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     folder = tmp_path_factory.mktemp("worker")
-    settings = {"max_films_behind": 2, "preempt_after_s": 0}
+    settings = {"max_claimed_jobs": 2, "preempt_after_s": 0}
     with (
         RedisServer(folder / "redis", redis_program()) as redis,
         running_worker(folder, redis.url, **settings) as worker,
@@ -30,7 +30,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
 
 @pytest.fixture
 def warm(worker: RunningWorker) -> Iterator[list[psutil.Process]]:
-    """The ranks, which must be the same before and after the test."""
+    """Return the ranks. After the test, check that they are the same processes."""
     worker.wait_until_ready()
     ranks = worker.ranks
     yield ranks
@@ -38,7 +38,7 @@ def warm(worker: RunningWorker) -> Iterator[list[psutil.Process]]:
     assert worker.ranks == ranks
 
 
-def test_job_becomes_a_video(worker, warm):
+def test_video_of_a_succeeded_job_matches_its_result(worker, warm):
     job = worker.wait_for(
         worker.submit(seed=4, num_segments=3, num_condition_frames=5), "succeeded", "failed"
     )

@@ -19,10 +19,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Never
 
-import torch
+import torch.distributed as dist
 
 from jobs.logs import about, set_up_log
 from jobs.store.holder import StopReason
+from model.parallel.device import choose_device
 from model.parallel.mesh import ContextParallel, FileRendezvous, join
 from worker.channel import Channel, connect
 from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
@@ -32,7 +33,7 @@ from worker.rank.engine import Engine
 from worker.rank.leader import Leader
 from worker.rank.progress import UnitTimes
 from worker.rank.run_job import run_job
-from worker.settings import DeviceName, RankSetup, VideoSettings
+from worker.settings import RankSetup, VideoSettings
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +48,17 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     threading.excepthook = _exit_after_thread_failure
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
-    parallel = join(
-        device_type(settings.device),
-        None,
-        settings.collective_timeout_s,
-        rendezvous=_rendezvous(settings),
-    )
-    consensus = Consensus(settings.error_grace_s)
     supervisor: SupervisorConnection | None = None
-    if consensus.is_leader:
+    if dist.get_node_local_rank(fallback_rank=0) == 0:  # the leader: all ranks of a group are on one machine
         supervisor = SupervisorConnection(connect(settings.socket), on_disconnect=exit_failed)
     try:
+        parallel = join(
+            choose_device(settings.device, settings.checkpoint),
+            None,
+            settings.collective_timeout_s,
+            rendezvous=_rendezvous(settings),
+        )
+        consensus = Consensus(settings.error_grace_s)
         _serve(load(settings, parallel), consensus, supervisor, settings.video)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it is
         traceback.print_exc()
@@ -110,13 +111,6 @@ def _rendezvous(settings: RankSetup) -> FileRendezvous | None:
     if settings.rendezvous_file is None:
         return None
     return FileRendezvous(settings.rendezvous_file, settings.num_ranks)
-
-
-def device_type(device: DeviceName) -> str:
-    """Return the type of torch device to use on this machine."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
 
 
 class SupervisorConnection:

@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 
 from jobs.capability import Capability
+from jobs.order import SCHEMA_VERSION
 from model.io.fingerprint import fingerprints
 from model.io.loading import measured
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
@@ -58,6 +59,7 @@ class ModelEngine:
         return Capability(
             model=self._model_id,
             weights=self._weights,
+            order_versions=tuple(range(1, SCHEMA_VERSION + 1)),
             gpu=gpu and gpu.name,
             gpu_memory_gib=gpu and round(gpu.total_memory / (1 << 30)),
             tasks=TASKS if REFINEMENT_LORA in self._pipeline.loras else TASKS[:-1],

@@ -16,6 +16,8 @@ from jobs.registration import GroupRegistration
 from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
+from jobs.store.metrics import report_unreadable
+from jobs.store.scripts import Replication
 from jobs.tracing import open_tracing
 from worker.messages import Message
 from worker.settings import WorkerSettings, group_environment
@@ -45,7 +47,7 @@ from worker.supervisor.threads import StoppableThread
 from worker.supervisor.timeline import JobTimeline
 from worker.supervisor.tracing import spans_of
 
-REDIS_RETRY_S = 2.0  # of one command; callers repeat it themselves
+REDIS_DEADLINE_S = 2.0  # of one command; callers repeat it themselves
 REGISTRATION_TTL_S = 6.0
 
 
@@ -54,19 +56,21 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
-    redis = connect(settings.redis_url, REDIS_RETRY_S)
-    retry_while_unavailable(lambda: check_server(redis))
+    redis = connect(settings.redis_address, REDIS_DEADLINE_S)
+    retry_while_unavailable(lambda: check_server(redis, settings.redis_wait_replicas))
     group = settings.group_name(index)
     registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
     _register(registration, settings.ranks_per_group)
 
     inbox: Inbox = queue.SimpleQueue()
-    backends = _build_backends(settings, redis, Spool(settings.group_folder(index) / "jobs"))
+    report = partial(report_unreadable, redis, "spool file")
+    backends = _build_backends(settings, redis, Spool(settings.group_folder(index) / "jobs", report))
     job_store, spool = backends.job_store, backends.spool
     lease_renewer = LeaseRenewer(
         job_store, lambda job: inbox.put(StopRequested(job)), settings.preempt_after_s
     )
-    fetcher = InputFetcher(job_store, backends.storage, spool)
+    report = partial(report_unreadable, redis, "checkpoint")
+    fetcher = InputFetcher(job_store, backends.storage, spool, report)
     gpu_group = _build_gpu_group(settings, index, inbox)
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
@@ -100,7 +104,7 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
         ),
     )
     _resume_uploads(backends, lease_renewer, inbox, settings.lease_s)
-    return Supervisor(components, inbox, SupervisorLimits(settings.max_films_behind, settings.drain_s))
+    return Supervisor(components, inbox, SupervisorLimits(settings.max_claimed_jobs, settings.drain_s))
 
 
 def _register(registration: GroupRegistration, ranks: int) -> None:
@@ -121,6 +125,7 @@ def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Bac
         retention_s=settings.retention_s,
         max_attempts=settings.max_attempts,
         late_upload_s=settings.late_upload_s,
+        replication=Replication(settings.redis_wait_replicas, REDIS_DEADLINE_S / 2),
     )
     storage = open_storage(settings)
     checkpoints = CheckpointUploader(job_store, storage, spool)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.errors import LeaseLost, LongCatError, Unavailable
+from jobs.errors import LeaseLost, LongCatError, Unavailable, UnreadableRecord
 from jobs.storage.base import Storage
 from jobs.storage.keys import job_prefix, state_key
 from jobs.store.job_store import JobStore
 from worker.messages import Checkpoint
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.retry import Interrupted, retry_while_unavailable
-from worker.supervisor.spool import Spool
+from worker.supervisor.spool import Spool, log_unreadable
 from worker.supervisor.threads import StoppableThread
 
 logger = logging.getLogger(__name__)
@@ -27,15 +27,17 @@ RETRY_PAUSE_S = 1.0
 STATE_TYPE, SEGMENT_TYPE = "application/octet-stream", "video/mp4"
 
 
-def stored_checkpoint(document: Mapping[str, Any] | None) -> Checkpoint | None:
+def stored_checkpoint(
+    document: Mapping[str, Any] | None, report: Callable[[UnreadableRecord], None] = log_unreadable
+) -> Checkpoint | None:
     """Return the checkpoint that an earlier holder stored in the job's record.
 
-    Return None if there is none, or if another version wrote it in a form that this one cannot read.
+    Return None if there is none, or if this release cannot read it, which is reported.
     """
     try:
         return Checkpoint.model_validate(document) if document else None
-    except ValidationError:
-        logger.warning("a stored checkpoint was written by another version and cannot be read")
+    except ValidationError as error:
+        report(UnreadableRecord(f"the stored checkpoint: {error}"))
         return None
 
 

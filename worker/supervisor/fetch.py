@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import PurePath
 
-from jobs.errors import InvalidInput, KeyMissing, LongCatError
+from jobs.errors import InvalidInput, KeyMissing, LongCatError, UnreadableRecord
 from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage.base import Storage
@@ -25,18 +26,28 @@ from worker.supervisor.job import (
     as_job_error,
 )
 from worker.supervisor.retry import Interrupted, retry_while_unavailable
-from worker.supervisor.spool import Spool
+from worker.supervisor.spool import Spool, log_unreadable
 
 logger = logging.getLogger(__name__)
 
 
 class InputFetcher:
-    """Fetch files for as long as it takes, in the thread of the caller."""
+    """Fetch files for as long as it takes, in the thread of the caller.
 
-    def __init__(self, job_store: JobStore, storage: Storage, spool: Spool) -> None:
+    `report` is called for each checkpoint that cannot be read.
+    """
+
+    def __init__(
+        self,
+        job_store: JobStore,
+        storage: Storage,
+        spool: Spool,
+        report: Callable[[UnreadableRecord], None] = log_unreadable,
+    ) -> None:
         self._job_store = job_store
         self._storage = storage
         self._spool = spool
+        self._report = report
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -95,7 +106,8 @@ class InputFetcher:
 
     def _fetch_checkpoint(self, job: ClaimedJob) -> Checkpoint | None:
         """Return the later one of this machine's own checkpoint and the one in storage."""
-        local, stored = self._spool.checkpoint(job.job_id), stored_checkpoint(job.lease.checkpoint)
+        local = self._spool.checkpoint(job.job_id)
+        stored = stored_checkpoint(job.lease.checkpoint, self._report)
         if any(each and not self._can_resume(job, each) for each in (local, stored)):
             # The files of both may have equal names, so neither is used.
             self._spool.remove(job.job_id)

@@ -7,40 +7,62 @@ there, and a job that is claimed again resumes from its local checkpoint.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Self, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from jobs.errors import JobNotFound, Unavailable, UnreadableRecord
 from jobs.store.job_store import JobStore
 from worker.messages import Checkpoint, Timings, VideoFile
 
+logger = logging.getLogger(__name__)
+
 CLEAN_EVERY_S = 30.0
 PENDING_UPLOAD, CHECKPOINT = "waiting.json", "saved.json"
+PENDING_UPLOAD_VERSION = 1
+"""The newest version of `PendingUpload` that this release reads, and the one that it writes."""
+
+Document = TypeVar("Document", bound=BaseModel)
 
 
 class PendingUpload(BaseModel):
     """A finished video that is not stored yet. `fence` is the token of the claim that made it.
 
-    It outlives a release: releases before 0.2 call `video` `film`.
+    It outlives a release: releases before 0.2 call `video` `film`. One of a later version than
+    `PENDING_UPLOAD_VERSION` cannot be read: the video is made again.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True)
 
+    schema_version: int = PENDING_UPLOAD_VERSION
     fence: int
     video: VideoFile = Field(validation_alias=AliasChoices("video", "film"))
-    timings_s: Timings
+    timings_s: Timings = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_version(self) -> Self:
+        if self.schema_version > PENDING_UPLOAD_VERSION:
+            raise ValueError(f"version {self.schema_version} is later than {PENDING_UPLOAD_VERSION}")
+        return self
+
+
+def log_unreadable(error: UnreadableRecord) -> None:
+    """Log a document that is passed over because this release cannot read it."""
+    logger.error("passed over a document: %s", error)
 
 
 class Spool:
-    """The folder of one group."""
+    """The folder of one group. `report` is called for each document that cannot be read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, report: Callable[[UnreadableRecord], None] = log_unreadable) -> None:
         self._folder = folder
+        self._report = report
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -63,20 +85,18 @@ class Spool:
         _write(self.folder(job_id) / PENDING_UPLOAD, pending)
 
     def pending_upload(self, job_id: str) -> PendingUpload | None:
-        """Return the finished video in the job's folder, None if there is none."""
-        document = _read(self.path(job_id) / PENDING_UPLOAD)
-        return PendingUpload.model_validate_json(document) if document else None
+        """Return the finished video in the job's folder, None if there is none that can be read."""
+        return self._read(self.path(job_id) / PENDING_UPLOAD, PendingUpload)
 
     def write_checkpoint(self, job_id: str, checkpoint: Checkpoint) -> None:
         """Record the latest checkpoint of the job. Raises OSError."""
         _write(self.folder(job_id) / CHECKPOINT, checkpoint)
 
     def checkpoint(self, job_id: str) -> Checkpoint | None:
-        """Return the latest checkpoint of the job if all of its files exist, else None."""
-        document = _read(self.path(job_id) / CHECKPOINT)
-        if document is None:
+        """Return the latest checkpoint of the job if it can be read and all of its files exist, else None."""
+        checkpoint = self._read(self.path(job_id) / CHECKPOINT, Checkpoint)
+        if checkpoint is None:
             return None
-        checkpoint = Checkpoint.model_validate_json(document)
         is_complete = all((self.path(job_id) / name).exists() for name in checkpoint.files)
         return checkpoint if is_complete else None
 
@@ -87,6 +107,15 @@ class Spool:
     def remove(self, job_id: str) -> None:
         """Remove all files of a job."""
         shutil.rmtree(self.path(job_id), ignore_errors=True)
+
+    def _read(self, path: Path, kind: type[Document]) -> Document | None:
+        try:
+            return kind.model_validate_json(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self._report(UnreadableRecord(f"{path}: {error}"))
+            return None
 
 
 def keep_clean(
@@ -113,10 +142,6 @@ def _has_ended(job_id: str, job_store: JobStore) -> bool:
         return True
     except UnreadableRecord:  # another release may resume it
         return False
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
 
 
 def _write(path: Path, document: BaseModel) -> None:

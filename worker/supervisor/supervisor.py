@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from worker.messages import (
+    PROTOCOL_VERSION,
     CheckpointSaved,
     GpusReleased,
     GroupFailed,
@@ -77,12 +78,12 @@ class SupervisorLimits:
     """The limits of a supervisor.
 
     Attributes:
-        max_unfinished: jobs that may be running, writing or finalizing at a time.
+        max_claimed_jobs: jobs that may be running, writing or finalizing at a time.
         drain_s: how long a drain may take before the group is killed.
         requeue_s: how much longer the supervisor then waits for its jobs to be requeued.
     """
 
-    max_unfinished: int
+    max_claimed_jobs: int
     drain_s: float
     requeue_s: float = 5.0
 
@@ -159,7 +160,6 @@ class Supervisor:
                     self._on_group_message(message)
             case JobClaimed(job):
                 self.jobs.append(job)
-                self._withdraw_claim_request()
             case JobFetched(job, result):
                 self._on_fetched(job, result)
             case StopRequested(job):
@@ -197,6 +197,11 @@ class Supervisor:
                 self._on_group_failed("rank 0 closed its connection")
             case GroupFailed():
                 self._on_group_failed(message.message)
+            case Ready() if message.protocol_version != PROTOCOL_VERSION:
+                self._on_group_failed(
+                    f"rank 0 speaks version {message.protocol_version} of the messages and this supervisor "
+                    f"{PROTOCOL_VERSION}: restart the worker"
+                )
             case Ready():
                 self._gpu_group.on_ready(message)
             case RunJob() | StopJob():
@@ -270,7 +275,7 @@ class Supervisor:
             and self._components.disk_space.is_enough
             and not is_claimed_ahead
             and JobState.RUNNING not in states
-            and len(states) < self._limits.max_unfinished
+            and len(states) < self._limits.max_claimed_jobs
         )
 
     def _on_stop_requested(self, job: ClaimedJob) -> None:

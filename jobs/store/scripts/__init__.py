@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,34 +23,91 @@ from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from jobs.connect import redis_reached
-from jobs.errors import JobEnded, JobNotFound, KeyReused, LeaseLost, LimitReached
+from jobs.errors import JobEnded, JobNotFound, KeyReused, LeaseLost, LimitReached, Unavailable
 
+_CLOCK_TOLERANCE_S = 5.0  # a command may be on its way for some time
+_ANY_MS = 10**14
+_ACKNOWLEDGED = {"submit", "cancel", "delete", "finish"}
+"""The scripts on whose result somebody relies: a client, or a worker that removes its files then."""
 FOLDER = Path(__file__).parent
 _INCLUDES = re.compile(r"-- include: (.+)")
 _KEY_FIELD = "Idempotency-Key"
 
 
+@dataclass(frozen=True)
+class Replication:
+    """How many replicas must have a change before it is acknowledged, and how long to wait for them."""
+
+    num_replicas: int = 0
+    wait_s: float = 1.0
+
+
 class Scripts:
     """The scripts on one Redis. Each is loaded when it is first used, and again if Redis lost it."""
 
-    def __init__(self, redis: Redis, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        clock: Callable[[], int] | None = None,
+        replication: Replication = Replication(),
+    ) -> None:
         self._redis = redis
         self._clock = clock
+        self._replication = replication
+        self._swept_at: float | None = None
         self._scripts: dict[str, Script] = {}
 
     def run(self, name: str, **given: object) -> Any:  # noqa: ANN401 - each script has its own reply
         """Run a script with the arguments `given` that are not None.
 
         Raises JobNotFound, JobEnded, LeaseLost, KeyReused or LimitReached if the script refuses, Unavailable
-        while Redis cannot be reached.
+        while Redis cannot be reached, or if too few replicas confirm a change in time. The change is made
+        then, and may be repeated.
         """
+        began_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         if self._clock is not None:
             given["now_ms"] = self._clock()
+        else:
+            given["longest_ms"] = self._longest_ms(name, began_at)
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self._redis.register_script(source(name))
+        arguments = [json.dumps(present(given))]
         with redis_reached(), _refusals():
-            return script(args=[json.dumps(present(given))])
+            if self._replication.num_replicas and name in _ACKNOWLEDGED:
+                reply = self._run_replicated(script, arguments)
+            else:
+                reply = script(args=arguments)
+        if name == "sweep":
+            self._swept_at = began_at
+        return reply
+
+    def _run_replicated(self, script: Script, arguments: list[str]) -> Any:  # noqa: ANN401
+        """Run a script and wait for replicas. Raises Unavailable if too few confirm it.
+
+        Both commands use one connection, because WAIT waits for what its own connection wrote. If it breaks,
+        both are repeated: a new primary may not have the change.
+        """
+        with self._redis.pipeline(transaction=False) as pipeline:
+            script(args=arguments, client=pipeline)
+            pipeline.wait(self._replication.num_replicas, round(self._replication.wait_s * 1000))
+            reply, num_replicas = pipeline.execute(raise_on_error=False)
+        for answer in (reply, num_replicas):
+            if isinstance(answer, ResponseError):
+                raise answer
+        if num_replicas < self._replication.num_replicas:
+            raise Unavailable(f"only {num_replicas} replicas of Redis have confirmed the change; try again")
+        return reply
+
+    def _longest_ms(self, name: str, now_s: float) -> int | None:
+        """Return the longest time that can have passed since any process swept; `parts/clock.lua` uses it.
+
+        That was not before the last sweep of this process. Its first sweep knows nothing: all processes may
+        have been down for long.
+        """
+        if self._swept_at is not None:
+            return to_ms(now_s - self._swept_at + _CLOCK_TOLERANCE_S)
+        return _ANY_MS if name == "sweep" else None
 
 
 @cache

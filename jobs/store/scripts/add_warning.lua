@@ -1,8 +1,8 @@
--- include: transitions
+-- include: transitions, allow_when_full
 -- The holder adds a warning to the job, once.
 local job = held()
 if not job then return LEASE_LOST end
-local warnings = cjson.decode(job.warnings or '[]')
+local warnings = decode(job.warnings)
 for _, warning in ipairs(warnings) do
   if warning == given.warning then return end
 end

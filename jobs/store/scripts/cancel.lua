@@ -1,4 +1,4 @@
--- include: transitions
+-- include: transitions, allow_when_full
 local job = visible(given.id)
 if not job then return JOB_NOT_FOUND end
 if job.status == 'succeeded' or job.status == 'failed' then return JOB_ENDED end

@@ -1,4 +1,4 @@
--- include: files
+-- include: files, allow_when_full
 -- `since` is the due time that the caller saw. If files became due again meanwhile, nothing changes.
 if redis.call('ZSCORE', SECOND_REMOVALS, given.id) == given.since then
   redis.call('ZREM', SECOND_REMOVALS, given.id)

@@ -1,4 +1,4 @@
--- include: transitions
+-- include: transitions, allow_when_full
 -- Return 1 if the record is removed, 0 if it will be when the holder stops. If the reply is lost, the same token gets
 -- the same reply.
 local deleted_key = 'longcat:deletes:' .. given.token

@@ -1,4 +1,4 @@
--- include: queue
+-- include: queue, allow_when_full
 -- Queued jobs without a requirement, each followed by its order: a process of release 0.2.0 submitted them. All jobs up
 -- to the number in `longcat:queue:checked` have one, or had started already.
 local INDEX = 'longcat:index:queued'
@@ -10,8 +10,8 @@ while checked < last do
   local batch = redis.call('ZRANGE', INDEX, above, '+inf', 'BYSCORE', 'LIMIT', 0, 100, 'WITHSCORES')
   local found = {}
   for i = 1, #batch, 2 do
-    local requirement, order = unpack(redis.call('HMGET', record_key(batch[i]), 'requirement', 'order'))
-    if not requirement then
+    local status, requirement, order = unpack(read_fields(batch[i], 'status', 'requirement', 'order'))
+    if status == 'queued' and not requirement then
       found[#found + 1] = batch[i]
       found[#found + 1] = order or ''
     end

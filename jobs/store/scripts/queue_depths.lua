@@ -4,6 +4,7 @@ local depths = {}
 for i, priority in ipairs(PRIORITIES) do
   local key = queue_key(priority)
   local id = redis.call('ZRANGE', key, 0, 0)[1]
-  depths[i] = {priority, redis.call('ZCARD', key), id and now - read(id).created_ms or 0}
+  local job = id and read(id)
+  depths[i] = {priority, redis.call('ZCARD', key), job and now - job.created_ms or 0}
 end
 return depths

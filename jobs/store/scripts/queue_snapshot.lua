@@ -6,11 +6,12 @@
 local job = visible(given.id)
 if not job or job.status ~= 'queued' then return false end
 local running = {}
-for i, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
-  local task, work_units, progress, claimed_ms, group = unpack(
-    redis.call('HMGET', record_key(id), 'task', 'work_units', 'progress', 'claimed_ms', 'group')
-  )
-  running[i] = {task, work_units or 1, progress, now - claimed_ms, group}
+for _, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
+  local other = read(id)
+  if other then
+    local run_ms = now - other.claimed_ms
+    table.insert(running, {other.task, other.work_units, other.progress or false, run_ms, other.group or ''})
+  end
 end
 local position = queue_position(job)
 if given.requirements then

@@ -1,4 +1,4 @@
--- include: clock
+-- include: clock, allow_when_full
 -- Register a group under its name for `ttl_ms`, and its pool for `pool_ttl_ms`. Return 1, or 0 if another worker is
 -- registered under the name.
 local status_key = 'longcat:group:' .. given.group

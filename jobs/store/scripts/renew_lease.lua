@@ -1,4 +1,4 @@
--- include: transitions, preemption
+-- include: transitions, preemption, allow_when_full
 local job = held()
 if not job then return 'lease_lost' end
 redis.call('ZADD', 'longcat:leases', now + given.lease_ms, job.id)

@@ -1,4 +1,4 @@
--- include: record
+-- include: record, allow_when_full
 local job = held()
 if not job then return LEASE_LOST end
 write(job, {checkpoint = given.checkpoint})

@@ -1,4 +1,4 @@
--- include: outbox, metrics
+-- include: outbox, metrics, allow_when_full
 -- Record the outcome of an attempt in the job's delivery log. Schedule the next attempt after `retry_ms`, or remove the
 -- delivery. If the delivery is gone, or was leased again meanwhile, only the state of its host changes.
 
@@ -16,7 +16,7 @@ local function host_failed()
   redis.call('ZADD', PAUSED, now + pause_ms, given.host)
 end
 
-local was_in_flight = 0
+local was_in_flight
 for _, key in ipairs(in_flight_keys(given.owner, given.host)) do
   was_in_flight = redis.call('ZREM', key, given.id .. ':' .. given.attempt)
 end
@@ -26,7 +26,6 @@ end
 
 local attempt, settled = unpack(redis.call('HMGET', delivery_key(given.id), 'attempt', 'settled'))
 if tonumber(attempt or 0) ~= given.attempt or settled == attempt then return end
-if redis.call('EXISTS', record_key(given.job)) == 0 then return remove_delivery(given.id) end
 given.entry.at_ms = now
 if given.retry_ms then
   redis.call('HSET', delivery_key(given.id), 'settled', attempt)

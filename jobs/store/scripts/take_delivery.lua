@@ -1,4 +1,4 @@
--- include: outbox
+-- include: outbox, allow_when_full
 -- Lease the next delivery for `lease_ms`. Return its id, event, time, attempt, host, and its job as it was at the
 -- event; false if none may be sent now. At most `max_per_owner` deliveries of an owner and `max_per_host` to a host
 -- are in flight.
@@ -33,10 +33,23 @@ local function next_delivery()
   end
 end
 
+-- The next delivery with its job as it was at the event. Those whose delivery or job is gone are dropped.
+local function next_readable_delivery()
+  while true do
+    local id, owner, host = next_delivery()
+    if not id then return nil end
+    local delivery = read_hash(delivery_key(id))
+    local job = delivery and job_at_event(delivery)
+    if job then return id, owner, host, delivery, job end
+    redis.call('DEL', delivery_key(id))
+    unschedule(id, owner, host)
+  end
+end
+
 wake(OWNERS)
-local id, owner, host = next_delivery()
+local id, owner, host, delivery, job = next_readable_delivery()
 if not id then return false end
-local delivery = read_hash(delivery_key(id))
+if not is_whole(delivery.attempt) then redis.call('HSET', delivery_key(id), 'attempt', 0) end
 local attempt = redis.call('HINCRBY', delivery_key(id), 'attempt', 1)
 for _, key in ipairs(in_flight_keys(owner, host)) do
   redis.call('ZADD', key, now + given.lease_ms, id .. ':' .. attempt)
@@ -44,4 +57,4 @@ for _, key in ipairs(in_flight_keys(owner, host)) do
 end
 schedule(id, owner, host, now + given.lease_ms)
 update_rotations(owner, host, true)
-return {id, delivery.event, delivery.at_ms, attempt, host, cjson.encode(job_at_event(delivery))}
+return {id, delivery.event or '', tostring(delivery.at_ms or now), attempt, host, cjson.encode(job)}

@@ -264,7 +264,7 @@ class TestFolder:
         going, staying = root / "jobs/abc/state", root / KEY
         for path in (going, staying.parent):
             path.mkdir(parents=True)
-        staying.write_bytes(b"film")
+        staying.write_bytes(b"video")
         scan = os.scandir
 
         def scan_late(path: Any) -> Any:

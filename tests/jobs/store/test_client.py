@@ -113,7 +113,7 @@ class TestOrder:
         assert store.holder.claim("a", LEASE_S) is None
 
     def test_running_job_has_no_position(self, store: ExampleStore):
-        assert store.position(store.start().job.id) is None
+        assert store.client.estimate(store.start().job.id) is None
 
 
 class TestCancel:

@@ -37,7 +37,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def test_no_acknowledged_job_is_lost_when_redis_is_killed(server: RedisServer):
-    redis = connect(server.url, patience_s=0)
+    redis = connect(server.url, deadline_s=1)
     store, tickets = JobStore(redis), TicketQueue(redis)
     acknowledged: list[str] = []
     killed = Event()
@@ -66,7 +66,7 @@ def test_no_acknowledged_job_is_lost_when_redis_is_killed(server: RedisServer):
 
 
 def test_holder_survives_a_killed_redis(server: RedisServer):
-    store = JobStore(connect(server.url, patience_s=60))
+    store = JobStore(connect(server.url, deadline_s=60))
     store.client.submit(a_submission(id="abc"))
     claim = store.holder.claim("a", LEASE_S)
     assert claim is not None
@@ -78,7 +78,7 @@ def test_holder_survives_a_killed_redis(server: RedisServer):
 
 
 def test_result_is_committed_once_despite_a_killed_redis(server: RedisServer):
-    store = JobStore(connect(server.url, patience_s=60))
+    store = JobStore(connect(server.url, deadline_s=60))
     store.client.submit(a_submission(id="abc"))
     zombie = store.holder.claim("a", 0.05)
     assert zombie is not None

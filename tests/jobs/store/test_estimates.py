@@ -8,7 +8,7 @@ from redis import Redis
 from jobs.errors import GenerationFailed
 from jobs.record import Progress
 from jobs.store.estimates import NUM_RUNS, Run, expected_s
-from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
+from tests.jobs.examples import ORDER, ExampleStore, a_result
 from tests.orders import make_order
 
 HALF = make_order(ORDER, num_frames=45, num_inference_steps=25)
@@ -22,7 +22,11 @@ def run(store: ExampleStore, seconds: float, **fields) -> None:
 
 
 def eta_s(store: ExampleStore, job_id: str) -> float | None:
-    return store.client.estimate(job_id).eta_s
+    return store.estimate(job_id).eta_s
+
+
+def queued_work_units(redis: Redis) -> int:
+    return int(redis.get("longcat:queued_work_units") or 0)
 
 
 def test_no_eta_before_a_job_has_succeeded(store: ExampleStore):
@@ -110,10 +114,10 @@ def test_queued_work_units_follow_the_queue(store: ExampleStore, redis: Redis):
     store.client.cancel(jobs[2].id)
     claim = store.claim()
     store.holder.requeue(claim, crashed=False)
-    assert int(redis.get("longcat:queued_work_units")) == 480 * 832 * 2 * (93 * 50 + 45 * 25)
+    assert queued_work_units(redis) == 480 * 832 * 2 * (93 * 50 + 45 * 25)
     for _ in range(2):
-        store.holder.confirm_cancel(store.holder.claim("a", LEASE_S))
-    assert int(redis.get("longcat:queued_work_units")) == 0
+        store.holder.confirm_cancel(store.claim())
+    assert queued_work_units(redis) == 0
 
 
 def test_eta_reported_by_a_running_job_replaces_the_estimate_of_its_rest(store: ExampleStore):

@@ -160,6 +160,26 @@ class TestRetention:
         assert [len(store.maintenance.sweep().expired) for _ in range(3)] == [100, 50, 0]
 
 
+class TestLateFiles:
+    def test_of_a_running_job_are_kept(self, store: ExampleStore):
+        claim = store.start()
+        store.maintenance.report_late_file(claim.job.id)
+        assert store.maintenance.due_file_removals() == {}
+
+    def test_of_an_ended_job_are_removed(self, store: ExampleStore):
+        claim = store.start()
+        store.holder.confirm_cancel(claim)
+        store.confirm_all_file_removals()
+        store.wait_for_late_uploads()
+        store.confirm_all_file_removals()
+        store.maintenance.report_late_file(claim.job.id)
+        assert set(store.maintenance.due_file_removals()) == {claim.job.id}
+
+    def test_of_an_unknown_job_are_removed(self, store: ExampleStore):
+        store.maintenance.report_late_file("gone")
+        assert set(store.maintenance.due_file_removals()) == {"gone"}
+
+
 class TestConcurrency:
     def test_job_is_requeued_by_one_of_many_sweeps(self, redis: Redis, redis_server: str):
         store = ExampleStore(redis)

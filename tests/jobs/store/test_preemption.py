@@ -192,6 +192,14 @@ class TestNoMoreThanNeeded:
         cluster.wait()
         assert sorted(map(cluster.renew_lease, running), key=str) == [None, "preempt"]
 
+    def test_two_idle_groups_take_two_of_three_waiting_jobs(self, cluster: Cluster):
+        running = [cluster.start(group) for group in "abc"]
+        cluster.show("d", "ready")
+        cluster.show("e", "ready")
+        for _ in range(3):
+            cluster.wait()
+        assert sorted(map(cluster.renew_lease, running), key=str) == [None, None, "preempt"]
+
     def test_requeued_high_priority_job_may_preempt_again(self, cluster: Cluster):
         first, second = cluster.start("a"), cluster.start("b")
         cluster.wait()

@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 
-from jobs.record import Job
+from jobs.record import Job, QueueEstimate
 from jobs.store.quotas import Quotas
 from tests.jobs.examples import LEASE_S, ExampleStore
 
@@ -110,6 +110,7 @@ class TestFairness:
         for claim in (claims[2], claims[0]):
             store.holder.requeue(claim, crashed=False)
         assert [store.position(claims[i].job.id) for i in (0, 2)] == [1, 2]
+        assert sorted(store.position(job.id) for job in store.client.page(status="queued")) == [1, 2, 3, 4, 5]
         assert [job.id for job in islice(claims_in_order(store), 2)] == [claims[0].job.id, claims[2].job.id]
 
 
@@ -126,7 +127,7 @@ class TestPositions:
     def test_positions_of_other_owners_are_hidden(self, store: ExampleStore):
         job = store.submit(owner="me")
         assert store.client.for_owner("you").estimate(job.id) is None
-        assert store.client.for_owner("me").estimate(job.id).position == 1
+        assert store.client.for_owner("me").estimate(job.id) == QueueEstimate(position=1, eta_s=None)
 
 
 class TestLimitOnRunningJobs:

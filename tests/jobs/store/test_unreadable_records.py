@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from typing import Any
+
 import pytest
 from redis import Redis
 
-from jobs.errors import UnreadableRecord
+from jobs.errors import LeaseLost, UnreadableRecord
 from jobs.maintenance import remove_files
+from jobs.order import SCHEMA_VERSION as ORDER_VERSION
+from jobs.record import JobError, Progress
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import video_key
-from jobs.store.metrics import counters
-from jobs.store.outbox import Outbox
-from tests.jobs.examples import LEASE_S, ExampleStore, a_result
+from jobs.store.metrics import counters, num_set_aside, queue_depths
+from jobs.store.outbox import Attempt, Outbox
+from jobs.store.scripts import fields_of
+from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
 
 
 def break_record(redis: Redis, job_id: str) -> None:
@@ -26,18 +33,193 @@ def test_records_carry_a_schema_version(redis: Redis, store: ExampleStore):
     assert redis.hget(f"longcat:job:{store.submit().id}", "schema_version") == b"1"
 
 
-def test_claim_fails_the_job_and_takes_the_next_one(redis: Redis, store: ExampleStore, caplog):
+def mend_record(redis: Redis, job_id: str) -> None:
+    redis.hset(f"longcat:job:{job_id}", "order", ORDER.model_dump_json())
+
+
+def order_of_a_later_release(redis: Redis, job_id: str) -> None:
+    """Change a queued job as if a later release had submitted it."""
+    later = json.loads(ORDER.model_dump_json()) | {"schema_version": ORDER_VERSION + 1}
+    redis.hset(
+        f"longcat:job:{job_id}", mapping={"order": json.dumps(later), "order_version": ORDER_VERSION + 1}
+    )
+
+
+def claimed_by_a_later_release(store: ExampleStore) -> str | None:
+    """Claim the next job as a worker of the next release does, and return its id."""
+    reply = store.holder._run(
+        "claim",
+        group="later",
+        lease_ms=1000 * LEASE_S,
+        token="later",
+        order_version=ORDER_VERSION + 1,
+        reader=f"1.{ORDER_VERSION + 1}",
+    )
+    return fields_of(reply)["id"] if reply else None
+
+
+def test_claim_sets_an_unreadable_job_aside_and_takes_the_next_one(redis: Redis, store: ExampleStore, caplog):
     broken, next_job = store.submit(), store.submit()
     break_record(redis, broken.id)
     assert store.claim().job.id == next_job.id
-    assert redis.hget(f"longcat:job:{broken.id}", "status") == b"failed"
     assert store.client.counts() == {
-        **dict.fromkeys(["queued", "uploading", "succeeded", "cancelled"], 0),
-        **dict.fromkeys(["running", "failed"], 1),
+        **dict.fromkeys(["uploading", "succeeded", "cancelled", "failed"], 0),
+        **dict.fromkeys(["running", "queued"], 1),
     }
     assert store.holder.claim("a", LEASE_S) is None
-    assert num_unreadable(redis, "job") == 1
+    assert (num_unreadable(redis, "job"), num_set_aside(redis)) == (1, 1)
     assert f"job {broken.id}: cannot read order" in caplog.text
+
+
+def test_job_that_was_set_aside_has_used_no_attempt_and_not_started(redis: Redis, store: ExampleStore):
+    broken = store.submit()
+    break_record(redis, broken.id)
+    assert store.holder.claim("a", LEASE_S) is None
+    mend_record(redis, broken.id)
+    job = store.client.get(broken.id)
+    assert (job.status, job.attempt, job.started_at, job.group) == ("queued", 0, None, None)
+
+
+def test_job_that_was_set_aside_waits_no_longer_than_it_may(redis: Redis, store: ExampleStore):
+    broken = store.submit(max_queue_s=60)
+    break_record(redis, broken.id)
+    assert store.holder.claim("a", LEASE_S) is None
+    store.clock.advance(61)
+    assert store.maintenance.sweep().ended == (broken.id,)
+    assert num_set_aside(redis) == 0
+
+
+@pytest.mark.parametrize("spoil", [break_record, order_of_a_later_release])
+def test_later_release_claims_what_this_one_cannot_read(redis: Redis, store: ExampleStore, spoil):
+    job = store.submit()
+    spoil(redis, job.id)
+    assert store.holder.claim("a", LEASE_S) is None
+    assert claimed_by_a_later_release(store) == job.id
+    assert num_set_aside(redis) == 0
+    mend_record(redis, job.id)
+    assert store.client.get(job.id).attempt == 1
+
+
+def test_order_of_a_later_release_is_never_started(redis: Redis, store: ExampleStore):
+    job = store.submit(webhook_url="https://example.com/hook", max_queue_s=60)
+    order_of_a_later_release(redis, job.id)
+    assert store.holder.claim("a", LEASE_S) is None
+    assert [event.status for event in store.client.events(job.id)] == ["queued"]
+    assert Outbox(redis, store.clock).backlog().num_deliveries == 0
+    store.clock.advance(61)
+    assert store.maintenance.sweep().ended == (job.id,)
+
+
+def test_order_of_a_later_release_does_not_hold_up_those_behind_it(redis: Redis, store: ExampleStore):
+    later, next_job = store.submit(owner="alice"), store.submit(owner="alice")
+    order_of_a_later_release(redis, later.id)
+    assert store.claim().job.id == next_job.id
+
+
+def test_job_that_was_set_aside_can_be_cancelled(redis: Redis, store: ExampleStore):
+    job = store.submit()
+    break_record(redis, job.id)
+    assert store.holder.claim("a", LEASE_S) is None
+    with pytest.raises(UnreadableRecord):
+        store.client.cancel(job.id)
+    mend_record(redis, job.id)
+    assert store.client.get(job.id).status == "cancelled"
+    assert num_set_aside(redis) == 0
+
+
+def test_all_jobs_that_were_set_aside_need_one_ticket(redis: Redis, store: ExampleStore):
+    for _ in range(3):
+        break_record(redis, store.submit().id)
+    assert sum(store.maintenance.num_tickets_needed().values()) == 3
+    assert store.holder.claim("a", LEASE_S) is None
+    assert sum(store.maintenance.num_tickets_needed().values()) == 1
+    store.submit()
+    assert sum(store.maintenance.num_tickets_needed().values()) == 2
+
+
+@pytest.mark.parametrize("owner", ["", "alice"])
+def test_queued_job_without_a_record_does_not_stop_the_queue(redis: Redis, store: ExampleStore, owner: str):
+    lost, lost_too, next_job = (store.submit(owner=owner) for _ in range(3))
+    redis.delete(f"longcat:job:{lost.id}")
+    redis.set(f"longcat:job:{lost_too.id}", "no hash")
+    queue_depths(redis, store.clock)
+    assert store.claim().job.id == next_job.id
+    assert store.holder.claim("a", LEASE_S) is None
+    assert [job.id for job in store.client.for_owner(owner).page()] == [next_job.id]
+    assert store.client.counts()["queued"] == 0
+    assert num_unreadable(redis, "missing job") == 2
+
+
+def test_requeued_job_without_a_record_does_not_stop_the_queue(redis: Redis, store: ExampleStore):
+    lost = store.start()
+    store.holder.requeue(lost, crashed=False)
+    redis.delete(f"longcat:job:{lost.job.id}")
+    next_job = store.submit(priority="low")
+    assert store.claim().job.id == next_job.id
+
+
+def test_leased_job_without_a_record_does_not_stop_the_sweep(redis: Redis, store: ExampleStore):
+    lost, other = store.start(), store.start()
+    redis.delete(f"longcat:job:{lost.job.id}")
+    store.lose_lease()
+    assert store.client.get(other.job.id).status == "queued"
+    assert store.client.counts()["running"] == 0
+    assert redis.zcard("longcat:leases") == 0
+
+
+def test_expiring_and_overdue_jobs_without_a_record_do_not_stop_the_sweep(redis: Redis, store: ExampleStore):
+    ended, overdue = store.submit(), store.submit(max_queue_s=5)
+    store.client.cancel(ended.id)
+    for job in (ended, overdue):
+        redis.delete(f"longcat:job:{job.id}")
+    last = store.submit(max_queue_s=5)
+    store.clock.advance(8 * 86400)
+    assert store.maintenance.sweep().ended == (last.id,)
+    assert redis.zcard("longcat:queue_deadlines") == 0
+    assert redis.zscore("longcat:expiring", ended.id) is None
+
+
+NUMBERS = ["number", "work_units", "attempt", "max_attempts", "fence", "run_ms", "created_ms", "claimed_ms"]
+NUMBERS += ["lease_ms", "retention_ms", "started_ms", "max_queue_ms", "max_run_ms"]
+OTHERS = ["owner", "priority", "task", "webhook_events", "webhook_url", "progress", "metadata", "timings_s"]
+
+
+VALUES = [None, "", "{", "-1.5e3", "9" * 40]
+
+
+@pytest.mark.parametrize("name", NUMBERS + OTHERS)
+def test_broken_field_costs_only_its_own_job(redis: Redis, store: ExampleStore, name: str):
+    options: dict[str, Any] = {"webhook_url": "https://example.com/hook", "max_queue_s": 5, "max_run_s": 5}
+    running = [store.start(**options) for _ in VALUES]
+    queued = [store.submit(**options) for _ in VALUES]
+    sound = store.submit(owner="bob")
+    for lease, job, value in zip(running, queued, VALUES, strict=True):
+        for job_id in (lease.job.id, job.id):
+            if value is None:
+                redis.hdel(f"longcat:job:{job_id}", name)
+            else:
+                redis.hset(f"longcat:job:{job_id}", name, value)
+    for job in (sound, *queued):
+        store.client.estimate(job.id)
+    queue_depths(redis, store.clock)
+    store.client.page()
+    for lease in running:
+        with suppress(LeaseLost):
+            store.holder.renew_lease(lease, Progress(phase="denoise"), preempt_after_s=0)
+    outbox = Outbox(redis, store.clock)
+    while delivery := outbox.take(60):
+        outbox.settle(delivery, Attempt(event=delivery.event, attempt=1, outcome="delivered"), None)
+    claimed = []
+    while lease := store.holder.claim("b", LEASE_S):
+        claimed.append(lease.job.id)
+        store.holder.fail(lease, JobError(code="internal", message="staged"), {})
+    assert sound.id in claimed
+    for _ in range(5):  # often enough that leases run out
+        store.clock.advance(LEASE_S / 4)
+        store.maintenance.sweep()
+    store.clock.advance(9 * 86400)
+    store.maintenance.sweep()
+    assert not redis.exists(f"longcat:job:{sound.id}")
 
 
 def test_page_is_filled_with_the_jobs_after_it(redis: Redis, store: ExampleStore):

@@ -1,4 +1,4 @@
-"""Films written as frames come, and images and clips read back."""
+"""Videos are written frame by frame; images and clips are read."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def gradient(num_frames: int, height: int = 64, width: int = 96) -> torch.Tensor
 
 
 def write(path, frames, fps=15):
-    with VideoWriter(path, Size(*frames.shape[1:3]), fps) as film:
+    with VideoWriter(path, Size(*frames.shape[1:3]), fps) as writer:
         for chunk in frames.split(4):
-            film.add(chunk)
-    return film
+            writer.add(chunk)
+    return writer
 
 
-def test_a_film_has_all_its_frames_and_their_rate(tmp_path):
+def test_video_has_all_frames_and_their_rate(tmp_path):
     frames = gradient(13)
-    film = write(tmp_path / "film.mp4", frames)
-    assert film.num_frames == 13
-    with av.open(tmp_path / "film.mp4") as container:
+    writer = write(tmp_path / "video.mp4", frames)
+    assert writer.num_frames == 13
+    with av.open(tmp_path / "video.mp4") as container:
         stream = container.streams.video[0]
         assert (stream.frames, stream.average_rate) == (13, 15)
         assert (stream.height, stream.width) == (64, 96)
@@ -41,17 +41,17 @@ def test_a_film_has_all_its_frames_and_their_rate(tmp_path):
         assert stream.codec_context.pix_fmt == "yuv420p"
 
 
-def test_a_films_colours_come_back(tmp_path):
+def test_colours_of_a_video_are_kept(tmp_path):
     frames = gradient(9)
-    write(tmp_path / "film.mp4", frames)
-    back = read_clip(tmp_path / "film.mp4")
+    write(tmp_path / "video.mp4", frames)
+    back = read_clip(tmp_path / "video.mp4")
     assert back.shape == frames.shape
     assert (back.float() - frames.float()).abs().mean() < 4
 
 
-def test_a_film_can_be_played_while_it_loads(tmp_path):
-    write(tmp_path / "film.mp4", gradient(5))
-    content = (tmp_path / "film.mp4").read_bytes()
+def test_video_can_be_played_while_it_loads(tmp_path):
+    write(tmp_path / "video.mp4", gradient(5))
+    content = (tmp_path / "video.mp4").read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
 
 

@@ -154,12 +154,12 @@ def both(sandbox, tmp_path):
 
 
 @pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
-def test_a_clip_from_a_telephone_is_seen_as_it_was_filmed(both, clockwise):
-    filmed = picture(64, 96)
-    stored = filmed.rotate(clockwise, expand=True)  # counterclockwise, to be turned back when it is shown
+def test_rotated_clip_is_turned_upright(both, clockwise):
+    upright = picture(64, 96)
+    stored = upright.rotate(clockwise, expand=True)  # counterclockwise, to be turned back when it is shown
     counted, frames = both(turned_clip(clockwise, pictures(stored)))
     assert counted == Clip(64, 96, 5) == Clip(frames.shape[1], frames.shape[2], len(frames))
-    corners = np.asarray(filmed.resize((2, 2), Image.Resampling.BOX)).astype(int)
+    corners = np.asarray(upright.resize((2, 2), Image.Resampling.BOX)).astype(int)
     seen = Image.fromarray(frames[-1]).resize((2, 2), Image.Resampling.BOX)
     assert np.abs(np.asarray(seen).astype(int) - corners).max() < 24
 

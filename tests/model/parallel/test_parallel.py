@@ -8,7 +8,7 @@ import torch
 from model.parallel.broadcast import from_leader
 from model.parallel.mesh import SINGLE, ContextParallel, join
 from model.parallel.sharding import gather, shard
-from model.pipeline.events import Frames, Latents
+from model.pipeline.events import Frames, Latents, Stepped
 from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.schedule import standard
@@ -140,6 +140,19 @@ def test_long_refined_video_is_equal_on_any_number_of_ranks(ranks, size, tiny_ch
     assert all(other["frames"] is None for other in others)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_ranks_reuse_the_step_cache_in_the_same_steps_as_one(ranks, size, tiny_checkpoint, tiny_pipeline):
+    """Two ranks split guidance between them, three do not."""
+    params = GenerationParams(quality="balanced", num_frames=5, num_inference_steps=8)
+    plan = resolve(params, Inputs(), tiny_pipeline.limits, step_cache=0.4)  # some steps are reused
+    request = Request(plan, ("a cat",), seed=5)
+    alone = single(tiny_pipeline, request)
+    answers = ranks.run("generate", size, tiny_checkpoint, request)
+    for answer in answers:
+        torch.testing.assert_close(answer["latents"], alone["latents"], rtol=0, atol=2e-4)
+    assert [state.step for state in answers[0]["states"]] == [state.step for state in alone["states"]]
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_halo_exchange_returns_the_rows_of_the_neighbours(ranks, size):
     answers = ranks.run("halo_exchange", size)
@@ -187,11 +200,11 @@ def test_split_guidance_is_exact_and_sends_less(ranks, size, cached, parity_chec
 
 
 def single(pipeline, request):
-
     events = list(pipeline.generate(request))
     frames = [event.frames for event in events if isinstance(event, Frames) and event.frames is not None]
     return {
         "kinds": [type(event).__name__ for event in events],
         "latents": [event.latents for event in events if isinstance(event, Latents)],
+        "states": [event.state for event in events if isinstance(event, Stepped)],
         "frames": torch.cat(frames),
     }

@@ -237,9 +237,14 @@ def test_windows_are_slices_of_chunks(first, count, expected):
     assert windows(first, count) == expected
 
 
-def test_unknown_keys_of_limits_are_named():
-    with pytest.raises(ValueError, match=r"^unknown keys \['max_frames'\]; known are \['buckets', .*\]$"):
-        Limits.from_json({"max_frames": 3})
+def test_unknown_keys_of_a_checkpoint_are_named(tmp_path):
+    (tmp_path / "limits.json").write_text('{"max_frames": 3}')
+    with pytest.raises(CheckpointError, match=r"unknown keys \['max_frames'\]; known are \['buckets', .*\]$"):
+        load_limits(tmp_path)
+
+
+def test_unknown_keys_of_published_limits_are_ignored():
+    assert Limits.from_json({"max_frames": 3}) == Limits.from_json({})
 
 
 def test_checkpoint_without_limits_has_the_released_ones(tmp_path):

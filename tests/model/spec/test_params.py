@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
@@ -67,6 +67,32 @@ def test_option_can_be_set_on_the_models_command_line(name):
 def test_option_can_be_set_on_the_services_command_line(name):
     arguments = service_parser().parse_args(["generate", "a cat", *words(name)])
     assert fields_of(arguments) == {"prompt": "a cat", name: other_value(name)}
+
+
+def test_help_of_the_models_command_line_describes_every_option():
+    text = " ".join(model_command.parser().format_help().split())
+    _, title, options = text.partition(" video: ")
+    assert title
+    for name, field in GenerationParams.model_fields.items():
+        off = "Turn off: " if field.default is True else ""
+        assert f" {off}{field.description}" in options, name
+
+
+@pytest.mark.parametrize("option", ["--task", "--quality"])
+def test_value_that_is_no_choice_is_refused_on_the_models_command_line(option, capsys):
+    with pytest.raises(SystemExit):
+        model_command.parser().parse_args(["--prompt", "a cat", option, "nothing"])
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("annotation", [int, int | None, Annotated[int, "x"], Annotated[int, "x"] | None])
+def test_value_type_is_the_type_of_a_given_value(annotation):
+    assert value_type(annotation) is int
+
+
+def test_refusal_of_nul_names_the_character():
+    with pytest.raises(InvalidParams, match="must not contain the character NUL"):
+        GenerationParams.parse({"negative_prompt": "a\0b"})
 
 
 @pytest.mark.parametrize("name", OPTIONS)

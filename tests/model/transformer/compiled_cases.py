@@ -22,7 +22,6 @@ from model.parallel.mesh import SINGLE
 from model.spec.limits import load_limits
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.tiny import _randomise
 from model.transformer.compile import fuse, warm
 from model.transformer.config import DitConfig
 from model.transformer.dit import ConditionKVs, Dit
@@ -30,6 +29,7 @@ from model.transformer.fp8 import to_fp8
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import Window, build_layout
 from tests.model.parity_cases import PARITY
+from tests.model.random_dit import random_dit
 
 SMALL = DitConfig(
     hidden_size=64,
@@ -64,7 +64,7 @@ def main(backend: str, path: str) -> None:
 
 def case(dtype: torch.dtype, backend: str, shapes: dict[str, Window]) -> dict[str, object]:
     """Differences for each shape, and how many graphs were made of three parts."""
-    dit = random_dit(dtype)
+    dit = random_dit(SMALL, dtype)
     plain = {name: velocity(dit, window) for name, window in shapes.items()}
     counters.clear()
     with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
@@ -81,7 +81,7 @@ def case(dtype: torch.dtype, backend: str, shapes: dict[str, Window]) -> dict[st
 
 def approximated(backend: str) -> dict[str, float]:
     """Differences of a step in fp8, and of one after it that takes over what the later blocks added."""
-    dit, window = random_dit(torch.float32), SHAPES["image"]
+    dit, window = random_dit(SMALL, torch.float32), SHAPES["image"]
     to_fp8(dit)
     plain = velocity(dit, window)
     with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
@@ -93,14 +93,6 @@ def approximated(backend: str) -> dict[str, float]:
     }
     assert steps.reused
     return found
-
-
-def random_dit(dtype: torch.dtype) -> Dit:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        dit = Dit(SMALL, dtype).requires_grad_(False)
-        _randomise(dit)
-    return dit
 
 
 def velocity(dit: Dit, window: Window, steps: StepCache | None = None) -> Tensor:

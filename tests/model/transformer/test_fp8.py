@@ -10,7 +10,6 @@ from model.io.checkpoint import Weights, load_module
 from model.io.lora import LoraMerger, read_lora
 from model.parallel.mesh import SINGLE
 from model.spec.errors import DeviceError
-from model.tiny import _randomise
 from model.transformer import fp8
 from model.transformer.config import DitConfig, load_dit_config
 from model.transformer.dit import Dit
@@ -26,6 +25,7 @@ from model.transformer.fp8 import (
 from model.transformer.token_layout import Window, build_layout
 from tests.model.plain import checkpoints
 from tests.model.plain.checkpoints import ATTENTION_AND_FFN, write_dit, write_lora
+from tests.model.random_dit import random_dit
 
 CPU = torch.device("cpu")
 HALF_STEP = 2.0**-4  # e4m3 has three bits after the first
@@ -39,14 +39,6 @@ SMALL = DitConfig(
     adaln_tembed_dim=32,
     frequency_embedding_size=32,
 )
-
-
-def random_dit(dtype: torch.dtype = torch.float32) -> Dit:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        dit = Dit(SMALL, dtype).requires_grad_(False)
-        _randomise(dit)
-    return dit
 
 
 def in_fp8(dit: Dit) -> set[str]:
@@ -104,7 +96,7 @@ def test_a_layer_keeps_shapes_dtype_and_bias_in_half_the_memory(dtype, bias):
 
 
 def test_the_large_matrices_of_all_blocks_but_the_first_and_last_are_quantised():
-    dit = random_dit()
+    dit = random_dit(SMALL)
     to_fp8(dit)
     assert in_fp8(dit) == {f"blocks.{i}.{name}" for i in (1, 2) for name in LARGE}
     assert not any(parameter.requires_grad for parameter in dit.parameters())
@@ -120,7 +112,7 @@ def velocity(dit: Dit) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_forward_in_fp8_is_near_the_one_without(dtype):
-    dit = random_dit(dtype)
+    dit = random_dit(SMALL, dtype)
     exact = velocity(dit)
     to_fp8(dit)
     apart = (velocity(dit) - exact).norm() / exact.norm()
@@ -132,7 +124,7 @@ def test_a_device_without_such_products_is_refused_before_anything_is_changed(mo
         raise RuntimeError("needs compute capability 8.9")
 
     monkeypatch.setattr(fp8, "reference_product", no_kernel)
-    dit = random_dit()
+    dit = random_dit(SMALL)
     with pytest.raises(DeviceError, match=r"cpu cannot multiply in fp8: needs compute capability"):
         to_fp8(dit)
     assert in_fp8(dit) == set()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -212,7 +214,7 @@ class TestExitCodes:
         assert run("list").code == 130
 
     def test_help_explains_all_exit_codes(self, run):
-        codes = {kind.exit_code for kind in CliError.__subclasses__()} | {0, 2, 130}
+        codes = {kind.exit_code for kind in CliError.__subclasses__()} | {0, 2, 130, 141}
         explained = [line.split()[0] for line in EXIT_CODES.splitlines()[1:]]
         assert explained == [str(code) for code in sorted(codes)]
         assert EXIT_CODES.strip() in run("--help").out
@@ -279,6 +281,53 @@ class TestOutage:
         ran = at_service("download", job, "-o", out)
         assert (ran.code, "did not arrive whole" in ran.err) == (4, True)
         assert not list(tmp_path.glob("out.mp4*"))
+
+
+class TestPipe:
+    @pytest.fixture
+    def finished(self, at_service, worker):
+        job = at_service("generate", "a", "--no-wait").out.strip()
+        worker.succeed(worker.claim())
+        return job
+
+    @pytest.fixture
+    def closed_pipe(self):
+        """Return the end for writing of a pipe whose reader is gone."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        yield writer
+        os.close(writer)
+
+    @pytest.fixture
+    def run_process(self, live):
+        """Return a function that runs a command in a process of its own."""
+
+        def run_process(*words, stdout=subprocess.PIPE):
+            command = [sys.executable, "-m", "service.cli", "--url", f"http://127.0.0.1:{live}", *words]
+            return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False)
+
+        return run_process
+
+    def test_video_is_written_to_standard_output(self, run_process, finished):
+        ran = run_process("download", finished, "-o", "-")
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"a video", b"succeeded\n")
+
+    def test_timeline_is_written_to_standard_output(self, run_process, finished):
+        events = json.loads(run_process("timeline", finished, "-o", "-").stdout)["traceEvents"]
+        assert [event["args"]["job"] for event in events] == [finished]
+
+    @pytest.mark.parametrize("words", [["list"], ["status"], ["download", "-o", "-"]])
+    def test_closed_pipe_ends_the_command_quietly(self, run_process, finished, closed_pipe, words):
+        command, *options = words
+        given = [] if command == "list" else [finished]
+        ran = run_process(command, *given, *options, stdout=closed_pipe)
+        assert (ran.returncode, ran.stderr.replace(b"succeeded\n", b"")) == (141, b"")
+
+    def test_full_disk_is_reported(self, run_process, finished):
+        with Path("/dev/full").open("wb") as full:
+            ran = run_process("download", finished, "-o", "-", stdout=full)
+        assert ran.returncode == 6
+        assert ran.stderr.splitlines()[-1] == b"cannot write to standard output: No space left on device"
 
 
 def test_every_option_is_a_field_of_a_request():

@@ -49,7 +49,7 @@ def planted(client):
         "metadata": f'{{"{MARK}": "{MARK}"}}',
         "webhook_url": f"http://{MARK}.example.com/{MARK}?{MARK}",
     }
-    files = {name: (None, value) for name, value in fields.items()}
+    files: dict[str, tuple[str | None, str | bytes]] = {name: (None, value) for name, value in fields.items()}
     files["image"] = (f"{MARK}.png", encoded(picture(), "PNG"))
     answer = client.post("/generate", files=files, headers={"Idempotency-Key": f"{MARK}-{'x' * 20}"})
     assert answer.status_code == 202, answer.text
@@ -99,6 +99,7 @@ class TestDeletedJob:
     def test_nothing_remains_if_a_webhook_was_being_sent(self, client, worker, redis, planted):
         worker.succeed(worker.claim())
         delivery = Outbox(redis).take(60)
+        assert delivery is not None
         client.delete(f"/jobs/{planted}")
         attempt = Attempt(event=delivery.event, attempt=1, outcome="failed", error=MARK)
         Outbox(redis).settle(delivery, attempt, 300)

@@ -19,7 +19,7 @@ from service.inputs.body import REPEATED, TEXTS
 from service.jobs.bodies import GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, settings_for
 from tests.service.hosts import host, sending
-from tests.service.media import clip, encoded, in_base64, picture
+from tests.service.media import clip, encoded, in_base64, picture, turned_clip
 from tests.tickets import num_tickets
 from tests.waiting import wait_until
 
@@ -247,6 +247,15 @@ class TestAnImageByThreeWays:
             in_base64(image)[start : start + 76] for start in range(0, len(in_base64(image)), 76)
         )
         assert order(image={"base64": wrapped})["request"]["image"]["width"] == 96
+
+
+def test_rotated_clip_is_continued_upright(client):
+    content = turned_clip(90, clip(30, 64, 96, rate=30))
+    answer = client.post("/generate", data={"prompt": "on"}, files={"video": content})
+    assert answer.status_code == 202, answer.text
+    request = answer.json()["request"]
+    assert [request["video"][name] for name in ("height", "width", "num_frames")] == [96, 64, 15]
+    assert (request["height"], request["width"]) == (96, 64)
 
 
 def test_links_are_absolute_where_the_service_knows_its_address(redis, redis_server, tmp_path, worker):

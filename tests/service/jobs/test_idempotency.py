@@ -120,10 +120,10 @@ class TestFailedRequest:
         backend = app.state.backend
         generate(client)
         fingerprint = self.fingerprint(client, app)
-        hold = backend.idempotency_keys.hold("", "order-2", fingerprint)
+        reservation = backend.idempotency_keys.reserve("", "order-2", fingerprint)
         answer = generate(client, "order-2")
         assert answer.status_code == 202
-        assert answer.json()["id"] == hold.job_id
+        assert answer.json()["id"] == reservation.job_id
 
     def fingerprint(self, client, app):
         (name,) = app.state.backend.redis.keys("longcat:idempotency:*")

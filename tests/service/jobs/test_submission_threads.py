@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
+from redis import Redis
 
 from service.app import create_app
 from service.keys.api_keys import ApiKeys
@@ -137,7 +138,8 @@ def redis_that_can_be_stopped(folder):
     """Run a separate Redis. Yield its URL, and a context in which it is stopped by a signal."""
     server = RedisServer(folder / "redis", redis_program())
     server.start()
-    pid = server._process.pid
+    with Redis.from_url(server.url) as redis:
+        pid = int(redis.info("server")["process_id"])
 
     @contextmanager
     def stopped():

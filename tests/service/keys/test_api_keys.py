@@ -5,8 +5,10 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,8 +17,10 @@ from pydantic import SecretStr
 from redis import Redis
 
 from service.app import create_app
+from service.keys.__main__ import main
 from service.keys.api_keys import KEYS, LAST_USED, PRESET_OWNER, ApiKeys, Caller, InvalidOwner
 from service.keys.authentication import ExposedWithoutKeys, check_exposure, is_exposed
+from service.webhooks.signing import Signer
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip
 
@@ -69,7 +73,12 @@ class TestKey:
     def test_is_compared_in_constant_time_even_if_unknown(self, keys, monkeypatch):
         compared = []
         real = hmac.compare_digest
-        monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+
+        def compare_and_note(a, b):
+            compared.append((a, b))
+            return real(a, b)
+
+        monkeypatch.setattr(hmac, "compare_digest", compare_and_note)
         owner_of(keys, keys.create("me"))
         owner_of(keys, "lc_000000000000_" + "A" * 43)
         assert [len(a) == len(b) for a, b in compared] == [True, True]
@@ -190,31 +199,42 @@ class TestHighPriority:
         assert client.post("/generate", json=HIGH, headers=bearer("operator")).status_code == 202
 
 
+@dataclass(frozen=True)
+class Finished:
+    """The exit code and the output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(redis_server, redis, monkeypatch, capsys):
+    """Return a function that runs `python -m service.keys` in this process."""
+    monkeypatch.setenv("LONGCAT_REDIS_URL", redis_server)
+
+    def command(*arguments: str) -> Finished:
+        try:
+            code = main(arguments)
+        except SystemExit as invalid:
+            code = int(invalid.code or 0)
+        return Finished(code, *capsys.readouterr())
+
+    return command
+
+
 class TestCommand:
-    @pytest.fixture
-    def run(self, redis_server, redis):
-        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [sys.executable, "-m", "service.keys", *arguments],
-                env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
-                check=False,
-                capture_output=True,
-                text=True,
-            )
-
-        return run
-
     def test_creates_lists_and_revokes_keys(self, run, keys):
-        key = run("create", "me").stdout.strip()
+        key = run("create", "me").out.strip()
         assert owner_of(keys, key) == "me"
         key_id = key.split("_")[1]
-        listed = run("list").stdout
+        listed = run("list").out
         assert key_id in listed
         assert "me" in listed
         assert key not in listed
-        assert run("revoke", key_id).returncode == 0
+        assert run("revoke", key_id).code == 0
         assert owner_of(keys, key) is None
-        assert "revoked" in run("list").stdout
+        assert "revoked" in run("list").out
 
     def test_creates_keys_with_expiry_and_high_priority(self, run, keys):
         run("create", "me", "--expires-in", "90d", "--allow-high")
@@ -223,22 +243,42 @@ class TestCommand:
         days = (datetime.fromisoformat(mine.expires_at) - datetime.now(UTC)) / timedelta(days=1)
         assert 89.9 < days < 90
         assert (mine.high_priority, yours.high_priority) == (True, False)
-        first, second = run("list").stdout.splitlines()
+        first, second = run("list").out.splitlines()
         assert f"expires {mine.expires_at}  never used  valid  high priority" in first
         assert second.endswith("never used  expired")
 
-    def test_invalid_times_are_refused(self, run, keys):
-        for arguments in (["--expires-in", "soon"], ["--expires-at", "2030-01-01"], ["--expires-at", "x"]):
-            assert run("create", "me", *arguments).returncode == 2
+    @pytest.mark.parametrize("expiry", ["--expires-in=soon", "--expires-at=2030-01-01", "--expires-at=x"])
+    def test_invalid_time_is_refused(self, run, keys, expiry):
+        assert run("create", "me", expiry).code == 2
         assert keys.all() == []
 
     def test_reports_errors(self, run):
         done = run("revoke", "nothing")
-        assert (done.returncode, done.stderr) == (1, "error: there is no key nothing\n")
+        assert (done.code, done.err) == (1, "error: there is no key nothing\n")
         done = run("create", "a b")
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: an owner must match")
-        assert run().returncode == 2
+        assert done.code == 1
+        assert done.err.startswith("error: an owner must match")
+        assert run().code == 2
+
+    def test_prints_the_webhook_secret(self, run, redis):
+        assert run("webhook-secret", "me").out.strip() == Signer(redis, None).secret_of("me")
+
+    def test_rotates_the_webhook_secret(self, run, redis):
+        signer = Signer(redis, None)
+        old = signer.secret_of("me")
+        rotated = run("rotate-webhook-secret", "me", "--overlap", "1h").out.strip()
+        assert rotated == signer.secret_of("me") != old
+        assert len(signer.headers("me", "msg_1", 1_700_000_000, "{}")["webhook-signature"].split()) == 2
+
+    def test_runs_as_a_module(self, redis_server, redis, keys):
+        done = subprocess.run(
+            [sys.executable, "-m", "service.keys", "create", "me"],
+            env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert owner_of(keys, done.stdout.strip()) == "me"
 
 
 class TestWithoutAnyKeys:
@@ -318,6 +358,24 @@ class TestWithKeys:
         assert [job["id"] for job in client.get("/jobs", headers=mine).json()["jobs"]] == [job["id"]]
         assert client.get("/jobs", headers=yours).json()["jobs"] == []
         assert client.get("/jobs", params={"after": job["id"]}, headers=yours).status_code == 404
+
+    def test_every_route_hides_the_jobs_of_other_owners(self, client, worker, mine, yours):
+        job_id = client.post("/generate", json={"prompt": "a ball"}, headers=mine).json()["id"]
+        worker.succeed(worker.claim())
+        routes = [
+            (method, re.sub(r"{(job|video)_id}", job_id, path))
+            for path, operations in client.app.openapi()["paths"].items()
+            for method in operations
+            if "{job_id}" in path or "{video_id}" in path
+        ]
+        assert len(routes) >= 11
+        for method, url in routes:
+            assert client.request(method, url, headers=yours).status_code == 404, (method, url)
+        for url in ("/jobs", "/v1/videos"):
+            assert client.get(url, params={"after": job_id}, headers=yours).status_code == 404, url
+        extension = {"prompt": "go on", "seconds": "1", "video": {"id": job_id}}
+        assert client.post("/v1/videos/extensions", json=extension, headers=yours).status_code == 404
+        assert client.post("/v1/videos/extensions", json=extension, headers=mine).status_code != 404
 
     def test_owner_cannot_change_jobs_of_others(self, client, mine, yours):
         url = f"/jobs/{client.post('/generate', json={'prompt': 'a ball'}, headers=mine).json()['id']}"

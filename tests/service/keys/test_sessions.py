@@ -134,7 +134,9 @@ class TestSession:
     def test_ends_when_the_key_in_the_settings_changes(self, redis):
         before = Sessions(redis, ApiKeys(redis, SecretStr("before")), 60)
         session_id = before.open("before")
-        assert before.authenticate(session_id).owner == "default"
+        caller = before.authenticate(session_id)
+        assert caller is not None
+        assert caller.owner == "default"
         assert Sessions(redis, ApiKeys(redis, SecretStr("after")), 60).authenticate(session_id) is None
 
     def test_is_not_required_while_no_key_exists(self, client, redis):

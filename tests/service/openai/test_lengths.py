@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from model.spec.limits import Limits
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from service.jobs.extensions import length_of, length_of_extension, parse_seconds, seconds_text
+from service.openai.lengths import length_of, length_of_extension, parse_seconds, seconds_text
 from tests.service.conftest import LIMITS
 
 RELEASED = Limits.from_json({})

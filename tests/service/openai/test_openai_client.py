@@ -219,7 +219,7 @@ class TestContent:
         assert refused.value.param == "variant"
 
     def test_unfinished_video_is_a_conflict_without_retry(self, live):
-        asked = []
+        asked: list[httpx2.Request] = []
         http = httpx2.Client(event_hooks={"request": [asked.append]})
         with OpenAI(base_url=f"http://127.0.0.1:{live}/v1", api_key="none", http_client=http) as client:
             video = client.videos.create(prompt="a red ball")

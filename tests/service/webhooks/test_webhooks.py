@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from jobs.errors import InvalidRequest, OutOfMemory
+from jobs.errors import InvalidRequest, OutOfMemory, Unavailable
 from jobs.storage.keys import new_job_id
 from jobs.store.outbox import Outbox
 from jobs.store.submission import Submission
@@ -276,8 +276,14 @@ class TestUrlCheck:
 
     def test_slow_name_server_occupies_few_threads(self, monkeypatch):
         monkeypatch.setattr(url_checker, "_LOOKUP_TIMEOUT_S", 0.001)
-        lookups, answered = [], Event()
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: lookups.append(answered.wait(30)) or [])
+        lookups: list[bool] = []
+        answered = Event()
+
+        def wait_for_answer(*_, **__):
+            lookups.append(answered.wait(30))
+            return []
+
+        monkeypatch.setattr(socket, "getaddrinfo", wait_for_answer)
         hosts = WebhookUrlChecker(allow_private=False)
         for number in range(20):
             hosts.check(f"https://{number}.example.com")
@@ -303,16 +309,6 @@ class TestSecrets:
         made = Signer(redis, None).secret_of("me")
         assert made == Signer(redis, None).secret_of("me") != Signer(redis, None).secret_of("you")
         assert made != Signer(redis, SECRET).secret_of("me")
-
-    def test_command_prints_the_secret(self, redis_server, redis):
-        done = subprocess.run(
-            [sys.executable, "-m", "service.keys", "webhook-secret", "me"],
-            env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.strip() == Signer(redis, None).secret_of("me")
 
     def test_old_and_new_secret_verify_until_the_overlap_ends(self, redis):
         now = [1000.0]
@@ -347,19 +343,6 @@ class TestSecrets:
         assert verifying(Signer(redis, other, SECRET), "me", old, new) == [True, True]
         assert verifying(Signer(redis, other), "me", old, new) == [False, True]
 
-    def test_command_rotates_the_secret(self, redis_server, redis):
-        signer = Signer(redis, None)
-        old = signer.secret_of("me")
-        done = subprocess.run(
-            [sys.executable, "-m", "service.keys", "rotate-webhook-secret", "me", "--overlap", "1h"],
-            env={**os.environ, "LONGCAT_REDIS_URL": redis_server},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.strip() == signer.secret_of("me") != old
-        assert verifying(signer, "me", old, signer.secret_of("me")) == [True, True]
-
     @pytest.mark.parametrize("secret", ["x", "whsec_", "whsec_short", "c2VjcmV0" * 6])
     def test_malformed_secret_in_the_settings_is_refused(self, redis_server, tmp_path, secret):
         with pytest.raises(ValidationError):
@@ -375,6 +358,27 @@ class TestDeliveryWorker:
         with DeliveryWorker(Outbox(redis), Signer(redis, None), changed):
             worker.claim()
             wait_until(lambda: receiver.types == ["job.started"])
+
+    @pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("a mistake")])
+    def test_threads_continue_after_an_error(
+        self, order, worker, receiver, redis, settings, monkeypatch, error
+    ):
+        changed = settings.model_copy(
+            update={"webhook_private_hosts": True, "webhook_interval_s": 0.02, "webhook_threads": 1}
+        )
+        outbox, errors = Outbox(redis), [error]
+        take = outbox.take
+
+        def fails_at_first(*given):
+            if errors:
+                raise errors.pop()
+            return take(*given)
+
+        monkeypatch.setattr(outbox, "take", fails_at_first)
+        order(webhook_url=receiver.url)
+        worker.claim()
+        with DeliveryWorker(outbox, Signer(redis, None), changed):
+            wait_until(lambda: receiver.types == ["job.started"], timeout_s=30)
 
     def test_several_workers_send_each_webhook_once(self, order, worker, receiver, redis, settings):
         changed = settings.model_copy(
@@ -476,7 +480,7 @@ class TestTarpit:
 
 def test_certificates_are_loaded_once_for_all_webhooks(tell, receiver, post, monkeypatch):
     default_tls.cache_clear()
-    read = []
+    read: list[None] = []
     load = ssl.SSLContext.load_default_certs
     monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *args: read.append(load(*args)))
     mine = post()

@@ -1,1 +1,1 @@
-"""Tests of the ranks of a GPU group."""
+"""Test the ranks of a GPU group."""

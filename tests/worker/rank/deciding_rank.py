@@ -1,6 +1,6 @@
-"""Decide a few times together with another rank: `deciding_rank RANK STORE`.
+"""Reach consensus with another rank several times: `deciding_rank RANK STORE`.
 
-In the end rank 1 fails while rank 0 waits for it in the group of the model.
+At the end, rank 1 fails while rank 0 waits for it in a collective of the model.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def test_error_of_a_group_of_one_rank_fails_the_job_alone():
 
 @contextmanager
 def started(module: str, folder: Path, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start two ranks, and kill them if they still run in the end."""
+    """Run two ranks, and kill those that do not end."""
     command = [sys.executable, "-m", module]
     ranks = [
         subprocess.Popen(
@@ -98,7 +98,7 @@ def outputs(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     return [(rank.returncode, text.strip()) for rank, text in zip(ranks, texts, strict=True)]
 
 
-def test_ranks_decide_together_and_a_rank_that_fails_alone_exits(tmp_path):
+def test_ranks_agree_and_a_rank_that_fails_alone_exits(tmp_path):
     with started("tests.worker.rank.deciding_rank", tmp_path) as ranks:
         (leader_status, leader_output), (status, output) = outputs(ranks)
     decisions = "\n".join(
@@ -116,17 +116,17 @@ def test_ranks_decide_together_and_a_rank_that_fails_alone_exits(tmp_path):
 
 
 @pytest.mark.faults
-def test_ranks_that_idled_longer_than_a_collective_may_take_run_the_next_job(tmp_path):
-    # The timeout is what ends a wait, so a short timeout stands for a long wait.
+def test_ranks_run_a_job_after_idling_longer_than_the_collective_timeout(tmp_path):
+    # A short timeout has the same effect as a long wait.
     with started("tests.worker.rank.idle_rank", tmp_path, "consensus") as ranks:
         assert outputs(ranks) == [(0, "job 2"), (0, "job 2")]
 
 
 @pytest.mark.faults
-def test_ranks_that_idle_in_the_group_of_the_model_fail(tmp_path):
+def test_ranks_fail_if_they_idle_in_the_process_group_of_the_model(tmp_path):
     with started("tests.worker.rank.idle_rank", tmp_path, "model") as ranks:
         assert all(status for status, _ in outputs(ranks))
 
 
-def test_idle_timeout_is_longer_than_a_night():
+def test_idle_timeout_exceeds_twelve_hours():
     assert timedelta(hours=12) < IDLE_TIMEOUT

@@ -1,25 +1,28 @@
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
-from worker.channel import Channel
+from worker.channel import Channel, listen
 from worker.messages import GroupFailed, RunJob, StopJob
-from worker.rank.main import SupervisorConnection, device_type
+from worker.rank.main import EXIT_FAILED, SupervisorConnection
+from worker.settings import WorkerSettings
 
 JOB = RunJob(job_id="j", order=ORDER, folder=Path("/spool/j"))
 
 
 class Ends:
-    """The rank's connection, and the supervisor's end of it."""
+    """The connection of a rank, and the supervisor's end of it."""
 
     def __init__(self) -> None:
         rank, supervisor = socket.socketpair()
@@ -41,7 +44,7 @@ def test_jobs_are_received_in_order(ends):
     assert [ends.connection.next_job().job_id for _ in range(2)] == ["a", "b"]
 
 
-def test_stop_request_holds_for_its_job_alone(ends):
+def test_stop_request_applies_only_to_its_job(ends):
     ends.supervisor.send(StopJob(job_id="j", reason="preempt"))
     wait_until(lambda: ends.connection.stop_request("j") == "preempt")
     assert ends.connection.stop_request("other") is None
@@ -59,7 +62,7 @@ def test_sent_messages_arrive(ends):
     assert ends.supervisor.recv() == GroupFailed(message="lost")
 
 
-def test_rank_is_told_when_the_supervisor_is_gone(ends):
+def test_closed_connection_is_noticed_by_the_rank(ends):
     assert not ends.disconnected.is_set()
     ends.supervisor.close()
     assert ends.disconnected.wait(30)
@@ -72,15 +75,15 @@ def test_close_ends_the_receiving_thread():
         assert ends.supervisor.recv() is None
 
 
-@pytest.mark.parametrize(
-    ("device", "has_cuda", "expected"),
-    [
-        ("auto", True, "cuda"),
-        ("auto", False, "cpu"),
-        ("cpu", True, "cpu"),
-        ("cuda", False, "cuda"),
-    ],
-)
-def test_device_is_chosen_by_the_setting_and_the_machine(monkeypatch, device, has_cuda, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-    assert device_type(device) == expected
+def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
+    setup = WorkerSettings(device="cuda", checkpoint=tmp_path).rank_setup(tmp_path / "socket")
+    command = [sys.executable, "-m", "worker.rank.main", setup.model_dump_json(), str(os.getpid())]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with listen(setup.socket) as listening:
+        listening.settimeout(60)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as rank:
+            with closing(Channel(listening.accept()[0])) as supervisor:
+                message = supervisor.recv()
+            assert rank.wait() == EXIT_FAILED
+    assert isinstance(message, GroupFailed)
+    assert "no GPU can be used" in message.message

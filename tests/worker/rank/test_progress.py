@@ -33,7 +33,7 @@ STAGES: tuple[Stage, ...] = ("denoise", "refine")
 
 
 class TimedMeter:
-    """A meter with a clock that the test advances."""
+    """A progress meter with a clock that the test advances."""
 
     def __init__(self, plan: Plan = PLAN, unit_times: UnitTimes | None = None) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Test one job on a group of one rank, with a staged engine and the real leader."""
+"""A rank runs one job, with a fake engine and the real leader."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def consensus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consensus]:
 
 
 class OtherRankFails(Consensus):
-    """A consensus with a rank that fails, with a contained error, at the second event."""
+    """A consensus in which another rank has a contained error at the second event."""
 
     events = 0
 
@@ -66,7 +66,7 @@ class OtherRankFails(Consensus):
 
 
 class RankRunner:
-    """Run jobs on one rank. `stop_at` is the step (segment, step) at which a stop is requested."""
+    """A rank that runs jobs. `stop_at` is the step (segment, step) at which a stop is requested."""
 
     def __init__(self, consensus: Consensus, folder: Path, checkpoint_s: float = 0.0) -> None:
         self.consensus = consensus

@@ -19,7 +19,7 @@ FORMAT = VideoFormat(Size(64, 96), fps=15, crf=18, preset="ultrafast")
 
 
 def clip(first: int, count: int, size: Size = FORMAT.size) -> torch.Tensor:
-    """Return frames with a moving edge, so that x264 reorders packets. The grey of each tells its index."""
+    """Return frames with a moving edge, so that x264 reorders packets. Their greys encode their index."""
     frames = torch.zeros(count, *size, 3, dtype=torch.uint8)
     for i in range(count):
         frames[i] = 30 + (first + i) * 2 % 190
@@ -50,7 +50,7 @@ def decoded(path: Path) -> list[tuple[float, torch.Tensor]]:
 
 @dataclass(frozen=True)
 class PacketTimes:
-    """When a packet is decoded and shown, in units of the stream."""
+    """The decoding and presentation times of a packet, in units of the stream."""
 
     dts: int
     pts: int

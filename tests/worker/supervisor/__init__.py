@@ -1,1 +1,1 @@
-"""Tests of the supervisor of a GPU group."""
+"""Test the supervisor of a GPU group."""

@@ -70,7 +70,7 @@ class LocalBackends:
         return lease
 
     def claimed_job(self, lease: Lease | None = None) -> ClaimedJob:
-        """A claimed job with its folder; of a new job, if no lease is given."""
+        """Return a claimed job with its folder. Without a lease, submit and claim a new job."""
         if lease is None:
             self.submit()
             lease = self.claim()
@@ -88,12 +88,12 @@ class LocalBackends:
                 self.job_store.maintenance.confirm_file_removal(job_id, since)
 
     def stored(self, job: ClaimedJob) -> list[str]:
-        """The keys of the job's files in storage, without its prefix."""
+        """Return the keys of the job's files in storage, without its prefix."""
         return [key.split("/", 2)[2] for key in self.storage.keys(f"jobs/{job.job_id}/")]
 
 
 def write_video(folder: Path) -> VideoFile:
-    """Write files in place of a finished video."""
+    """Write small files that take the place of a finished video."""
     (folder / "video.mp4").write_bytes(b"video")
     (folder / "thumbnail.jpg").write_bytes(b"thumbnail")
     return VideoFile(
@@ -109,7 +109,7 @@ def write_video(folder: Path) -> VideoFile:
 
 
 def write_checkpoint(folder: Path, step: int, segment: int = 0) -> Checkpoint:
-    """Write files in place of a checkpoint, with one of each segment before it."""
+    """Write small files that take the place of a checkpoint and of the segments before it."""
     checkpoint = Checkpoint(
         segment=segment,
         stage="denoise",

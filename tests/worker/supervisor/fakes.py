@@ -1,7 +1,7 @@
-"""Provide a supervisor whose components record what they are told; its logic and its GPU group are real.
+"""Provide a supervisor whose components record their calls. Its logic and its GPU group are real.
 
-No thread runs: a test hands one event after the other to `Supervisor.handle`, and time stands still unless
-the test advances it. Each fake is a subclass of the real component, so that their methods stay the same.
+No thread runs. A test passes events to `Supervisor.handle` and advances the clock. Each fake is a subclass of
+the real component, so that mypy checks its methods.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHECKPOINT = Checkpoint(segment=0, stage="denoise", step=2, state="state.safeten
 
 
 class FakeProcess(GroupProcess):
-    """Processes of a group that do not exist."""
+    """A group without processes, which records the messages to it."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -53,7 +53,7 @@ class FakeProcess(GroupProcess):
         return self.lives and not self.is_killed
 
     def set_ranks(self, pids: tuple[int, ...]) -> None:
-        """There are none."""
+        """Do nothing: there are no ranks."""
 
     def send(self, message: Message) -> None:
         assert not self.is_killed
@@ -154,11 +154,11 @@ class FakeHeartbeat(IdleThread, Heartbeat):
 
 
 class FakeSupervisor:
-    """A supervisor, its fake components, and the events that they would cause."""
+    """A supervisor with fake components, and methods that cause the events of the real ones."""
 
     def __init__(
         self,
-        max_unfinished: int = 2,
+        max_claimed_jobs: int = 2,
         drain_s: float = 30.0,
         requeue_s: float = 5.0,
         maintenance: tuple[StoppableThread, ...] = (),
@@ -186,7 +186,7 @@ class FakeSupervisor:
         )
         self.components = components
         self.supervisor = Supervisor(
-            components, self.inbox, SupervisorLimits(max_unfinished, drain_s, requeue_s), lambda: self.now
+            components, self.inbox, SupervisorLimits(max_claimed_jobs, drain_s, requeue_s), lambda: self.now
         )
         self._ids = (f"job-{index}" for index in count())
 
@@ -196,12 +196,12 @@ class FakeSupervisor:
 
     @property
     def process(self) -> FakeProcess:
-        """The processes of the latest start."""
+        """Return the processes of the latest start."""
         return self.processes[-1]
 
     @property
     def sent(self) -> list[Message]:
-        """What the group was sent since its latest start."""
+        """Return the messages to the group since its latest start."""
         return self.process.sent
 
     def tick(self, seconds: float = 0.0) -> None:
@@ -218,7 +218,7 @@ class FakeSupervisor:
         self.receive(READY)
 
     def new_job(self, job_id: str | None = None, fence: int = 1) -> ClaimedJob:
-        """A job that the consumer just claimed."""
+        """Return a job that the consumer has just claimed."""
         record = Job(
             id=job_id or next(self._ids),
             status="running",
@@ -240,7 +240,7 @@ class FakeSupervisor:
         self.supervisor.handle(JobFetched(job, outcome or run))
 
     def run_job(self) -> ClaimedJob:
-        """A job that has the GPUs."""
+        """Return a job that runs on the GPUs."""
         job = self.claim()
         self.fetch(job)
         assert job.state is JobState.RUNNING
@@ -254,14 +254,20 @@ class FakeSupervisor:
         return [outcome for finalized, outcome in self.finalizer.outcomes if finalized is job]
 
     def outcome(self, job: ClaimedJob) -> Outcome | None:
-        """The outcome with which the job was finalized, None if it was not."""
+        """Return the outcome with which the job was finalized, None if it was not."""
         outcomes = self.outcomes(job)
         assert len(outcomes) <= 1
         return outcomes[0] if outcomes else None
 
     def runs(self) -> list[str]:
-        """The ids of the jobs that the group was given since its latest start."""
+        """Return the ids of the jobs that the group was told to run since its latest start."""
         return [message.job_id for message in self.sent if isinstance(message, RunJob)]
+
+    def sent_to_any_group(self, kind: type[Message]) -> list[Any]:
+        """The messages of a kind that were sent to the groups of all starts, in order."""
+        return [
+            message for process in self.processes for message in process.sent if isinstance(message, kind)
+        ]
 
     def stops(self) -> list[Any]:
         return [message for message in self.sent if isinstance(message, StopJob)]

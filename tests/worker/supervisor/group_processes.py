@@ -1,4 +1,4 @@
-"""Start quick programs in place of torchrun. The real one runs in `tests/worker/test_faults.py`."""
+"""Start short programs instead of torchrun. The real one runs in `tests/worker/test_faults.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from jobs.capability import Capability
 from worker.messages import Message, Ready
-from worker.supervisor import group_process
 from worker.supervisor.group_process import GroupProcess, Launch
 
 READY = Ready(
@@ -44,7 +43,7 @@ class ProgramStarter:
         program.write_text(PROGRAM)
         real = subprocess.Popen
         monkeypatch.setattr(
-            group_process.subprocess,
+            subprocess,
             "Popen",
             lambda command, **given: real([sys.executable, str(program), command[-1]], **given),
         )

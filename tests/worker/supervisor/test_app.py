@@ -1,4 +1,4 @@
-"""Build supervisors from settings. Their GPU group never starts; everything else works without it."""
+"""Supervisors are built from settings. Their GPU group never starts; nothing else needs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.errors import GroupTaken, Unavailable
 from jobs.registration import GroupRegistration, live_groups
 from jobs.storage.folder import FolderStorage
 from tests.waiting import wait_until
-from tests.worker.supervisor.backends import LocalBackends, write_video
+from tests.worker.supervisor.backends import InterruptibleStorage, LocalBackends, write_video
 from worker.settings import WorkerSettings
 from worker.supervisor import app
 from worker.supervisor.app import build_supervisor
@@ -48,7 +48,7 @@ class Scene:
             assert not self.thread.is_alive()
 
     def finished_job(self) -> ClaimedJob:
-        """A job whose video is in the spool of a supervisor that died."""
+        """Return a job whose video is in the spool of a dead supervisor."""
         self.backends.submit()
         lease = self.backends.claim("w-0")
         job = ClaimedJob(lease, self.spool.folder(lease.job.id))
@@ -83,6 +83,24 @@ def test_video_of_the_last_supervisor_is_uploaded(scene):
     assert b"".join(scene.storage.read(record.result.video_key)) == b"video"
     assert (record.attempt, record.timings_s["decode"]) == (1, 2.0)
     wait_until(lambda: scene.spool.job_ids == [])
+
+
+def test_lease_of_a_resumed_upload_is_renewed(scene, monkeypatch):
+    storage = InterruptibleStorage(Path(scene.settings.storage_location))
+    storage.is_available = False
+    monkeypatch.setattr(app, "open_storage", lambda _: storage)
+    job = scene.finished_job()
+    scene.serve()
+    wait_until(lambda: scene.status(job) == "uploading")
+    lease_ends: set[float] = set()
+
+    def is_renewed_again_and_again() -> bool:
+        lease_ends.add(scene.backends.redis.zscore("longcat:leases", job.job_id))
+        return len(lease_ends) > 3  # the resumption and the begin of the upload renew it once each
+
+    wait_until(is_renewed_again_and_again)
+    storage.is_available = True
+    wait_until(lambda: scene.status(job) == "succeeded")
 
 
 def test_video_of_a_job_that_another_group_has_claimed_is_not_uploaded(scene):

@@ -15,7 +15,7 @@ def upload(backends: LocalBackends, job, checkpoint) -> None:
 
 
 def resumed_from(backends: LocalBackends, job):
-    """The checkpoint that the next claim returns."""
+    """Return the checkpoint from which the next claim resumes."""
     backends.job_store.holder.requeue(job.lease, crashed=False)
     return stored_checkpoint(backends.claim().checkpoint)
 
@@ -60,14 +60,18 @@ def test_later_checkpoint_replaces_the_earlier_one_everywhere(backends):
 
 
 def test_segment_files_are_uploaded_once(backends, monkeypatch):
-    job, put = backends.claimed_job(), []
-    real = backends.storage.put
-    monkeypatch.setattr(
-        backends.storage, "put", lambda key, path, kind: (put.append(path.name), real(key, path, kind))
-    )
+    job = backends.claimed_job()
+    uploaded: list[str] = []
+    put = backends.storage.put
+
+    def put_and_note(key, path, media_type):
+        uploaded.append(path.name)
+        put(key, path, media_type)
+
+    monkeypatch.setattr(backends.storage, "put", put_and_note)
     upload(backends, job, write_checkpoint(job.folder, 1, segment=2))
     upload(backends, job, write_checkpoint(job.folder, 2, segment=3))
-    assert sorted(put) == sorted(
+    assert sorted(uploaded) == sorted(
         [
             "state-2-denoise-1.safetensors",
             "state-3-denoise-2.safetensors",
@@ -87,6 +91,22 @@ def test_only_the_latest_checkpoint_waits_for_the_storage(backends):
     backends.checkpoints.flush(job, 30)
     wait_until(lambda: job.checkpoint == kept[-1])
     assert resumed_from(backends, job) == kept[-1]
+
+
+def test_upload_is_repeated_after_the_storage_was_unavailable(backends, monkeypatch):
+    job, attempts, real = backends.claimed_job(), [], backends.storage.put
+
+    def unavailable_at_first(*file):
+        attempts.append(file)
+        if len(attempts) == 1:
+            raise Unavailable("away")
+        real(*file)
+
+    monkeypatch.setattr(backends.storage, "put", unavailable_at_first)
+    checkpoint = write_checkpoint(job.folder, 1)
+    backends.checkpoints.submit(job, checkpoint)
+    wait_until(lambda: job.checkpoint == checkpoint)
+    assert resumed_from(backends, job) == checkpoint
 
 
 def test_local_copy_does_not_wait_for_the_storage(backends):
@@ -152,19 +172,21 @@ def test_file_that_arrives_after_the_job_ended_is_removed(backends, monkeypatch)
 
 
 def test_late_file_is_reported_after_redis_was_unavailable(backends, monkeypatch):
-    job, say, told = backends.claimed_job(), backends.job_store.maintenance.report_late_file, []
+    job = backends.claimed_job()
+    report = backends.job_store.maintenance.report_late_file
+    reported: list[str] = []
 
-    def away_at_first(job_id) -> None:
-        told.append(job_id)
-        if len(told) == 1:
-            raise Unavailable("away")
-        say(job_id)
+    def fail_once(job_id) -> None:
+        reported.append(job_id)
+        if len(reported) == 1:
+            raise Unavailable("Redis is unavailable")
+        report(job_id)
 
-    monkeypatch.setattr(backends.job_store.maintenance, "report_late_file", away_at_first)
+    monkeypatch.setattr(backends.job_store.maintenance, "report_late_file", fail_once)
     backends.job_store.holder.confirm_cancel(job.lease)
     backends.confirm_file_removals()
     upload(backends, job, write_checkpoint(job.folder, 1))
-    assert told == [job.job_id] * 2
+    assert reported == [job.job_id] * 2
     assert backends.job_store.maintenance.due_file_removals().keys() == {job.job_id}
 
 

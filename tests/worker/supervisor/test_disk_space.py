@@ -1,4 +1,4 @@
-"""Check real folders on disks whose free space is faked."""
+"""Free space is checked on real folders with fake values of free space."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def free(monkeypatch) -> dict[Path, int]:
     return free
 
 
-def test_real_disk_has_zero_bytes_free_but_not_an_exabyte(tmp_path):
+def test_limits_are_compared_with_the_space_of_a_real_disk(tmp_path):
     assert is_enough([tmp_path], 0)
     assert not is_enough([tmp_path], 1 << 60)
 

@@ -25,7 +25,7 @@ def fetcher(backends: LocalBackends) -> InputFetcher:
 
 @pytest.fixture
 def with_image(backends: LocalBackends, tmp_path) -> ClaimedJob:
-    """A claimed job with an image in storage."""
+    """Return a claimed job with an image in storage."""
     (tmp_path / "upload").write_bytes(b"pixels")
     key = input_key("somewhere", "image.png")
     backends.storage.put(key, tmp_path / "upload", "image/png")
@@ -99,7 +99,7 @@ def test_stopped_fetcher_fetches_what_is_available(fetcher, with_image):
 
 
 def checkpointed_elsewhere(backends: LocalBackends, step: int, segment: int = 1) -> ClaimedJob:
-    """A job with a stored checkpoint of another machine, of which this one has no files."""
+    """Return a job with a stored checkpoint of another machine, whose files are missing on this one."""
     job = backends.claimed_job()
     checkpoint = write_checkpoint(job.folder, step, segment)
     backends.checkpoints.submit(job, checkpoint)
@@ -142,11 +142,11 @@ def test_job_starts_over_if_its_stored_checkpoint_is_gone(backends, fetcher):
 
 def test_finished_video_in_the_spool_is_not_generated_again(backends, fetcher):
     job = backends.claimed_job()
-    film = write_video(job.folder)
+    video = write_video(job.folder)
     backends.spool.write_pending_upload(
-        job.job_id, PendingUpload(fence=1, video=film, timings_s={"decode": 3.0})
+        job.job_id, PendingUpload(fence=1, video=video, timings_s={"decode": 3.0})
     )
-    assert fetcher.fetch(job) == Completed(film)
+    assert fetcher.fetch(job) == Completed(video)
     assert job.timings_s == {"decode": 3.0}
 
 

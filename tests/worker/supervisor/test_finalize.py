@@ -10,6 +10,7 @@ from jobs.errors import DiskFull, JobNotFound, OutOfMemory, Unavailable
 from jobs.maintenance import remove_files
 from jobs.record import Job, JobError
 from jobs.storage.keys import timeline_key
+from jobs.store.holder import Lease
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
 from worker.supervisor.finalize import Finalizer
@@ -50,6 +51,12 @@ class Scene:
     @property
     def is_spooled(self) -> bool:
         return self.job.job_id in self.backends.spool.job_ids
+
+
+def error_of(record: Job) -> tuple[str, bool]:
+    """Return the code of the error of a failed job, and whether it is retryable."""
+    assert record.error is not None
+    return record.error.code, record.error.retryable
 
 
 @pytest.fixture
@@ -112,7 +119,7 @@ def test_upload_over_its_limit_fails_the_job(backends):
     scene = Scene(backends, upload_limit_s=0.0)
     backends.storage.is_available = False
     record = scene.finalize(Completed(scene.video))
-    assert (record.error.code, record.error.retryable) == ("upload_failed", True)
+    assert error_of(record) == ("upload_failed", True)
 
 
 def test_full_storage_fails_the_job_with_disk_full(scene, backends, monkeypatch):
@@ -145,6 +152,30 @@ def test_cancelled_job_leaves_no_files(scene, backends):
 
 def test_deadline_fails_the_job_with_deadline_exceeded(scene):
     assert scene.finalize(Stopped("deadline")).error.code == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("call", ["begin_upload", "succeed"])
+def test_upload_and_its_commit_survive_an_unavailable_redis(scene, backends, monkeypatch, call):
+    real, calls = getattr(backends.job_store.holder, call), []
+
+    def unavailable_at_first(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise Unavailable("away")
+        return real(*given)
+
+    monkeypatch.setattr(backends.job_store.holder, call, unavailable_at_first)
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+    assert len(calls) == 2
+
+
+def test_video_of_a_cancelled_job_is_not_uploaded(scene, backends, monkeypatch):
+    uploaded: list[tuple] = []
+    monkeypatch.setattr(backends.storage, "put", lambda *file: uploaded.append(file))
+    backends.job_store.client.cancel(scene.job.job_id)
+    scene.job.stop_request = "cancel"
+    assert scene.finalize(Completed(scene.video)).status == "cancelled"
+    assert uploaded == []
 
 
 def test_job_cancelled_before_its_upload_never_succeeds(scene, backends):
@@ -185,7 +216,8 @@ def test_job_whose_lease_is_lost_writes_no_result(scene, backends):
 def test_files_uploaded_while_the_lease_was_lost_are_removed_after_the_job_ended(
     scene, backends, monkeypatch
 ):
-    real, others = backends.storage.put, []
+    real = backends.storage.put
+    others: list[Lease] = []
 
     def put_late(*file) -> None:
         if not others:
@@ -267,7 +299,7 @@ def test_last_allowed_crash_fails_the_job_and_leaves_no_files(scene, backends):
     last = Scene(backends, backends.claimed_job(backends.claim()))
     backends.checkpoints.submit(last.job, write_checkpoint(last.job.folder, 1))
     record = last.finalize(Requeued(crashed=True))
-    assert (record.error.code, record.attempt) == ("worker_crashed", 2)
+    assert (error_of(record), record.attempt) == (("worker_crashed", True), 2)
     assert backends.stored(last.job) == []
     assert not last.is_spooled
 

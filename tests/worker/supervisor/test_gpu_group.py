@@ -52,8 +52,8 @@ def test_group_is_ready_once_rank_0_says_so(scene):
     scene.start(group)
     assert group.state is GpuGroupState.STARTING
     scene.bring_up(group)
-    assert group.state is GpuGroupState.READY
-    assert (group.published_state(busy=False), group.published_state(busy=True)) == ("ready", "busy")
+    assert (group.state, group.published_state(busy=False)) == (GpuGroupState.READY, "ready")
+    assert group.published_state(busy=True) == "busy"
     assert group.capability == READY.capability
     assert group.check(busy=False, may_start=True) is None
 
@@ -140,6 +140,7 @@ def test_progress_keeps_a_busy_group_from_failing(tmp_path, monkeypatch):
     group = GpuGroup(lambda: starter.start("ready"), limits, clock=lambda: now[0])
     group.check(busy=False, may_start=True)
     _, ready = starter.messages.get(timeout=30)
+    assert isinstance(ready, Ready)
     group.on_ready(ready)
     group.start_job(RunJob(job_id="j", order=ORDER, folder=Path()))
     for _ in range(100):

@@ -18,13 +18,13 @@ from worker.supervisor.lease_renewer import LeaseRenewer
 class Scene:
     """A lease renewer whose renewals are counted and can fail."""
 
-    def __init__(self, backends: LocalBackends) -> None:
+    def __init__(self, backends: LocalBackends, monkeypatch: pytest.MonkeyPatch) -> None:
         self.backends = backends
         self.job_store = JobStore(backends.redis)
         self.is_available = True
         self.renewals = 0
         self._renew_lease = self.job_store.holder.renew_lease
-        self.job_store.holder.renew_lease = self.renew_lease
+        monkeypatch.setattr(self.job_store.holder, "renew_lease", self.renew_lease)
         self.notified: queue.SimpleQueue[ClaimedJob] = queue.SimpleQueue()
         self.renewer = LeaseRenewer(self.job_store, self.notified.put, preempt_after_s=0.0)
 
@@ -45,8 +45,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(backends: LocalBackends):
-    scene = Scene(backends)
+def scene(backends: LocalBackends, monkeypatch: pytest.MonkeyPatch):
+    scene = Scene(backends, monkeypatch)
     scene.renewer.start()
     yield scene
     scene.renewer.stop()
@@ -54,7 +54,7 @@ def scene(backends: LocalBackends):
     assert not scene.renewer.is_alive()
 
 
-def test_low_priority_job_is_told_to_stop_for_a_high_priority_job(scene):
+def test_low_priority_job_is_asked_to_stop_for_a_high_priority_job(scene):
     scene.backends.submit(priority="low")
     job = scene.backends.claimed_job(scene.backends.claim("a"))
     GroupRegistration(scene.backends.redis, "a", ttl_s=60).heartbeat("busy", ranks=1, job=job.job_id)
@@ -122,8 +122,8 @@ def test_lease_of_a_removed_job_is_not_renewed(scene):
     assert (job.stop_request, scene.notified.empty()) == (None, True)
 
 
-def test_reply_about_a_job_that_was_removed_meanwhile_is_ignored(backends):
-    scene = Scene(backends)
+def test_reply_about_a_job_that_was_removed_meanwhile_is_ignored(backends, monkeypatch):
+    scene = Scene(backends, monkeypatch)
     job = scene.backends.claimed_job()
     called, reply = threading.Event(), threading.Event()
 
@@ -132,7 +132,7 @@ def test_reply_about_a_job_that_was_removed_meanwhile_is_ignored(backends):
         reply.wait(30)
         return "lease_lost"
 
-    scene.job_store.holder.renew_lease = slow
+    monkeypatch.setattr(scene.job_store.holder, "renew_lease", slow)
     scene.renewer.add(job)
     scene.renewer.start()
     called.wait(30)

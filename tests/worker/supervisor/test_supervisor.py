@@ -1,4 +1,4 @@
-"""Check what the supervisor decides after each event."""
+"""The supervisor takes the right decision after each event."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 
 @pytest.fixture
 def fake() -> FakeSupervisor:
-    """A supervisor whose group is ready."""
+    """Return a supervisor whose group is ready."""
     fake = FakeSupervisor()
     fake.bring_up()
     return fake
@@ -361,7 +361,7 @@ REASONS = ["cancel", "deadline", "preempt", "lease_lost"]
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_running_job_is_told_to_stop_and_finalized_when_it_has(fake, reason):
+def test_running_job_is_asked_to_stop_and_finalized_when_it_has_stopped(fake, reason):
     job = fake.run_job()
     request_stop(fake, job, reason)
     assert fake.stops() == [StopJob(job_id=job.job_id, reason=reason)]
@@ -428,12 +428,17 @@ def drain(fake: FakeSupervisor) -> None:
     fake.supervisor.handle(DrainRequested())
 
 
+def state_of(fake: FakeSupervisor) -> SupervisorState:
+    """Return the state of the supervisor, which every event may change."""
+    return fake.supervisor.state
+
+
 def test_drain_without_jobs_ends_once_nothing_can_be_claimed(fake):
     drain(fake)
-    assert fake.supervisor.state is SupervisorState.DRAINING
+    assert state_of(fake) is SupervisorState.DRAINING
     fake.consumer.has_ended = True
     fake.tick()
-    assert fake.supervisor.state is SupervisorState.STOPPED
+    assert state_of(fake) is SupervisorState.STOPPED
 
 
 def test_drain_waits_for_a_claim_in_the_inbox(fake):
@@ -441,7 +446,7 @@ def test_drain_waits_for_a_claim_in_the_inbox(fake):
     fake.consumer.has_ended = True
     fake.inbox.put(DrainRequested())
     fake.tick()
-    assert fake.supervisor.state is SupervisorState.DRAINING
+    assert state_of(fake) is SupervisorState.DRAINING
 
 
 def test_drain_stops_the_running_job_once_and_waits_until_it_is_requeued(fake):
@@ -454,9 +459,9 @@ def test_drain_stops_the_running_job_once_and_waits_until_it_is_requeued(fake):
     assert fake.consumer.stopping.is_set()
     fake.receive(JobStopped(job_id=job.job_id, reason="drain"))
     assert fake.outcome(job) == Stopped("drain")
-    assert fake.supervisor.state is SupervisorState.DRAINING
+    assert state_of(fake) is SupervisorState.DRAINING
     fake.finish(job)
-    assert fake.supervisor.state is SupervisorState.STOPPED
+    assert state_of(fake) is SupervisorState.STOPPED
 
 
 def test_drain_does_not_replace_the_reason_of_a_stop(fake):
@@ -487,7 +492,7 @@ def test_group_that_drains_too_long_is_killed_and_its_job_requeued_without_a_cra
     fake.tick(29.0)
     assert fake.outcome(job) is None
     fake.tick(1.5)
-    assert fake.supervisor.state is SupervisorState.TERMINATING
+    assert state_of(fake) is SupervisorState.TERMINATING
     assert fake.outcome(job) == Requeued(crashed=False)
     assert fake.process.is_killed
 
@@ -506,9 +511,9 @@ def test_drain_ends_even_if_a_job_cannot_be_requeued(fake):
     drain(fake)
     fake.tick(31.0)
     fake.tick(3.0)
-    assert fake.supervisor.state is SupervisorState.TERMINATING
+    assert state_of(fake) is SupervisorState.TERMINATING
     fake.tick(2.0)
-    assert fake.supervisor.state is SupervisorState.STOPPED
+    assert state_of(fake) is SupervisorState.STOPPED
 
 
 # The event loop
@@ -539,7 +544,11 @@ def test_serve_ends_though_a_thread_is_stuck(monkeypatch, caplog):
 
 def test_serve_ends_its_threads_if_it_fails(monkeypatch):
     fake = FakeSupervisor()
-    fake.supervisor.handle = lambda _: 1 / 0
+
+    def fail(_event):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(fake.supervisor, "handle", fail)
     with pytest.raises(ZeroDivisionError):
         fake.supervisor.serve()
     assert not any(threading.Thread.is_alive(thread) for thread in fake.components.threads)

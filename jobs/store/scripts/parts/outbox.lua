@@ -46,7 +46,7 @@ local function in_flight_keys(owner, host)
 end
 
 local function host_of(url)
-  return redis.sha1hex(string.lower(url:match('^%w+://([^/?#]*)')))
+  return redis.sha1hex(string.lower(url:match('^%w+://([^/?#]*)') or ''))
 end
 
 local function first_score(key)
@@ -115,7 +115,7 @@ local function is_subscribed(job, event)
   if not (event and job.webhook_url) then return false end
   if event == 'started' and tonumber(job.fence) > 1 then return false end -- sent at the first start
   if not job.webhook_events then return true end
-  for _, wanted in ipairs(cjson.decode(job.webhook_events)) do
+  for _, wanted in ipairs(decode(job.webhook_events)) do
     if wanted == event then return true end
   end
   return false
@@ -127,8 +127,8 @@ local function add_delivery(job)
   local event = EVENTS[job.status]
   if not is_subscribed(job, event) then return end
   local id, host = job.id .. '-' .. event, host_of(job.webhook_url)
-  redis.call('HSET', delivery_key(id), 'event', event, 'at_ms', now, 'attempt', 0, 'job', job.id, 'owner', job.owner,
-    'host', host)
+  redis.call('HSET', delivery_key(id), 'schema_version', 1, 'event', event, 'at_ms', now, 'attempt', 0, 'job', job.id,
+    'owner', job.owner, 'host', host)
   if not ENDED[job.status] then
     local snapshot = {}
     for _, name in ipairs(CHANGING) do snapshot[name] = job[name] end
@@ -140,9 +140,9 @@ end
 
 -- The job of a delivery as it was at the event, nil if it was removed.
 local function job_at_event(delivery)
-  local job = read(delivery.job)
+  local job = read(delivery.job or '')
   if job and delivery.snapshot then
-    local snapshot = cjson.decode(delivery.snapshot)
+    local snapshot = decode(delivery.snapshot)
     for _, name in ipairs(CHANGING) do job[name] = snapshot[name] end
   end
   return job

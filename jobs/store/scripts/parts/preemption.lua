@@ -6,7 +6,7 @@
 -- The status that a group published, {} if the group is gone.
 local function group_status(name)
   local status = name and redis.call('GET', 'longcat:group:' .. name)
-  return status and cjson.decode(status) or {}
+  return decode(status)
 end
 
 -- The number of idle groups in the pool of this group.
@@ -26,10 +26,11 @@ local function job_to_preempt_for(job, after_ms)
   local num_idle = num_idle_groups(job.group)
   local requirements = given.requirements and as_set(given.requirements)
   for _, id in ipairs(redis.call('ZRANGE', queue_key('high'), 0, -1)) do
-    local created_ms, preempts = unpack(redis.call('HMGET', record_key(id), 'created_ms', 'preempts'))
-    if now - created_ms < after_ms then return nil end -- later ones have waited even less
+    local created_ms, preempts = unpack(read_fields(id, 'created_ms', 'preempts'))
+    local waited_ms = is_whole(created_ms) and now - created_ms
+    if waited_ms and waited_ms < after_ms then return nil end -- later ones have waited even less
     local can_run = not requirements or has_requirement_in(requirements, id)
-    if can_run and may_start(id, job) then
+    if waited_ms and can_run and may_start(id, job) then
       if num_idle == 0 and not preempts then return id end
       num_idle = math.max(0, num_idle - 1)
     end

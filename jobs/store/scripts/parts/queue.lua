@@ -9,7 +9,8 @@
 -- over others. Processes of release 0.2.0 do not know these lists: what they submit is added by `set_requirement`, and
 -- what they take out of the queue is removed by `first_with_requirement`.
 
-local PRIORITIES = {'high', 'normal', 'low'}
+-- Queued jobs that some release could not read, by number.
+local SET_ASIDE = 'longcat:queue:set_aside'
 
 local function queue_key(priority)
   return 'longcat:queue:' .. priority
@@ -88,19 +89,48 @@ local function enqueue(job)
   end
 end
 
--- Take a job out of the queue if it is queued. An owner whose last job this was keeps their virtual start time.
-local function dequeue(job)
+-- Take a job out of its owner's queue. An owner whose last job this was keeps their virtual start time.
+local function leave_owner_queue(job)
   local priority, owner = job.priority, job.owner
+  local owner_queue = owner_queue_key(priority, owner)
+  if redis.call('ZREM', owner_queue, job.id) == 1 and redis.call('EXISTS', owner_queue) == 0 then
+    redis.call('ZADD', idle_key(priority), redis.call('ZSCORE', backlogged_key(priority), owner), owner)
+    redis.call('ZREM', backlogged_key(priority), owner)
+  end
+end
+
+-- Take a job out of the queue if it is queued.
+local function dequeue(job)
+  local priority = job.priority
   redis.call('ZREM', 'longcat:queue_deadlines', job.id)
   if redis.call('ZREM', queue_key(priority), job.id) == 1 then
     redis.call('DECRBY', 'longcat:queued_work_units', job.work_units)
     if job.requirement then unlist_by_requirement(job) end
   end
   redis.call('ZREM', requeued_key(priority), job.id)
-  local owner_queue = owner_queue_key(priority, owner)
-  if redis.call('ZREM', owner_queue, job.id) == 1 and redis.call('EXISTS', owner_queue) == 0 then
-    redis.call('ZADD', idle_key(priority), redis.call('ZSCORE', backlogged_key(priority), owner), owner)
-    redis.call('ZREM', backlogged_key(priority), owner)
+  redis.call('ZREM', SET_ASIDE, job.id)
+  leave_owner_queue(job)
+end
+
+-- Keep a queued job from a reader that cannot read it. Others claim it like a requeued job, so that it does not hold up
+-- the jobs of its owner that come after it.
+local function set_aside(job, reader)
+  leave_owner_queue(job)
+  if job.requirement then
+    redis.call('ZREM', requirement_owner_key(job.priority, job.requirement, job.owner), job.id)
+  end
+  redis.call('ZADD', requeued_key(job.priority), job.number, job.id)
+  redis.call('ZADD', SET_ASIDE, job.number, job.id)
+  write(job, {unreadable_by = (job.unreadable_by and job.unreadable_by .. ' ' or '') .. reader})
+end
+
+-- Remove a job whose record is gone, and of which nothing else is known, from the queue.
+local function dequeue_unknown(id)
+  for _, priority in ipairs(PRIORITIES) do
+    for _, owner in ipairs(redis.call('ZRANGE', backlogged_key(priority), 0, -1)) do
+      leave_owner_queue({id = id, priority = priority, owner = owner})
+    end
+    dequeue({id = id, priority = priority, owner = '', work_units = 0})
   end
 end
 
@@ -116,12 +146,20 @@ local function dequeue_to_start(job)
   dequeue(job)
 end
 
+-- Check that the caller, if it is a reader of records, has not set this job aside.
+local function is_readable(unreadable_by)
+  if not (given.reader and unreadable_by) then return true end
+  return not (' ' .. unreadable_by .. ' '):find(' ' .. given.reader .. ' ', 1, true)
+end
+
 -- Check that a queued job may start under the limits on running jobs, which it carries. If `leaving` is given, that
--- running job is about to stop and does not count.
+-- running job is about to stop and does not count. A job without a record may: whoever claims it finds out.
 local function may_start(id, leaving)
-  local owner, owner_limit, total_limit = unpack(
-    redis.call('HMGET', record_key(id), 'owner', 'owner_running_jobs', 'total_running_jobs')
+  local owner, owner_limit, total_limit, unreadable_by = unpack(
+    read_fields(id, 'owner', 'owner_running_jobs', 'total_running_jobs', 'unreadable_by')
   )
+  if not owner then return true end
+  if not is_readable(unreadable_by) then return false end
   local running = index_keys('running', owner)
   local num_leaving = leaving and 1 or 0
   local num_leaving_of_owner = leaving and leaving.owner == owner and 1 or 0
@@ -178,7 +216,7 @@ local function as_set(requirements)
 end
 
 local function has_requirement_in(set, id)
-  local requirement = redis.call('HGET', record_key(id), 'requirement')
+  local requirement = read_fields(id, 'requirement')[1]
   return not requirement or set[requirement] or false
 end
 
@@ -199,6 +237,7 @@ end
 local function num_ahead_by_virtual_time(job)
   local backlogged = backlogged_key(job.priority)
   local rank = redis.call('ZRANK', owner_queue_key(job.priority, job.owner), job.id)
+  if not rank then return 0 end -- the record names another owner than the one who submitted it
   local start = redis.call('ZSCORE', backlogged, job.owner) + rank
   local owners = redis.call('ZRANGE', backlogged, '-inf', start, 'BYSCORE', 'WITHSCORES')
   local num_ahead = rank

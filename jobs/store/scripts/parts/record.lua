@@ -1,4 +1,4 @@
--- include: call
+-- include: clock
 -- Job records. Keys are built from ids here, so this does not run on Redis Cluster.
 
 local ENDED = {succeeded = true, failed = true, cancelled = true}
@@ -13,23 +13,50 @@ local function index_keys(status, owner)
   return {'longcat:index:' .. status, 'longcat:index:' .. status .. ':' .. owner}
 end
 
--- A hash as a table of strings, nil if the key does not exist.
+-- A hash as a table of strings, nil if the key does not exist or is of another type.
 local function read_hash(key)
-  local flat = redis.call('HGETALL', key)
+  local flat = redis.pcall('HGETALL', key)
   if #flat == 0 then return nil end
   local fields = {}
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
   return fields
 end
 
--- A record. Fields that other releases did not write have their defaults: a record that stopped the sweep would stop it
--- for all jobs.
+-- Fields of a record, {} if the key does not exist or is of another type.
+local function read_fields(id, ...)
+  local values = redis.pcall('HMGET', record_key(id), ...)
+  return values.err and {} or values
+end
+
+-- A document as a table, {} if it is missing or no object.
+local function decode(document)
+  local is_json, value = pcall(cjson.decode, document)
+  return is_json and type(value) == 'table' and value or {}
+end
+
+local function is_whole(value)
+  return value and #value <= 15 and value:match('^%d+$')
+end
+
+-- Numbers that a record must have, with their defaults, and those that it may have.
+local NUMBERS = {number = 0, work_units = 1, attempt = 0, max_attempts = 3, fence = 0, run_ms = 0, created_ms = now,
+  claimed_ms = now, lease_ms = 30000, retention_ms = 604800000}
+local OPTIONAL_NUMBERS = {'started_ms', 'max_run_ms', 'max_queue_ms', 'schema_version', 'order_version'}
+local PRIORITIES = {'high', 'normal', 'low'}
+
+-- A record, nil if there is none. What is missing or broken has its default: an error would stop the sweep, or the
+-- queue, for all jobs.
 local function read(id)
   local job = read_hash(record_key(id))
-  if job then
-    job.run_ms = job.run_ms or 0
-    job.work_units = job.work_units or 1
+  if not job then return nil end
+  for name, default in pairs(NUMBERS) do
+    if not is_whole(job[name]) then job[name] = default end
   end
+  for _, name in ipairs(OPTIONAL_NUMBERS) do
+    if not is_whole(job[name]) then job[name] = nil end
+  end
+  job.id, job.owner, job.status, job.task = id, job.owner or '', job.status or '', job.task or ''
+  if job.priority ~= 'high' and job.priority ~= 'low' then job.priority = 'normal' end
   return job
 end
 

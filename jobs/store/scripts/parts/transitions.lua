@@ -33,6 +33,17 @@ local function remove(job)
   redis.call('ZADD', FIRST_REMOVALS, now, job.id)
 end
 
+-- Remove all that refers to a job whose record is gone. Its owner is not known.
+local function forget(id)
+  count('unreadable_records', 'missing job')
+  dequeue_unknown(id)
+  for _, key in ipairs({'longcat:leases', 'longcat:expiring'}) do redis.call('ZREM', key, id) end
+  for _, status in ipairs({'all', 'queued', 'running', 'uploading', 'succeeded', 'failed', 'cancelled'}) do
+    redis.call('ZREM', 'longcat:index:' .. status, id)
+  end
+  redis.call('ZADD', FIRST_REMOVALS, now, id)
+end
+
 -- How long the job has run, all attempts together; nil if nobody holds it.
 local function run_ms(job)
   return HELD[job.status] and job.run_ms + now - job.claimed_ms
@@ -40,7 +51,7 @@ end
 
 local function count_end(job, status, fields)
   count('jobs_ended', status)
-  if fields.error then count('failures', cjson.decode(fields.error).code) end
+  if fields.error then count('failures', decode(fields.error).code or '') end
   local duration_ms = run_ms(job)
   if not duration_ms then return end
   count('attempts', '', tonumber(job.attempt))
@@ -72,14 +83,15 @@ local function was_released(job)
   return not HELD[job.status] and tonumber(job.fence) == given.fence and job.claim_token
 end
 
--- Return a held job to its place in the queue, or fail it if it crashed in its last attempt.
-local function requeue(job, crashed, crash_error)
-  local attempt = tonumber(job.attempt)
+-- Return a held job to its place in the queue, or fail it if it crashed in its last attempt. The cause is `crashed`,
+-- `drained` or `unreadable`.
+local function requeue(job, cause, crash_error)
+  local attempt, crashed = tonumber(job.attempt), cause == 'crashed'
   if job.cancel_requested then return finish(job, 'cancelled', {}) end
   if crashed and attempt >= tonumber(job.max_attempts) then
     return finish(job, 'failed', {error = crash_error})
   end
-  count('requeues', crashed and 'crashed' or job.preempt_requested and 'preempted' or 'drained')
+  count('requeues', cause == 'drained' and job.preempt_requested and 'preempted' or cause)
   redis.call('ZREM', 'longcat:leases', job.id)
   enqueue(job)
   return set_status(job, 'queued', {

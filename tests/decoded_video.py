@@ -1,4 +1,4 @@
-"""Looking at finished films: what is in the file, and where."""
+"""Decode finished videos and list the boxes of their files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Film:
-    """A decoded film; `frames` is uint8 [frames, height, width, 3]."""
+class DecodedVideo:
+    """A decoded video. `frames` is uint8 [frames, height, width, 3]."""
 
     codec: str
     pixel_format: str
@@ -22,28 +22,28 @@ class Film:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height."""
+        """Return the width and the height."""
         _, height, width, _ = self.frames.shape
         return width, height
 
 
-def decode(content: bytes) -> Film:
-    """Decode an MP4 file, all of it."""
+def decode(content: bytes) -> DecodedVideo:
+    """Decode all frames of an MP4 file."""
     with av.open(io.BytesIO(content), "r") as container:
         stream = container.streams.video[0]
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
         context = stream.codec_context
         assert stream.average_rate is not None
         assert context.pix_fmt is not None
-        return Film(context.name, context.pix_fmt, stream.average_rate, frames.astype(np.uint8))
+        return DecodedVideo(context.name, context.pix_fmt, stream.average_rate, frames.astype(np.uint8))
 
 
 def boxes(content: bytes) -> list[str]:
-    """The names of an MP4's outermost boxes, in order."""
+    """Return the names of the outermost boxes of an MP4 file, in order."""
     names, position = [], 0
     while position < len(content):
         size = int.from_bytes(content[position : position + 4], "big")
-        assert size >= 8, "a box that goes to the end, or a large one: not in our small films"
+        assert size >= 8, "small videos have no box of unlimited or 64-bit size"
         names.append(content[position + 4 : position + 8].decode("ascii"))
         position += size
     return names

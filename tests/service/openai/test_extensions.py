@@ -1,12 +1,12 @@
-"""Videos that go on: where the one before has more frames a second than the model makes."""
+"""A video whose frame rate is higher than the model's can be extended."""
 
 from __future__ import annotations
 
-from tests.service.media import clip, turned_clip
+from tests.service.media import clip
 
 
 def extended(client, worker, order, video):
-    """A job that goes on with this video."""
+    """Finish a job with this video, request its extension, and return the job of the extension."""
     worker.succeed(worker.claim(), video=video)
     body = {"prompt": "on", "seconds": "1", "video": {"id": order["id"]}}
     answer = client.post("/v1/videos/extensions", json=body)
@@ -14,14 +14,14 @@ def extended(client, worker, order, video):
     return client.get(f"/jobs/{answer.json()['id']}").json()
 
 
-def test_a_refined_video_goes_on_at_the_models_rate(client, worker, order):
+def test_extension_of_a_refined_video_has_the_rate_of_the_model(client, worker, order):
     job = extended(client, worker, order(), clip(34, 128, 192, rate=30))
     assert job["task"] == "video_continuation"
     assert job["request"]["video"]["num_frames"] == 17
     assert (job["request"]["fps"], job["request"]["num_condition_frames"]) == (15, 5)
 
 
-def test_a_refined_video_that_is_too_short_for_that_is_refused(client, worker, order):
+def test_refined_video_with_too_few_frames_cannot_be_extended(client, worker, order):
     finished = order()
     worker.succeed(worker.claim(), video=clip(8, rate=30))
     body = {"prompt": "on", "seconds": "1", "video": {"id": finished["id"]}}
@@ -29,12 +29,3 @@ def test_a_refined_video_that_is_too_short_for_that_is_refused(client, worker, o
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "video"
     assert "at most 4, the number of frames of the clip" in answer.json()["error"]["message"]
-
-
-def test_a_clip_from_a_telephone_gives_a_video_that_stands_upright(client):
-    content = turned_clip(90, clip(30, 64, 96, rate=30))
-    answer = client.post("/generate", data={"prompt": "on"}, files={"video": content})
-    assert answer.status_code == 202, answer.text
-    request = answer.json()["request"]
-    assert [request["video"][name] for name in ("height", "width", "num_frames")] == [96, 64, 15]
-    assert (request["height"], request["width"]) == (96, 64)

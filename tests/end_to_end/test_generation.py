@@ -1,4 +1,4 @@
-"""From a prompt or an image to a film: over HTTP, Redis and two ranks that share the transformer."""
+"""Generate videos from prompts and images over HTTP, with Redis and two ranks that share the transformer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.films import boxes, decode
+from tests.decoded_video import boxes, decode
 from tests.rights import open_to_others
 from tests.running_stack import run_stack
 from tests.waiting import wait_until
@@ -25,65 +25,65 @@ PHASES = ["load", "encode", "denoise", "refine", "decode", "upload"]
 
 @pytest.fixture(scope="module")
 def prompted(stack):
-    """A job that was ordered by a prompt, and its film."""
+    """Return a finished job of a prompt, and its video."""
     job = stack.succeeded(stack.order(prompt="A red ball rolls", seed=7))
-    return job, stack.film(job)
+    return job, stack.video(job)
 
 
-def test_a_prompt_becomes_a_film_that_is_what_the_job_says(prompted):
+def test_video_of_a_prompt_matches_the_result_of_its_job(prompted):
     job, content = prompted
-    result, film = job["result"], decode(content)
-    assert film.size == (result["width"], result["height"]) == (96, 64)
-    assert len(film.frames) == result["num_frames"] == 17
-    assert film.fps == result["fps"] == 15
+    result, video = job["result"], decode(content)
+    assert video.size == (result["width"], result["height"]) == (96, 64)
+    assert len(video.frames) == result["num_frames"] == 17
+    assert video.fps == result["fps"] == 15
     assert result["duration_s"] == pytest.approx(17 / 15)
     assert (len(content), hashlib.sha256(content).hexdigest()) == (result["size_bytes"], result["sha256"])
     assert result["seed"] == job["request"]["seed"] == 7
 
 
-def test_every_player_can_play_it_while_it_arrives(prompted):
+def test_video_is_h264_and_can_be_played_while_it_loads(prompted):
     _, content = prompted
-    film = decode(content)
-    assert (film.codec, film.pixel_format) == ("h264", "yuv420p")
+    video = decode(content)
+    assert (video.codec, video.pixel_format) == ("h264", "yuv420p")
     assert boxes(content).index("moov") < boxes(content).index("mdat")
 
 
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
-def test_ffprobe_finds_nothing_wrong_with_it(prompted, tmp_path):
-    (tmp_path / "film.mp4").write_bytes(prompted[1])
-    command = ["ffprobe", "-v", "error", "-count_frames", "-show_streams", "-of", "json", "film.mp4"]
+def test_ffprobe_reports_no_error(prompted, tmp_path):
+    (tmp_path / "video.mp4").write_bytes(prompted[1])
+    command = ["ffprobe", "-v", "error", "-count_frames", "-show_streams", "-of", "json", "video.mp4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     (stream,) = json.loads(done.stdout)["streams"]
     assert done.stderr == ""
     assert (stream["codec_name"], stream["pix_fmt"], stream["nb_read_frames"]) == ("h264", "yuv420p", "17")
 
 
-def test_its_frames_are_not_all_the_same(prompted):
+def test_frames_differ(prompted):
     frames = decode(prompted[1]).frames.astype(int)
     assert frames.std() > 1
     assert np.abs(frames[1:] - frames[:-1]).mean() > 0.1
 
 
-def test_it_comes_in_parts_if_asked_for_a_part(stack, prompted):
+def test_range_request_returns_part_of_the_video(stack, prompted):
     job, content = prompted
     answer = stack.client.get(job["result"]["video_url"], headers={"Range": "bytes=100-299"})
     assert (answer.status_code, answer.content) == (206, content[100:300])
 
 
-def test_it_has_a_thumbnail(stack, prompted):
+def test_thumbnail_has_the_proportions_of_the_video(stack, prompted):
     answer = stack.client.get(prompted[0]["result"]["thumbnail_url"])
     with Image.open(io.BytesIO(answer.content)) as image:
         assert image.format == "JPEG"
         assert image.width / image.height == pytest.approx(96 / 64, rel=0.02)
 
 
-def test_what_it_took_is_said_phase_by_phase(prompted):
+def test_timings_are_given_for_each_phase(prompted):
     timings = prompted[0]["timings_s"]
     assert {"encode", "denoise", "decode"} <= set(timings) <= set(PHASES)
     assert all(seconds >= 0 for seconds in timings.values())
 
 
-def test_its_timeline_shows_all_that_was_done_in_order(stack, prompted):
+def test_timeline_shows_all_stages_in_order(stack, prompted):
     events = stack.client.get(f"/jobs/{prompted[0]['id']}/timeline").json()["traceEvents"]
     done = {event["name"]: event for event in events if event["ph"] == "X"}
     wanted = ["queued", "fetch", "wait", "encode", "denoise", "decode", "join", "video", "thumbnail"]
@@ -94,7 +94,7 @@ def test_its_timeline_shows_all_that_was_done_in_order(stack, prompted):
     )
 
 
-def test_all_that_was_done_for_it_is_one_trace(prompted, collector):
+def test_spans_of_a_job_form_one_trace(prompted, collector):
     (ran,) = wait_until(lambda: [span for span in collector.of(prompted[0]["id"]) if span.name == "run"])
     spans = [span for span in collector.spans if span.trace_id == ran.trace_id]
     below = {span.name: span.parent_id for span in spans}
@@ -106,39 +106,39 @@ def test_all_that_was_done_for_it_is_one_trace(prompted, collector):
     assert {span.process for span in spans} == {"longcat-service", "longcat-worker"}
 
 
-def test_the_same_order_gives_the_same_film(stack, prompted):
+def test_same_request_gives_the_same_video(stack, prompted):
     again = stack.succeeded(stack.order(prompt="A red ball rolls", seed=7))
     assert again["result"]["sha256"] == prompted[0]["result"]["sha256"]
 
 
-def test_another_seed_gives_another_film(stack, prompted):
+def test_another_seed_gives_another_video(stack, prompted):
     other = stack.succeeded(stack.order(prompt="A red ball rolls", seed=8))
     assert other["result"]["sha256"] != prompted[0]["result"]["sha256"]
 
 
-def test_one_rank_makes_the_same_film_as_two(prompted, tiny_checkpoint, tmp_path):
+def test_one_rank_generates_the_same_video_as_two(prompted, tiny_checkpoint, tmp_path):
     with run_stack(tmp_path, tiny_checkpoint, ranks=1) as alone:
-        content = alone.film(alone.succeeded(alone.order(prompt="A red ball rolls", seed=7)))
+        content = alone.video(alone.succeeded(alone.order(prompt="A red ball rolls", seed=7)))
     difference = decode(content).frames.astype(int) - decode(prompted[1]).frames
     assert np.abs(difference).max() <= 2
 
 
 @pytest.fixture(params=["multipart", "base64", "url"])
-def begun_with_a_picture(request, stack, picture, pictures_on_the_web):
-    """A job that begins with the picture, given in each way."""
+def job_with_image(request, stack, picture, image_url):
+    """Submit a job with the image, sent in each of the three ways."""
     if request.param == "multipart":
         answer = stack.client.post(
             "/generate", data={"prompt": "a cat", "seed": "3"}, files={"image": picture}
         )
         assert answer.status_code == 202, answer.text
         return answer.json()
-    source = base64.b64encode(picture).decode() if request.param == "base64" else pictures_on_the_web
+    source = base64.b64encode(picture).decode() if request.param == "base64" else image_url
     return stack.order(image={request.param: source}, seed=3)
 
 
 @pytest.fixture(scope="module")
-def pictures_on_the_web(picture):
-    """A URL of the picture, on a server of this machine."""
+def image_url(picture):
+    """Serve the image over HTTP, and return its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -159,22 +159,22 @@ def pictures_on_the_web(picture):
         thread.join()
 
 
-def test_an_image_becomes_a_film_that_begins_with_it(stack, begun_with_a_picture, films_of_the_picture):
-    job = stack.succeeded(begun_with_a_picture)
+def test_image_gives_the_same_video_however_it_is_sent(stack, job_with_image, digests_of_videos):
+    job = stack.succeeded(job_with_image)
     assert job["task"] == "image_to_video"
-    content = stack.film(job)
+    content = stack.video(job)
     assert decode(content).size == (96, 64)
-    films_of_the_picture.add(job["result"]["sha256"])
-    assert len(films_of_the_picture) == 1, "however it is given, it is the same image"
+    digests_of_videos.add(job["result"]["sha256"])
+    assert len(digests_of_videos) == 1
 
 
 @pytest.fixture(scope="module")
-def films_of_the_picture():
-    """What became of the picture, by digest."""
+def digests_of_videos():
+    """Collect the digests of the videos, one for each way to send the image."""
     return set()
 
 
-def test_progress_goes_forward_and_phases_come_in_order(stack):
+def test_progress_never_decreases_and_phases_follow_their_order(stack):
     steps = 40
     job = stack.order(
         num_inference_steps=steps, num_frames=33, num_segments=3
@@ -198,29 +198,29 @@ def test_progress_goes_forward_and_phases_come_in_order(stack):
     assert {point["num_steps"] for point in denoised if point["segment"] == 0} == {steps}
 
 
-def test_a_job_runs_only_when_a_worker_has_it(stack):
+def test_second_job_is_queued_while_the_first_runs(stack):
     first, second = stack.order(num_inference_steps=30), stack.order()
     waiting = wait_until(lambda: stack.job(first)["status"] == "running" and stack.job(second))
     assert (waiting["status"], waiting["started_at"], waiting["queue_position"]) == ("queued", None, 1)
     stack.succeeded(second)
 
 
-def test_jobs_sent_at_once_run_in_order_and_each_has_its_own_film(stack):
-    ordered = [stack.order(prompt=f"film {number}", seed=number) for number in range(6)]
+def test_simultaneous_jobs_run_in_order_and_give_different_videos(stack):
+    ordered = [stack.order(prompt=f"video {number}", seed=number) for number in range(6)]
     ended = [stack.succeeded(job) for job in ordered]
     starts = [job["started_at"] for job in ended]
     assert starts == sorted(starts)
     assert len({job["result"]["sha256"] for job in ended}) == len(ended)
 
 
-def test_a_high_priority_job_goes_before_those_that_wait(stack):
+def test_high_priority_job_starts_before_waiting_jobs(stack):
     stack.order(num_inference_steps=30)
     waits = stack.order()
     urgent = stack.order(priority="high")
     assert stack.succeeded(urgent)["started_at"] < stack.succeeded(waits)["started_at"]
 
 
-def test_a_running_job_is_cancelled_and_the_group_goes_on(stack):
+def test_group_runs_other_jobs_after_a_running_job_is_cancelled(stack):
     job = stack.order(num_inference_steps=50, num_frames=33)
     wait_until(lambda: (stack.job(job)["progress"] or {}).get("step", 0) > 1)
     assert stack.client.post(f"/jobs/{job['id']}/cancel").status_code == 200
@@ -229,7 +229,7 @@ def test_a_running_job_is_cancelled_and_the_group_goes_on(stack):
     assert stack.succeeded(stack.order())["attempt"] == 1
 
 
-def test_a_queued_job_is_cancelled_at_once_and_never_runs(stack):
+def test_cancelled_queued_job_never_runs(stack):
     running, queued = stack.order(num_inference_steps=30), stack.order()
     answer = stack.client.post(f"/jobs/{queued['id']}/cancel").json()
     assert (answer["status"], answer["started_at"]) == ("cancelled", None)
@@ -237,11 +237,11 @@ def test_a_queued_job_is_cancelled_at_once_and_never_runs(stack):
     assert stack.job(queued)["status"] == "cancelled"
 
 
-def test_no_other_user_may_open_anything_in_the_data_folder(stack, prompted):
+def test_files_in_the_data_folder_are_closed_to_other_users(stack, prompted):
     assert open_to_others(stack.log.parent / "data") == []
 
 
-def test_a_bad_request_is_refused_and_nothing_is_queued(stack):
+def test_invalid_request_is_refused_and_not_queued(stack):
     before = stack.client.get("/jobs").json()
     answer = stack.client.post("/generate", json={"prompt": "a cat", "num_frames": 18})
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "num_frames")

@@ -1,0 +1,40 @@
+"""Choose the device of this machine that runs the model."""
+
+from pathlib import Path
+
+import torch
+
+from model.spec.errors import ModelError
+
+LARGEST_ON_CPU_BYTES = 8 << 30
+"""The largest checkpoint that runs on a CPU without being asked for: a larger one is meant for GPUs."""
+
+
+def choose_device(wanted: str, checkpoint: Path) -> str:
+    """Return the type of torch device: `wanted`, or for `auto` a GPU if one can be used, otherwise the CPU.
+
+    Raises ModelError if `wanted` is a GPU that cannot be used, or if `auto` would run a large checkpoint on
+    the CPU: that takes hours for each video, and usually the driver or the container is set up wrongly.
+    """
+    if wanted == "cpu" or (problem := gpu_problem()) is None:
+        return "cpu" if wanted == "cpu" else "cuda"
+    if wanted == "cuda":
+        raise ModelError(f"no GPU can be used: {problem}")
+    size_bytes = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
+    if size_bytes > LARGEST_ON_CPU_BYTES:
+        raise ModelError(
+            f"no GPU can be used: {problem}. The checkpoint is too large to run on the CPU by accident "
+            f"({size_bytes / 1e9:.0f} GB): choose the device `cpu` if that is what you want"
+        )
+    return "cpu"
+
+
+def gpu_problem() -> str | None:
+    """Return why no GPU can be used, None if one can."""
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:  # no driver, an old one, or no GPU that this process may see
+        return str(error)
+    return None if torch.cuda.device_count() else "there is none, or CUDA_VISIBLE_DEVICES hides it"

@@ -1,0 +1,119 @@
+"""The run on a GPU keeps what it has measured, whatever ends it; all of it also runs small on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.first_contact import (
+    MEASUREMENTS,
+    REPORT,
+    Journal,
+    Measurement,
+    main,
+    render,
+    run,
+    write_report,
+)
+from benchmarks.gpu_cases import STAGES, Rig, Stage
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from benchmarks.first_contact import MEASUREMENTS, Journal, hard_stop
+folder = Path(sys.argv[1])
+with (folder / MEASUREMENTS).open("w") as file, hard_stop(0.2, folder):
+    Journal(file).add("ceilings", "copy GB/s", 12.0)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def rig(tmp_path):
+    return Rig.prepare(toy=True, rounds=1, folder=tmp_path)
+
+
+def measured(stages, rig):
+    """Run the stages, and return their measurements as they are on the disk."""
+    path = rig.folder / MEASUREMENTS
+    with path.open("w") as file:
+        run(stages, rig, Journal(file))
+    lines = path.read_text().splitlines()
+    return [(found["stage"], found["name"], found["value"]) for found in map(json.loads, lines)]
+
+
+def test_number_is_on_the_disk_before_the_next_is_measured(rig):
+    on_disk = []
+
+    def measure(_rig):
+        for number in range(3):
+            yield "number", number
+            on_disk.append(len((rig.folder / MEASUREMENTS).read_text().splitlines()))
+
+    measured([Stage("stage", 60, measure)], rig)
+    assert on_disk == [1, 2, 3]
+
+
+def test_failed_stage_is_recorded_and_the_next_one_runs(rig):
+    def fail(_rig):
+        yield "before", 1.0
+        raise ValueError("no such kernel")
+
+    found = measured([Stage("first", 60, fail), Stage("second", 60, lambda _: iter([("after", 2.0)]))], rig)
+    assert found == [
+        ("first", "before", 1.0),
+        ("first", "error", "ValueError: no such kernel"),
+        ("second", "after", 2.0),
+    ]
+    assert write_report(rig.folder) == 1
+
+
+def test_stage_that_takes_too_long_is_given_up(rig):
+    def hang(_rig):
+        yield "before", 1.0
+        while True:
+            time.sleep(0.01)
+
+    found = measured([Stage("slow", 0.3, hang), Stage("next", 60, lambda _: iter([("after", 2.0)]))], rig)
+    assert found[1] == ("slow", "error", "OutOfTime: took longer than 0 s")
+    assert found[2] == ("next", "after", 2.0)
+
+
+def test_hanging_run_ends_with_a_report(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], check=False)
+    assert ended.returncode == 1
+    assert "copy GB/s | 12 " in (tmp_path / REPORT).read_text()
+
+
+def test_report_is_made_from_a_journal_that_was_cut(tmp_path):
+    line = json.dumps({"stage": "s", "name": "n", "value": 1.5, "at_s": 0.1})
+    (tmp_path / MEASUREMENTS).write_text(f"{line}\n{line[:-9]}")
+    assert main(["--out", str(tmp_path), "--report"]) == 0
+    assert "| n | 1.5 | 1 |" in (tmp_path / REPORT).read_text()
+
+
+def test_report_gives_medians_and_shares_of_the_ceiling():
+    found = [
+        Measurement("ceilings", "bf16 TFLOP/s", 800.0, 0),
+        *(Measurement("480p", "compiled: TFLOP/s", value, 0) for value in (100.0, 600.0, 640.0)),
+    ]
+    assert "| compiled: TFLOP/s | 600 (75 % of the ceiling) | 3 |" in render(found)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage.name in {"versions", "kernels"}])
+def test_quick_stage_runs_on_a_cpu(stage, rig):
+    assert all(name != "error" for _, name, _ in measured([stage], rig))
+
+
+@pytest.mark.soak
+def test_whole_run_works_small_on_a_cpu(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.first_contact", "--toy", "--rounds", "1"]
+    options = ["--out", str(tmp_path), "--limit", "1800"]
+    subprocess.run([*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    report = (tmp_path / REPORT).read_text()
+    assert all(f"## {stage.name}" in report for stage in STAGES)

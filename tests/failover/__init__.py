@@ -1,0 +1,1 @@
+"""Kill the primary of a replicated Redis again and again while clients request videos."""

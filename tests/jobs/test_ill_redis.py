@@ -1,0 +1,257 @@
+"""A Redis that is not away, but stalls, refuses writes, is full or was demoted to a replica."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from jobs.connect import connect, redis_reached
+from jobs.errors import JobNotFound, Unavailable
+from jobs.maintenance import sweep
+from jobs.queue import TicketQueue
+from jobs.redis_client import error_code
+from jobs.registration import GroupRegistration
+from jobs.store.job_store import JobStore
+from jobs.store.memory import MemoryGuard
+from tests.jobs.examples import LEASE_S, a_result, a_submission
+from tests.redis_fleet import RedisProcess
+from tests.waiting import wait_until
+
+DEADLINE_S = 0.6
+SLACK_S = 2.0  # a busy machine is slow, but far from one more deadline for each of ten attempts
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisProcess]:
+    with RedisProcess(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def redis(server: RedisProcess) -> Iterator[Redis]:
+    with connect(server.url, DEADLINE_S) as redis:
+        yield redis
+
+
+@pytest.fixture
+def store(redis: Redis) -> JobStore:
+    return JobStore(redis)
+
+
+@contextmanager
+def stalled(server: RedisProcess) -> Iterator[None]:
+    server.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.send(signal.SIGCONT)
+
+
+def seconds_until_unavailable(call: Callable[[], object]) -> float:
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        call()
+    return time.monotonic() - began
+
+
+class TestStalled:
+    def test_command_ends_at_its_deadline(self, server: RedisProcess, store: JobStore):
+        store.client.page()
+        with stalled(server):
+            assert DEADLINE_S / 2 < seconds_until_unavailable(store.client.page) < DEADLINE_S + SLACK_S
+
+    def test_new_connection_ends_at_the_deadline(self, server: RedisProcess):
+        with stalled(server), connect(server.url, DEADLINE_S) as redis:
+            assert seconds_until_unavailable(JobStore(redis).client.page) < DEADLINE_S + SLACK_S
+
+    def test_commands_do_not_wait_one_after_the_other(self, server: RedisProcess):
+        with connect(server.url, 5.0) as redis:
+            client = JobStore(redis).client
+            client.page()
+            with stalled(server):
+                seconds_until_unavailable(client.page)  # the one that notices
+                with ThreadPoolExecutor(8) as pool:
+                    probe = pool.submit(seconds_until_unavailable, client.page)
+                    time.sleep(0.1)  # the probe begins first
+                    waits = list(pool.map(lambda _: seconds_until_unavailable(client.page), range(14)))
+                    assert max(waits) < 2.0 < probe.result()
+
+    def test_first_command_after_the_stall_succeeds(self, server: RedisProcess, store: JobStore):
+        store.client.page()
+        with stalled(server):
+            seconds_until_unavailable(store.client.page)
+        assert store.client.page() == []
+
+    def test_first_command_after_a_restart_succeeds(self, server: RedisProcess, store: JobStore):
+        store.client.submit(a_submission(id="kept"))
+        server.end(signal.SIGKILL)
+        seconds_until_unavailable(store.client.page)
+        server.start()
+        assert [job.id for job in store.client.page()] == ["kept"]
+
+
+def refuse_to_save(server: RedisProcess, redis: Redis) -> None:
+    (server.folder / "dump.rdb").mkdir()  # where Redis puts its snapshot
+    redis.config_set("save", "3600 1")
+    redis.bgsave()
+    wait_until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+
+def miss_replicas(_: RedisProcess, redis: Redis) -> None:
+    redis.config_set("min-replicas-to-write", "1")
+
+
+def fill_up(_: RedisProcess, redis: Redis) -> None:
+    redis.config_set("maxmemory", "1")
+
+
+def become_a_replica(_: RedisProcess, redis: Redis) -> None:
+    redis.replicaof("127.0.0.1", "1")
+
+
+every_refusal = pytest.mark.parametrize("fall_ill", [refuse_to_save, miss_replicas, become_a_replica])
+
+
+def recover(redis: Redis) -> None:
+    redis.replicaof("NO", "ONE")
+    redis.config_set("save", "")
+    redis.config_set("min-replicas-to-write", "0")
+    redis.config_set("maxmemory", "0")
+
+
+class TestRefusedWrites:
+    @every_refusal
+    def test_nothing_is_lost_and_no_attempt_is_used(
+        self, server: RedisProcess, store: JobStore, fall_ill: Callable[[RedisProcess, Redis], None]
+    ):
+        store.client.submit(a_submission(id="running"))
+        claim = store.holder.claim("a", LEASE_S)
+        assert claim is not None
+        with server.client() as admin:
+            fall_ill(server, admin)
+            for call in (
+                lambda: store.client.submit(a_submission()),
+                lambda: store.client.cancel("running"),
+                lambda: store.holder.renew_lease(claim),
+                lambda: store.holder.succeed(claim, a_result(claim), {}),
+                store.maintenance.sweep,
+                lambda: TicketQueue(store.holder._redis).enqueue("running"),
+                lambda: GroupRegistration(store.holder._redis, "a").heartbeat("busy", ranks=1),
+            ):
+                assert seconds_until_unavailable(call) < DEADLINE_S + SLACK_S
+            recover(admin)
+        store.maintenance.sweep()
+        assert store.holder.renew_lease(claim) is None
+        assert store.holder.succeed(claim, a_result(claim), {}) == "succeeded"
+        assert store.client.get("running").attempt == 1
+
+    def test_client_follows_the_name_to_the_new_primary(self, tmp_path: Path):
+        """A Kubernetes Service or a DNS name moves on, while the demoted server keeps its connections."""
+        name = tmp_path / "name.sock"
+        sockets = [tmp_path / f"{number}.sock" for number in range(2)]
+        with (
+            RedisProcess(tmp_path / "0", ("--unixsocket", str(sockets[0]))) as old,
+            RedisProcess(tmp_path / "1", ("--unixsocket", str(sockets[1]))) as new,
+        ):
+            name.symlink_to(sockets[0])
+            with connect(f"unix://{name}", 5.0) as redis, old.client() as admin:
+                store = JobStore(redis)
+                store.client.submit(a_submission(id="before"))
+                (tmp_path / "next").symlink_to(sockets[1])
+                (tmp_path / "next").replace(name)
+                admin.replicaof("127.0.0.1", str(new.port))
+                store.client.submit(a_submission(id="after"))
+            with new.client() as admin:
+                assert admin.exists("longcat:job:after")
+
+
+class TestFull:
+    def test_running_job_can_end_and_memory_can_be_freed(self, redis: Redis):
+        store = JobStore(redis, retention_s=0.001)
+        for name in ("ended", "running", "cancelled", "deleted"):
+            store.client.submit(a_submission(id=name))
+        ended, running = (store.holder.claim("a", LEASE_S) for _ in range(2))
+        assert ended is not None
+        assert running is not None
+        store.holder.succeed(ended, a_result(ended), {})
+        redis.config_set("maxmemory", "1")
+        assert store.holder.renew_lease(running) is None
+        store.holder.save_checkpoint(running, {"step": 1})
+        assert store.holder.succeed(running, a_result(running), {}) == "succeeded"
+        assert store.client.cancel("cancelled").status == "cancelled"
+        assert store.client.delete("deleted")
+        time.sleep(0.01)  # longer than the retention
+        assert set(store.maintenance.sweep().expired) == {"ended", "running", "cancelled"}
+        with pytest.raises(Unavailable, match="full"):
+            store.client.submit(a_submission())
+        with pytest.raises(JobNotFound):
+            store.client.get("ended")
+
+    def test_new_jobs_are_refused_before_redis_is_full(self, redis: Redis, store: JobStore):
+        used = redis.info("memory")["used_memory"]
+        redis.config_set("maxmemory", str(used + (32 << 20)))
+        MemoryGuard(redis, reserve=0.1).check()
+        with pytest.raises(Unavailable, match="almost full"):
+            MemoryGuard(redis, reserve=0.99).check()
+        store.client.submit(a_submission())  # the reserve
+
+    def test_memory_without_limit_is_never_full(self, redis: Redis):
+        MemoryGuard(redis, reserve=0.99).check()
+
+    def test_memory_is_measured_once_a_second(self, redis: Redis, server: RedisProcess):
+        guard = MemoryGuard(redis, reserve=0.1)
+        guard.check()
+        with stalled(server):
+            guard.check()
+
+
+class TestRestart:
+    def test_jobs_before_the_cut_of_a_truncated_file_are_kept(self, server: RedisProcess, store: JobStore):
+        for name in ("first", "second"):
+            store.client.submit(a_submission(id=name))
+        server.end(signal.SIGKILL)
+        files = [path for path in server.folder.rglob("*.aof") if path.stat().st_size]
+        newest = max(files, key=lambda path: path.stat().st_size)
+        with newest.open("r+b") as file:
+            file.truncate(newest.stat().st_size - 10)
+        server.start()
+        assert [job.id for job in store.client.page()] == ["first"]
+        sweep(store, TicketQueue(store.holder._redis))
+        claim = store.holder.claim("a", LEASE_S)
+        assert claim is not None
+        assert claim.job.id == "first"
+
+    def test_scripts_are_loaded_again_after_a_flush(self, redis: Redis, store: JobStore):
+        store.client.submit(a_submission(id="first"))
+        redis.script_flush()
+        assert store.client.cancel("first").status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("MISCONF Redis is configured to save", "MISCONF"),
+        ("Error running script (call to f_1): @user_script:1: -READONLY You can't write", "READONLY"),
+        (
+            "Command # 1 (HSET rq:job) of pipeline caused error: NOREPLICAS Not enough good replicas",
+            "NOREPLICAS",
+        ),
+        ("wrong number of arguments", ""),
+    ],
+)
+def test_code_is_found_wherever_redis_puts_it(text: str, code: str):
+    assert error_code(ResponseError(text)) == code
+
+
+def test_error_of_the_command_itself_is_raised(redis: Redis):
+    redis.set("longcat:text", "text")
+    with pytest.raises(ResponseError, match="WRONGTYPE"), redis_reached():
+        redis.lpush("longcat:text", "item")
