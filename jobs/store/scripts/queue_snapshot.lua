@@ -14,7 +14,7 @@ for _, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
   end
 end
 local position = queue_position(job)
-if given.requirements then
+if given.requirements and job.requirement then
   local num_rivals = 0
   for _, requirement in ipairs(given.requirements) do
     for _, priority in ipairs(PRIORITIES) do
