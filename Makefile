@@ -22,7 +22,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser faults attacks fuzz soak chaos failover quality bench coverage mutation docs clean
+.PHONY: help setup demo serve test check format browser faults skew attacks fuzz soak chaos failover quality bench coverage mutation docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ browser: $(READY) ## play videos in Chromium
 
 faults: $(READY) ## kill and stop processes of a whole worker, one by one
 	$(PYTEST) -m faults
+
+skew: $(READY) ## two releases in one installation, and a rolling update there and back
+	$(PYTEST) -m skew
 
 attacks: $(READY) ## attack a running stack in every known way at once, from another network namespace if root (DURATION= CHECK_DELAYS=1)
 	$(BIN)/python -m tests.attacks $(if $(DURATION),--seconds $(DURATION)) $(if $(CHECK_DELAYS),--check-delays)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.spec.plan import Plan
 
 SCHEMA_VERSION = 2
-"""The newest version of an order that this release reads, and the one that it writes."""
+"""The newest version of an order that this release reads."""
 
 Priority = Literal["high", "normal", "low"]
 
@@ -37,11 +37,15 @@ class Order(BaseModel):
 
     Other releases read stored orders: unknown fields are ignored, and a new field must have a default. An
     order of a later version than `SCHEMA_VERSION` cannot be read: its video would not be the requested one.
+
+    Attributes:
+        schema_version: the lowest version that a reader needs. An order with an option that came later needs
+            the version in which it came; all others stay readable for earlier releases.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 2
     plan: Plan
     model: str | None = Field(None, description="Name of the model; null for any.")
     weights: dict[str, str] | None = Field(

@@ -57,7 +57,7 @@ class Ticket(RQJob):
     def refresh(self) -> None:
         """Read the hash in Redis. If the key is of another type, remove it and raise NoSuchJobError."""
         try:
-            super().refresh()
+            super().refresh()  # type: ignore[no-untyped-call]
         except ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise

@@ -21,7 +21,7 @@ from worker.telemetry import Stage
 
 PROTOCOL_VERSION = 1
 CHECKPOINT_VERSION = 1
-"""The newest version of checkpoints, with their files, that this release reads, and the one it writes."""
+"""The newest version of checkpoints, with their files, that this release reads."""
 
 Timings = dict[str, float]
 """Seconds that a job spent in each phase, over all its attempts."""
@@ -40,6 +40,7 @@ class Checkpoint(_Message):
     A checkpoint of a later version than `CHECKPOINT_VERSION` cannot be read: the job begins again.
 
     Attributes:
+        schema_version: the lowest version that a reader needs.
         segment: the segment that is being generated.
         stage: its current stage.
         step: number of steps of the stage that are done.
@@ -50,7 +51,7 @@ class Checkpoint(_Message):
         dtype: the data type in which it was computed, as in `Capability.dtype`.
     """
 
-    schema_version: int = CHECKPOINT_VERSION
+    schema_version: int = 1
     segment: int
     stage: Literal["denoise", "refine"]
     step: int

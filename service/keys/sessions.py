@@ -9,11 +9,9 @@ able to keep the session alive for ever.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import secrets
 import time
-from dataclasses import asdict
 from math import ceil
 
 from pydantic import BaseModel, ValidationError
@@ -40,10 +38,10 @@ class Sessions:
         """Start a session for a key and return its id. It allows nothing while the key is not valid."""
         ends_at_s = time.time() + _MAX_LIFETIMES * self._lifetime_s
         fingerprint = self._keys.fingerprint(key)
-        document = json.dumps({"schema_version": 1, **asdict(fingerprint), "ends_at_s": ends_at_s})
+        session = Session(key_id=fingerprint.key_id, digest=fingerprint.digest, ends_at_s=ends_at_s)
         session_id = secrets.token_urlsafe(32)
         with redis_reached():
-            self._redis.set(_redis_key(session_id), document, ex=self._lifetime_s)
+            self._redis.set(_redis_key(session_id), session.model_dump_json(), ex=self._lifetime_s)
         return session_id
 
     def authenticate(self, session_id: str) -> Caller | None:
@@ -61,16 +59,19 @@ class Sessions:
             self._redis.delete(_redis_key(session_id))
 
 
-class _Session(BaseModel):
+class Session(BaseModel):
+    """A stored session: the fingerprint of its key, and when it ends at the latest, in Unix time."""
+
+    schema_version: int = 1
     key_id: str
     digest: str
     ends_at_s: float
 
 
-def _read(document: bytes | str) -> _Session | None:
+def _read(document: bytes | str) -> Session | None:
     """Read a stored session. Return None for one that this release cannot read: the user signs in again."""
     try:
-        return _Session.model_validate_json(document)
+        return Session.model_validate_json(document)
     except ValidationError:
         logger.exception("passed over a session that cannot be read")
         return None

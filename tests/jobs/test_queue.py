@@ -218,6 +218,26 @@ class TestLostTickets:
             wait_until(lambda: taken)
         assert len(taken) == 1
 
+    def test_id_of_a_key_that_is_no_hash_is_skipped(self, redis: Redis, tickets: TicketQueue):
+        redis.set("rq:job:foreign", "text")
+        redis.rpush(f"rq:queue:{QUEUE_NAME}", "foreign", b"\xff")
+        taken: list[int] = []
+        with consumer(redis, taken):
+            tickets.enqueue("abc")
+            wait_until(lambda: taken)
+        assert len(taken) == 1
+        assert not redis.exists("rq:job:foreign")
+
+    def test_ticket_with_a_broken_field_is_skipped(self, redis: Redis, tickets: TicketQueue):
+        tickets.enqueue("abc")
+        (key,) = keys_of(redis, "rq:job:*")
+        redis.hset(key, "created_at", "yesterday")
+        taken: list[int] = []
+        with consumer(redis, taken):
+            tickets.enqueue("abc")
+            wait_until(lambda: taken)
+        assert len(taken) == 1
+
 
 class TestForgery:
     """Whoever can write to Redis cannot make a worker execute anything."""

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from redis import Redis
 
-from jobs.connect import connect
 from stack.die_with_parent import dies_with_parent
 from stack.redis_server import RedisServer
 from tests.chaos.s3_proxy import FaultyS3, faulty_s3
@@ -154,7 +153,7 @@ def open_installation(folder: Path, checkpoint: Path, **settings: object) -> Ite
         create_bucket(s3_server, BUCKET)
         s3 = parts.enter_context(faulty_s3(s3_server.endpoint_url))
         shared = {**SETTINGS, "CHECKPOINT": checkpoint, "REDIS_URL": redis_server.url, **_s3(s3_server, s3)}
-        redis = parts.enter_context(connect(redis_server.url, patience_s=20.0))
+        redis = parts.enter_context(Redis.from_url(redis_server.url))
         every = {name: str(value) for name, value in {**shared, **settings}.items()}
         installation = Installation(folder, redis_server, redis, s3, checkpoint, every)
         parts.callback(installation.stop)

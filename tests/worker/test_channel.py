@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from tests.waiting import wait_until
 from worker.channel import Channel, connect, listen
@@ -91,11 +90,14 @@ def test_close_wakes_a_thread_that_receives_at_the_same_end(ends):
     assert received == [None]
 
 
-def test_unknown_message_is_refused(raw):
+@pytest.mark.parametrize(
+    "line", [b'{"type": "shutdown"}', b'{"type": "job_started", "job_id": 1}', b"{", b""]
+)
+def test_message_that_cannot_be_read_is_passed_over(raw, caplog, line):
     here, there = raw
-    here.sendall(b'{"type": "shutdown"}\n')
-    with pytest.raises(ValidationError):
-        there.recv()
+    here.sendall(line + b'\n{"type": "job_started", "job_id": "j", "of_a_later_release": 1}\n')
+    assert there.recv() == JobStarted(job_id="j")
+    assert "passed over a message" in caplog.text
 
 
 def test_send_fails_after_the_other_end_closed(ends):

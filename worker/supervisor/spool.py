@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 CLEAN_EVERY_S = 30.0
 PENDING_UPLOAD, CHECKPOINT = "waiting.json", "saved.json"
 PENDING_UPLOAD_VERSION = 1
-"""The newest version of `PendingUpload` that this release reads, and the one that it writes."""
+"""The newest version of `PendingUpload` that this release reads."""
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -40,7 +40,7 @@ class PendingUpload(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True)
 
-    schema_version: int = PENDING_UPLOAD_VERSION
+    schema_version: int = 1
     fence: int
     video: VideoFile = Field(validation_alias=AliasChoices("video", "film"))
     timings_s: Timings = Field(default_factory=dict)

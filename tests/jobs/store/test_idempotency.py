@@ -101,9 +101,10 @@ def test_submission_with_the_key_of_another_request_is_refused(keys, store):
 
 
 def test_submission_of_another_request_under_the_same_id_is_refused(keys, store):
-    hold = keys.hold("", "k", "f")
+    reservation = keys.reserve("", "k", "f")
+    other = replace(reservation, fingerprint="g")
     with pytest.raises(KeyReused):
-        store.client.submit(a_submission(id=hold.job_id, hold=replace(hold, fingerprint="g")))
+        store.client.submit(a_submission(id=reservation.job_id, key_reservation=other))
     assert store.client.page() == []
 
 

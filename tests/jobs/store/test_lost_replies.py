@@ -137,7 +137,7 @@ def test_repeated_claim_after_the_lease_gets_no_job_of_the_next_holder(redis: Re
     store = ExampleStore(redis)
     store.submit(id="only")
     run = store.holder._run
-    ask = {"group": "a", "lease_ms": 30_000, "token": "asked twice"}
+    ask = {"group": "a", "lease_ms": 30_000, "token": "asked twice", "order_version": 2, "reader": "1.2"}
     run("claim", **ask)
     store.lose_lease()
     holder = store.claim("b")
@@ -149,7 +149,7 @@ def test_repeated_claim_after_a_requeue_claims_the_job_again(redis: Redis):
     store = ExampleStore(redis)
     store.submit(id="only")
     run = store.holder._run
-    ask = {"group": "a", "lease_ms": 30_000, "token": "asked twice"}
+    ask = {"group": "a", "lease_ms": 30_000, "token": "asked twice", "order_version": 2, "reader": "1.2"}
     run("claim", **ask)
     run("requeue", id="only", fence=1, crashed=False)
     run("claim", **ask)

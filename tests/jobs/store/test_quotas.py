@@ -13,7 +13,7 @@ from jobs.errors import LimitReached
 from jobs.order import InputFile
 from jobs.store.job_store import JobStore
 from jobs.store.quotas import Quotas
-from tests.jobs.examples import ORDER, ExampleStore, a_submission
+from tests.jobs.examples import ORDER, ExampleStore, a_submission, keys_of
 
 DAY_S = 86400
 
@@ -138,6 +138,13 @@ class TestStoredInputs:
         store.submit(owner="a", order=with_input(60))
         refused = limit_of(lambda: store.submit(owner="b", order=with_input(60)))
         assert refused.limit == "total_input_bytes_per_day"
+
+    def test_counters_expire_after_their_day(self, redis: Redis):
+        store = ExampleStore(redis, quotas=Quotas(owner_input_bytes_per_day=100))
+        store.submit(order=with_input(1))
+        counters = keys_of(redis, "longcat:input_bytes:*")
+        assert len(counters) == 2
+        assert all(0 < redis.ttl(counter) <= 2 * DAY_S for counter in counters)
 
     def test_are_counted_exactly_under_concurrent_submissions(self, redis: Redis):
         store = JobStore(redis, quotas=Quotas(owner_input_bytes_per_day=100))

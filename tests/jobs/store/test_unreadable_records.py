@@ -210,9 +210,9 @@ def test_broken_field_costs_only_its_own_job(redis: Redis, store: ExampleStore, 
     while delivery := outbox.take(60):
         outbox.settle(delivery, Attempt(event=delivery.event, attempt=1, outcome="delivered"), None)
     claimed = []
-    while lease := store.holder.claim("b", LEASE_S):
-        claimed.append(lease.job.id)
-        store.holder.fail(lease, JobError(code="internal", message="staged"), {})
+    while left := store.holder.claim("b", LEASE_S):
+        claimed.append(left.job.id)
+        store.holder.fail(left, JobError(code="internal", message="staged"), {})
     assert sound.id in claimed
     for _ in range(5):  # often enough that leases run out
         store.clock.advance(LEASE_S / 4)

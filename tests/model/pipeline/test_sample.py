@@ -131,6 +131,23 @@ def test_each_step_moves_the_latents_by_one_euler_update(dit, conditioning):
             torch.testing.assert_close(latents, expected, rtol=0, atol=1e-6)
 
 
+class VelocityOfText(ConstantVelocity):
+    """Predicts one velocity for the negative prompt, which comes first, and twice that for the prompt."""
+
+    def forward(self, latents, timesteps, layout, text_kv, condition_kv, step_cache):
+        of_texts = torch.tensor([self.velocity, 2 * self.velocity]).view(-1, 1, 1, 1, 1)
+        return of_texts.expand_as(latents)
+
+
+def test_guidance_leads_from_the_negative_prompt_to_the_prompt(dit, conditioning):
+    """The prediction for the prompt is a multiple of the other, so it is the guided one at any scale."""
+    loop = inspect.unwrap(denoise)
+    dit = VelocityOfText(dit.config, 0.5)
+    *_, latents = loop(dit, conditioning, SINGLE, project_text=lambda *_: ())
+    expected = conditioning.start - 1.0 * (conditioning.sigmas[-1] - conditioning.sigmas[0])
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+
+
 KINDS = [
     {},
     {"cache_condition": True},

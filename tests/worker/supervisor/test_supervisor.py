@@ -10,6 +10,7 @@ from jobs.record import JobError, Progress
 from tests.waiting import wait_until
 from tests.worker.supervisor.fakes import CAPABILITY, CHECKPOINT, READY, VIDEO, FakeSupervisor
 from worker.messages import (
+    PROTOCOL_VERSION,
     CheckpointSaved,
     GpusReleased,
     GroupFailed,
@@ -57,6 +58,14 @@ def run_and_claim_next(fake: FakeSupervisor) -> tuple[ClaimedJob, ClaimedJob]:
 
 
 # The GPU group
+
+
+def test_ranks_of_another_protocol_version_are_stopped(caplog):
+    fake = FakeSupervisor()
+    fake.tick()
+    fake.receive(READY.model_copy(update={"protocol_version": PROTOCOL_VERSION + 1}))
+    assert not fake.gpu_group.is_ready
+    assert "restart the worker" in caplog.text
 
 
 def test_no_job_is_claimed_before_the_group_is_ready():

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from jobs.record import JobError, Progress
+from jobs.registration import GroupState
 from jobs.store.holder import StopReason
 from tests.worker.supervisor.fakes import CAPABILITY, CHECKPOINT, READY, VIDEO, FakeSupervisor
 from worker.messages import (
@@ -33,6 +34,7 @@ from worker.messages import (
     JobStarted,
     JobStopped,
     LastDecode,
+    Message,
     ProgressReport,
     RunJob,
     StageDone,
@@ -45,7 +47,7 @@ from worker.supervisor.registration import GroupStatus
 from worker.supervisor.states import ON_GPUS, WITH_GROUP, GpuGroupState, JobState, SupervisorState
 from worker.telemetry import Stage
 
-MAX_UNFINISHED = 4
+MAX_UNFINISHED = 3
 DRAIN_S = 10.0
 REQUEUE_S = 5.0
 ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
@@ -114,6 +116,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         elif is_with_group or not self.can_run_beside(others):
             self.expect(job, Requeued(crashed=False))
         self.fake.fetch(job, outcome)
+        assert job in self.outcomes or job.state in {JobState.WAITING, JobState.RUNNING}
 
     def ignores(self, message: GroupMessage) -> None:
         """Assert that a message changes nothing."""
@@ -224,7 +227,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @when(lambda machine: any(process.is_killed for process in machine.fake.processes))
     def killed_group_still_speaks(self, data: st.DataObject) -> None:
         killed = next(process for process in self.fake.processes if process.is_killed)
-        message = data.draw(st.sampled_from([None, READY, GroupFailed(message="late")]))
+        message: Message | None = data.draw(st.sampled_from([None, READY, GroupFailed(message="late")]))
         if self.in_state(JobState.RUNNING):
             message = GpusReleased(job_id=self.in_state(JobState.RUNNING)[0].job_id)
         self.ignores(GroupMessage(killed, message))
@@ -321,6 +324,14 @@ class SupervisorMachine(RuleBasedStateMachine):
         if is_told_to_stop and job.state in ON_GPUS:
             actions.append(self.stop_job)
         data.draw(st.sampled_from([*actions, self.fail_job]), label="action")(job)
+
+    @rule(data=st.data())
+    @when(lambda machine: any(stop.job_id in machine.ids_on_gpus() for stop in machine.fake.stops()))
+    def rank_0_stops_the_job(self, data: st.DataObject) -> None:
+        self.stop_job(self.one_in(data, *ON_GPUS))
+
+    def ids_on_gpus(self) -> set[str]:
+        return {job.job_id for job in self.in_state(*ON_GPUS)}
 
     def report(self, job: ClaimedJob) -> None:
         progress, timings_s = Progress(phase="denoise", step=1, num_steps=4), {"encode": 1.0}
@@ -425,6 +436,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @invariant()
     def every_started_job_was_sent_to_the_group_once(self) -> None:
         self.started += [job for job in self.in_state(*WITH_GROUP) if job not in self.started]
+        assert all("wait" in [stage.name for stage in job.timeline.stages] for job in self.started)
         assert self.fake.sent_to_any_group(RunJob) == [job.run for job in self.started]
 
     @invariant()
@@ -444,7 +456,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         status, group = self.fake.heartbeat.status, self.fake.gpu_group
         job_id = next((job.job_id for job in self.in_state(*ON_GPUS)), None)
         if group.is_ready:
-            idle = "ready" if self.fake.disk_space.is_enough else "full"
+            idle: GroupState = "ready" if self.fake.disk_space.is_enough else "full"
             assert status == GroupStatus("busy" if job_id else idle, job_id, CAPABILITY)
         else:
             assert (status.state, status.job_id) in {("starting", None), ("broken", None)}
@@ -484,6 +496,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         answers = serves(self) and len(self.claimed) % 2 == 0
         if serves(self):
             self.drain()
+            self.every_stop_was_sent_to_the_group_once()
         for job in self.in_state(JobState.FETCHING):
             self.fetch(job)
         self.fake.consumer.has_ended = True
@@ -493,8 +506,8 @@ class SupervisorMachine(RuleBasedStateMachine):
             if answers:
                 for job in self.in_state(JobState.FINALIZING):
                     self.fake.finish(job)
-            if serves(self):
-                self.fake.tick(1.0)
+            self.tick(1.0)
+        self.every_job_is_finalized_once_with_the_outcome_that_followed()
         assert self.fake.supervisor.state is SupervisorState.STOPPED
         for job in self.claimed:
             assert job.state in {JobState.FINALIZING, JobState.DONE}
