@@ -41,7 +41,7 @@ class Capability(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: int = 1
+    schema_version: int = 2
     model: str
     tasks: tuple[Task, ...]
     limits: dict[str, Any]

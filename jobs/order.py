@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.spec.plan import Plan
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The newest version of an order that this release reads."""
 
 Priority = Literal["high", "normal", "low"]

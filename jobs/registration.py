@@ -39,7 +39,7 @@ class GroupStatus(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: int = 1
+    schema_version: int = 2
     group: str
     state: GroupState
     ranks: int = 1

@@ -19,8 +19,8 @@ from jobs.record import JobError, Progress
 from jobs.store.holder import StopReason
 from worker.telemetry import Stage
 
-PROTOCOL_VERSION = 1
-CHECKPOINT_VERSION = 1
+PROTOCOL_VERSION = 2
+CHECKPOINT_VERSION = 2
 """The newest version of checkpoints, with their files, that this release reads."""
 
 Timings = dict[str, float]
