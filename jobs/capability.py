@@ -1,40 +1,47 @@
-"""Publish what the workers can make, so that the service knows which requests to accept.
+"""Define what a worker group can make.
 
-The document outlives the workers, so that jobs are accepted while all of them are away. The meaning of its
-limits is defined in `model.spec.limits`.
+Each group publishes its capability with its registration (`jobs.registration`); `jobs.fleet` reads them. The
+meaning of the limits is defined in `model.spec.limits`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
 from jobs.connect import redis_reached
-from jobs.errors import NoCapability
 from model.spec.limits import Limits
 from model.spec.params import Task
-
-logger = logging.getLogger(__name__)
+from model.spec.plan import Plan
 
 CAPABILITY_KEY = "longcat:capability"
+"""The capability that was published last. Processes of release 0.2.0 read only this key."""
+
+SizeLimit = Literal["frames", "pixels", "refined_pixels"]
 
 
 class Capability(BaseModel):
-    """The tasks, limits and weights that the workers offer.
+    """The tasks, limits and weights of a group. Groups with equal capabilities are a pool.
 
     Attributes:
+        model: the name that the operator gave to the checkpoint.
+        weights: the fingerprint of each part of the checkpoint (`model.io.fingerprint`); empty for a group of
+            release 0.2.0.
         limits: the JSON of `model.spec.limits.Limits`.
         context_parallel: the number of ranks that share one job.
         dtype: the data type of the matrix products.
+        gpu: the type of the GPUs.
+        order_versions: the schema versions of the orders that the group reads.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: int = 1
+    schema_version: int = 2
     model: str
     tasks: tuple[Task, ...]
     limits: dict[str, Any]
@@ -42,27 +49,37 @@ class Capability(BaseModel):
     context_parallel: int = 1
     device: str
     dtype: str
+    weights: dict[str, str] = Field(default_factory=dict)
+    gpu: str | None = None
+    gpu_memory_gib: int | None = None
+    order_versions: tuple[int, ...] = (1, 2)
+
+    @property
+    def pool(self) -> str:
+        """Return the name of the pool: that of the model, and a digest of the capability."""
+        return f"{self.model}-{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
+
+    @property
+    def size_limits(self) -> Mapping[SizeLimit, int]:
+        """Return the largest lengths and areas in the limits; those that are absent are not limited."""
+        limits: dict[SizeLimit, int] = {}
+        if "max_num_frames" in self.limits:
+            limits["frames"] = self.limits["max_num_frames"]
+        if "max_pixels" in self.limits:
+            limits["pixels"] = self.limits["max_pixels"]
+        if refine_buckets := self.limits.get("refine_buckets"):
+            limits["refined_pixels"] = max(height * width for height, width in refine_buckets.values())
+        return limits
+
+    def weights_for(self, plan: Plan) -> dict[str, str]:
+        """Return the fingerprints of the parts that a video depends on: not those of unused LoRAs."""
+        unused = set(self.loras) - set(plan.loras)
+        return {part: digest for part, digest in self.weights.items() if part not in unused}
 
     def publish(self, redis: Redis) -> None:
-        """Replace the published capability. Raises Unavailable."""
+        """Set the key that processes of release 0.2.0 read. Raises Unavailable."""
         with redis_reached():
             redis.set(CAPABILITY_KEY, self.model_dump_json())
-
-
-def latest(redis: Redis) -> Capability:
-    """Return the capability that was published last.
-
-    Raises NoCapability before any worker published one, or if this release cannot read it; Unavailable.
-    """
-    with redis_reached():
-        document = redis.get(CAPABILITY_KEY)
-    if document is None:
-        raise NoCapability("no worker has said yet what can be made; try again when one is up")
-    try:
-        return read_capability(document)
-    except (ValueError, TypeError, AttributeError) as error:
-        logger.exception("cannot read the published capability")
-        raise NoCapability("the workers run a release that this service does not understand") from error
 
 
 def read_capability(document: bytes | str) -> Capability:

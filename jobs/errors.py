@@ -66,6 +66,12 @@ class NoCapability(LongCatError):
     retryable = True
 
 
+class NoSuitableGroup(NoCapability):
+    """Groups that can run this request exist, but none has been up for a long time."""
+
+    code = "no_suitable_worker"
+
+
 class Unavailable(LongCatError):
     """Redis or the storage cannot be reached."""
 

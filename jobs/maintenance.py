@@ -28,7 +28,8 @@ REMOVE_EVERY_S = 10.0
 def sweep(job_store: JobStore, tickets: TicketQueue) -> SweepResult:
     """Handle leases, deadlines and retentions that ran out, and replace lost tickets. Raises Unavailable."""
     swept = job_store.maintenance.sweep()
-    tickets.top_up(job_store.maintenance.num_tickets_needed())
+    for requirement, num_needed in job_store.maintenance.num_tickets_needed().items():
+        tickets.top_up(num_needed, requirement)
     return swept
 
 

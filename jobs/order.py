@@ -6,16 +6,18 @@ and goes to the ranks as it is.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.spec.plan import Plan
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The newest version of an order that this release reads."""
 
 Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+"""The highest first."""
 
 
 class InputFile(BaseModel):
@@ -47,6 +49,10 @@ class Order(BaseModel):
 
     schema_version: int = 2
     plan: Plan
+    model: str | None = Field(None, description="Name of the model; null for any.")
+    weights: dict[str, str] | None = Field(
+        None, description="Fingerprints of the weights that the service expected; null if there are several."
+    )
     prompts: tuple[str, ...] = Field(min_length=1, description="One, or one for each segment.")
     negative_prompt: str | None = Field(None, description="null if the plan has no guidance.")
     seed: int

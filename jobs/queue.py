@@ -1,6 +1,7 @@
 """Signal to workers through RQ that there is work. A ticket carries the signal; a claim selects the job.
 
-So nothing depends on a single ticket. If one is lost, the sweep enqueues another. If one comes twice, or too
+There is an RQ queue for each requirement of queued jobs, so that a ticket wakes a group that can run the job.
+Nothing depends on a single ticket. If one is lost, the sweep enqueues another. If one comes twice, or too
 late, its consumer finds no job to claim. RQ's worker is done with a ticket within milliseconds; the job runs
 after that, under its lease.
 
@@ -16,7 +17,7 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Never
 
@@ -96,18 +97,15 @@ class TicketQueue:
     """The queue of tickets. Methods raise Unavailable while Redis cannot be reached."""
 
     def __init__(self, redis: Redis) -> None:
-        self._queue = Queue(
-            QUEUE_NAME,
-            connection=redis,
-            job_class=Ticket,
-            serializer=JSONSerializer,
-            death_penalty_class=_NoDeathPenalty,
-        )
+        self._redis = redis
 
-    def enqueue(self, job_id: str) -> None:
-        """Signal to one worker that there is work. If this fails, the next sweep makes up for it."""
+    def enqueue(self, job_id: str, requirement: str = "") -> None:
+        """Signal to a group that meets the requirement that there is work.
+
+        If this fails, the next sweep makes up for it.
+        """
         with redis_reached():
-            self._queue.enqueue_call(
+            _queue(self._redis, queue_name(requirement)).enqueue_call(
                 TICKET,
                 args=(job_id,),
                 timeout=TICKET_TIMEOUT_S,
@@ -115,17 +113,35 @@ class TicketQueue:
                 failure_ttl=FAILED_TICKET_S,
             )
 
-    def count(self) -> int:
-        """Return the number of tickets in the queue."""
+    def count(self, requirement: str = "") -> int:
+        """Return the number of tickets for this requirement."""
         with redis_reached():
-            return int(self._queue.count)
+            return int(_queue(self._redis, queue_name(requirement)).count)
 
-    def top_up(self, num_needed: int) -> int:
+    def top_up(self, num_needed: int, requirement: str = "") -> int:
         """Enqueue tickets until there are `num_needed`. Return the number of tickets that were missing."""
-        num_missing = max(0, num_needed - self.count())
+        num_missing = max(0, num_needed - self.count(requirement))
         for _ in range(num_missing):
-            self.enqueue("swept")
+            self.enqueue("swept", requirement)
         return num_missing
+
+
+def queue_name(requirement: str) -> str:
+    """Return the name of the RQ queue with the tickets for this requirement.
+
+    Processes of release 0.2.0 know only the queue without a requirement.
+    """
+    return f"{QUEUE_NAME}:{requirement}" if requirement else QUEUE_NAME
+
+
+def _queue(redis: Redis, name: str) -> Queue:
+    return Queue(
+        name,
+        connection=redis,
+        job_class=Ticket,
+        serializer=JSONSerializer,
+        death_penalty_class=_NoDeathPenalty,
+    )
 
 
 class TicketWorker(SimpleWorker):
@@ -144,8 +160,12 @@ class TicketWorker(SimpleWorker):
     def procline(self, message: str) -> None:
         """Keep the title of the process. RQ replaces it where `setproctitle` happens to be installed."""
 
-    def take(self) -> bool:
-        """Wait up to a second for a ticket and consume it. Return False if none came."""
+    def take(self, requirements: Iterable[str] = ()) -> bool:
+        """Wait up to a second for a ticket for one of the requirements, and consume it.
+
+        Return False if none came. Tickets of release 0.2.0 name no requirement and are taken, too.
+        """
+        self.queues = [_queue(self.connection, queue_name(each)) for each in (*requirements, "")]
         # Register if that was not done yet, or if Redis lost its data.
         if not self.connection.sismember(self.redis_workers_keys, self.key):
             self.connection.delete(self.key)
@@ -169,8 +189,15 @@ class TicketWorker(SimpleWorker):
         return True
 
 
-def consume(redis: Redis, on_ticket: Callable[[], None], stop: Callable[[], bool]) -> None:
+def consume(
+    redis: Redis,
+    on_ticket: Callable[[], None],
+    stop: Callable[[], bool],
+    requirements: Callable[[], Iterable[str]] = tuple,
+) -> None:
     """Call `on_ticket` for each ticket, one after the other, until `stop()` returns True.
+
+    `requirements` returns those whose tickets are taken; it is called before each ticket.
 
     Continues after an outage of Redis. An error of `on_ticket` ends the loop, except Unavailable: the sweep
     makes up for that ticket.
@@ -180,7 +207,7 @@ def consume(redis: Redis, on_ticket: Callable[[], None], stop: Callable[[], bool
         try:
             with redis_reached():
                 worker = worker or TicketWorker(redis)
-                took_ticket = worker.take()
+                took_ticket = worker.take(requirements())
             if took_ticket:
                 on_ticket()
         except Unavailable as error:

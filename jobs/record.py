@@ -27,9 +27,19 @@ WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 
 
-_PLAIN = ("id", "status", "priority", "owner", "webhook_url", "attempt", "cancel_requested", "group")
+_PLAIN = (
+    "id",
+    "status",
+    "priority",
+    "owner",
+    "webhook_url",
+    "attempt",
+    "cancel_requested",
+    "group",
+    "requirement",
+)
 _TRACE = ("request_id", "traceparent")
-_JSON = ("order", "metadata", "progress", "error", "result", "timings_s", "webhook_events")
+_JSON = ("order", "metadata", "progress", "error", "result", "timings_s", "webhook_events", "warnings")
 _TIMES = ("created", "started", "finished", "expires")
 
 
@@ -72,6 +82,8 @@ class Result(_Stored):
 
     Attributes:
         dtype: the data type of the matrix products, in the group that finished the video.
+        model: the name of the model that this group has.
+        weights: the fingerprint of each part of the checkpoint that the video depends on.
     """
 
     video_key: str
@@ -85,6 +97,8 @@ class Result(_Stored):
     sha256: str
     seed: int
     dtype: str | None = None
+    model: str | None = None
+    weights: dict[str, str] = Field(default_factory=dict)
 
 
 class Job(_Stored):
@@ -93,6 +107,8 @@ class Job(_Stored):
     Attributes:
         attempt: the number of starts, without those that ended in a drain or a preemption.
         group: the group that runs the job, or ran it last.
+        requirement: what a group needs to run the job (`jobs.requirement`); None until it is known.
+        warnings: what the client should know about the video, for people.
         unread: fields of the stored record that could not be read, and have their defaults here.
         traceparent: the trace of the request that submitted the job, as in W3C Trace Context.
     """
@@ -113,6 +129,8 @@ class Job(_Stored):
     expires_at: datetime | None = None
     cancel_requested: bool = False
     group: str | None = None
+    requirement: str | None = None
+    warnings: tuple[str, ...] = ()
     request_id: str | None = None
     traceparent: str | None = None
     error: JobError | None = None

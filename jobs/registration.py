@@ -9,6 +9,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
 
+from jobs.capability import Capability
 from jobs.connect import redis_reached
 from jobs.errors import GroupTaken, UnreadableRecord
 from jobs.store.metrics import report_unreadable
@@ -18,6 +19,13 @@ GroupState = Literal["starting", "ready", "busy", "full", "broken"]
 
 GROUPS_KEY = "longcat:groups"
 GROUP_KEY = "longcat:group:{}"
+POOLS_KEY = "longcat:pools"
+POOL_KEY = "longcat:pool:{}"
+UNNAMED_POOL = "unnamed"
+"""The pool of groups that do not name one: those of release 0.2.0."""
+
+POOL_TTL_S = 30 * 86400.0
+"""How long a pool is remembered after its last group has gone."""
 
 
 class GroupStatus(BaseModel):
@@ -26,15 +34,17 @@ class GroupStatus(BaseModel):
     Attributes:
         ranks: the number of its processes.
         job: the id of the job that has its GPUs.
+        pool: the pool to which it belongs, None until it has loaded its model for the first time.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: int = 1
+    schema_version: int = 2
     group: str
     state: GroupState
     ranks: int = 1
     job: str | None = None
+    pool: str | None = UNNAMED_POOL
     heartbeat_at: datetime | None = Field(default=None, description="set by `GroupRegistration.heartbeat`")
 
     @field_validator("state", mode="before")
@@ -56,13 +66,16 @@ class GroupRegistration:
         self._ttl_ms = to_ms(ttl_s)
         self._token = uuid4().hex
 
-    def heartbeat(self, state: GroupState, ranks: int, job: str | None = None) -> None:
-        """Register, or renew the registration, and publish the status.
+    def heartbeat(
+        self, state: GroupState, ranks: int, job: str | None = None, capability: Capability | None = None
+    ) -> None:
+        """Register, or renew the registration, and publish the status and the capability.
 
         Raises GroupTaken if another worker is registered under this name, Unavailable.
         """
+        pool = capability and capability.pool
         status = GroupStatus(
-            group=self._group, state=state, ranks=ranks, job=job, heartbeat_at=datetime.now(UTC)
+            group=self._group, state=state, ranks=ranks, job=job, pool=pool, heartbeat_at=datetime.now(UTC)
         )
         registered = self._run(
             "register_group",
@@ -70,6 +83,9 @@ class GroupRegistration:
             token=self._token,
             status=status.model_dump_json(),
             ttl_ms=self._ttl_ms,
+            pool=pool,
+            capability=capability and capability.model_dump_json(),
+            pool_ttl_ms=to_ms(POOL_TTL_S),
         )
         if not registered:
             raise GroupTaken(f"another worker is alive as group {self._group}: give this one another name")

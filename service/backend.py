@@ -11,6 +11,7 @@ from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
 from jobs.connect import connect
+from jobs.fleet import Fleet, read_fleet
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress, QueueEstimate
 from jobs.storage.base import Storage, open_storage
@@ -31,6 +32,8 @@ from service.settings import Settings
 from service.webhooks.url_checker import WebhookUrlChecker
 
 Task = Callable[[], None]
+
+_NO_GROUP = "no live group can run this job"
 
 
 def _run_now(task: Task) -> None:
@@ -109,20 +112,25 @@ class Backend:
 
     def views(self, jobs: Sequence[Job]) -> list[JobView]:
         """Return jobs as clients see them. All estimates take one command."""
-        estimates = self.jobs.estimates([job.id for job in jobs if job.status == "queued"])
-        return [self._view(job, estimates.get(job.id)) for job in jobs]
+        estimates: dict[str, QueueEstimate] = {}
+        waiting_for: dict[str, str] = {}
+        if queued := [job for job in jobs if job.status == "queued"]:
+            fleet = read_fleet(self.redis)
+            estimates = self.jobs.estimates([job.id for job in queued], fleet)
+            waiting_for = {job.id: _NO_GROUP for job in queued if not fleet.pools_for(job.requirement)}
+        return [self._view(job, estimates.get(job.id), waiting_for.get(job.id)) for job in jobs]
 
-    def with_queue_estimate(self, job: Job) -> tuple[Job, int | None]:
+    def with_queue_estimate(self, job: Job, fleet: Fleet) -> tuple[Job, int | None]:
         """Return the job with an ETA in its progress where there is an estimate, and its queue position.
 
         The position is None unless the job is queued.
         """
-        estimate = self.jobs.estimate(job.id) if job.status == "queued" else None
+        estimate = self.jobs.estimate(job.id, fleet) if job.status == "queued" else None
         return _with_eta(job, estimate), estimate.position if estimate else None
 
-    def _view(self, job: Job, estimate: QueueEstimate | None) -> JobView:
+    def _view(self, job: Job, estimate: QueueEstimate | None, waiting_for: str | None) -> JobView:
         position = estimate.position if estimate else None
-        return JobView.of(_with_eta(job, estimate), position, self.settings.public_url)
+        return JobView.of(_with_eta(job, estimate), position, self.settings.public_url, waiting_for)
 
 
 def _with_eta(job: Job, estimate: QueueEstimate | None) -> Job:

@@ -117,6 +117,17 @@ class Settings(SharedSettings):
         default=0.5, gt=0, description="how often the service checks for webhooks to send"
     )
 
+    model_shares: str = Field(
+        default="",
+        description="share of the requests without a `model` that each model gets, such as "
+        "`LongCat-Video=95,canary=5`; default: any group may run them",
+    )
+    queue_without_group_s: float = Field(
+        default=86400.0,
+        ge=0,
+        description="jobs are accepted for this time after the last group that can run them has gone",
+    )
+
     step_cache: float | None = Field(
         default=None,
         gt=0,
@@ -224,6 +235,17 @@ class Settings(SharedSettings):
             raise ValueError("must begin with http:// or https:// and a host")
         return url
 
+    @field_validator("model_shares")
+    @classmethod
+    def _are_shares(cls, shares: str) -> str:
+        _parse_shares(shares)
+        return shares
+
+    @property
+    def shares_by_model(self) -> dict[str, float]:
+        """Return the share of each model, empty if any group may run a request without a model."""
+        return _parse_shares(self.model_shares)
+
     @property
     def quotas(self) -> Quotas:
         """Return the limits that the job store enforces."""
@@ -263,6 +285,18 @@ class Settings(SharedSettings):
             max_redirects=0,
             allow_private=self.webhook_private_hosts,
         )
+
+
+def _parse_shares(text: str) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        model, sign, share = part.strip().partition("=")
+        if not sign or not model or not share.replace(".", "", 1).isdigit():
+            raise ValueError("must be NAME=SHARE, separated by commas")
+        shares[model] = float(share)
+    if shares and not sum(shares.values()):
+        raise ValueError("a share must be above 0")
+    return shares
 
 
 def describe_problems(error: ValidationError) -> list[str]:

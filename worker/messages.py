@@ -19,8 +19,8 @@ from jobs.record import JobError, Progress
 from jobs.store.holder import StopReason
 from worker.telemetry import Stage
 
-PROTOCOL_VERSION = 1
-CHECKPOINT_VERSION = 1
+PROTOCOL_VERSION = 2
+CHECKPOINT_VERSION = 2
 """The newest version of checkpoints, with their files, that this release reads."""
 
 Timings = dict[str, float]
@@ -46,6 +46,9 @@ class Checkpoint(_Message):
         step: number of steps of the stage that are done.
         state: the file of the pipeline's state.
         segment_files: the encoded video of each segment before this one, in order.
+        weights: fingerprints of the weights that computed it, as in `Capability.weights_for`; None if a
+            release before 0.3 saved it.
+        dtype: the data type in which it was computed, as in `Capability.dtype`.
     """
 
     schema_version: int = 1
@@ -55,6 +58,8 @@ class Checkpoint(_Message):
     state: str
     segment_files: tuple[str, ...] = ()
     timings_s: Timings = Field(default_factory=dict)
+    weights: dict[str, str] | None = None
+    dtype: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +99,8 @@ class VideoFile(_Message):
     Attributes:
         size_bytes: size of the video file; `sha256` is its hash.
         dtype: the data type in which the group computed, as in `Capability.dtype`.
+        model: the name of the model, as in `Capability.model`.
+        weights: the fingerprints of its weights, as in `Capability.weights_for`.
     """
 
     video: str
@@ -105,6 +112,8 @@ class VideoFile(_Message):
     size_bytes: int
     sha256: str
     dtype: str | None = None
+    model: str | None = None
+    weights: dict[str, str] = Field(default_factory=dict)
 
 
 class RunJob(_Message):

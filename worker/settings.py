@@ -44,6 +44,7 @@ class RankSetup(_Frozen):
     socket: Path
     num_ranks: int
     checkpoint: Path
+    model_id: str = "LongCat-Video"
     device: DeviceName
     dtype: DtypeName
     compile: CompileName = "auto"
@@ -64,6 +65,12 @@ class WorkerSettings(SharedSettings):
     }
 
     checkpoint: Path = Field(default=POCKET, description="folder with the model weights")
+    model_id: str = Field(
+        default="LongCat-Video",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="name of the model in CHECKPOINT, which requests may ask for; two fine-tunes that run "
+        "side by side need different names",
+    )
     ranks: int = Field(default=1, ge=1, description="number of rank processes, one for each GPU")
     context_parallel: int | None = Field(
         default=None, ge=1, description="ranks that generate one video together; default: all"
@@ -163,6 +170,7 @@ class WorkerSettings(SharedSettings):
             socket=connect_to,
             num_ranks=self.ranks_per_group,
             checkpoint=self.checkpoint.absolute(),
+            model_id=self.model_id,
             device=self.device,
             dtype=self.dtype,
             compile=self.compile,

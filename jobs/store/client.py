@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from jobs.connect import redis_reached
 from jobs.errors import JobNotFound, UnreadableRecord
+from jobs.fleet import Fleet
 from jobs.record import Event, Job, QueueEstimate, Status
 from jobs.store.estimates import QueueSnapshot, estimates
 from jobs.store.metrics import report_unread_fields, report_unreadable
@@ -121,16 +122,18 @@ class JobClient:
                 start = members[-1][1]
         return jobs
 
-    def estimates(self, job_ids: Sequence[str]) -> dict[str, QueueEstimate]:
-        """Estimate when queued jobs will be done, from recent jobs. Leave out those that are not queued."""
-        if not job_ids:
-            return {}
-        reply = self._run("queue_snapshot", ids=job_ids)
-        return {} if reply is None else estimates(QueueSnapshot.from_reply(reply))
+    def estimates(self, job_ids: Sequence[str], fleet: Fleet | None = None) -> dict[str, QueueEstimate]:
+        """Estimate when queued jobs will be done, from recent jobs. Leave out those that are not queued.
 
-    def estimate(self, job_id: str) -> QueueEstimate | None:
+        The groups of `fleet` that can run a job count, and the jobs that these groups can run; by default all
+        of them. If no live group can run a job, it has no ETA.
+        """
+        reply = self._run("queue_snapshot", ids=job_ids) if job_ids else None
+        return {} if reply is None else estimates(QueueSnapshot.from_reply(reply), fleet)
+
+    def estimate(self, job_id: str, fleet: Fleet | None = None) -> QueueEstimate | None:
         """Estimate when a queued job will be done. Return None if it is not queued."""
-        return self.estimates([job_id]).get(job_id)
+        return self.estimates([job_id], fleet).get(job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: a queued one ends at once, a running one is asked to stop. Return the job.

@@ -7,13 +7,16 @@ so a single run that took far longer does not move them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 from typing import Any, Self
 
+from jobs.fleet import Fleet
+from jobs.order import PRIORITIES
 from jobs.record import Progress, QueueEstimate
+from jobs.store.scripts import text
 
 NUM_RUNS = 21
 """How many of the latest runs an estimate uses."""
@@ -39,21 +42,29 @@ class Run:
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job that some group runs; `eta_s` is None until its worker reported one."""
+    """A job that a group runs; `eta_s` is None until its worker reported one."""
 
     task: str
     work_units: int
     running_s: float
     eta_s: float | None
+    group: str
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job that waits; `position` is 1 for the next one."""
+    """A job that waits.
+
+    Attributes:
+        position: the place among all queued jobs; 1 is next.
+        requirement: what a group needs to run it (`jobs.requirement`), empty if it is not known.
+    """
 
     position: int
     task: str
     work_units: int
+    priority: str
+    requirement: str
 
 
 @dataclass(frozen=True)
@@ -63,49 +74,77 @@ class QueueSnapshot:
     Attributes:
         num_queued: the number of queued jobs.
         queued_work_units: the size of all queued jobs together.
-        num_groups: the number of worker groups.
+        groups: the names of the worker groups.
         recent_runs: the latest runs first.
         running: the jobs that run now.
+        depths: the number of queued jobs by requirement and priority.
         wanted: the jobs to estimate, by id.
     """
 
     num_queued: int
     queued_work_units: int
-    num_groups: int
+    groups: frozenset[str]
     recent_runs: Sequence[Run]
     running: Sequence[RunningJob]
+    depths: Mapping[str, Mapping[str, int]]
     wanted: Mapping[str, QueuedJob]
 
     @classmethod
     def from_reply(cls, reply: list[Any]) -> Self:
         """Read the reply of the script `queue_snapshot`."""
-        num_queued, queued_work_units, num_groups, runs, running, wanted = reply
+        num_queued, queued_work_units, groups, runs, running, depths, wanted = reply
         return cls(
             num_queued=num_queued,
             queued_work_units=int(queued_work_units or 0),
-            num_groups=num_groups,
+            groups=frozenset(text(name) for name in groups),
             recent_runs=[run for entry in runs if (run := Run.from_entry(entry))],
             running=[
-                RunningJob(task.decode(), int(work_units), running_ms / 1000, _eta_s(progress))
-                for task, work_units, progress, running_ms in running
+                RunningJob(text(task), int(work_units), running_ms / 1000, _eta_s(progress), text(group))
+                for task, work_units, progress, running_ms, group in running
             ],
+            depths={
+                text(requirement): dict(zip(PRIORITIES, by_priority, strict=True))
+                for requirement, *by_priority in depths
+            },
             wanted={
-                job_id.decode(): QueuedJob(position, task.decode(), int(work_units))
-                for job_id, position, task, work_units in wanted
+                text(job_id): QueuedJob(
+                    position, text(task), int(work_units), text(priority), text(requirement)
+                )
+                for job_id, position, task, work_units, priority, requirement in wanted
             },
         )
 
 
-def estimates(snapshot: QueueSnapshot) -> dict[str, QueueEstimate]:
-    """Estimate when each wanted job will have ended: the wait for its turn, plus its own run."""
-    return {job_id: _estimate(snapshot, job) for job_id, job in snapshot.wanted.items()}
+def estimates(snapshot: QueueSnapshot, fleet: Fleet | None = None) -> dict[str, QueueEstimate]:
+    """Estimate when each wanted job will have ended: the wait for its turn, plus its own run.
+
+    If `fleet` is given, only its groups that can run the job count, and the queued and running jobs of these
+    groups. There is no ETA if there is no such group.
+    """
+    return {job_id: _estimate(snapshot, job, fleet) for job_id, job in snapshot.wanted.items()}
 
 
-def _estimate(snapshot: QueueSnapshot, job: QueuedJob) -> QueueEstimate:
+def _estimate(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet | None) -> QueueEstimate:
+    groups, position = snapshot.groups, job.position
+    if fleet:
+        groups &= {group.group for pool in fleet.pools_for(job.requirement) for group in pool.groups}
+        if job.requirement:
+            position = min(position, max(1, _num_rivals(snapshot, job, fleet)))
     own_s = expected_s(snapshot.recent_runs, job.task, job.work_units)
-    if own_s is None:
-        return QueueEstimate(position=job.position, eta_s=None)
-    return QueueEstimate(position=job.position, eta_s=_wait_s(snapshot, job.position) + own_s)
+    if own_s is None or (fleet and not groups):
+        return QueueEstimate(position=position, eta_s=None)
+    return QueueEstimate(position=position, eta_s=_wait_s(snapshot, groups, position) + own_s)
+
+
+def _num_rivals(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet) -> int:
+    """Return how many queued jobs may start before this one in its groups, itself included."""
+    rivals = fleet.rivals_of(job.requirement, snapshot.depths)
+    num_rivals = 0
+    for priority in PRIORITIES:
+        num_rivals += sum(snapshot.depths[requirement][priority] for requirement in rivals)
+        if priority == job.priority:
+            break
+    return num_rivals
 
 
 def expected_s(runs: Sequence[Run], task: str | None, work_units: float) -> float | None:
@@ -137,14 +176,15 @@ def _line_through(runs: Sequence[Run]) -> tuple[float, float]:
     return 0.0, median(run.duration_s / run.work_units for run in runs)
 
 
-def _wait_s(snapshot: QueueSnapshot, position: int) -> float:
-    """Return how long a job waits for a group: the work ahead of it, divided among all groups."""
-    num_groups = max(1, snapshot.num_groups)
-    if position + len(snapshot.running) <= num_groups:
+def _wait_s(snapshot: QueueSnapshot, groups: Collection[str], position: int) -> float:
+    """Return how long a job waits for a group: the work ahead of it, divided among the groups."""
+    running = [job for job in snapshot.running if job.group in groups or not groups]
+    num_groups = max(1, len(groups))
+    if position + len(running) <= num_groups:
         return 0.0
     mean_work_units = snapshot.queued_work_units / snapshot.num_queued
     queued_s = expected_s(snapshot.recent_runs, None, mean_work_units) or 0.0
-    running_s = sum(_remaining_s(job, snapshot.recent_runs) for job in snapshot.running)
+    running_s = sum(_remaining_s(job, snapshot.recent_runs) for job in running)
     return (running_s + (position - 1) * queued_s) / num_groups
 
 

@@ -11,18 +11,22 @@ from uuid import uuid4
 
 from redis import Redis
 
+from jobs.capability import Capability
+from jobs.connect import redis_reached
 from jobs.errors import LeaseLost, LongCatError, UnreadableRecord
 from jobs.order import SCHEMA_VERSION as ORDER_VERSION
 from jobs.record import Job, JobError, Progress, Result, Status
-from jobs.store.maintenance import WORKER_CRASHED
+from jobs.requirement import can_run
+from jobs.store.maintenance import WORKER_CRASHED, set_missing_requirements
 from jobs.store.metrics import report_unread_fields, report_unreadable
-from jobs.store.scripts import Scripts, fields_of, present, to_json, to_ms
+from jobs.store.scripts import Scripts, fields_of, present, text, to_json, to_ms
 from jobs.store.submission import SCHEMA_VERSION as RECORD_VERSION
 
 StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost"]
 """Why a job is to stop: its client cancelled it, it ran too long, a high-priority job needs its place,
 its worker shuts down, or another worker holds it by now."""
 
+REQUIREMENTS_KEY = "longcat:requirements"
 READER = f"{RECORD_VERSION}.{ORDER_VERSION}"
 """Identifies the records and orders that this release reads."""
 
@@ -39,12 +43,14 @@ class Lease:
         fence: the fencing token: proves to the store who holds the job.
         duration_s: how long the lease lasts without a renewal.
         checkpoint: what an earlier holder saved to resume the job from.
+        capability: what the group can run; None for everything.
     """
 
     job: Job
     fence: int
     duration_s: float
     checkpoint: dict[str, Any] | None = None
+    capability: Capability | None = None
 
     @property
     def attempt(self) -> int:
@@ -59,13 +65,14 @@ class JobHolder:
         self._redis = redis
         self._run = scripts.run
 
-    def claim(self, group: str, lease_s: float) -> Lease | None:
-        """Claim the next job of the queue for this group. Return None if no job may start.
+    def claim(self, group: str, lease_s: float, capability: Capability | None = None) -> Lease | None:
+        """Claim the next job that this group can run. Return None if no such job may start.
 
-        A job whose record this release cannot read is set aside: it stays queued for workers of other
-        releases, and the next one is claimed.
+        Without a capability, the group can run all. A job whose record this release cannot read is set aside:
+        it stays queued for workers of other releases, and the next one is claimed.
         """
-        while reply := self._claim(group, lease_s):
+        set_missing_requirements(self._run)
+        while reply := self._claim(group, lease_s, self.requirements(capability)):
             fields = fields_of(reply)
             try:
                 job = Job.from_hash(fields)
@@ -73,8 +80,16 @@ class JobHolder:
                 self._set_aside(fields, error)
             else:
                 report_unread_fields(self._redis, job)
-                return Lease(job, int(fields["fence"]), lease_s, self._checkpoint(fields))
+                return Lease(job, int(fields["fence"]), lease_s, self._checkpoint(fields), capability)
         return None
+
+    def requirements(self, capability: Capability | None) -> list[str] | None:
+        """Return the requirements of queued jobs that a group with this capability meets; None means all."""
+        if capability is None:
+            return None
+        with redis_reached():
+            known = sorted(text(requirement) for requirement in self._redis.smembers(REQUIREMENTS_KEY))
+        return [requirement for requirement in known if can_run(capability, requirement)]
 
     def renew_lease(
         self, lease: Lease, progress: Progress | None = None, preempt_after_s: float | None = None
@@ -82,15 +97,25 @@ class JobHolder:
         """Renew the lease, store the progress, and return why the job is to stop, None if it is not.
 
         With `preempt_after_s`, a job of low priority is preempted for one of high priority that has waited
-        that long.
+        that long and that the group can run.
         """
-        times = {"lease_ms": to_ms(lease.duration_s), "preempt_after_ms": to_ms(preempt_after_s)}
-        reason: bytes | None = self._run_held("renew_lease", lease, progress=to_json(progress), **times)
+        reason: bytes | None = self._run_held(
+            "renew_lease",
+            lease,
+            progress=to_json(progress),
+            lease_ms=to_ms(lease.duration_s),
+            preempt_after_ms=to_ms(preempt_after_s),
+            requirements=None if preempt_after_s is None else self.requirements(lease.capability),
+        )
         return reason.decode() if reason else None  # type: ignore[return-value]
 
     def save_checkpoint(self, lease: Lease, checkpoint: Mapping[str, Any]) -> None:
         """Store what is needed to resume the job; the next claim returns it. Raises LeaseLost."""
         self._run_held("save_checkpoint", lease, checkpoint=json.dumps(dict(checkpoint)))
+
+    def add_warning(self, lease: Lease, warning: str) -> None:
+        """Add a warning to the job, unless it has the same one. Raises LeaseLost."""
+        self._run_held("add_warning", lease, warning=warning)
 
     def begin_upload(self, lease: Lease) -> None:
         """Set the job to `uploading`. Raises LeaseLost."""
@@ -140,13 +165,14 @@ class JobHolder:
         fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
         return _status(self._run_held("finish", lease, status=status, fields=fields, counts=counts))
 
-    def _claim(self, group: str, lease_s: float) -> Any:  # noqa: ANN401 - the script's own reply
+    def _claim(self, group: str, lease_s: float, requirements: list[str] | None) -> Any:  # noqa: ANN401
         """Return the record of the next job, with its id, None if no job may start."""
         return self._run(
             "claim",
             group=group,
             lease_ms=to_ms(lease_s),
             token=uuid4().hex,
+            requirements=requirements,
             order_version=ORDER_VERSION,
             reader=READER,
         )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from pydantic import ValidationError
 from redis import Redis
 
 from jobs.connect import redis_reached
 from jobs.errors import DeadlineExceeded, WorkerCrashed
+from jobs.order import Order
 from jobs.record import JobError
-from jobs.store.scripts import Scripts, to_json, to_ms
+from jobs.requirement import ANY, Requirement
+from jobs.store.scripts import Scripts, fields_of, text, to_json, to_ms
 
 WORKER_CRASHED = JobError.of(WorkerCrashed("the worker crashed in every attempt that the job has"))
 WAITED_TOO_LONG = JobError.of(DeadlineExceeded("the job waited longer than allowed before a worker began it"))
@@ -57,9 +62,13 @@ class JobMaintenance:
             ids.setdefault(what.decode(), []).append(job_id.decode())
         return SweepResult(**{what: tuple(changed) for what, changed in ids.items()})
 
-    def num_tickets_needed(self) -> int:
-        """Return how many tickets the queue should have: one for each queued job, none if none may start."""
-        return int(self._run("num_tickets_needed"))
+    def num_tickets_needed(self) -> dict[str, int]:
+        """Return how many tickets there should be for each requirement.
+
+        That is one for each queued job, none if no job with the requirement may start.
+        """
+        set_missing_requirements(self._run)
+        return {text(requirement): num for requirement, num in self._run("num_tickets_needed")}
 
     def lease_file_removal(self, job_id: str | None = None) -> FileRemoval | None:
         """Lease the next job whose unneeded files are to be removed, or this job if it is due.
@@ -93,3 +102,20 @@ class JobMaintenance:
             pipeline.zscore("longcat:file_removals:second", job_id)
             exists, *removals = pipeline.execute()
         return bool(exists) or any(due_ms is not None for due_ms in removals)
+
+
+def set_missing_requirements(run: Callable[..., Any]) -> None:
+    """Give requirements to queued jobs that processes of release 0.2.0 submitted, so that they are claimed.
+
+    An order that cannot be read gets `ANY`: whoever claims its job fails it.
+    """
+    while found := fields_of(run("jobs_without_requirement")):
+        for job_id, order in found.items():
+            run("set_requirement", id=job_id, requirement=_requirement_of(order))
+
+
+def _requirement_of(order: str) -> str:
+    try:
+        return str(Requirement.of(Order.model_validate_json(order)))
+    except ValidationError:
+        return ANY

@@ -16,7 +16,7 @@ from redis import Redis
 from jobs.connect import redis_reached
 from jobs.errors import Unavailable, UnreadableRecord
 from jobs.record import Job
-from jobs.store.scripts import Scripts, decoded
+from jobs.store.scripts import Scripts, decoded, text
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,21 @@ def queue_depths(redis: Redis, clock: Callable[[], int] | None = None) -> list[Q
     """Return the depth of the queue for each priority, the highest first. Raises Unavailable."""
     found = Scripts(redis, clock).run("queue_depths")
     return [QueueDepth(priority.decode(), num_jobs, age_ms / 1000) for priority, num_jobs, age_ms in found]
+
+
+@dataclass(frozen=True)
+class RequirementDepth:
+    """The queued jobs with one requirement: their number, and how long the first submitted one has waited."""
+
+    requirement: str
+    num_jobs: int
+    oldest_s: float
+
+
+def requirement_depths(redis: Redis, clock: Callable[[], int] | None = None) -> list[RequirementDepth]:
+    """Return the depth of the queue for each requirement of a queued job. Raises Unavailable."""
+    found = Scripts(redis, clock).run("requirement_depths")
+    return [RequirementDepth(text(name), num_jobs, age_ms / 1000) for name, num_jobs, age_ms in found]
 
 
 def report_unread_fields(redis: Redis, job: Job) -> None:

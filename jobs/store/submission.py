@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from jobs.order import Order, Priority
 from jobs.record import WEBHOOK_EVENTS, WebhookEvent
+from jobs.requirement import Requirement
 from jobs.store.idempotency import KeyReservation
 from jobs.store.scripts import present, to_ms
 from jobs.work import work_units
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The version of stored records."""
 
 
@@ -23,6 +24,7 @@ class Submission:
     Attributes:
         max_queue_s: how long it may wait for its first start; None is no limit.
         max_run_s: how long it may run, all attempts together; None is no limit.
+        requirement: what a group needs to run it; by default that of the order, for groups of any size limit.
         key_reservation: the idempotency key that is bound to the job.
         trace: the request that submitted it: `request_id`, and `traceparent` of W3C Trace Context.
     """
@@ -36,6 +38,7 @@ class Submission:
     webhook_events: tuple[WebhookEvent, ...] = WEBHOOK_EVENTS
     max_queue_s: float | None = None
     max_run_s: float | None = None
+    requirement: Requirement | None = None
     key_reservation: KeyReservation | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
 
@@ -49,6 +52,7 @@ class Submission:
             "order_version": self.order.schema_version,
             "task": self.order.plan.task,
             "work_units": work_units(self.order.plan),
+            "requirement": str(self.requirement or Requirement.of(self.order)),
             "priority": self.priority,
             "owner": self.owner,
             "metadata": json.dumps(dict(self.metadata)),

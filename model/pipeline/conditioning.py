@@ -19,11 +19,9 @@ from model.pipeline.sample import Conditioning
 from model.pipeline.schedule import Schedule
 from model.pipeline.state import State
 from model.spec.geometry import VAE_STRIDE, RefineLayout, Size, latent_frames, refine_layout
-from model.spec.plan import Plan, Refinement
+from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan, Refinement
 from model.text import Text, TextEncoder
 from model.vae.vae import Vae
-
-DISTILLED_LORA, REFINEMENT_LORA = "cfg_step_lora", "refinement_lora"
 
 Clip = Float[Tensor, "_ _ _ 3"]  # frames, height, width
 Latents = Float[Tensor, "1 z _ h w"]

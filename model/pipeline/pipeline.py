@@ -21,7 +21,7 @@ from model.io.outgoing import PendingFrames, run_ahead, start_copy
 from model.io.pixels import to_floats, to_uint8
 from model.parallel.broadcast import from_leader, run_on_leader
 from model.parallel.mesh import SINGLE, ContextParallel
-from model.pipeline.conditioning import DISTILLED_LORA, REFINEMENT_LORA, Clip, Encoders, refine_layout_of
+from model.pipeline.conditioning import Clip, Encoders, refine_layout_of
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.request import Request
 from model.pipeline.sample import denoise
@@ -31,7 +31,7 @@ from model.pipeline.text_cache import TextKVCache
 from model.spec.errors import CheckpointError, InputError
 from model.spec.geometry import windows
 from model.spec.limits import Limits, load_limits
-from model.spec.plan import Plan
+from model.spec.plan import DISTILLED_LORA, Plan
 from model.text import TextEncoder
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
@@ -203,9 +203,8 @@ class Pipeline:
         return to_floats(to_uint8(frames).cpu()).to(frames.device)
 
     def _check_loras(self, plan: Plan) -> None:
-        needed = {DISTILLED_LORA: plan.distilled, REFINEMENT_LORA: plan.refinement is not None}
-        for name, is_needed in needed.items():
-            if is_needed and name not in self.loras:
+        for name in plan.loras:
+            if name not in self.loras:
                 field = "distilled" if name == DISTILLED_LORA else "refine"
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
 

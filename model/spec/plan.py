@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.spec.geometry import Clip, Size
 from model.spec.params import Task
 
+DISTILLED_LORA, REFINEMENT_LORA = "cfg_step_lora", "refinement_lora"
+"""The names of the LoRA files in a checkpoint."""
+
 
 class Refinement(BaseModel):
     """The second stage. Sides are in pixels."""
@@ -48,6 +51,12 @@ class Plan(BaseModel):
     step_cache: float | None = Field(
         None, description="Threshold of a `StepCache`; null computes every step in full."
     )
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """Return the LoRAs that the plan needs."""
+        needed = {DISTILLED_LORA: self.distilled, REFINEMENT_LORA: self.refinement is not None}
+        return tuple(name for name, is_needed in needed.items() if is_needed)
 
     @property
     def total_frames(self) -> int:

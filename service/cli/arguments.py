@@ -70,7 +70,7 @@ def fields_of(arguments: argparse.Namespace) -> dict[str, Any]:
     fields = options_of(arguments) | ({"prompt": prompts[0]} if len(prompts) == 1 else {"prompts": prompts})
     if arguments.metadata:
         fields["metadata"] = dict(arguments.metadata)
-    for name in ("priority", "webhook_url"):
+    for name in ("model", "priority", "webhook_url"):
         if (value := getattr(arguments, name)) is not None:
             fields[name] = value
     return fields
@@ -87,6 +87,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     )
     for name, purpose in _FILES.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="FILE", help=purpose)
+    command.add_argument("--model", metavar="NAME", help="default: the service chooses")
     add_arguments(command)
     job = command.add_argument_group("job")
     job.add_argument("--priority", choices=get_args(Priority))

@@ -38,6 +38,9 @@ MetadataValue = Annotated[Text, StringConstraints(max_length=512)]
 WebhookURL = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_check_url)]
 
 
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
 class Strict(BaseModel):
     """A part of a body. Values must have their JSON type; unknown fields are refused."""
 
@@ -88,6 +91,9 @@ class GenerateRequest(GenerationParams, JobOptions):
     )
     prompts: list[Prompt] | None = Field(
         None, min_length=1, description="Instead of `prompt`: one for each segment."
+    )
+    model: ModelName | None = Field(
+        None, description="Name of a model in `GET /capability`; by default the service chooses."
     )
     image: Source | None = Field(None, description="The first frame.")
     video: Source | None = Field(None, description="The clip to continue or to refine.")

@@ -13,14 +13,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
-from jobs.capability import Capability, latest
 from jobs.errors import Unavailable
+from jobs.fleet import read_fleet
 from jobs.maintenance import remove_due_files
 from jobs.record import Status
+from jobs.store.metrics import requirement_depths
 from service.backend import CurrentBackend
 from service.http.error_handlers import error_responses
 from service.inputs.body import Body, receive_generate_body
 from service.jobs.idempotency import REPLAYED_HEADER, IdempotencyKey, IdempotentRequest, idempotent
+from service.jobs.pools import FleetView
 from service.jobs.submission import submit
 from service.jobs.submission_threads import in_submission_threads
 from service.jobs.views import JobPage, JobView
@@ -57,9 +59,9 @@ def generate(
 
 
 @router.get("/capability", responses=error_responses(503))
-def get_capability(backend: CurrentBackend) -> Capability:
-    """Return what can be requested: tasks and LoRAs of the checkpoint, its sizes, lengths and defaults."""
-    return latest(backend.redis)
+def get_capability(backend: CurrentBackend) -> FleetView:
+    """Return what can be requested: tasks, LoRAs, sizes, lengths and defaults, and the pools of groups."""
+    return FleetView.of(read_fleet(backend.redis), requirement_depths(backend.redis))
 
 
 @router.get("/jobs", responses=error_responses(404, 422, 503))

@@ -9,15 +9,17 @@ Next on the way of a request: `jobs.store.client`, which stores the job.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from pydantic import ValidationError
 
-from jobs.capability import latest
 from jobs.errors import InvalidRequest, JobNotFound, Unavailable
+from jobs.fleet import Pool, read_fleet
 from jobs.logs import about, current_names, names_of
+from jobs.order import Order
 from jobs.record import WEBHOOK_EVENTS, Job
+from jobs.requirement import Requirement
 from jobs.storage.keys import new_job_id
 from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submission
@@ -29,6 +31,7 @@ from service.inputs.reader import CheckedInput, InputReader, InputSource
 from service.inputs.uploads import upload_folder
 from service.jobs.bodies import GenerateRequest
 from service.jobs.orders import check_prompts, check_quality, make_order
+from service.jobs.pools import candidate_pools, check_group_was_seen, expected_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,29 +40,35 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     """Check a request, resolve its options, store its input files and queue the job.
 
     If the request has an idempotency key, the job has the id that is reserved for it. Nothing is queued if
-    this raises InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet) or Unavailable.
+    this raises InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet), NoSuitableGroup
+    or Unavailable.
     """
     request = _parse(body)
     if request.priority == "high" and not backend.high_priority_allowed:
         raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
     backend.memory_guard.check()
-    capability = latest(backend.redis)
-    limits = Limits.from_json(capability.limits)
+    job_id = reservation.job_id if reservation else new_job_id()
+    fleet = read_fleet(backend.redis)
+    pools = candidate_pools(fleet, request.model, backend.settings.shares_by_model, job_id)
+    limits = Limits.from_json(pools[0].capability.limits)
     check_prompts(request, limits)
     if request.webhook_url:
         backend.webhook_url_checker.check(request.webhook_url)
     check_quality(request, backend.settings.step_cache)
 
-    job_id = reservation.job_id if reservation else new_job_id()
     with upload_folder(backend.settings.upload_dir) as folder:
         reader = InputReader(job_id, folder, backend.settings, backend.sandbox, limits.fps)
         files = reader.read_all(_sources(request, body))
-        order = make_order(request, files, limits, capability, backend.settings.step_cache)
+        order = _make_order(request, files, pools, backend)
+        requirement = Requirement.of(order, [pool.capability for pool in fleet.pools])
+        check_group_was_seen(fleet, requirement, backend.settings.queue_without_group_s)
+        order = order.model_copy(update={"weights": expected_weights(fleet, order, requirement)})
         _store(job_id, files.values(), backend)
 
     submission = Submission(
         id=job_id,
         order=order,
+        requirement=requirement,
         priority=request.priority,
         owner=backend.owner,
         metadata=request.metadata,
@@ -74,7 +83,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         job = backend.jobs.submit(submission)
     with about(names_of(job)):
         logger.info("queued a job for %s", job.owner or "everybody")
-    backend.run_after_response(lambda: _deliver(job.id, backend))
+    backend.run_after_response(lambda: _deliver(job, backend))
     return job
 
 
@@ -85,6 +94,27 @@ def _parse(body: Body) -> GenerateRequest:
         return GenerateRequest.model_validate(body.values)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_input=False)) from error
+
+
+def _make_order(
+    request: GenerateRequest, files: Mapping[str, CheckedInput], pools: Sequence[Pool], backend: Backend
+) -> Order:
+    """Return the order under the limits of the first pool that can run it.
+
+    Raises the InvalidRequest of the first pool if there is none.
+    """
+    refusals: list[InvalidRequest] = []
+    for pool in pools:
+        capability = pool.capability
+        limits = Limits.from_json(capability.limits)
+        try:
+            order = make_order(request, files, limits, capability, backend.settings.step_cache)
+        except InvalidRequest as error:
+            refusals.append(error)
+            continue
+        is_bound = request.model is not None or backend.settings.shares_by_model
+        return order.model_copy(update={"model": capability.model if is_bound else None})
+    raise refusals[0]
 
 
 def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
@@ -110,6 +140,6 @@ def _unavailable_if_expired() -> Iterator[None]:
         raise Unavailable("storing the inputs took too long; try again") from error
 
 
-def _deliver(job_id: str, backend: Backend) -> None:
+def _deliver(job: Job, backend: Backend) -> None:
     with suppress(Unavailable):  # the job is stored: a sweep enqueues the ticket that is missing
-        backend.tickets.enqueue(job_id)
+        backend.tickets.enqueue(job.id, job.requirement or "")

@@ -42,6 +42,7 @@ class RequestView(Plan):
     step_cache: float | None = Field(None, exclude=True)  # clients know it as `quality`
     quality: Quality
     refine: bool
+    model: str | None = Field(description="Name of the model; null for any.")
     prompt: str | None = Field(description="null if each segment has its own.")
     prompts: list[str] | None = Field(description="null if there is one for all segments.")
     negative_prompt: str | None = Field(description="null if there is no guidance.")
@@ -62,6 +63,7 @@ class RequestView(Plan):
             **dict(plan),
             quality="exact" if plan.step_cache is None else "balanced",
             refine=plan.refinement is not None and plan.task != "refine",
+            model=order.model,
             prompt=order.prompts[0] if has_one_prompt else None,
             prompts=None if has_one_prompt else list(order.prompts),
             negative_prompt=order.negative_prompt,
@@ -91,6 +93,8 @@ class ResultView(_View):
     dtype: str | None = Field(
         description="Type in which matrices were multiplied: float8_e4m3fn is less exact."
     )
+    model: str | None = Field(description="Name of the model that made the video.")
+    weights: dict[str, str] = Field(description="Fingerprint of each part of the model that was used.")
 
     @classmethod
     def of(cls, result: Result, job_url: str) -> Self:
@@ -113,6 +117,8 @@ class JobView(_View):
     request: RequestView
     progress: Progress | None
     queue_position: int | None = Field(description="1 for the next job; null unless queued.")
+    waiting_for: str | None = Field(description="Why no group can start the job now, if it is queued.")
+    warnings: list[str] = Field(description="What is special about the video.")
     attempt: int = Field(description="How many times a worker started it.")
     created_at: datetime
     started_at: datetime | None
@@ -124,7 +130,9 @@ class JobView(_View):
     expires_at: datetime | None = Field(description="When record and files are removed.")
 
     @classmethod
-    def of(cls, job: Job, queue_position: int | None, public_url: str = "") -> Self:
+    def of(
+        cls, job: Job, queue_position: int | None, public_url: str = "", waiting_for: str | None = None
+    ) -> Self:
         """Return the view of a job, with links that begin with `public_url`."""
         shared = {name: getattr(job, name) for name in cls.model_fields.keys() & Job.model_fields.keys()}
         result = job.result and ResultView.of(job.result, f"{public_url.rstrip('/')}/jobs/{job.id}")
@@ -133,6 +141,7 @@ class JobView(_View):
             task=job.order.plan.task,
             request=RequestView.of(job),
             queue_position=queue_position,
+            waiting_for=waiting_for,
         )
 
 

@@ -1,8 +1,9 @@
 """Define the bodies of OpenAI's videos API, and translate them to bodies of `POST /generate`.
 
-A `size` is used as it is if the checkpoint can generate it. The four sizes of OpenAI's own API are always
-accepted: if the checkpoint cannot generate one, the size of the nearest ratio in the largest table is used.
-`service.openai.lengths` converts `seconds`. In a form, a part of an object is a field such as `video[id]`.
+A `model` of OpenAI's own (`sora-…`) leaves the choice of the model to the service. A `size` is used as it is
+if the checkpoint can generate it. The four sizes of OpenAI's own API are always accepted: if the checkpoint
+cannot generate one, the size of the nearest ratio in the largest table is used. `service.openai.lengths`
+converts `seconds`. In a form, a part of an object is a field such as `video[id]`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from model.spec.params import GenerationParams, SamplingParams
 from model.spec.resolve import Inputs, resolve
 from service.errors import invalid
 from service.inputs.body import Body, FormFields
-from service.jobs.bodies import JobOptions, Prompt, Strict, text_fields
+from service.jobs.bodies import JobOptions, ModelName, Prompt, Strict, text_fields
 from service.openai.lengths import SECONDS, Length, length_of, length_of_extension, parse_seconds
 
 _OPENAI_SIZES = {"720x1280", "1280x720", "1024x1792", "1792x1024"}
+_OPENAI_MODEL = re.compile("sora-")  # its clients send such a name by default
 _PART = re.compile(r"(\w+)\[(\w+)\]")
 _OPENAI_FIELDS = {  # field of `POST /generate`: the field of OpenAI's API that determines it
     "image": "input_reference",
@@ -66,7 +68,6 @@ Seconds = Annotated[
         {"anyOf": [{"type": "string", "pattern": SECONDS.pattern}, {"type": "number", "exclusiveMinimum": 0}]}
     ),
 ]
-Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class ImageReference(Strict):
@@ -89,8 +90,8 @@ class VideoRequest(SamplingParams, JobOptions):
 
     prompt: Prompt = Field(description="What the video should show.", examples=["A red ball rolls"])
     input_reference: ImageReference | None = Field(None, description="The first frame.")
-    model: Model | None = Field(
-        None, description="Any name. The response has the name of the model that is used."
+    model: ModelName | None = Field(
+        None, description="Name of a model in `GET /capability`. OpenAI's own names leave the choice to us."
     )
     seconds: Seconds | None = Field(
         None, description="Rounded to the nearest possible length.", examples=["4"]
@@ -110,7 +111,7 @@ class ExtensionRequest(SamplingParams, JobOptions):
     video: VideoReference | None = Field(
         None, description="The video to continue: a finished one, or a file."
     )
-    model: Model | None = Field(None, description="Any name, as for a new video.")
+    model: ModelName | None = Field(None, description="Name of a model, as for a new video.")
 
 
 CREATE_FORM = FormFields(
@@ -162,8 +163,11 @@ def longer_video(request: ExtensionRequest, clip: BinaryIO, size: Size | None, l
 
 def _options(request: VideoRequest | ExtensionRequest) -> dict[str, Any]:
     """Return the fields that `POST /generate` has, too."""
-    shared = {"prompt", *SamplingParams.model_fields, *JobOptions.model_fields}
-    return request.model_dump(include=shared, exclude_unset=True)
+    shared = {"prompt", "model", *SamplingParams.model_fields, *JobOptions.model_fields}
+    options = request.model_dump(include=shared, exclude_unset=True)
+    if _OPENAI_MODEL.match(options.get("model") or ""):
+        del options["model"]
+    return options
 
 
 @contextmanager

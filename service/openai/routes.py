@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from jobs.capability import Capability, latest
 from jobs.errors import JobNotReady
+from jobs.fleet import read_fleet
 from jobs.record import Job, Result
 from jobs.store.idempotency import KeyReservation
 from model.spec.geometry import Size
@@ -111,7 +111,7 @@ def list_videos(
     if limit == 0:
         return VideoPage.of([], has_more=False)
     found = backend.jobs.page(limit=limit + 1, after=after, newest_first=order == "desc")
-    capability = latest(backend.redis) if found else None
+    capability = read_fleet(backend.redis).first().capability if found else None
     videos = [Video.of(job, capability) for job in found[:limit] if capability]
     return VideoPage.of(videos, has_more=len(found) > limit)
 
@@ -151,11 +151,12 @@ def download_content(
 
 def _view(job: Job, backend: Backend, response: Response) -> Video:
     """Return a job as a video, and tell the client in a header when to poll again."""
-    job, position = backend.with_queue_estimate(job)
+    fleet = read_fleet(backend.redis)
+    job, position = backend.with_queue_estimate(job, fleet)
     wait_ms = poll_after_ms(job, position)
     if wait_ms is not None:
         response.headers[POLL_HEADER] = str(wait_ms)
-    return Video.of(job, latest(backend.redis))
+    return Video.of(job, fleet.first().capability)
 
 
 def _extend(
@@ -182,5 +183,4 @@ def _result(video_id: str, backend: Backend) -> Result:
 
 
 def _limits(backend: Backend) -> Limits:
-    capability: Capability = latest(backend.redis)
-    return Limits.from_json(capability.limits)
+    return Limits.from_json(read_fleet(backend.redis).first().capability.limits)

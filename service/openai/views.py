@@ -67,7 +67,7 @@ class Video(_View):
         plan = job.order.plan
         return cls(
             id=job.id,
-            model=capability.model,
+            model=(job.result and job.result.model) or job.order.model or capability.model,
             status=_STATUS[job.status],
             progress=_percent(job),
             created_at=round(job.created_at.timestamp()),

@@ -16,9 +16,11 @@ from redis import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.errors import Unavailable
+from jobs.fleet import read_fleet
 from jobs.registration import live_groups
+from jobs.requirement import can_run
 from jobs.store.memory import memory
-from jobs.store.metrics import Counters, counters, num_set_aside, queue_depths
+from jobs.store.metrics import Counters, counters, num_set_aside, queue_depths, requirement_depths
 from jobs.store.outbox import Outbox
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
@@ -158,7 +160,7 @@ class _Queue(Collector):
         try:
             measured = [
                 *(self._jobs(), *self._depths(), self._set_aside()),
-                *(self._groups(), *self._webhooks(), *self._memory()),
+                *(self._groups(), *self._pools(), *self._webhooks(), *self._memory()),
             ]
         except Unavailable:
             measured = []
@@ -194,6 +196,26 @@ class _Queue(Collector):
         for state in sorted(set(states)):
             found.add_metric([state], states.count(state))
         return found
+
+    def _pools(self) -> Iterable[Metric]:
+        groups = GaugeMetricFamily("longcat_pool_groups", "Groups that are up.", labels=["pool"])
+        queued = GaugeMetricFamily(
+            "longcat_pool_queued_jobs", "Queued jobs that the pool can run.", labels=["pool"]
+        )
+        age = GaugeMetricFamily(
+            "longcat_pool_oldest_queued_seconds", "Age of the oldest of these jobs.", labels=["pool"]
+        )
+        fleet, depths = read_fleet(self._backend.redis), requirement_depths(self._backend.redis)
+        for pool in fleet.live:
+            own = [depth for depth in depths if can_run(pool.capability, depth.requirement)]
+            groups.add_metric([pool.name], len(pool.groups))
+            queued.add_metric([pool.name], sum(depth.num_jobs for depth in own))
+            age.add_metric([pool.name], max((depth.oldest_s for depth in own), default=0))
+        yield from (groups, queued, age)
+        waiting = sum(depth.num_jobs for depth in depths if not fleet.pools_for(depth.requirement))
+        yield GaugeMetricFamily(
+            "longcat_jobs_without_group", "Queued jobs that no live group can run.", waiting
+        )
 
     def _memory(self) -> Iterable[Metric]:
         found = memory(self._backend.redis)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from jobs.capability import latest
+from jobs.fleet import read_fleet
 from jobs.queue import TicketQueue, consume
 from jobs.record import Job, Progress
 from jobs.registration import live_groups
@@ -237,7 +237,9 @@ def test_webhooks_are_delivered(golden: Golden):
 
 def test_groups_and_capability_are_read(golden: Golden):
     assert {group.group: group.state for group in live_groups(golden.redis)} == {"a-0": "busy", "b-0": "busy"}
-    assert contains(latest(golden.redis).model_dump(mode="json"), golden.views["capability"])
+    assert contains(
+        read_fleet(golden.redis).first().capability.model_dump(mode="json"), golden.views["capability"]
+    )
 
 
 def test_estimates_use_recent_runs(golden: Golden):
@@ -278,4 +280,4 @@ def test_messages_are_read(golden: Golden):
 
 
 def test_queued_jobs_need_tickets(golden: Golden):
-    assert golden.store.maintenance.num_tickets_needed() == len(golden.queued)
+    assert sum(golden.store.maintenance.num_tickets_needed().values()) == len(golden.queued)

@@ -10,6 +10,7 @@ from redis import Redis
 
 from jobs.errors import Unavailable
 from jobs.record import Job, QueueEstimate, Result
+from jobs.requirement import Requirement
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import new_job_id, thumbnail_key, video_key
 from jobs.store.holder import Lease
@@ -21,6 +22,7 @@ from tests.orders import make_order
 LEASE_S = 30.0
 LATE_UPLOAD_S = 300.0
 ORDER = make_order()
+REQUIREMENT = str(Requirement.of(ORDER))
 
 
 @dataclass

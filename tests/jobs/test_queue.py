@@ -22,7 +22,7 @@ from rq.serializers import JSONSerializer
 from jobs.connect import connect
 from jobs.errors import Unavailable
 from jobs.maintenance import sweep
-from jobs.queue import QUEUE_NAME, Ticket, TicketQueue, TicketWorker, consume
+from jobs.queue import QUEUE_NAME, Ticket, TicketQueue, TicketWorker, consume, queue_name
 from jobs.store.job_store import JobStore
 from stack.redis_server import RedisServer
 from tests.jobs.examples import LEASE_S, a_submission, keys_of
@@ -197,8 +197,9 @@ class TestLostTickets:
     def test_job_runs_although_its_ticket_died_with_a_worker(self, redis: Redis, tickets: TicketQueue):
         store = JobStore(redis)
         job = store.client.submit(a_submission())
-        tickets.enqueue(job.id)
-        redis.delete(f"rq:queue:{QUEUE_NAME}")
+        requirement = job.requirement or ""
+        tickets.enqueue(job.id, requirement)
+        redis.delete(f"rq:queue:{queue_name(requirement)}")
         claimed: list[str] = []
 
         def on_ticket() -> None:
@@ -207,7 +208,7 @@ class TestLostTickets:
             claimed.append(claim.job.id)
 
         sweep(store, tickets)
-        consume(redis, on_ticket, lambda: bool(claimed))
+        consume(redis, on_ticket, lambda: bool(claimed), lambda: [requirement])
         assert claimed == [job.id]
 
     def test_id_without_a_ticket_is_skipped(self, redis: Redis, tickets: TicketQueue):

@@ -13,6 +13,7 @@ from functools import partial
 
 from safetensors import SafetensorError
 
+from jobs.capability import Capability
 from jobs.record import JobError, Progress
 from jobs.store.holder import StopReason
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
@@ -54,7 +55,7 @@ class Leader:
         send: sends a message to the supervisor.
         get_stop_request: returns why the supervisor wants the job to stop, None while it does not.
         unit_times: measured times of earlier jobs, to which this job adds its own.
-        dtype: the data type of the result's `VideoFile`.
+        capability: what the group can make; names the weights in checkpoints and in the result.
     """
 
     def __init__(
@@ -64,14 +65,15 @@ class Leader:
         get_stop_request: Callable[[], StopReason | None],
         settings: VideoSettings,
         unit_times: UnitTimes,
-        dtype: str | None = None,
+        capability: Capability | None = None,
     ) -> None:
         plan, resume = run.order.plan, run.resume
         self._job_id = run.job_id
         self._folder = run.folder
         self._send = send
         self._get_stop_request = get_stop_request
-        self._dtype = dtype
+        self._capability = capability
+        self._weights = capability.weights_for(plan) if capability else {}
         self._last_segment = plan.num_segments - 1
         self._last_stage = "refine" if plan.refinement else "denoise"
         self._meter = ProgressMeter(plan, run.timings_s, unit_times)
@@ -188,11 +190,16 @@ class Leader:
             state=name,
             segment_files=self._segments.names,
             timings_s=timings_s,
+            weights=self._weights,
+            dtype=self._capability and self._capability.dtype,
         )
         self._send(CheckpointSaved(job_id=self._job_id, checkpoint=checkpoint))
 
     def _concat(self) -> None:
-        self._video = self._segments.concat().model_copy(update={"dtype": self._dtype})
+        origin = {}
+        if capability := self._capability:
+            origin = {"model": capability.model, "weights": self._weights, "dtype": capability.dtype}
+        self._video = self._segments.concat().model_copy(update=origin)
 
     def _send_result(self, error: Exception | None) -> None:
         if error:

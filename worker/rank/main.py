@@ -86,9 +86,9 @@ def _serve(
     # The supervisor decides when a job stops. A signal to all processes must not interrupt a step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    capability = engine.capability
     if supervisor:
-        supervisor.send(Ready(capability=engine.capability, pids=tuple(pids)))
-    dtype = engine.capability.dtype
+        supervisor.send(Ready(capability=capability, pids=tuple(pids)))
     unit_times: UnitTimes = {}
     while True:
         run = consensus.broadcast(supervisor.next_job() if supervisor else None)
@@ -97,7 +97,7 @@ def _serve(
             leader: Leader | None = None
             if supervisor:
                 get_stop_request = partial(supervisor.stop_request, run.job_id)
-                leader = Leader(run, supervisor.send, get_stop_request, settings, unit_times, dtype)
+                leader = Leader(run, supervisor.send, get_stop_request, settings, unit_times, capability)
             run_job(run, engine, consensus, leader)
             logger.info("job ended on rank %d", consensus.rank)
 

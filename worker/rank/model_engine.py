@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
 import torch
 
 from jobs.capability import Capability
+from jobs.order import SCHEMA_VERSION
+from model.io.fingerprint import fingerprints
 from model.io.loading import measured
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.parallel.mesh import ContextParallel
-from model.pipeline.conditioning import REFINEMENT_LORA
 from model.pipeline.events import Event, Frames
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.spec.params import GenerationParams, Task
+from model.spec.plan import REFINEMENT_LORA
 from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
@@ -37,16 +39,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ModelEngine:
     """Generate videos with the pipeline of one rank."""
 
-    def __init__(self, pipeline: Pipeline, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        dtype: torch.dtype,
+        model_id: str = "LongCat-Video",
+        weights: Mapping[str, str] | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._dtype = dtype
+        self._model_id = model_id
+        self._weights = dict(weights or {})
 
     @property
     def capability(self) -> Capability:
-        """Return what the loaded checkpoint can generate."""
+        """Return what the loaded checkpoint can generate. Only the leader knows the weights."""
         parallel = self._pipeline.parallel
+        gpu = torch.cuda.get_device_properties(parallel.device) if self._on_cuda else None
         return Capability(
-            model="LongCat-Video",
+            model=self._model_id,
+            weights=self._weights,
+            order_versions=tuple(range(1, SCHEMA_VERSION + 1)),
+            gpu=gpu and gpu.name,
+            gpu_memory_gib=gpu and round(gpu.total_memory / (1 << 30)),
             tasks=TASKS if REFINEMENT_LORA in self._pipeline.loras else TASKS[:-1],
             loras=tuple(sorted(self._pipeline.loras)),
             limits=self._pipeline.limits.to_json(),
@@ -93,7 +108,8 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     logger.info("loaded %s %s", setup.checkpoint, cost)
     if fuse(pipeline.dit, setup.compile):
         warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
-    return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype)
+    weights = fingerprints(setup.checkpoint) if parallel.is_leader else {}
+    return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, weights)
 
 
 def build_request(run: RunJob, *, with_inputs: bool) -> Request:

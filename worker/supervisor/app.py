@@ -69,7 +69,9 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
     lease_renewer = LeaseRenewer(
         job_store, lambda job: inbox.put(StopRequested(job)), settings.preempt_after_s
     )
-    fetcher = InputFetcher(backends.storage, spool, partial(report_unreadable, redis, "checkpoint"))
+    report = partial(report_unreadable, redis, "checkpoint")
+    fetcher = InputFetcher(job_store, backends.storage, spool, report)
+    gpu_group = _build_gpu_group(settings, index, inbox)
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def on_claim(lease: Lease) -> None:
@@ -79,9 +81,14 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
         inbox.put(JobClaimed(job))
         inbox.put(JobFetched(job, fetcher.fetch(job)))
 
+    def claim() -> Lease | None:
+        return job_store.holder.claim(group, settings.lease_s, gpu_group.capability)
+
     components = Components(
-        gpu_group=_build_gpu_group(settings, index, inbox),
-        consumer=Consumer(redis, lambda: job_store.holder.claim(group, settings.lease_s), on_claim),
+        gpu_group=gpu_group,
+        consumer=Consumer(
+            redis, claim, on_claim, lambda: job_store.holder.requirements(gpu_group.capability) or ()
+        ),
         fetcher=fetcher,
         lease_renewer=lease_renewer,
         finalizer=Finalizer(backends, settings.upload_limit_s, lambda job: inbox.put(JobFinalized(job))),

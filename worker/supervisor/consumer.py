@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from redis import Redis
@@ -30,14 +30,20 @@ class Consumer(StoppableThread):
 
     `on_claim` is called in this thread with each claim. After `stop`, no further job is claimed; a claim
     that was already made is still passed to `on_claim`. Once the thread has ended, nothing more comes.
+    `requirements` returns those of the jobs that the group can run.
     """
 
     def __init__(
-        self, redis: Redis, claim: Callable[[], Lease | None], on_claim: Callable[[Lease], None]
+        self,
+        redis: Redis,
+        claim: Callable[[], Lease | None],
+        on_claim: Callable[[Lease], None],
+        requirements: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         super().__init__("consumer")
         self._redis = redis
         self._claim = claim
+        self._requirements = requirements
         self._on_claim = on_claim
         self._requested = threading.Event()
 
@@ -52,7 +58,7 @@ class Consumer(StoppableThread):
     def run(self) -> None:
         """Consume tickets until stopped."""
         self._wait_for_request()
-        consume(self._redis, self._on_ticket, self.stopping.is_set)
+        consume(self._redis, self._on_ticket, self.stopping.is_set, self._requirements)
 
     def _on_ticket(self) -> None:
         if not self._wait_for_request():

@@ -13,6 +13,7 @@ from jobs.errors import InvalidInput, KeyMissing, LongCatError, Unavailable, Unr
 from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage.base import Storage
+from jobs.store.job_store import JobStore
 from worker.messages import Checkpoint, RunJob
 from worker.supervisor.checkpoints import fetch_checkpoint, stored_checkpoint
 from worker.supervisor.job import (
@@ -42,11 +43,13 @@ class InputFetcher:
 
     def __init__(
         self,
+        job_store: JobStore,
         storage: Storage,
         spool: Spool,
         report: Callable[[UnreadableRecord], None] = log_unreadable,
         missing_limit_s: float = MISSING_LIMIT_S,
     ) -> None:
+        self._job_store = job_store
         self._storage = storage
         self._spool = spool
         self._report = report
@@ -75,7 +78,9 @@ class InputFetcher:
             return Completed(pending.video)
         began = time.monotonic()
         with job.timeline.measure("fetch", "job"):
-            inputs, resume = self._fetch_inputs(job), self._fetch_checkpoint(job)
+            resume = self._fetch_checkpoint(job)  # first: it may clear the job's folder
+            inputs = self._fetch_inputs(job)
+            self._warn_of_other_weights(job)
         timings_s = dict(resume.timings_s) if resume else {}
         timings_s["load"] = timings_s.get("load", 0.0) + time.monotonic() - began
         return RunJob(
@@ -108,6 +113,14 @@ class InputFetcher:
         """Return the later one of this machine's own checkpoint and the one in storage."""
         local = self._spool.checkpoint(job.job_id)
         stored = stored_checkpoint(job.lease.checkpoint, self._report)
+        if any(each and not self._can_resume(job, each) for each in (local, stored)):
+            # The files of both may have equal names, so neither is used.
+            self._spool.remove(job.job_id)
+            self._spool.folder(job.job_id)
+            forget = partial(self._job_store.holder.save_checkpoint, job.lease, {})
+            retry_while_unavailable(forget, partial(self._check, job), self._stopping)
+            self._warn(job, "the job began again: its saved state was computed with other weights")
+            return None
         job.checkpoint = stored
         if local and (stored is None or local.position >= stored.position):
             return local
@@ -134,6 +147,25 @@ class InputFetcher:
                 raise Unavailable(f"{error.message}, perhaps not yet") from error
 
         retry_while_unavailable(fetch_if_shown, partial(self._check, job), self._stopping)
+
+    def _can_resume(self, job: ClaimedJob, checkpoint: Checkpoint) -> bool:
+        """Return whether the group has the weights and the data type that computed the checkpoint."""
+        capability = job.lease.capability
+        if capability is None or checkpoint.weights is None:  # a release before 0.3 saved it
+            return True
+        weights = capability.weights_for(job.lease.job.order.plan)
+        return (checkpoint.weights, checkpoint.dtype) == (weights, capability.dtype)
+
+    def _warn_of_other_weights(self, job: ClaimedJob) -> None:
+        """Warn the client if the video will be made with other weights than the service expected."""
+        capability, order = job.lease.capability, job.lease.job.order
+        if capability and order.weights and capability.weights_for(order.plan) != order.weights:
+            self._warn(job, f"the weights of {capability.model} changed after the job was accepted")
+
+    def _warn(self, job: ClaimedJob, warning: str) -> None:
+        logger.warning("job %s: %s", job.job_id, warning)
+        add_warning = partial(self._job_store.holder.add_warning, job.lease, warning)
+        retry_while_unavailable(add_warning, partial(self._check, job), self._stopping)
 
 
 def input_keys(order: Order) -> dict[str, str]:

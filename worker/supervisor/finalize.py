@@ -176,7 +176,7 @@ class Finalizer:
         status = self._commit(job, lambda: self._job_store.holder.requeue(job.lease, crashed=crashed))
         if status == "queued":
             with suppress(Unavailable):  # then the next sweep delivers the ticket
-                self._tickets.enqueue(job.job_id)
+                self._tickets.enqueue(job.job_id, job.lease.job.requirement or "")
 
     def _commit(self, job: ClaimedJob, write: Callable[[], Status]) -> Status:
         """Write the outcome to the job store, and remove the files that its new status does not need."""

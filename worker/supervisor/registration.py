@@ -82,4 +82,4 @@ class Heartbeat(StoppableThread):
         if status.capability and status.capability != self._published_capability:
             status.capability.publish(self._redis)
             self._published_capability = status.capability
-        self._registration.heartbeat(status.state, self._ranks, status.job_id)
+        self._registration.heartbeat(status.state, self._ranks, status.job_id, status.capability)

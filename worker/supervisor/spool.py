@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 CLEAN_EVERY_S = 30.0
 PENDING_UPLOAD, CHECKPOINT = "waiting.json", "saved.json"
-PENDING_UPLOAD_VERSION = 1
+PENDING_UPLOAD_VERSION = 2
 """The newest version of `PendingUpload` that this release reads."""
 
 Document = TypeVar("Document", bound=BaseModel)

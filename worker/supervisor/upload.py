@@ -70,6 +70,8 @@ class Uploader:
             sha256=video.sha256,
             seed=job.lease.job.order.seed,
             dtype=video.dtype,
+            model=video.model,
+            weights=video.weights,
         )
 
     def _upload_timeline(self, job: ClaimedJob, key: str) -> None:

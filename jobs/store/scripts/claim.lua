@@ -1,10 +1,10 @@
 -- include: transitions, allow_when_full
--- Claim the next job. If the reply is lost, the same token gets the same claim. Orders above `order_version` are set
--- aside: `reader` cannot read them.
+-- Claim the next job with one of the `requirements`. If the reply is lost, the same token gets the same claim. Orders
+-- above `order_version` are set aside: `reader` cannot read them.
 
 local function next_readable_job()
   while true do
-    local id = next_job()
+    local id = next_job(given.requirements)
     if not id then return nil end
     local job = read(id)
     if not job then

@@ -1,5 +1,6 @@
--- include: call, allow_when_full
--- Register a group under its name for `ttl_ms`. Return 1, or 0 if another worker is registered under the name.
+-- include: clock, allow_when_full
+-- Register a group under its name for `ttl_ms`, and its pool for `pool_ttl_ms`. Return 1, or 0 if another worker is
+-- registered under the name.
 local status_key = 'longcat:group:' .. given.group
 local holder_key = status_key .. ':holder'
 local holder = redis.call('GET', holder_key)
@@ -7,4 +8,9 @@ if holder and holder ~= given.token then return 0 end
 redis.call('SET', holder_key, given.token, 'PX', given.ttl_ms)
 redis.call('SET', status_key, given.status, 'PX', given.ttl_ms)
 redis.call('SADD', 'longcat:groups', given.group)
+if given.pool then
+  redis.call('SET', 'longcat:pool:' .. given.pool, given.capability, 'PX', given.pool_ttl_ms)
+  redis.call('ZADD', 'longcat:pools', now, given.pool)
+  redis.call('ZREMRANGEBYSCORE', 'longcat:pools', '-inf', now - given.pool_ttl_ms)
+end
 return 1

@@ -10,7 +10,16 @@ from redis import Redis
 from jobs.errors import GenerationFailed, JobEnded, JobNotFound
 from jobs.record import Job, Progress
 from jobs.store.job_store import JobStore
-from tests.jobs.examples import LEASE_S, ORDER, Clock, ExampleStore, a_result, a_submission, keys_of
+from tests.jobs.examples import (
+    LEASE_S,
+    ORDER,
+    REQUIREMENT,
+    Clock,
+    ExampleStore,
+    a_result,
+    a_submission,
+    keys_of,
+)
 
 HALF_WAY = Progress(phase="denoise", step=25, num_steps=50, fraction=0.5, eta_s=60.0)
 
@@ -36,6 +45,7 @@ class TestSubmission:
             owner="me",
             metadata={"scene": "ünë 1", "empty": ""},
             webhook_url="https://example.com/hook",
+            requirement=REQUIREMENT,
             created_at=at(store.clock),
         )
         assert store.client.get("abc") == job
@@ -207,7 +217,7 @@ class TestDelete:
         assert store.confirm_all_file_removals() == {claim.job.id}
         of_all_jobs = {
             *("longcat:submitted", "longcat:queued_work_units", "longcat:recent_runs", "longcat:metrics"),
-            *("longcat:queue:normal:virtual_time", "longcat:queue:normal:idle"),
+            *("longcat:queue:normal:virtual_time", "longcat:queue:normal:idle", "longcat:queue:checked"),
         }
         of_calls = keys_of(redis, "longcat:claims:*") | keys_of(redis, "longcat:deletes:*")
         assert keys_of(redis) - of_calls == of_all_jobs

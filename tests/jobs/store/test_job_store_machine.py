@@ -18,12 +18,14 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
+from jobs.capability import Capability
 from jobs.errors import GenerationFailed, JobEnded, JobNotFound, LeaseLost
 from jobs.order import Priority
 from jobs.record import ENDED, Progress, Status
 from jobs.registration import GroupRegistration
 from jobs.store.holder import Lease
-from tests.jobs.examples import LATE_UPLOAD_S, LEASE_S, ExampleStore, a_result, keys_of
+from tests.jobs.examples import LATE_UPLOAD_S, LEASE_S, ORDER, ExampleStore, a_result, keys_of
+from tests.orders import make_order
 
 MAX_ATTEMPTS = 2
 RETENTION_S = 1000
@@ -70,6 +72,7 @@ class Expected:
     group: str | None = None
     preempt_requested: bool = False
     preempts: bool = False
+    distilled: bool = False
     ends: list[Status] = field(default_factory=list)
 
     def end(self, status: Status, now_ms: int) -> str:
@@ -101,6 +104,12 @@ class Expected:
         return "queued"
 
 
+CAPABILITIES = {
+    "p": Capability(model="plain", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
+}
+"""Group p has no LoRAs; the others can run all jobs."""
+
+
 class JobStoreMachine(RuleBasedStateMachine):
     """Run several actors on one store. It keeps every claim, so that former holders act too."""
 
@@ -113,7 +122,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.expected: dict[str, Expected] = {}
         self.virtual_start: dict[OwnerQueue, int] = {}
         self.virtual_time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
-        self.groups = {group: GroupRegistration(redis, group, ttl_s=600) for group in "ab"}
+        self.groups = {group: GroupRegistration(redis, group, ttl_s=600) for group in "abp"}
         self.current: dict[str, str] = {}
         self.claims: list[Lease] = []
         self.swept_ms = self.now_ms
@@ -135,17 +144,21 @@ class JobStoreMachine(RuleBasedStateMachine):
         priority=st.sampled_from(PRIORITIES),
         owner=st.sampled_from("xyz"),
         waits=st.sampled_from([None, 60]),
+        distilled=st.booleans(),
     )
-    def submit_one(self, priority: Priority, owner: str, waits: int | None) -> None:
-        self.submit(priority, owner, waits)
+    def submit_one(self, priority: Priority, owner: str, waits: int | None, distilled: bool) -> None:
+        self.submit(priority, owner, waits, distilled=distilled)
 
-    def submit(self, priority: Priority, owner: str, waits: int | None) -> str:
-        job = self.store.submit(priority=priority, owner=owner, max_queue_s=waits)
+    def submit(self, priority: Priority, owner: str, waits: int | None, *, distilled: bool = False) -> str:
+        order = make_order(ORDER, distilled=distilled)
+        job = self.store.submit(priority=priority, owner=owner, max_queue_s=waits, order=order)
         deadline_ms = self.now_ms + waits * 1000 if waits else None
         queue = OwnerQueue(priority, owner)
         if not any(other.queue == queue and not other.has_started for other in self.queued().values()):
             self.virtual_start[queue] = max(self.virtual_start.get(queue, 0), self.virtual_time[priority])
-        self.expected[job.id] = Expected(queue, len(self.expected), self.now_ms, deadline_ms)
+        self.expected[job.id] = Expected(
+            queue, len(self.expected), self.now_ms, deadline_ms, distilled=distilled
+        )
         return job.id
 
     @rule(job_number=NUMBERS)
@@ -154,14 +167,14 @@ class JobStoreMachine(RuleBasedStateMachine):
         if not self.expected[job_id].removed:
             assert self.store.submit(id=job_id).status == self.expected[job_id].status
 
-    @rule(groups=st.sampled_from(["a", "ab", "bab"]))
+    @rule(groups=st.sampled_from(["a", "ab", "bab", "p", "pap"]))
     def claim_several(self, groups: str) -> None:
         for group in groups:
             self.claim(group)
 
     def claim(self, group: str) -> None:
-        queued = self.expected_order()
-        claim = self.store.holder.claim(group, LEASE_S)
+        queued = self.expected_order(group)
+        claim = self.store.holder.claim(group, LEASE_S, CAPABILITIES.get(group))
         if not queued:
             assert claim is None
             return
@@ -336,7 +349,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         order = self.expected_order()
         positions = [self.store.position(job_id) for job_id in order]
         assert positions == list(range(1, len(order) + 1))
-        assert self.store.maintenance.num_tickets_needed() == len(order)
+        assert sum(self.store.maintenance.num_tickets_needed().values()) == len(order)
         held = [job_id for job_id, job in self.expected.items() if job.holder is not None]
         assert self.redis.zcard("longcat:leases") == len(held)
         assert all(self.redis.zscore("longcat:leases", job_id) for job_id in held)
@@ -353,9 +366,10 @@ class JobStoreMachine(RuleBasedStateMachine):
     def queued(self) -> dict[str, Expected]:
         return {id_: job for id_, job in self.expected.items() if job.status == "queued" and not job.removed}
 
-    def expected_order(self) -> list[str]:
-        """Return the queued jobs in the order in which they start."""
-        queued, starts = self.queued(), dict(self.virtual_start)
+    def expected_order(self, group: str | None = None) -> list[str]:
+        """Return the queued jobs that a group can run, in the order in which they start there."""
+        queued = {job_id: job for job_id, job in self.queued().items() if self.can_run(group, job)}
+        starts = dict(self.virtual_start)
         ids = []
         while queued:
             next_id = min(queued, key=lambda job_id: _place(queued[job_id], starts))
@@ -371,10 +385,14 @@ class JobStoreMachine(RuleBasedStateMachine):
         if not job.preempt_requested and job.queue.priority == "low" and has_gpus:
             for queued in self.queued().values():
                 has_waited = self.now_ms - queued.created_ms >= PREEMPT_AFTER_S * 1000
-                if queued.queue.priority == "high" and has_waited and not queued.preempts:
+                is_urgent = queued.queue.priority == "high" and has_waited and not queued.preempts
+                if is_urgent and self.can_run(job.group, queued):
                     queued.preempts = job.preempt_requested = True
                     break
         return job.preempt_requested
+
+    def can_run(self, group: str | None, job: Expected) -> bool:
+        return group not in CAPABILITIES or not job.distilled
 
     def choose_job(self, number: int) -> str:
         return list(self.expected)[number % len(self.expected)]

@@ -98,6 +98,8 @@ def content(redis: Redis, key: str) -> Any:
             return {name: value for name, value in fields.items() if name != b"claim_token"}
         case b"zset":
             return redis.zrange(key, 0, -1, withscores=True)
+        case b"set":
+            return redis.smembers(key)
         case b"list":
             return redis.lrange(key, 0, -1)
         case b"string":

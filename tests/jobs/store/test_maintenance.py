@@ -15,7 +15,7 @@ from jobs.maintenance import keep_removing, keep_sweeping, sweep
 from jobs.queue import TicketQueue
 from jobs.storage.folder import FolderStorage
 from jobs.store.job_store import JobStore
-from tests.jobs.examples import LEASE_S, AwayStorage, ExampleStore, a_result, a_submission
+from tests.jobs.examples import LEASE_S, REQUIREMENT, AwayStorage, ExampleStore, a_result, a_submission
 from tests.waiting import wait_until
 
 
@@ -221,26 +221,26 @@ class TestTickets:
     def test_queued_job_without_a_ticket_gets_one(self, store: ExampleStore, tickets: TicketQueue):
         store.submit()
         store.submit()
-        tickets.enqueue("one")
+        tickets.enqueue("one", REQUIREMENT)
         sweep(store, tickets)
-        assert tickets.count() == 2
+        assert tickets.count(REQUIREMENT) == 2
 
     def test_sweeps_enqueue_no_surplus_tickets(self, store: ExampleStore, tickets: TicketQueue):
         store.submit()
         for _ in range(5):
             sweep(store, tickets)
-        assert tickets.count() == 1
+        assert tickets.count(REQUIREMENT) == 1
 
     def test_running_job_needs_no_ticket(self, store: ExampleStore, tickets: TicketQueue):
         store.start()
         sweep(store, tickets)
-        assert tickets.count() == 0
+        assert tickets.count(REQUIREMENT) == 0
 
     def test_job_requeued_by_a_sweep_has_a_ticket(self, store: ExampleStore, tickets: TicketQueue):
         store.start()
         store.lose_lease()
         sweep(store, tickets)
-        assert tickets.count() == 1
+        assert tickets.count(REQUIREMENT) == 1
 
 
 class TestThreads:
@@ -254,7 +254,7 @@ class TestThreads:
         store.client.submit(a_submission())
         thread = Thread(target=keep_sweeping, args=(store, tickets, stop, 0.01))
         thread.start()
-        wait_until(lambda: tickets.count() == 1)
+        wait_until(lambda: tickets.count(REQUIREMENT) == 1)
         stop.set()
         thread.join()
 

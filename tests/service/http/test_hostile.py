@@ -13,11 +13,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from jobs.queue import TicketQueue
 from service.app import create_app
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.hosts import host, redirecting, sending
 from tests.service.media import clip, encoded, in_base64, picture, png_that_says
+from tests.tickets import num_tickets
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "multipart/form-data; boundary=edge"}
@@ -51,7 +51,7 @@ def refused(client, redis, worker):
         assert "Traceback" not in answer.text
         assert answer.headers["X-Request-Id"]
         assert client.get("/jobs").json()["jobs"] == []
-        assert TicketQueue(redis).count() == 0
+        assert num_tickets(redis) == 0
         assert list(worker.storage.keys("jobs/")) == stored
         return error
 

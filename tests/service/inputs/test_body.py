@@ -7,7 +7,6 @@ import logging
 
 import pytest
 
-from jobs.queue import TicketQueue
 from service.app import create_app
 from tests.service.conftest import CAPABILITY, serving, settings_for
 from tests.service.http.raw import (
@@ -21,6 +20,7 @@ from tests.service.http.raw import (
 )
 from tests.service.media import encoded, picture
 from tests.service.ops.test_health import metric
+from tests.tickets import num_tickets
 from tests.waiting import wait_until
 
 FORM = "Content-Type: multipart/form-data; boundary=edge"
@@ -108,7 +108,7 @@ def test_form_without_closing_boundary_is_refused(client, redis, path, cut):
     headers = {"Content-Type": "multipart/form-data; boundary=edge"}
     answer = client.post(path, content=WHOLE[: CUTS[cut]], headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
-    assert TicketQueue(redis).count() == 0
+    assert num_tickets(redis) == 0
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n", b"an epilogue"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.queue import TicketQueue
 from tests.service.media import clip, encoded, in_base64, picture, png_that_says, sound, turned_clip
+from tests.tickets import num_tickets
 
 IMAGE = {"base64": in_base64(encoded(picture()))}
 CLIP = {"base64": in_base64(clip(17))}
@@ -132,7 +132,7 @@ def nothing_happens(client, redis, settings):
     """What must hold after a refusal."""
     yield
     assert client.get("/jobs").json() == {"jobs": [], "next": None}
-    assert TicketQueue(redis).count() == 0
+    assert num_tickets(redis) == 0
     assert list(settings.data_dir.rglob("*")) == []
 
 

@@ -20,11 +20,12 @@ from service.jobs.bodies import GenerateRequest
 from tests.service.conftest import CAPABILITY, LIMITS, settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import clip, encoded, in_base64, picture, turned_clip
+from tests.tickets import num_tickets
 from tests.waiting import wait_until
 
 JOB_KEYS = {
     *("id", "status", "task", "request", "progress", "queue_position", "attempt", "created_at", "started_at"),
-    *("finished_at", "error", "result", "timings_s", "metadata", "expires_at"),
+    *("finished_at", "error", "result", "timings_s", "metadata", "expires_at", "waiting_for", "warnings"),
 }
 
 
@@ -62,21 +63,21 @@ def test_times_are_rfc_3339_in_utc(order):
 def test_the_answer_does_not_wait_for_the_ticket(live, redis: Redis, monkeypatch):
     answered, deliver = threading.Event(), TicketQueue.enqueue
 
-    def deliver_late(tickets: TicketQueue, job_id: str) -> None:
+    def deliver_late(tickets: TicketQueue, job_id: str, requirement: str) -> None:
         assert answered.wait(60)
-        deliver(tickets, job_id)
+        deliver(tickets, job_id, requirement)
 
     monkeypatch.setattr(TicketQueue, "enqueue", deliver_late)
     answer = httpx.post(f"http://127.0.0.1:{live}/generate", json={"prompt": "a red ball"})
     assert answer.status_code == 202
     answered.set()
-    wait_until(lambda: TicketQueue(redis).count() == 1)
+    wait_until(lambda: num_tickets(redis) == 1)
 
 
-def test_every_job_brings_one_ticket(order, redis: Redis):
+def test_every_job_brings_a_ticket(order, redis: Redis):
     for _ in range(3):
         order()
-    assert TicketQueue(redis).count() == 3
+    assert num_tickets(redis) >= 3  # a sweep may add one for a job whose own ticket is on its way
 
 
 def test_a_worker_claims_the_order_that_was_shown(order, worker):

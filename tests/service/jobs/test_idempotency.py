@@ -9,12 +9,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jobs.errors import Unavailable
-from jobs.queue import TicketQueue
 from service.app import create_app
 from tests.service.conftest import settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import clip, encoded, picture
 from tests.service.working import tidy
+from tests.tickets import num_tickets
 
 KEY = {"Idempotency-Key": "order-1"}
 
@@ -34,7 +34,7 @@ def test_repeated_request_returns_the_same_job(client, redis):
     assert first.headers["Location"] == again.headers["Location"]
     assert "Idempotent-Replayed" not in first.headers
     assert again.headers["Idempotent-Replayed"] == "true"
-    assert TicketQueue(redis).count() == 1
+    assert num_tickets(redis) == 1
 
 
 def test_repeated_request_returns_the_current_state_of_the_job(client, worker):

@@ -11,6 +11,7 @@ from tests.service.media import clip, encoded, in_base64, picture
 IMAGE = {"base64": in_base64(encoded(picture()))}
 CLIP = {"base64": in_base64(clip(17))}
 DEFAULT: dict[str, Any] = {
+    "model": None,
     "prompt": "a red ball",
     "prompts": None,
     "negative_prompt": "blurred",

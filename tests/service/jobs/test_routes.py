@@ -32,7 +32,7 @@ def test_job_shows_each_status_and_its_progress(client, order, worker):
     assert shown["created_at"] <= shown["started_at"] <= shown["finished_at"] < shown["expires_at"]
     assert shown["result"].keys() == {
         *("video_url", "thumbnail_url", "width", "height", "num_frames", "fps", "duration_s"),
-        *("size_bytes", "sha256", "seed", "dtype"),
+        *("size_bytes", "sha256", "seed", "dtype", "model", "weights"),
     }
     assert shown["result"]["seed"] == 3
 
@@ -51,8 +51,11 @@ def test_queue_positions_follow_priority_and_submission(client, order):
     assert places == [4, 2, 1, 3]
 
 
-def test_capability_is_the_latest_that_a_worker_published(client):
-    assert client.get("/capability").json() == CAPABILITY.model_dump(mode="json")
+def test_capability_of_a_fleet_of_release_0_2_0_is_the_latest_that_a_worker_published(client):
+    shown = client.get("/capability").json()
+    (pool,) = shown.pop("pools")
+    assert shown == CAPABILITY.model_dump(mode="json")
+    assert (pool["model"], pool["num_groups"]) == ("LongCat-Video", 0)
 
 
 class TestList:

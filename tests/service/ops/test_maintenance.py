@@ -9,13 +9,13 @@ from threading import Event
 import pytest
 
 from jobs.errors import Unavailable
-from jobs.queue import TicketQueue
 from jobs.store.job_store import JobStore
 from service.inputs.body import Body
 from service.jobs import submission
 from service.ops.maintenance import Maintenance
 from tests.service.media import encoded, in_base64, picture
 from tests.service.working import tidy
+from tests.tickets import num_tickets
 from tests.waiting import wait_until
 
 WITH_IMAGE = {"prompt": "a cat", "image": {"base64": in_base64(encoded(picture()))}}
@@ -36,11 +36,11 @@ def at(backend, seconds_later):
 def test_lost_ticket_is_replaced(order, backend, redis):
     order()
     redis.delete("rq:queue:longcat")
-    assert TicketQueue(redis).count() == 0
+    assert num_tickets(redis) == 0
     tidy(backend)
-    assert TicketQueue(redis).count() == 1
+    assert num_tickets(redis) == 1
     tidy(backend)
-    assert TicketQueue(redis).count() == 1
+    assert num_tickets(redis) == 1
 
 
 def test_job_of_a_dead_worker_is_requeued(order, worker, backend, client):
@@ -140,5 +140,5 @@ def test_hanging_storage_does_not_delay_sweeps(order, backend, redis):
         redis.delete("rq:queue:longcat")
         order()
         redis.delete("rq:queue:longcat")
-        wait_until(lambda: TicketQueue(redis).count() == 1)
+        wait_until(lambda: num_tickets(redis) == 1)
         storage.may_answer.set()

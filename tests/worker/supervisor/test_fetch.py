@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
 
+from jobs.capability import Capability
 from jobs.errors import KeyMissing
 from jobs.order import InputFile
 from jobs.storage.base import open_storage
@@ -22,7 +24,7 @@ from worker.supervisor.spool import PendingUpload
 
 @pytest.fixture
 def fetcher(backends: LocalBackends) -> InputFetcher:
-    return InputFetcher(backends.storage, backends.spool, missing_limit_s=0.5)
+    return InputFetcher(backends.job_store, backends.storage, backends.spool, missing_limit_s=0.5)
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_input_that_the_store_shows_late_is_fetched(backends, with_image, s3_buc
         storage.put(image.key, tmp_path / "upload", "image/png")
         with pytest.raises(KeyMissing):
             storage.fetch(image.key, tmp_path / "copy")
-        run = InputFetcher(storage, backends.spool).fetch(with_image)
+        run = InputFetcher(backends.job_store, storage, backends.spool).fetch(with_image)
     assert isinstance(run, RunJob)
     assert (with_image.folder / "image.png").read_bytes() == b"pixels"
 
@@ -177,3 +179,59 @@ def test_unusable_spool_folder_fails_the_job_with_disk_full(backends, fetcher):
 def test_no_partial_file_is_left(backends, fetcher, with_image):
     fetcher.fetch(with_image)
     wait_until(lambda: sorted(path.name for path in with_image.folder.iterdir()) == ["image.png"])
+
+
+class TestOtherWeights:
+    """A checkpoint is resumed only with the weights and the data type that computed it."""
+
+    CAPABILITY = Capability(
+        model="m",
+        tasks=("text_to_video",),
+        limits={},
+        device="cpu",
+        dtype="float32",
+        weights={"transformer": "aa", "cfg_step_lora": "bb"},
+        loras=("cfg_step_lora",),
+    )
+
+    @pytest.fixture
+    def resume(self, backends: LocalBackends, fetcher: InputFetcher):
+        """Fetch a job with a local checkpoint, as a group with CAPABILITY; return the message and the job."""
+
+        def resume(**origin: object):
+            backends.submit()
+            lease = dataclasses.replace(backends.claim(), capability=self.CAPABILITY)
+            job = backends.claimed_job(lease)
+            checkpoint = write_checkpoint(job.folder, 1).model_copy(update=origin)
+            backends.spool.write_checkpoint(job.job_id, checkpoint)
+            run = fetcher.fetch(job)
+            assert isinstance(run, RunJob)
+            return run, backends.job_store.client.get(job.job_id)
+
+        return resume
+
+    @pytest.mark.parametrize("origin", [{"weights": {"transformer": "aa"}, "dtype": "float32"}, {}])
+    def test_same_weights_and_unknown_ones_resume(self, resume, origin):
+        run, job = resume(**origin)
+        assert run.resume is not None
+        assert job.warnings == ()
+
+    @pytest.mark.parametrize(
+        "origin",
+        [
+            {"weights": {"transformer": "cc"}, "dtype": "float32"},
+            {"weights": {"transformer": "aa"}, "dtype": "bfloat16"},
+        ],
+    )
+    def test_other_ones_begin_again_with_a_warning(self, resume, origin):
+        run, job = resume(**origin)
+        assert run.resume is None
+        assert job.warnings == ("the job began again: its saved state was computed with other weights",)
+        assert not list(run.folder.glob("*"))
+
+    def test_job_accepted_for_other_weights_has_a_warning(self, backends, fetcher):
+        backends.submit(make_order(ORDER, weights={"transformer": "cc"}))
+        job = backends.claimed_job(dataclasses.replace(backends.claim(), capability=self.CAPABILITY))
+        assert isinstance(fetcher.fetch(job), RunJob)
+        found = backends.job_store.client.get(job.job_id)
+        assert found.warnings == ("the weights of m changed after the job was accepted",)

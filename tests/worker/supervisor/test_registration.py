@@ -5,8 +5,9 @@ import threading
 import pytest
 from redis import Redis
 
-from jobs.capability import Capability, latest
+from jobs.capability import Capability
 from jobs.errors import Unavailable
+from jobs.fleet import read_fleet
 from jobs.registration import GroupRegistration, live_groups
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends
@@ -54,7 +55,7 @@ def test_changed_status_is_published(scene):
 def test_capability_is_published_once_it_is_known(scene):
     scene.heartbeat.update(GroupStatus("ready", None, CAPABILITY))
     wait_until(lambda: scene.state() == ("ready", None))
-    assert latest(scene.redis) == CAPABILITY
+    assert read_fleet(scene.redis).first().capability == CAPABILITY
 
 
 def test_stopped_heartbeat_removes_the_group(scene):

@@ -13,8 +13,10 @@
 
 local EVENTS = {running = 'started', succeeded = 'succeeded', failed = 'failed', cancelled = 'cancelled'}
 -- Fields that clients see and that change after a job started.
-local CHANGING = {'status', 'attempt', 'progress', 'cancel_requested', 'group', 'started_ms', 'finished_ms',
-  'expires_ms', 'error', 'result', 'timings_s'}
+local CHANGING = {
+  'status', 'attempt', 'progress', 'cancel_requested', 'group', 'started_ms', 'finished_ms', 'expires_ms', 'error',
+  'result', 'timings_s', 'warnings',
+}
 local DUE = 'longcat:outbox:due'
 local OWNERS = 'longcat:outbox:owners'
 local PAUSED = 'longcat:outbox:paused'

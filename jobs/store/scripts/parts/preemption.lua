@@ -9,23 +9,28 @@ local function group_status(name)
   return decode(status)
 end
 
-local function num_idle_groups()
+-- The number of idle groups in the pool of this group.
+local function num_idle_groups(group)
+  local pool = group_status(group).pool
   local num_idle = 0
   for _, name in ipairs(redis.call('SMEMBERS', 'longcat:groups')) do
-    if group_status(name).state == 'ready' then num_idle = num_idle + 1 end
+    local status = group_status(name)
+    if status.state == 'ready' and status.pool == pool then num_idle = num_idle + 1 end
   end
   return num_idle
 end
 
--- The id of the first queued job for which `job` should stop. Jobs that idle groups will take, and jobs for which
--- another one was asked to stop, are passed over.
+-- The id of the first queued job for which `job` should stop. Passed over are jobs that its group cannot run, that idle
+-- groups will take, or for which another job was asked to stop.
 local function job_to_preempt_for(job, after_ms)
-  local num_idle = num_idle_groups()
+  local num_idle = num_idle_groups(job.group)
+  local requirements = given.requirements and as_set(given.requirements)
   for _, id in ipairs(redis.call('ZRANGE', queue_key('high'), 0, -1)) do
     local created_ms, preempts = unpack(read_fields(id, 'created_ms', 'preempts'))
     local waited_ms = is_whole(created_ms) and now - created_ms
     if waited_ms and waited_ms < after_ms then return nil end -- later ones have waited even less
-    if waited_ms and may_start(id, job) then
+    local can_run = not requirements or has_requirement_in(requirements, id)
+    if waited_ms and can_run and may_start(id, job) then
       if num_idle == 0 and not preempts then return id end
       num_idle = math.max(0, num_idle - 1)
     end

@@ -4,6 +4,10 @@
 -- theirs that starts, and the owner with the lowest one is next. An owner who had no queued jobs resumes at the current
 -- virtual time, so being away earns no credit. Requeued jobs come before all others of their priority, because they
 -- were chosen before.
+--
+-- Each queued job is also listed under its requirement, so that a group finds the jobs that it can run without passing
+-- over others. Processes of release 0.2.0 do not know these lists: what they submit is added by `set_requirement`, and
+-- what they take out of the queue is removed by `first_with_requirement`.
 
 -- Queued jobs that some release could not read, by number.
 local SET_ASIDE = 'longcat:queue:set_aside'
@@ -47,6 +51,35 @@ local function virtual_time_key(priority)
   return queue_key(priority) .. ':virtual_time'
 end
 
+local REQUIREMENTS = 'longcat:requirements'
+
+-- Queued jobs of all owners with this requirement.
+local function requirement_key(priority, requirement)
+  return queue_key(priority) .. ':requirement:' .. requirement
+end
+
+-- Jobs of one owner with this requirement that never started.
+local function requirement_owner_key(priority, requirement, owner)
+  return requirement_key(priority, requirement) .. ':owner:' .. owner
+end
+
+local function list_by_requirement(job)
+  redis.call('SADD', REQUIREMENTS, job.requirement)
+  redis.call('ZADD', requirement_key(job.priority, job.requirement), job.number, job.id)
+  if not job.started_ms then
+    redis.call('ZADD', requirement_owner_key(job.priority, job.requirement, job.owner), job.number, job.id)
+  end
+end
+
+local function unlist_by_requirement(job)
+  redis.call('ZREM', requirement_owner_key(job.priority, job.requirement, job.owner), job.id)
+  redis.call('ZREM', requirement_key(job.priority, job.requirement), job.id)
+  for _, priority in ipairs(PRIORITIES) do
+    if redis.call('EXISTS', requirement_key(priority, job.requirement)) == 1 then return end
+  end
+  redis.call('SREM', REQUIREMENTS, job.requirement)
+end
+
 local function virtual_time(priority)
   return tonumber(redis.call('GET', virtual_time_key(priority)) or 0)
 end
@@ -55,6 +88,7 @@ local function enqueue(job)
   local priority, owner = job.priority, job.owner
   redis.call('ZADD', queue_key(priority), job.number, job.id)
   redis.call('INCRBY', 'longcat:queued_work_units', job.work_units)
+  if job.requirement then list_by_requirement(job) end
   if job.started_ms then
     redis.call('ZADD', requeued_key(priority), job.number, job.id)
     return
@@ -100,6 +134,7 @@ local function dequeue(job)
   redis.call('ZREM', 'longcat:queue_deadlines', job.id)
   if redis.call('ZREM', queue_key(priority), job.id) == 1 then
     redis.call('DECRBY', 'longcat:queued_work_units', job.work_units)
+    if job.requirement then unlist_by_requirement(job) end
   end
   redis.call('ZREM', requeued_key(priority), job.id)
   redis.call('ZREM', SET_ASIDE, job.id)
@@ -110,6 +145,9 @@ end
 -- the jobs of its owner that come after it.
 local function set_aside(job, reader)
   leave_owner_queue(job)
+  if job.requirement then
+    redis.call('ZREM', requirement_owner_key(job.priority, job.requirement, job.owner), job.id)
+  end
   redis.call('ZADD', requeued_key(job.priority), job.number, job.id)
   redis.call('ZADD', SET_ASIDE, job.number, job.id)
   write(job, {unreadable_by = (job.unreadable_by and job.unreadable_by .. ' ' or '') .. reader})
@@ -160,29 +198,68 @@ local function may_start(id, leaving)
     and not (owner_limit and redis.call('ZCARD', running[2]) - num_leaving_of_owner >= tonumber(owner_limit))
 end
 
+-- The id and number of an owner's first job with this requirement that never started.
+local function first_with_requirement(priority, requirement, owner)
+  local key = requirement_owner_key(priority, requirement, owner)
+  while true do
+    local id, number = unpack(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES'))
+    if not id then return nil end
+    if redis.call('ZSCORE', owner_queue_key(priority, owner), id) then return id, tonumber(number) end
+    redis.call('ZREM', key, id)
+    redis.call('ZREM', requirement_key(priority, requirement), id)
+  end
+end
+
 -- The id of the first job of the owner with the lowest virtual start time whose job may start. Among owners with the
 -- same one, the job that was submitted first wins.
-local function next_by_virtual_time(priority)
+local function next_by_virtual_time(priority, requirements)
   local owners = redis.call('ZRANGE', backlogged_key(priority), 0, -1, 'WITHSCORES')
   local best, best_number, best_start
   for i = 1, #owners, 2 do
     local start = tonumber(owners[i + 1])
     if best and start > best_start then break end
-    local id, number = unpack(redis.call('ZRANGE', owner_queue_key(priority, owners[i]), 0, 0, 'WITHSCORES'))
-    if (not best or tonumber(number) < best_number) and may_start(id) then
-      best, best_number, best_start = id, tonumber(number), start
+    for _, requirement in ipairs(requirements) do
+      local id, number = first_with_requirement(priority, requirement, owners[i])
+      if id and (not best or number < best_number) and may_start(id) then
+        best, best_number, best_start = id, number, start
+      end
     end
   end
   return best
 end
 
--- The id of the next job, nil if no job may start.
-local function next_job()
+-- The number of queued jobs of one priority with this requirement, and the id of the first one.
+local function depth_of(priority, requirement)
+  local key = requirement_key(priority, requirement)
+  while true do
+    local id = redis.call('ZRANGE', key, 0, 0)[1]
+    if not id or redis.call('ZSCORE', queue_key(priority), id) then return redis.call('ZCARD', key), id end
+    redis.call('ZREM', key, id)
+  end
+end
+
+-- The requirements as a set, and a check that a queued job has one of them. A job that a process of release 0.2.0
+-- requeued may have none: any group may run it.
+local function as_set(requirements)
+  local set = {}
+  for _, requirement in ipairs(requirements) do set[requirement] = true end
+  return set
+end
+
+local function has_requirement_in(set, id)
+  local requirement = read_fields(id, 'requirement')[1]
+  return not requirement or set[requirement] or false
+end
+
+-- The id of the next job with one of these requirements, nil if none may start. Without requirements, the next of all.
+local function next_job(requirements)
+  requirements = requirements or redis.call('SMEMBERS', REQUIREMENTS)
+  local set = as_set(requirements)
   for _, priority in ipairs(PRIORITIES) do
     for _, id in ipairs(redis.call('ZRANGE', requeued_key(priority), 0, -1)) do
-      if may_start(id) then return id end
+      if has_requirement_in(set, id) and may_start(id) then return id end
     end
-    local id = next_by_virtual_time(priority)
+    local id = next_by_virtual_time(priority, requirements)
     if id then return id end
   end
 end

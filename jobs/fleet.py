@@ -1,0 +1,117 @@
+"""Read which groups are alive and what they can run.
+
+Groups with equal capabilities are a pool. A pool is remembered after its last group has gone. So jobs for it
+can be accepted while its workers restart, and a request that some group can run at another time differs from
+one that no group can run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from redis import Redis
+
+from jobs.capability import CAPABILITY_KEY, Capability, read_capability
+from jobs.connect import redis_reached
+from jobs.errors import NoCapability
+from jobs.registration import POOL_KEY, POOLS_KEY, UNNAMED_POOL, GroupStatus, live_groups
+from jobs.requirement import can_run
+from jobs.store.scripts import text
+
+logger = logging.getLogger(__name__)
+
+_CACHED_CAPABILITIES = 64
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Groups with equal capabilities.
+
+    Attributes:
+        groups: the registered groups.
+        away_s: the time since a group was registered, 0 while there is one.
+    """
+
+    name: str
+    capability: Capability
+    groups: tuple[GroupStatus, ...] = ()
+    away_s: float = 0.0
+
+    @property
+    def is_live(self) -> bool:
+        """Return whether the pool has a group that works, or will soon."""
+        return any(group.state != "broken" for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All pools that are known: live ones first, then those that have gone, the most capable first."""
+
+    pools: tuple[Pool, ...]
+
+    @property
+    def live(self) -> tuple[Pool, ...]:
+        """Return the pools that have a group."""
+        return tuple(pool for pool in self.pools if pool.is_live)
+
+    def first(self) -> Pool:
+        """Return the most capable live pool, or one that has gone. Raises NoCapability if none is known."""
+        if not self.pools:
+            raise NoCapability("no worker has said yet what can be made; try again when one is up")
+        return self.pools[0]
+
+    def pools_for(self, requirement: str | None) -> tuple[Pool, ...]:
+        """Return the live pools that can run jobs with this requirement."""
+        return tuple(pool for pool in self.live if can_run(pool.capability, requirement))
+
+    def rivals_of(self, requirement: str, requirements: Iterable[str]) -> list[str]:
+        """Return those `requirements` whose jobs some group could run instead of one with `requirement`."""
+        pools = self.pools_for(requirement)
+        return [
+            other
+            for other in requirements
+            if other == requirement or any(can_run(pool.capability, other) for pool in pools)
+        ]
+
+
+def read_fleet(redis: Redis) -> Fleet:
+    """Return the known pools and their groups. Raises Unavailable.
+
+    Groups of release 0.2.0 do not publish a capability of their own: they are a pool with the capability that
+    any group published last.
+    """
+    groups = live_groups(redis)
+    with redis_reached():
+        seen: Any = redis.zrange(POOLS_KEY, 0, -1, withscores=True)
+        seconds, _ = redis.time()
+        names = [text(name) for name, _ in seen]
+        *documents, last_published = redis.mget([*(POOL_KEY.format(name) for name in names), CAPABILITY_KEY])
+    pools = []
+    for name, document, (_, seen_ms) in zip(names, documents, seen, strict=True):
+        if capability := document and _parse(document):
+            members = tuple(group for group in groups if group.pool == name)
+            away_s = 0.0 if members else max(0.0, seconds - seen_ms / 1000)
+            pools.append(Pool(name, capability, members, away_s))
+    unnamed = tuple(group for group in groups if group.pool == UNNAMED_POOL)
+    if last_published and (unnamed or not pools) and (capability := _parse(last_published)):
+        pools.append(Pool(capability.pool, capability, unnamed))
+    return Fleet(tuple(sorted(pools, key=_order)))
+
+
+def _order(pool: Pool) -> tuple[bool, float, int, int, str]:
+    """Return a key by which live pools come first, and the most capable of them before others."""
+    size = sum(pool.capability.size_limits.values())
+    return not pool.is_live, pool.away_s, -len(pool.capability.loras), -size, pool.name
+
+
+@lru_cache(_CACHED_CAPABILITIES)
+def _parse(document: bytes | str) -> Capability | None:
+    try:
+        return read_capability(document)
+    except (ValueError, TypeError, AttributeError):
+        logger.exception("passed over a capability that cannot be read")
+        return None

@@ -1,0 +1,134 @@
+"""Groups publish what they can make; the service reads which pools are live and which have gone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from redis import Redis
+
+from jobs.capability import Capability
+from jobs.connect import connect
+from jobs.errors import NoCapability, Unavailable
+from jobs.fleet import read_fleet
+from jobs.registration import GroupRegistration, live_groups
+
+FULL = Capability(
+    model="LongCat-Video",
+    tasks=("text_to_video", "image_to_video"),
+    limits={"fps": 15, "buckets": {"480p": {"1.00": [640, 640]}}},
+    loras=("cfg_step_lora",),
+    context_parallel=2,
+    device="cpu",
+    dtype="float32",
+)
+PLAIN = FULL.model_copy(update={"loras": ()})
+
+
+def register(
+    redis: Redis, group: str, capability: Capability | None, state: Any = "ready"
+) -> GroupRegistration:
+    registration = GroupRegistration(redis, group)
+    registration.heartbeat(state, 2, None, capability)
+    return registration
+
+
+def register_0_2_0(redis: Redis, group: str) -> None:
+    """Register a group as release 0.2.0 does: its status names no pool."""
+    status = {"group": group, "state": "ready", "ranks": 2, "job": None, "heartbeat_at": None}
+    redis.set(f"longcat:group:{group}", json.dumps(status))
+    redis.sadd("longcat:groups", group)
+
+
+def test_no_pool_is_known_before_a_group_published_its_capability(redis: Redis):
+    register(redis, "a", None, "starting")
+    assert read_fleet(redis).pools == ()
+    with pytest.raises(NoCapability):
+        read_fleet(redis).first()
+
+
+def test_groups_with_equal_capabilities_are_one_pool(redis: Redis):
+    for group, capability in (("a", PLAIN), ("b", FULL), ("c", FULL)):
+        register(redis, group, capability)
+    found = {pool.name: [group.group for group in pool.groups] for pool in read_fleet(redis).pools}
+    assert found == {FULL.pool: ["b", "c"], PLAIN.pool: ["a"]}
+
+
+def test_most_capable_live_pool_comes_first(redis: Redis):
+    register(redis, "a", PLAIN)
+    full = register(redis, "b", FULL)
+    assert [pool.capability for pool in read_fleet(redis).pools] == [FULL, PLAIN]
+    full.release()
+    assert [pool.capability for pool in read_fleet(redis).pools] == [PLAIN, FULL]
+
+
+def test_pool_is_remembered_after_its_last_group_has_gone(redis: Redis):
+    register(redis, "a", FULL).release()
+    assert live_groups(redis) == []
+    (pool,) = read_fleet(redis).pools
+    assert (pool.capability, pool.is_live) == (FULL, False)
+
+
+def test_pool_is_forgotten_in_the_end(redis: Redis):
+    register(redis, "a", FULL).release()
+    assert 29 * 86400 < redis.ttl(f"longcat:pool:{FULL.pool}") <= 30 * 86400
+
+
+def test_broken_group_is_not_live(redis: Redis):
+    register(redis, "a", FULL, "broken")
+    assert read_fleet(redis).live == ()
+
+
+class TestRelease020:
+    """Groups of release 0.2.0 publish their capability under one key for all."""
+
+    def test_capability_of_its_groups_is_the_one_published_last(self, redis: Redis):
+        PLAIN.publish(redis)
+        FULL.publish(redis)
+        register_0_2_0(redis, "old")
+        (pool,) = read_fleet(redis).pools
+        assert (pool.capability, pool.is_live) == (FULL, True)
+
+    def test_its_capability_counts_while_no_group_is_up(self, redis: Redis):
+        FULL.publish(redis)
+        (pool,) = read_fleet(redis).pools
+        assert (pool.capability, pool.is_live, pool.away_s) == (FULL, False, 0)
+
+    def test_its_groups_and_newer_ones_are_two_pools(self, redis: Redis):
+        PLAIN.publish(redis)
+        register_0_2_0(redis, "old")
+        register(redis, "new", FULL)
+        assert [pool.capability for pool in read_fleet(redis).live] == [FULL, PLAIN]
+
+    def test_its_capability_does_not_count_once_all_groups_are_newer(self, redis: Redis):
+        PLAIN.publish(redis)
+        register(redis, "new", FULL)
+        assert [pool.capability for pool in read_fleet(redis).pools] == [FULL]
+
+
+def test_unknown_task_is_not_published():
+    with pytest.raises(ValidationError):
+        Capability(model="x", tasks=("poetry",), limits={}, device="cpu", dtype="float32")
+
+
+def test_unknown_fields_are_ignored(redis: Redis):
+    document = {**FULL.model_dump(mode="json"), "schema_version": 2, "colour_depth": 10}
+    redis.set("longcat:capability", json.dumps(document))
+    assert read_fleet(redis).first().capability == FULL.model_copy(update={"schema_version": 2})
+
+
+def test_pool_that_cannot_be_read_is_passed_over(redis: Redis, caplog: pytest.LogCaptureFixture):
+    register(redis, "a", PLAIN)
+    register(redis, "b", FULL)
+    redis.set(f"longcat:pool:{FULL.pool}", json.dumps({"tasks": ["poetry"]}))
+    assert [pool.capability for pool in read_fleet(redis).pools] == [PLAIN]
+    assert "passed over a capability that cannot be read" in caplog.text
+
+
+def test_unavailable_without_redis():
+    away = connect("redis://127.0.0.1:1", deadline_s=0)
+    for call in (lambda: read_fleet(away), lambda: FULL.publish(away)):
+        with pytest.raises(Unavailable):
+            call()
