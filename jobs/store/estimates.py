@@ -127,8 +127,9 @@ def estimates(snapshot: QueueSnapshot, fleet: Fleet | None = None) -> dict[str, 
 def _estimate(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet | None) -> QueueEstimate:
     groups, position = snapshot.groups, job.position
     if fleet:
-        groups &= {group.group for pool in fleet.pools_for(job.requirement) for group in pool.groups}
-        if job.requirement:
+        pools = fleet.pools_for(job.requirement)
+        groups &= {group.group for pool in pools for group in pool.groups}
+        if pools and job.requirement:
             position = min(position, max(1, _num_rivals(snapshot, job, fleet)))
     own_s = expected_s(snapshot.recent_runs, job.task, job.work_units)
     if own_s is None or (fleet and not groups):

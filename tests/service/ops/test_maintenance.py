@@ -35,7 +35,7 @@ def at(backend, seconds_later):
 
 def test_lost_ticket_is_replaced(order, backend, redis):
     order()
-    redis.delete("rq:queue:longcat")
+    redis.delete(*redis.scan_iter("rq:queue:longcat*"))
     assert num_tickets(redis) == 0
     tidy(backend)
     assert num_tickets(redis) == 1

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from jobs.errors import OutOfMemory
 from jobs.registration import GroupRegistration
 from service.ops.metrics import SERIES
+from tests.service.conftest import CAPABILITY
 
 
 @pytest.fixture
@@ -52,7 +53,8 @@ def test_queued_jobs_are_exported_by_priority(order, numbers):
     assert [found["longcat_queued_jobs", priority] for priority in ("high", "normal", "low")] == [1, 0, 2]
 
 
-def test_queued_job_has_an_eta_once_a_job_has_succeeded(client, order, worker):
+def test_queued_job_has_an_eta_once_a_job_has_succeeded(client, order, worker, redis):
+    GroupRegistration(redis, "live", ttl_s=600).heartbeat("ready", 1, None, CAPABILITY)
     assert order()["progress"] is None
     worker.succeed(worker.claim())
     progress = order()["progress"]

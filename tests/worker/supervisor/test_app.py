@@ -10,6 +10,7 @@ import pytest
 from jobs.errors import GroupTaken, Unavailable
 from jobs.registration import GroupRegistration, live_groups
 from jobs.storage.folder import FolderStorage
+from tests.tickets import num_tickets
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import InterruptibleStorage, LocalBackends, write_video
 from worker.settings import WorkerSettings
@@ -140,7 +141,7 @@ def test_group_that_cannot_start_is_published_as_broken_and_claims_nothing(scene
 def test_supervisor_delivers_missing_tickets(scene):
     job_id = scene.backends.submit()  # no ticket was delivered
     scene.serve()
-    wait_until(lambda: scene.backends.tickets.count() == 1)
+    wait_until(lambda: num_tickets(scene.backends.redis) == 1)
     assert scene.backends.job_store.client.get(job_id).status == "queued"
 
 
