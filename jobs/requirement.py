@@ -21,7 +21,7 @@ ANY = ""
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a group needs to run a job.
+    """Describe what a group needs to run a job.
 
     Attributes:
         order_version: the schema version of the order.

@@ -91,7 +91,7 @@ class PoolView(Capability):
 
 
 class FleetView(Capability):
-    """What can be requested. `tasks` and `loras` are those of all pools, all else is that of the first."""
+    """Show what can be requested: `tasks` and `loras` of all pools, all else of the first."""
 
     pools: list[PoolView] = Field(description="Groups with equal capabilities; the most capable first.")
 
