@@ -16,15 +16,19 @@ from jobs.settings import POCKET
 from tests.chaos.campaign import Campaign, Plan
 from tests.chaos.client import Client
 from tests.chaos.daemons import command_of
+from tests.chaos.faults import FAULTS_OF_LAST_RELEASE
 from tests.chaos.report import report, write
 from tests.chaos.site import Fleet, Site, open_site
 from tests.chaos.verdict import Verdict, judge
+from tests.skew.release import check_out, recorded_release
 from tests.waiting import wait_until
 
 
 def main() -> int:
     options = _options()
     kinds = tuple(kind.strip() for kind in options.kinds.split(",") if kind.strip())
+    if options.last_release and not kinds:
+        kinds = FAULTS_OF_LAST_RELEASE
     plan = Plan(options.jobs, options.seed, options.minutes, kinds)
     folder = Path(tempfile.mkdtemp(prefix="longcat-chaos-"))
     print(f"seed {plan.seed}; logs are in {folder}", flush=True)
@@ -34,7 +38,9 @@ def main() -> int:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
     checkpoint = shutil.copytree(POCKET, folder / "checkpoint")  # faults write files into it
-    fleet = Fleet(options.workers, options.other_checkout, options.other_checkpoint)
+    release = _check_out_last_release(folder / "release") if options.last_release else None
+    plain = _without_loras(folder / "plain-checkpoint") if options.second_pool else None
+    fleet = Fleet(options.workers, release, plain)
     with open_site(folder, checkpoint, fleet) as site:
         client = Client(list(site.apis))
         course = Campaign(site, client, plan, log).run()
@@ -44,6 +50,15 @@ def main() -> int:
     write(options.out, plan, course, verdict)
     print(f"\n{report(plan, course, verdict)}")
     return _exit_status(verdict)
+
+
+def _check_out_last_release(folder: Path) -> Path:
+    version, commit = recorded_release()
+    return check_out(commit, version, folder).folder
+
+
+def _without_loras(folder: Path) -> Path:
+    return Path(shutil.copytree(POCKET, folder, ignore=shutil.ignore_patterns("lora")))
 
 
 def _processes_left(site: Site) -> list[str]:
@@ -64,8 +79,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="seed of the random jobs and faults")
     parser.add_argument("--minutes", type=float, default=10.0, help="no fault is caused after this time")
     parser.add_argument("--kinds", default="", help="faults to cause, separated by commas; default: all")
-    parser.add_argument("--other-checkout", type=Path, help="code that an API process and a worker run, too")
-    parser.add_argument("--other-checkpoint", type=Path, help="the checkpoint of one more worker")
+    parser.add_argument(
+        "--last-release",
+        action="store_true",
+        help="one of the two API processes and one more worker run the last release, from the repository's "
+        "history; by default the faults are those that it survives",
+    )
+    parser.add_argument(
+        "--second-pool", action="store_true", help="one more worker has a checkpoint without LoRAs"
+    )
     parser.add_argument(
         "--workers", type=int, default=2, help="number of workers, each with a group of two ranks"
     )

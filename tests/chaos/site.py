@@ -132,7 +132,7 @@ class Fleet:
     Attributes:
         num_workers: workers of this code and checkpoint, each with a group of two ranks.
         other_checkout: a folder with another version of the code. One API process and one more worker run it.
-        other_checkpoint: the checkpoint of one more worker. It has to make the same videos.
+        other_checkpoint: the checkpoint of one more worker. It makes the same videos, perhaps not all.
     """
 
     num_workers: int = 2
