@@ -23,6 +23,7 @@ from worker.supervisor.threads import StoppableThread
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
+MAX_REMEMBERED = 64
 
 
 class Consumer(StoppableThread):
@@ -46,6 +47,7 @@ class Consumer(StoppableThread):
         self._requirements = requirements
         self._on_claim = on_claim
         self._requested = threading.Event()
+        self._remembered: list[str] = []
 
     def request_claim(self) -> None:
         """Claim a job as soon as there is one."""
@@ -58,7 +60,16 @@ class Consumer(StoppableThread):
     def run(self) -> None:
         """Consume tickets until stopped."""
         self._wait_for_request()
-        consume(self._redis, self._on_ticket, self.stopping.is_set, self._requirements)
+        consume(self._redis, self._on_ticket, self.stopping.is_set, self._awaited_requirements)
+
+    def _awaited_requirements(self) -> Iterable[str]:
+        """Return the requirements whose tickets are awaited: those of queued jobs, and the latest before.
+
+        Without the latter, the first job in an empty queue would wait until the next look at the queue.
+        """
+        latest_first = dict.fromkeys([*self._requirements(), *self._remembered])
+        self._remembered = list(latest_first)[:MAX_REMEMBERED]
+        return self._remembered
 
     def _on_ticket(self) -> None:
         if not self._wait_for_request():

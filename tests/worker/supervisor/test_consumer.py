@@ -14,8 +14,12 @@ class Scene:
     def __init__(self, backends: LocalBackends) -> None:
         self.backends = backends
         self.claims: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self.requirements: list[str] = []
         self.consumer = Consumer(
-            backends.redis, lambda: backends.job_store.holder.claim("group", 60), self.claims.put
+            backends.redis,
+            lambda: backends.job_store.holder.claim("group", 60),
+            self.claims.put,
+            lambda: self.requirements,
         )
         self.consumer.start()
 
@@ -94,6 +98,16 @@ def test_stopped_consumer_passes_its_ticket_on(scene):
     assert not scene.consumer.is_alive()
     assert scene.backends.tickets.count() == 1
     assert scene.backends.job_store.client.get(job_id).status == "queued"
+
+
+def test_tickets_for_requirements_that_have_left_the_queue_are_awaited(scene):
+    scene.requirements = ["task=a"]
+    scene.deliver()
+    scene.claim()
+    scene.requirements = []
+    job_id = scene.backends.submit()
+    scene.backends.tickets.enqueue(job_id, "task=a")
+    assert scene.claim() == job_id
 
 
 def test_consumer_stops_without_a_request(scene):
