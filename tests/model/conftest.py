@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffusers.models.autoencoders.autoencoder_kl_wan  # noqa: F401 before the hook, see below
 import jaxtyping
 import pytest
+import transformers.models.umt5.modeling_umt5  # noqa: F401 before the hook, see below
 from hypothesis import settings
 
 import tests.model.typecheck  # noqa: F401 the hook looks it up by name
 
 settings.register_profile("unhurried", deadline=None)  # the machine may be busy
 settings.load_profile("unhurried")
+
+# Import libraries first: Python ignores their bytecode while the hook imports a module of `model`.
 jaxtyping.install_import_hook("model", "tests.model.typecheck.checked")
 
 from tests.model.parity_cases import PARITY  # noqa: E402 after the hook, which sees only what is imported later
