@@ -137,8 +137,7 @@ def test_hanging_storage_does_not_delay_sweeps(order, backend, redis):
     storage = Hanging()
     with Maintenance(often(backend, job_store=hasty, storage=storage)):
         assert storage.asked.wait(30)
-        redis.delete("rq:queue:longcat")
         order()
-        redis.delete("rq:queue:longcat")
+        redis.delete(*redis.scan_iter("rq:queue:longcat*"))
         wait_until(lambda: num_tickets(redis) == 1)
         storage.may_answer.set()
