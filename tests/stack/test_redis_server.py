@@ -130,6 +130,21 @@ def test_data_survives_a_stop(tmp_path):
             client.set("key", "kept")
 
 
+def test_server_that_writes_its_first_append_only_file_stops_after_it(tmp_path):
+    server = redis_in(tmp_path / "data")
+    server.start()
+    with Redis.from_url(server.url) as client:
+        for number in range(10):
+            client.set(f"key-{number}", number)
+        client.config_set("appendonly", "no")
+        client.config_set("rdb-key-save-delay", 100_000)  # microseconds: the file takes a second
+        client.config_set("appendonly", "yes")
+    server.stop()
+    log = (tmp_path / "data" / "redis.log").read_text()
+    assert "can't exit" in log
+    assert "ready to exit" in log
+
+
 def test_data_and_url_survive_a_crash(tmp_path):
     server = redis_in(tmp_path / "data")
     for expected in (None, b"kept"):
