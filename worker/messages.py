@@ -20,6 +20,8 @@ from jobs.store.holder import StopReason
 from worker.telemetry import Stage
 
 PROTOCOL_VERSION = 2
+FAILED_ALONE = "failed-alone.json"
+"""The file in a job's folder with the `JobError` of a rank that failed alone and ended its process."""
 CHECKPOINT_VERSION = 2
 """The newest version of checkpoints, with their files, that this release reads."""
 

@@ -66,6 +66,7 @@ def test_job_resumes_after_a_rank_hung(worker, ranks):
     assert_resumes(worker, worker.submit("hangs=1 step_s=0.05", num_inference_steps=8))
 
 
+@pytest.mark.integration
 def test_job_resumes_after_torchrun_was_killed_with_its_ranks(worker, ranks):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id, 2)
@@ -74,8 +75,9 @@ def test_job_resumes_after_torchrun_was_killed_with_its_ranks(worker, ranks):
 
 
 @pytest.mark.faults
-def test_out_of_memory_on_rank_0_alone_fails_the_job_at_once_and_the_next_one_runs(worker, ranks):
-    greedy, next_one = worker.submit("memory=0 always"), worker.submit()
+@pytest.mark.parametrize("rank", [0, 1])
+def test_out_of_memory_on_one_rank_fails_the_job_at_once_and_the_next_one_runs(worker, ranks, rank):
+    greedy, next_one = worker.submit(f"memory={rank} always"), worker.submit()
     job = worker.wait_for(greedy, "failed", "succeeded")
     assert (job.error.code, job.attempt) == ("out_of_memory", 1)
     job = worker.wait_for(next_one, "succeeded", "failed")

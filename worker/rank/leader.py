@@ -139,14 +139,6 @@ class Leader:
             self._submit("join", self._concat)
             self._background.finish(self._send_result)
 
-    def fail_alone(self, outcome: StepOutcome) -> None:
-        """Fail the job before this process ends, because the other ranks wait for it in a collective.
-
-        An error that is not contained is left to the next attempt: it may have been the machine's.
-        """
-        if outcome.error and outcome.is_contained:
-            self._send(self._failed(outcome.error))
-
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the background thread to end after `end`. Return whether it has ended."""
         return self._background.join(timeout_s)

@@ -10,7 +10,7 @@ from contextlib import closing
 from functools import partial
 
 from model.pipeline.events import Event
-from worker.messages import RunJob
+from worker.messages import FAILED_ALONE, RunJob
 from worker.rank.consensus import Consensus, StepOutcome
 from worker.rank.engine import Engine, InputsRead
 from worker.rank.failures import outcome_of
@@ -25,7 +25,7 @@ def run_job(run: RunJob, engine: Engine, consensus: Consensus, leader: Leader | 
     with closing(engine.generate(run)) as events:  # type: ignore[type-var]
         while True:
             event, outcome = _next_event(events, leader)
-            decision = consensus.decide(outcome, partial(_fail_alone, leader, outcome))
+            decision = consensus.decide(outcome, partial(_fail_alone, run, outcome))
             # A step counts once all ranks have finished it: until then its state may be wrong.
             if leader and event is not None and decision.error is None:
                 leader.handle(event)
@@ -37,9 +37,15 @@ def run_job(run: RunJob, engine: Engine, consensus: Consensus, leader: Leader | 
         leader.end(decision)
 
 
-def _fail_alone(leader: Leader | None, outcome: StepOutcome) -> None:
-    if leader:
-        leader.fail_alone(outcome)
+def _fail_alone(run: RunJob, outcome: StepOutcome) -> None:
+    """Leave the error of this rank for the supervisor, which finds it when the group has ended.
+
+    An error that is not contained is left to the next attempt: it may have been the machine's.
+    """
+    if outcome.error and outcome.is_contained:
+        part = run.folder / f"{FAILED_ALONE}.part"
+        part.write_text(outcome.error.model_dump_json())
+        part.replace(run.folder / FAILED_ALONE)
 
 
 def _next_event(

@@ -14,7 +14,7 @@ from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage.base import Storage
 from jobs.store.job_store import JobStore
-from worker.messages import Checkpoint, RunJob
+from worker.messages import FAILED_ALONE, Checkpoint, RunJob
 from worker.supervisor.checkpoints import fetch_checkpoint, stored_checkpoint
 from worker.supervisor.job import (
     ClaimedJob,
@@ -64,7 +64,9 @@ class InputFetcher:
         """Return the message that starts the job, or its outcome if it cannot or need not run."""
         with about(names_of(job.lease.job)):
             try:
-                self._spool.folder(job.job_id)
+                (self._spool.folder(job.job_id) / FAILED_ALONE).unlink(
+                    missing_ok=True
+                )  # of an earlier attempt
                 return self._fetch(job)
             except Interrupted:
                 return Stopped(job.stop_request) if job.stop_request else Requeued(crashed=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.errors import DiskFull, LeaseLost, LongCatError
 from jobs.record import JobError, Progress
 from jobs.store.holder import Lease, StopReason
-from worker.messages import Checkpoint, RunJob, Timings, VideoFile
+from worker.messages import FAILED_ALONE, Checkpoint, RunJob, Timings, VideoFile
 from worker.supervisor.states import JobState, change
 from worker.supervisor.timeline import JobTimeline
 
@@ -42,6 +42,14 @@ class ClaimedJob:
     def job_id(self) -> str:
         """Return the id of the job."""
         return self.lease.job.id
+
+    @property
+    def error_of_one_rank(self) -> JobError | None:
+        """Return the error that one rank left behind when it failed alone and ended its process."""
+        try:
+            return JobError.model_validate_json((self.folder / FAILED_ALONE).read_text())
+        except (OSError, ValueError):
+            return None
 
     def enter(self, state: JobState) -> None:
         """Change to this state. Raises IllegalTransition."""

@@ -242,10 +242,14 @@ class Supervisor:
         self._stop_group(crashed=True)
 
     def _stop_group(self, *, crashed: bool) -> None:
-        """Kill the group and requeue its jobs. `crashed` counts as an attempt of the jobs that ran."""
+        """Kill the group and requeue its jobs. `crashed` counts as an attempt of the jobs that ran.
+
+        A job that one rank alone could not do fails.
+        """
         self._gpu_group.stop()
         for job in self._jobs_in(WITH_GROUP):
-            self._finalize(job, Requeued(crashed=crashed))
+            error = job.error_of_one_rank if crashed else None
+            self._finalize(job, Failed(error) if error else Requeued(crashed=crashed))
         self._finalize_waiting(Requeued(crashed=False))
 
     # Jobs
