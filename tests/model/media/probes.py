@@ -118,7 +118,15 @@ def wait(source: BinaryIO, seconds: float) -> Output:
     return Output(facts | {"began": began, "ended": time.monotonic()})
 
 
+def wait_in_old_server(_source: BinaryIO, started_before: float) -> Output:
+    """Take half a minute in a fork server that was started before this time, else none. Tell the process."""
+    if started_before > _STARTED:
+        time.sleep(30)
+    return Output({"pid": os.getpid()})
+
+
+_STARTED = time.monotonic()
 DECODERS = {
     function.__name__: function
-    for function in (attack, inherited, hang, compute, allocate, crash, lie, nest, wait)
+    for function in (attack, inherited, hang, compute, allocate, crash, lie, nest, wait, wait_in_old_server)
 } | {"encode_png": lie, "count_frames": lie, "read_frames": lie}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -172,7 +173,8 @@ class TestTheForkServer:
         fresh.start()
         server = fork_server(fresh)
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(decode, fresh, "wait", file, 20.0, seconds=0.5)
+            now = time.monotonic()
+            running = pool.submit(decode, fresh, "wait_in_old_server", file, 60.0, started_before=now)
             wait_until(server.children)
             (child,) = server.children()
             server.kill()
