@@ -22,7 +22,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test check format browser faults skew attacks fuzz soak chaos failover quality bench coverage mutation docs clean
+.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench coverage mutation docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 
 test: $(READY) ## the plain test suite, in minutes
 	$(PYTEST) --numprocesses 2 --dist loadfile
+
+integration: $(READY) ## whole workers, stacks, compilers and training runs: the slower half of the tests
+	$(PYTEST) -m "integration and not faults and not soak" --numprocesses 2 --dist loadfile
 
 coverage: $(READY) ## coverage of lines and branches, subprocesses included (PACKAGES="jobs model …")
 	$(BIN)/coverage erase

@@ -39,6 +39,10 @@ def _default_settings() -> Iterator[None]:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a private Redis."""
     with RedisServer(tmp_path_factory.mktemp("redis"), redis_program()) as server:
+        with Redis.from_url(server.url) as client:
+            client.config_set(
+                "appendonly", "no"
+            )  # nothing here has to survive a crash, and each sync costs time
         yield server.url
 
 

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 # 2 frames of 2×4 tokens, 16 wide, 4 heads of 4, FFN of 256, 2 blocks; bricks of 1×2×2
 SMALL = """
 import json, sys

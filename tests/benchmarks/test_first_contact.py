@@ -22,6 +22,8 @@ from benchmarks.first_contact import (
 )
 from benchmarks.gpu_cases import STAGES, Rig, Stage
 
+pytestmark = pytest.mark.integration
+
 HANGING = """
 import sys, time
 from pathlib import Path

@@ -10,6 +10,8 @@ import pytest
 from tests.running_stack import run_stack
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(("how", "ranks"), [(signal.SIGINT, 1), (signal.SIGKILL, 2)])
 def test_nothing_stays_behind(how, ranks, tmp_path, tiny_checkpoint):

@@ -20,6 +20,8 @@ from tests.rights import open_to_others
 from tests.running_stack import run_stack
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.integration
+
 PHASES = ["load", "encode", "denoise", "refine", "decode", "upload"]
 
 

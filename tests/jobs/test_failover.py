@@ -19,6 +19,8 @@ from tests.jobs.examples import a_submission
 from tests.redis_fleet import Fleet, redis_fleet
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.integration
+
 NUM_KILLS = 2
 NUM_CLIENTS = 3
 

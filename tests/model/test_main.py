@@ -179,6 +179,7 @@ def test_a_checkpoint_without_limits_takes_small_sizes(call, parity_checkpoint):
     assert load_file("x.safetensors")["latents"].shape == (1, 16, 2, 4, 6)
 
 
+@pytest.mark.integration
 def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path):
     said, out = CASES["t2v"], tmp_path / "x.safetensors"
     command = [

@@ -9,6 +9,8 @@ import pytest
 
 from stack.install import describe, install
 
+pytestmark = pytest.mark.integration
+
 
 class Terminal(io.StringIO):
     def isatty(self):

@@ -14,6 +14,8 @@ from stack.stack import running_stack
 from tests.servers import answers, free_port
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.integration
+
 READY = """
 import http.server, os, sys
 

@@ -12,6 +12,8 @@ from model.pipeline.pipeline import Pipeline
 from training import distil, evaluation, latents, lora, quality, refine, text, transformer, vae
 from training.checkpoint import LIMITS, load_dit
 
+pytestmark = pytest.mark.integration
+
 STAGES = (vae, text, latents, transformer, distil, refine)
 
 

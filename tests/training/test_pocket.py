@@ -60,6 +60,7 @@ def test_checkpoint_has_both_loras(pipeline):
     assert pipeline.loras == {"cfg_step_lora", "refinement_lora"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("mode", "task"),
     [

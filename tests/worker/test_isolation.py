@@ -20,6 +20,8 @@ from tests.servers import redis_program
 from tests.waiting import wait_until
 from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
 
+pytestmark = pytest.mark.integration
+
 SECRETS = {
     "LONGCAT_API_KEY": "planted-api-key",
     "LONGCAT_WEBHOOK_SECRET": "whsec_cGxhbnRlZC13ZWJob29rLXNlY3JldA==",

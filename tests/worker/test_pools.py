@@ -21,6 +21,8 @@ from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
 
+pytestmark = pytest.mark.integration
+
 REAL = {"rank_module": "worker.rank.main", "ranks": 1, "stall_s": 120, "step_stall_s": 120}
 
 

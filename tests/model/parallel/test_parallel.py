@@ -104,6 +104,7 @@ def test_forward_on_ranks_equals_forward_on_one_device(ranks, case, size):
         torch.testing.assert_close(ours, published, rtol=0, atol=2e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("case", "backend"),
     [("i2v", "aot_eager"), *(pytest.param(case, "inductor", marks=pytest.mark.soak) for case in CASES)],
@@ -118,6 +119,7 @@ def test_only_the_leader_loads_the_text_encoder(ranks, tiny_checkpoint):
     assert ranks.run("encoders_here", 3, tiny_checkpoint) == [True, False, False]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", SIZES)
 def test_long_refined_video_is_equal_on_any_number_of_ranks(ranks, size, tiny_checkpoint, tiny_pipeline):
     request = request_of(

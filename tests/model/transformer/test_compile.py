@@ -57,16 +57,19 @@ def velocity(dit: Dit):
     return dit(torch.ones(1, 16, *window[:3]), torch.full((1, 2), 500.0), layout, text)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_parts_are_traced_whole_and_give_the_plain_result(traced, dtype):
     assert max(traced[dtype]["differences"].values()) <= ROUNDING[dtype]
 
 
+@pytest.mark.integration
 def test_parts_are_traced_in_fp8_and_beside_a_step_cache(traced):
     assert traced["approximated"].keys() == {"whole", "in part"}
     assert max(traced["approximated"].values()) <= FP8_ROUNDING
 
 
+@pytest.mark.integration
 def test_a_part_is_compiled_once_for_all_blocks_and_for_each_shape(traced):
     """An image's tokens begin as those of a text alone do; a continuation runs its clean frames first."""
     assert traced["bfloat16"]["graphs"] == PARTS
@@ -74,6 +77,7 @@ def test_a_part_is_compiled_once_for_all_blocks_and_for_each_shape(traced):
     assert traced["float32"]["graphs"] == text + image + clean_frames + continuation
 
 
+@pytest.mark.integration
 def test_warming_compiles_the_batch_that_was_not_met_yet(traced):
     counts = traced["float32"]
     assert counts["graphs after warming both batches"] == counts["graphs"] + PARTS

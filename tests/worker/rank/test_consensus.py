@@ -98,6 +98,7 @@ def outputs(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     return [(rank.returncode, text.strip()) for rank, text in zip(ranks, texts, strict=True)]
 
 
+@pytest.mark.integration
 def test_ranks_agree_and_a_rank_that_fails_alone_exits(tmp_path):
     with started("tests.worker.rank.deciding_rank", tmp_path) as ranks:
         (leader_status, leader_output), (status, output) = outputs(ranks)

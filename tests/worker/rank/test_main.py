@@ -75,6 +75,7 @@ def test_close_ends_the_receiving_thread():
         assert ends.supervisor.recv() is None
 
 
+@pytest.mark.integration
 def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
     setup = WorkerSettings(device="cuda", checkpoint=tmp_path).rank_setup(tmp_path / "socket")
     command = [sys.executable, "-m", "worker.rank.main", setup.model_dump_json(), str(os.getpid())]
