@@ -26,7 +26,6 @@ from model.transformer import token_layout
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.token_layout import Window, build_layout
-from model.vae import rows, wan
 from model.vae.vae import Vae, WanVae
 
 META = torch.device("meta")
@@ -121,7 +120,7 @@ def _full_vae(dtype: torch.dtype) -> Vae:
     wan_vae: Any = AutoencoderKLWan
     with META:
         vae = nn.Module.to(wan_vae.from_config({}), dtype).requires_grad_(False)
-    return Vae(cast(WanVae, vae), ContextParallel(META))
+    return Vae(cast(WanVae, vae), ContextParallel(META), channels_last=True)
 
 
 @contextmanager
@@ -133,9 +132,6 @@ def _as_on_cuda(ranks: int = 1) -> Iterator[None]:
             Attention(),
             FusedNorm(),
             patch.object(token_layout, "block_sparse_attention", _result_alone),
-            patch.object(wan, "_conv2d_per_frame", wan._conv3d),  # noqa: SLF001
-            patch.object(wan, "_norm_by_steps", wan._fused_norm),  # noqa: SLF001
-            patch.object(rows, "_memory_format", lambda _: torch.channels_last),
         ):
             stack.enter_context(context)
         yield

@@ -43,7 +43,14 @@ class WanVae(Protocol):
 class Vae:
     """The VAE. Latents are normalised with the statistics of the checkpoint, pixels are floats in [0, 1]."""
 
-    def __init__(self, vae: WanVae, parallel: ContextParallel) -> None:
+    def __init__(self, vae: WanVae, parallel: ContextParallel, *, channels_last: bool | None = None) -> None:
+        """Take a loaded VAE.
+
+        With `channels_last`, by default on CUDA alone, weights and pictures are stored channels last.
+        """
+        self._channels_last = vae.device.type == "cuda" if channels_last is None else channels_last
+        if self._channels_last:
+            _put_channels_last(cast(nn.Module, vae))
         self._vae = vae
         self._parallel = parallel
         mean, std = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
@@ -64,8 +71,6 @@ class Vae:
         wan: Any = AutoencoderKLWan
         # diffusers' own `to` warns of modules to keep in fp32, of which the VAE has none
         vae = load_module(lambda: nn.Module.to(wan.from_config(config), dtype), weights, device)
-        if device.type == "cuda":
-            put_channels_last(vae)
         return cls(cast(WanVae, vae), parallel)
 
     @property
@@ -102,7 +107,7 @@ class Vae:
 
     def decode(self, latents: Float[Tensor, "1 z f h w"]) -> Iterator[Float[Tensor, "frames height width 3"]]:
         """Yield the frames of each latent frame in fp32: one of the first, four of each later one."""
-        rows = Rows(self._parallel, latents.shape[3])
+        rows = Rows(self._parallel, latents.shape[3], self._channels_last)
         z = (latents * self._std + self._mean).to(self._vae.dtype)[0].transpose(0, 1)
         stream, z = Stream(rows), pointwise(self._vae.post_quant_conv, rows.shard(z))
         for chunk in _chunks(z, LATENTS_AT_A_TIME):
@@ -113,7 +118,7 @@ class Vae:
 
     def _moments(self, frames: Float[Tensor, "frames height width 3"]) -> Float[Tensor, "1 moments f h w"]:
         """Return means and log variances of the posterior, in the dtype of the VAE."""
-        rows = Rows(self._parallel, frames.shape[1] // VAE_STRIDE)
+        rows = Rows(self._parallel, frames.shape[1] // VAE_STRIDE, self._channels_last)
         stream, moments = Stream(rows), []
         whole_groups = frames[: frames_of_latents(latent_frames(len(frames)))].movedim(-1, 1)
         for chunk in _chunks(whole_groups, FRAME_STRIDE * LATENTS_AT_A_TIME):
@@ -130,7 +135,7 @@ def _chunks(frames: Frames, length: int) -> Iterator[Frames]:
         yield from torch.split(frames[1:], length)
 
 
-def put_channels_last(module: nn.Module) -> None:
+def _put_channels_last(module: nn.Module) -> None:
     """Store the weights of convolutions channels last, where a GPU convolves fastest."""
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in module.parameters():
