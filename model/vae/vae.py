@@ -1,7 +1,8 @@
 """Encode clips to latents and decode latents to clips with the Wan VAE, a few latent frames at a time.
 
 All ranks of a group encode and decode together, each a shard of the rows of every frame, and all get the
-whole result. Decoding is a stream: its memory does not depend on the length of the clip.
+whole result. Decoding is a stream: its memory does not depend on the length of the clip, and of large frames
+fewer are decoded at a time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEncoder3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEncoder3d, WanResample
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ from model.spec.geometry import FRAME_STRIDE, VAE_STRIDE, frames_of_latents, lat
 from model.vae.rows import Rows
 from model.vae.wan import Frames, Stream, decode_chunk, encode_chunk, pointwise
 
-LATENTS_AT_A_TIME = 4
+LATENTS_AT_A_TIME = 4  # at most
+MAX_ELEMENTS = (1 << 31) - 1  # of a tensor: kernels for CUDA may number its elements with 32 bits
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 OTHER_VAES = ("patch_size", "is_residual")  # keys of the Wan 2.2 VAE
 
@@ -110,7 +112,7 @@ class Vae:
         rows = Rows(self._parallel, latents.shape[3], self._channels_last)
         z = (latents * self._std + self._mean).to(self._vae.dtype)[0].transpose(0, 1)
         stream, z = Stream(rows), pointwise(self._vae.post_quant_conv, rows.shard(z))
-        for chunk in _chunks(z, LATENTS_AT_A_TIME):
+        for chunk in _chunks(z, self._latents_at_a_time(rows, z.shape[3])):
             pixels = rows.gather(
                 (decode_chunk(self._vae.decoder, chunk, stream).float() / 2 + 0.5).clamp(0, 1)
             )
@@ -126,6 +128,25 @@ class Vae:
             moments.append(encode_chunk(self._vae.encoder, pixels.to(self._vae.dtype), stream))
         gathered = rows.gather(pointwise(self._vae.quant_conv, torch.cat(moments)))
         return gathered.transpose(0, 1)[None]
+
+    def _latents_at_a_time(self, rows: Rows, columns: int) -> int:
+        """Return how many latent frames are decoded as a chunk, given this rank's rows."""
+        upsamplers = [layer for layer in self._vae.decoder.modules() if isinstance(layer, WanResample)]
+        conv = cast(nn.Conv2d, upsamplers[-1].resample[1])
+        return latents_at_a_time(conv.in_channels, rows.length(), columns)
+
+
+def latents_at_a_time(channels: int, rows: int, columns: int) -> int:
+    """Return how many latent frames of this size can be decoded without a tensor above MAX_ELEMENTS.
+
+    The largest tensor has the `channels` of the last upsampling, and the rows and columns of pixels with a
+    halo. At least one latent frame is a chunk.
+    """
+    num_pixels = (VAE_STRIDE * rows + 2) * (VAE_STRIDE * columns + 2)
+    count = LATENTS_AT_A_TIME
+    while count > 1 and count * FRAME_STRIDE * channels * num_pixels > MAX_ELEMENTS:
+        count //= 2
+    return count
 
 
 def _chunks(frames: Frames, length: int) -> Iterator[Frames]:

@@ -17,7 +17,8 @@ COUNT = """
 import json
 import torch
 from dataclasses import asdict
-from benchmarks.peak_memory import CASES, RANKS, forward_peak
+from benchmarks.formulas import BASE, REFINED
+from benchmarks.peak_memory import CASES, RANKS, decode_peak, encode_peak, forward_peak
 from benchmarks.traffic import LiveTensors
 
 def kept():
@@ -29,7 +30,12 @@ with LiveTensors() as alive:
     kept()
     y = torch.empty(10, device="meta")
 
+short = {name: window._replace(num_frames=9) for name, window in (("480p", BASE), ("720p", REFINED))}
 print(json.dumps({
+    "vae": {
+        f"{kind} {name}": asdict(peak(window, torch.bfloat16))
+        for kind, peak in (("encode", encode_peak), ("decode", decode_peak)) for name, window in short.items()
+    },
     "three tensors": alive.peak_bytes,
     "forwards": [
         {"name": name, "dtype": str(dtype), "ranks": ranks, **asdict(forward_peak(case, dtype, ranks))}
@@ -45,6 +51,8 @@ of cross-attention, the modulated tokens, and two hidden tensors of 2.7 widths. 
 keys: the block's input, the product of qkv (3), the rotated queries and three fp32 tensors.
 """
 TOLERANCE = 0.25
+VAE_GB = {"encode 480p": 5.25, "decode 480p": 7.53, "encode 720p": 11.86, "decode 720p": 10.63}
+LARGEST_TENSOR = 2**31 - 1
 
 
 class Forward(NamedTuple):
@@ -89,6 +97,16 @@ def test_ranks_divide_the_activations_evenly(forwards):
     for forward, found in forwards.items():
         alone = forwards[forward._replace(ranks=1)]
         assert found["size_bytes"] * forward.ranks == pytest.approx(alone["size_bytes"], rel=0.02)
+
+
+def test_vae_keeps_no_tensor_after_its_last_use(counted):
+    found = {name: (peak["size_bytes"] / 1e9, peak["place"]) for name, peak in counted["vae"].items()}
+    for name, (size_gb, place) in found.items():
+        assert size_gb == pytest.approx(VAE_GB[name], rel=0.03), place
+
+
+def test_no_tensor_of_the_vae_has_too_many_elements_for_32_bits(counted):
+    assert all(peak["largest_elements"] <= LARGEST_TENSOR for peak in counted["vae"].values())
 
 
 def test_peak_is_placed_in_the_code_of_the_model(forwards):

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from model.parallel.mesh import SINGLE
 from model.spec.errors import CheckpointError
 from model.vae import wan
-from model.vae.vae import LATENTS_AT_A_TIME, Vae
+from model.vae.vae import LATENTS_AT_A_TIME, Vae, latents_at_a_time
 
 CPU = torch.device("cpu")
 
@@ -105,6 +105,34 @@ def test_several_latent_frames_take_one_pass(vae, monkeypatch):
     assert passes == [1, LATENTS_AT_A_TIME, LATENTS_AT_A_TIME, 1]
     monkeypatch.setattr("model.vae.vae.LATENTS_AT_A_TIME", 1)
     torch.testing.assert_close(torch.cat(list(vae.decode(latents))), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [
+        (60, 104, 4),  # 480×832
+        (88, 160, 2),  # 704×1280 on one GPU
+        (44, 160, 4),  # on each of two
+        (135, 240, 1),  # 1080×1920
+        (1000, 1000, 1),
+    ],
+)
+def test_chunks_are_as_long_as_the_largest_tensor_allows(rows, columns, expected):
+    assert latents_at_a_time(192, rows, columns) == expected
+
+
+def test_large_frames_are_decoded_in_shorter_chunks_with_the_same_result(vae, monkeypatch):
+    latents, passes = drawn(1, 16, 6, 4, 6), []
+    decoded = torch.cat(list(vae.decode(latents)))
+
+    def counted(decoder, chunk, stream):
+        passes.append(len(chunk))
+        return wan.decode_chunk(decoder, chunk, stream)
+
+    monkeypatch.setattr("model.vae.vae.decode_chunk", counted)
+    monkeypatch.setattr("model.vae.vae.MAX_ELEMENTS", 2 * 4 * 8 * 34 * 50)  # two latent frames of 8 channels
+    assert torch.equal(torch.cat(list(vae.decode(latents))), decoded)
+    assert passes == [1, 2, 2, 1]
 
 
 def test_a_vae_of_another_kind_is_refused(tiny_checkpoint, tmp_path):
