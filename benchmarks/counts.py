@@ -1,7 +1,8 @@
 """Part (a), exact on any machine: `python -m benchmarks.counts [--out FILE.json]`.
 
-FLOPs, matrix products, passes over whole tensors, exchanges and memory of a forward of full size (on the meta
-device, so nothing is computed), and what a job of the small checkpoint computes more than once.
+FLOPs, matrix products, passes over whole tensors and exchanges of a forward of full size (on the meta device,
+so nothing is computed), and what a job of the small checkpoint computes more than once. Memory is counted by
+`benchmarks.peak_memory`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.compiled import compiled_block
-from benchmarks.formulas import Flops, block_sparse_flops, exchanged_bytes, forward_flops, num_tokens
+from benchmarks.formulas import (
+    BASE,
+    REFINED,
+    TEXT_TOKENS,
+    Flops,
+    block_sparse_flops,
+    exchanged_bytes,
+    forward_flops,
+    num_tokens,
+)
 from benchmarks.repeats import repeats
-from benchmarks.traffic import Attention, LiveTensors, Traffic, recorded
+from benchmarks.traffic import Attention, Traffic, recorded
 from model.parallel.mesh import ContextParallel
 from model.tiny import write_tiny
 from model.transformer import token_layout
@@ -31,9 +41,6 @@ from model.transformer.token_layout import Window, build_layout
 
 META = torch.device("meta")
 BF16 = torch.bfloat16
-BASE = Window(num_frames=24, height=60, width=104)  # 480×832×93
-REFINED = Window(num_frames=48, height=88, width=160)  # 704×1280×186
-TEXT_TOKENS = 512
 RANKS = (1, 2, 4, 8)
 
 Table = dict[str, object]
@@ -154,13 +161,6 @@ def exchanges(config: DitConfig, window: Window, ranks: int) -> Table:
     }
 
 
-def memory(config: DitConfig, window: Window, ranks: int) -> Table:
-    """Return the largest memory that one rank holds besides its weights in a forward of the plain code."""
-    with Attention(), recorded(ranks), LiveTensors() as held:
-        Forward(_deep(config, 1), window, ranks=ranks)()
-    return {"ranks": ranks, "peak activation bytes": held.peak_bytes}
-
-
 def _deep(config: DitConfig, depth: int) -> DitConfig:
     return DitConfig(**{**vars(config), "depth": depth})
 
@@ -177,7 +177,6 @@ def count_all() -> dict[str, Table | list[Table]]:
         "forward 704×1280×186, block-sparse": sparse_flops(config, REFINED),
         "block": block(config, BASE, device),
         "exchanges": [exchanges(config, BASE, ranks) for ranks in RANKS],
-        "memory": [memory(config, BASE, ranks) for ranks in RANKS],
         "jobs of three segments, guided": jobs,
     }
 

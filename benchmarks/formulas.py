@@ -13,6 +13,10 @@ from model.transformer.block_sparse_bricks import Bricks
 from model.transformer.config import DitConfig
 from model.transformer.token_layout import Window
 
+BASE = Window(num_frames=24, height=60, width=104)  # 480×832×93
+REFINED = Window(num_frames=48, height=88, width=160)  # 704×1280×186
+TEXT_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class Flops:

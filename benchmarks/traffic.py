@@ -8,6 +8,7 @@ Nothing is computed, so a forward of full size is counted in seconds on any mach
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,26 +70,45 @@ class Traffic(TorchDispatchMode):
         return isinstance(x, Tensor) and x.numel() >= self.least
 
 
+class FusedNorm(TorchFunctionMode):
+    """Replace `rms_norm` by the kernel for CUDA, which allocates only its result."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Return an empty result for `rms_norm`, and the usual result for anything else."""
+        if func is not torch.nn.functional.rms_norm:
+            return func(*args, **(kwargs or {}))
+        return torch.empty_like(args[0])
+
+
 class LiveTensors(TorchDispatchMode):
-    """The most bytes of results that are held at one time."""
+    """Track the bytes of results that are alive, and where in `model/` their sum is largest.
+
+    Tensors that exist before are not counted.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.peak_bytes = 0
-        self._held: dict[StorageWeakRef, int] = {}
+        self.peak_place = ""
+        self.largest_elements = 0
+        self._alive: dict[StorageWeakRef, int] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Do it, and see what is held then."""
+        """Run the operation, and update the peak."""
         given = {StorageWeakRef(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _is_tensor(x)}
         result = func(*args, **(kwargs or {}))
         for x in filter(_is_tensor, tree_leaves(result)):
             storage = StorageWeakRef(x.untyped_storage())
             if storage not in given:
-                self._held[storage] = x.untyped_storage().nbytes()
-        self._held = {held: size for held, size in self._held.items() if not held.expired()}
-        self.peak_bytes = max(self.peak_bytes, sum(self._held.values()))
+                self._alive[storage] = x.untyped_storage().nbytes()
+                self.largest_elements = max(self.largest_elements, x.untyped_storage().nbytes() // x.itemsize)
+        self._alive = {storage: size for storage, size in self._alive.items() if not storage.expired()}
+        if (alive_bytes := sum(self._alive.values())) > self.peak_bytes:
+            self.peak_bytes, self.peak_place = alive_bytes, f"{_model_place()}, {func.name()}"
         return result
 
 
@@ -122,6 +142,17 @@ def recorded(ranks: int) -> Iterator[Exchanges]:
         patch.object(torch.distributed, "all_gather", all_gather),
     ):
         yield exchanges
+
+
+def _model_place() -> str:
+    """Return file, line and function of the innermost call in `model/`."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith("model."):
+            return f"{name} line {frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "outside of model/"
 
 
 def _is_tensor(x: object) -> bool:

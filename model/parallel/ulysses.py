@@ -5,8 +5,6 @@ the heads. The first axis of what is sent numbers the receiving ranks, `p`; of w
 ranks.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from einops import rearrange
@@ -18,17 +16,18 @@ from model.parallel.sharding import pad_to_multiple
 
 
 def tokens_to_heads(
-    parallel: ContextParallel, tensors: Sequence[Float[Tensor, "b g m a d"]], length: int
+    parallel: ContextParallel, tensors: list[Float[Tensor, "b g m a d"]], length: int
 ) -> list[Float[Tensor, "b local_a n d"]]:
     """Exchange a shard of the tokens of all heads for all tokens of a shard of the heads.
 
     All tensors (query, key and value) travel in one exchange. `length` is the number of tokens in a group on
-    all ranks, without padding.
+    all ranks, without padding. On several ranks the list is emptied before the exchange: if nothing else
+    holds the tensors, their memory can be used for what is received.
     """
-    if (p := parallel.size) > 1:
-        sent = torch.stack([rearrange(x, "b g m (p a) d -> p b g m a d", p=p) for x in tensors], dim=1)
-        received = rearrange(_all_to_all(parallel, sent), "p qkv b g m a d -> qkv b g (p m) a d")
-        tensors = received[:, :, :, :length].unbind()
+    if parallel.size > 1:
+        received = _all_to_all(parallel, _pack(parallel.size, tensors))
+        received = rearrange(received, "p qkv b g m a d -> qkv b g (p m) a d")
+        tensors = list(received[:, :, :, :length].unbind())
     return [rearrange(x, "b g m a d -> b (g m) a d").transpose(1, 2) for x in tensors]
 
 
@@ -41,6 +40,16 @@ def heads_to_tokens(
         return x
     sent = rearrange(pad_to_multiple(x, p), "b g (p m) a d -> p b g m a d", p=p)
     return rearrange(_all_to_all(parallel, sent), "p b g m a d -> b g m (p a) d")
+
+
+def _pack(p: int, tensors: list[Float[Tensor, "b g m a d"]]) -> Float[Tensor, "p _ b g m local_a d"]:
+    """Copy the tensors to one, ordered by the rank that receives each part, and empty the list."""
+    b, g, m, a, d = tensors[0].shape
+    packed = tensors[0].new_empty(p, len(tensors), b, g, m, a // p, d)
+    for i, x in enumerate(tensors):
+        packed[:, i] = rearrange(x, "b g m (p a) d -> p b g m a d", p=p)
+    tensors.clear()
+    return packed
 
 
 def _all_to_all(parallel: ContextParallel, x: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:

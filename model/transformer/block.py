@@ -40,6 +40,7 @@ class SelfAttention(nn.Module):
     def project_qkv(self, x: Float[Tensor, "b g m c"], rotation: Float[Tensor, "g m 1 half 2"]) -> QKV:
         """Return query, key and value of each token, with query and key normalised and rotated."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        del x  # the caller does not keep it either
         return rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation), v
 
     def project_output(self, out: Float[Tensor, "b g m a d"]) -> Float[Tensor, "b g m c"]:
@@ -104,8 +105,8 @@ class Block(nn.Module):
         given.
         """
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.adaLN_modulation(time)
-        # Memory peaks in the feed-forward, so no variable may hold queries, keys, values or the result of
-        # self-attention until then.
+        # Queries, keys, values and the result of self-attention are passed on without a variable here, so
+        # that each is freed after its last use.
         x, text_q = self.between_attentions(
             x,
             gate,

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from model.transformer.block_sparse_bricks import Bricks, mean_pool, select_bricks
+from model.transformer.block_sparse_tiles import choose_tiles
 
 SCORED_ELEMENTS = 1 << 25  # limit on the scores of bricks that are held at a time
-TILE_BYTES = 128  # limit on a tile for each dimension of a head: 64 rows in bf16
 NARROWEST_TILE = 16  # the minimum of tl.dot
 
 
@@ -44,8 +44,8 @@ def attend(
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = torch.empty_like(q)
     tokens_q, tokens_k = math.prod(bricks.chunk_q), math.prod(bricks.chunk_k)
-    widest = TILE_BYTES // q.element_size()
-    tile_q, tile_k = _tile(tokens_q, widest), _tile(tokens_k, widest)
+    tiles = choose_tiles(q.element_size(), _tile(q.shape[3], q.shape[3]), _shared_memory_bytes(q.device))
+    tile_q, tile_k = _tile(tokens_q, tiles.rows), _tile(tokens_k, tiles.rows)
     pairs = pair_up(
         mean_pool(q, bricks.chunk_q).flatten(0, 1), mean_pool(k, bricks.chunk_k).flatten(0, 1), bricks
     )
@@ -55,9 +55,17 @@ def attend(
         q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3],
         q.shape[1], q.shape[2] // tokens_q, width, math.log2(math.e) / math.sqrt(q.shape[3]),
         tokens_q, tokens_k, q.shape[3], tile_q, tile_k, _tile(q.shape[3], q.shape[3]),
-        num_warps=8, num_stages=3,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
     return out
+
+
+def _shared_memory_bytes(device: torch.device) -> int | None:
+    """Return how much shared memory a program can have; None on a CPU, where the kernel is interpreted."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
 
 
 def _tile(size: int, widest: int) -> int:

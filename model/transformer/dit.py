@@ -6,6 +6,7 @@ tokens (`Layout`). Attribute names are those of the checkpoint.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import cast
 
 import torch
@@ -72,20 +73,23 @@ class Dit(nn.Module):
 
         With a `step_cache`, the update of all blocks but the first may be reused from an earlier step.
         """
-        embedded, time = self._embed(latents, timesteps, layout)
+        x, time = self._embed(latents, timesteps, layout)
 
-        def run_blocks(x: Tensor, start: int, stop: int) -> Tensor:
-            for i in range(start, stop):
-                x = self.blocks[i](x, time, layout, text_kv[i], condition_kv[i] if condition_kv else None)
-            return x
+        def run_block(x: Tensor, i: int) -> Tensor:
+            out: Tensor = self.blocks[i](
+                x, time, layout, text_kv[i], condition_kv[i] if condition_kv else None
+            )
+            return out
 
         depth = len(self.blocks)
         if step_cache is None:
-            x = run_blocks(embedded, 0, depth)
+            for i in range(depth):
+                x = run_block(x, i)
         else:
-            x = run_blocks(embedded, 0, 1)
+            embedded, x = x, run_block(x, 0)
             first_update = layout.noise_tokens(x - embedded)
-            x = step_cache.run_or_reuse(first_update, x, lambda x: run_blocks(x, 1, depth))
+            del embedded
+            x = step_cache.run_or_reuse(first_update, x, lambda x: reduce(run_block, range(1, depth), x))
         return layout.unpatchify(self.final_layer(x, time))
 
     def _embed(

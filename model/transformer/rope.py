@@ -35,8 +35,10 @@ def rotate(
 
     The pair (x, y) becomes (x, y) · cos + (y, x) · (−sin, sin). The result has the dtype of x.
     """
-    pairs = torch.unflatten(x.float(), -1, (-1, 2))
+    dtype, pairs = x.dtype, torch.unflatten(x.float(), -1, (-1, 2))
+    del x  # below are several fp32 tensors of this size
     cos, sin = rotation.chunk(2, dim=-1)
-    signs = torch.arange(-1, 2, 2, device=x.device)
-    rotated = pairs * cos + pairs.flip(-1) * (signs * sin)
-    return rotated.flatten(-2).to(x.dtype)
+    signs = torch.arange(-1, 2, 2, device=pairs.device)
+    rotated = pairs * cos
+    rotated += pairs.flip(-1).mul_(signs * sin)
+    return rotated.flatten(-2).to(dtype)

@@ -96,8 +96,10 @@ class Layout:
 
         The keys and values of the tokens are appended to `kv_out`, if given.
         """
-        q, k, v = tokens_to_heads(self.parallel, qkv, self.group_size)
-        del qkv  # on several ranks these are not the tensors that are attended to
+        tensors = list(qkv)
+        del qkv  # with the list emptied, the tensors are freed before the exchange allocates
+        q, k, v = tokens_to_heads(self.parallel, tensors, self.group_size)
+        del tensors
         kv = KV(k, v) if condition_kv is None else condition_kv.append(k, v)
         if kv_out is not None:
             kv_out.append(KV(k, v.clone()))  # v may be a view that would keep the whole qkv product alive

@@ -17,10 +17,23 @@ from model.parallel.sharding import gather, shard, shard_length
 
 @dataclass(frozen=True)
 class Rows:
-    """This rank's rows of pictures of `height` latent rows."""
+    """This rank's rows of pictures of `height` latent rows.
+
+    With `channels_last` pictures are stored so, which is what the convolutions of a GPU read and write.
+    """
 
     parallel: ContextParallel
     height: int
+    channels_last: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Return the memory format of pictures."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def length(self) -> int:
+        """Return the number of latent rows of a shard, padding included."""
+        return shard_length(self.parallel, self.height)[0]
 
     def shard(
         self, x: Float[Tensor, "frames channels all_rows columns"]
@@ -52,7 +65,7 @@ class Rows:
         """
         (n, channels, rows, columns), num_past = x.shape, 0 if past is None else len(past)
         sizes = (num_past + n, channels, rows + 2, columns + 2)
-        out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+        out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=self.memory_format)
         if past is not None:
             out[:num_past] = past
         new, filled = out[num_past:], self._num_filled_rows(rows)
@@ -64,15 +77,9 @@ class Rows:
 
     def _num_rows(self, rows: int) -> int:
         """Return the rows of the whole picture at a resolution where a shard has `rows`."""
-        shard_size, _ = shard_length(self.parallel, self.height)
-        return self.height * (rows // shard_size)
+        return self.height * (rows // self.length())
 
     def _num_filled_rows(self, rows: int) -> int:
         """Return how many of a shard's rows are not padding."""
         shard_size, filled = shard_length(self.parallel, self.height)
         return filled * (rows // shard_size)
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """Return the layout in which convolutions are fastest: channels last on a GPU."""
-    return torch.channels_last if x.is_cuda else torch.contiguous_format

@@ -1,7 +1,8 @@
 """Encode clips to latents and decode latents to clips with the Wan VAE, a few latent frames at a time.
 
 All ranks of a group encode and decode together, each a shard of the rows of every frame, and all get the
-whole result. Decoding is a stream: its memory does not depend on the length of the clip.
+whole result. Decoding is a stream: its memory does not depend on the length of the clip, and of large frames
+fewer are decoded at a time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEncoder3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEncoder3d, WanResample
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ from model.spec.geometry import FRAME_STRIDE, VAE_STRIDE, frames_of_latents, lat
 from model.vae.rows import Rows
 from model.vae.wan import Frames, Stream, decode_chunk, encode_chunk, pointwise
 
-LATENTS_AT_A_TIME = 4
+LATENTS_AT_A_TIME = 4  # at most
+MAX_ELEMENTS = (1 << 31) - 1  # of a tensor: kernels for CUDA may number its elements with 32 bits
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 OTHER_VAES = ("patch_size", "is_residual")  # keys of the Wan 2.2 VAE
 
@@ -43,7 +45,14 @@ class WanVae(Protocol):
 class Vae:
     """The VAE. Latents are normalised with the statistics of the checkpoint, pixels are floats in [0, 1]."""
 
-    def __init__(self, vae: WanVae, parallel: ContextParallel) -> None:
+    def __init__(self, vae: WanVae, parallel: ContextParallel, *, channels_last: bool | None = None) -> None:
+        """Take a loaded VAE.
+
+        With `channels_last`, by default on CUDA alone, weights and pictures are stored channels last.
+        """
+        self._channels_last = vae.device.type == "cuda" if channels_last is None else channels_last
+        if self._channels_last:
+            _put_channels_last(cast(nn.Module, vae))
         self._vae = vae
         self._parallel = parallel
         mean, std = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
@@ -64,8 +73,6 @@ class Vae:
         wan: Any = AutoencoderKLWan
         # diffusers' own `to` warns of modules to keep in fp32, of which the VAE has none
         vae = load_module(lambda: nn.Module.to(wan.from_config(config), dtype), weights, device)
-        if device.type == "cuda":
-            put_channels_last(vae)
         return cls(cast(WanVae, vae), parallel)
 
     @property
@@ -102,10 +109,10 @@ class Vae:
 
     def decode(self, latents: Float[Tensor, "1 z f h w"]) -> Iterator[Float[Tensor, "frames height width 3"]]:
         """Yield the frames of each latent frame in fp32: one of the first, four of each later one."""
-        rows = Rows(self._parallel, latents.shape[3])
+        rows = Rows(self._parallel, latents.shape[3], self._channels_last)
         z = (latents * self._std + self._mean).to(self._vae.dtype)[0].transpose(0, 1)
         stream, z = Stream(rows), pointwise(self._vae.post_quant_conv, rows.shard(z))
-        for chunk in _chunks(z, LATENTS_AT_A_TIME):
+        for chunk in _chunks(z, self._latents_at_a_time(rows, z.shape[3])):
             pixels = rows.gather(
                 (decode_chunk(self._vae.decoder, chunk, stream).float() / 2 + 0.5).clamp(0, 1)
             )
@@ -113,7 +120,7 @@ class Vae:
 
     def _moments(self, frames: Float[Tensor, "frames height width 3"]) -> Float[Tensor, "1 moments f h w"]:
         """Return means and log variances of the posterior, in the dtype of the VAE."""
-        rows = Rows(self._parallel, frames.shape[1] // VAE_STRIDE)
+        rows = Rows(self._parallel, frames.shape[1] // VAE_STRIDE, self._channels_last)
         stream, moments = Stream(rows), []
         whole_groups = frames[: frames_of_latents(latent_frames(len(frames)))].movedim(-1, 1)
         for chunk in _chunks(whole_groups, FRAME_STRIDE * LATENTS_AT_A_TIME):
@@ -121,6 +128,25 @@ class Vae:
             moments.append(encode_chunk(self._vae.encoder, pixels.to(self._vae.dtype), stream))
         gathered = rows.gather(pointwise(self._vae.quant_conv, torch.cat(moments)))
         return gathered.transpose(0, 1)[None]
+
+    def _latents_at_a_time(self, rows: Rows, columns: int) -> int:
+        """Return how many latent frames are decoded as a chunk, given this rank's rows."""
+        upsamplers = [layer for layer in self._vae.decoder.modules() if isinstance(layer, WanResample)]
+        conv = cast(nn.Conv2d, upsamplers[-1].resample[1])
+        return latents_at_a_time(conv.in_channels, rows.length(), columns)
+
+
+def latents_at_a_time(channels: int, rows: int, columns: int) -> int:
+    """Return how many latent frames of this size can be decoded without a tensor above MAX_ELEMENTS.
+
+    The largest tensor has the `channels` of the last upsampling, and the rows and columns of pixels with a
+    halo. At least one latent frame is a chunk.
+    """
+    num_pixels = (VAE_STRIDE * rows + 2) * (VAE_STRIDE * columns + 2)
+    count = LATENTS_AT_A_TIME
+    while count > 1 and count * FRAME_STRIDE * channels * num_pixels > MAX_ELEMENTS:
+        count //= 2
+    return count
 
 
 def _chunks(frames: Frames, length: int) -> Iterator[Frames]:
@@ -130,7 +156,7 @@ def _chunks(frames: Frames, length: int) -> Iterator[Frames]:
         yield from torch.split(frames[1:], length)
 
 
-def put_channels_last(module: nn.Module) -> None:
+def _put_channels_last(module: nn.Module) -> None:
     """Store the weights of convolutions channels last, where a GPU convolves fastest."""
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in module.parameters():

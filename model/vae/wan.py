@@ -2,8 +2,10 @@
 
 The modules and weights are those of diffusers. Their forward is rewritten here so that it takes any number of
 latent frames at a time, shards the rows of a picture over the ranks, and copies the input of a convolution
-only once. Frames are [frames, channels, rows, columns], channels last on CUDA. The first chunk of a clip is
-its first frame alone.
+only once. Frames are [frames, channels, rows, columns]. With `Rows.channels_last` they are stored channels
+last, and the kernels are those that are fastest on CUDA. The first chunk of a clip is its first frame alone.
+
+Most calls are nested without variables, so that each tensor is freed as soon as the next one exists.
 """
 
 from collections.abc import Sequence
@@ -88,19 +90,21 @@ def _run_layer(layer: Layer, x: Frames, stream: Stream) -> Frames:
 
 
 def _output(network: Network, x: Frames, stream: Stream) -> Frames:
-    return _causal(network.conv_out, F.silu(_norm(network.norm_out, x), inplace=True), stream)
+    return _causal(network.conv_out, _activate(network.norm_out, x, stream), stream)
 
 
 def _residual(block: WanResidualBlock, x: Frames, stream: Stream) -> Frames:
-    update = x
-    for norm, conv in ((block.norm1, block.conv1), (block.norm2, block.conv2)):
-        update = _causal(conv, F.silu(_norm(norm, update), inplace=True), stream)
+    update = _causal(
+        block.conv2,
+        _activate(block.norm2, _causal(block.conv1, _activate(block.norm1, x, stream), stream), stream),
+        stream,
+    )
     return update.add_(pointwise(block.conv_shortcut, x))
 
 
 def _attention(block: WanAttentionBlock, x: Frames, stream: Stream) -> Frames:
     """Attend from this rank's places to all places of the same frame, with one head."""
-    tokens = pointwise(block.to_qkv, _norm(block.norm, x)).flatten(2).transpose(1, 2)[:, None]
+    tokens = pointwise(block.to_qkv, _norm(block.norm, x, stream)).flatten(2).transpose(1, 2)[:, None]
     width = tokens.shape[-1] // 3
     q, kv = torch.split(tokens, [width, 2 * width], dim=-1)
     k, v = stream.rows.gather_tokens(kv, x.shape[3]).chunk(2, dim=-1)
@@ -113,16 +117,25 @@ def _upsample(resample: WanResample, x: Frames, stream: Stream) -> Frames:
     if resample.mode == "upsample3d":
         conv = resample.time_conv
         if conv in stream.past:
-            x = torch.unflatten(_causal_in_time(conv, x, stream), 1, (2, -1)).flatten(0, 1)
+            x = _double_frames(_causal_in_time(conv, x, stream), stream)
         else:  # later frames see zeros in place of the first frame
             stream.past[conv] = torch.zeros_like(x).expand(PAST_FRAMES, -1, -1, -1)
-    x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-    return _convolve(cast(nn.Conv2d, resample.resample[1]), stream.rows.pad_with_halo(x))
+    padded = stream.rows.pad_with_halo(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return _convolve(cast(nn.Conv2d, resample.resample[1]), padded, stream)
+
+
+def _double_frames(x: Frames, stream: Stream) -> Frames:
+    """Make two frames of each: the first and the second half of its channels."""
+    n, channels, height, width = x.shape
+    out = _empty((2 * n, channels // 2, height, width), x, stream)
+    torch.unflatten(out, 0, (n, 2)).copy_(torch.unflatten(x, 1, (2, -1)))
+    return out
 
 
 def _downsample(resample: WanResample, x: Frames, stream: Stream) -> Frames:
     """Halve rows and columns and, in `downsample3d`, the frames except the first of the clip."""
-    x = _convolve(cast(nn.Conv2d, resample.resample[1]), stream.rows.pad_with_halo(x)[:, :, 1:, 1:])
+    padded = stream.rows.pad_with_halo(x)[:, :, 1:, 1:]
+    x = _convolve(cast(nn.Conv2d, resample.resample[1]), padded, stream)
     if resample.mode == "downsample3d":
         conv = resample.time_conv
         if conv in stream.past:
@@ -138,27 +151,34 @@ def _causal(conv: WanCausalConv3d, x: Frames, stream: Stream) -> Frames:
         channels, height, width = x.shape[1:]
         past = x.new_zeros(PAST_FRAMES, channels, height + 2, width + 2)
     frames = stream.rows.pad_with_halo(x, past)
+    del x
     stream.past[conv] = frames[-PAST_FRAMES:].clone()
-    return _convolve(conv, frames)
+    return _convolve(conv, frames, stream)
 
 
 def _causal_in_time(conv: WanCausalConv3d, x: Frames, stream: Stream) -> Frames:
     """Convolve over frames alone, after the past ones."""
     past = stream.past[conv]
-    frames = torch.cat([past, x])
+    frames = _empty((len(past) + len(x), *x.shape[1:]), x, stream)
+    frames[: len(past)], frames[len(past) :] = past, x
     stream.past[conv] = frames[-len(past) :].clone()
-    return _convolve(conv, frames)
+    return _convolve(conv, frames, stream)
 
 
-def _convolve(conv: nn.Conv2d | WanCausalConv3d, frames: Frames) -> Frames:
+def _empty(sizes: tuple[int, ...], x: Frames, stream: Stream) -> Frames:
+    """Return new frames with the dtype and device of x, in the memory format of the stream."""
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=stream.rows.memory_format)
+
+
+def _convolve(conv: nn.Conv2d | WanCausalConv3d, frames: Frames, stream: Stream) -> Frames:
     """Apply a convolution without padding."""
     if isinstance(conv, nn.Conv2d):
         return F.conv2d(frames, conv.weight, conv.bias, conv.stride)
-    return _conv3d(conv, frames) if frames.is_cuda else _conv2d_per_frame(conv, frames)
+    return _conv3d(conv, frames) if stream.rows.channels_last else _conv2d_per_frame(conv, frames)
 
 
 def _conv3d(conv: WanCausalConv3d, frames: Frames) -> Frames:
-    """Convolve with one kernel. The transposes are views where channels are last."""
+    """Convolve with one kernel. The transposes are views, since channels are last."""
     return F.conv3d(frames.transpose(0, 1)[None], conv.weight, conv.bias, conv.stride)[0].transpose(0, 1)
 
 
@@ -172,10 +192,15 @@ def _conv2d_per_frame(conv: WanCausalConv3d, frames: Frames) -> Frames:
     return out
 
 
-def _norm(norm: WanRMS_norm, x: Frames) -> Frames:
+def _activate(norm: WanRMS_norm, x: Frames, stream: Stream) -> Frames:
+    """Normalise, then apply SiLU."""
+    return F.silu(_norm(norm, x, stream), inplace=True)
+
+
+def _norm(norm: WanRMS_norm, x: Frames, stream: Stream) -> Frames:
     """Apply RMSNorm over the channels in fp32, times the weight. The result is always a new tensor."""
     weight = norm.gamma.flatten()
-    return _fused_norm(x, weight) if x.is_cuda else _norm_by_steps(x, weight)
+    return _fused_norm(x, weight) if stream.rows.channels_last else _norm_by_steps(x, weight)
 
 
 def _fused_norm(x: Frames, weight: Float[Tensor, " channels"]) -> Frames:

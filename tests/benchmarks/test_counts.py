@@ -16,11 +16,8 @@ SMALL = """
 import json, sys
 import torch
 from benchmarks import counts
-from benchmarks.traffic import Attention, LiveTensors
-from model.transformer.block import Block
 from model.transformer.config import BrickConfig, DitConfig
-from model.parallel.mesh import ContextParallel
-from model.transformer.token_layout import Window, build_layout
+from model.transformer.token_layout import Window
 
 config = DitConfig(
     hidden_size=16, depth=2, num_heads=4, caption_channels=8, adaln_tembed_dim=4, frequency_embedding_size=6,
@@ -28,30 +25,11 @@ config = DitConfig(
 )
 window = Window(2, 4, 8)
 
-def block_memory(dtype, keep_kv=False):
-    "Return the peak of a block of full size, in tensors of all tokens and the whole width."
-    full = DitConfig(depth=1)
-    with counts.META:
-        block = Block(full, dtype).requires_grad_(False)
-        layout = build_layout(full, Window(2, 60, 104), False, ContextParallel(counts.META))
-        x = torch.empty(1, 2, layout.group_size, full.hidden_size, dtype=dtype)
-        text_kv = block.cross_attn.project_kv(torch.empty(1, 512, full.hidden_size, dtype=dtype), None)
-        time = torch.empty(1, 2, full.adaln_tembed_dim)
-    with Attention(), LiveTensors() as held:
-        block(x, time, layout, text_kv, kv_out=[] if keep_kv else None)
-    return held.peak_bytes / x.nbytes
-
 found = {
     "flops": counts.flops(config, window),
     "sparse": counts.sparse_flops(config, window),
     "block": counts.block(config, window, torch.device("cpu")),
     "exchanges": [counts.exchanges(config, window, ranks) for ranks in (1, 2, 4)],
-    "memory": [counts.memory(config, window, ranks) for ranks in (1, 2, 4)],
-    "block memory": {
-        "fp32": block_memory(torch.float32),
-        "bf16": block_memory(torch.bfloat16),
-        "fp32 with KV": block_memory(torch.float32, keep_kv=True),
-    },
     "jobs": [dict(job) for job in counts.repeats(counts.Path(sys.argv[1]))],
 }
 print(counts.table(found), file=sys.stderr)
@@ -119,21 +97,6 @@ def test_a_block_has_two_exchanges_of_the_formulas_size(counts):
         assert found["bytes sent in a block"] == found["formula"]
         # a share of 64 fp32 values for each token, to every other rank
         assert found["bytes sent to gather a forward"] == TOKENS // ranks * 64 * 4 * (ranks - 1)
-
-
-def test_each_rank_holds_less_the_more_there_are(counts):
-    held = [found["peak activation bytes"] for found in counts["memory"]]
-    assert held == sorted(held, reverse=True)
-    assert held[0] < 3 * held[-1] * 4
-    assert held[-1] > 0
-
-
-def test_block_frees_query_key_and_value_before_the_feed_forward(counts):
-    """Three hidden tensors of 2.7 widths and four of one width. Query, key and value would add 5."""
-    peak = counts["block memory"]
-    assert peak["fp32"] < 12.1
-    assert peak["bf16"] < 14.1
-    assert peak["fp32 with KV"] - peak["fp32"] == pytest.approx(2)  # the keys and values that were asked for
 
 
 def test_a_job_computes_texts_and_rotations_once(counts):

@@ -20,6 +20,9 @@ from model.transformer.block_sparse_bricks import Bricks
 
 CUBE = (2, 2, 2)
 
+SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""The shared memory that a program can have, by compute capability (CUDA programming guide)."""
+
 QKV = tuple[Tensor, Tensor, Tensor]
 
 

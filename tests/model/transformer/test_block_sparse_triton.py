@@ -16,21 +16,25 @@ from torch import Tensor
 
 from model.transformer.block_sparse import block_sparse_attention, reference_attention
 from model.transformer.block_sparse_bricks import Bricks
-from tests.model.transformer.block_sparse_cases import CASES, CUBE, QKV, Case, changed
+from tests.model.transformer.block_sparse_cases import CASES, CUBE, QKV, SHARED_BYTES, Case, changed
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 COMPILE = """
+import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from model.transformer.block_sparse_tiles import choose_tiles
 from model.transformer.block_sparse_triton import _attend_pairs
 
+capability, limit_bytes, dtype = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+tiles = choose_tiles(4 if dtype == "fp32" else 2, 128, limit_bytes)
 names = _attend_pairs.arg_names
 strides = [name for name in names if name.endswith("_strides")]
-pointers = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | dict.fromkeys(("entries", "lengths"), "*i32")
-sizes = {"TOKENS_Q": 64, "TOKENS_K": 64, "D": 128, "TILE_Q": 64, "TILE_K": 64, "TILE_D": 128}
+pointers = dict.fromkeys(("q", "k", "v", "out"), f"*{dtype}") | dict.fromkeys(("entries", "lengths"), "*i32")
+sizes = {"TOKENS_Q": 64, "TOKENS_K": 64, "D": 128, "TILE_Q": tiles.rows, "TILE_K": tiles.rows, "TILE_D": 128}
 kinds = pointers | dict.fromkeys(strides, ("i32",) * 3) | dict.fromkeys(sizes, "constexpr")
 kinds["scale"] = "fp32"
 aligned = [(names.index(name),) for name in pointers]
@@ -41,7 +45,8 @@ source = ASTSource(
     {(names.index(name),): size for name, size in sizes.items()},
     {place: [["tt.divisibility", 16]] for place in aligned},
 )
-kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "num_stages": 3})
+options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 print(kernel.metadata.shared, "wgmma" in kernel.asm["ptx"], "cp.async" in kernel.asm["ptx"])
 """
 
@@ -70,11 +75,22 @@ def test_the_interpreted_kernel_computes_the_definition(interpreted: dict[str, T
     torch.testing.assert_close(interpreted[name], expected, atol=atol, rtol=0)
 
 
+def compiled(capability: int, dtype: str, cache: Path) -> list[str]:
+    limit = str(SHARED_BYTES[capability])
+    return run_python("-c", COMPILE, str(capability), limit, dtype, TRITON_CACHE_DIR=str(cache)).split()
+
+
 def test_the_kernel_compiles_for_hopper_with_tensor_cores_and_tiles_fetched_ahead(tmp_path: Path) -> None:
-    shared, tensor_cores, ahead = run_python("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path)).split()
+    shared, tensor_cores, ahead = compiled(90, "bf16", tmp_path)
     assert (tensor_cores, ahead) == ("True", "True")
     query, tile = 128 * 128 * 2, 64 * 128 * 2
     assert query + 2 * 2 * tile <= int(shared) <= 227 * 1024  # two tiles or more of keys and of values
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("capability", [80, 89, 90])
+def test_the_compiled_kernel_fits_the_shared_memory(capability: int, dtype: str, tmp_path: Path) -> None:
+    assert int(compiled(capability, dtype, tmp_path)[0]) <= SHARED_BYTES[capability]
 
 
 @needs_gpu

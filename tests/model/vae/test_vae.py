@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from typing import cast
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from model.parallel.mesh import SINGLE
 from model.spec.errors import CheckpointError
 from model.vae import wan
-from model.vae.vae import LATENTS_AT_A_TIME, Vae, put_channels_last
+from model.vae.vae import LATENTS_AT_A_TIME, Vae, latents_at_a_time
 
 CPU = torch.device("cpu")
 
@@ -105,6 +107,34 @@ def test_several_latent_frames_take_one_pass(vae, monkeypatch):
     torch.testing.assert_close(torch.cat(list(vae.decode(latents))), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [
+        (60, 104, 4),  # 480×832
+        (88, 160, 2),  # 704×1280 on one GPU
+        (44, 160, 4),  # on each of two
+        (135, 240, 1),  # 1080×1920
+        (1000, 1000, 1),
+    ],
+)
+def test_chunks_are_as_long_as_the_largest_tensor_allows(rows, columns, expected):
+    assert latents_at_a_time(192, rows, columns) == expected
+
+
+def test_large_frames_are_decoded_in_shorter_chunks_with_the_same_result(vae, monkeypatch):
+    latents, passes = drawn(1, 16, 6, 4, 6), []
+    decoded = torch.cat(list(vae.decode(latents)))
+
+    def counted(decoder, chunk, stream):
+        passes.append(len(chunk))
+        return wan.decode_chunk(decoder, chunk, stream)
+
+    monkeypatch.setattr("model.vae.vae.decode_chunk", counted)
+    monkeypatch.setattr("model.vae.vae.MAX_ELEMENTS", 2 * 4 * 8 * 34 * 50)  # two latent frames of 8 channels
+    assert torch.equal(torch.cat(list(vae.decode(latents))), decoded)
+    assert passes == [1, 2, 2, 1]
+
+
 def test_a_vae_of_another_kind_is_refused(tiny_checkpoint, tmp_path):
     copy = shutil.copytree(tiny_checkpoint / "vae", tmp_path / "vae")
     config = json.loads((copy / "config.json").read_text())
@@ -121,24 +151,58 @@ def test_bf16_decodes_to_nearly_the_same(tiny_checkpoint, vae):
     assert (whole - rough).abs().mean() < 0.02
 
 
-def test_the_way_on_a_gpu_gives_what_the_way_on_a_cpu_gives(tiny_checkpoint, vae, monkeypatch):
-    """Channels last, 3D convolutions, the fused norm: here they run on the CPU."""
-    other = Vae.load(tiny_checkpoint, CPU, torch.float32)
+def channels_last_vae(checkpoint: Path) -> Vae:
+    """A VAE with the memory format and the kernels of CUDA, on the CPU."""
+    vae = Vae.load(checkpoint, CPU, torch.float32)
+    return Vae(vae._vae, SINGLE, channels_last=True)
+
+
+def test_channels_last_gives_the_same_clip_and_latents(tiny_checkpoint, vae):
+    other = channels_last_vae(tiny_checkpoint)
     latents, frames = drawn(1, 16, 6, 4, 6), drawn(9, 32, 48, 3)
-    decoded = torch.cat(list(vae.decode(latents)))
-    encoded = vae.encode(frames, torch.Generator().manual_seed(5))
-    orders = []
-
-    def on_gpu(conv, x):
-        orders.append(x.is_contiguous(memory_format=torch.channels_last))
-        return wan._conv3d(conv, x)
-
-    monkeypatch.setattr(wan, "_conv2d_per_frame", on_gpu)
-    monkeypatch.setattr(wan, "_norm_by_steps", wan._fused_norm)
-    monkeypatch.setattr("model.vae.rows._memory_format", lambda _: torch.channels_last)
-    put_channels_last(cast(nn.Module, other._vae))
-    torch.testing.assert_close(torch.cat(list(other.decode(latents))), decoded, rtol=0, atol=1e-5)
-    torch.testing.assert_close(
-        other.encode(frames, torch.Generator().manual_seed(5)), encoded, rtol=0, atol=1e-5
+    decoded, encoded = (
+        (torch.cat(list(x.decode(latents))), x.encode(frames, torch.Generator().manual_seed(5)))
+        for x in (vae, other)
     )
-    assert sum(orders) > 0.8 * len(orders)
+    for ours, expected in zip(encoded, decoded, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+class Convolutions(TorchFunctionMode):
+    """Collect the memory formats of the input and the weight of each convolution of more than one place."""
+
+    FORMATS: ClassVar = {torch.conv2d: torch.channels_last, torch.conv3d: torch.channels_last_3d}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored_channels_last: list[tuple[bool, bool]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.FORMATS and args[1][0, 0].numel() > 1:
+            x, weight = args[:2]
+            # The rows and columns of x may be a part of a larger picture, which strides show and
+            # `is_contiguous` does not; a kernel of 3×1×1 places fits both formats.
+            by_place = x.stride(1) == 1 and x.stride(-1) == x.shape[1]
+            self.stored_channels_last.append(
+                (by_place, weight.is_contiguous(memory_format=self.FORMATS[func]))
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def test_every_convolution_reads_and_has_channels_last(tiny_checkpoint):
+    vae = channels_last_vae(tiny_checkpoint)
+    for work in (
+        lambda: list(vae.decode(drawn(1, 16, 6, 4, 6))),
+        lambda: vae.encode(drawn(9, 32, 48, 3), torch.Generator().manual_seed(5)),
+    ):
+        with Convolutions() as seen:
+            work()
+        assert len(seen.stored_channels_last) > 30
+        assert set(seen.stored_channels_last) == {(True, True)}
+
+
+def test_memory_format_is_that_of_the_device(tiny_checkpoint):
+    """On the CPU nothing is stored channels last, however the VAE was made."""
+    with Convolutions() as seen:
+        list(Vae.load(tiny_checkpoint, CPU, torch.float32).decode(drawn(1, 16, 2, 4, 6)))
+    assert (False, False) in seen.stored_channels_last

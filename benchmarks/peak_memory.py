@@ -1,0 +1,176 @@
+"""Count the peak of live activations at full size: `python -m benchmarks.peak_memory`.
+
+The real modules run on the meta device, so nothing is computed, and each peak comes with its place in the
+code. Weights, keys and values of the text and the workspace of kernels are not included. Attention, norms and
+the convolutions of the VAE count as their kernels for CUDA do; everything else is the code as written,
+without compilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from benchmarks.formulas import BASE, REFINED, TEXT_TOKENS, num_tokens
+from benchmarks.traffic import Attention, FusedNorm, LiveTensors, recorded
+from model.parallel.mesh import ContextParallel
+from model.spec.geometry import VAE_STRIDE, frames_of_latents
+from model.transformer import token_layout
+from model.transformer.config import DitConfig
+from model.transformer.dit import Dit
+from model.transformer.token_layout import Window, build_layout
+from model.vae.vae import Vae, WanVae
+
+META = torch.device("meta")
+GB = 1e9
+DTYPES = (torch.float32, torch.bfloat16)
+RANKS = (1, 2, 4)
+CONDITION_FRAMES = 4  # latent frames of 13 condition frames
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest sum of live tensors, its place in the code, and the number of elements of the largest one.
+
+    `units` is the sum in tensors [tokens, width] of a rank, of all texts (0 for the VAE).
+    """
+
+    size_bytes: int
+    place: str
+    largest_elements: int
+    units: float = 0.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A forward of the transformer on one of `ranks` ranks that share it."""
+
+    window: Window
+    num_texts: int = 1
+    sparse: bool = False
+    condition_cache: bool = False
+
+
+CASES = {
+    "480p": Case(BASE),
+    "480p, guided": Case(BASE, num_texts=2),
+    "480p, condition frames": Case(BASE._replace(num_condition=CONDITION_FRAMES), num_texts=2),
+    "480p, condition cache": Case(
+        BASE._replace(num_frames=BASE.num_frames - CONDITION_FRAMES, first=CONDITION_FRAMES),
+        num_texts=2,
+        condition_cache=True,
+    ),
+    "720p, refinement": Case(REFINED, sparse=True),
+}
+
+
+def forward_peak(case: Case, dtype: torch.dtype, ranks: int = 1) -> Peak:
+    """Return the peak of a forward of full size. Two blocks have the peak of any number."""
+    config, parallel = DitConfig(depth=2), ContextParallel(META, size=ranks)
+    with META:
+        dit = Dit(config, dtype).requires_grad_(False)
+        text_kv = dit.text_kv(
+            torch.empty(case.num_texts, TEXT_TOKENS, config.caption_channels, dtype=dtype),
+            torch.empty(case.num_texts, TEXT_TOKENS, dtype=torch.long),
+        )
+        latents = torch.empty(case.num_texts, config.in_channels, *case.window[:3])
+        timesteps = torch.empty(case.num_texts, case.window.num_frames)
+        clean = torch.empty(1, config.in_channels, CONDITION_FRAMES, *case.window[1:3])
+    layout = build_layout(config, case.window, case.sparse, parallel)
+    with _as_on_cuda(ranks):
+        condition_kv = None
+        if case.condition_cache:
+            clean_window = Window(CONDITION_FRAMES, *case.window[1:3])
+            condition_kv = dit.condition_kv(clean, build_layout(config, clean_window, False, parallel))
+        with LiveTensors() as alive:
+            dit(latents, timesteps, layout, text_kv, condition_kv)
+    elements = case.num_texts * num_tokens(config, case.window) // ranks * config.hidden_size
+    return replace(_peak(alive), units=alive.peak_bytes / (elements * dtype.itemsize))
+
+
+def decode_peak(window: Window, dtype: torch.dtype) -> Peak:
+    """Return the peak of decoding the latents of a window on one GPU, with one chunk of frames held."""
+    vae = _full_vae(dtype)
+    latents = torch.empty(1, vae.latent_channels, *window[:3], device=META)
+    with _as_on_cuda(), LiveTensors() as alive:
+        for _frames in vae.decode(latents):
+            pass
+    return _peak(alive)
+
+
+def encode_peak(window: Window, dtype: torch.dtype) -> Peak:
+    """Return the peak of encoding a clip on the device."""
+    vae = _full_vae(dtype)
+    size = (window.height * VAE_STRIDE, window.width * VAE_STRIDE)
+    frames = torch.empty(frames_of_latents(window.num_frames), *size, 3, device=META)
+    noise = torch.empty(1, vae.latent_channels, *window[:3], device=META)
+    with _as_on_cuda(), LiveTensors() as alive:
+        vae.sample(frames, noise)
+    return _peak(alive)
+
+
+def _full_vae(dtype: torch.dtype) -> Vae:
+    wan_vae: Any = AutoencoderKLWan
+    with META:
+        vae = nn.Module.to(wan_vae.from_config({}), dtype).requires_grad_(False)
+    return Vae(cast(WanVae, vae), ContextParallel(META), channels_last=True)
+
+
+@contextmanager
+def _as_on_cuda(ranks: int = 1) -> Iterator[None]:
+    """Allocate on the meta device what the code for CUDA allocates."""
+    with ExitStack() as stack:
+        for context in (
+            recorded(ranks),
+            Attention(),
+            FusedNorm(),
+            patch.object(token_layout, "block_sparse_attention", _result_alone),
+        ):
+            stack.enter_context(context)
+        yield
+
+
+def _result_alone(q: Tensor, *_: object) -> Tensor:
+    """Allocate what the block-sparse kernel allocates, without its small tables."""
+    return torch.empty_like(q)
+
+
+def _peak(alive: LiveTensors) -> Peak:
+    return Peak(alive.peak_bytes, alive.peak_place, alive.largest_elements)
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of a Markdown table of all peaks."""
+    yield "| | dtype | ranks | [tokens, width] | GB | place of the peak |"
+    yield "|---|---|---|---|---|---|"
+    for name, case in CASES.items():
+        for dtype in DTYPES:
+            for ranks in RANKS:
+                peak = forward_peak(case, dtype, ranks)
+                yield _row(name, dtype, ranks, f"{peak.units:.1f}", peak)
+    for dtype in DTYPES:
+        for name, window in (("480×832×93", BASE), ("704×1280×186", REFINED)):
+            yield _row(f"VAE encode {name}", dtype, 1, "", encode_peak(window, dtype))
+            yield _row(f"VAE decode {name}", dtype, 1, "", decode_peak(window, dtype))
+
+
+def _row(name: str, dtype: torch.dtype, ranks: int, units: str, peak: Peak) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    return f"| {name} | {kind} | {ranks} | {units} | {peak.size_bytes / GB:.2f} | {peak.place} |"
+
+
+def main() -> None:
+    """Print the table."""
+    for line in table():
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

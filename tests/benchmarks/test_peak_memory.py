@@ -1,0 +1,113 @@
+"""The peak of live activations at full size. A tensor that is kept longer than it is used raises a peak.
+
+The counts run in a process of their own: the run-time type checks of tests hold the arguments of functions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+COUNT = """
+import json
+import torch
+from dataclasses import asdict
+from benchmarks.formulas import BASE, REFINED
+from benchmarks.peak_memory import CASES, RANKS, decode_peak, encode_peak, forward_peak
+from benchmarks.traffic import LiveTensors
+
+def kept():
+    x = torch.empty(1000, device="meta")
+    y = x + 1
+    return x * y
+
+with LiveTensors() as alive:
+    kept()
+    y = torch.empty(10, device="meta")
+
+short = {name: window._replace(num_frames=9) for name, window in (("480p", BASE), ("720p", REFINED))}
+print(json.dumps({
+    "vae": {
+        f"{kind} {name}": asdict(peak(window, torch.bfloat16))
+        for kind, peak in (("encode", encode_peak), ("decode", decode_peak)) for name, window in short.items()
+    },
+    "three tensors": alive.peak_bytes,
+    "forwards": [
+        {"name": name, "dtype": str(dtype), "ranks": ranks, **asdict(forward_peak(case, dtype, ranks))}
+        for name, case in CASES.items() for dtype in (torch.float32, torch.bfloat16) for ranks in RANKS
+    ],
+}))
+"""
+UNITS = {"torch.float32": 10.4, "torch.bfloat16": 11.1}
+"""Peaks in tensors [tokens, width] of the dtype.
+
+In fp32 in the feed-forward: the block's input, the tokens after self- and after cross-attention, the result
+of cross-attention, the modulated tokens, and two hidden tensors of 2.7 widths. In bf16 in the rotation of the
+keys: the block's input, the product of qkv (3), the rotated queries and three fp32 tensors.
+"""
+TOLERANCE = 0.25
+VAE_GB = {"encode 480p": 5.25, "decode 480p": 7.53, "encode 720p": 11.86, "decode 720p": 10.63}
+LARGEST_TENSOR = 2**31 - 1
+
+
+class Forward(NamedTuple):
+    name: str
+    dtype: str
+    ranks: int
+
+
+@pytest.fixture(scope="module")
+def counted():
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COUNT],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)
+
+
+@pytest.fixture(scope="module")
+def forwards(counted):
+    return {Forward(found["name"], found["dtype"], found["ranks"]): found for found in counted["forwards"]}
+
+
+def test_peak_counts_all_tensors_that_are_alive_at_once(counted):
+    assert counted["three tensors"] == 3 * 1000 * 4
+
+
+def test_forward_keeps_no_tensor_after_its_last_use(forwards):
+    assert len(forwards) == 30
+    changed = [
+        f"{forward}: {found['units']:.2f} [tokens, width] at {found['place']}"
+        for forward, found in forwards.items()
+        if abs(found["units"] - UNITS[forward.dtype]) > TOLERANCE
+    ]
+    assert not changed, "\n".join(changed)
+
+
+def test_ranks_divide_the_activations_evenly(forwards):
+    for forward, found in forwards.items():
+        alone = forwards[forward._replace(ranks=1)]
+        assert found["size_bytes"] * forward.ranks == pytest.approx(alone["size_bytes"], rel=0.02)
+
+
+def test_vae_keeps_no_tensor_after_its_last_use(counted):
+    found = {name: (peak["size_bytes"] / 1e9, peak["place"]) for name, peak in counted["vae"].items()}
+    for name, (size_gb, place) in found.items():
+        assert size_gb == pytest.approx(VAE_GB[name], rel=0.03), place
+
+
+def test_no_tensor_of_the_vae_has_too_many_elements_for_32_bits(counted):
+    assert all(peak["largest_elements"] <= LARGEST_TENSOR for peak in counted["vae"].values())
+
+
+def test_peak_is_placed_in_the_code_of_the_model(forwards):
+    assert all(found["place"].startswith("model.transformer.") for found in forwards.values())
