@@ -20,12 +20,19 @@ COPY worker worker
 RUN pip install --no-deps --force-reinstall .
 COPY docker/worker_health.py /app/worker_health.py
 
-RUN useradd --uid 10001 --create-home longcat && install --directory --owner longcat /data
-USER longcat
-WORKDIR /data
-VOLUME /data
+# The folder /data is for a storage that is mounted. The worker's own folder is not in a volume: it should go with its
+# container, whose hostname is the name of the worker.
+RUN groupadd --gid 10001 longcat && useradd --uid 10001 --gid 10001 --create-home longcat \
+    && install --directory --owner 10001 --group 10001 /data /var/lib/longcat
+# By number: Kubernetes cannot check `runAsNonRoot` for a name.
+USER 10001:10001
+WORKDIR /var/lib/longcat
 
-ENV LONGCAT_DATA_DIR=/data LONGCAT_CHECKPOINT=/checkpoint LONGCAT_DEVICE=cuda
+ENV LONGCAT_DATA_DIR=/var/lib/longcat LONGCAT_CHECKPOINT=/checkpoint LONGCAT_DEVICE=cuda
 HEALTHCHECK --interval=15s --timeout=10s --start-period=30m \
     CMD ["python", "/app/worker_health.py"]
 CMD ["python", "-m", "worker"]
+LABEL org.opencontainers.image.title="longcat-video-worker" \
+    org.opencontainers.image.description="GPU worker of the LongCat-Video service" \
+    org.opencontainers.image.version="0.2.0" \
+    org.opencontainers.image.licenses="Apache-2.0"

@@ -59,13 +59,23 @@ def test_every_variable_has_a_value_that_its_process_takes(image, settings, monk
     for name, value in image.environment.items():
         if name.startswith("LONGCAT_"):
             monkeypatch.setenv(name, value)
-    assert settings().data_dir == Path("/data")
+    folder = settings().data_dir
+    (created,) = [line for line in image.all("RUN") if "install --directory" in line]
+    assert str(folder) in created.split()
 
 
 @both
-def test_it_does_not_run_as_root(image):
-    assert image.all("USER") == ["longcat"]
-    assert "useradd --uid 10001 --create-home longcat" in " ".join(image.all("RUN"))
+def test_user_is_a_number_other_than_root(image):
+    """Kubernetes refuses `runAsNonRoot` for a user that is a name."""
+    assert image.all("USER") == ["10001:10001"]
+    assert "useradd --uid 10001 --gid 10001 --create-home longcat" in " ".join(image.all("RUN"))
+
+
+@both
+def test_labels_state_the_version_and_the_license_of_the_package(image):
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in image.labels.items()}
+    assert labels.keys() == {"title", "description", "version", "licenses"}
+    assert (labels["version"], labels["licenses"]) == (PROJECT["version"], PROJECT["license"])
 
 
 @both
