@@ -16,7 +16,6 @@ from redis import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.errors import Unavailable
-from jobs.fleet import read_fleet
 from jobs.registration import live_groups
 from jobs.requirement import can_run
 from jobs.store.memory import memory
@@ -205,7 +204,7 @@ class _Queue(Collector):
         age = GaugeMetricFamily(
             "longcat_pool_oldest_queued_seconds", "Age of the oldest of these jobs.", labels=["pool"]
         )
-        fleet, depths = read_fleet(self._backend.redis), requirement_depths(self._backend.redis)
+        fleet, depths = self._backend.fleet(), requirement_depths(self._backend.redis)
         for pool in fleet.live:
             own = [depth for depth in depths if can_run(pool.capability, depth.requirement)]
             groups.add_metric([pool.name], len(pool.groups))
