@@ -117,6 +117,16 @@ class WorkerSettings(SharedSettings):
     )
     drain_s: float = Field(default=25.0, gt=0, description="time to save and requeue jobs after SIGTERM")
 
+    health_host: str = Field(
+        default="127.0.0.1", description="the address that HEALTH_PORT listens on; kubelet needs 0.0.0.0"
+    )
+    health_port: int | None = Field(
+        default=None, ge=1, le=65535, description="a port for `/livez` and `/readyz` of this worker"
+    )
+    stuck_s: float = Field(
+        default=60.0, gt=0, description="a supervisor whose event loop does not turn for so long is not alive"
+    )
+
     upload_limit_s: float = Field(
         default=6 * 3600.0, gt=0, description="how long the storage may be unavailable before a job fails"
     )

@@ -88,10 +88,10 @@ def test_the_api_is_asked_for_a_route_that_it_has_at_the_port_it_listens_on():
     assert f"http://127.0.0.1:{API.environment['LONGCAT_PORT']}/livez" in check
 
 
-def test_the_worker_is_asked_by_a_script_that_lies_there():
-    place = "/app/worker_health.py"
-    assert place in WORKER.all("HEALTHCHECK")[0]
-    assert any(text == f"docker/worker_health.py {place}" for text in WORKER.all("COPY"))
+def test_worker_is_probed_for_liveness_at_its_health_port_by_a_program_in_the_image():
+    check = WORKER.all("HEALTHCHECK")[0]
+    assert f"http://127.0.0.1:{WORKER.environment['LONGCAT_HEALTH_PORT']}/livez" in check
+    assert " curl " in WORKER.all("RUN")[0]
 
 
 def test_the_api_has_no_torch_and_the_worker_has():
