@@ -14,7 +14,7 @@ import pytest
 from service.settings import Settings
 from tests.docker.compose import Bind, Service, read_compose
 from tests.docker.dockerfile import read_dockerfile
-from worker.settings import WorkerSettings
+from worker.settings import END_S, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = read_compose(ROOT / "docker-compose.yml")
@@ -202,7 +202,8 @@ def test_weights_are_mounted_where_the_worker_looks_for_them():
 def test_worker_has_the_time_to_save_its_job():
     grace = WORKER.stop_grace_period
     assert grace is not None
-    assert int(grace.removesuffix("s")) > WorkerSettings.model_fields["drain_s"].default
+    assert int(grace.removesuffix("s")) == WORKER.environment["LONGCAT_TERMINATION_GRACE_S"]
+    assert int(grace.removesuffix("s")) >= WorkerSettings.model_fields["drain_s"].default + END_S
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "s3-owner"])
