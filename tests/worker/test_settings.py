@@ -35,7 +35,7 @@ def test_default_drain_fits_the_default_grace_of_kubernetes():
 
 
 def test_drain_that_does_not_fit_the_grace_is_refused():
-    assert WorkerSettings(drain_s=52, termination_grace_s=60)
+    assert WorkerSettings(drain_s=52, termination_grace_s=60).drain_s == 52
     with pytest.raises(ValidationError, match=r"DRAIN_S \(53\) must be at least 8 s less"):
         WorkerSettings(drain_s=53, termination_grace_s=60)
 

@@ -211,6 +211,7 @@ class Supervisor:
                 )
             case Ready():
                 self._gpu_group.on_ready(message)
+                self._components.heartbeat.count_start(self._gpu_group.start_s)
             case RunJob() | StopJob():
                 raise AssertionError(f"only the supervisor sends {message.type}")
             case _:
