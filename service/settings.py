@@ -125,7 +125,7 @@ class Settings(SharedSettings):
     )
     capability_file: Path | None = Field(
         default=None,
-        description="a capability, as `python -m worker.capability` prints it, of groups that can be "
+        description="a capability, as `python -m worker.rank.capability` prints it, of groups that can be "
         "started at any time: requests that they can run are accepted while no group is up",
     )
     queue_without_group_s: float = Field(

@@ -23,8 +23,8 @@ from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
-from worker.capability import ORDER_VERSIONS, tasks_with
 from worker.messages import RunJob
+from worker.rank.capability import ORDER_VERSIONS, tasks_with
 from worker.rank.engine import Engine, InputsRead
 from worker.settings import RankSetup
 

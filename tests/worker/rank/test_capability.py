@@ -7,7 +7,7 @@ import pytest
 from jobs.capability import read_capability
 from model.parallel.mesh import SINGLE
 from model.tiny import write_tiny
-from worker.capability import main
+from worker.rank.capability import main
 from worker.rank.model_engine import load_engine
 from worker.settings import WorkerSettings
 

@@ -1,4 +1,4 @@
-"""Print the capability of a worker without its GPUs: `python -m worker.capability CHECKPOINT`.
+"""Print the capability of a worker without its GPUs: `python -m worker.rank.capability CHECKPOINT`.
 
 The service accepts jobs against this document while no worker is up (`CAPABILITY_FILE`). The command reads
 the files of the checkpoint and the settings of the worker, so run it with the same settings.
@@ -55,7 +55,7 @@ def capability_of(settings: WorkerSettings) -> Capability:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the capability as JSON. Return 2 if the settings or the checkpoint cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m worker.capability", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m worker.rank.capability", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="folder with the model weights")
     parser.add_argument("--gpu", help="type of the GPUs, as CUDA names it")
     parser.add_argument("--gpu-memory-gib", type=int, help="memory of each GPU")
