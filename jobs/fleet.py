@@ -78,9 +78,10 @@ class Fleet:
         ]
 
 
-def read_fleet(redis: Redis) -> Fleet:
+def read_fleet(redis: Redis, configured: Capability | None = None) -> Fleet:
     """Return the known pools and their groups. Raises Unavailable.
 
+    Groups with the capability `configured` can be started at any time: their pool is never away.
     Groups of release 0.2.0 do not publish a capability of their own: they are a pool with the capability that
     any group published last.
     """
@@ -99,6 +100,9 @@ def read_fleet(redis: Redis) -> Fleet:
     unnamed = tuple(group for group in groups if group.pool == UNNAMED_POOL)
     if last_published and (unnamed or not pools) and (capability := _parse(last_published)):
         pools.append(Pool(capability.pool, capability, unnamed))
+    if configured and configured.pool not in {pool.name for pool in pools if pool.groups}:
+        pools = [pool for pool in pools if pool.name != configured.pool]
+        pools.append(Pool(configured.pool, configured))
     return Fleet(tuple(sorted(pools, key=_order)))
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
+from jobs.capability import Capability
 from jobs.connect import connect
 from jobs.fleet import Fleet, read_fleet
 from jobs.queue import TicketQueue
@@ -66,6 +67,7 @@ class Backend:
     capacities: Capacities
     webhook_url_checker: WebhookUrlChecker
     sandbox: Sandbox
+    configured_capability: Capability | None = None
     owner: str = ANONYMOUS
     high_priority_allowed: bool = True
     is_authorized: Callable[[], bool] = lambda: True
@@ -98,6 +100,7 @@ class Backend:
             capacities=Capacities.from_settings(settings),
             webhook_url_checker=WebhookUrlChecker(allow_private=settings.webhook_private_hosts),
             sandbox=Sandbox(settings.max_decodes, settings.decode_memory_bytes),
+            configured_capability=settings.configured_capability,
         )
 
     def for_owner(self, owner: str) -> Backend:
@@ -105,6 +108,10 @@ class Backend:
         if owner == ANONYMOUS:
             return self
         return replace(self, owner=owner, jobs=self.jobs.for_owner(owner))
+
+    def fleet(self) -> Fleet:
+        """Return the known pools, among them the one that `CAPABILITY_FILE` names. Raises Unavailable."""
+        return read_fleet(self.redis, self.configured_capability)
 
     def view(self, job: Job) -> JobView:
         """Return a job as clients see it, with its queue position and estimate."""
@@ -115,7 +122,7 @@ class Backend:
         estimates: dict[str, QueueEstimate] = {}
         waiting_for: dict[str, str] = {}
         if queued := [job for job in jobs if job.status == "queued"]:
-            fleet = read_fleet(self.redis)
+            fleet = self.fleet()
             estimates = self.jobs.estimates([job.id for job in queued], fleet)
             waiting_for = {job.id: _NO_GROUP for job in queued if not fleet.pools_for(job.requirement)}
         return [self._view(job, estimates.get(job.id), waiting_for.get(job.id)) for job in jobs]

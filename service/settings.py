@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 
+from jobs.capability import Capability, read_capability
 from jobs.settings import PREFIX, SharedSettings
 from jobs.store.quotas import Quotas
 from model.media.formats import ClipLimits, ImageLimits
@@ -121,6 +122,11 @@ class Settings(SharedSettings):
         default="",
         description="share of the requests without a `model` that each model gets, such as "
         "`LongCat-Video=95,canary=5`; default: any group may run them",
+    )
+    capability_file: Path | None = Field(
+        default=None,
+        description="a capability, as `python -m worker.rank.capability` prints it, of groups that can be "
+        "started at any time: requests that they can run are accepted while no group is up",
     )
     queue_without_group_s: float = Field(
         default=86400.0,
@@ -235,6 +241,12 @@ class Settings(SharedSettings):
             raise ValueError("must begin with http:// or https:// and a host")
         return url
 
+    @field_validator("capability_file")
+    @classmethod
+    def _is_capability(cls, path: Path | None) -> Path | None:
+        _read_capability_file(path)
+        return path
+
     @field_validator("model_shares")
     @classmethod
     def _are_shares(cls, shares: str) -> str:
@@ -245,6 +257,11 @@ class Settings(SharedSettings):
     def shares_by_model(self) -> dict[str, float]:
         """Return the share of each model, empty if any group may run a request without a model."""
         return _parse_shares(self.model_shares)
+
+    @property
+    def configured_capability(self) -> Capability | None:
+        """Return the capability in `CAPABILITY_FILE`, if there is one. Raises ValueError."""
+        return _read_capability_file(self.capability_file)
 
     @property
     def quotas(self) -> Quotas:
@@ -285,6 +302,13 @@ class Settings(SharedSettings):
             max_redirects=0,
             allow_private=self.webhook_private_hosts,
         )
+
+
+def _read_capability_file(path: Path | None) -> Capability | None:
+    try:
+        return read_capability(path.read_bytes()) if path else None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"must be a capability in JSON: {error}") from error
 
 
 def _parse_shares(text: str) -> dict[str, float]:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from jobs.errors import LongCatError
 from jobs.logs import set_up_log
 from jobs.private_files import PRIVATE_UMASK
+from worker.health import HealthReporter
 from worker.launcher import EXIT_UNUSABLE, launch
 from worker.process import die_with_parent, hide_environment
 from worker.settings import WorkerSettings
@@ -36,16 +37,16 @@ def main() -> int:
         set_up_log(settings.log_format)
         if options.group is None:
             settings.warn_of_old_names()
-            return launch(settings.num_groups)
-        return _supervise(settings, options.group, options.parent)
+            return launch(settings)
+        return _supervise(settings, options)
     except (ValidationError, LongCatError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_UNUSABLE
 
 
-def _supervise(settings: WorkerSettings, group: int, parent_pid: int) -> int:
-    die_with_parent(parent_pid, signal.SIGTERM)
-    supervisor = build_supervisor(settings, group)
+def _supervise(settings: WorkerSettings, options: argparse.Namespace) -> int:
+    die_with_parent(options.parent, signal.SIGTERM)
+    supervisor = build_supervisor(settings, options.group, HealthReporter(options.health_pipe).report)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.request_drain())
     failures: list[threading.ExceptHookArgs] = []
@@ -64,6 +65,7 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Claim jobs and generate videos.")
     parser.add_argument("--group", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--health-pipe", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

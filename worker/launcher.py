@@ -1,7 +1,7 @@
 """Run one supervisor process for each GPU group, so that each can fail alone.
 
 The launcher starts them, starts those again that died, and stops them when it is asked to stop. It uses
-neither Redis nor GPUs.
+neither Redis nor GPUs, so it can answer health probes (`worker.health`) whatever happens to these.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from worker.backoff import Backoff
+from worker.health import GroupHealth, HealthReports, serve_health
+from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +30,10 @@ GOOD_START_S = 60.0  # a supervisor that ran for so long did start
 class SupervisorProcess:
     """The supervisor process of one group, started again whenever it died."""
 
-    def __init__(self, index: int, command: Sequence[str]) -> None:
+    def __init__(self, index: int, command: Sequence[str], stuck_s: float) -> None:
         self._index = index
+        self._stuck_s = stuck_s
+        self._reports: HealthReports | None = None
         self._command = command
         self._backoff = Backoff(max_failures=1, longest_pause_s=LONGEST_PAUSE_S)
         self._start_at = 0.0
@@ -40,16 +45,24 @@ class SupervisorProcess:
         now = time.monotonic()
         if self._process is None:
             if now >= self._start_at:
-                self._process, self._started_at = subprocess.Popen(self._command), now
+                self._start(now)
             return None
+        if self._reports is not None:
+            self._reports.read()
         status = self._process.poll()
         if status is not None:
             had_started = now - self._started_at > GOOD_START_S
             self._backoff = (self._backoff.after_success() if had_started else self._backoff).after_failure()
             self._start_at = now + self._backoff.pause_s
             self._process = None
+            self._close_reports()
             logger.error("the supervisor of group %d ended with status %d", self._index, status)
         return status
+
+    def health(self) -> GroupHealth:
+        """Return what the process last reported. Any thread may call it."""
+        reports = self._reports
+        return "down" if reports is None else reports.health()
 
     def terminate(self) -> None:
         """Ask the process to drain."""
@@ -57,20 +70,51 @@ class SupervisorProcess:
             self._process.terminate()
 
     def wait(self) -> int:
-        """Wait for the end of the process, and return its exit status."""
-        return self._process.wait() if self._process is not None else 0
+        """Wait for the end of the process, reading its reports, and return its exit status."""
+        if self._process is None:
+            return 0
+        while (status := self._process.poll()) is None:
+            if self._reports is not None:
+                self._reports.read()
+            time.sleep(POLL_S)
+        self._close_reports()
+        return status
+
+    def _start(self, now: float) -> None:
+        reading, writing = os.pipe()
+        try:
+            command = [*self._command, "--health-pipe", str(writing)]
+            self._process, self._started_at = subprocess.Popen(command, pass_fds=(writing,)), now
+        finally:
+            os.close(writing)
+        self._reports = HealthReports(reading, self._stuck_s)
+
+    def _close_reports(self) -> None:
+        if self._reports is not None:
+            self._reports.close()
+            self._reports = None
 
 
 class Launcher:
-    """Run the supervisors of all groups. `command` returns the command line of a group's supervisor."""
+    """Run the supervisors of all groups.
 
-    def __init__(self, num_groups: int, command: Callable[[int], Sequence[str]]) -> None:
-        self._supervisors = [SupervisorProcess(index, command(index)) for index in range(num_groups)]
+    Args:
+        num_groups: the number of supervisors.
+        command: returns the command line of a group's supervisor, to which its health pipe is added.
+        stuck_s: a supervisor that sends no report for so long is stuck.
+    """
+
+    def __init__(self, num_groups: int, command: Callable[[int], Sequence[str]], stuck_s: float) -> None:
+        self._supervisors = [SupervisorProcess(index, command(index), stuck_s) for index in range(num_groups)]
         self._is_stopping = False
 
     def stop(self) -> None:
         """Ask `run` to stop all supervisors and return. A signal handler may call it."""
         self._is_stopping = True
+
+    def health(self) -> list[GroupHealth]:
+        """Return the health of each group. Any thread may call it."""
+        return [supervisor.health() for supervisor in self._supervisors]
 
     def run(self) -> int:
         """Keep the supervisors running until stopped, or until one of them can never work.
@@ -92,9 +136,17 @@ def supervisor_command(index: int) -> list[str]:
     return [sys.executable, "-m", "worker", "--group", str(index), "--parent", str(os.getpid())]
 
 
-def launch(num_groups: int) -> int:
+def launch(settings: WorkerSettings) -> int:
     """Run all supervisors until SIGTERM or SIGINT. Return the exit status."""
-    launcher = Launcher(num_groups, supervisor_command)
+    launcher = Launcher(settings.num_groups, supervisor_command, settings.stuck_s)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.stop())
-    return launcher.run()
+    if settings.health_port is None:
+        return launcher.run()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serve_health(settings.health_host, settings.health_port, launcher.health))
+        except OSError as error:
+            logger.error("HEALTH_PORT %d cannot be used: %s", settings.health_port, error)  # noqa: TRY400
+            return EXIT_UNUSABLE
+        return launcher.run()

@@ -21,6 +21,10 @@ DtypeName = Literal["auto", "float32", "bfloat16"]
 CompileName = Literal["auto", "on", "off"]
 
 
+END_S = 8.0
+"""How long a worker may take to end after `DRAIN_S`: 5 s to requeue its jobs, and to stop its processes."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -115,7 +119,23 @@ class WorkerSettings(SharedSettings):
         ge=0,
         description="preempt a low-priority job once a high-priority one has waited so long; default: never",
     )
-    drain_s: float = Field(default=25.0, gt=0, description="time to save and requeue jobs after SIGTERM")
+    drain_s: float = Field(default=20.0, gt=0, description="time to save and requeue jobs after SIGTERM")
+    termination_grace_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="time between SIGTERM and SIGKILL, if whoever stops the worker has such a limit; the "
+        "worker does not start if DRAIN_S and 8 s do not fit into it",
+    )
+
+    health_host: str = Field(
+        default="127.0.0.1", description="the address that HEALTH_PORT listens on; kubelet needs 0.0.0.0"
+    )
+    health_port: int | None = Field(
+        default=None, ge=1, le=65535, description="a port for `/livez` and `/readyz` of this worker"
+    )
+    stuck_s: float = Field(
+        default=60.0, gt=0, description="a supervisor whose event loop does not turn for so long is not alive"
+    )
 
     upload_limit_s: float = Field(
         default=6 * 3600.0, gt=0, description="how long the storage may be unavailable before a job fails"
@@ -139,6 +159,16 @@ class WorkerSettings(SharedSettings):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if self.device != "cpu" and visible and len(visible.split(",")) < self.ranks:
             raise ValueError(f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {visible}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_grace(self) -> WorkerSettings:
+        grace_s = self.termination_grace_s
+        if grace_s is not None and self.drain_s + END_S > grace_s:
+            raise ValueError(
+                f"DRAIN_S ({self.drain_s:g}) must be at least {END_S:g} s less than "
+                f"TERMINATION_GRACE_S ({grace_s:g})"
+            )
         return self
 
     @property

@@ -42,6 +42,9 @@ class Storage(Protocol):
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield all keys under a prefix that ends in a slash."""
 
+    def check(self) -> None:
+        """Check that the store answers and may be used. Raises Unavailable if not."""
+
     def link(self, key: str, expires_s: float) -> str | None:
         """Return a link by which anyone can read the file for `expires_s`; None if the store has no links."""
 

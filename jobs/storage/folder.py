@@ -63,6 +63,12 @@ class FolderStorage:
             if self._is_key(path):
                 yield self._key(path)
 
+    def check(self) -> None:
+        """See `Storage`. A folder that does not exist yet can be created if its parent is writable."""
+        existing = next(path for path in (self._root, *self._root.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise Unavailable("the storage folder cannot be written")
+
     def link(self, key: str, expires_s: float) -> str | None:
         """Return None: a folder has no links."""
         del expires_s

@@ -93,6 +93,14 @@ class S3Storage:
                 for entry in page.get("Contents", ()):
                     yield entry["Key"].removeprefix(self._prefix)
 
+    def check(self) -> None:
+        """See `jobs.storage.base.Storage`. It takes one request, which needs the right to list the bucket."""
+        try:
+            with _s3_errors("the bucket"):
+                self._client.head_bucket(Bucket=self._bucket)
+        except KeyMissing as error:
+            raise Unavailable("the bucket does not exist") from error
+
     def link(self, key: str, expires_s: float) -> str | None:
         """Return a presigned link, which is created without a request to the store."""
         return self._linker.generate_presigned_url(

@@ -32,15 +32,6 @@ def num_set_aside(redis: Redis) -> int:
         return int(redis.zcard("longcat:queue:set_aside"))
 
 
-@dataclass(frozen=True)
-class QueueDepth:
-    """The queued jobs of one priority: their number, and how long the first submitted one has waited."""
-
-    priority: str
-    num_jobs: int
-    oldest_s: float
-
-
 def counters(redis: Redis) -> Counters:
     """Return all counters. Raises Unavailable."""
     with redis_reached():
@@ -53,12 +44,6 @@ def counters(redis: Redis) -> Counters:
         except ValueError:
             logger.warning("counter %s is no number", field)
     return found
-
-
-def queue_depths(redis: Redis, clock: Callable[[], int] | None = None) -> list[QueueDepth]:
-    """Return the depth of the queue for each priority, the highest first. Raises Unavailable."""
-    found = Scripts(redis, clock).run("queue_depths")
-    return [QueueDepth(priority.decode(), num_jobs, age_ms / 1000) for priority, num_jobs, age_ms in found]
 
 
 @dataclass(frozen=True)
@@ -74,6 +59,15 @@ def requirement_depths(redis: Redis, clock: Callable[[], int] | None = None) -> 
     """Return the depth of the queue for each requirement of a queued job. Raises Unavailable."""
     found = Scripts(redis, clock).run("requirement_depths")
     return [RequirementDepth(text(name), num_jobs, age_ms / 1000) for name, num_jobs, age_ms in found]
+
+
+def count_group_start(redis: Redis, pool: str, duration_s: float) -> None:
+    """Count a start of a group that took this long. Raises Unavailable."""
+    with redis_reached():
+        pipeline = redis.pipeline()
+        pipeline.hincrbyfloat(METRICS_KEY, f"group_start_seconds_sum|{pool}", duration_s)
+        pipeline.hincrbyfloat(METRICS_KEY, f"group_start_seconds_count|{pool}", 1)
+        pipeline.execute()
 
 
 def report_unread_fields(redis: Redis, job: Job) -> None:

@@ -36,7 +36,7 @@ async function refresh() {
     $("locked").hidden = true;
     $("empty").hidden = page.jobs.length > 0;
     $("more").hidden = !page.next || numShown >= 100;
-    const ready = (await fetch("/readyz")).ok;
+    const ready = (await fetch("/readyz?workers=1")).ok;
     health(ready, ready ? "ready" : "no worker is ready; new jobs wait");
     if (!page.jobs.length && !$("examples").children.length) await showExamples();
   } catch (error) {

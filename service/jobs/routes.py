@@ -14,7 +14,6 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
 from jobs.errors import Unavailable
-from jobs.fleet import read_fleet
 from jobs.maintenance import remove_due_files
 from jobs.record import Status
 from jobs.store.metrics import requirement_depths
@@ -61,7 +60,7 @@ def generate(
 @router.get("/capability", responses=error_responses(503))
 def get_capability(backend: CurrentBackend) -> FleetView:
     """Return what can be requested: tasks, LoRAs, sizes, lengths and defaults, and the pools of groups."""
-    return FleetView.of(read_fleet(backend.redis), requirement_depths(backend.redis))
+    return FleetView.of(backend.fleet(), requirement_depths(backend.redis))
 
 
 @router.get("/jobs", responses=error_responses(404, 422, 503))

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pydantic import ValidationError
 
 from jobs.errors import InvalidRequest, JobNotFound, Unavailable
-from jobs.fleet import Pool, read_fleet
+from jobs.fleet import Pool
 from jobs.logs import about, current_names, names_of
 from jobs.order import Order
 from jobs.record import WEBHOOK_EVENTS, Job
@@ -48,7 +48,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
     backend.memory_guard.check()
     job_id = reservation.job_id if reservation else new_job_id()
-    fleet = read_fleet(backend.redis)
+    fleet = backend.fleet()
     pools = candidate_pools(fleet, request.model, backend.settings.shares_by_model, job_id)
     limits = Limits.from_json(pools[0].capability.limits)
     check_prompts(request, limits)

@@ -15,7 +15,6 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from jobs.errors import JobNotReady
-from jobs.fleet import read_fleet
 from jobs.record import Job, Result
 from jobs.store.idempotency import KeyReservation
 from model.spec.geometry import Size
@@ -111,7 +110,7 @@ def list_videos(
     if limit == 0:
         return VideoPage.of([], has_more=False)
     found = backend.jobs.page(limit=limit + 1, after=after, newest_first=order == "desc")
-    capability = read_fleet(backend.redis).first().capability if found else None
+    capability = backend.fleet().first().capability if found else None
     videos = [Video.of(job, capability) for job in found[:limit] if capability]
     return VideoPage.of(videos, has_more=len(found) > limit)
 
@@ -151,7 +150,7 @@ def download_content(
 
 def _view(job: Job, backend: Backend, response: Response) -> Video:
     """Return a job as a video, and tell the client in a header when to poll again."""
-    fleet = read_fleet(backend.redis)
+    fleet = backend.fleet()
     job, position = backend.with_queue_estimate(job, fleet)
     wait_ms = poll_after_ms(job, position)
     if wait_ms is not None:
@@ -183,4 +182,4 @@ def _result(video_id: str, backend: Backend) -> Result:
 
 
 def _limits(backend: Backend) -> Limits:
-    return Limits.from_json(read_fleet(backend.redis).first().capability.limits)
+    return Limits.from_json(backend.fleet().first().capability.limits)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from anyio import fail_after, to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
@@ -36,8 +36,15 @@ async def livez() -> Health:
 
 
 @router.get("/readyz", responses=error_responses(503))
-async def readyz(request: Request, backend: AppBackend) -> Health:
-    """Check that Redis answers, a worker group is ready or busy, and uploads have disk space."""
+async def readyz(
+    request: Request,
+    backend: AppBackend,
+    workers: Annotated[bool, Query(description="Also require a worker group that is ready or busy.")] = False,
+) -> Health:
+    """Check that Redis and the storage answer and that uploads have disk space.
+
+    Jobs are accepted while no worker is up, so this does not depend on workers unless `workers` is true.
+    """
     try:
         with fail_after(_READINESS_TIMEOUT_S):
             found = await to_thread.run_sync(
@@ -47,9 +54,9 @@ async def readyz(request: Request, backend: AppBackend) -> Health:
                 abandon_on_cancel=True,
             )
     except TimeoutError as error:
-        raise Unavailable("Redis or the disk for uploads does not answer in time") from error
+        raise Unavailable("Redis, the storage or the disk for uploads does not answer in time") from error
     states = [group.state for group in found]
-    if not {"ready", "busy"} & set(states):
+    if workers and not {"ready", "busy"} & set(states):
         details = f": {', '.join(states) or 'there is none'}" if request.app.state.shows_details else ""
         raise NoCapability(f"no worker group is ready{details}")
     return Health()
@@ -58,7 +65,9 @@ async def readyz(request: Request, backend: AppBackend) -> Health:
 def _check_dependencies(backend: Backend) -> list[GroupStatus]:
     """Return the live groups. Raise DiskFull, Unavailable."""
     check_disk_space(backend.settings.upload_dir)
-    return live_groups(backend.redis)
+    groups = live_groups(backend.redis)
+    backend.storage.check()
+    return groups
 
 
 @ops_router.get(

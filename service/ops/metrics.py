@@ -6,8 +6,9 @@ Each app has its own registry, so that two apps in one process do not share numb
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
@@ -16,12 +17,14 @@ from redis import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.errors import Unavailable
-from jobs.fleet import read_fleet
-from jobs.registration import live_groups
+from jobs.order import PRIORITIES
+from jobs.registration import GroupState, live_groups
 from jobs.requirement import can_run
+from jobs.store.estimates import Run, expected_s
 from jobs.store.memory import memory
-from jobs.store.metrics import Counters, counters, num_set_aside, queue_depths, requirement_depths
+from jobs.store.metrics import Counters, counters, num_set_aside
 from jobs.store.outbox import Outbox
+from jobs.store.waiting_jobs import WaitingJob, recent_runs, waiting_jobs
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
 
@@ -117,6 +120,9 @@ SERIES = (
     Series("run_seconds", "Time that a job ran, all attempts together.", "task", is_summary=True),
     Series("phase_seconds", "Time that a job spent in a phase.", "phase", is_summary=True),
     Series("step_seconds", "Denoising time of a job, for each step.", "task", is_summary=True),
+    Series(
+        "group_start_seconds", "Time from the start of a group until it takes jobs.", "pool", is_summary=True
+    ),
     Series("video_seconds", "Length of the videos made.", "task"),
     Series("jobs_ended", "Jobs by final status.", "status"),
     Series("failures", "Failed jobs by error code.", "code"),
@@ -127,6 +133,18 @@ SERIES = (
     Series("webhook_deliveries", "Attempts to deliver webhooks by outcome.", "outcome"),
     Series("unreadable_records", "Stored records that this release could not read.", "kind"),
 )
+
+
+POOL_GAUGES = {
+    "longcat_pool_groups": "Groups that are up.",
+    "longcat_pool_busy_share": "Share of these groups that run a job.",
+    "longcat_pool_queued_jobs": "Queued jobs that the pool can run.",
+    "longcat_pool_held_jobs": "Those of them that a limit on running jobs holds back.",
+    "longcat_pool_oldest_queued_seconds": "Longest time since one of the others was queued.",
+    "longcat_pool_backlog_work_units": "Size of the others.",
+    "longcat_pool_backlog_gpu_seconds": "GPU time that the others are expected to take; at first 0.",
+}
+"""Gauges of each pool. A job counts in every pool that can run it."""
 
 
 class _Jobs(Collector):
@@ -158,9 +176,10 @@ class _Queue(Collector):
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("longcat_redis_up", "1 if Redis responds.")
         try:
+            waiting = waiting_jobs(self._backend.redis)
             measured = [
-                *(self._jobs(), *self._depths(), self._set_aside()),
-                *(self._groups(), *self._pools(), *self._webhooks(), *self._memory()),
+                *(self._jobs(), *self._depths(waiting), self._set_aside()),
+                *(self._groups(), *self._pools(waiting), *self._webhooks(), *self._memory()),
             ]
         except Unavailable:
             measured = []
@@ -173,15 +192,22 @@ class _Queue(Collector):
             jobs.add_metric([status], count)
         return jobs
 
-    def _depths(self) -> tuple[Metric, Metric]:
+    def _depths(self, waiting: Sequence[WaitingJob]) -> Iterable[Metric]:
         depth = GaugeMetricFamily("longcat_queued_jobs", "Queued jobs.", labels=["priority"])
-        age = GaugeMetricFamily(
-            "longcat_oldest_queued_seconds", "Age of the oldest queued job.", labels=["priority"]
+        held = GaugeMetricFamily(
+            "longcat_held_jobs", "Queued jobs that a limit on running jobs holds back.", labels=["priority"]
         )
-        for found in queue_depths(self._backend.redis):
-            depth.add_metric([found.priority], found.num_jobs)
-            age.add_metric([found.priority], found.oldest_s)
-        return depth, age
+        age = GaugeMetricFamily(
+            "longcat_oldest_queued_seconds",
+            "Longest time since a job that may start was queued.",
+            labels=["priority"],
+        )
+        for priority in PRIORITIES:
+            own = [job for job in waiting if job.priority == priority]
+            depth.add_metric([priority], len(own))
+            held.add_metric([priority], sum(job.is_held for job in own))
+            age.add_metric([priority], _longest_wait_s(own))
+        return depth, held, age
 
     def _set_aside(self) -> Metric:
         return GaugeMetricFamily(
@@ -193,28 +219,34 @@ class _Queue(Collector):
     def _groups(self) -> Metric:
         found = GaugeMetricFamily("longcat_groups", "Worker groups by state.", labels=["state"])
         states = [group.state for group in live_groups(self._backend.redis)]
-        for state in sorted(set(states)):
+        for state in get_args(GroupState):
             found.add_metric([state], states.count(state))
         return found
 
-    def _pools(self) -> Iterable[Metric]:
-        groups = GaugeMetricFamily("longcat_pool_groups", "Groups that are up.", labels=["pool"])
-        queued = GaugeMetricFamily(
-            "longcat_pool_queued_jobs", "Queued jobs that the pool can run.", labels=["pool"]
-        )
-        age = GaugeMetricFamily(
-            "longcat_pool_oldest_queued_seconds", "Age of the oldest of these jobs.", labels=["pool"]
-        )
-        fleet, depths = read_fleet(self._backend.redis), requirement_depths(self._backend.redis)
-        for pool in fleet.live:
-            own = [depth for depth in depths if can_run(pool.capability, depth.requirement)]
-            groups.add_metric([pool.name], len(pool.groups))
-            queued.add_metric([pool.name], sum(depth.num_jobs for depth in own))
-            age.add_metric([pool.name], max((depth.oldest_s for depth in own), default=0))
-        yield from (groups, queued, age)
-        waiting = sum(depth.num_jobs for depth in depths if not fleet.pools_for(depth.requirement))
+    def _pools(self, waiting: Sequence[WaitingJob]) -> Iterable[Metric]:
+        """Return a series for each pool that is known, also for those without a group."""
+        fleet = self._backend.fleet()
+        predicted_s = _predicted_run_s(waiting, recent_runs(self._backend.redis))
+        gauges = {name: GaugeMetricFamily(name, text, labels=["pool"]) for name, text in POOL_GAUGES.items()}
+        for pool in fleet.pools:
+            own = [job for job in waiting if can_run(pool.capability, job.requirement)]
+            num_busy = sum(group.state == "busy" for group in pool.groups)
+            gpu_s = sum(predicted_s[job.task, job.work_units] for job in own if not job.is_held)
+            values = (
+                len(pool.groups),
+                num_busy / len(pool.groups) if pool.groups else 0.0,
+                len(own),
+                sum(job.is_held for job in own),
+                _longest_wait_s(own),
+                sum(job.work_units for job in own if not job.is_held),
+                gpu_s * pool.capability.context_parallel,
+            )
+            for gauge, value in zip(gauges.values(), values, strict=True):
+                gauge.add_metric([pool.name], value)
+        yield from gauges.values()
+        num_without_group = sum(not fleet.pools_for(job.requirement) for job in waiting)
         yield GaugeMetricFamily(
-            "longcat_jobs_without_group", "Queued jobs that no live group can run.", waiting
+            "longcat_jobs_without_group", "Queued jobs that no live group can run.", num_without_group
         )
 
     def _memory(self) -> Iterable[Metric]:
@@ -237,3 +269,14 @@ class _Queue(Collector):
             "Webhook receivers that are paused because they do not respond.",
             backlog.num_paused_hosts,
         )
+
+
+def _longest_wait_s(jobs: Iterable[WaitingJob]) -> float:
+    """Return how long a job that may start has waited at most, 0 if none may."""
+    return max((job.waited_s for job in jobs if not job.is_held), default=0.0)
+
+
+def _predicted_run_s(jobs: Iterable[WaitingJob], runs: Sequence[Run]) -> dict[tuple[str, int], float]:
+    """Return the expected time of a run by task and work units."""
+    sizes = {(job.task, job.work_units) for job in jobs}
+    return {size: expected_s(runs, *size) or 0.0 for size in sizes}

@@ -127,7 +127,7 @@ class Campaign:
         return self.course
 
     def _is_up(self) -> bool:
-        return all(self._client.answers(url, "/readyz") for url in self._site.apis)
+        return all(self._client.answers(url, "/readyz?workers=1") for url in self._site.apis)
 
     def _generate_without_faults(self) -> None:
         """Generate each video once."""

@@ -31,7 +31,7 @@ def _kill_api_at(scene: Scene, url: str) -> ActiveFault:
     api.wait(10)
     return ActiveFault(
         None,
-        lambda: now() if scene.client.answers(url, "/readyz") else None,
+        lambda: now() if scene.client.answers(url, "/readyz?workers=1") else None,
         lasts_s=scene.rng.uniform(0, 2),
         repair=api.start,
         from_repair=True,

@@ -92,7 +92,9 @@ def _outage(scene: Scene, repair: Callable[[], None]) -> ActiveFault:
     url = scene.rng.choice(list(scene.site.apis))
     return ActiveFault(
         None,
-        lambda: now() if scene.client.answers(url, "/readyz") and scene.client.writes(url) else None,
+        lambda: (
+            now() if scene.client.answers(url, "/readyz?workers=1") and scene.client.writes(url) else None
+        ),
         lasts_s=scene.rng.choice((0.0, 2.0, LEASE_S + 3)),
         repair=repair,
         from_repair=True,

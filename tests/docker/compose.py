@@ -49,8 +49,7 @@ class Bind(_Strict):
 
 class Device(_Strict):
     driver: str
-    device_ids: list[str] | None = None
-    count: int | Literal["all"] | None = None
+    count: str
     capabilities: list[str]
 
 

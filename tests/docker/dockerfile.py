@@ -8,7 +8,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-INSTRUCTIONS = {"FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "CMD"}
+INSTRUCTIONS = {
+    *("FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "CMD", "LABEL"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,16 @@ class Dockerfile:
 
     @property
     def environment(self) -> dict[str, str]:
-        """All of ENV."""
-        pairs = (pair.partition("=") for text in self.all("ENV") for pair in shlex.split(text))
+        """Return all variables of ENV."""
+        return self._pairs("ENV")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return all labels."""
+        return self._pairs("LABEL")
+
+    def _pairs(self, keyword: str) -> dict[str, str]:
+        pairs = (pair.partition("=") for text in self.all(keyword) for pair in shlex.split(text))
         return {name: value for name, _, value in pairs}
 
     @property

@@ -12,25 +12,19 @@ from pathlib import Path
 import pytest
 
 from service.settings import Settings
-from tests.docker.compose import Bind, Device, Service, read_compose
+from tests.docker.compose import Bind, Service, read_compose
 from tests.docker.dockerfile import read_dockerfile
-from worker.settings import WorkerSettings
+from worker.settings import END_S, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = read_compose(ROOT / "docker-compose.yml")
 SERVICES = sorted(COMPOSE.services)
-OURS = {"api": Settings, "worker": WorkerSettings, "second-worker": WorkerSettings}
-WORKERS = ("worker", "second-worker")
+OURS = {"api": Settings, "worker": WorkerSettings}
+WORKER = COMPOSE.services["worker"]
 
 
 def own_environment(service: Service) -> dict[str, str | int | None]:
     return {name: value for name, value in service.environment.items() if name.startswith("LONGCAT_")}
-
-
-def gpus(worker: Service) -> Device:
-    assert worker.deploy is not None
-    (device,) = worker.deploy.resources.reservations.devices
-    return device
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -182,32 +176,34 @@ def test_the_api_is_published_at_the_port_it_listens_on():
     assert f"${{LONGCAT_PORT:-{inside}}}" in COMPOSE.services["api"].ports[0]
 
 
-@pytest.mark.parametrize("name", WORKERS)
-def test_a_worker_reserves_gpus_for_itself(name):
-    device = gpus(COMPOSE.services[name])
+def test_worker_reserves_one_gpu_for_each_rank():
+    assert WORKER.deploy is not None
+    (device,) = WORKER.deploy.resources.reservations.devices
     assert device.capabilities == ["gpu"]
-    assert device.device_ids
+    assert device.count == WORKER.environment["LONGCAT_RANKS"]
 
 
-def test_no_gpu_has_two_workers_and_no_two_workers_a_name():
-    devices = [device_id for name in WORKERS for device_id in gpus(COMPOSE.services[name]).device_ids or []]
-    assert len(devices) == len(set(devices))
-    assert len({COMPOSE.services[name].hostname for name in WORKERS}) == len(WORKERS)
+def test_every_replica_of_the_worker_has_its_own_name_and_its_own_spool():
+    assert WORKER.hostname is None
+    assert "LONGCAT_WORKER_NAME" not in WORKER.environment
+    data_dir = read_dockerfile(ROOT / "docker" / "worker.Dockerfile").environment["LONGCAT_DATA_DIR"]
+    shared = [mount.partition(":")[2] for mount in WORKER.volumes if isinstance(mount, str)]
+    assert shared == ["/data"]
+    assert not Path(data_dir).is_relative_to("/data")
 
 
-@pytest.mark.parametrize("name", WORKERS)
-def test_the_weights_are_mounted_where_the_worker_looks_for_them(name):
+def test_weights_are_mounted_where_the_worker_looks_for_them():
     image = read_dockerfile(ROOT / "docker" / "worker.Dockerfile")
-    mounts = [volume for volume in COMPOSE.services[name].volumes if isinstance(volume, Bind)]
+    mounts = [volume for volume in WORKER.volumes if isinstance(volume, Bind)]
     assert [mount.target for mount in mounts] == [image.environment["LONGCAT_CHECKPOINT"]]
     assert all(mount.read_only for mount in mounts)
 
 
-@pytest.mark.parametrize("name", WORKERS)
-def test_a_worker_has_the_time_to_save_its_job(name):
-    grace = COMPOSE.services[name].stop_grace_period
+def test_worker_has_the_time_to_save_its_job():
+    grace = WORKER.stop_grace_period
     assert grace is not None
-    assert int(grace.removesuffix("s")) > WorkerSettings.model_fields["drain_s"].default
+    assert int(grace.removesuffix("s")) == WORKER.environment["LONGCAT_TERMINATION_GRACE_S"]
+    assert int(grace.removesuffix("s")) >= WorkerSettings.model_fields["drain_s"].default + END_S
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "s3-owner"])

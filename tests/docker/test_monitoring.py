@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.ops.metrics import SERIES
+from service.ops.metrics import POOL_GAUGES, SERIES
 from tests.docker.compose import Bind, read_compose
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARD = json.loads((DOCKER / "grafana" / "longcat.json").read_text())
 PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
-GAUGES = {"longcat_queued_jobs", "longcat_oldest_queued_seconds", "longcat_groups"}
+GAUGES = {"longcat_queued_jobs", "longcat_oldest_queued_seconds", "longcat_groups", *POOL_GAUGES}
 OF_REQUESTS = {"longcat_http_requests_total", "longcat_http_request_seconds_bucket"}
 
 

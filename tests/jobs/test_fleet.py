@@ -71,6 +71,21 @@ def test_pool_is_remembered_after_its_last_group_has_gone(redis: Redis):
     assert (pool.capability, pool.is_live) == (FULL, False)
 
 
+def test_configured_pool_is_never_away(redis: Redis):
+    (pool,) = read_fleet(redis, configured=FULL).pools
+    assert (pool.capability, pool.away_s, pool.is_live) == (FULL, 0.0, False)
+    register(redis, "a", FULL).release()
+    redis.zincrby("longcat:pools", -60_000, FULL.pool)
+    assert read_fleet(redis).first().away_s >= 59
+    (pool,) = read_fleet(redis, configured=FULL).pools
+    assert pool.away_s == 0.0
+
+
+def test_configured_pool_that_is_live_has_its_groups(redis: Redis):
+    register(redis, "a", FULL)
+    assert read_fleet(redis, configured=FULL) == read_fleet(redis)
+
+
 def test_pool_is_forgotten_in_the_end(redis: Redis):
     register(redis, "a", FULL).release()
     assert 29 * 86400 < redis.ttl(f"longcat:pool:{FULL.pool}") <= 30 * 86400

@@ -60,7 +60,7 @@ class Client:
     def is_ready(self, url: str) -> bool:
         """Check that an API process is up and sees a group that is ready."""
         try:
-            return self._http.get(f"{url}/readyz").status_code == 200
+            return self._http.get(f"{url}/readyz?workers=1").status_code == 200
         except httpx.TransportError:
             return False
 

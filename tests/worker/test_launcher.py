@@ -29,7 +29,7 @@ class RunningLauncher:
             [sys.executable, "-c", code, str(record)]
             for code, record in zip(codes, self.records, strict=True)
         ]
-        self.launcher = Launcher(len(codes), lambda index: commands[index])
+        self.launcher = Launcher(len(codes), lambda index: commands[index], stuck_s=60.0)
         self.status: int | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()

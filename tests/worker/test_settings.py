@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tests.architecture.source import ROOT
 from tests.servers import free_port
 from worker.settings import RankSetup, WorkerSettings, group_environment
+from worker.supervisor.supervisor import SupervisorLimits
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,21 @@ def _checkpoint(monkeypatch) -> None:
 def test_default_checkpoint_is_the_bundled_one(monkeypatch):
     monkeypatch.delenv("LONGCAT_CHECKPOINT")
     assert WorkerSettings().checkpoint == ROOT / "pocket"
+
+
+KUBERNETES_GRACE_S = 30
+
+
+def test_default_drain_fits_the_default_grace_of_kubernetes():
+    settings = WorkerSettings(termination_grace_s=KUBERNETES_GRACE_S)
+    limits = SupervisorLimits(settings.max_claimed_jobs, settings.drain_s)
+    assert limits.drain_s + limits.requeue_s < KUBERNETES_GRACE_S
+
+
+def test_drain_that_does_not_fit_the_grace_is_refused():
+    assert WorkerSettings(drain_s=52, termination_grace_s=60).drain_s == 52
+    with pytest.raises(ValidationError, match=r"DRAIN_S \(53\) must be at least 8 s less"):
+        WorkerSettings(drain_s=53, termination_grace_s=60)
 
 
 def test_all_ranks_are_one_group_by_default(monkeypatch):

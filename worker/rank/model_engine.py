@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator, Mapping
-from typing import get_args
 
 import torch
 
 from jobs.capability import Capability
-from jobs.order import SCHEMA_VERSION
 from model.io.fingerprint import fingerprints
 from model.io.loading import measured
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
@@ -20,19 +18,18 @@ from model.pipeline.events import Event, Frames
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
-from model.spec.params import GenerationParams, Task
-from model.spec.plan import REFINEMENT_LORA
+from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
 from worker.messages import RunJob
+from worker.rank.capability import ORDER_VERSIONS, tasks_with
 from worker.rank.engine import Engine, InputsRead
 from worker.settings import RankSetup
 
 logger = logging.getLogger(__name__)
 
-TASKS = get_args(Task)  # only the last one, `refine`, needs a LoRA
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -59,10 +56,10 @@ class ModelEngine:
         return Capability(
             model=self._model_id,
             weights=self._weights,
-            order_versions=tuple(range(1, SCHEMA_VERSION + 1)),
+            order_versions=ORDER_VERSIONS,
             gpu=gpu and gpu.name,
             gpu_memory_gib=gpu and round(gpu.total_memory / (1 << 30)),
-            tasks=TASKS if REFINEMENT_LORA in self._pipeline.loras else TASKS[:-1],
+            tasks=tasks_with(self._pipeline.loras),
             loras=tuple(sorted(self._pipeline.loras)),
             limits=self._pipeline.limits.to_json(),
             context_parallel=parallel.size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Callable
 from functools import partial
 
 from redis import Redis
@@ -19,6 +20,7 @@ from jobs.store.job_store import JobStore
 from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import Replication
 from jobs.tracing import open_tracing
+from worker.health import ReportedState
 from worker.messages import Message
 from worker.settings import WorkerSettings, group_environment
 from worker.supervisor.checkpoints import CheckpointUploader
@@ -51,8 +53,12 @@ REDIS_DEADLINE_S = 2.0  # of one command; callers repeat it themselves
 REGISTRATION_TTL_S = 6.0
 
 
-def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
+def build_supervisor(
+    settings: WorkerSettings, index: int, report_health: Callable[[ReportedState], None] = lambda _: None
+) -> Supervisor:
     """Return the supervisor of the group with this index; `serve` starts its threads.
+
+    The supervisor calls `report_health` each time that it has handled an event.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
@@ -97,6 +103,7 @@ def build_supervisor(settings: WorkerSettings, index: int) -> Supervisor:
             registration, redis, settings.ranks_per_group, lambda: inbox.put(DrainRequested())
         ),
         disk_space=DiskSpace(settings.disks, settings.min_free_bytes),
+        report_health=report_health,
         maintenance=(
             StoppableThread("sweep", partial(keep_sweeping, job_store, backends.tickets)),
             StoppableThread("remove-files", partial(keep_removing, job_store, backends.storage)),

@@ -42,6 +42,7 @@ class GpuGroup:
     Attributes:
         process: the processes of the present start, None between two starts.
         capability: what the group can make, since it was first ready.
+        start_s: how long the last successful start took.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class GpuGroup:
         self.state = GpuGroupState.DOWN
         self.process: GroupProcess | None = None
         self.capability: Capability | None = None
+        self.start_s = 0.0
 
     @property
     def is_ready(self) -> bool:
@@ -97,6 +99,7 @@ class GpuGroup:
         self.state = change(self.state, GpuGroupState.READY)
         self.process.set_ranks(ready.pids)
         self.capability = ready.capability
+        self.start_s = self._clock() - self._started_at
         self._backoff = self._backoff.after_success()
 
     def start_job(self, run: RunJob) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from redis import Redis
 from jobs.capability import Capability
 from jobs.errors import GroupTaken, Unavailable
 from jobs.registration import GroupRegistration, GroupState
+from jobs.store.metrics import count_group_start
 from worker.supervisor.threads import StoppableThread
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Heartbeat(StoppableThread):
         self._on_taken = on_taken
         self._status = GroupStatus()
         self._published_capability: Capability | None = None
+        self._starts_s: deque[float] = deque()
         self._wake = threading.Event()
 
     def update(self, status: GroupStatus) -> None:
@@ -56,6 +59,11 @@ class Heartbeat(StoppableThread):
         if status != self._status:
             self._status = status
             self._wake.set()
+
+    def count_start(self, duration_s: float) -> None:
+        """Count a start of the group in the metrics of its pool, with the next status that is published."""
+        self._starts_s.append(duration_s)
+        self._wake.set()
 
     def stop(self) -> None:
         """Ask the thread to give up the name and end."""
@@ -83,3 +91,6 @@ class Heartbeat(StoppableThread):
             status.capability.publish(self._redis)
             self._published_capability = status.capability
         self._registration.heartbeat(status.state, self._ranks, status.job_id, status.capability)
+        while status.capability and self._starts_s:
+            count_group_start(self._redis, status.capability.pool, self._starts_s[0])
+            self._starts_s.popleft()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from worker.health import ReportedState
 from worker.messages import (
     PROTOCOL_VERSION,
     CheckpointSaved,
@@ -90,7 +91,12 @@ class SupervisorLimits:
 
 @dataclass(frozen=True)
 class Components:
-    """The parts that work for the supervisor. `maintenance` are threads that it only starts and stops."""
+    """The parts that work for the supervisor.
+
+    Attributes:
+        maintenance: threads that the supervisor only starts and stops.
+        report_health: is called with the state after each event, so that a probe sees that the loop turns.
+    """
 
     gpu_group: GpuGroup
     consumer: Consumer
@@ -101,6 +107,7 @@ class Components:
     heartbeat: Heartbeat
     disk_space: DiskSpace
     maintenance: Sequence[StoppableThread] = ()
+    report_health: Callable[[ReportedState], None] = lambda _: None
 
     @property
     def threads(self) -> list[StoppableThread]:
@@ -204,6 +211,7 @@ class Supervisor:
                 )
             case Ready():
                 self._gpu_group.on_ready(message)
+                self._components.heartbeat.count_start(self._gpu_group.start_s)
             case RunJob() | StopJob():
                 raise AssertionError(f"only the supervisor sends {message.type}")
             case _:
@@ -344,6 +352,7 @@ class Supervisor:
         state = self._gpu_group.published_state(busy=job_id is not None)
         if state == "ready" and not self._components.disk_space.is_enough:
             state = "full"
+        self._components.report_health(state if self.state is SupervisorState.SERVING else "draining")
         self._components.heartbeat.update(GroupStatus(state, job_id, self._gpu_group.capability))
 
     # The end

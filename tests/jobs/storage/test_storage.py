@@ -60,6 +60,9 @@ def put(storage: Storage, tmp_path: Path):
 
 
 class TestEveryStorage:
+    def test_check_accepts_a_new_storage(self, storage: Storage):
+        storage.check()
+
     def test_stored_file_is_read_back(self, storage: Storage, put):
         put(KEY, b"some bytes")
         assert b"".join(storage.read(KEY)) == b"some bytes"
@@ -413,3 +416,15 @@ class TestS3:
         assert link is not None
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(link)
+
+
+def test_check_refuses_a_bucket_that_does_not_exist(s3_bucket: S3Bucket):
+    storage = open_storage(s3_settings(s3_bucket, storage="s3://no-such-bucket"))
+    with pytest.raises(Unavailable):
+        storage.check()
+
+
+def test_check_refuses_a_folder_that_is_a_file(tmp_path: Path):
+    (tmp_path / "storage").write_text("")
+    with pytest.raises(Unavailable):
+        FolderStorage(tmp_path / "storage").check()

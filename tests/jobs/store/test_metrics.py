@@ -6,7 +6,7 @@ import pytest
 from redis import Redis
 
 from jobs.errors import GenerationFailed, UploadFailed
-from jobs.store.metrics import QueueDepth, counters, queue_depths
+from jobs.store.metrics import counters
 from tests.jobs.examples import ExampleStore, a_result
 
 
@@ -77,16 +77,3 @@ def test_repeated_call_counts_once(store: ExampleStore, redis: Redis):
         store.holder.succeed(claim, a_result(claim), {})
     found = counters(redis)
     assert (found["jobs_ended", "succeeded"], found["uploads", "stored"]) == (1, 1)
-
-
-def test_queue_depth_is_reported_by_priority(store: ExampleStore, redis: Redis):
-    store.submit(priority="low")
-    store.clock.advance(5)
-    store.submit(priority="high")
-    store.submit(priority="high")
-    store.clock.advance(2)
-    assert queue_depths(redis, store.clock) == [
-        QueueDepth("high", 2, 2.0),
-        QueueDepth("normal", 0, 0),
-        QueueDepth("low", 1, 7.0),
-    ]

@@ -14,7 +14,6 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from jobs.errors import DiskFull
-from jobs.registration import GroupRegistration
 from service.app import create_app
 from service.inputs.uploads import upload_folder
 from tests.service.conftest import CAPABILITY, settings_for
@@ -86,8 +85,7 @@ def test_folder_of_a_request_is_removed_when_the_disk_is_full(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_process_is_not_ready_while_the_disk_is_full(client: TestClient, redis, monkeypatch):
-    GroupRegistration(redis, "first").heartbeat("ready", ranks=1)
+def test_process_is_not_ready_while_the_disk_is_full(client: TestClient, monkeypatch):
     assert client.get("/readyz").status_code == 200
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert_refused(client.get("/readyz"))

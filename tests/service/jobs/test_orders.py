@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -13,8 +14,9 @@ from model.spec.geometry import Clip, Size
 from model.spec.params import MAX_SEED, GenerationParams
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
+from service.app import create_app
 from service.jobs.bodies import GenerateRequest
-from tests.service.conftest import CAPABILITY, LIMITS, TASKS
+from tests.service.conftest import CAPABILITY, LIMITS, TASKS, settings_for
 from tests.service.media import clip, encoded, in_base64, picture
 
 IMAGES = [{"base64": in_base64(encoded(picture(*size)))} for size in ((64, 96), (96, 64), (40, 400))]
@@ -178,7 +180,7 @@ class TestCheckpointWithoutLoras:
 
 
 def test_requests_are_accepted_while_all_workers_are_away(client):
-    assert client.get("/readyz").status_code == 503
+    assert client.get("/readyz?workers=1").status_code == 503
     assert client.post("/generate", json={"prompt": "a red ball"}).status_code == 202
 
 
@@ -187,3 +189,25 @@ def test_requests_are_refused_before_the_first_worker_starts(no_worker_yet):
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
     assert int(answer.headers["Retry-After"]) > 0
     assert no_worker_yet.get("/jobs").json()["jobs"] == []
+
+
+def test_requests_are_accepted_against_the_configured_capability_before_the_first_worker_starts(
+    redis_server, redis, tmp_path
+):
+    path = tmp_path / "capability.json"
+    path.write_text(CAPABILITY.model_dump_json())
+    app = create_app(settings_for(redis_server, tmp_path, capability_file=path, queue_without_group_s=0))
+    with TestClient(app) as client:
+        answer = client.post("/generate", json={"prompt": "a red ball"})
+        assert (answer.status_code, answer.json()["waiting_for"]) == (202, "no live group can run this job")
+        assert client.post("/generate", json={"prompt": "x", "model": "other"}).status_code == 422
+        (pool,) = client.get("/capability").json()["pools"]
+        assert (pool["num_groups"], pool["queued_jobs"]) == (0, 1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_capability_file_that_cannot_be_read_is_refused_at_the_start(redis_server, tmp_path, content):
+    path = tmp_path / "capability.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="must be a capability"):
+        settings_for(redis_server, tmp_path, capability_file=path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.errors import OutOfMemory
+from jobs.errors import OutOfMemory, Unavailable
 from jobs.registration import GroupRegistration
 
 
@@ -18,33 +18,46 @@ def test_service_is_live_without_a_worker(no_worker_yet):
     assert no_worker_yet.get("/livez").json() == {"status": "ok"}
 
 
+def test_service_is_ready_without_a_worker(no_worker_yet):
+    assert no_worker_yet.get("/readyz").json() == {"status": "ok"}
+
+
+def test_service_is_not_ready_without_its_storage(client, app, monkeypatch):
+    def refuse() -> None:
+        raise Unavailable("the store cannot be reached")
+
+    monkeypatch.setattr(app.state.backend.storage, "check", refuse)
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+
+
 @pytest.mark.parametrize(
     ("state", "status"), [("ready", 200), ("busy", 200), ("starting", 503), ("full", 503), ("broken", 503)]
 )
-def test_service_is_ready_if_a_group_is_ready_or_busy(client, redis, state, status):
-    assert client.get("/readyz").status_code == 503
+def test_workers_are_ready_if_a_group_is_ready_or_busy(client, redis, state, status):
+    assert client.get("/readyz?workers=1").status_code == 503
     GroupRegistration(redis, "first").heartbeat(state, ranks=2)
-    assert client.get("/readyz").status_code == status
+    assert client.get("/readyz?workers=1").status_code == status
 
 
-def test_service_is_ready_with_one_ready_group_among_broken_ones(client, redis):
+def test_workers_are_ready_with_one_ready_group_among_broken_ones(client, redis):
     GroupRegistration(redis, "first").heartbeat("broken", ranks=1)
     GroupRegistration(redis, "second").heartbeat("ready", ranks=1)
-    assert client.get("/readyz").json() == {"status": "ok"}
+    assert client.get("/readyz?workers=1").json() == {"status": "ok"}
 
 
 def test_response_lists_the_states_of_groups_that_are_not_ready(client, redis):
-    assert "there is none" in client.get("/readyz").json()["error"]["message"]
+    assert "there is none" in client.get("/readyz?workers=1").json()["error"]["message"]
     GroupRegistration(redis, "first").heartbeat("broken", ranks=1)
     GroupRegistration(redis, "second").heartbeat("full", ranks=1)
-    assert "broken, full" in client.get("/readyz").json()["error"]["message"]
+    assert "broken, full" in client.get("/readyz?workers=1").json()["error"]["message"]
 
 
 def test_released_group_no_longer_counts(client, redis):
     seat = GroupRegistration(redis, "first")
     seat.heartbeat("ready", ranks=1)
     seat.release()
-    answer = client.get("/readyz")
+    answer = client.get("/readyz?workers=1")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
     assert int(answer.headers["Retry-After"]) > 0
 

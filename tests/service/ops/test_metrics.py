@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.errors import OutOfMemory
 from jobs.registration import GroupRegistration
-from service.ops.metrics import SERIES
+from service.ops.metrics import POOL_GAUGES, SERIES
 from tests.service.conftest import CAPABILITY
 
 
@@ -51,6 +51,38 @@ def test_queued_jobs_are_exported_by_priority(order, numbers):
         order(priority=priority)
     found = numbers()
     assert [found["longcat_queued_jobs", priority] for priority in ("high", "normal", "low")] == [1, 0, 2]
+
+
+def test_every_state_of_groups_has_a_series(numbers):
+    found = numbers()
+    for state in ("starting", "ready", "busy", "full", "broken"):
+        assert found["longcat_groups", state] == 0
+
+
+def test_every_known_pool_has_series_while_no_group_is_up(numbers, redis):
+    registration = GroupRegistration(redis, "gone")
+    registration.heartbeat("ready", 2, None, CAPABILITY)
+    registration.release()
+    found = numbers()
+    assert {found[name, CAPABILITY.pool] for name in POOL_GAUGES} == {0}
+
+
+def test_backlog_of_a_pool_is_exported_in_gpu_seconds(order, worker, numbers, redis):
+    capability = CAPABILITY.model_copy(update={"context_parallel": 4})
+    GroupRegistration(redis, "a", ttl_s=600).heartbeat("busy", 4, None, capability)
+    GroupRegistration(redis, "b", ttl_s=600).heartbeat("ready", 4, None, capability)
+    order()
+    redis.lpush(
+        "longcat:recent_runs",
+        f"text_to_video {numbers()['longcat_pool_backlog_work_units', capability.pool]:.0f} 30000",
+    )
+    found = numbers()
+    assert found["longcat_pool_backlog_gpu_seconds", capability.pool] == pytest.approx(30 * 4)
+    assert found["longcat_pool_busy_share", capability.pool] == 0.5
+    assert (
+        found["longcat_pool_queued_jobs", capability.pool],
+        found["longcat_pool_held_jobs", capability.pool],
+    ) == (1, 0)
 
 
 def test_queued_job_has_an_eta_once_a_job_has_succeeded(client, order, worker, redis):

@@ -148,9 +148,13 @@ class FakeHeartbeat(IdleThread, Heartbeat):
     def __init__(self) -> None:
         super().__init__()
         self.status = GroupStatus()
+        self.starts_s: list[float] = []
 
     def update(self, status: GroupStatus) -> None:
         self.status = status
+
+    def count_start(self, duration_s: float) -> None:
+        self.starts_s.append(duration_s)
 
 
 class FakeSupervisor:

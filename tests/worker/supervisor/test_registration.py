@@ -9,6 +9,7 @@ from jobs.capability import Capability
 from jobs.errors import Unavailable
 from jobs.fleet import read_fleet
 from jobs.registration import GroupRegistration, live_groups
+from jobs.store.metrics import counters
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends
 from worker.supervisor.registration import GroupStatus, Heartbeat
@@ -50,6 +51,15 @@ def test_changed_status_is_published(scene):
     wait_until(lambda: scene.state() == ("busy", "j"))
     scene.heartbeat.update(GroupStatus("broken"))
     wait_until(lambda: scene.state() == ("broken", None))
+
+
+def test_duration_of_a_start_is_counted_once_the_pool_is_known(scene):
+    scene.heartbeat.count_start(30.0)
+    scene.heartbeat.update(GroupStatus("busy", None, CAPABILITY))
+    scene.heartbeat.count_start(50.0)
+    pool = CAPABILITY.pool
+    wait_until(lambda: counters(scene.redis).get(("group_start_seconds_count", pool)) == 2)
+    assert counters(scene.redis)["group_start_seconds_sum", pool] == 80.0
 
 
 def test_capability_is_published_once_it_is_known(scene):

@@ -77,6 +77,7 @@ def test_no_job_is_claimed_before_the_group_is_ready():
     fake.receive(READY)
     assert fake.consumer.is_requested
     assert fake.heartbeat.status == GroupStatus("ready", None, CAPABILITY)
+    assert len(fake.heartbeat.starts_s) == 1
 
 
 @pytest.mark.parametrize("message", [None, GroupFailed(message="rank 1 failed alone")])

@@ -97,6 +97,7 @@ local function requeue(job, cause, crash_error)
   return set_status(job, 'queued', {
     attempt = crashed and attempt or attempt - 1,
     run_ms = run_ms(job),
+    queued_ms = now,
     group = false,
     progress = false,
     preempt_requested = false,
