@@ -51,6 +51,7 @@ class Checkpoint(_Message):
         weights: fingerprints of the weights that computed it, as in `Capability.weights_for`; None if a
             release before 0.3 saved it.
         dtype: the data type in which it was computed, as in `Capability.dtype`.
+        digests: the SHA-256 of each file; those that a release before 0.3 saved are not checked.
     """
 
     schema_version: int = 1
@@ -62,6 +63,7 @@ class Checkpoint(_Message):
     timings_s: Timings = Field(default_factory=dict)
     weights: dict[str, str] | None = None
     dtype: str | None = None
+    digests: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from jobs.record import JobError, Progress
 from jobs.store.holder import StopReason
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.state import State
+from worker.digest import sha256_of
 from worker.messages import (
     SAVE_BEFORE_STOP,
     Checkpoint,
@@ -172,6 +173,7 @@ class Leader:
         name = f"state-{state.segment}-{state.stage}-{state.step}.safetensors"
         try:
             state.save(self._folder / name)
+            digests = {name: sha256_of(self._folder / name), **self._segments.digests}
         except (OSError, SafetensorError):
             logger.exception("a checkpoint of job %s cannot be saved; an earlier one remains", self._job_id)
             return
@@ -184,6 +186,7 @@ class Leader:
             timings_s=timings_s,
             weights=self._weights,
             dtype=self._capability and self._capability.dtype,
+            digests=digests,
         )
         self._send(CheckpointSaved(job_id=self._job_id, checkpoint=checkpoint))
 

@@ -6,7 +6,6 @@ before it, and its video is the same as without the interruption.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from model.io.video import VideoWriter
 from model.spec.geometry import Size
+from worker.digest import sha256_of
 from worker.messages import VideoFile
 
 VIDEO, THUMBNAIL = "video.mp4", "thumbnail.jpg"
@@ -45,12 +45,21 @@ class VideoSegments:
         self._folder = folder
         self._format = video_format
         self._names = list(names)
+        self._digests: dict[str, str] = {}
         self._writer: VideoWriter | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the files of the finished segments, in order."""
         return tuple(self._names)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each of these files. Raises OSError."""
+        for name in self._names:
+            if name not in self._digests:
+                self._digests[name] = sha256_of(self._folder / name)
+        return dict(self._digests)
 
     def write(self, frames: UInt8[Tensor, "frames height width 3"]) -> None:
         """Append frames to the current segment. Raises OSError."""
@@ -79,8 +88,6 @@ class VideoSegments:
         num_frames = concat([self._folder / name for name in self._names], unfinished)
         save_thumbnail(unfinished, self._folder / THUMBNAIL)
         unfinished.replace(video)
-        with video.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return VideoFile(
             video=VIDEO,
             thumbnail=THUMBNAIL,
@@ -89,7 +96,7 @@ class VideoSegments:
             num_frames=num_frames,
             fps=self._format.fps,
             size_bytes=video.stat().st_size,
-            sha256=sha256,
+            sha256=sha256_of(video),
         )
 
     @property

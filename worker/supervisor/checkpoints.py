@@ -15,6 +15,7 @@ from jobs.errors import LeaseLost, LongCatError, Unavailable, UnreadableRecord
 from jobs.storage.base import Storage
 from jobs.storage.keys import job_prefix, state_key
 from jobs.store.job_store import JobStore
+from worker.digest import sha256_of
 from worker.messages import Checkpoint
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.retry import Interrupted, retry_while_unavailable
@@ -49,6 +50,14 @@ def fetch_checkpoint(checkpoint: Checkpoint, job: ClaimedJob, storage: Storage) 
     for name in checkpoint.files:
         if not (job.folder / name).exists():
             storage.fetch(_key(job.job_id, name), job.folder / name)
+
+
+def damaged_file(checkpoint: Checkpoint, folder: Path) -> str | None:
+    """Return the name of a file that is not as it was saved, None if there is none. Raises OSError."""
+    for name, digest in checkpoint.digests.items():
+        if sha256_of(folder / name) != digest:
+            return name
+    return None
 
 
 def report_late_file(job_store: JobStore, job_id: str, stopping: threading.Event) -> None:

@@ -15,7 +15,7 @@ from jobs.order import Order
 from jobs.storage.base import Storage
 from jobs.store.job_store import JobStore
 from worker.messages import FAILED_ALONE, Checkpoint, RunJob
-from worker.supervisor.checkpoints import fetch_checkpoint, stored_checkpoint
+from worker.supervisor.checkpoints import damaged_file, fetch_checkpoint, stored_checkpoint
 from worker.supervisor.job import (
     ClaimedJob,
     Completed,
@@ -112,17 +112,16 @@ class InputFetcher:
         return names
 
     def _fetch_checkpoint(self, job: ClaimedJob) -> Checkpoint | None:
-        """Return the later one of this machine's own checkpoint and the one in storage."""
+        """Return the later one of this machine's own checkpoint and the one in storage, if it is intact."""
         local = self._spool.checkpoint(job.job_id)
         stored = stored_checkpoint(job.lease.checkpoint, self._report)
         if any(each and not self._can_resume(job, each) for each in (local, stored)):
             # The files of both may have equal names, so neither is used.
-            self._spool.remove(job.job_id)
-            self._spool.folder(job.job_id)
-            forget = partial(self._job_store.holder.save_checkpoint, job.lease, {})
-            retry_while_unavailable(forget, partial(self._check, job), self._stopping)
-            self._warn(job, "the job began again: its saved state was computed with other weights")
+            self._begin_again(job, "its saved state was computed with other weights")
             return None
+        if local and self._is_damaged(local, job):
+            self._clear_folder(job)
+            local = None
         job.checkpoint = stored
         if local and (stored is None or local.position >= stored.position):
             return local
@@ -134,7 +133,28 @@ class InputFetcher:
             logger.warning("job %s starts without its stored checkpoint: %s", job.job_id, error)
             job.checkpoint = None
             return local
+        if self._is_damaged(stored, job):
+            self._begin_again(job, "its saved state was damaged")
+            return None
         return stored
+
+    def _begin_again(self, job: ClaimedJob, reason: str) -> None:
+        """Forget all that was saved of the job, and tell its client why."""
+        self._clear_folder(job)
+        forget = partial(self._job_store.holder.save_checkpoint, job.lease, {})
+        retry_while_unavailable(forget, partial(self._check, job), self._stopping)
+        job.checkpoint = None
+        self._warn(job, f"the job began again: {reason}")
+
+    def _clear_folder(self, job: ClaimedJob) -> None:
+        self._spool.remove(job.job_id)
+        self._spool.folder(job.job_id)
+
+    def _is_damaged(self, checkpoint: Checkpoint, job: ClaimedJob) -> bool:
+        name = damaged_file(checkpoint, job.folder)
+        if name is not None:
+            self._report(UnreadableRecord(f"{job.folder / name} is damaged"))
+        return name is not None
 
     def _retry(self, fetch: Callable[[], None], job: ClaimedJob) -> None:
         """Repeat `fetch` while the storage is unavailable or lacks a file. Raise KeyMissing, Interrupted."""

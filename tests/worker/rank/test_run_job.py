@@ -20,6 +20,7 @@ from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
+from worker.digest import sha256_of
 from worker.messages import (
     Checkpoint,
     CheckpointSaved,
@@ -191,7 +192,7 @@ def test_checkpoint_is_saved_after_steps_and_segments_with_all_earlier_segments(
     assert positions[-1] == (2, 4)  # none after the last segment
     for checkpoint in saved:
         assert checkpoint.segment_files == tuple(f"segment-{i:03}.mp4" for i in range(checkpoint.segment))
-        assert all((rank.folder / name).is_file() for name in checkpoint.files)
+        assert checkpoint.digests == {name: sha256_of(rank.folder / name) for name in checkpoint.files}
 
 
 def test_checkpoint_is_saved_after_a_segment_even_if_steps_save_rarely(rarely_saving_rank):

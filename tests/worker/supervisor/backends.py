@@ -16,6 +16,7 @@ from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
 from tests.worker.examples import ORDER
+from worker.digest import sha256_of
 from worker.messages import Checkpoint, VideoFile
 from worker.supervisor.checkpoints import CheckpointUploader
 from worker.supervisor.finalize import Backends
@@ -120,4 +121,6 @@ def write_checkpoint(folder: Path, step: int, segment: int = 0) -> Checkpoint:
     )
     for name in checkpoint.files:
         (folder / name).write_text(name)
-    return checkpoint
+    return checkpoint.model_copy(
+        update={"digests": {name: sha256_of(folder / name) for name in checkpoint.files}}
+    )

@@ -157,6 +157,31 @@ def test_job_starts_over_if_its_stored_checkpoint_is_gone(backends, fetcher):
     assert (run.resume, job.checkpoint) == (None, None)
 
 
+@pytest.mark.parametrize("content", [b"", b"state-1-denoise", b"state-1-denoise-4.safetensors"])
+@pytest.mark.parametrize("file", ["state-1-denoise-3.safetensors", "piece-000.mp4"])
+def test_job_begins_again_and_says_so_if_its_stored_checkpoint_is_damaged(
+    backends, fetcher, tmp_path, file, content
+):
+    job = checkpointed_elsewhere(backends, step=3)
+    (key,) = (key for key in backends.storage.keys(f"jobs/{job.job_id}/state/") if key.endswith(file))
+    (tmp_path / "damaged").write_bytes(content)
+    backends.storage.put(key, tmp_path / "damaged", "")
+    run = fetcher.fetch(job)
+    assert (run.resume, job.checkpoint) == (None, None)
+    assert list(job.folder.iterdir()) == []
+    warnings = backends.job_store.client.get(job.job_id).warnings
+    assert warnings == ("the job began again: its saved state was damaged",)
+
+
+def test_stored_checkpoint_is_used_if_the_local_one_is_damaged(backends, fetcher):
+    job = checkpointed_elsewhere(backends, step=3)
+    own = write_checkpoint(job.folder, 5, segment=1)
+    backends.spool.write_checkpoint(job.job_id, own)
+    (job.folder / own.state).write_text("damaged")
+    assert fetcher.fetch(job).resume.step == 3
+    assert not (job.folder / own.state).exists()
+
+
 def test_finished_video_in_the_spool_is_not_generated_again(backends, fetcher):
     job = backends.claimed_job()
     video = write_video(job.folder)
