@@ -77,7 +77,7 @@ def build_supervisor(
     )
     report = partial(report_unreadable, redis, "checkpoint")
     fetcher = InputFetcher(job_store, backends.storage, spool, report)
-    gpu_group = _build_gpu_group(settings, index, inbox)
+    gpu_group = _build_gpu_group(settings, index, inbox, partial(report_unreadable, redis, "message"))
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def on_claim(lease: Lease) -> None:
@@ -139,7 +139,9 @@ def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Bac
     return Backends(job_store, TicketQueue(redis), storage, spool, checkpoints)
 
 
-def _build_gpu_group(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuGroup:
+def _build_gpu_group(
+    settings: WorkerSettings, index: int, inbox: Inbox, report: Callable[[UnreadableRecord], None]
+) -> GpuGroup:
     socket = settings.group_folder(index) / "rank-0.sock"
     launch = Launch(
         num_ranks=settings.ranks_per_group,
@@ -159,7 +161,7 @@ def _build_gpu_group(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuG
     def on_message(process: GroupProcess, message: Message | None) -> None:
         inbox.put(GroupMessage(process, message))
 
-    return GpuGroup(lambda: GroupProcess(launch, on_message), limits)
+    return GpuGroup(lambda: GroupProcess(launch, on_message, report), limits)
 
 
 def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:
