@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import GroupTaken, Unavailable
+from jobs.errors import GroupTaken, Unavailable, UnfitServer
 from jobs.registration import GroupRegistration, live_groups
 from jobs.storage.folder import FolderStorage
 from jobs.store.metrics import counters
@@ -78,6 +78,14 @@ def test_video_of_a_job_whose_record_cannot_be_read_stays_in_the_spool(scene):
     scene.serve()
     wait_until(lambda: scene.status(readable) == "succeeded")
     assert scene.spool.pending_upload(unreadable.job_id)
+
+
+def test_worker_does_not_start_on_keys_of_a_much_later_release(scene):
+    scene.backends.redis.hset("longcat:keys_version", mapping={"version": 99, "oldest_reader": 98})
+    with pytest.raises(UnfitServer, match="a later release"):
+        build_supervisor(scene.settings, 0)
+    assert live_groups(scene.backends.redis) == []
+    scene.backends.redis.flushall()
 
 
 def test_documents_of_a_worker_that_cannot_be_read_are_counted_by_kind(scene):
