@@ -30,7 +30,8 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 
 from jobs.connect import redis_reached
-from jobs.errors import Unavailable
+from jobs.errors import Unavailable, UnreadableRecord
+from jobs.store.metrics import report_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Ticket(RQJob):
             self._drop()
 
     def _drop(self) -> Never:
-        logger.warning("dropped RQ job %s: it is not a ticket", self.id)
+        report_unreadable(self.connection, "ticket", UnreadableRecord(f"RQ job {self.id} is not a ticket"))
         self.connection.delete(self.key)
         raise NoSuchJobError(f"{self.id} is not a ticket")
 
@@ -213,8 +214,8 @@ def consume(
         except Unavailable as error:
             logger.warning("waiting for Redis: %s", error)
             time.sleep(PAUSE_S)
-        except (ResponseError, ValueError):
-            logger.exception("passed over a ticket: something in RQ's keys cannot be read")
+        except (ResponseError, ValueError) as error:
+            report_unreadable(redis, "ticket", UnreadableRecord(f"something in RQ's keys: {error}"))
             time.sleep(PAUSE_S)
     if worker:
         with suppress(Unavailable), redis_reached():
