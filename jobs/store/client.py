@@ -150,9 +150,13 @@ class JobClient:
         return bool(self._run("delete", id=job_id, token=uuid4().hex))
 
     def counts(self) -> dict[Status, int]:
-        """Return the number of jobs of all owners in each status."""
+        """Return the number of jobs of all owners in each status.
+
+        A job that changes its status meanwhile may be missing, or count twice.
+        """
         statuses: tuple[Status, ...] = get_args(Status)
-        with redis_reached(), self._redis.pipeline() as pipeline:
+        # No transaction: Redis refuses even those that only read, while it is full.
+        with redis_reached(), self._redis.pipeline(transaction=False) as pipeline:
             for status in statuses:
                 pipeline.zcard(f"longcat:index:{status}")
             return dict(zip(statuses, pipeline.execute(), strict=True))

