@@ -35,7 +35,7 @@ async def livez() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses=error_responses(503))
+@router.get("/readyz", responses=error_responses(422, 503))
 async def readyz(
     request: Request,
     backend: AppBackend,
