@@ -30,7 +30,7 @@ local function job_to_preempt_for(job, after_ms)
     local waited_ms = is_whole(created_ms) and now - created_ms
     if waited_ms and waited_ms < after_ms then return nil end -- later ones have waited even less
     local can_run = not requirements or has_requirement_in(requirements, id)
-    if waited_ms and can_run and may_start(id, job) then
+    if waited_ms and can_run and not limit_on_start(id, job) then
       if num_idle == 0 and not preempts then return id end
       num_idle = math.max(0, num_idle - 1)
     end

@@ -14,8 +14,10 @@ end
 local function set_status(job, status, fields)
   for _, key in ipairs(index_keys(job.status, job.owner)) do redis.call('ZREM', key, job.id) end
   for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZADD', key, job.number, job.id) end
+  local stops_running = job.status == 'running' and status ~= 'running'
   fields.status = status
   write(job, fields)
+  if stops_running then release_held_back(job.owner) end
   add_event(job)
   add_delivery(job)
   return status
