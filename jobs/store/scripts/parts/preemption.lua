@@ -1,4 +1,4 @@
--- include: clock, queue
+-- include: clock, queue, groups
 -- Preemption. A running job of low priority is asked to stop for a queued job of high priority that has waited long
 -- enough and that no idle group will take. At most one job is asked for each queued job: the queued job names it in
 -- `preempts`, and the running job names the queued one in `preempt_requested`.
@@ -11,21 +11,18 @@ end
 
 -- The number of idle groups in the pool of this group.
 local function num_idle_groups(group)
-  local pool = group_status(group).pool
-  local num_idle = 0
-  for _, name in ipairs(redis.call('SMEMBERS', 'longcat:groups')) do
-    local status = group_status(name)
-    if status.state == 'ready' and status.pool == pool then num_idle = num_idle + 1 end
-  end
-  return num_idle
+  return redis.call('ZCOUNT', idle_groups_key(group_status(group).pool), redis.call('TIME')[1] * 1000, '+inf')
 end
 
 -- The id of the first queued job for which `job` should stop. Passed over are jobs that its group cannot run, that idle
--- groups will take, or for which another job was asked to stop.
+-- groups will take, or for which another job was asked to stop. Only the first jobs are looked at.
+local MOST_URGENT = 50
 local function job_to_preempt_for(job, after_ms)
+  local urgent = redis.call('ZRANGE', queue_key('high'), 0, MOST_URGENT - 1)
+  if #urgent == 0 then return nil end
   local num_idle = num_idle_groups(job.group)
   local requirements = given.requirements and as_set(given.requirements)
-  for _, id in ipairs(redis.call('ZRANGE', queue_key('high'), 0, -1)) do
+  for _, id in ipairs(urgent) do
     local created_ms, preempts = unpack(read_fields(id, 'created_ms', 'preempts'))
     local waited_ms = is_whole(created_ms) and now - created_ms
     if waited_ms and waited_ms < after_ms then return nil end -- later ones have waited even less
