@@ -13,7 +13,7 @@ from jobs.store.idempotency import KeyReservation
 from jobs.store.scripts import present, to_ms
 from jobs.work import work_units
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The version of stored records."""
 
 
@@ -22,6 +22,7 @@ class Submission:
     """A job to be queued.
 
     Attributes:
+        weight: the owner's share of the groups is proportional to it.
         max_queue_s: how long it may wait for its first start; None is no limit.
         max_run_s: how long it may run, all attempts together; None is no limit.
         requirement: what a group needs to run it; by default that of the order, for groups of any size limit.
@@ -33,6 +34,7 @@ class Submission:
     order: Order
     priority: Priority = "normal"
     owner: str = ""
+    weight: float = 1.0
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook_url: str | None = None
     webhook_events: tuple[WebhookEvent, ...] = WEBHOOK_EVENTS
@@ -55,6 +57,7 @@ class Submission:
             "requirement": str(self.requirement or Requirement.of(self.order)),
             "priority": self.priority,
             "owner": self.owner,
+            "weight": self.weight,
             "metadata": json.dumps(dict(self.metadata)),
             "webhook_url": self.webhook_url,
             "webhook_events": json.dumps(self.webhook_events),

@@ -71,6 +71,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         requirement=requirement,
         priority=request.priority,
         owner=backend.owner,
+        weight=backend.settings.weight_by_owner.get(backend.owner, 1.0),
         metadata=request.metadata,
         webhook_url=request.webhook_url,
         webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),

@@ -26,7 +26,8 @@ local function counting(call)
     return reply
   end
 end
-local redis = setmetatable({{call = counting(redis.call), pcall = counting(redis.pcall)}}, {{__index = redis}})
+local counted = {{call = counting(redis.call), pcall = counting(redis.pcall)}}
+local redis = setmetatable(counted, {{__index = redis}})
 """
 """Lua that counts the elements of all replies that a script reads."""
 
@@ -78,7 +79,10 @@ def cost(redis: Redis, call: Callable[[], object]) -> Cost:
 
 
 def loaded(redis: Redis, load: Load, quotas: Quotas = Quotas()) -> tuple[ExampleStore, list[Lease]]:  # noqa: B008
-    """Return a store under this load, and its claims. Every tenth job is distilled. Running jobs are of low priority."""
+    """Return a store under this load, and its claims.
+
+    Every tenth job is distilled. Running jobs are of low priority.
+    """
     redis.flushall()
     store = ExampleStore(redis, quotas=quotas)
     distilled = make_order(ORDER, distilled=True)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, get_args
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,6 +25,8 @@ from jobs.order import Priority
 from jobs.record import ENDED, Progress, Status
 from jobs.registration import GroupRegistration
 from jobs.store.holder import Lease
+from jobs.store.quotas import Quotas
+from jobs.work import work_units
 from tests.jobs.examples import LATE_UPLOAD_S, LEASE_S, ORDER, ExampleStore, a_result, keys_of
 from tests.orders import make_order
 
@@ -33,6 +36,8 @@ PRIORITIES: list[Priority] = ["high", "normal", "low"]
 LEASE_MS = round(LEASE_S * 1000)
 PREEMPT_AFTER_S = 5.0
 NUMBERS = st.integers(0, 19)
+WEIGHTS = {"x": 1.0, "y": 2.0, "z": 0.5}
+"""The weights of owners."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Expected:
     preempt_requested: bool = False
     preempts: bool = False
     distilled: bool = False
+    charge: int = 0
     ends: list[Status] = field(default_factory=list)
 
     def end(self, status: Status, now_ms: int) -> str:
@@ -113,11 +119,17 @@ CAPABILITIES = {
 class JobStoreMachine(RuleBasedStateMachine):
     """Run several actors on one store. It keeps every claim, so that former holders act too."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, owner_running_jobs: int | None) -> None:
         super().__init__()
         redis.flushall()
         self.redis = redis
-        self.store = ExampleStore(redis, retention_s=RETENTION_S, max_attempts=MAX_ATTEMPTS)
+        self.owner_running_jobs = owner_running_jobs
+        self.store = ExampleStore(
+            redis,
+            retention_s=RETENTION_S,
+            max_attempts=MAX_ATTEMPTS,
+            quotas=Quotas(owner_running_jobs=owner_running_jobs),
+        )
         self.store.maintenance.sweep()
         self.expected: dict[str, Expected] = {}
         self.virtual_start: dict[OwnerQueue, int] = {}
@@ -145,19 +157,32 @@ class JobStoreMachine(RuleBasedStateMachine):
         owner=st.sampled_from("xyz"),
         waits=st.sampled_from([None, 60]),
         distilled=st.booleans(),
+        num_segments=st.sampled_from([1, 3]),
     )
-    def submit_one(self, priority: Priority, owner: str, waits: int | None, distilled: bool) -> None:
-        self.submit(priority, owner, waits, distilled=distilled)
+    def submit_one(
+        self, priority: Priority, owner: str, waits: int | None, distilled: bool, num_segments: int
+    ) -> None:
+        self.submit(priority, owner, waits, distilled=distilled, num_segments=num_segments)
 
-    def submit(self, priority: Priority, owner: str, waits: int | None, *, distilled: bool = False) -> str:
-        order = make_order(ORDER, distilled=distilled)
-        job = self.store.submit(priority=priority, owner=owner, max_queue_s=waits, order=order)
+    def submit(
+        self,
+        priority: Priority,
+        owner: str,
+        waits: int | None,
+        *,
+        distilled: bool = False,
+        num_segments: int = 1,
+    ) -> str:
+        order = make_order(ORDER, distilled=distilled, num_segments=num_segments)
+        weight = WEIGHTS[owner]
+        job = self.store.submit(priority=priority, owner=owner, max_queue_s=waits, order=order, weight=weight)
+        charge = round(work_units(order.plan) / 1000 / weight)
         deadline_ms = self.now_ms + waits * 1000 if waits else None
         queue = OwnerQueue(priority, owner)
         if not any(other.queue == queue and not other.has_started for other in self.queued().values()):
             self.virtual_start[queue] = max(self.virtual_start.get(queue, 0), self.virtual_time[priority])
         self.expected[job.id] = Expected(
-            queue, len(self.expected), self.now_ms, deadline_ms, distilled=distilled
+            queue, len(self.expected), self.now_ms, deadline_ms, distilled=distilled, charge=charge
         )
         return job.id
 
@@ -173,7 +198,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             self.claim(group)
 
     def claim(self, group: str) -> None:
-        queued = self.expected_order(group)
+        queued = self.expected_order(group, limited=True)
         claim = self.store.holder.claim(group, LEASE_S, CAPABILITIES.get(group))
         if not queued:
             assert claim is None
@@ -186,7 +211,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         job.group = group
         if not job.has_started:
             start = self.virtual_start[job.queue]
-            self.virtual_start[job.queue] = start + 1
+            self.virtual_start[job.queue] = start + job.charge
             self.virtual_time[job.queue.priority] = max(start, self.virtual_time[job.queue.priority])
         job.has_started = True
         assert claim.fence == claim.attempt == job.fence + 1
@@ -349,7 +374,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         order = self.expected_order()
         positions = [self.store.position(job_id) for job_id in order]
         assert positions == list(range(1, len(order) + 1))
-        assert sum(self.store.maintenance.num_tickets_needed().values()) == len(order)
+        assert sum(self.store.maintenance.num_tickets_needed().values()) == self.num_tickets()
         held = [job_id for job_id, job in self.expected.items() if job.holder is not None]
         assert self.redis.zcard("longcat:leases") == len(held)
         assert all(self.redis.zscore("longcat:leases", job_id) for job_id in held)
@@ -366,16 +391,37 @@ class JobStoreMachine(RuleBasedStateMachine):
     def queued(self) -> dict[str, Expected]:
         return {id_: job for id_, job in self.expected.items() if job.status == "queued" and not job.removed}
 
-    def expected_order(self, group: str | None = None) -> list[str]:
-        """Return the queued jobs that a group can run, in the order in which they start there."""
-        queued = {job_id: job for job_id, job in self.queued().items() if self.can_run(group, job)}
+    def may_start(self, job: Expected, leaving: Expected | None = None) -> bool:
+        """Return whether the limit on running jobs of its owner allows a job to start."""
+        running = [
+            other
+            for other in self.present()
+            if other.status == "running" and other.queue.owner == job.queue.owner and other is not leaving
+        ]
+        return self.owner_running_jobs is None or len(running) < self.owner_running_jobs
+
+    def num_tickets(self) -> int:
+        """Return one ticket for each job of a class of which some job may start."""
+        classes = [[job for job in self.queued().values() if job.distilled is flag] for flag in (True, False)]
+        return sum(len(jobs) for jobs in classes if any(self.may_start(job) for job in jobs))
+
+    def expected_order(self, group: str | None = None, *, limited: bool = False) -> list[str]:
+        """Return the queued jobs that a group can run, in the order in which they start there.
+
+        If `limited`, leave out those that a limit on running jobs keeps from starting now.
+        """
+        queued = {
+            job_id: job
+            for job_id, job in self.queued().items()
+            if self.can_run(group, job) and (not limited or self.may_start(job))
+        }
         starts = dict(self.virtual_start)
         ids = []
         while queued:
             next_id = min(queued, key=lambda job_id: _place(queued[job_id], starts))
             job = queued.pop(next_id)
             if not job.has_started:
-                starts[job.queue] += 1
+                starts[job.queue] += job.charge
             ids.append(next_id)
         return ids
 
@@ -386,7 +432,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             for queued in self.queued().values():
                 has_waited = self.now_ms - queued.created_ms >= PREEMPT_AFTER_S * 1000
                 is_urgent = queued.queue.priority == "high" and has_waited and not queued.preempts
-                if is_urgent and self.can_run(job.group, queued):
+                if is_urgent and self.can_run(job.group, queued) and self.may_start(queued, leaving=job):
                     queued.preempts = job.preempt_requested = True
                     break
         return job.preempt_requested
@@ -399,9 +445,8 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     def choose_claim(self, number: int) -> Lease:
         """Return one of the last two claims for an even number, any claim for an odd one."""
-        return (
-            self.claims[-1 - number // 2 % 2] if number % 2 == 0 else self.claims[number % len(self.claims)]
-        )
+        candidates = self.claims[-2:] if number % 2 == 0 else self.claims
+        return candidates[number // 2 % len(candidates)]
 
     def held(self, claim: Lease) -> Expected | None:
         job = self.expected[claim.job.id]
@@ -435,9 +480,10 @@ def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, int, int]
     return PRIORITIES.index(job.queue.priority), -1 if job.has_started else starts[job.queue], job.number
 
 
-def test_no_interleaving_of_calls_breaks_the_rules(redis: Redis):
+@pytest.mark.parametrize("owner_running_jobs", [None, 1])
+def test_no_interleaving_of_calls_breaks_the_rules(redis: Redis, owner_running_jobs: int | None):
     run_state_machine_as_test(
-        partial(JobStoreMachine, redis),  # type: ignore[arg-type] # any factory of machines will do
+        partial(JobStoreMachine, redis, owner_running_jobs),  # type: ignore[arg-type] # any factory of machines will do
         settings=settings(
             max_examples=35,
             stateful_step_count=40,
