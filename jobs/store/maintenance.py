@@ -73,7 +73,8 @@ class JobMaintenance:
             return SweepResult(by_other=True)
         for what, job_id in replies:
             ids.setdefault(what.decode(), []).append(job_id.decode())
-        return SweepResult(**{what: tuple(changed) for what, changed in ids.items()})
+        requeued, ended, expired = (tuple(ids.get(what, ())) for what in ("requeued", "ended", "expired"))
+        return SweepResult(requeued, ended, expired)
 
     def num_tickets_needed(self) -> dict[str, int]:
         """Return how many tickets there should be for each requirement.

@@ -33,7 +33,7 @@ class Served:
 
 def serve(store: ExampleStore, count: int) -> list[Served]:
     """Claim jobs one after the other, and end each at once."""
-    served = []
+    served: list[Served] = []
     while len(served) < count and (lease := store.holder.claim("a", LEASE_S)):
         served.append(Served(lease.job.owner, work_units(lease.job.order.plan)))
         store.holder.confirm_cancel(lease)
