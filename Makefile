@@ -22,7 +22,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench coverage mutation docs clean
+.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench coverage mutation generate docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
@@ -92,6 +92,10 @@ quality: $(READY) ## measure the pocket checkpoint on one rank and on two: a tab
 bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds where there is a GPU
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.first_contact --out benchmarks/first-contact; fi
+
+generate: $(READY) ## write the generated pages anew: docs/settings.md and docs/errors.md
+	$(BIN)/python -m docs.settings_page > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
+	$(BIN)/python -m service.openapi.error_table > docs/errors.md.new && mv docs/errors.md.new docs/errors.md
 
 docs: $(READY) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

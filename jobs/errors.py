@@ -162,6 +162,6 @@ class UnreadableRecord(LongCatError):
 
 
 class UnfitServer(LongCatError):
-    """This Redis server is not supported."""
+    """This Redis server, or what is in it, cannot be used by this release."""
 
     code = "unfit_server"

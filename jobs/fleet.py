@@ -7,7 +7,6 @@ one that no group can run.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,12 +16,11 @@ from redis import Redis
 
 from jobs.capability import CAPABILITY_KEY, Capability, read_capability
 from jobs.connect import redis_reached
-from jobs.errors import NoCapability
+from jobs.errors import NoCapability, UnreadableRecord
 from jobs.registration import POOL_KEY, POOLS_KEY, UNNAMED_POOL, GroupStatus, live_groups
 from jobs.requirement import can_run
+from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import text
-
-logger = logging.getLogger(__name__)
 
 _CACHED_CAPABILITIES = 64
 
@@ -93,12 +91,12 @@ def read_fleet(redis: Redis, configured: Capability | None = None) -> Fleet:
         *documents, last_published = redis.mget([*(POOL_KEY.format(name) for name in names), CAPABILITY_KEY])
     pools = []
     for name, document, (_, seen_ms) in zip(names, documents, seen, strict=True):
-        if capability := document and _parse(document):
+        if capability := document and _capability(redis, document):
             members = tuple(group for group in groups if group.pool == name)
             away_s = 0.0 if members else max(0.0, seconds - seen_ms / 1000)
             pools.append(Pool(name, capability, members, away_s))
     unnamed = tuple(group for group in groups if group.pool == UNNAMED_POOL)
-    if last_published and (unnamed or not pools) and (capability := _parse(last_published)):
+    if last_published and (unnamed or not pools) and (capability := _capability(redis, last_published)):
         pools.append(Pool(capability.pool, capability, unnamed))
     if configured and configured.pool not in {pool.name for pool in pools if pool.groups}:
         pools = [pool for pool in pools if pool.name != configured.pool]
@@ -112,10 +110,15 @@ def _order(pool: Pool) -> tuple[bool, float, int, int, str]:
     return not pool.is_live, pool.away_s, -len(pool.capability.loras), -size, pool.name
 
 
-@lru_cache(_CACHED_CAPABILITIES)
-def _parse(document: bytes | str) -> Capability | None:
+def _capability(redis: Redis, document: bytes | str) -> Capability | None:
+    """Return a published capability, None if it cannot be read, which is counted."""
     try:
-        return read_capability(document)
-    except (ValueError, TypeError, AttributeError):
-        logger.exception("passed over a capability that cannot be read")
+        return _parse(document)
+    except (ValueError, TypeError, AttributeError) as error:
+        report_unreadable(redis, "capability", UnreadableRecord(str(error)))
         return None
+
+
+@lru_cache(_CACHED_CAPABILITIES)
+def _parse(document: bytes | str) -> Capability:
+    return read_capability(document)

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Never
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout, NoSuchJobError
 from rq.job import Job as RQJob
@@ -30,7 +30,8 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 
 from jobs.connect import redis_reached
-from jobs.errors import Unavailable
+from jobs.errors import Unavailable, UnreadableRecord
+from jobs.store.metrics import report_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Ticket(RQJob):
             self._drop()
 
     def _drop(self) -> Never:
-        logger.warning("dropped RQ job %s: it is not a ticket", self.id)
+        report_unreadable(self.connection, "ticket", UnreadableRecord(f"RQ job {self.id} is not a ticket"))
         self.connection.delete(self.key)
         raise NoSuchJobError(f"{self.id} is not a ticket")
 
@@ -199,26 +200,36 @@ def consume(
 
     `requirements` returns those whose tickets are taken; it is called before each ticket.
 
-    Continues after an outage of Redis. An error of `on_ticket` ends the loop, except Unavailable: the sweep
-    makes up for that ticket.
+    Continues after an outage of Redis. While Redis is full, RQ cannot deliver tickets, so `on_ticket` is
+    called about once a second. An error of `on_ticket` ends the loop, except Unavailable: the sweep makes up
+    for that ticket.
     """
     worker: TicketWorker | None = None
     while not stop():
         try:
             with redis_reached():
                 worker = worker or TicketWorker(redis)
-                took_ticket = worker.take(requirements())
+                took_ticket = _take(worker, requirements())
             if took_ticket:
                 on_ticket()
         except Unavailable as error:
             logger.warning("waiting for Redis: %s", error)
             time.sleep(PAUSE_S)
-        except (ResponseError, ValueError):
-            logger.exception("passed over a ticket: something in RQ's keys cannot be read")
+        except (ResponseError, ValueError) as error:
+            report_unreadable(redis, "ticket", UnreadableRecord(f"something in RQ's keys: {error}"))
             time.sleep(PAUSE_S)
     if worker:
         with suppress(Unavailable), redis_reached():
             worker.register_death()  # type: ignore[no-untyped-call]
+
+
+def _take(worker: TicketWorker, requirements: Iterable[str]) -> bool:
+    """Take a ticket. Return True as well, after a pause, if Redis is full: there may be a job."""
+    try:
+        return worker.take(requirements)
+    except OutOfMemoryError:
+        time.sleep(PAUSE_S)
+        return True
 
 
 def _is_ticket(raw_data: dict[bytes, bytes]) -> bool:

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI, params
 
 from jobs.connect import check_server
 from jobs.errors import Unavailable
+from jobs.store.keys_version import check_keys_version
 from jobs.store.outbox import Outbox
 from jobs.tracing import close_tracing, open_tracing
 from service.backend import Backend, require_api_key
@@ -122,13 +123,14 @@ def _include(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the background work of the service while it serves.
 
-    Startup fails if the Redis server is too old. A Redis that cannot be reached yet is no
-    reason to fail: requests are answered 503 until it can.
+    Startup fails if the Redis server is too old, or this release is too old for what is in it. A Redis that
+    cannot be reached yet is no reason to fail: requests are answered 503 until it can.
     """
     backend: Backend = app.state.backend
     settings = backend.settings
     try:
         check_server(backend.redis, settings.redis_wait_replicas)
+        check_keys_version(backend.redis)
         backend.job_store.maintenance.sweep()  # before the first request, so that the clock is right
     except Unavailable:
         logger.warning("Redis cannot be reached yet; requests are answered 503 until it can")

@@ -9,23 +9,35 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from jobs.errors import UnreadableRecord
 from jobs.private_files import close_to_others, make_private_folder
 from worker.messages import Message, parse
 
 logger = logging.getLogger(__name__)
 
 
-class Channel:
-    """An end of a connection. Any thread may send; one thread may receive."""
+def log_unreadable(error: UnreadableRecord) -> None:
+    """Log a message that is passed over because this release cannot read it."""
+    logger.error("passed over a message: %s", error)
 
-    def __init__(self, connected: socket.socket) -> None:
+
+class Channel:
+    """An end of a connection. Any thread may send; one thread may receive.
+
+    `report` is called for each received message that this release cannot read.
+    """
+
+    def __init__(
+        self, connected: socket.socket, report: Callable[[UnreadableRecord], None] = log_unreadable
+    ) -> None:
         self._socket = connected
+        self._report = report
         self._incoming = connected.makefile("rb")
         self._send_lock = threading.Lock()
 
@@ -43,7 +55,7 @@ class Channel:
             try:
                 return parse(line)
             except ValidationError as error:
-                logger.error("passed over a message: %s", error.errors(include_input=False))  # noqa: TRY400
+                self._report(UnreadableRecord(str(error.errors(include_input=False))))
         return None
 
     def _readline(self) -> bytes:

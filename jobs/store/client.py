@@ -6,7 +6,8 @@ Next on the way of a request: `jobs.queue`, which signals that there is work.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 from uuid import uuid4
 
@@ -86,7 +87,7 @@ class JobClient:
             limits=self._quotas.of_submission,
             input_bytes=sum(file.size_bytes for file in submission.order.inputs),
         )
-        return Job.from_hash(fields_of(reply))
+        return self._read(fields_of(reply))
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises JobNotFound, and UnreadableRecord if this release cannot read it."""
@@ -94,9 +95,7 @@ class JobClient:
             fields = decoded(self._redis.hgetall(_record_key(job_id)).items())
         if not fields or not self._sees(fields.get("owner", "")):
             raise JobNotFound("no such job")
-        job = Job.from_hash(fields)
-        report_unread_fields(self._redis, job)
-        return job
+        return self._read(fields)
 
     def page(
         self,
@@ -141,7 +140,7 @@ class JobClient:
         From now on it ends as cancelled, whatever its holder reports. Cancelling a cancelled job changes
         nothing. Raises JobNotFound, and JobEnded if the job succeeded or failed.
         """
-        return Job.from_hash(fields_of(self._run("cancel", id=job_id)))
+        return self._read(fields_of(self._run("cancel", id=job_id)))
 
     def delete(self, job_id: str) -> bool:
         """Remove a job; its files are removed after it. Return True if the record is gone already.
@@ -151,9 +150,13 @@ class JobClient:
         return bool(self._run("delete", id=job_id, token=uuid4().hex))
 
     def counts(self) -> dict[Status, int]:
-        """Return the number of jobs of all owners in each status."""
+        """Return the number of jobs of all owners in each status.
+
+        A job that changes its status meanwhile may be missing, or count twice.
+        """
         statuses: tuple[Status, ...] = get_args(Status)
-        with redis_reached(), self._redis.pipeline() as pipeline:
+        # No transaction: Redis refuses even those that only read, while it is full.
+        with redis_reached(), self._redis.pipeline(transaction=False) as pipeline:
             for status in statuses:
                 pipeline.zcard(f"longcat:index:{status}")
             return dict(zip(statuses, pipeline.execute(), strict=True))
@@ -216,13 +219,18 @@ class JobClient:
             if not record or isinstance(record, ResponseError):  # no hash
                 self._redis.zrem(index, job_id)
                 continue
-            try:
-                job = Job.from_hash(decoded(record.items()))
-            except UnreadableRecord as error:
-                report_unreadable(self._redis, "job", error)
-            else:
-                report_unread_fields(self._redis, job)
-                yield job
+            with suppress(UnreadableRecord):
+                yield self._read(decoded(record.items()))
+
+    def _read(self, fields: Mapping[str, str]) -> Job:
+        """Return the job with this record. Raises UnreadableRecord, after counting it."""
+        try:
+            job = Job.from_hash(fields)
+        except UnreadableRecord as error:
+            report_unreadable(self._redis, "job", error)
+            raise
+        report_unread_fields(self._redis, job)
+        return job
 
 
 def _record_key(job_id: str) -> str:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from redis import Redis
 
@@ -21,6 +22,25 @@ from jobs.store.scripts import Scripts, decoded, text
 logger = logging.getLogger(__name__)
 
 METRICS_KEY = "longcat:metrics"
+
+UnreadableKind = Literal[
+    "job",
+    "job field",
+    "missing job",
+    "event",
+    "checkpoint",
+    "delivery",
+    "attempt",
+    "ticket",
+    "group status",
+    "capability",
+    "spool file",
+    "message",
+    "api key",
+    "session",
+    "webhook secret",
+]
+"""The kinds of documents that are passed over when this release cannot read them; labels of the counter."""
 
 Counters = Mapping[tuple[str, str], float]
 """Values by name and label; the label is empty if the counter has none."""
@@ -74,12 +94,15 @@ def report_unread_fields(redis: Redis, job: Job) -> None:
     """Log and count the fields of a record that this release cannot read, and that have their defaults."""
     for name in job.unread:
         logger.warning("job %s: cannot read %s", job.id, name)
-        with suppress(Unavailable), redis_reached():
-            redis.hincrbyfloat(METRICS_KEY, f"unreadable_records|{name}", 1)
+        _count_unreadable(redis, "job field")
 
 
-def report_unreadable(redis: Redis, kind: str, error: UnreadableRecord) -> None:
-    """Log and count a record that is passed over because this release cannot read it."""
-    logger.error("passed over a stored %s: %s", kind, error)
+def report_unreadable(redis: Redis, kind: UnreadableKind, error: UnreadableRecord) -> None:
+    """Log and count a document that is passed over because this release cannot read it."""
+    logger.error("passed over a %s: %s", kind, error)
+    _count_unreadable(redis, kind)
+
+
+def _count_unreadable(redis: Redis, kind: UnreadableKind) -> None:
     with suppress(Unavailable), redis_reached():
         redis.hincrbyfloat(METRICS_KEY, f"unreadable_records|{kind}", 1)

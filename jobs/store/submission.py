@@ -13,7 +13,7 @@ from jobs.store.idempotency import KeyReservation
 from jobs.store.scripts import present, to_ms
 from jobs.work import work_units
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 3
 """The version of stored records."""
 
 

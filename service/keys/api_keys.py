@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import logging
 import re
 import secrets
 from contextlib import suppress
@@ -21,9 +20,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from jobs.connect import redis_reached
-from jobs.errors import LongCatError
-
-logger = logging.getLogger(__name__)
+from jobs.errors import LongCatError, UnreadableRecord
+from jobs.store.metrics import report_unreadable
 
 KEYS = "longcat:keys"
 LAST_USED = "longcat:keys:last_used"
@@ -111,7 +109,7 @@ class ApiKeys:
         with redis_reached():
             stored = self._redis.hvals(KEYS)
             used = self._redis.hgetall(LAST_USED)
-        found = [_read(document) for document in stored]
+        found = [self._read(document) for document in stored]
         keys = [replace(key, last_used_at=_decoded(used.get(key.id.encode()))) for key in found if key]
         return sorted(keys, key=lambda key: key.created_at)
 
@@ -158,8 +156,21 @@ class ApiKeys:
             pipeline.hget(KEYS, key_id)
             pipeline.hget(LAST_USED, key_id)
             document, used = pipeline.execute()
-        key = None if document is None else _read(document)
+        key = None if document is None else self._read(document)
         return key and replace(key, last_used_at=_decoded(used))
+
+    def _read(self, document: bytes | str) -> ApiKey | None:
+        """Return a stored key. Missing fields get their defaults, fields of later releases are ignored.
+
+        Return None for a key that this release cannot read: it is not valid here.
+        """
+        try:
+            key = _API_KEY.validate_json(document)
+            _ = key.is_valid  # reads its times
+        except ValueError as error:
+            report_unreadable(self._redis, "api key", UnreadableRecord(str(error)))
+            return None
+        return key
 
     def _record_use(self, key: ApiKey) -> None:
         now = _now()
@@ -175,20 +186,6 @@ class ApiKeys:
 
 
 _API_KEY = TypeAdapter(ApiKey)
-
-
-def _read(document: bytes | str) -> ApiKey | None:
-    """Read a stored key. Missing fields get their defaults, fields of later releases are ignored.
-
-    Return None for a key that this release cannot read: it is not valid here.
-    """
-    try:
-        key = _API_KEY.validate_json(document)
-        _ = key.is_valid  # reads its times
-    except ValueError as error:
-        logger.error("passed over an API key that cannot be read: %s", error)  # noqa: TRY400
-        return None
-    return key
 
 
 def _decoded(value: bytes | str | None) -> str | None:

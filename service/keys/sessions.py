@@ -9,7 +9,6 @@ able to keep the session alive for ever.
 from __future__ import annotations
 
 import hashlib
-import logging
 import secrets
 import time
 from math import ceil
@@ -18,9 +17,9 @@ from pydantic import BaseModel, ValidationError
 from redis import Redis
 
 from jobs.connect import redis_reached
+from jobs.errors import UnreadableRecord
+from jobs.store.metrics import report_unreadable
 from service.keys.api_keys import ApiKeys, Caller, KeyFingerprint
-
-logger = logging.getLogger(__name__)
 
 PREFIX = "longcat:session:"
 _MAX_LIFETIMES = 14  # a session ends after so many lifetimes, however often it is used
@@ -48,7 +47,7 @@ class Sessions:
         """Return the client of a session and extend the session. Return None if it has ended."""
         with redis_reached():
             document = self._redis.getex(_redis_key(session_id), ex=self._lifetime_s)
-        session = None if document is None else _read(document)
+        session = None if document is None else self._read(document)
         if session is None or time.time() >= session.ends_at_s:
             return None
         return self._keys.authenticate_fingerprint(KeyFingerprint(session.key_id, session.digest))
@@ -58,6 +57,14 @@ class Sessions:
         with redis_reached():
             self._redis.delete(_redis_key(session_id))
 
+    def _read(self, document: bytes | str) -> Session | None:
+        """Return a stored session, None if this release cannot read it: the user signs in again."""
+        try:
+            return Session.model_validate_json(document)
+        except ValidationError as error:
+            report_unreadable(self._redis, "session", UnreadableRecord(str(error)))
+            return None
+
 
 class Session(BaseModel):
     """A stored session: the fingerprint of its key, and when it ends at the latest, in Unix time."""
@@ -66,15 +73,6 @@ class Session(BaseModel):
     key_id: str
     digest: str
     ends_at_s: float
-
-
-def _read(document: bytes | str) -> Session | None:
-    """Read a stored session. Return None for one that this release cannot read: the user signs in again."""
-    try:
-        return Session.model_validate_json(document)
-    except ValidationError:
-        logger.exception("passed over a session that cannot be read")
-        return None
 
 
 def _redis_key(session_id: str) -> str:

@@ -22,7 +22,7 @@ from jobs.registration import GroupState, live_groups
 from jobs.requirement import can_run
 from jobs.store.estimates import Run, expected_s
 from jobs.store.memory import memory
-from jobs.store.metrics import Counters, counters, num_set_aside
+from jobs.store.metrics import Counters, UnreadableKind, counters, num_set_aside
 from jobs.store.outbox import Outbox
 from jobs.store.waiting_jobs import WaitingJob, recent_runs, waiting_jobs
 from service.backend import Backend
@@ -84,12 +84,16 @@ class MeasuredRequests:
 
 @dataclass(frozen=True)
 class Series:
-    """The exported form of a counter of the job store: a counter, or a summary of sum and count."""
+    """The exported form of a counter of the job store: a counter, or a summary of sum and count.
+
+    Labels in `always` are exported from the start, as 0, so that their first increase shows.
+    """
 
     name: str
     text: str
     label: str | None = None
     is_summary: bool = False
+    always: tuple[str, ...] = ()
 
     def metric(self, found: Counters) -> Metric:
         """Return the series in Prometheus' form."""
@@ -97,9 +101,9 @@ class Series:
 
     def _counter(self, found: Counters) -> Metric:
         family = CounterMetricFamily(f"longcat_{self.name}", self.text, labels=self._labels)
-        for (name, label), value in found.items():
-            if name == self.name:
-                family.add_metric([label][: len(self._labels)], value)
+        own = {label: value for (name, label), value in found.items() if name == self.name}
+        for label, value in {**dict.fromkeys(self.always, 0.0), **own}.items():
+            family.add_metric([label][: len(self._labels)], value)
         return family
 
     def _summary(self, found: Counters) -> Metric:
@@ -131,7 +135,12 @@ SERIES = (
     Series("uploads", "Uploads of videos by outcome.", "outcome"),
     Series("uploaded_bytes", "Size of the videos uploaded."),
     Series("webhook_deliveries", "Attempts to deliver webhooks by outcome.", "outcome"),
-    Series("unreadable_records", "Stored records that this release could not read.", "kind"),
+    Series(
+        "unreadable_records",
+        "Stored documents that this release could not read, by kind.",
+        "kind",
+        always=get_args(UnreadableKind),
+    ),
 )
 
 

@@ -22,6 +22,7 @@ from standardwebhooks import Webhook
 
 from jobs.connect import redis_reached
 from jobs.errors import UnreadableRecord
+from jobs.store.metrics import report_unreadable
 
 SERVICE_SECRET = "longcat:webhook_secret"  # noqa: S105 - the Redis key, not the secret
 ROTATIONS = "longcat:webhook_secret:rotations"
@@ -105,7 +106,9 @@ class Signer:
         try:
             return _ROTATION.validate_json(document)
         except ValueError as error:
-            raise UnreadableRecord(f"the rotation of the webhook secret of {owner}") from error
+            unreadable = UnreadableRecord(f"the rotation of the webhook secret of {owner}")
+            report_unreadable(self._redis, "webhook secret", unreadable)
+            raise unreadable from error
 
     def _service_secret(self) -> str:
         """Return the secret from the settings, or the one that the first process to need one generated."""

@@ -11,7 +11,7 @@ from worker.settings import WorkerSettings
 
 def test_committed_page_is_current():
     page = (DOCS / "settings.md").read_text()
-    assert page == document(), "run: python -m docs.settings_page > docs/settings.md"
+    assert page == document(), "run: make generate"
 
 
 def test_every_setting_has_a_row():

@@ -22,9 +22,9 @@ from jobs.order import Order
 from jobs.record import Event, Job
 from jobs.registration import GroupStatus
 from jobs.store import submission
+from jobs.store.keys_version import KEYS_VERSION
 from jobs.store.outbox import Attempt
 from jobs.store.scripts import FOLDER as SCRIPTS
-from jobs.store.scripts import KEYS_VERSION
 from model.pipeline import state
 from model.pipeline.state import State
 from model.spec.limits import Limits

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from jobs.connect import connect, redis_reached
 from jobs.errors import JobNotFound, Unavailable
 from jobs.maintenance import sweep
-from jobs.queue import TicketQueue
+from jobs.queue import TicketQueue, consume
 from jobs.redis_client import error_code
 from jobs.registration import GroupRegistration
 from jobs.store.job_store import JobStore
@@ -194,6 +194,22 @@ class TestFull:
             store.client.submit(a_submission())
         with pytest.raises(JobNotFound):
             store.client.get("ended")
+
+    def test_queued_jobs_run_although_rq_cannot_deliver_their_tickets(
+        self, redis: Redis, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("jobs.queue.PAUSE_S", 0.01)
+        for name in ("first", "second"):
+            store.client.submit(a_submission(id=name))
+            TicketQueue(redis).enqueue(name)
+        redis.config_set("maxmemory", "1")
+
+        def run_next_job() -> None:
+            if claim := store.holder.claim("a", LEASE_S):
+                store.holder.succeed(claim, a_result(claim), {})
+
+        consume(redis, run_next_job, lambda: store.client.counts()["succeeded"] == 2)
+        assert TicketQueue(redis).count() == 2
 
     def test_new_jobs_are_refused_before_redis_is_full(self, redis: Redis, store: JobStore):
         used = redis.info("memory")["used_memory"]

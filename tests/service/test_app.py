@@ -66,6 +66,22 @@ def test_startup_fails_on_an_unsupported_redis(redis_server, tmp_path, monkeypat
         pass
 
 
+@pytest.fixture
+def keys_of_a_much_later_release(redis):
+    redis.hset("longcat:keys_version", mapping={"version": 99, "oldest_reader": 98})
+    yield
+    redis.flushall()  # not every test here begins with an empty Redis
+
+
+@pytest.mark.usefixtures("keys_of_a_much_later_release")
+def test_startup_fails_on_keys_of_a_much_later_release(redis_server, tmp_path):
+    with (
+        pytest.raises(UnfitServer, match="a later release"),
+        TestClient(create_app(settings_for(redis_server, tmp_path))),
+    ):
+        pass
+
+
 class TestSettings:
     def test_settings_are_read_from_the_environment(self, monkeypatch):
         monkeypatch.setenv("LONGCAT_PORT", "9000")

@@ -17,6 +17,7 @@ from jobs.registration import GroupRegistration
 from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
+from jobs.store.keys_version import check_keys_version
 from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import Replication
 from jobs.tracing import open_tracing
@@ -64,6 +65,7 @@ def build_supervisor(
     """
     redis = connect(settings.redis_address, REDIS_DEADLINE_S)
     retry_while_unavailable(lambda: check_server(redis, settings.redis_wait_replicas))
+    retry_while_unavailable(lambda: check_keys_version(redis))
     group = settings.group_name(index)
     registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
     _register(registration, settings.ranks_per_group)
@@ -77,7 +79,7 @@ def build_supervisor(
     )
     report = partial(report_unreadable, redis, "checkpoint")
     fetcher = InputFetcher(job_store, backends.storage, spool, report)
-    gpu_group = _build_gpu_group(settings, index, inbox)
+    gpu_group = _build_gpu_group(settings, index, inbox, partial(report_unreadable, redis, "message"))
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def on_claim(lease: Lease) -> None:
@@ -139,7 +141,9 @@ def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Bac
     return Backends(job_store, TicketQueue(redis), storage, spool, checkpoints)
 
 
-def _build_gpu_group(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuGroup:
+def _build_gpu_group(
+    settings: WorkerSettings, index: int, inbox: Inbox, report: Callable[[UnreadableRecord], None]
+) -> GpuGroup:
     socket = settings.group_folder(index) / "rank-0.sock"
     launch = Launch(
         num_ranks=settings.ranks_per_group,
@@ -159,7 +163,7 @@ def _build_gpu_group(settings: WorkerSettings, index: int, inbox: Inbox) -> GpuG
     def on_message(process: GroupProcess, message: Message | None) -> None:
         inbox.put(GroupMessage(process, message))
 
-    return GpuGroup(lambda: GroupProcess(launch, on_message), limits)
+    return GpuGroup(lambda: GroupProcess(launch, on_message, report), limits)
 
 
 def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:

@@ -19,7 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.channel import Channel, listen
+from jobs.errors import UnreadableRecord
+from worker.channel import Channel, listen, log_unreadable
 from worker.messages import Message
 
 KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
@@ -47,11 +48,17 @@ class GroupProcess:
     """The processes of one start of a group.
 
     `on_message` is called in a thread with every message of rank 0, and with None once it has closed the
-    connection.
+    connection. `report` is called there for each message that this release cannot read.
     """
 
-    def __init__(self, launch: Launch, on_message: Callable[[GroupProcess, Message | None], None]) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        on_message: Callable[[GroupProcess, Message | None], None],
+        report: Callable[[UnreadableRecord], None] = log_unreadable,
+    ) -> None:
         self._on_message = on_message
+        self._report = report
         self._channel: Channel | None = None
         self._rank_pids: tuple[int, ...] = ()
         self._listening = listen(launch.socket)
@@ -104,7 +111,7 @@ class GroupProcess:
             connected, _ = self._listening.accept()
         except OSError:  # killed before rank 0 connected
             return
-        self._channel = Channel(connected)
+        self._channel = Channel(connected, self._report)
         while (message := self._channel.recv()) is not None:
             self._on_message(self, message)
         self._channel.close()

@@ -29,8 +29,6 @@ _CLOCK_TOLERANCE_S = 5.0  # a command may be on its way for some time
 _ANY_MS = 10**14
 _ACKNOWLEDGED = {"submit", "cancel", "delete", "finish"}
 """The scripts on whose result somebody relies: a client, or a worker that removes its files then."""
-KEYS_VERSION = 3
-"""The version of the keys in Redis and of what is in them, which `README.md` lists."""
 
 FOLDER = Path(__file__).parent
 _INCLUDES = re.compile(r"-- include: (.+)")

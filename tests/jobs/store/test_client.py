@@ -303,5 +303,14 @@ class TestEvents:
         assert last is not None
         assert last.step == 499
 
+    def test_ended_job_keeps_its_last_events(self, redis: Redis, store: ExampleStore):
+        claim = store.start()
+        for step in range(200):
+            store.holder.renew_lease(claim, Progress(phase="denoise", step=step))
+        before = store.client.events(claim.job.id)[-1]
+        store.holder.succeed(claim, a_result(claim), {})
+        assert redis.xlen(f"longcat:events:{claim.job.id}") < 100
+        assert [event.status for event in store.client.events(claim.job.id, after=before.id)] == ["succeeded"]
+
     def test_unknown_job_has_no_events(self, store: ExampleStore):
         assert store.client.events("nothing", wait_s=0.01) == []

@@ -31,7 +31,7 @@ def num_unreadable(redis: Redis, kind: str) -> float:
 
 
 def test_records_carry_a_schema_version(redis: Redis, store: ExampleStore):
-    assert redis.hget(f"longcat:job:{store.submit().id}", "schema_version") == b"4"
+    assert redis.hget(f"longcat:job:{store.submit().id}", "schema_version") == b"3"
 
 
 def mend_record(redis: Redis, job_id: str) -> None:

@@ -20,7 +20,7 @@ def rows():
 
 
 def test_committed_page_is_current():
-    assert DOCUMENT.read_text() == document(), "run: python -m service.openapi.error_table > docs/errors.md"
+    assert DOCUMENT.read_text() == document(), "run: make generate"
 
 
 def test_codes_are_unique():

@@ -35,7 +35,7 @@ OPERATIONS = {
     ("delete", "/v1/videos/{video_id}"): {"200", "404", "503"} | GATED,
     ("get", "/v1/videos/{video_id}/content"): {"400"} | FILE_ANSWERS | GATED,
     ("get", "/livez"): {"200"},
-    ("get", "/readyz"): {"200", "503"},
+    ("get", "/readyz"): {"200", "422", "503"},
     ("get", "/metrics"): {"200"},
 }
 

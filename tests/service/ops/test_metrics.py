@@ -46,6 +46,20 @@ def test_job_is_counted_from_submission_to_end(order, worker, numbers, redis):
     assert found["longcat_uploaded_bytes_total",] == len(b"a video")
 
 
+@pytest.fixture
+def full(client, redis):
+    redis.config_set("maxmemory", "1")
+    yield
+    redis.config_set("maxmemory", "0")
+
+
+@pytest.mark.usefixtures("full")
+def test_metrics_are_exported_while_redis_is_full(numbers):
+    found = numbers()
+    assert found["longcat_redis_up",] == 1
+    assert found["longcat_redis_memory_bytes",] > found["longcat_redis_max_memory_bytes",] == 1
+
+
 def test_queued_jobs_are_exported_by_priority(order, numbers):
     for priority in ("high", "low", "low"):
         order(priority=priority)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from jobs.errors import GroupTaken, Unavailable
+from jobs.errors import GroupTaken, Unavailable, UnfitServer
 from jobs.registration import GroupRegistration, live_groups
 from jobs.storage.folder import FolderStorage
+from jobs.store.metrics import counters
 from tests.tickets import num_tickets
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import InterruptibleStorage, LocalBackends, write_video
+from worker.channel import connect
+from worker.messages import GroupFailed
 from worker.settings import WorkerSettings
 from worker.supervisor import app
 from worker.supervisor.app import build_supervisor
 from worker.supervisor.job import ClaimedJob
-from worker.supervisor.spool import PendingUpload, Spool
+from worker.supervisor.spool import PENDING_UPLOAD, PendingUpload, Spool
 from worker.supervisor.supervisor import Supervisor
 
 
@@ -74,6 +78,26 @@ def test_video_of_a_job_whose_record_cannot_be_read_stays_in_the_spool(scene):
     scene.serve()
     wait_until(lambda: scene.status(readable) == "succeeded")
     assert scene.spool.pending_upload(unreadable.job_id)
+
+
+def test_worker_does_not_start_on_keys_of_a_much_later_release(scene):
+    scene.backends.redis.hset("longcat:keys_version", mapping={"version": 99, "oldest_reader": 98})
+    with pytest.raises(UnfitServer, match="a later release"):
+        build_supervisor(scene.settings, 0)
+    assert live_groups(scene.backends.redis) == []
+    scene.backends.redis.flushall()
+
+
+def test_documents_of_a_worker_that_cannot_be_read_are_counted_by_kind(scene):
+    (scene.spool.folder("abc") / PENDING_UPLOAD).write_text("{")
+    scene.serve()
+    socket = scene.settings.group_folder(0) / "rank-0.sock"
+    wait_until(socket.exists)
+    with closing(connect(socket)) as rank_0:
+        rank_0.send(GroupFailed(message="").model_copy(update={"type": "of_a_later_release"}))
+        wait_until(lambda: ("unreadable_records", "message") in counters(scene.backends.redis))
+    found = counters(scene.backends.redis)
+    assert (found["unreadable_records", "spool file"], found["unreadable_records", "message"]) == (1, 1)
 
 
 def test_video_of_the_last_supervisor_is_uploaded(scene):

@@ -2,13 +2,17 @@
 -- Changes of a job's status. `set_status` is the only way to change it, `finish` the only way to end a job.
 
 local RECENT_RUNS = 100
+local MAX_EVENTS = 200
 
+-- Add the present state of a job to its events. Once it has ended only the last one is needed, because each event that
+-- clients get is the whole job; Redis keeps some more, as it removes events by the block.
 local function add_event(job)
   local entry = {'status', job.status}
   if job.progress then
     entry[3], entry[4] = 'progress', job.progress
   end
-  redis.call('XADD', 'longcat:events:' .. job.id, 'MAXLEN', '~', 200, '*', unpack(entry))
+  local length = ENDED[job.status] and 1 or MAX_EVENTS
+  redis.call('XADD', 'longcat:events:' .. job.id, 'MAXLEN', '~', length, '*', unpack(entry))
 end
 
 local function set_status(job, status, fields)

@@ -1,0 +1,26 @@
+"""Keep releases away from keys in Redis that they cannot use."""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from jobs.errors import UnfitServer
+from jobs.store.scripts import Scripts
+
+KEYS_VERSION = 3
+"""The version of the keys in Redis and of what is in them, which `scripts/README.md` lists."""
+OLDEST_READER = 1
+"""The `KEYS_VERSION` of the release before this one: the oldest that can use what this one writes."""
+
+
+def check_keys_version(redis: Redis) -> None:
+    """Record the version of the keys in Redis. Call it before any other use of them.
+
+    Raises UnfitServer if a later release has used them that this one is too old for, Unavailable.
+    """
+    oldest = Scripts(redis).run("record_keys_version", version=KEYS_VERSION, oldest_reader=OLDEST_READER)
+    if oldest > KEYS_VERSION:
+        raise UnfitServer(
+            f"a later release has used this Redis: its keys need version {oldest} or later, and this release "
+            f"has {KEYS_VERSION}; go back by one release at a time, or restore a backup of Redis"
+        )
