@@ -37,6 +37,7 @@ local function remove(job)
   if job.idempotency_key then redis.call('DEL', job.idempotency_key) end
   redis.call('ZREM', 'longcat:expiring', job.id)
   redis.call('ZADD', FIRST_REMOVALS, now, job.id)
+  redis.call('ZREM', REMOVAL_LEASES, job.id) -- a process that has it may be keeping the files of an ended job
 end
 
 -- Remove all that refers to a job whose record is gone. Its owner is not known.
