@@ -12,6 +12,7 @@ from jobs.record import Progress
 from jobs.registration import GroupRegistration
 from jobs.store import scripts
 from jobs.store.holder import Lease
+from jobs.store.queue_depths import queue_depths
 from jobs.store.quotas import Quotas
 from tests.jobs.examples import LEASE_S, ORDER, ExampleStore
 from tests.orders import make_order
@@ -142,6 +143,18 @@ def test_costs_do_not_grow_with_jobs_owners_and_groups(redis: Redis):
         or large[name].elements > GROWTH * small[name].elements + ALLOWANCE
     }
     assert grown == {}
+
+
+def test_cost_of_a_scrape_does_not_grow_with_queued_jobs_and_owners(redis: Redis):
+    found = []
+    for num_owners in (60, 400):
+        quotas = Quotas(owner_running_jobs=1)
+        store, _ = loaded(redis, Load(10, 10 * num_owners, num_owners, groups=1), quotas)
+        queue_depths(redis, store.clock)
+        found.append(cost(redis, lambda store=store: queue_depths(redis, store.clock)))  # type: ignore[misc]
+    small, large = found
+    assert large.commands <= small.commands + ALLOWANCE
+    assert large.elements <= small.elements + ALLOWANCE
 
 
 def test_claim_passes_over_each_owner_at_the_limit_only_once(redis: Redis):

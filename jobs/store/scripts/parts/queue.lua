@@ -66,6 +66,11 @@ local function requirement_key(priority, requirement)
   return queue_key(priority) .. ':requirement:' .. requirement
 end
 
+-- The work units of the queued jobs of one priority, by requirement.
+local function class_work_units_key(priority)
+  return queue_key(priority) .. ':work_units'
+end
+
 -- Jobs of one owner with this requirement that never started.
 local function requirement_owner_key(priority, requirement, owner)
   return requirement_key(priority, requirement) .. ':owner:' .. owner
@@ -74,6 +79,11 @@ end
 -- Owners with such jobs, as `<number of the first one>:<owner>` by virtual start time.
 local function class_owners_key(priority, requirement)
   return requirement_key(priority, requirement) .. ':owners'
+end
+
+-- The owner in such an entry, which begins with a number of 15 digits and a colon.
+local function owner_of_entry(entry)
+  return entry:sub(17)
 end
 
 -- Requeued jobs with this requirement, by number.
@@ -114,7 +124,9 @@ end
 local function list_by_requirement(job)
   local priority, requirement = job.priority, job.requirement
   redis.call('SADD', REQUIREMENTS, requirement)
-  redis.call('ZADD', requirement_key(priority, requirement), job.number, job.id)
+  if redis.call('ZADD', requirement_key(priority, requirement), job.number, job.id) == 1 then
+    redis.call('HINCRBY', class_work_units_key(priority), requirement, job.work_units)
+  end
   if job.started_ms then
     redis.call('ZADD', class_requeued_key(priority, requirement), job.number, job.id)
     return
@@ -137,11 +149,24 @@ local function leave_class(priority, requirement, owner, id)
   end
 end
 
+-- Remove a job from those with a requirement. The work units of a class begin at 0 again when it is empty: those of a
+-- job whose record was removed in the meantime are not known.
+local function remove_from_class(priority, requirement, id)
+  if redis.call('ZREM', requirement_key(priority, requirement), id) == 0 then return end
+  if redis.call('EXISTS', requirement_key(priority, requirement)) == 0 then
+    redis.call('HDEL', class_work_units_key(priority), requirement)
+  else
+    local work_units = read_fields(id, 'work_units')[1]
+    if not is_whole(work_units) then work_units = NUMBERS.work_units end
+    redis.call('HINCRBY', class_work_units_key(priority), requirement, -work_units)
+  end
+end
+
 local function unlist_by_requirement(job)
   local requirement = job.requirement
   leave_class(job.priority, requirement, job.owner, job.id)
   redis.call('ZREM', class_requeued_key(job.priority, requirement), job.id)
-  redis.call('ZREM', requirement_key(job.priority, requirement), job.id)
+  remove_from_class(job.priority, requirement, job.id)
   local is_empty = true
   for _, priority in ipairs(PRIORITIES) do
     if redis.call('EXISTS', requirement_key(priority, requirement)) == 1 then
@@ -348,9 +373,7 @@ local function first_of_owner(priority, requirement, owner)
     if not id then return nil end
     if redis.call('ZSCORE', owner_queue_key(priority, owner), id) then return id, number end
     redis.call('ZREM', key, id)
-    if not redis.call('ZSCORE', queue_key(priority), id) then
-      redis.call('ZREM', requirement_key(priority, requirement), id)
-    end
+    if not redis.call('ZSCORE', queue_key(priority), id) then remove_from_class(priority, requirement, id) end
   end
 end
 
@@ -360,7 +383,7 @@ local function first_by_virtual_time(priority, requirement)
   while true do
     local entry, entered = unpack(redis.call('ZRANGE', owners, 0, 0, 'WITHSCORES'))
     if not entry then return nil end
-    local owner = entry:sub(17)
+    local owner = owner_of_entry(entry)
     local id, number = first_of_owner(priority, requirement, owner)
     local start = id and redis.call('ZSCORE', backlogged_key(priority), owner)
     if not start then
@@ -392,7 +415,7 @@ local function first_requeued(priority, requirement)
     if limit then
       hold_back(priority, requirement, read_fields(id, 'owner')[1], id)
     elseif not redis.call('ZSCORE', queue_key(priority), id) then
-      redis.call('ZREM', requirement_key(priority, requirement), id)
+      remove_from_class(priority, requirement, id)
     end
   end
 end
@@ -409,13 +432,13 @@ local function first_of_classes(first_of_class, priority, requirements)
   return best
 end
 
--- The number of queued jobs of one priority with this requirement, and the id of the first one.
+-- The number of queued jobs of one priority with this requirement.
 local function depth_of(priority, requirement)
   local key = requirement_key(priority, requirement)
   while true do
     local id = redis.call('ZRANGE', key, 0, 0)[1]
-    if not id or redis.call('ZSCORE', queue_key(priority), id) then return redis.call('ZCARD', key), id end
-    redis.call('ZREM', key, id)
+    if not id or redis.call('ZSCORE', queue_key(priority), id) then return redis.call('ZCARD', key) end
+    remove_from_class(priority, requirement, id)
   end
 end
 
