@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from jobs.errors import Unavailable
 from jobs.logs import set_up_log
 from jobs.private_files import PRIVATE_UMASK
-from service.app import create_app
+from service.app import NOT_STARTED, create_app
 from service.http.protocol import server_options
 from service.jobs.event_streams import EventStreams
 from service.keys.authentication import ExposedWithoutKeys, check_exposure
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 500  # beside connections of clients: uploads, Redis, outgoing connections
 _GRACE_S = 10  # for responses in progress at shutdown
-_NOT_STARTED = 3
 
 
 class _Server(uvicorn.Server):
@@ -71,7 +70,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at the end; exit with 0
     with suppress(KeyboardInterrupt):
         server.run()
-    return 0 if server.started else _NOT_STARTED
+    return int(app.state.exit_code) if server.started else NOT_STARTED
 
 
 def _raise_open_files_limit(wanted: int) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +15,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, params
 
-from jobs.connect import check_server
 from jobs.errors import Unavailable
-from jobs.store.keys_version import check_keys_version
 from jobs.store.outbox import Outbox
 from jobs.tracing import close_tracing, open_tracing
 from service.backend import Backend, require_api_key
@@ -36,7 +35,7 @@ from service.openai.errors import openai_error_responses
 from service.openapi import docs
 from service.openapi.schema import DocumentedAPI
 from service.ops import health
-from service.ops.maintenance import Maintenance
+from service.ops.maintenance import Maintenance, check_redis
 from service.ops.metrics import MeasuredRequests, Metrics
 from service.ops.server import serve_alongside
 from service.settings import Settings
@@ -46,6 +45,7 @@ from service.webhooks.signing import Signer
 
 logger = logging.getLogger(__name__)
 
+NOT_STARTED = 3  # the exit code if startup failed
 _OPS_ROUTERS = (health.ops_router, docs.router)
 
 
@@ -60,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=None,  # `service.openapi.docs` serves the document and a page without external assets
     )
     app.state.backend = backend = Backend.open(settings)
+    app.state.exit_code = 0  # of the process
     app.state.openapi = app.openapi
     app.state.shows_details = settings.ops_port is None
     app.state.metrics = Metrics(backend)
@@ -124,24 +125,31 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the background work of the service while it serves.
 
     Startup fails if the Redis server is too old, or this release is too old for what is in it. A Redis that
-    cannot be reached yet is no reason to fail: requests are answered 503 until it can.
+    cannot be reached yet is no reason to fail: requests are answered 503 until it can. If it is unfit then,
+    the process ends.
     """
     backend: Backend = app.state.backend
     settings = backend.settings
+    is_checked = False
     try:
-        check_server(backend.redis, settings.redis_wait_replicas)
-        check_keys_version(backend.redis)
+        check_redis(backend)
+        is_checked = True
         backend.job_store.maintenance.sweep()  # before the first request, so that the clock is right
     except Unavailable:
         logger.warning("Redis cannot be reached yet; requests are answered 503 until it can")
     remove_abandoned_folders(settings.upload_dir)
+
+    def fail() -> None:
+        app.state.exit_code = NOT_STARTED
+        signal.raise_signal(signal.SIGTERM)
+
     signer = Signer(backend.redis, settings.webhook_secret, settings.webhook_secret_previous)
     async with AsyncExitStack() as stack:
         if settings.ops_port is not None:
             ops = create_ops_app(app)
             await stack.enter_async_context(serve_alongside(ops, settings.ops_host, settings.ops_port))
         stack.enter_context(backend.sandbox).start()
-        stack.enter_context(Maintenance(backend))
+        stack.enter_context(Maintenance(backend, is_checked=is_checked, fail=fail))
         stack.enter_context(DeliveryWorker(Outbox(backend.redis), signer, settings))
         yield
     backend.redis.close()

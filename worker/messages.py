@@ -51,7 +51,7 @@ class Checkpoint(_Message):
         weights: fingerprints of the weights that computed it, as in `Capability.weights_for`; None if a
             release before 0.3 saved it.
         dtype: the data type in which it was computed, as in `Capability.dtype`.
-        digests: the SHA-256 of each file; those that a release before 0.3 saved are not checked.
+        digests: the SHA-256 of each file; empty if a release before 0.3 saved it.
     """
 
     schema_version: int = 1

@@ -17,7 +17,7 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "diffusers", "transformers", "safetensors", "tokenizers"}:
+        if name.partition(".")[0] in {"torch", "diffusers", "transformers", "tokenizers"}:
             raise ModuleNotFoundError(f"{name} is not installed here", name=name)
 
 sys.meta_path.insert(0, Blocker())

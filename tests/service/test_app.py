@@ -17,6 +17,7 @@ from jobs.errors import UnfitServer
 from jobs.store.quotas import Quotas
 from service.app import create_app
 from service.settings import Settings
+from tests.redis_fleet import RedisProcess
 from tests.servers import answers, free_port
 from tests.service.conftest import settings_for
 from tests.service.http.raw import connected, head, read_until_closed, status
@@ -139,6 +140,23 @@ class TestProcess:
             _, log = process.communicate()
         assert process.returncode == 0, log
         assert "Application shutdown complete" in log
+        assert "Traceback" not in log
+
+    def test_ends_if_a_redis_that_comes_late_has_keys_of_a_much_later_release(self, tmp_path):
+        server = RedisProcess(tmp_path / "redis")
+        with server, server.client() as redis:
+            redis.hset("longcat:keys_version", mapping={"version": 99, "oldest_reader": 98})
+        port = free_port()
+        with self.run(REDIS_URL=server.url, DATA_DIR=tmp_path, PORT=port) as process:
+            try:
+                wait_until(lambda: answers(port, "/livez"))
+                with server:
+                    wait_until(lambda: process.poll() is not None)
+            finally:
+                process.kill()
+            _, log = process.communicate()
+        assert process.returncode == 3, log
+        assert "a later release has used this Redis" in log
         assert "Traceback" not in log
 
     def test_invalid_setting_is_named(self):

@@ -90,6 +90,10 @@ def test_submission_that_took_too_long_to_store_is_answered_503(client, backend,
     assert "try again" in answer.json()["error"]["message"]
 
 
+def maintained(backend):
+    return Maintenance(backend, is_checked=True, fail=pytest.fail)
+
+
 def often(backend, **changes):
     """Return a backend with a very short maintenance interval."""
     settings = backend.settings.model_copy(update={"sweep_interval_s": 0.01})
@@ -114,7 +118,7 @@ class FailingSweep:
 def test_maintenance_continues_after_a_failed_sweep(backend, redis, monkeypatch, caplog):
     sweep = FailingSweep(backend.job_store, [Unavailable("away"), ZeroDivisionError("a mistake")])
     monkeypatch.setattr(backend.job_store.maintenance, "sweep", sweep)
-    with caplog.at_level(logging.WARNING), Maintenance(often(backend)):
+    with caplog.at_level(logging.WARNING), maintained(often(backend)):
         wait_until(lambda: sweep.num_sweeps >= 2)
     assert "maintenance is postponed: away" in caplog.text
     assert "a mistake" in caplog.text
@@ -135,7 +139,7 @@ def test_hanging_storage_does_not_delay_sweeps(order, backend, redis):
     hasty = JobStore(redis, late_upload_s=0.0)
     hasty.client.reserve("broken-off")
     storage = Hanging()
-    with Maintenance(often(backend, job_store=hasty, storage=storage)):
+    with maintained(often(backend, job_store=hasty, storage=storage)):
         assert storage.asked.wait(30)
         order()
         redis.delete(*redis.scan_iter("rq:queue:longcat*"))

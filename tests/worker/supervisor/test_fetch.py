@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jobs.capability import Capability
 from jobs.errors import KeyMissing
@@ -16,7 +18,7 @@ from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
-from worker.messages import RunJob
+from worker.messages import Checkpoint, RunJob
 from worker.supervisor.fetch import InputFetcher
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Requeued, Stopped
 from worker.supervisor.spool import PendingUpload
@@ -171,6 +173,24 @@ def test_job_begins_again_and_says_so_if_its_stored_checkpoint_is_damaged(
     assert list(job.folder.iterdir()) == []
     warnings = backends.job_store.client.get(job.job_id).warnings
     assert warnings == ("the job began again: its saved state was damaged",)
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_checkpoint_without_digests_is_used_unless_its_state_is_damaged(
+    backends, fetcher, tmp_path, is_damaged
+):
+    job = checkpointed_elsewhere(backends, step=3)
+    checkpoint = Checkpoint.model_validate({**(job.lease.checkpoint or {}), "digests": {}})
+    backends.job_store.holder.save_checkpoint(job.lease, checkpoint.model_dump())
+    job = dataclasses.replace(job, lease=dataclasses.replace(job.lease, checkpoint=checkpoint.model_dump()))
+    state = tmp_path / "state"
+    save_file({"latents": np.zeros(1000)}, state)
+    if is_damaged:
+        state.write_bytes(state.read_bytes()[:-100])
+    (key,) = (each for each in backends.storage.keys(f"jobs/{job.job_id}/state/") if checkpoint.state in each)
+    backends.storage.put(key, state, "")
+    resume = fetcher.fetch(job).resume
+    assert (resume is None) if is_damaged else (resume == checkpoint)
 
 
 def test_stored_checkpoint_is_used_if_the_local_one_is_damaged(backends, fetcher):
