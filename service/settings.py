@@ -123,6 +123,12 @@ class Settings(SharedSettings):
         description="weights of owners, such as `studio=2,trial=0.5`: owners with queued jobs share the "
         "groups in proportion to them; default: 1",
     )
+    priority_ageing_s: float | None = Field(
+        default=3600.0,
+        gt=0,
+        description="a job starts before those of the next higher priority that were queued this much later; "
+        "`none`: only after all of them",
+    )
     model_shares: str = Field(
         default="",
         description="share of the requests without a `model` that each model gets, such as "
@@ -225,7 +231,7 @@ class Settings(SharedSettings):
     )
     fetch_private_hosts: bool = Field(default=False, description="allow inputs from private addresses")
 
-    @field_validator(*_LIMITS, mode="before")
+    @field_validator(*_LIMITS, "priority_ageing_s", mode="before")
     @classmethod
     def _no_limit(cls, bound: object) -> object:
         """Read `none` as no limit. An empty variable means the default."""

@@ -72,6 +72,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         priority=request.priority,
         owner=backend.owner,
         weight=backend.settings.weight_by_owner.get(backend.owner, 1.0),
+        ageing_s=backend.settings.priority_ageing_s,
         metadata=request.metadata,
         webhook_url=request.webhook_url,
         webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),

@@ -48,8 +48,7 @@ local function num_held(priority, requirement, num_jobs)
 end
 
 local function waited_ms(created_ms, queued_ms)
-  local since_ms = is_whole(queued_ms) and queued_ms or is_whole(created_ms) and created_ms
-  return since_ms and math.max(0, now - since_ms) or 0
+  return math.max(0, now - queued_since_ms(created_ms, queued_ms))
 end
 
 -- The first jobs are looked at until one has waited since its submission: the later ones were submitted later. If all

@@ -35,6 +35,7 @@ RETENTION_S = 1000
 PRIORITIES: list[Priority] = ["high", "normal", "low"]
 LEASE_MS = round(LEASE_S * 1000)
 PREEMPT_AFTER_S = 5.0
+AGEING_S = 60.0
 NUMBERS = st.integers(0, 19)
 WEIGHTS = {"x": 1.0, "y": 2.0, "z": 0.5}
 """The weights of owners."""
@@ -58,6 +59,7 @@ class Expected:
     queue: OwnerQueue
     number: int
     created_ms: int
+    queued_ms: int
     queue_deadline_ms: int | None
     status: Status = "queued"
     attempt: int = 0
@@ -66,6 +68,7 @@ class Expected:
     lease_ms: int = 0
     lease_grace: bool = False
     has_started: bool = False
+    started_by_ageing: bool = False
     lease_ran_out: bool = False
     cancel_requested: bool = False
     delete_requested: bool = False
@@ -91,6 +94,9 @@ class Expected:
             self.remove()
         return self.status
 
+    def effective_time_ms(self) -> float:
+        return self.queued_ms + PRIORITIES.index(self.queue.priority) * AGEING_S * 1000
+
     def remove(self) -> None:
         self.removed = self.first_removal_due = True
 
@@ -104,7 +110,7 @@ class Expected:
             return self.end("cancelled", now_ms)
         if crashed and self.attempt == MAX_ATTEMPTS:
             return self.end("failed", now_ms)
-        self.status, self.holder = "queued", None
+        self.status, self.holder, self.queued_ms = "queued", None, now_ms
         self.preempt_requested = self.preempts = False
         self.attempt -= not crashed
         return "queued"
@@ -175,14 +181,27 @@ class JobStoreMachine(RuleBasedStateMachine):
     ) -> str:
         order = make_order(ORDER, distilled=distilled, num_segments=num_segments)
         weight = WEIGHTS[owner]
-        job = self.store.submit(priority=priority, owner=owner, max_queue_s=waits, order=order, weight=weight)
+        job = self.store.submit(
+            priority=priority,
+            owner=owner,
+            max_queue_s=waits,
+            order=order,
+            weight=weight,
+            ageing_s=AGEING_S,
+        )
         charge = round(work_units(order.plan) / 1000 / weight)
         deadline_ms = self.now_ms + waits * 1000 if waits else None
         queue = OwnerQueue(priority, owner)
         if not any(other.queue == queue and not other.has_started for other in self.queued().values()):
             self.virtual_start[queue] = max(self.virtual_start.get(queue, 0), self.virtual_time[priority])
         self.expected[job.id] = Expected(
-            queue, len(self.expected), self.now_ms, deadline_ms, distilled=distilled, charge=charge
+            queue,
+            len(self.expected),
+            self.now_ms,
+            self.now_ms,
+            deadline_ms,
+            distilled=distilled,
+            charge=charge,
         )
         return job.id
 
@@ -198,14 +217,14 @@ class JobStoreMachine(RuleBasedStateMachine):
             self.claim(group)
 
     def claim(self, group: str) -> None:
-        queued = self.expected_order(group, limited=True)
+        next_id = self.expected_next(group)
         claim = self.store.holder.claim(group, LEASE_S, CAPABILITIES.get(group))
-        if not queued:
+        if next_id is None:
             assert claim is None
             return
         assert claim is not None
-        job = self.expected[queued[0]]
-        assert claim.job.id == queued[0]
+        job = self.expected[next_id]
+        assert claim.job.id == next_id
         self.groups[group].heartbeat("busy", ranks=1, job=claim.job.id)
         self.current[group] = claim.job.id
         job.group = group
@@ -214,6 +233,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             self.virtual_start[job.queue] = start + job.charge
             self.virtual_time[job.queue.priority] = max(start, self.virtual_time[job.queue.priority])
         job.has_started = True
+        job.started_by_ageing = self.now_ms - job.queued_ms >= 2 * AGEING_S * 1000
         assert claim.fence == claim.attempt == job.fence + 1
         assert claim.checkpoint == job.checkpoint
         job.status, job.holder, job.fence, job.lease_ran_out = "running", claim.fence, claim.fence, False
@@ -406,7 +426,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         return sum(len(jobs) for jobs in classes if any(self.may_start(job) for job in jobs))
 
     def expected_order(self, group: str | None = None, *, limited: bool = False) -> list[str]:
-        """Return the queued jobs that a group can run, in the order in which they start there.
+        """Return the queued jobs that a group can run, in the order in which they start there without ageing.
 
         If `limited`, leave out those that a limit on running jobs keeps from starting now.
         """
@@ -425,10 +445,21 @@ class JobStoreMachine(RuleBasedStateMachine):
             ids.append(next_id)
         return ids
 
+    def expected_next(self, group: str) -> str | None:
+        """Return the job that a group starts next: the first of a priority, whichever was queued first.
+
+        Each priority below `high` counts as queued later by the ageing time.
+        """
+        order = self.expected_order(group, limited=True)
+        first = {self.expected[job_id].queue.priority: job_id for job_id in reversed(order)}
+        heads = [first[priority] for priority in PRIORITIES if priority in first]
+        return min(heads, key=lambda job_id: self.expected[job_id].effective_time_ms(), default=None)
+
     def is_preempted(self, job_id: str, job: Expected) -> bool:
         """Request preemption like the store: at most one running job for each queued job of high priority."""
         has_gpus = job.status == "running" and job.group is not None and self.current[job.group] == job_id
-        if not job.preempt_requested and job.queue.priority == "low" and has_gpus:
+        may_stop = job.queue.priority == "low" and has_gpus and not job.started_by_ageing
+        if not job.preempt_requested and may_stop:
             for queued in self.queued().values():
                 has_waited = self.now_ms - queued.created_ms >= PREEMPT_AFTER_S * 1000
                 is_urgent = queued.queue.priority == "high" and has_waited and not queued.preempts

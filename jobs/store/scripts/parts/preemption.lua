@@ -1,7 +1,8 @@
 -- include: clock, queue, groups
 -- Preemption. A running job of low priority is asked to stop for a queued job of high priority that has waited long
--- enough and that no idle group will take. At most one job is asked for each queued job: the queued job names it in
--- `preempts`, and the running job names the queued one in `preempt_requested`.
+-- enough and that no idle group will take, unless it started because of its own long wait. At most one job is asked for
+-- each queued job: the queued job names it in `preempts`, and the running job names the queued one in
+-- `preempt_requested`.
 
 -- The status that a group published, {} if the group is gone.
 local function group_status(name)
@@ -34,11 +35,18 @@ local function job_to_preempt_for(job, after_ms)
   end
 end
 
+-- Check that a job of low priority started because it had waited so long. Preemption would make it wait again.
+local function started_by_ageing(job)
+  local waited_ms = job.claimed_ms - (is_whole(job.queued_ms) or job.created_ms)
+  return is_whole(job.ageing_ms) and waited_ms >= 2 * job.ageing_ms
+end
+
 -- Request preemption of a running job if that is due. A request stands: the group may have stopped already.
 local function request_preemption(job, after_ms)
   if job.preempt_requested then return true end
   local has_gpus = job.status == 'running' and group_status(job.group).job == job.id
-  local id = job.priority == 'low' and has_gpus and job_to_preempt_for(job, after_ms)
+  local may_stop = job.priority == 'low' and has_gpus and not started_by_ageing(job)
+  local id = may_stop and job_to_preempt_for(job, after_ms)
   if not id then return false end
   redis.call('HSET', record_key(id), 'preempts', job.id)
   write(job, {preempt_requested = id})

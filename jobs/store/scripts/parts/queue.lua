@@ -1,6 +1,7 @@
 -- include: record
--- The queue. Higher priorities come first. Within a priority, owners share the groups by weighted fair queueing
--- (start-time fair queueing). Each owner has a virtual start time. It grows with each job of theirs that starts, by the
+-- The queue. Higher priorities come first, unless a job of a lower one has waited much longer (`effective_time_ms`).
+-- Within a priority, owners share the groups by weighted fair queueing (start-time fair queueing). Each owner has a
+-- virtual start time. It grows with each job of theirs that starts, by the
 -- work of the job divided by its `weight`. The owner with the lowest one is next. An owner who had no queued jobs
 -- resumes at the current virtual time, so being away earns no credit. Requeued jobs come before all others of their
 -- priority, because they were chosen before.
@@ -464,15 +465,35 @@ local function first_set_aside(requirements)
   end
 end
 
+-- When a job was queued last, in ms.
+local function queued_since_ms(created_ms, queued_ms)
+  return tonumber(is_whole(queued_ms) or is_whole(created_ms) or now)
+end
+
+-- When a job was queued last, later by its `ageing_ms` for each priority above its own. The first job of a priority
+-- starts before that of a higher one if this is lower. So jobs of low priority start although there are always jobs of
+-- high priority, and the order of two jobs never changes while they wait.
+local STRICT_MS = 1e14 -- for jobs without `ageing_ms`
+local function effective_time_ms(id, num_above)
+  local created_ms, queued_ms, ageing_ms = unpack(read_fields(id, 'created_ms', 'queued_ms', 'ageing_ms'))
+  return queued_since_ms(created_ms, queued_ms) + num_above * (is_whole(ageing_ms) or STRICT_MS)
+end
+
 -- The id of the next job with one of these requirements, nil if none may start. Without requirements, the next of all.
 local function next_job(requirements)
   requirements = requirements or redis.call('SMEMBERS', REQUIREMENTS)
-  local id = first_set_aside(requirements)
-  for _, priority in ipairs(PRIORITIES) do
-    id = id or first_of_classes(first_requeued, priority, requirements)
+  local set_aside_id = first_set_aside(requirements)
+  if set_aside_id then return set_aside_id end
+  local best, best_ms
+  for i, priority in ipairs(PRIORITIES) do
+    local id = first_of_classes(first_requeued, priority, requirements)
       or first_of_classes(first_by_virtual_time, priority, requirements)
+    local time_ms = id and effective_time_ms(id, i - 1)
+    if id and (not best or time_ms < best_ms) then
+      best, best_ms = id, time_ms
+    end
   end
-  return id
+  return best
 end
 
 -- The number of queued jobs of the priorities above this one.
