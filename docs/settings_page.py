@@ -37,7 +37,7 @@ _API = """
 ## API
 
 Read by `python -m service` and by the commands of the service (`service.keys`, `service.webhooks` and so on).
-The value `none` removes a limit on requests, jobs, event streams or stored input.
+The value `none` removes a limit on requests, jobs, event streams or stored input. It also turns ageing off.
 """
 _WORKER = """
 ## Worker

@@ -1,7 +1,7 @@
 """Run maintenance while a process lives: sweep the job store, and remove files that no job needs.
 
 Every API and worker process does both, each in a thread of its own: sweeping is quick, removing files waits
-for the storage. Any number of processes may do so at the same time.
+for the storage. Any number of processes may do so at the same time: one of them sweeps for all.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ REMOVE_EVERY_S = 10.0
 
 
 def sweep(job_store: JobStore, tickets: TicketQueue) -> SweepResult:
-    """Handle leases, deadlines and retentions that ran out, and replace lost tickets. Raises Unavailable."""
+    """Handle leases, deadlines and retentions that ran out, and replace lost tickets. Raises Unavailable.
+
+    Does nothing if another process swept a moment ago.
+    """
     swept = job_store.maintenance.sweep()
+    if swept.by_other:
+        return swept
     for requirement, num_needed in job_store.maintenance.num_tickets_needed().items():
         tickets.top_up(num_needed, requirement)
     return swept

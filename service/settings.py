@@ -118,6 +118,17 @@ class Settings(SharedSettings):
         default=0.5, gt=0, description="how often the service checks for webhooks to send"
     )
 
+    owner_weights: str = Field(
+        default="",
+        description="weights of owners, such as `studio=2,trial=0.5`: owners with queued jobs share the "
+        "groups in proportion to them; default: 1",
+    )
+    priority_ageing_s: float | None = Field(
+        default=3600.0,
+        gt=0,
+        description="a job starts before those of the next higher priority that were queued this much later; "
+        "`none`: only after all of them",
+    )
     model_shares: str = Field(
         default="",
         description="share of the requests without a `model` that each model gets, such as "
@@ -220,7 +231,7 @@ class Settings(SharedSettings):
     )
     fetch_private_hosts: bool = Field(default=False, description="allow inputs from private addresses")
 
-    @field_validator(*_LIMITS, mode="before")
+    @field_validator(*_LIMITS, "priority_ageing_s", mode="before")
     @classmethod
     def _no_limit(cls, bound: object) -> object:
         """Read `none` as no limit. An empty variable means the default."""
@@ -246,6 +257,18 @@ class Settings(SharedSettings):
     def _is_capability(cls, path: Path | None) -> Path | None:
         _read_capability_file(path)
         return path
+
+    @field_validator("owner_weights")
+    @classmethod
+    def _are_weights(cls, weights: str) -> str:
+        if not all(_parse_shares(weights).values()):
+            raise ValueError("a weight must be above 0")
+        return weights
+
+    @property
+    def weight_by_owner(self) -> dict[str, float]:
+        """Return the weights of owners that have one."""
+        return _parse_shares(self.owner_weights)
 
     @field_validator("model_shares")
     @classmethod

@@ -7,7 +7,7 @@ so a single run that took far longer does not move them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
@@ -74,17 +74,19 @@ class QueueSnapshot:
     Attributes:
         num_queued: the number of queued jobs.
         queued_work_units: the size of all queued jobs together.
-        groups: the names of the worker groups.
+        num_groups: the number of worker groups.
         recent_runs: the latest runs first.
-        running: the jobs that run now.
+        num_running: the number of jobs that run now.
+        running: a sample of them, all if they are few.
         depths: the number of queued jobs by requirement and priority.
         wanted: the jobs to estimate, by id.
     """
 
     num_queued: int
     queued_work_units: int
-    groups: frozenset[str]
+    num_groups: int
     recent_runs: Sequence[Run]
+    num_running: int
     running: Sequence[RunningJob]
     depths: Mapping[str, Mapping[str, int]]
     wanted: Mapping[str, QueuedJob]
@@ -92,12 +94,13 @@ class QueueSnapshot:
     @classmethod
     def from_reply(cls, reply: list[Any]) -> Self:
         """Read the reply of the script `queue_snapshot`."""
-        num_queued, queued_work_units, groups, runs, running, depths, wanted = reply
+        num_queued, queued_work_units, num_groups, runs, num_running, running, depths, wanted = reply
         return cls(
             num_queued=num_queued,
             queued_work_units=int(queued_work_units or 0),
-            groups=frozenset(text(name) for name in groups),
+            num_groups=num_groups,
             recent_runs=[run for entry in runs if (run := Run.from_entry(entry))],
+            num_running=num_running,
             running=[
                 RunningJob(text(task), int(work_units), running_ms / 1000, _eta_s(progress), text(group))
                 for task, work_units, progress, running_ms, group in running
@@ -125,16 +128,17 @@ def estimates(snapshot: QueueSnapshot, fleet: Fleet | None = None) -> dict[str, 
 
 
 def _estimate(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet | None) -> QueueEstimate:
-    groups, position = snapshot.groups, job.position
+    num_groups, running, position = snapshot.num_groups, snapshot.running, job.position
     if fleet:
         pools = fleet.pools_for(job.requirement)
-        groups &= {group.group for pool in pools for group in pool.groups}
+        groups = {group.group for pool in pools for group in pool.groups}
+        num_groups, running = len(groups), [other for other in running if other.group in groups]
         if pools and job.requirement:
             position = min(position, max(1, _num_rivals(snapshot, job, fleet)))
     own_s = expected_s(snapshot.recent_runs, job.task, job.work_units)
-    if own_s is None or (fleet and not groups):
+    if own_s is None or (fleet and not num_groups):
         return QueueEstimate(position=position, eta_s=None)
-    return QueueEstimate(position=position, eta_s=_wait_s(snapshot, groups, position) + own_s)
+    return QueueEstimate(position=position, eta_s=_wait_s(snapshot, num_groups, running, position) + own_s)
 
 
 def _num_rivals(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet) -> int:
@@ -177,15 +181,18 @@ def _line_through(runs: Sequence[Run]) -> tuple[float, float]:
     return 0.0, median(run.duration_s / run.work_units for run in runs)
 
 
-def _wait_s(snapshot: QueueSnapshot, groups: Collection[str], position: int) -> float:
-    """Return how long a job waits for a group: the work ahead of it, divided among the groups."""
-    running = [job for job in snapshot.running if job.group in groups or not groups]
-    num_groups = max(1, len(groups))
-    if position + len(running) <= num_groups:
+def _wait_s(snapshot: QueueSnapshot, num_groups: int, running: Sequence[RunningJob], position: int) -> float:
+    """Return how long a job waits for a group: the work ahead of it, divided among the groups.
+
+    `running` are those jobs of the sample that these groups run.
+    """
+    num_groups = max(1, num_groups)
+    scale = snapshot.num_running / len(snapshot.running) if snapshot.running else 0.0
+    if position + scale * len(running) <= num_groups:
         return 0.0
     mean_work_units = snapshot.queued_work_units / snapshot.num_queued
     queued_s = expected_s(snapshot.recent_runs, None, mean_work_units) or 0.0
-    running_s = sum(_remaining_s(job, snapshot.recent_runs) for job in running)
+    running_s = scale * sum(_remaining_s(job, snapshot.recent_runs) for job in running)
     return (running_s + (position - 1) * queued_s) / num_groups
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from pydantic import ValidationError
 from redis import Redis
@@ -33,11 +34,16 @@ class FileRemoval:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The jobs that a sweep changed, by id."""
+    """The jobs that a sweep changed, by id.
+
+    Attributes:
+        by_other: another process swept a moment ago, so this one changed nothing.
+    """
 
     requeued: tuple[str, ...] = ()
     ended: tuple[str, ...] = ()
     expired: tuple[str, ...] = ()
+    by_other: bool = False
 
 
 class JobMaintenance:
@@ -47,20 +53,28 @@ class JobMaintenance:
         self._redis = redis
         self._run = scripts.run
         self._late_upload_s = late_upload_s
+        self._sweeper_token = uuid4().hex
 
     def sweep(self) -> SweepResult:
         """Requeue jobs whose lease ran out, fail those that waited too long, remove those that expired.
 
-        Call it about once a second, from any number of processes. Leases do not run out while nobody sweeps:
-        Redis was away then, and no holder could renew one.
+        Call it about once a second, from any number of processes. One of them sweeps for all. When it stops,
+        another one takes over within two seconds. Leases do not run out while nobody sweeps: Redis was away
+        then, and no holder could renew one.
         """
         ids: dict[str, list[str]] = {}
         replies = self._run(
-            "sweep", crash_error=to_json(WORKER_CRASHED), overdue_error=to_json(WAITED_TOO_LONG)
+            "sweep",
+            token=self._sweeper_token,
+            crash_error=to_json(WORKER_CRASHED),
+            overdue_error=to_json(WAITED_TOO_LONG),
         )
+        if replies is None:
+            return SweepResult(by_other=True)
         for what, job_id in replies:
             ids.setdefault(what.decode(), []).append(job_id.decode())
-        return SweepResult(**{what: tuple(changed) for what, changed in ids.items()})
+        requeued, ended, expired = (tuple(ids.get(what, ())) for what in ("requeued", "ended", "expired"))
+        return SweepResult(requeued, ended, expired)
 
     def num_tickets_needed(self) -> dict[str, int]:
         """Return how many tickets there should be for each requirement.

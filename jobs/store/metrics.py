@@ -7,9 +7,8 @@ consists of the two counters `<name>_sum` and `<name>_count`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 from redis import Redis
@@ -17,7 +16,7 @@ from redis import Redis
 from jobs.connect import redis_reached
 from jobs.errors import Unavailable, UnreadableRecord
 from jobs.record import Job
-from jobs.store.scripts import Scripts, decoded, text
+from jobs.store.scripts import decoded
 
 logger = logging.getLogger(__name__)
 
@@ -64,21 +63,6 @@ def counters(redis: Redis) -> Counters:
         except ValueError:
             logger.warning("counter %s is no number", field)
     return found
-
-
-@dataclass(frozen=True)
-class RequirementDepth:
-    """The queued jobs with one requirement: their number, and how long the first submitted one has waited."""
-
-    requirement: str
-    num_jobs: int
-    oldest_s: float
-
-
-def requirement_depths(redis: Redis, clock: Callable[[], int] | None = None) -> list[RequirementDepth]:
-    """Return the depth of the queue for each requirement of a queued job. Raises Unavailable."""
-    found = Scripts(redis, clock).run("requirement_depths")
-    return [RequirementDepth(text(name), num_jobs, age_ms / 1000) for name, num_jobs, age_ms in found]
 
 
 def count_group_start(redis: Redis, pool: str, duration_s: float) -> None:

@@ -22,6 +22,9 @@ class Submission:
     """A job to be queued.
 
     Attributes:
+        weight: the owner's share of the groups is proportional to it.
+        ageing_s: it starts before jobs of the next higher priority that were queued this much later; None is
+            only after all of them.
         max_queue_s: how long it may wait for its first start; None is no limit.
         max_run_s: how long it may run, all attempts together; None is no limit.
         requirement: what a group needs to run it; by default that of the order, for groups of any size limit.
@@ -33,6 +36,8 @@ class Submission:
     order: Order
     priority: Priority = "normal"
     owner: str = ""
+    weight: float = 1.0
+    ageing_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook_url: str | None = None
     webhook_events: tuple[WebhookEvent, ...] = WEBHOOK_EVENTS
@@ -55,6 +60,8 @@ class Submission:
             "requirement": str(self.requirement or Requirement.of(self.order)),
             "priority": self.priority,
             "owner": self.owner,
+            "weight": self.weight,
+            "ageing_ms": to_ms(self.ageing_s),
             "metadata": json.dumps(dict(self.metadata)),
             "webhook_url": self.webhook_url,
             "webhook_events": json.dumps(self.webhook_events),

@@ -13,7 +13,7 @@ from jobs.errors import InvalidRequest, NoSuitableGroup
 from jobs.fleet import Fleet, Pool
 from jobs.order import Order
 from jobs.requirement import Requirement, can_run
-from jobs.store.metrics import RequirementDepth
+from jobs.store.queue_depths import QueueDepth
 from model.spec.params import Task
 
 
@@ -78,8 +78,8 @@ class PoolView(Capability):
     queued_jobs: int = Field(description="Queued jobs that the pool can run.")
 
     @classmethod
-    def of_pool(cls, pool: Pool, depths: Iterable[RequirementDepth]) -> Self:
-        """Return the view of a pool, given the depth of the queue for each requirement."""
+    def of_pool(cls, pool: Pool, depths: Iterable[QueueDepth]) -> Self:
+        """Return the view of a pool, given the depths of the queue."""
         queued_jobs = sum(depth.num_jobs for depth in depths if can_run(pool.capability, depth.requirement))
         return cls(
             **dict(pool.capability),
@@ -96,7 +96,7 @@ class FleetView(Capability):
     pools: list[PoolView] = Field(description="Groups with equal capabilities; the most capable first.")
 
     @classmethod
-    def of(cls, fleet: Fleet, depths: Sequence[RequirementDepth]) -> Self:
+    def of(cls, fleet: Fleet, depths: Sequence[QueueDepth]) -> Self:
         """Return the view of a fleet. Raises NoCapability if no pool is known."""
         first = fleet.first()
         capabilities = [pool.capability for pool in fleet.live or fleet.pools]

@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from jobs.errors import Unavailable
 from jobs.maintenance import remove_due_files
 from jobs.record import Status
-from jobs.store.metrics import requirement_depths
+from jobs.store.queue_depths import queue_depths
 from service.backend import CurrentBackend
 from service.http.error_handlers import error_responses
 from service.inputs.body import Body, receive_generate_body
@@ -60,7 +60,7 @@ def generate(
 @router.get("/capability", responses=error_responses(503))
 def get_capability(backend: CurrentBackend) -> FleetView:
     """Return what can be requested: tasks, LoRAs, sizes, lengths and defaults, and the pools of groups."""
-    return FleetView.of(backend.fleet(), requirement_depths(backend.redis))
+    return FleetView.of(backend.fleet(), queue_depths(backend.redis))
 
 
 @router.get("/jobs", responses=error_responses(404, 422, 503))

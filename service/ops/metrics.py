@@ -24,7 +24,7 @@ from jobs.store.estimates import Run, expected_s
 from jobs.store.memory import memory
 from jobs.store.metrics import Counters, UnreadableKind, counters, num_set_aside
 from jobs.store.outbox import Outbox
-from jobs.store.waiting_jobs import WaitingJob, recent_runs, waiting_jobs
+from jobs.store.queue_depths import QueueDepth, queue_depths, recent_runs
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
 
@@ -150,7 +150,7 @@ POOL_GAUGES = {
     "longcat_pool_queued_jobs": "Queued jobs that the pool can run.",
     "longcat_pool_held_jobs": "Those of them that a limit on running jobs holds back.",
     "longcat_pool_oldest_queued_seconds": "Longest time since one of the others was queued.",
-    "longcat_pool_backlog_work_units": "Size of the others.",
+    "longcat_pool_backlog_work_units": "Size of the others, if jobs held back have the mean size.",
     "longcat_pool_backlog_gpu_seconds": "GPU time that the others are expected to take; at first 0.",
 }
 """Gauges of each pool. A job counts in every pool that can run it."""
@@ -185,10 +185,10 @@ class _Queue(Collector):
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("longcat_redis_up", "1 if Redis responds.")
         try:
-            waiting = waiting_jobs(self._backend.redis)
+            depths = queue_depths(self._backend.redis)
             measured = [
-                *(self._jobs(), *self._depths(waiting), self._set_aside()),
-                *(self._groups(), *self._pools(waiting), *self._webhooks(), *self._memory()),
+                *(self._jobs(), *self._depths(depths), self._set_aside()),
+                *(self._groups(), *self._pools(depths), *self._webhooks(), *self._memory()),
             ]
         except Unavailable:
             measured = []
@@ -201,7 +201,7 @@ class _Queue(Collector):
             jobs.add_metric([status], count)
         return jobs
 
-    def _depths(self, waiting: Sequence[WaitingJob]) -> Iterable[Metric]:
+    def _depths(self, depths: Sequence[QueueDepth]) -> Iterable[Metric]:
         depth = GaugeMetricFamily("longcat_queued_jobs", "Queued jobs.", labels=["priority"])
         held = GaugeMetricFamily(
             "longcat_held_jobs", "Queued jobs that a limit on running jobs holds back.", labels=["priority"]
@@ -212,10 +212,10 @@ class _Queue(Collector):
             labels=["priority"],
         )
         for priority in PRIORITIES:
-            own = [job for job in waiting if job.priority == priority]
-            depth.add_metric([priority], len(own))
-            held.add_metric([priority], sum(job.is_held for job in own))
-            age.add_metric([priority], _longest_wait_s(own))
+            own = [each for each in depths if each.priority == priority]
+            depth.add_metric([priority], sum(each.num_jobs for each in own))
+            held.add_metric([priority], sum(each.num_held for each in own))
+            age.add_metric([priority], max((each.oldest_s for each in own), default=0.0))
         return depth, held, age
 
     def _set_aside(self) -> Metric:
@@ -232,28 +232,28 @@ class _Queue(Collector):
             found.add_metric([state], states.count(state))
         return found
 
-    def _pools(self, waiting: Sequence[WaitingJob]) -> Iterable[Metric]:
+    def _pools(self, depths: Sequence[QueueDepth]) -> Iterable[Metric]:
         """Return a series for each pool that is known, also for those without a group."""
         fleet = self._backend.fleet()
-        predicted_s = _predicted_run_s(waiting, recent_runs(self._backend.redis))
+        runs = recent_runs(self._backend.redis)
         gauges = {name: GaugeMetricFamily(name, text, labels=["pool"]) for name, text in POOL_GAUGES.items()}
         for pool in fleet.pools:
-            own = [job for job in waiting if can_run(pool.capability, job.requirement)]
+            own = [each for each in depths if can_run(pool.capability, each.requirement)]
             num_busy = sum(group.state == "busy" for group in pool.groups)
-            gpu_s = sum(predicted_s[job.task, job.work_units] for job in own if not job.is_held)
+            run_s = sum(_expected_run_s(each, runs) for each in own)
             values = (
                 len(pool.groups),
                 num_busy / len(pool.groups) if pool.groups else 0.0,
-                len(own),
-                sum(job.is_held for job in own),
-                _longest_wait_s(own),
-                sum(job.work_units for job in own if not job.is_held),
-                gpu_s * pool.capability.context_parallel,
+                sum(each.num_jobs for each in own),
+                sum(each.num_held for each in own),
+                max((each.oldest_s for each in own), default=0.0),
+                sum(each.num_startable * each.mean_work_units for each in own),
+                run_s * pool.capability.context_parallel,
             )
             for gauge, value in zip(gauges.values(), values, strict=True):
                 gauge.add_metric([pool.name], value)
         yield from gauges.values()
-        num_without_group = sum(not fleet.pools_for(job.requirement) for job in waiting)
+        num_without_group = sum(each.num_jobs for each in depths if not fleet.pools_for(each.requirement))
         yield GaugeMetricFamily(
             "longcat_jobs_without_group", "Queued jobs that no live group can run.", num_without_group
         )
@@ -280,12 +280,6 @@ class _Queue(Collector):
         )
 
 
-def _longest_wait_s(jobs: Iterable[WaitingJob]) -> float:
-    """Return how long a job that may start has waited at most, 0 if none may."""
-    return max((job.waited_s for job in jobs if not job.is_held), default=0.0)
-
-
-def _predicted_run_s(jobs: Iterable[WaitingJob], runs: Sequence[Run]) -> dict[tuple[str, int], float]:
-    """Return the expected time of a run by task and work units."""
-    sizes = {(job.task, job.work_units) for job in jobs}
-    return {size: expected_s(runs, *size) or 0.0 for size in sizes}
+def _expected_run_s(depth: QueueDepth, runs: Sequence[Run]) -> float:
+    """Return the expected time of all runs of jobs that may start, as if each had the mean size of all."""
+    return depth.num_startable * (expected_s(runs, depth.task, depth.mean_work_units) or 0.0)

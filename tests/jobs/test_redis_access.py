@@ -23,9 +23,9 @@ from jobs.store.job_store import JobStore
 from jobs.store.memory import memory
 from jobs.store.metrics import counters
 from jobs.store.outbox import Outbox
+from jobs.store.queue_depths import queue_depths
 from jobs.store.quotas import Quotas
 from jobs.store.scripts import Replication
-from jobs.store.waiting_jobs import waiting_jobs
 from service.keys.api_keys import ApiKeys
 from service.webhooks.signing import Signer
 from tests.jobs.examples import LEASE_S, a_result, a_submission
@@ -133,7 +133,7 @@ def use_everything(redis: Redis) -> None:
     GroupRegistration(redis, "g").heartbeat("ready", ranks=1)
     assert live_groups(redis)
     counters(redis)
-    waiting_jobs(redis)
+    queue_depths(redis)
     memory(redis)
     outbox = Outbox(redis)
     assert outbox.take(30.0)

@@ -11,7 +11,7 @@ local function next_readable_job()
       forget(id)
     elseif job.status ~= 'queued' then -- its record names another owner or priority than the queue
       dequeue_unknown(id)
-    elseif tonumber(job.order_version or 0) > given.order_version then
+    elseif tonumber(job.order_version or 0) > given.order_version or not is_readable(job.unreadable_by) then
       set_aside(job, given.reader)
     else
       return job

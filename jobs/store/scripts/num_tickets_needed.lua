@@ -1,8 +1,8 @@
--- include: queue
+-- include: queue, allow_when_full
 -- For each requirement: one ticket for each queued job, none if no such job may start. All jobs that were set aside
 -- together get one, which tells when a worker that can read them has come.
 local num_set_aside = {}
-for _, id in ipairs(redis.call('ZRANGE', SET_ASIDE, 0, -1)) do
+for _, id in ipairs(redis.call('ZRANGE', SET_ASIDE, 0, 99)) do
   local requirement = read_fields(id, 'requirement')[1]
   if requirement then num_set_aside[requirement] = (num_set_aside[requirement] or 0) + 1 end
 end

@@ -1,15 +1,20 @@
 -- include: clock, queue
--- What estimates for queued jobs need: the number of queued jobs and their work units; the names of all groups; recent
--- runs; for each running job its task, work units, progress, ms since its claim and group; for each requirement the
--- number of queued jobs of each priority; and for each of the given jobs that is queued its id, position, task, work
--- units, priority and requirement. Jobs that the caller may not see are left out.
-local function running_jobs()
+-- What estimates for queued jobs need: the number of queued jobs and their work units; the number of groups; recent
+-- runs; the number of running jobs, and for a sample of them task, work units, progress, ms since the claim and group;
+-- for each requirement the number of queued jobs of each priority; and for each of the given jobs that is queued its
+-- id, position, task, work units, priority and requirement. Jobs that the caller may not see are left out.
+local RUNNING = 'longcat:index:running'
+local LARGEST_SAMPLE = 16
+local function sample_of_running_jobs()
   local running = {}
-  for _, id in ipairs(redis.call('ZRANGE', 'longcat:index:running', 0, -1)) do
-    local job = read(id)
-    if job then
-      local run_ms = now - job.claimed_ms
-      table.insert(running, {job.task, job.work_units, job.progress or false, run_ms, job.group or ''})
+  for _, id in ipairs(redis.call('ZRANDMEMBER', RUNNING, LARGEST_SAMPLE)) do
+    local status, task, work_units, progress, claimed_ms, group = unpack(
+      read_fields(id, 'status', 'task', 'work_units', 'progress', 'claimed_ms', 'group')
+    )
+    if status then
+      if not is_whole(work_units) then work_units = NUMBERS.work_units end
+      if not is_whole(claimed_ms) then claimed_ms = now end
+      table.insert(running, {task or '', tonumber(work_units), progress, now - claimed_ms, group or ''})
     end
   end
   return running
@@ -41,9 +46,10 @@ if #queued == 0 then return false end
 return {
   redis.call('ZCARD', 'longcat:index:queued'),
   redis.call('GET', 'longcat:queued_work_units'),
-  redis.call('SMEMBERS', 'longcat:groups'),
+  redis.call('SCARD', 'longcat:groups'),
   redis.call('LRANGE', 'longcat:recent_runs', 0, -1),
-  running_jobs(),
+  redis.call('ZCARD', RUNNING),
+  sample_of_running_jobs(),
   depths(),
   queued,
 }

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, get_args
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,6 +25,8 @@ from jobs.order import Priority
 from jobs.record import ENDED, Progress, Status
 from jobs.registration import GroupRegistration
 from jobs.store.holder import Lease
+from jobs.store.quotas import Quotas
+from jobs.work import work_units
 from tests.jobs.examples import LATE_UPLOAD_S, LEASE_S, ORDER, ExampleStore, a_result, keys_of
 from tests.orders import make_order
 
@@ -32,7 +35,10 @@ RETENTION_S = 1000
 PRIORITIES: list[Priority] = ["high", "normal", "low"]
 LEASE_MS = round(LEASE_S * 1000)
 PREEMPT_AFTER_S = 5.0
+AGEING_S = 60.0
 NUMBERS = st.integers(0, 19)
+WEIGHTS = {"x": 1.0, "y": 2.0, "z": 0.5}
+"""The weights of owners."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Expected:
     queue: OwnerQueue
     number: int
     created_ms: int
+    queued_ms: int
     queue_deadline_ms: int | None
     status: Status = "queued"
     attempt: int = 0
@@ -61,6 +68,7 @@ class Expected:
     lease_ms: int = 0
     lease_grace: bool = False
     has_started: bool = False
+    started_by_ageing: bool = False
     lease_ran_out: bool = False
     cancel_requested: bool = False
     delete_requested: bool = False
@@ -73,6 +81,7 @@ class Expected:
     preempt_requested: bool = False
     preempts: bool = False
     distilled: bool = False
+    charge: int = 0
     ends: list[Status] = field(default_factory=list)
 
     def end(self, status: Status, now_ms: int) -> str:
@@ -84,6 +93,9 @@ class Expected:
         if self.delete_requested:
             self.remove()
         return self.status
+
+    def effective_time_ms(self) -> float:
+        return self.queued_ms + PRIORITIES.index(self.queue.priority) * AGEING_S * 1000
 
     def remove(self) -> None:
         self.removed = self.first_removal_due = True
@@ -98,7 +110,7 @@ class Expected:
             return self.end("cancelled", now_ms)
         if crashed and self.attempt == MAX_ATTEMPTS:
             return self.end("failed", now_ms)
-        self.status, self.holder = "queued", None
+        self.status, self.holder, self.queued_ms = "queued", None, now_ms
         self.preempt_requested = self.preempts = False
         self.attempt -= not crashed
         return "queued"
@@ -113,11 +125,17 @@ CAPABILITIES = {
 class JobStoreMachine(RuleBasedStateMachine):
     """Run several actors on one store. It keeps every claim, so that former holders act too."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, owner_running_jobs: int | None) -> None:
         super().__init__()
         redis.flushall()
         self.redis = redis
-        self.store = ExampleStore(redis, retention_s=RETENTION_S, max_attempts=MAX_ATTEMPTS)
+        self.owner_running_jobs = owner_running_jobs
+        self.store = ExampleStore(
+            redis,
+            retention_s=RETENTION_S,
+            max_attempts=MAX_ATTEMPTS,
+            quotas=Quotas(owner_running_jobs=owner_running_jobs),
+        )
         self.store.maintenance.sweep()
         self.expected: dict[str, Expected] = {}
         self.virtual_start: dict[OwnerQueue, int] = {}
@@ -145,19 +163,45 @@ class JobStoreMachine(RuleBasedStateMachine):
         owner=st.sampled_from("xyz"),
         waits=st.sampled_from([None, 60]),
         distilled=st.booleans(),
+        num_segments=st.sampled_from([1, 3]),
     )
-    def submit_one(self, priority: Priority, owner: str, waits: int | None, distilled: bool) -> None:
-        self.submit(priority, owner, waits, distilled=distilled)
+    def submit_one(
+        self, priority: Priority, owner: str, waits: int | None, distilled: bool, num_segments: int
+    ) -> None:
+        self.submit(priority, owner, waits, distilled=distilled, num_segments=num_segments)
 
-    def submit(self, priority: Priority, owner: str, waits: int | None, *, distilled: bool = False) -> str:
-        order = make_order(ORDER, distilled=distilled)
-        job = self.store.submit(priority=priority, owner=owner, max_queue_s=waits, order=order)
+    def submit(
+        self,
+        priority: Priority,
+        owner: str,
+        waits: int | None,
+        *,
+        distilled: bool = False,
+        num_segments: int = 1,
+    ) -> str:
+        order = make_order(ORDER, distilled=distilled, num_segments=num_segments)
+        weight = WEIGHTS[owner]
+        job = self.store.submit(
+            priority=priority,
+            owner=owner,
+            max_queue_s=waits,
+            order=order,
+            weight=weight,
+            ageing_s=AGEING_S,
+        )
+        charge = round(work_units(order.plan) / 1000 / weight)
         deadline_ms = self.now_ms + waits * 1000 if waits else None
         queue = OwnerQueue(priority, owner)
         if not any(other.queue == queue and not other.has_started for other in self.queued().values()):
             self.virtual_start[queue] = max(self.virtual_start.get(queue, 0), self.virtual_time[priority])
         self.expected[job.id] = Expected(
-            queue, len(self.expected), self.now_ms, deadline_ms, distilled=distilled
+            queue,
+            len(self.expected),
+            self.now_ms,
+            self.now_ms,
+            deadline_ms,
+            distilled=distilled,
+            charge=charge,
         )
         return job.id
 
@@ -173,22 +217,23 @@ class JobStoreMachine(RuleBasedStateMachine):
             self.claim(group)
 
     def claim(self, group: str) -> None:
-        queued = self.expected_order(group)
+        next_id = self.expected_next(group)
         claim = self.store.holder.claim(group, LEASE_S, CAPABILITIES.get(group))
-        if not queued:
+        if next_id is None:
             assert claim is None
             return
         assert claim is not None
-        job = self.expected[queued[0]]
-        assert claim.job.id == queued[0]
+        job = self.expected[next_id]
+        assert claim.job.id == next_id
         self.groups[group].heartbeat("busy", ranks=1, job=claim.job.id)
         self.current[group] = claim.job.id
         job.group = group
         if not job.has_started:
             start = self.virtual_start[job.queue]
-            self.virtual_start[job.queue] = start + 1
+            self.virtual_start[job.queue] = start + job.charge
             self.virtual_time[job.queue.priority] = max(start, self.virtual_time[job.queue.priority])
         job.has_started = True
+        job.started_by_ageing = self.now_ms - job.queued_ms >= 2 * AGEING_S * 1000
         assert claim.fence == claim.attempt == job.fence + 1
         assert claim.checkpoint == job.checkpoint
         job.status, job.holder, job.fence, job.lease_ran_out = "running", claim.fence, claim.fence, False
@@ -349,7 +394,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         order = self.expected_order()
         positions = [self.store.position(job_id) for job_id in order]
         assert positions == list(range(1, len(order) + 1))
-        assert sum(self.store.maintenance.num_tickets_needed().values()) == len(order)
+        assert sum(self.store.maintenance.num_tickets_needed().values()) == self.num_tickets()
         held = [job_id for job_id, job in self.expected.items() if job.holder is not None]
         assert self.redis.zcard("longcat:leases") == len(held)
         assert all(self.redis.zscore("longcat:leases", job_id) for job_id in held)
@@ -366,27 +411,59 @@ class JobStoreMachine(RuleBasedStateMachine):
     def queued(self) -> dict[str, Expected]:
         return {id_: job for id_, job in self.expected.items() if job.status == "queued" and not job.removed}
 
-    def expected_order(self, group: str | None = None) -> list[str]:
-        """Return the queued jobs that a group can run, in the order in which they start there."""
-        queued = {job_id: job for job_id, job in self.queued().items() if self.can_run(group, job)}
+    def may_start(self, job: Expected, leaving: Expected | None = None) -> bool:
+        """Return whether the limit on running jobs of its owner allows a job to start."""
+        running = [
+            other
+            for other in self.present()
+            if other.status == "running" and other.queue.owner == job.queue.owner and other is not leaving
+        ]
+        return self.owner_running_jobs is None or len(running) < self.owner_running_jobs
+
+    def num_tickets(self) -> int:
+        """Return one ticket for each job of a class of which some job may start."""
+        classes = [[job for job in self.queued().values() if job.distilled is flag] for flag in (True, False)]
+        return sum(len(jobs) for jobs in classes if any(self.may_start(job) for job in jobs))
+
+    def expected_order(self, group: str | None = None, *, limited: bool = False) -> list[str]:
+        """Return the queued jobs that a group can run, in the order in which they start there without ageing.
+
+        If `limited`, leave out those that a limit on running jobs keeps from starting now.
+        """
+        queued = {
+            job_id: job
+            for job_id, job in self.queued().items()
+            if self.can_run(group, job) and (not limited or self.may_start(job))
+        }
         starts = dict(self.virtual_start)
         ids = []
         while queued:
             next_id = min(queued, key=lambda job_id: _place(queued[job_id], starts))
             job = queued.pop(next_id)
             if not job.has_started:
-                starts[job.queue] += 1
+                starts[job.queue] += job.charge
             ids.append(next_id)
         return ids
+
+    def expected_next(self, group: str) -> str | None:
+        """Return the job that a group starts next: the first of a priority, whichever was queued first.
+
+        Each priority below `high` counts as queued later by the ageing time.
+        """
+        order = self.expected_order(group, limited=True)
+        first = {self.expected[job_id].queue.priority: job_id for job_id in reversed(order)}
+        heads = [first[priority] for priority in PRIORITIES if priority in first]
+        return min(heads, key=lambda job_id: self.expected[job_id].effective_time_ms(), default=None)
 
     def is_preempted(self, job_id: str, job: Expected) -> bool:
         """Request preemption like the store: at most one running job for each queued job of high priority."""
         has_gpus = job.status == "running" and job.group is not None and self.current[job.group] == job_id
-        if not job.preempt_requested and job.queue.priority == "low" and has_gpus:
+        may_stop = job.queue.priority == "low" and has_gpus and not job.started_by_ageing
+        if not job.preempt_requested and may_stop:
             for queued in self.queued().values():
                 has_waited = self.now_ms - queued.created_ms >= PREEMPT_AFTER_S * 1000
                 is_urgent = queued.queue.priority == "high" and has_waited and not queued.preempts
-                if is_urgent and self.can_run(job.group, queued):
+                if is_urgent and self.can_run(job.group, queued) and self.may_start(queued, leaving=job):
                     queued.preempts = job.preempt_requested = True
                     break
         return job.preempt_requested
@@ -399,9 +476,8 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     def choose_claim(self, number: int) -> Lease:
         """Return one of the last two claims for an even number, any claim for an odd one."""
-        return (
-            self.claims[-1 - number // 2 % 2] if number % 2 == 0 else self.claims[number % len(self.claims)]
-        )
+        candidates = self.claims[-2:] if number % 2 == 0 else self.claims
+        return candidates[number // 2 % len(candidates)]
 
     def held(self, claim: Lease) -> Expected | None:
         job = self.expected[claim.job.id]
@@ -435,9 +511,10 @@ def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, int, int]
     return PRIORITIES.index(job.queue.priority), -1 if job.has_started else starts[job.queue], job.number
 
 
-def test_no_interleaving_of_calls_breaks_the_rules(redis: Redis):
+@pytest.mark.parametrize("owner_running_jobs", [None, 1])
+def test_no_interleaving_of_calls_breaks_the_rules(redis: Redis, owner_running_jobs: int | None):
     run_state_machine_as_test(
-        partial(JobStoreMachine, redis),  # type: ignore[arg-type] # any factory of machines will do
+        partial(JobStoreMachine, redis, owner_running_jobs),  # type: ignore[arg-type] # any factory of machines will do
         settings=settings(
             max_examples=35,
             stateful_step_count=40,

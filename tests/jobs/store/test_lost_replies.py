@@ -95,7 +95,7 @@ def content(redis: Redis, key: str) -> Any:
     match redis.type(key):
         case b"hash":
             fields = redis.hgetall(key)
-            return {name: value for name, value in fields.items() if name != b"claim_token"}
+            return {name: fields[name] for name in fields if name not in {b"claim_token", b"token"}}
         case b"zset":
             return redis.zrange(key, 0, -1, withscores=True)
         case b"set":

@@ -271,3 +271,22 @@ class TestThreads:
         wait_until(lambda: not store.due_file_removals)
         stop.set()
         thread.join()
+
+
+class TestSweeper:
+    def test_one_process_sweeps_and_another_takes_over_within_two_seconds(self, store: ExampleStore, redis):
+        other = JobStore(redis, clock=store.clock)
+        assert not store.maintenance.sweep().by_other
+        assert other.maintenance.sweep().by_other
+        store.clock.advance(0.9)
+        assert not store.maintenance.sweep().by_other
+        store.clock.advance(0.9)
+        assert other.maintenance.sweep().by_other
+        store.clock.advance(0.2)
+        assert not other.maintenance.sweep().by_other
+        assert store.maintenance.sweep().by_other
+
+    def test_clock_that_steps_back_does_not_stop_sweeps(self, store: ExampleStore, redis):
+        store.maintenance.sweep()
+        store.clock.advance(-3600)
+        assert not JobStore(redis, clock=store.clock).maintenance.sweep().by_other

@@ -71,6 +71,17 @@ class TestLowPriorityJob:
         assert cluster.take("a").job.id == high.id
         assert requeues_by_cause(redis) == {"preempted": 1.0}
 
+    def test_that_started_because_of_its_long_wait_is_not_preempted(self, cluster: Cluster):
+        for waited_s, expected in ((199.9, "preempt"), (200.0, None)):
+            job = cluster.store.submit(priority="low", ageing_s=100.0)
+            cluster.store.clock.advance(waited_s)
+            low = cluster.take("a")
+            assert low.job.id == job.id
+            high = cluster.wait()
+            assert cluster.renew_lease(low) == expected
+            cluster.store.holder.confirm_cancel(low)
+            cluster.store.client.cancel(high.id)
+
     def test_resumes_from_its_checkpoint_with_the_same_attempt(self, cluster: Cluster):
         low, later = cluster.start(), cluster.store.submit(priority="low")
         cluster.store.holder.save_checkpoint(low, {"step": 7})

@@ -17,8 +17,8 @@ from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import video_key
 from jobs.store.metrics import counters, num_set_aside
 from jobs.store.outbox import Attempt, Outbox
+from jobs.store.queue_depths import queue_depths
 from jobs.store.scripts import fields_of
-from jobs.store.waiting_jobs import waiting_jobs
 from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
 
 
@@ -143,7 +143,7 @@ def test_queued_job_without_a_record_does_not_stop_the_queue(redis: Redis, store
     lost, lost_too, next_job = (store.submit(owner=owner) for _ in range(3))
     redis.delete(f"longcat:job:{lost.id}")
     redis.set(f"longcat:job:{lost_too.id}", "no hash")
-    waiting_jobs(redis, store.clock)
+    queue_depths(redis, store.clock)
     assert store.claim().job.id == next_job.id
     assert store.holder.claim("a", LEASE_S) is None
     assert [job.id for job in store.client.for_owner(owner).page()] == [next_job.id]
@@ -202,7 +202,7 @@ def test_broken_field_costs_only_its_own_job(redis: Redis, store: ExampleStore, 
                 redis.hset(f"longcat:job:{job_id}", name, value)
     for job in (sound, *queued):
         store.client.estimate(job.id)
-    waiting_jobs(redis, store.clock)
+    queue_depths(redis, store.clock)
     store.client.page()
     for held in running:
         with suppress(LeaseLost):

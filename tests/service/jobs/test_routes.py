@@ -153,6 +153,13 @@ class TestDelete:
         assert client.get(f"/jobs/{job['id']}").status_code == 404
         assert client.delete(f"/jobs/{job['id']}").status_code == 404
 
+    def test_removes_files_while_another_process_removes_unneeded_ones(self, client, order, worker):
+        job = order()
+        worker.succeed(worker.claim())
+        assert worker.job_store.maintenance.lease_file_removal(job["id"])
+        assert client.delete(f"/jobs/{job['id']}").status_code == 204
+        assert list(worker.storage.keys(f"jobs/{job['id']}/")) == []
+
     def test_queued_job_leaves_the_queue(self, client, order, worker):
         client.delete(f"/jobs/{order()['id']}")
         assert worker.job_store.holder.claim("by hand", 30.0) is None

@@ -1,13 +1,21 @@
 -- include: record
--- The queue. Higher priorities come first. Within a priority, owners share the groups by weighted fair queueing with
--- equal weights (start-time fair queueing): each owner has a virtual start time, which grows by one with each job of
--- theirs that starts, and the owner with the lowest one is next. An owner who had no queued jobs resumes at the current
--- virtual time, so being away earns no credit. Requeued jobs come before all others of their priority, because they
--- were chosen before.
+-- The queue. Higher priorities come first, unless a job of a lower one has waited much longer (`effective_time_ms`).
+-- Within a priority, owners share the groups by weighted fair queueing (start-time fair queueing). Each owner has a
+-- virtual start time. It grows with each job of theirs that starts, by the
+-- work of the job divided by its `weight`. The owner with the lowest one is next. An owner who had no queued jobs
+-- resumes at the current virtual time, so being away earns no credit. Requeued jobs come before all others of their
+-- priority, because they were chosen before.
 --
--- Each queued job is also listed under its requirement, so that a group finds the jobs that it can run without passing
--- over others. Processes of release 0.2.0 do not know these lists: what they submit is added by `set_requirement`, and
--- what they take out of the queue is removed by `first_with_requirement`.
+-- Jobs with equal requirements are a class, so that a group finds the jobs that it can run without passing over others.
+-- A class has its own order of owners and of requeued jobs, so a claim looks at the first entry of each class only. The
+-- entries of owners are checked when they are looked at: the virtual start time of an owner grows with the jobs of all
+-- classes, so an entry may be too low, but never too high.
+--
+-- An entry that a limit on running jobs of its owner keeps from starting is held back: it leaves its class until a job
+-- of that owner stops running.
+--
+-- Processes of release 0.2.0 do not know the classes. What they submit is added by `set_requirement`, what they requeue
+-- by `list_missing_requeued`, and what they take out of the queue is removed when it is found in a class.
 
 -- Queued jobs that some release could not read, by number.
 local SET_ASIDE = 'longcat:queue:set_aside'
@@ -37,7 +45,8 @@ end
 
 -- Jobs that never started, in the order in which they start if no limit on running jobs applies: by virtual start time,
 -- then by number. Only positions are read from it: with any number of owners, a position takes the same few commands.
--- A job's virtual start time is that of its owner plus the number of the owner's jobs before it.
+-- A job's virtual start time is that of its owner plus the charges for the owner's jobs before it. After a cancellation
+-- it is an estimate (`leave_start_order`).
 local function start_order_key(priority)
   return queue_key(priority) .. ':start_order'
 end
@@ -58,39 +67,139 @@ local function requirement_key(priority, requirement)
   return queue_key(priority) .. ':requirement:' .. requirement
 end
 
+-- The work units of the queued jobs of one priority, by requirement.
+local function class_work_units_key(priority)
+  return queue_key(priority) .. ':work_units'
+end
+
 -- Jobs of one owner with this requirement that never started.
 local function requirement_owner_key(priority, requirement, owner)
   return requirement_key(priority, requirement) .. ':owner:' .. owner
 end
 
+-- Owners with such jobs, as `<number of the first one>:<owner>` by virtual start time.
+local function class_owners_key(priority, requirement)
+  return requirement_key(priority, requirement) .. ':owners'
+end
+
+-- The owner in such an entry, which begins with a number of 15 digits and a colon.
+local function owner_of_entry(entry)
+  return entry:sub(17)
+end
+
+-- Requeued jobs with this requirement, by number.
+local function class_requeued_key(priority, requirement)
+  return requirement_key(priority, requirement) .. ':requeued'
+end
+
+-- Owners with entries that are held back, by the time since when; and the entries of one owner.
+local HELD_BACK = 'longcat:queue:held_back'
+local function held_back_key(owner)
+  return HELD_BACK .. ':' .. owner
+end
+
+-- How far the virtual start time of its owner grows when a job starts. Charges are whole numbers, so that sums of them
+-- are exact.
+local UNITS_PER_CHARGE = 1000
+local function charge(work_units, weight)
+  weight = tonumber(weight or 1) or 1
+  if not (weight > 0) then weight = 1 end
+  return math.max(1, math.floor(work_units / UNITS_PER_CHARGE / weight + 0.5))
+end
+
+local function owner_start(priority, owner)
+  return tonumber(redis.call('ZSCORE', backlogged_key(priority), owner))
+end
+
+-- Enter an owner into a class with their first job there.
+local function enter_class(priority, requirement, owner)
+  local first, number = unpack(
+    redis.call('ZRANGE', requirement_owner_key(priority, requirement, owner), 0, 0, 'WITHSCORES')
+  )
+  local start = first and owner_start(priority, owner)
+  if start then
+    redis.call('ZADD', class_owners_key(priority, requirement), start, start_order_member(number, owner))
+  end
+end
+
 local function list_by_requirement(job)
-  redis.call('SADD', REQUIREMENTS, job.requirement)
-  redis.call('ZADD', requirement_key(job.priority, job.requirement), job.number, job.id)
-  if not job.started_ms then
-    redis.call('ZADD', requirement_owner_key(job.priority, job.requirement, job.owner), job.number, job.id)
+  local priority, requirement = job.priority, job.requirement
+  redis.call('SADD', REQUIREMENTS, requirement)
+  if redis.call('ZADD', requirement_key(priority, requirement), job.number, job.id) == 1 then
+    redis.call('HINCRBY', class_work_units_key(priority), requirement, job.work_units)
+  end
+  if job.started_ms then
+    redis.call('ZADD', class_requeued_key(priority, requirement), job.number, job.id)
+    return
+  end
+  local owner_jobs = requirement_owner_key(priority, requirement, job.owner)
+  local is_first = redis.call('EXISTS', owner_jobs) == 0
+  redis.call('ZADD', owner_jobs, job.number, job.id)
+  if is_first then enter_class(priority, requirement, job.owner) end
+end
+
+-- Take a job that never started out of its owner's jobs in a class. The next of them takes the place of the first.
+local function leave_class(priority, requirement, owner, id)
+  local owner_jobs = requirement_owner_key(priority, requirement, owner)
+  local first, number = unpack(redis.call('ZRANGE', owner_jobs, 0, 0, 'WITHSCORES'))
+  redis.call('ZREM', owner_jobs, id)
+  if first ~= id then return end
+  local entry = start_order_member(number, owner)
+  if redis.call('ZREM', class_owners_key(priority, requirement), entry) == 1 then
+    enter_class(priority, requirement, owner)
+  end
+end
+
+-- Remove a job from those with a requirement. The work units of a class begin at 0 again when it is empty: those of a
+-- job whose record was removed in the meantime are not known.
+local function remove_from_class(priority, requirement, id)
+  if redis.call('ZREM', requirement_key(priority, requirement), id) == 0 then return end
+  if redis.call('EXISTS', requirement_key(priority, requirement)) == 0 then
+    redis.call('HDEL', class_work_units_key(priority), requirement)
+  else
+    local work_units = read_fields(id, 'work_units')[1]
+    if not is_whole(work_units) then work_units = NUMBERS.work_units end
+    redis.call('HINCRBY', class_work_units_key(priority), requirement, -work_units)
   end
 end
 
 local function unlist_by_requirement(job)
-  redis.call('ZREM', requirement_owner_key(job.priority, job.requirement, job.owner), job.id)
-  redis.call('ZREM', requirement_key(job.priority, job.requirement), job.id)
+  local requirement = job.requirement
+  leave_class(job.priority, requirement, job.owner, job.id)
+  redis.call('ZREM', class_requeued_key(job.priority, requirement), job.id)
+  remove_from_class(job.priority, requirement, job.id)
+  local is_empty = true
   for _, priority in ipairs(PRIORITIES) do
-    if redis.call('EXISTS', requirement_key(priority, job.requirement)) == 1 then return end
+    if redis.call('EXISTS', requirement_key(priority, requirement)) == 1 then
+      is_empty = false
+    else
+      redis.call('DEL', class_owners_key(priority, requirement), class_requeued_key(priority, requirement))
+    end
   end
-  redis.call('SREM', REQUIREMENTS, job.requirement)
+  if is_empty then redis.call('SREM', REQUIREMENTS, requirement) end
 end
 
 local function virtual_time(priority)
   return tonumber(redis.call('GET', virtual_time_key(priority)) or 0)
 end
 
+-- The virtual start time of the next job that an owner submits.
+local function start_behind_last(priority, owner)
+  local id, number = unpack(redis.call('ZRANGE', owner_queue_key(priority, owner), -1, -1, 'WITHSCORES'))
+  local last = id and redis.call('ZSCORE', start_order_key(priority), start_order_member(number, id))
+  if not last then return owner_start(priority, owner) end
+  local work_units, weight = unpack(read_fields(id, 'work_units', 'weight'))
+  return last + charge(is_whole(work_units) or NUMBERS.work_units, weight)
+end
+
 local function enqueue(job)
   local priority, owner = job.priority, job.owner
   redis.call('ZADD', queue_key(priority), job.number, job.id)
   redis.call('INCRBY', 'longcat:queued_work_units', job.work_units)
-  if job.requirement then list_by_requirement(job) end
   if job.started_ms then
+    if not job.requirement then write(job, {requirement = ''}) end -- release 0.2.0 submitted it
     redis.call('ZADD', requeued_key(priority), job.number, job.id)
+    list_by_requirement(job)
     return
   end
   if not redis.call('ZSCORE', backlogged_key(priority), owner) then
@@ -98,20 +207,24 @@ local function enqueue(job)
     redis.call('ZREM', idle_key(priority), owner)
     redis.call('ZADD', backlogged_key(priority), math.max(start, virtual_time(priority)), owner)
   end
-  local num_before = redis.call('ZCARD', owner_queue_key(priority, owner))
-  local start = redis.call('ZSCORE', backlogged_key(priority), owner) + num_before
+  local start = start_behind_last(priority, owner)
   redis.call('ZADD', owner_queue_key(priority, owner), job.number, job.id)
   redis.call('ZADD', start_order_key(priority), start, start_order_member(job.number, job.id))
+  if job.requirement then list_by_requirement(job) end
 end
 
--- Take a job of an owner's queue out of the start order. If it does not start, the owner's later jobs move up.
-local function leave_start_order(priority, owner_queue, id)
+-- Take a job out of the start order because it does not start. The owner's later jobs move up: the next hundred of
+-- them, so that a cancellation in a long queue takes no longer than in a short one.
+local MOST_MOVED = 100
+local function leave_start_order(priority, owner_queue, job)
   local order = start_order_key(priority)
-  local member = start_order_member(redis.call('ZSCORE', owner_queue, id), id)
+  local member = start_order_member(redis.call('ZSCORE', owner_queue, job.id), job.id)
   if redis.call('ZREM', order, member) == 0 then return end
-  local later = redis.call('ZRANGE', owner_queue, redis.call('ZRANK', owner_queue, id) + 1, -1, 'WITHSCORES')
+  local rank = redis.call('ZRANK', owner_queue, job.id)
+  local later = redis.call('ZRANGE', owner_queue, rank + 1, rank + MOST_MOVED, 'WITHSCORES')
+  local freed = charge(job.work_units or NUMBERS.work_units, job.weight)
   for i = 1, #later, 2 do
-    redis.call('ZADD', order, 'XX', 'INCR', -1, start_order_member(later[i + 1], later[i]))
+    redis.call('ZADD', order, 'XX', 'INCR', -freed, start_order_member(later[i + 1], later[i]))
   end
 end
 
@@ -120,7 +233,7 @@ local function leave_owner_queue(job)
   local priority, owner = job.priority, job.owner
   local owner_queue = owner_queue_key(priority, owner)
   if not redis.call('ZSCORE', owner_queue, job.id) then return end
-  leave_start_order(priority, owner_queue, job.id)
+  leave_start_order(priority, owner_queue, job)
   redis.call('ZREM', owner_queue, job.id)
   if redis.call('EXISTS', owner_queue) == 0 then
     redis.call('ZADD', idle_key(priority), redis.call('ZSCORE', backlogged_key(priority), owner), owner)
@@ -141,16 +254,25 @@ local function dequeue(job)
   leave_owner_queue(job)
 end
 
--- Keep a queued job from a reader that cannot read it. Others claim it like a requeued job, so that it does not hold up
--- the jobs of its owner that come after it.
+-- Check that the caller, if it is a reader of records, has not set this job aside.
+local function is_readable(unreadable_by)
+  if not (given.reader and unreadable_by) then return true end
+  return not (' ' .. unreadable_by .. ' '):find(' ' .. given.reader .. ' ', 1, true)
+end
+
+-- Keep a queued job from a reader that cannot read it. Others find it in a list of its own, so that it does not hold up
+-- the jobs that come after it. For release 0.2.0 it is a requeued job, too.
 local function set_aside(job, reader)
-  leave_owner_queue(job)
   if job.requirement then
-    redis.call('ZREM', requirement_owner_key(job.priority, job.requirement, job.owner), job.id)
+    leave_class(job.priority, job.requirement, job.owner, job.id)
+    redis.call('ZREM', class_requeued_key(job.priority, job.requirement), job.id)
   end
+  leave_owner_queue(job)
   redis.call('ZADD', requeued_key(job.priority), job.number, job.id)
   redis.call('ZADD', SET_ASIDE, job.number, job.id)
-  write(job, {unreadable_by = (job.unreadable_by and job.unreadable_by .. ' ' or '') .. reader})
+  if is_readable(job.unreadable_by) then
+    write(job, {unreadable_by = (job.unreadable_by and job.unreadable_by .. ' ' or '') .. reader})
+  end
 end
 
 -- Remove a job whose record is gone, and of which nothing else is known, from the queue.
@@ -168,7 +290,8 @@ local function dequeue_to_start(job)
   local priority, owner = job.priority, job.owner
   local number = redis.call('ZSCORE', owner_queue_key(priority, owner), job.id)
   if number then
-    local start = redis.call('ZINCRBY', backlogged_key(priority), 1, owner) - 1
+    local start = owner_start(priority, owner)
+    redis.call('ZINCRBY', backlogged_key(priority), charge(job.work_units, job.weight), owner)
     local time = math.max(start, virtual_time(priority))
     redis.call('SET', virtual_time_key(priority), time)
     redis.call('ZREMRANGEBYSCORE', idle_key(priority), '-inf', time)
@@ -177,69 +300,150 @@ local function dequeue_to_start(job)
   dequeue(job)
 end
 
--- Check that the caller, if it is a reader of records, has not set this job aside.
-local function is_readable(unreadable_by)
-  if not (given.reader and unreadable_by) then return true end
-  return not (' ' .. unreadable_by .. ' '):find(' ' .. given.reader .. ' ', 1, true)
-end
-
--- Check that a queued job may start under the limits on running jobs, which it carries. If `leaving` is given, that
--- running job is about to stop and does not count. A job without a record may: whoever claims it finds out.
-local function may_start(id, leaving)
-  local owner, owner_limit, total_limit, unreadable_by = unpack(
-    read_fields(id, 'owner', 'owner_running_jobs', 'total_running_jobs', 'unreadable_by')
-  )
-  if not owner then return true end
-  if not is_readable(unreadable_by) then return false end
+-- The limit on running jobs that keeps a queued job from starting, `owner` or `total`; nil if it may start. Jobs carry
+-- the limits. If `leaving` is given, that running job is about to stop and does not count. A job without a record may
+-- start: whoever claims it finds out.
+local function limit_on_start(id, leaving)
+  local owner, owner_limit, total_limit = unpack(read_fields(id, 'owner', 'owner_running_jobs', 'total_running_jobs'))
+  if not owner then return nil end
   local running = index_keys('running', owner)
   local num_leaving = leaving and 1 or 0
   local num_leaving_of_owner = leaving and leaving.owner == owner and 1 or 0
-  return not (total_limit and redis.call('ZCARD', running[1]) - num_leaving >= tonumber(total_limit))
-    and not (owner_limit and redis.call('ZCARD', running[2]) - num_leaving_of_owner >= tonumber(owner_limit))
+  if total_limit and redis.call('ZCARD', running[1]) - num_leaving >= tonumber(total_limit) then return 'total' end
+  if owner_limit and redis.call('ZCARD', running[2]) - num_leaving_of_owner >= tonumber(owner_limit) then
+    return 'owner'
+  end
 end
 
--- The id and number of an owner's first job with this requirement that never started.
-local function first_with_requirement(priority, requirement, owner)
+-- Remember that an entry has left its class: a requeued job, or an owner if there is no `id`.
+local function hold_back(priority, requirement, owner, id)
+  redis.call('SADD', held_back_key(owner), cjson.encode({priority, requirement, id}))
+  redis.call('ZADD', HELD_BACK, 'NX', redis.call('TIME')[1], owner)
+end
+
+-- Return the entries of an owner to their classes.
+local function release_held_back(owner)
+  local entries = redis.call('SMEMBERS', held_back_key(owner))
+  for _, entry in ipairs(entries) do
+    local priority, requirement, id = unpack(cjson.decode(entry))
+    if not id then
+      enter_class(priority, requirement, owner)
+    else
+      local number = redis.call('ZSCORE', requirement_key(priority, requirement), id)
+      if number then redis.call('ZADD', class_requeued_key(priority, requirement), number, id) end
+    end
+  end
+  redis.call('DEL', held_back_key(owner))
+  redis.call('ZREM', HELD_BACK, owner)
+end
+
+-- Return entries to their classes that have been held back for long. Scripts of release 0.2.0 do not do so when a job
+-- stops. A claim holds them back again if the limit still applies.
+local LONGEST_HELD_BACK_S = 5
+local MOST_RELEASED = 20
+local function release_long_held_back()
+  local latest = redis.call('TIME')[1] - LONGEST_HELD_BACK_S
+  for _, owner in ipairs(redis.call('ZRANGE', HELD_BACK, '-inf', latest, 'BYSCORE', 'LIMIT', 0, MOST_RELEASED)) do
+    release_held_back(owner)
+  end
+end
+
+-- Add requeued jobs to their classes that a process of release 0.2.0 requeued.
+local MOST_LISTED = 100
+local function list_missing_requeued(priority)
+  for _, id in ipairs(redis.call('ZRANGE', requeued_key(priority), 0, MOST_LISTED - 1)) do
+    local requirement, owner = unpack(read_fields(id, 'requirement', 'owner'))
+    local is_listed = redis.call('ZSCORE', SET_ASIDE, id)
+      or requirement and redis.call('ZSCORE', class_requeued_key(priority, requirement), id)
+      or requirement and redis.call(
+        'SISMEMBER', held_back_key(owner or ''), cjson.encode({priority, requirement, id})
+      ) == 1
+    local job = not is_listed and read(id)
+    if job and job.status == 'queued' and job.started_ms and job.priority == priority then
+      if not requirement then write(job, {requirement = ''}) end
+      list_by_requirement(job)
+    end
+  end
+end
+
+-- The id and number of an owner's first job in a class that never started.
+local function first_of_owner(priority, requirement, owner)
   local key = requirement_owner_key(priority, requirement, owner)
   while true do
     local id, number = unpack(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES'))
     if not id then return nil end
-    if redis.call('ZSCORE', owner_queue_key(priority, owner), id) then return id, tonumber(number) end
+    if redis.call('ZSCORE', owner_queue_key(priority, owner), id) then return id, number end
     redis.call('ZREM', key, id)
-    redis.call('ZREM', requirement_key(priority, requirement), id)
+    if not redis.call('ZSCORE', queue_key(priority), id) then remove_from_class(priority, requirement, id) end
   end
 end
 
--- The id of the first job of the owner with the lowest virtual start time whose job may start. Among owners with the
--- same one, the job that was submitted first wins.
-local function next_by_virtual_time(priority, requirements)
-  local owners = redis.call('ZRANGE', backlogged_key(priority), 0, -1, 'WITHSCORES')
-  local best, best_number, best_start
-  for i = 1, #owners, 2 do
-    local start = tonumber(owners[i + 1])
-    if best and start > best_start then break end
-    for _, requirement in ipairs(requirements) do
-      local id, number = first_with_requirement(priority, requirement, owners[i])
-      if id and (not best or number < best_number) and may_start(id) then
-        best, best_number, best_start = id, number, start
-      end
+-- The first job of a class that never started and may start, its owner's virtual start time, and its number.
+local function first_by_virtual_time(priority, requirement)
+  local owners = class_owners_key(priority, requirement)
+  while true do
+    local entry, entered = unpack(redis.call('ZRANGE', owners, 0, 0, 'WITHSCORES'))
+    if not entry then return nil end
+    local owner = owner_of_entry(entry)
+    local id, number = first_of_owner(priority, requirement, owner)
+    local start = id and redis.call('ZSCORE', backlogged_key(priority), owner)
+    if not start then
+      redis.call('ZREM', owners, entry)
+    elseif start ~= entered or start_order_member(number, owner) ~= entry then
+      redis.call('ZREM', owners, entry)
+      redis.call('ZADD', owners, start, start_order_member(number, owner))
+    else
+      local limit = limit_on_start(id)
+      if not limit then return id, tonumber(start), tonumber(number) end
+      if limit == 'total' then return nil end
+      redis.call('ZREM', owners, entry)
+      hold_back(priority, requirement, owner)
+    end
+  end
+end
+
+-- The first requeued job of a class that may start, and its number.
+local function first_requeued(priority, requirement)
+  local key = class_requeued_key(priority, requirement)
+  while true do
+    local id, number = unpack(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES'))
+    if not id then return nil end
+    local is_requeued = redis.call('ZSCORE', requeued_key(priority), id)
+    local limit = is_requeued and limit_on_start(id)
+    if limit == 'total' then return nil end
+    if is_requeued and not limit then return id, 0, tonumber(number) end
+    redis.call('ZREM', key, id)
+    if limit then
+      hold_back(priority, requirement, read_fields(id, 'owner')[1], id)
+    elseif not redis.call('ZSCORE', queue_key(priority), id) then
+      remove_from_class(priority, requirement, id)
+    end
+  end
+end
+
+-- The first of the jobs that `first_of_class` returns for these requirements.
+local function first_of_classes(first_of_class, priority, requirements)
+  local best, best_start, best_number
+  for _, requirement in ipairs(requirements) do
+    local id, start, number = first_of_class(priority, requirement)
+    if id and (not best or start < best_start or start == best_start and number < best_number) then
+      best, best_start, best_number = id, start, number
     end
   end
   return best
 end
 
--- The number of queued jobs of one priority with this requirement, and the id of the first one.
+-- The number of queued jobs of one priority with this requirement.
 local function depth_of(priority, requirement)
   local key = requirement_key(priority, requirement)
   while true do
     local id = redis.call('ZRANGE', key, 0, 0)[1]
-    if not id or redis.call('ZSCORE', queue_key(priority), id) then return redis.call('ZCARD', key), id end
-    redis.call('ZREM', key, id)
+    if not id or redis.call('ZSCORE', queue_key(priority), id) then return redis.call('ZCARD', key) end
+    remove_from_class(priority, requirement, id)
   end
 end
 
--- The requirements as a set, and a check that a queued job has one of them. A job that a process of release 0.2.0
--- requeued may have none: any group may run it.
+-- The requirements as a set, and a check that a queued job has one of them.
 local function as_set(requirements)
   local set = {}
   for _, requirement in ipairs(requirements) do set[requirement] = true end
@@ -251,17 +455,45 @@ local function has_requirement_in(set, id)
   return not requirement or set[requirement] or false
 end
 
+-- The first job that others set aside, that the caller can read, and that may start. Only the first few are looked at.
+local MOST_SET_ASIDE = 20
+local function first_set_aside(requirements)
+  local set = as_set(requirements)
+  for _, id in ipairs(redis.call('ZRANGE', SET_ASIDE, 0, MOST_SET_ASIDE - 1)) do
+    local readable = is_readable(read_fields(id, 'unreadable_by')[1])
+    if readable and has_requirement_in(set, id) and not limit_on_start(id) then return id end
+  end
+end
+
+-- When a job was queued last, in ms.
+local function queued_since_ms(created_ms, queued_ms)
+  return tonumber(is_whole(queued_ms) or is_whole(created_ms) or now)
+end
+
+-- When a job was queued last, later by its `ageing_ms` for each priority above its own. The first job of a priority
+-- starts before that of a higher one if this is lower. So jobs of low priority start although there are always jobs of
+-- high priority, and the order of two jobs never changes while they wait.
+local STRICT_MS = 1e14 -- for jobs without `ageing_ms`
+local function effective_time_ms(id, num_above)
+  local created_ms, queued_ms, ageing_ms = unpack(read_fields(id, 'created_ms', 'queued_ms', 'ageing_ms'))
+  return queued_since_ms(created_ms, queued_ms) + num_above * (is_whole(ageing_ms) or STRICT_MS)
+end
+
 -- The id of the next job with one of these requirements, nil if none may start. Without requirements, the next of all.
 local function next_job(requirements)
   requirements = requirements or redis.call('SMEMBERS', REQUIREMENTS)
-  local set = as_set(requirements)
-  for _, priority in ipairs(PRIORITIES) do
-    for _, id in ipairs(redis.call('ZRANGE', requeued_key(priority), 0, -1)) do
-      if has_requirement_in(set, id) and may_start(id) then return id end
+  local set_aside_id = first_set_aside(requirements)
+  if set_aside_id then return set_aside_id end
+  local best, best_ms
+  for i, priority in ipairs(PRIORITIES) do
+    local id = first_of_classes(first_requeued, priority, requirements)
+      or first_of_classes(first_by_virtual_time, priority, requirements)
+    local time_ms = id and effective_time_ms(id, i - 1)
+    if id and (not best or time_ms < best_ms) then
+      best, best_ms = id, time_ms
     end
-    local id = next_by_virtual_time(priority, requirements)
-    if id then return id end
   end
+  return best
 end
 
 -- The number of queued jobs of the priorities above this one.
@@ -296,8 +528,11 @@ local function repair_start_order(priority)
   local owners = redis.call('ZRANGE', backlogged_key(priority), 0, -1, 'WITHSCORES')
   for i = 1, #owners, 2 do
     local jobs = redis.call('ZRANGE', owner_queue_key(priority, owners[i]), 0, -1, 'WITHSCORES')
+    local start = tonumber(owners[i + 1])
     for j = 1, #jobs, 2 do
-      redis.call('ZADD', order, owners[i + 1] + (j - 1) / 2, start_order_member(jobs[j + 1], jobs[j]))
+      redis.call('ZADD', order, start, start_order_member(jobs[j + 1], jobs[j]))
+      local work_units, weight = unpack(read_fields(jobs[j], 'work_units', 'weight'))
+      start = start + charge(is_whole(work_units) or NUMBERS.work_units, weight)
     end
   end
 end

@@ -18,8 +18,10 @@ end
 local function set_status(job, status, fields)
   for _, key in ipairs(index_keys(job.status, job.owner)) do redis.call('ZREM', key, job.id) end
   for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZADD', key, job.number, job.id) end
+  local stops_running = job.status == 'running' and status ~= 'running'
   fields.status = status
   write(job, fields)
+  if stops_running then release_held_back(job.owner) end
   add_event(job)
   add_delivery(job)
   return status
@@ -35,6 +37,7 @@ local function remove(job)
   if job.idempotency_key then redis.call('DEL', job.idempotency_key) end
   redis.call('ZREM', 'longcat:expiring', job.id)
   redis.call('ZADD', FIRST_REMOVALS, now, job.id)
+  redis.call('ZREM', REMOVAL_LEASES, job.id) -- a process that has it may be keeping the files of an ended job
 end
 
 -- Remove all that refers to a job whose record is gone. Its owner is not known.
