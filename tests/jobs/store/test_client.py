@@ -218,6 +218,7 @@ class TestDelete:
         of_all_jobs = {
             *("longcat:submitted", "longcat:queued_work_units", "longcat:recent_runs", "longcat:metrics"),
             *("longcat:queue:normal:virtual_time", "longcat:queue:normal:idle", "longcat:queue:checked"),
+            "longcat:gpu_time",
         }
         of_calls = keys_of(redis, "longcat:claims:*") | keys_of(redis, "longcat:deletes:*")
         assert keys_of(redis) - of_calls == of_all_jobs
