@@ -220,8 +220,10 @@ class TestDelete:
             *("longcat:queue:normal:virtual_time", "longcat:queue:normal:idle", "longcat:queue:checked"),
             "longcat:gpu_time",
         }
-        of_calls = keys_of(redis, "longcat:claims:*") | keys_of(redis, "longcat:deletes:*")
-        assert keys_of(redis) - of_calls == of_all_jobs
+        patterns = ("longcat:claims:*", "longcat:deletes:*", "longcat:gpu_budget:*")
+        that_expire = {key for pattern in patterns for key in keys_of(redis, pattern)}
+        assert keys_of(redis) - that_expire == of_all_jobs
+        assert all(redis.ttl(key) > 0 for key in that_expire)
 
 
 class TestViews:

@@ -1,4 +1,4 @@
-"""Owners share the groups by the GPU time of their jobs, in proportion to their weights, and nobody starves."""
+"""Owners share the groups by the GPU time of their jobs, in proportion to their weights."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ PRIORITIES: list[Priority] = ["high", "normal", "low"]
 LEASE_MS = round(LEASE_S * 1000)
 PREEMPT_AFTER_S = 5.0
 AGEING_S = 60.0
+DAY_MS = 86_400_000
 NUMBERS = st.integers(0, 19)
 WEIGHTS = {"x": 1.0, "y": 2.0, "z": 0.5}
 """The weights of owners."""
@@ -87,6 +88,7 @@ class Expected:
     claimed_ms: int = 0
     gpu_ms: int = 0
     num_gpus: int = 1
+    expected_gpu_ms: int = 0
     is_settled: bool = False
     ends: list[Status] = field(default_factory=list)
 
@@ -223,6 +225,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             deadline_ms,
             distilled=distilled,
             charge=_charge(size, owner),
+            expected_gpu_ms=self.expected_gpu_ms(size),
         )
         return job.id
 
@@ -390,6 +393,12 @@ class JobStoreMachine(RuleBasedStateMachine):
                 job.second_removal_ms = None
             self.store.maintenance.confirm_file_removal(removal)
 
+    def expected_gpu_ms(self, size: int) -> int:
+        """Return the GPU time that a job of this size is expected to take, from recent jobs."""
+        if not self.recent_work_units:
+            return 0
+        return floor(size * self.recent_gpu_ms / self.recent_work_units + 0.5)
+
     def forget_passed_owners(self, priority: Priority) -> None:
         """Forget the virtual start times that the virtual time has passed, of owners without queued jobs."""
         backlogged = {job.queue for job in self.queued().values() if not job.has_started}
@@ -428,6 +437,15 @@ class JobStoreMachine(RuleBasedStateMachine):
     def removed_jobs_leave_no_keys(self) -> None:
         ids_in_keys = {key.rpartition(":")[2] for key in keys_of(self.redis)}
         assert not {job_id for job_id, job in self.expected.items() if job.removed} & ids_in_keys
+
+    @invariant()
+    def budgets_count_what_jobs_took_or_are_expected_to_take(self) -> None:
+        budgets: dict[bytes, int] = {}
+        for job in self.expected.values():
+            key = f"longcat:gpu_budget:{job.created_ms // DAY_MS}:{job.queue.owner}".encode()
+            budgets[key] = budgets.get(key, 0) + (job.gpu_ms if job.ends else job.expected_gpu_ms)
+        stored = {key: int(self.redis.get(key) or 0) for key in self.redis.keys("longcat:gpu_budget:*")}
+        assert stored == budgets
 
     @invariant()
     def jobs_end_once_and_attempts_are_limited(self) -> None:

@@ -21,6 +21,35 @@ local function add_to_recent_gpu_time(job, spent_ms)
   redis.call('HSET', GPU_TIME, 'work_units', work_units * KEPT + job.work_units, 'gpu_ms', ms * KEPT + spent_ms)
 end
 
+-- The GPU time that a job is expected to take; 0 until a job has succeeded.
+local function expected_gpu_ms(job)
+  local work_units, ms = recent_gpu_time()
+  return work_units > 0 and math.floor(job.work_units * ms / work_units + 0.5) or 0
+end
+
+-- The GPU time of the jobs that an owner submitted on a day: of those that have ended what they took, of the others
+-- what they are expected to take.
+local function budget_key(owner, submitted_ms)
+  return 'longcat:gpu_budget:' .. math.floor(submitted_ms / DAY_MS) .. ':' .. owner
+end
+
+local function budgeted_gpu_ms(owner)
+  return tonumber(redis.call('GET', budget_key(owner, now)) or 0)
+end
+
+local function add_to_budget(job)
+  job.expected_gpu_ms = expected_gpu_ms(job)
+  local key = budget_key(job.owner, now)
+  redis.call('INCRBY', key, job.expected_gpu_ms)
+  redis.call('PEXPIRE', key, 2 * DAY_MS)
+end
+
+-- Count the GPU time that an ended job took instead of what it was expected to take, unless its day is long over.
+local function correct_budget(job, spent_ms)
+  local key = budget_key(job.owner, job.created_ms)
+  if redis.call('EXISTS', key) == 1 then redis.call('INCRBY', key, spent_ms - job.expected_gpu_ms) end
+end
+
 -- Charge the owner of an ended job for the GPU time that it took, instead of for its work units. It is converted to
 -- the work units that other jobs had in that time. Until a job has succeeded, this is not known.
 local function charge_for_gpu_time(job, spent_ms)
