@@ -220,7 +220,7 @@ class TestDelete:
             *("longcat:queue:normal:virtual_time", "longcat:queue:normal:idle", "longcat:queue:checked"),
             "longcat:gpu_time",
         }
-        patterns = ("longcat:claims:*", "longcat:deletes:*", "longcat:gpu_budget:*")
+        patterns = ("longcat:claims:*", "longcat:deletes:*", "longcat:gpu_budget:*", "longcat:usage:*")
         that_expire = {key for pattern in patterns for key in keys_of(redis, pattern)}
         assert keys_of(redis) - that_expire == of_all_jobs
         assert all(redis.ttl(key) > 0 for key in that_expire)

@@ -1,4 +1,4 @@
--- include: record, queue
+-- include: record, queue, metrics
 -- GPU time in ms: the time during which jobs have the GPUs of a group, times their number.
 
 -- The work units and GPU time of the jobs that succeeded lately. Each new one lets the earlier ones count less.
@@ -48,6 +48,16 @@ end
 local function correct_budget(job, spent_ms)
   local key = budget_key(job.owner, job.created_ms)
   if redis.call('EXISTS', key) == 1 then redis.call('INCRBY', key, spent_ms - job.expected_gpu_ms) end
+end
+
+-- Add the GPU time of an ended job to what its owner has used today.
+local USAGE_KEPT_MS = 32 * DAY_MS
+local function add_to_usage(job, spent_ms)
+  if spent_ms == 0 then return end
+  local key = 'longcat:usage:' .. math.floor(now / DAY_MS)
+  redis.call('HINCRBY', key, job.owner, spent_ms)
+  redis.call('PEXPIRE', key, USAGE_KEPT_MS)
+  count('gpu_seconds', job.task, spent_ms / 1000)
 end
 
 -- Charge the owner of an ended job for the GPU time that it took, instead of for its work units. It is converted to

@@ -78,6 +78,7 @@ local function finish(job, status, fields)
   local spent_ms = gpu_ms(job)
   charge_for_gpu_time(job, spent_ms)
   correct_budget(job, spent_ms)
+  add_to_usage(job, spent_ms)
   if status == 'succeeded' then add_to_recent_gpu_time(job, spent_ms) end
   redis.call('ZREM', 'longcat:leases', job.id)
   fields.finished_ms = now
