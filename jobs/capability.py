@@ -20,7 +20,10 @@ from model.spec.params import Task
 from model.spec.plan import Plan
 
 CAPABILITY_KEY = "longcat:capability"
-"""The capability that was published last. Processes of release 0.2.0 read only this key."""
+"""The capability of the most capable group when one was published last, or that of a group of release 0.2.0.
+
+Processes of release 0.2.0 read only this key.
+"""
 
 SizeLimit = Literal["frames", "pixels", "refined_pixels"]
 

@@ -16,6 +16,7 @@ from redis import Redis
 
 from jobs.capability import Capability
 from jobs.errors import GroupTaken, Unavailable
+from jobs.fleet import read_fleet
 from jobs.registration import GroupRegistration, GroupState
 from jobs.store.metrics import count_group_start
 from worker.supervisor.threads import StoppableThread
@@ -87,10 +88,11 @@ class Heartbeat(StoppableThread):
             self._registration.release()
 
     def _publish(self, status: GroupStatus) -> None:
-        if status.capability and status.capability != self._published_capability:
-            status.capability.publish(self._redis)
-            self._published_capability = status.capability
         self._registration.heartbeat(status.state, self._ranks, status.job_id, status.capability)
+        if status.capability and status.capability != self._published_capability:
+            # API processes of release 0.2.0 know one capability, so it is that of the most capable group.
+            read_fleet(self._redis).first().capability.publish(self._redis)
+            self._published_capability = status.capability
         while status.capability and self._starts_s:
             count_group_start(self._redis, status.capability.pool, self._starts_s[0])
             self._starts_s.popleft()

@@ -1,0 +1,145 @@
+{{- define "longcat.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else -}}{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of every object. Call with (list $ "component"). */}}
+{{- define "longcat.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "longcat.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- end -}}
+
+{{- define "longcat.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: longcat-video
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* An image reference. Call with (list $ $image). */}}
+{{- define "longcat.image" -}}
+{{- $root := index . 0 -}}{{- $image := index . 1 -}}
+{{- if $image.digest -}}{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}{{- end -}}
+{{- end -}}
+
+{{- define "longcat.secretName" -}}
+{{- default (include "longcat.fullname" .) .Values.existingSecret -}}
+{{- end -}}
+
+{{- define "longcat.isS3" -}}
+{{- if hasPrefix "s3://" .Values.storage.url }}true{{ end -}}
+{{- end -}}
+
+{{- define "longcat.hasS3Keys" -}}
+{{- if and (include "longcat.isS3" .) (eq .Values.storage.s3.credentials "secret") }}true{{ end -}}
+{{- end -}}
+
+{{/* Environment of the API and the workers. Secrets are files: an environment is shown by `kubectl describe`. */}}
+{{- define "longcat.sharedEnv" -}}
+- {name: LONGCAT_REDIS_URL_FILE, value: /run/secrets/longcat/redis_url}
+- {name: LONGCAT_LOG_FORMAT, value: json}
+{{- if include "longcat.isS3" . }}
+- {name: LONGCAT_STORAGE, value: {{ .Values.storage.url | quote }}}
+- {name: LONGCAT_S3_REGION, value: {{ .Values.storage.s3.region | quote }}}
+{{- with .Values.storage.s3.endpointUrl }}
+- {name: LONGCAT_S3_ENDPOINT_URL, value: {{ . | quote }}}
+{{- end }}
+{{- with .Values.storage.s3.publicEndpointUrl }}
+- {name: LONGCAT_S3_PUBLIC_ENDPOINT_URL, value: {{ . | quote }}}
+{{- end }}
+{{- if include "longcat.hasS3Keys" . }}
+- {name: LONGCAT_S3_ACCESS_KEY_ID_FILE, value: /run/secrets/longcat/s3_access_key_id}
+- {name: LONGCAT_S3_SECRET_ACCESS_KEY_FILE, value: /run/secrets/longcat/s3_secret_access_key}
+{{- end }}
+{{- else }}
+- {name: LONGCAT_STORAGE, value: /storage}
+{{- end }}
+{{- end -}}
+
+{{/* Settings from values: call with a map of names without LONGCAT_. */}}
+{{- define "longcat.settings" -}}
+{{- range $name, $value := . }}
+- {name: {{ printf "LONGCAT_%s" $name }}, value: {{ $value | toString | quote }}}
+{{- end }}
+{{- end -}}
+
+{{/* The volume of the secrets. Call with (list $ (list of keys)). */}}
+{{- define "longcat.secretVolume" -}}
+{{- $root := index . 0 -}}
+- name: secrets
+  secret:
+    secretName: {{ include "longcat.secretName" $root }}
+    defaultMode: 0440
+    items:
+      {{- range index . 1 }}
+      - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
+      {{- if include "longcat.hasS3Keys" $root }}
+      - {key: s3_access_key_id, path: s3_access_key_id}
+      - {key: s3_secret_access_key, path: s3_secret_access_key}
+      {{- end }}
+{{- end -}}
+
+{{- define "longcat.storageVolume" -}}
+{{- if not (include "longcat.isS3" .) }}
+- name: storage
+  persistentVolumeClaim:
+    claimName: {{ default (printf "%s-storage" (include "longcat.fullname" .)) .Values.storage.volume.existingClaim }}
+{{- end }}
+{{- end -}}
+
+{{- define "longcat.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "longcat.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "longcat.poolName" -}}
+{{- printf "%s-worker-%s" (include "longcat.fullname" (index . 0)) (index . 1) -}}
+{{- end -}}
+
+{{/* The number of groups of a pod of this pool. */}}
+{{- define "longcat.groupsPerPod" -}}
+{{- $ranks := max 1 (int .gpus) -}}
+{{- if .contextParallel }}{{ div $ranks (int .contextParallel) }}{{ else }}1{{ end -}}
+{{- end -}}
+
+{{/* What the API and the workers may reach: names, Redis of the chart, and public addresses (S3, inputs, webhooks). */}}
+{{- define "longcat.commonEgress" -}}
+- ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+{{- if .Values.redis.enabled }}
+- ports: [{port: 6379}]
+  to:
+    - podSelector:
+        matchLabels: {{- include "longcat.selector" (list . "redis") | nindent 10 }}
+{{- end }}
+- to:
+    - ipBlock:
+        cidr: 0.0.0.0/0
+        {{- with .Values.networkPolicy.egressExcept }}
+        except: {{- toYaml . | nindent 10 }}
+        {{- end }}
+{{- with .Values.networkPolicy.extraEgress }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,295 @@
+"""The Helm chart renders valid objects, and its processes accept their environment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+from helm_python import Chart, HelmError, chart
+from pydantic import BaseModel, ValidationError
+
+from service.settings import Settings as ApiSettings
+from tests.service.conftest import CAPABILITY
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "helm" / "longcat-video"
+OLDEST, NEWEST = "1.30", "1.37"
+SECRETS = Path("/run/secrets/longcat")
+
+Object = dict[str, Any]
+Values = dict[str, Any]
+
+WEIGHTS = {"persistentVolumeClaim": {"claimName": "weights", "readOnly": True}}
+SMALL: Values = {"redis": {"enabled": True}, "poolDefaults": {"checkpoint": WEIGHTS}}
+LARGE: Values = {
+    "storage": {"url": "s3://videos/of-us", "s3": {"endpointUrl": "https://s3.example.com"}},
+    "secrets": {"redisUrl": "rediss://redis.example.com", "s3AccessKeyId": "id", "s3SecretAccessKey": "key"},
+    "settings": {"RETENTION_S": 86_400},
+    "api": {
+        "image": {"digest": f"sha256:{'0' * 64}"},
+        "capability": "{}",
+        "publicUrl": "https://video.example.com",
+        "allowedHosts": ["a.example.com", "b.example.com"],
+        "ingress": {"enabled": True, "className": "nginx", "host": "video.example.com", "tlsSecret": "tls"},
+        "autoscaling": {"enabled": True},
+        "settings": {"OWNER_QUEUED_JOBS": 50},
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+        "nodeSelector": {"disk": "ssd"},
+    },
+    "poolDefaults": {"checkpoint": WEIGHTS},
+    "pools": {
+        "h200": {"gpus": 8, "contextParallel": 4, "autoscaling": {"enabled": True}},
+        "canary": {"modelId": "a.b_c", "settings": {"FP8": True}, "runtimeClassName": "nvidia"},
+        "trial": {"gpus": 0, "checkpoint": {"emptyDir": {}}},
+    },
+    "monitoring": {
+        "serviceMonitor": True,
+        "rules": True,
+        "labels": {"release": "prometheus"},
+        "prometheusUrl": "http://prometheus:9090",
+    },
+    "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
+    "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn"}},
+}
+CUSTOM_RESOURCES: dict[str, type[BaseModel]] = {
+    "PrometheusRule": PrometheusRule,
+    "ScaledObject": ScaledObject,
+    "ServiceMonitor": ServiceMonitor,
+}
+
+
+def render(values: Values) -> list[Object]:
+    """Return the objects that the chart makes of these values."""
+    with Chart.load(FOLDER) as loaded:
+        files = loaded.render(values, name="video", namespace="ours")
+    documents = (yaml.safe_load_all(text) for path, text in files.items() if path.endswith(".yaml"))
+    return [document for file in documents for document in file if document]
+
+
+def named(objects: list[Object], kind: str, name: str = "") -> Object:
+    (found,) = (each for each in objects if each["kind"] == kind and each["metadata"]["name"].endswith(name))
+    return found
+
+
+def pod_templates(objects: list[Object]) -> Iterator[Object]:
+    yield from (each["spec"]["template"] for each in objects if each["kind"] in {"Deployment", "StatefulSet"})
+
+
+def container_of(workload: Object) -> Object:
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    found: Object = container
+    return found
+
+
+def check(resource: Object, version: str = NEWEST) -> None:
+    """Raise ValidationError if a field is unknown or has a wrong type.
+
+    The models of custom resources ignore unknown fields, so these are found by what is lost.
+    """
+    if model := CUSTOM_RESOURCES.get(resource["kind"]):
+        kept = model.model_validate(resource).model_dump(mode="json", by_alias=True, exclude_unset=True)
+        if json.loads(json.dumps(resource)) != kept:
+            raise kubernetes_validate.ValidationError(ValueError("a field is unknown"), version)
+    else:
+        kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_lint_finds_no_error():
+    found = chart.lint(FOLDER, values=SMALL)
+    assert found["errors"] == []
+    assert [message for message in found["messages"] if message["severity"] > 1] == []
+
+
+@pytest.mark.parametrize("version", [OLDEST, "1.33", NEWEST])
+@pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
+def test_every_object_is_valid_in_old_and_new_kubernetes(values, version):
+    objects = render(values)
+    for each in objects:
+        check(each, version)
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "NetworkPolicy", "ScaledObject", "ServiceMonitor"])
+def test_misspelt_field_is_found(kind):
+    resource = next(each for each in render(LARGE) if each["kind"] == kind)
+    resource["spec"]["misspelt"] = 1
+    with pytest.raises((kubernetes_validate.ValidationError, ValidationError)):
+        check(resource)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "poolDefaults|checkpoint|redisUrl"),
+        ({**SMALL, "poolDefaults": {}}, r"pools\.main\.checkpoint is needed"),
+        ({**SMALL, "redis": {"enabled": False}}, "secrets.redisUrl"),
+        ({**SMALL, "storage": {"url": "s3://videos"}}, "secrets.s3AccessKeyId"),
+        ({**SMALL, "replicas": 2}, "replicas"),
+        ({**SMALL, "pools": {"main": {"gpu": 2}}}, "gpu"),
+        ({**SMALL, "pools": {"Main": {}}}, "Main"),
+        ({**SMALL, "settings": {"LONGCAT_RETENTION_S": 1}}, "LONGCAT_RETENTION_S"),
+        ({**SMALL, "storage": {"url": "gs://videos"}}, "url"),
+        ({**SMALL, "pools": {"main": {"autoscaling": {"enabled": True}}}}, "monitoring.prometheusUrl"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(values, message):
+    with pytest.raises(HelmError, match=message):
+        render(values)
+
+
+@pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
+def test_every_service_and_policy_selects_pods_of_the_chart(values):
+    objects = render(values)
+    labels = [template["metadata"]["labels"] for template in pod_templates(objects)]
+    selectors = [
+        *(each["spec"]["selector"] for each in objects if each["kind"] == "Service"),
+        *(each["spec"]["podSelector"]["matchLabels"] for each in objects if each["kind"] == "NetworkPolicy"),
+        *(
+            each["spec"]["selector"]["matchLabels"]
+            for each in objects
+            if each["kind"] in {"PodDisruptionBudget", "Deployment", "StatefulSet"}
+        ),
+    ]
+    for selector in selectors:
+        assert any(selector.items() <= each.items() for each in labels), selector
+
+
+@pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
+def test_no_container_runs_as_root_or_writes_to_its_image(values):
+    for template in pod_templates(render(values)):
+        assert template["spec"]["automountServiceAccountToken"] is False
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert template["spec"]["securityContext"]["runAsUser"] > 0
+        for container in template["spec"]["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+@pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
+def test_every_mount_and_port_by_name_exists(values):
+    for template in pod_templates(render(values)):
+        (container,) = template["spec"]["containers"]
+        volumes = {volume["name"] for volume in template["spec"]["volumes"]}
+        claims = {"data"}  # of Redis, made from the claim template
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes | claims
+        ports = {port["name"] for port in container["ports"]}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            for check_by in ("httpGet", "tcpSocket"):
+                if check_by in container[probe]:
+                    assert container[probe][check_by]["port"] in ports
+
+
+def environment(workload: Object) -> dict[str, str]:
+    found = {each["name"]: each["value"] for each in container_of(workload)["env"]}
+    assert len(found) == len(container_of(workload)["env"]), "a name is there twice"
+    return found
+
+
+@pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
+def test_processes_accept_their_environment(values, monkeypatch, tmp_path):
+    for name in ("redis_url", "api_key", "s3_access_key_id", "s3_secret_access_key"):
+        (tmp_path / name).write_text("redis://redis" if name == "redis_url" else "secret")
+    (tmp_path / "capability.json").write_text(CAPABILITY.model_dump_json())
+    objects = render(values)
+    workloads = [each for each in objects if each["kind"] in {"Deployment", "StatefulSet"}]
+    for workload in workloads:
+        if workload["metadata"]["name"].endswith("-redis"):
+            continue
+        settings = ApiSettings if workload["kind"] == "Deployment" else WorkerSettings
+        with monkeypatch.context() as patch:
+            for name, value in environment(workload).items():
+                if field := name.removeprefix("LONGCAT_").removesuffix("_FILE").lower() * (name[0] == "L"):
+                    assert {field, f"{field}_file"} & settings.model_fields.keys(), name
+                path = Path(value)
+                is_mounted = SECRETS in path.parents or path.name == "capability.json"
+                patch.setenv(name, str(tmp_path / path.name) if is_mounted else value)
+            read = settings()
+        assert read.redis_url == "redis://redis"
+
+
+def test_worker_has_neither_the_key_of_the_api_nor_more_secrets_than_it_reads():
+    worker = named(render(LARGE), "StatefulSet", "-worker-h200")
+    (secrets,) = (
+        volume for volume in worker["spec"]["template"]["spec"]["volumes"] if volume["name"] == "secrets"
+    )
+    files = {item["key"] for item in secrets["secret"]["items"]}
+    assert files == {"redis_url", "s3_access_key_id", "s3_secret_access_key"}
+    read = {Path(value).name for value in environment(worker).values() if SECRETS in Path(value).parents}
+    assert read == files
+
+
+def test_gpus_of_a_pod_are_its_ranks():
+    objects = render(LARGE)
+    large, canary, trial = (
+        named(objects, "StatefulSet", f"-worker-{name}") for name in ("h200", "canary", "trial")
+    )
+    assert container_of(large)["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert (environment(large)["LONGCAT_RANKS"], environment(large)["LONGCAT_CONTEXT_PARALLEL"]) == ("8", "4")
+    assert (environment(canary)["LONGCAT_RANKS"], environment(canary)["LONGCAT_FP8"]) == ("1", "true")
+    assert "nvidia.com/gpu" not in container_of(trial)["resources"]["limits"]
+    assert (environment(trial)["LONGCAT_RANKS"], environment(trial)["LONGCAT_DEVICE"]) == ("1", "cpu")
+
+
+def test_worker_knows_when_it_will_be_killed():
+    worker = named(render(LARGE), "StatefulSet", "-worker-h200")
+    grace_s = worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert int(environment(worker)["LONGCAT_TERMINATION_GRACE_S"]) == grace_s
+
+
+def test_autoscalers_own_the_number_of_pods():
+    objects = render(LARGE)
+    assert "replicas" not in named(objects, "Deployment")["spec"]
+    assert "replicas" not in named(objects, "StatefulSet", "-worker-h200")["spec"]
+    assert named(objects, "StatefulSet", "-worker-canary")["spec"]["replicas"] == 1
+    scaler = named(objects, "ScaledObject")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "video-longcat-video-worker-h200"
+    busy = scaler["spec"]["triggers"][2]["metadata"]
+    assert busy["threshold"] == "2"  # groups of each pod: 8 GPUs, 4 for one video
+
+
+def test_queries_of_autoscalers_select_exported_metrics_of_the_pool():
+    values = {**LARGE, "pools": {"one": {"modelId": "a.b_c", "autoscaling": {"enabled": True}}}}
+    exported = set(re.findall(r'"(longcat_\w+)"', (ROOT / "service/ops/metrics.py").read_text()))
+    for trigger in named(render(values), "ScaledObject")["spec"]["triggers"]:
+        query = trigger["metadata"]["query"]
+        assert set(re.findall(r"longcat_\w+", query)) <= exported
+        for pattern in re.findall(r'pool=~"([^"]+)"', query):
+            expression = pattern.replace("\\\\", "\\")  # PromQL's own escapes
+            assert re.fullmatch(expression, "a.b_c-0123abcd")
+            assert not re.fullmatch(expression, "axb_c-0123abcd")
+
+
+def test_only_the_port_of_requests_is_behind_the_ingress():
+    objects = render(LARGE)
+    (path,) = named(objects, "Ingress")["spec"]["rules"][0]["http"]["paths"]
+    service = named(objects, "Service", path["backend"]["service"]["name"])
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
+
+
+def test_rules_are_those_that_are_tested():
+    rule = named(render(LARGE), "PrometheusRule")
+    files = [
+        yaml.safe_load((ROOT / "deploy/prometheus" / name).read_text())
+        for name in ("rules.yml", "alerts.yml")
+    ]
+    assert rule["spec"]["groups"] == [group for file in files for group in file["groups"]]
+
+
+def test_packaged_chart_contains_what_it_links_to(tmp_path):
+    archive = chart.package(FOLDER, destination=tmp_path)
+    with Chart.load(archive) as loaded:
+        assert loaded.render(SMALL, name="video").keys() >= {"longcat-video/templates/workers.yaml"}
+        assert {"rules/rules.yml", "rules/alerts.yml"} <= {file["name"] for file in loaded.files}
