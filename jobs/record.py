@@ -37,6 +37,7 @@ _PLAIN = (
     "cancel_requested",
     "group",
     "requirement",
+    "gpu_ms",
 )
 _TRACE = ("request_id", "traceparent")
 _JSON = ("order", "metadata", "progress", "error", "result", "timings_s", "webhook_events", "warnings")
@@ -108,6 +109,7 @@ class Job(_Stored):
         attempt: the number of starts, without those that ended in a drain or a preemption.
         group: the group that runs the job, or ran it last.
         requirement: what a group needs to run the job (`jobs.requirement`); None until it is known.
+        gpu_ms: the GPU time of all attempts that have stopped, in ms.
         warnings: what the client should know about the video, for people.
         unread: fields of the stored record that could not be read, and have their defaults here.
         traceparent: the trace of the request that submitted the job, as in W3C Trace Context.
@@ -130,6 +132,7 @@ class Job(_Stored):
     cancel_requested: bool = False
     group: str | None = None
     requirement: str | None = None
+    gpu_ms: int = Field(default=0, ge=0)
     warnings: tuple[str, ...] = ()
     request_id: str | None = None
     traceparent: str | None = None

@@ -39,6 +39,7 @@ from service.ops.maintenance import Maintenance, check_redis
 from service.ops.metrics import MeasuredRequests, Metrics
 from service.ops.server import serve_alongside
 from service.settings import Settings
+from service.usage import routes as usage_routes
 from service.webhooks import routes as webhook_routes
 from service.webhooks.delivery_worker import DeliveryWorker
 from service.webhooks.signing import Signer
@@ -101,7 +102,10 @@ def _add_routes(app: FastAPI, *, with_ops: bool) -> None:
     """Add all routes. Those of jobs require an API key before anything of a request's body is read."""
     api_key = [Depends(require_api_key)]
     _include(app, (health.router,))  # first: a router compares a path with every route before the right one
-    job_routers = (job_routes.router, files.router, events.router, webhook_routes.router)
+    job_routers = (
+        *(job_routes.router, files.router, events.router),
+        *(webhook_routes.router, usage_routes.router),
+    )
     _include(app, job_routers, api_key, error_responses(401, 429))
     _include(app, (openai_routes.router,), api_key, openai_error_responses(401, 429))
     _include(app, (console_routes.router, console_session.router))

@@ -92,6 +92,12 @@ class Settings(SharedSettings):
     total_input_bytes_per_day: int | None = Field(
         default=None, ge=1, description="bytes of inputs stored per day for all owners together"
     )
+    owner_gpu_s_per_day: int | None = Field(
+        default=None,
+        ge=1,
+        description="seconds of GPU time per owner for the jobs submitted on a day (UTC): what they took, or "
+        "are expected to take",
+    )
 
     webhook_secret: SecretStr | None = Field(
         default=None,

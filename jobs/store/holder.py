@@ -72,7 +72,7 @@ class JobHolder:
         it stays queued for workers of other releases, and the next one is claimed.
         """
         set_missing_requirements(self._run)
-        while reply := self._claim(group, lease_s, self.requirements(capability)):
+        while reply := self._claim(group, lease_s, capability):
             fields = fields_of(reply)
             try:
                 job = Job.from_hash(fields)
@@ -165,14 +165,15 @@ class JobHolder:
         fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
         return _status(self._run_held("finish", lease, status=status, fields=fields, counts=counts))
 
-    def _claim(self, group: str, lease_s: float, requirements: list[str] | None) -> Any:  # noqa: ANN401
+    def _claim(self, group: str, lease_s: float, capability: Capability | None) -> Any:  # noqa: ANN401
         """Return the record of the next job, with its id, None if no job may start."""
         return self._run(
             "claim",
             group=group,
             lease_ms=to_ms(lease_s),
+            num_gpus=capability.context_parallel if capability else 1,
             token=uuid4().hex,
-            requirements=requirements,
+            requirements=self.requirements(capability),
             order_version=ORDER_VERSION,
             reader=READER,
         )

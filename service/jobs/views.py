@@ -126,6 +126,7 @@ class JobView(_View):
     error: JobError | None
     result: ResultView | None
     timings_s: dict[str, float] = Field(description="Seconds by phase.")
+    gpu_s: float = Field(description="Seconds of GPU time of all attempts that have stopped.")
     metadata: dict[str, str]
     expires_at: datetime | None = Field(description="When record and files are removed.")
 
@@ -140,6 +141,7 @@ class JobView(_View):
             **shared | {"result": result},
             task=job.order.plan.task,
             request=RequestView.of(job),
+            gpu_s=job.gpu_ms / 1000,
             queue_position=queue_position,
             waiting_for=waiting_for,
         )

@@ -36,6 +36,7 @@ if not (job and HELD[job.status] and job.claim_token == given.token) then
     fence = job.fence + 1,
     claim_token = given.token,
     group = given.group,
+    num_gpus = given.num_gpus,
     lease_ms = given.lease_ms,
     claimed_ms = now,
     started_ms = job.started_ms or now,

@@ -10,6 +10,7 @@ if not job then
   local refusal = check_quotas(job, given.limits)
   if refusal then return refusal end
   count_input_bytes(job)
+  add_to_budget(job)
   if job.idempotency_key then
     redis.call('HSET', job.idempotency_key, 'job', job.id, 'fingerprint', given.fingerprint)
     redis.call('PERSIST', job.idempotency_key)

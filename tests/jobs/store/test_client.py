@@ -218,9 +218,12 @@ class TestDelete:
         of_all_jobs = {
             *("longcat:submitted", "longcat:queued_work_units", "longcat:recent_runs", "longcat:metrics"),
             *("longcat:queue:normal:virtual_time", "longcat:queue:normal:idle", "longcat:queue:checked"),
+            "longcat:gpu_time",
         }
-        of_calls = keys_of(redis, "longcat:claims:*") | keys_of(redis, "longcat:deletes:*")
-        assert keys_of(redis) - of_calls == of_all_jobs
+        patterns = ("longcat:claims:*", "longcat:deletes:*", "longcat:gpu_budget:*", "longcat:usage:*")
+        that_expire = {key for pattern in patterns for key in keys_of(redis, pattern)}
+        assert keys_of(redis) - that_expire == of_all_jobs
+        assert all(redis.ttl(key) > 0 for key in that_expire)
 
 
 class TestViews:

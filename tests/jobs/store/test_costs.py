@@ -85,6 +85,7 @@ def loaded(redis: Redis, load: Load, quotas: Quotas = Quotas()) -> tuple[Example
     Every tenth job is distilled. Running jobs are of low priority.
     """
     redis.flushall()
+    redis.hset("longcat:gpu_time", mapping={"work_units": 1e9, "gpu_ms": 1e4})
     store = ExampleStore(redis, quotas=quotas)
     distilled = make_order(ORDER, distilled=True)
     claims = []

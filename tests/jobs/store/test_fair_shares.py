@@ -1,4 +1,4 @@
-"""Owners share the groups by the work of their jobs, in proportion to their weights, and nobody starves."""
+"""Owners share the groups by the GPU time of their jobs, in proportion to their weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from itertools import accumulate
 import pytest
 from redis import Redis
 
+from jobs.capability import Capability
 from jobs.store.holder import Lease
 from jobs.store.quotas import Quotas
 from jobs.work import work_units
-from tests.jobs.examples import LEASE_S, ORDER, ExampleStore
+from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
 from tests.orders import make_order
 
 CLIP = make_order(ORDER, distilled=True, num_inference_steps=16, guidance_scale=1.0)
@@ -92,3 +93,67 @@ def test_jobs_held_back_by_a_limit_start_when_a_job_stops_in_any_way(redis: Redi
         held.append(store.claim())
     store.lose_lease()
     assert store.holder.claim("a", LEASE_S) is not None
+
+
+def run_for(store: ExampleStore, seconds: float, capability: Capability | None = None) -> None:
+    """Claim the next job, let it run for some time, and let it succeed."""
+    lease = store.holder.claim("a", LEASE_S, capability)
+    assert lease is not None
+    store.clock.advance(seconds)
+    store.holder.begin_upload(lease)
+    store.clock.advance(1000)  # an upload takes no GPU time
+    store.holder.succeed(lease, a_result(lease), {})
+
+
+def test_owners_share_the_gpu_time_that_their_jobs_took(store: ExampleStore):
+    for _ in range(100):
+        store.submit(owner="slow")
+        store.submit(owner="quick")
+    spent_s = {"slow": 0, "quick": 0}
+    for _ in range(60):
+        lease = store.claim()
+        seconds = 30 if lease.job.owner == "slow" else 10
+        spent_s[lease.job.owner] += seconds
+        store.clock.advance(seconds)
+        store.holder.succeed(lease, a_result(lease), {})
+    assert abs(spent_s["slow"] - spent_s["quick"]) <= 60
+
+
+def test_owner_does_not_pay_for_work_that_was_not_done(store: ExampleStore):
+    store.submit(owner="other")
+    run_for(store, 100)
+    long, next_job = store.submit(owner="a", order=LONG), store.submit(owner="a")
+    lease = store.claim()
+    assert lease.job.id == long.id
+    for _ in range(3):
+        store.submit(owner="b")
+    assert store.position(next_job.id) == 4
+    store.clock.advance(1)
+    store.client.cancel(long.id)
+    store.holder.confirm_cancel(lease)
+    assert store.position(next_job.id) == 2
+    assert [store.claim().job.owner for _ in range(2)] == ["b", "a"]
+
+
+def test_gpu_time_counts_all_gpus_of_a_group(redis: Redis, store: ExampleStore):
+    capability = Capability(
+        model="m",
+        tasks=("text_to_video",),
+        limits={},
+        loras=("cfg_step_lora",),
+        device="cpu",
+        dtype="float32",
+        context_parallel=4,
+    )
+    job = store.submit()
+    run_for(store, 20, capability)
+    assert redis.hget(f"longcat:job:{job.id}", "gpu_ms") == b"80000"
+
+
+def test_gpu_time_of_all_attempts_counts(redis: Redis, store: ExampleStore):
+    lease = store.start()
+    store.clock.advance(5)
+    store.holder.requeue(lease, crashed=True)
+    store.clock.advance(100)
+    run_for(store, 7)
+    assert redis.hget(f"longcat:job:{lease.job.id}", "gpu_ms") == b"12000"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import floor
 from typing import Any, get_args
 
 import hypothesis.strategies as st
@@ -36,6 +37,7 @@ PRIORITIES: list[Priority] = ["high", "normal", "low"]
 LEASE_MS = round(LEASE_S * 1000)
 PREEMPT_AFTER_S = 5.0
 AGEING_S = 60.0
+DAY_MS = 86_400_000
 NUMBERS = st.integers(0, 19)
 WEIGHTS = {"x": 1.0, "y": 2.0, "z": 0.5}
 """The weights of owners."""
@@ -60,6 +62,7 @@ class Expected:
     number: int
     created_ms: int
     queued_ms: int
+    work_units: int
     queue_deadline_ms: int | None
     status: Status = "queued"
     attempt: int = 0
@@ -82,9 +85,19 @@ class Expected:
     preempts: bool = False
     distilled: bool = False
     charge: int = 0
+    claimed_ms: int = 0
+    gpu_ms: int = 0
+    num_gpus: int = 1
+    expected_gpu_ms: int = 0
+    is_settled: bool = False
     ends: list[Status] = field(default_factory=list)
 
+    def stop_running(self, now_ms: int) -> None:
+        if self.status == "running":
+            self.gpu_ms += (now_ms - self.claimed_ms) * self.num_gpus
+
     def end(self, status: Status, now_ms: int) -> str:
+        self.stop_running(now_ms)
         self.status = "cancelled" if self.cancel_requested else status
         self.ends.append(self.status)
         self.holder = None
@@ -110,6 +123,7 @@ class Expected:
             return self.end("cancelled", now_ms)
         if crashed and self.attempt == MAX_ATTEMPTS:
             return self.end("failed", now_ms)
+        self.stop_running(now_ms)
         self.status, self.holder, self.queued_ms = "queued", None, now_ms
         self.preempt_requested = self.preempts = False
         self.attempt -= not crashed
@@ -117,9 +131,16 @@ class Expected:
 
 
 CAPABILITIES = {
-    "p": Capability(model="plain", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
+    "p": Capability(
+        model="plain",
+        tasks=("text_to_video",),
+        limits={},
+        device="cpu",
+        dtype="float32",
+        context_parallel=2,
+    )
 }
-"""Group p has no LoRAs; the others can run all jobs."""
+"""Group p has two GPUs and no LoRAs; the others have one and can run all jobs."""
 
 
 class JobStoreMachine(RuleBasedStateMachine):
@@ -140,6 +161,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.expected: dict[str, Expected] = {}
         self.virtual_start: dict[OwnerQueue, int] = {}
         self.virtual_time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        self.recent_work_units = self.recent_gpu_ms = 0.0
         self.groups = {group: GroupRegistration(redis, group, ttl_s=600) for group in "abp"}
         self.current: dict[str, str] = {}
         self.claims: list[Lease] = []
@@ -189,7 +211,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             weight=weight,
             ageing_s=AGEING_S,
         )
-        charge = round(work_units(order.plan) / 1000 / weight)
+        size = work_units(order.plan)
         deadline_ms = self.now_ms + waits * 1000 if waits else None
         queue = OwnerQueue(priority, owner)
         if not any(other.queue == queue and not other.has_started for other in self.queued().values()):
@@ -199,9 +221,11 @@ class JobStoreMachine(RuleBasedStateMachine):
             len(self.expected),
             self.now_ms,
             self.now_ms,
+            size,
             deadline_ms,
             distilled=distilled,
-            charge=charge,
+            charge=_charge(size, owner),
+            expected_gpu_ms=self.expected_gpu_ms(size),
         )
         return job.id
 
@@ -232,10 +256,12 @@ class JobStoreMachine(RuleBasedStateMachine):
             start = self.virtual_start[job.queue]
             self.virtual_start[job.queue] = start + job.charge
             self.virtual_time[job.queue.priority] = max(start, self.virtual_time[job.queue.priority])
+            self.forget_passed_owners(job.queue.priority)
         job.has_started = True
         job.started_by_ageing = self.now_ms - job.queued_ms >= 2 * AGEING_S * 1000
         assert claim.fence == claim.attempt == job.fence + 1
         assert claim.checkpoint == job.checkpoint
+        job.claimed_ms, job.num_gpus = self.now_ms, 2 if group == "p" else 1
         job.status, job.holder, job.fence, job.lease_ran_out = "running", claim.fence, claim.fence, False
         job.attempt += 1
         job.lease_ms, job.lease_grace, job.queue_deadline_ms = self.now_ms + LEASE_MS, False, None
@@ -273,6 +299,7 @@ class JobStoreMachine(RuleBasedStateMachine):
     def begin_upload(self, claim_number: int) -> None:
         claim = self.choose_claim(claim_number)
         if self.accepted(claim, lambda: self.store.holder.begin_upload(claim)):
+            self.expected[claim.job.id].stop_running(self.now_ms)
             self.expected[claim.job.id].status = "uploading"
 
     @rule(claim_number=NUMBERS, how=st.sampled_from(["succeeded", "failed", "cancelled"]))
@@ -366,6 +393,33 @@ class JobStoreMachine(RuleBasedStateMachine):
                 job.second_removal_ms = None
             self.store.maintenance.confirm_file_removal(removal)
 
+    def expected_gpu_ms(self, size: int) -> int:
+        """Return the GPU time that a job of this size is expected to take, from recent jobs."""
+        if not self.recent_work_units:
+            return 0
+        return floor(size * self.recent_gpu_ms / self.recent_work_units + 0.5)
+
+    def forget_passed_owners(self, priority: Priority) -> None:
+        """Forget the virtual start times that the virtual time has passed, of owners without queued jobs."""
+        backlogged = {job.queue for job in self.queued().values() if not job.has_started}
+        for queue, start in list(self.virtual_start.items()):
+            is_passed = queue.priority == priority and start <= self.virtual_time[priority]
+            if is_passed and queue not in backlogged:
+                del self.virtual_start[queue]
+
+    def settle(self) -> None:
+        """Charge owners for the GPU time of the jobs that have ended, instead of for their work units."""
+        for job in self.expected.values():
+            if not job.ends or job.is_settled:
+                continue
+            job.is_settled = True
+            if job.has_started and self.recent_gpu_ms and job.queue in self.virtual_start:
+                units = job.gpu_ms * self.recent_work_units / self.recent_gpu_ms
+                self.virtual_start[job.queue] += _charge(units, job.queue.owner) - job.charge
+            if job.ends == ["succeeded"]:
+                self.recent_work_units = self.recent_work_units * 0.95 + job.work_units
+                self.recent_gpu_ms = self.recent_gpu_ms * 0.95 + job.gpu_ms
+
     @invariant()
     def every_job_has_its_expected_state(self) -> None:
         stored = {job.id: job for job in self.store.client.page(limit=1000)}
@@ -374,6 +428,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             expected = self.expected[job_id]
             assert (job.status, job.attempt) == (expected.status, expected.attempt)
             assert job.cancel_requested == expected.cancel_requested
+            assert int(self.redis.hget(f"longcat:job:{job_id}", "gpu_ms") or 0) == expected.gpu_ms
             assert job.ended == (job.finished_at is not None) == (job.expires_at is not None)
         statuses = [job.status for job in stored.values()]
         assert self.store.client.counts() == {status: statuses.count(status) for status in get_args(Status)}
@@ -384,6 +439,15 @@ class JobStoreMachine(RuleBasedStateMachine):
         assert not {job_id for job_id, job in self.expected.items() if job.removed} & ids_in_keys
 
     @invariant()
+    def budgets_count_what_jobs_took_or_are_expected_to_take(self) -> None:
+        budgets: dict[bytes, int] = {}
+        for job in self.expected.values():
+            key = f"longcat:gpu_budget:{job.created_ms // DAY_MS}:{job.queue.owner}".encode()
+            budgets[key] = budgets.get(key, 0) + (job.gpu_ms if job.ends else job.expected_gpu_ms)
+        stored = {key: int(self.redis.get(key) or 0) for key in self.redis.keys("longcat:gpu_budget:*")}
+        assert stored == budgets
+
+    @invariant()
     def jobs_end_once_and_attempts_are_limited(self) -> None:
         for job in self.expected.values():
             assert len(job.ends) <= 1
@@ -391,6 +455,7 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_job_is_lost(self) -> None:
+        self.settle()
         order = self.expected_order()
         positions = [self.store.position(job_id) for job_id in order]
         assert positions == list(range(1, len(order) + 1))
@@ -504,6 +569,11 @@ class JobStoreMachine(RuleBasedStateMachine):
             return self.store.holder.fail(claim, GenerationFailed("no"), {})
         self.store.holder.confirm_cancel(claim)
         return None
+
+
+def _charge(units: float, owner: str) -> int:
+    """Return how far the virtual start time of an owner grows for this many work units."""
+    return max(1, floor(units / 1000 / WEIGHTS[owner] + 0.5))
 
 
 def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -13,7 +14,7 @@ from jobs.errors import LimitReached
 from jobs.order import InputFile
 from jobs.store.job_store import JobStore
 from jobs.store.quotas import Quotas
-from tests.jobs.examples import ORDER, ExampleStore, a_submission, keys_of
+from tests.jobs.examples import ORDER, ExampleStore, a_result, a_submission, keys_of
 
 DAY_S = 86400
 
@@ -149,6 +150,49 @@ class TestStoredInputs:
     def test_are_counted_exactly_under_concurrent_submissions(self, redis: Redis):
         store = JobStore(redis, quotas=Quotas(owner_input_bytes_per_day=100))
         assert how_many_pass(lambda _: store.client.submit(a_submission(order=with_input(9))), 40) == 11
+
+
+class TestGpuTime:
+    def run_one(self, store: ExampleStore, seconds: float, **fields: Any) -> None:
+        lease = store.start(**fields)
+        store.clock.advance(seconds)
+        store.holder.succeed(lease, a_result(lease), {})
+
+    def test_is_not_limited_until_it_can_be_expected(self, redis: Redis):
+        store = ExampleStore(redis, quotas=Quotas(owner_gpu_s_per_day=1))
+        for _ in range(3):
+            store.submit(owner="a")
+
+    def test_is_limited_by_the_day_of_submission(self, redis: Redis):
+        store = ExampleStore(redis, quotas=Quotas(owner_gpu_s_per_day=100))
+        self.run_one(store, 40, owner="a")
+        store.submit(owner="a")
+        refused = limit_of(lambda: store.submit(owner="a"))
+        assert refused.limit == "owner_gpu_s_per_day"
+        assert 0 < refused.retry_after_s <= DAY_S
+        store.submit(owner="b")
+        store.clock.advance(refused.retry_after_s)
+        store.submit(owner="a")
+
+    def test_is_corrected_when_a_job_took_less_than_expected(self, redis: Redis):
+        store = ExampleStore(redis, quotas=Quotas(owner_gpu_s_per_day=100))
+        self.run_one(store, 40, owner="other")
+        first, _ = store.submit(owner="a"), store.submit(owner="a")
+        limit_of(lambda: store.submit(owner="a"))
+        store.client.cancel(first.id)
+        store.submit(owner="a")
+        limit_of(lambda: store.submit(owner="a"))
+
+    def test_counts_what_a_job_took_if_that_was_more_than_expected(self, redis: Redis):
+        store = ExampleStore(redis, quotas=Quotas(owner_gpu_s_per_day=100))
+        self.run_one(store, 10, owner="other")
+        self.run_one(store, 95, owner="a")
+        limit_of(lambda: store.submit(owner="a"))
+
+    def test_counters_expire_after_their_day(self, redis: Redis):
+        ExampleStore(redis).submit(owner="a")
+        (counter,) = keys_of(redis, "longcat:gpu_budget:*")
+        assert 0 < redis.ttl(counter) <= 2 * DAY_S
 
 
 class TestRequests:

@@ -19,6 +19,7 @@ FILE_ANSWERS = {"200", "206", "304", "307", "404", "409", "410", "416", "503"}
 OPERATIONS = {
     ("post", "/generate"): {"202"} | CREATED | GATED,
     ("get", "/capability"): {"200", "503"} | GATED,
+    ("get", "/usage"): {"200", "503"} | GATED,
     ("get", "/jobs"): {"200", "404", "422", "503"} | GATED,
     ("get", "/jobs/{job_id}"): {"200", "404", "503"} | GATED,
     ("delete", "/jobs/{job_id}"): {"202", "204", "404", "503"} | GATED,

@@ -10,6 +10,8 @@ local CLOCK = 'longcat:clock'
 local LONGEST_MS = 60000 -- for callers that do not sweep
 local CATCH_UP = 0.1 -- ms for each ms
 
+local DAY_MS = 86400000
+
 local function server_time_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)

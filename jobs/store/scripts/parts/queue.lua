@@ -1,15 +1,15 @@
 -- include: record
 -- The queue. Higher priorities come first, unless a job of a lower one has waited much longer (`effective_time_ms`).
 -- Within a priority, owners share the groups by weighted fair queueing (start-time fair queueing). Each owner has a
--- virtual start time. It grows with each job of theirs that starts, by the
--- work of the job divided by its `weight`. The owner with the lowest one is next. An owner who had no queued jobs
--- resumes at the current virtual time, so being away earns no credit. Requeued jobs come before all others of their
--- priority, because they were chosen before.
+-- virtual start time. It grows with each job of theirs that starts, by the work of the job divided by its `weight`, and
+-- is corrected when the job has ended and its GPU time is known. The owner with the lowest one is next. An owner who
+-- had no queued jobs resumes at the current virtual time, so being away earns no credit. Requeued jobs come before all
+-- others of their priority, because they were chosen before.
 --
 -- Jobs with equal requirements are a class, so that a group finds the jobs that it can run without passing over others.
 -- A class has its own order of owners and of requeued jobs, so a claim looks at the first entry of each class only. The
 -- entries of owners are checked when they are looked at: the virtual start time of an owner grows with the jobs of all
--- classes, so an entry may be too low, but never too high.
+-- classes, so an entry may be too low, but never too high. When it falls, all entries of the owner are changed.
 --
 -- An entry that a limit on running jobs of its owner keeps from starting is held back: it leaves its class until a job
 -- of that owner stops running.
@@ -213,19 +213,23 @@ local function enqueue(job)
   if job.requirement then list_by_requirement(job) end
 end
 
--- Take a job out of the start order because it does not start. The owner's later jobs move up: the next hundred of
--- them, so that a cancellation in a long queue takes no longer than in a short one.
+-- Move an owner's jobs in the start order, from that with this rank in the owner's queue: a hundred of them, so that it
+-- takes no longer in a long queue than in a short one.
 local MOST_MOVED = 100
+local function move_in_start_order(priority, owner_queue, first_rank, by)
+  local jobs = redis.call('ZRANGE', owner_queue, first_rank, first_rank + MOST_MOVED - 1, 'WITHSCORES')
+  for i = 1, #jobs, 2 do
+    redis.call('ZADD', start_order_key(priority), 'XX', 'INCR', by, start_order_member(jobs[i + 1], jobs[i]))
+  end
+end
+
+-- Take a job out of the start order because it does not start. The owner's later jobs move up.
 local function leave_start_order(priority, owner_queue, job)
   local order = start_order_key(priority)
   local member = start_order_member(redis.call('ZSCORE', owner_queue, job.id), job.id)
   if redis.call('ZREM', order, member) == 0 then return end
   local rank = redis.call('ZRANK', owner_queue, job.id)
-  local later = redis.call('ZRANGE', owner_queue, rank + 1, rank + MOST_MOVED, 'WITHSCORES')
-  local freed = charge(job.work_units or NUMBERS.work_units, job.weight)
-  for i = 1, #later, 2 do
-    redis.call('ZADD', order, 'XX', 'INCR', -freed, start_order_member(later[i + 1], later[i]))
-  end
+  move_in_start_order(priority, owner_queue, rank + 1, -charge(job.work_units or NUMBERS.work_units, job.weight))
 end
 
 -- Take a job out of its owner's queue. An owner whose last job this was keeps their virtual start time.
@@ -298,6 +302,23 @@ local function dequeue_to_start(job)
     redis.call('ZREM', start_order_key(priority), start_order_member(number, job.id))
   end
   dequeue(job)
+end
+
+-- Change an owner's virtual start time because a job of theirs has cost more or less than they were charged. If the
+-- virtual time has passed it, nothing remains to be changed.
+local function correct_charge(priority, owner, by)
+  if owner_start(priority, owner) then
+    local start = redis.call('ZINCRBY', backlogged_key(priority), by, owner)
+    move_in_start_order(priority, owner_queue_key(priority, owner), 0, by)
+    for _, requirement in ipairs(redis.call('SMEMBERS', REQUIREMENTS)) do
+      local number = redis.call('ZRANGE', requirement_owner_key(priority, requirement, owner), 0, 0, 'WITHSCORES')[2]
+      if number then
+        redis.call('ZADD', class_owners_key(priority, requirement), 'XX', start, start_order_member(number, owner))
+      end
+    end
+  elseif redis.call('ZSCORE', idle_key(priority), owner) then
+    redis.call('ZINCRBY', idle_key(priority), by, owner)
+  end
 end
 
 -- The limit on running jobs that keeps a queued job from starting, `owner` or `total`; nil if it may start. Jobs carry

@@ -1,7 +1,6 @@
--- include: clock, record
+-- include: clock, record, gpu_time
 -- Limits for each owner, and for all owners together. A limit that is not given does not apply.
 
-local DAY_MS = 86400000
 local FULL_QUEUE_RETRY_S = 15
 
 local function limit_reached(limit, bound, retry_s)
@@ -26,6 +25,10 @@ local function check_quotas(job, limits)
     if bound and stored + given.input_bytes > bound then
       return limit_reached(scope .. '_input_bytes_per_day', bound, (DAY_MS - now % DAY_MS) / 1000)
     end
+  end
+  local budget_s = limits.owner_gpu_s_per_day
+  if budget_s and budgeted_gpu_ms(job.owner) + expected_gpu_ms(job) > budget_s * 1000 then
+    return limit_reached('owner_gpu_s_per_day', budget_s, (DAY_MS - now % DAY_MS) / 1000)
   end
 end
 

@@ -1,4 +1,4 @@
--- include: clock, record, queue, files, metrics, outbox
+-- include: clock, record, queue, gpu_time, files, metrics, outbox
 -- Changes of a job's status. `set_status` is the only way to change it, `finish` the only way to end a job.
 
 local RECENT_RUNS = 100
@@ -19,6 +19,7 @@ local function set_status(job, status, fields)
   for _, key in ipairs(index_keys(job.status, job.owner)) do redis.call('ZREM', key, job.id) end
   for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZADD', key, job.number, job.id) end
   local stops_running = job.status == 'running' and status ~= 'running'
+  if stops_running then fields.gpu_ms = gpu_ms(job) end
   fields.status = status
   write(job, fields)
   if stops_running then release_held_back(job.owner) end
@@ -74,6 +75,11 @@ local function finish(job, status, fields)
   if job.cancel_requested then status, fields = 'cancelled', {} end
   count_end(job, status, fields)
   dequeue(job)
+  local spent_ms = gpu_ms(job)
+  charge_for_gpu_time(job, spent_ms)
+  correct_budget(job, spent_ms)
+  add_to_usage(job, spent_ms)
+  if status == 'succeeded' then add_to_recent_gpu_time(job, spent_ms) end
   redis.call('ZREM', 'longcat:leases', job.id)
   fields.finished_ms = now
   fields.expires_ms = now + job.retention_ms

@@ -1,0 +1,1 @@
+"""Show the GPU time that owners have used."""

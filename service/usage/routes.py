@@ -1,0 +1,41 @@
+"""Answer `GET /usage`."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.store.usage import usage
+from service.backend import CurrentBackend
+from service.http.error_handlers import error_responses
+from service.keys.authentication import ANONYMOUS
+
+router = APIRouter(tags=["jobs"])
+
+
+class DayUsage(BaseModel):
+    """The usage of an owner on a day."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    day: date = Field(description="The day in UTC on which the jobs ended.")
+    owner: str
+    gpu_s: float = Field(description="Seconds of GPU time of these jobs, all attempts together.")
+
+
+class UsageView(BaseModel):
+    """The usage of the last 31 days."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    usage: list[DayUsage] = Field(description="The latest day first, without days on which nothing was used.")
+
+
+@router.get("/usage", responses=error_responses(503))
+def get_usage(backend: CurrentBackend) -> UsageView:
+    """Return the GPU time used on each day: your own, or everybody's if the service has no API keys."""
+    owner = None if backend.owner == ANONYMOUS else backend.owner
+    found = usage(backend.redis, owner)
+    return UsageView(usage=[DayUsage(day=each.day, owner=each.owner, gpu_s=each.gpu_s) for each in found])
