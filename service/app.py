@@ -24,6 +24,8 @@ from service.console import session as console_session
 from service.http.body_deadlines import BodyDeadlines
 from service.http.browser_guard import BrowserGuard
 from service.http.error_handlers import error_responses, install_error_handlers
+from service.http.head_routes import head_routes
+from service.http.query import check_query
 from service.http.request_ids import RequestIds
 from service.http.tracing import TracedRequests
 from service.inputs.uploads import remove_abandoned_folders
@@ -102,8 +104,8 @@ def _add_routes(app: FastAPI, *, with_ops: bool) -> None:
     api_key = [Depends(require_api_key)]
     _include(app, (health.router,))  # first: a router compares a path with every route before the right one
     job_routers = (job_routes.router, files.router, events.router, webhook_routes.router)
-    _include(app, job_routers, api_key, error_responses(401, 429))
-    _include(app, (openai_routes.router,), api_key, openai_error_responses(401, 429))
+    _include(app, job_routers, api_key, error_responses(401, 422, 429))
+    _include(app, (openai_routes.router,), api_key, openai_error_responses(400, 401, 429))
     _include(app, (console_routes.router, console_session.router))
     if with_ops:
         _include(app, _OPS_ROUTERS)
@@ -115,9 +117,12 @@ def _include(
     dependencies: Sequence[params.Depends] = (),
     responses: dict[int | str, dict[str, Any]] | None = None,
 ) -> None:
+    responses = error_responses(422) if responses is None else responses
+    dependencies = [*dependencies, Depends(check_query)]
     for router in routers:
-        app.include_router(router, dependencies=dependencies, responses=responses)
-        app.state.routes = [*getattr(app.state, "routes", ()), *router.routes]
+        for part in (router, head_routes(router)):
+            app.include_router(part, dependencies=dependencies, responses=responses)
+            app.state.routes = [*getattr(app.state, "routes", ()), *part.routes]
 
 
 @asynccontextmanager

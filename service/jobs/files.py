@@ -53,7 +53,6 @@ class StoredFile:
     name: str
 
 
-@router.head("/jobs/{job_id}/video", include_in_schema=False)
 @router.get("/jobs/{job_id}/video", response_class=Response, responses=file_responses("video/mp4"))
 def get_video(job_id: str, request: Request, backend: CurrentBackend) -> Response:
     """Return the finished video as MP4. Ranges are supported; an object store is redirected to."""
@@ -62,7 +61,6 @@ def get_video(job_id: str, request: Request, backend: CurrentBackend) -> Respons
     return _serve(file, request, backend)
 
 
-@router.head("/jobs/{job_id}/thumbnail", include_in_schema=False)
 @router.get("/jobs/{job_id}/thumbnail", response_class=Response, responses=file_responses("image/jpeg"))
 def get_thumbnail(job_id: str, request: Request, backend: CurrentBackend) -> Response:
     """Return a frame of the finished video as JPEG."""
@@ -71,7 +69,6 @@ def get_thumbnail(job_id: str, request: Request, backend: CurrentBackend) -> Res
     return _serve(file, request, backend)
 
 
-@router.head("/jobs/{job_id}/timeline", include_in_schema=False)
 @router.get("/jobs/{job_id}/timeline", response_class=Response, responses=file_responses("application/json"))
 def get_timeline(job_id: str, request: Request, backend: CurrentBackend) -> Response:
     """Return a trace of how a finished job was processed, which Perfetto and chrome://tracing can open.
