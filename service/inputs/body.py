@@ -136,7 +136,8 @@ def _json_object(content: bytearray, max_text_bytes: int) -> dict[str, Any]:
 
 
 def _names_inputs(values: dict[str, Any], fields: FormFields) -> bool:
-    return not fields.files.isdisjoint(name.partition("[")[0] for name in values)
+    given = (name.partition("[")[0] for name, value in values.items() if value is not None)
+    return not fields.files.isdisjoint(given)
 
 
 def _memory_of_form(fields: FormFields) -> int:

@@ -1,4 +1,4 @@
-"""Read the images and clips of a request: from an upload, base64 or a URL.
+"""Read the images and clips of a request: from an upload, base64, a URL or an earlier job.
 
 Each input is written to a temporary file, decoded in a sandbox to check it, and measured.
 """
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from jobs.errors import InvalidInput, Unavailable
+from jobs.errors import InvalidInput, JobNotFound, KeyMissing, Unavailable, UnreadableRecord
 from jobs.order import InputFile
+from jobs.storage.base import Storage
 from jobs.storage.keys import input_key
+from jobs.store.client import JobClient
 from model.media.errors import SandboxUnavailable, UnusableMedia
 from model.media.reading import check_clip, check_image
 from model.media.sandbox import Sandbox
@@ -47,12 +49,19 @@ class CheckedInput:
 
 @dataclass(frozen=True)
 class InputReader:
-    """Reads the inputs of one job into `folder`, which the caller removes. `fps` is that of the model."""
+    """Reads the inputs of one job into `folder`, which the caller removes.
+
+    Attributes:
+        jobs: the jobs whose inputs the request may use again.
+        fps: the frame rate of the model.
+    """
 
     job_id: str
     folder: Path
     settings: Settings
     sandbox: Sandbox
+    jobs: JobClient
+    storage: Storage
     fps: int
 
     def read_all(self, sources: Mapping[str, InputSource]) -> dict[str, CheckedInput]:
@@ -81,6 +90,9 @@ class InputReader:
 
     def _receive(self, field: str, source: InputSource, max_bytes: int) -> Path:
         path = self.folder / f"{field}.received"
+        if isinstance(source, Source) and source.job_id is not None:
+            self._fetch_stored(field, source.job_id, source.facts(), path)
+            return path
         with path.open("wb") as target:
             if not isinstance(source, Source):
                 _copy(source, target, max_bytes)
@@ -89,6 +101,22 @@ class InputReader:
             else:
                 target.write(_decode_base64(source, max_bytes))
         return path
+
+    def _fetch_stored(self, field: str, job_id: str, facts: Mapping[str, object], path: Path) -> None:
+        """Fetch the input that another job has in this field. Raise UnusableInput, Unavailable, DiskFull."""
+        try:
+            file: InputFile | None = getattr(self.jobs.get(job_id).order, field)
+        except (JobNotFound, UnreadableRecord) as error:
+            raise UnusableInput("there is no job with this job_id") from error
+        if file is None:
+            raise UnusableInput(f"that job has no {field}")
+        for name, value in facts.items():
+            if value != getattr(file, name):
+                raise UnusableInput(f"{name} is not that of the job's {field}")
+        try:
+            self.storage.fetch(file.key, path)
+        except KeyMissing as error:
+            raise UnusableInput(f"the {field} of that job is no longer stored") from error
 
     def _checked_input(self, field: str, path: Path, media_type: str, clip: Clip) -> CheckedInput:
         with path.open("rb") as content:

@@ -6,7 +6,7 @@ job. Types and constant bounds are checked here; limits of the checkpoint are ch
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_origin
+from typing import Annotated, Any, Literal, Self, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -47,21 +47,43 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Source(Strict):
-    """A file, given by its URL (http, https or data) or as base64."""
+class InputFacts(Strict):
+    """What a job shows of an input file."""
+
+    media_type: str | None = None
+    size_bytes: int | None = None
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+
+
+class Source(InputFacts):
+    """A file, given by its URL (http, https or data), as base64, or by a job that has it as an input.
+
+    With `job_id`, the input of that job under the same name is used again. The facts that the job shows of it
+    may stand beside its id, and must be right then.
+    """
 
     url: str | None = Field(None, max_length=1 << 26, examples=["https://example.com/cat.png"])
     base64: str | None = None
+    job_id: str | None = Field(None, max_length=100)
 
     @model_validator(mode="after")
     def _check_one_is_given(self) -> Self:
-        if (self.url is None) == (self.base64 is None):
-            raise ValueError("must have either url or base64")
+        if [self.url, self.base64, self.job_id].count(None) != 2:
+            raise ValueError("must have either url, base64 or job_id")
+        if self.job_id is None and self.facts():
+            raise ValueError(f"{', '.join(self.facts())} can be given with job_id only")
         return self
+
+    def facts(self) -> dict[str, object]:
+        """Return the facts that were given, by name."""
+        return self.model_dump(include=set(InputFacts.model_fields), exclude_none=True)
 
 
 class JobOptions(Strict):
-    """Options of a job that do not change its video."""
+    """Options of a job that do not change its video. In every body, a field that is null counts as absent."""
 
     priority: Priority = Field(
         "normal",
@@ -75,6 +97,14 @@ class JobOptions(Strict):
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default_factory=dict, max_length=16, description="Stored and shown with the job."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a client sent
+        if not isinstance(values, dict):
+            return values
+        known = cls.model_fields
+        return {name: value for name, value in values.items() if value is not None or name not in known}
 
     @model_validator(mode="after")
     def _check_events_have_a_url(self) -> Self:
@@ -99,6 +129,14 @@ class GenerateRequest(GenerationParams, JobOptions):
     video: Source | None = Field(None, description="The clip to continue or to refine.")
     condition_video: Source | None = Field(
         None, description="For `refine`: the clip that the start of the refined video must match."
+    )
+
+    fps: int | None = Field(
+        None, description="Shown with a job; it depends on the model and must be right if it is given."
+    )
+    refinement: dict[str, Any] | None = Field(
+        None,
+        description="Shown with a job; it follows from the other options and must be right if it is given.",
     )
 
     def all_prompts(self) -> tuple[str, ...]:

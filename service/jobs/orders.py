@@ -60,6 +60,7 @@ def make_order(
         plan = resolve(request, inputs, limits, step_cache=step_cache)
     except InvalidParams as error:
         raise _invalid(error.field, error.rule) from error
+    _check_determined(request, plan)
     negative_prompt = _resolve_negative_prompt(request, plan, limits)
     check_capability(plan, capability)
     return Order(
@@ -80,6 +81,15 @@ def check_capability(plan: Plan, capability: Capability) -> None:
     if plan.refinement and "refinement_lora" not in capability.loras:
         field = "task" if plan.task == "refine" else "refine"
         raise _invalid(field, "this checkpoint has no refinement_lora")
+
+
+def _check_determined(request: GenerateRequest, plan: Plan) -> None:
+    """Raise InvalidRequest if a field that a job only shows has another value than the job would show."""
+    if request.fps not in {None, plan.fps}:
+        raise _invalid("fps", f"is {plan.fps} with this model")
+    refinement = plan.refinement and plan.refinement.model_dump()
+    if request.refinement is not None and request.refinement != refinement:
+        raise _invalid("refinement", "does not follow from the other options; leave it out")
 
 
 def _resolve_negative_prompt(request: GenerateRequest, plan: Plan, limits: Limits) -> str | None:

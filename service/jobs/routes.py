@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.concurrency import run_in_threadpool
@@ -17,29 +17,28 @@ from jobs.errors import Unavailable
 from jobs.maintenance import remove_due_files
 from jobs.record import Status
 from jobs.store.queue_depths import queue_depths
-from service.backend import CurrentBackend
+from service.backend import Backend, CurrentBackend
 from service.http.error_handlers import error_responses
 from service.inputs.body import Body, receive_generate_body
 from service.jobs.idempotency import REPLAYED_HEADER, IdempotencyKey, IdempotentRequest, idempotent
 from service.jobs.pools import FleetView
+from service.jobs.retry import receive_retry_body
 from service.jobs.submission import submit
 from service.jobs.submission_threads import in_submission_threads
 from service.jobs.views import JobPage, JobView
 
 router = APIRouter(tags=["jobs"])
 
-_LOCATION = {"Location": {"description": "The URL of the job", "schema": {"type": "string"}}}
-
-
-@router.post(
-    "/generate",
-    status_code=202,
-    response_description="The job, queued",
-    responses={
-        202: {"headers": _LOCATION | REPLAYED_HEADER},
-        **error_responses(400, 403, 408, 413, 415, 422, 503),
+_CREATED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "headers": {"Location": {"description": "The URL of the job", "schema": {"type": "string"}}}
+        | REPLAYED_HEADER
     },
-)
+    **error_responses(400, 403, 408, 413, 415, 422, 503),
+}
+
+
+@router.post("/generate", status_code=202, response_description="The job, queued", responses=_CREATED)
 @in_submission_threads
 def generate(
     backend: CurrentBackend,
@@ -51,10 +50,7 @@ def generate(
 
     In a form, text fields are plain text, `prompts` is repeated, and all other fields are written as in JSON.
     """
-    request = IdempotentRequest("/generate", body, idempotency_key)
-    job = idempotent(request, backend, response, partial(submit, body, backend))
-    response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
-    return backend.view(job)
+    return _submitted(IdempotentRequest("/generate", body, idempotency_key), backend, response)
 
 
 @router.get("/capability", responses=error_responses(503))
@@ -92,6 +88,27 @@ def cancel_job(job_id: str, backend: CurrentBackend) -> JobView:
     return backend.view(backend.jobs.cancel(job_id))
 
 
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    response_description="The new job, queued",
+    responses=_CREATED | error_responses(404, 409),
+)
+@in_submission_threads
+def retry_job(
+    job_id: str,
+    backend: CurrentBackend,
+    body: Annotated[Body, Depends(receive_retry_body)],
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Request the video of a job again, as a new job: with the same seed, options and inputs.
+
+    A body changes fields of the request; null gives a field its default. Without a body, nothing changes.
+    """
+    return _submitted(IdempotentRequest(f"/jobs/{job_id}/retry", body, idempotency_key), backend, response)
+
+
 @router.delete(
     "/jobs/{job_id}",
     status_code=204,
@@ -108,3 +125,10 @@ def delete_job(job_id: str, backend: CurrentBackend) -> Response:
     with suppress(Unavailable):  # maintenance will remove the files
         remove_due_files(job_id, backend.job_store, backend.storage)
     return Response(status_code=204)
+
+
+def _submitted(request: IdempotentRequest, backend: Backend, response: Response) -> JobView:
+    """Submit a request, and return its job with the job's URL in a header."""
+    job = idempotent(request, backend, response, partial(submit, request.body, backend))
+    response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
+    return backend.view(job)

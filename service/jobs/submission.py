@@ -57,7 +57,9 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     check_quality(request, backend.settings.step_cache)
 
     with upload_folder(backend.settings.upload_dir) as folder:
-        reader = InputReader(job_id, folder, backend.settings, backend.sandbox, limits.fps)
+        reader = InputReader(
+            job_id, folder, backend.settings, backend.sandbox, backend.jobs, backend.storage, limits.fps
+        )
         files = reader.read_all(_sources(request, body))
         order = _make_order(request, files, pools, backend)
         requirement = Requirement.of(order, [pool.capability for pool in fleet.pools])
@@ -120,7 +122,7 @@ def _make_order(
 
 
 def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
-    """Return where each input file comes from, by field: an upload, a URL or base64."""
+    """Return where each input file comes from, by field: an upload, or a reference in the body."""
     named = {name: getattr(request, name) for name in FILES if getattr(request, name) is not None}
     return {**named, **body.files}
 

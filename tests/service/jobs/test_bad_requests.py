@@ -82,7 +82,7 @@ BAD_FIELDS = [
     ("video", {"task": "text_to_video", "video": CLIP}),
     ("image", {"task": "long_video", "image": IMAGE, "video": CLIP}),
     ("condition_video", {"condition_video": CLIP}),
-    ("height", {"task": "refine", "video": CLIP, "height": 64, "width": 96}),
+    ("height", {"task": "refine", "video": CLIP, "height": 128, "width": 192}),
     ("distilled", {"task": "refine", "video": CLIP, "distilled": True}),
     # seed, priority, metadata, webhook
     ("seed", {"seed": -1}),
