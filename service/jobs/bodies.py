@@ -6,21 +6,32 @@ job. Types and constant bounds are checked here; limits of the checkpoint are ch
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_origin
+import unicodedata
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from jobs.order import Priority
 from jobs.record import WebhookEvent
-from model.spec.params import GenerationParams, reject_nul, value_type
+from model.spec.params import GenerationParams, reject_nul
 from service.errors import UnusableInput
 from service.inputs.fetch import parse_url
 
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"}
+_BLANK_SYMBOLS = frozenset(
+    "\u115f\u1160\u2800\u3164\uffa0"
+)  # Hangul fillers, the Braille pattern without dots
+
 
 def _reject_blank(text: str) -> str:
-    if not text.strip():
+    if not any(map(_is_visible, text)):
         raise ValueError("must not be empty")
     return text
+
+
+def _is_visible(character: str) -> bool:
+    """Check that a character shows something by itself: no space, control, format character or mark."""
+    return unicodedata.category(character) not in _INVISIBLE and character not in _BLANK_SYMBOLS
 
 
 def _check_url(url: str) -> str:
@@ -48,7 +59,7 @@ class Strict(BaseModel):
 
 
 class InputFacts(Strict):
-    """What a job shows of an input file."""
+    """Facts that a job shows of an input file."""
 
     media_type: str | None = None
     size_bytes: int | None = None
@@ -142,9 +153,3 @@ class GenerateRequest(GenerationParams, JobOptions):
     def all_prompts(self) -> tuple[str, ...]:
         """Return the prompt, or one for each segment."""
         return tuple(self.prompts or ()) if self.prompt is None else (self.prompt,)
-
-
-def text_fields(body: type[BaseModel]) -> frozenset[str]:
-    """Return the fields whose values are texts. A form has them as they are, and all others as JSON."""
-    kinds = {name: value_type(field.annotation) for name, field in body.model_fields.items()}
-    return frozenset(name for name, kind in kinds.items() if kind is str or get_origin(kind) is Literal)

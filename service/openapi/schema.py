@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from service.inputs.body import GENERATE, FormFields
+from service.inputs.body import GENERATE
+from service.inputs.form import FormFields
 from service.jobs.bodies import GenerateRequest
 from service.openai.bodies import CREATE_FORM, EXTEND_FORM, ExtensionRequest, VideoRequest
 

@@ -213,9 +213,10 @@ def test_null_counts_as_absent_in_openais_bodies(kind):
 
 
 def test_jobs_of_other_owners_cannot_be_used(redis_server, redis, tmp_path):
-    with TestClient(create_app(settings_for(redis_server, tmp_path))) as client:
+    app = create_app(settings_for(redis_server, tmp_path))
+    with TestClient(app) as client:
         CAPABILITY.publish(redis)
-        keys = client.app.state.backend.authenticator.keys
+        keys = app.state.backend.authenticator.keys
         alice, mallory = ({"Authorization": f"Bearer {keys.create(name)}"} for name in ("alice", "mallory"))
         job = client.post("/generate", json={"prompt": "x", "image": IMAGE}, headers=alice).json()
         assert client.post(f"/jobs/{job['id']}/retry", headers=mallory).status_code == 404
