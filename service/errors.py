@@ -75,6 +75,12 @@ class HostNotAllowed(LongCatError):
     code = "host_not_allowed"
 
 
+class PreconditionFailed(LongCatError):
+    """The file is not the version that `If-Match` names."""
+
+    code = "precondition_failed"
+
+
 class RangeNotSatisfiable(LongCatError):
     """The range starts after the end of the file."""
 
@@ -96,6 +102,7 @@ STATUS: Mapping[type[LongCatError], int] = {
     errors.UnreadableRecord: 409,
     errors.KeyMissing: 410,
     BodyTooSlow: 408,
+    PreconditionFailed: 412,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,

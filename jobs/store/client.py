@@ -22,7 +22,7 @@ from jobs.store.estimates import QueueSnapshot, estimates
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.quotas import Quotas
 from jobs.store.scripts import Scripts, decoded, fields_of, to_ms
-from jobs.store.submission import Submission
+from jobs.store.submission import Submission, Submitted
 
 _LONGEST_WAIT_S = 5.0  # well within the timeout of the connection
 
@@ -73,13 +73,17 @@ class JobClient:
         Raises JobNotFound if the id was deleted, or its reservation ran out, before it was submitted;
         KeyReused if its idempotency key went to another request meanwhile; LimitReached.
         """
+        return self.submit_or_find(submission).job
+
+    def submit_or_find(self, submission: Submission) -> Submitted:
+        """Do the same as `submit`, and tell whether the job is new."""
         record = {
             **submission.record(),
             **self._quotas.of_running,
             "max_attempts": self._max_attempts,
             "retention_ms": to_ms(self._retention_s),
         }
-        reply = self._run(
+        is_new, reply = self._run(
             "submit",
             id=submission.id,
             record=record,
@@ -87,7 +91,7 @@ class JobClient:
             limits=self._quotas.of_submission,
             input_bytes=sum(file.size_bytes for file in submission.order.inputs),
         )
-        return self._read(fields_of(reply))
+        return Submitted(self._read(fields_of(reply)), is_new == 1)
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises JobNotFound, and UnreadableRecord if this release cannot read it."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jobs.order import Order, Priority
-from jobs.record import WEBHOOK_EVENTS, WebhookEvent
+from jobs.record import WEBHOOK_EVENTS, Job, WebhookEvent
 from jobs.requirement import Requirement
 from jobs.store.idempotency import KeyReservation
 from jobs.store.scripts import present, to_ms
@@ -70,3 +71,10 @@ class Submission:
             "max_run_ms": to_ms(self.max_run_s),
         }
         return present(fields)
+
+
+class Submitted(NamedTuple):
+    """A submitted job. `is_new` is false if an earlier submission with the same id created it."""
+
+    job: Job
+    is_new: bool

@@ -48,7 +48,8 @@ def generate(
 ) -> JobView:
     """Request a video, as JSON or as a form with the same fields, in which inputs may be files.
 
-    In a form, text fields are plain text, `prompts` is repeated, and all other fields are written as in JSON.
+    In a form, text fields are plain text, lists of them are repeated, and all other fields are written as in
+    JSON.
     """
     return _submitted(IdempotentRequest("/generate", body, idempotency_key), backend, response)
 

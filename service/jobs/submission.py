@@ -22,7 +22,7 @@ from jobs.record import WEBHOOK_EVENTS, Job
 from jobs.requirement import Requirement
 from jobs.storage.keys import new_job_id
 from jobs.store.idempotency import KeyReservation
-from jobs.store.submission import Submission
+from jobs.store.submission import Submission, Submitted
 from model.spec.limits import Limits
 from service.backend import Backend
 from service.errors import PriorityNotAllowed, invalid
@@ -36,12 +36,12 @@ from service.jobs.pools import candidate_pools, check_group_was_seen, expected_w
 logger = logging.getLogger(__name__)
 
 
-def submit(body: Body, backend: Backend, reservation: KeyReservation | None = None) -> Job:
+def submit(body: Body, backend: Backend, reservation: KeyReservation | None = None) -> Submitted:
     """Check a request, resolve its options, store its input files and queue the job.
 
-    If the request has an idempotency key, the job has the id that is reserved for it. Nothing is queued if
-    this raises InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet), NoSuitableGroup
-    or Unavailable.
+    If the request has an idempotency key, the job has the id that is reserved for it, and a request with the
+    same key may have created it. Nothing is queued if this raises InvalidRequest, PriorityNotAllowed,
+    NoCapability (no worker has started yet), NoSuitableGroup or Unavailable.
     """
     request = _parse(body)
     if request.priority == "high" and not backend.high_priority_allowed:
@@ -84,11 +84,11 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         trace=current_names(),
     )
     with _unavailable_if_expired():
-        job = backend.jobs.submit(submission)
-    with about(names_of(job)):
-        logger.info("queued a job for %s", job.owner or "everybody")
-    backend.run_after_response(lambda: _deliver(job, backend))
-    return job
+        submitted = backend.jobs.submit_or_find(submission)
+    with about(names_of(submitted.job)):
+        logger.info("queued a job for %s", backend.owner or "everybody")
+    backend.run_after_response(lambda: _deliver(submitted.job, backend))
+    return submitted
 
 
 def _parse(body: Body) -> GenerateRequest:

@@ -16,7 +16,7 @@ WHICH = ("Generate", "Video", "Extension")
 GATED = {"401", "422", "429"}
 GATED_OPENAI = {"400", "401", "429"}
 CREATED = {"400", "403", "408", "413", "415", "422", "503"}
-FILE_ANSWERS = {"200", "206", "304", "307", "404", "409", "410", "416", "503"}
+FILE_ANSWERS = {"200", "206", "304", "307", "404", "409", "410", "412", "416", "503"}
 OPERATIONS = {
     ("post", "/generate"): {"202"} | CREATED | GATED,
     ("get", "/capability"): {"200", "503"} | GATED,
