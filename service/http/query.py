@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from jobs.errors import InvalidRequest
 
@@ -37,6 +38,11 @@ async def check_query(request: Request) -> None:
 
 def _parameters(dependant: Dependant) -> Iterator[str]:
     """Yield the names of the query parameters of a route and of its dependencies."""
-    yield from (parameter.alias for parameter in dependant.query_params)
+    for parameter in dependant.query_params:
+        kind = parameter.field_info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from kind.model_fields
+        else:
+            yield parameter.alias
     for part in dependant.dependencies:
         yield from _parameters(part)

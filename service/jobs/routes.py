@@ -15,12 +15,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from jobs.errors import Unavailable
 from jobs.maintenance import remove_due_files
-from jobs.record import Status
 from jobs.store.queue_depths import queue_depths
 from service.backend import Backend, CurrentBackend
 from service.http.error_handlers import error_responses
 from service.inputs.body import Body, receive_generate_body
 from service.jobs.idempotency import REPLAYED_HEADER, IdempotencyKey, IdempotentRequest, idempotent
+from service.jobs.list_query import ListQuery
 from service.jobs.pools import FleetView
 from service.jobs.retry import receive_retry_body
 from service.jobs.submission import submit
@@ -61,16 +61,13 @@ def get_capability(backend: CurrentBackend) -> FleetView:
 
 
 @router.get("/jobs", responses=error_responses(404, 422, 503))
-def list_jobs(
-    backend: CurrentBackend,
-    status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100, description="`next` of the previous page.")] = None,
-) -> JobPage:
-    """List jobs, the newest first."""
-    found = backend.jobs.page(status=status, limit=limit + 1, after=after)
-    jobs = backend.views(found[:limit])
-    return JobPage(jobs=jobs, next=jobs[-1].id if len(found) > limit else None)
+def list_jobs(backend: CurrentBackend, query: Annotated[ListQuery, Query()]) -> JobPage:
+    """List jobs, the newest first.
+
+    With `task`, a page looks at 1,000 jobs at most. It may have fewer than `limit` jobs, or none, although
+    `next` is not null.
+    """
+    return query.page(backend)
 
 
 @router.get("/jobs/{job_id}", responses=error_responses(404, 503))

@@ -166,3 +166,6 @@ class JobPage(_View):
 
     jobs: list[JobView]
     next: str | None = Field(description="Pass it as `after` to get the next page; null on the last page.")
+    previous: str | None = Field(
+        description="Pass it as `before` to get the page of newer jobs; null if there are none."
+    )

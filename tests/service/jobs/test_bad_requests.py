@@ -135,7 +135,7 @@ BAD_FIELDS = [
 def nothing_happens(client, redis, settings):
     """What must hold after a refusal."""
     yield
-    assert client.get("/jobs").json() == {"jobs": [], "next": None}
+    assert client.get("/jobs").json() == {"jobs": [], "next": None, "previous": None}
     assert num_tickets(redis) == 0
     assert list(settings.data_dir.rglob("*")) == []
 
