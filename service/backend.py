@@ -110,6 +110,10 @@ class Backend:
             return self
         return replace(self, owner=owner, jobs=self.jobs.for_owner(owner))
 
+    def without_delay(self) -> Backend:
+        """Return this backend for a request that waits for its job: tasks run before the response."""
+        return replace(self, run_after_response=_run_now)
+
     def jobs_of(self, owner: str) -> JobClient:
         """Return the jobs of one owner. Raises InvalidRequest unless the request may see them."""
         if self.owner not in {ANONYMOUS, owner}:

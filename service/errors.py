@@ -75,6 +75,12 @@ class HostNotAllowed(LongCatError):
     code = "host_not_allowed"
 
 
+class ModelNotFound(LongCatError):
+    """No worker has a model of this name."""
+
+    code = "model_not_found"
+
+
 class PreconditionFailed(LongCatError):
     """The file is not the version that `If-Match` names."""
 
@@ -97,6 +103,7 @@ STATUS: Mapping[type[LongCatError], int] = {
     CrossSiteRequest: 403,
     PriorityNotAllowed: 403,
     errors.JobNotFound: 404,
+    ModelNotFound: 404,
     errors.JobNotReady: 409,
     errors.JobEnded: 409,
     errors.UnreadableRecord: 409,

@@ -25,7 +25,7 @@ from service.jobs.views import JobView
 router = APIRouter(tags=["jobs"])
 
 _EVENT_ID = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
-_BEFORE_FIRST_EVENT = "0"
+BEFORE_FIRST_EVENT = "0"
 _INTERVALS_BETWEEN_READS = 6  # without events, the job is read this often: its queue position changes
 _MEDIA_TYPE = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -66,7 +66,7 @@ async def get_events(
     await streams.run(partial(backend.jobs.get, job_id))
     if request.method == "HEAD":
         return StreamingResponse((), headers=_HEADERS, media_type=_MEDIA_TYPE)
-    return _EventStreamResponse(job_id, last_event_id or _BEFORE_FIRST_EVENT, backend, streams)
+    return _EventStreamResponse(job_id, last_event_id or BEFORE_FIRST_EVENT, backend, streams)
 
 
 class _EventStreamResponse(StreamingResponse):
@@ -88,7 +88,7 @@ async def _events(stream: EventStream, backend: Backend, streams: EventStreams) 
     sent: JobView | None = None
     while not streams.is_closing:
         try:
-            job = await streams.run(partial(_read_if_authorized, stream, backend))
+            job = await streams.run(partial(read_if_authorized, stream, backend))
         except (JobNotFound, Unavailable):
             return
         if job is None:
@@ -102,7 +102,7 @@ async def _events(stream: EventStream, backend: Backend, streams: EventStreams) 
     yield ": the service is shutting down; connect again\n\n"
 
 
-def _read_if_authorized(stream: EventStream, backend: Backend) -> JobView | None:
+def read_if_authorized(stream: EventStream, backend: Backend) -> JobView | None:
     """Return the job, at least as new as the last event, or None if the client may no longer see it."""
     if not backend.is_authorized():
         return None

@@ -10,11 +10,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from jobs.errors import Unavailable
 from jobs.maintenance import remove_due_files
+from jobs.record import ENDED
 from jobs.store.queue_depths import queue_depths
 from service.backend import Backend, CurrentBackend
 from service.http.error_handlers import error_responses
@@ -26,6 +27,7 @@ from service.jobs.retry import receive_retry_body
 from service.jobs.submission import submit
 from service.jobs.submission_threads import in_submission_threads
 from service.jobs.views import JobPage, JobView
+from service.jobs.waiting import MAX_WAIT_S, wait_for_end
 
 router = APIRouter(tags=["jobs"])
 
@@ -38,20 +40,35 @@ _CREATED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/generate", status_code=202, response_description="The job, queued", responses=_CREATED)
-@in_submission_threads
-def generate(
+@router.post(
+    "/generate",
+    status_code=202,
+    response_description="The job, queued",
+    responses=_CREATED | {200: {"model": JobView, "description": "The job has ended within `wait` seconds"}},
+)
+async def generate(
+    request: Request,
     backend: CurrentBackend,
     body: Annotated[Body, Depends(receive_generate_body)],
     response: Response,
     idempotency_key: IdempotencyKey = None,
+    wait: Annotated[
+        float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end of the job.")
+    ] = 0,
 ) -> JobView:
     """Request a video, as JSON or as a form with the same fields, in which inputs may be files.
 
     In a form, text fields are plain text, lists of them are repeated, and all other fields are written as in
     JSON.
     """
-    return _submitted(IdempotentRequest("/generate", body, idempotency_key), backend, response)
+    if wait:  # the job must start before the response
+        backend = backend.without_delay()
+    ordered = IdempotentRequest("/generate", body, idempotency_key)
+    job = await _submit(backend=backend, body=body, request=ordered, response=response)
+    if wait:
+        job = await wait_for_end(job, request, backend, wait)
+        response.status_code = 200 if job.status in ENDED else 202
+    return job
 
 
 @router.get("/capability", responses=error_responses(503))
@@ -92,8 +109,7 @@ def cancel_job(job_id: str, backend: CurrentBackend) -> JobView:
     response_description="The new job, queued",
     responses=_CREATED | error_responses(404, 409),
 )
-@in_submission_threads
-def retry_job(
+async def retry_job(
     job_id: str,
     backend: CurrentBackend,
     body: Annotated[Body, Depends(receive_retry_body)],
@@ -104,7 +120,8 @@ def retry_job(
 
     A body changes fields of the request; null gives a field its default. Without a body, nothing changes.
     """
-    return _submitted(IdempotentRequest(f"/jobs/{job_id}/retry", body, idempotency_key), backend, response)
+    ordered = IdempotentRequest(f"/jobs/{job_id}/retry", body, idempotency_key)
+    return await _submit(backend=backend, body=body, request=ordered, response=response)
 
 
 @router.delete(
@@ -125,8 +142,9 @@ def delete_job(job_id: str, backend: CurrentBackend) -> Response:
     return Response(status_code=204)
 
 
-def _submitted(request: IdempotentRequest, backend: Backend, response: Response) -> JobView:
+@in_submission_threads
+def _submit(backend: Backend, body: Body, request: IdempotentRequest, response: Response) -> JobView:
     """Submit a request, and return its job with the job's URL in a header."""
-    job = idempotent(request, backend, response, partial(submit, request.body, backend))
+    job = idempotent(request, backend, response, partial(submit, body, backend))
     response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
     return backend.view(job)

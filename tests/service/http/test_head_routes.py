@@ -33,7 +33,7 @@ def ask(port, method, path):
 
 @pytest.mark.parametrize("path", [*PATHS, *PAGES])
 def test_head_is_answered_like_get(live, finished, path):
-    path = path.replace("{job_id}", finished).replace("{video_id}", finished)
+    path = path.format(job_id=finished, video_id=finished, model="LongCat-Video")
     status, headers, body = ask(live, "HEAD", path)
     expected_status, expected_headers, _ = ask(live, "GET", path)
     if path == "/metrics":  # it counts the requests of this test

@@ -17,7 +17,7 @@ ROUTES = [
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_unknown_parameter_is_refused(client, order, method, path):
     job = order()
-    path = path.replace("{job_id}", job["id"]).replace("{video_id}", job["id"])
+    path = path.format(job_id=job["id"], video_id=job["id"], model="LongCat-Video")
     answer = client.request(method, path, params={"state": "failed"})
     assert answer.status_code == (400 if path.startswith("/v1/") else 422)
     if method != "head":
@@ -38,7 +38,7 @@ def test_parameter_that_is_given_twice_is_refused(client):
 
 
 def test_nothing_is_queued_by_a_request_with_an_unknown_parameter(client):
-    assert client.post("/generate?quality=exact", json={"prompt": "a red ball"}).status_code == 422
+    assert client.post("/generate?quality=exact&wait=1", json={"prompt": "a red ball"}).status_code == 422
     assert client.get("/jobs").json()["jobs"] == []
 
 

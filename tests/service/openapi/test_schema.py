@@ -18,7 +18,7 @@ GATED_OPENAI = {"400", "401", "429"}
 CREATED = {"400", "403", "408", "413", "415", "422", "503"}
 FILE_ANSWERS = {"200", "206", "304", "307", "404", "409", "410", "412", "416", "503"}
 OPERATIONS = {
-    ("post", "/generate"): {"202"} | CREATED | GATED,
+    ("post", "/generate"): {"200", "202"} | CREATED | GATED,
     ("get", "/capability"): {"200", "503"} | GATED,
     ("get", "/jobs"): {"200", "404", "503"} | GATED,
     ("get", "/jobs/{job_id}"): {"200", "404", "503"} | GATED,
@@ -36,6 +36,8 @@ OPERATIONS = {
     ("get", "/v1/videos/{video_id}"): {"200", "404", "503"} | GATED_OPENAI,
     ("delete", "/v1/videos/{video_id}"): {"200", "404", "503"} | GATED_OPENAI,
     ("get", "/v1/videos/{video_id}/content"): {"400"} | FILE_ANSWERS | GATED_OPENAI,
+    ("get", "/v1/models"): {"200", "503"} | GATED_OPENAI,
+    ("get", "/v1/models/{model}"): {"200", "404", "503"} | GATED_OPENAI,
     ("get", "/livez"): {"200", "422"},
     ("get", "/readyz"): {"200", "422", "503"},
     ("get", "/metrics"): {"200", "422"},
