@@ -36,10 +36,17 @@ InputSource = Source | BinaryIO
 
 @dataclass(frozen=True)
 class CheckedInput:
-    """An input that was decoded without errors. `path` is its temporary file."""
+    """An input that was decoded without errors.
+
+    Attributes:
+        file: what is stored of it.
+        path: its temporary file.
+        notes: what is lost of it, for people.
+    """
 
     file: InputFile
     path: Path
+    notes: tuple[str, ...]
 
     @property
     def clip(self) -> Clip:
@@ -79,14 +86,16 @@ class InputReader:
     def _read_image(self, source: InputSource) -> CheckedInput:
         path = self.folder / "image.png"
         received = self._receive("image", source, self.settings.max_image_bytes)
-        size = check_image(self.sandbox, received, path, self.settings.image_limits)
+        image = check_image(self.sandbox, received, path, self.settings.image_limits)
         received.unlink()
-        return self._checked_input("image", path, "image/png", Clip(*size, num_frames=1))
+        facts = self._facts("image", path, "image/png", Clip(*image.size, num_frames=1))
+        return CheckedInput(facts, path, image.notes)
 
     def _read_clip(self, field: str, source: InputSource) -> CheckedInput:
         path = self._receive(field, source, self.settings.max_video_bytes)
-        clip, media_type = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
-        return self._checked_input(field, path, media_type, clip)
+        checked = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
+        facts = self._facts(field, path, checked.media_type, checked.clip)
+        return CheckedInput(facts, path, checked.notes)
 
     def _receive(self, field: str, source: InputSource, max_bytes: int) -> Path:
         path = self.folder / f"{field}.received"
@@ -118,17 +127,16 @@ class InputReader:
         except KeyMissing as error:
             raise UnusableInput(f"the {field} of that job is no longer stored") from error
 
-    def _checked_input(self, field: str, path: Path, media_type: str, clip: Clip) -> CheckedInput:
+    def _facts(self, field: str, path: Path, media_type: str, clip: Clip) -> InputFile:
         with path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        file = InputFile(
+        return InputFile(
             key=input_key(self.job_id, f"{field}-{sha256[:16]}.{_SUFFIXES[media_type]}"),
             media_type=media_type,
             size_bytes=path.stat().st_size,
             sha256=sha256,
             **clip._asdict(),
         )
-        return CheckedInput(file, path)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int) -> None:

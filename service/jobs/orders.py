@@ -9,12 +9,14 @@ from jobs.capability import Capability
 from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order
 from model.spec.errors import InvalidParams
+from model.spec.geometry import Size
 from model.spec.limits import Limits
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
 from service.inputs.reader import CheckedInput
 from service.jobs.bodies import GenerateRequest
 
+_LARGE_STRETCH = 1.2  # of one side against the other; nothing is cropped
 _RANDOM_SEEDS = 1 << 53  # every JSON reader keeps such a number exact
 
 
@@ -70,6 +72,20 @@ def make_order(
         seed=secrets.randbelow(_RANDOM_SEEDS) if request.seed is None else request.seed,
         **{field: file.file for field, file in files.items()},
     )
+
+
+def input_warnings(order: Order, files: Mapping[str, CheckedInput]) -> tuple[str, ...]:
+    """Return what is special about the inputs of an order: what is lost of them, and what is stretched."""
+    warnings = [f"{field}: {note}" for field, file in files.items() for note in file.notes]
+    plan = order.plan
+    target = plan.output_size if plan.task == "refine" else Size(plan.height, plan.width)
+    for field, file in files.items():
+        given = file.clip.size
+        stretch = (target.width / target.height) / (given.width / given.height)
+        if max(stretch, 1 / stretch) > _LARGE_STRETCH:
+            sizes = f"from {given.width}×{given.height} to {target.width}×{target.height}"
+            warnings.append(f"{field}: is stretched {sizes}")
+    return tuple(warnings)
 
 
 def check_capability(plan: Plan, capability: Capability) -> None:

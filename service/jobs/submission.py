@@ -30,7 +30,7 @@ from service.inputs.body import FILES, Body
 from service.inputs.reader import CheckedInput, InputReader, InputSource
 from service.inputs.uploads import upload_folder
 from service.jobs.bodies import GenerateRequest
-from service.jobs.orders import check_prompts, check_quality, make_order
+from service.jobs.orders import check_prompts, check_quality, input_warnings, make_order
 from service.jobs.pools import candidate_pools, check_group_was_seen, expected_weights
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         max_run_s=backend.settings.max_run_s,
         key_reservation=reservation,
         trace=current_names(),
+        warnings=input_warnings(order, files),
     )
     with _unavailable_if_expired():
         submitted = backend.jobs.submit_or_find(submission)
