@@ -255,14 +255,18 @@ class TestInABrowser:
         page.emulate_media(reduced_motion="reduce")
         assert page.evaluate("getComputedStyle(document.querySelector('button')).transitionDuration") == "0s"
 
-    def test_job_can_be_cancelled_and_copied_as_curl(self, page, live, client):
+    def test_job_can_be_cancelled_and_copied_as_curl(self, page, live, client, tmp_path):
+        (tmp_path / "cat.png").write_bytes(encoded(picture()))
         page.fill("textarea", 'it\'s a "red" ball')
+        page.set_input_files("input[type=file]", tmp_path / "cat.png")
         page.click("text=Generate")
         page.click("text=Copy as curl")
         page.wait_for_selector("text=Copied")
         words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
         assert words[:2] == ["curl", f"http://127.0.0.1:{live}/generate"]
-        again = client.post("/generate", json=json.loads(words[words.index("-d") + 1]))
-        assert again.json()["request"] == client.get("/jobs?limit=2").json()["jobs"][1]["request"]
+        copied = client.post("/generate", json=json.loads(words[words.index("-d") + 1])).json()["request"]
+        first = client.get("/jobs?limit=2").json()["jobs"][1]["request"]
+        assert copied["image"].pop("job_id") != first["image"].pop("job_id")
+        assert copied == first
         page.locator(".cancel").last.click()
         page.wait_for_selector(".job[data-status=cancelled]")
