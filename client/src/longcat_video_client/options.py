@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, TypedDict, Union
 Input = Union[str, "os.PathLike[str]", bytes, IO[bytes]]
 """An image or a clip: a path, a URL (`http:`, `https:` or `data:`), bytes, or a file opened for reading."""
 
-_INPUTS = ("image", "video", "condition_video")
+INPUTS = ("image", "video", "condition_video")
 _URL_SCHEMES = ("http:", "https:", "data:")
 
 
@@ -76,7 +76,7 @@ class GenerateBody:
         given = {name: value for name, value in options.items() if value is not None}
         if prompt is not None:
             given |= {"prompt": prompt} if isinstance(prompt, str) else {"prompts": list(prompt)}
-        inputs = {name: _Input(given.pop(name)) for name in _INPUTS if name in given}
+        inputs = {name: _Input(given.pop(name)) for name in INPUTS if name in given}
         self._files = {name: item for name, item in inputs.items() if item.url is None}
         self._fields = given | {name: {"url": item.url} for name, item in inputs.items() if item.url}
         self._fields |= extra or {}
