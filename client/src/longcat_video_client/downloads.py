@@ -55,10 +55,17 @@ class Download:
         return calls.get_video(self._job_id, self._num_received)
 
     def opened(self, response: httpx.Response) -> None:
-        """Begin to read a response: the bytes that are missing, or the whole file from its start."""
+        """Begin to read a response: the bytes that are missing, or the whole file from its start.
+
+        Raises:
+            IncompleteDownload: the response announces another size, or leaves a gap.
+        """
         found = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
         start = int(found[1]) if found and response.status_code == httpx.codes.PARTIAL_CONTENT else 0
-        if start > self._num_received:
+        length = response.headers.get("Content-Length", "")
+        is_plain = "Content-Encoding" not in response.headers
+        is_other_size = is_plain and length.isdecimal() and start + int(length) != self._result.size_bytes
+        if start > self._num_received or is_other_size:
             raise self._incomplete()
         self._num_to_skip = self._num_received - start
 
