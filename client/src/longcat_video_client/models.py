@@ -197,6 +197,6 @@ class Pool(_Capability):
 
 
 class Capability(_Capability):
-    """What can be requested: tasks, LoRAs, and the limits and defaults of the most capable pool."""
+    """The capability of the service: tasks, LoRAs, and the limits and defaults of its most capable pool."""
 
     pools: tuple[Pool, ...] = ()

@@ -13,7 +13,7 @@ _GROWTH = 2.0
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long failed requests are sent again: `total_s` after the first one; 0 turns retries off.
+    """Limits of retries: failed requests are sent again for `total_s`; 0 turns retries off.
 
     The delays grow from `first_delay_s` to `max_delay_s`. A longer `Retry-After` of the service is respected.
     """
