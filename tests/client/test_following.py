@@ -8,6 +8,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 
 import pytest
 from longcat_video_client import AsyncClient, Client, Job, NotFound, RetryPolicy, ServiceUnavailable, Timeout
@@ -41,6 +42,40 @@ class TestStream:
                 worker.succeed(lease)
         assert kinds[0] == ("status", "queued")
         assert kinds[-1] == ("done", "succeeded")
+
+    def test_events_that_a_newer_service_adds_are_ignored(self, connect):
+        stream = b'event: preview\ndata: 1\n\nevent: done\ndata: {"id": "a", "status": "succeeded"}\n\n'
+
+        def answer(request):
+            request.send_response(200)
+            request.send_header("Content-Type", "text/event-stream; charset=utf-8")
+            request.end_headers()
+            request.wfile.write(stream)
+
+        with host(answer) as url:
+            assert [event.type for event in connect(url.removesuffix("/file")).jobs.events("a")] == ["done"]
+
+    def test_any_number_of_jobs_can_be_waited_for_at_a_time(self, live, redis, worker):
+        """Wait more often than httpx allows connections by default, and the service streams of one owner."""
+
+        async def run():
+            async with AsyncClient(f"http://127.0.0.1:{live}") as service:
+                job = await service.submit("a")
+                waiting: set[int] = set()
+
+                def note(number, job):
+                    waiting.add(number)
+
+                waits = [
+                    asyncio.create_task(service.jobs.wait(job.id, on_update=partial(note, number)))
+                    for number in range(120)
+                ]
+                while len(waiting) < len(waits):
+                    await asyncio.sleep(0.01)
+                worker.succeed(worker.claim())
+                return {job.status for job in await asyncio.gather(*waits)}
+
+        assert asyncio.run(run()) == {"succeeded"}
 
     def test_characters_that_end_lines_elsewhere_do_not_break_an_event(self, service, worker):
         prompt = "one\u2028two\x85three\x0cfour\r\nfive"

@@ -57,12 +57,16 @@ class AsyncClient:
         api_key: str | None = None,
         *,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable
-        request_timeout_s: float = 30.0,
+        request_timeout_s: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.AsyncClient(
-            base_url=base_url, headers=headers, timeout=request_timeout_s, transport=transport
+            base_url=base_url,
+            headers=headers,
+            timeout=request_timeout_s,
+            limits=calls.CONNECTION_LIMITS,
+            transport=transport,
         )
         self._connection = _Connection(self._http, retry)
         self.jobs = AsyncJobs(self._connection)
@@ -161,7 +165,9 @@ class AsyncJobs:
             after = page.next
             if limit is not None:
                 limit -= len(page.jobs)
-            if after is None or limit == 0:
+                if limit <= 0:
+                    return
+            if after is None:
                 return
 
     async def cancel(self, job_id: str) -> Job:

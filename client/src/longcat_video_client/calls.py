@@ -17,6 +17,9 @@ from pydantic import BaseModel, ValidationError
 from longcat_video_client.errors import NotFound, UnexpectedReply
 from longcat_video_client.options import GenerateBody, new_idempotency_key
 
+CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+"""Every wait for a job holds a connection, so no number of them is too large."""
+
 MAX_PAGE_SIZE = 100
 JOB_NOT_FOUND = "job_not_found"
 
@@ -84,7 +87,7 @@ def delete_job(job_id: str) -> Call:
 
 def stream_events(job_id: str, last_event_id: str | None) -> Call:
     """Watch a job, from after an event if one is given."""
-    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     headers |= {"Last-Event-ID": last_event_id} if last_event_id else {}
     return Call("GET", f"{_job_path(job_id)}/events", headers=headers)
 

@@ -55,12 +55,16 @@ class Client:
         api_key: str | None = None,
         *,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable
-        request_timeout_s: float = 30.0,
+        request_timeout_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(
-            base_url=base_url, headers=headers, timeout=request_timeout_s, transport=transport
+            base_url=base_url,
+            headers=headers,
+            timeout=request_timeout_s,
+            limits=calls.CONNECTION_LIMITS,
+            transport=transport,
         )
         self._connection = _Connection(self._http, retry)
         self.jobs = Jobs(self._connection)
@@ -158,7 +162,9 @@ class Jobs:
             after = page.next
             if limit is not None:
                 limit -= len(page.jobs)
-            if after is None or limit == 0:
+                if limit <= 0:
+                    return
+            if after is None:
                 return
 
     def cancel(self, job_id: str) -> Job:

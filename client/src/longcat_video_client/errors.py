@@ -66,7 +66,7 @@ class Conflict(ApiError):
 
 
 class RateLimited(ApiError):
-    """A limit was reached; 429. `limit` of the message names it."""
+    """A limit was reached, which the message names; 429."""
 
 
 class ServerError(ApiError):

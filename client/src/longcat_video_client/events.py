@@ -25,6 +25,7 @@ from longcat_video_client.models import Job
 from longcat_video_client.retries import Attempts, Deadline, RetryPolicy
 
 _EVENT_STREAM = "text/event-stream"
+_JOB_EVENTS = frozenset({"status", "progress", "done"})  # newer services may have others, with other data
 _STREAM_MISSING = frozenset({404, 405, 406, 501})
 _MAX_POLL_S = 5.0
 _POLL_GROWTH = 1.3
@@ -130,6 +131,8 @@ class JobFollower:
         self._has_received = True
         self._attempts.succeeded()
         for event_id, kind, data in self._parser.feed(chunk):
+            if kind not in _JOB_EVENTS:
+                continue
             try:
                 job = Job.model_validate_json(data)
             except ValidationError as error:

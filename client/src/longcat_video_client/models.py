@@ -18,7 +18,7 @@ FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class _Reply(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class Progress(_Reply):
