@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,22 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
             return made
 
         yield make
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list that gets the pauses of both clients, which no longer wait."""
+    pauses: list[float] = []
+
+    async def sleep(duration_s: float) -> None:
+        pauses.append(duration_s)
+
+    monkeypatch.setattr("longcat_video_client.client.time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(
+        "longcat_video_client.async_client.asyncio",
+        SimpleNamespace(sleep=sleep, CancelledError=asyncio.CancelledError),
+    )
+    return pauses
 
 
 @pytest.fixture

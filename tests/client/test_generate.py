@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from longcat_video_client import (
@@ -32,6 +34,18 @@ from tests.waiting import wait_until
 
 SIZE = (96, 64)  # of `picture`
 JOB = b'{"id": "a", "status": "queued"}'
+
+
+def retry_after(text, status):
+    """Return a handler that answers with this `Retry-After`."""
+
+    def answer(request):
+        request.send_response(status)
+        request.send_header("Retry-After", text)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    return answer
 
 
 class Stream(io.BytesIO):
@@ -180,11 +194,41 @@ class TestRetries:
             connect(url.removesuffix("/file")).jobs.cancel("a")
         assert (caught.value.status, next(num_asked)) == (status, 1)
 
-    def test_service_that_asks_for_too_long_a_wait_is_unavailable_at_once(self, connect, listening, redis):
+    def test_retry_waits_as_long_as_the_service_asks(self, connect, slept):
+        answers = [retry_after("7", 503), retry_after("0", 429), sending(JOB)]
+        with host(lambda request: answers.pop(0)(request)) as url:  # noqa: PLW0108 - another one each time
+            policy = RetryPolicy(total_s=60.0, first_delay_s=1.0, max_delay_s=5.0)
+            connect(url.removesuffix("/file"), retry=policy).jobs.get("a")
+        assert slept[0] == 7.0
+        assert 1.5 <= slept[1] <= 2.0
+
+    def test_delays_grow_to_the_largest(self, connect, slept):
+        policy = RetryPolicy(total_s=60.0, first_delay_s=1.0, max_delay_s=5.0)
+        answers = [*[sending(b"{}", 503)] * 4, sending(JOB)]
+        with host(lambda request: answers.pop(0)(request)) as url:  # noqa: PLW0108 - another one each time
+            connect(url.removesuffix("/file"), retry=policy).jobs.get("a")
+        bounds = [(0.75, 1.0), (1.5, 2.0), (3.0, 4.0), (3.75, 5.0)]
+        assert all(low <= pause <= high for pause, (low, high) in zip(slept, bounds, strict=True)), slept
+
+    def test_date_in_retry_after_is_understood(self, connect):
+        at = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+        policy = RetryPolicy(total_s=0.0)
+        for text, low, high in ((at, 3500, 3600), ("Sat, 01 Jan 2000 00:00:00 GMT", 0, 0)):
+            with host(retry_after(text, 503)) as url, pytest.raises(ServiceUnavailable) as caught:
+                connect(url.removesuffix("/file"), retry=policy).jobs.get("a")
+            assert caught.value.retry_after_s == pytest.approx((low + high) / 2, abs=(high - low) / 2)
+        with host(retry_after("soon", 503)) as url, pytest.raises(ServiceUnavailable) as caught:
+            connect(url.removesuffix("/file"), retry=policy).jobs.get("a")
+        assert caught.value.retry_after_s is None
+
+    def test_service_that_asks_for_too_long_a_wait_is_unavailable_at_once(
+        self, connect, listening, redis, slept
+    ):
         policy = RetryPolicy(total_s=5.0)
         with pytest.raises(ServiceUnavailable) as caught:
             connect(f"http://127.0.0.1:{listening}", retry=policy).submit("a")
         assert (caught.value.code, caught.value.retry_after_s) == ("no_worker", 15.0)
+        assert slept == []
 
     def test_unreachable_service_is_unavailable_after_the_total_time(self, connect):
         policy = RetryPolicy(total_s=0.2, first_delay_s=0.01)

@@ -116,8 +116,7 @@ class TestDownload:
     def test_slow_download_is_finished_however_long_it_takes(self, connect, proxy, finished):
         proxy.piece_bytes, proxy.pause_s = 10_000, 0.02
         file = io.BytesIO()
-        policy = RetryPolicy(total_s=0.1)
-        connect(proxy.url, retry=policy, request_timeout_s=0.4).jobs.download(finished, file)
+        connect(proxy.url, retry=RetryPolicy(total_s=0.1)).jobs.download(finished, file)
         assert file.getvalue() == VIDEO
         assert proxy.num_connections == 1
 

@@ -51,7 +51,7 @@ class Attempts:
         self._num_failed_in_a_row += 1
         left_s = self._ends_at - time.monotonic()
         asked_s = error.retry_after_s or 0.0
-        if left_s <= 0 or asked_s > left_s:
+        if asked_s >= left_s:
             raise error
         delay_s = max(asked_s, min(delay_s, left_s))
         return self._deadline.limit(delay_s) if self._deadline else delay_s
