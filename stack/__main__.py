@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from longcat_video_client import LongCatVideoError
 from pydantic import ValidationError
 
 from jobs.settings import PREFIX
+from longcat_video_client import LongCatVideoError
 from stack import demo, serve
 from stack.errors import StackError
 from stack.settings import StackSettings

@@ -13,10 +13,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TextIO
 
-from longcat_video_client import Client, Result
 from PIL import Image, ImageDraw, ImageFilter
 
 from jobs.private_files import close_to_others, make_private_folder, private_opener
+from longcat_video_client import Client, Result
 from service.cli.progress import ProgressBar
 from stack.errors import StackError
 from stack.settings import StackSettings

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from longcat_video_client import Client, Job, LongCatVideoError, RetryPolicy
 from pydantic import ValidationError
 
+from longcat_video_client import Client, Job, LongCatVideoError, RetryPolicy
 from service.cli.arguments import options_of_video, parser
 from service.cli.errors import EXIT_CODES, FileError, exit_code_of, file_errors
 from service.cli.progress import ProgressBar, describe_stage

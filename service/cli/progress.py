@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self, TextIO
 
-from longcat_video_client import Job
 from tqdm import tqdm
+
+from longcat_video_client import Job
 
 _BAR = "{desc:<12} {bar:30} {percentage:3.0f}%{postfix}"
 _NO_BAR = "{desc}"

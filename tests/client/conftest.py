@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from longcat_video_client import AsyncClient, Client, RetryPolicy
 
+from longcat_video_client import AsyncClient, Client, RetryPolicy
 from tests.client.proxy import Proxy, proxied
 from tests.service import conftest as of_service
 

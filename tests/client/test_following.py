@@ -11,9 +11,9 @@ from contextlib import closing
 from functools import partial
 
 import pytest
+
 from longcat_video_client import AsyncClient, Client, Job, NotFound, RetryPolicy, ServiceUnavailable, Timeout
 from longcat_video_client.events import EventParser
-
 from service.app import create_app
 from tests.client.proxy import proxied
 from tests.service.conftest import serving

@@ -9,6 +9,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from pydantic import SecretStr
+
+from jobs.errors import OutOfMemory
 from longcat_video_client import (
     ApiError,
     Client,
@@ -21,9 +24,6 @@ from longcat_video_client import (
     Unauthorized,
     UnexpectedReply,
 )
-from pydantic import SecretStr
-
-from jobs.errors import OutOfMemory
 from service.app import create_app
 from tests.servers import free_port
 from tests.service.conftest import serving

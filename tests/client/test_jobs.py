@@ -6,6 +6,7 @@ import io
 import os
 
 import pytest
+
 from longcat_video_client import (
     Conflict,
     IncompleteDownload,
@@ -15,7 +16,6 @@ from longcat_video_client import (
     RetryPolicy,
     ServiceUnavailable,
 )
-
 from tests.service.conftest import CAPABILITY
 from tests.service.hosts import host, redirecting, sending
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from longcat_video_client import (
     Conflict,
     InvalidRequest,
@@ -20,7 +21,6 @@ from longcat_video_client import (
     Timeout,
 )
 from longcat_video_client.testing import Failure, FakeService, Success, Unfinished
-
 from service.jobs.pools import FleetView
 from service.jobs.views import JobPage, JobView
 

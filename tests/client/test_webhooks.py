@@ -6,10 +6,10 @@ import base64
 import json
 
 import pytest
-from longcat_video_client import InvalidWebhook, Job, verify_webhook
-from longcat_video_client.testing import signed_webhook
 from pydantic import SecretStr
 
+from longcat_video_client import InvalidWebhook, Job, verify_webhook
+from longcat_video_client.testing import signed_webhook
 from service.webhooks.signing import Signer
 
 NOW = 1_800_000_000

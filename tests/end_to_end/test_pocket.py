@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from longcat_video_client import Client
 
 from jobs.settings import POCKET
+from longcat_video_client import Client
 from stack.demo import IMAGE_PROMPT, PROMPT, make_videos, prepare_videos
 from tests.decoded_video import decode
 from tests.running_stack import RunningStack, run_stack

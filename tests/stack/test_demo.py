@@ -6,10 +6,10 @@ import io
 
 import numpy as np
 import pytest
-from longcat_video_client import Client, JobFailed, Result, RetryPolicy
 from PIL import Image
 
 from jobs.errors import OutOfMemory
+from longcat_video_client import Client, JobFailed, Result, RetryPolicy
 from stack.demo import IMAGE_PROMPT, PROMPT, SEED, describe, make_videos, prepare_videos, sample_image
 from stack.errors import StackError
 from tests.service import conftest as of_service

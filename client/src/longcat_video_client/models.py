@@ -60,8 +60,9 @@ class Result(_Reply):
 
 
 class InputFile(_Reply):
-    """An image or a clip that came with the request."""
+    """An image or a clip that came with the request. `job_id` is the job that has it."""
 
+    job_id: str | None = None
     media_type: str
     size_bytes: int
     sha256: str
@@ -99,6 +100,8 @@ class ResolvedRequest(_Reply):
     quality: str | None = None
     refine: bool | None = None
     refinement: Refinement | None = None
+    t_thresh: float | None = None
+    spatial_refine_only: bool | None = None
     condition_cache: bool | None = None
     enhance_hf: bool | None = None
     fps: int | None = None
@@ -166,10 +169,16 @@ class Job(_Reply):
 
 
 class JobPage(_Reply):
-    """Jobs, the newest first. `next` is the `after` of the next page, None on the last page."""
+    """Jobs, the newest first.
+
+    Attributes:
+        next: the `after` of the page of older jobs, None on the last page.
+        previous: the `before` of the page of newer jobs, None on the first page.
+    """
 
     jobs: tuple[Job, ...]
     next: str | None = None
+    previous: str | None = None
 
 
 class _Capability(_Reply):

@@ -9,9 +9,9 @@ import sys
 import tomllib
 from pathlib import Path
 
-import longcat_video_client
 import pytest
 
+import longcat_video_client
 from jobs.errors import OutOfMemory
 from service.cli import __main__ as command
 from service.cli import errors

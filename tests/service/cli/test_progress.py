@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 
 import pytest
-from longcat_video_client import Job, Progress
 
+from longcat_video_client import Job, Progress
 from service.cli.progress import ProgressBar, describe_stage
 
 
