@@ -73,6 +73,7 @@ class Service(_Strict):
     profiles: list[str] = Field(default_factory=list)
     restart: Literal["no", "always", "on-failure", "unless-stopped"] = "no"
     user: str | None = None
+    read_only: bool = False
     hostname: str | None = None
     depends_on: dict[str, Condition] = Field(default_factory=dict)
     environment: dict[str, Scalar] = Field(default_factory=dict)

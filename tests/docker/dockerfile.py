@@ -9,7 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INSTRUCTIONS = {
-    *("FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "CMD", "LABEL"),
+    *(
+        "ARG",
+        "FROM",
+        "RUN",
+        "COPY",
+        "ENV",
+        "WORKDIR",
+        "USER",
+        "VOLUME",
+        "EXPOSE",
+        "HEALTHCHECK",
+        "CMD",
+        "LABEL",
+    ),
 }
 
 
@@ -31,6 +44,12 @@ class Dockerfile:
     def all(self, keyword: str) -> list[str]:
         """What stands behind each instruction of this kind."""
         return [instruction.text for instruction in self.instructions if instruction.keyword == keyword]
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Return the build arguments that have a default value."""
+        given = (text.partition("=") for text in self.all("ARG"))
+        return {name: value for name, _, value in given if value.strip('"')}
 
     @property
     def environment(self) -> dict[str, str]:
