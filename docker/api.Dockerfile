@@ -6,10 +6,11 @@ FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 
-# What changes seldom comes first: with no packages beside it, pyproject.toml installs the dependencies alone.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip install --constraint constraints.txt '.[service,s3,otel]'
+# The dependencies have a layer of their own, which is built anew only when these two files change.
+COPY pyproject.toml constraints.txt ./
+RUN touch README.md LICENSE && pip install --constraint constraints.txt '.[service,s3,otel]'
 
+COPY README.md LICENSE ./
 COPY jobs jobs
 COPY model model
 COPY service service

@@ -12,12 +12,13 @@ RUN python3 -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 
-# What changes seldom comes first: with no packages beside it, pyproject.toml installs the dependencies alone.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+# The dependencies have a layer of their own, which is built anew only when these two files change.
+COPY pyproject.toml constraints.txt ./
 # By default the torch on PyPI, which has CUDA. A folder or a page named here may have the same version without CUDA.
 ARG PIP_FIND_LINKS=""
-RUN pip install --constraint constraints.txt '.[worker,s3,otel]'
+RUN touch README.md LICENSE && pip install --constraint constraints.txt '.[worker,s3,otel]'
 
+COPY README.md LICENSE ./
 COPY jobs jobs
 COPY model model
 COPY worker worker

@@ -1,4 +1,4 @@
-"""What a compose file may say, as far as ours says it: a key that is misspelt is refused here."""
+"""Parse a compose file that uses only the keys of this repository's, so that a misspelt key is refused."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Compose(BaseModel):
 
 
 def read_compose(path: Path) -> Compose:
-    """Raises ValidationError for what compose would not understand."""
+    """Parse a compose file. Raises ValidationError for a key or value that is not declared here."""
     document = yaml.safe_load(path.read_text())
     assert all(key in Compose.model_fields or key.startswith("x-") for key in document)
     return Compose.model_validate(document)

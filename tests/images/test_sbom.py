@@ -36,7 +36,7 @@ def test_list_of_packages_is_what_is_installed(tmp_path):
     program = tmp_path / "dpkg-query"
     program.write_text("#!/bin/sh\nprintf 'libssl3\\t3.0\\tamd64\\n'\n")
     program.chmod(0o755)
-    command = [sys.executable, INSTALLED]
+    command = [sys.executable, str(INSTALLED)]
     listed = json.loads(
         subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, check=True).stdout
     )
