@@ -48,7 +48,7 @@ _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. A problem keeps the worker from running."""
+    """A line of the report. A problem keeps the worker from running."""
 
     kind: Literal["ok", "note", "problem"]
     text: str

@@ -80,7 +80,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """How a group runs a checkpoint: its ranks, the bytes of an element, and fp8 for the large matrices."""
+    """Describe how a group runs a checkpoint: ranks, bytes of an element, and fp8 for the large matrices."""
 
     ranks: int = 1
     element_bytes: int = 2
