@@ -85,6 +85,7 @@ class Refinement(_Reply):
 class ResolvedRequest(_Reply):
     """The request of a job with all defaults filled in. The same values give the same video."""
 
+    task: str | None = None
     prompt: str | None = None
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
@@ -124,6 +125,7 @@ class Job(_Reply):
         warnings: what is special about the video.
         attempt: how many times the job was started.
         timings_s: seconds by phase.
+        gpu_s: seconds of GPU time of all attempts that have stopped.
         expires_at: when the job and its files are deleted.
     """
 
@@ -142,6 +144,7 @@ class Job(_Reply):
     error: JobError | None = None
     result: Result | None = None
     timings_s: dict[str, float] = Field(default_factory=dict)
+    gpu_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     expires_at: datetime | None = None
 

@@ -171,7 +171,8 @@ class FakeService(httpx.MockTransport):
         views = [view for view in views if view["status"] == params.get("status", view["status"])]
         page = views[: int(params.get("limit", 20))]
         return httpx.Response(
-            200, json={"jobs": page, "next": page[-1]["id"] if len(page) < len(views) else None}
+            200,
+            json={"jobs": page, "next": page[-1]["id"] if len(page) < len(views) else None, "previous": None},
         )
 
 
@@ -274,14 +275,17 @@ def _form_value(text: str) -> object:
 
 
 def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
-    inputs = {name: _input_view(files.get(name)) for name in INPUTS if name in fields or name in files}
+    inputs = {
+        name: _input_view(job_id, files.get(name)) for name in INPUTS if name in fields or name in files
+    }
     given = {name: value for name, value in fields.items() if name in _REQUEST}
     num_segments = max(fields.get("num_segments", 1), len(fields.get("prompts", ())))
+    task = fields.get("task") or _task(inputs.keys(), num_segments)
     return {
         "id": job_id,
         "status": "queued",
-        "task": fields.get("task") or _task(inputs.keys(), num_segments),
-        "request": {**_REQUEST, "num_segments": num_segments, **given, **inputs},
+        "task": task,
+        "request": {**_REQUEST, "task": task, "num_segments": num_segments, **given, **inputs},
         "progress": None,
         "queue_position": 1,
         "waiting_for": None,
@@ -293,6 +297,7 @@ def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes]) -> d
         "error": None,
         "result": None,
         "timings_s": {},
+        "gpu_s": 0.0,
         "metadata": fields.get("metadata", {}),
         "expires_at": None,
     }
@@ -306,9 +311,10 @@ def _task(inputs: Any, num_segments: int) -> str:  # noqa: ANN401 - the keys of 
     return "image_to_video" if "image" in inputs else "text_to_video"
 
 
-def _input_view(content: bytes | None) -> dict[str, Any]:
+def _input_view(job_id: str, content: bytes | None) -> dict[str, Any]:
     known = content or b""
     return {
+        "job_id": job_id,
         "media_type": "application/octet-stream",
         "size_bytes": len(known),
         "sha256": hashlib.sha256(known).hexdigest(),
@@ -370,6 +376,7 @@ def _now() -> str:
 
 
 _REQUEST: dict[str, Any] = {
+    "task": None,
     "prompt": None,
     "prompts": None,
     "negative_prompt": None,
@@ -385,6 +392,8 @@ _REQUEST: dict[str, Any] = {
     "quality": "exact",
     "refine": False,
     "refinement": None,
+    "t_thresh": None,
+    "spatial_refine_only": False,
     "condition_cache": True,
     "enhance_hf": True,
     "fps": 15,

@@ -339,6 +339,7 @@ def test_every_option_is_a_field_of_a_request():
     words = ["generate", "a", "--seed", "1", "--metadata", "a=b", "--image", "cat.png", "-o", "out.mp4"]
     options = vars(parser().parse_args(words)).keys()
     unsaid = {"condition_cache", "enhance_hf", "prompts", "webhook_events"}
+    unsaid |= {"fps", "refinement"}  # follow from the other options
     assert set(GenerateRequest.model_fields) - unsaid <= options
     assert options_of_video(parser().parse_args(words)) == {"seed": 1, "metadata": {"a": "b"}}
 
