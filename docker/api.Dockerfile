@@ -8,6 +8,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN pip install --constraint constraints.txt '.[service,s3,otel]'
 
+COPY client client
 COPY jobs jobs
 COPY model model
 COPY service service

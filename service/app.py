@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, params
+from fastapi.middleware.cors import CORSMiddleware
 
 from jobs.errors import Unavailable
 from jobs.store.outbox import Outbox
@@ -24,12 +25,16 @@ from service.console import session as console_session
 from service.http.body_deadlines import BodyDeadlines
 from service.http.browser_guard import BrowserGuard
 from service.http.error_handlers import error_responses, install_error_handlers
+from service.http.head_routes import head_routes
+from service.http.query import check_query
 from service.http.request_ids import RequestIds
 from service.http.tracing import TracedRequests
 from service.inputs.uploads import remove_abandoned_folders
 from service.jobs import events, files
 from service.jobs import routes as job_routes
 from service.jobs.event_streams import EventStreams
+from service.jobs.idempotency import REPLAYED
+from service.openai import models
 from service.openai import routes as openai_routes
 from service.openai.errors import openai_error_responses
 from service.openapi import docs
@@ -47,6 +52,10 @@ from service.webhooks.signing import Signer
 logger = logging.getLogger(__name__)
 
 NOT_STARTED = 3  # the exit code if startup failed
+_EXPOSED_HEADERS = (
+    *("Location", "Retry-After", "X-Request-Id", "X-Limit", REPLAYED, openai_routes.POLL_HEADER),
+    *("ETag", "Accept-Ranges", "Content-Range", "Content-Disposition"),
+)
 _OPS_ROUTERS = (health.ops_router, docs.router)
 
 
@@ -93,6 +102,14 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         BodyDeadlines, timeout_s=settings.body_timeout_s, min_bytes_per_s=settings.body_min_bytes_per_s
     )
     app.add_middleware(BrowserGuard, authenticator=app.state.backend.authenticator)
+    if settings.trusted_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.trusted_origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],  # OpenAI's client sends a dozen of its own
+            expose_headers=_EXPOSED_HEADERS,
+        )
     app.add_middleware(MeasuredRequests, metrics=app.state.metrics)
     app.add_middleware(TracedRequests, tracing=app.state.tracing)
     app.add_middleware(RequestIds)
@@ -106,8 +123,8 @@ def _add_routes(app: FastAPI, *, with_ops: bool) -> None:
         *(job_routes.router, files.router, events.router),
         *(webhook_routes.router, usage_routes.router),
     )
-    _include(app, job_routers, api_key, error_responses(401, 429))
-    _include(app, (openai_routes.router,), api_key, openai_error_responses(401, 429))
+    _include(app, job_routers, api_key, error_responses(401, 422, 429))
+    _include(app, (openai_routes.router, models.router), api_key, openai_error_responses(400, 401, 429))
     _include(app, (console_routes.router, console_session.router))
     if with_ops:
         _include(app, _OPS_ROUTERS)
@@ -119,9 +136,12 @@ def _include(
     dependencies: Sequence[params.Depends] = (),
     responses: dict[int | str, dict[str, Any]] | None = None,
 ) -> None:
+    responses = error_responses(422) if responses is None else responses
+    dependencies = [*dependencies, Depends(check_query)]
     for router in routers:
-        app.include_router(router, dependencies=dependencies, responses=responses)
-        app.state.routes = [*getattr(app.state, "routes", ()), *router.routes]
+        for part in (router, head_routes(router)):
+            app.include_router(part, dependencies=dependencies, responses=responses)
+            app.state.routes = [*getattr(app.state, "routes", ()), *part.routes]
 
 
 @asynccontextmanager

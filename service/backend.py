@@ -12,6 +12,7 @@ from redis import Redis
 
 from jobs.capability import Capability
 from jobs.connect import connect
+from jobs.errors import InvalidRequest
 from jobs.fleet import Fleet, read_fleet
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress, QueueEstimate
@@ -108,6 +109,16 @@ class Backend:
         if owner == ANONYMOUS:
             return self
         return replace(self, owner=owner, jobs=self.jobs.for_owner(owner))
+
+    def without_delay(self) -> Backend:
+        """Return this backend for a request that waits for its job: tasks run before the response."""
+        return replace(self, run_after_response=_run_now)
+
+    def jobs_of(self, owner: str) -> JobClient:
+        """Return the jobs of one owner. Raises InvalidRequest unless the request may see them."""
+        if self.owner not in {ANONYMOUS, owner}:
+            raise InvalidRequest("owner: this API key sees the jobs of its own owner only", "owner")
+        return self.jobs.for_owner(owner)
 
     def fleet(self) -> Fleet:
         """Return the known pools, among them the one that `CAPABILITY_FILE` names. Raises Unavailable."""

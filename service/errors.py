@@ -75,6 +75,18 @@ class HostNotAllowed(LongCatError):
     code = "host_not_allowed"
 
 
+class ModelNotFound(LongCatError):
+    """No worker has a model of this name."""
+
+    code = "model_not_found"
+
+
+class PreconditionFailed(LongCatError):
+    """The file is not the version that `If-Match` names."""
+
+    code = "precondition_failed"
+
+
 class RangeNotSatisfiable(LongCatError):
     """The range starts after the end of the file."""
 
@@ -91,11 +103,13 @@ STATUS: Mapping[type[LongCatError], int] = {
     CrossSiteRequest: 403,
     PriorityNotAllowed: 403,
     errors.JobNotFound: 404,
+    ModelNotFound: 404,
     errors.JobNotReady: 409,
     errors.JobEnded: 409,
     errors.UnreadableRecord: 409,
     errors.KeyMissing: 410,
     BodyTooSlow: 408,
+    PreconditionFailed: 412,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,

@@ -36,6 +36,11 @@ class Settings(SharedSettings):
         description="host names under which browsers may reach the service, separated by commas, in "
         "addition to loopback names, IP addresses and the host of PUBLIC_URL; `*` allows any",
     )
+    cors_origins: str = Field(
+        default="",
+        description="origins of other sites whose pages may use the API with an API key, such as "
+        "`https://studio.example.com`, separated by commas",
+    )
     ops_host: str = Field(default="127.0.0.1", description="the address that OPS_PORT listens on")
     ops_port: int | None = Field(
         default=None,
@@ -258,6 +263,15 @@ class Settings(SharedSettings):
             raise ValueError("must begin with http:// or https:// and a host")
         return url
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: str) -> str:
+        for origin in filter(None, map(str.strip, origins.split(","))):
+            parts = urlsplit(origin)
+            if parts.scheme not in {"http", "https"} or origin != f"{parts.scheme}://{parts.netloc.lower()}":
+                raise ValueError("must be origins such as https://studio.example.com, without a path")
+        return origins
+
     @field_validator("capability_file")
     @classmethod
     def _is_capability(cls, path: Path | None) -> Path | None:
@@ -281,6 +295,11 @@ class Settings(SharedSettings):
     def _are_shares(cls, shares: str) -> str:
         _parse_shares(shares)
         return shares
+
+    @property
+    def trusted_origins(self) -> tuple[str, ...]:
+        """Return the origins whose pages may use the API."""
+        return tuple(filter(None, map(str.strip, self.cors_origins.split(","))))
 
     @property
     def shares_by_model(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from jobs.settings import PREFIX
-from service.cli.errors import CliError
+from longcat_video_client import LongCatVideoError
 from stack import demo, serve
 from stack.errors import StackError
 from stack.settings import StackSettings
@@ -35,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for problem in error.errors(include_url=False):
             _print_error(f"{PREFIX}{str(problem['loc'][0]).upper()}: {problem['msg']}")
         return 2
-    except (StackError, CliError) as error:
+    except (StackError, LongCatVideoError) as error:
         _print_error(str(error))
         return 1
     except KeyboardInterrupt:  # during the demo

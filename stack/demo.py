@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TextIO
 from PIL import Image, ImageDraw, ImageFilter
 
 from jobs.private_files import close_to_others, make_private_folder, private_opener
-from service.cli.client import Job, ServiceClient
+from longcat_video_client import Client, Result
 from service.cli.progress import ProgressBar
 from stack.errors import StackError
 from stack.settings import StackSettings
@@ -24,7 +25,6 @@ from stack.stack import running_stack
 PROMPT = "A big red triangle growing on a gray background with stripes"
 IMAGE_PROMPT = "A small yellow triangle moving slowly to the right on a plain black background"
 SEED = 7
-POLL_S = 0.1  # the service is on this machine and has one client
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def run(settings: StackSettings, out: Path, screen: TextIO) -> int:
 
     Raises:
         StackError: The stack does not start, or `out` cannot be written.
-        CliError: A job failed, or its video did not arrive.
+        LongCatVideoError: A job failed, or its video did not arrive.
     """
     videos = prepare_videos(out)
     settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "port": free_port()})
@@ -60,7 +60,7 @@ def run(settings: StackSettings, out: Path, screen: TextIO) -> int:
     with (
         open(log, "w", buffering=1, opener=private_opener) as lines,
         running_stack(settings, lambda name, line: print(name, "|", line, file=lines)) as stack,
-        ServiceClient.connect(stack.url, key, patience_s=60.0) as client,
+        Client(stack.url, key) as client,
     ):
         print(f"Ready at {stack.url} after {time.monotonic() - started:.0f} s", file=screen, flush=True)
         make_videos(client, videos, screen)
@@ -84,29 +84,33 @@ def prepare_videos(out: Path) -> list[Video]:
     return [Video(out / "prompt.mp4", PROMPT), Video(out / "image.mp4", IMAGE_PROMPT, image)]
 
 
-def make_videos(client: ServiceClient, videos: list[Video], screen: TextIO) -> None:
+def make_videos(client: Client, videos: list[Video], screen: TextIO) -> None:
     """Submit all videos at once, then show the progress of each and save it.
 
     Raises:
-        CliError: A job failed, or its video did not arrive.
+        LongCatVideoError: A job failed, or its video did not arrive.
+        StackError: A video cannot be written.
     """
-    job_ids = [_submit(client, video) for video in videos]
+    job_ids = [client.submit(video.prompt, image=video.image, seed=SEED).id for video in videos]
     for number, (video, job_id) in enumerate(zip(videos, job_ids, strict=True), start=1):
         source = f"the image {video.image}" if video.image else "a prompt"
         print(f"\nVideo {number} of {len(videos)}, from {source}: {video.prompt}", file=screen, flush=True)
         with ProgressBar(screen, screen.isatty()) as bar:
-            job = client.wait_for_job(job_id, bar.show, longest_pause_s=POLL_S)
-        client.download(job, video.path)
-        print(f"{video.path}: {describe(job)}", file=screen, flush=True)
+            job = client.jobs.wait(job_id, on_update=bar.show)
+        result = job.result_or_raise()
+        try:
+            client.jobs.download(job, video.path)
+        except OSError as error:
+            raise StackError(f"cannot write {video.path}: {error.strerror}") from None
+        print(f"{video.path}: {describe(result, job.timings_s)}", file=screen, flush=True)
 
 
-def describe(job: Job) -> str:
-    """Return one line about the video of a job that succeeded."""
-    result = job["result"]
+def describe(result: Result, timings_s: Mapping[str, float]) -> str:
+    """Return one line about a video and how long its phases took."""
     return (
-        f"{result['num_frames']} frames of {result['width']}×{result['height']} at {result['fps']} fps"
-        f" ({result['duration_s']:.1f} s), {result['size_bytes']:,} bytes, seed {result['seed']},"
-        f" made in {sum(job['timings_s'].values()):.1f} s"
+        f"{result.num_frames} frames of {result.width}×{result.height} at {result.fps} fps"
+        f" ({result.duration_s:.1f} s), {result.size_bytes:,} bytes, seed {result.seed},"
+        f" made in {sum(timings_s.values()):.1f} s"
     )
 
 
@@ -124,9 +128,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _submit(client: ServiceClient, video: Video) -> str:
-    files = {"image": video.image} if video.image else {}
-    job = client.generate({"prompt": video.prompt, "seed": SEED}, files)
-    return str(job["id"])

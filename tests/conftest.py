@@ -15,6 +15,7 @@ from redis import Redis
 from stack.redis_server import RedisServer
 from tests.servers import S3Bucket, S3Server, create_bucket, redis_program, run_s3_server
 
+ROOT = Path(__file__).parents[1]
 CHROMIUM_NAMES = ["chromium", "chromium-browser", "google-chrome"]
 CHROMIUM_FLAGS = [
     "--headless",
@@ -32,6 +33,9 @@ def _default_settings() -> Iterator[None]:
         for name in os.environ.keys() - {"LONGCAT_REDIS_SERVER"}:
             if name.startswith("LONGCAT_"):
                 environment.delenv(name)
+        # processes that tests start find the client as the tests do, even if it is not installed
+        paths = [str(ROOT / "client" / "src"), os.environ.get("PYTHONPATH", "")]
+        environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         yield
 
 

@@ -6,23 +6,22 @@ Next on the way of a request: `jobs.queue`, which signals that there is work.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 from uuid import uuid4
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from jobs.connect import redis_reached
 from jobs.errors import JobNotFound, UnreadableRecord
 from jobs.fleet import Fleet
 from jobs.record import Event, Job, QueueEstimate, Status
 from jobs.store.estimates import QueueSnapshot, estimates
+from jobs.store.listing import Cursor, JobFilter, JobIndexes, JobPage, record_key
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.quotas import Quotas
 from jobs.store.scripts import Scripts, decoded, fields_of, to_ms
-from jobs.store.submission import Submission
+from jobs.store.submission import Submission, Submitted
 
 _LONGEST_WAIT_S = 5.0  # well within the timeout of the connection
 
@@ -73,13 +72,17 @@ class JobClient:
         Raises JobNotFound if the id was deleted, or its reservation ran out, before it was submitted;
         KeyReused if its idempotency key went to another request meanwhile; LimitReached.
         """
+        return self.submit_or_find(submission).job
+
+    def submit_or_find(self, submission: Submission) -> Submitted:
+        """Do the same as `submit`, and tell whether the job is new."""
         record = {
             **submission.record(),
             **self._quotas.of_running,
             "max_attempts": self._max_attempts,
             "retention_ms": to_ms(self._retention_s),
         }
-        reply = self._run(
+        is_new, reply = self._run(
             "submit",
             id=submission.id,
             record=record,
@@ -87,12 +90,12 @@ class JobClient:
             limits=self._quotas.of_submission,
             input_bytes=sum(file.size_bytes for file in submission.order.inputs),
         )
-        return self._read(fields_of(reply))
+        return Submitted(self._read(fields_of(reply)), is_new == 1)
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises JobNotFound, and UnreadableRecord if this release cannot read it."""
         with redis_reached():
-            fields = decoded(self._redis.hgetall(_record_key(job_id)).items())
+            fields = decoded(self._redis.hgetall(record_key(job_id)).items())
         if not fields or not self._sees(fields.get("owner", "")):
             raise JobNotFound("no such job")
         return self._read(fields)
@@ -109,17 +112,17 @@ class JobClient:
 
         Records that cannot be read are passed over. Raises JobNotFound if the job `after` no longer exists.
         """
-        index = self._index_key(status)
+        start = None if after is None else Cursor.parse(after)
         with redis_reached():
-            start = None if after is None else self._number(after)
-            jobs: list[Job] = []
-            while missing := limit - len(jobs):
-                members = self._members(index, start, missing, newest_first=newest_first)
-                jobs += self._readable(index, [job_id for job_id, _ in members])
-                if len(members) < missing:
-                    break
-                start = members[-1][1]
-        return jobs
+            walk = self._indexes().walk(JobFilter(status), limit, start, newest_first=newest_first)
+        return walk.jobs
+
+    def filtered_page(
+        self, wanted: JobFilter, limit: int, after: Cursor | None = None, before: Cursor | None = None
+    ) -> JobPage:
+        """Return a page of the jobs that are wanted; see `JobIndexes.page`."""
+        with redis_reached():
+            return self._indexes().page(wanted, limit, after, before)
 
     def estimates(self, job_ids: Sequence[str], fleet: Fleet | None = None) -> dict[str, QueueEstimate]:
         """Estimate when queued jobs will be done, from recent jobs. Leave out those that are not queued.
@@ -184,43 +187,8 @@ class JobClient:
     def _sees(self, owner: str) -> bool:
         return self._owner in {None, owner}
 
-    def _number(self, job_id: str) -> float:
-        """Return a job's place in the order of submission. Raises JobNotFound."""
-        number = self._redis.zscore(self._index_key(None), job_id)
-        if number is None:
-            raise JobNotFound("no such job")
-        return float(number)
-
-    def _index_key(self, status: Status | None) -> str:
-        """Return the key of the index of a status, or of all jobs, as far as this client may see them."""
-        key = f"longcat:index:{status or 'all'}"
-        return key if self._owner is None else f"{key}:{self._owner}"
-
-    def _members(
-        self, index: str, start: float | None, limit: int, *, newest_first: bool
-    ) -> list[tuple[bytes, float]]:
-        """Return ids and numbers from an index, behind the number `start`."""
-        behind = None if start is None else f"({start:.0f}"
-        if newest_first:
-            return self._redis.zrevrangebyscore(  # type: ignore[return-value]
-                index, behind or "+inf", "-inf", start=0, num=limit, withscores=True
-            )
-        return self._redis.zrangebyscore(  # type: ignore[return-value]
-            index, behind or "-inf", "+inf", start=0, num=limit, withscores=True
-        )
-
-    def _readable(self, index: str, job_ids: list[bytes]) -> Iterator[Job]:
-        """Read jobs, passing over those that cannot be read. Those that are gone leave the index."""
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hgetall(_record_key(job_id.decode()))
-            records = pipeline.execute(raise_on_error=False)
-        for job_id, record in zip(job_ids, records, strict=True):
-            if not record or isinstance(record, ResponseError):  # no hash
-                self._redis.zrem(index, job_id)
-                continue
-            with suppress(UnreadableRecord):
-                yield self._read(decoded(record.items()))
+    def _indexes(self) -> JobIndexes:
+        return JobIndexes(self._redis, self._owner, self._read)
 
     def _read(self, fields: Mapping[str, str]) -> Job:
         """Return the job with this record. Raises UnreadableRecord, after counting it."""
@@ -231,7 +199,3 @@ class JobClient:
             raise
         report_unread_fields(self._redis, job)
         return job
-
-
-def _record_key(job_id: str) -> str:
-    return f"longcat:job:{job_id}"

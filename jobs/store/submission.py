@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jobs.order import Order, Priority
-from jobs.record import WEBHOOK_EVENTS, WebhookEvent
+from jobs.record import WEBHOOK_EVENTS, Job, WebhookEvent
 from jobs.requirement import Requirement
 from jobs.store.idempotency import KeyReservation
 from jobs.store.scripts import present, to_ms
@@ -29,6 +30,7 @@ class Submission:
         max_run_s: how long it may run, all attempts together; None is no limit.
         requirement: what a group needs to run it; by default that of the order, for groups of any size limit.
         key_reservation: the idempotency key that is bound to the job.
+        warnings: what is special about the video, for people.
         trace: the request that submitted it: `request_id`, and `traceparent` of W3C Trace Context.
     """
 
@@ -46,6 +48,7 @@ class Submission:
     requirement: Requirement | None = None
     key_reservation: KeyReservation | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def record(self) -> dict[str, object]:
         """Return the fields of the record that are known at submission."""
@@ -68,5 +71,13 @@ class Submission:
             "idempotency_key": self.key_reservation and self.key_reservation.name,
             "max_queue_ms": to_ms(self.max_queue_s),
             "max_run_ms": to_ms(self.max_run_s),
+            "warnings": json.dumps(self.warnings) if self.warnings else None,
         }
         return present(fields)
+
+
+class Submitted(NamedTuple):
+    """A submitted job. `is_new` is false if an earlier submission with the same id created it."""
+
+    job: Job
+    is_new: bool

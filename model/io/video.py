@@ -84,7 +84,7 @@ def measure_clip(
         frames = read_clip(path, field, sandbox=sandbox)
         return Clip(frames.shape[1], frames.shape[2], len(frames))
     with _decoding(path, field, sandbox) as decoder:
-        return reading.check_clip(decoder, path, _CLIP_LIMITS, fps)[0]
+        return reading.check_clip(decoder, path, _CLIP_LIMITS, fps).clip
 
 
 def read_clip(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
@@ -22,11 +23,18 @@ from model.media.formats import CODECS, MAX_FRAME_PIXELS, MEDIA_TYPES
 from model.media.protocol import Output
 from model.spec.geometry import Clip, Size, every_nth, frames_taken
 
-_COUNTERCLOCKWISE = {
-    1: Image.Transpose.ROTATE_90,
-    2: Image.Transpose.ROTATE_180,
-    3: Image.Transpose.ROTATE_270,
+_TRANSPOSITIONS = {  # by (a, b, c, d) of the display matrix, which shows (x, y) at (ax + cy, bx + dy)
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
+_UPRIGHT = (1, 0, 0, 1)
+_HDR = {16, 18}  # transfer functions PQ and HLG, as in ITU-T H.273
+_MAX_PIXEL_ASPECT = 4
 
 
 def warm_up() -> None:
@@ -37,12 +45,13 @@ def warm_up() -> None:
 
 
 def count_frames(source: BinaryIO, max_frames: int, max_pixels: int, fps: int | None) -> Output:
-    """Return the size of the clip, the number of frames to take, and its media type."""
+    """Return the size of the clip, the number of frames to take, its media type, and what is not taken."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps)
         media_type = MEDIA_TYPES[container.format.name]
+        has_sound = bool(container.streams.audio)
     clip = Clip(*scan.size, frames_taken(scan.num_frames, scan.nth))
-    return Output({**clip._asdict(), "media_type": media_type})
+    return Output({**clip._asdict(), "media_type": media_type, "nth": scan.nth, "has_sound": has_sound})
 
 
 def read_frames(
@@ -74,8 +83,8 @@ def _image(frame: av.VideoFrame, size: Size) -> Image.Image:
     rgb = frame.reformat(format="rgb24", threads=1)  # a confined process has one thread
     plane = rgb.planes[0]
     image = Image.frombuffer("RGB", (rgb.width, rgb.height), bytes(plane), "raw", "RGB", plane.line_size, 1)
-    if turns := _quarter_turns(frame):
-        image = image.transpose(_COUNTERCLOCKWISE[turns])
+    if (orientation := _orientation(frame)) != _UPRIGHT:
+        image = image.transpose(_TRANSPOSITIONS[orientation])
     return image.resize((size.width, size.height), Image.Resampling.LANCZOS)
 
 
@@ -89,10 +98,12 @@ class _Scan:
 def _scan(container: InputContainer, max_frames: int, max_pixels: int, fps: int | None) -> _Scan:
     """Decode the whole clip, and check its limits."""
     sizes: set[Size] = set()
+    pixel_aspect = _pixel_aspect(container)
     times_s: list[float] = []
     num_pixels = 0
     for frame in _decode(container):
-        sizes.add(_upright_size(frame))
+        _check(frame.color_trc not in _HDR, "is in HDR (HLG or PQ), which is not converted; send it in SDR")
+        sizes.add(_upright_size(frame, pixel_aspect))
         times_s.append(frame.time or 0.0)
         num_pixels += frame.height * frame.width
         _check(len(times_s) <= max_frames, f"has more than {max_frames} frames")
@@ -130,16 +141,38 @@ def _decode(container: InputContainer) -> Iterator[av.VideoFrame]:
     yield from container.decode(stream)
 
 
-def _upright_size(frame: av.VideoFrame) -> Size:
-    """Return the size after rotation. Telephones store frames as the sensor is mounted."""
-    size = Size(frame.height, frame.width)
-    return Size(*size[::-1]) if _quarter_turns(frame) % 2 else size
+def _pixel_aspect(container: InputContainer) -> float:
+    """Return width / height of a pixel."""
+    _check(bool(container.streams.video), "has no video stream")
+    aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
+    _check(1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT, "has pixels of an extreme shape")
+    return aspect
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Return the rotation to apply, in quarter turns counterclockwise."""
-    _check(frame.rotation % 90 == 0, f"is to be shown turned by {frame.rotation}°")
-    return frame.rotation // 90 % 4
+def _upright_size(frame: av.VideoFrame, pixel_aspect: float) -> Size:
+    """Return the size as shown: upright, with square pixels as small as the shorter side of the given ones.
+
+    Telephones store frames as the sensor is mounted.
+    """
+    height = round(frame.height / min(pixel_aspect, 1))
+    width = round(frame.width * max(pixel_aspect, 1))
+    _check(height * width <= MAX_FRAME_PIXELS, "has frames larger than 4096 × 2304")
+    is_turned = _orientation(frame)[0] == 0
+    return Size(width, height) if is_turned else Size(height, width)
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d) of the display matrix, each -1, 0 or 1."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return _UPRIGHT
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    largest = max(map(abs, (a, b, c, d))) or 1
+    orientation = (round(a / largest), round(b / largest), round(c / largest), round(d / largest))
+    is_exact = max(abs(x / largest - y) for x, y in zip((a, b, c, d), orientation, strict=True)) < 0.01
+    is_known = orientation == _UPRIGHT or orientation in _TRANSPOSITIONS
+    _check(is_exact and is_known, f"is to be shown turned by {frame.rotation}°")
+    return orientation
 
 
 def _check(fine: bool, problem: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP")
 MAX_KEPT_PIXELS = 4096 * 4096
 """Larger images are reduced to this many pixels. The model's largest size has less than a tenth of them."""
 

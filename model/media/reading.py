@@ -6,7 +6,7 @@ They raise UnusableMedia for a file that cannot be used, SandboxUnavailable, OSE
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.media.errors import UnusableMedia
 from model.media.formats import MAX_FRAME_PIXELS, MAX_KEPT_PIXELS, MEDIA_TYPES, ClipLimits, ImageLimits
@@ -14,20 +14,40 @@ from model.media.sandbox import Sandbox
 from model.spec.geometry import Clip, Size
 
 _MAX_PNG_BYTES = 4 * MAX_KEPT_PIXELS  # three bytes for each pixel, and some for the PNG format
+_NOTES = {
+    "is_animated": "only the first frame of the animation is used",
+    "has_unreadable_profile": "its color profile cannot be used, so its colors may be wrong",
+    "has_sound": "its sound is not used",
+}
 
 
-def check_image(sandbox: Sandbox, source: Path, target: Path, limits: ImageLimits) -> Size:
-    """Write the image to `target` as an upright RGB PNG and return its size.
+class CheckedImage(NamedTuple):
+    """An image that can be decoded. `notes` tell what is lost of it, for people."""
+
+    size: Size
+    notes: tuple[str, ...]
+
+
+class CheckedClip(NamedTuple):
+    """A clip that can be decoded, with the number of frames to read. `notes` tell what is lost of it."""
+
+    clip: Clip
+    media_type: str
+    notes: tuple[str, ...]
+
+
+def check_image(sandbox: Sandbox, source: Path, target: Path, limits: ImageLimits) -> CheckedImage:
+    """Write the image to `target` as an upright PNG in sRGB.
 
     Of an animation, take the first frame. Transparent parts become white.
     """
     with sandbox.decode("encode_png", source, limits.timeout_s, limits.arguments) as decoded:
         decoded.save(target, _MAX_PNG_BYTES)
-        return Size(*_sides(decoded.facts, MAX_KEPT_PIXELS))
+        return CheckedImage(Size(*_sides(decoded.facts, MAX_KEPT_PIXELS)), _notes(decoded.facts))
 
 
-def check_clip(sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None) -> tuple[Clip, str]:
-    """Decode the whole clip. Return its size and the number of frames to read, and its media type.
+def check_clip(sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None) -> CheckedClip:
+    """Decode the whole clip.
 
     `read_frames` takes fewer frames of a clip that has more than `fps` a second.
     """
@@ -36,7 +56,11 @@ def check_clip(sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None
         media_type = str(decoded.facts.get("media_type"))
     if clip.num_frames > limits.max_frames or media_type not in MEDIA_TYPES.values():
         raise UnusableMedia("cannot be decoded")
-    return clip, media_type
+    notes = _notes(decoded.facts)
+    nth = decoded.facts.get("nth")
+    if isinstance(nth, int) and nth > 1:
+        notes = (f"one of {nth} frames is used, because the model makes {fps} a second", *notes)
+    return CheckedClip(clip, media_type, notes)
 
 
 def read_image(sandbox: Sandbox, path: Path, limits: ImageLimits) -> tuple[Size, bytearray]:
@@ -62,6 +86,10 @@ def read_frames(
         frames = bytearray(clip.num_frames * clip.height * clip.width * 3)
         decoded.fill(memoryview(frames))
         return clip, frames
+
+
+def _notes(facts: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(note for fact, note in _NOTES.items() if facts.get(fact) is True)
 
 
 def _clip(facts: dict[str, Any]) -> Clip:

@@ -18,8 +18,8 @@ from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning
 from model.pipeline.schedule import Schedule
 from model.pipeline.state import State
-from model.spec.geometry import VAE_STRIDE, RefineLayout, Size, latent_frames, refine_layout
-from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan, Refinement
+from model.spec.geometry import VAE_STRIDE, RefineLayout, Size, latent_frames
+from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan, Refinement, refine_layout_of
 from model.text import Text, TextEncoder
 from model.vae.vae import Vae
 
@@ -166,17 +166,6 @@ def base_schedule(plan: Plan, shift: float, is_continuation: bool) -> Schedule:
         return schedule.distilled(plan.num_inference_steps, shift)
     levels = schedule.standard(plan.num_inference_steps, shift)
     return schedule.enhance_hf(levels) if is_continuation and plan.enhance_hf else levels
-
-
-def refine_layout_of(plan: Plan, segment: int) -> RefineLayout:
-    """Return the layout of the frames of a segment's refinement.
-
-    The first segment keeps the condition frames of the request, if any, later ones the end of the previous
-    segment.
-    """
-    assert plan.refinement
-    num_held = plan.repeated_frames if segment else plan.refinement.num_held
-    return refine_layout(plan.num_frames * plan.frame_factor, num_held)
 
 
 def _base_condition(request: Request, state: State) -> Clip | None:

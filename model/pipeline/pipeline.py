@@ -21,7 +21,7 @@ from model.io.outgoing import PendingFrames, run_ahead, start_copy
 from model.io.pixels import to_floats, to_uint8
 from model.parallel.broadcast import from_leader, run_on_leader
 from model.parallel.mesh import SINGLE, ContextParallel
-from model.pipeline.conditioning import Clip, Encoders, refine_layout_of
+from model.pipeline.conditioning import Clip, Encoders
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.request import Request
 from model.pipeline.sample import denoise
@@ -29,16 +29,16 @@ from model.pipeline.schedule import load_shift
 from model.pipeline.state import State
 from model.pipeline.text_cache import TextKVCache
 from model.spec.errors import CheckpointError, InputError
-from model.spec.geometry import windows
+from model.spec.geometry import LATENTS_AT_A_TIME, windows
 from model.spec.limits import Limits, load_limits
-from model.spec.plan import DISTILLED_LORA, Plan
+from model.spec.plan import DISTILLED_LORA, Plan, refine_layout_of
 from model.text import TextEncoder
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
 from model.transformer.fp8 import to_fp8
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import BuildLayout, build_layout
-from model.vae.vae import LATENTS_AT_A_TIME, Vae
+from model.vae.vae import Vae
 
 Stage = Generator[Event, None, State]  # yields events, returns the state after it
 CACHED_LAYOUTS = 8  # the largest is below 0.1 GB

@@ -15,6 +15,8 @@ VAE_STRIDE = 8  # pixels to a latent row or column
 FRAME_STRIDE = 4  # frames to a latent frame, after the first frame
 SIDE_MULTIPLE = 16  # VAE stride × patch size
 BRICK_FRAMES = 4  # latent frames in a brick; refinement uses whole bricks
+LATENTS_AT_A_TIME = 4  # latent frames that the VAE encodes or decodes at a time, at most
+MAX_ELEMENTS = (1 << 31) - 1  # of a tensor: kernels for CUDA may number its elements with 32 bits
 
 
 class Size(NamedTuple):
@@ -67,6 +69,19 @@ def latent_frames(num_frames: int) -> int:
 def frames_of_latents(num_latent_frames: int) -> int:
     """Return the number of frames that latent frames decode to."""
     return 1 + FRAME_STRIDE * (num_latent_frames - 1)
+
+
+def latents_at_a_time(channels: int, rows: int, columns: int) -> int:
+    """Return how many latent frames of this size can be decoded without a tensor above MAX_ELEMENTS.
+
+    The largest tensor has the `channels` of the last upsampling, and the rows and columns of pixels with a
+    halo. At least one latent frame is a chunk.
+    """
+    num_pixels = (VAE_STRIDE * rows + 2) * (VAE_STRIDE * columns + 2)
+    count = LATENTS_AT_A_TIME
+    while count > 1 and count * FRAME_STRIDE * channels * num_pixels > MAX_ELEMENTS:
+        count //= 2
+    return count
 
 
 def windows(first: int, count: int) -> list[slice]:

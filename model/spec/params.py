@@ -85,9 +85,10 @@ class GenerationParams(SamplingParams):
     )
     num_condition_frames: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         le=MAX_COUNT,
-        description="Frames that each segment takes over from the video that it continues: 4k + 1.",
+        description="Frames that each segment takes over from the video that it continues: 4k + 1. 0 if "
+        "there is none.",
     )
     refine: bool = Field(False, description="Refine the generated video to 720p.")
     t_thresh: float | None = Field(None, description="Noise level at which refinement begins.")

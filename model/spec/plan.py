@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.spec.geometry import Clip, Size
+from model.spec.geometry import Clip, RefineLayout, Size, refine_layout
 from model.spec.params import Task
 
 DISTILLED_LORA, REFINEMENT_LORA = "cfg_step_lora", "refinement_lora"
@@ -100,3 +100,14 @@ class Plan(BaseModel):
         """Return how many of the last frames of a condition video are needed, and at which size."""
         assert self.refinement
         return Clip(self.refinement.height, self.refinement.width, self.refinement.num_held)
+
+
+def refine_layout_of(plan: Plan, segment: int) -> RefineLayout:
+    """Return the layout of the frames of a segment's refinement.
+
+    The first segment keeps the condition frames of the request, if any, later ones the end of the previous
+    segment.
+    """
+    assert plan.refinement
+    num_held = plan.repeated_frames if segment else plan.refinement.num_held
+    return refine_layout(plan.num_frames * plan.frame_factor, num_held)

@@ -7,6 +7,7 @@ number of GPUs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.spec.errors import InvalidParams
@@ -82,6 +83,7 @@ def _resolve_refine(params: GenerationParams, inputs: Inputs, limits: Limits) ->
         clip.num_frames <= limits.max_num_frames, "video", f"must have at most {limits.max_num_frames} frames"
     )
     num_held = _resolve_num_held(params, inputs, limits)
+    _check_determined(params, {**clip._asdict(), "num_segments": 1, "guidance_scale": 1.0})
     return Plan(
         task="refine",
         height=clip.height,
@@ -97,6 +99,16 @@ def _resolve_refine(params: GenerationParams, inputs: Inputs, limits: Limits) ->
         fps=limits.fps,
         refinement=_resolve_refinement(params, Size(clip.height, clip.width), num_steps, num_held, limits),
     )
+
+
+def _check_determined(params: GenerationParams, values: Mapping[str, float]) -> None:
+    """Check that options which the clip of `refine` determines are absent, or have these values."""
+    for field, value in values.items():
+        _require(
+            getattr(params, field) in (None, value),
+            field,
+            f"is {value:g}, as the clip that is refined determines",
+        )
 
 
 def _infer_task(params: GenerationParams, inputs: Inputs) -> Task:
@@ -134,8 +146,7 @@ def _check_inputs(task: Task, params: GenerationParams, inputs: Inputs) -> None:
     )
     _require(params.refine or task == "refine" or params.t_thresh is None, "t_thresh", "needs refine")
     if task == "refine":
-        for field in ("resolution", "height", "width", "num_frames", "num_segments", "guidance_scale"):
-            _require(getattr(params, field) is None, field, "is determined by the clip that is refined")
+        _require(params.resolution is None, "resolution", "is determined by the clip that is refined")
         _require(not params.distilled, "distilled", "has no meaning for refine")
         _require(params.quality == "exact", "quality", "refine is always exact")
         _require(inputs.num_prompts == 1, "prompts", "refine takes one prompt")
@@ -203,7 +214,7 @@ def _resolve_num_condition_frames(
 ) -> int:
     field = "num_condition_frames"
     if segments == 1 and not inputs.video:
-        _require(params.num_condition_frames is None, field, "needs a clip or several segments")
+        _require(not params.num_condition_frames, field, "needs a clip or several segments")
         return 0
     condition = (
         limits.num_condition_frames if params.num_condition_frames is None else params.num_condition_frames
@@ -253,7 +264,7 @@ def _resolve_num_held(params: GenerationParams, inputs: Inputs, limits: Limits) 
     assert inputs.video
     most = inputs.video.num_frames * (1 if params.spatial_refine_only else 2) - 1
     if not inputs.condition_video:
-        _require(params.num_condition_frames is None, "num_condition_frames", "needs a condition_video")
+        _require(not params.num_condition_frames, "num_condition_frames", "needs a condition_video")
         _require(most > 0 or not inputs.image, "video", "must have more than one frame with an image")
         return 1 if inputs.image else 0
     most = min(most, inputs.condition_video.num_frames)

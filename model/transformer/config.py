@@ -15,6 +15,8 @@ from model.spec.errors import CheckpointError
 
 FFN_MULTIPLE = 256
 IGNORED_PREFIXES = ("_", "enable_", "cp_split_hw")
+QUANTISED = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.proj", "ffn.w1", "ffn.w2", "ffn.w3")
+"""The large matrices of a block, which fp8 quantises in all blocks but the first and the last."""
 
 Triple = tuple[int, int, int]
 

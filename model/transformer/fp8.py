@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.spec.errors import DeviceError
+from model.transformer.config import QUANTISED
 from model.transformer.dit import Dit
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
 SMALLEST_ROW = 1e-12  # avoids division by zero for a row of zeros
-LARGE = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.proj", "ffn.w1", "ffn.w2", "ffn.w3")
 
 
 def quantise_rows(x: Float[Tensor, "r in"]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "r 1"]]:
@@ -83,7 +83,7 @@ def to_fp8(dit: Dit) -> None:
     """
     _check_device(dit.x_embedder.proj.weight.new_ones(16, 16))
     for block in dit.blocks[1:-1]:
-        for name in LARGE:
+        for name in QUANTISED:
             owner, _, leaf = name.rpartition(".")
             module = block.get_submodule(owner)
             setattr(module, leaf, Fp8Linear(getattr(module, leaf)))

@@ -19,12 +19,17 @@ from model.io.checkpoint import Weights, load_module
 from model.io.json_file import load_json
 from model.parallel.mesh import SINGLE, ContextParallel
 from model.spec.errors import CheckpointError
-from model.spec.geometry import FRAME_STRIDE, VAE_STRIDE, frames_of_latents, latent_frames
+from model.spec.geometry import (
+    FRAME_STRIDE,
+    LATENTS_AT_A_TIME,
+    VAE_STRIDE,
+    frames_of_latents,
+    latent_frames,
+    latents_at_a_time,
+)
 from model.vae.rows import Rows
 from model.vae.wan import Frames, Stream, decode_chunk, encode_chunk, pointwise
 
-LATENTS_AT_A_TIME = 4  # at most
-MAX_ELEMENTS = (1 << 31) - 1  # of a tensor: kernels for CUDA may number its elements with 32 bits
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 OTHER_VAES = ("patch_size", "is_residual")  # keys of the Wan 2.2 VAE
 
@@ -134,19 +139,6 @@ class Vae:
         upsamplers = [layer for layer in self._vae.decoder.modules() if isinstance(layer, WanResample)]
         conv = cast(nn.Conv2d, upsamplers[-1].resample[1])
         return latents_at_a_time(conv.in_channels, rows.length(), columns)
-
-
-def latents_at_a_time(channels: int, rows: int, columns: int) -> int:
-    """Return how many latent frames of this size can be decoded without a tensor above MAX_ELEMENTS.
-
-    The largest tensor has the `channels` of the last upsampling, and the rows and columns of pixels with a
-    halo. At least one latent frame is a chunk.
-    """
-    num_pixels = (VAE_STRIDE * rows + 2) * (VAE_STRIDE * columns + 2)
-    count = LATENTS_AT_A_TIME
-    while count > 1 and count * FRAME_STRIDE * channels * num_pixels > MAX_ELEMENTS:
-        count //= 2
-    return count
 
 
 def _chunks(frames: Frames, length: int) -> Iterator[Frames]:

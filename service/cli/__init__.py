@@ -1,4 +1,4 @@
-"""Request videos from a terminal or a script: `python -m service.cli`.
+"""Request videos from a terminal or a script: `longcat`, or `python -m service.cli`.
 
-The commands use only the service's HTTP API, so the service may run anywhere.
+The commands use the package `longcat_video_client`, so the service may run anywhere.
 """

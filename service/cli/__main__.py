@@ -1,4 +1,4 @@
-"""Run the commands of `python -m service.cli`.
+"""Run the commands of `longcat`, which is also `python -m service.cli`.
 
 Results go to standard output, everything else to standard error.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.cli.arguments import fields_of, files_of, parser
-from service.cli.client import ServiceClient
-from service.cli.errors import CliError, FileError
+from longcat_video_client import Client, Job, LongCatVideoError, RetryPolicy
+from service.cli.arguments import options_of_video, parser
+from service.cli.errors import EXIT_CODES, FileError, exit_code_of, file_errors
 from service.cli.progress import ProgressBar, describe_stage
 from service.cli.settings import CliSettings
 
@@ -35,12 +35,12 @@ def main(words: Sequence[str] | None = None) -> int:
         parser().error(f"the URL of the service: {error.errors()[0]['msg']}")
     key = settings.api_key.get_secret_value() if settings.api_key else None
     try:
-        with ServiceClient.connect(str(settings.url), key, arguments.patience) as client:
+        with Client(str(settings.url), key, retry=RetryPolicy(total_s=arguments.patience)) as client:
             _COMMANDS[arguments.command](client, arguments)
         sys.stdout.flush()
-    except CliError as error:
+    except (LongCatVideoError, FileError) as error:
         print(error, file=sys.stderr)
-        return error.exit_code
+        return exit_code_of(error)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except OSError as error:  # of standard output: those of files are FileErrors
@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             return _CLOSED_PIPE
         print(f"cannot write to standard output: {error.strerror}", file=sys.stderr)
-        return FileError.exit_code
+        return EXIT_CODES[FileError]
     return 0
 
 
@@ -57,29 +57,39 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _generate(client: ServiceClient, arguments: argparse.Namespace) -> None:
+def _generate(client: Client, arguments: argparse.Namespace) -> None:
     _check_folder(arguments.output)
-    job = client.generate(fields_of(arguments), files_of(arguments), arguments.idempotency_key)
+    with file_errors("read"):
+        job = client.submit(
+            arguments.prompt[0] if len(arguments.prompt) == 1 else arguments.prompt,
+            idempotency_key=arguments.idempotency_key,
+            extra=options_of_video(arguments),
+            image=arguments.image,
+            video=arguments.video,
+            condition_video=arguments.condition_video,
+        )
     if arguments.no_wait:
-        print(job["id"])
+        print(job.id)
         return
-    print(f"job {job['id']}", file=sys.stderr)
-    _save(client, job["id"], arguments.output)
+    print(f"job {job.id}", file=sys.stderr)
+    _save(client, job.id, arguments.output)
 
 
-def _download(client: ServiceClient, arguments: argparse.Namespace) -> None:
+def _download(client: Client, arguments: argparse.Namespace) -> None:
     _check_folder(arguments.output)
     _save(client, arguments.job, arguments.output)
 
 
-def _save(client: ServiceClient, job_id: str, output: Path | None) -> None:
+def _save(client: Client, job_id: str, output: Path | None) -> None:
     with ProgressBar(sys.stderr, sys.stderr.isatty()) as bar:
-        job = client.wait_for_job(job_id, bar.show)
+        job = client.jobs.wait(job_id, on_update=bar.show)
+    job.result_or_raise()
     if output == _STANDARD_OUTPUT:
-        client.receive(job, sys.stdout.buffer.write)
+        client.jobs.download(job, sys.stdout.buffer)
         return
     path = output or Path(f"{job_id}.mp4")
-    client.download(job, path)
+    with file_errors("write", path):
+        client.jobs.download(job, path)
     print(path)
 
 
@@ -89,33 +99,40 @@ def _check_folder(output: Path | None) -> None:
         raise FileError(f"cannot write {output}: there is no folder {output.parent}")
 
 
-def _timeline(client: ServiceClient, arguments: argparse.Namespace) -> None:
+def _timeline(client: Client, arguments: argparse.Namespace) -> None:
     _check_folder(arguments.output)
-    found = client.get_timeline(*arguments.jobs)
+    timelines = [client.jobs.timeline(job_id) for job_id in arguments.jobs]
+    events = [event for timeline in timelines for event in timeline["traceEvents"]]
+    trace = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
     if arguments.output == _STANDARD_OUTPUT:
-        print(json.dumps(found))
+        print(trace)
         return
     path = arguments.output or Path("timeline.json")
-    try:
-        path.write_text(json.dumps(found))
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}") from error
+    with file_errors("write", path):
+        path.write_text(trace)
     print(path)
 
 
-def _status(client: ServiceClient, arguments: argparse.Namespace) -> None:
-    print(json.dumps(client.get_job(arguments.job), indent=2, ensure_ascii=False))
+def _status(client: Client, arguments: argparse.Namespace) -> None:
+    job = client.jobs.get(arguments.job)
+    print(json.dumps(job.model_dump(mode="json", exclude_unset=True), indent=2, ensure_ascii=False))
 
 
-def _cancel(client: ServiceClient, arguments: argparse.Namespace) -> None:
-    print(client.cancel(arguments.job)["status"])
+def _cancel(client: Client, arguments: argparse.Namespace) -> None:
+    print(client.jobs.cancel(arguments.job).status)
 
 
-def _list(client: ServiceClient, arguments: argparse.Namespace) -> None:
-    query = {"status": arguments.status} if arguments.status else {}
-    for job in client.list_jobs(limit=arguments.limit, **query):
-        prompt = job["request"]["prompt"] or job["request"]["prompts"][0]
-        print(job["id"], job["created_at"], f"{describe_stage(job):<16}", prompt, sep="  ")
+def _list(client: Client, arguments: argparse.Namespace) -> None:
+    for job in client.jobs.list(status=arguments.status, limit=arguments.limit):
+        print(job.id, _created_at(job), f"{describe_stage(job):<16}", _first_prompt(job), sep="  ")
+
+
+def _created_at(job: Job) -> str:
+    return job.created_at.isoformat().replace("+00:00", "Z") if job.created_at else ""
+
+
+def _first_prompt(job: Job) -> str:
+    return job.request.prompt or next(iter(job.request.prompts or ()), "")
 
 
 _COMMANDS = {

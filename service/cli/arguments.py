@@ -1,4 +1,4 @@
-"""Define the command line of `service.cli`, and translate it to the fields of `POST /generate`.
+"""Define the command line of `longcat`, and translate it to the fields of `POST /generate`.
 
 Options of the video come from `model.spec.params`.
 """
@@ -34,7 +34,7 @@ _FILES = {
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     root = argparse.ArgumentParser(
-        prog="python -m service.cli",
+        prog="longcat",
         description="Request videos from a LongCat-Video service.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,21 +64,15 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def fields_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of `POST /generate` that were given, without files."""
-    prompts = arguments.prompt
-    fields = options_of(arguments) | ({"prompt": prompts[0]} if len(prompts) == 1 else {"prompts": prompts})
+def options_of_video(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `POST /generate` that were given, without prompts and files."""
+    fields = options_of(arguments)
     if arguments.metadata:
         fields["metadata"] = dict(arguments.metadata)
     for name in ("model", "priority", "webhook_url"):
         if (value := getattr(arguments, name)) is not None:
             fields[name] = value
     return fields
-
-
-def files_of(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Return the files that were given, by field."""
-    return {name: path for name in _FILES if (path := getattr(arguments, name)) is not None}
 
 
 def _add_generate(command: argparse.ArgumentParser) -> None:

@@ -6,6 +6,8 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from longcat_video_client import Job
+
 _BAR = "{desc:<12} {bar:30} {percentage:3.0f}%{postfix}"
 _NO_BAR = "{desc}"
 
@@ -26,7 +28,7 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, job: dict[str, Any]) -> None:
+    def show(self, job: Job) -> None:
         """Show the current state of the job."""
         if self._live:
             self._draw(job)
@@ -34,23 +36,22 @@ class ProgressBar:
             self._last_stage = stage
             print(stage, file=self._stream, flush=True)
 
-    def _draw(self, job: dict[str, Any]) -> None:
+    def _draw(self, job: Job) -> None:
         self._bar = bar = self._bar or tqdm(total=1.0, file=self._stream, bar_format=_NO_BAR)
-        progress = job["progress"] if job["status"] != "queued" else None
-        eta_s = progress["eta_s"] if progress else None
+        progress = job.progress if job.status != "queued" else None
+        eta_s = progress.eta_s if progress else None
         bar.bar_format = _BAR if progress else _NO_BAR
-        bar.n = progress["fraction"] if progress else 0.0
+        bar.n = progress.fraction if progress else 0.0
         bar.set_description_str(describe_stage(job), refresh=False)
         bar.set_postfix_str(f"{tqdm.format_interval(eta_s)} left" if eta_s else "", refresh=False)
         bar.refresh()
 
 
-def describe_stage(job: dict[str, Any]) -> str:
+def describe_stage(job: Job) -> str:
     """Return the phase of a running job, or the status of any other with its position in the queue."""
-    progress = job["progress"]
-    if job["status"] == "running" and progress:
-        num_segments = progress["num_segments"]
-        segment = f" {progress['segment'] + 1}/{num_segments}" if num_segments > 1 else ""
-        return f"{progress['phase']}{segment}"
-    position = job["queue_position"]
-    return f"{job['status']}, number {position}" if position else f"{job['status']}"
+    progress = job.progress
+    if job.status == "running" and progress:
+        is_long = progress.num_segments > 1
+        segment = f" {progress.segment + 1}/{progress.num_segments}" if is_long else ""
+        return f"{progress.phase}{segment}"
+    return f"{job.status}, number {job.queue_position}" if job.queue_position else job.status

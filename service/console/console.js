@@ -15,6 +15,7 @@ const form = $("order");
 const watched = new Map(); // job id → EventSource
 let numShown = PAGE_SIZE;
 let signedIn = null; // the session: its owner and rights
+let limits = null; // of the checkpoint; null until a worker has registered
 
 // Requests to the API
 
@@ -38,21 +39,36 @@ async function refresh() {
     $("more").hidden = !page.next || numShown >= 100;
     const ready = (await fetch("/readyz?workers=1")).ok;
     health(ready, ready ? "ready" : "no worker is ready; new jobs wait");
-    if (!page.jobs.length && !$("examples").children.length) await showExamples();
+    if (!limits) await loadLimits();
   } catch (error) {
     health(false, error instanceof TypeError ? "the service cannot be reached" : error.message);
   }
 }
 
-async function showExamples() {
+async function loadLimits() {
   const answer = await fetch("/capability");
   if (!answer.ok) return; // no worker has registered yet
-  const { limits } = await answer.json();
+  ({ limits } = await answer.json());
+  showExamples();
+  showSizes();
+}
+
+function showExamples() {
   $("examples").replaceChildren(...limits.example_prompts.map((text) => {
     const item = $("example").content.firstElementChild.cloneNode(true);
     item.firstElementChild.textContent = text;
     return item;
   }));
+}
+
+function showSizes() {
+  const names = Object.keys(limits.buckets);
+  const sizes = names.flatMap((name) => Object.values(limits.buckets[name]).map(([height, width]) => `${width}×${height}`));
+  $("sizes").replaceChildren(...[...new Set([...names, ...sizes])].map((text) => new Option(text)));
+  const escaped = names.map((name) => name.replace(/[\\^$.*+?()[\]{}|\/]/g, "\\$&"));
+  form.elements.size.pattern = [...escaped, "\\d+\\s*[x×]\\s*\\d+"].join("|");
+  form.elements.size.title = `${names.join(", ")}, or width × height`;
+  form.elements.num_frames.max = limits.max_num_frames;
 }
 
 // The API key
@@ -214,6 +230,7 @@ function requestBody() {
 $("examples").addEventListener("click", ({ target }) => {
   if (!target.matches(".example")) return;
   form.elements.prompt.value = target.textContent;
+  form.elements.prompt.dispatchEvent(new Event("input", { bubbles: true }));
   form.elements.prompt.focus();
 });
 
@@ -226,6 +243,9 @@ form.addEventListener("submit", (event) => {
   });
 });
 
+// An error of an earlier attempt would stand beside the browser's own, or beside what corrects it.
+for (const kind of ["input", "invalid"]) form.addEventListener(kind, () => showProblem(""), { capture: true });
+
 const task = form.elements.task;
 const segments = form.elements.num_segments;
 
@@ -235,6 +255,26 @@ function fitTask() {
 }
 
 task.addEventListener("change", fitTask);
+
+// What was entered survives a reload of the page; files do not.
+
+const DRAFT = "draft";
+
+function saveDraft() {
+  const entered = [...new FormData(form)].filter(([, value]) => typeof value === "string");
+  sessionStorage.setItem(DRAFT, JSON.stringify(entered));
+}
+
+function restoreDraft() {
+  for (const [name, value] of JSON.parse(sessionStorage.getItem(DRAFT) ?? "[]")) {
+    const field = form.elements[name];
+    if (field?.type === "checkbox") field.checked = true;
+    else if (field) field.value = value;
+  }
+}
+
+form.addEventListener("input", saveDraft);
+restoreDraft();
 fitTask();
 
 // Input files: chosen, dropped or pasted
@@ -259,6 +299,7 @@ function preview() {
 $("unchoose").addEventListener("click", () => { chooser.value = ""; preview(); chooser.focus(); });
 
 chooser.addEventListener("change", preview);
+$("preview").addEventListener("error", () => { $("preview").hidden = true; }); // a format that browsers do not show
 document.addEventListener("paste", (event) => choose(event.clipboardData.files));
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {

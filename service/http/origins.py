@@ -24,6 +24,7 @@ class Initiator(Enum):
 
     SAME_ORIGIN = "a page of this service"
     USER = "the address bar or a bookmark"
+    TRUSTED_ORIGIN = "a page of an origin in CORS_ORIGINS"
     CROSS_ORIGIN = "a page of another origin"
     UNKNOWN = "a program, or a browser that does not say"
 
@@ -34,6 +35,7 @@ class Origins:
     def __init__(self, settings: Settings) -> None:
         self._public = urlsplit(settings.public_url)
         configured = {name.strip().lower() for name in settings.allowed_hosts.split(",")}
+        self._trusted = frozenset(settings.trusted_origins)
         self._names = (configured | {settings.host.lower(), self._public.hostname or ""}) - {""}
 
     def is_allowed_host(self, headers: Headers) -> bool:
@@ -50,6 +52,8 @@ class Origins:
 
     def initiator(self, headers: Headers) -> Initiator:
         """Return what caused a request. A page on another port of our own host is cross-origin."""
+        if headers.get("Origin") in self._trusted:
+            return Initiator.TRUSTED_ORIGIN
         site = headers.get("Sec-Fetch-Site")
         if site is not None:
             known = {"same-origin": Initiator.SAME_ORIGIN, "none": Initiator.USER}

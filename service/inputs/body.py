@@ -15,34 +15,21 @@ from typing import Any, BinaryIO
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from jobs.errors import InvalidRequest
 from service.backend import Backend, CurrentBackend
 from service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
 from service.http.capacity import Share
 from service.http.json_body import ArrivingJson, parse_json
+from service.inputs.form import FormFields, read_form
 from service.inputs.uploads import disk_full_refused
-from service.jobs.bodies import GenerateRequest, text_fields
+from service.jobs.bodies import GenerateRequest
 
 FILES = frozenset({"image", "video", "condition_video"})
-TEXTS = text_fields(GenerateRequest)
-REPEATED = frozenset({"prompts"})
+GENERATE = FormFields.of(GenerateRequest, FILES)
 _MAX_FIELDS = 1000
 _UNCOUNTED_BYTES = 64 << 10  # of each body, so that ordinary requests always find memory
-
-
-@dataclass(frozen=True)
-class FormFields:
-    """Form fields that are files, plain text, or repeated text. All others are written as in JSON."""
-
-    files: frozenset[str]
-    texts: frozenset[str]
-    repeated: frozenset[str] = frozenset()
-
-
-GENERATE = FormFields(FILES, TEXTS, REPEATED)
 
 
 @dataclass(frozen=True)
@@ -86,9 +73,12 @@ async def receive_body(request: Request, fields: FormFields, backend: Backend) -
                 )
                 parser.max_text_bytes = settings.max_json_text_bytes
                 parser.spool_folder = settings.upload_dir
-                form = await _read_form(parser)
+                form = await _receive_form(parser)
             try:
-                yield await capacities.parse(lambda: _from_form(form, fields, settings.max_json_text_bytes))
+                values, files = await capacities.parse(
+                    lambda: read_form(form, fields, settings.max_json_text_bytes)
+                )
+                yield Body(values, files, has_inputs=bool(files) or _names_inputs(values, fields))
             finally:
                 await form.close()
         else:
@@ -136,7 +126,7 @@ def _json_object(content: bytearray, max_text_bytes: int) -> dict[str, Any]:
 
 
 def _names_inputs(values: dict[str, Any], fields: FormFields) -> bool:
-    return not fields.files.isdisjoint(name.partition("[")[0] for name in values)
+    return any(values.get(name) is not None for name in fields.files)
 
 
 def _memory_of_form(fields: FormFields) -> int:
@@ -144,7 +134,7 @@ def _memory_of_form(fields: FormFields) -> int:
     return (len(fields.files) + 1) * MultiPartParser.spool_max_size
 
 
-async def _read_form(parser: _FormParser) -> FormData:
+async def _receive_form(parser: _FormParser) -> FormData:
     try:
         with disk_full_refused():
             return await parser.parse()
@@ -155,6 +145,7 @@ async def _read_form(parser: _FormParser) -> FormData:
 class _FormParser(MultiPartParser):
     """Limit the total size of a form's texts, and refuse a form without its closing boundary.
 
+    Texts are in UTF-8, unless the form's `Content-Type` names another charset; others are refused.
     Large files are spooled to `spool_folder`, or to the system's temporary folder.
     """
 
@@ -186,6 +177,16 @@ class _FormParser(MultiPartParser):
                 raise BodyTooLarge(f"the form has more than {self.max_text_bytes} bytes of texts")
         super().on_part_data(data, start, end)
 
+    def on_part_end(self) -> None:
+        """Refuse a text in another encoding: Starlette would read it as Latin-1."""
+        if self._current_part.file is None:
+            try:
+                self._current_part.data.decode(self._charset)
+            except ValueError as error:
+                field = self._current_part.field_name
+                raise MultiPartException(f"{field} is not in {self._charset}") from error
+        super().on_part_end()
+
     def on_end(self) -> None:
         """Record the closing boundary."""
         self.is_complete = True
@@ -195,42 +196,3 @@ class _FormParser(MultiPartParser):
             yield chunk
         if not self.is_complete:
             raise MultiPartException("its closing boundary is missing")
-
-
-def _from_form(form: FormData, fields: FormFields, max_text_bytes: int) -> Body:
-    """Return a form as the values that JSON would have, and its files."""
-    values: dict[str, Any] = {}
-    files: dict[str, BinaryIO] = {}
-    for name in form:
-        items = [item for item in form.getlist(name) if not _is_empty_file_field(item)]
-        uploads = [item.file for item in items if isinstance(item, UploadFile)]
-        texts = [item for item in items if isinstance(item, str)]
-        if uploads:
-            files[name] = _only_file(name, uploads, texts, fields)
-        elif texts:
-            values[name] = texts if name in fields.repeated else _value(name, texts, fields, max_text_bytes)
-    return Body(values, files, has_inputs=bool(files) or _names_inputs(values, fields))
-
-
-def _is_empty_file_field(item: str | UploadFile) -> bool:
-    """Check for what browsers send for a file field in which no file was chosen."""
-    return isinstance(item, UploadFile) and not item.filename and not item.size
-
-
-def _only_file(name: str, uploads: list[BinaryIO], texts: list[str], fields: FormFields) -> BinaryIO:
-    if name not in fields.files:
-        raise InvalidRequest(f"{name}: takes no file", name)
-    if len(uploads) > 1 or texts:
-        raise InvalidRequest(f"{name}: is given twice", name)
-    return uploads[0]
-
-
-def _value(name: str, texts: list[str], fields: FormFields, max_text_bytes: int) -> object:
-    if len(texts) > 1:
-        raise InvalidRequest(f"{name}: is given twice", name)
-    if name in fields.texts:
-        return texts[0]
-    try:
-        return parse_json(texts[0].encode(), max_text_bytes)
-    except ValueError:
-        return texts[0]  # validation will refuse it and name the expected type

@@ -1,4 +1,4 @@
-"""Read the images and clips of a request: from an upload, base64 or a URL.
+"""Read the images and clips of a request: from an upload, base64, a URL or an earlier job.
 
 Each input is written to a temporary file, decoded in a sandbox to check it, and measured.
 """
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from jobs.errors import InvalidInput, Unavailable
+from jobs.errors import InvalidInput, JobNotFound, KeyMissing, Unavailable, UnreadableRecord
 from jobs.order import InputFile
+from jobs.storage.base import Storage
 from jobs.storage.keys import input_key
+from jobs.store.client import JobClient
 from model.media.errors import SandboxUnavailable, UnusableMedia
 from model.media.reading import check_clip, check_image
 from model.media.sandbox import Sandbox
@@ -34,10 +36,17 @@ InputSource = Source | BinaryIO
 
 @dataclass(frozen=True)
 class CheckedInput:
-    """An input that was decoded without errors. `path` is its temporary file."""
+    """An input that was decoded without errors.
+
+    Attributes:
+        file: what is stored of it.
+        path: its temporary file.
+        notes: what is lost of it, for people.
+    """
 
     file: InputFile
     path: Path
+    notes: tuple[str, ...]
 
     @property
     def clip(self) -> Clip:
@@ -47,12 +56,19 @@ class CheckedInput:
 
 @dataclass(frozen=True)
 class InputReader:
-    """Reads the inputs of one job into `folder`, which the caller removes. `fps` is that of the model."""
+    """Reads the inputs of one job into `folder`, which the caller removes.
+
+    Attributes:
+        jobs: the jobs whose inputs the request may use again.
+        fps: the frame rate of the model.
+    """
 
     job_id: str
     folder: Path
     settings: Settings
     sandbox: Sandbox
+    jobs: JobClient
+    storage: Storage
     fps: int
 
     def read_all(self, sources: Mapping[str, InputSource]) -> dict[str, CheckedInput]:
@@ -70,17 +86,22 @@ class InputReader:
     def _read_image(self, source: InputSource) -> CheckedInput:
         path = self.folder / "image.png"
         received = self._receive("image", source, self.settings.max_image_bytes)
-        size = check_image(self.sandbox, received, path, self.settings.image_limits)
+        image = check_image(self.sandbox, received, path, self.settings.image_limits)
         received.unlink()
-        return self._checked_input("image", path, "image/png", Clip(*size, num_frames=1))
+        facts = self._facts("image", path, "image/png", Clip(*image.size, num_frames=1))
+        return CheckedInput(facts, path, image.notes)
 
     def _read_clip(self, field: str, source: InputSource) -> CheckedInput:
         path = self._receive(field, source, self.settings.max_video_bytes)
-        clip, media_type = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
-        return self._checked_input(field, path, media_type, clip)
+        checked = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
+        facts = self._facts(field, path, checked.media_type, checked.clip)
+        return CheckedInput(facts, path, checked.notes)
 
     def _receive(self, field: str, source: InputSource, max_bytes: int) -> Path:
         path = self.folder / f"{field}.received"
+        if isinstance(source, Source) and source.job_id is not None:
+            self._fetch_stored(field, source.job_id, source.facts(), path)
+            return path
         with path.open("wb") as target:
             if not isinstance(source, Source):
                 _copy(source, target, max_bytes)
@@ -90,17 +111,32 @@ class InputReader:
                 target.write(_decode_base64(source, max_bytes))
         return path
 
-    def _checked_input(self, field: str, path: Path, media_type: str, clip: Clip) -> CheckedInput:
+    def _fetch_stored(self, field: str, job_id: str, facts: Mapping[str, object], path: Path) -> None:
+        """Fetch the input that another job has in this field. Raise UnusableInput, Unavailable, DiskFull."""
+        try:
+            file: InputFile | None = getattr(self.jobs.get(job_id).order, field)
+        except (JobNotFound, UnreadableRecord) as error:
+            raise UnusableInput("there is no job with this job_id") from error
+        if file is None:
+            raise UnusableInput(f"that job has no {field}")
+        for name, value in facts.items():
+            if value != getattr(file, name):
+                raise UnusableInput(f"{name} is not that of the job's {field}")
+        try:
+            self.storage.fetch(file.key, path)
+        except KeyMissing as error:
+            raise UnusableInput(f"the {field} of that job is no longer stored") from error
+
+    def _facts(self, field: str, path: Path, media_type: str, clip: Clip) -> InputFile:
         with path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        file = InputFile(
+        return InputFile(
             key=input_key(self.job_id, f"{field}-{sha256[:16]}.{_SUFFIXES[media_type]}"),
             media_type=media_type,
             size_bytes=path.stat().st_size,
             sha256=sha256,
             **clip._asdict(),
         )
-        return CheckedInput(file, path)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int) -> None:

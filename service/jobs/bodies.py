@@ -6,21 +6,32 @@ job. Types and constant bounds are checked here; limits of the checkpoint are ch
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_origin
+import unicodedata
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from jobs.order import Priority
 from jobs.record import WebhookEvent
-from model.spec.params import GenerationParams, reject_nul, value_type
+from model.spec.params import GenerationParams, reject_nul
 from service.errors import UnusableInput
 from service.inputs.fetch import parse_url
 
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"}
+_BLANK_SYMBOLS = frozenset(
+    "\u115f\u1160\u2800\u3164\uffa0"
+)  # Hangul fillers, the Braille pattern without dots
+
 
 def _reject_blank(text: str) -> str:
-    if not text.strip():
+    if not any(map(_is_visible, text)):
         raise ValueError("must not be empty")
     return text
+
+
+def _is_visible(character: str) -> bool:
+    """Check that a character shows something by itself: no space, control, format character or mark."""
+    return unicodedata.category(character) not in _INVISIBLE and character not in _BLANK_SYMBOLS
 
 
 def _check_url(url: str) -> str:
@@ -47,21 +58,43 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Source(Strict):
-    """A file, given by its URL (http, https or data) or as base64."""
+class InputFacts(Strict):
+    """Facts that a job shows of an input file."""
+
+    media_type: str | None = None
+    size_bytes: int | None = None
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+
+
+class Source(InputFacts):
+    """A file, given by its URL (http, https or data), as base64, or by a job that has it as an input.
+
+    With `job_id`, the input of that job under the same name is used again. The facts that the job shows of it
+    may stand beside its id, and must be right then.
+    """
 
     url: str | None = Field(None, max_length=1 << 26, examples=["https://example.com/cat.png"])
     base64: str | None = None
+    job_id: str | None = Field(None, max_length=100)
 
     @model_validator(mode="after")
     def _check_one_is_given(self) -> Self:
-        if (self.url is None) == (self.base64 is None):
-            raise ValueError("must have either url or base64")
+        if [self.url, self.base64, self.job_id].count(None) != 2:
+            raise ValueError("must have either url, base64 or job_id")
+        if self.job_id is None and self.facts():
+            raise ValueError(f"{', '.join(self.facts())} can be given with job_id only")
         return self
+
+    def facts(self) -> dict[str, object]:
+        """Return the facts that were given, by name."""
+        return self.model_dump(include=set(InputFacts.model_fields), exclude_none=True)
 
 
 class JobOptions(Strict):
-    """Options of a job that do not change its video."""
+    """Options of a job that do not change its video. In every body, a field that is null counts as absent."""
 
     priority: Priority = Field(
         "normal",
@@ -75,6 +108,14 @@ class JobOptions(Strict):
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default_factory=dict, max_length=16, description="Stored and shown with the job."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a client sent
+        if not isinstance(values, dict):
+            return values
+        known = cls.model_fields
+        return {name: value for name, value in values.items() if value is not None or name not in known}
 
     @model_validator(mode="after")
     def _check_events_have_a_url(self) -> Self:
@@ -101,12 +142,14 @@ class GenerateRequest(GenerationParams, JobOptions):
         None, description="For `refine`: the clip that the start of the refined video must match."
     )
 
+    fps: int | None = Field(
+        None, description="Shown with a job; it depends on the model and must be right if it is given."
+    )
+    refinement: dict[str, Any] | None = Field(
+        None,
+        description="Shown with a job; it follows from the other options and must be right if it is given.",
+    )
+
     def all_prompts(self) -> tuple[str, ...]:
         """Return the prompt, or one for each segment."""
         return tuple(self.prompts or ()) if self.prompt is None else (self.prompt,)
-
-
-def text_fields(body: type[BaseModel]) -> frozenset[str]:
-    """Return the fields whose values are texts. A form has them as they are, and all others as JSON."""
-    kinds = {name: value_type(field.annotation) for name, field in body.model_fields.items()}
-    return frozenset(name for name, kind in kinds.items() if kind is str or get_origin(kind) is Literal)

@@ -25,8 +25,10 @@ from service.jobs.views import JobView
 router = APIRouter(tags=["jobs"])
 
 _EVENT_ID = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
-_BEFORE_FIRST_EVENT = "0"
+BEFORE_FIRST_EVENT = "0"
 _INTERVALS_BETWEEN_READS = 6  # without events, the job is read this often: its queue position changes
+_MEDIA_TYPE = "text/event-stream"
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _EVENT: dict[str, Any] = {
     "type": "object",
     "description": "Each event of the stream.",
@@ -39,7 +41,7 @@ _EVENT: dict[str, Any] = {
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `status`, `progress` and finally `done`. The data of each event is the job.",
-        "content": {"text/event-stream": {"schema": _EVENT}},
+        "content": {_MEDIA_TYPE: {"schema": _EVENT}},
     }
 }
 
@@ -53,22 +55,25 @@ async def get_events(
     job_id: str,
     request: Request,
     backend: CurrentBackend,
-    last_event_id: Annotated[str | None, Header(description="Continue after this event.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Continue after this event; empty for all of them.")
+    ] = None,
 ) -> StreamingResponse:
     """Watch a job: an event for each change, until the job has ended."""
-    if last_event_id is not None and not _EVENT_ID.fullmatch(last_event_id):
+    if last_event_id and not _EVENT_ID.fullmatch(last_event_id):
         raise InvalidRequest("Last-Event-ID: must be the id of an event", "Last-Event-ID")
     streams: EventStreams = request.app.state.event_streams
     await streams.run(partial(backend.jobs.get, job_id))
-    return _EventStreamResponse(job_id, last_event_id or _BEFORE_FIRST_EVENT, backend, streams)
+    if request.method == "HEAD":
+        return StreamingResponse((), headers=_HEADERS, media_type=_MEDIA_TYPE)
+    return _EventStreamResponse(job_id, last_event_id or BEFORE_FIRST_EVENT, backend, streams)
 
 
 class _EventStreamResponse(StreamingResponse):
     """A response that counts as an open event stream while it is being sent."""
 
     def __init__(self, job_id: str, last_event_id: str, backend: Backend, streams: EventStreams) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__((), 200, headers, "text/event-stream")
+        super().__init__((), 200, _HEADERS, _MEDIA_TYPE)
         self._open = partial(streams.open, backend.owner, job_id, last_event_id)
         self._events = partial(_events, backend=backend, streams=streams)
 
@@ -83,7 +88,7 @@ async def _events(stream: EventStream, backend: Backend, streams: EventStreams) 
     sent: JobView | None = None
     while not streams.is_closing:
         try:
-            job = await streams.run(partial(_read_if_authorized, stream, backend))
+            job = await streams.run(partial(read_if_authorized, stream, backend))
         except (JobNotFound, Unavailable):
             return
         if job is None:
@@ -97,7 +102,7 @@ async def _events(stream: EventStream, backend: Backend, streams: EventStreams) 
     yield ": the service is shutting down; connect again\n\n"
 
 
-def _read_if_authorized(stream: EventStream, backend: Backend) -> JobView | None:
+def read_if_authorized(stream: EventStream, backend: Backend) -> JobView | None:
     """Return the job, at least as new as the last event, or None if the client may no longer see it."""
     if not backend.is_authorized():
         return None

@@ -15,6 +15,7 @@ from jobs.errors import JobNotReady
 from jobs.record import Result
 from jobs.storage.keys import timeline_key
 from service.backend import Backend, CurrentBackend
+from service.errors import PreconditionFailed
 from service.http.error_handlers import error_responses
 from service.http.ranges import parse_range
 
@@ -39,7 +40,7 @@ def file_responses(*media_types: str) -> dict[int | str, dict[str, object]]:
         206: {"description": "The requested range", "content": content, "headers": _HEADERS},
         304: {"description": "Not changed since `If-None-Match`"},
         307: {"description": "The file is in an object store, at this URL"},
-        **error_responses(404, 409, 410, 416, 503),
+        **error_responses(404, 409, 410, 412, 416, 503),
     }
 
 
@@ -53,7 +54,6 @@ class StoredFile:
     name: str
 
 
-@router.head("/jobs/{job_id}/video", include_in_schema=False)
 @router.get("/jobs/{job_id}/video", response_class=Response, responses=file_responses("video/mp4"))
 def get_video(job_id: str, request: Request, backend: CurrentBackend) -> Response:
     """Return the finished video as MP4. Ranges are supported; an object store is redirected to."""
@@ -62,7 +62,6 @@ def get_video(job_id: str, request: Request, backend: CurrentBackend) -> Respons
     return _serve(file, request, backend)
 
 
-@router.head("/jobs/{job_id}/thumbnail", include_in_schema=False)
 @router.get("/jobs/{job_id}/thumbnail", response_class=Response, responses=file_responses("image/jpeg"))
 def get_thumbnail(job_id: str, request: Request, backend: CurrentBackend) -> Response:
     """Return a frame of the finished video as JPEG."""
@@ -71,7 +70,6 @@ def get_thumbnail(job_id: str, request: Request, backend: CurrentBackend) -> Res
     return _serve(file, request, backend)
 
 
-@router.head("/jobs/{job_id}/timeline", include_in_schema=False)
 @router.get("/jobs/{job_id}/timeline", response_class=Response, responses=file_responses("application/json"))
 def get_timeline(job_id: str, request: Request, backend: CurrentBackend) -> Response:
     """Return a trace of how a finished job was processed, which Perfetto and chrome://tracing can open.
@@ -93,6 +91,9 @@ def _result(job_id: str, backend: Backend) -> Result:
 
 
 def _serve(file: StoredFile, request: Request, backend: Backend) -> Response:
+    """Return the file, in whole or in part, after checking the preconditions (RFC 9110, section 13.2.2)."""
+    if not _is_wanted_version(request, file):
+        raise PreconditionFailed(f"the file is version {file.etag} now", "If-Match")
     if _is_cached(request, file):
         return Response(status_code=304, headers={"ETag": file.etag})
     if request.method != "HEAD" and (link := backend.storage.link(file.key, backend.settings.link_expires_s)):
@@ -116,6 +117,14 @@ def _serve(file: StoredFile, request: Request, backend: Backend) -> Response:
         return Response(None, status, headers, file.media_type)
     chunks = backend.storage.read(file.key, served.start, served.stop)
     return StreamingResponse(chunks, status, headers, file.media_type)
+
+
+def _is_wanted_version(request: Request, file: StoredFile) -> bool:
+    """Check that `If-Match`, if there is one, names this version. Weak tags (`W/"…"`) match nothing."""
+    known = request.headers.get("If-Match")
+    if known is None or known.strip() == "*":
+        return True
+    return file.etag in (tag.strip() for tag in known.split(","))
 
 
 def _is_cached(request: Request, file: StoredFile) -> bool:

@@ -18,6 +18,7 @@ from fastapi import Header, Response
 from jobs.errors import Unavailable
 from jobs.record import Job
 from jobs.store.idempotency import KeyReservation
+from jobs.store.submission import Submitted
 from service.backend import Backend
 from service.inputs.body import Body
 
@@ -61,7 +62,7 @@ def idempotent(
     request: IdempotentRequest,
     backend: Backend,
     response: Response,
-    create: Callable[[KeyReservation | None], Job],
+    create: Callable[[KeyReservation | None], Submitted],
 ) -> Job:
     """Return the job of this request: an existing one if the key is known, else the one that `create` makes.
 
@@ -69,17 +70,20 @@ def idempotent(
     again. Raises KeyReused if the key was used for another request, and whatever `create` raises.
     """
     if request.key is None:
-        return create(None)
+        return create(None).job
     reservation = backend.idempotency_keys.reserve(backend.owner, request.key, request.fingerprint())
     if reservation.job:
         response.headers[REPLAYED] = "true"
         return reservation.job
     try:
-        return create(reservation)
+        submitted = create(reservation)
     except BaseException:
         with suppress(Unavailable):  # the key expires by itself
             backend.idempotency_keys.release(reservation)
         raise
+    if not submitted.is_new:  # a concurrent request was faster
+        response.headers[REPLAYED] = "true"
+    return submitted.job
 
 
 def _digest(file: BinaryIO) -> bytes:

@@ -9,12 +9,14 @@ from jobs.capability import Capability
 from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order
 from model.spec.errors import InvalidParams
+from model.spec.geometry import Size
 from model.spec.limits import Limits
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
 from service.inputs.reader import CheckedInput
 from service.jobs.bodies import GenerateRequest
 
+_LARGE_STRETCH = 1.2  # of one side against the other; nothing is cropped
 _RANDOM_SEEDS = 1 << 53  # every JSON reader keeps such a number exact
 
 
@@ -60,6 +62,7 @@ def make_order(
         plan = resolve(request, inputs, limits, step_cache=step_cache)
     except InvalidParams as error:
         raise _invalid(error.field, error.rule) from error
+    _check_determined(request, plan)
     negative_prompt = _resolve_negative_prompt(request, plan, limits)
     check_capability(plan, capability)
     return Order(
@@ -71,6 +74,20 @@ def make_order(
     )
 
 
+def input_warnings(order: Order, files: Mapping[str, CheckedInput]) -> tuple[str, ...]:
+    """Return what is special about the inputs of an order: what is lost of them, and what is stretched."""
+    warnings = [f"{field}: {note}" for field, file in files.items() for note in file.notes]
+    plan = order.plan
+    target = plan.output_size if plan.task == "refine" else Size(plan.height, plan.width)
+    for field, file in files.items():
+        given = file.clip.size
+        stretch = (target.width / target.height) / (given.width / given.height)
+        if max(stretch, 1 / stretch) > _LARGE_STRETCH:
+            sizes = f"from {given.width}×{given.height} to {target.width}×{target.height}"
+            warnings.append(f"{field}: is stretched {sizes}")
+    return tuple(warnings)
+
+
 def check_capability(plan: Plan, capability: Capability) -> None:
     """Raise InvalidRequest if the checkpoint lacks the weights that the plan needs."""
     if plan.task not in capability.tasks:
@@ -80,6 +97,15 @@ def check_capability(plan: Plan, capability: Capability) -> None:
     if plan.refinement and "refinement_lora" not in capability.loras:
         field = "task" if plan.task == "refine" else "refine"
         raise _invalid(field, "this checkpoint has no refinement_lora")
+
+
+def _check_determined(request: GenerateRequest, plan: Plan) -> None:
+    """Raise InvalidRequest if a field that a job only shows has another value than the job would show."""
+    if request.fps not in {None, plan.fps}:
+        raise _invalid("fps", f"is {plan.fps} with this model")
+    refinement = plan.refinement and plan.refinement.model_dump()
+    if request.refinement is not None and request.refinement != refinement:
+        raise _invalid("refinement", "does not follow from the other options; leave it out")
 
 
 def _resolve_negative_prompt(request: GenerateRequest, plan: Plan, limits: Limits) -> str | None:

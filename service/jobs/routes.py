@@ -8,53 +8,67 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from jobs.errors import Unavailable
 from jobs.maintenance import remove_due_files
-from jobs.record import Status
+from jobs.record import ENDED
 from jobs.store.queue_depths import queue_depths
-from service.backend import CurrentBackend
+from service.backend import Backend, CurrentBackend
 from service.http.error_handlers import error_responses
 from service.inputs.body import Body, receive_generate_body
 from service.jobs.idempotency import REPLAYED_HEADER, IdempotencyKey, IdempotentRequest, idempotent
+from service.jobs.list_query import ListQuery
 from service.jobs.pools import FleetView
+from service.jobs.retry import receive_retry_body
 from service.jobs.submission import submit
 from service.jobs.submission_threads import in_submission_threads
 from service.jobs.views import JobPage, JobView
+from service.jobs.waiting import MAX_WAIT_S, wait_for_end
 
 router = APIRouter(tags=["jobs"])
 
-_LOCATION = {"Location": {"description": "The URL of the job", "schema": {"type": "string"}}}
+_CREATED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "headers": {"Location": {"description": "The URL of the job", "schema": {"type": "string"}}}
+        | REPLAYED_HEADER
+    },
+    **error_responses(400, 403, 408, 413, 415, 422, 503),
+}
 
 
 @router.post(
     "/generate",
     status_code=202,
     response_description="The job, queued",
-    responses={
-        202: {"headers": _LOCATION | REPLAYED_HEADER},
-        **error_responses(400, 403, 408, 413, 415, 422, 503),
-    },
+    responses=_CREATED | {200: {"model": JobView, "description": "The job has ended within `wait` seconds"}},
 )
-@in_submission_threads
-def generate(
+async def generate(
+    request: Request,
     backend: CurrentBackend,
     body: Annotated[Body, Depends(receive_generate_body)],
     response: Response,
     idempotency_key: IdempotencyKey = None,
+    wait: Annotated[
+        float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end of the job.")
+    ] = 0,
 ) -> JobView:
     """Request a video, as JSON or as a form with the same fields, in which inputs may be files.
 
-    In a form, text fields are plain text, `prompts` is repeated, and all other fields are written as in JSON.
+    In a form, text fields are plain text, lists of them are repeated, and all other fields are written as in
+    JSON.
     """
-    request = IdempotentRequest("/generate", body, idempotency_key)
-    job = idempotent(request, backend, response, partial(submit, body, backend))
-    response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
-    return backend.view(job)
+    if wait:  # the job must start before the response
+        backend = backend.without_delay()
+    ordered = IdempotentRequest("/generate", body, idempotency_key)
+    job = await _submit(backend=backend, body=body, request=ordered, response=response)
+    if wait:
+        job = await wait_for_end(job, request, backend, wait)
+        response.status_code = 200 if job.status in ENDED else 202
+    return job
 
 
 @router.get("/capability", responses=error_responses(503))
@@ -64,16 +78,13 @@ def get_capability(backend: CurrentBackend) -> FleetView:
 
 
 @router.get("/jobs", responses=error_responses(404, 422, 503))
-def list_jobs(
-    backend: CurrentBackend,
-    status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100, description="`next` of the previous page.")] = None,
-) -> JobPage:
-    """List jobs, the newest first."""
-    found = backend.jobs.page(status=status, limit=limit + 1, after=after)
-    jobs = backend.views(found[:limit])
-    return JobPage(jobs=jobs, next=jobs[-1].id if len(found) > limit else None)
+def list_jobs(backend: CurrentBackend, query: Annotated[ListQuery, Query()]) -> JobPage:
+    """List jobs, the newest first.
+
+    With `task`, a page looks at 1,000 jobs at most. It may have fewer than `limit` jobs, or none, although
+    `next` is not null.
+    """
+    return query.page(backend)
 
 
 @router.get("/jobs/{job_id}", responses=error_responses(404, 503))
@@ -92,6 +103,27 @@ def cancel_job(job_id: str, backend: CurrentBackend) -> JobView:
     return backend.view(backend.jobs.cancel(job_id))
 
 
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    response_description="The new job, queued",
+    responses=_CREATED | error_responses(404, 409),
+)
+async def retry_job(
+    job_id: str,
+    backend: CurrentBackend,
+    body: Annotated[Body, Depends(receive_retry_body)],
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Request the video of a job again, as a new job: with the same seed, options and inputs.
+
+    A body changes fields of the request; null gives a field its default. Without a body, nothing changes.
+    """
+    ordered = IdempotentRequest(f"/jobs/{job_id}/retry", body, idempotency_key)
+    return await _submit(backend=backend, body=body, request=ordered, response=response)
+
+
 @router.delete(
     "/jobs/{job_id}",
     status_code=204,
@@ -108,3 +140,11 @@ def delete_job(job_id: str, backend: CurrentBackend) -> Response:
     with suppress(Unavailable):  # maintenance will remove the files
         remove_due_files(job_id, backend.job_store, backend.storage)
     return Response(status_code=204)
+
+
+@in_submission_threads
+def _submit(backend: Backend, body: Body, request: IdempotentRequest, response: Response) -> JobView:
+    """Submit a request, and return its job with the job's URL in a header."""
+    job = idempotent(request, backend, response, partial(submit, body, backend))
+    response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
+    return backend.view(job)

@@ -22,7 +22,7 @@ from jobs.record import WEBHOOK_EVENTS, Job
 from jobs.requirement import Requirement
 from jobs.storage.keys import new_job_id
 from jobs.store.idempotency import KeyReservation
-from jobs.store.submission import Submission
+from jobs.store.submission import Submission, Submitted
 from model.spec.limits import Limits
 from service.backend import Backend
 from service.errors import PriorityNotAllowed, invalid
@@ -30,18 +30,18 @@ from service.inputs.body import FILES, Body
 from service.inputs.reader import CheckedInput, InputReader, InputSource
 from service.inputs.uploads import upload_folder
 from service.jobs.bodies import GenerateRequest
-from service.jobs.orders import check_prompts, check_quality, make_order
+from service.jobs.orders import check_prompts, check_quality, input_warnings, make_order
 from service.jobs.pools import candidate_pools, check_group_was_seen, expected_weights
 
 logger = logging.getLogger(__name__)
 
 
-def submit(body: Body, backend: Backend, reservation: KeyReservation | None = None) -> Job:
+def submit(body: Body, backend: Backend, reservation: KeyReservation | None = None) -> Submitted:
     """Check a request, resolve its options, store its input files and queue the job.
 
-    If the request has an idempotency key, the job has the id that is reserved for it. Nothing is queued if
-    this raises InvalidRequest, PriorityNotAllowed, NoCapability (no worker has started yet), NoSuitableGroup
-    or Unavailable.
+    If the request has an idempotency key, the job has the id that is reserved for it, and a request with the
+    same key may have created it. Nothing is queued if this raises InvalidRequest, PriorityNotAllowed,
+    NoCapability (no worker has started yet), NoSuitableGroup or Unavailable.
     """
     request = _parse(body)
     if request.priority == "high" and not backend.high_priority_allowed:
@@ -57,7 +57,9 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     check_quality(request, backend.settings.step_cache)
 
     with upload_folder(backend.settings.upload_dir) as folder:
-        reader = InputReader(job_id, folder, backend.settings, backend.sandbox, limits.fps)
+        reader = InputReader(
+            job_id, folder, backend.settings, backend.sandbox, backend.jobs, backend.storage, limits.fps
+        )
         files = reader.read_all(_sources(request, body))
         order = _make_order(request, files, pools, backend)
         requirement = Requirement.of(order, [pool.capability for pool in fleet.pools])
@@ -80,13 +82,14 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         max_run_s=backend.settings.max_run_s,
         key_reservation=reservation,
         trace=current_names(),
+        warnings=input_warnings(order, files),
     )
     with _unavailable_if_expired():
-        job = backend.jobs.submit(submission)
-    with about(names_of(job)):
-        logger.info("queued a job for %s", job.owner or "everybody")
-    backend.run_after_response(lambda: _deliver(job, backend))
-    return job
+        submitted = backend.jobs.submit_or_find(submission)
+    with about(names_of(submitted.job)):
+        logger.info("queued a job for %s", backend.owner or "everybody")
+    backend.run_after_response(lambda: _deliver(submitted.job, backend))
+    return submitted
 
 
 def _parse(body: Body) -> GenerateRequest:
@@ -120,7 +123,7 @@ def _make_order(
 
 
 def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
-    """Return where each input file comes from, by field: an upload, a URL or base64."""
+    """Return where each input file comes from, by field: an upload, or a reference in the body."""
     named = {name: getattr(request, name) for name in FILES if getattr(request, name) is not None}
     return {**named, **body.files}
 

@@ -18,8 +18,9 @@ class _View(BaseModel):
 
 
 class InputView(_View):
-    """An image or a clip that came with the request."""
+    """An image or a clip that came with the request. `POST /generate` takes it as it is."""
 
+    job_id: str = Field(description="The job that has this input.")
     media_type: str
     size_bytes: int
     sha256: str
@@ -28,17 +29,26 @@ class InputView(_View):
     num_frames: int
 
     @classmethod
-    def of(cls, file: InputFile) -> Self:
-        """Return the view of a file, without its storage key."""
-        return cls(**file.model_dump(exclude={"key"}))
+    def of(cls, job: Job, field: str) -> Self | None:
+        """Return the view of a job's input file, without its storage key; None if there is none."""
+        file: InputFile | None = getattr(job.order, field)
+        return None if file is None else cls(job_id=job.id, **file.model_dump(exclude={"key"}))
 
 
 class RequestView(Plan):
-    """The request with every option resolved, under the names that `POST /generate` takes."""
+    """The request with every option resolved, under the names that `POST /generate` takes.
+
+    It can be sent to `POST /generate` as it is.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
-    task: Task = Field(exclude=True)  # a field of the job
+    num_condition_frames: int = Field(
+        description="Frames taken over by a segment from what it continues, or by `refine` "
+        "from its `condition_video`."
+    )
+    t_thresh: float | None = Field(description="Noise level at which refinement begins; null without it.")
+    spatial_refine_only: bool
     step_cache: float | None = Field(None, exclude=True)  # clients know it as `quality`
     quality: Quality
     refine: bool
@@ -58,18 +68,24 @@ class RequestView(Plan):
     def of(cls, job: Job) -> Self:
         """Return what was requested with this job."""
         order, plan = job.order, job.order.plan
+        refinement = plan.refinement
         has_one_prompt = len(order.prompts) == 1
+        shown = dict(plan)
+        if plan.task == "refine" and refinement and order.condition_video:
+            shown["num_condition_frames"] = refinement.num_held
         return cls(
-            **dict(plan),
+            **shown,
+            t_thresh=refinement and refinement.t_thresh,
+            spatial_refine_only=refinement is not None and refinement.spatial_only,
             quality="exact" if plan.step_cache is None else "balanced",
-            refine=plan.refinement is not None and plan.task != "refine",
+            refine=refinement is not None and plan.task != "refine",
             model=order.model,
             prompt=order.prompts[0] if has_one_prompt else None,
             prompts=None if has_one_prompt else list(order.prompts),
             negative_prompt=order.negative_prompt,
-            image=order.image and InputView.of(order.image),
-            video=order.video and InputView.of(order.video),
-            condition_video=order.condition_video and InputView.of(order.condition_video),
+            image=InputView.of(job, "image"),
+            video=InputView.of(job, "video"),
+            condition_video=InputView.of(job, "condition_video"),
             seed=order.seed,
             priority=job.priority,
             webhook_url=job.webhook_url,
@@ -152,3 +168,6 @@ class JobPage(_View):
 
     jobs: list[JobView]
     next: str | None = Field(description="Pass it as `after` to get the next page; null on the last page.")
+    previous: str | None = Field(
+        description="Pass it as `before` to get the page of newer jobs; null if there are none."
+    )

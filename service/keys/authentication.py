@@ -80,7 +80,7 @@ class Authenticator:
             return None
         initiator = self.origins.initiator(request.headers)
         if initiator is Initiator.SAME_ORIGIN or (
-            request.method in SAFE_METHODS and initiator is not Initiator.CROSS_ORIGIN
+            request.method in SAFE_METHODS and initiator in {Initiator.USER, Initiator.UNKNOWN}
         ):
             return self.sessions.authenticate(session_id)
         return None

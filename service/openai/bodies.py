@@ -3,13 +3,13 @@
 A `model` of OpenAI's own (`sora-…`) leaves the choice of the model to the service. A `size` is used as it is
 if the checkpoint can generate it. The four sizes of OpenAI's own API are always accepted: if the checkpoint
 cannot generate one, the size of the nearest ratio in the largest table is used. `service.openai.lengths`
-converts `seconds`. In a form, a part of an object is a field such as `video[id]`.
+converts `seconds`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, BinaryIO
 
@@ -29,13 +29,13 @@ from model.spec.limits import Limits
 from model.spec.params import GenerationParams, SamplingParams
 from model.spec.resolve import Inputs, resolve
 from service.errors import invalid
-from service.inputs.body import Body, FormFields
-from service.jobs.bodies import JobOptions, ModelName, Prompt, Strict, text_fields
+from service.inputs.body import Body
+from service.inputs.form import FormFields
+from service.jobs.bodies import JobOptions, ModelName, Prompt, Strict
 from service.openai.lengths import SECONDS, Length, length_of, length_of_extension, parse_seconds
 
 _OPENAI_SIZES = {"720x1280", "1280x720", "1024x1792", "1792x1024"}
 _OPENAI_MODEL = re.compile("sora-")  # its clients send such a name by default
-_PART = re.compile(r"(\w+)\[(\w+)\]")
 _OPENAI_FIELDS = {  # field of `POST /generate`: the field of OpenAI's API that determines it
     "image": "input_reference",
     "height": "size",
@@ -114,23 +114,20 @@ class ExtensionRequest(SamplingParams, JobOptions):
     model: ModelName | None = Field(None, description="Name of a model, as for a new video.")
 
 
-CREATE_FORM = FormFields(
-    files=frozenset({"input_reference"}),
-    texts=text_fields(VideoRequest) | {"input_reference[image_url]", "input_reference[file_id]"},
-)
-EXTEND_FORM = FormFields(files=frozenset({"video"}), texts=text_fields(ExtensionRequest) | {"video[id]"})
+CREATE_FORM = FormFields.of(VideoRequest, {"input_reference"})
+EXTEND_FORM = FormFields.of(ExtensionRequest, {"video"})
 
 
 def read_request(body: Body) -> VideoRequest:
     """Check a body that creates a video. Raise InvalidRequest if it is not valid."""
     with _check_body(body, "input_reference"):
-        return VideoRequest.model_validate(_nested(body.values))
+        return VideoRequest.model_validate(body.values)
 
 
 def read_extension(body: Body) -> ExtensionRequest:
     """Check a body that extends a video. Raise InvalidRequest if it is not valid."""
     with _check_body(body, "video"):
-        request = ExtensionRequest.model_validate(_nested(body.values))
+        request = ExtensionRequest.model_validate(body.values)
     if request.video is None and "video" not in body.files:
         raise InvalidRequest("video: is required", "video")
     return request
@@ -186,24 +183,12 @@ def in_their_words() -> Iterator[None]:
 @contextmanager
 def _check_body(body: Body, field: str) -> Iterator[None]:
     """Raise InvalidRequest if `field` is given twice, or for a ValidationError of the block."""
-    if field in body.files and any(name.partition("[")[0] == field for name in body.values):
+    if field in body.files and field in body.values:
         raise InvalidRequest(f"{field}: is given twice", field)
     try:
         yield
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_input=False)) from error
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a form's fields such as `video[id]` as the objects that JSON has."""
-    nested = {name: value for name, value in values.items() if not _PART.fullmatch(name)}
-    for name, value in values.items():
-        if part := _PART.fullmatch(name):
-            whole = nested.setdefault(part[1], {})
-            if not isinstance(whole, dict):
-                raise InvalidRequest(f"{part[1]}: is given twice", part[1])
-            whole[part[2]] = value
-    return nested
 
 
 def _size(text: str, limits: Limits) -> Size:

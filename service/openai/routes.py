@@ -17,6 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from jobs.errors import JobNotReady
 from jobs.record import Job, Result
 from jobs.store.idempotency import KeyReservation
+from jobs.store.submission import Submitted
 from model.spec.geometry import Size
 from model.spec.limits import Limits
 from service.backend import Backend, CurrentBackend
@@ -73,7 +74,7 @@ def create_video(
     """Request a video, as a form or as JSON."""
     video = read_request(body)
 
-    def create(reservation: KeyReservation | None) -> Job:
+    def create(reservation: KeyReservation | None) -> Submitted:
         with in_their_words():
             return submit(new_video(video, body, _limits(backend)), backend, reservation)
 
@@ -134,7 +135,7 @@ def delete_video(video_id: str, backend: CurrentBackend) -> VideoDeleted:
     response_class=Response,
     responses={
         **files.file_responses("video/mp4", "image/jpeg"),
-        **openai_error_responses(400, 404, 409, 410, 416, 503),
+        **openai_error_responses(400, 404, 409, 410, 412, 416, 503),
     },
 )
 def download_content(
@@ -160,7 +161,7 @@ def _view(job: Job, backend: Backend, response: Response) -> Video:
 
 def _extend(
     extension: ExtensionRequest, body: Body, backend: Backend, reservation: KeyReservation | None
-) -> Job:
+) -> Submitted:
     limits = _limits(backend)
     if extension.video is None:
         with in_their_words():

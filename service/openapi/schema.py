@@ -10,11 +10,13 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from service.inputs.body import GENERATE, FormFields
+from service.inputs.body import GENERATE
+from service.inputs.form import FormFields
 from service.jobs.bodies import GenerateRequest
 from service.openai.bodies import CREATE_FORM, EXTEND_FORM, ExtensionRequest, VideoRequest
 
 _FILE = {"type": "string", "format": "binary", "description": "The file itself."}
+_ANNOTATIONS = {"title", "description", "default", "examples"}
 _REF = "#/components/schemas/{model}"
 
 
@@ -24,6 +26,7 @@ class _Body:
 
     model: type[BaseModel]
     form: FormFields
+    is_required: bool = True
 
     @property
     def form_name(self) -> str:
@@ -33,11 +36,17 @@ class _Body:
         """Return the `requestBody` of a route."""
         as_json = {"schema": {"$ref": _REF.format(model=self.model.__name__)}} | examples
         as_form = {"schema": {"$ref": _REF.format(model=self.form_name)}}
-        return {"required": True, "content": {"application/json": as_json, "multipart/form-data": as_form}}
+        content = {"application/json": as_json, "multipart/form-data": as_form}
+        return {"required": self.is_required, "content": content}
 
     def schemas(self) -> dict[str, Any]:
         schema = self.model.model_json_schema(ref_template=_REF)
         parts = schema.pop("$defs", {})
+        required = set(schema.get("required", ()))
+        schema["properties"] = {
+            name: field if name in required else _nullable(field)
+            for name, field in schema["properties"].items()
+        }
         fields = _form_fields(schema["properties"], self.form)
         return {
             **parts,
@@ -48,6 +57,7 @@ class _Body:
 
 _BODIES = {
     "/generate": _Body(GenerateRequest, GENERATE),
+    "/jobs/{job_id}/retry": _Body(GenerateRequest, GENERATE, is_required=False),
     "/v1/videos": _Body(VideoRequest, CREATE_FORM),
     "/v1/videos/extensions": _Body(ExtensionRequest, EXTEND_FORM),
 }
@@ -93,6 +103,15 @@ def _make_keys_optional(document: dict[str, Any]) -> None:
         for operation in operations.values():
             if "security" in operation:
                 operation["security"] = [*operation["security"], {}]
+
+
+def _nullable(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field that may be null, which counts as absent."""
+    if "anyOf" in field:
+        return field
+    about = {name: value for name, value in field.items() if name in _ANNOTATIONS}
+    kind = {name: value for name, value in field.items() if name not in _ANNOTATIONS}
+    return {"anyOf": [kind, {"type": "null"}], **about}
 
 
 def _form_fields(fields: dict[str, Any], form: FormFields) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from tests.architecture.source import PACKAGES, ROOT, Module, modules
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, IMPORT_RULES = PYPROJECT["project"], PYPROJECT["tool"]["importlinter"]
 
+CLIENT = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())["project"]
+
 EXTRAS = {
     "jobs": {"s3"},
     "model": {"worker"},
@@ -45,7 +47,7 @@ def run_import_linter(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", command, "--config", str(ROOT / "pyproject.toml"), "--no-cache"],
         cwd=folder,
-        env={"PYTHONPATH": str(folder)},
+        env={"PYTHONPATH": f"{folder}:{folder / 'client' / 'src'}"},
         capture_output=True,
         text=True,
         check=False,
@@ -78,7 +80,7 @@ def test_every_import_rule_reports_a_planted_import(tmp_path):
 
 @pytest.fixture(scope="module")
 def graph():
-    return grimp.build_graph(*PACKAGES, cache_dir=None)
+    return grimp.build_graph(*PACKAGES, "longcat_video_client", cache_dir=None)
 
 
 def find_cycle(imports: dict[str, set[str]]) -> list[str]:
@@ -128,7 +130,14 @@ def test_images_and_clips_are_decoded_only_in_the_fork_server(graph):
 def test_every_import_is_a_declared_dependency():
     providers = packages_distributions()
     undeclared = [line for module in modules() for line in undeclared_imports(module, PROJECT, providers)]
+    undeclared += [
+        line for module in modules("client") for line in undeclared_imports(module, CLIENT, providers)
+    ]
     assert not undeclared, "\n".join(undeclared)
+
+
+def test_client_needs_httpx_and_pydantic_only():
+    assert [Requirement(text).name for text in CLIENT["dependencies"]] == ["httpx", "pydantic"]
 
 
 def test_undeclared_import_is_reported():
@@ -144,11 +153,11 @@ def test_undeclared_import_is_reported():
 def undeclared_imports(module: Module, project: dict, providers) -> list[str]:
     """Return the distributions that a module imports, but its package does not declare."""
     declared = {normal(Requirement(text).name) for text in project["dependencies"]}
-    for extra in EXTRAS[module.package]:
+    for extra in EXTRAS.get(module.package, ()):
         declared |= {normal(Requirement(text).name) for text in project["optional-dependencies"][extra]}
     providers = defaultdict(list, providers)
     found = set()
-    for top in {name.partition(".")[0] for name in module.imported} - set(PACKAGES):
+    for top in {name.partition(".")[0] for name in module.imported} - {*PACKAGES, "longcat_video_client"}:
         names = {normal(name) for name in providers[top]}
         found |= names if len(names) <= 1 else set()  # several: a namespace package such as `google`
     undeclared = found - declared - TRANSITIVE

@@ -33,7 +33,7 @@ TORCH_FREE = [
 @pytest.fixture
 def environment(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
-    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
 
 
 def test_the_blocker_blocks(environment):

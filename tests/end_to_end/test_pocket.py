@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.settings import POCKET
-from service.cli.client import ServiceClient
+from longcat_video_client import Client
 from stack.demo import IMAGE_PROMPT, PROMPT, make_videos, prepare_videos
 from tests.decoded_video import decode
 from tests.running_stack import RunningStack, run_stack
@@ -34,7 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 def demo(stack, tmp_path_factory):
     """Return the folder with the videos of the demo."""
     out = tmp_path_factory.mktemp("out")
-    with ServiceClient.connect(stack.url, None, patience_s=60.0) as client:
+    with Client(stack.url) as client:
         make_videos(client, prepare_videos(out), io.StringIO())
     return out
 

@@ -39,13 +39,19 @@ def clip(
     kind: str = "mp4",
     rate: int = 15,
     pixel_format: str = "yuv420p",
+    **options: Any,
 ) -> bytes:
-    """Return a clip as the bytes of a file. It gets brighter from frame to frame."""
+    """Return a clip as the bytes of a file. It gets brighter from frame to frame.
+
+    `options` are attributes of the codec, such as `sample_aspect_ratio`.
+    """
     file = io.BytesIO()
     with av.open(file, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=rate)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        for name, value in options.items():
+            setattr(stream.codec_context, name, value)
         for index in range(num_frames):
             pixels = np.full((height, width, 3), index * 255 // num_frames, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
@@ -53,12 +59,13 @@ def clip(
     return file.getvalue()
 
 
-def turned_clip(clockwise: int = 90, content: bytes | None = None) -> bytes:
-    """Return a clip with a rotation in its container, as telephones write it."""
+def turned_clip(clockwise: int = 90, content: bytes | None = None, *, mirrored: bool = False) -> bytes:
+    """Return a clip with a rotation in its container, as telephones write it, perhaps mirrored before."""
     content = clip() if content is None else content
     cos, sin = (round(part(math.radians(clockwise)) * 0x10000) for part in (math.cos, math.sin))
+    sign = -1 if mirrored else 1
     upright = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
-    turned = struct.pack(">9i", cos, sin, 0, -sin, cos, 0, 0, 0, 0x40000000)
+    turned = struct.pack(">9i", sign * cos, sign * sin, 0, -sin, cos, 0, 0, 0, 0x40000000)
     track = content.index(b"tkhd")
     return content[:track] + content[track:].replace(upright, turned, 1)
 
@@ -87,6 +94,67 @@ def sound() -> bytes:
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return file.getvalue()
+
+
+SRGB_COLORANTS = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+P3_COLORANTS = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+
+
+def rgb_profile(colorants: tuple[tuple[float, ...], ...] = P3_COLORANTS) -> bytes:
+    """Return an ICC profile with these colorants (XYZ at D50) and gamma 2.2."""
+
+    def fixed(values: tuple[float, ...]) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    white = (0.9642, 1.0, 0.8249)
+    curve = b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(2.2 * 256))
+    tags = [(b"wtpt", b"XYZ " + bytes(4) + fixed(white))]
+    for name, colorant in zip((b"r", b"g", b"b"), colorants, strict=True):
+        tags += [(name + b"XYZ", b"XYZ " + bytes(4) + fixed(colorant)), (name + b"TRC", curve)]
+    return _profile(b"RGB ", tags)
+
+
+def gray_profile(gamma: float) -> bytes:
+    """Return an ICC profile of grays with this gamma."""
+    curve = b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(gamma * 256))
+    white = struct.pack(">3i", *(round(value * 65536) for value in (0.9642, 1.0, 0.8249)))
+    return _profile(b"GRAY", [(b"wtpt", b"XYZ " + bytes(4) + white), (b"kTRC", curve)])
+
+
+def _profile(space: bytes, tags: list[tuple[bytes, bytes]]) -> bytes:
+    offset = 128 + 4 + 12 * len(tags)
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, content in tags:
+        table += name + struct.pack(">II", offset + len(data), len(content))
+        data += content
+    header = struct.pack(">I4sI4s4s4s", offset + len(data), b"test", 0x02400000, b"mntr", space, b"XYZ ")
+    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
+    header += struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D)
+    return header.ljust(128, b"\0") + table + data
+
+
+def animation(kind: str = "GIF") -> bytes:
+    """Return an animation of two frames, the first red."""
+    frames = [Image.new("RGB", (96, 64), color) for color in ((255, 0, 0), (0, 0, 255))]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
+
+
+def clip_with_sound() -> bytes:
+    """Return an MP4 with a picture and a silent sound track."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=15)
+        audio = container.add_stream("aac", rate=44100)
+        assert isinstance(video, av.VideoStream)
+        assert isinstance(audio, av.AudioStream)
+        video.width, video.height, video.pix_fmt, audio.layout = 96, 64, "yuv420p", "mono"
+        for _ in range(17):
+            container.mux(video.encode(av.VideoFrame.from_image(picture())))
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 44100
+        for stream, frame in ((audio, sound), (audio, None), (video, None)):
+            container.mux(stream.encode(frame))  # type: ignore[arg-type]
     return file.getvalue()
 
 

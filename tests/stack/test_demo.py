@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from jobs.errors import OutOfMemory
-from service.cli.client import ServiceClient
-from service.cli.errors import JobFailed
+from longcat_video_client import Client, JobFailed, Result, RetryPolicy
 from stack.demo import IMAGE_PROMPT, PROMPT, SEED, describe, make_videos, prepare_videos, sample_image
+from stack.errors import StackError
 from tests.service import conftest as of_service
 from tests.service.working import working
 
@@ -25,7 +25,7 @@ worker = of_service.worker
 
 @pytest.fixture
 def demo_client(live):
-    with ServiceClient.connect(f"http://127.0.0.1:{live}", None, patience_s=0) as client:
+    with Client(f"http://127.0.0.1:{live}", retry=RetryPolicy(total_s=0)) as client:
         yield client
 
 
@@ -66,13 +66,26 @@ def test_demo_fails_with_the_message_of_a_job_that_failed(demo_client, worker, v
     assert not videos[0].path.exists()
 
 
+def test_video_that_cannot_be_written_is_reported(demo_client, worker, videos):
+    videos[0].path.mkdir()
+    with working(worker, worker.succeed), pytest.raises(StackError, match=f"cannot write {videos[0].path}"):
+        make_videos(demo_client, videos, io.StringIO())
+
+
 def test_video_is_described_by_its_result():
-    result = {"num_frames": 17, "width": 96, "height": 64, "fps": 15, "duration_s": 17 / 15}
-    job = {
-        "result": {**result, "size_bytes": 12345, "seed": 7},
-        "timings_s": {"denoise": 1.0, "decode": 0.5},
-    }
-    assert describe(job) == "17 frames of 96×64 at 15 fps (1.1 s), 12,345 bytes, seed 7, made in 1.5 s"
+    result = Result(
+        video_url="/jobs/a/video",
+        width=96,
+        height=64,
+        num_frames=17,
+        fps=15,
+        duration_s=17 / 15,
+        size_bytes=12345,
+        sha256="0",
+        seed=7,
+    )
+    described = describe(result, {"denoise": 1.0, "decode": 0.5})
+    assert described == "17 frames of 96×64 at 15 fps (1.1 s), 12,345 bytes, seed 7, made in 1.5 s"
 
 
 def test_sample_image_is_a_png_with_a_yellow_triangle_on_black():

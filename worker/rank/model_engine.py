@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 
 from jobs.capability import Capability
 from model.io.fingerprint import fingerprints
 from model.io.loading import measured
+from model.io.sizes import read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.parallel.mesh import ContextParallel
@@ -18,6 +20,8 @@ from model.pipeline.events import Event, Frames
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
+from model.spec.errors import DeviceError
+from model.spec.memory import Setup, loading_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
@@ -99,6 +103,10 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
     default = "bfloat16" if parallel.device.type == "cuda" else "float32"
     dtype = DTYPES[default if setup.dtype == "auto" else setup.dtype]
+    if parallel.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(parallel.device)
+        memory = Setup(setup.num_ranks, dtype.itemsize, setup.fp8)
+        check_weights_fit(setup.checkpoint, memory, free_bytes, is_leader=parallel.is_leader)
     pipeline, cost = measured(
         lambda: Pipeline.load(setup.checkpoint, dtype, parallel, fp8=setup.fp8), parallel.device
     )
@@ -107,6 +115,16 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
         warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
     weights = fingerprints(setup.checkpoint) if parallel.is_leader else {}
     return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, weights)
+
+
+def check_weights_fit(checkpoint: Path, setup: Setup, free_bytes: int, *, is_leader: bool) -> None:
+    """Raise DeviceError if the weights of this rank do not fit into its GPU, before any is loaded."""
+    needed = loading_bytes(read_sizes(checkpoint), setup, is_leader=is_leader)
+    if needed > free_bytes:
+        raise DeviceError(
+            f"the weights take {needed / 1e9:.1f} GB on this GPU, which has {free_bytes / 1e9:.1f} GB free; "
+            "`python -m worker.check` says what fits"
+        )
 
 
 def build_request(run: RunJob, *, with_inputs: bool) -> Request:

@@ -1,6 +1,8 @@
 -- include: transitions, quotas
+-- Return 1 if the job is new, 0 if an earlier submission created it, and its record.
 local job = visible(given.id)
-if not job then
+local is_new = not job
+if is_new then
   if is_gone(given.id) then return JOB_NOT_FOUND end
   job = given.record
   if job.idempotency_key then
@@ -25,4 +27,4 @@ if not job then
   job.status = 'queued'
   set_status(job, 'queued', {})
 end
-return redis.call('HGETALL', record_key(given.id))
+return {is_new and 1 or 0, redis.call('HGETALL', record_key(given.id))}

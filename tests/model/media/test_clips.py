@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from model.media.reading import check_clip
 from model.media.sandbox import Sandbox
 from model.spec.errors import InputError
 from model.spec.geometry import Clip, Size
-from tests.service.media import clip, encoded, picture, pictures, sound, turned_clip
+from tests.service.media import clip, clip_with_sound, encoded, picture, pictures, sound, turned_clip
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def probed(sandbox, tmp_path):
     def run(content, **limits):
         path = tmp_path / "clip"
         path.write_bytes(content)
-        return check_clip(sandbox, path, ClipLimits(**limits), fps=15)
+        return check_clip(sandbox, path, ClipLimits(**limits), fps=15)[:2]
 
     return run
 
@@ -97,6 +99,55 @@ def test_frames_larger_than_the_limit_are_refused(probed):
         probed(clip(1, 2320, 4096))
 
 
+@pytest.mark.parametrize(
+    ("aspect", "size"),
+    [("4/3", (64, 128)), ("1/2", (128, 96)), ("1/1", (64, 96)), ("16/15", (64, 102))],
+)
+def test_pixels_that_are_not_square_count_as_they_are_shown(probed, aspect, size):
+    found, _ = probed(clip(3, sample_aspect_ratio=Fraction(aspect)))
+    assert found.size == size
+
+
+def test_pixels_of_an_extreme_shape_are_refused(probed):
+    with pytest.raises(UnusableMedia, match="extreme shape"):
+        probed(clip(3, sample_aspect_ratio=Fraction(9, 2)))
+
+
+@pytest.mark.parametrize("transfer", [16, 18], ids=["PQ", "HLG"])
+def test_hdr_is_refused(probed, transfer):
+    with pytest.raises(UnusableMedia, match="is in HDR"):
+        probed(clip(3, color_trc=transfer))
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        (clip(17), ()),
+        (clip(34, rate=30), ("one of 2 frames is used, because the model makes 15 a second",)),
+        (clip_with_sound(), ("its sound is not used",)),
+    ],
+    ids=["plain", "twice the rate", "sound"],
+)
+def test_what_is_lost_is_noted(sandbox, tmp_path, content, notes):
+    (tmp_path / "clip").write_bytes(content)
+    assert check_clip(sandbox, tmp_path / "clip", ClipLimits(), fps=15).notes == notes
+
+
+class TestOrientation:
+    @pytest.mark.parametrize("mirrored", [False, True])
+    @pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
+    def test_frames_are_shown_upright_and_mirrored_as_the_container_says(
+        self, sandbox, tmp_path, clockwise, mirrored
+    ):
+        path = tmp_path / "clip.mp4"
+        path.write_bytes(turned_clip(clockwise, pictures(picture()), mirrored=mirrored))
+        shown = read_clip(path, fps=15, sandbox=sandbox)[0].numpy()
+        expected = picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture()
+        expected = expected.rotate(-clockwise, expand=True)
+        assert shown.shape == np.asarray(expected).shape
+        assert np.abs(shown.astype(int) - np.asarray(expected)).mean() < 8
+
+
 class TestFramesTaken:
     """The last frames, resized while they are decoded."""
 
@@ -147,7 +198,7 @@ def both(sandbox, tmp_path):
     def run(content):
         path = tmp_path / "clip.mp4"
         path.write_bytes(content)
-        counted, _ = check_clip(sandbox, path, ClipLimits(), fps=15)
+        counted = check_clip(sandbox, path, ClipLimits(), fps=15).clip
         return counted, read_clip(path, fps=15, sandbox=sandbox).numpy()
 
     return run

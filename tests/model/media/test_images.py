@@ -12,16 +12,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from model.media import images
 from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, ImageLimits
 from model.media.reading import check_image
 from model.media.sandbox import Sandbox
-from tests.service.media import encoded, picture, png_that_says
+from tests.service.media import (
+    SRGB_COLORANTS,
+    animation,
+    encoded,
+    gray_profile,
+    picture,
+    png_that_says,
+    rgb_profile,
+)
 
 MAX_PIXELS = 1_000_000
+SRGB = ImageCms.createProfile("sRGB")
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -30,7 +39,7 @@ def normalised(sandbox, tmp_path):
     def run(content, max_pixels=MAX_PIXELS):
         (tmp_path / "received").write_bytes(content)
         limits = ImageLimits(max_pixels=max_pixels)
-        size = check_image(sandbox, tmp_path / "received", tmp_path / "image.png", limits)
+        size = check_image(sandbox, tmp_path / "received", tmp_path / "image.png", limits).size
         image = Image.open(io.BytesIO((tmp_path / "image.png").read_bytes()))
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (size.width, size.height))
         return image
@@ -79,6 +88,78 @@ def test_the_orientation_that_a_camera_noted_is_obeyed(normalised, orientation, 
     assert corners(image) == seen
     assert image.size == ((96, 64) if orientation < 5 else (64, 96))
     assert not image.getexif()
+
+
+class TestColorProfile:
+    """A profile whose red is sRGB's blue, and so on, makes a wrong conversion visible."""
+
+    SWAPPED = rgb_profile(SRGB_COLORANTS[::-1])
+
+    def near(self, image, expected, tolerance=8):
+        return np.abs(np.subtract(image.getpixel((1, 1)), expected)).max() <= tolerance
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
+    def test_display_p3_becomes_srgb(self, normalised, kind):
+        red = Image.new("RGB", (32, 32), (234, 51, 35))  # sRGB's red in Display P3
+        options = {"subsampling": "4:4:4", "quality": 95} if kind in {"JPEG", "AVIF"} else {}
+        image = normalised(encoded(red, kind, icc_profile=rgb_profile(), **options))
+        assert self.near(image, RED, 12)
+        assert "icc_profile" not in image.info
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+    def test_each_mode_is_converted(self, normalised, mode):
+        image = Image.new("RGB", (32, 32), (200, 100, 0)).convert(mode)
+        assert self.near(normalised(encoded(image, icc_profile=self.SWAPPED)), (0, 100, 200))
+
+    def test_transparent_parts_stay_white(self, normalised):
+        image = Image.new("RGBA", (32, 32), (255, 0, 0, 51))
+        assert self.near(normalised(encoded(image, icc_profile=self.SWAPPED)), (204, 204, 255))
+
+    @pytest.mark.parametrize("mode", ["L", "I;16"])
+    def test_grays_are_converted(self, normalised, mode):
+        shade = 128 * 257 if mode == "I;16" else 128
+        image = normalised(encoded(Image.new(mode, (32, 32), shade), icc_profile=gray_profile(1.0)))
+        assert self.near(image, (188, 188, 188))  # half the light
+
+    def test_srgb_stays_as_it_is(self, normalised):
+        image = normalised(encoded(picture(), icc_profile=ImageCms.ImageCmsProfile(SRGB).tobytes()))
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(picture())).max() <= 1
+
+    def test_orientation_is_obeyed_as_well(self, normalised):
+        exif = Image.Exif()
+        exif[0x0112] = 2
+        image = normalised(encoded(picture(), "JPEG", exif=exif, icc_profile=self.SWAPPED, quality=95))
+        assert np.abs(np.subtract(corners(image), [GREEN, BLUE, WHITE, RED])).max() < 30
+
+    @pytest.mark.parametrize("profile", [b"not a profile", rgb_profile()[:200], gray_profile(1.0)])
+    def test_unusable_profile_is_ignored_and_noted(self, sandbox, tmp_path, profile):
+        content = encoded(Image.new("RGB", (32, 32), (200, 100, 0)), icc_profile=profile)
+        assert notes(sandbox, tmp_path, content) == (
+            "its color profile cannot be used, so its colors may be wrong",
+        )
+        assert Image.open(tmp_path / "image.png").getpixel((1, 1)) == (200, 100, 0)
+
+
+def notes(sandbox, folder, content):
+    (folder / "received").write_bytes(content)
+    return check_image(sandbox, folder / "received", folder / "image.png", ImageLimits()).notes
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
+def test_animation_is_noted(sandbox, tmp_path, kind):
+    found = notes(sandbox, tmp_path, animation(kind))
+    assert found == ("only the first frame of the animation is used",)
+
+
+def test_still_image_has_no_notes(sandbox, tmp_path):
+    several = encoded(picture(), "MPO", save_all=True, append_images=[picture(32, 32)])
+    for content in (several, *(encoded(picture(), kind) for kind in IMAGE_FORMATS)):
+        assert notes(sandbox, tmp_path, content) == ()
+
+
+def test_heic_is_refused_by_name(normalised):
+    with pytest.raises(UnusableMedia, match="HEIC image, which cannot be read; send it as JPEG"):
+        normalised(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
@@ -173,7 +254,7 @@ def little_memory(tmp_path_factory):
 
         def run(content):
             (folder / "received").write_bytes(content)
-            return check_image(sandbox, folder / "received", folder / "image.png", ImageLimits())
+            return check_image(sandbox, folder / "received", folder / "image.png", ImageLimits()).size
 
         yield run
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.pipeline.conditioning import refine_layout_of
 from model.pipeline.events import Encoded, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.spec.errors import InputError
 from model.spec.params import GenerationParams
+from model.spec.plan import refine_layout_of
 from model.spec.resolve import Inputs, resolve
 from tests.model.parity_cases import PARITY, clip_of, expected_latents, request_for, size_of
 

@@ -18,6 +18,7 @@ LIMITS = Limits.from_json(
 )
 IMAGE, CLIP = Size(600, 800), Clip(600, 800, 40)
 REFINE: dict[str, Any] = {"task": "refine", "video": CLIP}
+REFINED: dict[str, Any] = {**CLIP._asdict(), "num_segments": 1, "guidance_scale": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -107,16 +108,13 @@ def test_value_at_limit_is_accepted(params):
         ({"t_thresh": 0.5}, "t_thresh: needs refine"),
         ({"refine": True, "t_thresh": 0.0}, "t_thresh: must be above 0 and at most 1"),
         ({"refine": True, "t_thresh": 1.01}, "t_thresh: must be above 0 and at most 1"),
+        (REFINE | {"resolution": "480p"}, "resolution: is determined by the clip that is refined"),
         *(
-            (REFINE | {field: value}, f"{field}: is determined by the clip that is refined")
-            for field, value in {
-                "resolution": "480p",
-                "height": 64,
-                "width": 64,
-                "num_frames": 5,
-                "num_segments": 1,
-                "guidance_scale": 4.0,
-            }.items()
+            (
+                REFINE | {field: value + 1},
+                f"{field}: is {value:g}, as the clip that is refined determines",
+            )
+            for field, value in REFINED.items()
         ),
         (REFINE | {"distilled": True}, "distilled: has no meaning for refine"),
         (REFINE | {"quality": "balanced", "step_cache": 0.1}, "quality: refine is always exact"),
@@ -152,6 +150,11 @@ def test_refusal_names_field_and_rule(params, refusal):
     with pytest.raises(InvalidParams) as caught:
         make_plan(LIMITS, **params)
     assert str(caught.value) == refusal
+
+
+def test_options_that_the_clip_determines_may_be_given_with_their_values():
+    assert make_plan(LIMITS, **REFINE, **REFINED, num_condition_frames=0) == make_plan(LIMITS, **REFINE)
+    assert make_plan(LIMITS, num_condition_frames=0) == make_plan(LIMITS)
 
 
 def test_refinement_of_a_clip_turns_everything_else_off():

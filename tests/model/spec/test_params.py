@@ -10,7 +10,7 @@ from model import options as model_command
 from model.spec.arguments import options_of
 from model.spec.errors import InvalidParams
 from model.spec.params import GenerationParams, SamplingParams, value_type
-from service.cli.arguments import fields_of
+from service.cli.arguments import options_of_video
 from service.cli.arguments import parser as service_parser
 from service.jobs.bodies import GenerateRequest
 from service.openai.bodies import ExtensionRequest, VideoRequest
@@ -66,7 +66,7 @@ def test_option_can_be_set_on_the_models_command_line(name):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_option_can_be_set_on_the_services_command_line(name):
     arguments = service_parser().parse_args(["generate", "a cat", *words(name)])
-    assert fields_of(arguments) == {"prompt": "a cat", name: other_value(name)}
+    assert options_of_video(arguments) == {name: other_value(name)}
 
 
 def test_help_of_the_models_command_line_describes_every_option():

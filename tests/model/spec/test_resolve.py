@@ -8,12 +8,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from model.pipeline.conditioning import refine_layout_of
 from model.spec.errors import InvalidParams
 from model.spec.geometry import SIDE_MULTIPLE, Clip, Size, latent_frames
 from model.spec.limits import Limits
 from model.spec.params import GenerationParams, Task
-from model.spec.plan import Plan
+from model.spec.plan import Plan, refine_layout_of
 from model.spec.resolve import Inputs, resolve
 
 RELEASED = Limits.from_json({})

@@ -11,10 +11,9 @@ from model.io.lora import LoraMerger, read_lora
 from model.parallel.mesh import SINGLE
 from model.spec.errors import DeviceError
 from model.transformer import fp8
-from model.transformer.config import DitConfig, load_dit_config
+from model.transformer.config import QUANTISED, DitConfig, load_dit_config
 from model.transformer.dit import Dit
 from model.transformer.fp8 import (
-    LARGE,
     LARGEST,
     Fp8Linear,
     fused_product,
@@ -98,7 +97,7 @@ def test_a_layer_keeps_shapes_dtype_and_bias_in_half_the_memory(dtype, bias):
 def test_the_large_matrices_of_all_blocks_but_the_first_and_last_are_quantised():
     dit = random_dit(SMALL)
     to_fp8(dit)
-    assert in_fp8(dit) == {f"blocks.{i}.{name}" for i in (1, 2) for name in LARGE}
+    assert in_fp8(dit) == {f"blocks.{i}.{name}" for i in (1, 2) for name in QUANTISED}
     assert not any(parameter.requires_grad for parameter in dit.parameters())
 
 

@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from model.parallel.mesh import SINGLE
 from model.spec.errors import CheckpointError
+from model.spec.geometry import LATENTS_AT_A_TIME, latents_at_a_time
 from model.vae import wan
-from model.vae.vae import LATENTS_AT_A_TIME, Vae, latents_at_a_time
+from model.vae.vae import Vae
 
 CPU = torch.device("cpu")
 
@@ -103,7 +104,7 @@ def test_several_latent_frames_take_one_pass(vae, monkeypatch):
     monkeypatch.setattr("model.vae.vae.decode_chunk", counted)
     whole = torch.cat(list(vae.decode(latents)))
     assert passes == [1, LATENTS_AT_A_TIME, LATENTS_AT_A_TIME, 1]
-    monkeypatch.setattr("model.vae.vae.LATENTS_AT_A_TIME", 1)
+    monkeypatch.setattr("model.spec.geometry.LATENTS_AT_A_TIME", 1)
     torch.testing.assert_close(torch.cat(list(vae.decode(latents))), whole, rtol=0, atol=1e-5)
 
 
@@ -130,7 +131,9 @@ def test_large_frames_are_decoded_in_shorter_chunks_with_the_same_result(vae, mo
         return wan.decode_chunk(decoder, chunk, stream)
 
     monkeypatch.setattr("model.vae.vae.decode_chunk", counted)
-    monkeypatch.setattr("model.vae.vae.MAX_ELEMENTS", 2 * 4 * 8 * 34 * 50)  # two latent frames of 8 channels
+    monkeypatch.setattr(
+        "model.spec.geometry.MAX_ELEMENTS", 2 * 4 * 8 * 34 * 50
+    )  # two latent frames of 8 channels
     assert torch.equal(torch.cat(list(vae.decode(latents))), decoded)
     assert passes == [1, 2, 2, 1]
 

@@ -6,19 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import longcat_video_client
 from jobs.errors import OutOfMemory
 from service.cli import __main__ as command
-from service.cli.arguments import EXIT_CODES, fields_of, parser
-from service.cli.errors import CliError
+from service.cli import errors
+from service.cli.arguments import EXIT_CODES, options_of_video, parser
 from tests.servers import free_port
 from tests.service.hosts import host, redirecting, sending
 from tests.service.media import clip, encoded, picture
 from tests.service.working import working
 
+ROOT = Path(__file__).parents[3]
 PAGE = b'{"jobs": [], "next": null}'
 
 
@@ -214,7 +217,7 @@ class TestExitCodes:
         assert run("list").code == 130
 
     def test_help_explains_all_exit_codes(self, run):
-        codes = {kind.exit_code for kind in CliError.__subclasses__()} | {0, 2, 130, 141}
+        codes = {*errors.EXIT_CODES.values(), 0, 2, 130, 141}
         explained = [line.split()[0] for line in EXIT_CODES.splitlines()[1:]]
         assert explained == [str(code) for code in sorted(codes)]
         assert EXIT_CODES.strip() in run("--help").out
@@ -337,7 +340,42 @@ def test_every_option_is_a_field_of_a_request():
     options = vars(parser().parse_args(words)).keys()
     unsaid = {"condition_cache", "enhance_hf", "prompts", "webhook_events"}
     assert set(GenerateRequest.model_fields) - unsaid <= options
-    assert fields_of(parser().parse_args(words)) == {"prompt": "a", "seed": 1, "metadata": {"a": "b"}}
+    assert options_of_video(parser().parse_args(words)) == {"seed": 1, "metadata": {"a": "b"}}
+
+
+def test_every_error_of_the_client_has_an_exit_code():
+    kinds = [kind for kind in vars(longcat_video_client).values() if isinstance(kind, type)]
+    raised = [kind for kind in kinds if issubclass(kind, longcat_video_client.LongCatVideoError)]
+    assert len(raised) > 10
+    for kind in raised:
+        assert errors.exit_code_of(kind.__new__(kind)) in {1, 3, 4, 5}
+
+
+def test_console_script_works_in_any_folder_whatever_lies_there(live, tmp_path):
+    for name in ("service", "longcat_video_client", "json", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / ".env").write_text("LONGCAT_URL=nonsense")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    script = f"""
+import sys
+from importlib.metadata import EntryPoint
+sys.path[:0] = {[str(ROOT), str(ROOT / "client" / "src")]}
+sys.exit(EntryPoint("longcat", {project["scripts"]["longcat"]!r}, "console_scripts").load()())
+"""
+    words = [
+        sys.executable,
+        "-P",
+        "-c",
+        script,
+        "--url",
+        f"http://127.0.0.1:{live}",
+        "generate",
+        "a",
+        "--no-wait",
+    ]
+    ran = subprocess.run(words, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert (ran.returncode, len(ran.stdout.strip())) == (0, 32), ran.stderr
 
 
 def test_runs_as_a_module(live):

@@ -6,12 +6,14 @@ import io
 
 import pytest
 
+from longcat_video_client import Job, Progress
 from service.cli.progress import ProgressBar, describe_stage
 
 
 def a_job(status="running", position=None, **progress):
     known = {"phase": "denoise", "segment": 0, "num_segments": 1, "fraction": 0.5, "eta_s": None}
-    return {"status": status, "queue_position": position, "progress": known | progress if progress else None}
+    shown = Progress(**known | progress) if progress else None
+    return Job(id="a", status=status, queue_position=position, progress=shown)
 
 
 def shown_live(*jobs):

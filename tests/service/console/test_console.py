@@ -168,6 +168,56 @@ class TestInABrowser:
         page.click("text=Generate")
         page.wait_for_selector("text=image to video · 96×64")
 
+    def test_error_of_an_earlier_attempt_does_not_stay(self, page):
+        page.fill("textarea", "it moves")
+        page.fill("[name=size]", "65x96")
+        page.click("text=Generate")
+        page.wait_for_selector("text=width: must be a multiple of 16")
+        page.fill("[name=size]", "nonsense")  # the browser refuses it by the pattern
+        assert page.locator("#problem").is_hidden()
+        page.fill("[name=size]", "65x96")
+        page.click("text=Generate")
+        page.wait_for_selector("text=width: must be a multiple of 16")
+        page.evaluate("document.forms.order.elements.size.setCustomValidity('wrong')")
+        page.click("text=Generate")
+        page.wait_for_selector("#problem", state="hidden")
+
+    def test_sizes_are_those_of_the_checkpoint(self, page, order):
+        page.wait_for_selector("#sizes option", state="attached")
+        offered = page.evaluate("[...document.getElementById('sizes').options].map((option) => option.value)")
+        assert offered == ["small", "large", "96×64", "64×96", "192×128"]
+        field = "document.forms.order.elements.size"
+        for size, is_valid in (("large", True), ("64 x 96", True), ("192×128", True), ("480p", False)):
+            page.fill("[name=size]", size)
+            assert page.evaluate(f"{field}.validity.valid") == is_valid, size
+        page.fill("textarea", "it moves")
+        page.fill("[name=size]", "large")
+        page.click("text=Generate")
+        page.wait_for_selector("text=text to video · 192×128")
+
+    def test_what_was_entered_survives_a_reload(self, page):
+        page.fill("textarea", "a red ball\nit rolls away")
+        page.select_option("[name=task]", "long_video")
+        page.fill("[name=num_segments]", "2")
+        page.click("text=More options")
+        page.check("[name=distilled]")
+        page.select_option("[name=priority]", "low")
+        page.reload()
+        assert page.input_value("textarea") == "a red ball\nit rolls away"
+        assert page.locator("[name=num_segments]").is_visible()
+        assert page.input_value("[name=num_segments]") == "2"
+        assert page.locator("[name=distilled]").is_checked()
+        assert page.input_value("[name=priority]") == "low"
+        page.fill("textarea", "")
+        page.reload()
+        assert page.input_value("textarea") == ""
+
+    def test_file_that_the_browser_cannot_show_has_no_preview(self, page, tmp_path):
+        (tmp_path / "photo.png").write_bytes(b"no image")
+        page.set_input_files("input[type=file]", tmp_path / "photo.png")
+        page.wait_for_selector("#preview", state="hidden")
+        assert page.text_content("#file-name") == "photo.png"
+
     def test_empty_list_offers_example_prompts(self, page):
         page.wait_for_selector("text=No videos yet")
         page.locator(".example").first.click()
@@ -205,14 +255,18 @@ class TestInABrowser:
         page.emulate_media(reduced_motion="reduce")
         assert page.evaluate("getComputedStyle(document.querySelector('button')).transitionDuration") == "0s"
 
-    def test_job_can_be_cancelled_and_copied_as_curl(self, page, live, client):
+    def test_job_can_be_cancelled_and_copied_as_curl(self, page, live, client, tmp_path):
+        (tmp_path / "cat.png").write_bytes(encoded(picture()))
         page.fill("textarea", 'it\'s a "red" ball')
+        page.set_input_files("input[type=file]", tmp_path / "cat.png")
         page.click("text=Generate")
         page.click("text=Copy as curl")
         page.wait_for_selector("text=Copied")
         words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
         assert words[:2] == ["curl", f"http://127.0.0.1:{live}/generate"]
-        again = client.post("/generate", json=json.loads(words[words.index("-d") + 1]))
-        assert again.json()["request"] == client.get("/jobs?limit=2").json()["jobs"][1]["request"]
+        copied = client.post("/generate", json=json.loads(words[words.index("-d") + 1])).json()["request"]
+        first = client.get("/jobs?limit=2").json()["jobs"][1]["request"]
+        assert copied["image"].pop("job_id") != first["image"].pop("job_id")
+        assert copied == first
         page.locator(".cancel").last.click()
         page.wait_for_selector(".job[data-status=cancelled]")

@@ -16,6 +16,10 @@ BAD_FIELDS = [
     ("prompt", {"prompt": None}),
     ("prompt", {"prompt": ""}),
     ("prompt", {"prompt": " \n\t"}),
+    ("prompt", {"prompt": "\u200b\u200d\ufeff"}),  # zero width
+    ("prompt", {"prompt": "\u3164 \u2800\u115f"}),  # fillers and the empty Braille pattern
+    ("prompt", {"prompt": "\u0301\ufe0f"}),  # marks without a letter
+    ("prompts.1", {"prompt": None, "prompts": ["a", "\u2060"]}),
     ("prompt", {"prompt": "x" * 201}),
     ("prompt", {"prompt": 7}),
     ("prompt", {"prompt": ["a"]}),
@@ -82,7 +86,7 @@ BAD_FIELDS = [
     ("video", {"task": "text_to_video", "video": CLIP}),
     ("image", {"task": "long_video", "image": IMAGE, "video": CLIP}),
     ("condition_video", {"condition_video": CLIP}),
-    ("height", {"task": "refine", "video": CLIP, "height": 64, "width": 96}),
+    ("height", {"task": "refine", "video": CLIP, "height": 128, "width": 192}),
     ("distilled", {"task": "refine", "video": CLIP, "distilled": True}),
     # seed, priority, metadata, webhook
     ("seed", {"seed": -1}),
@@ -131,7 +135,7 @@ BAD_FIELDS = [
 def nothing_happens(client, redis, settings):
     """What must hold after a refusal."""
     yield
-    assert client.get("/jobs").json() == {"jobs": [], "next": None}
+    assert client.get("/jobs").json() == {"jobs": [], "next": None, "previous": None}
     assert num_tickets(redis) == 0
     assert list(settings.data_dir.rglob("*")) == []
 
@@ -216,7 +220,7 @@ class TestARefusedRequest:
             ("prompt", [("prompt", ("prompt.txt", b"a red ball"))]),
             ("surprise", [("surprise", ("a.png", b"x"))]),
             ("metadata", [("metadata", (None, "not json"))]),
-            ("refine", [("refine", (None, "on"))]),
+            ("refine", [("refine", (None, "maybe"))]),
             ("image", [("image", ("cat.png", b"not an image"))]),
             ("video", [("video", ("cat.mp4", encoded(picture())))]),
         ],

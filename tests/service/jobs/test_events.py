@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 def watching(port, job_id, last_event_id=None):
     """Yield the id, kind and job of each event."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
     connection.request("GET", f"/jobs/{job_id}/events", headers=headers)
     response = connection.getresponse()
     assert response.status == 200
@@ -86,7 +86,7 @@ def test_reconnected_client_continues_after_its_last_event(live, job_id, worker)
         assert tuple(map(int, event_id.split("-"))) > tuple(map(int, seen.split("-")))
 
 
-@pytest.mark.parametrize("after", [None, "0", "99999999999999-0"])
+@pytest.mark.parametrize("after", [None, "", "0", "99999999999999-0"])
 def test_finished_job_is_sent_as_one_event(live, job_id, worker, after):
     worker.succeed(worker.claim())
     with watching(live, job_id, last_event_id=after) as told:

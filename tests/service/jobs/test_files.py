@@ -110,6 +110,18 @@ def test_cached_video_is_answered_304(client, video):
     assert client.get(video, headers={"If-None-Match": '"another"'}).status_code == 200
 
 
+def test_if_match_names_the_version_that_the_client_expects(client, video):
+    etag = client.head(video).headers["ETag"]
+    for header in (etag, f'"another", {etag}', "*"):
+        assert client.get(video, headers={"If-Match": header}).status_code == 200
+    for header in ('"another"', f"W/{etag}", etag.strip('"'), ""):
+        for method in ("GET", "HEAD"):
+            answer = client.request(method, video, headers={"If-Match": header, "Range": "bytes=0-9"})
+            assert answer.status_code == 412
+    error = client.get(video, headers={"If-Match": '"another"', "If-None-Match": etag}).json()["error"]
+    assert (error["code"], error["field"]) == ("precondition_failed", "If-Match")
+
+
 def test_head_returns_headers_without_content(client, video):
     whole, part = client.head(video), client.head(video, headers={"Range": "bytes=5-9"})
     assert (whole.status_code, whole.content, whole.headers["Content-Length"]) == (200, b"", str(len(VIDEO)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -102,13 +103,13 @@ class TestFailedRequest:
     def test_request_that_failed_after_queueing_returns_its_job(self, app, client, monkeypatch):
         """Redis fails after the job was queued, so the client is told to retry."""
         jobs = app.state.backend.jobs
-        submit = jobs.submit
+        submit = jobs.submit_or_find
 
         def interrupted(submission):
             submit(submission)
             raise Unavailable("the answer was lost")
 
-        monkeypatch.setattr(jobs, "submit", interrupted)
+        monkeypatch.setattr(jobs, "submit_or_find", interrupted)
         assert generate(client).status_code == 503
         monkeypatch.undo()
         answer = generate(client)
@@ -141,6 +142,24 @@ class TestConcurrentRequests:
         assert len({answer.json()["id"] for answer in answers}) == 1
         assert len({answer.json()["request"]["seed"] for answer in answers}) == 1
         assert len(ids(client)) == 1
+
+    def test_all_responses_but_one_say_that_they_are_repeated(self, client):
+        answers = self.post(client, [{}] * 80)
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        assert [answer.headers.get("Idempotent-Replayed") for answer in answers].count("true") == 79
+
+    def test_response_to_the_slower_of_two_requests_says_that_it_is_repeated(self, app, client, monkeypatch):
+        """Let both requests reserve the key before one of them is submitted."""
+        jobs, both_reserved = app.state.backend.jobs, threading.Barrier(2)
+        submit = jobs.submit_or_find
+
+        def submit_late(submission):
+            both_reserved.wait(30)
+            return submit(submission)
+
+        monkeypatch.setattr(jobs, "submit_or_find", submit_late)
+        headers = [answer.headers.get("Idempotent-Replayed") for answer in self.post(client, [{}] * 2)]
+        assert sorted(headers, key=str) == [None, "true"]
 
     def test_different_requests_create_one_job_and_refuse_the_rest(self, client):
         answers = self.post(client, [{"seed": seed} for seed in range(8)])

@@ -11,6 +11,7 @@ from tests.service.media import clip, encoded, in_base64, picture
 IMAGE = {"base64": in_base64(encoded(picture()))}
 CLIP = {"base64": in_base64(clip(17))}
 DEFAULT: dict[str, Any] = {
+    "task": "text_to_video",
     "model": None,
     "prompt": "a red ball",
     "prompts": None,
@@ -31,6 +32,8 @@ DEFAULT: dict[str, Any] = {
     "enhance_hf": True,
     "refine": False,
     "refinement": None,
+    "t_thresh": None,
+    "spatial_refine_only": False,
     "fps": 15,
     "seed": 7,
     "priority": "normal",
@@ -55,6 +58,7 @@ REFINED_CLIP = {
     "condition_cache": False,
     "enhance_hf": False,
     "refinement": REFINEMENT,
+    "t_thresh": 0.5,
 }
 
 
@@ -64,14 +68,20 @@ REFINED_CLIP = {
         ({}, {}),
         ({"priority": "low", **WEBHOOK}, {"priority": "low", **WEBHOOK}),
         ({"distilled": True}, DISTILLED | {"enhance_hf": False}),
-        ({"refine": True}, {"refine": True, "refinement": REFINEMENT}),
+        ({"refine": True}, {"refine": True, "refinement": REFINEMENT, "t_thresh": 0.5}),
         (
             {"refine": True, "t_thresh": 0.25, "spatial_refine_only": True},
-            {"refine": True, "refinement": REFINEMENT | {"t_thresh": 0.25, "spatial_only": True}},
+            {
+                "refine": True,
+                "t_thresh": 0.25,
+                "spatial_refine_only": True,
+                "refinement": REFINEMENT | {"t_thresh": 0.25, "spatial_only": True},
+            },
         ),
         (
             {"prompt": None, "prompts": ["one", "two"], "condition_cache": False, "enhance_hf": False},
             {
+                "task": "long_video",
                 "prompt": None,
                 "prompts": ["one", "two"],
                 "num_segments": 2,
@@ -80,9 +90,12 @@ REFINED_CLIP = {
                 "enhance_hf": False,
             },
         ),
-        ({"image": IMAGE}, {"image": IMAGE_VIEW}),
-        ({"video": CLIP}, {"video": CLIP_VIEW, "num_condition_frames": 5}),
-        ({"task": "refine", "video": CLIP}, {"video": CLIP_VIEW, **REFINED_CLIP}),
+        ({"image": IMAGE}, {"task": "image_to_video", "image": IMAGE_VIEW}),
+        (
+            {"video": CLIP},
+            {"task": "video_continuation", "video": CLIP_VIEW, "num_condition_frames": 5},
+        ),
+        ({"task": "refine", "video": CLIP}, {"task": "refine", "video": CLIP_VIEW, **REFINED_CLIP}),
     ],
 )
 def test_shows_every_option_as_it_was_resolved(client, body, changes):
@@ -91,6 +104,7 @@ def test_shows_every_option_as_it_was_resolved(client, body, changes):
     shown = answer.json()["request"]
     for name in ("image", "video", "condition_video"):
         if shown[name]:
+            assert shown[name].pop("job_id") == answer.json()["id"]
             assert shown[name].pop("size_bytes") > 0
             assert len(shown[name].pop("sha256")) == 64
     assert shown == DEFAULT | changes

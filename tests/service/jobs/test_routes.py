@@ -60,7 +60,7 @@ def test_capability_of_a_fleet_of_release_0_2_0_is_the_latest_that_a_worker_publ
 
 class TestList:
     def test_is_empty_at_first(self, client):
-        assert client.get("/jobs").json() == {"jobs": [], "next": None}
+        assert client.get("/jobs").json() == {"jobs": [], "next": None, "previous": None}
 
     def test_starts_with_the_newest_job(self, client, order):
         made = [order()["id"] for _ in range(3)]
@@ -101,12 +101,53 @@ class TestList:
             ("limit=101", "limit"),
             ("limit=x", "limit"),
             ("status=gone", "status"),
-            ("after=" + "x" * 101, "after"),
+            ("after=" + "x" * 151, "after"),
+            ("task=film", "task"),
+            ("created_after=yesterday", "created_after"),
+            ("created_before=2026-11-28T15:15:30", "created_before"),  # without a time zone
+            ("after=a&before=b", "before"),
         ],
     )
     def test_invalid_queries_are_refused(self, client, query, field):
         answer = client.get(f"/jobs?{query}")
         assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+    def test_filters_by_task_and_time(self, client, order):
+        made = [order(), order(task="long_video", num_segments=2), order()]
+        assert ids(client.get("/jobs?task=long_video").json()) == [made[1]["id"]]
+        created = [job["created_at"] for job in made]
+        query = {"created_after": created[1], "created_before": created[2]}
+        expected = [job["id"] for job in made if created[1] <= job["created_at"] < created[2]]
+        assert ids(client.get("/jobs", params=query).json()) == expected[::-1]
+
+    def test_pages_lead_back(self, client, order):
+        made = [order()["id"] for _ in range(4)][::-1]
+        first = client.get("/jobs?limit=2").json()
+        second = client.get("/jobs", params={"limit": 2, "after": first["next"]}).json()
+        assert (ids(second), first["previous"], second["next"]) == (made[2:], None, None)
+        back = client.get("/jobs", params={"limit": 2, "before": second["previous"]}).json()
+        assert (ids(back), back["previous"]) == (made[:2], None)
+
+    def test_page_after_a_deleted_job_continues_at_its_place(self, client, order):
+        made = [order()["id"] for _ in range(3)][::-1]
+        page = client.get("/jobs?limit=1").json()
+        client.delete(f"/jobs/{made[0]}")
+        assert ids(client.get("/jobs", params={"after": page["next"]}).json()) == made[1:]
+
+    def test_owner_is_a_filter_for_those_who_see_all_jobs(self, client, app):
+        keys = app.state.backend.authenticator.keys
+        backend = app.state.backend
+        made = {}
+        for owner in ("alice", "bob"):
+            headers = {"Authorization": f"Bearer {keys.create(owner)}"}
+            made[owner] = client.post("/generate", json={"prompt": "x"}, headers=headers).json()["id"]
+            assert ids(client.get(f"/jobs?owner={owner}", headers=headers).json()) == [made[owner]]
+            answer = client.get("/jobs?owner=nobody", headers=headers)
+            assert (answer.status_code, answer.json()["error"]["field"]) == (422, "owner")
+        assert [job.id for job in backend.jobs_of("bob").page()] == [made["bob"]]
+        backend.redis.delete("longcat:keys")  # now everybody sees all jobs
+        assert len(ids(client.get("/jobs").json())) == 2
+        assert ids(client.get("/jobs?owner=bob").json()) == [made["bob"]]
 
     def test_page_after_an_unknown_job_is_not_found(self, client):
         answer = client.get("/jobs?after=nobody")

@@ -13,31 +13,35 @@ from tests.service.conftest import TASKS
 
 EXAMPLES = examples()
 WHICH = ("Generate", "Video", "Extension")
-GATED = {"401", "429"}
+GATED = {"401", "422", "429"}
+GATED_OPENAI = {"400", "401", "429"}
 CREATED = {"400", "403", "408", "413", "415", "422", "503"}
-FILE_ANSWERS = {"200", "206", "304", "307", "404", "409", "410", "416", "503"}
+FILE_ANSWERS = {"200", "206", "304", "307", "404", "409", "410", "412", "416", "503"}
 OPERATIONS = {
-    ("post", "/generate"): {"202"} | CREATED | GATED,
+    ("post", "/generate"): {"200", "202"} | CREATED | GATED,
     ("get", "/capability"): {"200", "503"} | GATED,
     ("get", "/usage"): {"200", "503"} | GATED,
-    ("get", "/jobs"): {"200", "404", "422", "503"} | GATED,
+    ("get", "/jobs"): {"200", "404", "503"} | GATED,
     ("get", "/jobs/{job_id}"): {"200", "404", "503"} | GATED,
     ("delete", "/jobs/{job_id}"): {"202", "204", "404", "503"} | GATED,
     ("post", "/jobs/{job_id}/cancel"): {"200", "404", "409", "503"} | GATED,
+    ("post", "/jobs/{job_id}/retry"): {"202", "404", "409"} | CREATED | GATED,
     ("get", "/jobs/{job_id}/video"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/thumbnail"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/timeline"): FILE_ANSWERS | GATED,
-    ("get", "/jobs/{job_id}/events"): {"200", "404", "422", "503"} | GATED,
+    ("get", "/jobs/{job_id}/events"): {"200", "404", "503"} | GATED,
     ("get", "/jobs/{job_id}/webhooks"): {"200", "404", "503"} | GATED,
-    ("post", "/v1/videos"): {"200"} | CREATED | GATED,
-    ("get", "/v1/videos"): {"200", "400", "404", "503"} | GATED,
-    ("post", "/v1/videos/extensions"): {"200", "404", "409", "410"} | CREATED | GATED,
-    ("get", "/v1/videos/{video_id}"): {"200", "404", "503"} | GATED,
-    ("delete", "/v1/videos/{video_id}"): {"200", "404", "503"} | GATED,
-    ("get", "/v1/videos/{video_id}/content"): {"400"} | FILE_ANSWERS | GATED,
-    ("get", "/livez"): {"200"},
+    ("post", "/v1/videos"): {"200"} | CREATED | GATED_OPENAI,
+    ("get", "/v1/videos"): {"200", "400", "404", "503"} | GATED_OPENAI,
+    ("post", "/v1/videos/extensions"): {"200", "404", "409", "410"} | CREATED | GATED_OPENAI,
+    ("get", "/v1/videos/{video_id}"): {"200", "404", "503"} | GATED_OPENAI,
+    ("delete", "/v1/videos/{video_id}"): {"200", "404", "503"} | GATED_OPENAI,
+    ("get", "/v1/videos/{video_id}/content"): {"400"} | FILE_ANSWERS | GATED_OPENAI,
+    ("get", "/v1/models"): {"200", "503"} | GATED_OPENAI,
+    ("get", "/v1/models/{model}"): {"200", "404", "503"} | GATED_OPENAI,
+    ("get", "/livez"): {"200", "422"},
     ("get", "/readyz"): {"200", "422", "503"},
-    ("get", "/metrics"): {"200"},
+    ("get", "/metrics"): {"200", "422"},
 }
 
 

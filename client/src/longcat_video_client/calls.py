@@ -1,0 +1,129 @@
+"""Define the HTTP request of each method, and read the responses; without any input or output.
+
+`client` and `async_client` send these calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from longcat_video_client.errors import NotFound, UnexpectedReply
+from longcat_video_client.options import GenerateBody, new_idempotency_key
+
+CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+"""Every wait for a job holds a connection, so no number of them is too large."""
+
+MAX_PAGE_SIZE = 100
+JOB_NOT_FOUND = "job_not_found"
+
+Reply = TypeVar("Reply", bound=BaseModel)
+
+
+def _no_body() -> AbstractContextManager[dict[str, Any]]:
+    return nullcontext({})
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that may be sent several times: `body` opens the arguments of httpx for each attempt."""
+
+    method: str
+    path: str
+    params: Mapping[str, str | int] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Callable[[], AbstractContextManager[dict[str, Any]]] = _no_body
+
+    def arguments(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of httpx. Only requests that change nothing follow redirects."""
+        return {
+            "method": self.method,
+            "url": self.path,
+            "params": dict(self.params),
+            "headers": dict(self.headers),
+            "follow_redirects": self.method == "GET",
+            **body,
+        }
+
+
+def generate(body: GenerateBody, idempotency_key: str | None) -> Call:
+    """Submit a job. The key makes the call safe to repeat."""
+    headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}
+    return Call("POST", "/generate", headers=headers, body=body.open)
+
+
+def capability() -> Call:
+    """Read what can be requested."""
+    return Call("GET", "/capability")
+
+
+def get_job(job_id: str) -> Call:
+    """Read a job."""
+    return Call("GET", _job_path(job_id))
+
+
+def list_jobs(status: str | None, limit: int | None, after: str | None) -> Call:
+    """Read a page of jobs, at most `limit` of them."""
+    params: dict[str, str | int] = {"limit": MAX_PAGE_SIZE if limit is None else min(limit, MAX_PAGE_SIZE)}
+    params |= {name: value for name, value in (("status", status), ("after", after)) if value}
+    return Call("GET", "/jobs", params)
+
+
+def cancel_job(job_id: str) -> Call:
+    """Cancel a job. Cancelling it again changes nothing."""
+    return Call("POST", f"{_job_path(job_id)}/cancel")
+
+
+def delete_job(job_id: str) -> Call:
+    """Delete a job."""
+    return Call("DELETE", _job_path(job_id))
+
+
+def stream_events(job_id: str, last_event_id: str | None) -> Call:
+    """Watch a job, from after an event if one is given."""
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
+    headers |= {"Last-Event-ID": last_event_id} if last_event_id else {}
+    return Call("GET", f"{_job_path(job_id)}/events", headers=headers)
+
+
+def get_timeline(job_id: str) -> Call:
+    """Read the trace of a finished job."""
+    return Call("GET", f"{_job_path(job_id)}/timeline")
+
+
+def get_video(job_id: str, start: int) -> Call:
+    """Read the video from the byte `start` on."""
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    return Call("GET", f"{_job_path(job_id)}/video", headers=headers)
+
+
+def read(response: httpx.Response, model: type[Reply]) -> Reply:
+    """Return the content of a response. Raise UnexpectedReply if it has another form."""
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError as error:
+        raise UnexpectedReply(f"{response.url} is no LongCat-Video service") from error
+
+
+def read_object(response: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object in a response. Raise UnexpectedReply if there is none."""
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UnexpectedReply(f"{response.url} is no LongCat-Video service")
+    return found
+
+
+def _job_path(job_id: str) -> str:
+    """Return the path of a job. Raise NotFound for an id that would lead to another path."""
+    if job_id in {"", ".", ".."}:
+        raise NotFound(f"there is no job {job_id!r}", code=JOB_NOT_FOUND)
+    return f"/jobs/{quote(job_id, safe='')}"

@@ -1,0 +1,211 @@
+"""Define what the service returns: jobs, pages of jobs, and its capability.
+
+Fields that this release does not know are kept (`model_extra`), and those that are missing have defaults, so
+that the client works with newer and older services. Statuses, tasks and phases are plain strings, because a
+newer service may have more of them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from longcat_video_client.errors import JobCancelled, JobFailed, JobNotReady
+
+FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Progress(_Reply):
+    """The progress of a running job. `fraction` is that of the whole job, in [0, 1]."""
+
+    phase: str
+    step: int = 0
+    num_steps: int = 0
+    segment: int = 0
+    num_segments: int = 1
+    fraction: float = 0.0
+    eta_s: float | None = None
+
+
+class JobError(_Reply):
+    """The reason why a job failed. `code` is stable, `message` is for people."""
+
+    code: str
+    message: str = ""
+    retryable: bool = False
+
+
+class Result(_Reply):
+    """A finished video. `sha256` is the digest of the file."""
+
+    video_url: str
+    thumbnail_url: str | None = None
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    duration_s: float
+    size_bytes: int
+    sha256: str
+    seed: int
+    dtype: str | None = None
+    model: str | None = None
+    weights: dict[str, str] = Field(default_factory=dict)
+
+
+class InputFile(_Reply):
+    """An image or a clip that came with the request. `job_id` is the job that has it."""
+
+    job_id: str | None = None
+    media_type: str
+    size_bytes: int
+    sha256: str
+    width: int
+    height: int
+    num_frames: int = 1
+
+
+class Refinement(_Reply):
+    """The second stage of a video, with higher resolution."""
+
+    height: int
+    width: int
+    num_inference_steps: int
+    t_thresh: float
+    spatial_only: bool = False
+    num_held: int = 0
+
+
+class ResolvedRequest(_Reply):
+    """The request of a job with all defaults filled in. The same values give the same video."""
+
+    prompt: str | None = None
+    prompts: tuple[str, ...] | None = None
+    negative_prompt: str | None = None
+    model: str | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_segments: int | None = None
+    num_condition_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    distilled: bool | None = None
+    quality: str | None = None
+    refine: bool | None = None
+    refinement: Refinement | None = None
+    t_thresh: float | None = None
+    spatial_refine_only: bool | None = None
+    condition_cache: bool | None = None
+    enhance_hf: bool | None = None
+    fps: int | None = None
+    seed: int | None = None
+    image: InputFile | None = None
+    video: InputFile | None = None
+    condition_video: InputFile | None = None
+    priority: str | None = None
+    webhook_url: str | None = None
+    webhook_events: tuple[str, ...] | None = None
+
+
+class Job(_Reply):
+    """A job.
+
+    Attributes:
+        status: `queued`, `running`, `uploading`, `succeeded`, `failed` or `cancelled`.
+        queue_position: 1 for the job that is next, None unless the job is queued.
+        waiting_for: why no GPUs can start the job now, if it is queued.
+        warnings: what is special about the video.
+        attempt: how many times the job was started.
+        timings_s: seconds by phase.
+        expires_at: when the job and its files are deleted.
+    """
+
+    id: str
+    status: str
+    task: str | None = None
+    request: ResolvedRequest = ResolvedRequest()
+    progress: Progress | None = None
+    queue_position: int | None = None
+    waiting_for: str | None = None
+    warnings: tuple[str, ...] = ()
+    attempt: int = 0
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: JobError | None = None
+    result: Result | None = None
+    timings_s: dict[str, float] = Field(default_factory=dict)
+    metadata: dict[str, str] = Field(default_factory=dict)
+    expires_at: datetime | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the status is final, even if this release does not know the status."""
+        return self.status in FINAL_STATUSES or self.finished_at is not None
+
+    def result_or_raise(self) -> Result:
+        """Return the result of a job that succeeded.
+
+        Raises:
+            JobFailed: the job failed.
+            JobCancelled: the job was cancelled.
+            JobNotReady: the job has no result, or none yet.
+        """
+        if self.result is not None:
+            return self.result
+        if self.status == "failed":
+            error = self.error or JobError(code="unknown")
+            raise JobFailed(self.id, error.code, error.message, retryable=error.retryable)
+        if self.status == "cancelled":
+            raise JobCancelled(self.id)
+        raise JobNotReady(self.id, self.status)
+
+
+class JobPage(_Reply):
+    """Jobs, the newest first.
+
+    Attributes:
+        next: the `after` of the page of older jobs, None on the last page.
+        previous: the `before` of the page of newer jobs, None on the first page.
+    """
+
+    jobs: tuple[Job, ...]
+    next: str | None = None
+    previous: str | None = None
+
+
+class _Capability(_Reply):
+    schema_version: int | None = None
+    model: str
+    tasks: tuple[str, ...] = ()
+    limits: dict[str, Any] = Field(default_factory=dict)
+    loras: tuple[str, ...] = ()
+    context_parallel: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    weights: dict[str, str] = Field(default_factory=dict)
+    gpu: str | None = None
+    gpu_memory_gib: int | None = None
+    order_versions: tuple[int, ...] = ()
+
+
+class Pool(_Capability):
+    """Groups of GPUs that can make the same videos. `away_s` is the time since the last one was up."""
+
+    name: str
+    num_groups: int = 0
+    away_s: float = 0.0
+    queued_jobs: int = 0
+
+
+class Capability(_Capability):
+    """The capability of the service: tasks, LoRAs, and the limits and defaults of its most capable pool."""
+
+    pools: tuple[Pool, ...] = ()

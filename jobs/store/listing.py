@@ -1,0 +1,242 @@
+"""List jobs a page at a time, with filters. How much a page reads does not grow with the number of jobs.
+
+Jobs are listed in the order of their submission, from an index of their numbers. A page begins behind a
+cursor, so jobs that are submitted, deleted or filtered out meanwhile shift no page. Status, owner and time of
+submission are looked up in indexes. The task is not: a page looks at `MAX_LOOKED_AT` jobs for it at most, so
+it may have fewer jobs than fit, or none, although more follow.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, Self
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from jobs.errors import JobNotFound, UnreadableRecord
+from jobs.record import Job, Status
+from jobs.store.scripts import decoded, text
+from model.spec.params import Task
+
+MAX_LOOKED_AT = 1000
+_CHUNK = 200
+_MAX_UNDATED = 10  # in a row, among the records that a search by time comes upon
+_CURSOR = re.compile(r"([0-9]{1,15})\.(.+)")
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Conditions on jobs; None is no condition.
+
+    Attributes:
+        created_from: the earliest time of submission.
+        created_before: the time before which jobs were submitted.
+    """
+
+    status: Status | None = None
+    task: Task | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The place of a job in the list. It stays valid after the job is gone if the time is known."""
+
+    job_id: str
+    created_ms: int | None = None
+
+    @classmethod
+    def parse(cls, cursor: str) -> Self:
+        """Read a cursor, or the id of a job."""
+        match = _CURSOR.fullmatch(cursor)
+        return cls(match[2], int(match[1])) if match else cls(cursor)
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the place of a job."""
+        return cls(job.id, round(job.created_at.timestamp() * 1000))
+
+    def __str__(self) -> str:
+        return self.job_id if self.created_ms is None else f"{self.created_ms}.{self.job_id}"
+
+
+class JobPage(NamedTuple):
+    """Jobs, the newest first, with cursors of the older and the newer ones; None where there are none."""
+
+    jobs: list[Job]
+    older: Cursor | None
+    newer: Cursor | None
+
+
+class Walk(NamedTuple):
+    """The jobs that were found on a walk, and where it stopped; None if it came to the end of the list."""
+
+    jobs: list[Job]
+    stopped_at: Cursor | None
+
+
+class JobIndexes:
+    """The indexes of all jobs, or of those of one owner.
+
+    Args:
+        redis: has the indexes and the records.
+        owner: the owner whose jobs are listed; None lists those of all.
+        read: reads the record of a job. Raises UnreadableRecord.
+    """
+
+    def __init__(self, redis: Redis, owner: str | None, read: Callable[[dict[str, str]], Job]) -> None:
+        self._redis = redis
+        self._owner = owner
+        self._read = read
+
+    def page(
+        self, wanted: JobFilter, limit: int, after: Cursor | None = None, before: Cursor | None = None
+    ) -> JobPage:
+        """Return the jobs that are next older than `after`, or next newer than `before`; else the newest.
+
+        Raises JobNotFound if the job of a cursor without a time is gone.
+        """
+        if before is not None:
+            jobs, newer = self.walk(wanted, limit, before, newest_first=False)
+            jobs.reverse()
+            return JobPage(jobs, Cursor.of(jobs[-1]) if jobs else None, newer)
+        jobs, older = self.walk(wanted, limit, after, newest_first=True)
+        if after is None:
+            return JobPage(jobs, older, None)
+        first = Cursor.of(jobs[0]) if jobs else after
+        found, stopped_at = self.walk(wanted, 1, first, newest_first=False)
+        return JobPage(jobs, older, first if found or stopped_at else None)
+
+    def walk(self, wanted: JobFilter, limit: int, start: Cursor | None, *, newest_first: bool) -> Walk:
+        """Return up to `limit` jobs behind a cursor. Records that cannot be read are passed over."""
+        index = self._key(wanted.status)
+        first, end = self._range(wanted, start, newest_first=newest_first)
+        found: list[Job] = []
+        num_looked_at, last = 0, start
+        while len(found) <= limit and num_looked_at < MAX_LOOKED_AT:
+            num_wanted = _CHUNK if wanted.task else limit + 1 - len(found)
+            members = self._members(index, first, end, num_wanted, newest_first=newest_first)
+            if not members:
+                return Walk(found, None)
+            num_looked_at += len(members)
+            job_ids = [job_id for job_id, _ in members]
+            if wanted.task:
+                job_ids = self._of_task(wanted.task, job_ids)
+            found += self._readable(index, job_ids)
+            last_id, number = members[-1]
+            first, end = (first, number) if newest_first else (number + 1, end)
+            last = Cursor.of(found[-1]) if found and found[-1].id == last_id else self._cursor(last_id, last)
+        if len(found) > limit:
+            return Walk(found[:limit], Cursor.of(found[limit - 1]))
+        return Walk(found, last)
+
+    def _range(self, wanted: JobFilter, start: Cursor | None, *, newest_first: bool) -> tuple[int, float]:
+        """Return the first number that is wanted and the number before which the wanted ones end."""
+        first, end = 0, math.inf
+        if wanted.created_from:
+            first = self._first_since(_ms(wanted.created_from))
+        if wanted.created_before:
+            end = self._first_since(_ms(wanted.created_before))
+        if start is not None:
+            number = self._redis.zscore(self._key(None), start.job_id)
+            if number is None and start.created_ms is None:
+                raise JobNotFound("no such job")
+            if newest_first:
+                last = int(number) if number is not None else self._first_since((start.created_ms or 0) + 1)
+                end = min(end, last)
+            else:
+                next_one = int(number) + 1 if number is not None else self._first_since(start.created_ms or 0)
+                first = max(first, next_one)
+        return first, end
+
+    def _first_since(self, time_ms: int) -> int:
+        """Return the lowest number of a job that was submitted at this time or later, by binary search."""
+        index = self._key(None)
+        newest = self._members(index, 0, math.inf, 1, newest_first=True)
+        low, high = 0, newest[0][1] + 1 if newest else 0
+        while low < high:
+            middle = (low + high) // 2
+            dated = self._next_dated(index, middle, high)
+            if dated is None or dated[1] >= time_ms:
+                high = middle
+            else:
+                low = dated[0] + 1
+        return low
+
+    def _next_dated(self, index: str, first: int, end: int) -> tuple[int, int] | None:
+        """Return number and time of the first job in a range whose time can be read; one of few must be."""
+        for job_id, number in self._members(index, first, end, _MAX_UNDATED, newest_first=False):
+            created_ms = self._created_ms(job_id)
+            if created_ms is not None:
+                return number, created_ms
+        return None
+
+    def _created_ms(self, job_id: str) -> int | None:
+        try:
+            return int(text(self._redis.hget(record_key(job_id), "created_ms")))
+        except (ResponseError, ValueError):  # the record is gone, or broken
+            return None
+
+    def _cursor(self, job_id: str, previous: Cursor | None) -> Cursor:
+        """Return the place of a job. If its time is unknown, that of the job before is used."""
+        created_ms = self._created_ms(job_id)
+        if created_ms is None:
+            return Cursor(job_id, previous.created_ms if previous else None)
+        return Cursor(job_id, created_ms)
+
+    def _of_task(self, task: Task, job_ids: Sequence[str]) -> list[str]:
+        """Return the jobs of a task."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(record_key(job_id), "task")
+            tasks = pipeline.execute(raise_on_error=False)
+        found = zip(job_ids, tasks, strict=True)
+        return [
+            job_id for job_id, stored in found if isinstance(stored, bytes | str) and text(stored) == task
+        ]
+
+    def _members(
+        self, index: str, first: int, end: float, limit: int, *, newest_first: bool
+    ) -> list[tuple[str, int]]:
+        """Return ids and numbers from an index, those from `first` to before `end`."""
+        lowest, highest = str(first), "+inf" if end == math.inf else f"({end:.0f}"
+        if newest_first:
+            members: Any = self._redis.zrevrangebyscore(index, highest, lowest, 0, limit, withscores=True)
+        else:
+            members = self._redis.zrangebyscore(index, lowest, highest, 0, limit, withscores=True)
+        return [(text(job_id), int(number)) for job_id, number in members]
+
+    def _readable(self, index: str, job_ids: Sequence[str]) -> Iterator[Job]:
+        """Read jobs, passing over those that cannot be read. Those that are gone leave the index."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hgetall(record_key(job_id))
+            records = pipeline.execute(raise_on_error=False)
+        for job_id, record in zip(job_ids, records, strict=True):
+            if not record or isinstance(record, ResponseError):  # no hash
+                self._redis.zrem(index, job_id)
+                continue
+            with suppress(UnreadableRecord):
+                yield self._read(decoded(record.items()))
+
+    def _key(self, status: Status | None) -> str:
+        """Return the key of the index of a status, or of all jobs."""
+        key = f"longcat:index:{status or 'all'}"
+        return key if self._owner is None else f"{key}:{self._owner}"
+
+
+def record_key(job_id: str) -> str:
+    """Return the key of a job's record."""
+    return f"longcat:job:{job_id}"
+
+
+def _ms(time: datetime) -> int:
+    """Return a time in milliseconds since 1970, rounded up: records have no smaller unit."""
+    return math.ceil(time.timestamp() * 1000)

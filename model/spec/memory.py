@@ -1,0 +1,220 @@
+"""Predict the GPU memory that a plan needs, from sizes alone.
+
+The constants come from `python -m benchmarks.peak_memory`, which runs the real modules on the meta device; a
+test keeps both within 5 % of each other. What a GPU itself takes (its context, workspaces, unusable gaps) is
+not predicted: `RESERVE_BYTES` allows for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from model.spec.geometry import (
+    FRAME_STRIDE,
+    SIDE_MULTIPLE,
+    VAE_STRIDE,
+    RefineLayout,
+    latent_frames,
+    latents_at_a_time,
+)
+from model.spec.plan import Plan, refine_layout_of
+
+RESERVE_BYTES = 2 * 1024**3
+"""Memory of each GPU that is left to its context, workspaces and gaps. Not measured."""
+
+FORWARD_TENSORS = {2: 11.1, 4: 10.4}
+"""Tensors [tokens, width] that are alive at the peak of a block, by the size of an element in bytes."""
+
+ENCODED_ELEMENTS = 6530
+"""Elements for each pixel of a frame at the peak of encoding, with `WAN_CHANNELS` channels."""
+
+DECODED_ELEMENTS, DECODED_ELEMENTS_OF_FRAME = 2378, 441
+"""The same of decoding: a constant, and as much for each frame that is decoded at a time."""
+
+WAN_CHANNELS = 96
+"""Channels of the released VAE at the full size of a frame."""
+
+TEXT_TOKENS = 512
+"""Tokens of a prompt, with padding."""
+
+Phase = Literal["encode", "denoise", "decode"]
+
+
+@dataclass(frozen=True)
+class CheckpointSizes:
+    """Sizes of a checkpoint, in parameters unless said otherwise.
+
+    Attributes:
+        transformer: all of the transformer.
+        quantised: those of its matrices that fp8 stores in one byte.
+        text_encoder: all of the text encoder, which only the leader of a group has.
+        vae: all of the VAE.
+        width: channels of a token.
+        depth: blocks of the transformer.
+        vae_channels: channels of the VAE at the full size of a frame.
+    """
+
+    transformer: int
+    quantised: int
+    text_encoder: int
+    vae: int
+    width: int
+    depth: int
+    vae_channels: int = WAN_CHANNELS
+
+
+class Window(NamedTuple):
+    """Latent frames and their sides in pixels, and how many of the frames condition the rest."""
+
+    num_frames: int
+    height: int
+    width: int
+    num_condition: int = 0
+
+    @property
+    def tokens_of_frame(self) -> int:
+        """Return the tokens of a latent frame."""
+        return self.height * self.width // SIDE_MULTIPLE**2
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a group runs a checkpoint: its ranks, the bytes of an element, and fp8 for the large matrices."""
+
+    ranks: int = 1
+    element_bytes: int = 2
+    fp8: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """The memory of one GPU in bytes, at the peak of a job.
+
+    Attributes:
+        transformer, text_encoder, vae: weights.
+        text_kv: keys and values of the texts in all blocks, of each stage.
+        condition_kv: those of the condition frames.
+        working: what is alive besides at the peak of the phase that needs most.
+        phase: that phase.
+    """
+
+    transformer: int
+    text_encoder: int
+    vae: int
+    text_kv: int
+    condition_kv: int
+    working: int
+    phase: Phase
+
+    @property
+    def weights(self) -> int:
+        """Return what is taken as long as the model is loaded."""
+        return self.transformer + self.text_encoder + self.vae
+
+    @property
+    def total(self) -> int:
+        """Return the sum, without `RESERVE_BYTES`."""
+        return self.weights + self.text_kv + self.condition_kv + self.working
+
+
+def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader: bool = True) -> MemoryNeed:
+    """Return the memory that a plan needs on the leader of a group, or on another of its ranks."""
+    stages = _stages(plan)
+    element = setup.element_bytes
+    token_kv = 2 * sizes.depth * sizes.width * element
+    condition_tokens = max(
+        (window.num_condition * window.tokens_of_frame for window, _, cached in stages if cached), default=0
+    )
+    working: dict[Phase, int] = {
+        "denoise": max(
+            forward_bytes(sizes, window, texts, setup, cached) for window, texts, cached in stages
+        ),
+        "decode": max(decode_bytes(sizes, window, setup) for window, _, _ in stages),
+        "encode": _encode_bytes_of(sizes, plan, setup),
+    }
+    phase = max(working, key=lambda each: working[each])
+    return MemoryNeed(
+        transformer=transformer_bytes(sizes, setup),
+        text_encoder=sizes.text_encoder * element if is_leader else 0,
+        vae=sizes.vae * element,
+        text_kv=sum(texts for _, texts, _ in stages) * TEXT_TOKENS * token_kv,
+        condition_kv=condition_tokens // setup.ranks * token_kv,
+        working=working[phase],
+        phase=phase,
+    )
+
+
+def loading_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:
+    """Return the weights on one GPU while they are loaded: fp8 quantises those of the transformer later."""
+    others = sizes.vae + (sizes.text_encoder if is_leader else 0)
+    return (sizes.transformer + others) * setup.element_bytes
+
+
+def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
+    """Return the bytes of the transformer's weights on each rank."""
+    quantised = sizes.quantised if setup.fp8 else 0
+    return (sizes.transformer - quantised) * setup.element_bytes + quantised
+
+
+def forward_bytes(
+    sizes: CheckpointSizes, window: Window, num_texts: int, setup: Setup, condition_cache: bool = False
+) -> int:
+    """Return the peak of a forward on one rank, without weights and without keys and values of text."""
+    num_frames = window.num_frames - (window.num_condition if condition_cache else 0)
+    elements = num_texts * num_frames * window.tokens_of_frame * sizes.width / setup.ranks
+    return round(FORWARD_TENSORS[setup.element_bytes] * elements * setup.element_bytes)
+
+
+def encode_bytes(sizes: CheckpointSizes, window: Window, setup: Setup) -> int:
+    """Return the peak of encoding frames of this size, without the frames themselves."""
+    return round(ENCODED_ELEMENTS * _vae_scale(sizes, window, setup))
+
+
+def decode_bytes(sizes: CheckpointSizes, window: Window, setup: Setup) -> int:
+    """Return the peak of decoding frames of this size."""
+    rows = window.height // VAE_STRIDE // setup.ranks
+    count = latents_at_a_time(2 * sizes.vae_channels, rows, window.width // VAE_STRIDE)
+    frames = FRAME_STRIDE * min(count, window.num_frames)
+    elements = DECODED_ELEMENTS + DECODED_ELEMENTS_OF_FRAME * frames
+    return round(elements * _vae_scale(sizes, window, setup))
+
+
+def _vae_scale(sizes: CheckpointSizes, window: Window, setup: Setup) -> float:
+    pixels = window.height * window.width / setup.ranks
+    return pixels * setup.element_bytes * sizes.vae_channels / WAN_CHANNELS
+
+
+def _stages(plan: Plan) -> list[tuple[Window, int, bool]]:
+    """Return the window of each stage, the number of its texts, and whether it has a condition cache."""
+    stages = []
+    if plan.task != "refine":
+        num_condition = latent_frames(plan.num_condition_frames) if plan.num_condition_frames else 0
+        window = Window(latent_frames(plan.num_frames), plan.height, plan.width, num_condition)
+        num_texts = 2 if plan.guidance_scale > 1 else 1
+        stages.append((window, num_texts, plan.condition_cache and num_condition > 0))
+    if plan.refinement:
+        layout = _refinement_layout(plan)
+        window = Window(layout.latent_frames, plan.refinement.height, plan.refinement.width)
+        stages.append((window, 1, False))
+    return stages
+
+
+def _refinement_layout(plan: Plan) -> RefineLayout:
+    """Return the longer of the layouts of a plan's segments."""
+    layouts = [refine_layout_of(plan, segment) for segment in range(min(2, plan.num_segments))]
+    return max(layouts, key=lambda layout: layout.latent_frames)
+
+
+def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
+    """Return the largest peak of the encodings of a plan, with the frames that are encoded in fp32."""
+    needs = [0]
+    if plan.task in {"image_to_video", "video_continuation"} or plan.num_segments > 1:
+        window = Window(latent_frames(max(1, plan.num_condition_frames)), plan.height, plan.width)
+        needs.append(encode_bytes(sizes, window, setup))
+    if plan.refinement:
+        layout = _refinement_layout(plan)
+        window = Window(layout.latent_frames, plan.refinement.height, plan.refinement.width)
+        frames = layout.padded_frames * window.height * window.width * 3 * 4
+        needs.append(encode_bytes(sizes, window, setup) + frames)
+    return max(needs)

@@ -1,0 +1,50 @@
+"""Define the query of `GET /jobs`: filters, and the page to return."""
+
+from __future__ import annotations
+
+from pydantic import AwareDatetime, BaseModel, Field
+
+from jobs.errors import InvalidRequest
+from jobs.record import Status
+from jobs.store.listing import Cursor, JobFilter
+from model.spec.params import Task
+from service.backend import Backend
+from service.jobs.views import JobPage
+
+
+class ListQuery(BaseModel):
+    """Conditions on jobs, and a place in the list. Times are RFC 3339."""
+
+    status: Status | None = Field(None, description="Only jobs with this status.")
+    task: Task | None = Field(None, description="Only jobs of this task.")
+    created_after: AwareDatetime | None = Field(
+        None, description="Only jobs submitted at this time or later. RFC 3339."
+    )
+    created_before: AwareDatetime | None = Field(
+        None, description="Only jobs submitted before this time. RFC 3339."
+    )
+    owner: str | None = Field(
+        None,
+        max_length=100,
+        description="Only jobs of this owner. An API key sees those of its own owner only.",
+    )
+    limit: int = Field(20, ge=1, le=100)
+    after: str | None = Field(None, max_length=150, description="`next` of another page.")
+    before: str | None = Field(None, max_length=150, description="`previous` of another page.")
+
+    def page(self, backend: Backend) -> JobPage:
+        """Return the page. Raise InvalidRequest, JobNotFound, Unavailable."""
+        if self.after is not None and self.before is not None:
+            raise InvalidRequest("before: cannot be combined with after", "before")
+        client = backend.jobs if self.owner is None else backend.jobs_of(self.owner)
+        wanted = JobFilter(self.status, self.task, self.created_after, self.created_before)
+        found = client.filtered_page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
+        return JobPage(
+            jobs=backend.views(found.jobs),
+            next=None if found.older is None else str(found.older),
+            previous=None if found.newer is None else str(found.newer),
+        )
+
+
+def _cursor(text: str | None) -> Cursor | None:
+    return None if text is None else Cursor.parse(text)

@@ -1,0 +1,138 @@
+"""The fake service behaves as the real one, and does what the test that uses it says."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from longcat_video_client import (
+    Conflict,
+    InvalidRequest,
+    JobFailed,
+    JobNotReady,
+    NotFound,
+    RateLimited,
+    RetryPolicy,
+    ServiceUnavailable,
+    Timeout,
+)
+from longcat_video_client.testing import Failure, FakeService, Success, Unfinished
+from service.jobs.pools import FleetView
+from service.jobs.views import JobPage, JobView
+
+
+@pytest.fixture
+def at(connect):
+    """Return a function that connects to a fake service."""
+    return lambda fake, **options: connect("http://fake", transport=fake, **options)
+
+
+def test_jobs_end_as_scripted_and_later_ones_succeed(at):
+    service = at(FakeService(Success(b"first"), Failure("out_of_memory", retryable=True)))
+    file = io.BytesIO()
+    updates: list[str] = []
+    job = service.generate("a", output=file, on_update=lambda job: updates.append(job.status))
+    assert (job.status, file.getvalue()) == ("succeeded", b"first")
+    assert list(dict.fromkeys(updates)) == ["queued", "running", "succeeded"]
+    with pytest.raises(JobFailed) as caught:
+        service.generate("b")
+    assert (caught.value.code, caught.value.retryable) == ("out_of_memory", True)
+    assert service.generate("c").status == "succeeded"
+
+
+def test_fake_shows_what_was_submitted(at):
+    fake = FakeService()
+    service = at(fake)
+    service.submit("a", seed=7, idempotency_key="k")
+    service.submit(["a", "b"], image=b"\r\n--an image\r\n\0", metadata={"x": "y"}, refine=True)
+    first, second = fake.submissions
+    assert (first.fields, first.files, first.idempotency_key) == ({"prompt": "a", "seed": 7}, {}, "k")
+    assert second.fields == {"prompts": ["a", "b"], "metadata": {"x": "y"}, "refine": True}
+    assert second.files == {"image": b"\r\n--an image\r\n\0"}
+
+
+def test_same_key_returns_the_same_job(at):
+    fake = FakeService()
+    jobs = [at(fake).submit("a", idempotency_key="k") for _ in range(2)]
+    assert jobs[0].id == jobs[1].id
+    assert len(fake.submissions) == 1
+
+
+def test_unknown_option_and_missing_prompt_are_refused(at):
+    for given in ({"prompt": "a", "extra": {"motion": 1}}, {}):
+        with pytest.raises(InvalidRequest):
+            at(FakeService()).submit(**given)
+
+
+def test_refused_requests_and_broken_connections_are_repeated(at):
+    fake = FakeService()
+    fake.refuse_next(503, "busy", retry_after_s=0)
+    fake.disconnect_next()
+    assert at(fake).submit("a").status == "queued"
+    assert len(fake.submissions) == 1
+
+
+def test_refusals_reach_a_client_that_does_not_retry(at):
+    fake = FakeService()
+    fake.refuse_next(429, "limit_reached", retry_after_s=9)
+    fake.disconnect_next()
+    fake.refuse_next(422, "invalid_request", field="seed")
+    service = at(fake, retry=RetryPolicy(total_s=0))
+    with pytest.raises(RateLimited) as limited:
+        service.submit("a")
+    assert limited.value.retry_after_s == 9.0
+    with pytest.raises(ServiceUnavailable):
+        service.submit("a")
+    with pytest.raises(InvalidRequest) as refused:
+        service.submit("a")
+    assert refused.value.field == "seed"
+
+
+def test_unfinished_job_runs_until_it_is_cancelled(at):
+    service = at(FakeService(Unfinished()))
+    job = service.submit("a")
+    with pytest.raises(Timeout):
+        service.jobs.wait(job.id, timeout_s=0.1)
+    with pytest.raises(JobNotReady):
+        service.jobs.download(job.id, io.BytesIO())
+    assert service.jobs.cancel(job.id).status == "cancelled"
+    assert service.jobs.wait(job.id).status == "cancelled"
+
+
+def test_jobs_can_be_listed_and_deleted(at):
+    service = at(FakeService())
+    jobs = [service.submit(str(number)) for number in range(3)]
+    assert [job.id for job in service.jobs.list()] == [job.id for job in reversed(jobs)]
+    assert [job.id for job in service.jobs.list(limit=1)] == [jobs[-1].id]
+    service.jobs.delete(jobs[0].id)
+    with pytest.raises(NotFound):
+        service.jobs.get(jobs[0].id)
+    service.jobs.wait(jobs[1].id)
+    with pytest.raises(Conflict):
+        service.jobs.cancel(jobs[1].id)
+    assert [job.id for job in service.jobs.list(status="succeeded")] == [jobs[1].id]
+
+
+@pytest.mark.parametrize("outcome", [Success(), Failure(), Unfinished()])
+def test_replies_have_the_form_of_the_real_service(outcome):
+    with httpx.Client(transport=FakeService(outcome), base_url="http://fake") as http:
+        form: dict[str, Any] = {"prompt": (None, "a"), "image": ("image", b"an image"), "seed": (None, "3")}
+        job_id = job_view(http.post("/generate", files=form).json()).id
+        for _ in range(3):
+            view = job_view(http.get(f"/jobs/{job_id}").json())
+        assert view.status == {Success: "succeeded", Failure: "failed", Unfinished: "running"}[type(outcome)]
+        assert view.request.seed == 3
+        page = http.get("/jobs").json()
+        assert (page.keys(), [job_view(job) for job in page["jobs"]]) == (JobPage.model_fields.keys(), [view])
+        assert FleetView.model_validate(http.get("/capability").json()).model == "LongCat-Video"
+        assert http.get("/nowhere").status_code == 404
+
+
+def job_view(job: dict[str, Any]) -> JobView:
+    """Validate a reply as the view that the service would send, which leaves out the task of the request."""
+    request = {**job["request"], "task": job["task"]}
+    return JobView.model_validate_json(json.dumps({**job, "request": request}))

@@ -1,0 +1,45 @@
+"""The sizes of a checkpoint are those of the modules that it is loaded into."""
+
+from __future__ import annotations
+
+import shutil
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.io.sizes import read_sizes
+from model.pipeline.pipeline import Pipeline
+from model.spec.errors import CheckpointError
+from model.transformer.config import QUANTISED
+
+
+def num_parameters(module: object) -> int:
+    return sum(parameter.numel() for parameter in cast(nn.Module, module).parameters())
+
+
+def test_sizes_are_those_of_the_loaded_modules(tiny_checkpoint):
+    sizes, pipeline = read_sizes(tiny_checkpoint), Pipeline.load(tiny_checkpoint, torch.float32)
+    assert sizes.transformer == num_parameters(pipeline.dit)
+    assert sizes.vae == num_parameters(pipeline.vae._vae)
+    inner = [pipeline.dit.get_submodule(f"blocks.{i}") for i in range(1, len(pipeline.dit.blocks) - 1)]
+    matrices = [cast(Tensor, block.get_submodule(name).weight) for block in inner for name in QUANTISED]
+    assert sizes.quantised == sum(matrix.numel() for matrix in matrices)
+
+
+@pytest.mark.parametrize("part", ["dit", "text_encoder", "vae"])
+def test_missing_part_is_named(tiny_checkpoint, tmp_path, part):
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    for file in (copy / part).glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=part):
+        read_sizes(copy)
+
+
+def test_damaged_file_is_named(tiny_checkpoint, tmp_path):
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    (file,) = (copy / "vae").glob("*.safetensors")
+    file.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=file.name):
+        read_sizes(copy)

@@ -1,0 +1,71 @@
+"""Predicted memory follows ranks, dtype and plan.
+
+`tests/benchmarks/test_peak_memory.py` compares it with the peaks of the real modules.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from model.spec.limits import Limits
+from model.spec.memory import (
+    CheckpointSizes,
+    Setup,
+    Window,
+    forward_bytes,
+    loading_bytes,
+    memory_needed,
+)
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
+
+RELEASED = CheckpointSizes(
+    transformer=13_581_900_000,
+    quantised=12_400_000_000,
+    text_encoder=5_680_000_000,
+    vae=126_900_000,
+    width=4096,
+    depth=48,
+)
+LIMITS = Limits.from_json({})
+
+
+def needed(setup: Setup | None = None, *, is_leader: bool = True, **options):
+    plan = resolve(GenerationParams(**options), Inputs(), LIMITS)
+    return memory_needed(RELEASED, plan, setup or Setup(), is_leader=is_leader)
+
+
+def test_only_the_leader_has_the_text_encoder():
+    leader, other = needed(), needed(is_leader=False)
+    assert (leader.text_encoder, other.text_encoder) == (2 * RELEASED.text_encoder, 0)
+    assert leader.total - other.total == leader.text_encoder
+
+
+def test_ranks_share_the_work_but_not_the_weights():
+    one, four = needed(Setup(1)), needed(Setup(4))
+    assert one.weights == four.weights
+    assert four.working == pytest.approx(one.working / 4, rel=0.01)
+
+
+def test_fp8_halves_the_large_matrices_once_they_are_loaded():
+    exact, quantised = needed(), needed(Setup(fp8=True))
+    assert exact.transformer - quantised.transformer == RELEASED.quantised
+    assert loading_bytes(RELEASED, Setup(fp8=True)) == loading_bytes(RELEASED, Setup())
+
+
+def test_guidance_doubles_the_forward_and_the_keys_of_the_text():
+    guided, plain = needed(guidance_scale=4.0), needed(guidance_scale=1.0)
+    assert guided.text_kv == 2 * plain.text_kv
+    window = Window(24, 480, 832)
+    assert forward_bytes(RELEASED, window, 2, Setup()) == 2 * forward_bytes(RELEASED, window, 1, Setup())
+
+
+def test_refinement_needs_more_than_the_base_video():
+    assert needed(refine=True).working > needed().working
+
+
+def test_condition_cache_holds_keys_of_the_condition_frames_instead_of_computing_them_again():
+    plan = resolve(GenerationParams(num_segments=2), Inputs(num_prompts=1), LIMITS)
+    with_cache = memory_needed(RELEASED, plan.model_copy(update={"condition_cache": True}), Setup())
+    without = memory_needed(RELEASED, plan.model_copy(update={"condition_cache": False}), Setup())
+    assert (with_cache.condition_kv > 0, without.condition_kv) == (True, 0)

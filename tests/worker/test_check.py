@@ -1,0 +1,115 @@
+"""`python -m worker.check` says what keeps a worker from running, and what fits into its GPUs."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.model.spec.test_memory import RELEASED
+from worker import check
+from worker.check import GIB, Gpu, find_gpus
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(**settings: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **{f"LONGCAT_{name}": str(value) for name, value in settings.items()}}
+    command = [sys.executable, "-m", "worker.check"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def gpus(*sizes_gib: int) -> list[Gpu]:
+    return [Gpu("NVIDIA H200", size * GIB, "580.1") for size in sizes_gib]
+
+
+def problems(settings: WorkerSettings, found: list[Gpu]) -> list[str]:
+    return [finding.text for finding in check.check(settings, found) if finding.kind == "problem"]
+
+
+def texts(settings: WorkerSettings, found: list[Gpu], kind: str) -> str:
+    return "\n".join(finding.text for finding in check.check(settings, found) if finding.kind == kind)
+
+
+@pytest.fixture
+def settings(redis_server, tmp_path) -> WorkerSettings:
+    return WorkerSettings(redis_url=redis_server, data_dir=tmp_path)
+
+
+@pytest.fixture
+def released(monkeypatch):
+    """Let the checkpoint have the sizes of the released weights."""
+    monkeypatch.setattr(check, "read_sizes", lambda _: RELEASED)
+    monkeypatch.setattr(check, "_check_torch", lambda *, on_cpu: check.Finding("ok", "PyTorch"))
+
+
+def test_machine_on_which_a_worker_runs_has_no_problem(redis_server, tmp_path):
+    done = run(REDIS_URL=redis_server, DATA_DIR=tmp_path, DEVICE="cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Redis answers" in done.stdout
+    assert "text to video" in done.stdout
+    assert "problem" not in done.stdout
+
+
+def test_every_problem_is_named(tmp_path):
+    done = run(
+        REDIS_URL="redis://127.0.0.1:1",
+        DATA_DIR=tmp_path,
+        DEVICE="cpu",
+        CHECKPOINT=tmp_path,
+        MIN_FREE_BYTES=1 << 60,
+    )
+    assert done.returncode == 1
+    for problem in ("Redis", "config.json", "MIN_FREE_BYTES"):
+        assert [line for line in done.stdout.splitlines() if line.startswith("problem") and problem in line]
+
+
+def test_settings_that_cannot_work_are_named():
+    done = run(RANKS=3, CONTEXT_PARALLEL=2)
+    assert done.returncode == 2
+    assert "multiple of CONTEXT_PARALLEL" in done.stderr
+
+
+def test_more_ranks_than_gpus_are_a_problem(settings):
+    two = settings.model_copy(update={"ranks": 2, "device": "cuda"})
+    assert "RANKS is 2, but the driver shows 1 GPUs" in problems(two, gpus(141))
+
+
+def test_pytorch_that_cannot_use_the_gpus_is_a_problem(settings):
+    (problem,) = problems(settings.model_copy(update={"device": "cuda"}), gpus(141))
+    assert "cannot use the GPUs" in problem  # the tests have no GPU
+
+
+@pytest.mark.usefixtures("released")
+def test_weights_that_do_not_fit_are_a_problem(settings):
+    (problem,) = problems(settings, gpus(24))
+    assert problem == "weights: 36.1 GiB on the first GPU of each group, but only 22.0 GiB can be used there"
+
+
+@pytest.mark.usefixtures("released")
+def test_videos_that_do_not_fit_are_told_apart(settings):
+    checkpoint = settings.model_copy(update={"device": "cuda"})
+    assert problems(checkpoint, gpus(48)) == []
+    assert "text to video" in texts(checkpoint, gpus(48), "ok")
+    assert "does not fit" not in texts(checkpoint, gpus(141), "note")
+
+
+def test_gpus_are_those_of_the_driver(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 580.95'\necho 'NVIDIA L4, 23034, 580.95'\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert find_gpus() == [
+        Gpu("NVIDIA H200", 143771 * 1024**2, "580.95"),
+        Gpu("NVIDIA L4", 23034 * 1024**2, "580.95"),
+    ]
+
+
+def test_there_are_no_gpus_without_a_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_gpus() == []

@@ -1,0 +1,234 @@
+"""Check whether this machine can run a worker with its settings: `python -m worker.check`.
+
+It reads the settings and the headers of the checkpoint, asks the driver for the GPUs, Redis and the storage
+for an answer, and predicts which videos fit into the memory of the GPUs. It loads no weights. The exit status
+is 1 if something was found that keeps a worker from running, and 2 for settings that cannot work.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ValidationError
+
+from jobs.connect import check_server, connect
+from jobs.errors import LongCatError
+from jobs.storage.base import open_storage
+from model.io.sizes import read_sizes
+from model.spec.errors import CheckpointError, InvalidParams
+from model.spec.geometry import Clip, Size
+from model.spec.limits import Limits, load_limits
+from model.spec.memory import (
+    RESERVE_BYTES,
+    CheckpointSizes,
+    MemoryNeed,
+    Setup,
+    loading_bytes,
+    memory_needed,
+)
+from model.spec.params import GenerationParams
+from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
+from model.spec.resolve import Inputs, resolve
+from worker.settings import WorkerSettings
+
+GIB = 1024**3
+DEADLINE_S = 5.0
+_TORCH = """
+import json, torch
+print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))
+"""
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. A problem keeps the worker from running."""
+
+    kind: Literal["ok", "note", "problem"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver names it."""
+
+    name: str
+    memory_bytes: int
+    driver: str
+
+
+def find_gpus() -> list[Gpu]:
+    """Return the GPUs that the driver shows. There are none without a driver."""
+    try:
+        shown = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[field.strip() for field in line.split(",")] for line in shown.splitlines() if line.strip()]
+    return [Gpu(name, int(mebibytes) * 1024**2, driver) for name, mebibytes, driver in rows]
+
+
+def check(settings: WorkerSettings, gpus: list[Gpu]) -> Iterator[Finding]:
+    """Yield what was found, the most basic first."""
+    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not gpus)
+    yield from _check_gpus(settings, gpus, on_cpu=on_cpu)
+    yield _check_torch(on_cpu=on_cpu)
+    yield from _check_checkpoint(settings, None if on_cpu else gpus)
+    yield from _check_disks(settings)
+    yield _check_redis(settings)
+    yield _check_storage(settings)
+
+
+def _check_gpus(settings: WorkerSettings, gpus: list[Gpu], *, on_cpu: bool) -> Iterator[Finding]:
+    for number, gpu in enumerate(gpus):
+        yield Finding(
+            "ok", f"GPU {number}: {gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB, driver {gpu.driver}"
+        )
+    if on_cpu:
+        yield Finding("note", "no GPU is used: only small checkpoints make videos in reasonable time")
+    elif len(gpus) < settings.ranks:
+        yield Finding("problem", f"RANKS is {settings.ranks}, but the driver shows {len(gpus)} GPUs")
+
+
+def _check_torch(*, on_cpu: bool) -> Finding:
+    command = [sys.executable, "-c", _TORCH]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("problem", f"PyTorch cannot be imported: {error}")
+    version, cuda, works = json.loads(shown)
+    text = f"PyTorch {version}, " + (f"built for CUDA {cuda}" if cuda else "built without CUDA")
+    if on_cpu or works:
+        return Finding("ok", text)
+    return Finding("problem", f"{text}, cannot use the GPUs: install a build for CUDA, or update the driver")
+
+
+def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Iterator[Finding]:
+    """Check the checkpoint, and on GPUs which videos fit into their memory."""
+    folder = settings.checkpoint
+    try:
+        sizes, limits = read_sizes(folder), load_limits(folder)
+    except CheckpointError as error:
+        yield Finding("problem", f"checkpoint: {error}")
+        return
+    total = sizes.transformer + sizes.text_encoder + sizes.vae
+    loras = sorted(path.stem for path in (folder / "lora").glob("*.safetensors"))
+    yield Finding(
+        "ok",
+        f"checkpoint {folder}: {total / 1e9:.2f} billion parameters, LoRAs: {', '.join(loras) or 'none'}",
+    )
+    element_bytes = {"float32": 4, "bfloat16": 2, "auto": 4 if gpus is None else 2}[settings.dtype]
+    setup = Setup(settings.ranks_per_group, element_bytes, settings.fp8)
+    available = None if not gpus else min(gpu.memory_bytes for gpu in gpus[: settings.ranks]) - RESERVE_BYTES
+    if available is not None:
+        yield _check_loading(sizes, setup, available)
+    for name, plan in example_plans(limits, loras):
+        yield _check_plan(name, memory_needed(sizes, plan, setup), available)
+
+
+def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Finding:
+    """Check that the weights fit."""
+    needed = loading_bytes(sizes, setup)
+    text = f"weights: {_size(needed)} on the first GPU of each group"
+    if needed <= available:
+        return Finding("ok", text)
+    return Finding("problem", f"{text}, but only {_size(available)} can be used there")
+
+
+def example_plans(limits: Limits, loras: list[str]) -> Iterator[tuple[str, Plan]]:
+    """Yield typical videos of a checkpoint, of its default size and length, with what to call them."""
+    size, num_frames = limits.default_size, limits.default_num_frames
+    clip = Clip(size.height, size.width, num_frames)
+    refined = max(
+        limits.refine_buckets.values(), key=lambda bucket: bucket.height * bucket.width, default=size
+    )
+    requests: list[tuple[str, GenerationParams, Inputs]] = [
+        ("text to video", GenerationParams(), Inputs()),
+        ("image to video", GenerationParams(), Inputs(image=Size(*size))),
+        ("continuation of a clip", GenerationParams(), Inputs(video=clip)),
+    ]
+    if DISTILLED_LORA in loras:
+        requests.append(("text to video, distilled", GenerationParams(distilled=True), Inputs()))
+    if REFINEMENT_LORA in loras:
+        requests.append(("text to video, refined", GenerationParams(refine=True), Inputs()))
+        requests.append(
+            (
+                f"refinement to {refined.width}×{refined.height}",
+                GenerationParams(task="refine"),
+                Inputs(video=clip),
+            )
+        )
+    for name, params, inputs in requests:
+        try:
+            yield name, resolve(params, inputs, limits)
+        except InvalidParams as error:  # this checkpoint does not make such videos
+            sys.stderr.write(f"note: {name}: {error}\n")
+
+
+def _check_plan(name: str, need: MemoryNeed, available: int | None) -> Finding:
+    text = f"{name}: {_size(need.total)}, most of it while it {_VERBS[need.phase]}"
+    if available is None:
+        return Finding("note", text)
+    if need.total <= available:
+        return Finding("ok", text)
+    advice = "more ranks for each video may help"
+    return Finding("note", f"{text}: does not fit into {_size(available)}; {advice}")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 1024**2:.0f} MiB"
+
+
+_VERBS = {"encode": "encodes its inputs", "denoise": "is denoised", "decode": "is decoded"}
+
+
+def _check_disks(settings: WorkerSettings) -> Iterator[Finding]:
+    for folder in settings.disks:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        text = f"{folder}: {free / GIB:.0f} GiB free"
+        if free < settings.min_free_bytes:
+            yield Finding("problem", f"{text}, less than MIN_FREE_BYTES: the worker would claim no job")
+        else:
+            yield Finding("ok", text)
+
+
+def _check_redis(settings: WorkerSettings) -> Finding:
+    try:
+        with connect(settings.redis_address, DEADLINE_S) as redis:
+            check_server(redis, settings.redis_wait_replicas)
+    except LongCatError as error:
+        return Finding("problem", f"Redis: {error.message}")
+    return Finding("ok", "Redis answers")
+
+
+def _check_storage(settings: WorkerSettings) -> Finding:
+    try:
+        open_storage(settings).check()
+    except LongCatError as error:
+        return Finding("problem", f"storage: {error.message}")
+    return Finding("ok", "the storage answers")
+
+
+def main() -> int:
+    """Print the report. Return the exit status."""
+    try:
+        settings = WorkerSettings()
+    except (ValidationError, LongCatError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    has_problem = False
+    for finding in check(settings, find_gpus()):
+        sys.stdout.write(f"{finding.kind:8} {finding.text}\n")
+        sys.stdout.flush()
+        has_problem |= finding.kind == "problem"
+    return 1 if has_problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
