@@ -124,6 +124,7 @@ class Job(_Reply):
         warnings: what is special about the video.
         attempt: how many times the job was started.
         timings_s: seconds by phase.
+        gpu_s: seconds of GPU time of all attempts that have stopped.
         expires_at: when the job and its files are deleted.
     """
 
@@ -142,6 +143,7 @@ class Job(_Reply):
     error: JobError | None = None
     result: Result | None = None
     timings_s: dict[str, float] = Field(default_factory=dict)
+    gpu_s: float = 0.0
     metadata: dict[str, str] = Field(default_factory=dict)
     expires_at: datetime | None = None
 
