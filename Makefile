@@ -22,10 +22,10 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench coverage mutation generate docs clean
+.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench images compose-test coverage mutation generate docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-8s  %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-12s  %s\n", $$1, $$2}'
 
 setup: $(READY) ## install everything that is needed, pinned, into .venv
 
@@ -94,6 +94,12 @@ bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds 
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.first_contact --out benchmarks/first-contact; fi
 
+images: $(READY) ## build both images and run them with few rights; sizes and SBOMs in out/images (root, Debian packages)
+	$(BIN)/python -m tests.images check $(if $(BASES),--bases $(BASES))
+
+compose-test: $(READY) ## start docker-compose.yml on the CPU and generate videos through it (root, Debian packages)
+	$(BIN)/python -m tests.images compose $(if $(BASES),--bases $(BASES))
+
 generate: $(READY) ## write the generated pages anew: docs/settings.md and docs/errors.md
 	$(BIN)/python -m docs.settings_page > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 	$(BIN)/python -m service.openapi.error_table > docs/errors.md.new && mv docs/errors.md.new docs/errors.md
@@ -103,7 +109,7 @@ docs: $(READY) ## build the documentation site into site/
 	@echo 'Read it with: $(BIN)/python -m http.server --directory site'
 
 clean: ## remove what was made here: .venv, caches, the stack's data, out/, site/
-	rm -rf .venv .longcat .coverage* out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf .venv .longcat .images .coverage* out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'

@@ -1,13 +1,16 @@
 # The API: small, without torch. Built from the repository's root.
-FROM python:3.12-slim-bookworm
+# docs/operations.md tells how to pin the base image to a digest.
+ARG BASE=docker.io/library/python:3.12-slim-bookworm
+FROM ${BASE}
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 
-# What changes seldom comes first: with no packages beside it, pyproject.toml installs the dependencies alone.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip install --constraint constraints.txt '.[service,s3,otel]'
+# The dependencies have a layer of their own, which is built anew only when these two files change.
+COPY pyproject.toml constraints.txt ./
+RUN touch README.md LICENSE && pip install --constraint constraints.txt '.[service,s3,otel]'
 
+COPY README.md LICENSE ./
 COPY client client
 COPY jobs jobs
 COPY model model
@@ -26,7 +29,13 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 CMD ["python", "-m", "service"]
+
+# Last, because a layer is built anew when an argument before it changes.
+ARG BASE
+ARG REVISION=""
 LABEL org.opencontainers.image.title="longcat-video-api" \
     org.opencontainers.image.description="HTTP API of the LongCat-Video service" \
     org.opencontainers.image.version="0.2.0" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.base.name="${BASE}" \
     org.opencontainers.image.licenses="Apache-2.0"

@@ -1,6 +1,8 @@
 # A worker: the supervisor and its torchrun group. The weights are mounted, not built in. Built from the root.
 # torch brings its own CUDA libraries; the base makes the driver visible and is what Triton compiles against.
-FROM nvidia/cuda:13.0.1-base-ubuntu24.04
+# docs/operations.md tells how to pin the base image to a digest.
+ARG BASE=docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04
+FROM ${BASE}
 
 # Triton compiles a small launcher in C for each kernel. The health check uses curl.
 RUN apt-get update \
@@ -10,18 +12,23 @@ RUN python3 -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 
-# What changes seldom comes first: with no packages beside it, pyproject.toml installs the dependencies alone.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip install --constraint constraints.txt '.[worker,s3,otel]'
+# The dependencies have a layer of their own, which is built anew only when these two files change.
+COPY pyproject.toml constraints.txt ./
+# By default the torch on PyPI, which has CUDA. A folder or a page named here may have the same version without CUDA.
+ARG PIP_FIND_LINKS=""
+RUN touch README.md LICENSE && pip install --constraint constraints.txt '.[worker,s3,otel]'
 
+COPY README.md LICENSE ./
 COPY jobs jobs
 COPY model model
 COPY worker worker
 RUN pip install --no-deps --force-reinstall .
 
 # The folder /data is for a storage that is mounted. The worker's own folder is not in a volume: it should go with its
-# container, whose hostname is the name of the worker.
-RUN groupadd --gid 10001 longcat && useradd --uid 10001 --gid 10001 --create-home longcat \
+# container, whose hostname is the name of the worker. It is the user's home, where Triton keeps the kernels that it
+# compiles, so that nothing else has to be writable.
+RUN groupadd --gid 10001 longcat \
+    && useradd --uid 10001 --gid 10001 --home-dir /var/lib/longcat --no-create-home longcat \
     && install --directory --owner 10001 --group 10001 /data /var/lib/longcat
 # By number: Kubernetes cannot check `runAsNonRoot` for a name.
 USER 10001:10001
@@ -31,7 +38,13 @@ ENV LONGCAT_DATA_DIR=/var/lib/longcat LONGCAT_CHECKPOINT=/checkpoint LONGCAT_DEV
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:8001/livez"]
 CMD ["python", "-m", "worker"]
+
+# Last, because a layer is built anew when an argument before it changes.
+ARG BASE
+ARG REVISION=""
 LABEL org.opencontainers.image.title="longcat-video-worker" \
     org.opencontainers.image.description="GPU worker of the LongCat-Video service" \
     org.opencontainers.image.version="0.2.0" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.base.name="${BASE}" \
     org.opencontainers.image.licenses="Apache-2.0"

@@ -1,4 +1,4 @@
-"""What a compose file may say, as far as ours says it: a key that is misspelt is refused here."""
+"""Parse a compose file that uses only the keys of this repository's, so that a misspelt key is refused."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ class Service(_Strict):
     profiles: list[str] = Field(default_factory=list)
     restart: Literal["no", "always", "on-failure", "unless-stopped"] = "no"
     user: str | None = None
+    read_only: bool = False
     hostname: str | None = None
     depends_on: dict[str, Condition] = Field(default_factory=dict)
     environment: dict[str, Scalar] = Field(default_factory=dict)
@@ -101,7 +102,7 @@ class Compose(BaseModel):
 
 
 def read_compose(path: Path) -> Compose:
-    """Raises ValidationError for what compose would not understand."""
+    """Parse a compose file. Raises ValidationError for a key or value that is not declared here."""
     document = yaml.safe_load(path.read_text())
     assert all(key in Compose.model_fields or key.startswith("x-") for key in document)
     return Compose.model_validate(document)

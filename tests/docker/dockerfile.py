@@ -1,4 +1,4 @@
-"""Reads Dockerfiles as far as ours go: one instruction for each logical line."""
+"""Read Dockerfiles that use only the instructions of this repository, one on each logical line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INSTRUCTIONS = {
-    *("FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "CMD", "LABEL"),
+    *("ARG", "CMD", "COPY", "ENV", "EXPOSE", "FROM"),
+    *("HEALTHCHECK", "LABEL", "RUN", "USER", "VOLUME", "WORKDIR"),
 }
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A keyword and what stands behind it, continued lines joined."""
+    """A keyword and its arguments, continued lines joined."""
 
     keyword: str
     text: str
@@ -29,8 +30,14 @@ class Dockerfile:
     instructions: tuple[Instruction, ...]
 
     def all(self, keyword: str) -> list[str]:
-        """What stands behind each instruction of this kind."""
+        """Return the arguments of each instruction with this keyword."""
         return [instruction.text for instruction in self.instructions if instruction.keyword == keyword]
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Return the build arguments that have a default value."""
+        given = (text.partition("=") for text in self.all("ARG"))
+        return {name: value for name, _, value in given if value.strip('"')}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -48,23 +55,23 @@ class Dockerfile:
 
     @property
     def copied(self) -> list[str]:
-        """What COPY takes from the repository."""
+        """Return the paths that COPY takes from the repository."""
         return [source for text in self.all("COPY") for source in shlex.split(text)[:-1]]
 
     @property
     def command(self) -> list[str]:
-        """CMD, in its exec form."""
+        """Return CMD, which is in exec form."""
         command: list[str] = json.loads(self.all("CMD")[-1])
         return command
 
     @property
     def extras(self) -> set[str]:
-        """The extras of our own package that are installed."""
+        """Return the extras of this package that are installed."""
         return set(",".join(re.findall(r"'\.\[([a-z0-9,]+)\]'", " ".join(self.all("RUN")))).split(","))
 
 
 def read_dockerfile(path: Path) -> Dockerfile:
-    """Raises AssertionError for an instruction that we do not use."""
+    """Parse a Dockerfile. Raises AssertionError for an instruction that is not in `INSTRUCTIONS`."""
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     logical = re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
     instructions = tuple(Instruction(*line.split(maxsplit=1)) for line in logical)
