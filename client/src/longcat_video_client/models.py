@@ -85,6 +85,7 @@ class Refinement(_Reply):
 class ResolvedRequest(_Reply):
     """The request of a job with all defaults filled in. The same values give the same video."""
 
+    task: str | None = None
     prompt: str | None = None
     prompts: tuple[str, ...] | None = None
     negative_prompt: str | None = None
