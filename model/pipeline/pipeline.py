@@ -39,6 +39,7 @@ from model.transformer.fp8 import to_fp8
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import BuildLayout, build_layout
 from model.vae.vae import Vae
+from model.weights.manifest import check_complete
 
 Stage = Generator[Event, None, State]  # yields events, returns the state after it
 CACHED_LAYOUTS = 8  # the largest is below 0.1 GB
@@ -65,12 +66,14 @@ class Pipeline:
         """Load a checkpoint folder onto this rank's device, with its large matrices in fp8 if `fp8` is set.
 
         Raises:
-            CheckpointError: a file is missing or wrong; the message names file and tensor.
+            CheckpointError: a file is missing or wrong, or the weights are still being fetched; the message
+                names file and tensor.
             GroupError: the attention heads do not divide evenly among the ranks.
             DeviceError: the device does not support fp8.
         """
         if not checkpoint.is_dir():
             raise CheckpointError(checkpoint, "is missing, or is no folder")
+        check_complete(checkpoint)
         config = load_dit_config(checkpoint / "dit" / "config.json")
         parallel.check_heads(config.num_heads)
         limits = load_limits(checkpoint)

@@ -21,6 +21,7 @@ from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
 from model.spec.params import Task
 from model.spec.plan import REFINEMENT_LORA
+from model.weights.manifest import check_complete
 from worker.settings import WorkerSettings
 
 ORDER_VERSIONS = tuple(range(1, SCHEMA_VERSION + 1))
@@ -37,6 +38,7 @@ def capability_of(settings: WorkerSettings) -> Capability:
 
     The device `auto` is taken for CUDA.
     """
+    check_complete(settings.checkpoint)
     device = "cpu" if settings.device == "cpu" else "cuda"
     dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if settings.dtype == "auto" else settings.dtype
     loras = tuple(sorted(path.stem for path in (settings.checkpoint / "lora").glob("*.safetensors")))

@@ -1,0 +1,286 @@
+"""Fetch weights from a source into a folder, once for each machine.
+
+One process at a time changes the folder; others wait for its lock and then find it complete. Before the first
+change the folder is marked with `weights.incomplete`. Files are fetched in ranges into `.fetch/`, several at
+a time, and get their names when their hashes are right. At the end, `weights.json` is written and the mark is
+removed. After a kill, the next fetch resumes from the ranges that are on the disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import random
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Never, TypeVar
+
+from tqdm import tqdm
+
+from model.weights.manifest import (
+    INCOMPLETE,
+    MANIFEST,
+    Manifest,
+    WeightFile,
+    WeightsError,
+    hash_file,
+    read_manifest,
+)
+from model.weights.part import Part
+from model.weights.source import Listing, Source, SourceError, SourceUnavailable
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+STATE_FOLDER = ".fetch"
+LOG_PROGRESS_EVERY_S = 30.0  # where stderr is not a terminal
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """Limits of a fetch. Times in seconds.
+
+    Attributes:
+        max_failures: failures in a row after which a range is given up.
+        longest_asked_pause_s: limit on the pauses that a source asks for with Retry-After.
+    """
+
+    connections: int = 8
+    range_bytes: int = 64 << 20
+    max_failures: int = 8
+    first_pause_s: float = 1.0
+    longest_pause_s: float = 60.0
+    longest_asked_pause_s: float = 600.0
+
+
+class Interrupted(Exception):
+    """Another thread of the fetch failed, or the process is to end."""
+
+
+def fetch(source: Source, folder: Path, options: FetchOptions = FetchOptions()) -> None:
+    """Make the folder equal to the source. Only files that are missing or differ are downloaded.
+
+    Files that an earlier manifest of the folder lists and the source no longer has are removed; files that no
+    manifest lists are left alone. Raises WeightsError.
+    """
+    try:
+        (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+        with _lock(folder / STATE_FOLDER / "lock"):
+            _Fetch(source, folder, options).run()
+    except OSError as error:
+        raise WeightsError(f"{error.filename or folder}: {error.strerror}") from error
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which the kernel releases when the process ends."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("another process fetches into this folder: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class _Fetch:
+    """One fetch, which has the lock of the folder."""
+
+    def __init__(self, source: Source, folder: Path, options: FetchOptions) -> None:
+        self._source = source
+        self._folder = folder
+        self._options = options
+        self._stopping = threading.Event()
+        self._progress: tqdm[Never] | None = None
+
+    def run(self) -> None:
+        """Fetch what is missing. Raises WeightsError and OSError."""
+        listing = self._retry(self._source.list_files)
+        if not listing.has_hashes:
+            logger.warning(
+                "the source has no %s: sizes are checked, and hashes only where S3 has them", MANIFEST
+            )
+        old = self._recorded()
+        present = self._present(listing.files, old)
+        missing = [file for file in listing.files if file.path not in present]
+        mark = self._folder / INCOMPLETE
+        if not missing and not mark.exists() and old == present:
+            logger.info("%s is complete: nothing to fetch", self._folder)
+            return
+        mark.touch()
+        _sync(self._folder)
+        fetched = self._download(missing, listing)
+        files = {**present, **{file.path: file for file in fetched}}
+        for path in old.keys() - files.keys():
+            (self._folder / path).unlink(missing_ok=True)
+        Manifest(files=tuple(files[file.path] for file in listing.files)).write(self._folder)
+        _sync(self._folder)
+        mark.unlink()
+        logger.info("%s is complete: %d of %d files were fetched", self._folder, len(fetched), len(files))
+
+    def _recorded(self) -> dict[str, WeightFile]:
+        """Return the files of the folder's own manifest by path; none if it has none that can be read."""
+        try:
+            manifest = read_manifest(self._folder)
+        except WeightsError as error:
+            logger.warning("%s", error)
+            return {}
+        return {file.path: file for file in manifest.files} if manifest else {}
+
+    def _present(self, files: Sequence[WeightFile], recorded: dict[str, WeightFile]) -> dict[str, WeightFile]:
+        """Return those files that the folder has, with their SHA-256.
+
+        What the folder's manifest says is believed if the folder is complete. Otherwise files are hashed.
+        """
+        believed = {} if (self._folder / INCOMPLETE).exists() else recorded
+        with self._threads() as threads:
+            found = threads.map(lambda file: self._present_file(file, believed.get(file.path)), files)
+            return {file.path: file for file in found if file is not None}
+
+    def _present_file(self, file: WeightFile, record: WeightFile | None) -> WeightFile | None:
+        path = self._folder / file.path
+        if not path.is_file() or path.stat().st_size != file.size_bytes:
+            return None
+        if record is not None and record.has_content_of(file):
+            return file.with_sha256(record.sha256)
+        if file.sha256 is None and file.md5 is None:
+            return None
+        if file.md5 is not None and hash_file(path, "md5", self._check_running) != file.md5:
+            return None
+        sha256 = hash_file(path, check=self._check_running)
+        return None if file.sha256 not in (None, sha256) else file.with_sha256(sha256)
+
+    def _download(self, files: Sequence[WeightFile], listing: Listing) -> list[WeightFile]:
+        """Download files, and return them with their SHA-256."""
+        range_bytes = self._options.range_bytes if listing.has_ranges else 0
+        state = self._folder / STATE_FOLDER
+        parts = [Part(file, state, range_bytes) for file in files]
+        used = {path for part in parts for path in (part.data_path, part.journal_path)}
+        for path in set(state.iterdir()) - used - {state / "lock"}:  # of another version of the weights
+            path.unlink()
+        self._check_disk_space(parts)
+        total = sum(part.file.size_bytes for part in parts)
+        is_terminal = sys.stderr.isatty()
+        with tqdm(
+            desc="weights",
+            total=total,
+            initial=total - sum(part.missing_bytes for part in parts),
+            unit="B",
+            unit_scale=True,
+            mininterval=0.2 if is_terminal else LOG_PROGRESS_EVERY_S,
+        ) as self._progress:
+            return self._run_in_threads([task for part in parts for task in self._tasks(part)])
+
+    def _tasks(self, part: Part) -> list[Callable[[], WeightFile | None]]:
+        ranges = part.missing_ranges()
+        if not ranges:
+            return [partial(self._install, part)]
+        return [partial(self._fetch_range, part, start, end) for start, end in ranges]
+
+    def _run_in_threads(self, tasks: Sequence[Callable[[], WeightFile | None]]) -> list[WeightFile]:
+        """Run the tasks, and return the files that they finished. The first error stops all of them."""
+        with self._threads() as threads:
+            running: list[Future[WeightFile | None]] = [threads.submit(task) for task in tasks]
+            finished = [future.result() for future in as_completed(running)]
+        return [file for file in finished if file is not None]
+
+    @contextmanager
+    def _threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Return threads, which are stopped if an error or a signal ends the block."""
+        with ThreadPoolExecutor(self._options.connections) as threads:
+            try:
+                yield threads
+            except BaseException:
+                self._stopping.set()
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _fetch_range(self, part: Part, start: int, end: int) -> WeightFile | None:
+        """Fetch one range. Return the file if this was its last one."""
+        self._copy(part, start, end)
+        return self._install(part) if part.finish_range(start) else None
+
+    def _install(self, part: Part) -> WeightFile:
+        """Give a file its name if its hash is right. Otherwise fetch it once more, as a whole."""
+        if not part.matches():
+            logger.warning("%s has a wrong hash: fetching it again", part.file.path)
+            part.reset()
+            for start, end in part.missing_ranges():
+                self._copy(part, start, end)
+                part.finish_range(start)
+            if not part.matches():
+                part.discard()
+                raise SourceError(f"{part.file.path}: the source has other content than it says")
+        return part.install(self._folder / part.file.path)
+
+    def _copy(self, part: Part, start: int, end: int) -> None:
+        """Copy the bytes of one range to the disk, resuming where a connection ended."""
+        with part.open_at(start) as out:
+            if start < end:
+                self._retry(partial(self._copy_once, part.file, out, end), progress=out.tell)
+
+    def _copy_once(self, file: WeightFile, out: BinaryIO, end: int) -> None:
+        """Copy the bytes from the position of `out` to `end`, over one connection."""
+        for block in self._source.read(file, out.tell(), end):
+            self._check_running()
+            out.write(block)
+            self._report(len(block))
+        if out.tell() < end:
+            raise SourceUnavailable(f"{file.path}: the connection ended early")
+
+    def _retry(self, call: Callable[[], Value], progress: Callable[[], int] = lambda: 0) -> Value:
+        """Return what `call` returns, repeating it with growing pauses while the source is unavailable.
+
+        A failure after some progress counts as the first one.
+        """
+        failures, before = 0, progress()
+        while True:
+            try:
+                return call()
+            except SourceUnavailable as error:
+                failures = 1 if progress() > before else failures + 1
+                before = progress()
+                if failures >= self._options.max_failures:
+                    raise
+                pause_s = self._pause_s(failures, error.retry_after_s)
+                logger.warning("%s: trying again in %.1f s", error, pause_s)
+            if self._stopping.wait(pause_s):
+                raise Interrupted
+
+    def _pause_s(self, failures: int, retry_after_s: float) -> float:
+        """Return the pause before a repetition: random, so that many machines do not come back at once."""
+        pause_s = min(self._options.first_pause_s * 2.0 ** (failures - 1), self._options.longest_pause_s)
+        asked_s = min(retry_after_s, self._options.longest_asked_pause_s)
+        return max(asked_s, pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - nothing secret
+
+    def _check_running(self) -> None:
+        if self._stopping.is_set():
+            raise Interrupted
+
+    def _report(self, num_bytes: int) -> None:
+        if self._progress is not None:
+            self._progress.update(num_bytes)
+
+    def _check_disk_space(self, parts: Sequence[Part]) -> None:
+        needed = sum(part.file.size_bytes - part.allocated_bytes for part in parts)
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise WeightsError(f"{self._folder} needs {needed} bytes more, but {free} are free")
+
+
+def _sync(folder: Path) -> None:
+    """Write the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""Define where weights are fetched from, and the errors of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from model.weights.manifest import Manifest, WeightFile, WeightsError
+
+CHUNK_BYTES = 1 << 20
+LARGEST_MANIFEST_BYTES = 16 << 20
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
+
+
+class SourceError(WeightsError):
+    """The source refused a request, or has something else than it promised. A retry does not help."""
+
+
+class SourceUnavailable(SourceError):
+    """The source cannot be reached at present. `retry_after_s` is the pause that it asks for."""
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a source.
+
+    Attributes:
+        has_hashes: whether they come from a manifest, so that each has a SHA-256.
+        has_ranges: whether the source can send parts of a file.
+    """
+
+    files: tuple[WeightFile, ...]
+    has_hashes: bool = True
+    has_ranges: bool = True
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A folder of weights on a server. Several threads may read at once."""
+
+    def list_files(self) -> Listing:
+        """Return the files. Raises WeightsError."""
+
+    def read(self, file: WeightFile, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` to before `end`, fewer if the connection ends. Raises SourceError."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+@dataclass(frozen=True)
+class S3Access:
+    """How to reach S3. What is None, boto3 finds in its own configuration."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+
+
+def open_source(url: str, connections: int, s3: S3Access) -> Source:
+    """Return the source at `s3://bucket/prefix`, `https://…` or `http://…`, without connecting to it.
+
+    Raises WeightsError if the address is none of these, or a library is not installed.
+    """
+    try:
+        if url.startswith("s3://"):
+            from model.weights.s3 import S3Source  # noqa: PLC0415 - boto3 is an extra
+
+            return S3Source.open(url, connections, s3)
+        if url.startswith(("https://", "http://")):
+            from model.weights.http import HttpSource  # noqa: PLC0415 - the API's image has no use for it
+
+            return HttpSource(url, connections)
+    except ModuleNotFoundError as error:
+        raise WeightsError(f"{error.name} is not installed: it comes with the extras [worker,s3]") from error
+    raise WeightsError("the source must begin with s3://, https:// or http://")
+
+
+def parse_manifest(blocks: Iterable[bytes], name: str) -> Manifest:
+    """Parse the manifest of a source. Raises WeightsError if it is too large or not valid.
+
+    ETags in it are those of the bucket from which its author fetched the files, so they are left out.
+    """
+    content = bytearray()
+    for block in blocks:
+        content += block
+        if len(content) > LARGEST_MANIFEST_BYTES:
+            raise SourceError(f"{name} is larger than {LARGEST_MANIFEST_BYTES >> 20} MiB")
+    manifest = Manifest.parse(bytes(content), name)
+    files = (file.model_copy(update={"etag": None}) for file in manifest.files)
+    return manifest.model_copy(update={"files": tuple(files)})
