@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonit
 from helm_python import Chart, HelmError, chart
 from pydantic import BaseModel, ValidationError
 
+from model.weights.__main__ import build_parser
 from service.settings import Settings as ApiSettings
 from tests.service.conftest import CAPABILITY
 from worker.settings import WorkerSettings
@@ -29,6 +31,7 @@ Object = dict[str, Any]
 Values = dict[str, Any]
 
 WEIGHTS = {"persistentVolumeClaim": {"claimName": "weights", "readOnly": True}}
+FETCHED: Values = {"weights": {"source": "https://models.example.com/next"}}
 SMALL: Values = {"redis": {"enabled": True}, "poolDefaults": {"checkpoint": WEIGHTS}}
 LARGE: Values = {
     "storage": {"url": "s3://videos/of-us", "s3": {"endpointUrl": "https://s3.example.com"}},
@@ -50,6 +53,11 @@ LARGE: Values = {
         "h200": {"gpus": 8, "contextParallel": 4, "autoscaling": {"enabled": True}},
         "canary": {"modelId": "a.b_c", "settings": {"FP8": True}, "runtimeClassName": "nvidia"},
         "trial": {"gpus": 0, "checkpoint": {"emptyDir": {}}},
+        "fetched": {
+            "checkpoint": {"hostPath": {"path": "/var/lib/longcat-weights", "type": "Directory"}},
+            "checkpointSubPath": "next",
+            "weights": {"source": "s3://models/next"},
+        },
     },
     "monitoring": {
         "serviceMonitor": True,
@@ -82,6 +90,10 @@ def named(objects: list[Object], kind: str, name: str = "") -> Object:
 
 def pod_templates(objects: list[Object]) -> Iterator[Object]:
     yield from (each["spec"]["template"] for each in objects if each["kind"] in {"Deployment", "StatefulSet"})
+
+
+def containers_of(template: Object) -> list[Object]:
+    return [*template["spec"].get("initContainers", ()), *template["spec"]["containers"]]
 
 
 def container_of(workload: Object) -> Object:
@@ -140,6 +152,10 @@ def test_misspelt_field_is_found(kind):
         ({**SMALL, "settings": {"LONGCAT_RETENTION_S": 1}}, "LONGCAT_RETENTION_S"),
         ({**SMALL, "storage": {"url": "gs://videos"}}, "url"),
         ({**SMALL, "pools": {"main": {"autoscaling": {"enabled": True}}}}, "monitoring.prometheusUrl"),
+        ({**SMALL, "pools": {"main": {"weights": {"source": "/models"}}}}, "source"),
+        ({**SMALL, "pools": {"main": {"weights": {"url": "s3://models"}}}}, "url"),
+        ({**SMALL, "pools": {"main": FETCHED}}, r"pools\.main\.checkpoint must not be readOnly"),
+        ({**SMALL, "poolDefaults": {}, "pools": {"main": FETCHED}}, r"pools\.main\.checkpoint is needed"),
     ],
 )
 def test_impossible_values_are_refused_by_name(values, message):
@@ -170,7 +186,7 @@ def test_no_container_runs_as_root_or_writes_to_its_image(values):
         assert template["spec"]["automountServiceAccountToken"] is False
         assert template["spec"]["securityContext"]["runAsNonRoot"] is True
         assert template["spec"]["securityContext"]["runAsUser"] > 0
-        for container in template["spec"]["containers"]:
+        for container in containers_of(template):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -184,7 +200,8 @@ def test_every_mount_and_port_by_name_exists(values):
         (container,) = template["spec"]["containers"]
         volumes = {volume["name"] for volume in template["spec"]["volumes"]}
         claims = {"data"}  # of Redis, made from the claim template
-        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes | claims
+        mounts = {mount["name"] for each in containers_of(template) for mount in each["volumeMounts"]}
+        assert mounts <= volumes | claims
         ports = {port["name"] for port in container["ports"]}
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             for check_by in ("httpGet", "tcpSocket"):
@@ -229,6 +246,68 @@ def test_worker_has_neither_the_key_of_the_api_nor_more_secrets_than_it_reads():
     assert files == {"redis_url", "s3_access_key_id", "s3_secret_access_key"}
     read = {Path(value).name for value in environment(worker).values() if SECRETS in Path(value).parents}
     assert read == files
+
+
+def init_container_of(workload: Object) -> Object:
+    (container,) = workload["spec"]["template"]["spec"]["initContainers"]
+    found: Object = container
+    return found
+
+
+def fetch_options(container: Object) -> Namespace:
+    """Return the options of the command, which its own parser accepts."""
+    python, dash_m, module, *arguments = container["args"]
+    assert (python, dash_m, module) == ("python", "-m", "model.weights")
+    return build_parser().parse_args(arguments)
+
+
+def test_weights_are_fetched_where_the_worker_reads_them():
+    worker = named(render(LARGE), "StatefulSet", "-worker-fetched")
+    init, main = init_container_of(worker), container_of(worker)
+    options = fetch_options(init)
+    (written,) = (mount for mount in init["volumeMounts"] if mount["name"] == "checkpoint")
+    (read,) = (mount for mount in main["volumeMounts"] if mount["name"] == "checkpoint")
+    assert (options.command, options.source) == ("fetch", "s3://models/next")
+    assert options.folder == Path(written["mountPath"], read["subPath"])
+    assert read["mountPath"] == environment(worker)["LONGCAT_CHECKPOINT"]
+    assert "readOnly" not in written
+    assert read["readOnly"] is True
+    assert init["image"] == main["image"]
+    assert "nvidia.com/gpu" not in init["resources"]["limits"]
+
+
+def test_fetch_has_the_keys_of_s3_only_for_a_source_in_s3():
+    from_s3 = init_container_of(named(render(LARGE), "StatefulSet", "-worker-fetched"))
+    options = fetch_options(from_s3)
+    assert options.s3_endpoint_url == "https://s3.example.com"
+    assert options.s3_access_key_id_file == SECRETS / "s3_access_key_id"
+    assert options.s3_secret_access_key_file == SECRETS / "s3_secret_access_key"
+    assert "secrets" in {mount["name"] for mount in from_s3["volumeMounts"]}
+    pool = {"checkpoint": {"emptyDir": {"sizeLimit": "100Gi"}}, **FETCHED}
+    from_http = init_container_of(
+        named(render({**LARGE, "pools": {"one": pool}}), "StatefulSet", "-worker-one")
+    )
+    assert fetch_options(from_http).s3_access_key_id_file is None
+    assert "secrets" not in {mount["name"] for mount in from_http["volumeMounts"]}
+
+
+def test_source_of_weights_may_be_on_another_s3_server():
+    weights = {"source": "s3://models/next", "s3": {"endpointUrl": "https://models", "region": "eu"}}
+    values = {**LARGE, "pools": {"one": {"checkpoint": {"emptyDir": {}}, "weights": weights}}}
+    options = fetch_options(init_container_of(named(render(values), "StatefulSet", "-worker-one")))
+    assert (options.s3_endpoint_url, options.s3_region) == ("https://models", "eu")
+
+
+def test_no_init_container_without_a_source():
+    worker = named(render(SMALL), "StatefulSet", "-worker-main")
+    assert "initContainers" not in worker["spec"]["template"]["spec"]
+
+
+def test_volume_of_a_pool_replaces_the_default_one():
+    values = {**SMALL, "pools": {"one": {"checkpoint": {"emptyDir": {"sizeLimit": "90Gi"}}}}}
+    volumes = named(render(values), "StatefulSet", "-worker-one")["spec"]["template"]["spec"]["volumes"]
+    (checkpoint,) = (volume for volume in volumes if volume["name"] == "checkpoint")
+    assert checkpoint == {"name": "checkpoint", "emptyDir": {"sizeLimit": "90Gi"}}
 
 
 def test_gpus_of_a_pod_are_its_ranks():
