@@ -10,10 +10,12 @@ from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
 from model.spec.memory import WAN_CHANNELS, CheckpointSizes
 from model.transformer.config import QUANTISED, load_dit_config
+from model.weights.manifest import check_complete
 
 
 def read_sizes(checkpoint: Path) -> CheckpointSizes:
     """Return the sizes of a checkpoint. Raises CheckpointError if a file is missing or cannot be read."""
+    check_complete(checkpoint)
     config = load_dit_config(checkpoint / "dit" / "config.json")
     transformer = dict(_tensors(checkpoint / "dit"))
     quantised = {f"blocks.{i}.{name}.weight" for i in range(1, config.depth - 1) for name in QUANTISED}

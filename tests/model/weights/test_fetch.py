@@ -13,10 +13,12 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from model.io.sizes import read_sizes
 from model.pipeline.pipeline import Pipeline
 from model.spec.errors import CheckpointError
 from model.weights.__main__ import main
@@ -26,6 +28,8 @@ from model.weights.manifest import INCOMPLETE, MANIFEST, WeightsError, describe,
 from tests.model.weights.conftest import SIZES, write_files
 from tests.model.weights.file_server import Fault
 from tests.waiting import wait_until
+from worker.rank.capability import capability_of
+from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[3]
 LARGEST = "dit/diffusion_pytorch_model-00001-of-00002.safetensors"
@@ -172,7 +176,7 @@ def test_content_that_was_damaged_on_the_way_is_fetched_again(server, folder):
     assert verify(folder) == []
 
 
-def test_wrong_content_never_gets_the_name_of_the_file(server, folder, published, tiny_checkpoint):
+def test_wrong_content_never_gets_the_name_of_the_file(server, folder, published):
     (published / SECOND).write_bytes(bytes(SIZES[SECOND]))
     with pytest.raises(WeightsError, match=f"{SECOND}: the source has other content"):
         fetch_from(server.url, folder)
@@ -350,10 +354,21 @@ def test_model_is_not_loaded_from_an_incomplete_folder(tiny_checkpoint, tmp_path
 
     for path in tiny_checkpoint.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    Pipeline.load(tmp_path, torch.float32)
+
+    def load():
+        return Pipeline.load(tmp_path, torch.float32)
+
+    readers = [
+        load,
+        partial(read_sizes, tmp_path),
+        partial(capability_of, WorkerSettings(checkpoint=tmp_path)),
+    ]
+    for read in readers:
+        read()
     (tmp_path / INCOMPLETE).touch()
-    with pytest.raises(CheckpointError, match="is incomplete"):
-        Pipeline.load(tmp_path, torch.float32)
+    for read in readers:
+        with pytest.raises(CheckpointError, match="is incomplete"):
+            read()
 
 
 def test_secrets_of_the_address_are_in_no_message(server, folder, caplog, capsys):
