@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -358,7 +359,7 @@ def test_model_is_not_loaded_from_an_incomplete_folder(tiny_checkpoint, tmp_path
     def load():
         return Pipeline.load(tmp_path, torch.float32)
 
-    readers = [
+    readers: list[Callable[[], object]] = [
         load,
         partial(read_sizes, tmp_path),
         partial(capability_of, WorkerSettings(checkpoint=tmp_path)),
