@@ -26,6 +26,7 @@ def build_images(engine: Engine, bases: Bases, find_links: str) -> None:
         engine.build(
             ROOT / "docker" / f"{name}.Dockerfile", tag_of(name), ROOT, arguments, wheels if own else []
         )
+    engine.podman("image", "prune", "--force")  # earlier builds; layers of the present ones stay
 
 
 def tag_of(name: str) -> str:
