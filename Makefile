@@ -109,7 +109,7 @@ docs: $(READY) ## build the documentation site into site/
 	@echo 'Read it with: $(BIN)/python -m http.server --directory site'
 
 clean: ## remove what was made here: .venv, caches, the stack's data, out/, site/
-	rm -rf .venv .longcat .images .coverage* out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf .venv .longcat .coverage* out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'

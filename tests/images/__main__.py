@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.images.bases import SOURCES, Source, prepare_bases, registry_answers
 from tests.images.build import CPU_TORCH, build_images, size_of
 from tests.images.compose import check_compose, find_compose
-from tests.images.engine import ROOT, enter_own_network, open_engine, require_programs
+from tests.images.engine import enter_own_network, open_engine, require_programs
 from tests.images.hardened import check_images
 from tests.images.sbom import write_sbom
 
@@ -46,7 +46,7 @@ def main() -> int:
         help="folder or page where pip finds a torch without CUDA (default: PIP_FIND_LINKS, or pytorch.org)",
     )
     parser.add_argument("--compressed", action="store_true", help="measure compressed sizes, too: minutes")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".images", help="where layers are kept")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="where layers are kept")
     parser.add_argument(
         "--out", type=Path, default=Path("out/images"), help="where report and SBOMs are written"
     )
@@ -81,6 +81,11 @@ def main() -> int:
     (options.out / f"{options.check}.json").write_text(text + "\n")
     print(text)
     return 0
+
+
+def default_cache() -> Path:
+    """Return a folder of the user, so that all checkouts share the layers."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longcat-video" / "images"
 
 
 if __name__ == "__main__":
