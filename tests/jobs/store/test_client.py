@@ -245,6 +245,13 @@ class TestViews:
         assert [job.id for job in store.client.for_owner("").page()] == [nobodys.id]
         assert store.client.for_owner("me").page(status="queued") == []
 
+    @pytest.mark.parametrize("action", ["get", "cancel", "delete"])
+    def test_job_of_another_owner_does_not_exist(self, store: ExampleStore, action: str):
+        job = store.submit(owner="me")
+        with pytest.raises(JobNotFound):
+            getattr(store.client.for_owner("you"), action)(job.id)
+        assert store.client.for_owner("me").get(job.id).status == "queued"
+
     def test_page_continues_behind_a_job_that_changed_its_status(self, store: ExampleStore):
         first, second = store.submit(), store.submit()
         store.client.cancel(second.id)
