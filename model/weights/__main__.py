@@ -16,7 +16,8 @@ from pathlib import Path
 from model.spec.errors import ModelError
 from model.weights.fetch import FetchOptions, fetch
 from model.weights.manifest import MANIFEST, describe, verify
-from model.weights.source import S3Access, open_source
+from model.weights.open import open_source
+from model.weights.source import S3Access
 
 EXIT_DIFFERENT, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -93,7 +93,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 class _Fetch:
-    """One fetch, which has the lock of the folder."""
+    """Fetch once, with the lock of the folder."""
 
     def __init__(self, source: Source, folder: Path, options: FetchOptions) -> None:
         self._source = source

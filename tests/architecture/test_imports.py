@@ -24,7 +24,7 @@ CLIENT = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())["projec
 
 EXTRAS = {
     "jobs": {"s3"},
-    "model": {"worker"},
+    "model": {"worker", "s3"},
     "service": {"service"},
     "stack": {"stack", "service"},
     "worker": {"worker"},

@@ -170,9 +170,10 @@ class TestTheForkServer:
         assert decode(fresh, "wait", file, 20.0, seconds=0)
 
     def test_killed_during_a_decode_costs_nothing_but_time(self, fresh, file):
-        fresh.start()
+        decode(fresh, "wait", file, 20.0, seconds=0)  # the server has started, and its probes are imported
         server = fork_server(fresh)
         with ThreadPoolExecutor(1) as pool:
+            wait_until(lambda: not server.children())
             now = time.monotonic()
             running = pool.submit(decode, fresh, "wait_in_old_server", file, 60.0, started_before=now)
             wait_until(server.children)

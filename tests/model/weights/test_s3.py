@@ -12,7 +12,8 @@ from boto3.s3.transfer import TransferConfig
 from model.weights.__main__ import main
 from model.weights.fetch import FetchOptions, fetch
 from model.weights.manifest import INCOMPLETE, MANIFEST, WeightsError, verify
-from model.weights.source import Listing, S3Access, open_source
+from model.weights.open import open_source
+from model.weights.source import Listing, S3Access
 from tests.model.weights.conftest import SIZES, write_files
 from tests.servers import free_port
 

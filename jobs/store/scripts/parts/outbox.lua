@@ -15,7 +15,7 @@ local EVENTS = {running = 'started', succeeded = 'succeeded', failed = 'failed',
 -- Fields that clients see and that change after a job started.
 local CHANGING = {
   'status', 'attempt', 'progress', 'cancel_requested', 'group', 'started_ms', 'finished_ms', 'expires_ms', 'error',
-  'result', 'timings_s', 'warnings',
+  'result', 'timings_s', 'warnings', 'gpu_ms',
 }
 local DUE = 'longcat:outbox:due'
 local OWNERS = 'longcat:outbox:owners'
