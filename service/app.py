@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, FastAPI, params
 from fastapi.middleware.cors import CORSMiddleware
 
 from jobs.errors import Unavailable
+from jobs.store.keys_version import check_redis
 from jobs.store.outbox import Outbox
 from jobs.tracing import close_tracing, open_tracing
 from service.backend import Backend, require_api_key
@@ -40,7 +41,7 @@ from service.openai.errors import openai_error_responses
 from service.openapi import docs
 from service.openapi.schema import DocumentedAPI
 from service.ops import health
-from service.ops.maintenance import Maintenance, check_redis
+from service.ops.maintenance import Maintenance
 from service.ops.metrics import MeasuredRequests, Metrics
 from service.ops.server import serve_alongside
 from service.settings import Settings
@@ -156,7 +157,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = backend.settings
     is_checked = False
     try:
-        check_redis(backend)
+        check_redis(backend.redis, settings.redis_wait_replicas)
         is_checked = True
         backend.job_store.maintenance.sweep()  # before the first request, so that the clock is right
     except Unavailable:

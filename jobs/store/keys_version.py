@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from redis import Redis
 
+from jobs.connect import check_server
 from jobs.errors import UnfitServer
 from jobs.store.scripts import Scripts
 
@@ -11,6 +12,12 @@ KEYS_VERSION = 3
 """The version of the keys in Redis and of what is in them, which `scripts/README.md` lists."""
 OLDEST_READER = 1
 """The `KEYS_VERSION` of the release before this one: the oldest that can use what this one writes."""
+
+
+def check_redis(redis: Redis, wait_replicas: int) -> None:
+    """Check that this release can use the server and the keys in it. Raises UnfitServer, Unavailable."""
+    check_server(redis, wait_replicas)
+    check_keys_version(redis)
 
 
 def check_keys_version(redis: Redis) -> None:

@@ -12,21 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Event, Thread
 
-from jobs.connect import check_server
 from jobs.errors import Unavailable, UnfitServer
 from jobs.maintenance import keep_removing, keep_sweeping
-from jobs.store.keys_version import check_keys_version
+from jobs.store.keys_version import check_redis
 from service.backend import Backend
 
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT_S = 2.0  # a storage that does not answer may delay the end of the service this long
-
-
-def check_redis(backend: Backend) -> None:
-    """Check that this release can use the Redis server and what is in it. Raises UnfitServer, Unavailable."""
-    check_server(backend.redis, backend.settings.redis_wait_replicas)
-    check_keys_version(backend.redis)
 
 
 class Maintenance:
@@ -63,7 +56,7 @@ class Maintenance:
         try:
             while not self._checked.is_set():
                 with suppress(Unavailable):
-                    check_redis(self._backend)
+                    check_redis(self._backend.redis, self._backend.settings.redis_wait_replicas)
                     self._checked.set()
                 self._stopped.wait(every_s)
         except UnfitServer as error:

@@ -9,7 +9,7 @@ from functools import partial
 
 from redis import Redis
 
-from jobs.connect import check_server, connect
+from jobs.connect import connect
 from jobs.errors import GroupTaken, JobNotFound, UnreadableRecord
 from jobs.maintenance import keep_removing, keep_sweeping
 from jobs.queue import TicketQueue
@@ -17,7 +17,7 @@ from jobs.registration import GroupRegistration
 from jobs.storage.base import open_storage
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
-from jobs.store.keys_version import check_keys_version
+from jobs.store.keys_version import check_redis
 from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import Replication
 from jobs.tracing import open_tracing
@@ -64,8 +64,7 @@ def build_supervisor(
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
     redis = connect(settings.redis_address, REDIS_DEADLINE_S)
-    retry_while_unavailable(lambda: check_server(redis, settings.redis_wait_replicas))
-    retry_while_unavailable(lambda: check_keys_version(redis))
+    retry_while_unavailable(lambda: check_redis(redis, settings.redis_wait_replicas))
     group = settings.group_name(index)
     registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
     _register(registration, settings.ranks_per_group)
