@@ -26,25 +26,14 @@ from jobs.order import Order
 from jobs.record import Progress
 from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
-from model.spec.plan import Plan
+from model.spec.limits import Limits
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 
 PAGE = Path(__file__).with_name("store.md")
 CALLS = 50
 LEASE_S = 3600.0
-PLAN = Plan(
-    task="text_to_video",
-    height=480,
-    width=832,
-    num_frames=93,
-    num_segments=1,
-    num_condition_frames=0,
-    num_inference_steps=50,
-    guidance_scale=4.0,
-    distilled=False,
-    condition_cache=True,
-    enhance_hf=True,
-    fps=15,
-)
+PLAN = resolve(GenerationParams(), Inputs(), Limits.from_json({}))
 ORDER = Order(plan=PLAN, prompts=("a red ball",), negative_prompt="", seed=7)
 
 
