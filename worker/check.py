@@ -48,7 +48,7 @@ _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the report. A problem keeps the worker from running."""
+    """Report a fact about the machine. A problem keeps the worker from running."""
 
     kind: Literal["ok", "note", "problem"]
     text: str
@@ -56,7 +56,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the driver names it."""
+    """Describe a GPU as the driver does."""
 
     name: str
     memory_bytes: int

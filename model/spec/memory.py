@@ -8,7 +8,7 @@ not predicted: `RESERVE_BYTES` allows for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from model.spec.geometry import (
     FRAME_STRIDE,
@@ -64,18 +64,34 @@ class CheckpointSizes:
     vae_channels: int = WAN_CHANNELS
 
 
-class Window(NamedTuple):
-    """Latent frames and their sides in pixels, and how many of the frames condition the rest."""
+@dataclass(frozen=True)
+class StageShape:
+    """The size of one stage of a segment: the base video or its refinement.
+
+    Attributes:
+        num_frames: latent frames.
+        height, width: sides in pixels.
+        num_condition: how many of the latent frames condition the rest.
+        num_texts: texts of a forward: 2 with guidance.
+        condition_cache: whether keys and values of the condition frames are kept instead of computed again.
+    """
 
     num_frames: int
     height: int
     width: int
     num_condition: int = 0
+    num_texts: int = 1
+    condition_cache: bool = False
 
     @property
     def tokens_of_frame(self) -> int:
         """Return the tokens of a latent frame."""
         return self.height * self.width // SIDE_MULTIPLE**2
+
+    @property
+    def cached_tokens(self) -> int:
+        """Return the tokens whose keys and values are kept."""
+        return self.num_condition * self.tokens_of_frame if self.condition_cache else 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """The memory of one GPU in bytes, at the peak of a job.
+    """Break down the memory of one GPU at the peak of a job, in bytes.
 
     Attributes:
         transformer, text_encoder, vae: weights.
@@ -123,14 +139,9 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
     stages = _stages(plan)
     element = setup.element_bytes
     token_kv = 2 * sizes.depth * sizes.width * element
-    condition_tokens = max(
-        (window.num_condition * window.tokens_of_frame for window, _, cached in stages if cached), default=0
-    )
     working: dict[Phase, int] = {
-        "denoise": max(
-            forward_bytes(sizes, window, texts, setup, cached) for window, texts, cached in stages
-        ),
-        "decode": max(decode_bytes(sizes, window, setup) for window, _, _ in stages),
+        "denoise": max(forward_bytes(sizes, stage, setup) for stage in stages),
+        "decode": max(decode_bytes(sizes, stage, setup) for stage in stages),
         "encode": _encode_bytes_of(sizes, plan, setup),
     }
     phase = max(working, key=lambda each: working[each])
@@ -138,8 +149,8 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
         transformer=transformer_bytes(sizes, setup),
         text_encoder=sizes.text_encoder * element if is_leader else 0,
         vae=sizes.vae * element,
-        text_kv=sum(texts for _, texts, _ in stages) * TEXT_TOKENS * token_kv,
-        condition_kv=condition_tokens // setup.ranks * token_kv,
+        text_kv=sum(stage.num_texts for stage in stages) * TEXT_TOKENS * token_kv,
+        condition_kv=max(stage.cached_tokens for stage in stages) // setup.ranks * token_kv,
         working=working[phase],
         phase=phase,
     )
@@ -157,46 +168,44 @@ def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
     return (sizes.transformer - quantised) * setup.element_bytes + quantised
 
 
-def forward_bytes(
-    sizes: CheckpointSizes, window: Window, num_texts: int, setup: Setup, condition_cache: bool = False
-) -> int:
+def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return the peak of a forward on one rank, without weights and without keys and values of text."""
-    num_frames = window.num_frames - (window.num_condition if condition_cache else 0)
-    elements = num_texts * num_frames * window.tokens_of_frame * sizes.width / setup.ranks
+    tokens = stage.num_frames * stage.tokens_of_frame - stage.cached_tokens
+    elements = stage.num_texts * tokens * sizes.width / setup.ranks
     return round(FORWARD_TENSORS[setup.element_bytes] * elements * setup.element_bytes)
 
 
-def encode_bytes(sizes: CheckpointSizes, window: Window, setup: Setup) -> int:
+def encode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return the peak of encoding frames of this size, without the frames themselves."""
-    return round(ENCODED_ELEMENTS * _vae_scale(sizes, window, setup))
+    return round(ENCODED_ELEMENTS * _vae_scale(sizes, stage, setup))
 
 
-def decode_bytes(sizes: CheckpointSizes, window: Window, setup: Setup) -> int:
+def decode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return the peak of decoding frames of this size."""
-    rows = window.height // VAE_STRIDE // setup.ranks
-    count = latents_at_a_time(2 * sizes.vae_channels, rows, window.width // VAE_STRIDE)
-    frames = FRAME_STRIDE * min(count, window.num_frames)
+    rows = stage.height // VAE_STRIDE // setup.ranks
+    count = latents_at_a_time(2 * sizes.vae_channels, rows, stage.width // VAE_STRIDE)
+    frames = FRAME_STRIDE * min(count, stage.num_frames)
     elements = DECODED_ELEMENTS + DECODED_ELEMENTS_OF_FRAME * frames
-    return round(elements * _vae_scale(sizes, window, setup))
+    return round(elements * _vae_scale(sizes, stage, setup))
 
 
-def _vae_scale(sizes: CheckpointSizes, window: Window, setup: Setup) -> float:
-    pixels = window.height * window.width / setup.ranks
+def _vae_scale(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> float:
+    pixels = stage.height * stage.width / setup.ranks
     return pixels * setup.element_bytes * sizes.vae_channels / WAN_CHANNELS
 
 
-def _stages(plan: Plan) -> list[tuple[Window, int, bool]]:
-    """Return the window of each stage, the number of its texts, and whether it has a condition cache."""
+def _stages(plan: Plan) -> list[StageShape]:
     stages = []
     if plan.task != "refine":
         num_condition = latent_frames(plan.num_condition_frames) if plan.num_condition_frames else 0
-        window = Window(latent_frames(plan.num_frames), plan.height, plan.width, num_condition)
         num_texts = 2 if plan.guidance_scale > 1 else 1
-        stages.append((window, num_texts, plan.condition_cache and num_condition > 0))
+        num_frames = latent_frames(plan.num_frames)
+        stages.append(
+            StageShape(num_frames, plan.height, plan.width, num_condition, num_texts, plan.condition_cache)
+        )
     if plan.refinement:
         layout = _refinement_layout(plan)
-        window = Window(layout.latent_frames, plan.refinement.height, plan.refinement.width)
-        stages.append((window, 1, False))
+        stages.append(StageShape(layout.latent_frames, plan.refinement.height, plan.refinement.width))
     return stages
 
 
@@ -210,11 +219,11 @@ def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
     """Return the largest peak of the encodings of a plan, with the frames that are encoded in fp32."""
     needs = [0]
     if plan.task in {"image_to_video", "video_continuation"} or plan.num_segments > 1:
-        window = Window(latent_frames(max(1, plan.num_condition_frames)), plan.height, plan.width)
-        needs.append(encode_bytes(sizes, window, setup))
+        frames = latent_frames(max(1, plan.num_condition_frames))
+        needs.append(encode_bytes(sizes, StageShape(frames, plan.height, plan.width), setup))
     if plan.refinement:
         layout = _refinement_layout(plan)
-        window = Window(layout.latent_frames, plan.refinement.height, plan.refinement.width)
-        frames = layout.padded_frames * window.height * window.width * 3 * 4
-        needs.append(encode_bytes(sizes, window, setup) + frames)
+        stage = StageShape(layout.latent_frames, plan.refinement.height, plan.refinement.width)
+        clip_bytes = layout.padded_frames * stage.height * stage.width * 3 * 4
+        needs.append(encode_bytes(sizes, stage, setup) + clip_bytes)
     return max(needs)

@@ -20,12 +20,12 @@ from dataclasses import asdict
 from benchmarks.formulas import BASE, REFINED
 from benchmarks.peak_memory import CASES, RANKS, decode_peak, encode_peak, forward_peak
 from benchmarks.traffic import LiveTensors
-from model.spec.memory import CheckpointSizes, Setup, Window, decode_bytes, encode_bytes, forward_bytes
+from model.spec.memory import CheckpointSizes, Setup, StageShape, decode_bytes, encode_bytes, forward_bytes
 
 SIZES = CheckpointSizes(transformer=0, quantised=0, text_encoder=0, vae=0, width=4096, depth=48)
 
-def in_pixels(window):
-    return Window(window.num_frames, 8 * window.height, 8 * window.width)
+def in_pixels(window, num_texts=1):
+    return StageShape(window.num_frames, 8 * window.height, 8 * window.width, num_texts=num_texts)
 
 def kept():
     x = torch.empty(1000, device="meta")
@@ -52,7 +52,7 @@ print(json.dumps({
         {
             "name": name, "dtype": str(dtype), "ranks": ranks, **asdict(forward_peak(case, dtype, ranks)),
             "predicted": forward_bytes(
-                SIZES, in_pixels(case.window), case.num_texts, Setup(ranks, dtype.itemsize)
+                SIZES, in_pixels(case.window, case.num_texts), Setup(ranks, dtype.itemsize)
             ),
         }
         for name, case in CASES.items() for dtype in (torch.float32, torch.bfloat16) for ranks in RANKS

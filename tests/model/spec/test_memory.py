@@ -11,7 +11,7 @@ from model.spec.limits import Limits
 from model.spec.memory import (
     CheckpointSizes,
     Setup,
-    Window,
+    StageShape,
     forward_bytes,
     loading_bytes,
     memory_needed,
@@ -56,8 +56,8 @@ def test_fp8_halves_the_large_matrices_once_they_are_loaded():
 def test_guidance_doubles_the_forward_and_the_keys_of_the_text():
     guided, plain = needed(guidance_scale=4.0), needed(guidance_scale=1.0)
     assert guided.text_kv == 2 * plain.text_kv
-    window = Window(24, 480, 832)
-    assert forward_bytes(RELEASED, window, 2, Setup()) == 2 * forward_bytes(RELEASED, window, 1, Setup())
+    one, two = (StageShape(24, 480, 832, num_texts=number) for number in (1, 2))
+    assert forward_bytes(RELEASED, two, Setup()) == 2 * forward_bytes(RELEASED, one, Setup())
 
 
 def test_refinement_needs_more_than_the_base_video():
