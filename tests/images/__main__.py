@@ -10,10 +10,12 @@ temporary folder, and every container is removed at the end.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,8 +44,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--find-links",
-        default=os.environ.get("PIP_FIND_LINKS") or CPU_TORCH,
-        help="folder or page where pip finds a torch without CUDA (default: PIP_FIND_LINKS, or pytorch.org)",
+        default=pip_find_links() or CPU_TORCH,
+        help="folder or page where pip finds a torch without CUDA (default: where pip's own settings say, or "
+        "pytorch.org)",
     )
     parser.add_argument("--compressed", action="store_true", help="measure compressed sizes, too: minutes")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where layers are kept")
@@ -81,6 +84,15 @@ def main() -> int:
     (options.out / f"{options.check}.json").write_text(text + "\n")
     print(text)
     return 0
+
+
+def pip_find_links() -> str | None:
+    """Return the folder or page of packages in pip's settings: its configuration files or PIP_FIND_LINKS."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    settings = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)
+    found = settings.get(":env:.find-links") or settings.get("global.find-links") or "''"
+    return next(iter(ast.literal_eval(found).split()), None)
 
 
 def default_cache() -> Path:
