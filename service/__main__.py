@@ -25,7 +25,7 @@ from service.settings import Settings, describe_problems
 logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 500  # beside connections of clients: uploads, Redis, outgoing connections
-_GRACE_S = 10  # for responses in progress at shutdown
+GRACE_S = 10  # for responses in progress at shutdown
 
 
 class _Server(uvicorn.Server):
@@ -63,7 +63,7 @@ def main() -> int:
         app,
         host=settings.host,
         port=settings.port,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_graceful_shutdown=GRACE_S,
         **server_options(settings.connection_limits),
     )
     server = _Server(config, app.state.event_streams)
