@@ -41,7 +41,7 @@ _PLAIN = (
 )
 _TRACE = ("request_id", "traceparent")
 _JSON = ("order", "metadata", "progress", "error", "result", "timings_s", "webhook_events", "warnings")
-_TIMES = ("created", "started", "finished", "expires")
+_TIMES = ("created", "started", "finished", "expires", "deadline")
 
 
 class _Stored(BaseModel):
@@ -106,6 +106,7 @@ class Job(_Stored):
     """The record of a job. Times are in UTC.
 
     Attributes:
+        deadline_at: when the video is wanted, None if that does not matter.
         attempt: the number of starts, without those that ended in a drain or a preemption.
         group: the group that runs the job, or ran it last.
         requirement: what a group needs to run the job (`jobs.requirement`); None until it is known.
@@ -129,6 +130,7 @@ class Job(_Stored):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     expires_at: datetime | None = None
+    deadline_at: datetime | None = None
     cancel_requested: bool = False
     group: str | None = None
     requirement: str | None = None
@@ -162,6 +164,17 @@ class Job(_Stored):
         """Return whether the job is in a final state."""
         return self.status in ENDED
 
+    @property
+    def deadline_met(self) -> bool | None:
+        """Return whether the video was ready in time; None without a deadline, and before it is decided."""
+        if self.deadline_at is None or not self.ended or self.status == "cancelled":
+            return None
+        return (
+            self.status == "succeeded"
+            and self.finished_at is not None
+            and self.finished_at <= self.deadline_at
+        )
+
 
 @dataclass(frozen=True)
 class QueueEstimate:
@@ -172,10 +185,12 @@ class QueueEstimate:
     Attributes:
         position: the position in the queue; 1 is next.
         eta_s: the time until the job will have ended, None while no job has ever succeeded.
+        run_s: the part of it in which the job runs.
     """
 
     position: int
     eta_s: float | None
+    run_s: float | None = None
 
 
 class Event(_Stored):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Self
 
 from fastapi import BackgroundTasks, Depends, Request
@@ -36,6 +37,7 @@ from service.webhooks.url_checker import WebhookUrlChecker
 Task = Callable[[], None]
 
 _NO_GROUP = "no live group can run this job"
+_LONGEST_ETA_S = 366 * 86400.0
 
 
 def _run_now(task: Task) -> None:
@@ -148,7 +150,10 @@ class Backend:
 
     def _view(self, job: Job, estimate: QueueEstimate | None, waiting_for: str | None) -> JobView:
         position = estimate.position if estimate else None
-        return JobView.of(_with_eta(job, estimate), position, self.settings.public_url, waiting_for)
+        job = _with_eta(job, estimate)
+        return JobView.of(
+            job, position, self.settings.public_url, waiting_for, _predicted_finish(job, datetime.now(UTC))
+        )
 
 
 def _with_eta(job: Job, estimate: QueueEstimate | None) -> Job:
@@ -156,6 +161,12 @@ def _with_eta(job: Job, estimate: QueueEstimate | None) -> Job:
         return job
     progress = Progress(phase="load", num_segments=job.order.plan.num_segments, eta_s=estimate.eta_s)
     return job.model_copy(update={"progress": progress})
+
+
+def _predicted_finish(job: Job, now: datetime) -> datetime | None:
+    if job.ended or job.progress is None or job.progress.eta_s is None:
+        return None
+    return now + timedelta(seconds=min(job.progress.eta_s, _LONGEST_ETA_S))
 
 
 async def _app_backend(request: Request) -> Backend:  # FastAPI would run a plain function in a thread

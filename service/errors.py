@@ -69,6 +69,12 @@ class PriorityNotAllowed(LongCatError):
     code = "priority_not_allowed"
 
 
+class DeadlineTooEarly(LongCatError):
+    """The video cannot be expected by its deadline, and `refuse_if_late` asks not to make it then."""
+
+    code = "deadline_too_early"
+
+
 class HostNotAllowed(LongCatError):
     """The service does not answer under this host name."""
 
@@ -106,6 +112,7 @@ STATUS: Mapping[type[LongCatError], int] = {
     ModelNotFound: 404,
     errors.JobNotReady: 409,
     errors.JobEnded: 409,
+    DeadlineTooEarly: 409,
     errors.UnreadableRecord: 409,
     errors.KeyMissing: 410,
     BodyTooSlow: 408,

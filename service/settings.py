@@ -140,6 +140,12 @@ class Settings(SharedSettings):
         description="a job starts before those of the next higher priority that were queued this much later; "
         "`none`: only after all of them",
     )
+    default_deadline_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="among the jobs of one owner, one without a deadline takes its place as if it had to "
+        "start within this time of its submission",
+    )
     model_shares: str = Field(
         default="",
         description="share of the requests without a `model` that each model gets, such as "

@@ -137,6 +137,11 @@ class JobClient:
         """Estimate when a queued job will be done. Return None if it is not queued."""
         return self.estimates([job_id], fleet).get(job_id)
 
+    def predict(self, submission: Submission, fleet: Fleet | None = None) -> QueueEstimate:
+        """Estimate when a job would be done that is not submitted yet; see `estimates`."""
+        reply = self._run("queue_snapshot", ids=[], new=submission.record())
+        return estimates(QueueSnapshot.from_reply(reply), fleet)[submission.id]
+
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: a queued one ends at once, a running one is asked to stop. Return the job.
 

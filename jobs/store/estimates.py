@@ -137,8 +137,9 @@ def _estimate(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet | None) -> Q
             position = min(position, max(1, _num_rivals(snapshot, job, fleet)))
     own_s = expected_s(snapshot.recent_runs, job.task, job.work_units)
     if own_s is None or (fleet and not num_groups):
-        return QueueEstimate(position=position, eta_s=None)
-    return QueueEstimate(position=position, eta_s=_wait_s(snapshot, num_groups, running, position) + own_s)
+        return QueueEstimate(position=position, eta_s=None, run_s=own_s)
+    wait_s = _wait_s(snapshot, num_groups, running, position)
+    return QueueEstimate(position=position, eta_s=wait_s + own_s, run_s=own_s)
 
 
 def _num_rivals(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet) -> int:

@@ -24,6 +24,9 @@ class Submission:
 
     Attributes:
         weight: the owner's share of the groups is proportional to it.
+        deadline_s: when its video is wanted, from submission; None if that does not matter.
+        expected_run_s: how long it is expected to run, so that it can start in time; 0 if that is not known.
+        default_deadline_s: without a deadline, it takes its place as if it had to start within this time.
         ageing_s: it starts before jobs of the next higher priority that were queued this much later; None is
             only after all of them.
         max_queue_s: how long it may wait for its first start; None is no limit.
@@ -40,6 +43,9 @@ class Submission:
     owner: str = ""
     weight: float = 1.0
     ageing_s: float | None = None
+    deadline_s: float | None = None
+    expected_run_s: float = 0.0
+    default_deadline_s: float = 3600.0
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook_url: str | None = None
     webhook_events: tuple[WebhookEvent, ...] = WEBHOOK_EVENTS
@@ -65,6 +71,9 @@ class Submission:
             "owner": self.owner,
             "weight": self.weight,
             "ageing_ms": to_ms(self.ageing_s),
+            "deadline_ms": to_ms(self.deadline_s),  # the script makes a time of it
+            "expected_run_ms": to_ms(self.expected_run_s) if self.deadline_s else None,
+            "default_deadline_ms": to_ms(self.default_deadline_s),
             "metadata": json.dumps(dict(self.metadata)),
             "webhook_url": self.webhook_url,
             "webhook_events": json.dumps(self.webhook_events),

@@ -69,7 +69,7 @@ def options_of_video(arguments: argparse.Namespace) -> dict[str, Any]:
     fields = options_of(arguments)
     if arguments.metadata:
         fields["metadata"] = dict(arguments.metadata)
-    for name in ("model", "priority", "webhook_url"):
+    for name in ("model", "priority", "deadline_s", "refuse_if_late", "webhook_url"):
         if (value := getattr(arguments, name)) is not None:
             fields[name] = value
     return fields
@@ -85,6 +85,15 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     add_arguments(command)
     job = command.add_argument_group("job")
     job.add_argument("--priority", choices=get_args(Priority))
+    job.add_argument(
+        "--deadline-s", type=float, metavar="SECONDS", help="when the video is wanted, from submission"
+    )
+    job.add_argument(
+        "--refuse-if-late",
+        action="store_true",
+        default=None,
+        help="make no job if the video cannot be expected by its deadline",
+    )
     job.add_argument("--webhook-url", metavar="URL", help="notified when the job's status changes")
     job.add_argument(
         "--metadata", type=_pair, action="append", metavar="NAME=VALUE", help="stored with the job"

@@ -101,6 +101,19 @@ class JobOptions(Strict):
         description="`high` jobs start before `normal`, and those before `low`. `high` needs an API key with "
         "that right.",
     )
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        le=30 * 86400,
+        description="Seconds from submission until the video is wanted. Among the jobs of one owner, the "
+        "earliest deadline that can be met comes first.",
+        examples=[300],
+    )
+    refuse_if_late: bool = Field(
+        False,
+        description="Refuse the request if the video cannot be expected by its deadline. Otherwise the job "
+        "has a warning then.",
+    )
     webhook_url: WebhookURL | None = Field(None, description="Notified when the job's status changes.")
     webhook_events: list[WebhookEvent] | None = Field(
         None, min_length=1, max_length=16, description="Events that are sent; all when absent."
@@ -118,9 +131,11 @@ class JobOptions(Strict):
         return {name: value for name, value in values.items() if value is not None or name not in known}
 
     @model_validator(mode="after")
-    def _check_events_have_a_url(self) -> Self:
+    def _check_options_have_what_they_need(self) -> Self:
         if self.webhook_events and not self.webhook_url:
             raise ValueError("webhook_events: there is no webhook_url")
+        if self.refuse_if_late and self.deadline_s is None:
+            raise ValueError("refuse_if_late: there is no deadline_s")
         return self
 
 

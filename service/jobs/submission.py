@@ -30,6 +30,7 @@ from service.inputs.body import FILES, Body
 from service.inputs.reader import CheckedInput, InputReader, InputSource
 from service.inputs.uploads import upload_folder
 from service.jobs.bodies import GenerateRequest
+from service.jobs.deadlines import with_prediction
 from service.jobs.orders import check_prompts, check_quality, input_warnings, make_order
 from service.jobs.pools import candidate_pools, check_group_was_seen, expected_weights
 
@@ -41,7 +42,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
 
     If the request has an idempotency key, the job has the id that is reserved for it, and a request with the
     same key may have created it. Nothing is queued if this raises InvalidRequest, PriorityNotAllowed,
-    NoCapability (no worker has started yet), NoSuitableGroup or Unavailable.
+    NoCapability (no worker has started yet), NoSuitableGroup, DeadlineTooEarly or Unavailable.
     """
     request = _parse(body)
     if request.priority == "high" and not backend.high_priority_allowed:
@@ -65,25 +66,30 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         requirement = Requirement.of(order, [pool.capability for pool in fleet.pools])
         check_group_was_seen(fleet, requirement, backend.settings.queue_without_group_s)
         order = order.model_copy(update={"weights": expected_weights(fleet, order, requirement)})
+        submission = Submission(
+            id=job_id,
+            order=order,
+            requirement=requirement,
+            priority=request.priority,
+            owner=backend.owner,
+            weight=backend.settings.weight_by_owner.get(backend.owner, 1.0),
+            ageing_s=backend.settings.priority_ageing_s,
+            deadline_s=request.deadline_s,
+            default_deadline_s=backend.settings.default_deadline_s,
+            metadata=request.metadata,
+            webhook_url=request.webhook_url,
+            webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
+            max_queue_s=backend.settings.max_queue_s,
+            max_run_s=backend.settings.max_run_s,
+            key_reservation=reservation,
+            trace=current_names(),
+            warnings=input_warnings(order, files),
+        )
+        if request.deadline_s is not None:
+            prediction = backend.jobs.predict(submission, fleet)
+            submission = with_prediction(submission, prediction, refuse_if_late=request.refuse_if_late)
         _store(job_id, files.values(), backend)
 
-    submission = Submission(
-        id=job_id,
-        order=order,
-        requirement=requirement,
-        priority=request.priority,
-        owner=backend.owner,
-        weight=backend.settings.weight_by_owner.get(backend.owner, 1.0),
-        ageing_s=backend.settings.priority_ageing_s,
-        metadata=request.metadata,
-        webhook_url=request.webhook_url,
-        webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
-        max_queue_s=backend.settings.max_queue_s,
-        max_run_s=backend.settings.max_run_s,
-        key_reservation=reservation,
-        trace=current_names(),
-        warnings=input_warnings(order, files),
-    )
     with _unavailable_if_expired():
         submitted = backend.jobs.submit_or_find(submission)
     with about(names_of(submitted.job)):

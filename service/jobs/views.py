@@ -61,6 +61,7 @@ class RequestView(Plan):
     condition_video: InputView | None
     seed: int
     priority: Priority
+    deadline_s: float | None = Field(description="null if there is no deadline.")
     webhook_url: str | None
     webhook_events: list[WebhookEvent] | None = Field(description="null if there is no `webhook_url`.")
 
@@ -88,6 +89,7 @@ class RequestView(Plan):
             condition_video=InputView.of(job, "condition_video"),
             seed=order.seed,
             priority=job.priority,
+            deadline_s=job.deadline_at and (job.deadline_at - job.created_at).total_seconds(),
             webhook_url=job.webhook_url,
             webhook_events=list(job.webhook_events) if job.webhook_url else None,
         )
@@ -139,6 +141,11 @@ class JobView(_View):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    deadline_at: datetime | None = Field(description="When the video is wanted.")
+    deadline_met: bool | None = Field(description="Whether it was ready then; null before the end.")
+    predicted_finish_at: datetime | None = Field(
+        description="When the video is expected; null if that is not known, and at the end."
+    )
     error: JobError | None
     result: ResultView | None
     timings_s: dict[str, float] = Field(description="Seconds by phase.")
@@ -148,7 +155,12 @@ class JobView(_View):
 
     @classmethod
     def of(
-        cls, job: Job, queue_position: int | None, public_url: str = "", waiting_for: str | None = None
+        cls,
+        job: Job,
+        queue_position: int | None,
+        public_url: str = "",
+        waiting_for: str | None = None,
+        predicted_finish_at: datetime | None = None,
     ) -> Self:
         """Return the view of a job, with links that begin with `public_url`."""
         shared = {name: getattr(job, name) for name in cls.model_fields.keys() & Job.model_fields.keys()}
@@ -160,6 +172,8 @@ class JobView(_View):
             gpu_s=job.gpu_ms / 1000,
             queue_position=queue_position,
             waiting_for=waiting_for,
+            deadline_met=job.deadline_met,
+            predicted_finish_at=predicted_finish_at,
         )
 
 

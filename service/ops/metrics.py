@@ -130,6 +130,12 @@ SERIES = (
     ),
     Series("video_seconds", "Length of the videos made.", "task"),
     Series("jobs_ended", "Jobs by final status.", "status"),
+    Series(
+        "deadlines",
+        "Ended jobs with a deadline by outcome, without cancelled ones.",
+        "outcome",
+        always=("met", "missed"),
+    ),
     Series("failures", "Failed jobs by error code.", "code"),
     Series("attempts", "Starts of ended jobs."),
     Series("requeues", "Jobs that were requeued, by cause.", "cause"),

@@ -111,6 +111,7 @@ class ResolvedRequest(_Reply):
     video: InputFile | None = None
     condition_video: InputFile | None = None
     priority: str | None = None
+    deadline_s: float | None = None
     webhook_url: str | None = None
     webhook_events: tuple[str, ...] | None = None
 
@@ -125,6 +126,9 @@ class Job(_Reply):
         warnings: what is special about the video.
         attempt: how many times the job was started.
         timings_s: seconds by phase.
+        deadline_at: when the video is wanted, None if there is no deadline.
+        deadline_met: whether it was ready then, None before the end.
+        predicted_finish_at: when the video is expected, None if that is not known, and at the end.
         gpu_s: seconds of GPU time of all attempts that have stopped.
         expires_at: when the job and its files are deleted.
     """
@@ -141,6 +145,9 @@ class Job(_Reply):
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    deadline_at: datetime | None = None
+    deadline_met: bool | None = None
+    predicted_finish_at: datetime | None = None
     error: JobError | None = None
     result: Result | None = None
     timings_s: dict[str, float] = Field(default_factory=dict)

@@ -48,6 +48,8 @@ class Options(TypedDict, total=False):
     seed: int | None
     model: str | None
     priority: Literal["high", "normal", "low"] | None
+    deadline_s: float | None
+    refuse_if_late: bool | None
     webhook_url: str | None
     webhook_events: Sequence[Literal["started", "succeeded", "failed", "cancelled"]] | None
     metadata: Mapping[str, str] | None

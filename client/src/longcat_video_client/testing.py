@@ -294,6 +294,9 @@ def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes]) -> d
         "created_at": _now(),
         "started_at": None,
         "finished_at": None,
+        "deadline_at": _after(fields["deadline_s"]) if fields.get("deadline_s") else None,
+        "deadline_met": None,
+        "predicted_finish_at": None,
         "error": None,
         "result": None,
         "timings_s": {},
@@ -372,7 +375,11 @@ def _result(view: dict[str, Any], video: bytes) -> dict[str, Any]:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat()
+    return _after(0.0)
+
+
+def _after(seconds: float) -> str:
+    return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat()
 
 
 _REQUEST: dict[str, Any] = {
@@ -402,6 +409,7 @@ _REQUEST: dict[str, Any] = {
     "video": None,
     "condition_video": None,
     "priority": "normal",
+    "deadline_s": None,
     "webhook_url": None,
     "webhook_events": None,
 }

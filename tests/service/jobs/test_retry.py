@@ -28,6 +28,7 @@ REQUESTS = {
         "condition_cache": False,
         "enhance_hf": False,
         "priority": "low",
+        "deadline_s": 90.5,
         "model": "LongCat-Video",
         "webhook_url": "https://example.com/hook",
         "webhook_events": ["failed"],

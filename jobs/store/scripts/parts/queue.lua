@@ -6,6 +6,11 @@
 -- had no queued jobs resumes at the current virtual time, so being away earns no credit. Requeued jobs come before all
 -- others of their priority, because they were chosen before.
 --
+-- The jobs of one owner start in the order of their places. The place of a job is the time by which it should start:
+-- its deadline less the time that it is expected to run, or, without a deadline, `default_deadline_ms` after its
+-- submission. So jobs without deadlines start in the order of submission. A job that did not start in time gets the
+-- place of a job without a deadline: it does not keep others from meeting theirs, and does not wait for ever.
+--
 -- Jobs with equal requirements are a class, so that a group finds the jobs that it can run without passing over others.
 -- A class has its own order of owners and of requeued jobs, so a claim looks at the first entry of each class only. The
 -- entries of owners are checked when they are looked at: the virtual start time of an owner grows with the jobs of all
@@ -14,7 +19,8 @@
 -- An entry that a limit on running jobs of its owner keeps from starting is held back: it leaves its class until a job
 -- of that owner stops running.
 --
--- Processes of release 0.2.0 do not know the classes. What they submit is added by `set_requirement`, what they requeue
+-- Processes of release 0.2.0 do not know the classes, and use the number of a job as its place, which is lower than
+-- that of any job of this release. What they submit is added by `set_requirement`, what they requeue
 -- by `list_missing_requeued`, and what they take out of the queue is removed when it is found in a class.
 
 -- Queued jobs that some release could not read, by number.
@@ -24,7 +30,7 @@ local function queue_key(priority)
   return 'longcat:queue:' .. priority
 end
 
--- Jobs of one owner that never started.
+-- Jobs of one owner that never started, by place.
 local function owner_queue_key(priority, owner)
   return queue_key(priority) .. ':owner:' .. owner
 end
@@ -44,16 +50,24 @@ local function requeued_key(priority)
 end
 
 -- Jobs that never started, in the order in which they start if no limit on running jobs applies: by virtual start time,
--- then by number. Only positions are read from it: with any number of owners, a position takes the same few commands.
+-- then by place. Only positions are read from it: with any number of owners, a position takes the same few commands.
 -- A job's virtual start time is that of its owner plus the charges for the owner's jobs before it. After a cancellation
 -- it is an estimate (`leave_start_order`).
 local function start_order_key(priority)
   return queue_key(priority) .. ':start_order'
 end
 
--- Members with equal scores are in lexicographic order, so the number comes first, with leading zeros.
-local function start_order_member(number, id)
-  return string.format('%015d:%s', number, id)
+-- Members with equal scores are in lexicographic order, so the place comes first, with leading zeros.
+local function start_order_member(place, id)
+  return string.format('%016d:%s', place, id)
+end
+
+-- The place of a job among those of its owner. Its last three digits keep the order of jobs of the same millisecond.
+local DEFAULT_DEADLINE_MS = 3600000 -- for records without one
+local PLACES_PER_MS = 1000
+local function place_of(job)
+  local default_ms = job.created_ms + (is_whole(tostring(job.default_deadline_ms)) or DEFAULT_DEADLINE_MS)
+  return (is_whole(tostring(job.start_by_ms)) or default_ms) * PLACES_PER_MS + job.number % PLACES_PER_MS
 end
 
 local function virtual_time_key(priority)
@@ -72,19 +86,26 @@ local function class_work_units_key(priority)
   return queue_key(priority) .. ':work_units'
 end
 
--- Jobs of one owner with this requirement that never started.
+-- Turn the deadline of a new job, in ms from its submission, into times.
+local function set_deadline(job)
+  if not job.deadline_ms then return end
+  job.deadline_ms = job.created_ms + job.deadline_ms
+  job.start_by_ms = math.max(job.created_ms, job.deadline_ms - (job.expected_run_ms or 0))
+end
+
+-- Jobs of one owner with this requirement that never started, by place.
 local function requirement_owner_key(priority, requirement, owner)
   return requirement_key(priority, requirement) .. ':owner:' .. owner
 end
 
--- Owners with such jobs, as `<number of the first one>:<owner>` by virtual start time.
+-- Owners with such jobs, as `<place of the first one>:<owner>` by virtual start time.
 local function class_owners_key(priority, requirement)
   return requirement_key(priority, requirement) .. ':owners'
 end
 
--- The owner in such an entry, which begins with a number of 15 digits and a colon.
+-- The owner in such an entry, which begins with a place of 16 digits and a colon.
 local function owner_of_entry(entry)
-  return entry:sub(17)
+  return entry:sub(18)
 end
 
 -- Requeued jobs with this requirement, by number.
@@ -107,18 +128,39 @@ local function charge(work_units, weight)
   return math.max(1, math.floor(work_units / UNITS_PER_CHARGE / weight + 0.5))
 end
 
+local function virtual_time(priority)
+  return tonumber(redis.call('GET', virtual_time_key(priority)) or 0)
+end
+
 local function owner_start(priority, owner)
   return tonumber(redis.call('ZSCORE', backlogged_key(priority), owner))
 end
 
 -- Enter an owner into a class with their first job there.
 local function enter_class(priority, requirement, owner)
-  local first, number = unpack(
+  local first, place = unpack(
     redis.call('ZRANGE', requirement_owner_key(priority, requirement, owner), 0, 0, 'WITHSCORES')
   )
   local start = first and owner_start(priority, owner)
   if start then
-    redis.call('ZADD', class_owners_key(priority, requirement), start, start_order_member(number, owner))
+    redis.call('ZADD', class_owners_key(priority, requirement), start, start_order_member(place, owner))
+  end
+end
+
+-- Add a job that never started to those of its owner in a class.
+local function list_by_place(job)
+  local priority, requirement, owner = job.priority, job.requirement, job.owner
+  local owner_jobs = requirement_owner_key(priority, requirement, owner)
+  local place = redis.call('ZSCORE', owner_queue_key(priority, owner), job.id) or place_of(job)
+  local first, first_place = unpack(redis.call('ZRANGE', owner_jobs, 0, 0, 'WITHSCORES'))
+  redis.call('ZADD', owner_jobs, place, job.id)
+  if not first then
+    enter_class(priority, requirement, owner)
+  elseif tonumber(place) < tonumber(first_place) then
+    local entry = start_order_member(first_place, owner)
+    if redis.call('ZREM', class_owners_key(priority, requirement), entry) == 1 then -- it is not held back
+      enter_class(priority, requirement, owner)
+    end
   end
 end
 
@@ -130,21 +172,18 @@ local function list_by_requirement(job)
   end
   if job.started_ms then
     redis.call('ZADD', class_requeued_key(priority, requirement), job.number, job.id)
-    return
+  else
+    list_by_place(job)
   end
-  local owner_jobs = requirement_owner_key(priority, requirement, job.owner)
-  local is_first = redis.call('EXISTS', owner_jobs) == 0
-  redis.call('ZADD', owner_jobs, job.number, job.id)
-  if is_first then enter_class(priority, requirement, job.owner) end
 end
 
 -- Take a job that never started out of its owner's jobs in a class. The next of them takes the place of the first.
 local function leave_class(priority, requirement, owner, id)
   local owner_jobs = requirement_owner_key(priority, requirement, owner)
-  local first, number = unpack(redis.call('ZRANGE', owner_jobs, 0, 0, 'WITHSCORES'))
+  local first, place = unpack(redis.call('ZRANGE', owner_jobs, 0, 0, 'WITHSCORES'))
   redis.call('ZREM', owner_jobs, id)
   if first ~= id then return end
-  local entry = start_order_member(number, owner)
+  local entry = start_order_member(place, owner)
   if redis.call('ZREM', class_owners_key(priority, requirement), entry) == 1 then
     enter_class(priority, requirement, owner)
   end
@@ -179,40 +218,6 @@ local function unlist_by_requirement(job)
   if is_empty then redis.call('SREM', REQUIREMENTS, requirement) end
 end
 
-local function virtual_time(priority)
-  return tonumber(redis.call('GET', virtual_time_key(priority)) or 0)
-end
-
--- The virtual start time of the next job that an owner submits.
-local function start_behind_last(priority, owner)
-  local id, number = unpack(redis.call('ZRANGE', owner_queue_key(priority, owner), -1, -1, 'WITHSCORES'))
-  local last = id and redis.call('ZSCORE', start_order_key(priority), start_order_member(number, id))
-  if not last then return owner_start(priority, owner) end
-  local work_units, weight = unpack(read_fields(id, 'work_units', 'weight'))
-  return last + charge(is_whole(work_units) or NUMBERS.work_units, weight)
-end
-
-local function enqueue(job)
-  local priority, owner = job.priority, job.owner
-  redis.call('ZADD', queue_key(priority), job.number, job.id)
-  redis.call('INCRBY', 'longcat:queued_work_units', job.work_units)
-  if job.started_ms then
-    if not job.requirement then write(job, {requirement = ''}) end -- release 0.2.0 submitted it
-    redis.call('ZADD', requeued_key(priority), job.number, job.id)
-    list_by_requirement(job)
-    return
-  end
-  if not redis.call('ZSCORE', backlogged_key(priority), owner) then
-    local start = tonumber(redis.call('ZSCORE', idle_key(priority), owner) or 0)
-    redis.call('ZREM', idle_key(priority), owner)
-    redis.call('ZADD', backlogged_key(priority), math.max(start, virtual_time(priority)), owner)
-  end
-  local start = start_behind_last(priority, owner)
-  redis.call('ZADD', owner_queue_key(priority, owner), job.number, job.id)
-  redis.call('ZADD', start_order_key(priority), start, start_order_member(job.number, job.id))
-  if job.requirement then list_by_requirement(job) end
-end
-
 -- Move an owner's jobs in the start order, from that with this rank in the owner's queue: a hundred of them, so that it
 -- takes no longer in a long queue than in a short one.
 local MOST_MOVED = 100
@@ -221,6 +226,58 @@ local function move_in_start_order(priority, owner_queue, first_rank, by)
   for i = 1, #jobs, 2 do
     redis.call('ZADD', start_order_key(priority), 'XX', 'INCR', by, start_order_member(jobs[i + 1], jobs[i]))
   end
+end
+
+-- The virtual start time of an owner's job, if none of their jobs is before it.
+local function first_start(priority, owner)
+  local idle_start = tonumber(redis.call('ZSCORE', idle_key(priority), owner) or 0)
+  return owner_start(priority, owner) or math.max(idle_start, virtual_time(priority))
+end
+
+-- The virtual start time of a job of an owner at this place, and its rank in the owner's queue if jobs are behind it.
+local function start_at(priority, owner, place)
+  local owner_queue = owner_queue_key(priority, owner)
+  local id, before = unpack(redis.call('ZRANGE', owner_queue, -1, -1, 'WITHSCORES'))
+  local rank
+  if id and tonumber(before) > place then
+    rank = redis.call('ZCOUNT', owner_queue, '-inf', string.format('(%d', place))
+    if rank == 0 then return first_start(priority, owner), rank end
+    id, before = unpack(redis.call('ZRANGE', owner_queue, rank - 1, rank - 1, 'WITHSCORES'))
+  end
+  local start = id and redis.call('ZSCORE', start_order_key(priority), start_order_member(before, id))
+  if not start then return first_start(priority, owner), rank end
+  local work_units, weight = unpack(read_fields(id, 'work_units', 'weight'))
+  return start + charge(is_whole(work_units) or NUMBERS.work_units, weight), rank
+end
+
+-- Put a job that never started into the queue of its owner.
+local function enter_owner_queue(job)
+  local priority, owner = job.priority, job.owner
+  if not redis.call('ZSCORE', backlogged_key(priority), owner) then
+    redis.call('ZADD', backlogged_key(priority), first_start(priority, owner), owner)
+    redis.call('ZREM', idle_key(priority), owner)
+  end
+  local place = place_of(job)
+  local start, rank = start_at(priority, owner, place)
+  redis.call('ZADD', owner_queue_key(priority, owner), place, job.id)
+  redis.call('ZADD', start_order_key(priority), start, start_order_member(place, job.id))
+  if rank then
+    move_in_start_order(priority, owner_queue_key(priority, owner), rank + 1, charge(job.work_units, job.weight))
+  end
+end
+
+local function enqueue(job)
+  local priority = job.priority
+  redis.call('ZADD', queue_key(priority), job.number, job.id)
+  redis.call('INCRBY', 'longcat:queued_work_units', job.work_units)
+  if job.started_ms then
+    if not job.requirement then write(job, {requirement = ''}) end -- release 0.2.0 submitted it
+    redis.call('ZADD', requeued_key(priority), job.number, job.id)
+    list_by_requirement(job)
+    return
+  end
+  enter_owner_queue(job)
+  if job.requirement then list_by_requirement(job) end
 end
 
 -- Take a job out of the start order because it does not start. The owner's later jobs move up.
@@ -292,14 +349,14 @@ end
 -- Take a job out of the queue because it starts. Its owner is charged for a first start, not for a restart.
 local function dequeue_to_start(job)
   local priority, owner = job.priority, job.owner
-  local number = redis.call('ZSCORE', owner_queue_key(priority, owner), job.id)
-  if number then
+  local place = redis.call('ZSCORE', owner_queue_key(priority, owner), job.id)
+  if place then
     local start = owner_start(priority, owner)
     redis.call('ZINCRBY', backlogged_key(priority), charge(job.work_units, job.weight), owner)
     local time = math.max(start, virtual_time(priority))
     redis.call('SET', virtual_time_key(priority), time)
     redis.call('ZREMRANGEBYSCORE', idle_key(priority), '-inf', time)
-    redis.call('ZREM', start_order_key(priority), start_order_member(number, job.id))
+    redis.call('ZREM', start_order_key(priority), start_order_member(place, job.id))
   end
   dequeue(job)
 end
@@ -311,9 +368,9 @@ local function correct_charge(priority, owner, by)
     local start = redis.call('ZINCRBY', backlogged_key(priority), by, owner)
     move_in_start_order(priority, owner_queue_key(priority, owner), 0, by)
     for _, requirement in ipairs(redis.call('SMEMBERS', REQUIREMENTS)) do
-      local number = redis.call('ZRANGE', requirement_owner_key(priority, requirement, owner), 0, 0, 'WITHSCORES')[2]
-      if number then
-        redis.call('ZADD', class_owners_key(priority, requirement), 'XX', start, start_order_member(number, owner))
+      local place = redis.call('ZRANGE', requirement_owner_key(priority, requirement, owner), 0, 0, 'WITHSCORES')[2]
+      if place then
+        redis.call('ZADD', class_owners_key(priority, requirement), 'XX', start, start_order_member(place, owner))
       end
     end
   elseif redis.call('ZSCORE', idle_key(priority), owner) then
@@ -387,35 +444,50 @@ local function list_missing_requeued(priority)
   end
 end
 
--- The id and number of an owner's first job in a class that never started.
+-- If a job with a deadline did not start in time, give it the place of a job without one. Return whether it moved.
+local function move_if_late(id, place)
+  if tonumber(place) >= now * PLACES_PER_MS or not is_whole(read_fields(id, 'start_by_ms')[1]) then return false end
+  local job = read(id)
+  if job.requirement then leave_class(job.priority, job.requirement, job.owner, id) end
+  leave_owner_queue(job)
+  write(job, {start_by_ms = false})
+  enter_owner_queue(job)
+  if job.requirement then list_by_place(job) end
+  return true
+end
+
+-- The id and place of an owner's first job in a class that never started.
 local function first_of_owner(priority, requirement, owner)
   local key = requirement_owner_key(priority, requirement, owner)
   while true do
-    local id, number = unpack(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES'))
+    local id, place = unpack(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES'))
     if not id then return nil end
-    if redis.call('ZSCORE', owner_queue_key(priority, owner), id) then return id, number end
-    redis.call('ZREM', key, id)
-    if not redis.call('ZSCORE', queue_key(priority), id) then remove_from_class(priority, requirement, id) end
+    if not redis.call('ZSCORE', owner_queue_key(priority, owner), id) then
+      redis.call('ZREM', key, id)
+      if not redis.call('ZSCORE', queue_key(priority), id) then remove_from_class(priority, requirement, id) end
+    elseif not move_if_late(id, place) then
+      return id, place
+    end
   end
 end
 
--- The first job of a class that never started and may start, its owner's virtual start time, and its number.
+-- The first job of a class that never started and may start, its owner's virtual start time, and its place.
 local function first_by_virtual_time(priority, requirement)
   local owners = class_owners_key(priority, requirement)
   while true do
     local entry, entered = unpack(redis.call('ZRANGE', owners, 0, 0, 'WITHSCORES'))
     if not entry then return nil end
     local owner = owner_of_entry(entry)
-    local id, number = first_of_owner(priority, requirement, owner)
+    local id, place = first_of_owner(priority, requirement, owner)
     local start = id and redis.call('ZSCORE', backlogged_key(priority), owner)
     if not start then
       redis.call('ZREM', owners, entry)
-    elseif start ~= entered or start_order_member(number, owner) ~= entry then
+    elseif start ~= entered or start_order_member(place, owner) ~= entry then
       redis.call('ZREM', owners, entry)
-      redis.call('ZADD', owners, start, start_order_member(number, owner))
+      redis.call('ZADD', owners, start, start_order_member(place, owner))
     else
       local limit = limit_on_start(id)
-      if not limit then return id, tonumber(start), tonumber(number) end
+      if not limit then return id, tonumber(start), tonumber(place) end
       if limit == 'total' then return nil end
       redis.call('ZREM', owners, entry)
       hold_back(priority, requirement, owner)
@@ -444,11 +516,11 @@ end
 
 -- The first of the jobs that `first_of_class` returns for these requirements.
 local function first_of_classes(first_of_class, priority, requirements)
-  local best, best_start, best_number
+  local best, best_start, best_place
   for _, requirement in ipairs(requirements) do
-    local id, start, number = first_of_class(priority, requirement)
-    if id and (not best or start < best_start or start == best_start and number < best_number) then
-      best, best_start, best_number = id, start, number
+    local id, start, place = first_of_class(priority, requirement)
+    if id and (not best or start < best_start or start == best_start and place < best_place) then
+      best, best_start, best_place = id, start, place
     end
   end
   return best
@@ -528,16 +600,30 @@ local function num_of_higher_priority(priority)
 end
 
 -- The position of a queued job among those of its priority if every owner may start jobs; 1 is next.
-local function position_in_priority(id, priority)
+local function position_in_priority(job)
+  local id, priority = job.id, job.priority
   local requeued = requeued_key(priority)
   local rank = redis.call('ZRANK', requeued, id)
   if rank then return rank + 1 end
-  local number = redis.call('ZSCORE', queue_key(priority), id)
-  if not number then return 1 end -- the record names another priority than the one with which it was submitted
-  rank = redis.call('ZRANK', start_order_key(priority), start_order_member(number, id))
+  local place = redis.call('ZSCORE', owner_queue_key(priority, job.owner), id)
+  rank = place and redis.call('ZRANK', start_order_key(priority), start_order_member(place, id))
   if rank then return redis.call('ZCARD', requeued) + rank + 1 end
-  -- Release 0.2.0 has queued it and no sweep has repaired the order yet: give its place by submission.
-  return redis.call('ZRANK', queue_key(priority), id) + 1
+  -- Release 0.2.0 has queued it and no sweep has repaired the order yet: give its place by submission. If the record
+  -- names another priority than the one with which it was submitted, it has none.
+  return (redis.call('ZRANK', queue_key(priority), id) or 0) + 1
+end
+
+-- The same of a job that is not submitted yet. Of those with the same virtual start time, the first hundred count.
+local function position_if_submitted(job)
+  local order, place = start_order_key(job.priority), place_of(job)
+  local start = start_at(job.priority, job.owner, place)
+  local num_before = redis.call('ZCARD', requeued_key(job.priority)) + redis.call(
+    'ZCOUNT', order, '-inf', string.format('(%.0f', start)
+  )
+  for _, member in ipairs(redis.call('ZRANGE', order, start, start, 'BYSCORE', 'LIMIT', 0, 100)) do
+    if member < start_order_member(place, job.id) then num_before = num_before + 1 end
+  end
+  return num_before + 1
 end
 
 -- Build the start order again if its size is wrong. Scripts of release 0.2.0 do not keep it.
