@@ -91,6 +91,11 @@ class TestOrder:
         owners = [name.split("-")[0] for name in claimed(store)]
         assert [owners.count("calm"), owners[:4].count("calm")] == [3, 2]
 
+    def test_earliest_deadline_decides_between_owners_with_equal_shares(self, store: ExampleStore):
+        for name, deadline_s in [("a1", 500), ("b1", 300), ("a2", 100)]:
+            store.submit(id=name, owner=name[0], deadline_s=deadline_s)
+        assert claimed(store) == ["a2", "b1", "a1"]
+
     def test_priority_comes_before_deadlines(self, store: ExampleStore):
         store.submit(id="low", priority="low", deadline_s=1)
         store.submit(id="high", priority="high", deadline_s=5000)

@@ -22,7 +22,7 @@ from redis import Redis
 
 from jobs.capability import Capability
 from jobs.errors import GenerationFailed, JobEnded, JobNotFound, LeaseLost
-from jobs.order import Priority
+from jobs.order import Order, Priority
 from jobs.record import ENDED, Progress, Status
 from jobs.registration import GroupRegistration
 from jobs.store.holder import Lease
@@ -39,6 +39,9 @@ PREEMPT_AFTER_S = 5.0
 AGEING_S = 60.0
 DAY_MS = 86_400_000
 NUMBERS = st.integers(0, 19)
+DEFAULT_DEADLINE_S = 1.5e8
+DEADLINES_S = st.sampled_from([None, None, 1e8, 2e8])
+"""Before and behind jobs without a deadline; too far away to be missed."""
 WEIGHTS = {"x": 1.0, "y": 2.0, "z": 0.5}
 """The weights of owners."""
 
@@ -60,6 +63,7 @@ class Expected:
 
     queue: OwnerQueue
     number: int
+    start_by_ms: float
     created_ms: int
     queued_ms: int
     work_units: int
@@ -186,22 +190,28 @@ class JobStoreMachine(RuleBasedStateMachine):
         waits=st.sampled_from([None, 60]),
         distilled=st.booleans(),
         num_segments=st.sampled_from([1, 3]),
+        deadline_s=DEADLINES_S,
     )
     def submit_one(
-        self, priority: Priority, owner: str, waits: int | None, distilled: bool, num_segments: int
+        self,
+        priority: Priority,
+        owner: str,
+        waits: int | None,
+        distilled: bool,
+        num_segments: int,
+        deadline_s: float | None,
     ) -> None:
-        self.submit(priority, owner, waits, distilled=distilled, num_segments=num_segments)
+        order = make_order(ORDER, distilled=distilled, num_segments=num_segments)
+        self.submit(priority, owner, waits, order, deadline_s)
 
     def submit(
         self,
         priority: Priority,
         owner: str,
         waits: int | None,
-        *,
-        distilled: bool = False,
-        num_segments: int = 1,
+        order: Order = ORDER,
+        deadline_s: float | None = None,
     ) -> str:
-        order = make_order(ORDER, distilled=distilled, num_segments=num_segments)
         weight = WEIGHTS[owner]
         job = self.store.submit(
             priority=priority,
@@ -210,20 +220,23 @@ class JobStoreMachine(RuleBasedStateMachine):
             order=order,
             weight=weight,
             ageing_s=AGEING_S,
+            deadline_s=deadline_s,
+            default_deadline_s=DEFAULT_DEADLINE_S,
         )
         size = work_units(order.plan)
-        deadline_ms = self.now_ms + waits * 1000 if waits else None
+        queue_deadline_ms = self.now_ms + waits * 1000 if waits else None
         queue = OwnerQueue(priority, owner)
         if not any(other.queue == queue and not other.has_started for other in self.queued().values()):
             self.virtual_start[queue] = max(self.virtual_start.get(queue, 0), self.virtual_time[priority])
         self.expected[job.id] = Expected(
             queue,
             len(self.expected),
+            self.now_ms + (deadline_s or DEFAULT_DEADLINE_S) * 1000,
             self.now_ms,
             self.now_ms,
             size,
-            deadline_ms,
-            distilled=distilled,
+            queue_deadline_ms,
+            distilled=order.plan.distilled,
             charge=_charge(size, owner),
             expected_gpu_ms=self.expected_gpu_ms(size),
         )
@@ -576,9 +589,12 @@ def _charge(units: float, owner: str) -> int:
     return max(1, floor(units / 1000 / WEIGHTS[owner] + 0.5))
 
 
-def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, int, int]:
-    """Order by priority, then restarts first, then by virtual start time, then by submission."""
-    return PRIORITIES.index(job.queue.priority), -1 if job.has_started else starts[job.queue], job.number
+def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, int, float, int]:
+    """Order by priority, then restarts by submission, then by virtual start time, deadline and submission."""
+    priority = PRIORITIES.index(job.queue.priority)
+    if job.has_started:
+        return priority, -1, 0, job.number
+    return priority, starts[job.queue], job.start_by_ms, job.number
 
 
 @pytest.mark.parametrize("owner_running_jobs", [None, 1])
