@@ -76,7 +76,7 @@ def read_environment_of_process(protection: str) -> str:
             assert read_line(process) == "ready"
             reader = f"{BECOME_PLAIN_USER}\nprint(open('/proc/{process.pid}/environ').read())"
             done = subprocess.run([sys.executable, "-c", reader], capture_output=True, text=True, check=False)
-            return done.stdout or done.stderr.splitlines()[-1]
+            return done.stdout + done.stderr
         finally:
             process.kill()
 
