@@ -141,6 +141,7 @@ class TestStream:
             waiting.result()
 
 
+@pytest.mark.integration
 class TestOutages:
     def test_service_is_restarted_in_mid_wait(self, connect, worker, settings, in_thread, redis, client):
         with ServiceOnAProxy(settings) as service:

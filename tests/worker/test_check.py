@@ -48,6 +48,7 @@ def released(monkeypatch):
     monkeypatch.setattr(check, "_check_torch", lambda *, on_cpu: check.Finding("ok", "PyTorch"))
 
 
+@pytest.mark.integration
 def test_machine_on_which_a_worker_runs_has_no_problem(redis_server, tmp_path):
     done = run(REDIS_URL=redis_server, DATA_DIR=tmp_path, DEVICE="cpu")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -56,6 +57,7 @@ def test_machine_on_which_a_worker_runs_has_no_problem(redis_server, tmp_path):
     assert "problem" not in done.stdout
 
 
+@pytest.mark.integration
 def test_every_problem_is_named(tmp_path):
     done = run(
         REDIS_URL="redis://127.0.0.1:1",
@@ -75,11 +77,13 @@ def test_settings_that_cannot_work_are_named():
     assert "multiple of CONTEXT_PARALLEL" in done.stderr
 
 
+@pytest.mark.integration
 def test_more_ranks_than_gpus_are_a_problem(settings):
     two = settings.model_copy(update={"ranks": 2, "device": "cuda"})
     assert "RANKS is 2, but the driver shows 1 GPUs" in problems(two, gpus(141))
 
 
+@pytest.mark.integration
 def test_pytorch_that_cannot_use_the_gpus_is_a_problem(settings):
     (problem,) = problems(settings.model_copy(update={"device": "cuda"}), gpus(141))
     assert "cannot use the GPUs" in problem  # the tests have no GPU

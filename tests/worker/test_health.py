@@ -139,6 +139,7 @@ def port(worker: RunningWorker) -> int:
     return int(worker.settings["LONGCAT_HEALTH_PORT"])
 
 
+@pytest.mark.integration
 def test_worker_that_loads_is_alive_and_not_ready_until_it_has_loaded(redis_server, tmp_path):
     port = free_port()
     with running_worker(tmp_path, redis_server, health_port=port):
@@ -148,6 +149,7 @@ def test_worker_that_loads_is_alive_and_not_ready_until_it_has_loaded(redis_serv
         wait_until(lambda: probe(port, "/readyz") == (200, ["ready"]), PATIENCE_S)
 
 
+@pytest.mark.integration
 def test_worker_is_alive_while_it_replaces_a_rank_that_hangs(worker, port):
     worker.wait_until_ready()
     ranks = worker.ranks
@@ -166,6 +168,7 @@ def test_worker_is_alive_while_it_replaces_a_rank_that_hangs(worker, port):
     assert ["starting"] in [groups for _, groups in answers]
 
 
+@pytest.mark.integration
 def test_worker_is_not_alive_while_its_supervisor_hangs(worker, port):
     worker.wait_until_ready()
     supervisor = worker.supervisor
@@ -178,6 +181,7 @@ def test_worker_is_not_alive_while_its_supervisor_hangs(worker, port):
     wait_until(lambda: probe(port, "/livez")[0] == 200, PATIENCE_S)
 
 
+@pytest.mark.integration
 def test_worker_whose_group_cannot_start_is_not_alive(redis_server, tmp_path):
     port = free_port()
     settings = {"health_port": port, "max_failed_starts": 1, "longest_pause_s": 600}

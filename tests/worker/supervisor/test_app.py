@@ -153,6 +153,7 @@ def test_video_of_a_job_with_a_requested_cancel_is_not_uploaded(scene):
     assert list(scene.storage.keys(f"jobs/{job.job_id}/")) == []
 
 
+@pytest.mark.integration
 def test_group_that_cannot_start_is_published_as_broken_and_claims_nothing(scene):
     job_id = scene.backends.submit()
     scene.backends.tickets.enqueue(job_id)
