@@ -191,7 +191,7 @@ def _wait_s(snapshot: QueueSnapshot, num_groups: int, running: Sequence[RunningJ
     scale = snapshot.num_running / len(snapshot.running) if snapshot.running else 0.0
     if position + scale * len(running) <= num_groups:
         return 0.0
-    mean_work_units = snapshot.queued_work_units / snapshot.num_queued
+    mean_work_units = snapshot.queued_work_units / max(1, snapshot.num_queued)
     queued_s = expected_s(snapshot.recent_runs, None, mean_work_units) or 0.0
     running_s = scale * sum(_remaining_s(job, snapshot.recent_runs) for job in running)
     return (running_s + (position - 1) * queued_s) / num_groups

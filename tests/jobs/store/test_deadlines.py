@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from jobs.capability import Capability
-from jobs.record import Job
+from jobs.record import Job, QueueEstimate
 from jobs.requirement import Requirement
 from jobs.store.metrics import counters
 from jobs.store.submission import Submission
@@ -210,6 +210,15 @@ class TestPrediction:
             submitted = store.submit(id=f"new-{deadline_s}", owner="own", deadline_s=deadline_s)
             assert predicted == store.position(submitted.id)
             store.client.cancel(submitted.id)
+
+    def test_job_behind_an_empty_queue_waits_for_those_that_run(self, redis: Redis, store: ExampleStore):
+        lease = store.start()
+        store.clock.advance(40)
+        store.holder.succeed(lease, a_result(lease), {})
+        store.start()
+        store.clock.advance(10)
+        prediction = store.client.predict(Submission(id="new", order=ORDER, deadline_s=10))
+        assert prediction == QueueEstimate(position=1, eta_s=30.0 + 40.0, run_s=40.0)
 
     def test_nothing_is_submitted(self, redis: Redis, store: ExampleStore):
         store.submit(deadline_s=10)

@@ -1,0 +1,179 @@
+"""Decide which job is next: the real job store, and a plain queue to compare it with."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Protocol, get_args
+
+from redis import Redis
+
+from benchmarks.simulation.fleets import Group
+from benchmarks.simulation.times import run_s
+from benchmarks.simulation.trace import LIMITS, Arrival
+from jobs.capability import Capability
+from jobs.order import Order
+from jobs.record import Result
+from jobs.store.holder import Lease
+from jobs.store.job_store import JobStore
+from jobs.store.submission import Submission
+from model.spec.params import Task
+
+LEASE_S = 30 * 86400.0
+RETENTION_S = 60.0
+START_MS = 1_700_000_000_000
+
+
+@dataclass
+class Clock:
+    """The simulated time in seconds."""
+
+    now_s: float = 0.0
+
+    def __call__(self) -> int:
+        """Return milliseconds since 1970, as the job store takes them."""
+        return START_MS + round(self.now_s * 1000)
+
+
+@cache
+def capability_of(num_ranks: int) -> Capability:
+    """Return the capability of a group with the released checkpoint."""
+    return Capability(
+        model="LongCat-Video",
+        tasks=get_args(Task),
+        loras=("cfg_step_lora", "refinement_lora"),
+        limits=LIMITS.to_json(),
+        context_parallel=num_ranks,
+        device="cuda",
+        dtype="bfloat16",
+    )
+
+
+RESULT = Result(
+    video_key="video",
+    thumbnail_key="thumbnail",
+    width=832,
+    height=480,
+    num_frames=93,
+    fps=15,
+    duration_s=6.2,
+    size_bytes=1,
+    sha256="",
+    seed=0,
+)
+
+
+class Queue(Protocol):
+    """Jobs that wait. A job is known by its number in the trace."""
+
+    def submit(self, number: int, arrival: Arrival) -> float | None:
+        """Add a job. Return in how many seconds it is expected to end, None if that is not known."""
+        ...
+
+    def claim(self, group: Group) -> int | None:
+        """Take the next job for a group, None if there is none."""
+        ...
+
+    def succeed(self, number: int) -> None:
+        """End a job that a group has run."""
+        ...
+
+    def crash(self, number: int) -> None:
+        """Return a job to the queue whose group has died."""
+        ...
+
+
+class StoreQueue:
+    """The job store of the service, used as the service and its workers do.
+
+    Args:
+        weights: of owners; 1 for others.
+        with_deadlines: whether jobs are submitted with the deadlines of the trace.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        clock: Clock,
+        weights: Mapping[str, float] | None = None,
+        *,
+        with_deadlines: bool = True,
+    ) -> None:
+        self._store = JobStore(redis, clock=clock, retention_s=RETENTION_S)
+        self._weights = weights or {}
+        self._with_deadlines = with_deadlines
+        self._leases: dict[int, Lease] = {}
+
+    def submit(self, number: int, arrival: Arrival) -> float | None:
+        """Predict the end of a job, and submit it, as `service.jobs.submission` does."""
+        order = Order(plan=arrival.plan, prompts=("a red ball",), seed=number)
+        wanted = Submission(
+            id=str(number),
+            order=order,
+            owner=arrival.owner,
+            weight=self._weights.get(arrival.owner, 1.0),
+            priority=arrival.priority,
+            ageing_s=3600.0,
+            deadline_s=arrival.deadline_s if self._with_deadlines else None,
+        )
+        prediction = self._store.client.predict(wanted)
+        self._store.client.submit(replace(wanted, expected_run_s=prediction.run_s or 0.0))
+        return prediction.eta_s
+
+    def claim(self, group: Group) -> int | None:
+        """Claim the next job."""
+        lease = self._store.holder.claim(group.name, LEASE_S, capability_of(group.num_ranks))
+        if lease is None:
+            return None
+        number = int(lease.job.id)
+        self._leases[number] = lease
+        return number
+
+    def succeed(self, number: int) -> None:
+        """End the job, and remove the records whose retention has ended."""
+        self._store.holder.succeed(self._leases.pop(number), RESULT, {})
+        if number % 20 == 0:
+            self._store.maintenance.sweep()
+
+    def crash(self, number: int) -> None:
+        """Requeue the job, as a sweep does when its lease has run out."""
+        self._store.holder.requeue(self._leases.pop(number), crashed=False)
+
+
+class PlainQueue:
+    """A queue in memory with one order, whoever the owner is."""
+
+    def __init__(self, key: Callable[[Arrival], float]) -> None:
+        self._key = key
+        self._heap: list[tuple[float, int]] = []
+        self._arrivals: dict[int, Arrival] = {}
+
+    def submit(self, number: int, arrival: Arrival) -> float | None:
+        """Add a job."""
+        self._arrivals[number] = arrival
+        heapq.heappush(self._heap, (self._key(arrival), number))
+        return None
+
+    def claim(self, group: Group) -> int | None:
+        """Take the job with the lowest key."""
+        return heapq.heappop(self._heap)[1] if self._heap else None
+
+    def succeed(self, number: int) -> None:
+        """Forget a job."""
+        del self._arrivals[number]
+
+    def crash(self, number: int) -> None:
+        """Return a job to its place."""
+        heapq.heappush(self._heap, (self._key(self._arrivals[number]), number))
+
+
+def by_arrival(arrival: Arrival) -> float:
+    """Order jobs as they arrive."""
+    return arrival.at_s
+
+
+def by_deadline(arrival: Arrival) -> float:
+    """Order jobs by the time at which they have to start on one GPU, also if that has passed."""
+    return arrival.at_s + (arrival.deadline_s or 3600.0) - run_s(arrival.plan, 1)

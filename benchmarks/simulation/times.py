@@ -1,0 +1,36 @@
+"""Model how long a job runs on a group of a given size.
+
+No GPU of ours has been timed, so these are numbers of others: arithmetic from counted FLOPs
+(docs/performance.md) at a rate that published servers reach with a model of this size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from model.spec.plan import Plan
+
+FORWARD_PFLOP = 1.967
+"""One forward pass at 480×832 with 93 frames, counted."""
+
+REFINEMENT_PFLOP = 26.5
+"""The forward passes of a refinement of such a segment, counted."""
+
+PFLOP_PER_S = 0.6
+"""Of one H200; 0.55 to 0.65 is published for a Wan model of 14 billion parameters."""
+
+DECODE_S, REFINED_DECODE_S = 1.1, 5.3
+"""Decoding a segment at 480p and after refinement, calculated."""
+
+EFFICIENCY: Mapping[int, float] = MappingProxyType({1: 1.0, 2: 0.96, 4: 0.92, 8: 0.86})
+"""Of several ranks against one. 0.86 is published for 8; the others lie between."""
+
+
+def run_s(plan: Plan, num_ranks: int) -> float:
+    """Return how long a job of the sizes of `MIX` runs."""
+    passes = plan.num_inference_steps * (2 if plan.guidance_scale > 1 else 1)
+    seconds = passes * FORWARD_PFLOP / PFLOP_PER_S + DECODE_S
+    if plan.refinement:
+        seconds += REFINEMENT_PFLOP / PFLOP_PER_S + REFINED_DECODE_S
+    return plan.num_segments * seconds / (num_ranks * EFFICIENCY[num_ranks])

@@ -1,0 +1,110 @@
+"""A simulated fleet runs every job once, in the order of its queue, and always with the same result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from benchmarks.simulation.__main__ import POLICIES, Policy, fixed, simulate, trace_at
+from benchmarks.simulation.fleets import ElasticGroups, FixedGroups
+from benchmarks.simulation.queues import Clock, PlainQueue, StoreQueue, by_arrival
+from benchmarks.simulation.report import summarise, unfairness
+from benchmarks.simulation.simulator import CHECKPOINT_S, LEASE_S, Outcome, Simulation
+from benchmarks.simulation.times import run_s
+from benchmarks.simulation.trace import MIX, Arrival, poisson_trace, read_trace, write_trace
+from model.spec.params import GenerationParams
+
+CLIP = GenerationParams(distilled=True)
+CLIP_S = run_s(Arrival(at_s=0, request=CLIP).plan, 1)
+
+
+def run(trace: list[Arrival], num_groups: int = 1, mtbf_s: float | None = None) -> list[Outcome]:
+    queue = PlainQueue(by_arrival)
+    return Simulation(queue, FixedGroups(num_groups, 1), Clock(), mtbf_s=mtbf_s).run(trace)
+
+
+class TestSimulator:
+    def test_one_group_runs_one_job_after_the_other(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("benchmarks.simulation.simulator.SPREAD", 0.0)
+        trace = [Arrival(at_s=at_s, request=CLIP) for at_s in (0.0, 10.0, 1000.0)]
+        outcomes = run(trace)
+        assert [outcome.started_s for outcome in outcomes] == [0.0, pytest.approx(CLIP_S), 1000.0]
+        assert outcomes[1].response_s == pytest.approx(2 * CLIP_S - 10.0)
+        assert outcomes[1].gpu_s == pytest.approx(CLIP_S)
+
+    def test_two_groups_run_two_jobs_at_a_time(self):
+        outcomes = run([Arrival(at_s=0.0, request=CLIP)] * 2, num_groups=2)
+        assert [outcome.started_s for outcome in outcomes] == [0.0, 0.0]
+
+    def test_job_of_a_group_that_crashes_goes_on_from_its_checkpoint(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("benchmarks.simulation.simulator.SPREAD", 0.0)
+        long = GenerationParams(distilled=True, num_segments=10)
+        whole_s = run_s(Arrival(at_s=0, request=long).plan, 1)
+        [outcome] = run([Arrival(at_s=0.0, request=long)], num_groups=2, mtbf_s=whole_s / 3)
+        assert outcome.num_crashes > 0
+        lost_s = outcome.num_crashes * (CHECKPOINT_S + LEASE_S)
+        assert whole_s + outcome.num_crashes * LEASE_S <= outcome.ended_s <= whole_s + lost_s
+
+    def test_elastic_groups_share_the_free_gpus(self):
+        fleet = ElasticGroups(8)
+        groups = [fleet.take(num_waiting) for num_waiting in (3, 2, 1, 1)]
+        assert [group and group.num_ranks for group in groups] == [2, 2, 4, None]
+        assert groups[0] is not None
+        fleet.release(groups[0])
+        assert fleet.take(5) is not None
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.queue}, {policy.groups}")
+def test_every_job_ends_once_and_the_result_is_always_the_same(redis: Redis, policy: Policy):
+    trace = trace_at(0.95, seed=3, num_jobs=30)
+    first, second = (simulate(redis, policy, trace, mtbf_s=2000.0, seed=5) for _ in range(2))
+    assert first == second
+    assert sorted(outcome.arrival.at_s for outcome in first) == [arrival.at_s for arrival in trace]
+    assert all(outcome.arrival.at_s <= outcome.started_s < outcome.ended_s for outcome in first)
+
+
+def test_deadlines_meet_more_than_the_order_of_arrival(redis: Redis):
+    trace = trace_at(0.95, seed=1, num_jobs=150)
+    first_come, with_deadlines = (
+        summarise(simulate(redis, policy, trace), 8)
+        for policy in POLICIES
+        if policy.groups == "8 of 1"
+        if policy.queue in {"first come, first served", "**this service**"}
+    )
+    assert with_deadlines.deadlines_met > first_come.deadlines_met
+
+
+def test_owners_are_served_by_their_weights(redis: Redis):
+    weights = {"a": 2.0, "b": 1.0}
+    trace = [Arrival(at_s=0.0, owner=owner, request=CLIP) for owner in weights for _ in range(100)]
+    policy = Policy("", "", lambda redis, clock: StoreQueue(redis, clock, weights), fixed(1))
+    outcomes = sorted(simulate(redis, policy, trace), key=lambda outcome: outcome.started_s)
+    assert unfairness(outcomes[:140], weights) < 0.1
+    assert unfairness(outcomes[:140], {"a": 1.0, "b": 1.0}) > 0.2
+
+
+class TestTrace:
+    def test_is_read_back(self, tmp_path: Path):
+        trace = poisson_trace(seed=1, num_jobs=50, mean_gap_s=10.0, owners={"a": 1.0, "b": 2.0})
+        write_trace(tmp_path / "trace.jsonl", trace)
+        assert read_trace(tmp_path / "trace.jsonl") == trace
+        assert {arrival.owner for arrival in trace} == {"a", "b"}
+        assert {arrival.deadline_s for arrival in trace} == {kind.deadline_s for kind in MIX}
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            ("{}", "at_s"),
+            ("junk", "JSON"),
+            ('{"at_s": 1, "colour": "red"}', "colour"),
+            ('{"at_s": 1, "request": {"num_frames": 2}}', "num_frames"),
+            ('{"at_s": -1}', "at_s"),
+            ('{"at_s": 1}\n{"at_s": 0}', "earlier"),
+        ],
+    )
+    def test_invalid_line_is_refused_by_number(self, tmp_path: Path, line: str, reason: str):
+        (tmp_path / "trace.jsonl").write_text(f'{{"at_s": 0}}\n{line}\n')
+        with pytest.raises(ValueError, match=rf"trace.jsonl:[23]: (.|\n)*{reason}"):
+            read_trace(tmp_path / "trace.jsonl")
