@@ -16,6 +16,7 @@ from redis import Redis
 
 from jobs.connect import redis_reached
 from model.spec.limits import Limits
+from model.spec.memory import MemoryBudget
 from model.spec.params import Task
 from model.spec.plan import Plan
 
@@ -40,6 +41,7 @@ class Capability(BaseModel):
         dtype: the data type of the matrix products.
         gpu: the type of the GPUs.
         order_versions: the schema versions of the orders that the group reads.
+        memory: that of the GPUs; None on CPUs, where it is not predicted.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -56,6 +58,7 @@ class Capability(BaseModel):
     gpu: str | None = None
     gpu_memory_gib: int | None = None
     order_versions: tuple[int, ...] = (1, 2)
+    memory: MemoryBudget | None = None
 
     @property
     def pool(self) -> str:

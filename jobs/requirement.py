@@ -28,6 +28,7 @@ class Requirement:
         model: the name of the model; None for any.
         loras: the LoRAs that are merged into the weights at some time.
         sizes: the lengths and areas that the group must allow.
+        too_small: the digests of the memory budgets of known groups into which the job does not fit.
     """
 
     task: str
@@ -35,20 +36,23 @@ class Requirement:
     model: str | None = None
     loras: tuple[str, ...] = ()
     sizes: Mapping[SizeLimit, int] = field(default_factory=dict)
+    too_small: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, order: Order, capabilities: Iterable[Capability] = ()) -> Self:
         """Return the requirement of an order. `capabilities` are those of the known groups.
 
-        Without any, sizes are not required.
+        Without any, sizes and memory are not required.
         """
         plan = order.plan
+        capabilities = tuple(capabilities)
         sizes: dict[SizeLimit, int] = {}
         if plan.task != "refine":
             sizes = {"frames": plan.num_frames, "pixels": plan.height * plan.width}
         if second := plan.refinement:
             sizes["refined_pixels"] = second.height * second.width
         limits = [capability.size_limits for capability in capabilities]
+        budgets = [capability.memory for capability in capabilities if capability.memory]
         rounded = {name: _smallest_limit(name, size, limits) for name, size in sizes.items()}
         return cls(
             task=plan.task,
@@ -56,6 +60,7 @@ class Requirement:
             model=order.model,
             loras=plan.loras,
             sizes={name: size for name, size in rounded.items() if size is not None},
+            too_small=tuple(sorted({budget.digest for budget in budgets if not budget.fits(plan)})),
         )
 
     @classmethod
@@ -67,12 +72,13 @@ class Requirement:
         except KeyError as error:
             raise ValueError(f"there is no {error}") from error
         model, loras = parts.pop("model", None), parts.pop("loras", None)
+        too_small = parts.pop("too_small", None)
         sizes: dict[SizeLimit, int] = {}
         for name, size in parts.items():
             if name not in {"frames", "pixels", "refined_pixels"}:
                 raise ValueError(f"unknown part {name}")
             sizes[name] = int(size)  # type: ignore[index]
-        return cls(task, order_version, model, tuple(loras.split("+")) if loras else (), sizes)
+        return cls(task, order_version, model, _split(loras), sizes, _split(too_small))
 
     def __str__(self) -> str:
         """Return the text that is stored. Equal requirements have equal texts."""
@@ -82,6 +88,8 @@ class Requirement:
             parts["model"] = self.model
         if self.loras:
             parts["loras"] = "+".join(sorted(self.loras))
+        if self.too_small:
+            parts["too_small"] = "+".join(self.too_small)
         return ",".join(f"{name}={parts[name]}" for name in sorted(parts))
 
     def is_met_by(self, capability: Capability) -> bool:
@@ -93,6 +101,7 @@ class Requirement:
             and self.model in {None, capability.model}
             and set(self.loras) <= set(capability.loras)
             and all(size <= limits.get(name, size) for name, size in self.sizes.items())
+            and not (capability.memory and capability.memory.digest in self.too_small)
         )
 
 
@@ -107,6 +116,10 @@ def can_run(capability: Capability, requirement: str | None) -> bool:
         return Requirement.parse(requirement).is_met_by(capability)
     except ValueError:
         return False
+
+
+def _split(names: str | None) -> tuple[str, ...]:
+    return tuple(names.split("+")) if names else ()
 
 
 def _smallest_limit(name: SizeLimit, size: int, limits: Iterable[Mapping[SizeLimit, int]]) -> int | None:

@@ -125,6 +125,8 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
     element_bytes = {"float32": 4, "bfloat16": 2, "auto": 4 if gpus is None else 2}[settings.dtype]
     setup = Setup(settings.ranks_per_group, element_bytes, settings.fp8)
     available = None if not gpus else min(gpu.memory_bytes for gpu in gpus[: settings.ranks]) - RESERVE_BYTES
+    if settings.gpu_memory_gib is not None:
+        available = round(settings.gpu_memory_gib * GIB)
     if available is not None:
         yield _check_loading(sizes, setup, available)
     for name, plan in example_plans(limits, loras):

@@ -53,6 +53,7 @@ class RankSetup(_Frozen):
     dtype: DtypeName
     compile: CompileName = "auto"
     fp8: bool = False
+    gpu_memory_gib: float | None = None
     collective_timeout_s: float
     error_grace_s: float
     video: VideoSettings
@@ -90,6 +91,12 @@ class WorkerSettings(SharedSettings):
     fp8: bool = Field(
         default=False,
         description="multiply the large matrices of all blocks in fp8, which is faster and less exact",
+    )
+    gpu_memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="memory of each GPU that the model may take, for the prediction of what fits; default: "
+        "all but 2 GiB on cuda, no limit on cpu",
     )
     worker_name: str = Field(
         default_factory=socket.gethostname, description="name of this worker, unique among running workers"
@@ -205,6 +212,7 @@ class WorkerSettings(SharedSettings):
             dtype=self.dtype,
             compile=self.compile,
             fp8=self.fp8,
+            gpu_memory_gib=self.gpu_memory_gib,
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,
             log_format=self.log_format,

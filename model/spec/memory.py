@@ -7,7 +7,10 @@ not predicted: `RESERVE_BYTES` allows for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Literal
 
 from model.spec.geometry import (
@@ -132,6 +135,37 @@ class MemoryNeed:
     def total(self) -> int:
         """Return the sum, without `RESERVE_BYTES`."""
         return self.weights + self.text_kv + self.condition_kv + self.working
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """The memory of a group's GPUs, and what decides how much of it a plan needs.
+
+    Attributes:
+        available_bytes: memory of each GPU that weights and tensors may take.
+        sizes: those of the checkpoint.
+        setup: how the group runs it.
+    """
+
+    available_bytes: int
+    sizes: CheckpointSizes
+    setup: Setup = Setup()
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a name that equal budgets share."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+
+    def fits(self, plan: Plan) -> bool:
+        """Return whether a plan is expected to fit into the memory of the leader, which needs the most."""
+        return memory_needed(self.sizes, plan, self.setup).total <= self.available_bytes
+
+    def longest_that_fits(self, plan: Plan) -> int | None:
+        """Return the number of frames of a segment with which a plan fits, None if none does."""
+        for num_frames in range(plan.num_frames - FRAME_STRIDE, plan.num_condition_frames, -FRAME_STRIDE):
+            if self.fits(plan.model_copy(update={"num_frames": num_frames})):
+                return num_frames
+        return None
 
 
 def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader: bool = True) -> MemoryNeed:

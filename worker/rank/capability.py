@@ -17,14 +17,18 @@ from pydantic import ValidationError
 from jobs.capability import Capability
 from jobs.order import SCHEMA_VERSION
 from model.io.fingerprint import fingerprints
+from model.io.sizes import read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
+from model.spec.memory import RESERVE_BYTES, MemoryBudget, Setup
 from model.spec.params import Task
 from model.spec.plan import REFINEMENT_LORA
 from model.weights.manifest import check_complete
 from worker.settings import WorkerSettings
 
 ORDER_VERSIONS = tuple(range(1, SCHEMA_VERSION + 1))
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+GIB = 1 << 30
 _TASKS: tuple[Task, ...] = get_args(Task)
 
 
@@ -33,15 +37,38 @@ def tasks_with(loras: Collection[str]) -> tuple[Task, ...]:
     return tuple(task for task in _TASKS if task != "refine" or REFINEMENT_LORA in loras)
 
 
-def capability_of(settings: WorkerSettings) -> Capability:
+def memory_budget(
+    checkpoint: Path, setup: Setup, limit_gib: float | None, gpu_memory_gib: int | None
+) -> MemoryBudget | None:
+    """Return the memory that the model may take of each GPU, None if it is not limited.
+
+    Args:
+        checkpoint: the folder with the model weights.
+        setup: how a group runs it.
+        limit_gib: the operator's limit, None for all but `RESERVE_BYTES`.
+        gpu_memory_gib: memory of each GPU; None without GPUs, or if it is not known.
+
+    Raises CheckpointError.
+    """
+    if limit_gib is not None:
+        available_bytes = round(limit_gib * GIB)
+    elif gpu_memory_gib is not None:
+        available_bytes = gpu_memory_gib * GIB - RESERVE_BYTES
+    else:
+        return None
+    return MemoryBudget(available_bytes, read_sizes(checkpoint), setup)
+
+
+def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -> Capability:
     """Return what the groups of a worker will publish, without the type of the GPUs. Raises CheckpointError.
 
-    The device `auto` is taken for CUDA.
+    The device `auto` is taken for CUDA. `gpu_memory_gib` is the memory of each GPU, if it is known.
     """
     check_complete(settings.checkpoint)
     device = "cpu" if settings.device == "cpu" else "cuda"
     dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if settings.dtype == "auto" else settings.dtype
     loras = tuple(sorted(path.stem for path in (settings.checkpoint / "lora").glob("*.safetensors")))
+    setup = Setup(settings.ranks_per_group, ELEMENT_BYTES[dtype], settings.fp8)
     return Capability(
         model=settings.model_id,
         weights=fingerprints(settings.checkpoint),
@@ -52,6 +79,8 @@ def capability_of(settings: WorkerSettings) -> Capability:
         context_parallel=settings.ranks_per_group,
         device=device,
         dtype="float8_e4m3fn" if settings.fp8 else dtype,
+        gpu_memory_gib=gpu_memory_gib,
+        memory=memory_budget(settings.checkpoint, setup, settings.gpu_memory_gib, gpu_memory_gib),
     )
 
 
@@ -63,12 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gpu-memory-gib", type=int, help="memory of each GPU")
     options = parser.parse_args(arguments)
     try:
-        found = capability_of(WorkerSettings(checkpoint=options.checkpoint))
+        found = capability_of(WorkerSettings(checkpoint=options.checkpoint), options.gpu_memory_gib)
     except (ValidationError, CheckpointError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    gpu = {"gpu": options.gpu, "gpu_memory_gib": options.gpu_memory_gib}
-    sys.stdout.write(f"{found.model_copy(update=gpu).model_dump_json(indent=2)}\n")
+    found = found.model_copy(update={"gpu": options.gpu})
+    sys.stdout.write(f"{found.model_dump_json(indent=2)}\n")
     return 0
 
 

@@ -21,14 +21,14 @@ from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.spec.errors import DeviceError
-from model.spec.memory import Setup, loading_bytes
+from model.spec.memory import MemoryBudget, Setup, loading_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
 from worker.messages import RunJob
-from worker.rank.capability import ORDER_VERSIONS, tasks_with
+from worker.rank.capability import GIB, ORDER_VERSIONS, memory_budget, tasks_with
 from worker.rank.engine import Engine, InputsRead
 from worker.settings import RankSetup
 
@@ -46,11 +46,13 @@ class ModelEngine:
         dtype: torch.dtype,
         model_id: str = "LongCat-Video",
         weights: Mapping[str, str] | None = None,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._dtype = dtype
         self._model_id = model_id
         self._weights = dict(weights or {})
+        self._memory = memory
 
     @property
     def capability(self) -> Capability:
@@ -62,13 +64,14 @@ class ModelEngine:
             weights=self._weights,
             order_versions=ORDER_VERSIONS,
             gpu=gpu and gpu.name,
-            gpu_memory_gib=gpu and round(gpu.total_memory / (1 << 30)),
+            gpu_memory_gib=gpu and _gpu_memory_gib(parallel),
             tasks=tasks_with(self._pipeline.loras),
             loras=tuple(sorted(self._pipeline.loras)),
             limits=self._pipeline.limits.to_json(),
             context_parallel=parallel.size,
             device=parallel.device.type,
             dtype=str(self._dtype).removeprefix("torch."),
+            memory=self._memory,
         )
 
     def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
@@ -103,10 +106,11 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
     default = "bfloat16" if parallel.device.type == "cuda" else "float32"
     dtype = DTYPES[default if setup.dtype == "auto" else setup.dtype]
+    needs = Setup(setup.num_ranks, dtype.itemsize, setup.fp8)
+    memory = memory_budget(setup.checkpoint, needs, setup.gpu_memory_gib, _gpu_memory_gib(parallel))
     if parallel.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(parallel.device)
-        memory = Setup(setup.num_ranks, dtype.itemsize, setup.fp8)
-        check_weights_fit(setup.checkpoint, memory, free_bytes, is_leader=parallel.is_leader)
+        check_weights_fit(setup.checkpoint, needs, free_bytes, is_leader=parallel.is_leader)
     pipeline, cost = measured(
         lambda: Pipeline.load(setup.checkpoint, dtype, parallel, fp8=setup.fp8), parallel.device
     )
@@ -114,7 +118,14 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     if fuse(pipeline.dit, setup.compile):
         warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
     weights = fingerprints(setup.checkpoint) if parallel.is_leader else {}
-    return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, weights)
+    return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, weights, memory)
+
+
+def _gpu_memory_gib(parallel: ContextParallel) -> int | None:
+    """Return the memory of this rank's GPU, None on a CPU."""
+    if parallel.device.type != "cuda":
+        return None
+    return round(torch.cuda.get_device_properties(parallel.device).total_memory / GIB)
 
 
 def check_weights_fit(checkpoint: Path, setup: Setup, free_bytes: int, *, is_leader: bool) -> None:

@@ -204,6 +204,7 @@ class _Capability(_Reply):
     gpu: str | None = None
     gpu_memory_gib: int | None = None
     order_versions: tuple[int, ...] = ()
+    memory: dict[str, Any] | None = None
 
 
 class Pool(_Capability):

@@ -10,6 +10,7 @@ import pytest
 from model.spec.limits import Limits
 from model.spec.memory import (
     CheckpointSizes,
+    MemoryBudget,
     Setup,
     StageShape,
     forward_bytes,
@@ -69,3 +70,27 @@ def test_condition_cache_holds_keys_of_the_condition_frames_instead_of_computing
     with_cache = memory_needed(RELEASED, plan.model_copy(update={"condition_cache": True}), Setup())
     without = memory_needed(RELEASED, plan.model_copy(update={"condition_cache": False}), Setup())
     assert (with_cache.condition_kv > 0, without.condition_kv) == (True, 0)
+
+
+class TestBudget:
+    PLAN = resolve(GenerationParams(), Inputs(), LIMITS)
+    NEEDED = memory_needed(RELEASED, PLAN, Setup()).total
+
+    def test_plan_fits_into_exactly_what_it_needs(self):
+        assert MemoryBudget(self.NEEDED, RELEASED).fits(self.PLAN)
+        assert not MemoryBudget(self.NEEDED - 1, RELEASED).fits(self.PLAN)
+
+    def test_longest_length_that_fits_is_the_longest(self):
+        budget = MemoryBudget(self.NEEDED - (1 << 30), RELEASED)
+        longest = budget.longest_that_fits(self.PLAN)
+        assert longest is not None
+        assert (longest - 1) % 4 == 0
+        fits = [budget.fits(self.PLAN.model_copy(update={"num_frames": longest + n})) for n in (0, 4)]
+        assert fits == [True, False]
+
+    def test_nothing_fits_without_room_for_the_weights(self):
+        assert MemoryBudget(RELEASED.transformer, RELEASED).longest_that_fits(self.PLAN) is None
+
+    def test_equal_budgets_have_one_name(self):
+        budgets = [MemoryBudget(size, RELEASED, setup) for size in (1, 2) for setup in (Setup(1), Setup(2))]
+        assert len({budget.digest for budget in [*budgets, *budgets]}) == 4

@@ -9,8 +9,13 @@ import pytest
 from redis import Redis
 from starlette.testclient import TestClient
 
+from jobs.capability import Capability
 from jobs.registration import POOLS_KEY, GroupRegistration
 from jobs.storage.keys import new_job_id
+from model.spec.limits import Limits
+from model.spec.memory import CheckpointSizes, MemoryBudget, Setup, memory_needed
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from service.app import create_app
 from service.jobs.pools import choose_model
 from tests.service.conftest import CAPABILITY, settings_for
@@ -176,3 +181,50 @@ def test_position_counts_only_jobs_that_wait_for_the_same_groups(no_worker_yet, 
     for _ in range(3):
         no_worker_yet.post("/generate", json=DISTILLED)
     assert no_worker_yet.post("/generate", json={"prompt": "a red ball"}).json()["queue_position"] == 1
+
+
+class TestMemory:
+    """Sizes of the released checkpoint, for the small videos of the tests."""
+
+    SIZES = CheckpointSizes(1000, 0, 1000, 1000, width=64, depth=2)
+
+    def with_memory(self, num_bytes: int) -> Capability:
+        return FULL.model_copy(update={"memory": MemoryBudget(num_bytes, self.SIZES)})
+
+    def needed(self, **request) -> int:
+        """Return what a request needs, in bytes."""
+        plan = resolve(GenerationParams(**request), Inputs(), Limits.from_json(FULL.limits))
+        return memory_needed(self.SIZES, plan, Setup()).total
+
+    def test_request_that_fits_no_group_is_refused_with_what_would_fit(self, no_worker_yet, register):
+        short = self.needed(num_frames=9)
+        register("small", self.with_memory(short))
+        answer = no_worker_yet.post("/generate", json={"prompt": "a red ball", "num_frames": 17})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["field"]) == (422, "num_frames")
+        assert error["message"].endswith("9 frames of this size fit")
+        fits = no_worker_yet.post("/generate", json={"prompt": "a red ball", "num_frames": 9})
+        assert fits.status_code == 202
+
+    def test_request_without_any_length_that_fits_is_refused(self, no_worker_yet, register):
+        register("tiny", self.with_memory(3000))
+        answer = no_worker_yet.post("/generate", json={"prompt": "a red ball"})
+        assert answer.status_code == 422
+        assert "no length of this size fits" in answer.json()["error"]["message"]
+
+    def test_only_a_group_with_enough_memory_claims_the_job(self, no_worker_yet, register, worker):
+        small = self.with_memory(self.needed(num_frames=9))
+        large = self.with_memory(self.needed(num_frames=17))
+        register("small", small)
+        register("large", large)
+        long = no_worker_yet.post("/generate", json={"prompt": "a red ball", "num_frames": 17}).json()["id"]
+        short = no_worker_yet.post("/generate", json={"prompt": "a red ball", "num_frames": 9}).json()["id"]
+        claimed = [
+            worker.job_store.holder.claim("g", 600.0, capability) for capability in (small, small, large)
+        ]
+        assert [lease and lease.job.id for lease in claimed] == [short, None, long]
+
+    def test_capability_shows_the_memory(self, no_worker_yet, register):
+        register("small", self.with_memory(5000))
+        shown = no_worker_yet.get("/capability").json()
+        assert shown["memory"]["available_bytes"] == shown["pools"][0]["memory"]["available_bytes"] == 5000

@@ -37,6 +37,7 @@ DEFAULT: dict[str, Any] = {
     "fps": 15,
     "seed": 7,
     "priority": "normal",
+    "deadline_s": None,
     "webhook_url": None,
     "webhook_events": None,
 }

@@ -28,6 +28,26 @@ def test_printed_capability_is_the_one_that_a_group_publishes(checkpoint, monkey
     assert read_capability(capsys.readouterr().out) == published
 
 
+def test_operators_limit_on_memory_is_published(checkpoint, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("LONGCAT_DEVICE", "cpu")
+    monkeypatch.setenv("LONGCAT_GPU_MEMORY_GIB", "1.5")
+    assert main([str(checkpoint)]) == 0
+    printed = read_capability(capsys.readouterr().out)
+    setup = WorkerSettings(checkpoint=checkpoint).rank_setup(tmp_path / "socket")
+    assert load_engine(setup, SINGLE).capability.memory == printed.memory
+    assert printed.memory is not None
+    assert printed.memory.available_bytes == 3 << 29
+    assert printed.memory.setup.element_bytes == 4
+
+
+def test_memory_of_gpus_that_are_not_here_can_be_given(checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("LONGCAT_FP8", "on")
+    assert main([str(checkpoint), "--gpu-memory-gib", "24"]) == 0
+    memory = read_capability(capsys.readouterr().out).memory
+    assert memory is not None
+    assert (memory.available_bytes, memory.setup.fp8) == (22 << 30, True)
+
+
 def test_checkpoint_that_cannot_be_read_is_reported(checkpoint, tmp_path, capsys):
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "bad.safetensors").write_bytes(b"no tensors")
