@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -58,10 +59,20 @@ def _discard_output() -> None:
 
 
 def _generate(client: Client, arguments: argparse.Namespace) -> None:
+    _request(client, arguments, client.submit)
+
+
+def _retry(client: Client, arguments: argparse.Namespace) -> None:
+    _request(client, arguments, partial(client.jobs.retry, arguments.job))
+
+
+def _request(client: Client, arguments: argparse.Namespace, submit: Callable[..., Job]) -> None:
+    """Submit a job, and unless told otherwise, wait for it and save its video."""
     _check_folder(arguments.output)
+    prompts = arguments.prompt or [None]
     with file_errors("read"):
-        job = client.submit(
-            arguments.prompt[0] if len(arguments.prompt) == 1 else arguments.prompt,
+        job = submit(
+            prompt=prompts[0] if len(prompts) == 1 else prompts,
             idempotency_key=arguments.idempotency_key,
             extra=options_of_video(arguments),
             image=arguments.image,
@@ -123,8 +134,20 @@ def _cancel(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _list(client: Client, arguments: argparse.Namespace) -> None:
-    for job in client.jobs.list(status=arguments.status, limit=arguments.limit):
+    jobs = client.jobs.list(
+        limit=arguments.limit,
+        status=arguments.status,
+        task=arguments.task,
+        created_after=arguments.created_after,
+        created_before=arguments.created_before,
+    )
+    for job in jobs:
         print(job.id, _created_at(job), f"{describe_stage(job):<16}", _first_prompt(job), sep="  ")
+
+
+def _usage(client: Client, arguments: argparse.Namespace) -> None:  # no arguments
+    for each in client.usage():
+        print(each.day, f"{each.gpu_s:.1f} s", each.owner, sep="  ")
 
 
 def _created_at(job: Job) -> str:
@@ -137,11 +160,13 @@ def _first_prompt(job: Job) -> str:
 
 _COMMANDS = {
     "generate": _generate,
+    "retry": _retry,
     "download": _download,
     "timeline": _timeline,
     "status": _status,
     "cancel": _cancel,
     "list": _list,
+    "usage": _usage,
 }
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ Options of the video come from `model.spec.params`.
 from __future__ import annotations
 
 import argparse
+from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs.order import Priority
 from jobs.record import Status
 from model.spec.arguments import add_arguments, options_of
+from model.spec.params import Task
 
 EXIT_CODES = """exit codes:
   0  done
@@ -49,7 +51,15 @@ def parser() -> argparse.ArgumentParser:
         help="how many seconds to wait for a service that cannot be reached",
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_generate(commands.add_parser("generate", help="request a video, wait for it and save it"))
+    generate = commands.add_parser("generate", help="request a video, wait for it and save it")
+    generate.add_argument(
+        "prompt", nargs="+", help="what the video should show; several: one for each segment"
+    )
+    _add_request(generate)
+    retry = commands.add_parser("retry", help="request the video of a job again, with changes")
+    retry.add_argument("job")
+    retry.add_argument("--prompt", nargs="+", help="another prompt; several: one for each segment")
+    _add_request(retry)
     for name, purpose in (("status", "show a job as JSON"), ("cancel", "stop a job")):
         commands.add_parser(name, help=purpose).add_argument("job")
     download = commands.add_parser("download", help="wait for a job and save its video")
@@ -60,7 +70,16 @@ def parser() -> argparse.ArgumentParser:
     _add_output(timeline, "timeline.json")
     listing = commands.add_parser("list", help="show jobs, newest first")
     listing.add_argument("--status", choices=get_args(Status))
+    listing.add_argument("--task", choices=get_args(Task))
+    for name, purpose in (("after", "or later"), ("before", "and not later")):
+        listing.add_argument(
+            f"--created-{name}",
+            type=_time,
+            metavar="TIME",
+            help=f"submitted at this time {purpose}, such as 2026-03-02T08:00Z",
+        )
     listing.add_argument("--limit", type=int, default=20)
+    commands.add_parser("usage", help="show the GPU time of each day")
     return root
 
 
@@ -75,10 +94,7 @@ def options_of_video(arguments: argparse.Namespace) -> dict[str, Any]:
     return fields
 
 
-def _add_generate(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "prompt", nargs="+", help="what the video should show; several: one for each segment"
-    )
+def _add_request(command: argparse.ArgumentParser) -> None:
     for name, purpose in _FILES.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="FILE", help=purpose)
     command.add_argument("--model", metavar="NAME", help="default: the service chooses")
@@ -111,6 +127,11 @@ def _add_output(command: argparse.ArgumentParser, default: str = "JOB.mp4") -> N
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help=f"- is standard output; default: {default}"
     )
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.astimezone()
 
 
 def _pair(text: str) -> tuple[str, str]:

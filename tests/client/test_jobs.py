@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import time
+from datetime import datetime
 
 import pytest
 
@@ -30,6 +32,30 @@ def finished(service, worker):
     return service.jobs.get(job.id)
 
 
+class TestRetry:
+    def test_same_request_is_a_new_job(self, service, finished):
+        again = service.jobs.retry(finished.id)
+        assert again.id != finished.id
+        assert (again.request.prompt, again.request.seed) == (finished.request.prompt, finished.request.seed)
+
+    def test_changes_replace_options(self, service, finished):
+        changed = service.jobs.retry(finished.id, prompt="a blue star", seed=8, num_inference_steps=3)
+        request = changed.request
+        assert (request.prompt, request.seed, request.num_inference_steps) == ("a blue star", 8, 3)
+
+    def test_none_in_extra_gives_a_field_its_default(self, service, finished):
+        seeds = {service.jobs.retry(finished.id, extra={"seed": None}).request.seed for _ in range(3)}
+        assert len(seeds) == 3
+
+    def test_key_makes_one_job(self, service, finished):
+        ids = {service.jobs.retry(finished.id, seed=8, idempotency_key="once").id for _ in range(2)}
+        assert len(ids) == 1
+
+    def test_unknown_job_cannot_be_retried(self, service):
+        with pytest.raises(NotFound):
+            service.jobs.retry("nobody")
+
+
 class TestReading:
     def test_get_returns_the_job(self, service):
         job = service.submit("a red ball", metadata={"team": "x"})
@@ -48,6 +74,21 @@ class TestReading:
         jobs = [service.submit(str(number)) for number in range(2)]
         service.jobs.cancel(jobs[0].id)
         assert [job.id for job in service.jobs.list(status="cancelled")] == [jobs[0].id]
+
+    def test_list_selects_a_task_and_a_time(self, service):
+        first, long = service.submit("one"), service.submit(["two", "three"])
+        assert [job.id for job in service.jobs.list(task="long_video")] == [long.id]
+        assert [job.id for job in service.jobs.list(created_before=long.created_at)] == [first.id]
+        assert [job.id for job in service.jobs.list(created_after=long.created_at)] == [long.id]
+
+    def test_time_without_a_time_zone_is_refused(self, service):
+        with pytest.raises(ValueError, match="time zone"):
+            list(service.jobs.list(created_after=datetime(2026, 3, 2)))
+
+    def test_usage_is_that_of_each_day(self, service, redis):
+        assert service.usage() == ()
+        redis.hset(f"longcat:usage:{int(time.time() // 86400)}", "anonymous", 2500)
+        assert [each.gpu_s for each in service.usage()] == [2.5]
 
     def test_capability(self, service):
         found = service.capability()

@@ -135,3 +135,12 @@ def test_replies_have_the_form_of_the_real_service(outcome):
 def job_view(job: dict[str, Any]) -> JobView:
     """Validate a reply as the view that the service would send."""
     return JobView.model_validate_json(json.dumps(job))
+
+
+def test_retry_repeats_the_request_with_changes(at):
+    fake = FakeService()
+    client = at(fake)
+    job = client.submit("a ball", seed=7)
+    again = client.jobs.retry(job.id, seed=8)
+    assert (again.request.prompt, again.request.seed) == ("a ball", 8)
+    assert [submission.fields["seed"] for submission in fake.submissions] == [7, 8]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -68,11 +69,47 @@ def get_job(job_id: str) -> Call:
     return Call("GET", _job_path(job_id))
 
 
-def list_jobs(status: str | None, limit: int | None, after: str | None) -> Call:
-    """Read a page of jobs, at most `limit` of them."""
+def usage() -> Call:
+    """Read the GPU time of the last days."""
+    return Call("GET", "/usage")
+
+
+def retry_job(job_id: str, body: GenerateBody, idempotency_key: str | None) -> Call:
+    """Submit the request of a job again, with changes. The key makes the call safe to repeat."""
+    headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}
+    return Call("POST", f"{_job_path(job_id)}/retry", headers=headers, body=body.open)
+
+
+class Filters(TypedDict, total=False):
+    """Conditions on the jobs of a list.
+
+    Attributes:
+        status: `queued`, `running`, `uploading`, `succeeded`, `failed` or `cancelled`.
+        task: such as `text_to_video`.
+        created_after, created_before: times of submission, with a time zone.
+        owner: whose jobs; with an API key, only its own owner.
+    """
+
+    status: str | None
+    task: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+    owner: str | None
+
+
+def list_jobs(filters: Filters, limit: int | None, after: str | None) -> Call:
+    """Read a page of jobs, at most `limit` of them. Raises ValueError for a time without a time zone."""
     params: dict[str, str | int] = {"limit": MAX_PAGE_SIZE if limit is None else min(limit, MAX_PAGE_SIZE)}
-    params |= {name: value for name, value in (("status", status), ("after", after)) if value}
+    params |= {name: _query(value) for name, value in {**filters, "after": after}.items() if value}
     return Call("GET", "/jobs", params)
+
+
+def _query(value: object) -> str:
+    if not isinstance(value, datetime):
+        return str(value)
+    if value.tzinfo is None:
+        raise ValueError(f"{value} has no time zone")
+    return value.isoformat()
 
 
 def cancel_job(job_id: str) -> Call:

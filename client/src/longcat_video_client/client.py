@@ -25,7 +25,7 @@ from longcat_video_client.errors import (
     translated_errors,
 )
 from longcat_video_client.events import Event, JobFollower
-from longcat_video_client.models import Capability, Job, JobPage
+from longcat_video_client.models import Capability, DayUsage, Job, JobPage, Usage
 from longcat_video_client.options import GenerateBody
 from longcat_video_client.retries import Attempts, Deadline, RetryPolicy
 
@@ -133,6 +133,10 @@ class Client:
         body = GenerateBody(prompt, options, extra)
         return calls.read(self._connection.send(calls.generate(body, idempotency_key)), Job)
 
+    def usage(self) -> tuple[DayUsage, ...]:
+        """Return the GPU time of each day of the last month, without days on which none was used."""
+        return calls.read(self._connection.send(calls.usage()), Usage).usage
+
     def capability(self) -> Capability:
         """Return what can be requested: tasks, sizes, lengths and defaults."""
         return calls.read(self._connection.send(calls.capability()), Capability)
@@ -148,16 +152,38 @@ class Jobs:
         """Return a job."""
         return calls.read(self._connection.send(calls.get_job(job_id)), Job)
 
-    def list(self, *, status: str | None = None, limit: int | None = None) -> Iterator[Job]:
+    def retry(
+        self,
+        job_id: str,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        idempotency_key: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        **changes: Unpack[Options],
+    ) -> Job:
+        """Request the video of a job again, as a new job: with the same seed, options and inputs.
+
+        Args:
+            job_id: the job to repeat, whether it succeeded or not.
+            prompt: another prompt.
+            idempotency_key: identifies the request over several calls; by default each call is a new one.
+            extra: fields that a newer service knows, or None for fields that are to have their defaults, such
+                as `{"seed": None}` for another random seed.
+            **changes: options that differ; see `Options`.
+        """
+        body = GenerateBody(prompt, changes, extra)
+        return calls.read(self._connection.send(calls.retry_job(job_id, body, idempotency_key)), Job)
+
+    def list(self, *, limit: int | None = None, **filters: Unpack[calls.Filters]) -> Iterator[Job]:
         """Yield jobs, the newest first, reading page after page as needed.
 
         Args:
-            status: only jobs with this status.
             limit: the largest number of jobs; None for all.
+            **filters: only jobs that fulfil these conditions; see `Filters`.
         """
         after: str | None = None
         while True:
-            page = calls.read(self._connection.send(calls.list_jobs(status, limit, after)), JobPage)
+            page = calls.read(self._connection.send(calls.list_jobs(filters, limit, after)), JobPage)
             yield from page.jobs
             after = page.next
             if limit is not None:

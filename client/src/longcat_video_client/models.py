@@ -7,7 +7,7 @@ newer service may have more of them.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -189,6 +189,20 @@ class JobPage(_Reply):
     jobs: tuple[Job, ...]
     next: str | None = None
     previous: str | None = None
+
+
+class DayUsage(_Reply):
+    """The GPU time of the jobs of an owner that ended on a day in UTC, in seconds."""
+
+    day: date
+    owner: str
+    gpu_s: float
+
+
+class Usage(_Reply):
+    """The GPU time of the last days, the latest first."""
+
+    usage: tuple[DayUsage, ...] = ()
 
 
 class _Capability(_Reply):

@@ -113,6 +113,8 @@ class FakeService(httpx.MockTransport):
             return self._generate(request)
         if route == ("GET", "capability"):
             return httpx.Response(200, json=_CAPABILITY)
+        if route == ("GET", "usage"):
+            return httpx.Response(200, json={"usage": []})
         if route == ("GET", "jobs"):
             return self._list(request.url.params)
         if len(route) > 2 and route[1] == "jobs":
@@ -135,6 +137,9 @@ class FakeService(httpx.MockTransport):
             return _video(job, request.headers.get("Range", ""))
         if route == ("GET", "timeline"):
             return httpx.Response(200, json={"traceEvents": []})
+        if route == ("POST", "retry"):
+            fields, files = _read_body(request)
+            return self._submit({**_request_of(job.view), **fields}, files, request)
         if route == ("POST", "cancel"):
             if job.view["status"] in {"succeeded", "failed"}:
                 return _error(409, "job_ended", "the job has ended")
@@ -146,7 +151,11 @@ class FakeService(httpx.MockTransport):
         return _error(404, "not_found", "Not Found")
 
     def _generate(self, request: httpx.Request) -> httpx.Response:
-        fields, files = _read_body(request)
+        return self._submit(*_read_body(request), request)
+
+    def _submit(
+        self, fields: dict[str, Any], files: dict[str, bytes], request: httpx.Request
+    ) -> httpx.Response:
         if unknown := sorted((fields.keys() | files.keys()) - _FIELDS):
             return _error(422, "invalid_request", f"{unknown[0]}: is unknown", unknown[0])
         if not (fields.get("prompt") or fields.get("prompts")):
@@ -168,7 +177,8 @@ class FakeService(httpx.MockTransport):
             if after not in ids:
                 return _error(404, "job_not_found", "there is no such job")
             views = views[ids.index(after) + 1 :]
-        views = [view for view in views if view["status"] == params.get("status", view["status"])]
+        for name in ("status", "task"):
+            views = [view for view in views if view[name] == params.get(name, view[name])]
         page = views[: int(params.get("limit", 20))]
         return httpx.Response(
             200,
@@ -199,6 +209,11 @@ def signed_webhook(
         "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
     }
     return headers, body
+
+
+def _request_of(view: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the request of a job that a new request can have."""
+    return {name: value for name, value in view["request"].items() if name in _FIELDS and value is not None}
 
 
 def _advance(job: _FakeJob) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -104,6 +105,26 @@ class TestOtherCommands:
         assert lines[1].endswith("a red ball")
         assert at_service("list", "--status", "running").out == ""
         assert len(at_service("list", "--limit", 1).out.splitlines()) == 1
+
+    def test_list_selects_a_task_and_a_time(self, at_service, job):
+        long = at_service("generate", "one", "two", "--no-wait").out.strip()
+        lines = at_service("list", "--task", "long_video").out.splitlines()
+        assert [line.split()[0] for line in lines] == [long]
+        assert at_service("list", "--created-before", "2020-01-01T00:00Z").out == ""
+        assert len(at_service("list", "--created-after", "2020-01-01T00:00").out.splitlines()) == 2
+
+    def test_retry_makes_another_job_with_changes(self, at_service, job):
+        other = at_service("retry", job, "--prompt", "a blue star", "--seed", 8, "--no-wait").out.strip()
+        request = json.loads(at_service("status", other).out)["request"]
+        assert (request["prompt"], request["seed"]) == ("a blue star", 8)
+        again = at_service("retry", other, "--no-wait").out.strip()
+        assert json.loads(at_service("status", again).out)["request"]["prompt"] == "a blue star"
+
+    def test_usage_prints_a_line_per_day(self, at_service, redis):
+        assert at_service("usage").out == ""
+        redis.hset("longcat:usage:20000", "anonymous", 2500)
+        redis.hset(f"longcat:usage:{int(time.time() // 86400)}", "anonymous", 2500)
+        assert at_service("usage").out.endswith("2.5 s  anonymous\n")
 
     def test_download_saves_a_finished_job(self, at_service, job, worker, tmp_path, monkeypatch):
         worker.succeed(worker.claim())
