@@ -53,26 +53,41 @@ class TensorFile(Protocol):
         ...
 
 
-def load_module(build: Callable[[], Built], weights: "Weights", device: torch.device) -> Built:
+Convert = Callable[[str, Tensor], Tensor | nn.Linear]
+"""Returns a tensor in another form, given its name: as a tensor, or as the layer whose weight it is."""
+
+
+def _as_it_is(name: str, tensor: Tensor) -> Tensor:  # a `Convert`
+    return tensor
+
+
+def load_module(
+    build: Callable[[], Built], weights: "Weights", device: torch.device, convert: Convert = _as_it_is
+) -> Built:
     """Build a module on the meta device and load its weights. No parameter requires gradients.
 
-    Raises CheckpointError for a missing or extra tensor, a wrong shape, or a file that cannot be read.
+    Each tensor is converted as soon as it is on the device. Raises CheckpointError for a missing or extra
+    tensor, a wrong shape, or a file that cannot be read.
     """
     with torch.device("meta"):
         module = build()
     wanted = module.state_dict(keep_vars=True)
     weights.check_names(wanted)
-    tied: dict[Tensor, nn.Parameter] = {}
-    for name, tensor in weights.read_all(wanted, device):
-        tied[wanted[name]] = nn.Parameter(tensor, requires_grad=False)
+    tied: dict[Tensor, nn.Parameter | nn.Linear] = {}
+    for name, loaded in weights.read_all(wanted, device, convert):
+        if isinstance(loaded, Tensor):
+            tied[wanted[name]] = nn.Parameter(loaded, requires_grad=False)
+        else:
+            tied[wanted[name]] = loaded
     for name, parameter in wanted.items():
-        _assign(module, name, tied[parameter])
+        value = tied[parameter]
+        _assign(module, name.removesuffix(".weight") if isinstance(value, nn.Linear) else name, value)
     return module.eval()
 
 
-def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def _assign(module: nn.Module, name: str, value: nn.Parameter | nn.Linear) -> None:
     owner, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(owner), leaf, parameter)
+    setattr(module.get_submodule(owner), leaf, value)
 
 
 class Weights:
@@ -111,16 +126,19 @@ class Weights:
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
         """Read a tensor to the device, in the shape and dtype of `like`. Raises CheckpointError."""
-        (tensor,) = _read(self.files[name], {name: like}, device).values()
-        return tensor
+        (tensor,) = _read(self.files[name], {name: like}, device, _as_it_is).values()
+        return cast(Tensor, tensor)
 
-    def read_all(self, wanted: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    def read_all(
+        self, wanted: Mapping[str, Tensor], device: torch.device, convert: Convert = _as_it_is
+    ) -> Iterator[tuple[str, Tensor | nn.Linear]]:
         """Read all tensors, several files in parallel. Raises CheckpointError."""
         by_file: dict[Path, dict[str, Tensor]] = defaultdict(dict)
         for name, path in self.files.items():
             by_file[path][name] = wanted[name]
         with ThreadPoolExecutor(NUM_READERS) as readers:
-            for tensors in readers.map(partial(_read, device=device), by_file.keys(), by_file.values()):
+            read = partial(_read, device=device, convert=convert)
+            for tensors in readers.map(read, by_file.keys(), by_file.values()):
                 yield from tensors.items()
 
     def _likely_file(self) -> Path:
@@ -128,15 +146,17 @@ class Weights:
         return files.pop() if len(files) == 1 else self.folder
 
 
-def _read(path: Path, wanted: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Read the tensors of one file, converting each to its dtype when it is on the device."""
-    tensors = {}
+def _read(
+    path: Path, wanted: Mapping[str, Tensor], device: torch.device, convert: Convert
+) -> dict[str, Tensor | nn.Linear]:
+    """Read the tensors of one file, converting each to its dtype and form when it is on the device."""
+    tensors: dict[str, Tensor | nn.Linear] = {}
     with open_safetensors(path, device) as file:
         for name, like in wanted.items():
             shape = file.get_slice(name).get_shape()
             if tuple(shape) != tuple(like.shape):
                 raise CheckpointError(path, f"{name} has shape {list(shape)}, not {list(like.shape)}")
-            tensors[name] = file.get_tensor(name).to(like.dtype)
+            tensors[name] = convert(name, file.get_tensor(name).to(like.dtype))
     return tensors
 
 

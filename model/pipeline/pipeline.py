@@ -35,7 +35,7 @@ from model.spec.plan import DISTILLED_LORA, Plan, refine_layout_of
 from model.text import TextEncoder
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
-from model.transformer.fp8 import to_fp8
+from model.transformer.fp8 import check_device, quantise_weights
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import BuildLayout, build_layout
 from model.vae.vae import Vae
@@ -78,9 +78,12 @@ class Pipeline:
         parallel.check_heads(config.num_heads)
         limits = load_limits(checkpoint)
         weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
-        dit = load_module(lambda: Dit(config, dtype), weights, parallel.device)
         if fp8:
-            to_fp8(dit)
+            check_device(parallel.device, dtype)
+            convert = quantise_weights(config.depth)
+            dit = load_module(lambda: Dit(config, dtype), weights, parallel.device, convert)
+        else:
+            dit = load_module(lambda: Dit(config, dtype), weights, parallel.device)
         loras = {
             path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
         }

@@ -191,9 +191,9 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
 
 
 def loading_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:
-    """Return the weights on one GPU while they are loaded: fp8 quantises those of the transformer later."""
+    """Return the weights on one GPU when they are loaded."""
     others = sizes.vae + (sizes.text_encoder if is_leader else 0)
-    return (sizes.transformer + others) * setup.element_bytes
+    return transformer_bytes(sizes, setup) + others * setup.element_bytes
 
 
 def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:

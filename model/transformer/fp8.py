@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from model.io.checkpoint import Convert
 from model.spec.errors import DeviceError
 from model.transformer.config import QUANTISED
 from model.transformer.dit import Dit
@@ -75,13 +76,26 @@ class Fp8Linear(nn.Linear):
         return torch.unflatten(out, 0, x.shape[:-1])
 
 
+def quantise_weights(depth: int) -> Convert:
+    """Return what `load_module` needs to quantise the weights of a transformer as they are loaded.
+
+    So the memory never holds the large matrices in another format. They are those that `to_fp8` quantises.
+    """
+    names = {f"blocks.{i}.{name}.weight" for i in range(1, depth - 1) for name in QUANTISED}
+
+    def convert(name: str, tensor: Tensor) -> Tensor | nn.Linear:
+        return Fp8Linear(_layer(tensor)) if name in names else tensor
+
+    return convert
+
+
 def to_fp8(dit: Dit) -> None:
     """Quantise the large matrices of all blocks except the first and the last, which lose the most accuracy.
 
     The projection to text KV, which runs once for a job, keeps its dtype. Raises DeviceError if the device
     cannot multiply in fp8.
     """
-    _check_device(dit.x_embedder.proj.weight.new_ones(16, 16))
+    check_device(dit.x_embedder.proj.weight.device, dit.dtype)
     for block in dit.blocks[1:-1]:
         for name in QUANTISED:
             owner, _, leaf = name.rpartition(".")
@@ -89,10 +103,17 @@ def to_fp8(dit: Dit) -> None:
             setattr(module, leaf, Fp8Linear(getattr(module, leaf)))
 
 
-def _check_device(ones: Float[Tensor, "16 16"]) -> None:
-    layer = nn.Linear(16, 16, bias=False, device="meta")
-    layer.weight = nn.Parameter(ones, requires_grad=False)
+def check_device(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise DeviceError if the device cannot multiply in fp8."""
+    ones = torch.ones(16, 16, device=device, dtype=dtype)
     try:
-        Fp8Linear(layer)(ones)
+        Fp8Linear(_layer(ones))(ones)
     except RuntimeError as error:
-        raise DeviceError(f"{ones.device} cannot multiply in fp8: {error}") from error
+        raise DeviceError(f"{device} cannot multiply in fp8: {error}") from error
+
+
+def _layer(weight: Float[Tensor, "out in"]) -> nn.Linear:
+    """Return a layer with this weight and without a bias."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer

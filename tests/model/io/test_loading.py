@@ -49,9 +49,9 @@ def test_shards_are_read_side_by_side(shards, monkeypatch):
     """Each reader waits until all three are at work; one after another they would wait for ever."""
     together, read = threading.Barrier(3, timeout=60), checkpoint._read
 
-    def at_once(path, wanted, device):
+    def at_once(path, wanted, device, convert):
         together.wait()
-        return read(path, wanted, device)
+        return read(path, wanted, device, convert)
 
     monkeypatch.setattr(checkpoint, "_read", at_once)
     module = load_module(layers, Weights(shards, STEM), CPU)

@@ -18,6 +18,7 @@ from model.transformer.fp8 import (
     Fp8Linear,
     fused_product,
     quantise_rows,
+    quantise_weights,
     reference_product,
     to_fp8,
 )
@@ -127,6 +128,19 @@ def test_a_device_without_such_products_is_refused_before_anything_is_changed(mo
     with pytest.raises(DeviceError, match=r"cpu cannot multiply in fp8: needs compute capability"):
         to_fp8(dit)
     assert in_fp8(dit) == set()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_quantised_as_they_are_loaded_are_the_same(tmp_path, dtype):
+    document = {**checkpoints.SMALL, "depth": 4}
+    write_dit(tmp_path / "dit", document)
+    weights = Weights(tmp_path / "dit", "diffusion_pytorch_model")
+    config = load_dit_config(tmp_path / "dit" / "config.json")
+    afterwards = load_module(lambda: Dit(config, dtype), weights, CPU)
+    to_fp8(afterwards)
+    at_once = load_module(lambda: Dit(config, dtype), weights, CPU, quantise_weights(config.depth))
+    assert same(at_once, afterwards)
+    assert in_fp8(at_once) == in_fp8(afterwards) != set()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
