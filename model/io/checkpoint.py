@@ -57,17 +57,14 @@ Convert = Callable[[str, Tensor], Tensor | nn.Linear]
 """Returns a tensor in another form, given its name: as a tensor, or as the layer whose weight it is."""
 
 
-def _as_it_is(name: str, tensor: Tensor) -> Tensor:  # a `Convert`
-    return tensor
-
-
 def load_module(
-    build: Callable[[], Built], weights: "Weights", device: torch.device, convert: Convert = _as_it_is
+    build: Callable[[], Built], weights: "Weights", device: torch.device, convert: Convert | None = None
 ) -> Built:
     """Build a module on the meta device and load its weights. No parameter requires gradients.
 
-    Each tensor is converted as soon as it is on the device. Raises CheckpointError for a missing or extra
-    tensor, a wrong shape, or a file that cannot be read.
+    With `convert`, each tensor is converted as soon as it is on the device.
+
+    Raises CheckpointError for a missing or extra tensor, a wrong shape, or a file that cannot be read.
     """
     with torch.device("meta"):
         module = build()
@@ -126,11 +123,11 @@ class Weights:
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
         """Read a tensor to the device, in the shape and dtype of `like`. Raises CheckpointError."""
-        (tensor,) = _read(self.files[name], {name: like}, device, _as_it_is).values()
+        (tensor,) = _read(self.files[name], {name: like}, device, None).values()
         return cast(Tensor, tensor)
 
     def read_all(
-        self, wanted: Mapping[str, Tensor], device: torch.device, convert: Convert = _as_it_is
+        self, wanted: Mapping[str, Tensor], device: torch.device, convert: Convert | None = None
     ) -> Iterator[tuple[str, Tensor | nn.Linear]]:
         """Read all tensors, several files in parallel. Raises CheckpointError."""
         by_file: dict[Path, dict[str, Tensor]] = defaultdict(dict)
@@ -147,7 +144,7 @@ class Weights:
 
 
 def _read(
-    path: Path, wanted: Mapping[str, Tensor], device: torch.device, convert: Convert
+    path: Path, wanted: Mapping[str, Tensor], device: torch.device, convert: Convert | None
 ) -> dict[str, Tensor | nn.Linear]:
     """Read the tensors of one file, converting each to its dtype and form when it is on the device."""
     tensors: dict[str, Tensor | nn.Linear] = {}
@@ -156,7 +153,8 @@ def _read(
             shape = file.get_slice(name).get_shape()
             if tuple(shape) != tuple(like.shape):
                 raise CheckpointError(path, f"{name} has shape {list(shape)}, not {list(like.shape)}")
-            tensors[name] = convert(name, file.get_tensor(name).to(like.dtype))
+            tensor = file.get_tensor(name).to(like.dtype)
+            tensors[name] = convert(name, tensor) if convert else tensor
     return tensors
 
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
 from model.spec.memory import WAN_CHANNELS, CheckpointSizes
-from model.transformer.config import QUANTISED, load_dit_config
+from model.transformer.config import load_dit_config, quantised_weights
 from model.weights.manifest import check_complete
 
 
@@ -18,7 +18,7 @@ def read_sizes(checkpoint: Path) -> CheckpointSizes:
     check_complete(checkpoint)
     config = load_dit_config(checkpoint / "dit" / "config.json")
     transformer = dict(_tensors(checkpoint / "dit"))
-    quantised = {f"blocks.{i}.{name}.weight" for i in range(1, config.depth - 1) for name in QUANTISED}
+    quantised = quantised_weights(config.depth)
     return CheckpointSizes(
         transformer=sum(transformer.values()),
         quantised=sum(size for name, size in transformer.items() if name in quantised),

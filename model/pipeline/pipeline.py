@@ -35,7 +35,7 @@ from model.spec.plan import DISTILLED_LORA, Plan, refine_layout_of
 from model.text import TextEncoder
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
-from model.transformer.fp8 import check_device, quantise_weights
+from model.transformer.fp8 import check_device, quantise_when_loaded
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import BuildLayout, build_layout
 from model.vae.vae import Vae
@@ -80,10 +80,8 @@ class Pipeline:
         weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
         if fp8:
             check_device(parallel.device, dtype)
-            convert = quantise_weights(config.depth)
-            dit = load_module(lambda: Dit(config, dtype), weights, parallel.device, convert)
-        else:
-            dit = load_module(lambda: Dit(config, dtype), weights, parallel.device)
+        convert = quantise_when_loaded(config.depth) if fp8 else None
+        dit = load_module(lambda: Dit(config, dtype), weights, parallel.device, convert)
         loras = {
             path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
         }

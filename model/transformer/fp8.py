@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.io.checkpoint import Convert
 from model.spec.errors import DeviceError
-from model.transformer.config import QUANTISED
+from model.transformer.config import QUANTISED, quantised_weights
 from model.transformer.dit import Dit
 
 E4M3 = torch.float8_e4m3fn
@@ -76,12 +76,12 @@ class Fp8Linear(nn.Linear):
         return torch.unflatten(out, 0, x.shape[:-1])
 
 
-def quantise_weights(depth: int) -> Convert:
-    """Return what `load_module` needs to quantise the weights of a transformer as they are loaded.
+def quantise_when_loaded(depth: int) -> Convert:
+    """Return the `convert` with which `load_module` quantises the weights that `to_fp8` would quantise.
 
-    So the memory never holds the large matrices in another format. They are those that `to_fp8` quantises.
+    So the device never holds all of the large matrices in another format.
     """
-    names = {f"blocks.{i}.{name}.weight" for i in range(1, depth - 1) for name in QUANTISED}
+    names = quantised_weights(depth)
 
     def convert(name: str, tensor: Tensor) -> Tensor | nn.Linear:
         return Fp8Linear(_layer(tensor)) if name in names else tensor

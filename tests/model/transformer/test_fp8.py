@@ -18,7 +18,7 @@ from model.transformer.fp8 import (
     Fp8Linear,
     fused_product,
     quantise_rows,
-    quantise_weights,
+    quantise_when_loaded,
     reference_product,
     to_fp8,
 )
@@ -138,7 +138,7 @@ def test_weights_that_are_quantised_as_they_are_loaded_are_the_same(tmp_path, dt
     config = load_dit_config(tmp_path / "dit" / "config.json")
     afterwards = load_module(lambda: Dit(config, dtype), weights, CPU)
     to_fp8(afterwards)
-    at_once = load_module(lambda: Dit(config, dtype), weights, CPU, quantise_weights(config.depth))
+    at_once = load_module(lambda: Dit(config, dtype), weights, CPU, quantise_when_loaded(config.depth))
     assert same(at_once, afterwards)
     assert in_fp8(at_once) == in_fp8(afterwards) != set()
 
