@@ -25,19 +25,20 @@ from model.spec.errors import CheckpointError, InvalidParams
 from model.spec.geometry import Clip, Size
 from model.spec.limits import Limits, load_limits
 from model.spec.memory import (
-    RESERVE_BYTES,
+    GIB,
     CheckpointSizes,
     MemoryNeed,
     Setup,
-    loading_bytes,
+    available_bytes,
+    format_bytes,
     memory_needed,
+    weight_bytes,
 )
 from model.spec.params import GenerationParams
 from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
 from model.spec.resolve import Inputs, resolve
 from worker.settings import WorkerSettings
 
-GIB = 1024**3
 DEADLINE_S = 5.0
 _TORCH = """
 import json, torch
@@ -124,9 +125,8 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
     )
     element_bytes = {"float32": 4, "bfloat16": 2, "auto": 4 if gpus is None else 2}[settings.dtype]
     setup = Setup(settings.ranks_per_group, element_bytes, settings.fp8)
-    available = None if not gpus else min(gpu.memory_bytes for gpu in gpus[: settings.ranks]) - RESERVE_BYTES
-    if settings.gpu_memory_gib is not None:
-        available = round(settings.gpu_memory_gib * GIB)
+    smallest = min(gpu.memory_bytes for gpu in gpus[: settings.ranks]) if gpus else None
+    available = available_bytes(smallest, settings.gpu_memory_gib)
     if available is not None:
         yield _check_loading(sizes, setup, available)
     for name, plan in example_plans(limits, loras):
@@ -135,11 +135,11 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
 
 def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Finding:
     """Check that the weights fit."""
-    needed = loading_bytes(sizes, setup)
-    text = f"weights: {_size(needed)} on the first GPU of each group"
+    needed = weight_bytes(sizes, setup)
+    text = f"weights: {format_bytes(needed)} on the first GPU of each group"
     if needed <= available:
         return Finding("ok", text)
-    return Finding("problem", f"{text}, but only {_size(available)} can be used there")
+    return Finding("problem", f"{text}, but only {format_bytes(available)} can be used there")
 
 
 def example_plans(limits: Limits, loras: list[str]) -> Iterator[tuple[str, Plan]]:
@@ -173,17 +173,13 @@ def example_plans(limits: Limits, loras: list[str]) -> Iterator[tuple[str, Plan]
 
 
 def _check_plan(name: str, need: MemoryNeed, available: int | None) -> Finding:
-    text = f"{name}: {_size(need.total)}, most of it while it {_VERBS[need.phase]}"
+    text = f"{name}: {format_bytes(need.total)}, most of it while it {_VERBS[need.phase]}"
     if available is None:
         return Finding("note", text)
     if need.total <= available:
         return Finding("ok", text)
     advice = "more ranks for each video may help"
-    return Finding("note", f"{text}: does not fit into {_size(available)}; {advice}")
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 1024**2:.0f} MiB"
+    return Finding("note", f"{text}: does not fit into {format_bytes(available)}; {advice}")
 
 
 _VERBS = {"encode": "encodes its inputs", "denoise": "is denoised", "decode": "is decoded"}

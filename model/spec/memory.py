@@ -23,7 +23,9 @@ from model.spec.geometry import (
 )
 from model.spec.plan import Plan, refine_layout_of
 
-RESERVE_BYTES = 2 * 1024**3
+GIB = 1024**3
+
+RESERVE_BYTES = 2 * GIB
 """Memory of each GPU that is left to its context, workspaces and gaps. Not measured."""
 
 FORWARD_TENSORS = {2: 11.1, 4: 10.4}
@@ -156,9 +158,13 @@ class MemoryBudget:
         """Return a name that equal budgets share."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
+    def needed(self, plan: Plan) -> int:
+        """Return the memory that a plan needs on the leader, which needs the most."""
+        return memory_needed(self.sizes, plan, self.setup).total
+
     def fits(self, plan: Plan) -> bool:
-        """Return whether a plan is expected to fit into the memory of the leader, which needs the most."""
-        return memory_needed(self.sizes, plan, self.setup).total <= self.available_bytes
+        """Return whether a plan is expected to fit."""
+        return self.needed(plan) <= self.available_bytes
 
     def longest_that_fits(self, plan: Plan) -> int | None:
         """Return the number of frames of a segment with which a plan fits, None if none does."""
@@ -166,6 +172,23 @@ class MemoryBudget:
             if self.fits(plan.model_copy(update={"num_frames": num_frames})):
                 return num_frames
         return None
+
+
+def available_bytes(gpu_bytes: int | None, limit_gib: float | None) -> int | None:
+    """Return the memory of each GPU that the model may take, None if it is not limited.
+
+    Args:
+        gpu_bytes: memory of each GPU; None without GPUs, or if it is not known.
+        limit_gib: the operator's limit; None for all but `RESERVE_BYTES`.
+    """
+    if limit_gib is not None:
+        return round(limit_gib * GIB)
+    return None if gpu_bytes is None else gpu_bytes - RESERVE_BYTES
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Return a number of bytes as people read it, in GiB or MiB."""
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 1024**2:.0f} MiB"
 
 
 def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader: bool = True) -> MemoryNeed:
@@ -190,8 +213,8 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
     )
 
 
-def loading_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:
-    """Return the weights on one GPU when they are loaded."""
+def weight_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:
+    """Return the memory of all weights on one GPU."""
     others = sizes.vae + (sizes.text_encoder if is_leader else 0)
     return transformer_bytes(sizes, setup) + others * setup.element_bytes
 

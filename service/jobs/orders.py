@@ -11,7 +11,7 @@ from jobs.order import Order
 from model.spec.errors import InvalidParams
 from model.spec.geometry import Size
 from model.spec.limits import Limits
-from model.spec.memory import memory_needed
+from model.spec.memory import format_bytes
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
 from service.inputs.reader import CheckedInput
@@ -106,17 +106,13 @@ def check_memory(plan: Plan, capability: Capability) -> None:
     budget = capability.memory
     if budget is None or budget.fits(plan):
         return
-    needed = memory_needed(budget.sizes, plan, budget.setup).total
-    rule = f"needs {_gib(needed)} of memory on each GPU, but {_gib(budget.available_bytes)} can be used"
+    needed, available = format_bytes(budget.needed(plan)), format_bytes(budget.available_bytes)
+    rule = f"needs {needed} of memory on each GPU, but {available} can be used"
     if plan.task == "refine":
         raise _invalid("video", f"{rule}; a smaller or shorter clip may fit")
     if num_frames := budget.longest_that_fits(plan):
         raise _invalid("num_frames", f"{rule}; {num_frames} frames of this size fit")
     raise _invalid("refine" if plan.refinement else "height", f"{rule}; no length of this size fits")
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 30):.1f} GiB"
 
 
 def _check_determined(request: GenerateRequest, plan: Plan) -> None:

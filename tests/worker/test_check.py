@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from model.spec.memory import GIB
 from tests.model.spec.test_memory import RELEASED
 from worker import check
-from worker.check import GIB, Gpu, find_gpus
+from worker.check import Gpu, find_gpus
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from model.io.fingerprint import fingerprints
 from model.io.sizes import read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
-from model.spec.memory import RESERVE_BYTES, MemoryBudget, Setup
+from model.spec.memory import GIB, MemoryBudget, Setup, available_bytes
 from model.spec.params import Task
 from model.spec.plan import REFINEMENT_LORA
 from model.weights.manifest import check_complete
@@ -28,7 +28,6 @@ from worker.settings import WorkerSettings
 
 ORDER_VERSIONS = tuple(range(1, SCHEMA_VERSION + 1))
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
-GIB = 1 << 30
 _TASKS: tuple[Task, ...] = get_args(Task)
 
 
@@ -40,23 +39,12 @@ def tasks_with(loras: Collection[str]) -> tuple[Task, ...]:
 def memory_budget(
     checkpoint: Path, setup: Setup, limit_gib: float | None, gpu_memory_gib: int | None
 ) -> MemoryBudget | None:
-    """Return the memory that the model may take of each GPU, None if it is not limited.
+    """Return the budget of a group that runs a checkpoint, None if its memory is not limited.
 
-    Args:
-        checkpoint: the folder with the model weights.
-        setup: how a group runs it.
-        limit_gib: the operator's limit, None for all but `RESERVE_BYTES`.
-        gpu_memory_gib: memory of each GPU; None without GPUs, or if it is not known.
-
-    Raises CheckpointError.
+    The last two arguments are those of `available_bytes`, in GiB. Raises CheckpointError.
     """
-    if limit_gib is not None:
-        available_bytes = round(limit_gib * GIB)
-    elif gpu_memory_gib is not None:
-        available_bytes = gpu_memory_gib * GIB - RESERVE_BYTES
-    else:
-        return None
-    return MemoryBudget(available_bytes, read_sizes(checkpoint), setup)
+    available = available_bytes(gpu_memory_gib and gpu_memory_gib * GIB, limit_gib)
+    return None if available is None else MemoryBudget(available, read_sizes(checkpoint), setup)
 
 
 def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -> Capability:

@@ -21,14 +21,14 @@ from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.spec.errors import DeviceError
-from model.spec.memory import MemoryBudget, Setup, loading_bytes
+from model.spec.memory import GIB, MemoryBudget, Setup, weight_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
 from worker.messages import RunJob
-from worker.rank.capability import GIB, ORDER_VERSIONS, memory_budget, tasks_with
+from worker.rank.capability import ORDER_VERSIONS, memory_budget, tasks_with
 from worker.rank.engine import Engine, InputsRead
 from worker.settings import RankSetup
 
@@ -130,7 +130,7 @@ def _gpu_memory_gib(parallel: ContextParallel) -> int | None:
 
 def check_weights_fit(checkpoint: Path, setup: Setup, free_bytes: int, *, is_leader: bool) -> None:
     """Raise DeviceError if the weights of this rank do not fit into its GPU, before any is loaded."""
-    needed = loading_bytes(read_sizes(checkpoint), setup, is_leader=is_leader)
+    needed = weight_bytes(read_sizes(checkpoint), setup, is_leader=is_leader)
     if needed > free_bytes:
         raise DeviceError(
             f"the weights take {needed / 1e9:.1f} GB on this GPU, which has {free_bytes / 1e9:.1f} GB free; "

@@ -14,8 +14,8 @@ from model.spec.memory import (
     Setup,
     StageShape,
     forward_bytes,
-    loading_bytes,
     memory_needed,
+    weight_bytes,
 )
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
@@ -51,7 +51,7 @@ def test_ranks_share_the_work_but_not_the_weights():
 def test_fp8_halves_the_large_matrices():
     exact, quantised = needed(), needed(Setup(fp8=True))
     assert exact.transformer - quantised.transformer == RELEASED.quantised
-    assert loading_bytes(RELEASED, Setup(fp8=True)) == quantised.weights
+    assert weight_bytes(RELEASED, Setup(fp8=True)) == quantised.weights
 
 
 def test_guidance_doubles_the_forward_and_the_keys_of_the_text():

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from model.io.sizes import read_sizes
 from model.spec.errors import DeviceError
-from model.spec.memory import Setup, loading_bytes
+from model.spec.memory import Setup, weight_bytes
 from model.spec.plan import Refinement
 from tests.orders import make_order
 from tests.service.media import clip, encoded, picture
@@ -58,7 +58,7 @@ def test_without_inputs_no_file_is_read(run):
 
 def test_weights_that_do_not_fit_are_not_loaded(tiny_checkpoint):
     setup = Setup(element_bytes=4)
-    needed = loading_bytes(read_sizes(tiny_checkpoint), setup)
+    needed = weight_bytes(read_sizes(tiny_checkpoint), setup)
     check_weights_fit(tiny_checkpoint, setup, needed, is_leader=True)
     with pytest.raises(DeviceError, match="the weights take"):
         check_weights_fit(tiny_checkpoint, setup, needed - 1, is_leader=True)
