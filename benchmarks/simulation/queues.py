@@ -138,7 +138,7 @@ class StoreQueue:
             self._store.maintenance.sweep()
 
     def crash(self, number: int) -> None:
-        """Requeue the job, as a sweep does when its lease has run out."""
+        """Requeue the job. Other than after a real crash, this uses up no attempt, so no job fails."""
         self._store.holder.requeue(self._leases.pop(number), crashed=False)
 
 

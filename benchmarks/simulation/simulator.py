@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from benchmarks.simulation.fleets import Fleet, Group
 from benchmarks.simulation.queues import Clock, Queue
 from benchmarks.simulation.times import run_s
 from benchmarks.simulation.trace import Arrival
+
+Event = Callable[[], None]
 
 SPREAD = 0.05
 """Run times are up to this share shorter or longer than modelled."""
@@ -74,7 +77,7 @@ class Simulation:
         self._clock = clock
         self._mtbf_s = mtbf_s
         self._random = random.Random(seed)  # noqa: S311
-        self._events: list[tuple[float, int, object]] = []
+        self._events: list[tuple[float, int, Event]] = []
         self._order = count()  # of events at the same time
         self._jobs: dict[int, _Job] = {}
         self._num_waiting = 0
@@ -83,16 +86,16 @@ class Simulation:
     def run(self, trace: Sequence[Arrival]) -> list[Outcome]:
         """Return the outcomes in the order in which the jobs ended."""
         for number, arrival in enumerate(trace):
-            self._at(arrival.at_s, lambda number=number, arrival=arrival: self._arrive(number, arrival))
+            self._at(arrival.at_s, partial(self._arrive, number, arrival))
         while self._events:
             at_s, _, event = heapq.heappop(self._events)
             assert at_s >= self._clock.now_s
             self._clock.now_s = at_s
-            event()  # type: ignore[operator]
+            event()
             self._start_jobs()
         return self._outcomes
 
-    def _at(self, at_s: float, event: object) -> None:
+    def _at(self, at_s: float, event: Event) -> None:
         heapq.heappush(self._events, (at_s, next(self._order), event))
 
     def _arrive(self, number: int, arrival: Arrival) -> None:
@@ -118,9 +121,9 @@ class Simulation:
         crash_s = self._random.expovariate(group.num_ranks / self._mtbf_s) if self._mtbf_s else duration_s
         if crash_s < duration_s:
             done = crash_s // CHECKPOINT_S * CHECKPOINT_S / whole_s
-            self._at(now_s + crash_s, lambda: self._crash(number, group, crash_s, done))
+            self._at(now_s + crash_s, partial(self._crash, number, group, crash_s, done))
         else:
-            self._at(now_s + duration_s, lambda: self._end(number, group, duration_s))
+            self._at(now_s + duration_s, partial(self._end, number, group, duration_s))
 
     def _end(self, number: int, group: Group, duration_s: float) -> None:
         job = self._jobs.pop(number)
@@ -137,8 +140,8 @@ class Simulation:
         job.gpu_s += duration_s * group.num_ranks
         job.work = max(0.0, job.work - done)
         job.num_crashes += 1
-        self._at(self._clock.now_s + LEASE_S, lambda: self._requeue(number))
-        self._at(self._clock.now_s + RESTART_S, lambda: self._fleet.release(group))
+        self._at(self._clock.now_s + LEASE_S, partial(self._requeue, number))
+        self._at(self._clock.now_s + RESTART_S, partial(self._fleet.release, group))
 
     def _requeue(self, number: int) -> None:
         self._queue.crash(number)

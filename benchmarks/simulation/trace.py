@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.order import Priority
 from model.spec.limits import Limits
@@ -62,7 +62,7 @@ def read_trace(path: Path) -> list[Arrival]:
         try:
             arrival = Arrival.model_validate_json(line)
             arrival.plan  # noqa: B018 - it raises if the request is not possible
-        except (ValidationError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
         if arrivals and arrival.at_s < arrivals[-1].at_s:
             raise ValueError(f"{path}:{number}: is earlier than the line before")
