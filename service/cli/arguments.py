@@ -71,12 +71,12 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="show jobs, newest first")
     listing.add_argument("--status", choices=get_args(Status))
     listing.add_argument("--task", choices=get_args(Task))
-    for name, purpose in (("after", "or later"), ("before", "and not later")):
+    for name, purpose in (("after", "at this time or later"), ("before", "before this time")):
         listing.add_argument(
             f"--created-{name}",
             type=_time,
             metavar="TIME",
-            help=f"submitted at this time {purpose}, such as 2026-03-02T08:00Z",
+            help=f"submitted {purpose}, such as 2026-03-02T08:00Z",
         )
     listing.add_argument("--limit", type=int, default=20)
     commands.add_parser("usage", help="show the GPU time of each day")
