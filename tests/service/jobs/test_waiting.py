@@ -37,7 +37,7 @@ def test_job_that_takes_longer_is_returned_as_it_is(live, worker):
 def test_worker_learns_of_the_job_before_the_wait_ends(live, redis, worker):
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(generate, live, 60)
-        wait_until(lambda: num_tickets(redis) == 1)
+        wait_until(lambda: num_tickets(redis) >= 1)  # a sweep may add another one
         assert not answer.done()
         worker.succeed(worker.claim())
         assert answer.result().status_code == 200
