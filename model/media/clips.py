@@ -1,4 +1,4 @@
-"""Count and read the frames of clips. Runs in a confined child process.
+"""Count and read the frames of clips, or make an image of one. Runs in a confined child process.
 
 Frames are upright, and about `fps` of them a second are taken. They are converted one by one, so that memory
 does not grow with their number.
@@ -7,6 +7,7 @@ does not grow with their number.
 from __future__ import annotations
 
 import importlib
+import io
 import pkgutil
 import struct
 from collections.abc import Iterator
@@ -67,15 +68,29 @@ def read_frames(
     first = scan.num_frames - 1 - scan.nth * (clip.num_frames - 1)
     wanted = range(first, scan.num_frames, scan.nth)
     size_bytes = clip.num_frames * clip.height * clip.width * 3
-    return Output(clip._asdict(), size_bytes, _pixels(source, wanted, Size(clip.height, clip.width)))
+    images = _images(source, wanted, Size(clip.height, clip.width))
+    return Output(clip._asdict(), size_bytes, (image.tobytes() for image in images))
 
 
-def _pixels(source: BinaryIO, wanted: range, size: Size) -> Iterator[bytes]:
+def encode_frame(source: BinaryIO, max_frames: int, max_pixels: int, index: int) -> Output:
+    """Return a frame as a PNG file. A negative index counts from the end."""
+    with _open(source) as container:
+        scan = _scan(container, max_frames, max_pixels, fps=None)
+    _check(-scan.num_frames <= index < scan.num_frames, f"has {scan.num_frames} frames, and none at {index}")
+    wanted = range(scan.num_frames)[index]
+    image = next(_images(source, range(wanted, wanted + 1), scan.size))
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    content = file.getvalue()
+    return Output(scan.size._asdict(), len(content), [content])
+
+
+def _images(source: BinaryIO, wanted: range, size: Size) -> Iterator[Image.Image]:
     source.seek(0)
     with _open(source) as container:
         for index, frame in enumerate(_decode(container)):
             if index in wanted:
-                yield _image(frame, size).tobytes()
+                yield _image(frame, size)
 
 
 def _image(frame: av.VideoFrame, size: Size) -> Image.Image:

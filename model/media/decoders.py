@@ -7,6 +7,7 @@ from model.media import clips, images
 DECODERS = {
     "encode_png": images.encode_png,
     "read_pixels": images.read_pixels,
+    "encode_frame": clips.encode_frame,
     "count_frames": clips.count_frames,
     "read_frames": clips.read_frames,
 }

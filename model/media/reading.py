@@ -63,6 +63,14 @@ def check_clip(sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None
     return CheckedClip(clip, media_type, notes)
 
 
+def check_frame(sandbox: Sandbox, source: Path, target: Path, limits: ClipLimits, index: int) -> CheckedImage:
+    """Write a frame of the clip to `target` as a PNG. A negative index counts from the end."""
+    arguments = {"index": index, **limits.arguments}
+    with sandbox.decode("encode_frame", source, limits.timeout_s, arguments) as decoded:
+        decoded.save(target, _MAX_PNG_BYTES)
+        return CheckedImage(Size(*_sides(decoded.facts, MAX_FRAME_PIXELS)), ())
+
+
 def read_image(sandbox: Sandbox, path: Path, limits: ImageLimits) -> tuple[Size, bytearray]:
     """Return the size and the pixels of the image that `check_image` writes: RGB, row by row."""
     with sandbox.decode("read_pixels", path, limits.timeout_s, limits.arguments) as decoded:

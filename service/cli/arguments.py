@@ -6,12 +6,14 @@ Options of the video come from `model.spec.params`.
 from __future__ import annotations
 
 import argparse
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs.order import Priority
 from jobs.record import Status
+from longcat_video_client import JobVideo
 from model.spec.arguments import add_arguments, options_of
 from model.spec.params import Task
 
@@ -26,11 +28,15 @@ EXIT_CODES = """exit codes:
   130  interrupted; the job continues
   141  the program that read the output has closed it; the job continues
 """
-_FILES = {
-    "image": "the first frame",
-    "video": "the clip to continue or to refine",
-    "condition_video": "for refine: the clip that the start of the refined video must match",
+_INPUTS = {
+    "image": ("FILE|job:ID[:FRAME]", "the first frame; of a job, the last frame of its video, or this one"),
+    "video": ("FILE|job:ID", "the clip to continue or to refine, or the job whose video is"),
+    "condition_video": (
+        "FILE|job:ID",
+        "for refine: the clip that the start of the refined video must match",
+    ),
 }
+_JOB = re.compile(r"job:([^:]+)(?::(-?[0-9]+))?")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,8 +101,8 @@ def options_of_video(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_request(command: argparse.ArgumentParser) -> None:
-    for name, purpose in _FILES.items():
-        command.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="FILE", help=purpose)
+    for name, (form, purpose) in _INPUTS.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=_input, metavar=form, help=purpose)
     command.add_argument("--model", metavar="NAME", help="default: the service chooses")
     add_arguments(command)
     job = command.add_argument_group("job")
@@ -127,6 +133,16 @@ def _add_output(command: argparse.ArgumentParser, default: str = "JOB.mp4") -> N
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help=f"- is standard output; default: {default}"
     )
+
+
+def _input(text: str) -> Path | JobVideo:
+    """Return the file, or the job that is named as `job:ID` or `job:ID:FRAME`."""
+    if not text.startswith("job:"):
+        return Path(text)
+    match = _JOB.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError("must be job:ID or job:ID:FRAME; a file of such a name is ./job:…")
+    return JobVideo(match[1], None if match[2] is None else int(match[2]))
 
 
 def _time(text: str) -> datetime:

@@ -1,5 +1,7 @@
 """Read the images and clips of a request: from an upload, base64, a URL or an earlier job.
 
+What comes from an earlier job is copied like an upload, so that the job may be deleted meanwhile.
+
 Each input is written to a temporary file, decoded in a sandbox to check it, and measured.
 """
 
@@ -7,24 +9,25 @@ from __future__ import annotations
 
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from jobs.errors import InvalidInput, JobNotFound, KeyMissing, Unavailable, UnreadableRecord
+from jobs.errors import InvalidInput, JobNotFound, JobNotReady, KeyMissing, Unavailable, UnreadableRecord
 from jobs.order import InputFile
+from jobs.record import Result
 from jobs.storage.base import Storage
 from jobs.storage.keys import input_key
 from jobs.store.client import JobClient
 from model.media.errors import SandboxUnavailable, UnusableMedia
-from model.media.reading import check_clip, check_image
+from model.media.reading import check_clip, check_frame, check_image
 from model.media.sandbox import Sandbox
 from model.spec.geometry import Clip
 from service.errors import UnusableInput
 from service.inputs.fetch import fetch
-from service.jobs.bodies import Source
+from service.jobs.bodies import ImageSource, Source
 from service.settings import Settings
 
 _CHUNK_BYTES = 1 << 20
@@ -59,7 +62,7 @@ class InputReader:
     """Reads the inputs of one job into `folder`, which the caller removes.
 
     Attributes:
-        jobs: the jobs whose inputs the request may use again.
+        jobs: the jobs whose videos and inputs the request may use.
         fps: the frame rate of the model.
     """
 
@@ -72,7 +75,10 @@ class InputReader:
     fps: int
 
     def read_all(self, sources: Mapping[str, InputSource]) -> dict[str, CheckedInput]:
-        """Read and check all inputs, by field. Raise InvalidInput with the field's name, Unavailable."""
+        """Read and check all inputs, by field.
+
+        Raises InvalidInput with the field's name, JobNotReady for a job without a video, and Unavailable.
+        """
         return {field: self._read(field, source) for field, source in sources.items()}
 
     def _read(self, field: str, source: InputSource) -> CheckedInput:
@@ -85,8 +91,13 @@ class InputReader:
 
     def _read_image(self, source: InputSource) -> CheckedInput:
         path = self.folder / "image.png"
-        received = self._receive("image", source, self.settings.max_image_bytes)
-        image = check_image(self.sandbox, received, path, self.settings.image_limits)
+        if isinstance(source, ImageSource) and source.job is not None:
+            frame = -1 if source.frame is None else source.frame
+            received = self._fetch_frames(source.job, frame)
+            image = check_frame(self.sandbox, received, path, self.settings.clip_limits, frame)
+        else:
+            received = self._receive("image", source, self.settings.max_image_bytes)
+            image = check_image(self.sandbox, received, path, self.settings.image_limits)
         received.unlink()
         facts = self._facts("image", path, "image/png", Clip(*image.size, num_frames=1))
         return CheckedInput(facts, path, image.notes)
@@ -99,16 +110,45 @@ class InputReader:
 
     def _receive(self, field: str, source: InputSource, max_bytes: int) -> Path:
         path = self.folder / f"{field}.received"
+        if isinstance(source, Source) and source.job is not None:
+            return self._fetch_video(field, self._finished(field, source.job), path)
         if isinstance(source, Source) and source.job_id is not None:
             self._fetch_stored(field, source.job_id, source.facts(), path)
             return path
         with path.open("wb") as target:
             if not isinstance(source, Source):
-                _copy(source, target, max_bytes)
+                _save(iter(lambda: source.read(_CHUNK_BYTES), b""), target, max_bytes)
             elif source.url is not None and not source.url.startswith("data:"):
                 fetch(source.url, target, max_bytes, self.settings.fetch_limits)
             else:
                 target.write(_decode_base64(source, max_bytes))
+        return path
+
+    def _fetch_frames(self, job_id: str, frame: int) -> Path:
+        """Fetch the video of a job that has this frame. Raise InvalidInput if it does not."""
+        result = self._finished("image", job_id)
+        if not -result.num_frames <= frame < result.num_frames:
+            rule = f"must be from {-result.num_frames} to {result.num_frames - 1} for this job"
+            raise InvalidInput(f"image.frame: {rule}", "image.frame")
+        return self._fetch_video("image", result, self.folder / "image.received")
+
+    def _finished(self, field: str, job_id: str) -> Result:
+        """Return the result of a job. Raise InvalidInput if there is no such job, JobNotReady."""
+        field = f"{field}.job"
+        try:
+            job = self.jobs.get(job_id)
+        except (JobNotFound, UnreadableRecord) as error:
+            raise InvalidInput(f"{field}: there is no such job", field) from error
+        if job.result is None:
+            raise JobNotReady(f"{field}: the job is {job.status} and has no video", field)
+        return job.result
+
+    def _fetch_video(self, field: str, result: Result, path: Path) -> Path:
+        try:
+            with path.open("wb") as target:
+                _save(self.storage.read(result.video_key), target, self.settings.max_video_bytes)
+        except KeyMissing as error:
+            raise UnusableInput("the video of that job is no longer stored") from error
         return path
 
     def _fetch_stored(self, field: str, job_id: str, facts: Mapping[str, object], path: Path) -> None:
@@ -139,9 +179,9 @@ class InputReader:
         )
 
 
-def _copy(source: BinaryIO, target: BinaryIO, max_bytes: int) -> None:
+def _save(chunks: Iterable[bytes], target: BinaryIO, max_bytes: int) -> None:
     size_bytes = 0
-    while chunk := source.read(_CHUNK_BYTES):
+    for chunk in chunks:
         size_bytes += len(chunk)
         _check_size(size_bytes, max_bytes)
         target.write(chunk)

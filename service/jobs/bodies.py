@@ -70,20 +70,26 @@ class InputFacts(Strict):
 
 
 class Source(InputFacts):
-    """A file, given by its URL (http, https or data), as base64, or by a job that has it as an input.
+    """A file, given by its URL (http, https or data), as base64, or by a job.
 
-    With `job_id`, the input of that job under the same name is used again. The facts that the job shows of it
-    may stand beside its id, and must be right then.
+    With `job`, it is the finished video of that job. With `job_id`, the input of that job under the same name
+    is used again. The facts that the job shows of it may stand beside its id, and must be right then.
     """
 
     url: str | None = Field(None, max_length=1 << 26, examples=["https://example.com/cat.png"])
     base64: str | None = None
-    job_id: str | None = Field(None, max_length=100)
+    job: str | None = Field(
+        None,
+        max_length=100,
+        description="A finished job, whose video is used.",
+        examples=["4d3bd841b66e4a4985671dca5e31a593"],
+    )
+    job_id: str | None = Field(None, max_length=100, description="A job, whose input is used again.")
 
     @model_validator(mode="after")
     def _check_one_is_given(self) -> Self:
-        if [self.url, self.base64, self.job_id].count(None) != 2:
-            raise ValueError("must have either url, base64 or job_id")
+        if [self.url, self.base64, self.job, self.job_id].count(None) != 3:
+            raise ValueError("must have either url, base64, job or job_id")
         if self.job_id is None and self.facts():
             raise ValueError(f"{', '.join(self.facts())} can be given with job_id only")
         return self
@@ -91,6 +97,22 @@ class Source(InputFacts):
     def facts(self) -> dict[str, object]:
         """Return the facts that were given, by name."""
         return self.model_dump(include=set(InputFacts.model_fields), exclude_none=True)
+
+
+class ImageSource(Source):
+    """An image, given as a `Source`. With `job`, it is a frame of the finished video of that job."""
+
+    frame: int | None = Field(
+        None,
+        description="With `job`: the frame, counted from 0, or from the end if it is negative. By default "
+        "the last.",
+    )
+
+    @model_validator(mode="after")
+    def _check_frame_has_a_job(self) -> Self:
+        if self.frame is not None and self.job is None:
+            raise ValueError("frame can be given with job only")
+        return self
 
 
 class JobOptions(Strict):
@@ -151,7 +173,7 @@ class GenerateRequest(GenerationParams, JobOptions):
     model: ModelName | None = Field(
         None, description="Name of a model in `GET /capability`; by default the service chooses."
     )
-    image: Source | None = Field(None, description="The first frame.")
+    image: ImageSource | None = Field(None, description="The first frame.")
     video: Source | None = Field(None, description="The clip to continue or to refine.")
     condition_video: Source | None = Field(
         None, description="For `refine`: the clip that the start of the refined video must match."

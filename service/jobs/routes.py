@@ -36,7 +36,7 @@ _CREATED: dict[int | str, dict[str, Any]] = {
         "headers": {"Location": {"description": "The URL of the job", "schema": {"type": "string"}}}
         | REPLAYED_HEADER
     },
-    **error_responses(400, 403, 408, 413, 415, 422, 503),
+    **error_responses(400, 403, 408, 409, 413, 415, 422, 503),
 }
 
 
@@ -107,7 +107,7 @@ def cancel_job(job_id: str, backend: CurrentBackend) -> JobView:
     "/jobs/{job_id}/retry",
     status_code=202,
     response_description="The new job, queued",
-    responses=_CREATED | error_responses(404, 409),
+    responses=_CREATED | error_responses(404),
 )
 async def retry_job(
     job_id: str,

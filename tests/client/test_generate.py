@@ -15,10 +15,12 @@ from jobs.errors import OutOfMemory
 from longcat_video_client import (
     ApiError,
     Client,
+    Conflict,
     InvalidRequest,
     Job,
     JobCancelled,
     JobFailed,
+    JobVideo,
     RetryPolicy,
     ServiceUnavailable,
     Unauthorized,
@@ -96,6 +98,13 @@ def test_cancelled_job_raises(service, worker):
         service.generate("a red ball")
 
 
+def finished_job(service, worker):
+    """Return a job that made a clip."""
+    job = service.submit("a")
+    worker.succeed(worker.claim(), video=clip(17))
+    return service.jobs.get(job.id)
+
+
 class TestInputs:
     @pytest.mark.parametrize("source", ["path", "text", "bytes", "file", "read file", "stream"])
     def test_image_is_sent_from(self, service, worker, tmp_path, source):
@@ -132,6 +141,27 @@ class TestInputs:
     def test_several_prompts_with_an_image(self, service):
         job = service.submit(["one", "[2]"], image=encoded(picture()))
         assert (job.task, job.request.prompts) == ("long_video", ("one", "[2]"))
+
+    def test_job_stands_for_its_video(self, service, worker):
+        finished = finished_job(service, worker)
+        assert service.submit("on", video=finished).request.video.sha256 == finished.result.sha256
+        assert service.submit("on", image=finished).task == "image_to_video"
+
+    def test_frame_of_a_job_is_sent_with_a_file(self, service, worker):
+        finished = finished_job(service, worker)
+        first, last = (JobVideo(finished.id, frame) for frame in (0, None))
+        images = [
+            service.submit("on", task="refine", video=clip(17), image=image).request.image
+            for image in (first, last)
+        ]
+        assert [(image.width, image.height) for image in images] == [SIZE, SIZE]
+        assert images[0].sha256 != images[1].sha256
+
+    def test_job_without_a_video_is_refused(self, service):
+        unfinished = service.submit("a")
+        with pytest.raises(Conflict) as caught:
+            service.submit("on", video=unfinished)
+        assert (caught.value.code, caught.value.field) == ("job_not_ready", "video.job")
 
     def test_missing_file_is_noticed_before_anything_is_sent(self, connect, tmp_path):
         with pytest.raises(FileNotFoundError):

@@ -14,6 +14,7 @@ from longcat_video_client import (
     InvalidRequest,
     JobFailed,
     JobNotReady,
+    JobVideo,
     NotFound,
     RateLimited,
     RetryPolicy,
@@ -135,6 +136,22 @@ def test_replies_have_the_form_of_the_real_service(outcome):
 def job_view(job: dict[str, Any]) -> JobView:
     """Validate a reply as the view that the service would send."""
     return JobView.model_validate_json(json.dumps(job))
+
+
+def test_video_of_a_finished_job_is_an_input(at):
+    fake = FakeService(Success(), Unfinished())
+    service = at(fake)
+    finished, running = service.generate("a"), service.submit("b")
+    continued = service.submit("on", video=finished, image=JobVideo(finished.id, -2))
+    assert continued.task == "video_continuation"
+    assert fake.submissions[-1].fields["image"] == {"job": finished.id, "frame": -2}
+    with pytest.raises(Conflict) as unfinished:
+        service.submit("on", video=running)
+    assert unfinished.value.field == "video.job"
+    with pytest.raises(InvalidRequest) as unknown:
+        service.submit("on", image=JobVideo("nobody"))
+    assert unknown.value.field == "image.job"
+    assert len(fake.submissions) == 3
 
 
 def test_retry_repeats_the_request_with_changes(at):

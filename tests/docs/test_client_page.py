@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.docs.pages import DOCS, ROOT, code_blocks
 from tests.service import conftest as of_service
-from tests.service.media import encoded, picture
+from tests.service.media import clip, encoded, picture
 from tests.service.working import working
 
 # The service and its worker, as the tests of the service have them.
@@ -19,6 +20,7 @@ settings = of_service.settings
 worker = of_service.worker
 
 URL = "http://localhost:8000"
+VIDEO = clip(17)
 BLOCKS = [
     (page.name, number, source)
     for page in (DOCS / "client.md", ROOT / "client" / "README.md")
@@ -33,7 +35,7 @@ def run(live, worker, tmp_path, monkeypatch, capsys):
     Path("ball.png").write_bytes(encoded(picture()))
 
     def run(source):
-        with working(worker, worker.succeed):
+        with working(worker, partial(worker.succeed, video=VIDEO)):
             exec(compile(source.replace(URL, f"http://127.0.0.1:{live}"), "example", "exec"), {})
         return capsys.readouterr().out
 
@@ -50,8 +52,9 @@ def test_example_runs(run, source):
 @pytest.mark.parametrize(
     ("words", "output", "files"),
     [
-        ('output="ball.mp4"', "17 frames, 7 bytes\n", {"ball.mp4"}),
+        ('output="ball.mp4"', f"17 frames, {len(VIDEO)} bytes\n", {"ball.mp4"}),
         ('image="ball.png"', "", {"moving.mp4"}),
+        ("video=first", "", {"longer.mp4", "other.mp4"}),
         ("on_update=show", "queued\n", set()),
         ("idempotency_key=", "done succeeded\n", {"star.mp4"}),
         ("asyncio.gather", "", {"0.mp4", "1.mp4"}),

@@ -19,6 +19,7 @@ from redis import Redis
 
 from jobs.capability import Capability
 from jobs.record import Result
+from jobs.storage.base import Storage
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import thumbnail_key, timeline_key, video_key
 from jobs.store.holder import Lease
@@ -135,7 +136,7 @@ class Worker:
     """Do what a worker does, step by step, without generating a video."""
 
     job_store: JobStore
-    storage: FolderStorage
+    storage: Storage
     folder: Path
 
     def claim(self) -> Lease:

@@ -27,7 +27,7 @@ from longcat_video_client.errors import (
 )
 from longcat_video_client.events import Event
 from longcat_video_client.models import Capability, DayUsage, Job, JobError, Pool, Progress, Result
-from longcat_video_client.options import Input, Options
+from longcat_video_client.options import Input, JobVideo, Options
 from longcat_video_client.retries import RetryPolicy
 from longcat_video_client.webhooks import WebhookEvent, verify_webhook
 
@@ -48,6 +48,7 @@ __all__ = [
     "JobError",
     "JobFailed",
     "JobNotReady",
+    "JobVideo",
     "LongCatVideoError",
     "NotFound",
     "Options",

@@ -7,12 +7,35 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal, TypedDict, Union
 
-Input = Union[str, "os.PathLike[str]", bytes, IO[bytes]]
-"""An image or a clip: a path, a URL (`http:`, `https:` or `data:`), bytes, or a file opened for reading."""
+from longcat_video_client.models import Job
+
+
+@dataclass(frozen=True)
+class JobVideo:
+    """The video of a finished job, which the service has already.
+
+    Attributes:
+        job_id: the job.
+        frame: for an image: the frame, counted from 0, or from the end if it is negative. None is the last.
+    """
+
+    job_id: str
+    frame: int | None = None
+
+    def source(self) -> dict[str, Any]:
+        """Return what stands for it in a request."""
+        return {"job": self.job_id} | ({} if self.frame is None else {"frame": self.frame})
+
+
+Input = Union[str, "os.PathLike[str]", bytes, IO[bytes], Job, JobVideo]
+"""An image or a clip: a path, a URL (`http:`, `https:` or `data:`), bytes, a file opened for reading, or a
+finished job. Of a job, its video is used; as an image, its last frame, or the one that `JobVideo` names.
+"""
 
 INPUTS = ("image", "video", "condition_video")
 _URL_SCHEMES = ("http:", "https:", "data:")
@@ -79,8 +102,8 @@ class GenerateBody:
         if prompt is not None:
             given |= {"prompt": prompt} if isinstance(prompt, str) else {"prompts": list(prompt)}
         inputs = {name: _Input(given.pop(name)) for name in INPUTS if name in given}
-        self._files = {name: item for name, item in inputs.items() if item.url is None}
-        self._fields = given | {name: {"url": item.url} for name, item in inputs.items() if item.url}
+        self._files = {name: item for name, item in inputs.items() if item.source is None}
+        self._fields = given | {name: item.source for name, item in inputs.items() if item.source}
         self._fields |= extra or {}
 
     @contextmanager
@@ -103,14 +126,18 @@ def new_idempotency_key() -> str:
 
 
 class _Input:
-    """An image or a clip. `url` is None if it is a file, which can be opened several times."""
+    """An image or a clip: what the request says of it, or None if it is a file that can be opened."""
 
     def __init__(self, source: Input) -> None:
-        self.url: str | None = None
+        self.source: dict[str, Any] | None = None
         self._path: Path | None = None
         self._file: IO[bytes] | None = None
-        if isinstance(source, str) and source.startswith(_URL_SCHEMES):
-            self.url = source
+        if isinstance(source, Job):
+            self.source = JobVideo(source.id).source()
+        elif isinstance(source, JobVideo):
+            self.source = source.source()
+        elif isinstance(source, str) and source.startswith(_URL_SCHEMES):
+            self.source = {"url": source}
         elif isinstance(source, (str, os.PathLike)):
             self._path = Path(source)
             self._path.open("rb").close()  # raises before anything is sent

@@ -163,12 +163,27 @@ class FakeService(httpx.MockTransport):
         key = request.headers.get("Idempotency-Key", "")
         if key and (known := self._jobs.get(self._ids_by_key.get(key, ""))):
             return httpx.Response(202, json=known.view, headers={"Idempotent-Replayed": "true"})
+        for name in INPUTS:
+            source = fields.get(name)
+            if isinstance(source, dict) and "job" in source and (refusal := self._refusal(name, source)):
+                return refusal
         self.submissions.append(Submission(fields, files, key))
         outcome = self._outcomes.popleft() if self._outcomes else Success()
         view = _new_view(f"{len(self.submissions):032x}", fields, files)
         self._jobs[view["id"]] = _FakeJob(outcome, view, deque(_states_after(view, outcome)))
         self._ids_by_key[key] = view["id"]
         return httpx.Response(202, json=view)
+
+    def _refusal(self, name: str, source: dict[str, Any]) -> httpx.Response | None:
+        """Return the error for an input that is the video of a job, None if it can be used."""
+        field = f"{name}.job"
+        job = self._jobs.get(source["job"])
+        if job is None:
+            return _error(422, "invalid_input", f"{field}: there is no such job", field)
+        status = job.view["status"]
+        if job.view["result"] is None:
+            return _error(409, "job_not_ready", f"{field}: the job is {status} and has no video", field)
+        return None
 
     def _list(self, params: httpx.QueryParams) -> httpx.Response:
         views = [job.view for job in reversed(self._jobs.values())]

@@ -13,7 +13,7 @@ from model.io.pixels import resized
 from model.io.video import read_clip
 from model.media.errors import UnusableMedia
 from model.media.formats import ClipLimits
-from model.media.reading import check_clip
+from model.media.reading import check_clip, check_frame
 from model.media.sandbox import Sandbox
 from model.spec.errors import InputError
 from model.spec.geometry import Clip, Size
@@ -238,3 +238,42 @@ def test_the_last_frame_is_always_among_those_that_are_taken(both, tmp_path):
     every = read_clip(tmp_path / "clip.mp4").numpy()
     assert np.array_equal(frames, every[1::2])
     assert frames[0].mean() < frames[-1].mean()
+
+
+class TestFrameAsImage:
+    """`check_frame` writes one frame of a clip to a PNG file."""
+
+    @pytest.fixture
+    def frame(self, sandbox, tmp_path):
+        def run(content, index, **limits):
+            source, target = tmp_path / "clip", tmp_path / "frame.png"
+            source.write_bytes(content)
+            checked = check_frame(sandbox, source, target, ClipLimits(**limits), index)
+            with Image.open(target) as image:
+                assert (image.format, image.size) == ("PNG", checked.size[::-1])
+                return np.asarray(image)
+
+        return run
+
+    @pytest.mark.parametrize(("index", "position"), [(0, 0), (4, 4), (8, 8), (-1, 8), (-9, 0)])
+    def test_index_counts_from_either_end(self, frame, index, position):
+        assert abs(frame(clip(9), index).mean() - position * 255 // 9) < 4
+
+    def test_every_frame_counts_whatever_the_frame_rate(self, frame):
+        assert abs(frame(clip(20, rate=60), 1).mean() - 255 // 20) < 4
+
+    def test_shows_the_colors_of_the_clip(self, frame):
+        shown = frame(pictures(picture()), 2).astype(int)
+        assert np.abs(shown - np.asarray(picture()))[::63, ::95].max() < 12
+
+    def test_turned_clip_gives_an_upright_image(self, frame):
+        assert frame(turned_clip(90), 0).shape == (96, 64, 3)
+
+    @pytest.mark.parametrize("index", [9, -10])
+    def test_missing_frame_is_refused(self, frame, index):
+        with pytest.raises(UnusableMedia, match=f"has 9 frames, and none at {index}"):
+            frame(clip(9), index)
+
+    def test_clip_beyond_the_limits_is_refused(self, frame):
+        with pytest.raises(UnusableMedia, match="more than 8 frames"):
+            frame(clip(9), 0, max_frames=8)

@@ -75,6 +75,22 @@ class TestGenerate:
         assert at_service("generate", "on", "--video", path, "--no-wait").code == 0
         assert worker.claim().job.order.plan.task == "video_continuation"
 
+    @pytest.mark.parametrize(
+        ("words", "task"),
+        [
+            (["--image", "job:{}"], "image_to_video"),
+            (["--image", "job:{}:0"], "image_to_video"),
+            (["--image", "job:{}:-17"], "image_to_video"),
+            (["--video", "job:{}"], "video_continuation"),
+        ],
+    )
+    def test_sends_the_video_of_a_job(self, at_service, worker, words, task):
+        finished = at_service("generate", "a", "--no-wait").out.strip()
+        worker.succeed(worker.claim(), video=clip(17))
+        ran = at_service("generate", "on", *(word.format(finished) for word in words), "--no-wait")
+        assert ran.code == 0, ran.err
+        assert worker.claim().job.order.plan.task == task
+
     def test_repeated_with_a_key_creates_one_job(self, at_service):
         ran = [at_service("generate", "a", "--no-wait", "--idempotency-key", "k") for _ in range(2)]
         assert ran[0].out == ran[1].out
@@ -174,6 +190,8 @@ class TestExitCodes:
             ["generate"],
             ["generate", "a", "--seed", "new"],
             ["generate", "a", "--metadata", "no sign"],
+            ["generate", "a", "--image", "job:"],
+            ["generate", "a", "--image", "job:a:last"],
             ["--url", "example.com", "list"],
         ],
     )
@@ -185,6 +203,7 @@ class TestExitCodes:
         [
             ["generate", "a", "--num-frames", 16, "--no-wait"],
             ["generate", " ", "--no-wait"],
+            ["generate", "a", "--video", "job:nobody", "--no-wait"],
             ["status", "nobody"],
             ["cancel", "nobody"],
             ["list", "--limit", 0],

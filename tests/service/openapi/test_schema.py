@@ -15,7 +15,7 @@ EXAMPLES = examples()
 WHICH = ("Generate", "Video", "Extension")
 GATED = {"401", "422", "429"}
 GATED_OPENAI = {"400", "401", "429"}
-CREATED = {"400", "403", "408", "413", "415", "422", "503"}
+CREATED = {"400", "403", "408", "409", "413", "415", "422", "503"}
 FILE_ANSWERS = {"200", "206", "304", "307", "404", "409", "410", "412", "416", "503"}
 OPERATIONS = {
     ("post", "/generate"): {"200", "202"} | CREATED | GATED,
@@ -25,13 +25,13 @@ OPERATIONS = {
     ("get", "/jobs/{job_id}"): {"200", "404", "503"} | GATED,
     ("delete", "/jobs/{job_id}"): {"202", "204", "404", "503"} | GATED,
     ("post", "/jobs/{job_id}/cancel"): {"200", "404", "409", "503"} | GATED,
-    ("post", "/jobs/{job_id}/retry"): {"202", "404", "409"} | CREATED | GATED,
+    ("post", "/jobs/{job_id}/retry"): {"202", "404"} | CREATED | GATED,
     ("get", "/jobs/{job_id}/video"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/thumbnail"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/timeline"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/events"): {"200", "404", "503"} | GATED,
     ("get", "/jobs/{job_id}/webhooks"): {"200", "404", "503"} | GATED,
-    ("post", "/v1/videos"): {"200"} | CREATED | GATED_OPENAI,
+    ("post", "/v1/videos"): {"200"} | (CREATED - {"409"}) | GATED_OPENAI,
     ("get", "/v1/videos"): {"200", "400", "404", "503"} | GATED_OPENAI,
     ("post", "/v1/videos/extensions"): {"200", "404", "409", "410"} | CREATED | GATED_OPENAI,
     ("get", "/v1/videos/{video_id}"): {"200", "404", "503"} | GATED_OPENAI,
