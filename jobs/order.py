@@ -77,4 +77,10 @@ class Order(BaseModel):
     @property
     def inputs(self) -> tuple[InputFile, ...]:
         """Return the files that the job needs."""
-        return tuple(file for file in (self.image, self.video, self.condition_video) if file)
+        return tuple(self.inputs_by_field.values())
+
+    @property
+    def inputs_by_field(self) -> dict[str, InputFile]:
+        """Return the files that the job needs by the names of their fields."""
+        files = {"image": self.image, "video": self.video, "condition_video": self.condition_video}
+        return {field: file for field, file in files.items() if file}

@@ -40,7 +40,17 @@ _PLAIN = (
     "gpu_ms",
 )
 _TRACE = ("request_id", "traceparent")
-_JSON = ("order", "metadata", "progress", "error", "result", "timings_s", "webhook_events", "warnings")
+_JSON = (
+    "order",
+    "batch",
+    "metadata",
+    "progress",
+    "error",
+    "result",
+    "timings_s",
+    "webhook_events",
+    "warnings",
+)
 _TIMES = ("created", "started", "finished", "expires", "deadline")
 
 
@@ -102,10 +112,18 @@ class Result(_Stored):
     weights: dict[str, str] = Field(default_factory=dict)
 
 
+class Batch(_Stored):
+    """The jobs that one request for several videos created, in the order of their seeds."""
+
+    id: str
+    job_ids: tuple[str, ...]
+
+
 class Job(_Stored):
     """The record of a job. Times are in UTC.
 
     Attributes:
+        batch: the jobs that were requested together with this one, None if it was requested alone.
         deadline_at: when the video is wanted, None if that does not matter.
         attempt: the number of starts, without those that ended in a drain or a preemption.
         group: the group that runs the job, or ran it last.
@@ -121,6 +139,7 @@ class Job(_Stored):
     order: Order
     priority: Priority = "normal"
     owner: str = ""
+    batch: Batch | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     webhook_url: str | None = None
     webhook_events: tuple[WebhookEvent, ...] = WEBHOOK_EVENTS

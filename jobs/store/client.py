@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 from uuid import uuid4
 
 from redis import Redis
 
 from jobs.connect import redis_reached
-from jobs.errors import JobNotFound, UnreadableRecord
+from jobs.errors import JobEnded, JobNotFound, UnreadableRecord
 from jobs.fleet import Fleet
 from jobs.record import Event, Job, QueueEstimate, Status
 from jobs.store.estimates import QueueSnapshot, estimates
-from jobs.store.listing import Cursor, JobFilter, JobIndexes, JobPage, record_key
+from jobs.store.listing import MAX_LOOKED_AT, Cursor, JobFilter, JobIndexes, JobPage, record_key
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.quotas import Quotas
 from jobs.store.scripts import Scripts, decoded, fields_of, to_ms
@@ -74,21 +75,25 @@ class JobClient:
         """
         return self.submit_or_find(submission).job
 
-    def submit_or_find(self, submission: Submission) -> Submitted:
-        """Do the same as `submit`, and tell whether the job is new."""
-        record = {
-            **submission.record(),
+    def submit_or_find(self, *submissions: Submission) -> Submitted:
+        """Do the same as `submit` for all jobs of a batch, or for none, and tell whether they are new.
+
+        The jobs have the same owner and size. The first one has the idempotency key, and is returned.
+        """
+        common = {
             **self._quotas.of_running,
             "max_attempts": self._max_attempts,
             "retention_ms": to_ms(self._retention_s),
         }
+        reservation = submissions[0].key_reservation
         is_new, reply = self._run(
             "submit",
-            id=submission.id,
-            record=record,
-            fingerprint=submission.key_reservation and submission.key_reservation.fingerprint,
+            records=[{**submission.record(), **common} for submission in submissions],
+            fingerprint=reservation and reservation.fingerprint,
             limits=self._quotas.of_submission,
-            input_bytes=sum(file.size_bytes for file in submission.order.inputs),
+            input_bytes=sum(
+                file.size_bytes for submission in submissions for file in submission.order.inputs
+            ),
         )
         return Submitted(self._read(fields_of(reply)), is_new == 1)
 
@@ -150,6 +155,16 @@ class JobClient:
         """
         return self._read(fields_of(self._run("cancel", id=job_id)))
 
+    def cancel_batch(self, batch_id: str) -> list[Job]:
+        """Cancel the jobs of a batch that have not ended, and return all of them, the first one first.
+
+        Raises JobNotFound if no job of this batch is left.
+        """
+        for job in self._batch(batch_id):
+            with suppress(JobEnded, JobNotFound):
+                self.cancel(job.id)
+        return self._batch(batch_id)
+
     def delete(self, job_id: str) -> bool:
         """Remove a job; its files are removed after it. Return True if the record is gone already.
 
@@ -185,6 +200,17 @@ class JobClient:
             except UnreadableRecord as error:
                 report_unreadable(self._redis, "event", error)
         return events
+
+    def _batch(self, batch_id: str) -> list[Job]:
+        with redis_reached():
+            jobs = (
+                self._indexes()
+                .walk(JobFilter(batch=batch_id), MAX_LOOKED_AT, start=None, newest_first=False)
+                .jobs
+            )
+        if not jobs:
+            raise JobNotFound("no such batch")
+        return jobs
 
     def _run(self, script: str, **given: object) -> Any:  # noqa: ANN401 - each script has its own reply
         return self._scripts.run(script, owner=self._owner, **given)

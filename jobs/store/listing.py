@@ -1,16 +1,16 @@
 """List jobs a page at a time, with filters. How much a page reads does not grow with the number of jobs.
 
 Jobs are listed in the order of their submission, from an index of their numbers. A page begins behind a
-cursor, so jobs that are submitted, deleted or filtered out meanwhile shift no page. Status, owner and time of
-submission are looked up in indexes. The task is not: a page looks at `MAX_LOOKED_AT` jobs for it at most, so
-it may have fewer jobs than fit, or none, although more follow.
+cursor, so jobs that are submitted, deleted or filtered out meanwhile shift no page. Status or batch, owner
+and time of submission are looked up in indexes. The task is not: a page looks at `MAX_LOOKED_AT` jobs for it
+at most, so it may have fewer jobs than fit, or none, although more follow.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,12 +37,25 @@ class JobFilter:
     Attributes:
         created_from: the earliest time of submission.
         created_before: the time before which jobs were submitted.
+        batch: the id of their batch.
     """
 
     status: Status | None = None
     task: Task | None = None
     created_from: datetime | None = None
     created_before: datetime | None = None
+    batch: str | None = None
+
+    @property
+    def index(self) -> str:
+        """Return the index that has the fewest jobs besides those that are wanted."""
+        return f"batch:{self.batch}" if self.batch else self.status or "all"
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Return the fields of the record, with their values, that the index does not tell."""
+        unknown = {"task": self.task, "status": self.status if self.batch else None}
+        return {name: value for name, value in unknown.items() if value}
 
 
 @dataclass(frozen=True)
@@ -116,19 +129,19 @@ class JobIndexes:
 
     def walk(self, wanted: JobFilter, limit: int, start: Cursor | None, *, newest_first: bool) -> Walk:
         """Return up to `limit` jobs behind a cursor. Records that cannot be read are passed over."""
-        index = self._key(wanted.status)
+        index = self._key(wanted.index)
         first, end = self._range(wanted, start, newest_first=newest_first)
         found: list[Job] = []
         num_looked_at, last = 0, start
         while len(found) <= limit and num_looked_at < MAX_LOOKED_AT:
-            num_wanted = _CHUNK if wanted.task else limit + 1 - len(found)
+            num_wanted = _CHUNK if wanted.fields else limit + 1 - len(found)
             members = self._members(index, first, end, num_wanted, newest_first=newest_first)
             if not members:
                 return Walk(found, None)
             num_looked_at += len(members)
             job_ids = [job_id for job_id, _ in members]
-            if wanted.task:
-                job_ids = self._of_task(wanted.task, job_ids)
+            if wanted.fields:
+                job_ids = self._with_fields(wanted.fields, job_ids)
             found += self._readable(index, job_ids)
             last_id, number = members[-1]
             first, end = (first, number) if newest_first else (number + 1, end)
@@ -145,7 +158,7 @@ class JobIndexes:
         if wanted.created_before:
             end = self._first_since(_ms(wanted.created_before))
         if start is not None:
-            number = self._redis.zscore(self._key(None), start.job_id)
+            number = self._redis.zscore(self._key("all"), start.job_id)
             if number is None and start.created_ms is None:
                 raise JobNotFound("no such job")
             if newest_first:
@@ -158,7 +171,7 @@ class JobIndexes:
 
     def _first_since(self, time_ms: int) -> int:
         """Return the lowest number of a job that was submitted at this time or later, by binary search."""
-        index = self._key(None)
+        index = self._key("all")
         newest = self._members(index, 0, math.inf, 1, newest_first=True)
         low, high = 0, newest[0][1] + 1 if newest else 0
         while low < high:
@@ -191,15 +204,17 @@ class JobIndexes:
             return Cursor(job_id, previous.created_ms if previous else None)
         return Cursor(job_id, created_ms)
 
-    def _of_task(self, task: Task, job_ids: Sequence[str]) -> list[str]:
-        """Return the jobs of a task."""
+    def _with_fields(self, fields: Mapping[str, str], job_ids: Sequence[str]) -> list[str]:
+        """Return the jobs whose records have these values."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
-                pipeline.hget(record_key(job_id), "task")
-            tasks = pipeline.execute(raise_on_error=False)
-        found = zip(job_ids, tasks, strict=True)
+                pipeline.hmget(record_key(job_id), list(fields))
+            records = pipeline.execute(raise_on_error=False)
+        wanted = list(fields.values())
         return [
-            job_id for job_id, stored in found if isinstance(stored, bytes | str) and text(stored) == task
+            job_id
+            for job_id, stored in zip(job_ids, records, strict=True)
+            if isinstance(stored, list) and [text(value) for value in stored] == wanted
         ]
 
     def _members(
@@ -226,9 +241,9 @@ class JobIndexes:
             with suppress(UnreadableRecord):
                 yield self._read(decoded(record.items()))
 
-    def _key(self, status: Status | None) -> str:
-        """Return the key of the index of a status, or of all jobs."""
-        key = f"longcat:index:{status or 'all'}"
+    def _key(self, index: str) -> str:
+        """Return the key of an index: `all`, a status, or a batch."""
+        key = f"longcat:index:{index}"
         return key if self._owner is None else f"{key}:{self._owner}"
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jobs.order import Order, Priority
-from jobs.record import WEBHOOK_EVENTS, Job, WebhookEvent
+from jobs.record import WEBHOOK_EVENTS, Batch, Job, WebhookEvent
 from jobs.requirement import Requirement
 from jobs.store.idempotency import KeyReservation
-from jobs.store.scripts import present, to_ms
+from jobs.store.scripts import present, to_json, to_ms
 from jobs.work import work_units
 
 SCHEMA_VERSION = 3
@@ -23,6 +23,7 @@ class Submission:
     """A job to be queued.
 
     Attributes:
+        batch: the jobs that are submitted together with it, None if it is alone.
         weight: the owner's share of the groups is proportional to it.
         deadline_s: when its video is wanted, from submission; None if that does not matter.
         expected_run_s: how long it is expected to run, so that it can start in time; 0 if that is not known.
@@ -41,6 +42,7 @@ class Submission:
     order: Order
     priority: Priority = "normal"
     owner: str = ""
+    batch: Batch | None = None
     weight: float = 1.0
     ageing_s: float | None = None
     deadline_s: float | None = None
@@ -69,6 +71,7 @@ class Submission:
             "requirement": str(self.requirement or Requirement.of(self.order)),
             "priority": self.priority,
             "owner": self.owner,
+            "batch": to_json(self.batch),
             "weight": self.weight,
             "ageing_ms": to_ms(self.ageing_s),
             "deadline_ms": to_ms(self.deadline_s),  # the script makes a time of it
@@ -86,7 +89,7 @@ class Submission:
 
 
 class Submitted(NamedTuple):
-    """A submitted job. `is_new` is false if an earlier submission with the same id created it."""
+    """A submitted job, or the first of several. `is_new` is false if it was submitted before."""
 
     job: Job
     is_new: bool

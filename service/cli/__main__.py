@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from longcat_video_client import Client, Job, LongCatVideoError, RetryPolicy
+from longcat_video_client import Client, Job, JobCancelled, JobFailed, LongCatVideoError, RetryPolicy
 from service.cli.arguments import options_of_video, parser
 from service.cli.errors import EXIT_CODES, FileError, exit_code_of, file_errors
 from service.cli.progress import ProgressBar, describe_stage
@@ -68,7 +68,7 @@ def _retry(client: Client, arguments: argparse.Namespace) -> None:
 
 def _request(client: Client, arguments: argparse.Namespace, submit: Callable[..., Job]) -> None:
     """Submit a job, and unless told otherwise, wait for it and save its video."""
-    _check_folder(arguments.output)
+    _check_output(arguments)
     prompts = arguments.prompt or [None]
     with file_errors("read"):
         job = submit(
@@ -80,10 +80,13 @@ def _request(client: Client, arguments: argparse.Namespace, submit: Callable[...
             condition_video=arguments.condition_video,
         )
     if arguments.no_wait:
-        print(job.id)
+        print(*job.all_ids, sep="\n")
         return
-    print(f"job {job.id}", file=sys.stderr)
-    _save(client, job.id, arguments.output)
+    print("job", *job.all_ids, file=sys.stderr)
+    if job.batch:
+        _save_all(client, job, arguments.output)
+    else:
+        _save(client, job.id, arguments.output)
 
 
 def _download(client: Client, arguments: argparse.Namespace) -> None:
@@ -102,6 +105,29 @@ def _save(client: Client, job_id: str, output: Path | None) -> None:
     with file_errors("write", path):
         client.jobs.download(job, path)
     print(path)
+
+
+def _save_all(client: Client, job: Job, output: Path | None) -> None:
+    """Wait for all jobs of a batch, save the videos of those that succeed, and raise the first error."""
+    failures: list[LongCatVideoError] = []
+    for number, job_id in enumerate(job.all_ids):
+        seed = (job.request.seed or 0) + number
+        path = output and output.with_stem(f"{output.stem}-{seed}")
+        try:
+            _save(client, job_id, path)
+        except (JobFailed, JobCancelled) as error:
+            failures.append(error)
+    for failure in failures[1:]:
+        print(failure, file=sys.stderr)
+    if failures:
+        raise failures[0]
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Raise FileError before videos are generated, not after."""
+    _check_folder(arguments.output)
+    if arguments.output == _STANDARD_OUTPUT and (arguments.num_videos or 1) > 1:
+        raise FileError("cannot write several videos to standard output")
 
 
 def _check_folder(output: Path | None) -> None:
@@ -130,7 +156,10 @@ def _status(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _cancel(client: Client, arguments: argparse.Namespace) -> None:
-    print(client.jobs.cancel(arguments.job).status)
+    batch = client.jobs.get(arguments.job).batch if arguments.batch else None
+    jobs = client.jobs.cancel_batch(batch.id) if batch else (client.jobs.cancel(arguments.job),)
+    for job in jobs:
+        print(job.status)
 
 
 def _list(client: Client, arguments: argparse.Namespace) -> None:
@@ -140,6 +169,7 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
         task=arguments.task,
         created_after=arguments.created_after,
         created_before=arguments.created_before,
+        batch=arguments.batch,
     )
     for job in jobs:
         print(job.id, _created_at(job), f"{describe_stage(job):<16}", _first_prompt(job), sep="  ")

@@ -66,8 +66,10 @@ def parser() -> argparse.ArgumentParser:
     retry.add_argument("job")
     retry.add_argument("--prompt", nargs="+", help="another prompt; several: one for each segment")
     _add_request(retry)
-    for name, purpose in (("status", "show a job as JSON"), ("cancel", "stop a job")):
-        commands.add_parser(name, help=purpose).add_argument("job")
+    commands.add_parser("status", help="show a job as JSON").add_argument("job")
+    cancel = commands.add_parser("cancel", help="stop a job")
+    cancel.add_argument("job")
+    cancel.add_argument("--batch", action="store_true", help="stop all jobs that were requested with it")
     download = commands.add_parser("download", help="wait for a job and save its video")
     download.add_argument("job")
     _add_output(download)
@@ -84,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="TIME",
             help=f"submitted {purpose}, such as 2026-03-02T08:00Z",
         )
+    listing.add_argument("--batch", metavar="ID", help="the jobs of one request for several videos")
     listing.add_argument("--limit", type=int, default=20)
     commands.add_parser("usage", help="show the GPU time of each day")
     return root
@@ -94,7 +97,7 @@ def options_of_video(arguments: argparse.Namespace) -> dict[str, Any]:
     fields = options_of(arguments)
     if arguments.metadata:
         fields["metadata"] = dict(arguments.metadata)
-    for name in ("model", "priority", "deadline_s", "refuse_if_late", "webhook_url"):
+    for name in ("num_videos", "model", "priority", "deadline_s", "refuse_if_late", "webhook_url"):
         if (value := getattr(arguments, name)) is not None:
             fields[name] = value
     return fields
@@ -103,6 +106,9 @@ def options_of_video(arguments: argparse.Namespace) -> dict[str, Any]:
 def _add_request(command: argparse.ArgumentParser) -> None:
     for name, (form, purpose) in _INPUTS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=_input, metavar=form, help=purpose)
+    command.add_argument(
+        "--num-videos", type=int, metavar="N", help="videos to make, with seeds that follow each other"
+    )
     command.add_argument("--model", metavar="NAME", help="default: the service chooses")
     add_arguments(command)
     job = command.add_argument_group("job")
@@ -131,7 +137,11 @@ def _add_request(command: argparse.ArgumentParser) -> None:
 
 def _add_output(command: argparse.ArgumentParser, default: str = "JOB.mp4") -> None:
     command.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help=f"- is standard output; default: {default}"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"- is standard output; default: {default}; of several videos, FILE-SEED",
     )
 
 

@@ -17,6 +17,9 @@ from model.spec.params import GenerationParams, reject_nul
 from service.errors import UnusableInput
 from service.inputs.fetch import parse_url
 
+MAX_VIDEOS = 16
+"""How many videos one request can order."""
+
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"}
 _BLANK_SYMBOLS = frozenset(
     "\u115f\u1160\u2800\u3164\uffa0"
@@ -179,6 +182,12 @@ class GenerateRequest(GenerationParams, JobOptions):
         None, description="For `refine`: the clip that the start of the refined video must match."
     )
 
+    num_videos: int = Field(
+        1,
+        ge=1,
+        le=MAX_VIDEOS,
+        description="Videos to make of this request: one job each, with `seed`, `seed + 1` and so on.",
+    )
     fps: int | None = Field(
         None, description="Shown with a job; it depends on the model and must be right if it is given."
     )
@@ -186,6 +195,12 @@ class GenerateRequest(GenerationParams, JobOptions):
         None,
         description="Shown with a job; it follows from the other options and must be right if it is given.",
     )
+
+    @model_validator(mode="after")
+    def _check_one_video_is_predicted(self) -> Self:
+        if self.refuse_if_late and self.num_videos > 1:
+            raise ValueError("refuse_if_late: cannot be combined with several videos")
+        return self
 
     def all_prompts(self) -> tuple[str, ...]:
         """Return the prompt, or one for each segment."""

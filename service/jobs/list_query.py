@@ -23,6 +23,7 @@ class ListQuery(BaseModel):
     created_before: AwareDatetime | None = Field(
         None, description="Only jobs submitted before this time. RFC 3339."
     )
+    batch: str | None = Field(None, max_length=100, description="Only jobs of this batch.")
     owner: str | None = Field(
         None,
         max_length=100,
@@ -37,7 +38,7 @@ class ListQuery(BaseModel):
         if self.after is not None and self.before is not None:
             raise InvalidRequest("before: cannot be combined with after", "before")
         client = backend.jobs if self.owner is None else backend.jobs_of(self.owner)
-        wanted = JobFilter(self.status, self.task, self.created_after, self.created_before)
+        wanted = JobFilter(self.status, self.task, self.created_after, self.created_before, self.batch)
         found = client.filtered_page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
         return JobPage(
             jobs=backend.views(found.jobs),

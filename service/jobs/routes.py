@@ -26,7 +26,7 @@ from service.jobs.pools import FleetView
 from service.jobs.retry import receive_retry_body
 from service.jobs.submission import submit
 from service.jobs.submission_threads import in_submission_threads
-from service.jobs.views import JobPage, JobView
+from service.jobs.views import BatchView, JobPage, JobView
 from service.jobs.waiting import MAX_WAIT_S, wait_for_end
 
 router = APIRouter(tags=["jobs"])
@@ -59,7 +59,7 @@ async def generate(
     """Request a video, as JSON or as a form with the same fields, in which inputs may be files.
 
     In a form, text fields are plain text, lists of them are repeated, and all other fields are written as in
-    JSON.
+    JSON. With `num_videos`, the answer is the first job; its `batch` names all of them.
     """
     if wait:  # the job must start before the response
         backend = backend.without_delay()
@@ -101,6 +101,12 @@ def cancel_job(job_id: str, backend: CurrentBackend) -> JobView:
     Answers 409 if the job has succeeded or failed.
     """
     return backend.view(backend.jobs.cancel(job_id))
+
+
+@router.post("/batches/{batch_id}/cancel", responses=error_responses(404, 503))
+def cancel_batch(batch_id: str, backend: CurrentBackend) -> BatchView:
+    """Cancel all jobs of a batch that have not ended, and return all jobs of the batch."""
+    return BatchView(jobs=backend.views(backend.jobs.cancel_batch(batch_id)))
 
 
 @router.post(

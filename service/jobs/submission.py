@@ -1,4 +1,4 @@
-"""Turn the body of a request into a queued job. All routes that create jobs call `submit`.
+"""Turn the body of a request into queued jobs. All routes that create jobs call `submit`.
 
 What happens next: a worker receives a ticket (`jobs.queue`), claims the job (`jobs.store.holder`) and runs it
 (`worker.supervisor.supervisor`).
@@ -9,7 +9,7 @@ Next on the way of a request: `jobs.store.client`, which stores the job.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from pydantic import ValidationError
@@ -29,6 +29,7 @@ from service.errors import PriorityNotAllowed, invalid
 from service.inputs.body import FILES, Body
 from service.inputs.reader import CheckedInput, InputReader, InputSource
 from service.inputs.uploads import upload_folder
+from service.jobs.batches import as_batch
 from service.jobs.bodies import GenerateRequest
 from service.jobs.deadlines import with_prediction
 from service.jobs.orders import check_prompts, check_quality, input_warnings, make_order
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def submit(body: Body, backend: Backend, reservation: KeyReservation | None = None) -> Submitted:
-    """Check a request, resolve its options, store its input files and queue the job.
+    """Check a request, resolve its options, store its input files and queue its jobs. Return the first.
 
     If the request has an idempotency key, the job has the id that is reserved for it, and a request with the
     same key may have created it. Nothing is queued if this raises InvalidRequest, PriorityNotAllowed,
@@ -66,7 +67,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         requirement = Requirement.of(order, [pool.capability for pool in fleet.pools])
         check_group_was_seen(fleet, requirement, backend.settings.queue_without_group_s)
         order = order.model_copy(update={"weights": expected_weights(fleet, order, requirement)})
-        submission = Submission(
+        first = Submission(
             id=job_id,
             order=order,
             requirement=requirement,
@@ -86,14 +87,16 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
             warnings=input_warnings(order, files),
         )
         if request.deadline_s is not None:
-            prediction = backend.jobs.predict(submission, fleet)
-            submission = with_prediction(submission, prediction, refuse_if_late=request.refuse_if_late)
-        _store(job_id, files.values(), backend)
+            prediction = backend.jobs.predict(first, fleet)
+            first = with_prediction(first, prediction, refuse_if_late=request.refuse_if_late)
+        submissions = as_batch(first, request.num_videos)
+        for submission in submissions:
+            _store(submission, files, backend)
 
     with _unavailable_if_expired():
-        submitted = backend.jobs.submit_or_find(submission)
+        submitted = backend.jobs.submit_or_find(*submissions)
     with about(names_of(submitted.job)):
-        logger.info("queued a job for %s", backend.owner or "everybody")
+        logger.info("queued %d jobs for %s", len(submissions), backend.owner or "everybody")
     backend.run_after_response(lambda: _deliver(submitted.job, backend))
     return submitted
 
@@ -134,12 +137,12 @@ def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
     return {**named, **body.files}
 
 
-def _store(job_id: str, files: Iterable[CheckedInput], backend: Backend) -> None:
+def _store(submission: Submission, files: Mapping[str, CheckedInput], backend: Backend) -> None:
     """Store input files for the worker. They are removed unless the job is submitted in time."""
     with _unavailable_if_expired():
-        for file in files:
-            backend.jobs.reserve(job_id)
-            backend.storage.put(file.file.key, file.path, file.file.media_type)
+        for field, file in submission.order.inputs_by_field.items():
+            backend.jobs.reserve(submission.id)
+            backend.storage.put(file.key, files[field].path, file.media_type)
 
 
 @contextmanager
@@ -152,5 +155,6 @@ def _unavailable_if_expired() -> Iterator[None]:
 
 
 def _deliver(job: Job, backend: Backend) -> None:
-    with suppress(Unavailable):  # the job is stored: a sweep enqueues the ticket that is missing
-        backend.tickets.enqueue(job.id, job.requirement or "")
+    with suppress(Unavailable):  # the jobs are stored: a sweep enqueues the tickets that are missing
+        for job_id in job.batch.job_ids if job.batch else (job.id,):
+            backend.tickets.enqueue(job_id, job.requirement or "")

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.order import InputFile, Priority
-from jobs.record import Job, JobError, Progress, Result, Status, WebhookEvent
+from jobs.record import Batch, Job, JobError, Progress, Result, Status, WebhookEvent
 from model.spec.params import Quality, Task
 from model.spec.plan import Plan
 
@@ -136,6 +136,10 @@ class JobView(_View):
     progress: Progress | None
     queue_position: int | None = Field(description="1 for the next job; null unless queued.")
     waiting_for: str | None = Field(description="Why no group can start the job now, if it is queued.")
+    batch: Batch | None = Field(
+        description="The jobs of one request for several videos, in the order of their seeds; null for one "
+        "video."
+    )
     warnings: list[str] = Field(description="What is special about the video.")
     attempt: int = Field(description="How many times a worker started it.")
     created_at: datetime
@@ -175,6 +179,12 @@ class JobView(_View):
             deadline_met=job.deadline_met,
             predicted_finish_at=predicted_finish_at,
         )
+
+
+class BatchView(_View):
+    """The jobs of a batch that still exist, in the order of their seeds."""
+
+    jobs: list[JobView]
 
 
 class JobPage(_View):

@@ -23,6 +23,7 @@ from longcat_video_client import (
     JobVideo,
     RetryPolicy,
     ServiceUnavailable,
+    Timeout,
     Unauthorized,
     UnexpectedReply,
 )
@@ -178,6 +179,32 @@ class TestInputs:
             service.submit("a", extra={"motion_strength": 2})
         assert caught.value.field == "motion_strength"
         assert service.submit("a", extra={"seed": 3}, seed=1).request.seed == 3
+
+
+class TestSeveralVideos:
+    def test_jobs_are_waited_for_together(self, service, worker):
+        seen: list[Job] = []
+        with working(worker, worker.succeed):
+            first = service.submit("a", num_videos=3, seed=7)
+            jobs = service.jobs.wait_all(first, on_update=seen.append)
+        assert tuple(job.id for job in jobs) == first.all_ids == first.batch.job_ids
+        assert [(job.status, job.request.seed) for job in jobs] == [("succeeded", seed) for seed in (7, 8, 9)]
+        assert {job.id for job in seen} == set(first.all_ids)
+
+    def test_wait_for_all_has_one_limit(self, service):
+        with pytest.raises(Timeout):
+            service.jobs.wait_all(service.submit("a", num_videos=2), timeout_s=0.1)
+
+    def test_batch_is_listed_and_cancelled(self, service):
+        alone, first = service.submit("a"), service.submit("a", num_videos=2)
+        listed = [job.id for job in service.jobs.list(batch=first.batch.id)]
+        assert listed == list(reversed(first.all_ids))
+        assert [job.status for job in service.jobs.cancel_batch(first.batch.id)] == ["cancelled"] * 2
+        assert (service.jobs.get(alone.id).status, alone.all_ids) == ("queued", (alone.id,))
+
+    def test_generate_refuses_several(self, service):
+        with pytest.raises(TypeError, match="use submit and"):
+            service.generate("a", num_videos=2)
 
 
 class TestRetries:

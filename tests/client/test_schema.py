@@ -60,6 +60,8 @@ def test_options_have_the_types_that_the_service_accepts(schemas):
         ("RequestView", models.ResolvedRequest),
         ("Refinement", models.Refinement),
         ("InputView", models.InputFile),
+        ("Batch", models.Batch),
+        ("BatchView", models.BatchJobs),
         ("Progress", models.Progress),
         ("JobError", models.JobError),
         ("ResultView", models.Result),

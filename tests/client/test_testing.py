@@ -120,7 +120,9 @@ def test_jobs_can_be_listed_and_deleted(at):
 
 @pytest.mark.parametrize("outcome", [Success(), Failure(), Unfinished()])
 def test_replies_have_the_form_of_the_real_service(outcome):
-    with httpx.Client(transport=FakeService(outcome), base_url="http://fake") as http:
+    fake = FakeService(Success(), Success(), outcome)
+    with httpx.Client(transport=fake, base_url="http://fake") as http:
+        job_view(http.post("/generate", json={"prompt": "b", "num_videos": 2}).json())
         form: dict[str, Any] = {"prompt": (None, "a"), "image": ("image", b"an image"), "seed": (None, "3")}
         job_id = job_view(http.post("/generate", files=form).json()).id
         for _ in range(3):
@@ -128,7 +130,8 @@ def test_replies_have_the_form_of_the_real_service(outcome):
         assert view.status == {Success: "succeeded", Failure: "failed", Unfinished: "running"}[type(outcome)]
         assert view.request.seed == 3
         page = http.get("/jobs").json()
-        assert (page.keys(), [job_view(job) for job in page["jobs"]]) == (JobPage.model_fields.keys(), [view])
+        assert (page.keys(), job_view(page["jobs"][0])) == (JobPage.model_fields.keys(), view)
+        assert [job["batch"] is None for job in page["jobs"]] == [True, False, False]
         assert FleetView.model_validate(http.get("/capability").json()).model == "LongCat-Video"
         assert http.get("/nowhere").status_code == 404
 
@@ -136,6 +139,23 @@ def test_replies_have_the_form_of_the_real_service(outcome):
 def job_view(job: dict[str, Any]) -> JobView:
     """Validate a reply as the view that the service would send."""
     return JobView.model_validate_json(json.dumps(job))
+
+
+def test_several_videos_are_a_batch(at):
+    fake = FakeService(Success(b"first"), Failure(), Unfinished())
+    service = at(fake)
+    first = service.submit("a", num_videos=3, seed=4, idempotency_key="k")
+    assert service.submit("a", num_videos=3, seed=4, idempotency_key="k").batch == first.batch
+    statuses = [service.jobs.wait(job_id).status for job_id in first.all_ids[:2]]
+    assert (statuses, len(fake.submissions)) == (["succeeded", "failed"], 1)
+    other = service.submit("b")
+    listed = list(service.jobs.list(batch=first.batch.id))
+    assert [job.request.seed for job in listed] == [6, 5, 4]
+    cancelled = service.jobs.cancel_batch(first.batch.id)
+    assert [job.status for job in cancelled] == ["succeeded", "failed", "cancelled"]
+    assert (other.batch, service.jobs.get(other.id).status) == (None, "queued")
+    with pytest.raises(NotFound):
+        service.jobs.cancel_batch("nothing")
 
 
 def test_video_of_a_finished_job_is_an_input(at):

@@ -54,6 +54,7 @@ def test_example_runs(run, source):
     [
         ('output="ball.mp4"', f"17 frames, {len(VIDEO)} bytes\n", {"ball.mp4"}),
         ('image="ball.png"', "", {"moving.mp4"}),
+        ("num_videos=4", "", {f"triangle-{seed}.mp4" for seed in range(7, 11)}),
         ("video=first", "", {"longer.mp4", "other.mp4"}),
         ("on_update=show", "queued\n", set()),
         ("idempotency_key=", "done succeeded\n", {"star.mp4"}),

@@ -192,5 +192,4 @@ class InputFetcher:
 
 def input_keys(order: Order) -> dict[str, str]:
     """Return the storage keys of the order's files by field."""
-    files = {"image": order.image, "video": order.video, "condition_video": order.condition_video}
-    return {field: file.key for field, file in files.items() if file}
+    return {field: file.key for field, file in order.inputs_by_field.items()}

@@ -87,6 +87,7 @@ class Filters(TypedDict, total=False):
         status: `queued`, `running`, `uploading`, `succeeded`, `failed` or `cancelled`.
         task: such as `text_to_video`.
         created_after, created_before: times of submission, with a time zone.
+        batch: the id of their batch.
         owner: whose jobs; with an API key, only its own owner.
     """
 
@@ -94,6 +95,7 @@ class Filters(TypedDict, total=False):
     task: str | None
     created_after: datetime | None
     created_before: datetime | None
+    batch: str | None
     owner: str | None
 
 
@@ -115,6 +117,11 @@ def _query(value: object) -> str:
 def cancel_job(job_id: str) -> Call:
     """Cancel a job. Cancelling it again changes nothing."""
     return Call("POST", f"{_job_path(job_id)}/cancel")
+
+
+def cancel_batch(batch_id: str) -> Call:
+    """Cancel the jobs of a batch. Cancelling them again changes nothing."""
+    return Call("POST", f"{_path('batches', batch_id)}/cancel")
 
 
 def delete_job(job_id: str) -> Call:
@@ -161,6 +168,10 @@ def read_object(response: httpx.Response) -> dict[str, Any]:
 
 def _job_path(job_id: str) -> str:
     """Return the path of a job. Raise NotFound for an id that would lead to another path."""
-    if job_id in {"", ".", ".."}:
-        raise NotFound(f"there is no job {job_id!r}", code=JOB_NOT_FOUND)
-    return f"/jobs/{quote(job_id, safe='')}"
+    return _path("jobs", job_id)
+
+
+def _path(collection: str, name: str) -> str:
+    if name in {"", ".", ".."}:
+        raise NotFound(f"there is no {name!r} in {collection}", code=JOB_NOT_FOUND)
+    return f"/{collection}/{quote(name, safe='')}"

@@ -25,8 +25,8 @@ from longcat_video_client.errors import (
     translated_errors,
 )
 from longcat_video_client.events import Event, JobFollower
-from longcat_video_client.models import Capability, DayUsage, Job, JobPage, Usage
-from longcat_video_client.options import GenerateBody
+from longcat_video_client.models import BatchJobs, Capability, DayUsage, Job, JobPage, Usage
+from longcat_video_client.options import GenerateBody, check_single
 from longcat_video_client.retries import Attempts, Deadline, RetryPolicy
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ class Client:
             Timeout: the job did not end in time; it continues.
             IncompleteDownload: the video that arrived is not the one that the job made.
             OSError: a file cannot be read or written.
+            TypeError: several videos are requested; `submit` and `jobs.wait_all` make them.
         """
+        check_single(options)
         job = self.submit(prompt, idempotency_key=idempotency_key, extra=extra, **options)
         if on_update:
             on_update(job)
@@ -129,7 +131,11 @@ class Client:
         extra: Mapping[str, Any] | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        """Request a video and return its job at once. The arguments are those of `generate`."""
+        """Request a video and return its job at once. The arguments are those of `generate`.
+
+        With `num_videos`, return the first of several jobs. Its `batch` names all of them, and
+        `jobs.wait_all` waits for them.
+        """
         body = GenerateBody(prompt, options, extra)
         return calls.read(self._connection.send(calls.generate(body, idempotency_key)), Job)
 
@@ -196,6 +202,10 @@ class Jobs:
     def cancel(self, job_id: str) -> Job:
         """Cancel a job and return it. A running job is `cancelled` only when it has stopped."""
         return calls.read(self._connection.send(calls.cancel_job(job_id)), Job)
+
+    def cancel_batch(self, batch_id: str) -> tuple[Job, ...]:
+        """Cancel all jobs of a batch that have not ended, and return all jobs of the batch."""
+        return calls.read(self._connection.send(calls.cancel_batch(batch_id)), BatchJobs).jobs
 
     def delete(self, job_id: str) -> None:
         """Delete a job and its files. A running job is cancelled first."""
@@ -274,6 +284,28 @@ class Jobs:
             raise
         assert job
         return job
+
+    def wait_all(
+        self,
+        job: Job,
+        *,
+        on_update: Callable[[Job], object] | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[Job, ...]:
+        """Wait until all jobs that were requested together have ended, in whichever way, and return them.
+
+        Args:
+            job: one of them, such as `submit` returns for several videos.
+            on_update: called with a job whenever it changes.
+            timeout_s: how long to wait for all of them.
+
+        Raises:
+            Timeout: a job did not end in time; it continues.
+        """
+        deadline = Deadline(job.id, timeout_s)
+        return tuple(
+            self.wait(job_id, on_update=on_update, timeout_s=deadline.left_s()) for job_id in job.all_ids
+        )
 
     def download(self, job: Job | str, destination: Destination) -> None:
         """Save the video of a job. A path is replaced only when the video has arrived completely.

@@ -116,10 +116,18 @@ class ResolvedRequest(_Reply):
     webhook_events: tuple[str, ...] | None = None
 
 
+class Batch(_Reply):
+    """The jobs of one request for several videos, in the order of their seeds."""
+
+    id: str
+    job_ids: tuple[str, ...]
+
+
 class Job(_Reply):
     """A job.
 
     Attributes:
+        batch: the jobs that were requested together with this one, None if it was requested alone.
         status: `queued`, `running`, `uploading`, `succeeded`, `failed` or `cancelled`.
         queue_position: 1 for the job that is next, None unless the job is queued.
         waiting_for: why no GPUs can start the job now, if it is queued.
@@ -140,6 +148,7 @@ class Job(_Reply):
     progress: Progress | None = None
     queue_position: int | None = None
     waiting_for: str | None = None
+    batch: Batch | None = None
     warnings: tuple[str, ...] = ()
     attempt: int = 0
     created_at: datetime | None = None
@@ -160,6 +169,11 @@ class Job(_Reply):
         """Return whether the status is final, even if this release does not know the status."""
         return self.status in FINAL_STATUSES or self.finished_at is not None
 
+    @property
+    def all_ids(self) -> tuple[str, ...]:
+        """Return the ids of all jobs that were requested together with this one, or its own."""
+        return self.batch.job_ids if self.batch else (self.id,)
+
     def result_or_raise(self) -> Result:
         """Return the result of a job that succeeded.
 
@@ -176,6 +190,12 @@ class Job(_Reply):
         if self.status == "cancelled":
             raise JobCancelled(self.id)
         raise JobNotReady(self.id, self.status)
+
+
+class BatchJobs(_Reply):
+    """The jobs of a batch that still exist, in the order of their seeds."""
+
+    jobs: tuple[Job, ...]
 
 
 class JobPage(_Reply):

@@ -69,6 +69,7 @@ class Options(TypedDict, total=False):
     condition_cache: bool | None
     enhance_hf: bool | None
     seed: int | None
+    num_videos: int | None
     model: str | None
     priority: Literal["high", "normal", "low"] | None
     deadline_s: float | None
@@ -118,6 +119,12 @@ class GenerateBody:
                 (name, (None, text)) for name, value in self._fields.items() for text in _texts(name, value)
             ]
             yield {"files": [*texts, *files]}
+
+
+def check_single(options: Mapping[str, Any]) -> None:
+    """Raise TypeError if several videos are requested."""
+    if (options.get("num_videos") or 1) > 1:
+        raise TypeError("generate makes one video; use submit and jobs.wait_all for several")
 
 
 def new_idempotency_key() -> str:

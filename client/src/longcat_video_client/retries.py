@@ -70,6 +70,10 @@ class Deadline:
         if self._at is not None and self._timeout_s is not None and time.monotonic() >= self._at:
             raise Timeout(self._job_id, self._timeout_s)
 
+    def left_s(self) -> float | None:
+        """Return the time left, None without a limit."""
+        return None if self._at is None else max(0.0, self._at - time.monotonic())
+
     def limit(self, duration_s: float) -> float:
         """Return the duration, or the time left if that is shorter. Raise Timeout if no time is left."""
         self.check()

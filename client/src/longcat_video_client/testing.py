@@ -88,6 +88,7 @@ class FakeService(httpx.MockTransport):
         self._outcomes = deque(outcomes)
         self._jobs: dict[str, _FakeJob] = {}
         self._ids_by_key: dict[str, str] = {}
+        self._num_jobs = 0
         self._refusals: deque[Callable[[httpx.Request], httpx.Response]] = deque()
 
     def refuse_next(
@@ -117,6 +118,8 @@ class FakeService(httpx.MockTransport):
             return httpx.Response(200, json={"usage": []})
         if route == ("GET", "jobs"):
             return self._list(request.url.params)
+        if len(route) == 4 and (route[0], route[1], route[3]) == ("POST", "batches", "cancel"):
+            return self._cancel_batch(route[2])
         if len(route) > 2 and route[1] == "jobs":
             job = self._jobs.get(route[2])
             if job is None:
@@ -168,11 +171,28 @@ class FakeService(httpx.MockTransport):
             if isinstance(source, dict) and "job" in source and (refusal := self._refusal(name, source)):
                 return refusal
         self.submissions.append(Submission(fields, files, key))
-        outcome = self._outcomes.popleft() if self._outcomes else Success()
-        view = _new_view(f"{len(self.submissions):032x}", fields, files)
-        self._jobs[view["id"]] = _FakeJob(outcome, view, deque(_states_after(view, outcome)))
-        self._ids_by_key[key] = view["id"]
-        return httpx.Response(202, json=view)
+        job_ids = self._new_ids(fields.get("num_videos") or 1)
+        batch = {"id": f"batch-{job_ids[0]}", "job_ids": job_ids} if len(job_ids) > 1 else None
+        for number, job_id in enumerate(job_ids):
+            outcome = self._outcomes.popleft() if self._outcomes else Success()
+            seed = (fields.get("seed") or 0) + number
+            view = {**_new_view(job_id, {**fields, "seed": seed}, files), "batch": batch}
+            self._jobs[job_id] = _FakeJob(outcome, view, deque(_states_after(view, outcome)))
+        self._ids_by_key[key] = job_ids[0]
+        return httpx.Response(202, json=self._jobs[job_ids[0]].view)
+
+    def _new_ids(self, count: int) -> list[str]:
+        self._num_jobs += count
+        return [f"{number:032x}" for number in range(self._num_jobs - count + 1, self._num_jobs + 1)]
+
+    def _cancel_batch(self, batch_id: str) -> httpx.Response:
+        jobs = [job for job in self._jobs.values() if _batch_of(job.view) == batch_id]
+        if not jobs:
+            return _error(404, "job_not_found", "there is no such batch")
+        for job in jobs:
+            if job.view["status"] not in FINAL_STATUSES:
+                _cancel(job)
+        return httpx.Response(200, json={"jobs": [job.view for job in jobs]})
 
     def _refusal(self, name: str, source: dict[str, Any]) -> httpx.Response | None:
         """Return the error for an input that is the video of a job, None if it can be used."""
@@ -194,6 +214,8 @@ class FakeService(httpx.MockTransport):
             views = views[ids.index(after) + 1 :]
         for name in ("status", "task"):
             views = [view for view in views if view[name] == params.get(name, view[name])]
+        if batch := params.get("batch"):
+            views = [view for view in views if _batch_of(view) == batch]
         page = views[: int(params.get("limit", 20))]
         return httpx.Response(
             200,
@@ -229,6 +251,10 @@ def signed_webhook(
 def _request_of(view: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the request of a job that a new request can have."""
     return {name: value for name, value in view["request"].items() if name in _FIELDS and value is not None}
+
+
+def _batch_of(view: dict[str, Any]) -> str | None:
+    return str(view["batch"]["id"]) if view["batch"] else None
 
 
 def _advance(job: _FakeJob) -> dict[str, Any]:
@@ -319,6 +345,7 @@ def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes]) -> d
         "progress": None,
         "queue_position": 1,
         "waiting_for": None,
+        "batch": None,
         "warnings": [],
         "attempt": 0,
         "created_at": _now(),

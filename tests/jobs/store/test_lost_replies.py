@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from jobs.connect import connect
 from jobs.errors import GenerationFailed
 from jobs.queue import TicketQueue
-from jobs.record import Progress
+from jobs.record import Batch, Progress
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from tests.jobs.examples import LEASE_S, ExampleStore, a_result, a_submission, keys_of
@@ -71,6 +71,12 @@ CALLS: dict[str, Callable[[JobStore, Lease], object]] = {
     "cancel_queued": lambda store, claim: store.client.cancel("waiting"),
     "delete_queued": lambda store, claim: store.client.delete("waiting"),
     "submit": lambda store, claim: store.client.submit(a_submission(id="new")),
+    "submit several": lambda store, claim: (
+        store.client.submit_or_find(
+            *(a_submission(id=name, batch=Batch(id="c", job_ids=("a", "b"))) for name in ("a", "b"))
+        ).job
+    ),
+    "cancel several": lambda store, claim: store.client.cancel_batch("several"),
     "reserve": lambda store, claim: store.client.reserve("new"),
     "sweep": lambda store, claim: store.maintenance.sweep(),
 }
@@ -83,7 +89,7 @@ def outcome(
     redis.flushall()
     store = ExampleStore(redis)
     claim = store.start(id="held")
-    store.submit(id="waiting")
+    store.submit(id="waiting", batch=Batch(id="several", job_ids=("waiting",)))
     losing()
     answer = call(store, claim)
     of_calls = keys_of(redis, "longcat:claims:*") | keys_of(redis, "longcat:deletes:*")

@@ -100,6 +100,51 @@ class TestGenerate:
         assert ran[0].out != ran[1].out
 
 
+class TestSeveralVideos:
+    def test_saves_each_with_its_seed_in_its_name(self, at_service, worker, tmp_path):
+        out = tmp_path / "out.mp4"
+        with working(worker, worker.succeed):
+            ran = at_service("generate", "a", "--num-videos", 2, "--seed", 7, "-o", out)
+        paths = [tmp_path / "out-7.mp4", tmp_path / "out-8.mp4"]
+        assert (ran.code, ran.out) == (0, "".join(f"{path}\n" for path in paths))
+        assert [path.read_bytes() for path in paths] == [b"a video"] * 2
+
+    def test_saves_each_under_its_job_without_output(self, at_service, worker, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with working(worker, worker.succeed):
+            ran = at_service("generate", "a", "--num-videos", 2)
+        assert len(set(ran.out.split())) == len(list(tmp_path.glob("*.mp4"))) == 2
+
+    def test_saves_the_others_if_some_fail(self, at_service, worker, tmp_path):
+        def end(claim):
+            if claim.job.order.seed == 8:
+                worker.succeed(claim)
+            else:
+                worker.job_store.holder.fail(claim, OutOfMemory(f"{claim.job.order.seed} fails"), {})
+
+        with working(worker, end):
+            ran = at_service("generate", "a", "--num-videos", 3, "--seed", 7, "-o", tmp_path / "out.mp4")
+        assert (ran.code, ran.out) == (1, f"{tmp_path / 'out-8.mp4'}\n")
+        assert "7 fails" in ran.err
+        assert "9 fails" in ran.err
+
+    def test_ids_are_printed_and_cancelled_together(self, at_service):
+        jobs = at_service("generate", "a", "--num-videos", 3, "--no-wait").out.split()
+        alone = at_service("generate", "a", "--no-wait").out.strip()
+        batch = json.loads(at_service("status", jobs[1]).out)["batch"]
+        assert batch["job_ids"] == jobs
+        listed = at_service("list", "--batch", batch["id"]).out.splitlines()
+        assert [line.split()[0] for line in listed] == list(reversed(jobs))
+        assert at_service("cancel", jobs[0]).out == "cancelled\n"
+        assert at_service("cancel", jobs[1], "--batch").out == "cancelled\n" * 3
+        assert at_service("cancel", alone, "--batch").out == "cancelled\n"
+
+    def test_standard_output_takes_one_video(self, at_service):
+        ran = at_service("generate", "a", "--num-videos", 2, "-o", "-")
+        assert (ran.code, "several videos" in ran.err) == (6, True)
+        assert at_service("list").out == ""
+
+
 class TestOtherCommands:
     @pytest.fixture
     def job(self, at_service):

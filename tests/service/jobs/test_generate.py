@@ -27,6 +27,7 @@ JOB_KEYS = {
     *("id", "status", "task", "request", "progress", "queue_position", "attempt", "created_at", "started_at"),
     *("finished_at", "error", "result", "timings_s", "metadata", "expires_at", "waiting_for", "warnings"),
     "gpu_s",
+    "batch",
     "deadline_at",
     "deadline_met",
     "predicted_finish_at",

@@ -25,6 +25,7 @@ OPERATIONS = {
     ("get", "/jobs/{job_id}"): {"200", "404", "503"} | GATED,
     ("delete", "/jobs/{job_id}"): {"202", "204", "404", "503"} | GATED,
     ("post", "/jobs/{job_id}/cancel"): {"200", "404", "409", "503"} | GATED,
+    ("post", "/batches/{batch_id}/cancel"): {"200", "404", "503"} | GATED,
     ("post", "/jobs/{job_id}/retry"): {"202", "404"} | CREATED | GATED,
     ("get", "/jobs/{job_id}/video"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/thumbnail"): FILE_ANSWERS | GATED,

@@ -12,12 +12,14 @@ local function input_bytes_keys(owner)
   return {today .. ':' .. owner, today}
 end
 
--- The error if one more job would exceed a limit, nil if it would not.
-local function check_quotas(job, limits)
+-- The error if so many jobs of this owner and size would exceed a limit, nil if they would not.
+local function check_quotas(job, num_jobs, limits)
   for i, scope in ipairs({'owner', 'total'}) do
     local num_queued = redis.call('ZCARD', index_keys('queued', job.owner)[3 - i])
     local bound = limits[scope .. '_queued_jobs']
-    if bound and num_queued >= bound then return limit_reached(scope .. '_queued_jobs', bound, FULL_QUEUE_RETRY_S) end
+    if bound and num_queued + num_jobs > bound then
+      return limit_reached(scope .. '_queued_jobs', bound, FULL_QUEUE_RETRY_S)
+    end
   end
   for i, scope in ipairs({'owner', 'total'}) do
     local stored = redis.call('GET', input_bytes_keys(job.owner)[i]) or 0
@@ -27,7 +29,7 @@ local function check_quotas(job, limits)
     end
   end
   local budget_s = limits.owner_gpu_s_per_day
-  if budget_s and budgeted_gpu_ms(job.owner) + expected_gpu_ms(job) > budget_s * 1000 then
+  if budget_s and budgeted_gpu_ms(job.owner) + num_jobs * expected_gpu_ms(job) > budget_s * 1000 then
     return limit_reached('owner_gpu_s_per_day', budget_s, (DAY_MS - now % DAY_MS) / 1000)
   end
 end

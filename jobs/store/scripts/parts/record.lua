@@ -34,6 +34,16 @@ local function decode(document)
   return is_json and type(value) == 'table' and value or {}
 end
 
+-- The indexes that a job stays in until it is removed: of all jobs, and of those of its batch.
+local function lasting_index_keys(job)
+  local keys = index_keys('all', job.owner)
+  local batch = job.batch and decode(job.batch).id
+  if type(batch) == 'string' then
+    for _, key in ipairs(index_keys('batch:' .. batch, job.owner)) do keys[#keys + 1] = key end
+  end
+  return keys
+end
+
 local function is_whole(value)
   return value and #value <= 15 and value:match('^%d+$')
 end

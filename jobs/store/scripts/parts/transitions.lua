@@ -31,8 +31,8 @@ end
 -- Remove the record and everything that refers to it, also webhooks that were not sent. Files are removed later.
 local function remove(job)
   remove_deliveries(job)
-  for _, status in ipairs({'all', job.status}) do
-    for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZREM', key, job.id) end
+  for _, keys in ipairs({lasting_index_keys(job), index_keys(job.status, job.owner)}) do
+    for _, key in ipairs(keys) do redis.call('ZREM', key, job.id) end
   end
   redis.call('DEL', record_key(job.id), 'longcat:events:' .. job.id, 'longcat:delivery_log:' .. job.id)
   if job.idempotency_key then redis.call('DEL', job.idempotency_key) end

@@ -1,0 +1,104 @@
+"""Jobs of a batch are submitted all or none, count one by one, and leave nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from jobs.errors import JobNotFound, LimitReached
+from jobs.record import Batch
+from jobs.store.listing import JobFilter
+from jobs.store.quotas import Quotas
+from jobs.store.submission import Submission
+from tests.jobs.examples import ExampleStore, a_submission, keys_of
+from tests.jobs.store.test_quotas import with_input
+
+
+def submissions(*names: str, batch: str = "batch", **fields: object) -> list[Submission]:
+    return [a_submission(id=name, batch=Batch(id=batch, job_ids=names), **fields) for name in names]
+
+
+def names_in(store: ExampleStore, batch: str) -> list[str]:
+    return [job.id for job in store.client.filtered_page(JobFilter(batch=batch), 10).jobs]
+
+
+def test_jobs_are_queued_in_their_order(redis: Redis):
+    store = ExampleStore(redis)
+    submitted = store.client.submit_or_find(*submissions("a", "b", "c"))
+    assert (submitted.job.id, submitted.is_new) == ("a", True)
+    assert [store.position(name) for name in ("a", "b", "c")] == [1, 2, 3]
+    assert store.client.get("c").batch == Batch(id="batch", job_ids=("a", "b", "c"))
+
+
+def test_repeated_submission_changes_nothing(redis: Redis):
+    store = ExampleStore(redis)
+    store.client.submit_or_find(*submissions("a", "b"))
+    before = keys_of(redis)
+    again = store.client.submit_or_find(*submissions("a", "other", batch="another"))
+    assert (again.job.batch, again.is_new) == (Batch(id="batch", job_ids=("a", "b")), False)
+    assert keys_of(redis) == before
+
+
+def test_batch_with_a_deleted_job_is_not_submitted(redis: Redis):
+    store = ExampleStore(redis)
+    store.submit(id="b")
+    store.client.delete("b")
+    with pytest.raises(JobNotFound):
+        store.client.submit_or_find(*submissions("a", "b"))
+    with pytest.raises(JobNotFound):
+        store.client.get("a")
+
+
+@pytest.mark.parametrize(
+    ("quotas", "limit"),
+    [
+        (Quotas(owner_queued_jobs=2), "owner_queued_jobs"),
+        (Quotas(total_queued_jobs=2), "total_queued_jobs"),
+        (Quotas(owner_input_bytes_per_day=29), "owner_input_bytes_per_day"),
+        (Quotas(owner_gpu_s_per_day=29), "owner_gpu_s_per_day"),
+    ],
+)
+def test_limits_count_all_jobs(redis: Redis, quotas: Quotas, limit: str):
+    store = ExampleStore(redis, quotas=quotas)
+    (example,) = submissions("example")
+    work_units = int(str(example.record()["work_units"]))
+    redis.hset("longcat:gpu_time", mapping={"work_units": work_units, "gpu_ms": 10_000})  # 10 s for each
+    before = keys_of(redis)
+    with pytest.raises(LimitReached) as refused:
+        store.client.submit_or_find(*submissions("a", "b", "c", order=with_input(10)))
+    assert refused.value.limit == limit
+    assert keys_of(redis) == before
+    store.client.submit_or_find(*submissions("a", "b", order=with_input(9)))
+    assert names_in(store, "batch") == ["b", "a"]
+
+
+@pytest.mark.parametrize("owner", ["", "alice"])
+def test_index_of_the_batch_goes_with_its_last_job(redis: Redis, owner: str):
+    store = ExampleStore(redis, retention_s=60.0)
+    store.client.submit_or_find(*submissions("a", "b", owner=owner))
+    store.client.delete("a")
+    assert names_in(store, "batch") == ["b"]
+    store.client.cancel("b")
+    store.clock.advance(61)
+    store.maintenance.sweep()
+    assert keys_of(redis, "longcat:index:*") == set()
+
+
+def test_unreadable_batch_hinders_nothing(redis: Redis):
+    store = ExampleStore(redis)
+    store.submit(id="a")
+    for damaged in ("{", '{"id": {}}', "[]"):
+        redis.hset("longcat:job:a", "batch", damaged)
+        assert store.client.get("a").batch is None
+    assert store.client.delete("a")
+
+
+def test_cancel_reaches_the_jobs_of_one_owner_only(redis: Redis):
+    store = ExampleStore(redis)
+    store.client.submit_or_find(*submissions("a", "b", owner="alice"))
+    store.submit(id="other")
+    with pytest.raises(JobNotFound):
+        store.client.for_owner("mallory").cancel_batch("batch")
+    cancelled = store.client.for_owner("alice").cancel_batch("batch")
+    assert [(job.id, job.status) for job in cancelled] == [("a", "cancelled"), ("b", "cancelled")]
+    assert store.client.get("other").status == "queued"
