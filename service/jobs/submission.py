@@ -96,7 +96,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     with _unavailable_if_expired():
         submitted = backend.jobs.submit_or_find(*submissions)
     with about(names_of(submitted.job)):
-        logger.info("queued %d jobs for %s", len(submissions), backend.owner or "everybody")
+        logger.info("queued a job for %s, of %d", backend.owner or "everybody", len(submissions))
     backend.run_after_response(lambda: _deliver(submitted.job, backend))
     return submitted
 

@@ -76,7 +76,7 @@ def test_the_answer_does_not_wait_for_the_ticket(live, redis: Redis, monkeypatch
     answer = httpx.post(f"http://127.0.0.1:{live}/generate", json={"prompt": "a red ball"})
     assert answer.status_code == 202
     answered.set()
-    wait_until(lambda: num_tickets(redis) >= 1)  # a sweep may add another one
+    wait_until(lambda: num_tickets(redis) >= 1)  # a sweep may add one
 
 
 def test_every_job_brings_a_ticket(order, redis: Redis):
