@@ -86,10 +86,10 @@ class Settings(SharedSettings):
         default=None, ge=1, description="running jobs of all owners together"
     )
     owner_event_streams: int | None = Field(
-        default=100, ge=1, description="open event streams per owner, in each process"
+        default=100, ge=1, description="jobs that an owner's open event streams watch, in each process"
     )
     total_event_streams: int | None = Field(
-        default=1000, ge=1, description="open event streams of all owners together, in each process"
+        default=1000, ge=1, description="jobs that all open event streams together watch, in each process"
     )
     owner_input_bytes_per_day: int | None = Field(
         default=10 * 1024 * _MIB, ge=1, description="bytes of inputs stored per day and owner"

@@ -1,17 +1,18 @@
-"""Push the changes of a job to clients as server-sent events.
+"""Push the changes of jobs to clients as server-sent events.
 
-Every event carries the whole job, so a client that missed some has missed nothing. A stream ends with its
-job, when the client loses the right to see it, and before the service shuts down.
+Every event carries the whole job, so a client that missed some has missed nothing. A stream ends when its
+jobs have ended, when the client loses the right to see them, and before the service shuts down.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -26,6 +27,7 @@ router = APIRouter(tags=["jobs"])
 
 _EVENT_ID = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
 BEFORE_FIRST_EVENT = "0"
+MAX_JOBS = 50  # on one stream
 _INTERVALS_BETWEEN_READS = 6  # without events, the job is read this often: its queue position changes
 _MEDIA_TYPE = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -66,15 +68,44 @@ async def get_events(
     await streams.run(partial(backend.jobs.get, job_id))
     if request.method == "HEAD":
         return StreamingResponse((), headers=_HEADERS, media_type=_MEDIA_TYPE)
-    return _EventStreamResponse(job_id, last_event_id or BEFORE_FIRST_EVENT, backend, streams)
+    return _EventStreamResponse({job_id: last_event_id or BEFORE_FIRST_EVENT}, backend, streams)
+
+
+@router.get("/events", response_class=StreamingResponse, responses=_STREAM | error_responses(404, 422, 503))
+async def get_events_of_jobs(
+    request: Request,
+    backend: CurrentBackend,
+    jobs: Annotated[
+        str, Query(max_length=5000, description="Ids of the jobs to watch, with commas between.")
+    ],
+) -> StreamingResponse:
+    """Watch several jobs on one connection: an event for each change, until all of them have ended.
+
+    Each event carries the whole job, and a new connection begins with the present state of each. Jobs that
+    are deleted are watched no longer.
+    """
+    streams: EventStreams = request.app.state.event_streams
+    job_ids = list(dict.fromkeys(filter(None, jobs.split(","))))
+    if not 1 <= len(job_ids) <= MAX_JOBS:
+        raise InvalidRequest(f"jobs: must name from 1 to {MAX_JOBS} jobs", "jobs")
+    await streams.run(partial(_check_all_exist, job_ids, backend))
+    if request.method == "HEAD":
+        return StreamingResponse((), headers=_HEADERS, media_type=_MEDIA_TYPE)
+    return _EventStreamResponse(dict.fromkeys(job_ids, BEFORE_FIRST_EVENT), backend, streams)
+
+
+def _check_all_exist(job_ids: Sequence[str], backend: Backend) -> None:
+    """Raise JobNotFound if one of the jobs does not exist."""
+    for job_id in job_ids:
+        backend.jobs.get(job_id)
 
 
 class _EventStreamResponse(StreamingResponse):
     """A response that counts as an open event stream while it is being sent."""
 
-    def __init__(self, job_id: str, last_event_id: str, backend: Backend, streams: EventStreams) -> None:
+    def __init__(self, last_event_ids: Mapping[str, str], backend: Backend, streams: EventStreams) -> None:
         super().__init__((), 200, _HEADERS, _MEDIA_TYPE)
-        self._open = partial(streams.open, backend.owner, job_id, last_event_id)
+        self._open = partial(streams.open, backend.owner, last_event_ids)
         self._events = partial(_events, backend=backend, streams=streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,38 +116,54 @@ class _EventStreamResponse(StreamingResponse):
 
 
 async def _events(stream: EventStream, backend: Backend, streams: EventStreams) -> AsyncIterator[str]:
-    sent: JobView | None = None
+    sent: dict[str, JobView] = {}
     while not streams.is_closing:
         try:
-            job = await streams.run(partial(read_if_authorized, stream, backend))
-        except (JobNotFound, Unavailable):
+            jobs = await streams.run(partial(read_if_authorized, stream, backend))
+        except Unavailable:
             return
-        if job is None:
-            yield ": you are no longer allowed to see this job\n\n"
+        if jobs is None:
+            yield ": you are no longer allowed to see this\n\n"
             return
-        yield _format_event(stream.last_event_id, job, sent)
-        if job.status in ENDED:
+        changed = [job for job in jobs if job != sent.get(job.id)]
+        for job in changed:
+            yield _format_event(stream.last_event_ids[job.id], job, sent.get(job.id))
+        sent = {job.id: job for job in jobs}
+        stream.forget(job.id for job in jobs if job.status in ENDED)
+        if not stream.last_event_ids:
             return
-        sent = job
+        if not changed:
+            yield ": no change\n\n"  # keeps the connection alive
         await stream.wait(backend.settings.event_interval_s * _INTERVALS_BETWEEN_READS)
     yield ": the service is shutting down; connect again\n\n"
 
 
-def read_if_authorized(stream: EventStream, backend: Backend) -> JobView | None:
-    """Return the job, at least as new as the last event, or None if the client may no longer see it."""
+def read_if_authorized(stream: EventStream, backend: Backend) -> list[JobView] | None:
+    """Return the jobs of a stream, each at least as new as its last event. Forget those that are deleted.
+
+    Return None if the client may no longer see them.
+    """
     if not backend.is_authorized():
         return None
-    if events := backend.jobs.events(stream.job_id, stream.last_event_id):
-        stream.last_event_id = events[-1].id
-    job = backend.view(backend.jobs.get(stream.job_id))
+    jobs: list[JobView] = []
+    last_event_ids: dict[str, str] = {}
+    for job_id, last_event_id in stream.last_event_ids.items():
+        events = backend.jobs.events(job_id, last_event_id)
+        with suppress(JobNotFound):
+            jobs.append(_read(job_id, backend))
+            last_event_ids[job_id] = events[-1].id if events else last_event_id
+    stream.last_event_ids = last_event_ids
+    return jobs
+
+
+def _read(job_id: str, backend: Backend) -> JobView:
+    job = backend.view(backend.jobs.get(job_id))
     if job.status == "queued" and job.queue_position is None:  # it left the queue between the two reads
-        return backend.view(backend.jobs.get(stream.job_id))
+        return backend.view(backend.jobs.get(job_id))
     return job
 
 
 def _format_event(event_id: str, job: JobView, sent: JobView | None) -> str:
-    if job == sent:
-        return ": no change\n\n"  # keeps the connection alive
     is_new_status = sent is None or job.status != sent.status
     kind = "done" if job.status in ENDED else "status" if is_new_status else "progress"
     return f"id: {event_id}\nevent: {kind}\ndata: {job.model_dump_json()}\n\n"

@@ -10,7 +10,7 @@ from functools import partial
 
 from fastapi import Request
 
-from jobs.errors import JobNotFound, LimitReached, Unavailable
+from jobs.errors import LimitReached, Unavailable
 from jobs.record import ENDED
 from service.backend import Backend
 from service.jobs.event_streams import EventStreams
@@ -31,15 +31,15 @@ async def wait_for_end(job: JobView, request: Request, backend: Backend, wait_s:
     deadline = clock() + wait_s
     streams: EventStreams = request.app.state.event_streams
     try:
-        with streams.open(backend.owner, job.id, BEFORE_FIRST_EVENT) as stream:
+        with streams.open(backend.owner, {job.id: BEFORE_FIRST_EVENT}) as stream:
             while job.status not in ENDED and not streams.is_closing and clock() < deadline:
                 await stream.wait(min(deadline - clock(), _CHECK_S))
                 if await request.is_disconnected():
                     break
-                found: JobView | None = await streams.run(partial(read_if_authorized, stream, backend))
-                if found is None:  # the API key was revoked
+                found = await streams.run(partial(read_if_authorized, stream, backend))
+                if not found:  # the API key was revoked, or the job was deleted
                     break
-                job = found
-    except (LimitReached, JobNotFound, Unavailable):
+                [job] = found
+    except (LimitReached, Unavailable):
         pass  # the client has the job and can ask for it
     return job

@@ -21,11 +21,11 @@ from tests.waiting import wait_until
 
 
 @contextmanager
-def watching(port, job_id, last_event_id=None):
+def watching(port, job_id="", last_event_id=None, path=None):
     """Yield the id, kind and job of each event."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
-    connection.request("GET", f"/jobs/{job_id}/events", headers=headers)
+    connection.request("GET", path or f"/jobs/{job_id}/events", headers=headers)
     response = connection.getresponse()
     assert response.status == 200
     assert response.headers["Content-Type"].startswith("text/event-stream")
@@ -145,7 +145,7 @@ class TestEndOfStream:
         with connected(live, "mine", mine) as ends, connected(live, "mine", other) as goes_on:
             assert (ends.status, goes_on.status) == (200, 200)
             keys.revoke(mine.split("_")[1])
-            assert rest_of(ends).endswith(b": you are no longer allowed to see this job\n\n")
+            assert rest_of(ends).endswith(b": you are no longer allowed to see this\n\n")
             worker.job_store.client.cancel("mine")
             assert b"event: done" in rest_of(goes_on)
 
@@ -169,6 +169,49 @@ class TestEndOfStream:
             _, log = process.communicate()
         assert process.returncode == 0, log
         assert "timeout graceful shutdown" not in log
+
+
+class TestSeveralJobs:
+    @pytest.fixture
+    def job_ids(self, live, client):
+        return [client.post("/generate", json={"prompt": f"ball {n}"}).json()["id"] for n in range(2)]
+
+    def test_one_stream_follows_several_jobs_to_their_ends(self, live, job_ids, worker):
+        with watching(live, path=f"/events?jobs={job_ids[0]},{job_ids[1]},{job_ids[0]}") as told:
+            assert [next(told)[2]["id"] for _ in job_ids] == job_ids
+            for expected in job_ids:
+                lease = worker.claim()
+                assert lease.job.id == expected
+                worker.succeed(lease)
+            seen = list(told)
+        assert [job["id"] for _, kind, job in seen if kind == "done"] == job_ids
+
+    def test_deleted_job_does_not_end_the_stream_of_another(self, live, job_ids, worker, client):
+        with watching(live, path=f"/events?jobs={job_ids[0]},{job_ids[1]}") as told:
+            assert [next(told)[2]["id"] for _ in job_ids] == job_ids
+            client.delete(f"/jobs/{job_ids[0]}")
+            worker.succeed(worker.claim())
+            seen = list(told)
+        assert {job["id"] for _, _, job in seen} == {job_ids[1]}
+        assert seen[-1][1] == "done"
+
+    def test_jobs_of_other_owners_and_too_many_jobs_are_refused(self, client, job_ids, redis):
+        assert client.get(f"/events?jobs={job_ids[0]},unknown").status_code == 404
+        assert client.get("/events").status_code == 422
+        assert client.get("/events?jobs=" + ",".join(map(str, range(51)))).status_code == 422
+        key = ApiKeys(redis).create("someone")
+        answer = client.get(f"/events?jobs={job_ids[0]}", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 404
+        assert (
+            client.head(f"/events?jobs={job_ids[0]}", headers={"Authorization": f"Bearer {key}"}).status_code
+            == 404
+        )
+
+    def test_each_watched_job_counts_as_a_stream(self, client, job_ids, app, monkeypatch):
+        settings = app.state.backend.settings.model_copy(update={"owner_event_streams": 1})
+        monkeypatch.setattr(app.state.event_streams, "_settings", settings)
+        answer = client.get(f"/events?jobs={job_ids[0]},{job_ids[1]}")
+        assert (answer.status_code, answer.headers["X-Limit"]) == (429, "owner_event_streams")
 
 
 class TestLimits:
