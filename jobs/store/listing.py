@@ -2,18 +2,20 @@
 
 Jobs are listed in the order of their submission, from an index of their numbers. A page begins behind a
 cursor, so jobs that are submitted, deleted or filtered out meanwhile shift no page. Status or batch, owner
-and time of submission are looked up in indexes. The task is not: a page looks at `MAX_LOOKED_AT` jobs for it
-at most, so it may have fewer jobs than fit, or none, although more follow.
+and time of submission are looked up in indexes. Task and text are not: a page looks at `MAX_LOOKED_AT` jobs
+for them at most, so it may have fewer jobs than fit, or none, although more follow.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from redis import Redis
@@ -38,6 +40,7 @@ class JobFilter:
         created_from: the earliest time of submission.
         created_before: the time before which jobs were submitted.
         batch: the id of their batch.
+        text: part of one of the prompts, in upper or lower case.
     """
 
     status: Status | None = None
@@ -45,17 +48,23 @@ class JobFilter:
     created_from: datetime | None = None
     created_before: datetime | None = None
     batch: str | None = None
+    text: str | None = None
 
     @property
     def index(self) -> str:
         """Return the index that has the fewest jobs besides those that are wanted."""
         return f"batch:{self.batch}" if self.batch else self.status or "all"
 
-    @property
-    def fields(self) -> dict[str, str]:
-        """Return the fields of the record, with their values, that the index does not tell."""
-        unknown = {"task": self.task, "status": self.status if self.batch else None}
-        return {name: value for name, value in unknown.items() if value}
+    def checks(self) -> dict[str, Callable[[str], bool]]:
+        """Return checks of those fields of the record that the index does not tell."""
+        checks: dict[str, Callable[[str], bool]] = {}
+        if self.task:
+            checks["task"] = self.task.__eq__
+        if self.batch and self.status:
+            checks["status"] = self.status.__eq__
+        if self.text:
+            checks["order"] = partial(_has_text, self.text.casefold())
+        return checks
 
 
 @dataclass(frozen=True)
@@ -131,17 +140,18 @@ class JobIndexes:
         """Return up to `limit` jobs behind a cursor. Records that cannot be read are passed over."""
         index = self._key(wanted.index)
         first, end = self._range(wanted, start, newest_first=newest_first)
+        checks = wanted.checks()
         found: list[Job] = []
         num_looked_at, last = 0, start
         while len(found) <= limit and num_looked_at < MAX_LOOKED_AT:
-            num_wanted = _CHUNK if wanted.fields else limit + 1 - len(found)
+            num_wanted = _CHUNK if checks else limit + 1 - len(found)
             members = self._members(index, first, end, num_wanted, newest_first=newest_first)
             if not members:
                 return Walk(found, None)
             num_looked_at += len(members)
             job_ids = [job_id for job_id, _ in members]
-            if wanted.fields:
-                job_ids = self._with_fields(wanted.fields, job_ids)
+            if checks:
+                job_ids = self._checked(checks, job_ids)
             found += self._readable(index, job_ids)
             last_id, number = members[-1]
             first, end = (first, number) if newest_first else (number + 1, end)
@@ -204,17 +214,17 @@ class JobIndexes:
             return Cursor(job_id, previous.created_ms if previous else None)
         return Cursor(job_id, created_ms)
 
-    def _with_fields(self, fields: Mapping[str, str], job_ids: Sequence[str]) -> list[str]:
-        """Return the jobs whose records have these values."""
+    def _checked(self, checks: Mapping[str, Callable[[str], bool]], job_ids: Sequence[str]) -> list[str]:
+        """Return the jobs whose records pass the checks of their fields."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
-                pipeline.hmget(record_key(job_id), list(fields))
+                pipeline.hmget(record_key(job_id), list(checks))
             records = pipeline.execute(raise_on_error=False)
-        wanted = list(fields.values())
         return [
             job_id
             for job_id, stored in zip(job_ids, records, strict=True)
-            if isinstance(stored, list) and [text(value) for value in stored] == wanted
+            if isinstance(stored, list)
+            and all(passes(text(value)) for passes, value in zip(checks.values(), stored, strict=True))
         ]
 
     def _members(
@@ -250,6 +260,14 @@ class JobIndexes:
 def record_key(job_id: str) -> str:
     """Return the key of a job's record."""
     return f"longcat:job:{job_id}"
+
+
+def _has_text(wanted: str, order: str) -> bool:
+    """Check that a text is part of a prompt of a stored order. An order that cannot be read has none."""
+    try:
+        return any(wanted in prompt.casefold() for prompt in json.loads(order)["prompts"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
 
 
 def _ms(time: datetime) -> int:

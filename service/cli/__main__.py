@@ -167,6 +167,7 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
         limit=arguments.limit,
         status=arguments.status,
         task=arguments.task,
+        text=arguments.text,
         created_after=arguments.created_after,
         created_before=arguments.created_before,
         batch=arguments.batch,

@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="show jobs, newest first")
     listing.add_argument("--status", choices=get_args(Status))
     listing.add_argument("--task", choices=get_args(Task))
+    listing.add_argument("--text", help="part of a prompt")
     for name, purpose in (("after", "at this time or later"), ("before", "before this time")):
         listing.add_argument(
             f"--created-{name}",

@@ -17,6 +17,12 @@ class ListQuery(BaseModel):
 
     status: Status | None = Field(None, description="Only jobs with this status.")
     task: Task | None = Field(None, description="Only jobs of this task.")
+    text: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Only jobs with this text in a prompt; case is ignored.",
+    )
     created_after: AwareDatetime | None = Field(
         None, description="Only jobs submitted at this time or later. RFC 3339."
     )
@@ -38,7 +44,9 @@ class ListQuery(BaseModel):
         if self.after is not None and self.before is not None:
             raise InvalidRequest("before: cannot be combined with after", "before")
         client = backend.jobs if self.owner is None else backend.jobs_of(self.owner)
-        wanted = JobFilter(self.status, self.task, self.created_after, self.created_before, self.batch)
+        wanted = JobFilter(
+            self.status, self.task, self.created_after, self.created_before, self.batch, self.text
+        )
         found = client.filtered_page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
         return JobPage(
             jobs=backend.views(found.jobs),

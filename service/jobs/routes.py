@@ -81,8 +81,8 @@ def get_capability(backend: CurrentBackend) -> FleetView:
 def list_jobs(backend: CurrentBackend, query: Annotated[ListQuery, Query()]) -> JobPage:
     """List jobs, the newest first.
 
-    With `task`, a page looks at 1,000 jobs at most. It may have fewer than `limit` jobs, or none, although
-    `next` is not null.
+    With `task` or `text`, a page looks at 1,000 jobs at most. It may have fewer than `limit` jobs, or none,
+    although `next` is not null.
     """
     return query.page(backend)
 

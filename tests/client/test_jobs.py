@@ -81,6 +81,11 @@ class TestReading:
         assert [job.id for job in service.jobs.list(created_before=long.created_at)] == [first.id]
         assert [job.id for job in service.jobs.list(created_after=long.created_at)] == [long.id]
 
+    def test_list_selects_a_text_of_prompts(self, service):
+        first, long = service.submit("a Red ball"), service.submit(["a cube", "it turns red"])
+        assert [job.id for job in service.jobs.list(text="red")] == [long.id, first.id]
+        assert [job.id for job in service.jobs.list(text="CUBE")] == [long.id]
+
     def test_time_without_a_time_zone_is_refused(self, service):
         with pytest.raises(ValueError, match="time zone"):
             list(service.jobs.list(created_after=datetime(2026, 3, 2)))

@@ -116,6 +116,7 @@ def test_jobs_can_be_listed_and_deleted(at):
     with pytest.raises(Conflict):
         service.jobs.cancel(jobs[1].id)
     assert [job.id for job in service.jobs.list(status="succeeded")] == [jobs[1].id]
+    assert [job.id for job in service.jobs.list(text=jobs[1].request.prompt.upper())] == [jobs[1].id]
 
 
 @pytest.mark.parametrize("outcome", [Success(), Failure(), Unfinished()])

@@ -86,6 +86,7 @@ class Filters(TypedDict, total=False):
     Attributes:
         status: `queued`, `running`, `uploading`, `succeeded`, `failed` or `cancelled`.
         task: such as `text_to_video`.
+        text: part of a prompt, in upper or lower case.
         created_after, created_before: times of submission, with a time zone.
         batch: the id of their batch.
         owner: whose jobs; with an API key, only its own owner.
@@ -93,6 +94,7 @@ class Filters(TypedDict, total=False):
 
     status: str | None
     task: str | None
+    text: str | None
     created_after: datetime | None
     created_before: datetime | None
     batch: str | None

@@ -216,6 +216,10 @@ class FakeService(httpx.MockTransport):
             views = [view for view in views if view[name] == params.get(name, view[name])]
         if batch := params.get("batch"):
             views = [view for view in views if _batch_of(view) == batch]
+        wanted = params.get("text", "").casefold()
+        views = [
+            view for view in views if any(wanted in text.casefold() for text in _prompts(view["request"]))
+        ]
         page = views[: int(params.get("limit", 20))]
         return httpx.Response(
             200,
@@ -361,6 +365,10 @@ def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes]) -> d
         "metadata": fields.get("metadata", {}),
         "expires_at": None,
     }
+
+
+def _prompts(request: dict[str, Any]) -> list[str]:
+    return request["prompts"] or [request["prompt"]]
 
 
 def _task(inputs: Any, num_segments: int) -> str:  # noqa: ANN401 - the keys of a dict

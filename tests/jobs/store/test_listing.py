@@ -49,9 +49,9 @@ def all_pages(client, wanted, limit):
         after = Cursor.parse(str(page.older))
 
 
-def of_task(task):
+def of_task(task, prompts=("a cat",)):
     order = make_order()
-    return order.model_copy(update={"plan": order.plan.model_copy(update={"task": task})})
+    return order.model_copy(update={"plan": order.plan.model_copy(update={"task": task}), "prompts": prompts})
 
 
 class TestCursors:
@@ -114,6 +114,24 @@ class TestFilters:
             made[task].insert(0, store.submit(order=of_task(task)).id)
         for task in TASKS:
             assert all_pages(store.client, JobFilter(task=task), limit) == made[task]
+
+    @pytest.mark.parametrize("limit", [1, 20])
+    def test_text_of_any_prompt_in_upper_or_lower_case(self, store, redis, limit):
+        prompts = [
+            ("A red ball", "it rolls"),
+            ("a RED cube",),
+            ("a blue ball",),
+            ("ein roter Ball in der STRASSE",),
+        ]
+        rolls, cube, blue, strasse = (
+            store.submit(order=of_task("long_video", texts)).id for texts in prompts
+        )
+        broken = store.submit(order=of_task("long_video")).id
+        redis.hset(f"longcat:job:{broken}", "order", "[]")
+        for text, expected in (("red", [cube, rolls]), ("ROLLS", [rolls]), ("ball", [strasse, blue, rolls])):
+            assert all_pages(store.client, JobFilter(text=text), limit) == expected
+        assert all_pages(store.client, JobFilter(text="straße"), limit) == [strasse]
+        assert all_pages(store.client, JobFilter(text="red", task="refine"), limit) == []
 
     def test_time_of_submission(self, store):
         made = submitted(store, 9)

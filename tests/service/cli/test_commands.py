@@ -171,6 +171,7 @@ class TestOtherCommands:
         long = at_service("generate", "one", "two", "--no-wait").out.strip()
         lines = at_service("list", "--task", "long_video").out.splitlines()
         assert [line.split()[0] for line in lines] == [long]
+        assert at_service("list", "--text", "TWO").out.splitlines() == lines
         assert at_service("list", "--created-before", "2020-01-01T00:00Z").out == ""
         assert len(at_service("list", "--created-after", "2020-01-01T00:00").out.splitlines()) == 2
 
