@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from model.io.checkpoint import Weights, load_module
 from model.transformer.config import DitConfig, load_dit_config
 from model.transformer.dit import Dit
+from training.captions import vocabulary
 from training.flow_matching import SHIFT
 from training.scenes import FPS, HEIGHT, WIDTH
 
@@ -41,6 +42,7 @@ LIMITS: Mapping[str, object] = {
         "A small blue triangle moving slowly to the right on a white ground",
         "A big yellow ball bouncing on a plain black background",
     ],
+    "known_words": vocabulary(),
 }
 
 

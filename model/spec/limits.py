@@ -6,6 +6,7 @@ A worker publishes them to the service, which refuses a request that exceeds the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -15,6 +16,7 @@ from typing import Any
 from model.spec.errors import CheckpointError
 from model.spec.geometry import Buckets, Size
 
+_WORD = re.compile(r"[^\W\d_]+")
 RELEASED_LIMITS = Path(__file__).with_name("limits.json")
 
 
@@ -41,6 +43,7 @@ class Limits:
     max_prompt_characters: int
     negative_prompt: str
     example_prompts: tuple[str, ...]  # examples for new users
+    known_words: tuple[str, ...]  # all words that the text encoder knows, in lower case; none: it knows any
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Limits:
@@ -55,7 +58,15 @@ class Limits:
         values["refine_buckets"] = _buckets(values["refine_buckets"])
         values["default_size"] = Size(*values["default_size"])
         values["example_prompts"] = tuple(values["example_prompts"])
+        values["known_words"] = tuple(values["known_words"])
         return cls(**values)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a prompt that the checkpoint does not know, in the order of the prompt."""
+        if not self.known_words:
+            return []
+        words = dict.fromkeys(_WORD.findall(text.lower()))
+        return [word for word in words if word not in self.known_words]
 
     def to_json(self) -> dict[str, Any]:
         """Return a document that `from_json` reads."""

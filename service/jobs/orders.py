@@ -90,6 +90,12 @@ def input_warnings(order: Order, files: Mapping[str, CheckedInput]) -> tuple[str
     return tuple(warnings)
 
 
+def prompt_warnings(order: Order, limits: Limits) -> tuple[str, ...]:
+    """Return which words of the prompts the checkpoint does not know."""
+    unknown = limits.unknown_words("\n".join(order.prompts))
+    return (f"prompt: the model does not know the words {', '.join(unknown)}",) if unknown else ()
+
+
 def check_capability(plan: Plan, capability: Capability) -> None:
     """Raise InvalidRequest if the checkpoint lacks the weights that the plan needs."""
     if plan.task not in capability.tasks:

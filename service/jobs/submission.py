@@ -32,7 +32,7 @@ from service.inputs.uploads import upload_folder
 from service.jobs.batches import as_batch
 from service.jobs.bodies import GenerateRequest
 from service.jobs.deadlines import with_prediction
-from service.jobs.orders import check_prompts, check_quality, input_warnings, make_order
+from service.jobs.orders import check_prompts, check_quality, input_warnings, make_order, prompt_warnings
 from service.jobs.pools import candidate_pools, check_group_was_seen, expected_weights
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
             max_run_s=backend.settings.max_run_s,
             key_reservation=reservation,
             trace=current_names(),
-            warnings=input_warnings(order, files),
+            warnings=(*prompt_warnings(order, limits), *input_warnings(order, files)),
         )
         if request.deadline_s is not None:
             prediction = backend.jobs.predict(first, fleet)

@@ -10,6 +10,7 @@ import torch
 from jobs.settings import POCKET
 from model.pipeline.pipeline import Pipeline
 from tests.architecture.source import ROOT
+from training.checkpoint import LIMITS
 from training.quality import (
     DEFAULT_TASKS,
     MODES,
@@ -50,6 +51,10 @@ def test_documentation_names_only_existing_modules_and_files(page):
     assert len(modules) == 7
     assert all(importlib.util.find_spec(name) for name in modules)
     assert all((ROOT / path).exists() for path in re.findall(r"`(training/\w+\.py)`", page))
+
+
+def test_limits_are_those_that_training_writes():
+    assert json.loads((POCKET / "limits.json").read_text()) == LIMITS
 
 
 def test_checkpoint_is_small_enough_for_repository():
