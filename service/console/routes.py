@@ -10,6 +10,20 @@ from fastapi.responses import FileResponse
 
 router = APIRouter(include_in_schema=False)
 
+Asset = Literal[
+    "api.js",
+    "card.js",
+    "compare.js",
+    "console.js",
+    "curl.js",
+    "library.js",
+    "list.js",
+    "request.js",
+    "session.js",
+    "style.css",
+    "words.js",
+]
+
 _FOLDER = Path(__file__).parent
 _HEADERS = {
     "Cache-Control": "no-cache",
@@ -26,6 +40,6 @@ def page() -> FileResponse:
 
 
 @router.get("/console/{name}")
-def asset(name: Literal["style.css", "console.js", "curl.js", "session.js", "words.js"]) -> FileResponse:
+def asset(name: Asset) -> FileResponse:
     """Return a stylesheet or script of the page."""
     return FileResponse(_FOLDER / name, headers=_HEADERS)

@@ -58,6 +58,14 @@ export function announcement(job) {
   return `“${prompt(job).slice(0, 60)}” ${ANNOUNCEMENTS[job.status]}`;
 }
 
+// Return the words of a text that a checkpoint with a list of known words does not know.
+export function unknownWords(text, knownWords) {
+  if (!knownWords?.length) return [];
+  const known = new Set(knownWords);
+  const words = text.toLowerCase().match(/\p{L}+/gu) ?? [];
+  return [...new Set(words)].filter((word) => !known.has(word));
+}
+
 function frames({ result, request }) {
   if (result) return result.num_frames;
   const { num_frames, num_segments, num_condition_frames } = request;

@@ -9,11 +9,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from jobs.record import Progress
 from service.console import routes
 from service.keys.api_keys import ApiKeys
+from tests.service.conftest import CAPABILITY
 from tests.service.media import clip, encoded, picture
+from tests.waiting import wait_until
 
 FOLDER = Path(routes.__file__).parent
 
@@ -23,10 +26,7 @@ FOLDER = Path(routes.__file__).parent
     [
         ("/", "text/html"),
         ("/console/style.css", "text/css"),
-        ("/console/console.js", "text/javascript"),
-        ("/console/curl.js", "text/javascript"),
-        ("/console/session.js", "text/javascript"),
-        ("/console/words.js", "text/javascript"),
+        *((f"/console/{path.name}", "text/javascript") for path in sorted(FOLDER.glob("*.js"))),
     ],
 )
 def test_files_are_served(client, path, media_type):
@@ -46,12 +46,18 @@ def test_page_loads_nothing_from_other_hosts():
         assert not re.search(r"(src|href|import|url)\W+https?://", path.read_text()), path
 
 
-def test_elements_that_the_script_uses_exist():
-    page, script = ((FOLDER / name).read_text() for name in ("index.html", "console.js"))
-    for name in set(re.findall(r'\$\("([\w-]+)"\)', script)):
+def test_elements_and_actions_that_the_scripts_use_exist():
+    page = (FOLDER / "index.html").read_text()
+    scripts = "".join(path.read_text() for path in FOLDER.glob("*.js"))
+    for name in set(re.findall(r'\$\("([\w-]+)"\)', scripts)):
         assert f'id="{name}"' in page, name
-    for name in set(re.findall(r'part\("\.(\w+)"\)|on\("\.(\w+)"', script)):
-        assert f'class="{"".join(name)}"' in page, name
+    for name in set(re.findall(r'part\("\.(\w+)"\)', scripts)):
+        assert f'class="{name}"' in page, name
+    actions = re.search(r"const ACTIONS = \{(.*?)^\};", scripts, re.DOTALL | re.MULTILINE)
+    assert actions
+    assert set(re.findall(r'data-action="(\w+)"', page)) == set(
+        re.findall(r"^  (\w+):", actions[1], re.MULTILINE)
+    )
 
 
 def contrast(*colors: str) -> float:
@@ -268,5 +274,162 @@ class TestInABrowser:
         first = client.get("/jobs?limit=2").json()["jobs"][1]["request"]
         assert copied["image"].pop("job_id") != first["image"].pop("job_id")
         assert copied == first
-        page.locator(".cancel").last.click()
+        page.locator("[data-action=cancel]").last.click()
         page.wait_for_selector(".job[data-status=cancelled]")
+
+    def finish(self, worker, **video):
+        worker.succeed(worker.claim(), video=clip(**video), thumbnail=encoded(picture(), "JPEG"))
+
+    def test_user_repeats_a_job_with_another_seed(self, page, worker, client):
+        page.fill("textarea", "a red ball")
+        page.fill("[name=size]", "64x96")
+        page.click("text=Generate")
+        page.click("text=New seed")
+        page.wait_for_selector(".job:nth-child(2)")
+        repeated, first = (job["request"] for job in client.get("/jobs").json()["jobs"])
+        assert repeated.pop("seed") != first.pop("seed")
+        assert repeated == first
+
+    def test_user_edits_the_request_of_a_job(self, page, client, tmp_path):
+        (tmp_path / "cat.png").write_bytes(encoded(picture()))
+        page.fill("textarea", "a red ball")
+        page.set_input_files("input[type=file]", tmp_path / "cat.png")
+        page.click("text=More options")
+        page.fill("[name=seed]", "7")
+        page.fill("[name=num_inference_steps]", "3")
+        page.click("text=Generate")
+        page.wait_for_selector(".job")
+        page.fill("[name=seed]", "9")
+        page.click("text=Remove")
+        page.click("text=Edit")
+        assert page.text_content("#file-name") == "The image of that job"
+        assert page.input_value("[name=seed]") == "7"
+        page.fill("textarea", "a blue ball")
+        page.click("text=Generate")
+        page.wait_for_selector(".job:nth-child(2)")
+        edited, first = (job["request"] for job in client.get("/jobs").json()["jobs"])
+        assert (edited.pop("prompt"), first.pop("prompt")) == ("a blue ball", "a red ball")
+        assert edited.pop("image")["sha256"] == first.pop("image")["sha256"]
+        assert edited == first
+
+    def test_user_continues_and_refines_a_video_and_starts_from_its_frame(self, page, worker, client):
+        page.fill("textarea", "a red ball")
+        page.click("text=Generate")
+        page.wait_for_selector(".job")
+        self.finish(worker, num_frames=17)
+        page.wait_for_selector("video[src]")
+        page.click("button:text('Continue')")
+        assert page.text_content("#file-name") == "The end of that video"
+        page.click("text=Generate")
+        page.wait_for_selector("text=video continuation")
+        page.click(".job[data-status=succeeded] button:text('Refine')")
+        page.click("text=Generate")
+        page.wait_for_selector(".task:has-text('refine')")
+        page.locator("video[src]").evaluate(
+            "v => new Promise(done => { v.onseeked = done; v.preload = 'auto'; v.currentTime = 4 / 15 })"
+        )
+        page.click(".job[data-status=succeeded] button:text('Use frame')")
+        assert page.text_content("#file-name") == "Frame 4 of that video"
+        page.click("text=Generate")
+        page.wait_for_selector(".task:has-text('image to video')")
+        tasks = [job["task"] for job in client.get("/jobs").json()["jobs"]]
+        assert tasks == ["image_to_video", "refine", "video_continuation", "text_to_video"]
+
+    def test_selected_videos_play_side_by_side_at_the_same_time(self, page, worker):
+        for seed in (1, 2):
+            page.fill("textarea", "a red ball")
+            page.evaluate(f"document.forms.order.elements.seed.value = {seed}")
+            page.click("text=Generate")
+            page.wait_for_selector(f".seed:has-text('{seed}')")
+            self.finish(worker, num_frames=17)
+        page.wait_for_selector(".job:nth-child(2) video[src]")
+        page.wait_for_selector(".job:nth-child(1) video[src]")
+        for nth in (1, 2):
+            page.click(f".job:nth-child({nth}) button:text('Compare')")
+        page.click("text=Compare side by side")
+        videos = page.locator("#compared video")
+        assert sorted(page.locator("#compared figcaption").all_text_contents()) == ["seed 1", "seed 2"]
+        times = "videos => videos.map(v => v.currentTime)"
+        wait_until(lambda: min(videos.evaluate_all(times)) > 0.1)
+        page.click("#compare-play")
+        page.locator("#compare-time").evaluate(
+            "range => { range.value = 0.5; range.dispatchEvent(new Event('input')) }"
+        )
+        assert videos.evaluate_all(times) == [0.5, 0.5]
+        page.click("#compare-close")
+        assert videos.count() == 0
+        page.click("#compare-clear")
+        assert page.locator("#compare-bar").is_hidden()
+
+    def test_search_finds_prompts_and_statuses(self, page, client):
+        for text in ("a red ball", "a blue cube"):
+            client.post("/generate", json={"prompt": text})
+        page.fill("[name=text]", "CUBE")
+        expect(page.locator(".job")).to_have_count(1)
+        assert page.text_content(".job .prompt") == "a blue cube"
+        page.select_option("[name=status]", "succeeded")
+        page.wait_for_selector("text=No job matches")
+        page.fill("[name=text]", "")
+        page.select_option("[name=status]", "queued")
+        expect(page.locator(".job")).to_have_count(2)
+
+    def test_older_jobs_are_loaded_while_the_user_scrolls(self, page, client):
+        for number in range(45):
+            client.post("/generate", json={"prompt": f"ball {number}"})
+        page.reload()
+        page.wait_for_selector(".job:nth-child(20)")
+        for loaded in (40, 45):
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            page.wait_for_selector(f".job:nth-child({loaded})")
+        assert page.locator(".prompt").all_text_contents() == [f"ball {44 - number}" for number in range(45)]
+        assert page.locator("#more").is_hidden()
+
+    def test_all_watched_jobs_share_one_connection(self, page, client, worker):
+        opened = []
+        page.on("request", lambda request: opened.append(request.url))
+        jobs = [client.post("/generate", json={"prompt": f"ball {n}"}).json()["id"] for n in range(3)]
+        page.reload()
+        page.wait_for_selector(".job:nth-child(3)")
+        self.finish(worker)
+        page.wait_for_selector(".job[data-status=succeeded]")
+        streams = [url.partition("jobs=")[2] for url in opened if "/events" in url]
+        assert set(streams[0].split(",")) == set(jobs)
+
+    def test_words_that_the_checkpoint_does_not_know_are_named(self, page, client, redis):
+        page.fill("textarea", "a magenta ball, it Wobbles")
+        assert page.locator("#unknown-words").is_hidden()
+        limits = CAPABILITY.limits | {"known_words": ["a", "ball", "it", "red"]}
+        CAPABILITY.model_copy(update={"limits": limits}).publish(redis)
+        page.reload()
+        page.wait_for_selector("text=does not know: magenta, wobbles")
+        page.click("text=Words that this checkpoint knows")
+        page.wait_for_selector("text=a, ball, it, red")
+        page.click("text=Generate")
+        page.wait_for_selector(".job .warnings:has-text('does not know the words magenta, wobbles')")
+        page.fill("textarea", "a red ball")
+        assert page.locator("#unknown-words").is_hidden()
+
+    def test_presets_and_earlier_prompts_are_kept(self, page, client):
+        page.fill("textarea", "a red ball")
+        page.click("text=More options")
+        page.fill("[name=num_inference_steps]", "3")
+        page.fill("[name=size]", "64x96")
+        page.click("text=Generate")
+        page.wait_for_selector(".job")
+        page.click("text=Presets and earlier prompts")
+        page.fill("#preset-name", "draft")
+        page.keyboard.press("Enter")
+        page.reload()
+        page.fill("textarea", "")
+        page.click("text=More options")
+        page.fill("[name=num_inference_steps]", "")
+        page.click("text=Presets and earlier prompts")
+        page.click("#presets button:text('draft')")
+        page.click("#prompts button:text('a red ball')")
+        assert page.input_value("[name=num_inference_steps]") == "3"
+        assert page.input_value("[name=size]") == "64x96"
+        assert page.input_value("textarea") == "a red ball"
+        page.click("[aria-label='Forget “draft”']")
+        page.reload()
+        assert page.locator("#presets li").count() == 0
+        assert len(client.get("/jobs").json()["jobs"]) == 1
