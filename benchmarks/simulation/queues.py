@@ -21,7 +21,12 @@ from jobs.store.job_store import JobStore
 from jobs.store.submission import Submission
 from model.spec.params import Task
 
-LEASE_S = 30 * 86400.0
+LEASE_S = 30.0
+"""How long a job whose group has died stays with it. A group renews its lease twice a second."""
+
+UNINTERRUPTED_S = 30 * 86400.0
+"""The lease of a group that is up, instead of all its renewals."""
+
 RETENTION_S = 60.0
 START_MS = 1_700_000_000_000
 
@@ -65,6 +70,22 @@ RESULT = Result(
 )
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A job to run, and the share of it that its last checkpoint contains."""
+
+    number: int
+    done: float
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What became of jobs whose lease ran out: queued again, or failed because no attempt is left."""
+
+    requeued: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
+
+
 class Queue(Protocol):
     """Jobs that wait. A job is known by its number in the trace."""
 
@@ -72,16 +93,24 @@ class Queue(Protocol):
         """Add a job. Return in how many seconds it is expected to end, None if that is not known."""
         ...
 
-    def claim(self, group: Group) -> int | None:
+    def claim(self, group: Group) -> Claim | None:
         """Take the next job for a group, None if there is none."""
+        ...
+
+    def save_checkpoint(self, number: int, done: float) -> None:
+        """Save a checkpoint that contains this share of the job."""
         ...
 
     def succeed(self, number: int) -> None:
         """End a job that a group has run."""
         ...
 
-    def crash(self, number: int) -> None:
-        """Return a job to the queue whose group has died."""
+    def stop_renewing(self, number: int) -> None:
+        """Note that the group of a job has died. Its lease runs out `LEASE_S` after the last renewal."""
+        ...
+
+    def sweep(self) -> Swept:
+        """Find the jobs whose lease ran out."""
         ...
 
 
@@ -122,50 +151,80 @@ class StoreQueue:
         self._store.client.submit(replace(wanted, expected_run_s=prediction.run_s or 0.0))
         return prediction.eta_s
 
-    def claim(self, group: Group) -> int | None:
+    def claim(self, group: Group) -> Claim | None:
         """Claim the next job."""
-        lease = self._store.holder.claim(group.name, LEASE_S, capability_of(group.num_ranks))
+        lease = self._store.holder.claim(group.name, UNINTERRUPTED_S, capability_of(group.num_ranks))
         if lease is None:
             return None
         number = int(lease.job.id)
         self._leases[number] = lease
-        return number
+        return Claim(number, float((lease.checkpoint or {}).get("done", 0.0)))
+
+    def save_checkpoint(self, number: int, done: float) -> None:
+        """Save a checkpoint, with the share in place of latents."""
+        self._store.holder.save_checkpoint(self._leases[number], {"done": done})
 
     def succeed(self, number: int) -> None:
-        """End the job, and remove the records whose retention has ended."""
+        """End the job."""
         self._store.holder.succeed(self._leases.pop(number), RESULT, {})
-        if number % 20 == 0:
-            self._store.maintenance.sweep()
 
-    def crash(self, number: int) -> None:
-        """Requeue the job. Other than after a real crash, this uses up no attempt, so no job fails."""
-        self._store.holder.requeue(self._leases.pop(number), crashed=False)
+    def stop_renewing(self, number: int) -> None:
+        """Renew the lease for the last time, now for as long as a worker does."""
+        lease = self._leases.pop(number)
+        self._store.holder.renew_lease(replace(lease, duration_s=LEASE_S))
+
+    def sweep(self) -> Swept:
+        """Sweep as the service does. That also removes records whose retention has ended."""
+        result = self._store.maintenance.sweep()
+        return Swept(tuple(map(int, result.requeued)), tuple(map(int, result.ended)))
 
 
 class PlainQueue:
-    """A queue in memory with one order, whoever the owner is."""
+    """A queue in memory with one order, whoever the owner is. Jobs have any number of attempts."""
 
-    def __init__(self, key: Callable[[Arrival], float]) -> None:
+    def __init__(self, clock: Clock, key: Callable[[Arrival], float]) -> None:
+        self._clock = clock
         self._key = key
         self._heap: list[tuple[float, int]] = []
         self._arrivals: dict[int, Arrival] = {}
+        self._done: dict[int, float] = {}
+        self._lease_ends_s: dict[int, float] = {}
 
     def submit(self, number: int, arrival: Arrival) -> float | None:
         """Add a job."""
         self._arrivals[number] = arrival
-        heapq.heappush(self._heap, (self._key(arrival), number))
+        self._enqueue(number)
         return None
 
-    def claim(self, group: Group) -> int | None:
+    def claim(self, group: Group) -> Claim | None:
         """Take the job with the lowest key."""
-        return heapq.heappop(self._heap)[1] if self._heap else None
+        if not self._heap:
+            return None
+        number = heapq.heappop(self._heap)[1]
+        return Claim(number, self._done.get(number, 0.0))
+
+    def save_checkpoint(self, number: int, done: float) -> None:
+        """Keep the share."""
+        self._done[number] = done
 
     def succeed(self, number: int) -> None:
         """Forget a job."""
         del self._arrivals[number]
+        self._done.pop(number, None)
 
-    def crash(self, number: int) -> None:
-        """Return a job to its place."""
+    def stop_renewing(self, number: int) -> None:
+        """Let the lease of a job run out."""
+        self._lease_ends_s[number] = self._clock.now_s + LEASE_S
+
+    def sweep(self) -> Swept:
+        """Return jobs to their places whose lease ran out."""
+        requeued = tuple(each for each, ends_s in self._lease_ends_s.items() if ends_s <= self._clock.now_s)
+        for number in requeued:
+            del self._lease_ends_s[number]
+            self._enqueue(number)
+        return Swept(requeued)
+
+    def _enqueue(self, number: int) -> None:
         heapq.heappush(self._heap, (self._key(self._arrivals[number]), number))
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from math import ceil
 
 from benchmarks.simulation.fleets import Fleet, Group
-from benchmarks.simulation.queues import Clock, Queue
+from benchmarks.simulation.queues import LEASE_S, Claim, Clock, Queue
 from benchmarks.simulation.times import run_s
 from benchmarks.simulation.trace import Arrival
 
@@ -20,10 +21,13 @@ SPREAD = 0.05
 """Run times are up to this share shorter or longer than modelled."""
 
 CHECKPOINT_S = 60.0
-"""What was computed since the last checkpoint is computed again after a crash."""
+"""How often a running job is saved. What was computed since is computed again after a crash."""
 
-LEASE_S = 30.0
-"""How long it takes until a job whose group has died is queued again."""
+SWEEP_S = 1.0
+"""How often a process of the service sweeps. The simulation leaves out sweeps that find nothing."""
+
+RARE_SWEEP_S = 30.0
+"""How often it sweeps nevertheless, to remove records."""
 
 RESTART_S = 180.0
 """How long a group takes to load the model again."""
@@ -31,14 +35,22 @@ RESTART_S = 180.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """A job that has ended; times in seconds since the start of the trace."""
+    """A job that has ended; times in seconds since the start of the trace.
+
+    Attributes:
+        gpu_s: GPU time of all attempts together.
+        lost_gpu_s: GPU time since the last checkpoint before each crash.
+        failed: the job crashed in every attempt that it had.
+    """
 
     arrival: Arrival
     started_s: float
     ended_s: float
     gpu_s: float
+    lost_gpu_s: float
     predicted_s: float | None
     num_crashes: int
+    failed: bool = False
 
     @property
     def response_s(self) -> float:
@@ -47,18 +59,36 @@ class Outcome:
 
     @property
     def deadline_met(self) -> bool:
-        """Return whether it ended by its deadline."""
-        return self.arrival.deadline_s is None or self.response_s <= self.arrival.deadline_s
+        """Return whether it succeeded by its deadline."""
+        in_time = self.arrival.deadline_s is None or self.response_s <= self.arrival.deadline_s
+        return in_time and not self.failed
 
 
 @dataclass
 class _Job:
     arrival: Arrival
-    work: float = 1.0  # share that is still to be done
+    predicted_s: float | None
     started_s: float | None = None
     gpu_s: float = 0.0
-    predicted_s: float | None = None
+    lost_gpu_s: float = 0.0
     num_crashes: int = 0
+
+
+@dataclass
+class _Run:
+    """An attempt of a job; `done` is the share that its checkpoint contained, `saved_s` when it was saved."""
+
+    number: int
+    group: Group
+    whole_s: float
+    done: float
+    started_s: float
+    saved_s: float
+    has_ended: bool = False
+
+    def done_at(self, now_s: float) -> float:
+        """Return the share of the job that is done at a time."""
+        return self.done + (now_s - self.started_s) / self.whole_s
 
 
 class Simulation:
@@ -81,6 +111,7 @@ class Simulation:
         self._order = count()  # of events at the same time
         self._jobs: dict[int, _Job] = {}
         self._num_waiting = 0
+        self._swept_s = 0.0
         self._outcomes: list[Outcome] = []
 
     def run(self, trace: Sequence[Arrival]) -> list[Outcome]:
@@ -92,6 +123,8 @@ class Simulation:
             assert at_s >= self._clock.now_s
             self._clock.now_s = at_s
             event()
+            if at_s - self._swept_s >= RARE_SWEEP_S:
+                self._sweep()
             self._start_jobs()
         return self._outcomes
 
@@ -105,44 +138,74 @@ class Simulation:
 
     def _start_jobs(self) -> None:
         while self._num_waiting and (group := self._fleet.take(self._num_waiting)):
-            number = self._queue.claim(group)
-            if number is None:
+            claim = self._queue.claim(group)
+            if claim is None:
                 self._fleet.release(group)
                 return
             self._num_waiting -= 1
-            self._start(number, group)
+            self._start(claim, group)
 
-    def _start(self, number: int, group: Group) -> None:
-        job, now_s = self._jobs[number], self._clock.now_s
+    def _start(self, claim: Claim, group: Group) -> None:
+        job, now_s = self._jobs[claim.number], self._clock.now_s
         if job.started_s is None:
             job.started_s = now_s
         whole_s = run_s(job.arrival.plan, group.num_ranks) * self._random.uniform(1 - SPREAD, 1 + SPREAD)
-        duration_s = job.work * whole_s
+        run = _Run(claim.number, group, whole_s, claim.done, now_s, now_s)
+        duration_s = (1 - claim.done) * whole_s
         crash_s = self._random.expovariate(group.num_ranks / self._mtbf_s) if self._mtbf_s else duration_s
+        self._at(now_s + CHECKPOINT_S, partial(self._save, run))
         if crash_s < duration_s:
-            done = crash_s // CHECKPOINT_S * CHECKPOINT_S / whole_s
-            self._at(now_s + crash_s, partial(self._crash, number, group, crash_s, done))
+            self._at(now_s + crash_s, partial(self._crash, run))
         else:
-            self._at(now_s + duration_s, partial(self._end, number, group, duration_s))
+            self._at(now_s + duration_s, partial(self._end, run))
 
-    def _end(self, number: int, group: Group, duration_s: float) -> None:
+    def _save(self, run: _Run) -> None:
+        if not run.has_ended:
+            run.saved_s = self._clock.now_s
+            self._queue.save_checkpoint(run.number, run.done_at(run.saved_s))
+            self._at(run.saved_s + CHECKPOINT_S, partial(self._save, run))
+
+    def _end(self, run: _Run) -> None:
+        if not run.has_ended:
+            self._stop(run)
+            self._queue.succeed(run.number)
+            self._fleet.release(run.group)
+            self._finish(run.number)
+
+    def _crash(self, run: _Run) -> None:
+        if run.has_ended:
+            return
+        now_s, job = self._clock.now_s, self._jobs[run.number]
+        self._stop(run)
+        job.lost_gpu_s += (now_s - run.saved_s) * run.group.num_ranks
+        job.num_crashes += 1
+        self._queue.stop_renewing(run.number)
+        self._at(ceil((now_s + LEASE_S) / SWEEP_S) * SWEEP_S, self._sweep)
+        self._at(now_s + RESTART_S, partial(self._fleet.release, run.group))
+
+    def _stop(self, run: _Run) -> None:
+        run.has_ended = True
+        self._jobs[run.number].gpu_s += (self._clock.now_s - run.started_s) * run.group.num_ranks
+
+    def _sweep(self) -> None:
+        self._swept_s = self._clock.now_s
+        swept = self._queue.sweep()
+        self._num_waiting += len(swept.requeued)
+        for number in swept.failed:
+            self._finish(number, failed=True)
+
+    def _finish(self, number: int, *, failed: bool = False) -> None:
         job = self._jobs.pop(number)
         assert job.started_s is not None
-        self._queue.succeed(number)
-        self._fleet.release(group)
-        gpu_s = job.gpu_s + duration_s * group.num_ranks
         self._outcomes.append(
-            Outcome(job.arrival, job.started_s, self._clock.now_s, gpu_s, job.predicted_s, job.num_crashes)
+            Outcome(
+                arrival=job.arrival,
+                started_s=job.started_s,
+                ended_s=self._clock.now_s,
+                gpu_s=job.gpu_s,
+                lost_gpu_s=job.lost_gpu_s,
+                predicted_s=job.predicted_s,
+                num_crashes=job.num_crashes,
+                failed=failed,
+            )
         )
-
-    def _crash(self, number: int, group: Group, duration_s: float, done: float) -> None:
-        job = self._jobs[number]
-        job.gpu_s += duration_s * group.num_ranks
-        job.work = max(0.0, job.work - done)
-        job.num_crashes += 1
-        self._at(self._clock.now_s + LEASE_S, partial(self._requeue, number))
-        self._at(self._clock.now_s + RESTART_S, partial(self._fleet.release, group))
-
-    def _requeue(self, number: int) -> None:
-        self._queue.crash(number)
-        self._num_waiting += 1

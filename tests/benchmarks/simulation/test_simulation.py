@@ -7,22 +7,35 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from benchmarks.simulation.__main__ import POLICIES, Policy, fixed, simulate, trace_at
-from benchmarks.simulation.fleets import ElasticGroups, FixedGroups
-from benchmarks.simulation.queues import Clock, PlainQueue, StoreQueue, by_arrival
+from benchmarks.simulation.__main__ import POLICIES, Policy, fixed, run_large, simulate, trace_at
+from benchmarks.simulation.fleets import ElasticGroups, FixedGroups, Group
+from benchmarks.simulation.queues import (
+    LEASE_S,
+    Claim,
+    Clock,
+    PlainQueue,
+    Queue,
+    StoreQueue,
+    Swept,
+    by_arrival,
+)
 from benchmarks.simulation.report import summarise, unfairness
-from benchmarks.simulation.simulator import CHECKPOINT_S, LEASE_S, Outcome, Simulation
+from benchmarks.simulation.simulator import CHECKPOINT_S, SWEEP_S, Outcome, Simulation
 from benchmarks.simulation.times import run_s
 from benchmarks.simulation.trace import MIX, Arrival, poisson_trace, read_trace, write_trace
 from model.spec.params import GenerationParams
 
 CLIP = GenerationParams(distilled=True)
+LONG = GenerationParams(distilled=True, num_segments=10)
+GROUP = Group("group", 1)
 CLIP_S = run_s(Arrival(at_s=0, request=CLIP).plan, 1)
 
 
 def run(trace: list[Arrival], num_groups: int = 1, mtbf_s: float | None = None) -> list[Outcome]:
-    queue = PlainQueue(by_arrival)
-    return Simulation(queue, FixedGroups(num_groups, 1), Clock(), mtbf_s=mtbf_s).run(trace)
+    clock = Clock()
+    return Simulation(PlainQueue(clock, by_arrival), FixedGroups(num_groups, 1), clock, mtbf_s=mtbf_s).run(
+        trace
+    )
 
 
 class TestSimulator:
@@ -38,15 +51,6 @@ class TestSimulator:
         outcomes = run([Arrival(at_s=0.0, request=CLIP)] * 2, num_groups=2)
         assert [outcome.started_s for outcome in outcomes] == [0.0, 0.0]
 
-    def test_job_of_a_group_that_crashes_goes_on_from_its_checkpoint(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("benchmarks.simulation.simulator.SPREAD", 0.0)
-        long = GenerationParams(distilled=True, num_segments=10)
-        whole_s = run_s(Arrival(at_s=0, request=long).plan, 1)
-        [outcome] = run([Arrival(at_s=0.0, request=long)], num_groups=2, mtbf_s=whole_s / 3)
-        assert outcome.num_crashes > 0
-        lost_s = outcome.num_crashes * (CHECKPOINT_S + LEASE_S)
-        assert whole_s + outcome.num_crashes * LEASE_S <= outcome.ended_s <= whole_s + lost_s
-
     def test_elastic_groups_share_the_free_gpus(self):
         fleet = ElasticGroups(8)
         groups = [fleet.take(num_waiting) for num_waiting in (3, 2, 1, 1)]
@@ -54,6 +58,58 @@ class TestSimulator:
         assert groups[0] is not None
         fleet.release(groups[0])
         assert fleet.take(5) is not None
+
+
+@pytest.fixture(params=["job store", "plain"])
+def queue(request: pytest.FixtureRequest, redis: Redis) -> tuple[Queue, Clock]:
+    clock = Clock()
+    return (
+        StoreQueue(redis, clock) if request.param == "job store" else PlainQueue(clock, by_arrival)
+    ), clock
+
+
+class TestCrash:
+    def test_job_is_claimed_again_when_its_lease_has_run_out_and_was_swept(self, queue: tuple[Queue, Clock]):
+        jobs, clock = queue
+        jobs.submit(0, Arrival(at_s=0.0, request=CLIP))
+        assert jobs.claim(GROUP) == Claim(0, 0.0)
+        jobs.save_checkpoint(0, 0.5)
+        jobs.stop_renewing(0)
+        clock.now_s = LEASE_S - 1
+        assert (jobs.sweep(), jobs.claim(GROUP)) == (Swept(), None)
+        clock.now_s = LEASE_S
+        assert jobs.claim(GROUP) is None
+        assert jobs.sweep() == Swept(requeued=(0,))
+        assert jobs.claim(GROUP) == Claim(0, 0.5)
+
+    def test_job_goes_on_from_its_last_checkpoint(
+        self, queue: tuple[Queue, Clock], monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("benchmarks.simulation.simulator.SPREAD", 0.0)
+        whole_s = run_s(Arrival(at_s=0, request=LONG).plan, 1)
+        simulation = Simulation(queue[0], FixedGroups(3, 1), queue[1], mtbf_s=whole_s / 2, seed=0)
+        [outcome] = simulation.run([Arrival(at_s=0.0, request=LONG)])
+        assert (outcome.failed, outcome.num_crashes > 0) == (False, True)
+        assert 0 < outcome.lost_gpu_s < outcome.num_crashes * CHECKPOINT_S
+        assert outcome.gpu_s == pytest.approx(whole_s + outcome.lost_gpu_s)
+        waited_s = outcome.ended_s - outcome.gpu_s
+        assert outcome.num_crashes * LEASE_S <= waited_s <= outcome.num_crashes * (LEASE_S + SWEEP_S)
+
+    def test_job_that_crashes_in_every_attempt_fails(self, redis: Redis):
+        clock = Clock()
+        simulation = Simulation(StoreQueue(redis, clock), FixedGroups(2, 1), clock, mtbf_s=1.0)
+        [outcome] = simulation.run([Arrival(at_s=0.0, request=CLIP, deadline_s=3600.0)])
+        assert (outcome.failed, outcome.num_crashes) == (True, 3)
+        assert outcome.lost_gpu_s == pytest.approx(outcome.gpu_s)
+        assert not outcome.deadline_met
+
+
+def test_many_crashes_lose_no_job_and_are_summarised(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("benchmarks.simulation.__main__.MTBF_S", 600.0)
+    large = run_large(redis, seed=1, num_gpus=10, num_jobs=60)
+    assert len(large.outcomes) == 60
+    assert large.num_crashes > large.num_failed
+    assert 0 < large.lost_s < CHECKPOINT_S
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.queue}, {policy.groups}")
