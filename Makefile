@@ -93,8 +93,8 @@ bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds 
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.first_contact --out benchmarks/first-contact; fi
 
-simulate: $(READY) ## run the real queue under a simulated clock and compare policies: benchmarks/simulation.md (SEED= TRACE=)
-	$(BIN)/python -m benchmarks.simulation $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace $(TRACE))
+simulate: $(READY) ## run the real queue under a simulated clock and compare policies: benchmarks/simulation.md (SEED= TRACE= DAY=1)
+	$(BIN)/python -m benchmarks.simulation $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace $(TRACE)) $(if $(DAY),--day)
 
 images: $(READY) ## build both images and run them with few rights; sizes and SBOMs in out/images (root, Debian packages)
 	$(BIN)/python -m tests.images check $(if $(BASES),--bases $(BASES))

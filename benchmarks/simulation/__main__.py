@@ -1,5 +1,6 @@
 """Compare ways to share GPUs on the same traces, and write `benchmarks/simulation.md`.
 
+With `--day`, compare fixed and autoscaled fleets, and write `benchmarks/simulation/day.md`.
 With `--trace FILE`, run only the service's queue on that trace and print its summary. `--write-trace FILE`
 writes the trace of a seed and a load instead.
 """
@@ -18,12 +19,12 @@ from typing import Any
 from redis import Redis
 
 from benchmarks.machine import Machine
+from benchmarks.simulation import day
 from benchmarks.simulation.fleets import ElasticGroups, FixedGroups, Fleet
 from benchmarks.simulation.queues import Clock, PlainQueue, Queue, StoreQueue, by_arrival, by_deadline
 from benchmarks.simulation.report import Summary, percent, summarise, table, unfairness
 from benchmarks.simulation.simulator import Outcome, Simulation
-from benchmarks.simulation.times import run_s
-from benchmarks.simulation.trace import MIX, Arrival, poisson_trace, read_trace, write_trace
+from benchmarks.simulation.trace import MIX, Arrival, mean_gpu_s, poisson_trace, read_trace, write_trace
 from jobs.connect import connect
 from stack.redis_server import RedisServer, find_redis
 
@@ -88,11 +89,6 @@ def private_redis(folder: Path) -> Iterator[Redis]:
     with RedisServer(folder, find_redis()) as server, connect(server.url) as redis:
         redis.config_set("appendonly", "no")
         yield redis
-
-
-def mean_gpu_s() -> float:
-    """Return the GPU time of a mean job of the mix on groups of one."""
-    return sum(kind.share * run_s(Arrival(at_s=0, request=kind.params).plan, 1) for kind in MIX)
 
 
 def trace_at(load: float, seed: int, num_jobs: int, num_gpus: int = NUM_GPUS) -> list[Arrival]:
@@ -277,6 +273,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--large", type=int, default=10_000, help="jobs of the large fleet")
     parser.add_argument("--load", type=float, default=0.85, help="of the trace that is written")
+    parser.add_argument("--day", action="store_true", help="compare autoscaled fleets: simulation/day.md")
+    parser.add_argument("--peak", type=int, default=200, help="GPUs that compute at the peak of the day")
+    parser.add_argument("--small-peak", type=int, default=8, help="the same, with the job store")
     parser.add_argument("--trace", type=Path, metavar="FILE")
     parser.add_argument("--gpus", type=int, default=NUM_GPUS, help="groups of one GPU, with --trace")
     parser.add_argument("--write-trace", type=Path, metavar="FILE")
@@ -288,6 +287,8 @@ def main() -> None:
         if options.trace:
             policy = Policy("", "", StoreQueue, lambda: FixedGroups(options.gpus, 1))
             print(summarise(simulate(redis, policy, read_trace(options.trace)), options.gpus))
+        elif options.day:
+            day.write_page(redis, options.seed, options.peak, options.small_peak)
         else:
             write_page(redis, options.seed, options.jobs, options.large)
 

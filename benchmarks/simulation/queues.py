@@ -18,6 +18,7 @@ from jobs.order import Order
 from jobs.record import Result
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
+from jobs.store.queue_depths import queue_depths, recent_runs
 from jobs.store.submission import Submission
 from model.spec.params import Task
 
@@ -109,8 +110,16 @@ class Queue(Protocol):
         """Note that the group of a job has died. Its lease runs out `LEASE_S` after the last renewal."""
         ...
 
+    def requeue(self, number: int) -> None:
+        """Return a job to its place whose group was drained."""
+        ...
+
     def sweep(self) -> Swept:
         """Find the jobs whose lease ran out."""
+        ...
+
+    def backlog(self) -> tuple[int, float]:
+        """Return how many queued jobs may start, and the GPU time that they are expected to take."""
         ...
 
 
@@ -130,6 +139,7 @@ class StoreQueue:
         *,
         with_deadlines: bool = True,
     ) -> None:
+        self._redis, self._clock = redis, clock
         self._store = JobStore(redis, clock=clock, retention_s=RETENTION_S)
         self._weights = weights or {}
         self._with_deadlines = with_deadlines
@@ -173,35 +183,65 @@ class StoreQueue:
         lease = self._leases.pop(number)
         self._store.holder.renew_lease(replace(lease, duration_s=LEASE_S))
 
+    def requeue(self, number: int) -> None:
+        """Give the job up, as a worker does that is drained."""
+        self._store.holder.requeue(self._leases.pop(number), crashed=False)
+
     def sweep(self) -> Swept:
         """Sweep as the service does. That also removes records whose retention has ended."""
         result = self._store.maintenance.sweep()
         return Swept(tuple(map(int, result.requeued)), tuple(map(int, result.ended)))
 
+    def backlog(self) -> tuple[int, float]:
+        """Return what the metrics of a pool of groups of one GPU export."""
+        depths, runs = queue_depths(self._redis, self._clock), recent_runs(self._redis)
+        return (
+            sum(depth.num_startable for depth in depths),
+            sum(depth.expected_run_s(runs) for depth in depths),
+        )
+
 
 class PlainQueue:
-    """A queue in memory with one order, whoever the owner is. Jobs have any number of attempts."""
+    """A queue in memory with one order, whoever the owner is. Jobs have any number of attempts.
 
-    def __init__(self, clock: Clock, key: Callable[[Arrival], float]) -> None:
+    Args:
+        clock: the simulated time.
+        key: the place of a job.
+        late_key: its place once the time of the first has passed; None if it keeps its place.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        key: Callable[[Arrival], float],
+        late_key: Callable[[Arrival], float] | None = None,
+    ) -> None:
         self._clock = clock
         self._key = key
+        self._late_key = late_key
         self._heap: list[tuple[float, int]] = []
         self._arrivals: dict[int, Arrival] = {}
         self._done: dict[int, float] = {}
+        self._backlog_s = 0.0
         self._lease_ends_s: dict[int, float] = {}
 
     def submit(self, number: int, arrival: Arrival) -> float | None:
         """Add a job."""
         self._arrivals[number] = arrival
-        self._enqueue(number)
+        self.requeue(number)
         return None
 
     def claim(self, group: Group) -> Claim | None:
         """Take the job with the lowest key."""
-        if not self._heap:
-            return None
-        number = heapq.heappop(self._heap)[1]
-        return Claim(number, self._done.get(number, 0.0))
+        while self._heap:
+            at, number = heapq.heappop(self._heap)
+            arrival = self._arrivals[number]
+            if self._late_key and at < self._clock.now_s and at < (late := self._late_key(arrival)):
+                heapq.heappush(self._heap, (late, number))
+            else:
+                self._backlog_s -= run_s(arrival.plan, 1)
+                return Claim(number, self._done.get(number, 0.0))
+        return None
 
     def save_checkpoint(self, number: int, done: float) -> None:
         """Keep the share."""
@@ -221,11 +261,18 @@ class PlainQueue:
         requeued = tuple(each for each, ends_s in self._lease_ends_s.items() if ends_s <= self._clock.now_s)
         for number in requeued:
             del self._lease_ends_s[number]
-            self._enqueue(number)
+            self.requeue(number)
         return Swept(requeued)
 
-    def _enqueue(self, number: int) -> None:
-        heapq.heappush(self._heap, (self._key(self._arrivals[number]), number))
+    def requeue(self, number: int) -> None:
+        """Return a job to its place."""
+        arrival = self._arrivals[number]
+        self._backlog_s += run_s(arrival.plan, 1)
+        heapq.heappush(self._heap, (self._key(arrival), number))
+
+    def backlog(self) -> tuple[int, float]:
+        """Return the exact size of the queue, as if all its jobs were new."""
+        return len(self._heap), self._backlog_s
 
 
 def by_arrival(arrival: Arrival) -> float:
@@ -236,3 +283,8 @@ def by_arrival(arrival: Arrival) -> float:
 def by_deadline(arrival: Arrival) -> float:
     """Order jobs by the time at which they have to start on one GPU, also if that has passed."""
     return arrival.at_s + (arrival.deadline_s or 3600.0) - run_s(arrival.plan, 1)
+
+
+def by_default_deadline(arrival: Arrival) -> float:
+    """Order jobs by the time at which they have to start if they are wanted within the default of an hour."""
+    return arrival.at_s + 3600.0 - run_s(arrival.plan, 1)

@@ -110,6 +110,7 @@ class Simulation:
         self._events: list[tuple[float, int, Event]] = []
         self._order = count()  # of events at the same time
         self._jobs: dict[int, _Job] = {}
+        self._runs: dict[Group, _Run] = {}
         self._num_waiting = 0
         self._swept_s = 0.0
         self._outcomes: list[Outcome] = []
@@ -139,9 +140,7 @@ class Simulation:
     def _start_jobs(self) -> None:
         while self._num_waiting and (group := self._fleet.take(self._num_waiting)):
             claim = self._queue.claim(group)
-            if claim is None:
-                self._fleet.release(group)
-                return
+            assert claim is not None  # every group can run every job of a trace
             self._num_waiting -= 1
             self._start(claim, group)
 
@@ -150,7 +149,7 @@ class Simulation:
         if job.started_s is None:
             job.started_s = now_s
         whole_s = run_s(job.arrival.plan, group.num_ranks) * self._random.uniform(1 - SPREAD, 1 + SPREAD)
-        run = _Run(claim.number, group, whole_s, claim.done, now_s, now_s)
+        run = self._runs[group] = _Run(claim.number, group, whole_s, claim.done, now_s, now_s)
         duration_s = (1 - claim.done) * whole_s
         crash_s = self._random.expovariate(group.num_ranks / self._mtbf_s) if self._mtbf_s else duration_s
         self._at(now_s + CHECKPOINT_S, partial(self._save, run))
@@ -173,18 +172,29 @@ class Simulation:
             self._finish(run.number)
 
     def _crash(self, run: _Run) -> None:
-        if run.has_ended:
-            return
+        if not run.has_ended:
+            self._abandon(run)
+            self._at(self._clock.now_s + RESTART_S, partial(self._fleet.release, run.group))
+
+    def _abandon(self, run: _Run) -> None:
+        """Leave the job of a group that has died to the end of its lease."""
         now_s, job = self._clock.now_s, self._jobs[run.number]
         self._stop(run)
         job.lost_gpu_s += (now_s - run.saved_s) * run.group.num_ranks
         job.num_crashes += 1
         self._queue.stop_renewing(run.number)
         self._at(ceil((now_s + LEASE_S) / SWEEP_S) * SWEEP_S, self._sweep)
-        self._at(now_s + RESTART_S, partial(self._fleet.release, run.group))
+
+    def _drain(self, run: _Run) -> None:
+        """Save and requeue the job of a group that is stopped."""
+        self._stop(run)
+        self._queue.save_checkpoint(run.number, run.done_at(self._clock.now_s))
+        self._queue.requeue(run.number)
+        self._num_waiting += 1
 
     def _stop(self, run: _Run) -> None:
         run.has_ended = True
+        del self._runs[run.group]
         self._jobs[run.number].gpu_s += (self._clock.now_s - run.started_s) * run.group.num_ranks
 
     def _sweep(self) -> None:

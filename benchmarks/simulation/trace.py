@@ -13,11 +13,14 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, takewhile
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from benchmarks.simulation.times import run_s
 from jobs.order import Priority
 from model.spec.limits import Limits
 from model.spec.params import GenerationParams
@@ -98,19 +101,47 @@ MIX = (
 )
 
 
+def mean_gpu_s() -> float:
+    """Return the GPU time of a mean job of the mix on groups of one."""
+    return sum(kind.share * run_s(Arrival(at_s=0, request=kind.params).plan, 1) for kind in MIX)
+
+
 def poisson_trace(seed: int, num_jobs: int, mean_gap_s: float, owners: Mapping[str, float]) -> list[Arrival]:
     """Return jobs of `MIX` that arrive at random. `owners` have shares of the jobs."""
+    return list(islice(_arrivals(seed, mean_gap_s, owners), num_jobs))
+
+
+def _arrivals(seed: int, mean_gap_s: float, owners: Mapping[str, float]) -> Iterator[Arrival]:
     chosen = random.Random(seed)  # noqa: S311
-    return list(_arrivals(chosen, num_jobs, mean_gap_s, owners))
-
-
-def _arrivals(
-    chosen: random.Random, num_jobs: int, mean_gap_s: float, owners: Mapping[str, float]
-) -> Iterator[Arrival]:
     at_s = 0.0
     shares = [kind.share for kind in MIX]
-    for _ in range(num_jobs):
+    while True:
         at_s += chosen.expovariate(1 / mean_gap_s)
         kind = chosen.choices(MIX, shares)[0]
         owner = chosen.choices(list(owners), list(owners.values()))[0]
         yield Arrival(at_s=at_s, owner=owner, request=kind.params, deadline_s=kind.deadline_s)
+
+
+DAY_S = 86_400.0
+
+
+def day_trace(
+    seed: int, peak_gap_s: float, owners: Mapping[str, float], lowest: float = 0.1
+) -> list[Arrival]:
+    """Return the jobs of `MIX` of a day, from midnight to midnight.
+
+    Most arrive at 16:00, with `peak_gap_s` between two of them on average, and the share `lowest` of that at
+    4:00. The rate follows a cosine.
+    """
+    chosen = random.Random(seed)  # noqa: S311
+    at_peak_rate = takewhile(lambda arrival: arrival.at_s < DAY_S, _arrivals(seed, peak_gap_s, owners))
+    return [
+        arrival
+        for arrival in at_peak_rate
+        if chosen.random() < lowest + (1 - lowest) * daily_share(arrival.at_s)
+    ]
+
+
+def daily_share(at_s: float) -> float:
+    """Return 0 at 4:00 and 1 at 16:00."""
+    return (1 - cos(2 * pi * (at_s / DAY_S - 4 / 24))) / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from redis import Redis
 
 from jobs.connect import redis_reached
 from jobs.requirement import Requirement
-from jobs.store.estimates import Run
+from jobs.store.estimates import Run, expected_s
 from jobs.store.scripts import Scripts, text
 
 
@@ -49,6 +49,13 @@ class QueueDepth:
             return Requirement.parse(self.requirement).task
         except ValueError:
             return None
+
+    def expected_run_s(self, runs: Sequence[Run]) -> float:
+        """Return the expected time of all runs of jobs that may start, as if each had the mean size of all.
+
+        It is 0 if there are no recent runs.
+        """
+        return self.num_startable * (expected_s(runs, self.task, self.mean_work_units) or 0.0)
 
 
 def queue_depths(redis: Redis, clock: Callable[[], int] | None = None) -> list[QueueDepth]:

@@ -20,7 +20,6 @@ from jobs.errors import Unavailable
 from jobs.order import PRIORITIES
 from jobs.registration import GroupState, live_groups
 from jobs.requirement import can_run
-from jobs.store.estimates import Run, expected_s
 from jobs.store.memory import memory
 from jobs.store.metrics import Counters, UnreadableKind, counters, num_set_aside
 from jobs.store.outbox import Outbox
@@ -247,7 +246,7 @@ class _Queue(Collector):
         for pool in fleet.pools:
             own = [each for each in depths if can_run(pool.capability, each.requirement)]
             num_busy = sum(group.state == "busy" for group in pool.groups)
-            run_s = sum(_expected_run_s(each, runs) for each in own)
+            run_s = sum(each.expected_run_s(runs) for each in own)
             values = (
                 len(pool.groups),
                 num_busy / len(pool.groups) if pool.groups else 0.0,
@@ -285,8 +284,3 @@ class _Queue(Collector):
             "Webhook receivers that are paused because they do not respond.",
             backlog.num_paused_hosts,
         )
-
-
-def _expected_run_s(depth: QueueDepth, runs: Sequence[Run]) -> float:
-    """Return the expected time of all runs of jobs that may start, as if each had the mean size of all."""
-    return depth.num_startable * (expected_s(runs, depth.task, depth.mean_work_units) or 0.0)
