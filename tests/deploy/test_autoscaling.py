@@ -1,0 +1,137 @@
+"""The chart's triggers ask for as many pods as the rule that is simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.simulation.autoscaling import (
+    GPU_S_PER_GPU,
+    POLL_S,
+    Demand,
+    PodAutoscaler,
+    replicas_wanted,
+)
+from tests.deploy.promql import Samples, evaluate
+from tests.deploy.test_helm_chart import SMALL, named, render
+
+PER_POOL = {
+    "longcat_pool_groups": "num_groups",
+    "longcat_pool_busy_share": "busy_share",
+    "longcat_pool_queued_jobs": "num_queued",
+    "longcat_pool_held_jobs": "num_held",
+    "longcat_pool_backlog_gpu_seconds": "backlog_gpu_s",
+}
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """What the metrics of a pool show. A chart's pool has several while its weights are replaced."""
+
+    num_groups: int
+    num_busy: int
+    num_queued: int
+    num_held: int
+    backlog_gpu_s: float
+
+    @property
+    def busy_share(self) -> float:
+        return self.num_busy / self.num_groups if self.num_groups else 0.0
+
+
+def pool_states() -> st.SearchStrategy[PoolState]:
+    return st.builds(
+        lambda num_groups, idle, num_held, startable, backlog_gpu_s: PoolState(
+            num_groups=num_groups,
+            num_busy=max(0, num_groups - idle),
+            num_queued=num_held + startable,
+            num_held=num_held,
+            backlog_gpu_s=backlog_gpu_s if startable else 0.0,
+        ),
+        st.integers(0, 300),
+        st.integers(0, 300),
+        st.integers(0, 50),
+        st.integers(0, 1000),
+        st.floats(0, 1e6),
+    )
+
+
+@cache
+def scaled_object(*, gpus: int, context_parallel: int = 0, gpu_s_per_replica: float = 0) -> dict[str, Any]:
+    pool = {
+        "gpus": gpus,
+        "contextParallel": context_parallel,
+        "autoscaling": {"enabled": True, "backlogGpuSecondsPerReplica": gpu_s_per_replica},
+    }
+    values = {**SMALL, "pools": {"main": pool}, "monitoring": {"prometheusUrl": "http://prometheus:9090"}}
+    spec: dict[str, Any] = named(render(values), "ScaledObject")["spec"]
+    return spec
+
+
+def samples_of(pools: list[PoolState], num_without_group: int, num_api: int = 2) -> Samples:
+    """Return what some API processes export, and another pool that must not count."""
+    other = PoolState(num_groups=9, num_busy=9, num_queued=9, num_held=0, backlog_gpu_s=9e9)
+    named_pools = [(f"LongCat-Video-{at:08x}", pool) for at, pool in enumerate(pools)] + [
+        ("Other-0123abcd", other)
+    ]
+    instances = [frozenset({("instance", str(number))}) for number in range(num_api)]
+    found = {
+        metric: {
+            api | {("pool", name)}: float(getattr(pool, field))
+            for api in instances
+            for name, pool in named_pools
+        }
+        for metric, field in PER_POOL.items()
+    }
+    return {**found, "longcat_jobs_without_group": dict.fromkeys(instances, float(num_without_group))}
+
+
+@pytest.mark.parametrize(
+    ("shape", "gpu_s_per_replica", "groups_per_replica"),
+    [
+        ({"gpus": 1}, GPU_S_PER_GPU, 1),
+        ({"gpus": 0}, GPU_S_PER_GPU, 1),
+        ({"gpus": 8, "context_parallel": 4}, 8 * GPU_S_PER_GPU, 2),
+        ({"gpus": 8, "gpu_s_per_replica": 900}, 900, 1),
+    ],
+    ids=["one GPU", "CPU", "two groups", "configured"],
+)
+@settings(deadline=None, max_examples=50)
+@given(pools=st.lists(pool_states(), max_size=2), num_without_group=st.integers(0, 3))
+def test_triggers_of_the_chart_want_what_the_simulated_rule_wants(
+    shape: dict[str, int],
+    gpu_s_per_replica: float,
+    groups_per_replica: int,
+    pools: list[PoolState],
+    num_without_group: int,
+):
+    demand = Demand(
+        num_queued=sum(pool.num_queued - pool.num_held for pool in pools) + num_without_group,
+        backlog_gpu_s=sum(pool.backlog_gpu_s for pool in pools),
+        num_busy=sum(pool.num_busy for pool in pools),
+    )
+    triggers = [trigger["metadata"] for trigger in scaled_object(**shape)["triggers"]]
+    samples = samples_of(pools, num_without_group)
+    values = [evaluate(each["query"], samples) / float(each["threshold"]) for each in triggers]
+    assert values == pytest.approx(
+        replicas_wanted(demand, gpu_s_per_replica=gpu_s_per_replica, groups_per_replica=groups_per_replica)
+    )
+
+
+def test_no_trigger_is_active_while_no_metric_is_exported():
+    assert [evaluate(each["metadata"]["query"], {}) for each in scaled_object(gpus=1)["triggers"]] == [0, 0]
+
+
+def test_autoscaler_is_simulated_with_the_settings_of_the_chart():
+    spec, simulated = scaled_object(gpus=1), PodAutoscaler(lambda demand: ())
+    scale_down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert spec["pollingInterval"] == POLL_S
+    assert spec["cooldownPeriod"] == simulated.cooldown_s
+    assert scale_down["stabilizationWindowSeconds"] == simulated.stabilization_s
+    assert {each["metadata"]["activationThreshold"] for each in spec["triggers"]} == {"0"}
+    assert not any("metricType" in each for each in spec["triggers"])  # AverageValue is KEDA's default
