@@ -1,7 +1,8 @@
 """Run a worker: `python -m worker` claims jobs and runs them on this machine's GPUs until SIGTERM.
 
 The settings are `LONGCAT_*` (`worker.settings`). The process is the launcher; it starts this module again
-with `--group` as the supervisor of each GPU group. The exit status is 0 after a drain and 2 for settings
+with `--group` as the supervisor of each GPU group. With NODE_RANK it runs ranks for the supervisor of another
+machine (`worker.follower`). The exit status is 0 after a drain and 2 for settings
 that cannot work.
 """
 
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from jobs.errors import LongCatError
 from jobs.logs import set_up_log
 from jobs.private_files import PRIVATE_UMASK
+from worker.follower import follow
 from worker.health import HealthReporter
 from worker.launcher import EXIT_UNUSABLE, launch
 from worker.process import die_with_parent, hide_environment
@@ -37,7 +39,7 @@ def main() -> int:
         set_up_log(settings.log_format)
         if options.group is None:
             settings.warn_of_old_names()
-            return launch(settings)
+            return follow(settings) if settings.node_rank else launch(settings)
         return _supervise(settings, options)
     except (ValidationError, LongCatError) as error:
         print(f"error: {error}", file=sys.stderr)

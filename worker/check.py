@@ -1,14 +1,16 @@
 """Check whether this machine can run a worker with its settings: `python -m worker.check`.
 
-It reads the settings and the headers of the checkpoint, asks the driver for the GPUs, Redis and the storage
-for an answer, and predicts which videos fit into the memory of the GPUs. It loads no weights. The exit status
-is 1 if something was found that keeps a worker from running, and 2 for settings that cannot work.
+It reads the settings and the headers of the checkpoint, asks the driver for the GPUs, and on node 0
+Redis and the storage for an answer, and predicts which videos fit into the memory of the GPUs. It loads no
+weights. The exit status is 1 if something was found that keeps a worker from running, and 2 for settings that
+cannot work.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,7 +39,7 @@ from model.spec.memory import (
 from model.spec.params import GenerationParams
 from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
 from model.spec.resolve import Inputs, resolve
-from worker.settings import WorkerSettings
+from worker.settings import Endpoint, WorkerSettings
 
 DEADLINE_S = 5.0
 _TORCH = """
@@ -81,8 +83,11 @@ def check(settings: WorkerSettings, gpus: list[Gpu]) -> Iterator[Finding]:
     yield _check_torch(on_cpu=on_cpu)
     yield from _check_checkpoint(settings, None if on_cpu else gpus)
     yield from _check_disks(settings)
-    yield _check_redis(settings)
-    yield _check_storage(settings)
+    if settings.nodes > 1:
+        yield _check_rendezvous(settings)
+    if settings.node_rank == 0:
+        yield _check_redis(settings)
+        yield _check_storage(settings)
 
 
 def _check_gpus(settings: WorkerSettings, gpus: list[Gpu], *, on_cpu: bool) -> Iterator[Finding]:
@@ -194,6 +199,22 @@ def _check_disks(settings: WorkerSettings) -> Iterator[Finding]:
             yield Finding("problem", f"{text}, less than MIN_FREE_BYTES: the worker would claim no job")
         else:
             yield Finding("ok", text)
+
+
+def _check_rendezvous(settings: WorkerSettings) -> Finding:
+    """Check that the name of node 0 is known, and on node 0 that it is an address of this machine."""
+    assert settings.rendezvous is not None
+    endpoint = Endpoint.parse(settings.rendezvous)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        if settings.node_rank == 0:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind((address[0], 0))
+    except OSError as error:
+        return Finding("problem", f"RENDEZVOUS {endpoint}: {error.strerror}")
+    return Finding("ok", f"node {settings.node_rank} of {settings.nodes}, which meet at {endpoint}")
 
 
 def _check_redis(settings: WorkerSettings) -> Finding:

@@ -7,12 +7,13 @@ neither Redis nor GPUs, so it can answer health probes (`worker.health`) whateve
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from worker.backoff import Backoff
@@ -27,12 +28,30 @@ LONGEST_PAUSE_S = 30.0
 GOOD_START_S = 60.0  # a supervisor that ran for so long did start
 
 
-class SupervisorProcess:
-    """The supervisor process of one group, started again whenever it died."""
+class RestartedProcess:
+    """A process of this worker, started again whenever it died.
 
-    def __init__(self, index: int, command: Sequence[str], stuck_s: float) -> None:
-        self._index = index
+    Args:
+        name: what the log calls it.
+        command: its command line, to which its health pipe is added.
+        stuck_s: a process that has sent a report and sends none for so long is stuck.
+        environment: its environment; default: that of this process.
+        own_session: the process does not get Ctrl-C.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        stuck_s: float,
+        environment: Mapping[str, str] | None = None,
+        *,
+        own_session: bool = False,
+    ) -> None:
+        self._name = name
         self._stuck_s = stuck_s
+        self._environment = environment
+        self._own_session = own_session
         self._reports: HealthReports | None = None
         self._command = command
         self._backoff = Backoff(max_failures=1, longest_pause_s=LONGEST_PAUSE_S)
@@ -56,7 +75,7 @@ class SupervisorProcess:
             self._start_at = now + self._backoff.pause_s
             self._process = None
             self._close_reports()
-            logger.error("the supervisor of group %d ended with status %d", self._index, status)
+            logger.error("%s ended with status %d", self._name, status)
         return status
 
     def health(self) -> GroupHealth:
@@ -69,13 +88,19 @@ class SupervisorProcess:
         if self._process is not None:
             self._process.terminate()
 
-    def wait(self) -> int:
-        """Wait for the end of the process, reading its reports, and return its exit status."""
+    def wait(self, limit_s: float = math.inf) -> int:
+        """Wait for the end of the process, reading its reports, and return its exit status.
+
+        It is killed if it runs for longer than `limit_s`.
+        """
         if self._process is None:
             return 0
+        deadline = time.monotonic() + limit_s
         while (status := self._process.poll()) is None:
             if self._reports is not None:
                 self._reports.read()
+            if time.monotonic() > deadline:
+                self._process.kill()
             time.sleep(POLL_S)
         self._close_reports()
         return status
@@ -84,7 +109,13 @@ class SupervisorProcess:
         reading, writing = os.pipe()
         try:
             command = [*self._command, "--health-pipe", str(writing)]
-            self._process, self._started_at = subprocess.Popen(command, pass_fds=(writing,)), now
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=(writing,),
+                env=self._environment,
+                start_new_session=self._own_session,
+            )
+            self._started_at = now
         finally:
             os.close(writing)
         self._reports = HealthReports(reading, self._stuck_s)
@@ -105,7 +136,10 @@ class Launcher:
     """
 
     def __init__(self, num_groups: int, command: Callable[[int], Sequence[str]], stuck_s: float) -> None:
-        self._supervisors = [SupervisorProcess(index, command(index), stuck_s) for index in range(num_groups)]
+        self._supervisors = [
+            RestartedProcess(f"the supervisor of group {index}", command(index), stuck_s)
+            for index in range(num_groups)
+        ]
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -141,12 +175,19 @@ def launch(settings: WorkerSettings) -> int:
     launcher = Launcher(settings.num_groups, supervisor_command, settings.stuck_s)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.stop())
-    if settings.health_port is None:
-        return launcher.run()
     with ExitStack() as stack:
-        try:
-            stack.enter_context(serve_health(settings.health_host, settings.health_port, launcher.health))
-        except OSError as error:
-            logger.error("HEALTH_PORT %d cannot be used: %s", settings.health_port, error)  # noqa: TRY400
-            return EXIT_UNUSABLE
-        return launcher.run()
+        return launcher.run() if offer_probes(stack, settings, launcher.health) else EXIT_UNUSABLE
+
+
+def offer_probes(
+    stack: ExitStack, settings: WorkerSettings, groups: Callable[[], Sequence[GroupHealth]]
+) -> bool:
+    """Answer health probes on `HEALTH_PORT` until `stack` is closed. Return whether the port can be used."""
+    if settings.health_port is None:
+        return True
+    try:
+        stack.enter_context(serve_health(settings.health_host, settings.health_port, groups))
+    except OSError as error:
+        logger.error("HEALTH_PORT %d cannot be used: %s", settings.health_port, error)  # noqa: TRY400
+        return False
+    return True

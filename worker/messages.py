@@ -151,7 +151,10 @@ class StopJob(_Message):
 
 
 class Ready(_Message):
-    """Report that every rank has loaded the model and waits for jobs. `pids` are the ranks' processes."""
+    """Report that every rank has loaded the model and waits for jobs.
+
+    `pids` are the processes of the ranks on the supervisor's machine.
+    """
 
     type: Literal["ready"] = "ready"
     protocol_version: int = PROTOCOL_VERSION

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,15 +39,41 @@ class VideoSettings(_Frozen):
     buffer_bytes: int
 
 
+class Endpoint(_Frozen):
+    """A TCP address."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Return the endpoint of `host:port` or `[address]:port`. Raises ValueError."""
+        parts = urlsplit(f"//{text}")
+        if not parts.hostname or not parts.port or text != parts.netloc or "@" in text:
+            raise ValueError(f"{text} is not of the form host:port")
+        return cls(host=parts.hostname, port=parts.port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
 class RankSetup(_Frozen):
     """The settings of a rank. Times in seconds.
 
     Attributes:
-        rendezvous_file: where the ranks of a group meet; None for the address that torchrun names.
+        num_ranks: number of ranks of the group, on all nodes together.
+        rendezvous_file: where the ranks of one node meet; None for the address that torchrun names.
+        rendezvous: where the ranks of several nodes meet.
+        round_id: names one start of a group of several nodes.
     """
 
     socket: Path
     num_ranks: int
+    nodes: int = 1
+    node_rank: int = 0
+    node_timeout_s: float = 10.0
+    rendezvous: Endpoint | None = None
+    round_id: str | None = None
     checkpoint: Path
     model_id: str = "LongCat-Video"
     device: DeviceName
@@ -76,9 +103,27 @@ class WorkerSettings(SharedSettings):
         description="name of the model in CHECKPOINT, which requests may ask for; two fine-tunes that run "
         "side by side need different names",
     )
-    ranks: int = Field(default=1, ge=1, description="number of rank processes, one for each GPU")
+    ranks: int = Field(
+        default=1, ge=1, description="number of rank processes on this machine, one for each GPU"
+    )
     context_parallel: int | None = Field(
         default=None, ge=1, description="ranks that generate one video together; default: all"
+    )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        description="machines whose ranks form one group; each of them runs a worker with as many RANKS",
+    )
+    node_rank: int = Field(
+        default=0, ge=0, description="number of this machine among NODES; 0 is the one that claims jobs"
+    )
+    rendezvous: str | None = Field(
+        default=None,
+        description="`host:port` of node 0, on which it listens for the other nodes; needed if NODES is "
+        "greater than 1. Nobody else may reach this network",
+    )
+    node_timeout_s: float = Field(
+        default=10.0, ge=1, description="a node that shows no sign of life for so long is lost"
     )
     device: DeviceName = Field(
         default="auto",
@@ -159,13 +204,32 @@ class WorkerSettings(SharedSettings):
 
     @model_validator(mode="after")
     def _check_ranks(self) -> WorkerSettings:
-        if self.ranks % self.ranks_per_group:
+        all_ranks = self.nodes * self.ranks
+        if self.nodes > 1 and self.ranks_per_group != all_ranks:
+            raise ValueError(
+                f"CONTEXT_PARALLEL ({self.context_parallel}) must be absent or NODES × RANKS ({all_ranks}): "
+                "the ranks of all nodes make one video"
+            )
+        if all_ranks % self.ranks_per_group:
             raise ValueError(
                 f"RANKS ({self.ranks}) must be a multiple of CONTEXT_PARALLEL ({self.context_parallel})"
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if self.device != "cpu" and visible and len(visible.split(",")) < self.ranks:
             raise ValueError(f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {visible}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_nodes(self) -> WorkerSettings:
+        if self.node_rank >= self.nodes:
+            raise ValueError(f"NODE_RANK ({self.node_rank}) must be less than NODES ({self.nodes})")
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError(f"NODES is {self.nodes}, so RENDEZVOUS must name host:port of node 0")
+        if self.rendezvous is not None:
+            try:
+                Endpoint.parse(self.rendezvous)
+            except ValueError as error:
+                raise ValueError(f"RENDEZVOUS: {error}") from error
         return self
 
     @model_validator(mode="after")
@@ -181,12 +245,17 @@ class WorkerSettings(SharedSettings):
     @property
     def ranks_per_group(self) -> int:
         """Return the number of ranks that generate one video together."""
-        return self.context_parallel or self.ranks
+        return self.context_parallel or self.nodes * self.ranks
+
+    @property
+    def local_ranks_per_group(self) -> int:
+        """Return the number of ranks of a group that run on this machine."""
+        return self.ranks_per_group // self.nodes
 
     @property
     def num_groups(self) -> int:
         """Return the number of GPU groups, which run jobs independently."""
-        return self.ranks // self.ranks_per_group
+        return self.ranks // self.local_ranks_per_group
 
     def group_name(self, index: int) -> str:
         """Return the group's name, unique in Redis."""
@@ -206,6 +275,10 @@ class WorkerSettings(SharedSettings):
         return RankSetup(
             socket=connect_to,
             num_ranks=self.ranks_per_group,
+            nodes=self.nodes,
+            node_rank=self.node_rank,
+            node_timeout_s=self.node_timeout_s,
+            rendezvous=Endpoint.parse(self.rendezvous) if self.rendezvous and self.nodes > 1 else None,
             checkpoint=self.checkpoint.absolute(),
             model_id=self.model_id,
             device=self.device,
@@ -252,23 +325,29 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     One core of a rank's share is left to x264: torch's threads wait for each other in every operation, so
     each of them is slowed down by anything that shares its core.
     """
+    loopback = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     threads = max(1, len(os.sched_getaffinity(0)) // settings.ranks - 1)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         **{name: value for name, value in os.environ.items() if _is_for_ranks(name)},
-        # All ranks of a group are on one machine, so nothing needs to listen on a network.
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        # If all ranks of a group are on one machine, nothing needs to listen on a network.
+        **(loopback if settings.nodes == 1 else {}),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # Ranks stop on a message, not on a signal, so torchrun need not wait for them after a crash.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
     }
-    size = settings.ranks_per_group
+    size = settings.local_ranks_per_group
     if settings.device != "cpu":
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible is not None else [str(i) for i in range(settings.ranks)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * size : (index + 1) * size])
     return environment
+
+
+def use_interface(name: str) -> None:
+    """Have the ranks that this process starts use a network interface, unless the operator named another."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def _is_for_ranks(name: str) -> bool:

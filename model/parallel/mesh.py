@@ -65,13 +65,45 @@ class FileRendezvous:
     path: Path
     num_ranks: int
 
+    def open(self, timeout: timedelta) -> dict[str, Any]:
+        """Return the store, rank and size that `init_process_group` takes."""
+        store = dist.FileStore(str(self.path), self.num_ranks)  # type: ignore[attr-defined]
+        store.set_timeout(timeout)
+        return {"store": store, "rank": dist.get_node_local_rank(), "world_size": self.num_ranks}
+
+
+@dataclass(frozen=True)
+class StoreRendezvous:
+    """A TCP store in which all `num_ranks` ranks of several machines meet, by a new `name` for each start.
+
+    The store has no password, and ranks unpickle what others send, so its network must be private.
+
+    Attributes:
+        first_rank: the rank of the first process on this machine.
+    """
+
+    host: str
+    port: int
+    name: str
+    first_rank: int
+    num_ranks: int
+
+    def open(self, timeout: timedelta) -> dict[str, Any]:
+        """Return the store, rank and size that `init_process_group` takes. Raises `dist.DistNetworkError`."""
+        store = dist.TCPStore(self.host, self.port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+        return {
+            "store": dist.PrefixStore(self.name, store),  # type: ignore[attr-defined]
+            "rank": self.first_rank + dist.get_node_local_rank(),
+            "world_size": self.num_ranks,
+        }
+
 
 def join(
     device_type: str,
     size: int | None,
     timeout_s: float,
     split_guidance: bool = True,
-    rendezvous: FileRendezvous | None = None,
+    rendezvous: FileRendezvous | StoreRendezvous | None = None,
 ) -> ContextParallel:
     """Join the ranks that torchrun started, `size` (default: all) to a video. Raises GroupError.
 
@@ -91,16 +123,9 @@ def join(
         "nccl" if device_type == "cuda" else "gloo",
         timeout=timeout,
         device_id=device if device_type == "cuda" else None,
-        **_meeting_in(rendezvous, timeout) if rendezvous else {},
+        **rendezvous.open(timeout) if rendezvous else {},
     )
     return divide(device, size or dist.get_world_size(), split_guidance)
-
-
-def _meeting_in(rendezvous: FileRendezvous, timeout: timedelta) -> dict[str, Any]:
-    """Return what `init_process_group` needs to use this file; the ranks are all of one machine."""
-    store = dist.FileStore(str(rendezvous.path), rendezvous.num_ranks)  # type: ignore[attr-defined]
-    store.set_timeout(timeout)
-    return {"store": store, "rank": dist.get_node_local_rank(), "world_size": rendezvous.num_ranks}
 
 
 def divide(device: torch.device, size: int, split_guidance: bool = True) -> ContextParallel:

@@ -15,10 +15,14 @@ ATTACKER_ADDRESS = "10.213.0.2"
 
 @dataclass(frozen=True)
 class Namespace:
-    """A network namespace; an empty name is the one that this process is in."""
+    """A network namespace; an empty name is the one that this process is in.
+
+    `interface` is its end of the cable, if it has one.
+    """
 
     name: str
     address: str
+    interface: str = ""
 
     def command(self, *command: str) -> list[str]:
         """Return the command line that runs `command` inside this namespace."""
@@ -40,13 +44,13 @@ def can_make_namespaces() -> bool:
 def joined_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
     """Yield the service's and the attacker's namespace; remove both at the end."""
     tag = uuid.uuid4().hex[:6]
-    service = Namespace(f"longcat-s-{tag}", SERVICE_ADDRESS)
-    attacker = Namespace(f"longcat-a-{tag}", ATTACKER_ADDRESS)
+    cable = f"lcs{tag}", f"lca{tag}"
+    service = Namespace(f"longcat-s-{tag}", SERVICE_ADDRESS, cable[0])
+    attacker = Namespace(f"longcat-a-{tag}", ATTACKER_ADDRESS, cable[1])
     with ExitStack() as cleanup:
         for namespace in (service, attacker):
             _run("ip", "netns", "add", namespace.name)
             cleanup.callback(_run, "ip", "netns", "delete", namespace.name)
-        cable = f"lcs{tag}", f"lca{tag}"
         _run("ip", "link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
         for namespace, end in zip((service, attacker), cable, strict=True):
             _run("ip", "link", "set", end, "netns", namespace.name)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +51,15 @@ FAST = {
 
 @dataclass
 class RunningWorker:
-    """A running `python -m worker`. `folder` contains its data, its checkpoint and its log."""
+    """A running `python -m worker`. `folder` contains its data, its checkpoint and its log.
+
+    `prefix` is the command that runs it, as in a network namespace.
+    """
 
     folder: Path
     redis_url: str
     settings: dict[str, str] = field(default_factory=dict)
+    prefix: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.redis: Redis = connect(self.redis_url, deadline_s=20.0)
@@ -80,7 +84,11 @@ class RunningWorker:
         }
         with (self.folder / "worker.log").open("ab") as log:
             self.parent = subprocess.Popen(
-                [sys.executable, "-m", "worker"], env=environment, cwd=ROOT, stdout=log, stderr=log
+                [*self.prefix, sys.executable, "-m", "worker"],
+                env=environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
             )
 
     def stop(self) -> int:
@@ -175,10 +183,12 @@ class RunningWorker:
 
 
 @contextmanager
-def running_worker(folder: Path, redis_url: str, **settings: object) -> Iterator[RunningWorker]:
+def running_worker(
+    folder: Path, redis_url: str, prefix: Sequence[str] = (), /, **settings: object
+) -> Iterator[RunningWorker]:
     """Run a worker, and check that it leaves no process."""
     worker = RunningWorker(
-        folder, redis_url, {f"LONGCAT_{name.upper()}": str(value) for name, value in settings.items()}
+        folder, redis_url, {f"LONGCAT_{name.upper()}": str(value) for name, value in settings.items()}, prefix
     )
     worker.start()
     try:

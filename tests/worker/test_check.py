@@ -104,6 +104,34 @@ def test_videos_that_do_not_fit_are_told_apart(settings):
     assert "does not fit" not in texts(checkpoint, gpus(141), "note")
 
 
+def of_node(settings: WorkerSettings, rank: int, rendezvous: str) -> WorkerSettings:
+    return settings.model_copy(
+        update={"nodes": 2, "node_rank": rank, "rendezvous": rendezvous, "redis_url": "redis://127.0.0.1:1"}
+    )
+
+
+@pytest.mark.usefixtures("released")
+def test_only_node_0_needs_redis(settings):
+    assert problems(of_node(settings, 1, "127.0.0.1:29500"), []) == []
+    assert any("Redis" in problem for problem in problems(of_node(settings, 0, "127.0.0.1:29500"), []))
+
+
+@pytest.mark.usefixtures("released")
+def test_rendezvous_must_be_an_address_of_node_0(settings):
+    elsewhere = "RENDEZVOUS 192.0.2.1:29500: Cannot assign requested address"
+    assert elsewhere in problems(of_node(settings, 0, "192.0.2.1:29500"), [])
+    assert problems(of_node(settings, 1, "192.0.2.1:29500"), []) == []
+    assert "node 1 of 2, which meet at 192.0.2.1:29500" in texts(
+        of_node(settings, 1, "192.0.2.1:29500"), [], "ok"
+    )
+
+
+@pytest.mark.usefixtures("released")
+def test_rendezvous_whose_name_is_unknown_is_a_problem(settings):
+    (problem,) = problems(of_node(settings, 1, "node.invalid:29500"), [])
+    assert problem.startswith("RENDEZVOUS node.invalid:29500: ")
+
+
 def test_gpus_are_those_of_the_driver(tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 580.95'\necho 'NVIDIA L4, 23034, 580.95'\n")

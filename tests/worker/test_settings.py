@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from tests.architecture.source import ROOT
 from tests.servers import free_port
-from worker.settings import RankSetup, WorkerSettings, group_environment
+from worker.settings import Endpoint, RankSetup, WorkerSettings, group_environment
 from worker.supervisor.supervisor import SupervisorLimits
 
 
@@ -62,6 +63,50 @@ def test_incomplete_groups_are_refused(monkeypatch):
         WorkerSettings()
 
 
+def of_two_nodes(**changes: Any) -> WorkerSettings:
+    return WorkerSettings(**{"nodes": 2, "rendezvous": "10.0.0.1:29500", **changes})
+
+
+def test_ranks_of_all_nodes_are_one_group():
+    settings = of_two_nodes(ranks=4)
+    assert (settings.num_groups, settings.ranks_per_group, settings.local_ranks_per_group) == (1, 8, 4)
+    setup = settings.rank_setup(Path("/run/sock"))
+    assert (setup.num_ranks, setup.nodes, str(setup.rendezvous)) == (8, 2, "10.0.0.1:29500")
+    assert of_two_nodes(ranks=4, context_parallel=8).num_groups == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"node_rank": 2}, r"NODE_RANK \(2\) must be less than NODES \(2\)"),
+        ({"rendezvous": None}, "NODES is 2, so RENDEZVOUS must name host:port of node 0"),
+        ({"context_parallel": 2}, r"CONTEXT_PARALLEL \(2\) must be absent or NODES × RANKS \(4\)"),
+        ({"rendezvous": "10.0.0.1"}, "RENDEZVOUS: 10.0.0.1 is not of the form host:port"),
+    ],
+)
+def test_settings_of_nodes_that_do_not_fit_are_refused(changes, rule):
+    with pytest.raises(ValidationError, match=rule):
+        of_two_nodes(**{"ranks": 2, **changes})
+
+
+@pytest.mark.parametrize("text", ["node-0.longcat:29500", "[fd00::1]:29500"])
+def test_endpoint_survives_its_text(text):
+    assert str(Endpoint.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":1", "host", "host:0", "host:65536", "host:x", "user@host:1", "host:1/x"]
+)
+def test_text_that_is_no_endpoint_is_refused(text):
+    with pytest.raises(ValueError, match=r"not of the form host:port|Port out of range|Port could not"):
+        Endpoint.parse(text)
+
+
+def test_group_on_several_nodes_uses_all_gpus_of_this_one():
+    settings = of_two_nodes(ranks=2, device="cuda")
+    assert group_environment(settings, 0)["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
 @pytest.mark.parametrize(("visible", "shares"), [(None, ["0,1", "2,3"]), ("4,5,6,7", ["4,5", "6,7"])])
 def test_each_group_has_its_own_gpus(monkeypatch, visible, shares):
     if visible:
@@ -94,6 +139,14 @@ def test_ranks_always_use_the_loopback_interface(monkeypatch, name):
     assert group_environment(settings, 0)[name] == "lo"
     monkeypatch.setenv(name, "eth1")
     assert group_environment(settings, 0)[name] == "lo"
+
+
+@pytest.mark.parametrize("name", ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"])
+def test_ranks_of_several_nodes_use_the_interface_of_the_operator(monkeypatch, name):
+    monkeypatch.setenv(name, "eth1")
+    assert group_environment(of_two_nodes(), 0)[name] == "eth1"
+    monkeypatch.delenv(name)
+    assert name not in group_environment(of_two_nodes(), 0)
 
 
 @pytest.mark.parametrize(

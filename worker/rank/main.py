@@ -24,7 +24,7 @@ import torch.distributed as dist
 from jobs.logs import about, set_up_log
 from jobs.store.holder import StopReason
 from model.parallel.device import choose_device
-from model.parallel.mesh import ContextParallel, FileRendezvous, join
+from model.parallel.mesh import ContextParallel, FileRendezvous, StoreRendezvous, join
 from worker.channel import Channel, connect
 from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
 from worker.process import die_with_parent
@@ -33,7 +33,7 @@ from worker.rank.engine import Engine
 from worker.rank.leader import Leader
 from worker.rank.progress import UnitTimes
 from worker.rank.run_job import run_job
-from worker.settings import RankSetup, VideoSettings
+from worker.settings import RankSetup
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
     supervisor: SupervisorConnection | None = None
-    if dist.get_node_local_rank(fallback_rank=0) == 0:  # the leader: all ranks of a group are on one machine
+    if settings.node_rank == 0 and dist.get_node_local_rank(fallback_rank=0) == 0:  # the leader
         supervisor = SupervisorConnection(connect(settings.socket), on_disconnect=exit_failed)
     try:
         parallel = join(
@@ -59,7 +59,7 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
             rendezvous=_rendezvous(settings),
         )
         consensus = Consensus(settings.error_grace_s)
-        _serve(load(settings, parallel), consensus, supervisor, settings.video)
+        _serve(load(settings, parallel), consensus, supervisor, settings)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it is
         traceback.print_exc()
         if supervisor:
@@ -79,7 +79,7 @@ def exit_failed() -> Never:
 
 
 def _serve(
-    engine: Engine, consensus: Consensus, supervisor: SupervisorConnection | None, settings: VideoSettings
+    engine: Engine, consensus: Consensus, supervisor: SupervisorConnection | None, settings: RankSetup
 ) -> Never:
     """Run one job after the other: the leader receives them, the other ranks get them from the leader."""
     pids = consensus.all_gather(os.getpid())
@@ -88,7 +88,8 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     capability = engine.capability
     if supervisor:
-        supervisor.send(Ready(capability=capability, pids=tuple(pids)))
+        on_this_node = pids[: settings.num_ranks // settings.nodes]
+        supervisor.send(Ready(capability=capability, pids=tuple(on_this_node)))
     unit_times: UnitTimes = {}
     while True:
         run = consensus.broadcast(supervisor.next_job() if supervisor else None)
@@ -97,7 +98,9 @@ def _serve(
             leader: Leader | None = None
             if supervisor:
                 get_stop_request = partial(supervisor.stop_request, run.job_id)
-                leader = Leader(run, supervisor.send, get_stop_request, settings, unit_times, capability)
+                leader = Leader(
+                    run, supervisor.send, get_stop_request, settings.video, unit_times, capability
+                )
             run_job(run, engine, consensus, leader)
             logger.info("job ended on rank %d", consensus.rank)
 
@@ -107,7 +110,11 @@ def _exit_after_thread_failure(failed: threading.ExceptHookArgs) -> None:
     exit_failed()
 
 
-def _rendezvous(settings: RankSetup) -> FileRendezvous | None:
+def _rendezvous(settings: RankSetup) -> FileRendezvous | StoreRendezvous | None:
+    if settings.rendezvous and settings.round_id:
+        first_rank = settings.node_rank * (settings.num_ranks // settings.nodes)
+        host, port = settings.rendezvous.host, settings.rendezvous.port
+        return StoreRendezvous(host, port, settings.round_id, first_rank, settings.num_ranks)
     if settings.rendezvous_file is None:
         return None
     return FileRendezvous(settings.rendezvous_file, settings.num_ranks)

@@ -145,7 +145,7 @@ def _build_gpu_group(
 ) -> GpuGroup:
     socket = settings.group_folder(index) / "rank-0.sock"
     launch = Launch(
-        num_ranks=settings.ranks_per_group,
+        num_ranks=settings.local_ranks_per_group,
         module=settings.rank_module,
         setup=settings.rank_setup(socket).model_dump_json(),
         socket=socket,

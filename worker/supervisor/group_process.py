@@ -31,6 +31,7 @@ class Launch:
     """The command and environment of a group.
 
     Attributes:
+        num_ranks: the number of ranks on this machine.
         module: the module that every rank runs.
         setup: its first argument (`worker.settings.RankSetup` as JSON).
         socket: where the supervisor listens for rank 0.
