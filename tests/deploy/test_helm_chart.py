@@ -7,7 +7,7 @@ import re
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import kubernetes_validate
 import pytest
@@ -15,12 +15,12 @@ import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from helm_python import Chart, HelmError, chart
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model.weights.__main__ import build_parser
 from service.settings import Settings as ApiSettings
 from tests.service.conftest import CAPABILITY
-from worker.settings import WorkerSettings
+from worker.settings import Endpoint, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "helm" / "longcat-video"
@@ -52,6 +52,8 @@ LARGE: Values = {
     "pools": {
         "h200": {"gpus": 8, "contextParallel": 4, "autoscaling": {"enabled": True}},
         "canary": {"modelId": "a.b_c", "settings": {"FP8": True}, "runtimeClassName": "nvidia"},
+        "wide": {"gpus": 8, "nodes": 2, "replicas": 3},
+        "scaled": {"gpus": 8, "nodes": 4, "autoscaling": {"enabled": True}},
         "trial": {"gpus": 0, "checkpoint": {"emptyDir": {}}},
         "fetched": {
             "checkpoint": {"hostPath": {"path": "/var/lib/longcat-weights", "type": "Directory"}},
@@ -75,6 +77,44 @@ CUSTOM_RESOURCES: dict[str, type[BaseModel]] = {
 }
 
 
+class Strict(BaseModel):
+    """Refuse fields that the custom resource does not have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LeaderWorkerTemplate(Strict):
+    """The fields of a LeaderWorkerSet that the chart uses, as its API of version 1 defines them."""
+
+    size: int
+    restartPolicy: Literal["RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"]  # noqa: N815
+    workerTemplate: Object  # noqa: N815
+
+
+class RollingUpdateConfiguration(Strict):
+    maxUnavailable: int  # noqa: N815
+    maxSurge: int  # noqa: N815
+
+
+class RolloutStrategy(Strict):
+    type: Literal["RollingUpdate"]
+    rollingUpdateConfiguration: RollingUpdateConfiguration  # noqa: N815
+
+
+class LeaderWorkerSetSpec(Strict):
+    replicas: int = 1
+    startupPolicy: Literal["LeaderCreated", "LeaderReady"]  # noqa: N815
+    rolloutStrategy: RolloutStrategy  # noqa: N815
+    leaderWorkerTemplate: LeaderWorkerTemplate  # noqa: N815
+
+
+class LeaderWorkerSet(Strict):
+    apiVersion: Literal["leaderworkerset.x-k8s.io/v1"]  # noqa: N815
+    kind: Literal["LeaderWorkerSet"]
+    metadata: Object
+    spec: LeaderWorkerSetSpec
+
+
 def render(values: Values) -> list[Object]:
     """Return the objects that the chart makes of these values."""
     with Chart.load(FOLDER) as loaded:
@@ -88,8 +128,21 @@ def named(objects: list[Object], kind: str, name: str = "") -> Object:
     return found
 
 
+WORKLOADS = frozenset({"Deployment", "StatefulSet", "LeaderWorkerSet"})
+
+
+def template_of(workload: Object) -> Object:
+    spec = workload["spec"]
+    found: Object = (
+        spec["leaderWorkerTemplate"]["workerTemplate"]
+        if workload["kind"] == "LeaderWorkerSet"
+        else spec["template"]
+    )
+    return found
+
+
 def pod_templates(objects: list[Object]) -> Iterator[Object]:
-    yield from (each["spec"]["template"] for each in objects if each["kind"] in {"Deployment", "StatefulSet"})
+    yield from (template_of(each) for each in objects if each["kind"] in WORKLOADS)
 
 
 def containers_of(template: Object) -> list[Object]:
@@ -97,7 +150,7 @@ def containers_of(template: Object) -> list[Object]:
 
 
 def container_of(workload: Object) -> Object:
-    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    (container,) = template_of(workload)["spec"]["containers"]
     found: Object = container
     return found
 
@@ -107,7 +160,11 @@ def check(resource: Object, version: str = NEWEST) -> None:
 
     The models of custom resources ignore unknown fields, so these are found by what is lost.
     """
-    if model := CUSTOM_RESOURCES.get(resource["kind"]):
+    if resource["kind"] == "LeaderWorkerSet":
+        LeaderWorkerSet.model_validate(resource)
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": resource["metadata"]}
+        kubernetes_validate.validate({**pod, "template": template_of(resource)}, version, strict=True)
+    elif model := CUSTOM_RESOURCES.get(resource["kind"]):
         kept = model.model_validate(resource).model_dump(mode="json", by_alias=True, exclude_unset=True)
         if json.loads(json.dumps(resource)) != kept:
             raise kubernetes_validate.ValidationError(ValueError("a field is unknown"), version)
@@ -131,7 +188,9 @@ def test_every_object_is_valid_in_old_and_new_kubernetes(values, version):
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("kind", ["Deployment", "NetworkPolicy", "ScaledObject", "ServiceMonitor"])
+@pytest.mark.parametrize(
+    "kind", ["Deployment", "LeaderWorkerSet", "NetworkPolicy", "ScaledObject", "ServiceMonitor"]
+)
 def test_misspelt_field_is_found(kind):
     resource = next(each for each in render(LARGE) if each["kind"] == kind)
     resource["spec"]["misspelt"] = 1
@@ -149,6 +208,11 @@ def test_misspelt_field_is_found(kind):
         ({**SMALL, "replicas": 2}, "replicas"),
         ({**SMALL, "pools": {"main": {"gpu": 2}}}, "gpu"),
         ({**SMALL, "pools": {"Main": {}}}, "Main"),
+        ({**SMALL, "pools": {"main": {"nodes": 0}}}, "nodes"),
+        (
+            {**SMALL, "pools": {"main": {"nodes": 2, "contextParallel": 2}}},
+            r"pools\.main\.contextParallel must be 0",
+        ),
         ({**SMALL, "settings": {"LONGCAT_RETENTION_S": 1}}, "LONGCAT_RETENTION_S"),
         ({**SMALL, "storage": {"url": "gs://videos"}}, "url"),
         ({**SMALL, "pools": {"main": {"autoscaling": {"enabled": True}}}}, "monitoring.prometheusUrl"),
@@ -209,9 +273,17 @@ def test_every_mount_and_port_by_name_exists(values):
                     assert container[probe][check_by]["port"] in ports
 
 
+# What the controller of a LeaderWorkerSet puts in front of the environment of a group's second pod.
+OF_LWS = {"LWS_LEADER_ADDRESS": "wide-0.wide.ours", "LWS_WORKER_INDEX": "1"}
+
+
 def environment(workload: Object) -> dict[str, str]:
     found = {each["name"]: each["value"] for each in container_of(workload)["env"]}
     assert len(found) == len(container_of(workload)["env"]), "a name is there twice"
+    if workload["kind"] != "LeaderWorkerSet":
+        return found
+    for name, value in OF_LWS.items():
+        found = {key: text.replace(f"$({name})", value) for key, text in found.items()}
     return found
 
 
@@ -221,7 +293,7 @@ def test_processes_accept_their_environment(values, monkeypatch, tmp_path):
         (tmp_path / name).write_text("redis://redis" if name == "redis_url" else "secret")
     (tmp_path / "capability.json").write_text(CAPABILITY.model_dump_json())
     objects = render(values)
-    workloads = [each for each in objects if each["kind"] in {"Deployment", "StatefulSet"}]
+    workloads = [each for each in objects if each["kind"] in WORKLOADS]
     for workload in workloads:
         if workload["metadata"]["name"].endswith("-redis"):
             continue
@@ -322,6 +394,42 @@ def test_gpus_of_a_pod_are_its_ranks():
     assert (environment(trial)["LONGCAT_RANKS"], environment(trial)["LONGCAT_DEVICE"]) == ("1", "cpu")
 
 
+def test_pool_of_several_nodes_is_a_leader_worker_set_of_so_many_pods():
+    objects = render(LARGE)
+    workload = named(objects, "LeaderWorkerSet", "-wide")
+    assert workload["spec"]["replicas"] == 3
+    assert workload["spec"]["leaderWorkerTemplate"]["size"] == 2
+    assert not [
+        each for each in objects if each["kind"] == "Service" and each["metadata"]["name"].endswith("-wide")
+    ]
+    read = environment(workload)
+    assert (read["LONGCAT_NODES"], read["LONGCAT_RANKS"], read["LONGCAT_NODE_RANK"]) == ("2", "8", "1")
+    endpoint = Endpoint.parse(read["LONGCAT_RENDEZVOUS"])
+    assert endpoint.host == "wide-0.wide.ours"
+    assert endpoint.port in {port["containerPort"] for port in container_of(workload)["ports"]}
+
+
+def test_autoscaler_of_several_nodes_counts_groups():
+    scaler = named(render(LARGE), "ScaledObject", "-scaled")
+    target = scaler["spec"]["scaleTargetRef"]
+    assert (target["apiVersion"], target["kind"]) == ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet")
+    assert scaler["spec"]["triggers"][2]["metadata"]["threshold"] == "1"
+
+
+def test_only_pods_of_its_pool_reach_the_ranks_of_a_group_over_several_pods():
+    objects = render(LARGE)
+    policy = named(objects, "NetworkPolicy", "-wide-nodes")["spec"]
+    selector = {"podSelector": policy["podSelector"]}
+    assert (policy["ingress"], policy["egress"]) == ([{"from": [selector]}], [{"to": [selector]}])
+    selected = policy["podSelector"]["matchLabels"].items()
+    (template,) = (each for each in pod_templates(objects) if selected <= each["metadata"]["labels"].items())
+    assert template == template_of(named(objects, "LeaderWorkerSet", "-wide"))
+    with_role = named(objects, "NetworkPolicy", "-workers")["spec"]
+    assert with_role["ingress"] == [{"ports": [{"port": "health"}]}]
+    off = render({**LARGE, "networkPolicy": {"enabled": False}})
+    assert not [each for each in off if each["kind"] == "NetworkPolicy"]
+
+
 def test_worker_knows_when_it_will_be_killed():
     worker = named(render(LARGE), "StatefulSet", "-worker-h200")
     grace_s = worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -333,7 +441,8 @@ def test_autoscalers_own_the_number_of_pods():
     assert "replicas" not in named(objects, "Deployment")["spec"]
     assert "replicas" not in named(objects, "StatefulSet", "-worker-h200")["spec"]
     assert named(objects, "StatefulSet", "-worker-canary")["spec"]["replicas"] == 1
-    scaler = named(objects, "ScaledObject")
+    assert "replicas" not in named(objects, "LeaderWorkerSet", "-scaled")["spec"]
+    scaler = named(objects, "ScaledObject", "-h200")
     assert scaler["spec"]["scaleTargetRef"]["name"] == "video-longcat-video-worker-h200"
 
 
