@@ -13,7 +13,7 @@ import pytest
 from service.__main__ import GRACE_S
 from service.settings import Settings as ApiSettings
 from tests.waiting import wait_until
-from worker.settings import END_S, WorkerSettings
+from worker.settings import END_S, Endpoint, WorkerSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = DEPLOY / "systemd"
@@ -124,6 +124,53 @@ def test_slurm_script_waits_until_its_worker_has_drained(tmp_path: Path, whole_g
     assert (tmp_path / "drained").exists()
     assert (tmp_path / "arguments").read_text() == "-m worker\n"
     assert not Path((tmp_path / "folder").read_text().strip()).exists()
+
+
+# Runs the command on two nodes, and passes SIGTERM on to both.
+FAKE_SRUN = """#!/bin/bash
+[ "$1" = --ntasks-per-node=1 ] || exit 9
+shift
+SLURM_NODEID=0 "$@" & first=$!
+SLURM_NODEID=1 "$@" & second=$!
+trap 'kill -TERM $first $second' TERM
+wait $first || wait $first; status=$?
+wait $second; exit "$status"
+"""
+FAKE_NODE = """#!/bin/bash
+trap 'touch "$OUT/drained-$LONGCAT_NODE_RANK"; exit 0' TERM
+echo "$* $LONGCAT_NODES $LONGCAT_RENDEZVOUS $LONGCAT_RANKS" >"$OUT/part-$LONGCAT_NODE_RANK"
+mv "$OUT/part-$LONGCAT_NODE_RANK" "$OUT/node-$LONGCAT_NODE_RANK"
+while :; do sleep 0.05; done
+"""
+
+
+def test_slurm_script_runs_one_worker_on_each_node(tmp_path: Path) -> None:
+    for name, content in (("python", FAKE_NODE), ("srun", FAKE_SRUN)):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o700)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "OUT": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NUM_NODES": "2",
+        "LONGCAT_REDIS_URL_FILE": "/redis_url",
+        "LONGCAT_STORAGE": "s3://videos",
+        "LONGCAT_CHECKPOINT": "/models",
+    }
+    process = subprocess.Popen(["bash", str(SCRIPT)], env=environment, start_new_session=True)
+    try:
+        wait_until(lambda: all((tmp_path / f"node-{rank}").exists() for rank in range(2)))
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+    finally:
+        subprocess.run(["kill", "-KILL", "--", f"-{process.pid}"], check=False, stderr=subprocess.DEVNULL)
+    assert all((tmp_path / f"drained-{rank}").exists() for rank in range(2))
+    first, second = ((tmp_path / f"node-{rank}").read_text().split() for rank in range(2))
+    assert first == second
+    *command, nodes, rendezvous, ranks = first
+    assert (command, nodes, ranks) == (["-m", "worker"], "2", "8")
+    assert Endpoint.parse(rendezvous).port == 29500
 
 
 @pytest.mark.parametrize("missing", ["LONGCAT_REDIS_URL_FILE", "LONGCAT_STORAGE", "LONGCAT_CHECKPOINT"])
