@@ -87,6 +87,11 @@ class RankSetup(_Frozen):
     log_format: LogFormat = "text"
     rendezvous_file: Path | None = None
 
+    @property
+    def ranks_per_node(self) -> int:
+        """Return the number of ranks of the group on each machine."""
+        return self.num_ranks // self.nodes
+
 
 class WorkerSettings(SharedSettings):
     """The settings `LONGCAT_<NAME>` of a worker. Times in seconds."""

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Never
@@ -25,6 +25,7 @@ from jobs.logs import about, set_up_log
 from jobs.store.holder import StopReason
 from model.parallel.device import choose_device
 from model.parallel.mesh import ContextParallel, FileRendezvous, StoreRendezvous, join
+from model.spec.errors import GroupError
 from worker.channel import Channel, connect
 from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
 from worker.process import die_with_parent
@@ -82,14 +83,15 @@ def _serve(
     engine: Engine, consensus: Consensus, supervisor: SupervisorConnection | None, settings: RankSetup
 ) -> Never:
     """Run one job after the other: the leader receives them, the other ranks get them from the leader."""
-    pids = consensus.all_gather(os.getpid())
+    capability = engine.capability
+    pids, weights = zip(*consensus.all_gather((os.getpid(), capability.weights)), strict=True)
+    check_weights(weights)
     # The supervisor decides when a job stops. A signal to all processes must not interrupt a step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    capability = engine.capability
     if supervisor:
-        on_this_node = pids[: settings.num_ranks // settings.nodes]
-        supervisor.send(Ready(capability=capability, pids=tuple(on_this_node)))
+        on_this_node = pids[: settings.ranks_per_node]
+        supervisor.send(Ready(capability=capability, pids=on_this_node))
     unit_times: UnitTimes = {}
     while True:
         run = consensus.broadcast(supervisor.next_job() if supervisor else None)
@@ -105,6 +107,15 @@ def _serve(
             logger.info("job ended on rank %d", consensus.rank)
 
 
+def check_weights(of_ranks: Sequence[Mapping[str, str]]) -> None:
+    """Compare the fingerprints that the first rank of each node has. Raises GroupError if they differ."""
+    first = of_ranks[0]
+    for rank, weights in enumerate(of_ranks):
+        parts = sorted(part for part in {*first, *weights} if first.get(part) != weights.get(part))
+        if weights and parts:
+            raise GroupError(f"the weights of rank {rank} differ from those of rank 0: {', '.join(parts)}")
+
+
 def _exit_after_thread_failure(failed: threading.ExceptHookArgs) -> None:
     traceback.print_exception(failed.exc_value)
     exit_failed()
@@ -112,7 +123,7 @@ def _exit_after_thread_failure(failed: threading.ExceptHookArgs) -> None:
 
 def _rendezvous(settings: RankSetup) -> FileRendezvous | StoreRendezvous | None:
     if settings.rendezvous and settings.round_id:
-        first_rank = settings.node_rank * (settings.num_ranks // settings.nodes)
+        first_rank = settings.node_rank * settings.ranks_per_node
         host, port = settings.rendezvous.host, settings.rendezvous.port
         return StoreRendezvous(host, port, settings.round_id, first_rank, settings.num_ranks)
     if settings.rendezvous_file is None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from jobs.capability import Capability
 from model.io.fingerprint import fingerprints
@@ -56,7 +57,7 @@ class ModelEngine:
 
     @property
     def capability(self) -> Capability:
-        """Return what the loaded checkpoint can generate. Only the leader knows the weights."""
+        """Return what the loaded checkpoint can generate. The first rank of a node knows the weights."""
         parallel = self._pipeline.parallel
         gpu = torch.cuda.get_device_properties(parallel.device) if self._on_cuda else None
         return Capability(
@@ -117,7 +118,8 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     logger.info("loaded %s %s", setup.checkpoint, cost)
     if fuse(pipeline.dit, setup.compile):
         warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
-    weights = fingerprints(setup.checkpoint) if parallel.is_leader else {}
+    is_first_of_node = dist.get_node_local_rank(fallback_rank=0) == 0
+    weights = fingerprints(setup.checkpoint) if is_first_of_node else {}
     return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, weights, memory)
 
 

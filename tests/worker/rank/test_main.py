@@ -8,14 +8,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from jobs.capability import Capability
+from model.spec.errors import GroupError
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from worker.channel import Channel, listen
-from worker.messages import GroupFailed, RunJob, StopJob
-from worker.rank.main import EXIT_FAILED, SupervisorConnection
+from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
+from worker.rank.consensus import Consensus
+from worker.rank.engine import Engine
+from worker.rank.main import EXIT_FAILED, SupervisorConnection, _serve, check_weights
 from worker.settings import WorkerSettings
 
 JOB = RunJob(job_id="j", order=ORDER, folder=Path("/spool/j"))
@@ -73,6 +79,62 @@ def test_close_ends_the_receiving_thread():
     with closing(ends.supervisor):
         ends.connection.close()  # returns once the thread has ended
         assert ends.supervisor.recv() is None
+
+
+def test_nodes_with_the_same_weights_work_together():
+    check_weights([{"vae": "1"}, {}, {"vae": "1"}, {}])
+    check_weights([{}, {}])  # of an engine that has no fingerprints
+
+
+@pytest.mark.parametrize(
+    "weights", [{"vae": "2", "dit": "1"}, {"vae": "1"}, {"vae": "1", "dit": "1", "x": "3"}]
+)
+def test_nodes_with_other_weights_are_refused(weights):
+    with pytest.raises(GroupError, match=r"the weights of rank 2 differ from those of rank 0: (vae|dit|x)$"):
+        check_weights([{"vae": "1", "dit": "1"}, {}, weights, {}])
+
+
+class Served(Exception):
+    """The ranks are about to run their first job."""
+
+
+class FakeSupervisor:
+    """Keeps what the leader sends, and has no job for it."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def next_job(self) -> RunJob:
+        return JOB
+
+
+class FakeConsensus:
+    """The values of four ranks, of which the first two are on the leader's machine."""
+
+    def all_gather(self, value: tuple[int, dict[str, str]]) -> list[tuple[int, dict[str, str]]]:
+        _, weights = value
+        return [(pid, weights) for pid in (11, 12, 11, 13)]
+
+    def broadcast(self, value: RunJob) -> RunJob:
+        raise Served
+
+
+def test_supervisor_learns_of_the_ranks_of_its_own_machine_only(monkeypatch, tmp_path):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    capability = Capability(model="m", tasks=("refine",), limits={}, device="cpu", dtype="float32")
+    settings = WorkerSettings(checkpoint=tmp_path, ranks=2, nodes=2, rendezvous="10.0.0.1:29500")
+    supervisor = FakeSupervisor()
+    with pytest.raises(Served):
+        _serve(
+            cast("Engine", SimpleNamespace(capability=capability)),
+            cast("Consensus", FakeConsensus()),
+            cast("SupervisorConnection", supervisor),
+            settings.rank_setup(tmp_path),
+        )
+    assert supervisor.sent == [Ready(capability=capability, pids=(11, 12))]
 
 
 @pytest.mark.integration
