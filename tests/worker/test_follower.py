@@ -27,7 +27,8 @@ folder = pathlib.Path(sys.argv[1])
 with (folder / "starts").open("a") as file:
     file.write(f"{os.getpid()}\\n")
 os.write(int(sys.argv[4]), b"ready\\n" if sys.argv[2] == "joined" else b"")
-while not (folder / "over").exists():
+parent = os.getppid()
+while not (folder / "over").exists() and os.getppid() == parent:
     time.sleep(0.02)
 """
 
