@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import av
@@ -21,6 +22,7 @@ from PIL import Image
 
 from model.media.errors import UnusableMedia
 from model.media.formats import CODECS, MAX_FRAME_PIXELS, MEDIA_TYPES
+from model.media.frames import FrameReader, facts_of
 from model.media.protocol import Output
 from model.spec.geometry import Clip, Size, every_nth, frames_taken
 
@@ -34,7 +36,7 @@ _TRANSPOSITIONS = {  # by (a, b, c, d) of the display matrix, which shows (x, y)
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
 _UPRIGHT = (1, 0, 0, 1)
-_HDR = {16, 18}  # transfer functions PQ and HLG, as in ITU-T H.273
+_MAX_JITTER = 0.5  # of the time between frames; more is a varying frame rate
 _MAX_PIXEL_ASPECT = 4
 
 
@@ -49,10 +51,16 @@ def count_frames(source: BinaryIO, max_frames: int, max_pixels: int, fps: int | 
     """Return the size of the clip, the number of frames to take, its media type, and what is not taken."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps)
-        media_type = MEDIA_TYPES[container.format.name]
-        has_sound = bool(container.streams.audio)
+        facts = {
+            "media_type": MEDIA_TYPES[container.format.name],
+            "nth": scan.nth,
+            "has_sound": bool(container.streams.audio),
+            "has_wide_pixels": _pixel_aspect(container) != 1,
+            "has_unread_alpha": container.streams.video[0].metadata.get("alpha_mode")
+            == "1",  # of VP8 and VP9
+        }
     clip = Clip(*scan.size, frames_taken(scan.num_frames, scan.nth))
-    return Output({**clip._asdict(), "media_type": media_type, "nth": scan.nth, "has_sound": has_sound})
+    return Output({**clip._asdict(), **facts, **dict.fromkeys(scan.facts, True)})
 
 
 def read_frames(
@@ -87,18 +95,18 @@ def encode_frame(source: BinaryIO, max_frames: int, max_pixels: int, index: int)
 
 def _images(source: BinaryIO, wanted: range, size: Size) -> Iterator[Image.Image]:
     source.seek(0)
+    reader = FrameReader()
     with _open(source) as container:
         for index, frame in enumerate(_decode(container)):
             if index in wanted:
-                yield _image(frame, size)
+                yield _image(reader, frame, size)
 
 
-def _image(frame: av.VideoFrame, size: Size) -> Image.Image:
+def _image(reader: FrameReader, frame: av.VideoFrame, size: Size) -> Image.Image:
     """Return the upright pixels of a frame, resized to this size by Lanczos on 8 bits."""
-    rgb = frame.reformat(format="rgb24", threads=1)  # a confined process has one thread
-    plane = rgb.planes[0]
-    image = Image.frombuffer("RGB", (rgb.width, rgb.height), bytes(plane), "raw", "RGB", plane.line_size, 1)
-    if (orientation := _orientation(frame)) != _UPRIGHT:
+    orientation = _orientation(frame)
+    image = reader.read(frame, Size(size.width, size.height) if _is_turned(orientation) else size)
+    if orientation != _UPRIGHT:
         image = image.transpose(_TRANSPOSITIONS[orientation])
     return image.resize((size.width, size.height), Image.Resampling.LANCZOS)
 
@@ -108,6 +116,7 @@ class _Scan:
     size: Size
     num_frames: int
     nth: int  # every nth frame is taken, counted from the last
+    facts: set[str]  # names of what is changed or lost
 
 
 def _scan(container: InputContainer, max_frames: int, max_pixels: int, fps: int | None) -> _Scan:
@@ -116,8 +125,9 @@ def _scan(container: InputContainer, max_frames: int, max_pixels: int, fps: int 
     pixel_aspect = _pixel_aspect(container)
     times_s: list[float] = []
     num_pixels = 0
+    facts: set[str] = set()
     for frame in _decode(container):
-        _check(frame.color_trc not in _HDR, "is in HDR (HLG or PQ), which is not converted; send it in SDR")
+        facts |= facts_of(frame)
         sizes.add(_upright_size(frame, pixel_aspect))
         times_s.append(frame.time or 0.0)
         num_pixels += frame.height * frame.width
@@ -125,8 +135,16 @@ def _scan(container: InputContainer, max_frames: int, max_pixels: int, fps: int 
         _check(num_pixels <= max_pixels, f"has more than {max_pixels} pixels in all")
     _check(bool(times_s), "has no frames")
     _check(len(sizes) == 1, "changes its size on the way")
+    if _has_uneven_frames(times_s):
+        facts.add("has_uneven_frames")
     nth = every_nth(len(times_s), times_s[-1] - times_s[0], fps) if fps else 1
-    return _Scan(sizes.pop(), len(times_s), nth)
+    return _Scan(sizes.pop(), len(times_s), nth, facts)
+
+
+def _has_uneven_frames(times_s: list[float]) -> bool:
+    """Return whether some frames are shown much longer than others."""
+    durations = sorted(after - before for before, after in pairwise(times_s))
+    return bool(durations) and durations[-1] - durations[0] > _MAX_JITTER * durations[len(durations) // 2]
 
 
 @contextmanager
@@ -172,8 +190,12 @@ def _upright_size(frame: av.VideoFrame, pixel_aspect: float) -> Size:
     height = round(frame.height / min(pixel_aspect, 1))
     width = round(frame.width * max(pixel_aspect, 1))
     _check(height * width <= MAX_FRAME_PIXELS, "has frames larger than 4096 × 2304")
-    is_turned = _orientation(frame)[0] == 0
-    return Size(width, height) if is_turned else Size(height, width)
+    return Size(width, height) if _is_turned(_orientation(frame)) else Size(height, width)
+
+
+def _is_turned(orientation: tuple[int, int, int, int]) -> bool:
+    """Return whether rows are shown as columns."""
+    return orientation[0] == 0
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -14,9 +14,16 @@ from model.media.sandbox import Sandbox
 from model.spec.geometry import Clip, Size
 
 _MAX_PNG_BYTES = 4 * MAX_KEPT_PIXELS  # three bytes for each pixel, and some for the PNG format
-_NOTES = {
+_NOTES = {  # by the facts that decoders return
     "is_animated": "only the first frame of the animation is used",
     "has_unreadable_profile": "its color profile cannot be used, so its colors may be wrong",
+    "is_hdr": "its HDR is converted to SDR",
+    "is_wide_gamut": "its colors outside of sRGB are clipped",
+    "is_transparent": "its transparent parts become white",
+    "has_unread_alpha": "its transparency is not used",
+    "is_interlaced": "is interlaced: only one of the two fields of each frame is used",
+    "has_wide_pixels": "its pixels are not square; they are made square",
+    "has_uneven_frames": "its frame rate varies; its frames are used as if they were evenly spaced",
     "has_sound": "its sound is not used",
 }
 

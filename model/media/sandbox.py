@@ -156,7 +156,7 @@ class _ForkServer:
                 command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                env={},
+                env={"OPENBLAS_NUM_THREADS": "1"},  # a process with threads cannot be forked
                 cwd=_ROOT,
                 start_new_session=True,
             )

@@ -7,6 +7,7 @@ import io
 import math
 import struct
 import zlib
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -79,6 +80,49 @@ def pictures(image: Image.Image, num_frames: int = 5) -> bytes:
         stream.width, stream.height, stream.pix_fmt = image.width, image.height, "yuv420p"
         for _ in range(num_frames):
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def uneven_clip() -> bytes:
+    """Return a clip whose last frames are shown for four times as long as the others."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=15)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for time in (0, 1, 2, 3, 4, 8, 12):
+            frame = av.VideoFrame.from_image(picture())
+            frame.pts, frame.time_base = time, Fraction(1, 15)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def interlaced_clip() -> bytes:
+    """Return an interlaced clip, of which the first field is white and the second black."""
+    file = io.BytesIO()
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[::2] = 255
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=15, options={"x264-params": "tff=1", "crf": "1"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def transparent_webm() -> bytes:
+    """Return a VP9 clip that says that it has an alpha channel."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="webm") as container:
+        stream = container.add_stream("libvpx-vp9", rate=15)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuva420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_image(picture()).reformat(format="yuva420p")))
         container.mux(stream.encode())
     return file.getvalue()
 

@@ -17,7 +17,18 @@ from model.media.reading import check_clip, check_frame
 from model.media.sandbox import Sandbox
 from model.spec.errors import InputError
 from model.spec.geometry import Clip, Size
-from tests.service.media import clip, clip_with_sound, encoded, picture, pictures, sound, turned_clip
+from tests.service.media import (
+    clip,
+    clip_with_sound,
+    encoded,
+    interlaced_clip,
+    picture,
+    pictures,
+    sound,
+    transparent_webm,
+    turned_clip,
+    uneven_clip,
+)
 
 
 @pytest.fixture
@@ -113,24 +124,39 @@ def test_pixels_of_an_extreme_shape_are_refused(probed):
         probed(clip(3, sample_aspect_ratio=Fraction(9, 2)))
 
 
-@pytest.mark.parametrize("transfer", [16, 18], ids=["PQ", "HLG"])
-def test_hdr_is_refused(probed, transfer):
-    with pytest.raises(UnusableMedia, match="is in HDR"):
-        probed(clip(3, color_trc=transfer))
-
-
 @pytest.mark.parametrize(
     ("content", "notes"),
     [
         (clip(17), ()),
         (clip(34, rate=30), ("one of 2 frames is used, because the model makes 15 a second",)),
         (clip_with_sound(), ("its sound is not used",)),
+        (
+            clip(3, sample_aspect_ratio=Fraction(4, 3)),
+            ("its pixels are not square; they are made square",),
+        ),
+        (
+            uneven_clip(),
+            ("its frame rate varies; its frames are used as if they were evenly spaced",),
+        ),
+        (
+            interlaced_clip(),
+            ("is interlaced: only one of the two fields of each frame is used",),
+        ),
+        (transparent_webm(), ("its transparency is not used",)),
     ],
-    ids=["plain", "twice the rate", "sound"],
+    ids=["plain", "twice the rate", "sound", "pixel aspect", "uneven", "interlaced", "transparent"],
 )
 def test_what_is_lost_is_noted(sandbox, tmp_path, content, notes):
     (tmp_path / "clip").write_bytes(content)
     assert check_clip(sandbox, tmp_path / "clip", ClipLimits(), fps=15).notes == notes
+
+
+def test_fields_of_an_interlaced_clip_are_not_mixed(sandbox, tmp_path):
+    """Even rows are white and odd ones are black, as of something that moves fast."""
+    (tmp_path / "clip.mp4").write_bytes(interlaced_clip())
+    frames = read_clip(tmp_path / "clip.mp4", fps=15, sandbox=sandbox).numpy()
+    assert frames.shape[1:3] == (64, 96)
+    assert frames.min() > 240
 
 
 class TestOrientation:

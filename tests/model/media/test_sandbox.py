@@ -72,13 +72,13 @@ def test_decoder_cannot(probe, name):
     assert probe("attack", name=name) == {"errno": errno.EPERM}
 
 
-def test_decoder_inherits_no_environment_and_no_descriptors(probe, monkeypatch, fresh):
+def test_decoder_inherits_no_environment_of_its_owner_and_no_descriptors(probe, monkeypatch, fresh):
     monkeypatch.setenv("LONGCAT_API_KEY", "secret")
     fresh.start()
     server = fork_server(fresh)
-    assert Path(f"/proc/{server.pid}/environ").read_bytes() == b""
+    assert Path(f"/proc/{server.pid}/environ").read_bytes() == b"OPENBLAS_NUM_THREADS=1\0"
     inherited = probe("inherited", sandbox=fresh)
-    assert set(inherited["environment"]) <= {"LC_CTYPE"}  # Python sets it
+    assert set(inherited["environment"]) <= {"LC_CTYPE", "OPENBLAS_NUM_THREADS"}  # Python sets it
     assert len(inherited["descriptors"]) == 5  # three times /dev/null, the file and the reply
 
 

@@ -31,6 +31,7 @@ def source(content):
                 "video: is stretched from 96×32 to 96×64",
             ],
         ),
+        ({"video": source(clip(17, color_trc=18))}, ["video: its HDR is converted to SDR"]),
         ({"task": "refine", "video": source(clip(9, 64, 96))}, []),
         (
             {"task": "refine", "video": source(clip(9, 64, 256))},
@@ -46,6 +47,7 @@ def source(content):
         "wide image",
         "sound",
         "fast and wide clip",
+        "HDR",
         "refinement",
         "refinement of a wide clip",
     ],
