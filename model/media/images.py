@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from typing import BinaryIO
 
-from PIL import AvifImagePlugin, Image, ImageCms, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, MAX_KEPT_PIXELS
+from model.media.heif import HeifImage, is_avif, is_heic
 from model.media.protocol import Output
+from model.spec.geometry import Size
 
 _ANIMATED = {"PNG", "WEBP", "AVIF", "GIF"}  # other formats have several images for other purposes
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_HEAD_BYTES = 32
+_MIN_LOSS = 12  # of 255 levels: colors that a conversion changes by less are not reported as clipped
+_SAMPLE_SIDE = 256
 
 
 def warm_up() -> None:
@@ -42,34 +48,68 @@ def read_pixels(source: BinaryIO, min_side: int, max_pixels: int) -> Output:
     return _output(image, image.tobytes(), facts)
 
 
-def _output(image: Image.Image, content: bytes, facts: dict[str, bool]) -> Output:
-    return Output({"height": image.height, "width": image.width, **facts}, len(content), [content])
+def _output(image: Image.Image, content: bytes, facts: set[str]) -> Output:
+    sizes = {"height": image.height, "width": image.width}
+    return Output({**sizes, **dict.fromkeys(facts, True)}, len(content), [content])
 
 
-def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Image, dict[str, bool]]:
-    """Decode the first frame. Each step releases the image before it, since memory may suffice for two."""
-    try:
-        image: Image.Image = Image.open(source, formats=IMAGE_FORMATS)
-    except UnidentifiedImageError as error:
-        raise UnusableMedia(_refusal(source)) from error
-    if image.width * image.height > max_pixels:
-        raise UnusableMedia(f"has more than {max_pixels} pixels")
-    if min(image.size) < min_side:
-        raise UnusableMedia(f"must have sides of at least {min_side} pixels")
-    is_animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
-    ImageOps.exif_transpose(image, in_place=True)
-    image, has_unreadable_profile = _to_srgb(_to_8_bits(image))
-    image = _reduce(_to_rgb(image))
-    return image, {"is_animated": is_animated, "has_unreadable_profile": has_unreadable_profile}
+def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Image, set[str]]:
+    """Decode the first frame. Return also the names of what is changed or lost.
+
+    Each step releases the image before it, since memory may suffice for two.
+    """
+    heif = _heif(source)
+    facts: set[str] = set()
+    if heif:
+        _check_size(heif.size, min_side, max_pixels)
+        image, facts = heif.decode()
+    else:
+        image = _open(source)
+        _check_size(Size(image.height, image.width), min_side, max_pixels)
+        if image.format in _ANIMATED and getattr(image, "is_animated", False):
+            facts.add("is_animated")
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.has_transparency_data and _has_transparent_parts(image):
+        facts.add("is_transparent")
+    image, problems = _to_srgb(_to_8_bits(image))
+    return _reduce(_to_rgb(image)), facts | problems
 
 
-def _refusal(source: BinaryIO) -> str:
-    """Return why a file of an unknown format is refused."""
+def _heif(source: BinaryIO) -> HeifImage | None:
+    """Return the image if it is a HEIC, or an AVIF with colors that Pillow does not convert."""
+    head = source.read(_HEAD_BYTES)
     source.seek(0)
-    head = source.read(12)
-    if head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS:
-        return "is a HEIC image, which cannot be read; send it as JPEG, PNG or AVIF"
-    return f"must be an image, one of {', '.join(IMAGE_FORMATS)}"
+    if is_heic(head):
+        return HeifImage(source)
+    if is_avif(head):
+        try:
+            image = HeifImage(source)
+        except (UnusableMedia, LookupError, struct.error):  # Pillow may know better
+            return None
+        finally:
+            source.seek(0)
+        return image if image.coding.space.needs_conversion else None
+    return None
+
+
+def _open(source: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(source, formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:
+        formats = ", ".join((*IMAGE_FORMATS, "HEIC"))
+        raise UnusableMedia(f"must be an image, one of {formats}") from error
+
+
+def _check_size(size: Size, min_side: int, max_pixels: int) -> None:
+    if size.height * size.width > max_pixels:
+        raise UnusableMedia(f"has more than {max_pixels} pixels")
+    if min(size) < min_side:
+        raise UnusableMedia(f"must have sides of at least {min_side} pixels")
+
+
+def _has_transparent_parts(image: Image.Image) -> bool:
+    alpha = image.getchannel("A") if "A" in image.getbands() else image.convert("RGBA").getchannel("A")
+    return alpha.getextrema()[0] != 255
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -81,30 +121,55 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return scaled
 
 
-def _to_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Convert the colors by the image's ICC profile. Return also whether there is one that cannot be used."""
+def _to_srgb(image: Image.Image) -> tuple[Image.Image, set[str]]:
+    """Convert the colors by the image's ICC profile. Return also the names of what is lost."""
     profile = image.info.pop("icc_profile", None)
     if not profile:
-        return image, False
+        return image, set()
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
     elif image.mode not in {"L", "RGB", "CMYK"}:
         image = image.convert("RGB")
     output_mode = "RGBA" if image.mode == "RGBA" else "RGB"
     try:
-        transform = ImageCms.buildTransform(
-            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-            ImageCms.createProfile("sRGB"),
-            image.mode,
-            output_mode,
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        transform = _transform(given, srgb, image.mode, output_mode)
     except (ImageCms.PyCMSError, OSError):  # damaged, or of another color space than the image
-        return image, True
+        return image, {"has_unreadable_profile"}
+    losses = {"is_wide_gamut"} if _is_clipped(image, given, transform) else set()
     if image.mode == output_mode:
-        return transform.apply_in_place(image), False
-    return transform.apply(image), False
+        return transform.apply_in_place(image), losses
+    return transform.apply(image), losses
+
+
+def _is_clipped(
+    image: Image.Image, profile: ImageCms.ImageCmsProfile, to_srgb: ImageCms.ImageCmsTransform
+) -> bool:
+    """Return whether sRGB lacks colors of the image: converted and converted back, some pixels differ."""
+    if image.mode != to_srgb.output_mode:  # what CMYK loses does not show in this way
+        return False
+    try:
+        back = _transform(to_srgb.output_profile, profile, image.mode, image.mode)
+    except ImageCms.PyCMSError:  # a profile that cannot be inverted
+        return False
+    size = min(image.width, _SAMPLE_SIDE), min(image.height, _SAMPLE_SIDE)
+    sample = image.resize(size, Image.Resampling.NEAREST)
+    difference = ImageChops.difference(sample, back.apply(to_srgb.apply(sample)))
+    return int(np.asarray(difference).max()) > _MIN_LOSS
+
+
+def _transform(
+    source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile, source_mode: str, target_mode: str
+) -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        source,
+        target,
+        source_mode,
+        target_mode,
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ import math
 import struct
 import zlib
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -200,6 +200,120 @@ def clip_with_sound() -> bytes:
         for stream, frame in ((audio, sound), (audio, None), (video, None)):
             container.mux(stream.encode(frame))  # type: ignore[arg-type]
     return file.getvalue()
+
+
+class HeifItem(NamedTuple):
+    """An image in a HEIF file, or how it is made of others, with its properties."""
+
+    kind: bytes
+    content: bytes
+    properties: tuple[tuple[bytes, bytes], ...] = ()
+    tiles: tuple[int, ...] = ()
+    alpha_of: int | None = None
+
+
+def coded_item(
+    image: Image.Image | av.VideoFrame,
+    *properties: tuple[bytes, bytes],
+    pixel_format: str = "yuv444p",
+    codec: str = "libx265",
+    alpha_of: int | None = None,
+) -> HeifItem:
+    """Return an image as an item of a HEIF file, coded without loss by HEVC or with little loss by AV1."""
+    frame = av.VideoFrame.from_image(image) if isinstance(image, Image.Image) else image
+    kind, name = (b"hvc1", b"hvcC") if codec == "libx265" else (b"av01", b"av1C")
+    coding = _hevc if codec == "libx265" else _av1
+    configuration, content = coding(frame, pixel_format)
+    size = struct.pack(">III", 0, frame.width, frame.height)
+    bits = bytes([frame.format.components[0].bits])
+    needed = ((name, configuration), (b"ispe", size), (b"pixi", bytes(4) + b"\3" + 3 * bits))
+    return HeifItem(kind, content, (*needed, *properties), alpha_of=alpha_of)
+
+
+def _hevc(frame: av.VideoFrame, pixel_format: str) -> tuple[bytes, bytes]:
+    """Return the configuration (`hvcC`) and the coded frame, whose units begin with their lengths."""
+    context = av.VideoCodecContext.create("libx265", "w")
+    assert isinstance(context, av.VideoCodecContext)
+    context.width, context.height, context.pix_fmt = frame.width, frame.height, pixel_format
+    context.time_base = Fraction(1)
+    context.options = {"x265-params": "lossless=1:log-level=none"}
+    stream = b"".join(map(bytes, [*context.encode(frame), *context.encode(None)]))
+    units = [unit.rstrip(b"\0") for unit in stream.split(b"\0\0\1")[1:]]
+    parameters = [unit for unit in units if unit[0] >> 1 in {32, 33, 34}]  # VPS, SPS, PPS
+    arrays = [struct.pack(">BHH", one[0] >> 1, 1, len(one)) + one for one in parameters]
+    configuration = b"\1" + bytes(20) + b"\3" + bytes([len(arrays)]) + b"".join(arrays)
+    return configuration, b"".join(struct.pack(">I", len(one)) + one for one in units if one[0] >> 1 < 32)
+
+
+def _av1(frame: av.VideoFrame, pixel_format: str) -> tuple[bytes, bytes]:
+    """Return the configuration (`av1C`) and the coded frame."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("libsvtav1", rate=1, options={"crf": "1"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pixel_format
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    file.seek(0)
+    with av.open(file, "r") as coded:
+        content = bytes(next(coded.demux(video=0)))
+        configuration = coded.streams.video[0].codec_context.extradata
+    assert configuration is not None
+    return configuration, content
+
+
+def heif(*items: HeifItem, brand: bytes = b"heic") -> bytes:
+    """Return a HEIF file. The first item is its image; items are numbered from 1."""
+
+    def box(kind: bytes, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return struct.pack(">I4s", len(content) + 8, kind) + content
+
+    def meta(first_offset: int) -> bytes:
+        properties: list[bytes] = []
+        entries, places, references, associations = [], [], [], []
+        offset = first_offset
+        for number, item in enumerate(items, 1):
+            entries.append(box(b"infe", struct.pack(">IHH4sx", 2 << 24, number, 0, item.kind)))
+            places.append(struct.pack(">HHHII", number, 0, 1, offset, len(item.content)))
+            offset += len(item.content)
+            for kind, targets in (
+                (b"dimg", item.tiles),
+                (b"auxl", (item.alpha_of,) if item.alpha_of else ()),
+            ):
+                if targets:
+                    count = len(targets)
+                    references.append(box(kind, struct.pack(f">HH{count}H", number, count, *targets)))
+            own = [box(kind, content) for kind, content in item.properties]
+            properties += [one for one in own if one not in properties]
+            essential = bytes(0x80 | properties.index(one) + 1 for one in own)
+            associations.append(struct.pack(">HB", number, len(own)) + essential)
+        count = len(items)
+        return box(
+            b"meta",
+            bytes(4),
+            box(b"hdlr", bytes(8), b"pict", bytes(13)),
+            box(b"pitm", bytes(4), struct.pack(">H", 1)),
+            box(b"iloc", bytes(4), struct.pack(">HH", 0x4400, count), *places),
+            box(b"iinf", bytes(4), struct.pack(">H", count), *entries),
+            box(b"iref", bytes(4), *references),
+            box(
+                b"iprp",
+                box(b"ipco", *properties),
+                box(b"ipma", bytes(4), struct.pack(">I", count), *associations),
+            ),
+        )
+
+    start = box(b"ftyp", brand, bytes(4), b"mif1", brand)
+    data_start = len(start) + len(meta(0)) + 8
+    return start + meta(data_start) + box(b"mdat", *(item.content for item in items))
+
+
+def nclx(
+    primaries: int = 1, transfer: int = 13, matrix: int = 6, *, is_full_range: bool = True
+) -> tuple[bytes, bytes]:
+    """Return the property of a HEIF item that tells its color space, in codes of ITU-T H.273."""
+    return b"colr", b"nclx" + struct.pack(">HHHB", primaries, transfer, matrix, 0x80 * is_full_range)
 
 
 def png_that_says(height: int, width: int) -> bytes:

@@ -73,16 +73,25 @@ def tone_mapped(nits):
     return [part / largest * pq_to_nits(value * top) / 203 for part in nits]
 
 
-def reference(rgb, primaries, transfer):
-    """Return 8 bits of BT.709, of encoded RGB from 0 to 1."""
+def reference(rgb, primaries, transfer, curve=BT709):
+    """Return 8 bits with the primaries of BT.709, of encoded RGB from 0 to 1. `curve` is that of SDR."""
     if transfer == PQ:
         light = tone_mapped([min(pq_to_nits(part), 1000) for part in rgb])
     elif transfer == HLG:
         light = tone_mapped(hlg_to_nits(*rgb))
     else:
-        light = [part**2.4 for part in rgb]
+        light = [from_srgb(part) if curve == SRGB else part**2.4 for part in rgb]
     light = [sum(m * part for m, part in zip(row, light, strict=True)) for row in TO_BT709[primaries]]
-    return [255 * min(max(part, 0), 1) ** (1 / 2.4) for part in light]
+    light = [min(max(part, 0), 1) for part in light]
+    return [255 * (to_srgb(part) if curve == SRGB else part ** (1 / 2.4)) for part in light]
+
+
+def from_srgb(value):
+    return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+
+
+def to_srgb(light):
+    return light * 12.92 if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055
 
 
 def to_rgb(yuv, matrix, color_range):

@@ -20,6 +20,7 @@ from model.media.formats import IMAGE_FORMATS, ImageLimits
 from model.media.reading import check_image
 from model.media.sandbox import Sandbox
 from tests.service.media import (
+    P3_COLORANTS,
     SRGB_COLORANTS,
     animation,
     encoded,
@@ -106,6 +107,31 @@ class TestColorProfile:
         assert self.near(image, RED, 12)
         assert "icc_profile" not in image.info
 
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+    @pytest.mark.parametrize(
+        ("color", "found"),
+        [
+            ((234, 51, 35), ()),
+            ((200, 180, 160), ()),
+            ((255, 0, 0), ("its colors outside of sRGB are clipped",)),
+        ],
+        ids=["sRGB's red", "skin", "red of Display P3"],
+    )
+    def test_colors_outside_of_srgb_are_noted(self, sandbox, tmp_path, mode, color, found):
+        image = Image.new(mode, (32, 32), (200, 180, 160))
+        image.paste(color, (8, 8, 16, 16))
+        assert notes(sandbox, tmp_path, encoded(image, icc_profile=rgb_profile())) == found
+
+    def test_colors_are_those_of_a_slow_reference(self, normalised):
+        """Matrices and curves in floating point, one pixel at a time."""
+        pixels = np.random.default_rng(0).integers(60, 200, (32, 32, 3), np.uint8)
+        found = np.asarray(normalised(encoded(Image.fromarray(pixels), icc_profile=rgb_profile())))
+        to_srgb = np.linalg.inv(np.transpose(SRGB_COLORANTS)) @ np.transpose(P3_COLORANTS)
+        for pixel, shown in zip(pixels.reshape(-1, 3), found.reshape(-1, 3), strict=True):
+            light = np.clip(to_srgb @ (pixel / 255) ** 2.2, 0, 1)
+            encoded_light = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+            assert np.abs(shown - 255 * encoded_light).max() <= 2
+
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
     def test_each_mode_is_converted(self, normalised, mode):
         image = Image.new("RGB", (32, 32), (200, 100, 0)).convert(mode)
@@ -157,9 +183,16 @@ def test_still_image_has_no_notes(sandbox, tmp_path):
         assert notes(sandbox, tmp_path, content) == ()
 
 
-def test_heic_is_refused_by_name(normalised):
-    with pytest.raises(UnusableMedia, match="HEIC image, which cannot be read; send it as JPEG"):
-        normalised(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("is_opaque", [True, False])
+def test_transparent_parts_are_noted(sandbox, tmp_path, mode, is_opaque):
+    if mode == "P":
+        image, options = Image.new("P", (32, 32), 0), {"transparency": 1 if is_opaque else 0}
+    else:
+        image, options = Image.new(mode, (32, 32), "white"), {}
+        image.putalpha(255 if is_opaque else 254)
+    found = notes(sandbox, tmp_path, encoded(image, "PNG", **options))
+    assert found == (() if is_opaque else ("its transparent parts become white",))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
