@@ -56,15 +56,17 @@ class QueuedJob:
     """A job that waits.
 
     Attributes:
-        position: the place among all queued jobs; 1 is next.
+        num_before: the number of jobs of each priority that start before it.
         requirement: what a group needs to run it (`jobs.requirement`), empty if it is not known.
+        is_queued: False for a job that is not submitted yet.
     """
 
-    position: int
+    num_before: Mapping[str, int]
     task: str
     work_units: int
     priority: str
     requirement: str
+    is_queued: bool
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,14 @@ class QueueSnapshot:
             },
             wanted={
                 text(job_id): QueuedJob(
-                    position, text(task), int(work_units), text(priority), text(requirement)
+                    num_before=dict(zip(PRIORITIES, num_before, strict=True)),
+                    task=text(task),
+                    work_units=int(work_units),
+                    priority=text(priority),
+                    requirement=text(requirement),
+                    is_queued=is_queued == 1,
                 )
-                for job_id, position, task, work_units, priority, requirement in wanted
+                for job_id, num_before, task, work_units, priority, requirement, is_queued in wanted
             },
         )
 
@@ -128,13 +135,14 @@ def estimates(snapshot: QueueSnapshot, fleet: Fleet | None = None) -> dict[str, 
 
 
 def _estimate(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet | None) -> QueueEstimate:
-    num_groups, running, position = snapshot.num_groups, snapshot.running, job.position
+    num_groups, running = snapshot.num_groups, snapshot.running
+    position = 1 + sum(job.num_before.values())
     if fleet:
         pools = fleet.pools_for(job.requirement)
         groups = {group.group for pool in pools for group in pool.groups}
         num_groups, running = len(groups), [other for other in running if other.group in groups]
         if pools and job.requirement:
-            position = min(position, max(1, _num_rivals(snapshot, job, fleet)))
+            position = 1 + _num_rivals_before(snapshot, job, fleet)
     own_s = expected_s(snapshot.recent_runs, job.task, job.work_units)
     if own_s is None or (fleet and not num_groups):
         return QueueEstimate(position=position, eta_s=None, run_s=own_s)
@@ -142,15 +150,16 @@ def _estimate(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet | None) -> Q
     return QueueEstimate(position=position, eta_s=wait_s + own_s, run_s=own_s)
 
 
-def _num_rivals(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet) -> int:
-    """Return how many queued jobs may start before this one in its groups, itself included."""
+def _num_rivals_before(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet) -> int:
+    """Return how many queued jobs may start before this one in its groups."""
     rivals = fleet.rivals_of(job.requirement, snapshot.depths)
-    num_rivals = 0
-    for priority in PRIORITIES:
-        num_rivals += sum(snapshot.depths[requirement][priority] for requirement in rivals)
-        if priority == job.priority:
-            break
-    return num_rivals
+    num_before = 0
+    for priority, num_in_queue in job.num_before.items():
+        num_rivals = sum(snapshot.depths[requirement][priority] for requirement in rivals)
+        if job.is_queued and priority == job.priority:
+            num_rivals = max(0, num_rivals - 1)  # it is one of them itself
+        num_before += min(num_in_queue, num_rivals)
+    return num_before
 
 
 def expected_s(runs: Sequence[Run], task: str | None, work_units: float) -> float | None:

@@ -23,6 +23,7 @@ local claim_key = 'longcat:claims:' .. given.token
 local claimed = redis.call('GET', claim_key)
 local job = claimed and read(claimed)
 if not (job and HELD[job.status] and job.claim_token == given.token) then
+  move_late_jobs()
   job = next_readable_job()
   if not job then return false end
   local id = job.id

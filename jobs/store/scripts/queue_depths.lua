@@ -63,7 +63,7 @@ local function longest_wait_ms(priority, requirement)
     end
   end
   for _, entry in ipairs(redis.call('ZRANGE', class_owners_key(priority, requirement), 0, MOST_LOOKED_AT - 1)) do
-    local owner = owner_of_entry(entry)
+    local owner = name_of_entry(entry)
     local id = not at_limit[owner] and first_of_owner(priority, requirement, owner)
     if id then longest_ms = math.max(longest_ms, waited_ms(read_fields(id, 'created_ms')[1])) end
   end

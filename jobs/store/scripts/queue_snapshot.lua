@@ -1,9 +1,9 @@
--- include: clock, queue
+-- include: clock, positions
 -- What estimates for queued jobs need: the number of queued jobs and their work units; the number of groups; recent
 -- runs; the number of running jobs, and for a sample of them task, work units, progress, ms since the claim and group;
 -- for each requirement the number of queued jobs of each priority; and for each of the given jobs that is queued its
--- id, position, task, work units, priority and requirement. Jobs that the caller may not see are left out. `new` is a
--- record that may be submitted: the same for it.
+-- id, the numbers of jobs of each priority before it, task, work units, priority, requirement and 1. Jobs that the
+-- caller may not see are left out. `new` is a record that may be submitted: the same for it, with 0 instead of 1.
 local RUNNING = 'longcat:index:running'
 local LARGEST_SAMPLE = 16
 local function sample_of_running_jobs()
@@ -32,23 +32,22 @@ local function depths()
   return found
 end
 
-local num_ahead = {} -- by priority
 local queued = {}
+local function add(job, nums, is_queued)
+  table.insert(queued, {job.id, nums, job.task, job.work_units, job.priority, job.requirement or '', is_queued})
+end
+
 for _, id in ipairs(given.ids) do
   local job = visible(id)
-  if job and job.status == 'queued' then
-    local priority = job.priority
-    num_ahead[priority] = num_ahead[priority] or num_of_higher_priority(priority)
-    local position = num_ahead[priority] + position_in_priority(job)
-    table.insert(queued, {id, position, job.task, job.work_units, priority, job.requirement or ''})
-  end
+  if job and job.status == 'queued' then add(job, nums_before(job, position_in_priority(job)), 1) end
 end
 if given.new then
   local job = given.new
-  job.created_ms, job.number = now, PLACES_PER_MS - 1
+  job.created_ms, job.number = now, US_PER_MS - 1
   set_deadline(job)
-  local position = num_of_higher_priority(job.priority) + position_if_submitted(job)
-  table.insert(queued, {job.id, position, job.task, job.work_units, job.priority, job.requirement})
+  set_submission_delay(job)
+  local time_ms = effective_time_ms(job.priority, now, job.ageing_ms)
+  add(job, nums_before(job, position_if_submitted(job), time_ms), 0)
 end
 if #queued == 0 then return false end
 return {

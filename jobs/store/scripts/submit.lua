@@ -7,6 +7,7 @@ local function submit(job)
   job.number = redis.call('INCR', 'longcat:submitted')
   job.created_ms, job.attempt, job.fence, job.run_ms = now, 0, 0, 0
   set_deadline(job)
+  set_submission_delay(job)
   redis.call('ZREM', FIRST_REMOVALS, job.id)
   if job.max_queue_ms then redis.call('ZADD', 'longcat:queue_deadlines', now + job.max_queue_ms, job.id) end
   for _, key in ipairs(lasting_index_keys(job)) do redis.call('ZADD', key, job.number, job.id) end

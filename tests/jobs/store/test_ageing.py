@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 from redis import Redis
 
-from tests.jobs.examples import ExampleStore
+from jobs.order import PRIORITIES
+from tests.jobs.examples import ExampleStore, a_submission
 
 AGEING_S = 600.0
 STEP_S = 60.0
@@ -55,3 +57,61 @@ def test_preempted_job_waits_again_before_it_passes_the_job_it_made_room_for(sto
         store.holder.renew_lease(low)
     store.holder.requeue(low, crashed=False)
     assert store.claim().job.id == high.id
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_positions_predict_the_order_of_claims(store: ExampleStore, seed: int):
+    chosen = random.Random(seed)
+    for _ in range(60):
+        store.submit(
+            priority=chosen.choice(["high", "normal", "low"]),
+            owner=chosen.choice("abc"),
+            ageing_s=chosen.choice([AGEING_S, AGEING_S / 2]),
+            deadline_s=chosen.choice([None, None, 3000]),
+        )
+        store.clock.advance(chosen.choice([0, 20, 200]))
+        if chosen.random() < 0.2:
+            lease = store.claim()
+            if lease.job.priority == "high" and chosen.random() < 0.3:
+                store.holder.requeue(lease, crashed=False)
+            else:
+                store.holder.confirm_cancel(lease)
+    store.maintenance.sweep()
+    queued = store.client.page(status="queued", limit=100)
+    expected = sorted(queued, key=lambda job: store.position(job.id))
+    assert [store.position(job.id) for job in expected] == list(range(1, len(queued) + 1))
+    by_priority = [PRIORITIES.index(job.priority) for job in expected]
+    assert by_priority != sorted(by_priority)
+    assert [store.claim().job.id for _ in expected] == [job.id for job in expected]
+
+
+def test_position_of_a_new_job_counts_aged_jobs_of_lower_priority(store: ExampleStore):
+    for _ in range(3):
+        store.submit(priority="low", ageing_s=AGEING_S)
+    store.clock.advance(2 * AGEING_S + 1)
+    store.submit(priority="low", ageing_s=AGEING_S)
+    new = a_submission(priority="high", ageing_s=AGEING_S)
+    predicted = store.client.predict(new).position
+    store.client.submit(new)
+    assert predicted == store.position(new.id) == 4
+
+
+def test_positions_are_right_in_long_queues_in_the_order_of_submission(store: ExampleStore):
+    """More than a hundred jobs are before the place in question, so not all of them are read."""
+    low = []
+    for number in range(240):
+        store.submit(priority="high", owner="ab"[number % 2], ageing_s=AGEING_S)
+        low.append(store.submit(priority="low", ageing_s=AGEING_S).id)
+        store.clock.advance(2 * AGEING_S / 120)
+    assert [store.position(low[number]) for number in (0, 60, 130, 239)] == [122, 242, 371, 480]
+
+
+def test_sweep_adds_the_effective_times_of_jobs_that_an_older_release_queued(
+    redis: Redis, store: ExampleStore
+):
+    jobs = [store.submit(priority="low", ageing_s=AGEING_S)]
+    store.clock.advance(3 * AGEING_S)
+    jobs.append(store.submit(priority="high", ageing_s=AGEING_S))
+    redis.delete("longcat:queue:low:effective_times")
+    store.maintenance.sweep()
+    assert [store.position(job.id) for job in jobs] == [1, 2]

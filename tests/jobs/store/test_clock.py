@@ -113,6 +113,16 @@ class TestSteps:
         now_ms = float(redis.hget("longcat:clock", "now_ms") or 0)
         assert (redis.zscore("longcat:leases", "held") or 0) <= now_ms + LEASE_S * 1000
 
+    def test_jobs_start_in_the_order_of_submission_although_the_clock_goes_back(self, redis: Redis):
+        store = JobStore(redis)
+        store.maintenance.sweep()
+        step(redis, 20.0)
+        store.client.submit(a_submission(id="first"))
+        step(redis, -HOUR_S)
+        store.client.submit(a_submission(id="second"))
+        claims = [store.holder.claim("a", LEASE_S) for _ in range(2)]
+        assert [claim and claim.job.id for claim in claims] == ["first", "second"]
+
     def test_file_of_a_reserved_id_is_not_removed_early(self, redis: Redis):
         store = JobStore(redis)
         store.maintenance.sweep()

@@ -162,3 +162,39 @@ def test_claim_passes_over_each_owner_at_the_limit_only_once(redis: Redis):
     store, _ = loaded(redis, Load(running=50, queued=450, owners=50, groups=1), Quotas(owner_running_jobs=1))
     assert store.holder.claim("a", LEASE_S) is None
     assert cost(redis, lambda: store.holder.claim("a", LEASE_S)).commands < 30
+
+
+@pytest.mark.parametrize("polled", ["low-0", "low-last", "high-last"])
+def test_cost_of_a_position_that_depends_on_ageing_does_not_grow_with_the_queue(redis: Redis, polled: str):
+    found = []
+    for num_jobs in (250, 1000):
+        redis.flushall()
+        store = ExampleStore(redis)
+        for number in range(num_jobs):
+            store.submit(id=f"low-{number}", priority="low", ageing_s=50.0)
+            store.submit(id=f"high-{number}", priority="high", owner="ab"[number % 2], ageing_s=50.0)
+            store.clock.advance(200.0 / num_jobs)
+        job_id = polled.replace("last", str(num_jobs - 1))
+        store.estimate(job_id)
+        found.append(cost(redis, lambda store=store, job_id=job_id: store.estimate(job_id)))  # type: ignore[misc]
+    small, large = found
+    assert large.commands <= small.commands + ALLOWANCE
+    assert large.elements <= small.elements + ALLOWANCE
+
+
+def test_cost_of_a_sweep_does_not_grow_with_late_jobs(redis: Redis):
+    found = []
+    for num_late in (60, 600):
+        redis.flushall()
+        store = ExampleStore(redis)
+        for number in range(num_late):
+            store.submit(owner=f"owner-{number % 20}", deadline_s=60)
+        store.maintenance.sweep()
+        store.clock.advance(1)
+        store.maintenance.sweep()
+        store.clock.advance(60)
+        store.holder.claim("a", LEASE_S)
+        found.append(cost(redis, store.maintenance.sweep))
+    small, large = found
+    assert large.commands <= GROWTH * small.commands + ALLOWANCE
+    assert large.elements <= GROWTH * small.elements + ALLOWANCE

@@ -8,7 +8,9 @@ import pytest
 from redis import Redis
 
 from jobs.capability import Capability
+from jobs.fleet import read_fleet
 from jobs.record import Job, QueueEstimate
+from jobs.registration import GroupRegistration
 from jobs.requirement import Requirement
 from jobs.store.metrics import counters
 from jobs.store.submission import Submission
@@ -16,6 +18,8 @@ from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
 from tests.orders import make_order
 
 DEFAULT_S = 3600.0
+PLAIN_ONLY = Capability(model="m", tasks=(ORDER.plan.task,), limits={}, device="cpu", dtype="float32")
+"""A group without LoRAs, which cannot run distilled jobs."""
 
 
 def claimed(store: ExampleStore) -> list[str]:
@@ -48,6 +52,33 @@ class TestOrder:
             store.submit(id=f"{number:02}")
         assert claimed(store) == [f"{number:02}" for number in range(50)]
 
+    @pytest.mark.parametrize("deadline_s", [None, 600.0])
+    def test_jobs_of_one_millisecond_keep_their_order_when_the_last_digits_of_their_numbers_begin_again(
+        self, redis: Redis, store: ExampleStore, deadline_s: float | None
+    ):
+        redis.set("longcat:submitted", 995)
+        names = [f"{number:02}" for number in range(10)]
+        for name in names:
+            store.submit(id=name, deadline_s=deadline_s)
+        assert positions(store, *names) == list(range(1, 11))
+        assert claimed(store) == names
+
+    def test_jobs_without_deadlines_keep_their_order_when_the_clock_goes_back(self, store: ExampleStore):
+        names = [f"{number:02}" for number in range(6)]
+        for name in names:
+            store.submit(id=name)
+            store.clock.advance(-30)
+        assert positions(store, *names) == list(range(1, 7))
+        assert claimed(store) == names
+
+    def test_job_behind_an_empty_queue_takes_its_place_by_the_clock_again(self, store: ExampleStore):
+        store.submit(id="first")
+        store.clock.advance(-30)
+        assert claimed(store) == ["first"]
+        for name, deadline_s in [("plain", None), ("urgent", DEFAULT_S + 10)]:
+            store.submit(id=name, deadline_s=deadline_s)
+        assert claimed(store) == ["plain", "urgent"]
+
     def test_job_without_a_deadline_comes_before_those_that_have_more_time(self, store: ExampleStore):
         store.submit(id="later", deadline_s=DEFAULT_S + 60)
         store.submit(id="plain")
@@ -70,7 +101,6 @@ class TestOrder:
 
     def test_group_finds_the_earliest_that_it_can_run(self, store: ExampleStore):
         distilled = make_order(ORDER, distilled=True)
-        plain_only = Capability(model="m", tasks=(ORDER.plan.task,), limits={}, device="cpu", dtype="float32")
         for name, order in [("x", distilled), ("y", ORDER), ("z", ORDER)]:
             store.submit(
                 id=name,
@@ -78,8 +108,8 @@ class TestOrder:
                 requirement=Requirement.of(order),
                 deadline_s={"x": 10, "y": 500, "z": 100}[name],
             )
-        assert not set(distilled.plan.loras) <= set(plain_only.loras)
-        lease = store.holder.claim("a", LEASE_S, plain_only)
+        assert not set(distilled.plan.loras) <= set(PLAIN_ONLY.loras)
+        lease = store.holder.claim("a", LEASE_S, PLAIN_ONLY)
         assert lease is not None
         assert lease.job.id == "z"
 
@@ -130,6 +160,48 @@ class TestLateJobs:
         store.clock.advance(61)
         store.submit(id="feasible", deadline_s=600)
         assert claimed(store) == ["feasible", "late"]
+
+    def test_position_follows_at_the_next_sweep(self, store: ExampleStore):
+        distilled = make_order(ORDER, distilled=True)
+        store.submit(id="late", deadline_s=60, order=distilled)
+        store.submit(id="plain")
+        store.submit(id="later", deadline_s=60, owner="other")
+        store.clock.advance(61)
+        store.submit(id="feasible", deadline_s=600, order=distilled)
+        assert positions(store, "late", "feasible") == [1, 3]
+        store.maintenance.sweep()
+        assert positions(store, "feasible", "later", "late", "plain") == [1, 2, 3, 4]
+        assert claimed(store) == ["feasible", "later", "late", "plain"]
+
+    def test_claim_meets_the_late_jobs_that_a_sweep_has_left(self, store: ExampleStore):
+        names = [f"late-{number:03}" for number in range(120)]
+        for name in names:
+            store.submit(id=name, deadline_s=60)
+        store.clock.advance(61)
+        store.submit(id="feasible", deadline_s=600)
+        assert claimed(store) == ["feasible", *names]
+
+    def test_owner_whose_only_job_is_late_keeps_their_turn(self, store: ExampleStore):
+        store.submit(id="late", owner="a", deadline_s=10, order=make_order(ORDER, distilled=True))
+        for _ in range(3):
+            store.submit(owner="b")
+        while store.holder.claim("plain", LEASE_S, PLAIN_ONLY):
+            pass
+        store.clock.advance(11)
+        store.maintenance.sweep()
+        store.submit(id="other", owner="c", deadline_s=600)
+        assert claimed(store) == ["late", "other"]
+
+    def test_job_that_left_the_queue_is_not_moved(self, redis: Redis, store: ExampleStore):
+        store.submit(id="cancelled", deadline_s=60)
+        lease = store.start(id="requeued", deadline_s=30)
+        store.client.cancel("cancelled")
+        store.holder.requeue(lease, crashed=False)
+        redis.zadd("longcat:queue:start_by", {"requeued": 1, "unknown": 1})
+        store.clock.advance(61)
+        store.maintenance.sweep()
+        assert redis.exists("longcat:queue:start_by") == 0
+        assert claimed(store) == ["requeued"]
 
     def test_overload_loses_few_deadlines(self, store: ExampleStore):
         """With twice the work that fits, strictly the earliest deadline first would meet hardly any."""
@@ -211,6 +283,19 @@ class TestPrediction:
         store.clock.advance(10)
         prediction = store.client.predict(Submission(id="new", order=ORDER, deadline_s=10))
         assert prediction == QueueEstimate(position=1, eta_s=30.0 + 40.0, run_s=40.0)
+
+    def test_job_that_its_groups_can_run_comes_behind_all_that_they_can_run(
+        self, redis: Redis, store: ExampleStore
+    ):
+        GroupRegistration(redis, "a", ttl_s=600).heartbeat("ready", 1, capability=PLAIN_ONLY)
+        fleet = read_fleet(redis)
+        for order in (ORDER, make_order(ORDER, distilled=True), ORDER):
+            store.submit(order=order, priority="high")
+        new = Submission(id="new", order=ORDER)
+        assert store.client.predict(new, fleet).position == 3
+        store.client.submit(new)
+        assert store.client.estimates(["new"], fleet)["new"].position == 3
+        assert store.position("new") == 4
 
     def test_nothing_is_submitted(self, redis: Redis, store: ExampleStore):
         store.submit(deadline_s=10)

@@ -40,8 +40,8 @@ AGEING_S = 60.0
 DAY_MS = 86_400_000
 NUMBERS = st.integers(0, 19)
 DEFAULT_DEADLINE_S = 1.5e8
-DEADLINES_S = st.sampled_from([None, None, 1e8, 2e8])
-"""Before and behind jobs without a deadline; too far away to be missed."""
+DEADLINES_S = st.sampled_from([None, None, 30, 1e8, 2e8])
+"""One that is often missed, and some before and behind jobs without a deadline."""
 WEIGHTS = {"x": 1.0, "y": 2.0, "z": 0.5}
 """The weights of owners."""
 
@@ -63,7 +63,7 @@ class Expected:
 
     queue: OwnerQueue
     number: int
-    start_by_ms: float
+    deadline_ms: float | None
     created_ms: int
     queued_ms: int
     work_units: int
@@ -111,8 +111,17 @@ class Expected:
             self.remove()
         return self.status
 
-    def effective_time_ms(self) -> float:
-        return self.queued_ms + PRIORITIES.index(self.queue.priority) * AGEING_S * 1000
+    def effective_time(self) -> tuple[float, int]:
+        num_above = PRIORITIES.index(self.queue.priority)
+        return self.queued_ms + num_above * AGEING_S * 1000, num_above
+
+    def move_if_late(self, now_ms: int) -> None:
+        if self.deadline_ms is not None and self.deadline_ms < now_ms and self.status == "queued":
+            self.deadline_ms = None
+
+    def place(self) -> tuple[float, int]:
+        """Return the place among the jobs of its owner: when it should start, then the number."""
+        return self.deadline_ms or self.created_ms + DEFAULT_DEADLINE_S * 1000, self.number
 
     def remove(self) -> None:
         self.removed = self.first_removal_due = True
@@ -231,7 +240,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.expected[job.id] = Expected(
             queue,
             len(self.expected),
-            self.now_ms + (deadline_s or DEFAULT_DEADLINE_S) * 1000,
+            deadline_s and self.now_ms + deadline_s * 1000,
             self.now_ms,
             self.now_ms,
             size,
@@ -254,6 +263,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             self.claim(group)
 
     def claim(self, group: str) -> None:
+        self.move_late_jobs()
         next_id = self.expected_next(group)
         claim = self.store.holder.claim(group, LEASE_S, CAPABILITIES.get(group))
         if next_id is None:
@@ -383,6 +393,7 @@ class JobStoreMachine(RuleBasedStateMachine):
     def sweep(self) -> None:
         away = self.now_ms - self.swept_ms > LEASE_MS / 3
         self.swept_ms = self.now_ms
+        self.move_late_jobs()
         for job in self.present():
             if job.holder is not None and away and not job.lease_grace:
                 job.lease_ms, job.lease_grace = max(job.lease_ms, self.now_ms + LEASE_MS), True
@@ -489,6 +500,12 @@ class JobStoreMachine(RuleBasedStateMachine):
     def queued(self) -> dict[str, Expected]:
         return {id_: job for id_, job in self.expected.items() if job.status == "queued" and not job.removed}
 
+    def move_late_jobs(self) -> None:
+        """Move jobs that did not start by their deadlines, as claims and sweeps do."""
+        for job in self.queued().values():
+            if not job.has_started:
+                job.move_if_late(self.now_ms)
+
     def may_start(self, job: Expected, leaving: Expected | None = None) -> bool:
         """Return whether the limit on running jobs of its owner allows a job to start."""
         running = [
@@ -504,7 +521,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         return sum(len(jobs) for jobs in classes if any(self.may_start(job) for job in jobs))
 
     def expected_order(self, group: str | None = None, *, limited: bool = False) -> list[str]:
-        """Return the queued jobs that a group can run, in the order in which they start there without ageing.
+        """Return the queued jobs that a group can run, in the order in which they start there.
 
         If `limited`, leave out those that a limit on running jobs keeps from starting now.
         """
@@ -516,7 +533,9 @@ class JobStoreMachine(RuleBasedStateMachine):
         starts = dict(self.virtual_start)
         ids = []
         while queued:
-            next_id = min(queued, key=lambda job_id: _place(queued[job_id], starts))
+            order = sorted(queued, key=lambda job_id: _place(queued[job_id], starts), reverse=True)
+            heads = {queued[job_id].queue.priority: job_id for job_id in order}
+            next_id = min(heads.values(), key=lambda job_id: queued[job_id].effective_time())
             job = queued.pop(next_id)
             if not job.has_started:
                 starts[job.queue] += job.charge
@@ -524,14 +543,8 @@ class JobStoreMachine(RuleBasedStateMachine):
         return ids
 
     def expected_next(self, group: str) -> str | None:
-        """Return the job that a group starts next: the first of a priority, whichever was queued first.
-
-        Each priority below `high` counts as queued later by the ageing time.
-        """
-        order = self.expected_order(group, limited=True)
-        first = {self.expected[job_id].queue.priority: job_id for job_id in reversed(order)}
-        heads = [first[priority] for priority in PRIORITIES if priority in first]
-        return min(heads, key=lambda job_id: self.expected[job_id].effective_time_ms(), default=None)
+        """Return the job that a group starts next."""
+        return next(iter(self.expected_order(group, limited=True)), None)
 
     def is_preempted(self, job_id: str, job: Expected) -> bool:
         """Request preemption like the store: at most one running job for each queued job of high priority."""
@@ -589,12 +602,11 @@ def _charge(units: float, owner: str) -> int:
     return max(1, floor(units / 1000 / WEIGHTS[owner] + 0.5))
 
 
-def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, int, float, int]:
-    """Order by priority, then restarts by submission, then by virtual start time, deadline and submission."""
-    priority = PRIORITIES.index(job.queue.priority)
+def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, tuple[float, int]]:
+    """Order the jobs of a priority: restarts by submission, others by virtual start time and place."""
     if job.has_started:
-        return priority, -1, 0, job.number
-    return priority, starts[job.queue], job.start_by_ms, job.number
+        return -1, (0, job.number)
+    return starts[job.queue], job.place()
 
 
 @pytest.mark.parametrize("owner_running_jobs", [None, 1])

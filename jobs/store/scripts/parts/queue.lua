@@ -8,8 +8,9 @@
 --
 -- The jobs of one owner start in the order of their places. The place of a job is the time by which it should start:
 -- its deadline less the time that it is expected to run, or, without a deadline, `default_deadline_ms` after its
--- submission. So jobs without deadlines start in the order of submission. A job that did not start in time gets the
--- place of a job without a deadline: it does not keep others from meeting theirs, and does not wait for ever.
+-- submission. So jobs without deadlines start in the order of submission, also if the clock goes back. A job that did
+-- not start in time gets the place of a job without a deadline: it does not keep others from meeting theirs, and does
+-- not wait for ever.
 --
 -- Jobs with equal requirements are a class, so that a group finds the jobs that it can run without passing over others.
 -- A class has its own order of owners and of requeued jobs, so a claim looks at the first entry of each class only. The
@@ -62,13 +63,47 @@ local function start_order_member(place, id)
   return string.format('%016d:%s', place, id)
 end
 
--- The place of a job among those of its owner. Its last three digits keep the order of jobs of the same millisecond.
-local DEFAULT_DEADLINE_MS = 3600000 -- for records without one
-local PLACES_PER_MS = 1000
-local function place_of(job)
-  local default_ms = job.created_ms + (is_whole(tostring(job.default_deadline_ms)) or DEFAULT_DEADLINE_MS)
-  return (is_whole(tostring(job.start_by_ms)) or default_ms) * PLACES_PER_MS + job.number % PLACES_PER_MS
+-- The name in such a member.
+local function name_of_entry(entry)
+  return entry:sub(18)
 end
+
+-- The submission of the last of an owner's queued jobs in µs, by owner. The µs come from the number of the job, so that
+-- those of one millisecond keep their order. When the last three digits of the number begin again, or the clock goes
+-- back, a job counts as submitted just after the job before it.
+local function last_submission_key(priority)
+  return queue_key(priority) .. ':last_submission'
+end
+
+local US_PER_MS = 1000
+
+-- Set how much later than at `created_ms` a new job counts as submitted, in µs.
+local function set_submission_delay(job)
+  local last_us = redis.call('HGET', last_submission_key(job.priority), job.owner) or 0
+  job.submission_delay_us = math.max(job.number % US_PER_MS, last_us + 1 - job.created_ms * US_PER_MS)
+end
+
+local function submission_us(job)
+  return job.created_ms * US_PER_MS + (is_whole(tostring(job.submission_delay_us)) or 0)
+end
+
+-- The place of a job among those of its owner, in µs.
+local DEFAULT_DEADLINE_MS = 3600000 -- for records without one
+local function place_of(job)
+  local start_by_ms = is_whole(tostring(job.start_by_ms))
+  if not start_by_ms then
+    return submission_us(job) + (is_whole(tostring(job.default_deadline_ms)) or DEFAULT_DEADLINE_MS) * US_PER_MS
+  end
+  local place = start_by_ms * US_PER_MS + job.number % US_PER_MS
+  local end_of_ms = string.format('(%.0f', (start_by_ms + 1) * US_PER_MS)
+  local later = redis.call(
+    'ZRANGE', owner_queue_key(job.priority, job.owner), end_of_ms, place, 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES'
+  )
+  return later[2] and later[2] + 1 or place
+end
+
+-- Jobs with deadlines that never started, by the time by which they should.
+local START_BY = 'longcat:queue:start_by'
 
 local function virtual_time_key(priority)
   return queue_key(priority) .. ':virtual_time'
@@ -101,11 +136,6 @@ end
 -- Owners with such jobs, as `<place of the first one>:<owner>` by virtual start time.
 local function class_owners_key(priority, requirement)
   return requirement_key(priority, requirement) .. ':owners'
-end
-
--- The owner in such an entry, which begins with a place of 16 digits and a colon.
-local function owner_of_entry(entry)
-  return entry:sub(18)
 end
 
 -- Requeued jobs with this requirement, by number.
@@ -250,13 +280,9 @@ local function start_at(priority, owner, place)
   return start + charge(is_whole(work_units) or NUMBERS.work_units, weight), rank
 end
 
--- Put a job that never started into the queue of its owner.
-local function enter_owner_queue(job)
+-- Put a job into the queue of its owner, who is backlogged.
+local function enter_at_place(job)
   local priority, owner = job.priority, job.owner
-  if not redis.call('ZSCORE', backlogged_key(priority), owner) then
-    redis.call('ZADD', backlogged_key(priority), first_start(priority, owner), owner)
-    redis.call('ZREM', idle_key(priority), owner)
-  end
   local place = place_of(job)
   local start, rank = start_at(priority, owner, place)
   redis.call('ZADD', owner_queue_key(priority, owner), place, job.id)
@@ -266,10 +292,37 @@ local function enter_owner_queue(job)
   end
 end
 
+-- Put a job that never started into the queue of its owner.
+local function enter_owner_queue(job)
+  local priority, owner = job.priority, job.owner
+  if not redis.call('ZSCORE', backlogged_key(priority), owner) then
+    redis.call('ZADD', backlogged_key(priority), first_start(priority, owner), owner)
+    redis.call('ZREM', idle_key(priority), owner)
+  end
+  redis.call('HSET', last_submission_key(priority), owner, submission_us(job))
+  if job.start_by_ms then redis.call('ZADD', START_BY, job.start_by_ms, job.id) end
+  enter_at_place(job)
+end
+
+-- Queued jobs, by effective time: when a job was queued last, later by its `ageing_ms` for each priority above its own.
+-- The first job of a priority starts before that of a higher one if this is lower. So jobs of low priority start
+-- although there are always jobs of high priority, and the order of two jobs never changes while they wait.
+local function effective_times_key(priority)
+  return queue_key(priority) .. ':effective_times'
+end
+
+local NUM_ABOVE = {high = 0, normal = 1, low = 2}
+local STRICT_MS = 1e14 -- for jobs without `ageing_ms`
+local function effective_time_ms(priority, queued_since_ms, ageing_ms)
+  return queued_since_ms + NUM_ABOVE[priority] * (is_whole(tostring(ageing_ms)) or STRICT_MS)
+end
+
 local function enqueue(job)
   local priority = job.priority
   redis.call('ZADD', queue_key(priority), job.number, job.id)
   redis.call('INCRBY', 'longcat:queued_work_units', job.work_units)
+  local time_ms = effective_time_ms(priority, job.started_ms and now or job.created_ms, job.ageing_ms)
+  redis.call('ZADD', effective_times_key(priority), time_ms, job.id)
   if job.started_ms then
     if not job.requirement then write(job, {requirement = ''}) end -- release 0.2.0 submitted it
     redis.call('ZADD', requeued_key(priority), job.number, job.id)
@@ -296,7 +349,9 @@ local function leave_owner_queue(job)
   if not redis.call('ZSCORE', owner_queue, job.id) then return end
   leave_start_order(priority, owner_queue, job)
   redis.call('ZREM', owner_queue, job.id)
+  redis.call('ZREM', START_BY, job.id)
   if redis.call('EXISTS', owner_queue) == 0 then
+    redis.call('HDEL', last_submission_key(priority), owner)
     redis.call('ZADD', idle_key(priority), redis.call('ZSCORE', backlogged_key(priority), owner), owner)
     redis.call('ZREM', backlogged_key(priority), owner)
   end
@@ -310,6 +365,7 @@ local function dequeue(job)
     redis.call('DECRBY', 'longcat:queued_work_units', job.work_units)
     if job.requirement then unlist_by_requirement(job) end
   end
+  redis.call('ZREM', effective_times_key(priority), job.id)
   redis.call('ZREM', requeued_key(priority), job.id)
   redis.call('ZREM', SET_ASIDE, job.id)
   leave_owner_queue(job)
@@ -445,15 +501,27 @@ local function list_missing_requeued(priority)
 end
 
 -- If a job with a deadline did not start in time, give it the place of a job without one. Return whether it moved.
-local function move_if_late(id, place)
-  if tonumber(place) >= now * PLACES_PER_MS or not is_whole(read_fields(id, 'start_by_ms')[1]) then return false end
+local function move_if_late(id, start_by_ms)
+  if tonumber(start_by_ms) >= now then return false end
+  redis.call('ZREM', START_BY, id)
   local job = read(id)
+  local owner_queue = job and owner_queue_key(job.priority, job.owner)
+  if not (job and is_whole(job.start_by_ms) and redis.call('ZSCORE', owner_queue, id)) then return false end
   if job.requirement then leave_class(job.priority, job.requirement, job.owner, id) end
-  leave_owner_queue(job)
+  leave_start_order(job.priority, owner_queue, job)
+  redis.call('ZREM', owner_queue, id)
   write(job, {start_by_ms = false})
-  enter_owner_queue(job)
+  enter_at_place(job)
   if job.requirement then list_by_place(job) end
   return true
+end
+
+-- Move the jobs that did not start in time. If there are more, a claim moves those that it meets.
+local MOST_LATE = 50
+local function move_late_jobs()
+  local before_now = string.format('(%.0f', now)
+  local late = redis.call('ZRANGE', START_BY, '-inf', before_now, 'BYSCORE', 'LIMIT', 0, MOST_LATE, 'WITHSCORES')
+  for i = 1, #late, 2 do move_if_late(late[i], late[i + 1]) end
 end
 
 -- The id and place of an owner's first job in a class that never started.
@@ -465,7 +533,7 @@ local function first_of_owner(priority, requirement, owner)
     if not redis.call('ZSCORE', owner_queue_key(priority, owner), id) then
       redis.call('ZREM', key, id)
       if not redis.call('ZSCORE', queue_key(priority), id) then remove_from_class(priority, requirement, id) end
-    elseif not move_if_late(id, place) then
+    elseif not move_if_late(id, is_whole(read_fields(id, 'start_by_ms')[1]) or now) then
       return id, place
     end
   end
@@ -477,7 +545,7 @@ local function first_by_virtual_time(priority, requirement)
   while true do
     local entry, entered = unpack(redis.call('ZRANGE', owners, 0, 0, 'WITHSCORES'))
     if not entry then return nil end
-    local owner = owner_of_entry(entry)
+    local owner = name_of_entry(entry)
     local id, place = first_of_owner(priority, requirement, owner)
     local start = id and redis.call('ZSCORE', backlogged_key(priority), owner)
     if not start then
@@ -563,13 +631,9 @@ local function queued_since_ms(created_ms, queued_ms)
   return tonumber(is_whole(queued_ms) or is_whole(created_ms) or now)
 end
 
--- When a job was queued last, later by its `ageing_ms` for each priority above its own. The first job of a priority
--- starts before that of a higher one if this is lower. So jobs of low priority start although there are always jobs of
--- high priority, and the order of two jobs never changes while they wait.
-local STRICT_MS = 1e14 -- for jobs without `ageing_ms`
-local function effective_time_ms(id, num_above)
+local function effective_time_of(id, priority)
   local created_ms, queued_ms, ageing_ms = unpack(read_fields(id, 'created_ms', 'queued_ms', 'ageing_ms'))
-  return queued_since_ms(created_ms, queued_ms) + num_above * (is_whole(ageing_ms) or STRICT_MS)
+  return effective_time_ms(priority, queued_since_ms(created_ms, queued_ms), ageing_ms)
 end
 
 -- The id of the next job with one of these requirements, nil if none may start. Without requirements, the next of all.
@@ -578,68 +642,13 @@ local function next_job(requirements)
   local set_aside_id = first_set_aside(requirements)
   if set_aside_id then return set_aside_id end
   local best, best_ms
-  for i, priority in ipairs(PRIORITIES) do
+  for _, priority in ipairs(PRIORITIES) do
     local id = first_of_classes(first_requeued, priority, requirements)
       or first_of_classes(first_by_virtual_time, priority, requirements)
-    local time_ms = id and effective_time_ms(id, i - 1)
+    local time_ms = id and effective_time_of(id, priority)
     if id and (not best or time_ms < best_ms) then
       best, best_ms = id, time_ms
     end
   end
   return best
-end
-
--- The number of queued jobs of the priorities above this one.
-local function num_of_higher_priority(priority)
-  local num_ahead = 0
-  for _, higher in ipairs(PRIORITIES) do
-    if higher == priority then break end
-    num_ahead = num_ahead + redis.call('ZCARD', queue_key(higher))
-  end
-  return num_ahead
-end
-
--- The position of a queued job among those of its priority if every owner may start jobs; 1 is next.
-local function position_in_priority(job)
-  local id, priority = job.id, job.priority
-  local requeued = requeued_key(priority)
-  local rank = redis.call('ZRANK', requeued, id)
-  if rank then return rank + 1 end
-  local place = redis.call('ZSCORE', owner_queue_key(priority, job.owner), id)
-  rank = place and redis.call('ZRANK', start_order_key(priority), start_order_member(place, id))
-  if rank then return redis.call('ZCARD', requeued) + rank + 1 end
-  -- Release 0.2.0 has queued it and no sweep has repaired the order yet: give its place by submission. If the record
-  -- names another priority than the one with which it was submitted, it has none.
-  return (redis.call('ZRANK', queue_key(priority), id) or 0) + 1
-end
-
--- The same of a job that is not submitted yet. Of those with the same virtual start time, the first hundred count.
-local function position_if_submitted(job)
-  local order, place = start_order_key(job.priority), place_of(job)
-  local start = start_at(job.priority, job.owner, place)
-  local num_before = redis.call('ZCARD', requeued_key(job.priority)) + redis.call(
-    'ZCOUNT', order, '-inf', string.format('(%.0f', start)
-  )
-  for _, member in ipairs(redis.call('ZRANGE', order, start, start, 'BYSCORE', 'LIMIT', 0, 100)) do
-    if member < start_order_member(place, job.id) then num_before = num_before + 1 end
-  end
-  return num_before + 1
-end
-
--- Build the start order again if its size is wrong. Scripts of release 0.2.0 do not keep it.
-local function repair_start_order(priority)
-  local order = start_order_key(priority)
-  local num_expected = redis.call('ZCARD', queue_key(priority)) - redis.call('ZCARD', requeued_key(priority))
-  if redis.call('ZCARD', order) == num_expected then return end
-  redis.call('DEL', order)
-  local owners = redis.call('ZRANGE', backlogged_key(priority), 0, -1, 'WITHSCORES')
-  for i = 1, #owners, 2 do
-    local jobs = redis.call('ZRANGE', owner_queue_key(priority, owners[i]), 0, -1, 'WITHSCORES')
-    local start = tonumber(owners[i + 1])
-    for j = 1, #jobs, 2 do
-      redis.call('ZADD', order, start, start_order_member(jobs[j + 1], jobs[j]))
-      local work_units, weight = unpack(read_fields(jobs[j], 'work_units', 'weight'))
-      start = start + charge(is_whole(work_units) or NUMBERS.work_units, weight)
-    end
-  end
 end
