@@ -53,6 +53,15 @@ export function state(job) {
   ].filter(Boolean).join(" · ");
 }
 
+// When the video is wanted, or whether it was ready then.
+export function deadline({ deadline_at, deadline_met, finished_at }, now = Date.now()) {
+  if (!deadline_at) return "";
+  if (deadline_met) return "deadline met";
+  const seconds = (Date.parse(deadline_at) - now) / 1000;
+  if (deadline_met === false || (!finished_at && seconds < 0)) return "deadline missed";
+  return finished_at ? "" : `wanted in ${duration(seconds)}`;
+}
+
 // For screen readers: announce each change of status once, and not every step.
 export function announcement(job) {
   return `“${prompt(job).slice(0, 60)}” ${ANNOUNCEMENTS[job.status]}`;

@@ -104,6 +104,31 @@ def test_unfinished_job_runs_until_it_is_cancelled(at):
     assert service.jobs.wait(job.id).status == "cancelled"
 
 
+def test_job_shows_whether_it_met_its_deadline(at):
+    service = at(FakeService(Success(), Success(), Failure(), Success(), Unfinished(), run_s=60))
+    outcomes = []
+    for deadline_s in (60, 59, 600, None):
+        job = service.jobs.wait(service.submit("a", deadline_s=deadline_s).id)
+        outcomes.append((job.status, job.deadline_met))
+    assert outcomes == [("succeeded", True), ("succeeded", False), ("failed", False), ("succeeded", None)]
+    job = service.submit("a", deadline_s=600)
+    assert (job.deadline_at - job.predicted_finish_at).total_seconds() == pytest.approx(540)
+    cancelled = service.jobs.cancel(job.id)
+    assert (cancelled.deadline_met, cancelled.predicted_finish_at) == (None, None)
+
+
+def test_late_job_has_a_warning_or_is_refused(at):
+    fake = FakeService(run_s=60)
+    service = at(fake)
+    assert service.submit("a", deadline_s=60, refuse_if_late=True).warnings == ()
+    (warning,) = service.submit("a", deadline_s=30).warnings
+    with pytest.raises(Conflict) as refused:
+        service.submit("a", deadline_s=30, refuse_if_late=True)
+    assert (refused.value.code, refused.value.field) == ("deadline_too_early", "deadline_s")
+    assert warning == "deadline_s: the video is expected 60 s after submission, later than 30 s"
+    assert len(fake.submissions) == 2
+
+
 def test_jobs_can_be_listed_and_deleted(at):
     service = at(FakeService())
     jobs = [service.submit(str(number)) for number in range(3)]

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import hmac
 import json
+import math
 import re
 import time
 from collections import deque
@@ -73,17 +74,19 @@ class _FakeJob:
 class FakeService(httpx.MockTransport):
     """A transport for `Client` and `AsyncClient` that answers as the service does.
 
-    Each time that a job is read, it advances: from queued to running to its outcome.
+    Each time that a job is read, it advances: from queued to running to its outcome. No time passes.
 
     Args:
         *outcomes: the outcomes of the jobs in the order of their submission. Later jobs succeed.
+        run_s: how long each job takes by the times that it shows. It decides which deadlines are met.
 
     Attributes:
         submissions: all requests for videos that were accepted.
     """
 
-    def __init__(self, *outcomes: Outcome) -> None:
+    def __init__(self, *outcomes: Outcome, run_s: float = 0.0) -> None:
         super().__init__(self._answer)
+        self._run_s = run_s
         self.submissions: list[Submission] = []
         self._outcomes = deque(outcomes)
         self._jobs: dict[str, _FakeJob] = {}
@@ -170,14 +173,19 @@ class FakeService(httpx.MockTransport):
             source = fields.get(name)
             if isinstance(source, dict) and "job" in source and (refusal := self._refusal(name, source)):
                 return refusal
-        self.submissions.append(Submission(fields, files, key))
         job_ids = self._new_ids(fields.get("num_videos") or 1)
         batch = {"id": f"batch-{job_ids[0]}", "job_ids": job_ids} if len(job_ids) > 1 else None
-        for number, job_id in enumerate(job_ids):
+        first_seed = fields.get("seed") or 0
+        views = [
+            {**_new_view(job_id, {**fields, "seed": first_seed + number}, files, self._run_s), "batch": batch}
+            for number, job_id in enumerate(job_ids)
+        ]
+        if views[0]["warnings"] and fields.get("refuse_if_late"):
+            return _error(409, "deadline_too_early", views[0]["warnings"][0], "deadline_s")
+        self.submissions.append(Submission(fields, files, key))
+        for view in views:
             outcome = self._outcomes.popleft() if self._outcomes else Success()
-            seed = (fields.get("seed") or 0) + number
-            view = {**_new_view(job_id, {**fields, "seed": seed}, files), "batch": batch}
-            self._jobs[job_id] = _FakeJob(outcome, view, deque(_states_after(view, outcome)))
+            self._jobs[view["id"]] = _FakeJob(outcome, view, deque(_states_after(view, outcome)))
         self._ids_by_key[key] = job_ids[0]
         return httpx.Response(202, json=self._jobs[job_ids[0]].view)
 
@@ -271,7 +279,13 @@ def _advance(job: _FakeJob) -> dict[str, Any]:
 
 def _cancel(job: _FakeJob) -> None:
     job.next_states.clear()
-    job.view = {**job.view, "status": "cancelled", "queue_position": None, "finished_at": _now()}
+    job.view = {
+        **job.view,
+        "status": "cancelled",
+        "queue_position": None,
+        "finished_at": _now(),
+        "predicted_finish_at": None,
+    }
 
 
 def _events(job: _FakeJob) -> Iterator[bytes]:
@@ -334,7 +348,12 @@ def _form_value(text: str) -> object:
         return text
 
 
-def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
+def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes], run_s: float) -> dict[str, Any]:
+    created_at, deadline_s = datetime.now(timezone.utc), fields.get("deadline_s")
+    is_late = deadline_s is not None and run_s > deadline_s
+    rule = (
+        f"deadline_s: the video is expected {math.ceil(run_s)} s after submission, later than {deadline_s} s"
+    )
     inputs = {
         name: _input_view(job_id, files.get(name)) for name in INPUTS if name in fields or name in files
     }
@@ -350,14 +369,14 @@ def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes]) -> d
         "queue_position": 1,
         "waiting_for": None,
         "batch": None,
-        "warnings": [],
+        "warnings": [rule] if is_late else [],
         "attempt": 0,
-        "created_at": _now(),
+        "created_at": created_at.isoformat(),
         "started_at": None,
         "finished_at": None,
-        "deadline_at": _after(fields["deadline_s"]) if fields.get("deadline_s") else None,
+        "deadline_at": None if deadline_s is None else _later(created_at, deadline_s),
         "deadline_met": None,
-        "predicted_finish_at": None,
+        "predicted_finish_at": _later(created_at, run_s),
         "error": None,
         "result": None,
         "timings_s": {},
@@ -406,18 +425,22 @@ def _states_after(queued: dict[str, Any], outcome: Outcome) -> Iterator[dict[str
     yield running
     if isinstance(outcome, Unfinished):
         return
-    expires_at = datetime.now(timezone.utc) + timedelta(days=7)
+    finished_at = datetime.fromisoformat(queued["predicted_finish_at"])
     ended = {
         **running,
-        "finished_at": _now(),
-        "expires_at": expires_at.isoformat(),
+        "finished_at": finished_at.isoformat(),
+        "expires_at": _later(finished_at, 7 * 86400.0),
+        "predicted_finish_at": None,
         "timings_s": {"denoise": 1.0},
     }
+    deadline_at = queued["deadline_at"] and datetime.fromisoformat(queued["deadline_at"])
+    in_time = deadline_at and finished_at <= deadline_at
     if isinstance(outcome, Failure):
         error = {"code": outcome.code, "message": outcome.message, "retryable": outcome.retryable}
-        yield {**ended, "status": "failed", "error": error}
+        yield {**ended, "status": "failed", "error": error, "deadline_met": deadline_at and False}
     else:
-        yield {**ended, "status": "succeeded", "result": _result(queued, outcome.video)}
+        result = _result(queued, outcome.video)
+        yield {**ended, "status": "succeeded", "result": result, "deadline_met": in_time}
 
 
 def _result(view: dict[str, Any], video: bytes) -> dict[str, Any]:
@@ -440,11 +463,11 @@ def _result(view: dict[str, Any], video: bytes) -> dict[str, Any]:
 
 
 def _now() -> str:
-    return _after(0.0)
+    return datetime.now(timezone.utc).isoformat()
 
 
-def _after(seconds: float) -> str:
-    return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat()
+def _later(time: datetime, seconds: float) -> str:
+    return (time + timedelta(seconds=seconds)).isoformat()
 
 
 _REQUEST: dict[str, Any] = {

@@ -14,10 +14,12 @@ import pytest
 
 import longcat_video_client
 from jobs.errors import OutOfMemory
+from jobs.registration import GroupRegistration
 from service.cli import __main__ as command
 from service.cli import errors
 from service.cli.arguments import EXIT_CODES, options_of_video, parser
 from tests.servers import free_port
+from tests.service.conftest import CAPABILITY
 from tests.service.hosts import host, redirecting, sending
 from tests.service.media import clip, encoded, picture
 from tests.service.working import working
@@ -68,6 +70,17 @@ class TestGenerate:
         assert (plan.height, plan.width, plan.guidance_scale) == (64, 96, 2.5)
         assert plan.refinement
         assert (job.priority, job.metadata) == ("high", {"a": "b=c", "team": "x"})
+
+    def test_deadline_is_sent_and_one_that_cannot_be_met_is_refused(self, at_service, redis):
+        job = at_service("generate", "a", "--deadline-s", 600, "--no-wait").out.strip()
+        shown = json.loads(at_service("status", job).out)
+        assert (shown["request"]["deadline_s"], shown["deadline_met"]) == (600, None)
+        work_units = redis.hget(f"longcat:job:{job}", "work_units").decode()
+        redis.lpush("longcat:recent_runs", f"text_to_video {work_units} 60000")
+        GroupRegistration(redis, "a", ttl_s=600).heartbeat("ready", 1, capability=CAPABILITY)
+        ran = at_service("generate", "a", "--deadline-s", 5, "--refuse-if-late", "--no-wait")
+        assert (ran.code, ran.out) == (3, "")
+        assert "deadline_s: the video is expected 60 s after submission, later than 5 s" in ran.err
 
     def test_sends_a_clip(self, at_service, worker, tmp_path):
         path = tmp_path / "clip.mp4"

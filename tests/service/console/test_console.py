@@ -99,6 +99,20 @@ class TestInABrowser:
         video = page.locator("video[src]")
         assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
 
+    def test_job_with_a_deadline_shows_whether_it_is_met(self, page, worker, redis, client):
+        body = {"prompt": "a red ball", "deadline_s": 239}
+        ids = [client.post("/generate", json=body).json()["id"] for _ in range(3)]
+        page.wait_for_selector(f"[data-id='{ids[0]}'] >> text=Wanted in 4 min")
+        redis.hincrby(f"longcat:job:{ids[1]}", "deadline_ms", -300_000)
+        page.wait_for_selector(f"[data-id='{ids[1]}'] >> text=Deadline missed")
+        for _ in range(2):
+            worker.succeed(worker.claim(), video=clip(), thumbnail=encoded(picture(), "JPEG"))
+        page.wait_for_selector(f"[data-id='{ids[0]}'][data-status=succeeded] >> text=Deadline met")
+        page.wait_for_selector(f"[data-id='{ids[1]}'][data-status=succeeded] >> text=Deadline missed")
+        client.post(f"/jobs/{ids[2]}/cancel")
+        page.wait_for_selector(f"[data-id='{ids[2]}'][data-status=cancelled]")
+        assert page.text_content(f"[data-id='{ids[2]}'] .facts") == ""
+
     def test_user_signs_in_and_out(self, page, worker, redis):
         key = ApiKeys(redis).create("me")
         page.wait_for_selector("#key:not([hidden])")
