@@ -38,6 +38,11 @@ _PLAIN = (
     "group",
     "requirement",
     "gpu_ms",
+    "num_gpus",
+    "lost_gpu_ms",
+    "expected_gpu_ms",
+    "gpu_hour_price",
+    "currency",
 )
 _TRACE = ("request_id", "traceparent")
 _JSON = (
@@ -129,6 +134,10 @@ class Job(_Stored):
         group: the group that runs the job, or ran it last.
         requirement: what a group needs to run the job (`jobs.requirement`); None until it is known.
         gpu_ms: the GPU time of all attempts that have stopped, in ms.
+        num_gpus: the number of GPUs of the group that runs the job, or ran it last.
+        lost_gpu_ms: the part of `gpu_ms` whose work was lost: the job was requeued before it was saved.
+        expected_gpu_ms: the GPU time that was expected at submission, in ms; 0 if nothing was known.
+        gpu_hour_price: the operator's price for an hour of one GPU at submission, in `currency`.
         warnings: what the client should know about the video, for people.
         unread: fields of the stored record that could not be read, and have their defaults here.
         traceparent: the trace of the request that submitted the job, as in W3C Trace Context.
@@ -154,6 +163,11 @@ class Job(_Stored):
     group: str | None = None
     requirement: str | None = None
     gpu_ms: int = Field(default=0, ge=0)
+    num_gpus: int = Field(default=1, ge=1)
+    lost_gpu_ms: int = Field(default=0, ge=0)
+    expected_gpu_ms: int = Field(default=0, ge=0)
+    gpu_hour_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    currency: str | None = None
     warnings: tuple[str, ...] = ()
     request_id: str | None = None
     traceparent: str | None = None

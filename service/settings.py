@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import fields
+from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from jobs.capability import Capability, read_capability
 from jobs.settings import PREFIX, SharedSettings
@@ -102,6 +103,20 @@ class Settings(SharedSettings):
         ge=1,
         description="seconds of GPU time per owner for the jobs submitted on a day (UTC): what they took, or "
         "are expected to take",
+    )
+
+    gpu_hour_price: Decimal | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="price of an hour of one GPU: jobs and `GET /usage` show their cost; jobs keep the price "
+        "that held when they were submitted",
+    )
+    currency: str | None = Field(
+        default=None,
+        pattern=r"^[^\s:]{1,8}$",
+        validate_default=True,
+        description="the currency of `GPU_HOUR_PRICE`, such as `EUR`",
     )
 
     webhook_secret: SecretStr | None = Field(
@@ -253,6 +268,13 @@ class Settings(SharedSettings):
     def _no_limit(cls, bound: object) -> object:
         """Read `none` as no limit. An empty variable means the default."""
         return None if isinstance(bound, str) and bound.lower() == "none" else bound
+
+    @field_validator("currency")
+    @classmethod
+    def _is_set_with_a_price(cls, currency: str | None, info: ValidationInfo) -> str | None:
+        if currency is None and info.data.get("gpu_hour_price") is not None:
+            raise ValueError("is required with GPU_HOUR_PRICE")
+        return currency
 
     @field_validator("webhook_secret", "webhook_secret_previous")
     @classmethod

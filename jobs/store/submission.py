@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import NamedTuple
 
 from jobs.order import Order, Priority
@@ -33,6 +34,7 @@ class Submission:
         max_queue_s: how long it may wait for its first start; None is no limit.
         max_run_s: how long it may run, all attempts together; None is no limit.
         requirement: what a group needs to run it; by default that of the order, for groups of any size limit.
+        gpu_hour_price: the operator's price for an hour of one GPU, in `currency`; None if there is none.
         key_reservation: the idempotency key that is bound to the job.
         warnings: what is special about the video, for people.
         trace: the request that submitted it: `request_id`, and `traceparent` of W3C Trace Context.
@@ -54,6 +56,8 @@ class Submission:
     max_queue_s: float | None = None
     max_run_s: float | None = None
     requirement: Requirement | None = None
+    gpu_hour_price: Decimal | None = None
+    currency: str | None = None
     key_reservation: KeyReservation | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -83,6 +87,8 @@ class Submission:
             "idempotency_key": self.key_reservation and self.key_reservation.name,
             "max_queue_ms": to_ms(self.max_queue_s),
             "max_run_ms": to_ms(self.max_run_s),
+            "gpu_hour_price": None if self.gpu_hour_price is None else format(self.gpu_hour_price, "f"),
+            "currency": self.currency,
             "warnings": json.dumps(self.warnings) if self.warnings else None,
         }
         return present(fields)

@@ -178,7 +178,8 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
 
 def _usage(client: Client, arguments: argparse.Namespace) -> None:  # no arguments
     for each in client.usage():
-        print(each.day, f"{each.gpu_s:.1f} s", each.owner, sep="  ")
+        costs = [f"{amount:.2f} {currency}" for currency, amount in each.costs.items()]
+        print(each.day, f"{each.gpu_s:.1f} s", *costs, each.owner, sep="  ")
 
 
 def _created_at(job: Job) -> str:

@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         )
     listing.add_argument("--batch", metavar="ID", help="the jobs of one request for several videos")
     listing.add_argument("--limit", type=int, default=20)
-    commands.add_parser("usage", help="show the GPU time of each day")
+    commands.add_parser("usage", help="show the GPU time and the cost of each day")
     return root
 
 

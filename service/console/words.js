@@ -62,6 +62,13 @@ export function deadline({ deadline_at, deadline_met, finished_at }, now = Date.
   return finished_at ? "" : `wanted in ${duration(seconds)}`;
 }
 
+// What a job costs: as expected until it has ended, then as it was.
+export function cost({ cost, finished_at }) {
+  const amount = finished_at ? cost?.actual : cost?.predicted;
+  if (amount == null) return "";
+  return `${finished_at ? "cost" : "costs about"} ${amount.toFixed(2)} ${cost.currency}`;
+}
+
 // For screen readers: announce each change of status once, and not every step.
 export function announcement(job) {
   return `“${prompt(job).slice(0, 60)}” ${ANNOUNCEMENTS[job.status]}`;

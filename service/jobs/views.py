@@ -124,6 +124,23 @@ class ResultView(_View):
         )
 
 
+class CostView(_View):
+    """The cost of a job at the price that held when it was submitted."""
+
+    predicted: float | None = Field(description="As expected at submission; null if nothing was known.")
+    actual: float = Field(description="Of all attempts that have stopped.")
+    currency: str
+
+    @classmethod
+    def of(cls, job: Job) -> Self | None:
+        """Return the cost of a job, None if it has no price."""
+        price, currency = job.gpu_hour_price, job.currency
+        if price is None or currency is None:
+            return None
+        predicted = _cost(job.expected_gpu_ms, price) if job.expected_gpu_ms else None
+        return cls(predicted=predicted, actual=_cost(job.gpu_ms, price), currency=currency)
+
+
 class JobView(_View):
     """A job. Times are RFC 3339 in UTC."""
 
@@ -154,6 +171,11 @@ class JobView(_View):
     result: ResultView | None
     timings_s: dict[str, float] = Field(description="Seconds by phase.")
     gpu_s: float = Field(description="Seconds of GPU time of all attempts that have stopped.")
+    gpu_phases_s: dict[str, float] = Field(description="The part of it that each phase took, at the end.")
+    lost_gpu_s: float = Field(
+        description="The part of it whose work was lost: the job was requeued before it was saved."
+    )
+    cost: CostView | None = Field(description="null if the operator has set no price.")
     metadata: dict[str, str]
     expires_at: datetime | None = Field(description="When record and files are removed.")
 
@@ -174,6 +196,9 @@ class JobView(_View):
             task=job.order.plan.task,
             request=RequestView.of(job),
             gpu_s=job.gpu_ms / 1000,
+            gpu_phases_s=_gpu_phases_s(job),
+            lost_gpu_s=job.lost_gpu_ms / 1000,
+            cost=CostView.of(job),
             queue_position=queue_position,
             waiting_for=waiting_for,
             deadline_met=job.deadline_met,
@@ -195,3 +220,22 @@ class JobPage(_View):
     previous: str | None = Field(
         description="Pass it as `before` to get the page of newer jobs; null if there are none."
     )
+
+
+_GPU_PHASES = ("encode", "denoise", "refine", "decode")
+_MS_PER_HOUR = 3_600_000
+
+
+def _cost(gpu_ms: int, price: float) -> float:
+    return round(gpu_ms / _MS_PER_HOUR * price, 6)
+
+
+def _gpu_phases_s(job: Job) -> dict[str, float]:
+    """Return the GPU time of each phase: its time, times the GPUs of the last attempt.
+
+    The phases together never take more than the job, although earlier attempts may have had fewer GPUs. The
+    rest of its GPU time is lost work, and time in which the job had the GPUs and did not use them.
+    """
+    spent_s = {name: job.timings_s[name] * job.num_gpus for name in _GPU_PHASES if name in job.timings_s}
+    scale = min(1.0, job.gpu_ms / 1000 / max(sum(spent_s.values()), 1e-9))
+    return {name: round(seconds * scale, 3) for name, seconds in spent_s.items()}

@@ -122,6 +122,8 @@ SERIES = (
     Series("wait_seconds", "Time from submission to the first start.", "priority", is_summary=True),
     Series("run_seconds", "Time that a job ran, all attempts together.", "task", is_summary=True),
     Series("gpu_seconds", "GPU time of ended jobs, all attempts together.", "task"),
+    Series("lost_gpu_seconds", "GPU time whose work was lost before it was saved, of ended jobs.", "task"),
+    Series("cost", "Cost of ended jobs at the operator's price.", "currency"),
     Series("phase_seconds", "Time that a job spent in a phase.", "phase", is_summary=True),
     Series("step_seconds", "Denoising time of a job, for each step.", "task", is_summary=True),
     Series(

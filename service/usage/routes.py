@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import date
 
 from fastapi import APIRouter
@@ -23,6 +24,12 @@ class DayUsage(BaseModel):
     day: date = Field(description="The day in UTC on which the jobs ended.")
     owner: str
     gpu_s: float = Field(description="Seconds of GPU time of these jobs, all attempts together.")
+    lost_gpu_s: float = Field(
+        description="The part of it whose work was lost: jobs were requeued before it was saved."
+    )
+    costs: dict[str, float] = Field(
+        description="Cost of these jobs by currency, at the price that held when each was submitted."
+    )
 
 
 class UsageView(BaseModel):
@@ -35,7 +42,9 @@ class UsageView(BaseModel):
 
 @router.get("/usage", responses=error_responses(503))
 def get_usage(backend: CurrentBackend) -> UsageView:
-    """Return the GPU time used on each day: your own, or everybody's if the service has no API keys."""
+    """Return the GPU time used on each day, and its cost.
+
+    It is your own, or everybody's if the service has no API keys.
+    """
     owner = None if backend.owner == ANONYMOUS else backend.owner
-    found = usage(backend.redis, owner)
-    return UsageView(usage=[DayUsage(day=each.day, owner=each.owner, gpu_s=each.gpu_s) for each in found])
+    return UsageView(usage=[DayUsage(**asdict(each)) for each in usage(backend.redis, owner)])

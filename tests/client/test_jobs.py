@@ -93,7 +93,9 @@ class TestReading:
     def test_usage_is_that_of_each_day(self, service, redis):
         assert service.usage() == ()
         redis.hset(f"longcat:usage:{int(time.time() // 86400)}", "anonymous", 2500)
-        assert [each.gpu_s for each in service.usage()] == [2.5]
+        assert [(each.gpu_s, each.costs) for each in service.usage()] == [(2.5, {})]
+        redis.hset(f"longcat:usage:{int(time.time() // 86400)}:cost", "EUR:anonymous", "1.5")
+        assert [each.costs for each in service.usage()] == [{"EUR": 1.5}]
 
     def test_capability(self, service):
         found = service.capability()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -107,9 +108,22 @@ class TestSettings:
         assert Settings().quotas == Quotas(owner_input_bytes_per_day=quotas.owner_input_bytes_per_day)
         assert Settings().owner_event_streams is None
 
+    def test_price_needs_a_currency(self):
+        with pytest.raises(ValidationError, match="is required with GPU_HOUR_PRICE"):
+            Settings(gpu_hour_price="2.50")
+        settings = Settings(gpu_hour_price="2.50", currency="EUR")
+        assert (settings.gpu_hour_price, settings.currency) == (Decimal("2.5"), "EUR")
+
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("owner_queued_jobs", 0), ("port", 70_000), ("max_body_bytes", 0), ("fetch_timeout_s", -1)],
+        [
+            ("currency", "a:b"),
+            ("gpu_hour_price", -1),
+            ("owner_queued_jobs", 0),
+            ("port", 70_000),
+            ("max_body_bytes", 0),
+            ("fetch_timeout_s", -1),
+        ],
     )
     def test_invalid_values_are_refused(self, name, value):
         with pytest.raises(ValidationError):

@@ -123,6 +123,14 @@ class Batch(_Reply):
     job_ids: tuple[str, ...]
 
 
+class Cost(_Reply):
+    """The cost of a job. `predicted` is that expected at submission, None if nothing was known."""
+
+    predicted: float | None = None
+    actual: float = 0.0
+    currency: str = ""
+
+
 class Job(_Reply):
     """A job.
 
@@ -138,6 +146,9 @@ class Job(_Reply):
         deadline_met: whether it was ready then, None before the end.
         predicted_finish_at: when the video is expected, None if that is not known, and at the end.
         gpu_s: seconds of GPU time of all attempts that have stopped.
+        gpu_phases_s: the part of it that each phase took, at the end.
+        lost_gpu_s: the part of it whose work was lost, because the job was requeued before it was saved.
+        cost: what the job costs, None if the operator has set no price.
         expires_at: when the job and its files are deleted.
     """
 
@@ -161,6 +172,9 @@ class Job(_Reply):
     result: Result | None = None
     timings_s: dict[str, float] = Field(default_factory=dict)
     gpu_s: float | None = None
+    gpu_phases_s: dict[str, float] = Field(default_factory=dict)
+    lost_gpu_s: float | None = None
+    cost: Cost | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     expires_at: datetime | None = None
 
@@ -212,11 +226,18 @@ class JobPage(_Reply):
 
 
 class DayUsage(_Reply):
-    """The GPU time of the jobs of an owner that ended on a day in UTC, in seconds."""
+    """The GPU time of the jobs of an owner that ended on a day in UTC, in seconds.
+
+    Attributes:
+        lost_gpu_s: the part of it whose work was lost, because jobs were requeued before it was saved.
+        costs: the cost of these jobs by currency, if the operator has set a price.
+    """
 
     day: date
     owner: str
     gpu_s: float
+    lost_gpu_s: float = 0.0
+    costs: dict[str, float] = Field(default_factory=dict)
 
 
 class Usage(_Reply):

@@ -381,6 +381,9 @@ def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes], run_
         "result": None,
         "timings_s": {},
         "gpu_s": 0.0,
+        "gpu_phases_s": {},
+        "lost_gpu_s": 0.0,
+        "cost": None,
         "metadata": fields.get("metadata", {}),
         "expires_at": None,
     }

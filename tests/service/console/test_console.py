@@ -113,6 +113,18 @@ class TestInABrowser:
         page.wait_for_selector(f"[data-id='{ids[2]}'][data-status=cancelled]")
         assert page.text_content(f"[data-id='{ids[2]}'] .facts") == ""
 
+    def test_job_shows_what_it_costs(self, page, worker, redis, client):
+        job_id = client.post("/generate", json={"prompt": "a red ball"}).json()["id"]
+        price = {"gpu_hour_price": "36", "currency": "EUR", "expected_gpu_ms": "150000"}
+        redis.hset(f"longcat:job:{job_id}", mapping=price)
+        page.wait_for_selector(f"[data-id='{job_id}'] >> text=Costs about 1.50 EUR")
+        claim = worker.claim()
+        redis.hincrby(f"longcat:job:{job_id}", "claimed_ms", -200_000)
+        worker.succeed(claim, video=clip(), thumbnail=encoded(picture(), "JPEG"))
+        page.wait_for_selector(
+            f"[data-id='{job_id}'][data-status=succeeded] .facts >> text=/^Cost 2.[0-9]+ EUR/i"
+        )
+
     def test_user_signs_in_and_out(self, page, worker, redis):
         key = ApiKeys(redis).create("me")
         page.wait_for_selector("#key:not([hidden])")

@@ -5,12 +5,6 @@
 local GPU_TIME = 'longcat:gpu_time'
 local KEPT = 0.95
 
--- The GPU time of all attempts of a job so far.
-local function gpu_ms(job)
-  local running_ms = job.status == 'running' and math.max(0, now - job.claimed_ms) or 0
-  return job.gpu_ms + running_ms * job.num_gpus
-end
-
 local function recent_gpu_time()
   local work_units, ms = unpack(redis.call('HMGET', GPU_TIME, 'work_units', 'gpu_ms'))
   return tonumber(work_units or 0), tonumber(ms or 0)
@@ -50,14 +44,36 @@ local function correct_budget(job, spent_ms)
   if redis.call('EXISTS', key) == 1 then redis.call('INCRBY', key, spent_ms - job.expected_gpu_ms) end
 end
 
--- Add the GPU time of an ended job to what its owner has used today.
+-- Add the GPU time of an ended job, and its cost at the price that held when it was submitted, to what its owner has
+-- used today. Sums are of amounts, so a new price does not change what was used before.
 local USAGE_KEPT_MS = 32 * DAY_MS
+local MS_PER_HOUR = 3600000
 local function add_to_usage(job, spent_ms)
   if spent_ms == 0 then return end
   local key = 'longcat:usage:' .. math.floor(now / DAY_MS)
-  redis.call('HINCRBY', key, job.owner, spent_ms)
-  redis.call('PEXPIRE', key, USAGE_KEPT_MS)
+  local function add(part, field, amount)
+    redis.call('HINCRBYFLOAT', key .. part, field, amount)
+    redis.call('PEXPIRE', key .. part, USAGE_KEPT_MS)
+  end
+  add('', job.owner, spent_ms)
   count('gpu_seconds', job.task, spent_ms / 1000)
+  if tonumber(job.lost_gpu_ms) > 0 then
+    add(':lost', job.owner, job.lost_gpu_ms)
+    count('lost_gpu_seconds', job.task, job.lost_gpu_ms / 1000)
+  end
+  local price = (job.gpu_hour_price or ''):match('^%d+%.?%d*$')
+  if price and job.currency then
+    local cost = string.format('%.9f', spent_ms / MS_PER_HOUR * price)
+    add(':cost', job.currency .. ':' .. job.owner, cost)
+    count('cost', job.currency, cost)
+  end
+end
+
+-- Count the GPU time of a job since its last checkpoint as lost: whoever runs it next does that work again.
+local function count_lost_gpu_time(job)
+  local spent_ms = gpu_ms(job)
+  local lost_ms = job.lost_gpu_ms + math.max(0, spent_ms - job.saved_gpu_ms)
+  write(job, {lost_gpu_ms = lost_ms, saved_gpu_ms = spent_ms})
 end
 
 -- Charge the owner of an ended job for the GPU time that it took, instead of for its work units. It is converted to

@@ -84,16 +84,17 @@ local function num_before(priority, other, latest_ms)
   return num_earlier
 end
 
+local BACKLOGGED = {} -- the priorities that have queued jobs
+for _, priority in ipairs(PRIORITIES) do
+  if redis.call('EXISTS', effective_times_key(priority)) == 1 then table.insert(BACKLOGGED, priority) end
+end
+
 -- The numbers of jobs of each priority that start before a job, which is at this position among those of its own.
 local function nums_before(job, position, latest_ms)
-  local nums, others = {}, {}
-  for i, priority in ipairs(PRIORITIES) do
-    nums[i] = 0
-    if priority == job.priority then
-      nums[i] = position - 1
-    elseif redis.call('EXISTS', effective_times_key(priority)) == 1 then
-      table.insert(others, priority)
-    end
+  local nums, others = {0, 0, 0}, {}
+  nums[NUM_ABOVE[job.priority] + 1] = position - 1
+  for _, priority in ipairs(BACKLOGGED) do
+    if priority ~= job.priority then table.insert(others, priority) end
   end
   if #others == 0 then return nums end
   latest_ms = latest_ms or latest_effective_time(job, position, others)

@@ -50,7 +50,8 @@ end
 
 -- Numbers that a record must have, with their defaults, and those that it may have.
 local NUMBERS = {number = 0, work_units = 1, attempt = 0, max_attempts = 3, fence = 0, run_ms = 0, gpu_ms = 0,
-  expected_gpu_ms = 0, num_gpus = 1, created_ms = now, claimed_ms = now, lease_ms = 30000, retention_ms = 604800000}
+  saved_gpu_ms = 0, lost_gpu_ms = 0, expected_gpu_ms = 0, num_gpus = 1,
+  created_ms = now, claimed_ms = now, lease_ms = 30000, retention_ms = 604800000}
 local OPTIONAL_NUMBERS = {'started_ms', 'max_run_ms', 'max_queue_ms', 'schema_version', 'order_version'}
 local PRIORITIES = {'high', 'normal', 'low'}
 
@@ -68,6 +69,12 @@ local function read(id)
   job.id, job.owner, job.status, job.task = id, job.owner or '', job.status or '', job.task or ''
   if job.priority ~= 'high' and job.priority ~= 'low' then job.priority = 'normal' end
   return job
+end
+
+-- The GPU time in ms of all attempts of a job so far.
+local function gpu_ms(job)
+  local running_ms = job.status == 'running' and math.max(0, now - job.claimed_ms) or 0
+  return job.gpu_ms + running_ms * job.num_gpus
 end
 
 -- The record if the caller may see it. For a caller with an owner, jobs of other owners do not exist.

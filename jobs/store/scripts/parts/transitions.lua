@@ -104,6 +104,7 @@ end
 local function requeue(job, cause, crash_error)
   local attempt, crashed = tonumber(job.attempt), cause == 'crashed'
   if job.cancel_requested then return finish(job, 'cancelled', {}) end
+  count_lost_gpu_time(job)
   if crashed and attempt >= tonumber(job.max_attempts) then
     return finish(job, 'failed', {error = crash_error})
   end
