@@ -84,19 +84,19 @@ local function num_before(priority, other, latest_ms)
   return num_earlier
 end
 
-local BACKLOGGED = {} -- the priorities that have queued jobs
-for _, priority in ipairs(PRIORITIES) do
-  if redis.call('EXISTS', effective_times_key(priority)) == 1 then table.insert(BACKLOGGED, priority) end
-end
+local num_backlogged = redis.call( -- the number of priorities that have queued jobs
+  'EXISTS', effective_times_key('high'), effective_times_key('normal'), effective_times_key('low')
+)
 
--- The numbers of jobs of each priority that start before a job, which is at this position among those of its own.
+-- The numbers of jobs of each priority that start before a job, which is at this position among those of its own. The
+-- latest effective time is given for a job that is not queued.
 local function nums_before(job, position, latest_ms)
   local nums, others = {0, 0, 0}, {}
   nums[NUM_ABOVE[job.priority] + 1] = position - 1
-  for _, priority in ipairs(BACKLOGGED) do
+  if num_backlogged == (latest_ms and 0 or 1) then return nums end
+  for _, priority in ipairs(PRIORITIES) do
     if priority ~= job.priority then table.insert(others, priority) end
   end
-  if #others == 0 then return nums end
   latest_ms = latest_ms or latest_effective_time(job, position, others)
   for _, priority in ipairs(others) do nums[NUM_ABOVE[priority] + 1] = num_before(priority, job.priority, latest_ms) end
   return nums
