@@ -533,8 +533,11 @@ class JobStoreMachine(RuleBasedStateMachine):
         starts = dict(self.virtual_start)
         ids = []
         while queued:
-            order = sorted(queued, key=lambda job_id: _place(queued[job_id], starts), reverse=True)
-            heads = {queued[job_id].queue.priority: job_id for job_id in order}
+            heads: dict[Priority, str] = {}
+            for job_id, job in queued.items():
+                head = heads.setdefault(job.queue.priority, job_id)
+                if _place(job, starts) < _place(queued[head], starts):
+                    heads[job.queue.priority] = job_id
             next_id = min(heads.values(), key=lambda job_id: queued[job_id].effective_time())
             job = queued.pop(next_id)
             if not job.has_started:
