@@ -42,7 +42,6 @@ _PEAK_NITS = 1000.0  # brighter light is clipped
 _BLACK_NITS = 1e-3
 _HLG_GAMMA = 1.2  # of a display with this peak, by BT.2100
 _BT2020_LUMINANCE = (0.2627, 0.6780, 0.0593)
-_STRIP_PIXELS = 1 << 17  # converted at a time, to bound the memory
 
 Reals = NDArray[np.float64]
 
@@ -87,10 +86,6 @@ class Conversion:
 
     def convert(self, rgb: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """Return RGB of 8 bits, of RGB of 16 bits: `[height, width, 3]`."""
-        rows = max(1, _STRIP_PIXELS // rgb.shape[1])
-        return np.concatenate([self._strip(rgb[row : row + rows]) for row in range(0, len(rgb), rows)])
-
-    def _strip(self, rgb: NDArray[np.uint16]) -> NDArray[np.uint8]:
         light = self._light[rgb]
         if self._system_gains is not None:
             luminance = light @ np.array(_BT2020_LUMINANCE, np.float32)

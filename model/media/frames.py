@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import av
 import numpy as np
 from av.video.reformatter import Interpolation
@@ -14,6 +16,7 @@ from model.spec.geometry import Size
 
 _FULL_RANGE = 2
 _BT601 = 5
+_STRIP_PIXELS = 1 << 17  # converted at a time, to bound the memory
 _NO_MATRIX = frozenset({0, UNSPECIFIED, 3})  # RGB, unspecified, reserved
 _MIN_HD_SIDE = 720
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -63,12 +66,15 @@ class FrameReader:
             size = Size(frame.height, frame.width)
         bits = frame.format.components[0].bits
         if frame.format.is_rgb:
-            rgb = full_range(_deep_pixels(frame, "rgb48le", size), bits)
+            values = _deep_pixels(frame, "rgb48le", size)
+            to_rgb = partial(full_range, bits=bits)
         else:
-            yuv = _deep_pixels(frame, "yuv444p16le", size)
+            values = _deep_pixels(frame, "yuv444p16le", size)
             is_full_range = frame.color_range == _FULL_RANGE
-            rgb = yuv_to_rgb(yuv, _matrix(frame), is_full_range=is_full_range, bits=bits)
-        return Image.fromarray(self._conversions[space].convert(rgb))
+            to_rgb = partial(yuv_to_rgb, matrix=_matrix(frame), is_full_range=is_full_range, bits=bits)
+        convert, rows = self._conversions[space].convert, max(1, _STRIP_PIXELS // size.width)
+        strips = [convert(to_rgb(values[row : row + rows])) for row in range(0, size.height, rows)]
+        return Image.fromarray(np.concatenate(strips))
 
 
 def _color_space(frame: av.VideoFrame) -> ColorSpace:
