@@ -1,7 +1,8 @@
 """Count the peak of live activations at full size: `python -m benchmarks.peak_memory`.
 
 The real modules run on the meta device, so nothing is computed, and each peak comes with its place in the
-code. Weights, keys and values of the text and the workspace of kernels are not included. Attention, norms and
+code. Weights that stay on the device, keys and values of the text and the workspace of kernels are not
+included. Attention, norms and
 the convolutions of the VAE count as their kernels for CUDA do; everything else is the code as written,
 without compilation.
 """
@@ -17,11 +18,14 @@ from unittest.mock import patch
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel, masking_utils
 
 from benchmarks.formulas import BASE, REFINED, TEXT_TOKENS, num_tokens
 from benchmarks.traffic import Attention, FusedNorm, LiveTensors, recorded
 from model.parallel.mesh import ContextParallel
 from model.spec.geometry import VAE_STRIDE, frames_of_latents
+from model.spec.memory import TextEncoderPlacement
+from model.text import MAX_TOKENS, TextEncoder
 from model.transformer import token_layout
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
@@ -33,6 +37,14 @@ GB = 1e9
 DTYPES = (torch.float32, torch.bfloat16)
 RANKS = (1, 2, 4)
 CONDITION_FRAMES = 4  # latent frames of 13 condition frames
+UMT5_XXL: dict[str, Any] = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,24 @@ def forward_peak(case: Case, dtype: torch.dtype, ranks: int = 1) -> Peak:
             dit(latents, timesteps, layout, text_kv, condition_kv)
     elements = case.num_texts * num_tokens(config, case.window) // ranks * config.hidden_size
     return replace(_peak(alive), units=alive.peak_bytes / (elements * dtype.itemsize))
+
+
+def encode_text_peak(placement: TextEncoderPlacement, dtype: torch.dtype) -> Peak:
+    """Return the peak of encoding two prompts with UMT5-XXL."""
+    with META:
+        encoder = nn.Module.to(UMT5EncoderModel(UMT5Config(**UMT5_XXL)), dtype).requires_grad_(False).eval()
+    text = TextEncoder(cast(Any, _tokens), encoder, META, placement)
+    # On meta tensors nothing can be asked of the mask; only that of a prompt with padding is needed.
+    needs_mask = patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *_: False)
+    with needs_mask, LiveTensors() as alive:
+        text.encode(["a prompt", "a negative prompt"])
+    return _peak(alive)
+
+
+def _tokens(*_: object, **__: object) -> dict[str, Tensor]:
+    """Return a prompt of `MAX_TOKENS` tokens."""
+    names = ("input_ids", "attention_mask")
+    return {name: torch.empty(1, MAX_TOKENS, dtype=torch.long, device=META) for name in names}
 
 
 def decode_peak(window: Window, dtype: torch.dtype) -> Peak:
@@ -159,6 +189,8 @@ def table() -> Iterator[str]:
         for name, window in (("480×832×93", BASE), ("704×1280×186", REFINED)):
             yield _row(f"VAE encode {name}", dtype, 1, "", encode_peak(window, dtype))
             yield _row(f"VAE decode {name}", dtype, 1, "", decode_peak(window, dtype))
+        for placement in ("device", "offload"):
+            yield _row(f"text encoder: {placement}", dtype, 1, "", encode_text_peak(placement, dtype))
 
 
 def _row(name: str, dtype: torch.dtype, ranks: int, units: str, peak: Peak) -> str:

@@ -106,10 +106,15 @@ class LiveTensors(TorchDispatchMode):
             if storage not in given:
                 self._alive[storage] = x.untyped_storage().nbytes()
                 self.largest_elements = max(self.largest_elements, x.untyped_storage().nbytes() // x.itemsize)
-        self._alive = {storage: size for storage, size in self._alive.items() if not storage.expired()}
-        if (alive_bytes := sum(self._alive.values())) > self.peak_bytes:
+        if (alive_bytes := self.alive_bytes) > self.peak_bytes:
             self.peak_bytes, self.peak_place = alive_bytes, f"{_model_place()}, {func.name()}"
         return result
+
+    @property
+    def alive_bytes(self) -> int:
+        """Return the bytes of the results that are alive now."""
+        self._alive = {storage: size for storage, size in self._alive.items() if not storage.expired()}
+        return sum(self._alive.values())
 
 
 @dataclass

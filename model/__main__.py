@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.io.loading import measured
+from model.io.sizes import read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, VideoWriter, measure_clip, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.options import parser
@@ -29,6 +30,7 @@ from model.spec.arguments import options_of
 from model.spec.errors import InvalidParams, ModelError
 from model.spec.geometry import SIDE_MULTIPLE, Size
 from model.spec.limits import Limits, load_limits
+from model.spec.memory import Setup, available_bytes, choose_text_encoder
 from model.spec.params import GenerationParams
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
@@ -57,8 +59,17 @@ def run(options: argparse.Namespace) -> None:
     device = choose_device(options.device, options.checkpoint)
     parallel = join(device, options.context_parallel, WAIT_FOR_RANKS_S, options.guidance_split)
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
+    setup = Setup(parallel.size, dtype.itemsize, options.fp8)
+    placement = choose_text_encoder(
+        options.text_encoder,
+        read_sizes(options.checkpoint),
+        setup,
+        [request.plan for request in requests],
+        _available_bytes(parallel.device),
+    )
     pipeline, cost = measured(
-        lambda: Pipeline.load(options.checkpoint, dtype, parallel, fp8=options.fp8), parallel.device
+        lambda: Pipeline.load(options.checkpoint, dtype, parallel, fp8=options.fp8, text_encoder=placement),
+        parallel.device,
     )
     if parallel.is_leader:
         print(f"loaded {options.checkpoint} {cost}", file=sys.stderr)
@@ -68,6 +79,13 @@ def run(options: argparse.Namespace) -> None:
             number = None if len(requests) == 1 else index
             outputs = Outputs(_numbered(options.output, number), _numbered(options.save_latents, number))
             _write(pipeline.generate(request), request.plan, outputs, parallel)
+
+
+def _available_bytes(device: torch.device) -> int | None:
+    """Return the memory that the model may take of a GPU, None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return available_bytes(torch.cuda.get_device_properties(device).total_memory, None)
 
 
 @dataclass(frozen=True)

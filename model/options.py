@@ -2,8 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from model.spec.arguments import add_arguments
+from model.spec.memory import TextEncoderOption
 
 POCKET = Path(__file__).parents[1] / "pocket"
 STEP_CACHE = 0.05  # a small threshold: larger ones save more time and lose more quality
@@ -48,6 +50,13 @@ def _add_precision(made: argparse.ArgumentParser) -> None:
     )
     add("--exact-handover", action="store_true", help="8-bit frames between stages, as in the published code")
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, float32 on cpu")
+    add(
+        "--text-encoder",
+        choices=get_args(TextEncoderOption),
+        default="auto",
+        help="where the text encoder stays: on the device; in host memory until it encodes (offload); or on "
+        "the CPU, where it also runs (rounds differently); auto: the first with which the videos fit",
+    )
     add("--fp8", action="store_true", help="multiply large matrices in fp8: faster, less exact")
 
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import ValidationError
@@ -23,22 +23,20 @@ from jobs.connect import check_server, connect
 from jobs.errors import LongCatError
 from jobs.storage.base import open_storage
 from model.io.sizes import read_sizes
-from model.spec.errors import CheckpointError, InvalidParams
-from model.spec.geometry import Clip, Size
-from model.spec.limits import Limits, load_limits
+from model.spec.errors import CheckpointError
+from model.spec.limits import load_limits
 from model.spec.memory import (
     GIB,
     CheckpointSizes,
     MemoryNeed,
     Setup,
     available_bytes,
+    choose_text_encoder,
     format_bytes,
     memory_needed,
     weight_bytes,
 )
-from model.spec.params import GenerationParams
-from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
-from model.spec.resolve import Inputs, resolve
+from model.spec.typical import typical_plans
 from worker.settings import Endpoint, WorkerSettings
 
 DEADLINE_S = 5.0
@@ -132,9 +130,13 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
     setup = Setup(settings.ranks_per_group, element_bytes, settings.fp8)
     smallest = min(gpu.memory_bytes for gpu in gpus[: settings.ranks]) if gpus else None
     available = available_bytes(smallest, settings.gpu_memory_gib)
+    plans = dict(typical_plans(limits, loras))
+    placement = choose_text_encoder(settings.text_encoder, sizes, setup, plans.values(), available)
+    setup = replace(setup, text_encoder=placement)
+    yield Finding("ok", f"text encoder: {_PLACEMENTS[placement]} (TEXT_ENCODER={placement})")
     if available is not None:
         yield _check_loading(sizes, setup, available)
-    for name, plan in example_plans(limits, loras):
+    for name, plan in plans.items():
         yield _check_plan(name, memory_needed(sizes, plan, setup), available)
 
 
@@ -147,36 +149,6 @@ def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Find
     return Finding("problem", f"{text}, but only {format_bytes(available)} can be used there")
 
 
-def example_plans(limits: Limits, loras: list[str]) -> Iterator[tuple[str, Plan]]:
-    """Yield typical videos of a checkpoint, of its default size and length, with what to call them."""
-    size, num_frames = limits.default_size, limits.default_num_frames
-    clip = Clip(size.height, size.width, num_frames)
-    refined = max(
-        limits.refine_buckets.values(), key=lambda bucket: bucket.height * bucket.width, default=size
-    )
-    requests: list[tuple[str, GenerationParams, Inputs]] = [
-        ("text to video", GenerationParams(), Inputs()),
-        ("image to video", GenerationParams(), Inputs(image=Size(*size))),
-        ("continuation of a clip", GenerationParams(), Inputs(video=clip)),
-    ]
-    if DISTILLED_LORA in loras:
-        requests.append(("text to video, distilled", GenerationParams(distilled=True), Inputs()))
-    if REFINEMENT_LORA in loras:
-        requests.append(("text to video, refined", GenerationParams(refine=True), Inputs()))
-        requests.append(
-            (
-                f"refinement to {refined.width}×{refined.height}",
-                GenerationParams(task="refine"),
-                Inputs(video=clip),
-            )
-        )
-    for name, params, inputs in requests:
-        try:
-            yield name, resolve(params, inputs, limits)
-        except InvalidParams as error:  # this checkpoint does not make such videos
-            sys.stderr.write(f"note: {name}: {error}\n")
-
-
 def _check_plan(name: str, need: MemoryNeed, available: int | None) -> Finding:
     text = f"{name}: {format_bytes(need.total)}, most of it while it {_VERBS[need.phase]}"
     if available is None:
@@ -187,7 +159,17 @@ def _check_plan(name: str, need: MemoryNeed, available: int | None) -> Finding:
     return Finding("note", f"{text}: does not fit into {format_bytes(available)}; {advice}")
 
 
-_VERBS = {"encode": "encodes its inputs", "denoise": "is denoised", "decode": "is decoded"}
+_VERBS = {
+    "encode_text": "encodes its prompts",
+    "encode": "encodes its inputs",
+    "denoise": "is denoised",
+    "decode": "is decoded",
+}
+_PLACEMENTS = {
+    "device": "stays on the device",
+    "offload": "is in host memory, and on the device while it encodes prompts",
+    "cpu": "is in host memory, and runs on the CPU",
+}
 
 
 def _check_disks(settings: WorkerSettings) -> Iterator[Finding]:

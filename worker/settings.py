@@ -20,6 +20,7 @@ from jobs.settings import POCKET, SharedSettings
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 CompileName = Literal["auto", "on", "off"]
+TextEncoderName = Literal["auto", "device", "offload", "cpu"]
 
 
 END_S = 8.0
@@ -80,6 +81,7 @@ class RankSetup(_Frozen):
     dtype: DtypeName
     compile: CompileName = "auto"
     fp8: bool = False
+    text_encoder: TextEncoderName = "auto"
     gpu_memory_gib: float | None = None
     collective_timeout_s: float
     error_grace_s: float
@@ -141,6 +143,12 @@ class WorkerSettings(SharedSettings):
     fp8: bool = Field(
         default=False,
         description="multiply the large matrices of all blocks in fp8, which is faster and less exact",
+    )
+    text_encoder: TextEncoderName = Field(
+        default="auto",
+        description="where rank 0 keeps the text encoder: device; offload: in host memory, and on the device "
+        "while it encodes new prompts; cpu: in host memory, where it also runs, which takes longer and "
+        "rounds differently; auto: the first of these with which as many videos fit as with any",
     )
     gpu_memory_gib: float | None = Field(
         default=None,
@@ -290,6 +298,7 @@ class WorkerSettings(SharedSettings):
             dtype=self.dtype,
             compile=self.compile,
             fp8=self.fp8,
+            text_encoder=self.text_encoder,
             gpu_memory_gib=self.gpu_memory_gib,
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,

@@ -31,6 +31,7 @@ from model.pipeline.text_cache import TextKVCache
 from model.spec.errors import CheckpointError, InputError
 from model.spec.geometry import LATENTS_AT_A_TIME, windows
 from model.spec.limits import Limits, load_limits
+from model.spec.memory import TextEncoderPlacement
 from model.spec.plan import DISTILLED_LORA, Plan, refine_layout_of
 from model.text import TextEncoder
 from model.transformer.config import load_dit_config
@@ -61,9 +62,22 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, checkpoint: Path, dtype: torch.dtype, parallel: ContextParallel = SINGLE, *, fp8: bool = False
+        cls,
+        checkpoint: Path,
+        dtype: torch.dtype,
+        parallel: ContextParallel = SINGLE,
+        *,
+        fp8: bool = False,
+        text_encoder: TextEncoderPlacement = "device",
     ) -> "Pipeline":
-        """Load a checkpoint folder onto this rank's device, with its large matrices in fp8 if `fp8` is set.
+        """Load a checkpoint folder onto this rank's device.
+
+        Args:
+            checkpoint: the folder.
+            dtype: the type of weights and activations.
+            parallel: this rank and its group.
+            fp8: whether the large matrices of the transformer are kept and multiplied in fp8.
+            text_encoder: where the leader keeps the text encoder.
 
         Raises:
             CheckpointError: a file is missing or wrong, or the weights are still being fetched; the message
@@ -92,7 +106,9 @@ class Pipeline:
             lora=LoraMerger(dit, weights, loras),
             loras=frozenset(loras),
             vae=vae,
-            encoders=_load_encoders(checkpoint, limits, vae, dtype) if parallel.is_leader else None,
+            encoders=_load_encoders(checkpoint, limits, vae, dtype, text_encoder)
+            if parallel.is_leader
+            else None,
             parallel=parallel,
         )
 
@@ -213,9 +229,11 @@ class Pipeline:
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
 
 
-def _load_encoders(checkpoint: Path, limits: Limits, vae: Vae, dtype: torch.dtype) -> Encoders:
+def _load_encoders(
+    checkpoint: Path, limits: Limits, vae: Vae, dtype: torch.dtype, placement: TextEncoderPlacement
+) -> Encoders:
     return Encoders(
-        text=TextEncoder.load(checkpoint, vae.device, dtype, pinned=limits.negative_prompt),
+        text=TextEncoder.load(checkpoint, vae.device, dtype, placement, kept=limits.negative_prompt),
         device=vae.device,
         latent_channels=vae.latent_channels,
         shift=load_shift(checkpoint / "scheduler" / "scheduler_config.json"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -43,7 +44,21 @@ WAN_CHANNELS = 96
 TEXT_TOKENS = 512
 """Tokens of a prompt, with padding."""
 
-Phase = Literal["encode", "denoise", "decode"]
+TEXT_ACTIVATIONS = {2: 0.023, 4: 0.0145}
+"""Activations at the peak of the text encoder, of its weights, by the size of an element in bytes."""
+
+Phase = Literal["encode_text", "encode", "denoise", "decode"]
+
+TextEncoderPlacement = Literal["device", "offload", "cpu"]
+"""Where the leader keeps the text encoder, and where it runs.
+
+`device`: on the GPU. `offload`: in host memory, and on the GPU only while it encodes prompts. `cpu`: in host
+memory, where it also runs. The first two give the same bits, the third differs by rounding.
+"""
+TextEncoderOption = Literal["auto", "device", "offload", "cpu"]
+"""A placement, or `auto` for the one that suits the memory (`choose_text_encoder`)."""
+
+_PLACEMENTS: tuple[TextEncoderPlacement, ...] = ("device", "offload", "cpu")
 
 
 @dataclass(frozen=True)
@@ -101,11 +116,19 @@ class StageShape:
 
 @dataclass(frozen=True)
 class Setup:
-    """Describe how a group runs a checkpoint: ranks, bytes of an element, and fp8 for the large matrices."""
+    """Describe how a group runs a checkpoint.
+
+    Attributes:
+        ranks: ranks that share a video.
+        element_bytes: bytes of an element of weights and activations.
+        fp8: whether the large matrices of the transformer have one byte for each element.
+        text_encoder: where the leader keeps the text encoder.
+    """
 
     ranks: int = 1
     element_bytes: int = 2
     fp8: bool = False
+    text_encoder: TextEncoderPlacement = "device"
 
 
 @dataclass(frozen=True)
@@ -113,10 +136,11 @@ class MemoryNeed:
     """Break down the memory of one GPU at the peak of a job, in bytes.
 
     Attributes:
-        transformer, text_encoder, vae: weights.
+        transformer, text_encoder, vae: weights that stay on the GPU.
         text_kv: keys and values of the texts in all blocks, of each stage.
-        condition_kv: those of the condition frames.
-        working: what is alive besides at the peak of the phase that needs most.
+        condition_kv: those of the condition frames, if `phase` is `denoise`.
+        working: what is alive besides at the peak of the phase that needs most, with the weights of a text
+            encoder that is offloaded.
         phase: that phase.
     """
 
@@ -174,6 +198,40 @@ class MemoryBudget:
         return None
 
 
+def choose_text_encoder(
+    wanted: TextEncoderOption,
+    sizes: CheckpointSizes,
+    setup: Setup,
+    plans: Iterable[Plan],
+    available: int | None,
+) -> TextEncoderPlacement:
+    """Return the wanted placement or, for `auto`, the fastest one with which as many plans fit as with any.
+
+    Args:
+        wanted: a placement, or `auto`.
+        sizes: those of the checkpoint.
+        setup: how the group runs it; its own placement does not count.
+        plans: the plans that should fit.
+        available: memory of each GPU that weights and tensors may take; None if it is not limited.
+    """
+    if wanted != "auto":
+        return wanted
+    if available is None:
+        return "device"
+    plans = tuple(plans)
+    num_fitting = {
+        placement: sum(
+            MemoryBudget(available, sizes, replace(setup, text_encoder=placement)).fits(plan)
+            for plan in plans
+        )
+        for placement in _PLACEMENTS
+    }
+    most = max(num_fitting.values())
+    if not most:
+        return "cpu"  # which leaves the most memory to smaller videos
+    return next(placement for placement in _PLACEMENTS if num_fitting[placement] == most)
+
+
 def available_bytes(gpu_bytes: int | None, limit_gib: float | None) -> int | None:
     """Return the memory of each GPU that the model may take, None if it is not limited.
 
@@ -194,29 +252,36 @@ def format_bytes(num_bytes: int) -> str:
 def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader: bool = True) -> MemoryNeed:
     """Return the memory that a plan needs on the leader of a group, or on another of its ranks."""
     stages = _stages(plan)
-    element = setup.element_bytes
-    token_kv = 2 * sizes.depth * sizes.width * element
-    working: dict[Phase, int] = {
-        "denoise": max(forward_bytes(sizes, stage, setup) for stage in stages),
+    token_kv = 2 * sizes.depth * sizes.width * setup.element_bytes
+    condition_kv = max(stage.cached_tokens for stage in stages) // setup.ranks * token_kv
+    needs: dict[Phase, int] = {
+        "denoise": max(forward_bytes(sizes, stage, setup) for stage in stages) + condition_kv,
         "decode": max(decode_bytes(sizes, stage, setup) for stage in stages),
         "encode": _encode_bytes_of(sizes, plan, setup),
+        "encode_text": encode_text_bytes(sizes, setup) if is_leader else 0,
     }
-    phase = max(working, key=lambda each: working[each])
+    phase = max(needs, key=lambda each: needs[each])
+    if phase != "denoise":
+        condition_kv = 0
     return MemoryNeed(
         transformer=transformer_bytes(sizes, setup),
-        text_encoder=sizes.text_encoder * element if is_leader else 0,
-        vae=sizes.vae * element,
+        text_encoder=_resident_text_encoder_bytes(sizes, setup, is_leader=is_leader),
+        vae=sizes.vae * setup.element_bytes,
         text_kv=sum(stage.num_texts for stage in stages) * TEXT_TOKENS * token_kv,
-        condition_kv=max(stage.cached_tokens for stage in stages) // setup.ranks * token_kv,
-        working=working[phase],
+        condition_kv=condition_kv,
+        working=needs[phase] - condition_kv,
         phase=phase,
     )
 
 
 def weight_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:
-    """Return the memory of all weights on one GPU."""
-    others = sizes.vae + (sizes.text_encoder if is_leader else 0)
-    return transformer_bytes(sizes, setup) + others * setup.element_bytes
+    """Return the memory of the weights that stay on one GPU."""
+    text_encoder = _resident_text_encoder_bytes(sizes, setup, is_leader=is_leader)
+    return transformer_bytes(sizes, setup) + text_encoder + sizes.vae * setup.element_bytes
+
+
+def _resident_text_encoder_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool) -> int:
+    return sizes.text_encoder * setup.element_bytes if is_leader and setup.text_encoder == "device" else 0
 
 
 def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
@@ -230,6 +295,15 @@ def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> in
     tokens = stage.num_frames * stage.tokens_of_frame - stage.cached_tokens
     elements = stage.num_texts * tokens * sizes.width / setup.ranks
     return round(FORWARD_TENSORS[setup.element_bytes] * elements * setup.element_bytes)
+
+
+def encode_text_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
+    """Return the peak of encoding prompts on the leader, with the weights that are moved there for it."""
+    if setup.text_encoder == "cpu":
+        return 0
+    weights = sizes.text_encoder * setup.element_bytes
+    moved = weights if setup.text_encoder == "offload" else 0
+    return moved + round(TEXT_ACTIVATIONS[setup.element_bytes] * weights)
 
 
 def encode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:

@@ -20,11 +20,13 @@ import json
 import torch
 from dataclasses import asdict
 from benchmarks.formulas import BASE, REFINED
-from benchmarks.peak_memory import CASES, RANKS, decode_peak, encode_peak, forward_peak
+from benchmarks.peak_memory import CASES, RANKS, decode_peak, encode_peak, encode_text_peak, forward_peak
 from benchmarks.traffic import LiveTensors
-from model.spec.memory import CheckpointSizes, Setup, StageShape, decode_bytes, encode_bytes, forward_bytes
+from model.spec.memory import (
+    CheckpointSizes, Setup, StageShape, decode_bytes, encode_bytes, encode_text_bytes, forward_bytes
+)
 
-SIZES = CheckpointSizes(transformer=0, quantised=0, text_encoder=0, vae=0, width=4096, depth=48)
+SIZES = CheckpointSizes(transformer=0, quantised=0, text_encoder=5_680_910_336, vae=0, width=4096, depth=48)
 
 def in_pixels(window, num_texts=1):
     return StageShape(window.num_frames, 8 * window.height, 8 * window.width, num_texts=num_texts)
@@ -49,6 +51,11 @@ print(json.dumps({
         )
         for name, window in short.items()
     },
+    "text": [
+        asdict(encode_text_peak(placement, dtype))
+        | {"predicted": encode_text_bytes(SIZES, Setup(1, dtype.itemsize, text_encoder=placement))}
+        for placement in ("device", "offload") for dtype in (torch.float32, torch.bfloat16)
+    ],
     "three tensors": alive.peak_bytes,
     "forwards": [
         {
@@ -134,5 +141,5 @@ def test_peak_is_placed_in_the_code_of_the_model(forwards):
 
 def test_predicted_memory_is_near_each_peak(counted):
     """The predictions are those of `model.spec.memory`, by which a worker tells what fits into a GPU."""
-    for peak in (*counted["vae"].values(), *counted["forwards"]):
+    for peak in (*counted["vae"].values(), *counted["text"], *counted["forwards"]):
         assert peak["predicted"] == pytest.approx(peak["size_bytes"], rel=0.05), peak

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+from typing import ClassVar
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.traffic import LiveTensors
 from model.text import CACHED_PROMPTS, MAX_TOKENS, TextEncoder, clean
 
 CPU = torch.device("cpu")
@@ -61,9 +65,9 @@ def test_a_prompt_is_encoded_once(encoder, monkeypatch):
     computed = []
     compute = encoder._compute
 
-    def counted(prompt):
-        computed.append(prompt)
-        return compute(prompt)
+    def counted(prompts):
+        computed.extend(prompts)
+        return compute(prompts)
 
     monkeypatch.setattr(encoder, "_compute", counted)
     first = encoder.encode(["a new prompt", " a  new prompt "])
@@ -74,7 +78,7 @@ def test_a_prompt_is_encoded_once(encoder, monkeypatch):
 
 def test_old_prompts_are_forgotten(encoder, monkeypatch):
     first = encoder.encode(["the cat"])
-    monkeypatch.setattr(encoder, "_compute", lambda _: first)
+    monkeypatch.setattr(encoder, "_compute", lambda prompts: [first] * len(prompts))
     for number in range(CACHED_PROMPTS + 10):
         encoder.encode([f"prompt {number}"])
     assert len(encoder._cache) == CACHED_PROMPTS
@@ -82,13 +86,13 @@ def test_old_prompts_are_forgotten(encoder, monkeypatch):
 
 def test_the_lasting_prompt_is_never_forgotten(parity_checkpoint, monkeypatch):
     """The negative prompt hits however many jobs without guidance came since the last one with it."""
-    encoder = TextEncoder.load(parity_checkpoint, CPU, torch.float32, pinned=" bad  hands ")
+    encoder = TextEncoder.load(parity_checkpoint, CPU, torch.float32, kept=" bad  hands ")
     first = encoder.encode(["bad hands"])
     computed = []
 
-    def counted(prompt):
-        computed.append(prompt)
-        return first
+    def counted(prompts):
+        computed.extend(prompts)
+        return [first] * len(prompts)
 
     monkeypatch.setattr(encoder, "_compute", counted)
     for number in range(CACHED_PROMPTS + 10):
@@ -106,3 +110,73 @@ def test_prompts_do_not_depend_on_their_neighbours(encoder):
 def test_hidden_states_have_the_wanted_dtype(tiny_checkpoint):
     encoder = TextEncoder.load(tiny_checkpoint, CPU, torch.bfloat16)
     assert encoder.encode(["a cat"]).hidden.dtype == torch.bfloat16
+
+
+class Copies(LiveTensors):
+    """Record which weights are copied, and what stays alive."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        weights = list(encoder._encoder.parameters())
+        self.weight_bytes = sum(weight.nbytes for weight in weights)
+        self._weights = {weight.data_ptr() for weight in weights}
+        self.copied_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.name() == "aten::_to_copy" and args[0].data_ptr() in self._weights:
+            self.copied_bytes += result.nbytes
+        return result
+
+
+class TestOffloaded:
+    """The device is the CPU here as well: a copy of a weight stands for its move to the device."""
+
+    PROMPTS: ClassVar = ["the cat", "", "a dog"]
+
+    @pytest.fixture
+    def offloaded(self, parity_checkpoint) -> TextEncoder:
+        return TextEncoder.load(parity_checkpoint, CPU, torch.float32, "offload")
+
+    @pytest.mark.parametrize("placement", ["offload", "cpu"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_hidden_states_are_those_of_an_encoder_on_the_device(self, parity_checkpoint, placement, dtype):
+        on_device = TextEncoder.load(parity_checkpoint, CPU, dtype)
+        elsewhere = TextEncoder.load(parity_checkpoint, CPU, dtype, placement)
+        expected, found = on_device.encode(self.PROMPTS), elsewhere.encode(self.PROMPTS)
+        assert torch.equal(found.hidden, expected.hidden)
+        assert torch.equal(found.mask, expected.mask)
+
+    def test_weights_are_moved_once_for_all_new_prompts_and_never_for_known_ones(self, offloaded):
+        with Copies(offloaded) as moved:
+            offloaded.encode(self.PROMPTS)
+        assert moved.copied_bytes == moved.weight_bytes
+        with Copies(offloaded) as moved:
+            offloaded.encode([" a  dog", "the cat"])
+        assert moved.copied_bytes == 0
+        with Copies(offloaded) as moved:
+            offloaded.encode(["the cat", "a bird"])
+        assert moved.copied_bytes == moved.weight_bytes
+
+    def test_weights_leave_the_device_after_encoding(self, offloaded):
+        with Copies(offloaded) as moved:
+            text = offloaded.encode(["the cat"])
+        assert moved.peak_bytes > moved.weight_bytes
+        cached = text.hidden.nbytes + text.mask.nbytes
+        assert moved.alive_bytes <= 2 * cached  # the result and the cache's
+
+    def test_weights_leave_the_device_after_a_failure(self, offloaded, monkeypatch):
+        def run_out_of_memory(*_args: object, **_options: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(offloaded._encoder, "forward", run_out_of_memory)
+        with Copies(offloaded) as moved, pytest.raises(torch.OutOfMemoryError):
+            offloaded.encode(["the cat"])
+        gc.collect()
+        assert (moved.copied_bytes, moved.alive_bytes) == (moved.weight_bytes, 0)
+        monkeypatch.undo()
+        assert offloaded.encode(["the cat"]).mask.sum() > 0
+
+    def test_results_are_on_the_device_wherever_the_encoder_ran(self, parity_checkpoint):
+        encoder = TextEncoder.load(parity_checkpoint, torch.device("meta"), torch.float32, "cpu")
+        assert {part.device.type for part in encoder.encode(["the cat"])} == {"meta"}

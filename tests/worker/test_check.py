@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.spec.memory import GIB
-from tests.model.spec.test_memory import RELEASED
+from tests.model.spec.test_memory import LIMITS, RELEASED
 from worker import check
 from worker.check import Gpu, find_gpus
 from worker.settings import WorkerSettings
@@ -44,8 +44,9 @@ def settings(redis_server, tmp_path) -> WorkerSettings:
 
 @pytest.fixture
 def released(monkeypatch):
-    """Let the checkpoint have the sizes of the released weights."""
+    """Let the checkpoint have the sizes and limits of the released weights."""
     monkeypatch.setattr(check, "read_sizes", lambda _: RELEASED)
+    monkeypatch.setattr(check, "load_limits", lambda _: LIMITS)
     monkeypatch.setattr(check, "_check_torch", lambda *, on_cpu: check.Finding("ok", "PyTorch"))
 
 
@@ -93,7 +94,25 @@ def test_pytorch_that_cannot_use_the_gpus_is_a_problem(settings):
 @pytest.mark.usefixtures("released")
 def test_weights_that_do_not_fit_are_a_problem(settings):
     (problem,) = problems(settings, gpus(24))
-    assert problem == "weights: 36.1 GiB on the first GPU of each group, but only 22.0 GiB can be used there"
+    assert problem == "weights: 25.5 GiB on the first GPU of each group, but only 22.0 GiB can be used there"
+
+
+@pytest.mark.usefixtures("released")
+def test_text_encoder_goes_where_the_most_videos_fit(settings):
+    on_gpus = settings.model_copy(update={"device": "cuda"})
+    assert "text encoder: stays on the device (TEXT_ENCODER=device)" in texts(on_gpus, gpus(80), "ok")
+    assert "(TEXT_ENCODER=offload)" in texts(on_gpus, gpus(48), "ok")
+    asked_for = on_gpus.model_copy(update={"text_encoder": "device"})
+    assert "does not fit" not in texts(on_gpus, gpus(48), "note")
+    assert "does not fit" in texts(asked_for, gpus(48), "note")
+
+
+@pytest.mark.usefixtures("released")
+def test_moment_in_which_a_video_needs_most_memory_is_named(settings):
+    offloaded = settings.model_copy(
+        update={"device": "cuda", "ranks": 8, "fp8": True, "text_encoder": "offload"}
+    )
+    assert "most of it while it encodes its prompts" in texts(offloaded, gpus(*[80] * 8), "ok")
 
 
 @pytest.mark.usefixtures("released")

@@ -4,14 +4,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
+from model.spec.memory import TextEncoderOption
 from tests.architecture.source import ROOT
 from tests.servers import free_port
-from worker.settings import Endpoint, RankSetup, WorkerSettings, group_environment
+from worker.settings import (
+    Endpoint,
+    RankSetup,
+    TextEncoderName,
+    WorkerSettings,
+    group_environment,
+)
 from worker.supervisor.supervisor import SupervisorLimits
 
 
@@ -201,6 +208,13 @@ def test_rank_setup_survives_the_command_line(monkeypatch):
 def test_paths_of_ranks_are_absolute():
     assert WorkerSettings().rank_setup(Path("/run/sock")).checkpoint.is_absolute()
     assert WorkerSettings().group_folder(0).is_absolute()
+
+
+def test_text_encoder_is_placed_as_the_model_can(monkeypatch):
+    assert get_args(TextEncoderName) == get_args(TextEncoderOption)
+    assert WorkerSettings().rank_setup(Path("/run/sock")).text_encoder == "auto"
+    monkeypatch.setenv("LONGCAT_TEXT_ENCODER", "offload")
+    assert WorkerSettings().rank_setup(Path("/run/sock")).text_encoder == "offload"
 
 
 def test_fp8_is_off_by_default(monkeypatch):

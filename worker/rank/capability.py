@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -20,9 +21,17 @@ from model.io.fingerprint import fingerprints
 from model.io.sizes import read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
-from model.spec.memory import GIB, MemoryBudget, Setup, available_bytes
+from model.spec.memory import (
+    GIB,
+    MemoryBudget,
+    Setup,
+    TextEncoderOption,
+    available_bytes,
+    choose_text_encoder,
+)
 from model.spec.params import Task
 from model.spec.plan import REFINEMENT_LORA
+from model.spec.typical import typical_plans
 from model.weights.manifest import check_complete
 from worker.settings import WorkerSettings
 
@@ -36,15 +45,28 @@ def tasks_with(loras: Collection[str]) -> tuple[Task, ...]:
     return tuple(task for task in _TASKS if task != "refine" or REFINEMENT_LORA in loras)
 
 
-def memory_budget(
-    checkpoint: Path, setup: Setup, limit_gib: float | None, gpu_memory_gib: int | None
-) -> MemoryBudget | None:
-    """Return the budget of a group that runs a checkpoint, None if its memory is not limited.
+def plan_memory(
+    checkpoint: Path,
+    setup: Setup,
+    text_encoder: TextEncoderOption,
+    limit_gib: float | None,
+    gpu_memory_gib: int | None,
+) -> tuple[Setup, MemoryBudget | None]:
+    """Place the text encoder. Return the setup with it, and the group's budget, None if it has no limit.
 
     The last two arguments are those of `available_bytes`, in GiB. Raises CheckpointError.
     """
     available = available_bytes(gpu_memory_gib and gpu_memory_gib * GIB, limit_gib)
-    return None if available is None else MemoryBudget(available, read_sizes(checkpoint), setup)
+    sizes = read_sizes(checkpoint)
+    plans = dict(typical_plans(load_limits(checkpoint), lora_names(checkpoint))).values()
+    placement = choose_text_encoder(text_encoder, sizes, setup, plans, available)
+    setup = replace(setup, text_encoder=placement)
+    return setup, None if available is None else MemoryBudget(available, sizes, setup)
+
+
+def lora_names(checkpoint: Path) -> tuple[str, ...]:
+    """Return the names of the LoRAs of a checkpoint."""
+    return tuple(sorted(path.stem for path in (checkpoint / "lora").glob("*.safetensors")))
 
 
 def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -> Capability:
@@ -55,11 +77,14 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
     check_complete(settings.checkpoint)
     device = "cpu" if settings.device == "cpu" else "cuda"
     dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if settings.dtype == "auto" else settings.dtype
-    loras = tuple(sorted(path.stem for path in (settings.checkpoint / "lora").glob("*.safetensors")))
+    loras, weights = lora_names(settings.checkpoint), fingerprints(settings.checkpoint)
     setup = Setup(settings.ranks_per_group, ELEMENT_BYTES[dtype], settings.fp8)
+    _, memory = plan_memory(
+        settings.checkpoint, setup, settings.text_encoder, settings.gpu_memory_gib, gpu_memory_gib
+    )
     return Capability(
         model=settings.model_id,
-        weights=fingerprints(settings.checkpoint),
+        weights=weights,
         order_versions=ORDER_VERSIONS,
         tasks=tasks_with(loras),
         loras=loras,
@@ -68,7 +93,7 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
         device=device,
         dtype="float8_e4m3fn" if settings.fp8 else dtype,
         gpu_memory_gib=gpu_memory_gib,
-        memory=memory_budget(settings.checkpoint, setup, settings.gpu_memory_gib, gpu_memory_gib),
+        memory=memory,
     )
 
 

@@ -29,7 +29,7 @@ from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
 from worker.messages import RunJob
-from worker.rank.capability import ORDER_VERSIONS, memory_budget, tasks_with
+from worker.rank.capability import ORDER_VERSIONS, plan_memory, tasks_with
 from worker.rank.engine import Engine, InputsRead
 from worker.settings import RankSetup
 
@@ -108,14 +108,19 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     default = "bfloat16" if parallel.device.type == "cuda" else "float32"
     dtype = DTYPES[default if setup.dtype == "auto" else setup.dtype]
     needs = Setup(setup.num_ranks, dtype.itemsize, setup.fp8)
-    memory = memory_budget(setup.checkpoint, needs, setup.gpu_memory_gib, _gpu_memory_gib(parallel))
+    needs, memory = plan_memory(
+        setup.checkpoint, needs, setup.text_encoder, setup.gpu_memory_gib, _gpu_memory_gib(parallel)
+    )
     if parallel.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(parallel.device)
         check_weights_fit(setup.checkpoint, needs, free_bytes, is_leader=parallel.is_leader)
     pipeline, cost = measured(
-        lambda: Pipeline.load(setup.checkpoint, dtype, parallel, fp8=setup.fp8), parallel.device
+        lambda: Pipeline.load(
+            setup.checkpoint, dtype, parallel, fp8=setup.fp8, text_encoder=needs.text_encoder
+        ),
+        parallel.device,
     )
-    logger.info("loaded %s %s", setup.checkpoint, cost)
+    logger.info("loaded %s %s, text encoder: %s", setup.checkpoint, cost, needs.text_encoder)
     if fuse(pipeline.dit, setup.compile):
         warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
     is_first_of_node = dist.get_node_local_rank(fallback_rank=0) == 0

@@ -47,7 +47,7 @@ def test_prompts_are_encoded_once_and_layouts_built_once(pipeline, monkeypatch):
     shapes: Counter[tuple[int, ...]] = Counter()
     prompts: Counter[str] = Counter()
     monkeypatch.setattr(token_layout, "angles_3d", counting(shapes, rope.angles_3d, lambda *shape: shape))
-    monkeypatch.setattr(encoder, "_compute", counting(prompts, encoder._compute, lambda prompt: prompt))
+    monkeypatch.setattr(encoder, "_run", counting(prompts, encoder._run, lambda prompt, _: prompt))
     next(event for event in pipeline.generate(request_of(pipeline)) if isinstance(event, Latents))
     for _ in pipeline.generate(request_of(pipeline, num_segments=4, num_condition_frames=5)):
         pass

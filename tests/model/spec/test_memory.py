@@ -5,20 +5,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from model.spec.limits import Limits
 from model.spec.memory import (
+    RESERVE_BYTES,
     CheckpointSizes,
     MemoryBudget,
     Setup,
     StageShape,
+    choose_text_encoder,
+    encode_text_bytes,
     forward_bytes,
     memory_needed,
     weight_bytes,
 )
 from model.spec.params import GenerationParams
+from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA
 from model.spec.resolve import Inputs, resolve
+from model.spec.typical import typical_plans
 
 RELEASED = CheckpointSizes(
     transformer=13_581_900_000,
@@ -40,6 +47,26 @@ def test_only_the_leader_has_the_text_encoder():
     leader, other = needed(), needed(is_leader=False)
     assert (leader.text_encoder, other.text_encoder) == (2 * RELEASED.text_encoder, 0)
     assert leader.total - other.total == leader.text_encoder
+
+
+def test_text_encoder_that_is_offloaded_counts_while_it_encodes():
+    fp8 = Setup(ranks=8, fp8=True)
+    on_device, offloaded = needed(fp8), needed(replace(fp8, text_encoder="offload"))
+    assert (on_device.phase, offloaded.phase) == ("decode", "encode_text")
+    assert (offloaded.text_encoder, offloaded.weights) == (0, needed(fp8, is_leader=False).weights)
+    assert offloaded.working == encode_text_bytes(RELEASED, replace(fp8, text_encoder="offload"))
+    assert offloaded.working > 2 * RELEASED.text_encoder
+
+
+def test_text_encoder_that_is_offloaded_costs_nothing_where_a_later_phase_needs_more():
+    setup = Setup(text_encoder="offload")
+    assert needed(setup, refine=True) == needed(setup, refine=True, is_leader=False)
+
+
+def test_text_encoder_on_the_cpu_takes_nothing():
+    setup = Setup(ranks=8, text_encoder="cpu")
+    assert needed(setup) == needed(setup, is_leader=False)
+    assert weight_bytes(RELEASED, setup) == weight_bytes(RELEASED, setup, is_leader=False)
 
 
 def test_ranks_share_the_work_but_not_the_weights():
@@ -70,6 +97,47 @@ def test_condition_cache_holds_keys_of_the_condition_frames_instead_of_computing
     with_cache = memory_needed(RELEASED, plan.model_copy(update={"condition_cache": True}), Setup())
     without = memory_needed(RELEASED, plan.model_copy(update={"condition_cache": False}), Setup())
     assert (with_cache.condition_kv > 0, without.condition_kv) == (True, 0)
+
+
+class TestChoice:
+    """`auto` takes the first of `device`, `offload` and `cpu` with which as many videos fit as with any."""
+
+    PLANS = dict(typical_plans(LIMITS, (DISTILLED_LORA, REFINEMENT_LORA))).values()
+
+    def chosen(self, available: int | None, setup: Setup | None = None, wanted="auto"):
+        return choose_text_encoder(wanted, RELEASED, setup or Setup(), self.PLANS, available)
+
+    @pytest.mark.parametrize(
+        ("gpu_gib", "ranks", "fp8", "placement"),
+        [
+            (24, 1, False, "cpu"),
+            (24, 1, True, "cpu"),
+            (24, 2, True, "cpu"),
+            (40, 1, False, "offload"),
+            (40, 1, True, "offload"),
+            (48, 1, False, "offload"),
+            (48, 2, False, "device"),
+            (48, 1, True, "device"),
+            (80, 1, False, "device"),
+            (141, 1, False, "device"),
+        ],
+    )
+    def test_gpu_decides(self, gpu_gib, ranks, fp8, placement):
+        assert self.chosen((gpu_gib << 30) - RESERVE_BYTES, Setup(ranks, fp8=fp8)) == placement
+
+    def test_encoder_stays_on_the_device_where_memory_is_not_limited(self):
+        assert self.chosen(None) == "device"
+
+    def test_cpu_leaves_most_to_videos_that_are_smaller_than_typical(self):
+        assert self.chosen(1) == "cpu"
+
+    @pytest.mark.parametrize("wanted", ["device", "offload", "cpu"])
+    def test_what_is_asked_for_is_chosen(self, wanted):
+        assert self.chosen(1, wanted=wanted) == wanted
+
+    def test_faster_placement_is_given_up_for_more_videos_only(self):
+        largest = max(memory_needed(RELEASED, plan, Setup()).total for plan in self.PLANS)
+        assert (self.chosen(largest), self.chosen(largest - 1)) == ("device", "offload")
 
 
 class TestBudget:

@@ -40,6 +40,19 @@ def test_operators_limit_on_memory_is_published(checkpoint, monkeypatch, tmp_pat
     assert printed.memory.setup.element_bytes == 4
 
 
+@pytest.mark.parametrize("asked_for", ["device", "offload", "cpu"])
+def test_placement_of_the_text_encoder_is_published(checkpoint, monkeypatch, tmp_path, capsys, asked_for):
+    monkeypatch.setenv("LONGCAT_DEVICE", "cpu")
+    monkeypatch.setenv("LONGCAT_GPU_MEMORY_GIB", "1.5")
+    monkeypatch.setenv("LONGCAT_TEXT_ENCODER", asked_for)
+    assert main([str(checkpoint)]) == 0
+    printed = read_capability(capsys.readouterr().out)
+    setup = WorkerSettings(checkpoint=checkpoint).rank_setup(tmp_path / "socket")
+    assert load_engine(setup, SINGLE).capability.memory == printed.memory
+    assert printed.memory is not None
+    assert printed.memory.setup.text_encoder == asked_for
+
+
 def test_memory_of_gpus_that_are_not_here_can_be_given(checkpoint, monkeypatch, capsys):
     monkeypatch.setenv("LONGCAT_FP8", "on")
     assert main([str(checkpoint), "--gpu-memory-gib", "24"]) == 0
