@@ -6,6 +6,7 @@ stay on the device, 4 MB for each prompt.
 
 import html
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from model.spec.memory import TextEncoderPlacement
 
 MAX_TOKENS = 512
 CACHED_PROMPTS = 64
+MOST_UPCOMING = CACHED_PROMPTS // 2  # more would evict each other before they are needed
 
 
 class Text(NamedTuple):
@@ -80,10 +82,15 @@ class TextEncoder:
         )
         return cls(_load_tokenizer(checkpoint / "tokenizer"), encoder, device, placement, kept)
 
-    def encode(self, prompts: list[str]) -> Text:
-        """Return the hidden states of each prompt, computed or from the cache."""
+    def encode(self, prompts: list[str], upcoming: Sequence[str] = ()) -> Text:
+        """Return the hidden states of each prompt, computed or from the cache.
+
+        Where weights must be moved for that, those of the prompts `upcoming` are computed, too, and cached.
+        """
         cleaned = [clean(prompt) for prompt in prompts]
-        if missing := [prompt for prompt in dict.fromkeys(cleaned) if prompt not in self._cache]:
+        if missing := self._missing(cleaned):
+            if self._placement == "offload":
+                missing = self._missing(cleaned + [clean(prompt) for prompt in upcoming[:MOST_UPCOMING]])
             self._cache.update(zip(missing, self._compute(missing), strict=True))
         for prompt in cleaned:
             self._cache.move_to_end(prompt)
@@ -91,6 +98,10 @@ class TextEncoder:
         while len(self._cache) > CACHED_PROMPTS:
             del self._cache[next(old for old in self._cache if old != self._kept)]
         return Text(torch.cat([text.hidden for text in texts]), torch.cat([text.mask for text in texts]))
+
+    def _missing(self, prompts: list[str]) -> list[str]:
+        """Return the prompts that are not in the cache, each once."""
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
 
     def _compute(self, prompts: list[str]) -> list[Text]:
         """Encode prompts one by one. Weights that are offloaded are moved once for all of them."""

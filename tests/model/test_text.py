@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.traffic import LiveTensors
-from model.text import CACHED_PROMPTS, MAX_TOKENS, TextEncoder, clean
+from model.text import CACHED_PROMPTS, MAX_TOKENS, MOST_UPCOMING, TextEncoder, clean
 
 CPU = torch.device("cpu")
 
@@ -157,6 +157,26 @@ class TestOffloaded:
         with Copies(offloaded) as moved:
             offloaded.encode(["the cat", "a bird"])
         assert moved.copied_bytes == moved.weight_bytes
+
+    def test_upcoming_prompts_are_encoded_with_the_same_move(self, offloaded):
+        with Copies(offloaded) as moved:
+            offloaded.encode(["the cat"], upcoming=["a dog", "the cat", "a bird"])
+        assert moved.copied_bytes == moved.weight_bytes
+        with Copies(offloaded) as moved:
+            offloaded.encode(["a dog"], upcoming=["a bird"])
+            offloaded.encode(["a bird"], upcoming=["a prompt that is not needed yet"])
+        assert moved.copied_bytes == 0
+
+    def test_upcoming_prompts_do_not_evict_each_other(self, offloaded, monkeypatch):
+        first = offloaded.encode(["the cat"])
+        monkeypatch.setattr(offloaded, "_compute", lambda prompts: [first] * len(prompts))
+        prompts = [f"prompt {number}" for number in range(2 * CACHED_PROMPTS)]
+        offloaded.encode(prompts[:2], upcoming=prompts[2:])
+        assert offloaded._missing(prompts[: 2 + MOST_UPCOMING]) == []
+
+    def test_encoder_on_the_device_encodes_a_prompt_when_it_is_needed(self, encoder):
+        encoder.encode(["the sun"], upcoming=["the moon"])
+        assert encoder._missing(["the sun", "the moon"]) == ["the moon"]
 
     def test_weights_leave_the_device_after_encoding(self, offloaded):
         with Copies(offloaded) as moved:

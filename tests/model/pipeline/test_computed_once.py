@@ -55,6 +55,24 @@ def test_prompts_are_encoded_once_and_layouts_built_once(pipeline, monkeypatch):
     assert list(shapes.values()) == [1, 1, 1]  # all frames; clean ones to remember, and noise after them
 
 
+def test_offloaded_encoder_is_moved_once_for_all_prompts_of_a_long_video(
+    tiny_checkpoint, pipeline, monkeypatch
+):
+    offloaded = Pipeline.load(tiny_checkpoint, torch.float32, text_encoder="offload")
+    assert offloaded.encoders
+    encoder = offloaded.encoders.text
+    moves: Counter[int] = Counter()
+    monkeypatch.setattr(encoder, "_run_offloaded", counting(moves, encoder._run_offloaded, len))
+    request = replace(request_of(pipeline, num_segments=3, num_condition_frames=5), prompts=("a", "b", "c"))
+    found = [event.latents for event in offloaded.generate(request) if isinstance(event, Latents)]
+    expected = [event.latents for event in pipeline.generate(request) if isinstance(event, Latents)]
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert moves == {4: 1}  # the default negative prompt and those of the three segments
+    for _ in offloaded.generate(request):
+        pass
+    assert moves == {4: 1}
+
+
 def test_a_prompt_is_projected_once_for_all_segments_of_a_job(pipeline):
     projected: Counter[str] = Counter()
     pipeline.dit.y_embedder.register_forward_hook(lambda *_: projected.update(["times"]))

@@ -9,13 +9,16 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from pydantic import BaseModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.order import Order
 from jobs.record import JobError
 from jobs.store.holder import StopReason
 from model.pipeline.events import Event, SegmentDone
+from model.pipeline.pipeline import Pipeline
 from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
@@ -37,8 +40,9 @@ from worker.messages import (
     VideoFile,
 )
 from worker.rank.consensus import Consensus, StepOutcome
-from worker.rank.engine import InputsRead
+from worker.rank.engine import Engine, InputsRead
 from worker.rank.leader import Leader
+from worker.rank.model_engine import ModelEngine
 from worker.rank.run_job import run_job
 from worker.settings import VideoSettings
 
@@ -76,7 +80,7 @@ class RankRunner:
         self.settings = VideoSettings(
             checkpoint_s=checkpoint_s, crf=18, preset="ultrafast", buffer_bytes=1 << 20
         )
-        self.engine_type: type[StagedEngine] = StagedEngine
+        self.engine_type: Callable[[Path], Engine] = StagedEngine
         self.stop_at: tuple[int, int] | None = None
         self.reason: StopReason = "cancel"
 
@@ -311,3 +315,31 @@ def test_job_leaves_no_file_open(rank):
     for _ in range(3):
         rank.run(LONG)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+class FullDevice(TorchDispatchMode):
+    """Let the device run out of memory while the weights of a text encoder are moved to it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        assert pipeline.encoders
+        self._weights = {weight.data_ptr() for weight in pipeline.encoders.text._encoder.parameters()}
+        self._free_moves = len(self._weights) // 2
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() == "aten::_to_copy" and args[0].data_ptr() in self._weights:
+            self._free_moves -= 1
+            if self._free_moves < 0:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return func(*args, **(kwargs or {}))
+
+
+def test_text_encoder_that_does_not_fit_onto_the_device_fails_only_the_job(rank, tiny_checkpoint):
+    pipeline = Pipeline.load(tiny_checkpoint, torch.float32, text_encoder="offload")
+    rank.engine_type = lambda _: ModelEngine(pipeline, torch.float32)
+    with FullDevice(pipeline):
+        failed = rank.run()[-1]
+    assert isinstance(failed, JobFailed)
+    assert (failed.error.code, failed.error.retryable) == ("out_of_memory", False)
+    assert "denoise" not in failed.timings_s
+    assert isinstance(rank.run()[-1], VideoDone)
