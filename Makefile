@@ -102,8 +102,9 @@ images: $(READY) ## build both images and run them with few rights; sizes and SB
 compose-test: $(READY) ## start docker-compose.yml on the CPU and generate videos through it (root, Debian packages)
 	$(BIN)/python -m tests.images compose $(if $(BASES),--bases $(BASES))
 
-generate: $(READY) ## write the generated pages anew: docs/settings.md and docs/errors.md
+generate: $(READY) ## write the generated pages anew: docs/settings.md, docs/gpus.md and docs/errors.md
 	$(BIN)/python -m docs.settings_page > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
+	$(BIN)/python -m docs.gpus_page > docs/gpus.md.new && mv docs/gpus.md.new docs/gpus.md
 	$(BIN)/python -m service.openapi.error_table > docs/errors.md.new && mv docs/errors.md.new docs/errors.md
 
 docs: $(READY) ## build the documentation site into site/

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
 from model.spec.memory import WAN_CHANNELS, CheckpointSizes
-from model.transformer.config import load_dit_config, quantised_weights
+from model.transformer.config import load_dit_config, quantised_weights, stays_float32
 from model.weights.manifest import check_complete
 
 
@@ -22,6 +22,7 @@ def read_sizes(checkpoint: Path) -> CheckpointSizes:
     return CheckpointSizes(
         transformer=sum(transformer.values()),
         quantised=sum(size for name, size in transformer.items() if name in quantised),
+        float32=sum(size for name, size in transformer.items() if stays_float32(name)),
         text_encoder=sum(size for _, size in _tensors(checkpoint / "text_encoder")),
         vae=sum(size for _, size in _tensors(checkpoint / "vae")),
         width=config.hidden_size,

@@ -73,6 +73,7 @@ class CheckpointSizes:
         width: channels of a token.
         depth: blocks of the transformer.
         vae_channels: channels of the VAE at the full size of a frame.
+        float32: those of the transformer that stay in fp32 whatever the dtype.
     """
 
     transformer: int
@@ -82,6 +83,7 @@ class CheckpointSizes:
     width: int
     depth: int
     vae_channels: int = WAN_CHANNELS
+    float32: int = 0
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,8 @@ def _resident_text_encoder_bytes(sizes: CheckpointSizes, setup: Setup, *, is_lea
 def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
     """Return the bytes of the transformer's weights on each rank."""
     quantised = sizes.quantised if setup.fp8 else 0
-    return (sizes.transformer - quantised) * setup.element_bytes + quantised
+    others = sizes.transformer - quantised - sizes.float32
+    return others * setup.element_bytes + quantised + 4 * sizes.float32
 
 
 def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:

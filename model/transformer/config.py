@@ -24,6 +24,11 @@ def quantised_weights(depth: int) -> frozenset[str]:
     return frozenset(f"blocks.{i}.{name}.weight" for i in range(1, depth - 1) for name in QUANTISED)
 
 
+def stays_float32(name: str) -> bool:
+    """Return whether a weight of the transformer is in fp32 whatever the dtype of the others."""
+    return "adaLN_modulation" in name or name.startswith(("t_embedder.", "final_layer."))
+
+
 Triple = tuple[int, int, int]
 
 

@@ -94,7 +94,7 @@ def test_pytorch_that_cannot_use_the_gpus_is_a_problem(settings):
 @pytest.mark.usefixtures("released")
 def test_weights_that_do_not_fit_are_a_problem(settings):
     (problem,) = problems(settings, gpus(24))
-    assert problem == "weights: 25.5 GiB on the first GPU of each group, but only 22.0 GiB can be used there"
+    assert problem == "weights: 26.7 GiB on the first GPU of each group, but only 22.0 GiB can be used there"
 
 
 @pytest.mark.usefixtures("released")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model.io.sizes import read_sizes
 from model.pipeline.pipeline import Pipeline
 from model.spec.errors import CheckpointError
+from model.spec.memory import Setup, transformer_bytes
 from model.transformer.config import QUANTISED
 
 
@@ -26,6 +27,14 @@ def test_sizes_are_those_of_the_loaded_modules(tiny_checkpoint):
     inner = [pipeline.dit.get_submodule(f"blocks.{i}") for i in range(1, len(pipeline.dit.blocks) - 1)]
     matrices = [cast(Tensor, block.get_submodule(name).weight) for block in inner for name in QUANTISED]
     assert sizes.quantised == sum(matrix.numel() for matrix in matrices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_of_the_transformer_are_those_of_the_loaded_module(tiny_checkpoint, dtype):
+    """Some of its weights stay in fp32."""
+    dit = Pipeline.load(tiny_checkpoint, dtype).dit
+    expected = sum(parameter.nbytes for parameter in dit.parameters())
+    assert transformer_bytes(read_sizes(tiny_checkpoint), Setup(element_bytes=dtype.itemsize)) == expected
 
 
 @pytest.mark.parametrize("part", ["dit", "text_encoder", "vae"])

@@ -28,10 +28,11 @@ from model.spec.resolve import Inputs, resolve
 from model.spec.typical import typical_plans
 
 RELEASED = CheckpointSizes(
-    transformer=13_581_900_000,
-    quantised=12_400_000_000,
-    text_encoder=5_680_000_000,
-    vae=126_900_000,
+    transformer=13_581_071_424,
+    quantised=10_852_761_600,
+    float32=610_018_368,
+    text_encoder=5_680_910_336,
+    vae=126_892_531,
     width=4096,
     depth=48,
 )
@@ -113,10 +114,11 @@ class TestChoice:
             (24, 1, False, "cpu"),
             (24, 1, True, "cpu"),
             (24, 2, True, "cpu"),
-            (40, 1, False, "offload"),
+            (40, 1, False, "cpu"),
             (40, 1, True, "offload"),
             (48, 1, False, "offload"),
-            (48, 2, False, "device"),
+            (48, 2, False, "offload"),
+            (48, 4, False, "device"),
             (48, 1, True, "device"),
             (80, 1, False, "device"),
             (141, 1, False, "device"),

@@ -1,0 +1,139 @@
+"""Generate the page of what fits into which GPU: `python -m docs.gpus_page > docs/gpus.md`.
+
+The page is made from the prediction of memory (`model.spec.memory`) for the sizes of the released weights. A
+test checks that the committed page is current.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from benchmarks.peak_memory import UMT5_XXL
+from model.spec.limits import Limits
+from model.spec.memory import (
+    GIB,
+    CheckpointSizes,
+    Setup,
+    available_bytes,
+    choose_text_encoder,
+    memory_needed,
+)
+from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
+from model.spec.typical import typical_plans
+from model.transformer.config import DitConfig, quantised_weights, stays_float32
+from model.transformer.dit import Dit
+
+RANKS = (1, 2, 4, 8)
+_INTRODUCTION = """\
+# Which GPU makes which video
+
+The table says how many GPUs (1, 2, 4 or 8) must share a video of the released weights so that it fits. A
+dash means that it does not fit into 8. Videos have the default size (480×832 pixels) and length (93 frames),
+unless their name says otherwise. The last column says where `LONGCAT_TEXT_ENCODER=auto` places the
+[text encoder](operations.md#the-text-encoder) in groups of 1, 2, 4 and 8 GPUs.
+
+The page is calculated, not measured: it comes from the arithmetic by which the service refuses what does not
+fit. That leaves 2 GiB of each GPU to CUDA. `python -m worker.check` does the same for your machine and
+weights.
+
+"""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """GPUs with the same memory."""
+
+    memory_gib: int
+    examples: str
+    has_fp8: bool = True
+
+
+GPUS = (
+    Gpus(24, "RTX 4090, L4"),
+    Gpus(32, "RTX 5090"),
+    Gpus(40, "A100", has_fp8=False),
+    Gpus(44, "L40S"),
+    Gpus(47, "RTX 6000 Ada"),
+    Gpus(80, "H100"),
+    Gpus(140, "H200"),
+)
+
+
+def released_sizes() -> CheckpointSizes:
+    """Return the sizes of the released weights, from the shapes of the modules."""
+    config, wan_vae = DitConfig(), AutoencoderKLWan
+    build_vae: Any = wan_vae.from_config
+    with torch.device("meta"):
+        transformer = {
+            name: weight.numel() for name, weight in Dit(config, torch.bfloat16).state_dict().items()
+        }
+        text_encoder = UMT5EncoderModel(UMT5Config(**UMT5_XXL))
+        vae = build_vae({})
+    quantised = quantised_weights(config.depth)
+    return CheckpointSizes(
+        transformer=sum(transformer.values()),
+        quantised=sum(size for name, size in transformer.items() if name in quantised),
+        float32=sum(size for name, size in transformer.items() if stays_float32(name)),
+        text_encoder=_num_parameters(text_encoder),
+        vae=_num_parameters(vae),
+        width=config.hidden_size,
+        depth=config.depth,
+    )
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def document() -> str:
+    """Return the page."""
+    plans = dict(typical_plans(Limits.from_json({}), (DISTILLED_LORA, REFINEMENT_LORA)))
+    head = ("memory of each GPU", "precision", *plans, "text encoder")
+    rows = [" | ".join(head), " | ".join("---" for _ in head), *_rows(released_sizes(), plans)]
+    return _INTRODUCTION + "".join(f"| {row} |\n" for row in rows)
+
+
+def _rows(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[str]:
+    for gpus in GPUS:
+        for fp8 in (False, True) if gpus.has_fp8 else (False,):
+            setups = [_placed(Setup(ranks, fp8=fp8), sizes, plans, gpus) for ranks in RANKS]
+            cells = [
+                f"{gpus.memory_gib} GiB ({gpus.examples})",
+                "fp8" if fp8 else "bfloat16",
+                *(_fewest_ranks(sizes, plan, setups, gpus) for plan in plans.values()),
+                ", ".join(setup.text_encoder for setup in setups),
+            ]
+            yield " | ".join(cells)
+
+
+def _placed(setup: Setup, sizes: CheckpointSizes, plans: Mapping[str, Plan], gpus: Gpus) -> Setup:
+    placement = choose_text_encoder("auto", sizes, setup, plans.values(), _available(gpus))
+    return replace(setup, text_encoder=placement)
+
+
+def _fewest_ranks(sizes: CheckpointSizes, plan: Plan, setups: list[Setup], gpus: Gpus) -> str:
+    fitting = (setup.ranks for setup in setups if memory_needed(sizes, plan, setup).total <= _available(gpus))
+    return str(next(fitting, "–"))
+
+
+def _available(gpus: Gpus) -> int:
+    found = available_bytes(gpus.memory_gib * GIB, None)
+    assert found is not None
+    return found
+
+
+def main() -> None:
+    """Print the page."""
+    sys.stdout.write(document())
+
+
+if __name__ == "__main__":
+    main()
