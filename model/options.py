@@ -54,8 +54,9 @@ def _add_precision(made: argparse.ArgumentParser) -> None:
         "--text-encoder",
         choices=get_args(TextEncoderOption),
         default="auto",
-        help="where the text encoder stays: on the device; in host memory until it encodes (offload); or on "
-        "the CPU, where it also runs (rounds differently); auto: the first with which the videos fit",
+        help="where the text encoder stays: on the device; in host memory, from which it runs on the device "
+        "layer by layer (offload); or on the CPU, where it also runs (rounds differently); auto: device if "
+        "the videos fit with it, else offload",
     )
     add("--fp8", action="store_true", help="multiply large matrices in fp8: faster, less exact")
 

@@ -6,7 +6,6 @@ stay on the device, 4 MB for each prompt.
 
 import html
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import ftfy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from model.io.checkpoint import Weights, load_module
@@ -25,7 +23,6 @@ from model.spec.memory import TextEncoderPlacement
 
 MAX_TOKENS = 512
 CACHED_PROMPTS = 64
-MOST_UPCOMING = CACHED_PROMPTS // 2  # more would evict each other before they are needed
 
 
 class Text(NamedTuple):
@@ -55,6 +52,8 @@ class TextEncoder:
         self._encoder = encoder
         self._device = device
         self._placement = placement
+        if placement == "offload":
+            _stream(encoder, device)
         self._kept = None if kept is None else clean(kept)
         self._cache: OrderedDict[str, Text] = OrderedDict()
 
@@ -78,62 +77,64 @@ class TextEncoder:
             lambda: nn.Module.to(UMT5EncoderModel(config), dtype),
             weights,
             device if placement == "device" else CPU,
-            _pin if placement == "offload" and device.type == "cuda" else None,
+            _pin_layers if placement == "offload" and device.type == "cuda" else None,
         )
         return cls(_load_tokenizer(checkpoint / "tokenizer"), encoder, device, placement, kept)
 
-    def encode(self, prompts: list[str], upcoming: Sequence[str] = ()) -> Text:
-        """Return the hidden states of each prompt, computed or from the cache.
-
-        Where weights must be moved for that, those of the prompts `upcoming` are computed, too, and cached.
-        """
-        cleaned = [clean(prompt) for prompt in prompts]
-        if missing := self._missing(cleaned):
-            if self._placement == "offload":
-                missing = self._missing(cleaned + [clean(prompt) for prompt in upcoming[:MOST_UPCOMING]])
-            self._cache.update(zip(missing, self._compute(missing), strict=True))
-        for prompt in cleaned:
-            self._cache.move_to_end(prompt)
-        texts = [self._cache[prompt] for prompt in cleaned]
-        while len(self._cache) > CACHED_PROMPTS:
-            del self._cache[next(old for old in self._cache if old != self._kept)]
+    def encode(self, prompts: list[str]) -> Text:
+        """Return the hidden states of each prompt, computed or from the cache."""
+        texts = [self._encode(clean(prompt)) for prompt in prompts]
         return Text(torch.cat([text.hidden for text in texts]), torch.cat([text.mask for text in texts]))
 
-    def _missing(self, prompts: list[str]) -> list[str]:
-        """Return the prompts that are not in the cache, each once."""
-        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+    def _encode(self, prompt: str) -> Text:
+        text = self._cache.pop(prompt, None) or self._compute(prompt)
+        self._cache[prompt] = text
+        if len(self._cache) > CACHED_PROMPTS:
+            del self._cache[next(old for old in self._cache if old != self._kept)]
+        return text
 
-    def _compute(self, prompts: list[str]) -> list[Text]:
-        """Encode prompts one by one. Weights that are offloaded are moved once for all of them."""
-        if self._placement != "offload":
-            return [self._run(prompt, {}) for prompt in prompts]
-        texts = self._run_offloaded(prompts)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # the freed memory would stay divided into blocks of a weight's size
-        return texts
-
-    def _run_offloaded(self, prompts: list[str]) -> list[Text]:
-        """Encode prompts with copies of the weights on the device, which are dropped on return."""
-        moved = {
-            name: weight.to(self._device, non_blocking=True, copy=True)
-            for name, weight in self._encoder.named_parameters()
-        }
-        return [self._run(prompt, moved) for prompt in prompts]
-
-    def _run(self, prompt: str, weights: dict[str, Tensor]) -> Text:
-        """Encode a prompt, with `weights` instead of those of the module where they are given."""
+    def _compute(self, prompt: str) -> Text:
         tokens = self._tokenizer(
             [prompt], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
         )
-        device = CPU if self._placement == "cpu" else self._device
-        inputs = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
-        hidden = functional_call(self._encoder, weights, kwargs=inputs).last_hidden_state
-        return Text(hidden.to(self._device), inputs["attention_mask"].to(self._device))
+        ids = tokens["input_ids"].to(self._encoder.encoder.embed_tokens.weight.device)
+        mask = tokens["attention_mask"].to(CPU if self._placement == "cpu" else self._device)
+        hidden = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return Text(hidden.to(self._device), mask.to(self._device))
 
 
-def _pin(_name: str, weight: Tensor) -> Tensor:
-    """Copy a weight into page-locked memory, from which a GPU copies several times faster."""
-    return weight.pin_memory()
+def _stream(encoder: UMT5EncoderModel, device: torch.device) -> None:
+    """Let an encoder in host memory run on a device, which has one of its layers at a time.
+
+    The table of embeddings stays in host memory: looking up rows gives the same bits everywhere.
+    """
+    stack = encoder.encoder
+    stack.embed_tokens.register_forward_hook(lambda _module, _inputs, rows: rows.to(device))
+    for layer in (*stack.block, stack.final_layer_norm):
+        _StreamedLayer(layer, device)
+
+
+class _StreamedLayer:
+    """Copy the weights of a layer to the device before it runs, and drop the copies afterwards."""
+
+    def __init__(self, layer: nn.Module, device: torch.device) -> None:
+        self._in_host = [(parameter, parameter.data) for parameter in layer.parameters()]
+        self._device = device
+        layer.register_forward_pre_hook(self._copy)
+        layer.register_forward_hook(self._drop, always_call=True)
+
+    def _copy(self, *_: object) -> None:
+        for parameter, weight in self._in_host:
+            parameter.data = weight.to(self._device, non_blocking=True, copy=True)
+
+    def _drop(self, *_: object) -> None:
+        for parameter, weight in self._in_host:
+            parameter.data = weight
+
+
+def _pin_layers(name: str, weight: Tensor) -> Tensor:
+    """Copy the weights of layers into page-locked memory, from which a GPU copies several times faster."""
+    return weight.pin_memory() if name.startswith("encoder.block.") else weight
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -167,7 +167,7 @@ _VERBS = {
 }
 _PLACEMENTS = {
     "device": "stays on the device",
-    "offload": "is in host memory, and on the device while it encodes prompts",
+    "offload": "is in host memory, and runs on the device layer by layer",
     "cpu": "is in host memory, and runs on the CPU",
 }
 

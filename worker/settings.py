@@ -146,9 +146,10 @@ class WorkerSettings(SharedSettings):
     )
     text_encoder: TextEncoderName = Field(
         default="auto",
-        description="where rank 0 keeps the text encoder: device; offload: in host memory, and on the device "
-        "while it encodes new prompts; cpu: in host memory, where it also runs, which takes longer and "
-        "rounds differently; auto: the first of these with which as many videos fit as with any",
+        description="where rank 0 keeps the text encoder: device; offload: in host memory, from which it "
+        "runs on the device layer by layer, with the same result; cpu: in host memory, where it also runs, "
+        "which takes longer and rounds differently; auto: device if all typical videos fit with it, else "
+        "offload",
     )
     gpu_memory_gib: float | None = Field(
         default=None,

@@ -157,8 +157,7 @@ class Encoders:
     def _encode_texts(self, request: Request, state: State, guided: bool) -> Text:
         """Encode the prompt and, with guidance, the negative prompt before it."""
         negative = self.negative_prompt if request.negative_prompt is None else request.negative_prompt
-        prompts = [negative] * guided + [request.prompt(state.segment)]
-        return self.text.encode(prompts, upcoming=request.prompts[state.segment + 1 :])
+        return self.text.encode([negative] * guided + [request.prompt(state.segment)])
 
 
 def base_schedule(plan: Plan, shift: float, is_continuation: bool) -> Schedule:

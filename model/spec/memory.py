@@ -44,21 +44,20 @@ WAN_CHANNELS = 96
 TEXT_TOKENS = 512
 """Tokens of a prompt, with padding."""
 
-TEXT_ACTIVATIONS = {2: 0.023, 4: 0.0145}
-"""Activations at the peak of the text encoder, of its weights, by the size of an element in bytes."""
+ENCODED_TEXT = {"device": {2: 0.023, 4: 0.0147}, "offload": {2: 0.057, 4: 0.0486}, "cpu": {2: 0.0, 4: 0.0}}
+"""What the GPU holds at the peak of encoding a prompt, besides a text encoder that stays there, as a share of
+the encoder's weights: by its placement, and by the size of an element in bytes."""
 
 Phase = Literal["encode_text", "encode", "denoise", "decode"]
 
 TextEncoderPlacement = Literal["device", "offload", "cpu"]
 """Where the leader keeps the text encoder, and where it runs.
 
-`device`: on the GPU. `offload`: in host memory, and on the GPU only while it encodes prompts. `cpu`: in host
+`device`: on the GPU. `offload`: in host memory; the GPU encodes, and has one layer at a time. `cpu`: in host
 memory, where it also runs. The first two give the same bits, the third differs by rounding.
 """
 TextEncoderOption = Literal["auto", "device", "offload", "cpu"]
 """A placement, or `auto` for the one that suits the memory (`choose_text_encoder`)."""
-
-_PLACEMENTS: tuple[TextEncoderPlacement, ...] = ("device", "offload", "cpu")
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,7 @@ class MemoryNeed:
         transformer, text_encoder, vae: weights that stay on the GPU.
         text_kv: keys and values of the texts in all blocks, of each stage.
         condition_kv: those of the condition frames, if `phase` is `denoise`.
-        working: what is alive besides at the peak of the phase that needs most, with the weights of a text
-            encoder that is offloaded.
+        working: what is alive besides at the peak of the phase that needs most.
         phase: that phase.
     """
 
@@ -207,7 +205,7 @@ def choose_text_encoder(
     plans: Iterable[Plan],
     available: int | None,
 ) -> TextEncoderPlacement:
-    """Return the wanted placement or, for `auto`, the fastest one with which as many plans fit as with any.
+    """Return the wanted placement or, for `auto`, the device if all plans fit with it, else `offload`.
 
     Args:
         wanted: a placement, or `auto`.
@@ -220,18 +218,8 @@ def choose_text_encoder(
         return wanted
     if available is None:
         return "device"
-    plans = tuple(plans)
-    num_fitting = {
-        placement: sum(
-            MemoryBudget(available, sizes, replace(setup, text_encoder=placement)).fits(plan)
-            for plan in plans
-        )
-        for placement in _PLACEMENTS
-    }
-    most = max(num_fitting.values())
-    if not most:
-        return "cpu"  # which leaves the most memory to smaller videos
-    return next(placement for placement in _PLACEMENTS if num_fitting[placement] == most)
+    on_device = MemoryBudget(available, sizes, replace(setup, text_encoder="device"))
+    return "device" if all(on_device.fits(plan) for plan in plans) else "offload"
 
 
 def available_bytes(gpu_bytes: int | None, limit_gib: float | None) -> int | None:
@@ -301,12 +289,9 @@ def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> in
 
 
 def encode_text_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
-    """Return the peak of encoding prompts on the leader, with the weights that are moved there for it."""
-    if setup.text_encoder == "cpu":
-        return 0
-    weights = sizes.text_encoder * setup.element_bytes
-    moved = weights if setup.text_encoder == "offload" else 0
-    return moved + round(TEXT_ACTIVATIONS[setup.element_bytes] * weights)
+    """Return the peak of encoding a prompt on the leader, with the layer that is moved there for it."""
+    share = ENCODED_TEXT[setup.text_encoder][setup.element_bytes]
+    return round(share * sizes.text_encoder * setup.element_bytes)
 
 
 def encode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from benchmarks.traffic import LiveTensors
-from model.text import CACHED_PROMPTS, MAX_TOKENS, MOST_UPCOMING, TextEncoder, clean
+from model.text import CACHED_PROMPTS, MAX_TOKENS, TextEncoder, clean
 
 CPU = torch.device("cpu")
 
@@ -65,9 +66,9 @@ def test_a_prompt_is_encoded_once(encoder, monkeypatch):
     computed = []
     compute = encoder._compute
 
-    def counted(prompts):
-        computed.extend(prompts)
-        return compute(prompts)
+    def counted(prompt):
+        computed.append(prompt)
+        return compute(prompt)
 
     monkeypatch.setattr(encoder, "_compute", counted)
     first = encoder.encode(["a new prompt", " a  new prompt "])
@@ -78,7 +79,7 @@ def test_a_prompt_is_encoded_once(encoder, monkeypatch):
 
 def test_old_prompts_are_forgotten(encoder, monkeypatch):
     first = encoder.encode(["the cat"])
-    monkeypatch.setattr(encoder, "_compute", lambda prompts: [first] * len(prompts))
+    monkeypatch.setattr(encoder, "_compute", lambda _: first)
     for number in range(CACHED_PROMPTS + 10):
         encoder.encode([f"prompt {number}"])
     assert len(encoder._cache) == CACHED_PROMPTS
@@ -90,9 +91,9 @@ def test_the_lasting_prompt_is_never_forgotten(parity_checkpoint, monkeypatch):
     first = encoder.encode(["bad hands"])
     computed = []
 
-    def counted(prompts):
-        computed.extend(prompts)
-        return [first] * len(prompts)
+    def counted(prompt):
+        computed.append(prompt)
+        return first
 
     monkeypatch.setattr(encoder, "_compute", counted)
     for number in range(CACHED_PROMPTS + 10):
@@ -117,15 +118,20 @@ class Copies(LiveTensors):
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
-        weights = list(encoder._encoder.parameters())
-        self.weight_bytes = sum(weight.nbytes for weight in weights)
-        self._weights = {weight.data_ptr() for weight in weights}
-        self.copied_bytes = 0
+        stack = encoder._encoder.encoder
+        self.layer_bytes = sum(weight.nbytes for weight in stack.block[0].parameters())
+        self.moved_bytes = len(stack.block) * self.layer_bytes + stack.final_layer_norm.weight.nbytes
+        self._weights = {weight.data_ptr() for weight in stack.parameters()}
+        self._copies: list[tuple[StorageWeakRef, int]] = []
+        self.copied_bytes = self.most_copies_bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if func.name() == "aten::_to_copy" and args[0].data_ptr() in self._weights:
             self.copied_bytes += result.nbytes
+            self._copies.append((StorageWeakRef(result.untyped_storage()), result.nbytes))
+            alive_bytes = sum(size for copy, size in self._copies if not copy.expired())
+            self.most_copies_bytes = max(self.most_copies_bytes, alive_bytes)
         return result
 
 
@@ -147,53 +153,34 @@ class TestOffloaded:
         assert torch.equal(found.hidden, expected.hidden)
         assert torch.equal(found.mask, expected.mask)
 
-    def test_weights_are_moved_once_for_all_new_prompts_and_never_for_known_ones(self, offloaded):
+    def test_layers_are_moved_for_each_new_prompt_and_never_for_known_ones(self, offloaded):
         with Copies(offloaded) as moved:
             offloaded.encode(self.PROMPTS)
-        assert moved.copied_bytes == moved.weight_bytes
+        assert moved.copied_bytes == len(self.PROMPTS) * moved.moved_bytes
         with Copies(offloaded) as moved:
             offloaded.encode([" a  dog", "the cat"])
         assert moved.copied_bytes == 0
         with Copies(offloaded) as moved:
             offloaded.encode(["the cat", "a bird"])
-        assert moved.copied_bytes == moved.weight_bytes
+        assert moved.copied_bytes == moved.moved_bytes
 
-    def test_upcoming_prompts_are_encoded_with_the_same_move(self, offloaded):
-        with Copies(offloaded) as moved:
-            offloaded.encode(["the cat"], upcoming=["a dog", "the cat", "a bird"])
-        assert moved.copied_bytes == moved.weight_bytes
-        with Copies(offloaded) as moved:
-            offloaded.encode(["a dog"], upcoming=["a bird"])
-            offloaded.encode(["a bird"], upcoming=["a prompt that is not needed yet"])
-        assert moved.copied_bytes == 0
-
-    def test_upcoming_prompts_do_not_evict_each_other(self, offloaded, monkeypatch):
-        first = offloaded.encode(["the cat"])
-        monkeypatch.setattr(offloaded, "_compute", lambda prompts: [first] * len(prompts))
-        prompts = [f"prompt {number}" for number in range(2 * CACHED_PROMPTS)]
-        offloaded.encode(prompts[:2], upcoming=prompts[2:])
-        assert offloaded._missing(prompts[: 2 + MOST_UPCOMING]) == []
-
-    def test_encoder_on_the_device_encodes_a_prompt_when_it_is_needed(self, encoder):
-        encoder.encode(["the sun"], upcoming=["the moon"])
-        assert encoder._missing(["the sun", "the moon"]) == ["the moon"]
-
-    def test_weights_leave_the_device_after_encoding(self, offloaded):
+    def test_device_has_one_layer_at_a_time_and_none_after_encoding(self, offloaded):
         with Copies(offloaded) as moved:
             text = offloaded.encode(["the cat"])
-        assert moved.peak_bytes > moved.weight_bytes
-        cached = text.hidden.nbytes + text.mask.nbytes
-        assert moved.alive_bytes <= 2 * cached  # the result and the cache's
+        assert len(offloaded._encoder.encoder.block) > 1
+        assert moved.most_copies_bytes == moved.layer_bytes
+        cached_bytes = text.hidden.nbytes + text.mask.nbytes
+        assert moved.alive_bytes <= 2 * cached_bytes  # the result and the cache's
 
     def test_weights_leave_the_device_after_a_failure(self, offloaded, monkeypatch):
         def run_out_of_memory(*_args: object, **_options: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(offloaded._encoder, "forward", run_out_of_memory)
+        monkeypatch.setattr(offloaded._encoder.encoder.block[1].layer[1], "forward", run_out_of_memory)
         with Copies(offloaded) as moved, pytest.raises(torch.OutOfMemoryError):
             offloaded.encode(["the cat"])
         gc.collect()
-        assert (moved.copied_bytes, moved.alive_bytes) == (moved.weight_bytes, 0)
+        assert (moved.copied_bytes, moved.alive_bytes) == (2 * moved.layer_bytes, 0)
         monkeypatch.undo()
         assert offloaded.encode(["the cat"]).mask.sum() > 0
 
