@@ -57,9 +57,15 @@ def run(options: argparse.Namespace) -> None:
     """Generate the videos. Raises InvalidParams and ModelError."""
     requests = _requests(options)
     device = choose_device(options.device, options.checkpoint)
-    parallel = join(device, options.context_parallel, WAIT_FOR_RANKS_S, options.guidance_split)
+    parallel = join(
+        device,
+        options.context_parallel,
+        WAIT_FOR_RANKS_S,
+        options.guidance_split,
+        shard_weights=options.shard_weights,
+    )
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
-    setup = Setup(parallel.size, dtype.itemsize, options.fp8)
+    setup = Setup(parallel.size, dtype.itemsize, options.fp8, shard_weights=options.shard_weights)
     placement = choose_text_encoder(
         options.text_encoder,
         read_sizes(options.checkpoint),

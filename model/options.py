@@ -72,5 +72,10 @@ def _add_machine(made: argparse.ArgumentParser) -> None:
         action="store_false",
         help="make both predictions of guidance on all ranks, instead of one on each half",
     )
+    add(
+        "--shard-weights",
+        action="store_true",
+        help="divide the weights of the transformer's blocks among the ranks, which needs less memory",
+    )
     add("--save-latents", type=Path, metavar="OUT.safetensors")
     add("--output", type=Path, metavar="OUT.mp4")

@@ -127,7 +127,7 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
         f"checkpoint {folder}: {total / 1e9:.2f} billion parameters, LoRAs: {', '.join(loras) or 'none'}",
     )
     element_bytes = {"float32": 4, "bfloat16": 2, "auto": 4 if gpus is None else 2}[settings.dtype]
-    setup = Setup(settings.ranks_per_group, element_bytes, settings.fp8)
+    setup = Setup(settings.ranks_per_group, element_bytes, settings.fp8, shard_weights=settings.shard_weights)
     smallest = min(gpu.memory_bytes for gpu in gpus[: settings.ranks]) if gpus else None
     available = available_bytes(smallest, settings.gpu_memory_gib)
     plans = dict(typical_plans(limits, loras))

@@ -82,6 +82,7 @@ class RankSetup(_Frozen):
     compile: CompileName = "auto"
     fp8: bool = False
     text_encoder: TextEncoderName = "auto"
+    shard_weights: bool = False
     gpu_memory_gib: float | None = None
     collective_timeout_s: float
     error_grace_s: float
@@ -150,6 +151,11 @@ class WorkerSettings(SharedSettings):
         "runs on the device layer by layer, with the same result; cpu: in host memory, where it also runs, "
         "which takes longer and rounds differently; auto: device if all typical videos fit with it, else "
         "offload",
+    )
+    shard_weights: bool = Field(
+        default=False,
+        description="divide the weights of the transformer's blocks among the ranks of a group, which needs "
+        "less memory and gives the same videos; needs groups of at least two ranks",
     )
     gpu_memory_gib: float | None = Field(
         default=None,
@@ -228,6 +234,8 @@ class WorkerSettings(SharedSettings):
             raise ValueError(
                 f"RANKS ({self.ranks}) must be a multiple of CONTEXT_PARALLEL ({self.context_parallel})"
             )
+        if self.shard_weights and self.ranks_per_group == 1:
+            raise ValueError("SHARD_WEIGHTS needs groups of at least two ranks: see RANKS, CONTEXT_PARALLEL")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if self.device != "cpu" and visible and len(visible.split(",")) < self.ranks:
             raise ValueError(f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {visible}")
@@ -300,6 +308,7 @@ class WorkerSettings(SharedSettings):
             compile=self.compile,
             fp8=self.fp8,
             text_encoder=self.text_encoder,
+            shard_weights=self.shard_weights,
             gpu_memory_gib=self.gpu_memory_gib,
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
@@ -20,6 +19,7 @@ from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
 
 Built = TypeVar("Built", bound=nn.Module)
+Converted = TypeVar("Converted")
 NUM_READERS = 8  # files that are read in parallel
 
 
@@ -70,8 +70,20 @@ def load_module(
         module = build()
     wanted = module.state_dict(keep_vars=True)
     weights.check_names(wanted)
+    load_tensors(module, wanted, weights, device, convert)
+    return module.eval()
+
+
+def load_tensors(
+    module: nn.Module,
+    wanted: Mapping[str, Tensor],
+    weights: "Weights",
+    device: torch.device,
+    convert: Convert | None = None,
+) -> None:
+    """Replace some tensors of a module on the meta device by those of the files. See `load_module`."""
     tied: dict[Tensor, nn.Parameter | nn.Linear] = {}
-    for name, loaded in weights.read_all(wanted, device, convert):
+    for name, loaded in weights.read_all(wanted, device, convert or _unchanged):
         if isinstance(loaded, Tensor):
             tied[wanted[name]] = nn.Parameter(loaded, requires_grad=False)
         else:
@@ -79,7 +91,11 @@ def load_module(
     for name, parameter in wanted.items():
         value = tied[parameter]
         _assign(module, name.removesuffix(".weight") if isinstance(value, nn.Linear) else name, value)
-    return module.eval()
+
+
+def _unchanged(name: str, tensor: Tensor) -> Tensor:
+    """Return the tensor: the `Convert` that converts nothing."""
+    return tensor
 
 
 def _assign(module: nn.Module, name: str, value: nn.Parameter | nn.Linear) -> None:
@@ -123,19 +139,26 @@ class Weights:
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
         """Read a tensor to the device, in the shape and dtype of `like`. Raises CheckpointError."""
-        (tensor,) = _read(self.files[name], {name: like}, device, None).values()
-        return cast(Tensor, tensor)
+        (tensor,) = _read(self.files[name], {name: like}, device, _unchanged).values()
+        return tensor
 
     def read_all(
-        self, wanted: Mapping[str, Tensor], device: torch.device, convert: Convert | None = None
-    ) -> Iterator[tuple[str, Tensor | nn.Linear]]:
-        """Read all tensors, several files in parallel. Raises CheckpointError."""
+        self, wanted: Mapping[str, Tensor], device: torch.device, convert: Callable[[str, Tensor], Converted]
+    ) -> Iterator[tuple[str, Converted]]:
+        """Read all wanted tensors that the files have, several files in parallel, and yield them converted.
+
+        Tensors are converted by the thread that reads the file. Raises CheckpointError.
+        """
         by_file: dict[Path, dict[str, Tensor]] = defaultdict(dict)
         for name, path in self.files.items():
-            by_file[path][name] = wanted[name]
+            if name in wanted:
+                by_file[path][name] = wanted[name]
+
+        def read(file: tuple[Path, dict[str, Tensor]]) -> dict[str, Converted]:
+            return _read(*file, device, convert)
+
         with ThreadPoolExecutor(NUM_READERS) as readers:
-            read = partial(_read, device=device, convert=convert)
-            for tensors in readers.map(read, by_file.keys(), by_file.values()):
+            for tensors in readers.map(read, by_file.items()):
                 yield from tensors.items()
 
     def _likely_file(self) -> Path:
@@ -144,17 +167,19 @@ class Weights:
 
 
 def _read(
-    path: Path, wanted: Mapping[str, Tensor], device: torch.device, convert: Convert | None
-) -> dict[str, Tensor | nn.Linear]:
+    path: Path,
+    wanted: Mapping[str, Tensor],
+    device: torch.device,
+    convert: Callable[[str, Tensor], Converted],
+) -> dict[str, Converted]:
     """Read the tensors of one file, converting each to its dtype and form when it is on the device."""
-    tensors: dict[str, Tensor | nn.Linear] = {}
+    tensors: dict[str, Converted] = {}
     with open_safetensors(path, device) as file:
         for name, like in wanted.items():
             shape = file.get_slice(name).get_shape()
             if tuple(shape) != tuple(like.shape):
                 raise CheckpointError(path, f"{name} has shape {list(shape)}, not {list(like.shape)}")
-            tensor = file.get_tensor(name).to(like.dtype)
-            tensors[name] = convert(name, tensor) if convert else tensor
+            tensors[name] = convert(name, file.get_tensor(name).to(like.dtype))
     return tensors
 
 

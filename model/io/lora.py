@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from model.io.checkpoint import open_safetensors
 from model.spec.errors import CheckpointError
+from model.transformer.dit import Dit
 from model.transformer.fp8 import Fp8Linear
 
 SEPARATOR = "___lorahyphen___"  # replaces the dots of a module path
@@ -76,10 +77,14 @@ class LoraFile:
 
 
 class LoraMerger:
-    """Switches between the LoRA files that can be merged into the weights of a transformer."""
+    """Switches between the LoRA files that can be merged into the weights of a transformer.
 
-    def __init__(self, transformer: nn.Module, base: WeightSource, files: Mapping[str, LoraFile]) -> None:
+    Where weights are sharded, each rank merges those modules of which it holds a part.
+    """
+
+    def __init__(self, transformer: Dit, base: WeightSource, files: Mapping[str, LoraFile]) -> None:
         self._linears = _linears(transformer)
+        self._block_weights = transformer.block_weights
         self._base = base
         self._files = files
         self._changed: frozenset[str] = frozenset()  # modules whose weight may differ from the base
@@ -108,7 +113,7 @@ class LoraMerger:
         before = self._changed
         now = frozenset(file.modules) if file else frozenset()
         self._changed, self._complete = before | now, False
-        for module in sorted(before - now):
+        for module in filter(self._block_weights.holds, sorted(before - now)):
             self._write(module, self._read(module))
         if file:
             self._merge(file)
@@ -116,8 +121,8 @@ class LoraMerger:
 
     def _merge(self, file: LoraFile) -> None:
         with open_safetensors(file.path) as tensors:
-            for module, low_rank in file.modules.items():
-                delta = low_rank.delta(tensors, self._linears[module].weight.device)
+            for module in filter(self._block_weights.holds, file.modules):
+                delta = file.modules[module].delta(tensors, self._linears[module].weight.device)
                 self._write(module, self._read(module) + delta)
 
     def _read(self, module: str) -> Float[Tensor, "out in"]:
@@ -131,8 +136,10 @@ class LoraMerger:
         linear = self._linears[module]
         if isinstance(linear, Fp8Linear):
             linear.set_weight(value)
+            self._block_weights.keep(f"{module}.scale")
         else:
             linear.weight.copy_(value)
+        self._block_weights.keep(f"{module}.weight")
 
 
 def read_lora(path: Path, transformer: nn.Module) -> LoraFile:

@@ -27,6 +27,7 @@ def read_sizes(checkpoint: Path) -> CheckpointSizes:
         vae=sum(size for _, size in _tensors(checkpoint / "vae")),
         width=config.hidden_size,
         depth=config.depth,
+        blocks=sum(size for name, size in transformer.items() if name.startswith("blocks.")),
         vae_channels=load_json(checkpoint / "vae" / "config.json").get("base_dim", WAN_CHANNELS),
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from model.spec.errors import GroupError
 
 CPU = torch.device("cpu")
+NOTHING_TO_SHARD = "weights can be sharded only if at least two ranks make a video together"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ContextParallel:
             rank.
         cfg_rank: in a branch, the index of the text that it predicts for.
         cfg_group: in a branch, the process group of this rank and its counterpart in the other branch.
+        weights_group: a second process group of all ranks of the group, over which they shard the weights of
+            the transformer's blocks; None if each rank holds all weights.
     """
 
     device: torch.device = CPU
@@ -40,6 +43,7 @@ class ContextParallel:
     cfg_branch: "ContextParallel | None" = None
     cfg_rank: int = 0
     cfg_group: dist.ProcessGroup | None = None
+    weights_group: dist.ProcessGroup | None = None
 
     @property
     def is_leader(self) -> bool:
@@ -104,15 +108,19 @@ def join(
     timeout_s: float,
     split_guidance: bool = True,
     rendezvous: FileRendezvous | StoreRendezvous | None = None,
+    shard_weights: bool = False,
 ) -> ContextParallel:
     """Join the ranks that torchrun started, `size` (default: all) to a video. Raises GroupError.
 
-    `timeout_s` bounds each wait for another rank. For `split_guidance` see `divide`. Without `rendezvous` the
-    ranks meet at the address that torchrun gives them, where a TCP server listens on all interfaces.
+    `timeout_s` bounds each wait for another rank. For `split_guidance` and `shard_weights` see `divide`.
+    Without `rendezvous` the ranks meet at the address that torchrun gives them, where a TCP server listens on
+    all interfaces.
     """
     if not dist.is_torchelastic_launched():
         if size not in (None, 1):
             raise GroupError(f"{size} ranks to a video, but torchrun has not started them")
+        if shard_weights:
+            raise GroupError(NOTHING_TO_SHARD)
         return ContextParallel(device=torch.device(device_type))
     device = CPU
     if device_type == "cuda":
@@ -125,17 +133,22 @@ def join(
         device_id=device if device_type == "cuda" else None,
         **rendezvous.open(timeout) if rendezvous else {},
     )
-    return divide(device, size or dist.get_world_size(), split_guidance)
+    return divide(device, size or dist.get_world_size(), split_guidance, shard_weights)
 
 
-def divide(device: torch.device, size: int, split_guidance: bool = True) -> ContextParallel:
+def divide(
+    device: torch.device, size: int, split_guidance: bool = True, shard_weights: bool = False
+) -> ContextParallel:
     """Divide all ranks of the default process group into groups of `size`. Raises GroupError.
 
-    With `split_guidance`, a group of even size makes the two predictions of guidance in two halves.
+    With `split_guidance`, a group of even size makes the two predictions of guidance in two halves. With
+    `shard_weights`, the ranks of a group, at least two, share the weights of the transformer's blocks.
     """
     world_size = dist.get_world_size()
     if world_size % size:
         raise GroupError(f"{world_size} ranks cannot be divided into groups of {size}")
+    if shard_weights and size == 1:
+        raise GroupError(NOTHING_TO_SHARD)
     mesh = init_device_mesh(device.type, (world_size // size, size), mesh_dim_names=("replica", "context"))
     return ContextParallel(
         device=device,
@@ -145,6 +158,7 @@ def divide(device: torch.device, size: int, split_guidance: bool = True) -> Cont
         replica=mesh.get_local_rank("replica"),
         num_replicas=world_size // size,
         cfg_branch=_cfg_branch(device, size) if split_guidance and size % 2 == 0 else None,
+        weights_group=_weights_group(size) if shard_weights else None,
     )
 
 
@@ -160,6 +174,12 @@ def _cfg_branch(device: torch.device, size: int) -> ContextParallel:
         cfg_rank=mesh.get_local_rank("cfg"),
         cfg_group=mesh.get_group("cfg"),
     )
+
+
+def _weights_group(size: int) -> dist.ProcessGroup:
+    """Return a second process group of this rank's group of `size` ranks."""
+    group, _ = dist.new_subgroups(size)  # type: ignore[no-untyped-call]
+    return cast(dist.ProcessGroup, group)
 
 
 def leave() -> None:

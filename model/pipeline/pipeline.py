@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.io.checkpoint import Weights, load_module
+from model.io.checkpoint import Weights
 from model.io.lora import LoraMerger, read_lora
 from model.io.outgoing import PendingFrames, run_ahead, start_copy
 from model.io.pixels import to_floats, to_uint8
@@ -36,7 +36,7 @@ from model.spec.plan import DISTILLED_LORA, Plan, refine_layout_of
 from model.text import TextEncoder
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
-from model.transformer.fp8 import check_device, quantise_when_loaded
+from model.transformer.loading import load_dit
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import BuildLayout, build_layout
 from model.vae.vae import Vae
@@ -92,10 +92,7 @@ class Pipeline:
         parallel.check_heads(config.num_heads)
         limits = load_limits(checkpoint)
         weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
-        if fp8:
-            check_device(parallel.device, dtype)
-        convert = quantise_when_loaded(config.depth) if fp8 else None
-        dit = load_module(lambda: Dit(config, dtype), weights, parallel.device, convert)
+        dit = load_dit(config, dtype, weights, parallel, fp8=fp8)
         loras = {
             path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
         }

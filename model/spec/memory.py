@@ -73,6 +73,7 @@ class CheckpointSizes:
         depth: blocks of the transformer.
         vae_channels: channels of the VAE at the full size of a frame.
         float32: those of the transformer that stay in fp32 whatever the dtype.
+        blocks: all blocks of the transformer.
     """
 
     transformer: int
@@ -83,6 +84,7 @@ class CheckpointSizes:
     depth: int
     vae_channels: int = WAN_CHANNELS
     float32: int = 0
+    blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,14 @@ class Setup:
         element_bytes: bytes of an element of weights and activations.
         fp8: whether the large matrices of the transformer have one byte for each element.
         text_encoder: where the leader keeps the text encoder.
+        shard_weights: whether the ranks share the weights of the blocks.
     """
 
     ranks: int = 1
     element_bytes: int = 2
     fp8: bool = False
     text_encoder: TextEncoderPlacement = "device"
+    shard_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -275,10 +279,20 @@ def _resident_text_encoder_bytes(sizes: CheckpointSizes, setup: Setup, *, is_lea
 
 
 def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
-    """Return the bytes of the transformer's weights on each rank."""
+    """Return the bytes of the transformer's weights on each rank.
+
+    Of sharded blocks, a rank has its part and two whole blocks: one that computes and one that is gathered.
+    """
     quantised = sizes.quantised if setup.fp8 else 0
-    others = sizes.transformer - quantised - sizes.float32
-    return others * setup.element_bytes + quantised + 4 * sizes.float32
+    total = (sizes.transformer - quantised - sizes.float32) * setup.element_bytes + quantised
+    total += 4 * sizes.float32
+    if not setup.shard_weights:
+        return total
+    outside = (sizes.transformer - sizes.blocks) * setup.element_bytes  # hardly any of it is in fp32
+    largest_block = (  # one that is not quantised
+        (sizes.blocks - sizes.float32) * setup.element_bytes + 4 * sizes.float32
+    ) // sizes.depth
+    return outside + (total - outside) // setup.ranks + 2 * largest_block
 
 
 def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:

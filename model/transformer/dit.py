@@ -7,6 +7,7 @@ tokens (`Layout`). Attribute names are those of the checkpoint.
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import repeat
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from model.transformer.attention import KV, TextKV
 from model.transformer.block import Block
+from model.transformer.block_weights import BlockWeights, ResidentBlocks
 from model.transformer.config import DitConfig
 from model.transformer.layers import FinalLayer, PatchEmbedder, TextEmbedder, TimestepEmbedder
 from model.transformer.step_cache import StepCache
@@ -37,6 +39,7 @@ class Dit(nn.Module):
         self.y_embedder = TextEmbedder(config.caption_channels, width, dtype)
         blocks = nn.ModuleList(Block(config, dtype) for _ in range(config.depth))
         self.blocks = cast(Sequence[Block], blocks)
+        self.block_weights: BlockWeights = ResidentBlocks(self.blocks)
         values = patch[0] * patch[1] * patch[2] * config.out_channels
         self.final_layer = FinalLayer(config.adaln_tembed_dim, width, values)
 
@@ -49,15 +52,17 @@ class Dit(nn.Module):
         zero_pad = self.config.text_tokens_zero_pad
         tokens = self.y_embedder(hidden, present if zero_pad else None)
         attention_mask = None if zero_pad else present[:, None, None]
-        return tuple(block.cross_attn.project_kv(tokens, attention_mask) for block in self.blocks)
+        with self.block_weights.in_order() as blocks:
+            return tuple(block.cross_attn.project_kv(tokens, attention_mask) for block in blocks)
 
     def condition_kv(self, clean: Float[Tensor, "b z f h w"], layout: Layout) -> ConditionKVs:
         """Return keys and values of clean frames in every block, with timestep 0 and without text."""
         timesteps = clean.new_zeros(clean.shape[0], clean.shape[2], dtype=torch.float32)
         x, time = self._embed(clean, timesteps, layout)
         kvs: list[KV] = []
-        for block in self.blocks:
-            x = block(x, time, layout, None, kv_out=kvs)
+        with self.block_weights.in_order() as blocks:
+            for block in blocks:
+                x = block(x, time, layout, None, kv_out=kvs)
         return tuple(kvs)
 
     def forward(
@@ -75,21 +80,21 @@ class Dit(nn.Module):
         """
         x, time = self._embed(latents, timesteps, layout)
 
-        def run_block(x: Tensor, i: int) -> Tensor:
-            out: Tensor = self.blocks[i](
-                x, time, layout, text_kv[i], condition_kv[i] if condition_kv else None
-            )
+        def run_block(x: Tensor, inputs: tuple[Block, TextKV, KV | None]) -> Tensor:
+            block, *kv = inputs
+            out: Tensor = block(x, time, layout, *kv)
             return out
 
-        depth = len(self.blocks)
-        if step_cache is None:
-            for i in range(depth):
-                x = run_block(x, i)
-        else:
-            embedded, x = x, run_block(x, 0)
-            first_update = layout.noise_tokens(x - embedded)
-            del embedded
-            x = step_cache.run_or_reuse(first_update, x, lambda x: reduce(run_block, range(1, depth), x))
+        with self.block_weights.in_order() as blocks:
+            remaining = zip(blocks, text_kv, condition_kv or repeat(None), strict=False)
+            if step_cache is None:
+                for inputs in remaining:
+                    x = run_block(x, inputs)
+            else:
+                embedded, x = x, run_block(x, next(remaining))
+                first_update = layout.noise_tokens(x - embedded)
+                del embedded
+                x = step_cache.run_or_reuse(first_update, x, lambda x: reduce(run_block, remaining, x))
         return layout.unpatchify(self.final_layer(x, time))
 
     def _embed(

@@ -96,6 +96,11 @@ def to_fp8(dit: Dit) -> None:
     cannot multiply in fp8.
     """
     check_device(dit.x_embedder.proj.weight.device, dit.dtype)
+    quantise_blocks(dit)
+
+
+def quantise_blocks(dit: Dit) -> None:
+    """Do what `to_fp8` does on any device, also meta."""
     for block in dit.blocks[1:-1]:
         for name in QUANTISED:
             owner, _, leaf = name.rpartition(".")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -10,15 +12,18 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
+from model.io.checkpoint import open_safetensors
 from model.parallel import broadcast, halo
 from model.parallel.mesh import ContextParallel, divide
+from model.parallel.sharded_blocks import ShardedBlocks, start_gather
 from model.parallel.sharding import gather, shard
 from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
 from model.pipeline.events import Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
-from model.spec.errors import CheckpointError, LeaderError
+from model.spec.errors import CheckpointError, GroupError, LeaderError
+from model.transformer.block import Block
 from model.transformer.compile import fuse
 from model.vae.vae import Vae
 from tests.model import parity_cases
@@ -145,3 +150,166 @@ def generate(parallel: ContextParallel, checkpoint: Path, request: Request, resu
         else [],
         "frames": torch.cat(frames) if frames else None,
     }
+
+
+def sharded(parallel: ContextParallel) -> ContextParallel:
+    """The same ranks, which share the weights of the blocks."""
+    return dataclasses.replace(parallel, weights_group=parallel.group)
+
+
+def latents_of(pipeline: Pipeline, requests: list[Request]) -> list[list[torch.Tensor]]:
+    """The latents of each stage of each request; the frames are not waited for."""
+    results = []
+    for request in requests:
+        last = "refine" if request.plan.refinement else "denoise"
+        stages = []
+        for event in pipeline.generate(request):
+            if isinstance(event, Latents):
+                stages.append(event.latents)
+                if event.stage == last and event.segment == request.plan.num_segments - 1:
+                    break
+        results.append(stages)
+    return results
+
+
+def with_and_without_sharding(
+    parallel: ContextParallel, checkpoint: Path, requests: list[Request], dtype: torch.dtype, fp8: bool
+) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """The latents of requests, one after the other, without sharing weights and with it."""
+    if not parallel.is_leader:
+        requests = [dataclasses.replace(request, image=None, video=None) for request in requests]
+    whole = Pipeline.load(checkpoint, dtype, parallel, fp8=fp8)
+    for parameter in whole.dit.parameters():
+        # Weights in the dtype of the file are views of it. Products on a CPU round by the alignment of their
+        # factors, so give the weights the one of an allocation.
+        parameter.data = parameter.data.clone()
+    shards = Pipeline.load(checkpoint, dtype, sharded(parallel), fp8=fp8)
+    return list(zip(latents_of(whole, requests), latents_of(shards, requests), strict=True))
+
+
+def blocks_of(pipeline: Pipeline) -> ShardedBlocks[Block]:
+    blocks = pipeline.dit.block_weights
+    assert isinstance(blocks, ShardedBlocks)
+    return blocks
+
+
+def held_bytes(parallel: ContextParallel, checkpoint: Path, dtype: torch.dtype, fp8: bool) -> dict[str, int]:
+    """The memory of the transformer on a rank that shares weights, and without sharing."""
+    whole, shards = (
+        Pipeline.load(checkpoint, dtype, ranks, fp8=fp8) for ranks in (parallel, sharded(parallel))
+    )
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in [*shards.dit.state_dict().values(), *blocks_of(shards)._shards]
+    }
+    blocks = [sum(x.nbytes for x in block.state_dict().values()) for block in whole.dit.blocks]
+    return {
+        "held": sum(storages.values()),
+        "blocks": sum(blocks),
+        "largest block": max(blocks),
+        "outside": sum(x.nbytes for x in whole.dit.state_dict().values()) - sum(blocks),
+        "tensors": len(whole.dit.state_dict()),
+    }
+
+
+def tensors_read(parallel: ContextParallel, checkpoint: Path) -> dict[str, list[str]]:
+    """The tensors that this rank reads when it loads the transformer, and when it merges a LoRA."""
+    read: list[str] = []
+
+    @contextmanager
+    def recording(path: Path, device: torch.device | str = "cpu") -> Iterator[object]:
+        with open_safetensors(path, device) as file:
+            yield Recorded(file)
+
+    class Recorded:
+        def __init__(self, file) -> None:
+            self.keys, self.get_slice, self._file = file.keys, file.get_slice, file
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return self._file.get_tensor(name)
+
+    with patch("model.io.checkpoint.open_safetensors", recording):
+        pipeline = Pipeline.load(checkpoint, torch.float32, sharded(parallel))
+        loaded = [name for name in read if name in pipeline.dit.state_dict()]
+        read.clear()
+        pipeline.lora.switch("cfg_step_lora")
+    return {"loaded": loaded, "merged": read}
+
+
+def gathers(parallel: ContextParallel, checkpoint: Path, request: Request) -> dict[str, list[object]]:
+    """What a job gathers and computes, in order, and whether each gather has ended when the job stops."""
+    pipeline = Pipeline.load(checkpoint, torch.float32, sharded(parallel))
+    done: list[object] = []
+    work: list[dist.Work] = []
+
+    def counted(whole, shard, group):
+        done.append(("gather", whole.nbytes))
+        work.append(start_gather(whole, shard, group))
+        return work[-1]
+
+    for number, block in enumerate(pipeline.dit.blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: done.append(("compute", number)))
+    with patch("model.parallel.sharded_blocks.start_gather", counted):
+        for event in pipeline.generate(request):
+            done.append(type(event).__name__)
+            if isinstance(event, Stepped):
+                break
+    return {"done": done, "ended": [each.is_completed() for each in work]}
+
+
+def forward_after_failure(
+    parallel: ContextParallel, checkpoint: Path, request: Request
+) -> list[torch.Tensor]:
+    """The latents of a job before and after another one that fails in the second of its blocks."""
+    pipeline = Pipeline.load(checkpoint, torch.float32, sharded(parallel))
+    (before,) = latents_of(pipeline, [request])
+
+    def fail(*_) -> None:
+        raise MemoryError("no room")
+
+    with pipeline.dit.blocks[1].register_forward_pre_hook(fail), suppress(MemoryError):
+        latents_of(pipeline, [request])
+    (after,) = latents_of(pipeline, [request])
+    return [*before, *after]
+
+
+def weights_after_switches(
+    parallel: ContextParallel, checkpoint: Path, names: list[str | None], fp8: bool
+) -> list[dict[str, bool]]:
+    """Whether each weight equals that of a rank without sharing, after each of several changes of LoRA."""
+    whole, shards = (
+        Pipeline.load(checkpoint, torch.bfloat16, ranks, fp8=fp8) for ranks in (parallel, sharded(parallel))
+    )
+    results = []
+    for name in names:
+        whole.lora.switch(name)
+        shards.lora.switch(name)
+        equal = {}
+        with blocks_of(shards).in_order() as blocks:
+            for number, (block, expected) in enumerate(zip(blocks, whole.dit.blocks, strict=True)):
+                expected_tensors = expected.state_dict()
+                for path, tensor in block.state_dict().items():
+                    same = torch.equal(tensor.float(), expected_tensors[path].float())
+                    equal[f"blocks.{number}.{path}"] = same
+        ours, theirs = shards.dit.state_dict(), whole.dit.state_dict()
+        equal |= {x: torch.equal(ours[x], theirs[x]) for x in theirs if not x.startswith("blocks.")}
+        results.append(equal)
+    return results
+
+
+def refused_to_divide(parallel: ContextParallel, size: int) -> str:
+    """Why these ranks cannot be divided into groups of a size that share weights."""
+    try:
+        divide(CPU, size, shard_weights=True)
+    except GroupError as error:
+        return str(error)
+    return "nothing"
+
+
+def weights_of_replicas(parallel: ContextParallel) -> list[int]:
+    """The ranks that share weights with this one."""
+    shared = divide(CPU, parallel.size, shard_weights=True).weights_group
+    assert shared is not None
+    assert shared is not parallel.group
+    return dist.get_process_group_ranks(shared)

@@ -135,6 +135,7 @@ def test_progress_is_shown_on_stderr(call, capsys):
         (["--video", "nowhere.mp4"], "video: nowhere.mp4 is missing"),
         (["--resolution", "9p"], "resolution: must be one of"),
         (["--context-parallel", "2"], "torchrun"),
+        (["--shard-weights"], "at least two ranks"),
         (["--height", "64", "--width", "100"], "width: must be a multiple of 16"),
     ],
 )
@@ -180,7 +181,8 @@ def test_a_checkpoint_without_limits_takes_small_sizes(call, parity_checkpoint):
 
 
 @pytest.mark.integration
-def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--shard-weights"]])
+def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path, options):
     said, out = CASES["t2v"], tmp_path / "x.safetensors"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "model",
@@ -188,7 +190,7 @@ def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path):
         "--negative-prompt", said["negative_prompt"], "--height", said["height"], "--width", said["width"],
         "--num-frames", said["num_frames"], "--steps", said["num_inference_steps"],
         "--guidance-scale", said["guidance_scale"], "--seed", said["seed"],
-        "--device", "cpu", "--save-latents", out,
+        "--device", "cpu", "--save-latents", out, *options,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([*map(str, command)], check=True, env=environment, cwd=tmp_path)

@@ -114,6 +114,13 @@ def test_group_on_several_nodes_uses_all_gpus_of_this_one():
     assert group_environment(settings, 0)["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
+def test_weights_of_single_ranks_cannot_be_sharded(monkeypatch):
+    monkeypatch.setenv("LONGCAT_SHARD_WEIGHTS", "on")
+    with pytest.raises(ValidationError, match="SHARD_WEIGHTS needs groups of at least two ranks"):
+        WorkerSettings(ranks=2, context_parallel=1)
+    assert WorkerSettings(ranks=2).rank_setup(Path("socket")).shard_weights
+
+
 @pytest.mark.parametrize(("visible", "shares"), [(None, ["0,1", "2,3"]), ("4,5,6,7", ["4,5", "6,7"])])
 def test_each_group_has_its_own_gpus(monkeypatch, visible, shares):
     if visible:

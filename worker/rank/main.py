@@ -58,6 +58,7 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
             None,
             settings.collective_timeout_s,
             rendezvous=_rendezvous(settings),
+            shard_weights=settings.shard_weights,
         )
         consensus = Consensus(settings.error_grace_s)
         _serve(load(settings, parallel), consensus, supervisor, settings)

@@ -107,7 +107,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
     default = "bfloat16" if parallel.device.type == "cuda" else "float32"
     dtype = DTYPES[default if setup.dtype == "auto" else setup.dtype]
-    needs = Setup(setup.num_ranks, dtype.itemsize, setup.fp8)
+    needs = Setup(setup.num_ranks, dtype.itemsize, setup.fp8, shard_weights=setup.shard_weights)
     needs, memory = plan_memory(
         setup.checkpoint, needs, setup.text_encoder, setup.gpu_memory_gib, _gpu_memory_gib(parallel)
     )

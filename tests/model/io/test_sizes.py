@@ -23,6 +23,7 @@ def num_parameters(module: object) -> int:
 def test_sizes_are_those_of_the_loaded_modules(tiny_checkpoint):
     sizes, pipeline = read_sizes(tiny_checkpoint), Pipeline.load(tiny_checkpoint, torch.float32)
     assert sizes.transformer == num_parameters(pipeline.dit)
+    assert sizes.blocks == num_parameters(pipeline.dit.blocks)
     assert sizes.vae == num_parameters(pipeline.vae._vae)
     inner = [pipeline.dit.get_submodule(f"blocks.{i}") for i in range(1, len(pipeline.dit.blocks) - 1)]
     matrices = [cast(Tensor, block.get_submodule(name).weight) for block in inner for name in QUANTISED]

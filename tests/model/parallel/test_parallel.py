@@ -95,6 +95,15 @@ def test_join_without_torchrun_is_refused_for_several_ranks():
         join("cpu", size=2, timeout_s=1.0)
 
 
+def test_single_rank_that_shards_weights_is_refused(ranks):
+    with pytest.raises(GroupError, match="at least two ranks"):
+        join("cpu", size=None, timeout_s=1.0, shard_weights=True)
+    assert (
+        ranks.run("refused_to_divide", 4, 1)
+        == ["weights can be sharded only if at least two ranks make a video together"] * 4
+    )
+
+
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_forward_on_ranks_equals_forward_on_one_device(ranks, case, size):

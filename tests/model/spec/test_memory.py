@@ -33,6 +33,7 @@ RELEASED = CheckpointSizes(
     vae=126_892_531,
     width=4096,
     depth=48,
+    blocks=13_543_000_000,
 )
 LIMITS = Limits.from_json({})
 
@@ -77,6 +78,16 @@ def test_fp8_halves_the_large_matrices():
     exact, quantised = needed(), needed(Setup(fp8=True))
     assert exact.transformer - quantised.transformer == RELEASED.quantised
     assert weight_bytes(RELEASED, Setup(fp8=True)) == quantised.weights
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_ranks_that_shard_weights_hold_their_part_of_the_blocks_and_two_whole_ones(fp8):
+    whole, shards = (needed(Setup(4, fp8=fp8, shard_weights=sharded)) for sharded in (False, True))
+    outside = 2 * (RELEASED.transformer - RELEASED.blocks)
+    two_blocks = 2 * 2 * RELEASED.blocks // RELEASED.depth
+    expected = outside + (whole.transformer - outside) / 4 + two_blocks
+    assert shards.transformer == pytest.approx(expected, abs=2)
+    assert whole.total - shards.total == whole.transformer - shards.transformer
 
 
 def test_guidance_doubles_the_forward_and_the_keys_of_the_text():

@@ -1,0 +1,156 @@
+"""Ranks that share the weights of the blocks give exactly the result of ranks that hold all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from model.io.sizes import read_sizes
+from model.pipeline.request import Request
+from model.spec.geometry import Clip, Size
+from model.spec.limits import load_limits
+from model.spec.memory import Setup, transformer_bytes
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
+from model.tiny import DIT, write_tiny
+
+DEPTH = 5
+"""Blocks of the checkpoint: each slot is used again, and fp8 quantises some."""
+
+SIZES = [2, 4]
+ALIGNED = 256
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("five_blocks")
+    write_tiny(folder, config=dataclasses.replace(DIT, depth=DEPTH))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def request_of(checkpoint):
+    limits = load_limits(checkpoint)
+
+    def make(image=None, video=None, step_cache=None, **options):
+        params = GenerationParams(**{"num_frames": 9, "num_inference_steps": 2, **options})
+        inputs = Inputs(
+            image=None if image is None else Size(*image.shape[:2]),
+            video=None if video is None else Clip(video.shape[1], video.shape[2], len(video)),
+        )
+        plan = resolve(params, inputs, limits, **({} if step_cache is None else {"step_cache": step_cache}))
+        return Request(plan, ("a cat",), seed=3, image=image, video=video)
+
+    return make
+
+
+def pixels(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def requests(request_of):
+    """Every way to use the weights, with changes of LoRA between them, and the first one again."""
+    base = request_of()
+    return [
+        base,
+        request_of(image=pixels(64, 96, 3)),
+        request_of(video=pixels(5, 64, 96, 3), num_condition_frames=5),
+        request_of(distilled=True, num_inference_steps=None),
+        request_of(refine=True, num_frames=5),
+        request_of(quality="balanced", num_inference_steps=6, step_cache=0.4),
+        request_of(distilled=True, num_inference_steps=None),
+        base,
+    ]
+
+
+def assert_equal(with_and_without):
+    for whole, shards in with_and_without:
+        assert whole
+        for expected, ours in zip(whole, shards, strict=True):
+            assert torch.equal(expected, ours)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_latents_are_bit_equal_to_those_without_sharding(ranks, size, checkpoint, requests):
+    for answer in ranks.run("with_and_without_sharding", size, checkpoint, requests, torch.float32, False):
+        assert_equal(answer)
+        assert torch.equal(answer[0][1][0], answer[-1][1][0])  # the base again, after the LoRAs
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_latents_in_bf16_and_fp8_are_bit_equal_to_those_without_sharding(ranks, checkpoint, request_of, fp8):
+    requests = [request_of(distilled=True, num_inference_steps=None), request_of()]
+    for answer in ranks.run("with_and_without_sharding", 2, checkpoint, requests, torch.bfloat16, fp8):
+        assert_equal(answer)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_weights_after_each_change_of_lora_are_bit_equal_to_those_without_sharding(ranks, checkpoint, fp8):
+    names = [None, "cfg_step_lora", "refinement_lora", None, "refinement_lora", "cfg_step_lora", None]
+    for answer in ranks.run("weights_after_switches", 3, checkpoint, names, fp8):
+        assert len(answer) == len(names)
+        assert all(all(equal.values()) for equal in answer)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_rank_holds_its_part_and_two_blocks(ranks, size, checkpoint, fp8):
+    for found in ranks.run("held_bytes", size, checkpoint, torch.bfloat16, fp8):
+        blocks = found["blocks"] / size + 2 * found["largest block"]
+        padding = ALIGNED * (found["tensors"] + DEPTH + 2 * size)
+        assert 0 <= found["held"] - found["outside"] - blocks <= padding
+
+
+def test_predicted_memory_is_near_what_a_rank_holds(ranks, checkpoint):
+    for size in SIZES:
+        predicted = transformer_bytes(read_sizes(checkpoint), Setup(size, 4, shard_weights=True))
+        for found in ranks.run("held_bytes", size, checkpoint, torch.float32, False):
+            assert predicted == pytest.approx(found["held"], rel=0.05)
+
+
+def test_ranks_read_only_what_they_hold(ranks, checkpoint):
+    answers = ranks.run("tensors_read", 4, checkpoint)
+    loaded = [{name for name in answer["loaded"] if name.startswith("blocks.")} for answer in answers]
+    merged = [set(answer["merged"]) for answer in answers]
+    for read in (loaded, merged):
+        every = set.union(*read)
+        assert {name.split(".")[1] for name in every if name.startswith("blocks.")} == set(
+            map(str, range(DEPTH))
+        )
+        # A rank has a quarter of each block. Tensors at the borders of the quarters are read twice.
+        assert sum(map(len, read)) < 2 * len(every)
+    assert all(len(answer["loaded"]) == len(set(answer["loaded"])) for answer in answers)
+
+
+def test_each_block_is_gathered_once_while_the_one_before_computes(ranks, checkpoint, request_of):
+    request = request_of(guidance_scale=1.0)
+    for answer in ranks.run("gathers", 2, checkpoint, request):
+        done = answer["done"]
+        step = done[done.index("Encoded") + 1 : done.index("Stepped")]
+        text, forward = step[:DEPTH], step[DEPTH:]
+        (block_bytes,) = {size for kind, size in text if kind == "gather"}
+        gather = ("gather", block_bytes)
+        assert text == [gather] * DEPTH
+        expected = [gather]
+        for number in range(DEPTH):
+            expected += [gather] * (number + 1 < DEPTH) + [("compute", number)]
+        assert forward == expected
+
+
+def test_no_gather_is_under_way_when_a_job_stops_between_steps(ranks, checkpoint, request_of):
+    request = request_of(quality="balanced", step_cache=0.4)
+    for answer in ranks.run("gathers", 2, checkpoint, request):
+        assert answer["ended"]
+        assert all(answer["ended"])
+
+
+def test_job_after_one_that_failed_between_blocks_gives_the_same_latents(ranks, checkpoint, request_of):
+    for before, after in ranks.run("forward_after_failure", 2, checkpoint, request_of()):
+        assert torch.equal(before, after)
+
+
+def test_ranks_of_each_group_share_weights_in_a_process_group_of_their_own(ranks):
+    assert ranks.run("weights_of_replicas", 4) == [[0, 1, 2, 3]] * 4
