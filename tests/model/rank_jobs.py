@@ -298,6 +298,20 @@ def weights_after_switches(
     return results
 
 
+def compiled_with_and_without_sharding(
+    parallel: ContextParallel, checkpoint: Path, request: Request, backend: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The latents of a compiled transformer, without sharing weights and with it."""
+    results = []
+    for ranks in (parallel, sharded(parallel)):
+        pipeline = Pipeline.load(checkpoint, torch.bfloat16, ranks)
+        with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
+            assert fuse(pipeline.dit, "on")
+        results += latents_of(pipeline, [request])
+    whole, shards = results
+    return whole, shards
+
+
 def refused_to_divide(parallel: ContextParallel, size: int) -> str:
     """Why these ranks cannot be divided into groups of a size that share weights."""
     try:

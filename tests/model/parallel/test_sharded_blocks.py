@@ -87,6 +87,16 @@ def test_latents_in_bf16_and_fp8_are_bit_equal_to_those_without_sharding(ranks, 
         assert_equal(answer)
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_latents_of_compiled_blocks_are_bit_equal_to_those_without_sharding(
+    ranks, checkpoint, request_of, backend
+):
+    request = request_of(distilled=True, num_inference_steps=None)
+    for answer in ranks.run("compiled_with_and_without_sharding", 2, checkpoint, request, backend):
+        assert_equal([answer])
+
+
 @pytest.mark.parametrize("fp8", [False, True])
 def test_weights_after_each_change_of_lora_are_bit_equal_to_those_without_sharding(ranks, checkpoint, fp8):
     names = [None, "cfg_step_lora", "refinement_lora", None, "refinement_lora", "cfg_step_lora", None]
