@@ -146,7 +146,11 @@ def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Find
     text = f"weights: {format_bytes(needed)} on the first GPU of each group"
     if needed <= available:
         return Finding("ok", text)
-    return Finding("problem", f"{text}, but only {format_bytes(available)} can be used there")
+    text = f"{text}, but only {format_bytes(available)} can be used there"
+    if setup.ranks > 1 and not setup.shard_weights:
+        sharded = weight_bytes(sizes, replace(setup, shard_weights=True))
+        text = f"{text}; with SHARD_WEIGHTS=on they would take {format_bytes(sharded)}"
+    return Finding("problem", text)
 
 
 def _check_plan(name: str, need: MemoryNeed, available: int | None) -> Finding:

@@ -237,15 +237,29 @@ def tensors_read(parallel: ContextParallel, checkpoint: Path) -> dict[str, list[
     return {"loaded": loaded, "merged": read}
 
 
-def gathers(parallel: ContextParallel, checkpoint: Path, request: Request) -> dict[str, list[object]]:
-    """What a job gathers and computes, in order, and whether each gather has ended when the job stops."""
+class CountedWork:
+    """A collective under way, and whether it was waited for."""
+
+    def __init__(self, work: dist.Work) -> None:
+        self._work = work
+        self.waited = False
+
+    def wait(self) -> None:
+        self._work.wait()
+        self.waited = True
+
+
+def gathers(
+    parallel: ContextParallel, checkpoint: Path, request: Request, num_steps: int = 1
+) -> dict[str, list[object]]:
+    """What a job gathers and computes up to a step, in order, and whether each gather was waited for."""
     pipeline = Pipeline.load(checkpoint, torch.float32, sharded(parallel))
     done: list[object] = []
-    work: list[dist.Work] = []
+    work: list[CountedWork] = []
 
     def counted(whole, shard, group):
         done.append(("gather", whole.nbytes))
-        work.append(start_gather(whole, shard, group))
+        work.append(CountedWork(start_gather(whole, shard, group)))
         return work[-1]
 
     for number, block in enumerate(pipeline.dit.blocks):
@@ -253,9 +267,9 @@ def gathers(parallel: ContextParallel, checkpoint: Path, request: Request) -> di
     with patch("model.parallel.sharded_blocks.start_gather", counted):
         for event in pipeline.generate(request):
             done.append(type(event).__name__)
-            if isinstance(event, Stepped):
+            if isinstance(event, Stepped) and event.step == num_steps:
                 break
-    return {"done": done, "ended": [each.is_completed() for each in work]}
+    return {"done": done, "waited": [each.waited for each in work]}
 
 
 def forward_after_failure(

@@ -50,6 +50,15 @@ def released(monkeypatch):
     monkeypatch.setattr(check, "_check_torch", lambda *, on_cpu: check.Finding("ok", "PyTorch"))
 
 
+def test_small_gpus_that_hold_the_weights_only_together_are_told_to_shard_them(settings, released):
+    four = settings.model_copy(update={"ranks": 4})
+    (problem,) = problems(four, gpus(24, 24, 24, 24))
+    assert "with SHARD_WEIGHTS=on they would take 18.2 GiB" in problem
+    sharded = four.model_copy(update={"shard_weights": True})
+    assert problems(sharded, gpus(24, 24, 24, 24)) == []
+    assert "text to video" in texts(sharded, gpus(24, 24, 24, 24), "ok")
+
+
 @pytest.mark.integration
 def test_machine_on_which_a_worker_runs_has_no_problem(redis_server, tmp_path):
     done = run(REDIS_URL=redis_server, DATA_DIR=tmp_path, DEVICE="cpu")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from model.io.sizes import read_sizes
+from model.parallel.sharded_blocks import ShardedBlocks
 from model.pipeline.request import Request
 from model.spec.geometry import Clip, Size
 from model.spec.limits import load_limits
@@ -15,12 +18,17 @@ from model.spec.memory import Setup, transformer_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.tiny import DIT, write_tiny
+from model.transformer.config import DitConfig
+from model.transformer.dit import Dit
+from model.transformer.fp8 import quantise_blocks
+from tests.model.spec.test_memory import RELEASED
 
 DEPTH = 5
 """Blocks of the checkpoint: each slot is used again, and fp8 quantises some."""
 
 SIZES = [2, 4]
 ALIGNED = 256
+META = torch.device("meta")
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +129,29 @@ def test_predicted_memory_is_near_what_a_rank_holds(ranks, checkpoint):
             assert predicted == pytest.approx(found["held"], rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("size", "fp8", "documented_gb"),
+    [(2, False, 15.4), (4, False, 8.3), (8, False, 4.8), (2, True, 10.0), (4, True, 5.6), (8, True, 3.4)],
+)
+def test_released_transformer_takes_the_documented_memory(monkeypatch, size, fp8, documented_gb):
+    """`docs/operations.md` has the table."""
+    monkeypatch.setattr(dist, "get_world_size", lambda _: size)
+    monkeypatch.setattr(dist, "get_rank", lambda _: size - 1)
+    with META:
+        dit = Dit(DitConfig(), torch.bfloat16)
+    if fp8:
+        quantise_blocks(dit)
+    tensors = dit.state_dict().items()
+    group = cast(Any, dist.ProcessGroup)(0, size)
+    outside = sum(tensor.nbytes for name, tensor in tensors if not name.startswith("blocks."))
+    blocks = ShardedBlocks("blocks", dit.blocks, group, META)
+    held = outside + sum(buffer.nbytes for buffer in (*blocks._shards, *blocks._slots))
+    assert round(held / 1e9, 1) == documented_gb
+    if not fp8:
+        predicted = transformer_bytes(RELEASED, Setup(size, shard_weights=True))
+        assert predicted == pytest.approx(held, rel=0.05)
+
+
 def test_ranks_read_only_what_they_hold(ranks, checkpoint):
     answers = ranks.run("tensors_read", 4, checkpoint)
     loaded = [{name for name in answer["loaded"] if name.startswith("blocks.")} for answer in answers]
@@ -150,11 +181,14 @@ def test_each_block_is_gathered_once_while_the_one_before_computes(ranks, checkp
         assert forward == expected
 
 
-def test_no_gather_is_under_way_when_a_job_stops_between_steps(ranks, checkpoint, request_of):
-    request = request_of(quality="balanced", step_cache=0.4)
-    for answer in ranks.run("gathers", 2, checkpoint, request):
-        assert answer["ended"]
-        assert all(answer["ended"])
+def test_gather_of_a_block_that_the_step_cache_skips_is_waited_for(ranks, checkpoint, request_of):
+    request = request_of(quality="balanced", num_inference_steps=6, step_cache=0.99)
+    for answer in ranks.run("gathers", 2, checkpoint, request, 2):
+        done = answer["done"]
+        second_step = done[done.index("Stepped") + 1 :]
+        assert [kind for kind, *_ in second_step[:-1]] == ["gather", "gather", "compute"]
+        assert len(answer["waited"]) == 2 * DEPTH + 2  # for the text, and for both steps
+        assert all(answer["waited"])
 
 
 def test_job_after_one_that_failed_between_blocks_gives_the_same_latents(ranks, checkpoint, request_of):

@@ -61,6 +61,15 @@ def test_memory_of_gpus_that_are_not_here_can_be_given(checkpoint, monkeypatch, 
     assert (memory.available_bytes, memory.setup.fp8) == (22 << 30, True)
 
 
+def test_sharded_weights_are_published(checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("LONGCAT_SHARD_WEIGHTS", "on")
+    monkeypatch.setenv("LONGCAT_RANKS", "2")
+    assert main([str(checkpoint), "--gpu-memory-gib", "24"]) == 0
+    memory = read_capability(capsys.readouterr().out).memory
+    assert memory is not None
+    assert (memory.setup.ranks, memory.setup.shard_weights, memory.sizes.blocks > 0) == (2, True, True)
+
+
 def test_checkpoint_that_cannot_be_read_is_reported(checkpoint, tmp_path, capsys):
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "bad.safetensors").write_bytes(b"no tensors")
