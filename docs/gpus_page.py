@@ -37,8 +37,10 @@ _INTRODUCTION = """\
 
 The table says how many GPUs (1, 2, 4 or 8) must share a video of the released weights so that it fits. A
 dash means that it does not fit into 8. Videos have the default size (480×832 pixels) and length (93 frames),
-unless their name says otherwise. The last column says where `LONGCAT_TEXT_ENCODER=auto` places the
-[text encoder](operations.md#the-text-encoder) in groups of 1, 2, 4 and 8 GPUs.
+unless their name says otherwise. With whole weights, each GPU of a group has all of the transformer. With
+`LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group divide it; these rows are there only where they make a
+difference. The last column says where `LONGCAT_TEXT_ENCODER=auto` places the
+[text encoder](operations.md#the-text-encoder), in groups of 1, 2, 4 and 8 GPUs; of sharded ones, 2, 4 and 8.
 
 The page is calculated, not measured: it comes from the arithmetic by which the service refuses what does not
 fit. That leaves 2 GiB of each GPU to CUDA. `python -m worker.check` does the same for your machine and
@@ -82,6 +84,7 @@ def released_sizes() -> CheckpointSizes:
         transformer=sum(transformer.values()),
         quantised=sum(size for name, size in transformer.items() if name in quantised),
         float32=sum(size for name, size in transformer.items() if stays_float32(name)),
+        blocks=sum(size for name, size in transformer.items() if name.startswith("blocks.")),
         text_encoder=_num_parameters(text_encoder),
         vae=_num_parameters(vae),
         width=config.hidden_size,
@@ -96,7 +99,7 @@ def _num_parameters(module: nn.Module) -> int:
 def document() -> str:
     """Return the page."""
     plans = dict(typical_plans(Limits.from_json({}), (DISTILLED_LORA, REFINEMENT_LORA)))
-    head = ("memory of each GPU", "precision", *plans, "text encoder")
+    head = ("memory of each GPU", "precision", "weights", *plans, "text encoder")
     rows = [" | ".join(head), " | ".join("---" for _ in head), *_rows(released_sizes(), plans)]
     return _INTRODUCTION + "".join(f"| {row} |\n" for row in rows)
 
@@ -104,14 +107,21 @@ def document() -> str:
 def _rows(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[str]:
     for gpus in GPUS:
         for fp8 in (False, True) if gpus.has_fp8 else (False,):
-            setups = [_placed(Setup(ranks, fp8=fp8), sizes, plans, gpus) for ranks in RANKS]
-            cells = [
-                f"{gpus.memory_gib} GiB ({gpus.examples})",
-                "fp8" if fp8 else "bfloat16",
-                *(_fewest_ranks(sizes, plan, setups, gpus) for plan in plans.values()),
-                ", ".join(setup.text_encoder for setup in setups),
+            whole = [_placed(Setup(ranks, fp8=fp8), sizes, plans, gpus) for ranks in RANKS]
+            sharded = [replace(setup, shard_weights=True) for setup in whole if setup.ranks > 1]
+            sharded = [_placed(setup, sizes, plans, gpus) for setup in sharded]
+            fewest = [_fewest_ranks(sizes, plan, whole, gpus) for plan in plans.values()]
+            fewest_sharded = [
+                _fewest_ranks(sizes, plan, whole[:1] + sharded, gpus) for plan in plans.values()
             ]
-            yield " | ".join(cells)
+            name = [f"{gpus.memory_gib} GiB ({gpus.examples})", "fp8" if fp8 else "bfloat16"]
+            yield " | ".join([*name, "whole", *fewest, _placements(whole)])
+            if fewest_sharded != fewest:
+                yield " | ".join([*name, "sharded", *fewest_sharded, _placements(sharded)])
+
+
+def _placements(setups: list[Setup]) -> str:
+    return ", ".join(setup.text_encoder for setup in setups)
 
 
 def _placed(setup: Setup, sizes: CheckpointSizes, plans: Mapping[str, Plan], gpus: Gpus) -> Setup:
