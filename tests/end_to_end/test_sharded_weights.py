@@ -38,6 +38,5 @@ def test_jobs_of_all_kinds_and_cancels_leave_the_weights_as_they_were(stack):
 
 def test_capability_counts_sharded_weights(stack):
     (capability,) = stack.client.get("/capability").json()["pools"]
-    assert capability["memory"]["setup"] == {
-        "ranks": 2, "element_bytes": 4, "fp8": False, "shard_weights": True
-    }  # fmt: skip
+    setup = capability["memory"]["setup"]
+    assert (setup["ranks"], setup["shard_weights"]) == (2, True)

@@ -1,6 +1,7 @@
 -- include: queue, allow_when_full
 -- For each requirement: one ticket for each queued job, none if no such job may start. All jobs that were set aside
 -- together get one, which tells when a worker that can read them has come.
+move_late_jobs() -- as every claim does
 local num_set_aside = {}
 for _, id in ipairs(redis.call('ZRANGE', SET_ASIDE, 0, 99)) do
   local requirement = read_fields(id, 'requirement')[1]

@@ -484,6 +484,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         positions = [self.store.position(job_id) for job_id in order]
         assert positions == list(range(1, len(order) + 1))
         assert sum(self.store.maintenance.num_tickets_needed().values()) == self.num_tickets()
+        self.move_late_jobs()
         held = [job_id for job_id, job in self.expected.items() if job.holder is not None]
         assert self.redis.zcard("longcat:leases") == len(held)
         assert all(self.redis.zscore("longcat:leases", job_id) for job_id in held)
@@ -501,7 +502,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         return {id_: job for id_, job in self.expected.items() if job.status == "queued" and not job.removed}
 
     def move_late_jobs(self) -> None:
-        """Move jobs that did not start by their deadlines, as claims and sweeps do."""
+        """Move jobs that did not start by their deadlines, as claims, sweeps and counts of tickets do."""
         for job in self.queued().values():
             if not job.has_started:
                 job.move_if_late(self.now_ms)

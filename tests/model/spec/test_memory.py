@@ -84,8 +84,8 @@ def test_fp8_halves_the_large_matrices():
 def test_ranks_that_shard_weights_hold_their_part_of_the_blocks_and_two_whole_ones(fp8):
     whole, shards = (needed(Setup(4, fp8=fp8, shard_weights=sharded)) for sharded in (False, True))
     outside = 2 * (RELEASED.transformer - RELEASED.blocks)
-    two_blocks = 2 * 2 * RELEASED.blocks // RELEASED.depth
-    expected = outside + (whole.transformer - outside) / 4 + two_blocks
+    one_block = (2 * RELEASED.blocks + 2 * RELEASED.float32) / RELEASED.depth
+    expected = outside + (whole.transformer - outside) / 4 + 2 * one_block
     assert shards.transformer == pytest.approx(expected, abs=2)
     assert whole.total - shards.total == whole.transformer - shards.transformer
 
