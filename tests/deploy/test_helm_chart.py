@@ -413,7 +413,11 @@ def test_autoscaler_of_several_nodes_counts_groups():
     scaler = named(render(LARGE), "ScaledObject", "-scaled")
     target = scaler["spec"]["scaleTargetRef"]
     assert (target["apiVersion"], target["kind"]) == ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet")
-    assert scaler["spec"]["triggers"][2]["metadata"]["threshold"] == "1"
+    (demand,) = (each["metadata"] for each in scaler["spec"]["triggers"] if each["name"] == "demand")
+    query = " ".join(demand["query"].split())
+    assert "or vector(0)) / 1 + (" in query, "one replica is one group"
+    gpus = LARGE["pools"]["scaled"]["gpus"] * LARGE["pools"]["scaled"]["nodes"]
+    assert query.endswith(f"/ {600 * gpus}")
 
 
 def test_only_pods_of_its_pool_reach_the_ranks_of_a_group_over_several_pods():

@@ -33,7 +33,7 @@ RELEASED = CheckpointSizes(
     vae=126_892_531,
     width=4096,
     depth=48,
-    blocks=13_543_000_000,
+    blocks=13_542_383_616,
 )
 LIMITS = Limits.from_json({})
 

@@ -31,6 +31,7 @@ OPERATIONS = {
     ("get", "/jobs/{job_id}/thumbnail"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/timeline"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/events"): {"200", "404", "503"} | GATED,
+    ("get", "/events"): {"200", "404", "503"} | GATED,
     ("get", "/jobs/{job_id}/webhooks"): {"200", "404", "503"} | GATED,
     ("post", "/v1/videos"): {"200"} | (CREATED - {"409"}) | GATED_OPENAI,
     ("get", "/v1/videos"): {"200", "400", "404", "503"} | GATED_OPENAI,
