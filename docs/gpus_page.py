@@ -38,9 +38,10 @@ _INTRODUCTION = """\
 The table says how many GPUs (1, 2, 4 or 8) must share a video of the released weights so that it fits. A
 dash means that it does not fit into 8. Videos have the default size (480×832 pixels) and length (93 frames),
 unless their name says otherwise. With whole weights, each GPU of a group has all of the transformer. With
-`LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group divide it; these rows are there only where they make a
-difference. The last column says where `LONGCAT_TEXT_ENCODER=auto` places the
-[text encoder](operations.md#the-text-encoder), in groups of 1, 2, 4 and 8 GPUs; of sharded ones, 2, 4 and 8.
+`LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group divide it, and with `LONGCAT_STREAM_WEIGHTS=on` it stays in
+host memory; these rows are there only where they make a difference. The last column says where
+`LONGCAT_TEXT_ENCODER=auto` places the [text encoder](operations.md#the-text-encoder), in groups of 1, 2, 4
+and 8 GPUs; of sharded ones, 2, 4 and 8.
 
 The page is calculated, not measured: it comes from the arithmetic by which the service refuses what does not
 fit. That leaves 2 GiB of each GPU to CUDA. `python -m worker.check` does the same for your machine and
@@ -110,7 +111,9 @@ def _rows(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[str]:
             whole = [_placed(Setup(ranks, fp8=fp8), sizes, plans, gpus) for ranks in RANKS]
             sharded = [replace(setup, shard_weights=True) for setup in whole if setup.ranks > 1]
             sharded = [_placed(setup, sizes, plans, gpus) for setup in sharded]
+            streamed = [_placed(replace(setup, stream_weights=True), sizes, plans, gpus) for setup in whole]
             fewest = [_fewest_ranks(sizes, plan, whole, gpus) for plan in plans.values()]
+            fewest_streamed = [_fewest_ranks(sizes, plan, streamed, gpus) for plan in plans.values()]
             fewest_sharded = [
                 _fewest_ranks(sizes, plan, whole[:1] + sharded, gpus) for plan in plans.values()
             ]
@@ -118,6 +121,8 @@ def _rows(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[str]:
             yield " | ".join([*name, "whole", *fewest, _placements(whole)])
             if fewest_sharded != fewest:
                 yield " | ".join([*name, "sharded", *fewest_sharded, _placements(sharded)])
+            if fewest_streamed != fewest:
+                yield " | ".join([*name, "streamed", *fewest_streamed, _placements(streamed)])
 
 
 def _placements(setups: list[Setup]) -> str:

@@ -65,7 +65,13 @@ def run(options: argparse.Namespace) -> None:
         shard_weights=options.shard_weights,
     )
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
-    setup = Setup(parallel.size, dtype.itemsize, options.fp8, shard_weights=options.shard_weights)
+    setup = Setup(
+        parallel.size,
+        dtype.itemsize,
+        options.fp8,
+        shard_weights=options.shard_weights,
+        stream_weights=options.stream_weights,
+    )
     placement = choose_text_encoder(
         options.text_encoder,
         read_sizes(options.checkpoint),
@@ -74,7 +80,14 @@ def run(options: argparse.Namespace) -> None:
         _available_bytes(parallel.device),
     )
     pipeline, cost = measured(
-        lambda: Pipeline.load(options.checkpoint, dtype, parallel, fp8=options.fp8, text_encoder=placement),
+        lambda: Pipeline.load(
+            options.checkpoint,
+            dtype,
+            parallel,
+            fp8=options.fp8,
+            text_encoder=placement,
+            stream_weights=options.stream_weights,
+        ),
         parallel.device,
     )
     if parallel.is_leader:

@@ -62,7 +62,8 @@ def _add_precision(made: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("machine and output").add_argument
+    machine = made.add_argument_group("machine and output")
+    add = machine.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: on cuda")
     add("--context-parallel", type=int, metavar="P", help="ranks to a video, under torchrun (default: all)")
@@ -72,10 +73,17 @@ def _add_machine(made: argparse.ArgumentParser) -> None:
         action="store_false",
         help="make both predictions of guidance on all ranks, instead of one on each half",
     )
-    add(
+    where = machine.add_mutually_exclusive_group().add_argument
+    where(
         "--shard-weights",
         action="store_true",
         help="divide the weights of the transformer's blocks among the ranks, which needs less memory",
+    )
+    where(
+        "--stream-weights",
+        action="store_true",
+        help="keep the weights of the transformer's blocks in host memory, and copy each block to the device "
+        "while the one before computes",
     )
     add("--save-latents", type=Path, metavar="OUT.safetensors")
     add("--output", type=Path, metavar="OUT.mp4")

@@ -127,7 +127,13 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
         f"checkpoint {folder}: {total / 1e9:.2f} billion parameters, LoRAs: {', '.join(loras) or 'none'}",
     )
     element_bytes = {"float32": 4, "bfloat16": 2, "auto": 4 if gpus is None else 2}[settings.dtype]
-    setup = Setup(settings.ranks_per_group, element_bytes, settings.fp8, shard_weights=settings.shard_weights)
+    setup = Setup(
+        settings.ranks_per_group,
+        element_bytes,
+        settings.fp8,
+        shard_weights=settings.shard_weights,
+        stream_weights=settings.stream_weights,
+    )
     smallest = min(gpu.memory_bytes for gpu in gpus[: settings.ranks]) if gpus else None
     available = available_bytes(smallest, settings.gpu_memory_gib)
     plans = dict(typical_plans(limits, loras))
@@ -147,10 +153,15 @@ def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Find
     if needed <= available:
         return Finding("ok", text)
     text = f"{text}, but only {format_bytes(available)} can be used there"
-    if setup.ranks > 1 and not setup.shard_weights:
-        sharded = weight_bytes(sizes, replace(setup, shard_weights=True))
-        text = f"{text}; with SHARD_WEIGHTS=on they would take {format_bytes(sharded)}"
-    return Finding("problem", text)
+    if setup.shard_weights or setup.stream_weights:
+        return Finding("problem", text)
+    alternatives = {"STREAM_WEIGHTS": replace(setup, stream_weights=True)}
+    if setup.ranks > 1:
+        alternatives["SHARD_WEIGHTS"] = replace(setup, shard_weights=True)
+    sizes_with = " or ".join(
+        f"{format_bytes(weight_bytes(sizes, other))} with {name}=on" for name, other in alternatives.items()
+    )
+    return Finding("problem", f"{text}; they take {sizes_with}")
 
 
 def _check_plan(name: str, need: MemoryNeed, available: int | None) -> Finding:

@@ -83,6 +83,7 @@ class RankSetup(_Frozen):
     fp8: bool = False
     text_encoder: TextEncoderName = "auto"
     shard_weights: bool = False
+    stream_weights: bool = False
     gpu_memory_gib: float | None = None
     collective_timeout_s: float
     error_grace_s: float
@@ -156,6 +157,11 @@ class WorkerSettings(SharedSettings):
         default=False,
         description="divide the weights of the transformer's blocks among the ranks of a group, which needs "
         "less memory and gives the same videos; needs groups of at least two ranks",
+    )
+    stream_weights: bool = Field(
+        default=False,
+        description="keep the weights of the transformer's blocks in host memory, each rank a copy, "
+        "and copy each block to the device while the one before computes; gives the same videos",
     )
     gpu_memory_gib: float | None = Field(
         default=None,
@@ -236,6 +242,8 @@ class WorkerSettings(SharedSettings):
             )
         if self.shard_weights and self.ranks_per_group == 1:
             raise ValueError("SHARD_WEIGHTS needs groups of at least two ranks: see RANKS, CONTEXT_PARALLEL")
+        if self.shard_weights and self.stream_weights:
+            raise ValueError("STREAM_WEIGHTS cannot be combined with SHARD_WEIGHTS")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if self.device != "cpu" and visible and len(visible.split(",")) < self.ranks:
             raise ValueError(f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {visible}")
@@ -309,6 +317,7 @@ class WorkerSettings(SharedSettings):
             fp8=self.fp8,
             text_encoder=self.text_encoder,
             shard_weights=self.shard_weights,
+            stream_weights=self.stream_weights,
             gpu_memory_gib=self.gpu_memory_gib,
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,

@@ -69,6 +69,7 @@ class Pipeline:
         *,
         fp8: bool = False,
         text_encoder: TextEncoderPlacement = "device",
+        stream_weights: bool = False,
     ) -> "Pipeline":
         """Load a checkpoint folder onto this rank's device.
 
@@ -78,6 +79,7 @@ class Pipeline:
             parallel: this rank and its group.
             fp8: whether the large matrices of the transformer are kept and multiplied in fp8.
             text_encoder: where the leader keeps the text encoder.
+            stream_weights: whether the weights of the transformer's blocks stay in the memory of the host.
 
         Raises:
             CheckpointError: a file is missing or wrong, or the weights are still being fetched; the message
@@ -92,7 +94,7 @@ class Pipeline:
         parallel.check_heads(config.num_heads)
         limits = load_limits(checkpoint)
         weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
-        dit = load_dit(config, dtype, weights, parallel, fp8=fp8)
+        dit = load_dit(config, dtype, weights, parallel, fp8=fp8, stream_weights=stream_weights)
         loras = {
             path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
         }

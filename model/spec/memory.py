@@ -127,6 +127,7 @@ class Setup:
         fp8: whether the large matrices of the transformer have one byte for each element.
         text_encoder: where the leader keeps the text encoder.
         shard_weights: whether the ranks share the weights of the blocks.
+        stream_weights: whether the weights of the blocks are in the memory of the host.
     """
 
     ranks: int = 1
@@ -134,6 +135,7 @@ class Setup:
     fp8: bool = False
     text_encoder: TextEncoderPlacement = "device"
     shard_weights: bool = False
+    stream_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -281,18 +283,20 @@ def _resident_text_encoder_bytes(sizes: CheckpointSizes, setup: Setup, *, is_lea
 def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
     """Return the bytes of the transformer's weights on each rank.
 
-    Of sharded blocks, a rank has its part and two whole blocks: one that computes and one that is gathered.
+    Of blocks that are sharded or streamed, a rank has two whole ones, one that computes and one that is
+    fetched, and of sharded ones its part of all.
     """
     quantised = sizes.quantised if setup.fp8 else 0
     total = (sizes.transformer - quantised - sizes.float32) * setup.element_bytes + quantised
     total += 4 * sizes.float32
-    if not setup.shard_weights:
+    if not (setup.shard_weights or setup.stream_weights):
         return total
     outside = (sizes.transformer - sizes.blocks) * setup.element_bytes  # hardly any of it is in fp32
     largest_block = (  # one that is not quantised
         (sizes.blocks - sizes.float32) * setup.element_bytes + 4 * sizes.float32
     ) // sizes.depth
-    return outside + (total - outside) // setup.ranks + 2 * largest_block
+    kept = (total - outside) // setup.ranks if setup.shard_weights else 0
+    return outside + kept + 2 * largest_block
 
 
 def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:

@@ -114,6 +114,12 @@ def test_group_on_several_nodes_uses_all_gpus_of_this_one():
     assert group_environment(settings, 0)["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
+def test_weights_are_either_sharded_or_streamed():
+    with pytest.raises(ValidationError, match="STREAM_WEIGHTS cannot be combined with SHARD_WEIGHTS"):
+        WorkerSettings(ranks=2, shard_weights=True, stream_weights=True)
+    assert WorkerSettings(stream_weights=True).rank_setup(Path("socket")).stream_weights
+
+
 def test_weights_of_single_ranks_cannot_be_sharded(monkeypatch):
     monkeypatch.setenv("LONGCAT_SHARD_WEIGHTS", "on")
     with pytest.raises(ValidationError, match="SHARD_WEIGHTS needs groups of at least two ranks"):

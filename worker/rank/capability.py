@@ -79,7 +79,11 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
     dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if settings.dtype == "auto" else settings.dtype
     loras, weights = lora_names(settings.checkpoint), fingerprints(settings.checkpoint)
     setup = Setup(
-        settings.ranks_per_group, ELEMENT_BYTES[dtype], settings.fp8, shard_weights=settings.shard_weights
+        settings.ranks_per_group,
+        ELEMENT_BYTES[dtype],
+        settings.fp8,
+        shard_weights=settings.shard_weights,
+        stream_weights=settings.stream_weights,
     )
     _, memory = plan_memory(
         settings.checkpoint, setup, settings.text_encoder, settings.gpu_memory_gib, gpu_memory_gib

@@ -107,7 +107,13 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
     default = "bfloat16" if parallel.device.type == "cuda" else "float32"
     dtype = DTYPES[default if setup.dtype == "auto" else setup.dtype]
-    needs = Setup(setup.num_ranks, dtype.itemsize, setup.fp8, shard_weights=setup.shard_weights)
+    needs = Setup(
+        setup.num_ranks,
+        dtype.itemsize,
+        setup.fp8,
+        shard_weights=setup.shard_weights,
+        stream_weights=setup.stream_weights,
+    )
     needs, memory = plan_memory(
         setup.checkpoint, needs, setup.text_encoder, setup.gpu_memory_gib, _gpu_memory_gib(parallel)
     )
@@ -116,7 +122,12 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
         check_weights_fit(setup.checkpoint, needs, free_bytes, is_leader=parallel.is_leader)
     pipeline, cost = measured(
         lambda: Pipeline.load(
-            setup.checkpoint, dtype, parallel, fp8=setup.fp8, text_encoder=needs.text_encoder
+            setup.checkpoint,
+            dtype,
+            parallel,
+            fp8=setup.fp8,
+            text_encoder=needs.text_encoder,
+            stream_weights=setup.stream_weights,
         ),
         parallel.device,
     )
