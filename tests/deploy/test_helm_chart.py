@@ -6,14 +6,13 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import kubernetes_validate
 import pytest
 import yaml
-from cloudcoil.models.keda.v1alpha1 import ScaledObject
-from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from helm_python import Chart, HelmError, chart
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -70,11 +69,19 @@ LARGE: Values = {
     "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
     "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn"}},
 }
-CUSTOM_RESOURCES: dict[str, type[BaseModel]] = {
-    "PrometheusRule": PrometheusRule,
-    "ScaledObject": ScaledObject,
-    "ServiceMonitor": ServiceMonitor,
-}
+
+
+@cache
+def custom_resources() -> dict[str, type[BaseModel]]:
+    """Return the types of custom resources by kind. Their modules take seconds to import."""
+    from cloudcoil.models.keda.v1alpha1 import ScaledObject
+    from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+
+    return {
+        "PrometheusRule": PrometheusRule,
+        "ScaledObject": ScaledObject,
+        "ServiceMonitor": ServiceMonitor,
+    }
 
 
 class Strict(BaseModel):
@@ -164,7 +171,7 @@ def check(resource: Object, version: str = NEWEST) -> None:
         LeaderWorkerSet.model_validate(resource)
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": resource["metadata"]}
         kubernetes_validate.validate({**pod, "template": template_of(resource)}, version, strict=True)
-    elif model := CUSTOM_RESOURCES.get(resource["kind"]):
+    elif model := custom_resources().get(resource["kind"]):
         kept = model.model_validate(resource).model_dump(mode="json", by_alias=True, exclude_unset=True)
         if json.loads(json.dumps(resource)) != kept:
             raise kubernetes_validate.ValidationError(ValueError("a field is unknown"), version)
