@@ -100,8 +100,10 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   showProblem("");
   run(form.querySelector("button.main"), async () => {
-    list.show(await post("/generate", request.body()));
+    const job = await post("/generate", request.body());
+    list.show(job);
     list.watch();
+    if (job.batch) await refresh(); // shows the other videos of the request
     library.rememberPrompt(form.elements.prompt.value);
   });
 });

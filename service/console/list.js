@@ -48,7 +48,7 @@ export async function refresh() {
   for (const shown of [...list.children])
     if (!present.has(shown.dataset.id) && shown.dataset.createdAt >= oldest) shown.remove();
   if (list.children.length <= page.jobs.length) setNext(page.next);
-  page.jobs.forEach(show);
+  showAll(page.jobs);
   $("empty").hidden = list.children.length > 0 || isFiltered();
   $("nothing").hidden = list.children.length > 0 || !isFiltered() || next !== null;
   watch();
@@ -61,7 +61,7 @@ export async function loadMore() {
     for (let count = 0, found = 0; count < MAX_EMPTY_PAGES && !found && next !== null; count += 1) {
       const page = await load(next);
       if (!page) return;
-      page.jobs.forEach(show);
+      showAll(page.jobs);
       found = page.jobs.length;
       setNext(page.next);
     }
@@ -87,6 +87,15 @@ function setNext(cursor) {
 
 function isFiltered() {
   return [...new FormData($("filter")).values()].some((value) => value.trim());
+}
+
+// Show a page of jobs in its order, also those that were submitted in the same millisecond.
+function showAll(jobs) {
+  jobs.forEach(show);
+  for (let index = 1; index < jobs.length; index += 1) {
+    const [before, shown] = [find(jobs[index - 1].id), find(jobs[index].id)];
+    if (before.compareDocumentPosition(shown) & Node.DOCUMENT_POSITION_PRECEDING) before.after(shown);
+  }
 }
 
 // Show the present state of a job, on its card or on a new one.

@@ -3,7 +3,9 @@
 import { unknownWords } from "./words.js";
 
 const DRAFT = "draft";
-const NUMBERS = ["num_frames", "num_segments", "num_inference_steps", "guidance_scale", "seed"];
+const NUMBERS = [
+  "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "seed", "num_videos", "deadline_s",
+];
 const CHOICES = ["task", "quality", "priority"];
 const NEEDED_LORAS = { distilled: "cfg_step_lora", refine: "refinement_lora" };
 

@@ -62,6 +62,11 @@ export function deadline({ deadline_at, deadline_met, finished_at }, now = Date.
   return finished_at ? "" : `wanted in ${duration(seconds)}`;
 }
 
+// Which of the videos of one request this is.
+export function number({ id, batch }) {
+  return batch ? `video ${batch.job_ids.indexOf(id) + 1} of ${batch.job_ids.length}` : "";
+}
+
 // What a job costs: as expected until it has ended, then as it was.
 export function cost({ cost, finished_at }) {
   const amount = finished_at ? cost?.actual : cost?.predicted;

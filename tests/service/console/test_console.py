@@ -316,6 +316,19 @@ class TestInABrowser:
         assert repeated.pop("seed") != first.pop("seed")
         assert repeated == first
 
+    def test_user_requests_several_videos_by_a_time(self, page, client):
+        page.fill("textarea", "a red ball")
+        page.click("text=More options")
+        page.fill("[name=seed]", "7")
+        page.fill("[name=num_videos]", "3")
+        page.fill("[name=deadline_s]", "600")
+        page.click("text=Generate")
+        page.wait_for_selector(".job:nth-child(3)")
+        assert page.locator(".facts").all_text_contents() == [
+            f"video {number} of 3 · wanted in 10 min" for number in (3, 2, 1)
+        ]
+        assert [job["request"]["seed"] for job in client.get("/jobs").json()["jobs"]] == [9, 8, 7]
+
     def test_user_edits_the_request_of_a_job(self, page, client, tmp_path):
         (tmp_path / "cat.png").write_bytes(encoded(picture()))
         page.fill("textarea", "a red ball")
