@@ -19,7 +19,17 @@ from model.transformer.dit import Dit, TextKVs
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import BuildLayout, Window, build_layout
 
-ProjectText = Callable[[Dit, Tensor, Tensor], TextKVs]  # hidden states and mask, as for `Dit.text_kv`
+ProjectText = Callable[[Dit, ContextParallel, Tensor, Tensor], TextKVs]  # see `project_local_texts`
+
+
+def project_local_texts(
+    dit: Dit,
+    branch: ContextParallel,
+    text: Float[Tensor, "all_texts l e"],
+    mask: Int[Tensor, "all_texts l"],
+) -> TextKVs:
+    """Project the texts that this rank predicts for. All ranks of a group call this together."""
+    return dit.text_kv(local_texts(branch, text), local_texts(branch, mask))
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ def denoise(
     parallel: ContextParallel,
     build_layout: BuildLayout = build_layout,
     step_cache: StepCache | None = None,
-    project_text: ProjectText = Dit.text_kv,
+    project_text: ProjectText = project_local_texts,
 ) -> Iterator[Float[Tensor, "1 z f h w"]]:
     """Step from noise to latents, and yield the noise frames after each step.
 
@@ -74,8 +84,8 @@ def denoise(
     `build_layout` and `project_text` that cache their results.
     """
     branch = branch_for(parallel, len(conditioning.text))
-    hidden, mask = local_texts(branch, conditioning.text), local_texts(branch, conditioning.mask)
-    text_kv, num_texts = project_text(dit, hidden, mask), len(hidden)
+    text_kv = project_text(dit, branch, conditioning.text, conditioning.mask)
+    num_texts = len(local_texts(branch, conditioning.text))
 
     latents, clean = conditioning.start, conditioning.clean
     num_clean, num_noise = clean.shape[2], latents.shape[2]

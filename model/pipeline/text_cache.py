@@ -1,4 +1,8 @@
-"""Cache the text KV of the transformer for as long as the texts stay the same."""
+"""Cache the text KV of the transformer for as long as the texts stay the same.
+
+All texts are compared, also those that other ranks predict for: then all ranks of a group find the same, and
+project texts together. Ranks that share weights exchange them meanwhile.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.pipeline.sample import ProjectText
+from model.parallel.mesh import ContextParallel
+from model.pipeline.sample import ProjectText, project_local_texts
 from model.transformer.dit import Dit, TextKVs
 
 
@@ -15,13 +20,13 @@ from model.transformer.dit import Dit, TextKVs
 class _Entry:
     """The texts that were projected last, and their keys and values."""
 
-    hidden: Float[Tensor, "b l e"]
-    mask: Int[Tensor, "b l"]
+    text: Float[Tensor, "all_texts l e"]
+    mask: Int[Tensor, "all_texts l"]
     text_kv: TextKVs
 
-    def matches(self, hidden: Float[Tensor, "other_b l e"], mask: Int[Tensor, "other_b l"]) -> bool:
+    def matches(self, text: Float[Tensor, "other_texts l e"], mask: Int[Tensor, "other_texts l"]) -> bool:
         """Compare the texts with other ones."""
-        return torch.equal(self.hidden, hidden) and torch.equal(self.mask, mask)
+        return torch.equal(self.text, text) and torch.equal(self.mask, mask)
 
 
 class TextKVCache:
@@ -31,17 +36,22 @@ class TextKVCache:
         self._entries: dict[str | None, _Entry] = {}
 
     def for_lora(self, lora: str | None) -> ProjectText:
-        """Return a cached version of `Dit.text_kv`, for use while this LoRA is merged."""
+        """Return a cached version of `project_local_texts`, for use while this LoRA is merged."""
         return partial(self._project, lora)
 
     def _project(
-        self, lora: str | None, dit: Dit, hidden: Float[Tensor, "b l e"], mask: Int[Tensor, "b l"]
+        self,
+        lora: str | None,
+        dit: Dit,
+        branch: ContextParallel,
+        text: Float[Tensor, "all_texts l e"],
+        mask: Int[Tensor, "all_texts l"],
     ) -> TextKVs:
         entry = self._entries.get(lora)
-        if entry and entry.matches(hidden, mask):
+        if entry and entry.matches(text, mask):
             return entry.text_kv
         self._entries.pop(lora, None)
         del entry  # free the memory before it is needed again
-        text_kv = dit.text_kv(hidden, mask)
-        self._entries[lora] = _Entry(hidden, mask, text_kv)
+        text_kv = project_local_texts(dit, branch, text, mask)
+        self._entries[lora] = _Entry(text, mask, text_kv)
         return text_kv

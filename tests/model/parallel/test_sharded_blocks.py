@@ -42,14 +42,14 @@ def checkpoint(tmp_path_factory):
 def request_of(checkpoint):
     limits = load_limits(checkpoint)
 
-    def make(image=None, video=None, step_cache=None, **options):
+    def make(*prompts, image=None, video=None, step_cache=None, **options):
         params = GenerationParams(**{"num_frames": 9, "num_inference_steps": 2, **options})
         inputs = Inputs(
             image=None if image is None else Size(*image.shape[:2]),
             video=None if video is None else Clip(video.shape[1], video.shape[2], len(video)),
         )
         plan = resolve(params, inputs, limits, **({} if step_cache is None else {"step_cache": step_cache}))
-        return Request(plan, ("a cat",), seed=3, image=image, video=video)
+        return Request(plan, prompts or ("a cat",), seed=3, image=image, video=video)
 
     return make
 
@@ -86,6 +86,17 @@ def test_latents_are_bit_equal_to_those_without_sharding(ranks, size, checkpoint
     for answer in ranks.run("with_and_without_sharding", size, checkpoint, requests, torch.float32, False):
         assert_equal(answer)
         assert torch.equal(answer[0][1][0], answer[-1][1][0])  # the base again, after the LoRAs
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_new_prompt_is_projected_by_all_ranks_although_half_of_them_have_the_negative_prompt_only(
+    ranks, size, checkpoint, request_of
+):
+    segments = {"num_segments": 2, "num_condition_frames": 5}
+    requests = [request_of(), request_of("a dog"), request_of("a cat", "a dog", **segments)]
+    for answer in ranks.run("with_and_without_sharding", size, checkpoint, requests, torch.float32, False):
+        assert_equal(answer)
+        assert not torch.equal(answer[0][1][0], answer[1][1][0])
 
 
 @pytest.mark.parametrize("fp8", [False, True])

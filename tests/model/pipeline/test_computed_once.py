@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.parallel.broadcast import from_leader
-from model.parallel.mesh import ContextParallel
+from model.parallel.mesh import SINGLE, ContextParallel
 from model.pipeline.events import Latents
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
@@ -78,7 +78,7 @@ class TestTextKVCache:
     def project(self, pipeline):
         """Project a text while a LoRA is merged."""
         cache = TextKVCache()
-        return lambda lora, text: cache.for_lora(lora)(pipeline.dit, *text)
+        return lambda lora, text: cache.for_lora(lora)(pipeline.dit, SINGLE, *text)
 
     @pytest.fixture
     def text(self, pipeline):
