@@ -91,11 +91,19 @@ class JobClient:
             records=[{**submission.record(), **common} for submission in submissions],
             fingerprint=reservation and reservation.fingerprint,
             limits=self._quotas.of_submission,
-            input_bytes=sum(
-                file.size_bytes for submission in submissions for file in submission.order.inputs
-            ),
+            input_bytes=_input_bytes(submissions),
         )
         return Submitted(self._read(fields_of(reply)), is_new == 1)
+
+    def check_quotas(self, *submissions: Submission) -> None:
+        """Raise LimitReached if the jobs would exceed a limit now, unless they exist. Nothing is stored."""
+        self._run(
+            "check_quotas",
+            record=submissions[0].record(),
+            num_jobs=len(submissions),
+            limits=self._quotas.of_submission,
+            input_bytes=_input_bytes(submissions),
+        )
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises JobNotFound, and UnreadableRecord if this release cannot read it."""
@@ -230,3 +238,7 @@ class JobClient:
             raise
         report_unread_fields(self._redis, job)
         return job
+
+
+def _input_bytes(submissions: Sequence[Submission]) -> int:
+    return sum(file.size_bytes for submission in submissions for file in submission.order.inputs)

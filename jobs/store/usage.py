@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 from redis import Redis
 
 from jobs.connect import redis_reached
-from jobs.store.scripts import decoded
+from jobs.store.scripts import decoded, text
 
 NUM_DAYS = 31
 _EPOCH = date(1970, 1, 1)
@@ -40,22 +40,24 @@ def usage(redis: Redis, owner: str | None = None, clock: Callable[[], int] | Non
         now_s = clock() / 1000 if clock else redis.time()[0]
         today = datetime.fromtimestamp(now_s, UTC).date()
         days = [today - timedelta(days=ago) for ago in range(NUM_DAYS)]
-        pipeline = redis.pipeline(transaction=False)
-        for day in days:
-            for part in ("", ":lost", ":cost"):
-                pipeline.hgetall(f"longcat:usage:{(day - _EPOCH).days}{part}")
-        found = [decoded(each.items()) for each in pipeline.execute()]
-    return [
-        Usage(day, name, float(gpu_ms) / 1000, float(lost_ms.get(name, 0)) / 1000, _costs_of(name, costs))
-        for day, gpu_ms_by_owner, lost_ms, costs in zip(
-            days, found[::3], found[1::3], found[2::3], strict=True
-        )
-        for name, gpu_ms in sorted(gpu_ms_by_owner.items())
-        if owner in {None, name}
-    ]
+        return [each for day in days for each in _usage_of_day(redis, day, owner)]
 
 
-def _costs_of(owner: str, costs: Mapping[str, str]) -> dict[str, float]:
-    """Return the costs of an owner by currency, of all costs by `<currency>:<owner>`."""
-    split = ((*name.partition(":"), amount) for name, amount in costs.items())
-    return {currency: round(float(amount), 6) for currency, _, name, amount in split if name == owner}
+def _usage_of_day(redis: Redis, day: date, owner: str | None) -> Iterator[Usage]:
+    """Yield the usage of one owner, or of all in the order of their names, on a day."""
+    key = f"longcat:usage:{(day - _EPOCH).days}"
+    owners = [owner] if owner is not None else sorted(map(text, redis.hkeys(key)))
+    if not owners:
+        return
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.hmget(key, owners)
+        pipeline.hmget(f"{key}:lost", owners)
+        for name in owners:
+            pipeline.hgetall(f"{key}:cost:{name}")
+        spent, lost, *costs = pipeline.execute()
+    for name, gpu_ms, lost_ms, amounts in zip(owners, spent, lost, costs, strict=True):
+        if gpu_ms is not None:
+            by_currency = {
+                currency: round(float(amount), 6) for currency, amount in decoded(amounts.items()).items()
+            }
+            yield Usage(day, name, float(gpu_ms) / 1000, float(lost_ms or 0) / 1000, by_currency)

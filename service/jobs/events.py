@@ -16,7 +16,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from jobs.errors import InvalidRequest, JobNotFound, Unavailable
+from jobs.errors import InvalidRequest, JobNotFound, Unavailable, UnreadableRecord
 from jobs.record import ENDED
 from service.backend import Backend, CurrentBackend
 from service.http.error_handlers import error_responses
@@ -125,7 +125,7 @@ async def _events(stream: EventStream, backend: Backend, streams: EventStreams) 
         if jobs is None:
             yield ": you are no longer allowed to see this\n\n"
             return
-        changed = [job for job in jobs if job != sent.get(job.id)]
+        changed = [job for job in jobs if _has_changed(job, sent.get(job.id))]
         for job in changed:
             yield _format_event(stream.last_event_ids[job.id], job, sent.get(job.id))
         sent = {job.id: job for job in jobs}
@@ -149,11 +149,16 @@ def read_if_authorized(stream: EventStream, backend: Backend) -> list[JobView] |
     last_event_ids: dict[str, str] = {}
     for job_id, last_event_id in stream.last_event_ids.items():
         events = backend.jobs.events(job_id, last_event_id)
-        with suppress(JobNotFound):
+        with suppress(JobNotFound, UnreadableRecord):
             jobs.append(_read(job_id, backend))
             last_event_ids[job_id] = events[-1].id if events else last_event_id
     stream.last_event_ids = last_event_ids
     return jobs
+
+
+def _has_changed(job: JobView, sent: JobView | None) -> bool:
+    """Compare a job with what was sent of it. The predicted time differs a little each time."""
+    return sent is None or job != sent.model_copy(update={"predicted_finish_at": job.predicted_finish_at})
 
 
 def _read(job_id: str, backend: Backend) -> JobView:

@@ -92,8 +92,9 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
             prediction = backend.jobs.predict(first, fleet)
             first = with_prediction(first, prediction, refuse_if_late=request.refuse_if_late)
         submissions = as_batch(first, request.num_videos)
-        for submission in submissions:
-            _store(submission, files, backend)
+        if files:
+            backend.jobs.check_quotas(*submissions)
+            _store(submissions, files, backend)
 
     with _unavailable_if_expired():
         submitted = backend.jobs.submit_or_find(*submissions)
@@ -139,12 +140,14 @@ def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
     return {**named, **body.files}
 
 
-def _store(submission: Submission, files: Mapping[str, CheckedInput], backend: Backend) -> None:
-    """Store input files for the worker. They are removed unless the job is submitted in time."""
+def _store(submissions: Sequence[Submission], files: Mapping[str, CheckedInput], backend: Backend) -> None:
+    """Store input files for the worker. They are removed unless the jobs are submitted in time."""
     with _unavailable_if_expired():
-        for field, file in submission.order.inputs_by_field.items():
-            backend.jobs.reserve(submission.id)
-            backend.storage.put(file.key, files[field].path, file.media_type)
+        for submission in submissions:
+            for field, file in submission.order.inputs_by_field.items():
+                for each in submissions:  # also of those whose files are stored already
+                    backend.jobs.reserve(each.id)
+                backend.storage.put(file.key, files[field].path, file.media_type)
 
 
 @contextmanager

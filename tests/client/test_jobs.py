@@ -94,7 +94,7 @@ class TestReading:
         assert service.usage() == ()
         redis.hset(f"longcat:usage:{int(time.time() // 86400)}", "anonymous", 2500)
         assert [(each.gpu_s, each.costs) for each in service.usage()] == [(2.5, {})]
-        redis.hset(f"longcat:usage:{int(time.time() // 86400)}:cost", "EUR:anonymous", "1.5")
+        redis.hset(f"longcat:usage:{int(time.time() // 86400)}:cost:anonymous", "EUR", "1.5")
         assert [each.costs for each in service.usage()] == [{"EUR": 1.5}]
 
     def test_capability(self, service):

@@ -173,12 +173,14 @@ class TestLateJobs:
         assert positions(store, "feasible", "later", "late", "plain") == [1, 2, 3, 4]
         assert claimed(store) == ["feasible", "later", "late", "plain"]
 
-    def test_claim_meets_the_late_jobs_that_a_sweep_has_left(self, store: ExampleStore):
+    def test_claim_moves_the_late_jobs_that_sweeps_have_left(self, store: ExampleStore):
         names = [f"late-{number:03}" for number in range(120)]
         for name in names:
             store.submit(id=name, deadline_s=60)
         store.clock.advance(61)
         store.submit(id="feasible", deadline_s=600)
+        for _ in range(2):  # each moves fifty
+            store.maintenance.sweep()
         assert claimed(store) == ["feasible", *names]
 
     def test_owner_whose_only_job_is_late_keeps_their_turn(self, store: ExampleStore):
@@ -310,3 +312,13 @@ class TestPrediction:
             store.holder.succeed(lease, a_result(lease), {})
         prediction = store.client.predict(Submission(id="new", order=ORDER, deadline_s=10))
         assert (prediction.position, prediction.run_s) == (1, 40.0)
+
+
+def test_one_claim_moves_a_limited_number_of_late_jobs(redis: Redis, store: ExampleStore):
+    for number in range(120):
+        store.submit(id=f"{number:03}", deadline_s=30)
+    store.clock.advance(60)
+    for num_left in (70, 20, 0):
+        assert store.holder.claim("a", LEASE_S)
+        left = redis.zcard("longcat:queue:start_by")
+        assert num_left - 3 <= left <= num_left, "each claim takes one job as well"

@@ -200,7 +200,7 @@ class TestOtherCommands:
         redis.hset("longcat:usage:20000", "anonymous", 2500)
         redis.hset(f"longcat:usage:{int(time.time() // 86400)}", "anonymous", 2500)
         assert at_service("usage").out.endswith("2.5 s  anonymous\n")
-        redis.hset(f"longcat:usage:{int(time.time() // 86400)}:cost", "EUR:anonymous", "1.234567891")
+        redis.hset(f"longcat:usage:{int(time.time() // 86400)}:cost:anonymous", "EUR", "1.234567891")
         assert at_service("usage").out.endswith("2.5 s  1.23 EUR  anonymous\n")
 
     def test_download_saves_a_finished_job(self, at_service, job, worker, tmp_path, monkeypatch):

@@ -209,6 +209,19 @@ def test_limits_count_all_jobs_and_accept_all_or_none(redis_server, redis, tmp_p
         assert len(listed(client)) == 3
 
 
+def test_inputs_of_a_refused_batch_are_not_stored(redis_server, redis, tmp_path, monkeypatch):
+    app = create_app(settings_for(redis_server, tmp_path, owner_queued_jobs=3))
+    stored = []
+    with TestClient(app) as client:
+        CAPABILITY.publish(redis)
+        monkeypatch.setattr(app.state.backend.storage, "put", lambda key, *_: stored.append(key))
+        request = {"prompt": "x", "image": IMAGE, "num_videos": 4}
+        assert client.post("/generate", json=request).status_code == 429
+        assert stored == []
+        assert client.post("/generate", json=request | {"num_videos": 3}).status_code == 202
+        assert len(stored) == 3
+
+
 def test_batch_of_another_owner_does_not_exist(redis_server, redis, tmp_path):
     app = create_app(settings_for(redis_server, tmp_path))
     with TestClient(app) as client:

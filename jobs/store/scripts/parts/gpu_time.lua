@@ -64,7 +64,7 @@ local function add_to_usage(job, spent_ms)
   local price = (job.gpu_hour_price or ''):match('^%d+%.?%d*$')
   if price and job.currency then
     local cost = string.format('%.9f', spent_ms / MS_PER_HOUR * price)
-    add(':cost', job.currency .. ':' .. job.owner, cost)
+    add(':cost:' .. job.owner, job.currency, cost)
     count('cost', job.currency, cost)
   end
 end

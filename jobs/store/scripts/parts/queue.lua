@@ -500,9 +500,12 @@ local function list_missing_requeued(priority)
   end
 end
 
--- If a job with a deadline did not start in time, give it the place of a job without one. Return whether it moved.
+-- If a job with a deadline did not start in time, give it the place of a job without one. Return whether it moved. A
+-- script moves so many at most, since each move takes long; the rest keep their places until later scripts move them.
+local MOST_LATE = 50
+local num_moved = 0
 local function move_if_late(id, start_by_ms)
-  if tonumber(start_by_ms) >= now then return false end
+  if tonumber(start_by_ms) >= now or num_moved == MOST_LATE then return false end
   redis.call('ZREM', START_BY, id)
   local job = read(id)
   local owner_queue = job and owner_queue_key(job.priority, job.owner)
@@ -513,11 +516,11 @@ local function move_if_late(id, start_by_ms)
   write(job, {start_by_ms = false})
   enter_at_place(job)
   if job.requirement then list_by_place(job) end
+  num_moved = num_moved + 1
   return true
 end
 
--- Move the jobs that did not start in time. If there are more, a claim moves those that it meets.
-local MOST_LATE = 50
+-- Move the jobs that did not start in time.
 local function move_late_jobs()
   local before_now = string.format('(%.0f', now)
   local late = redis.call('ZRANGE', START_BY, '-inf', before_now, 'BYSCORE', 'LIMIT', 0, MOST_LATE, 'WITHSCORES')
