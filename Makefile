@@ -35,14 +35,14 @@ serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 	$(STACK) serve
 
 test: $(READY) ## the plain test suite, in minutes
-	$(PYTEST) --numprocesses 4 --dist loadfile
+	$(PYTEST) --numprocesses 3 --dist loadfile
 
 integration: $(READY) ## whole workers, stacks, compilers and training runs: the slower half of the tests
 	$(PYTEST) -m "integration and not faults and not soak" --numprocesses 2 --dist loadfile
 
 coverage: $(READY) ## the tests of `make test`, with their coverage of lines and branches, which must not fall below 95 %
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --quiet --numprocesses 4 --dist loadfile
+	$(BIN)/coverage run -m pytest --quiet --numprocesses 3 --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -9,12 +9,15 @@ cannot work.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
@@ -33,6 +36,7 @@ from model.spec.memory import (
     available_bytes,
     choose_text_encoder,
     format_bytes,
+    host_bytes,
     memory_needed,
     weight_bytes,
 )
@@ -142,6 +146,7 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
     yield Finding("ok", f"text encoder: {_PLACEMENTS[placement]} (TEXT_ENCODER={placement})")
     if available is not None:
         yield _check_loading(sizes, setup, available)
+    yield from _check_host_memory(sizes, setup, settings)
     for name, plan in plans.items():
         yield _check_plan(name, memory_needed(sizes, plan, setup), available)
 
@@ -185,6 +190,25 @@ _PLACEMENTS = {
     "offload": "is in host memory, and runs on the device layer by layer",
     "cpu": "is in host memory, and runs on the CPU",
 }
+
+
+def _check_host_memory(sizes: CheckpointSizes, setup: Setup, settings: WorkerSettings) -> Iterator[Finding]:
+    """Check that the weights that stay in host memory fit into it, if any do."""
+    num_leaders = max(1, settings.ranks // setup.ranks) if settings.node_rank == 0 else 0
+    needed = num_leaders * host_bytes(sizes, setup)
+    needed += (settings.ranks - num_leaders) * host_bytes(sizes, setup, is_leader=False)
+    if needed:
+        total = host_memory_bytes()
+        text = f"host memory: {format_bytes(needed)} of weights, of {format_bytes(total)}"
+        yield Finding("ok" if needed < total else "problem", text)
+
+
+def host_memory_bytes() -> int:
+    """Return the memory of this machine, or of the container that this process runs in."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no control groups, or no limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def _check_disks(settings: WorkerSettings) -> Iterator[Finding]:

@@ -132,7 +132,7 @@ class WorkerSettings(SharedSettings):
         "greater than 1. Nobody else may reach this network",
     )
     node_timeout_s: float = Field(
-        default=10.0, ge=1, description="a node that shows no sign of life for so long is lost"
+        default=10.0, ge=3, description="a node that shows no sign of life for so long is lost"
     )
     device: DeviceName = Field(
         default="auto",
@@ -380,7 +380,7 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
 def use_interface(name: str) -> None:
     """Have the ranks that this process starts use a network interface, unless the operator named another."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # without "=", also those whose names begin so
 
 
 def _is_for_ranks(name: str) -> bool:

@@ -133,16 +133,21 @@ def join(
         device_id=device if device_type == "cuda" else None,
         **rendezvous.open(timeout) if rendezvous else {},
     )
-    return divide(device, size or dist.get_world_size(), split_guidance, shard_weights)
+    return divide(device, size or dist.get_world_size(), split_guidance, shard_weights, timeout)
 
 
 def divide(
-    device: torch.device, size: int, split_guidance: bool = True, shard_weights: bool = False
+    device: torch.device,
+    size: int,
+    split_guidance: bool = True,
+    shard_weights: bool = False,
+    timeout: timedelta | None = None,
 ) -> ContextParallel:
     """Divide all ranks of the default process group into groups of `size`. Raises GroupError.
 
     With `split_guidance`, a group of even size makes the two predictions of guidance in two halves. With
-    `shard_weights`, the ranks of a group, at least two, share the weights of the transformer's blocks.
+    `shard_weights`, the ranks of a group, at least two, share the weights of the transformer's blocks, and wait
+    for each other `timeout` at most (default: that of the backend).
     """
     world_size = dist.get_world_size()
     if world_size % size:
@@ -158,7 +163,7 @@ def divide(
         replica=mesh.get_local_rank("replica"),
         num_replicas=world_size // size,
         cfg_branch=_cfg_branch(device, size) if split_guidance and size % 2 == 0 else None,
-        weights_group=_weights_group(size) if shard_weights else None,
+        weights_group=_weights_group(size, timeout) if shard_weights else None,
     )
 
 
@@ -176,9 +181,9 @@ def _cfg_branch(device: torch.device, size: int) -> ContextParallel:
     )
 
 
-def _weights_group(size: int) -> dist.ProcessGroup:
+def _weights_group(size: int, timeout: timedelta | None) -> dist.ProcessGroup:
     """Return a second process group of this rank's group of `size` ranks."""
-    group, _ = dist.new_subgroups(size)  # type: ignore[no-untyped-call]
+    group, _ = dist.new_subgroups(size, timeout=timeout)  # type: ignore[no-untyped-call]
     return cast(dist.ProcessGroup, group)
 
 

@@ -299,6 +299,16 @@ def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
     return outside + kept + 2 * largest_block
 
 
+def host_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:
+    """Return the bytes of weights that a rank keeps in the memory of its host."""
+    encoder = is_leader and setup.text_encoder != "device"
+    blocks = 0
+    if setup.stream_weights:
+        whole = replace(setup, stream_weights=False)
+        blocks = transformer_bytes(sizes, whole) - (sizes.transformer - sizes.blocks) * setup.element_bytes
+    return blocks + (sizes.text_encoder * setup.element_bytes if encoder else 0)
+
+
 def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return the peak of a forward on one rank, without weights and without keys and values of text."""
     tokens = stage.num_frames * stage.tokens_of_frame - stage.cached_tokens

@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from model.spec.errors import DeviceError
+from model.spec.memory import format_bytes
 from model.transformer.flat_blocks import Fetch, FlatBlocks, SomeBlock, Span
 
 
@@ -112,7 +114,12 @@ def lock_pages(buffer: Tensor) -> None:
     """Lock the pages of a tensor in memory, so that CUDA copies from it without the CPU.
 
     torch's own page-locked tensors take a power of two of bytes: up to twice as much for a block.
+
+    Raises:
+        DeviceError: CUDA cannot lock so much.
     """
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call] # torch's
     status = runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)
-    torch.cuda.check_error(int(status))
+    if int(status) != 0:
+        needed = format_bytes(buffer.nbytes)
+        raise DeviceError(f"CUDA cannot lock {needed} more of host memory: error {int(status)}")

@@ -132,9 +132,13 @@ FAKE_SRUN = """#!/bin/bash
 shift
 SLURM_NODEID=0 "$@" & first=$!
 SLURM_NODEID=1 "$@" & second=$!
-trap 'kill -TERM $first $second' TERM
+trap 'kill -KILL $first $second' TERM
+echo "$first $second" >"$OUT/steps"
 wait $first || wait $first; status=$?
 wait $second; exit "$status"
+"""
+FAKE_SCANCEL = """#!/bin/bash
+[ "$*" = "--signal=TERM 7" ] && kill -TERM $(cat "$OUT/steps")
 """
 FAKE_NODE = """#!/bin/bash
 trap 'touch "$OUT/drained-$LONGCAT_NODE_RANK"; exit 0' TERM
@@ -145,7 +149,7 @@ while :; do sleep 0.05; done
 
 
 def test_slurm_script_runs_one_worker_on_each_node(tmp_path: Path) -> None:
-    for name, content in (("python", FAKE_NODE), ("srun", FAKE_SRUN)):
+    for name, content in (("python", FAKE_NODE), ("srun", FAKE_SRUN), ("scancel", FAKE_SCANCEL)):
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o700)
     environment = {

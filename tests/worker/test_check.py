@@ -173,3 +173,18 @@ def test_gpus_are_those_of_the_driver(tmp_path, monkeypatch):
 def test_there_are_no_gpus_without_a_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_gpus() == []
+
+
+@pytest.mark.usefixtures("released")
+def test_weights_in_host_memory_are_added_up(settings, monkeypatch):
+    four = settings.model_copy(update={"ranks": 4, "stream_weights": True, "text_encoder": "offload"})
+    monkeypatch.setattr(check, "host_memory_bytes", lambda: 256 << 30)
+    assert "host memory: 116.0 GiB of weights, of 256.0 GiB" in texts(four, gpus(24, 24, 24, 24), "ok")
+    monkeypatch.setattr(check, "host_memory_bytes", lambda: 64 << 30)
+    assert problems(four, gpus(24, 24, 24, 24)) == ["host memory: 116.0 GiB of weights, of 64.0 GiB"]
+    on_device = four.model_copy(update={"stream_weights": False, "text_encoder": "device"})
+    assert "host memory" not in texts(on_device, gpus(141, 141, 141, 141), "ok")
+
+
+def test_memory_of_this_machine_is_found():
+    assert 1 << 28 < check.host_memory_bytes() < 1 << 50

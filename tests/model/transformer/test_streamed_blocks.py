@@ -11,6 +11,7 @@ import torch
 from model.pipeline.events import Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
+from model.spec.errors import DeviceError
 from model.spec.limits import load_limits
 from model.spec.memory import Setup, transformer_bytes
 from model.spec.params import GenerationParams
@@ -19,7 +20,7 @@ from model.tiny import DIT, write_tiny
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.fp8 import quantise_blocks
-from model.transformer.streamed_blocks import StreamedBlocks, ThreadCopier
+from model.transformer.streamed_blocks import StreamedBlocks, ThreadCopier, lock_pages
 from tests.model.rank_jobs import latents_of
 from tests.model.spec.test_memory import RELEASED
 
@@ -164,3 +165,22 @@ def test_copy_that_fails_is_an_error_of_the_block(checkpoint, request_of):
     buffers[2] = torch.empty_like(buffers[2], device=META)  # has no content that could be copied
     with pytest.raises(RuntimeError):
         latents_of(pipeline, [request_of()])
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_pages_that_cuda_cannot_lock_are_an_error(monkeypatch, status):
+    locked = []
+
+    class Runtime:
+        def cudaHostRegister(self, pointer, size, flags):  # noqa: N802 - CUDA's name
+            locked.append((pointer, size, flags))
+            return status
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    buffer = torch.empty(3 << 20, dtype=torch.uint8)
+    if status:
+        with pytest.raises(DeviceError, match="cannot lock 3 MiB more of host memory"):
+            lock_pages(buffer)
+    else:
+        lock_pages(buffer)
+    assert locked == [(buffer.data_ptr(), buffer.nbytes, 0)]
