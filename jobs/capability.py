@@ -37,6 +37,7 @@ class Capability(BaseModel):
         weights: the fingerprint of each part of the checkpoint (`model.io.fingerprint`); empty for a group of
             release 0.2.0.
         limits: the JSON of `model.spec.limits.Limits`.
+        known_words: all words that the text encoder knows, in lower case; none if it knows any.
         context_parallel: the number of ranks that share one job.
         dtype: the data type of the matrix products.
         gpu: the type of the GPUs.
@@ -50,6 +51,7 @@ class Capability(BaseModel):
     model: str
     tasks: tuple[Task, ...]
     limits: dict[str, Any]
+    known_words: tuple[str, ...] = ()
     loras: tuple[str, ...] = ()
     context_parallel: int = 1
     device: str

@@ -146,7 +146,7 @@ def divide(
     """Divide all ranks of the default process group into groups of `size`. Raises GroupError.
 
     With `split_guidance`, a group of even size makes the two predictions of guidance in two halves. With
-    `shard_weights`, the ranks of a group, at least two, share the weights of the transformer's blocks, and wait
+    `shard_weights`, the ranks of a group, at least two, share the weights of the blocks, and wait
     for each other `timeout` at most (default: that of the backend).
     """
     world_size = dist.get_world_size()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -61,16 +61,21 @@ class Limits:
         values["known_words"] = tuple(values["known_words"])
         return cls(**values)
 
-    def unknown_words(self, text: str) -> list[str]:
-        """Return the words of a prompt that the checkpoint does not know, in the order of the prompt."""
-        if not self.known_words:
-            return []
-        words = dict.fromkeys(_WORD.findall(text.lower()))
-        return [word for word in words if word not in self.known_words]
-
     def to_json(self) -> dict[str, Any]:
-        """Return a document that `from_json` reads."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return a document that `from_json` reads, without known words: release 0.2.0 would refuse them."""
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name != "known_words"
+        }
+
+
+def unknown_words(text: str, known_words: Collection[str]) -> list[str]:
+    """Return the words of a prompt that a checkpoint with these words does not know, in their order.
+
+    Without any, it knows all.
+    """
+    if not known_words:
+        return []
+    return [word for word in dict.fromkeys(_WORD.findall(text.lower())) if word not in known_words]
 
 
 def load_limits(checkpoint: Path) -> Limits:

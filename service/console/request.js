@@ -13,6 +13,7 @@ const $ = (id) => document.getElementById(id);
 const form = $("order");
 const fields = form.elements;
 let limits = null; // of the checkpoint; null until a worker has registered
+let knownWords = []; // none: all are known
 let source = null; // { field, value, label }: an input that comes from a job
 
 // What the checkpoint can do
@@ -33,8 +34,9 @@ export function showCapability(capability) {
   fields.num_inference_steps.placeholder = limits.num_inference_steps;
   fields.guidance_scale.placeholder = limits.guidance_scale;
   fields.num_frames.placeholder = limits.default_num_frames;
-  $("known-words").hidden = !limits.known_words?.length;
-  $("known-words-list").textContent = (limits.known_words ?? []).join(", ");
+  knownWords = capability.known_words ?? [];
+  $("known-words").hidden = !knownWords.length;
+  $("known-words-list").textContent = knownWords.join(", ");
   warnOfWords();
 }
 
@@ -56,7 +58,7 @@ function showSizes() {
 }
 
 function warnOfWords() {
-  const unknown = unknownWords(fields.prompt.value, limits?.known_words);
+  const unknown = unknownWords(fields.prompt.value, knownWords);
   $("unknown-words").hidden = unknown.length === 0;
   $("unknown-words").textContent = `This checkpoint does not know: ${unknown.join(", ")}`;
 }

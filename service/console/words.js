@@ -81,7 +81,7 @@ export function announcement(job) {
 
 // Return the words of a text that a checkpoint with a list of known words does not know.
 export function unknownWords(text, knownWords) {
-  if (!knownWords?.length) return [];
+  if (!knownWords.length) return [];
   const known = new Set(knownWords);
   const words = text.toLowerCase().match(/\p{L}+/gu) ?? [];
   return [...new Set(words)].filter((word) => !known.has(word));

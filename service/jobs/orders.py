@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jobs.capability import Capability
 from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order
 from model.spec.errors import InvalidParams
 from model.spec.geometry import Size
-from model.spec.limits import Limits
+from model.spec.limits import Limits, unknown_words
 from model.spec.memory import format_bytes
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
@@ -90,9 +90,9 @@ def input_warnings(order: Order, files: Mapping[str, CheckedInput]) -> tuple[str
     return tuple(warnings)
 
 
-def prompt_warnings(order: Order, limits: Limits) -> tuple[str, ...]:
-    """Return which words of the prompts the checkpoint does not know."""
-    unknown = limits.unknown_words("\n".join(order.prompts))
+def prompt_warnings(order: Order, known_words: Collection[str]) -> tuple[str, ...]:
+    """Return which words of the prompts a checkpoint with these words does not know."""
+    unknown = unknown_words("\n".join(order.prompts), known_words)
     return (f"prompt: the model does not know the words {', '.join(unknown)}",) if unknown else ()
 
 

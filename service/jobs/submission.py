@@ -86,7 +86,10 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
             currency=backend.settings.currency,
             key_reservation=reservation,
             trace=current_names(),
-            warnings=(*prompt_warnings(order, limits), *input_warnings(order, files)),
+            warnings=(
+                *prompt_warnings(order, pools[0].capability.known_words),
+                *input_warnings(order, files),
+            ),
         )
         if request.deadline_s is not None:
             prediction = backend.jobs.predict(first, fleet)

@@ -58,7 +58,9 @@ def stored_shapes() -> dict[str, Stored]:
         "state file": Stored(state.FILE_VERSION, [entry.name for entry in fields(State)]),
         "pending upload": Stored(spool.PENDING_UPLOAD_VERSION, _schema(PendingUpload)),
         "messages": Stored(messages.PROTOCOL_VERSION, _schema(Message)),
-        "capability": Stored(default[Capability], [_schema(Capability), [f.name for f in fields(Limits)]]),
+        "capability": Stored(
+            default[Capability], [_schema(Capability), list(Limits.from_json({}).to_json())]
+        ),
         "group status": Stored(default[GroupStatus], _schema(GroupStatus)),
         "webhook attempt": Stored(1, _schema(Attempt)),
         "API key": Stored(default[ApiKey], _schema(ApiKey)),

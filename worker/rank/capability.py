@@ -88,13 +88,15 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
     _, memory = plan_memory(
         settings.checkpoint, setup, settings.text_encoder, settings.gpu_memory_gib, gpu_memory_gib
     )
+    limits = load_limits(settings.checkpoint)
     return Capability(
         model=settings.model_id,
         weights=weights,
         order_versions=ORDER_VERSIONS,
         tasks=tasks_with(loras),
         loras=loras,
-        limits=load_limits(settings.checkpoint).to_json(),
+        limits=limits.to_json(),
+        known_words=limits.known_words,
         context_parallel=settings.ranks_per_group,
         device=device,
         dtype="float8_e4m3fn" if settings.fp8 else dtype,

@@ -69,6 +69,7 @@ class ModelEngine:
             tasks=tasks_with(self._pipeline.loras),
             loras=tuple(sorted(self._pipeline.loras)),
             limits=self._pipeline.limits.to_json(),
+            known_words=self._pipeline.limits.known_words,
             context_parallel=parallel.size,
             device=parallel.device.type,
             dtype=str(self._dtype).removeprefix("torch."),

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from model.spec.limits import RELEASED_LIMITS, load_limits
+from model.spec.limits import RELEASED_LIMITS, load_limits, unknown_words
 
 POCKET = Path(__file__).parents[3] / "pocket"
 
 
 def test_unknown_words_are_named_once_in_their_order():
-    limits = load_limits(POCKET)
-    assert limits.unknown_words("A magenta ball (red, MAGENTA) wobbles 3 times; été") == [
-        "magenta",
-        "wobbles",
-        "times",
-        "été",
-    ]
-    assert limits.unknown_words("A big red ball, moving slowly to the right.") == []
+    known_words = load_limits(POCKET).known_words
+    text = "A magenta ball (red, MAGENTA) wobbles 3 times; été"
+    assert unknown_words(text, known_words) == ["magenta", "wobbles", "times", "été"]
+    assert unknown_words("A big red ball, moving slowly to the right.", known_words) == []
 
 
 def test_checkpoint_without_a_list_knows_all_words():
-    released = load_limits(RELEASED_LIMITS.parent)
-    assert released.known_words == ()
-    assert released.unknown_words("any word") == []
-    assert replace(released, known_words=("any",)).unknown_words("any word") == ["word"]
+    known_words = load_limits(RELEASED_LIMITS.parent).known_words
+    assert known_words == ()
+    assert unknown_words("any word", known_words) == []
+
+
+def test_known_words_are_published_apart_from_the_limits():
+    """Release 0.2.0 refuses limits that it does not know."""
+    limits = load_limits(POCKET)
+    assert limits.known_words
+    assert "known_words" not in limits.to_json()

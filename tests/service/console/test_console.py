@@ -437,8 +437,7 @@ class TestInABrowser:
     def test_words_that_the_checkpoint_does_not_know_are_named(self, page, client, redis):
         page.fill("textarea", "a magenta ball, it Wobbles")
         assert page.locator("#unknown-words").is_hidden()
-        limits = CAPABILITY.limits | {"known_words": ["a", "ball", "it", "red"]}
-        CAPABILITY.model_copy(update={"limits": limits}).publish(redis)
+        CAPABILITY.model_copy(update={"known_words": ("a", "ball", "it", "red")}).publish(redis)
         page.reload()
         page.wait_for_selector("text=does not know: magenta, wobbles")
         page.click("text=Words that this checkpoint knows")
