@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from service.keys.api_keys import ApiKeys
@@ -143,7 +145,9 @@ def test_sign_in_leaves_no_key_to_scripts_or_other_ports(page, live, other_serve
     stored = page.evaluate(
         "[document.cookie, {...localStorage}, {...sessionStorage}].map((x) => JSON.stringify(x))"
     )
-    assert stored == ['""', "{}", "{}"]
+    assert stored[0] == '""'
+    assert [set(json.loads(each)) for each in stored[1:]] == [{"grid"}, {"draft"}]
+    assert not any(part in text for part in key.split("_")[1:] for text in stored)
     page.goto(page.other_url)
     (cookie,) = set(other_server.cookies) - {""}  # cookies ignore ports
     assert key.split("_", 2)[2] not in cookie
