@@ -40,7 +40,7 @@ test: $(READY) ## the plain test suite, in minutes
 integration: $(READY) ## whole workers, stacks, compilers and training runs: the slower half of the tests
 	$(PYTEST) -m "integration and not faults and not soak" --numprocesses 2 --dist loadfile
 
-coverage: $(READY) ## the tests of `make test`, with their coverage of lines and branches, which must not fall below 95 %
+coverage: $(READY) ## the tests of `make test`, with their coverage of lines and branches, which must not fall below 96 %
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --quiet --numprocesses 3 --dist loadfile
 	$(BIN)/coverage combine --quiet

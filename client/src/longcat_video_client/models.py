@@ -251,6 +251,7 @@ class _Capability(_Reply):
     model: str
     tasks: tuple[str, ...] = ()
     limits: dict[str, Any] = Field(default_factory=dict)
+    known_words: tuple[str, ...] = ()
     loras: tuple[str, ...] = ()
     context_parallel: int | None = None
     device: str | None = None
