@@ -286,26 +286,27 @@ def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
     Of blocks that are sharded or streamed, a rank has two whole ones, one that computes and one that is
     fetched, and of sharded ones its part of all.
     """
-    quantised = sizes.quantised if setup.fp8 else 0
-    total = (sizes.transformer - quantised - sizes.float32) * setup.element_bytes + quantised
-    total += 4 * sizes.float32
+    outside = (sizes.transformer - sizes.blocks) * setup.element_bytes
     if not (setup.shard_weights or setup.stream_weights):
-        return total
-    outside = (sizes.transformer - sizes.blocks) * setup.element_bytes  # hardly any of it is in fp32
+        return outside + _block_bytes(sizes, setup)
     largest_block = (  # one that is not quantised
         (sizes.blocks - sizes.float32) * setup.element_bytes + 4 * sizes.float32
     ) // sizes.depth
-    kept = (total - outside) // setup.ranks if setup.shard_weights else 0
+    kept = _block_bytes(sizes, setup) // setup.ranks if setup.shard_weights else 0
     return outside + kept + 2 * largest_block
+
+
+def _block_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
+    """Return the bytes of all blocks. Nearly all weights that stay in fp32 are in them."""
+    quantised = sizes.quantised if setup.fp8 else 0
+    others = sizes.blocks - quantised - sizes.float32
+    return others * setup.element_bytes + quantised + 4 * sizes.float32
 
 
 def host_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:
     """Return the bytes of weights that a rank keeps in the memory of its host."""
     encoder = is_leader and setup.text_encoder != "device"
-    blocks = 0
-    if setup.stream_weights:
-        whole = replace(setup, stream_weights=False)
-        blocks = transformer_bytes(sizes, whole) - (sizes.transformer - sizes.blocks) * setup.element_bytes
+    blocks = _block_bytes(sizes, setup) if setup.stream_weights else 0
     return blocks + (sizes.text_encoder * setup.element_bytes if encoder else 0)
 
 

@@ -39,8 +39,8 @@ def load_dit(
     if fp8:
         check_device(parallel.device, dtype)
     build = partial(Dit, config, dtype)
+    convert = quantise_when_loaded(config.depth) if fp8 else None
     if parallel.weights_group is None and not stream_weights:
-        convert = quantise_when_loaded(config.depth) if fp8 else None
         return load_module(build, weights, parallel.device, convert)
 
     with torch.device("meta"):
@@ -59,10 +59,9 @@ def load_dit(
     outside = {name: tensor for name, tensor in wanted.items() if not name.startswith(f"{BLOCKS}.")}
     load_tensors(dit, outside, weights, parallel.device)
     held = {name: wanted[name] for name in wanted.keys() - outside if blocks.holds(name.rpartition(".")[0])}
-    quantise = quantise_when_loaded(config.depth)
 
     def store(name: str, tensor: Tensor) -> None:
-        loaded = quantise(name, tensor) if fp8 else tensor
+        loaded = convert(name, tensor) if convert else tensor
         if isinstance(loaded, Fp8Linear):
             blocks.store(name.replace(".weight", ".scale"), loaded.scale)
             loaded = loaded.weight

@@ -1,6 +1,6 @@
 // Show one job as a card.
 
-import { ago, cost, deadline, number, prompt, state, summary } from "./words.js";
+import { ago, cost, deadline, numberInBatch, prompt, state, summary } from "./words.js";
 
 export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const CONFIRM_MS = 3000; // how long "Delete" asks for confirmation
@@ -31,7 +31,7 @@ export function fill(card, job) {
   part("time").title = new Date(job.created_at).toLocaleString();
   part("time").textContent = ago(job.created_at);
   part(".prompt").textContent = prompt(job);
-  part(".facts").textContent = [number(job), deadline(job), cost(job)].filter(Boolean).join(" · ");
+  part(".facts").textContent = [numberInBatch(job), deadline(job), cost(job)].filter(Boolean).join(" · ");
   part(".seed").textContent = `Seed ${job.request.seed}`;
   part(".going").hidden = ended;
   part("progress").value = job.progress?.fraction ?? 0;

@@ -93,7 +93,7 @@ class InputReader:
         path = self.folder / "image.png"
         if isinstance(source, ImageSource) and source.job is not None:
             frame = -1 if source.frame is None else source.frame
-            received = self._fetch_frames(source.job, frame)
+            received = self._fetch_video_with_frame(source.job, frame)
             image = check_frame(self.sandbox, received, path, self.settings.clip_limits, frame)
         else:
             received = self._receive("image", source, self.settings.max_image_bytes)
@@ -111,7 +111,7 @@ class InputReader:
     def _receive(self, field: str, source: InputSource, max_bytes: int) -> Path:
         path = self.folder / f"{field}.received"
         if isinstance(source, Source) and source.job is not None:
-            return self._fetch_video(field, self._finished(field, source.job), path)
+            return self._fetch_video(field, self._result_of(field, source.job), path)
         if isinstance(source, Source) and source.job_id is not None:
             self._fetch_stored(field, source.job_id, source.facts(), path)
             return path
@@ -124,15 +124,15 @@ class InputReader:
                 target.write(_decode_base64(source, max_bytes))
         return path
 
-    def _fetch_frames(self, job_id: str, frame: int) -> Path:
+    def _fetch_video_with_frame(self, job_id: str, frame: int) -> Path:
         """Fetch the video of a job that has this frame. Raise InvalidInput if it does not."""
-        result = self._finished("image", job_id)
+        result = self._result_of("image", job_id)
         if not -result.num_frames <= frame < result.num_frames:
             rule = f"must be from {-result.num_frames} to {result.num_frames - 1} for this job"
             raise InvalidInput(f"image.frame: {rule}", "image.frame")
         return self._fetch_video("image", result, self.folder / "image.received")
 
-    def _finished(self, field: str, job_id: str) -> Result:
+    def _result_of(self, field: str, job_id: str) -> Result:
         """Return the result of a job. Raise InvalidInput if there is no such job, JobNotReady."""
         field = f"{field}.job"
         try:
