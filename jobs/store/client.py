@@ -18,7 +18,7 @@ from jobs.errors import JobEnded, JobNotFound, UnreadableRecord
 from jobs.fleet import Fleet
 from jobs.record import Event, Job, QueueEstimate, Status
 from jobs.store.estimates import QueueSnapshot, estimates
-from jobs.store.listing import MAX_LOOKED_AT, Cursor, JobFilter, JobIndexes, JobPage, record_key
+from jobs.store.listing import MAX_LOOKED_AT, Cursor, JobFilter, JobIndexes, JobPage, read_records, record_key
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.quotas import Quotas
 from jobs.store.scripts import Scripts, decoded, fields_of, to_ms
@@ -112,6 +112,17 @@ class JobClient:
         if not fields or not self._sees(fields.get("owner", "")):
             raise JobNotFound("no such job")
         return self._read(fields)
+
+    def get_all(self, job_ids: Sequence[str]) -> dict[str, Job]:
+        """Return jobs by id, in one round trip. Those that do not exist or cannot be read are left out."""
+        found: dict[str, Job] = {}
+        with redis_reached():
+            records = read_records(self._redis, job_ids)
+        for job_id, fields in records.items():
+            if self._sees(fields.get("owner", "")):
+                with suppress(UnreadableRecord):
+                    found[job_id] = self._read(fields)
+        return found
 
     def page(
         self,

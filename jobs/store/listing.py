@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple, Self
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from jobs.errors import JobNotFound, UnreadableRecord
 from jobs.record import Job, Status
@@ -240,16 +240,13 @@ class JobIndexes:
 
     def _readable(self, index: str, job_ids: Sequence[str]) -> Iterator[Job]:
         """Read jobs, passing over those that cannot be read. Those that are gone leave the index."""
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hgetall(record_key(job_id))
-            records = pipeline.execute(raise_on_error=False)
-        for job_id, record in zip(job_ids, records, strict=True):
-            if not record or isinstance(record, ResponseError):  # no hash
+        records = read_records(self._redis, job_ids)
+        for job_id in job_ids:
+            if job_id not in records:
                 self._redis.zrem(index, job_id)
                 continue
             with suppress(UnreadableRecord):
-                yield self._read(decoded(record.items()))
+                yield self._read(records[job_id])
 
     def _key(self, index: str) -> str:
         """Return the key of an index: `all`, a status, or a batch."""
@@ -260,6 +257,22 @@ class JobIndexes:
 def record_key(job_id: str) -> str:
     """Return the key of a job's record."""
     return f"longcat:job:{job_id}"
+
+
+def read_records(redis: Redis, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the records of jobs by id, in one round trip. Those that are gone, or no hash, are left out."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hgetall(record_key(job_id))
+        replies = pipeline.execute(raise_on_error=False)
+    records: dict[str, dict[str, str]] = {}
+    for job_id, reply in zip(job_ids, replies, strict=True):
+        if isinstance(reply, RedisError):
+            if not str(reply).startswith("WRONGTYPE"):
+                raise reply
+        elif reply:
+            records[job_id] = decoded(reply.items())
+    return records
 
 
 def _has_text(wanted: str, order: str) -> bool:

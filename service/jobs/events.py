@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
@@ -16,8 +15,9 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from jobs.errors import InvalidRequest, JobNotFound, Unavailable, UnreadableRecord
+from jobs.errors import InvalidRequest, Unavailable
 from jobs.record import ENDED
+from jobs.store.events import newest_events
 from service.backend import Backend, CurrentBackend
 from service.http.error_handlers import error_responses
 from service.jobs.event_streams import EventStream, EventStreams
@@ -62,8 +62,7 @@ async def get_events(
     ] = None,
 ) -> StreamingResponse:
     """Watch a job: an event for each change, until the job has ended."""
-    if last_event_id and not _EVENT_ID.fullmatch(last_event_id):
-        raise InvalidRequest("Last-Event-ID: must be the id of an event", "Last-Event-ID")
+    _check_event_id(last_event_id)
     streams: EventStreams = request.app.state.event_streams
     await streams.run(partial(backend.jobs.get, job_id))
     if request.method == "HEAD":
@@ -78,12 +77,16 @@ async def get_events_of_jobs(
     jobs: Annotated[
         str, Query(max_length=5000, description="Ids of the jobs to watch, with commas between.")
     ],
+    last_event_id: Annotated[
+        str | None, Header(description="The last event of an earlier connection to the same jobs.")
+    ] = None,
 ) -> StreamingResponse:
     """Watch several jobs on one connection: an event for each change, until all of them have ended.
 
-    Each event carries the whole job, and a new connection begins with the present state of each. Jobs that
+    Each event carries the whole job, and every connection begins with the present state of each. Jobs that
     are deleted are watched no longer.
     """
+    _check_event_id(last_event_id)
     streams: EventStreams = request.app.state.event_streams
     job_ids = list(dict.fromkeys(filter(None, jobs.split(","))))
     if not 1 <= len(job_ids) <= MAX_JOBS:
@@ -91,13 +94,20 @@ async def get_events_of_jobs(
     await streams.run(partial(_check_all_exist, job_ids, backend))
     if request.method == "HEAD":
         return StreamingResponse((), headers=_HEADERS, media_type=_MEDIA_TYPE)
-    return _EventStreamResponse(dict.fromkeys(job_ids, BEFORE_FIRST_EVENT), backend, streams)
+    return _EventStreamResponse(dict.fromkeys(job_ids, last_event_id or BEFORE_FIRST_EVENT), backend, streams)
+
+
+def _check_event_id(event_id: str | None) -> None:
+    if event_id and not _EVENT_ID.fullmatch(event_id):
+        raise InvalidRequest("Last-Event-ID: must be the id of an event", "Last-Event-ID")
 
 
 def _check_all_exist(job_ids: Sequence[str], backend: Backend) -> None:
-    """Raise JobNotFound if one of the jobs does not exist."""
+    """Raise JobNotFound or UnreadableRecord if one of the jobs does not exist or cannot be read."""
+    found = backend.jobs.get_all(job_ids)
     for job_id in job_ids:
-        backend.jobs.get(job_id)
+        if job_id not in found:
+            backend.jobs.get(job_id)
 
 
 class _EventStreamResponse(StreamingResponse):
@@ -145,14 +155,9 @@ def read_if_authorized(stream: EventStream, backend: Backend) -> list[JobView] |
     """
     if not backend.is_authorized():
         return None
-    jobs: list[JobView] = []
-    last_event_ids: dict[str, str] = {}
-    for job_id, last_event_id in stream.last_event_ids.items():
-        events = backend.jobs.events(job_id, last_event_id)
-        with suppress(JobNotFound, UnreadableRecord):
-            jobs.append(_read(job_id, backend))
-            last_event_ids[job_id] = events[-1].id if events else last_event_id
-    stream.last_event_ids = last_event_ids
+    newest = newest_events(backend.redis, stream.last_event_ids)
+    jobs = _read_all(list(stream.last_event_ids), backend)
+    stream.last_event_ids = {job.id: newest.get(job.id, stream.last_event_ids[job.id]) for job in jobs}
     return jobs
 
 
@@ -161,11 +166,15 @@ def _has_changed(job: JobView, sent: JobView | None) -> bool:
     return sent is None or job != sent.model_copy(update={"predicted_finish_at": job.predicted_finish_at})
 
 
-def _read(job_id: str, backend: Backend) -> JobView:
-    job = backend.view(backend.jobs.get(job_id))
-    if job.status == "queued" and job.queue_position is None:  # it left the queue between the two reads
-        return backend.view(backend.jobs.get(job_id))
-    return job
+def _read_all(job_ids: Sequence[str], backend: Backend) -> list[JobView]:
+    """Return those of the jobs that exist and can be read, with few commands whatever their number."""
+    jobs = backend.views(list(backend.jobs.get_all(job_ids).values()))
+    # A queued job without a position left the queue, or was deleted, after its record was read.
+    moved = [job.id for job in jobs if job.status == "queued" and job.queue_position is None]
+    if not moved:
+        return jobs
+    again = {job.id: job for job in backend.views(list(backend.jobs.get_all(moved).values()))}
+    return [again.get(job.id, job) for job in jobs if job.id not in moved or job.id in again]
 
 
 def _format_event(event_id: str, job: JobView, sent: JobView | None) -> str:

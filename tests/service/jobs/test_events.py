@@ -15,6 +15,8 @@ import pytest
 from jobs.record import Progress
 from jobs.store.events import changed_jobs
 from jobs.store.submission import Submission
+from service.jobs.event_streams import EventStream
+from service.jobs.events import read_if_authorized
 from service.keys.api_keys import ApiKeys
 from tests.servers import answers, free_port
 from tests.waiting import wait_until
@@ -194,6 +196,46 @@ class TestSeveralJobs:
             seen = list(told)
         assert {job["id"] for _, _, job in seen} == {job_ids[1]}
         assert seen[-1][1] == "done"
+
+    def test_reconnected_client_gets_the_present_state_of_each_job_first(self, live, job_ids, worker):
+        path = f"/events?jobs={job_ids[0]},{job_ids[1]}"
+        claim = worker.claim()
+        with watching(live, path=path) as told:
+            seen, _, _ = [next(told) for _ in job_ids][-1]
+        worker.job_store.holder.renew_lease(claim, step(2))
+        with watching(live, path=path, last_event_id=seen) as told:
+            states = {job["id"]: job for _, _, job in (next(told), next(told))}
+        assert states[job_ids[0]]["progress"]["step"] == 2
+        assert states[job_ids[1]]["queue_position"] == 1
+
+    def test_invalid_event_id_is_refused(self, client, job_ids):
+        answer = client.get(f"/events?jobs={job_ids[0]}", headers={"Last-Event-ID": "abc"})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "Last-Event-ID")
+
+    @pytest.mark.parametrize("change", ["delete", "claim"])
+    def test_job_that_leaves_the_queue_between_two_reads_is_read_again(
+        self, app, job_ids, worker, change, monkeypatch
+    ):
+        backend = app.state.backend
+        stream = EventStream("", dict.fromkeys(job_ids, "0"))
+        read_views = type(backend).views
+
+        def views_after_change(self, jobs):
+            monkeypatch.setattr(type(backend), "views", read_views)
+            worker.claim() if change == "claim" else worker.job_store.client.delete(job_ids[0])
+            return self.views(jobs)
+
+        monkeypatch.setattr(type(backend), "views", views_after_change)
+        states = {job.id: job.status for job in read_if_authorized(stream, backend) or []}
+        expected = {job_ids[1]: "queued"} | ({job_ids[0]: "running"} if change == "claim" else {})
+        assert states == expected
+        assert stream.last_event_ids.keys() == expected.keys()
+
+    def test_record_that_cannot_be_read_is_passed_over(self, app, job_ids, redis):
+        redis.set(f"longcat:job:{job_ids[0]}x", "no hash")
+        redis.hset(f"longcat:job:{job_ids[1]}", "status", "unknown")
+        stream = EventStream("", dict.fromkeys([*job_ids, f"{job_ids[0]}x"], "0"))
+        assert [job.id for job in read_if_authorized(stream, app.state.backend) or []] == [job_ids[0]]
 
     def test_jobs_of_other_owners_and_too_many_jobs_are_refused(self, client, job_ids, redis):
         assert client.get(f"/events?jobs={job_ids[0]},unknown").status_code == 404
