@@ -54,13 +54,13 @@ class JobClient:
         restricted._owner = owner  # noqa: SLF001 - the same class
         return restricted
 
-    def reserve(self, job_id: str) -> None:
-        """Announce files of a job that is not submitted yet.
+    def reserve(self, *job_ids: str) -> None:
+        """Announce files of jobs that are not submitted yet.
 
-        They are removed unless it is submitted within `late_upload_s`, so a request that was broken off
-        leaves no files. Raises JobNotFound once the time is over.
+        They are removed unless the jobs are submitted within `late_upload_s`, so a request that was broken
+        off leaves no files. Raises JobNotFound once the time of one of them is over; nothing changes then.
         """
-        self._run("reserve", id=job_id, keep_ms=to_ms(self._late_upload_s))
+        self._run("reserve", ids=job_ids, keep_ms=to_ms(self._late_upload_s))
 
     def count_request(self, owner: str) -> None:
         """Count a request of this owner. Raises LimitReached if requests come too fast."""

@@ -1,7 +1,8 @@
 """Make requests safe to repeat: the `Idempotency-Key` header of every POST that creates a job.
 
 The same key with the same request returns the same job, however often and concurrently it is sent, for as
-long as the job is kept. Keys belong to their owner. `jobs.store.idempotency` is the atomic part.
+long as the job is kept. For a batch, it returns the first of the jobs that are left. Keys belong to their
+owner. `jobs.store.idempotency` is the atomic part.
 """
 
 from __future__ import annotations

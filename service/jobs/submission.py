@@ -145,11 +145,11 @@ def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
 
 def _store(submissions: Sequence[Submission], files: Mapping[str, CheckedInput], backend: Backend) -> None:
     """Store input files for the worker. They are removed unless the jobs are submitted in time."""
+    job_ids = [submission.id for submission in submissions]
     with _unavailable_if_expired():
         for submission in submissions:
             for field, file in submission.order.inputs_by_field.items():
-                for each in submissions:  # also of those whose files are stored already
-                    backend.jobs.reserve(each.id)
+                backend.jobs.reserve(*job_ids)  # also those whose files are stored already
                 backend.storage.put(file.key, files[field].path, file.media_type)
 
 

@@ -275,6 +275,13 @@ class TestOfRequestsThatWereBrokenOff:
         with pytest.raises(JobNotFound):
             store.submit(id="late")
 
+    def test_reservations_of_a_batch_are_renewed_together_or_not_at_all(self, store: ExampleStore):
+        store.client.reserve("late")
+        store.wait_for_late_uploads()
+        with pytest.raises(JobNotFound):
+            store.client.reserve("new", "late")
+        assert not store.maintenance.owns_files("new")
+
 
 def test_orphans_are_the_files_that_no_job_accounts_for(
     store: ExampleStore, storage: FolderStorage, tmp_path: Path

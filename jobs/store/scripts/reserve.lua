@@ -1,4 +1,8 @@
 -- include: files
--- Files of this id are about to be stored. They are removed unless it is submitted in time.
-if is_gone(given.id) then return JOB_NOT_FOUND end
-if not read(given.id) then redis.call('ZADD', FIRST_REMOVALS, now + given.keep_ms, given.id) end
+-- Files of these ids are about to be stored. They are removed unless the ids are submitted in time.
+for _, id in ipairs(given.ids) do
+  if is_gone(id) then return JOB_NOT_FOUND end
+end
+for _, id in ipairs(given.ids) do
+  if not read(id) then redis.call('ZADD', FIRST_REMOVALS, now + given.keep_ms, id) end
+end

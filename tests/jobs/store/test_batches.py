@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from redis import Redis
 
-from jobs.errors import JobNotFound, LimitReached
+from jobs.errors import JobNotFound, KeyReused, LimitReached
 from jobs.record import Batch
+from jobs.store.idempotency import IdempotencyKeys
 from jobs.store.listing import JobFilter
 from jobs.store.quotas import Quotas
 from jobs.store.submission import Submission
@@ -70,6 +73,66 @@ def test_limits_count_all_jobs(redis: Redis, quotas: Quotas, limit: str):
     assert keys_of(redis) == before
     store.client.submit_or_find(*submissions("a", "b", order=with_input(9)))
     assert names_in(store, "batch") == ["b", "a"]
+
+
+class TestIdempotencyKey:
+    @pytest.fixture
+    def keys(self, redis: Redis) -> IdempotencyKeys:
+        return IdempotencyKeys(redis)
+
+    def submit(self, store: ExampleStore, keys: IdempotencyKeys) -> str:
+        """Submit a batch of three with a key, and return the id of the first."""
+        reservation = keys.reserve("", "key", "request")
+        first, *others = submissions(reservation.job_id, "b", "c")
+        store.client.submit_or_find(replace(first, key_reservation=reservation), *others)
+        return reservation.job_id
+
+    def test_repeated_request_finds_the_rest_of_a_batch(self, redis: Redis, keys: IdempotencyKeys):
+        store = ExampleStore(redis)
+        for deleted, left in ((self.submit(store, keys), "b"), ("b", "c")):
+            store.client.delete(deleted)
+            found = keys.reserve("", "key", "request").job
+            assert found
+            assert found.id == left
+            with pytest.raises(KeyReused):
+                keys.reserve("", "key", "another request")
+
+    def test_key_is_free_when_the_last_job_of_its_batch_is_removed(self, redis: Redis, keys: IdempotencyKeys):
+        store = ExampleStore(redis)
+        for job_id in (self.submit(store, keys), "c", "b"):
+            store.client.delete(job_id)
+        assert keys.reserve("", "key", "another request").job is None
+
+    def test_job_that_another_release_removed_does_not_keep_the_key(
+        self, redis: Redis, keys: IdempotencyKeys
+    ):
+        store = ExampleStore(redis)
+        first = self.submit(store, keys)
+        redis.delete("longcat:job:b")
+        store.client.delete(first)
+        found = keys.reserve("", "key", "request").job
+        assert found
+        assert found.id == "c"
+
+    def test_key_expires_with_the_last_job_of_its_batch(self, redis: Redis, keys: IdempotencyKeys):
+        store = ExampleStore(redis, retention_s=60.0)
+        first = self.submit(store, keys)
+        store.client.cancel(first)
+        store.clock.advance(61)
+        store.maintenance.sweep()
+        found = keys.reserve("", "key", "request").job
+        assert found
+        assert found.id == "b"
+
+
+def test_index_of_a_batch_expires_after_the_last_change_of_its_jobs(redis: Redis):
+    store = ExampleStore(redis, retention_s=60.0)
+    store.client.submit_or_find(*submissions("a", "b", owner="alice"))
+    indexes = ("longcat:index:batch:batch", "longcat:index:batch:batch:alice")
+    for index in indexes:
+        redis.pexpire(index, 1000)
+    store.claim()
+    assert all(redis.pttl(index) > 60_000 for index in indexes)
 
 
 @pytest.mark.parametrize("owner", ["", "alice"])

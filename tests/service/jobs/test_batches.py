@@ -123,6 +123,13 @@ class TestInputs:
         tasks = [client.get(f"/jobs/{name}").json()["task"] for name in job["batch"]["job_ids"]]
         assert tasks == ["video_continuation"] * 2
 
+    def test_all_reservations_are_renewed_once_for_each_file(self, client, order, redis):
+        order(num_videos=2, image=IMAGE)  # loads the scripts
+        redis.config_resetstat()
+        order(num_videos=MAX_VIDEOS, image=IMAGE)
+        # besides the files: the rate, the idempotency key, the limits, the submission and the queue estimate
+        assert redis.info("commandstats")["cmdstat_evalsha"]["calls"] < MAX_VIDEOS + 15
+
     def test_nothing_is_left_when_the_jobs_are_deleted(self, client, order, worker, app, redis):
         job_ids = order(num_videos=2, image=IMAGE)["batch"]["job_ids"]
         for job_id in job_ids:
@@ -139,6 +146,17 @@ class TestIdempotency:
         assert second.json()["batch"] == first.json()["batch"]
         assert second.headers["Idempotent-Replayed"] == "true"
         assert len(listed(client)) == 3
+
+    def test_batch_is_not_created_again_while_one_of_its_jobs_exists(self, client):
+        body, key = {"prompt": "x", "num_videos": 2}, {"Idempotency-Key": "once"}
+        first, second = client.post("/generate", json=body, headers=key).json()["batch"]["job_ids"]
+        client.delete(f"/jobs/{first}")
+        answer = client.post("/generate", json=body, headers=key)
+        assert (answer.json()["id"], answer.headers["Idempotent-Replayed"]) == (second, "true")
+        client.delete(f"/jobs/{second}")
+        answer = client.post("/generate", json=body, headers=key)
+        assert "Idempotent-Replayed" not in answer.headers
+        assert answer.json()["id"] not in {first, second}
 
     def test_another_number_is_another_request(self, client):
         key = {"Idempotency-Key": "once"}

@@ -34,13 +34,16 @@ local function decode(document)
   return is_json and type(value) == 'table' and value or {}
 end
 
+-- The indexes of a job's batch, {} if it has none.
+local function batch_index_keys(job)
+  local batch = job.batch and decode(job.batch).id
+  return type(batch) == 'string' and index_keys('batch:' .. batch, job.owner) or {}
+end
+
 -- The indexes that a job stays in until it is removed: of all jobs, and of those of its batch.
 local function lasting_index_keys(job)
   local keys = index_keys('all', job.owner)
-  local batch = job.batch and decode(job.batch).id
-  if type(batch) == 'string' then
-    for _, key in ipairs(index_keys('batch:' .. batch, job.owner)) do keys[#keys + 1] = key end
-  end
+  for _, key in ipairs(batch_index_keys(job)) do keys[#keys + 1] = key end
   return keys
 end
 

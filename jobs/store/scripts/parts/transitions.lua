@@ -15,9 +15,15 @@ local function add_event(job)
   redis.call('XADD', 'longcat:events:' .. job.id, 'MAXLEN', '~', length, '*', unpack(entry))
 end
 
+-- Scripts of release 0.2.0 do not know the indexes of batches, so they must not outlive jobs that one of them removed.
+local BATCH_INDEX_KEPT_MS = 90 * DAY_MS -- since the last change of a job of the batch, and the retention of its record
+
 local function set_status(job, status, fields)
   for _, key in ipairs(index_keys(job.status, job.owner)) do redis.call('ZREM', key, job.id) end
   for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZADD', key, job.number, job.id) end
+  for _, key in ipairs(batch_index_keys(job)) do
+    redis.call('PEXPIRE', key, job.retention_ms + BATCH_INDEX_KEPT_MS)
+  end
   local stops_running = job.status == 'running' and status ~= 'running'
   if stops_running then fields.gpu_ms = gpu_ms(job) end
   fields.status = status
@@ -28,6 +34,29 @@ local function set_status(job, status, fields)
   return status
 end
 
+-- The first job of a removed job's batch that still exists.
+local function next_in_batch(job)
+  local index = batch_index_keys(job)[1]
+  while index do
+    local id = redis.call('ZRANGE', index, 0, 0)[1]
+    local other = id and read(id)
+    if other or not id then return other end
+    redis.call('ZREM', index, id)
+  end
+end
+
+-- Free the idempotency key of a removed job. The key of a batch goes to the next of its jobs: a repeated request must
+-- not create the batch again while some of it exists.
+local function release_idempotency_key(job)
+  local other = next_in_batch(job)
+  if other then
+    redis.call('HSET', job.idempotency_key, 'job', other.id)
+    write(other, {idempotency_key = job.idempotency_key})
+  else
+    redis.call('DEL', job.idempotency_key)
+  end
+end
+
 -- Remove the record and everything that refers to it, also webhooks that were not sent. Files are removed later.
 local function remove(job)
   remove_deliveries(job)
@@ -35,7 +64,7 @@ local function remove(job)
     for _, key in ipairs(keys) do redis.call('ZREM', key, job.id) end
   end
   redis.call('DEL', record_key(job.id), 'longcat:events:' .. job.id, 'longcat:delivery_log:' .. job.id)
-  if job.idempotency_key then redis.call('DEL', job.idempotency_key) end
+  if job.idempotency_key then release_idempotency_key(job) end
   redis.call('ZREM', 'longcat:expiring', job.id)
   redis.call('ZADD', FIRST_REMOVALS, now, job.id)
   redis.call('ZREM', REMOVAL_LEASES, job.id) -- a process that has it may be keeping the files of an ended job
