@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.client import Pipeline
 
 from jobs.capability import Capability
 from jobs.store.metrics import counters
@@ -136,3 +137,25 @@ def test_usage_is_kept_for_a_month(redis: Redis):
     assert NUM_DAYS * DAY_S < redis.ttl(key) <= (NUM_DAYS + 1) * DAY_S
     store.clock.advance((NUM_DAYS - 1) * DAY_S)
     assert len(usage(redis, "a", store.clock)) == 1
+
+
+@pytest.mark.parametrize("owner", [None, "a"])
+def test_all_days_are_read_in_few_round_trips(
+    redis: Redis, owner: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    store = ExampleStore(redis)
+    for _ in range(3):
+        run_one(store, "a", 1)
+        run_one(store, "b", 1)
+        store.clock.advance(DAY_S)
+    round_trips: list[int] = []
+    execute = Pipeline.execute
+
+    def counted(pipeline: Any, *given: Any, **named: Any) -> list[Any]:
+        round_trips.append(len(pipeline))
+        return execute(pipeline, *given, **named)
+
+    monkeypatch.setattr(Pipeline, "execute", counted)
+    days = usage(redis, owner, store.clock)
+    assert len(days) == (3 if owner else 6)
+    assert len(round_trips) == (1 if owner else 2)
