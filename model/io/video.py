@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.media import reading
 from model.media.errors import UnusableMedia
-from model.media.formats import ClipLimits, ImageLimits
+from model.media.formats import CHECKED_CLIP, ImageLimits
 from model.media.sandbox import Sandbox
 from model.spec.errors import InputError
 from model.spec.geometry import Clip, Size
@@ -26,7 +26,6 @@ STILL_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 # The service has checked its inputs by limits that its operator sets; here memory and time are bounded.
 DECODE_MEMORY_BYTES = 1 << 30
 _IMAGE_LIMITS = ImageLimits(min_side=1, max_pixels=1 << 30, timeout_s=600.0)
-_CLIP_LIMITS = ClipLimits(max_frames=1 << 30, max_pixels=1 << 50, timeout_s=600.0)
 
 
 class VideoWriter(AbstractContextManager["VideoWriter"]):
@@ -84,7 +83,7 @@ def measure_clip(
         frames = read_clip(path, field, sandbox=sandbox)
         return Clip(frames.shape[1], frames.shape[2], len(frames))
     with _decoding(path, field, sandbox) as decoder:
-        return reading.check_clip(decoder, path, _CLIP_LIMITS, fps).clip
+        return reading.check_clip(decoder, path, CHECKED_CLIP, fps).clip
 
 
 def read_clip(
@@ -106,7 +105,7 @@ def read_clip(
             size, pixels = reading.read_image(decoder, path, _IMAGE_LIMITS)
             clip = Clip(*size, num_frames=1)
         else:
-            clip, pixels = reading.read_frames(decoder, path, _CLIP_LIMITS, fps, take)
+            clip, pixels = reading.read_frames(decoder, path, CHECKED_CLIP, fps, take)
     return torch.frombuffer(pixels, dtype=torch.uint8).view(clip.num_frames, clip.height, clip.width, 3)
 
 

@@ -40,3 +40,7 @@ class ClipLimits:
     def arguments(self) -> dict[str, int]:
         """Return the limits that a decoder checks. The sandbox enforces the time."""
         return {"max_frames": self.max_frames, "max_pixels": self.max_pixels}
+
+
+CHECKED_CLIP = ClipLimits(max_frames=1 << 30, max_pixels=1 << 50, timeout_s=600.0)
+"""For clips whose size was checked when they were accepted or made: only the time is limited."""

@@ -80,7 +80,9 @@ def _resolve_refine(params: GenerationParams, inputs: Inputs, limits: Limits) ->
     assert clip
     num_steps = _resolve_num_steps(params, limits)
     _require(
-        clip.num_frames <= limits.max_num_frames, "video", f"must have at most {limits.max_num_frames} frames"
+        clip.num_frames <= limits.max_num_frames,
+        "video",
+        f"must have at most {limits.max_num_frames} frames to be refined, and has {clip.num_frames}",
     )
     num_held = _resolve_num_held(params, inputs, limits)
     _check_determined(params, {**clip._asdict(), "num_segments": 1, "guidance_scale": 1.0})

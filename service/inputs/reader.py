@@ -1,6 +1,7 @@
 """Read the images and clips of a request: from an upload, base64, a URL or an earlier job.
 
-What comes from an earlier job is copied like an upload, so that the job may be deleted meanwhile.
+What comes from an earlier job is copied like an upload, so that the job may be deleted meanwhile. The limits
+for uploaded clips do not apply to it: the service made it, or has accepted it before.
 
 Each input is written to a temporary file, decoded in a sandbox to check it, and measured.
 """
@@ -22,6 +23,7 @@ from jobs.storage.base import Storage
 from jobs.storage.keys import input_key
 from jobs.store.client import JobClient
 from model.media.errors import SandboxUnavailable, UnusableMedia
+from model.media.formats import CHECKED_CLIP
 from model.media.reading import check_clip, check_frame, check_image
 from model.media.sandbox import Sandbox
 from model.spec.geometry import Clip
@@ -94,7 +96,7 @@ class InputReader:
         if isinstance(source, ImageSource) and source.job is not None:
             frame = -1 if source.frame is None else source.frame
             received = self._fetch_video_with_frame(source.job, frame)
-            image = check_frame(self.sandbox, received, path, self.settings.clip_limits, frame)
+            image = check_frame(self.sandbox, received, path, CHECKED_CLIP, frame)
         else:
             received = self._receive("image", source, self.settings.max_image_bytes)
             image = check_image(self.sandbox, received, path, self.settings.image_limits)
@@ -104,7 +106,9 @@ class InputReader:
 
     def _read_clip(self, field: str, source: InputSource) -> CheckedInput:
         path = self._receive(field, source, self.settings.max_video_bytes)
-        checked = check_clip(self.sandbox, path, self.settings.clip_limits, self.fps)
+        is_of_job = isinstance(source, Source) and (source.job is not None or source.job_id is not None)
+        limits = CHECKED_CLIP if is_of_job else self.settings.clip_limits
+        checked = check_clip(self.sandbox, path, limits, self.fps)
         facts = self._facts(field, path, checked.media_type, checked.clip)
         return CheckedInput(facts, path, checked.notes)
 
@@ -145,8 +149,7 @@ class InputReader:
 
     def _fetch_video(self, field: str, result: Result, path: Path) -> Path:
         try:
-            with path.open("wb") as target:
-                _save(self.storage.read(result.video_key), target, self.settings.max_video_bytes)
+            self.storage.fetch(result.video_key, path)
         except KeyMissing as error:
             raise UnusableInput("the video of that job is no longer stored") from error
         return path

@@ -119,7 +119,10 @@ def test_value_at_limit_is_accepted(params):
         (REFINE | {"distilled": True}, "distilled: has no meaning for refine"),
         (REFINE | {"quality": "balanced", "step_cache": 0.1}, "quality: refine is always exact"),
         (REFINE | {"num_prompts": 2}, "prompts: refine takes one prompt"),
-        ({"task": "refine", "video": Clip(64, 64, 94)}, "video: must have at most 93 frames"),
+        (
+            {"task": "refine", "video": Clip(64, 64, 94)},
+            "video: must have at most 93 frames to be refined, and has 94",
+        ),
         (
             {"task": "refine", "video": Clip(9, 9, 1), "image": IMAGE, "spatial_refine_only": True},
             "video: must have more than one frame with an image",

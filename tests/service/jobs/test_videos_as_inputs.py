@@ -195,17 +195,32 @@ def test_repeated_request_returns_its_job_after_the_source_is_deleted(client, fi
     assert second.json()["id"] == first.json()["id"]
 
 
-def test_video_that_is_larger_than_uploads_may_be_is_refused(redis_server, redis, tmp_path):
-    settings = settings_for(redis_server, tmp_path / "data", max_video_bytes=len(VIDEO) - 1)
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_video_bytes": len(VIDEO) - 1}, {"max_video_frames": NUM_FRAMES - 1}, {"max_video_pixels": 1000}],
+)
+def test_limits_of_uploads_do_not_apply_to_videos_of_jobs(redis_server, redis, tmp_path, limit):
+    settings = settings_for(redis_server, tmp_path / "data", **limit)
     with TestClient(create_app(settings)) as client:
         CAPABILITY.publish(redis)
         job = client.post("/generate", json={"prompt": "x"}).json()
         worker = Worker(JobStore(redis), open_storage(settings), tmp_path)
         worker.succeed(worker.claim(), video=VIDEO)
         for field in ("image", "video"):
-            error = client.post("/generate", json={"prompt": "x", field: {"job": job["id"]}}).json()["error"]
-            assert (error["code"], error["field"]) == ("invalid_input", field)
-            assert error["message"] == f"{field}: is larger than {len(VIDEO) - 1} bytes"
+            answer = client.post("/generate", json={"prompt": "x", field: {"job": job["id"]}})
+            assert answer.status_code == 202, answer.text
+            again = client.post("/generate", json=answer.json()["request"])
+            assert again.status_code == 202, again.text
+        uploaded = client.post("/generate", data={"prompt": "x"}, files={"video": VIDEO})
+        assert (uploaded.status_code, uploaded.json()["error"]["field"]) == (422, "video")
+
+
+def test_video_that_is_too_long_to_be_refined_is_refused_with_its_length(client, order, worker):
+    job = order(num_segments=2)
+    worker.succeed(worker.claim(), video=clip(34))
+    body = {"prompt": "x", "task": "refine", "video": {"job": job["id"]}}
+    error = client.post("/generate", json=body).json()["error"]
+    assert error["message"] == "video: must have at most 33 frames to be refined, and has 34"
 
 
 def test_job_of_another_owner_does_not_exist(redis_server, redis, tmp_path):
