@@ -7,9 +7,11 @@ from itertools import islice
 
 import pytest
 
+from jobs.capability import Capability
 from jobs.record import Job, QueueEstimate
 from jobs.store.quotas import Quotas
-from tests.jobs.examples import LEASE_S, ExampleStore
+from tests.jobs.examples import LEASE_S, ORDER, ExampleStore
+from tests.orders import make_order
 
 NUM_OWNERS, NUM_EACH = 20, 50
 
@@ -129,6 +131,15 @@ class TestPositions:
         store.client.cancel(jobs[1].id)
         left = [jobs[0], jobs[3], jobs[2], jobs[4]]
         assert [store.position(job.id) for job in left] == [1, 2, 3, 4]
+        assert [job.id for job in claims_in_order(store)] == [job.id for job in left]
+
+    def test_job_that_a_group_passes_over_moves_behind_other_owners(self, store: ExampleStore):
+        passed_over = store.submit(owner="a", order=make_order(ORDER, distilled=True))
+        store.submit(owner="a")
+        plain = Capability(model="m", tasks=(ORDER.plan.task,), limits={}, device="cpu", dtype="float32")
+        store.holder.claim("without LoRAs", LEASE_S, plain)
+        left = [store.submit(owner="b"), passed_over]
+        assert [store.position(job.id) for job in left] == [1, 2]
         assert [job.id for job in claims_in_order(store)] == [job.id for job in left]
 
     def test_sweep_repairs_the_order_of_jobs_that_an_older_release_queued(self, store: ExampleStore, redis):

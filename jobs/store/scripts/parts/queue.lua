@@ -248,11 +248,12 @@ local function unlist_by_requirement(job)
   if is_empty then redis.call('SREM', REQUIREMENTS, requirement) end
 end
 
--- Move an owner's jobs in the start order, from that with this rank in the owner's queue: a hundred of them, so that it
--- takes no longer in a long queue than in a short one.
+-- Move an owner's jobs in the start order, from that with this rank in the owner's queue, up to `last_rank` if given: a
+-- hundred of them, so that it takes no longer in a long queue than in a short one.
 local MOST_MOVED = 100
-local function move_in_start_order(priority, owner_queue, first_rank, by)
-  local jobs = redis.call('ZRANGE', owner_queue, first_rank, first_rank + MOST_MOVED - 1, 'WITHSCORES')
+local function move_in_start_order(priority, owner_queue, first_rank, by, last_rank)
+  last_rank = math.min(last_rank or math.huge, first_rank + MOST_MOVED - 1)
+  local jobs = redis.call('ZRANGE', owner_queue, first_rank, last_rank, 'WITHSCORES')
   for i = 1, #jobs, 2 do
     redis.call('ZADD', start_order_key(priority), 'XX', 'INCR', by, start_order_member(jobs[i + 1], jobs[i]))
   end
@@ -402,13 +403,17 @@ local function dequeue_unknown(id)
   end
 end
 
--- Take a job out of the queue because it starts. Its owner is charged for a first start, not for a restart.
+-- Take a job out of the queue because it starts. Its owner is charged for a first start, not for a restart. Jobs of the
+-- owner that are before it, because the group cannot run them, now start later by its charge.
 local function dequeue_to_start(job)
   local priority, owner = job.priority, job.owner
-  local place = redis.call('ZSCORE', owner_queue_key(priority, owner), job.id)
+  local owner_queue = owner_queue_key(priority, owner)
+  local place = redis.call('ZSCORE', owner_queue, job.id)
   if place then
-    local start = owner_start(priority, owner)
-    redis.call('ZINCRBY', backlogged_key(priority), charge(job.work_units, job.weight), owner)
+    local start, by = owner_start(priority, owner), charge(job.work_units, job.weight)
+    redis.call('ZINCRBY', backlogged_key(priority), by, owner)
+    local rank = redis.call('ZRANK', owner_queue, job.id)
+    if rank > 0 then move_in_start_order(priority, owner_queue, 0, by, rank - 1) end
     local time = math.max(start, virtual_time(priority))
     redis.call('SET', virtual_time_key(priority), time)
     redis.call('ZREMRANGEBYSCORE', idle_key(priority), '-inf', time)
