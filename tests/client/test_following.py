@@ -257,6 +257,7 @@ class TestEndingTheWait:
         assert service.jobs.get(job.id).status == "queued"
 
     @pytest.mark.parametrize(("cancels", "status"), [(True, "cancelled"), (False, "queued")])
+    @pytest.mark.usefixtures("ctrl_c_interrupts")
     def test_ctrl_c_cancels_the_job_if_asked_to(self, live, redis, cancels, status):
         with Client(f"http://127.0.0.1:{live}") as service:
             job = service.submit("a")
@@ -291,6 +292,14 @@ def test_parser_reads_events_in_chunks_of_any_size(size):
         event for start in range(0, len(stream), size) for event in parser.feed(stream[start : start + size])
     ]
     assert events == [("1", "a", "é\u2028\n b"), ("2", "message", "c"), ("2", "message", "")]
+
+
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Raise KeyboardInterrupt on SIGINT, which a shell ignores for processes in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt(_):
