@@ -34,6 +34,10 @@ demo: $(READY) ## start everything, make a video from a prompt and one from an i
 serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 	$(STACK) serve
 
+# Python keeps the tests that pytest has rewritten, though the shell asks it to keep no bytecode: to rewrite them takes
+# each process longer than to import torch.
+test integration coverage: export PYTHONDONTWRITEBYTECODE =
+
 test: $(READY) ## the plain test suite, in minutes
 	$(PYTEST) --numprocesses 3 --dist loadfile
 
