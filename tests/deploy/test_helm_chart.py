@@ -95,6 +95,7 @@ class LeaderWorkerTemplate(Strict):
 
     size: int
     restartPolicy: Literal["RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"]  # noqa: N815
+    leaderTemplate: Object  # noqa: N815
     workerTemplate: Object  # noqa: N815
 
 
@@ -138,18 +139,19 @@ def named(objects: list[Object], kind: str, name: str = "") -> Object:
 WORKLOADS = frozenset({"Deployment", "StatefulSet", "LeaderWorkerSet"})
 
 
-def template_of(workload: Object) -> Object:
+def templates_of(workload: Object) -> list[Object]:
+    """Return the templates of its pods. The first is that of the pods that claim jobs."""
     spec = workload["spec"]
-    found: Object = (
-        spec["leaderWorkerTemplate"]["workerTemplate"]
-        if workload["kind"] == "LeaderWorkerSet"
-        else spec["template"]
-    )
-    return found
+    if workload["kind"] != "LeaderWorkerSet":
+        return [spec["template"]]
+    group = spec["leaderWorkerTemplate"]
+    return [group["leaderTemplate"], group["workerTemplate"]]
 
 
 def pod_templates(objects: list[Object]) -> Iterator[Object]:
-    yield from (template_of(each) for each in objects if each["kind"] in WORKLOADS)
+    for each in objects:
+        if each["kind"] in WORKLOADS:
+            yield from templates_of(each)
 
 
 def containers_of(template: Object) -> list[Object]:
@@ -157,7 +159,7 @@ def containers_of(template: Object) -> list[Object]:
 
 
 def container_of(workload: Object) -> Object:
-    (container,) = template_of(workload)["spec"]["containers"]
+    (container,) = templates_of(workload)[0]["spec"]["containers"]
     found: Object = container
     return found
 
@@ -170,7 +172,8 @@ def check(resource: Object, version: str = NEWEST) -> None:
     if resource["kind"] == "LeaderWorkerSet":
         LeaderWorkerSet.model_validate(resource)
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": resource["metadata"]}
-        kubernetes_validate.validate({**pod, "template": template_of(resource)}, version, strict=True)
+        for template in templates_of(resource):
+            kubernetes_validate.validate({**pod, "template": template}, version, strict=True)
     elif model := custom_resources().get(resource["kind"]):
         kept = model.model_validate(resource).model_dump(mode="json", by_alias=True, exclude_unset=True)
         if json.loads(json.dumps(resource)) != kept:
@@ -280,16 +283,13 @@ def test_every_mount_and_port_by_name_exists(values):
                     assert container[probe][check_by]["port"] in ports
 
 
-# What the controller of a LeaderWorkerSet puts in front of the environment of a group's second pod.
-OF_LWS = {"LWS_LEADER_ADDRESS": "wide-0.wide.ours", "LWS_WORKER_INDEX": "1"}
-
-
-def environment(workload: Object) -> dict[str, str]:
-    found = {each["name"]: each["value"] for each in container_of(workload)["env"]}
-    assert len(found) == len(container_of(workload)["env"]), "a name is there twice"
-    if workload["kind"] != "LeaderWorkerSet":
-        return found
-    for name, value in OF_LWS.items():
+def environment(workload: Object, node: int = 0) -> dict[str, str]:
+    """Return the environment of the API or a worker; `node` is the number of its pod in a LeaderWorkerSet."""
+    (container,) = templates_of(workload)[min(node, 1)]["spec"]["containers"]
+    found = {each["name"]: each["value"] for each in container["env"]}
+    assert len(found) == len(container["env"]), "a name is there twice"
+    # what the controller of a LeaderWorkerSet puts in front of the environment
+    for name, value in {"LWS_LEADER_ADDRESS": "wide-0.wide.ours", "LWS_WORKER_INDEX": str(node)}.items():
         found = {key: text.replace(f"$({name})", value) for key, text in found.items()}
     return found
 
@@ -327,8 +327,72 @@ def test_worker_has_neither_the_key_of_the_api_nor_more_secrets_than_it_reads():
     assert read == files
 
 
+def files_of_secrets(template: Object) -> set[str]:
+    volumes = [volume for volume in template["spec"]["volumes"] if volume["name"] == "secrets"]
+    return {item["key"] for volume in volumes for item in volume["secret"]["items"]}
+
+
+@pytest.mark.parametrize(
+    ("source", "files"),
+    [
+        ("", set()),
+        ("https://models.example.com/next", set()),
+        ("s3://models/next", {"s3_access_key_id", "s3_secret_access_key"}),
+    ],
+)
+def test_pod_that_claims_no_jobs_has_the_keys_of_its_weights_alone(source, files):
+    pool = {"nodes": 2, "checkpoint": {"emptyDir": {}}, "weights": {"source": source}}
+    workload = named(render({**LARGE, "pools": {"one": pool}}), "LeaderWorkerSet", "-one")
+    leader, follower = templates_of(workload)
+    assert files_of_secrets(leader) == {"redis_url", "s3_access_key_id", "s3_secret_access_key"}
+    assert files_of_secrets(follower) == files
+    assert not {name for name in environment(workload, node=1) if re.search("REDIS|S3|STORAGE", name)}
+    (worker,) = follower["spec"]["containers"]
+    assert not {mount["name"] for mount in worker["volumeMounts"]} & {"secrets", "storage"}
+
+
+def test_pod_that_claims_no_jobs_mounts_no_storage():
+    values = {**SMALL, "pools": {"one": {"nodes": 2}}}
+    leader, follower = templates_of(named(render(values), "LeaderWorkerSet", "-one"))
+    assert "storage" in {volume["name"] for volume in leader["spec"]["volumes"]}
+    assert "storage" not in {volume["name"] for volume in follower["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize(
+    ("pool", "request_", "limit"),
+    [
+        ({"gpus": 8}, "64Gi", "128Gi"),
+        ({"gpus": 8, "settings": {"STREAM_WEIGHTS": True}}, "320Gi", "384Gi"),
+        ({"gpus": 1, "settings": {"STREAM_WEIGHTS": "on"}}, "96Gi", "160Gi"),
+        ({"gpus": 8, "settings": {"STREAM_WEIGHTS": "off"}}, "64Gi", "128Gi"),
+        ({"resources": {"limits": {"memory": "90Gi"}}}, "64Gi", "90Gi"),
+    ],
+)
+def test_memory_has_room_for_the_weights_that_each_rank_keeps_there(pool, request_, limit):
+    worker = named(render({**SMALL, "pools": {"one": pool}}), "StatefulSet", "-one")
+    resources = container_of(worker)["resources"]
+    assert resources["requests"] == {"cpu": "4", "memory": request_}
+    assert resources["limits"]["memory"] == limit
+
+
+def test_own_settings_replace_those_of_all_and_those_of_the_chart():
+    """Helm 4 applies objects on the server, which refuses an environment with a name twice."""
+    settings = {"STREAM_WEIGHTS": True, "LOG_FORMAT": "text", "RETENTION_S": 1}
+    api = {"settings": {"RETENTION_S": 2}}
+    pools = {"one": {}, "two": {"settings": {"STREAM_WEIGHTS": False, "DRAIN_S": 5}}}
+    objects = render({**SMALL, "settings": settings, "api": api, "pools": pools})
+    one, two = (named(objects, "StatefulSet", f"-{name}") for name in pools)
+    assert environment(one)["LONGCAT_STREAM_WEIGHTS"] == "true"
+    assert environment(two)["LONGCAT_STREAM_WEIGHTS"] == "false"
+    assert (environment(one)["LONGCAT_DRAIN_S"], environment(two)["LONGCAT_DRAIN_S"]) == ("60", "5")
+    assert environment(named(objects, "Deployment"))["LONGCAT_RETENTION_S"] == "2"
+    assert {environment(each)["LONGCAT_LOG_FORMAT"] for each in (one, two)} == {"text"}
+    limits = [container_of(each)["resources"]["limits"]["memory"] for each in (one, two)]
+    assert limits == ["160Gi", "128Gi"]
+
+
 def init_container_of(workload: Object) -> Object:
-    (container,) = workload["spec"]["template"]["spec"]["initContainers"]
+    (container,) = templates_of(workload)[0]["spec"]["initContainers"]
     found: Object = container
     return found
 
@@ -409,7 +473,8 @@ def test_pool_of_several_nodes_is_a_leader_worker_set_of_so_many_pods():
     assert not [
         each for each in objects if each["kind"] == "Service" and each["metadata"]["name"].endswith("-wide")
     ]
-    read = environment(workload)
+    assert environment(workload)["LONGCAT_NODE_RANK"] == "0"
+    read = environment(workload, node=1)
     assert (read["LONGCAT_NODES"], read["LONGCAT_RANKS"], read["LONGCAT_NODE_RANK"]) == ("2", "8", "1")
     endpoint = Endpoint.parse(read["LONGCAT_RENDEZVOUS"])
     assert endpoint.host == "wide-0.wide.ours"
@@ -433,8 +498,8 @@ def test_only_pods_of_its_pool_reach_the_ranks_of_a_group_over_several_pods():
     selector = {"podSelector": policy["podSelector"]}
     assert (policy["ingress"], policy["egress"]) == ([{"from": [selector]}], [{"to": [selector]}])
     selected = policy["podSelector"]["matchLabels"].items()
-    (template,) = (each for each in pod_templates(objects) if selected <= each["metadata"]["labels"].items())
-    assert template == template_of(named(objects, "LeaderWorkerSet", "-wide"))
+    templates = [each for each in pod_templates(objects) if selected <= each["metadata"]["labels"].items()]
+    assert templates == templates_of(named(objects, "LeaderWorkerSet", "-wide"))
     with_role = named(objects, "NetworkPolicy", "-workers")["spec"]
     assert with_role["ingress"] == [{"ports": [{"port": "health"}]}]
     off = render({**LARGE, "networkPolicy": {"enabled": False}})

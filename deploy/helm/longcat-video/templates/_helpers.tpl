@@ -65,10 +65,18 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 {{- end -}}
 
-{{/* Settings from values: call with a map of names without LONGCAT_. */}}
-{{- define "longcat.settings" -}}
-{{- range $name, $value := . }}
-- {name: {{ printf "LONGCAT_%s" $name }}, value: {{ $value | toString | quote }}}
+{{/*
+An environment with settings from values, which replace its own: server-side apply refuses a name that is there twice.
+Call with (list $environment $settings $more); maps of settings have names without LONGCAT_, and later ones win.
+*/}}
+{{- define "longcat.environment" -}}
+{{- $values := dict -}}
+{{- range fromYamlArray (index . 0) }}{{ $_ := set $values .name .value }}{{ end -}}
+{{- range $settings := rest . }}
+{{- range $name, $value := $settings }}{{ $_ := set $values (printf "LONGCAT_%s" $name) (toString $value) }}{{ end -}}
+{{- end -}}
+{{- range $name, $value := $values }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end -}}
 
