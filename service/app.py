@@ -44,6 +44,7 @@ from service.ops import health
 from service.ops.maintenance import Maintenance
 from service.ops.metrics import MeasuredRequests, Metrics
 from service.ops.server import serve_alongside
+from service.presets import routes as preset_routes
 from service.settings import Settings
 from service.usage import routes as usage_routes
 from service.webhooks import routes as webhook_routes
@@ -107,7 +108,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.trusted_origins,
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
             allow_headers=["*"],  # OpenAI's client sends a dozen of its own
             expose_headers=_EXPOSED_HEADERS,
         )
@@ -122,7 +123,7 @@ def _add_routes(app: FastAPI, *, with_ops: bool) -> None:
     _include(app, (health.router,))  # first: a router compares a path with every route before the right one
     job_routers = (
         *(job_routes.router, files.router, events.router),
-        *(webhook_routes.router, usage_routes.router),
+        *(webhook_routes.router, usage_routes.router, preset_routes.router),
     )
     _include(app, job_routers, api_key, error_responses(401, 422, 429))
     _include(app, (openai_routes.router, models.router), api_key, openai_error_responses(400, 401, 429))

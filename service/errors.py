@@ -87,6 +87,18 @@ class ModelNotFound(LongCatError):
     code = "model_not_found"
 
 
+class PresetNotFound(LongCatError):
+    """There is no such preset, or it belongs to another owner."""
+
+    code = "preset_not_found"
+
+
+class TooManyPresets(LongCatError):
+    """The owner has as many presets as one may have."""
+
+    code = "too_many_presets"
+
+
 class PreconditionFailed(LongCatError):
     """The file is not the version that `If-Match` names."""
 
@@ -110,9 +122,11 @@ STATUS: Mapping[type[LongCatError], int] = {
     PriorityNotAllowed: 403,
     errors.JobNotFound: 404,
     ModelNotFound: 404,
+    PresetNotFound: 404,
     errors.JobNotReady: 409,
     errors.JobEnded: 409,
     DeadlineTooEarly: 409,
+    TooManyPresets: 409,
     errors.UnreadableRecord: 409,
     errors.KeyMissing: 410,
     BodyTooSlow: 408,

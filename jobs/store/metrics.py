@@ -38,6 +38,7 @@ UnreadableKind = Literal[
     "api key",
     "session",
     "webhook secret",
+    "preset",
 ]
 """The kinds of documents that are passed over when this release cannot read them; labels of the counter."""
 

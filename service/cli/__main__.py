@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -59,22 +60,28 @@ def _discard_output() -> None:
 
 
 def _generate(client: Client, arguments: argparse.Namespace) -> None:
-    _request(client, arguments, client.submit)
+    fields = options_of_video(arguments)
+    if arguments.preset is not None:
+        prompts = arguments.prompt
+        given = {"prompt": prompts[0]} if len(prompts) == 1 else {"prompts": prompts}
+        fields = client.presets.get(arguments.preset).with_changes({**fields, **given})
+    _request(client, arguments, client.submit, fields)
 
 
 def _retry(client: Client, arguments: argparse.Namespace) -> None:
-    _request(client, arguments, partial(client.jobs.retry, arguments.job))
+    _request(client, arguments, partial(client.jobs.retry, arguments.job), options_of_video(arguments))
 
 
-def _request(client: Client, arguments: argparse.Namespace, submit: Callable[..., Job]) -> None:
+def _request(
+    client: Client, arguments: argparse.Namespace, submit: Callable[..., Job], fields: dict[str, Any]
+) -> None:
     """Submit a job, and unless told otherwise, wait for it and save its video."""
-    _check_output(arguments)
-    prompts = arguments.prompt or [None]
+    _check_output(arguments.output, fields.get("num_videos", 1))
     with file_errors("read"):
         job = submit(
-            prompt=prompts[0] if len(prompts) == 1 else prompts,
+            prompt=_prompt(arguments),
             idempotency_key=arguments.idempotency_key,
-            extra=options_of_video(arguments),
+            extra=fields,
             image=arguments.image,
             video=arguments.video,
             condition_video=arguments.condition_video,
@@ -123,10 +130,10 @@ def _save_all(client: Client, job: Job, output: Path | None) -> None:
         raise failures[0]
 
 
-def _check_output(arguments: argparse.Namespace) -> None:
+def _check_output(output: Path | None, num_videos: int) -> None:
     """Raise FileError before videos are generated, not after."""
-    _check_folder(arguments.output)
-    if arguments.output == _STANDARD_OUTPUT and (arguments.num_videos or 1) > 1:
+    _check_folder(output)
+    if output == _STANDARD_OUTPUT and num_videos > 1:
         raise FileError("cannot write several videos to standard output")
 
 
@@ -182,6 +189,24 @@ def _usage(client: Client, arguments: argparse.Namespace) -> None:  # no argumen
         print(each.day, f"{each.gpu_s:.1f} s", *costs, each.owner, sep="  ")
 
 
+def _presets(client: Client, arguments: argparse.Namespace) -> None:
+    if arguments.action == "save":
+        fields = options_of_video(arguments)
+        preset = client.presets.save(arguments.name, prompt=_prompt(arguments), extra=fields)
+        print(preset.name)
+    elif arguments.action == "delete":
+        client.presets.delete(arguments.name)
+    else:
+        for preset in client.presets.all():
+            print(preset.name, json.dumps(preset.options, ensure_ascii=False), sep="  ")
+
+
+def _prompt(arguments: argparse.Namespace) -> str | list[str] | None:
+    """Return the prompt, one for each segment if there are several, or None."""
+    prompts: list[str] | None = arguments.prompt
+    return prompts[0] if prompts and len(prompts) == 1 else prompts
+
+
 def _created_at(job: Job) -> str:
     return job.created_at.isoformat().replace("+00:00", "Z") if job.created_at else ""
 
@@ -199,6 +224,7 @@ _COMMANDS = {
     "cancel": _cancel,
     "list": _list,
     "usage": _usage,
+    "presets": _presets,
 }
 
 if __name__ == "__main__":

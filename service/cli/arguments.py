@@ -61,11 +61,15 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "prompt", nargs="+", help="what the video should show; several: one for each segment"
     )
+    generate.add_argument(
+        "--preset", metavar="NAME", help="begin with the options of this preset; others replace them"
+    )
     _add_request(generate)
     retry = commands.add_parser("retry", help="request the video of a job again, with changes")
     retry.add_argument("job")
     retry.add_argument("--prompt", nargs="+", help="another prompt; several: one for each segment")
     _add_request(retry)
+    _add_presets(commands.add_parser("presets", help="list, save and delete named options of requests"))
     commands.add_parser("status", help="show a job as JSON").add_argument("job")
     cancel = commands.add_parser("cancel", help="stop a job")
     cancel.add_argument("job")
@@ -107,6 +111,28 @@ def options_of_video(arguments: argparse.Namespace) -> dict[str, Any]:
 def _add_request(command: argparse.ArgumentParser) -> None:
     for name, (form, purpose) in _INPUTS.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=_input, metavar=form, help=purpose)
+    _add_options(command)
+    command.add_argument(
+        "--idempotency-key",
+        metavar="KEY",
+        help="running the command again with the same key makes no new job",
+    )
+    command.add_argument("--no-wait", action="store_true", help="print the job's id and exit")
+    _add_output(command)
+
+
+def _add_presets(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION")
+    actions.add_parser("list", help="show all presets; the default")
+    save = actions.add_parser("save", help="store options under a name")
+    save.add_argument("name")
+    save.add_argument("--prompt", nargs="+", help="a prompt; several: one for each segment")
+    _add_options(save)
+    actions.add_parser("delete", help="delete a preset").add_argument("name")
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of a request, except its input files."""
     command.add_argument(
         "--num-videos", type=int, metavar="N", help="videos to make, with seeds that follow each other"
     )
@@ -127,13 +153,6 @@ def _add_request(command: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--metadata", type=_pair, action="append", metavar="NAME=VALUE", help="stored with the job"
     )
-    job.add_argument(
-        "--idempotency-key",
-        metavar="KEY",
-        help="running the command again with the same key makes no new job",
-    )
-    job.add_argument("--no-wait", action="store_true", help="print the job's id and exit")
-    _add_output(command)
 
 
 def _add_output(command: argparse.ArgumentParser, default: str = "JOB.mp4") -> None:

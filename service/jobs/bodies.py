@@ -164,8 +164,8 @@ class JobOptions(Strict):
         return self
 
 
-class GenerateRequest(GenerationParams, JobOptions):
-    """A video to generate. Options that are absent have the checkpoint's defaults."""
+class RequestOptions(GenerationParams, JobOptions):
+    """All that a request may say, except its input files. Presets consist of it."""
 
     prompt: Prompt | None = Field(
         None, description="What the video should show.", examples=["A red ball rolls"]
@@ -176,17 +176,27 @@ class GenerateRequest(GenerationParams, JobOptions):
     model: ModelName | None = Field(
         None, description="Name of a model in `GET /capability`; by default the service chooses."
     )
-    image: ImageSource | None = Field(None, description="The first frame.")
-    video: Source | None = Field(None, description="The clip to continue or to refine.")
-    condition_video: Source | None = Field(
-        None, description="For `refine`: the clip that the start of the refined video must match."
-    )
-
     num_videos: int = Field(
         1,
         ge=1,
         le=MAX_VIDEOS,
         description="Videos to make of this request: one job each, with `seed`, `seed + 1` and so on.",
+    )
+
+    @model_validator(mode="after")
+    def _check_one_video_is_predicted(self) -> Self:
+        if self.refuse_if_late and self.num_videos > 1:
+            raise ValueError("refuse_if_late: cannot be combined with several videos")
+        return self
+
+
+class GenerateRequest(RequestOptions):
+    """A video to generate. Options that are absent have the checkpoint's defaults."""
+
+    image: ImageSource | None = Field(None, description="The first frame.")
+    video: Source | None = Field(None, description="The clip to continue or to refine.")
+    condition_video: Source | None = Field(
+        None, description="For `refine`: the clip that the start of the refined video must match."
     )
     fps: int | None = Field(
         None, description="Shown with a job; it depends on the model and must be right if it is given."
@@ -195,12 +205,6 @@ class GenerateRequest(GenerationParams, JobOptions):
         None,
         description="Shown with a job; it follows from the other options and must be right if it is given.",
     )
-
-    @model_validator(mode="after")
-    def _check_one_video_is_predicted(self) -> Self:
-        if self.refuse_if_late and self.num_videos > 1:
-            raise ValueError("refuse_if_late: cannot be combined with several videos")
-        return self
 
     def all_prompts(self) -> tuple[str, ...]:
         """Return the prompt, or one for each segment."""

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from service.inputs.body import GENERATE
 from service.inputs.form import FormFields
-from service.jobs.bodies import GenerateRequest
+from service.jobs.bodies import GenerateRequest, RequestOptions
 from service.openai.bodies import CREATE_FORM, EXTEND_FORM, ExtensionRequest, VideoRequest
+from service.presets.routes import PRESET_FORM
 
 _FILE = {"type": "string", "format": "binary", "description": "The file itself."}
 _ANNOTATIONS = {"title", "description", "default", "examples"}
@@ -56,10 +57,11 @@ class _Body:
 
 
 _BODIES = {
-    "/generate": _Body(GenerateRequest, GENERATE),
-    "/jobs/{job_id}/retry": _Body(GenerateRequest, GENERATE, is_required=False),
-    "/v1/videos": _Body(VideoRequest, CREATE_FORM),
-    "/v1/videos/extensions": _Body(ExtensionRequest, EXTEND_FORM),
+    ("post", "/generate"): _Body(GenerateRequest, GENERATE),
+    ("post", "/jobs/{job_id}/retry"): _Body(GenerateRequest, GENERATE, is_required=False),
+    ("put", "/presets/{name}"): _Body(RequestOptions, PRESET_FORM),
+    ("post", "/v1/videos"): _Body(VideoRequest, CREATE_FORM),
+    ("post", "/v1/videos/extensions"): _Body(ExtensionRequest, EXTEND_FORM),
 }
 
 
@@ -72,9 +74,9 @@ class DocumentedAPI(FastAPI):
             document = super().openapi()
             _drop_unused_errors(document)
             _make_keys_optional(document)
-            for path, body in _BODIES.items():
+            for (method, path), body in _BODIES.items():
                 extra = {"examples": examples()} if path == "/generate" else {}
-                document["paths"][path]["post"]["requestBody"] = body.request_body(extra)
+                document["paths"][path][method]["requestBody"] = body.request_body(extra)
                 document["components"]["schemas"] |= body.schemas()
         assert self.openapi_schema
         return self.openapi_schema

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from longcat_video_client import AsyncClient, Client, models
-from longcat_video_client.async_client import AsyncJobs
-from longcat_video_client.client import Jobs
+from longcat_video_client.async_client import AsyncJobs, AsyncPresets
+from longcat_video_client.client import Jobs, Presets
 from longcat_video_client.options import Options
 from service.app import create_app
 from tests.service.conftest import settings_for
@@ -66,6 +66,8 @@ def test_options_have_the_types_that_the_service_accepts(schemas):
         ("JobError", models.JobError),
         ("ResultView", models.Result),
         ("JobPage", models.JobPage),
+        ("PresetsView", models.Presets),
+        ("PresetView", models.Preset),
         ("FleetView", models.Capability),
         ("PoolView", models.Pool),
     ],
@@ -89,9 +91,11 @@ def literals_of(hint: Any) -> set[str]:
     return set(re.findall(r"[\"']([a-z_]+)[\"']", hint_text(hint)))
 
 
-@pytest.mark.parametrize(("sync", "asynchronous"), [(Client, AsyncClient), (Jobs, AsyncJobs)])
+@pytest.mark.parametrize(
+    ("sync", "asynchronous"), [(Client, AsyncClient), (Jobs, AsyncJobs), (Presets, AsyncPresets)]
+)
 def test_both_clients_have_the_same_methods(sync, asynchronous):
-    assert len(methods(sync)) >= 5
+    assert len(methods(sync)) >= 4
     assert methods(sync) == methods(asynchronous)
 
 

@@ -30,12 +30,14 @@ from model.pipeline.state import State
 from model.spec.limits import Limits
 from service.keys.api_keys import ApiKey
 from service.keys.sessions import Session
+from service.presets.store import StoredPreset
 from service.webhooks.signing import Rotation
 from worker import messages
 from worker.messages import Checkpoint, Message
 from worker.supervisor import spool
 from worker.supervisor.spool import PendingUpload
 
+_WITH_DEFAULT_VERSION = (Capability, GroupStatus, ApiKey, Session, Rotation, StoredPreset)
 PINNED = Path(__file__).with_name("schemas.json")
 
 
@@ -49,7 +51,7 @@ class Stored:
 
 def stored_shapes() -> dict[str, Stored]:
     """Return every shape by name."""
-    default = {kind: _default_version(kind) for kind in (Capability, GroupStatus, ApiKey, Session, Rotation)}
+    default = {kind: _default_version(kind) for kind in _WITH_DEFAULT_VERSION}
     return {
         "record": Stored(submission.SCHEMA_VERSION, [_schema(Job, without_orders=True), _keys("record")]),
         "event": Stored(submission.SCHEMA_VERSION, _schema(Event)),
@@ -65,6 +67,7 @@ def stored_shapes() -> dict[str, Stored]:
         "webhook attempt": Stored(1, _schema(Attempt)),
         "API key": Stored(default[ApiKey], _schema(ApiKey)),
         "session": Stored(default[Session], _schema(Session)),
+        "preset": Stored(default[StoredPreset], _schema(StoredPreset)),
         "webhook secret rotation": Stored(default[Rotation], _schema(Rotation)),
         "Redis keys": Stored(KEYS_VERSION, _keys("key")),
     }

@@ -26,7 +26,17 @@ from longcat_video_client.errors import (
     UnexpectedReply,
 )
 from longcat_video_client.events import Event
-from longcat_video_client.models import Capability, Cost, DayUsage, Job, JobError, Pool, Progress, Result
+from longcat_video_client.models import (
+    Capability,
+    Cost,
+    DayUsage,
+    Job,
+    JobError,
+    Pool,
+    Preset,
+    Progress,
+    Result,
+)
 from longcat_video_client.options import Input, JobVideo, Options
 from longcat_video_client.retries import RetryPolicy
 from longcat_video_client.webhooks import WebhookEvent, verify_webhook
@@ -55,6 +65,7 @@ __all__ = [
     "Options",
     "PermissionDenied",
     "Pool",
+    "Preset",
     "Progress",
     "RateLimited",
     "Result",

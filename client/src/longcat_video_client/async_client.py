@@ -25,7 +25,8 @@ from longcat_video_client.errors import (
     translated_errors,
 )
 from longcat_video_client.events import Event, JobFollower
-from longcat_video_client.models import BatchJobs, Capability, DayUsage, Job, JobPage, Usage
+from longcat_video_client.models import BatchJobs, Capability, DayUsage, Job, JobPage, Preset, Usage
+from longcat_video_client.models import Presets as PresetsReply
 from longcat_video_client.options import GenerateBody, check_single
 from longcat_video_client.retries import Attempts, Deadline, RetryPolicy
 
@@ -70,6 +71,7 @@ class AsyncClient:
         )
         self._connection = _Connection(self._http, retry)
         self.jobs = AsyncJobs(self._connection)
+        self.presets = AsyncPresets(self._connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -346,6 +348,48 @@ class AsyncJobs:
     async def timeline(self, job_id: str) -> dict[str, Any]:
         """Return the trace of a finished job, which Perfetto can show."""
         return calls.read_object(await self._connection.send(calls.get_timeline(job_id)))
+
+
+class AsyncPresets:
+    """Named options of requests, which the service keeps for their owner; `AsyncClient.presets`."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    async def all(self) -> tuple[Preset, ...]:
+        """Return all presets in the order of their names."""
+        return calls.read(await self._connection.send(calls.list_presets()), PresetsReply).presets
+
+    async def get(self, name: str) -> Preset:
+        """Return a preset. Raise NotFound."""
+        for preset in await self.all():
+            if preset.name == name:
+                return preset
+        raise NotFound(f"there is no preset {name!r}", code=calls.PRESET_NOT_FOUND, status=404)
+
+    async def save(
+        self,
+        name: str,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Preset:
+        """Store options under a name, in place of those that it had. The arguments are those of `submit`.
+
+        Input files cannot be stored. Raises Conflict if there are too many presets.
+        """
+        body = GenerateBody(prompt, options, extra)
+        return calls.read(await self._connection.send(calls.save_preset(name, body)), Preset)
+
+    async def delete(self, name: str) -> None:
+        """Delete a preset. Raise NotFound."""
+        attempts = self._connection.attempts()
+        try:
+            await self._connection.send(calls.delete_preset(name), attempts)
+        except NotFound:
+            if attempts.num_failed == 0:  # otherwise, an attempt deleted it whose response was lost
+                raise
 
 
 class _Connection:

@@ -23,6 +23,7 @@ CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections
 
 MAX_PAGE_SIZE = 100
 JOB_NOT_FOUND = "job_not_found"
+PRESET_NOT_FOUND = "preset_not_found"
 
 Reply = TypeVar("Reply", bound=BaseModel)
 
@@ -72,6 +73,21 @@ def get_job(job_id: str) -> Call:
 def usage() -> Call:
     """Read the GPU time of the last days."""
     return Call("GET", "/usage")
+
+
+def list_presets() -> Call:
+    """Read all presets."""
+    return Call("GET", "/presets")
+
+
+def save_preset(name: str, body: GenerateBody) -> Call:
+    """Store options under a name."""
+    return Call("PUT", _path("presets", name), body=body.open)
+
+
+def delete_preset(name: str) -> Call:
+    """Delete a preset."""
+    return Call("DELETE", _path("presets", name))
 
 
 def retry_job(job_id: str, body: GenerateBody, idempotency_key: str | None) -> Call:
@@ -175,5 +191,6 @@ def _job_path(job_id: str) -> str:
 
 def _path(collection: str, name: str) -> str:
     if name in {"", ".", ".."}:
-        raise NotFound(f"there is no {name!r} in {collection}", code=JOB_NOT_FOUND)
+        code = PRESET_NOT_FOUND if collection == "presets" else JOB_NOT_FOUND
+        raise NotFound(f"there is no {name!r} in {collection}", code=code)
     return f"/{collection}/{quote(name, safe='')}"

@@ -25,7 +25,8 @@ from longcat_video_client.errors import (
     translated_errors,
 )
 from longcat_video_client.events import Event, JobFollower
-from longcat_video_client.models import BatchJobs, Capability, DayUsage, Job, JobPage, Usage
+from longcat_video_client.models import BatchJobs, Capability, DayUsage, Job, JobPage, Preset, Usage
+from longcat_video_client.models import Presets as PresetsReply
 from longcat_video_client.options import GenerateBody, check_single
 from longcat_video_client.retries import Attempts, Deadline, RetryPolicy
 
@@ -68,6 +69,7 @@ class Client:
         )
         self._connection = _Connection(self._http, retry)
         self.jobs = Jobs(self._connection)
+        self.presets = Presets(self._connection)
 
     def __enter__(self) -> Self:
         return self
@@ -339,6 +341,48 @@ class Jobs:
     def timeline(self, job_id: str) -> dict[str, Any]:
         """Return the trace of a finished job, which Perfetto can show."""
         return calls.read_object(self._connection.send(calls.get_timeline(job_id)))
+
+
+class Presets:
+    """Named options of requests, which the service keeps for their owner; `Client.presets`."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    def all(self) -> tuple[Preset, ...]:
+        """Return all presets in the order of their names."""
+        return calls.read(self._connection.send(calls.list_presets()), PresetsReply).presets
+
+    def get(self, name: str) -> Preset:
+        """Return a preset. Raise NotFound."""
+        for preset in self.all():
+            if preset.name == name:
+                return preset
+        raise NotFound(f"there is no preset {name!r}", code=calls.PRESET_NOT_FOUND, status=404)
+
+    def save(
+        self,
+        name: str,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Preset:
+        """Store options under a name, in place of those that it had. The arguments are those of `submit`.
+
+        Input files cannot be stored. Raises Conflict if there are too many presets.
+        """
+        body = GenerateBody(prompt, options, extra)
+        return calls.read(self._connection.send(calls.save_preset(name, body)), Preset)
+
+    def delete(self, name: str) -> None:
+        """Delete a preset. Raise NotFound."""
+        attempts = self._connection.attempts()
+        try:
+            self._connection.send(calls.delete_preset(name), attempts)
+        except NotFound:
+            if attempts.num_failed == 0:  # otherwise, an attempt deleted it whose response was lost
+                raise
 
 
 class _Connection:

@@ -58,11 +58,11 @@ class PermissionDenied(ApiError):
 
 
 class NotFound(ApiError):
-    """There is no such job, or it belongs to another owner; 404."""
+    """There is no such job or preset, or it belongs to another owner; 404."""
 
 
 class Conflict(ApiError):
-    """The job is in a state in which this is not possible; 409."""
+    """The job is in a state in which this is not possible, or there are too many presets; 409."""
 
 
 class RateLimited(ApiError):

@@ -7,6 +7,7 @@ newer service may have more of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
 
@@ -15,6 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from longcat_video_client.errors import JobCancelled, JobFailed, JobNotReady
 
 FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
+_REPLACED = {  # options of a preset that a change of another one replaces
+    "prompt": ("prompts",),
+    "prompts": ("prompt",),
+    "resolution": ("height", "width"),
+    "height": ("resolution",),
+    "width": ("resolution",),
+}
 
 
 class _Reply(BaseModel):
@@ -244,6 +252,29 @@ class Usage(_Reply):
     """The GPU time of the last days, the latest first."""
 
     usage: tuple[DayUsage, ...] = ()
+
+
+class Preset(_Reply):
+    """Options of requests under a name.
+
+    Attributes:
+        options: fields of a request, as `Options` and `prompt` or `prompts`.
+    """
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def with_changes(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options with changes, as `extra` of a request; without those that a change replaces."""
+        replaced = {other for name in changes for other in _REPLACED.get(name, ())}
+        kept = {name: value for name, value in self.options.items() if name not in replaced}
+        return {**kept, **changes}
+
+
+class Presets(_Reply):
+    """All presets of an owner."""
+
+    presets: tuple[Preset, ...] = ()
 
 
 class _Capability(_Reply):

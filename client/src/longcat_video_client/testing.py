@@ -92,6 +92,7 @@ class FakeService(httpx.MockTransport):
         self._jobs: dict[str, _FakeJob] = {}
         self._ids_by_key: dict[str, str] = {}
         self._num_jobs = 0
+        self._presets: dict[str, dict[str, Any]] = {}
         self._refusals: deque[Callable[[httpx.Request], httpx.Response]] = deque()
 
     def refuse_next(
@@ -121,6 +122,8 @@ class FakeService(httpx.MockTransport):
             return httpx.Response(200, json={"usage": []})
         if route == ("GET", "jobs"):
             return self._list(request.url.params)
+        if route[1] == "presets":
+            return self._answer_about_presets(request, route[2:])
         if len(route) == 4 and (route[0], route[1], route[3]) == ("POST", "batches", "cancel"):
             return self._cancel_batch(route[2])
         if len(route) > 2 and route[1] == "jobs":
@@ -153,6 +156,22 @@ class FakeService(httpx.MockTransport):
             return httpx.Response(200, json=job.view)
         if route == ("DELETE",):
             del self._jobs[job.view["id"]]
+            return httpx.Response(204)
+        return _error(404, "not_found", "Not Found")
+
+    def _answer_about_presets(self, request: httpx.Request, names: tuple[str, ...]) -> httpx.Response:
+        if request.method == "GET" and not names:
+            presets = [{"name": name, "options": self._presets[name]} for name in sorted(self._presets)]
+            return httpx.Response(200, json={"presets": presets})
+        if request.method == "PUT" and len(names) == 1:
+            fields, files = _read_body(request)
+            if unknown := sorted(files.keys() | (fields.keys() - _FIELDS) | (fields.keys() & set(INPUTS))):
+                return _error(422, "invalid_request", f"{unknown[0]}: is unknown", unknown[0])
+            self._presets[names[0]] = fields
+            return httpx.Response(200, json={"name": names[0], "options": fields})
+        if request.method == "DELETE" and len(names) == 1:
+            if self._presets.pop(names[0], None) is None:
+                return _error(404, "preset_not_found", "there is no such preset")
             return httpx.Response(204)
         return _error(404, "not_found", "Not Found")
 

@@ -113,6 +113,40 @@ class TestGenerate:
         assert ran[0].out != ran[1].out
 
 
+class TestPresets:
+    def test_preset_is_saved_used_and_deleted(self, at_service, worker):
+        words = ["--prompt", "a", "b", "--steps", 3, "--num-videos", 2, "--priority", "low"]
+        assert at_service("presets", "save", "draft", *words).out == "draft\n"
+        assert at_service("presets", "save", "other").code == 0
+        options = '{"num_inference_steps": 3, "prompts": ["a", "b"], "num_videos": 2, "priority": "low"}'
+        lines = at_service("presets").out.splitlines()
+        assert [line.partition("  ")[0] for line in lines] == ["draft", "other"]
+        assert json.loads(lines[0].partition("  ")[2]) == json.loads(options)
+        assert at_service("presets", "list").out.splitlines() == lines
+        ran = at_service("generate", "c", "--preset", "draft", "--num-videos", 1, "--seed", 7, "--no-wait")
+        assert ran.code == 0, ran.err
+        job = worker.claim().job
+        assert (job.id, job.order.prompts, job.order.seed) == (ran.out.strip(), ("c",), 7)
+        assert (job.order.plan.num_inference_steps, job.priority) == (3, "low")
+        assert at_service("presets", "delete", "draft").code == 0
+        assert at_service("presets").out == "other  {}\n"
+
+    def test_segments_replace_the_prompt_of_a_preset(self, at_service, worker):
+        at_service("presets", "save", "draft", "--prompt", "a")
+        assert at_service("generate", "b", "c", "--preset", "draft", "--no-wait").code == 0
+        assert worker.claim().job.order.prompts == ("b", "c")
+
+    def test_unknown_preset_and_wrong_options_are_refused(self, at_service):
+        for words in (["delete", "no"], ["save", "no", "--num-videos", 17], ["save", "a/b"]):
+            assert at_service("presets", *words).code == 3, words
+        ran = at_service("generate", "a", "--preset", "no", "--no-wait")
+        assert (ran.code, ran.err) == (3, "there is no preset 'no' (preset_not_found)\n")
+
+    def test_several_videos_of_a_preset_cannot_go_to_standard_output(self, at_service):
+        at_service("presets", "save", "draft", "--num-videos", 2)
+        assert at_service("generate", "a", "--preset", "draft", "-o", "-").code == 6
+
+
 class TestSeveralVideos:
     def test_saves_each_with_its_seed_in_its_name(self, at_service, worker, tmp_path):
         out = tmp_path / "out.mp4"

@@ -21,6 +21,7 @@ from jobs.store.metrics import UnreadableKind
 from jobs.store.outbox import Outbox
 from service.keys.api_keys import KEYS, ApiKeys
 from service.keys.sessions import PREFIX, Sessions
+from service.presets.store import Presets
 from service.webhooks.signing import ROTATIONS, Signer
 from tests.service.conftest import CAPABILITY
 
@@ -110,6 +111,11 @@ def sign_with_a_webhook_secret(redis: Redis, job_id: str) -> None:
         Signer(redis, None).secret_of("alice")
 
 
+def list_a_preset(redis: Redis, job_id: str) -> None:
+    redis.hset("longcat:presets", "draft", '{"options": 1}')
+    assert Presets(redis, "").all() == {}
+
+
 READ: dict[str, Callable[[Redis, str], None]] = {
     "job": read_a_job,
     "job field": read_a_job_field,
@@ -124,6 +130,7 @@ READ: dict[str, Callable[[Redis, str], None]] = {
     "api key": list_an_api_key,
     "session": use_a_session,
     "webhook secret": sign_with_a_webhook_secret,
+    "preset": list_a_preset,
 }
 
 
