@@ -71,6 +71,7 @@ class JobMaintenance:
         )
         if replies is None:
             return SweepResult(by_other=True)
+        self._run("repair_queue")
         for what, job_id in replies:
             ids.setdefault(what.decode(), []).append(job_id.decode())
         requeued, ended, expired = (tuple(ids.get(what, ())) for what in ("requeued", "ended", "expired"))

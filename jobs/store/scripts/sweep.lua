@@ -81,39 +81,7 @@ for _, job in ipairs(due_jobs('longcat:expiring')) do
   add_change('expired', job.id)
 end
 
--- Build the start order again if its size is wrong. Scripts of release 0.2.0 do not keep it.
-local function repair_start_order(priority)
-  local order = start_order_key(priority)
-  local num_expected = redis.call('ZCARD', queue_key(priority)) - redis.call('ZCARD', requeued_key(priority))
-  if redis.call('ZCARD', order) == num_expected then return end
-  redis.call('DEL', order)
-  local owners = redis.call('ZRANGE', backlogged_key(priority), 0, -1, 'WITHSCORES')
-  for i = 1, #owners, 2 do
-    local jobs = redis.call('ZRANGE', owner_queue_key(priority, owners[i]), 0, -1, 'WITHSCORES')
-    local start = tonumber(owners[i + 1])
-    for j = 1, #jobs, 2 do
-      redis.call('ZADD', order, start, start_order_member(jobs[j + 1], jobs[j]))
-      local work_units, weight = unpack(read_fields(jobs[j], 'work_units', 'weight'))
-      start = start + charge(is_whole(work_units) or NUMBERS.work_units, weight)
-    end
-  end
-end
-
--- The same for the effective times.
-local function repair_effective_times(priority)
-  local key, queue = effective_times_key(priority), queue_key(priority)
-  if redis.call('ZCARD', key) == redis.call('ZCARD', queue) then return end
-  redis.call('DEL', key)
-  for _, id in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
-    redis.call('ZADD', key, effective_time_of(id, priority), id)
-  end
-end
-
-for _, priority in ipairs(PRIORITIES) do
-  repair_start_order(priority)
-  repair_effective_times(priority)
-  list_missing_requeued(priority)
-end
+for _, priority in ipairs(PRIORITIES) do list_missing_requeued(priority) end
 release_long_held_back()
 move_late_jobs()
 

@@ -113,5 +113,7 @@ def test_sweep_adds_the_effective_times_of_jobs_that_an_older_release_queued(
     store.clock.advance(3 * AGEING_S)
     jobs.append(store.submit(priority="high", ageing_s=AGEING_S))
     redis.delete("longcat:queue:low:effective_times")
+    redis.zadd("longcat:queue:high:effective_times", {"gone": 0})
     store.maintenance.sweep()
     assert [store.position(job.id) for job in jobs] == [1, 2]
+    assert redis.zcard("longcat:queue:high:effective_times") == 1

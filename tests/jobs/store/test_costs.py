@@ -106,6 +106,8 @@ def loaded(redis: Redis, load: Load, quotas: Quotas = Quotas()) -> tuple[Example
             f"job-{number}" if number < load.running else None,
         )
     store.maintenance.sweep()
+    for _ in range(load.queued // 1000 + 1):  # each looks at some of what is new
+        store.maintenance.num_tickets_needed()
     store.clock.advance(20)
     return store, claims
 
@@ -198,3 +200,14 @@ def test_cost_of_a_sweep_does_not_grow_with_late_jobs(redis: Redis):
     small, large = found
     assert large.commands <= GROWTH * small.commands + ALLOWANCE
     assert large.elements <= GROWTH * small.elements + ALLOWANCE
+
+
+def test_search_for_jobs_of_an_older_release_goes_on_in_the_next_call(redis: Redis):
+    store = ExampleStore(redis)
+    redis.zadd("longcat:index:queued", {f"job-{number}": number for number in range(1, 1501)})
+    redis.set("longcat:submitted", 1500)
+    checked = []
+    for _ in range(2):
+        store.maintenance.num_tickets_needed()
+        checked.append(int(redis.get("longcat:queue:checked") or 0))
+    assert checked == [1000, 1500]

@@ -78,8 +78,10 @@ end
 local US_PER_MS = 1000
 
 -- Set how much later than at `created_ms` a new job counts as submitted, in µs.
+-- The last submission counts only while the owner has queued jobs: scripts of release 0.2.0 leave it behind.
 local function set_submission_delay(job)
-  local last_us = redis.call('HGET', last_submission_key(job.priority), job.owner) or 0
+  local is_backlogged = redis.call('ZSCORE', backlogged_key(job.priority), job.owner)
+  local last_us = is_backlogged and redis.call('HGET', last_submission_key(job.priority), job.owner) or 0
   job.submission_delay_us = math.max(job.number % US_PER_MS, last_us + 1 - job.created_ms * US_PER_MS)
 end
 
