@@ -154,5 +154,7 @@ def invalid(problems: list[ErrorDetails]) -> errors.InvalidRequest:
     """Return the first validation problem that pydantic found as an InvalidRequest that names its field."""
     first = problems[0]
     field = ".".join(str(part) for part in first["loc"])[:_MAX_FIELD_CHARACTERS]
-    message = first["msg"].removeprefix("Value error, ")
+    # pydantic names classes of this code in its message
+    is_no_object = first["type"] == "model_type"
+    message = "must be an object" if is_no_object else first["msg"].removeprefix("Value error, ")
     return errors.InvalidRequest(f"{field}: {message}" if field else message, field or None)

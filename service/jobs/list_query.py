@@ -29,7 +29,7 @@ class ListQuery(BaseModel):
     created_before: AwareDatetime | None = Field(
         None, description="Only jobs submitted before this time. RFC 3339."
     )
-    batch: str | None = Field(None, max_length=100, description="Only jobs of this batch.")
+    batch: str | None = Field(None, min_length=1, max_length=100, description="Only jobs of this batch.")
     owner: str | None = Field(
         None,
         max_length=100,

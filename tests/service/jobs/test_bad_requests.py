@@ -142,6 +142,11 @@ def nothing_happens(client, redis, settings):
 
 @pytest.mark.usefixtures("nothing_happens")
 class TestARefusedRequest:
+    @pytest.mark.parametrize("source", ["a.png", [IMAGE]])
+    def test_says_that_an_input_must_be_an_object(self, client, source):
+        answer = client.post("/generate", json={"prompt": "a red ball", "image": source})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (422, "image: must be an object")
+
     @pytest.mark.parametrize(("field", "change"), BAD_FIELDS, ids=lambda value: str(value)[:60])
     def test_names_the_field(self, client, field, change):
         body = {

@@ -106,6 +106,7 @@ class TestList:
             ("created_after=yesterday", "created_after"),
             ("created_before=2026-11-28T15:15:30", "created_before"),  # without a time zone
             ("after=a&before=b", "before"),
+            ("batch=", "batch"),
         ],
     )
     def test_invalid_queries_are_refused(self, client, query, field):
