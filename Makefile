@@ -21,7 +21,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench simulate images compose-test coverage mutation generate docs clean
+.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench simulate images compose-test cluster-test coverage mutation generate docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-12s  %s\n", $$1, $$2}'
@@ -105,6 +105,9 @@ images: $(READY) ## build both images and run them with few rights; sizes and SB
 
 compose-test: $(READY) ## start docker-compose.yml on the CPU and generate videos through it (root, Debian packages)
 	$(BIN)/python -m tests.images compose $(if $(BASES),--bases $(BASES))
+
+cluster-test: $(READY) ## install the Helm chart on a real Kubernetes, roll, drain, scale, delete pods (root; MINUTES= SEED=)
+	$(BIN)/python -m tests.cluster $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(BASES),--bases $(BASES))
 
 generate: $(READY) ## write the generated pages anew: docs/settings.md, docs/gpus.md and docs/errors.md
 	$(BIN)/python -m docs.settings_page > docs/settings.md.new && mv docs/settings.md.new docs/settings.md

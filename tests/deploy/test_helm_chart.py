@@ -512,6 +512,13 @@ def test_worker_knows_when_it_will_be_killed():
     assert int(environment(worker)["LONGCAT_TERMINATION_GRACE_S"]) == grace_s
 
 
+def test_pod_disruption_budgets_can_be_left_out():
+    assert named(render(SMALL), "PodDisruptionBudget", "-api")
+    kinds = {each["kind"] for each in render({**SMALL, "podDisruptionBudgets": False})}
+    assert {"Deployment", "StatefulSet"} <= kinds
+    assert "PodDisruptionBudget" not in kinds
+
+
 def test_autoscalers_own_the_number_of_pods():
     objects = render(LARGE)
     assert "replicas" not in named(objects, "Deployment")["spec"]

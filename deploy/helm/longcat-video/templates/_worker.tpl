@@ -76,9 +76,9 @@ spec:
         {{- $own := include "longcat.workerEnv" . }}
         {{- include "longcat.environment" (list $own $root.Values.settings $pool.settings) | nindent 8 }}
       ports:
-        - {name: health, containerPort: 8001}
+        - {name: health, containerPort: 8001, protocol: TCP}
         {{- if $hasNodes }}
-        - {name: rendezvous, containerPort: 29500}
+        - {name: rendezvous, containerPort: 29500, protocol: TCP}
         {{- end }}
       # A group that loads its weights is alive; one that is stuck is not. So no startup probe is needed for loading.
       startupProbe:
