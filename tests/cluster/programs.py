@@ -75,7 +75,7 @@ def build_kubernetes(binaries: Path, folder: Path) -> None:
     what = " ".join(f"cmd/{name}" for name in BUILT)
     flags = "-mod=vendor -tags=providerless,dockerless"  # less code that is not needed here
     make = ["make", f"WHAT={what}", f"GOFLAGS={flags}", "GOLDFLAGS=-s -w"]
-    _run(make, source, {**os.environ, **own, "GOCACHE": str(folder / "go-cache")})
+    _run(make, source, {**os.environ, **own})
     binaries.mkdir(parents=True, exist_ok=True)
     for name in BUILT:
         shutil.move(source / "_output" / "bin" / name, binaries / name)

@@ -78,14 +78,16 @@ class Release:
         """Return pods of the release, also those that are ending."""
         return self.node.list("pods", selector)
 
+    def url(self) -> str:
+        """Return the URL of the API's Service."""
+        (service,) = self.node.list("services", API)
+        return f"http://{service['spec']['clusterIP']}"
+
     def client(self) -> Client:
         """Return a client of the API's Service."""
-        (service,) = (
-            each for each in self.node.list("services", API) if each["metadata"]["name"] == f"{FULL_NAME}-api"
-        )
         secret = json.loads(self.node.kubectl("get", "secret", FULL_NAME, "-o", "json"))
         key = base64.b64decode(secret["data"]["api_key"]).decode()
-        return Client(f"http://{service['spec']['clusterIP']}", key, retry=RETRY)
+        return Client(self.url(), key, retry=RETRY)
 
     def _workloads(self) -> list[Object]:
         return [each for kind in ("deployments", "statefulsets") for each in self.node.list(kind, INSTANCE)]

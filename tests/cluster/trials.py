@@ -52,7 +52,7 @@ class Trials:
     def update(self) -> None:
         """Update API and workers while a job is at work and the API is asked all the time."""
         logger.info("updating with a job at work")
-        with self.release.client() as client, asked_all_the_time(client) as failures:
+        with self.release.client() as client, asked_all_the_time(self.release.url()) as failures:
             job = self.at_work(client)
             self.release.upgrade(mark_pods, wait=False)
             self.expect_in_queue(client, job)
@@ -199,16 +199,15 @@ def set_workers(values: Values, number: int) -> None:
 
 
 @contextmanager
-def asked_all_the_time(client: Client) -> Iterator[list[str]]:
+def asked_all_the_time(url: str) -> Iterator[list[str]]:
     """Ask the API for its health on new connections. Yield the list of requests that failed."""
-    address = client._http.base_url
     stop = threading.Event()
     failures: list[str] = []
 
     def ask() -> None:
         while not stop.wait(0.2):
             try:
-                status = httpx.get(f"{address}livez", timeout=30.0).status_code
+                status = httpx.get(f"{url}/livez", timeout=30.0).status_code
             except httpx.HTTPError as error:
                 failures.append(repr(error))
             else:
