@@ -149,7 +149,7 @@ def cpu_values(images: dict[str, str]) -> Values:
 
 
 def old_chart(folder: Path) -> Path:
-    """Copy the chart without the version that it asks for: Debian has the source of an older one only."""
+    """Copy the chart without the version that it asks for: Debian 12 has the source of an older one."""
     shutil.copytree(CHART, folder)
     file = folder / "Chart.yaml"
     lines = file.read_text().splitlines(keepends=True)
