@@ -65,7 +65,7 @@ format: $(READY) ## put the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
 
-browser: $(READY) ## play videos in Chromium
+browser: $(READY) ## use the console and play videos in Chromium
 	$(PYTEST) -m browser
 
 faults: $(READY) ## kill and stop processes of a whole worker, one by one

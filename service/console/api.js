@@ -1,9 +1,12 @@
 // Call the API of the service.
 
+const NO_WORKER = ["no_worker", "no_suitable_worker"]; // the service answers: waiting does not help soon
+
 export class ApiError extends Error {
-  constructor(status, message) {
-    super(message ?? `the service answered ${status}`);
+  constructor(status, error) {
+    super(error?.message ?? `the service answered ${status}`);
     this.status = status;
+    this.code = error?.code;
   }
 }
 
@@ -11,12 +14,22 @@ export class ApiError extends Error {
 export async function call(path, options) {
   const response = await fetch(path, options);
   const body = response.headers.get("Content-Type")?.includes("json") ? await response.json() : null;
-  if (!response.ok) throw new ApiError(response.status, body?.error?.message);
+  if (!response.ok) throw new ApiError(response.status, body?.error);
   return body;
 }
 
-export function post(path, body) {
-  if (body instanceof FormData) return call(path, { method: "POST", body });
-  const headers = body && { "Content-Type": "application/json" };
-  return call(path, { method: "POST", headers, body: body && JSON.stringify(body) });
+export function post(path, body, headers = {}) {
+  if (body instanceof FormData) return call(path, { method: "POST", headers, body });
+  const type = body && { "Content-Type": "application/json" };
+  return call(path, { method: "POST", headers: { ...headers, ...type }, body: body && JSON.stringify(body) });
+}
+
+// Tell whether the service could not be reached or could not serve, so that the same call may succeed soon.
+export function isOutage(error) {
+  return error instanceof TypeError || ([502, 503, 504].includes(error.status) && !NO_WORKER.includes(error.code));
+}
+
+export function describe(error) {
+  if (!(error instanceof TypeError)) return error.message;
+  return navigator.onLine ? "the service cannot be reached" : "you are offline";
 }

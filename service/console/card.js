@@ -1,5 +1,6 @@
-// Show one job as a card.
+// Show one job as a card. A card far from the screen is empty: it keeps its place and its height, and little else.
 
+import { isChosen } from "./compare.js";
 import { ago, cost, deadline, numberInBatch, prompt, state, summary } from "./words.js";
 
 export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
@@ -8,11 +9,13 @@ const COPIED_MS = 1500;
 
 const template = document.getElementById("job");
 
-// Return a new card. `onAction(name, card)` is called when one of its buttons is clicked.
+// Return a new card, which is empty. `onAction(name, card)` is called when one of its buttons is clicked.
 export function create(job, onAction) {
-  const card = template.content.firstElementChild.cloneNode(true);
+  const card = document.createElement("li");
+  card.className = "job";
   card.dataset.id = job.id;
   card.dataset.createdAt = job.created_at;
+  card.tabIndex = -1; // gets the focus of an action that disappears
   card.addEventListener("click", ({ target }) => {
     const button = target.closest("button[data-action]");
     if (button) onAction(button.dataset.action, card, button);
@@ -20,11 +23,30 @@ export function create(job, onAction) {
   return card;
 }
 
+// Give a card its content.
+export function render(card) {
+  if (card.hasChildNodes()) return;
+  card.append(template.content.cloneNode(true));
+  card.style.height = "";
+  fill(card, card.job);
+}
+
+// Remove the content of a card, unless it is in use. It keeps this height, in pixels.
+export function empty(card, height) {
+  const video = card.querySelector("video");
+  if (!video || card.contains(document.activeElement) || !video.paused) return;
+  card.style.height = `${height}px`;
+  card.replaceChildren();
+}
+
+// Show the present state of a job.
 export function fill(card, job) {
-  const part = (name) => card.querySelector(name);
-  const ended = ENDED.has(job.status);
   card.job = job;
   card.dataset.status = job.status;
+  if (!card.hasChildNodes()) return;
+  const part = (name) => card.querySelector(name);
+  const ended = ENDED.has(job.status);
+  const focused = card.contains(document.activeElement) ? document.activeElement : null;
   part(".status").textContent = job.status;
   part(".task").textContent = summary(job);
   part("time").dateTime = job.created_at;
@@ -42,8 +64,14 @@ export function fill(card, job) {
   part(".warnings").textContent = job.warnings.join(" · ");
   const holds = { active: !ended, ended, result: Boolean(job.result) };
   for (const button of card.querySelectorAll("[data-when]")) button.hidden = !holds[button.dataset.when];
+  part("[data-action=compare]").setAttribute("aria-pressed", isChosen(job.id));
   setVideo(part("video"), part(".download"), job.result);
   part("video").setAttribute("aria-label", prompt(job));
+  if (focused?.hidden) focus(card);
+}
+
+export function focus(card) {
+  (card.querySelector(".actions button:not([hidden], :disabled)") ?? card).focus();
 }
 
 function setVideo(video, link, result) {
@@ -66,7 +94,9 @@ export function isConfirmed(button) {
   if (button.dataset.confirming) return true;
   button.dataset.confirming = "yes";
   button.textContent = "Delete permanently?";
-  setTimeout(() => { delete button.dataset.confirming; button.textContent = "Delete"; }, CONFIRM_MS);
+  const ask = () => { delete button.dataset.confirming; button.textContent = "Delete"; };
+  setTimeout(ask, CONFIRM_MS);
+  button.addEventListener("keydown", ({ key }) => { if (key === "Escape") ask(); }, { once: true });
   return false;
 }
 

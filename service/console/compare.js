@@ -8,12 +8,12 @@ const OPTIONS = ["seed", "num_inference_steps", "guidance_scale", "distilled", "
 
 const $ = (id) => document.getElementById(id);
 const dialog = $("comparison");
-const chosen = new Map(); // job id → button
+const chosen = new Map(); // job id → job
 let longest = null; // the video that the others follow
 
 export function toggle(job, button) {
   if (chosen.has(job.id)) chosen.delete(job.id);
-  else if (chosen.size < MAX_VIDEOS) chosen.set(job.id, { job, button });
+  else if (chosen.size < MAX_VIDEOS) chosen.set(job.id, job);
   else throw new Error(`at most ${MAX_VIDEOS} videos can be compared`);
   button.setAttribute("aria-pressed", chosen.has(job.id));
   showBar();
@@ -23,10 +23,16 @@ export function forget(jobId) {
   if (chosen.delete(jobId)) showBar();
 }
 
+export function isChosen(jobId) {
+  return chosen.has(jobId);
+}
+
 function clear() {
-  for (const { button } of chosen.values()) button.setAttribute("aria-pressed", false);
+  const buttons = [...document.querySelectorAll("[data-action=compare][aria-pressed=true]")];
+  for (const button of buttons) button.setAttribute("aria-pressed", false);
   chosen.clear();
   showBar();
+  (buttons[0] ?? $("jobs-title")).focus();
 }
 
 function showBar() {
@@ -36,7 +42,7 @@ function showBar() {
 }
 
 function open() {
-  const jobs = [...chosen.values()].map(({ job }) => job);
+  const jobs = [...chosen.values()];
   const differing = OPTIONS.filter((name) => new Set(jobs.map((job) => job.request[name])).size > 1);
   const samePrompt = new Set(jobs.map(prompt)).size === 1;
   $("compared").replaceChildren(...jobs.map((job) => {

@@ -1,26 +1,30 @@
 // The console uses the same API as any other client. This module connects the parts of the page.
 
-import { call, post } from "./api.js";
+import { call, describe, isOutage, post } from "./api.js";
 import * as card from "./card.js";
 import * as compare from "./compare.js";
 import { curl } from "./curl.js";
 import * as library from "./library.js";
 import * as list from "./list.js";
+import { order } from "./orders.js";
 import * as request from "./request.js";
 import * as session from "./session.js";
 
 const REFRESH_MS = 10000; // jobs on the page that have not ended are followed without refreshing
+const RETRY_MS = 3000; // while the service cannot be reached
 const GRID = "grid";
 
 const $ = (id) => document.getElementById(id);
 const form = $("order");
 let signedIn = null; // the session: its owner and rights
 let isCapabilityKnown = false;
+let isDown = false; // the last call found that the service could not be reached
 
 async function refresh() {
   try {
     await list.refresh();
     $("locked").hidden = true;
+    if (isDown) { isDown = false; if (!signedIn) await loadSession(); }
     const ready = (await fetch("/readyz?workers=1")).ok;
     health(ready, ready ? "ready" : "no worker is ready; new jobs wait");
     if (!isCapabilityKnown) await loadCapability();
@@ -28,13 +32,14 @@ async function refresh() {
 }
 
 function showOutage(error) {
+  isDown = isOutage(error);
   if (error.status === 401) {
-    showKeyForm();
+    if ($("locked").hidden) showKeyForm(); // once: it can be closed
     $("locked").hidden = false;
     $("empty").hidden = true;
   }
-  const message = error.status === 401 ? "an API key is required" : error.message;
-  health(false, error instanceof TypeError ? "the service cannot be reached" : message);
+  const reason = error.status === 401 ? "an API key is required" : describe(error);
+  health(false, isDown ? `${reason}; trying again` : reason);
 }
 
 async function loadCapability() {
@@ -45,18 +50,29 @@ async function loadCapability() {
 }
 
 function health(good, text) {
-  $("health").textContent = text;
-  $("health").className = good ? "good" : "bad";
+  if ($("health").textContent !== text) $("health").textContent = text; // it is announced each time that it is set
+  $("health").className = good ? "good" : isDown ? "bad down" : "bad";
 }
 
 async function run(button, action, place = "problem") {
-  button.disabled = true;
-  try { await action(); } catch (error) { showProblem(error.message, place); } finally { button.disabled = false; }
+  const hadFocus = button === document.activeElement;
+  button.disabled = true; // takes the focus away
+  try { await action(); } catch (error) { showProblem(describe(error), place); } finally {
+    button.disabled = false;
+    if (hadFocus && [document.body, button].includes(document.activeElement)) restoreFocus(button);
+  }
+}
+
+function restoreFocus(button) {
+  const shown = button.closest(".job");
+  if (button.isConnected && button.checkVisibility()) button.focus();
+  else if (shown?.isConnected) card.focus(shown);
 }
 
 function showProblem(message, place = "problem") {
   $(place).textContent = message;
   $(place).hidden = !message;
+  if (message) $(place).scrollIntoView({ block: "nearest" });
 }
 
 // The API key
@@ -71,6 +87,12 @@ $("keys").addEventListener("click", () => {
   if (!$("key").hidden) $("key").elements.key.focus();
 });
 
+$("key").addEventListener("keydown", ({ key }) => {
+  if (key !== "Escape") return;
+  showKeyForm(false);
+  $("keys").focus();
+});
+
 $("key").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").elements.key.value.trim();
@@ -79,6 +101,7 @@ $("key").addEventListener("submit", (event) => {
     showProblem("", "key-problem");
     await (key ? session.signIn(key) : session.signOut());
     showKeyForm(false);
+    $("keys").focus();
     await loadSession();
     await list.reload();
     await refresh();
@@ -87,7 +110,7 @@ $("key").addEventListener("submit", (event) => {
 
 async function loadSession() {
   signedIn = await session.current();
-  library.open(signedIn?.owner);
+  if (signedIn) library.open(signedIn.owner).catch(() => {}); // what could not be moved is moved at the next visit
   const high = form.elements.priority.querySelector("[value=high]");
   high.disabled = signedIn?.may_order_high === false;
   high.textContent = high.disabled ? "high: not allowed for this key" : "high";
@@ -100,13 +123,56 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   showProblem("");
   run(form.querySelector("button.main"), async () => {
-    const job = await post("/generate", request.body());
+    const text = form.elements.prompt.value;
+    const job = await sendOnceReachable(request.body());
+    if (!job) return;
     list.show(job);
     list.watch();
     if (job.batch) await refresh(); // shows the other videos of the request
-    library.rememberPrompt(form.elements.prompt.value);
+    library.rememberPrompt(text);
   });
 });
+
+// Order a video. While the service cannot be reached, try again until the user stops it; return null then.
+async function sendOnceReachable(body) {
+  let isStopped = false;
+  const stop = () => { isStopped = true; };
+  $("stop-waiting").addEventListener("click", stop);
+  try {
+    for (;;) {
+      try { return await order("/generate", body); } catch (error) {
+        if (!isOutage(error)) throw error;
+        showOutage(error);
+        showWaiting(`Not sent: ${describe(error)}. The request is sent as soon as that is possible.`);
+      }
+      await pauseOr("online", $("stop-waiting"));
+      if (isStopped) return null;
+    }
+  } finally {
+    $("stop-waiting").removeEventListener("click", stop);
+    showWaiting("");
+  }
+}
+
+// Wait until the next attempt: for a while, or until the browser is online again or the button is clicked.
+function pauseOr(event, button) {
+  return new Promise((done) => {
+    const timer = setTimeout(finish, RETRY_MS);
+    function finish() {
+      clearTimeout(timer);
+      window.removeEventListener(event, finish);
+      button.removeEventListener("click", finish);
+      done();
+    }
+    window.addEventListener(event, finish);
+    button.addEventListener("click", finish);
+  });
+}
+
+function showWaiting(text) {
+  if ($("waiting-text").textContent !== text) $("waiting-text").textContent = text;
+  $("waiting").hidden = !text;
+}
 
 // An error of an earlier attempt would stand beside the browser's own, or beside what corrects it.
 for (const kind of ["input", "invalid"]) form.addEventListener(kind, () => showProblem(""), { capture: true });
@@ -115,7 +181,7 @@ for (const kind of ["input", "invalid"]) form.addEventListener(kind, () => showP
 
 const ACTIONS = {
   cancel: async (job) => list.show(await post(`/jobs/${job.id}/cancel`)),
-  repeat: async (job) => { list.show(await post(`/jobs/${job.id}/retry`, { seed: null })); list.watch(); },
+  repeat: async (job) => { list.show(await order(`/jobs/${job.id}/retry`, { seed: null })); list.watch(); },
   edit: (job) => request.enterJob(job),
   continue: (job) => request.startFrom(
     { field: "video", value: { job: job.id }, label: "The end of that video" }, job, "video_continuation"),
@@ -124,18 +190,23 @@ const ACTIONS = {
     { field: "image", value: { job: job.id, frame }, label: `Frame ${frame} of that video` }, job, "image_to_video"),
   compare: (job, { button }) => compare.toggle(job, button),
   curl: (job, { button }) => card.copy(button, curl(job, location.origin, Boolean(signedIn?.owner))),
-  delete: async (job, { button, shown }) => {
+  delete: async (job, { button }) => {
     if (!card.isConfirmed(button)) return;
     await call(`/jobs/${job.id}`, { method: "DELETE" });
     compare.forget(job.id);
-    shown.remove();
+    list.remove(job.id, true); // the button had the focus before it was disabled
     await refresh();
   },
 };
 
 function act(name, shown, button) {
   const frame = name === "frame" ? card.shownFrame(shown) : null;
-  run(button, () => ACTIONS[name](shown.job, { button, shown, frame }));
+  run(button, async () => {
+    try { await ACTIONS[name](shown.job, { button, shown, frame }); } catch (error) {
+      if (error.code === "job_not_found") list.remove(shown.job.id, true); // it was deleted elsewhere
+      throw error;
+    }
+  });
 }
 
 // A grid of videos, or a list
@@ -144,6 +215,7 @@ function showAsGrid(isGrid) {
   $("jobs").classList.toggle(GRID, isGrid);
   $("grid").setAttribute("aria-pressed", isGrid);
   localStorage.setItem(GRID, isGrid ? "yes" : "");
+  list.measureAgain();
 }
 
 $("grid").addEventListener("click", () => showAsGrid(!$("jobs").classList.contains(GRID)));
@@ -151,9 +223,26 @@ showAsGrid(Boolean(localStorage.getItem(GRID)));
 
 // Keep the page up to date
 
-list.start(act, showOutage);
-library.start(request.entries, (values) => { request.enter(values, { others: !("prompt" in values) }); form.elements.prompt.focus(); });
-document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
-setInterval(() => { if (!document.hidden) refresh(); }, REFRESH_MS);
+list.start({ onAction: act, onError: showOutage, onLost: keepFresh });
+library.start({
+  entered: request.options,
+  ofEntries: request.optionsOf,
+  onPreset: request.enterOptions,
+  onPrompt: (text) => { request.enter({ prompt: text }); form.elements.prompt.focus(); },
+  onError: (error) => showProblem(error ? describe(error) : ""),
+});
+
+let timer;
+async function keepFresh() {
+  clearTimeout(timer);
+  if (!document.hidden) await refresh();
+  clearTimeout(timer); // another call may have come first
+  timer = setTimeout(keepFresh, isDown ? RETRY_MS : REFRESH_MS);
+}
+
+document.addEventListener("visibilitychange", () => { if (!document.hidden) keepFresh(); });
+window.addEventListener("online", keepFresh);
+window.addEventListener("offline", () => showOutage(new TypeError("offline")));
 session.forgetKeys();
-loadSession().catch(() => {}).finally(refresh); // refresh shows that the service cannot be reached
+loadSession().catch(() => {}); // keepFresh shows that the service cannot be reached
+keepFresh();

@@ -2,25 +2,54 @@
 
 import { call } from "./api.js";
 import * as card from "./card.js";
-import { announcement } from "./words.js";
+import { announce } from "./news.js";
 
-const PAGE_SIZE = 20;
+const FIRST_PAGE_SIZE = 20;
+const PAGE_SIZE = 50; // of older jobs
 const MAX_EMPTY_PAGES = 5; // a filtered page may be empty although jobs follow
-const MAX_WATCHED = 20;
+const MAX_WATCHED = 50; // as many as one event stream can have
 const SEARCH_DELAY_MS = 300;
+const SCROLL_DELAY_MS = 300;
 
 const $ = (id) => document.getElementById(id);
 const list = $("jobs");
+const cards = new Map(); // job id → card
+const inView = new Set(); // cards that are on the screen
+let typicalHeight = 240; // in pixels, of a card that was not filled yet
 let next = null; // the cursor of the next page
 let generation = 0; // counts changes of the filter: answers to earlier ones are dropped
 let isLoading = false;
-let stream = null; // { ids, source }: the event stream of the jobs that have not ended
-const end = new IntersectionObserver(([entry]) => entry.isIntersecting && loadMore(), { rootMargin: "600px" });
+let stream = null; // { ids, source, hasOpened }: the event stream of jobs that have not ended
 let onAction = () => {};
 let onError = () => {};
+let onLost = () => {};
 
-export function start(actions, errors) {
-  [onAction, onError] = [actions, errors];
+const end = new IntersectionObserver(([entry]) => entry.isIntersecting && loadMore(), { rootMargin: "600px" });
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting, boundingClientRect } of entries) {
+      if (isIntersecting) card.render(target);
+      else if (target.hasChildNodes()) {
+        typicalHeight = boundingClientRect.height; // to ask the card for it would lay out the page for each
+        card.empty(target, typicalHeight);
+      }
+    }
+  },
+  { rootMargin: "1200px" },
+);
+const screen = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) inView[isIntersecting ? "add" : "delete"](target);
+  watchSoon();
+});
+let width = 0;
+const size = new ResizeObserver(([{ contentRect }]) => {
+  if (contentRect.width !== width && width) measureAgain();
+  width = contentRect.width;
+});
+
+// `onLost()` is called when the event stream breaks, which is often the first sign of an outage.
+export function start(callbacks) {
+  ({ onAction, onError, onLost } = callbacks);
   let timer;
   $("filter").addEventListener("input", () => {
     clearTimeout(timer);
@@ -28,13 +57,13 @@ export function start(actions, errors) {
   });
   $("filter").addEventListener("submit", (event) => event.preventDefault());
   $("more").addEventListener("click", loadMore);
-  end.observe($("more"));
+  size.observe(list);
 }
 
 // Forget all jobs and load the first page.
 export async function reload() {
   generation += 1;
-  list.replaceChildren();
+  for (const id of [...cards.keys()]) remove(id);
   next = null;
   await refresh().catch(onError);
 }
@@ -43,15 +72,23 @@ export async function reload() {
 export async function refresh() {
   const page = await load(null);
   if (!page) return;
+  if (page.next && cards.size && !page.jobs.some((job) => cards.has(job.id))) {
+    for (const id of [...cards.keys()]) remove(id); // so much is new that jobs between would be missing
+  }
   const present = new Set(page.jobs.map((job) => job.id));
   const oldest = page.next ? page.jobs.at(-1)?.created_at ?? "" : "";
-  for (const shown of [...list.children])
-    if (!present.has(shown.dataset.id) && shown.dataset.createdAt >= oldest) shown.remove();
-  if (list.children.length <= page.jobs.length) setNext(page.next);
+  for (const [id, shown] of cards) if (!present.has(id) && shown.dataset.createdAt > oldest) remove(id);
+  if (cards.size <= page.jobs.length) setNext(page.next);
   showAll(page.jobs);
-  $("empty").hidden = list.children.length > 0 || isFiltered();
-  $("nothing").hidden = list.children.length > 0 || !isFiltered() || next !== null;
+  showWhetherEmpty();
+  if (stream?.source.readyState === EventSource.CLOSED && !stream.hasOpened) await removeDeleted(stream, present);
   watch();
+  lookForEnd(); // an earlier attempt may have failed
+}
+
+function showWhetherEmpty() {
+  $("empty").hidden = cards.size > 0 || isFiltered();
+  $("nothing").hidden = cards.size > 0 || !isFiltered() || next !== null;
 }
 
 export async function loadMore() {
@@ -67,13 +104,18 @@ export async function loadMore() {
     }
     watch();
   } catch (error) { onError(error); return; } finally { isLoading = false; }
+  lookForEnd();
+}
+
+// Load another page if the end is near.
+function lookForEnd() {
   end.unobserve($("more"));
-  end.observe($("more")); // loads another page if the end is still near
+  end.observe($("more"));
 }
 
 async function load(after) {
   const asked = generation;
-  const query = new URLSearchParams({ limit: PAGE_SIZE });
+  const query = new URLSearchParams({ limit: after ? PAGE_SIZE : FIRST_PAGE_SIZE });
   for (const [name, value] of new FormData($("filter"))) if (value.trim()) query.set(name, value.trim());
   if (after) query.set("after", after);
   const page = await call(`/jobs?${query}`);
@@ -93,47 +135,114 @@ function isFiltered() {
 function showAll(jobs) {
   jobs.forEach(show);
   for (let index = 1; index < jobs.length; index += 1) {
-    const [before, shown] = [find(jobs[index - 1].id), find(jobs[index].id)];
+    const [before, shown] = [cards.get(jobs[index - 1].id), cards.get(jobs[index].id)];
     if (before.compareDocumentPosition(shown) & Node.DOCUMENT_POSITION_PRECEDING) before.after(shown);
   }
 }
 
 // Show the present state of a job, on its card or on a new one.
 export function show(job) {
-  let shown = find(job.id);
+  let shown = cards.get(job.id);
   if (!shown) {
     shown = card.create(job, onAction);
-    const newer = [...list.children].findLast((other) => other.dataset.createdAt > job.created_at);
-    newer ? newer.after(shown) : list.prepend(shown);
+    cards.set(job.id, shown);
+    insert(shown);
+    card.fill(shown, job);
+    shown.style.height = `${typicalHeight}px`;
+    near.observe(shown); // fills it if it is near
+    screen.observe(shown);
     $("empty").hidden = $("nothing").hidden = true;
+    return;
   }
-  if (shown.dataset.status && shown.dataset.status !== job.status) $("news").textContent = announcement(job);
+  if (shown.dataset.status !== job.status) announce(job);
   card.fill(shown, job);
 }
 
-export function find(jobId) {
-  return list.querySelector(`[data-id="${CSS.escape(jobId)}"]`);
+// Insert a card in the order of submission, the newest first.
+function insert(shown) {
+  let older = list.lastElementChild; // most new cards belong to the end
+  while (older && older.dataset.createdAt < shown.dataset.createdAt) older = older.previousElementSibling;
+  older ? older.after(shown) : list.prepend(shown);
 }
 
-// Follow the jobs that have not ended, all on one connection.
+export function find(jobId) {
+  return cards.get(jobId);
+}
+
+// Remove the card of a job. If it has the focus, the card that takes its place gets it.
+export function remove(jobId, hadFocus = cards.get(jobId)?.contains(document.activeElement)) {
+  const shown = cards.get(jobId);
+  if (!shown) return;
+  const neighbour = shown.nextElementSibling ?? shown.previousElementSibling;
+  for (const observer of [near, screen]) observer.unobserve(shown);
+  inView.delete(shown);
+  cards.delete(jobId);
+  shown.remove();
+  if (!hadFocus) return;
+  if (!neighbour) { $("jobs-title").focus(); return; }
+  card.render(neighbour);
+  card.focus(neighbour);
+}
+
+// The heights of empty cards are those that they had at another width: give them that of a card which is filled.
+export function measureAgain() {
+  const all = [...cards.values()];
+  typicalHeight = all.find((shown) => shown.hasChildNodes())?.offsetHeight ?? typicalHeight;
+  for (const shown of all) if (!shown.hasChildNodes()) shown.style.height = `${typicalHeight}px`;
+}
+
+// Changes as they happen
+
+// Follow jobs that have not ended, all on one connection: those on the screen, those that run, those that come next.
 export function watch() {
   const active = [...list.children].filter((shown) => !card.ENDED.has(shown.dataset.status));
-  const waiting = active.filter((shown) => shown.dataset.status === "queued").reverse(); // the oldest come next
-  const chosen = [...active.filter((shown) => shown.dataset.status !== "queued"), ...waiting].slice(0, MAX_WATCHED);
-  const ids = chosen.map((shown) => shown.dataset.id).sort().join(" ");
-  if (stream?.ids === ids && stream.source.readyState !== EventSource.CLOSED) return;
+  const rank = (shown) => (inView.has(shown) ? 0 : shown.dataset.status === "queued" ? 2 : 1);
+  const chosen = active.reverse().sort((a, b) => rank(a) - rank(b)).slice(0, MAX_WATCHED);
+  if (isWatching(chosen, (shown) => active.length <= MAX_WATCHED || rank(shown) < 2)) return;
   stream?.source.close();
-  stream = ids ? { ids, source: openStream(ids.split(" ")) } : null;
+  stream = chosen.length ? openStream(chosen.map((shown) => shown.dataset.id)) : null;
+}
+
+// Check that the open stream has what must be watched, and room for little more: each connection begins with all jobs.
+function isWatching(chosen, isNeeded) {
+  if (!stream) return chosen.length === 0;
+  if (stream.source.readyState === EventSource.CLOSED) return false;
+  const watched = chosen.filter((shown) => stream.ids.has(shown.dataset.id));
+  return chosen.length > 0 && watched.length >= chosen.length / 2
+    && chosen.every((shown) => !isNeeded(shown) || stream.ids.has(shown.dataset.id));
+}
+
+let soon = null;
+function watchSoon() {
+  clearTimeout(soon);
+  soon = setTimeout(watch, SCROLL_DELAY_MS);
 }
 
 function openStream(ids) {
   const source = new EventSource(`/events?jobs=${ids.join()}`);
+  const opened = { ids: new Set(ids), source, hasOpened: false };
   const update = (event) => {
     const job = JSON.parse(event.data);
-    if (find(job.id)) show(job); // it may have been deleted meanwhile
+    if (cards.has(job.id)) show(job); // it may have been deleted meanwhile
   };
   for (const kind of ["status", "progress"]) source.addEventListener(kind, update);
   source.addEventListener("done", (event) => { update(event); watch(); });
-  source.onerror = () => source.close(); // the next refresh opens it again
-  return source;
+  source.onopen = () => { opened.hasOpened = true; };
+  source.onerror = () => {
+    source.close(); // the next refresh opens it again
+    if (opened.hasOpened && stream === opened) onLost();
+  };
+  return opened;
+}
+
+// A stream is refused if one of its jobs no longer exists. The newest were just loaded; look for the others.
+async function removeDeleted({ ids, source }, present) {
+  if ((await fetch(source.url, { method: "HEAD" })).status !== 404) return;
+  for (const id of ids) {
+    if (present.has(id)) continue;
+    await call(`/jobs/${id}`).then(show, (error) => {
+      if (error.status !== 404) throw error;
+      remove(id);
+    });
+  }
 }

@@ -3,10 +3,12 @@
 import { unknownWords } from "./words.js";
 
 const DRAFT = "draft";
+const WORDS_DELAY_MS = 600; // a screen reader announces each change
 const NUMBERS = [
   "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "seed", "num_videos", "deadline_s",
 ];
 const CHOICES = ["task", "quality", "priority"];
+const PROMPTS = ["prompt", "prompts"];
 const NEEDED_LORAS = { distilled: "cfg_step_lora", refine: "refinement_lora" };
 
 const $ = (id) => document.getElementById(id);
@@ -15,6 +17,7 @@ const fields = form.elements;
 let limits = null; // of the checkpoint; null until a worker has registered
 let knownWords = []; // none: all are known
 let source = null; // { field, value, label }: an input that comes from a job
+let extra = {}; // options of a preset for which the form has no field
 
 // What the checkpoint can do
 
@@ -57,33 +60,51 @@ function showSizes() {
   fields.size.title = `${names.join(", ")}, or width × height`;
 }
 
+let wordsTimer;
 function warnOfWords() {
+  clearTimeout(wordsTimer);
   const unknown = unknownWords(fields.prompt.value, knownWords);
   $("unknown-words").hidden = unknown.length === 0;
-  $("unknown-words").textContent = `This checkpoint does not know: ${unknown.join(", ")}`;
+  if (!unknown.length) return;
+  wordsTimer = setTimeout(() => {
+    $("unknown-words").textContent = `This checkpoint does not know: ${unknown.join(", ")}`;
+  }, $("unknown-words").textContent ? WORDS_DELAY_MS : 0);
 }
 
 // What was entered
 
 export function body() {
-  const sent = new FormData();
-  const entered = new FormData(form);
-  const [size, file, text] = ["size", "file", "prompt"].map((name) => entered.get(name));
+  const sent = options();
+  const [text, file] = [fields.prompt.value, fields.file.files[0]];
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
-  const segmented = entered.get("task") === "long_video" && lines.length > 1;
+  const segmented = fields.task.value === "long_video" && lines.length > 1;
   for (const line of segmented ? lines : [text]) sent.append(segmented ? "prompts" : "prompt", line);
+  if (source) sent.append(source.field, JSON.stringify(source.value));
+  else if (file) sent.append(file.type.startsWith("video/") ? "video" : "image", file);
+  return sent;
+}
+
+// Return what was entered besides the prompt and the input, as fields of a request.
+export function options(entered = new FormData(form)) {
+  const sent = new FormData();
+  const size = entered.get("size") ?? "";
   for (const name of [...CHOICES, ...NUMBERS]) if (entered.get(name)) sent.append(name, entered.get(name));
   for (const name of Object.keys(NEEDED_LORAS)) if (entered.has(name)) sent.append(name, "true");
   const [width, height] = size.split(/\s*[x×]\s*/);
   if (height) { sent.append("width", width); sent.append("height", height); } else if (size) sent.append("resolution", size);
-  if (source) sent.append(source.field, JSON.stringify(source.value));
-  else if (file.size) sent.append(file.type.startsWith("video/") ? "video" : "image", file);
+  for (const [name, value] of Object.entries(extra)) {
+    for (const each of Array.isArray(value) ? value : [value]) {
+      sent.append(name, typeof each === "string" ? each : JSON.stringify(each));
+    }
+  }
   return sent;
 }
 
-// Return the text fields by name, without those that are empty.
-export function entries() {
-  return Object.fromEntries([...new FormData(form)].filter(([, value]) => typeof value === "string" && value));
+// Return the same for the entries of this form that an earlier release kept as a preset.
+export function optionsOf(entries) {
+  const entered = new FormData();
+  for (const [name, value] of Object.entries(entries)) entered.append(name, value);
+  return options(entered);
 }
 
 // Set the fields that `values` names. With `others`, all other fields are emptied.
@@ -97,9 +118,34 @@ export function enter(values, { others = false } = {}) {
   changed();
 }
 
+// Enter the options of a preset. Those without a field are sent with the request. A prompt stays unless there is one.
+export function enterOptions({ resolution, height, width, ...others }) {
+  const text = others.prompts?.join("\n") ?? others.prompt ?? fields.prompt.value;
+  const values = { ...others, prompt: text, size: resolution ?? (height ? `${width}×${height}` : "") };
+  extra = Object.fromEntries(Object.entries(others).filter(([name]) => !(name in fields || PROMPTS.includes(name))));
+  enter(values, { others: true });
+  showExtra();
+  fields.prompt.focus();
+}
+
+function showExtra() {
+  const names = Object.keys(extra).map((name) => name.replaceAll("_", " "));
+  $("extra").hidden = !names.length;
+  $("extra-names").textContent = `Also from the preset: ${names.join(", ")}`;
+}
+
+$("forget-extra").addEventListener("click", () => {
+  extra = {};
+  showExtra();
+  saveDraft();
+  fields.prompt.focus();
+});
+
 // Enter what a job was requested with, so that it can be changed.
 export function enterJob(job) {
   const { request } = job;
+  extra = {};
+  showExtra();
   const values = Object.fromEntries([...CHOICES, ...NUMBERS].map((name) => [name, request[name]]));
   const [field] = ["image", "video"].filter((name) => request[name]);
   enter({
@@ -149,11 +195,14 @@ function fitTask() {
 
 function saveDraft() {
   const entered = [...new FormData(form)].filter(([, value]) => typeof value === "string");
-  sessionStorage.setItem(DRAFT, JSON.stringify(entered));
+  sessionStorage.setItem(DRAFT, JSON.stringify({ entered, extra }));
 }
 
 function restoreDraft() {
-  enter(Object.fromEntries(JSON.parse(sessionStorage.getItem(DRAFT) ?? "[]")));
+  const { entered = [], ...draft } = JSON.parse(sessionStorage.getItem(DRAFT) ?? "{}");
+  extra = draft.extra ?? {};
+  enter(Object.fromEntries(entered));
+  showExtra();
 }
 
 form.addEventListener("input", changed);

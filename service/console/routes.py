@@ -18,6 +18,8 @@ Asset = Literal[
     "curl.js",
     "library.js",
     "list.js",
+    "news.js",
+    "orders.js",
     "request.js",
     "session.js",
     "style.css",

@@ -4,7 +4,7 @@ const MINUTE_S = 60;
 const HOUR_S = 3600;
 const DAY_S = 86400;
 
-const ANNOUNCEMENTS = {
+export const ANNOUNCEMENTS = {
   queued: "is in the queue", running: "has started", uploading: "is being uploaded",
   succeeded: "is finished", failed: "has failed", cancelled: "was cancelled",
 };

@@ -114,9 +114,9 @@ def listening(app: FastAPI) -> Iterator[int]:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[int]:
-    """Serve an app as `python -m service` does and yield its port."""
-    port = free_port()
+def serving(app: FastAPI, port: int | None = None) -> Iterator[int]:
+    """Serve an app as `python -m service` does and yield its port, by default a free one."""
+    port = port or free_port()
     options = server_options(app.state.backend.settings.connection_limits)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, timeout_graceful_shutdown=1, **options)

@@ -15,6 +15,7 @@ from jobs.record import Progress
 from service.console import routes
 from service.keys.api_keys import ApiKeys
 from tests.service.conftest import CAPABILITY
+from tests.service.console.conftest import opened
 from tests.service.media import clip, encoded, picture
 from tests.waiting import wait_until
 
@@ -76,13 +77,9 @@ def contrast(*colors: str) -> float:
 class TestInABrowser:
     @pytest.fixture
     def page(self, live, browser):
-        with browser.new_context(permissions=["clipboard-read", "clipboard-write"]) as context:
-            page = context.new_page()
-            problems: list[str] = []
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.goto(f"http://127.0.0.1:{live}/")
+        permissions = ["clipboard-read", "clipboard-write"]
+        with opened(browser, f"http://127.0.0.1:{live}/", permissions=permissions) as page:
             yield page
-            assert problems == []
 
     def test_user_requests_watches_and_plays_a_video(self, page, worker):
         page.fill("textarea", "a red ball")
@@ -412,14 +409,15 @@ class TestInABrowser:
         expect(page.locator(".job")).to_have_count(2)
 
     def test_older_jobs_are_loaded_while_the_user_scrolls(self, page, client):
-        for number in range(45):
-            client.post("/generate", json={"prompt": f"ball {number}"})
+        ids = [
+            client.post("/generate", json={"prompt": f"ball {number}"}).json()["id"] for number in range(45)
+        ]
         page.reload()
         page.wait_for_selector(".job:nth-child(20)")
-        for loaded in (40, 45):
-            page.evaluate("scrollTo(0, document.body.scrollHeight)")
-            page.wait_for_selector(f".job:nth-child({loaded})")
-        assert page.locator(".prompt").all_text_contents() == [f"ball {44 - number}" for number in range(45)]
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        page.wait_for_selector(".job:nth-child(45)")
+        shown = page.locator(".job").evaluate_all("cards => cards.map(card => card.dataset.id)")
+        assert shown == ids[::-1]
         assert page.locator("#more").is_hidden()
 
     def test_all_watched_jobs_share_one_connection(self, page, client, worker):
@@ -446,27 +444,85 @@ class TestInABrowser:
         page.fill("textarea", "a red ball")
         assert page.locator("#unknown-words").is_hidden()
 
-    def test_presets_and_earlier_prompts_are_kept(self, page, client):
+    def test_preset_is_kept_by_the_service_and_earlier_prompts_by_the_browser(self, page, client, browser):
         page.fill("textarea", "a red ball")
         page.click("text=More options")
         page.fill("[name=num_inference_steps]", "3")
         page.fill("[name=size]", "64x96")
+        page.check("[name=distilled]")
         page.click("text=Generate")
         page.wait_for_selector(".job")
         page.click("text=Presets and earlier prompts")
         page.fill("#preset-name", "draft")
         page.keyboard.press("Enter")
+        page.wait_for_selector("#presets button:text('draft')")
+        (preset,) = client.get("/presets").json()["presets"]
+        options = {"num_inference_steps": 3, "width": 64, "height": 96, "distilled": True}
+        assert options.items() <= preset["options"].items()
+        assert not preset["options"].keys() & {"prompt", "prompts", "seed"}
         page.reload()
-        page.fill("textarea", "")
+        page.fill("textarea", "a blue ball")
         page.click("text=More options")
         page.fill("[name=num_inference_steps]", "")
         page.click("text=Presets and earlier prompts")
         page.click("#presets button:text('draft')")
-        page.click("#prompts button:text('a red ball')")
         assert page.input_value("[name=num_inference_steps]") == "3"
-        assert page.input_value("[name=size]") == "64x96"
+        assert page.input_value("[name=size]") == "64×96"
+        assert page.locator("[name=distilled]").is_checked()
+        assert page.input_value("textarea") == "a blue ball"
+        page.click("#prompts button:text('a red ball')")
         assert page.input_value("textarea") == "a red ball"
-        page.click("[aria-label='Forget “draft”']")
-        page.reload()
-        assert page.locator("#presets li").count() == 0
+        with opened(browser, page.url) as other:
+            other.click("text=Presets and earlier prompts")
+            other.click("#presets button:text('draft')")
+            assert other.input_value("[name=size]") == "64×96"
+            assert other.locator("#prompts li").count() == 0
+        page.click("[aria-label='Delete “draft”']")
+        expect(page.locator("#presets li")).to_have_count(0)
+        assert client.get("/presets").json()["presets"] == []
         assert len(client.get("/jobs").json()["jobs"]) == 1
+
+    def test_options_of_a_preset_without_a_field_are_shown_sent_and_removed(self, page, client):
+        options = {"negative_prompt": "rain", "metadata": {"team": "x"}, "seed": 7, "prompt": "a red ball"}
+        client.put("/presets/calm", json=options)
+        page.click("text=Presets and earlier prompts")
+        page.click("#presets button:text('calm')")
+        page.wait_for_selector("text=Also from the preset: negative prompt, metadata")
+        page.reload()
+        page.wait_for_selector("text=Also from the preset: negative prompt, metadata")
+        page.click("text=Generate")
+        page.wait_for_selector(".job .prompt:has-text('a red ball')")
+        (job,) = client.get("/jobs").json()["jobs"]
+        assert (job["request"]["negative_prompt"], job["metadata"]) == ("rain", {"team": "x"})
+        page.click("#forget-extra")
+        assert page.locator("#extra").is_hidden()
+        page.click("text=Generate")
+        page.wait_for_selector(".job:nth-child(2)")
+        assert client.get("/jobs").json()["jobs"][0]["metadata"] == {}
+
+    def test_presets_of_an_earlier_release_move_to_the_service_once(self, page, client):
+        client.put("/presets/taken", json={"seed": 1})
+        old = {
+            "a/b": {"task": "", "size": "64x96", "num_frames": "17", "refine": "on", "priority": "low"},
+            "taken": {"seed": "2"},
+        }
+        page.evaluate("old => localStorage.setItem('presets:', JSON.stringify(old))", old)
+        page.reload()
+        wait_until(lambda: page.evaluate("localStorage.getItem('presets:')") is None)
+        stored = {preset["name"]: preset["options"] for preset in client.get("/presets").json()["presets"]}
+        moved = {"width": 64, "height": 96, "num_frames": 17, "refine": True, "priority": "low"}
+        assert stored == {"a-b": moved, "taken": {"seed": 1}}
+        client.delete("/presets/a-b")
+        page.reload()
+        page.wait_for_selector("text=No videos yet")
+        assert [preset["name"] for preset in client.get("/presets").json()["presets"]] == ["taken"]
+
+    def test_refused_preset_is_explained(self, page):
+        page.click("text=Presets and earlier prompts")
+        page.fill("#preset-name", "a/b")
+        page.click("text=Save preset")
+        page.wait_for_selector("#problem:has-text('without slashes')")
+        page.fill("#preset-name", "ab")
+        page.click("text=Save preset")
+        page.wait_for_selector("#presets button:text('ab')")
+        assert page.locator("#problem").is_hidden()
