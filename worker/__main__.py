@@ -48,7 +48,9 @@ def main() -> int:
 
 def _supervise(settings: WorkerSettings, options: argparse.Namespace) -> int:
     die_with_parent(options.parent, signal.SIGTERM)
-    supervisor = build_supervisor(settings, options.group, HealthReporter(options.health_pipe).report)
+    supervisor = build_supervisor(
+        settings, options.group, HealthReporter(options.health_pipe).report, options.lora_memory
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.request_drain())
     failures: list[threading.ExceptHookArgs] = []
@@ -68,6 +70,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--group", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--health-pipe", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--lora-memory", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

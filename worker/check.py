@@ -9,15 +9,12 @@ cannot work.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
@@ -41,6 +38,7 @@ from model.spec.memory import (
     weight_bytes,
 )
 from model.spec.typical import typical_plans
+from worker.host_memory import host_memory_bytes
 from worker.settings import Endpoint, WorkerSettings
 
 DEADLINE_S = 5.0
@@ -201,14 +199,6 @@ def _check_host_memory(sizes: CheckpointSizes, setup: Setup, settings: WorkerSet
         total = host_memory_bytes()
         text = f"host memory: {format_bytes(needed)} of weights, of {format_bytes(total)}"
         yield Finding("ok" if needed < total else "problem", text)
-
-
-def host_memory_bytes() -> int:
-    """Return the memory of this machine, or of the container that this process runs in."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no control groups, or no limit
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
 
 
 def _check_disks(settings: WorkerSettings) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from worker.launcher import EXIT_UNUSABLE, POLL_S, RestartedProcess, offer_probes
+from worker.launcher import EXIT_UNUSABLE, POLL_S, RestartedProcess, create_lora_memory, offer_probes
 from worker.settings import WorkerSettings, group_environment
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,14 @@ def follow(settings: WorkerSettings) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    memory = create_lora_memory()
     process = RestartedProcess(
         f"torchrun of node {settings.node_rank}",
-        torchrun_command(settings),
+        [*torchrun_command(settings), "--lora-memory", str(memory)],
         settings.stuck_s,
         group_environment(settings, 0),
         own_session=True,
+        open_files=[memory],
     )
     with ExitStack() as stack:
         if not offer_probes(stack, settings, lambda: [process.health()]):

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from worker.backoff import Backoff
 from worker.health import GroupHealth, HealthReports, serve_health
@@ -37,6 +38,7 @@ class RestartedProcess:
         stuck_s: a process that has sent a report and sends none for so long is stuck.
         environment: its environment; default: that of this process.
         own_session: the process does not get Ctrl-C.
+        open_files: descriptors that stay open in the process.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class RestartedProcess:
         environment: Mapping[str, str] | None = None,
         *,
         own_session: bool = False,
+        open_files: Sequence[int] = (),
     ) -> None:
         self._name = name
         self._stuck_s = stuck_s
         self._environment = environment
         self._own_session = own_session
+        self._open_files = open_files
         self._reports: HealthReports | None = None
         self._command = command
         self._backoff = Backoff(max_failures=1, longest_pause_s=LONGEST_PAUSE_S)
@@ -111,7 +115,7 @@ class RestartedProcess:
             command = [*self._command, "--health-pipe", str(writing)]
             self._process = subprocess.Popen(
                 command,
-                pass_fds=(writing,),
+                pass_fds=(writing, *self._open_files),
                 env=self._environment,
                 start_new_session=self._own_session,
             )
@@ -133,11 +137,20 @@ class Launcher:
         num_groups: the number of supervisors.
         command: returns the command line of a group's supervisor, to which its health pipe is added.
         stuck_s: a supervisor that sends no report for so long is stuck.
+        open_files: descriptors that stay open in all supervisors.
     """
 
-    def __init__(self, num_groups: int, command: Callable[[int], Sequence[str]], stuck_s: float) -> None:
+    def __init__(
+        self,
+        num_groups: int,
+        command: Callable[[int], Sequence[str]],
+        stuck_s: float,
+        open_files: Sequence[int] = (),
+    ) -> None:
         self._supervisors = [
-            RestartedProcess(f"the supervisor of group {index}", command(index), stuck_s)
+            RestartedProcess(
+                f"the supervisor of group {index}", command(index), stuck_s, open_files=open_files
+            )
             for index in range(num_groups)
         ]
         self._is_stopping = False
@@ -165,14 +178,28 @@ class Launcher:
         return max(abs(status or 0) for status in last)
 
 
-def supervisor_command(index: int) -> list[str]:
+def supervisor_command(lora_memory: int, index: int) -> list[str]:
     """Return the command line of a group's supervisor, which dies with this process."""
-    return [sys.executable, "-m", "worker", "--group", str(index), "--parent", str(os.getpid())]
+    return [
+        *(sys.executable, "-m", "worker", "--group", str(index), "--parent", str(os.getpid())),
+        *("--lora-memory", str(lora_memory)),
+    ]
+
+
+def create_lora_memory() -> int:
+    """Create the memory in which the ranks of this machine keep merged weights. Return its descriptor.
+
+    It is empty until a rank uses it. It outlives the ranks, so those that start again find the weights.
+    """
+    return os.memfd_create("longcat-loras")
 
 
 def launch(settings: WorkerSettings) -> int:
     """Run all supervisors until SIGTERM or SIGINT. Return the exit status."""
-    launcher = Launcher(settings.num_groups, supervisor_command, settings.stuck_s)
+    memory = create_lora_memory()
+    launcher = Launcher(
+        settings.num_groups, partial(supervisor_command, memory), settings.stuck_s, open_files=[memory]
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.stop())
     with ExitStack() as stack:

@@ -2,15 +2,19 @@
 
 Merging is fp32 arithmetic on the base weight of the checkpoint. A weight therefore depends only on the base
 and on the active file, never on files that were active before: switching back to the base gives bit-identical
-weights.
+weights. The results can be kept in the memory of the host (`model.io.prepared_weights`); without that, each
+switch reads the base weights from the checkpoint and merges again.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -19,9 +23,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.io.checkpoint import open_safetensors
-from model.spec.errors import CheckpointError
+from model.io.prepared_weights import ModuleTensors, PreparedWeights, Variants
+from model.spec.errors import CheckpointError, DeviceError
+from model.spec.memory import format_bytes
 from model.transformer.dit import Dit
 from model.transformer.fp8 import Fp8Linear
+from model.transformer.streamed_blocks import lock_pages
+
+logger = logging.getLogger(__name__)
 
 SEPARATOR = "___lorahyphen___"  # replaces the dots of a module path
 PREFIX = "lora" + SEPARATOR
@@ -76,10 +85,23 @@ class LoraFile:
     modules: Mapping[str, LowRank]
 
 
+@dataclass(frozen=True)
+class LoraMemory:
+    """Host memory for merged weights, which all processes of a machine share.
+
+    Attributes:
+        path: a file in memory that each of them can open, such as `/proc/PID/fd/N` of a `memfd_create`.
+        max_bytes: how much of it may be used.
+    """
+
+    path: Path
+    max_bytes: int
+
+
 class LoraMerger:
     """Switches between the LoRA files that can be merged into the weights of a transformer.
 
-    Where weights are sharded, each rank merges those modules of which it holds a part.
+    Where weights are sharded, each rank writes those modules of which it holds a part.
     """
 
     def __init__(self, transformer: Dit, base: WeightSource, files: Mapping[str, LoraFile]) -> None:
@@ -87,6 +109,7 @@ class LoraMerger:
         self._block_weights = transformer.block_weights
         self._base = base
         self._files = files
+        self._prepared: PreparedWeights | None = None
         self._changed: frozenset[str] = frozenset()  # modules whose weight may differ from the base
         self._active: str | None = None
         self._complete = True  # False while a switch is writing weights
@@ -96,6 +119,46 @@ class LoraMerger:
         """Return the name of the merged file, or None for the base. The last switch must be complete."""
         assert self._complete
         return self._active
+
+    def prepare(self, memory: LoraMemory, fingerprint: str) -> None:
+        """Merge all files now and keep the results, so that no switch reads the checkpoint again.
+
+        Processes with the same memory share the work and the results. Nothing is kept if it needs more than
+        the memory may have, or if the memory has the weights of another checkpoint.
+
+        Args:
+            memory: where the results are kept.
+            fingerprint: tells these weights and files from others.
+
+        Raises:
+            LoraError: a file has changed or gone since it was read.
+            CheckpointError: the base weights cannot be read again.
+        """
+        modules = sorted({module for file in self._files.values() for module in file.modules})
+        if not modules:
+            return
+        prepared = PreparedWeights({module: self._like(module) for module in modules}, fingerprint)
+        needed = format_bytes(prepared.size_bytes)
+        if prepared.size_bytes > memory.max_bytes:
+            logger.warning("LoRAs are read again at each switch: to keep them takes %s", needed)
+            return
+        try:
+            has_these_weights = prepared.open(memory.path)
+        except OSError as error:
+            logger.warning("LoRAs are read again at each switch: %s", error)
+            return
+        if not has_these_weights:
+            logger.warning("LoRAs are read again at each switch until the worker restarts: weights changed")
+            return
+        with ExitStack() as stack:
+            opened = {
+                name: stack.enter_context(open_safetensors(file.path)) for name, file in self._files.items()
+            }
+            prepared.fill(partial(self._merge_all, opened))
+        self._prepared = prepared
+        logger.info("LoRAs are prepared in %s of host memory", needed)
+        if self._linears[modules[0]].weight.is_cuda:
+            _lock_pages(prepared)
 
     def switch(self, name: str | None) -> None:
         """Merge a file into the base weights, or restore the base if `name` is None.
@@ -110,20 +173,45 @@ class LoraMerger:
         if self._complete and name == self._active:
             return
         file = self._files[name] if name is not None else None
-        before = self._changed
         now = frozenset(file.modules) if file else frozenset()
-        self._changed, self._complete = before | now, False
-        for module in filter(self._block_weights.holds, sorted(before - now)):
-            self._write(module, self._read(module))
-        if file:
-            self._merge(file)
+        self._changed, self._complete = self._changed | now, False
+        with open_safetensors(file.path) if file and not self._prepared else nullcontext() as tensors:
+            for module in filter(self._block_weights.holds, sorted(self._changed)):
+                lora = name if module in now else None
+                if self._prepared:
+                    self._write(module, self._prepared.read(module, lora))
+                else:
+                    self._write(module, self._merge(module, lora, tensors))
         self._changed, self._active, self._complete = now, name, True
 
-    def _merge(self, file: LoraFile) -> None:
-        with open_safetensors(file.path) as tensors:
-            for module in filter(self._block_weights.holds, file.modules):
-                delta = file.modules[module].delta(tensors, self._linears[module].weight.device)
-                self._write(module, self._read(module) + delta)
+    def _like(self, module: str) -> Variants:
+        """Return tensors like those of a module, for the base and for each file that changes it."""
+        linear = self._linears[module]
+        tensors = {"weight": linear.weight.data}
+        if isinstance(linear, Fp8Linear):
+            tensors["scale"] = linear.scale
+        return dict.fromkeys((None, *self._files_of(module)), tensors)
+
+    def _files_of(self, module: str) -> list[str]:
+        return [name for name, file in self._files.items() if module in file.modules]
+
+    def _merge_all(self, opened: Mapping[str, OpenFile], module: str) -> Variants:
+        """Return the tensors of a module for the base and for each file that changes it."""
+        base = self._read(module)
+        weights: dict[str | None, Tensor] = {None: base}
+        for name in self._files_of(module):
+            weights[name] = base + self._delta(module, name, opened[name])
+        return {name: self._convert(module, weight) for name, weight in weights.items()}
+
+    def _merge(self, module: str, name: str | None, tensors: OpenFile | None) -> ModuleTensors:
+        """Return the tensors of a module with an opened file merged into them, or those of the base."""
+        value = self._read(module)
+        if name is not None and tensors is not None:
+            value = value + self._delta(module, name, tensors)
+        return self._convert(module, value)
+
+    def _delta(self, module: str, name: str, tensors: OpenFile) -> Float[Tensor, "out in"]:
+        return self._files[name].modules[module].delta(tensors, self._linears[module].weight.device)
 
     def _read(self, module: str) -> Float[Tensor, "out in"]:
         """Read the base weight in fp32."""
@@ -131,15 +219,26 @@ class LoraMerger:
         like = torch.empty_like(weight, dtype=torch.float32, device="meta")
         return self._base.read(f"{module}.weight", like, weight.device)
 
-    @torch.no_grad()
-    def _write(self, module: str, value: Float[Tensor, "out in"]) -> None:
+    def _convert(self, module: str, value: Float[Tensor, "out in"]) -> ModuleTensors:
+        """Return the tensors of a module with this weight, rounded or quantised as they are when loaded."""
         linear = self._linears[module]
         if isinstance(linear, Fp8Linear):
-            linear.set_weight(value)
-            self._block_weights.keep(f"{module}.scale")
-        else:
-            linear.weight.copy_(value)
-        self._block_weights.keep(f"{module}.weight")
+            return linear.quantised(value)
+        return {"weight": value.to(linear.weight.dtype)}
+
+    @torch.no_grad()
+    def _write(self, module: str, tensors: ModuleTensors) -> None:
+        for name, content in tensors.items():
+            if not self._block_weights.store(f"{module}.{name}", content):
+                getattr(self._linears[module], name).copy_(content)
+
+
+def _lock_pages(prepared: PreparedWeights) -> None:
+    """Lock the pages of the memory, so that CUDA copies from it at full speed."""
+    try:
+        lock_pages(prepared.memory)
+    except DeviceError as error:
+        logger.warning("switches of LoRA take longer: %s", error)
 
 
 def read_lora(path: Path, transformer: nn.Module) -> LoraFile:

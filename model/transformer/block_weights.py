@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from torch import Tensor
+
 from model.transformer.block import Block
 
 
@@ -21,8 +23,11 @@ class BlockWeights(Protocol):
         """Return whether this rank holds weights of a module of the transformer, given by its path."""
         ...
 
-    def keep(self, name: str) -> None:
-        """Keep what was written to a parameter or buffer of the transformer, given by its name."""
+    def store(self, name: str, tensor: Tensor) -> bool:
+        """Keep new content of a parameter or buffer of the transformer, given by its name.
+
+        Return False for a tensor that stays on the device, to which the caller writes.
+        """
         ...
 
 
@@ -41,5 +46,6 @@ class ResidentBlocks:
         """Return True: this rank holds all weights."""
         return True
 
-    def keep(self, name: str) -> None:
-        """Do nothing: what is written stays where it is."""
+    def store(self, name: str, tensor: Tensor) -> bool:
+        """Return False: all tensors stay on the device."""
+        return False

@@ -109,19 +109,16 @@ class FlatBlocks(ABC, Generic[SomeBlock]):
             for name, span in self._spans.items()
         )
 
-    def keep(self, name: str) -> None:
-        """Keep what was written to a parameter or buffer in a slot.
+    def store(self, name: str, tensor: Tensor) -> bool:
+        """Keep what is kept here of a tensor, which has the dtype of the one that it replaces.
 
-        Tensors outside the blocks stay where they are.
+        Return False for a tensor outside the blocks.
         """
-        if span := self._spans.get(name):
-            self._write(span, self._slots[span.block % NUM_SLOTS][span.start : span.stop])
-
-    def store(self, name: str, tensor: Tensor) -> None:
-        """Keep what is kept here of a tensor. It has the dtype of the one that it replaces."""
-        span = self._spans[name]
+        if (span := self._spans.get(name)) is None:
+            return False
         assert tensor.nbytes == span.stop - span.start
         self._write(span, tensor.contiguous().view(-1).view(torch.uint8))
+        return True
 
     def _lay_out(self, number: int) -> int:
         """Lay out the tensors of a block, and return the bytes of its buffer."""

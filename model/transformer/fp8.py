@@ -59,12 +59,10 @@ class Fp8Linear(nn.Linear):
         self.bias = linear.bias
         self._dtype = linear.weight.dtype
 
-    @torch.no_grad()
-    def set_weight(self, value: Float[Tensor, "out in"]) -> None:
-        """Replace the weight, rounding as if the layer had been loaded with it."""
+    def quantised(self, value: Float[Tensor, "out in"]) -> dict[str, Tensor]:
+        """Return `weight` and `scale` of a weight, rounded as if the layer had been loaded with it."""
         weight, scale = quantise_rows(value.to(self._dtype))
-        self.weight.copy_(weight)
-        self.scale.copy_(scale)
+        return {"weight": weight, "scale": scale}
 
     def forward(self, x: Float[Tensor, "*rest in"]) -> Float[Tensor, "*rest out"]:
         """Return the product in the dtype of x."""

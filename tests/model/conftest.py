@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,16 @@ def tiny_pipeline(tiny_checkpoint):
     from model.pipeline.pipeline import Pipeline
 
     return Pipeline.load(tiny_checkpoint, torch.float32)
+
+
+@pytest.fixture
+def lora_memory():
+    """Memory for merged weights that other processes can open."""
+    from model.io.lora import LoraMemory
+
+    descriptor = os.memfd_create("test")
+    yield LoraMemory(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), max_bytes=1 << 30)
+    os.close(descriptor)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from model.io.checkpoint import open_safetensors
+from model.io.lora import LoraMemory
 from model.parallel import broadcast, halo
 from model.parallel.mesh import ContextParallel, divide
 from model.parallel.sharded_blocks import ShardedBlocks, start_gather
@@ -212,8 +213,13 @@ def held_bytes(parallel: ContextParallel, checkpoint: Path, dtype: torch.dtype, 
     }
 
 
-def tensors_read(parallel: ContextParallel, checkpoint: Path) -> dict[str, list[str]]:
-    """The tensors that this rank reads when it loads the transformer, and when it merges a LoRA."""
+def tensors_read(
+    parallel: ContextParallel, checkpoint: Path, memory: LoraMemory | None = None
+) -> dict[str, list[str]]:
+    """The tensors that this rank reads when it loads the transformer, and when it merges a LoRA.
+
+    With `memory`, also those that it reads to prepare all LoRAs before.
+    """
     read: list[str] = []
 
     @contextmanager
@@ -233,8 +239,12 @@ def tensors_read(parallel: ContextParallel, checkpoint: Path) -> dict[str, list[
         pipeline = Pipeline.load(checkpoint, torch.float32, sharded(parallel))
         loaded = [name for name in read if name in pipeline.dit.state_dict()]
         read.clear()
+        if memory:
+            pipeline.lora.prepare(memory, "weights")
+        prepared = list(read)
+        read.clear()
         pipeline.lora.switch("cfg_step_lora")
-    return {"loaded": loaded, "merged": read}
+    return {"loaded": loaded, "prepared": prepared, "merged": read}
 
 
 class CountedWork:
@@ -289,12 +299,21 @@ def forward_after_failure(
 
 
 def weights_after_switches(
-    parallel: ContextParallel, checkpoint: Path, names: list[str | None], fp8: bool
+    parallel: ContextParallel,
+    checkpoint: Path,
+    names: list[str | None],
+    fp8: bool,
+    memory: LoraMemory | None = None,
 ) -> list[dict[str, bool]]:
-    """Whether each weight equals that of a rank without sharing, after each of several changes of LoRA."""
+    """Whether each weight equals that of a rank without sharing, after each of several changes of LoRA.
+
+    With `memory`, the ranks that share take merged weights from there.
+    """
     whole, shards = (
         Pipeline.load(checkpoint, torch.bfloat16, ranks, fp8=fp8) for ranks in (parallel, sharded(parallel))
     )
+    if memory:
+        shards.lora.prepare(memory, "weights")
     results = []
     for name in names:
         whole.lora.switch(name)

@@ -184,7 +184,3 @@ def test_weights_in_host_memory_are_added_up(settings, monkeypatch):
     assert problems(four, gpus(24, 24, 24, 24)) == ["host memory: 116.0 GiB of weights, of 64.0 GiB"]
     on_device = four.model_copy(update={"stream_weights": False, "text_encoder": "device"})
     assert "host memory" not in texts(on_device, gpus(141, 141, 141, 141), "ok")
-
-
-def test_memory_of_this_machine_is_found():
-    assert 1 << 28 < check.host_memory_bytes() < 1 << 50

@@ -26,7 +26,7 @@ import os, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])
 with (folder / "starts").open("a") as file:
     file.write(f"{os.getpid()}\\n")
-os.write(int(sys.argv[4]), b"ready\\n" if sys.argv[2] == "joined" else b"")
+os.write(int(sys.argv[-1]), b"ready\\n" if sys.argv[2] == "joined" else b"")
 parent = os.getppid()
 while not (folder / "over").exists() and os.getppid() == parent:
     time.sleep(0.02)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from tests.waiting import wait_until
-from worker.launcher import EXIT_UNUSABLE, Launcher
+from worker.launcher import EXIT_UNUSABLE, Launcher, create_lora_memory, supervisor_command
 
 # Records its start and drains like a supervisor: it ends with status 0 on SIGTERM.
 GOOD = """
@@ -66,6 +67,26 @@ def test_dead_supervisor_is_started_again_and_the_other_one_keeps_running(tmp_pa
     wait_until(lambda: launcher.starts(0) == 2)
     assert launcher.starts(1) == 1
     assert launcher.stop() == 0
+
+
+def test_memory_for_loras_is_open_in_every_supervisor(tmp_path):
+    memory = create_lora_memory()
+    os.write(memory, b"kept")
+    code = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_bytes(os.pread(int(sys.argv[2]), 9, 0))"
+    files = [tmp_path / "0", tmp_path / "1"]
+    launcher = Launcher(
+        2, lambda i: [sys.executable, "-c", code, str(files[i]), str(memory)], 60.0, open_files=[memory]
+    )
+    thread = threading.Thread(target=launcher.run)
+    thread.start()
+    wait_until(lambda: [file.exists() and file.read_bytes() for file in files] == [b"kept"] * 2)
+    launcher.stop()
+    thread.join(30)
+    os.close(memory)
+
+
+def test_command_of_a_supervisor_names_the_memory_for_loras():
+    assert supervisor_command(7, 1)[-4:] == ["--parent", str(os.getpid()), "--lora-memory", "7"]
 
 
 def test_supervisor_with_unusable_settings_ends_the_worker(tmp_path):

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from jobs.capability import Capability
 from model.io.fingerprint import fingerprints
 from model.io.loading import measured
+from model.io.lora import LoraMemory
 from model.io.sizes import read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
@@ -135,9 +136,12 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     logger.info("loaded %s %s, text encoder: %s", setup.checkpoint, cost, needs.text_encoder)
     if fuse(pipeline.dit, setup.compile):
         warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
+    weights = fingerprints(setup.checkpoint)
+    if setup.lora_memory:
+        pipeline.lora.prepare(LoraMemory(setup.lora_memory, setup.lora_memory_bytes), repr(weights))
     is_first_of_node = dist.get_node_local_rank(fallback_rank=0) == 0
-    weights = fingerprints(setup.checkpoint) if is_first_of_node else {}
-    return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, weights, memory)
+    known = weights if is_first_of_node else {}
+    return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, known, memory)
 
 
 def _gpu_memory_gib(parallel: ContextParallel) -> int | None:

@@ -55,11 +55,15 @@ REGISTRATION_TTL_S = 6.0
 
 
 def build_supervisor(
-    settings: WorkerSettings, index: int, report_health: Callable[[ReportedState], None] = lambda _: None
+    settings: WorkerSettings,
+    index: int,
+    report_health: Callable[[ReportedState], None] = lambda _: None,
+    lora_memory: int | None = None,
 ) -> Supervisor:
     """Return the supervisor of the group with this index; `serve` starts its threads.
 
-    The supervisor calls `report_health` each time that it has handled an event.
+    The supervisor calls `report_health` each time that it has handled an event. `lora_memory` is the open
+    file in which the ranks of all groups keep merged weights.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
@@ -78,7 +82,8 @@ def build_supervisor(
     )
     report = partial(report_unreadable, redis, "checkpoint")
     fetcher = InputFetcher(job_store, backends.storage, spool, report)
-    gpu_group = _build_gpu_group(settings, index, inbox, partial(report_unreadable, redis, "message"))
+    launch = _launch_of(settings, index, lora_memory)
+    gpu_group = _build_gpu_group(settings, launch, inbox, partial(report_unreadable, redis, "message"))
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def on_claim(lease: Lease) -> None:
@@ -140,17 +145,21 @@ def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Bac
     return Backends(job_store, TicketQueue(redis), storage, spool, checkpoints)
 
 
-def _build_gpu_group(
-    settings: WorkerSettings, index: int, inbox: Inbox, report: Callable[[UnreadableRecord], None]
-) -> GpuGroup:
+def _launch_of(settings: WorkerSettings, index: int, lora_memory: int | None) -> Launch:
     socket = settings.group_folder(index) / "rank-0.sock"
-    launch = Launch(
+    return Launch(
         num_ranks=settings.local_ranks_per_group,
         module=settings.rank_module,
         setup=settings.rank_setup(socket).model_dump_json(),
         socket=socket,
         environment=group_environment(settings, index),
+        lora_memory=lora_memory,
     )
+
+
+def _build_gpu_group(
+    settings: WorkerSettings, launch: Launch, inbox: Inbox, report: Callable[[UnreadableRecord], None]
+) -> GpuGroup:
     limits = GroupLimits(
         start_limit_s=settings.start_limit_s,
         stall_s=settings.stall_s,

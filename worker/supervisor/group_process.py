@@ -36,6 +36,7 @@ class Launch:
         setup: its first argument (`worker.settings.RankSetup` as JSON).
         socket: where the supervisor listens for rank 0.
         environment: the environment of torchrun and the ranks.
+        lora_memory: an open file in memory where the ranks keep merged weights, if any.
     """
 
     num_ranks: int
@@ -43,6 +44,7 @@ class Launch:
     setup: str
     socket: Path
     environment: Mapping[str, str]
+    lora_memory: int | None = None
 
 
 class GroupProcess:
@@ -68,7 +70,9 @@ class GroupProcess:
             [
                 *(sys.executable, "-m", "worker.rank.torchrun", str(os.getpid())),
                 *(str(launch.num_ranks), launch.module, str(self._rendezvous), launch.setup),
+                *(() if launch.lora_memory is None else ("--lora-memory", str(launch.lora_memory))),
             ],
+            pass_fds=() if launch.lora_memory is None else (launch.lora_memory,),
             env=dict(launch.environment),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the supervisor, which drains

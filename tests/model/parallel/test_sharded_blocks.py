@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from model.io.lora import read_lora
 from model.io.sizes import read_sizes
 from model.parallel.sharded_blocks import ShardedBlocks
+from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.geometry import Clip, Size
 from model.spec.limits import load_limits
@@ -116,10 +118,14 @@ def test_latents_of_compiled_blocks_are_bit_equal_to_those_without_sharding(
         assert_equal([answer])
 
 
+@pytest.mark.parametrize("is_prepared", [False, True])
 @pytest.mark.parametrize("fp8", [False, True])
-def test_weights_after_each_change_of_lora_are_bit_equal_to_those_without_sharding(ranks, checkpoint, fp8):
+def test_weights_after_each_change_of_lora_are_bit_equal_to_those_without_sharding(
+    ranks, checkpoint, lora_memory, fp8, is_prepared
+):
     names = [None, "cfg_step_lora", "refinement_lora", None, "refinement_lora", "cfg_step_lora", None]
-    for answer in ranks.run("weights_after_switches", 3, checkpoint, names, fp8):
+    memory = lora_memory if is_prepared else None
+    for answer in ranks.run("weights_after_switches", 3, checkpoint, names, fp8, memory):
         assert len(answer) == len(names)
         assert all(all(equal.values()) for equal in answer)
 
@@ -175,6 +181,23 @@ def test_ranks_read_only_what_they_hold(ranks, checkpoint):
         # A rank has a quarter of each block. Tensors at the borders of the quarters are read twice.
         assert sum(map(len, read)) < 2 * len(every)
     assert all(len(answer["loaded"]) == len(set(answer["loaded"])) for answer in answers)
+
+
+def test_ranks_read_each_weight_once_together_to_prepare_loras_and_none_to_switch(
+    ranks, checkpoint, lora_memory
+):
+    answers = ranks.run("tensors_read", 4, checkpoint, lora_memory)
+    read = [name for answer in answers for name in answer["prepared"]]
+    named = {f"{name}.weight" for name in all_modules(checkpoint)}
+    assert sorted(read) == sorted(named)
+    assert [answer["merged"] for answer in answers] == [[]] * 4
+
+
+def all_modules(checkpoint):
+    """The modules that any LoRA changes."""
+    dit = Pipeline.load(checkpoint, torch.float32).dit
+    files = (checkpoint / "lora").glob("*.safetensors")
+    return {module for path in files for module in read_lora(path, dit).modules}
 
 
 def test_each_block_is_gathered_once_while_the_one_before_computes(ranks, checkpoint, request_of):

@@ -69,9 +69,12 @@ def test_latents_are_bit_equal_to_those_of_weights_on_the_device(checkpoint, req
     assert torch.equal(streamed[0][0], streamed[-1][0])  # the base again, after the LoRAs
 
 
+@pytest.mark.parametrize("is_prepared", [False, True])
 @pytest.mark.parametrize("fp8", [False, True])
-def test_weights_after_each_change_of_lora_are_those_on_the_device(checkpoint, fp8):
+def test_weights_after_each_change_of_lora_are_those_on_the_device(checkpoint, lora_memory, fp8, is_prepared):
     resident, streamed = (load(checkpoint, fp8=fp8, stream_weights=stream) for stream in (False, True))
+    if is_prepared:
+        streamed.lora.prepare(lora_memory, "weights")
     for name in ("cfg_step_lora", "refinement_lora", None):
         for pipeline in (resident, streamed):
             pipeline.lora.switch(name)

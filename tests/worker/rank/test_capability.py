@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from jobs.capability import read_capability
@@ -38,6 +41,19 @@ def test_operators_limit_on_memory_is_published(checkpoint, monkeypatch, tmp_pat
     assert printed.memory is not None
     assert printed.memory.available_bytes == 3 << 29
     assert printed.memory.setup.element_bytes == 4
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 1 << 30])
+def test_engine_keeps_merged_weights_in_the_memory_that_it_may_use(
+    checkpoint, monkeypatch, tmp_path, limit_bytes
+):
+    monkeypatch.setenv("LONGCAT_DEVICE", "cpu")
+    descriptor = os.memfd_create("test")
+    update = {"lora_memory": Path(f"/proc/self/fd/{descriptor}"), "lora_memory_bytes": limit_bytes}
+    setup = WorkerSettings(checkpoint=checkpoint).rank_setup(tmp_path / "socket").model_copy(update=update)
+    load_engine(setup, SINGLE)
+    assert (os.fstat(descriptor).st_size > 0) == (limit_bytes > 0)
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize("asked_for", ["device", "offload", "cpu"])

@@ -65,6 +65,16 @@ def test_ranks_of_one_node_meet_at_files(started, tmp_path):
     assert started.arguments[-4:-2] == ["-m", "the.module"]
 
 
+def test_ranks_are_told_where_they_find_the_memory_that_torchrun_inherited(started, tmp_path):
+    run(WorkerSettings(checkpoint=tmp_path), tmp_path)
+    assert started.setup.lora_memory is None
+    descriptor = os.memfd_create("test")
+    run(WorkerSettings(checkpoint=tmp_path), tmp_path, "--lora-memory", str(descriptor))
+    assert started.setup.lora_memory
+    assert started.setup.lora_memory.samefile(f"/proc/self/fd/{descriptor}")
+    os.close(descriptor)
+
+
 def run_first_of_two(folder: Path, *more: str) -> None:
     rendezvous = f"127.0.0.1:{free_port()}"
     run(WorkerSettings(checkpoint=folder, ranks=2, nodes=2, rendezvous=rendezvous), folder, *more)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.supervisor.group_processes import READY, ProgramStarter
 from worker.messages import RunJob
-from worker.supervisor.group_process import is_running
+from worker.supervisor.group_process import GroupProcess, Launch, is_running
 
 
 @pytest.fixture
@@ -91,6 +92,21 @@ def test_sending_to_a_dead_group_does_not_raise(starter):
     process.kill()
     for _ in range(3):
         process.send(RunJob(job_id="j", order=ORDER, folder=Path()))
+
+
+def test_memory_for_loras_is_open_in_the_processes_of_the_group(tmp_path, monkeypatch):
+    started: dict[str, Any] = {}
+    real = subprocess.Popen
+
+    def start(command, **given):
+        started.update(given, command=command)
+        return real([sys.executable, "-c", "import time; time.sleep(1000)"])
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    launch = Launch(2, "module", "{}", tmp_path / "socket", {}, lora_memory=7)
+    GroupProcess(launch, lambda *_: None).kill()
+    assert started["pass_fds"] == (7,)
+    assert started["command"][-2:] == ["--lora-memory", "7"]
 
 
 def test_unused_pid_is_not_running():

@@ -1,0 +1,134 @@
+"""Keep the weights that LoRAs change in the memory of the host, once for all processes of a machine.
+
+For each module that some LoRA changes, the memory holds the module's tensors as the device has them, merged
+and then rounded or quantised: those of the base, and those of each LoRA that changes the module. So a switch
+only copies bytes, and every switch to a LoRA or back gives the same bits.
+
+The memory is a file without a name (`memfd_create`) that all processes map. The kernel frees it when the last
+process that has it open ends, in whatever way. The processes share the work of preparing it: each module is
+prepared by the first process that locks it, and the kernel releases the locks of a process that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ALIGNMENT_BYTES = 256
+
+ModuleTensors = Mapping[str, Tensor]
+"""Tensors of a module, by their names in the module."""
+
+Variants = Mapping[str | None, ModuleTensors]
+"""Tensors of a module, by the LoRA that is merged into them; None is the base."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The place of a tensor in the memory."""
+
+    start: int
+    size: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class PreparedWeights:
+    """The memory with the tensors of all modules that LoRAs change, which several processes share."""
+
+    def __init__(self, like: Mapping[str, Variants], fingerprint: str) -> None:
+        """Lay out the memory, without allocating it.
+
+        Args:
+            like: tensors with the shapes and dtypes of those that will be kept, by module.
+            fingerprint: tells the weights from those of other checkpoints.
+        """
+        self._modules = tuple(like)
+        self._places: dict[tuple[str, str | None], dict[str, _Place]] = defaultdict(dict)
+        description = [fingerprint]
+        # The memory begins with the digest and a byte for each module, which is 1 when that is prepared.
+        self._digest_bytes = hashlib.sha256().digest_size
+        stop = self._digest_bytes + len(like)
+        for module, variants in like.items():
+            for lora, tensors in variants.items():
+                for name, tensor in tensors.items():
+                    start = -(-stop // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+                    stop = start + tensor.nbytes
+                    place = _Place(start, tensor.nbytes, tensor.dtype, tuple(tensor.shape))
+                    self._places[module, lora][name] = place
+                    description.append(f"{module} {lora} {name} {place}")
+        self.size_bytes = stop
+        self._digest = hashlib.sha256("\n".join(description).encode()).digest()
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._descriptor = -1
+
+    def open(self, path: Path) -> bool:
+        """Map the memory at a path, and size it if it is new. Return False if it is for other weights.
+
+        Raises OSError.
+        """
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        with self._lock(0):
+            if os.fstat(self._descriptor).st_size == 0:
+                os.ftruncate(self._descriptor, self.size_bytes)
+                os.pwrite(self._descriptor, self._digest, 0)
+            found = os.pread(self._descriptor, self._digest_bytes, 0)
+        if found != self._digest:
+            os.close(self._descriptor)
+            return False
+        self._memory = torch.frombuffer(mmap.mmap(self._descriptor, self.size_bytes), dtype=torch.uint8)
+        return True
+
+    def fill(self, prepare: Callable[[str], Variants]) -> None:
+        """Prepare each module that no process has prepared, and return when all are.
+
+        Modules that another process is preparing come last. If that process ended before it had finished,
+        they are prepared here.
+        """
+        for wait in (False, True):
+            for number, module in enumerate(self._modules):
+                ready = self._digest_bytes + number
+                with self._lock(ready, wait=wait) as is_locked:
+                    if is_locked and not self._memory[ready]:
+                        self._keep(module, prepare(module))
+                        self._memory[ready] = 1
+
+    def read(self, module: str, lora: str | None) -> ModuleTensors:
+        """Return the tensors of a module as views of the memory, with a LoRA or None for the base."""
+        return {
+            name: self._memory[place.start : place.start + place.size].view(place.dtype).view(place.shape)
+            for name, place in self._places[module, lora].items()
+        }
+
+    @property
+    def memory(self) -> Tensor:
+        """Return all bytes of the memory."""
+        return self._memory
+
+    def _keep(self, module: str, variants: Variants) -> None:
+        for lora, tensors in variants.items():
+            for name, target in self.read(module, lora).items():
+                target.copy_(tensors[name])
+
+    @contextmanager
+    def _lock(self, position: int, *, wait: bool = True) -> Iterator[bool]:
+        """Lock a byte among processes. Yield False if another one has it and `wait` is not set."""
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, position)
+        except (BlockingIOError, PermissionError):  # which of the two depends on the system
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, position)
