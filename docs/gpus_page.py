@@ -17,6 +17,7 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from benchmarks.peak_memory import UMT5_XXL
+from model.io.sizes import prepared_bytes
 from model.spec.limits import Limits
 from model.spec.memory import (
     GIB,
@@ -24,6 +25,8 @@ from model.spec.memory import (
     Setup,
     available_bytes,
     choose_text_encoder,
+    format_bytes,
+    host_bytes,
     memory_needed,
 )
 from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
@@ -48,6 +51,19 @@ fit. That leaves 2 GiB of each GPU to CUDA. `python -m worker.check` does the sa
 weights.
 
 """
+
+_HOST_MEMORY = """
+## Memory of the host
+
+Weights that a machine keeps in its own memory. `LONGCAT_LORA_MEMORY_GIB` limits those of
+[LoRAs](operations.md#loras). Blocks are there with `LONGCAT_STREAM_WEIGHTS=on`, and the text encoder unless
+the table above says `device`.
+
+"""
+
+_DISTILLED = (".attn.proj", "attn.qkv", "q_linear", "kv_linear", "ffn.w1", "ffn.w2", "ffn.w3")
+"""How the names of the modules end that the released distilled LoRA changes: 7 of each block."""
+_REFINED = (*_DISTILLED, "adaLN_modulation.1", "final_layer.linear")
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,38 @@ def document() -> str:
     plans = dict(typical_plans(Limits.from_json({}), (DISTILLED_LORA, REFINEMENT_LORA)))
     head = ("memory of each GPU", "precision", "weights", *plans, "text encoder")
     rows = [" | ".join(head), " | ".join("---" for _ in head), *_rows(released_sizes(), plans)]
-    return _INTRODUCTION + "".join(f"| {row} |\n" for row in rows)
+    return _INTRODUCTION + "".join(f"| {row} |\n" for row in rows) + _host_memory()
+
+
+def _host_memory() -> str:
+    """Return the section on the memory of the host."""
+    sizes = released_sizes()
+    head = (
+        "precision",
+        "LoRAs, once for all ranks",
+        "streamed blocks, each rank",
+        "text encoder, each group",
+    )
+    rows = [" | ".join(head), " | ".join("---" for _ in head)]
+    for fp8 in (False, True):
+        setup = Setup(fp8=fp8, stream_weights=True)
+        blocks = host_bytes(sizes, setup, is_leader=False)
+        encoder = host_bytes(sizes, replace(setup, stream_weights=False, text_encoder="offload"))
+        sizes_of = (released_prepared_bytes(setup), blocks, encoder)
+        rows.append(" | ".join(["fp8" if fp8 else "bfloat16", *(format_bytes(size) for size in sizes_of)]))
+    return _HOST_MEMORY + "".join(f"| {row} |\n" for row in rows)
+
+
+def released_prepared_bytes(setup: Setup) -> int:
+    """Return the host memory that weights merged with the released LoRAs take."""
+    config = DitConfig()
+    with torch.device("meta"):
+        dit = Dit(config, torch.bfloat16)
+    shapes = {name: weight.shape for name, weight in dit.state_dict().items()}
+    modules = [name for name, module in dit.named_modules() if isinstance(module, nn.Linear)]
+    refinement = {name for name in modules if name.endswith(_REFINED)}
+    distilled = {name for name in refinement if name.endswith(_DISTILLED)}
+    return prepared_bytes(shapes, [distilled, refinement], config.depth, setup)
 
 
 def _rows(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from jobs.connect import check_server, connect
 from jobs.errors import LongCatError
 from jobs.storage.base import open_storage
-from model.io.sizes import read_sizes
+from model.io.sizes import read_prepared_bytes, read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
 from model.spec.memory import (
@@ -33,7 +33,8 @@ from model.spec.memory import (
     available_bytes,
     choose_text_encoder,
     format_bytes,
-    host_bytes,
+    lora_memory_bytes,
+    machine_host_bytes,
     memory_needed,
     weight_bytes,
 )
@@ -192,13 +193,24 @@ _PLACEMENTS = {
 
 def _check_host_memory(sizes: CheckpointSizes, setup: Setup, settings: WorkerSettings) -> Iterator[Finding]:
     """Check that the weights that stay in host memory fit into it, if any do."""
-    num_leaders = max(1, settings.ranks // setup.ranks) if settings.node_rank == 0 else 0
-    needed = num_leaders * host_bytes(sizes, setup)
-    needed += (settings.ranks - num_leaders) * host_bytes(sizes, setup, is_leader=False)
-    if needed:
-        total = host_memory_bytes()
+    num_leaders = settings.num_groups if settings.node_rank == 0 else 0
+    others, total = machine_host_bytes(sizes, setup, settings.ranks, num_leaders), host_memory_bytes()
+    prepared = read_prepared_bytes(settings.checkpoint, setup)
+    limit = lora_memory_bytes(settings.lora_memory_gib, total, others)
+    if prepared:
+        yield _check_prepared(prepared, limit)
+    if needed := others + (prepared if prepared <= limit else 0):
         text = f"host memory: {format_bytes(needed)} of weights, of {format_bytes(total)}"
         yield Finding("ok" if needed < total else "problem", text)
+
+
+def _check_prepared(prepared: int, limit: int) -> Finding:
+    """Check that the weights that are merged with LoRAs may take the host memory that they need."""
+    needed = f"{format_bytes(prepared)} of host memory, once for all ranks"
+    if prepared <= limit:
+        return Finding("ok", f"LoRAs: kept merged in {needed}")
+    text = "LoRAs: each change reads files, since merged weights may take"
+    return Finding("note", f"{text} {format_bytes(limit)} (LORA_MEMORY_GIB) and need {needed}")
 
 
 def _check_disks(settings: WorkerSettings) -> Iterator[Finding]:

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.logs import LogFormat
 from jobs.settings import POCKET, SharedSettings
-from worker.host_memory import host_memory_bytes
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -67,7 +66,8 @@ class RankSetup(_Frozen):
         rendezvous_file: where the ranks of one node meet; None for the address that torchrun names.
         rendezvous: where the ranks of several nodes meet.
         lora_memory: a file in memory where the ranks of this machine keep merged weights.
-        lora_memory_bytes: how much of it they may use.
+        lora_memory_gib: how much of it they may use; None for half of what other weights leave.
+        num_groups: groups of the worker on this machine.
         round_id: names one start of a group of several nodes.
     """
 
@@ -89,7 +89,8 @@ class RankSetup(_Frozen):
     stream_weights: bool = False
     gpu_memory_gib: float | None = None
     lora_memory: Path | None = None
-    lora_memory_bytes: int = 0
+    lora_memory_gib: float | None = None
+    num_groups: int = 1
     collective_timeout_s: float
     error_grace_s: float
     video: VideoSettings
@@ -179,7 +180,7 @@ class WorkerSettings(SharedSettings):
         ge=0,
         description="host memory in which the ranks of this machine together keep the weights that LoRAs "
         "change, merged with each of them, so that a change of LoRA reads no files; if they need more, "
-        "nothing is kept; default: half of the machine's memory",
+        "nothing is kept; default: half of the memory that other weights leave",
     )
     worker_name: str = Field(
         default_factory=socket.gethostname, description="name of this worker, unique among running workers"
@@ -308,12 +309,6 @@ class WorkerSettings(SharedSettings):
         return self.data_dir.absolute() / "worker" / self.group_name(index)
 
     @property
-    def lora_memory_bytes(self) -> int:
-        """Return the host memory that merged weights may take."""
-        gib = self.lora_memory_gib
-        return host_memory_bytes() // 2 if gib is None else round(gib * 1024**3)
-
-    @property
     def disks(self) -> list[Path]:
         """Return the folders whose disks must have space: the spool, and the storage if it is a folder."""
         return [self.data_dir.absolute(), *([self.storage_folder.absolute()] if self.storage_folder else [])]
@@ -337,7 +332,8 @@ class WorkerSettings(SharedSettings):
             shard_weights=self.shard_weights,
             stream_weights=self.stream_weights,
             gpu_memory_gib=self.gpu_memory_gib,
-            lora_memory_bytes=self.lora_memory_bytes,
+            lora_memory_gib=self.lora_memory_gib,
+            num_groups=self.num_groups,
             collective_timeout_s=max(self.stall_s, self.start_limit_s),
             error_grace_s=self.error_grace_s,
             log_format=self.log_format,

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.io.checkpoint import open_safetensors
+from model.io.lora_keys import PREFIX, split_key
 from model.io.prepared_weights import ModuleTensors, PreparedWeights, Variants
 from model.spec.errors import CheckpointError, DeviceError
 from model.spec.memory import format_bytes
@@ -32,8 +33,6 @@ from model.transformer.streamed_blocks import lock_pages
 
 logger = logging.getLogger(__name__)
 
-SEPARATOR = "___lorahyphen___"  # replaces the dots of a module path
-PREFIX = "lora" + SEPARATOR
 DOWN, ALPHA = "lora_down.weight", "alpha_scale"
 UP = re.compile(r"lora_up\.(?:blocks\.(\d+)\.)?weight")
 
@@ -271,10 +270,10 @@ def _linears(transformer: nn.Module) -> dict[str, nn.Linear]:
 
 def _parse(path: Path, key: str) -> tuple[str, str]:
     """Split a key into the module path and the name of the tensor."""
-    module, _, piece = key.removeprefix(PREFIX).partition(".")
+    module, piece = split_key(key)
     if not key.startswith(PREFIX) or not (piece in (DOWN, ALPHA) or UP.fullmatch(piece)):
         raise LoraError(path, f"{key} is no LoRA key")
-    return module.replace(SEPARATOR, "."), piece
+    return module, piece
 
 
 def _low_rank(path: Path, found: Mapping[str, str]) -> LowRank:

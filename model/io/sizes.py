@@ -1,30 +1,34 @@
 """Read the sizes of a checkpoint from the headers of its files, without torch and without reading weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from model.io.json_file import load_json
+from model.io.lora_keys import split_key
 from model.spec.errors import CheckpointError
-from model.spec.memory import WAN_CHANNELS, CheckpointSizes
+from model.spec.memory import WAN_CHANNELS, CheckpointSizes, Setup
 from model.transformer.config import load_dit_config, quantised_weights, stays_float32
 from model.weights.manifest import check_complete
+
+SCALE_BYTES = 4  # of a row of a matrix in fp8
 
 
 def read_sizes(checkpoint: Path) -> CheckpointSizes:
     """Return the sizes of a checkpoint. Raises CheckpointError if a file is missing or cannot be read."""
     check_complete(checkpoint)
     config = load_dit_config(checkpoint / "dit" / "config.json")
-    transformer = dict(_tensors(checkpoint / "dit"))
+    transformer = {name: prod(shape) for name, shape in _shapes_in(checkpoint / "dit")}
     quantised = quantised_weights(config.depth)
     return CheckpointSizes(
         transformer=sum(transformer.values()),
         quantised=sum(size for name, size in transformer.items() if name in quantised),
         float32=sum(size for name, size in transformer.items() if stays_float32(name)),
-        text_encoder=sum(size for _, size in _tensors(checkpoint / "text_encoder")),
-        vae=sum(size for _, size in _tensors(checkpoint / "vae")),
+        text_encoder=sum(prod(shape) for _, shape in _shapes_in(checkpoint / "text_encoder")),
+        vae=sum(prod(shape) for _, shape in _shapes_in(checkpoint / "vae")),
         width=config.hidden_size,
         depth=config.depth,
         blocks=sum(size for name, size in transformer.items() if name.startswith("blocks.")),
@@ -32,15 +36,55 @@ def read_sizes(checkpoint: Path) -> CheckpointSizes:
     )
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield the name and the number of elements of each tensor of a folder."""
+def read_prepared_bytes(checkpoint: Path, setup: Setup) -> int:
+    """Return the host memory that the weights which LoRAs change take, merged with each and without.
+
+    Raises CheckpointError if a file is missing or cannot be read.
+    """
+    files = sorted((checkpoint / "lora").glob("*.safetensors"))
+    loras = [{split_key(key)[0] for key, _ in _shapes_of(path)} for path in files]
+    config = load_dit_config(checkpoint / "dit" / "config.json")
+    return prepared_bytes(dict(_shapes_in(checkpoint / "dit")), loras, config.depth, setup)
+
+
+def prepared_bytes(
+    shapes: Mapping[str, Sequence[int]], loras: Sequence[AbstractSet[str]], depth: int, setup: Setup
+) -> int:
+    """Return the bytes of `model.io.prepared_weights`, without what aligns tensors.
+
+    Args:
+        shapes: shape of each tensor of the transformer.
+        loras: the modules that each LoRA changes.
+        depth: blocks of the transformer.
+        setup: how the group runs it.
+    """
+    quantised = quantised_weights(depth) if setup.fp8 else frozenset()
+
+    def weight_bytes(module: str) -> int:
+        name = f"{module}.weight"
+        size, num_rows = prod(shapes[name]), shapes[name][0]
+        if name in quantised:
+            return size + SCALE_BYTES * num_rows
+        return size * (4 if stays_float32(name) else setup.element_bytes)
+
+    base = set[str]().union(*loras)
+    return sum(weight_bytes(module) for modules in (base, *loras) for module in modules)
+
+
+def _shapes_in(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """Yield the name and the shape of each tensor of a folder."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(folder, "has no safetensors file")
     for path in files:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
-                    yield name, prod(file.get_slice(name).get_shape())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(path, f"cannot be read: {error}") from error
+        yield from _shapes_of(path)
+
+
+def _shapes_of(path: Path) -> Iterator[tuple[str, list[int]]]:
+    """Yield the name and the shape of each tensor of a file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                yield name, file.get_slice(name).get_shape()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error

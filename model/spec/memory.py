@@ -310,6 +310,23 @@ def host_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) 
     return blocks + (sizes.text_encoder * setup.element_bytes if encoder else 0)
 
 
+def machine_host_bytes(sizes: CheckpointSizes, setup: Setup, num_ranks: int, num_leaders: int) -> int:
+    """Return the bytes of weights that all ranks of a machine keep in its memory, without those of LoRAs."""
+    leader, other = (host_bytes(sizes, setup, is_leader=is_leader) for is_leader in (True, False))
+    return num_leaders * leader + (num_ranks - num_leaders) * other
+
+
+def lora_memory_bytes(limit_gib: float | None, memory_bytes: int, other_bytes: int) -> int:
+    """Return the memory of a host that weights merged with LoRAs may take, all ranks together.
+
+    Args:
+        limit_gib: the operator's limit; None for half of what other weights leave.
+        memory_bytes: memory of the machine.
+        other_bytes: what the other weights of its ranks take (`machine_host_bytes`).
+    """
+    return max(0, memory_bytes - other_bytes) // 2 if limit_gib is None else round(limit_gib * GIB)
+
+
 def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return the peak of a forward on one rank, without weights and without keys and values of text."""
     tokens = stage.num_frames * stage.tokens_of_frame - stage.cached_tokens

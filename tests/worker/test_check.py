@@ -46,6 +46,7 @@ def settings(redis_server, tmp_path) -> WorkerSettings:
 def released(monkeypatch):
     """Let the checkpoint have the sizes and limits of the released weights."""
     monkeypatch.setattr(check, "read_sizes", lambda _: RELEASED)
+    monkeypatch.setattr(check, "read_prepared_bytes", lambda *_: 72 << 30)
     monkeypatch.setattr(check, "load_limits", lambda _: LIMITS)
     monkeypatch.setattr(check, "_check_torch", lambda *, on_cpu: check.Finding("ok", "PyTorch"))
 
@@ -183,4 +184,16 @@ def test_weights_in_host_memory_are_added_up(settings, monkeypatch):
     monkeypatch.setattr(check, "host_memory_bytes", lambda: 64 << 30)
     assert problems(four, gpus(24, 24, 24, 24)) == ["host memory: 116.0 GiB of weights, of 64.0 GiB"]
     on_device = four.model_copy(update={"stream_weights": False, "text_encoder": "device"})
-    assert "host memory" not in texts(on_device, gpus(141, 141, 141, 141), "ok")
+    assert "host memory: " not in texts(on_device, gpus(141, 141, 141, 141), "ok")
+
+
+@pytest.mark.usefixtures("released")
+def test_merged_weights_are_counted_once_for_all_ranks_if_they_may_be_kept(settings, monkeypatch):
+    eight = settings.model_copy(update={"ranks": 8, "context_parallel": 1, "text_encoder": "device"})
+    monkeypatch.setattr(check, "host_memory_bytes", lambda: 256 << 30)
+    found = texts(eight, gpus(*[141] * 8), "ok")
+    assert "LoRAs: kept merged in 72.0 GiB of host memory, once for all ranks" in found
+    assert "host memory: 72.0 GiB of weights, of 256.0 GiB" in found
+    limited = eight.model_copy(update={"lora_memory_gib": 40})
+    note = texts(limited, gpus(*[141] * 8), "note")
+    assert "merged weights may take 40.0 GiB (LORA_MEMORY_GIB) and need 72.0 GiB of host memory" in note

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from model.spec.memory import TextEncoderOption
 from tests.architecture.source import ROOT
 from tests.servers import free_port
-from worker.host_memory import host_memory_bytes
 from worker.settings import (
     Endpoint,
     RankSetup,
@@ -231,12 +230,10 @@ def test_text_encoder_is_placed_as_the_model_can(monkeypatch):
     assert WorkerSettings().rank_setup(Path("/run/sock")).text_encoder == "offload"
 
 
-def test_merged_weights_may_take_half_of_the_memory_by_default(monkeypatch):
-    half = host_memory_bytes() // 2
-    assert WorkerSettings().rank_setup(Path("/run/sock")).lora_memory_bytes == half
-    for gib, expected in (("0", 0), ("1.5", 3 << 29)):
-        monkeypatch.setenv("LONGCAT_LORA_MEMORY_GIB", gib)
-        assert WorkerSettings().rank_setup(Path("/run/sock")).lora_memory_bytes == expected
+def test_ranks_are_told_how_much_memory_merged_weights_may_take(monkeypatch):
+    assert WorkerSettings().rank_setup(Path("/run/sock")).lora_memory_gib is None
+    monkeypatch.setenv("LONGCAT_LORA_MEMORY_GIB", "1.5")
+    assert WorkerSettings().rank_setup(Path("/run/sock")).lora_memory_gib == 1.5
 
 
 def test_fp8_is_off_by_default(monkeypatch):

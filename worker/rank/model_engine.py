@@ -23,12 +23,13 @@ from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.spec.errors import DeviceError
-from model.spec.memory import GIB, MemoryBudget, Setup, weight_bytes
+from model.spec.memory import GIB, MemoryBudget, Setup, lora_memory_bytes, machine_host_bytes, weight_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
 from model.transformer.fp8 import E4M3
+from worker.host_memory import host_memory_bytes
 from worker.messages import RunJob
 from worker.rank.capability import ORDER_VERSIONS, plan_memory, tasks_with
 from worker.rank.engine import Engine, InputsRead
@@ -138,7 +139,14 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
         warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
     weights = fingerprints(setup.checkpoint)
     if setup.lora_memory:
-        pipeline.lora.prepare(LoraMemory(setup.lora_memory, setup.lora_memory_bytes), repr(weights))
+        others = machine_host_bytes(
+            read_sizes(setup.checkpoint),
+            needs,
+            setup.num_groups * setup.ranks_per_node,
+            setup.num_groups if setup.node_rank == 0 else 0,
+        )
+        max_bytes = lora_memory_bytes(setup.lora_memory_gib, host_memory_bytes(), others)
+        pipeline.lora.prepare(LoraMemory(setup.lora_memory, max_bytes), repr(weights))
     is_first_of_node = dist.get_node_local_rank(fallback_rank=0) == 0
     known = weights if is_first_of_node else {}
     return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, known, memory)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.io.sizes import read_sizes
+from model.io.sizes import read_prepared_bytes, read_sizes
 from model.pipeline.pipeline import Pipeline
 from model.spec.errors import CheckpointError
 from model.spec.memory import Setup, transformer_bytes
@@ -36,6 +36,15 @@ def test_bytes_of_the_transformer_are_those_of_the_loaded_module(tiny_checkpoint
     dit = Pipeline.load(tiny_checkpoint, dtype).dit
     expected = sum(parameter.nbytes for parameter in dit.parameters())
     assert transformer_bytes(read_sizes(tiny_checkpoint), Setup(element_bytes=dtype.itemsize)) == expected
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_of_merged_weights_are_those_that_are_kept(tiny_checkpoint, lora_memory, dtype, fp8):
+    Pipeline.load(tiny_checkpoint, dtype, fp8=fp8).lora.prepare(lora_memory, "weights")
+    setup = Setup(element_bytes=dtype.itemsize, fp8=fp8)
+    kept = lora_memory.path.stat().st_size
+    assert read_prepared_bytes(tiny_checkpoint, setup) == pytest.approx(kept, rel=0.02)
 
 
 @pytest.mark.parametrize("part", ["dit", "text_encoder", "vae"])

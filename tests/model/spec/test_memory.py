@@ -17,6 +17,8 @@ from model.spec.memory import (
     choose_text_encoder,
     encode_text_bytes,
     forward_bytes,
+    lora_memory_bytes,
+    machine_host_bytes,
     memory_needed,
     weight_bytes,
 )
@@ -169,3 +171,20 @@ class TestBudget:
     def test_equal_budgets_have_one_name(self):
         budgets = [MemoryBudget(size, RELEASED, setup) for size in (1, 2) for setup in (Setup(1), Setup(2))]
         assert len({budget.digest for budget in [*budgets, *budgets]}) == 4
+
+
+def test_merged_weights_may_take_half_of_the_memory_that_other_weights_leave():
+    assert [lora_memory_bytes(None, 100, others) for others in (0, 60, 100, 200)] == [50, 20, 0, 0]
+
+
+@pytest.mark.parametrize(("gib", "expected"), [(0, 0), (1.5, 3 << 29)])
+def test_limit_of_the_operator_on_merged_weights_holds_whatever_others_take(gib, expected):
+    assert lora_memory_bytes(gib, 100, 200) == expected
+
+
+def test_host_holds_the_text_encoders_of_leaders_and_the_streamed_blocks_of_all_ranks():
+    setup = Setup(ranks=2, stream_weights=True, text_encoder="offload")
+    blocks = machine_host_bytes(RELEASED, setup, num_ranks=4, num_leaders=0)
+    assert blocks == 4 * machine_host_bytes(RELEASED, setup, num_ranks=1, num_leaders=0)
+    encoders = 2 * 2 * RELEASED.text_encoder
+    assert machine_host_bytes(RELEASED, setup, num_ranks=4, num_leaders=2) == blocks + encoders

@@ -43,16 +43,16 @@ def test_operators_limit_on_memory_is_published(checkpoint, monkeypatch, tmp_pat
     assert printed.memory.setup.element_bytes == 4
 
 
-@pytest.mark.parametrize("limit_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("limit_gib", [0, None])
 def test_engine_keeps_merged_weights_in_the_memory_that_it_may_use(
-    checkpoint, monkeypatch, tmp_path, limit_bytes
+    checkpoint, monkeypatch, tmp_path, limit_gib
 ):
     monkeypatch.setenv("LONGCAT_DEVICE", "cpu")
     descriptor = os.memfd_create("test")
-    update = {"lora_memory": Path(f"/proc/self/fd/{descriptor}"), "lora_memory_bytes": limit_bytes}
+    update = {"lora_memory": Path(f"/proc/self/fd/{descriptor}"), "lora_memory_gib": limit_gib}
     setup = WorkerSettings(checkpoint=checkpoint).rank_setup(tmp_path / "socket").model_copy(update=update)
     load_engine(setup, SINGLE)
-    assert (os.fstat(descriptor).st_size > 0) == (limit_bytes > 0)
+    assert (os.fstat(descriptor).st_size > 0) == (limit_gib is None)
     os.close(descriptor)
 
 
