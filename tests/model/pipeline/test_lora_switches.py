@@ -1,0 +1,69 @@
+"""Changes of LoRA and bytes read from the checkpoint, counted over several jobs and over a long video."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from model.io.checkpoint import Weights
+from model.io.lora import LoraMerger
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
+from tests.model.rank_jobs import latents_of
+
+BASE: dict[str, object] = {}
+DISTILLED, REFINED = {"distilled": True}, {"refine": True}
+MIXED = [BASE, DISTILLED, REFINED, BASE, DISTILLED, DISTILLED, BASE, REFINED, DISTILLED, BASE]
+LONG = {"distilled": True, "refine": True, "num_segments": 4, "num_condition_frames": 5, "num_frames": 9}
+
+
+@pytest.fixture
+def counts(monkeypatch) -> Counter[str]:
+    """Count changes of LoRA, and the bytes of tensors that they read from the checkpoint."""
+    counts: Counter[str] = Counter()
+    read, switch = Weights.read, LoraMerger.switch
+
+    def counting_read(weights, name, like, device):
+        tensor = read(weights, name, like, device)
+        counts["bytes"] += tensor.nbytes
+        return tensor
+
+    def counting_switch(merger, name):
+        counts["switches"] += name != merger.active
+        switch(merger, name)
+
+    monkeypatch.setattr(Weights, "read", counting_read)
+    monkeypatch.setattr(LoraMerger, "switch", counting_switch)
+    return counts
+
+
+def run(checkpoint, memory, counts, jobs):
+    """Run jobs. Return their latents, after the counts of the preparation were dropped."""
+    pipeline = Pipeline.load(checkpoint, torch.float32)
+    if memory:
+        pipeline.lora.prepare(memory, "weights")
+    counts.clear()
+    defaults = {"num_frames": 5, "num_inference_steps": 1}
+    requests = []
+    for job in jobs:
+        plan = resolve(GenerationParams(**{**defaults, **job}), Inputs(), pipeline.limits)
+        requests.append(Request(plan, ("a cat",), seed=3))
+    return latents_of(pipeline, requests)
+
+
+@pytest.mark.parametrize(("jobs", "switches"), [(MIXED, 9), ([LONG], 8)])
+def test_changes_of_lora_read_nothing_once_all_are_prepared(
+    tiny_checkpoint, lora_memory, counts, jobs, switches
+):
+    from_files = run(tiny_checkpoint, None, counts, jobs)
+    assert counts["switches"] == switches
+    assert counts["bytes"] > 0
+    from_memory = run(tiny_checkpoint, lora_memory, counts, jobs)
+    assert counts == {"switches": switches}
+    for expected, ours in zip(from_files, from_memory, strict=True):
+        assert expected
+        assert all(map(torch.equal, expected, ours))
