@@ -1,0 +1,191 @@
+"""The ranks of a worker are divided by need and by gain, in blocks that always fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from worker.supervisor.allocation import JobInHand, choose_widths, place, wants_another
+
+CHANGE_S = 1.0
+WIDTHS = (1, 2, 4, 8)
+
+
+def job(
+    job_id: str,
+    work_s: float,
+    deadline_s: float | None = None,
+    width: int = 0,
+    widths: tuple[int, ...] = WIDTHS,
+) -> JobInHand:
+    """Return a job that loses a twentieth with each doubling of its width."""
+    remaining_s = {each: work_s / each * 1.05 ** each.bit_length() for each in widths}
+    return JobInHand(job_id, remaining_s, deadline_s, width)
+
+
+class TestWidths:
+    def test_one_job_has_all_ranks(self):
+        assert choose_widths([job("a", 100)], 8, CHANGE_S) == {"a": 8}
+
+    def test_equal_jobs_share_the_ranks(self):
+        jobs = [job(name, 100) for name in "abcd"]
+        assert choose_widths(jobs, 8, CHANGE_S) == dict.fromkeys("abcd", 2)
+
+    def test_new_job_takes_ranks_from_a_wide_one(self):
+        assert choose_widths([job("a", 100, width=8), job("b", 100)], 8, CHANGE_S) == {"a": 4, "b": 4}
+
+    def test_ranks_of_an_ended_job_go_to_the_others(self):
+        assert choose_widths([job("a", 100, width=4)], 8, CHANGE_S) == {"a": 8}
+
+    def test_late_job_that_can_be_saved_takes_ranks_from_one_that_can_spare_them(self):
+        jobs = [job("late", 100, deadline_s=60, width=1), job("easy", 100, deadline_s=900, width=1)]
+        assert choose_widths(jobs, 2, CHANGE_S)["late"] == 1  # `easy` has no rank to spare
+        jobs = [job("late", 100, deadline_s=60, width=1), job("easy", 100, deadline_s=900, width=2)]
+        assert choose_widths(jobs, 4, CHANGE_S) == {"late": 2, "easy": 2}
+        jobs = [job("late", 100, deadline_s=60, width=2), job("easy", 200, deadline_s=900, width=4)]
+        assert choose_widths([*jobs, job("new", 100, 70)], 8, CHANGE_S) == {"late": 2, "easy": 4, "new": 2}
+
+    def test_no_job_becomes_late_to_save_another(self):
+        jobs = [job("late", 100, deadline_s=40, width=2), job("close", 100, deadline_s=60, width=2)]
+        assert choose_widths(jobs, 4, CHANGE_S) == {"late": 2, "close": 2}
+
+    def test_job_that_more_ranks_cannot_save_takes_none(self):
+        jobs = [job("lost", 1000, deadline_s=10, width=1), job("easy", 100, deadline_s=900, width=1)]
+        assert choose_widths(jobs, 2, CHANGE_S) == {"lost": 1, "easy": 1}
+
+    def test_small_saving_is_not_worth_a_change(self):
+        assert choose_widths([job("a", 5, width=4)], 8, CHANGE_S) == {"a": 4}
+        assert choose_widths([job("a", 50, width=4)], 8, CHANGE_S) == {"a": 8}
+
+    def test_widths_that_a_job_cannot_have_are_left_out(self):
+        jobs = [job("large", 100, widths=(4, 8)), job("small", 100, widths=(1, 2))]
+        assert choose_widths(jobs, 8, CHANGE_S) == {"large": 4, "small": 2}
+
+    def test_job_waits_if_no_width_that_it_can_have_is_left(self):
+        jobs = [job("a", 100, widths=(8,), width=8), job("b", 100, widths=(4, 8))]
+        assert choose_widths(jobs, 8, CHANGE_S) == {"a": 8, "b": 0}
+
+    @given(st.data())
+    def test_widths_are_possible_fit_and_leave_no_job_without_ranks(self, data: st.DataObject):
+        num_ranks = data.draw(st.sampled_from([2, 4, 8, 16]))
+        jobs = data.draw(_jobs(num_ranks))
+        widths = choose_widths(jobs, num_ranks, CHANGE_S)
+        assert sum(widths.values()) <= num_ranks
+        assert all(widths[each.job_id] in each.remaining_s for each in jobs)
+
+    @given(st.data())
+    def test_a_second_look_changes_nothing(self, data: st.DataObject):
+        jobs = data.draw(_jobs(8))
+        widths = choose_widths(jobs, 8, CHANGE_S)
+        again = [
+            JobInHand(each.job_id, each.remaining_s, each.deadline_s, widths[each.job_id]) for each in jobs
+        ]
+        assert choose_widths(again, 8, CHANGE_S) == widths
+
+    def test_steady_load_changes_widths_only_when_jobs_come_and_go(self):
+        """Eight ranks, a job of 100 s each 25 s, a look every second: the widths settle."""
+        remaining: dict[str, float] = {}
+        widths: dict[str, int] = {}
+        num_changes = 0
+        for second in range(2000):
+            if second % 25 == 0:
+                remaining[f"job-{second}"] = 100.0
+            jobs = [job(name, left_s, width=widths.get(name, 0)) for name, left_s in remaining.items()]
+            chosen = choose_widths(jobs, 8, CHANGE_S)
+            num_changes += sum(chosen[name] != width for name, width in widths.items() if name in chosen)
+            widths = chosen
+            remaining = {
+                name: left_s - widths[name] / 1.05 ** widths[name].bit_length()
+                for name, left_s in remaining.items()
+                if left_s > widths[name]
+            }
+        assert len(remaining) <= 2
+        assert num_changes <= 2 * 2000 / 25
+
+
+@st.composite
+def _jobs(draw: st.DrawFn, num_ranks: int) -> list[JobInHand]:
+    """Return jobs that can run on one rank, with present widths that fit."""
+    powers = [1 << exponent for exponent in range(num_ranks.bit_length())]
+    jobs: list[JobInHand] = []
+    for number in range(draw(st.integers(0, num_ranks))):
+        left = num_ranks - sum(each.width for each in jobs)
+        width = draw(st.sampled_from([0, *(power for power in powers if power <= left)]))
+        deadline_s = draw(st.none() | st.floats(-100, 1000))
+        jobs.append(job(str(number), draw(st.floats(0.1, 600)), deadline_s, width, tuple(powers)))
+    return jobs
+
+
+class TestWantsAnother:
+    def test_worker_without_jobs_does(self):
+        assert wants_another([], 8, CHANGE_S)
+
+    def test_worker_whose_jobs_can_spare_ranks_does(self):
+        assert wants_another([job("a", 100, deadline_s=900, width=8)], 8, CHANGE_S)
+        assert wants_another([job("a", 100, width=8)], 8, CHANGE_S)
+
+    def test_worker_whose_job_needs_all_ranks_does_not(self):
+        assert not wants_another([job("a", 100, deadline_s=20, width=8)], 8, CHANGE_S)
+
+    def test_job_that_is_late_anyway_keeps_none_away(self):
+        assert wants_another([job("a", 1000, deadline_s=20, width=8)], 8, CHANGE_S)
+
+    def test_worker_with_a_job_on_each_rank_does_not(self):
+        assert not wants_another([job(name, 100, width=1) for name in "ab"], 2, CHANGE_S)
+
+
+class TestPlace:
+    def test_blocks_that_fit_stay(self):
+        present = {"a": range(2, 4), "b": range(4, 8)}
+        assert place({"a": 2, "b": 4, "c": 2}, present, 8) == {**present, "c": range(2)}
+
+    def test_narrower_job_stays_within_its_block(self):
+        assert place({"a": 2, "b": 4}, {"a": range(4, 8)}, 8) == {"a": range(4, 6), "b": range(4)}
+
+    def test_wider_job_grows_around_its_block(self):
+        assert place({"a": 4}, {"a": range(6, 8)}, 8) == {"a": range(4, 8)}
+
+    def test_as_few_jobs_as_possible_move(self):
+        present = {"a": range(1), "b": range(4, 5), "c": range(5, 6)}
+        blocks = place({"a": 1, "b": 1, "c": 1, "wide": 4}, present, 8)
+        assert blocks["wide"] == range(4)
+        assert (blocks["b"], blocks["c"]) == (present["b"], present["c"])
+
+    def test_waiting_job_has_no_block(self):
+        assert place({"a": 0, "b": 8}, {"a": range(8)}, 8) == {"b": range(8)}
+
+    def test_more_ranks_than_there_are_are_refused(self):
+        with pytest.raises(ValueError, match="more than 4"):
+            place({"a": 4, "b": 1}, {}, 4)
+
+    @given(st.data())
+    def test_all_widths_that_fit_in_number_fit_in_aligned_blocks(self, data: st.DataObject):
+        num_ranks = data.draw(st.sampled_from([2, 4, 8, 16]))
+        present = place(data.draw(_widths(num_ranks)), {}, num_ranks)
+        widths = data.draw(_widths(num_ranks))
+        blocks = place(widths, present, num_ranks)
+        assert {job_id: len(block) for job_id, block in blocks.items()} == {
+            job_id: width for job_id, width in widths.items() if width
+        }
+        assert all(block.start % len(block) == 0 and block.stop <= num_ranks for block in blocks.values())
+        by_start = sorted(blocks.values(), key=lambda block: block.start)
+        assert all(block.stop <= following.start for block, following in pairwise(by_start))
+
+    @given(st.data())
+    def test_nothing_moves_if_no_width_changes(self, data: st.DataObject):
+        widths = data.draw(_widths(8))
+        present = place(widths, {}, 8)
+        assert place(widths, present, 8) == present
+
+
+@st.composite
+def _widths(draw: st.DrawFn, num_ranks: int) -> Mapping[str, int]:
+    widths: dict[str, int] = {}
+    while (left := num_ranks - sum(widths.values())) and draw(st.integers(0, 9)):
+        powers = [1 << exponent for exponent in range(left.bit_length())]
+        widths[str(len(widths))] = draw(st.sampled_from([0, *powers]))
+    return widths
