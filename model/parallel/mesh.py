@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,8 @@ class ContextParallel:
         cfg_group: in a branch, the process group of this rank and its counterpart in the other branch.
         weights_group: a second process group of all ranks of the group, over which they shard the weights of
             the transformer's blocks; None if each rank holds all weights.
+        wider: in a world whose ranks work alone or together, this rank's place in the block of each greater
+            width.
     """
 
     device: torch.device = CPU
@@ -44,6 +47,7 @@ class ContextParallel:
     cfg_rank: int = 0
     cfg_group: dist.ProcessGroup | None = None
     weights_group: dist.ProcessGroup | None = None
+    wider: "tuple[ContextParallel, ...]" = ()
 
     @property
     def is_leader(self) -> bool:
@@ -104,13 +108,15 @@ class StoreRendezvous:
 
 def join(
     device_type: str,
-    size: int | None,
+    size: int | Literal["auto"] | None,
     timeout_s: float,
     split_guidance: bool = True,
     rendezvous: FileRendezvous | StoreRendezvous | None = None,
     shard_weights: bool = False,
 ) -> ContextParallel:
     """Join the ranks that torchrun started, `size` (default: all) to a video. Raises GroupError.
+
+    If `size` is `auto`, each rank is alone, and `wider` has its place in the block of each greater width.
 
     `timeout_s` bounds each wait for another rank. For `split_guidance` and `shard_weights` see `divide`.
     Without `rendezvous` the ranks meet at the address that torchrun gives them, where a TCP server listens on
@@ -133,7 +139,21 @@ def join(
         device_id=device if device_type == "cuda" else None,
         **rendezvous.open(timeout) if rendezvous else {},
     )
+    if size == "auto":
+        return divide_into_blocks(device, split_guidance)
     return divide(device, size or dist.get_world_size(), split_guidance, shard_weights, timeout)
+
+
+def divide_into_blocks(device: torch.device, split_guidance: bool = True) -> ContextParallel:
+    """Form the process groups of all blocks: 2, 4, … consecutive ranks that can make a video together.
+
+    The first rank of a block is a multiple of its width, so each rank is in one block of each width. Blocks
+    without a common rank exchange nothing, so each can run a job of its own.
+    """
+    widths = takewhile(lambda width: width <= dist.get_world_size(), (2**n for n in count(1)))
+    return ContextParallel(
+        device=device, wider=tuple(divide(device, width, split_guidance) for width in widths)
+    )
 
 
 def divide(

@@ -111,6 +111,11 @@ class Pipeline:
             parallel=parallel,
         )
 
+    def on(self, parallel: ContextParallel) -> "Pipeline":
+        """Return a pipeline with the same weights that makes videos with other ranks. Raises GroupError."""
+        parallel.check_heads(self.dit.config.num_heads)
+        return replace(self, vae=self.vae.on(parallel), parallel=parallel)
+
     def generate(self, request: Request, resume: State | None = None) -> Iterator[Event]:
         """Generate a video, or resume from a state. The caller may stop between any two events.
 

@@ -18,15 +18,21 @@ from model.transformer.dit import Dit, TextKVs
 
 @dataclass(frozen=True)
 class _Entry:
-    """The texts that were projected last, and their keys and values."""
+    """The texts that were projected last by `branch`, and the keys and values of those that are local."""
 
+    branch: ContextParallel
     text: Float[Tensor, "all_texts l e"]
     mask: Int[Tensor, "all_texts l"]
     text_kv: TextKVs
 
-    def matches(self, text: Float[Tensor, "other_texts l e"], mask: Int[Tensor, "other_texts l"]) -> bool:
-        """Compare the texts with other ones."""
-        return torch.equal(self.text, text) and torch.equal(self.mask, mask)
+    def matches(
+        self,
+        branch: ContextParallel,
+        text: Float[Tensor, "other_texts l e"],
+        mask: Int[Tensor, "other_texts l"],
+    ) -> bool:
+        """Compare the branch, which decides what is local, and the texts with other ones."""
+        return self.branch is branch and torch.equal(self.text, text) and torch.equal(self.mask, mask)
 
 
 class TextKVCache:
@@ -48,10 +54,10 @@ class TextKVCache:
         mask: Int[Tensor, "all_texts l"],
     ) -> TextKVs:
         entry = self._entries.get(lora)
-        if entry and entry.matches(text, mask):
+        if entry and entry.matches(branch, text, mask):
             return entry.text_kv
         self._entries.pop(lora, None)
         del entry  # free the memory before it is needed again
         text_kv = project_local_texts(dit, branch, text, mask)
-        self._entries[lora] = _Entry(text, mask, text_kv)
+        self._entries[lora] = _Entry(branch, text, mask, text_kv)
         return text_kv

@@ -80,6 +80,10 @@ class Vae:
         vae = load_module(lambda: nn.Module.to(wan.from_config(config), dtype), weights, device)
         return cls(cast(WanVae, vae), parallel)
 
+    def on(self, parallel: ContextParallel) -> "Vae":
+        """Return a VAE with the same weights whose frames are divided over other ranks."""
+        return Vae(self._vae, parallel, channels_last=self._channels_last)
+
     @property
     def device(self) -> torch.device:
         """Return the device of the weights."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from model.io.checkpoint import open_safetensors
 from model.io.lora import LoraMemory
 from model.parallel import broadcast, halo
-from model.parallel.mesh import ContextParallel, divide
+from model.parallel.mesh import ContextParallel, divide, divide_into_blocks
 from model.parallel.sharded_blocks import ShardedBlocks, start_gather
 from model.parallel.sharding import gather, shard
 from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
@@ -23,6 +23,7 @@ from model.pipeline.events import Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
+from model.pipeline.state import State
 from model.spec.errors import CheckpointError, GroupError, LeaderError
 from model.transformer.block import Block
 from model.transformer.compile import fuse
@@ -151,6 +152,63 @@ def generate(parallel: ContextParallel, checkpoint: Path, request: Request, resu
         else [],
         "frames": torch.cat(frames) if frames else None,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A job runs on the block of `width` ranks from `first` on, for `steps` steps or to its end."""
+
+    job: int
+    first: int
+    width: int
+    steps: int | None = None
+
+
+def in_block(world: ContextParallel, width: int) -> ContextParallel:
+    """This rank's place in its block of a width."""
+    return next(each for each in (world, *world.wider) if each.size == width)
+
+
+def run_in_blocks(
+    parallel: ContextParallel,
+    checkpoint: Path,
+    folder: Path,
+    requests: list[Request],
+    rounds: list[list[Run]],
+) -> list[tuple[int, int, str, torch.Tensor]]:
+    """The latents of the stages that ended here: job, segment, stage, latents.
+
+    The runs of a round are in blocks that have no rank in common. Each job resumes where it was stopped.
+    """
+    world = divide_into_blocks(CPU)
+    whole = Pipeline.load(checkpoint, torch.float32, world)
+    latents = []
+    for runs in rounds:
+        for run in runs:
+            if run.first <= dist.get_rank() < run.first + run.width:
+                latents += run_in_block(whole.on(in_block(world, run.width)), folder, requests[run.job], run)
+        dist.barrier(parallel.group)  # the saved states are complete
+    return latents
+
+
+def run_in_block(
+    pipeline: Pipeline, folder: Path, request: Request, run: Run
+) -> list[tuple[int, int, str, torch.Tensor]]:
+    latents: list[tuple[int, int, str, torch.Tensor]] = []
+    steps = 0
+    saved = folder / f"{run.job}.safetensors"
+    is_leader = pipeline.parallel.is_leader
+    resume = State.load(saved) if is_leader and saved.exists() else None
+    for event in pipeline.generate(request, resume):
+        if isinstance(event, Latents):
+            latents.append((run.job, event.segment, event.stage, event.latents))
+        if isinstance(event, Stepped):
+            steps += 1
+            if steps == run.steps:
+                if is_leader:
+                    event.state.save(saved)
+                break
+    return latents
 
 
 def sharded(parallel: ContextParallel) -> ContextParallel:
@@ -360,3 +418,11 @@ def weights_of_replicas(parallel: ContextParallel) -> list[int]:
     assert shared is not None
     assert shared is not parallel.group
     return dist.get_process_group_ranks(shared)
+
+
+def places(parallel: ContextParallel) -> list[tuple[int, int, int]]:
+    """Width, rank and number of each block that this rank is in."""
+    world = divide_into_blocks(CPU)
+    assert world.size == 1
+    own = (1, 0, dist.get_rank())
+    return [own, *((block.size, block.rank, block.replica) for block in world.wider)]
