@@ -134,7 +134,7 @@ class Job(_Stored):
         group: the group that runs the job, or ran it last.
         requirement: what a group needs to run the job (`jobs.requirement`); None until it is known.
         gpu_ms: the GPU time of all attempts that have stopped, in ms.
-        num_gpus: the number of GPUs of the group that runs the job, or ran it last.
+        num_gpus: the number of GPUs that run the job, or ran it last.
         lost_gpu_ms: the part of `gpu_ms` whose work was lost: the job was requeued before it was saved.
         expected_gpu_ms: the GPU time that was expected at submission, in ms; 0 if nothing was known.
         gpu_hour_price: the operator's price for an hour of one GPU at submission, in `currency`.

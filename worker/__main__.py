@@ -25,7 +25,7 @@ from worker.health import HealthReporter
 from worker.launcher import EXIT_UNUSABLE, launch
 from worker.process import die_with_parent, hide_environment
 from worker.settings import WorkerSettings
-from worker.supervisor.app import build_supervisor
+from worker.supervisor.app import build_supervisors, serve_together
 
 
 def main() -> int:
@@ -48,20 +48,25 @@ def main() -> int:
 
 def _supervise(settings: WorkerSettings, options: argparse.Namespace) -> int:
     die_with_parent(options.parent, signal.SIGTERM)
-    supervisor = build_supervisor(
+    supervisors = build_supervisors(
         settings, options.group, HealthReporter(options.health_pipe).report, options.lora_memory
     )
+
+    def drain() -> None:
+        for supervisor in supervisors:
+            supervisor.request_drain()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: supervisor.request_drain())
+        signal.signal(number, lambda *_: drain())
     failures: list[threading.ExceptHookArgs] = []
 
     def drain_after_failure(failed: threading.ExceptHookArgs) -> None:
         logging.critical("a thread failed, so this supervisor drains", exc_info=failed.exc_value)
         failures.append(failed)
-        supervisor.request_drain()
+        drain()
 
     threading.excepthook = drain_after_failure
-    supervisor.serve()
+    serve_together(supervisors)
     return 1 if failures else 0
 
 

@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -147,7 +147,8 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
         yield _check_loading(sizes, setup, available)
     yield from _check_host_memory(sizes, setup, settings)
     for name, plan in plans.items():
-        yield _check_plan(name, memory_needed(sizes, plan, setup), available)
+        needs = {width: memory_needed(sizes, plan, replace(setup, ranks=width)) for width in settings.widths}
+        yield _check_plan(name, needs, available)
 
 
 def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Finding:
@@ -168,11 +169,15 @@ def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Find
     return Finding("problem", f"{text}; they take {sizes_with}")
 
 
-def _check_plan(name: str, need: MemoryNeed, available: int | None) -> Finding:
-    text = f"{name}: {format_bytes(need.total)}, most of it while it {_VERBS[need.phase]}"
+def _check_plan(name: str, needs: Mapping[int, MemoryNeed], available: int | None) -> Finding:
+    """Check that a plan fits with some number of ranks, given what it needs with each, fewest first."""
+    fitting = [width for width, need in needs.items() if available is None or need.total <= available]
+    width = fitting[0] if fitting else max(needs)
+    need, on_ranks = needs[width], f" on {width} GPUs" if len(needs) > 1 and width > 1 else ""
+    text = f"{name}: {format_bytes(need.total)}{on_ranks}, most of it while it {_VERBS[need.phase]}"
     if available is None:
         return Finding("note", text)
-    if need.total <= available:
+    if fitting:
         return Finding("ok", text)
     advice = "more ranks for each video may help"
     return Finding("note", f"{text}: does not fit into {format_bytes(available)}; {advice}")

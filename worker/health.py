@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Literal, get_args
 
 ReportedState = Literal["starting", "ready", "busy", "full", "broken", "draining"]
@@ -50,6 +50,29 @@ class HealthReporter:
             self._state, self._reported_at = state, now
             with suppress(OSError):
                 os.write(self._pipe, f"{state}\n".encode())
+
+
+class JointReports:
+    """Report the states of several event loops as one, each time that all of them have turned.
+
+    If one of them is stuck, so is the process. It takes jobs if one of them does.
+    """
+
+    def __init__(self, num_loops: int, report: Callable[[ReportedState], None]) -> None:
+        self._num_loops = num_loops
+        self._report = report
+        self._states: dict[int, ReportedState] = {}
+        self._lock = threading.Lock()
+
+    def report(self, loop: int, state: ReportedState) -> None:
+        """Report the state of an event loop."""
+        with self._lock:
+            self._states[loop] = state
+            if len(self._states) < self._num_loops:
+                return
+            taking_jobs = [each for each in self._states.values() if each in {"busy", "ready"}]
+            self._states.clear()
+        self._report(min(taking_jobs, default=state))
 
 
 class HealthReports:
@@ -127,7 +150,7 @@ def serve_health(host: str, port: int, groups: Callable[[], Sequence[GroupHealth
             """Log no probes."""
 
     with Server((host, port), Handler) as server:
-        thread = Thread(target=server.serve_forever, name="health", daemon=True)
+        thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
         thread.start()
         try:
             yield

@@ -198,7 +198,10 @@ def launch(settings: WorkerSettings) -> int:
     """Run all supervisors until SIGTERM or SIGINT. Return the exit status."""
     memory = create_lora_memory()
     launcher = Launcher(
-        settings.num_groups, partial(supervisor_command, memory), settings.stuck_s, open_files=[memory]
+        settings.num_supervisors,
+        partial(supervisor_command, memory),
+        settings.stuck_s,
+        open_files=[memory],
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.stop())

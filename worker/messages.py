@@ -8,6 +8,7 @@ stored in the job's record.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -28,7 +29,7 @@ CHECKPOINT_VERSION = 2
 Timings = dict[str, float]
 """Seconds that a job spent in each phase, over all its attempts."""
 
-SAVE_BEFORE_STOP: frozenset[StopReason] = frozenset({"preempt", "drain"})
+SAVE_BEFORE_STOP: frozenset[StopReason] = frozenset({"preempt", "drain", "resize"})
 """The reasons for which a job will be resumed: rank 0 saves a checkpoint before the job stops."""
 
 
@@ -130,6 +131,9 @@ class RunJob(_Message):
         timings_s: the times of earlier attempts.
         log_context: fields that every log line about the job carries, such as `job_id` and W3C's
             `traceparent`.
+        deadline_at: when the video is wanted.
+        width: the number of ranks that run it, in a world where that changes; every rank of the block gets
+            the message. None for all ranks of the group, which get it from rank 0.
     """
 
     type: Literal["run_job"] = "run_job"
@@ -140,10 +144,15 @@ class RunJob(_Message):
     resume: Checkpoint | None = None
     timings_s: Timings = Field(default_factory=dict)
     log_context: dict[str, str] = Field(default_factory=dict)
+    deadline_at: datetime | None = None
+    width: int | None = None
 
 
 class StopJob(_Message):
-    """Stop this job at the next event; save a checkpoint first if the reason is in `SAVE_BEFORE_STOP`."""
+    """Stop this job at the next event; save a checkpoint first if the reason is in `SAVE_BEFORE_STOP`.
+
+    A job stops for `resize` only where nothing has to be done again: after a step or a segment.
+    """
 
     type: Literal["stop_job"] = "stop_job"
     job_id: str
@@ -153,20 +162,33 @@ class StopJob(_Message):
 class Ready(_Message):
     """Report that every rank has loaded the model and waits for jobs.
 
-    `pids` are the processes of the ranks on the supervisor's machine.
+    `pids` are the processes of the ranks on the supervisor's machine, `widths` the numbers of ranks that can
+    run a job together.
     """
 
     type: Literal["ready"] = "ready"
     protocol_version: int = PROTOCOL_VERSION
     capability: Capability
     pids: tuple[int, ...]
+    widths: tuple[int, ...] = ()
+
+
+class RankConnected(_Message):
+    """Name the rank of a connection: the first message of each rank in a world where all have one."""
+
+    type: Literal["rank_connected"] = "rank_connected"
+    rank: int
 
 
 class JobStarted(_Message):
-    """Report that all ranks have received the order and rank 0 has read its inputs."""
+    """Report that all ranks have received the order and rank 0 has read its inputs.
+
+    `width` is that of the order.
+    """
 
     type: Literal["job_started"] = "job_started"
     job_id: str
+    width: int | None = None
 
 
 class ProgressReport(_Message):
@@ -254,7 +276,7 @@ JobMessage = (
 )
 """The messages of rank 0 about one job."""
 
-Message = RunJob | StopJob | Ready | JobMessage | GroupFailed
+Message = RunJob | StopJob | RankConnected | Ready | JobMessage | GroupFailed
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -69,10 +69,12 @@ class RankSetup(_Frozen):
         lora_memory_gib: how much of it they may use; None for half of what other weights leave.
         num_groups: groups of the worker on this machine.
         round_id: names one start of a group of several nodes.
+        elastic: the ranks are a world: a job has some of them, and its number changes.
     """
 
     socket: Path
     num_ranks: int
+    elastic: bool = False
     nodes: int = 1
     node_rank: int = 0
     node_timeout_s: float = 10.0
@@ -121,8 +123,10 @@ class WorkerSettings(SharedSettings):
     ranks: int = Field(
         default=1, ge=1, description="number of rank processes on this machine, one for each GPU"
     )
-    context_parallel: int | None = Field(
-        default=None, ge=1, description="ranks that generate one video together; default: all"
+    context_parallel: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default=None,
+        description="ranks that generate one video together; default: all. `auto`: each of the RANKS can run "
+        "a job of its own, and those that are idle join running jobs, by load and deadline",
     )
     nodes: int = Field(
         default=1,
@@ -253,6 +257,7 @@ class WorkerSettings(SharedSettings):
             raise ValueError(
                 f"RANKS ({self.ranks}) must be a multiple of CONTEXT_PARALLEL ({self.context_parallel})"
             )
+        self._check_elastic()
         if self.shard_weights and self.ranks_per_group == 1:
             raise ValueError("SHARD_WEIGHTS needs groups of at least two ranks: see RANKS, CONTEXT_PARALLEL")
         if self.shard_weights and self.stream_weights:
@@ -261,6 +266,16 @@ class WorkerSettings(SharedSettings):
         if self.device != "cpu" and visible and len(visible.split(",")) < self.ranks:
             raise ValueError(f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {visible}")
         return self
+
+    def _check_elastic(self) -> None:
+        if not self.is_elastic:
+            return
+        if self.ranks < 2 or self.ranks & (self.ranks - 1):
+            raise ValueError(
+                f"CONTEXT_PARALLEL=auto needs RANKS ({self.ranks}) to be a power of two, at least 2"
+            )
+        if self.shard_weights:
+            raise ValueError("CONTEXT_PARALLEL=auto cannot be combined with SHARD_WEIGHTS")
 
     @model_validator(mode="after")
     def _check_nodes(self) -> WorkerSettings:
@@ -286,9 +301,28 @@ class WorkerSettings(SharedSettings):
         return self
 
     @property
+    def is_elastic(self) -> bool:
+        """Return whether the ranks are one world, in which jobs change their number of ranks."""
+        return self.context_parallel == "auto"
+
+    @property
     def ranks_per_group(self) -> int:
-        """Return the number of ranks that generate one video together."""
+        """Return the number of ranks that generate one video together. In a world, each is a group."""
+        if self.context_parallel == "auto":
+            return 1
         return self.context_parallel or self.nodes * self.ranks
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Return the numbers of ranks that can generate a video together."""
+        if not self.is_elastic:
+            return (self.ranks_per_group,)
+        return tuple(2**n for n in range(self.ranks.bit_length()))
+
+    @property
+    def ranks_per_world(self) -> int:
+        """Return the number of ranks that are started together, on all machines."""
+        return self.ranks if self.is_elastic else self.ranks_per_group
 
     @property
     def local_ranks_per_group(self) -> int:
@@ -299,6 +333,11 @@ class WorkerSettings(SharedSettings):
     def num_groups(self) -> int:
         """Return the number of GPU groups, which run jobs independently."""
         return self.ranks // self.local_ranks_per_group
+
+    @property
+    def num_supervisors(self) -> int:
+        """Return the number of supervisor processes: one for each group, or one for all of a world."""
+        return 1 if self.is_elastic else self.num_groups
 
     def group_name(self, index: int) -> str:
         """Return the group's name, unique in Redis."""
@@ -317,7 +356,8 @@ class WorkerSettings(SharedSettings):
         """Return the settings of the ranks. Rank 0 connects to the socket `connect_to`."""
         return RankSetup(
             socket=connect_to,
-            num_ranks=self.ranks_per_group,
+            num_ranks=self.ranks_per_world,
+            elastic=self.is_elastic,
             nodes=self.nodes,
             node_rank=self.node_rank,
             node_timeout_s=self.node_timeout_s,
@@ -384,7 +424,7 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
         # Ranks stop on a message, not on a signal, so torchrun need not wait for them after a crash.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
     }
-    size = settings.local_ranks_per_group
+    size = settings.ranks_per_world // settings.nodes
     if settings.device != "cpu":
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible is not None else [str(i) for i in range(settings.ranks)]

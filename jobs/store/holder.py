@@ -22,9 +22,10 @@ from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.scripts import Scripts, fields_of, present, text, to_json, to_ms
 from jobs.store.submission import SCHEMA_VERSION as RECORD_VERSION
 
-StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost"]
+StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost", "resize"]
 """Why a job is to stop: its client cancelled it, it ran too long, a high-priority job needs its place,
-its worker shuts down, or another worker holds it by now."""
+its worker shuts down, another worker holds it by now, or its worker continues it with another number of
+ranks."""
 
 REQUIREMENTS_KEY = "longcat:requirements"
 READER = f"{RECORD_VERSION}.{ORDER_VERSION}"
@@ -92,9 +93,15 @@ class JobHolder:
         return [requirement for requirement in known if can_run(capability, requirement)]
 
     def renew_lease(
-        self, lease: Lease, progress: Progress | None = None, preempt_after_s: float | None = None
+        self,
+        lease: Lease,
+        progress: Progress | None = None,
+        preempt_after_s: float | None = None,
+        num_gpus: int | None = None,
     ) -> StopReason | None:
         """Renew the lease, store the progress, and return why the job is to stop, None if it is not.
+
+        GPU time is counted with `num_gpus` from now on; without it, their number stays.
 
         With `preempt_after_s`, a job of low priority is preempted for one of high priority that has waited
         that long and that the group can run.
@@ -105,6 +112,7 @@ class JobHolder:
             progress=to_json(progress),
             lease_ms=to_ms(lease.duration_s),
             preempt_after_ms=to_ms(preempt_after_s),
+            num_gpus=num_gpus,
             requirements=None if preempt_after_s is None else self.requirements(lease.capability),
         )
         return reason.decode() if reason else None  # type: ignore[return-value]

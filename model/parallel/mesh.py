@@ -54,9 +54,13 @@ class ContextParallel:
         """Tell whether this rank has the text encoder, the inputs and the random numbers."""
         return self.rank == 0
 
+    def divides(self, num_heads: int) -> bool:
+        """Return whether the attention heads divide evenly among the ranks."""
+        return num_heads % self.size == 0
+
     def check_heads(self, num_heads: int) -> None:
         """Raise GroupError unless the attention heads divide evenly among the ranks."""
-        if num_heads % self.size:
+        if not self.divides(num_heads):
             raise GroupError(f"{self.size} ranks cannot share {num_heads} attention heads evenly")
 
 

@@ -36,12 +36,17 @@ STEP_S = 0.08  # else steps of the small checkpoint are too short to be struck b
 class FaultyEngine:
     """Generate videos with another engine, and cause the faults of its group."""
 
-    def __init__(self, engine: Engine, folder: Path, group: str) -> None:
+    def __init__(self, engine: Engine, folder: Path, group: str, parallel: ContextParallel) -> None:
         self._engine = engine
+        self._folder = folder
+        self._parallel = parallel
         self._fault = folder / f"fault-{group}"
         self._log = StepLog(folder / "steps.log")
         self._group = group
-        self._rank = dist.get_rank()
+        self._rank = parallel.rank
+
+    def on(self, parallel: ContextParallel) -> FaultyEngine:
+        return FaultyEngine(self._engine.on(parallel), self._folder, self._group, parallel)
 
     @property
     def capability(self) -> Capability:
@@ -71,7 +76,9 @@ class FaultyEngine:
             case ["raises", number]:
                 if int(number) == self._rank:
                     raise RuntimeError("staged")
-                dist.barrier()  # as in a collective of the model: waits for the rank that failed
+                dist.barrier(
+                    self._parallel.group
+                )  # as in a collective of the model: waits for the rank that failed
             case ["memory"]:
                 raise MemoryError
             case ["disk"] if self._rank == 0:
@@ -82,12 +89,14 @@ class FaultyEngine:
         if self._rank == 0 and self._fault.exists():
             words = [self._fault.read_text()]
             self._fault.rename(self._fault.with_suffix(f".{job_id}"))
-        dist.broadcast_object_list(words, src=0)
+        if self._parallel.size > 1:
+            dist.broadcast_object_list(words, group=self._parallel.group, group_src=0)
         return str(words[0])
 
 
 def load(setup: RankSetup, parallel: ContextParallel) -> FaultyEngine:
-    return FaultyEngine(load_engine(setup, parallel), setup.checkpoint, setup.socket.parent.name)
+    engine = load_engine(setup, parallel)
+    return FaultyEngine(engine, setup.checkpoint, setup.socket.parent.name, parallel)
 
 
 if __name__ == "__main__":

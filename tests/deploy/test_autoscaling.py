@@ -62,7 +62,9 @@ def pool_states() -> st.SearchStrategy[PoolState]:
 
 
 @cache
-def scaled_object(*, gpus: int, context_parallel: int = 0, gpu_s_per_replica: float = 0) -> dict[str, Any]:
+def scaled_object(
+    *, gpus: int, context_parallel: int | str = 0, gpu_s_per_replica: float = 0
+) -> dict[str, Any]:
     pool = {
         "gpus": gpus,
         "contextParallel": context_parallel,
@@ -97,14 +99,15 @@ def samples_of(pools: list[PoolState], num_without_group: int, num_api: int = 2)
         ({"gpus": 1}, GPU_S_PER_GPU, 1),
         ({"gpus": 0}, GPU_S_PER_GPU, 1),
         ({"gpus": 8, "context_parallel": 4}, 8 * GPU_S_PER_GPU, 2),
+        ({"gpus": 8, "context_parallel": "auto"}, 8 * GPU_S_PER_GPU, 8),
         ({"gpus": 8, "gpu_s_per_replica": 900}, 900, 1),
     ],
-    ids=["one GPU", "CPU", "two groups", "configured"],
+    ids=["one GPU", "CPU", "two groups", "elastic", "configured"],
 )
 @settings(deadline=None, max_examples=50)
 @given(pools=st.lists(pool_states(), max_size=2), num_without_group=st.integers(0, 3))
 def test_triggers_of_the_chart_want_what_the_simulated_rule_wants(
-    shape: dict[str, int],
+    shape: dict[str, Any],
     gpu_s_per_replica: float,
     groups_per_replica: int,
     pools: list[PoolState],

@@ -6,7 +6,7 @@ fault, at the second step of the first segment, on one rank or on all: `raises=1
 runs out of memory while it encodes the prompt.
 
 In the checkpoint folder, the file `dies_in_setup` contains the number of times that loading fails, and
-`steps.log` lists the steps that were run.
+`steps.log` lists the steps that were run, with the number of ranks.
 """
 
 from __future__ import annotations
@@ -90,9 +90,12 @@ class StagedEngine:
     """Generate frames that depend only on the seed, with the delays and faults of the prompt."""
 
     def __init__(self, log: Path, parallel: ContextParallel = SINGLE) -> None:
-        self._rank = dist.get_rank()
+        self._rank = parallel.rank
         self._log = log
         self._parallel = parallel
+
+    def on(self, parallel: ContextParallel) -> StagedEngine:
+        return StagedEngine(self._log, parallel)
 
     @property
     def capability(self) -> Capability:
@@ -117,7 +120,8 @@ class StagedEngine:
                 self._log_step(run.job_id, state.segment, step)
                 if (state.segment, step + 1) == (0, FAULTY_STEP):
                     script.cause_fault(self._rank, run.folder)
-                dist.barrier()
+                if self._parallel.size > 1:
+                    dist.barrier(self._parallel.group)
                 state = State(state.segment, "denoise", step + 1, state.random, latents=LATENTS)
                 yield Stepped("denoise", state.segment, step + 1, plan.num_inference_steps, state)
             yield Latents("denoise", state.segment, LATENTS)
@@ -140,7 +144,7 @@ class StagedEngine:
     def _log_step(self, job_id: str, segment: int, step: int) -> None:
         if self._rank == 0:
             with self._log.open("a") as log:
-                log.write(f"{job_id} {segment} {step}\n")
+                log.write(f"{job_id} {segment} {step} {self._parallel.size}\n")
 
 
 def frame(plan: Plan, seed: int, index: int) -> torch.Tensor:

@@ -126,8 +126,8 @@ class RunningWorker:
 
     def wait_until_ready(self) -> None:
         def is_ready() -> bool:
-            status = self.status()
-            return status is not None and status.state == "ready"
+            groups = list(live_groups(self.redis))
+            return bool(groups) and all(group.state == "ready" for group in groups)
 
         wait_until(is_ready, PATIENCE_S)
 
@@ -138,7 +138,13 @@ class RunningWorker:
         """Return the steps (segment, step) that were run for a job, including repeated ones."""
         log = self.checkpoint / "steps.log"
         lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-        return [(int(segment), int(step)) for name, segment, step in lines if name == job_id]
+        return [(int(segment), int(step)) for name, segment, step, _ in lines if name == job_id]
+
+    def widths(self, job_id: str) -> list[int]:
+        """Return the number of ranks of each of these steps."""
+        log = self.checkpoint / "steps.log"
+        lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+        return [int(width) for name, _, _, width in lines if name == job_id]
 
     def stored(self, job_id: str) -> list[str]:
         """Return the keys of the job's files in storage, without its prefix."""

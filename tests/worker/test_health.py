@@ -16,7 +16,15 @@ from stack.redis_server import RedisServer
 from tests.servers import free_port, redis_program
 from tests.waiting import wait_until
 from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
-from worker.health import HealthReporter, HealthReports, is_alive, is_ready, serve_health
+from worker.health import (
+    HealthReporter,
+    HealthReports,
+    JointReports,
+    ReportedState,
+    is_alive,
+    is_ready,
+    serve_health,
+)
 
 Answer = tuple[int, list[str]]
 
@@ -38,6 +46,34 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class TestJointReports:
+    @pytest.mark.parametrize(
+        ("states", "expected"),
+        [
+            (["ready", "busy"], "busy"),
+            (["full", "ready"], "ready"),
+            (["broken", "broken"], "broken"),
+            (["draining", "draining"], "draining"),
+        ],
+    )
+    def test_state_of_all_loops_is_that_of_one_that_takes_jobs(self, states, expected):
+        reported: list[ReportedState] = []
+        reports = JointReports(2, reported.append)
+        for loop, state in enumerate(states):
+            reports.report(loop, state)
+        assert reported == [expected]
+
+    def test_nothing_is_reported_while_a_loop_does_not_turn(self):
+        reported: list[ReportedState] = []
+        reports = JointReports(2, reported.append)
+        for _ in range(3):
+            reports.report(0, "ready")
+        assert reported == []
+        reports.report(1, "ready")
+        reports.report(1, "ready")
+        assert reported == ["ready"]
 
 
 class TestReports:

@@ -23,6 +23,7 @@ from worker.messages import (
     LastDecode,
     Message,
     ProgressReport,
+    RankConnected,
     Ready,
     RunJob,
     StageDone,
@@ -55,7 +56,8 @@ MESSAGES: list[Message] = [
         ),
         pids=(1, 2),
     ),
-    JobStarted(job_id="j"),
+    RankConnected(rank=3),
+    JobStarted(job_id="j", width=2),
     ProgressReport(
         job_id="j", progress=Progress(phase="denoise", step=1, num_steps=4), timings_s={"denoise": 0.5}
     ),

@@ -70,6 +70,46 @@ def test_incomplete_groups_are_refused(monkeypatch):
         WorkerSettings()
 
 
+def elastic(**changes: Any) -> WorkerSettings:
+    return WorkerSettings(**{"ranks": 4, "context_parallel": "auto", **changes})
+
+
+def test_each_rank_of_a_world_is_a_group_of_one_supervisor_process(monkeypatch):
+    monkeypatch.setenv("LONGCAT_CONTEXT_PARALLEL", "auto")
+    settings = WorkerSettings(ranks=4, device="cuda")
+    assert settings.is_elastic
+    assert (settings.num_groups, settings.ranks_per_group, settings.num_supervisors) == (4, 1, 1)
+    setup = settings.rank_setup(Path("/run/sock"))
+    assert (setup.num_ranks, setup.elastic, settings.widths) == (4, True, (1, 2, 4))
+    assert group_environment(settings, 0)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+
+
+def test_each_fixed_group_has_a_supervisor_process():
+    settings = WorkerSettings(ranks=4, context_parallel=2)
+    assert (settings.num_supervisors, settings.widths, settings.is_elastic) == (2, (2,), False)
+    assert not settings.rank_setup(Path("/run/sock")).elastic
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 6])
+def test_world_needs_a_power_of_two_of_ranks(ranks):
+    with pytest.raises(ValidationError, match=rf"auto needs RANKS \({ranks}\) to be a power of two"):
+        elastic(ranks=ranks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"shard_weights": True}, "CONTEXT_PARALLEL=auto cannot be combined with SHARD_WEIGHTS"),
+        ({"nodes": 2, "rendezvous": "10.0.0.1:29500"}, r"CONTEXT_PARALLEL \(auto\) must be absent"),
+        ({"context_parallel": "all"}, "context_parallel"),
+        ({"context_parallel": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_of_a_world_that_do_not_fit_are_refused(changes, rule):
+    with pytest.raises(ValidationError, match=rule):
+        elastic(**changes)
+
+
 def of_two_nodes(**changes: Any) -> WorkerSettings:
     return WorkerSettings(**{"nodes": 2, "rendezvous": "10.0.0.1:29500", **changes})
 

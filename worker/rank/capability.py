@@ -51,17 +51,20 @@ def plan_memory(
     text_encoder: TextEncoderOption,
     limit_gib: float | None,
     gpu_memory_gib: int | None,
+    widest: int | None = None,
 ) -> tuple[Setup, MemoryBudget | None]:
     """Place the text encoder. Return the setup with it, and the group's budget, None if it has no limit.
 
-    The last two arguments are those of `available_bytes`, in GiB. Raises CheckpointError.
+    `limit_gib` and `gpu_memory_gib` are those of `available_bytes`. `widest` is the number of ranks that can
+    make a video together if that changes; the budget is for so many. Raises CheckpointError.
     """
     available = available_bytes(gpu_memory_gib and gpu_memory_gib * GIB, limit_gib)
     sizes = read_sizes(checkpoint)
     plans = dict(typical_plans(load_limits(checkpoint), lora_names(checkpoint))).values()
     placement = choose_text_encoder(text_encoder, sizes, setup, plans, available)
     setup = replace(setup, text_encoder=placement)
-    return setup, None if available is None else MemoryBudget(available, sizes, setup)
+    budgeted = replace(setup, ranks=widest or setup.ranks)
+    return setup, None if available is None else MemoryBudget(available, sizes, budgeted)
 
 
 def lora_names(checkpoint: Path) -> tuple[str, ...]:
@@ -86,7 +89,12 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
         stream_weights=settings.stream_weights,
     )
     _, memory = plan_memory(
-        settings.checkpoint, setup, settings.text_encoder, settings.gpu_memory_gib, gpu_memory_gib
+        settings.checkpoint,
+        setup,
+        settings.text_encoder,
+        settings.gpu_memory_gib,
+        gpu_memory_gib,
+        widest=settings.ranks_per_world,
     )
     limits = load_limits(settings.checkpoint)
     return Capability(

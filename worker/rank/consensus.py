@@ -73,25 +73,30 @@ def _exit_failed_alone(on_failed_alone: Callable[[], None]) -> None:
 
 
 class Consensus:
-    """Communicate with all ranks of the group.
+    """Communicate with the ranks that run jobs together: the `size` consecutive ones around this rank.
 
-    `grace_s` is how long a rank that failed waits for the others to fail or to finish their event.
+    All ranks of the world create theirs together. `grace_s` is how long a rank that failed waits for the
+    others to fail or to finish their event. Without `size`, all ranks run jobs together.
     """
 
-    def __init__(self, grace_s: float) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    def __init__(self, grace_s: float, size: int | None = None) -> None:
+        self.size = size or dist.get_world_size()
+        self.rank = dist.get_rank() % self.size
         self._grace_s = grace_s
-        self._group = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
+        self._group: dist.ProcessGroup
+        self._group, _ = dist.new_subgroups(  # type: ignore[no-untyped-call]
+            self.size, backend="gloo", timeout=IDLE_TIMEOUT
+        )
 
     @property
     def is_leader(self) -> bool:
-        """Return whether this is rank 0, which talks to the supervisor."""
+        """Return whether this is the leader, which reports the jobs to the supervisor."""
         return self.rank == 0
 
     def broadcast(self, value: Value | None) -> Value:
         """Return the leader's value on all ranks. The other ranks wait for it."""
         values: list[Any] = [value]
-        dist.broadcast_object_list(values, src=0, group=self._group)
+        dist.broadcast_object_list(values, group_src=0, group=self._group)
         received: Value = values[0]
         return received
 

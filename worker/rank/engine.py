@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from jobs.capability import Capability
+from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Event
 from worker.messages import RunJob
 
@@ -22,6 +23,9 @@ class Engine(Protocol):
     @property
     def capability(self) -> Capability:
         """Return what the engine can generate."""
+
+    def on(self, parallel: ContextParallel) -> Self:
+        """Return an engine with the same weights that generates with other ranks. Raises GroupError."""
 
     def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
         """Yield the events of one job, `InputsRead` first. The device has finished what an event says."""

@@ -71,6 +71,7 @@ class Leader:
         plan, resume = run.order.plan, run.resume
         self._job_id = run.job_id
         self._folder = run.folder
+        self._width = run.width
         self._send = send
         self._get_stop_request = get_stop_request
         self._capability = capability
@@ -88,10 +89,21 @@ class Leader:
         self._state: State | None = None
         self._video: VideoFile | None = None
 
-    @property
-    def stop_request(self) -> StopReason | None:
-        """Return why the job is to stop, None while it is not."""
-        return self._get_stop_request()
+    def stop_request_at(self, event: InputsRead | Event) -> StopReason | None:
+        """Return why the job is to stop after this event, None if it is not.
+
+        A resize waits for an event after which the job resumes without doing anything again.
+        """
+        reason = self._get_stop_request()
+        if reason != "resize":
+            return reason
+        match event:
+            case Stepped():
+                return reason
+            case SegmentDone(segment) if segment != self._last_segment:
+                return reason
+            case _:
+                return None
 
     def raise_if_failed(self) -> None:
         """Raise the exception of background work that failed."""
@@ -101,7 +113,7 @@ class Leader:
         """Handle an event that all ranks have reached. Block while too many frames wait for the encoder."""
         match event:
             case InputsRead():
-                self._send(JobStarted(job_id=self._job_id))
+                self._send(JobStarted(job_id=self._job_id, width=self._width))
                 self._report(self._meter.enter("encode", self._meter.progress.segment))
             case Encoded(stage, segment):
                 self._report(self._meter.enter(stage, segment))

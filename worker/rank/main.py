@@ -3,6 +3,9 @@
 The rank loads the model once. The leader (rank 0) receives jobs from the supervisor and broadcasts them to
 the other ranks, and `worker.rank.run_job` runs each on all ranks. A rank that is not sound ends at once.
 torchrun then ends the others, and the supervisor starts a new group.
+
+In a world (`CONTEXT_PARALLEL=auto`) every rank receives from the supervisor the jobs that it takes part in,
+and the first rank of a job's block is its leader.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Never
 
@@ -27,7 +31,7 @@ from model.parallel.device import choose_device
 from model.parallel.mesh import ContextParallel, FileRendezvous, StoreRendezvous, join
 from model.spec.errors import GroupError
 from worker.channel import Channel, connect
-from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
+from worker.messages import GroupFailed, Message, RankConnected, Ready, RunJob, StopJob
 from worker.process import die_with_parent
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
@@ -50,18 +54,20 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
     supervisor: SupervisorConnection | None = None
-    if settings.node_rank == 0 and dist.get_node_local_rank(fallback_rank=0) == 0:  # the leader
+    rank = dist.get_node_local_rank(fallback_rank=0)
+    if settings.elastic or (settings.node_rank == 0 and rank == 0):
         supervisor = SupervisorConnection(connect(settings.socket), on_disconnect=exit_failed)
+        supervisor.send(RankConnected(rank=rank))
     try:
         parallel = join(
             choose_device(settings.device, settings.checkpoint),
-            None,
+            "auto" if settings.elastic else None,
             settings.collective_timeout_s,
             rendezvous=_rendezvous(settings),
             shard_weights=settings.shard_weights,
         )
-        consensus = Consensus(settings.error_grace_s)
-        _serve(load(settings, parallel), consensus, supervisor, settings)
+        world = Consensus(settings.error_grace_s)
+        _serve(_places(load(settings, parallel), parallel, world, settings), world, supervisor, settings)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it is
         traceback.print_exc()
         if supervisor:
@@ -80,32 +86,74 @@ def exit_failed() -> Never:
     os._exit(EXIT_FAILED)
 
 
+@dataclass(frozen=True)
+class Place:
+    """The place of this rank in the group, or in one of the blocks of its world.
+
+    Attributes:
+        engine: generates with the ranks of the block.
+        consensus: communicates with them.
+        unit_times: measured times of the jobs that they ran.
+    """
+
+    engine: Engine
+    consensus: Consensus
+    unit_times: UnitTimes = field(default_factory=dict)
+
+
+def _places(
+    engine: Engine, parallel: ContextParallel, world: Consensus, settings: RankSetup
+) -> dict[int, Place]:
+    """Return the place of this rank in a block of each width; of a fixed group, there is only one.
+
+    Widths that the engine refuses are left out.
+    """
+    if not settings.elastic:
+        return {world.size: Place(engine, world)}
+    places = {}
+    for block in (parallel, *parallel.wider):
+        with suppress(GroupError):
+            places[block.size] = Place(engine.on(block), Consensus(settings.error_grace_s, block.size))
+    return places
+
+
 def _serve(
-    engine: Engine, consensus: Consensus, supervisor: SupervisorConnection | None, settings: RankSetup
+    places: Mapping[int, Place],
+    world: Consensus,
+    supervisor: SupervisorConnection | None,
+    settings: RankSetup,
 ) -> Never:
     """Run one job after the other: the leader receives them, the other ranks get them from the leader."""
-    capability = engine.capability
-    pids, weights = zip(*consensus.all_gather((os.getpid(), capability.weights)), strict=True)
+    capability = places[min(places)].engine.capability
+    pids, weights = zip(*world.all_gather((os.getpid(), capability.weights)), strict=True)
     check_weights(weights)
     # The supervisor decides when a job stops. A signal to all processes must not interrupt a step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if supervisor:
+    if supervisor and world.is_leader:
         on_this_node = pids[: settings.ranks_per_node]
-        supervisor.send(Ready(capability=capability, pids=on_this_node))
-    unit_times: UnitTimes = {}
+        supervisor.send(Ready(capability=capability, pids=on_this_node, widths=tuple(places)))
     while True:
-        run = consensus.broadcast(supervisor.next_job() if supervisor else None)
+        run = supervisor.next_job() if supervisor else None
+        if not settings.elastic:
+            run = world.broadcast(run)
+        assert run is not None
+        place = places[run.width or world.size]
         with about(run.log_context):
-            logger.info("job started on rank %d", consensus.rank)
+            logger.info("job started on rank %d", world.rank)
             leader: Leader | None = None
-            if supervisor:
+            if supervisor and place.consensus.is_leader:
                 get_stop_request = partial(supervisor.stop_request, run.job_id)
                 leader = Leader(
-                    run, supervisor.send, get_stop_request, settings.video, unit_times, capability
+                    run,
+                    supervisor.send,
+                    get_stop_request,
+                    settings.video,
+                    place.unit_times,
+                    capability,
                 )
-            run_job(run, engine, consensus, leader)
-            logger.info("job ended on rank %d", consensus.rank)
+            run_job(run, place.engine, place.consensus, leader)
+            logger.info("job ended on rank %d", world.rank)
 
 
 def check_weights(of_ranks: Sequence[Mapping[str, str]]) -> None:

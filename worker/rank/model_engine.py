@@ -57,6 +57,11 @@ class ModelEngine:
         self._weights = dict(weights or {})
         self._memory = memory
 
+    def on(self, parallel: ContextParallel) -> ModelEngine:
+        """Return an engine with the same weights that generates with other ranks. Raises GroupError."""
+        pipeline = self._pipeline.on(parallel)
+        return ModelEngine(pipeline, self._dtype, self._model_id, self._weights, self._memory)
+
     @property
     def capability(self) -> Capability:
         """Return what the loaded checkpoint can generate. The first rank of a node knows the weights."""
@@ -111,14 +116,19 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     default = "bfloat16" if parallel.device.type == "cuda" else "float32"
     dtype = DTYPES[default if setup.dtype == "auto" else setup.dtype]
     needs = Setup(
-        setup.num_ranks,
+        parallel.size,
         dtype.itemsize,
         setup.fp8,
         shard_weights=setup.shard_weights,
         stream_weights=setup.stream_weights,
     )
     needs, memory = plan_memory(
-        setup.checkpoint, needs, setup.text_encoder, setup.gpu_memory_gib, _gpu_memory_gib(parallel)
+        setup.checkpoint,
+        needs,
+        setup.text_encoder,
+        setup.gpu_memory_gib,
+        _gpu_memory_gib(parallel),
+        widest=setup.num_ranks,
     )
     if parallel.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(parallel.device)
@@ -136,7 +146,10 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     )
     logger.info("loaded %s %s, text encoder: %s", setup.checkpoint, cost, needs.text_encoder)
     if fuse(pipeline.dit, setup.compile):
-        warm(pipeline.dit, resolve(GenerationParams(), Inputs(), pipeline.limits), MAX_TOKENS, parallel)
+        plan = resolve(GenerationParams(), Inputs(), pipeline.limits)
+        for place in (parallel, *parallel.wider):
+            if place.divides(pipeline.dit.config.num_heads):
+                warm(pipeline.dit, plan, MAX_TOKENS, place)
     weights = fingerprints(setup.checkpoint)
     if setup.lora_memory:
         others = machine_host_bytes(

@@ -18,7 +18,7 @@ from worker.rank.leader import Leader
 
 
 def run_job(run: RunJob, engine: Engine, consensus: Consensus, leader: Leader | None) -> None:
-    """Run a job until it is done, stops or fails. `leader` is None on all ranks but rank 0.
+    """Run a job until it is done, stops or fails. `leader` is None on all ranks but the first.
 
     Raises GroupBroken, and whatever a collective raises when another rank has died.
     """
@@ -60,4 +60,4 @@ def _next_event(
         return None, outcome_of(error)
     if event is None or leader is None:
         return event, StepOutcome()
-    return event, StepOutcome(stop_request=leader.stop_request)
+    return event, StepOutcome(stop_request=leader.stop_request_at(event))

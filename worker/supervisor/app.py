@@ -1,10 +1,11 @@
-"""Build the supervisor of one GPU group from the settings."""
+"""Build the supervisors of a worker process from the settings."""
 
 from __future__ import annotations
 
 import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from redis import Redis
@@ -21,7 +22,7 @@ from jobs.store.keys_version import check_redis
 from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import Replication
 from jobs.tracing import open_tracing
-from worker.health import ReportedState
+from worker.health import JointReports, ReportedState
 from worker.messages import Message
 from worker.settings import WorkerSettings, group_environment
 from worker.supervisor.checkpoints import CheckpointUploader
@@ -38,7 +39,8 @@ from worker.supervisor.events import (
 )
 from worker.supervisor.fetch import InputFetcher
 from worker.supervisor.finalize import Backends, Finalizer
-from worker.supervisor.gpu_group import GpuGroup, GroupLimits
+from worker.supervisor.gpu_group import GpuGroup, Group, GroupLimits
+from worker.supervisor.gpu_world import GpuWorld
 from worker.supervisor.group_process import GroupProcess, Launch
 from worker.supervisor.job import ClaimedJob, Completed
 from worker.supervisor.lease_renewer import LeaseRenewer
@@ -54,16 +56,65 @@ REDIS_DEADLINE_S = 2.0  # of one command; callers repeat it themselves
 REGISTRATION_TTL_S = 6.0
 
 
+def build_supervisors(
+    settings: WorkerSettings,
+    index: int,
+    report_health: Callable[[ReportedState], None],
+    lora_memory: int | None = None,
+) -> list[Supervisor]:
+    """Return the supervisors of one process: one for the group with this index, or all those of a world.
+
+    They call `report_health` each time that they have handled an event. `lora_memory` is the open file in
+    which the ranks of all groups keep merged weights.
+
+    Raises UnfitServer, and GroupTaken if another worker has the name of a group and does not give it up.
+    """
+    if not settings.is_elastic:
+        return [build_supervisor(settings, index, report_health, lora_memory)]
+    world = _build_world(settings, lora_memory)
+    reports = JointReports(settings.num_groups, report_health)
+    return [
+        build_supervisor(settings, group, partial(reports.report, group), add_slot=world.add_slot)
+        for group in range(settings.num_groups)
+    ]
+
+
+def serve_together(supervisors: Sequence[Supervisor]) -> None:
+    """Serve with all supervisors, each in a thread but the first, until all are drained.
+
+    They share their ranks, so if one of them ends, the others drain.
+    """
+
+    def serve(supervisor: Supervisor) -> None:
+        try:
+            supervisor.serve()
+        finally:
+            for each in supervisors:
+                each.request_drain()
+
+    first, *others = supervisors
+    threads = [threading.Thread(target=serve, args=(each,), name="supervisor") for each in others]
+    for thread in threads:
+        thread.start()
+    try:
+        serve(first)
+    finally:
+        for thread in threads:
+            thread.join()
+
+
 def build_supervisor(
     settings: WorkerSettings,
     index: int,
     report_health: Callable[[ReportedState], None] = lambda _: None,
     lora_memory: int | None = None,
+    add_slot: Callable[[Inbox], Group] | None = None,
 ) -> Supervisor:
     """Return the supervisor of the group with this index; `serve` starts its threads.
 
     The supervisor calls `report_health` each time that it has handled an event. `lora_memory` is the open
-    file in which the ranks of all groups keep merged weights.
+    file in which the ranks of all groups keep merged weights. `add_slot` returns its part of a world; without
+    it, the supervisor has a GPU group of its own.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
@@ -82,8 +133,12 @@ def build_supervisor(
     )
     report = partial(report_unreadable, redis, "checkpoint")
     fetcher = InputFetcher(job_store, backends.storage, spool, report)
-    launch = _launch_of(settings, index, lora_memory)
-    gpu_group = _build_gpu_group(settings, launch, inbox, partial(report_unreadable, redis, "message"))
+    gpu_group: Group
+    if add_slot:
+        gpu_group = add_slot(inbox)
+    else:
+        launch = _launch(settings, index, settings.local_ranks_per_group, lora_memory)
+        gpu_group = _build_gpu_group(settings, launch, inbox, partial(report_unreadable, redis, "message"))
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
     def on_claim(lease: Lease) -> None:
@@ -145,33 +200,47 @@ def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Bac
     return Backends(job_store, TicketQueue(redis), storage, spool, checkpoints)
 
 
-def _launch_of(settings: WorkerSettings, index: int, lora_memory: int | None) -> Launch:
+def _build_gpu_group(
+    settings: WorkerSettings, launch: Launch, inbox: Inbox, report: Callable[[UnreadableRecord], None]
+) -> GpuGroup:
+    def on_message(process: GroupProcess, message: Message | None, _: int) -> None:
+        inbox.put(GroupMessage(process, message))
+
+    return GpuGroup(lambda: GroupProcess(launch, on_message, report), _limits(settings))
+
+
+def _build_world(settings: WorkerSettings, lora_memory: int | None) -> GpuWorld:
+    redis = connect(settings.redis_address, REDIS_DEADLINE_S)
+    report = partial(report_unreadable, redis, "message")
+    launch = _launch(settings, 0, settings.ranks, lora_memory, num_connections=settings.ranks)
+    return GpuWorld(
+        lambda on_message: GroupProcess(launch, on_message, report), _limits(settings), settings.ranks
+    )
+
+
+def _launch(
+    settings: WorkerSettings, index: int, num_ranks: int, lora_memory: int | None, num_connections: int = 1
+) -> Launch:
     socket = settings.group_folder(index) / "rank-0.sock"
     return Launch(
-        num_ranks=settings.local_ranks_per_group,
+        num_ranks=num_ranks,
         module=settings.rank_module,
         setup=settings.rank_setup(socket).model_dump_json(),
         socket=socket,
         environment=group_environment(settings, index),
         lora_memory=lora_memory,
+        num_connections=num_connections,
     )
 
 
-def _build_gpu_group(
-    settings: WorkerSettings, launch: Launch, inbox: Inbox, report: Callable[[UnreadableRecord], None]
-) -> GpuGroup:
-    limits = GroupLimits(
+def _limits(settings: WorkerSettings) -> GroupLimits:
+    return GroupLimits(
         start_limit_s=settings.start_limit_s,
         stall_s=settings.stall_s,
         step_stall_s=settings.step_stall_s,
         max_failed_starts=settings.max_failed_starts,
         longest_pause_s=settings.longest_pause_s,
     )
-
-    def on_message(process: GroupProcess, message: Message | None) -> None:
-        inbox.put(GroupMessage(process, message))
-
-    return GpuGroup(lambda: GroupProcess(launch, on_message, report), limits)
 
 
 def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:

@@ -93,6 +93,7 @@ class InputFetcher:
             resume=resume,
             timings_s=timings_s,
             log_context=names_of(job.lease.job),
+            deadline_at=job.lease.job.deadline_at,
         )
 
     def _check(self, job: ClaimedJob) -> None:

@@ -117,7 +117,7 @@ class Finalizer:
                 self._fail(job, as_job_error(DeadlineExceeded("the job ran longer than it may")))
             case Stopped("lease_lost"):
                 raise LeaseLost("another worker holds the job, or it has ended")
-            case Stopped("preempt" | "drain"):
+            case Stopped("preempt" | "drain" | "resize"):
                 self._requeue(job, crashed=False)
             case Requeued(crashed):
                 self._requeue(job, crashed=crashed)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from jobs.capability import Capability
 from jobs.record import Progress
 from jobs.registration import GroupState
+from jobs.store.holder import StopReason
 from worker.backoff import Backoff
-from worker.messages import Message, Ready, RunJob
+from worker.messages import Ready, RunJob, StopJob
 from worker.supervisor.group_process import GroupProcess
 from worker.supervisor.states import GpuGroupState, change
 from worker.supervisor.watchdog import Watchdog
@@ -29,6 +31,53 @@ class GroupLimits:
     step_stall_s: float
     max_failed_starts: int
     longest_pause_s: float
+
+
+class Group(Protocol):
+    """The GPUs of one supervisor: all ranks of a `GpuGroup`, or a part of a world (`gpu_world.Slot`)."""
+
+    @property
+    def process(self) -> GroupProcess | None:
+        """Return the processes of the present start, None between two starts."""
+
+    @property
+    def capability(self) -> Capability | None:
+        """Return what the group can make, None before it was first ready."""
+
+    @property
+    def start_s(self) -> float:
+        """Return how long the last successful start took."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the ranks take jobs."""
+
+    def published_state(self, *, busy: bool) -> GroupState:
+        """Return the state as other processes see it."""
+
+    def check(self, *, busy: bool, may_start: bool) -> str | None:
+        """Start the group if it is due; return what is wrong with the running one, None if nothing is."""
+
+    def on_ready(self, ready: Ready) -> None:
+        """Accept jobs from now on."""
+
+    def start_job(self, run: RunJob) -> None:
+        """Have a job run, and watch for its messages."""
+
+    def on_progress(self, progress: Progress | None) -> None:
+        """Take notice that the job reported something."""
+
+    def stop_job(self, job_id: str, reason: StopReason) -> None:
+        """Have a job stopped that was started."""
+
+    def is_to_blame(self, job_id: str) -> bool:
+        """Return whether the ranks that failed ran this job, so that its attempt counts."""
+
+    def stop(self) -> None:
+        """Kill the group, and return when it is gone."""
+
+    def close(self) -> None:
+        """Have nothing run any more: the supervisor ends."""
 
 
 class GpuGroup:
@@ -105,16 +154,21 @@ class GpuGroup:
     def start_job(self, run: RunJob) -> None:
         """Hand a job to rank 0, and start to watch for its messages."""
         self._watchdog.start_job()
-        self.send(run)
+        if self.process is not None:
+            self.process.send(run)
 
     def on_progress(self, progress: Progress | None) -> None:
         """Tell the watchdog that rank 0 reported about its job."""
         self._watchdog.on_message(progress)
 
-    def send(self, message: Message) -> None:
-        """Send a message to rank 0, if the group is running."""
+    def stop_job(self, job_id: str, reason: StopReason) -> None:
+        """Tell rank 0 to stop a job, if the group is running."""
         if self.process is not None:
-            self.process.send(message)
+            self.process.send(StopJob(job_id=job_id, reason=reason))
+
+    def is_to_blame(self, job_id: str) -> bool:
+        """Return True: all ranks run every job."""
+        return True
 
     def stop(self) -> None:
         """Kill the group, and return when it is gone. A group that was not ready counts as a failed start."""
@@ -128,6 +182,10 @@ class GpuGroup:
         else:
             self.state = change(self.state, GpuGroupState.DOWN)
         self._start_at = self._clock() + self._backoff.pause_s
+
+    def close(self) -> None:
+        """Kill the group."""
+        self.stop()
 
     def _start(self, now: float) -> None:
         self.process = self._start_process()

@@ -1,4 +1,6 @@
-"""Start and kill the processes of a GPU group, torchrun and its ranks, and talk to rank 0.
+"""Start and kill the processes of a GPU group, torchrun and its ranks, and talk to those that connect.
+
+In a fixed group that is rank 0. In a world all ranks connect, and each first says which one it is.
 
 A new start always is new processes: nothing of a failed group is used again.
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from jobs.errors import UnreadableRecord
 from worker.channel import Channel, listen, log_unreadable
-from worker.messages import Message
+from worker.messages import Message, RankConnected
 
 KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
 
@@ -37,6 +39,7 @@ class Launch:
         socket: where the supervisor listens for rank 0.
         environment: the environment of torchrun and the ranks.
         lora_memory: an open file in memory where the ranks keep merged weights, if any.
+        num_connections: the number of ranks that connect.
     """
 
     num_ranks: int
@@ -45,24 +48,26 @@ class Launch:
     socket: Path
     environment: Mapping[str, str]
     lora_memory: int | None = None
+    num_connections: int = 1
 
 
 class GroupProcess:
     """The processes of one start of a group.
 
-    `on_message` is called in a thread with every message of rank 0, and with None once it has closed the
-    connection. `report` is called there for each message that this release cannot read.
+    `on_message` is called in a thread with every message of a rank, and with None once it has closed the
+    connection; its last argument is the number of the rank. `report` is called there for each message that
+    this release cannot read.
     """
 
     def __init__(
         self,
         launch: Launch,
-        on_message: Callable[[GroupProcess, Message | None], None],
+        on_message: Callable[[GroupProcess, Message | None, int], None],
         report: Callable[[UnreadableRecord], None] = log_unreadable,
     ) -> None:
         self._on_message = on_message
         self._report = report
-        self._channel: Channel | None = None
+        self._channels: dict[int, Channel] = {}
         self._rank_pids: tuple[int, ...] = ()
         self._listening = listen(launch.socket)
         self._rendezvous = _new_rendezvous_folder(launch.socket.parent)
@@ -77,26 +82,34 @@ class GroupProcess:
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the supervisor, which drains
         )
-        self._receiver = threading.Thread(target=self._receive, name="group-receiver", daemon=True)
-        self._receiver.start()
+        self._receivers = [
+            threading.Thread(target=self._receive, name=f"group-receiver-{number}", daemon=True)
+            for number in range(launch.num_connections)
+        ]
+        for receiver in self._receivers:
+            receiver.start()
 
     def set_ranks(self, pids: tuple[int, ...]) -> None:
         """Tell which processes are the ranks, so that `is_alive` and `kill` include them."""
         self._rank_pids = pids
 
-    def send(self, message: Message) -> None:
-        """Send a message to rank 0, which has connected. If it is gone, `on_message` gets None anyway."""
-        assert self._channel is not None
+    def send(self, message: Message, rank: int = 0) -> None:
+        """Send a message to a rank that has connected. If it is gone, `on_message` gets None anyway."""
         with suppress(OSError):
-            self._channel.send(message)
+            self._channels[rank].send(message)
 
     @property
     def is_alive(self) -> bool:
         """Return whether torchrun and every known rank are running."""
         return self._torchrun.poll() is None and all(is_running(pid) for pid in self._rank_pids)
 
+    @property
+    def dead_ranks(self) -> list[int]:
+        """Return the ranks that are known and do not run."""
+        return [rank for rank, pid in enumerate(self._rank_pids) if not is_running(pid)]
+
     def kill(self) -> None:
-        """Kill all processes, and return when they and the receiving thread have ended."""
+        """Kill all processes, and return when they and the receiving threads have ended."""
         for pid in self._rank_pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -108,19 +121,24 @@ class GroupProcess:
         deadline = time.monotonic() + KILL_LIMIT_S
         while any(is_running(pid) for pid in self._rank_pids) and time.monotonic() < deadline:
             time.sleep(0.05)
-        self._receiver.join(max(0.0, deadline - time.monotonic()))
+        for receiver in self._receivers:
+            receiver.join(max(0.0, deadline - time.monotonic()))
         shutil.rmtree(self._rendezvous, ignore_errors=True)
 
     def _receive(self) -> None:
         try:
             connected, _ = self._listening.accept()
-        except OSError:  # killed before rank 0 connected
+        except OSError:  # killed before the rank connected
             return
-        self._channel = Channel(connected, self._report)
-        while (message := self._channel.recv()) is not None:
-            self._on_message(self, message)
-        self._channel.close()
-        self._on_message(self, None)
+        rank, channel = 0, Channel(connected, self._report)
+        while (message := channel.recv()) is not None:
+            if isinstance(message, RankConnected):
+                rank = message.rank
+                self._channels[rank] = channel
+            else:
+                self._on_message(self, message, rank)
+        channel.close()
+        self._on_message(self, None, rank)
 
 
 def _new_rendezvous_folder(parent: Path) -> Path:

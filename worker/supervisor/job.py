@@ -25,6 +25,7 @@ class ClaimedJob:
         folder: the job's folder in the spool.
         run: the message that starts it on rank 0, once its inputs are fetched.
         stop_request: why the job is to stop, None while it is not.
+        num_gpus: the number of GPUs that run it, None before the first message about it.
         checkpoint: the latest checkpoint of which the storage has all files.
     """
 
@@ -33,6 +34,7 @@ class ClaimedJob:
     state: JobState = JobState.FETCHING
     run: RunJob | None = None
     stop_request: StopReason | None = None
+    num_gpus: int | None = None
     progress: Progress = field(default_factory=lambda: Progress(phase="load"))
     timings_s: Timings = field(default_factory=dict)
     checkpoint: Checkpoint | None = None

@@ -74,7 +74,7 @@ class LeaseRenewer(StoppableThread):
         progress = job.progress
         news = None if progress == reported else progress
         try:
-            reason = self._job_store.holder.renew_lease(job.lease, news, self._preempt_after_s)
+            reason = self._job_store.holder.renew_lease(job.lease, news, self._preempt_after_s, job.num_gpus)
         except Unavailable as error:
             logger.warning("the lease of job %s could not be renewed: %s", job.job_id, error)
             return

@@ -65,6 +65,24 @@ class JobState(Enum):
     DONE = "done"
 
 
+class WorldJobState(Enum):
+    """The state of a job in a world, whose jobs change their ranks.
+
+    Attributes:
+        WAITING: it has no ranks yet, or has stopped to get others.
+        RUNNING: it has a block of ranks.
+        RESIZING: it is told to stop after its present step, because it gets another block.
+        DECODING: it keeps its block until the end.
+        RELEASED: its leader writes the rest of its video; the block is free.
+    """
+
+    WAITING = "waiting for ranks"
+    RUNNING = "running on a block"
+    RESIZING = "resizing"
+    DECODING = "decoding on a block"
+    RELEASED = "released"
+
+
 ON_GPUS = frozenset({JobState.RUNNING, JobState.DECODING})
 WITH_GROUP = ON_GPUS | {JobState.WRITING}
 
@@ -84,6 +102,15 @@ TRANSITIONS: Mapping[Enum, frozenset[Enum]] = {
     JobState.WRITING: frozenset({JobState.FINALIZING}),
     JobState.FINALIZING: frozenset({JobState.DONE}),
     JobState.DONE: frozenset(),
+    WorldJobState.WAITING: frozenset({WorldJobState.RUNNING}),
+    WorldJobState.RUNNING: frozenset(
+        {WorldJobState.RESIZING, WorldJobState.DECODING, WorldJobState.RELEASED}
+    ),
+    WorldJobState.RESIZING: frozenset(
+        {WorldJobState.WAITING, WorldJobState.DECODING, WorldJobState.RELEASED}
+    ),
+    WorldJobState.DECODING: frozenset({WorldJobState.RELEASED}),
+    WorldJobState.RELEASED: frozenset(),
 }
 
 State = TypeVar("State", bound=Enum)

@@ -32,6 +32,7 @@ from worker.messages import (
     LastDecode,
     Message,
     ProgressReport,
+    RankConnected,
     Ready,
     RunJob,
     StageDone,
@@ -54,7 +55,7 @@ from worker.supervisor.events import (
 )
 from worker.supervisor.fetch import InputFetcher
 from worker.supervisor.finalize import Finalizer
-from worker.supervisor.gpu_group import GpuGroup
+from worker.supervisor.gpu_group import Group
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 from worker.supervisor.lease_renewer import LeaseRenewer
 from worker.supervisor.registration import GroupStatus, Heartbeat
@@ -98,7 +99,7 @@ class Components:
         report_health: is called with the state after each event, so that a probe sees that the loop turns.
     """
 
-    gpu_group: GpuGroup
+    gpu_group: Group
     consumer: Consumer
     fetcher: InputFetcher
     lease_renewer: LeaseRenewer
@@ -212,8 +213,8 @@ class Supervisor:
             case Ready():
                 self._gpu_group.on_ready(message)
                 self._components.heartbeat.count_start(self._gpu_group.start_s)
-            case RunJob() | StopJob():
-                raise AssertionError(f"only the supervisor sends {message.type}")
+            case RunJob() | StopJob() | RankConnected():
+                raise AssertionError(f"no rank sends {message.type} to a supervisor")
             case _:
                 for job in self._jobs_in(WITH_GROUP):
                     if job.job_id == message.job_id:
@@ -222,6 +223,7 @@ class Supervisor:
     def _apply_to_job(self, job: ClaimedJob, message: JobMessage) -> None:
         match message:
             case JobStarted():
+                job.num_gpus = message.width
                 self._gpu_group.on_progress(None)
             case ProgressReport():
                 job.progress, job.timings_s = message.progress, message.timings_s
@@ -250,14 +252,15 @@ class Supervisor:
         self._stop_group(crashed=True)
 
     def _stop_group(self, *, crashed: bool) -> None:
-        """Kill the group and requeue its jobs. `crashed` counts as an attempt of the jobs that ran.
+        """Kill the group and requeue its jobs. `crashed` counts as an attempt of the jobs that are to blame.
 
         A job that one rank alone could not do fails.
         """
         self._gpu_group.stop()
         for job in self._jobs_in(WITH_GROUP):
-            error = job.error_of_one_rank if crashed else None
-            self._finalize(job, Failed(error) if error else Requeued(crashed=crashed))
+            is_to_blame = crashed and self._gpu_group.is_to_blame(job.job_id)
+            error = job.error_of_one_rank if is_to_blame else None
+            self._finalize(job, Failed(error) if error else Requeued(crashed=is_to_blame))
         self._finalize_waiting(Requeued(crashed=False))
 
     # Jobs
@@ -296,7 +299,7 @@ class Supervisor:
             return
         if job.state in ON_GPUS:
             logger.info("job %s is told to stop: %s", job.job_id, job.stop_request)
-            self._gpu_group.send(StopJob(job_id=job.job_id, reason=job.stop_request))
+            self._gpu_group.stop_job(job.job_id, job.stop_request)
         elif job.state is JobState.WAITING:
             self._finalize(job, Stopped(job.stop_request))
 
@@ -370,7 +373,7 @@ class Supervisor:
         self._finalize_waiting(Requeued(crashed=False))
         for job in self._jobs_in(ON_GPUS):
             if job.stop_request is None:
-                self._gpu_group.send(StopJob(job_id=job.job_id, reason="drain"))
+                self._gpu_group.stop_job(job.job_id, "drain")
 
     def _terminate(self) -> None:
         """Kill a group that did not stop its jobs in time, and wait only until they are requeued."""
@@ -390,7 +393,7 @@ class Supervisor:
 
     def _stop_components(self) -> None:
         """Kill the group, and stop and join all threads within `JOIN_LIMIT_S`."""
-        self._gpu_group.stop()
+        self._gpu_group.close()
         deadline = time.monotonic() + JOIN_LIMIT_S
         self._components.finalizer.stop()
         for thread in self._components.threads:

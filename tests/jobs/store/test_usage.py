@@ -79,6 +79,40 @@ class TestLostWork:
         job = store.client.get(lease.job.id)
         assert (job.gpu_ms, job.lost_gpu_ms, job.num_gpus) == (20_000, 20_000, 4)
 
+    def test_number_of_gpus_may_change_while_a_job_runs(self, redis: Redis):
+        store = ExampleStore(redis)
+        lease = store.start(owner="a")
+        for seconds, num_gpus in ((5, 4), (2, 4), (1, 2), (3, None)):
+            store.clock.advance(seconds)
+            assert store.holder.renew_lease(lease, num_gpus=num_gpus) is None
+        store.clock.advance(10)
+        store.holder.succeed(lease, a_result(lease), {})
+        assert store.client.get(lease.job.id).num_gpus == 2
+        # 5 s on one GPU, 3 s on four, 13 s on two
+        assert usage(redis, "a", store.clock) == [Usage(TODAY, "a", 43.0)]
+
+    def test_next_attempt_counts_its_own_gpus_only(self, redis: Redis):
+        store = ExampleStore(redis)
+        lease = store.start(owner="a")
+        store.clock.advance(5)
+        store.holder.renew_lease(lease, num_gpus=4)
+        store.clock.advance(1)
+        store.holder.requeue(lease, crashed=False)
+        store.clock.advance(100)
+        again = store.claim()
+        store.clock.advance(2)
+        store.holder.requeue(again, crashed=False)
+        assert store.client.get(lease.job.id).gpu_ms == 5_000 + 4_000 + 2_000
+
+    def test_uploading_job_takes_no_gpus(self, redis: Redis):
+        store = ExampleStore(redis)
+        lease = store.start(owner="a")
+        store.clock.advance(5)
+        store.holder.begin_upload(lease)
+        store.holder.renew_lease(lease, num_gpus=4)
+        store.clock.advance(5)
+        assert store.client.get(lease.job.id).gpu_ms == 5_000
+
     def test_job_that_crashes_every_time_loses_all(self, redis: Redis):
         store = ExampleStore(redis, max_attempts=2)
         store.submit(owner="a")

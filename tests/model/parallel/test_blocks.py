@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ ATOL = 1e-5
 WIDTHS = [[Run(0, 0, 1, 1)], [Run(0, 2, 2, 1)], [Run(0, 1, 1, 1)], [Run(0, 0, 4)]]
 """A job runs a step on rank 0, on ranks 2 and 3, and on rank 1, and the rest on all four."""
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "guided": {"num_inference_steps": 5},
     "distilled": {"num_inference_steps": 5, "distilled": True},
     "refined": {"num_inference_steps": 2, "distilled": True, "refine": True},

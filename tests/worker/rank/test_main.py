@@ -18,10 +18,10 @@ from model.spec.errors import GroupError
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from worker.channel import Channel, listen
-from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
+from worker.messages import GroupFailed, Message, RankConnected, Ready, RunJob, StopJob
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
-from worker.rank.main import EXIT_FAILED, SupervisorConnection, _serve, check_weights
+from worker.rank.main import EXIT_FAILED, Place, SupervisorConnection, _serve, check_weights
 from worker.settings import WorkerSettings
 
 JOB = RunJob(job_id="j", order=ORDER, folder=Path("/spool/j"))
@@ -114,6 +114,8 @@ class FakeSupervisor:
 class FakeConsensus:
     """The values of four ranks, of which the first two are on the leader's machine."""
 
+    is_leader = True
+
     def all_gather(self, value: tuple[int, dict[str, str]]) -> list[tuple[int, dict[str, str]]]:
         _, weights = value
         return [(pid, weights) for pid in (11, 12, 11, 13)]
@@ -126,15 +128,15 @@ def test_supervisor_learns_of_the_ranks_of_its_own_machine_only(monkeypatch, tmp
     monkeypatch.setattr("signal.signal", lambda *_: None)
     capability = Capability(model="m", tasks=("refine",), limits={}, device="cpu", dtype="float32")
     settings = WorkerSettings(checkpoint=tmp_path, ranks=2, nodes=2, rendezvous="10.0.0.1:29500")
-    supervisor = FakeSupervisor()
+    supervisor, consensus = FakeSupervisor(), cast("Consensus", FakeConsensus())
     with pytest.raises(Served):
         _serve(
-            cast("Engine", SimpleNamespace(capability=capability)),
-            cast("Consensus", FakeConsensus()),
+            {4: Place(cast("Engine", SimpleNamespace(capability=capability)), consensus)},
+            consensus,
             cast("SupervisorConnection", supervisor),
             settings.rank_setup(tmp_path),
         )
-    assert supervisor.sent == [Ready(capability=capability, pids=(11, 12))]
+    assert supervisor.sent == [Ready(capability=capability, pids=(11, 12), widths=(4,))]
 
 
 @pytest.mark.integration
@@ -146,6 +148,7 @@ def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
         listening.settimeout(60)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as rank:
             with closing(Channel(listening.accept()[0])) as supervisor:
+                assert supervisor.recv() == RankConnected(rank=0)
                 message = supervisor.recv()
             assert rank.wait() == EXIT_FAILED
     assert isinstance(message, GroupFailed)

@@ -89,9 +89,17 @@ class RankRunner:
         order: Order = ORDER,
         resume: Checkpoint | None = None,
         timings_s: dict[str, float] | None = None,
+        width: int | None = None,
     ) -> list[Message]:
         """Run a job and return all its messages. No message comes after the last one."""
-        run = RunJob(job_id="j", order=order, folder=self.folder, resume=resume, timings_s=timings_s or {})
+        run = RunJob(
+            job_id="j",
+            order=order,
+            folder=self.folder,
+            resume=resume,
+            timings_s=timings_s or {},
+            width=width,
+        )
         sent: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.leader = Leader(run, sent.put, self._stop_request, self.settings, {})
         engine = self.engine_type(self.folder / "steps.log")
@@ -105,7 +113,7 @@ class RankRunner:
         """Return the steps (segment, step) that were run."""
         log = self.folder / "steps.log"
         lines = log.read_text().splitlines() if log.exists() else []
-        return [tuple(map(int, line.split()[1:])) for line in lines]
+        return [tuple(map(int, line.split()[1:3])) for line in lines]
 
     def _stop_request(self) -> StopReason | None:
         return self.reason if self.stop_at and self.stop_at in self.steps() else None
@@ -293,6 +301,54 @@ def test_checkpoint_that_cannot_be_saved_does_not_fail_the_job(rank):
     messages = rank.run()
     assert isinstance(messages[-1], VideoDone)
     assert [checkpoint.step for checkpoint in checkpoints(messages)] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(("stop_at", "saved"), [((0, 0), (0, 1)), ((0, 3), (0, 4)), ((1, 2), (1, 3))])
+def test_job_stops_for_a_resize_after_a_step_and_resumes_to_the_same_video(
+    rarely_saving_rank, stop_at, saved
+):
+    rank = rarely_saving_rank
+    whole = result(rank.run(LONG))
+    rank.stop_at, rank.reason = stop_at, "resize"
+    (rank.folder / "steps.log").unlink()
+    messages = rank.run(LONG)
+    assert messages[-1] == JobStopped(job_id="j", reason="resize")
+    checkpoint = checkpoints(messages)[-1]
+    assert (checkpoint.segment, checkpoint.step) == saved
+    rank.stop_at = None
+    assert result(rank.run(LONG, checkpoint)).sha256 == whole.sha256
+
+
+def test_job_in_its_last_decode_does_not_stop_for_a_resize(rank):
+    class LateRequest(StagedEngine):
+        """Ask for a resize once the last step is done."""
+
+        def _frames(self, plan, segment, seed):
+            rank.stop_at, rank.reason = (0, 0), "resize"
+            return super()._frames(plan, segment, seed)
+
+    rank.engine_type = LateRequest
+    assert isinstance(rank.run()[-1], VideoDone)
+
+
+def test_job_stops_for_a_resize_between_two_segments(rank):
+    class LateRequest(StagedEngine):
+        """Ask for a resize while the first segment is decoded."""
+
+        def _frames(self, plan, segment, seed):
+            rank.stop_at, rank.reason = (0, 0), "resize"
+            return super()._frames(plan, segment, seed)
+
+    rank.engine_type = LateRequest
+    messages = rank.run(LONG)
+    assert messages[-1] == JobStopped(job_id="j", reason="resize")
+    checkpoint = checkpoints(messages)[-1]
+    assert (checkpoint.segment, checkpoint.step, len(checkpoint.segment_files)) == (1, 0, 1)
+
+
+def test_leader_reports_the_width_of_the_job(rank):
+    assert JobStarted(job_id="j") in rank.run()
+    assert JobStarted(job_id="j", width=2) in rank.run(width=2)
 
 
 def test_checkpoint_that_cannot_be_saved_does_not_prevent_a_drain(rarely_saving_rank):

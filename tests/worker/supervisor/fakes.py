@@ -55,7 +55,7 @@ class FakeProcess(GroupProcess):
     def set_ranks(self, pids: tuple[int, ...]) -> None:
         """Do nothing: there are no ranks."""
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, rank: int = 0) -> None:
         assert not self.is_killed
         self.sent.append(message)
 

@@ -23,11 +23,13 @@ PROGRAM = f"""
 import os, pathlib, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from worker.channel import connect
-from worker.messages import Ready
+from worker.messages import RankConnected, Ready
 how, socket = sys.argv[-1].split("@")
 if how == "dies":
     sys.exit(3)
 channel = connect(pathlib.Path(socket)) if how != "silent" else None
+if channel:
+    channel.send(RankConnected(rank=0))
 if how == "ready":
     ready = Ready.model_validate_json({READY.model_dump_json()!r})
     channel.send(ready.model_copy(update={{"pids": (os.getpid(),)}}))
@@ -53,7 +55,7 @@ class ProgramStarter:
 
     def start(self, how: str) -> GroupProcess:
         launch = Launch(2, "module", f"{how}@{self.socket}", self.socket, dict(os.environ))
-        process = GroupProcess(launch, lambda process, message: self.messages.put((process, message)))
+        process = GroupProcess(launch, lambda process, message, _: self.messages.put((process, message)))
         self.started.append(process)
         return process
 

@@ -124,10 +124,10 @@ capabilities: {drop: [ALL]}
 {{- printf "%s-worker-%s" (include "longcat.fullname" (index . 0)) (index . 1) -}}
 {{- end -}}
 
-{{/* The number of groups of a pod of this pool. */}}
+{{/* The number of groups of a pod of this pool: with `auto`, each GPU is one. */}}
 {{- define "longcat.groupsPerPod" -}}
 {{- $ranks := max 1 (int .gpus) -}}
-{{- if .contextParallel }}{{ div $ranks (int .contextParallel) }}{{ else }}1{{ end -}}
+{{- if eq (toString .contextParallel) "auto" }}{{ $ranks }}{{ else if .contextParallel }}{{ div $ranks (int .contextParallel) }}{{ else }}1{{ end -}}
 {{- end -}}
 
 {{/* What the API and the workers may reach: names, Redis of the chart, and public addresses (S3, inputs, webhooks). */}}

@@ -55,7 +55,8 @@ end
 local NUMBERS = {number = 0, work_units = 1, attempt = 0, max_attempts = 3, fence = 0, run_ms = 0, gpu_ms = 0,
   saved_gpu_ms = 0, lost_gpu_ms = 0, expected_gpu_ms = 0, num_gpus = 1,
   created_ms = now, claimed_ms = now, lease_ms = 30000, retention_ms = 604800000}
-local OPTIONAL_NUMBERS = {'started_ms', 'max_run_ms', 'max_queue_ms', 'schema_version', 'order_version'}
+local OPTIONAL_NUMBERS = {'started_ms', 'max_run_ms', 'max_queue_ms', 'schema_version', 'order_version',
+  'num_gpus_since_ms'}
 local PRIORITIES = {'high', 'normal', 'low'}
 
 -- A record, nil if there is none. What is missing or broken has its default: an error would stop the sweep, or the
@@ -76,7 +77,8 @@ end
 
 -- The GPU time in ms of all attempts of a job so far.
 local function gpu_ms(job)
-  local running_ms = job.status == 'running' and math.max(0, now - job.claimed_ms) or 0
+  local since_ms = math.max(job.claimed_ms, job.num_gpus_since_ms or 0)
+  local running_ms = job.status == 'running' and math.max(0, now - since_ms) or 0
   return job.gpu_ms + running_ms * job.num_gpus
 end
 

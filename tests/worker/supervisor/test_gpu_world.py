@@ -1,0 +1,459 @@
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.record import JobError, Progress
+from tests.orders import make_order
+from tests.worker.examples import ORDER
+from tests.worker.supervisor.fakes import CAPABILITY, VIDEO, FakeProcess
+from worker.messages import (
+    PROTOCOL_VERSION,
+    Checkpoint,
+    CheckpointSaved,
+    GpusReleased,
+    GroupFailed,
+    JobFailed,
+    JobStarted,
+    JobStopped,
+    LastDecode,
+    Message,
+    ProgressReport,
+    RankConnected,
+    Ready,
+    RunJob,
+    StopJob,
+    VideoDone,
+)
+from worker.supervisor.events import GroupMessage
+from worker.supervisor.gpu_group import GroupLimits
+from worker.supervisor.gpu_world import GpuWorld, Slot
+
+LONG = make_order(ORDER, num_inference_steps=50)
+LIMITS = GroupLimits(
+    start_limit_s=100.0, stall_s=50.0, step_stall_s=50.0, max_failed_starts=2, longest_pause_s=8.0
+)
+
+
+class FakeRanks(FakeProcess):
+    """Ranks that record the messages to each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: list[tuple[int, Message]] = []
+        self.dead: list[int] = []
+
+    @property
+    def dead_ranks(self) -> list[int]:
+        return self.dead
+
+    def send(self, message: Message, rank: int = 0) -> None:
+        super().send(message)
+        self.received.append((rank, message))
+
+
+class World:
+    """A world of fake ranks, the slots of its supervisors, and the messages that these got."""
+
+    def __init__(self, num_ranks: int = 4, num_slots: int = 4) -> None:
+        self.now = 0.0
+        self.starts: list[FakeRanks] = []
+        self.world = GpuWorld(self._start, LIMITS, num_ranks, lambda: self.now)
+        self.inboxes: list[queue.SimpleQueue[GroupMessage]] = [queue.SimpleQueue() for _ in range(num_slots)]
+        self.slots = [self.world.add_slot(inbox) for inbox in self.inboxes]
+        self.num_ranks = num_ranks
+
+    def _start(self, on_message: Any) -> FakeRanks:
+        self.on_message = on_message
+        self.starts.append(FakeRanks())
+        return self.starts[-1]
+
+    @property
+    def ranks(self) -> FakeRanks:
+        return self.starts[-1]
+
+    def bring_up(self, widths: tuple[int, ...] = (1, 2, 4), **capability: object) -> None:
+        for slot in self.slots:
+            assert slot.check(busy=False, may_start=True) is None
+        ready = Ready(
+            capability=CAPABILITY.model_copy(update=capability),
+            pids=tuple(range(self.num_ranks)),
+            widths=widths,
+        )
+        self.send(ready)
+        for slot in self.slots:
+            assert self.received(slot) == [ready]
+            slot.on_ready(ready)
+
+    def send(self, message: Message | None, rank: int = 0) -> None:
+        """Receive a message of a rank, None for a closed connection."""
+        self.on_message(self.ranks, message, rank)
+
+    def start(self, number: int, job_id: str, **changes: Any) -> Slot:
+        """Have a slot run a job."""
+        slot = self.slots[number]
+        slot.start_job(RunJob(job_id=job_id, order=LONG, folder=Path("/spool") / job_id, **changes))
+        return slot
+
+    def received(self, slot: Slot) -> list[Message | None]:
+        """Return the messages that a supervisor got since the last call."""
+        inbox, messages = self.inboxes[self.slots.index(slot)], []
+        while not inbox.empty():
+            messages.append(inbox.get().message)
+        return messages
+
+    def runs(self, job_id: str) -> list[tuple[int, ...]]:
+        """Return the ranks that were told to run a job, for each of its runs."""
+        runs: dict[int, list[int]] = {}
+        for rank, message in self.ranks.received:
+            if isinstance(message, RunJob) and message.job_id == job_id:
+                runs.setdefault(id(message), []).append(rank)
+        return [tuple(run) for run in runs.values()]
+
+    def last_run(self, job_id: str) -> RunJob:
+        return next(
+            message
+            for _, message in reversed(self.ranks.received)
+            if isinstance(message, RunJob) and message.job_id == job_id
+        )
+
+    def stops(self) -> list[tuple[int, str, str]]:
+        """Return the stop requests to the ranks: rank, job and reason."""
+        return [
+            (rank, message.job_id, message.reason)
+            for rank, message in self.ranks.received
+            if isinstance(message, StopJob)
+        ]
+
+    def stop_for_resize(self, job_id: str, step: int = 3) -> Checkpoint:
+        """Have the ranks save and stop a job."""
+        name = f"state-0-denoise-{step}.safetensors"
+        checkpoint = Checkpoint(segment=0, stage="denoise", step=step, state=name)
+        self.send(CheckpointSaved(job_id=job_id, checkpoint=checkpoint))
+        self.send(JobStopped(job_id=job_id, reason="resize"))
+        return checkpoint
+
+    def report(self, job_id: str, fraction: float, eta_s: float = 1000.0, phase: Any = "denoise") -> None:
+        progress = Progress(phase=phase, fraction=fraction, eta_s=eta_s)
+        self.send(ProgressReport(job_id=job_id, progress=progress, timings_s={"denoise": fraction}))
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.bring_up()
+    return world
+
+
+def kinds(messages: Iterable[Message | None]) -> list[str]:
+    return [type(message).__name__ for message in messages]
+
+
+class TestBlocks:
+    def test_single_job_gets_all_ranks(self, world):
+        world.start(0, "a")
+        assert world.runs("a") == [(0, 1, 2, 3)]
+        assert world.last_run("a").width == 4
+
+    def test_second_job_waits_until_the_first_gives_up_ranks(self, world):
+        world.start(0, "a")
+        second = world.start(1, "b")
+        assert world.stops() == [(0, "a", "resize")]
+        assert world.runs("b") == []
+        world.stop_for_resize("a")
+        assert world.runs("a") == [(0, 1, 2, 3), (0, 1)]
+        assert world.runs("b") == [(2, 3)]
+        assert world.received(second) == []
+
+    def test_resumed_job_has_its_checkpoint_and_times(self, world):
+        world.start(0, "a")
+        world.report("a", 0.2)
+        world.start(1, "b")
+        checkpoint = world.stop_for_resize("a")
+        run = world.last_run("a")
+        assert (run.resume, run.timings_s, run.width) == (checkpoint, {"denoise": 0.2}, 2)
+
+    def test_supervisor_does_not_notice_a_change(self, world):
+        slot = world.start(0, "a")
+        world.start(1, "b")
+        world.stop_for_resize("a")
+        world.send(JobStarted(job_id="a", width=2))
+        assert kinds(world.received(slot)) == ["CheckpointSaved", "JobStarted"]
+
+    def test_as_many_jobs_as_ranks_run_at_once(self, world):
+        for number, job_id in enumerate("abcd"):
+            world.start(number, job_id)
+            for stopped in {job for _, job, _ in world.stops()}:
+                world.stop_for_resize(stopped)
+        blocks = [world.runs(job_id)[-1] for job_id in "abcd"]
+        assert sorted(rank for block in blocks for rank in block) == [0, 1, 2, 3]
+
+    def test_ranks_of_a_finished_job_join_the_other(self, world):
+        world.start(0, "a")
+        world.start(1, "b")
+        world.stop_for_resize("a")
+        world.report("b", 0.1)
+        world.send(GpusReleased(job_id="a"))
+        assert world.stops()[-1] == (2, "b", "resize")
+        world.stop_for_resize("b")
+        assert world.runs("b")[-1] == (0, 1, 2, 3)
+
+    def test_job_that_ends_soon_keeps_its_ranks(self, world):
+        world.start(0, "a")
+        world.start(1, "b")
+        world.stop_for_resize("a")
+        world.report("b", 0.99, eta_s=1.0)
+        world.send(GpusReleased(job_id="a"))
+        assert world.stops() == [(0, "a", "resize")]
+
+    def test_last_decode_keeps_its_ranks(self, world):
+        slot = world.start(0, "a")
+        world.send(LastDecode(job_id="a"))
+        world.start(1, "b")
+        assert world.stops() == []
+        assert world.runs("b") == []
+        world.send(GpusReleased(job_id="a"))
+        assert world.runs("b") == [(0, 1, 2, 3)]
+        world.send(VideoDone(job_id="a", video=VIDEO, timings_s={}))
+        assert kinds(world.received(slot)) == ["LastDecode", "GpusReleased", "VideoDone"]
+
+    def test_job_that_ends_instead_of_stopping_frees_its_ranks(self, world):
+        world.start(0, "a")
+        world.start(1, "b")
+        world.send(LastDecode(job_id="a"))
+        world.send(GpusReleased(job_id="a"))
+        assert world.runs("b") == [(0, 1, 2, 3)]
+
+    def test_failed_job_frees_its_ranks_and_leaves_the_other_alone(self, world):
+        slot = world.start(0, "a")
+        other = world.start(1, "b")
+        world.stop_for_resize("a")
+        world.received(slot)
+        error = JobError(code="out_of_memory", message="", retryable=False)
+        world.send(JobFailed(job_id="a", error=error, timings_s={}))
+        assert kinds(world.received(slot)) == ["JobFailed"]
+        assert world.received(other) == []
+        world.start(2, "c")
+        assert world.runs("c") == [(0, 1)]
+
+    def test_width_that_the_checkpoint_cannot_have_is_not_used(self):
+        world = World()
+        world.bring_up(widths=(1, 2))
+        world.start(0, "a")
+        assert world.runs("a") == [(0, 1)]
+
+    def test_job_that_was_requeued_waits_for_the_end_of_its_earlier_run(self, world):
+        world.start(0, "a")
+        world.start(1, "a")
+        assert len(world.runs("a")) == 1
+        world.send(JobStopped(job_id="a", reason="lease_lost"))
+        assert len(world.runs("a")) == 2
+
+    def test_message_about_an_unknown_job_is_ignored(self, world):
+        world.send(GpusReleased(job_id="x"))
+        assert [world.received(slot) for slot in world.slots] == [[]] * 4
+
+
+class TestProgress:
+    def test_fraction_does_not_decrease_when_a_job_resumes(self, world):
+        slot = world.start(0, "a")
+        world.report("a", 0.5)
+        world.start(1, "b")
+        world.stop_for_resize("a")
+        for fraction in (0.4, 0.6):
+            world.report("a", fraction, phase="encode" if fraction < 0.5 else "denoise")
+        reports = [each for each in world.received(slot) if isinstance(each, ProgressReport)]
+        assert [report.progress.fraction for report in reports] == [0.5, 0.5, 0.6]
+
+    def test_job_that_waits_for_ranks_does_not_hang(self, world):
+        world.start(0, "a")
+        slot = world.start(1, "b")
+        world.now += 200
+        assert slot.check(busy=True, may_start=True) is None
+
+
+class TestStops:
+    def test_stop_goes_to_the_first_rank_of_the_block(self, world):
+        world.start(0, "a")
+        slot = world.start(1, "b")
+        world.stop_for_resize("a")
+        slot.stop_job("b", "preempt")
+        assert world.stops()[-1] == (2, "b", "preempt")
+
+    def test_cancel_between_stop_and_resume_wins(self, world):
+        slot = world.start(0, "a")
+        world.start(1, "b")
+        slot.stop_job("a", "cancel")
+        world.stop_for_resize("a")
+        assert world.received(slot)[-1] == JobStopped(job_id="a", reason="cancel")
+        assert len(world.runs("a")) == 1
+        assert world.runs("b") == [(0, 1, 2, 3)]
+
+    def test_job_that_is_about_to_stop_is_not_resized(self, world):
+        slot = world.start(0, "a")
+        slot.stop_job("a", "drain")
+        world.start(1, "b")
+        assert world.stops() == [(0, "a", "drain")]
+
+    def test_job_without_ranks_stops_at_once(self, world):
+        world.start(0, "a")
+        slot = world.start(1, "b")
+        slot.stop_job("b", "cancel")
+        assert world.received(slot) == [JobStopped(job_id="b", reason="cancel")]
+        world.stop_for_resize("a")
+        assert world.runs("b") == []
+        assert world.runs("a")[-1] == (0, 1, 2, 3)
+
+    def test_stop_of_an_unknown_job_is_ignored(self, world):
+        world.slots[0].stop_job("x", "cancel")
+        assert world.stops() == []
+
+
+class TestFailures:
+    def run_two(self, world: World) -> tuple[Slot, Slot]:
+        """Run a job on the ranks 0 and 1, and another one on 2 and 3."""
+        slots = world.start(0, "a"), world.start(1, "b")
+        world.stop_for_resize("a")
+        for slot in slots:
+            world.received(slot)
+        return slots
+
+    def test_only_the_job_of_the_lost_rank_is_to_blame(self, world):
+        first, second = self.run_two(world)
+        world.send(None, rank=3)
+        world.send(None, rank=0)  # torchrun ended it
+        assert world.received(first) == world.received(second) == [None, None]
+        for slot in (first, second):
+            slot.stop()
+        assert (first.is_to_blame("a"), second.is_to_blame("b")) == (False, True)
+        assert world.ranks.is_killed
+
+    def test_job_whose_video_was_written_by_the_lost_rank_is_to_blame(self, world):
+        slot = world.start(0, "a")
+        world.send(GpusReleased(job_id="a"))
+        world.send(GroupFailed(message="rank 0 failed"), rank=0)
+        slot.stop()
+        assert slot.is_to_blame("a")
+
+    def test_dead_process_tells_who_is_to_blame(self, world):
+        first, second = self.run_two(world)
+        world.ranks.lives, world.ranks.dead = False, [2]
+        assert first.check(busy=True, may_start=True) == "one of its processes died"
+        first.stop()
+        assert second.check(busy=True, may_start=True) == "the ranks were stopped"
+        second.stop()
+        assert (first.is_to_blame("a"), second.is_to_blame("b")) == (False, True)
+
+    def test_silent_job_is_to_blame(self, world):
+        first, second = self.run_two(world)
+        world.now += 30
+        for _ in range(60):
+            world.now += 1
+            world.report("a", 0.1)
+            first.on_progress(None)
+            assert first.check(busy=True, may_start=True) is None
+            if failure := second.check(busy=True, may_start=True):
+                break
+        assert failure == "a job sent nothing for more than 50 s"
+        second.stop()
+        first.stop()
+        assert (first.is_to_blame("a"), second.is_to_blame("b")) == (False, True)
+
+    def test_world_starts_again_for_all_slots(self, world):
+        first, second = self.run_two(world)
+        world.send(None, rank=3)
+        first.stop()
+        world.now += 10
+        assert first.check(busy=False, may_start=True) is None
+        assert len(world.starts) == 2
+        assert second.check(busy=True, may_start=True) == "the ranks were stopped"
+        second.stop()
+        assert not world.ranks.is_killed
+        assert second.is_to_blame("b")
+        assert second.check(busy=False, may_start=True) is None
+        assert not second.is_to_blame("b")
+        assert second.process is first.process is world.ranks
+
+    def test_jobs_of_an_earlier_start_are_not_run(self, world):
+        first, second = self.run_two(world)
+        first.stop()
+        world.now += 10
+        first.check(busy=False, may_start=True)
+        second.start_job(RunJob(job_id="c", order=ORDER, folder=Path("/spool/c")))
+        second.stop_job("b", "cancel")
+        assert world.ranks.received == []
+        assert not second.is_ready
+
+    def test_messages_of_an_earlier_start_are_ignored(self, world):
+        slot = world.start(0, "a")
+        earlier = world.ranks
+        slot.stop()
+        world.now += 10
+        slot.check(busy=False, may_start=True)
+        world.on_message(earlier, GpusReleased(job_id="a"), 0)
+        assert world.received(slot) == []
+
+    def test_message_out_of_order_is_a_failure(self, world):
+        slot = world.start(0, "a")
+        for _ in range(2):
+            world.send(GpusReleased(job_id="a"))
+        assert kinds(world.received(slot)) == ["GpusReleased", "GroupFailed"]
+        slot.stop()
+        assert slot.is_to_blame("a")
+
+    def test_ranks_send_no_orders(self, world):
+        with pytest.raises(AssertionError, match="no rank sends"):
+            world.send(RankConnected(rank=1))
+
+    def test_world_is_not_started_by_a_supervisor_that_drains(self):
+        world = World()
+        assert world.slots[0].check(busy=False, may_start=False) is None
+        assert world.starts == []
+
+    def test_failed_start_is_repeated_with_a_pause(self):
+        world = World(num_slots=2)
+        first, second = world.slots
+        for slot in world.slots:
+            slot.check(busy=False, may_start=True)
+        world.send(GroupFailed(message="bad checkpoint"))
+        for slot in world.slots:
+            slot.stop()
+        assert first.published_state(busy=False) == "starting"
+        assert second.check(busy=False, may_start=True) is None
+        assert len(world.starts) == 1
+        world.now += 8
+        assert second.check(busy=False, may_start=True) is None
+        assert len(world.starts) == 2
+
+
+class TestEnd:
+    def test_last_slot_that_closes_kills_the_ranks(self, world):
+        *others, last = world.slots
+        for slot in others:
+            slot.close()
+        assert not world.ranks.is_killed
+        last.close()
+        assert world.ranks.is_killed
+
+    def test_slot_that_closed_does_not_stop_the_jobs_of_others(self, world):
+        world.slots[3].close()
+        world.start(0, "a")
+        assert world.runs("a") == [(0, 1, 2, 3)]
+
+
+def test_slots_show_the_state_of_the_world():
+    world = World()
+    slot = world.slots[0]
+    assert (slot.is_ready, slot.capability, slot.published_state(busy=False)) == (False, None, "starting")
+    world.bring_up()
+    world.now += 1
+    assert (slot.is_ready, slot.capability, slot.start_s) == (True, CAPABILITY, 0.0)
+    assert (slot.published_state(busy=False), slot.published_state(busy=True)) == ("ready", "busy")
+
+
+def test_both_sides_speak_the_same_version(world):
+    assert Ready(capability=CAPABILITY, pids=()).protocol_version == PROTOCOL_VERSION

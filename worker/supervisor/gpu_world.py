@@ -1,0 +1,468 @@
+"""Run the jobs of several supervisors in one world: ranks that work alone or together, and change that.
+
+The ranks of a worker with `CONTEXT_PARALLEL=auto` are started together. A job runs on a *block* of them,
+whose number of ranks is the job's *width*. Whenever a job comes or leaves, `worker.supervisor.allocation`
+chooses widths and blocks. A job that gets another block saves a checkpoint after its present step, stops for
+`resize`, and resumes in the new one. Nothing is loaded again.
+
+Each supervisor has a `Slot`, which is its `Group`: it runs one job at a time and does not notice the changes.
+Slots are used by the threads of their supervisors, and messages come from threads of the `GroupProcess`, so a
+lock guards all state. If a rank fails, all are killed, and every supervisor requeues its jobs; only those
+whose block had the rank lose an attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from math import log2
+from typing import Protocol
+
+from jobs.capability import Capability
+from jobs.record import Progress
+from jobs.registration import GroupState
+from jobs.store.holder import StopReason
+from jobs.work import work_units
+from worker.messages import (
+    CheckpointSaved,
+    GpusReleased,
+    GroupFailed,
+    JobFailed,
+    JobMessage,
+    JobStopped,
+    LastDecode,
+    Message,
+    ProgressReport,
+    RankConnected,
+    Ready,
+    RunJob,
+    StopJob,
+    VideoDone,
+)
+from worker.supervisor.allocation import JobInHand, choose_widths, place
+from worker.supervisor.events import GroupMessage
+from worker.supervisor.gpu_group import GpuGroup, GroupLimits
+from worker.supervisor.group_process import GroupProcess
+from worker.supervisor.states import IllegalTransition, WorldJobState, change
+from worker.supervisor.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+NO_RANKS = range(0)
+GUESSED_UNIT_S = 9e-8
+"""Seconds of one GPU for a work unit, until a job has shown it: LongCat-Video at 0.6 PFLOP/s."""
+GUESSED_CHANGE_S = 2.0
+"""What a change of width costs a job, until one was measured."""
+KEPT_WHEN_DOUBLED = 0.96
+"""The efficiency of twice as many ranks; 0.86 is published for 8, which is 0.95 for each doubling."""
+
+StartWorld = Callable[[Callable[[GroupProcess, Message | None, int], None]], GroupProcess]
+"""Start the processes of a world, whose messages go to the given function."""
+
+
+def speed(width: int) -> float:
+    """Return how much faster a job runs with this width than with one rank."""
+    return float(width * KEPT_WHEN_DOUBLED ** log2(width))
+
+
+class Inbox(Protocol):
+    """The inbox of a supervisor, as the world uses it."""
+
+    def put(self, item: GroupMessage, /) -> None:
+        """Add an event."""
+
+
+@dataclass(eq=False)
+class WorldJob:
+    """A job that a slot has given to the world.
+
+    Attributes:
+        run: starts it from its latest checkpoint.
+        block: its ranks; none while it waits, and once the GPUs are released.
+        leader: the rank that reports it, and writes its video.
+        stop_request: why it is to stop, except for a resize.
+        progress: its latest progress.
+        stopped_at: when it stopped for a resize whose cost is not known yet.
+    """
+
+    slot: Slot
+    run: RunJob
+    state: WorldJobState = WorldJobState.WAITING
+    block: range = NO_RANKS
+    leader: int | None = None
+    stop_request: StopReason | None = None
+    progress: Progress = field(default_factory=lambda: Progress(phase="load"))
+    stopped_at: float | None = None
+
+    @property
+    def job_id(self) -> str:
+        """Return the id of the job."""
+        return self.run.job_id
+
+    @property
+    def may_change(self) -> bool:
+        """Return whether its block may change: not in its last decode, nor if it is about to stop."""
+        return self.stop_request is None and self.state is not WorldJobState.DECODING
+
+    def enter(self, state: WorldJobState) -> None:
+        """Change to this state. Raises IllegalTransition."""
+        self.state = change(self.state, state)
+
+
+class GpuWorld:
+    """The ranks of one worker, started together, and started again whenever one of them fails.
+
+    Args:
+        start: starts the processes.
+        limits: how long the world may take.
+        num_ranks: the number of ranks, a power of two.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        start: StartWorld,
+        limits: GroupLimits,
+        num_ranks: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.group = GpuGroup(lambda: start(self._on_message), limits, clock)
+        self.lock = threading.RLock()
+        self._limits = limits
+        self._num_ranks = num_ranks
+        self._clock = clock
+        self._killing = threading.Lock()
+        self._slots: list[Slot] = []
+        self._jobs: list[WorldJob] = []
+        self._widths: tuple[int, ...] = ()
+        self._blamed_start: GroupProcess | None = None
+        self._unit_s = GUESSED_UNIT_S
+        self._change_s = GUESSED_CHANGE_S
+        self.is_stopping = False
+
+    def add_slot(self, inbox: Inbox) -> Slot:
+        """Return a slot for a supervisor, which gets the messages about its jobs in its inbox."""
+        slot = Slot(self, inbox, Watchdog(self._limits.stall_s, self._limits.step_stall_s, self._clock))
+        self._slots.append(slot)
+        return slot
+
+    # For the slots. All but `stop` are called with the lock held.
+
+    def start_job(self, slot: Slot, run: RunJob) -> None:
+        """Run a job as soon as there are ranks for it."""
+        self._jobs.append(WorldJob(slot, run))
+        self._arrange()
+
+    def stop_job(self, slot: Slot, job_id: str, reason: StopReason) -> None:
+        """Stop a job of a slot. One that has no ranks has stopped at once."""
+        for job in self._jobs:
+            if job.slot is not slot or job.job_id != job_id or job.state is WorldJobState.RELEASED:
+                continue
+            job.stop_request = reason
+            if job.state is WorldJobState.WAITING:
+                self._end(job, JobStopped(job_id=job_id, reason=reason))
+            else:
+                self._send(StopJob(job_id=job_id, reason=reason), [job.block.start])
+            return
+
+    def is_waiting(self, slot: Slot) -> bool:
+        """Return whether a job of the slot waits for ranks."""
+        return any(job.slot is slot and job.state is WorldJobState.WAITING for job in self._jobs)
+
+    def blame_slot(self, slot: Slot) -> None:
+        """Blame the jobs of a slot for the failure of the world, unless others are."""
+        self._blame(job for job in self._jobs if job.slot is slot)
+
+    def blame_ranks(self, ranks: Iterable[int]) -> None:
+        """Blame the jobs that these ranks ran, or whose video they wrote, unless others are."""
+        failed = set(ranks)
+        self._blame(job for job in self._jobs if failed.intersection(job.block) or job.leader in failed)
+
+    def stop(self, process: GroupProcess | None) -> None:
+        """Kill the processes of a start, and return when they are gone. Called without the lock."""
+        with self._killing:
+            with self.lock:
+                if process is None or process is not self.group.process:
+                    return
+                self.is_stopping = True
+                self._jobs.clear()
+            self.group.stop()  # joins threads that may wait for the lock
+            with self.lock:
+                self.is_stopping = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether all slots are closed."""
+        return all(slot.is_closed for slot in self._slots)
+
+    def _blame(self, jobs: Iterable[WorldJob]) -> None:
+        """Remember which jobs are to blame for the end of this start. Only the first call counts."""
+        if self.group.process is not self._blamed_start:
+            self._blamed_start = self.group.process
+            for job in jobs:
+                job.slot.blamed.add(job.job_id)
+
+    # Messages
+
+    def _on_message(self, process: GroupProcess, message: Message | None, rank: int) -> None:
+        with self.lock:
+            if process is not self.group.process or self.is_stopping:
+                return
+            match message:
+                case None | GroupFailed():
+                    self.blame_ranks([rank])
+                    self._tell_all(message)
+                case Ready():
+                    self._widths = message.widths
+                    self._tell_all(message)
+                case RunJob() | StopJob() | RankConnected():
+                    raise AssertionError(f"no rank sends {message.type} to a supervisor")
+                case _:
+                    self._on_job_message(message)
+
+    def _on_job_message(self, message: JobMessage) -> None:
+        for job in self._jobs:  # one at most has started and not ended
+            if job.job_id == message.job_id and job.leader is not None:
+                try:
+                    self._apply(job, message)
+                except IllegalTransition as error:
+                    self.blame_ranks([job.leader])
+                    self._tell_all(GroupFailed(message=f"a rank sent a message out of order: {error}"))
+                return
+
+    def _apply(self, job: WorldJob, message: JobMessage) -> None:
+        match message:
+            case JobStopped(reason="resize") if job.stop_request is None:
+                job.enter(WorldJobState.WAITING)
+                job.block, job.leader, job.stopped_at = NO_RANKS, None, self._clock()
+                self._arrange()
+            case JobStopped(reason="resize"):  # another reason came too late for the ranks
+                self._end(job, message.model_copy(update={"reason": job.stop_request}))
+            case JobStopped() | JobFailed() | VideoDone():
+                self._end(job, message)
+            case ProgressReport():
+                self._tell(job, self._on_progress(job, message))
+            case CheckpointSaved():
+                job.run = job.run.model_copy(update={"resume": message.checkpoint})
+                self._tell(job, message)
+            case LastDecode():
+                job.enter(WorldJobState.DECODING)
+                self._tell(job, message)
+            case GpusReleased():
+                job.enter(WorldJobState.RELEASED)
+                job.block = NO_RANKS
+                self._tell(job, message)
+                self._arrange()
+            case _:
+                self._tell(job, message)
+
+    def _on_progress(self, job: WorldJob, message: ProgressReport) -> ProgressReport:
+        """Return the report with a fraction that does not decrease when a job resumes in another block."""
+        progress = message.progress
+        progress = progress.model_copy(update={"fraction": max(progress.fraction, job.progress.fraction)})
+        job.progress = progress
+        job.run = job.run.model_copy(update={"timings_s": message.timings_s})
+        if job.stopped_at is not None and progress.phase in {"denoise", "refine"}:
+            self._change_s, job.stopped_at = self._clock() - job.stopped_at, None
+        if progress.eta_s and progress.fraction < 1:
+            whole_s = progress.eta_s * speed(len(job.block) or 1) / (1 - progress.fraction)
+            self._unit_s = whole_s / work_units(job.run.order.plan)
+        return message.model_copy(update={"progress": progress})
+
+    def _end(self, job: WorldJob, message: JobMessage) -> None:
+        self._jobs.remove(job)
+        self._tell(job, message)
+        self._arrange()
+
+    def _tell(self, job: WorldJob, message: JobMessage) -> None:
+        assert self.group.process is not None
+        job.slot.inbox.put(GroupMessage(self.group.process, message))
+
+    def _tell_all(self, message: Message | None) -> None:
+        assert self.group.process is not None
+        for slot in self._slots:
+            slot.inbox.put(GroupMessage(self.group.process, message))
+
+    def _send(self, message: Message, ranks: Iterable[int]) -> None:
+        assert self.group.process is not None
+        for rank in ranks:
+            self.group.process.send(message, rank)
+
+    # Widths and blocks
+
+    def _arrange(self) -> None:
+        """Choose the block of each job, stop jobs that have another, and start those whose ranks are free."""
+        jobs = {job.job_id: job for job in self._jobs if self._needs_ranks(job)}
+        in_hand = [self._in_hand(job) for job in jobs.values()]
+        widths = choose_widths(in_hand, self._num_ranks, self._change_s)
+        present = {job_id: job.block for job_id, job in jobs.items() if job.block}
+        blocks = place(widths, present, self._num_ranks)
+        if all(job.may_change or blocks[job_id] == job.block for job_id, job in jobs.items()):
+            for job_id, job in jobs.items():
+                if job.state is WorldJobState.RUNNING and blocks[job_id] != job.block:
+                    logger.info("job %s moves from ranks %s to %s", job_id, job.block, blocks[job_id])
+                    job.enter(WorldJobState.RESIZING)
+                    self._send(StopJob(job_id=job_id, reason="resize"), [job.block.start])
+        for job_id, job in jobs.items():
+            if job.state is WorldJobState.WAITING:
+                self._start_if_free(job, blocks.get(job_id, NO_RANKS))
+
+    def _needs_ranks(self, job: WorldJob) -> bool:
+        """Return whether a job has ranks or waits for them. An earlier claim of it may not have ended."""
+        if job.state is not WorldJobState.WAITING:
+            return job.state is not WorldJobState.RELEASED
+        return not any(other is not job and other.job_id == job.job_id for other in self._jobs)
+
+    def _start_if_free(self, job: WorldJob, block: range) -> None:
+        taken = {rank for other in self._jobs for rank in other.block}
+        if not block or taken.intersection(block):
+            return
+        job.enter(WorldJobState.RUNNING)
+        job.block, job.leader = block, block.start
+        job.run = job.run.model_copy(update={"width": len(block)})
+        job.slot.watchdog.start_job()
+        self._send(job.run, block)
+
+    def _in_hand(self, job: WorldJob) -> JobInHand:
+        """Return a job as the allocation sees it. One whose block may not change has only its own width."""
+        whole_s = self._remaining_s(job)
+        widths = self._widths_of(job) if job.may_change else (len(job.block),)
+        deadline = job.run.deadline_at
+        return JobInHand(
+            job.job_id,
+            {width: whole_s / speed(width) for width in widths},
+            None if deadline is None else (deadline - datetime.now(UTC)).total_seconds(),
+            len(job.block),
+        )
+
+    def _remaining_s(self, job: WorldJob) -> float:
+        """Return how long a job would still run on one rank."""
+        if job.progress.eta_s is not None and job.block:
+            return job.progress.eta_s * speed(len(job.block))
+        return self._unit_s * work_units(job.run.order.plan) * (1 - job.progress.fraction)
+
+    def _widths_of(self, job: WorldJob) -> tuple[int, ...]:
+        """Return the widths with which a job fits into the memory, the greatest if it fits with none."""
+        capability = self.group.capability
+        if capability is None or capability.memory is None:
+            return self._widths
+        memory, plan = capability.memory, job.run.order.plan
+        fitting = (
+            width
+            for width in self._widths
+            if replace(memory, setup=replace(memory.setup, ranks=width)).fits(plan)
+        )
+        return tuple(fitting) or self._widths[-1:]
+
+
+class Slot:
+    """A place for one job at a time in a world: the `Group` of one supervisor.
+
+    Attributes:
+        process: the processes of the start that the supervisor knows, None between two starts.
+        blamed: the ids of the supervisor's jobs that are to blame for the end of this start.
+        is_closed: the supervisor needs the world no longer.
+    """
+
+    def __init__(self, world: GpuWorld, inbox: Inbox, watchdog: Watchdog) -> None:
+        self._world = world
+        self.inbox = inbox
+        self.watchdog = watchdog
+        self.process: GroupProcess | None = None
+        self.blamed: set[str] = set()
+        self.is_closed = False
+
+    @property
+    def capability(self) -> Capability | None:
+        """Return what the world can make, None before it was first ready."""
+        return self._world.group.capability
+
+    @property
+    def start_s(self) -> float:
+        """Return how long the last successful start took."""
+        return self._world.group.start_s
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the ranks take jobs."""
+        with self._world.lock:
+            return self._is_present and self._world.group.is_ready
+
+    def published_state(self, *, busy: bool) -> GroupState:
+        """Return the state as other processes see it."""
+        with self._world.lock:
+            return self._world.group.published_state(busy=busy)
+
+    def check(self, *, busy: bool, may_start: bool) -> str | None:
+        """Start the world if it is due; return what is wrong with the running one, None if nothing is."""
+        with self._world.lock:
+            world, group = self._world, self._world.group
+            if self.process is not None and not self._is_present:
+                return "the ranks were stopped"
+            if world.is_stopping:
+                return None
+            if group.process is not None and not group.process.is_alive:
+                world.blame_ranks(group.process.dead_ranks)
+            failure = group.check(busy=False, may_start=may_start)
+            if group.process is not self.process:
+                self.process, self.blamed = group.process, set()
+            if failure is None and busy and not world.is_waiting(self) and self.watchdog.is_stalled():
+                world.blame_slot(self)
+                failure = f"a job sent nothing for more than {self.watchdog.limit_s:g} s"
+            return failure
+
+    def on_ready(self, ready: Ready) -> None:
+        """Accept jobs from now on: all ranks have loaded the model."""
+        with self._world.lock:
+            if self._is_present and not self._world.group.is_ready:
+                self._world.group.on_ready(ready)
+
+    def start_job(self, run: RunJob) -> None:
+        """Have a job run, if the world is running."""
+        with self._world.lock:
+            if self._is_present:
+                self._world.start_job(self, run)
+
+    def on_progress(self, progress: Progress | None) -> None:
+        """Tell the watchdog that the job reported something."""
+        with self._world.lock:
+            self.watchdog.on_message(progress)
+
+    def stop_job(self, job_id: str, reason: StopReason) -> None:
+        """Have a job stopped that was started, if the world is running."""
+        with self._world.lock:
+            if self._is_present:
+                self._world.stop_job(self, job_id, reason)
+
+    def is_to_blame(self, job_id: str) -> bool:
+        """Return whether ranks that failed ran this job, so that its attempt counts."""
+        return job_id in self.blamed
+
+    def stop(self) -> None:
+        """Kill the world, and return when it is gone. All other slots notice it."""
+        with self._world.lock:
+            if self._is_present:
+                self._world.blame_slot(self)  # if no rank is to blame
+        self._world.stop(self.process)
+        self.process = None
+
+    def close(self) -> None:
+        """Need the world no longer. The last slot kills it."""
+        with self._world.lock:
+            self.is_closed = True
+            process = self._world.group.process if self._world.is_idle else None
+        self._world.stop(process)
+        self.process = None
+
+    @property
+    def _is_present(self) -> bool:
+        """Return whether the start that the supervisor knows is the one that runs."""
+        return (
+            self.process is not None
+            and self.process is self._world.group.process
+            and not (self._world.is_stopping)
+        )
