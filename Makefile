@@ -21,7 +21,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench simulate images compose-test cluster-test coverage mutation generate docs clean
+.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench kernels simulate images compose-test cluster-test coverage mutation generate docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-12s  %s\n", $$1, $$2}'
@@ -96,6 +96,11 @@ quality: $(READY) ## measure the pocket checkpoint on one rank and on two: a tab
 bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds where there is a GPU
 	$(BIN)/python -m benchmarks.counts --out benchmarks/counts.json
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m benchmarks.first_contact --out benchmarks/first-contact; fi
+
+kernels: $(READY) ## compile the kernels of a block for GPUs that are not there, and compare with benchmarks/kernels/table.md (GPUS="80 90" WRITE=1)
+	[[ -d .venv/triton/triton ]] || $(INSTALL) --no-deps --target .venv/triton triton
+	PYTHONPATH=.venv/triton $(BIN)/python -m benchmarks.kernels $(GPUS) $(if $(WRITE),--write)
+	PYTHONPATH=.venv/triton $(PYTEST) --quiet tests/model/transformer/test_block_sparse_triton.py
 
 simulate: $(READY) ## run the real queue under a simulated clock and compare policies: benchmarks/simulation.md (SEED= TRACE= DAY=1)
 	$(BIN)/python -m benchmarks.simulation $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace $(TRACE)) $(if $(DAY),--day)

@@ -23,30 +23,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 COMPILE = """
 import sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from model.transformer.block_sparse_tiles import choose_tiles
-from model.transformer.block_sparse_triton import _attend_pairs
+from benchmarks.kernels.block_sparse import compile_kernel
 
-capability, limit_bytes, dtype = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-tiles = choose_tiles(4 if dtype == "fp32" else 2, 128, limit_bytes)
-names = _attend_pairs.arg_names
-strides = [name for name in names if name.endswith("_strides")]
-pointers = dict.fromkeys(("q", "k", "v", "out"), f"*{dtype}") | dict.fromkeys(("entries", "lengths"), "*i32")
-sizes = {"TOKENS_Q": 64, "TOKENS_K": 64, "D": 128, "TILE_Q": tiles.rows, "TILE_K": tiles.rows, "TILE_D": 128}
-kinds = pointers | dict.fromkeys(strides, ("i32",) * 3) | dict.fromkeys(sizes, "constexpr")
-kinds["scale"] = "fp32"
-aligned = [(names.index(name),) for name in pointers]
-aligned += [(names.index(name), axis) for name in strides for axis in range(3)]
-source = ASTSource(
-    _attend_pairs,
-    {name: kinds.get(name, "i32") for name in names},
-    {(names.index(name),): size for name, size in sizes.items()},
-    {place: [["tt.divisibility", 16]] for place in aligned},
-)
-options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
-kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+kernel = compile_kernel(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
 print(kernel.metadata.shared, "wgmma" in kernel.asm["ptx"], "cp.async" in kernel.asm["ptx"])
 """
 

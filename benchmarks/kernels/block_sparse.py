@@ -1,0 +1,45 @@
+"""Compile the block-sparse kernel with the tiles that the service chooses for a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from model.transformer.block_sparse_tiles import choose_tiles
+from model.transformer.block_sparse_triton import _attend_pairs
+
+HEAD_DIM = 128
+BRICK_TOKENS = 64
+ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+
+
+def compile_kernel(architecture: int, limit_bytes: int, dtype: str) -> Any:  # noqa: ANN401 no types
+    """Return Triton's compiled kernel, for a GPU with so much shared memory, for the released sizes."""
+    tiles = choose_tiles(ELEMENT_BYTES[dtype], HEAD_DIM, limit_bytes)
+    names = _attend_pairs.arg_names
+    strides = [name for name in names if name.endswith("_strides")]
+    pointers = dict.fromkeys(("q", "k", "v", "out"), f"*{dtype}")
+    pointers |= dict.fromkeys(("entries", "lengths"), "*i32")
+    sizes = {
+        "TOKENS_Q": BRICK_TOKENS,
+        "TOKENS_K": BRICK_TOKENS,
+        "D": HEAD_DIM,
+        "TILE_Q": tiles.rows,
+        "TILE_K": tiles.rows,
+        "TILE_D": HEAD_DIM,
+    }
+    kinds: dict[str, Any] = pointers | dict.fromkeys(strides, ("i32",) * 3)
+    kinds |= dict.fromkeys(sizes, "constexpr") | {"scale": "fp32"}
+    aligned: list[tuple[int, ...]] = [(names.index(name),) for name in pointers]
+    aligned += [(names.index(name), axis) for name in strides for axis in range(3)]
+    source = ASTSource(
+        _attend_pairs,
+        {name: kinds.get(name, "i32") for name in names},
+        {(names.index(name),): size for name, size in sizes.items()},
+        {place: [["tt.divisibility", 16]] for place in aligned},
+    )
+    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)

@@ -1,0 +1,111 @@
+"""List what is compiled: the three parts of a block, at the shapes of real forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.formulas import BASE, REFINED
+from model.parallel.mesh import ContextParallel
+from model.transformer.block import Block
+from model.transformer.config import QUANTISED, DitConfig
+from model.transformer.fp8 import Fp8Linear
+from model.transformer.token_layout import Window, build_layout
+
+BF16 = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The tokens of a forward on one rank.
+
+    Attributes:
+        window: the latent frames.
+        num_texts: 2 with guidance, if one rank predicts for both texts.
+        ranks: the number of ranks that divide the tokens.
+        sparse: whether attention is block-sparse, which orders the tokens in other groups.
+    """
+
+    window: Window
+    num_texts: int = 1
+    ranks: int = 1
+    sparse: bool = False
+
+
+SHAPES = {
+    "480p": Shape(BASE),
+    "480p, guided": Shape(BASE, num_texts=2),
+    "480p, 8 ranks": Shape(BASE, ranks=8),
+    "480p, image": Shape(BASE._replace(num_condition=1)),
+    "720p, refined": Shape(REFINED, sparse=True),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a block with its arguments, which have no data.
+
+    Attributes:
+        name: the name of the method of `Block`.
+        call: the method.
+        arguments: what it is called with.
+        pass_bytes: the size of all tokens at the whole width in the dtype of the model.
+    """
+
+    name: str
+    call: Any
+    arguments: tuple[Tensor | int, ...]
+    pass_bytes: int
+
+
+def parts(shape: Shape, *, fp8: bool) -> Iterator[Part]:
+    """Yield the parts of a block. Call it within a FakeTensorMode, after `pretend`."""
+    config = DitConfig()
+    layout = build_layout(config, shape.window, shape.sparse, ContextParallel(size=shape.ranks))
+    rotation = layout.rotation
+    tokens = (shape.num_texts, *rotation.shape[:2])
+    noise = (tokens[0], tokens[1] - layout.num_condition_groups, tokens[2])
+    block = _block(config, fp8)
+    x = _empty(*tokens, config.hidden_size, dtype=BF16)
+    heads, text_heads = (
+        _empty(*each, config.num_heads, config.head_dim, dtype=BF16) for each in (tokens, noise)
+    )
+    vectors = _empty(*tokens[:2], 1, 6 * config.hidden_size).chunk(6, -1)
+    num_condition = layout.num_condition_groups
+    for call, arguments in (
+        (block.before_attention, (x, vectors[0], vectors[1], _empty(*rotation.shape))),
+        (block.between_attentions, (x, vectors[2], heads, num_condition)),
+        (block.after_attentions, (x, text_heads, *vectors[3:])),
+    ):
+        yield Part(call.__name__, call, arguments, x.nbytes)
+
+
+def fake_tensors() -> FakeTensorMode:
+    """Return the mode in which tensors have a device and a shape, but no data."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _block(config: DitConfig, fp8: bool) -> Block:
+    with torch.device("meta"):
+        block = Block(config, BF16).requires_grad_(False)
+        if fp8:
+            for name in QUANTISED:
+                owner, _, leaf = name.rpartition(".")
+                module = block.get_submodule(owner)
+                setattr(module, leaf, Fp8Linear(getattr(module, leaf)))
+    for module in block.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            weight = nn.Parameter(_empty(*parameter.shape, dtype=parameter.dtype), requires_grad=False)
+            setattr(module, name, weight)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, _empty(*buffer.shape, dtype=buffer.dtype))
+    return block
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")
