@@ -424,6 +424,7 @@ class TestInABrowser:
         opened = []
         page.on("request", lambda request: opened.append(request.url))
         jobs = [client.post("/generate", json={"prompt": f"ball {n}"}).json()["id"] for n in range(3)]
+        opened.clear()  # the page may have loaded some of them before
         page.reload()
         page.wait_for_selector(".job:nth-child(3)")
         self.finish(worker)
@@ -487,9 +488,9 @@ class TestInABrowser:
         client.put("/presets/calm", json=options)
         page.click("text=Presets and earlier prompts")
         page.click("#presets button:text('calm')")
-        page.wait_for_selector("text=Also from the preset: negative prompt, metadata")
+        expect(page.locator("#extra-names")).to_have_text("Also from the preset: metadata, negative prompt")
         page.reload()
-        page.wait_for_selector("text=Also from the preset: negative prompt, metadata")
+        expect(page.locator("#extra-names")).to_have_text("Also from the preset: metadata, negative prompt")
         page.click("text=Generate")
         page.wait_for_selector(".job .prompt:has-text('a red ball')")
         (job,) = client.get("/jobs").json()["jobs"]
