@@ -269,6 +269,14 @@ def test_no_container_runs_as_root_or_writes_to_its_image(values):
 
 
 @pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
+def test_pod_that_starts_can_be_ended(values):
+    """The first process of a namespace gets no signal that it does not handle yet."""
+    ours = [each for each in pod_templates(render(values)) if "serviceAccountName" in each["spec"]]
+    assert ours
+    assert all(each["spec"]["shareProcessNamespace"] for each in ours)
+
+
+@pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
 def test_every_mount_and_port_by_name_exists(values):
     for template in pod_templates(render(values)):
         (container,) = template["spec"]["containers"]
