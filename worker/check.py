@@ -200,7 +200,11 @@ def _check_host_memory(sizes: CheckpointSizes, setup: Setup, settings: WorkerSet
     """Check that the weights that stay in host memory fit into it, if any do."""
     num_leaders = settings.num_groups if settings.node_rank == 0 else 0
     others, total = machine_host_bytes(sizes, setup, settings.ranks, num_leaders), host_memory_bytes()
-    prepared = read_prepared_bytes(settings.checkpoint, setup)
+    try:
+        prepared = read_prepared_bytes(settings.checkpoint, setup)
+    except CheckpointError as error:
+        yield Finding("problem", f"LoRAs: {error}")
+        prepared = 0
     limit = lora_memory_bytes(settings.lora_memory_gib, total, others)
     if prepared:
         yield _check_prepared(prepared, limit)

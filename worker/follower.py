@@ -31,11 +31,11 @@ def follow(settings: WorkerSettings) -> int:
     memory = create_lora_memory()
     process = RestartedProcess(
         f"torchrun of node {settings.node_rank}",
-        [*torchrun_command(settings), "--lora-memory", str(memory)],
+        [*torchrun_command(settings), *(() if memory is None else ("--lora-memory", str(memory)))],
         settings.stuck_s,
         group_environment(settings, 0),
         own_session=True,
-        open_files=[memory],
+        open_files=[] if memory is None else [memory],
     )
     with ExitStack() as stack:
         if not offer_probes(stack, settings, lambda: [process.health()]):

@@ -178,20 +178,25 @@ class Launcher:
         return max(abs(status or 0) for status in last)
 
 
-def supervisor_command(lora_memory: int, index: int) -> list[str]:
+def supervisor_command(lora_memory: int | None, index: int) -> list[str]:
     """Return the command line of a group's supervisor, which dies with this process."""
     return [
         *(sys.executable, "-m", "worker", "--group", str(index), "--parent", str(os.getpid())),
-        *("--lora-memory", str(lora_memory)),
+        *(() if lora_memory is None else ("--lora-memory", str(lora_memory))),
     ]
 
 
-def create_lora_memory() -> int:
+def create_lora_memory() -> int | None:
     """Create the memory in which the ranks of this machine keep merged weights. Return its descriptor.
 
     It is empty until a rank uses it. It outlives the ranks, so those that start again find the weights.
+    Return None where the system refuses such memory: the ranks do without it.
     """
-    return os.memfd_create("longcat-loras")
+    try:
+        return os.memfd_create("longcat-loras")
+    except OSError as error:
+        logger.warning("no memory for LoRAs, so each change reads their files: %s", error)
+        return None
 
 
 def launch(settings: WorkerSettings) -> int:
@@ -201,7 +206,7 @@ def launch(settings: WorkerSettings) -> int:
         settings.num_supervisors,
         partial(supervisor_command, memory),
         settings.stuck_s,
-        open_files=[memory],
+        open_files=[] if memory is None else [memory],
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.stop())

@@ -12,7 +12,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,8 +156,9 @@ class LoraMerger:
             prepared.fill(partial(self._merge_all, opened))
         self._prepared = prepared
         logger.info("LoRAs are prepared in %s of host memory", needed)
-        if self._linears[modules[0]].weight.is_cuda:
-            _lock_pages(prepared)
+        device = self._linears[modules[0]].weight.device
+        if device.type == "cuda":
+            _lock_pages(prepared, device)
 
     def switch(self, name: str | None) -> None:
         """Merge a file into the base weights, or restore the base if `name` is None.
@@ -232,12 +233,14 @@ class LoraMerger:
                 getattr(self._linears[module], name).copy_(content)
 
 
-def _lock_pages(prepared: PreparedWeights) -> None:
+def _lock_pages(prepared: PreparedWeights, device: torch.device) -> None:
     """Lock the pages of the memory, so that CUDA copies from it at full speed."""
     try:
         lock_pages(prepared.memory)
     except DeviceError as error:
         logger.warning("switches of LoRA take longer: %s", error)
+        with suppress(RuntimeError):  # CUDA reports its error once more, at the next kernel
+            torch.zeros(1, device=device)
 
 
 def read_lora(path: Path, transformer: nn.Module) -> LoraFile:

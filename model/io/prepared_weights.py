@@ -79,7 +79,8 @@ class PreparedWeights:
         """
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         with self._lock(0):
-            if os.fstat(self._descriptor).st_size == 0:
+            unset = bytes(self._digest_bytes)  # also if a process ended before it wrote the digest
+            if os.pread(self._descriptor, self._digest_bytes, 0) in {b"", unset}:
                 os.ftruncate(self._descriptor, self.size_bytes)
                 os.pwrite(self._descriptor, self._digest, 0)
             found = os.pread(self._descriptor, self._digest_bytes, 0)

@@ -39,12 +39,17 @@ def read_sizes(checkpoint: Path) -> CheckpointSizes:
 def read_prepared_bytes(checkpoint: Path, setup: Setup) -> int:
     """Return the host memory that the weights which LoRAs change take, merged with each and without.
 
-    Raises CheckpointError if a file is missing or cannot be read.
+    Raises CheckpointError if a file is missing, cannot be read, or changes no module of the transformer.
     """
-    files = sorted((checkpoint / "lora").glob("*.safetensors"))
-    loras = [{split_key(key)[0] for key, _ in _shapes_of(path)} for path in files]
     config = load_dit_config(checkpoint / "dit" / "config.json")
-    return prepared_bytes(dict(_shapes_in(checkpoint / "dit")), loras, config.depth, setup)
+    shapes = dict(_shapes_in(checkpoint / "dit"))
+    loras = []
+    for path in sorted((checkpoint / "lora").glob("*.safetensors")):
+        modules = {split_key(key)[0] for key, _ in _shapes_of(path)}
+        if unknown := sorted(module for module in modules if f"{module}.weight" not in shapes):
+            raise CheckpointError(path, f"{unknown[0]} is no module of the transformer")
+        loras.append(modules)
+    return prepared_bytes(shapes, loras, config.depth, setup)
 
 
 def prepared_bytes(

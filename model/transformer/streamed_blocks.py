@@ -59,6 +59,8 @@ class StreamedBlocks(FlatBlocks[SomeBlock]):
         return self._copier.start(buffer, slot[: buffer.nbytes])
 
     def _write(self, span: Span, content: Tensor) -> None:
+        if self._is_on_cuda:
+            torch.cuda.current_stream().synchronize()  # copies to the device may still read the buffers
         self._buffers[span.block][span.start : span.stop].copy_(content)
 
     def _has_part_of(self, span: Span) -> bool:

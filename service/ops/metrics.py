@@ -27,7 +27,7 @@ from jobs.store.queue_depths import QueueDepth, queue_depths, recent_runs
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
 
-_METHODS = {"GET", "HEAD", "POST", "DELETE"}
+_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE"}
 
 
 class Metrics:

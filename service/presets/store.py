@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from redis import Redis
+from redis.client import Pipeline
 
 from jobs.connect import redis_reached
 from jobs.errors import UnreadableRecord
@@ -44,18 +45,18 @@ class Presets:
         return {name: preset for name, preset in found.items() if preset}
 
     def save(self, name: str, options: dict[str, Any]) -> StoredPreset:
-        """Store a preset, in place of the one with the same name if there is one. Raise TooManyPresets.
-
-        Of requests at the same time that reach the limit, each is refused whose preset was one too many.
-        """
+        """Store a preset, in place of the one with the same name if there is one. Raise TooManyPresets."""
         preset = StoredPreset(options)
-        with redis_reached(), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hset(self._key, name, json.dumps(asdict(preset)))
-            pipeline.hlen(self._key)
-            is_new, count = pipeline.execute()
-            if is_new and count > MAX_PRESETS:
-                self._redis.hdel(self._key, name)
+
+        def store(pipeline: Pipeline) -> None:
+            """Read, then queue the change, which Redis makes unless the presets have changed meanwhile."""
+            if pipeline.hlen(self._key) >= MAX_PRESETS and not pipeline.hexists(self._key, name):
                 raise TooManyPresets(f"at most {MAX_PRESETS} presets can be kept: delete one first", "name")
+            pipeline.multi()
+            pipeline.hset(self._key, name, json.dumps(asdict(preset)))
+
+        with redis_reached():
+            self._redis.transaction(store, self._key)
         return preset
 
     def delete(self, name: str) -> None:

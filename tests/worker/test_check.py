@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from model.spec.errors import CheckpointError
 from model.spec.memory import GIB
 from tests.model.spec.test_memory import LIMITS, RELEASED
 from worker import check
@@ -197,3 +198,12 @@ def test_merged_weights_are_counted_once_for_all_ranks_if_they_may_be_kept(setti
     limited = eight.model_copy(update={"lora_memory_gib": 40})
     note = texts(limited, gpus(*[141] * 8), "note")
     assert "merged weights may take 40.0 GiB (LORA_MEMORY_GIB) and need 72.0 GiB of host memory" in note
+
+
+@pytest.mark.usefixtures("released")
+def test_unusable_lora_is_reported_among_the_other_findings(settings, monkeypatch):
+    def refuse(*_):
+        raise CheckpointError(Path("lora/foreign.safetensors"), "is no LoRA")
+
+    monkeypatch.setattr(check, "read_prepared_bytes", refuse)
+    assert "is no LoRA" in texts(settings, gpus(141), "problem")

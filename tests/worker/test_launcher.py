@@ -87,6 +87,16 @@ def test_memory_for_loras_is_open_in_every_supervisor(tmp_path):
 
 def test_command_of_a_supervisor_names_the_memory_for_loras():
     assert supervisor_command(7, 1)[-4:] == ["--parent", str(os.getpid()), "--lora-memory", "7"]
+    assert supervisor_command(None, 1)[-2:] == ["--parent", str(os.getpid())]
+
+
+def test_worker_does_without_memory_for_loras_that_the_system_refuses(monkeypatch, caplog):
+    def refuse(name):
+        raise PermissionError("refused")
+
+    monkeypatch.setattr("os.memfd_create", refuse)
+    assert create_lora_memory() is None
+    assert "each change reads their files: refused" in caplog.text
 
 
 def test_supervisor_with_unusable_settings_ends_the_worker(tmp_path):

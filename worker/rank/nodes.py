@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 BEAT_EVERY_S = 1.0
 EXIT_NODE_LOST = 72  # exit status of torchrun after the end of a round
 _ROUND = "round"
+_OWN_SETTINGS = (  # those of each node; node 0 decides the others
+    *("socket", "node_rank", "rendezvous", "checkpoint", "log_format"),
+    *("lora_memory", "lora_memory_gib", "num_groups"),
+)
 _SIOCGIFADDR = 0x8915
 
 
@@ -87,10 +91,7 @@ def join_round(setup: RankSetup) -> tuple[RankSetup, Store]:
         here, there = getattr(setup, name), getattr(published, name)
         if here != there:
             raise NodesDiffer(f"{name} is {here} on node {setup.node_rank} and {there} on node 0")
-    own = {
-        name: getattr(setup, name)
-        for name in ("socket", "node_rank", "rendezvous", "checkpoint", "log_format")
-    }
+    own = {name: getattr(setup, name) for name in _OWN_SETTINGS}
     return published.model_copy(update=own), store
 
 

@@ -1,8 +1,8 @@
 -- include: queue, allow_when_full
 -- Repair what scripts of release 0.2.0 do not keep: the start order, the effective times and the last submissions. If
 -- the size of one of them is wrong, some of its members are looked at: at the end where those scripts change most, and
--- at random. So a repair takes no longer in a long queue, and several repairs find all. Until then, positions are
--- estimates.
+-- at random. So a repair takes no longer in a long queue, and sweeps repeat it until the sizes agree. Until then,
+-- positions are estimates.
 local MOST_LOOKED_AT = 100
 
 local function sample(key, first, last)

@@ -98,6 +98,16 @@ def test_memory_that_cannot_be_opened_is_no_error(tmp_path, lora_memory, caplog)
     assert "No such file" in caplog.text
 
 
+def test_memory_whose_first_process_ended_before_it_named_the_weights_is_used(tmp_path, lora_memory):
+    case = Case(tmp_path)
+    with lora_memory.path.open("r+b") as memory:
+        memory.truncate(1 << 20)
+    case.merged.prepare(lora_memory, "weights")
+    case.base.reads.clear()
+    case.merged.switch("one")
+    assert case.base.reads == []
+
+
 def test_checkpoint_without_loras_needs_no_memory(tmp_path, lora_memory):
     case = Case(tmp_path)
     LoraMerger(case.dit, case.base, {}).prepare(lora_memory, "weights")
@@ -168,6 +178,6 @@ def test_pages_that_cannot_be_locked_make_switches_slower_and_are_no_error(lora_
     monkeypatch.setattr(lora, "lock_pages", refuse)
     weights = prepared(lora_memory.path)
     with caplog.at_level(logging.WARNING):
-        lora._lock_pages(weights)
+        lora._lock_pages(weights, torch.device("cpu"))
     assert locked == [weights.size_bytes]
     assert "switches of LoRA take longer: CUDA cannot lock" in caplog.text

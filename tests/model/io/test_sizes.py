@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.io.sizes import read_prepared_bytes, read_sizes
@@ -62,3 +63,12 @@ def test_damaged_file_is_named(tiny_checkpoint, tmp_path):
     file.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=file.name):
         read_sizes(copy)
+
+
+def test_lora_of_another_model_is_no_lora_of_the_checkpoint(tiny_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    (checkpoint / "lora").mkdir(exist_ok=True)
+    foreign = {"diffusion_model.blocks.0.attn.lora_A.weight": torch.zeros(2, 2)}
+    save_file(foreign, checkpoint / "lora" / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="is no module of the transformer"):
+        read_prepared_bytes(checkpoint, Setup())
