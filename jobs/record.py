@@ -163,7 +163,7 @@ class Job(_Stored):
     group: str | None = None
     requirement: str | None = None
     gpu_ms: int = Field(default=0, ge=0)
-    num_gpus: int = Field(default=1, ge=1)
+    num_gpus: int = Field(default=1, ge=0)
     lost_gpu_ms: int = Field(default=0, ge=0)
     expected_gpu_ms: int = Field(default=0, ge=0)
     gpu_hour_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""Connect the supervisor of a GPU group and its rank 0 through a Unix socket, one JSON message a line.
+"""Connect a supervisor and its rank 0, or all its ranks, through a Unix socket, one JSON message a line.
 
 The socket is in a folder that only this user can enter.
 """

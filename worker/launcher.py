@@ -1,4 +1,4 @@
-"""Run one supervisor process for each GPU group, so that each can fail alone.
+"""Run one supervisor process for each GPU group, so that each can fail alone, or one for all of a world.
 
 The launcher starts them, starts those again that died, and stops them when it is asked to stop. It uses
 neither Redis nor GPUs, so it can answer health probes (`worker.health`) whatever happens to these.

@@ -1,6 +1,6 @@
-"""Define the messages between the supervisor of a GPU group and its rank 0.
+"""Define the messages between the supervisor of a GPU group and its rank 0, or a world and all its ranks.
 
-`worker.channel` carries them as one JSON line each. The supervisor sends `RunJob` and `StopJob`; rank 0 sends
+`worker.channel` carries them as one JSON line each. The supervisor sends `RunJob` and `StopJob`; ranks send
 all others. `Ready` names the version of all messages: both sides must have the same, but a program that is
 replaced while its supervisor runs starts ranks of another release. Checkpoints outlive a release: they are
 stored in the job's record.
@@ -191,6 +191,14 @@ class JobStarted(_Message):
     width: int | None = None
 
 
+class JobPaused(_Message):
+    """Report that the job has stopped and waits for other ranks. A world sends it to the job's supervisor."""
+
+    type: Literal["job_paused"] = "job_paused"
+    job_id: str
+    width: Literal[0] = 0
+
+
 class ProgressReport(_Message):
     """Report progress. Sent after every event of the pipeline."""
 
@@ -265,6 +273,7 @@ class GroupFailed(_Message):
 
 JobMessage = (
     JobStarted
+    | JobPaused
     | ProgressReport
     | StageDone
     | LastDecode

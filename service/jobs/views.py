@@ -231,11 +231,12 @@ def _cost(gpu_ms: int, price: float) -> float:
 
 
 def _gpu_phases_s(job: Job) -> dict[str, float]:
-    """Return the GPU time of each phase: its time, times the GPUs of the last attempt.
+    """Return the GPU time of each phase: its time, times the GPUs that the job had last.
 
-    The phases together never take more than the job, although earlier attempts may have had fewer GPUs. The
+    The phases together never take more than the job, although it may have had fewer GPUs before. The
     rest of its GPU time is lost work, and time in which the job had the GPUs and did not use them.
     """
-    spent_s = {name: job.timings_s[name] * job.num_gpus for name in _GPU_PHASES if name in job.timings_s}
+    num_gpus = max(1, job.num_gpus)
+    spent_s = {name: job.timings_s[name] * num_gpus for name in _GPU_PHASES if name in job.timings_s}
     scale = min(1.0, job.gpu_ms / 1000 / max(sum(spent_s.values()), 1e-9))
     return {name: round(seconds * scale, 3) for name, seconds in spent_s.items()}

@@ -133,6 +133,16 @@ def test_videos_that_do_not_fit_are_told_apart(settings):
     assert "does not fit" not in texts(checkpoint, gpus(141), "note")
 
 
+@pytest.mark.usefixtures("released")
+def test_number_of_gpus_that_a_video_needs_in_a_world_is_named(settings):
+    world = settings.model_copy(update={"device": "cuda", "ranks": 4, "context_parallel": "auto"})
+    found = gpus(40, 40, 40, 40)
+    assert "does not fit" not in texts(world, found, "note")
+    assert " on 2 GPUs, most of it" in texts(world, found, "ok")
+    alone = world.model_copy(update={"ranks": 1, "context_parallel": None})
+    assert "GPUs, most of it" not in texts(alone, found, "ok")
+
+
 def of_node(settings: WorkerSettings, rank: int, rendezvous: str) -> WorkerSettings:
     return settings.model_copy(
         update={"nodes": 2, "node_rank": rank, "rendezvous": rendezvous, "redis_url": "redis://127.0.0.1:1"}

@@ -18,6 +18,7 @@ from worker.messages import (
     GroupFailed,
     JobFailed,
     JobMessage,
+    JobPaused,
     JobStarted,
     JobStopped,
     LastDecode,
@@ -58,6 +59,7 @@ MESSAGES: list[Message] = [
     ),
     RankConnected(rank=3),
     JobStarted(job_id="j", width=2),
+    JobPaused(job_id="j"),
     ProgressReport(
         job_id="j", progress=Progress(phase="denoise", step=1, num_steps=4), timings_s={"denoise": 0.5}
     ),

@@ -11,9 +11,54 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import inf
+from types import MappingProxyType
+
+SLOTS_PER_RANK = 2
+"""How many jobs a worker may hold for each rank. Those that have no ranks are the ones that can wait."""
 
 WORTHWHILE = 4.0
 """A change of width without need has to save this many times what it costs."""
+
+MARGIN = 0.05
+"""The share by which a job may take longer than predicted and still count as in time."""
+
+LATE_S = 1800.0
+"""How long after its deadline a late job has the same precedence as one that can still be in time."""
+
+EFFICIENCY: Mapping[int, float] = MappingProxyType({1: 1.0, 2: 0.96, 4: 0.92, 8: 0.86, 16: 0.80})
+"""Of several ranks that share the tokens of a video, against one.
+
+0.86 is published for 8; 2 and 4 lie between; for 16, the loss from 8 to 16 that is reported elsewhere is
+added. None is measured with this model.
+"""
+
+
+def efficiency(width: int, *, guided: bool) -> float:
+    """Return the efficiency of a width. With guidance, each half of the ranks has a pass of its own."""
+    return EFFICIENCY[max(1, width // 2) if guided else width]
+
+
+def remaining_by_width(
+    known_s: Mapping[int, float], widths: Iterable[int], *, guided: bool
+) -> dict[int, float]:
+    """Return the seconds that a job takes with each width, from those that are known.
+
+    Args:
+        known_s: measured or predicted seconds by width, at least one. A width that is missing follows from
+            the nearest one and the efficiency of both.
+        widths: those that the job can have.
+        guided: whether the job has guidance.
+    """
+
+    def speed(width: int) -> float:
+        return width * efficiency(width, guided=guided)
+
+    remaining_s = {}
+    for width in widths:
+        nearest = min(known_s, key=lambda known: max(known, width) / min(known, width))
+        remaining_s[width] = known_s[nearest] * speed(nearest) / speed(width)
+    return remaining_s
 
 
 @dataclass(frozen=True)
@@ -24,141 +69,91 @@ class JobInHand:
         remaining_s: predicted seconds until its end, for each width that it can have.
         deadline_s: seconds until its deadline, negative if that has passed; None without one.
         width: its present number of ranks, 0 if it does not run.
+        is_fixed: it keeps its present ranks, because it cannot be stopped now.
     """
 
     job_id: str
     remaining_s: Mapping[int, float] = field(hash=False)
     deadline_s: float | None = None
     width: int = 0
-
-    def ends_s(self, width: int, change_s: float) -> float:
-        """Return in how many seconds it ends if it has this width from now on. 0 is never."""
-        if not width:
-            return float("inf")
-        return self.remaining_s[width] + (change_s if width != self.width else 0.0)
+    is_fixed: bool = False
 
     def is_in_time(self, width: int, change_s: float) -> bool:
-        """Return whether it ends by its deadline with this width, also if it has none."""
-        return self.deadline_s is None or self.ends_s(width, change_s) <= self.deadline_s
+        """Return whether it ends by its deadline if it has this width from now on."""
+        cost_s = change_s if width != self.width else 0.0
+        return self.deadline_s is None or self.remaining_s[width] * (1 + MARGIN) + cost_s <= self.deadline_s
 
-    def spare_s(self, width: int) -> float:
-        """Return how long before its deadline it ends with this width."""
-        return float("inf") if self.deadline_s is None else self.deadline_s - self.ends_s(width, 0.0)
+    def least_in_time(self, change_s: float) -> int | None:
+        """Return the least width with which it ends by its deadline, None if it will be late with any."""
+        return next((width for width in sorted(self.remaining_s) if self.is_in_time(width, change_s)), None)
+
+    def widest(self, num_ranks: int) -> int:
+        """Return the greatest width that it can have with so many ranks, 0 if there is none."""
+        return max((width for width in self.remaining_s if width <= num_ranks), default=0)
 
 
 def choose_widths(jobs: Sequence[JobInHand], num_ranks: int, change_s: float) -> dict[str, int]:
-    """Return the width of each job, 0 for a job that has to wait because no width that it can have is left.
+    """Return the width of each job, 0 for one that has to wait.
 
-    Each job gets ranks before any gets more than it needs. Ranks that are short come from the jobs that can
-    spare them. Then late jobs that more ranks can save get them, earliest deadline first. Ranks that are
-    left go where they save the most time, if that is clearly more than a change costs; no job changes its
-    width for less.
+    The earliest deadline comes first, and gets as many ranks as it needs to be met. A job that will be late
+    anyway gets the least that it can have, and its turn `LATE_S` later. Then jobs keep the ranks that they
+    have, as far as there are any left. The rest goes where it saves the most time, if that is clearly more
+    than a change costs.
 
     Args:
-        jobs: those in hand.
+        jobs: those in hand, in the order in which they were claimed. Jobs without deadlines keep it.
         num_ranks: the ranks of the worker, a power of two.
         change_s: what a change of width costs a job, in seconds.
     """
-    division = _Division(jobs, num_ranks, change_s)
-    division.give_each_its_least()
-    division.save_late_jobs()
-    division.use_idle_ranks()
-    return division.widths
+    widths = {job.job_id: job.width for job in jobs if job.is_fixed}
+    in_order = sorted((job for job in jobs if not job.is_fixed), key=lambda job: _precedence(job, change_s))
+
+    def num_idle() -> int:
+        return num_ranks - sum(widths.values())
+
+    for job in in_order:
+        needed = job.least_in_time(change_s) or min(job.remaining_s)
+        widths[job.job_id] = job.widest(min(needed, num_idle()))
+    for job in in_order:
+        if width := widths[job.job_id]:
+            widths[job.job_id] = job.widest(max(width, min(job.width, width + num_idle())))
+    while doubled := _most_worthwhile(in_order, widths, num_idle(), change_s):
+        widths[doubled.job_id] *= 2
+    return widths
 
 
-def wants_another(jobs: Sequence[JobInHand], num_ranks: int, change_s: float) -> bool:
-    """Return whether a worker with a free slot should claim another job now.
+def _precedence(job: JobInHand, change_s: float) -> float:
+    """Return the deadline of a job; a later one if it cannot be met."""
+    if job.deadline_s is None:
+        return inf
+    return job.deadline_s if job.least_in_time(change_s) else job.deadline_s + LATE_S
 
-    It should if it has no job, and otherwise if each job in hand that can end in time still can when a rank
-    is left to the new one.
+
+def _most_worthwhile(
+    jobs: Iterable[JobInHand], widths: Mapping[str, int], num_idle: int, change_s: float
+) -> JobInHand | None:
+    """Return the job that gains the most from twice its width, None if none gains enough."""
+    best, best_s = None, 0.0
+    for job in jobs:
+        width = widths[job.job_id]
+        if width and width <= num_idle and 2 * width in job.remaining_s:
+            saved_s = job.remaining_s[width] - job.remaining_s[2 * width]
+            if saved_s > max(best_s, WORTHWHILE * change_s if width == job.width else 0.0):
+                best, best_s = job, saved_s
+    return best
+
+
+def wants_another(jobs: Sequence[JobInHand], num_ranks: int) -> bool:
+    """Return whether a worker should claim another job now.
+
+    It should while it has fewer jobs than ranks. Beyond, it claims jobs that may be more urgent than those
+    that it has, which then wait; but not if a job waits that has no deadline: order is all that such jobs
+    need, and another worker may be able to start them at once.
     """
-    if not jobs:
+    if len(jobs) < num_ranks:
         return True
-    if len(jobs) >= num_ranks:
-        return False
-    savable = [job for job in jobs if _least_in_time(job, change_s)]
-    needed = sum(_least_in_time(job, change_s) for job in savable)
-    needed += sum(min(job.remaining_s) for job in jobs if job not in savable)
-    return needed < num_ranks
-
-
-def _least_in_time(job: JobInHand, change_s: float) -> int:
-    """Return the least width with which a job ends in time, 0 if there is none."""
-    return next((width for width in sorted(job.remaining_s) if job.is_in_time(width, change_s)), 0)
-
-
-class _Division:
-    """The ranks of a worker while they are divided among jobs."""
-
-    def __init__(self, jobs: Sequence[JobInHand], num_ranks: int, change_s: float) -> None:
-        self._jobs = sorted(jobs, key=lambda job: (_or_never(job.deadline_s), job.job_id))
-        self._num_ranks = num_ranks
-        self._change_s = change_s
-        self.widths = {job.job_id: job.width if job.width in job.remaining_s else 0 for job in self._jobs}
-
-    @property
-    def _num_idle(self) -> int:
-        return self._num_ranks - sum(self.widths.values())
-
-    def _width(self, job: JobInHand) -> int:
-        return self.widths[job.job_id]
-
-    def give_each_its_least(self) -> None:
-        """Give ranks to the jobs that have none."""
-        for job in self._jobs:
-            least = min(job.remaining_s)
-            if not self._width(job) and self._make_room(least, besides=job, if_late=True):
-                self.widths[job.job_id] = least
-
-    def save_late_jobs(self) -> None:
-        """Widen jobs that would be late as much as they need, as long as that makes no other late."""
-        for job in self._jobs:
-            width, least = self._width(job), _least_in_time(job, self._change_s)
-            if not width or job.is_in_time(width, self._change_s) or least < width:
-                continue
-            if self._make_room(least - width, besides=job, if_late=False):
-                self.widths[job.job_id] = least
-
-    def use_idle_ranks(self) -> None:
-        """Double the width of the job for which that saves the most time, until no rank is left."""
-        while candidates := [job for job in self._jobs if self._can_double(job)]:
-            best = max(candidates, key=self._saved_s)
-            self.widths[best.job_id] *= 2
-
-    def _can_double(self, job: JobInHand) -> bool:
-        width = self._width(job)
-        if not width or width > self._num_idle or 2 * width not in job.remaining_s:
-            return False
-        return self._saved_s(job) > (WORTHWHILE * self._change_s if width == job.width else 0.0)
-
-    def _saved_s(self, job: JobInHand) -> float:
-        width = self._width(job)
-        return job.remaining_s[width] - job.remaining_s[2 * width]
-
-    def _make_room(self, num_ranks: int, *, besides: JobInHand, if_late: bool) -> bool:
-        """Halve jobs until so many ranks are idle. Return False, and change nothing, if that is not possible.
-
-        Args:
-            num_ranks: how many have to be idle.
-            besides: a job that keeps its ranks.
-            if_late: whether to halve jobs that end late then, if there are no others.
-        """
-        before = dict(self.widths)
-        while self._num_idle < num_ranks:
-            halves = [
-                (job.is_in_time(half, self._change_s), job.spare_s(half), job.job_id)
-                for job in self._jobs
-                if job is not besides and (half := self._width(job) // 2) in job.remaining_s
-            ]
-            if not halves or not (max(halves)[0] or if_late):
-                self.widths = before
-                return False
-            self.widths[max(halves)[2]] //= 2
-        return True
-
-
-def _or_never(deadline_s: float | None) -> float:
-    return float("inf") if deadline_s is None else deadline_s
+    has_slot = len(jobs) < SLOTS_PER_RANK * num_ranks
+    return has_slot and all(job.width or job.deadline_s is not None for job in jobs)
 
 
 def place(widths: Mapping[str, int], present_blocks: Mapping[str, range], num_ranks: int) -> dict[str, range]:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from math import log2
 from typing import Protocol
 
 from jobs.capability import Capability
@@ -33,6 +32,7 @@ from worker.messages import (
     GroupFailed,
     JobFailed,
     JobMessage,
+    JobPaused,
     JobStopped,
     LastDecode,
     Message,
@@ -43,7 +43,7 @@ from worker.messages import (
     StopJob,
     VideoDone,
 )
-from worker.supervisor.allocation import JobInHand, choose_widths, place
+from worker.supervisor.allocation import JobInHand, choose_widths, place, remaining_by_width
 from worker.supervisor.events import GroupMessage
 from worker.supervisor.gpu_group import GpuGroup, GroupLimits
 from worker.supervisor.group_process import GroupProcess
@@ -57,16 +57,8 @@ GUESSED_UNIT_S = 9e-8
 """Seconds of one GPU for a work unit, until a job has shown it: LongCat-Video at 0.6 PFLOP/s."""
 GUESSED_CHANGE_S = 2.0
 """What a change of width costs a job, until one was measured."""
-KEPT_WHEN_DOUBLED = 0.96
-"""The efficiency of twice as many ranks; 0.86 is published for 8, which is 0.95 for each doubling."""
-
 StartWorld = Callable[[Callable[[GroupProcess, Message | None, int], None]], GroupProcess]
 """Start the processes of a world, whose messages go to the given function."""
-
-
-def speed(width: int) -> float:
-    """Return how much faster a job runs with this width than with one rank."""
-    return float(width * KEPT_WHEN_DOUBLED ** log2(width))
 
 
 class Inbox(Protocol):
@@ -86,7 +78,8 @@ class WorldJob:
         leader: the rank that reports it, and writes its video.
         stop_request: why it is to stop, except for a resize.
         progress: its latest progress.
-        stopped_at: when it stopped for a resize whose cost is not known yet.
+        is_resuming: it was stopped for a resize, and its next step was not begun yet.
+        started_at: when it got its ranks.
     """
 
     slot: Slot
@@ -96,7 +89,8 @@ class WorldJob:
     leader: int | None = None
     stop_request: StopReason | None = None
     progress: Progress = field(default_factory=lambda: Progress(phase="load"))
-    stopped_at: float | None = None
+    is_resuming: bool = False
+    started_at: float = 0.0
 
     @property
     def job_id(self) -> str:
@@ -107,6 +101,15 @@ class WorldJob:
     def may_change(self) -> bool:
         """Return whether its block may change: not in its last decode, nor if it is about to stop."""
         return self.stop_request is None and self.state is not WorldJobState.DECODING
+
+    @property
+    def is_guided(self) -> bool:
+        """Return whether it has two predictions in each step, which two halves of its ranks can share."""
+        return self.run.order.plan.guidance_scale > 1
+
+    def on_one_rank(self, seconds: float) -> float:
+        """Return how long one rank takes for what its ranks do in so many seconds."""
+        return remaining_by_width({len(self.block) or 1: seconds}, [1], guided=self.is_guided)[1]
 
     def enter(self, state: WorldJobState) -> None:
         """Change to this state. Raises IllegalTransition."""
@@ -238,7 +241,8 @@ class GpuWorld:
         match message:
             case JobStopped(reason="resize") if job.stop_request is None:
                 job.enter(WorldJobState.WAITING)
-                job.block, job.leader, job.stopped_at = NO_RANKS, None, self._clock()
+                job.block, job.leader, job.is_resuming = NO_RANKS, None, True
+                self._tell(job, JobPaused(job_id=job.job_id))
                 self._arrange()
             case JobStopped(reason="resize"):  # another reason came too late for the ranks
                 self._end(job, message.model_copy(update={"reason": job.stop_request}))
@@ -266,10 +270,11 @@ class GpuWorld:
         progress = progress.model_copy(update={"fraction": max(progress.fraction, job.progress.fraction)})
         job.progress = progress
         job.run = job.run.model_copy(update={"timings_s": message.timings_s})
-        if job.stopped_at is not None and progress.phase in {"denoise", "refine"}:
-            self._change_s, job.stopped_at = self._clock() - job.stopped_at, None
+        if job.is_resuming and progress.phase in {"denoise", "refine"}:
+            self._change_s, job.is_resuming = self._clock() - job.started_at, False
+            logger.info("job %s goes on after %.2f s", job.job_id, self._change_s)
         if progress.eta_s and progress.fraction < 1:
-            whole_s = progress.eta_s * speed(len(job.block) or 1) / (1 - progress.fraction)
+            whole_s = job.on_one_rank(progress.eta_s) / (1 - progress.fraction)
             self._unit_s = whole_s / work_units(job.run.order.plan)
         return message.model_copy(update={"progress": progress})
 
@@ -303,8 +308,9 @@ class GpuWorld:
         blocks = place(widths, present, self._num_ranks)
         if all(job.may_change or blocks[job_id] == job.block for job_id, job in jobs.items()):
             for job_id, job in jobs.items():
-                if job.state is WorldJobState.RUNNING and blocks[job_id] != job.block:
-                    logger.info("job %s moves from ranks %s to %s", job_id, job.block, blocks[job_id])
+                block = blocks.get(job_id, NO_RANKS)
+                if job.state is WorldJobState.RUNNING and block != job.block:
+                    logger.info("job %s moves from ranks %s to %s", job_id, job.block, block or "none")
                     job.enter(WorldJobState.RESIZING)
                     self._send(StopJob(job_id=job_id, reason="resize"), [job.block.start])
         for job_id, job in jobs.items():
@@ -322,27 +328,26 @@ class GpuWorld:
         if not block or taken.intersection(block):
             return
         job.enter(WorldJobState.RUNNING)
-        job.block, job.leader = block, block.start
+        job.block, job.leader, job.started_at = block, block.start, self._clock()
         job.run = job.run.model_copy(update={"width": len(block)})
         job.slot.watchdog.start_job()
         self._send(job.run, block)
 
     def _in_hand(self, job: WorldJob) -> JobInHand:
-        """Return a job as the allocation sees it. One whose block may not change has only its own width."""
-        whole_s = self._remaining_s(job)
-        widths = self._widths_of(job) if job.may_change else (len(job.block),)
+        """Return a job as the allocation sees it."""
         deadline = job.run.deadline_at
         return JobInHand(
             job.job_id,
-            {width: whole_s / speed(width) for width in widths},
+            remaining_by_width({1: self._remaining_s(job)}, self._widths_of(job), guided=job.is_guided),
             None if deadline is None else (deadline - datetime.now(UTC)).total_seconds(),
             len(job.block),
+            is_fixed=not job.may_change,
         )
 
     def _remaining_s(self, job: WorldJob) -> float:
         """Return how long a job would still run on one rank."""
         if job.progress.eta_s is not None and job.block:
-            return job.progress.eta_s * speed(len(job.block))
+            return job.on_one_rank(job.progress.eta_s)
         return self._unit_s * work_units(job.run.order.plan) * (1 - job.progress.fraction)
 
     def _widths_of(self, job: WorldJob) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ class ClaimedJob:
         folder: the job's folder in the spool.
         run: the message that starts it on rank 0, once its inputs are fetched.
         stop_request: why the job is to stop, None while it is not.
-        num_gpus: the number of GPUs that run it, None before the first message about it.
+        num_gpus: the number of GPUs that run it, None before it is known.
         checkpoint: the latest checkpoint of which the storage has all files.
     """
 

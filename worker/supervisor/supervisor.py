@@ -27,6 +27,7 @@ from worker.messages import (
     GroupFailed,
     JobFailed,
     JobMessage,
+    JobPaused,
     JobStarted,
     JobStopped,
     LastDecode,
@@ -222,7 +223,7 @@ class Supervisor:
 
     def _apply_to_job(self, job: ClaimedJob, message: JobMessage) -> None:
         match message:
-            case JobStarted():
+            case JobStarted() | JobPaused():
                 job.num_gpus = message.width
                 self._gpu_group.on_progress(None)
             case ProgressReport():

@@ -89,7 +89,7 @@ class Expected:
     preempts: bool = False
     distilled: bool = False
     charge: int = 0
-    claimed_ms: int = 0
+    num_gpus_since_ms: int = 0
     gpu_ms: int = 0
     num_gpus: int = 1
     expected_gpu_ms: int = 0
@@ -98,7 +98,7 @@ class Expected:
 
     def stop_running(self, now_ms: int) -> None:
         if self.status == "running":
-            self.gpu_ms += (now_ms - self.claimed_ms) * self.num_gpus
+            self.gpu_ms += (now_ms - self.num_gpus_since_ms) * self.num_gpus
 
     def end(self, status: Status, now_ms: int) -> str:
         self.stop_running(now_ms)
@@ -284,7 +284,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         job.started_by_ageing = self.now_ms - job.queued_ms >= 2 * AGEING_S * 1000
         assert claim.fence == claim.attempt == job.fence + 1
         assert claim.checkpoint == job.checkpoint
-        job.claimed_ms, job.num_gpus = self.now_ms, 2 if group == "p" else 1
+        job.num_gpus_since_ms, job.num_gpus = self.now_ms, 2 if group == "p" else 1
         job.status, job.holder, job.fence, job.lease_ran_out = "running", claim.fence, claim.fence, False
         job.attempt += 1
         job.lease_ms, job.lease_grace, job.queue_deadline_ms = self.now_ms + LEASE_MS, False, None
@@ -294,16 +294,22 @@ class JobStoreMachine(RuleBasedStateMachine):
         claim_number=NUMBERS,
         step=st.integers(0, 50),
         preempt_after_s=st.sampled_from([None, PREEMPT_AFTER_S]),
+        num_gpus=st.sampled_from([None, 1, 2, 4]),
     )
-    def renew_lease(self, claim_number: int, step: int, preempt_after_s: float | None) -> None:
+    def renew_lease(
+        self, claim_number: int, step: int, preempt_after_s: float | None, num_gpus: int | None
+    ) -> None:
         claim = self.choose_claim(claim_number)
         progress = Progress(phase="denoise", step=step)
-        stop_reason = self.store.holder.renew_lease(claim, progress, preempt_after_s)
+        stop_reason = self.store.holder.renew_lease(claim, progress, preempt_after_s, num_gpus)
         job = self.held(claim)
         if job is None:
             assert stop_reason == "lease_lost"
         else:
             job.lease_ms, job.lease_grace = self.now_ms + LEASE_MS, False
+            if num_gpus is not None and job.status == "running":
+                job.stop_running(self.now_ms)
+                job.num_gpus_since_ms, job.num_gpus = self.now_ms, num_gpus
             if job.cancel_requested:
                 assert stop_reason == "cancel"
             elif preempt_after_s is not None and self.is_preempted(claim.job.id, job):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.capability import read_capability
-from model.parallel.mesh import SINGLE
+from model.parallel.mesh import SINGLE, ContextParallel
 from model.tiny import write_tiny
 from worker.rank.capability import main
 from worker.rank.model_engine import load_engine
@@ -54,6 +54,23 @@ def test_engine_keeps_merged_weights_in_the_memory_that_it_may_use(
     load_engine(setup, SINGLE)
     assert (os.fstat(descriptor).st_size > 0) == (limit_gib is None)
     os.close(descriptor)
+
+
+def test_memory_of_a_world_is_that_of_all_its_ranks_together(checkpoint, monkeypatch, tmp_path, capsys):
+    for name, value in {
+        "DEVICE": "cpu",
+        "GPU_MEMORY_GIB": "1.5",
+        "RANKS": "4",
+        "CONTEXT_PARALLEL": "auto",
+    }.items():
+        monkeypatch.setenv(f"LONGCAT_{name}", value)
+    assert main([str(checkpoint)]) == 0
+    printed = read_capability(capsys.readouterr().out)
+    setup = WorkerSettings(checkpoint=checkpoint).rank_setup(tmp_path / "socket")
+    world = ContextParallel(wider=(ContextParallel(size=2), ContextParallel(size=4)))
+    assert read_capability(load_engine(setup, world).capability.model_dump_json()) == printed
+    assert printed.memory is not None
+    assert (printed.memory.setup.ranks, printed.context_parallel) == (4, 1)
 
 
 @pytest.mark.parametrize("asked_for", ["device", "offload", "cpu"])

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch.distributed as dist
 
 from jobs.capability import Capability
+from model.parallel.mesh import ContextParallel
 from model.spec.errors import GroupError
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
@@ -21,7 +23,7 @@ from worker.channel import Channel, listen
 from worker.messages import GroupFailed, Message, RankConnected, Ready, RunJob, StopJob
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
-from worker.rank.main import EXIT_FAILED, Place, SupervisorConnection, _serve, check_weights
+from worker.rank.main import EXIT_FAILED, Place, SupervisorConnection, _places, _serve, check_weights
 from worker.settings import WorkerSettings
 
 JOB = RunJob(job_id="j", order=ORDER, folder=Path("/spool/j"))
@@ -92,6 +94,36 @@ def test_nodes_with_the_same_weights_work_together():
 def test_nodes_with_other_weights_are_refused(weights):
     with pytest.raises(GroupError, match=r"the weights of rank 2 differ from those of rank 0: (vae|dit|x)$"):
         check_weights([{"vae": "1", "dit": "1"}, {}, weights, {}])
+
+
+class RefusingEngine:
+    """An engine that works with two ranks or one."""
+
+    def on(self, parallel: ContextParallel) -> RefusingEngine:
+        parallel.check_heads(2)
+        return self
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_rank_of_a_world_has_a_place_for_each_width_that_the_engine_accepts(tmp_path):
+    settings = WorkerSettings(checkpoint=tmp_path, ranks=4, context_parallel="auto").rank_setup(tmp_path)
+    blocks = ContextParallel(wider=(ContextParallel(size=3),))
+    places = _places(cast("Engine", RefusingEngine()), blocks, Consensus(1.0), settings)
+    assert {width: place.consensus.size for width, place in places.items()} == {1: 1}
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_rank_of_a_fixed_group_has_one_place(tmp_path):
+    settings = WorkerSettings(checkpoint=tmp_path).rank_setup(tmp_path)
+    engine, world = cast("Engine", RefusingEngine()), Consensus(1.0)
+    assert _places(engine, ContextParallel(), world, settings) == {1: Place(engine, world)}
 
 
 class Served(Exception):

@@ -19,7 +19,7 @@ from worker.channel import connect
 from worker.messages import GroupFailed
 from worker.settings import WorkerSettings
 from worker.supervisor import app
-from worker.supervisor.app import build_supervisor
+from worker.supervisor.app import build_supervisor, build_supervisors, serve_together
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.spool import PENDING_UPLOAD, PendingUpload, Spool
 from worker.supervisor.supervisor import Supervisor
@@ -201,3 +201,23 @@ def test_supervisor_drains_while_its_name_cannot_be_given_up(scene, monkeypatch)
     monkeypatch.setattr(GroupRegistration, "release", unavailable)
     scene.drain()
     assert not scene.thread.is_alive()
+
+
+def test_supervisors_of_a_world_drain_together(scene):
+    """Each has a group of its own; when one of them stops, the ranks are of no use to the others."""
+    settings = WorkerSettings(**{**scene.settings.model_dump(), "ranks": 2, "context_parallel": "auto"})
+    reported: list[str] = []
+    supervisors = build_supervisors(settings, 0, reported.append)
+    thread = threading.Thread(target=serve_together, args=(supervisors,))
+    thread.start()
+    wait_until(lambda: {group.group for group in live_groups(scene.backends.redis)} == {"w-0", "w-1"})
+    wait_until(lambda: reported)
+    supervisors[1].request_drain()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not list(live_groups(scene.backends.redis))
+
+
+def test_supervisor_of_a_fixed_group_is_alone(scene):
+    settings = WorkerSettings(**{**scene.settings.model_dump(), "ranks": 2, "context_parallel": 1})
+    assert len(build_supervisors(settings, 1, lambda _: None)) == 1

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
-import queue
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jobs.record import JobError, Progress
+from jobs.record import JobError
+from model.spec.memory import MemoryBudget, Setup, memory_needed
+from tests.model.spec.test_memory import RELEASED
 from tests.orders import make_order
 from tests.worker.examples import ORDER
-from tests.worker.supervisor.fakes import CAPABILITY, VIDEO, FakeProcess
+from tests.worker.supervisor.fake_world import FakeWorld
+from tests.worker.supervisor.fakes import CAPABILITY, VIDEO
 from worker.messages import (
     PROTOCOL_VERSION,
-    Checkpoint,
-    CheckpointSaved,
     GpusReleased,
     GroupFailed,
     JobFailed,
@@ -26,125 +25,14 @@ from worker.messages import (
     RankConnected,
     Ready,
     RunJob,
-    StopJob,
     VideoDone,
 )
-from worker.supervisor.events import GroupMessage
-from worker.supervisor.gpu_group import GroupLimits
-from worker.supervisor.gpu_world import GpuWorld, Slot
-
-LONG = make_order(ORDER, num_inference_steps=50)
-LIMITS = GroupLimits(
-    start_limit_s=100.0, stall_s=50.0, step_stall_s=50.0, max_failed_starts=2, longest_pause_s=8.0
-)
-
-
-class FakeRanks(FakeProcess):
-    """Ranks that record the messages to each of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.received: list[tuple[int, Message]] = []
-        self.dead: list[int] = []
-
-    @property
-    def dead_ranks(self) -> list[int]:
-        return self.dead
-
-    def send(self, message: Message, rank: int = 0) -> None:
-        super().send(message)
-        self.received.append((rank, message))
-
-
-class World:
-    """A world of fake ranks, the slots of its supervisors, and the messages that these got."""
-
-    def __init__(self, num_ranks: int = 4, num_slots: int = 4) -> None:
-        self.now = 0.0
-        self.starts: list[FakeRanks] = []
-        self.world = GpuWorld(self._start, LIMITS, num_ranks, lambda: self.now)
-        self.inboxes: list[queue.SimpleQueue[GroupMessage]] = [queue.SimpleQueue() for _ in range(num_slots)]
-        self.slots = [self.world.add_slot(inbox) for inbox in self.inboxes]
-        self.num_ranks = num_ranks
-
-    def _start(self, on_message: Any) -> FakeRanks:
-        self.on_message = on_message
-        self.starts.append(FakeRanks())
-        return self.starts[-1]
-
-    @property
-    def ranks(self) -> FakeRanks:
-        return self.starts[-1]
-
-    def bring_up(self, widths: tuple[int, ...] = (1, 2, 4), **capability: object) -> None:
-        for slot in self.slots:
-            assert slot.check(busy=False, may_start=True) is None
-        ready = Ready(
-            capability=CAPABILITY.model_copy(update=capability),
-            pids=tuple(range(self.num_ranks)),
-            widths=widths,
-        )
-        self.send(ready)
-        for slot in self.slots:
-            assert self.received(slot) == [ready]
-            slot.on_ready(ready)
-
-    def send(self, message: Message | None, rank: int = 0) -> None:
-        """Receive a message of a rank, None for a closed connection."""
-        self.on_message(self.ranks, message, rank)
-
-    def start(self, number: int, job_id: str, **changes: Any) -> Slot:
-        """Have a slot run a job."""
-        slot = self.slots[number]
-        slot.start_job(RunJob(job_id=job_id, order=LONG, folder=Path("/spool") / job_id, **changes))
-        return slot
-
-    def received(self, slot: Slot) -> list[Message | None]:
-        """Return the messages that a supervisor got since the last call."""
-        inbox, messages = self.inboxes[self.slots.index(slot)], []
-        while not inbox.empty():
-            messages.append(inbox.get().message)
-        return messages
-
-    def runs(self, job_id: str) -> list[tuple[int, ...]]:
-        """Return the ranks that were told to run a job, for each of its runs."""
-        runs: dict[int, list[int]] = {}
-        for rank, message in self.ranks.received:
-            if isinstance(message, RunJob) and message.job_id == job_id:
-                runs.setdefault(id(message), []).append(rank)
-        return [tuple(run) for run in runs.values()]
-
-    def last_run(self, job_id: str) -> RunJob:
-        return next(
-            message
-            for _, message in reversed(self.ranks.received)
-            if isinstance(message, RunJob) and message.job_id == job_id
-        )
-
-    def stops(self) -> list[tuple[int, str, str]]:
-        """Return the stop requests to the ranks: rank, job and reason."""
-        return [
-            (rank, message.job_id, message.reason)
-            for rank, message in self.ranks.received
-            if isinstance(message, StopJob)
-        ]
-
-    def stop_for_resize(self, job_id: str, step: int = 3) -> Checkpoint:
-        """Have the ranks save and stop a job."""
-        name = f"state-0-denoise-{step}.safetensors"
-        checkpoint = Checkpoint(segment=0, stage="denoise", step=step, state=name)
-        self.send(CheckpointSaved(job_id=job_id, checkpoint=checkpoint))
-        self.send(JobStopped(job_id=job_id, reason="resize"))
-        return checkpoint
-
-    def report(self, job_id: str, fraction: float, eta_s: float = 1000.0, phase: Any = "denoise") -> None:
-        progress = Progress(phase=phase, fraction=fraction, eta_s=eta_s)
-        self.send(ProgressReport(job_id=job_id, progress=progress, timings_s={"denoise": fraction}))
+from worker.supervisor.gpu_world import Slot
 
 
 @pytest.fixture
-def world() -> World:
-    world = World()
+def world() -> FakeWorld:
+    world = FakeWorld()
     world.bring_up()
     return world
 
@@ -182,7 +70,7 @@ class TestBlocks:
         world.start(1, "b")
         world.stop_for_resize("a")
         world.send(JobStarted(job_id="a", width=2))
-        assert kinds(world.received(slot)) == ["CheckpointSaved", "JobStarted"]
+        assert kinds(world.received(slot)) == ["CheckpointSaved", "JobPaused", "JobStarted"]
 
     def test_as_many_jobs_as_ranks_run_at_once(self, world):
         for number, job_id in enumerate("abcd"):
@@ -207,6 +95,16 @@ class TestBlocks:
         world.start(1, "b")
         world.stop_for_resize("a")
         world.report("b", 0.99, eta_s=1.0)
+        world.send(GpusReleased(job_id="a"))
+        assert world.stops() == [(0, "a", "resize")]
+
+    def test_job_is_not_widened_for_less_than_a_change_costs(self, world):
+        world.start(0, "a")
+        world.start(1, "b")
+        world.stop_for_resize("a")
+        world.now += 600  # what the change costs
+        world.report("a", 0.1)
+        world.report("b", 0.1, eta_s=1000.0)
         world.send(GpusReleased(job_id="a"))
         assert world.stops() == [(0, "a", "resize")]
 
@@ -241,10 +139,31 @@ class TestBlocks:
         assert world.runs("c") == [(0, 1)]
 
     def test_width_that_the_checkpoint_cannot_have_is_not_used(self):
-        world = World()
+        world = FakeWorld()
         world.bring_up(widths=(1, 2))
         world.start(0, "a")
         assert world.runs("a") == [(0, 1)]
+
+    def test_job_gets_as_many_ranks_as_its_memory_needs(self):
+        world = FakeWorld()
+        order = make_order()
+        setups = {width: Setup(width, 2, text_encoder="offload") for width in (1, 2, 4)}
+        needs = {width: memory_needed(RELEASED, order.plan, setup).total for width, setup in setups.items()}
+        memory = MemoryBudget(needs[2], RELEASED, setups[4])
+        world.bring_up(memory=memory)
+        for number, job_id in enumerate("abc"):
+            world.start(number, job_id, order=order)
+            for stopped in {job for _, job, _ in world.stops()}:
+                world.stop_for_resize(stopped)
+        assert needs[1] > needs[2]
+        assert [len(world.runs(job_id)[-1]) for job_id in "ab"] == [2, 2]
+        assert world.runs("c") == []  # until one of them ends
+
+    def test_job_that_fits_with_no_width_gets_all_ranks(self):
+        world = FakeWorld()
+        world.bring_up(memory=MemoryBudget(1, RELEASED, Setup(4, 2)))
+        world.start(0, "a")
+        assert world.runs("a") == [(0, 1, 2, 3)]
 
     def test_job_that_was_requeued_waits_for_the_end_of_its_earlier_run(self, world):
         world.start(0, "a")
@@ -314,7 +233,7 @@ class TestStops:
 
 
 class TestFailures:
-    def run_two(self, world: World) -> tuple[Slot, Slot]:
+    def run_two(self, world: FakeWorld) -> tuple[Slot, Slot]:
         """Run a job on the ranks 0 and 1, and another one on 2 and 3."""
         slots = world.start(0, "a"), world.start(1, "b")
         world.stop_for_resize("a")
@@ -410,12 +329,12 @@ class TestFailures:
             world.send(RankConnected(rank=1))
 
     def test_world_is_not_started_by_a_supervisor_that_drains(self):
-        world = World()
+        world = FakeWorld()
         assert world.slots[0].check(busy=False, may_start=False) is None
         assert world.starts == []
 
     def test_failed_start_is_repeated_with_a_pause(self):
-        world = World(num_slots=2)
+        world = FakeWorld(num_slots=2)
         first, second = world.slots
         for slot in world.slots:
             slot.check(busy=False, may_start=True)
@@ -446,7 +365,7 @@ class TestEnd:
 
 
 def test_slots_show_the_state_of_the_world():
-    world = World()
+    world = FakeWorld()
     slot = world.slots[0]
     assert (slot.is_ready, slot.capability, slot.published_state(busy=False)) == (False, None, "starting")
     world.bring_up()

@@ -28,11 +28,11 @@ class Scene:
         self.notified: queue.SimpleQueue[ClaimedJob] = queue.SimpleQueue()
         self.renewer = LeaseRenewer(self.job_store, self.notified.put, preempt_after_s=0.0)
 
-    def renew_lease(self, lease, progress=None, preempt_after_s=None):
+    def renew_lease(self, lease, progress=None, preempt_after_s=None, num_gpus=None):
         self.renewals += 1
         if not self.is_available:
             raise Unavailable("Redis is unavailable")
-        return self._renew_lease(lease, progress, preempt_after_s)
+        return self._renew_lease(lease, progress, preempt_after_s, num_gpus)
 
     def claimed_job(self) -> ClaimedJob:
         job = self.backends.claimed_job()
@@ -77,6 +77,12 @@ def test_progress_is_recorded(scene):
     job = scene.claimed_job()
     job.progress = Progress(phase="denoise", step=3, num_steps=4)
     wait_until(lambda: scene.backends.job_store.client.get(job.job_id).progress == job.progress)
+
+
+def test_number_of_gpus_is_recorded(scene):
+    job = scene.claimed_job()
+    job.num_gpus = 3
+    wait_until(lambda: scene.backends.job_store.client.get(job.job_id).num_gpus == 3)
 
 
 def test_unchanged_progress_is_no_event(scene):
@@ -127,7 +133,7 @@ def test_reply_about_a_job_that_was_removed_meanwhile_is_ignored(backends, monke
     job = scene.backends.claimed_job()
     called, reply = threading.Event(), threading.Event()
 
-    def slow(lease, progress=None, preempt_after_s=None):
+    def slow(lease, progress=None, preempt_after_s=None, num_gpus=None):
         called.set()
         reply.wait(30)
         return "lease_lost"

@@ -15,6 +15,7 @@ from worker.messages import (
     GpusReleased,
     GroupFailed,
     JobFailed,
+    JobPaused,
     JobStarted,
     JobStopped,
     LastDecode,
@@ -40,6 +41,28 @@ def fake() -> FakeSupervisor:
     fake = FakeSupervisor()
     fake.bring_up()
     return fake
+
+
+def test_width_that_the_leader_reports_is_kept(fake):
+    job = fake.run_job()
+    assert job.num_gpus is None
+    fake.receive(JobStarted(job_id=job.job_id, width=2))
+    assert job.num_gpus == 2
+    fake.receive(JobPaused(job_id=job.job_id))
+    assert job.num_gpus == 0
+
+
+def test_job_that_is_not_to_blame_for_a_failure_loses_no_attempt(fake, monkeypatch):
+    innocent, guilty = fake.run_job(), None
+    fake.receive(LastDecode(job_id=innocent.job_id))
+    fake.receive(GpusReleased(job_id=innocent.job_id))
+    guilty = fake.run_job()
+    monkeypatch.setattr(fake.gpu_group, "is_to_blame", lambda job_id: job_id == guilty.job_id)
+    fake.receive(None)
+    assert [fake.outcome(job) for job in (innocent, guilty)] == [
+        Requeued(crashed=False),
+        Requeued(crashed=True),
+    ]
 
 
 def request_stop(fake: FakeSupervisor, job: ClaimedJob, reason) -> None:
