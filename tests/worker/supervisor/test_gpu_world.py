@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,18 @@ class TestBlocks:
         world.bring_up(memory=MemoryBudget(1, RELEASED, Setup(4, 2)))
         world.start(0, "a")
         assert world.runs("a") == [(0, 1, 2, 3)]
+
+    def test_running_job_waits_for_an_urgent_one(self, world):
+        slot = world.start(0, "a")
+        world.report("a", 0.5, eta_s=1000.0)  # 2,000 s for all of it, with all ranks
+        world.received(slot)
+        world.start(1, "b", deadline_at=datetime.now(UTC) + timedelta(seconds=2500))
+        world.stop_for_resize("a")
+        assert world.runs("b") == [(0, 1, 2, 3)]
+        assert kinds(world.received(slot)) == ["CheckpointSaved", "JobPaused"]
+        assert slot.check(busy=True, may_start=True) is None
+        world.send(GpusReleased(job_id="b"))
+        assert world.runs("a") == [(0, 1, 2, 3)] * 2
 
     def test_job_that_was_requeued_waits_for_the_end_of_its_earlier_run(self, world):
         world.start(0, "a")
