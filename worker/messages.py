@@ -151,7 +151,8 @@ class RunJob(_Message):
 class StopJob(_Message):
     """Stop this job at the next event; save a checkpoint first if the reason is in `SAVE_BEFORE_STOP`.
 
-    A job stops for `resize` only where nothing has to be done again: after a step or a segment.
+    A job stops for `resize` only where nothing has to be done again, or with the step cache one step: after
+    a step or a segment.
     """
 
     type: Literal["stop_job"] = "stop_job"

@@ -270,10 +270,8 @@ class WorkerSettings(SharedSettings):
     def _check_elastic(self) -> None:
         if not self.is_elastic:
             return
-        if self.ranks < 2 or self.ranks & (self.ranks - 1):
-            raise ValueError(
-                f"CONTEXT_PARALLEL=auto needs RANKS ({self.ranks}) to be a power of two, at least 2"
-            )
+        if self.ranks not in {2, 4, 8, 16}:
+            raise ValueError(f"CONTEXT_PARALLEL=auto needs RANKS ({self.ranks}) to be 2, 4, 8 or 16")
         if self.shard_weights:
             raise ValueError("CONTEXT_PARALLEL=auto cannot be combined with SHARD_WEIGHTS")
 

@@ -79,6 +79,7 @@ class Leader:
         self._last_segment = plan.num_segments - 1
         self._last_stage = "refine" if plan.refinement else "denoise"
         self._meter = ProgressMeter(plan, run.timings_s, unit_times)
+        self._resumed_at = (resume.segment, resume.stage, resume.step) if resume else None
         if resume:
             self._meter.resume(resume.segment, resume.stage, resume.step)
         video_format = VideoFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
@@ -92,13 +93,19 @@ class Leader:
     def stop_request_at(self, event: InputsRead | Event) -> StopReason | None:
         """Return why the job is to stop after this event, None if it is not.
 
-        A resize waits for an event after which the job resumes without doing anything again.
+        A resize waits for an event after which the job resumes without doing anything again; with the step
+        cache, which cannot save each step, one after which it does one step again and has got further than
+        when it began.
         """
         reason = self._get_stop_request()
         if reason != "resize":
             return reason
         match event:
-            case Stepped():
+            case Stepped(step=step, state=state) if (
+                state.step >= step - 1
+                and (state.segment, state.stage, state.step) != self._resumed_at
+                and state.step > 0
+            ):
                 return reason
             case SegmentDone(segment) if segment != self._last_segment:
                 return reason

@@ -57,7 +57,8 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     rank = dist.get_node_local_rank(fallback_rank=0)
     if settings.elastic or (settings.node_rank == 0 and rank == 0):
         supervisor = SupervisorConnection(connect(settings.socket), on_disconnect=exit_failed)
-        supervisor.send(RankConnected(rank=rank))
+        if settings.elastic:
+            supervisor.send(RankConnected(rank=rank))
     try:
         parallel = join(
             choose_device(settings.device, settings.checkpoint),
@@ -127,6 +128,8 @@ def _serve(
     capability = places[min(places)].engine.capability
     pids, weights = zip(*world.all_gather((os.getpid(), capability.weights)), strict=True)
     check_weights(weights)
+    # Any rank of a world may lead, and only the first of a node knows the weights.
+    capability = capability.model_copy(update={"weights": weights[0]})
     # The supervisor decides when a job stops. A signal to all processes must not interrupt a step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

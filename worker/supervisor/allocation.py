@@ -8,7 +8,7 @@ can always be arranged. Everything here is arithmetic on frozen values: the supe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import inf
@@ -156,27 +156,36 @@ def wants_another(jobs: Sequence[JobInHand], num_ranks: int) -> bool:
     return has_slot and all(job.width or job.deadline_s is not None for job in jobs)
 
 
-def place(widths: Mapping[str, int], present_blocks: Mapping[str, range], num_ranks: int) -> dict[str, range]:
+def place(
+    widths: Mapping[str, int],
+    present_blocks: Mapping[str, range],
+    num_ranks: int,
+    fixed: Collection[str] = (),
+) -> dict[str, range]:
     """Return a block for each job that has a width, so that no rank has two jobs.
 
-    A job whose width stays keeps its block, unless the others do not fit then: as few jobs as possible move.
-    A job whose width changes gets a block within or around its present one if that is free.
+    A job whose width stays keeps its block, unless the others do not fit then: as few jobs as possible move,
+    and those that are fixed only if nothing else fits. A job whose width changes gets a block within or
+    around its present one if that is free.
 
     Args:
         widths: of the jobs, powers of two and 0, together no more than `num_ranks`.
         present_blocks: those of the jobs that run, by job.
         num_ranks: the ranks of the worker, a power of two.
+        fixed: jobs that cannot be stopped now.
     """
     wanted = {job_id: width for job_id, width in widths.items() if width}
     if sum(wanted.values()) > num_ranks:
         raise ValueError(f"widths {wanted} are more than {num_ranks} ranks")
     staying = [job_id for job_id, width in wanted.items() if len(present_blocks.get(job_id, ())) == width]
-    for num_moves in range(len(staying) + 1):
-        for moved in combinations(staying, num_moves):
-            kept = {job_id: present_blocks[job_id] for job_id in staying if job_id not in moved}
-            blocks = _place_beside(kept, wanted, present_blocks, num_ranks)
-            if blocks is not None:
-                return blocks
+    movable = [job_id for job_id in staying if job_id not in fixed]
+    for candidates in (movable, staying):
+        for num_moves in range(len(candidates) + 1):
+            for moved in combinations(candidates, num_moves):
+                kept = {job_id: present_blocks[job_id] for job_id in staying if job_id not in moved}
+                blocks = _place_beside(kept, wanted, present_blocks, num_ranks)
+                if blocks is not None:
+                    return blocks
     raise AssertionError("powers of two always fit")  # pragma: no cover
 
 

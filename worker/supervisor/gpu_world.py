@@ -16,9 +16,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from statistics import median
 from typing import Protocol
 
 from jobs.capability import Capability
@@ -55,6 +57,8 @@ logger = logging.getLogger(__name__)
 NO_RANKS = range(0)
 GUESSED_UNIT_S = 9e-8
 """Seconds of one GPU for a work unit, until a job has shown it: LongCat-Video at 0.6 PFLOP/s."""
+REMEMBERED_CHANGES = 5
+LONGEST_WAIT_S = 300.0  # a job that has no ranks for so long is given back to the queue
 GUESSED_CHANGE_S = 2.0
 """What a change of width costs a job, until one was measured."""
 StartWorld = Callable[[Callable[[GroupProcess, Message | None, int], None]], GroupProcess]
@@ -78,8 +82,12 @@ class WorldJob:
         leader: the rank that reports it, and writes its video.
         stop_request: why it is to stop, except for a resize.
         progress: its latest progress.
-        is_resuming: it was stopped for a resize, and its next step was not begun yet.
-        started_at: when it got its ranks.
+        remaining_s: how long it would still run on one rank by its own latest report, if it has made one.
+        is_in_time: whether it ended by its deadline by that report.
+        waiting_since: when it last began to wait.
+        resizing_since: when it was told to stop for a resize, until it is at its next step. The time that it
+            waits for ranks is left out.
+        is_saved: it has saved a checkpoint since it got its ranks.
     """
 
     slot: Slot
@@ -89,8 +97,11 @@ class WorldJob:
     leader: int | None = None
     stop_request: StopReason | None = None
     progress: Progress = field(default_factory=lambda: Progress(phase="load"))
-    is_resuming: bool = False
-    started_at: float = 0.0
+    remaining_s: float | None = None
+    is_in_time: bool = True
+    waiting_since: float = 0.0
+    resizing_since: float | None = None
+    is_saved: bool = True
 
     @property
     def job_id(self) -> str:
@@ -99,8 +110,13 @@ class WorldJob:
 
     @property
     def may_change(self) -> bool:
-        """Return whether its block may change: not in its last decode, nor if it is about to stop."""
-        return self.stop_request is None and self.state is not WorldJobState.DECODING
+        """Return whether its block may change.
+
+        It may not in its last decode, nor if it is about to stop. It may not either if it could not save its
+        state for the last change, until it has saved one: it would do the same again.
+        """
+        is_unsaved = self.state is WorldJobState.RUNNING and not self.is_saved
+        return self.stop_request is None and self.state is not WorldJobState.DECODING and not is_unsaved
 
     @property
     def is_guided(self) -> bool:
@@ -144,7 +160,7 @@ class GpuWorld:
         self._widths: tuple[int, ...] = ()
         self._blamed_start: GroupProcess | None = None
         self._unit_s = GUESSED_UNIT_S
-        self._change_s = GUESSED_CHANGE_S
+        self._changes_s: deque[float] = deque(maxlen=REMEMBERED_CHANGES)
         self.is_stopping = False
 
     def add_slot(self, inbox: Inbox) -> Slot:
@@ -157,8 +173,11 @@ class GpuWorld:
 
     def start_job(self, slot: Slot, run: RunJob) -> None:
         """Run a job as soon as there are ranks for it."""
-        self._jobs.append(WorldJob(slot, run))
+        job = WorldJob(slot, run, waiting_since=self._clock())
+        self._jobs.append(job)
         self._arrange()
+        if job.state is WorldJobState.WAITING:
+            self._tell(job, JobPaused(job_id=job.job_id))
 
     def stop_job(self, slot: Slot, job_id: str, reason: StopReason) -> None:
         """Stop a job of a slot. One that has no ranks has stopped at once."""
@@ -171,6 +190,13 @@ class GpuWorld:
             else:
                 self._send(StopJob(job_id=job_id, reason=reason), [job.block.start])
             return
+
+    def give_back_waiting_jobs(self) -> None:
+        """Give jobs back to the queue that have waited for long, so that another worker can run them."""
+        for job in list(self._jobs):
+            waits = job.state is WorldJobState.WAITING
+            if waits and self._clock() - job.waiting_since > LONGEST_WAIT_S:
+                self._end(job, JobStopped(job_id=job.job_id, reason="preempt"))
 
     def is_waiting(self, slot: Slot) -> bool:
         """Return whether a job of the slot waits for ranks."""
@@ -241,7 +267,7 @@ class GpuWorld:
         match message:
             case JobStopped(reason="resize") if job.stop_request is None:
                 job.enter(WorldJobState.WAITING)
-                job.block, job.leader, job.is_resuming = NO_RANKS, None, True
+                job.block, job.leader, job.waiting_since = NO_RANKS, None, self._clock()
                 self._tell(job, JobPaused(job_id=job.job_id))
                 self._arrange()
             case JobStopped(reason="resize"):  # another reason came too late for the ranks
@@ -250,7 +276,9 @@ class GpuWorld:
                 self._end(job, message)
             case ProgressReport():
                 self._tell(job, self._on_progress(job, message))
+                self._arrange_if_late(job)
             case CheckpointSaved():
+                job.is_saved = True
                 job.run = job.run.model_copy(update={"resume": message.checkpoint})
                 self._tell(job, message)
             case LastDecode():
@@ -270,13 +298,28 @@ class GpuWorld:
         progress = progress.model_copy(update={"fraction": max(progress.fraction, job.progress.fraction)})
         job.progress = progress
         job.run = job.run.model_copy(update={"timings_s": message.timings_s})
-        if job.is_resuming and progress.phase in {"denoise", "refine"}:
-            self._change_s, job.is_resuming = self._clock() - job.started_at, False
-            logger.info("job %s goes on after %.2f s", job.job_id, self._change_s)
-        if progress.eta_s and progress.fraction < 1:
-            whole_s = job.on_one_rank(progress.eta_s) / (1 - progress.fraction)
-            self._unit_s = whole_s / work_units(job.run.order.plan)
+        is_running = job.state is WorldJobState.RUNNING and progress.phase in {"denoise", "refine"}
+        if is_running and job.resizing_since is not None:
+            self._changes_s.append(self._clock() - job.resizing_since)
+            job.resizing_since = None
+            logger.info("job %s goes on after %.2f s", job.job_id, self._changes_s[-1])
+        if progress.eta_s is not None:
+            job.remaining_s = job.on_one_rank(progress.eta_s)
+            if progress.eta_s and progress.fraction < 1:
+                whole_s = job.remaining_s / (1 - progress.fraction)
+                self._unit_s = whole_s / work_units(job.run.order.plan)
         return message.model_copy(update={"progress": progress})
+
+    def _arrange_if_late(self, job: WorldJob) -> None:
+        """Choose widths again if a job has just reported that it will miss its deadline with its own."""
+        if job.state is not WorldJobState.RUNNING or job.remaining_s is None:
+            return
+        was_in_time, job.is_in_time = (
+            job.is_in_time,
+            self._in_hand(job).is_in_time(len(job.block), self._change_s),
+        )
+        if was_in_time and not job.is_in_time:
+            self._arrange()
 
     def _end(self, job: WorldJob, message: JobMessage) -> None:
         self._jobs.remove(job)
@@ -299,19 +342,26 @@ class GpuWorld:
 
     # Widths and blocks
 
+    @property
+    def _change_s(self) -> float:
+        """Return what a change of width costs a job: the median of the latest ones."""
+        return median(self._changes_s) if self._changes_s else GUESSED_CHANGE_S
+
     def _arrange(self) -> None:
         """Choose the block of each job, stop jobs that have another, and start those whose ranks are free."""
         jobs = {job.job_id: job for job in self._jobs if self._needs_ranks(job)}
         in_hand = [self._in_hand(job) for job in jobs.values()]
         widths = choose_widths(in_hand, self._num_ranks, self._change_s)
         present = {job_id: job.block for job_id, job in jobs.items() if job.block}
-        blocks = place(widths, present, self._num_ranks)
+        fixed = [job_id for job_id, job in jobs.items() if not job.may_change]
+        blocks = place(widths, present, self._num_ranks, fixed)
         if all(job.may_change or blocks[job_id] == job.block for job_id, job in jobs.items()):
             for job_id, job in jobs.items():
                 block = blocks.get(job_id, NO_RANKS)
                 if job.state is WorldJobState.RUNNING and block != job.block:
                     logger.info("job %s moves from ranks %s to %s", job_id, job.block, block or "none")
                     job.enter(WorldJobState.RESIZING)
+                    job.resizing_since, job.is_saved = self._clock(), False
                     self._send(StopJob(job_id=job_id, reason="resize"), [job.block.start])
         for job_id, job in jobs.items():
             if job.state is WorldJobState.WAITING:
@@ -321,14 +371,16 @@ class GpuWorld:
         """Return whether a job has ranks or waits for them. An earlier claim of it may not have ended."""
         if job.state is not WorldJobState.WAITING:
             return job.state is not WorldJobState.RELEASED
-        return not any(other is not job and other.job_id == job.job_id for other in self._jobs)
+        return job is next(other for other in self._jobs if other.job_id == job.job_id)
 
     def _start_if_free(self, job: WorldJob, block: range) -> None:
         taken = {rank for other in self._jobs for rank in other.block}
         if not block or taken.intersection(block):
             return
         job.enter(WorldJobState.RUNNING)
-        job.block, job.leader, job.started_at = block, block.start, self._clock()
+        job.block, job.leader, job.is_in_time = block, block.start, True
+        if job.resizing_since is not None:
+            job.resizing_since += self._clock() - job.waiting_since
         job.run = job.run.model_copy(update={"width": len(block)})
         job.slot.watchdog.start_job()
         self._send(job.run, block)
@@ -346,8 +398,8 @@ class GpuWorld:
 
     def _remaining_s(self, job: WorldJob) -> float:
         """Return how long a job would still run on one rank."""
-        if job.progress.eta_s is not None and job.block:
-            return job.on_one_rank(job.progress.eta_s)
+        if job.remaining_s is not None:
+            return job.remaining_s
         return self._unit_s * work_units(job.run.order.plan) * (1 - job.progress.fraction)
 
     def _widths_of(self, job: WorldJob) -> tuple[int, ...]:
@@ -410,6 +462,8 @@ class Slot:
                 return "the ranks were stopped"
             if world.is_stopping:
                 return None
+            if self._is_present:
+                world.give_back_waiting_jobs()
             if group.process is not None and not group.process.is_alive:
                 world.blame_ranks(group.process.dead_ranks)
             failure = group.check(busy=False, may_start=may_start)

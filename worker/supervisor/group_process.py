@@ -131,6 +131,8 @@ class GroupProcess:
         except OSError:  # killed before the rank connected
             return
         rank, channel = 0, Channel(connected, self._report)
+        if len(self._receivers) == 1:
+            self._channels[rank] = channel
         while (message := channel.recv()) is not None:
             if isinstance(message, RankConnected):
                 rank = message.rank

@@ -20,7 +20,7 @@ from model.spec.errors import GroupError
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from worker.channel import Channel, listen
-from worker.messages import GroupFailed, Message, RankConnected, Ready, RunJob, StopJob
+from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
 from worker.rank.main import EXIT_FAILED, Place, SupervisorConnection, _places, _serve, check_weights
@@ -171,6 +171,35 @@ def test_supervisor_learns_of_the_ranks_of_its_own_machine_only(monkeypatch, tmp
     assert supervisor.sent == [Ready(capability=capability, pids=(11, 12), widths=(4,))]
 
 
+def test_every_leader_of_a_world_knows_the_weights(monkeypatch, tmp_path):
+    """Only the first rank of a machine reads them."""
+    weights = {"transformer": "1234"}
+
+    class SecondRank(FakeConsensus):
+        def all_gather(self, value):
+            return [(11, weights), value]
+
+    leaders: list[Capability | None] = []
+
+    def stop(run, engine, consensus, leader):
+        leaders.append(leader._capability)
+        raise Served
+
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("worker.rank.main.run_job", stop)
+    capability = Capability(model="m", tasks=("refine",), limits={}, device="cpu", dtype="float32")
+    consensus = cast("Consensus", SecondRank())
+    consensus.rank = 1
+    settings = WorkerSettings(checkpoint=tmp_path, ranks=2, context_parallel="auto")
+    places = {1: Place(cast("Engine", SimpleNamespace(capability=capability)), consensus)}
+    supervisor = FakeSupervisor()
+    supervisor.next_job = lambda: JOB.model_copy(update={"width": 1})  # type: ignore[method-assign]
+    supervisor.stop_request = lambda _: None  # type: ignore[attr-defined]
+    with pytest.raises(Served):
+        _serve(places, consensus, cast("SupervisorConnection", supervisor), settings.rank_setup(tmp_path))
+    assert [leader and leader.weights for leader in leaders] == [weights]
+
+
 @pytest.mark.integration
 def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
     setup = WorkerSettings(device="cuda", checkpoint=tmp_path).rank_setup(tmp_path / "socket")
@@ -180,7 +209,6 @@ def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
         listening.settimeout(60)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as rank:
             with closing(Channel(listening.accept()[0])) as supervisor:
-                assert supervisor.recv() == RankConnected(rank=0)
                 message = supervisor.recv()
             assert rank.wait() == EXIT_FAILED
     assert isinstance(message, GroupFailed)

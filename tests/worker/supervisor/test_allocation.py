@@ -258,3 +258,10 @@ def _widths(draw: st.DrawFn, num_ranks: int) -> Mapping[str, int]:
         powers = [1 << exponent for exponent in range(left.bit_length())]
         widths[str(len(widths))] = draw(st.sampled_from([0, *powers]))
     return widths
+
+
+def test_fixed_job_stays_if_another_can_move():
+    present = {"b": range(1, 2), "c": range(2, 3)}
+    blocks = place({"b": 1, "c": 1, "new": 2}, present, 4, fixed=["b"])
+    assert blocks == {"b": range(1, 2), "new": range(2, 4), "c": range(1)}
+    assert place({"b": 1, "c": 1, "new": 2}, present, 4, fixed=["c"])["c"] == range(2, 3)

@@ -18,6 +18,7 @@ from worker.messages import (
     GpusReleased,
     GroupFailed,
     JobFailed,
+    JobPaused,
     JobStarted,
     JobStopped,
     LastDecode,
@@ -28,7 +29,7 @@ from worker.messages import (
     RunJob,
     VideoDone,
 )
-from worker.supervisor.gpu_world import Slot
+from worker.supervisor.gpu_world import LONGEST_WAIT_S, Slot
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ class TestBlocks:
         world.stop_for_resize("a")
         assert world.runs("a") == [(0, 1, 2, 3), (0, 1)]
         assert world.runs("b") == [(2, 3)]
-        assert world.received(second) == []
+        assert world.received(second) == [JobPaused(job_id="b")]
 
     def test_resumed_job_has_its_checkpoint_and_times(self, world):
         world.start(0, "a")
@@ -109,6 +110,62 @@ class TestBlocks:
         world.send(GpusReleased(job_id="a"))
         assert world.stops() == [(0, "a", "resize")]
 
+    def test_one_slow_change_does_not_decide_what_changes_cost(self, world):
+        world.start(0, "a")
+        for number, (job_id, cost_s) in enumerate([("b", 600.0), ("c", 1.0), ("d", 1.0)], 1):
+            world.start(number, job_id)
+            _, stopped, _ = world.stops()[-1]
+            world.stop_for_resize(stopped)
+            world.now += cost_s
+            world.report(stopped, 0.1)
+        assert world.world._change_s == 1
+
+    def test_job_that_will_be_late_gets_more_ranks_when_it_reports_so(self, world):
+        deadline = datetime.now(UTC) + timedelta(seconds=1000)
+        world.start(0, "a", deadline_at=deadline)
+        world.start(1, "b")
+        world.stop_for_resize("a")
+        world.report("b", 0.1)
+        world.report("a", 0.1, eta_s=900.0)
+        assert world.stops() == [(0, "a", "resize")]
+        world.report("a", 0.2, eta_s=1500.0)
+        assert world.stops() == [(0, "a", "resize"), (0, "a", "resize"), (2, "b", "resize")]
+
+    def test_estimate_of_a_job_is_kept_while_it_has_no_ranks(self, world):
+        world.start(0, "a")
+        world.report("a", 0.5, eta_s=100.0)
+        (job,) = world.world._jobs
+        before = world.world._remaining_s(job)
+        world.start(1, "b")
+        world.report("a", 0.5, eta_s=100.0)
+        world.stop_for_resize("a")
+        assert world.world._remaining_s(job) == before
+
+    def test_job_that_could_not_save_its_state_is_not_stopped_again_at_once(self, world):
+        world.start(0, "a")
+        world.start(1, "b")
+        world.send(JobStopped(job_id="a", reason="resize"))  # without a checkpoint
+        world.report("b", 0.1)
+        world.start(2, "c")
+        assert all(job_id != "a" for _, job_id, _ in world.stops()[1:])
+        world.save("a", 3)
+        world.start(3, "d")
+        assert "a" in {job_id for _, job_id, _ in world.stops()[1:]}
+
+    def test_job_that_waits_for_long_goes_back_to_the_queue(self, world):
+        world.start(0, "a")
+        world.send(LastDecode(job_id="a"))
+        slot = world.start(1, "b")
+        world.received(slot)
+        world.now = LONGEST_WAIT_S
+        slot.check(busy=True, may_start=True)
+        assert world.received(slot) == []
+        world.now += 1
+        slot.check(busy=True, may_start=True)
+        assert world.received(slot) == [JobStopped(job_id="b", reason="preempt")]
+        world.send(GpusReleased(job_id="a"))
+        assert world.runs("b") == []
+
     def test_last_decode_keeps_its_ranks(self, world):
         slot = world.start(0, "a")
         world.send(LastDecode(job_id="a"))
@@ -135,7 +192,7 @@ class TestBlocks:
         error = JobError(code="out_of_memory", message="", retryable=False)
         world.send(JobFailed(job_id="a", error=error, timings_s={}))
         assert kinds(world.received(slot)) == ["JobFailed"]
-        assert world.received(other) == []
+        assert kinds(world.received(other)) == ["JobPaused"]  # it waited for ranks
         world.start(2, "c")
         assert world.runs("c") == [(0, 1)]
 
@@ -235,7 +292,7 @@ class TestStops:
         world.start(0, "a")
         slot = world.start(1, "b")
         slot.stop_job("b", "cancel")
-        assert world.received(slot) == [JobStopped(job_id="b", reason="cancel")]
+        assert world.received(slot) == [JobPaused(job_id="b"), JobStopped(job_id="b", reason="cancel")]
         world.stop_for_resize("a")
         assert world.runs("b") == []
         assert world.runs("a")[-1] == (0, 1, 2, 3)
