@@ -8,11 +8,14 @@ writes the trace of a seed and a load instead.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from redis import Redis
 
 from benchmarks.machine import Machine
 from benchmarks.simulation import day
-from benchmarks.simulation.fleets import ElasticGroups, FixedGroups, Fleet
+from benchmarks.simulation.elastic import ElasticFleet, ElasticSimulation
+from benchmarks.simulation.fleets import FixedGroups, Fleet
 from benchmarks.simulation.queues import Clock, PlainQueue, Queue, StoreQueue, by_arrival, by_deadline
 from benchmarks.simulation.report import Summary, percent, summarise, table, unfairness
 from benchmarks.simulation.simulator import Outcome, Simulation
@@ -33,6 +37,8 @@ NUM_GPUS = 8
 LOADS = (0.70, 0.85, 0.95)
 WEIGHTS = {"studio": 2.0, "shop": 1.0, "trial": 0.5}
 MTBF_S = 6 * 3600.0
+HIGH_LOADS = (0.85, 0.95)
+NUM_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Policy:
     queue: str
     groups: str
     open_queue: Callable[[Redis, Clock], Queue]
-    make_fleet: Callable[[], Fleet]
+    make_fleet: Callable[[], Fleet | ElasticFleet]
 
 
 def first_come(redis: Redis, clock: Clock) -> Queue:
@@ -55,32 +61,29 @@ def strict_deadlines(redis: Redis, clock: Clock) -> Queue:
     return PlainQueue(clock, by_deadline)
 
 
-def store_without_deadlines(redis: Redis, clock: Clock) -> Queue:
-    """Open the service's queue for jobs without deadlines."""
-    return StoreQueue(redis, clock, with_deadlines=False)
-
-
 def fixed(num_ranks: int) -> Callable[[], Fleet]:
     """Return a function that makes groups of this size of all GPUs."""
-    return lambda: FixedGroups(NUM_GPUS // num_ranks, num_ranks)
+    return partial(FixedGroups, NUM_GPUS // num_ranks, num_ranks)
 
 
-def elastic() -> Fleet:
-    """Return groups that are formed for each job."""
-    return ElasticGroups(NUM_GPUS)
+def elastic() -> ElasticFleet:
+    """Make one worker of all GPUs, which divides them among its jobs."""
+    return ElasticFleet(1, NUM_GPUS)
 
 
 POLICIES = (
     Policy("first come, first served", "1 of 8", first_come, fixed(8)),
     Policy("first come, first served", "8 of 1", first_come, fixed(1)),
     Policy("always the earliest deadline", "8 of 1", strict_deadlines, fixed(1)),
-    Policy("**this service**, requests without deadlines", "8 of 1", store_without_deadlines, fixed(1)),
     Policy("**this service**", "8 of 1", StoreQueue, fixed(1)),
     Policy("**this service**", "4 of 2", StoreQueue, fixed(2)),
     Policy("**this service**", "2 of 4", StoreQueue, fixed(4)),
     Policy("**this service**", "1 of 8", StoreQueue, fixed(8)),
-    Policy("this service's queue", "elastic (a model)", StoreQueue, elastic),
+    Policy("**this service**", "elastic", StoreQueue, elastic),
 )
+FIXED_1, FIXED_2, ELASTIC = 3, 4, len(POLICIES) - 1
+COMPARED, DETAILED = (FIXED_1, FIXED_2, ELASTIC), (FIXED_1, ELASTIC)
+"""Which of `POLICIES` run with all seeds, and of which the page has response times."""
 
 
 @contextmanager
@@ -103,44 +106,96 @@ def simulate(
     redis.flushall()
     clock, fleet = Clock(), policy.make_fleet()
     redis.sadd("longcat:groups", *range(fleet.num_groups))  # predictions divide the work by their number
-    return Simulation(policy.open_queue(redis, clock), fleet, clock, mtbf_s=mtbf_s, seed=seed).run(trace)
+    queue = policy.open_queue(redis, clock)
+    if isinstance(fleet, ElasticFleet):
+        return ElasticSimulation(queue, fleet, clock, mtbf_s=mtbf_s, seed=seed).run(trace)
+    return Simulation(queue, fleet, clock, mtbf_s=mtbf_s, seed=seed).run(trace)
 
 
-def compare_policies(redis: Redis, seed: int, num_jobs: int) -> str:
-    """Return the table of policies and loads, and the details of one of them."""
-    traces = {load: trace_at(load, seed, num_jobs) for load in LOADS}
-    rows, details = [], ""
-    for policy in POLICIES:
-        summaries = [summarise(simulate(redis, policy, trace), NUM_GPUS) for trace in traces.values()]
-        rows.append([policy.queue, policy.groups, *(percent(each.deadlines_met) for each in summaries)])
-        print(*rows[-1], sep=" | ", flush=True)
-        if policy.open_queue is StoreQueue and policy.groups == "8 of 1":
-            details = _details(dict(zip(LOADS, summaries, strict=True)))
-    header = ["queue", "groups", *(f"load {load:.2f}" for load in LOADS)]
-    return f"{table(header, rows)}\n\n{details}"
+@dataclass(frozen=True)
+class Case:
+    """A policy, by its place in `POLICIES`, and the trace to run it on."""
+
+    policy: int
+    load: float
+    seed: int
+    num_jobs: int
+    mtbf_s: float | None = None
 
 
-def _details(summaries: Mapping[float, Summary]) -> str:
+def run_case(case: Case) -> Summary:
+    """Run a case with a Redis of its own."""
+    trace = trace_at(case.load, case.seed, case.num_jobs)
+    with tempfile.TemporaryDirectory(prefix="longcat-") as folder, private_redis(Path(folder)) as redis:
+        outcomes = simulate(redis, POLICIES[case.policy], trace, mtbf_s=case.mtbf_s, seed=case.seed)
+    assert len(outcomes) == case.num_jobs
+    summary = summarise(outcomes, NUM_GPUS)
+    print(case, percent(summary.deadlines_met), flush=True)
+    return summary
+
+
+def policies_table(summaries: Mapping[Case, Summary], seed: int, num_jobs: int) -> str:
+    """Return the table of policies and loads."""
+    rows = [
+        [
+            policy.queue,
+            policy.groups,
+            *(percent(summaries[Case(number, load, seed, num_jobs)].deadlines_met) for load in LOADS),
+        ]
+        for number, policy in enumerate(POLICIES)
+    ]
+    return table(["queue", "groups", *(f"load {load:.2f}" for load in LOADS)], rows)
+
+
+def seeds_table(summaries: Mapping[Case, Summary], seeds: Sequence[int], num_jobs: int) -> str:
+    """Return the table of seeds, for the policies that are compared on all of them."""
     rows = [
         [
             f"{load:.2f}",
-            kind.name,
-            percent(summary.by_kind[kind.name][0]),
-            *(f"{seconds:.0f} s" for seconds in summary.by_kind[kind.name][1:]),
-            f"{kind.deadline_s:.0f} s",
+            str(seed),
+            *(percent(summaries[Case(number, load, seed, num_jobs)].deadlines_met) for number in COMPARED),
         ]
-        for load, summary in summaries.items()
-        for kind in MIX
+        for load in HIGH_LOADS
+        for seed in seeds
     ]
-    errors = ", ".join(f"{percent(summary.prediction_error or 0)}" for summary in summaries.values())
-    return (
-        "Response times of this service with 8 groups of one GPU:\n\n"
-        + table(["load", "kind", "deadlines met", "median", "99 %", "deadline"], rows)
-        + f"\n\nThe end that was predicted at submission was off by {errors} of the response time (medians)."
-    )
+    return table(["load", "seed", *(POLICIES[number].groups for number in COMPARED)], rows)
 
 
-def check_fairness(redis: Redis, seed: int, num_jobs: int) -> float:
+def details_table(summaries: Mapping[Case, Summary], seed: int, num_jobs: int) -> str:
+    """Return the response times of each kind of job with groups of one and with elastic ones."""
+    rows = []
+    for load in LOADS:
+        for kind in MIX:
+            row = [f"{load:.2f}", kind.name, f"{kind.deadline_s:.0f} s"]
+            for number in DETAILED:
+                met, *times_s = summaries[Case(number, load, seed, num_jobs)].by_kind[kind.name]
+                row += [percent(met), *(f"{seconds:.0f} s" for seconds in times_s)]
+            rows.append(row)
+    columns = [
+        f"{POLICIES[number].groups}: {column}" for number in DETAILED for column in ("met", "median", "99 %")
+    ]
+    return table(["load", "kind", "deadline", *columns], rows)
+
+
+def totals_table(summaries: Mapping[Case, Summary], seed: int, num_jobs: int) -> str:
+    """Return the utilisation, the longest response and the error of predictions, as in `details_table`."""
+    rows = []
+    for load in LOADS:
+        for number in DETAILED:
+            summary = summaries[Case(number, load, seed, num_jobs)]
+            rows.append(
+                [
+                    f"{load:.2f}",
+                    POLICIES[number].groups,
+                    percent(summary.utilisation),
+                    f"{summary.longest_s:.0f} s",
+                    percent(summary.prediction_error or 0),
+                ]
+            )
+    return table(["load", "groups", "utilisation", "longest response", "error of the prediction"], rows)
+
+
+def check_fairness(make_fleet: Callable[[], Fleet | ElasticFleet], seed: int, num_jobs: int) -> float:
     """Return how far the service of owners who always have queued jobs was from their weights, at worst."""
     trace: list[Arrival] = []
     for owner in WEIGHTS:
@@ -148,8 +203,9 @@ def check_fairness(redis: Redis, seed: int, num_jobs: int) -> float:
             arrival.model_copy(update={"at_s": 0.0, "owner": owner, "deadline_s": None})
             for arrival in poisson_trace(seed, num_jobs, 1.0, {owner: 1.0})
         ]
-    policy = Policy("", "", lambda redis, clock: StoreQueue(redis, clock, WEIGHTS), fixed(1))
-    outcomes = sorted(simulate(redis, policy, trace), key=lambda outcome: outcome.started_s)
+    policy = Policy("", "", lambda redis, clock: StoreQueue(redis, clock, WEIGHTS), make_fleet)
+    with tempfile.TemporaryDirectory(prefix="longcat-") as folder, private_redis(Path(folder)) as redis:
+        outcomes = sorted(simulate(redis, policy, trace), key=lambda outcome: outcome.started_s)
     last = {owner: max(o.started_s for o in outcomes if o.arrival.owner == owner) for owner in WEIGHTS}
     return unfairness([o for o in outcomes if o.started_s < min(last.values())], WEIGHTS)
 
@@ -179,16 +235,16 @@ class LargeRun:
         return sum(outcome.lost_gpu_s for outcome in self.outcomes) / max(1, self.num_crashes)
 
 
-def run_large(redis: Redis, seed: int, num_gpus: int, num_jobs: int) -> LargeRun:
+def run_large(seed: int, num_gpus: int, num_jobs: int) -> LargeRun:
     """Run many groups that crash."""
     policy = Policy("", "", StoreQueue, lambda: FixedGroups(num_gpus, 1))
     trace = trace_at(0.85, seed, num_jobs, num_gpus)
-    redis.config_resetstat()
-    started_at = time.monotonic()
-    outcomes = simulate(redis, policy, trace, mtbf_s=MTBF_S, seed=seed)
-    wall_s = time.monotonic() - started_at
-    assert len(outcomes) == num_jobs
-    stats: Any = redis.info("commandstats")
+    with tempfile.TemporaryDirectory(prefix="longcat-") as folder, private_redis(Path(folder)) as redis:
+        started_at = time.monotonic()
+        outcomes = simulate(redis, policy, trace, mtbf_s=MTBF_S, seed=seed)
+        wall_s = time.monotonic() - started_at
+        assert len(outcomes) == num_jobs
+        stats: Any = redis.info("commandstats")
     calls = sum(stat["calls"] for name, stat in stats.items() if name.startswith("cmdstat_eval"))
     return LargeRun(outcomes, summarise(outcomes, num_gpus), wall_s, calls / num_jobs)
 
@@ -203,9 +259,22 @@ others' numbers (`benchmarks/simulation/times.py`), so compare the rows; the sec
 {num_jobs:,} jobs of one owner arrive at random (Poisson, seed {seed}) for 8 GPUs: half distilled clips,
 wanted within 120 s; a fifth with 50 steps, 600 s; a fifth distilled and refined, 240 s; a tenth of ten
 distilled segments, 1,500 s. The load is the share of the GPUs' time that the jobs take on groups of one GPU.
-Share of the deadlines that were met:
+*Elastic* is one worker with `CONTEXT_PARALLEL=auto`, whose ranks change between jobs
+(`worker/supervisor/allocation.py`): a change waits for the end of a step and costs a second. It has a slot
+for each rank, and claims a job whenever one is free; a job in hand may have to wait for ranks. Share of the
+deadlines that were met:
 
 {policies}
+
+The same with other seeds:
+
+{seeds}
+
+Response times of this service, seed {seed}:
+
+{details}
+
+{totals}
 
 ## What it shows
 
@@ -214,7 +283,14 @@ Share of the deadlines that were met:
 ## Fairness
 
 Three owners with weights 2, 1 and 0.5, each with {num_fair:,} queued jobs of the same mix: in every window
-of 90 jobs, the GPU time of each was within {fairness} of its share.
+of 90 jobs, the GPU time of each was within {fair_fixed} of its share with 8 groups of one GPU, and within
+{fair_elastic} with elastic groups.
+
+## Crashes
+
+At a load of 0.85, if a group dies after {mtbf:.0f} hours of a GPU's work on average and needs three minutes
+to return: 8 groups of one GPU meet {crashing_fixed} of the deadlines, and an elastic worker, of which all
+ranks die together, {crashing_elastic}.
 
 ## A large fleet with crashes
 
@@ -231,22 +307,39 @@ crashed in all three attempts. The simulation took {wall:.0f} s, and {scripts:.1
 _CONCLUSIONS = Path(__file__).with_name("conclusions.md")
 
 
-def write_page(redis: Redis, seed: int, num_jobs: int, num_large: int) -> None:
-    """Run everything and write the page."""
+def write_page(seed: int, num_jobs: int, num_large: int, num_processes: int) -> None:
+    """Run everything, in several processes, and write the page."""
     machine = Machine.here()
-    policies = compare_policies(redis, seed, num_jobs)
-    num_fair = num_jobs // 8
-    fairness = check_fairness(redis, seed, num_fair)
-    print("unfairness", fairness, flush=True)
-    large = run_large(redis, seed, 200, num_large)
+    seeds = range(seed, seed + NUM_SEEDS)
+    cases = [Case(number, load, seed, num_jobs) for number in range(len(POLICIES)) for load in LOADS]
+    cases += [
+        Case(number, load, each, num_jobs) for number in COMPARED for load in HIGH_LOADS for each in seeds[1:]
+    ]
+    crashing = [Case(number, 0.85, seed, num_jobs, MTBF_S) for number in DETAILED]
+    num_fair = num_jobs // 4
+    with ProcessPoolExecutor(num_processes) as pool:
+        large_run = pool.submit(run_large, seed, 200, num_large)
+        results = pool.map(run_case, [*cases, *crashing])
+        fairness = [
+            pool.submit(check_fairness, POLICIES[number].make_fleet, seed, num_fair) for number in DETAILED
+        ]
+        summaries = dict(zip([*cases, *crashing], results, strict=True))
+        fair_fixed, fair_elastic = (each.result() for each in fairness)
+        large = large_run.result()
     PAGE.write_text(
         _PAGE.format(
             num_jobs=num_jobs,
             seed=seed,
-            policies=policies,
+            policies=policies_table(summaries, seed, num_jobs),
+            seeds=seeds_table(summaries, seeds, num_jobs),
+            details=details_table(summaries, seed, num_jobs),
+            totals=totals_table(summaries, seed, num_jobs),
             conclusions=_CONCLUSIONS.read_text().strip(),
             num_fair=num_fair,
-            fairness=percent(fairness),
+            fair_fixed=percent(fair_fixed),
+            fair_elastic=percent(fair_elastic),
+            crashing_fixed=percent(summaries[crashing[0]].deadlines_met),
+            crashing_elastic=percent(summaries[crashing[1]].deadlines_met),
             large_gpus=200,
             large_jobs=num_large,
             mtbf=MTBF_S / 3600,
@@ -270,8 +363,8 @@ def main() -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--large", type=int, default=10_000, help="jobs of the large fleet")
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--large", type=int, default=4000, help="jobs of the large fleet")
     parser.add_argument("--load", type=float, default=0.85, help="of the trace that is written")
     parser.add_argument("--day", action="store_true", help="compare autoscaled fleets: simulation/day.md")
     parser.add_argument("--peak", type=int, default=200, help="GPUs that compute at the peak of the day")
@@ -279,18 +372,20 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, metavar="FILE")
     parser.add_argument("--gpus", type=int, default=NUM_GPUS, help="groups of one GPU, with --trace")
     parser.add_argument("--write-trace", type=Path, metavar="FILE")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that run at a time")
     options = parser.parse_args()
     if options.write_trace:
         write_trace(options.write_trace, trace_at(options.load, options.seed, options.jobs, options.gpus))
+        return
+    if not options.trace and not options.day:
+        write_page(options.seed, options.jobs, options.large, options.processes)
         return
     with tempfile.TemporaryDirectory(prefix="longcat-") as folder, private_redis(Path(folder)) as redis:
         if options.trace:
             policy = Policy("", "", StoreQueue, lambda: FixedGroups(options.gpus, 1))
             print(summarise(simulate(redis, policy, read_trace(options.trace)), options.gpus))
-        elif options.day:
-            day.write_page(redis, options.seed, options.peak, options.small_peak)
         else:
-            write_page(redis, options.seed, options.jobs, options.large)
+            day.write_page(redis, options.seed, options.peak, options.small_peak)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Define which GPUs are free for the next job: fixed groups, or groups that are formed for each job."""
+"""Define which groups are free for the next job: fixed groups, or pods that come and go."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
-
-LARGEST_GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -50,31 +48,6 @@ class FixedGroups:
     def release(self, group: Group) -> None:
         """Return a group."""
         self._idle.append(group)
-
-
-class ElasticGroups:
-    """A model of groups that are formed for each job: wide while few jobs wait, narrow while many do.
-
-    It does not exist yet. A group keeps its size until its job ends.
-    """
-
-    def __init__(self, num_gpus: int) -> None:
-        self.num_groups = self.num_gpus = num_gpus
-        self._num_free = num_gpus
-        self._serial = count()
-
-    def take(self, num_waiting: int) -> Group | None:
-        """Take a share of the free GPUs, a power of two."""
-        if not self._num_free:
-            return None
-        share = max(1, min(LARGEST_GROUP, self._num_free // max(1, num_waiting)))
-        group = Group(f"elastic-{next(self._serial)}", 1 << (share.bit_length() - 1))
-        self._num_free -= group.num_ranks
-        return group
-
-    def release(self, group: Group) -> None:
-        """Return the GPUs of a group."""
-        self._num_free += group.num_ranks
 
 
 class Pods:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from math import ceil
+from math import ceil, inf
 
 from benchmarks.simulation.fleets import Fleet, Group
 from benchmarks.simulation.queues import LEASE_S, Claim, Clock, Queue
 from benchmarks.simulation.times import run_s
 from benchmarks.simulation.trace import Arrival
+from model.spec.plan import Plan
 
 Event = Callable[[], None]
 
@@ -75,20 +76,42 @@ class _Job:
 
 
 @dataclass
-class _Run:
-    """An attempt of a job; `done` is the share that its checkpoint contained, `saved_s` when it was saved."""
+class Attempt:
+    """A run of a job, until it ends, crashes or is drained.
+
+    Attributes:
+        pace: of its run time to the modelled one.
+        life_gpu_s: GPU time after which the group dies, counted from the last change of ranks.
+        num_ranks: how many it has, 0 while it waits for some.
+        done: the share that was done at the last change of ranks.
+        since_s: when it went on after that.
+        counted_s: up to when its GPU time is counted.
+        unsaved_gpu_s: GPU time since it was saved, of what is counted.
+        serial: grows with each change of ranks, which makes its scheduled end void.
+    """
 
     number: int
     group: Group
-    whole_s: float
+    plan: Plan
+    pace: float
+    life_gpu_s: float
     done: float
-    started_s: float
-    saved_s: float
+    since_s: float
+    counted_s: float
+    num_ranks: int = 0
+    unsaved_gpu_s: float = 0.0
+    serial: int = 0
     has_ended: bool = False
+
+    def left_s(self, num_ranks: int) -> float:
+        """Return how long it still ran with so many ranks at the last change."""
+        return (1 - self.done) * self.pace * run_s(self.plan, num_ranks)
 
     def done_at(self, now_s: float) -> float:
         """Return the share of the job that is done at a time."""
-        return self.done + (now_s - self.started_s) / self.whole_s
+        if not self.num_ranks:
+            return self.done
+        return self.done + max(0.0, now_s - self.since_s) / (self.pace * run_s(self.plan, self.num_ranks))
 
 
 class Simulation:
@@ -110,7 +133,7 @@ class Simulation:
         self._events: list[tuple[float, int, Event]] = []
         self._order = count()  # of events at the same time
         self._jobs: dict[int, _Job] = {}
-        self._runs: dict[Group, _Run] = {}
+        self._runs: dict[Group, Attempt] = {}
         self._num_waiting = 0
         self._swept_s = 0.0
         self._outcomes: list[Outcome] = []
@@ -145,57 +168,87 @@ class Simulation:
             self._start(claim, group)
 
     def _start(self, claim: Claim, group: Group) -> None:
+        self._give(self._begin(claim, group), group.num_ranks)
+
+    def _begin(self, claim: Claim, group: Group) -> Attempt:
+        """Begin an attempt, which has no ranks yet."""
         job, now_s = self._jobs[claim.number], self._clock.now_s
         if job.started_s is None:
             job.started_s = now_s
-        whole_s = run_s(job.arrival.plan, group.num_ranks) * self._random.uniform(1 - SPREAD, 1 + SPREAD)
-        run = self._runs[group] = _Run(claim.number, group, whole_s, claim.done, now_s, now_s)
-        duration_s = (1 - claim.done) * whole_s
-        crash_s = self._random.expovariate(group.num_ranks / self._mtbf_s) if self._mtbf_s else duration_s
+        run = self._runs[group] = Attempt(
+            number=claim.number,
+            group=group,
+            plan=job.arrival.plan,
+            pace=self._random.uniform(1 - SPREAD, 1 + SPREAD),
+            life_gpu_s=self._random.expovariate(1 / self._mtbf_s) if self._mtbf_s else inf,
+            done=claim.done,
+            since_s=now_s,
+            counted_s=now_s,
+        )
         self._at(now_s + CHECKPOINT_S, partial(self._save, run))
-        if crash_s < duration_s:
-            self._at(now_s + crash_s, partial(self._crash, run))
-        else:
-            self._at(now_s + duration_s, partial(self._end, run))
+        return run
 
-    def _save(self, run: _Run) -> None:
+    def _give(self, run: Attempt, num_ranks: int, pause_s: float = 0.0) -> None:
+        """Let a job go on with so many ranks, after a pause in which it has them already."""
+        now_s = self._clock.now_s
+        self._count(run)
+        run.done, run.since_s, run.num_ranks = run.done_at(now_s), now_s + pause_s, num_ranks
+        run.serial += 1
+        if num_ranks:
+            duration_s, crash_s = pause_s + run.left_s(num_ranks), run.life_gpu_s / num_ranks
+            event = self._crash if crash_s < duration_s else self._end
+            self._at(now_s + min(duration_s, crash_s), partial(self._unless_changed, run, run.serial, event))
+
+    def _count(self, run: Attempt) -> None:
+        """Count the GPU time of a job since that was done last."""
+        gpu_s = (self._clock.now_s - run.counted_s) * run.num_ranks
+        self._jobs[run.number].gpu_s += gpu_s
+        run.unsaved_gpu_s += gpu_s
+        run.life_gpu_s -= gpu_s
+        run.counted_s = self._clock.now_s
+
+    def _unless_changed(self, run: Attempt, serial: int, event: Callable[[Attempt], None]) -> None:
+        if run.serial == serial and not run.has_ended:
+            event(run)
+
+    def _save(self, run: Attempt) -> None:
         if not run.has_ended:
-            run.saved_s = self._clock.now_s
-            self._queue.save_checkpoint(run.number, run.done_at(run.saved_s))
-            self._at(run.saved_s + CHECKPOINT_S, partial(self._save, run))
+            now_s = self._clock.now_s
+            self._count(run)
+            run.unsaved_gpu_s = 0.0
+            self._queue.save_checkpoint(run.number, run.done_at(now_s))
+            self._at(now_s + CHECKPOINT_S, partial(self._save, run))
 
-    def _end(self, run: _Run) -> None:
-        if not run.has_ended:
-            self._stop(run)
-            self._queue.succeed(run.number)
-            self._fleet.release(run.group)
-            self._finish(run.number)
+    def _end(self, run: Attempt) -> None:
+        self._stop(run)
+        self._queue.succeed(run.number)
+        self._fleet.release(run.group)
+        self._finish(run.number)
 
-    def _crash(self, run: _Run) -> None:
-        if not run.has_ended:
-            self._abandon(run)
-            self._at(self._clock.now_s + RESTART_S, partial(self._fleet.release, run.group))
+    def _crash(self, run: Attempt) -> None:
+        self._abandon(run)
+        self._at(self._clock.now_s + RESTART_S, partial(self._fleet.release, run.group))
 
-    def _abandon(self, run: _Run) -> None:
+    def _abandon(self, run: Attempt) -> None:
         """Leave the job of a group that has died to the end of its lease."""
         now_s, job = self._clock.now_s, self._jobs[run.number]
         self._stop(run)
-        job.lost_gpu_s += (now_s - run.saved_s) * run.group.num_ranks
+        job.lost_gpu_s += run.unsaved_gpu_s
         job.num_crashes += 1
         self._queue.stop_renewing(run.number)
         self._at(ceil((now_s + LEASE_S) / SWEEP_S) * SWEEP_S, self._sweep)
 
-    def _drain(self, run: _Run) -> None:
+    def _drain(self, run: Attempt) -> None:
         """Save and requeue the job of a group that is stopped."""
         self._stop(run)
         self._queue.save_checkpoint(run.number, run.done_at(self._clock.now_s))
         self._queue.requeue(run.number)
         self._num_waiting += 1
 
-    def _stop(self, run: _Run) -> None:
+    def _stop(self, run: Attempt) -> None:
+        self._count(run)
         run.has_ended = True
         del self._runs[run.group]
-        self._jobs[run.number].gpu_s += (self._clock.now_s - run.started_s) * run.group.num_ranks
 
     def _sweep(self) -> None:
         self._swept_s = self._clock.now_s

@@ -71,6 +71,7 @@ def test_dead_supervisor_is_started_again_and_the_other_one_keeps_running(tmp_pa
 
 def test_memory_for_loras_is_open_in_every_supervisor(tmp_path):
     memory = create_lora_memory()
+    assert memory is not None
     os.write(memory, b"kept")
     code = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_bytes(os.pread(int(sys.argv[2]), 9, 0))"
     files = [tmp_path / "0", tmp_path / "1"]

@@ -1,4 +1,4 @@
-"""Divide the ranks of a worker among its jobs: how many each has, which, and when to claim another.
+"""Divide the ranks of a worker among its jobs: how many each has, and which.
 
 A job has a *width*, a number of ranks that is a power of two, and a *block*, that many neighbouring ranks
 whose first is a multiple of the width. Blocks of widths that together are no more than a power of two ranks
@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from math import inf
 from types import MappingProxyType
-
-SLOTS_PER_RANK = 2
-"""How many jobs a worker may hold for each rank. Those that have no ranks are the ones that can wait."""
 
 WORTHWHILE = 4.0
 """A change of width without need has to save this many times what it costs."""
@@ -141,19 +138,6 @@ def _most_worthwhile(
             if saved_s > max(best_s, WORTHWHILE * change_s if width == job.width else 0.0):
                 best, best_s = job, saved_s
     return best
-
-
-def wants_another(jobs: Sequence[JobInHand], num_ranks: int) -> bool:
-    """Return whether a worker should claim another job now.
-
-    It should while it has fewer jobs than ranks. Beyond, it claims jobs that may be more urgent than those
-    that it has, which then wait; but not if a job waits that has no deadline: order is all that such jobs
-    need, and another worker may be able to start them at once.
-    """
-    if len(jobs) < num_ranks:
-        return True
-    has_slot = len(jobs) < SLOTS_PER_RANK * num_ranks
-    return has_slot and all(job.width or job.deadline_s is not None for job in jobs)
 
 
 def place(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
 from benchmarks.simulation.__main__ import POLICIES, Policy, fixed, run_large, simulate, trace_at
-from benchmarks.simulation.fleets import ElasticGroups, FixedGroups, Group
+from benchmarks.simulation.fleets import FixedGroups, Group
 from benchmarks.simulation.queues import (
     LEASE_S,
     Claim,
@@ -50,14 +51,6 @@ class TestSimulator:
     def test_two_groups_run_two_jobs_at_a_time(self):
         outcomes = run([Arrival(at_s=0.0, request=CLIP)] * 2, num_groups=2)
         assert [outcome.started_s for outcome in outcomes] == [0.0, 0.0]
-
-    def test_elastic_groups_share_the_free_gpus(self):
-        fleet = ElasticGroups(8)
-        groups = [fleet.take(num_waiting) for num_waiting in (3, 2, 1, 1)]
-        assert [group and group.num_ranks for group in groups] == [2, 2, 4, None]
-        assert groups[0] is not None
-        fleet.release(groups[0])
-        assert fleet.take(5) is not None
 
 
 @pytest.fixture(params=["job store", "plain"])
@@ -104,9 +97,9 @@ class TestCrash:
         assert not outcome.deadline_met
 
 
-def test_many_crashes_lose_no_job_and_are_summarised(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+def test_many_crashes_lose_no_job_and_are_summarised(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("benchmarks.simulation.__main__.MTBF_S", 600.0)
-    large = run_large(redis, seed=1, num_gpus=10, num_jobs=60)
+    large = run_large(seed=1, num_gpus=10, num_jobs=60)
     assert len(large.outcomes) == 60
     assert large.num_crashes > large.num_failed
     assert 0 < large.lost_s < CHECKPOINT_S
@@ -115,7 +108,13 @@ def test_many_crashes_lose_no_job_and_are_summarised(redis: Redis, monkeypatch: 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.queue}, {policy.groups}")
 def test_every_job_ends_once_and_the_result_is_always_the_same(redis: Redis, policy: Policy):
     trace = trace_at(0.95, seed=3, num_jobs=30)
-    first, second = (simulate(redis, policy, trace, mtbf_s=2000.0, seed=5) for _ in range(2))
+    first, second = (
+        [
+            replace(outcome, predicted_s=None)  # predictions use a random sample of the jobs that run
+            for outcome in simulate(redis, policy, trace, mtbf_s=2000.0, seed=5)
+        ]
+        for _ in range(2)
+    )
     assert first == second
     assert sorted(outcome.arrival.at_s for outcome in first) == [arrival.at_s for arrival in trace]
     assert all(outcome.arrival.at_s <= outcome.started_s < outcome.ended_s for outcome in first)

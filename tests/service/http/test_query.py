@@ -17,7 +17,9 @@ ROUTES = [
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_unknown_parameter_is_refused(client, order, method, path):
     job = order()
-    path = path.format(job_id=job["id"], video_id=job["id"], batch_id=job["id"], model="LongCat-Video")
+    path = path.format(
+        job_id=job["id"], video_id=job["id"], batch_id=job["id"], model="LongCat-Video", name="draft"
+    )
     answer = client.request(method, path, params={"state": "failed"})
     assert answer.status_code == (400 if path.startswith("/v1/") else 422)
     if method != "head":

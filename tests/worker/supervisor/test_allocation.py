@@ -13,13 +13,11 @@ from hypothesis import given, settings
 from worker.supervisor.allocation import (
     LATE_S,
     MARGIN,
-    SLOTS_PER_RANK,
     JobInHand,
     choose_widths,
     efficiency,
     place,
     remaining_by_width,
-    wants_another,
 )
 
 CHANGE_S = 1.0
@@ -160,32 +158,12 @@ def _jobs(draw: st.DrawFn, num_ranks: int) -> list[JobInHand]:
     """Return jobs that can run on one rank, with present widths that fit."""
     powers = [1 << exponent for exponent in range(num_ranks.bit_length())]
     jobs: list[JobInHand] = []
-    for number in range(draw(st.integers(0, SLOTS_PER_RANK * num_ranks))):
+    for number in range(draw(st.integers(0, num_ranks))):
         left = num_ranks - sum(each.width for each in jobs)
         width = draw(st.sampled_from([0, *(power for power in powers if power <= left)]))
         deadline_s = draw(st.none() | st.floats(-100, 1000))
         jobs.append(job(str(number), draw(st.floats(0.1, 600)), deadline_s, width, tuple(powers)))
     return jobs
-
-
-class TestWantsAnother:
-    def test_worker_with_fewer_jobs_than_ranks_does(self):
-        assert wants_another([], 1)
-        assert wants_another([job("a", 100, deadline_s=20, width=8)], 8)
-
-    def test_worker_whose_jobs_may_wait_for_more_urgent_ones_does(self):
-        running = [job(name, 100, deadline_s=900, width=1) for name in "ab"]
-        assert wants_another(running, 2)
-        assert wants_another([*running, job("c", 100, deadline_s=900)], 2)
-
-    def test_worker_with_a_job_in_each_slot_does_not(self):
-        jobs = [job(str(number), 100, deadline_s=900) for number in range(2 * SLOTS_PER_RANK)]
-        assert not wants_another(jobs, 2)
-
-    def test_worker_in_which_a_job_without_a_deadline_waits_does_not(self):
-        running = [job(name, 100, width=1) for name in "ab"]
-        assert wants_another(running, 2)
-        assert not wants_another([*running, job("c", 100)], 2)
 
 
 class TestRemaining:
