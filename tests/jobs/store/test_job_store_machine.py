@@ -307,7 +307,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             assert stop_reason == "lease_lost"
         else:
             job.lease_ms, job.lease_grace = self.now_ms + LEASE_MS, False
-            if num_gpus is not None and job.status == "running":
+            if num_gpus not in {None, job.num_gpus} and job.status == "running":
                 job.stop_running(self.now_ms)
                 job.num_gpus_since_ms, job.num_gpus = self.now_ms, num_gpus
             if job.cancel_requested:
