@@ -14,7 +14,8 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from worker.launcher import EXIT_UNUSABLE, POLL_S, RestartedProcess, create_lora_memory, offer_probes
+from worker.launcher import EXIT_UNUSABLE, POLL_S, RestartedProcess, offer_probes
+from worker.lora_memory import create_lora_memory, inherited_files, lora_memory_option
 from worker.settings import WorkerSettings, group_environment
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,11 @@ def follow(settings: WorkerSettings) -> int:
     memory = create_lora_memory()
     process = RestartedProcess(
         f"torchrun of node {settings.node_rank}",
-        [*torchrun_command(settings), *(() if memory is None else ("--lora-memory", str(memory)))],
+        [*torchrun_command(settings), *lora_memory_option(memory)],
         settings.stuck_s,
         group_environment(settings, 0),
         own_session=True,
-        open_files=[] if memory is None else [memory],
+        open_files=inherited_files(memory),
     )
     with ExitStack() as stack:
         if not offer_probes(stack, settings, lambda: [process.health()]):

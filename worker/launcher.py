@@ -19,6 +19,7 @@ from functools import partial
 
 from worker.backoff import Backoff
 from worker.health import GroupHealth, HealthReports, serve_health
+from worker.lora_memory import create_lora_memory, inherited_files, lora_memory_option
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -182,21 +183,8 @@ def supervisor_command(lora_memory: int | None, index: int) -> list[str]:
     """Return the command line of a group's supervisor, which dies with this process."""
     return [
         *(sys.executable, "-m", "worker", "--group", str(index), "--parent", str(os.getpid())),
-        *(() if lora_memory is None else ("--lora-memory", str(lora_memory))),
+        *lora_memory_option(lora_memory),
     ]
-
-
-def create_lora_memory() -> int | None:
-    """Create the memory in which the ranks of this machine keep merged weights. Return its descriptor.
-
-    It is empty until a rank uses it. It outlives the ranks, so those that start again find the weights.
-    Return None where the system refuses such memory: the ranks do without it.
-    """
-    try:
-        return os.memfd_create("longcat-loras")
-    except OSError as error:
-        logger.warning("no memory for LoRAs, so each change reads their files: %s", error)
-        return None
 
 
 def launch(settings: WorkerSettings) -> int:
@@ -206,7 +194,7 @@ def launch(settings: WorkerSettings) -> int:
         settings.num_supervisors,
         partial(supervisor_command, memory),
         settings.stuck_s,
-        open_files=[] if memory is None else [memory],
+        open_files=inherited_files(memory),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.stop())

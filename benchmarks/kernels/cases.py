@@ -15,9 +15,10 @@ from model.parallel.mesh import ContextParallel
 from model.transformer.block import Block
 from model.transformer.config import QUANTISED, DitConfig
 from model.transformer.fp8 import Fp8Linear
-from model.transformer.token_layout import Window, build_layout
+from model.transformer.token_layout import Layout, Window, build_layout
 
 BF16 = torch.bfloat16
+CUDA = torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,25 @@ def parts(shape: Shape, *, fp8: bool) -> Iterator[Part]:
     """Yield the parts of a block. Call it within a FakeTensorMode, after `pretend`."""
     config = DitConfig()
     layout = build_layout(config, shape.window, shape.sparse, ContextParallel(size=shape.ranks))
-    rotation = layout.rotation
-    tokens = (shape.num_texts, *rotation.shape[:2])
-    noise = (tokens[0], tokens[1] - layout.num_condition_groups, tokens[2])
-    block = _block(config, fp8)
-    x = _empty(*tokens, config.hidden_size, dtype=BF16)
-    heads, text_heads = (
-        _empty(*each, config.num_heads, config.head_dim, dtype=BF16) for each in (tokens, noise)
-    )
-    vectors = _empty(*tokens[:2], 1, 6 * config.hidden_size).chunk(6, -1)
+    yield from block_parts(_block(config, fp8), config, layout, shape.num_texts, CUDA)
+
+
+def block_parts(
+    block: Block, config: DitConfig, layout: Layout, num_texts: int, device: torch.device
+) -> Iterator[Part]:
+    """Yield the parts of a block with arguments on a device, which are not initialised."""
+    groups, tokens = layout.rotation.shape[:2]
     num_condition = layout.num_condition_groups
+    heads = (config.num_heads, config.head_dim)
+    x = torch.empty(num_texts, groups, tokens, config.hidden_size, dtype=BF16, device=device)
+    attention = torch.empty(num_texts, groups, tokens, *heads, dtype=BF16, device=device)
+    text = torch.empty(num_texts, groups - num_condition, tokens, *heads, dtype=BF16, device=device)
+    vectors = torch.empty(num_texts, groups, 1, 6 * config.hidden_size, device=device).chunk(6, -1)
+    rotation = torch.empty(layout.rotation.shape, device=device)
     for call, arguments in (
-        (block.before_attention, (x, vectors[0], vectors[1], _empty(*rotation.shape))),
-        (block.between_attentions, (x, vectors[2], heads, num_condition)),
-        (block.after_attentions, (x, text_heads, *vectors[3:])),
+        (block.before_attention, (x, vectors[0], vectors[1], rotation)),
+        (block.between_attentions, (x, vectors[2], attention, num_condition)),
+        (block.after_attentions, (x, text, *vectors[3:])),
     ):
         yield Part(call.__name__, call, arguments, x.nbytes)
 
@@ -108,4 +114,4 @@ def _block(config: DitConfig, fp8: bool) -> Block:
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="cuda")
+    return torch.empty(shape, dtype=dtype, device=CUDA)

@@ -31,22 +31,24 @@ class Schedule:
     code: dict[str, str]
 
 
-class _Written(Exception):
-    """The code is written, and nothing is to be run."""
+class _Known(Exception):
+    """All that is wanted is known, and nothing is to be run."""
 
 
-def schedule(function: Any, arguments: Sequence[Any]) -> Schedule:  # noqa: ANN401 any function
-    """Return the schedule of a function for arguments of a device that `pretend` made up."""
+def schedule(function: Any, arguments: Sequence[Any], *, with_code: bool = True) -> Schedule:  # noqa: ANN401 any function
+    """Return the schedule of a function for arguments of some device. Without code, no compiler is needed."""
     nodes: list[tuple[bool, int]] = []
     written: list[str] = []
 
     def read_off(scheduled: list[Any]) -> list[Any]:
         nodes.extend((node.is_extern(), node.get_read_write_buffers_sizes()) for node in scheduled)
+        if not with_code:
+            raise _Known
         return scheduled
 
     def write(graph: GraphLowering) -> None:
         written.append(graph.codegen()[0].value)
-        raise _Written
+        raise _Known
 
     changes = {"_post_fusion_custom_pass": read_off, "force_disable_caches": True, "compile_threads": 1}
     torch.compiler.reset()
@@ -54,8 +56,8 @@ def schedule(function: Any, arguments: Sequence[Any]) -> Schedule:  # noqa: ANN4
         try:
             torch.compile(function, fullgraph=True, dynamic=False)(*arguments)
         except BackendCompilerFailed as failed:
-            if not isinstance(failed.inner_exception, _Written):
+            if not isinstance(failed.inner_exception, _Known):
                 raise
-    kernels = {name: code.replace("\\'''", "'''") for name, code in KERNEL.findall(written[0])}
+    kernels = {name: code.replace("\\'''", "'''") for code in written for name, code in KERNEL.findall(code)}
     moved = tuple(size for is_product, size in nodes if not is_product and size)
     return Schedule(sum(is_product for is_product, _ in nodes), moved, kernels)

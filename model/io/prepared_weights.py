@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ALIGNMENT_BYTES = 256
+from model.transformer.flat_blocks import aligned
 
 ModuleTensors = Mapping[str, Tensor]
 """Tensors of a module, by their names in the module."""
@@ -62,7 +62,7 @@ class PreparedWeights:
         for module, variants in like.items():
             for lora, tensors in variants.items():
                 for name, tensor in tensors.items():
-                    start = -(-stop // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+                    start = aligned(stop)
                     stop = start + tensor.nbytes
                     place = _Place(start, tensor.nbytes, tensor.dtype, tuple(tensor.shape))
                     self._places[module, lora][name] = place

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 
 from tests.waiting import wait_until
-from worker.launcher import EXIT_UNUSABLE, Launcher, create_lora_memory, supervisor_command
+from worker.launcher import EXIT_UNUSABLE, Launcher, supervisor_command
+from worker.lora_memory import create_lora_memory
 
 # Records its start and drains like a supervisor: it ends with status 0 on SIGTERM.
 GOOD = """

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from jobs.errors import UnreadableRecord
 from worker.channel import Channel, listen, log_unreadable
+from worker.lora_memory import inherited_files, lora_memory_option
 from worker.messages import Message, RankConnected
 
 KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
@@ -75,9 +76,9 @@ class GroupProcess:
             [
                 *(sys.executable, "-m", "worker.rank.torchrun", str(os.getpid())),
                 *(str(launch.num_ranks), launch.module, str(self._rendezvous), launch.setup),
-                *(() if launch.lora_memory is None else ("--lora-memory", str(launch.lora_memory))),
+                *lora_memory_option(launch.lora_memory),
             ],
-            pass_fds=() if launch.lora_memory is None else (launch.lora_memory,),
+            pass_fds=inherited_files(launch.lora_memory),
             env=dict(launch.environment),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the supervisor, which drains
