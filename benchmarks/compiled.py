@@ -1,7 +1,7 @@
-"""What the compiler makes of a block: how many kernels, and what they move, without running or building one.
+"""Count the kernels that the compiler makes of a block, and what they move, without running or building one.
 
-`benchmarks.counts` asks. The parts of `model.transformer.block` are traced at full size and scheduled by
-Inductor for the device at hand; before code is written the schedule is read off and all is left.
+`benchmarks.counts` uses it. Inductor traces the parts of `model.transformer.block` at full size and schedules
+them for the present device. It is stopped before it writes any code.
 """
 
 from __future__ import annotations
