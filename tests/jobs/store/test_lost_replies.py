@@ -40,7 +40,7 @@ class LossyConnections:
                     raise RedisConnectionError("the reply was lost")
                 return reply
 
-        pool = connect(url, deadline_s=1).connection_pool
+        pool = connect(url, deadline_s=60).connection_pool
         pool.connection_class = Lossy
         return pool
 
