@@ -31,9 +31,12 @@ class Target:
 
 
 TARGETS = {
-    "jobs/store": Target(["jobs/store/*"], ["tests/jobs/store"]),
+    "jobs/store": Target(["jobs/store/*"], ["tests/jobs/store", "--ignore=tests/jobs/store/test_costs.py"]),
     "model/spec": Target(["model/spec/*"], ["tests/model/spec"]),
-    "worker/supervisor": Target(["worker/supervisor/*"], ["tests/worker/supervisor"]),
+    "worker/supervisor": Target(
+        ["worker/supervisor/*"],
+        ["tests/worker/supervisor", "--ignore=tests/worker/supervisor/test_supervisor_machine.py"],
+    ),
 }
 LUA = "jobs/store/scripts"
 NO_MUTANT = "none"
