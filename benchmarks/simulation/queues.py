@@ -158,7 +158,7 @@ class StoreQueue:
             deadline_s=arrival.deadline_s if self._with_deadlines else None,
         )
         prediction = self._store.client.predict(wanted)
-        self._store.client.submit(replace(wanted, expected_run_s=prediction.run_s or 0.0))
+        self._store.client.submit(replace(wanted, expected_run_s=prediction.run_s))
         return prediction.eta_s
 
     def claim(self, group: Group) -> Claim | None:

@@ -27,7 +27,7 @@ class Submission:
         batch: the jobs that are submitted together with it, None if it is alone.
         weight: the owner's share of the groups is proportional to it.
         deadline_s: when its video is wanted, from submission; None if that does not matter.
-        expected_run_s: how long it is expected to run, so that it can start in time; 0 if that is not known.
+        expected_run_s: how long it is expected to run, so that it can start in time; None if unknown.
         default_deadline_s: without a deadline, it takes its place as if it had to start within this time.
         ageing_s: it starts before jobs of the next higher priority that were queued this much later; None is
             only after all of them.
@@ -48,7 +48,7 @@ class Submission:
     weight: float = 1.0
     ageing_s: float | None = None
     deadline_s: float | None = None
-    expected_run_s: float = 0.0
+    expected_run_s: float | None = None
     default_deadline_s: float = 3600.0
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook_url: str | None = None
@@ -79,7 +79,7 @@ class Submission:
             "weight": self.weight,
             "ageing_ms": to_ms(self.ageing_s),
             "deadline_ms": to_ms(self.deadline_s),  # the script makes a time of it
-            "expected_run_ms": to_ms(self.expected_run_s) if self.deadline_s else None,
+            "expected_run_ms": to_ms(self.expected_run_s),
             "default_deadline_ms": to_ms(self.default_deadline_s),
             "metadata": json.dumps(dict(self.metadata)),
             "webhook_url": self.webhook_url,

@@ -18,7 +18,7 @@ def with_prediction(submission: Submission, prediction: QueueEstimate, *, refuse
     """
     deadline_s, eta_s = submission.deadline_s, prediction.eta_s
     assert deadline_s is not None
-    submission = replace(submission, expected_run_s=prediction.run_s or 0.0)
+    submission = replace(submission, expected_run_s=prediction.run_s)
     if eta_s is None or eta_s <= deadline_s:
         return submission
     rule = f"the video is expected {math.ceil(eta_s)} s after submission, later than {deadline_s:g} s"
