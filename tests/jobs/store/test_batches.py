@@ -13,7 +13,7 @@ from jobs.store.idempotency import IdempotencyKeys
 from jobs.store.listing import JobFilter
 from jobs.store.quotas import Quotas
 from jobs.store.submission import Submission
-from tests.jobs.examples import ExampleStore, a_submission, keys_of
+from tests.jobs.examples import ExampleStore, a_result, a_submission, keys_of
 from tests.jobs.store.test_quotas import with_input
 
 
@@ -165,3 +165,26 @@ def test_cancel_reaches_the_jobs_of_one_owner_only(redis: Redis):
     cancelled = store.client.for_owner("alice").cancel_batch("batch")
     assert [(job.id, job.status) for job in cancelled] == [("a", "cancelled"), ("b", "cancelled")]
     assert store.client.get("other").status == "queued"
+
+
+def test_cancel_passes_over_jobs_that_end_or_are_deleted_meanwhile(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    store = ExampleStore(redis)
+    store.client.submit_or_find(*submissions("a", "b", "c", "d"))
+    ended = store.claim()
+    cancel = store.client.cancel
+
+    def cancel_late(job_id: str) -> None:
+        if job_id == "a":
+            store.holder.succeed(ended, a_result(ended), {})
+            store.client.delete("c")
+        cancel(job_id)
+
+    monkeypatch.setattr(store.client, "cancel", cancel_late)
+    left = store.client.cancel_batch("batch")
+    assert [(job.id, job.status) for job in left] == [
+        ("a", "succeeded"),
+        ("b", "cancelled"),
+        ("d", "cancelled"),
+    ]

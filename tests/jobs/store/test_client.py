@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
 from redis import Redis
 
 from jobs.errors import GenerationFailed, JobEnded, JobNotFound
-from jobs.record import Job, Progress
+from jobs.record import Event, Job, Progress
+from jobs.store.events import newest_events
 from jobs.store.job_store import JobStore
+from jobs.store.listing import JobFilter
+from jobs.store.usage import usage
 from tests.jobs.examples import (
     LEASE_S,
     ORDER,
@@ -20,6 +24,7 @@ from tests.jobs.examples import (
     a_submission,
     keys_of,
 )
+from tests.waiting import wait_until
 
 HALF_WAY = Progress(phase="denoise", step=25, num_steps=50, fraction=0.5, eta_s=60.0)
 
@@ -265,6 +270,27 @@ class TestViews:
         store.submit()
         assert store.client.page(limit=0) == []
 
+    def test_jobs_by_id_leave_out_those_that_cannot_be_shown(self, redis: Redis, store: ExampleStore):
+        mine, yours, broken = (store.submit(owner=owner) for owner in ("me", "you", "me"))
+        redis.hset(f"longcat:job:{broken.id}", "order", "{")
+        ids = [mine.id, yours.id, broken.id, "nothing"]
+        assert store.client.for_owner("me").get_all(ids) == {mine.id: mine}
+        assert store.client.get_all(ids) == {mine.id: mine, yours.id: yours}
+
+    def test_jobs_and_usage_can_be_read_while_redis_is_full(self, redis: Redis, store: ExampleStore):
+        lease = store.start(owner="me")
+        store.clock.advance(1)
+        store.holder.succeed(lease, a_result(lease), {})
+        job = store.client.get(lease.job.id)
+        redis.config_set("maxmemory", "1")
+        try:
+            assert store.client.counts()["succeeded"] == 1
+            assert store.client.filtered_page(JobFilter(task=job.order.plan.task), 1).jobs == [job]
+            assert newest_events(redis, [job.id]).keys() == {job.id}
+            assert usage(redis, "me", store.clock) == usage(redis, None, store.clock) != []
+        finally:
+            redis.config_set("maxmemory", "0")
+
     def test_counts_are_by_status(self, store: ExampleStore):
         for _ in range(4):
             store.submit()
@@ -321,6 +347,23 @@ class TestEvents:
         store.holder.succeed(claim, a_result(claim), {})
         assert redis.xlen(f"longcat:events:{claim.job.id}") < 100
         assert [event.status for event in store.client.events(claim.job.id, after=before.id)] == ["succeeded"]
+
+    def test_wait_ends_with_the_first_new_event(self, redis: Redis, store: ExampleStore):
+        job = store.submit()
+        [first] = store.client.events(job.id)
+
+        def wait() -> list[Event]:
+            while not (found := store.client.events(job.id, after=first.id, wait_s=60)):
+                pass
+            return found
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(wait)
+            try:
+                wait_until(lambda: redis.info("clients")["blocked_clients"])
+            finally:
+                store.client.cancel(job.id)
+            assert [event.status for event in waiting.result()] == ["cancelled"]
 
     def test_unknown_job_has_no_events(self, store: ExampleStore):
         assert store.client.events("nothing", wait_s=0.01) == []

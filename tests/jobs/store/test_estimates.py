@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
+from jobs.capability import Capability
 from jobs.errors import GenerationFailed
+from jobs.fleet import Fleet, Pool
 from jobs.record import Progress
+from jobs.registration import GroupStatus
+from jobs.requirement import Requirement
 from jobs.store.estimates import NUM_RUNS, Run, expected_s
+from jobs.store.queue_depths import recent_runs
 from tests.jobs.examples import ORDER, ExampleStore, a_result
 from tests.orders import make_order
 
@@ -64,6 +69,26 @@ def test_running_jobs_add_their_remaining_time(store: ExampleStore):
     assert eta_s(store, waiting.id) == pytest.approx(50 + 80, abs=0.1)
 
 
+def test_remaining_time_of_a_running_job_follows_from_runs_of_its_task(store: ExampleStore):
+    long = make_order(ORDER, task="long_video")
+    run(store, 80)
+    run(store, 160, order=long)
+    store.start(order=long)
+    assert eta_s(store, store.submit().id) == pytest.approx(160 + 80, abs=0.1)
+
+
+def test_jobs_that_other_groups_run_are_not_waited_for(store: ExampleStore):
+    text_to_video = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
+    group = GroupStatus(group="a", state="ready")
+    fleet = Fleet((Pool("pool", text_to_video, (group,)),))
+    for task in ("long_video", "text_to_video"):
+        order = make_order(ORDER, task=task)
+        job = store.submit(order=order, requirement=Requirement.of(order))
+    estimate = store.client.estimate(job.id, fleet)
+    assert estimate
+    assert (estimate.position, store.position(job.id)) == (1, 2)
+
+
 def test_more_groups_shorten_the_wait(store: ExampleStore, redis: Redis):
     run(store, 80)
     redis.sadd("longcat:groups", "a", "b")
@@ -88,6 +113,11 @@ def test_fixed_time_of_every_job_is_told_apart_from_time_per_work_unit(store: Ex
         job = store.submit(order=of_steps(steps), priority="high")
         assert eta_s(store, job.id) == pytest.approx(seconds, abs=0.1)
         store.client.cancel(job.id)
+
+
+def test_fixed_time_may_be_less_than_a_second():
+    runs = [Run("refine", 100, 1.5), Run("refine", 200, 2.5)]
+    assert expected_s(runs, "refine", 300) == pytest.approx(3.5)
 
 
 def test_runs_of_the_same_size_come_before_the_line(store: ExampleStore):
@@ -131,6 +161,15 @@ def test_eta_reported_by_a_running_job_replaces_the_estimate_of_its_rest(store: 
 def test_other_tasks_are_used_while_there_is_no_run_of_this_one():
     runs = [Run("text_to_video", 100, 10.0), Run("text_to_video", 200, 20.0)]
     assert expected_s(runs, "refine", 300) == pytest.approx(30)
+
+
+def test_recent_runs_are_read_from_the_latest_on(store: ExampleStore, redis: Redis):
+    for seconds in (1, 2, 3):
+        run(store, seconds, order=of_steps(seconds))
+    redis.rpush("longcat:recent_runs", "refine", "refine 0 1500")
+    found = recent_runs(redis)
+    assert [each.duration_s for each in found] == [3, 2, 1, 1.5]
+    assert found[-1] == Run("refine", work_units=1, duration_s=1.5)
 
 
 def test_only_the_latest_runs_count():

@@ -21,11 +21,11 @@ def store(redis):
 
 
 def submitted(store, count, **fields):
-    """Submit jobs a second apart, and return their ids, the newest first."""
+    """Submit jobs a millisecond apart, and return their ids, the newest first."""
     ids = []
     for _ in range(count):
         ids.append(store.submit(**fields).id)
-        store.clock.advance(1)
+        store.clock.advance(0.001)
     return ids[::-1]
 
 
@@ -100,6 +100,26 @@ class TestCursors:
         again = store.client.filtered_page(JobFilter(), 5, before=first.older)
         assert ids(again) == new
 
+    def test_no_page_is_before_the_first_after_the_newest_job_is_gone(self, store):
+        made = submitted(store, 3)
+        first = store.client.filtered_page(JobFilter(), 1)
+        store.client.delete(made[0])
+        second = store.client.filtered_page(JobFilter(), 1, first.older)
+        assert (ids(second), second.newer) == (made[1:2], None)
+
+    def test_cursor_of_a_job_without_a_time_has_that_of_the_job_before(self, store, redis, monkeypatch):
+        monkeypatch.setattr("jobs.store.listing.MAX_LOOKED_AT", 2)
+        monkeypatch.setattr("jobs.store.listing._CHUNK", 1)
+        oldest = store.submit(order=of_task("refine")).id
+        store.clock.advance(1)
+        newest, untimed = submitted(store, 2)
+        time_ms = round(time_of(store, newest).timestamp() * 1000)
+        redis.hdel(f"longcat:job:{untimed}", "created_ms")
+        first = store.client.filtered_page(JobFilter(task="refine"), 1)
+        assert (ids(first), first.older) == ([], Cursor(untimed, time_ms))
+        store.client.delete(untimed)
+        assert ids(store.client.filtered_page(JobFilter(task="refine"), 1, first.older)) == [oldest]
+
     def test_id_of_a_job_that_is_gone_is_not_found(self, store):
         with pytest.raises(JobNotFound):
             store.client.filtered_page(JobFilter(), 2, Cursor.parse("nobody"))
@@ -126,8 +146,9 @@ class TestFilters:
         rolls, cube, blue, strasse = (
             store.submit(order=of_task("long_video", texts)).id for texts in prompts
         )
-        broken = store.submit(order=of_task("long_video")).id
+        broken, no_hash = (store.submit(order=of_task("long_video")).id for _ in range(2))
         redis.hset(f"longcat:job:{broken}", "order", "[]")
+        redis.set(f"longcat:job:{no_hash}", "red ball")
         for text, expected in (("red", [cube, rolls]), ("ROLLS", [rolls]), ("ball", [strasse, blue, rolls])):
             assert all_pages(store.client, JobFilter(text=text), limit) == expected
         assert all_pages(store.client, JobFilter(text="straße"), limit) == [strasse]
@@ -173,9 +194,13 @@ class TestBounds:
         monkeypatch.setattr("jobs.store.listing._CHUNK", 2)
         oldest = store.submit(order=of_task("refine")).id
         others = submitted(store, 9)
-        first = store.client.filtered_page(JobFilter(task="refine"), 5)
-        assert (ids(first), first.older.job_id) == ([], others[3])
+        for limit in (5, 1):
+            first = store.client.filtered_page(JobFilter(task="refine"), limit)
+            assert (ids(first), first.older.job_id) == ([], others[3])
         assert all_pages(store.client, JobFilter(task="refine"), 5) == [oldest]
+        newest = store.submit(order=of_task("refine")).id
+        full = store.client.filtered_page(JobFilter(task="refine"), 1)
+        assert (ids(full), full.older.job_id) == ([newest], others[2])
 
     @pytest.mark.parametrize(
         "wanted", [JobFilter(), JobFilter(created_before=datetime(2100, 1, 1, tzinfo=UTC))]

@@ -13,6 +13,7 @@ from redis import Redis
 from jobs.errors import JobNotFound
 from jobs.maintenance import keep_removing, keep_sweeping, sweep
 from jobs.queue import TicketQueue
+from jobs.requirement import ANY
 from jobs.storage.folder import FolderStorage
 from jobs.store.job_store import JobStore
 from tests.jobs.examples import LEASE_S, REQUIREMENT, AwayStorage, ExampleStore, a_result, a_submission
@@ -290,3 +291,15 @@ class TestSweeper:
         store.maintenance.sweep()
         store.clock.advance(-3600)
         assert not JobStore(redis, clock=store.clock).maintenance.sweep().by_other
+
+
+@pytest.mark.parametrize(("order", "requirement"), [(None, REQUIREMENT), ("{", ANY)])
+def test_queued_job_of_release_0_2_0_gets_its_requirement(
+    redis: Redis, store: ExampleStore, order: str | None, requirement: str
+):
+    record = f"longcat:job:{store.submit().id}"
+    redis.hdel(record, "requirement")
+    if order:
+        redis.hset(record, "order", order)
+    store.maintenance.num_tickets_needed()
+    assert redis.hget(record, "requirement") == requirement.encode()

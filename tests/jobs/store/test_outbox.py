@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import pytest
@@ -164,7 +164,7 @@ class TestDelivery:
         outbox.settle(delivery, attempt(delivery, "failed", error="the host is too slow"), 5)
         (entry,) = outbox.log(claim.job.id)
         assert (entry.event, entry.outcome, entry.error) == ("started", "failed", "the host is too slow")
-        assert entry.at is not None
+        assert entry.at == datetime.fromtimestamp(store.clock.now_ms / 1000, UTC)
         assert entry.next_at == entry.at + timedelta(seconds=5)
         store.holder.confirm_cancel(claim)
         store.client.delete(claim.job.id)

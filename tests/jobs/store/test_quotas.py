@@ -233,6 +233,17 @@ class TestRequests:
         assert 0 < redis.pttl("longcat:rate:a") <= 61_000
 
 
+def test_check_refuses_what_a_submission_would_exceed_and_stores_nothing(redis: Redis):
+    store = ExampleStore(redis, quotas=Quotas(owner_queued_jobs=2, owner_input_bytes_per_day=29))
+    store.submit(owner="a")
+    before = keys_of(redis)
+    small, large = (a_submission(owner="a", order=with_input(size_bytes)) for size_bytes in (29, 30))
+    assert limit_of(lambda: store.client.check_quotas(small, small)).limit == "owner_queued_jobs"
+    assert limit_of(lambda: store.client.check_quotas(large)).limit == "owner_input_bytes_per_day"
+    store.client.check_quotas(small)
+    assert keys_of(redis) == before
+
+
 def test_request_without_limits_sends_no_command(redis: Redis):
     before = redis.info("commandstats")
     JobStore(redis).client.count_request("a")

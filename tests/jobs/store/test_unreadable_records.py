@@ -16,7 +16,7 @@ from jobs.record import JobError, Progress
 from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import video_key
 from jobs.store.metrics import counters, num_set_aside
-from jobs.store.outbox import Attempt, Outbox
+from jobs.store.outbox import Attempt, Backlog, Outbox
 from jobs.store.queue_depths import queue_depths
 from jobs.store.scripts import fields_of
 from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
@@ -231,11 +231,13 @@ def test_page_is_filled_with_the_jobs_after_it(redis: Redis, store: ExampleStore
     assert [job.id for job in store.client.page(after=jobs[2].id)] == [jobs[1].id, jobs[0].id]
 
 
-def test_single_job_raises_an_error_of_its_own(redis: Redis, store: ExampleStore):
+def test_single_job_raises_an_error_of_its_own(redis: Redis, store: ExampleStore, caplog):
     job = store.submit()
     break_record(redis, job.id)
     with pytest.raises(UnreadableRecord):
         store.client.get(job.id)
+    assert num_unreadable(redis, "job") == 1
+    assert f"job {job.id}: cannot read order" in caplog.text
     assert store.client.delete(job.id)
 
 
@@ -259,11 +261,45 @@ def test_webhook_is_given_up_and_the_next_one_is_taken(redis: Redis, store: Exam
     assert taken.job.id == next_job.id
     assert [attempt.outcome for attempt in outbox.log(broken.id)] == ["given_up"]
     assert outbox.backlog().num_deliveries == 1
+    assert num_unreadable(redis, "delivery") == 1
+
+
+def test_webhooks_that_are_given_up_do_not_pause_their_host(redis: Redis, store: ExampleStore):
+    outbox = Outbox(redis, store.clock)
+    for _ in range(9):  # more than failures in a row for which a host is paused
+        break_record(redis, store.start(webhook_url="https://example.com/hook").job.id)
+        assert outbox.take(60) is None
+    assert outbox.backlog() == Backlog(num_deliveries=0, oldest_due_s=0.0, num_paused_hosts=0)
 
 
 def test_attempts_that_cannot_be_read_are_passed_over(redis: Redis, store: ExampleStore):
-    redis.rpush("longcat:delivery_log:abc", '{"event": "paused", "at_ms": 1}')
-    assert Outbox(redis, store.clock).log("abc") == []
+    timeless = {"event": "started", "attempt": 1, "outcome": "delivered"}
+    redis.rpush("longcat:delivery_log:abc", '{"event": "paused", "at_ms": 1}', json.dumps(timeless))
+    assert Outbox(redis, store.clock).log("abc") == [Attempt(event="started", attempt=1, outcome="delivered")]
+    assert num_unreadable(redis, "attempt") == 1
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]"])
+def test_job_with_an_unreadable_checkpoint_begins_anew(
+    redis: Redis, store: ExampleStore, caplog: pytest.LogCaptureFixture, damaged: str
+):
+    lease = store.start()
+    store.holder.save_checkpoint(lease, {"step": 1})
+    store.holder.requeue(lease, crashed=False)
+    redis.hset(f"longcat:job:{lease.job.id}", "checkpoint", damaged)
+    assert store.claim().checkpoint is None
+    assert num_unreadable(redis, "checkpoint") == 1
+    assert f"job {lease.job.id}" in caplog.text
+
+
+def test_field_that_has_its_default_is_named_and_counted(
+    redis: Redis, store: ExampleStore, caplog: pytest.LogCaptureFixture
+):
+    job = store.submit()
+    redis.hset(f"longcat:job:{job.id}", "metadata", "{")
+    assert store.client.get(job.id).metadata == {}
+    assert num_unreadable(redis, "job field") == 1
+    assert f"job {job.id}: cannot read metadata" in caplog.text
 
 
 def test_files_are_kept_until_the_record_expires(
