@@ -31,7 +31,10 @@ class Target:
 
 
 TARGETS = {
-    "jobs/store": Target(["jobs/store/*"], ["tests/jobs/store", "--ignore=tests/jobs/store/test_costs.py"]),
+    "jobs/store": Target(
+        ["jobs/store/*"],
+        ["tests/jobs/store", "tests/jobs/test_maintenance.py", "--ignore=tests/jobs/store/test_costs.py"],
+    ),
     "model/spec": Target(["model/spec/*"], ["tests/model/spec"]),
     "worker/supervisor": Target(
         ["worker/supervisor/*"],
