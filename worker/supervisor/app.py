@@ -244,7 +244,10 @@ def _limits(settings: WorkerSettings) -> GroupLimits:
 
 
 def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:
-    """Upload the videos that an earlier supervisor left in the spool, if its leases still hold."""
+    """Claim the jobs whose videos an earlier supervisor left in the spool, to upload them.
+
+    The finalizer uploads those whose leases still hold.
+    """
     for job_id in backends.spool.job_ids:
         pending = backends.spool.pending_upload(job_id)
         if pending is None:
@@ -256,7 +259,6 @@ def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbo
         lease = Lease(record, pending.fence, lease_s)
         job = ClaimedJob(lease, backends.spool.path(job_id), timings_s=pending.timings_s)
         job.stop_request = retry_while_unavailable(partial(backends.job_store.holder.renew_lease, lease))
-        if job.stop_request != "lease_lost":
-            lease_renewer.add(job)
-            inbox.put(JobClaimed(job))
-            inbox.put(JobFetched(job, Completed(pending.video)))
+        lease_renewer.add(job)
+        inbox.put(JobClaimed(job))
+        inbox.put(JobFetched(job, Completed(pending.video)))

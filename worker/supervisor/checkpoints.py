@@ -26,7 +26,7 @@ from worker.supervisor.threads import StoppableThread
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 1.0
-STATE_TYPE, SEGMENT_TYPE = "application/octet-stream", "video/mp4"
+MEDIA_TYPE = "application/octet-stream"  # nobody but workers reads the files
 
 
 def stored_checkpoint(
@@ -176,8 +176,7 @@ class CheckpointUploader(StoppableThread):
         for name in checkpoint.files:
             if before is None or name not in before.files:
                 self._check_lease(job)
-                media_type = STATE_TYPE if name == checkpoint.state else SEGMENT_TYPE
-                self._storage.put(_key(job.job_id, name), job.folder / name, media_type)
+                self._storage.put(_key(job.job_id, name), job.folder / name, MEDIA_TYPE)
         self._job_store.holder.save_checkpoint(job.lease, checkpoint.model_dump())
         job.checkpoint = checkpoint
         if before and before.state != checkpoint.state:

@@ -11,11 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from redis import Redis
 
-from jobs.errors import Unavailable
 from jobs.queue import TicketQueue, consume
 from jobs.store.holder import Lease
 from worker.supervisor.threads import StoppableThread
@@ -73,8 +71,7 @@ class Consumer(StoppableThread):
 
     def _on_ticket(self) -> None:
         if not self._wait_for_request():
-            with suppress(Unavailable):  # then the next sweep delivers another ticket
-                TicketQueue(self._redis).enqueue("passed-on")
+            TicketQueue(self._redis).enqueue("passed-on")
             return
         lease = self._claim()
         if lease is not None:

@@ -6,7 +6,7 @@ from jobs.errors import Unavailable
 from jobs.maintenance import remove_files
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint
-from worker.supervisor.checkpoints import fetch_checkpoint, stored_checkpoint
+from worker.supervisor.checkpoints import CheckpointUploader, fetch_checkpoint, stored_checkpoint
 
 
 def upload(backends: LocalBackends, job, checkpoint) -> None:
@@ -65,6 +65,7 @@ def test_segment_files_are_uploaded_once(backends, monkeypatch):
     put = backends.storage.put
 
     def put_and_note(key, path, media_type):
+        assert media_type == "application/octet-stream"
         uploaded.append(path.name)
         put(key, path, media_type)
 
@@ -91,6 +92,15 @@ def test_only_the_latest_checkpoint_waits_for_the_storage(backends):
     backends.checkpoints.flush(job, 30)
     wait_until(lambda: job.checkpoint == kept[-1])
     assert resumed_from(backends, job) == kept[-1]
+
+
+def test_state_of_a_replaced_checkpoint_is_removed_from_the_disk(backends):
+    uploader = CheckpointUploader(backends.job_store, backends.storage, backends.spool)  # does not run
+    job = backends.claimed_job()
+    replaced, latest = (write_checkpoint(job.folder, step) for step in (1, 2))
+    for checkpoint in (replaced, latest, latest):
+        uploader.submit(job, checkpoint)
+    assert [(job.folder / each.state).exists() for each in (replaced, latest)] == [False, True]
 
 
 def test_upload_is_repeated_after_the_storage_was_unavailable(backends, monkeypatch):
