@@ -96,7 +96,9 @@ class FakeWorld:
         """Return the messages that a supervisor got since the last call."""
         inbox, messages = self.inboxes[self.slots.index(slot)], []
         while not inbox.empty():
-            messages.append(inbox.get().message)
+            event = inbox.get()
+            assert event.process in self.starts
+            messages.append(event.message)
         return messages
 
     def runs(self, job_id: str) -> list[tuple[int, ...]]:

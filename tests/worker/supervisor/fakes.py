@@ -121,6 +121,8 @@ class FakeFinalizer(Finalizer):
     def __init__(self) -> None:
         self.outcomes: list[tuple[ClaimedJob, Outcome]] = []
         self.interrupted = self.is_stopped = False
+        self.has_ended = True
+        self.joined_for_s: float | None = None
 
     def start(self, job: ClaimedJob, outcome: Outcome) -> None:
         self.outcomes.append((job, outcome))
@@ -132,7 +134,8 @@ class FakeFinalizer(Finalizer):
         self.is_stopped = True
 
     def join(self, timeout_s: float) -> bool:
-        return True
+        self.joined_for_s = timeout_s
+        return self.has_ended
 
 
 class FakeCheckpointUploader(IdleThread, CheckpointUploader):

@@ -178,6 +178,10 @@ class TestRemaining:
         assert (remaining_s[1], remaining_s[8]) == (100.0, 20.0)
         assert remaining_s[4] == pytest.approx(20 * 8 * 0.86 / (4 * 0.92))  # from 8, which is nearer
 
+    def test_of_a_job_with_guidance_has_the_efficiency_of_half_the_width(self):
+        assert remaining_by_width({1: 100.0}, [2], guided=True) == {2: 50.0}
+        assert remaining_by_width({1: 100.0}, [2], guided=False) == {2: pytest.approx(50.0 / 0.96)}
+
     def test_guidance_loses_less_because_each_half_has_a_pass(self):
         assert efficiency(1, guided=True) == efficiency(2, guided=True) == 1.0
         assert efficiency(8, guided=True) == efficiency(4, guided=False) > efficiency(8, guided=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,18 @@ def test_worker_does_not_start_on_keys_of_a_much_later_release(scene):
 
 def test_documents_of_a_worker_that_cannot_be_read_are_counted_by_kind(scene):
     (scene.spool.folder("abc") / PENDING_UPLOAD).write_text("{")
+    scene.backends.submit()
+    job = scene.backends.claimed_job(replace(scene.backends.claim(), checkpoint={"version": 7}))
     scene.serve()
+    scene.supervisor._components.fetcher.fetch(job)
     socket = scene.settings.group_folder(0) / "rank-0.sock"
     wait_until(socket.exists)
     with closing(connect(socket)) as rank_0:
         rank_0.send(GroupFailed(message="").model_copy(update={"type": "of_a_later_release"}))
         wait_until(lambda: ("unreadable_records", "message") in counters(scene.backends.redis))
     found = counters(scene.backends.redis)
-    assert (found["unreadable_records", "spool file"], found["unreadable_records", "message"]) == (1, 1)
+    for kind in ("spool file", "checkpoint", "message"):
+        assert found["unreadable_records", kind] == 1
 
 
 def test_video_of_the_last_supervisor_is_uploaded(scene):

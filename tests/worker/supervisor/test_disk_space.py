@@ -65,6 +65,7 @@ def test_change_is_logged_once(free, tmp_path, caplog):
     space.check()
     assert caplog.text.count("no job is claimed: less than 100 bytes are free") == 1
     assert str(tmp_path) in caplog.text
+    assert "free again" not in caplog.text
     free[tmp_path] = 100
     space.check()
     assert caplog.text.count("enough disk space is free again") == 1

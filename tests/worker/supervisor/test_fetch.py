@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jobs.capability import Capability
-from jobs.errors import KeyMissing
+from jobs.errors import KeyMissing, Unavailable
 from jobs.order import InputFile
 from jobs.storage.base import open_storage
 from jobs.storage.keys import input_key
@@ -200,6 +200,21 @@ def test_stored_checkpoint_is_used_if_the_local_one_is_damaged(backends, fetcher
     (job.folder / own.state).write_text("damaged")
     assert fetcher.fetch(job).resume.step == 3
     assert not (job.folder / own.state).exists()
+
+
+@pytest.mark.parametrize("call", ["save_checkpoint", "add_warning"])
+def test_stop_request_ends_a_fetch_that_waits_for_redis(backends, fetcher, tmp_path, monkeypatch, call):
+    job = checkpointed_elsewhere(backends, step=3)
+    for key in backends.storage.keys(f"jobs/{job.job_id}/state/"):
+        (tmp_path / "damaged").write_bytes(b"")
+        backends.storage.put(key, tmp_path / "damaged", "")
+
+    def unavailable(*_: object) -> None:
+        raise Unavailable("Redis is away")
+
+    monkeypatch.setattr(backends.job_store.holder, call, unavailable)
+    job.stop_request = "cancel"
+    assert fetcher.fetch(job) == Stopped("cancel")
 
 
 def test_finished_video_in_the_spool_is_not_generated_again(backends, fetcher):

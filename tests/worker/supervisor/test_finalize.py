@@ -14,6 +14,7 @@ from jobs.store.holder import Lease
 from tests.tickets import num_tickets
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
+from worker.supervisor import finalize
 from worker.supervisor.finalize import Finalizer
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 
@@ -310,6 +311,39 @@ def test_stopped_job_is_requeued_with_its_latest_checkpoint(scene, backends):
     backends.checkpoints.submit(scene.job, save)
     scene.finalize(Stopped("drain"))
     assert backends.claim().checkpoint == save.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(Failed(ERROR), "failed"), (Requeued(crashed=False), "queued"), (Stopped("lease_lost"), "running")],
+)
+def test_checkpoint_whose_upload_hangs_does_not_delay_the_outcome(
+    scene, backends, monkeypatch, outcome, status
+):
+    monkeypatch.setattr(finalize, "FLUSH_LIMIT_S", 0.01)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        hangs.set()
+        goes_on.wait(60)
+
+    monkeypatch.setattr(backends.storage, "put", hang)
+    backends.checkpoints.submit(scene.job, write_checkpoint(scene.job.folder, 1))
+    assert hangs.wait(30)
+    try:
+        assert scene.finalize(outcome).status == status
+    finally:
+        goes_on.set()
+
+
+def test_stopped_finalizer_does_not_wait_until_a_late_file_is_reported(scene, backends, monkeypatch):
+    def unavailable(_: str) -> None:
+        raise Unavailable("Redis is away")
+
+    monkeypatch.setattr(backends.job_store.maintenance, "report_late_file", unavailable)
+    scene.finalizer.stop()
+    scene.start(Stopped("lease_lost"))
+    assert scene.finalizer.join(30)
 
 
 def test_interrupted_uploads_still_get_one_attempt(scene):

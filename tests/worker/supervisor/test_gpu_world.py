@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.record import JobError
+from jobs.record import JobError, Progress
 from model.spec.memory import MemoryBudget, Setup, memory_needed
 from tests.model.spec.test_memory import RELEASED
 from tests.orders import make_order
@@ -298,8 +298,13 @@ class TestStops:
         assert world.runs("a")[-1] == (0, 1, 2, 3)
 
     def test_stop_of_an_unknown_job_is_ignored(self, world):
-        world.slots[0].stop_job("x", "cancel")
-        assert world.stops() == []
+        slot = world.start(0, "a")
+        world.start(1, "b")
+        before = world.stops()
+        for job_id in ("x", "b"):  # "b" is a job of another slot
+            slot.stop_job(job_id, "cancel")
+        assert world.stops() == before
+        assert world.received(world.slots[1]) == [JobPaused(job_id="b")]
 
 
 class TestFailures:
@@ -336,6 +341,15 @@ class TestFailures:
         assert second.check(busy=True, may_start=True) == "the ranks were stopped"
         second.stop()
         assert (first.is_to_blame("a"), second.is_to_blame("b")) == (False, True)
+
+    def test_slow_steps_of_a_job_may_last_longer(self, world):
+        slot = world.start(0, "a")
+        for step in range(4):
+            for _ in range(20):
+                world.now += 1
+                assert slot.check(busy=True, may_start=True) is None
+            slot.on_progress(Progress(phase="denoise", step=step, num_steps=9))
+        assert slot.watchdog.limit_s == 5 * 20
 
     def test_silent_job_is_to_blame(self, world):
         first, second = self.run_two(world)

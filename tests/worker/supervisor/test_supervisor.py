@@ -97,10 +97,11 @@ def test_no_job_is_claimed_before_the_group_is_ready():
     assert fake.gpu_group.state is GpuGroupState.STARTING
     assert not fake.consumer.is_requested
     assert fake.heartbeat.status == GroupStatus("starting")
+    fake.tick(5.0)
     fake.receive(READY)
     assert fake.consumer.is_requested
     assert fake.heartbeat.status == GroupStatus("ready", None, CAPABILITY)
-    assert len(fake.heartbeat.starts_s) == 1
+    assert fake.heartbeat.starts_s == [5.0]
 
 
 @pytest.mark.parametrize("message", [None, GroupFailed(message="rank 1 failed alone")])
@@ -248,8 +249,8 @@ def test_next_job_runs_while_a_video_is_written(fake):
 
 def test_failed_job_is_finalized_and_the_next_one_claimed(fake):
     job = fake.run_job()
-    fake.receive(JobFailed(job_id=job.job_id, error=ERROR, timings_s={}))
-    assert fake.outcome(job) == Failed(ERROR)
+    fake.receive(JobFailed(job_id=job.job_id, error=ERROR, timings_s={"encode": 1.0}))
+    assert (fake.outcome(job), job.timings_s) == (Failed(ERROR), {"encode": 1.0})
     assert fake.consumer.is_requested
 
 
@@ -573,6 +574,17 @@ def test_serve_ends_though_a_thread_is_stuck(monkeypatch, caplog):
     fake.supervisor.serve()
     assert "thread stuck did not end in time" in caplog.text
     unstick.set()
+
+
+def test_serve_ends_though_a_job_is_not_finalized(monkeypatch, caplog):
+    monkeypatch.setattr(supervisor_module, "JOIN_LIMIT_S", 60.0)
+    fake = FakeSupervisor()
+    fake.finalizer.has_ended = False
+    fake.supervisor.request_drain()
+    fake.supervisor.serve()
+    assert fake.finalizer.joined_for_s is not None
+    assert fake.finalizer.joined_for_s <= 60
+    assert "some jobs are not finalized" in caplog.text
 
 
 def test_serve_ends_its_threads_if_it_fails(monkeypatch):

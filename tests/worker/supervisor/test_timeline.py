@@ -63,6 +63,33 @@ def test_stages_are_complete_events_in_microseconds_on_named_rows(backends):
     assert {type(e[key]) for e in of(document, "X") for key in ("ts", "dur", "pid", "tid")} == {int}
 
 
+def test_rows_belong_to_the_process_of_the_group_and_begin_with_its_ranks(backends):
+    document = trace_events(claimed(backends), STAGES)
+    (process,) = (e for e in of(document, "M") if e["name"] == "process_name")
+    assert process["tid"] == 0
+    assert {e["pid"] for e in document["traceEvents"]} == {process["pid"]}
+    positions = {
+        e["tid"]: e["args"]["sort_index"] for e in of(document, "M") if e["name"] == "thread_sort_index"
+    }
+    assert sorted(positions.values()) == [0, 1, 3, 4]
+    rows = names(document)
+    assert rows.keys() == positions.keys()
+    assert rows[min(positions, key=positions.__getitem__)] == "ranks"
+    assert {(e["name"], e["cat"]) for e in of(document, "X")} == {
+        ("queued", "job"),
+        *((each.name, each.lane) for each in STAGES),
+    }
+
+
+def test_rows_of_many_jobs_have_different_numbers(backends):
+    lease, num_jobs = claimed(backends), 100
+    rows = set[int]()
+    for number in range(num_jobs):
+        job = lease.job.model_copy(update={"id": f"job-{number}"})
+        rows |= names(trace_events(replace(lease, job=job), STAGES)).keys()
+    assert len(rows) == 1 + 3 * num_jobs  # the row of the ranks belongs to all
+
+
 def test_stage_precedes_its_details(backends):
     lease = claimed(backends)
     events = of(trace_events(lease, STAGES), "X")
