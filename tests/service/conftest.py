@@ -24,6 +24,7 @@ from jobs.storage.folder import FolderStorage
 from jobs.storage.keys import thumbnail_key, timeline_key, video_key
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
+from model.media.sandbox import Sandbox
 from model.spec.limits import Limits
 from service.app import create_app
 from service.http.protocol import server_options
@@ -68,6 +69,19 @@ def settings_for(redis_url: str, folder: Path, **changes: Any) -> Settings:
     given["webhook_threads"] = 0  # tests send webhooks themselves
     given["allowed_hosts"] = "testserver"  # the host name that TestClient uses
     return Settings(redis_url=redis_url, **given | changes)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_fork_server() -> Iterator[None]:
+    """Let all services of this process share a fork server: to start one takes longer than most tests."""
+    with Sandbox() as shared, pytest.MonkeyPatch.context() as patch:
+
+        class SharingSandbox(Sandbox):
+            def _running_server(self):
+                return shared._running_server()
+
+        patch.setattr("service.backend.Sandbox", SharingSandbox)
+        yield
 
 
 @pytest.fixture(scope="module")

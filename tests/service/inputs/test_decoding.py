@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from model.media.sandbox import Sandbox
 from service.app import create_app
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip, encoded, picture
@@ -56,7 +57,8 @@ def test_request_is_answered_503_while_decoding_is_impossible(client, monkeypatc
     assert order(client, video=clip(17)).status_code == 202
 
 
-def test_fork_server_runs_as_long_as_the_service(redis, redis_server, tmp_path):
+def test_fork_server_runs_as_long_as_the_service(redis, redis_server, tmp_path, monkeypatch):
+    monkeypatch.setattr("service.backend.Sandbox", Sandbox)  # other tests share a fork server
     before = set(psutil.Process().children())
     with TestClient(create_app(settings_for(redis_server, tmp_path))) as client:
         (server,) = set(psutil.Process().children()) - before
