@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +14,14 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from stack.redis_server import RedisServer
 from tests.servers import S3Bucket, S3Server, create_bucket, redis_program, run_s3_server
 
 ROOT = Path(__file__).parents[1]
+RANKS_FOLDER = "tests/model/parallel/"
 CHROMIUM_NAMES = ["chromium", "chromium-browser", "google-chrome"]
 CHROMIUM_FLAGS = [
     "--headless",
@@ -26,6 +30,29 @@ CHROMIUM_FLAGS = [
     "--disable-background-networking",
     "--no-first-run",
 ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep garbage collection away from all that is imported here: it lives until the process ends."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+class RanksTogether(LoadFileScheduling):
+    """Distribute tests by file, but those that share ranks as one: only one process starts them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return RANKS_FOLDER if nodeid.startswith(RANKS_FOLDER) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Schedule `--dist loadfile`."""
+    return RanksTogether(config, log) if config.option.dist == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
