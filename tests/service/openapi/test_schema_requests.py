@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
-from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from jobs.registration import GroupRegistration
 from tests.service.conftest import settings_for
 from tests.service.openapi.test_schema import OPERATIONS
 
-NOT_PROMISED = [positive_data_acceptance]  # the checkpoint restricts valid requests further
 OF_A_JOB = ("job_id", "video_id")
 
 
@@ -34,6 +30,8 @@ def settings(redis_server, tmp_path_factory):
 @pytest.fixture(scope="module")
 def api(app):
     """Return the schema without files in forms: schemathesis cannot check invalid ones."""
+    import schemathesis  # takes longer than to collect hundreds of tests
+
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     for part in schema.raw_schema["components"]["schemas"].values():
         for field in part.get("properties", {}).values():
@@ -81,6 +79,10 @@ def can_be_invalid(operation):
 
 def ask(operation, finished, max_examples):
     """Send valid and invalid requests. Send those about a job also for an existing one."""
+    from schemathesis import GenerationMode
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    not_promised = [positive_data_acceptance]  # the checkpoint restricts valid requests further
     modes = [GenerationMode.POSITIVE]
     if can_be_invalid(operation):  # else Hypothesis searches in vain for a second
         modes.append(GenerationMode.NEGATIVE)
@@ -96,9 +98,9 @@ def ask(operation, finished, max_examples):
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def send(case: Any) -> None:
-            case.call_and_validate(excluded_checks=NOT_PROMISED)
+            case.call_and_validate(excluded_checks=not_promised)
             for name in {*OF_A_JOB} & {*(case.path_parameters or ())}:
                 case.path_parameters[name] = finished()
-                case.call_and_validate(excluded_checks=NOT_PROMISED)
+                case.call_and_validate(excluded_checks=not_promised)
 
         send()
