@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import pkgutil
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any, BinaryIO
 
 import av
@@ -24,7 +26,7 @@ from model.media.errors import UnusableMedia
 from model.media.formats import CODECS, MAX_FRAME_PIXELS, MEDIA_TYPES
 from model.media.frames import FrameReader, facts_of
 from model.media.protocol import Output
-from model.spec.geometry import Clip, Size, every_nth, frames_taken
+from model.spec.geometry import Clip, Size, every_nth, frames_at_rate
 
 _TRANSPOSITIONS = {  # by (a, b, c, d) of the display matrix, which shows (x, y) at (ax + cy, bx + dy)
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -54,12 +56,13 @@ def count_frames(source: BinaryIO, max_frames: int, max_pixels: int, fps: int | 
         facts = {
             "media_type": MEDIA_TYPES[container.format.name],
             "nth": scan.nth,
+            "speed": scan.speed,
             "has_sound": bool(container.streams.audio),
             "has_wide_pixels": _pixel_aspect(container) != 1,
             "has_unread_alpha": container.streams.video[0].metadata.get("alpha_mode")
             == "1",  # of VP8 and VP9
         }
-    clip = Clip(*scan.size, frames_taken(scan.num_frames, scan.nth))
+    clip = Clip(*scan.size, len(scan.taken))
     return Output({**clip._asdict(), **facts, **dict.fromkeys(scan.facts, True)})
 
 
@@ -69,14 +72,11 @@ def read_frames(
     """Return the last frames as RGB bytes. `take`: their height and width, and their number."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps)
-    num_taken = frames_taken(scan.num_frames, scan.nth)
-    clip = Clip(*take) if take else Clip(*scan.size, num_taken)
-    if num_taken < clip.num_frames:
-        raise UnusableMedia(f"has {num_taken} frames, not {clip.num_frames}")
-    first = scan.num_frames - 1 - scan.nth * (clip.num_frames - 1)
-    wanted = range(first, scan.num_frames, scan.nth)
+    clip = Clip(*take) if take else Clip(*scan.size, len(scan.taken))
+    if len(scan.taken) < clip.num_frames:
+        raise UnusableMedia(f"has {len(scan.taken)} frames, not {clip.num_frames}")
     size_bytes = clip.num_frames * clip.height * clip.width * 3
-    images = _images(source, wanted, Size(clip.height, clip.width))
+    images = _images(source, scan.taken[-clip.num_frames :], Size(clip.height, clip.width))
     return Output(clip._asdict(), size_bytes, (image.tobytes() for image in images))
 
 
@@ -84,22 +84,24 @@ def encode_frame(source: BinaryIO, max_frames: int, max_pixels: int, index: int)
     """Return a frame as a PNG file. A negative index counts from the end."""
     with _open(source) as container:
         scan = _scan(container, max_frames, max_pixels, fps=None)
-    _check(-scan.num_frames <= index < scan.num_frames, f"has {scan.num_frames} frames, and none at {index}")
-    wanted = range(scan.num_frames)[index]
-    image = next(_images(source, range(wanted, wanted + 1), scan.size))
+    num_frames = len(scan.taken)
+    _check(-num_frames <= index < num_frames, f"has {num_frames} frames, and none at {index}")
+    image = next(_images(source, [scan.taken[index]], scan.size))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     content = file.getvalue()
     return Output(scan.size._asdict(), len(content), [content])
 
 
-def _images(source: BinaryIO, wanted: range, size: Size) -> Iterator[Image.Image]:
+def _images(source: BinaryIO, wanted: Sequence[int], size: Size) -> Iterator[Image.Image]:
+    """Yield the frames with these indices, which ascend and may repeat."""
     source.seek(0)
     reader = FrameReader()
+    times_wanted = Counter(wanted)
     with _open(source) as container:
         for index, frame in enumerate(_decode(container)):
-            if index in wanted:
-                yield _image(reader, frame, size)
+            if count := times_wanted[index]:
+                yield from repeat(_image(reader, frame, size), count)
 
 
 def _image(reader: FrameReader, frame: av.VideoFrame, size: Size) -> Image.Image:
@@ -114,8 +116,9 @@ def _image(reader: FrameReader, frame: av.VideoFrame, size: Size) -> Image.Image
 @dataclass(frozen=True)
 class _Scan:
     size: Size
-    num_frames: int
-    nth: int  # every nth frame is taken, counted from the last
+    taken: Sequence[int]  # indices of the frames to take; they may repeat
+    nth: int  # every nth frame is taken, counted from the last; 1 if the times of frames decide
+    speed: float  # at which the taken frames show motion, if `fps` of them are shown a second
     facts: set[str]  # names of what is changed or lost
 
 
@@ -129,16 +132,24 @@ def _scan(container: InputContainer, max_frames: int, max_pixels: int, fps: int 
     for frame in _decode(container):
         facts |= facts_of(frame)
         sizes.add(_upright_size(frame, pixel_aspect))
-        times_s.append(frame.time or 0.0)
+        times_s.append(max(frame.time or 0.0, times_s[-1] if times_s else -math.inf))
         num_pixels += frame.height * frame.width
         _check(len(times_s) <= max_frames, f"has more than {max_frames} frames")
         _check(num_pixels <= max_pixels, f"has more than {max_pixels} pixels in all")
     _check(bool(times_s), "has no frames")
     _check(len(sizes) == 1, "changes its size on the way")
-    if _has_uneven_frames(times_s):
-        facts.add("has_uneven_frames")
-    nth = every_nth(len(times_s), times_s[-1] - times_s[0], fps) if fps else 1
-    return _Scan(sizes.pop(), len(times_s), nth, facts)
+    size = sizes.pop()
+    num_frames, duration_s = len(times_s), times_s[-1] - times_s[0]
+    if not fps or not duration_s:
+        return _Scan(size, range(num_frames), 1, 1.0, facts)
+    if not _has_uneven_frames(times_s):
+        nth = every_nth(num_frames, duration_s, fps)
+        speed = fps * nth * duration_s / (num_frames - 1)
+        return _Scan(size, range(num_frames)[::-nth][::-1], nth, speed, facts)
+    _check(duration_s * fps < max_frames, f"lasts longer than {max_frames} frames at {fps} a second")
+    taken = frames_at_rate(times_s, fps)
+    _check(len(taken) * math.prod(size) <= max_pixels, f"has more than {max_pixels} pixels in all")
+    return _Scan(size, taken, 1, 1.0, facts | {"has_uneven_frames"})
 
 
 def _has_uneven_frames(times_s: list[float]) -> bool:

@@ -7,7 +7,7 @@ them. libheif cannot be used: its decoder of HEVC needs threads, which a confine
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -24,7 +24,8 @@ _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _DECODERS = {b"hvc1": ("hevc", b"hvcC"), b"av01": ("libdav1d", b"av1C")}
 _PROFILES = frozenset({b"prof", b"rICC"})
-_ALPHA = ("urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", "urn:mpeg:hevc:2015:auxid:1")
+_ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
+_GAIN_MAP = (b"urn:com:apple:photo:2020:aux:hdrgainmap",)
 _ROTATIONS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 _MIRRORINGS = (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RIGHT)
 _BT601, _FULL_RANGE = 5, 2
@@ -72,7 +73,7 @@ class _Item:
     extents: list[tuple[int, int]] = field(default_factory=list)
     is_in_idat: bool = False
     properties: list[tuple[bytes, bytes]] = field(default_factory=list)
-    tiles: list[int] = field(default_factory=list)
+    derived_from: list[int] = field(default_factory=list)
     auxiliary_of: list[int] = field(default_factory=list)
 
     def property(self, kind: bytes) -> bytes | None:
@@ -83,8 +84,9 @@ class _Item:
 class HeifImage:
     """The primary image of a file. Raises UnusableMedia, or another exception if the file is damaged."""
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: BinaryIO, *, is_heic: bool) -> None:
         self._source = source
+        self.is_heic = is_heic
         self._items: dict[int, _Item] = {}
         self._idat = b""
         self._primary = 0
@@ -101,6 +103,12 @@ class HeifImage:
         """Return what the file says about the values of the image. The coded image may say more."""
         return self._coding(self._items[self._primary])
 
+    @property
+    def has_gain_map(self) -> bool:
+        """Return whether another image of the file tells how to make HDR of this one, or SDR."""
+        tone_maps = (item.derived_from for item in self._items.values() if item.kind == b"tmap")
+        return any(self._primary in images for images in tone_maps) or bool(self._auxiliary(_GAIN_MAP))
+
     def decode(self, hdr_curve: int = SRGB) -> tuple[Image.Image, set[str]]:
         """Return the image upright, and the facts of `frames.facts_of`.
 
@@ -113,7 +121,7 @@ class HeifImage:
             coding = coding._replace(primaries=BT709, transfer=SRGB)
         facts: set[str] = set()
         image = self._pixels(item, coding, FrameReader(hdr_curve), facts)
-        alpha = next((other for other in self._items.values() if self._is_alpha(other)), None)
+        alpha = self._auxiliary(_ALPHA)
         if alpha:
             mask = self._pixels(alpha, _DATA, FrameReader(), set()).convert("L")
             image.putalpha(mask if mask.size == image.size else mask.resize(image.size))
@@ -129,24 +137,24 @@ class HeifImage:
                 return Coding(primaries, transfer, matrix, _FULL_RANGE if flags & 0x80 else 1)
         return Coding()
 
-    def _is_alpha(self, item: _Item) -> bool:
-        kind = item.property(b"auxC")
-        return (
-            self._primary in item.auxiliary_of
-            and kind is not None
-            and kind[4:].split(b"\0")[0].decode("ascii") in _ALPHA
-        )
+    def _auxiliary(self, kinds: Collection[bytes]) -> _Item | None:
+        """Return the first image of these kinds that belongs to the primary one."""
+        for item in self._items.values():
+            kind = item.property(b"auxC") if self._primary in item.auxiliary_of else None
+            if kind and kind[4:].split(b"\0")[0] in kinds:
+                return item
+        return None
 
     def _pixels(self, item: _Item, coding: Coding, reader: FrameReader, facts: set[str]) -> Image.Image:
         if item.kind != b"grid":
             return self._decode_coded(item, coding, reader, facts)
         size, rows, columns = _grid(self._content(item))
-        if len(item.tiles) != rows * columns:
+        if len(item.derived_from) != rows * columns:
             raise UnusableMedia("is damaged: tiles are missing")
         if size.height * size.width > self.size.height * self.size.width:
             raise UnusableMedia("is damaged: its size is contradictory")
         image = Image.new("RGB", (size.width, size.height))
-        for index, identifier in enumerate(item.tiles):
+        for index, identifier in enumerate(item.derived_from):
             tile = self._decode_coded(self._items[identifier], coding, reader, facts)
             image.paste(tile, (index % columns * tile.width, index // columns * tile.height))
         return image
@@ -227,7 +235,7 @@ class HeifImage:
             item = self._item(reader.take(width))
             targets = [reader.take(width) for _ in range(reader.take(2))]
             if kind == b"dimg":
-                item.tiles = targets
+                item.derived_from = targets
             elif kind == b"auxl":
                 item.auxiliary_of = targets
 

@@ -18,6 +18,11 @@ from model.spec.geometry import Size
 
 _ANIMATED = {"PNG", "WEBP", "AVIF", "GIF"}  # other formats have several images for other purposes
 _HEAD_BYTES = 32
+_GAIN_MAP_NAMES = (
+    b"http://ns.adobe.com/hdr-gain-map/1.0/",  # also of Android
+    b"urn:iso:std:iso:ts:21496:-1",
+    b"urn:com:apple:photo:2020:aux:hdrgainmap",
+)
 _MIN_LOSS = 12  # of 255 levels: colors that a conversion changes by less are not reported as clipped
 _SAMPLE_SIDE = 256
 
@@ -60,7 +65,7 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
     """
     heif = _heif(source)
     facts: set[str] = set()
-    if heif:
+    if heif and (heif.is_heic or heif.coding.space.needs_conversion):
         _check_size(heif.size, min_side, max_pixels)
         image, facts = heif.decode()
     else:
@@ -69,6 +74,8 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
         if image.format in _ANIMATED and getattr(image, "is_animated", False):
             facts.add("is_animated")
         ImageOps.exif_transpose(image, in_place=True)
+    if heif.has_gain_map if heif else _has_gain_map(image, source):
+        facts.add("has_gain_map")
     if image.has_transparency_data and _has_transparent_parts(image):
         facts.add("is_transparent")
     image, problems = _to_srgb(_to_8_bits(image))
@@ -76,19 +83,18 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
 
 
 def _heif(source: BinaryIO) -> HeifImage | None:
-    """Return the image if it is a HEIC, or an AVIF with colors that Pillow does not convert."""
+    """Return what the file says about its image, if it is a HEIC, or an AVIF that can be read."""
     head = source.read(_HEAD_BYTES)
     source.seek(0)
     if is_heic(head):
-        return HeifImage(source)
+        return HeifImage(source, is_heic=True)
     if is_avif(head):
         try:
-            image = HeifImage(source)
+            return HeifImage(source, is_heic=False)
         except (UnusableMedia, LookupError, struct.error):  # Pillow may know better
             return None
         finally:
             source.seek(0)
-        return image if image.coding.space.needs_conversion else None
     return None
 
 
@@ -98,6 +104,17 @@ def _open(source: BinaryIO) -> Image.Image:
     except UnidentifiedImageError as error:
         formats = ", ".join((*IMAGE_FORMATS, "HEIC"))
         raise UnusableMedia(f"must be an image, one of {formats}") from error
+
+
+def _has_gain_map(image: Image.Image, source: BinaryIO) -> bool:
+    """Return whether another image in the JPEG file tells how to brighten this one for HDR."""
+    if "mp" not in image.info:  # the list of further images
+        return False
+    position = source.tell()
+    source.seek(0)
+    content = source.read()
+    source.seek(position)
+    return any(name in content for name in _GAIN_MAP_NAMES)
 
 
 def _check_size(size: Size, min_side: int, max_pixels: int) -> None:

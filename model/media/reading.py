@@ -5,6 +5,8 @@ They raise UnusableMedia for a file that cannot be used, SandboxUnavailable, OSE
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +16,18 @@ from model.media.sandbox import Sandbox
 from model.spec.geometry import Clip, Size
 
 _MAX_PNG_BYTES = 4 * MAX_KEPT_PIXELS  # three bytes for each pixel, and some for the PNG format
+_UNSEEN_SPEEDUP = 0.05
 _NOTES = {  # by the facts that decoders return
     "is_animated": "only the first frame of the animation is used",
     "has_unreadable_profile": "its color profile cannot be used, so its colors may be wrong",
     "is_hdr": "its HDR is converted to SDR",
+    "has_gain_map": "its gain map for HDR is not used, only the image without it",
     "is_wide_gamut": "its colors outside of sRGB are clipped",
     "is_transparent": "its transparent parts become white",
     "has_unread_alpha": "its transparency is not used",
     "is_interlaced": "is interlaced: only one of the two fields of each frame is used",
     "has_wide_pixels": "its pixels are not square; they are made square",
-    "has_uneven_frames": "its frame rate varies; its frames are used as if they were evenly spaced",
+    "has_uneven_frames": "its frame rate varies; it is resampled by the times of its frames",
     "has_sound": "its sound is not used",
 }
 
@@ -63,11 +67,7 @@ def check_clip(sandbox: Sandbox, path: Path, limits: ClipLimits, fps: int | None
         media_type = str(decoded.facts.get("media_type"))
     if clip.num_frames > limits.max_frames or media_type not in MEDIA_TYPES.values():
         raise UnusableMedia("cannot be decoded")
-    notes = _notes(decoded.facts)
-    nth = decoded.facts.get("nth")
-    if isinstance(nth, int) and nth > 1:
-        notes = (f"one of {nth} frames is used, because the model makes {fps} a second", *notes)
-    return CheckedClip(clip, media_type, notes)
+    return CheckedClip(clip, media_type, (*_rate_notes(decoded.facts, fps), *_notes(decoded.facts)))
 
 
 def check_frame(sandbox: Sandbox, source: Path, target: Path, limits: ClipLimits, index: int) -> CheckedImage:
@@ -105,6 +105,15 @@ def read_frames(
 
 def _notes(facts: dict[str, Any]) -> tuple[str, ...]:
     return tuple(note for fact, note in _NOTES.items() if facts.get(fact) is True)
+
+
+def _rate_notes(facts: dict[str, Any], fps: int | None) -> Iterator[str]:
+    """Yield what the frame rate of the model, a whole part of the clip's, changes."""
+    nth, speed = facts.get("nth"), facts.get("speed")
+    if isinstance(nth, int) and nth > 1:
+        yield f"one of {nth} frames is used, because the model makes {fps} a second"
+    if isinstance(speed, float) and abs(math.log(max(speed, 1e-3))) > _UNSEEN_SPEEDUP:
+        yield f"its motion becomes {speed:.2g} times as fast, because the model makes {fps} frames a second"
 
 
 def _clip(facts: dict[str, Any]) -> Clip:

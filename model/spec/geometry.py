@@ -7,7 +7,8 @@ own, then four frames to each) and of its refinement, which works in bricks of f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ FRAME_STRIDE = 4  # frames to a latent frame, after the first frame
 SIDE_MULTIPLE = 16  # VAE stride × patch size
 BRICK_FRAMES = 4  # latent frames in a brick; refinement uses whole bricks
 LATENTS_AT_A_TIME = 4  # latent frames that the VAE encodes or decodes at a time, at most
+_TIME_ERROR_S = 1e-3  # containers round times to milliseconds
 MAX_ELEMENTS = (1 << 31) - 1  # of a tensor: kernels for CUDA may number its elements with 32 bits
 
 
@@ -51,9 +53,15 @@ def every_nth(num_frames: int, duration_s: float, fps: int) -> int:
     return max(1, round((num_frames - 1) / duration_s / fps)) if duration_s > 0 else 1
 
 
-def frames_taken(num_frames: int, nth: int) -> int:
-    """Return the number of frames when every n-th is taken, counted from the last."""
-    return (num_frames - 1) // nth + 1
+def frames_at_rate(times_s: Sequence[float], fps: int) -> list[int]:
+    """Return which frames of a clip are shown at `fps` moments a second, up to its last frame.
+
+    `times_s` tells since when each frame is shown, in ascending order. A frame that is shown for longer than
+    a moment is returned several times.
+    """
+    num_frames = math.floor((times_s[-1] - times_s[0] + _TIME_ERROR_S) * fps) + 1
+    moments = (times_s[-1] - index / fps for index in reversed(range(num_frames)))
+    return [bisect_right(times_s, moment + _TIME_ERROR_S) - 1 for moment in moments]
 
 
 def nearest_bucket(buckets: Buckets, height: int, width: int) -> Size:

@@ -7,6 +7,7 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -84,16 +85,17 @@ def pictures(image: Image.Image, num_frames: int = 5) -> bytes:
     return file.getvalue()
 
 
-def uneven_clip() -> bytes:
-    """Return a clip whose last frames are shown for four times as long as the others."""
+def uneven_clip(times: Sequence[int] = (0, 1, 2, 3, 4, 8, 12), rate: int = 15) -> bytes:
+    """Return a clip whose frames begin at these times, in 1/`rate` s. Each is brighter than the last."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=15)
+        stream = container.add_stream("libx264", rate=rate)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for time in (0, 1, 2, 3, 4, 8, 12):
-            frame = av.VideoFrame.from_image(picture())
-            frame.pts, frame.time_base = time, Fraction(1, 15)
+        for index, time in enumerate(times):
+            pixels = np.full((64, 96, 3), index * 255 // len(times), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file.getvalue()
@@ -208,8 +210,8 @@ class HeifItem(NamedTuple):
     kind: bytes
     content: bytes
     properties: tuple[tuple[bytes, bytes], ...] = ()
-    tiles: tuple[int, ...] = ()
-    alpha_of: int | None = None
+    derived_from: tuple[int, ...] = ()
+    auxiliary_of: int | None = None
 
 
 def coded_item(
@@ -217,7 +219,7 @@ def coded_item(
     *properties: tuple[bytes, bytes],
     pixel_format: str = "yuv444p",
     codec: str = "libx265",
-    alpha_of: int | None = None,
+    auxiliary_of: int | None = None,
 ) -> HeifItem:
     """Return an image as an item of a HEIF file, coded without loss by HEVC or with little loss by AV1."""
     frame = av.VideoFrame.from_image(image) if isinstance(image, Image.Image) else image
@@ -227,7 +229,7 @@ def coded_item(
     size = struct.pack(">III", 0, frame.width, frame.height)
     bits = bytes([frame.format.components[0].bits])
     needed = ((name, configuration), (b"ispe", size), (b"pixi", bytes(4) + b"\3" + 3 * bits))
-    return HeifItem(kind, content, (*needed, *properties), alpha_of=alpha_of)
+    return HeifItem(kind, content, (*needed, *properties), auxiliary_of=auxiliary_of)
 
 
 def _hevc(frame: av.VideoFrame, pixel_format: str) -> tuple[bytes, bytes]:
@@ -278,8 +280,8 @@ def heif(*items: HeifItem, brand: bytes = b"heic") -> bytes:
             places.append(struct.pack(">HHHII", number, 0, 1, offset, len(item.content)))
             offset += len(item.content)
             for kind, targets in (
-                (b"dimg", item.tiles),
-                (b"auxl", (item.alpha_of,) if item.alpha_of else ()),
+                (b"dimg", item.derived_from),
+                (b"auxl", (item.auxiliary_of,) if item.auxiliary_of else ()),
             ):
                 if targets:
                     count = len(targets)

@@ -129,6 +129,17 @@ def test_pixels_of_an_extreme_shape_are_refused(probed):
     [
         (clip(17), ()),
         (clip(34, rate=30), ("one of 2 frames is used, because the model makes 15 a second",)),
+        (
+            clip(34, rate=24),
+            (
+                "one of 2 frames is used, because the model makes 15 a second",
+                "its motion becomes 1.2 times as fast, because the model makes 15 frames a second",
+            ),
+        ),
+        (
+            clip(9, rate=10),
+            ("its motion becomes 1.5 times as fast, because the model makes 15 frames a second",),
+        ),
         (clip_with_sound(), ("its sound is not used",)),
         (
             clip(3, sample_aspect_ratio=Fraction(4, 3)),
@@ -136,7 +147,7 @@ def test_pixels_of_an_extreme_shape_are_refused(probed):
         ),
         (
             uneven_clip(),
-            ("its frame rate varies; its frames are used as if they were evenly spaced",),
+            ("its frame rate varies; it is resampled by the times of its frames",),
         ),
         (
             interlaced_clip(),
@@ -144,7 +155,17 @@ def test_pixels_of_an_extreme_shape_are_refused(probed):
         ),
         (transparent_webm(), ("its transparency is not used",)),
     ],
-    ids=["plain", "twice the rate", "sound", "pixel aspect", "uneven", "interlaced", "transparent"],
+    ids=[
+        "plain",
+        "twice the rate",
+        "film",
+        "slow",
+        "sound",
+        "pixel aspect",
+        "uneven",
+        "interlaced",
+        "transparent",
+    ],
 )
 def test_what_is_lost_is_noted(sandbox, tmp_path, content, notes):
     (tmp_path / "clip").write_bytes(content)
@@ -264,6 +285,46 @@ def test_the_last_frame_is_always_among_those_that_are_taken(both, tmp_path):
     every = read_clip(tmp_path / "clip.mp4").numpy()
     assert np.array_equal(frames, every[1::2])
     assert frames[0].mean() < frames[-1].mean()
+
+
+class TestVaryingFrameRate:
+    """Frames of such a clip are taken by their times, as many a second as the model makes."""
+
+    def test_frame_that_is_shown_for_longer_is_taken_more_often(self, both):
+        counted, frames = both(uneven_clip([0, 1, 2, 6, 8], rate=15))
+        assert counted.num_frames == len(frames) == 9
+        assert brightness_steps(frames, 5) == [0, 1, 2, 2, 2, 2, 3, 3, 4]
+
+    def test_frames_between_the_moments_of_the_model_are_left_out(self, both):
+        counted, frames = both(uneven_clip([0, 1, 2, 3, 5, 8, 10, 11, 12], rate=30))
+        assert counted.num_frames == len(frames) == 7
+        assert brightness_steps(frames, 9) == [0, 2, 3, 4, 5, 6, 8]
+
+    def test_last_frames_are_taken_as_all_are(self, both, tmp_path):
+        _, frames = both(uneven_clip([0, 1, 2, 6, 8], rate=15))
+        last = read_clip(tmp_path / "clip.mp4", fps=15, take=Clip(64, 96, 4))
+        assert np.array_equal(last.numpy(), frames[-4:])
+
+    @pytest.mark.parametrize(
+        ("limits", "problem"),
+        [
+            ({"max_frames": 600}, "lasts longer than 600 frames at 15 a second"),
+            ({"max_pixels": 600 * 64 * 96}, "pixels in all"),
+        ],
+    )
+    def test_long_pause_counts_as_the_frames_that_fill_it(self, probed, limits, problem):
+        assert probed(uneven_clip([0, 1, 600], rate=15))[0].num_frames == 601
+        with pytest.raises(UnusableMedia, match=problem):
+            probed(uneven_clip([0, 1, 600], rate=15), **limits)
+
+    def test_clip_is_read_whole_if_no_rate_is_asked_for(self, sandbox, tmp_path):
+        (tmp_path / "clip.mp4").write_bytes(uneven_clip([0, 1, 2, 6, 8], rate=15))
+        assert len(read_clip(tmp_path / "clip.mp4", sandbox=sandbox)) == 5
+
+
+def brightness_steps(frames, num_frames):
+    """Return which frames of a clip that gets brighter these are."""
+    return [round(float(frame.mean()) * num_frames / 255) for frame in frames]
 
 
 class TestFrameAsImage:

@@ -21,6 +21,7 @@ from tests.service.media import HeifItem, coded_item, encoded, heif, nclx, pictu
 
 LIBHEIF = Path(__file__).parent / "libheif.heic"
 ALPHA = (b"auxC", bytes(4) + b"urn:mpeg:hevc:2015:auxid:1\0")
+APPLE_GAIN_MAP = (b"auxC", bytes(4) + b"urn:com:apple:photo:2020:aux:hdrgainmap\0")
 WIDE = "its colors outside of sRGB are clipped"
 
 
@@ -103,7 +104,7 @@ def test_tiles_are_joined_and_cut_to_the_size_of_the_image(decoded):
         b"grid",
         struct.pack(">BBBBHH", 0, 0, 1, 2, 180, 120),
         ((b"ispe", struct.pack(">III", 0, 180, 120)), nclx(is_full_range=False), (b"irot", b"\3")),
-        tiles=(2, 3, 4, 5, 6, 7),
+        derived_from=(2, 3, 4, 5, 6, 7),
     )
     found, _ = decoded(heif(grid, *map(coded_item, tiles)))
     assert difference(found, whole.rotate(270, expand=True)) <= 3
@@ -114,7 +115,7 @@ def test_tiles_must_be_complete(decoded):
         b"grid",
         struct.pack(">BBBBHH", 0, 0, 1, 1, 128, 128),
         ((b"ispe", struct.pack(">III", 0, 128, 128)),),
-        tiles=(2,),
+        derived_from=(2,),
     )
     with pytest.raises(UnusableMedia, match="tiles are missing"):
         decoded(heif(grid, coded_item(picture(64, 64))))
@@ -124,12 +125,35 @@ def test_transparent_parts_become_white(decoded):
     mask = Image.new("L", (96, 64), 255)
     mask.paste(0, (0, 0, 48, 64))
     frame = av.VideoFrame.from_ndarray(np.asarray(mask), format="gray")
-    alpha = coded_item(frame, ALPHA, pixel_format="gray", alpha_of=1)
+    alpha = coded_item(frame, ALPHA, pixel_format="gray", auxiliary_of=1)
     found, notes = decoded(heif(coded_item(picture()), alpha))
     expected = picture()
     expected.paste((255, 255, 255), (0, 0, 48, 64))
     assert difference(found, expected) <= 3
     assert notes == ("its transparent parts become white",)
+
+
+def tone_map(of):
+    return HeifItem(b"tmap", bytes(62), derived_from=(of, 2))
+
+
+def apple_gain_map(of):
+    return coded_item(picture(), APPLE_GAIN_MAP, auxiliary_of=of)
+
+
+@pytest.mark.parametrize("gain_map", [tone_map, apple_gain_map])
+@pytest.mark.parametrize(("codec", "brand"), [("libx265", b"heic"), ("libsvtav1", b"avif")])
+def test_gain_map_is_not_used_and_that_is_said(decoded, codec, brand, gain_map):
+    image, other = (coded_item(picture(), nclx(), codec=codec, pixel_format="yuv420p") for _ in range(2))
+    pixels, notes = decoded(heif(image, other, gain_map(of=1), brand=brand))
+    assert notes == ("its gain map for HDR is not used, only the image without it",)
+    assert difference(pixels, decoded(heif(image, brand=brand))[0]) == 0
+
+
+@pytest.mark.parametrize("gain_map", [tone_map, apple_gain_map])
+def test_gain_map_of_another_image_does_not_count(decoded, gain_map):
+    image, other = (coded_item(picture(), nclx()) for _ in range(2))
+    assert decoded(heif(image, other, gain_map(of=2)))[1] == ()
 
 
 def test_icc_profile_is_obeyed(decoded):

@@ -91,6 +91,27 @@ def test_the_orientation_that_a_camera_noted_is_obeyed(normalised, orientation, 
     assert not image.getexif()
 
 
+ULTRA_HDR = b'<x:xmpmeta xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0"/>'
+APPLE_HDR = b'<x:xmpmeta AuxiliaryImageType="urn:com:apple:photo:2020:aux:hdrgainmap"/>'
+
+
+@pytest.mark.parametrize(
+    ("of_image", "of_second", "found"),
+    [
+        (ULTRA_HDR, b"", ("its gain map for HDR is not used, only the image without it",)),
+        (b"", APPLE_HDR, ("its gain map for HDR is not used, only the image without it",)),
+        (b"", b"", ()),
+    ],
+    ids=["Ultra HDR", "Apple", "another view"],
+)
+def test_jpeg_with_a_gain_map_is_its_sdr_image(sandbox, tmp_path, of_image, of_second, found):
+    content = encoded(picture(), "MPO", save_all=True, append_images=[picture(32, 48)], xmp=of_image)
+    content += encoded(Image.new("L", (48, 32), 128), "JPEG", xmp=of_second)
+    assert notes(sandbox, tmp_path, content) == found
+    with Image.open(tmp_path / "image.png") as image:
+        assert np.abs(np.subtract(corners(image), [RED, GREEN, BLUE, WHITE])).max() < 80
+
+
 class TestColorProfile:
     """A profile whose red is sRGB's blue, and so on, makes a wrong conversion visible."""
 

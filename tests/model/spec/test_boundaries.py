@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model.spec.errors import CheckpointError, InputError, InvalidParams
-from model.spec.geometry import Clip, Size, every_nth, frames_taken, refine_layout, windows
+from model.spec.geometry import Clip, Size, every_nth, refine_layout, windows
 from model.spec.limits import Limits, load_limits
 from tests.model.spec.test_resolve import make_plan
 
@@ -211,12 +211,6 @@ def test_refinement_stage_keeps_its_options():
 )
 def test_every_nth_frame_is_nearest_to_the_frame_rate(num_frames, duration_s, nth):
     assert every_nth(num_frames, duration_s, fps=15) == nth
-
-
-def test_frames_are_taken_from_the_last():
-    for num_frames in range(1, 10):
-        for nth in (1, 2, 3):
-            assert frames_taken(num_frames, nth) == len(range(num_frames)[::-nth])
 
 
 @pytest.mark.parametrize(("num_frames", "noise_latents"), [(12, 4), (13, 4), (14, 8), (29, 8), (30, 12)])
