@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import AwareDatetime, BaseModel, Field
+import re
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from jobs.errors import InvalidRequest
 from jobs.record import Status
@@ -10,6 +13,19 @@ from jobs.store.listing import Cursor, JobFilter
 from model.spec.params import Task
 from service.backend import Backend
 from service.jobs.views import JobPage
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)([Zz]|[-+ ]\d\d:\d\d)")
+
+
+def _check_time(text: object) -> object:
+    """Refuse what is not RFC 3339, such as numbers. A `+` that was not escaped arrives as a space."""
+    found = _TIME.fullmatch(text) if isinstance(text, str) else None
+    if not found:
+        raise ValueError("must be a time with a time zone, such as 2026-11-28T15:00:00Z")
+    return found[1] + found[2].replace(" ", "+")
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_check_time)]
 
 
 class ListQuery(BaseModel):
@@ -23,12 +39,10 @@ class ListQuery(BaseModel):
         max_length=200,
         description="Only jobs with this text in a prompt; case is ignored.",
     )
-    created_after: AwareDatetime | None = Field(
+    created_after: Time | None = Field(
         None, description="Only jobs submitted at this time or later. RFC 3339."
     )
-    created_before: AwareDatetime | None = Field(
-        None, description="Only jobs submitted before this time. RFC 3339."
-    )
+    created_before: Time | None = Field(None, description="Only jobs submitted before this time. RFC 3339.")
     batch: str | None = Field(None, min_length=1, max_length=100, description="Only jobs of this batch.")
     owner: str | None = Field(
         None,

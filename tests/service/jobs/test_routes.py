@@ -104,6 +104,10 @@ class TestList:
             ("after=" + "x" * 151, "after"),
             ("task=film", "task"),
             ("created_after=yesterday", "created_after"),
+            ("created_after=2020", "created_after"),
+            ("created_after=1795879669", "created_after"),
+            ("created_after=2020-01-01", "created_after"),
+            ("created_before=2026-13-01T00:00:00Z", "created_before"),
             ("created_before=2026-11-28T15:15:30", "created_before"),  # without a time zone
             ("after=a&before=b", "before"),
             ("batch=", "batch"),
@@ -120,6 +124,14 @@ class TestList:
         query = {"created_after": created[1], "created_before": created[2]}
         expected = [job["id"] for job in made if created[1] <= job["created_at"] < created[2]]
         assert ids(client.get("/jobs", params=query).json()) == expected[::-1]
+
+    @pytest.mark.parametrize("separator", ["T", "t", "%20"])
+    @pytest.mark.parametrize("zone", ["Z", "%2B02:00", "+02:00", "-02:00"])
+    def test_time_has_a_zone_whose_plus_need_not_be_escaped(self, client, order, separator, zone):
+        job_id = order()["id"]
+        for year, found in (("2020", [job_id]), ("2999", [])):
+            answer = client.get(f"/jobs?created_after={year}-01-01{separator}00:00:00{zone}").json()
+            assert ids(answer) == found
 
     def test_pages_lead_back(self, client, order):
         made = [order()["id"] for _ in range(4)][::-1]
