@@ -121,7 +121,7 @@ def _infer_task(params: GenerationParams, inputs: Inputs) -> Task:
     return "image_to_video" if inputs.image else "text_to_video"
 
 
-_INPUTS: dict[Task, tuple[set[str], set[str]]] = {  # required, and allowed in addition
+INPUTS: Mapping[Task, tuple[set[str], set[str]]] = {  # required, and allowed in addition
     "text_to_video": (set(), set()),
     "image_to_video": ({"image"}, set()),
     "video_continuation": ({"video"}, set()),
@@ -132,7 +132,7 @@ _INPUTS: dict[Task, tuple[set[str], set[str]]] = {  # required, and allowed in a
 
 def _check_inputs(task: Task, params: GenerationParams, inputs: Inputs) -> None:
     """Check that the task has the files that it needs, and no options that it does not use."""
-    required, allowed = _INPUTS[task]
+    required, allowed = INPUTS[task]
     for field in ("image", "video", "condition_video"):
         given = getattr(inputs, field) is not None
         _require(given or field not in required, field, f"is required for {task}")

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from jobs.capability import Capability
 from jobs.errors import InvalidRequest, QualityNotAllowed
 from jobs.order import Order
+from model.spec.combinations import possible_plan
 from model.spec.errors import InvalidParams
 from model.spec.geometry import Size
 from model.spec.limits import Limits, unknown_words
@@ -15,7 +16,7 @@ from model.spec.memory import format_bytes
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
 from service.inputs.reader import CheckedInput
-from service.jobs.bodies import GenerateRequest
+from service.jobs.bodies import GenerateRequest, RequestOptions
 
 _LARGE_STRETCH = 1.2  # of one side against the other; nothing is cropped
 _RANDOM_SEEDS = 1 << 53  # every JSON reader keeps such a number exact
@@ -25,13 +26,22 @@ def check_prompts(request: GenerateRequest, limits: Limits) -> None:
     """Raise InvalidRequest if there is no prompt, or if a text is too long. Needs no input files."""
     if request.prompt is None and request.prompts is None:
         raise _invalid("prompt", "is required, or prompts")
-    if request.prompt is not None and request.prompts is not None:
-        raise _invalid("prompts", "cannot be combined with prompt")
+    _check_one_kind_of_prompt(request)
     field = "prompts" if request.prompt is None else "prompt"
     texts = [(field, prompt) for prompt in request.all_prompts()]
     for name, text in [*texts, ("negative_prompt", request.negative_prompt or "")]:
         if len(text) > limits.max_prompt_characters:
             raise _invalid(name, f"must have at most {limits.max_prompt_characters} characters")
+
+
+def check_contradictions(options: RequestOptions) -> None:
+    """Raise InvalidRequest if no request could have these options, whatever its files and the checkpoint."""
+    _check_one_kind_of_prompt(options)
+    try:
+        plan = possible_plan(options, len(options.prompts or [""]))
+    except InvalidParams as error:
+        raise _invalid(error.field, error.rule) from error
+    _check_guidance(options, plan)
 
 
 def check_quality(request: GenerateRequest, step_cache: float | None) -> None:
@@ -131,11 +141,20 @@ def _check_determined(request: GenerateRequest, plan: Plan) -> None:
 
 
 def _resolve_negative_prompt(request: GenerateRequest, plan: Plan, limits: Limits) -> str | None:
-    if plan.guidance_scale > 1.0:
-        return limits.negative_prompt if request.negative_prompt is None else request.negative_prompt
-    if request.negative_prompt is not None:
+    _check_guidance(request, plan)
+    if plan.guidance_scale > 1.0 and request.negative_prompt is None:
+        return limits.negative_prompt
+    return request.negative_prompt
+
+
+def _check_one_kind_of_prompt(options: RequestOptions) -> None:
+    if options.prompt is not None and options.prompts is not None:
+        raise _invalid("prompts", "cannot be combined with prompt")
+
+
+def _check_guidance(options: RequestOptions, plan: Plan) -> None:
+    if options.negative_prompt is not None and plan.guidance_scale <= 1.0:
         raise _invalid("negative_prompt", "needs a guidance_scale above 1")
-    return None
 
 
 def _invalid(field: str, rule: str) -> InvalidRequest:

@@ -18,6 +18,7 @@ from service.http.error_handlers import error_responses
 from service.inputs.body import Body, receive_body
 from service.inputs.form import FormFields
 from service.jobs.bodies import RequestOptions
+from service.jobs.orders import check_contradictions
 from service.presets.store import Presets, StoredPreset
 
 router = APIRouter(tags=["presets"])
@@ -79,8 +80,8 @@ async def save_preset(
 ) -> PresetView:
     """Store options under a name, in place of those that it had.
 
-    The body has fields of `POST /generate`, except input files. What depends on the checkpoint is checked
-    when a request uses them.
+    The body has fields of `POST /generate`, except input files. Options that contradict each other are
+    refused. What depends on the checkpoint is checked when a request uses them.
     """
     _check_name(name)
     options = _checked(body.values)
@@ -111,9 +112,11 @@ def _check_name(name: str) -> None:
 def _checked(values: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given. Raise InvalidRequest."""
     try:
-        options = RequestOptions.model_validate(values).model_dump(mode="json", exclude_unset=True)
+        checked = RequestOptions.model_validate(values)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_input=False)) from error
+    check_contradictions(checked)
+    options = checked.model_dump(mode="json", exclude_unset=True)
     size = len(json.dumps(options, ensure_ascii=False).encode())
     if size > MAX_BYTES:
         raise InvalidRequest(f"the options have {size} bytes, of at most {MAX_BYTES}")

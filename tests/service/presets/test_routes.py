@@ -78,6 +78,56 @@ def test_wrong_options_are_refused_by_name(client, options, field):
 
 
 @pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"prompt": "a ball", "prompts": ["a ball", "a star"]}, "prompts"),
+        ({"distilled": True, "guidance_scale": 4.0}, "guidance_scale"),
+        ({"distilled": True, "negative_prompt": "red"}, "negative_prompt"),
+        ({"guidance_scale": 1.0, "negative_prompt": ""}, "negative_prompt"),
+        ({"distilled": True, "quality": "balanced"}, "quality"),
+        ({"distilled": True, "num_inference_steps": 51}, "num_inference_steps"),
+        ({"resolution": "small", "height": 64, "width": 96}, "resolution"),
+        ({"resolution": "small", "width": 96}, "resolution"),
+        ({"width": 100}, "width"),
+        ({"num_frames": 16}, "num_frames"),
+        ({"num_frames": 17, "num_condition_frames": 17}, "num_condition_frames"),
+        ({"num_segments": 2, "prompts": ["a", "b", "c"]}, "prompts"),
+        ({"task": "text_to_video", "num_segments": 2}, "num_segments"),
+        ({"task": "image_to_video", "num_condition_frames": 5}, "num_condition_frames"),
+        ({"refine": False, "t_thresh": 0.5}, "t_thresh"),
+        ({"t_thresh": 1.5}, "t_thresh"),
+        ({"task": "refine", "distilled": True}, "distilled"),
+        ({"task": "refine", "negative_prompt": "red"}, "negative_prompt"),
+        ({"task": "refine", "prompts": ["a", "b"]}, "prompts"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(client, options, field):
+    answer = client.put("/presets/draft", json=options)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+    assert saved(client) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"width": 96},
+        {"t_thresh": 0.5},
+        {"spatial_refine_only": True, "resolution": "720p"},
+        {"num_condition_frames": 5},
+        {"num_condition_frames": 0, "num_frames": 1},
+        {"num_segments": 40, "num_frames": 93, "num_condition_frames": 13},
+        {"task": "long_video"},
+        {"task": "long_video", "prompts": ["a", "b"]},
+        {"task": "refine", "num_frames": 7, "num_condition_frames": 13, "height": 50, "width": 60},
+        {"task": "image_to_video", "quality": "balanced", "negative_prompt": "", "resolution": "other"},
+        {"num_inference_steps": 1000, "guidance_scale": 1000.0},
+    ],
+)
+def test_options_that_files_others_or_another_checkpoint_make_valid_are_kept(client, options):
+    assert client.put("/presets/draft", json=options).json() == {"name": "draft", "options": options}
+
+
+@pytest.mark.parametrize(
     ("content", "media_type", "status"),
     [("{", "application/json", 400), ("[]", "application/json", 400), ("a", "text/plain", 415)],
 )
