@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 
 from pydantic import ValidationError
 
-from jobs.errors import InvalidRequest, JobNotFound, Unavailable
+from jobs.errors import InvalidInput, InvalidRequest, JobNotFound, Unavailable, UnreadableRecord
 from jobs.fleet import Pool
 from jobs.logs import about, current_names, names_of
 from jobs.order import Order
 from jobs.record import WEBHOOK_EVENTS, Job
 from jobs.requirement import Requirement
 from jobs.storage.keys import new_job_id
+from jobs.store.client import JobClient
 from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submission, Submitted
 from model.spec.limits import Limits
@@ -57,6 +58,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     if request.webhook_url:
         backend.webhook_url_checker.check(request.webhook_url)
     check_quality(request, backend.settings.step_cache)
+    _check_is_not_refined(request, backend.jobs)
 
     with upload_folder(backend.settings.upload_dir) as folder:
         reader = InputReader(
@@ -135,6 +137,16 @@ def _make_order(
         is_bound = request.model is not None or backend.settings.shares_by_model
         return order.model_copy(update={"model": capability.model if is_bound else None})
     raise refusals[0]
+
+
+def _check_is_not_refined(request: GenerateRequest, jobs: JobClient) -> None:
+    """Raise InvalidInput if a refined video of a job is to be refined again, which would only lose detail."""
+    if request.task != "refine" or request.video is None or request.video.job is None:
+        return
+    with suppress(JobNotFound, UnreadableRecord):  # the reader of inputs refuses it
+        refined = jobs.get(request.video.job).order.plan.refinement
+        if refined and (request.spatial_refine_only or not refined.spatial_only):
+            raise InvalidInput("video.job: its video is refined already", "video.job")
 
 
 def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:

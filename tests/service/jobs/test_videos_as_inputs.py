@@ -147,6 +147,25 @@ class TestRefusals:
             "field": "video.job",
         }
 
+    @pytest.mark.parametrize(
+        ("made_by", "then", "is_refused"),
+        [
+            ({"refine": True}, {}, True),
+            ({"refine": True}, {"spatial_refine_only": True}, True),
+            ({"refine": True, "spatial_refine_only": True}, {"spatial_refine_only": True}, True),
+            ({"refine": True, "spatial_refine_only": True}, {}, False),
+            ({}, {}, False),
+        ],
+    )
+    def test_refined_video_is_not_refined_again(self, client, order, worker, made_by, then, is_refused):
+        job = order(**made_by)
+        worker.succeed(worker.claim(), video=VIDEO)
+        body = {"prompt": "a", "task": "refine", "video": {"job": job["id"]}} | then
+        answer = client.post("/generate", json=body)
+        assert answer.status_code == (422 if is_refused else 202)
+        if is_refused:
+            assert answer.json()["error"]["message"] == "video.job: its video is refined already"
+
     def test_missing_file_is_refused(self, client, finished, worker):
         worker.storage.delete_prefix(f"jobs/{finished['id']}/")
         answer = client.post("/generate", json={"prompt": "a", "image": {"job": finished["id"]}})
