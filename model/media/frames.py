@@ -74,7 +74,8 @@ class FrameReader:
             to_rgb = partial(yuv_to_rgb, matrix=_matrix(frame), is_full_range=is_full_range, bits=bits)
         convert, rows = self._conversions[space].convert, max(1, _STRIP_PIXELS // size.width)
         strips = [convert(to_rgb(values[row : row + rows])) for row in range(0, size.height, rows)]
-        return Image.fromarray(np.concatenate(strips))
+        image = Image.fromarray(np.concatenate(strips))
+        return _on_white(image, _rgba(frame, size)) if _has_alpha(frame) else image
 
 
 def _color_space(frame: av.VideoFrame) -> ColorSpace:
@@ -93,9 +94,17 @@ def _first_field(image: Image.Image) -> Image.Image:
 def _to_rgb(frame: av.VideoFrame) -> Image.Image:
     if not _has_alpha(frame):
         return _image(_reformat(frame, "rgb24"), "RGB")
-    image = _image(_reformat(frame, "rgba"), "RGBA")
+    image = _rgba(frame)
+    return _on_white(image, image)
+
+
+def _rgba(frame: av.VideoFrame, size: Size | None = None) -> Image.Image:
+    return _image(_reformat(frame, "rgba", size), "RGBA")
+
+
+def _on_white(image: Image.Image, mask: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image)
+    white.paste(image, mask=mask)
     return white
 
 

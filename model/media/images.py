@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
+from model.media.colors import SRGB, ColorSpace, Conversion
 from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, MAX_KEPT_PIXELS
 from model.media.heif import HeifImage, is_avif, is_heic
@@ -18,6 +19,8 @@ from model.spec.geometry import Size
 
 _ANIMATED = {"PNG", "WEBP", "AVIF", "GIF"}  # other formats have several images for other purposes
 _HEAD_BYTES = 32
+_PNG_SIGNATURE_BYTES, _CHECKSUM_BYTES = 8, 4
+_STRIP_PIXELS = 1 << 17
 _GAIN_MAP_NAMES = (
     b"http://ns.adobe.com/hdr-gain-map/1.0/",  # also of Android
     b"urn:iso:std:iso:ts:21496:-1",
@@ -78,7 +81,12 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
         facts.add("has_gain_map")
     if image.has_transparency_data and _has_transparent_parts(image):
         facts.add("is_transparent")
-    image, problems = _to_srgb(_to_8_bits(image))
+    space = _png_color_space(source) if image.format == "PNG" else ColorSpace()
+    if space.needs_conversion:
+        image = _converted(_to_rgb(_to_8_bits(image)), space)
+        problems = {"is_hdr" if space.is_hdr else "is_wide_gamut"}
+    else:
+        image, problems = _to_srgb(_to_8_bits(image))
     return _reduce(_to_rgb(image)), facts | problems
 
 
@@ -136,6 +144,30 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     scaled = image.convert("I").point(lambda value: value / 257).convert("L")
     scaled.info = image.info
     return scaled
+
+
+def _png_color_space(source: BinaryIO) -> ColorSpace:
+    """Return what the chunk `cICP` of a PNG file says. It comes before the pixels, and before a profile."""
+    position = source.tell()
+    source.seek(_PNG_SIGNATURE_BYTES)
+    space = ColorSpace()
+    while len(header := source.read(8)) == 8 and header[4:] != b"IDAT":
+        content = source.read(2)
+        if header[4:] == b"cICP" and len(content) == 2:
+            space = ColorSpace(*content)
+        source.seek(int.from_bytes(header[:4]) + _CHECKSUM_BYTES - len(content), 1)
+    source.seek(position)
+    return space
+
+
+def _converted(image: Image.Image, space: ColorSpace) -> Image.Image:
+    """Convert RGB of this color space to sRGB, a strip at a time to bound the memory."""
+    conversion = Conversion(space, hdr_curve=SRGB)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), np.uint16)
+        image.paste(Image.fromarray(conversion.convert(strip * 257)), (0, top))
+    return image
 
 
 def _to_srgb(image: Image.Image) -> tuple[Image.Image, set[str]]:

@@ -222,6 +222,14 @@ def test_transparent_parts_of_a_clip_become_white(shown):
     assert notes == ("its transparent parts become white",)
 
 
+def test_transparent_parts_of_a_clip_with_wide_colors_become_white(shown):
+    gray = (126, 128, 128)
+    tags = {"colorspace": BT601_625, "color_primaries": DISPLAY_P3}
+    found, notes = shown(patches([(*gray, 255), (*gray, 0), (*gray, 128)], "yuva420p", **tags))
+    assert np.abs(found - [(128, 128, 128), (255, 255, 255), (191, 191, 191)]).max() <= 2
+    assert "its transparent parts become white" in notes
+
+
 def test_matrix_that_cannot_be_converted_is_refused(shown):
     ictcp = 14
     with pytest.raises(UnusableMedia, match="matrix 14"):

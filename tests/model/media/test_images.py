@@ -19,6 +19,7 @@ from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, ImageLimits
 from model.media.reading import check_image
 from model.media.sandbox import Sandbox
+from tests.model.media.test_colors import reference
 from tests.service.media import (
     P3_COLORANTS,
     SRGB_COLORANTS,
@@ -89,6 +90,30 @@ def test_the_orientation_that_a_camera_noted_is_obeyed(normalised, orientation, 
     assert corners(image) == seen
     assert image.size == ((96, 64) if orientation < 5 else (64, 96))
     assert not image.getexif()
+
+
+@pytest.mark.parametrize(
+    ("primaries", "transfer", "note"),
+    [
+        (12, 13, "its colors outside of sRGB are clipped"),
+        (9, 16, "its HDR is converted to SDR"),
+        (1, 13, None),
+    ],
+    ids=["Display P3", "PQ", "sRGB"],
+)
+def test_png_that_names_its_color_space_is_converted(sandbox, tmp_path, primaries, transfer, note):
+    pixels = np.random.default_rng(0).integers(60, 140, (20, 20, 3), np.uint8)
+    content = encoded(Image.fromarray(pixels))
+    header_end = content.index(b"IDAT") - 4
+    chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
+    chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    content = content[:header_end] + chunk + content[header_end:]
+    assert notes(sandbox, tmp_path, content) == ((note,) if note else ())
+    with Image.open(tmp_path / "image.png") as image:
+        found = np.asarray(image).reshape(-1, 3)
+    for pixel, shown in zip(pixels.reshape(-1, 3) / 255, found, strict=True):
+        expected = reference(pixel, primaries, transfer, curve=13) if note else pixel * 255
+        assert np.abs(shown - expected).max() <= 2
 
 
 ULTRA_HDR = b'<x:xmpmeta xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0"/>'
