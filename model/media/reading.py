@@ -113,7 +113,7 @@ def _rate_notes(facts: dict[str, Any], fps: int | None) -> Iterator[str]:
     if isinstance(nth, int) and nth > 1:
         yield f"one of {nth} frames is used, because the model makes {fps} a second"
     if isinstance(speed, float) and abs(math.log(max(speed, 1e-3))) > _UNSEEN_SPEEDUP:
-        yield f"its motion becomes {speed:.2g} times as fast, because the model makes {fps} frames a second"
+        yield f"its motion becomes {speed:.3g} times as fast, because the model makes {fps} frames a second"
 
 
 def _clip(facts: dict[str, Any]) -> Clip:

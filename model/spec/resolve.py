@@ -242,9 +242,10 @@ def _resolve_num_steps(params: GenerationParams, limits: Limits) -> int:
 
 
 def _resolve_guidance_scale(params: GenerationParams, limits: Limits) -> float:
-    most = 1.0 if params.distilled else limits.max_guidance_scale
+    most = limits.max_guidance_scale
     default = 1.0 if params.distilled else limits.guidance_scale
     scale = default if params.guidance_scale is None else params.guidance_scale
+    _require(scale == 1.0 or not params.distilled, "guidance_scale", "must be 1 (off) with distilled")
     _require(1.0 <= scale <= most, "guidance_scale", f"must be between 1 (off) and {most:g}")
     return scale
 

@@ -133,7 +133,7 @@ def test_pixels_of_an_extreme_shape_are_refused(probed):
             clip(34, rate=24),
             (
                 "one of 2 frames is used, because the model makes 15 a second",
-                "its motion becomes 1.2 times as fast, because the model makes 15 frames a second",
+                "its motion becomes 1.25 times as fast, because the model makes 15 frames a second",
             ),
         ),
         (

@@ -76,7 +76,7 @@ def test_value_at_limit_is_accepted(params):
         ({"num_inference_steps": 101}, "num_inference_steps: must be between 1 and 100"),
         ({"num_inference_steps": 51, "distilled": True}, "num_inference_steps: must be between 1 and 50"),
         ({"guidance_scale": 0.99}, "guidance_scale: must be between 1 (off) and 20"),
-        ({"guidance_scale": 1.5, "distilled": True}, "guidance_scale: must be between 1 (off) and 1"),
+        ({"guidance_scale": 1.5, "distilled": True}, "guidance_scale: must be 1 (off) with distilled"),
         ({"num_segments": 41}, "num_segments: long_video has between 1 and 40 segments"),
         ({"num_prompts": 41}, "prompts: long_video has between 1 and 40 segments"),
         (
