@@ -1,4 +1,4 @@
-"""Summarise outcomes: deadlines met, response times, fairness between owners, predictions."""
+"""Summarise outcomes: deadlines met, response times, predictions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from statistics import mean, median, quantiles
 
 from benchmarks.simulation.simulator import Outcome
 from benchmarks.simulation.trace import MIX
-
-JOBS_IN_WINDOW = 30
 
 
 @dataclass(frozen=True)
@@ -61,24 +59,6 @@ def summarise(outcomes: Sequence[Outcome], num_gpus: int) -> Summary:
 def share(outcomes: Iterable[Outcome]) -> float:
     """Return the share of the jobs that met their deadlines."""
     return mean(outcome.deadline_met for outcome in outcomes)
-
-
-def unfairness(outcomes: Sequence[Outcome], weights: Mapping[str, float]) -> float:
-    """Return how far the service of owners with queued jobs was from their weights, as a share, at worst.
-
-    The GPU time that each owner was served in each window of 30 jobs that started, divided by the owner's
-    weight, is compared with the mean of all owners. All owners must have queued jobs all the time.
-    """
-    started = sorted(outcomes, key=lambda outcome: outcome.started_s)
-    worst = 0.0
-    window = JOBS_IN_WINDOW * len(weights)
-    for first in range(0, len(started) - window, JOBS_IN_WINDOW):
-        served = dict.fromkeys(weights, 0.0)
-        for outcome in started[first : first + window]:
-            served[outcome.arrival.owner] += outcome.gpu_s
-        shares = [served[owner] / weight for owner, weight in weights.items()]
-        worst = max(worst, *(abs(one / mean(shares) - 1) for one in shares))
-    return worst
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from benchmarks.simulation.__main__ import POLICIES, Policy, fixed, run_large, simulate, trace_at
+from benchmarks.simulation.__main__ import POLICIES, Policy, run_large, simulate, trace_at
+from benchmarks.simulation.fairness import fairness
 from benchmarks.simulation.fleets import FixedGroups, Group
 from benchmarks.simulation.queues import (
     LEASE_S,
@@ -20,7 +22,7 @@ from benchmarks.simulation.queues import (
     Swept,
     by_arrival,
 )
-from benchmarks.simulation.report import summarise, unfairness
+from benchmarks.simulation.report import summarise
 from benchmarks.simulation.simulator import CHECKPOINT_S, SWEEP_S, Outcome, Simulation
 from benchmarks.simulation.times import run_s
 from benchmarks.simulation.trace import MIX, Arrival, poisson_trace, read_trace, write_trace
@@ -134,10 +136,15 @@ def test_deadlines_meet_more_than_the_order_of_arrival(redis: Redis):
 def test_owners_are_served_by_their_weights(redis: Redis):
     weights = {"a": 2.0, "b": 1.0}
     trace = [Arrival(at_s=0.0, owner=owner, request=CLIP) for owner in weights for _ in range(100)]
-    policy = Policy("", "", lambda redis, clock: StoreQueue(redis, clock, weights), fixed(1))
+    one_gpu = partial(FixedGroups, 1, 1)
+    policy = Policy("", "", lambda redis, clock: StoreQueue(redis, clock, weights), one_gpu)
     outcomes = sorted(simulate(redis, policy, trace), key=lambda outcome: outcome.started_s)
-    assert unfairness(outcomes[:140], weights) < 0.1
-    assert unfairness(outcomes[:140], {"a": 1.0, "b": 1.0}) > 0.2
+    by_weight = fairness(outcomes[:140], weights)
+    assert by_weight.in_mean_windows == by_weight.in_longest_windows < 0.1
+    assert by_weight.furthest < 2
+    by_number = fairness(outcomes[:140], {"a": 1.0, "b": 1.0})
+    assert by_number.in_mean_windows > 0.3
+    assert by_number.furthest > 20
 
 
 class TestTrace:
