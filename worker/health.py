@@ -55,20 +55,24 @@ class HealthReporter:
 class JointReports:
     """Report the states of several event loops as one, each time that all of them have turned.
 
-    If one of them is stuck, so is the process. It takes jobs if one of them does.
+    If one of them is stuck, so is the process. It takes jobs if one of them does. A loop that drains may end
+    at any time, so the reports do not wait for it.
     """
 
     def __init__(self, num_loops: int, report: Callable[[ReportedState], None]) -> None:
         self._num_loops = num_loops
         self._report = report
         self._states: dict[int, ReportedState] = {}
+        self._draining: set[int] = set()
         self._lock = threading.Lock()
 
     def report(self, loop: int, state: ReportedState) -> None:
         """Report the state of an event loop."""
         with self._lock:
             self._states[loop] = state
-            if len(self._states) < self._num_loops:
+            if state == "draining":
+                self._draining.add(loop)
+            if len(self._states.keys() | self._draining) < self._num_loops:
                 return
             taking_jobs = [each for each in self._states.values() if each in {"busy", "ready"}]
             self._states.clear()

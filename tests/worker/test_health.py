@@ -65,6 +65,17 @@ class TestJointReports:
             reports.report(loop, state)
         assert reported == [expected]
 
+    def test_loop_that_has_drained_does_not_end_the_reports_of_the_others(self):
+        reported: list[ReportedState] = []
+        reports = JointReports(3, reported.append)
+        reports.report(0, "draining")
+        reports.report(1, "ready")
+        assert reported == []
+        reports.report(2, "ready")
+        for loop in (1, 2, 1, 2):
+            reports.report(loop, "busy")
+        assert reported == ["ready", "busy", "busy"]
+
     def test_nothing_is_reported_while_a_loop_does_not_turn(self):
         reported: list[ReportedState] = []
         reports = JointReports(2, reported.append)
