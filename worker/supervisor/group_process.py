@@ -26,6 +26,7 @@ from worker.channel import Channel, listen, log_unreadable
 from worker.lora_memory import inherited_files, lora_memory_option
 from worker.messages import Message, RankConnected
 
+CONNECT_LIMIT_S = 5.0  # from `Ready` to the last `RankConnected`, which was sent before it
 KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
 
 
@@ -69,6 +70,7 @@ class GroupProcess:
         self._on_message = on_message
         self._report = report
         self._channels: dict[int, Channel] = {}
+        self._has_connected = threading.Condition()
         self._rank_pids: tuple[int, ...] = ()
         self._listening = listen(launch.socket)
         self._rendezvous = _new_rendezvous_folder(launch.socket.parent)
@@ -95,7 +97,13 @@ class GroupProcess:
         self._rank_pids = pids
 
     def send(self, message: Message, rank: int = 0) -> None:
-        """Send a message to a rank that has connected. If it is gone, `on_message` gets None anyway."""
+        """Send a message to a rank that has connected. If it is gone, `on_message` gets None anyway.
+
+        Rank 0 is ready once all ranks have sent `RankConnected`, which may not have been received yet.
+        """
+        with self._has_connected:
+            if not self._has_connected.wait_for(lambda: rank in self._channels, CONNECT_LIMIT_S):
+                return
         with suppress(OSError):
             self._channels[rank].send(message)
 
@@ -133,15 +141,20 @@ class GroupProcess:
             return
         rank, channel = 0, Channel(connected, self._report)
         if len(self._receivers) == 1:
-            self._channels[rank] = channel
+            self._add_channel(rank, channel)
         while (message := channel.recv()) is not None:
             if isinstance(message, RankConnected):
                 rank = message.rank
-                self._channels[rank] = channel
+                self._add_channel(rank, channel)
             else:
                 self._on_message(self, message, rank)
         channel.close()
         self._on_message(self, None, rank)
+
+    def _add_channel(self, rank: int, channel: Channel) -> None:
+        with self._has_connected:
+            self._channels[rank] = channel
+            self._has_connected.notify_all()
 
 
 def _new_rendezvous_folder(parent: Path) -> Path:

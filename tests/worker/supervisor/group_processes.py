@@ -18,7 +18,8 @@ READY = Ready(
     capability=Capability(model="m", tasks=("refine",), limits={}, device="cpu", dtype="float32"), pids=()
 )
 
-# In place of `worker.rank.torchrun`: connects as rank 0 does and reports ready, dies, or stays silent.
+# In place of `worker.rank.torchrun`: connects as rank 0 does and reports ready, dies, or stays silent. If it
+# is late, a second rank says its number once a file exists, and is ready when it has received a message.
 PROGRAM = f"""
 import os, pathlib, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
@@ -30,9 +31,16 @@ if how == "dies":
 channel = connect(pathlib.Path(socket)) if how != "silent" else None
 if channel:
     channel.send(RankConnected(rank=0))
-if how == "ready":
+if how in {{"ready", "late"}}:
     ready = Ready.model_validate_json({READY.model_dump_json()!r})
     channel.send(ready.model_copy(update={{"pids": (os.getpid(),)}}))
+if how == "late":
+    second = connect(pathlib.Path(socket))
+    while not pathlib.Path(socket).with_name("go").exists():
+        time.sleep(0.01)
+    second.send(RankConnected(rank=1))
+    second.recv()
+    second.send(ready)
 time.sleep(1000)
 """
 
@@ -54,7 +62,10 @@ class ProgramStarter:
         self.started: list[GroupProcess] = []
 
     def start(self, how: str) -> GroupProcess:
-        launch = Launch(2, "module", f"{how}@{self.socket}", self.socket, dict(os.environ))
+        num_connections = 2 if how == "late" else 1
+        launch = Launch(
+            2, "module", f"{how}@{self.socket}", self.socket, dict(os.environ), None, num_connections
+        )
         process = GroupProcess(launch, lambda process, message, _: self.messages.put((process, message)))
         self.started.append(process)
         return process

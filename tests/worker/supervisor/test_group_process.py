@@ -13,7 +13,7 @@ import pytest
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.supervisor.group_processes import READY, ProgramStarter
-from worker.messages import RunJob
+from worker.messages import Ready, RunJob
 from worker.supervisor.group_process import GroupProcess, Launch, is_running
 
 
@@ -95,6 +95,17 @@ def test_sending_to_a_dead_group_does_not_raise(starter):
     process.kill()
     for _ in range(3):
         process.send(RunJob(job_id="j", order=ORDER, folder=Path()))
+
+
+def test_message_waits_for_a_rank_that_has_not_said_its_number(starter):
+    process = starter.start("late")
+    starter.messages.get(timeout=30)  # rank 0 is ready
+    run = RunJob(job_id="j", order=ORDER, folder=Path())
+    sender = threading.Thread(target=process.send, args=(run, 1))
+    sender.start()
+    starter.socket.with_name("go").touch()
+    sender.join()
+    assert isinstance(starter.messages.get(timeout=30)[1], Ready)
 
 
 def test_memory_for_loras_is_open_in_the_processes_of_the_group(tmp_path, monkeypatch):
