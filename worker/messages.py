@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from jobs.capability import Capability
-from jobs.order import Order
+from jobs.order import Order, Priority
 from jobs.record import JobError, Progress
 from jobs.store.holder import StopReason
 from worker.telemetry import Stage
@@ -132,6 +132,7 @@ class RunJob(_Message):
         log_context: fields that every log line about the job carries, such as `job_id` and W3C's
             `traceparent`.
         deadline_at: when the video is wanted.
+        priority: that of the job.
         width: the number of ranks that run it, in a world where that changes; every rank of the block gets
             the message. None for all ranks of the group, which get it from rank 0.
     """
@@ -145,6 +146,7 @@ class RunJob(_Message):
     timings_s: Timings = Field(default_factory=dict)
     log_context: dict[str, str] = Field(default_factory=dict)
     deadline_at: datetime | None = None
+    priority: Priority = "normal"
     width: int | None = None
 
 

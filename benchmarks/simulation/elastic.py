@@ -119,6 +119,7 @@ class ElasticSimulation(Simulation):
                     remaining_s={width: left * run_s(run.plan, width) for width in widths},
                     deadline_s=arrival.deadline_s and arrival.at_s + arrival.deadline_s - now_s,
                     width=run.num_ranks,
+                    priority=arrival.priority,
                 )
             )
         return jobs

@@ -14,6 +14,8 @@ from itertools import combinations
 from math import inf
 from types import MappingProxyType
 
+from jobs.order import PRIORITIES, Priority
+
 WORTHWHILE = 4.0
 """A change of width without need has to save this many times what it costs."""
 
@@ -67,6 +69,7 @@ class JobInHand:
         deadline_s: seconds until its deadline, negative if that has passed; None without one.
         width: its present number of ranks, 0 if it does not run.
         is_fixed: it keeps its present ranks, because it cannot be stopped now.
+        priority: it loses no ranks to a job of a lower one.
     """
 
     job_id: str
@@ -74,6 +77,7 @@ class JobInHand:
     deadline_s: float | None = None
     width: int = 0
     is_fixed: bool = False
+    priority: Priority = "normal"
 
     def is_in_time(self, width: int, change_s: float) -> bool:
         """Return whether it ends by its deadline if it has this width from now on."""
@@ -92,9 +96,10 @@ class JobInHand:
 def choose_widths(jobs: Sequence[JobInHand], num_ranks: int, change_s: float) -> dict[str, int]:
     """Return the width of each job, 0 for one that has to wait.
 
-    The earliest deadline comes first, and gets as many ranks as it needs to be met. A job that will be late
-    anyway gets the least that it can have, and its turn `LATE_S` later. Then jobs keep the ranks that they
-    have, as far as there are any left. The rest goes where it saves the most time, if that is clearly more
+    Jobs of high priority come before all others. Among those of one priority, the earliest deadline comes
+    first, and gets as many ranks as it needs to be met. A job that will be late anyway gets the least that it
+    can have, and its turn `LATE_S` later. Then they keep the ranks that they have, as far as there are any
+    left, and the next priority follows. The rest goes where it saves the most time, if that is clearly more
     than a change costs.
 
     Args:
@@ -108,12 +113,14 @@ def choose_widths(jobs: Sequence[JobInHand], num_ranks: int, change_s: float) ->
     def num_idle() -> int:
         return num_ranks - sum(widths.values())
 
-    for job in in_order:
-        needed = job.least_in_time(change_s) or min(job.remaining_s)
-        widths[job.job_id] = job.widest(min(needed, num_idle()))
-    for job in in_order:
-        if width := widths[job.job_id]:
-            widths[job.job_id] = job.widest(max(width, min(job.width, width + num_idle())))
+    for priority in PRIORITIES:
+        of_priority = [job for job in in_order if job.priority == priority]
+        for job in of_priority:
+            needed = job.least_in_time(change_s) or min(job.remaining_s)
+            widths[job.job_id] = job.widest(min(needed, num_idle()))
+        for job in of_priority:
+            if width := widths[job.job_id]:
+                widths[job.job_id] = job.widest(max(width, min(job.width, width + num_idle())))
     while doubled := _most_worthwhile(in_order, widths, num_idle(), change_s):
         widths[doubled.job_id] *= 2
     return widths

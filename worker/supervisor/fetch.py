@@ -94,6 +94,7 @@ class InputFetcher:
             timings_s=timings_s,
             log_context=names_of(job.lease.job),
             deadline_at=job.lease.job.deadline_at,
+            priority=job.lease.job.priority,
         )
 
     def _check(self, job: ClaimedJob) -> None:

@@ -394,6 +394,7 @@ class GpuWorld:
             None if deadline is None else (deadline - datetime.now(UTC)).total_seconds(),
             len(job.block),
             is_fixed=not job.may_change,
+            priority=job.run.priority,
         )
 
     def _remaining_s(self, job: WorldJob) -> float:

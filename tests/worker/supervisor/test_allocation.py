@@ -57,6 +57,15 @@ class TestWidths:
         widths = choose_widths([job("easy", 200, deadline_s=900, width=8), new, close], 8, CHANGE_S)
         assert widths == {"close": 2, "new": 4, "easy": 2}
 
+    def test_job_of_high_priority_loses_no_ranks_to_one_of_a_lower_priority(self):
+        urgent = replace(job("urgent", 100, width=4), priority="high")
+        low = replace(job("low", 100, deadline_s=120), priority="low")
+        assert choose_widths([low, urgent], 4, CHANGE_S) == {"urgent": 4, "low": 0}
+        also_urgent = replace(job("new", 100), priority="high")
+        assert choose_widths([urgent, also_urgent], 4, CHANGE_S) == {"urgent": 2, "new": 2}
+        normal = job("normal", 100, width=2)
+        assert choose_widths([normal, low, urgent], 4, CHANGE_S) == {"urgent": 4, "normal": 0, "low": 0}
+
     def test_later_deadline_waits_if_the_earlier_ones_need_all_ranks(self):
         jobs = [job("long", 500, deadline_s=1500, width=1), job("clip", 50, deadline_s=120)]
         assert choose_widths(jobs, 1, CHANGE_S) == {"clip": 1, "long": 0}
