@@ -1,0 +1,87 @@
+"""The jobs of the elastic benchmark last as staged, and their latents are those of one rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.elastic import pace
+from benchmarks.elastic.__main__ import Options, compare
+from benchmarks.elastic.rank import PacedEngine
+from benchmarks.elastic.report import SAME_LATENTS, difference
+from benchmarks.elastic.trace import REQUESTS, draw_trace, plan_of, videos_of
+from benchmarks.simulation import times
+from benchmarks.simulation.trace import MIX, Arrival
+from model.parallel.mesh import SINGLE
+from model.pipeline.events import Encoded, Event, Latents, SegmentDone, Stepped
+from model.pipeline.state import State
+from tests.orders import make_order
+from tests.worker.examples import ORDER
+from worker.messages import RunJob
+from worker.rank.engine import InputsRead
+
+LATENTS = torch.ones(1, 16, 1, 2, 2)
+
+
+@pytest.mark.parametrize("kind", MIX, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("width", [1, 4])
+def test_small_jobs_take_as_long_as_those_of_the_simulation(kind, width, tmp_path):
+    released = times.run_s(Arrival(at_s=0, request=kind.params).plan, width)
+    assert pace.run_s(plan_of(kind, tmp_path), width) == pytest.approx(released, rel=0.05)
+
+
+def test_trace_has_a_few_videos_that_repeat(tmp_path):
+    trace = draw_trace(seed=1, num_jobs=60, load=0.85, checkpoint=tmp_path)
+    assert trace == draw_trace(seed=1, num_jobs=60, load=0.85, checkpoint=tmp_path)
+    assert {video.kind for video in videos_of(trace)} == set(REQUESTS)
+    assert len(videos_of(trace)) <= 12
+
+
+def test_difference_is_that_of_the_furthest_latent():
+    moved = LATENTS.clone()
+    moved[0, 3, 0, 1, 1] += 0.25
+    assert difference({"0-denoise": moved}, {"0-denoise": LATENTS}) == 0.25
+    with pytest.raises(AssertionError):
+        difference({}, {"0-denoise": LATENTS})
+
+
+class InstantEngine:
+    """Make a clip of four steps in no time."""
+
+    def generate(self, run: RunJob) -> Iterator[InputsRead | Event]:
+        state = State.begin(0)
+        yield InputsRead()
+        yield Encoded("denoise", 0)
+        for step in range(1, 5):
+            yield Stepped("denoise", 0, step, 4, state)
+        yield Latents("denoise", 0, LATENTS)
+        yield SegmentDone(0, state)
+
+
+def test_job_lasts_at_least_as_long_as_staged(tmp_path, monkeypatch):
+    slept_s: list[float] = []
+    monkeypatch.setattr("benchmarks.elastic.rank.time.sleep", slept_s.append)
+    (tmp_path / "latents").mkdir()
+    order = make_order(ORDER, num_inference_steps=4, guidance_scale=1.0)
+    engine = PacedEngine(InstantEngine(), tmp_path, 0.5, SINGLE)  # type: ignore[arg-type]
+    events = list(engine.generate(RunJob(job_id="j", order=order, folder=tmp_path)))
+    assert [type(event) for event in events[-2:]] == [Latents, SegmentDone]
+    assert sum(slept_s) == pytest.approx(pace.run_s(order.plan, 1) / 2, rel=0.05)
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["width"]) for line in lines] == [("Stepped", 1)] * 4 + [("SegmentDone", 1)]
+    assert Path(tmp_path / "latents" / "j-0-denoise.safetensors").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1800)
+def test_jobs_that_change_their_ranks_have_the_latents_of_one_rank():
+    options = Options(jobs=8, seed=1, load=3.0, speedup=20.0)
+    found: Any = compare(options, {"elastic": "auto"})["elastic"]
+    assert found["difference"] <= SAME_LATENTS
+    assert found["attempts"] == options.jobs
+    assert found["num_changes"] > 0
