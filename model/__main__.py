@@ -61,8 +61,9 @@ def run(options: argparse.Namespace) -> None:
         device,
         options.context_parallel,
         WAIT_FOR_RANKS_S,
-        options.guidance_split,
+        split_guidance=options.guidance_split,
         shard_weights=options.shard_weights,
+        ring_degree=options.ring_degree,
     )
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
     setup = Setup(

@@ -68,6 +68,13 @@ def _add_machine(made: argparse.ArgumentParser) -> None:
     add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: on cuda")
     add("--context-parallel", type=int, metavar="P", help="ranks to a video, under torchrun (default: all)")
     add(
+        "--ring-degree",
+        type=int,
+        default=1,
+        metavar="R",
+        help="ranks that pass keys and values around, instead of dividing the attention heads; divides P",
+    )
+    add(
         "--no-guidance-split",
         dest="guidance_split",
         action="store_false",

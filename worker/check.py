@@ -39,6 +39,7 @@ from model.spec.memory import (
     weight_bytes,
 )
 from model.spec.typical import typical_plans
+from model.transformer.config import load_dit_config
 from worker.host_memory import host_memory_bytes
 from worker.settings import Endpoint, WorkerSettings
 
@@ -123,6 +124,7 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
     except CheckpointError as error:
         yield Finding("problem", f"checkpoint: {error}")
         return
+    yield from _check_heads(settings, load_dit_config(folder / "dit" / "config.json").num_heads)
     total = sizes.transformer + sizes.text_encoder + sizes.vae
     loras = sorted(path.stem for path in (folder / "lora").glob("*.safetensors"))
     yield Finding(
@@ -149,6 +151,18 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
     for name, plan in plans.items():
         needs = {width: memory_needed(sizes, plan, replace(setup, ranks=width)) for width in settings.widths}
         yield _check_plan(name, needs, available)
+
+
+def _check_heads(settings: WorkerSettings, num_heads: int) -> Iterator[Finding]:
+    """Check that the ranks of a group can divide the attention heads. A world uses the widths that can."""
+    ranks = settings.ranks_per_group
+    sharing = ranks // settings.ring_degree
+    if num_heads % sharing and not settings.is_elastic:
+        degree = next(n for n in range(1, ranks + 1) if ranks % n == 0 and num_heads % (ranks // n) == 0)
+        yield Finding(
+            "problem",
+            f"{sharing} ranks cannot share {num_heads} attention heads evenly: RING_DEGREE={degree} helps",
+        )
 
 
 def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Finding:

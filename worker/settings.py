@@ -70,11 +70,13 @@ class RankSetup(_Frozen):
         num_groups: groups of the worker on this machine.
         round_id: names one start of a group of several nodes.
         elastic: the ranks are a world: a job has some of them, and its number changes.
+        ring_degree: ranks that pass keys and values around; the others of a group divide the heads.
     """
 
     socket: Path
     num_ranks: int
     elastic: bool = False
+    ring_degree: int = 1
     nodes: int = 1
     node_rank: int = 0
     node_timeout_s: float = 10.0
@@ -127,6 +129,13 @@ class WorkerSettings(SharedSettings):
         default=None,
         description="ranks that generate one video together; default: all. `auto`: each of the RANKS can run "
         "a job of its own, and those that are idle join running jobs, by load and deadline",
+    )
+    ring_degree: int = Field(
+        default=1,
+        ge=1,
+        description="parts into which a group divides the tokens in attention. The ranks of a part divide "
+        "the attention heads, and keys and values are passed around a ring of the parts, so a group may have "
+        "more ranks than heads; the number of NODES is a good value; must divide CONTEXT_PARALLEL",
     )
     nodes: int = Field(
         default=1,
@@ -258,6 +267,10 @@ class WorkerSettings(SharedSettings):
                 f"RANKS ({self.ranks}) must be a multiple of CONTEXT_PARALLEL ({self.context_parallel})"
             )
         self._check_elastic()
+        if self.ranks_per_group % self.ring_degree:
+            raise ValueError(
+                f"RING_DEGREE ({self.ring_degree}) must divide the ranks of a group ({self.ranks_per_group})"
+            )
         if self.shard_weights and self.ranks_per_group == 1:
             raise ValueError("SHARD_WEIGHTS needs groups of at least two ranks: see RANKS, CONTEXT_PARALLEL")
         if self.shard_weights and self.stream_weights:
@@ -274,6 +287,8 @@ class WorkerSettings(SharedSettings):
             raise ValueError(f"CONTEXT_PARALLEL=auto needs RANKS ({self.ranks}) to be 2, 4, 8 or 16")
         if self.shard_weights:
             raise ValueError("CONTEXT_PARALLEL=auto cannot be combined with SHARD_WEIGHTS")
+        if self.ring_degree > 1:
+            raise ValueError("CONTEXT_PARALLEL=auto cannot be combined with RING_DEGREE")
 
     @model_validator(mode="after")
     def _check_nodes(self) -> WorkerSettings:
@@ -356,6 +371,7 @@ class WorkerSettings(SharedSettings):
             socket=connect_to,
             num_ranks=self.ranks_per_world,
             elastic=self.is_elastic,
+            ring_degree=self.ring_degree,
             nodes=self.nodes,
             node_rank=self.node_rank,
             node_timeout_s=self.node_timeout_s,

@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from model.spec.errors import GroupError
 
@@ -33,6 +34,8 @@ class ContextParallel:
         cfg_group: in a branch, the process group of this rank and its counterpart in the other branch.
         weights_group: a second process group of all ranks of the group, over which they shard the weights of
             the transformer's blocks; None if each rank holds all weights.
+        ring_and_heads: in a group with a ring, this rank's place among the ranks of `ring`, and among
+            those of `heads`, which are consecutive ranks of the group; None without a ring.
         wider: in a world whose ranks work alone or together, this rank's place in the block of each greater
             width.
     """
@@ -47,6 +50,7 @@ class ContextParallel:
     cfg_rank: int = 0
     cfg_group: dist.ProcessGroup | None = None
     weights_group: dist.ProcessGroup | None = None
+    ring_and_heads: "tuple[ContextParallel, ContextParallel] | None" = None
     wider: "tuple[ContextParallel, ...]" = ()
 
     @property
@@ -54,14 +58,24 @@ class ContextParallel:
         """Tell whether this rank has the text encoder, the inputs and the random numbers."""
         return self.rank == 0
 
+    @property
+    def ring(self) -> "ContextParallel":
+        """Return the ranks with the same heads, which pass keys and values around; one without a ring."""
+        return self.ring_and_heads[0] if self.ring_and_heads else SINGLE
+
+    @property
+    def heads(self) -> "ContextParallel":
+        """Return the ranks that divide the heads in attention; all without a ring."""
+        return self.ring_and_heads[1] if self.ring_and_heads else self
+
     def divides(self, num_heads: int) -> bool:
-        """Return whether the attention heads divide evenly among the ranks."""
-        return num_heads % self.size == 0
+        """Return whether the attention heads divide evenly among the ranks of `heads`."""
+        return num_heads % self.heads.size == 0
 
     def check_heads(self, num_heads: int) -> None:
-        """Raise GroupError unless the attention heads divide evenly among the ranks."""
+        """Raise GroupError unless the attention heads divide evenly among the ranks of `heads`."""
         if not self.divides(num_heads):
-            raise GroupError(f"{self.size} ranks cannot share {num_heads} attention heads evenly")
+            raise GroupError(f"{self.heads.size} ranks cannot share {num_heads} attention heads evenly")
 
 
 SINGLE = ContextParallel()
@@ -110,19 +124,21 @@ class StoreRendezvous:
         }
 
 
-def join(
+def join(  # noqa: PLR0913 - options by name
     device_type: str,
     size: int | Literal["auto"] | None,
     timeout_s: float,
+    *,
     split_guidance: bool = True,
     rendezvous: FileRendezvous | StoreRendezvous | None = None,
     shard_weights: bool = False,
+    ring_degree: int = 1,
 ) -> ContextParallel:
     """Join the ranks that torchrun started, `size` (default: all) to a video. Raises GroupError.
 
     If `size` is `auto`, each rank is alone, and `wider` has its place in the block of each greater width.
 
-    `timeout_s` bounds each wait for another rank. For `split_guidance` and `shard_weights` see `divide`.
+    `timeout_s` bounds each wait for another rank. For the other options see `divide`.
     Without `rendezvous` the ranks meet at the address that torchrun gives them, where a TCP server listens on
     all interfaces.
     """
@@ -131,6 +147,7 @@ def join(
             raise GroupError(f"{size} ranks to a video, but torchrun has not started them")
         if shard_weights:
             raise GroupError(NOTHING_TO_SHARD)
+        _check_ring(1, ring_degree)
         return ContextParallel(device=torch.device(device_type))
     device = CPU
     if device_type == "cuda":
@@ -145,7 +162,7 @@ def join(
     )
     if size == "auto":
         return divide_into_blocks(device, split_guidance)
-    return divide(device, size or dist.get_world_size(), split_guidance, shard_weights, timeout)
+    return divide(device, size or dist.get_world_size(), split_guidance, shard_weights, timeout, ring_degree)
 
 
 def divide_into_blocks(device: torch.device, split_guidance: bool = True) -> ContextParallel:
@@ -166,19 +183,24 @@ def divide(
     split_guidance: bool = True,
     shard_weights: bool = False,
     timeout: timedelta | None = None,
+    ring_degree: int = 1,
 ) -> ContextParallel:
     """Divide all ranks of the default process group into groups of `size`. Raises GroupError.
 
     With `split_guidance`, a group of even size makes the two predictions of guidance in two halves. With
-    `shard_weights`, the ranks of a group, at least two, share the weights of the blocks, and wait
-    for each other `timeout` at most (default: that of the backend).
+    `shard_weights`, the ranks of a group, at least two, share the weights of the blocks. A ring of
+    `ring_degree` ranks divides the queries of attention; of the ranks of a group, each `size / ring_degree`
+    consecutive ones then divide the heads. Ranks that share weights or are in a ring wait for each other
+    `timeout` at most (default: that of the backend).
     """
     world_size = dist.get_world_size()
     if world_size % size:
         raise GroupError(f"{world_size} ranks cannot be divided into groups of {size}")
     if shard_weights and size == 1:
         raise GroupError(NOTHING_TO_SHARD)
-    mesh = init_device_mesh(device.type, (world_size // size, size), mesh_dim_names=("replica", "context"))
+    _check_ring(size, ring_degree)
+    ranks = torch.arange(world_size).view(world_size // size, ring_degree, size // ring_degree)
+    mesh = DeviceMesh(device.type, ranks.flatten(1), mesh_dim_names=("replica", "context"))
     return ContextParallel(
         device=device,
         size=size,
@@ -186,23 +208,52 @@ def divide(
         group=mesh.get_group("context"),
         replica=mesh.get_local_rank("replica"),
         num_replicas=world_size // size,
-        cfg_branch=_cfg_branch(device, size) if split_guidance and size % 2 == 0 else None,
+        cfg_branch=_cfg_branch(device, ranks, timeout) if split_guidance and size % 2 == 0 else None,
         weights_group=_weights_group(size, timeout) if shard_weights else None,
+        ring_and_heads=_ring_and_heads(device, ranks, timeout),
     )
 
 
-def _cfg_branch(device: torch.device, size: int) -> ContextParallel:
-    """Return this rank's half of its group of `size` ranks; half of two ranks is one rank."""
-    shape = (dist.get_world_size() // size, 2, size // 2)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "cfg", "context"))
+def _check_ring(size: int, ring_degree: int) -> None:
+    if size % ring_degree:
+        raise GroupError(f"{size} ranks cannot be divided by a ring of {ring_degree}")
+
+
+def _cfg_branch(device: torch.device, ranks: Tensor, timeout: timedelta | None) -> ContextParallel:
+    """Return this rank's half of its group, given all ranks [replica, ring, heads]; half of two is one rank.
+
+    A ring of even size is halved, so that its links between the halves are not used; otherwise the heads are.
+    """
+    if ranks.shape[1] % 2 == 0:
+        halves = torch.unflatten(ranks, 1, (2, -1))
+    else:
+        halves = torch.unflatten(ranks, 2, (2, -1)).movedim(2, 1)
+    mesh = DeviceMesh(device.type, halves.flatten(2), mesh_dim_names=("replica", "cfg", "context"))
     return ContextParallel(
         device=device,
-        size=size // 2,
+        size=mesh.size(2),
         rank=mesh.get_local_rank("context"),
         group=mesh.get_group("context"),
         cfg_rank=mesh.get_local_rank("cfg"),
         cfg_group=mesh.get_group("cfg"),
+        ring_and_heads=_ring_and_heads(device, halves.flatten(0, 1), timeout),
     )
+
+
+def _ring_and_heads(
+    device: torch.device, ranks: Tensor, timeout: timedelta | None
+) -> tuple[ContextParallel, ContextParallel] | None:
+    """Return this rank's places in its ring and among its heads, given all ranks [group, ring, heads]."""
+    if ranks.shape[1] == 1:
+        return None
+    return _in_row(device, ranks.mT, timeout), _in_row(device, ranks, timeout)
+
+
+def _in_row(device: torch.device, ranks: Tensor, timeout: timedelta | None) -> ContextParallel:
+    """Form a process group of each row of ranks, the last axis. Return this rank's place in its own."""
+    rows = ranks.flatten(0, -2).tolist()
+    group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)  # type: ignore[no-untyped-call]
+    return ContextParallel(device=device, size=ranks.shape[-1], rank=dist.get_rank(group), group=group)
 
 
 def _weights_group(size: int, timeout: timedelta | None) -> dist.ProcessGroup:

@@ -1,5 +1,7 @@
 """Shard one axis of a tensor evenly over the ranks of a group, and gather it again."""
 
+from math import gcd
+
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,11 +11,15 @@ from torch import Tensor
 from model.parallel.mesh import ContextParallel
 
 
-def shard(parallel: ContextParallel, x: Float[Tensor, "b g all_m *rest"]) -> Float[Tensor, "b g m *rest"]:
-    """Return this rank's part of axis 2, padded with zeros where the axis does not divide evenly."""
+def shard(
+    parallel: ContextParallel, x: Float[Tensor, "b g all_m *rest"], unit: int = 1
+) -> Float[Tensor, "b g m *rest"]:
+    """Return this rank's part of axis 2, padded with zeros. For `unit` see `shard_length`."""
     if parallel.size == 1:
         return x
-    return pad_to_multiple(x, parallel.size).chunk(parallel.size, dim=2)[parallel.rank].contiguous()
+    shard_size, _ = shard_length(parallel, x.shape[2], unit)
+    padded = pad(x, parallel.size * shard_size)
+    return padded.chunk(parallel.size, dim=2)[parallel.rank].contiguous()
 
 
 def gather(
@@ -27,13 +33,31 @@ def gather(
     return rearrange(shards, "p b g m ... -> b g (p m) ...")[:, :, :length]
 
 
-def shard_length(parallel: ContextParallel, length: int) -> tuple[int, int]:
-    """Return how many of `length` entries each shard has, and how many of this rank's are not padding."""
-    shard_size = -(-length // parallel.size)
-    return shard_size, min(max(length - parallel.rank * shard_size, 0), shard_size)
+def shard_length(parallel: ContextParallel, length: int, unit: int = 1) -> tuple[int, int]:
+    """Return how many of `length` entries each shard has, and how many of this rank's are not padding.
+
+    The shards of the ranks of `parallel.heads` have a multiple of `unit` entries together.
+    """
+    multiple = unit // gcd(unit, parallel.heads.size)
+    shard_size = -(-length // (parallel.size * multiple)) * multiple
+    return shard_size, _filled(length, shard_size, parallel.rank)
 
 
-def pad_to_multiple(x: Float[Tensor, "b g m *rest"], multiple: int) -> Float[Tensor, "b g all_m *rest"]:
-    """Append zeros to axis 2 up to a multiple."""
-    missing = -x.shape[2] % multiple
+def part_length(parallel: ContextParallel, length: int, unit: int, number: int) -> int:
+    """Return how many of `length` entries, without padding, a part of the ring has.
+
+    The part `number` is the shards of the ranks whose number in the ring it is. Without a ring, there is one.
+    """
+    shard_size, _ = shard_length(parallel, length, unit)
+    return _filled(length, parallel.heads.size * shard_size, number)
+
+
+def _filled(length: int, part_size: int, number: int) -> int:
+    """Return how many of `length` entries are in a part, if as many as possible are in those before it."""
+    return min(max(length - number * part_size, 0), part_size)
+
+
+def pad(x: Float[Tensor, "b g m *rest"], length: int) -> Float[Tensor, "b g all_m *rest"]:
+    """Append zeros to axis 2 up to `length` entries."""
+    missing = length - x.shape[2]
     return F.pad(x, (0, 0) * (x.ndim - 3) + (0, missing)) if missing else x

@@ -1,8 +1,8 @@
 """Exchange tokens for heads around attention (DeepSpeed Ulysses, arXiv 2309.14509).
 
-Outside attention each rank has a shard of the tokens and all heads. Inside it has all tokens and a shard of
-the heads. The first axis of what is sent numbers the receiving ranks, `p`; of what is received, the sending
-ranks.
+Outside attention each rank has a shard of the tokens and all heads. Inside it has a shard of the heads and
+all tokens, or those of its part of a ring (`model.parallel.ring`). The first axis of what is sent numbers the
+receiving ranks, `p`; of what is received, the sending ranks.
 """
 
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.parallel.mesh import ContextParallel
-from model.parallel.sharding import pad_to_multiple
+from model.parallel.sharding import pad
 
 
 def tokens_to_heads(
@@ -26,19 +26,22 @@ def tokens_to_heads(
     """
     if parallel.size > 1:
         received = _all_to_all(parallel, _pack(parallel.size, tensors))
-        received = rearrange(received, "p qkv b g m a d -> qkv b g (p m) a d")
-        tensors = list(received[:, :, :, :length].unbind())
-    return [rearrange(x, "b g m a d -> b (g m) a d").transpose(1, 2) for x in tensors]
+        tensors = list(rearrange(received, "p qkv b g m a d -> qkv b g (p m) a d").unbind())
+    return [rearrange(x[:, :, :length], "b g m a d -> b (g m) a d").transpose(1, 2) for x in tensors]
 
 
 def heads_to_tokens(
-    parallel: ContextParallel, x: Float[Tensor, "b local_a n d"], num_groups: int
+    parallel: ContextParallel, x: Float[Tensor, "b local_a n d"], num_groups: int, shard_size: int
 ) -> Float[Tensor, "b g m a d"]:
-    """Reverse `tokens_to_heads` for the result of attention. Padding comes back as zeros."""
-    x = rearrange(x, "b a (g m) d -> b g m a d", g=num_groups)
-    if (p := parallel.size) == 1:
+    """Reverse `tokens_to_heads` for the result of attention.
+
+    Each rank gets `shard_size` tokens of each group. Padding comes back as zeros.
+    """
+    p = parallel.size
+    x = pad(rearrange(x, "b a (g m) d -> b g m a d", g=num_groups), p * shard_size)
+    if p == 1:
         return x
-    sent = rearrange(pad_to_multiple(x, p), "b g (p m) a d -> p b g m a d", p=p)
+    sent = rearrange(x, "b g (p m) a d -> p b g m a d", p=p)
     return rearrange(_all_to_all(parallel, sent), "p b g m a d -> b g m (p a) d")
 
 

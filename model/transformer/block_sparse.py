@@ -16,9 +16,12 @@ GATHERED_ELEMENTS = 1 << 24  # limit on the elements of the keys that are copied
 
 
 def block_sparse_attention(
-    q: Float[Tensor, "b a n d"], k: Float[Tensor, "b a n d"], v: Float[Tensor, "b a n d"], bricks: Bricks
+    q: Float[Tensor, "b a n d"], k: Float[Tensor, "b a s d"], v: Float[Tensor, "b a s d"], bricks: Bricks
 ) -> Float[Tensor, "b a n d"]:
-    """Return softmax(qkᵀ/√d)v within the selected bricks. All tokens are in query-brick order."""
+    """Return softmax(qkᵀ/√d)v within the selected bricks. All tokens are in query-brick order.
+
+    The keys and values are those of all tokens, also if only some of the queries are here.
+    """
     k, v = bricks.to_key_order(k), bricks.to_key_order(v)
     if q.is_cuda and find_spec("triton"):
         from model.transformer.block_sparse_triton import attend  # noqa: PLC0415  Triton needs CUDA
@@ -28,7 +31,7 @@ def block_sparse_attention(
 
 
 def reference_attention(
-    q: Float[Tensor, "b a n d"], k: Float[Tensor, "b a n d"], v: Float[Tensor, "b a n d"], bricks: Bricks
+    q: Float[Tensor, "b a n d"], k: Float[Tensor, "b a s d"], v: Float[Tensor, "b a s d"], bricks: Bricks
 ) -> Float[Tensor, "b a n d"]:
     """Compute the definition. k and v are in key-brick order, q and the result in query-brick order."""
     pooled_q, pooled_k = mean_pool(q, bricks.chunk_q), mean_pool(k, bricks.chunk_k)

@@ -42,6 +42,8 @@ class Bricks:
         chunk_q: size of a query brick: frames, rows and columns in tokens.
         chunk_k: size of a key brick.
         num_condition_frames: the first frames of the grid are clean; their queries select only among them.
+        local_bricks: number of the query bricks in each layer of bricks along the frames that this rank has;
+            None for all of them.
         sparsity: fraction of the key bricks that is dropped.
         cdf_threshold: probability that the kept key bricks may have together.
     """
@@ -52,6 +54,7 @@ class Bricks:
     num_condition_frames: int = 0
     sparsity: float | None = None
     cdf_threshold: float | None = None
+    local_bricks: int | None = None
 
     def __post_init__(self) -> None:
         for chunk in (self.chunk_q, self.chunk_k):
@@ -68,20 +71,23 @@ class Bricks:
 
     def regions(self) -> Iterator[Region]:
         """Yield the region of the condition queries, if any, then that of the noise queries, if any."""
-        cut = self._num_bricks(self.chunk_q, self.num_condition_frames)
-        end = self._num_bricks(self.chunk_q, self.grid[0])
+        cut = self._num_queries(self.num_condition_frames)
+        end = self._num_queries(self.grid[0])
         if cut > 0:
             yield self._region(slice(0, cut), self.num_condition_frames)
         if cut < end:
             yield self._region(slice(cut, end), self.grid[0])
 
     def _region(self, queries: slice, frames: int) -> Region:
-        num_keys = self._num_bricks(self.chunk_k, frames)
+        num_keys = frames * prod(self.grid[1:]) // prod(self.chunk_k)
         min_kept = 0 if self.sparsity is None else int((1 - self.sparsity) * num_keys)
         return Region(queries, num_keys, max(min_kept, 1))
 
-    def _num_bricks(self, chunk: Triple, frames: int) -> int:
-        return frames * prod(self.grid[1:]) // prod(chunk)
+    def _num_queries(self, frames: int) -> int:
+        local = (
+            prod(self.grid[1:]) // prod(self.chunk_q[1:]) if self.local_bricks is None else self.local_bricks
+        )
+        return frames // self.chunk_q[0] * local
 
 
 class Selection(NamedTuple):

@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
 
 
 def attend(
-    q: Float[Tensor, "b a n d"], k: Float[Tensor, "b a n d"], v: Float[Tensor, "b a n d"], bricks: Bricks
+    q: Float[Tensor, "b a n d"], k: Float[Tensor, "b a s d"], v: Float[Tensor, "b a s d"], bricks: Bricks
 ) -> Float[Tensor, "b a n d"]:
     """Compute what `reference_attention` defines. k and v are in key-brick order, q in query-brick order."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))

@@ -7,6 +7,7 @@ group.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -17,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.parallel.mesh import ContextParallel
-from model.parallel.sharding import gather, shard, shard_length
+from model.parallel.ring import pass_around
+from model.parallel.sharding import gather, pad, part_length, shard, shard_length
 from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
-from model.transformer.attention import KV, attend
+from model.transformer.attention import KV, attend, attend_to_parts
 from model.transformer.block_sparse import block_sparse_attention
 from model.transformer.block_sparse_bricks import Bricks, to_bricks
 from model.transformer.config import DitConfig, Triple
@@ -47,13 +49,15 @@ class Window(NamedTuple):
 class Layout:
     """The tokens of a forward. `grid` and `chunk` are (frames, rows, columns) in tokens, `patch` in latents.
 
-    `rotation` holds cosine and sine of the position of each token on this rank.
+    `rotation` holds cosine and sine of the position of each token on this rank. `num_cached_groups` groups
+    come before those of the forward; if it attends to them, their keys and values are given.
     """
 
     grid: Triple
     chunk: Triple
     patch: Triple
     num_condition_groups: int
+    num_cached_groups: int
     rotation: Float[Tensor, "g m 1 half 2"]
     bricks: Bricks | None
     parallel: ContextParallel
@@ -68,9 +72,15 @@ class Layout:
         """Number of tokens in a group, on all ranks together."""
         return prod(self.grid) // self.num_groups
 
+    @property
+    def shard_size(self) -> int:
+        """Number of tokens in a group on each rank, with padding."""
+        return self._shard_length[0]
+
     def patchify(self, latents: Float[Tensor, "b z f h w"]) -> Float[Tensor, "b g m patch"]:
         """Return this rank's tokens. Values of a patch are ordered (channel, frame, row, column)."""
-        return shard(self.parallel, rearrange(latents, f"{LATENTS} -> {TOKENS} (z pf ph pw)", **self._sizes))
+        tokens = rearrange(latents, f"{LATENTS} -> {TOKENS} (z pf ph pw)", **self._sizes)
+        return shard(self.parallel, tokens, self._shard_unit)
 
     def unpatchify(self, values: Float[Tensor, "b g m patch"]) -> Float[Tensor, "b z f h w"]:
         """Return the latents of all ranks. Values of a patch are ordered (frame, row, column, channel)."""
@@ -79,7 +89,7 @@ class Layout:
 
     def noise_tokens(self, x: Float[Tensor, "b g m c"]) -> Float[Tensor, "b noise_g filled_m c"]:
         """Return this rank's tokens of the noise groups, without padding."""
-        _, filled = shard_length(self.parallel, self.group_size)
+        _, filled = self._shard_length
         return x[:, self.num_condition_groups :, :filled]
 
     def group_timesteps(self, timesteps: Float[Tensor, "b f"]) -> Float[Tensor, "b g"]:
@@ -98,17 +108,61 @@ class Layout:
         """
         tensors = list(qkv)
         del qkv  # with the list emptied, the tensors are freed before the exchange allocates
-        q, k, v = tokens_to_heads(self.parallel, tensors, self.group_size)
+        q, k, v = tokens_to_heads(self.parallel.heads, tensors, self._part_length(self.parallel.ring.rank))
         del tensors
         kv = KV(k, v) if condition_kv is None else condition_kv.append(k, v)
         if kv_out is not None:
             kv_out.append(KV(k, v.clone()))  # v may be a view that would keep the whole qkv product alive
-        if self.bricks is None:
+        if self.parallel.ring.size > 1:
+            out = self._attend_in_ring(q, kv, 0 if condition_kv is None else self.num_cached_groups)
+        elif self.bricks is None:
             out = attend(q, *kv, num_condition=self.num_condition_groups * self.group_size)
         else:
             out = block_sparse_attention(q, *kv, self.bricks)
         del q, k, v, kv
-        return heads_to_tokens(self.parallel, out, self.num_groups)
+        return heads_to_tokens(self.parallel.heads, out, self.num_groups, self.shard_size)
+
+    def _attend_in_ring(
+        self, q: Float[Tensor, "b a n d"], own: KV, num_cached_groups: int
+    ) -> Float[Tensor, "b a n d"]:
+        """Attend from the tokens of this part of the ring to those of all parts.
+
+        `own` has the keys and values of this part, those of cached groups first.
+        """
+        ring = self.parallel.ring
+        if self.bricks is not None:
+            # What a query selects among may be in any part, so the keys and values are gathered.
+            k, v = (self._gather_parts(x) for x in own)
+            return block_sparse_attention(q, k, v, self.bricks) if q.shape[2] else q
+        part_lengths = [self._part_length(number) for number in range(ring.size)]
+        num_keys = [(num_cached_groups + self.num_groups) * length for length in part_lengths]
+        num_condition = [self.num_condition_groups * length for length in part_lengths]
+
+        def with_heads_first(passed: tuple[int, list[Tensor]]) -> tuple[KV, int]:
+            number, (k, v) = passed
+            return KV(k.transpose(1, 2), v.transpose(1, 2)), num_condition[number]
+
+        token_by_token = [x.transpose(1, 2).contiguous() for x in own]
+        with closing(pass_around(ring, token_by_token, num_keys)) as passing:
+            return attend_to_parts(q, map(with_heads_first, passing), num_condition[ring.rank])
+
+    def _gather_parts(self, x: Float[Tensor, "b a n d"]) -> Float[Tensor, "b a s d"]:
+        """Return the keys or values of all parts of the ring, given those of this one."""
+        x = rearrange(x, "b a (g m) d -> b g m a d", g=self.num_groups)
+        padded = pad(x, self.parallel.heads.size * self.shard_size)
+        return gather(self.parallel.ring, padded, self.group_size).flatten(1, 2).transpose(1, 2)
+
+    def _part_length(self, number: int) -> int:
+        """Return how many tokens of a group a part of the ring has; without a ring, the only one has all."""
+        return part_length(self.parallel, self.group_size, self._shard_unit, number)
+
+    @property
+    def _shard_length(self) -> tuple[int, int]:
+        return shard_length(self.parallel, self.group_size, self._shard_unit)
+
+    @property
+    def _shard_unit(self) -> int:
+        return _shard_unit(self.parallel, self.chunk if self.bricks else None)
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -127,8 +181,11 @@ def build_layout(config: DitConfig, window: Window, sparse: bool, parallel: Cont
     A single latent frame is always attended to densely.
     """
     grid = (window.num_frames, window.height // config.patch_size[1], window.width // config.patch_size[2])
-    bricks = _bricks(config, grid, window.num_condition) if sparse and window.num_frames > 1 else None
+    bricks = (
+        _bricks(config, grid, window.num_condition, parallel) if sparse and window.num_frames > 1 else None
+    )
     chunk = bricks.chunk_q if bricks else (1, *grid[1:])
+    unit = _shard_unit(parallel, chunk if bricks else None)
     angles = to_bricks(angles_3d(grid, config.head_dim, window.first).flatten(0, 2), grid, chunk)
     angles = torch.unflatten(angles, 0, (grid[0] // chunk[0], -1))
     rotation = torch.stack([angles.cos(), angles.sin()], dim=-1)[None, :, :, None]
@@ -137,19 +194,28 @@ def build_layout(config: DitConfig, window: Window, sparse: bool, parallel: Cont
         chunk=chunk,
         patch=config.patch_size,
         num_condition_groups=window.num_condition // chunk[0],
-        rotation=shard(parallel, rotation)[0].to(parallel.device),
+        num_cached_groups=window.first // chunk[0],
+        rotation=shard(parallel, rotation, unit)[0].to(parallel.device),
         bricks=bricks,
         parallel=parallel,
     )
 
 
-def _bricks(config: DitConfig, grid: Triple, num_condition: int) -> Bricks:
+def _shard_unit(parallel: ContextParallel, brick: Triple | None) -> int:
+    """Return how many tokens stay together in a part of a ring: those of a query brick, if there are any."""
+    return prod(brick) if brick and parallel.ring.size > 1 else 1
+
+
+def _bricks(config: DitConfig, grid: Triple, num_condition: int, parallel: ContextParallel) -> Bricks:
     params = config.bsa_params
+    brick = params.chunk_3d_shape_q
+    group_size, unit = brick[0] * grid[1] * grid[2], _shard_unit(parallel, brick)
     return Bricks(
         grid=grid,
-        chunk_q=params.chunk_3d_shape_q,
+        chunk_q=brick,
         chunk_k=params.chunk_3d_shape_k,
         num_condition_frames=num_condition,
         sparsity=params.sparsity,
         cdf_threshold=params.cdf_threshold,
+        local_bricks=part_length(parallel, group_size, unit, parallel.ring.rank) // prod(brick),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -15,9 +15,10 @@ import torch.distributed as dist
 from model.io.checkpoint import open_safetensors
 from model.io.lora import LoraMemory
 from model.parallel import broadcast, halo
-from model.parallel.mesh import ContextParallel, divide, divide_into_blocks
+from model.parallel.mesh import SINGLE, ContextParallel, divide, divide_into_blocks
+from model.parallel.ring import pass_around
 from model.parallel.sharded_blocks import ShardedBlocks, start_gather
-from model.parallel.sharding import gather, shard
+from model.parallel.sharding import gather, shard, shard_length
 from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
 from model.pipeline.events import Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
@@ -27,19 +28,24 @@ from model.pipeline.state import State
 from model.spec.errors import CheckpointError, GroupError, LeaderError
 from model.transformer.block import Block
 from model.transformer.compile import fuse
+from model.transformer.config import DitConfig
+from model.transformer.token_layout import Window, build_layout
 from model.vae.vae import Vae
 from tests.model import parity_cases
+from tests.model.random_dit import random_dit
 
 CPU = torch.device("cpu")
 
 
-def groups(rank: int, count: int) -> dict[int, ContextParallel]:
-    """This rank's place in groups of each size; the first group of a size does the work."""
-    made = {size: divide(CPU, size) for size in (2, count)}
+def groups(rank: int, count: int) -> dict[tuple[int, int], ContextParallel]:
+    """This rank's place in groups of each size and ring degree; the first group of a kind does the work."""
+    kinds = [(2, 1), (count, 1), (2, 2), (count, 2), (count, count)]
+    made = {(size, degree): divide(CPU, size, ring_degree=degree) for size, degree in kinds}
     three = dist.new_group([0, 1, 2])
     if rank < 3:
-        made[3] = ContextParallel(CPU, size=3, rank=rank, group=three)
-    return {size: parallel for size, parallel in made.items() if parallel.replica == 0}
+        made[3, 1] = ContextParallel(CPU, size=3, rank=rank, group=three)
+        made[3, 3] = dataclasses.replace(made[3, 1], ring_and_heads=(made[3, 1], SINGLE))
+    return {kind: parallel for kind, parallel in made.items() if parallel.replica == 0}
 
 
 def place(parallel: ContextParallel) -> tuple[int, int, bool]:
@@ -52,7 +58,8 @@ def there_and_back(
     """Shard tensors, exchange tokens for heads and back, and gather."""
     length, groups_of_frames = tensors[0].shape[2], tensors[0].shape[1]
     by_heads = tokens_to_heads(parallel, [shard(parallel, x) for x in tensors], length)
-    back = heads_to_tokens(parallel, by_heads[0], groups_of_frames)
+    shard_size, _ = shard_length(parallel, length)
+    back = heads_to_tokens(parallel, by_heads[0], groups_of_frames, shard_size)
     return by_heads, gather(parallel, back.flatten(3), length)
 
 
@@ -90,6 +97,119 @@ def exhausted_leader(parallel: ContextParallel) -> tuple[str, str]:
 
 def velocity(parallel: ContextParallel, case: str) -> torch.Tensor:
     return parity_cases.velocity(case, parallel)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """A forward of a random transformer over noise frames and, in one of two ways, clean ones before them."""
+
+    config: DitConfig
+    window: Window
+    num_cached: int = 0
+    sparse: bool = False
+
+    def __call__(self, parallel: ContextParallel) -> torch.Tensor:
+        """The velocity, on this rank."""
+        dit, window = random_dit(self.config), self.window
+        draw = torch.Generator().manual_seed(3)
+        clean, latents = (
+            torch.randn(b, 16, frames, window.height, window.width, generator=draw)
+            for b, frames in ((1, self.num_cached), (2, window.num_frames))
+        )
+        condition_kv = None
+        if self.num_cached:
+            clean_window = Window(self.num_cached, window.height, window.width)
+            condition_kv = dit.condition_kv(clean, build_layout(self.config, clean_window, False, parallel))
+            window = window._replace(first=self.num_cached)
+        text = dit.text_kv(
+            torch.randn(2, 5, self.config.caption_channels, generator=draw),
+            torch.ones(2, 5, dtype=torch.long),
+        )
+        timesteps = torch.full((2, window.num_frames), 700.0)
+        timesteps[:, : window.num_condition] = 0
+        layout = build_layout(self.config, window, self.sparse, parallel)
+        return dit(latents, timesteps, layout, text, condition_kv)
+
+
+def forward(parallel: ContextParallel, forward: Forward) -> torch.Tensor:
+    return forward(parallel)
+
+
+def forward_and_bytes_sent(
+    parallel: ContextParallel, forward: Forward
+) -> tuple[torch.Tensor, dict[str, int]]:
+    """The velocity, and how many bytes this rank sends for it, by the name of the function."""
+    with counted_bytes() as sent:
+        return forward(parallel), sent
+
+
+@contextmanager
+def counted_bytes() -> Iterator[dict[str, int]]:
+    """Count what leaves this rank in the exchanges around attention."""
+    sent = {"all_to_all_single": 0, "all_gather": 0, "batch_isend_irecv": 0}
+    run = {name: getattr(dist, name) for name in sent}
+
+    def all_to_all_single(received, given, group):
+        sent["all_to_all_single"] += (
+            given.nbytes // dist.get_world_size(group) * (dist.get_world_size(group) - 1)
+        )
+        return run["all_to_all_single"](received, given, group=group)
+
+    def all_gather(received, given, group):
+        sent["all_gather"] += given.nbytes * (dist.get_world_size(group) - 1)
+        return run["all_gather"](received, given, group=group)
+
+    def batch_isend_irecv(transfers):
+        sent["batch_isend_irecv"] += sum(each.tensor.nbytes for each in transfers if each.op is dist.isend)
+        return run["batch_isend_irecv"](transfers)
+
+    with patch.multiple(
+        dist, all_to_all_single=all_to_all_single, all_gather=all_gather, batch_isend_irecv=batch_isend_irecv
+    ):
+        yield sent
+
+
+def places_in_ring(parallel: ContextParallel) -> dict[str, list[int]]:
+    """The ranks with which this one shares each of its places."""
+    branch = parallel.cfg_branch
+    of_branch = (
+        {} if branch is None else {"branch": branch, "branch ring": branch.ring, "branch heads": branch.heads}
+    )
+    places = {"ring": parallel.ring, "heads": parallel.heads, **of_branch}
+    return {
+        name: [dist.get_rank()] if place.group is None else dist.get_process_group_ranks(place.group)
+        for name, place in places.items()
+    }
+
+
+def passed_around(parallel: ContextParallel, lengths: list[int]) -> list[tuple[int, torch.Tensor]]:
+    """The tensor of each rank of the ring, which holds its number."""
+    own = torch.full((2, lengths[parallel.ring.rank], 1, 3), float(parallel.ring.rank))
+    with closing(pass_around(parallel.ring, [own], lengths)) as passing:
+        return [(number, tensors[0]) for number, tensors in passing]
+
+
+def passed_around_after_failure(parallel: ContextParallel) -> list[tuple[int, torch.Tensor]]:
+    """The same, after all ranks failed with an exchange under way."""
+
+    def fail() -> None:
+        own = torch.full((2, 4, 1, 3), -1.0)
+        with closing(pass_around(parallel.ring, [own], [4] * parallel.ring.size)) as passing:
+            next(passing)
+            raise MemoryError("no room")
+
+    with suppress(MemoryError):
+        fail()
+    return passed_around(parallel, [4] * parallel.ring.size)
+
+
+def refused_ring(parallel: ContextParallel, ring_degree: int) -> str:
+    """Why these ranks cannot have a ring of a size."""
+    try:
+        divide(CPU, parallel.size, ring_degree=ring_degree)
+    except GroupError as error:
+        return str(error)
+    return "nothing"
 
 
 def compiled_velocity(parallel: ContextParallel, case: str, backend: str) -> torch.Tensor:

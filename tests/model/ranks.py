@@ -45,10 +45,10 @@ class Ranks:
             connection.close()
         self._program.wait()
 
-    def run(self, job: str, size: int, *arguments):
-        """What the function of `rank_jobs` returned on each of `size` ranks."""
+    def run(self, job: str, size: int, *arguments, ring_degree: int = 1):
+        """What the function of `rank_jobs` returned on each of `size` ranks, perhaps with a ring."""
         for connection in self._connections.values():
-            send(connection, (job, size, arguments))
+            send(connection, (job, (size, ring_degree), arguments))
         outcomes = {rank: receive(connection) for rank, connection in self._connections.items()}
         failures = [outcome for outcome, failed in outcomes.values() if failed]
         assert not failures, "\n".join(failures)
@@ -81,10 +81,10 @@ def serve(rank: int, count: int, folder: Path) -> None:
         send(connection, rank)
         while True:
             try:
-                job, size, arguments = receive(connection)
+                job, group, arguments = receive(connection)
             except EOFError:
                 break
-            send(connection, answer(getattr(rank_jobs, job), groups.get(size), arguments))
+            send(connection, answer(getattr(rank_jobs, job), groups.get(group), arguments))
     dist.destroy_process_group()
 
 

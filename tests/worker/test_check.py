@@ -102,6 +102,22 @@ def test_pytorch_that_cannot_use_the_gpus_is_a_problem(settings):
     assert "cannot use the GPUs" in problem  # the tests have no GPU
 
 
+@pytest.mark.parametrize(
+    ("ranks", "ring_degree", "problem"),
+    [
+        (16, 1, []),
+        (24, 1, ["24 ranks cannot share 32 attention heads evenly: RING_DEGREE=3 helps"]),
+        (64, 1, ["64 ranks cannot share 32 attention heads evenly: RING_DEGREE=2 helps"]),
+        (24, 2, ["12 ranks cannot share 32 attention heads evenly: RING_DEGREE=3 helps"]),
+        (24, 3, []),
+        (64, 2, []),
+    ],
+)
+def test_ring_that_a_group_needs_is_named(settings, ranks, ring_degree, problem):
+    group = settings.model_copy(update={"ranks": ranks, "ring_degree": ring_degree})
+    assert [finding.text for finding in check._check_heads(group, 32)] == problem
+
+
 @pytest.mark.usefixtures("released")
 def test_weights_that_do_not_fit_are_a_problem(settings):
     (problem,) = problems(settings, gpus(24))

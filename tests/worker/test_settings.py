@@ -90,6 +90,15 @@ def test_each_fixed_group_has_a_supervisor_process():
     assert not settings.rank_setup(Path("/run/sock")).elastic
 
 
+def test_ring_divides_the_ranks_of_a_group():
+    with pytest.raises(ValidationError, match=r"RING_DEGREE \(3\) must divide the ranks of a group \(4\)"):
+        WorkerSettings(ranks=4, ring_degree=3)
+    with pytest.raises(ValidationError, match=r"RING_DEGREE \(4\) must divide the ranks of a group \(2\)"):
+        WorkerSettings(ranks=4, context_parallel=2, ring_degree=4)
+    assert WorkerSettings(ranks=4, ring_degree=2).rank_setup(Path("socket")).ring_degree == 2
+    assert of_two_nodes(ranks=3, ring_degree=2).rank_setup(Path("socket")).ring_degree == 2
+
+
 @pytest.mark.parametrize("ranks", [1, 3, 6])
 def test_world_needs_a_power_of_two_of_ranks(ranks):
     with pytest.raises(ValidationError, match=rf"auto needs RANKS \({ranks}\) to be 2, 4, 8 or 16"):
@@ -100,6 +109,7 @@ def test_world_needs_a_power_of_two_of_ranks(ranks):
     ("changes", "rule"),
     [
         ({"shard_weights": True}, "CONTEXT_PARALLEL=auto cannot be combined with SHARD_WEIGHTS"),
+        ({"ring_degree": 2}, "CONTEXT_PARALLEL=auto cannot be combined with RING_DEGREE"),
         ({"nodes": 2, "rendezvous": "10.0.0.1:29500"}, r"CONTEXT_PARALLEL \(auto\) must be absent"),
         ({"context_parallel": "all"}, "context_parallel"),
         ({"context_parallel": 0}, "greater than or equal to 1"),

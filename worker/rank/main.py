@@ -66,6 +66,7 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
             settings.collective_timeout_s,
             rendezvous=_rendezvous(settings),
             shard_weights=settings.shard_weights,
+            ring_degree=settings.ring_degree,
         )
         world = Consensus(settings.error_grace_s)
         _serve(_places(load(settings, parallel), parallel, world, settings), world, supervisor, settings)

@@ -1,0 +1,191 @@
+"""Attention over a ring of ranks is exact, and sends what the arithmetic says."""
+
+from __future__ import annotations
+
+from math import inf, log
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.parallel.mesh import SINGLE, ContextParallel
+from model.spec.errors import GroupError
+from model.transformer.attention import KV, Partial, attend, attend_partially, attend_to_parts, merge
+from model.transformer.config import BrickConfig, DitConfig
+from model.transformer.token_layout import Window
+from tests.model.parallel.test_parallel import CASES
+from tests.model.parity_cases import velocity
+from tests.model.rank_jobs import Forward
+
+RINGS = [(2, 2), (4, 2), (4, 4), (3, 3)]
+"""Number of ranks, and how many of them are in a ring."""
+
+CONFIG = DitConfig(
+    hidden_size=48,
+    depth=2,
+    num_heads=4,
+    caption_channels=8,
+    adaln_tembed_dim=8,
+    frequency_embedding_size=16,
+    bsa_params=BrickConfig(0.5, None, (2, 2, 2), (2, 2, 2)),
+)
+TWO_HEADS = DitConfig(**{**vars(CONFIG), "num_heads": 2})
+FORWARDS = {
+    "fifteen tokens of a frame": Forward(CONFIG, Window(3, 6, 10)),
+    "fewer tokens than ranks": Forward(CONFIG, Window(3, 2, 4)),
+    "condition frames": Forward(CONFIG, Window(5, 6, 6, num_condition=2)),
+    "condition frames, fewer tokens than ranks": Forward(CONFIG, Window(3, 2, 6, num_condition=2)),
+    "cached condition frames": Forward(CONFIG, Window(3, 6, 6), num_cached=2),
+    "cached condition frames, fewer tokens than ranks": Forward(CONFIG, Window(3, 2, 4), num_cached=2),
+    "bricks": Forward(CONFIG, Window(4, 8, 12), sparse=True),
+    "bricks of condition frames": Forward(CONFIG, Window(6, 8, 12, num_condition=2), sparse=True),
+    "fewer bricks in a layer than ranks": Forward(CONFIG, Window(4, 4, 4), sparse=True),
+}
+
+
+def whole_softmax(q, k, v):
+    """Attention in double precision, as defined."""
+    scores = q.double() @ k.double().mT / q.shape[-1] ** 0.5
+    return scores.softmax(-1) @ v.double(), scores.logsumexp(-1)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any),
+    seed=st.integers(0, 99),
+    sharpness=st.sampled_from([0.1, 1.0, 30.0]),
+)
+def test_merged_parts_are_the_softmax_over_all_keys(lengths, seed, sharpness):
+    """A part without keys counts as one whose sum of exponentials is 0."""
+    draw = torch.Generator().manual_seed(seed)
+    q = sharpness * torch.randn(1, 2, 5, 8, generator=draw)
+    k, v = (torch.randn(1, 2, sum(lengths), 8, generator=draw) for _ in range(2))
+    merged = Partial(torch.zeros_like(q), torch.full(q.shape[:3], -inf))
+    for keys, values in zip(k.split(lengths, 2), v.split(lengths, 2), strict=True):
+        out, lse = whole_softmax(q, keys, values)
+        merged = merge(merged, Partial(out.float(), lse.float()))
+    out, lse = whole_softmax(q, k, v)
+    torch.testing.assert_close(merged.out.double(), out, rtol=0, atol=1e-5)
+    torch.testing.assert_close(merged.lse.double(), lse, rtol=1e-6, atol=1e-5)
+
+
+def test_queries_without_keys_in_some_parts_are_merged_row_by_row():
+    one = Partial(torch.tensor([[[[1.0], [2.0], [3.0]]]]), torch.tensor([[[0.0, -inf, -inf]]]))
+    other = Partial(torch.tensor([[[[5.0], [6.0], [7.0]]]]), torch.tensor([[[log(3), 1.0, -inf]]]))
+    merged = merge(one, other)
+    torch.testing.assert_close(merged.out, torch.tensor([[[[4.0], [6.0], [0.0]]]]))
+    torch.testing.assert_close(merged.lse, torch.tensor([[[log(4), 1.0, -inf]]]))
+
+
+def test_parts_in_half_precision_are_merged_in_single():
+    merged = merge(*(Partial(torch.ones(1, 1, 1, 1).bfloat16(), torch.zeros(1, 1, 1)) for _ in range(2)))
+    assert merged.out.dtype == merged.lse.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_part_of_attention_is_returned_with_the_log_sum_of_exponentials(dtype):
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, 8, generator=draw).to(dtype).transpose(1, 2) for n in (5, 7, 7))
+    out, lse = attend_partially(q, k, v)
+    expected, expected_lse = whole_softmax(q, k, v)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=tolerance)
+
+
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=4),
+    own=st.integers(0, 3),
+)
+def test_attention_to_parts_is_attention_to_all_keys(parts, own):
+    """Each part has condition tokens and others; the queries are those of one of the parts."""
+    num_condition, num_noise = parts[own % len(parts)]
+    draw = torch.Generator().manual_seed(1)
+    q = torch.randn(2, 3, num_condition + num_noise, 8, generator=draw)
+    kvs = [KV(*torch.randn(2, 2, 3, sum(part), 8, generator=draw)) for part in parts]
+    found = attend_to_parts(q, zip(kvs, (part[0] for part in parts), strict=True), num_condition)
+    of_condition, of_noise = (
+        KV(
+            *(
+                torch.cat([x[:, :, take(part[0])] for x, part in zip(each, parts, strict=True)], 2)
+                for each in zip(*kvs, strict=True)
+            )
+        )
+        for take in (slice, lambda start: slice(start, None))
+    )
+    if num_condition:
+        torch.testing.assert_close(
+            found[:, :, :num_condition],
+            attend(q[:, :, :num_condition], of_condition.k, of_condition.v),
+            rtol=0,
+            atol=1e-5,
+        )
+    if num_noise:
+        both = of_condition.append(of_noise.k, of_noise.v)
+        expected = attend(q[:, :, num_condition:], both.k, both.v)
+        torch.testing.assert_close(found[:, :, num_condition:], expected, rtol=0, atol=1e-5)
+
+
+def test_ranks_of_a_ring_are_one_of_each_set_of_consecutive_ranks(ranks):
+    found = ranks.run("places_in_ring", 4, ring_degree=2)
+    assert [place["heads"] for place in found] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [place["ring"] for place in found] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+
+
+def test_split_guidance_halves_the_ring_first(ranks):
+    two, four = (ranks.run("places_in_ring", 4, ring_degree=degree) for degree in (2, 4))
+    assert [place["branch heads"] for place in two] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [place["branch ring"] for place in two] == [[0], [1], [2], [3]]
+    assert [place["branch ring"] for place in four] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def test_ranks_that_a_ring_does_not_divide_are_refused(ranks):
+    assert ranks.run("refused_ring", 4, 3) == ["4 ranks cannot be divided by a ring of 3"] * 4
+
+
+def test_only_the_ranks_that_divide_heads_must_divide_them_evenly():
+    four = ContextParallel(size=8, ring_and_heads=(ContextParallel(size=2), ContextParallel(size=4)))
+    four.check_heads(12)
+    with pytest.raises(GroupError, match="4 ranks cannot share 6 attention heads"):
+        four.check_heads(6)
+
+
+@pytest.mark.parametrize(
+    ("size", "degree", "lengths"), [(2, 2, [3, 5]), (4, 4, [4, 2, 0, 0]), (3, 3, [0, 7, 1])]
+)
+def test_each_rank_gets_the_tensors_of_all_ranks_of_its_ring(ranks, size, degree, lengths):
+    answers = ranks.run("passed_around", size, lengths, ring_degree=degree)
+    for rank, answer in enumerate(answers):
+        assert [number for number, _ in answer] == [(rank - step) % size for step in range(size)]
+        for number, tensor in answer:
+            assert torch.equal(tensor, torch.full((2, lengths[number], 1, 3), float(number)))
+
+
+def test_exchange_that_was_under_way_at_an_error_disturbs_no_later_one(ranks):
+    for answer in ranks.run("passed_around_after_failure", 4, ring_degree=4):
+        assert all((tensor == number).all() for number, tensor in answer)
+
+
+@pytest.mark.parametrize(("size", "degree"), RINGS)
+@pytest.mark.parametrize("case", CASES)
+def test_forward_on_a_ring_equals_forward_on_one_device(ranks, case, size, degree):
+    alone, published = velocity(case, SINGLE)
+    for ours in ranks.run("velocity", size, case, ring_degree=degree):
+        torch.testing.assert_close(ours, alone, rtol=0, atol=2e-5)
+        torch.testing.assert_close(ours, published, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("size", "degree"), RINGS)
+@pytest.mark.parametrize("name", FORWARDS)
+def test_forward_on_a_ring_is_exact_for_shapes_that_it_divides_unevenly(ranks, name, size, degree):
+    alone = FORWARDS[name](SINGLE)
+    for ours in ranks.run("forward", size, FORWARDS[name], ring_degree=degree):
+        torch.testing.assert_close(ours, alone, rtol=0, atol=2e-5)
+
+
+def test_more_ranks_than_heads_make_a_video_with_a_ring(ranks):
+    with pytest.raises(GroupError, match="4 ranks cannot share 2 attention heads"):
+        ContextParallel(size=4).check_heads(TWO_HEADS.num_heads)
+    forward = Forward(TWO_HEADS, Window(3, 6, 10))
+    for ours in ranks.run("forward", 4, forward, ring_degree=2):
+        torch.testing.assert_close(ours, forward(SINGLE), rtol=0, atol=2e-5)
