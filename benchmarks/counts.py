@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +30,10 @@ from benchmarks.formulas import (
     exchanged_bytes,
     forward_flops,
     num_tokens,
+    passed_bytes,
 )
 from benchmarks.repeats import repeats
-from benchmarks.traffic import Attention, Traffic, recorded
+from benchmarks.traffic import Attention, Traffic, ranks_on_meta, recorded
 from model.parallel.mesh import ContextParallel
 from model.tiny import write_tiny
 from model.transformer import token_layout
@@ -54,6 +56,7 @@ class Forward:
     window: Window
     sparse: bool = False
     ranks: int = 1
+    ring_degree: int = 1
 
     def __call__(self) -> None:
         """Do it, from the text on."""
@@ -63,7 +66,8 @@ class Forward:
         """Return a function that runs one step. The work for the text is done before."""
         with META:
             dit = Dit(self.config, BF16).requires_grad_(False)
-        layout = build_layout(self.config, self.window, self.sparse, ContextParallel(META, size=self.ranks))
+        parallel = ranks_on_meta(self.ranks, self.ring_degree)
+        layout = build_layout(self.config, self.window, self.sparse, parallel)
         text = torch.empty(1, TEXT_TOKENS, self.config.caption_channels, dtype=BF16, device=META)
         read = dit.text_kv(text, torch.empty(1, TEXT_TOKENS, device=META, dtype=torch.long))
         latents = torch.empty(1, self.config.in_channels, *self.window[:3], device=META)
@@ -149,7 +153,7 @@ def _traffic(config: DitConfig, window: Window, least: int) -> Traffic:
 
 def exchanges(config: DitConfig, window: Window, ranks: int) -> Table:
     """Return the bytes that a rank sends in one block, checked against the formula, and for the result."""
-    with Attention(), recorded(ranks) as seen:
+    with Attention(), recorded() as seen:
         Forward(_deep(config, 1), window, ranks=ranks)()
     size = (1, num_tokens(config, window), config.hidden_size, BF16.itemsize)
     return {
@@ -161,8 +165,52 @@ def exchanges(config: DitConfig, window: Window, ranks: int) -> Table:
     }
 
 
+def between_machines(
+    config: DitConfig, window: Window, sparse: bool, machines: int, ranks_of_each: int, ring_degree: int
+) -> Table:
+    """Return the bytes that a rank sends in one block to the ranks of its machine and of others.
+
+    A ring is as large as there are machines, or absent.
+    """
+    ranks = machines * ranks_of_each
+    seen = []
+    for depth in (2, 1):
+        forward = Forward(_deep(config, depth), window, sparse, ranks, ring_degree)
+        with (
+            Attention(),
+            recorded() as exchanges,
+            patch.object(token_layout, "block_sparse_attention", _nothing),
+        ):
+            forward()
+        seen.append(exchanges.sent_bytes)
+    two, one = (Counter(sent) for sent in seen)
+    two.subtract(one)
+    exchanged, passed = two["all_to_all"], two["pass_around"] + two["all_gather"]
+    to_others = passed if ring_degree > 1 else exchanged * (ranks - ranks_of_each) // (ranks - 1)
+    size = (1, num_tokens(config, window), config.hidden_size, BF16.itemsize, ranks, ring_degree)
+    return {
+        "machines": machines,
+        "ranks": ranks,
+        "ring": ring_degree,
+        "attention": "block-sparse" if sparse else "dense",
+        "bytes sent within a machine": exchanged + passed - to_others,
+        "bytes sent to other machines": to_others,
+        "formula": exchanged_bytes(*size) + passed_bytes(*size),
+    }
+
+
 def _deep(config: DitConfig, depth: int) -> DitConfig:
     return DitConfig(**{**vars(config), "depth": depth})
+
+
+def count_between_machines(config: DitConfig) -> list[Table]:
+    """Count what groups on several machines of 8 ranks send, with and without a ring."""
+    return [
+        between_machines(config, window, sparse, machines, 8, ring_degree)
+        for window, sparse in ((BASE, False), (REFINED, True))
+        for machines in (2, 4)
+        for ring_degree in (1, machines)
+    ]
 
 
 def count_all() -> dict[str, Table | list[Table]]:
@@ -177,6 +225,7 @@ def count_all() -> dict[str, Table | list[Table]]:
         "forward 704×1280×186, block-sparse": sparse_flops(config, REFINED),
         "block": block(config, BASE, device),
         "exchanges": [exchanges(config, BASE, ranks) for ranks in RANKS],
+        "exchanges between machines": count_between_machines(config),
         "jobs of three segments, guided": jobs,
     }
 

@@ -71,9 +71,19 @@ def block_sparse_flops(config: DitConfig, window: Window, bricks: Bricks) -> int
     return config.depth * 4 * kept * pairs * config.hidden_size
 
 
-def exchanged_bytes(num_texts: int, num_tokens: int, width: int, size_bytes: int, ranks: int) -> int:
-    """Bytes that a rank sends in the exchanges of one block: 4·b·n·c·size/p·(p−1)/p."""
-    return 4 * num_texts * num_tokens * width * size_bytes * (ranks - 1) // (ranks * ranks)
+def exchanged_bytes(
+    num_texts: int, num_tokens: int, width: int, size_bytes: int, ranks: int, ring_degree: int = 1
+) -> int:
+    """Bytes that a rank sends in the exchanges of one block, among u = p/r ranks: 4·b·n·c·size/p·(u−1)/u."""
+    among = ranks // ring_degree
+    return 4 * num_texts * num_tokens * width * size_bytes * (among - 1) // (ranks * among)
+
+
+def passed_bytes(
+    num_texts: int, num_tokens: int, width: int, size_bytes: int, ranks: int, ring_degree: int
+) -> int:
+    """Bytes that a rank sends around a ring of r in one block: 2·b·n·c·size·(r−1)/p."""
+    return 2 * num_texts * num_tokens * width * size_bytes * (ring_degree - 1) // ranks
 
 
 def _sides(config: DitConfig, window: Window) -> tuple[int, int]:

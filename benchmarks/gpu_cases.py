@@ -49,6 +49,7 @@ Sample = tuple[str, float | str]
 WITHOUT_CUDNN = [kernel for kernel in attention.KERNELS if kernel != SDPBackend.CUDNN_ATTENTION]
 GB = 1e9
 PROMPT = "A big red triangle growing on a gray background with stripes"
+PARTED_TOKENS = 4096  # of queries and keys, in the check of attention in parts
 
 
 @dataclass
@@ -158,7 +159,7 @@ def parity(rig: Rig) -> Iterator[Sample]:
 
 
 def kernels(rig: Rig) -> Iterator[Sample]:
-    """Compare the block-sparse and the fp8 kernel with their definitions; name the attention that ran."""
+    """Compare kernels with their definitions, and attention in parts with the whole; name what ran for it."""
     scale = rig.scale
     bricks = build_layout(scale.dit, scale.refined, True, ContextParallel(rig.device)).bricks
     assert bricks
@@ -172,6 +173,11 @@ def kernels(rig: Rig) -> Iterator[Sample]:
         expected = reference_attention(q, bricks.to_key_order(k), bricks.to_key_order(v), bricks)
         name = str(dtype).removeprefix("torch.")
         yield f"block-sparse, {name}: largest error", (found - expected).abs().max().item()
+        q, k, v = (x[:, :, :PARTED_TOKENS] for x in (q, k, v))
+        parts = zip(k.tensor_split([k.shape[2] // 3], 2), v.tensor_split([k.shape[2] // 3], 2), strict=True)
+        found = attention.attend_to_parts(q, ((attention.KV(*part), 0) for part in parts))
+        difference = found - attention.attend(q, k, v)
+        yield f"attention to two parts, {name}: largest error", difference.abs().max().item()
     x, weight = (torch.randn(*shape, device=rig.device).bfloat16() for shape in ((256, 512), (1024, 512)))
     given = (*quantise_rows(x), *quantise_rows(weight))
     if rig.on_cuda:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel, masking_utils
 
 from benchmarks.formulas import BASE, REFINED, TEXT_TOKENS, num_tokens
-from benchmarks.traffic import Attention, FusedNorm, LiveTensors, recorded
+from benchmarks.traffic import Attention, FusedNorm, LiveTensors, ranks_on_meta, recorded
 from model.parallel.mesh import ContextParallel
 from model.spec.geometry import VAE_STRIDE, frames_of_latents
 from model.spec.memory import TextEncoderPlacement
@@ -83,9 +83,9 @@ CASES = {
 }
 
 
-def forward_peak(case: Case, dtype: torch.dtype, ranks: int = 1) -> Peak:
+def forward_peak(case: Case, dtype: torch.dtype, ranks: int = 1, ring_degree: int = 1) -> Peak:
     """Return the peak of a forward of full size. Two blocks have the peak of any number."""
-    config, parallel = DitConfig(depth=2), ContextParallel(META, size=ranks)
+    config, parallel = DitConfig(depth=2), ranks_on_meta(ranks, ring_degree)
     with META:
         dit = Dit(config, dtype).requires_grad_(False)
         text_kv = dit.text_kv(
@@ -96,7 +96,7 @@ def forward_peak(case: Case, dtype: torch.dtype, ranks: int = 1) -> Peak:
         timesteps = torch.empty(case.num_texts, case.window.num_frames)
         clean = torch.empty(1, config.in_channels, CONDITION_FRAMES, *case.window[1:3])
     layout = build_layout(config, case.window, case.sparse, parallel)
-    with _as_on_cuda(ranks):
+    with _as_on_cuda():
         condition_kv = None
         if case.condition_cache:
             clean_window = Window(CONDITION_FRAMES, *case.window[1:3])
@@ -154,11 +154,11 @@ def _full_vae(dtype: torch.dtype) -> Vae:
 
 
 @contextmanager
-def _as_on_cuda(ranks: int = 1) -> Iterator[None]:
+def _as_on_cuda() -> Iterator[None]:
     """Allocate on the meta device what the code for CUDA allocates."""
     with ExitStack() as stack:
         for context in (
-            recorded(ranks),
+            recorded(),
             Attention(),
             FusedNorm(),
             patch.object(token_layout, "block_sparse_attention", _result_alone),

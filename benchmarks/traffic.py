@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model.parallel.mesh import ContextParallel
+
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 
 
@@ -121,7 +123,6 @@ class LiveTensors(TorchDispatchMode):
 class Exchanges:
     """Calls and bytes that leave a rank, by the name of the collective."""
 
-    ranks: int
     calls: dict[str, int] = field(default_factory=dict)
     sent_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -132,21 +133,40 @@ class Exchanges:
 
 
 @contextmanager
-def recorded(ranks: int) -> Iterator[Exchanges]:
+def recorded() -> Iterator[Exchanges]:
     """Record collectives instead of running them: of what a rank gives, all but its own part leaves it."""
-    exchanges = Exchanges(ranks)
+    exchanges = Exchanges()
 
     def all_to_all_single(output: Tensor, given: Tensor, **_: object) -> None:
-        exchanges.note("all_to_all", given.nbytes * (ranks - 1) // ranks)
+        exchanges.note("all_to_all", given.nbytes * (len(given) - 1) // len(given))
 
     def all_gather(outputs: list[Tensor], given: Tensor, **_: object) -> None:
-        exchanges.note("all_gather", given.nbytes * (ranks - 1))
+        exchanges.note("all_gather", given.nbytes * (len(outputs) - 1))
 
-    with (
-        patch.object(torch.distributed, "all_to_all_single", all_to_all_single),
-        patch.object(torch.distributed, "all_gather", all_gather),
+    def transfer(kind: object, x: Tensor, **_: object) -> int:
+        return x.nbytes if kind is torch.distributed.isend else 0
+
+    def batch_isend_irecv(transfers: list[int]) -> list[object]:
+        exchanges.note("pass_around", sum(transfers))
+        return []
+
+    with patch.multiple(
+        torch.distributed,
+        all_to_all_single=all_to_all_single,
+        all_gather=all_gather,
+        P2POp=transfer,
+        batch_isend_irecv=batch_isend_irecv,
     ):
         yield exchanges
+
+
+def ranks_on_meta(ranks: int, ring_degree: int = 1) -> ContextParallel:
+    """Return the first of so many ranks, whose exchanges are to be recorded."""
+    meta = torch.device("meta")
+    if ring_degree == 1:
+        return ContextParallel(meta, size=ranks)
+    ring, heads = ContextParallel(meta, size=ring_degree), ContextParallel(meta, size=ranks // ring_degree)
+    return ContextParallel(meta, size=ranks, ring_and_heads=(ring, heads))
 
 
 def _model_place() -> str:

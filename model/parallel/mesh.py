@@ -215,7 +215,7 @@ def divide(
 
 
 def _check_ring(size: int, ring_degree: int) -> None:
-    if size % ring_degree:
+    if ring_degree < 1 or size % ring_degree:
         raise GroupError(f"{size} ranks cannot be divided by a ring of {ring_degree}")
 
 

@@ -30,6 +30,10 @@ found = {
     "sparse": counts.sparse_flops(config, window),
     "block": counts.block(config, window, torch.device("cpu")),
     "exchanges": [counts.exchanges(config, window, ranks) for ranks in (1, 2, 4)],
+    "machines": [
+        counts.between_machines(config, window, sparse, 2, 2, ring_degree)
+        for sparse in (False, True) for ring_degree in (1, 2)
+    ],
     "jobs": [dict(job) for job in counts.repeats(counts.Path(sys.argv[1]))],
 }
 print(counts.table(found), file=sys.stderr)
@@ -97,6 +101,19 @@ def test_a_block_has_two_exchanges_of_the_formulas_size(counts):
         assert found["bytes sent in a block"] == found["formula"]
         # a share of 64 fp32 values for each token, to every other rank
         assert found["bytes sent to gather a forward"] == TOKENS // ranks * 64 * 4 * (ranks - 1)
+
+
+def test_ring_between_two_machines_sends_as_much_to_the_other_one_as_exchanges_do(counts):
+    one = TOKENS * WIDTH * 2  # bytes of a tensor of all tokens
+    for found in counts["machines"]:
+        assert (
+            found["bytes sent within a machine"] + found["bytes sent to other machines"] == found["formula"]
+        )
+        # Each of 4 ranks has a quarter. Of q, k, v and the result it keeps a quarter and sends one to each of
+        # the others; in a ring it keeps half of them on its machine, and sends k and v of half of the heads.
+        assert found["bytes sent to other machines"] == one // 2
+        within = one // 4 if found["ring"] == 1 else one // 2
+        assert found["bytes sent within a machine"] == within
 
 
 def test_a_job_computes_texts_and_rotations_once(counts):

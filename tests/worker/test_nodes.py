@@ -114,29 +114,58 @@ def set_link(namespace: Namespace, state: str) -> None:
     subprocess.run(namespace.command("ip", "link", "set", namespace.interface, state), check=True)
 
 
+GUIDED, UNGUIDED = 4.0, 1.0
+"""Scales of guidance. With guidance, each node makes one of the predictions, and no ring leaves it."""
+
+
 @pytest.fixture(scope="module")
-def video_of_one_rank(tiny_checkpoint, tmp_path_factory) -> np.ndarray:
+def videos_of_one_rank(tiny_checkpoint, tmp_path_factory) -> dict[float, np.ndarray]:
     folder = tmp_path_factory.mktemp("one")
     with (
         RedisServer(folder / "redis", redis_program()) as redis,
         running_worker(folder, redis.url, ranks=1, **of_model(tiny_checkpoint)) as worker,
     ):
-        return frames(worker, submit_video(worker))
+        return {scale: frames(worker, submit_video(worker, scale)) for scale in (GUIDED, UNGUIDED)}
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("where", ["loopback", "two machines"])
 def test_video_equals_that_of_one_rank_after_a_node_was_killed_while_denoising(
-    where, video_of_one_rank, tiny_checkpoint, tmp_path, request
+    where, videos_of_one_rank, tiny_checkpoint, tmp_path, request
 ):
     namespaces = LOOPBACK if where == "loopback" else request.getfixturevalue("two_machines")
     with running_nodes(tmp_path, namespaces, **of_model(tiny_checkpoint)) as nodes:
-        job_id = submit_video(nodes.first)
+        job_id = submit_video(nodes.first, GUIDED)
         wait_until(lambda: is_denoising(nodes.first, job_id), PATIENCE_S)
         nodes.kill_ranks_of_second()
         video = frames(nodes.first, job_id)
         assert nodes.first.job(job_id).attempt == 2
-    difference = np.abs(video.astype(int) - video_of_one_rank)
+    assert_equal_to_rounding(video, videos_of_one_rank[GUIDED])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("loss", ["killed ranks", pytest.param("cut link", marks=pytest.mark.faults)])
+def test_video_of_a_ring_between_machines_equals_that_of_one_rank_after_a_loss(
+    loss, videos_of_one_rank, two_machines, tiny_checkpoint, tmp_path
+):
+    """Nearly all the time is spent in the exchanges over the link, so that is where the loss is noticed."""
+    with running_nodes(tmp_path, two_machines, ring_degree=2, **of_model(tiny_checkpoint)) as nodes:
+        job_id = submit_video(nodes.first, UNGUIDED)
+        wait_until(lambda: is_denoising(nodes.first, job_id), PATIENCE_S)
+        if loss == "killed ranks":
+            nodes.kill_ranks_of_second()
+        else:
+            ranks = [*nodes.first.ranks, *nodes.second.ranks]
+            set_link(two_machines[1], "down")
+            wait_until(lambda: not any(rank.is_running() for rank in ranks))
+            set_link(two_machines[1], "up")
+        video = frames(nodes.first, job_id)
+        assert nodes.first.job(job_id).attempt == 2
+    assert_equal_to_rounding(video, videos_of_one_rank[UNGUIDED])
+
+
+def assert_equal_to_rounding(video: np.ndarray, expected: np.ndarray) -> None:
+    difference = np.abs(video.astype(int) - expected)
     assert difference.mean() < 0.05  # of 255; rounding may change single values, as on one node
 
 
@@ -144,8 +173,8 @@ def of_model(checkpoint: Path) -> dict[str, object]:
     return {"rank_module": "worker.rank.main", "checkpoint": checkpoint, "stall_s": 120, "step_stall_s": 120}
 
 
-def submit_video(worker: RunningWorker) -> str:
-    return worker.submit("a red ball", num_frames=17, num_inference_steps=40, guidance_scale=4.0)
+def submit_video(worker: RunningWorker, guidance_scale: float) -> str:
+    return worker.submit("a red ball", num_frames=17, num_inference_steps=40, guidance_scale=guidance_scale)
 
 
 def is_denoising(worker: RunningWorker, job_id: str) -> bool:

@@ -187,17 +187,7 @@ def test_vae_on_ranks_equals_vae_on_one_device(ranks, size, height, parity_check
 @pytest.mark.parametrize("cached", [False, True])
 def test_split_guidance_is_exact_and_sends_less(ranks, size, cached, parity_checkpoint):
     dit = load_dit(parity_checkpoint)
-    timesteps, sigmas = standard(2, 12.0)
-    conditioning = Conditioning(
-        start=torch.randn(1, 16, 2, 4, 8),
-        clean=torch.randn(1, 16, 1, 4, 8),
-        text=torch.randn(2, 5, dit.config.caption_channels),
-        mask=torch.ones(2, 5, dtype=torch.long),
-        timesteps=timesteps,
-        sigmas=sigmas,
-        guidance_scale=4.0,
-        cache_condition=cached,
-    )
+    conditioning = guided_conditioning(dit, cached=cached)
     *_, alone = denoise(dit, conditioning, SINGLE)
     split, together = (
         ranks.run("guided", size, parity_checkpoint, conditioning, way) for way in (True, False)
@@ -208,6 +198,20 @@ def test_split_guidance_is_exact_and_sends_less(ranks, size, cached, parity_chec
         assert all(
             few * (size - 1) == many * (size - 2) for (_, few), (_, many) in zip(split, together, strict=True)
         )
+
+
+def guided_conditioning(dit, *, cached):
+    timesteps, sigmas = standard(2, 12.0)
+    return Conditioning(
+        start=torch.randn(1, 16, 2, 4, 8),
+        clean=torch.randn(1, 16, 1, 4, 8),
+        text=torch.randn(2, 5, dit.config.caption_channels),
+        mask=torch.ones(2, 5, dtype=torch.long),
+        timesteps=timesteps,
+        sigmas=sigmas,
+        guidance_scale=4.0,
+        cache_condition=cached,
+    )
 
 
 def single(pipeline, request):

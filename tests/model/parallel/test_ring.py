@@ -10,12 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.parallel.mesh import SINGLE, ContextParallel
+from model.pipeline.request import Request
+from model.pipeline.sample import denoise
 from model.spec.errors import GroupError
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 from model.transformer.attention import KV, Partial, attend, attend_partially, attend_to_parts, merge
 from model.transformer.config import BrickConfig, DitConfig
 from model.transformer.token_layout import Window
-from tests.model.parallel.test_parallel import CASES
-from tests.model.parity_cases import velocity
+from tests.model.parallel.test_parallel import CASES, guided_conditioning, request_of, single
+from tests.model.parity_cases import load_dit, velocity
 from tests.model.rank_jobs import Forward
 
 RINGS = [(2, 2), (4, 2), (4, 4), (3, 3)]
@@ -189,3 +193,75 @@ def test_more_ranks_than_heads_make_a_video_with_a_ring(ranks):
     forward = Forward(TWO_HEADS, Window(3, 6, 10))
     for ours in ranks.run("forward", 4, forward, ring_degree=2):
         torch.testing.assert_close(ours, forward(SINGLE), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("size_and_degree", [(4, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_ring_sends_what_the_formulas_say(ranks, sparse, size_and_degree):
+    size, degree = size_and_degree
+    forward = Forward(CONFIG, Window(4, 8, 16), sparse=sparse)
+    among = size // degree
+    tensor = 2 * 4 * 32 * CONFIG.hidden_size * 4  # bytes of two samples of 4 frames of 32 tokens in fp32
+    result = 2 * 4 * 32 * 64 * 4 // size * (size - 1)  # of patches of 64 values, to all other ranks
+    parts = CONFIG.depth * 2 * tensor // size * (degree - 1)
+    for ours, sent in ranks.run("forward_and_bytes_sent", size, forward, ring_degree=degree):
+        torch.testing.assert_close(ours, forward(SINGLE), rtol=0, atol=2e-5)
+        assert sent == {
+            "all_to_all_single": CONFIG.depth * 4 * tensor // size * (among - 1) // among,
+            "batch_isend_irecv": 0 if sparse else parts,
+            "all_gather": result + (parts if sparse else 0),
+        }
+
+
+@pytest.mark.parametrize("degree", [2, 4])
+@pytest.mark.parametrize("cached", [False, True])
+def test_guidance_is_split_between_the_halves_of_a_ring(ranks, cached, degree, parity_checkpoint):
+    dit = load_dit(parity_checkpoint)
+    conditioning = guided_conditioning(dit, cached=cached)
+    *_, alone = denoise(dit, conditioning, SINGLE)
+    for latents, _ in ranks.run("guided", 4, parity_checkpoint, conditioning, True, ring_degree=degree):
+        torch.testing.assert_close(latents, alone, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(("size", "degree"), [(4, 4), (3, 3)])
+def test_step_cache_is_reused_in_the_same_steps_in_a_ring(
+    ranks, size, degree, tiny_checkpoint, tiny_pipeline
+):
+    params = GenerationParams(quality="balanced", num_frames=5, num_inference_steps=8)
+    plan = resolve(params, Inputs(), tiny_pipeline.limits, step_cache=0.4)  # some steps are reused
+    request = Request(plan, ("a cat",), seed=5)
+    alone = single(tiny_pipeline, request)
+    answers = ranks.run("generate", size, tiny_checkpoint, request, ring_degree=degree)
+    for answer in answers:
+        torch.testing.assert_close(answer["latents"], alone["latents"], rtol=0, atol=2e-4)
+    assert [state.step for state in answers[0]["states"]] == [state.step for state in alone["states"]]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("size", "degree"), RINGS)
+def test_long_refined_video_is_equal_in_a_ring(ranks, size, degree, tiny_checkpoint, tiny_pipeline):
+    options = {"num_frames": 5, "num_condition_frames": 1, "num_inference_steps": 2, "refine": True}
+    request = request_of(tiny_pipeline, "a cat", "a dog", **options)
+    alone = single(tiny_pipeline, request)
+    leader, *others = ranks.run("generate", size, tiny_checkpoint, request, ring_degree=degree)
+    for answer in (leader, *others):
+        assert answer["kinds"] == alone["kinds"]
+        for ours, theirs in zip(answer["latents"], alone["latents"], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    assert (leader["frames"].int() - alone["frames"].int()).abs().max() <= 2
+
+
+def test_ranks_of_a_ring_share_weights_without_changing_a_bit(ranks, tiny_checkpoint, tiny_pipeline):
+    options = {"num_frames": 5, "num_inference_steps": 1, "distilled": True}
+    requests = [request_of(tiny_pipeline, "a cat", **options)]
+    arguments = tiny_checkpoint, requests, torch.float32, False
+    for answer in ranks.run("with_and_without_sharding", 4, *arguments, ring_degree=2):
+        ((whole, shards),) = answer
+        assert whole
+        assert all(torch.equal(expected, ours) for expected, ours in zip(whole, shards, strict=True))
+
+
+@pytest.mark.integration
+def test_compiled_forward_in_a_ring_equals_the_published_one(ranks):
+    for ours in ranks.run("compiled_velocity", 4, "i2v", "aot_eager", ring_degree=2):
+        torch.testing.assert_close(ours, velocity("i2v", SINGLE)[1], rtol=0, atol=3e-5)
