@@ -43,13 +43,19 @@ def shard_length(parallel: ContextParallel, length: int, unit: int = 1) -> tuple
     return shard_size, _filled(length, shard_size, parallel.rank)
 
 
-def part_length(parallel: ContextParallel, length: int, unit: int, number: int) -> int:
-    """Return how many of `length` entries, without padding, a part of the ring has.
+def part_lengths(parallel: ContextParallel, length: int, unit: int) -> list[int]:
+    """Return how many of `length` entries, without padding, each part of the ring has.
 
-    The part `number` is the shards of the ranks whose number in the ring it is. Without a ring, there is one.
+    A part is the shards of the ranks with the same number in their rings. Without a ring, there is one.
     """
     shard_size, _ = shard_length(parallel, length, unit)
-    return _filled(length, parallel.heads.size * shard_size, number)
+    part_size = parallel.heads.size * shard_size
+    return [_filled(length, part_size, number) for number in range(parallel.ring.size)]
+
+
+def local_part_length(parallel: ContextParallel, length: int, unit: int) -> int:
+    """Return how many of `length` entries, without padding, the part of this rank has."""
+    return part_lengths(parallel, length, unit)[parallel.ring.rank]
 
 
 def _filled(length: int, part_size: int, number: int) -> int:

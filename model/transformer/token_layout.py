@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.parallel.mesh import ContextParallel
 from model.parallel.ring import pass_around
-from model.parallel.sharding import gather, pad, part_length, shard, shard_length
+from model.parallel.sharding import gather, local_part_length, pad, part_lengths, shard, shard_length
 from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
 from model.transformer.attention import KV, attend, attend_to_parts
 from model.transformer.block_sparse import block_sparse_attention
@@ -108,7 +108,7 @@ class Layout:
         """
         tensors = list(qkv)
         del qkv  # with the list emptied, the tensors are freed before the exchange allocates
-        q, k, v = tokens_to_heads(self.parallel.heads, tensors, self._part_length(self.parallel.ring.rank))
+        q, k, v = tokens_to_heads(self.parallel.heads, tensors, self._local_part_length)
         del tensors
         kv = KV(k, v) if condition_kv is None else condition_kv.append(k, v)
         if kv_out is not None:
@@ -129,22 +129,23 @@ class Layout:
 
         `own` has the keys and values of this part, those of cached groups first.
         """
-        ring = self.parallel.ring
         if self.bricks is not None:
             # What a query selects among may be in any part, so the keys and values are gathered.
             k, v = (self._gather_parts(x) for x in own)
             return block_sparse_attention(q, k, v, self.bricks) if q.shape[2] else q
-        part_lengths = [self._part_length(number) for number in range(ring.size)]
-        num_keys = [(num_cached_groups + self.num_groups) * length for length in part_lengths]
-        num_condition = [self.num_condition_groups * length for length in part_lengths]
+        lengths = part_lengths(self.parallel, self.group_size, self._shard_unit)
+        num_keys = [(num_cached_groups + self.num_groups) * length for length in lengths]
+        num_condition = [self.num_condition_groups * length for length in lengths]
 
         def with_heads_first(passed: tuple[int, list[Tensor]]) -> tuple[KV, int]:
             number, (k, v) = passed
             return KV(k.transpose(1, 2), v.transpose(1, 2)), num_condition[number]
 
         token_by_token = [x.transpose(1, 2).contiguous() for x in own]
-        with closing(pass_around(ring, token_by_token, num_keys)) as passing:
-            return attend_to_parts(q, map(with_heads_first, passing), num_condition[ring.rank])
+        with closing(pass_around(self.parallel.ring, token_by_token, num_keys)) as passing:
+            return attend_to_parts(
+                q, map(with_heads_first, passing), self.num_condition_groups * self._local_part_length
+            )
 
     def _gather_parts(self, x: Float[Tensor, "b a n d"]) -> Float[Tensor, "b a s d"]:
         """Return the keys or values of all parts of the ring, given those of this one."""
@@ -152,9 +153,10 @@ class Layout:
         padded = pad(x, self.parallel.heads.size * self.shard_size)
         return gather(self.parallel.ring, padded, self.group_size).flatten(1, 2).transpose(1, 2)
 
-    def _part_length(self, number: int) -> int:
-        """Return how many tokens of a group a part of the ring has; without a ring, the only one has all."""
-        return part_length(self.parallel, self.group_size, self._shard_unit, number)
+    @property
+    def _local_part_length(self) -> int:
+        """Return how many tokens of a group this part of the ring has: all without a ring."""
+        return local_part_length(self.parallel, self.group_size, self._shard_unit)
 
     @property
     def _shard_length(self) -> tuple[int, int]:
@@ -217,5 +219,5 @@ def _bricks(config: DitConfig, grid: Triple, num_condition: int, parallel: Conte
         num_condition_frames=num_condition,
         sparsity=params.sparsity,
         cdf_threshold=params.cdf_threshold,
-        local_bricks=part_length(parallel, group_size, unit, parallel.ring.rank) // prod(brick),
+        local_bricks=local_part_length(parallel, group_size, unit) // prod(brick),
     )
