@@ -1,10 +1,10 @@
 """What approximations save and cost: `python -m benchmarks.balanced [--checkpoint DIR] [--out FOLDER]`.
 
 A guided job from text for each of the checkpoint's example prompts, exact, then with the step cache at
-several thresholds, and all of it again in fp8: blocks and FLOPs that are run, how far latents and decoded
-frames are from the exact ones, and on a GPU the seconds of the steps. The checkpoint is `pocket`, unless
-another is named: nobody knows how alike the steps of random weights should be. Writes `balanced.json` and
-`balanced.md`.
+several thresholds, and all of it again in fp8 and int8: blocks and FLOPs that are run, how far latents and
+decoded frames are from the exact ones, and on a GPU the seconds of the steps. The checkpoint is `pocket`,
+unless another is named: nobody knows how alike the steps of random weights should be. Writes `balanced.json`
+and `balanced.md`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from model.pipeline.events import Event, Frames, Latents
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.geometry import VAE_STRIDE, latent_frames
+from model.spec.memory import Quantize
 from model.spec.params import GenerationParams
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
@@ -145,12 +147,15 @@ def _psnr(frames: Tensor, exact: Tensor) -> float | None:
 
 
 def load(checkpoint: Path) -> dict[str, Pipeline]:
-    """Return the checkpoint as it is and in fp8, loaded as a worker loads it."""
+    """Return the checkpoint as it is and quantised, loaded as a worker loads it."""
     on_cuda = torch.cuda.is_available()
     parallel = ContextParallel(torch.device("cuda" if on_cuda else "cpu"))
     dtype = torch.bfloat16 if on_cuda else torch.float32
     pipelines = {
-        name: Pipeline.load(checkpoint, dtype, parallel, fp8=name == "fp8") for name in ("exact", "fp8")
+        "exact" if quantize == "none" else quantize: Pipeline.load(
+            checkpoint, dtype, parallel, quantize=quantize
+        )
+        for quantize in get_args(Quantize)
     }
     for pipeline in pipelines.values():
         fuse(pipeline.dit, "auto")
@@ -164,7 +169,7 @@ def report(found: Mapping[str, object], rows: Mapping[str, Row]) -> str:
     lines += [[title, *(_shown(row[figure]) for figure in figures)] for title, row in rows.items()]
     told = "\n".join(f"- {name}: {value}" for name, value in found.items())
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"# Balanced and fp8, beside exact\n\n{told}\n\n{table}\n\n`python -m benchmarks.balanced`\n"
+    return f"# Balanced and quantised, beside exact\n\n{told}\n\n{table}\n\n`python -m benchmarks.balanced`\n"
 
 
 def _shown(value: float | None) -> str:
@@ -180,12 +185,14 @@ def main() -> None:
     options = parser.parse_args()
     pipelines = load(options.checkpoint)
     rows = compare(pipelines, options.steps)
-    base, in_fp8 = pipelines["exact"], pipelines["fp8"]
+    base, in_int8 = pipelines["exact"], pipelines["int8"]
     found = {
         "checkpoint": options.checkpoint.name,
         "steps": options.steps,
         "blocks": base.dit.config.depth,
-        "weights in fp8, of those without": round(weight_bytes(in_fp8.dit) / weight_bytes(base.dit), 3),
+        "weights in fp8 or int8, of those without": round(
+            weight_bytes(in_int8.dit) / weight_bytes(base.dit), 3
+        ),
         **torch_machine(base.parallel.device),
     }
     (options.out / "balanced.json").write_text(json.dumps({**found, "jobs": rows}, indent=1) + "\n")

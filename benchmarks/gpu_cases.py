@@ -199,8 +199,10 @@ def base_forward(rig: Rig, num_texts: int) -> Iterator[Sample]:
         "plain, cuDNN attention": plain,
         "compiled": stages.forward(rig.dits.compiled, scale, scale.base, num_texts),
     }
-    if rig.dits.in_fp8:
-        works["compiled, fp8"] = stages.forward(rig.dits.in_fp8, scale, scale.base, num_texts)
+    works |= {
+        f"compiled, {quantize}": stages.forward(dit, scale, scale.base, num_texts)
+        for quantize, dit in rig.dits.quantised.items()
+    }
     flop = forward_flops(scale.dit, scale.base, num_texts, scale.text_tokens).total
     yield from _with_rates(rig, works, flop)
 

@@ -24,11 +24,12 @@ from benchmarks.formulas import BASE, REFINED, TEXT_TOKENS, num_tokens
 from benchmarks.traffic import Attention, FusedNorm, LiveTensors, ranks_on_meta, recorded
 from model.parallel.mesh import ContextParallel
 from model.spec.geometry import VAE_STRIDE, frames_of_latents
-from model.spec.memory import TextEncoderPlacement
+from model.spec.memory import Quantize, TextEncoderPlacement
 from model.text import MAX_TOKENS, TextEncoder
 from model.transformer import token_layout
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
+from model.transformer.quantise import quantise_block
 from model.transformer.token_layout import Window, build_layout
 from model.vae.vae import Vae, WanVae
 
@@ -83,11 +84,15 @@ CASES = {
 }
 
 
-def forward_peak(case: Case, dtype: torch.dtype, ranks: int = 1, ring_degree: int = 1) -> Peak:
+def forward_peak(
+    case: Case, dtype: torch.dtype, ranks: int = 1, ring_degree: int = 1, quantize: Quantize = "none"
+) -> Peak:
     """Return the peak of a forward of full size. Two blocks have the peak of any number."""
     config, parallel = DitConfig(depth=2), ranks_on_meta(ranks, ring_degree)
     with META:
         dit = Dit(config, dtype).requires_grad_(False)
+        for block in dit.blocks:
+            quantise_block(block, quantize)
         text_kv = dit.text_kv(
             torch.empty(case.num_texts, TEXT_TOKENS, config.caption_channels, dtype=dtype),
             torch.empty(case.num_texts, TEXT_TOKENS, dtype=torch.long),

@@ -6,7 +6,7 @@ What the VAE and x264 need is imported only where they run, so that forwards can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,10 +21,11 @@ from model.pipeline import schedule
 from model.pipeline.sample import Conditioning, denoise
 from model.spec.errors import DeviceError
 from model.spec.geometry import VAE_STRIDE, Size
+from model.spec.memory import Quantize
 from model.transformer.compile import fuse
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
-from model.transformer.fp8 import to_fp8
+from model.transformer.quantise import LAYERS, quantise
 from model.transformer.token_layout import Window, build_layout
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -80,25 +81,29 @@ def random_module(build: Callable[[], Built], device: torch.device) -> Built:
 
 @dataclass(frozen=True)
 class Transformers:
-    """One set of weights, run as it stands, with its parts compiled, and so in fp8 where there is that."""
+    """One set of weights, run as it stands, with its parts compiled, and so quantised where that works."""
 
     plain: Dit
     compiled: Dit
-    in_fp8: Dit | None
+    quantised: Mapping[Quantize, Dit]
 
 
 def transformers(scale: Scale, device: torch.device) -> Transformers:
     """All of them, with random weights."""
     plain = random_module(lambda: Dit(scale.dit, scale.dtype), device)
-    compiled, in_fp8 = _of_the_same_weights(plain), _of_the_same_weights(plain)
+    compiled = _of_the_same_weights(plain)
     fuse(compiled, "on")
-    try:
-        to_fp8(in_fp8)
-    except DeviceError as error:
-        print(error)
-        return Transformers(plain, compiled, None)
-    fuse(in_fp8, "on")
-    return Transformers(plain, compiled, in_fp8)
+    quantised: dict[Quantize, Dit] = {}
+    for quantize in LAYERS:
+        dit = _of_the_same_weights(plain)
+        try:
+            quantise(dit, quantize)
+        except DeviceError as error:
+            print(error)
+            continue
+        fuse(dit, "on")
+        quantised[quantize] = dit
+    return Transformers(plain, compiled, quantised)
 
 
 def _of_the_same_weights(dit: Dit) -> Dit:

@@ -22,6 +22,7 @@ from model.spec.limits import Limits
 from model.spec.memory import (
     GIB,
     CheckpointSizes,
+    Quantize,
     Setup,
     available_bytes,
     choose_text_encoder,
@@ -40,11 +41,12 @@ _INTRODUCTION = """\
 
 The table says how many GPUs (1, 2, 4 or 8) must share a video of the released weights so that it fits. A
 dash means that it does not fit into 8. Videos have the default size (480×832 pixels) and length (93 frames),
-unless their name says otherwise. With whole weights, each GPU of a group has all of the transformer. With
-`LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group divide it, and with `LONGCAT_STREAM_WEIGHTS=on` it stays in
-host memory; these rows are there only where they make a difference. The last column says where
-`LONGCAT_TEXT_ENCODER=auto` places the [text encoder](operations.md#the-text-encoder), in groups of 1, 2, 4
-and 8 GPUs; of sharded ones, 2, 4 and 8.
+unless their name says otherwise. The precision is that of the large matrices, `LONGCAT_QUANTIZE`: fp8, or
+int8 on GPUs that cannot multiply in fp8, which takes the same memory. With whole weights, each GPU of a group
+has all of the transformer. With `LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group divide it, and with
+`LONGCAT_STREAM_WEIGHTS=on` it stays in host memory; these rows are there only where they make a difference.
+The last column says where `LONGCAT_TEXT_ENCODER=auto` places the
+[text encoder](operations.md#the-text-encoder), in groups of 1, 2, 4 and 8 GPUs; of sharded ones, 2, 4 and 8.
 
 The page is calculated, not measured: it comes from the arithmetic by which the service refuses what does not
 fit. That leaves 2 GiB of each GPU to CUDA. `python -m worker.check` does the same for your machine and
@@ -74,8 +76,14 @@ class Gpus:
     examples: str
     has_fp8: bool = True
 
+    @property
+    def quantize(self) -> Quantize:
+        """Return how their weights are best quantised."""
+        return "fp8" if self.has_fp8 else "int8"
+
 
 GPUS = (
+    Gpus(24, "RTX 3090, A10", has_fp8=False),
     Gpus(24, "RTX 4090, L4"),
     Gpus(32, "RTX 5090"),
     Gpus(40, "A100", has_fp8=False),
@@ -131,12 +139,13 @@ def _host_memory() -> str:
         "text encoder, each group",
     )
     rows = [" | ".join(head), " | ".join("---" for _ in head)]
-    for fp8 in (False, True):
-        setup = Setup(fp8=fp8, stream_weights=True)
+    precisions: dict[str, Quantize] = {"bfloat16": "none", "fp8, int8": "fp8"}
+    for precision, quantize in precisions.items():
+        setup = Setup(quantize=quantize, stream_weights=True)
         blocks = host_bytes(sizes, setup, is_leader=False)
         encoder = host_bytes(sizes, replace(setup, stream_weights=False, text_encoder="offload"))
         sizes_of = (released_prepared_bytes(setup), blocks, encoder)
-        rows.append(" | ".join(["fp8" if fp8 else "bfloat16", *(format_bytes(size) for size in sizes_of)]))
+        rows.append(" | ".join([precision, *(format_bytes(size) for size in sizes_of)]))
     return _HOST_MEMORY + "".join(f"| {row} |\n" for row in rows)
 
 
@@ -154,8 +163,8 @@ def released_prepared_bytes(setup: Setup) -> int:
 
 def _rows(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[str]:
     for gpus in GPUS:
-        for fp8 in (False, True) if gpus.has_fp8 else (False,):
-            whole = [_placed(Setup(ranks, fp8=fp8), sizes, plans, gpus) for ranks in RANKS]
+        for quantize in ("none", gpus.quantize):
+            whole = [_placed(Setup(ranks, quantize=quantize), sizes, plans, gpus) for ranks in RANKS]
             sharded = [replace(setup, shard_weights=True) for setup in whole if setup.ranks > 1]
             sharded = [_placed(setup, sizes, plans, gpus) for setup in sharded]
             streamed = [_placed(replace(setup, stream_weights=True), sizes, plans, gpus) for setup in whole]
@@ -164,7 +173,10 @@ def _rows(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[str]:
             fewest_sharded = [
                 _fewest_ranks(sizes, plan, whole[:1] + sharded, gpus) for plan in plans.values()
             ]
-            name = [f"{gpus.memory_gib} GiB ({gpus.examples})", "fp8" if fp8 else "bfloat16"]
+            name = [
+                f"{gpus.memory_gib} GiB ({gpus.examples})",
+                "bfloat16" if quantize == "none" else quantize,
+            ]
             yield " | ".join([*name, "whole", *fewest, _placements(whole)])
             if fewest_sharded != fewest:
                 yield " | ".join([*name, "sharded", *fewest_sharded, _placements(sharded)])

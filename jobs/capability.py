@@ -39,7 +39,7 @@ class Capability(BaseModel):
         limits: the JSON of `model.spec.limits.Limits`.
         known_words: all words that the text encoder knows, in lower case; none if it knows any.
         context_parallel: the number of ranks that share one job.
-        dtype: the data type of the matrix products.
+        dtype: the data type of the large matrices, if they are quantised, or else of all products.
         gpu: the type of the GPUs.
         order_versions: the schema versions of the orders that the group reads.
         memory: that of the GPUs; None on CPUs, where it is not predicted.

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     setup = Setup(
         parallel.size,
         dtype.itemsize,
-        options.fp8,
+        options.quantize,
         shard_weights=options.shard_weights,
         stream_weights=options.stream_weights,
     )
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
             options.checkpoint,
             dtype,
             parallel,
-            fp8=options.fp8,
+            quantize=options.quantize,
             text_encoder=placement,
             stream_weights=options.stream_weights,
         ),

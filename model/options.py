@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from model.spec.arguments import add_arguments
-from model.spec.memory import TextEncoderOption
+from model.spec.memory import Quantize, TextEncoderOption
 
 POCKET = Path(__file__).parents[1] / "pocket"
 STEP_CACHE = 0.05  # a small threshold: larger ones save more time and lose more quality
@@ -58,7 +58,14 @@ def _add_precision(made: argparse.ArgumentParser) -> None:
         "layer by layer (offload); or on the CPU, where it also runs (rounds differently); auto: device if "
         "the videos fit with it, else offload",
     )
-    add("--fp8", action="store_true", help="multiply large matrices in fp8: faster, less exact")
+    add(
+        "--quantize",
+        choices=get_args(Quantize),
+        default="none",
+        help="store large matrices in one byte for each element: fp8 also multiplies in it, which is faster; "
+        "int8 is for GPUs that cannot; both are less exact",
+    )
+    add("--fp8", dest="quantize", action="store_const", const="fp8", help="the same as --quantize fp8")
 
 
 def _add_machine(made: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -21,6 +22,7 @@ from model.pipeline.events import Frames
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.geometry import Clip, Size
+from model.spec.memory import Quantize
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from training.contact_sheet import EvaluatedVideo, contact_sheet
@@ -47,9 +49,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=12, help="trials of each task in each mode")
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
     parser.add_argument("--tasks", nargs="*", default=DEFAULT_TASKS, choices=TASKS)
+    parser.add_argument(
+        "--quantize", default="none", choices=get_args(Quantize), help="as of python -m model"
+    )
     arguments = parser.parse_args()
     parallel = join("cpu", None, JOIN_TIMEOUT_S)
-    pipeline = Pipeline.load(arguments.checkpoint, torch.float32, parallel)
+    pipeline = Pipeline.load(arguments.checkpoint, torch.float32, parallel, quantize=arguments.quantize)
     videos: list[EvaluatedVideo] = []
     for mode in arguments.modes:
         for task in arguments.tasks:

@@ -135,7 +135,7 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
     setup = Setup(
         settings.ranks_per_group,
         element_bytes,
-        settings.fp8,
+        settings.quantize,
         shard_weights=settings.shard_weights,
         stream_weights=settings.stream_weights,
     )

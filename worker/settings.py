@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jobs.logs import LogFormat
 from jobs.settings import POCKET, SharedSettings
@@ -20,6 +20,7 @@ from jobs.settings import POCKET, SharedSettings
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 CompileName = Literal["auto", "on", "off"]
+QuantizeName = Literal["none", "fp8", "int8"]
 TextEncoderName = Literal["auto", "device", "offload", "cpu"]
 
 
@@ -87,7 +88,7 @@ class RankSetup(_Frozen):
     device: DeviceName
     dtype: DtypeName
     compile: CompileName = "auto"
-    fp8: bool = False
+    quantize: QuantizeName = "none"
     text_encoder: TextEncoderName = "auto"
     shard_weights: bool = False
     stream_weights: bool = False
@@ -113,6 +114,7 @@ class WorkerSettings(SharedSettings):
     old_names: ClassVar[Mapping[str, str]] = {
         "max_claimed_jobs": "max_films_behind",
         "video_buffer_bytes": "film_buffer_bytes",
+        "quantize": "fp8",
     }
 
     checkpoint: Path = Field(default=POCKET, description="folder with the model weights")
@@ -161,9 +163,11 @@ class WorkerSettings(SharedSettings):
     compile: CompileName = Field(
         default="auto", description="compile parts of the transformer: auto (on cuda), on or off"
     )
-    fp8: bool = Field(
-        default=False,
-        description="multiply the large matrices of all blocks in fp8, which is faster and less exact",
+    quantize: QuantizeName = Field(
+        default="none",
+        description="store the large matrices of most blocks in one byte for each element, which is less "
+        "exact: fp8, which also multiplies in it and is faster; int8, for GPUs before Ada, which cannot; or "
+        "none",
     )
     text_encoder: TextEncoderName = Field(
         default="auto",
@@ -253,6 +257,14 @@ class WorkerSettings(SharedSettings):
         default=1 << 30, ge=0, description="free disk space below which a worker claims no job"
     )
     rank_module: str = Field(default="worker.rank.main", description="module that runs on each GPU")
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _read_switch(cls, value: str) -> str:
+        """Read the values of FP8, which was a switch."""
+        if value.lower() in {"1", "on", "t", "true", "y", "yes"}:
+            return "fp8"
+        return "none" if value.lower() in {"0", "off", "f", "false", "n", "no"} else value
 
     @model_validator(mode="after")
     def _check_ranks(self) -> WorkerSettings:
@@ -381,7 +393,7 @@ class WorkerSettings(SharedSettings):
             device=self.device,
             dtype=self.dtype,
             compile=self.compile,
-            fp8=self.fp8,
+            quantize=self.quantize,
             text_encoder=self.text_encoder,
             shard_weights=self.shard_weights,
             stream_weights=self.stream_weights,

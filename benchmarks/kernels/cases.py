@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.formulas import BASE, REFINED
 from model.parallel.mesh import ContextParallel
+from model.spec.memory import Quantize
 from model.transformer.block import Block
-from model.transformer.config import QUANTISED, DitConfig
-from model.transformer.fp8 import Fp8Linear
+from model.transformer.config import DitConfig
+from model.transformer.quantise import quantise_block
 from model.transformer.token_layout import Layout, Window, build_layout
 
 BF16 = torch.bfloat16
@@ -64,11 +65,11 @@ class Part:
     pass_bytes: int
 
 
-def parts(shape: Shape, *, fp8: bool) -> Iterator[Part]:
+def parts(shape: Shape, quantize: Quantize) -> Iterator[Part]:
     """Yield the parts of a block. Call it within a FakeTensorMode, after `pretend`."""
     config = DitConfig()
     layout = build_layout(config, shape.window, shape.sparse, ContextParallel(size=shape.ranks))
-    yield from block_parts(_block(config, fp8), config, layout, shape.num_texts, CUDA)
+    yield from block_parts(_block(config, quantize), config, layout, shape.num_texts, CUDA)
 
 
 def block_parts(
@@ -96,14 +97,10 @@ def fake_tensors() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def _block(config: DitConfig, fp8: bool) -> Block:
+def _block(config: DitConfig, quantize: Quantize) -> Block:
     with torch.device("meta"):
         block = Block(config, BF16).requires_grad_(False)
-        if fp8:
-            for name in QUANTISED:
-                owner, _, leaf = name.rpartition(".")
-                module = block.get_submodule(owner)
-                setattr(module, leaf, Fp8Linear(getattr(module, leaf)))
+        quantise_block(block, quantize)
     for module in block.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             weight = nn.Parameter(_empty(*parameter.shape, dtype=parameter.dtype), requires_grad=False)

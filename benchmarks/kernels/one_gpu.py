@@ -21,6 +21,7 @@ from benchmarks.kernels.gpus import GPUS, Gpu
 from benchmarks.kernels.inductor import schedule
 from benchmarks.kernels.machine_code import Needs, compile_generated, needs
 from benchmarks.kernels.pretend_gpu import pretend
+from model.spec.memory import Quantize
 
 Row = dict[str, object]
 
@@ -30,16 +31,17 @@ def rows(gpu: Gpu) -> Iterator[tuple[str, Row]]:
     for dtype in ELEMENT_BYTES:
         kernel = compile_kernel(gpu.architecture, gpu.shared_bytes, dtype)
         yield f"block-sparse attention, {dtype}", _summary([needs(kernel)])
-    for precision in ("bf16", "fp8") if gpu.fp8 else ("bf16",):
+    precisions: dict[str, Quantize] = {"bf16": "none", "fp8": "fp8"} if gpu.fp8 else {"bf16": "none"}
+    for precision, quantize in precisions.items():
         for name, shape in SHAPES.items():
-            yield f"{name}, {precision}", block(shape, fp8=precision == "fp8")
+            yield f"{name}, {precision}", block(shape, quantize)
 
 
-def block(shape: Shape, *, fp8: bool) -> Row:
+def block(shape: Shape, quantize: Quantize) -> Row:
     """Compile the parts of a block, and return what all of them need."""
     products, passes, found = 0, [], []
     with fake_tensors(), torch.no_grad():
-        schedules = [(part, schedule(part.call, part.arguments)) for part in parts(shape, fp8=fp8)]
+        schedules = [(part, schedule(part.call, part.arguments)) for part in parts(shape, quantize)]
     for part, scheduled in schedules:
         products += scheduled.num_products
         passes += [size / part.pass_bytes for size in scheduled.moved_bytes]

@@ -28,7 +28,7 @@ from model.io.prepared_weights import ModuleTensors, PreparedWeights, Variants
 from model.spec.errors import CheckpointError, DeviceError
 from model.spec.memory import format_bytes
 from model.transformer.dit import Dit
-from model.transformer.fp8 import Fp8Linear
+from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.streamed_blocks import lock_pages
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class LoraMerger:
         """Return tensors like those of a module, for the base and for each file that changes it."""
         linear = self._linears[module]
         tensors = {"weight": linear.weight.data}
-        if isinstance(linear, Fp8Linear):
+        if isinstance(linear, QuantisedLinear):
             tensors["scale"] = linear.scale
         return dict.fromkeys((None, *self._files_of(module)), tensors)
 
@@ -222,7 +222,7 @@ class LoraMerger:
     def _convert(self, module: str, value: Float[Tensor, "out in"]) -> ModuleTensors:
         """Return the tensors of a module with this weight, rounded or quantised as they are when loaded."""
         linear = self._linears[module]
-        if isinstance(linear, Fp8Linear):
+        if isinstance(linear, QuantisedLinear):
             return linear.quantised(value)
         return {"weight": value.to(linear.weight.dtype)}
 

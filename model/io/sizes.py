@@ -14,7 +14,7 @@ from model.spec.memory import WAN_CHANNELS, CheckpointSizes, Setup
 from model.transformer.config import load_dit_config, quantised_weights, stays_float32
 from model.weights.manifest import check_complete
 
-SCALE_BYTES = 4  # of a row of a matrix in fp8
+SCALE_BYTES = 4  # of a row of a quantised matrix
 
 
 def read_sizes(checkpoint: Path) -> CheckpointSizes:
@@ -63,7 +63,7 @@ def prepared_bytes(
         depth: blocks of the transformer.
         setup: how the group runs it.
     """
-    quantised = quantised_weights(depth) if setup.fp8 else frozenset()
+    quantised = frozenset() if setup.quantize == "none" else quantised_weights(depth)
 
     def weight_bytes(module: str) -> int:
         name = f"{module}.weight"

@@ -31,7 +31,7 @@ from model.pipeline.text_cache import TextKVCache
 from model.spec.errors import CheckpointError, InputError
 from model.spec.geometry import LATENTS_AT_A_TIME, windows
 from model.spec.limits import Limits, load_limits
-from model.spec.memory import TextEncoderPlacement
+from model.spec.memory import Quantize, TextEncoderPlacement
 from model.spec.plan import DISTILLED_LORA, Plan, refine_layout_of
 from model.text import TextEncoder
 from model.transformer.config import load_dit_config
@@ -67,7 +67,7 @@ class Pipeline:
         dtype: torch.dtype,
         parallel: ContextParallel = SINGLE,
         *,
-        fp8: bool = False,
+        quantize: Quantize = "none",
         text_encoder: TextEncoderPlacement = "device",
         stream_weights: bool = False,
     ) -> "Pipeline":
@@ -77,7 +77,7 @@ class Pipeline:
             checkpoint: the folder.
             dtype: the type of weights and activations.
             parallel: this rank and its group.
-            fp8: whether the large matrices of the transformer are kept and multiplied in fp8.
+            quantize: how the large matrices of the transformer are stored.
             text_encoder: where the leader keeps the text encoder.
             stream_weights: whether the weights of the transformer's blocks stay in the memory of the host.
 
@@ -85,7 +85,7 @@ class Pipeline:
             CheckpointError: a file is missing or wrong, or the weights are still being fetched; the message
                 names file and tensor.
             GroupError: the attention heads do not divide evenly among the ranks.
-            DeviceError: the device does not support fp8.
+            DeviceError: the device does not multiply matrices that are stored so.
         """
         if not checkpoint.is_dir():
             raise CheckpointError(checkpoint, "is missing, or is no folder")
@@ -94,7 +94,7 @@ class Pipeline:
         parallel.check_heads(config.num_heads)
         limits = load_limits(checkpoint)
         weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
-        dit = load_dit(config, dtype, weights, parallel, fp8=fp8, stream_weights=stream_weights)
+        dit = load_dit(config, dtype, weights, parallel, quantize=quantize, stream_weights=stream_weights)
         loras = {
             path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
         }

@@ -32,6 +32,13 @@ RESERVE_BYTES = 2 * GIB
 FORWARD_TENSORS = {2: 11.1, 4: 10.4}
 """Tensors [tokens, width] that are alive at the peak of a block, by the size of an element in bytes."""
 
+INT8_PEAKS = {2: ((7.7, 6), (10.4, 2)), 4: ((10.4, 4),)}
+"""Further peaks of a block with weights in int8, by the size of an element in bytes: tensors [tokens, width],
+and bytes for each element of a matrix of the feed-forward, of which a copy is made for the product."""
+
+FEED_FORWARD_RATIO = 8 / 3
+"""Hidden channels of the feed-forward, as a multiple of the width."""
+
 ENCODED_ELEMENTS = 6530
 """Elements for each pixel of a frame at the peak of encoding, with `WAN_CHANNELS` channels."""
 
@@ -50,6 +57,13 @@ the encoder's weights: by its placement, and by the size of an element in bytes.
 
 Phase = Literal["encode_text", "encode", "denoise", "decode"]
 
+Quantize = Literal["none", "fp8", "int8"]
+"""How the large matrices of the transformer are stored.
+
+`none`: in the dtype of the model. `fp8`: in one byte for each element, in which they are also multiplied.
+`int8`: in one byte for each element, and multiplied in the dtype of the model.
+"""
+
 TextEncoderPlacement = Literal["device", "offload", "cpu"]
 """Where the leader keeps the text encoder, and where it runs.
 
@@ -66,7 +80,7 @@ class CheckpointSizes:
 
     Attributes:
         transformer: all of the transformer.
-        quantised: those of its matrices that fp8 stores in one byte.
+        quantised: those of its matrices that can be quantised: stored in one byte for each element.
         text_encoder: all of the text encoder, which only the leader of a group has.
         vae: all of the VAE.
         width: channels of a token.
@@ -124,7 +138,7 @@ class Setup:
     Attributes:
         ranks: ranks that share a video.
         element_bytes: bytes of an element of weights and activations.
-        fp8: whether the large matrices of the transformer have one byte for each element.
+        quantize: how the large matrices of the transformer are stored.
         text_encoder: where the leader keeps the text encoder.
         shard_weights: whether the ranks share the weights of the blocks.
         stream_weights: whether the weights of the blocks are in the memory of the host.
@@ -132,7 +146,7 @@ class Setup:
 
     ranks: int = 1
     element_bytes: int = 2
-    fp8: bool = False
+    quantize: Quantize = "none"
     text_encoder: TextEncoderPlacement = "device"
     shard_weights: bool = False
     stream_weights: bool = False
@@ -298,7 +312,7 @@ def transformer_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
 
 def _block_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
     """Return the bytes of all blocks. Nearly all weights that stay in fp32 are in them."""
-    quantised = sizes.quantised if setup.fp8 else 0
+    quantised = 0 if setup.quantize == "none" else sizes.quantised
     others = sizes.blocks - quantised - sizes.float32
     return others * setup.element_bytes + quantised + 4 * sizes.float32
 
@@ -331,7 +345,12 @@ def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> in
     """Return the peak of a forward on one rank, without weights and without keys and values of text."""
     tokens = stage.num_frames * stage.tokens_of_frame - stage.cached_tokens
     elements = stage.num_texts * tokens * sizes.width / setup.ranks
-    return round(FORWARD_TENSORS[setup.element_bytes] * elements * setup.element_bytes)
+    tensor_bytes, matrix = elements * setup.element_bytes, FEED_FORWARD_RATIO * sizes.width**2
+    peaks = [FORWARD_TENSORS[setup.element_bytes] * tensor_bytes]
+    if setup.quantize == "int8":
+        copied = INT8_PEAKS[setup.element_bytes]
+        peaks += [tensors * tensor_bytes + copy_bytes * matrix for tensors, copy_bytes in copied]
+    return round(max(peaks))
 
 
 def encode_text_bytes(sizes: CheckpointSizes, setup: Setup) -> int:

@@ -16,11 +16,11 @@ from model.spec.errors import CheckpointError
 FFN_MULTIPLE = 256
 IGNORED_PREFIXES = ("_", "enable_", "cp_split_hw")
 QUANTISED = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.proj", "ffn.w1", "ffn.w2", "ffn.w3")
-"""The large matrices of a block, which fp8 quantises in all blocks but the first and the last."""
+"""The large matrices of a block, which can be quantised in all blocks but the first and the last."""
 
 
 def quantised_weights(depth: int) -> frozenset[str]:
-    """Return the names of the weights that fp8 quantises, in a transformer of so many blocks."""
+    """Return the names of the weights that can be quantised, in a transformer of so many blocks."""
     return frozenset(f"blocks.{i}.{name}.weight" for i in range(1, depth - 1) for name in QUANTISED)
 
 

@@ -8,11 +8,13 @@ from torch import Tensor
 from model.io.checkpoint import Weights, load_module, load_tensors
 from model.parallel.mesh import ContextParallel
 from model.parallel.sharded_blocks import ShardedBlocks
+from model.spec.memory import Quantize
 from model.transformer.block import Block
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.flat_blocks import FlatBlocks
-from model.transformer.fp8 import Fp8Linear, check_device, quantise_blocks, quantise_when_loaded
+from model.transformer.quantise import check_device, quantise_blocks, quantise_when_loaded
+from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.streamed_blocks import StreamedBlocks
 
 BLOCKS = "blocks"
@@ -24,22 +26,21 @@ def load_dit(
     weights: Weights,
     parallel: ContextParallel,
     *,
-    fp8: bool = False,
+    quantize: Quantize = "none",
     stream_weights: bool = False,
 ) -> Dit:
-    """Load the transformer onto this rank's device, with its large matrices in fp8 if `fp8` is set.
+    """Load the transformer onto this rank's device, with its large matrices stored as `quantize` says.
 
     With `stream_weights`, the weights of the blocks stay in the memory of the host. Where the group shards
     weights, a rank reads only the tensors of which it holds a part.
 
     Raises:
         CheckpointError: a tensor is missing or has the wrong shape, or a file cannot be read.
-        DeviceError: the device does not support fp8.
+        DeviceError: the device does not multiply matrices that are stored so.
     """
-    if fp8:
-        check_device(parallel.device, dtype)
+    check_device(quantize, parallel.device, dtype)
     build = partial(Dit, config, dtype)
-    convert = quantise_when_loaded(config.depth) if fp8 else None
+    convert = quantise_when_loaded(quantize, config.depth)
     if parallel.weights_group is None and not stream_weights:
         return load_module(build, weights, parallel.device, convert)
 
@@ -47,8 +48,7 @@ def load_dit(
         dit = build()
     wanted = dit.state_dict(keep_vars=True)
     weights.check_names(wanted)
-    if fp8:
-        quantise_blocks(dit)
+    quantise_blocks(dit, quantize)
     blocks: FlatBlocks[Block]
     if stream_weights:
         blocks = StreamedBlocks(BLOCKS, dit.blocks, parallel.device)
@@ -62,7 +62,7 @@ def load_dit(
 
     def store(name: str, tensor: Tensor) -> None:
         loaded = convert(name, tensor) if convert else tensor
-        if isinstance(loaded, Fp8Linear):
+        if isinstance(loaded, QuantisedLinear):
             blocks.store(name.replace(".weight", ".scale"), loaded.scale)
             loaded = loaded.weight
         assert isinstance(loaded, Tensor)

@@ -66,6 +66,13 @@ print(json.dumps({
         }
         for name, case in CASES.items() for dtype in (torch.float32, torch.bfloat16) for ranks in RANKS
     ],
+    "int8": [
+        asdict(forward_peak(CASES["480p"], dtype, ranks, quantize="int8"))
+        | {"predicted": forward_bytes(SIZES, in_pixels(BASE), Setup(ranks, dtype.itemsize, "int8"))}
+        for dtype, ranks in (
+            (torch.float32, 4), (torch.bfloat16, 1), (torch.bfloat16, 4), (torch.bfloat16, 8)
+        )
+    ],
 }))
 """
 UNITS = {"torch.float32": 10.4, "torch.bfloat16": 11.1}
@@ -141,5 +148,5 @@ def test_peak_is_placed_in_the_code_of_the_model(forwards):
 
 def test_predicted_memory_is_near_each_peak(counted):
     """The predictions are those of `model.spec.memory`, by which a worker tells what fits into a GPU."""
-    for peak in (*counted["vae"].values(), *counted["text"], *counted["forwards"]):
+    for peak in (*counted["vae"].values(), *counted["text"], *counted["forwards"], *counted["int8"]):
         assert peak["predicted"] == pytest.approx(peak["size_bytes"], rel=0.05), peak

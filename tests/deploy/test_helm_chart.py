@@ -50,7 +50,7 @@ LARGE: Values = {
     "poolDefaults": {"checkpoint": WEIGHTS},
     "pools": {
         "h200": {"gpus": 8, "contextParallel": 4, "autoscaling": {"enabled": True}},
-        "canary": {"modelId": "a.b_c", "settings": {"FP8": True}, "runtimeClassName": "nvidia"},
+        "canary": {"modelId": "a.b_c", "settings": {"QUANTIZE": "int8"}, "runtimeClassName": "nvidia"},
         "wide": {"gpus": 8, "nodes": 2, "replicas": 3},
         "scaled": {"gpus": 8, "nodes": 4, "autoscaling": {"enabled": True}},
         "trial": {"gpus": 0, "checkpoint": {"emptyDir": {}}},
@@ -468,7 +468,7 @@ def test_gpus_of_a_pod_are_its_ranks():
     )
     assert container_of(large)["resources"]["limits"]["nvidia.com/gpu"] == 8
     assert (environment(large)["LONGCAT_RANKS"], environment(large)["LONGCAT_CONTEXT_PARALLEL"]) == ("8", "4")
-    assert (environment(canary)["LONGCAT_RANKS"], environment(canary)["LONGCAT_FP8"]) == ("1", "true")
+    assert (environment(canary)["LONGCAT_RANKS"], environment(canary)["LONGCAT_QUANTIZE"]) == ("1", "int8")
     assert "nvidia.com/gpu" not in container_of(trial)["resources"]["limits"]
     assert (environment(trial)["LONGCAT_RANKS"], environment(trial)["LONGCAT_DEVICE"]) == ("1", "cpu")
 

@@ -26,6 +26,7 @@ from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.state import State
 from model.spec.errors import CheckpointError, GroupError, LeaderError
+from model.spec.memory import Quantize
 from model.transformer.block import Block
 from model.transformer.compile import fuse
 from model.transformer.config import DitConfig
@@ -352,17 +353,21 @@ def latents_of(pipeline: Pipeline, requests: list[Request]) -> list[list[torch.T
 
 
 def with_and_without_sharding(
-    parallel: ContextParallel, checkpoint: Path, requests: list[Request], dtype: torch.dtype, fp8: bool
+    parallel: ContextParallel,
+    checkpoint: Path,
+    requests: list[Request],
+    dtype: torch.dtype,
+    quantize: Quantize,
 ) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
     """The latents of requests, one after the other, without sharing weights and with it."""
     if not parallel.is_leader:
         requests = [dataclasses.replace(request, image=None, video=None) for request in requests]
-    whole = Pipeline.load(checkpoint, dtype, parallel, fp8=fp8)
+    whole = Pipeline.load(checkpoint, dtype, parallel, quantize=quantize)
     for parameter in whole.dit.parameters():
         # Weights in the dtype of the file are views of it. Products on a CPU round by the alignment of their
         # factors, so give the weights the one of an allocation.
         parameter.data = parameter.data.clone()
-    shards = Pipeline.load(checkpoint, dtype, sharded(parallel), fp8=fp8)
+    shards = Pipeline.load(checkpoint, dtype, sharded(parallel), quantize=quantize)
     return list(zip(latents_of(whole, requests), latents_of(shards, requests), strict=True))
 
 
@@ -372,10 +377,12 @@ def blocks_of(pipeline: Pipeline) -> ShardedBlocks[Block]:
     return blocks
 
 
-def held_bytes(parallel: ContextParallel, checkpoint: Path, dtype: torch.dtype, fp8: bool) -> dict[str, int]:
+def held_bytes(
+    parallel: ContextParallel, checkpoint: Path, dtype: torch.dtype, quantize: Quantize
+) -> dict[str, int]:
     """The memory of the transformer on a rank that shares weights, and without sharing."""
     whole, shards = (
-        Pipeline.load(checkpoint, dtype, ranks, fp8=fp8) for ranks in (parallel, sharded(parallel))
+        Pipeline.load(checkpoint, dtype, ranks, quantize=quantize) for ranks in (parallel, sharded(parallel))
     )
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -480,7 +487,7 @@ def weights_after_switches(
     parallel: ContextParallel,
     checkpoint: Path,
     names: list[str | None],
-    fp8: bool,
+    quantize: Quantize,
     memory: LoraMemory | None = None,
 ) -> list[dict[str, bool]]:
     """Whether each weight equals that of a rank without sharing, after each of several changes of LoRA.
@@ -488,7 +495,8 @@ def weights_after_switches(
     With `memory`, the ranks that share take merged weights from there.
     """
     whole, shards = (
-        Pipeline.load(checkpoint, torch.bfloat16, ranks, fp8=fp8) for ranks in (parallel, sharded(parallel))
+        Pipeline.load(checkpoint, torch.bfloat16, ranks, quantize=quantize)
+        for ranks in (parallel, sharded(parallel))
     )
     if memory:
         shards.lora.prepare(memory, "weights")

@@ -9,11 +9,12 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from model.spec.memory import TextEncoderOption
+from model.spec.memory import Quantize, TextEncoderOption
 from tests.architecture.source import ROOT
 from tests.servers import free_port
 from worker.settings import (
     Endpoint,
+    QuantizeName,
     RankSetup,
     TextEncoderName,
     WorkerSettings,
@@ -286,10 +287,20 @@ def test_ranks_are_told_how_much_memory_merged_weights_may_take(monkeypatch):
     assert WorkerSettings().rank_setup(Path("/run/sock")).lora_memory_gib == 1.5
 
 
-def test_fp8_is_off_by_default(monkeypatch):
-    assert not WorkerSettings().rank_setup(Path("/run/sock")).fp8
-    monkeypatch.setenv("LONGCAT_FP8", "on")
-    assert WorkerSettings().rank_setup(Path("/run/sock")).fp8
+def test_weights_are_quantised_if_asked_for(monkeypatch):
+    assert get_args(QuantizeName) == get_args(Quantize)
+    assert WorkerSettings().rank_setup(Path("/run/sock")).quantize == "none"
+    monkeypatch.setenv("LONGCAT_QUANTIZE", "int8")
+    assert WorkerSettings().rank_setup(Path("/run/sock")).quantize == "int8"
+    monkeypatch.setenv("LONGCAT_QUANTIZE", "int7")
+    with pytest.raises(ValidationError, match="'none', 'fp8' or 'int8'"):
+        WorkerSettings()
+
+
+@pytest.mark.parametrize(("value", "expected"), [("on", "fp8"), ("True", "fp8"), ("0", "none")])
+def test_fp8_was_a_switch_in_the_previous_release(monkeypatch, value, expected):
+    monkeypatch.setenv("LONGCAT_FP8", value)
+    assert WorkerSettings().quantize == expected
 
 
 def test_settings_are_read_under_the_names_of_the_previous_release(monkeypatch):

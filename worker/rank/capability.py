@@ -36,6 +36,7 @@ from model.weights.manifest import check_complete
 from worker.settings import WorkerSettings
 
 ORDER_VERSIONS = tuple(range(1, SCHEMA_VERSION + 1))
+QUANTISED_DTYPES = {"fp8": "float8_e4m3fn", "int8": "int8"}
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 _TASKS: tuple[Task, ...] = get_args(Task)
 
@@ -84,7 +85,7 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
     setup = Setup(
         settings.ranks_per_group,
         ELEMENT_BYTES[dtype],
-        settings.fp8,
+        settings.quantize,
         shard_weights=settings.shard_weights,
         stream_weights=settings.stream_weights,
     )
@@ -107,7 +108,7 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
         known_words=limits.known_words,
         context_parallel=settings.ranks_per_group,
         device=device,
-        dtype="float8_e4m3fn" if settings.fp8 else dtype,
+        dtype=QUANTISED_DTYPES.get(settings.quantize, dtype),
         gpu_memory_gib=gpu_memory_gib,
         memory=memory,
     )

@@ -28,10 +28,9 @@ from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse, warm
-from model.transformer.fp8 import E4M3
 from worker.host_memory import host_memory_bytes
 from worker.messages import RunJob
-from worker.rank.capability import ORDER_VERSIONS, plan_memory, tasks_with
+from worker.rank.capability import ORDER_VERSIONS, QUANTISED_DTYPES, plan_memory, tasks_with
 from worker.rank.engine import Engine, InputsRead
 from worker.settings import RankSetup
 
@@ -46,7 +45,7 @@ class ModelEngine:
     def __init__(
         self,
         pipeline: Pipeline,
-        dtype: torch.dtype,
+        dtype: str,
         model_id: str = "LongCat-Video",
         weights: Mapping[str, str] | None = None,
         memory: MemoryBudget | None = None,
@@ -79,7 +78,7 @@ class ModelEngine:
             known_words=self._pipeline.limits.known_words,
             context_parallel=parallel.size,
             device=parallel.device.type,
-            dtype=str(self._dtype).removeprefix("torch."),
+            dtype=self._dtype,
             memory=self._memory,
         )
 
@@ -114,11 +113,12 @@ class ModelEngine:
 def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
     default = "bfloat16" if parallel.device.type == "cuda" else "float32"
-    dtype = DTYPES[default if setup.dtype == "auto" else setup.dtype]
+    dtype_name = default if setup.dtype == "auto" else setup.dtype
+    dtype = DTYPES[dtype_name]
     needs = Setup(
         parallel.size,
         dtype.itemsize,
-        setup.fp8,
+        setup.quantize,
         shard_weights=setup.shard_weights,
         stream_weights=setup.stream_weights,
     )
@@ -138,7 +138,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
             setup.checkpoint,
             dtype,
             parallel,
-            fp8=setup.fp8,
+            quantize=setup.quantize,
             text_encoder=needs.text_encoder,
             stream_weights=setup.stream_weights,
         ),
@@ -162,7 +162,8 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
         pipeline.lora.prepare(LoraMemory(setup.lora_memory, max_bytes), repr(weights))
     is_first_of_node = dist.get_node_local_rank(fallback_rank=0) == 0
     known = weights if is_first_of_node else {}
-    return ModelEngine(pipeline, E4M3 if setup.fp8 else dtype, setup.model_id, known, memory)
+    matrix_dtype = QUANTISED_DTYPES.get(setup.quantize, dtype_name)
+    return ModelEngine(pipeline, matrix_dtype, setup.model_id, known, memory)
 
 
 def _gpu_memory_gib(parallel: ContextParallel) -> int | None:

@@ -15,6 +15,7 @@ from model.pipeline.pipeline import Pipeline
 from model.spec.errors import CheckpointError
 from model.spec.memory import Setup, transformer_bytes
 from model.transformer.config import QUANTISED
+from tests.model.spec.test_memory import QUANTIZE
 
 
 def num_parameters(module: object) -> int:
@@ -39,11 +40,11 @@ def test_bytes_of_the_transformer_are_those_of_the_loaded_module(tiny_checkpoint
     assert transformer_bytes(read_sizes(tiny_checkpoint), Setup(element_bytes=dtype.itemsize)) == expected
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("quantize", QUANTIZE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_of_merged_weights_are_those_that_are_kept(tiny_checkpoint, lora_memory, dtype, fp8):
-    Pipeline.load(tiny_checkpoint, dtype, fp8=fp8).lora.prepare(lora_memory, "weights")
-    setup = Setup(element_bytes=dtype.itemsize, fp8=fp8)
+def test_bytes_of_merged_weights_are_those_that_are_kept(tiny_checkpoint, lora_memory, dtype, quantize):
+    Pipeline.load(tiny_checkpoint, dtype, quantize=quantize).lora.prepare(lora_memory, "weights")
+    setup = Setup(element_bytes=dtype.itemsize, quantize=quantize)
     kept = lora_memory.path.stat().st_size
     assert read_prepared_bytes(tiny_checkpoint, setup) == pytest.approx(kept, rel=0.02)
 

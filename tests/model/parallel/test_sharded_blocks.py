@@ -22,8 +22,8 @@ from model.spec.resolve import Inputs, resolve
 from model.tiny import DIT, write_tiny
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
-from model.transformer.fp8 import quantise_blocks
-from tests.model.spec.test_memory import RELEASED
+from model.transformer.quantise import quantise_blocks
+from tests.model.spec.test_memory import QUANTIZE, RELEASED
 
 DEPTH = 5
 """Blocks of the checkpoint: each slot is used again, and fp8 quantises some."""
@@ -85,7 +85,7 @@ def assert_equal(with_and_without):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_latents_are_bit_equal_to_those_without_sharding(ranks, size, checkpoint, requests):
-    for answer in ranks.run("with_and_without_sharding", size, checkpoint, requests, torch.float32, False):
+    for answer in ranks.run("with_and_without_sharding", size, checkpoint, requests, torch.float32, "none"):
         assert_equal(answer)
         assert torch.equal(answer[0][1][0], answer[-1][1][0])  # the base again, after the LoRAs
 
@@ -96,15 +96,17 @@ def test_new_prompt_is_projected_by_all_ranks_although_half_of_them_have_the_neg
 ):
     segments = {"num_segments": 2, "num_condition_frames": 5}
     requests = [request_of(), request_of("a dog"), request_of("a cat", "a dog", **segments)]
-    for answer in ranks.run("with_and_without_sharding", size, checkpoint, requests, torch.float32, False):
+    for answer in ranks.run("with_and_without_sharding", size, checkpoint, requests, torch.float32, "none"):
         assert_equal(answer)
         assert not torch.equal(answer[0][1][0], answer[1][1][0])
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-def test_latents_in_bf16_and_fp8_are_bit_equal_to_those_without_sharding(ranks, checkpoint, request_of, fp8):
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_latents_of_bf16_and_quantised_weights_are_bit_equal_to_those_without_sharding(
+    ranks, checkpoint, request_of, quantize
+):
     requests = [request_of(distilled=True, num_inference_steps=None), request_of()]
-    for answer in ranks.run("with_and_without_sharding", 2, checkpoint, requests, torch.bfloat16, fp8):
+    for answer in ranks.run("with_and_without_sharding", 2, checkpoint, requests, torch.bfloat16, quantize):
         assert_equal(answer)
 
 
@@ -119,21 +121,21 @@ def test_latents_of_compiled_blocks_are_bit_equal_to_those_without_sharding(
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("quantize", QUANTIZE)
 def test_weights_after_each_change_of_lora_are_bit_equal_to_those_without_sharding(
-    ranks, checkpoint, lora_memory, fp8, is_prepared
+    ranks, checkpoint, lora_memory, quantize, is_prepared
 ):
     names = [None, "cfg_step_lora", "refinement_lora", None, "refinement_lora", "cfg_step_lora", None]
     memory = lora_memory if is_prepared else None
-    for answer in ranks.run("weights_after_switches", 3, checkpoint, names, fp8, memory):
+    for answer in ranks.run("weights_after_switches", 3, checkpoint, names, quantize, memory):
         assert len(answer) == len(names)
         assert all(all(equal.values()) for equal in answer)
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("quantize", QUANTIZE)
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_rank_holds_its_part_and_two_blocks(ranks, size, checkpoint, fp8):
-    for found in ranks.run("held_bytes", size, checkpoint, torch.bfloat16, fp8):
+def test_rank_holds_its_part_and_two_blocks(ranks, size, checkpoint, quantize):
+    for found in ranks.run("held_bytes", size, checkpoint, torch.bfloat16, quantize):
         blocks = found["blocks"] / size + 2 * found["largest block"]
         padding = ALIGNED * (found["tensors"] + DEPTH + 2 * size)
         assert 0 <= found["held"] - found["outside"] - blocks <= padding
@@ -142,29 +144,32 @@ def test_rank_holds_its_part_and_two_blocks(ranks, size, checkpoint, fp8):
 def test_predicted_memory_is_near_what_a_rank_holds(ranks, checkpoint):
     for size in SIZES:
         predicted = transformer_bytes(read_sizes(checkpoint), Setup(size, 4, shard_weights=True))
-        for found in ranks.run("held_bytes", size, checkpoint, torch.float32, False):
+        for found in ranks.run("held_bytes", size, checkpoint, torch.float32, "none"):
             assert predicted == pytest.approx(found["held"], rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("size", "fp8", "documented_gb"),
-    [(2, False, 15.4), (4, False, 8.3), (8, False, 4.8), (2, True, 10.0), (4, True, 5.6), (8, True, 3.4)],
+    ("size", "quantize", "documented_gb"),
+    [
+        *((2, "none", 15.4), (4, "none", 8.3), (8, "none", 4.8)),
+        *((2, "fp8", 10.0), (4, "fp8", 5.6), (8, "fp8", 3.4)),
+        (4, "int8", 5.6),
+    ],
 )
-def test_released_transformer_takes_the_documented_memory(monkeypatch, size, fp8, documented_gb):
+def test_released_transformer_takes_the_documented_memory(monkeypatch, size, quantize, documented_gb):
     """`docs/operations.md` has the table."""
     monkeypatch.setattr(dist, "get_world_size", lambda _: size)
     monkeypatch.setattr(dist, "get_rank", lambda _: size - 1)
     with META:
         dit = Dit(DitConfig(), torch.bfloat16)
-    if fp8:
-        quantise_blocks(dit)
+    quantise_blocks(dit, quantize)
     tensors = dit.state_dict().items()
     group = cast(Any, dist.ProcessGroup)(0, size)
     outside = sum(tensor.nbytes for name, tensor in tensors if not name.startswith("blocks."))
     blocks = ShardedBlocks("blocks", dit.blocks, group, META)
     held = outside + sum(buffer.nbytes for buffer in (*blocks._shards, *blocks._slots))
     assert round(held / 1e9, 1) == documented_gb
-    if not fp8:
+    if quantize == "none":
         predicted = transformer_bytes(RELEASED, Setup(size, shard_weights=True))
         assert predicted == pytest.approx(held, rel=0.05)
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from model.spec.limits import Limits
@@ -12,6 +14,7 @@ from model.spec.memory import (
     RESERVE_BYTES,
     CheckpointSizes,
     MemoryBudget,
+    Quantize,
     Setup,
     StageShape,
     choose_text_encoder,
@@ -38,6 +41,7 @@ RELEASED = CheckpointSizes(
     blocks=13_542_383_616,
 )
 LIMITS = Limits.from_json({})
+QUANTIZE = get_args(Quantize)
 
 
 def needed(setup: Setup | None = None, *, is_leader: bool = True, **options):
@@ -76,15 +80,16 @@ def test_ranks_share_the_work_but_not_the_weights():
     assert four.working == pytest.approx(one.working / 4, rel=0.01)
 
 
-def test_fp8_halves_the_large_matrices():
-    exact, quantised = needed(), needed(Setup(fp8=True))
+@pytest.mark.parametrize("quantize", ["fp8", "int8"])
+def test_quantising_halves_the_large_matrices(quantize):
+    exact, quantised = needed(), needed(Setup(quantize=quantize))
     assert exact.transformer - quantised.transformer == RELEASED.quantised
-    assert weight_bytes(RELEASED, Setup(fp8=True)) == quantised.weights
+    assert weight_bytes(RELEASED, Setup(quantize=quantize)) == quantised.weights
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-def test_ranks_that_shard_weights_hold_their_part_of_the_blocks_and_two_whole_ones(fp8):
-    whole, shards = (needed(Setup(4, fp8=fp8, shard_weights=sharded)) for sharded in (False, True))
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_ranks_that_shard_weights_hold_their_part_of_the_blocks_and_two_whole_ones(quantize):
+    whole, shards = (needed(Setup(4, quantize=quantize, shard_weights=sharded)) for sharded in (False, True))
     outside = 2 * (RELEASED.transformer - RELEASED.blocks)
     one_block = (2 * RELEASED.blocks + 2 * RELEASED.float32) / RELEASED.depth
     expected = outside + (whole.transformer - outside) / 4 + 2 * one_block
@@ -119,23 +124,23 @@ class TestChoice:
         return choose_text_encoder(wanted, RELEASED, setup or Setup(), self.PLANS, available)
 
     @pytest.mark.parametrize(
-        ("gpu_gib", "ranks", "fp8", "placement"),
+        ("gpu_gib", "ranks", "quantize", "placement"),
         [
-            (24, 1, False, "offload"),
-            (24, 1, True, "offload"),
-            (24, 2, True, "offload"),
-            (40, 1, False, "offload"),
-            (40, 1, True, "offload"),
-            (48, 1, False, "offload"),
-            (48, 2, False, "offload"),
-            (48, 4, False, "device"),
-            (48, 1, True, "device"),
-            (80, 1, False, "device"),
-            (141, 1, False, "device"),
+            (24, 1, "none", "offload"),
+            (24, 1, "fp8", "offload"),
+            (24, 2, "fp8", "offload"),
+            (40, 1, "none", "offload"),
+            (40, 1, "fp8", "offload"),
+            (48, 1, "none", "offload"),
+            (48, 2, "none", "offload"),
+            (48, 4, "none", "device"),
+            (48, 1, "fp8", "device"),
+            (80, 1, "none", "device"),
+            (141, 1, "none", "device"),
         ],
     )
-    def test_gpu_decides(self, gpu_gib, ranks, fp8, placement):
-        assert self.chosen((gpu_gib << 30) - RESERVE_BYTES, Setup(ranks, fp8=fp8)) == placement
+    def test_gpu_decides(self, gpu_gib, ranks, quantize, placement):
+        assert self.chosen((gpu_gib << 30) - RESERVE_BYTES, Setup(ranks, quantize=quantize)) == placement
 
     def test_encoder_stays_on_the_device_where_memory_is_not_limited(self):
         assert self.chosen(None) == "device"

@@ -20,12 +20,13 @@ from torch._dynamo.utils import counters
 
 from model.parallel.mesh import SINGLE
 from model.spec.limits import load_limits
+from model.spec.memory import Quantize
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.transformer.compile import fuse, warm
 from model.transformer.config import DitConfig
 from model.transformer.dit import ConditionKVs, Dit
-from model.transformer.fp8 import to_fp8
+from model.transformer.quantise import quantise
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import Window, build_layout
 from tests.model.parity_cases import PARITY
@@ -57,7 +58,8 @@ def main(backend: str, path: str) -> None:
     found = {
         "float32": case(torch.float32, backend, SHAPES),
         "bfloat16": case(torch.bfloat16, backend, {"image": SHAPES["image"]}),
-        "approximated": approximated(backend),
+        "fp8": approximated(backend, "fp8"),
+        "int8": approximated(backend, "int8"),
     }
     Path(path).write_text(json.dumps(found))
 
@@ -79,10 +81,10 @@ def case(dtype: torch.dtype, backend: str, shapes: dict[str, Window]) -> dict[st
     }
 
 
-def approximated(backend: str) -> dict[str, float]:
-    """Differences of a step in fp8, and of one after it that takes over what the later blocks added."""
+def approximated(backend: str, quantize: Quantize) -> dict[str, float]:
+    """Differences of a step with quantised weights, and of one after it that reuses what later blocks add."""
     dit, window = random_dit(SMALL, torch.float32), SHAPES["image"]
-    to_fp8(dit)
+    quantise(dit, quantize)
     plain = velocity(dit, window)
     with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
         fuse(dit, "on")

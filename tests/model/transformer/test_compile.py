@@ -20,7 +20,7 @@ from model.transformer.token_layout import Window, build_layout
 
 SMALL = DitConfig(hidden_size=24, num_heads=2, depth=2, caption_channels=8, adaln_tembed_dim=16)
 ROUNDING = {"float32": 1e-5, "bfloat16": 2e-2}
-FP8_ROUNDING = 2e-2  # of values that lie between two of e4m3
+QUANTISED_ROUNDING = {"fp8": 2e-2, "int8": 1e-5}  # in fp8 also of values that lie between two of e4m3
 PARTS = 3
 
 
@@ -64,9 +64,10 @@ def test_parts_are_traced_whole_and_give_the_plain_result(traced, dtype):
 
 
 @pytest.mark.integration
-def test_parts_are_traced_in_fp8_and_beside_a_step_cache(traced):
-    assert traced["approximated"].keys() == {"whole", "in part"}
-    assert max(traced["approximated"].values()) <= FP8_ROUNDING
+@pytest.mark.parametrize("quantize", QUANTISED_ROUNDING)
+def test_parts_are_traced_with_quantised_weights_and_beside_a_step_cache(traced, quantize):
+    assert traced[quantize].keys() == {"whole", "in part"}
+    assert max(traced[quantize].values()) <= QUANTISED_ROUNDING[quantize]
 
 
 @pytest.mark.integration

@@ -19,10 +19,10 @@ from model.spec.resolve import Inputs, resolve
 from model.tiny import DIT, write_tiny
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
-from model.transformer.fp8 import quantise_blocks
+from model.transformer.quantise import quantise_blocks
 from model.transformer.streamed_blocks import StreamedBlocks, ThreadCopier, lock_pages
 from tests.model.rank_jobs import latents_of
-from tests.model.spec.test_memory import RELEASED
+from tests.model.spec.test_memory import QUANTIZE, RELEASED
 
 DEPTH = 5
 META = torch.device("meta")
@@ -50,15 +50,17 @@ def load(checkpoint, dtype=torch.bfloat16, **options):
     return Pipeline.load(checkpoint, dtype, **options)
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-def test_latents_are_bit_equal_to_those_of_weights_on_the_device(checkpoint, request_of, fp8):
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_latents_are_bit_equal_to_those_of_weights_on_the_device(checkpoint, request_of, quantize):
     requests = [
         request_of(),
         request_of(distilled=True, num_inference_steps=None),
         request_of(refine=True, num_frames=5),
         request_of(),
     ]
-    resident, streams = (load(checkpoint, fp8=fp8, stream_weights=stream) for stream in (False, True))
+    resident, streams = (
+        load(checkpoint, quantize=quantize, stream_weights=stream) for stream in (False, True)
+    )
     for parameter in resident.dit.parameters():
         # Those in the dtype of the file are views of it, whose alignment changes how a CPU rounds.
         parameter.data = parameter.data.clone()
@@ -70,9 +72,13 @@ def test_latents_are_bit_equal_to_those_of_weights_on_the_device(checkpoint, req
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
-@pytest.mark.parametrize("fp8", [False, True])
-def test_weights_after_each_change_of_lora_are_those_on_the_device(checkpoint, lora_memory, fp8, is_prepared):
-    resident, streamed = (load(checkpoint, fp8=fp8, stream_weights=stream) for stream in (False, True))
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_weights_after_each_change_of_lora_are_those_on_the_device(
+    checkpoint, lora_memory, quantize, is_prepared
+):
+    resident, streamed = (
+        load(checkpoint, quantize=quantize, stream_weights=stream) for stream in (False, True)
+    )
     if is_prepared:
         streamed.lora.prepare(lora_memory, "weights")
     for name in ("cfg_step_lora", "refinement_lora", None):
@@ -96,20 +102,19 @@ def test_device_has_two_slots_for_all_blocks(checkpoint):
     assert all(block_bytes <= size < block_bytes + 256 * 100 for size in slots.values())
 
 
-@pytest.mark.parametrize(("fp8", "largest_gb"), [(False, 1.3), (True, 1.3)])
-def test_predicted_memory_is_near_that_of_the_released_weights(fp8, largest_gb):
+@pytest.mark.parametrize("quantize", QUANTIZE)
+def test_predicted_memory_is_near_that_of_the_released_weights(quantize):
     with META:
         dit = Dit(DitConfig(), torch.bfloat16)
         outside = sum(
             tensor.nbytes for name, tensor in dit.state_dict().items() if not name.startswith("blocks.")
         )
-        if fp8:
-            quantise_blocks(dit)
+        quantise_blocks(dit, quantize)
         blocks = StreamedBlocks("blocks", dit.blocks, META, ThreadCopier())
     held = outside + sum(slot.nbytes for slot in blocks._slots)
-    predicted = transformer_bytes(RELEASED, Setup(fp8=fp8, stream_weights=True))
+    predicted = transformer_bytes(RELEASED, Setup(quantize=quantize, stream_weights=True))
     assert predicted == pytest.approx(held, rel=0.05)
-    assert held < largest_gb * 1e9
+    assert held < 1.3e9
 
 
 class RecordingCopier(ThreadCopier):

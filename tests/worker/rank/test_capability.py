@@ -87,11 +87,11 @@ def test_placement_of_the_text_encoder_is_published(checkpoint, monkeypatch, tmp
 
 
 def test_memory_of_gpus_that_are_not_here_can_be_given(checkpoint, monkeypatch, capsys):
-    monkeypatch.setenv("LONGCAT_FP8", "on")
+    monkeypatch.setenv("LONGCAT_QUANTIZE", "int8")
     assert main([str(checkpoint), "--gpu-memory-gib", "24"]) == 0
     memory = read_capability(capsys.readouterr().out).memory
     assert memory is not None
-    assert (memory.available_bytes, memory.setup.fp8) == (22 << 30, True)
+    assert (memory.available_bytes, memory.setup.quantize) == (22 << 30, "int8")
 
 
 def test_sharded_weights_are_published(checkpoint, monkeypatch, capsys):

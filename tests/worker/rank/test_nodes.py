@@ -159,9 +159,9 @@ def setup_of(node_rank: int, port: int, **changes: object) -> RankSetup:
 
 def test_node_takes_the_settings_of_node_0_and_keeps_its_own_checkpoint():
     port = free_port()
-    first, server = begin_round(setup_of(0, port, dtype="bfloat16", fp8=True))
+    first, server = begin_round(setup_of(0, port, dtype="bfloat16", quantize="int8"))
     second, store = join_round(setup_of(1, port))
-    assert (second.dtype, second.fp8, second.round_id) == ("bfloat16", True, first.round_id)
+    assert (second.dtype, second.quantize, second.round_id) == ("bfloat16", "int8", first.round_id)
     assert (second.node_rank, second.checkpoint) == (1, Path("/models/1"))
     assert store.add("key", 1) == server.add("key", 0) == 1
 

@@ -392,7 +392,7 @@ class FullDevice(TorchDispatchMode):
 
 def test_text_encoder_that_does_not_fit_onto_the_device_fails_only_the_job(rank, tiny_checkpoint):
     pipeline = Pipeline.load(tiny_checkpoint, torch.float32, text_encoder="offload")
-    rank.engine_type = lambda _: ModelEngine(pipeline, torch.float32)
+    rank.engine_type = lambda _: ModelEngine(pipeline, "float32")
     with FullDevice(pipeline):
         failed = rank.run()[-1]
     assert isinstance(failed, JobFailed)
