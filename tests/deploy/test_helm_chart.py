@@ -23,7 +23,8 @@ from worker.settings import Endpoint, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "helm" / "longcat-video"
-OLDEST, NEWEST = "1.30", "1.37"
+VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
+OLDEST, NEWEST = VERSIONS[0], VERSIONS[-1]
 SECRETS = Path("/run/secrets/longcat")
 
 Object = dict[str, Any]
@@ -123,10 +124,10 @@ class LeaderWorkerSet(Strict):
     spec: LeaderWorkerSetSpec
 
 
-def render(values: Values) -> list[Object]:
-    """Return the objects that the chart makes of these values."""
+def render(values: Values, name: str = "video") -> list[Object]:
+    """Return the objects that the chart makes of these values for a release of this name."""
     with Chart.load(FOLDER) as loaded:
-        files = loaded.render(values, name="video", namespace="ours")
+        files = loaded.render(values, name=name, namespace="ours")
     documents = (yaml.safe_load_all(text) for path, text in files.items() if path.endswith(".yaml"))
     return [document for file in documents for document in file if document]
 
@@ -188,9 +189,12 @@ def test_lint_finds_no_error():
     assert [message for message in found["messages"] if message["severity"] > 1] == []
 
 
-@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize(
+    "version",
+    [OLDEST, *(pytest.param(each, marks=pytest.mark.integration) for each in VERSIONS[1:-1]), NEWEST],
+)
 @pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
-def test_every_object_is_valid_in_old_and_new_kubernetes(values, version):
+def test_every_object_is_valid_in_every_kubernetes(values, version):
     objects = render(values)
     for each in objects:
         check(each, version)
@@ -230,11 +234,86 @@ def test_misspelt_field_is_found(kind):
         ({**SMALL, "pools": {"main": {"weights": {"url": "s3://models"}}}}, "url"),
         ({**SMALL, "pools": {"main": FETCHED}}, r"pools\.main\.checkpoint must not be readOnly"),
         ({**SMALL, "poolDefaults": {}, "pools": {"main": FETCHED}}, r"pools\.main\.checkpoint is needed"),
+        ({**SMALL, "fullnameOverride": "My Video"}, "fullnameOverride"),
+        ({**SMALL, "nameOverride": "a\nb: c"}, "nameOverride"),
+        ({**SMALL, "fullnameOverride": "a" * 40, "pools": {"p" * 16: {}}}, "longer than 52 characters"),
+        (
+            {**SMALL, "fullnameOverride": "a" * 37, "pools": {"wide": {"nodes": 2}}},
+            "longer than 48 characters",
+        ),
+        ({**SMALL, "existingSecret": "a: b"}, "existingSecret"),
+        ({**SMALL, "imagePullSecrets": ["registry"]}, "imagePullSecrets"),
+        ({**SMALL, "serviceAccount": {"annotations": {"a": 1}}}, "annotations"),
+        ({**SMALL, "networkPolicy": {"egressExcept": ["metadata"]}}, "egressExcept"),
+        ({**SMALL, "redis": {"enabled": True, "image": "redis: 7"}}, "redis/image"),
+        ({**SMALL, "monitoring": {"prometheusUrl": "prometheus:9090"}}, "prometheusUrl"),
+        ({**SMALL, "api": {"service": {"port": 70_000}}}, "port"),
+        ({**SMALL, "api": {"image": {"repository": "a b"}}}, "repository"),
+        ({**SMALL, "api": {"ingress": {"enabled": True}}}, r"api\.ingress\.host is needed"),
+        ({**SMALL, "api": {"ingress": {"enabled": True, "host": "a b"}}}, "host"),
+        ({**SMALL, "api": {"autoscaling": {"enabled": True, "minReplicas": 9}}}, "minReplicas is larger"),
+        ({**SMALL, "pools": {"main": {"gpus": 8, "contextParallel": 3}}}, "must divide gpus"),
+        ({**SMALL, "pools": {"main": {"gpus": 6, "contextParallel": "auto"}}}, "2, 4, 8 or 16"),
+        ({**SMALL, "pools": {"main": {"drainS": 90}}}, "drainS must be at least 8 s less"),
+        ({**SMALL, "pools": {"main": {"workSize": "1.2.3"}}}, "workSize"),
+        ({**SMALL, "pools": {"main": {"sharedMemorySize": "1ki"}}}, "sharedMemorySize"),
+        ({**SMALL, "pools": {"main": {"checkpointSubPath": "../other"}}}, "checkpointSubPath"),
+        ({**SMALL, "pools": {"main": {"checkpoint": {"emptyDir": {}, "hostPath": {}}}}}, "checkpoint"),
+        ({**SMALL, "pools": {"main": {"nodeSelector": {"gpu": True}}}}, "nodeSelector"),
+        ({**SMALL, "pools": {"main": {"tolerations": ["gpu"]}}}, "tolerations"),
+        ({**SMALL, "pools": {"main": {"runtimeClassName": 'nvidia"'}}}, "runtimeClassName"),
+        ({**SMALL, "pools": {"main": {"autoscaling": {"scaleDownStabilizationS": 7200}}}}, "3,?600"),
+        ({**SMALL, "pools": {"main": {"autoscaling": {"minReplicas": 9}}}}, "minReplicas is larger"),
     ],
 )
 def test_impossible_values_are_refused_by_name(values, message):
     with pytest.raises(HelmError, match=message):
         render(values)
+
+
+@pytest.mark.parametrize("release", ["123", "a.b"])
+def test_release_whose_name_a_service_cannot_have_needs_another_one(release):
+    with pytest.raises(HelmError, match="set fullnameOverride"):
+        render(SMALL, release)
+
+
+def test_names_that_yaml_would_read_as_something_else_stay_text():
+    pool: Values = {
+        "runtimeClassName": "123",
+        "priorityClassName": "true",
+        "checkpointSubPath": "1e3",
+        "checkpoint": {"emptyDir": {}},
+        "weights": {"source": "s3://models/1", "s3": {"region": "1"}},
+        "settings": {"API": "{a: 1}", "B": "$(HOME) # {{ .Values }}"},
+    }
+    values: Values = {
+        "fullnameOverride": "null",
+        "redis": {"enabled": True, "storageClass": "1"},
+        "storage": {"volume": {"storageClass": "1"}},
+        "api": {"ingress": {"enabled": True, "className": "1", "host": "*.1.2", "tlsSecret": "0x1"}},
+        "pools": {"main": None, "1": pool, "no": {**pool, "nodes": 2}},
+        "monitoring": {"serviceMonitor": True, "rules": True},
+    }
+    objects = render(values, "1e3")
+    for each in objects:
+        check(each)
+    assert environment(named(objects, "StatefulSet", "-worker-1"))["LONGCAT_B"] == pool["settings"]["B"]
+    assert named(objects, "Ingress")["spec"]["rules"][0]["host"] == "*.1.2"
+    quoted = [each["metadata"]["labels"]["app.kubernetes.io/instance"] for each in objects]
+    assert set(quoted) == {"1e3"}
+
+
+def test_installation_without_pools_has_an_api():
+    kinds = {each["kind"] for each in render({**SMALL, "pools": {"main": None}})}
+    assert "Deployment" in kinds
+    assert "ScaledObject" not in kinds
+
+
+def test_large_numbers_of_settings_keep_their_digits():
+    """Helm reads numbers as floats, whose text has an exponent from a million on."""
+    settings = {"MIN_FREE_BYTES": 10_000_000_000, "STUCK_S": 1_000_000, "STALL_S": 0.5}
+    read = environment(named(render({**SMALL, "settings": settings}), "StatefulSet", "-main"))
+    assert [read[f"LONGCAT_{name}"] for name in settings] == ["10000000000", "1000000", "0.5"]
 
 
 @pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])

@@ -1,11 +1,11 @@
 {{- define "longcat.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains $name .Release.Name -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else -}}{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}{{- end -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- $full = default $full .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "%q cannot be the name of a Service, which begins with a letter and has letters, digits and hyphens: set fullnameOverride" $full) -}}
 {{- end -}}
+{{- $full -}}
 {{- end -}}
 
 {{/* Labels of every object. Call with (list $ "component"). */}}
@@ -20,15 +20,15 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- define "longcat.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: longcat-video
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
 {{/* An image reference. Call with (list $ $image). */}}
 {{- define "longcat.image" -}}
 {{- $root := index . 0 -}}{{- $image := index . 1 -}}
-{{- if $image.digest -}}{{ $image.repository }}@{{ $image.digest }}
-{{- else -}}{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}{{- end -}}
+{{- if $image.digest -}}{{ printf "%s@%s" $image.repository $image.digest | quote }}
+{{- else -}}{{ printf "%s:%s" $image.repository (default $root.Chart.AppVersion $image.tag) | quote }}{{- end -}}
 {{- end -}}
 
 {{- define "longcat.secretName" -}}
@@ -68,12 +68,16 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{/*
 An environment with settings from values, which replace its own: server-side apply refuses a name that is there twice.
 Call with (list $environment $settings $more); maps of settings have names without LONGCAT_, and later ones win.
+Helm reads numbers as floats, whose text would be 1e+06 for a million.
 */}}
 {{- define "longcat.environment" -}}
 {{- $values := dict -}}
 {{- range fromYamlArray (index . 0) }}{{ $_ := set $values .name .value }}{{ end -}}
 {{- range $settings := rest . }}
-{{- range $name, $value := $settings }}{{ $_ := set $values (printf "LONGCAT_%s" $name) (toString $value) }}{{ end -}}
+{{- range $name, $value := $settings }}
+{{- if kindIs "float64" $value }}{{ $value = ternary (int64 $value) $value (eq $value (floor $value)) }}{{ end -}}
+{{- $_ := set $values (printf "LONGCAT_%s" $name) (toString $value) -}}
+{{- end -}}
 {{- end -}}
 {{- range $name, $value := $values }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
@@ -85,7 +89,7 @@ Call with (list $environment $settings $more); maps of settings have names witho
 {{- $root := index . 0 -}}
 - name: secrets
   secret:
-    secretName: {{ include "longcat.secretName" $root }}
+    secretName: {{ include "longcat.secretName" $root | quote }}
     defaultMode: 0440
     items:
       {{- range index . 1 }}
@@ -101,7 +105,7 @@ Call with (list $environment $settings $more); maps of settings have names witho
 {{- if not (include "longcat.isS3" .) }}
 - name: storage
   persistentVolumeClaim:
-    claimName: {{ default (printf "%s-storage" (include "longcat.fullname" .)) .Values.storage.volume.existingClaim }}
+    claimName: {{ default (printf "%s-storage" (include "longcat.fullname" .)) .Values.storage.volume.existingClaim | quote }}
 {{- end }}
 {{- end -}}
 

@@ -19,7 +19,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ include "longcat.fullname" $root }}
+  serviceAccountName: {{ include "longcat.fullname" $root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   # Else the kernel ignores SIGTERM until the process handles it: a pod that ends while it starts would go on for its
@@ -27,10 +27,10 @@ spec:
   shareProcessNamespace: true
   terminationGracePeriodSeconds: {{ $pool.terminationGraceS }}
   {{- with $pool.runtimeClassName }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | quote }}
   {{- end }}
   {{- with $pool.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with $root.Values.imagePullSecrets }}
   imagePullSecrets: {{- toYaml . | nindent 4 }}
@@ -48,12 +48,12 @@ spec:
         - model.weights
         - fetch
         - {{ . | quote }}
-        - {{ printf "/checkpoint/%s" $pool.checkpointSubPath | trimSuffix "/" }}
+        - {{ printf "/checkpoint/%s" $pool.checkpointSubPath | trimSuffix "/" | quote }}
         - --connections={{ $pool.weights.connections }}
         {{- if hasPrefix "s3://" . }}
-        - --s3-region={{ default $root.Values.storage.s3.region $pool.weights.s3.region }}
+        - {{ printf "--s3-region=%s" (default $root.Values.storage.s3.region $pool.weights.s3.region) | quote }}
         {{- with default $root.Values.storage.s3.endpointUrl $pool.weights.s3.endpointUrl }}
-        - --s3-endpoint-url={{ . }}
+        - {{ printf "--s3-endpoint-url=%s" . | quote }}
         {{- end }}
         {{- if $fetchesWithKeys }}
         - --s3-access-key-id-file=/run/secrets/longcat/s3_access_key_id
@@ -111,7 +111,7 @@ spec:
           mountPath: /checkpoint
           readOnly: true
           {{- with $pool.checkpointSubPath }}
-          subPath: {{ . }}
+          subPath: {{ . | quote }}
           {{- end }}
         {{- end }}
         {{- if and $claims (not (include "longcat.isS3" $root)) }}
@@ -122,11 +122,11 @@ spec:
     {{- include "longcat.secretVolume" (list $root (ternary (list "redis_url") list $claims)) | nindent 4 }}
     {{- end }}
     - name: work
-      emptyDir: {sizeLimit: {{ $pool.workSize }}}
+      emptyDir: {sizeLimit: {{ $pool.workSize | quote }}}
     - name: tmp # compiled kernels
       emptyDir: {sizeLimit: 20Gi}
     - name: shm
-      emptyDir: {medium: Memory, sizeLimit: {{ $pool.sharedMemorySize }}}
+      emptyDir: {medium: Memory, sizeLimit: {{ $pool.sharedMemorySize | quote }}}
     {{- with $pool.checkpoint }}
     - name: checkpoint
       {{- toYaml . | nindent 6 }}
