@@ -165,3 +165,16 @@ class UnfitServer(LongCatError):
     """This Redis server, or what is in it, cannot be used by this release."""
 
     code = "unfit_server"
+
+
+JOB_ERRORS: tuple[type[LongCatError], ...] = (
+    LongCatError,
+    InvalidInput,
+    OutOfMemory,
+    GenerationFailed,
+    WorkerCrashed,
+    UploadFailed,
+    DiskFull,
+    DeadlineExceeded,
+)
+"""The errors with which a job can fail."""

@@ -12,19 +12,9 @@ from importlib import import_module
 from pkgutil import walk_packages
 
 import service
-from jobs import errors
-from jobs.errors import LongCatError
+from jobs.errors import JOB_ERRORS, LongCatError
 from service.errors import STATUS, status_of
 
-_ENDS_A_JOB = (
-    errors.InvalidInput,
-    errors.OutOfMemory,
-    errors.GenerationFailed,
-    errors.WorkerCrashed,
-    errors.UploadFailed,
-    errors.DiskFull,
-    errors.DeadlineExceeded,
-)
 _INTRODUCTION = """\
 # Errors
 
@@ -109,7 +99,7 @@ def _row(kind: type[LongCatError]) -> _Row:
     meaning = " ".join((kind.__doc__ or "").split("\n\n", maxsplit=1)[0].split())
     answered = any(ancestor in STATUS for ancestor in kind.__mro__)
     status = status_of(kind) if answered else None
-    return _Row(kind.code, status, kind in _ENDS_A_JOB, kind.retryable, meaning)
+    return _Row(kind.code, status, kind in JOB_ERRORS, kind.retryable, meaning)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,15 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
-from redis import Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jobs.errors import Unavailable
+from jobs.errors import JOB_ERRORS, Unavailable
 from jobs.order import PRIORITIES
 from jobs.registration import GroupState, live_groups
 from jobs.requirement import can_run
 from jobs.store.memory import memory
 from jobs.store.metrics import Counters, UnreadableKind, counters, num_set_aside
-from jobs.store.outbox import Outbox
+from jobs.store.outbox import Outbox, Outcome
 from jobs.store.queue_depths import QueueDepth, queue_depths, recent_runs
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
@@ -36,11 +35,16 @@ class Metrics:
     def __init__(self, backend: Backend) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Queue(backend))
-        self._registry.register(_Jobs(backend.redis))
+        self._registry.register(_Jobs(backend))
         self._requests = Counter(
             "longcat_http_requests",
             "HTTP requests.",
             ["method", "route", "status"],
+            registry=self._registry,
+        )
+        self._internal_errors = Counter(
+            "longcat_http_internal_errors",
+            "Requests that were answered with 500.",
             registry=self._registry,
         )
         self._seconds = Histogram(
@@ -55,6 +59,7 @@ class Metrics:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = route_template(scope)
         self._requests.labels(method, route, status).inc()
+        self._internal_errors.inc(status == 500)
         self._seconds.labels(method, route).observe(duration_s)
 
     def text(self) -> bytes:
@@ -130,19 +135,34 @@ SERIES = (
         "group_start_seconds", "Time from the start of a group until it takes jobs.", "pool", is_summary=True
     ),
     Series("video_seconds", "Length of the videos made.", "task"),
-    Series("jobs_ended", "Jobs by final status.", "status"),
+    Series("jobs_ended", "Jobs by final status.", "status", always=("succeeded", "failed", "cancelled")),
     Series(
         "deadlines",
         "Ended jobs with a deadline by outcome, without cancelled ones.",
         "outcome",
         always=("met", "missed"),
     ),
-    Series("failures", "Failed jobs by error code.", "code"),
+    Series(
+        "failures",
+        "Failed jobs by error code.",
+        "code",
+        always=tuple(error.code for error in JOB_ERRORS),
+    ),
     Series("attempts", "Starts of ended jobs."),
-    Series("requeues", "Jobs that were requeued, by cause.", "cause"),
-    Series("uploads", "Uploads of videos by outcome.", "outcome"),
+    Series(
+        "requeues",
+        "Jobs that were requeued, by cause.",
+        "cause",
+        always=("crashed", "drained", "preempted", "unreadable"),
+    ),
+    Series("uploads", "Uploads of videos by outcome.", "outcome", always=("stored", "failed")),
     Series("uploaded_bytes", "Size of the videos uploaded."),
-    Series("webhook_deliveries", "Attempts to deliver webhooks by outcome.", "outcome"),
+    Series(
+        "webhook_deliveries",
+        "Attempts to deliver webhooks by outcome.",
+        "outcome",
+        always=get_args(Outcome),
+    ),
     Series(
         "unreadable_records",
         "Stored documents that this release could not read, by kind.",
@@ -167,18 +187,22 @@ POOL_GAUGES = {
 class _Jobs(Collector):
     """Exports the counters of the job store. They are in Redis, so every process exports the same numbers."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     def describe(self) -> Iterable[Metric]:
         return []
 
     def collect(self) -> Iterable[Metric]:
         try:
-            found = counters(self._redis)
+            found = counters(self._backend.redis)
+            pools = self._backend.fleet().pools
         except Unavailable:
             return []
-        return [series.metric(found) for series in SERIES]
+        no_starts = {
+            (f"group_start_seconds_{part}", pool.name): 0.0 for pool in pools for part in ("sum", "count")
+        }
+        return [series.metric({**no_starts, **found}) for series in SERIES]
 
 
 class _Queue(Collector):

@@ -1,9 +1,11 @@
-"""The dashboard queries metrics that the service exports, and Prometheus scrapes the service."""
+"""The dashboards query metrics that the service exports, and Prometheus scrapes the service."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,15 @@ from service.ops.metrics import POOL_GAUGES, SERIES
 from tests.docker.compose import Bind, read_compose
 
 DOCKER = Path(__file__).parents[2] / "docker"
-DASHBOARD = json.loads((DOCKER / "grafana" / "longcat.json").read_text())
-PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
-GAUGES = {"longcat_queued_jobs", "longcat_oldest_queued_seconds", "longcat_groups", *POOL_GAUGES}
+DASHBOARDS = {
+    path.stem: json.loads(path.read_text()) for path in sorted((DOCKER / "grafana" / "dashboards").iterdir())
+}
+PANELS = {panel["title"]: panel for dashboard in DASHBOARDS.values() for panel in dashboard["panels"]}
+TARGETS = [target for panel in PANELS.values() for target in panel["targets"]]
+GAUGES = {
+    *("longcat_queued_jobs", "longcat_oldest_queued_seconds", "longcat_groups", "longcat_jobs_without_group"),
+    *POOL_GAUGES,
+}
 OF_REQUESTS = {"longcat_http_requests_total", "longcat_http_request_seconds_bucket"}
 
 
@@ -43,15 +51,38 @@ def test_legend_uses_labels_of_its_query(title):
             assert re.search(rf"by \([^)]*\b{label}\b", target["expr"])
 
 
-def test_dashboard_shows_every_job_metric_except_attempts():
-    asked = " ".join(target["expr"] for panel in PANELS.values() for target in panel["targets"])
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool of Prometheus")
+def test_prometheus_understands_every_query(tmp_path):
+    intervals = {"$__rate_interval": "1m", "$pool": ".*"}
+    queries = [re.sub(r"\$\w+", lambda found: intervals[found[0]], target["expr"]) for target in TARGETS]
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dashboards_show_every_job_metric_except_attempts():
+    asked = " ".join(target["expr"] for target in TARGETS)
     assert {s.name for s in SERIES if f"longcat_{s.name}" not in asked} == {"attempts"}
+    assert {name for name in POOL_GAUGES if name not in asked} == {"longcat_pool_backlog_work_units"}
 
 
-def test_panels_do_not_overlap():
-    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in PANELS.values()]
+def test_queries_of_pools_follow_the_choice_of_pools():
+    (variable,) = DASHBOARDS["fleet"]["templating"]["list"]
+    assert (variable["name"], variable["multi"], variable["includeAll"]) == ("pool", True, True)
+    for target in TARGETS:
+        if "by (pool)" in target["expr"]:
+            assert target["expr"].count('{pool=~"$pool"}') == len(re.findall(r"longcat_\w+", target["expr"]))
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_do_not_overlap(name):
+    panels = DASHBOARDS[name]["panels"]
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
     assert len(set(places)) == len(places)
-    assert len({panel["id"] for panel in PANELS.values()}) == len(PANELS)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({dashboard["uid"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS)
 
 
 def test_prometheus_scrapes_the_api_of_the_compose_file():
@@ -69,7 +100,7 @@ def test_mounted_files_exist(name):
     assert any(isinstance(mount, Bind) for mount in service.volumes)
 
 
-def test_grafana_finds_prometheus_and_the_dashboard():
+def test_grafana_finds_prometheus_and_the_dashboards():
     provisioning = DOCKER / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
     assert {panel["datasource"]["uid"] for panel in PANELS.values()} == {source["uid"]}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.errors import OutOfMemory
+from jobs.errors import JOB_ERRORS, OutOfMemory
 from jobs.registration import GroupRegistration
 from service.ops.metrics import POOL_GAUGES, SERIES
 from tests.service.conftest import CAPABILITY
@@ -78,7 +79,25 @@ def test_every_known_pool_has_series_while_no_group_is_up(numbers, redis):
     registration.heartbeat("ready", 2, None, CAPABILITY)
     registration.release()
     found = numbers()
-    assert {found[name, CAPABILITY.pool] for name in POOL_GAUGES} == {0}
+    starts = ("longcat_group_start_seconds_sum", "longcat_group_start_seconds_count")
+    assert {found[name, CAPABILITY.pool] for name in (*POOL_GAUGES, *starts)} == {0}
+
+
+def test_first_failure_is_an_increase_of_a_series_that_exists(numbers):
+    found = numbers()
+    for error in JOB_ERRORS:
+        assert found["longcat_failures_total", error.code] == 0
+    for cause in ("crashed", "drained", "preempted", "unreadable"):
+        assert found["longcat_requeues_total", cause] == 0
+    assert found["longcat_http_internal_errors_total",] == 0
+
+
+def test_only_internal_errors_count_as_such(client, numbers, monkeypatch):
+    client.get("/jobs/none")
+    assert numbers()["longcat_http_internal_errors_total",] == 0
+    monkeypatch.setattr(client.app.state.backend.jobs, "get", lambda *_, **__: 1 / 0)
+    assert TestClient(client.app, raise_server_exceptions=False).get("/jobs/none").status_code == 500
+    assert numbers()["longcat_http_internal_errors_total",] == 1
 
 
 def test_backlog_of_a_pool_is_exported_in_gpu_seconds(order, worker, numbers, redis):
