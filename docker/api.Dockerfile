@@ -5,6 +5,7 @@ FROM ${BASE}
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /app
+RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
 
 # The dependencies have a layer of their own, which is built anew only when these two files change.
 COPY pyproject.toml constraints.txt ./
@@ -28,6 +29,9 @@ ENV LONGCAT_HOST=0.0.0.0 LONGCAT_PORT=8000 LONGCAT_DATA_DIR=/data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+# tini is the first process: the kernel ignores a signal to that one until it handles it, which Python does only when it
+# has started, and a container that is stopped meanwhile would go on and could take work.
+ENTRYPOINT ["tini", "--"]
 CMD ["python", "-m", "service"]
 
 # Last, because a layer is built anew when an argument before it changes.

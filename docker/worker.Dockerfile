@@ -6,7 +6,7 @@ FROM ${BASE}
 
 # Triton compiles a small launcher in C for each kernel. The health check uses curl.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends curl gcc libc6-dev python3 python3-dev python3-venv \
+    && apt-get install --yes --no-install-recommends curl gcc libc6-dev python3 python3-dev python3-venv tini \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
@@ -37,6 +37,9 @@ WORKDIR /var/lib/longcat
 ENV LONGCAT_DATA_DIR=/var/lib/longcat LONGCAT_CHECKPOINT=/checkpoint LONGCAT_DEVICE=cuda LONGCAT_HEALTH_PORT=8001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:8001/livez"]
+# tini is the first process: the kernel ignores a signal to that one until it handles it, which Python does only when it
+# has started, and a container that is stopped meanwhile would go on and could take work.
+ENTRYPOINT ["tini", "--"]
 CMD ["python", "-m", "worker"]
 
 # Last, because a layer is built anew when an argument before it changes.

@@ -348,11 +348,11 @@ def test_no_container_runs_as_root_or_writes_to_its_image(values):
 
 
 @pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])
-def test_pod_that_starts_can_be_ended(values):
-    """The first process of a namespace gets no signal that it does not handle yet."""
+def test_entrypoint_of_our_images_is_kept(values):
+    """It passes signals on to a process that starts. `command` would replace it."""
     ours = [each for each in pod_templates(render(values)) if "serviceAccountName" in each["spec"]]
     assert ours
-    assert all(each["spec"]["shareProcessNamespace"] for each in ours)
+    assert not any("command" in container for each in ours for container in containers_of(each))
 
 
 @pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])

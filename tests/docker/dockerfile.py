@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INSTRUCTIONS = {
-    *("ARG", "CMD", "COPY", "ENV", "EXPOSE", "FROM"),
+    *("ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM"),
     *("HEALTHCHECK", "LABEL", "RUN", "USER", "VOLUME", "WORKDIR"),
 }
 
@@ -63,6 +63,12 @@ class Dockerfile:
         """Return CMD, which is in exec form."""
         command: list[str] = json.loads(self.all("CMD")[-1])
         return command
+
+    @property
+    def entrypoint(self) -> list[str]:
+        """Return ENTRYPOINT, which is in exec form."""
+        entrypoint: list[str] = json.loads(self.all("ENTRYPOINT")[-1])
+        return entrypoint
 
     @property
     def extras(self) -> set[str]:

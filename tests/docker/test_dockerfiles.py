@@ -48,6 +48,13 @@ def test_module_that_it_runs_exists_and_is_copied(image):
     assert module in image.copied
 
 
+@both
+def test_first_process_handles_signals_before_python_does(image):
+    """The kernel ignores a signal to the first process of a namespace that it does not handle yet."""
+    assert image.entrypoint == ["tini", "--"]
+    assert " tini " in image.all("RUN")[0]
+
+
 @pytest.mark.parametrize(("image", "settings"), [(API, Settings), (WORKER, WorkerSettings)])
 def test_every_variable_is_a_setting_of_its_process(image, settings):
     own = {name for name in image.environment if name.startswith("LONGCAT_")}

@@ -66,7 +66,17 @@ def check_images(engine: Engine) -> None:
             engine.podman("stop", "--time", str(STOP_TIMEOUT_S), container)
             status = engine.podman("inspect", "--format", "{{.State.ExitCode}}", container).strip()
             assert status == "0", f"status {status} after SIGTERM:\n{engine.podman('logs', container)}"
+    for name in ("api", "worker"):
+        check_stop_at_start(engine, name)
     logger.info("both images run without rights and stop")
+
+
+def check_stop_at_start(engine: Engine, name: str) -> None:
+    """Raise AssertionError if a container that is stopped as soon as it runs has to be killed."""
+    with running(engine, tag_of(name)) as container:
+        engine.podman("stop", "--time", str(STOP_TIMEOUT_S), container)
+        status = engine.podman("inspect", "--format", "{{.State.ExitCode}}", container).strip()
+    assert status in {"0", "143"}, f"{name}: status {status} after SIGTERM at its start"
 
 
 @contextmanager

@@ -22,9 +22,6 @@ spec:
   serviceAccountName: {{ include "longcat.fullname" $root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  # Else the kernel ignores SIGTERM until the process handles it: a pod that ends while it starts would go on for its
-  # whole grace period, and could even take work. With this, the process is not the first one of its namespace.
-  shareProcessNamespace: true
   terminationGracePeriodSeconds: {{ $pool.terminationGraceS }}
   {{- with $pool.runtimeClassName }}
   runtimeClassName: {{ . | quote }}
