@@ -6,7 +6,9 @@ only copies bytes, and every switch to a LoRA or back gives the same bits.
 
 The memory is a file without a name (`memfd_create`) that all processes map. The kernel frees it when the last
 process that has it open ends, in whatever way. The processes share the work of preparing it: each module is
-prepared by the first process that locks it, and the kernel releases the locks of a process that ends.
+prepared by the first process that locks it, and the kernel releases the locks of a process that ends. A
+process that is stuck delays the others by `LONGEST_WAIT_S`: then they prepare its module, too. All of them
+write the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +28,11 @@ import torch
 from torch import Tensor
 
 from model.transformer.flat_blocks import aligned
+
+LONGEST_WAIT_S = 60.0
+"""How long a process waits for another one that has locked a module. To prepare one takes seconds at most."""
+
+_POLL_S = 0.05
 
 ModuleTensors = Mapping[str, Tensor]
 """Tensors of a module, by their names in the module."""
@@ -78,7 +86,7 @@ class PreparedWeights:
         Raises OSError.
         """
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        with self._lock(0):
+        with self._lock(0, LONGEST_WAIT_S):
             unset = bytes(self._digest_bytes)  # also if a process ended before it wrote the digest
             if os.pread(self._descriptor, self._digest_bytes, 0) in {b"", unset}:
                 os.ftruncate(self._descriptor, self.size_bytes)
@@ -93,14 +101,14 @@ class PreparedWeights:
     def fill(self, prepare: Callable[[str], Variants]) -> None:
         """Prepare each module that no process has prepared, and return when all are.
 
-        Modules that another process is preparing come last. If that process ended before it had finished,
-        they are prepared here.
+        Modules that another process is preparing come last. If that process ended before it had finished, or
+        is stuck, they are prepared here.
         """
-        for wait in (False, True):
+        for is_last in (False, True):
             for number, module in enumerate(self._modules):
                 ready = self._digest_bytes + number
-                with self._lock(ready, wait=wait) as is_locked:
-                    if is_locked and not self._memory[ready]:
+                with self._lock(ready, LONGEST_WAIT_S if is_last else 0.0) as is_locked:
+                    if (is_locked or is_last) and not self._memory[ready]:
                         self._keep(module, prepare(module))
                         self._memory[ready] = 1
 
@@ -122,14 +130,20 @@ class PreparedWeights:
                 target.copy_(tensors[name])
 
     @contextmanager
-    def _lock(self, position: int, *, wait: bool = True) -> Iterator[bool]:
-        """Lock a byte among processes. Yield False if another one has it and `wait` is not set."""
+    def _lock(self, position: int, wait_s: float) -> Iterator[bool]:
+        """Lock a byte among processes. Yield False if another one has had it for all of `wait_s`."""
+        give_up_at = time.monotonic() + wait_s
+        while not (is_locked := self._try_lock(position)) and time.monotonic() < give_up_at:
+            time.sleep(_POLL_S)
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, position)
-        except (BlockingIOError, PermissionError):  # which of the two depends on the system
-            yield False
-            return
-        try:
-            yield True
+            yield is_locked
         finally:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, position)
+            if is_locked:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, position)
+
+    def _try_lock(self, position: int) -> bool:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
+        except (BlockingIOError, PermissionError):  # which of the two depends on the system
+            return False
+        return True

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.io import lora
+from model.io import lora, prepared_weights
 from model.io.lora import LoraMerger
 from model.io.prepared_weights import PreparedWeights
 from model.spec.errors import CheckpointError, DeviceError
@@ -166,6 +166,24 @@ def test_module_of_a_process_that_died_is_prepared_by_another_one_after_all_othe
         thread.join(60)
     assert order == ["two", "one"]
     assert weights.read("one", "lora")["weight"].tolist() == [[2.0] * 5] * 3
+
+
+def test_process_that_is_stuck_delays_others_by_the_longest_wait_alone(lora_memory, monkeypatch):
+    monkeypatch.setattr(prepared_weights, "LONGEST_WAIT_S", 0.01)
+    weights = prepared(lora_memory.path)
+    variants = {lora: {"weight": torch.ones(3, 5)} for lora in (None, "lora")}
+    with subprocess.Popen(
+        [sys.executable, "-c", PREPARING, str(lora_memory.path)], stdout=subprocess.PIPE, text=True
+    ) as stuck:
+        assert stuck.stdout
+        assert stuck.stdout.readline() == "locked\n"
+        filling = threading.Thread(target=weights.fill, args=[lambda _: variants], daemon=True)
+        filling.start()
+        filling.join(60)
+        has_ended = not filling.is_alive()
+        stuck.send_signal(signal.SIGKILL)
+    assert has_ended
+    assert weights.read("one", None)["weight"].tolist() == [[1.0] * 5] * 3
 
 
 def test_pages_that_cannot_be_locked_make_switches_slower_and_are_no_error(lora_memory, monkeypatch, caplog):
