@@ -1,8 +1,8 @@
 """Compare ways to share GPUs on the same traces, and write `benchmarks/simulation.md`.
 
 With `--day`, compare fixed and autoscaled fleets, and write `benchmarks/simulation/day.md`.
-With `--trace FILE`, run only the service's queue on that trace and print its summary. `--write-trace FILE`
-writes the trace of a seed and a load instead.
+With `--trace FILE`, run only the service's queue on that trace and print its summary; with both, compare the
+fleets on that trace and print the table. `--write-trace FILE` writes the trace of a seed and a load instead.
 """
 
 from __future__ import annotations
@@ -404,8 +404,19 @@ def main() -> None:
     parser.add_argument("--write-trace", type=Path, metavar="FILE")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that run at a time")
     options = parser.parse_args()
+    if options.gpus < 1:
+        parser.error("--gpus: must be at least 1")
+    trace: Sequence[Arrival] = ()
+    if options.trace:
+        try:
+            trace = read_trace(options.trace)
+        except (OSError, ValueError) as error:
+            parser.error(f"--trace: {error}")
     if options.write_trace:
         write_trace(options.write_trace, trace_at(options.load, options.seed, options.jobs, options.gpus))
+        return
+    if options.trace and options.day:
+        print(day.compare_on(trace, options.seed))
         return
     if not options.trace and not options.day:
         write_page(options.seed, options.jobs, options.large, options.processes)
@@ -413,7 +424,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="longcat-") as folder, private_redis(Path(folder)) as redis:
         if options.trace:
             policy = Policy("", "", StoreQueue, lambda: FixedGroups(options.gpus, 1))
-            print(summarise(simulate(redis, policy, read_trace(options.trace)), options.gpus))
+            print(summarise(simulate(redis, policy, trace), options.gpus))
         else:
             day.write_page(redis, options.seed, options.peak, options.small_peak)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 from redis import Redis
@@ -22,6 +24,7 @@ from benchmarks.simulation.queues import (
 )
 from benchmarks.simulation.report import Summary, percent, share, summarise, table
 from benchmarks.simulation.simulator import Outcome
+from benchmarks.simulation.times import run_s
 from benchmarks.simulation.trace import DAY_S, MIX, Arrival, day_trace, mean_gpu_s
 
 PAGE = Path(__file__).with_name("day.md")
@@ -115,7 +118,22 @@ def store_queue(redis: Redis, clock: Clock) -> Queue:
 
 def fixed_fleets(peak: int) -> list[Fleet]:
     """Return fixed fleets around the GPUs of the peak."""
-    return [Fleet(f"fixed, {round(peak * of)} pods", None, round(peak * of)) for of in FIXED_SHARES]
+    sizes = sorted({max(1, round(peak * of)) for of in FIXED_SHARES})
+    return [Fleet(f"fixed, {size} pods", None, size) for size in sizes]
+
+
+def busiest_hour_gpus(trace: Sequence[Arrival]) -> int:
+    """Return how many GPUs compute all the time what arrives in the busiest hour."""
+    gpu_s = Counter[int]()
+    for arrival in trace:
+        gpu_s[int(arrival.at_s // 3600)] += ceil(run_s(arrival.plan, 1))
+    return ceil(max(gpu_s.values()) / 3600)
+
+
+def compare_on(trace: Sequence[Arrival], seed: int) -> str:
+    """Return the table of fleets for any trace. Fixed ones have about the GPUs of its busiest hour."""
+    fleets = [*fixed_fleets(busiest_hour_gpus(trace)), *scaled_fleets()]
+    return compare(plain_queue, fleets, trace, seed)[0]
 
 
 def scaled_fleets() -> list[Fleet]:

@@ -35,10 +35,10 @@ class Arrival(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    at_s: float = Field(ge=0)
+    at_s: float = Field(ge=0, allow_inf_nan=False)
     owner: str = ""
     request: GenerationParams = GenerationParams()
-    deadline_s: float | None = Field(default=None, gt=0)
+    deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     priority: Priority = "normal"
 
     @property
@@ -59,9 +59,14 @@ def write_trace(path: Path, arrivals: Iterable[Arrival]) -> None:
 
 
 def read_trace(path: Path) -> list[Arrival]:
-    """Read a trace. Raises ValueError, with the number of the line, if it is not valid."""
+    """Read a trace. Empty lines are left out.
+
+    Raises ValueError, with the number of the line, if it is not valid or has no arrivals; OSError.
+    """
     arrivals: list[Arrival] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             arrival = Arrival.model_validate_json(line)
             arrival.plan  # noqa: B018 - it raises if the request is not possible
@@ -70,6 +75,8 @@ def read_trace(path: Path) -> list[Arrival]:
         if arrivals and arrival.at_s < arrivals[-1].at_s:
             raise ValueError(f"{path}:{number}: is earlier than the line before")
         arrivals.append(arrival)
+    if not arrivals:
+        raise ValueError(f"{path}: has no arrivals")
     return arrivals
 
 

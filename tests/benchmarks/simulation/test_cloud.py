@@ -21,7 +21,7 @@ from benchmarks.simulation.queues import (
     by_default_deadline,
 )
 from benchmarks.simulation.times import run_s
-from benchmarks.simulation.trace import DAY_S, Arrival, daily_share, day_trace
+from benchmarks.simulation.trace import DAY_S, Arrival, daily_share, day_trace, write_trace
 from model.spec.params import GenerationParams
 
 LONG = GenerationParams(distilled=True, num_segments=10)
@@ -153,6 +153,27 @@ def test_command_line_sets_the_size_of_the_day(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["simulation", "--day", "--peak", "30", "--small-peak", "3"])
     main()
     assert sizes == [(1, 30, 3)]
+
+
+def test_fleets_are_compared_on_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    file = tmp_path / "trace.jsonl"
+    write_trace(file, [Arrival(at_s=at_s, request=CLIP) for at_s in range(3)])
+    monkeypatch.setattr("sys.argv", ["simulation", "--day", "--trace", str(file)])
+    main()
+    table = capsys.readouterr().out
+    assert "| fixed, 1 pods |" in table
+    assert "| **busy + backlog / 600** |" in table
+
+
+def test_trace_that_cannot_be_used_is_an_error_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    for name, reason in (("missing", "No such file"), ("empty", "has no arrivals")):
+        (tmp_path / "empty").touch()
+        monkeypatch.setattr("sys.argv", ["simulation", "--trace", str(tmp_path / name)])
+        with pytest.raises(SystemExit):
+            main()
+        assert reason in capsys.readouterr().err
 
 
 def test_sum_of_busy_pods_and_backlog_meets_more_deadlines_than_the_largest_of_both():

@@ -155,6 +155,15 @@ class TestTrace:
         assert {arrival.owner for arrival in trace} == {"a", "b"}
         assert {arrival.deadline_s for arrival in trace} == {kind.deadline_s for kind in MIX}
 
+    def test_trace_without_arrivals_is_refused(self, tmp_path: Path):
+        (tmp_path / "trace.jsonl").write_text("\n")
+        with pytest.raises(ValueError, match=r"trace.jsonl: has no arrivals"):
+            read_trace(tmp_path / "trace.jsonl")
+
+    def test_empty_lines_are_left_out(self, tmp_path: Path):
+        (tmp_path / "trace.jsonl").write_text('{"at_s": 0}\n\n{"at_s": 1}\n')
+        assert [arrival.at_s for arrival in read_trace(tmp_path / "trace.jsonl")] == [0, 1]
+
     @pytest.mark.parametrize(
         ("line", "reason"),
         [
@@ -163,6 +172,8 @@ class TestTrace:
             ('{"at_s": 1, "colour": "red"}', "colour"),
             ('{"at_s": 1, "request": {"num_frames": 2}}', "num_frames"),
             ('{"at_s": -1}', "at_s"),
+            ('{"at_s": Infinity}', "finite"),
+            ("\x00", "JSON"),
             ('{"at_s": 1}\n{"at_s": 0}', "earlier"),
         ],
     )
