@@ -38,7 +38,7 @@ tells OpenAI's clients whether to retry.
 _HEADER = "| code | status | fails a job | retryable | meaning |\n|---|---|---|---|---|\n"
 _LEGEND = """
 Codes without a status that fail no job concern the operator: a process logs them and exits, or continues
-without what is missing.
+without what is missing. The [runbook](operations.md#runbook) says what to do about each code.
 """
 
 

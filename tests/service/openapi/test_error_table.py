@@ -37,6 +37,13 @@ def test_every_code_is_in_the_table():
     } == rows().keys()
 
 
+def test_every_code_is_in_the_runbook():
+    page = (DOCUMENT.parent / "operations.md").read_text()
+    runbook = page.split("\n## Runbook\n")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in runbook.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(cells))) == rows().keys()
+
+
 def test_table_has_the_answered_statuses():
     for kind in classes():
         shown = rows()[kind.code][2]
