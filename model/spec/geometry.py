@@ -18,7 +18,12 @@ SIDE_MULTIPLE = 16  # VAE stride × patch size
 BRICK_FRAMES = 4  # latent frames in a brick; refinement uses whole bricks
 LATENTS_AT_A_TIME = 4  # latent frames that the VAE encodes or decodes at a time, at most
 _TIME_ERROR_S = 1e-3  # containers round times to milliseconds
-MAX_ELEMENTS = (1 << 31) - 1  # of a tensor: kernels for CUDA may number its elements with 32 bits
+MAX_ELEMENTS = 1 << 30
+"""Elements of a tensor of the VAE, where several latent frames at a time would make it larger.
+
+Kernels for CUDA may number elements with 31 bits. Half as many also bound the memory: 7.5 GB in bf16 at
+720p.
+"""
 
 
 class Size(NamedTuple):
@@ -80,10 +85,10 @@ def frames_of_latents(num_latent_frames: int) -> int:
 
 
 def latents_at_a_time(channels: int, rows: int, columns: int) -> int:
-    """Return how many latent frames of this size can be decoded without a tensor above MAX_ELEMENTS.
+    """Return how many latent frames of this size are encoded or decoded without a tensor above MAX_ELEMENTS.
 
-    The largest tensor has the `channels` of the last upsampling, and the rows and columns of pixels with a
-    halo. At least one latent frame is a chunk.
+    The largest tensor is one of decoding. It has the `channels` of the last upsampling, twice those of
+    full-size frames, and the rows and columns of pixels with a halo. At least one latent frame is a chunk.
     """
     num_pixels = (VAE_STRIDE * rows + 2) * (VAE_STRIDE * columns + 2)
     count = LATENTS_AT_A_TIME

@@ -39,11 +39,12 @@ and bytes for each element of a matrix of the feed-forward, of which a copy is m
 FEED_FORWARD_RATIO = 8 / 3
 """Hidden channels of the feed-forward, as a multiple of the width."""
 
-ENCODED_ELEMENTS = 6530
-"""Elements for each pixel of a frame at the peak of encoding, with `WAN_CHANNELS` channels."""
+ENCODED_ELEMENTS, ENCODED_ELEMENTS_OF_FRAME = 1810, 298
+"""Elements for each pixel of a frame at the peak of encoding, with `WAN_CHANNELS` channels: a constant, and
+as much for each frame that is encoded at a time."""
 
 DECODED_ELEMENTS, DECODED_ELEMENTS_OF_FRAME = 2378, 441
-"""The same of decoding: a constant, and as much for each frame that is decoded at a time."""
+"""The same of decoding."""
 
 WAN_CHANNELS = 96
 """Channels of the released VAE at the full size of a frame."""
@@ -361,16 +362,21 @@ def encode_text_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
 
 def encode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return the peak of encoding frames of this size, without the frames themselves."""
-    return round(ENCODED_ELEMENTS * _vae_scale(sizes, stage, setup))
+    frames = _frames_at_a_time(sizes, stage, setup)
+    return round((ENCODED_ELEMENTS + ENCODED_ELEMENTS_OF_FRAME * frames) * _vae_scale(sizes, stage, setup))
 
 
 def decode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return the peak of decoding frames of this size."""
-    rows = stage.height // VAE_STRIDE // setup.ranks
+    frames = _frames_at_a_time(sizes, stage, setup)
+    return round((DECODED_ELEMENTS + DECODED_ELEMENTS_OF_FRAME * frames) * _vae_scale(sizes, stage, setup))
+
+
+def _frames_at_a_time(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
+    """Return how many frames the VAE encodes or decodes at a time."""
+    rows = -(-(stage.height // VAE_STRIDE) // setup.ranks)
     count = latents_at_a_time(2 * sizes.vae_channels, rows, stage.width // VAE_STRIDE)
-    frames = FRAME_STRIDE * min(count, stage.num_frames)
-    elements = DECODED_ELEMENTS + DECODED_ELEMENTS_OF_FRAME * frames
-    return round(elements * _vae_scale(sizes, stage, setup))
+    return FRAME_STRIDE * min(count, stage.num_frames)
 
 
 def _vae_scale(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> float:

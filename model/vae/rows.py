@@ -57,22 +57,27 @@ class Rows:
         self,
         x: Float[Tensor, "frames channels rows columns"],
         past: Float[Tensor, "past_frames channels padded_rows padded_columns"] | None = None,
+        *,
+        before: bool = True,
     ) -> Float[Tensor, "padded_frames channels padded_rows padded_columns"]:
         """Return the past pictures, if any, followed by x with one row and column more on each side.
 
-        Outside the picture there are zeros, between shards the rows of the neighbours. This is the only copy
-        that a convolution needs.
+        Without `before` there is none above and on the left. Outside the picture there are zeros, between
+        shards the rows of the neighbours. This is the only copy that a convolution needs.
         """
-        (n, channels, rows, columns), num_past = x.shape, 0 if past is None else len(past)
-        sizes = (num_past + n, channels, rows + 2, columns + 2)
+        (n, channels, rows, columns), num_past, first = x.shape, 0 if past is None else len(past), int(before)
+        sizes = (num_past + n, channels, first + rows + 1, first + columns + 1)
         out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=self.memory_format)
         if past is not None:
             out[:num_past] = past
         new, filled = out[num_past:], self._num_filled_rows(rows)
-        new[..., :: columns + 1] = 0
-        new[:, :, 1 : 1 + filled, 1:-1] = x[:, :, :filled]
-        new[:, :, 1 + filled : 1 + rows] = 0
-        new[:, :, 0], new[:, :, -1] = halo_exchange(self.parallel, new[:, :, 1], new[:, :, -2])
+        new[..., -1] = 0
+        new[:, :, first : first + filled, first:-1] = x[:, :, :filled]
+        new[:, :, first + filled : first + rows] = 0
+        above, new[:, :, -1] = halo_exchange(self.parallel, new[:, :, first], new[:, :, -2])
+        if before:
+            new[..., 0] = 0
+            new[:, :, 0] = above
         return out
 
     def _num_rows(self, rows: int) -> int:

@@ -1,8 +1,8 @@
 """Encode clips to latents and decode latents to clips with the Wan VAE, a few latent frames at a time.
 
 All ranks of a group encode and decode together, each a shard of the rows of every frame, and all get the
-whole result. Decoding is a stream: its memory does not depend on the length of the clip, and of large frames
-fewer are decoded at a time.
+whole result. The memory of both does not depend on the length of the clip, and of large frames fewer are
+encoded or decoded at a time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,6 @@ from model.parallel.mesh import SINGLE, ContextParallel
 from model.spec.errors import CheckpointError
 from model.spec.geometry import (
     FRAME_STRIDE,
-    LATENTS_AT_A_TIME,
     VAE_STRIDE,
     frames_of_latents,
     latent_frames,
@@ -120,7 +119,8 @@ class Vae:
         """Yield the frames of each latent frame in fp32: one of the first, four of each later one."""
         rows = Rows(self._parallel, latents.shape[3], self._channels_last)
         z = (latents * self._std + self._mean).to(self._vae.dtype)[0].transpose(0, 1)
-        stream, z = Stream(rows), pointwise(self._vae.post_quant_conv, rows.shard(z))
+        z = rows.shard(z).contiguous(memory_format=rows.memory_format)
+        stream, z = Stream(rows), pointwise(self._vae.post_quant_conv, z)
         for chunk in _chunks(z, self._latents_at_a_time(rows, z.shape[3])):
             pixels = rows.gather(
                 (decode_chunk(self._vae.decoder, chunk, stream).float() / 2 + 0.5).clamp(0, 1)
@@ -132,14 +132,15 @@ class Vae:
         rows = Rows(self._parallel, frames.shape[1] // VAE_STRIDE, self._channels_last)
         stream, moments = Stream(rows), []
         whole_groups = frames[: frames_of_latents(latent_frames(len(frames)))].movedim(-1, 1)
-        for chunk in _chunks(whole_groups, FRAME_STRIDE * LATENTS_AT_A_TIME):
+        at_a_time = self._latents_at_a_time(rows, frames.shape[2] // VAE_STRIDE)
+        for chunk in _chunks(whole_groups, FRAME_STRIDE * at_a_time):
             pixels = rows.shard(chunk).to(self.device) * 2 - 1
             moments.append(encode_chunk(self._vae.encoder, pixels.to(self._vae.dtype), stream))
         gathered = rows.gather(pointwise(self._vae.quant_conv, torch.cat(moments)))
         return gathered.transpose(0, 1)[None]
 
     def _latents_at_a_time(self, rows: Rows, columns: int) -> int:
-        """Return how many latent frames are decoded as a chunk, given this rank's rows."""
+        """Return how many latent frames are a chunk, given this rank's rows."""
         upsamplers = [layer for layer in self._vae.decoder.modules() if isinstance(layer, WanResample)]
         conv = cast(nn.Conv2d, upsamplers[-1].resample[1])
         return latents_at_a_time(conv.in_channels, rows.length(), columns)

@@ -134,7 +134,7 @@ def _double_frames(x: Frames, stream: Stream) -> Frames:
 
 def _downsample(resample: WanResample, x: Frames, stream: Stream) -> Frames:
     """Halve rows and columns and, in `downsample3d`, the frames except the first of the clip."""
-    padded = stream.rows.pad_with_halo(x)[:, :, 1:, 1:]
+    padded = stream.rows.pad_with_halo(x, before=False)
     x = _convolve(cast(nn.Conv2d, resample.resample[1]), padded, stream)
     if resample.mode == "downsample3d":
         conv = resample.time_conv

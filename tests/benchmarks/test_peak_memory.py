@@ -83,7 +83,7 @@ of cross-attention, the modulated tokens, and two hidden tensors of 2.7 widths. 
 keys: the block's input, the product of qkv (3), the rotated queries and three fp32 tensors.
 """
 TOLERANCE = 0.25
-VAE_GB = {"encode 480p": 5.25, "decode 480p": 7.53, "encode 720p": 11.86, "decode 720p": 10.63}
+VAE_GB = {"encode 480p": 3.35, "decode 480p": 4.72, "encode 720p": 5.40, "decode 720p": 7.47}
 LARGEST_TENSOR = 2**31 - 1
 
 

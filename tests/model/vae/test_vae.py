@@ -6,12 +6,12 @@ import gc
 import json
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import NamedTuple
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.parallel.mesh import SINGLE
 from model.spec.errors import CheckpointError
@@ -111,10 +111,11 @@ def test_several_latent_frames_take_one_pass(vae, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "columns", "expected"),
     [
-        (60, 104, 4),  # 480×832
-        (88, 160, 2),  # 704×1280 on one GPU
-        (44, 160, 4),  # on each of two
-        (135, 240, 1),  # 1080×1920
+        (60, 104, 2),  # 480×832 on one GPU
+        (30, 104, 4),  # on each of two
+        (88, 160, 1),  # 704×1280 on one GPU
+        (44, 160, 2),
+        (22, 160, 4),
         (1000, 1000, 1),
     ],
 )
@@ -122,20 +123,25 @@ def test_chunks_are_as_long_as_the_largest_tensor_allows(rows, columns, expected
     assert latents_at_a_time(192, rows, columns) == expected
 
 
-def test_large_frames_are_decoded_in_shorter_chunks_with_the_same_result(vae, monkeypatch):
-    latents, passes = drawn(1, 16, 6, 4, 6), []
-    decoded = torch.cat(list(vae.decode(latents)))
+def test_large_frames_are_decoded_and_encoded_in_shorter_chunks_with_the_same_result(vae, monkeypatch):
+    latents, frames, passes = drawn(1, 16, 6, 4, 6), drawn(21, 32, 48, 3), []
+    noise = drawn(1, 16, 6, 4, 6)
+    decoded, encoded = torch.cat(list(vae.decode(latents))), vae.sample(frames, noise)
 
-    def counted(decoder, chunk, stream):
-        passes.append(len(chunk))
-        return wan.decode_chunk(decoder, chunk, stream)
+    def counted(run):
+        def run_and_count(network, chunk, stream):
+            passes.append(len(chunk))
+            return run(network, chunk, stream)
 
-    monkeypatch.setattr("model.vae.vae.decode_chunk", counted)
-    monkeypatch.setattr(
-        "model.spec.geometry.MAX_ELEMENTS", 2 * 4 * 8 * 34 * 50
-    )  # two latent frames of 8 channels
+        return run_and_count
+
+    monkeypatch.setattr("model.vae.vae.decode_chunk", counted(wan.decode_chunk))
+    monkeypatch.setattr("model.vae.vae.encode_chunk", counted(wan.encode_chunk))
+    two_latents = 2 * 4 * 8 * 34 * 50  # with 8 channels
+    monkeypatch.setattr("model.spec.geometry.MAX_ELEMENTS", two_latents)
     assert torch.equal(torch.cat(list(vae.decode(latents))), decoded)
-    assert passes == [1, 2, 2, 1]
+    torch.testing.assert_close(vae.sample(frames, noise), encoded, rtol=0, atol=1e-5)
+    assert passes == [1, 2, 2, 1, 1, 8, 8, 4]
 
 
 def test_a_vae_of_another_kind_is_refused(tiny_checkpoint, tmp_path):
@@ -171,41 +177,86 @@ def test_channels_last_gives_the_same_clip_and_latents(tiny_checkpoint, vae):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
-class Convolutions(TorchFunctionMode):
-    """Collect the memory formats of the input and the weight of each convolution of more than one place."""
+CUDNN_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-    FORMATS: ClassVar = {torch.conv2d: torch.channels_last, torch.conv3d: torch.channels_last_3d}
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    return x.is_contiguous(memory_format=CUDNN_FORMATS[x.ndim])
+
+
+class Convolution(NamedTuple):
+    """How a convolution finds its operands, and how many elements were copied since the one before."""
+
+    weight: torch.Size
+    input: torch.Size
+    is_channels_last: bool
+    copied: int
+
+    @property
+    def most_copied(self) -> float:
+        """Count a copy of the input, and one of two frames for the next chunk or of doubled frames."""
+        if self.weight[2:].numel() == 1:
+            return 0
+        elements = self.input.numel()
+        return elements * (1 + 2 / self.input[2] if len(self.input) == 5 else 1.25)
+
+
+class Convolutions(TorchDispatchMode):
+    """Collect the convolutions and the layouts of upsampled pictures.
+
+    The results of convolutions are stored as cuDNN stores them, which takes the format of input or weight.
+    """
+
+    COPIES = ("aten::copy_", "aten::clone", "aten::_to_copy")
 
     def __init__(self) -> None:
         super().__init__()
-        self.stored_channels_last: list[tuple[bool, bool]] = []
+        self.found: list[Convolution] = []
+        self.upsampled_channels_last: list[bool] = []
+        self._copied = 0
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self.FORMATS and args[1][0, 0].numel() > 1:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.name().partition(".")[0]
+        if name in self.COPIES:
+            self._copied += result.numel()
+        elif name == "aten::upsample_nearest2d":
+            self.upsampled_channels_last.append(is_channels_last(result))
+        elif name == "aten::convolution":
             x, weight = args[:2]
-            # The rows and columns of x may be a part of a larger picture, which strides show and
-            # `is_contiguous` does not; a kernel of 3×1×1 places fits both formats.
-            by_place = x.stride(1) == 1 and x.stride(-1) == x.shape[1]
-            self.stored_channels_last.append(
-                (by_place, weight.is_contiguous(memory_format=self.FORMATS[func]))
-            )
-        return func(*args, **(kwargs or {}))
+            stored = [is_channels_last(operand) for operand in (x, weight)]
+            self.found.append(Convolution(weight.shape, x.shape, all(stored), self._copied))
+            self._copied = 0
+            if any(stored):
+                result = result.contiguous(memory_format=CUDNN_FORMATS[x.ndim])
+        return result
 
 
-def test_every_convolution_reads_and_has_channels_last(tiny_checkpoint):
-    vae = channels_last_vae(tiny_checkpoint)
-    for work in (
-        lambda: list(vae.decode(drawn(1, 16, 6, 4, 6))),
-        lambda: vae.encode(drawn(9, 32, 48, 3), torch.Generator().manual_seed(5)),
-    ):
-        with Convolutions() as seen:
-            work()
-        assert len(seen.stored_channels_last) > 30
-        assert set(seen.stored_channels_last) == {(True, True)}
+def convolutions_of(vae: Vae) -> Convolutions:
+    """Decode and encode, each in three chunks."""
+    with torch.no_grad(), Convolutions() as seen:
+        list(vae.decode(drawn(1, 16, 6, 4, 6)))
+        vae.encode(drawn(25, 32, 48, 3), torch.Generator().manual_seed(5))
+    assert len(seen.found) > 100
+    return seen
+
+
+def test_every_convolution_has_input_and_weight_channels_last(tiny_checkpoint):
+    seen = convolutions_of(channels_last_vae(tiny_checkpoint))
+    assert [conv for conv in seen.found if not conv.is_channels_last] == []
+
+
+def test_upsampling_keeps_channels_last(tiny_checkpoint):
+    seen = convolutions_of(channels_last_vae(tiny_checkpoint))
+    assert set(seen.upsampled_channels_last) == {True}
+
+
+def test_nothing_but_the_input_of_a_convolution_is_copied_between_two(tiny_checkpoint):
+    seen = convolutions_of(channels_last_vae(tiny_checkpoint))
+    assert [conv for conv in seen.found if conv.copied > conv.most_copied] == []
 
 
 def test_memory_format_is_that_of_the_device(tiny_checkpoint):
     """On the CPU nothing is stored channels last, however the VAE was made."""
-    with Convolutions() as seen:
-        list(Vae.load(tiny_checkpoint, CPU, torch.float32).decode(drawn(1, 16, 2, 4, 6)))
-    assert (False, False) in seen.stored_channels_last
+    seen = convolutions_of(Vae.load(tiny_checkpoint, CPU, torch.float32))
+    assert not any(conv.is_channels_last for conv in seen.found if conv.weight[2:].numel() > 1)
