@@ -72,11 +72,12 @@ class Rows:
             out[:num_past] = past
         new, filled = out[num_past:], self._num_filled_rows(rows)
         new[..., -1] = 0
+        if before:
+            new[..., 0] = 0
         new[:, :, first : first + filled, first:-1] = x[:, :, :filled]
         new[:, :, first + filled : first + rows] = 0
         above, new[:, :, -1] = halo_exchange(self.parallel, new[:, :, first], new[:, :, -2])
         if before:
-            new[..., 0] = 0
             new[:, :, 0] = above
         return out
 
