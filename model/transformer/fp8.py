@@ -5,6 +5,7 @@ multiplied in fp32, which is the definition.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,9 +26,10 @@ def reference_product(
     x_scale: Float[Tensor, "r 1"],
     weight: Float[Tensor, "out in"],
     weight_scale: Float[Tensor, "out 1"],
+    bias: Float[Tensor, " out"] | None = None,
 ) -> Float[Tensor, "r out"]:
-    """Return x · weightᵀ of quantised rows in fp32. This defines what the kernel computes."""
-    return (x.float() * x_scale) @ (weight.float() * weight_scale).t()
+    """Return x · weightᵀ + bias of quantised rows in fp32. This defines what the kernel computes."""
+    return F.linear(x.float() * x_scale, weight.float() * weight_scale, None if bias is None else bias.float())
 
 
 def fused_product(
@@ -35,9 +37,13 @@ def fused_product(
     x_scale: Float[Tensor, "r 1"],
     weight: Float[Tensor, "out in"],
     weight_scale: Float[Tensor, "out 1"],
+    bias: Float[Tensor, " out"] | None = None,
 ) -> Float[Tensor, "r out"]:
-    """Return x · weightᵀ in bf16, summed in fp32 by one kernel. `in` and `out` are multiples of 16."""
-    return torch._scaled_mm(x, weight.t(), x_scale, weight_scale.t(), out_dtype=torch.bfloat16)  # noqa: SLF001
+    """Return x · weightᵀ + bias in bf16, summed in fp32 by one kernel. `in` and `out` are multiples of 16."""
+    bias = None if bias is None else bias.to(torch.bfloat16)
+    return torch._scaled_mm(  # noqa: SLF001
+        x, weight.t(), x_scale, weight_scale.t(), bias=bias, out_dtype=torch.bfloat16
+    )
 
 
 class Fp8Linear(QuantisedLinear):
@@ -49,7 +55,5 @@ class Fp8Linear(QuantisedLinear):
         """Return the product in the dtype of x."""
         product = fused_product if x.is_cuda else reference_product
         rows, scale = quantise_rows(x.flatten(0, -2))
-        out = product(rows, scale, self.weight, self.scale).to(x.dtype)
-        if self.bias is not None:
-            out = out + self.bias
-        return torch.unflatten(out, 0, x.shape[:-1])
+        out = product(rows, scale, self.weight, self.scale, self.bias)
+        return torch.unflatten(out.to(x.dtype), 0, x.shape[:-1])

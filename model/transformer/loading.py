@@ -38,7 +38,7 @@ def load_dit(
         CheckpointError: a tensor is missing or has the wrong shape, or a file cannot be read.
         DeviceError: the device does not multiply matrices that are stored so.
     """
-    check_device(quantize, parallel.device, dtype)
+    check_device(quantize, parallel.device, dtype, config)
     build = partial(Dit, config, dtype)
     convert = quantise_when_loaded(quantize, config.depth)
     if parallel.weights_group is None and not stream_weights:

@@ -14,12 +14,13 @@ from model.io.checkpoint import Convert
 from model.spec.errors import DeviceError
 from model.spec.memory import Quantize
 from model.transformer.block import Block
-from model.transformer.config import QUANTISED, quantised_weights
+from model.transformer.config import QUANTISED, DitConfig, quantised_weights
 from model.transformer.dit import Dit
 from model.transformer.fp8 import Fp8Linear
 from model.transformer.int8 import Int8Linear
 from model.transformer.quantised_linear import QuantisedLinear
 
+TRIED_ROWS = 1560  # tokens of a latent frame at 480p
 LAYERS: Mapping[Quantize, type[QuantisedLinear]] = {"fp8": Fp8Linear, "int8": Int8Linear}
 
 
@@ -40,7 +41,7 @@ def quantise_when_loaded(quantize: Quantize, depth: int) -> Convert | None:
 
 def quantise(dit: Dit, quantize: Quantize) -> None:
     """Quantise the large matrices. Raises DeviceError if the device cannot multiply them."""
-    check_device(quantize, dit.x_embedder.proj.weight.device, dit.dtype)
+    check_device(quantize, dit.x_embedder.proj.weight.device, dit.dtype, dit.config)
     quantise_blocks(dit, quantize)
 
 
@@ -60,13 +61,20 @@ def quantise_block(block: Block, quantize: Quantize) -> None:
         setattr(module, leaf, LAYERS[quantize](getattr(module, leaf)))
 
 
-def check_device(quantize: Quantize, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise DeviceError if the device cannot multiply in this format."""
+def check_device(quantize: Quantize, device: torch.device, dtype: torch.dtype, config: DitConfig) -> None:
+    """Multiply once with a matrix of each size that is quantised.
+
+    Some GPUs lack kernels for some sizes. Raises DeviceError if the device cannot multiply in this format.
+    """
     if quantize == "none":
         return
-    ones = torch.ones(16, 16, device=device, dtype=dtype)
+    with torch.device("meta"):
+        block = Block(config, dtype)
     try:
-        LAYERS[quantize](_linear(ones))(ones)
+        for shape in {block.get_submodule(name).get_parameter("weight").shape for name in QUANTISED}:
+            layer = LAYERS[quantize](_linear(torch.ones(shape, device=device, dtype=dtype)))
+            layer.bias = nn.Parameter(torch.ones(shape[0], device=device, dtype=dtype), requires_grad=False)
+            layer(torch.ones(TRIED_ROWS, shape[1], device=device, dtype=dtype))
     except RuntimeError as error:
         raise DeviceError(f"{device} cannot multiply in {quantize}: {error}") from error
 

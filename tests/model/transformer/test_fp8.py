@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model.transformer import fp8
 from model.transformer.fp8 import LARGEST, fused_product, quantise_rows, reference_product
 
 HALF_STEP = 2.0**-4  # e4m3 has three bits after the first
@@ -43,8 +46,31 @@ def test_products_are_off_by_what_their_factors_are():
     assert (found - exact).norm() / exact.norm() < HALF_STEP  # errors do not all point one way
 
 
-def test_the_kernel_gives_what_the_definition_gives_in_bf16():
+@pytest.mark.parametrize("bias", [None, torch.linspace(-8, 8, 48).bfloat16()])
+def test_the_kernel_gives_what_the_definition_gives_in_bf16(bias):
     x, weight = quantise_rows(torch.randn(32, 96)), quantise_rows(torch.randn(48, 96))
-    found, plain = fused_product(*x, *weight), reference_product(*x, *weight)
+    found, plain = fused_product(*x, *weight, bias), reference_product(*x, *weight, bias)
     assert found.dtype == torch.bfloat16
     assert ((found.float() - plain).abs() <= BF16_STEP * plain.abs() + 1e-4).all()
+
+
+def test_the_kernel_adds_the_bias(monkeypatch):
+    """No operation follows the product, so none reads and writes its result again."""
+    monkeypatch.setattr(fp8, "reference_product", fused_product)
+    layer = fp8.Fp8Linear(nn.Linear(32, 48, dtype=torch.bfloat16).requires_grad_(False))
+    with Operations() as seen:
+        layer(torch.randn(5, 32, dtype=torch.bfloat16))
+    product = seen.names.index("aten::_scaled_mm")
+    assert [name for name in seen.names[product + 1 :] if "view" not in name] == []
+
+
+class Operations(TorchDispatchMode):
+    """Collect the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))

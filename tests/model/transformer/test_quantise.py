@@ -13,7 +13,8 @@ from model.spec.errors import DeviceError
 from model.transformer import fp8
 from model.transformer.config import QUANTISED, DitConfig, load_dit_config
 from model.transformer.dit import Dit
-from model.transformer.quantise import LAYERS, quantise, quantise_when_loaded
+from model.transformer.fp8 import reference_product
+from model.transformer.quantise import LAYERS, check_device, quantise, quantise_when_loaded
 from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.token_layout import Window, build_layout
 from tests.model.plain import checkpoints
@@ -85,6 +86,20 @@ def test_a_device_without_such_products_is_refused_before_anything_is_changed(mo
     with pytest.raises(DeviceError, match=r"cpu cannot multiply in fp8: needs compute capability"):
         quantise(dit, "fp8")
     assert quantised(dit) == set()
+
+
+def test_a_device_is_tried_with_every_size_that_is_quantised(monkeypatch):
+    tried = set()
+
+    def noted(x, x_scale, weight, weight_scale, bias=None):
+        tried.add(tuple(weight.shape))
+        return reference_product(x, x_scale, weight, weight_scale, bias)
+
+    monkeypatch.setattr(fp8, "reference_product", noted)
+    check_device("fp8", CPU, torch.float32, SMALL)
+    block = random_dit(SMALL).blocks[1]
+    assert tried == {tuple(block.get_submodule(name).weight.shape) for name in QUANTISED}
+    assert len(tried) > 2
 
 
 @pytest.mark.parametrize("quantize", ERRORS)
