@@ -16,41 +16,62 @@ from model.parallel.sharding import pad
 
 
 def tokens_to_heads(
-    parallel: ContextParallel, tensors: list[Float[Tensor, "b g m a d"]], length: int
+    parallel: ContextParallel,
+    tensors: list[Float[Tensor, "b g m a d"]],
+    length: int,
+    *,
+    rank_by_rank: bool = False,
 ) -> list[Float[Tensor, "b local_a n d"]]:
     """Exchange a shard of the tokens of all heads for all tokens of a shard of the heads.
 
     All tensors (query, key and value) travel in one exchange. `length` is the number of tokens in a group on
     all ranks, without padding. On several ranks the list is emptied before the exchange: if nothing else
     holds the tensors, their memory can be used for what is received.
+
+    With `rank_by_rank` the tokens come in the order of the ranks that sent them, padding included, and are
+    views of what is received. Otherwise they come group by group, which takes a copy.
     """
     if parallel.size > 1:
         received = _all_to_all(parallel, _pack(parallel.size, tensors))
-        tensors = list(rearrange(received, "p qkv b g m a d -> qkv b g (p m) a d").unbind())
+        if rank_by_rank:
+            return list(rearrange(received, "p g m b qkv a d -> qkv b a (p g m) d").unbind())
+        tensors = list(rearrange(received, "p g m b qkv a d -> qkv b g (p m) a d").unbind())
     return [rearrange(x[:, :, :length], "b g m a d -> b (g m) a d").transpose(1, 2) for x in tensors]
 
 
 def heads_to_tokens(
-    parallel: ContextParallel, x: Float[Tensor, "b local_a n d"], num_groups: int, shard_size: int
+    parallel: ContextParallel,
+    x: Float[Tensor, "b local_a n d"],
+    num_groups: int,
+    shard_size: int,
+    *,
+    rank_by_rank: bool = False,
 ) -> Float[Tensor, "b g m a d"]:
     """Reverse `tokens_to_heads` for the result of attention.
 
-    Each rank gets `shard_size` tokens of each group. Padding comes back as zeros.
+    Each rank gets `shard_size` tokens of each group. Padding that `tokens_to_heads` left out comes back as
+    zeros.
     """
     p = parallel.size
-    x = pad(rearrange(x, "b a (g m) d -> b g m a d", g=num_groups), p * shard_size)
-    if p == 1:
-        return x
-    sent = rearrange(x, "b g (p m) a d -> p b g m a d", p=p)
-    return rearrange(_all_to_all(parallel, sent), "p b g m a d -> b g m (p a) d")
+    if rank_by_rank and p > 1:
+        sent = rearrange(x, "b a (p g m) d -> p g m b a d", p=p, g=num_groups)
+    else:
+        x = pad(rearrange(x, "b a (g m) d -> b g m a d", g=num_groups), p * shard_size)
+        if p == 1:
+            return x
+        sent = rearrange(x, "b g (p m) a d -> p g m b a d", p=p)
+    return rearrange(_all_to_all(parallel, sent), "p g m b a d -> b g m (p a) d")
 
 
-def _pack(p: int, tensors: list[Float[Tensor, "b g m a d"]]) -> Float[Tensor, "p _ b g m local_a d"]:
-    """Copy the tensors to one, ordered by the rank that receives each part, and empty the list."""
+def _pack(p: int, tensors: list[Float[Tensor, "b g m a d"]]) -> Float[Tensor, "p g m b _ local_a d"]:
+    """Copy the tensors to one, ordered by the rank that receives each part, and empty the list.
+
+    Samples and tensors are within a token, so that the tokens of all ranks have one stride.
+    """
     b, g, m, a, d = tensors[0].shape
-    packed = tensors[0].new_empty(p, len(tensors), b, g, m, a // p, d)
+    packed = tensors[0].new_empty(p, g, m, b, len(tensors), a // p, d)
     for i, x in enumerate(tensors):
-        packed[:, i] = rearrange(x, "b g m (p a) d -> p b g m a d", p=p)
+        packed[..., i, :, :] = rearrange(x, "b g m (p a) d -> p g m b a d", p=p)
     tensors.clear()
     return packed
 

@@ -29,7 +29,9 @@ def reference_product(
     bias: Float[Tensor, " out"] | None = None,
 ) -> Float[Tensor, "r out"]:
     """Return x · weightᵀ + bias of quantised rows in fp32. This defines what the kernel computes."""
-    return F.linear(x.float() * x_scale, weight.float() * weight_scale, None if bias is None else bias.float())
+    return F.linear(
+        x.float() * x_scale, weight.float() * weight_scale, None if bias is None else bias.float()
+    )
 
 
 def fused_product(

@@ -108,11 +108,14 @@ class Layout:
         """
         tensors = list(qkv)
         del qkv  # with the list emptied, the tensors are freed before the exchange allocates
-        q, k, v = tokens_to_heads(self.parallel.heads, tensors, self._local_part_length)
+        rank_by_rank = self._is_in_any_order
+        q, k, v = tokens_to_heads(
+            self.parallel.heads, tensors, self._local_part_length, rank_by_rank=rank_by_rank
+        )
         del tensors
         kv = KV(k, v) if condition_kv is None else condition_kv.append(k, v)
         if kv_out is not None:
-            kv_out.append(KV(k, v.clone()))  # v may be a view that would keep the whole qkv product alive
+            kv_out.append(KV(k.clone(), v.clone()))  # views would keep queries, keys and values alive
         if self.parallel.ring.size > 1:
             out = self._attend_in_ring(q, kv, 0 if condition_kv is None else self.num_cached_groups)
         elif self.bricks is None:
@@ -120,7 +123,9 @@ class Layout:
         else:
             out = block_sparse_attention(q, *kv, self.bricks)
         del q, k, v, kv
-        return heads_to_tokens(self.parallel.heads, out, self.num_groups, self.shard_size)
+        return heads_to_tokens(
+            self.parallel.heads, out, self.num_groups, self.shard_size, rank_by_rank=rank_by_rank
+        )
 
     def _attend_in_ring(
         self, q: Float[Tensor, "b a n d"], own: KV, num_cached_groups: int
@@ -152,6 +157,12 @@ class Layout:
         x = rearrange(x, "b a (g m) d -> b g m a d", g=self.num_groups)
         padded = pad(x, self.parallel.heads.size * self.shard_size)
         return gather(self.parallel.ring, padded, self.group_size).flatten(1, 2).transpose(1, 2)
+
+    @property
+    def _is_in_any_order(self) -> bool:
+        """Return whether attention may take the tokens in any order, and no shard has padding."""
+        is_whole = self.parallel.ring.size == 1 and self.group_size % self.parallel.size == 0
+        return is_whole and self.bricks is None and self.num_condition_groups == 0
 
     @property
     def _local_part_length(self) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.traffic import ranks_on_meta, recorded
 from model.parallel.broadcast import from_leader
 from model.parallel.mesh import SINGLE, ContextParallel, join
 from model.parallel.sharding import gather, shard
+from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
 from model.pipeline.events import Frames, Latents, Stepped
 from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
@@ -44,12 +47,51 @@ def test_ranks_are_numbered_and_rank_0_is_leader(ranks, size):
 @pytest.mark.parametrize("length", [12, 13, 5, 1])
 def test_ulysses_exchanges_round_trip(ranks, size, length):
     tensors = [torch.randn(2, 3, length, 12, 4) for _ in range(3)]
-    answers = ranks.run("there_and_back", size, tensors)
+    answers = ranks.run("there_and_back", size, tensors, False)
     for i, x in enumerate(tensors):
         whole = torch.cat([by_heads[i] for by_heads, _ in answers], dim=1)
         assert torch.equal(whole, x.flatten(1, 2).transpose(1, 2))
     for _, back in answers:
         assert torch.equal(back, tensors[0].flatten(3))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ulysses_exchanges_round_trip_with_the_tokens_of_each_rank_together(ranks, size):
+    tensors = [torch.randn(2, 3, 12, 12, 4) for _ in range(3)]
+    answers = ranks.run("there_and_back", size, tensors, True)
+    for i, x in enumerate(tensors):
+        whole = torch.cat([by_heads[i] for by_heads, _ in answers], dim=1)
+        by_rank = torch.cat([shard.flatten(1, 2) for shard in x.chunk(size, dim=2)], dim=1)
+        assert torch.equal(whole, by_rank.transpose(1, 2))
+    for _, back in answers:
+        assert torch.equal(back, tensors[0].flatten(3))
+
+
+def test_tokens_that_come_rank_by_rank_are_copied_only_to_be_packed_and_to_join_their_heads():
+    parallel, shape = ranks_on_meta(4), (1, 3, 5, 12, 4)
+    tensors = [torch.empty(shape, device="meta") for _ in range(3)]
+    one = tensors[0].numel()
+    with recorded(), Copied() as seen:
+        q, k, _ = tokens_to_heads(parallel, tensors, 20, rank_by_rank=True)
+    assert (seen.elements, q.untyped_storage()._cdata) == (3 * one, k.untyped_storage()._cdata)
+    out = torch.empty(1, 60, 3, 4, device="meta").transpose(1, 2)  # token by token, as attention leaves it
+    with recorded(), Copied() as seen:
+        assert heads_to_tokens(parallel, out, 3, 5, rank_by_rank=True).shape == shape
+    assert seen.elements == one
+
+
+class Copied(TorchDispatchMode):
+    """Count the elements that are copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.name().partition(".")[0] in {"aten::copy_", "aten::clone"}:
+            self.elements += result.numel()
+        return result
 
 
 def test_from_leader_returns_the_leaders_value_on_every_rank(ranks):

@@ -254,7 +254,7 @@ def test_long_refined_video_is_equal_in_a_ring(ranks, size, degree, tiny_checkpo
 def test_ranks_of_a_ring_share_weights_without_changing_a_bit(ranks, tiny_checkpoint, tiny_pipeline):
     options = {"num_frames": 5, "num_inference_steps": 1, "distilled": True}
     requests = [request_of(tiny_pipeline, "a cat", **options)]
-    arguments = tiny_checkpoint, requests, torch.float32, False
+    arguments = tiny_checkpoint, requests, torch.float32, "none"
     for answer in ranks.run("with_and_without_sharding", 4, *arguments, ring_degree=2):
         ((whole, shards),) = answer
         assert whole
