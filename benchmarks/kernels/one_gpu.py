@@ -31,10 +31,10 @@ def rows(gpu: Gpu) -> Iterator[tuple[str, Row]]:
     for dtype in ELEMENT_BYTES:
         kernel = compile_kernel(gpu.architecture, gpu.shared_bytes, dtype)
         yield f"block-sparse attention, {dtype}", _summary([needs(kernel)])
-    precisions: dict[str, Quantize] = {"bf16": "none", "fp8": "fp8"} if gpu.fp8 else {"bf16": "none"}
-    for precision, quantize in precisions.items():
+    formats: tuple[Quantize, ...] = ("none", "fp8", "int8") if gpu.fp8 else ("none", "int8")
+    for quantize in formats:
         for name, shape in SHAPES.items():
-            yield f"{name}, {precision}", block(shape, quantize)
+            yield f"{name}, {'bf16' if quantize == 'none' else quantize}", block(shape, quantize)
 
 
 def block(shape: Shape, quantize: Quantize) -> Row:
