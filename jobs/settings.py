@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlencode
@@ -157,6 +157,12 @@ class SharedSettings(BaseSettings):
         is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
         return not is_off and any(os.environ.get(name) for name in _COLLECTORS)
 
+    @classmethod
+    def present_value(cls, name: str, old_value: str) -> str:
+        """Return the value of a renamed setting, given the value under its old name."""
+        del name
+        return old_value
+
     def warn_of_old_names(self) -> None:
         """Log a warning for each variable whose name is that of the previous release."""
         for name, old_name in self.old_names.items():
@@ -179,7 +185,7 @@ class SharedSettings(BaseSettings):
         """Prefer arguments to the environment, that to files that it names, and those to old names."""
         del dotenv_settings, file_secret_settings
         new_names = (init_settings, env_settings, _ValuesInFiles(settings_cls))
-        return (*new_names, _ValuesOfOldNames(settings_cls, cls.old_names))
+        return (*new_names, _ValuesOfOldNames(settings_cls, cls.old_names, cls.present_value))
 
 
 class _ValuesInFiles(PydanticBaseSettingsSource):
@@ -200,14 +206,21 @@ class _ValuesInFiles(PydanticBaseSettingsSource):
 class _ValuesOfOldNames(_ValuesInFiles):
     """Read renamed settings under the names that they had in the previous release."""
 
-    def __init__(self, settings_cls: type[BaseSettings], old_names: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings_cls: type[BaseSettings],
+        old_names: Mapping[str, str],
+        present_value: Callable[[str, str], str],
+    ) -> None:
         super().__init__(settings_cls)
         self._old_names = old_names
+        self._present_value = present_value
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         del field
         old_name = self._old_names.get(field_name)
-        return (None if old_name is None else _value_or_file(old_name)), field_name, False
+        value = None if old_name is None else _value_or_file(old_name)
+        return (None if value is None else self._present_value(field_name, value)), field_name, False
 
 
 def _value_or_file(name: str) -> str | None:

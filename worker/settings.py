@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.logs import LogFormat
 from jobs.settings import POCKET, SharedSettings
@@ -258,13 +258,14 @@ class WorkerSettings(SharedSettings):
     )
     rank_module: str = Field(default="worker.rank.main", description="module that runs on each GPU")
 
-    @field_validator("quantize", mode="before")
     @classmethod
-    def _read_switch(cls, value: str) -> str:
+    def present_value(cls, name: str, old_value: str) -> str:
         """Read the values of FP8, which was a switch."""
-        if value.lower() in {"1", "on", "t", "true", "y", "yes"}:
+        if name != "quantize":
+            return old_value
+        if old_value.lower() in {"1", "on", "t", "true", "y", "yes"}:
             return "fp8"
-        return "none" if value.lower() in {"0", "off", "f", "false", "n", "no"} else value
+        return "none" if old_value.lower() in {"0", "off", "f", "false", "n", "no"} else old_value
 
     @model_validator(mode="after")
     def _check_ranks(self) -> WorkerSettings:

@@ -292,7 +292,11 @@ def test_weights_are_quantised_if_asked_for(monkeypatch):
     assert WorkerSettings().rank_setup(Path("/run/sock")).quantize == "none"
     monkeypatch.setenv("LONGCAT_QUANTIZE", "int8")
     assert WorkerSettings().rank_setup(Path("/run/sock")).quantize == "int8"
-    monkeypatch.setenv("LONGCAT_QUANTIZE", "int7")
+
+
+@pytest.mark.parametrize("value", ["int7", "on", "1", "off"])
+def test_weights_are_not_quantised_in_a_format_that_is_not_named(monkeypatch, value):
+    monkeypatch.setenv("LONGCAT_QUANTIZE", value)
     with pytest.raises(ValidationError, match="'none', 'fp8' or 'int8'"):
         WorkerSettings()
 
@@ -301,6 +305,8 @@ def test_weights_are_quantised_if_asked_for(monkeypatch):
 def test_fp8_was_a_switch_in_the_previous_release(monkeypatch, value, expected):
     monkeypatch.setenv("LONGCAT_FP8", value)
     assert WorkerSettings().quantize == expected
+    monkeypatch.setenv("LONGCAT_QUANTIZE", "int8")
+    assert WorkerSettings().quantize == "int8"
 
 
 def test_settings_are_read_under_the_names_of_the_previous_release(monkeypatch):
