@@ -22,8 +22,18 @@ from tests.model.parallel.test_parallel import CASES, guided_conditioning, reque
 from tests.model.parity_cases import load_dit, velocity
 from tests.model.rank_jobs import Forward
 
-RINGS = [(2, 2), (4, 2), (4, 4), (3, 3)]
+
+def integration(*cases):
+    return [pytest.param(*case, marks=pytest.mark.integration) for case in cases]
+
+
+RINGS = [(4, 2), (3, 3), *integration((2, 2), (4, 4))]
 """Number of ranks, and how many of them are in a ring."""
+PUBLISHED = [
+    *(("block_sparse", 4, 2), ("i2v", 4, 2)),
+    *integration(*((case, *ring) for case in CASES for ring in ((2, 2), (3, 3), (4, 4)))),
+    *integration(*((case, 4, 2) for case in CASES if case not in {"block_sparse", "i2v"})),
+]
 
 CONFIG = DitConfig(
     hidden_size=48,
@@ -170,8 +180,7 @@ def test_exchange_that_was_under_way_at_an_error_disturbs_no_later_one(ranks):
         assert all((tensor == number).all() for number, tensor in answer)
 
 
-@pytest.mark.parametrize(("size", "degree"), RINGS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "size", "degree"), PUBLISHED)
 def test_forward_on_a_ring_equals_forward_on_one_device(ranks, case, size, degree):
     alone, published = velocity(case, SINGLE)
     for ours in ranks.run("velocity", size, case, ring_degree=degree):
@@ -195,7 +204,7 @@ def test_more_ranks_than_heads_make_a_video_with_a_ring(ranks):
         torch.testing.assert_close(ours, forward(SINGLE), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("size_and_degree", [(4, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize("size_and_degree", [(4, 2), *integration(((4, 1),), ((4, 4),))])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_ring_sends_what_the_formulas_say(ranks, sparse, size_and_degree):
     size, degree = size_and_degree
@@ -213,8 +222,10 @@ def test_ring_sends_what_the_formulas_say(ranks, sparse, size_and_degree):
         }
 
 
-@pytest.mark.parametrize("degree", [2, 4])
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("cached", "degree"),
+    [(False, 4), (True, 2), *integration((False, 2), (True, 4))],
+)
 def test_guidance_is_split_between_the_halves_of_a_ring(ranks, cached, degree, parity_checkpoint):
     dit = load_dit(parity_checkpoint)
     conditioning = guided_conditioning(dit, cached=cached)
@@ -223,6 +234,7 @@ def test_guidance_is_split_between_the_halves_of_a_ring(ranks, cached, degree, p
         torch.testing.assert_close(latents, alone, rtol=0, atol=5e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("size", "degree"), [(4, 4), (3, 3)])
 def test_step_cache_is_reused_in_the_same_steps_in_a_ring(
     ranks, size, degree, tiny_checkpoint, tiny_pipeline
@@ -251,6 +263,7 @@ def test_long_refined_video_is_equal_in_a_ring(ranks, size, degree, tiny_checkpo
     assert (leader["frames"].int() - alone["frames"].int()).abs().max() <= 2
 
 
+@pytest.mark.integration
 def test_ranks_of_a_ring_share_weights_without_changing_a_bit(ranks, tiny_checkpoint, tiny_pipeline):
     options = {"num_frames": 5, "num_inference_steps": 1, "distilled": True}
     requests = [request_of(tiny_pipeline, "a cat", **options)]
