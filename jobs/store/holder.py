@@ -101,7 +101,8 @@ class JobHolder:
     ) -> StopReason | None:
         """Renew the lease, store the progress, and return why the job is to stop, None if it is not.
 
-        GPU time is counted with `num_gpus` from now on; without it, their number stays.
+        GPU time is counted with `num_gpus` from now on; without it, their number stays. While that is 0, the
+        job waits for GPUs, and the time does not count as run time.
 
         With `preempt_after_s`, a job of low priority is preempted for one of high priority that has waited
         that long and that the group can run.

@@ -40,6 +40,7 @@ if not (job and HELD[job.status] and job.claim_token == given.token) then
     num_gpus = given.num_gpus,
     lease_ms = given.lease_ms,
     claimed_ms = now,
+    paused_ms = false,
     started_ms = job.started_ms or now,
     lease_grace = false,
   })

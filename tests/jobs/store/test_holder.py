@@ -259,6 +259,29 @@ class TestRunDeadline:
         store.clock.advance(1)
         assert store.holder.renew_lease(claim) == "deadline"
 
+    def test_run_time_does_not_include_waits_for_gpus(self, store: ExampleStore):
+        claim = store.start(max_run_s=10)
+        for seconds, num_gpus in ((3, 0), (100, 2), (4, 0), (100, 1)):
+            store.clock.advance(seconds)
+            assert store.holder.renew_lease(claim, num_gpus=num_gpus) is None
+        store.clock.advance(3)
+        assert store.holder.renew_lease(claim) is None
+        store.clock.advance(1)
+        assert store.holder.renew_lease(claim) == "deadline"
+
+    def test_job_that_is_requeued_while_it_waits_for_gpus_has_run_until_it_waited(self, store: ExampleStore):
+        claim = store.start(max_run_s=10)
+        store.clock.advance(6)
+        store.holder.renew_lease(claim, num_gpus=0)
+        store.clock.advance(100)
+        assert store.holder.renew_lease(claim) is None
+        store.holder.requeue(claim, crashed=False)
+        claim = store.claim()
+        store.clock.advance(4)
+        assert store.holder.renew_lease(claim) is None
+        store.clock.advance(1)
+        assert store.holder.renew_lease(claim) == "deadline"
+
     def test_run_deadline_does_not_apply_to_uploads(self, store: ExampleStore):
         claim = store.start(max_run_s=10)
         store.holder.begin_upload(claim)

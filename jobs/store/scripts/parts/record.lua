@@ -53,7 +53,7 @@ end
 
 -- Numbers that a record must have, with their defaults, and those that it may have.
 local NUMBERS = {number = 0, work_units = 1, attempt = 0, max_attempts = 3, fence = 0, run_ms = 0, gpu_ms = 0,
-  saved_gpu_ms = 0, lost_gpu_ms = 0, expected_gpu_ms = 0, num_gpus = 1,
+  saved_gpu_ms = 0, lost_gpu_ms = 0, expected_gpu_ms = 0, num_gpus = 1, paused_ms = 0,
   created_ms = now, claimed_ms = now, lease_ms = 30000, retention_ms = 604800000}
 local OPTIONAL_NUMBERS = {'started_ms', 'max_run_ms', 'max_queue_ms', 'schema_version', 'order_version',
   'num_gpus_since_ms'}

@@ -81,9 +81,15 @@ local function forget(id)
   redis.call('ZADD', FIRST_REMOVALS, now, id)
 end
 
--- How long the job has run, all attempts together; nil if nobody holds it.
+-- How long the job has waited for GPUs since its last claim. Only a job of a world does so.
+local function paused_ms(job)
+  local is_paused = tonumber(job.num_gpus) == 0
+  return job.paused_ms + (is_paused and now - math.max(job.claimed_ms, job.num_gpus_since_ms or 0) or 0)
+end
+
+-- How long the job has run, all attempts together, without the time in which it waited for GPUs; nil if nobody holds it.
 local function run_ms(job)
-  return HELD[job.status] and job.run_ms + now - job.claimed_ms
+  return HELD[job.status] and job.run_ms + math.max(0, now - job.claimed_ms - paused_ms(job))
 end
 
 local function count_end(job, status, fields)
@@ -143,6 +149,7 @@ local function requeue(job, cause, crash_error)
   return set_status(job, 'queued', {
     attempt = crashed and attempt or attempt - 1,
     run_ms = run_ms(job),
+    paused_ms = false,
     queued_ms = now,
     group = false,
     progress = false,
