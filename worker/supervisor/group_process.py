@@ -24,9 +24,8 @@ from pathlib import Path
 from jobs.errors import UnreadableRecord
 from worker.channel import Channel, listen, log_unreadable
 from worker.lora_memory import inherited_files, lora_memory_option
-from worker.messages import Message, RankConnected
+from worker.messages import Message, RankConnected, Ready
 
-CONNECT_LIMIT_S = 5.0  # from `Ready` to the last `RankConnected`, which was sent before it
 KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
 
 
@@ -57,8 +56,9 @@ class GroupProcess:
     """The processes of one start of a group.
 
     `on_message` is called in a thread with every message of a rank, and with None once it has closed the
-    connection; its last argument is the number of the rank. `report` is called there for each message that
-    this release cannot read.
+    connection; its last argument is the number of the rank. `Ready` is passed on once all ranks have said
+    their numbers, so that each can be sent messages. `report` is called there for each message that this
+    release cannot read.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class GroupProcess:
         self._on_message = on_message
         self._report = report
         self._channels: dict[int, Channel] = {}
-        self._has_connected = threading.Condition()
+        self._is_killed = False
+        self._changed = threading.Condition()
         self._rank_pids: tuple[int, ...] = ()
         self._listening = listen(launch.socket)
         self._rendezvous = _new_rendezvous_folder(launch.socket.parent)
@@ -97,13 +98,7 @@ class GroupProcess:
         self._rank_pids = pids
 
     def send(self, message: Message, rank: int = 0) -> None:
-        """Send a message to a rank that has connected. If it is gone, `on_message` gets None anyway.
-
-        Rank 0 is ready once all ranks have sent `RankConnected`, which may not have been received yet.
-        """
-        with self._has_connected:
-            if not self._has_connected.wait_for(lambda: rank in self._channels, CONNECT_LIMIT_S):
-                return
+        """Send a message to a rank that has connected. If it is gone, `on_message` gets None anyway."""
         with suppress(OSError):
             self._channels[rank].send(message)
 
@@ -127,6 +122,9 @@ class GroupProcess:
         with suppress(OSError):  # ends the receiver's `accept`; fails if it has returned before
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
+        with self._changed:
+            self._is_killed = True
+            self._changed.notify_all()
         deadline = time.monotonic() + KILL_LIMIT_S
         while any(is_running(pid) for pid in self._rank_pids) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -147,14 +145,21 @@ class GroupProcess:
                 rank = message.rank
                 self._add_channel(rank, channel)
             else:
+                if isinstance(message, Ready):
+                    self._wait_for_all_ranks()
                 self._on_message(self, message, rank)
         channel.close()
         self._on_message(self, None, rank)
 
     def _add_channel(self, rank: int, channel: Channel) -> None:
-        with self._has_connected:
+        with self._changed:
             self._channels[rank] = channel
-            self._has_connected.notify_all()
+            self._changed.notify_all()
+
+    def _wait_for_all_ranks(self) -> None:
+        """Wait for the `RankConnected` of all ranks. They were sent before `Ready`, by other connections."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_killed or len(self._channels) == len(self._receivers))
 
 
 def _new_rendezvous_folder(parent: Path) -> Path:

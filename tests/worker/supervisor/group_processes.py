@@ -35,6 +35,7 @@ if how in {{"ready", "late"}}:
     ready = Ready.model_validate_json({READY.model_dump_json()!r})
     channel.send(ready.model_copy(update={{"pids": (os.getpid(),)}}))
 if how == "late":
+    pathlib.Path(socket).with_name("sent").touch()
     second = connect(pathlib.Path(socket))
     while not pathlib.Path(socket).with_name("go").exists():
         time.sleep(0.01)

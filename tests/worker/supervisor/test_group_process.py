@@ -97,15 +97,21 @@ def test_sending_to_a_dead_group_does_not_raise(starter):
         process.send(RunJob(job_id="j", order=ORDER, folder=Path()))
 
 
-def test_message_waits_for_a_rank_that_has_not_said_its_number(starter):
+def test_group_is_ready_once_each_rank_has_said_its_number(starter):
     process = starter.start("late")
-    starter.messages.get(timeout=30)  # rank 0 is ready
-    run = RunJob(job_id="j", order=ORDER, folder=Path())
-    sender = threading.Thread(target=process.send, args=(run, 1))
-    sender.start()
+    wait_until(starter.socket.with_name("sent").exists, 30)  # rank 0 has sent `Ready`
+    assert starter.messages.empty()
     starter.socket.with_name("go").touch()
-    sender.join()
     assert isinstance(starter.messages.get(timeout=30)[1], Ready)
+    process.send(RunJob(job_id="j", order=ORDER, folder=Path()), 1)
+    assert isinstance(starter.messages.get(timeout=30)[1], Ready)
+
+
+def test_kill_does_not_wait_for_ranks_that_have_not_connected(starter):
+    process = starter.start("late")
+    wait_until(starter.socket.with_name("sent").exists, 30)
+    process.kill()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("group-receiver")]
 
 
 def test_memory_for_loras_is_open_in_the_processes_of_the_group(tmp_path, monkeypatch):
