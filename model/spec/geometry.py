@@ -66,7 +66,8 @@ def frames_at_rate(times_s: Sequence[float], fps: int) -> list[int]:
     """
     num_frames = math.floor((times_s[-1] - times_s[0] + _TIME_ERROR_S) * fps) + 1
     moments = (times_s[-1] - index / fps for index in reversed(range(num_frames)))
-    return [bisect_right(times_s, moment + _TIME_ERROR_S) - 1 for moment in moments]
+    shown = (bisect_right(times_s, moment + _TIME_ERROR_S) - 1 for moment in moments)
+    return [max(0, index) for index in shown]  # a moment may be rounded to one before the first frame
 
 
 def nearest_bucket(buckets: Buckets, height: int, width: int) -> Size:

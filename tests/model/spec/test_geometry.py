@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model.spec.geometry import Size, frames_of_latents, latent_frames, nearest_bucket, refine_layout, windows
+from model.spec.geometry import (
+    Size,
+    frames_at_rate,
+    frames_of_latents,
+    latent_frames,
+    nearest_bucket,
+    refine_layout,
+    windows,
+)
 from model.spec.limits import Limits
 from tests.model.parity_cases import PARITY
 
@@ -81,3 +89,13 @@ def test_windows_end_with_the_last_chunk_that_is_needed(first, count):
     last = windows(first, count)[-1]
     assert last.start < last.stop
     assert len(windows(first, count)) == latent_frames(first + count + 3)
+
+
+@given(num_moments=st.integers(1, 400), fps=st.sampled_from([15, 16, 24, 30]), start_s=st.floats(0, 1000))
+@example(num_moments=3, fps=15, start_s=0.0)
+def test_frames_at_a_rate_are_frames_of_the_clip(num_moments, fps, start_s):
+    times_s = [start_s, start_s + num_moments / fps - 0.001]  # just so long that rounding decides
+    taken = frames_at_rate(times_s, fps)
+    assert set(taken) <= {0, 1}
+    assert taken == sorted(taken)
+    assert taken[-1] == 1
