@@ -144,7 +144,8 @@ def _check_is_not_refined(request: GenerateRequest, jobs: JobClient) -> None:
     if request.task != "refine" or request.video is None or request.video.job is None:
         return
     with suppress(JobNotFound, UnreadableRecord):  # the reader of inputs refuses it
-        refined = jobs.get(request.video.job).order.plan.refinement
+        job = jobs.get(request.video.job)
+        refined = job.order.plan.refinement if job.result else None  # the reader refuses one without a video
         if refined and (request.spatial_refine_only or not refined.spatial_only):
             raise InvalidInput("video.job: its video is refined already", "video.job")
 

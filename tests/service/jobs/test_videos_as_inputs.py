@@ -166,6 +166,11 @@ class TestRefusals:
         if is_refused:
             assert answer.json()["error"]["message"] == "video.job: its video is refined already"
 
+    def test_refinement_of_an_unfinished_job_is_refused_as_not_ready(self, client, order):
+        job = order(refine=True)
+        answer = client.post("/generate", json={"prompt": "a", "task": "refine", "video": {"job": job["id"]}})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "job_not_ready")
+
     def test_missing_file_is_refused(self, client, finished, worker):
         worker.storage.delete_prefix(f"jobs/{finished['id']}/")
         answer = client.post("/generate", json={"prompt": "a", "image": {"job": finished["id"]}})
