@@ -62,7 +62,8 @@ export function fill(card, job) {
   part(".error").textContent = job.error?.message ?? "";
   part(".warnings").hidden = !job.warnings.length;
   part(".warnings").textContent = job.warnings.join(" · ");
-  const holds = { active: !ended, ended, result: Boolean(job.result) };
+  const isMade = Boolean(job.result);
+  const holds = { active: !ended, ended, result: isMade, refinable: isMade && !job.request.refinement };
   for (const button of card.querySelectorAll("[data-when]")) button.hidden = !holds[button.dataset.when];
   part("[data-action=compare]").setAttribute("aria-pressed", isChosen(job.id));
   setVideo(part("video"), part(".download"), job.result);

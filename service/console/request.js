@@ -9,6 +9,8 @@ const NUMBERS = [
 ];
 const CHOICES = ["task", "quality", "priority"];
 const PROMPTS = ["prompt", "prompts"];
+const DEFAULT_T_THRESH = 0.5;
+const REFINEMENT = ["t_thresh", "spatial_refine_only", "condition_video", "num_condition_frames"];
 const NEEDED_LORAS = { distilled: "cfg_step_lora", refine: "refinement_lora" };
 
 const $ = (id) => document.getElementById(id);
@@ -17,7 +19,7 @@ const fields = form.elements;
 let limits = null; // of the checkpoint; null until a worker has registered
 let knownWords = []; // none: all are known
 let source = null; // { field, value, label }: an input that comes from a job
-let extra = {}; // options of a preset for which the form has no field
+let extra = {}; // options of a preset or a job for which the form has no field
 
 // What the checkpoint can do
 
@@ -131,7 +133,7 @@ export function enterOptions({ resolution, height, width, ...others }) {
 function showExtra() {
   const names = Object.keys(extra).map((name) => name.replaceAll("_", " "));
   $("extra").hidden = !names.length;
-  $("extra-names").textContent = `Also from the preset: ${names.join(", ")}`;
+  $("extra-names").textContent = `Also sent: ${names.join(", ")}`;
 }
 
 $("forget-extra").addEventListener("click", () => {
@@ -144,7 +146,7 @@ $("forget-extra").addEventListener("click", () => {
 // Enter what a job was requested with, so that it can be changed.
 export function enterJob(job) {
   const { request } = job;
-  extra = {};
+  extra = withoutField(job);
   showExtra();
   const values = Object.fromEntries([...CHOICES, ...NUMBERS].map((name) => [name, request[name]]));
   const [field] = ["image", "video"].filter((name) => request[name]);
@@ -158,6 +160,22 @@ export function enterJob(job) {
   if (field) useSource({ field, value: { job_id: request[field].job_id }, label: `The ${field} of that job` });
   else removeInput();
   focusPrompt();
+}
+
+// Return what a job was requested with besides the fields of the form, without defaults.
+function withoutField({ request, metadata }) {
+  const { negative_prompt, num_condition_frames, t_thresh, spatial_refine_only, condition_video } = request;
+  const { webhook_url, webhook_events, model } = request;
+  const given = {
+    negative_prompt: negative_prompt === limits?.negative_prompt ? null : negative_prompt,
+    num_condition_frames: [0, limits?.num_condition_frames].includes(num_condition_frames) ? null : num_condition_frames,
+    t_thresh: t_thresh === DEFAULT_T_THRESH ? null : t_thresh,
+    spatial_refine_only: spatial_refine_only || null,
+    condition_video: condition_video && { job_id: condition_video.job_id },
+    metadata: Object.keys(metadata).length ? metadata : null,
+    webhook_url, webhook_events, model,
+  };
+  return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== null));
 }
 
 // Use a job's video, or one of its frames, as the input of the next request.
@@ -174,7 +192,11 @@ function focusPrompt() {
 }
 
 export function startFrom(chosen, job, task) {
-  enter({ prompt: job.request.prompts?.at(-1) ?? job.request.prompt, size: "", num_frames: "", num_segments: "", refine: false });
+  const prompt = job.request.prompts?.at(-1) ?? job.request.prompt;
+  const unguided = task === "refine" ? { guidance_scale: "", distilled: false } : {};
+  enter({ prompt, size: "", num_frames: "", num_segments: "", refine: false, ...unguided });
+  for (const name of task === "refine" ? ["negative_prompt"] : REFINEMENT) delete extra[name];
+  showExtra();
   useSource(chosen, task);
   focusPrompt();
 }

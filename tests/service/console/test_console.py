@@ -348,6 +348,38 @@ class TestInABrowser:
         assert edited.pop("image")["sha256"] == first.pop("image")["sha256"]
         assert edited == first
 
+    def test_edited_request_keeps_what_the_form_has_no_field_for(self, page, client):
+        options = {"negative_prompt": "rain", "metadata": {"team": "x"}, "seed": 7, "prompt": "a red ball"}
+        client.post("/generate", json=options)
+        page.reload()
+        expect(page.locator("#examples button")).not_to_have_count(0)  # the defaults are known
+        page.click("text=Edit")
+        expect(page.locator("#extra-names")).to_have_text("Also sent: negative prompt, metadata")
+        page.click("text=Generate")
+        page.wait_for_selector(".job:nth-child(2)")
+        edited, first = client.get("/jobs").json()["jobs"]
+        assert edited["request"] == first["request"]
+        assert edited["metadata"] == first["metadata"]
+
+    def test_video_of_an_edited_request_can_be_refined(self, page, worker, client):
+        client.post("/generate", json={"prompt": "a red ball", "negative_prompt": "rain", "num_frames": 17})
+        self.finish(worker, num_frames=17)
+        page.reload()
+        expect(page.locator("#examples button")).not_to_have_count(0)
+        page.click("text=Edit")
+        page.click("button:text('Refine')")
+        page.click("text=Generate")
+        page.wait_for_selector(".task:has-text('refine')")
+
+    def test_refined_video_is_not_offered_for_refinement(self, page, worker, client):
+        for options in ({}, {"refine": True}):
+            client.post("/generate", json={"prompt": "a red ball", **options})
+            self.finish(worker)
+        page.reload()
+        expect(page.locator("video[src]")).to_have_count(2)
+        assert page.locator(".job:nth-child(1) [data-action=refine]").is_hidden()
+        assert page.locator(".job:nth-child(2) [data-action=refine]").is_visible()
+
     def test_user_continues_and_refines_a_video_and_starts_from_its_frame(self, page, worker, client):
         page.fill("textarea", "a red ball")
         page.click("text=Generate")
@@ -488,9 +520,9 @@ class TestInABrowser:
         client.put("/presets/calm", json=options)
         page.click("text=Presets and earlier prompts")
         page.click("#presets button:text('calm')")
-        expect(page.locator("#extra-names")).to_have_text("Also from the preset: metadata, negative prompt")
+        expect(page.locator("#extra-names")).to_have_text("Also sent: metadata, negative prompt")
         page.reload()
-        expect(page.locator("#extra-names")).to_have_text("Also from the preset: metadata, negative prompt")
+        expect(page.locator("#extra-names")).to_have_text("Also sent: metadata, negative prompt")
         page.click("text=Generate")
         page.wait_for_selector(".job .prompt:has-text('a red ball')")
         (job,) = client.get("/jobs").json()["jobs"]
