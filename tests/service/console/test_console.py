@@ -348,6 +348,13 @@ class TestInABrowser:
         assert edited.pop("image")["sha256"] == first.pop("image")["sha256"]
         assert edited == first
 
+    def test_warnings_do_not_look_like_errors(self, page):
+        color = "element => getComputedStyle(element).color"
+        warning, problem, text = (
+            page.locator(name).evaluate(color) for name in ("#unknown-words", "#problem", "body")
+        )
+        assert warning == text != problem
+
     def test_edited_request_keeps_what_the_form_has_no_field_for(self, page, client):
         options = {"negative_prompt": "rain", "metadata": {"team": "x"}, "seed": 7, "prompt": "a red ball"}
         client.post("/generate", json=options)
