@@ -20,7 +20,7 @@ def tokens_to_heads(
     tensors: list[Float[Tensor, "b g m a d"]],
     length: int,
     *,
-    rank_by_rank: bool = False,
+    ordered: bool = True,
 ) -> list[Float[Tensor, "b local_a n d"]]:
     """Exchange a shard of the tokens of all heads for all tokens of a shard of the heads.
 
@@ -28,12 +28,12 @@ def tokens_to_heads(
     all ranks, without padding. On several ranks the list is emptied before the exchange: if nothing else
     holds the tensors, their memory can be used for what is received.
 
-    With `rank_by_rank` the tokens come in the order of the ranks that sent them, padding included, and are
-    views of what is received. Otherwise they come group by group, which takes a copy.
+    If `ordered`, the tokens come group by group, which takes a copy. Otherwise they come in the order of the
+    ranks that sent them, padding included, and are views of what is received.
     """
     if parallel.size > 1:
         received = _all_to_all(parallel, _pack(parallel.size, tensors))
-        if rank_by_rank:
+        if not ordered:
             return list(rearrange(received, "p g m b qkv a d -> qkv b a (p g m) d").unbind())
         tensors = list(rearrange(received, "p g m b qkv a d -> qkv b g (p m) a d").unbind())
     return [rearrange(x[:, :, :length], "b g m a d -> b (g m) a d").transpose(1, 2) for x in tensors]
@@ -45,7 +45,7 @@ def heads_to_tokens(
     num_groups: int,
     shard_size: int,
     *,
-    rank_by_rank: bool = False,
+    ordered: bool = True,
 ) -> Float[Tensor, "b g m a d"]:
     """Reverse `tokens_to_heads` for the result of attention.
 
@@ -53,7 +53,7 @@ def heads_to_tokens(
     zeros.
     """
     p = parallel.size
-    if rank_by_rank and p > 1:
+    if not ordered and p > 1:
         sent = rearrange(x, "b a (p g m) d -> p g m b a d", p=p, g=num_groups)
     else:
         x = pad(rearrange(x, "b a (g m) d -> b g m a d", g=num_groups), p * shard_size)

@@ -108,10 +108,8 @@ class Layout:
         """
         tensors = list(qkv)
         del qkv  # with the list emptied, the tensors are freed before the exchange allocates
-        rank_by_rank = self._is_in_any_order
-        q, k, v = tokens_to_heads(
-            self.parallel.heads, tensors, self._local_part_length, rank_by_rank=rank_by_rank
-        )
+        ordered = not self._is_in_any_order
+        q, k, v = tokens_to_heads(self.parallel.heads, tensors, self._local_part_length, ordered=ordered)
         del tensors
         kv = KV(k, v) if condition_kv is None else condition_kv.append(k, v)
         if kv_out is not None:
@@ -123,9 +121,7 @@ class Layout:
         else:
             out = block_sparse_attention(q, *kv, self.bricks)
         del q, k, v, kv
-        return heads_to_tokens(
-            self.parallel.heads, out, self.num_groups, self.shard_size, rank_by_rank=rank_by_rank
-        )
+        return heads_to_tokens(self.parallel.heads, out, self.num_groups, self.shard_size, ordered=ordered)
 
     def _attend_in_ring(
         self, q: Float[Tensor, "b a n d"], own: KV, num_cached_groups: int

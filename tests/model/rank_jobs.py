@@ -54,14 +54,14 @@ def place(parallel: ContextParallel) -> tuple[int, int, bool]:
 
 
 def there_and_back(
-    parallel: ContextParallel, tensors: list[torch.Tensor], rank_by_rank: bool
+    parallel: ContextParallel, tensors: list[torch.Tensor], ordered: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Shard tensors, exchange tokens for heads and back, and gather."""
     length, groups_of_frames = tensors[0].shape[2], tensors[0].shape[1]
     sharded = [shard(parallel, x) for x in tensors]
-    by_heads = tokens_to_heads(parallel, sharded, length, rank_by_rank=rank_by_rank)
+    by_heads = tokens_to_heads(parallel, sharded, length, ordered=ordered)
     shard_size, _ = shard_length(parallel, length)
-    back = heads_to_tokens(parallel, by_heads[0], groups_of_frames, shard_size, rank_by_rank=rank_by_rank)
+    back = heads_to_tokens(parallel, by_heads[0], groups_of_frames, shard_size, ordered=ordered)
     return by_heads, gather(parallel, back.flatten(3), length)
 
 

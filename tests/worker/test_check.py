@@ -12,6 +12,7 @@ import pytest
 
 from model.spec.errors import CheckpointError
 from model.spec.memory import GIB
+from model.transformer.config import DitConfig
 from tests.model.spec.test_memory import LIMITS, RELEASED
 from worker import check
 from worker.check import Gpu, find_gpus
@@ -45,10 +46,11 @@ def settings(redis_server, tmp_path) -> WorkerSettings:
 
 @pytest.fixture
 def released(monkeypatch):
-    """Let the checkpoint have the sizes and limits of the released weights."""
+    """Let the checkpoint have the shape, sizes and limits of the released weights."""
     monkeypatch.setattr(check, "read_sizes", lambda _: RELEASED)
     monkeypatch.setattr(check, "read_prepared_bytes", lambda *_: 72 << 30)
     monkeypatch.setattr(check, "load_limits", lambda _: LIMITS)
+    monkeypatch.setattr(check, "load_dit_config", lambda _: DitConfig())
     monkeypatch.setattr(check, "_check_torch", lambda *, on_cpu: check.Finding("ok", "PyTorch"))
 
 

@@ -47,7 +47,7 @@ def test_ranks_are_numbered_and_rank_0_is_leader(ranks, size):
 @pytest.mark.parametrize("length", [12, 13, 5, 1])
 def test_ulysses_exchanges_round_trip(ranks, size, length):
     tensors = [torch.randn(2, 3, length, 12, 4) for _ in range(3)]
-    answers = ranks.run("there_and_back", size, tensors, False)
+    answers = ranks.run("there_and_back", size, tensors, True)
     for i, x in enumerate(tensors):
         whole = torch.cat([by_heads[i] for by_heads, _ in answers], dim=1)
         assert torch.equal(whole, x.flatten(1, 2).transpose(1, 2))
@@ -58,7 +58,7 @@ def test_ulysses_exchanges_round_trip(ranks, size, length):
 @pytest.mark.parametrize("size", SIZES)
 def test_ulysses_exchanges_round_trip_with_the_tokens_of_each_rank_together(ranks, size):
     tensors = [torch.randn(2, 3, 12, 12, 4) for _ in range(3)]
-    answers = ranks.run("there_and_back", size, tensors, True)
+    answers = ranks.run("there_and_back", size, tensors, False)
     for i, x in enumerate(tensors):
         whole = torch.cat([by_heads[i] for by_heads, _ in answers], dim=1)
         by_rank = torch.cat([shard.flatten(1, 2) for shard in x.chunk(size, dim=2)], dim=1)
@@ -67,16 +67,16 @@ def test_ulysses_exchanges_round_trip_with_the_tokens_of_each_rank_together(rank
         assert torch.equal(back, tensors[0].flatten(3))
 
 
-def test_tokens_that_come_rank_by_rank_are_copied_only_to_be_packed_and_to_join_their_heads():
+def test_tokens_that_come_in_any_order_are_copied_only_to_be_packed_and_to_join_their_heads():
     parallel, shape = ranks_on_meta(4), (1, 3, 5, 12, 4)
     tensors = [torch.empty(shape, device="meta") for _ in range(3)]
     one = tensors[0].numel()
     with recorded(), Copied() as seen:
-        q, k, _ = tokens_to_heads(parallel, tensors, 20, rank_by_rank=True)
+        q, k, _ = tokens_to_heads(parallel, tensors, 20, ordered=False)
     assert (seen.elements, q.untyped_storage()._cdata) == (3 * one, k.untyped_storage()._cdata)
     out = torch.empty(1, 60, 3, 4, device="meta").transpose(1, 2)  # token by token, as attention leaves it
     with recorded(), Copied() as seen:
-        assert heads_to_tokens(parallel, out, 3, 5, rank_by_rank=True).shape == shape
+        assert heads_to_tokens(parallel, out, 3, 5, ordered=False).shape == shape
     assert seen.elements == one
 
 

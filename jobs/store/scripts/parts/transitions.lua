@@ -87,7 +87,7 @@ local function paused_ms(job)
   return job.paused_ms + (is_paused and now - math.max(job.claimed_ms, job.num_gpus_since_ms or 0) or 0)
 end
 
--- How long the job has run, all attempts together, without the time in which it waited for GPUs; nil if nobody holds it.
+-- How long the job has run in all attempts, without the time in which it waited for GPUs; nil if nobody holds it.
 local function run_ms(job)
   return HELD[job.status] and job.run_ms + math.max(0, now - job.claimed_ms - paused_ms(job))
 end
