@@ -204,7 +204,8 @@ def _resolve_num_segments(task: Task, params: GenerationParams, inputs: Inputs, 
     segments = inputs.num_prompts if params.num_segments is None else params.num_segments
     most = limits.max_num_segments if task == "long_video" else 1
     field = "prompts" if params.num_segments is None else "num_segments"
-    _require(1 <= segments <= most, field, f"{task} has between 1 and {most} segments")
+    allowed = "one segment" if most == 1 else f"between 1 and {most} segments"
+    _require(1 <= segments <= most, field, f"{task} has {allowed}")
     _require(
         inputs.num_prompts in (1, segments), "prompts", f"must be one, or one for each of {segments} segments"
     )

@@ -81,7 +81,7 @@ def test_value_at_limit_is_accepted(params):
         ({"num_prompts": 41}, "prompts: long_video has between 1 and 40 segments"),
         (
             {"task": "text_to_video", "num_segments": 2},
-            "num_segments: text_to_video has between 1 and 1 segments",
+            "num_segments: text_to_video has one segment",
         ),
         (
             {"num_prompts": 2, "num_segments": 3},
