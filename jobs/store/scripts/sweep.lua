@@ -1,15 +1,16 @@
 -- include: transitions, allow_when_full
 -- Handle leases, queue deadlines and retentions that ran out. Return pairs of the change and the job, or false if
 -- another process swept a moment ago: one process sweeps for all, and another one takes over when it stops.
-local SWEEPER = 'longcat:sweeper'
-local TERM_MS = 1000
-
--- By the server's clock as it is: if it steps, the next process that tries takes over.
-local clock_ms = server_ms or now
-local sweeper, swept_ms = unpack(redis.call('HMGET', SWEEPER, 'token', 'swept_ms'))
-local is_recent = swept_ms and tonumber(swept_ms) <= clock_ms and clock_ms < swept_ms + TERM_MS
-if is_recent and sweeper ~= given.token then return false end
-redis.call('HSET', SWEEPER, 'token', given.token, 'swept_ms', clock_ms)
+do
+  local SWEEPER = 'longcat:sweeper'
+  local TERM_MS = 1000
+  -- By the server's clock as it is: if it steps, the next process that tries takes over.
+  local clock_ms = server_ms or now
+  local sweeper, swept_ms = unpack(redis.call('HMGET', SWEEPER, 'token', 'swept_ms'))
+  local is_recent = swept_ms and tonumber(swept_ms) <= clock_ms and clock_ms < swept_ms + TERM_MS
+  if is_recent and sweeper ~= given.token then return false end
+  redis.call('HSET', SWEEPER, 'token', given.token, 'swept_ms', clock_ms)
+end
 
 local changes = {}
 
@@ -49,10 +50,11 @@ local function extend_or_shorten_leases()
 end
 
 -- Reading all leases takes time, so it is done only if the first or the last one shows a need.
-local _, first_lease_ms = lease_at(0)
-local last_ends_ms, last_lease_ms = lease_at(-1)
-if first_lease_ms and (now - last_sweep > math.min(3000, first_lease_ms / 3) or last_ends_ms > now + last_lease_ms) then
-  extend_or_shorten_leases()
+do
+  local _, first_lease_ms = lease_at(0)
+  local last_ends_ms, last_lease_ms = lease_at(-1)
+  local is_late = first_lease_ms and now - last_sweep > math.min(3000, first_lease_ms / 3)
+  if is_late or first_lease_ms and last_ends_ms > now + last_lease_ms then extend_or_shorten_leases() end
 end
 
 -- Jobs of a sorted set whose time has come.
