@@ -28,11 +28,19 @@ def settings(redis_server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def api(app):
+def api(app, running):
     """Return the schema without files in forms: schemathesis cannot check invalid ones."""
     import schemathesis  # takes longer than to collect hundreds of tests
 
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    async def started_app(scope, receive, send):
+        """Let `running` start and stop the app: schemathesis would start it once more and never stop it."""
+        if scope["type"] != "lifespan":
+            return await app(scope, receive, send)
+        for change in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{change}.complete"})
+
+    schema = schemathesis.openapi.from_asgi("/openapi.json", started_app)
     for part in schema.raw_schema["components"]["schemas"].values():
         for field in part.get("properties", {}).values():
             field["anyOf"] = [kind for kind in field.pop("anyOf", ()) if kind.get("format") != "binary"]
