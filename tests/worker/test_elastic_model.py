@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from stack.redis_server import RedisServer
+from tests.decoded_video import SAME_VIDEO_DB, psnr
 from tests.servers import redis_program
 from tests.waiting import wait_until
 from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
 
 pytestmark = pytest.mark.integration
 
-MAX_DIFFERENCE = 3  # of a pixel after H.264: a level of grey more or less before it
 ORDERS: dict[str, dict[str, object]] = {
     "a cat": {"num_inference_steps": 40, "guidance_scale": 4.0},
     "a dog": {"num_inference_steps": 12, "num_segments": 3, "num_condition_frames": 5},
@@ -64,5 +64,8 @@ def test_videos_are_those_of_a_single_rank(tmp_path, redis_url, tiny_checkpoint)
             log = (worker.folder / "worker.log").read_text()
     assert "moves from ranks" in log
     for prompt in ORDERS:
-        difference = videos["alone"][prompt].astype(int) - videos["elastic"][prompt].astype(int)
-        assert abs(difference).max() <= MAX_DIFFERENCE, prompt
+        assert psnr(videos["alone"][prompt], videos["elastic"][prompt]) > SAME_VIDEO_DB, prompt
+    assert (
+        psnr(videos["alone"]["a cat"], videos["alone"]["a dog"][: len(videos["alone"]["a cat"])])
+        < SAME_VIDEO_DB - 10
+    )

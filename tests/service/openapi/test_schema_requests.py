@@ -34,11 +34,12 @@ def api(app, running):
 
     async def started_app(scope, receive, send):
         """Let `running` start and stop the app: schemathesis would start it once more and never stop it."""
-        if scope["type"] != "lifespan":
-            return await app(scope, receive, send)
-        for change in ("startup", "shutdown"):
-            await receive()
-            await send({"type": f"lifespan.{change}.complete"})
+        if scope["type"] == "lifespan":
+            for change in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{change}.complete"})
+        else:
+            await app(scope, receive, send)
 
     schema = schemathesis.openapi.from_asgi("/openapi.json", started_app)
     for part in schema.raw_schema["components"]["schemas"].values():
