@@ -174,7 +174,7 @@ def of_model(checkpoint: Path) -> dict[str, object]:
 
 
 def submit_video(worker: RunningWorker, guidance_scale: float) -> str:
-    return worker.submit("a red ball", num_frames=17, num_inference_steps=40, guidance_scale=guidance_scale)
+    return worker.submit("a red ball", num_frames=17, num_inference_steps=100, guidance_scale=guidance_scale)
 
 
 def is_denoising(worker: RunningWorker, job_id: str) -> bool:
