@@ -58,10 +58,11 @@ def attend(
     return torch.cat(token_by_token, dim=1).transpose(1, 2)
 
 
-class Partial(NamedTuple):
-    """Attention to some of the keys: its result, and the logarithm of the sum of the exponentials of scores.
+class PartialAttention(NamedTuple):
+    """The result of attention to some of the keys.
 
-    The second is -inf for a query that attends to none of the keys; then the result is any finite value.
+    `lse` is the logarithm of the sum of the exponentials of the scores. It is -inf for a query that
+    attends to none of the keys; then `out` is any finite value.
     """
 
     out: Float[Tensor, "b a n d"]
@@ -77,7 +78,7 @@ def attend_to_parts(
     queries attend.
     """
     queries = q[:, :, :num_condition], q[:, :, num_condition:]
-    sums: list[Partial | None] = [None, None]
+    sums: list[PartialAttention | None] = [None, None]
     for kv, num_condition_keys in parts:
         keys = KV(*(x[:, :, :num_condition_keys] for x in kv)), kv
         for i, (some_q, some_kv) in enumerate(zip(queries, keys, strict=True)):
@@ -92,12 +93,12 @@ def attend_to_parts(
     return torch.cat([x.transpose(1, 2) for x in outs], dim=1).transpose(1, 2)
 
 
-def merge(one: Partial, other: Partial) -> Partial:
+def merge(one: PartialAttention, other: PartialAttention) -> PartialAttention:
     """Return attention to the keys of both, in fp32 at least."""
     lse = torch.logaddexp(one.lse, other.lse)
     finite = lse.clamp(min=torch.finfo(lse.dtype).min)  # where neither has a key, -inf - -inf would be NaN
     weight, other_weight = ((each.lse - finite).exp()[..., None] for each in (one, other))
-    return Partial((one.out * weight).addcmul_(other.out, other_weight), lse)
+    return PartialAttention((one.out * weight).addcmul_(other.out, other_weight), lse)
 
 
 def attend_to_text(q: Float[Tensor, "b g m a d"], text_kv: TextKV) -> Float[Tensor, "b g m a d"]:
@@ -115,13 +116,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
 
 def attend_partially(
     q: Float[Tensor, "b a n d"], k: Float[Tensor, "b a s d"], v: Float[Tensor, "b a s d"]
-) -> Partial:
+) -> PartialAttention:
     """Attend to some of the keys, at least one, with at least one query.
 
     `scaled_dot_product_attention` does not return what `merge` needs, so the kernels are called directly.
     """
     if not q.is_cuda:
-        return Partial(*_kernel("flash_attention_for_cpu")(q, k, v))
+        return PartialAttention(*_kernel("flash_attention_for_cpu")(q, k, v))
     params = SDPAParams(q, k, v, None, 0.0, False, False)  # no mask, dropout, causality, shared heads
     if can_use_cudnn_attention(params):
         out, lse, *_ = _kernel("cudnn_attention")(q, k, v, None, compute_log_sumexp=True)
@@ -130,7 +131,7 @@ def attend_partially(
     else:
         out, lse, *_ = _kernel("efficient_attention")(q, k, v, None, compute_log_sumexp=True)
     # cuDNN's has an axis of size 1 at its end, and that of the last kernel is padded.
-    return Partial(out, lse.flatten(2)[:, :, : q.shape[2]])
+    return PartialAttention(out, lse.flatten(2)[:, :, : q.shape[2]])
 
 
 def _kernel(name: str) -> Callable[..., Sequence[Tensor]]:

@@ -108,8 +108,9 @@ class Layout:
         """
         tensors = list(qkv)
         del qkv  # with the list emptied, the tensors are freed before the exchange allocates
-        ordered = not self._is_in_any_order
-        q, k, v = tokens_to_heads(self.parallel.heads, tensors, self._local_part_length, ordered=ordered)
+        q, k, v = tokens_to_heads(
+            self.parallel.heads, tensors, self._local_part_length, ordered=self._needs_order
+        )
         del tensors
         kv = KV(k, v) if condition_kv is None else condition_kv.append(k, v)
         if kv_out is not None:
@@ -121,7 +122,9 @@ class Layout:
         else:
             out = block_sparse_attention(q, *kv, self.bricks)
         del q, k, v, kv
-        return heads_to_tokens(self.parallel.heads, out, self.num_groups, self.shard_size, ordered=ordered)
+        return heads_to_tokens(
+            self.parallel.heads, out, self.num_groups, self.shard_size, ordered=self._needs_order
+        )
 
     def _attend_in_ring(
         self, q: Float[Tensor, "b a n d"], own: KV, num_cached_groups: int
@@ -155,10 +158,10 @@ class Layout:
         return gather(self.parallel.ring, padded, self.group_size).flatten(1, 2).transpose(1, 2)
 
     @property
-    def _is_in_any_order(self) -> bool:
-        """Return whether attention may take the tokens in any order, and no shard has padding."""
-        is_whole = self.parallel.ring.size == 1 and self.group_size % self.parallel.size == 0
-        return is_whole and self.bricks is None and self.num_condition_groups == 0
+    def _needs_order(self) -> bool:
+        """Return whether attention depends on the order of the tokens, or padding has to be left out."""
+        has_parts = self.parallel.ring.size > 1 or self.bricks is not None or self.num_condition_groups > 0
+        return has_parts or self.group_size % self.parallel.size > 0
 
     @property
     def _local_part_length(self) -> int:

@@ -15,7 +15,7 @@ from model.pipeline.sample import denoise
 from model.spec.errors import GroupError
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.transformer.attention import KV, Partial, attend, attend_partially, attend_to_parts, merge
+from model.transformer.attention import KV, PartialAttention, attend, attend_partially, attend_to_parts, merge
 from model.transformer.config import BrickConfig, DitConfig
 from model.transformer.token_layout import Window
 from tests.model.parallel.test_parallel import CASES, guided_conditioning, request_of, single
@@ -74,25 +74,27 @@ def test_merged_parts_are_the_softmax_over_all_keys(lengths, seed, sharpness):
     draw = torch.Generator().manual_seed(seed)
     q = sharpness * torch.randn(1, 2, 5, 8, generator=draw)
     k, v = (torch.randn(1, 2, sum(lengths), 8, generator=draw) for _ in range(2))
-    merged = Partial(torch.zeros_like(q), torch.full(q.shape[:3], -inf))
+    merged = PartialAttention(torch.zeros_like(q), torch.full(q.shape[:3], -inf))
     for keys, values in zip(k.split(lengths, 2), v.split(lengths, 2), strict=True):
         out, lse = whole_softmax(q, keys, values)
-        merged = merge(merged, Partial(out.float(), lse.float()))
+        merged = merge(merged, PartialAttention(out.float(), lse.float()))
     out, lse = whole_softmax(q, k, v)
     torch.testing.assert_close(merged.out.double(), out, rtol=0, atol=1e-5)
     torch.testing.assert_close(merged.lse.double(), lse, rtol=1e-6, atol=1e-5)
 
 
 def test_queries_without_keys_in_some_parts_are_merged_row_by_row():
-    one = Partial(torch.tensor([[[[1.0], [2.0], [3.0]]]]), torch.tensor([[[0.0, -inf, -inf]]]))
-    other = Partial(torch.tensor([[[[5.0], [6.0], [7.0]]]]), torch.tensor([[[log(3), 1.0, -inf]]]))
+    one = PartialAttention(torch.tensor([[[[1.0], [2.0], [3.0]]]]), torch.tensor([[[0.0, -inf, -inf]]]))
+    other = PartialAttention(torch.tensor([[[[5.0], [6.0], [7.0]]]]), torch.tensor([[[log(3), 1.0, -inf]]]))
     merged = merge(one, other)
     torch.testing.assert_close(merged.out, torch.tensor([[[[4.0], [6.0], [0.0]]]]))
     torch.testing.assert_close(merged.lse, torch.tensor([[[log(4), 1.0, -inf]]]))
 
 
 def test_parts_in_half_precision_are_merged_in_single():
-    merged = merge(*(Partial(torch.ones(1, 1, 1, 1).bfloat16(), torch.zeros(1, 1, 1)) for _ in range(2)))
+    merged = merge(
+        *(PartialAttention(torch.ones(1, 1, 1, 1).bfloat16(), torch.zeros(1, 1, 1)) for _ in range(2))
+    )
     assert merged.out.dtype == merged.lse.dtype == torch.float32
 
 
