@@ -104,11 +104,11 @@ class Installation:
             deadline_s = arrival.video.deadline_s * time_scale
             jobs.append((arrival.video, self.submit(arrival.video, deadline_s)))
         outcomes = [self._outcome(video, job_id) for video, job_id in jobs]
-        events = self._events({job_id for _, job_id in jobs})
+        widths = self._widths({job_id for _, job_id in jobs})
         return Run(
             outcomes,
-            sum(before != after for widths in events.values() for before, after in pairwise(widths)),
-            max(len(set(widths)) for widths in events.values()),
+            sum(before != after for of_job in widths.values() for before, after in pairwise(of_job)),
+            max(len(set(of_job)) for of_job in widths.values()),
             self._late_steps(),
         )
 
@@ -127,7 +127,7 @@ class Installation:
     def _lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.checkpoint / "events.jsonl").read_text().splitlines()]
 
-    def _events(self, job_ids: set[str]) -> Mapping[str, list[int]]:
+    def _widths(self, job_ids: set[str]) -> Mapping[str, list[int]]:
         """Return the number of ranks of each step and decode of the jobs, in order."""
         lines = sorted(self._lines(), key=itemgetter("job", "at_s"))
         return {

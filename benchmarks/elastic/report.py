@@ -114,6 +114,9 @@ seconds of LongCat-Video. GPU-seconds are what the jobs report as
 `gpu_s`. All four ways to divide the ranks run at the same time, so whatever else the machine does falls on
 them alike.
 
+Where the computation of many steps took longer than staged, the machine was too busy or too slow for this
+speed, and the times show little of what GPUs would do.
+
 {totals}
 
 Deadlines met, median and 99th percentile of the response time, by kind:
