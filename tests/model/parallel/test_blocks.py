@@ -67,7 +67,8 @@ def test_change_of_width_between_steps_changes_no_latents(
 def test_change_of_width_at_a_segment_boundary_changes_no_latents(
     ranks, tmp_path, tiny_checkpoint, tiny_pipeline
 ):
-    request = request_of(tiny_pipeline, "a cat", "a dog", num_condition_frames=1, num_inference_steps=2)
+    few_steps = {"num_inference_steps": 2, "enhance_hf": False}
+    request = request_of(tiny_pipeline, "a cat", "a dog", num_condition_frames=1, **few_steps)
     rounds = [[Run(0, 2, 2, 2)], [Run(0, 0, 1, 1)], [Run(0, 0, 4)]]
     answers = ranks.run("run_in_blocks", 4, tiny_checkpoint, tmp_path, [request], rounds)
     assert_undisturbed(answers, tiny_pipeline, [request])

@@ -26,7 +26,8 @@ SIZES = [2, 3, 4]
 
 
 def request_of(pipeline, *prompts, **options):
-    plan = resolve(GenerationParams(**options), Inputs(num_prompts=len(prompts)), pipeline.limits)
+    params = GenerationParams(**{"enhance_hf": False, **options})  # or continuations have ten steps more
+    plan = resolve(params, Inputs(num_prompts=len(prompts)), pipeline.limits)
     return Request(plan=plan, prompts=prompts, seed=3)
 
 

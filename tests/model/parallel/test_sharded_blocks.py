@@ -45,7 +45,8 @@ def request_of(checkpoint):
     limits = load_limits(checkpoint)
 
     def make(*prompts, image=None, video=None, step_cache=None, **options):
-        params = GenerationParams(**{"num_frames": 9, "num_inference_steps": 2, **options})
+        few_steps = {"num_inference_steps": 2, "enhance_hf": False}
+        params = GenerationParams(**{"num_frames": 9, **few_steps, **options})
         inputs = Inputs(
             image=None if image is None else Size(*image.shape[:2]),
             video=None if video is None else Clip(video.shape[1], video.shape[2], len(video)),
@@ -69,9 +70,8 @@ def requests(request_of):
         request_of(image=pixels(64, 96, 3)),
         request_of(video=pixels(5, 64, 96, 3), num_condition_frames=5),
         request_of(distilled=True, num_inference_steps=None),
-        request_of(refine=True, num_frames=5),
+        request_of(refine=True, spatial_refine_only=True, num_frames=5),
         request_of(quality="balanced", num_inference_steps=6, step_cache=0.4),
-        request_of(distilled=True, num_inference_steps=None),
         base,
     ]
 
@@ -132,8 +132,14 @@ def test_weights_after_each_change_of_lora_are_bit_equal_to_those_without_shardi
         assert all(all(equal.values()) for equal in answer)
 
 
-@pytest.mark.parametrize("quantize", QUANTIZE)
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("size", "quantize"),
+    [
+        *((size, "none") for size in (2, 3, 4)),
+        *((3, quantize) for quantize in QUANTIZE[1:]),
+        *(pytest.param(size, each, marks=pytest.mark.integration) for size in SIZES for each in QUANTIZE[1:]),
+    ],
+)
 def test_rank_holds_its_part_and_two_blocks(ranks, size, checkpoint, quantize):
     for found in ranks.run("held_bytes", size, checkpoint, torch.bfloat16, quantize):
         blocks = found["blocks"] / size + 2 * found["largest block"]

@@ -215,7 +215,12 @@ def test_long_video_from_an_image_or_a_clip(world: World, start: str) -> None:
 
 @pytest.mark.parametrize(
     ("start", "doubles", "eight_bits"),
-    [("text", True, False), ("text", False, True), ("image", True, True), ("image", False, False)],
+    [
+        ("text", True, False),
+        ("text", False, True),
+        ("image", False, False),
+        pytest.param("image", True, True, marks=pytest.mark.integration),
+    ],
 )
 def test_long_video_refined_segment_by_segment(
     world: World, start: str, doubles: bool, eight_bits: bool

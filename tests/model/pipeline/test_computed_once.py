@@ -26,11 +26,8 @@ def pipeline(tiny_checkpoint) -> Pipeline:
 
 
 def request_of(pipeline, **options) -> Request:
-    return Request(
-        resolve(GenerationParams(num_frames=9, num_inference_steps=1, **options), Inputs(), pipeline.limits),
-        ("a",),
-        seed=5,
-    )
+    params = GenerationParams(num_frames=9, num_inference_steps=1, enhance_hf=False, **options)
+    return Request(resolve(params, Inputs(), pipeline.limits), ("a",), seed=5)
 
 
 def counting(calls, function, key):

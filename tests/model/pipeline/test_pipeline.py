@@ -72,7 +72,7 @@ def test_a_job_gives_the_published_frames(parity_pipeline):
 @pytest.fixture(scope="module")
 def request_of(tiny_pipeline):
     def make(*prompts, seed=5, image=None, video=None, condition_video=None, **options):
-        params = GenerationParams(**{"num_inference_steps": 2, **options})
+        params = GenerationParams(**{"num_inference_steps": 2, "enhance_hf": False, **options})
         inputs = Inputs(len(prompts), size_of(image), clip_of(video), clip_of(condition_video))
         return Request(
             resolve(params, inputs, tiny_pipeline.limits), prompts, seed, None, image, video, condition_video
@@ -88,12 +88,17 @@ def noise(*shape):
 LONG_REFINED = {"num_frames": 5, "num_condition_frames": 1, "refine": True}
 
 
-def test_events_come_in_order(tiny_pipeline, request_of):
+@pytest.fixture(scope="module")
+def long_refined(tiny_pipeline, request_of):
+    """Return the request of a refined video of two segments, and all its events."""
     request = request_of("a", "b", **LONG_REFINED)
-    refinement = request.plan.refinement.model_copy(update={"t_thresh": 0.9})
-    plan = request.plan.model_copy(update={"refinement": refinement})
-    request = dataclasses.replace(request, plan=plan)
-    events = list(tiny_pipeline.generate(request))
+    refinement = request.plan.refinement.model_copy(update={"t_thresh": 0.9})  # several steps
+    request = dataclasses.replace(request, plan=request.plan.model_copy(update={"refinement": refinement}))
+    return request, list(tiny_pipeline.generate(request))
+
+
+def test_events_come_in_order(long_refined):
+    _, events = long_refined
     kinds = [type(event).__name__ for event in events if not isinstance(event, Frames)]
     refine_steps = sum(isinstance(e, Stepped) and e.stage == "refine" and e.segment == 0 for e in events)
     stage = [
@@ -137,7 +142,6 @@ def test_events_come_in_order(tiny_pipeline, request_of):
         (("a",), {"num_frames": 1}),
         (("a", "b", "c"), {"num_frames": 9, "num_condition_frames": 5}),
         (("a",), {"num_segments": 3, "num_frames": 9, "num_condition_frames": 1}),
-        (("a", "b"), LONG_REFINED),
         (("a", "b"), LONG_REFINED | {"spatial_refine_only": True}),
         (("a",), {"refine": True, "num_frames": 1, "spatial_refine_only": True}),
     ],
@@ -146,6 +150,11 @@ def test_a_video_has_the_size_and_length_of_its_plan(tiny_pipeline, request_of, 
     request = request_of(*prompts, **wish)
     frames = frames_of(tiny_pipeline.generate(request))
     assert frames.shape == (request.plan.output_frames, *request.plan.output_size, 3)
+
+
+def test_refined_video_has_the_size_and_length_of_its_plan(long_refined):
+    request, events = long_refined
+    assert frames_of(events).shape == (request.plan.output_frames, *request.plan.output_size, 3)
 
 
 def test_segments_join_without_repeats(tiny_pipeline, request_of):
@@ -159,9 +168,8 @@ def test_segments_join_without_repeats(tiny_pipeline, request_of):
     assert torch.equal(frames_of(events), (joined * 255).to(torch.uint8))
 
 
-def test_refined_segments_join_without_repeats(tiny_pipeline, request_of):
-    request = request_of("a", "b", **LONG_REFINED)
-    events = list(tiny_pipeline.generate(request))
+def test_refined_segments_join_without_repeats(tiny_pipeline, long_refined):
+    request, events = long_refined
     refined = [e.latents for e in events if isinstance(e, Latents) and e.stage == "refine"]
     parts = []
     for segment, latents in enumerate(refined):
@@ -200,7 +208,7 @@ STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "text": ({}, {"num_frames": 9}),
     "image": ({"image": noise(40, 60, 3)}, {"num_frames": 9}),
     "clip": ({"video": noise(9, 40, 60, 3)}, {"num_frames": 9, "num_condition_frames": 5}),
-    "long": ({}, LONG_REFINED | {"num_segments": 2}),
+    "long": ({}, LONG_REFINED | {"num_segments": 2, "spatial_refine_only": True}),
     "refine": (
         {"video": noise(5, 40, 60, 3), "condition_video": noise(6, 40, 60, 3)},
         {"task": "refine", "num_condition_frames": 3},
@@ -233,7 +241,7 @@ def check_same_end(expected, ours):
 
 
 def test_a_job_may_be_left_at_any_event_and_another_run(tiny_pipeline, request_of):
-    request = request_of("a", num_frames=5, refine=True)
+    request = request_of("a", num_frames=5, refine=True, spatial_refine_only=True)
     expected = final_latents(tiny_pipeline, request)
     for number in (0, 2, 4):
         job = tiny_pipeline.generate(request)
