@@ -619,12 +619,15 @@ def _place(job: Expected, starts: dict[OwnerQueue, int]) -> tuple[int, tuple[flo
     return starts[job.queue], job.place()
 
 
+@pytest.mark.parametrize("max_examples", [15, pytest.param(40, marks=pytest.mark.integration)])
 @pytest.mark.parametrize("owner_running_jobs", [None, 1])
-def test_no_interleaving_of_calls_breaks_the_rules(redis: Redis, owner_running_jobs: int | None):
+def test_no_interleaving_of_calls_breaks_the_rules(
+    redis: Redis, owner_running_jobs: int | None, max_examples: int
+):
     run_state_machine_as_test(
         partial(JobStoreMachine, redis, owner_running_jobs),  # type: ignore[arg-type] # any factory of machines will do
         settings=settings(
-            max_examples=35,
+            max_examples=max_examples,
             stateful_step_count=40,
             deadline=None,
             database=None,

@@ -13,7 +13,7 @@ from jobs.store.quotas import Quotas
 from tests.jobs.examples import LEASE_S, ORDER, ExampleStore
 from tests.orders import make_order
 
-NUM_OWNERS, NUM_EACH = 20, 50
+NUM_OWNERS, NUM_EACH = 20, 20
 
 
 def claims_in_order(store: ExampleStore):
