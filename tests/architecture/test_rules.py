@@ -66,7 +66,9 @@ def test_rule_accepts_what_it_allows(rule, path, text):
 
 
 def test_listed_exceptions_are_needed():
-    identifiers = {module.path: {name for name, _ in module.identifiers} for module in modules()}
+    listed = {*rules.ENVIRONMENT_READERS, *rules.MATRIX_RANK}
+    found = (module for module in modules() if module.path in listed)
+    identifiers = {module.path: {name for name, _ in module.identifiers} for module in found}
     idle = [path for path in rules.ENVIRONMENT_READERS if not {"environ", "getenv"} & identifiers[path]]
     idle += [path for path in rules.MATRIX_RANK if "rank" not in identifiers[path]]
     assert idle == []

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.architecture.source import ROOT, modules
 from tests.servers import answers, free_port
 from tests.waiting import wait_until
@@ -17,11 +15,13 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "diffusers", "transformers", "tokenizers"}:
-            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"{{name}} is not installed here", name=name)
 
 sys.meta_path.insert(0, Blocker())
 """
+OF_RANKS = {"torch", "diffusers", "transformers", "tokenizers"}
+NOT_OF_THE_API = OF_RANKS | {"safetensors", "numpy", "boto3"}
 
 TORCH_FREE = [
     module.path
@@ -30,30 +30,40 @@ TORCH_FREE = [
 ]
 
 
-@pytest.fixture
-def environment(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
-    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
+def without(blocked, folder):
+    """Return an environment in which these packages cannot be imported."""
+    (folder / "sitecustomize.py").write_text(BLOCKER.format(blocked=blocked))
+    return {**os.environ, "PYTHONPATH": f"{folder}:{os.environ['PYTHONPATH']}"}
 
 
-def test_the_blocker_blocks(environment):
+def test_the_blocker_blocks(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "import torch"],
+        env=without(OF_RANKS, tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "torch is not installed here" in done.stderr
 
 
-def test_everything_but_the_ranks_imports_without_torch(environment):
+def test_everything_but_the_ranks_imports_without_torch(tmp_path):
     names = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in TORCH_FREE]
     code = f"import importlib\nfor name in {names}: importlib.import_module(name)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env=without(OF_RANKS, tmp_path),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_the_api_starts_without_torch(environment, redis_server, tmp_path):
+def test_api_starts_without_torch_and_numpy(redis_server, tmp_path):
     port = free_port()
+    environment = without(NOT_OF_THE_API, tmp_path)
     settings = {
         "LONGCAT_REDIS_URL": redis_server,
         "LONGCAT_PORT": str(port),
@@ -63,7 +73,7 @@ def test_the_api_starts_without_torch(environment, redis_server, tmp_path):
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env={**environment, **settings}, cwd=ROOT, stdout=log, stderr=log)
     try:
-        wait_until(lambda: answers(port, "/livez") or process.poll() is not None)
+        wait_until(lambda: answers(port, "/openapi.json") or process.poll() is not None)
         assert process.poll() is None, (tmp_path / "log").read_text()
     finally:
         process.terminate()

@@ -26,36 +26,6 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
-NO_TORCH = """
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "diffusers", "transformers", "safetensors", "numpy", "boto3"}:
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Refuse())
-
-from service.app import create_app
-from service.settings import Settings
-
-app = create_app(Settings(data_dir="nowhere"))
-assert app.openapi()["paths"]
-print(sorted(name for name in sys.modules if name in {"torch", "diffusers", "transformers"}))
-"""
-
-
-def test_service_starts_without_torch(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", NO_TORCH],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
-
 
 def test_creating_an_app_writes_no_files_and_sends_nothing(tmp_path):
     create_app(settings_for("redis://127.0.0.1:1", tmp_path))

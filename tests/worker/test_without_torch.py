@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 HIDE = """
 import importlib.abc, sys
 class Hidden(importlib.abc.MetaPathFinder):
@@ -17,13 +15,10 @@ sys.meta_path.insert(0, Hidden())
 """
 
 
-@pytest.mark.parametrize(
-    "module", ["worker.__main__", "worker.supervisor.app", "worker.supervisor.supervisor", "worker.launcher"]
-)
-def test_module_is_imported_without_torch(module):
-    code = f"{HIDE}\nimport {module}\nprint('torch' in sys.modules)"
+def test_launcher_and_supervisor_are_imported_without_torch():
+    code = f"{HIDE}\nimport worker.__main__, worker.launcher, worker.supervisor.app"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stderr, done.stdout) == ("", "False\n")
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_rank_needs_torch():
