@@ -128,19 +128,23 @@ def check_order(order: Order) -> None:
         assert size in LIMITS.refine_buckets.values()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
-@given(body=LEGAL | NEARLY_LEGAL | ANYTHING)
-def test_an_accepted_request_becomes_a_valid_order(client, worker, body):
-    before = sum(worker.job_store.client.counts().values())
-    answer = client.post("/generate", json=body)
-    queued = sum(worker.job_store.client.counts().values()) - before
-    event(f"answered {answer.status_code}")
-    if answer.status_code == 202:
-        assert queued == 1
-        check_order(worker.job_store.client.get(answer.json()["id"]).order)
-    else:
-        assert (answer.status_code, queued) == (422, 0)
-        assert answer.json()["error"]["field"].partition(".")[0] in GenerateRequest.model_fields
+@pytest.mark.parametrize("max_examples", [50, pytest.param(150, marks=pytest.mark.integration)])
+def test_an_accepted_request_becomes_a_valid_order(client, worker, max_examples):
+    @settings(max_examples=max_examples, deadline=None)
+    @given(body=LEGAL | NEARLY_LEGAL | ANYTHING)
+    def check(body):
+        before = sum(worker.job_store.client.counts().values())
+        answer = client.post("/generate", json=body)
+        queued = sum(worker.job_store.client.counts().values()) - before
+        event(f"answered {answer.status_code}")
+        if answer.status_code == 202:
+            assert queued == 1
+            check_order(worker.job_store.client.get(answer.json()["id"]).order)
+        else:
+            assert (answer.status_code, queued) == (422, 0)
+            assert answer.json()["error"]["field"].partition(".")[0] in GenerateRequest.model_fields
+
+    check()
 
 
 def without_job_ids(request: dict[str, Any]) -> dict[str, Any]:
