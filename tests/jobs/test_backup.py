@@ -53,7 +53,7 @@ def save_snapshot(server: RedisProcess, redis: Redis, to: Path) -> tuple[str, ..
 def writing(redis: Redis) -> Iterator[None]:
     """Submit jobs meanwhile, so that the copy is made of a server at work."""
     store = JobStore(redis)
-    with repeating(lambda: store.client.submit(a_submission(priority="low"))):
+    with repeating(lambda: store.client.submit(a_submission(priority="low")), pause_s=0.005):
         yield
 
 

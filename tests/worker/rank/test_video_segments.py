@@ -190,6 +190,6 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path):
         return process.memory_info().rss
 
     before = write(200)
-    after = write(1200)  # 236 MB of frames
+    after = write(600)  # 118 MB of frames
     segments.finish()
     assert after - before < 30e6
