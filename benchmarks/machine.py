@@ -49,10 +49,14 @@ class Machine:
         )
 
 
-def commit() -> str:
-    """Return the current commit, with a + if files differ from it."""
+def commit(checkout: Path | None = None) -> str:
+    """Return the commit of a checkout, the current folder by default, with a + if files differ from it."""
     said = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty=+"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=checkout,
     )
     return said.stdout.strip()
 

@@ -3,54 +3,66 @@
 Writes `benchmarks/service.{json,md}`. The service and an empty FastAPI app with the same two routes run side
 by side, each in its own process, and are asked in turn, so that whatever else the machine does falls on both
 alike. A worker that claims and finishes jobs at once, through `jobs` alone, stands for the engine.
+
+`--beside FOLDER` runs the service of another checkout too, with a Redis and a worker of its own, and asks it
+in the same turns. That checkout needs this module with `work(redis_url)` and `_capability(folder)`.
 """
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing.context import SpawnProcess
+from datetime import datetime
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
+import psutil
 from fastapi import FastAPI
-from redis import Redis
 
-from benchmarks.machine import Machine
+from benchmarks.machine import Machine, commit
 from jobs.capability import Capability
 from jobs.connect import connect
-from jobs.queue import consume
 from jobs.record import Result
 from jobs.store.holder import Lease
 from jobs.store.job_store import JobStore
 from model.spec.limits import load_limits
 from stack.demo import free_port
 from stack.redis_server import RedisServer, find_redis
+from worker.supervisor.consumer import Consumer
 
 HERE = Path(__file__).parent
 REQUESTS, WARM_UP = 1000, 100  # of each kind, one after the other
 CLIENTS, JOBS_OF_EACH = 8, 62  # for jobs a second
 STARTS = 100
+MEASURES = ("p50", "p99", "cpu")
+ROUNDS = 5  # of jobs a second, each installation in turn
 ORDER = json.dumps({"prompt": "A red ball rolls across a wooden floor", "seed": 7})
-SPAWN = multiprocessing.get_context("spawn")
+BURN = "while True: sum(range(1_000_000))"
+"""Load a core like a busy group."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Somebody who answers on a port of this machine, over one connection for each client."""
+    """A process that answers on a port of this machine."""
 
     port: int
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the process has used."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
 
     def client(self) -> http.client.HTTPConnection:
         """Open a connection that stays open."""
@@ -83,33 +95,90 @@ def empty() -> FastAPI:
 
 
 @contextmanager
-def served(*command: str, port: int, **environment: str) -> Iterator[Server]:
-    """Start a server as a process, and yield it once it responds."""
+def running(
+    *arguments: str, checkout: Path = HERE.parent, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python with the packages of a checkout as a process."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], env={**os.environ, **environment}, stderr=subprocess.DEVNULL
+        [sys.executable, *arguments],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout), **environment},
+        stderr=subprocess.DEVNULL,
     )
     try:
-        while not _answers(port):
-            assert process.poll() is None, command
-            time.sleep(0.1)
-        yield Server(port)
+        yield process
     finally:
         process.terminate()
         process.wait()
 
 
+def answering(process: subprocess.Popen[bytes], port: int) -> Server:
+    """Wait until a process responds on its port."""
+    while not _answers(port):
+        assert process.poll() is None, process.args
+        time.sleep(0.1)
+    return Server(port, psutil.Process(process.pid))
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The service of one checkout with a Redis of its own. Its worker starts when it is asked for."""
+
+    checkout: Path
+    redis_url: str
+    server: Server
+
+    @classmethod
+    @contextmanager
+    def start(cls, checkout: Path, folder: Path) -> Iterator[Installation]:
+        """Start Redis and the service. Its files go to `folder`."""
+        folder.mkdir()
+        with RedisServer(folder / "redis", find_redis()) as redis:
+            publish = (
+                "import pathlib, redis; from benchmarks.service import _capability; "
+                f"_capability(pathlib.Path({str(folder)!r})).publish(redis.Redis.from_url({redis.url!r}))"
+            )
+            with running("-c", publish, checkout=checkout) as process:
+                assert process.wait() == 0, publish
+            port = free_port()
+            settings = {
+                "REDIS_URL": redis.url,
+                "DATA_DIR": str(folder),
+                "PORT": str(port),
+                **dict.fromkeys(("OWNER_REQUESTS_PER_S", "OWNER_QUEUED_JOBS", "TOTAL_QUEUED_JOBS"), "none"),
+            }
+            environment = {f"LONGCAT_{name}": value for name, value in settings.items()}
+            with running("-m", "service", checkout=checkout, **environment) as process:
+                yield cls(checkout, redis.url, answering(process, port))
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Run the worker without an engine."""
+        code = f"from benchmarks.service import work; work({self.redis_url!r})"
+        with running("-c", code, checkout=self.checkout):
+            yield
+
+
 def in_turn(servers: dict[str, Server], method: str, paths: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Milliseconds of each server's answers: one of each after the other, over and over."""
+    """Return the milliseconds of each server's answers: one of each after the other, over and over.
+
+    `cpu` is the CPU time of the server's process for each, which depends less on what else the machine does.
+    """
     clients = {name: server.client() for name, server in servers.items()}
+    for _ in range(WARM_UP):
+        for name, client in clients.items():
+            ask(client, method, paths[name])
     times_ms: dict[str, list[float]] = {name: [] for name in servers}
-    for number in range(WARM_UP + REQUESTS):
+    cpu_s = {name: -server.cpu_s() for name, server in servers.items()}
+    for _ in range(REQUESTS):
         for name, client in clients.items():
             began = time.perf_counter()
             ask(client, method, paths[name])
-            if number >= WARM_UP:
-                times_ms[name].append(1000 * (time.perf_counter() - began))
-    found = {name: percentiles(values) for name, values in times_ms.items()}
-    return found | {"added": {p: found["service"][p] - found["empty"][p] for p in ("p50", "p99")}}
+            times_ms[name].append(1000 * (time.perf_counter() - began))
+    return {
+        name: percentiles(values) | {"cpu": 1000 * (cpu_s[name] + servers[name].cpu_s()) / REQUESTS}
+        for name, values in times_ms.items()
+    }
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -118,107 +187,96 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": cuts[49], "p99": cuts[98]}
 
 
-def jobs_a_second(server: Server, job_store: JobStore) -> float:
-    """From the first of many orders to the end of the last job, with several clients at a time."""
-    count, before = CLIENTS * JOBS_OF_EACH, job_store.client.counts().get("succeeded", 0)
+def submit(client: http.client.HTTPConnection) -> str:
+    """Submit a job and return its ID."""
+    return str(json.loads(ask(client, "POST", "/generate"))["id"])
 
-    def order_some(_: int) -> None:
+
+def wait_for(client: http.client.HTTPConnection, job_id: str) -> dict[str, Any]:
+    """Poll a job until it has succeeded, and return it."""
+    while (job := json.loads(ask(client, "GET", f"/jobs/{job_id}")))["status"] != "succeeded":
+        time.sleep(0.01)
+    return dict(job)
+
+
+def jobs_a_second(server: Server) -> float:
+    """Return jobs a second, from the first order to the end of the last job, with several clients."""
+
+    def submit_some(_: int) -> None:
         client = server.client()
-        for _ in range(JOBS_OF_EACH):
-            ask(client, "POST", "/generate")
+        last = [submit(client) for _ in range(JOBS_OF_EACH)][-1]
+        wait_for(client, last)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(order_some, range(CLIENTS)))
-    while job_store.client.counts().get("succeeded", 0) < before + count:
-        time.sleep(0.01)
-    return count / (time.perf_counter() - began)
+        list(pool.map(submit_some, range(CLIENTS)))
+    return CLIENTS * JOBS_OF_EACH / (time.perf_counter() - began)
 
 
-def starts_ms(server: Server, job_store: JobStore) -> dict[str, float]:
-    """From the order of a job to its claim by a worker that waits, in Redis's time."""
+def starts_ms(server: Server) -> dict[str, float]:
+    """Return the milliseconds from an order to its claim by a worker that waits, in Redis's time."""
     client, waits_ms = server.client(), []
     for _ in range(STARTS):
-        job_id = json.loads(ask(client, "POST", "/generate"))["id"]
-        while (job := job_store.client.get(job_id)).started_at is None:
-            time.sleep(0.005)
-        waits_ms.append(1000 * (job.started_at - job.created_at).total_seconds())
+        job = wait_for(client, submit(client))
+        created, started = (datetime.fromisoformat(job[name]) for name in ("created_at", "started_at"))
+        waits_ms.append(1000 * (started - created).total_seconds())
     return percentiles(waits_ms)
 
 
 def work(redis_url: str) -> None:
     """Run a worker without an engine, as the body of a process."""
     redis = connect(redis_url)
-    job_store = JobStore(redis)
+    holder = JobStore(redis).holder
+    capability = _capability(Path())
 
-    def finish_one() -> None:
-        if claim := job_store.holder.claim("benchmark", 600.0):
-            job_store.holder.begin_upload(claim)
-            job_store.holder.succeed(claim, _result(claim), {})
+    def finish(lease: Lease) -> None:
+        holder.begin_upload(lease)
+        holder.succeed(lease, _result(lease), {})
+        consumer.request_claim()
 
-    consume(redis, finish_one, lambda: False)
-
-
-def burn() -> None:
-    """Load the cores like a busy group, as the body of a process."""
-    while True:
-        sum(range(1_000_000))
-
-
-@contextmanager
-def beside(body: Callable[..., None], *arguments: str, count: int = 1) -> Iterator[None]:
-    """So many processes that do this meanwhile."""
-    processes: list[SpawnProcess] = [
-        SPAWN.Process(target=body, args=arguments, daemon=True) for _ in range(count)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    consumer = Consumer(
+        redis,
+        lambda: holder.claim("benchmark", 600.0),
+        finish,
+        lambda: holder.requirements(capability) or (),
+    )
+    consumer.request_claim()
+    consumer.run()
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Everything, in milliseconds."""
+def measure(folder: Path, before: Path | None) -> dict[str, Any]:
+    """Measure everything: of this checkout, of an empty app, and of the checkout `before` if there is one."""
+    checkouts = {"service": HERE.parent} | ({} if before is None else {"before": before})
     with ExitStack() as parts:
-        redis_url = parts.enter_context(RedisServer(folder / "redis", find_redis())).url
-        redis = parts.enter_context(Redis.from_url(redis_url))
-        _capability(folder).publish(redis)
-        job_store, ports = JobStore(redis), (free_port(), free_port())
-        settings = {
-            "REDIS_URL": redis_url,
-            "DATA_DIR": str(folder),
-            "PORT": str(ports[0]),
-            **dict.fromkeys(("OWNER_REQUESTS_PER_S", "OWNER_QUEUED_JOBS", "TOTAL_QUEUED_JOBS"), "none"),
+        installations = {
+            name: parts.enter_context(Installation.start(checkout, folder / name))
+            for name, checkout in checkouts.items()
         }
-        ours = {f"LONGCAT_{name}": value for name, value in settings.items()}
-        factory = (
-            "uvicorn",
-            "benchmarks.service:empty",
-            "--factory",
-            "--no-access-log",
-            "--port",
-            str(ports[1]),
-        )
-        servers = {
-            "service": parts.enter_context(served("service", port=ports[0], **ours)),
-            "empty": parts.enter_context(served(*factory, port=ports[1])),
-        }
+        port = free_port()
+        options = f"factory=True, access_log=False, port={port}"
+        serve = f"import uvicorn; uvicorn.run('benchmarks.service:empty', {options})"
+        empty_app = answering(parts.enter_context(running("-c", serve)), port)
+        servers = {name: installation.server for name, installation in installations.items()}
+        servers["empty"] = empty_app
         found: dict[str, Any] = {"post_ms": in_turn(servers, "POST", dict.fromkeys(servers, "/generate"))}
-        newest = job_store.client.page(limit=1)[0].id
-        jobs = dict.fromkeys(servers, f"/jobs/{newest}")
+        newest = {name: submit(server.client()) for name, server in servers.items()}
+        jobs = {name: f"/jobs/{job_id}" for name, job_id in newest.items()}
         found["get_queued_ms"] = in_turn(servers, "GET", jobs)
-        with beside(work, redis_url):
-            while job_store.client.counts().get("queued", 0):
-                time.sleep(0.1)
-            found["get_ended_ms"] = in_turn(servers, "GET", jobs)
-            with beside(burn, count=len(os.sched_getaffinity(0))):
-                found["get_while_a_group_works_ms"] = in_turn(servers, "GET", jobs)
-            found["jobs_a_second"] = jobs_a_second(servers["service"], job_store)
-            found["submit_to_start_ms"] = starts_ms(servers["service"], job_store)
+        for installation in installations.values():
+            parts.enter_context(installation.working())
+        for name, installation in installations.items():
+            wait_for(installation.server.client(), newest[name])
+        found["get_ended_ms"] = in_turn(servers, "GET", jobs)
+        with ExitStack() as burners:
+            for _ in os.sched_getaffinity(0):
+                burners.enter_context(running("-c", BURN))
+            found["get_while_a_group_works_ms"] = in_turn(servers, "GET", jobs)
+        rounds: dict[str, list[float]] = {name: [] for name in installations}
+        for _ in range(ROUNDS):
+            for name, speeds in rounds.items():
+                speeds.append(jobs_a_second(servers[name]))
+        found["jobs_a_second"] = {name: median(speeds) for name, speeds in rounds.items()}
+        found["submit_to_start_ms"] = {name: starts_ms(servers[name]) for name in installations}
     return found
 
 
@@ -246,51 +304,58 @@ def _result(claim: Lease) -> Result:
 
 def _answers(port: int) -> bool:
     try:
-        client = Server(port).client()
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         client.request("GET", "/livez")
         return client.getresponse().status > 0
     except OSError:
         return False
 
 
-def _report(found: dict[str, Any], machine: Machine) -> str:
+def _report(found: dict[str, Any], machine: Machine, before: str) -> str:
     names = {
         "post_ms": "`POST /generate`",
-        "get_queued_ms": f"`GET /jobs/{{id}}`, the last of {REQUESTS + WARM_UP} in the queue",
+        "get_queued_ms": f"`GET /jobs/{{id}}`, the last of {REQUESTS + WARM_UP + 1} in the queue",
         "get_ended_ms": "`GET /jobs/{id}`, ended",
         "get_while_a_group_works_ms": "the same while every core computes",
     }
+    compared = ["service", *(["before"] if before else []), "empty"]
     rows = "".join(
         f"| {text} | "
-        + " | ".join(
-            f"{found[name][who][p]:.2f}" for who in ("service", "empty", "added") for p in ("p50", "p99")
-        )
+        + " | ".join(f"{found[name][who][p]:.2f}" for who in compared for p in MEASURES)
         + " |\n"
         for name, text in names.items()
     )
-    start = found["submit_to_start_ms"]
+    titles = " | ".join(f"{who} {measure}" for who in compared for measure in MEASURES)
+    throughput = "; ".join(f"{who}: {speed:.0f}" for who, speed in found["jobs_a_second"].items())
+    starts = "; ".join(
+        f"{who}: p50 {start['p50']:.1f} ms, p99 {start['p99']:.1f} ms"
+        for who, start in found["submit_to_start_ms"].items()
+    )
+    explained = f" `before` is the service of commit {before}, in the same run." if before else ""
     return (
         "# What the service adds\n\n"
         "Milliseconds of an answer, over a connection that stays open, beside an empty FastAPI app in the "
-        "same run. The client is on the same machine. Redis writes its log before it answers "
-        "(`appendfsync always`).\n\n"
-        "| | p50 | p99 | empty p50 | empty p99 | added p50 | added p99 |\n|---|---|---|---|---|---|---|\n"
+        "same run; `cpu` is the CPU time of the server's process. The client is on the same machine. Redis "
+        f"writes its log before it answers (`appendfsync always`).{explained}\n\n"
+        f"| | {titles} |\n|---|{'---|' * len(MEASURES) * len(compared)}\n"
         f"{rows}\n"
-        f"- {found['jobs_a_second']:.0f} jobs a second, from order to end: {CLIENTS} clients, one API "
-        "process, one worker that finishes each at once.\n"
-        f"- From order to start with a worker that waits: p50 {start['p50']:.1f} ms, p99 {start['p99']:.1f} "
-        "ms.\n\n"
-        f"{machine}\n\n`python -m benchmarks.service`\n"
+        f"- Jobs a second, from order to end ({throughput}): {CLIENTS} clients, one API process, "
+        f"one worker that finishes each at once, the median of {ROUNDS} rounds.\n"
+        f"- From order to start with a worker that waits: {starts}.\n\n"
+        f"{machine}\n\n`python -m benchmarks.service{' --beside FOLDER' if before else ''}`\n"
     )
 
 
 def main() -> None:
     """Measure and write both files."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.service", description=__doc__)
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another checkout to measure too")
+    before: Path | None = parser.parse_args().beside
     machine = Machine.here()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
+        found = measure(Path(folder), before and before.absolute())
     (HERE / "service.json").write_text(json.dumps({"machine": asdict(machine), **found}, indent=1) + "\n")
-    (HERE / "service.md").write_text(_report(found, machine))
+    (HERE / "service.md").write_text(_report(found, machine, commit(before) if before else ""))
 
 
 if __name__ == "__main__":
