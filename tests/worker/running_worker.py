@@ -95,7 +95,7 @@ class RunningWorker:
         """Drain the worker, and return its exit status."""
         self.look()
         self.parent.send_signal(signal.SIGTERM)
-        return self.parent.wait(timeout=60)
+        return self.parent.wait(timeout=PATIENCE_S)
 
     # Jobs
 

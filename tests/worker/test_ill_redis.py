@@ -14,8 +14,9 @@ from tests.worker.running_worker import RunningWorker, running_worker
 
 pytestmark = pytest.mark.faults
 
-NUM_STEPS = 30
-STEPS_WHILE_ILL = 20  # of 0.3 s: longer than the lease of 3 s
+NUM_STEPS = 35
+LEASE_S = 5
+STEPS_WHILE_ILL = 20  # of 0.3 s: longer than the lease
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
 
 @pytest.fixture(scope="module")
 def worker(server: RedisProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
-    with running_worker(tmp_path_factory.mktemp("worker"), server.url) as worker:
+    with running_worker(tmp_path_factory.mktemp("worker"), server.url, lease_s=LEASE_S) as worker:
         worker.wait_until_ready()
         yield worker
 
