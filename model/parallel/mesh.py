@@ -1,6 +1,6 @@
 """Divide the processes that torchrun started into groups that each make one video."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count, takewhile
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from model.spec.errors import GroupError
 
@@ -161,19 +160,22 @@ def join(  # noqa: PLR0913 - options by name
         **rendezvous.open(timeout) if rendezvous else {},
     )
     if size == "auto":
-        return divide_into_blocks(device, split_guidance)
+        return divide_into_blocks(device, split_guidance, timeout)
     return divide(device, size or dist.get_world_size(), split_guidance, shard_weights, timeout, ring_degree)
 
 
-def divide_into_blocks(device: torch.device, split_guidance: bool = True) -> ContextParallel:
+def divide_into_blocks(
+    device: torch.device, split_guidance: bool = True, timeout: timedelta | None = None
+) -> ContextParallel:
     """Form the process groups of all blocks: 2, 4, … consecutive ranks that can make a video together.
 
     The first rank of a block is a multiple of its width, so each rank is in one block of each width. Blocks
-    without a common rank exchange nothing, so each can run a job of its own.
+    without a common rank exchange nothing, so each can run a job of its own. For `timeout` see `divide`.
     """
     widths = takewhile(lambda width: width <= dist.get_world_size(), (2**n for n in count(1)))
     return ContextParallel(
-        device=device, wider=tuple(divide(device, width, split_guidance) for width in widths)
+        device=device,
+        wider=tuple(divide(device, width, split_guidance, timeout=timeout) for width in widths),
     )
 
 
@@ -190,8 +192,8 @@ def divide(
     With `split_guidance`, a group of even size makes the two predictions of guidance in two halves. With
     `shard_weights`, the ranks of a group, at least two, share the weights of the blocks. A ring of
     `ring_degree` ranks divides the queries of attention; of the ranks of a group, each `size / ring_degree`
-    consecutive ones then divide the heads. Ranks that share weights or are in a ring wait for each other
-    `timeout` at most (default: that of the backend).
+    consecutive ones then divide the heads. Ranks of a group wait for each other `timeout` at most (default:
+    that of the backend).
     """
     world_size = dist.get_world_size()
     if world_size % size:
@@ -200,13 +202,10 @@ def divide(
         raise GroupError(NOTHING_TO_SHARD)
     _check_ring(size, ring_degree)
     ranks = torch.arange(world_size).view(world_size // size, ring_degree, size // ring_degree)
-    mesh = DeviceMesh(device.type, ranks.flatten(1), mesh_dim_names=("replica", "context"))
-    return ContextParallel(
-        device=device,
-        size=size,
-        rank=mesh.get_local_rank("context"),
-        group=mesh.get_group("context"),
-        replica=mesh.get_local_rank("replica"),
+    group = _in_row(device, ranks.flatten(1), timeout)
+    return replace(
+        group,
+        replica=dist.get_rank() // size,
         num_replicas=world_size // size,
         cfg_branch=_cfg_branch(device, ranks, timeout) if split_guidance and size % 2 == 0 else None,
         weights_group=_weights_group(size, timeout) if shard_weights else None,
@@ -228,14 +227,12 @@ def _cfg_branch(device: torch.device, ranks: Tensor, timeout: timedelta | None) 
         halves = torch.unflatten(ranks, 1, (2, -1))
     else:
         halves = torch.unflatten(ranks, 2, (2, -1)).movedim(2, 1)
-    mesh = DeviceMesh(device.type, halves.flatten(2), mesh_dim_names=("replica", "cfg", "context"))
-    return ContextParallel(
-        device=device,
-        size=mesh.size(2),
-        rank=mesh.get_local_rank("context"),
-        group=mesh.get_group("context"),
-        cfg_rank=mesh.get_local_rank("cfg"),
-        cfg_group=mesh.get_group("cfg"),
+    of_texts = halves.flatten(2)
+    counterparts = _in_row(device, of_texts.mT, timeout)
+    return replace(
+        _in_row(device, of_texts, timeout),
+        cfg_rank=counterparts.rank,
+        cfg_group=counterparts.group,
         ring_and_heads=_ring_and_heads(device, halves.flatten(0, 1), timeout),
     )
 
@@ -250,9 +247,14 @@ def _ring_and_heads(
 
 
 def _in_row(device: torch.device, ranks: Tensor, timeout: timedelta | None) -> ContextParallel:
-    """Form a process group of each row of ranks, the last axis. Return this rank's place in its own."""
+    """Form a process group of each row of ranks, the last axis. Return this rank's place in its own.
+
+    A row of all ranks needs none: it is the default process group.
+    """
     rows = ranks.flatten(0, -2).tolist()
-    group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)  # type: ignore[no-untyped-call]
+    group = dist.group.WORLD
+    if len(rows) > 1:
+        group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)  # type: ignore[no-untyped-call]
     return ContextParallel(device=device, size=ranks.shape[-1], rank=dist.get_rank(group), group=group)
 
 

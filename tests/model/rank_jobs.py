@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -203,6 +204,36 @@ def passed_around_after_failure(parallel: ContextParallel) -> list[tuple[int, to
     with suppress(MemoryError):
         fail()
     return passed_around(parallel, [4] * parallel.ring.size)
+
+
+def passed_to_idle_ranks(parallel: ContextParallel, timeout: timedelta) -> str | None:
+    """Why rank 0 cannot pass a tensor around a ring whose other ranks do nothing; None on these."""
+    divided = divide(CPU, parallel.size, ring_degree=parallel.ring.size, timeout=timeout)
+    if not divided.is_leader:
+        return None
+    try:
+        passed_around(divided, [4] * divided.ring.size)
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
+
+
+def timeouts(parallel: ContextParallel, timeout: timedelta) -> dict[str, timedelta]:
+    """How long the ranks of each new process group of a ring with shared weights, and of blocks, wait."""
+    ranks = divide(CPU, 2, ring_degree=2, shard_weights=True, timeout=timeout)
+    four = divide(CPU, 4, ring_degree=2, timeout=timeout)
+    assert four.cfg_branch is not None
+    groups = {
+        "group": ranks.group,
+        "ring": ranks.ring.group,
+        "weights": ranks.weights_group,
+        "heads": four.heads.group,
+        "branch": four.cfg_branch.group,
+        "counterparts": four.cfg_branch.cfg_group,
+        "block": divide_into_blocks(CPU, timeout=timeout).wider[0].group,
+    }
+    backends = {name: group._get_backend(CPU) for name, group in groups.items() if group}
+    return {name: backend.options._timeout for name, backend in backends.items()}
 
 
 def refused_ring(parallel: ContextParallel, ring_degree: int) -> str:

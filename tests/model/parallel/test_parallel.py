@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,6 +44,13 @@ def test_single_rank_is_leader_and_returns_inputs_unchanged():
 @pytest.mark.parametrize("size", SIZES)
 def test_ranks_are_numbered_and_rank_0_is_leader(ranks, size):
     assert ranks.run("place", size) == [(size, rank, rank == 0) for rank in range(size)]
+
+
+def test_ranks_of_every_process_group_wait_for_each_other_no_longer_than_the_timeout(ranks):
+    timeout = timedelta(seconds=77)
+    for of_groups in ranks.run("timeouts", 4, timeout):
+        assert of_groups == dict.fromkeys(of_groups, timeout)
+        assert len(of_groups) == 7
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from math import inf, log
 
 import pytest
@@ -180,6 +181,12 @@ def test_each_rank_gets_the_tensors_of_all_ranks_of_its_ring(ranks, size, degree
 def test_exchange_that_was_under_way_at_an_error_disturbs_no_later_one(ranks):
     for answer in ranks.run("passed_around_after_failure", 4, ring_degree=4):
         assert all((tensor == number).all() for number, tensor in answer)
+
+
+@pytest.mark.faults
+def test_exchange_with_ranks_that_do_not_take_part_ends_after_the_timeout(ranks):
+    answers = ranks.run("passed_to_idle_ranks", 4, timedelta(seconds=10), ring_degree=2)
+    assert "Timed out waiting 10000ms" in answers[0]
 
 
 @pytest.mark.parametrize(("case", "size", "degree"), PUBLISHED)
