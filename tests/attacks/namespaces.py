@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -40,9 +40,19 @@ def can_make_namespaces() -> bool:
     return made
 
 
+def add_cable(first: str, second: str) -> None:
+    """Make two devices, of which each receives what is sent by the other."""
+    _run("ip", "link", "add", first, "type", "veth", "peer", "name", second)
+
+
 @contextmanager
-def joined_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
-    """Yield the service's and the attacker's namespace; remove both at the end."""
+def joined_namespaces(
+    add_devices: Callable[[str, str], None] = add_cable,
+) -> Iterator[tuple[Namespace, Namespace]]:
+    """Yield the service's and the attacker's namespace; remove both at the end.
+
+    `add_devices` makes the ends of the cable, given their names.
+    """
     tag = uuid.uuid4().hex[:6]
     cable = f"lcs{tag}", f"lca{tag}"
     service = Namespace(f"longcat-s-{tag}", SERVICE_ADDRESS, cable[0])
@@ -51,7 +61,7 @@ def joined_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
         for namespace in (service, attacker):
             _run("ip", "netns", "add", namespace.name)
             cleanup.callback(_run, "ip", "netns", "delete", namespace.name)
-        _run("ip", "link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
+        add_devices(*cable)
         for namespace, end in zip((service, attacker), cable, strict=True):
             _run("ip", "link", "set", end, "netns", namespace.name)
             _run(*namespace.command("ip", "address", "add", f"{namespace.address}/24", "dev", end))

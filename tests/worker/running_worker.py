@@ -170,7 +170,8 @@ class RunningWorker:
     @property
     def ranks(self) -> list[psutil.Process]:
         """Return the ranks, rank 0 first."""
-        found = [process for process in self.look() if "tests.worker.fault_rank" in process.cmdline()]
+        module = self.settings.get("LONGCAT_RANK_MODULE", FAST["LONGCAT_RANK_MODULE"])
+        found = [process for process in self.look() if module in process.cmdline()]
         found = [process for process in found if "worker.rank.torchrun" not in process.cmdline()]
         return sorted(found, key=lambda process: int(process.environ()["RANK"]))
 
