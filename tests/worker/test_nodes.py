@@ -173,6 +173,7 @@ def test_video_equals_that_of_one_rank_after_a_node_was_killed(
     phase, in_exchange, layout, link, nodes_of_model, videos_of_one_rank
 ):
     first = nodes_of_model.first
+    first.wait_until_ready()
     job_id = submit_video(first, layout.guidance_scale)
     wait_until(lambda: has_begun(first, job_id, phase), PATIENCE_S)
     with link.held() if in_exchange else nullcontext():
@@ -193,6 +194,7 @@ def test_video_of_a_ring_equals_that_of_one_rank_after_its_link_was_cut(
         **of_model(tiny_checkpoint),
     }
     with running_nodes(tmp_path, link.namespaces, **settings) as nodes:
+        nodes.first.wait_until_ready()
         job_id = submit_video(nodes.first, RING.guidance_scale)
         wait_until(lambda: has_begun(nodes.first, job_id, "denoise"), PATIENCE_S)
         cut_until_all_ranks_end(link, nodes)
