@@ -1,32 +1,48 @@
 """Convert colors to the primaries of BT.709 and sRGB. HDR is tone-mapped to SDR.
 
-Color spaces are named by the codes of ITU-T H.273, as files carry them. Light is that of the display: of SDR
-by BT.1886, or by sRGB where the file says so. What was SDR keeps its curve.
+Color spaces are named by the codes of ITU-T H.273, as files carry them, or described by an exponent and
+chromaticities. Light is that of the display: of SDR by BT.1886, or by sRGB where the file says so. What was
+SDR keeps its curve, unless the file gives its exponent.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 BT709, UNSPECIFIED = 1, 2
-SRGB, PQ, HLG = 13, 16, 18
+LINEAR, SRGB, PQ, HLG = 8, 13, 16, 18
 """Transfer characteristics."""
 HDR = frozenset({PQ, HLG})
+_SDR = frozenset({1, UNSPECIFIED, 4, 5, 6, 7, LINEAR, 11, SRGB, 14, 15})
 
-_XY = {  # red, green and blue; white is D65
-    5: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)),  # BT.601 with 625 lines
-    6: ((0.63, 0.34), (0.31, 0.595), (0.155, 0.07)),  # BT.601 with 525 lines
-    7: ((0.63, 0.34), (0.31, 0.595), (0.155, 0.07)),
-    9: ((0.708, 0.292), (0.17, 0.797), (0.131, 0.046)),  # BT.2020
-    11: ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06)),  # DCI-P3, with its white mapped to D65
-    12: ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06)),  # Display P3
+
+class Chromaticities(NamedTuple):
+    """The xy coordinates of the primaries and of white."""
+
+    red: tuple[float, float]
+    green: tuple[float, float]
+    blue: tuple[float, float]
+    white: tuple[float, float] = (0.3127, 0.3290)  # D65
+
+
+_ILLUMINANT_C = (0.310, 0.316)
+_XY = {
+    4: Chromaticities((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), _ILLUMINANT_C),  # BT.470 M
+    5: Chromaticities((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)),  # BT.601 with 625 lines
+    6: Chromaticities((0.63, 0.34), (0.31, 0.595), (0.155, 0.07)),  # BT.601 with 525 lines
+    7: Chromaticities((0.63, 0.34), (0.31, 0.595), (0.155, 0.07)),
+    8: Chromaticities((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), _ILLUMINANT_C),  # film
+    9: Chromaticities((0.708, 0.292), (0.17, 0.797), (0.131, 0.046)),  # BT.2020
+    11: Chromaticities((0.68, 0.32), (0.265, 0.69), (0.15, 0.06), (0.314, 0.351)),  # DCI-P3
+    12: Chromaticities((0.68, 0.32), (0.265, 0.69), (0.15, 0.06)),  # Display P3
+    22: Chromaticities((0.63, 0.34), (0.295, 0.605), (0.155, 0.077)),  # EBU Tech. 3213
 }
-_BT709_XY = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
-_D65 = (0.3127, 0.3290)
-_WIDE = frozenset({9, 11, 12})
+BT709_XY = Chromaticities((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
+_MIN_OUTSIDE = 0.1  # less light than this of a negative channel is hardly seen when it is clipped
 
 MATRICES = {  # of Y′CbCr, with the weights of red and blue in Y′
     1: (0.2126, 0.0722),  # BT.709
@@ -47,10 +63,22 @@ Reals = NDArray[np.float64]
 
 
 class ColorSpace(NamedTuple):
-    """Primaries and transfer characteristics, as codes of H.273."""
+    """Primaries and transfer characteristics, as codes of H.273.
 
-    primaries: int = UNSPECIFIED
+    A file may give chromaticities instead of the code of primaries. With an `exponent`, light is the value to
+    this power, whatever `transfer` says.
+    """
+
+    primaries: int | Chromaticities = UNSPECIFIED
     transfer: int = UNSPECIFIED
+    exponent: float | None = None
+
+    @property
+    def chromaticities(self) -> Chromaticities | None:
+        """Return the chromaticities of its primaries if they are not those of BT.709."""
+        if isinstance(self.primaries, Chromaticities):
+            return self.primaries
+        return _XY.get(self.primaries)
 
     @property
     def is_hdr(self) -> bool:
@@ -60,28 +88,51 @@ class ColorSpace(NamedTuple):
     @property
     def is_wide(self) -> bool:
         """Return whether it has colors that sRGB lacks."""
-        return self.primaries in _WIDE
+        xy = self.chromaticities
+        return xy is not None and bool(_to_bt709(xy).min() < -_MIN_OUTSIDE)
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether its codes can be obeyed."""
+        has_primaries = self.primaries in {BT709, UNSPECIFIED} or self.chromaticities is not None
+        return has_primaries and self.transfer in _SDR | HDR
+
+    @property
+    def keeps_curve(self) -> bool:
+        """Return whether values are encoded as they were, after a conversion."""
+        return not self.is_hdr and self.transfer != LINEAR and self.exponent is None
 
     @property
     def needs_conversion(self) -> bool:
         """Return whether its values mean other colors than those of BT.709 or sRGB."""
-        return self.is_hdr or self.primaries in _XY
+        return not self.keeps_curve or self.chromaticities is not None
+
+
+def problems_of(space: ColorSpace) -> set[str]:
+    """Return the names of what a conversion from this color space changes or loses."""
+    facts = {
+        "is_hdr": space.is_hdr,
+        "is_wide_gamut": space.is_wide and not space.is_hdr,
+        "has_unknown_colors": not space.is_known,
+    }
+    return {name for name, applies in facts.items() if applies}
 
 
 class Conversion:
     """Converts pixels of one color space. Curves are tables, so that a frame takes little time.
 
-    `hdr_curve` encodes what was HDR: as BT.1886 (`BT709`) or as `SRGB`.
+    `new_curve` encodes what does not keep its curve, such as HDR: as BT.1886 (`BT709`) or as `SRGB`.
     """
 
-    def __init__(self, space: ColorSpace, hdr_curve: int = BT709) -> None:
-        self._light = _decode(np.linspace(0, 1, 1 << 16), space.transfer).astype(np.float32)
+    def __init__(self, space: ColorSpace, new_curve: int = BT709) -> None:
+        self._light = _decode(np.linspace(0, 1, 1 << 16), space).astype(np.float32)
         self._system_gains = (
             np.power(_LIGHT, _HLG_GAMMA - 1, dtype=np.float32) if space.transfer == HLG else None
         )
         self._gains = _gains(_LIGHT).astype(np.float32) if space.is_hdr else None
-        self._to_bt709 = _to_bt709(space.primaries).astype(np.float32) if space.primaries in _XY else None
-        encoded = _encode(_LIGHT, hdr_curve if space.is_hdr else space.transfer)
+        xy = space.chromaticities
+        self._to_bt709 = _to_bt709(xy).astype(np.float32) if xy else None
+        encoded = _encode(_LIGHT, space.transfer if space.keeps_curve else new_curve)
         self._encoded = np.rint(encoded * 255).astype(np.uint8)
 
     def convert(self, rgb: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -133,8 +184,13 @@ def _largest(bits: int) -> int:
     return (1 << 16) - (1 << (16 - bits))
 
 
-def _decode(values: Reals, transfer: int) -> Reals:
+def _decode(values: Reals, space: ColorSpace) -> Reals:
     """Return light: of PQ, 1 is the peak; of HLG, the light of the scene; else 1 is white."""
+    transfer = space.transfer
+    if space.exponent is not None:
+        return np.power(values, space.exponent)
+    if transfer == LINEAR:
+        return values
     if transfer == PQ:
         return np.minimum(_pq_to_nits(values) / _PEAK_NITS, 1)
     if transfer == HLG:
@@ -187,14 +243,23 @@ def _nits_to_pq(nits: Reals) -> Reals:
     return np.power((_C1 + _C2 * power) / (1 + _C3 * power), _M2)
 
 
-def _to_bt709(primaries: int) -> Reals:
-    """Return the matrix from linear RGB of these primaries to linear RGB of BT.709."""
-    return np.linalg.inv(_to_xyz(_BT709_XY)) @ _to_xyz(_XY[primaries])
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+"""From XYZ to the responses of cones in which ICC profiles adapt colors to another white."""
 
 
-def _to_xyz(corners: tuple[tuple[float, float], ...]) -> Reals:
-    def xyz(x: float, y: float) -> Reals:
-        return np.array([x / y, 1, (1 - x - y) / y])
+@cache
+def _to_bt709(xy: Chromaticities) -> Reals:
+    """Return the matrix from linear RGB of these primaries to linear RGB of BT.709. White stays white."""
+    cones = _BRADFORD @ np.stack([_xyz(*BT709_XY.white), _xyz(*xy.white)], axis=1)
+    adapt = np.linalg.inv(_BRADFORD) @ np.diag(cones[:, 0] / cones[:, 1]) @ _BRADFORD
+    matrix: Reals = np.linalg.inv(_to_xyz(BT709_XY)) @ adapt @ _to_xyz(xy)
+    return matrix
 
-    columns = np.stack([xyz(*corner) for corner in corners], axis=1)
-    return columns * np.linalg.solve(columns, xyz(*_D65))
+
+def _to_xyz(xy: Chromaticities) -> Reals:
+    columns = np.stack([_xyz(*xy.red), _xyz(*xy.green), _xyz(*xy.blue)], axis=1)
+    return columns * np.linalg.solve(columns, _xyz(*xy.white))
+
+
+def _xyz(x: float, y: float) -> Reals:
+    return np.array([x / y, 1, (1 - x - y) / y])

@@ -10,7 +10,16 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.media.colors import BT709, MATRICES, UNSPECIFIED, ColorSpace, Conversion, full_range, yuv_to_rgb
+from model.media.colors import (
+    BT709,
+    MATRICES,
+    UNSPECIFIED,
+    ColorSpace,
+    Conversion,
+    full_range,
+    problems_of,
+    yuv_to_rgb,
+)
 from model.media.errors import UnusableMedia
 from model.spec.geometry import Size
 
@@ -26,21 +35,15 @@ _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FU
 def facts_of(frame: av.VideoFrame) -> set[str]:
     """Return the names of what `FrameReader` changes or loses. Raise UnusableMedia if it cannot read it."""
     _matrix(frame)
-    space = _color_space(frame)
-    facts = {
-        "is_hdr": space.is_hdr,
-        "is_wide_gamut": space.is_wide and not space.is_hdr,
-        "is_transparent": _has_alpha(frame),
-        "is_interlaced": frame.interlaced_frame,
-    }
-    return {name for name, applies in facts.items() if applies}
+    facts = {"is_transparent": _has_alpha(frame), "is_interlaced": frame.interlaced_frame}
+    return problems_of(_color_space(frame)) | {name for name, applies in facts.items() if applies}
 
 
 class FrameReader:
-    """Converts frames of one clip or image to RGB. `hdr_curve` encodes what was HDR."""
+    """Converts frames of one clip or image to RGB. `new_curve` encodes what was HDR."""
 
-    def __init__(self, hdr_curve: int = BT709) -> None:
-        self._hdr_curve = hdr_curve
+    def __init__(self, new_curve: int = BT709) -> None:
+        self._new_curve = new_curve
         self._conversions: dict[ColorSpace, Conversion] = {}
 
     def read(self, frame: av.VideoFrame, max_size: Size | None = None) -> Image.Image:
@@ -59,7 +62,7 @@ class FrameReader:
 
     def _convert(self, frame: av.VideoFrame, space: ColorSpace, max_size: Size | None = None) -> Image.Image:
         if space not in self._conversions:
-            self._conversions[space] = Conversion(space, self._hdr_curve)
+            self._conversions[space] = Conversion(space, self._new_curve)
         if max_size and max_size.width * max_size.height < frame.width * frame.height:
             size = max_size
         else:

@@ -109,7 +109,7 @@ class HeifImage:
         tone_maps = (item.derived_from for item in self._items.values() if item.kind == b"tmap")
         return any(self._primary in images for images in tone_maps) or bool(self._auxiliary(_GAIN_MAP))
 
-    def decode(self, hdr_curve: int = SRGB) -> tuple[Image.Image, set[str]]:
+    def decode(self, new_curve: int = SRGB) -> tuple[Image.Image, set[str]]:
         """Return the image upright, and the facts of `frames.facts_of`.
 
         It is in sRGB, except if it has an ICC profile in `info`. The mode is RGB or RGBA.
@@ -120,7 +120,7 @@ class HeifImage:
         if profile:  # it is used instead of primaries and transfer
             coding = coding._replace(primaries=BT709, transfer=SRGB)
         facts: set[str] = set()
-        image = self._pixels(item, coding, FrameReader(hdr_curve), facts)
+        image = self._pixels(item, coding, FrameReader(new_curve), facts)
         alpha = self._auxiliary(_ALPHA)
         if alpha:
             mask = self._pixels(alpha, _DATA, FrameReader(), set()).convert("L")

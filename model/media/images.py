@@ -8,18 +8,19 @@ import struct
 from typing import BinaryIO
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
-from model.media.colors import SRGB, ColorSpace, Conversion
+from model.media.colors import SRGB, ColorSpace, Conversion, problems_of
 from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, MAX_KEPT_PIXELS
 from model.media.heif import HeifImage, is_avif, is_heic
+from model.media.image_colors import stated_color_space
 from model.media.protocol import Output
 from model.spec.geometry import Size
 
 _ANIMATED = {"PNG", "WEBP", "AVIF", "GIF"}  # other formats have several images for other purposes
 _HEAD_BYTES = 32
-_PNG_SIGNATURE_BYTES, _CHECKSUM_BYTES = 8, 4
+_DEEP_RGB, _DEEP_RGB_SWAPPED = "RGB;16B", "RGB;16L"  # Pillow's names of the order of bytes
 _STRIP_PIXELS = 1 << 17
 _GAIN_MAP_NAMES = (
     b"http://ns.adobe.com/hdr-gain-map/1.0/",  # also of Android
@@ -68,6 +69,7 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
     """
     heif = _heif(source)
     facts: set[str] = set()
+    space = low_bytes = None
     if heif and (heif.is_heic or heif.coding.space.needs_conversion):
         _check_size(heif.size, min_side, max_pixels)
         image, facts = heif.decode()
@@ -76,18 +78,22 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
         _check_size(Size(image.height, image.width), min_side, max_pixels)
         if image.format in _ANIMATED and getattr(image, "is_animated", False):
             facts.add("is_animated")
+        space = stated_color_space(image, source)
+        if space and space.needs_conversion:
+            low_bytes = _low_bytes(image, source)
         ImageOps.exif_transpose(image, in_place=True)
     if heif.has_gain_map if heif else _has_gain_map(image, source):
         facts.add("has_gain_map")
     if image.has_transparency_data and _has_transparent_parts(image):
         facts.add("is_transparent")
-    space = _png_color_space(source) if image.format == "PNG" else ColorSpace()
-    if space.needs_conversion:
-        image = _converted(_to_rgb(_to_8_bits(image)), space)
-        problems = {"is_hdr" if space.is_hdr else "is_wide_gamut"}
+    if space:
+        facts |= problems_of(space)
+        if space.needs_conversion:
+            image = _converted(_to_rgb(_to_8_bits(image)), space, low_bytes)
     else:
         image, problems = _to_srgb(_to_8_bits(image))
-    return _reduce(_to_rgb(image)), facts | problems
+        facts |= problems
+    return _reduce(_to_rgb(image)), facts
 
 
 def _heif(source: BinaryIO) -> HeifImage | None:
@@ -146,27 +152,30 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return scaled
 
 
-def _png_color_space(source: BinaryIO) -> ColorSpace:
-    """Return what the chunk `cICP` of a PNG file says. It comes before the pixels, and before a profile."""
-    position = source.tell()
-    source.seek(_PNG_SIGNATURE_BYTES)
-    space = ColorSpace()
-    while len(header := source.read(8)) == 8 and header[4:] != b"IDAT":
-        content = source.read(2)
-        if header[4:] == b"cICP" and len(content) == 2:
-            space = ColorSpace(*content)
-        source.seek(int.from_bytes(header[:4]) + _CHECKSUM_BYTES - len(content), 1)
-    source.seek(position)
-    return space
+def _low_bytes(image: Image.Image, source: BinaryIO) -> Image.Image | None:
+    """Return the lower bytes of RGB values of 16 bits, of which Pillow reads the higher ones, upright.
+
+    Return None for values of 8 bits. Of 16 bits with transparency, 8 are used.
+    """
+    assert isinstance(image, ImageFile.ImageFile)
+    if [tile.args for tile in image.tile] != [_DEEP_RGB] or image.has_transparency_data:
+        return None
+    image.load()  # both read the same file
+    low = _open(source)
+    assert isinstance(low, ImageFile.ImageFile)
+    low.tile = [tile._replace(args=_DEEP_RGB_SWAPPED) for tile in low.tile]
+    ImageOps.exif_transpose(low, in_place=True)
+    return low
 
 
-def _converted(image: Image.Image, space: ColorSpace) -> Image.Image:
+def _converted(image: Image.Image, space: ColorSpace, low_bytes: Image.Image | None) -> Image.Image:
     """Convert RGB of this color space to sRGB, a strip at a time to bound the memory."""
-    conversion = Conversion(space, hdr_curve=SRGB)
+    conversion = Conversion(space, new_curve=SRGB)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
-        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), np.uint16)
-        image.paste(Image.fromarray(conversion.convert(strip * 257)), (0, top))
+        box = (0, top, image.width, min(top + rows, image.height))
+        high, low = (np.asarray(part.crop(box), np.uint16) for part in (image, low_bytes or image))
+        image.paste(Image.fromarray(conversion.convert(high * 256 + low)), (0, top))
     return image
 
 
@@ -174,7 +183,7 @@ def _to_srgb(image: Image.Image) -> tuple[Image.Image, set[str]]:
     """Convert the colors by the image's ICC profile. Return also the names of what is lost."""
     profile = image.info.pop("icc_profile", None)
     if not profile:
-        return image, set()
+        return image, {"has_no_profile"} if image.mode == "CMYK" else set()
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
     elif image.mode not in {"L", "RGB", "CMYK"}:

@@ -20,6 +20,8 @@ _UNSEEN_SPEEDUP = 0.05
 _NOTES = {  # by the facts that decoders return
     "is_animated": "only the first frame of the animation is used",
     "has_unreadable_profile": "its color profile cannot be used, so its colors may be wrong",
+    "has_no_profile": "its CMYK has no color profile, so its colors may be wrong",
+    "has_unknown_colors": "its color space is unknown, so its colors may be wrong",
     "is_hdr": "its HDR is converted to SDR",
     "has_gain_map": "its gain map for HDR is not used, only the image without it",
     "is_wide_gamut": "its colors outside of sRGB are clipped",

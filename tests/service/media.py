@@ -320,13 +320,26 @@ def nclx(
 
 def png_that_says(height: int, width: int) -> bytes:
     """Return a PNG of a few bytes whose header declares this size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
+    return _png_of([(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")])
+
+
+def png(pixels: np.ndarray[Any, Any], **chunks: bytes) -> bytes:
+    """Return a PNG of RGB with 8 or 16 bits, and with these chunks before the pixels."""
+    height, width, _ = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, 2, 0, 0, 0)
+    rows = pixels.astype(pixels.dtype.newbyteorder(">")).reshape(height, -1)
+    content = b"".join(b"\0" + row.tobytes() for row in rows)  # each row begins with the number of a filter
+    given = [(name.encode(), chunk) for name, chunk in chunks.items()]
+    return _png_of([(b"IHDR", header), *given, (b"IDAT", zlib.compress(content)), (b"IEND", b"")])
+
+
+def _png_of(chunks: Sequence[tuple[bytes, bytes]]) -> bytes:
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def in_base64(content: bytes) -> str:

@@ -17,7 +17,7 @@ from model.media.reading import check_clip
 from model.spec.geometry import Clip
 
 BT709, BT601_525, BT601_625, BT2020, DISPLAY_P3 = 1, 6, 5, 9, 12
-SRGB, PQ, HLG = 13, 16, 18
+LINEAR, SRGB, PQ, HLG = 8, 13, 16, 18
 LIMITED, FULL = 1, 2
 
 LUMA = {
@@ -169,6 +169,20 @@ def test_primaries_of_sdr_are_converted(shown, primaries):
     assert np.abs(found - expected).max() < 1.5
     is_wide = primaries in {BT2020, DISPLAY_P3}
     assert notes == (("its colors outside of sRGB are clipped",) if is_wide else ())
+
+
+def test_linear_light_gets_the_curve_of_bt1886(shown):
+    colors = random_colors()
+    found, notes = shown(patches(colors, "yuv444p10le", colorspace=BT709, color_trc=LINEAR))
+    expected = [[255 * part ** (1 / 2.4) for part in to_rgb(color, BT709, LIMITED)] for color in colors]
+    assert np.abs(found - expected).max() < 1.5
+    assert notes == ()
+
+
+@pytest.mark.parametrize("tags", [{"color_primaries": 10}, {"color_trc": 9}], ids=["XYZ", "logarithmic"])
+def test_unknown_color_space_is_noted(shown, tags):
+    _, notes = shown(patches(random_colors(), "yuv444p", colorspace=BT709, **tags))
+    assert notes == ("its color space is unknown, so its colors may be wrong",)
 
 
 @pytest.mark.parametrize("transfer", [PQ, HLG], ids=["PQ", "HLG"])

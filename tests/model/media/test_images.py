@@ -19,7 +19,7 @@ from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, ImageLimits
 from model.media.reading import check_image
 from model.media.sandbox import Sandbox
-from tests.model.media.test_colors import reference
+from tests.model.media.test_colors import DISPLAY_P3, TO_BT709, reference, to_srgb
 from tests.service.media import (
     P3_COLORANTS,
     SRGB_COLORANTS,
@@ -27,6 +27,7 @@ from tests.service.media import (
     encoded,
     gray_profile,
     picture,
+    png,
     png_that_says,
     rgb_profile,
 )
@@ -92,28 +93,116 @@ def test_the_orientation_that_a_camera_noted_is_obeyed(normalised, orientation, 
     assert not image.getexif()
 
 
+def profile_chunk(profile):
+    return b"a\0\0" + zlib.compress(profile)
+
+
+def chromaticities(*xy):
+    """Return a chunk of white, red, green and blue."""
+    return struct.pack(">8I", *(round(value * 100_000) for value in xy))
+
+
+D65, ADOBE = (0.3127, 0.329), (0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+LINEAR = (100_000).to_bytes(4)
+GAMMA_2_2 = (45_455).to_bytes(4)
+CLIPPED, HDR = "its colors outside of sRGB are clipped", "its HDR is converted to SDR"
+UNKNOWN = "its color space is unknown, so its colors may be wrong"
+P3_PROFILE = profile_chunk(rgb_profile(P3_COLORANTS))
+
+
+def of_code(primaries, transfer):
+    """Return the colors that a slow reference gives codes of H.273."""
+    return lambda pixel: reference(pixel, primaries, transfer, curve=13)
+
+
+def of_light(light, to_bt709=((1, 0, 0), (0, 1, 0), (0, 0, 1))):
+    """Return the colors of pixels whose light is this power of their values."""
+    return lambda pixel: [255 * to_srgb(min(max(part, 0), 1)) for part in np.array(to_bt709) @ pixel**light]
+
+
+def as_they_are(pixel):
+    return pixel * 255
+
+
+ADOBE_TO_BT709 = np.array([[1.39836, -0.39836, 0], [0, 1, 0], [0, -0.04294, 1.04294]])
+P3_TO_BT709 = np.array(TO_BT709[DISPLAY_P3])
+SAYS_P3, SAYS_SRGB, SAYS_NOTHING_KNOWN = bytes([12, 13, 0, 1]), bytes([1, 13, 0, 1]), bytes([1, 9, 0, 1])
+
+
 @pytest.mark.parametrize(
-    ("primaries", "transfer", "note"),
+    ("chunks", "expected", "note"),
     [
-        (12, 13, "its colors outside of sRGB are clipped"),
-        (9, 16, "its HDR is converted to SDR"),
-        (1, 13, None),
+        ({"cICP": SAYS_P3}, of_code(12, 13), CLIPPED),
+        ({"cICP": bytes([9, 16, 0, 1])}, of_code(9, 16), HDR),
+        ({"cICP": bytes([1, 8, 0, 1])}, of_light(1), None),
+        ({"cICP": SAYS_SRGB}, as_they_are, None),
+        ({"cICP": SAYS_SRGB, "iCCP": P3_PROFILE}, as_they_are, None),
+        ({"cICP": SAYS_NOTHING_KNOWN, "iCCP": P3_PROFILE}, of_light(2.2, P3_TO_BT709), None),
+        ({"cICP": SAYS_NOTHING_KNOWN}, as_they_are, UNKNOWN),
+        ({"iCCP": P3_PROFILE, "gAMA": LINEAR}, of_light(2.2, P3_TO_BT709), None),
+        ({"sRGB": b"\0", "gAMA": LINEAR}, as_they_are, None),
+        ({"gAMA": LINEAR}, of_light(1), None),
+        ({"gAMA": (55_556).to_bytes(4)}, of_light(1.8), None),
+        ({"gAMA": GAMMA_2_2}, as_they_are, None),
+        ({"gAMA": bytes(4)}, as_they_are, None),
+        ({"gAMA": LINEAR, "cHRM": chromaticities(*D65, *ADOBE)}, of_light(1, ADOBE_TO_BT709), CLIPPED),
+        (
+            {"gAMA": GAMMA_2_2, "cHRM": chromaticities(*D65, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)},
+            as_they_are,
+            None,
+        ),
     ],
-    ids=["Display P3", "PQ", "sRGB"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_png_that_names_its_color_space_is_converted(sandbox, tmp_path, primaries, transfer, note):
-    pixels = np.random.default_rng(0).integers(60, 140, (20, 20, 3), np.uint8)
-    content = encoded(Image.fromarray(pixels))
-    header_end = content.index(b"IDAT") - 4
-    chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
-    chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    content = content[:header_end] + chunk + content[header_end:]
-    assert notes(sandbox, tmp_path, content) == ((note,) if note else ())
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16], ids=["8 bits", "16 bits"])
+def test_png_has_the_colors_that_its_first_statement_means(sandbox, tmp_path, chunks, expected, note, dtype):
+    largest = np.iinfo(dtype).max
+    pixels = np.random.default_rng(0).integers(largest // 4, largest // 2, (20, 20, 3), dtype)
+    assert notes(sandbox, tmp_path, png(pixels, **chunks)) == ((note,) if note else ())
     with Image.open(tmp_path / "image.png") as image:
         found = np.asarray(image).reshape(-1, 3)
-    for pixel, shown in zip(pixels.reshape(-1, 3) / 255, found, strict=True):
-        expected = reference(pixel, primaries, transfer, curve=13) if note else pixel * 255
-        assert np.abs(shown - expected).max() <= 2
+    is_cut = dtype is np.uint16 and "iCCP" in chunks  # Pillow reads the higher bytes, and LittleCMS uses them
+    for pixel, shown in zip(pixels.reshape(-1, 3) / largest, found, strict=True):
+        assert np.abs(shown - expected(pixel)).max() <= 2 + is_cut
+
+
+def test_deep_colors_are_turned_upright_whole(normalised):
+    """Colors between which 8 bits do not differ show a mistake in the lower 8 of 16."""
+    pixels = np.linspace(0, 4000, 24 * 16 * 3).astype(np.uint16).reshape(24, 16, 3)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    upright, image = (
+        normalised(png(pixels, gAMA=LINEAR, **more))
+        for more in ({}, {"eXIf": turned.tobytes().removeprefix(b"Exif\0\0")})
+    )
+    assert np.array_equal(np.asarray(image), np.asarray(upright.transpose(Image.Transpose.ROTATE_270)))
+    assert len(np.unique(np.asarray(upright))) > 50
+
+
+def test_white_of_another_light_stays_white(normalised):
+    d50 = (0.3457, 0.3585)
+    image = normalised(
+        png(np.full((16, 16, 3), 200, np.uint8), gAMA=LINEAR, cHRM=chromaticities(*d50, *ADOBE))
+    )
+    assert np.ptp(np.asarray(image)) <= 1
+
+
+@pytest.mark.parametrize(("index", "is_adobe"), [("R03", True), ("R98", False)])
+def test_photo_that_says_by_exif_that_it_is_adobe_rgb_is_converted(sandbox, tmp_path, index, is_adobe):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: index}
+    content = encoded(Image.new("RGB", (16, 16), (60, 140, 120)), "JPEG", exif=exif, quality=100)
+    assert notes(sandbox, tmp_path, content) == ((CLIPPED,) if is_adobe else ())
+    with Image.open(tmp_path / "image.png") as image:
+        found = np.asarray(image)[8, 8]
+    pixel = np.array((60, 140, 120)) / 255
+    expected = of_light(2.2, ADOBE_TO_BT709)(pixel) if is_adobe else pixel * 255
+    assert np.abs(found - np.array(expected)).max() <= 2
+
+
+def test_cmyk_without_a_profile_is_noted(sandbox, tmp_path):
+    content = encoded(picture().convert("CMYK"), "JPEG")
+    assert notes(sandbox, tmp_path, content) == ("its CMYK has no color profile, so its colors may be wrong",)
 
 
 ULTRA_HDR = b'<x:xmpmeta xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0"/>'
