@@ -40,7 +40,8 @@ def _add_inputs(made: argparse.ArgumentParser) -> None:
 
 
 def _add_precision(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("precision").add_argument
+    group = made.add_argument_group("precision")
+    add = group.add_argument
     add(
         "--step-cache",
         type=float,
@@ -58,14 +59,15 @@ def _add_precision(made: argparse.ArgumentParser) -> None:
         "layer by layer (offload); or on the CPU, where it also runs (rounds differently); auto: device if "
         "the videos fit with it, else offload",
     )
-    add(
+    add_format = group.add_mutually_exclusive_group().add_argument
+    add_format(
         "--quantize",
         choices=get_args(Quantize),
         default="none",
         help="store large matrices in one byte for each element: fp8 also multiplies in it, which is faster; "
         "int8 is for GPUs that cannot; both are less exact",
     )
-    add("--fp8", dest="quantize", action="store_const", const="fp8", help="the same as --quantize fp8")
+    add_format("--fp8", dest="quantize", action="store_const", const="fp8", help="the same as --quantize fp8")
 
 
 def _add_machine(made: argparse.ArgumentParser) -> None:

@@ -260,12 +260,12 @@ class WorkerSettings(SharedSettings):
 
     @classmethod
     def present_value(cls, name: str, old_value: str) -> str:
-        """Read the values of FP8, which was a switch."""
+        """Read the values of FP8, which was a switch. Others become a value that is refused."""
         if name != "quantize":
             return old_value
         if old_value.lower() in {"1", "on", "t", "true", "y", "yes"}:
             return "fp8"
-        return "none" if old_value.lower() in {"0", "off", "f", "false", "n", "no"} else old_value
+        return "none" if old_value.lower() in {"0", "off", "f", "false", "n", "no"} else f"FP8={old_value}"
 
     @model_validator(mode="after")
     def _check_ranks(self) -> WorkerSettings:

@@ -163,6 +163,13 @@ def test_an_unknown_option_is_refused(call):
     assert exit_.value.code == 2
 
 
+def test_only_one_format_of_quantised_weights_is_accepted(call, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        call("--prompt", "a", "--quantize", "int8", "--fp8")
+    assert exit_.value.code == 2
+    assert "not allowed with argument --quantize" in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_limits_takes_small_sizes(call, parity_checkpoint):
     options = [
         "--height",

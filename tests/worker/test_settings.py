@@ -309,6 +309,13 @@ def test_fp8_was_a_switch_in_the_previous_release(monkeypatch, value, expected):
     assert WorkerSettings().quantize == "int8"
 
 
+@pytest.mark.parametrize("value", ["int8", "fp8", "none"])
+def test_fp8_takes_no_formats(monkeypatch, value):
+    monkeypatch.setenv("LONGCAT_FP8", value)
+    with pytest.raises(ValidationError, match="'none', 'fp8' or 'int8'"):
+        WorkerSettings()
+
+
 def test_settings_are_read_under_the_names_of_the_previous_release(monkeypatch):
     monkeypatch.setenv("LONGCAT_MAX_FILMS_BEHIND", "7")
     monkeypatch.setenv("LONGCAT_FILM_BUFFER_BYTES", "4096")
