@@ -104,15 +104,16 @@ class CheckpointUploader(StoppableThread):
     def submit(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
         """Record the checkpoint in the spool now, and upload it soon."""
         with self._changed:
-            replaced = self._pending.pop(job, None)
-            self._pending[job] = checkpoint
+            replaced = [self._pending.pop(job, None), job.failed_checkpoint]
+            self._pending[job], job.failed_checkpoint = checkpoint, None
             self._changed.notify_all()
         try:
             self._spool.write_checkpoint(job.job_id, checkpoint)
         except OSError:
             logger.exception("the latest checkpoint of job %s cannot be recorded on disk", job.job_id)
-        if replaced and replaced.state != checkpoint.state:
-            self._spool.remove_state(job.job_id, replaced.state)
+        for earlier in replaced:
+            if earlier and earlier.state != checkpoint.state:
+                self._spool.remove_state(job.job_id, earlier.state)
 
     def flush(self, job: ClaimedJob, timeout_s: float) -> None:
         """Wait until the latest checkpoint of this job is uploaded, for `timeout_s` at most."""
@@ -152,6 +153,7 @@ class CheckpointUploader(StoppableThread):
                 report_late_file(self._job_store, job.job_id, self.stopping)
             except (LongCatError, OSError):
                 logger.exception("a checkpoint of job %s cannot be uploaded", job.job_id)
+                self._keep_until_replaced(job, checkpoint)
             finally:
                 with self._changed:
                     self._uploading = None
@@ -168,8 +170,20 @@ class CheckpointUploader(StoppableThread):
 
     def _submit_again(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
         with self._changed:
-            if not self._is_discarded:
-                self._pending.setdefault(job, checkpoint)
+            if self._is_discarded:
+                return
+            latest = self._pending.setdefault(job, checkpoint)
+        if latest.state != checkpoint.state:
+            self._spool.remove_state(job.job_id, checkpoint.state)
+
+    def _keep_until_replaced(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
+        """Keep the state of a checkpoint that cannot be uploaded on this disk, if it is the latest."""
+        with self._changed:
+            latest = self._pending.get(job)
+            if latest is None:
+                job.failed_checkpoint = checkpoint
+        if latest and latest.state != checkpoint.state:
+            self._spool.remove_state(job.job_id, checkpoint.state)
 
     def _upload(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
         before = job.checkpoint

@@ -27,6 +27,7 @@ class ClaimedJob:
         stop_request: why the job is to stop, None while it is not.
         num_gpus: the number of GPUs that run it, None before it is known.
         checkpoint: the latest checkpoint of which the storage has all files.
+        failed_checkpoint: the latest checkpoint that could not be uploaded. Only this disk has its state.
     """
 
     lease: Lease
@@ -38,6 +39,7 @@ class ClaimedJob:
     progress: Progress = field(default_factory=lambda: Progress(phase="load"))
     timings_s: Timings = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
+    failed_checkpoint: Checkpoint | None = None
     timeline: JobTimeline = field(default_factory=JobTimeline)
 
     @property

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from jobs.errors import Unavailable
+from jobs.errors import DiskFull, Unavailable
 from jobs.maintenance import remove_files
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint
@@ -117,6 +119,44 @@ def test_upload_is_repeated_after_the_storage_was_unavailable(backends, monkeypa
     backends.checkpoints.submit(job, checkpoint)
     wait_until(lambda: job.checkpoint == checkpoint)
     assert resumed_from(backends, job) == checkpoint
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), DiskFull("full")])
+def test_state_whose_upload_failed_stays_until_a_later_one_is_saved(backends, monkeypatch, error):
+    job, failed, real = backends.claimed_job(), threading.Event(), backends.storage.put
+
+    def fail(*_):
+        failed.set()
+        raise error
+
+    monkeypatch.setattr(backends.storage, "put", fail)
+    early = write_checkpoint(job.folder, 1)
+    backends.checkpoints.submit(job, early)
+    assert failed.wait(30)
+    assert (job.folder / early.state).exists()
+    monkeypatch.setattr(backends.storage, "put", real)
+    upload(backends, job, late := write_checkpoint(job.folder, 2))
+    wait_until(lambda: job.checkpoint == late)
+    assert [path.name for path in job.folder.glob("state-*")] == [late.state]
+
+
+def test_state_whose_upload_fails_after_a_later_one_was_saved_is_removed(backends, monkeypatch):
+    job, real = backends.claimed_job(), backends.storage.put
+    is_uploading, is_saved = threading.Event(), threading.Event()
+
+    def fail_late(*file):
+        monkeypatch.setattr(backends.storage, "put", real)
+        is_uploading.set()
+        assert is_saved.wait(30)
+        raise DiskFull("full")
+
+    monkeypatch.setattr(backends.storage, "put", fail_late)
+    backends.checkpoints.submit(job, write_checkpoint(job.folder, 1))
+    assert is_uploading.wait(30)
+    backends.checkpoints.submit(job, late := write_checkpoint(job.folder, 2))
+    is_saved.set()
+    backends.checkpoints.flush(job, 30)
+    assert [path.name for path in job.folder.glob("state-*")] == [late.state]
 
 
 def test_local_copy_does_not_wait_for_the_storage(backends):
