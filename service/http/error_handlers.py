@@ -123,9 +123,13 @@ def _respond_to_bug(request: Request, _: Exception) -> JSONResponse:
 
 
 def _allowed_methods(request: Request) -> str:
-    """Return all methods of a path. Starlette names only those of the first matching route."""
+    """Return all methods of a path. Starlette names only those of the first matching route.
+
+    A path that is written out, such as `/v1/videos/extensions`, has not those of a parameter in its place.
+    """
     routes = [route for route in request.app.state.routes if route.path_regex.match(request.url.path)]
-    return ", ".join(sorted({method for route in routes for method in route.methods}))
+    methods = {method for route in routes for method in route.methods if route.path == routes[0].path}
+    return ", ".join(sorted(methods))
 
 
 def _error_response(

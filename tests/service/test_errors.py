@@ -48,6 +48,7 @@ def test_unknown_paths_and_methods_have_the_error_shape(client, method, path, ex
 def test_wrong_method_is_answered_with_all_allowed_ones(client):
     assert client.put("/jobs/somebody").headers["Allow"] == "DELETE, GET, HEAD"
     assert client.put("/jobs/somebody/video").headers["Allow"] == "GET, HEAD"
+    assert client.put("/v1/videos/extensions").headers["Allow"] == "POST"
 
 
 def test_every_response_has_a_request_id(client):
