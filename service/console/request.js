@@ -9,7 +9,6 @@ const NUMBERS = [
 ];
 const CHOICES = ["task", "quality", "priority"];
 const PROMPTS = ["prompt", "prompts"];
-const DEFAULT_T_THRESH = 0.5;
 const REFINEMENT = ["t_thresh", "spatial_refine_only", "condition_video", "num_condition_frames"];
 const NEEDED_LORAS = { distilled: "cfg_step_lora", refine: "refinement_lora" };
 
@@ -17,6 +16,7 @@ const $ = (id) => document.getElementById(id);
 const form = $("order");
 const fields = form.elements;
 let limits = null; // of the checkpoint; null until a worker has registered
+let defaultTThresh = null;
 let knownWords = []; // none: all are known
 let source = null; // { field, value, label }: an input that comes from a job
 let extra = {}; // options of a preset or a job for which the form has no field
@@ -24,7 +24,7 @@ let extra = {}; // options of a preset or a job for which the form has no field
 // What the checkpoint can do
 
 export function showCapability(capability) {
-  ({ limits } = capability);
+  ({ limits, default_t_thresh: defaultTThresh } = capability);
   showExamples();
   showSizes();
   for (const option of fields.task.options) option.hidden = Boolean(option.value) && !capability.tasks.includes(option.value);
@@ -36,6 +36,8 @@ export function showCapability(capability) {
   fields.guidance_scale.max = limits.max_guidance_scale;
   fields.num_segments.max = limits.max_num_segments;
   fields.num_frames.max = limits.max_num_frames;
+  fields.num_videos.max = capability.max_num_videos;
+  for (const option of fields.quality.options) option.hidden = option.disabled = !capability.qualities.includes(option.value);
   fields.num_inference_steps.placeholder = limits.num_inference_steps;
   fields.guidance_scale.placeholder = limits.guidance_scale;
   fields.num_frames.placeholder = limits.default_num_frames;
@@ -169,7 +171,7 @@ function withoutField({ request, metadata }) {
   const given = {
     negative_prompt: negative_prompt === limits?.negative_prompt ? null : negative_prompt,
     num_condition_frames: [0, limits?.num_condition_frames].includes(num_condition_frames) ? null : num_condition_frames,
-    t_thresh: t_thresh === DEFAULT_T_THRESH ? null : t_thresh,
+    t_thresh: t_thresh === defaultTThresh ? null : t_thresh,
     spatial_refine_only: spatial_refine_only || null,
     condition_video: condition_video && { job_id: condition_video.job_id },
     metadata: Object.keys(metadata).length ? metadata : null,

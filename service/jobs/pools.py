@@ -14,7 +14,9 @@ from jobs.fleet import Fleet, Pool
 from jobs.order import Order
 from jobs.requirement import Requirement, can_run
 from jobs.store.queue_depths import QueueDepth
-from model.spec.params import Task
+from model.spec.params import Quality, Task
+from model.spec.resolve import T_THRESH
+from service.jobs.bodies import MAX_VIDEOS
 
 
 def candidate_pools(
@@ -93,10 +95,13 @@ class PoolView(Capability):
 class FleetView(Capability):
     """Show what can be requested: `tasks` and `loras` of all pools, all else of the first."""
 
+    qualities: tuple[Quality, ...] = Field(("exact",), description="Qualities that may be requested.")
+    default_t_thresh: float = Field(T_THRESH, description="Default of `t_thresh`.")
+    max_num_videos: int = Field(MAX_VIDEOS, description="Largest `num_videos`.")
     pools: list[PoolView] = Field(description="Groups with equal capabilities; the most capable first.")
 
     @classmethod
-    def of(cls, fleet: Fleet, depths: Sequence[QueueDepth]) -> Self:
+    def of(cls, fleet: Fleet, depths: Sequence[QueueDepth], *, has_step_cache: bool) -> Self:
         """Return the view of a fleet. Raises NoCapability if no pool is known."""
         first = fleet.first()
         capabilities = [pool.capability for pool in fleet.live or fleet.pools]
@@ -108,5 +113,6 @@ class FleetView(Capability):
                 "tasks": tuple(task for task in get_args(Task) if task in tasks),
                 "loras": tuple(sorted(loras)),
             },
+            qualities=get_args(Quality) if has_step_cache else ("exact",),
             pools=[PoolView.of_pool(pool, depths) for pool in fleet.pools],
         )

@@ -74,7 +74,8 @@ async def generate(
 @router.get("/capability", responses=error_responses(503))
 def get_capability(backend: CurrentBackend) -> FleetView:
     """Return what can be requested: tasks, LoRAs, sizes, lengths and defaults, and the pools of groups."""
-    return FleetView.of(backend.fleet(), queue_depths(backend.redis))
+    has_step_cache = backend.settings.step_cache is not None
+    return FleetView.of(backend.fleet(), queue_depths(backend.redis), has_step_cache=has_step_cache)
 
 
 @router.get("/jobs", responses=error_responses(404, 422, 503))

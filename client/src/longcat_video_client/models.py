@@ -306,4 +306,7 @@ class Pool(_Capability):
 class Capability(_Capability):
     """The capability of the service: tasks, LoRAs, and the limits and defaults of its most capable pool."""
 
+    qualities: tuple[str, ...] = ("exact",)
+    default_t_thresh: float | None = None
+    max_num_videos: int | None = None
     pools: tuple[Pool, ...] = ()

@@ -54,6 +54,8 @@ def test_queue_positions_follow_priority_and_submission(client, order):
 def test_capability_of_a_fleet_of_release_0_2_0_is_the_latest_that_a_worker_published(client):
     shown = client.get("/capability").json()
     (pool,) = shown.pop("pools")
+    of_the_service = {"qualities": ["exact"], "default_t_thresh": 0.5, "max_num_videos": 16}
+    assert {name: shown.pop(name) for name in of_the_service} == of_the_service
     assert shown == CAPABILITY.model_dump(mode="json")
     assert (pool["model"], pool["num_groups"]) == ("LongCat-Video", 0)
 
