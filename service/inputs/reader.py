@@ -11,6 +11,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 from jobs.errors import InvalidInput, JobNotFound, JobNotReady, KeyMissing, Unavailable, UnreadableRecord
 from jobs.order import InputFile
-from jobs.record import Result
+from jobs.record import Job, Result
 from jobs.storage.base import Storage
 from jobs.storage.keys import input_key
 from jobs.store.client import JobClient
@@ -59,12 +60,22 @@ class CheckedInput:
         return Clip(self.file.height, self.file.width, self.file.num_frames)
 
 
+def jobs_of(sources: Iterable[InputSource], jobs: JobClient) -> dict[str, Job]:
+    """Return the jobs that sources refer to, by id, without those that do not exist. Raise Unavailable."""
+    found = {}
+    references = [(source.job, source.job_id) for source in sources if isinstance(source, Source)]
+    for job_id in {job_id for pair in references for job_id in pair if job_id is not None}:
+        with suppress(JobNotFound, UnreadableRecord):
+            found[job_id] = jobs.get(job_id)
+    return found
+
+
 @dataclass(frozen=True)
 class InputReader:
     """Reads the inputs of one job into `folder`, which the caller removes.
 
     Attributes:
-        jobs: the jobs whose videos and inputs the request may use.
+        jobs: the jobs whose videos and inputs the request uses, by id; those that do not exist are absent.
         fps: the frame rate of the model.
     """
 
@@ -72,7 +83,7 @@ class InputReader:
     folder: Path
     settings: Settings
     sandbox: Sandbox
-    jobs: JobClient
+    jobs: Mapping[str, Job]
     storage: Storage
     fps: int
 
@@ -139,10 +150,9 @@ class InputReader:
     def _result_of(self, field: str, job_id: str) -> Result:
         """Return the result of a job. Raise InvalidInput if there is no such job, JobNotReady."""
         field = f"{field}.job"
-        try:
-            job = self.jobs.get(job_id)
-        except (JobNotFound, UnreadableRecord) as error:
-            raise InvalidInput(f"{field}: there is no such job", field) from error
+        job = self.jobs.get(job_id)
+        if job is None:
+            raise InvalidInput(f"{field}: there is no such job", field)
         if job.result is None:
             raise JobNotReady(f"{field}: the job is {job.status} and has no video", field)
         return job.result
@@ -156,10 +166,10 @@ class InputReader:
 
     def _fetch_stored(self, field: str, job_id: str, facts: Mapping[str, object], path: Path) -> None:
         """Fetch the input that another job has in this field. Raise UnusableInput, Unavailable, DiskFull."""
-        try:
-            file: InputFile | None = getattr(self.jobs.get(job_id).order, field)
-        except (JobNotFound, UnreadableRecord) as error:
-            raise UnusableInput("there is no job with this job_id") from error
+        job = self.jobs.get(job_id)
+        if job is None:
+            raise UnusableInput("there is no job with this job_id")
+        file: InputFile | None = getattr(job.order, field)
         if file is None:
             raise UnusableInput(f"that job has no {field}")
         for name, value in facts.items():

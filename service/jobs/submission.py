@@ -14,21 +14,20 @@ from contextlib import contextmanager, suppress
 
 from pydantic import ValidationError
 
-from jobs.errors import InvalidInput, InvalidRequest, JobNotFound, Unavailable, UnreadableRecord
+from jobs.errors import InvalidInput, InvalidRequest, JobNotFound, Unavailable
 from jobs.fleet import Pool
 from jobs.logs import about, current_names, names_of
 from jobs.order import Order
 from jobs.record import WEBHOOK_EVENTS, Job
 from jobs.requirement import Requirement
 from jobs.storage.keys import new_job_id
-from jobs.store.client import JobClient
 from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submission, Submitted
 from model.spec.limits import Limits
 from service.backend import Backend
 from service.errors import PriorityNotAllowed, invalid
 from service.inputs.body import FILES, Body
-from service.inputs.reader import CheckedInput, InputReader, InputSource
+from service.inputs.reader import CheckedInput, InputReader, InputSource, jobs_of
 from service.inputs.uploads import upload_folder
 from service.jobs.batches import as_batch
 from service.jobs.bodies import GenerateRequest
@@ -58,13 +57,15 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     if request.webhook_url:
         backend.webhook_url_checker.check(request.webhook_url)
     check_quality(request, backend.settings.step_cache)
-    _check_is_not_refined(request, backend.jobs)
+    sources = _sources(request, body)
+    source_jobs = jobs_of(sources.values(), backend.jobs)
+    _check_is_not_refined(request, source_jobs)
 
     with upload_folder(backend.settings.upload_dir) as folder:
         reader = InputReader(
-            job_id, folder, backend.settings, backend.sandbox, backend.jobs, backend.storage, limits.fps
+            job_id, folder, backend.settings, backend.sandbox, source_jobs, backend.storage, limits.fps
         )
-        files = reader.read_all(_sources(request, body))
+        files = reader.read_all(sources)
         order = _make_order(request, files, pools, backend)
         requirement = Requirement.of(order, [pool.capability for pool in fleet.pools])
         check_group_was_seen(fleet, requirement, backend.settings.queue_without_group_s)
@@ -139,15 +140,16 @@ def _make_order(
     raise refusals[0]
 
 
-def _check_is_not_refined(request: GenerateRequest, jobs: JobClient) -> None:
+def _check_is_not_refined(request: GenerateRequest, source_jobs: Mapping[str, Job]) -> None:
     """Raise InvalidInput if a refined video of a job is to be refined again, which would only lose detail."""
     if request.task != "refine" or request.video is None or request.video.job is None:
         return
-    with suppress(JobNotFound, UnreadableRecord):  # the reader of inputs refuses it
-        job = jobs.get(request.video.job)
-        refined = job.order.plan.refinement if job.result else None  # the reader refuses one without a video
-        if refined and (request.spatial_refine_only or not refined.spatial_only):
-            raise InvalidInput("video.job: its video is refined already", "video.job")
+    job = source_jobs.get(request.video.job)
+    if job is None or job.result is None:  # the reader of inputs refuses it
+        return
+    refined = job.order.plan.refinement
+    if refined and (request.spatial_refine_only or not refined.spatial_only):
+        raise InvalidInput("video.job: its video is refined already", "video.job")
 
 
 def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
