@@ -102,7 +102,7 @@ class RedisServer:
             close_to_others(path)
         self.folder = folder.resolve()
         self.program = program
-        self._lock = _lock(self.folder)
+        self._lock: int | None = _lock(self.folder)
         self._socket = _socket_path(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -117,6 +117,11 @@ class RedisServer:
     def url(self) -> str:
         """Return the URL of the server. It stays the same when the server is started again."""
         return f"unix://{self._socket}"
+
+    @property
+    def exit_code(self) -> int | None:
+        """Return the exit code of a server that ended by itself, None while it runs or after `stop`."""
+        return self._process.poll() if self._process else None
 
     def start(self) -> None:
         """Start the server and wait until it answers.
@@ -146,7 +151,9 @@ class RedisServer:
     def stop(self) -> None:
         """Stop the server after it has written everything to disk, and release the folder."""
         self._end(signal.SIGTERM)
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
         if self._socket.parent != self.folder:
             shutil.rmtree(self._socket.parent, ignore_errors=True)
 

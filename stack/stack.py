@@ -33,9 +33,18 @@ class Stack:
 
     url: str
     processes: Mapping[str, subprocess.Popen[str]]
+    redis: RedisServer | None
+    write_line: WriteLine
 
     def check(self) -> None:
-        """Raise StackError if the API or the worker has exited."""
+        """Start its own Redis again if that has exited. The API and the worker wait for it.
+
+        Raises:
+            StackError: The API or the worker has exited, or Redis does not start.
+        """
+        if self.redis and (exit_code := self.redis.exit_code) is not None:
+            self.write_line("stack", f"Redis exited (exit code {exit_code}) and is started again")
+            self.redis.start()
         for name, process in self.processes.items():
             if process.poll() is not None:
                 raise StackError(
@@ -49,7 +58,7 @@ def running_stack(settings: StackSettings, write_line: WriteLine) -> Iterator[St
 
     Args:
         settings: Where it listens and keeps its data. Without a `redis_url` it starts its own Redis.
-        write_line: Called with each line that the API and the worker write.
+        write_line: Called with each line that the API and the worker write, and with news of Redis.
 
     Raises:
         StackError: The port is in use, there is no checkpoint or no Redis, or a process exits.
@@ -59,13 +68,15 @@ def running_stack(settings: StackSettings, write_line: WriteLine) -> Iterator[St
     _check_checkpoint(settings.checkpoint)
     make_private_folder(folder)
     with ExitStack() as parts:
+        redis = None
         if settings.redis_url:
             redis_url = settings.redis_url
             redis_address = settings.redis_address
             _check_redis(redis_address)
         else:
             program = find_redis(settings.redis_server)
-            redis_url = redis_address = parts.enter_context(RedisServer(folder / "redis", program)).url
+            redis = parts.enter_context(RedisServer(folder / "redis", program))
+            redis_url = redis_address = redis.url
         environment = environment_for_children(
             redis_url=redis_url,
             data_dir=folder,
@@ -78,7 +89,7 @@ def running_stack(settings: StackSettings, write_line: WriteLine) -> Iterator[St
             program.name: parts.enter_context(running_program(program, given, write_line))
             for program, given in environments.items()
         }
-        stack = Stack(f"http://{settings.host}:{settings.port}", processes)
+        stack = Stack(f"http://{settings.host}:{settings.port}", processes, redis, write_line)
         _wait_until_ready(stack, redis_address)
         yield stack
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 
 import pytest
+from psutil import Process
 
+from jobs.connect import connect
 from stack import stack as stack_module
 from stack.errors import StackError
 from stack.processes import Program
@@ -102,6 +104,22 @@ def test_stack_without_a_redis_url_starts_a_durable_redis(settings, programs, wr
     with running_stack(settings.model_copy(update={"redis_url": ""}), write_line):
         wait_until(lambda: any(line.startswith("unix://") for _, line in written))
     assert list((settings.data_dir / "redis").glob("appendonly*"))  # a folder from Redis 7 on
+
+
+def test_redis_that_was_killed_is_started_again_with_its_data(settings, programs, write_line, written):
+    programs(READY, READY_GROUP)
+    with running_stack(settings.model_copy(update={"redis_url": ""}), write_line) as stack:
+        assert stack.redis
+        with connect(stack.redis.url) as redis:
+            redis.set("kept", "yes")
+        folder = str(settings.data_dir)
+        (process,) = [each for each in Process().children() if folder in " ".join(each.cmdline())]
+        process.kill()
+        wait_until(lambda: stack.redis.exit_code is not None)
+        stack.check()
+        with connect(stack.redis.url) as redis:
+            assert redis.get("kept") == b"yes"
+    assert ("stack", "Redis exited (exit code -9) and is started again") in written
 
 
 @pytest.mark.parametrize(("api", "worker", "name"), [(FAILS, RUNS, "api"), (READY, FAILS, "worker")])
