@@ -12,6 +12,7 @@ from PIL import Image
 
 from jobs.errors import OutOfMemory
 from jobs.storage.base import open_storage
+from jobs.store.client import JobClient
 from jobs.store.job_store import JobStore
 from service.app import create_app
 from tests.service.conftest import CAPABILITY, Worker, settings_for
@@ -165,6 +166,18 @@ class TestRefusals:
         assert answer.status_code == (422 if is_refused else 202)
         if is_refused:
             assert answer.json()["error"]["message"] == "video.job: its video is refined already"
+
+    def test_refined_job_is_read_once(self, client, finished, monkeypatch):
+        read, get = [], JobClient.get
+
+        def noted(jobs, job_id):
+            read.append(job_id)
+            return get(jobs, job_id)
+
+        monkeypatch.setattr(JobClient, "get", noted)
+        body = {"prompt": "a", "task": "refine", "video": {"job": finished["id"]}}
+        assert client.post("/generate", json=body).status_code == 202
+        assert read.count(finished["id"]) == 1
 
     def test_refinement_of_an_unfinished_job_is_refused_as_not_ready(self, client, order):
         job = order(refine=True)
