@@ -9,6 +9,7 @@ import * as list from "./list.js";
 import { order } from "./orders.js";
 import * as request from "./request.js";
 import * as session from "./session.js";
+import "./usage.js";
 
 const REFRESH_MS = 10000; // jobs on the page that have not ended are followed without refreshing
 const RETRY_MS = 3000; // while the service cannot be reached

@@ -23,6 +23,7 @@ Asset = Literal[
     "request.js",
     "session.js",
     "style.css",
+    "usage.js",
     "words.js",
 ]
 

@@ -122,6 +122,16 @@ class TestInABrowser:
             f"[data-id='{job_id}'][data-status=succeeded] .facts >> text=/^Cost 2.[0-9]+ EUR/i"
         )
 
+    def test_usage_of_each_day_is_shown(self, page, worker, client):
+        page.click("summary:text('Usage')")
+        expect(page.locator("#usage-note")).to_have_text("Nothing was used in the last 31 days.")
+        client.post("/generate", json={"prompt": "a red ball"})
+        self.finish(worker)
+        (used,) = client.get("/usage").json()["usage"]
+        page.click("summary:text('Usage')")
+        page.click("summary:text('Usage')")
+        expect(page.locator("#used li")).to_have_text(f"{used['day']} · {used['gpu_s']:.1f} GPU s")
+
     def test_user_signs_in_and_out(self, page, worker, redis):
         key = ApiKeys(redis).create("me")
         page.wait_for_selector("#key:not([hidden])")
