@@ -287,9 +287,9 @@ others' numbers (`benchmarks/simulation/times.py`), so compare the rows; the sec
 wanted within 120 s; a fifth with 50 steps, 600 s; a fifth distilled and refined, 240 s; a tenth of ten
 distilled segments, 1,500 s. The load is the share of the GPUs' time that the jobs take on groups of one GPU.
 *Elastic* is one worker with `CONTEXT_PARALLEL=auto`, whose ranks change between jobs
-(`worker/supervisor/allocation.py`): a change waits for the end of a step and costs a second. It has a slot
-for each rank, and claims a job whenever one is free; a job in hand may have to wait for ranks. Share of the
-deadlines that were met:
+(`worker/supervisor/allocation.py`): a change waits for the end of a step and costs a second. It has two
+slots for each rank, and claims a job whenever one is free; a job in hand may have to wait for ranks. Share of
+the deadlines that were met:
 
 {policies}
 
@@ -320,7 +320,8 @@ column a job counts with all its GPU time when it starts, and the difference is 
 
 At a load of 0.85, if a group dies after {mtbf:.0f} hours of a GPU's work on average and needs three minutes
 to return: 8 groups of one GPU meet {crashing_fixed} of the deadlines, and an elastic worker, of which all
-ranks die together, {crashing_elastic}.
+ranks die together, {crashing_elastic}. Its other jobs go on from their checkpoints, which is no attempt of
+theirs.
 
 ## A large fleet with crashes
 

@@ -11,7 +11,7 @@ from benchmarks.simulation.fleets import Group
 from benchmarks.simulation.queues import Claim, Clock, Queue
 from benchmarks.simulation.simulator import RESTART_S, Attempt, Simulation
 from benchmarks.simulation.times import run_s, step_s
-from worker.supervisor.allocation import JobInHand, choose_widths, place
+from worker.supervisor.allocation import SLOTS_PER_RANK, JobInHand, choose_widths, place
 
 CHANGE_S = 1.0
 """What a change of width costs a job, in which its latents are saved and read again. It is not measured."""
@@ -19,7 +19,7 @@ CHANGE_S = 1.0
 
 @dataclass(eq=False)
 class Worker:
-    """A worker whose ranks may have several jobs. The queue sees a group of one GPU in each of its ranks.
+    """A worker whose ranks may have several jobs, each in one of its slots. The queue sees a group in each.
 
     Attributes:
         idle: the slots without a job.
@@ -48,7 +48,7 @@ class ElasticFleet:
         self.workers: list[Worker] = []
         self._worker_of: dict[Group, Worker] = {}
         for number in range(num_workers):
-            slots = [Group(f"worker-{number}-{slot}", 1) for slot in range(num_ranks)]
+            slots = [Group(f"worker-{number}-{slot}", 1) for slot in range(SLOTS_PER_RANK * num_ranks)]
             self.workers.append(Worker(num_ranks, deque(slots)))
             self._worker_of.update(dict.fromkeys(slots, self.workers[-1]))
 
@@ -71,7 +71,9 @@ class ElasticFleet:
 
 
 class ElasticSimulation(Simulation):
-    """One run of a trace on workers that divide their ranks. If a rank dies, all jobs of its worker crash.
+    """One run of a trace on workers that divide their ranks.
+
+    If a rank dies, its job crashes. The other jobs of its worker go on from their checkpoints.
 
     Attributes:
         num_changes: how often a job that ran got other ranks.
@@ -150,9 +152,18 @@ class ElasticSimulation(Simulation):
 
     def _crash(self, run: Attempt) -> None:
         worker = self._workers.worker_of(run.group)
+        self._abandon(run)
+        worker.idle.append(run.group)
         for each in self._runs_of(worker).values():
-            self._abandon(each)
+            self._requeue_unsaved(each)
             worker.idle.append(each.group)
         worker.blocks = {}
         worker.is_up = False
         self._at(self._clock.now_s + RESTART_S, partial(setattr, worker, "is_up", True))
+
+    def _requeue_unsaved(self, run: Attempt) -> None:
+        """Requeue a job whose ranks were killed because another's died. This is no attempt of its own."""
+        self._stop(run)
+        self._jobs[run.number].lost_gpu_s += run.unsaved_gpu_s
+        self._queue.requeue(run.number)
+        self._num_waiting += 1

@@ -16,6 +16,13 @@ from types import MappingProxyType
 
 from jobs.order import PRIORITIES, Priority
 
+SLOTS_PER_RANK = 2
+"""How many jobs a worker may hold for each rank.
+
+If it held no more than one, an urgent job would wait in the queue for the end of another whenever each rank
+has a job. A job in hand takes ranks from others at their next step.
+"""
+
 WORTHWHILE = 4.0
 """A change of width without need has to save this many times what it costs."""
 

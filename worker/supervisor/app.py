@@ -25,6 +25,7 @@ from jobs.tracing import open_tracing
 from worker.health import JointReports, ReportedState
 from worker.messages import Message
 from worker.settings import WorkerSettings, group_environment
+from worker.supervisor.allocation import SLOTS_PER_RANK
 from worker.supervisor.checkpoints import CheckpointUploader
 from worker.supervisor.consumer import Consumer
 from worker.supervisor.disk_space import DiskSpace
@@ -72,10 +73,11 @@ def build_supervisors(
     if not settings.is_elastic:
         return [build_supervisor(settings, index, report_health, lora_memory)]
     world = _build_world(settings, lora_memory)
-    reports = JointReports(settings.num_groups, report_health)
+    num_slots = SLOTS_PER_RANK * settings.ranks
+    reports = JointReports(num_slots, report_health)
     return [
-        build_supervisor(settings, group, partial(reports.report, group), add_slot=world.add_slot)
-        for group in range(settings.num_groups)
+        build_supervisor(settings, slot, partial(reports.report, slot), add_slot=world.add_slot)
+        for slot in range(num_slots)
     ]
 
 
@@ -114,15 +116,18 @@ def build_supervisor(
 
     The supervisor calls `report_health` each time that it has handled an event. `lora_memory` is the open
     file in which the ranks of all groups keep merged weights. `add_slot` returns its part of a world; without
-    it, the supervisor has a GPU group of its own.
+    it, the supervisor has a GPU group of its own. Only the groups that the settings count are registered, and
+    have sweeps.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
     redis = connect(settings.redis_address, REDIS_DEADLINE_S)
     retry_while_unavailable(lambda: check_redis(redis, settings.redis_wait_replicas))
     group = settings.group_name(index)
+    is_registered = index < settings.num_groups
     registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
-    _register(registration, settings.ranks_per_group)
+    if is_registered:
+        _register(registration, settings.ranks_per_group)
 
     inbox: Inbox = queue.SimpleQueue()
     report = partial(report_unreadable, redis, "spool file")
@@ -151,6 +156,10 @@ def build_supervisor(
     def claim() -> Lease | None:
         return job_store.holder.claim(group, settings.lease_s, gpu_group.capability)
 
+    sweeps = (
+        StoppableThread("sweep", partial(keep_sweeping, job_store, backends.tickets)),
+        StoppableThread("remove-files", partial(keep_removing, job_store, backends.storage)),
+    )
     components = Components(
         gpu_group=gpu_group,
         consumer=Consumer(
@@ -162,13 +171,14 @@ def build_supervisor(
         checkpoints=backends.checkpoints,
         heartbeat=Heartbeat(
             registration, redis, settings.ranks_per_group, lambda: inbox.put(DrainRequested())
-        ),
+        )
+        if is_registered
+        else None,
         disk_space=DiskSpace(settings.disks, settings.min_free_bytes),
         report_health=report_health,
         maintenance=(
-            StoppableThread("sweep", partial(keep_sweeping, job_store, backends.tickets)),
-            StoppableThread("remove-files", partial(keep_removing, job_store, backends.storage)),
             StoppableThread("spool", partial(keep_clean, spool, job_store, lease_renewer.holds)),
+            *(sweeps if is_registered else ()),
         ),
     )
     _resume_uploads(backends, lease_renewer, inbox, settings.lease_s)

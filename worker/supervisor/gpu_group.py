@@ -52,6 +52,10 @@ class Group(Protocol):
     def is_ready(self) -> bool:
         """Return whether the ranks take jobs."""
 
+    @property
+    def wants_job(self) -> bool:
+        """Return whether a job should be claimed now, if the supervisor has none."""
+
     def published_state(self, *, busy: bool) -> GroupState:
         """Return the state as other processes see it."""
 
@@ -116,6 +120,11 @@ class GpuGroup:
     def is_ready(self) -> bool:
         """Return whether the ranks take jobs."""
         return self.state is GpuGroupState.READY
+
+    @property
+    def wants_job(self) -> bool:
+        """Return whether a job should be claimed now, if the supervisor has none."""
+        return self.is_ready
 
     def published_state(self, *, busy: bool) -> GroupState:
         """Return the state as other processes see it."""

@@ -6,6 +6,9 @@ chooses widths and blocks. A job that gets another block saves a checkpoint afte
 `resize`, and resumes in the new one. Nothing is loaded again.
 
 Each supervisor has a `Slot`, which is its `Group`: it runs one job at a time and does not notice the changes.
+There are more slots than ranks. The *spare* ones, those beyond the number of ranks, claim jobs only while
+there is a job for each rank. The queue does not know them: they have no registration.
+
 Slots are used by the threads of their supervisors, and messages come from threads of the `GroupProcess`, so a
 lock guards all state. If a rank fails, all are killed, and every supervisor requeues its jobs; only those
 whose block had the rank lose an attempt.
@@ -85,8 +88,8 @@ class WorldJob:
         remaining_s: how long it would still run on one rank by its own latest report, if it has made one.
         is_in_time: whether it ended by its deadline by that report.
         waiting_since: when it last began to wait.
-        resizing_since: when it was told to stop for a resize, until it is at its next step. The time that it
-            waits for ranks is left out.
+        resizing_since: when it made its latest progress before it stops for a resize, until it is at its next
+            step. The time that it waits for ranks is left out.
         is_saved: it has saved a checkpoint since it got its ranks.
     """
 
@@ -165,7 +168,8 @@ class GpuWorld:
 
     def add_slot(self, inbox: Inbox) -> Slot:
         """Return a slot for a supervisor, which gets the messages about its jobs in its inbox."""
-        slot = Slot(self, inbox, Watchdog(self._limits.stall_s, self._limits.step_stall_s, self._clock))
+        watchdog = Watchdog(self._limits.stall_s, self._limits.step_stall_s, self._clock)
+        slot = Slot(self, inbox, watchdog, is_spare=len(self._slots) >= self._num_ranks)
         self._slots.append(slot)
         return slot
 
@@ -201,6 +205,20 @@ class GpuWorld:
     def is_waiting(self, slot: Slot) -> bool:
         """Return whether a job of the slot waits for ranks."""
         return any(job.slot is slot and job.state is WorldJobState.WAITING for job in self._jobs)
+
+    @property
+    def has_job_for_each_rank(self) -> bool:
+        """Return whether at least as many jobs have ranks or wait for them as there are ranks."""
+        return sum(job.state is not WorldJobState.RELEASED for job in self._jobs) >= self._num_ranks
+
+    def stands_for_spare(self, slot: Slot) -> bool:
+        """Return whether a registered slot without a job counts as busy in place of a spare slot with one.
+
+        So as many of them are busy as there are jobs, up to the number of ranks.
+        """
+        having_jobs = {job.slot for job in self._jobs if job.state is not WorldJobState.RELEASED}
+        idle = [each for each in self._slots if not each.is_spare and each not in having_jobs]
+        return slot in idle[: sum(each.is_spare for each in having_jobs)]
 
     def blame_slot(self, slot: Slot) -> None:
         """Blame the jobs of a slot for the failure of the world, unless others are."""
@@ -303,6 +321,8 @@ class GpuWorld:
             self._changes_s.append(self._clock() - job.resizing_since)
             job.resizing_since = None
             logger.info("job %s goes on after %.2f s", job.job_id, self._changes_s[-1])
+        if job.state is WorldJobState.RESIZING:
+            job.resizing_since = self._clock()  # the step until then is not lost
         if progress.eta_s is not None:
             job.remaining_s = job.on_one_rank(progress.eta_s)
             if progress.eta_s and progress.fraction < 1:
@@ -421,13 +441,15 @@ class Slot:
     """A place for one job at a time in a world: the `Group` of one supervisor.
 
     Attributes:
+        is_spare: it is one of those beyond the number of ranks.
         process: the processes of the start that the supervisor knows, None between two starts.
         blamed: the ids of the supervisor's jobs that are to blame for the end of this start.
         is_closed: the supervisor needs the world no longer.
     """
 
-    def __init__(self, world: GpuWorld, inbox: Inbox, watchdog: Watchdog) -> None:
+    def __init__(self, world: GpuWorld, inbox: Inbox, watchdog: Watchdog, *, is_spare: bool) -> None:
         self._world = world
+        self.is_spare = is_spare
         self.inbox = inbox
         self.watchdog = watchdog
         self.process: GroupProcess | None = None
@@ -450,10 +472,16 @@ class Slot:
         with self._world.lock:
             return self._is_present and self._world.group.is_ready
 
+    @property
+    def wants_job(self) -> bool:
+        """Return whether a job should be claimed now."""
+        with self._world.lock:
+            return self.is_ready and (not self.is_spare or self._world.has_job_for_each_rank)
+
     def published_state(self, *, busy: bool) -> GroupState:
         """Return the state as other processes see it."""
         with self._world.lock:
-            return self._world.group.published_state(busy=busy)
+            return self._world.group.published_state(busy=busy or self._world.stands_for_spare(self))
 
     def check(self, *, busy: bool, may_start: bool) -> str | None:
         """Start the world if it is due; return what is wrong with the running one, None if nothing is."""

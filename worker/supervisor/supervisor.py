@@ -96,6 +96,7 @@ class Components:
     """The parts that work for the supervisor.
 
     Attributes:
+        heartbeat: publishes the status, None for a group that is not registered.
         maintenance: threads that the supervisor only starts and stops.
         report_health: is called with the state after each event, so that a probe sees that the loop turns.
     """
@@ -106,7 +107,7 @@ class Components:
     lease_renewer: LeaseRenewer
     finalizer: Finalizer
     checkpoints: CheckpointUploader
-    heartbeat: Heartbeat
+    heartbeat: Heartbeat | None
     disk_space: DiskSpace
     maintenance: Sequence[StoppableThread] = ()
     report_health: Callable[[ReportedState], None] = lambda _: None
@@ -115,7 +116,8 @@ class Components:
     def threads(self) -> list[StoppableThread]:
         """Return all threads."""
         return [
-            *(self.lease_renewer, self.checkpoints, self.disk_space, self.heartbeat, self.consumer),
+            *(self.lease_renewer, self.checkpoints, self.disk_space, self.consumer),
+            *((self.heartbeat,) if self.heartbeat else ()),
             *self.maintenance,
         ]
 
@@ -213,7 +215,8 @@ class Supervisor:
                 )
             case Ready():
                 self._gpu_group.on_ready(message)
-                self._components.heartbeat.count_start(self._gpu_group.start_s)
+                if self._components.heartbeat:
+                    self._components.heartbeat.count_start(self._gpu_group.start_s)
             case RunJob() | StopJob() | RankConnected():
                 raise AssertionError(f"no rank sends {message.type} to a supervisor")
             case _:
@@ -340,7 +343,7 @@ class Supervisor:
             self._gpu_group.start_job(job.run)
 
     def _update_claim_request(self) -> None:
-        if not self._can_run_next(self.jobs):
+        if not (self._gpu_group.wants_job and self._can_run_next(self.jobs)):
             self._withdraw_claim_request()
         elif not self._claim_is_requested:
             self._claim_is_requested = True
@@ -357,7 +360,8 @@ class Supervisor:
         if state == "ready" and not self._components.disk_space.is_enough:
             state = "full"
         self._components.report_health(state if self.state is SupervisorState.SERVING else "draining")
-        self._components.heartbeat.update(GroupStatus(state, job_id, self._gpu_group.capability))
+        if self._components.heartbeat:
+            self._components.heartbeat.update(GroupStatus(state, job_id, self._gpu_group.capability))
 
     # The end
 

@@ -70,7 +70,7 @@ class TestElasticSimulation:
         assert slow.gpu_s == pytest.approx(2 * (seconds(LONG, 2) + CHANGE_S))  # none while it waits
 
     def test_crash_of_a_worker_loses_no_job(self):
-        run = simulation(num_workers=2, num_ranks=2, mtbf_s=1000.0)
+        run = simulation(num_workers=2, num_ranks=2, mtbf_s=200.0)
         trace = [Arrival(at_s=10.0 * number, request=CLIP, deadline_s=600) for number in range(30)]
         outcomes = run.run(trace)
         assert sorted(outcome.arrival.at_s for outcome in outcomes) == [arrival.at_s for arrival in trace]
@@ -82,11 +82,19 @@ class TestElasticSimulation:
         outcomes = simulation(num_workers=2, num_ranks=1).run([Arrival(at_s=0.0, request=CLIP)] * 2)
         assert [outcome.ended_s for outcome in outcomes] == [pytest.approx(seconds(CLIP, 1))] * 2
 
-    def test_worker_holds_one_job_for_each_rank(self):
-        outcomes = simulation(num_ranks=2).run([Arrival(at_s=0.0, request=CLIP)] * 5)
+    def test_worker_holds_two_jobs_for_each_rank(self):
+        outcomes = simulation(num_ranks=1).run([Arrival(at_s=0.0, request=CLIP)] * 5)
         starts = sorted(outcome.started_s for outcome in outcomes)
         ends = sorted(outcome.ended_s for outcome in outcomes)
         assert starts == [0.0, 0.0, *ends[:3]]  # as soon as a slot is free
+
+    def test_urgent_job_does_not_wait_in_the_queue_for_the_end_of_another(self):
+        slow = [Arrival(at_s=0.0, request=LONG)] * 2
+        urgent = Arrival(at_s=9.0, request=CLIP, deadline_s=seconds(CLIP, 1) + 10)
+        first, *others = simulation(num_ranks=2).run([*slow, urgent])
+        assert first.arrival == urgent
+        assert first.deadline_met
+        assert all(outcome.ended_s > seconds(LONG, 1) for outcome in others)
 
 
 def test_elastic_groups_meet_more_deadlines_than_fixed_ones():

@@ -209,10 +209,11 @@ def test_supervisor_drains_while_its_name_cannot_be_given_up(scene, monkeypatch)
 
 
 def test_supervisors_of_a_world_drain_together(scene):
-    """Each has a group of its own; when one of them stops, the ranks are of no use to the others."""
+    """Spare ones have no registration. When one of them stops, the ranks are of no use to the others."""
     settings = WorkerSettings(**{**scene.settings.model_dump(), "ranks": 2, "context_parallel": "auto"})
     reported: list[str] = []
     supervisors = build_supervisors(settings, 0, reported.append)
+    assert len(supervisors) == 4
     thread = threading.Thread(target=serve_together, args=(supervisors,))
     thread.start()
     wait_until(lambda: {group.group for group in live_groups(scene.backends.redis)} == {"w-0", "w-1"})

@@ -67,6 +67,17 @@ class TestBlocks:
         run = world.last_run("a")
         assert (run.resume, run.timings_s, run.width) == (checkpoint, {"denoise": 0.2}, 2)
 
+    def test_cost_of_a_change_leaves_out_the_step_before_it(self, world):
+        world.start(0, "a")
+        world.start(1, "b")
+        world.now += 100  # the step that the job still does
+        world.report("a", 0.1)
+        world.now += 1
+        world.stop_for_resize("a")
+        world.now += 2
+        world.report("a", 0.1)
+        assert world.world._change_s == 3
+
     def test_supervisor_does_not_notice_a_change(self, world):
         slot = world.start(0, "a")
         world.start(1, "b")
@@ -245,6 +256,48 @@ class TestBlocks:
     def test_message_about_an_unknown_job_is_ignored(self, world):
         world.send(GpusReleased(job_id="x"))
         assert [world.received(slot) for slot in world.slots] == [[]] * 4
+
+
+class TestSpareSlots:
+    """Slots beyond the number of ranks."""
+
+    @pytest.fixture
+    def world(self) -> FakeWorld:
+        world = FakeWorld(num_ranks=2, num_slots=4)
+        world.bring_up((1, 2))
+        return world
+
+    def test_they_want_jobs_while_each_rank_has_one(self, world):
+        assert [slot.wants_job for slot in world.slots] == [True, True, False, False]
+        world.start(0, "a")
+        assert not world.slots[2].wants_job
+        world.start(1, "b")
+        assert [slot.wants_job for slot in world.slots[2:]] == [True, True]
+        world.stop_for_resize("a")
+        world.send(GpusReleased(job_id="a"))
+        assert not world.slots[2].wants_job
+
+    def test_urgent_job_in_one_takes_a_rank_from_another(self, world):
+        for number, job_id in enumerate("ab"):
+            world.start(number, job_id)
+        world.stop_for_resize("a")
+        world.report("a", 0.1)
+        world.start(2, "urgent", deadline_at=datetime.now(UTC) + timedelta(seconds=3600))
+        _, stopped, reason = world.stops()[-1]
+        assert reason == "resize"
+        (rank,) = world.runs(stopped)[-1]
+        world.stop_for_resize(stopped)
+        assert world.runs("urgent") == [(rank,)]
+
+    def test_registered_slot_is_busy_in_place_of_one(self, world):
+        for number, job_id in enumerate("abc"):
+            world.start(number, job_id)
+        world.stop_for_resize("a")
+        world.send(GpusReleased(job_id="a"))
+        world.send(GpusReleased(job_id="b"))
+        assert [slot.published_state(busy=False) for slot in world.slots[:2]] == ["busy", "ready"]
+        world.send(GpusReleased(job_id="c"))
+        assert [slot.published_state(busy=False) for slot in world.slots[:2]] == ["ready", "ready"]
 
 
 class TestProgress:
