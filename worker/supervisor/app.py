@@ -117,13 +117,13 @@ def build_supervisor(
     The supervisor calls `report_health` each time that it has handled an event. `lora_memory` is the open
     file in which the ranks of all groups keep merged weights. `add_slot` returns its part of a world; without
     it, the supervisor has a GPU group of its own. Only the groups that the settings count are registered, and
-    have sweeps.
+    have sweeps. A spare slot claims in the name of one of them, so that predictions count its jobs.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
     redis = connect(settings.redis_address, REDIS_DEADLINE_S)
     retry_while_unavailable(lambda: check_redis(redis, settings.redis_wait_replicas))
-    group = settings.group_name(index)
+    group = settings.group_name(index % settings.num_groups)
     is_registered = index < settings.num_groups
     registration = GroupRegistration(redis, group, REGISTRATION_TTL_S)
     if is_registered:

@@ -7,7 +7,7 @@ chooses widths and blocks. A job that gets another block saves a checkpoint afte
 
 Each supervisor has a `Slot`, which is its `Group`: it runs one job at a time and does not notice the changes.
 There are more slots than ranks. The *spare* ones, those beyond the number of ranks, claim jobs only while
-there is a job for each rank. The queue does not know them: they have no registration.
+there is a job for each rank. They have no registration, and claim in the name of other slots.
 
 Slots are used by the threads of their supervisors, and messages come from threads of the `GroupProcess`, so a
 lock guards all state. If a rank fails, all are killed, and every supervisor requeues its jobs; only those
