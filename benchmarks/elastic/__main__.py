@@ -1,14 +1,17 @@
-"""Run the same jobs with elastic groups and with each fixed split, and write `benchmarks/elastic.md`."""
+"""Run the same jobs with elastic groups and with each fixed split, and write `benchmarks/elastic.md`.
+
+`--only NAME` runs these groups again, and keeps what `elastic.json` has of the others.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.elastic.installation import LatentsOf, Run, running_installation
 from benchmarks.elastic.report import page, summary
@@ -61,43 +64,39 @@ def run_groups(weights: Path, context_parallel: str, arrivals: list[Arrival], op
         return installation.run(arrivals, scale)
 
 
-def compare(options: Options, groups: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """Return the summary of each way to divide the ranks.
-
-    All run at the same time, so whatever else the machine does falls on them alike.
-    """
-    with (
-        tempfile.TemporaryDirectory(prefix="longcat-") as folder,
-        ThreadPoolExecutor(1 + len(groups)) as pool,
-    ):
+def compare(options: Options, groups: Mapping[str, str]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the name and the summary of each way to divide the ranks, one run after the other."""
+    with tempfile.TemporaryDirectory(prefix="longcat-") as folder:
         write_tiny(weights := Path(folder))
         arrivals = draw_trace(options.seed, options.jobs, options.load, weights)
-        alone = pool.submit(make_alone, weights, arrivals)
-        runs = {
-            name: pool.submit(run_groups, weights, value, arrivals, options) for name, value in groups.items()
-        }
-        found = {}
-        for name, run in runs.items():
-            found[name] = summary(run.result(), alone.result(), options.speedup)
-            print(name, json.dumps(found[name]), flush=True)
-        return found
+        alone = make_alone(weights, arrivals)
+        for name, value in groups.items():
+            machine = Machine.here()
+            run = run_groups(weights, value, arrivals, options)
+            yield name, {"machine": asdict(machine), **summary(run, alone, options.speedup)}
 
 
 def main() -> None:
-    """Measure and write both files."""
+    """Measure and write both files, after each run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.elastic", description=__doc__)
     parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--load", type=float, default=0.85)
     parser.add_argument("--speedup", type=float, default=4.0)
+    parser.add_argument("--only", action="append", choices=GROUPS, help="groups to run; all by default")
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = vars(parser.parse_args())
-    out = arguments.pop("out")
-    options, machine = Options(**arguments), Machine.here()
-    found = compare(options, GROUPS)
-    document = {"machine": asdict(machine), "options": asdict(options), "groups": found}
-    (out / "elastic.json").write_text(json.dumps(document, indent=1) + "\n")
-    (out / "elastic.md").write_text(page(options, found, machine))
+    out, only = arguments.pop("out"), arguments.pop("only") or GROUPS
+    options, file = Options(**arguments), out / "elastic.json"
+    found: dict[str, Any] = {}
+    if file.exists() and (earlier := json.loads(file.read_text()))["options"] == asdict(options):
+        found = {name: each for name, each in earlier["groups"].items() if name not in only}
+    for name, each in compare(options, {name: GROUPS[name] for name in only}):
+        print(name, json.dumps(each), flush=True)
+        found[name] = each
+        found = {name: found[name] for name in GROUPS if name in found}
+        file.write_text(json.dumps({"options": asdict(options), "groups": found}, indent=1) + "\n")
+        (out / "elastic.md").write_text(page(options, found))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from datetime import datetime
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import httpx
@@ -23,6 +24,9 @@ from benchmarks.elastic.trace import Arrival, Video
 from stack.demo import free_port
 from stack.processes import Program, running_program
 from stack.redis_server import RedisServer, find_redis
+
+DEFAULT_DEADLINE_S = 3600
+"""The service's default, in the time of LongCat-Video."""
 
 START_LIMIT_S = 1800.0
 END_LIMIT_S = 3600.0
@@ -58,13 +62,17 @@ class Run:
     Attributes:
         num_changes: how often a job went on with another number of ranks.
         max_widths: how many different numbers of ranks a job had, at most.
-        late_steps: the share of steps and decodes whose computation took longer than their staged time.
+        staged_gpu_s: staged time of all steps and decodes, in which each rank counts. Real seconds.
+        late_steps: the share of steps whose computation took longer than their staged time.
+        late_decodes: the same of decodes.
     """
 
     outcomes: Sequence[Outcome]
     num_changes: int
     max_widths: int
+    staged_gpu_s: float
     late_steps: float
+    late_decodes: float
 
 
 @dataclass(frozen=True)
@@ -104,12 +112,17 @@ class Installation:
             deadline_s = arrival.video.deadline_s * time_scale
             jobs.append((arrival.video, self.submit(arrival.video, deadline_s)))
         outcomes = [self._outcome(video, job_id) for video, job_id in jobs]
-        widths = self._widths({job_id for _, job_id in jobs})
+        lines = self._lines_of({job_id for _, job_id in jobs})
+        widths = {
+            job_id: [line["width"] for line in of_job] for job_id, of_job in groupby(lines, itemgetter("job"))
+        }
         return Run(
             outcomes,
             sum(before != after for of_job in widths.values() for before, after in pairwise(of_job)),
             max(len(set(of_job)) for of_job in widths.values()),
-            self._late_steps(),
+            sum(line["paced_s"] * line["width"] for line in lines),
+            _share_late(line for line in lines if line["kind"] == "Stepped"),
+            _share_late(line for line in lines if line["kind"] != "Stepped"),
         )
 
     def _outcome(self, video: Video, job_id: str) -> Outcome:
@@ -124,21 +137,15 @@ class Installation:
             latents=self.latents_of(job_id),
         )
 
-    def _lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.checkpoint / "events.jsonl").read_text().splitlines()]
+    def _lines_of(self, job_ids: set[str]) -> list[dict[str, Any]]:
+        """Return what the ranks logged of these jobs, by job and in order."""
+        text = (self.checkpoint / "events.jsonl").read_text()
+        lines = [line for line in map(json.loads, text.splitlines()) if line["job"] in job_ids]
+        return sorted(lines, key=itemgetter("job", "at_s"))
 
-    def _widths(self, job_ids: set[str]) -> Mapping[str, list[int]]:
-        """Return the number of ranks of each step and decode of the jobs, in order."""
-        lines = sorted(self._lines(), key=itemgetter("job", "at_s"))
-        return {
-            job_id: [line["width"] for line in of_job]
-            for job_id, of_job in groupby(lines, itemgetter("job"))
-            if job_id in job_ids
-        }
 
-    def _late_steps(self) -> float:
-        lines = self._lines()
-        return sum(line["computed_s"] > line["paced_s"] for line in lines) / len(lines)
+def _share_late(lines: Iterable[Mapping[str, Any]]) -> float:
+    return mean(line["computed_s"] > line["paced_s"] for line in lines)
 
 
 @contextmanager
@@ -166,6 +173,7 @@ def running_installation(
             "CONTEXT_PARALLEL": context_parallel,
             "RANK_MODULE": "benchmarks.elastic.rank",
             "X264_PRESET": "ultrafast",
+            "DEFAULT_DEADLINE_S": max(1, round(DEFAULT_DEADLINE_S * time_scale)),
             **dict.fromkeys(("OWNER_REQUESTS_PER_S", "OWNER_QUEUED_JOBS", "TOTAL_QUEUED_JOBS"), "none"),
         }
         environment = {

@@ -27,9 +27,11 @@ def summary(run: Run, alone: Mapping[Video, LatentsOf], speedup: float) -> dict[
         "deadlines_met": _share_met(run.outcomes),
         "by_kind": {name: _of_kind(outcomes, speedup) for name, outcomes in kinds.items() if outcomes},
         "gpu_s": sum(outcome.gpu_s for outcome in run.outcomes) * speedup,
+        "staged_gpu_s": run.staged_gpu_s * speedup,
         "num_changes": run.num_changes,
         "max_widths": run.max_widths,
         "late_steps": run.late_steps,
+        "late_decodes": run.late_decodes,
         "attempts": sum(outcome.attempts for outcome in run.outcomes),
         "difference": max(difference(outcome.latents, alone[outcome.video]) for outcome in run.outcomes),
     }
@@ -55,16 +57,19 @@ def _of_kind(outcomes: Sequence[Outcome], speedup: float) -> dict[str, float]:
     }
 
 
-def page(options: Any, found: Mapping[str, Summary], machine: Machine) -> str:  # noqa: ANN401 - see __main__
+def page(options: Any, found: Mapping[str, Summary]) -> str:  # noqa: ANN401 - see __main__
     """Return the page."""
     names = list(found)
     rows = [
         ["deadlines met", *(percent(each["deadlines_met"]) for each in found.values())],
         ["GPU-seconds", *(f"{each['gpu_s']:,.0f}" for each in found.values())],
+        ["of them staged", *(percent(each["staged_gpu_s"] / each["gpu_s"]) for each in found.values())],
         ["changes of width", *(str(each["num_changes"]) for each in found.values())],
         ["attempts", *(str(each["attempts"]) for each in found.values())],
         ["steps whose computation took longer", *(percent(each["late_steps"]) for each in found.values())],
+        ["decodes, the same", *(percent(each["late_decodes"]) for each in found.values())],
         ["greatest difference of latents", *(f"{each['difference']:.1e}" for each in found.values())],
+        ["load of the machine before the run", *(f"{each['machine']['load']}" for each in found.values())],
     ]
     kinds = [
         [
@@ -86,7 +91,7 @@ def page(options: Any, found: Mapping[str, Summary], machine: Machine) -> str:  
         speedup=options.speedup,
         totals=table(["", *names], rows),
         kinds=table(["kind", "jobs", "deadline", *names], kinds),
-        machine=machine,
+        machines="\n".join(f"- {name}: {Machine(**each['machine'])}" for name, each in found.items()),
     )
 
 
@@ -111,8 +116,8 @@ that stages time, so this shows what the scheduler makes of the table, not wheth
 {jobs} jobs arrive at random (Poisson, seed {seed}) at a load of {load:g}, the share of the time of four GPUs
 that they take on groups of one: the mix and the deadlines of the [simulation](simulation.md). Times are
 seconds of LongCat-Video. GPU-seconds are what the jobs report as
-`gpu_s`. All four ways to divide the ranks run at the same time, so whatever else the machine does falls on
-them alike.
+`gpu_s`; those that are not staged are what claims, messages, text, changes of width and late decodes took.
+The ways to divide the ranks run one after the other.
 
 Where the computation of many steps took longer than staged, the machine was too busy or too slow for this
 speed, and the times show little of what GPUs would do.
@@ -123,5 +128,5 @@ Deadlines met, median and 99th percentile of the response time, by kind:
 
 {kinds}
 
-{machine}
+{machines}
 """

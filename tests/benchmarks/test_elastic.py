@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.elastic import __main__ as program
 from benchmarks.elastic import pace
-from benchmarks.elastic.__main__ import Options, compare
+from benchmarks.elastic.__main__ import GROUPS, Options, compare, main
+from benchmarks.elastic.installation import Outcome, Run
 from benchmarks.elastic.rank import PacedEngine
-from benchmarks.elastic.report import SAME_LATENTS, difference
-from benchmarks.elastic.trace import REQUESTS, draw_trace, plan_of, videos_of
+from benchmarks.elastic.report import SAME_LATENTS, difference, summary
+from benchmarks.elastic.trace import REQUESTS, Video, draw_trace, plan_of, videos_of
+from benchmarks.machine import Machine
 from benchmarks.simulation import times
 from benchmarks.simulation.trace import MIX, Arrival
 from model.parallel.mesh import SINGLE
@@ -50,6 +54,30 @@ def test_difference_is_that_of_the_furthest_latent():
         difference({}, {"0-denoise": LATENTS})
 
 
+def test_groups_that_run_again_replace_only_their_own_results(tmp_path, monkeypatch):
+    def run_all(*arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", ["elastic", "--out", str(tmp_path), *arguments])
+        main()
+        groups: dict[str, Any] = json.loads((tmp_path / "elastic.json").read_text())["groups"]
+        return {name: each["deadlines_met"] for name, each in groups.items()}
+
+    share = 0.5
+    monkeypatch.setattr(program, "compare", lambda _, groups: [(name, _summary(share)) for name in groups])
+    assert run_all() == dict.fromkeys(GROUPS, 0.5)
+    share = 0.75
+    assert run_all("--only", "elastic") == {**dict.fromkeys(GROUPS, 0.5), "elastic": 0.75}
+    assert "| deadlines met | 75.0 % | 50.0 % | 50.0 % | 50.0 % |" in (tmp_path / "elastic.md").read_text()
+    assert run_all("--only", "2 of 2", "--seed", "2") == {"2 of 2": 0.75}  # other jobs
+
+
+def _summary(share: float) -> dict[str, Any]:
+    video = Video("50 steps", 0)
+    outcome = Outcome(video, 1.0, deadline_met=True, gpu_s=1.0, attempts=1, latents={"0-denoise": LATENTS})
+    run = Run([outcome], num_changes=0, max_widths=1, staged_gpu_s=0.5, late_steps=0.0, late_decodes=0.0)
+    found = summary(run, {outcome.video: {"0-denoise": LATENTS}}, 4.0)
+    return {**found, "machine": asdict(Machine.here()), "deadlines_met": share}
+
+
 class InstantEngine:
     """Make a clip of four steps in no time."""
 
@@ -81,7 +109,7 @@ def test_job_lasts_at_least_as_long_as_staged(tmp_path, monkeypatch):
 @pytest.mark.timeout(1800)
 def test_jobs_that_change_their_ranks_have_the_latents_of_one_rank():
     options = Options(jobs=8, seed=1, load=3.0, speedup=20.0)
-    found: Any = compare(options, {"elastic": "auto"})["elastic"]
+    found: Any = dict(compare(options, {"elastic": "auto"}))["elastic"]
     assert found["difference"] <= SAME_LATENTS
     assert found["attempts"] == options.jobs
     assert found["num_changes"] > 0
