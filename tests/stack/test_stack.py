@@ -109,15 +109,16 @@ def test_stack_without_a_redis_url_starts_a_durable_redis(settings, programs, wr
 def test_redis_that_was_killed_is_started_again_with_its_data(settings, programs, write_line, written):
     programs(READY, READY_GROUP)
     with running_stack(settings.model_copy(update={"redis_url": ""}), write_line) as stack:
-        assert stack.redis
-        with connect(stack.redis.url) as redis:
+        server = stack.redis
+        assert server
+        with connect(server.url) as redis:
             redis.set("kept", "yes")
         folder = str(settings.data_dir)
         (process,) = [each for each in Process().children() if folder in " ".join(each.cmdline())]
         process.kill()
-        wait_until(lambda: stack.redis.exit_code is not None)
+        wait_until(lambda: server.exit_code is not None)
         stack.check()
-        with connect(stack.redis.url) as redis:
+        with connect(server.url) as redis:
             assert redis.get("kept") == b"yes"
     assert ("stack", "Redis exited (exit code -9) and is started again") in written
 
