@@ -164,6 +164,7 @@ def nodes_of_model(layout, link, tiny_checkpoint, tmp_path_factory) -> Iterator[
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("phase", "in_exchange"),
     [("denoise", False), ("denoise", True), ("decode", True)],
@@ -184,6 +185,7 @@ def test_video_equals_that_of_one_rank_after_a_node_was_killed(
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_video_of_a_ring_equals_that_of_one_rank_after_its_link_was_cut(
     link, tiny_checkpoint, videos_of_one_rank, tmp_path
 ):
