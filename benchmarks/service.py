@@ -70,10 +70,15 @@ class Server:
 
 
 def ask(client: http.client.HTTPConnection, method: str, path: str) -> bytes:
-    """Return the body of a successful response."""
+    """Return the body of a successful response. A connection that was closed while idle is opened again."""
     body, headers = (ORDER, {"Content-Type": "application/json"}) if method == "POST" else (None, {})
-    client.request(method, path, body, headers)
-    answer = client.getresponse()
+    try:
+        client.request(method, path, body, headers)
+        answer = client.getresponse()
+    except (http.client.RemoteDisconnected, BrokenPipeError):
+        client.close()
+        client.request(method, path, body, headers)
+        answer = client.getresponse()
     content = answer.read()
     assert answer.status < 300, content
     return content
