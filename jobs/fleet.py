@@ -7,6 +7,7 @@ one that no group can run.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,6 +75,32 @@ class Fleet:
             for other in requirements
             if other == requirement or any(can_run(pool.capability, other) for pool in pools)
         ]
+
+
+class FleetReader:
+    """Reads the fleet, and keeps the latest one for a while. Safe between threads.
+
+    `configured` is the capability of groups that can be started at any time, None if there are none.
+    """
+
+    def __init__(self, redis: Redis, configured: Capability | None = None) -> None:
+        self._redis = redis
+        self._configured = configured
+        self._latest: tuple[float, Fleet] | None = None
+
+    def read(self) -> Fleet:
+        """Return the known pools and their groups. Raises Unavailable."""
+        read_at = time.monotonic()
+        fleet = read_fleet(self._redis, self._configured)
+        self._latest = read_at, fleet
+        return fleet
+
+    def recent(self, max_age_s: float) -> Fleet:
+        """Return the latest fleet, or read it if it is older than `max_age_s`. Raises Unavailable."""
+        latest = self._latest
+        if latest and time.monotonic() - latest[0] < max_age_s:
+            return latest[1]
+        return self.read()
 
 
 def read_fleet(redis: Redis, configured: Capability | None = None) -> Fleet:

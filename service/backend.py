@@ -11,10 +11,9 @@ from typing import Annotated, Self
 from fastapi import BackgroundTasks, Depends, Request
 from redis import Redis
 
-from jobs.capability import Capability
 from jobs.connect import connect
 from jobs.errors import InvalidRequest
-from jobs.fleet import Fleet, read_fleet
+from jobs.fleet import Fleet, FleetReader
 from jobs.queue import TicketQueue
 from jobs.record import Job, Progress, QueueEstimate
 from jobs.storage.base import Storage, open_storage
@@ -37,6 +36,7 @@ from service.webhooks.url_checker import WebhookUrlChecker
 Task = Callable[[], None]
 
 _NO_GROUP = "no live group can run this job"
+_MAX_FLEET_AGE_S = 1.0
 _LONGEST_ETA_S = 366 * 86400.0
 
 
@@ -70,7 +70,7 @@ class Backend:
     capacities: Capacities
     webhook_url_checker: WebhookUrlChecker
     sandbox: Sandbox
-    configured_capability: Capability | None = None
+    fleet_reader: FleetReader
     owner: str = ANONYMOUS
     high_priority_allowed: bool = True
     is_authorized: Callable[[], bool] = lambda: True
@@ -103,7 +103,7 @@ class Backend:
             capacities=Capacities.from_settings(settings),
             webhook_url_checker=WebhookUrlChecker(allow_private=settings.webhook_private_hosts),
             sandbox=Sandbox(settings.max_decodes, settings.decode_memory_bytes),
-            configured_capability=settings.configured_capability,
+            fleet_reader=FleetReader(redis, settings.configured_capability),
         )
 
     def for_owner(self, owner: str) -> Backend:
@@ -124,18 +124,21 @@ class Backend:
 
     def fleet(self) -> Fleet:
         """Return the known pools, among them the one that `CAPABILITY_FILE` names. Raises Unavailable."""
-        return read_fleet(self.redis, self.configured_capability)
+        return self.fleet_reader.read()
 
     def view(self, job: Job) -> JobView:
         """Return a job as clients see it, with its queue position and estimate."""
         return self.views([job])[0]
 
     def views(self, jobs: Sequence[Job]) -> list[JobView]:
-        """Return jobs as clients see them. All estimates take one command."""
+        """Return jobs as clients see them. All estimates take one command.
+
+        The fleet may be a second old: it has a record for each group, too many to read for each poll.
+        """
         estimates: dict[str, QueueEstimate] = {}
         waiting_for: dict[str, str] = {}
         if queued := [job for job in jobs if job.status == "queued"]:
-            fleet = self.fleet()
+            fleet = self.fleet_reader.recent(_MAX_FLEET_AGE_S)
             estimates = self.jobs.estimates([job.id for job in queued], fleet)
             waiting_for = {job.id: _NO_GROUP for job in queued if not fleet.pools_for(job.requirement)}
         return [self._view(job, estimates.get(job.id), waiting_for.get(job.id)) for job in jobs]

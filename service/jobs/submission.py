@@ -9,8 +9,10 @@ Next on the way of a request: `jobs.store.client`, which stores the job.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -61,7 +63,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     source_jobs = jobs_of(sources.values(), backend.jobs)
     _check_is_not_refined(request, source_jobs)
 
-    with upload_folder(backend.settings.upload_dir) as folder:
+    with _folder_for(sources, backend) as folder:
         reader = InputReader(
             job_id, folder, backend.settings, backend.sandbox, source_jobs, backend.storage, limits.fps
         )
@@ -150,6 +152,16 @@ def _check_is_not_refined(request: GenerateRequest, source_jobs: Mapping[str, Jo
     refined = job.order.plan.refinement
     if refined and (request.spatial_refine_only or not refined.spatial_only):
         raise InvalidInput("video.job: its video is refined already", "video.job")
+
+
+@contextmanager
+def _folder_for(sources: Mapping[str, InputSource], backend: Backend) -> Iterator[Path]:
+    """Create a folder for the inputs of a request if it has any. Raises DiskFull."""
+    if sources:
+        with upload_folder(backend.settings.upload_dir) as folder:
+            yield folder
+    else:
+        yield Path(os.devnull)
 
 
 def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:

@@ -12,7 +12,7 @@ from redis import Redis
 from jobs.capability import Capability
 from jobs.connect import connect
 from jobs.errors import NoCapability, Unavailable
-from jobs.fleet import read_fleet
+from jobs.fleet import FleetReader, read_fleet
 from jobs.registration import GroupRegistration, live_groups
 
 FULL = Capability(
@@ -54,6 +54,22 @@ def test_groups_with_equal_capabilities_are_one_pool(redis: Redis):
         register(redis, group, capability)
     found = {pool.name: [group.group for group in pool.groups] for pool in read_fleet(redis).pools}
     assert found == {FULL.pool: ["b", "c"], PLAIN.pool: ["a"]}
+
+
+def test_recent_fleet_is_read_again_only_when_it_is_too_old(redis: Redis):
+    reader = FleetReader(redis)
+    assert reader.recent(3600).pools == ()
+    register(redis, "a", PLAIN)
+    assert reader.recent(3600).pools == ()
+    assert [pool.name for pool in reader.recent(0).pools] == [PLAIN.pool]
+
+
+def test_reading_the_fleet_renews_the_recent_one(redis: Redis):
+    reader = FleetReader(redis)
+    assert reader.recent(3600).pools == ()
+    register(redis, "a", PLAIN)
+    fleet = reader.read()
+    assert reader.recent(3600) is fleet
 
 
 def test_most_capable_live_pool_comes_first(redis: Redis):

@@ -19,6 +19,7 @@ from model.spec.resolve import Inputs, resolve
 from service.app import create_app
 from service.jobs.pools import choose_model
 from tests.service.conftest import CAPABILITY, settings_for
+from tests.waiting import wait_until
 
 FULL = CAPABILITY.model_copy(update={"weights": {"transformer": "aaaa", "cfg_step_lora": "bbbb"}})
 PLAIN = FULL.model_copy(
@@ -77,7 +78,7 @@ def test_job_whose_groups_have_gone_is_accepted_and_says_what_it_waits_for(no_wo
     assert job["waiting_for"] == "no live group can run this job"
     assert job["progress"] is None
     register("full", FULL)
-    assert no_worker_yet.get(f"/jobs/{job['id']}").json()["waiting_for"] is None
+    wait_until(lambda: no_worker_yet.get(f"/jobs/{job['id']}").json()["waiting_for"] is None)
 
 
 def test_request_is_refused_if_its_groups_have_been_away_for_too_long(no_worker_yet, register, redis):
