@@ -84,8 +84,10 @@ def build_supervisors(
 def serve_together(supervisors: Sequence[Supervisor]) -> None:
     """Serve with all supervisors, each in a thread but the first, until all are drained.
 
-    They share their ranks, so if one of them ends, the others drain.
+    They share their ranks, so if one of them ends, the others drain. A thread lives until all have ended,
+    because the processes of the ranks die with the thread that started them.
     """
+    all_ended = threading.Barrier(len(supervisors))
 
     def serve(supervisor: Supervisor) -> None:
         try:
@@ -93,6 +95,7 @@ def serve_together(supervisors: Sequence[Supervisor]) -> None:
         finally:
             for each in supervisors:
                 each.request_drain()
+            all_ended.wait()
 
     first, *others = supervisors
     threads = [threading.Thread(target=serve, args=(each,), name="supervisor") for each in others]

@@ -6,6 +6,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -222,6 +223,36 @@ def test_supervisors_of_a_world_drain_together(scene):
     thread.join(60)
     assert not thread.is_alive()
     assert not list(live_groups(scene.backends.redis))
+
+
+class StagedSupervisor:
+    """Serves until another one has ended. Notes whether the thread of that one lives longer."""
+
+    def __init__(self, other: StagedSupervisor | None = None) -> None:
+        self.thread: threading.Thread | None = None
+        self.has_ended = threading.Event()
+        self.other = other
+        self.other_lives = False
+
+    def request_drain(self) -> None:
+        pass
+
+    def serve(self) -> None:
+        self.thread = threading.current_thread()
+        if self.other:
+            self.other.has_ended.wait()
+            assert self.other.thread
+            self.other.thread.join(0.5)
+            self.other_lives = self.other.thread.is_alive()
+        self.has_ended.set()
+
+
+def test_thread_that_may_have_started_the_ranks_lives_until_all_supervisors_have_ended():
+    """The kernel kills the ranks with that thread, and other supervisors have jobs to save by then."""
+    early = StagedSupervisor()
+    late = StagedSupervisor(early)
+    serve_together(cast(list[Supervisor], [late, early]))
+    assert late.other_lives
 
 
 def test_supervisor_of_a_fixed_group_is_alone(scene):
