@@ -88,6 +88,7 @@ class Leader:
         self._checkpoint_s = settings.checkpoint_s
         self._checkpointed_at = time.monotonic()
         self._state: State | None = None
+        self._saved_state: State | None = None
         self._video: VideoFile | None = None
 
     def stop_request_at(self, event: InputsRead | Event) -> StopReason | None:
@@ -208,6 +209,7 @@ class Leader:
             digests=digests,
         )
         self._send(CheckpointSaved(job_id=self._job_id, checkpoint=checkpoint))
+        self._saved_state = state
 
     def _concat(self) -> None:
         origin = {}
@@ -227,7 +229,7 @@ class Leader:
 
     def _save_and_stop(self, reason: StopReason, error: Exception | None) -> None:
         self._segments.abort()
-        if self._state and not error:
+        if self._state and self._state is not self._saved_state and not error:
             self._save(self._state, dict(self._meter.timings_s))
         self._send(JobStopped(job_id=self._job_id, reason=reason))
 

@@ -235,6 +235,14 @@ def test_checkpoint_is_saved_before_a_drain_or_preemption_stops_the_job(rarely_s
     assert types(rarely_saving_rank.run())[-2:] == kinds
 
 
+def test_state_that_is_saved_already_is_not_written_again_before_a_drain(rank):
+    """A second file of the same state has other bytes, unlike the digest in the first checkpoint."""
+    rank.stop_at, rank.reason = (0, 2), "drain"
+    messages = rank.run()
+    assert [checkpoint.step for checkpoint in checkpoints(messages)] == [1, 2, 3]
+    assert isinstance(messages[-1], JobStopped)
+
+
 @pytest.mark.parametrize("reason", ["cancel", "deadline", "lease_lost"])
 def test_stop_request_ends_the_job_after_the_current_step(rarely_saving_rank, reason):
     rank = rarely_saving_rank
