@@ -149,7 +149,7 @@ def videos_of_one_rank(tiny_checkpoint, tmp_path_factory) -> dict[float, np.ndar
         return {scale: frames(worker, submit_video(worker, scale)) for scale in (GUIDED, UNGUIDED)}
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module")
 def layout(request) -> Layout:
     return LAYOUTS[request.param]
 
@@ -166,9 +166,16 @@ def nodes_of_model(layout, link, tiny_checkpoint, tmp_path_factory) -> Iterator[
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("phase", "in_exchange"),
-    [("denoise", False), ("denoise", True), ("decode", True)],
-    ids=["denoise", "exchange", "decode"],
+    ("layout", "phase", "in_exchange"),
+    [
+        pytest.param("guidance", "denoise", False, id="guidance-denoise"),
+        pytest.param("guidance", "denoise", True, id="guidance-exchange", marks=pytest.mark.soak),
+        pytest.param("guidance", "decode", True, id="guidance-decode", marks=pytest.mark.soak),
+        pytest.param("ring", "denoise", False, id="ring-denoise", marks=pytest.mark.soak),
+        pytest.param("ring", "denoise", True, id="ring-exchange"),
+        pytest.param("ring", "decode", True, id="ring-decode"),
+    ],
+    indirect=["layout"],
 )
 def test_video_equals_that_of_one_rank_after_a_node_was_killed(
     phase, in_exchange, layout, link, nodes_of_model, videos_of_one_rank
