@@ -98,7 +98,12 @@ class ElasticSimulation(Simulation):
             self._divide(worker)
 
     def _start(self, claim: Claim, group: Group) -> None:
-        self._begin(claim, group)  # it gets its ranks when those of its worker are divided
+        self._begin(claim, group)
+        self._queue.report_gpus(claim.number, 0)  # it gets its ranks when those of its worker are divided
+
+    def _give(self, run: Attempt, num_ranks: int, pause_s: float = 0.0) -> None:
+        super()._give(run, num_ranks, pause_s)
+        self._queue.report_gpus(run.number, num_ranks)
 
     def _runs_of(self, worker: Worker) -> dict[str, Attempt]:
         """Return the attempts of a worker by the name of the job, in the order in which it claimed them."""

@@ -55,11 +55,11 @@ def fairness(outcomes: Sequence[Outcome], weights: Mapping[str, float]) -> Fairn
 def _worst_in_windows(outcomes: Sequence[Outcome], weights: Mapping[str, float], window_s: float) -> float:
     """Return the greatest difference from an owner's share, as a part of the share, in windows of this time.
 
-    The GPU time of a job is spread evenly from its start to its end. Between two starts or ends, what an
-    owner was served is linear in time, so only windows that begin or end with one of them are looked at.
+    Between two changes of the GPUs of any job, what an owner was served is linear in time, so only windows
+    that begin or end with one of them are looked at.
     """
     last_s = max(outcome.started_s for outcome in outcomes)
-    turns = np.array([at_s for outcome in outcomes for at_s in (outcome.started_s, outcome.ended_s)])
+    turns = np.unique([at_s for outcome in outcomes for at_s, _ in outcome.served])
     begins_s = np.concatenate([turns, turns - window_s])
     begins_s = begins_s[(begins_s >= 0) & (begins_s + window_s <= last_s)]
     assert len(begins_s), "the outcomes are fewer than a window"
@@ -77,8 +77,8 @@ def _served(outcomes: Sequence[Outcome], at_s: Times) -> Times:
     """Return the GPU time that jobs were served up to each of these times."""
     total = np.zeros_like(at_s)
     for outcome in outcomes:
-        done = (at_s - outcome.started_s) / (outcome.ended_s - outcome.started_s)
-        total += outcome.gpu_s * np.clip(done, 0, 1)
+        times, gpu_s = np.array(outcome.served).T
+        total += np.interp(at_s, times, gpu_s)
     return total
 
 

@@ -98,6 +98,10 @@ class Queue(Protocol):
         """Take the next job for a group, None if there is none."""
         ...
 
+    def report_gpus(self, number: int, num_gpus: int) -> None:
+        """Count the GPU time of a job with this number of GPUs from now on; 0 while it waits for some."""
+        ...
+
     def save_checkpoint(self, number: int, done: float) -> None:
         """Save a checkpoint that contains this share of the job."""
         ...
@@ -169,6 +173,10 @@ class StoreQueue:
         number = int(lease.job.id)
         self._leases[number] = lease
         return Claim(number, float((lease.checkpoint or {}).get("done", 0.0)))
+
+    def report_gpus(self, number: int, num_gpus: int) -> None:
+        """Renew the lease, as a worker does when its ranks change."""
+        self._store.holder.renew_lease(self._leases[number], num_gpus=num_gpus)
 
     def save_checkpoint(self, number: int, done: float) -> None:
         """Save a checkpoint, with the share in place of latents."""
@@ -242,6 +250,9 @@ class PlainQueue:
                 self._backlog_s -= run_s(arrival.plan, 1)
                 return Claim(number, self._done.get(number, 0.0))
         return None
+
+    def report_gpus(self, number: int, num_gpus: int) -> None:
+        """Count nothing."""
 
     def save_checkpoint(self, number: int, done: float) -> None:
         """Keep the share."""

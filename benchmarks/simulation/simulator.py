@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from math import ceil, inf
@@ -40,6 +40,7 @@ class Outcome:
 
     Attributes:
         gpu_s: GPU time of all attempts together.
+        served: at several times, the time and its GPU time so far, which grows linearly in between.
         lost_gpu_s: GPU time since the last checkpoint before each crash.
         failed: the job crashed in every attempt that it had.
     """
@@ -48,6 +49,7 @@ class Outcome:
     started_s: float
     ended_s: float
     gpu_s: float
+    served: Sequence[tuple[float, float]]
     lost_gpu_s: float
     predicted_s: float | None
     num_crashes: int
@@ -71,6 +73,7 @@ class _Job:
     predicted_s: float | None
     started_s: float | None = None
     gpu_s: float = 0.0
+    served: list[tuple[float, float]] = field(default_factory=list)
     lost_gpu_s: float = 0.0
     num_crashes: int = 0
 
@@ -201,8 +204,10 @@ class Simulation:
 
     def _count(self, run: Attempt) -> None:
         """Count the GPU time of a job since that was done last."""
-        gpu_s = (self._clock.now_s - run.counted_s) * run.num_ranks
-        self._jobs[run.number].gpu_s += gpu_s
+        job, gpu_s = self._jobs[run.number], (self._clock.now_s - run.counted_s) * run.num_ranks
+        job.served.append((run.counted_s, job.gpu_s))
+        job.gpu_s += gpu_s
+        job.served.append((self._clock.now_s, job.gpu_s))
         run.unsaved_gpu_s += gpu_s
         run.life_gpu_s -= gpu_s
         run.counted_s = self._clock.now_s
@@ -266,6 +271,7 @@ class Simulation:
                 started_s=job.started_s,
                 ended_s=self._clock.now_s,
                 gpu_s=job.gpu_s,
+                served=job.served,
                 lost_gpu_s=job.lost_gpu_s,
                 predicted_s=job.predicted_s,
                 num_crashes=job.num_crashes,

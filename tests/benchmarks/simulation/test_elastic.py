@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from benchmarks.simulation import __main__ as program
 from benchmarks.simulation.elastic import CHANGE_S, ElasticFleet, ElasticSimulation
 from benchmarks.simulation.fleets import FixedGroups
-from benchmarks.simulation.queues import Clock, PlainQueue, by_deadline
+from benchmarks.simulation.queues import Clock, PlainQueue, StoreQueue, by_deadline
 from benchmarks.simulation.report import share, summarise
 from benchmarks.simulation.simulator import Outcome, Simulation
 from benchmarks.simulation.times import run_s, step_s
 from benchmarks.simulation.trace import MIX, Arrival
+from jobs.store.job_store import JobStore
 from model.spec.params import GenerationParams
 
 CLIP = GenerationParams(distilled=True)
@@ -95,6 +97,17 @@ class TestElasticSimulation:
         assert first.arrival == urgent
         assert first.deadline_met
         assert all(outcome.ended_s > seconds(LONG, 1) for outcome in others)
+
+
+def test_job_store_counts_the_gpu_time_that_jobs_had_ranks(redis: Redis, monkeypatch: pytest.MonkeyPatch):
+    """A job in hand that waits for ranks takes none, and owners are charged what is counted."""
+    monkeypatch.setattr("benchmarks.simulation.queues.RETENTION_S", 1e6)
+    clock = Clock()
+    run = ElasticSimulation(StoreQueue(redis, clock), ElasticFleet(1, 2), clock)
+    outcomes = run.run([Arrival(at_s=0.0, request=CLIP) for _ in range(6)])
+    jobs = JobStore(redis, clock=clock).client
+    counted = sorted(jobs.get(str(number)).gpu_ms / 1000 for number in range(6))
+    assert counted == pytest.approx(sorted(outcome.gpu_s for outcome in outcomes), abs=0.1)
 
 
 def test_elastic_groups_meet_more_deadlines_than_fixed_ones():
