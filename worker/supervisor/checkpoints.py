@@ -112,8 +112,7 @@ class CheckpointUploader(StoppableThread):
         except OSError:
             logger.exception("the latest checkpoint of job %s cannot be recorded on disk", job.job_id)
         for earlier in replaced:
-            if earlier and earlier.state != checkpoint.state:
-                self._spool.remove_state(job.job_id, earlier.state)
+            self._remove_replaced(job, earlier, checkpoint)
 
     def flush(self, job: ClaimedJob, timeout_s: float) -> None:
         """Wait until the latest checkpoint of this job is uploaded, for `timeout_s` at most."""
@@ -173,8 +172,7 @@ class CheckpointUploader(StoppableThread):
             if self._is_discarded:
                 return
             latest = self._pending.setdefault(job, checkpoint)
-        if latest.state != checkpoint.state:
-            self._spool.remove_state(job.job_id, checkpoint.state)
+        self._remove_replaced(job, checkpoint, latest)
 
     def _keep_until_replaced(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
         """Keep the state of a checkpoint that cannot be uploaded on this disk, if it is the latest."""
@@ -182,8 +180,14 @@ class CheckpointUploader(StoppableThread):
             latest = self._pending.get(job)
             if latest is None:
                 job.failed_checkpoint = checkpoint
-        if latest and latest.state != checkpoint.state:
-            self._spool.remove_state(job.job_id, checkpoint.state)
+        self._remove_replaced(job, checkpoint, latest)
+
+    def _remove_replaced(
+        self, job: ClaimedJob, earlier: Checkpoint | None, latest: Checkpoint | None
+    ) -> None:
+        """Remove the state of an earlier checkpoint from this disk, unless the latest one has it too."""
+        if earlier and latest and earlier.state != latest.state:
+            self._spool.remove_state(job.job_id, earlier.state)
 
     def _upload(self, job: ClaimedJob, checkpoint: Checkpoint) -> None:
         before = job.checkpoint
