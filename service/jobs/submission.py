@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -63,7 +63,8 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     source_jobs = jobs_of(sources.values(), backend.jobs)
     _check_is_not_refined(request, source_jobs)
 
-    with _folder_for(sources, backend) as folder:
+    no_folder = nullcontext(Path(os.devnull))
+    with upload_folder(backend.settings.upload_dir) if sources else no_folder as folder:
         reader = InputReader(
             job_id, folder, backend.settings, backend.sandbox, source_jobs, backend.storage, limits.fps
         )
@@ -152,16 +153,6 @@ def _check_is_not_refined(request: GenerateRequest, source_jobs: Mapping[str, Jo
     refined = job.order.plan.refinement
     if refined and (request.spatial_refine_only or not refined.spatial_only):
         raise InvalidInput("video.job: its video is refined already", "video.job")
-
-
-@contextmanager
-def _folder_for(sources: Mapping[str, InputSource], backend: Backend) -> Iterator[Path]:
-    """Create a folder for the inputs of a request if it has any. Raises DiskFull."""
-    if sources:
-        with upload_folder(backend.settings.upload_dir) as folder:
-            yield folder
-    else:
-        yield Path(os.devnull)
 
 
 def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
