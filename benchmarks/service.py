@@ -2,7 +2,7 @@
 
 Writes `benchmarks/service.{json,md}`. The service and an empty FastAPI app with the same two routes run side
 by side, each in its own process, and are asked in turn, so that whatever else the machine does falls on both
-alike. A worker that claims and finishes jobs at once, through `jobs` alone, stands for the engine.
+alike. A worker that claims and finishes jobs at once, without ranks, stands for the engine.
 
 `--beside FOLDER` runs the service of another checkout too, with a Redis and a worker of its own, and asks it
 in the same turns. That checkout needs this module with `work(redis_url)` and `_capability(folder)`.
@@ -258,11 +258,9 @@ def measure(folder: Path, before: Path | None) -> dict[str, Any]:
             for name, checkout in checkouts.items()
         }
         port = free_port()
-        options = f"factory=True, access_log=False, port={port}"
-        serve = f"import uvicorn; uvicorn.run('benchmarks.service:empty', {options})"
-        empty_app = answering(parts.enter_context(running("-c", serve)), port)
+        serve = ("-m", "uvicorn", "benchmarks.service:empty", "--factory", "--no-access-log")
         servers = {name: installation.server for name, installation in installations.items()}
-        servers["empty"] = empty_app
+        servers["empty"] = answering(parts.enter_context(running(*serve, "--port", str(port))), port)
         found: dict[str, Any] = {"post_ms": in_turn(servers, "POST", dict.fromkeys(servers, "/generate"))}
         newest = {name: submit(server.client()) for name, server in servers.items()}
         jobs = {name: f"/jobs/{job_id}" for name, job_id in newest.items()}
