@@ -80,7 +80,7 @@ attacks: $(READY) ## attack a running stack in every known way at once, from ano
 fuzz: $(READY) ## thousands of requests made from the API's schema
 	$(PYTEST) -m fuzz
 
-soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that the pocket checkpoint makes; more lost nodes
+soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that the pocket checkpoint makes; more cases of lost nodes
 	$(PYTEST) -m soak
 
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES= KINDS= POOLS=2 RELEASES=2)

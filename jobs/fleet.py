@@ -78,7 +78,7 @@ class Fleet:
 
 
 class FleetReader:
-    """Reads the fleet, and keeps the latest one for a while. Safe between threads.
+    """Reads the fleet, and keeps the one that it read last. Safe between threads.
 
     `configured` is the capability of groups that can be started at any time, None if there are none.
     """

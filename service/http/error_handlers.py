@@ -125,7 +125,7 @@ def _respond_to_bug(request: Request, _: Exception) -> JSONResponse:
 def _allowed_methods(request: Request) -> str:
     """Return all methods of a path. Starlette names only those of the first matching route.
 
-    A path that is written out, such as `/v1/videos/extensions`, has not those of a parameter in its place.
+    `/v1/videos/extensions` does not have the methods of `/v1/videos/{video_id}`, which matches as well.
     """
     routes = [route for route in request.app.state.routes if route.path_regex.match(request.url.path)]
     methods = {method for route in routes for method in route.methods if route.path == routes[0].path}

@@ -119,8 +119,9 @@ def build_supervisor(
 
     The supervisor calls `report_health` each time that it has handled an event. `lora_memory` is the open
     file in which the ranks of all groups keep merged weights. `add_slot` returns its part of a world; without
-    it, the supervisor has a GPU group of its own. Only the groups that the settings count are registered, and
-    have sweeps. A spare slot claims in the name of one of them, so that predictions count its jobs.
+    it, the supervisor has a GPU group of its own. From `num_groups` on, an `index` is that of a spare slot:
+    its supervisor is not registered, does not sweep, and claims in the name of a registered group, so that
+    predictions count its jobs.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
