@@ -59,11 +59,10 @@ _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _FAIL_WITH_EPERM, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent ends. Raises ProcessLookupError if it has ended."""
-    parent = os.getppid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent_pid:
         raise ProcessLookupError("the parent process has ended")
 
 

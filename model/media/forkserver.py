@@ -28,7 +28,7 @@ from model.media import clips, confinement, images
 from model.media.errors import UnusableMedia
 from model.media.protocol import MAX_MESSAGE_BYTES, Decoder, Request
 
-_NICENESS = 15  # other processes of the service come first
+_NICENESS = 5  # the service comes first, but a busy machine does not starve a decode until its time is over
 
 
 def main(module: str) -> None:
@@ -41,6 +41,7 @@ def main(module: str) -> None:
     with suppress(OSError):  # /proc may be read-only
         # The kernel kills this process first when memory runs out.
         Path("/proc/self/oom_score_adj").write_text("1000")
+    pid = os.getpid()
     filtered = confinement.can_filter_system_calls()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     gc.freeze()  # collections in the children leave the shared pages alone
@@ -51,17 +52,23 @@ def main(module: str) -> None:
             return
         with suppress(OSError):  # without a child, the reply is empty
             if os.fork() == 0:
-                _run(Request(**json.loads(message)), decoders, *descriptors, filtered=filtered)
+                _run(pid, Request(**json.loads(message)), decoders, *descriptors, filtered=filtered)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
 def _run(
-    request: Request, decoders: Mapping[str, Decoder], source: int, reply: int, *, filtered: bool
+    server_pid: int,
+    request: Request,
+    decoders: Mapping[str, Decoder],
+    source: int,
+    reply: int,
+    *,
+    filtered: bool,
 ) -> NoReturn:
     """Decode, reply and exit, in the child process."""
     try:
-        confinement.die_with_parent()
+        confinement.die_with_parent(server_pid)
         for standard in (0, 2):  # the fork server's socket, and the owner's log
             os.dup2(1, standard)
         with open(source, "rb") as file, open(reply, "wb") as answer:

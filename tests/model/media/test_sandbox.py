@@ -222,6 +222,14 @@ class TestTheForkServer:
         assert len(left) == 2
         wait_until(lambda: not any(process.is_running() for process in left))
 
+    def test_that_died_before_its_child_ran_leaves_no_child(self):
+        code = "from model.media.confinement import die_with_parent; die_with_parent(1); print('goes on')"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert "ProcessLookupError: the parent process has ended" in done.stderr
+        assert done.stdout == ""
+
     def test_that_does_not_start_is_an_error_of_ours(self):
         with Sandbox(decoders="tests.no_such_module") as sandbox, pytest.raises(SandboxUnavailable):
             sandbox.start()
