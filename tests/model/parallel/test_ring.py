@@ -80,7 +80,8 @@ def test_merged_parts_are_the_softmax_over_all_keys(lengths, seed, sharpness):
         out, lse = whole_softmax(q, keys, values)
         merged = merge(merged, PartialAttention(out.float(), lse.float()))
     out, lse = whole_softmax(q, k, v)
-    torch.testing.assert_close(merged.out.double(), out, rtol=0, atol=1e-5)
+    # float32 rounds the log-sum-exp of the sharpest, about 300, by 1.5e-5, and weights are its exponentials
+    torch.testing.assert_close(merged.out.double(), out, rtol=0, atol=1e-4)
     torch.testing.assert_close(merged.lse.double(), lse, rtol=1e-6, atol=1e-5)
 
 
