@@ -67,6 +67,7 @@ def settings_for(redis_url: str, folder: Path, **changes: Any) -> Settings:
     given: dict[str, Any] = {"data_dir": folder, "fetch_private_hosts": True, "event_interval_s": 0.02}
     given |= {"webhook_private_hosts": True, "owner_requests_per_s": None}
     given["webhook_threads"] = 0  # tests send webhooks themselves
+    given["sweep_interval_s"] = 3600  # and run maintenance themselves
     given["allowed_hosts"] = "testserver"  # the host name that TestClient uses
     return Settings(redis_url=redis_url, **given | changes)
 

@@ -29,7 +29,7 @@ NUM_JOBS = 1000
 @pytest.fixture
 def app(redis_server: str, tmp_path: Path) -> FastAPI:
     """Return a service that does nothing between two requests."""
-    return create_app(settings_for(redis_server, tmp_path, sweep_interval_s=3600))
+    return create_app(settings_for(redis_server, tmp_path))
 
 
 @pytest.fixture
