@@ -43,6 +43,17 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Ignore files without the marker that all selected tests have, as in `-m "faults and not soak"`.
+
+    To import all files takes longer than many of these tests.
+    """
+    marker = config.option.markexpr.partition(" ")[0]
+    if marker in {"", "not"} or collection_path.suffix != ".py":
+        return None
+    return f"mark.{marker}" not in collection_path.read_text() or None
+
+
 class RanksTogether(LoadFileScheduling):
     """Distribute tests by file, but those that share ranks as one: only one process starts them."""
 
