@@ -66,10 +66,10 @@ format: $(READY) ## put the code into its format
 	$(BIN)/ruff check --fix-only .
 
 browser: $(READY) ## use the console and play videos in Chromium
-	$(PYTEST) -m browser
+	$(PYTEST) -m browser --numprocesses 2 --dist loadfile
 
 faults: $(READY) ## kill and stop processes of a whole worker, one by one
-	$(PYTEST) -m "faults and not soak"
+	$(PYTEST) -m "faults and not soak" --numprocesses 2 --dist loadfile
 
 skew: $(READY) ## two releases in one installation, and a rolling update there and back
 	$(PYTEST) -m skew
@@ -80,7 +80,7 @@ attacks: $(READY) ## attack a running stack in every known way at once, from ano
 fuzz: $(READY) ## thousands of requests made from the API's schema
 	$(PYTEST) -m fuzz
 
-soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that the pocket checkpoint makes; more cases of lost nodes
+soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that the pocket checkpoint makes; further cases of the slowest tests
 	$(PYTEST) -m soak
 
 chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES= KINDS= POOLS=2 RELEASES=2)

@@ -118,6 +118,7 @@ def test_another_seed_gives_another_video(stack, prompted):
     assert other["result"]["sha256"] != prompted[0]["result"]["sha256"]
 
 
+@pytest.mark.soak
 def test_one_rank_generates_the_same_video_as_two(prompted, tiny_checkpoint, tmp_path):
     with run_stack(tmp_path, tiny_checkpoint, ranks=1) as alone:
         content = alone.video(alone.succeeded(alone.order(prompt="A red ball rolls", seed=7)))

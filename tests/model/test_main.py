@@ -188,7 +188,7 @@ def test_a_checkpoint_without_limits_takes_small_sizes(call, parity_checkpoint):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("options", [[], ["--shard-weights"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--shard-weights"], marks=pytest.mark.soak)])
 def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path, options):
     said, out = CASES["t2v"], tmp_path / "x.safetensors"
     command = [

@@ -95,7 +95,7 @@ def test_error_of_one_job_does_not_disturb_its_neighbour(worker):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.soak), 3])
 def test_only_the_job_of_a_killed_rank_loses_an_attempt(worker, number):
     worker.wait_until_ready()
     jobs = [submit(worker, 20)]
@@ -113,7 +113,7 @@ def test_only_the_job_of_a_killed_rank_loses_an_attempt(worker, number):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.soak) for number in (1, 2))])
 def test_rank_killed_during_a_change_loses_no_job(worker, number):
     worker.wait_until_ready()
     first = submit(worker, 20)

@@ -37,7 +37,15 @@ def stall(server: RedisProcess, _: object) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("fall_ill", [stall, refuse_to_save, miss_replicas, become_a_replica, fill_up])
+@pytest.mark.parametrize(
+    "fall_ill",
+    [
+        stall,
+        become_a_replica,
+        fill_up,
+        *(pytest.param(one, marks=pytest.mark.soak) for one in (refuse_to_save, miss_replicas)),
+    ],
+)
 def test_running_job_goes_on_and_succeeds_in_its_first_attempt(
     server: RedisProcess, worker: RunningWorker, fall_ill: Callable[[RedisProcess, object], None]
 ):

@@ -77,6 +77,7 @@ def test_job_resumes_after_another_node_was_suspended(nodes):
 
 
 @pytest.mark.faults
+@pytest.mark.soak
 def test_job_resumes_after_the_first_node_was_killed(nodes):
     nodes.first.wait_until_ready()
     job_id = nodes.first.submit("step_s=0.3", num_inference_steps=8)
@@ -91,6 +92,7 @@ def test_job_resumes_after_the_first_node_was_killed(nodes):
 
 
 @pytest.mark.faults
+@pytest.mark.soak
 def test_cut_link_is_noticed_within_the_timeout_and_the_job_resumes(link, tmp_path):
     patient = {"stall_s": 600, "step_stall_s": 600}  # only the heartbeat can notice
     with running_nodes(tmp_path, link.namespaces, **patient) as nodes:
@@ -168,12 +170,12 @@ def nodes_of_model(layout, link, tiny_checkpoint, tmp_path_factory) -> Iterator[
 @pytest.mark.parametrize(
     ("layout", "phase", "in_exchange"),
     [
-        pytest.param("guidance", "denoise", False, id="guidance-denoise"),
+        pytest.param("guidance", "denoise", False, id="guidance-denoise", marks=pytest.mark.soak),
         pytest.param("guidance", "denoise", True, id="guidance-exchange", marks=pytest.mark.soak),
         pytest.param("guidance", "decode", True, id="guidance-decode", marks=pytest.mark.soak),
         pytest.param("ring", "denoise", False, id="ring-denoise", marks=pytest.mark.soak),
         pytest.param("ring", "denoise", True, id="ring-exchange"),
-        pytest.param("ring", "decode", True, id="ring-decode"),
+        pytest.param("ring", "decode", True, id="ring-decode", marks=pytest.mark.soak),
     ],
     indirect=["layout"],
 )

@@ -89,6 +89,7 @@ def test_named_models_run_side_by_side(
     assert fingerprints[0] == fingerprints[2] != fingerprints[1] == fingerprints[3]
 
 
+@pytest.mark.soak
 def test_job_saved_with_other_weights_begins_again_and_says_so(
     workers: ExitStack,
     redis: Redis,
