@@ -36,7 +36,7 @@ serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 
 # Python keeps the tests that pytest has rewritten, though the shell asks it to keep no bytecode: to rewrite them takes
 # each process longer than to import torch.
-test integration coverage: export PYTHONDONTWRITEBYTECODE =
+test integration coverage faults browser skew soak: export PYTHONDONTWRITEBYTECODE =
 
 test: $(READY) ## the plain test suite, in minutes
 	$(PYTEST) --numprocesses 3 --dist loadfile
