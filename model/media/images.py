@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from model.media.colors import SRGB, ColorSpace, Conversion, problems_of
@@ -79,7 +81,7 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
         if image.format in _ANIMATED and getattr(image, "is_animated", False):
             facts.add("is_animated")
         space = stated_color_space(image, source)
-        if space and space.needs_conversion:
+        if space.needs_conversion if space else "icc_profile" in image.info:
             low_bytes = _low_bytes(image, source)
         ImageOps.exif_transpose(image, in_place=True)
     if heif.has_gain_map if heif else _has_gain_map(image, source):
@@ -89,9 +91,11 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
     if space:
         facts |= problems_of(space)
         if space.needs_conversion:
-            image = _converted(_to_rgb(_to_8_bits(image)), space, low_bytes)
+            image = _converted(
+                image if _is_deep_grey(image) else _to_rgb(_to_8_bits(image)), space, low_bytes
+            )
     else:
-        image, problems = _to_srgb(_to_8_bits(image))
+        image, problems = _to_srgb(_rounded(image, low_bytes) if low_bytes else _to_8_bits(image))
         facts |= problems
     return _reduce(_to_rgb(image)), facts
 
@@ -152,6 +156,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return scaled
 
 
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") and not image.has_transparency_data
+
+
 def _low_bytes(image: Image.Image, source: BinaryIO) -> Image.Image | None:
     """Return the lower bytes of RGB values of 16 bits, of which Pillow reads the higher ones, upright.
 
@@ -168,15 +176,38 @@ def _low_bytes(image: Image.Image, source: BinaryIO) -> Image.Image | None:
     return low
 
 
+def _rounded(image: Image.Image, low_bytes: Image.Image) -> Image.Image:
+    """Round RGB of 16 bits to 8. The higher bytes alone would be darker by half a level."""
+    for box in _strips(image):
+        image.paste(Image.fromarray(((_deep(image, low_bytes, box) + 128.0) / 257).astype(np.uint8)), box)
+    return image
+
+
 def _converted(image: Image.Image, space: ColorSpace, low_bytes: Image.Image | None) -> Image.Image:
-    """Convert RGB of this color space to sRGB, a strip at a time to bound the memory."""
+    """Convert RGB or deep grey of this color space to sRGB."""
     conversion = Conversion(space, new_curve=SRGB)
+    target = image if image.mode == "RGB" else Image.new("RGB", image.size)
+    for box in _strips(image):
+        target.paste(Image.fromarray(conversion.convert(_deep(image, low_bytes, box))), box)
+    return target
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the boxes of strips of the image, which are small enough to bound the memory."""
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        high, low = (np.asarray(part.crop(box), np.uint16) for part in (image, low_bytes or image))
-        image.paste(Image.fromarray(conversion.convert(high * 256 + low)), (0, top))
-    return image
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _deep(
+    image: Image.Image, low_bytes: Image.Image | None, box: tuple[int, int, int, int]
+) -> NDArray[np.uint16]:
+    """Return a part of an image as RGB of 16 bits."""
+    values = np.asarray(image.crop(box)).astype(np.uint16)
+    if values.ndim == 2:
+        return np.repeat(values[:, :, np.newaxis], 3, axis=2)
+    low = np.asarray(low_bytes.crop(box)) if low_bytes else values
+    return values * 256 + low
 
 
 def _to_srgb(image: Image.Image) -> tuple[Image.Image, set[str]]:
