@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Generator, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from _pytest.mark.expression import Expression
 from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 from xdist.remote import Producer
@@ -44,14 +46,18 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Ignore files without the marker that all selected tests have, as in `-m "faults and not soak"`.
+    """Ignore files without any marker of `-m EXPRESSION`, if it selects only tests with markers.
 
-    To import all files takes longer than many of these tests.
+    To import all files takes longer than many of the selected tests.
     """
-    marker = config.option.markexpr.partition(" ")[0]
-    if marker in {"", "not"} or collection_path.suffix != ".py":
+    expression = config.option.markexpr
+    if collection_path.suffix != ".py" or not expression:
         return None
-    return f"mark.{marker}" not in collection_path.read_text() or None
+    if Expression.compile(expression).evaluate(lambda *_, **__: False):  # it selects tests without markers
+        return None
+    markers = set(re.findall(r"\w+", expression)) - {"and", "or", "not"}
+    text = collection_path.read_text()
+    return None if any(f"mark.{marker}" in text for marker in markers) else True
 
 
 class RanksTogether(LoadFileScheduling):

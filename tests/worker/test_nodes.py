@@ -194,6 +194,7 @@ def test_video_equals_that_of_one_rank_after_a_node_was_killed(
 
 
 @pytest.mark.faults
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_video_of_a_ring_equals_that_of_one_rank_after_its_link_was_cut(
     link, tiny_checkpoint, videos_of_one_rank, tmp_path

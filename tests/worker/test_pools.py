@@ -71,6 +71,7 @@ def test_group_without_loras_leaves_distilled_jobs_to_a_full_one(
     assert "plain-0" in {jobs[job_id].group for job_id in plain}
 
 
+@pytest.mark.soak
 def test_named_models_run_side_by_side(
     workers: ExitStack,
     redis: Redis,
