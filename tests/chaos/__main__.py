@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from jobs.settings import POCKET
+from model.tiny import write_tiny
 from tests.chaos.campaign import Campaign, Plan
 from tests.chaos.client import Client
 from tests.chaos.daemons import command_of
@@ -37,10 +38,10 @@ def main() -> int:
     def log(line: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
-    checkpoint = shutil.copytree(POCKET, folder / "checkpoint")  # faults write files into it
+    checkpoint = _checkpoint(folder / "checkpoint", elastic=options.elastic)  # faults write files into it
     release = _check_out_last_release(folder / "release") if options.last_release else None
     plain = _without_loras(folder / "plain-checkpoint") if options.second_pool else None
-    fleet = Fleet(options.workers, release, plain)
+    fleet = Fleet(1 if options.elastic else options.workers, release, plain, elastic=options.elastic)
     with open_site(folder, checkpoint, fleet) as site:
         client = Client(list(site.apis))
         course = Campaign(site, client, plan, log).run()
@@ -55,6 +56,13 @@ def main() -> int:
 def _check_out_last_release(folder: Path) -> Path:
     version, commit = recorded_release()
     return check_out(commit, version, folder).folder
+
+
+def _checkpoint(folder: Path, *, elastic: bool) -> Path:
+    if not elastic:
+        return Path(shutil.copytree(POCKET, folder))
+    write_tiny(folder)  # four ranks cannot share the six attention heads of the pocket checkpoint
+    return folder
 
 
 def _without_loras(folder: Path) -> Path:
@@ -90,6 +98,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--workers", type=int, default=2, help="number of workers, each with a group of two ranks"
+    )
+    parser.add_argument(
+        "--elastic",
+        action="store_true",
+        help="one worker of four ranks with CONTEXT_PARALLEL=auto, and a small random checkpoint",
     )
     parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="folder for the results")
     return parser.parse_args()

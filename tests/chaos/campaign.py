@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import partial
 
 from jobs.record import ENDED
-from tests.chaos.client import Client, Job
+from tests.chaos.client import Client, Frames, Job
 from tests.chaos.faults import CRASHES, ERRORS, REDIS_FAULTS, SUPERVISOR_ENDS, faults
 from tests.chaos.orders import Body, draw_videos, poison
 from tests.chaos.scene import ActiveFault, Fault, Scene
@@ -87,10 +87,10 @@ class Strike:
 
 @dataclass
 class Course:
-    """The jobs and the faults of a campaign."""
+    """The jobs and the faults of a campaign. `frames` are those of the videos, made without faults."""
 
     videos: list[Body]
-    digests: list[str] = field(default_factory=list)
+    frames: list[Frames] = field(default_factory=list)
     orders: list[Ordered] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
     began: float = field(default_factory=now)
@@ -137,7 +137,7 @@ class Campaign:
         ]
         for job_id in ids:
             self._wait(partial(self._has_succeeded, job_id), 600)
-            self.course.digests.append(self._client.video_digest(job_id))
+            self.course.frames.append(self._client.frames(job_id))
         self._log(f"{len(ids)} different videos generated without faults")
 
     def _has_succeeded(self, job_id: str) -> bool:

@@ -79,7 +79,7 @@ class Daemon:
 
 @dataclass
 class Worker(Daemon):
-    """A `python -m worker` with one group.
+    """A `python -m worker` with one group, or with ranks that form a world.
 
     Attributes:
         folder: its disk.
@@ -107,8 +107,19 @@ class Worker(Daemon):
         )
 
     @property
-    def group(self) -> str:
-        return f"{self.environment['LONGCAT_WORKER_NAME']}-0"
+    def num_ranks(self) -> int:
+        return int(self.environment["LONGCAT_RANKS"])
+
+    @property
+    def is_elastic(self) -> bool:
+        """Return whether its ranks form a world, in which each has a group's name."""
+        return self.environment.get("LONGCAT_CONTEXT_PARALLEL") == "auto"
+
+    @property
+    def groups(self) -> list[str]:
+        """Return the names of its groups. The ranks of a world use the folder of the first."""
+        name = self.environment["LONGCAT_WORKER_NAME"]
+        return [f"{name}-{index}" for index in range(self.num_ranks if self.is_elastic else 1)]
 
     @property
     def checkpoint(self) -> Path:
@@ -148,8 +159,8 @@ class Worker(Daemon):
     @property
     def spooled(self) -> list[str]:
         """Return the ids of the jobs that have files on its disk."""
-        folder = self.disk / "worker" / self.group / "jobs"
-        return [path.name for path in folder.iterdir()] if folder.exists() else []
+        folders = [self.disk / "worker" / group / "jobs" for group in self.groups]
+        return [path.name for folder in folders if folder.exists() for path in folder.iterdir()]
 
     def lose_machine(self) -> None:
         """Kill all processes at once, and lose the disk."""

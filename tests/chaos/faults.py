@@ -7,6 +7,7 @@ again. Then the campaign waits until the work has recovered.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from tests.chaos.site import LEASE_S, MAX_ATTEMPTS, Site, now
 from tests.waiting import wait_until
 
 PICKED_UP_S = 10.0
+LONGEST_CHANGE_S = 0.5  # from the message to stop to the first step with other ranks
 
 
 def faults(site: Site) -> Mapping[str, Fault]:
@@ -70,6 +72,8 @@ def faults(site: Site) -> Mapping[str, Fault]:
         "poison job": _poison,
         "urgent job": _urgent,
     }
+    if any(worker.is_elastic for worker in site.workers):
+        found["rank killed during a change"] = _kill_during_change
     if all(worker.mounted for worker in site.workers):
         found["disk full"] = fill_disk
     return found
@@ -110,6 +114,7 @@ CRASHES = {  # how many attempts of a job a fault of this kind may end
             "supervisor stopped beyond its lease",
             "machine lost",
             "error on one rank",
+            "rank killed during a change",
             "disk full",
         ],
         1,
@@ -135,6 +140,27 @@ def _strike_process(
             getattr(process, how)()
             return ActiveFault(job_id, recovered)
     return None
+
+
+def _kill_during_change(scene: Scene) -> ActiveFault | None:
+    """Kill a rank while a job changes its ranks: one more job is submitted, which gets some of them."""
+    if (found := busy(scene)) is None or (job_id := scene.order_urgent()) is None:
+        return None
+    worker, _ = found
+    recovered = resumes_elsewhere(scene, worker)(job_id)
+    seen = worker.log.stat().st_size
+    with suppress(TimeoutError, psutil.NoSuchProcess, IndexError):
+        wait_until(lambda: b"moves from ranks" in _after(worker.log, seen), PICKED_UP_S)
+        time.sleep(scene.rng.uniform(0, LONGEST_CHANGE_S))
+        scene.rng.choice(worker.ranks).kill()
+        return ActiveFault(job_id, recovered)
+    return None
+
+
+def _after(file: Path, position: int) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(position)
+        return opened.read()
 
 
 def _kill_group(scene: Scene) -> ActiveFault | None:
@@ -190,7 +216,7 @@ def _stage(scene: Scene, what: str, *, goes_on: bool) -> ActiveFault | None:
         return None
     worker, _ = found
     recovered_of = resumes_elsewhere(scene, worker)
-    fault = worker.checkpoint / f"fault-{worker.group}"
+    fault = worker.checkpoint / f"fault-{worker.groups[0]}"
     _write_whole(fault, what)
     try:
         wait_until(lambda: not fault.exists(), PICKED_UP_S)

@@ -116,7 +116,7 @@ def kill_uploading(scene: Scene) -> ActiveFault | None:
 
 
 def _uploading(scene: Scene) -> tuple[Worker, str] | None:
-    workers = {worker.group: worker for worker in scene.site.workers if worker.runs}
+    workers = {group: worker for worker in scene.site.workers if worker.runs for group in worker.groups}
     for job in scene.site.job_store.client.page(status="uploading"):
         if job.group in workers and job.attempt < MAX_ATTEMPTS:
             return workers[job.group], job.id

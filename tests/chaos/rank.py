@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,14 @@ class FaultyEngine:
             self._log.add(self._group, job_id, place)
 
     def _strike(self, run: RunJob) -> None:
-        if POISON in run.order.prompts[0] and self._rank == 1:
+        if POISON in run.order.prompts[0] and self._rank == self._parallel.size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         match self._next_fault(run.job_id).split():
             case ["raises", number]:
-                if int(number) == self._rank:
+                if int(number) % self._parallel.size == self._rank:
                     raise RuntimeError("staged")
-                dist.barrier(
-                    self._parallel.group
-                )  # as in a collective of the model: waits for the rank that failed
+                # As in a collective of the model: wait for the rank that failed.
+                dist.barrier(self._parallel.group)
             case ["memory"]:
                 raise MemoryError
             case ["disk"] if self._rank == 0:
@@ -86,9 +85,11 @@ class FaultyEngine:
 
     def _next_fault(self, job_id: str) -> str:
         words: list[Any] = [""]
-        if self._rank == 0 and self._fault.exists():
-            words = [self._fault.read_text()]
-            self._fault.rename(self._fault.with_suffix(f".{job_id}"))
+        if self._rank == 0:
+            with suppress(FileNotFoundError):  # in a world, another leader may be first
+                fault = self._fault.read_text()
+                self._fault.rename(self._fault.with_suffix(f".{job_id}"))
+                words = [fault]
         if self._parallel.size > 1:
             dist.broadcast_object_list(words, group=self._parallel.group, group_src=0)
         return str(words[0])

@@ -52,8 +52,9 @@ def busy(scene: Scene) -> tuple[Worker, str] | None:
     """Return a worker and its running job, which must have attempts left."""
     jobs = {status.group: status.job for status in live_groups(scene.site.redis) if status.job}
     for worker in scene.rng.sample(scene.site.workers, len(scene.site.workers)):
-        job_id = jobs.get(worker.group)
-        if job_id and worker.runs and len(worker.ranks) == 2:
+        if not worker.runs or len(worker.ranks) != worker.num_ranks:
+            continue
+        for job_id in filter(None, map(jobs.get, worker.groups)):
             job = scene.site.job_store.client.get(job_id)
             may_crash = job.status == "running" and job.attempt < MAX_ATTEMPTS
             if may_crash and job.priority != "low":  # other jobs may start before one of low priority resumes
@@ -67,8 +68,6 @@ def ended(scene: Scene, job_id: str) -> float | None:
 
 
 def resumes_elsewhere(scene: Scene, worker: Worker) -> Callable[[str], Callable[[], float | None]]:
-    """Return a function that returns when a job resumed under another leader, or ended."""
-    at, leader = now(), scene.site.steps.leader(worker.group)
-    before = {leader} if leader else set()
-    steps = scene.site.steps
+    """Return a function that returns when a job resumed under a new rank, or ended."""
+    at, before, steps = now(), {rank.pid for rank in worker.ranks}, scene.site.steps
     return lambda job_id: lambda: steps.running_again(job_id, at, before) or ended(scene, job_id)

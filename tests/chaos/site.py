@@ -54,6 +54,13 @@ SETTINGS = {
     "WEBHOOK_TIMEOUT_S": 2,
 }
 
+ELASTIC = {  # four ranks on few cores take longer
+    "RANKS": 4,
+    "CONTEXT_PARALLEL": "auto",
+    "START_LIMIT_S": 600,
+    "STEP_STALL_S": 20,
+}
+
 
 @dataclass
 class Site:
@@ -71,6 +78,11 @@ class Site:
     storage: Storage
     late_upload_s: float
     crashed: list[str] = field(default_factory=list)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether each video is repeated to the bit: another number of ranks rounds otherwise."""
+        return not any(worker.is_elastic for worker in self.workers)
 
     @property
     def uploads(self) -> list[str]:
@@ -133,11 +145,13 @@ class Fleet:
         num_workers: workers of this code and checkpoint, each with a group of two ranks.
         other_checkout: a folder with another version of the code. One API process and one more worker run it.
         other_checkpoint: the checkpoint of one more worker. It makes the same videos, perhaps not all.
+        elastic: each worker has four ranks, which form a world.
     """
 
     num_workers: int = 2
     other_checkout: Path | None = None
     other_checkpoint: Path | None = None
+    elastic: bool = False
 
 
 @contextmanager
@@ -182,6 +196,8 @@ def open_site(folder: Path, checkpoint: Path, fleet: Fleet) -> Iterator[Site]:
 
 def _workers(folder: Path, environment: Mapping[str, str], fleet: Fleet, *, mounted: bool) -> list[Worker]:
     names = iter("abcdefgh")
+    if fleet.elastic:
+        environment = {**environment, **{f"LONGCAT_{name}": str(value) for name, value in ELASTIC.items()}}
     workers = [Worker.of(next(names), folder, environment, mounted=mounted) for _ in range(fleet.num_workers)]
     if fleet.other_checkout:
         workers.append(

@@ -43,10 +43,6 @@ class StepLog:
         if self.path.exists():
             yield from map(Line.read, self.path.read_text().splitlines())
 
-    def leader(self, group: str) -> int | None:
-        """Return the process id of the group's last leader."""
-        return next((line.pid for line in reversed(list(self.lines())) if line.group == group), None)
-
     def running_again(self, job_id: str, after: float, without: Collection[int]) -> float | None:
         """Return when a leader other than `without` first ran the job after this time."""
         times = (
