@@ -24,7 +24,7 @@ from tests.servers import S3Bucket, S3Server, create_bucket, redis_program, run_
 
 ROOT = Path(__file__).parents[1]
 RANKS_FOLDER = "tests/model/parallel/"
-CHROMIUM_NAMES = ["chromium", "chromium-browser", "google-chrome"]
+CHROMIUM_NAMES = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"]
 CHROMIUM_FLAGS = [
     "--headless",
     "--no-sandbox",
