@@ -1,6 +1,6 @@
 // The list of jobs: pages, filters, and changes as they happen.
 
-import { call } from "./api.js";
+import { call, parse } from "./api.js";
 import * as card from "./card.js";
 import { announce } from "./news.js";
 
@@ -222,7 +222,7 @@ function openStream(ids) {
   const source = new EventSource(`/events?jobs=${ids.join()}`);
   const opened = { ids: new Set(ids), source, hasOpened: false };
   const update = (event) => {
-    const job = JSON.parse(event.data);
+    const job = parse(event.data);
     if (cards.has(job.id)) show(job); // it may have been deleted meanwhile
   };
   for (const kind of ["status", "progress"]) source.addEventListener(kind, update);

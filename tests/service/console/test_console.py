@@ -323,6 +323,20 @@ class TestInABrowser:
         assert repeated.pop("seed") != first.pop("seed")
         assert repeated == first
 
+    def test_seed_that_a_number_cannot_hold_stays_exact(self, page, live, client):
+        seed = 2**53 + 1
+        client.post("/generate", json={"prompt": "a red ball", "seed": seed})
+        page.wait_for_selector(f"text=Seed {seed}")
+        page.click("text=Copy as curl")
+        page.wait_for_selector("text=Copied")
+        command = page.evaluate("navigator.clipboard.readText()")
+        assert f'"seed":{seed},' in command
+        page.click("text=Edit")
+        assert page.input_value("[name=seed]") == str(seed)
+        page.click("text=Generate")
+        page.wait_for_selector(f".job:nth-child(2) >> text=Seed {seed}")
+        assert [job["request"]["seed"] for job in client.get("/jobs").json()["jobs"]] == [seed, seed]
+
     def test_user_requests_several_videos_by_a_time(self, page, client):
         page.fill("textarea", "a red ball")
         page.click("text=More options")
