@@ -136,6 +136,18 @@ def test_every_import_is_a_declared_dependency():
     assert not undeclared, "\n".join(undeclared)
 
 
+def test_longcat_command_runs_without_extras():
+    base = {Requirement(text).name for text in PROJECT["dependencies"]}
+    extras = PROJECT["optional-dependencies"]
+    others = {
+        Requirement(text).name for extra in ("s3", "service", "worker") for text in extras[extra]
+    } - base
+    absent = [name for name, owners in packages_distributions().items() if others & {*owners}]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import service.cli.__main__"
+    assert "fastapi" in absent
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_client_needs_httpx_and_pydantic_only():
     assert [Requirement(text).name for text in CLIENT["dependencies"]] == ["httpx", "pydantic"]
 
