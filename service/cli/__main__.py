@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import shtab
 from pydantic import ValidationError
 
 from longcat_video_client import Client, Job, JobCancelled, JobFailed, LongCatVideoError, RetryPolicy
@@ -30,6 +31,9 @@ _STANDARD_OUTPUT = Path("-")
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code, which `--help` explains."""
     arguments = parser().parse_args(words)
+    if arguments.command == "completion":
+        print(shtab.complete(parser(), arguments.shell))
+        return 0
     options = {name: getattr(arguments, name) for name in ("url", "api_key") if getattr(arguments, name)}
     try:
         settings = CliSettings(**options)
@@ -37,6 +41,8 @@ def main(words: Sequence[str] | None = None) -> int:
         parser().error(f"the URL of the service: {error.errors()[0]['msg']}")
     key = settings.api_key.get_secret_value() if settings.api_key else None
     try:
+        if getattr(arguments, "prompt", None):
+            arguments.prompt = [_read_prompt() if text == "-" else text for text in arguments.prompt]
         with Client(str(settings.url), key, retry=RetryPolicy(total_s=arguments.patience)) as client:
             _COMMANDS[arguments.command](client, arguments)
         sys.stdout.flush()
@@ -77,6 +83,8 @@ def _request(
 ) -> None:
     """Submit a job, and unless told otherwise, wait for it and save its video."""
     _check_output(arguments.output, fields.get("num_videos", 1))
+    if arguments.json and arguments.output == _STANDARD_OUTPUT:
+        raise FileError("cannot write both JSON and a video to standard output")
     with file_errors("read"):
         job = submit(
             prompt=_prompt(arguments),
@@ -87,13 +95,16 @@ def _request(
             condition_video=arguments.condition_video,
         )
     if arguments.no_wait:
-        print(*job.all_ids, sep="\n")
+        if arguments.json:
+            _print_json([_as_json(client.jobs.get(job_id)) for job_id in job.all_ids])
+        else:
+            print(*job.all_ids, sep="\n")
         return
     print("job", *job.all_ids, file=sys.stderr)
     if job.batch:
-        _save_all(client, job, arguments.output)
+        _save_all(client, job, arguments.output, in_json=arguments.json)
     else:
-        _save(client, job.id, arguments.output)
+        _save(client, job.id, arguments.output, in_json=arguments.json)
 
 
 def _download(client: Client, arguments: argparse.Namespace) -> None:
@@ -101,7 +112,8 @@ def _download(client: Client, arguments: argparse.Namespace) -> None:
     _save(client, arguments.job, arguments.output)
 
 
-def _save(client: Client, job_id: str, output: Path | None) -> None:
+def _save(client: Client, job_id: str, output: Path | None, *, in_json: bool = False) -> None:
+    """Wait for a job and save its video. Print where, or the job in JSON."""
     with ProgressBar(sys.stderr, sys.stderr.isatty()) as bar:
         job = client.jobs.wait(job_id, on_update=bar.show)
     job.result_or_raise()
@@ -111,17 +123,20 @@ def _save(client: Client, job_id: str, output: Path | None) -> None:
     path = output or Path(f"{job_id}.mp4")
     with file_errors("write", path):
         client.jobs.download(job, path)
-    print(path)
+    if in_json:
+        _print_json({**_as_json(job), "path": str(path)})
+    else:
+        print(path)
 
 
-def _save_all(client: Client, job: Job, output: Path | None) -> None:
+def _save_all(client: Client, job: Job, output: Path | None, *, in_json: bool) -> None:
     """Wait for all jobs of a batch, save the videos of those that succeed, and raise the first error."""
     failures: list[LongCatVideoError] = []
     for number, job_id in enumerate(job.all_ids):
         seed = (job.request.seed or 0) + number
         path = output and output.with_stem(f"{output.stem}-{seed}")
         try:
-            _save(client, job_id, path)
+            _save(client, job_id, path, in_json=in_json)
         except (JobFailed, JobCancelled) as error:
             failures.append(error)
     for failure in failures[1:]:
@@ -158,8 +173,7 @@ def _timeline(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _status(client: Client, arguments: argparse.Namespace) -> None:
-    job = client.jobs.get(arguments.job)
-    print(json.dumps(job.model_dump(mode="json", exclude_unset=True), indent=2, ensure_ascii=False))
+    _print_json(_as_json(client.jobs.get(arguments.job)))
 
 
 def _cancel(client: Client, arguments: argparse.Namespace) -> None:
@@ -179,12 +193,19 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
         created_before=arguments.created_before,
         batch=arguments.batch,
     )
+    if arguments.json:
+        _print_json([_as_json(job) for job in jobs])
+        return
     for job in jobs:
         print(job.id, _created_at(job), f"{describe_stage(job):<16}", _first_prompt(job), sep="  ")
 
 
-def _usage(client: Client, arguments: argparse.Namespace) -> None:  # no arguments
-    for each in client.usage():
+def _usage(client: Client, arguments: argparse.Namespace) -> None:
+    usage = client.usage()
+    if arguments.json:
+        _print_json([each.model_dump(mode="json") for each in usage])
+        return
+    for each in usage:
         costs = [f"{amount:.2f} {currency}" for currency, amount in each.costs.items()]
         print(each.day, f"{each.gpu_s:.1f} s", *costs, each.owner, sep="  ")
 
@@ -196,9 +217,27 @@ def _presets(client: Client, arguments: argparse.Namespace) -> None:
         print(preset.name)
     elif arguments.action == "delete":
         client.presets.delete(arguments.name)
+    elif arguments.json:
+        _print_json({preset.name: preset.options for preset in client.presets.all()})
     else:
         for preset in client.presets.all():
             print(preset.name, json.dumps(preset.options, ensure_ascii=False), sep="  ")
+
+
+def _as_json(job: Job) -> dict[str, Any]:
+    return job.model_dump(mode="json", exclude_unset=True)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _read_prompt() -> str:
+    """Read a prompt from standard input. Raises FileError."""
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise FileError("standard input is no text") from error
 
 
 def _prompt(arguments: argparse.Namespace) -> str | list[str] | None:

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
+import shtab
+
 from jobs.order import Priority
 from jobs.record import Status
 from longcat_video_client import JobVideo
@@ -59,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     generate = commands.add_parser("generate", help="request a video, wait for it and save it")
     generate.add_argument(
-        "prompt", nargs="+", help="what the video should show; several: one for each segment"
+        "prompt",
+        nargs="+",
+        help="what the video should show, or - to read it from standard input; several: one for each segment",
     )
     generate.add_argument(
         "--preset", metavar="NAME", help="begin with the options of this preset; others replace them"
@@ -93,7 +97,10 @@ def parser() -> argparse.ArgumentParser:
         )
     listing.add_argument("--batch", metavar="ID", help="the jobs of one request for several videos")
     listing.add_argument("--limit", type=int, default=20)
-    commands.add_parser("usage", help="show the GPU time and the cost of each day")
+    _add_json(listing)
+    _add_json(commands.add_parser("usage", help="show the GPU time and the cost of each day"))
+    completion = commands.add_parser("completion", help="print a script that completes commands in a shell")
+    completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     return root
 
 
@@ -118,11 +125,17 @@ def _add_request(command: argparse.ArgumentParser) -> None:
         help="running the command again with the same key makes no new job",
     )
     command.add_argument("--no-wait", action="store_true", help="print the job's id and exit")
+    _add_json(command)
     _add_output(command)
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_presets(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION")
+    _add_json(command)
     actions.add_parser("list", help="show all presets; the default")
     save = actions.add_parser("save", help="store options under a name")
     save.add_argument("name")

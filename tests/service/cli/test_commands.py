@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -112,6 +114,26 @@ class TestGenerate:
         ran = [at_service("generate", "a", "--no-wait") for _ in range(2)]
         assert ran[0].out != ran[1].out
 
+    def test_prompt_is_read_from_standard_input(self, at_service, worker, monkeypatch):
+        monkeypatch.setattr("sys.stdin", io.StringIO("a red ball\n"))
+        assert at_service("generate", "-", "--no-wait").code == 0
+        assert worker.claim().job.order.prompts == ("a red ball",)
+
+    def test_standard_input_that_is_no_text_is_an_error(self, at_service, monkeypatch):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+        assert at_service("generate", "-", "--no-wait").code == 6
+
+    def test_prints_the_job_and_the_path_in_json(self, at_service, worker, tmp_path):
+        out = tmp_path / "out.mp4"
+        with working(worker, worker.succeed):
+            shown = json.loads(at_service("generate", "a", "--json", "-o", out).out)
+        assert (shown["status"], shown["path"]) == ("succeeded", str(out))
+        assert at_service("generate", "a", "--json", "-o", "-").code == 6
+
+    def test_prints_jobs_that_it_does_not_wait_for_in_json(self, at_service):
+        shown = json.loads(at_service("generate", "a", "--num-videos", 2, "--no-wait", "--json").out)
+        assert [job["status"] for job in shown] == ["queued", "queued"]
+
 
 class TestPresets:
     def test_preset_is_saved_used_and_deleted(self, at_service, worker):
@@ -123,6 +145,7 @@ class TestPresets:
         assert [line.partition("  ")[0] for line in lines] == ["draft", "other"]
         assert json.loads(lines[0].partition("  ")[2]) == json.loads(options)
         assert at_service("presets", "list").out.splitlines() == lines
+        assert json.loads(at_service("presets", "--json").out) == {"draft": json.loads(options), "other": {}}
         ran = at_service("generate", "c", "--preset", "draft", "--num-videos", 1, "--seed", 7, "--no-wait")
         assert ran.code == 0, ran.err
         job = worker.claim().job
@@ -213,6 +236,7 @@ class TestOtherCommands:
         assert lines[1].endswith("a red ball")
         assert at_service("list", "--status", "running").out == ""
         assert len(at_service("list", "--limit", 1).out.splitlines()) == 1
+        assert [shown["id"] for shown in json.loads(at_service("list", "--json").out)] == [other, job]
 
     def test_list_selects_a_task_and_a_time(self, at_service, job):
         long = at_service("generate", "one", "two", "--no-wait").out.strip()
@@ -236,6 +260,7 @@ class TestOtherCommands:
         assert at_service("usage").out.endswith("2.5 s  anonymous\n")
         redis.hset(f"longcat:usage:{int(time.time() // 86400)}:cost:anonymous", "EUR", "1.234567891")
         assert at_service("usage").out.endswith("2.5 s  1.23 EUR  anonymous\n")
+        assert json.loads(at_service("usage", "--json").out)[0]["gpu_s"] == 2.5
 
     def test_download_saves_a_finished_job(self, at_service, job, worker, tmp_path, monkeypatch):
         worker.succeed(worker.claim())
@@ -264,6 +289,21 @@ class TestOtherCommands:
         assert (ran.code, ran.out) == (3, "")
         assert "job_not_ready" in ran.err
         assert not (tmp_path / "trace.json").exists()
+
+
+class TestCompletion:
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+    @pytest.mark.parametrize(
+        ("words", "found"),
+        [(["longcat", "gen"], "generate"), (["longcat", "list", "--sta"], "--status")],
+    )
+    def test_bash_completes_commands_and_options(self, run, tmp_path, words, found):
+        script = tmp_path / "completion"
+        script.write_text(run("completion", "bash").out)
+        code = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+        code += "; $(complete -p longcat | sed 's/.*-F \\([^ ]*\\).*/\\1/'); echo ${COMPREPLY[@]}"
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [found]
 
 
 class TestExitCodes:
