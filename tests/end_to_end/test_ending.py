@@ -13,7 +13,9 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize(("how", "ranks"), [(signal.SIGINT, 1), (signal.SIGKILL, 2)])
+@pytest.mark.parametrize(
+    ("how", "ranks"), [pytest.param(signal.SIGINT, 1, marks=pytest.mark.soak), (signal.SIGKILL, 2)]
+)
 def test_nothing_stays_behind(how, ranks, tmp_path, tiny_checkpoint):
     with run_stack(tmp_path, tiny_checkpoint, ranks=ranks) as stack:
         stack.order(num_inference_steps=50)

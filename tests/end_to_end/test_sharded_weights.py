@@ -10,7 +10,7 @@ import pytest
 from tests.running_stack import RunningStack, run_stack
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.servers import redis_program
 from tests.waiting import wait_until
 from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.soak
 
 ORDERS: dict[str, dict[str, object]] = {
     "a cat": {"num_inference_steps": 40, "guidance_scale": 4.0},

@@ -166,16 +166,17 @@ def nodes_of_model(layout, link, tiny_checkpoint, tmp_path_factory) -> Iterator[
 
 
 @pytest.mark.faults
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("layout", "phase", "in_exchange"),
     [
-        pytest.param("guidance", "denoise", False, id="guidance-denoise", marks=pytest.mark.soak),
-        pytest.param("guidance", "denoise", True, id="guidance-exchange", marks=pytest.mark.soak),
-        pytest.param("guidance", "decode", True, id="guidance-decode", marks=pytest.mark.soak),
-        pytest.param("ring", "denoise", False, id="ring-denoise", marks=pytest.mark.soak),
+        pytest.param("guidance", "denoise", False, id="guidance-denoise"),
+        pytest.param("guidance", "denoise", True, id="guidance-exchange"),
+        pytest.param("guidance", "decode", True, id="guidance-decode"),
+        pytest.param("ring", "denoise", False, id="ring-denoise"),
         pytest.param("ring", "denoise", True, id="ring-exchange"),
-        pytest.param("ring", "decode", True, id="ring-decode", marks=pytest.mark.soak),
+        pytest.param("ring", "decode", True, id="ring-decode"),
     ],
     indirect=["layout"],
 )
