@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 NOT_STARTED = 3  # the exit code if startup failed
 _EXPOSED_HEADERS = (
     *("Location", "Retry-After", "X-Request-Id", "X-Limit", REPLAYED, openai_routes.POLL_HEADER),
+    job_routes.COUNT_HEADER,
     *("ETag", "Accept-Ranges", "Content-Range", "Content-Disposition"),
 )
 _OPS_ROUTERS = (health.ops_router, docs.router)

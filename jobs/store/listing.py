@@ -136,6 +136,16 @@ class JobIndexes:
         found, stopped_at = self.walk(wanted, 1, first, newest_first=False)
         return JobPage(jobs, older, first if found or stopped_at else None)
 
+    def count(self, wanted: JobFilter) -> int | None:
+        """Return how many jobs are wanted, None if not an index tells but only the record of each.
+
+        Records that have expired, or cannot be read, may be counted.
+        """
+        if wanted.checks():
+            return None
+        first, end = self._range(wanted, None, newest_first=True)
+        return int(self._redis.zcount(self._key(wanted.index), *_scores(first, end)))
+
     def walk(self, wanted: JobFilter, limit: int, start: Cursor | None, *, newest_first: bool) -> Walk:
         """Return up to `limit` jobs behind a cursor. Records that cannot be read are passed over."""
         index = self._key(wanted.index)
@@ -231,7 +241,7 @@ class JobIndexes:
         self, index: str, first: int, end: float, limit: int, *, newest_first: bool
     ) -> list[tuple[str, int]]:
         """Return ids and numbers from an index, those from `first` to before `end`."""
-        lowest, highest = str(first), "+inf" if end == math.inf else f"({end:.0f}"
+        lowest, highest = _scores(first, end)
         if newest_first:
             members: Any = self._redis.zrevrangebyscore(index, highest, lowest, 0, limit, withscores=True)
         else:
@@ -252,6 +262,11 @@ class JobIndexes:
         """Return the key of an index: `all`, a status, or a batch."""
         key = f"longcat:index:{index}"
         return key if self._owner is None else f"{key}:{self._owner}"
+
+
+def _scores(first: int, end: float) -> tuple[str, str]:
+    """Return the range of the numbers from `first` to before `end`, as Redis writes it."""
+    return str(first), "+inf" if end == math.inf else f"({end:.0f}"
 
 
 def record_key(job_id: str) -> str:

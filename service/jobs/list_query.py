@@ -53,8 +53,11 @@ class ListQuery(BaseModel):
     after: str | None = Field(None, max_length=150, description="`next` of another page.")
     before: str | None = Field(None, max_length=150, description="`previous` of another page.")
 
-    def page(self, backend: Backend) -> JobPage:
-        """Return the page. Raise InvalidRequest, JobNotFound, Unavailable."""
+    def page(self, backend: Backend) -> tuple[JobPage, int | None]:
+        """Return the page, and the number of jobs on all pages if it is known without reading them.
+
+        Raises InvalidRequest, JobNotFound, Unavailable.
+        """
         if self.after is not None and self.before is not None:
             raise InvalidRequest("before: cannot be combined with after", "before")
         client = backend.jobs if self.owner is None else backend.jobs_of(self.owner)
@@ -62,11 +65,12 @@ class ListQuery(BaseModel):
             self.status, self.task, self.created_after, self.created_before, self.batch, self.text
         )
         found = client.filtered_page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
-        return JobPage(
+        page = JobPage(
             jobs=backend.views(found.jobs),
             next=None if found.older is None else str(found.older),
             previous=None if found.newer is None else str(found.newer),
         )
+        return page, client.count(wanted)
 
 
 def _cursor(text: str | None) -> Cursor | None:

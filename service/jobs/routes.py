@@ -39,6 +39,20 @@ _CREATED: dict[int | str, dict[str, Any]] = {
     **error_responses(400, 403, 408, 409, 413, 415, 422, 503),
 }
 
+COUNT_HEADER = "X-Total-Count"
+_LISTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            COUNT_HEADER: {
+                "description": "The number of jobs on all pages. Absent with `task` or `text`, and for a "
+                "status in a batch: then each job would have to be read.",
+                "schema": {"type": "integer"},
+            }
+        }
+    },
+    **error_responses(404, 422, 503),
+}
+
 
 @router.post(
     "/generate",
@@ -78,14 +92,17 @@ def get_capability(backend: CurrentBackend) -> FleetView:
     return FleetView.of(backend.fleet(), queue_depths(backend.redis), has_step_cache=has_step_cache)
 
 
-@router.get("/jobs", responses=error_responses(404, 422, 503))
-def list_jobs(backend: CurrentBackend, query: Annotated[ListQuery, Query()]) -> JobPage:
+@router.get("/jobs", responses=_LISTED)
+def list_jobs(backend: CurrentBackend, query: Annotated[ListQuery, Query()], response: Response) -> JobPage:
     """List jobs, the newest first.
 
     With `task` or `text`, a page looks at 1,000 jobs at most. It may have fewer than `limit` jobs, or none,
     although `next` is not null.
     """
-    return query.page(backend)
+    page, num_jobs = query.page(backend)
+    if num_jobs is not None:
+        response.headers[COUNT_HEADER] = str(num_jobs)
+    return page
 
 
 @router.get("/jobs/{job_id}", responses=error_responses(404, 503))

@@ -143,6 +143,18 @@ class TestList:
         back = client.get("/jobs", params={"limit": 2, "before": second["previous"]}).json()
         assert (ids(back), back["previous"]) == (made[:2], None)
 
+    def test_header_counts_the_jobs_on_all_pages(self, client, order):
+        first, second, _ = (order() for _ in range(3))
+        client.post(f"/jobs/{first['id']}/cancel")
+
+        def count(query):
+            return client.get(f"/jobs?limit=1&{query}").headers.get("X-Total-Count")
+
+        assert [count(""), count(f"after={second['id']}"), count("status=cancelled")] == ["3", "3", "1"]
+        year = "2020-01-01T00:00:00Z"
+        assert [count(f"created_before={year}"), count(f"created_after={year}")] == ["0", "3"]
+        assert [count("text=a"), count("task=refine"), count("owner=somebody")] == [None, None, "0"]
+
     def test_page_after_a_deleted_job_continues_at_its_place(self, client, order):
         made = [order()["id"] for _ in range(3)][::-1]
         page = client.get("/jobs?limit=1").json()
