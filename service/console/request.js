@@ -8,6 +8,7 @@ const NUMBERS = [
   "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "seed", "num_videos", "deadline_s",
 ];
 const CHOICES = ["task", "quality", "priority"];
+const FIELDS = [...CHOICES, ...NUMBERS, "negative_prompt"];
 const PROMPTS = ["prompt", "prompts"];
 const REFINEMENT = ["t_thresh", "spatial_refine_only", "condition_video", "num_condition_frames"];
 const NEEDED_LORAS = { distilled: "cfg_step_lora", refine: "refinement_lora" };
@@ -39,6 +40,7 @@ export function showCapability(capability) {
   fields.num_videos.max = capability.max_num_videos;
   for (const option of fields.quality.options) option.hidden = option.disabled = !capability.qualities.includes(option.value);
   fields.num_inference_steps.placeholder = limits.num_inference_steps;
+  fields.negative_prompt.placeholder = limits.negative_prompt;
   fields.guidance_scale.placeholder = limits.guidance_scale;
   fields.num_frames.placeholder = limits.default_num_frames;
   knownWords = capability.known_words ?? [];
@@ -92,11 +94,12 @@ export function body() {
 export function options(entered = new FormData(form)) {
   const sent = new FormData();
   const size = entered.get("size") ?? "";
-  for (const name of [...CHOICES, ...NUMBERS]) if (entered.get(name)) sent.append(name, entered.get(name));
+  for (const name of FIELDS) if (entered.get(name)) sent.append(name, entered.get(name));
   for (const name of Object.keys(NEEDED_LORAS)) if (entered.has(name)) sent.append(name, "true");
   const [width, height] = size.split(/\s*[x×]\s*/);
   if (height) { sent.append("width", width); sent.append("height", height); } else if (size) sent.append("resolution", size);
   for (const [name, value] of Object.entries(extra)) {
+    if (entered.get(name)) continue;
     for (const each of Array.isArray(value) ? value : [value]) {
       sent.append(name, typeof each === "string" ? each : JSON.stringify(each));
     }
@@ -126,7 +129,8 @@ export function enter(values, { others = false } = {}) {
 export function enterOptions({ resolution, height, width, ...others }) {
   const text = others.prompts?.join("\n") ?? others.prompt ?? fields.prompt.value;
   const values = { ...others, prompt: text, size: resolution ?? (height ? `${width}×${height}` : "") };
-  extra = Object.fromEntries(Object.entries(others).filter(([name]) => !(name in fields || PROMPTS.includes(name))));
+  const hasField = (name, value) => PROMPTS.includes(name) || (name in fields && value !== "");
+  extra = Object.fromEntries(Object.entries(others).filter(([name, value]) => !hasField(name, value)));
   enter(values, { others: true });
   showExtra();
   fields.prompt.focus();
@@ -150,7 +154,8 @@ export function enterJob(job) {
   const { request } = job;
   extra = withoutField(job);
   showExtra();
-  const values = Object.fromEntries([...CHOICES, ...NUMBERS].map((name) => [name, request[name]]));
+  const values = Object.fromEntries(FIELDS.map((name) => [name, request[name]]));
+  if (request.negative_prompt === limits?.negative_prompt) values.negative_prompt = "";
   const [field] = ["image", "video"].filter((name) => request[name]);
   enter({
     ...values,
@@ -169,7 +174,7 @@ function withoutField({ request, metadata }) {
   const { negative_prompt, num_condition_frames, t_thresh, spatial_refine_only, condition_video } = request;
   const { webhook_url, webhook_events, model } = request;
   const given = {
-    negative_prompt: negative_prompt === limits?.negative_prompt ? null : negative_prompt,
+    negative_prompt: negative_prompt === "" && limits?.negative_prompt ? "" : null, // an empty field means the default
     num_condition_frames: [0, limits?.num_condition_frames].includes(num_condition_frames) ? null : num_condition_frames,
     t_thresh: t_thresh === defaultTThresh ? null : t_thresh,
     spatial_refine_only: spatial_refine_only || null,
@@ -195,7 +200,7 @@ function focusPrompt() {
 
 export function startFrom(chosen, job, task) {
   const prompt = job.request.prompts?.at(-1) ?? job.request.prompt;
-  const unguided = task === "refine" ? { guidance_scale: "", distilled: false } : {};
+  const unguided = task === "refine" ? { guidance_scale: "", distilled: false, negative_prompt: "" } : {};
   enter({ prompt, size: "", num_frames: "", num_segments: "", refine: false, ...unguided });
   for (const name of task === "refine" ? ["negative_prompt"] : REFINEMENT) delete extra[name];
   showExtra();

@@ -52,7 +52,7 @@ def show_grid(page, **given):
 
 
 def show_all_options(page, client, **_):
-    client.put("/presets/calm", json={"negative_prompt": "rain"})
+    client.put("/presets/calm", json={"metadata": {"team": "x"}})
     page.evaluate("localStorage.setItem('prompts:', JSON.stringify(['a red ball']))")
     page.reload()
     page.click("text=More options")

@@ -385,12 +385,27 @@ class TestInABrowser:
         page.reload()
         expect(page.locator("#examples button")).not_to_have_count(0)  # the defaults are known
         page.click("text=Edit")
-        expect(page.locator("#extra-names")).to_have_text("Also sent: negative prompt, metadata")
+        expect(page.locator("#extra-names")).to_have_text("Also sent: metadata")
+        assert page.input_value("[name=negative_prompt]") == "rain"
         page.click("text=Generate")
         page.wait_for_selector(".job:nth-child(2)")
         edited, first = client.get("/jobs").json()["jobs"]
         assert edited["request"] == first["request"]
         assert edited["metadata"] == first["metadata"]
+
+    @pytest.mark.parametrize("given", [{}, {"negative_prompt": ""}], ids=["default", "none"])
+    def test_edited_request_keeps_its_negative_prompt(self, page, client, given):
+        client.post("/generate", json={"prompt": "a red ball", **given})
+        page.reload()
+        expect(page.locator("#examples button")).not_to_have_count(0)  # the defaults are known
+        page.click("text=Edit")
+        assert page.input_value("[name=negative_prompt]") == ""
+        page.click("text=Generate")
+        page.wait_for_selector(".job:nth-child(2)")
+        expected = given.get("negative_prompt", "blurred")
+        assert [job["request"]["negative_prompt"] for job in client.get("/jobs").json()["jobs"]] == [
+            expected
+        ] * 2
 
     def test_video_of_an_edited_request_can_be_refined(self, page, worker, client):
         client.post("/generate", json={"prompt": "a red ball", "negative_prompt": "rain", "num_frames": 17})
@@ -551,9 +566,9 @@ class TestInABrowser:
         client.put("/presets/calm", json=options)
         page.click("text=Presets and earlier prompts")
         page.click("#presets button:text('calm')")
-        expect(page.locator("#extra-names")).to_have_text("Also sent: metadata, negative prompt")
+        expect(page.locator("#extra-names")).to_have_text("Also sent: metadata")
         page.reload()
-        expect(page.locator("#extra-names")).to_have_text("Also sent: metadata, negative prompt")
+        expect(page.locator("#extra-names")).to_have_text("Also sent: metadata")
         page.click("text=Generate")
         page.wait_for_selector(".job .prompt:has-text('a red ball')")
         (job,) = client.get("/jobs").json()["jobs"]
