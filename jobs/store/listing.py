@@ -137,9 +137,9 @@ class JobIndexes:
         return JobPage(jobs, older, first if found or stopped_at else None)
 
     def count(self, wanted: JobFilter) -> int | None:
-        """Return how many jobs are wanted, None if not an index tells but only the record of each.
+        """Return how many jobs are wanted, or None if the indexes do not tell, as for a task or a text.
 
-        Records that have expired, or cannot be read, may be counted.
+        Jobs whose records have expired or cannot be read may be counted.
         """
         if wanted.checks():
             return None
