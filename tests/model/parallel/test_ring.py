@@ -80,7 +80,7 @@ def test_merged_parts_are_the_softmax_over_all_keys(lengths, seed, sharpness):
         out, lse = whole_softmax(q, keys, values)
         merged = merge(merged, PartialAttention(out.float(), lse.float()))
     out, lse = whole_softmax(q, k, v)
-    # Weights are exponentials of log-sum-exps, which float32 rounds: those of the sharpest, near 300, by 1.5e-5.
+    # Weights are exponentials of log-sum-exps, which float32 rounds: those near 300 by 1.5e-5.
     rounding = lse.abs().max().item() * torch.finfo(torch.float32).eps
     torch.testing.assert_close(merged.out.double(), out, rtol=0, atol=1e-5 + 2 * rounding)
     torch.testing.assert_close(merged.lse.double(), lse, rtol=1e-6, atol=1e-5)
