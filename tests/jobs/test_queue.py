@@ -16,13 +16,12 @@ from redis import Redis
 from rq import Queue
 from rq.callbacks import Callback
 from rq.job import Retry
-from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from jobs.connect import connect
 from jobs.errors import Unavailable
 from jobs.maintenance import sweep
-from jobs.queue import QUEUE_NAME, Ticket, TicketQueue, TicketWorker, consume, queue_name
+from jobs.queue import QUEUE_NAME, TICKET_TTL_S, TicketQueue, TicketWorker, consume, queue_name
 from jobs.store.job_store import JobStore
 from stack.redis_server import RedisServer
 from tests.jobs.examples import LEASE_S, a_submission, keys_of
@@ -172,25 +171,25 @@ class TestConsuming:
     def test_ticket_of_a_killed_worker_expires(self, redis: Redis, redis_server: str, tickets: TicketQueue):
         program = (
             "import os, sys, jobs.queue; from redis import Redis\n"
-            "jobs.queue.ticket = lambda _: os.kill(os.getpid(), 9)\n"
-            "worker = jobs.queue.TicketWorker(Redis.from_url(sys.argv[1]))\n"
-            "while True: worker.take()\n"
+            "class Killed(jobs.queue.TicketWorker):\n"
+            "    def execute_job(self, job, queue): os.kill(os.getpid(), 9)\n"
+            "Killed(Redis.from_url(sys.argv[1])).take(['task=a'])\n"
         )
-        tickets.enqueue("abc")
+        tickets.enqueue("abc", "task=a")
         died = subprocess.run([sys.executable, "-c", program, redis_server], check=False)
         assert died.returncode == -9
-        assert tickets.count() == 0
-        [key] = keys_of(redis, "rq:job:*-*")
+        assert tickets.count("task=a") == 0
+        [key] = keys_of(redis, "rq:job:*")
+        assert 0 < redis.ttl(key) <= TICKET_TTL_S
+
+    @pytest.mark.parametrize("requirements", [(), ("task=a",)])
+    def test_taken_ticket_leaves_nothing_behind(self, redis: Redis, tickets: TicketQueue, requirements):
         worker = TicketWorker(redis)
-        queue = worker.queues[0]
-        started = StartedJobRegistry(queue=queue, job_class=Ticket)
-        started.cleanup(timestamp=2**40)
-        assert started.get_job_count(cleanup=False) == 0
-        failed = FailedJobRegistry(queue=queue, job_class=Ticket)
-        assert failed.get_job_count(cleanup=False) == 1
-        failed.cleanup(timestamp=2**40)
-        assert failed.get_job_count(cleanup=False) == 0
-        assert 0 < redis.ttl(key) <= 60
+        worker.take()
+        before = keys_of(redis)
+        tickets.enqueue("abc", *requirements)
+        assert worker.take(requirements)
+        assert keys_of(redis) == before | keys_of(redis, "rq:queues")
 
 
 class TestLostTickets:
