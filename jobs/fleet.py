@@ -18,11 +18,20 @@ from redis import Redis
 from jobs.capability import CAPABILITY_KEY, Capability, read_capability
 from jobs.connect import redis_reached
 from jobs.errors import NoCapability, UnreadableRecord
-from jobs.registration import POOL_KEY, POOLS_KEY, UNNAMED_POOL, GroupStatus, live_groups
+from jobs.registration import (
+    FLEET_CHANGED_KEY,
+    GROUPS_KEY,
+    POOL_KEY,
+    POOLS_KEY,
+    UNNAMED_POOL,
+    GroupStatus,
+    live_groups,
+)
 from jobs.requirement import can_run
 from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import text
 
+MAX_FLEET_AGE_S = 1.0
 _CACHED_CAPABILITIES = 64
 
 
@@ -77,6 +86,21 @@ class Fleet:
         ]
 
 
+_FleetState = tuple[Any, ...]
+"""Differs after groups have come, gone or changed their pools."""
+
+
+@dataclass(frozen=True)
+class _FleetRead:
+    state: _FleetState
+    read_at: float
+    fleet: Fleet
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.read_at
+
+
 class FleetReader:
     """Reads the fleet, and keeps the one that it read last. Safe between threads.
 
@@ -86,21 +110,38 @@ class FleetReader:
     def __init__(self, redis: Redis, configured: Capability | None = None) -> None:
         self._redis = redis
         self._configured = configured
-        self._latest: tuple[float, Fleet] | None = None
+        self._latest: _FleetRead | None = None
 
-    def read(self) -> Fleet:
-        """Return the known pools and their groups. Raises Unavailable."""
-        read_at = time.monotonic()
-        fleet = read_fleet(self._redis, self._configured)
-        self._latest = read_at, fleet
-        return fleet
+    def current(self) -> Fleet:
+        """Return the known pools and their groups. Raises Unavailable.
 
-    def recent(self, max_age_s: float) -> Fleet:
-        """Return the latest fleet, or read it if it is older than `max_age_s`. Raises Unavailable."""
+        The states of groups, and groups whose registration ran out, may be a second old.
+        """
+        state = self._state()
         latest = self._latest
-        if latest and time.monotonic() - latest[0] < max_age_s:
-            return latest[1]
-        return self.read()
+        if latest is None or latest.state != state or latest.age_s >= MAX_FLEET_AGE_S:
+            latest = self._read(state)
+        return latest.fleet
+
+    def recent(self) -> Fleet:
+        """Return a fleet that may be a second old, without a command if there is one. Raises Unavailable."""
+        latest = self._latest
+        if latest is None or latest.age_s >= MAX_FLEET_AGE_S:
+            latest = self._read(self._state())
+        return latest.fleet
+
+    def _read(self, state: _FleetState) -> _FleetRead:
+        """Read the fleet after its state, so that a change between the two is found by the next call."""
+        read_at = time.monotonic()
+        self._latest = latest = _FleetRead(state, read_at, read_fleet(self._redis, self._configured))
+        return latest
+
+    def _state(self) -> _FleetState:
+        with redis_reached(), self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.get(FLEET_CHANGED_KEY)
+            pipeline.get(CAPABILITY_KEY)
+            pipeline.scard(GROUPS_KEY)
+            return tuple(pipeline.execute())
 
 
 def read_fleet(redis: Redis, configured: Capability | None = None) -> Fleet:

@@ -19,6 +19,7 @@ GroupState = Literal["starting", "ready", "busy", "full", "broken"]
 
 GROUPS_KEY = "longcat:groups"
 GROUP_KEY = "longcat:group:{}"
+FLEET_CHANGED_KEY = "longcat:fleet_changed"
 POOLS_KEY = "longcat:pools"
 POOL_KEY = "longcat:pool:{}"
 UNNAMED_POOL = "unnamed"

@@ -36,7 +36,6 @@ from service.webhooks.url_checker import WebhookUrlChecker
 Task = Callable[[], None]
 
 _NO_GROUP = "no live group can run this job"
-_MAX_FLEET_AGE_S = 1.0
 _LONGEST_ETA_S = 366 * 86400.0
 
 
@@ -124,7 +123,7 @@ class Backend:
 
     def fleet(self) -> Fleet:
         """Return the known pools, among them the one that `CAPABILITY_FILE` names. Raises Unavailable."""
-        return self.fleet_reader.read()
+        return self.fleet_reader.current()
 
     def view(self, job: Job) -> JobView:
         """Return a job as clients see it, with its queue position and estimate."""
@@ -138,7 +137,7 @@ class Backend:
         estimates: dict[str, QueueEstimate] = {}
         waiting_for: dict[str, str] = {}
         if queued := [job for job in jobs if job.status == "queued"]:
-            fleet = self.fleet_reader.recent(_MAX_FLEET_AGE_S)
+            fleet = self.fleet_reader.recent()
             estimates = self.jobs.estimates([job.id for job in queued], fleet)
             waiting_for = {job.id: _NO_GROUP for job in queued if not fleet.pools_for(job.requirement)}
         return [self._view(job, estimates.get(job.id), waiting_for.get(job.id)) for job in jobs]

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 from redis import Redis
 
+import jobs.fleet
 from jobs.capability import Capability
 from jobs.connect import connect
 from jobs.errors import NoCapability, Unavailable
@@ -56,20 +57,58 @@ def test_groups_with_equal_capabilities_are_one_pool(redis: Redis):
     assert found == {FULL.pool: ["b", "c"], PLAIN.pool: ["a"]}
 
 
-def test_recent_fleet_is_read_again_only_when_it_is_too_old(redis: Redis):
-    reader = FleetReader(redis)
-    assert reader.recent(3600).pools == ()
-    register(redis, "a", PLAIN)
-    assert reader.recent(3600).pools == ()
-    assert [pool.name for pool in reader.recent(0).pools] == [PLAIN.pool]
+@pytest.fixture
+def fleet_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what was read for an hour."""
+    monkeypatch.setattr(jobs.fleet, "MAX_FLEET_AGE_S", 3600.0)
 
 
-def test_reading_the_fleet_renews_the_recent_one(redis: Redis):
-    reader = FleetReader(redis)
-    assert reader.recent(3600).pools == ()
-    register(redis, "a", PLAIN)
-    fleet = reader.read()
-    assert reader.recent(3600) is fleet
+@pytest.mark.usefixtures("fleet_is_kept")
+class TestFleetReader:
+    def test_recent_fleet_is_read_again_only_when_it_is_too_old(self, redis: Redis, monkeypatch):
+        reader = FleetReader(redis)
+        assert reader.recent().pools == ()
+        register(redis, "a", PLAIN)
+        assert reader.recent().pools == ()
+        monkeypatch.setattr(jobs.fleet, "MAX_FLEET_AGE_S", 0.0)
+        assert [pool.name for pool in reader.recent().pools] == [PLAIN.pool]
+
+    def test_reading_the_current_fleet_renews_the_recent_one(self, redis: Redis):
+        reader = FleetReader(redis)
+        assert reader.recent().pools == ()
+        register(redis, "a", PLAIN)
+        fleet = reader.current()
+        assert reader.recent() is fleet
+
+    def test_current_fleet_is_read_again_after_each_change(self, redis: Redis):
+        reader = FleetReader(redis)
+        assert reader.current().pools == ()
+        first = register(redis, "a", PLAIN)
+        assert [len(pool.groups) for pool in reader.current().live] == [1]
+        second = register(redis, "b", PLAIN)
+        assert [len(pool.groups) for pool in reader.current().live] == [2]
+        second.heartbeat("broken", 1, capability=PLAIN)
+        assert [group.state for group in reader.current().live[0].groups] == ["ready", "broken"]
+        second.heartbeat("ready", 1, capability=FULL)
+        assert [pool.capability for pool in reader.current().live] == [FULL, PLAIN]
+        first.release()
+        assert [pool.capability for pool in reader.current().live] == [FULL]
+
+    def test_groups_at_work_do_not_change_the_fleet(self, redis: Redis):
+        group = register(redis, "a", PLAIN)
+        reader = FleetReader(redis)
+        fleet = reader.current()
+        group.heartbeat("busy", 1, "job", PLAIN)
+        assert reader.current() is fleet
+
+    def test_groups_of_release_0_2_0_are_noticed(self, redis: Redis):
+        reader = FleetReader(redis)
+        assert reader.current().pools == ()
+        PLAIN.publish(redis)
+        assert [pool.capability for pool in reader.current().pools] == [PLAIN]
+        assert reader.current().live == ()
+        register_0_2_0(redis, "old")
+        assert [pool.capability for pool in reader.current().live] == [PLAIN]
 
 
 def test_most_capable_live_pool_comes_first(redis: Redis):

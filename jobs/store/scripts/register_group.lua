@@ -6,9 +6,12 @@ local holder_key = status_key .. ':holder'
 local holder = redis.call('GET', holder_key)
 if holder and holder ~= given.token then return 0 end
 redis.call('SET', holder_key, given.token, 'PX', given.ttl_ms)
+local status, before = cjson.decode(given.status), read_status(status_key)
+if not before or before.pool ~= status.pool or (before.state == 'broken') ~= (status.state == 'broken') then
+  note_fleet_change()
+end
 redis.call('SET', status_key, given.status, 'PX', given.ttl_ms)
 redis.call('SADD', 'longcat:groups', given.group)
-local status = cjson.decode(given.status)
 local time_ms = redis.call('TIME')[1] * 1000
 if status.state == 'ready' then
   redis.call('ZADD', idle_groups_key(status.pool), time_ms + given.ttl_ms, given.group)
