@@ -72,8 +72,7 @@ class JobHolder:
         Without a capability, the group can run all. A job whose record this release cannot read is set aside:
         it stays queued for workers of other releases, and the next one is claimed.
         """
-        set_missing_requirements(self._run)
-        while reply := self._claim(group, lease_s, capability):
+        while reply := self._claim_or_list(group, lease_s, capability):
             fields = fields_of(reply)
             try:
                 job = Job.from_hash(fields)
@@ -173,6 +172,16 @@ class JobHolder:
     ) -> Status:
         fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
         return _status(self._run_held("finish", lease, status=status, fields=fields, counts=counts))
+
+    def _claim_or_list(self, group: str, lease_s: float, capability: Capability | None) -> Any:  # noqa: ANN401
+        """Claim the next job; if there is none, look for one that a process of release 0.2.0 submitted.
+
+        While there are others, it waits for the next sweep, which looks for such jobs, too.
+        """
+        reply = self._claim(group, lease_s, capability)
+        if not reply and set_missing_requirements(self._run):
+            reply = self._claim(group, lease_s, capability)
+        return reply
 
     def _claim(self, group: str, lease_s: float, capability: Capability | None) -> Any:  # noqa: ANN401
         """Return the record of the next job, with its id, None if no job may start."""

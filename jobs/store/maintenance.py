@@ -119,14 +119,17 @@ class JobMaintenance:
         return bool(exists) or any(due_ms is not None for due_ms in removals)
 
 
-def set_missing_requirements(run: Callable[..., Any]) -> None:
+def set_missing_requirements(run: Callable[..., Any]) -> bool:
     """Give requirements to queued jobs that processes of release 0.2.0 submitted, so that they are claimed.
 
-    An order that cannot be read gets `ANY`: whoever claims its job fails it.
+    An order that cannot be read gets `ANY`: whoever claims its job fails it. Return whether there were any.
     """
+    were_any = False
     while found := fields_of(run("jobs_without_requirement")):
+        were_any = True
         for job_id, order in found.items():
             run("set_requirement", id=job_id, requirement=_requirement_of(order))
+    return were_any
 
 
 def _requirement_of(order: str) -> str:

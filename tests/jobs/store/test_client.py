@@ -222,8 +222,7 @@ class TestDelete:
         assert store.confirm_all_file_removals() == {claim.job.id}
         of_all_jobs = {
             *("longcat:submitted", "longcat:queued_work_units", "longcat:recent_runs", "longcat:metrics"),
-            *("longcat:queue:normal:virtual_time", "longcat:queue:normal:idle", "longcat:queue:checked"),
-            "longcat:gpu_time",
+            *("longcat:queue:normal:virtual_time", "longcat:queue:normal:idle", "longcat:gpu_time"),
         }
         patterns = ("longcat:claims:*", "longcat:deletes:*", "longcat:gpu_budget:*", "longcat:usage:*")
         that_expire = {key for pattern in patterns for key in keys_of(redis, pattern)}
