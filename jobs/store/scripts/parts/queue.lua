@@ -256,9 +256,16 @@ local MOST_MOVED = 100
 local function move_in_start_order(priority, owner_queue, first_rank, by, last_rank)
   last_rank = math.min(last_rank or math.huge, first_rank + MOST_MOVED - 1)
   local jobs = redis.call('ZRANGE', owner_queue, first_rank, last_rank, 'WITHSCORES')
-  for i = 1, #jobs, 2 do
-    redis.call('ZADD', start_order_key(priority), 'XX', 'INCR', by, start_order_member(jobs[i + 1], jobs[i]))
+  if #jobs == 0 then return end
+  local members, moved = {}, {}
+  for i = 1, #jobs, 2 do members[#members + 1] = start_order_member(jobs[i + 1], jobs[i]) end
+  for i, start in ipairs(redis.call('ZMSCORE', start_order_key(priority), unpack(members))) do
+    if start then
+      moved[#moved + 1] = start + by
+      moved[#moved + 1] = members[i]
+    end
   end
+  if #moved > 0 then redis.call('ZADD', start_order_key(priority), unpack(moved)) end
 end
 
 -- The virtual start time of an owner's job, if none of their jobs is before it.
