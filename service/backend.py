@@ -27,7 +27,7 @@ from service.errors import Unauthorized
 from service.http.capacity import Capacities
 from service.http.origins import Origins
 from service.jobs.views import JobView
-from service.keys.api_keys import ApiKeys
+from service.keys.api_keys import ApiKeys, Caller
 from service.keys.authentication import ANONYMOUS, Authenticator, Credentials
 from service.keys.sessions import Sessions
 from service.settings import Settings
@@ -48,10 +48,11 @@ class Backend:
     """Connections and limits that all requests share. Safe between threads.
 
     Attributes:
-        jobs: the jobs that the request may see and change: those of its `owner`.
+        jobs: the jobs that the request may see and change: those of its `owner`, or all for an admin.
         job_store: the records of all jobs, for maintenance.
         owner: in whose name the request is made.
         high_priority_allowed: whether the request may ask for high priority.
+        is_admin: whether the request may see and change the jobs of all owners.
         is_authorized: checks again whether the request may still be served, for responses that take long.
             Raises Unavailable.
         run_after_response: runs a task after the response is sent.
@@ -72,6 +73,7 @@ class Backend:
     fleet_reader: FleetReader
     owner: str = ANONYMOUS
     high_priority_allowed: bool = True
+    is_admin: bool = True
     is_authorized: Callable[[], bool] = lambda: True
     run_after_response: Callable[[Task], None] = _run_now
 
@@ -105,11 +107,15 @@ class Backend:
             fleet_reader=FleetReader(redis, settings.configured_capability),
         )
 
-    def for_owner(self, owner: str) -> Backend:
-        """Return this backend restricted to the jobs of an owner."""
-        if owner == ANONYMOUS:
-            return self
-        return replace(self, owner=owner, jobs=self.jobs.for_owner(owner))
+    def for_caller(self, caller: Caller) -> Backend:
+        """Return this backend restricted to what a client may see and do."""
+        return replace(
+            self,
+            owner=caller.owner,
+            jobs=self.jobs if caller.is_admin else self.jobs.for_owner(caller.owner),
+            high_priority_allowed=caller.high_priority_allowed,
+            is_admin=caller.is_admin,
+        )
 
     def without_delay(self) -> Backend:
         """Return this backend for a request that waits for its job: tasks run before the response."""
@@ -117,7 +123,7 @@ class Backend:
 
     def jobs_of(self, owner: str) -> JobClient:
         """Return the jobs of one owner. Raises InvalidRequest unless the request may see them."""
-        if self.owner not in {ANONYMOUS, owner}:
+        if not self.is_admin and owner != self.owner:
             raise InvalidRequest("owner: this API key sees the jobs of its own owner only", "owner")
         return self.jobs.for_owner(owner)
 
@@ -201,12 +207,7 @@ def require_api_key(
             return backend.authenticator.authenticate(request, credentials).owner == caller.owner
         return False
 
-    return replace(
-        backend.for_owner(caller.owner),
-        high_priority_allowed=caller.high_priority_allowed,
-        is_authorized=is_authorized,
-        run_after_response=tasks.add_task,
-    )
+    return replace(backend.for_caller(caller), is_authorized=is_authorized, run_after_response=tasks.add_task)
 
 
 CurrentBackend = Annotated[Backend, Depends(require_api_key)]

@@ -184,20 +184,25 @@ def _cancel(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _list(client: Client, arguments: argparse.Namespace) -> None:
-    jobs = client.jobs.list(
-        limit=arguments.limit,
-        status=arguments.status,
-        task=arguments.task,
-        text=arguments.text,
-        created_after=arguments.created_after,
-        created_before=arguments.created_before,
-        batch=arguments.batch,
+    jobs = list(
+        client.jobs.list(
+            limit=arguments.limit,
+            status=arguments.status,
+            task=arguments.task,
+            text=arguments.text,
+            created_after=arguments.created_after,
+            created_before=arguments.created_before,
+            batch=arguments.batch,
+            owner=arguments.owner,
+        )
     )
     if arguments.json:
         _print_json([_as_json(job) for job in jobs])
         return
+    has_several_owners = len({job.owner for job in jobs}) > 1
     for job in jobs:
-        print(job.id, _created_at(job), f"{describe_stage(job):<16}", _first_prompt(job), sep="  ")
+        owner = [job.owner] if has_several_owners else []
+        print(job.id, _created_at(job), f"{describe_stage(job):<16}", *owner, _first_prompt(job), sep="  ")
 
 
 def _usage(client: Client, arguments: argparse.Namespace) -> None:

@@ -96,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
             help=f"submitted {purpose}, such as 2026-03-02T08:00Z",
         )
     listing.add_argument("--batch", metavar="ID", help="the jobs of one request for several videos")
+    listing.add_argument("--owner", help="the jobs of this owner; with the key of an admin")
     listing.add_argument("--limit", type=int, default=20)
     _add_json(listing)
     _add_json(commands.add_parser("usage", help="show the GPU time and the cost of each day"))

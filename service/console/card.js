@@ -55,6 +55,7 @@ export function fill(card, job) {
   part(".prompt").textContent = prompt(job);
   part(".facts").textContent = [numberInBatch(job), deadline(job), cost(job)].filter(Boolean).join(" · ");
   part(".seed").textContent = `Seed ${job.request.seed}`;
+  part(".owner").textContent = job.owner;
   part(".going").hidden = ended;
   part("progress").value = job.progress?.fraction ?? 0;
   part(".phase").textContent = state(job);

@@ -112,10 +112,19 @@ $("key").addEventListener("submit", (event) => {
 async function loadSession() {
   signedIn = await session.current();
   if (signedIn) library.open(signedIn.owner).catch(() => {}); // what could not be moved is moved at the next visit
+  showOwners(Boolean(signedIn?.is_admin && signedIn.owner));
   const high = form.elements.priority.querySelector("[value=high]");
   high.disabled = signedIn?.may_order_high === false;
   high.textContent = high.disabled ? "high: not allowed for this key" : "high";
   if (high.disabled && high.selected) form.elements.priority.value = "normal";
+}
+
+// Let an admin filter the jobs by owner, and show whose they are.
+function showOwners(areShown) {
+  const { owner } = $("filter").elements;
+  owner.hidden = !areShown;
+  if (!areShown) owner.value = "";
+  $("jobs").classList.toggle("of-all-owners", areShown);
 }
 
 // Requesting a video

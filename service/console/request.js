@@ -5,13 +5,17 @@ import { unknownWords } from "./words.js";
 const DRAFT = "draft";
 const WORDS_DELAY_MS = 600; // a screen reader announces each change
 const NUMBERS = [
-  "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "seed", "num_videos", "deadline_s",
+  "num_frames", "num_segments", "num_inference_steps", "guidance_scale", "seed", "num_videos", "deadline_s", "t_thresh",
+  "num_condition_frames",
 ];
-const CHOICES = ["task", "quality", "priority"];
+const CHOICES = ["task", "quality", "priority", "model"];
 const FIELDS = [...CHOICES, ...NUMBERS, "negative_prompt"];
+const TICKS = ["distilled", "refine", "spatial_refine_only"];
 const PROMPTS = ["prompt", "prompts"];
-const REFINEMENT = ["t_thresh", "spatial_refine_only", "condition_video", "num_condition_frames"];
-const NEEDED_LORAS = { distilled: "cfg_step_lora", refine: "refinement_lora" };
+const NO_REFINEMENT = { refine: false, t_thresh: "", spatial_refine_only: false, num_condition_frames: "" };
+const NEEDED_LORAS = {
+  distilled: "cfg_step_lora", refine: "refinement_lora", spatial_refine_only: "refinement_lora", t_thresh: "refinement_lora",
+};
 
 const $ = (id) => document.getElementById(id);
 const form = $("order");
@@ -28,6 +32,7 @@ export function showCapability(capability) {
   ({ limits, default_t_thresh: defaultTThresh } = capability);
   showExamples();
   showSizes();
+  showModels([...new Set(capability.pools.map((pool) => pool.model))]);
   for (const option of fields.task.options) option.hidden = Boolean(option.value) && !capability.tasks.includes(option.value);
   for (const [name, lora] of Object.entries(NEEDED_LORAS)) {
     const isThere = capability.loras.includes(lora);
@@ -43,6 +48,8 @@ export function showCapability(capability) {
   fields.negative_prompt.placeholder = limits.negative_prompt;
   fields.guidance_scale.placeholder = limits.guidance_scale;
   fields.num_frames.placeholder = limits.default_num_frames;
+  fields.num_condition_frames.placeholder = limits.num_condition_frames;
+  fields.t_thresh.placeholder = defaultTThresh;
   knownWords = capability.known_words ?? [];
   $("known-words").hidden = !knownWords.length;
   $("known-words-list").textContent = knownWords.join(", ");
@@ -64,6 +71,13 @@ function showSizes() {
   const escaped = names.map((name) => name.replace(/[\\^$.*+?()[\]{}|\/]/g, "\\$&"));
   fields.size.pattern = [...escaped, "\\d+\\s*[x×]\\s*\\d+"].join("|");
   fields.size.title = `${names.join(", ")}, or width × height`;
+}
+
+function showModels(names) {
+  const chosen = fields.model.value;
+  fields.model.replaceChildren(fields.model.options[0], ...names.map((name) => new Option(name)));
+  fields.model.value = names.includes(chosen) ? chosen : "";
+  $("models").hidden = names.length < 2;
 }
 
 let wordsTimer;
@@ -95,7 +109,7 @@ export function options(entered = new FormData(form)) {
   const sent = new FormData();
   const size = entered.get("size") ?? "";
   for (const name of FIELDS) if (entered.get(name)) sent.append(name, entered.get(name));
-  for (const name of Object.keys(NEEDED_LORAS)) if (entered.has(name)) sent.append(name, "true");
+  for (const name of TICKS) if (entered.has(name)) sent.append(name, "true");
   const [width, height] = size.split(/\s*[x×]\s*/);
   if (height) { sent.append("width", width); sent.append("height", height); } else if (size) sent.append("resolution", size);
   for (const [name, value] of Object.entries(extra)) {
@@ -129,11 +143,17 @@ export function enter(values, { others = false } = {}) {
 export function enterOptions({ resolution, height, width, ...others }) {
   const text = others.prompts?.join("\n") ?? others.prompt ?? fields.prompt.value;
   const values = { ...others, prompt: text, size: resolution ?? (height ? `${width}×${height}` : "") };
-  const hasField = (name, value) => PROMPTS.includes(name) || (name in fields && value !== "");
   extra = Object.fromEntries(Object.entries(others).filter(([name, value]) => !hasField(name, value)));
   enter(values, { others: true });
   showExtra();
   fields.prompt.focus();
+}
+
+// Tell whether a field can show this value of an option. An empty field means the default.
+function hasField(name, value) {
+  if (PROMPTS.includes(name)) return true;
+  if (name === "model") return [...fields.model.options].some((option) => option.value === value);
+  return name in fields && value !== "";
 }
 
 function showExtra() {
@@ -154,15 +174,15 @@ export function enterJob(job) {
   const { request } = job;
   extra = withoutField(job);
   showExtra();
-  const values = Object.fromEntries(FIELDS.map((name) => [name, request[name]]));
+  const values = Object.fromEntries([...FIELDS, ...TICKS].map((name) => [name, request[name]]));
   if (request.negative_prompt === limits?.negative_prompt) values.negative_prompt = "";
+  if (request.t_thresh === defaultTThresh) values.t_thresh = "";
+  if ([0, limits?.num_condition_frames].includes(request.num_condition_frames)) values.num_condition_frames = "";
   const [field] = ["image", "video"].filter((name) => request[name]);
   enter({
     ...values,
     prompt: request.prompts?.join("\n") ?? request.prompt,
     size: `${request.width}×${request.height}`,
-    distilled: request.distilled,
-    refine: request.refine,
   }, { others: true });
   if (field) useSource({ field, value: { job_id: request[field].job_id }, label: `The ${field} of that job` });
   else removeInput();
@@ -171,16 +191,13 @@ export function enterJob(job) {
 
 // Return what a job was requested with besides the fields of the form, without defaults.
 function withoutField({ request, metadata }) {
-  const { negative_prompt, num_condition_frames, t_thresh, spatial_refine_only, condition_video } = request;
-  const { webhook_url, webhook_events, model } = request;
+  const { negative_prompt, condition_video, webhook_url, webhook_events, model } = request;
   const given = {
     negative_prompt: negative_prompt === "" && limits?.negative_prompt ? "" : null, // an empty field means the default
-    num_condition_frames: [0, limits?.num_condition_frames].includes(num_condition_frames) ? null : num_condition_frames,
-    t_thresh: t_thresh === defaultTThresh ? null : t_thresh,
-    spatial_refine_only: spatial_refine_only || null,
     condition_video: condition_video && { job_id: condition_video.job_id },
     metadata: Object.keys(metadata).length ? metadata : null,
-    webhook_url, webhook_events, model,
+    model: hasField("model", model) ? null : model,
+    webhook_url, webhook_events,
   };
   return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== null));
 }
@@ -200,9 +217,11 @@ function focusPrompt() {
 
 export function startFrom(chosen, job, task) {
   const prompt = job.request.prompts?.at(-1) ?? job.request.prompt;
-  const unguided = task === "refine" ? { guidance_scale: "", distilled: false, negative_prompt: "" } : {};
-  enter({ prompt, size: "", num_frames: "", num_segments: "", refine: false, ...unguided });
-  for (const name of task === "refine" ? ["negative_prompt"] : REFINEMENT) delete extra[name];
+  const unused = task === "refine"
+    ? { refine: false, guidance_scale: "", distilled: false, negative_prompt: "" }
+    : NO_REFINEMENT;
+  enter({ prompt, size: "", num_frames: "", num_segments: "", ...unused });
+  delete extra[task === "refine" ? "negative_prompt" : "condition_video"];
   showExtra();
   useSource(chosen, task);
   focusPrompt();

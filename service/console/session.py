@@ -19,12 +19,15 @@ class SessionView(BaseModel):
 
     owner: str
     may_order_high: bool
+    is_admin: bool
 
 
 @router.get("/session")
 async def get_session(backend: CurrentBackend) -> SessionView:
     """Return the current session. Answers 401 if the page has to sign in."""
-    return SessionView(owner=backend.owner, may_order_high=backend.high_priority_allowed)
+    return SessionView(
+        owner=backend.owner, may_order_high=backend.high_priority_allowed, is_admin=backend.is_admin
+    )
 
 
 @router.post("/session", status_code=204)

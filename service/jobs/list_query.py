@@ -47,7 +47,8 @@ class ListQuery(BaseModel):
     owner: str | None = Field(
         None,
         max_length=100,
-        description="Only jobs of this owner. An API key sees those of its own owner only.",
+        description="Only jobs of this owner. An API key sees those of its own owner only, unless it is that "
+        "of an admin.",
     )
     limit: int = Field(20, ge=1, le=100)
     after: str | None = Field(None, max_length=150, description="`next` of another page.")

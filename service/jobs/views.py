@@ -147,6 +147,7 @@ class JobView(_View):
     model_config = ConfigDict(extra="forbid", title="Job")
 
     id: str
+    owner: str = Field(description="The owner of the API key that requested it; empty without keys.")
     status: Status
     task: Task
     request: RequestView

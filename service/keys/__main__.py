@@ -43,7 +43,14 @@ def _run(options: argparse.Namespace, keys: ApiKeys, signer: Signer) -> int:
     match options.command:
         case "create":
             expires_at = options.expires_at or (options.expires_in and datetime.now(UTC) + options.expires_in)
-            print(keys.create(options.owner, expires_at=expires_at, high_priority=options.allow_high))
+            print(
+                keys.create(
+                    options.owner,
+                    expires_at=expires_at,
+                    high_priority=options.allow_high,
+                    admin=options.admin,
+                )
+            )
             print("It is not shown again.", file=sys.stderr)
         case "list":
             for key in keys.all():
@@ -62,7 +69,7 @@ def _describe(key: ApiKey) -> str:
     state = f"revoked {key.revoked_at}" if key.revoked_at else "valid" if key.is_valid else "expired"
     expiry = f"expires {key.expires_at}" if key.expires_at else "never expires"
     used = f"last used {key.last_used_at}" if key.last_used_at else "never used"
-    rights = ["high priority"] if key.high_priority else []
+    rights = [*(["high priority"] if key.high_priority else []), *(["admin"] if key.admin else [])]
     return "  ".join([key.id, key.owner, f"created {key.created_at}", expiry, used, state, *rights])
 
 
@@ -75,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     expiry.add_argument("--expires-in", type=_duration, metavar="90d", help="s, m, h or d; default: never")
     expiry.add_argument("--expires-at", type=_time, metavar="TIME", help="RFC 3339, as 2030-01-31T12:00:00Z")
     create.add_argument("--allow-high", action="store_true", help="allow jobs of high priority")
+    create.add_argument("--admin", action="store_true", help="show and change the jobs of all owners")
     commands.add_parser("list", help="list all keys, without their secrets")
     revoke = commands.add_parser("revoke", help="revoke a key")
     revoke.add_argument("id", help="the id that `list` shows; also the middle part of the key")

@@ -50,8 +50,9 @@ class ApiKey:
     revoked_at: str | None = None
     expires_at: str | None = None
     high_priority: bool = False
+    admin: bool = False
     last_used_at: str | None = None
-    schema_version: int = 1
+    schema_version: int = 2
 
     @property
     def is_valid(self) -> bool:
@@ -61,11 +62,17 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class Caller:
-    """An authenticated client. `key_id` is None where no key is required."""
+    """An authenticated client.
+
+    Attributes:
+        key_id: None where no key is required.
+        is_admin: whether it may see and change the jobs of all owners.
+    """
 
     owner: str
     key_id: str | None
     high_priority_allowed: bool
+    is_admin: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,14 @@ class ApiKeys:
         self._redis = redis
         self._preset = _digest(preset.get_secret_value()) if preset else None
 
-    def create(self, owner: str, *, expires_at: datetime | None = None, high_priority: bool = False) -> str:
+    def create(
+        self,
+        owner: str,
+        *,
+        expires_at: datetime | None = None,
+        high_priority: bool = False,
+        admin: bool = False,
+    ) -> str:
         """Create a key for an owner and return it. The key itself is not stored. Raise InvalidOwner."""
         if not _OWNER.fullmatch(owner):
             raise InvalidOwner(f"an owner must match {_OWNER.pattern}, which {owner!r} does not")
@@ -100,6 +114,7 @@ class ApiKeys:
                 created_at=_text(_now()),
                 expires_at=None if expires_at is None else _text(expires_at),
                 high_priority=high_priority,
+                admin=admin,
             )
         )
         return key
@@ -142,7 +157,7 @@ class ApiKeys:
         if found is None or not is_genuine or not found.is_valid:
             return None
         self._record_use(found)
-        return Caller(found.owner, found.id, found.high_priority)
+        return Caller(found.owner, found.id, found.high_priority, found.admin)
 
     def any_exist(self) -> bool:
         """Check that there is a key, or that there ever was one."""

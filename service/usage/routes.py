@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.store.usage import usage
 from service.backend import CurrentBackend
 from service.http.error_handlers import error_responses
-from service.keys.authentication import ANONYMOUS
 
 router = APIRouter(tags=["jobs"])
 
@@ -44,7 +43,8 @@ class UsageView(BaseModel):
 def get_usage(backend: CurrentBackend) -> UsageView:
     """Return the GPU time used on each day, and its cost.
 
-    It is your own, or everybody's if the service has no API keys.
+    It is that of your key's owner. With the key of an admin, and while the service has no API keys, it is
+    that of all owners.
     """
-    owner = None if backend.owner == ANONYMOUS else backend.owner
+    owner = None if backend.is_admin else backend.owner
     return UsageView(usage=[DayUsage(**asdict(each)) for each in usage(backend.redis, owner)])

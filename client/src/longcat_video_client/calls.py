@@ -105,7 +105,7 @@ class Filters(TypedDict, total=False):
         text: part of a prompt, in upper or lower case.
         created_after, created_before: times of submission, with a time zone.
         batch: the id of their batch.
-        owner: whose jobs; with an API key, only its own owner.
+        owner: whose jobs; those of others only with the key of an admin.
     """
 
     status: str | None

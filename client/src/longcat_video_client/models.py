@@ -143,6 +143,7 @@ class Job(_Reply):
     """A job.
 
     Attributes:
+        owner: the owner of the API key that requested it; empty without keys.
         batch: the jobs that were requested together with this one, None if it was requested alone.
         status: `queued`, `running`, `uploading`, `succeeded`, `failed` or `cancelled`.
         queue_position: 1 for the job that is next, None unless the job is queued.
@@ -161,6 +162,7 @@ class Job(_Reply):
     """
 
     id: str
+    owner: str = ""
     status: str
     task: str | None = None
     request: ResolvedRequest = ResolvedRequest()

@@ -381,6 +381,7 @@ def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes], run_
     task = fields.get("task") or _task(inputs.keys(), num_segments)
     return {
         "id": job_id,
+        "owner": "",
         "status": "queued",
         "task": task,
         "request": {**_REQUEST, "task": task, "num_segments": num_segments, **given, **inputs},

@@ -20,6 +20,7 @@ from jobs.registration import GroupRegistration
 from service.cli import __main__ as command
 from service.cli import errors
 from service.cli.arguments import EXIT_CODES, options_of_video, parser
+from service.keys.api_keys import ApiKeys
 from tests.servers import free_port
 from tests.service.conftest import CAPABILITY
 from tests.service.hosts import host, redirecting, sending
@@ -245,6 +246,17 @@ class TestOtherCommands:
         assert at_service("list", "--text", "TWO").out.splitlines() == lines
         assert at_service("list", "--created-before", "2020-01-01T00:00Z").out == ""
         assert len(at_service("list", "--created-after", "2020-01-01T00:00").out.splitlines()) == 2
+
+    def test_list_shows_an_admin_whose_jobs_they_are(self, at_service, job, redis, monkeypatch):
+        keys = ApiKeys(redis)
+        alice, ops = keys.create("alice"), keys.create("ops", admin=True)
+        monkeypatch.setenv("LONGCAT_API_KEY", alice)
+        own = at_service("generate", "a blue star", "--no-wait").out.strip()
+        assert "alice" not in at_service("list").out
+        monkeypatch.setenv("LONGCAT_API_KEY", ops)
+        assert [line.split()[0] for line in at_service("list").out.splitlines()] == [own, job]
+        assert "alice  a blue star" in at_service("list").out
+        assert at_service("list", "--owner", "alice").out.split()[0] == own
 
     def test_retry_makes_another_job_with_changes(self, at_service, job):
         other = at_service("retry", job, "--prompt", "a blue star", "--seed", 8, "--no-wait").out.strip()

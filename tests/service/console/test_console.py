@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from jobs.record import Progress
+from jobs.registration import GroupRegistration
 from service.console import routes
 from service.keys.api_keys import ApiKeys
 from tests.service.conftest import CAPABILITY
@@ -371,6 +372,78 @@ class TestInABrowser:
         assert (edited.pop("prompt"), first.pop("prompt")) == ("a blue ball", "a red ball")
         assert edited.pop("image")["sha256"] == first.pop("image")["sha256"]
         assert edited == first
+
+    def test_options_of_a_refinement_are_requested_edited_and_left_out(self, page, worker, client):
+        page.fill("textarea", "a red ball")
+        page.click("text=More options")
+        page.check("[name=refine]")
+        page.check("[name=spatial_refine_only]")
+        page.fill("[name=t_thresh]", "0.3")
+        page.click("text=Generate")
+        page.wait_for_selector(".job")
+        self.finish(worker)
+        page.uncheck("[name=spatial_refine_only]")
+        page.fill("[name=t_thresh]", "")
+        page.click("text=Edit")
+        assert page.is_checked("[name=spatial_refine_only]")
+        assert page.input_value("[name=t_thresh]") == "0.3"
+        expect(page.locator("#extra")).to_be_hidden()
+        page.click("text=Generate")
+        page.wait_for_selector(".job:nth-child(2)")
+        edited, first = (job["request"] for job in client.get("/jobs").json()["jobs"])
+        assert edited == first
+        assert (first["spatial_refine_only"], first["t_thresh"]) == (True, 0.3)
+        page.click(".job:nth-child(2) button:text('Continue')")
+        assert not page.is_checked("[name=spatial_refine_only]")
+        assert page.input_value("[name=t_thresh]") == ""
+
+    def test_frames_that_are_taken_over_can_be_chosen(self, page, worker, client):
+        client.post("/generate", json={"prompt": "a red ball", "num_frames": 17})
+        self.finish(worker, num_frames=17)
+        page.reload()
+        expect(page.locator("[name=num_condition_frames]")).not_to_have_attribute("placeholder", "default")
+        page.click("button:text('Continue')")
+        page.click("text=More options")
+        page.fill("[name=num_condition_frames]", "5")
+        page.click("text=Generate")
+        page.wait_for_selector(".job:nth-child(2)")
+        assert client.get("/jobs").json()["jobs"][0]["request"]["num_condition_frames"] == 5
+
+    def test_model_can_be_chosen_if_there_are_several(self, page, redis, client):
+        page.click("text=More options")
+        expect(page.locator("[name=model]")).to_be_hidden()
+        other = CAPABILITY.model_copy(update={"model": "canary"})
+        for name, capability in (("a", CAPABILITY), ("b", other)):
+            GroupRegistration(redis, name, ttl_s=600).heartbeat("ready", 1, None, capability)
+        page.reload()
+        page.click("text=More options")
+        page.select_option("[name=model]", "canary")
+        page.fill("textarea", "a red ball")
+        page.click("text=Generate")
+        page.wait_for_selector(".job")
+        assert client.get("/jobs").json()["jobs"][0]["request"]["model"] == "canary"
+        page.select_option("[name=model]", "")
+        page.click("text=Edit")
+        assert page.input_value("[name=model]") == "canary"
+
+    def test_admin_filters_jobs_by_owner(self, page, redis, client):
+        keys = ApiKeys(redis)
+        owners = ("alice", "bob")
+        for owner in owners:
+            headers = {"Authorization": f"Bearer {keys.create(owner)}"}
+            client.post("/generate", json={"prompt": f"of {owner}"}, headers=headers)
+        page.reload()
+        page.fill("#key-text", keys.create("ops", admin=True))
+        page.click("#key >> text=Sign in")
+        expect(page.locator(".owner")).to_have_text(["bob", "alice"])
+        page.fill("[name=owner]", "alice")
+        expect(page.locator(".prompt")).to_have_text(["of alice"])
+        page.click("#keys")
+        page.fill("#key-text", keys.create("bob"))
+        page.click("#key >> text=Sign in")
+        expect(page.locator(".prompt")).to_have_text(["of bob"])
+        expect(page.locator("[name=owner]")).to_be_hidden()
+        expect(page.locator(".owner")).to_be_hidden()
 
     def test_warnings_do_not_look_like_errors(self, page):
         color = "element => getComputedStyle(element).color"

@@ -247,6 +247,14 @@ class TestCommand:
         assert f"expires {mine.expires_at}  never used  valid  high priority" in first
         assert second.endswith("never used  expired")
 
+    def test_creates_keys_of_admins(self, run, keys):
+        run("create", "ops", "--admin")
+        run("create", "me")
+        assert [key.admin for key in keys.all()] == [True, False]
+        first, second = run("list").out.splitlines()
+        assert first.endswith("valid  admin")
+        assert second.endswith("valid")
+
     @pytest.mark.parametrize("expiry", ["--expires-in=soon", "--expires-at=2030-01-01", "--expires-at=x"])
     def test_invalid_time_is_refused(self, run, keys, expiry):
         assert run("create", "me", expiry).code == 2

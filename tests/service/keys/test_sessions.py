@@ -84,7 +84,8 @@ class TestSession:
     def test_authenticates_reads_that_pages_load_without_headers(self, client, browser, job):
         for headers in ({}, OURS, {"Sec-Fetch-Site": "none"}):
             assert client.get(f"/jobs/{job['id']}", headers=browser | headers).status_code == 200
-        assert client.get("/session", headers=browser).json() == {"owner": "me", "may_order_high": False}
+        rights = {"may_order_high": False, "is_admin": False}
+        assert client.get("/session", headers=browser).json() == {"owner": "me", **rights}
 
     def test_authenticates_changes_only_for_our_own_page(self, client, browser, job):
         url = f"/jobs/{job['id']}/cancel"
@@ -141,5 +142,6 @@ class TestSession:
 
     def test_is_not_required_while_no_key_exists(self, client, redis):
         CAPABILITY.publish(redis)
-        assert client.get("/session").json() == {"owner": "", "may_order_high": True}
+        rights = {"may_order_high": True, "is_admin": True}
+        assert client.get("/session").json() == {"owner": "", **rights}
         assert sign_in(client, "anything").status_code == 401

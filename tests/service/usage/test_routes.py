@@ -12,7 +12,7 @@ from service.keys.api_keys import ApiKeys
 from tests.service.conftest import settings_for
 
 
-def test_owner_sees_only_their_own_usage(client, redis):
+def test_owner_sees_only_their_own_usage_and_an_admin_all(client, redis):
     today = (datetime.now(UTC).date() - date(1970, 1, 1)).days
     redis.hset(f"longcat:usage:{today}", mapping={"alice": 1500, "bob": 2000})
     everybody = client.get("/usage").json()["usage"]
@@ -21,6 +21,8 @@ def test_owner_sees_only_their_own_usage(client, redis):
     (own,) = client.get("/usage", headers=headers).json()["usage"]
     assert (own["owner"], own["gpu_s"]) == ("alice", 1.5)
     assert client.get("/usage").status_code == 401
+    headers = {"Authorization": f"Bearer {ApiKeys(redis).create('ops', admin=True)}"}
+    assert client.get("/usage", headers=headers).json()["usage"] == everybody
 
 
 @pytest.fixture(scope="module")
