@@ -148,11 +148,6 @@ class JobClient:
         with redis_reached():
             return self._indexes().page(wanted, limit, after, before)
 
-    def count(self, wanted: JobFilter) -> int | None:
-        """Return how many jobs are wanted; see `JobIndexes.count`."""
-        with redis_reached():
-            return self._indexes().count(wanted)
-
     def estimates(self, job_ids: Sequence[str], fleet: Fleet | None = None) -> dict[str, QueueEstimate]:
         """Estimate when queued jobs will be done, from recent jobs. Leave out those that are not queued.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, Self
+from unicodedata import normalize
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -63,7 +64,7 @@ class JobFilter:
         if self.batch and self.status:
             checks["status"] = self.status.__eq__
         if self.text:
-            checks["order"] = partial(_has_text, self.text.casefold())
+            checks["order"] = partial(_has_text, _comparable(self.text))
         return checks
 
 
@@ -90,11 +91,18 @@ class Cursor:
 
 
 class JobPage(NamedTuple):
-    """Jobs, the newest first, with cursors of the older and the newer ones; None where there are none."""
+    """Jobs, the newest first.
+
+    Attributes:
+        older, newer: cursors of those before and after them; None where there are none.
+        total: the number of jobs on all pages, None if the indexes do not tell, as for a task or a text. Jobs
+            whose records have expired or cannot be read may be counted.
+    """
 
     jobs: list[Job]
     older: Cursor | None
     newer: Cursor | None
+    total: int | None
 
 
 class Walk(NamedTuple):
@@ -117,6 +125,7 @@ class JobIndexes:
         self._redis = redis
         self._owner = owner
         self._read = read
+        self._first_by_time: dict[int, int] = {}
 
     def page(
         self, wanted: JobFilter, limit: int, after: Cursor | None = None, before: Cursor | None = None
@@ -125,22 +134,19 @@ class JobIndexes:
 
         Raises JobNotFound if the job of a cursor without a time is gone.
         """
+        total = self._count(wanted)
         if before is not None:
             jobs, newer = self.walk(wanted, limit, before, newest_first=False)
             jobs.reverse()
-            return JobPage(jobs, Cursor.of(jobs[-1]) if jobs else None, newer)
+            return JobPage(jobs, Cursor.of(jobs[-1]) if jobs else None, newer, total)
         jobs, older = self.walk(wanted, limit, after, newest_first=True)
         if after is None:
-            return JobPage(jobs, older, None)
+            return JobPage(jobs, older, None, total)
         first = Cursor.of(jobs[0]) if jobs else after
         found, stopped_at = self.walk(wanted, 1, first, newest_first=False)
-        return JobPage(jobs, older, first if found or stopped_at else None)
+        return JobPage(jobs, older, first if found or stopped_at else None, total)
 
-    def count(self, wanted: JobFilter) -> int | None:
-        """Return how many jobs are wanted, or None if the indexes do not tell, as for a task or a text.
-
-        Jobs whose records have expired or cannot be read may be counted.
-        """
+    def _count(self, wanted: JobFilter) -> int | None:
         if wanted.checks():
             return None
         first, end = self._range(wanted, None, newest_first=True)
@@ -190,7 +196,13 @@ class JobIndexes:
         return first, end
 
     def _first_since(self, time_ms: int) -> int:
-        """Return the lowest number of a job that was submitted at this time or later, by binary search."""
+        """Return the lowest number of a job that was submitted at this time or later."""
+        if time_ms not in self._first_by_time:
+            self._first_by_time[time_ms] = self._search_first_since(time_ms)
+        return self._first_by_time[time_ms]
+
+    def _search_first_since(self, time_ms: int) -> int:
+        """Find it by binary search."""
         index = self._key("all")
         newest = self._members(index, 0, math.inf, 1, newest_first=True)
         low, high = 0, newest[0][1] + 1 if newest else 0
@@ -293,9 +305,14 @@ def read_records(redis: Redis, job_ids: Sequence[str]) -> dict[str, dict[str, st
 def _has_text(wanted: str, order: str) -> bool:
     """Check that a text is part of a prompt of a stored order. An order that cannot be read has none."""
     try:
-        return any(wanted in prompt.casefold() for prompt in json.loads(order)["prompts"])
+        return any(wanted in _comparable(prompt) for prompt in json.loads(order)["prompts"])
     except (ValueError, TypeError, KeyError, AttributeError):
         return False
+
+
+def _comparable(text: str) -> str:
+    """Return a text without case, and each accented letter as one character where there is one."""
+    return normalize("NFC", text.casefold())
 
 
 def _ms(time: datetime) -> int:

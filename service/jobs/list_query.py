@@ -71,7 +71,7 @@ class ListQuery(BaseModel):
             next=None if found.older is None else str(found.older),
             previous=None if found.newer is None else str(found.newer),
         )
-        return page, client.count(wanted)
+        return page, found.total
 
 
 def _cursor(text: str | None) -> Cursor | None:

@@ -152,6 +152,10 @@ class TestFilters:
         for text, expected in (("red", [cube, rolls]), ("ROLLS", [rolls]), ("ball", [strasse, blue, rolls])):
             assert all_pages(store.client, JobFilter(text=text), limit) == expected
         assert all_pages(store.client, JobFilter(text="straße"), limit) == [strasse]
+        for spelling in ("caf\u00e9", "cafe\u0301"):  # one character or two
+            cafe = store.submit(order=of_task("text_to_video", (f"a {spelling}",))).id
+            for text in ("CAF\u00c9", "cafe\u0301"):
+                assert all_pages(store.client, JobFilter(text=text), limit)[0] == cafe
         assert all_pages(store.client, JobFilter(text="red", task="refine"), limit) == []
 
     def test_time_of_submission(self, store):
@@ -163,6 +167,17 @@ class TestFilters:
                 assert all_pages(store.client, wanted, 2) == made[newest + 1 : oldest + 1]
         assert all_pages(store.client, JobFilter(created_before=datetime(2000, 1, 1, tzinfo=UTC)), 2) == []
         assert all_pages(store.client, JobFilter(created_from=datetime(2000, 1, 1, tzinfo=UTC)), 2) == made
+
+    def test_bounds_in_time_are_searched_once_for_each_page(self, store, redis):
+        made = submitted(store, 64)
+        since, until = time_of(store, made[40]), time_of(store, made[20])
+        wanted = JobFilter(created_from=since, created_before=until)
+        first = store.client.filtered_page(wanted, 5)
+        assert first.total == 20
+        redis.config_resetstat()
+        second = store.client.filtered_page(wanted, 5, first.older)
+        assert ids(second) == made[26:31]
+        assert redis.info("commandstats")["cmdstat_hget"]["calls"] <= 2 * 7 + 1
 
     def test_time_among_records_that_are_gone_or_broken(self, store, redis):
         made = submitted(store, 12)
