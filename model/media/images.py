@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import struct
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
                 image if _is_deep_grey(image) else _to_rgb(_to_8_bits(image)), space, low_bytes
             )
     else:
-        image, problems = _to_srgb(_rounded(image, low_bytes) if low_bytes else _to_8_bits(image))
+        image, problems = _to_srgb(image, low_bytes)
         facts |= problems
     return _reduce(_to_rgb(image)), facts
 
@@ -176,13 +177,6 @@ def _low_bytes(image: Image.Image, source: BinaryIO) -> Image.Image | None:
     return low
 
 
-def _rounded(image: Image.Image, low_bytes: Image.Image) -> Image.Image:
-    """Round RGB of 16 bits to 8. The higher bytes alone would be darker by half a level."""
-    for box in _strips(image):
-        image.paste(Image.fromarray(((_deep(image, low_bytes, box) + 128.0) / 257).astype(np.uint8)), box)
-    return image
-
-
 def _converted(image: Image.Image, space: ColorSpace, low_bytes: Image.Image | None) -> Image.Image:
     """Convert RGB or deep grey of this color space to sRGB."""
     conversion = Conversion(space, new_curve=SRGB)
@@ -210,9 +204,10 @@ def _deep(
     return values * 256 + low
 
 
-def _to_srgb(image: Image.Image) -> tuple[Image.Image, set[str]]:
+def _to_srgb(image: Image.Image, low_bytes: Image.Image | None) -> tuple[Image.Image, set[str]]:
     """Convert the colors by the image's ICC profile. Return also the names of what is lost."""
     profile = image.info.pop("icc_profile", None)
+    image = _to_8_bits(image)
     if not profile:
         return image, {"has_no_profile"} if image.mode == "CMYK" else set()
     if image.has_transparency_data:
@@ -225,11 +220,39 @@ def _to_srgb(image: Image.Image) -> tuple[Image.Image, set[str]]:
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = _transform(given, srgb, image.mode, output_mode)
     except (ImageCms.PyCMSError, OSError):  # damaged, or of another color space than the image
-        return image, {"has_unreadable_profile"}
+        return _rounded(image, low_bytes) if low_bytes else image, {"has_unreadable_profile"}
     losses = {"is_wide_gamut"} if _is_clipped(image, given, transform) else set()
+    if low_bytes:
+        return _deep_to_srgb(image, low_bytes, transform), losses
     if image.mode == output_mode:
         return transform.apply_in_place(image), losses
     return transform.apply(image), losses
+
+
+def _rounded(image: Image.Image, low_bytes: Image.Image) -> Image.Image:
+    """Round RGB of 16 bits to 8. The higher bytes alone would be darker by half a level."""
+    for box in _strips(image):
+        image.paste(Image.fromarray(((_deep(image, low_bytes, box) + 128.0) / 257).astype(np.uint8)), box)
+    return image
+
+
+def _deep_to_srgb(
+    image: Image.Image, low_bytes: Image.Image, transform: ImageCms.ImageCmsTransform
+) -> Image.Image:
+    """Convert RGB of 16 bits with a transform of 8 bits: interpolate between the eight colors around each.
+
+    Colors rounded to 8 bits would end up to seven levels apart where a profile has saturated colors.
+    """
+    for box in _strips(image):
+        whole, rest = np.divmod(_deep(image, low_bytes, box), 257)
+        upper = rest.astype(np.float32) / 257
+        converted = np.zeros(whole.shape, np.float32)
+        for corner in itertools.product((0, 1), repeat=3):
+            share = np.where(corner, upper, 1 - upper).prod(axis=2, keepdims=True)
+            color = np.minimum(whole + np.array(corner, np.uint16), 255).astype(np.uint8)
+            converted += share * np.asarray(transform.apply(Image.fromarray(color)))
+        image.paste(Image.fromarray((converted + 0.5).astype(np.uint8)), box)
+    return image
 
 
 def _is_clipped(

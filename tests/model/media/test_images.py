@@ -263,13 +263,16 @@ class TestColorProfile:
         image.paste(color, (8, 8, 16, 16))
         assert notes(sandbox, tmp_path, encoded(image, icc_profile=rgb_profile())) == found
 
-    def test_colors_are_those_of_a_slow_reference(self, normalised):
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16], ids=["8 bits", "16 bits"])
+    def test_colors_are_those_of_a_slow_reference(self, normalised, dtype):
         """Matrices and curves in floating point, one pixel at a time."""
-        pixels = np.random.default_rng(0).integers(60, 200, (32, 32, 3), np.uint8)
-        found = np.asarray(normalised(encoded(Image.fromarray(pixels), icc_profile=rgb_profile())))
+        largest = np.iinfo(dtype).max
+        pixels = np.random.default_rng(0).integers(0, largest, (32, 32, 3), dtype, endpoint=True)
+        profile = b"P3\0\0" + zlib.compress(rgb_profile())
+        found = np.asarray(normalised(png(pixels, iCCP=profile)))
         to_srgb = np.linalg.inv(np.transpose(SRGB_COLORANTS)) @ np.transpose(P3_COLORANTS)
         for pixel, shown in zip(pixels.reshape(-1, 3), found.reshape(-1, 3), strict=True):
-            light = np.clip(to_srgb @ (pixel / 255) ** 2.2, 0, 1)
+            light = np.clip(to_srgb @ (pixel / largest) ** 2.2, 0, 1)
             encoded_light = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
             assert np.abs(shown - 255 * encoded_light).max() <= 2
 
