@@ -25,7 +25,8 @@ from service.cli.settings import CliSettings
 
 _INTERRUPTED = 130
 _CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE killed
-_STANDARD_OUTPUT = Path("-")
+_STANDARD_INPUT = _STANDARD_OUTPUT = Path("-")
+_INPUTS = ("image", "video", "condition_video")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -41,8 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parser().error(f"the URL of the service: {error.errors()[0]['msg']}")
     key = settings.api_key.get_secret_value() if settings.api_key else None
     try:
-        if getattr(arguments, "prompt", None):
-            arguments.prompt = [_read_prompt() if text == "-" else text for text in arguments.prompt]
+        _read_standard_input(arguments)
         with Client(str(settings.url), key, retry=RetryPolicy(total_s=arguments.patience)) as client:
             _COMMANDS[arguments.command](client, arguments)
         sys.stdout.flush()
@@ -235,6 +235,18 @@ def _as_json(job: Job) -> dict[str, Any]:
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _read_standard_input(arguments: argparse.Namespace) -> None:
+    """Replace the `-` among the prompts and inputs by what is read. Raises FileError if there are several."""
+    prompts: list[str] = getattr(arguments, "prompt", None) or []
+    inputs = [name for name in _INPUTS if getattr(arguments, name, None) == _STANDARD_INPUT]
+    if prompts.count("-") + len(inputs) > 1:
+        raise FileError("standard input can be read only once: there is more than one -")
+    if prompts:
+        arguments.prompt = [_read_prompt() if text == "-" else text for text in prompts]
+    for name in inputs:
+        setattr(arguments, name, sys.stdin.buffer.read())
 
 
 def _read_prompt() -> str:

@@ -31,8 +31,14 @@ EXIT_CODES = """exit codes:
   141  the program that read the output has closed it; the job continues
 """
 _INPUTS = {
-    "image": ("FILE|job:ID[:FRAME]", "the first frame; of a job, the last frame of its video, or this one"),
-    "video": ("FILE|job:ID", "the clip to continue or to refine, or the job whose video is"),
+    "image": (
+        "FILE|job:ID[:FRAME]",
+        "the first frame, - for standard input; of a job, the last frame of its video, or this one",
+    ),
+    "video": (
+        "FILE|job:ID",
+        "the clip to continue or to refine, - for standard input, or the job whose video is",
+    ),
     "condition_video": (
         "FILE|job:ID",
         "for refine: the clip that the start of the refined video must match",

@@ -120,6 +120,16 @@ class TestGenerate:
         assert at_service("generate", "-", "--no-wait").code == 0
         assert worker.claim().job.order.prompts == ("a red ball",)
 
+    def test_image_is_read_from_standard_input(self, at_service, worker, monkeypatch):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(encoded(picture()))))
+        assert at_service("generate", "a cat", "--image", "-", "--no-wait").code == 0
+        assert worker.claim().job.order.plan.task == "image_to_video"
+
+    def test_standard_input_is_read_only_once(self, at_service):
+        ran = at_service("generate", "-", "--image", "-", "--no-wait")
+        assert ran.code == 6
+        assert "only once" in ran.err
+
     def test_standard_input_that_is_no_text_is_an_error(self, at_service, monkeypatch):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
         assert at_service("generate", "-", "--no-wait").code == 6
