@@ -32,6 +32,7 @@ from jobs.store.metrics import report_unreadable
 from jobs.store.scripts import text
 
 MAX_FLEET_AGE_S = 1.0
+_SEEN_RESOLUTION_MS = 60_000  # of the last heartbeat of a pool's groups, which come all the time
 _CACHED_CAPABILITIES = 64
 
 
@@ -87,7 +88,7 @@ class Fleet:
 
 
 _FleetState = tuple[Any, ...]
-"""Differs after groups have come, gone or changed their pools."""
+"""Differs after groups came, went or changed their pools, and as the time goes on in which a pool is away."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,10 @@ class FleetReader:
             pipeline.get(FLEET_CHANGED_KEY)
             pipeline.get(CAPABILITY_KEY)
             pipeline.scard(GROUPS_KEY)
-            return tuple(pipeline.execute())
+            pipeline.zrange(POOLS_KEY, 0, -1, withscores=True)
+            *values, pools = pipeline.execute()
+        seen = tuple((text(name), seen_ms // _SEEN_RESOLUTION_MS) for name, seen_ms in pools)
+        return (*values, seen)
 
 
 def read_fleet(redis: Redis, configured: Capability | None = None) -> Fleet:

@@ -101,6 +101,13 @@ class TestFleetReader:
         group.heartbeat("busy", 1, "job", PLAIN)
         assert reader.current() is fleet
 
+    def test_current_fleet_knows_for_how_long_a_pool_has_been_away(self, redis: Redis):
+        register(redis, "a", PLAIN).release()
+        reader = FleetReader(redis)
+        assert reader.current().first().away_s < 59
+        redis.zincrby("longcat:pools", -60_000, PLAIN.pool)
+        assert reader.current().first().away_s >= 59
+
     def test_groups_of_release_0_2_0_are_noticed(self, redis: Redis):
         reader = FleetReader(redis)
         assert reader.current().pools == ()
