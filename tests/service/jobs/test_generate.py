@@ -24,7 +24,8 @@ from tests.tickets import num_tickets
 from tests.waiting import wait_until
 
 JOB_KEYS = {
-    *("id", "status", "task", "request", "progress", "queue_position", "attempt", "created_at", "started_at"),
+    *("id", "owner", "status", "task", "request", "progress", "queue_position", "attempt", "created_at"),
+    "started_at",
     *("finished_at", "error", "result", "timings_s", "metadata", "expires_at", "waiting_for", "warnings"),
     *("gpu_s", "gpu_phases_s", "lost_gpu_s", "cost", "batch"),
     "deadline_at",
