@@ -16,6 +16,7 @@ const list = $("jobs");
 const cards = new Map(); // job id → card
 const inView = new Set(); // cards that are on the screen
 let typicalHeight = 240; // in pixels, of a card that was not filled yet
+let laidOutAt = 0; // when the layout changed last: heights that were observed before are those of another one
 let next = null; // the cursor of the next page
 let generation = 0; // counts changes of the filter: answers to earlier ones are dropped
 let isLoading = false;
@@ -27,10 +28,10 @@ let onLost = () => {};
 const end = new IntersectionObserver(([entry]) => entry.isIntersecting && loadMore(), { rootMargin: "600px" });
 const near = new IntersectionObserver(
   (entries) => {
-    for (const { target, isIntersecting, boundingClientRect } of entries) {
+    for (const { target, isIntersecting, boundingClientRect, time } of entries) {
       if (isIntersecting) card.render(target);
       else if (target.hasChildNodes()) {
-        typicalHeight = boundingClientRect.height; // to ask the card for it would lay out the page for each
+        if (time > laidOutAt) typicalHeight = boundingClientRect.height; // to ask the card would lay out the page for each
         card.empty(target, typicalHeight);
       }
     }
@@ -186,6 +187,7 @@ export function remove(jobId, hadFocus = cards.get(jobId)?.contains(document.act
 
 // The heights of empty cards are those that they had at another width: give them that of a card which is filled.
 export function measureAgain() {
+  laidOutAt = performance.now();
   const all = [...cards.values()];
   typicalHeight = all.find((shown) => shown.hasChildNodes())?.offsetHeight ?? typicalHeight;
   for (const shown of all) if (!shown.hasChildNodes()) shown.style.height = `${typicalHeight}px`;
