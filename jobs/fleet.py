@@ -97,10 +97,6 @@ class _FleetRead:
     read_at: float
     fleet: Fleet
 
-    @property
-    def age_s(self) -> float:
-        return time.monotonic() - self.read_at
-
 
 class FleetReader:
     """Reads the fleet, and keeps the one that it read last. Safe between threads.
@@ -116,26 +112,28 @@ class FleetReader:
     def current(self) -> Fleet:
         """Return the known pools and their groups. Raises Unavailable.
 
-        The states of groups, and groups whose registration ran out, may be a second old.
+        States of groups may be a second old. Groups whose registration ran out may be there a second longer.
         """
         state = self._state()
-        latest = self._latest
-        if latest is None or latest.state != state or latest.age_s >= MAX_FLEET_AGE_S:
-            latest = self._read(state)
-        return latest.fleet
+        kept = self._kept()
+        return kept.fleet if kept and kept.state == state else self._read(state)
 
     def recent(self) -> Fleet:
         """Return a fleet that may be a second old, without a command if there is one. Raises Unavailable."""
-        latest = self._latest
-        if latest is None or latest.age_s >= MAX_FLEET_AGE_S:
-            latest = self._read(self._state())
-        return latest.fleet
+        kept = self._kept()
+        return kept.fleet if kept else self._read(self._state())
 
-    def _read(self, state: _FleetState) -> _FleetRead:
+    def _kept(self) -> _FleetRead | None:
+        """Return what was read last, None if that is too old."""
+        latest = self._latest
+        return latest if latest and time.monotonic() - latest.read_at < MAX_FLEET_AGE_S else None
+
+    def _read(self, state: _FleetState) -> Fleet:
         """Read the fleet after its state, so that a change between the two is found by the next call."""
         read_at = time.monotonic()
-        self._latest = latest = _FleetRead(state, read_at, read_fleet(self._redis, self._configured))
-        return latest
+        fleet = read_fleet(self._redis, self._configured)
+        self._latest = _FleetRead(state, read_at, fleet)
+        return fleet
 
     def _state(self) -> _FleetState:
         with redis_reached(), self._redis.pipeline(transaction=False) as pipeline:

@@ -41,7 +41,7 @@ WORKER_TTL_S = 20
 TICKET_TIMEOUT_S = 60
 FAILED_TICKET_S = 60
 TICKET_TTL_S = 7 * 86400
-"""When a ticket expires that nobody takes, or whose consumer is killed as it takes it."""
+"""After how many seconds a ticket expires that nobody takes, or whose consumer is killed as it takes it."""
 WAIT_S = 1
 PAUSE_S = 1.0
 _TICKET_FIELDS = {
@@ -51,7 +51,7 @@ _TICKET_FIELDS = {
 
 
 def ticket(job_id: str) -> None:
-    """Do nothing: RQ needs a function to call. `job_id` is for people who inspect the queue."""
+    """Do nothing: RQ's jobs name a function. `job_id` is for people who inspect the queue."""
 
 
 class Ticket(RQJob):
@@ -163,9 +163,6 @@ class TicketWorker(SimpleWorker):
             QUEUE_NAME, connection=redis, job_class=Ticket, serializer=JSONSerializer, worker_ttl=WORKER_TTL_S
         )
 
-    def procline(self, message: str) -> None:
-        """Keep the title of the process. RQ replaces it where `setproctitle` happens to be installed."""
-
     def take(self, requirements: Iterable[str] = ()) -> bool:
         """Wait up to a second for a ticket for one of the requirements, and consume it.
 
@@ -195,9 +192,9 @@ class TicketWorker(SimpleWorker):
         return True
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
-        """Remove a ticket, which has delivered its signal.
+        """Remove a ticket instead of executing it: it has delivered its signal.
 
-        RQ's own records of a run that does nothing would take some 30 commands, more than all that follows.
+        RQ would keep records of the execution, with more commands than the claim and the end of the job take.
         """
         with self.connection.pipeline() as pipeline:
             pipeline.delete(job.key)

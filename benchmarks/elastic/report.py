@@ -117,7 +117,7 @@ that stages time, so this shows what the scheduler makes of the table, not wheth
 that they take on groups of one: the mix and the deadlines of the [simulation](simulation.md). Times are
 seconds of LongCat-Video. GPU-seconds are what the jobs report as
 `gpu_s`; those that are not staged are what claims, messages, text, changes of width and late decodes took.
-The ways to divide the ranks run one after the other, except where the list at the end says otherwise.
+The list at the end says when each way to divide the ranks was run.
 
 Where the computation of many steps took longer than staged, the machine was too busy or too slow for this
 speed, and the times show little of what GPUs would do.

@@ -72,7 +72,7 @@ class JobHolder:
         Without a capability, the group can run all. A job whose record this release cannot read is set aside:
         it stays queued for workers of other releases, and the next one is claimed.
         """
-        while reply := self._claim_or_list(group, lease_s, capability):
+        while reply := self._claim_of_any_release(group, lease_s, capability):
             fields = fields_of(reply)
             try:
                 job = Job.from_hash(fields)
@@ -173,7 +173,7 @@ class JobHolder:
         fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
         return _status(self._run_held("finish", lease, status=status, fields=fields, counts=counts))
 
-    def _claim_or_list(self, group: str, lease_s: float, capability: Capability | None) -> Any:  # noqa: ANN401
+    def _claim_of_any_release(self, group: str, lease_s: float, capability: Capability | None) -> Any:  # noqa: ANN401
         """Claim the next job; if there is none, look for one that a process of release 0.2.0 submitted.
 
         While there are others, it waits for the next sweep, which looks for such jobs, too.
