@@ -61,8 +61,11 @@ class Stream(io.BytesIO):
 def test_generate_saves_the_video_and_reports_each_change(service, worker, tmp_path):
     seen: list[Job] = []
 
+    def reports_half() -> bool:
+        return any(update.progress and update.progress.fraction == 0.5 for update in seen)
+
     def succeed(claim):
-        wait_until(lambda: seen and seen[-1].status == "running")
+        wait_until(reports_half)
         worker.succeed(claim)
 
     with working(worker, succeed):
@@ -70,7 +73,7 @@ def test_generate_saves_the_video_and_reports_each_change(service, worker, tmp_p
     assert (job.status, job.request.seed) == ("succeeded", 7)
     assert (tmp_path / "out.mp4").read_bytes() == b"a video"
     assert [seen[0].status, seen[-1]] == ["queued", job]
-    assert any(update.progress and update.progress.fraction == 0.5 for update in seen)
+    assert reports_half()
 
 
 def test_generate_without_output_saves_nothing(service, worker, tmp_path, monkeypatch):
