@@ -20,7 +20,8 @@ from model.media.formats import CODECS
 from model.media.frames import FrameReader, facts_of
 from model.spec.geometry import Size
 
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_AVIF_SEQUENCE = b"avis"
+_AVIF_BRANDS = frozenset({b"avif", _AVIF_SEQUENCE})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _DECODERS = {b"hvc1": ("hevc", b"hvcC"), b"av01": ("libdav1d", b"av1C")}
 _PROFILES = frozenset({b"prof", b"rICC"})
@@ -60,6 +61,11 @@ def is_avif(head: bytes) -> bool:
     return bool(_brands(head) & _AVIF_BRANDS)
 
 
+def is_avif_sequence(head: bytes) -> bool:
+    """Return whether a file that begins with these 32 bytes has several AVIF images, usually an animation."""
+    return _AVIF_SEQUENCE in _brands(head)
+
+
 def _brands(head: bytes) -> set[bytes]:
     if head[4:8] != b"ftyp":
         return set()
@@ -75,6 +81,7 @@ class _Item:
     properties: list[tuple[bytes, bytes]] = field(default_factory=list)
     derived_from: list[int] = field(default_factory=list)
     auxiliary_of: list[int] = field(default_factory=list)
+    is_premultiplied: bool = False
 
     def property(self, kind: bytes) -> bytes | None:
         """Return the content of the first property of this kind."""
@@ -125,6 +132,8 @@ class HeifImage:
         if alpha:
             mask = self._pixels(alpha, _DATA, FrameReader(), set()).convert("L")
             image.putalpha(mask if mask.size == image.size else mask.resize(image.size))
+            if item.is_premultiplied:
+                image = Image.frombytes("RGBa", image.size, image.tobytes()).convert("RGBA")
         image = _transformed(image, item.properties)
         if profile:
             image.info["icc_profile"] = profile
@@ -238,6 +247,8 @@ class HeifImage:
                 item.derived_from = targets
             elif kind == b"auxl":
                 item.auxiliary_of = targets
+            elif kind == b"prem":
+                item.is_premultiplied = True
 
     def _read_associations(self, box: bytes, properties: list[tuple[bytes, bytes]]) -> None:
         reader = _Fields(box, 4)

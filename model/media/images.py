@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
@@ -16,13 +17,14 @@ from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageFile, ImageOp
 from model.media.colors import SRGB, ColorSpace, Conversion, problems_of
 from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, MAX_KEPT_PIXELS
-from model.media.heif import HeifImage, is_avif, is_heic
+from model.media.heif import HeifImage, is_avif, is_avif_sequence, is_heic
 from model.media.image_colors import stated_color_space
 from model.media.protocol import Output
 from model.spec.geometry import Size
 
 _ANIMATED = {"PNG", "WEBP", "AVIF", "GIF"}  # other formats have several images for other purposes
 _HEAD_BYTES = 32
+_HEIF_ERRORS = (UnusableMedia, LookupError, struct.error)  # of files that are damaged, or of an unknown kind
 _DEEP_RGB, _DEEP_RGB_SWAPPED = "RGB;16B", "RGB;16L"  # Pillow's names of the order of bytes
 _STRIP_PIXELS = 1 << 17
 _GAIN_MAP_NAMES = (
@@ -73,9 +75,10 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
     heif = _heif(source)
     facts: set[str] = set()
     space = low_bytes = None
-    if heif and (heif.is_heic or heif.coding.space.needs_conversion):
+    if heif:
         _check_size(heif.size, min_side, max_pixels)
-        image, facts = heif.decode()
+    if decoded := _decoded(heif) if heif else None:
+        image, facts = decoded
     else:
         image = _open(source)
         _check_size(Size(image.height, image.width), min_side, max_pixels)
@@ -102,19 +105,36 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
 
 
 def _heif(source: BinaryIO) -> HeifImage | None:
-    """Return what the file says about its image, if it is a HEIC, or an AVIF that can be read."""
+    """Return what the file says about its image, if it is a HEIC, or an AVIF whose boxes can be read.
+
+    Pillow reads animated AVIFs, unless their colors must be converted.
+    """
     head = source.read(_HEAD_BYTES)
     source.seek(0)
     if is_heic(head):
         return HeifImage(source, is_heic=True)
-    if is_avif(head):
-        try:
-            return HeifImage(source, is_heic=False)
-        except (UnusableMedia, LookupError, struct.error):  # Pillow may know better
-            return None
-        finally:
-            source.seek(0)
-    return None
+    if not is_avif(head):
+        return None
+    try:
+        heif = HeifImage(source, is_heic=False)
+        return None if is_avif_sequence(head) and not heif.coding.space.needs_conversion else heif
+    except _HEIF_ERRORS:  # Pillow may know better
+        return None
+
+
+def _decoded(heif: HeifImage) -> tuple[Image.Image, set[str]] | None:
+    """Decode the image. Return None for an AVIF in sRGB that Pillow may be able to decode.
+
+    Pillow comes second because its conversion of Y′CbCr is fast, with errors of several levels.
+    """
+    try:
+        return heif.decode()
+    except MemoryError:
+        raise
+    except (*_HEIF_ERRORS, av.error.FFmpegError):
+        if heif.is_heic or heif.coding.space.needs_conversion:
+            raise
+        return None
 
 
 def _open(source: BinaryIO) -> Image.Image:

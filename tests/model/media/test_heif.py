@@ -1,9 +1,11 @@
-"""HEIC images, and AVIF images whose colors Pillow does not convert."""
+"""HEIC and AVIF images."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
+from functools import partial
 from pathlib import Path
 
 import av
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from model.media.errors import UnusableMedia
 from model.media.formats import ImageLimits
@@ -20,6 +22,7 @@ from tests.model.media.test_colors import FULL, reference, to_rgb
 from tests.service.media import HeifItem, coded_item, encoded, heif, nclx, picture, rgb_profile
 
 LIBHEIF = Path(__file__).parent / "libheif.heic"
+avif_item = partial(coded_item, pixel_format="yuv420p", codec="libsvtav1")
 ALPHA = (b"auxC", bytes(4) + b"urn:mpeg:hevc:2015:auxid:1\0")
 APPLE_GAIN_MAP = (b"auxC", bytes(4) + b"urn:com:apple:photo:2020:aux:hdrgainmap\0")
 WIDE = "its colors outside of sRGB are clipped"
@@ -90,11 +93,23 @@ def test_image_is_upright(decoded, properties, expected):
 
 @pytest.mark.parametrize("properties", [[(b"irot", b"\1")], [(b"imir", b"\0")], [(b"imir", b"\1")]])
 def test_orientation_is_that_of_pillow_for_avif(decoded, properties):
-    item = coded_item(picture(), *properties, pixel_format="yuv420p", codec="libsvtav1")
-    by_pillow, _ = decoded(heif(item, brand=b"avif"))
-    ours, _ = decoded(heif(item, brand=b"mif1"))
+    content = heif(avif_item(picture(), *properties), brand=b"avif")
+    by_pillow = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))).astype(int)
+    ours, _ = decoded(content)
     assert ours.shape == by_pillow.shape
     assert np.abs(ours - by_pillow).mean() < 2
+
+
+def test_avif_of_colors_that_only_pillow_knows_is_read(decoded):
+    """The matrix is YCgCo, which FFmpeg does not convert."""
+    content = heif(avif_item(picture(), nclx(1, 13, 8)), brand=b"avif")
+    assert difference(decoded(content)[0], Image.open(io.BytesIO(content))) == 0
+
+
+def test_damaged_avif_is_refused(decoded):
+    content = heif(avif_item(picture()), brand=b"avif")
+    with pytest.raises(UnusableMedia):
+        decoded(content[:-400])
 
 
 def test_tiles_are_joined_and_cut_to_the_size_of_the_image(decoded):
@@ -133,6 +148,15 @@ def test_transparent_parts_become_white(decoded):
     assert notes == ("its transparent parts become white",)
 
 
+@pytest.mark.parametrize("is_premultiplied", [False, True])
+def test_half_transparent_avif_is_put_on_white(decoded, is_premultiplied):
+    file = io.BytesIO()
+    image = Image.new("RGBA", (64, 64), (200, 40, 80, 128))
+    image.save(file, "AVIF", quality=100, subsampling="4:4:4", alpha_premultiplied=is_premultiplied)
+    found, _ = decoded(file.getvalue())
+    assert difference(found, np.full((64, 64, 3), (227, 147, 167))) <= 2
+
+
 def tone_map(of):
     return HeifItem(b"tmap", bytes(62), derived_from=(of, 2))
 
@@ -165,10 +189,13 @@ def test_icc_profile_is_obeyed(decoded):
 
 @pytest.mark.parametrize("is_full_range", [False, True])
 @pytest.mark.parametrize("matrix", [1, 6, 9])
-def test_matrix_and_range_are_obeyed(decoded, matrix, is_full_range):
-    color = (120, 110, 150)
-    item = coded_item(flat_frame(color, "yuv444p"), nclx(1, 13, matrix, is_full_range=is_full_range))
-    found, _ = decoded(heif(item))
+@pytest.mark.parametrize(
+    ("item", "brand"), [(coded_item, b"heic"), (avif_item, b"avif")], ids=["HEIC", "AVIF"]
+)
+def test_matrix_and_range_are_obeyed(decoded, item, brand, matrix, is_full_range):
+    color = (166, 68, 148)
+    coding = nclx(1, 13, matrix, is_full_range=is_full_range)
+    found, _ = decoded(heif(item(flat_frame(color, "yuv444p"), coding), brand=brand))
     assert difference(found[0, 0], np.multiply(255, to_rgb(color, matrix, 1 + is_full_range))) <= 1.5
 
 
