@@ -6,6 +6,7 @@ Size and memory are limited while the body arrives. Both kinds result in the sam
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -145,7 +146,8 @@ async def _receive_form(parser: _FormParser) -> FormData:
 class _FormParser(MultiPartParser):
     """Limit the total size of a form's texts, and refuse a form without its closing boundary.
 
-    Texts are in UTF-8, unless the form's `Content-Type` names another charset; others are refused.
+    Texts are in UTF-8, unless the `Content-Type` of the form or of a part names another charset; others are
+    refused.
     Large files are spooled to `spool_folder`, or to the system's temporary folder.
     """
 
@@ -157,6 +159,11 @@ class _FormParser(MultiPartParser):
     async def parse(self) -> FormData:
         """Return the form. Raise MultiPartException, BodyTooLarge."""
         self.stream = self._checked_for_end(self.stream)
+        charset = _charset_of(self.headers.get("Content-Type")) or "utf-8"
+        try:
+            codecs.lookup(charset)
+        except LookupError as error:
+            raise MultiPartException(f"its charset {charset} is unknown") from error
         return await super().parse()
 
     def on_headers_finished(self) -> None:
@@ -178,13 +185,14 @@ class _FormParser(MultiPartParser):
         super().on_part_data(data, start, end)
 
     def on_part_end(self) -> None:
-        """Refuse a text in another encoding: Starlette would read it as Latin-1."""
-        if self._current_part.file is None:
+        """Refuse a text that is not in its charset: Starlette would read it as Latin-1."""
+        part = self._current_part
+        if part.file is None:
+            charset = _charset_of(dict(part.item_headers).get(b"content-type")) or self._charset
             try:
-                self._current_part.data.decode(self._charset)
-            except ValueError as error:
-                field = self._current_part.field_name
-                raise MultiPartException(f"{field} is not in {self._charset}") from error
+                part.data = bytearray(part.data.decode(charset).encode(self._charset))
+            except (ValueError, LookupError) as error:
+                raise MultiPartException(f"{part.field_name} is not in {charset}") from error
         super().on_part_end()
 
     def on_end(self) -> None:
@@ -196,3 +204,9 @@ class _FormParser(MultiPartParser):
             yield chunk
         if not self.is_complete:
             raise MultiPartException("its closing boundary is missing")
+
+
+def _charset_of(content_type: str | bytes | None) -> str | None:
+    """Return the charset that a `Content-Type` names."""
+    charset = parse_options_header(content_type)[1].get(b"charset")
+    return charset.decode("latin-1") if charset else None

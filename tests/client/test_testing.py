@@ -63,8 +63,8 @@ def test_same_key_returns_the_same_job(at):
     assert len(fake.submissions) == 1
 
 
-def test_unknown_option_and_missing_prompt_are_refused(at):
-    for given in ({"prompt": "a", "extra": {"motion": 1}}, {}):
+def test_unknown_option_missing_prompt_and_wrong_length_are_refused(at):
+    for given in ({"prompt": "a", "extra": {"motion": 1}}, {}, {"prompt": "a", "num_frames": 16}):
         with pytest.raises(InvalidRequest):
             at(FakeService()).submit(**given)
 

@@ -181,10 +181,8 @@ class FakeService(httpx.MockTransport):
     def _submit(
         self, fields: dict[str, Any], files: dict[str, bytes], request: httpx.Request
     ) -> httpx.Response:
-        if unknown := sorted((fields.keys() | files.keys()) - _FIELDS):
-            return _error(422, "invalid_request", f"{unknown[0]}: is unknown", unknown[0])
-        if not (fields.get("prompt") or fields.get("prompts")):
-            return _error(422, "invalid_request", "prompt: is missing", "prompt")
+        if wrong := _wrong_field(fields, files):
+            return _error(422, "invalid_request", ": ".join(wrong), wrong[0])
         key = request.headers.get("Idempotency-Key", "")
         if key and (known := self._jobs.get(self._ids_by_key.get(key, ""))):
             return httpx.Response(202, json=known.view, headers={"Idempotent-Replayed": "true"})
@@ -277,6 +275,17 @@ def signed_webhook(
         "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
     }
     return headers, body
+
+
+def _wrong_field(fields: dict[str, Any], files: dict[str, bytes]) -> tuple[str, str] | None:
+    """Return a field for which a request is refused, and why."""
+    if unknown := sorted((fields.keys() | files.keys()) - _FIELDS):
+        return unknown[0], "is unknown"
+    if not (fields.get("prompt") or fields.get("prompts")):
+        return "prompt", "is missing"
+    if (fields.get("num_frames") or 1) % 4 != 1:
+        return "num_frames", "must be 4k + 1"
+    return None
 
 
 def _request_of(view: dict[str, Any]) -> dict[str, Any]:

@@ -112,10 +112,9 @@ def test_false_may_have_each_spelling(client, text):
 
 
 class TestEncoding:
-    def post(self, client, content, charset=""):
-        body = (
-            b'--edge\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' + content + b"\r\n--edge--\r\n"
-        )
+    def post(self, client, content, charset="", header=b""):
+        disposition = b'--edge\r\nContent-Disposition: form-data; name="prompt"\r\n'
+        body = disposition + header + b"\r\n" + content + b"\r\n--edge--\r\n"
         media_type = f"multipart/form-data; boundary=edge{charset}"
         return client.post("/generate", content=body, headers={"Content-Type": media_type})
 
@@ -126,6 +125,21 @@ class TestEncoding:
     def test_declared_charset_is_used(self, client):
         answer = self.post(client, "été".encode("latin-1"), "; charset=iso-8859-1")
         assert answer.json()["request"]["prompt"] == "été"
+
+    @pytest.mark.parametrize("charset", ["iso-8859-1", "UTF-8", '"windows-1252"'])
+    def test_charset_of_a_part_is_used(self, client, charset):
+        header = f"content-type: text/plain; charset={charset}\r\n".encode()
+        answer = self.post(client, "été".encode(charset.strip('"')), header=header)
+        assert answer.json()["request"]["prompt"] == "été"
+
+    @pytest.mark.parametrize("charset", ["bogus", "base64", "utf-8"])
+    def test_charset_that_a_text_is_not_in_is_refused(self, client, charset):
+        header = f"Content-Type: text/plain; charset={charset}\r\n".encode()
+        answer = self.post(client, "été".encode("latin-1"), header=header)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
+        assert f"prompt is not in {charset}" in answer.json()["error"]["message"]
+        form = self.post(client, "été".encode("latin-1"), f"; charset={charset}")
+        assert form.status_code == 400
 
     @pytest.mark.parametrize("content", ["été".encode("latin-1"), "été".encode("utf-16"), b"\xed\xa0\x80"])
     def test_other_bytes_are_refused(self, client, content):
