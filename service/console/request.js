@@ -248,8 +248,10 @@ function saveDraft() {
 
 function restoreDraft() {
   const { entered = [], ...draft } = JSON.parse(sessionStorage.getItem(DRAFT) ?? "{}");
+  const values = Object.fromEntries(entered);
+  if (values.model) fields.model.add(new Option(values.model)); // until the capability says which there are
   extra = draft.extra ?? {};
-  enter(Object.fromEntries(entered));
+  enter(values);
   showExtra();
 }
 

@@ -418,6 +418,11 @@ class TestInABrowser:
         page.reload()
         page.click("text=More options")
         page.select_option("[name=model]", "canary")
+        page.reload()
+        page.click("text=More options")
+        expect(page.locator("[name=model]")).to_be_visible()
+        assert page.input_value("[name=model]") == "canary"
+        assert page.locator("[name=model] option").all_text_contents().count("canary") == 1
         page.fill("textarea", "a red ball")
         page.click("text=Generate")
         page.wait_for_selector(".job")
