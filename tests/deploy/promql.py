@@ -1,6 +1,6 @@
 """Evaluate the part of PromQL that the chart's queries use, on the samples of one time.
 
-Once aggregations and `or` are renamed, such a query is an expression of Python, which evaluates it.
+Once aggregations, `or` and `and` are renamed, such a query is an expression of Python, which evaluates it.
 """
 
 from __future__ import annotations
@@ -38,21 +38,32 @@ class Vector(dict[Labels, float]):
     def __or__(self, other: Vector) -> Vector:  # type: ignore[override]
         return Vector({**other, **self})
 
+    def __and__(self, other: Vector) -> Vector:
+        return Vector({key: self[key] for key in self.keys() & other.keys()})
 
-def evaluate(query: str, samples: Samples) -> float:
-    """Return the only value of a query; 0 if it has none, as KEDA does. Raises ValueError if it has more."""
-    expression = re.sub(r"max by \(pool\)", "max_by_pool", " ".join(query.split())).replace(" or ", " | ")
+    def __eq__(self, other: object) -> Vector:  # type: ignore[override]
+        return Vector({key: value for key, value in self.items() if value == other})
+
+    __hash__ = None
+
+
+def evaluate(query: str, samples: Samples) -> float | None:
+    """Return the only value of a query, None if it has none. Raises ValueError if it has more."""
+    expression = re.sub(r"max by \(pool\)", "max_by_pool", " ".join(query.split()))
+    expression = expression.replace(" or ", " | ").replace(" and ", " & ")
     expression = re.sub(
-        r'(longcat_\w+)(?:\{pool=~"((?:[^"\\]|\\.)*)"\})?',
-        lambda found: f"series({found[1]!r}, {found[2]!r})",
+        r'(longcat_\w+)(?:\{((?:"(?:[^"\\]|\\.)*"|[^"}])*)\})?',
+        lambda found: f"series({found[1]!r}, {_patterns(found[2] or '')!r})",
         expression,
     )
 
-    def series(name: str, pool: str | None) -> Vector:
-        pattern = ".*" if pool is None else pool.replace("\\\\", "\\")
-        found = samples.get(name, {})
+    def series(name: str, patterns: Mapping[str, str]) -> Vector:
         return Vector(
-            {key: at for key, at in found.items() if re.fullmatch(pattern, dict(key).get("pool", ""))}
+            {
+                key: at
+                for key, at in samples.get(name, {}).items()
+                if all(re.fullmatch(each, dict(key).get(label, "")) for label, each in patterns.items())
+            }
         )
 
     functions = {
@@ -66,7 +77,15 @@ def evaluate(query: str, samples: Samples) -> float:
     result = eval(expression, {"__builtins__": {}}, functions)
     if len(result) > 1:
         raise ValueError(f"{query} has {len(result)} values")
-    return float(sum(result.values()))
+    return float(sum(result.values())) if result else None
+
+
+def _patterns(matchers: str) -> dict[str, str]:
+    """Return the regular expression that the value of each label must match."""
+    found = re.findall(r'(\w+)(=~?)"((?:[^"\\]|\\.)*)"', matchers)
+    return {
+        label: text.replace("\\\\", "\\") if sign == "=~" else re.escape(text) for label, sign, text in found
+    }
 
 
 def max_by_pool(vector: Vector) -> Vector:

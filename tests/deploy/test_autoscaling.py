@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,7 +18,7 @@ from benchmarks.simulation.autoscaling import (
     PodAutoscaler,
     replicas_wanted,
 )
-from tests.deploy.promql import Samples, evaluate
+from tests.deploy.promql import Labels, Samples, evaluate
 from tests.deploy.test_helm_chart import SMALL, named, render
 
 PER_POOL = {
@@ -70,27 +71,36 @@ def scaled_object(
         "contextParallel": context_parallel,
         "autoscaling": {"enabled": True, "backlogGpuSecondsPerReplica": gpu_s_per_replica},
     }
-    values = {**SMALL, "pools": {"main": pool}, "monitoring": {"prometheusUrl": "http://prometheus:9090"}}
+    monitoring = {"prometheusUrl": "http://prometheus:9090", "serviceMonitor": True}
+    values = {**SMALL, "pools": {"main": pool}, "monitoring": monitoring}
     spec: dict[str, Any] = named(render(values), "ScaledObject")["spec"]
     return spec
 
 
-def samples_of(pools: list[PoolState], num_without_group: int, num_api: int = 2) -> Samples:
-    """Return what some API processes export, and another pool that must not count."""
+RELEASE = {"namespace": "ours", "service": "video-longcat-video-api-ops"}
+OTHER_RELEASE = {"namespace": "staging", "service": "video-longcat-video-api-ops"}
+
+
+def samples_of(
+    pools: list[PoolState], num_without_group: int, *, num_api: int = 2, redis_up: int = 1
+) -> Samples:
+    """Return what some API processes export, and what must not count: another model, and another release."""
     other = PoolState(num_groups=9, num_busy=9, num_queued=9, num_held=0, backlog_gpu_s=9e9)
-    named_pools = [(f"LongCat-Video-{at:08x}", pool) for at, pool in enumerate(pools)] + [
-        ("Other-0123abcd", other)
-    ]
-    instances = [frozenset({("instance", str(number))}) for number in range(num_api)]
-    found = {
-        metric: {
-            api | {("pool", name)}: float(getattr(pool, field))
-            for api in instances
-            for name, pool in named_pools
-        }
-        for metric, field in PER_POOL.items()
-    }
-    return {**found, "longcat_jobs_without_group": dict.fromkeys(instances, float(num_without_group))}
+    named_pools = [(f"LongCat-Video-{at:08x}", pool) for at, pool in enumerate(pools)]
+    found: dict[str, dict[Labels, float]] = defaultdict(dict)
+    for release, states, waiting, up in (
+        (RELEASE, [*named_pools, ("Other-0123abcd", other)], num_without_group, redis_up),
+        (OTHER_RELEASE, [("LongCat-Video-00000000", other)], 9, 1),
+    ):
+        for number in range(num_api):
+            api = frozenset({**release, "instance": str(number)}.items())
+            found["longcat_redis_up"][api] = up
+            if not up:
+                continue
+            found["longcat_jobs_without_group"][api] = waiting
+            for metric, field in PER_POOL.items():
+                found[metric] |= {api | {("pool", name)}: float(getattr(at, field)) for name, at in states}
+    return found
 
 
 @pytest.mark.parametrize(
@@ -114,20 +124,45 @@ def test_triggers_of_the_chart_want_what_the_simulated_rule_wants(
     num_without_group: int,
 ):
     demand = Demand(
-        num_queued=sum(pool.num_queued - pool.num_held for pool in pools) + num_without_group,
-        backlog_gpu_s=sum(pool.backlog_gpu_s for pool in pools),
+        num_queued=max((pool.num_queued - pool.num_held for pool in pools), default=0) + num_without_group,
+        backlog_gpu_s=max((pool.backlog_gpu_s for pool in pools), default=0.0),
         num_busy=sum(pool.num_busy for pool in pools),
     )
     triggers = [trigger["metadata"] for trigger in scaled_object(**shape)["triggers"]]
     samples = samples_of(pools, num_without_group)
-    values = [evaluate(each["query"], samples) / float(each["threshold"]) for each in triggers]
+    values = [evaluate(each["query"], samples) for each in triggers]
+    assert {each["threshold"] for each in triggers} == {"1"}
     assert values == pytest.approx(
         replicas_wanted(demand, gpu_s_per_replica=gpu_s_per_replica, groups_per_replica=groups_per_replica)
     )
 
 
-def test_no_trigger_is_active_while_no_metric_is_exported():
-    assert [evaluate(each["metadata"]["query"], {}) for each in scaled_object(gpus=1)["triggers"]] == [0, 0]
+def test_jobs_that_pools_of_one_model_share_are_counted_once():
+    """The pool of a capability that is gone is remembered, and could run the same jobs."""
+    gone, present = (PoolState(groups, 0, num_queued=5, num_held=0, backlog_gpu_s=600.0) for groups in (0, 1))
+    (demand, _) = scaled_object(gpus=1)["triggers"]
+    assert evaluate(demand["metadata"]["query"], samples_of([gone, present], 0)) == 1
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [{}, samples_of([PoolState(1, 1, 5, 0, 600.0)], 0, redis_up=0)],
+    ids=["nothing is exported", "Redis is away"],
+)
+def test_nothing_is_scaled_while_the_demand_is_not_known(samples):
+    """KEDA takes no value for an error with `ignoreNullValues: "false"`, and leaves the pods as they are."""
+    for trigger in scaled_object(gpus=1)["triggers"]:
+        assert evaluate(trigger["metadata"]["query"], samples) is None
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
+    assert "fallback" not in scaled_object(gpus=1)
+
+
+def test_no_pod_is_wanted_while_there_is_no_job():
+    samples = samples_of([], 0)
+    assert [evaluate(each["metadata"]["query"], samples) for each in scaled_object(gpus=1)["triggers"]] == [
+        0,
+        0,
+    ]
 
 
 def test_autoscaler_is_simulated_with_the_settings_of_the_chart():

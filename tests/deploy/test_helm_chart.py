@@ -16,6 +16,7 @@ import yaml
 from helm_python import Chart, HelmError, chart
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from docs import chart_settings
 from model.weights.__main__ import build_parser
 from service.settings import Settings as ApiSettings
 from tests.service.conftest import CAPABILITY
@@ -39,7 +40,7 @@ LARGE: Values = {
     "settings": {"RETENTION_S": 86_400},
     "api": {
         "image": {"digest": f"sha256:{'0' * 64}"},
-        "capability": "{}",
+        "capability": CAPABILITY.model_dump_json(),
         "publicUrl": "https://video.example.com",
         "allowedHosts": ["a.example.com", "b.example.com"],
         "ingress": {"enabled": True, "className": "nginx", "host": "video.example.com", "tlsSecret": "tls"},
@@ -50,10 +51,10 @@ LARGE: Values = {
     },
     "poolDefaults": {"checkpoint": WEIGHTS},
     "pools": {
-        "h200": {"gpus": 8, "contextParallel": 4, "autoscaling": {"enabled": True}},
+        "h200": {"gpus": 8, "contextParallel": 4, "maxUnavailable": "10%", "autoscaling": {"enabled": True}},
         "canary": {"modelId": "a.b_c", "settings": {"QUANTIZE": "int8"}, "runtimeClassName": "nvidia"},
         "wide": {"gpus": 8, "nodes": 2, "replicas": 3},
-        "scaled": {"gpus": 8, "nodes": 4, "autoscaling": {"enabled": True}},
+        "scaled": {"modelId": "scaled", "gpus": 8, "nodes": 4, "autoscaling": {"enabled": True}},
         "trial": {"gpus": 0, "checkpoint": {"emptyDir": {}}},
         "fetched": {
             "checkpoint": {"hostPath": {"path": "/var/lib/longcat-weights", "type": "Directory"}},
@@ -66,6 +67,7 @@ LARGE: Values = {
         "rules": True,
         "labels": {"release": "prometheus"},
         "prometheusUrl": "http://prometheus:9090",
+        "authentication": {"name": "prometheus", "modes": "bearer"},
     },
     "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
     "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn"}},
@@ -77,7 +79,7 @@ POOL_LIKE_NUMBERS: Values = {
     "checkpointSubPath": "1e3",
     "checkpoint": {"emptyDir": {}},
     "weights": {"source": "s3://models/1", "s3": {"region": "1"}},
-    "settings": {"API": "{a: 1}", "B": "$(HOME) # {{ .Values }}"},
+    "settings": {"WORKER_NAME": "{a: 1}", "COMPILE": "$(HOME) # {{ .Values }}"},
 }
 LIKE_NUMBERS: Values = {
     "fullnameOverride": "null",
@@ -121,7 +123,7 @@ class LeaderWorkerTemplate(Strict):
 
 
 class RollingUpdateConfiguration(Strict):
-    maxUnavailable: int  # noqa: N815
+    maxUnavailable: int | str  # noqa: N815
     maxSurge: int  # noqa: N815
 
 
@@ -311,6 +313,29 @@ def test_misspelt_field_is_found(kind):
         ({**SMALL, "pools": {"main": {"runtimeClassName": 'nvidia"'}}}, "runtimeClassName"),
         ({**SMALL, "pools": {"main": {"autoscaling": {"scaleDownStabilizationS": 7200}}}}, "3,?600"),
         ({**SMALL, "pools": {"main": {"autoscaling": {"minReplicas": 9}}}}, "minReplicas is larger"),
+        ({**SMALL, "settings": {"RETENTON_S": 5}}, "settings.RETENTON_S is no setting"),
+        ({**SMALL, "pools": {"main": {"settings": {"HEALTH_PORT": 9}}}}, "HEALTH_PORT cannot be changed"),
+        ({**SMALL, "api": {"capability": "nope"}}, "api.capability must be what"),
+        ({**SMALL, "api": {"capability": "{}"}}, "api.capability must be what"),
+        ({**SMALL, "secrets": {"redisUrl": "redis://other"}}, "secrets.redisUrl would not be used"),
+        (
+            {**SMALL, "existingSecret": "ours", "secrets": {"apiKey": "k"}},
+            "secrets.apiKey would not be used",
+        ),
+        ({**SMALL, "pools": {"main": {"resources": {"limits": {"memory": "64 Gi"}}}}}, "memory"),
+        ({**SMALL, "pools": {"main": {"tolerations": [{"effect": "Foo"}]}}}, "effect"),
+        ({**SMALL, "pools": {"main": {"checkpoint": {"persistentVolumeClam": {}}}}}, "persistentVolumeClam"),
+        ({**SMALL, "networkPolicy": {"egressExcept": ["999.1.1.1/99"]}}, "egressExcept"),
+        ({**SMALL, "pools": {"main": {"maxUnavailable": "0%"}}}, "maxUnavailable"),
+        (
+            {
+                **SMALL,
+                "monitoring": {"prometheusUrl": "http://prometheus"},
+                "poolDefaults": {"checkpoint": WEIGHTS, "autoscaling": {"enabled": True}},
+                "pools": {"spot": {}},
+            },
+            "pools.main and pools.spot have the same modelId",
+        ),
     ],
 )
 def test_impossible_values_are_refused_by_name(values, message):
@@ -329,8 +354,8 @@ def test_names_that_yaml_would_read_as_something_else_stay_text():
     for each in objects:
         if each["kind"] not in CUSTOM_KINDS:
             check(each)
-    setting = LIKE_NUMBERS["pools"]["1"]["settings"]["B"]
-    assert environment(named(objects, "StatefulSet", "-worker-1"))["LONGCAT_B"] == setting
+    setting = LIKE_NUMBERS["pools"]["1"]["settings"]["COMPILE"]
+    assert environment(named(objects, "StatefulSet", "-worker-1"))["LONGCAT_COMPILE"] == setting
     assert named(objects, "Ingress")["spec"]["rules"][0]["host"] == "*.1.2"
     quoted = [each["metadata"]["labels"]["app.kubernetes.io/instance"] for each in objects]
     assert set(quoted) == {"1e3"}
@@ -340,6 +365,23 @@ def test_installation_without_pools_has_an_api():
     kinds = {each["kind"] for each in render({**SMALL, "pools": {"main": None}})}
     assert "Deployment" in kinds
     assert "ScaledObject" not in kinds
+
+
+def test_chart_knows_the_names_of_all_settings():
+    assert (FOLDER / "settings.txt").read_text() == chart_settings.document(), "run `make generate`"
+    settings = {"S3_SECRET_ACCESS_KEY_FILE": "/run/key", "REDIS_CA_FILE": "/run/ca", "FP8": "on"}
+    assert render({**SMALL, "settings": settings})
+
+
+def test_several_pods_of_a_pool_may_be_away_at_a_time():
+    objects = render({**LARGE, "poolDefaults": {"checkpoint": WEIGHTS, "maxUnavailable": 5}})
+    for kind, name in (("StatefulSet", "-canary"), ("PodDisruptionBudget", "-canary")):
+        spec = named(objects, kind, name)["spec"]
+        assert (spec.get("updateStrategy", {}).get("rollingUpdate") or spec)["maxUnavailable"] == 5
+    rollout = named(objects, "LeaderWorkerSet", "-wide")["spec"]["rolloutStrategy"]
+    assert rollout["rollingUpdateConfiguration"]["maxUnavailable"] == 5
+    assert named(objects, "PodDisruptionBudget", "-h200")["spec"]["maxUnavailable"] == "10%"
+    assert "updateStrategy" not in named(render(SMALL), "StatefulSet", "-main")["spec"]
 
 
 def test_large_numbers_of_settings_keep_their_digits():
@@ -609,7 +651,7 @@ def test_autoscaler_of_several_nodes_counts_groups():
     query = " ".join(demand["query"].split())
     assert "or vector(0)) / 1 + (" in query, "one replica is one group"
     gpus = LARGE["pools"]["scaled"]["gpus"] * LARGE["pools"]["scaled"]["nodes"]
-    assert query.endswith(f"/ {600 * gpus}")
+    assert f"/ {600 * gpus})" in query
 
 
 def test_only_pods_of_its_pool_reach_the_ranks_of_a_group_over_several_pods():
@@ -655,6 +697,9 @@ def test_queries_of_autoscalers_select_exported_metrics_of_the_pool():
     for trigger in named(render(values), "ScaledObject")["spec"]["triggers"]:
         query = trigger["metadata"]["query"]
         assert set(re.findall(r"longcat_\w+", query)) <= exported
+        selectors = re.findall(r"longcat_\w+\{(.*?)(?:,pool=~.*?\{8\}\")?\}", query)
+        assert len(selectors) == query.count("longcat_")
+        assert set(selectors) == {'namespace="ours",service="video-longcat-video-api-ops"'}
         for pattern in re.findall(r'pool=~"([^"]+)"', query):
             expression = pattern.replace("\\\\", "\\")  # PromQL's own escapes
             assert re.fullmatch(expression, "a.b_c-0123abcd")
@@ -681,4 +726,6 @@ def test_packaged_chart_contains_what_it_links_to(tmp_path):
     archive = chart.package(FOLDER, destination=tmp_path)
     with Chart.load(archive) as loaded:
         assert loaded.render(SMALL, name="video").keys() >= {"longcat-video/templates/workers.yaml"}
-        assert {"rules/rules.yml", "rules/alerts.yml"} <= {file["name"] for file in loaded.files}
+        assert {"rules/rules.yml", "rules/alerts.yml", "settings.txt"} <= {
+            file["name"] for file in loaded.files
+        }

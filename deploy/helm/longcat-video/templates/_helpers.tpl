@@ -155,3 +155,67 @@ capabilities: {drop: [ALL]}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
+
+{{/* Labels that select the metrics of this release in PromQL, as a list that ends with a comma. */}}
+{{- define "longcat.ofRelease" -}}
+{{- $selector := .Values.monitoring.metricsSelector -}}
+{{- if and (not $selector) .Values.monitoring.serviceMonitor -}}
+{{- $selector = printf "namespace=%q,service=%q" .Release.Namespace (printf "%s-api-ops" (include "longcat.fullname" .)) -}}
+{{- end -}}
+{{- if $selector }}{{ $selector }},{{ end -}}
+{{- end -}}
+
+{{/* Refuse values that contradict each other. */}}
+{{- define "longcat.checkValues" -}}
+{{- $own := list -}}
+{{- range $name, $value := .Values.secrets }}{{ if $value }}{{ $own = append $own (printf "secrets.%s" $name) }}{{ end }}{{ end -}}
+{{- if and .Values.existingSecret $own -}}
+{{- fail (printf "%s would not be used: existingSecret has all secrets" (join ", " $own)) -}}
+{{- end -}}
+{{- if and .Values.redis.enabled .Values.secrets.redisUrl -}}
+{{- fail "secrets.redisUrl would not be used: redis.enabled makes a Redis of the chart's own" -}}
+{{- end -}}
+{{- if .Values.api.capability -}}
+{{- if not (hasKey (fromJson .Values.api.capability) "model") -}}
+{{- fail "api.capability must be what `python -m worker.rank.capability` prints: JSON with a model" -}}
+{{- end -}}
+{{- end -}}
+{{- $pools := values .Values.pools -}}
+{{- $settings := list .Values.settings .Values.api.settings .Values.poolDefaults.settings -}}
+{{- range $pools }}{{ $settings = append $settings (default dict (default dict .).settings) }}{{ end -}}
+{{- $known := .Files.Lines "settings.txt" -}}
+{{- range $settings }}{{- range $name, $_ := . -}}
+{{- if not (or (has $name $known) (has (trimSuffix "_FILE" $name) $known)) -}}
+{{- fail (printf "settings.%s is no setting of the API or the worker: see docs/settings.md" $name) -}}
+{{- end -}}
+{{- if has $name (list "HOST" "PORT" "OPS_HOST" "OPS_PORT" "HEALTH_HOST" "HEALTH_PORT") -}}
+{{- fail (printf "settings.%s cannot be changed: probes and Services use what the chart sets" $name) -}}
+{{- end -}}
+{{- end }}{{ end -}}
+{{- $scaled := dict -}}
+{{- range $poolName, $given := .Values.pools -}}
+{{- $pool := mergeOverwrite (deepCopy $.Values.poolDefaults) (default dict $given) -}}
+{{- if $pool.autoscaling.enabled -}}
+{{- with get $scaled $pool.modelId -}}
+{{- fail (printf "pools.%s and pools.%s have the same modelId, so their queue is the same: only one of them can have autoscaling" . $poolName) -}}
+{{- end -}}
+{{- $_ := set $scaled $pool.modelId $poolName -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* How KEDA reads Prometheus. Call with (list $ $url). */}}
+{{- define "longcat.prometheusServer" -}}
+{{- $monitoring := (index . 0).Values.monitoring -}}
+serverAddress: {{ index . 1 | quote }}
+ignoreNullValues: "false"
+{{- with $monitoring.authentication.modes }}
+authModes: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "longcat.prometheusAuthentication" -}}
+{{- with .Values.monitoring.authentication.name }}
+authenticationRef: {name: {{ . | quote }}}
+{{- end }}
+{{- end -}}
