@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -23,7 +24,8 @@ from transformers import UMT5Config, UMT5EncoderModel, masking_utils
 from benchmarks.formulas import BASE, REFINED, TEXT_TOKENS, num_tokens
 from benchmarks.traffic import Attention, FusedNorm, LiveTensors, ranks_on_meta, recorded
 from model.parallel.mesh import ContextParallel
-from model.spec.geometry import VAE_STRIDE, frames_of_latents
+from model.pipeline.leader_clip import LeaderClip
+from model.spec.geometry import VAE_STRIDE, Size, frames_of_latents
 from model.spec.memory import Quantize, TextEncoderPlacement
 from model.text import MAX_TOKENS, TextEncoder
 from model.transformer import token_layout
@@ -141,13 +143,15 @@ def decode_peak(window: Window, dtype: torch.dtype) -> Peak:
 
 
 def encode_peak(window: Window, dtype: torch.dtype) -> Peak:
-    """Return the peak of encoding a clip on the device."""
-    vae = _full_vae(dtype)
-    size = (window.height * VAE_STRIDE, window.width * VAE_STRIDE)
-    frames = torch.empty(frames_of_latents(window.num_frames), *size, 3, device=META)
+    """Return the peak of encoding a clip of half the sides and half the frame rate, as refinement does."""
+    vae, num_frames = _full_vae(dtype), frames_of_latents(window.num_frames)
+    size = Size(window.height * VAE_STRIDE, window.width * VAE_STRIDE)
+    sides = (size.height // 2, size.width // 2)
+    source = torch.empty(num_frames // 2, *sides, 3, dtype=torch.uint8, device=META)
+    clip = LeaderClip.stretched(source, size, num_frames)
     noise = torch.empty(1, vae.latent_channels, *window[:3], device=META)
     with _as_on_cuda(), LiveTensors() as alive:
-        vae.sample(frames, noise)
+        vae.sample(partial(clip.read, ContextParallel(META)), noise)
     return _peak(alive)
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.io.pixels import padded, stretched
+from model.io.pixels import padded, stretch_positions, stretched
 from model.spec.geometry import RefineLayout, Size, frames_of_latents, latent_frames, refine_layout
 from model.spec.resolve import T_THRESH
 from model.transformer.dit import Dit
@@ -70,7 +70,9 @@ def refinement_example(vae: Vae, index: int) -> RefinementExample:
     random = torch.Generator().manual_seed(index)
     noisy = vae.encode(small, random)
     noisy = noisy + LATENT_NOISE_STD * torch.randn(noisy.shape, generator=random).to(noisy)
-    upsampled = stretched(torch.cat(list(vae.decode(noisy))), Size(2 * HEIGHT, 2 * WIDTH), timing.num_frames)
+    decoded = torch.cat(list(vae.decode(noisy)))
+    positions = stretch_positions(len(decoded), timing.num_frames)
+    upsampled = stretched(decoded, Size(2 * HEIGHT, 2 * WIDTH), positions)
     return RefinementExample(
         _encode_padded(upsampled.cpu(), timing),
         _encode_padded(rendered, timing),

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
-from model.io.pixels import to_uint8
+from model.io.pixels import Pixels
 
 Item = TypeVar("Item")
 
@@ -18,20 +16,20 @@ Item = TypeVar("Item")
 class PendingFrames:
     """Frames whose copy may still be in progress; `wait` returns when it is complete."""
 
-    frames: UInt8[Tensor, "frames height width 3"]
+    frames: Pixels
     wait: Callable[[], None] = lambda: None
 
-    def result(self) -> UInt8[Tensor, "frames height width 3"]:
+    def result(self) -> Pixels:
         """Wait for the copy, but not for later work of the device, and return the frames on the CPU."""
         self.wait()
         return self.frames
 
 
-def start_copy(frames: Float[Tensor, "frames height width 3"]) -> PendingFrames:
-    """Start to copy frames in 8 bits to the CPU, after all work that the device already has."""
+def start_copy(frames: Pixels) -> PendingFrames:
+    """Start to copy frames to the CPU, after all work that the device already has."""
     if not frames.is_cuda:
-        return PendingFrames(to_uint8(frames))
-    copy = to_uint8(frames).to("cpu", non_blocking=True)  # into pinned memory
+        return PendingFrames(frames)
+    copy = frames.to("cpu", non_blocking=True)  # into pinned memory
     return PendingFrames(copy, torch.cuda.current_stream(frames.device).record_event().synchronize)
 
 

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a tensor that the leader is about to broadcast."""
+    """Shape and dtype of a tensor that the leader has."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -61,6 +61,16 @@ def from_leader(parallel: ContextParallel, build: Callable[[], Result]) -> Resul
     return cast(Result, _broadcast_tensors(parallel, built))
 
 
+def tensor_from_leader(parallel: ContextParallel, x: Tensor | TensorSpec) -> Tensor:
+    """Return the leader's tensor on the device of every rank. The other ranks give its shape and dtype."""
+    if isinstance(x, TensorSpec):
+        x = torch.empty(x.shape, dtype=x.dtype, device=parallel.device)
+    x = x.to(parallel.device).contiguous()
+    if parallel.size > 1:
+        dist.broadcast(x, group=parallel.group, group_src=0)
+    return x
+
+
 def _broadcast_object(parallel: ContextParallel, value: object) -> object:
     """Return the leader's value on every rank. It may not hold tensors of the device."""
     values = [value]
@@ -81,13 +91,10 @@ def _broadcast_tensors(parallel: ContextParallel, value: object) -> object:
     """Return a copy of a dataclass with the leader's tensors on this rank's device."""
     if not dataclasses.is_dataclass(value):
         return value
-    tensors = {}
-    for entry in dataclasses.fields(value):
-        x = getattr(value, entry.name)
-        if isinstance(x, TensorSpec):
-            x = torch.empty(x.shape, dtype=x.dtype, device=parallel.device)
-        if isinstance(x, Tensor):
-            tensors[entry.name] = x.to(parallel.device).contiguous()
-            if parallel.size > 1:
-                dist.broadcast(tensors[entry.name], group=parallel.group, group_src=0)
+    values = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+    tensors = {
+        name: tensor_from_leader(parallel, x)
+        for name, x in values.items()
+        if isinstance(x, Tensor | TensorSpec)
+    }
     return dataclasses.replace(cast(Any, value), **tensors)

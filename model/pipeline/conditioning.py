@@ -7,13 +7,16 @@ posterior of the condition frames.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.io.pixels import padded, resized, stretched, to_floats
+from model.io.pixels import Pixels, resized
+from model.parallel.mesh import ContextParallel
 from model.pipeline import schedule
+from model.pipeline.leader_clip import LeaderClip
 from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning
 from model.pipeline.schedule import Schedule
@@ -23,13 +26,12 @@ from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan, Refinement, r
 from model.text import Text, TextEncoder
 from model.vae.vae import Vae
 
-Clip = Float[Tensor, "_ _ _ 3"]  # frames, height, width
 Latents = Float[Tensor, "1 z _ h w"]
 
 
 @dataclass(frozen=True)
 class StageInputs:
-    """The noise and frames that a stage begins with, before the VAE. Frames are floats in [0, 1].
+    """The noise and frames that a stage begins with, before the VAE.
 
     Attributes:
         noise: noise for all latents of the stage.
@@ -43,22 +45,21 @@ class StageInputs:
 
     noise: Latents
     random: UInt8[Tensor, " bytes"]
-    condition: Clip | None = None
+    condition: LeaderClip | None = None
     condition_noise: Latents | None = None
-    clip: Clip | None = None
+    clip: LeaderClip | None = None
     clip_noise: Latents | None = None
     noise_level: float = 1.0
 
-    def encode(self, vae: Vae) -> tuple[Latents, Latents]:
+    def encode(self, vae: Vae, parallel: ContextParallel) -> tuple[Latents, Latents]:
         """Return the latents of the noise frames, and the clean latents before them."""
         x = self.noise
         if self.clip is not None and self.clip_noise is not None:
-            x = (1 - self.noise_level) * vae.sample(
-                self.clip, self.clip_noise
-            ) + self.noise_level * self.noise
+            encoded = vae.sample(partial(self.clip.read, parallel), self.clip_noise)
+            x = (1 - self.noise_level) * encoded + self.noise_level * self.noise
         clean = x[:, :, :0]
         if self.condition is not None and self.condition_noise is not None:
-            clean = vae.sample(self.condition, self.condition_noise)
+            clean = vae.sample(partial(self.condition.read, parallel), self.condition_noise)
         return x[:, :, clean.shape[2] :], clean
 
 
@@ -67,20 +68,14 @@ class Encoders:
     """The text encoder, which only the leader has, and the checkpoint's settings of a stage."""
 
     text: TextEncoder
-    device: torch.device
     latent_channels: int
     shift: float
     negative_prompt: str
 
-    def stage_inputs(self, request: Request, state: State, clip: Clip | None) -> StageInputs:
-        """Return the noise and frames that the stage of `state` begins with.
-
-        `clip` is what the stage refines; None refines the clip of the request.
-        """
+    def stage_inputs(self, request: Request, state: State, clip: Pixels | None) -> StageInputs:
+        """Return the noise and frames that the stage of `state` begins with; `clip` is what it refines."""
         if state.stage == "denoise":
             return self._base_inputs(request, state)
-        if clip is None and request.video is not None:
-            clip = to_floats(request.video)
         assert clip is not None
         return self._refinement_inputs(request, state, clip)
 
@@ -126,14 +121,13 @@ class Encoders:
         condition_noise = None if condition is None else self._draw_for(condition, generator)
         return StageInputs(noise, generator.get_state(), condition, condition_noise)
 
-    def _refinement_inputs(self, request: Request, state: State, clip: Clip) -> StageInputs:
+    def _refinement_inputs(self, request: Request, state: State, source: Pixels) -> StageInputs:
         refinement, generator = request.plan.refinement, state.generator()
         assert refinement
         layout = refine_layout_of(request.plan, state.segment)
         size = Size(refinement.height, refinement.width)
-        clip = stretched(clip.to(self.device), size, layout.num_frames)
         back = layout.padded_frames - layout.front_padding - layout.num_frames
-        clip = padded(clip, layout.front_padding, back)
+        clip = LeaderClip.stretched(source, size, layout.num_frames).padded(layout.front_padding, back)
         clip_noise, noise = self._draw_for(clip, generator), self._draw_for(clip, generator)
         condition = _refine_condition(request, state, refinement, layout)
         return StageInputs(
@@ -146,8 +140,8 @@ class Encoders:
             random=generator.get_state(),
         )
 
-    def _draw_for(self, clip: Clip, generator: torch.Generator) -> Latents:
-        return self._draw(len(clip), Size(*clip.shape[1:3]), generator)
+    def _draw_for(self, clip: LeaderClip, generator: torch.Generator) -> Latents:
+        return self._draw(len(clip.positions), clip.size, generator)
 
     def _draw(self, num_frames: int, size: Size, generator: torch.Generator) -> Latents:
         """Draw noise for the latents of a clip with this length and size."""
@@ -168,31 +162,31 @@ def base_schedule(plan: Plan, shift: float, is_continuation: bool) -> Schedule:
     return schedule.enhance_hf(levels) if is_continuation and plan.enhance_hf else levels
 
 
-def _base_condition(request: Request, state: State) -> Clip | None:
+def _base_condition(request: Request, state: State) -> LeaderClip | None:
     """Return the condition frames of a segment, if any: the end of what it continues, or an image."""
     plan = request.plan
     if state.segment:
-        return state.tail
+        return None if state.tail is None else LeaderClip.unchanged(state.tail)
     if request.video is not None:
         frames = request.video[-plan.num_condition_frames :]
     elif request.image is not None:
         frames = request.image[None]
     else:
         return None
-    return to_floats(resized(frames, Size(plan.height, plan.width)))
+    return LeaderClip.unchanged(resized(frames, Size(plan.height, plan.width)))
 
 
 def _refine_condition(
     request: Request, state: State, refinement: Refinement, layout: RefineLayout
-) -> Clip | None:
+) -> LeaderClip | None:
     """Return the padded condition frames of a refined segment, if any."""
     if not layout.num_held:
         return None
-    condition = state.refined_tail
+    condition: Pixels | None = state.refined_tail
     if not state.segment:
         frames = request.condition_video if request.image is None else request.image[None]
         assert frames is not None
         size = Size(refinement.height, refinement.width)
-        condition = to_floats(resized(frames[-layout.num_held :], size))
+        condition = resized(frames[-layout.num_held :], size)
     assert condition is not None
-    return padded(condition, layout.front_padding, 0)
+    return LeaderClip.unchanged(condition).padded(layout.front_padding, 0)

@@ -18,10 +18,10 @@ from torch import Tensor
 from model.io.checkpoint import Weights
 from model.io.lora import LoraMerger, read_lora
 from model.io.outgoing import PendingFrames, run_ahead, start_copy
-from model.io.pixels import to_floats, to_uint8
-from model.parallel.broadcast import from_leader, run_on_leader
+from model.io.pixels import Pixels, to_floats, to_uint8
+from model.parallel.broadcast import from_leader
 from model.parallel.mesh import SINGLE, ContextParallel
-from model.pipeline.conditioning import Clip, Encoders
+from model.pipeline.conditioning import Encoders
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.request import Request
 from model.pipeline.sample import denoise
@@ -42,6 +42,7 @@ from model.transformer.token_layout import BuildLayout, build_layout
 from model.vae.vae import Vae
 from model.weights.manifest import check_complete
 
+Floats = Float[Tensor, "_ _ _ 3"]  # frames, height, width
 Stage = Generator[Event, None, State]  # yields events, returns the state after it
 CACHED_LAYOUTS = 8  # the largest is below 0.1 GB
 
@@ -123,15 +124,22 @@ class Pipeline:
         inputs and `resume`. Raises InputError if the checkpoint lacks a LoRA file that the plan needs.
         """
         self._check_loras(request.plan)
-        state = from_leader(self.parallel, lambda: resume or State.begin(request.seed))
+        state = self._first_state(resume or State.begin(request.seed))
         while state.segment < request.plan.num_segments:
             state = yield from self._segment(request, state)
             yield SegmentDone(state.segment - 1, state)
 
+    def _first_state(self, state: State) -> State:
+        """Return the leader's state on every rank. Its frames stay with the leader."""
+        shared = from_leader(self.parallel, lambda: replace(state, tail=None, refined_tail=None))
+        if not self.parallel.is_leader:
+            return shared
+        return replace(shared, tail=state.tail, refined_tail=state.refined_tail)
+
     def _segment(self, request: Request, state: State) -> Stage:
         """Generate one segment, and return the state in which the next begins."""
         if request.plan.task == "refine":
-            state = self._begin_stage(request, replace(state, stage="refine"))
+            state = self._begin_stage(request, replace(state, stage="refine"), request.video)
         elif state.stage == "denoise":
             state = yield from self._denoise(request, self._begin_stage(request, state))
             if request.plan.refinement is None:
@@ -140,20 +148,20 @@ class Pipeline:
         state = yield from self._denoise(request, state)
         return (yield from self._decode(request, state))
 
-    def _begin_stage(self, request: Request, state: State, clip: Clip | None = None) -> State:
+    def _begin_stage(self, request: Request, state: State, clip: Pixels | None = None) -> State:
         """Return the state with the first latents of its stage, which refines `clip` (leader only)."""
         if state.latents is not None:
             return state
         inputs = from_leader(
             self.parallel, lambda: _present(self.encoders).stage_inputs(request, state, clip)
         )
-        latents, clean = inputs.encode(self.vae)
+        latents, clean = inputs.encode(self.vae, self.parallel)
         return replace(state, latents=latents, clean=clean, random=inputs.random)
 
     def _begin_refinement(self, request: Request, state: State) -> State:
         """Begin the refinement of the base video of a segment."""
         clip = self._decode_whole(request, state)
-        tail = None if clip is None else _last(clip, request.plan.num_condition_frames).clone()
+        tail = None if clip is None else to_floats(_last(clip, request.plan.num_condition_frames)).clone()
         state = replace(state, stage="refine", step=0, latents=None, clean=None, tail=tail)
         return self._begin_stage(request, state, clip)
 
@@ -185,7 +193,7 @@ class Pipeline:
             layout = refine_layout_of(plan, state.segment)
             first, count = layout.front_padding, layout.num_frames
         segment_windows, new_windows = windows(first, count), windows(first + repeated, count - repeated)
-        tail: Clip | None = None
+        tail: Floats | None = None
         chunks = run_ahead(islice(self._copied_chunks(state), len(segment_windows)), LATENTS_AT_A_TIME)
         for in_segment, new, (chunk, pending) in zip(segment_windows, new_windows, chunks, strict=False):
             if chunk is not None:
@@ -195,36 +203,32 @@ class Pipeline:
                 yield Frames(state.segment, None if pending is None else pending.result()[new])
         return self._next_segment(request, state, tail)
 
-    def _next_segment(self, request: Request, state: State, tail: Clip | None) -> State:
+    def _next_segment(self, request: Request, state: State, tail: Floats | None) -> State:
         """Return the state after a segment, given the last of its finished frames."""
         if tail is not None:
-            tail = self._hand_over(tail, request)
+            tail = to_floats(_handed_over(tail, request).cpu())
         following = State(state.segment + 1, "denoise", 0, state.random)
         if state.stage == "refine":
             return replace(following, tail=state.tail, refined_tail=tail)
         return replace(following, tail=tail)
 
-    def _decoded_chunks(self, state: State) -> Iterator[Clip | None]:
+    def _decoded_chunks(self, state: State) -> Iterator[Floats | None]:
         """Yield the frames of a stage chunk by chunk, as all ranks decode them; None on other ranks."""
         for frames in self.vae.decode(_all_latents(state)):
             yield frames if self.parallel.is_leader else None
 
-    def _copied_chunks(self, state: State) -> Iterator[tuple[Clip | None, PendingFrames | None]]:
-        """Yield chunks of frames with their pending copies to the CPU."""
+    def _copied_chunks(self, state: State) -> Iterator[tuple[Floats | None, PendingFrames | None]]:
+        """Yield chunks of frames with their pending copies to the CPU in 8 bits."""
         for chunk in self._decoded_chunks(state):
-            yield chunk, None if chunk is None else start_copy(chunk)
+            yield chunk, None if chunk is None else start_copy(to_uint8(chunk))
 
-    def _decode_whole(self, request: Request, state: State) -> Clip | None:
-        """Return all frames of a stage; None on other ranks."""
-        chunks = [chunk for chunk in self._decoded_chunks(state) if chunk is not None]
-        return run_on_leader(self.parallel, lambda: self._hand_over(torch.cat(chunks), request))
-
-    def _hand_over(self, frames: Clip, request: Request) -> Clip:
-        """Return frames as the next stage or segment gets them: perhaps rounded to 8 bits."""
-        if not request.exact_handover:
-            return frames
-        # On the CPU: CUDA divides by multiplying with a reciprocal, which gives other floats.
-        return to_floats(to_uint8(frames).cpu()).to(frames.device)
+    def _decode_whole(self, request: Request, state: State) -> Pixels | None:
+        """Return all frames of a stage on the CPU of the leader; None on other ranks."""
+        chunks = (chunk for chunk in self._decoded_chunks(state) if chunk is not None)
+        copies = (start_copy(_handed_over(chunk, request).contiguous()) for chunk in chunks)
+        # Cloned, so that no more than a few are in pinned memory, which is never given back.
+        frames = [copy.result().clone() for copy in run_ahead(copies, LATENTS_AT_A_TIME)]
+        return torch.cat(frames) if self.parallel.is_leader else None
 
     def _check_loras(self, plan: Plan) -> None:
         for name in plan.loras:
@@ -238,7 +242,6 @@ def _load_encoders(
 ) -> Encoders:
     return Encoders(
         text=TextEncoder.load(checkpoint, vae.device, dtype, placement, kept=limits.negative_prompt),
-        device=vae.device,
         latent_channels=vae.latent_channels,
         shift=load_shift(checkpoint / "scheduler" / "scheduler_config.json"),
         negative_prompt=limits.negative_prompt,
@@ -256,6 +259,11 @@ def _all_latents(state: State) -> Float[Tensor, "1 z f h w"]:
     return torch.cat([clean, latents], dim=2)
 
 
-def _last(frames: Clip, count: int) -> Clip:
+def _handed_over(frames: Floats, request: Request) -> Pixels:
+    """Return frames as the next stage or segment gets them: perhaps in 8 bits."""
+    return to_uint8(frames) if request.exact_handover else frames
+
+
+def _last(frames: Pixels, count: int) -> Pixels:
     """Return the last `count` frames, or all if there are fewer."""
     return frames[max(len(frames) - count, 0) :]

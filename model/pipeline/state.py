@@ -31,7 +31,7 @@ class State:
         latents: the noise frames after these steps; None before the stage begins.
         clean: the condition frames of the stage; None before the stage begins.
         tail: the last frames of the previous segment or, during refinement, of this segment's base video.
-            Floats in [0, 1], on the leader alone.
+            Floats in [0, 1], on the CPU of the leader alone.
         refined_tail: the last frames of the previous refined segment.
     """
 

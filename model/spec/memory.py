@@ -361,7 +361,7 @@ def encode_text_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
 
 
 def encode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
-    """Return the peak of encoding frames of this size, without the frames themselves."""
+    """Return the peak of encoding frames of this size, of which a GPU has only those that it encodes."""
     frames = _frames_at_a_time(sizes, stage, setup)
     return round((ENCODED_ELEMENTS + ENCODED_ELEMENTS_OF_FRAME * frames) * _vae_scale(sizes, stage, setup))
 
@@ -406,7 +406,7 @@ def _refinement_layout(plan: Plan) -> RefineLayout:
 
 
 def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
-    """Return the largest peak of the encodings of a plan, with the frames that are encoded in fp32."""
+    """Return the largest peak of the encodings of a plan."""
     needs = [0]
     if plan.task in {"image_to_video", "video_continuation"} or plan.num_segments > 1:
         frames = latent_frames(max(1, plan.num_condition_frames))
@@ -414,6 +414,5 @@ def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
     if plan.refinement:
         layout = _refinement_layout(plan)
         stage = StageShape(layout.latent_frames, plan.refinement.height, plan.refinement.width)
-        clip_bytes = layout.padded_frames * stage.height * stage.width * 3 * 4
-        needs.append(encode_bytes(sizes, stage, setup) + clip_bytes)
+        needs.append(encode_bytes(sizes, stage, setup))
     return max(needs)

@@ -5,7 +5,7 @@ whole result. The memory of both does not depend on the length of the clip, and 
 encoded or decoded at a time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -30,6 +30,8 @@ from model.vae.rows import Rows
 from model.vae.wan import Frames, Stream, decode_chunk, encode_chunk, pointwise
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
+ReadFrames = Callable[[slice], Float[Tensor, "_ _ _ 3"]]
+"""Return some frames of a clip, as floats in [0, 1]. The VAE asks for one piece after the other."""
 OTHER_VAES = ("patch_size", "is_residual")  # keys of the Wan 2.2 VAE
 
 
@@ -100,17 +102,15 @@ class Vae:
         num_frames, height, width = frames.shape[:3]
         sides = (height // VAE_STRIDE, width // VAE_STRIDE)
         shape = (1, self.latent_channels, latent_frames(num_frames), *sides)
-        return self.sample(frames, torch.randn(shape, generator=generator))
+        return self.sample(frames.__getitem__, torch.randn(shape, generator=generator))
 
-    def sample(
-        self, frames: Float[Tensor, "frames height width 3"], noise: Float[Tensor, "1 z f h w"]
-    ) -> Float[Tensor, "1 z f h w"]:
+    def sample(self, read: ReadFrames, noise: Float[Tensor, "1 z f h w"]) -> Float[Tensor, "1 z f h w"]:
         """Return normalised latents in fp32: the posterior's mean plus its standard deviation times `noise`.
 
-        The first frame is encoded alone, later ones four at a time. A last group of fewer than four is
-        dropped.
+        The first frame is encoded alone, later ones four at a time. Frames after the last whole group of
+        four are not read.
         """
-        mean, log_variance = self._moments(frames).chunk(2, dim=1)
+        mean, log_variance = self._moments(read, *noise.shape[2:]).chunk(2, dim=1)
         std = torch.exp(0.5 * log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE))
         sample: Tensor = mean + std * noise.to(mean)
         return (sample.float() - self._mean) / self._std
@@ -121,23 +121,28 @@ class Vae:
         z = (latents * self._std + self._mean).to(self._vae.dtype)[0].transpose(0, 1)
         z = rows.shard(z).contiguous(memory_format=rows.memory_format)
         stream, z = Stream(rows), pointwise(self._vae.post_quant_conv, z)
-        for chunk in _chunks(z, self._latents_at_a_time(rows, z.shape[3])):
+        for chunk in _chunks(len(z), self._latents_at_a_time(rows, z.shape[3])):
             pixels = rows.gather(
-                (decode_chunk(self._vae.decoder, chunk, stream).float() / 2 + 0.5).clamp(0, 1)
+                (decode_chunk(self._vae.decoder, z[chunk], stream).float() / 2 + 0.5).clamp(0, 1)
             )
             yield from torch.split(pixels.movedim(1, -1), FRAME_STRIDE)
 
-    def _moments(self, frames: Float[Tensor, "frames height width 3"]) -> Float[Tensor, "1 moments f h w"]:
-        """Return means and log variances of the posterior, in the dtype of the VAE."""
-        rows = Rows(self._parallel, frames.shape[1] // VAE_STRIDE, self._channels_last)
-        stream, moments = Stream(rows), []
-        whole_groups = frames[: frames_of_latents(latent_frames(len(frames)))].movedim(-1, 1)
-        at_a_time = self._latents_at_a_time(rows, frames.shape[2] // VAE_STRIDE)
-        for chunk in _chunks(whole_groups, FRAME_STRIDE * at_a_time):
-            pixels = rows.shard(chunk).to(self.device) * 2 - 1
-            moments.append(encode_chunk(self._vae.encoder, pixels.to(self._vae.dtype), stream))
+    def _moments(
+        self, read: ReadFrames, num_latents: int, height: int, width: int
+    ) -> Float[Tensor, "1 moments f h w"]:
+        """Return means and log variances of latents of this size, in the dtype of the VAE."""
+        rows = Rows(self._parallel, height, self._channels_last)
+        stream, at_a_time = Stream(rows), FRAME_STRIDE * self._latents_at_a_time(rows, width)
+        moments = [
+            encode_chunk(self._vae.encoder, self._pixels(rows, read(chunk)), stream)
+            for chunk in _chunks(frames_of_latents(num_latents), at_a_time)
+        ]
         gathered = rows.gather(pointwise(self._vae.quant_conv, torch.cat(moments)))
         return gathered.transpose(0, 1)[None]
+
+    def _pixels(self, rows: Rows, frames: Float[Tensor, "frames height width 3"]) -> Frames:
+        """Return this rank's rows of frames, as the encoder takes them."""
+        return (rows.shard(frames.movedim(-1, 1)).to(self.device) * 2 - 1).to(self._vae.dtype)
 
     def _latents_at_a_time(self, rows: Rows, columns: int) -> int:
         """Return how many latent frames are a chunk, given this rank's rows."""
@@ -146,11 +151,11 @@ class Vae:
         return latents_at_a_time(conv.in_channels, rows.length(), columns)
 
 
-def _chunks(frames: Frames, length: int) -> Iterator[Frames]:
+def _chunks(num_frames: int, length: int) -> Iterator[slice]:
     """Yield the first frame alone, as the Wan VAE requires, then `length` frames at a time."""
-    yield frames[:1]
-    if len(frames) > 1:
-        yield from torch.split(frames[1:], length)
+    yield slice(0, 1)
+    for start in range(1, num_frames, length):
+        yield slice(start, min(start + length, num_frames))
 
 
 def _put_channels_last(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,12 +22,15 @@ from model.parallel.ring import pass_around
 from model.parallel.sharded_blocks import ShardedBlocks, start_gather
 from model.parallel.sharding import gather, shard, shard_length
 from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
+from model.pipeline.conditioning import StageInputs
 from model.pipeline.events import Frames, Latents, Stepped
+from model.pipeline.leader_clip import LeaderClip
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.state import State
 from model.spec.errors import CheckpointError, GroupError, LeaderError
+from model.spec.geometry import Size
 from model.spec.memory import Quantize
 from model.transformer.block import Block
 from model.transformer.compile import fuse
@@ -70,6 +74,28 @@ def from_leader(parallel: ContextParallel, conditioning: Conditioning) -> dict[s
     """A conditioning that only the leader has, as every rank gets it."""
     received = broadcast.from_leader(parallel, lambda: conditioning if parallel.is_leader else None)
     return vars(received)
+
+
+def clip_of_leader(
+    parallel: ContextParallel, source: torch.Tensor, size: Size, lengths: list[int]
+) -> tuple[list[torch.Tensor], int]:
+    """Pieces of these lengths of a clip that only the leader has, and how many bytes are sent for them."""
+    clip = LeaderClip.stretched(source, size, 14).padded(1, 3)
+    inputs = StageInputs(torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, dtype=torch.uint8), clip)
+    received = broadcast.from_leader(parallel, lambda: inputs).condition
+    assert received
+    assert isinstance(received.source, torch.Tensor) == parallel.is_leader
+    sent_bytes, run = 0, dist.broadcast
+
+    def counted(x, **options):
+        nonlocal sent_bytes
+        sent_bytes += x.nbytes
+        return run(x, **options)
+
+    with patch.object(dist, "broadcast", counted):
+        ends = list(accumulate(lengths, initial=0))
+        pieces = [received.read(parallel, slice(*piece)) for piece in pairwise(ends)]
+    return pieces, sent_bytes
 
 
 def failing_leader(parallel: ContextParallel) -> str:
@@ -305,6 +331,13 @@ def generate(parallel: ContextParallel, checkpoint: Path, request: Request, resu
         else [],
         "frames": torch.cat(frames) if frames else None,
     }
+
+
+def first_step(parallel: ContextParallel, checkpoint: Path, request: Request, resume: State) -> State:
+    """The state after the first step of a job that resumes; followers are not given its state."""
+    pipeline = Pipeline.load(checkpoint, torch.float32, parallel)
+    events = pipeline.generate(request, resume if parallel.is_leader else None)
+    return next(event.state for event in events if isinstance(event, Stepped))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from model.io.outgoing import PendingFrames, run_ahead, start_copy
+from model.io.pixels import to_uint8
 
 
 def test_frames_are_cut_to_255_levels():
     frames = torch.tensor([0.0, 0.5, 0.999, 1.0]).view(1, 1, 4, 1).expand(-1, -1, -1, 3)
-    assert start_copy(frames).result()[0, 0, :, 0].tolist() == [0, 127, 254, 255]
+    assert start_copy(to_uint8(frames)).result()[0, 0, :, 0].tolist() == [0, 127, 254, 255]
 
 
 def test_whoever_wants_frames_waits_for_them():

@@ -13,7 +13,7 @@ from model.parallel.broadcast import from_leader
 from model.parallel.mesh import SINGLE, ContextParallel, join
 from model.parallel.sharding import gather, shard
 from model.parallel.ulysses import heads_to_tokens, tokens_to_heads
-from model.pipeline.events import Frames, Latents, Stepped
+from model.pipeline.events import Frames, Latents, SegmentDone, Stepped
 from model.pipeline.request import Request
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.schedule import standard
@@ -201,6 +201,19 @@ def test_long_refined_video_is_equal_on_any_number_of_ranks(ranks, size, tiny_ch
     leader, *others = answers
     assert (leader["frames"].int() - alone["frames"].int()).abs().max() <= 2
     assert all(other["frames"] is None for other in others)
+
+
+def test_frames_of_a_saved_state_stay_with_the_leader(ranks, tiny_checkpoint, tiny_pipeline):
+    request = request_of(
+        tiny_pipeline, "a", "b", num_frames=5, num_condition_frames=1, num_inference_steps=1, distilled=True
+    )
+    saved = next(e.state for e in tiny_pipeline.generate(request) if isinstance(e, SegmentDone))
+    leader, *others = ranks.run("first_step", 3, tiny_checkpoint, request, saved)
+    assert saved.tail is not None
+    assert torch.equal(leader.tail, saved.tail)
+    for other in others:
+        assert other.tail is None
+        torch.testing.assert_close(other.latents, leader.latents, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [2, 3])

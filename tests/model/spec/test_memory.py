@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from model.spec.geometry import Clip
 from model.spec.limits import Limits
 from model.spec.memory import (
     RESERVE_BYTES,
@@ -113,6 +114,13 @@ def test_guidance_doubles_the_forward_and_the_keys_of_the_text():
 
 def test_refinement_needs_more_than_the_base_video():
     assert needed(refine=True).working > needed().working
+
+
+def test_refinement_takes_no_memory_for_the_frames_of_its_clip():
+    plan = resolve(GenerationParams(task="refine"), Inputs(video=Clip(480, 832, 93)), LIMITS)
+    setup, refined = Setup(ranks=8), StageShape(48, 704, 1280)
+    phases = (forward_bytes(RELEASED, refined, setup), decode_bytes(RELEASED, refined, setup))
+    assert memory_needed(RELEASED, plan, setup, is_leader=False).working == max(phases)
 
 
 def test_condition_cache_holds_keys_of_the_condition_frames_instead_of_computing_them_again():
