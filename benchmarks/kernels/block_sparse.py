@@ -1,4 +1,4 @@
-"""Compile the block-sparse kernel with the tiles that the service chooses for a GPU."""
+"""Compile the kernels of block-sparse attention as the service starts them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.transformer.block_sparse_tiles import choose_tiles
-from model.transformer.block_sparse_triton import _attend_pairs
+from model.transformer.block_sparse_tiles import choose_tiles, choose_warps
+from model.transformer.block_sparse_triton import _attend_pairs, _list_pairs
 
 HEAD_DIM = 128
 BRICK_TOKENS = 64
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+COLUMNS = 4096  # for the 2,640 key bricks of 704×1280×186
 
 
-def compile_kernel(architecture: int, limit_bytes: int, dtype: str) -> Any:  # noqa: ANN401 no types
-    """Return Triton's compiled kernel, for a GPU with so much shared memory, for the released sizes."""
+def compile_list(architecture: int) -> Any:  # noqa: ANN401 no types
+    """Return Triton's compiled kernel that lists key bricks, for the released sizes."""
+    names = _list_pairs.arg_names
+    pointers = {"scores": "*fp32"} | dict.fromkeys(("counts", "entries", "lengths"), "*i32")
+    source = ASTSource(
+        _list_pairs,
+        {name: pointers.get(name, "i32") for name in names} | {"COLUMNS": "constexpr"},
+        {(names.index("COLUMNS"),): COLUMNS},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in pointers},
+    )
+    options = {"num_warps": choose_warps(COLUMNS)}
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def compile_attention(architecture: int, limit_bytes: int, dtype: str) -> Any:  # noqa: ANN401 no types
+    """Return Triton's compiled kernel that attends, for a GPU with so much shared memory."""
     tiles = choose_tiles(ELEMENT_BYTES[dtype], HEAD_DIM, limit_bytes)
     names = _attend_pairs.arg_names
     strides = [name for name in names if name.endswith("_strides")]

@@ -1,7 +1,6 @@
 """Compile everything for one GPU, in a process of its own: `python -m benchmarks.kernels.one_gpu 90`.
 
-Print one row as JSON for each shape and precision of a block, and for each precision of the block-sparse
-kernel.
+Print one row as JSON for each shape and precision of a block, and for the kernels of block-sparse attention.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks.kernels.block_sparse import ELEMENT_BYTES, compile_kernel
+from benchmarks.kernels.block_sparse import ELEMENT_BYTES, compile_attention, compile_list
 from benchmarks.kernels.cases import SHAPES, Shape, fake_tensors, parts
 from benchmarks.kernels.gpus import GPUS, Gpu
 from benchmarks.kernels.inductor import schedule
@@ -28,8 +27,9 @@ Row = dict[str, object]
 
 def rows(gpu: Gpu) -> Iterator[tuple[str, Row]]:
     """Yield the name and the contents of each row."""
+    yield "block-sparse list of key bricks", _summary([needs(compile_list(gpu.architecture))])
     for dtype in ELEMENT_BYTES:
-        kernel = compile_kernel(gpu.architecture, gpu.shared_bytes, dtype)
+        kernel = compile_attention(gpu.architecture, gpu.shared_bytes, dtype)
         yield f"block-sparse attention, {dtype}", _summary([needs(kernel)])
     formats: tuple[Quantize, ...] = ("none", "fp8", "int8") if gpu.fp8 else ("none", "int8")
     for quantize in formats:

@@ -91,7 +91,10 @@ class Bricks:
 
 
 class Selection(NamedTuple):
-    """Indices of key bricks for each query brick, best first. The first `counts` are kept (None: all)."""
+    """Indices of key bricks for each query brick, best first. The first `counts` are kept (None: all).
+
+    Of key bricks with equal scores, the one that comes first among all is better.
+    """
 
     bricks: Int[Tensor, "*rest qb listed"]
     counts: Int[Tensor, "*rest qb"] | None
@@ -119,18 +122,37 @@ def select_bricks(
     region: Region,
     bricks: Bricks,
 ) -> Selection:
-    """Select the key bricks that each query brick of a region keeps.
-
-    With a threshold, bricks are kept in order of probability while their cumulative probability does not
-    exceed it; the brick that crosses the threshold is dropped.
-    """
-    scores = pooled_q @ pooled_k.mT
+    """Select the key bricks that each query brick of a region keeps."""
+    best = (pooled_q @ pooled_k.mT).sort(descending=True, stable=True)
     if bricks.cdf_threshold is None:
-        return Selection(scores.topk(region.min_kept).indices, None)
-    best = scores.sort(descending=True)
-    probabilities = (best.values / pooled_q.shape[-1] ** 0.5).softmax(-1)
-    below = (probabilities.cumsum(-1) <= bricks.cdf_threshold).sum(-1)
-    return Selection(best.indices, below.clamp(min=region.min_kept))
+        return Selection(best.indices[..., : region.min_kept], None)
+    return Selection(best.indices, _count_probable(best.values, pooled_q.shape[-1], region, bricks))
+
+
+def count_kept(
+    scores: Float[Tensor, "*rest qb kb"], head_dim: int, bricks: Bricks
+) -> Int[Tensor, "*rest qb"]:
+    """Return how many key bricks each query brick of all regions keeps, given its scores."""
+    counts = scores.new_empty(scores.shape[:-1], dtype=torch.int32)
+    for region in bricks.regions():
+        counts[..., region.queries] = region.min_kept
+        if bricks.cdf_threshold is not None:
+            best = scores[..., region.queries, : region.num_keys].sort(descending=True).values
+            counts[..., region.queries] = _count_probable(best, head_dim, region, bricks).int()
+    return counts
+
+
+def _count_probable(
+    best: Float[Tensor, "*rest qb kb"], head_dim: int, region: Region, bricks: Bricks
+) -> Int[Tensor, "*rest qb"]:
+    """Return how many key bricks the threshold keeps of those with these scores, in descending order.
+
+    They are kept while their cumulative probability does not exceed it; the brick that crosses the threshold
+    is dropped.
+    """
+    probabilities = (best / head_dim**0.5).softmax(-1)
+    below: Tensor = (probabilities.cumsum(-1) <= bricks.cdf_threshold).sum(-1)
+    return below.clamp(min=region.min_kept)
 
 
 def to_bricks(x: Tensor, grid: Triple, chunk: Triple) -> Tensor:

@@ -32,6 +32,11 @@ def choose_tiles(element_size: int, head_dim: int, limit_bytes: int | None) -> T
     return tiles[-1]
 
 
+def choose_warps(columns: int) -> int:
+    """Return the warps of a program that holds two rows of scores: 32 scores for each thread, if possible."""
+    return min(max(columns // 512, 4), 16)
+
+
 def shared_bytes(tiles: Tiles, element_size: int, head_dim: int) -> int:
     """Estimate the shared memory of a program: queries, and the keys and values that are fetched ahead.
 

@@ -1,4 +1,4 @@
-"""Compute block-sparse attention on CUDA in one Triton kernel.
+"""Compute block-sparse attention on CUDA in two Triton kernels: one lists key bricks, the other attends.
 
 With one brick of 64 tokens a program would wait for key tiles, so a program handles two neighbouring query
 bricks (128 rows) and the union of their key bricks. Where only one of the two keeps a key brick, the other's
@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.transformer.block_sparse_bricks import Bricks, mean_pool, select_bricks
-from model.transformer.block_sparse_tiles import choose_tiles
+from model.transformer.block_sparse_bricks import Bricks, count_kept, mean_pool
+from model.transformer.block_sparse_tiles import choose_tiles, choose_warps
 
 SCORED_ELEMENTS = 1 << 25  # limit on the scores of bricks that are held at a time
 NARROWEST_TILE = 16  # the minimum of tl.dot
@@ -30,7 +30,8 @@ NARROWEST_TILE = 16  # the minimum of tl.dot
 class Pairs(NamedTuple):
     """For each pair of neighbouring query bricks, the key bricks that either of them keeps.
 
-    An entry is 4 · (index of the key brick) + 1 if the first keeps it + 2 if the second does.
+    An entry is 4 · (index of the key brick) + 1 if the first keeps it + 2 if the second does. The first
+    `lengths` entries are written, in ascending order.
     """
 
     entries: Int[Tensor, "ba pairs listed"]
@@ -76,33 +77,64 @@ def _tile(size: int, widest: int) -> int:
 
 def pair_up(pooled_q: Float[Tensor, "ba qb d"], pooled_k: Float[Tensor, "ba kb d"], bricks: Bricks) -> Pairs:
     """Select key bricks and merge the selections of neighbours, a few heads at a time to limit memory."""
-    step = max(1, SCORED_ELEMENTS // (pooled_q.shape[1] * pooled_k.shape[1]))
-    parts = zip(torch.split(pooled_q, step), torch.split(pooled_k, step), strict=True)
-    paired = [_pair_up(*part, bricks) for part in parts]
-    return Pairs(*(torch.cat(each) for each in zip(*paired, strict=True)))
-
-
-def _pair_up(pooled_q: Float[Tensor, "ba qb d"], pooled_k: Float[Tensor, "ba kb d"], bricks: Bricks) -> Pairs:
     heads, num_queries, num_keys = *pooled_q.shape[:2], pooled_k.shape[1]
-    kept = pooled_q.new_zeros(heads, num_queries + num_queries % 2, num_keys, dtype=torch.int8)
-    most = 1
-    for region in bricks.regions():
-        selection = select_bricks(pooled_q[:, region.queries], pooled_k[:, : region.num_keys], region, bricks)
-        mask = selection.kept_mask()
-        marks = torch.ones_like(selection.bricks) if mask is None else mask
-        kept[:, region.queries].scatter_(2, selection.bricks, marks.to(kept.dtype))
-        most = max(most, selection.bricks.shape[2])
-    return _merge(kept[:, ::2] + 2 * kept[:, 1::2], min(2 * most, num_keys))
+    num_pairs, regions = triton.cdiv(num_queries, 2), list(bricks.regions())
+    most = num_keys if bricks.cdf_threshold is not None else max(region.min_kept for region in regions)
+    width = min(2 * most, num_keys)
+    pairs = Pairs(
+        entries=pooled_q.new_empty(heads, num_pairs, width, dtype=torch.int32),
+        lengths=pooled_q.new_empty(heads, num_pairs, dtype=torch.int32),
+    )
+    columns = triton.next_power_of_2(num_keys)
+    step = max(1, SCORED_ELEMENTS // (num_queries * num_keys))
+    for first in range(0, heads, step):
+        here = slice(first, first + step)
+        scores = pooled_q[here] @ pooled_k[here].mT
+        _list_pairs[num_pairs, len(scores)](
+            scores, count_kept(scores, pooled_q.shape[2], bricks), pairs.entries[here], pairs.lengths[here],
+            num_queries, num_keys, regions[0].queries.stop, regions[0].num_keys, width, columns,
+            num_warps=choose_warps(columns),
+        )  # fmt: skip
+    return pairs
 
 
-def _merge(keepers: Int8[Tensor, "ba pairs kb"], width: int) -> Pairs:
-    """List the key bricks whose value in `keepers` is not 0, without waiting for the device."""
-    either = keepers > 0
-    places = torch.where(either, either.cumsum(-1, dtype=torch.int32) - 1, width)
-    entries = keepers + 4 * torch.arange(keepers.shape[2], dtype=torch.int32, device=keepers.device)
-    lists = entries.new_zeros(*keepers.shape[:2], width + 1)
-    lists.scatter_(2, places.long(), entries)
-    return Pairs(lists[:, :, :width].contiguous(), either.sum(-1, dtype=torch.int32))
+@triton.jit
+def _list_pairs(
+    scores, counts, entries, lengths,
+    num_queries, num_keys, first_queries, first_keys,  # the first region's, or those of all
+    width, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Keep the best key bricks of both query bricks of a pair, and list those that either keeps."""
+    LEAST: tl.constexpr = -(1 << 31)
+    pair, head = tl.program_id(0), tl.program_id(1)
+    which, key = tl.arange(0, 2), tl.arange(0, COLUMNS)
+    brick = 2 * pair + which
+    row = head.to(tl.int64) * num_queries + brick
+    limit = tl.where(brick < first_queries, first_keys, num_keys)
+    within = (brick < num_queries)[:, None] & (key[None, :] < limit[:, None])
+    score = tl.load(scores + row[:, None] * num_keys + key[None, :], mask=within, other=0.0)
+    count = tl.load(counts + row, mask=brick < num_queries, other=0)
+
+    # Integers in the order of the scores: of negative floats, the bits after the sign are inverted.
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # -0.0 equals 0.0
+    order = tl.where(within, bits ^ ((bits >> 31) & 0x7FFFFFFF), LEAST)
+    # The last that is kept: the largest integer that `count` of them reach, from its highest bit down.
+    last = tl.where(tl.sum((order >= 0).to(tl.int32), 1) >= count, 0, LEAST)
+    for bit in range(31):
+        higher = last + (1 << (30 - bit))
+        reached = tl.sum((order >= higher[:, None]).to(tl.int32), 1)
+        last = tl.where(reached >= count, higher, last)
+    better = order > last[:, None]
+    equal = within & (order == last[:, None])
+    remaining = count - tl.sum(better.to(tl.int32), 1)
+    kept = better | (equal & (tl.cumsum(equal.to(tl.int32), 1) <= remaining[:, None]))
+
+    keepers = tl.sum(kept.to(tl.int32) << which[:, None], 0)
+    listed = keepers > 0
+    place = tl.cumsum(listed.to(tl.int32), 0) - 1
+    pair_of_all = head.to(tl.int64) * tl.num_programs(0) + pair
+    tl.store(entries + pair_of_all * width + place, 4 * key + keepers, mask=listed)
+    tl.store(lengths + pair_of_all, tl.sum(listed.to(tl.int32), 0))
 
 
 @triton.jit

@@ -1,8 +1,7 @@
-"""Cases of block-sparse attention, and the Triton kernel run on all of them.
+"""Cases of block-sparse attention, and the Triton kernels run on all of them.
 
 `python -m tests.model.transformer.block_sparse_cases OUT.safetensors` with TRITON_INTERPRET=1 does so on the
-CPU. It is a
-process of its own, since Triton decides when it is first imported whether it interprets.
+CPU. It is a process of its own, since Triton decides when it is first imported whether it interprets.
 """
 
 from __future__ import annotations
@@ -46,6 +45,18 @@ class Case(NamedTuple):
         q, k, v = torch.randn(shape, generator=generator).to(self.dtype).transpose(2, 3)
         return q, k, v
 
+    def tied(self) -> tuple[Tensor, Tensor]:
+        """Pooled queries and keys whose scores are small integers, so that many are equal."""
+        generator = torch.Generator().manual_seed(prod(self.bricks.grid) + self.head_dim)
+        num_tokens, heads = prod(self.bricks.grid), self.batch * self.heads
+        q, k = (
+            torch.randint(
+                -1, 2, (heads, num_tokens // prod(chunk), self.head_dim), generator=generator
+            ).float()
+            for chunk in (self.bricks.chunk_q, self.bricks.chunk_k)
+        )
+        return q, k
+
 
 CASES = {
     "equal bricks": Case(Bricks((4, 4, 4), CUBE, CUBE, sparsity=0.5)),
@@ -63,18 +74,21 @@ CASES = {
     "released bricks, head dimension 128": Case(Bricks((4, 8, 4), (4, 4, 4), (4, 4, 4), sparsity=0.5), 128),
     "a head dimension of no power of two": Case(Bricks((4, 4, 4), CUBE, CUBE, sparsity=0.5), 24),
     "a head dimension below a tile": Case(Bricks((4, 4, 4), CUBE, CUBE, sparsity=0.5), 8),
+    "scores of 0 and -0": Case(Bricks((2, 2, 66), CUBE, CUBE, sparsity=0.5), 1),
     "half precision": Case(Bricks((4, 4, 8), (4, 4, 2), (4, 4, 2), sparsity=0.5), 64, dtype=torch.float16),
     "one brick": Case(Bricks(CUBE, CUBE, CUBE, sparsity=1.0)),
 }
 
 
 def main(path: str) -> None:
-    """Attend on every case and write what comes out."""
-    from model.transformer.block_sparse_triton import attend  # only where Triton is
+    """Attend and list key bricks on every case, and write what comes out."""
+    from model.transformer.block_sparse_triton import attend, pair_up  # only where Triton is
 
-    save_file(
-        {name: attend(*case.tokens(), bricks=case.bricks).contiguous() for name, case in CASES.items()}, path
-    )
+    found = {}
+    for name, case in CASES.items():
+        found[name] = attend(*case.tokens(), bricks=case.bricks).contiguous()
+        found[f"{name}: entries"], found[f"{name}: lengths"] = pair_up(*case.tied(), case.bricks)
+    save_file(found, path)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from model.transformer.block_sparse_bricks import (
     Bricks,
     Region,
     Selection,
+    count_kept,
     mean_pool,
     select_bricks,
     to_bricks,
@@ -185,6 +186,23 @@ def test_the_larger_of_both_counts_is_kept() -> None:
     assert counts is not None
     assert alone is not None
     assert torch.equal(counts, alone.clamp(min=3))
+
+
+def test_of_equal_key_bricks_the_first_are_kept() -> None:
+    q, k = torch.ones(1, 1), torch.tensor([0.0, 1, 2, 1, -1, 1, 2, 1])[:, None]
+    chosen = select_bricks(q, k, Region(slice(0, 1), 8, 4), CUBES)
+    assert chosen.bricks.tolist() == [[2, 6, 1, 3]]
+
+
+@pytest.mark.parametrize("rule", [{"sparsity": 0.5}, {"sparsity": None, "cdf_threshold": 0.5}])
+def test_counts_of_all_query_bricks_are_those_of_the_regions(rule: dict[str, Any]) -> None:
+    bricks = Bricks((6, 4, 4), (2, 2, 2), (2, 2, 2), **({"num_condition_frames": 2} | rule))
+    q, k = torch.randn(3, 12, 8), torch.randn(3, 12, 8)
+    counts = count_kept(q @ k.mT, 8, bricks)
+    for region in bricks.regions():
+        chosen = select_bricks(q[:, region.queries], k[:, : region.num_keys], region, bricks)
+        expected = region.min_kept if chosen.counts is None else chosen.counts
+        assert (counts[:, region.queries] == expected).all()
 
 
 def test_low_precision_is_pooled_in_fp32() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.transformer.block_sparse import block_sparse_attention, reference_attention
-from model.transformer.block_sparse_bricks import Bricks
+from model.transformer.block_sparse_bricks import Bricks, select_bricks
 from tests.model.transformer.block_sparse_cases import CASES, CUBE, QKV, SHARED_BYTES, Case, changed
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -23,9 +23,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 COMPILE = """
 import sys
-from benchmarks.kernels.block_sparse import compile_kernel
+from benchmarks.kernels.block_sparse import compile_attention
 
-kernel = compile_kernel(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+kernel = compile_attention(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
 print(kernel.metadata.shared, "wgmma" in kernel.asm["ptx"], "cp.async" in kernel.asm["ptx"])
 """
 
@@ -52,6 +52,30 @@ def test_the_interpreted_kernel_computes_the_definition(interpreted: dict[str, T
     expected = reference_attention(*case.tokens(), bricks=case.bricks)
     atol = 2e-3 if case.dtype == torch.float16 else 2e-6
     torch.testing.assert_close(interpreted[name], expected, atol=atol, rtol=0)
+
+
+def listed_by_definition(case: Case) -> list[list[int]]:
+    """The entries of each head and pair, from the definition's selection."""
+    q, k = case.tied()
+    kept = torch.zeros(len(q), q.shape[1] + q.shape[1] % 2, k.shape[1], dtype=torch.bool)
+    for region in case.bricks.regions():
+        selection = select_bricks(q[:, region.queries], k[:, : region.num_keys], region, case.bricks)
+        mask = selection.kept_mask()
+        marks = torch.ones_like(selection.bricks, dtype=torch.bool) if mask is None else mask
+        kept[:, region.queries].scatter_(2, selection.bricks, marks)
+    keepers = (kept[:, ::2].int() + 2 * kept[:, 1::2].int()).flatten(0, 1).tolist()
+    return [[4 * key + by for key, by in enumerate(row) if by] for row in keepers]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_interpreted_kernel_lists_the_best_key_bricks_and_of_equal_ones_the_first(
+    interpreted: dict[str, Tensor], name: str
+) -> None:
+    entries, lengths = (
+        interpreted[f"{name}: {part}"].flatten(0, 1).tolist() for part in ("entries", "lengths")
+    )
+    listed = [row[:length] for row, length in zip(entries, lengths, strict=True)]
+    assert listed == listed_by_definition(CASES[name])
 
 
 def compiled(capability: int, dtype: str, cache: Path) -> list[str]:
