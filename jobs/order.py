@@ -21,7 +21,12 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 
 class InputFile(BaseModel):
-    """An image or a clip that the service checked and stored under `key`."""
+    """An image or a clip that the service checked and stored under `key`.
+
+    Attributes:
+        source_job_id: the job whose video it is, or is from.
+        source_frame: the frame of that video that the image is, counted from 0.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,6 +37,8 @@ class InputFile(BaseModel):
     width: int
     height: int
     num_frames: int = 1
+    source_job_id: str | None = None
+    source_frame: int | None = None
 
 
 class Order(BaseModel):

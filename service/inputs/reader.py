@@ -112,7 +112,7 @@ class InputReader:
             received = self._receive("image", source, self.settings.max_image_bytes)
             image = check_image(self.sandbox, received, path, self.settings.image_limits)
         received.unlink()
-        facts = self._facts("image", path, "image/png", Clip(*image.size, num_frames=1))
+        facts = self._facts("image", source, path, "image/png", Clip(*image.size, num_frames=1))
         return CheckedInput(facts, path, image.notes)
 
     def _read_clip(self, field: str, source: InputSource) -> CheckedInput:
@@ -120,7 +120,7 @@ class InputReader:
         is_of_job = isinstance(source, Source) and (source.job is not None or source.job_id is not None)
         limits = CHECKED_CLIP if is_of_job else self.settings.clip_limits
         checked = check_clip(self.sandbox, path, limits, self.fps)
-        facts = self._facts(field, path, checked.media_type, checked.clip)
+        facts = self._facts(field, source, path, checked.media_type, checked.clip)
         return CheckedInput(facts, path, checked.notes)
 
     def _receive(self, field: str, source: InputSource, max_bytes: int) -> Path:
@@ -180,16 +180,31 @@ class InputReader:
         except KeyMissing as error:
             raise UnusableInput(f"the {field} of that job is no longer stored") from error
 
-    def _facts(self, field: str, path: Path, media_type: str, clip: Clip) -> InputFile:
+    def _facts(self, field: str, source: InputSource, path: Path, media_type: str, clip: Clip) -> InputFile:
         with path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        source_job_id, source_frame = self._origin(field, source)
         return InputFile(
             key=input_key(self.job_id, f"{field}-{sha256[:16]}.{_SUFFIXES[media_type]}"),
             media_type=media_type,
             size_bytes=path.stat().st_size,
             sha256=sha256,
             **clip._asdict(),
+            source_job_id=source_job_id,
+            source_frame=source_frame,
         )
+
+    def _origin(self, field: str, source: InputSource) -> tuple[str | None, int | None]:
+        """Return the job whose video an input is, or is from, and the frame that an image is of it."""
+        if isinstance(source, Source) and source.job_id is not None:
+            file: InputFile = getattr(self.jobs[source.job_id].order, field)
+            return file.source_job_id, file.source_frame
+        if not isinstance(source, Source) or source.job is None:
+            return None, None
+        if not isinstance(source, ImageSource):
+            return source.job, None
+        num_frames = self._result_of(field, source.job).num_frames
+        return source.job, (-1 if source.frame is None else source.frame) % num_frames
 
 
 def _save(chunks: Iterable[bytes], target: BinaryIO, max_bytes: int) -> None:

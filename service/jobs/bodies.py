@@ -70,6 +70,8 @@ class InputFacts(Strict):
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
+    source_job_id: str | None = Field(None, description="The job whose video it is, or is from.")
+    source_frame: int | None = Field(None, description="The frame of that video, counted from 0.")
 
 
 class Source(InputFacts):

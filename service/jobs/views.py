@@ -27,6 +27,8 @@ class InputView(_View):
     width: int
     height: int
     num_frames: int
+    source_job_id: str | None = Field(description="The job whose video it is, or is from; null for others.")
+    source_frame: int | None = Field(description="For an image: the frame of that video, counted from 0.")
 
     @classmethod
     def of(cls, job: Job, field: str) -> Self | None:

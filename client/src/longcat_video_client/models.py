@@ -68,7 +68,11 @@ class Result(_Reply):
 
 
 class InputFile(_Reply):
-    """An image or a clip that came with the request. `job_id` is the job that has it."""
+    """An image or a clip that came with the request. `job_id` is the job that has it.
+
+    If it is the video of another job, or a frame of one, `source_job_id` is that job, and `source_frame` the
+    frame, counted from 0.
+    """
 
     job_id: str | None = None
     media_type: str
@@ -77,6 +81,8 @@ class InputFile(_Reply):
     width: int
     height: int
     num_frames: int = 1
+    source_job_id: str | None = None
+    source_frame: int | None = None
 
 
 class Refinement(_Reply):

@@ -383,7 +383,9 @@ def _new_view(job_id: str, fields: dict[str, Any], files: dict[str, bytes], run_
         f"deadline_s: the video is expected {math.ceil(run_s)} s after submission, later than {deadline_s} s"
     )
     inputs = {
-        name: _input_view(job_id, files.get(name)) for name in INPUTS if name in fields or name in files
+        name: _input_view(job_id, fields.get(name), files.get(name))
+        for name in INPUTS
+        if name in fields or name in files
     }
     given = {name: value for name, value in fields.items() if name in _REQUEST}
     num_segments = max(fields.get("num_segments", 1), len(fields.get("prompts", ())))
@@ -430,8 +432,9 @@ def _task(inputs: Any, num_segments: int) -> str:  # noqa: ANN401 - the keys of 
     return "image_to_video" if "image" in inputs else "text_to_video"
 
 
-def _input_view(job_id: str, content: bytes | None) -> dict[str, Any]:
+def _input_view(job_id: str, source: Any, content: bytes | None) -> dict[str, Any]:  # noqa: ANN401 - as sent
     known = content or b""
+    of_job = source if isinstance(source, dict) and "job" in source else {}
     return {
         "job_id": job_id,
         "media_type": "application/octet-stream",
@@ -440,6 +443,8 @@ def _input_view(job_id: str, content: bytes | None) -> dict[str, Any]:
         "width": 96,
         "height": 64,
         "num_frames": 1,
+        "source_job_id": of_job.get("job"),
+        "source_frame": of_job.get("frame"),
     }
 
 

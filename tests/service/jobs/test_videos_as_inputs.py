@@ -56,6 +56,8 @@ class TestVideo:
         assert (job["task"], content) == (task, VIDEO)
         assert (file.num_frames, file.height, file.width) == (NUM_FRAMES, 64, 96)
         assert job["request"]["video"]["sha256"] == hashlib.sha256(VIDEO).hexdigest()
+        assert job["request"]["video"]["source_job_id"] == finished["id"]
+        assert job["request"]["video"]["source_frame"] is None
 
     def test_conditions_a_refinement(self, order, finished, worker):
         of_finished = {"job": finished["id"]}
@@ -88,6 +90,16 @@ class TestFrame:
             96,
         )
         assert abs(brightness(content) - position * 255 // NUM_FRAMES) < 4
+        image = job["request"]["image"]
+        assert (image["source_job_id"], image["source_frame"]) == (finished["id"], position)
+
+    def test_is_known_as_such_in_a_job_that_uses_it_again(self, client, order, finished):
+        job = order(image={"job": finished["id"], "frame": 3})
+        again = client.post("/generate", json=job["request"]).json()
+        retried = client.post(f"/jobs/{job['id']}/retry").json()
+        for each in (again, retried):
+            image = each["request"]["image"]
+            assert (image["source_job_id"], image["source_frame"]) == (finished["id"], 3)
 
     @pytest.mark.parametrize("frame", [17, -18, 10**30])
     def test_beyond_the_video_is_refused(self, client, finished, frame):
