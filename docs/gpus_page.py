@@ -27,7 +27,7 @@ from model.spec.memory import (
     available_bytes,
     choose_text_encoder,
     format_bytes,
-    host_bytes,
+    host_needed,
     memory_needed,
 )
 from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
@@ -57,9 +57,11 @@ weights.
 _HOST_MEMORY = """
 ## Memory of the host
 
-Weights that a machine keeps in its own memory. `LONGCAT_LORA_MEMORY_GIB` limits those of
-[LoRAs](operations.md#loras). Blocks are there with `LONGCAT_STREAM_WEIGHTS=on`, and the text encoder unless
-the table above says `device`.
+Weights that a machine keeps in its own memory. Those that [LoRAs](operations.md#loras) change are there once
+for all ranks, merged with each LoRA and without, if `LONGCAT_LORA_MEMORY_GIB` leaves room for them. With
+`LONGCAT_STREAM_WEIGHTS=on` all blocks are there. If [sharing them](operations.md#streamed-blocks) would take
+too much, each rank has a copy of its own, without LoRAs. Each group has its text encoder there unless the
+table above says `device`.
 
 """
 
@@ -134,17 +136,19 @@ def _host_memory() -> str:
     sizes = released_sizes()
     head = (
         "precision",
-        "LoRAs, once for all ranks",
-        "streamed blocks, each rank",
-        "text encoder, each group",
+        "LoRAs, shared",
+        "streamed blocks with LoRAs, shared",
+        "streamed blocks, copy of a rank",
+        "text encoder of a group",
     )
     rows = [" | ".join(head), " | ".join("---" for _ in head)]
     precisions: dict[str, Quantize] = {"bfloat16": "none", "fp8, int8": "fp8"}
     for precision, quantize in precisions.items():
-        setup = Setup(quantize=quantize, stream_weights=True)
-        blocks = host_bytes(sizes, setup, is_leader=False)
-        encoder = host_bytes(sizes, replace(setup, stream_weights=False, text_encoder="offload"))
-        sizes_of = (released_prepared_bytes(setup), blocks, encoder)
+        whole = Setup(quantize=quantize, text_encoder="offload")
+        streamed = replace(whole, stream_weights=True)
+        need = host_needed(sizes, streamed, num_ranks=1, num_leaders=1)
+        shared = (released_prepared_bytes(setup) for setup in (whole, streamed))
+        sizes_of = (*shared, need.block_copies, need.text_encoders)
         rows.append(" | ".join([precision, *(format_bytes(size) for size in sizes_of)]))
     return _HOST_MEMORY + "".join(f"| {row} |\n" for row in rows)
 

@@ -33,8 +33,7 @@ from model.spec.memory import (
     available_bytes,
     choose_text_encoder,
     format_bytes,
-    lora_memory_bytes,
-    machine_host_bytes,
+    host_needed,
     memory_needed,
     weight_bytes,
 )
@@ -213,27 +212,31 @@ _PLACEMENTS = {
 def _check_host_memory(sizes: CheckpointSizes, setup: Setup, settings: WorkerSettings) -> Iterator[Finding]:
     """Check that the weights that stay in host memory fit into it, if any do."""
     num_leaders = settings.num_groups if settings.node_rank == 0 else 0
-    others, total = machine_host_bytes(sizes, setup, settings.ranks, num_leaders), host_memory_bytes()
+    need, total = host_needed(sizes, setup, settings.ranks, num_leaders), host_memory_bytes()
     try:
-        prepared = read_prepared_bytes(settings.checkpoint, setup)
+        shared = read_prepared_bytes(settings.checkpoint, setup)
     except CheckpointError as error:
         yield Finding("problem", f"LoRAs: {error}")
-        prepared = 0
-    limit = lora_memory_bytes(settings.lora_memory_gib, total, others)
-    if prepared:
-        yield _check_prepared(prepared, limit)
-    if needed := others + (prepared if prepared <= limit else 0):
+        shared = 0
+    limit = need.shared_limit(total, settings.lora_memory_gib)
+    if shared:
+        yield _check_shared(shared, limit, is_streamed=setup.stream_weights)
+    if needed := need.text_encoders + shared if 0 < shared <= limit else need.total:
         text = f"host memory: {format_bytes(needed)} of weights, of {format_bytes(total)}"
         yield Finding("ok" if needed < total else "problem", text)
 
 
-def _check_prepared(prepared: int, limit: int) -> Finding:
-    """Check that the weights that are merged with LoRAs may take the host memory that they need."""
-    needed = f"{format_bytes(prepared)} of host memory, once for all ranks"
-    if prepared <= limit:
-        return Finding("ok", f"LoRAs: kept merged in {needed}")
+def _check_shared(shared: int, limit: int, *, is_streamed: bool) -> Finding:
+    """Check that the weights that all ranks share may take the host memory that they need."""
+    needed, may = f"{format_bytes(shared)} of host memory, once for all ranks", format_bytes(limit)
+    if shared <= limit:
+        weights = "streamed blocks, and LoRAs" if is_streamed else "LoRAs"
+        return Finding("ok", f"{weights}: kept merged in {needed}")
     text = "LoRAs: each change reads files, since merged weights may take"
-    return Finding("note", f"{text} {format_bytes(limit)} (LORA_MEMORY_GIB) and need {needed}")
+    if not is_streamed:
+        return Finding("note", f"{text} {may} (LORA_MEMORY_GIB) and need {needed}")
+    text = f"each rank has a copy of the streamed blocks. {text}"
+    return Finding("note", f"{text} {may} (in place of copies, and LORA_MEMORY_GIB) and need {needed}")
 
 
 def _check_disks(settings: WorkerSettings) -> Iterator[Finding]:

@@ -183,8 +183,8 @@ class WorkerSettings(SharedSettings):
     )
     stream_weights: bool = Field(
         default=False,
-        description="keep the weights of the transformer's blocks in host memory, each rank a copy, "
-        "and copy each block to the device while the one before computes; gives the same videos",
+        description="keep the weights of the transformer's blocks in host memory, once for all ranks of this "
+        "machine, and copy each block to the device while the one before computes; gives the same videos",
     )
     gpu_memory_gib: float | None = Field(
         default=None,
@@ -197,7 +197,8 @@ class WorkerSettings(SharedSettings):
         ge=0,
         description="host memory in which the ranks of this machine together keep the weights that LoRAs "
         "change, merged with each of them, so that a change of LoRA reads no files; if they need more, "
-        "nothing is kept; default: half of the memory that other weights leave",
+        "nothing is kept; with STREAM_WEIGHTS, what shared weights may take beyond a copy of the blocks for "
+        "each rank; default: half of the memory that other weights leave",
     )
     worker_name: str = Field(
         default_factory=socket.gethostname, description="name of this worker, unique among running workers"

@@ -2,8 +2,9 @@
 
 Merging is fp32 arithmetic on the base weight of the checkpoint. A weight therefore depends only on the base
 and on the active file, never on files that were active before: switching back to the base gives bit-identical
-weights. The results can be kept in the memory of the host (`model.io.prepared_weights`); without that, each
-switch reads the base weights from the checkpoint and merges again.
+weights. The results can be kept in the memory of the host (`model.io.prepared_weights`), from where streamed
+blocks are fetched without a copy; without that, each switch reads the base weights from the checkpoint and
+merges again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from model.transformer.streamed_blocks import lock_pages
 logger = logging.getLogger(__name__)
 
 DOWN, ALPHA = "lora_down.weight", "alpha_scale"
+MERGED = ("weight", "scale")
+"""The tensors of a module that a LoRA changes; a scale is that of a quantised weight."""
+
 UP = re.compile(r"lora_up\.(?:blocks\.(\d+)\.)?weight")
 
 
@@ -85,16 +89,18 @@ class LoraFile:
 
 
 @dataclass(frozen=True)
-class LoraMemory:
-    """Host memory for merged weights, which all processes of a machine share.
+class WeightMemory:
+    """Host memory for weights, which all processes of a machine share.
 
     Attributes:
         path: a file in memory that each of them can open, such as `/proc/PID/fd/N` of a `memfd_create`.
         max_bytes: how much of it may be used.
+        fingerprint: tells the weights and LoRA files from others.
     """
 
     path: Path
     max_bytes: int
+    fingerprint: str
 
 
 class LoraMerger:
@@ -105,6 +111,7 @@ class LoraMerger:
 
     def __init__(self, transformer: Dit, base: WeightSource, files: Mapping[str, LoraFile]) -> None:
         self._linears = _linears(transformer)
+        self._transformer = transformer
         self._block_weights = transformer.block_weights
         self._base = base
         self._files = files
@@ -114,51 +121,49 @@ class LoraMerger:
         self._complete = True  # False while a switch is writing weights
 
     @property
+    def names(self) -> frozenset[str]:
+        """Return the names of the files."""
+        return frozenset(self._files)
+
+    @property
     def active(self) -> str | None:
         """Return the name of the merged file, or None for the base. The last switch must be complete."""
         assert self._complete
         return self._active
 
-    def prepare(self, memory: LoraMemory, fingerprint: str) -> None:
+    def prepare(self, memory: WeightMemory) -> bool:
         """Merge all files now and keep the results, so that no switch reads the checkpoint again.
 
+        Of blocks that are streamed, all weights are kept, and the blocks are fetched from there from now on.
         Processes with the same memory share the work and the results. Nothing is kept if it needs more than
-        the memory may have, or if the memory has the weights of another checkpoint.
-
-        Args:
-            memory: where the results are kept.
-            fingerprint: tells these weights and files from others.
+        the memory may have, or if the memory has the weights of another checkpoint: then return False.
 
         Raises:
             LoraError: a file has changed or gone since it was read.
             CheckpointError: the base weights cannot be read again.
+            DeviceError: the memory cannot be locked, from which streamed blocks would be fetched.
         """
-        modules = sorted({module for file in self._files.values() for module in file.modules})
-        if not modules:
-            return
-        prepared = PreparedWeights({module: self._like(module) for module in modules}, fingerprint)
-        needed = format_bytes(prepared.size_bytes)
-        if prepared.size_bytes > memory.max_bytes:
-            logger.warning("LoRAs are read again at each switch: to keep them takes %s", needed)
-            return
-        try:
-            has_these_weights = prepared.open(memory.path)
-        except OSError as error:
-            logger.warning("LoRAs are read again at each switch: %s", error)
-            return
-        if not has_these_weights:
-            logger.warning("LoRAs are read again at each switch until the worker restarts: weights changed")
-            return
+        kept = self._kept()
+        if not kept:
+            return False
+        prepared = PreparedWeights(kept, memory.fingerprint)
+        if refusal := _open(prepared, memory):
+            effect = "each rank keeps a copy of all blocks and " if self._block_weights.streamed else ""
+            logger.warning("%sLoRAs are read again at each switch: %s", effect, refusal)
+            return False
         with ExitStack() as stack:
             opened = {
                 name: stack.enter_context(open_safetensors(file.path)) for name, file in self._files.items()
             }
-            prepared.fill(partial(self._merge_all, opened))
-        self._prepared = prepared
-        logger.info("LoRAs are prepared in %s of host memory", needed)
-        device = self._linears[modules[0]].weight.device
+            prepared.fill(partial(self._merge_all, opened, kept))
+        logger.info("ranks share weights in %s of host memory", format_bytes(prepared.size_bytes))
+        device = self._transformer.x_embedder.proj.weight.device
         if device.type == "cuda":
-            _lock_pages(prepared, device)
+            _lock_pages(prepared, device, is_streamed=bool(self._block_weights.streamed))
+        self._prepared = prepared
+        for module in {name.rpartition(".")[0] for name in self._block_weights.streamed}:
+            self._write(module, prepared.read(module, None))
+        return True
 
     def switch(self, name: str | None) -> None:
         """Merge a file into the base weights, or restore the base if `name` is None.
@@ -184,24 +189,40 @@ class LoraMerger:
                     self._write(module, self._merge(module, lora, tensors))
         self._changed, self._active, self._complete = now, name, True
 
-    def _like(self, module: str) -> Variants:
-        """Return tensors like those of a module, for the base and for each file that changes it."""
-        linear = self._linears[module]
-        tensors = {"weight": linear.weight.data}
-        if isinstance(linear, QuantisedLinear):
-            tensors["scale"] = linear.scale
-        return dict.fromkeys((None, *self._files_of(module)), tensors)
+    def _kept(self) -> dict[str, Variants]:
+        """Return tensors like those that the memory keeps, by module."""
+        own: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in self._transformer.state_dict().items():
+            module, _, leaf = name.rpartition(".")
+            is_merged = leaf in MERGED and bool(self._files_of(module))
+            if is_merged or name in self._block_weights.streamed:
+                own[module][leaf] = tensor
+        kept: dict[str, Variants] = {}
+        for module, tensors in own.items():
+            merged = {leaf: tensor for leaf, tensor in tensors.items() if leaf in MERGED}
+            kept[module] = {None: tensors, **dict.fromkeys(self._files_of(module), merged)}
+        return kept
 
     def _files_of(self, module: str) -> list[str]:
         return [name for name, file in self._files.items() if module in file.modules]
 
-    def _merge_all(self, opened: Mapping[str, OpenFile], module: str) -> Variants:
-        """Return the tensors of a module for the base and for each file that changes it."""
+    def _merge_all(
+        self, opened: Mapping[str, OpenFile], kept: Mapping[str, Variants], module: str
+    ) -> Variants:
+        """Return what is kept of a module, for the base and for each file that changes it."""
+        linear = self._linears.get(module)
+        others = {
+            leaf: self._base.read(f"{module}.{leaf}", like, like.device)
+            for leaf, like in kept[module][None].items()
+            if linear is None or leaf not in MERGED
+        }
+        if linear is None:
+            return {None: others}
         base = self._read(module)
-        weights: dict[str | None, Tensor] = {None: base}
+        variants: dict[str | None, ModuleTensors] = {None: {**others, **self._convert(module, base)}}
         for name in self._files_of(module):
-            weights[name] = base + self._delta(module, name, opened[name])
-        return {name: self._convert(module, weight) for name, weight in weights.items()}
+            variants[name] = self._convert(module, base + self._delta(module, name, opened[name]))
+        return variants
 
     def _merge(self, module: str, name: str | None, tensors: OpenFile | None) -> ModuleTensors:
         """Return the tensors of a module with an opened file merged into them, or those of the base."""
@@ -233,11 +254,27 @@ class LoraMerger:
                 getattr(self._linears[module], name).copy_(content)
 
 
-def _lock_pages(prepared: PreparedWeights, device: torch.device) -> None:
-    """Lock the pages of the memory, so that CUDA copies from it at full speed."""
+def _open(prepared: PreparedWeights, memory: WeightMemory) -> str | None:
+    """Open the memory. Return why it cannot be used, None if it can."""
+    if prepared.size_bytes > memory.max_bytes:
+        return f"to keep them takes {format_bytes(prepared.size_bytes)}"
+    try:
+        has_these_weights = prepared.open(memory.path)
+    except OSError as error:
+        return str(error)
+    return None if has_these_weights else "weights changed, restart the worker"
+
+
+def _lock_pages(prepared: PreparedWeights, device: torch.device, *, is_streamed: bool) -> None:
+    """Lock the pages of the memory, so that CUDA copies from it at full speed.
+
+    Raises DeviceError if they cannot be locked and blocks are streamed from there.
+    """
     try:
         lock_pages(prepared.memory)
     except DeviceError as error:
+        if is_streamed:
+            raise
         logger.warning("switches of LoRA take longer: %s", error)
         with suppress(RuntimeError):  # CUDA reports its error once more, at the next kernel
             torch.zeros(1, device=device)

@@ -1,8 +1,9 @@
-"""Keep the weights that LoRAs change in the memory of the host, once for all processes of a machine.
+"""Keep weights in the memory of the host, once for all processes of a machine.
 
 For each module that some LoRA changes, the memory holds the module's tensors as the device has them, merged
 and then rounded or quantised: those of the base, and those of each LoRA that changes the module. So a switch
-only copies bytes, and every switch to a LoRA or back gives the same bits.
+only copies bytes, and every switch to a LoRA or back gives the same bits. Of blocks that are streamed, the
+memory holds all tensors, and a switch of LoRA copies none of them: blocks are fetched from other places.
 
 The memory is a file without a name (`memfd_create`) that all processes map. The kernel frees it when the last
 process that has it open ends, in whatever way. The processes share the work of preparing it: each module is
@@ -38,7 +39,7 @@ ModuleTensors = Mapping[str, Tensor]
 """Tensors of a module, by their names in the module."""
 
 Variants = Mapping[str | None, ModuleTensors]
-"""Tensors of a module, by the LoRA that is merged into them; None is the base."""
+"""Tensors of a module, by the LoRA that is merged into them. None is the base, and may have more tensors."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Place:
 
 
 class PreparedWeights:
-    """The memory with the tensors of all modules that LoRAs change, which several processes share."""
+    """The memory with the tensors of modules, which several processes share."""
 
     def __init__(self, like: Mapping[str, Variants], fingerprint: str) -> None:
         """Lay out the memory, without allocating it.

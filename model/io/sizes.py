@@ -37,7 +37,9 @@ def read_sizes(checkpoint: Path) -> CheckpointSizes:
 
 
 def read_prepared_bytes(checkpoint: Path, setup: Setup) -> int:
-    """Return the host memory that the weights which LoRAs change take, merged with each and without.
+    """Return the host memory of the weights that LoRAs change, merged with each and without.
+
+    If blocks are streamed, all of their weights are counted.
 
     Raises CheckpointError if a file is missing, cannot be read, or changes no module of the transformer.
     """
@@ -65,15 +67,15 @@ def prepared_bytes(
     """
     quantised = frozenset() if setup.quantize == "none" else quantised_weights(depth)
 
-    def weight_bytes(module: str) -> int:
-        name = f"{module}.weight"
-        size, num_rows = prod(shapes[name]), shapes[name][0]
+    def tensor_bytes(name: str) -> int:
+        size = prod(shapes[name])
         if name in quantised:
-            return size + SCALE_BYTES * num_rows
+            return size + SCALE_BYTES * shapes[name][0]
         return size * (4 if stays_float32(name) else setup.element_bytes)
 
-    base = set[str]().union(*loras)
-    return sum(weight_bytes(module) for modules in (base, *loras) for module in modules)
+    merged = [{f"{module}.weight" for module in modules} for modules in loras]
+    streamed = {name for name in shapes if name.startswith("blocks.")} if setup.stream_weights else set[str]()
+    return sum(tensor_bytes(name) for names in (streamed.union(*merged), *merged) for name in names)
 
 
 def _shapes_in(folder: Path) -> Iterator[tuple[str, list[int]]]:

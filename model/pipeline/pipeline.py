@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.io.checkpoint import Weights
-from model.io.lora import LoraMerger, read_lora
+from model.io.lora import LoraMerger, WeightMemory
 from model.io.outgoing import PendingFrames, run_ahead, start_copy
 from model.io.pixels import Pixels, to_floats, to_uint8
 from model.parallel.broadcast import from_leader
@@ -34,9 +33,8 @@ from model.spec.limits import Limits, load_limits
 from model.spec.memory import Quantize, TextEncoderPlacement
 from model.spec.plan import DISTILLED_LORA, Plan, refine_layout_of
 from model.text import TextEncoder
-from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
-from model.transformer.loading import load_dit
+from model.transformer.loading import load_transformer
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import BuildLayout, build_layout
 from model.vae.vae import Vae
@@ -54,7 +52,6 @@ class Pipeline:
     limits: Limits
     dit: Dit
     lora: LoraMerger
-    loras: frozenset[str]
     vae: Vae
     encoders: Encoders | None
     parallel: ContextParallel
@@ -62,7 +59,7 @@ class Pipeline:
     text_cache: TextKVCache = field(default_factory=TextKVCache)
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - options by name
         cls,
         checkpoint: Path,
         dtype: torch.dtype,
@@ -71,6 +68,7 @@ class Pipeline:
         quantize: Quantize = "none",
         text_encoder: TextEncoderPlacement = "device",
         stream_weights: bool = False,
+        memory: WeightMemory | None = None,
     ) -> "Pipeline":
         """Load a checkpoint folder onto this rank's device.
 
@@ -81,30 +79,26 @@ class Pipeline:
             quantize: how the large matrices of the transformer are stored.
             text_encoder: where the leader keeps the text encoder.
             stream_weights: whether the weights of the transformer's blocks stay in the memory of the host.
+            memory: memory of the host for weights that its processes share.
 
         Raises:
             CheckpointError: a file is missing or wrong, or the weights are still being fetched; the message
                 names file and tensor.
             GroupError: the attention heads do not divide evenly among the ranks.
-            DeviceError: the device does not multiply matrices that are stored so.
+            DeviceError: the device does not multiply matrices that are stored so, or cannot lock host memory.
         """
         if not checkpoint.is_dir():
             raise CheckpointError(checkpoint, "is missing, or is no folder")
         check_complete(checkpoint)
-        config = load_dit_config(checkpoint / "dit" / "config.json")
-        parallel.check_heads(config.num_heads)
         limits = load_limits(checkpoint)
-        weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
-        dit = load_dit(config, dtype, weights, parallel, quantize=quantize, stream_weights=stream_weights)
-        loras = {
-            path.stem: read_lora(path, dit) for path in sorted((checkpoint / "lora").glob("*.safetensors"))
-        }
+        dit, lora = load_transformer(
+            checkpoint, dtype, parallel, quantize=quantize, stream_weights=stream_weights, memory=memory
+        )
         vae = Vae.load(checkpoint, parallel.device, dtype, parallel)
         return cls(
             limits=limits,
             dit=dit,
-            lora=LoraMerger(dit, weights, loras),
-            loras=frozenset(loras),
+            lora=lora,
             vae=vae,
             encoders=_load_encoders(checkpoint, limits, vae, dtype, text_encoder)
             if parallel.is_leader
@@ -232,7 +226,7 @@ class Pipeline:
 
     def _check_loras(self, plan: Plan) -> None:
         for name in plan.loras:
-            if name not in self.loras:
+            if name not in self.lora.names:
                 field = "distilled" if name == DISTILLED_LORA else "refine"
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
 

@@ -185,6 +185,36 @@ class MemoryNeed:
 
 
 @dataclass(frozen=True)
+class HostNeed:
+    """Break down the weights that the ranks of a machine keep in its memory if they share none, in bytes.
+
+    Attributes:
+        text_encoders: those of the leaders.
+        block_copies: streamed blocks, a copy for each rank.
+    """
+
+    text_encoders: int
+    block_copies: int
+
+    @property
+    def total(self) -> int:
+        """Return the sum."""
+        return self.text_encoders + self.block_copies
+
+    def shared_limit(self, memory_bytes: int, limit_gib: float | None) -> int:
+        """Return the memory that weights which all ranks share may take: merged ones, and streamed blocks.
+
+        They replace the copies of streamed blocks, so they may take as much as these, and then some.
+
+        Args:
+            memory_bytes: memory of the machine.
+            limit_gib: what they may take besides; None for half of what other weights leave.
+        """
+        besides = max(0, memory_bytes - self.total) // 2 if limit_gib is None else round(limit_gib * GIB)
+        return self.block_copies + besides
+
+
+@dataclass(frozen=True)
 class MemoryBudget:
     """The memory of a group's GPUs, and what decides how much of it a plan needs.
 
@@ -318,28 +348,14 @@ def _block_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
     return others * setup.element_bytes + quantised + 4 * sizes.float32
 
 
-def host_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:
-    """Return the bytes of weights that a rank keeps in the memory of its host."""
-    encoder = is_leader and setup.text_encoder != "device"
-    blocks = _block_bytes(sizes, setup) if setup.stream_weights else 0
-    return blocks + (sizes.text_encoder * setup.element_bytes if encoder else 0)
-
-
-def machine_host_bytes(sizes: CheckpointSizes, setup: Setup, num_ranks: int, num_leaders: int) -> int:
-    """Return the bytes of weights that all ranks of a machine keep in its memory, without those of LoRAs."""
-    leader, other = (host_bytes(sizes, setup, is_leader=is_leader) for is_leader in (True, False))
-    return num_leaders * leader + (num_ranks - num_leaders) * other
-
-
-def lora_memory_bytes(limit_gib: float | None, memory_bytes: int, other_bytes: int) -> int:
-    """Return the memory of a host that weights merged with LoRAs may take, all ranks together.
-
-    Args:
-        limit_gib: the operator's limit; None for half of what other weights leave.
-        memory_bytes: memory of the machine.
-        other_bytes: what the other weights of its ranks take (`machine_host_bytes`).
-    """
-    return max(0, memory_bytes - other_bytes) // 2 if limit_gib is None else round(limit_gib * GIB)
+def host_needed(sizes: CheckpointSizes, setup: Setup, num_ranks: int, num_leaders: int) -> HostNeed:
+    """Return what so many ranks keep in the memory of their machine, of which some are leaders of a group."""
+    num_encoders = 0 if setup.text_encoder == "device" else num_leaders
+    num_copies = num_ranks if setup.stream_weights else 0
+    return HostNeed(
+        text_encoders=num_encoders * sizes.text_encoder * setup.element_bytes,
+        block_copies=num_copies * _block_bytes(sizes, setup),
+    )
 
 
 def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:

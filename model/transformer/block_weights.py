@@ -1,6 +1,6 @@
 """Declare how the weights of the blocks come to the device, so that the model need not know."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -30,6 +30,11 @@ class BlockWeights(Protocol):
         """
         ...
 
+    @property
+    def streamed(self) -> Collection[str]:
+        """Return the names of the tensors that stay in the memory of the host."""
+        ...
+
 
 class ResidentBlocks:
     """Blocks whose weights are on the device all the time."""
@@ -49,3 +54,8 @@ class ResidentBlocks:
     def store(self, name: str, tensor: Tensor) -> bool:
         """Return False: all tensors stay on the device."""
         return False
+
+    @property
+    def streamed(self) -> Collection[str]:
+        """Return no names: all tensors are on the device."""
+        return ()

@@ -1,13 +1,14 @@
 """Bring the weights of each block to the device while the block before computes.
 
-All weights of a block lie in one flat buffer, which is kept elsewhere: divided among ranks
+Each tensor of a block has a place in one flat buffer. Its content is kept elsewhere: divided among ranks
 (`model.parallel.sharded_blocks`) or in the memory of the host (`model.transformer.streamed_blocks`). Before a
 block computes, its buffer is fetched into one of two *slots* on the device; the parameters of the block are
 views of this slot. Weights are copied byte by byte, so results are exactly those of weights on the device.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -41,7 +42,7 @@ class FlatBlocks(ABC, Generic[SomeBlock]):
     """Blocks whose weights are kept elsewhere. See `model.transformer.block_weights.BlockWeights`."""
 
     def __init__(self, path: str, blocks: Iterable[SomeBlock], device: torch.device) -> None:
-        """Allocate the buffers and the slots, and make all parameters views of the slots.
+        """Lay out the buffers, and make all parameters views of the slots.
 
         Args:
             path: path of the blocks in the transformer whose modules and tensors are named.
@@ -50,6 +51,7 @@ class FlatBlocks(ABC, Generic[SomeBlock]):
         """
         self._path, self._blocks = path, list(blocks)
         self._spans: dict[str, Span] = {}
+        self._spans_of_modules: dict[str, list[Span]] = defaultdict(list)
         slot_bytes = self._allocate([self._lay_out(number) for number in range(len(self._blocks))])
         self._slots = [torch.empty(slot_bytes, dtype=torch.uint8, device=device) for _ in range(NUM_SLOTS)]
         for number, block in enumerate(self._blocks):
@@ -58,7 +60,7 @@ class FlatBlocks(ABC, Generic[SomeBlock]):
 
     @abstractmethod
     def _allocate(self, block_bytes: Sequence[int]) -> int:
-        """Allocate a buffer for each block. Return the bytes of a slot that takes any of them."""
+        """Take the bytes of the buffer of each block. Return the bytes of a slot that takes any of them."""
 
     @abstractmethod
     def _fetch(self, number: int, slot: Tensor) -> Fetch:
@@ -66,7 +68,7 @@ class FlatBlocks(ABC, Generic[SomeBlock]):
 
     @abstractmethod
     def _write(self, span: Span, content: Tensor) -> None:
-        """Copy what is kept here of the bytes of a tensor to the buffer of its block."""
+        """Keep what is kept here of the bytes of a tensor."""
 
     @abstractmethod
     def _has_part_of(self, span: Span) -> bool:
@@ -104,10 +106,12 @@ class FlatBlocks(ABC, Generic[SomeBlock]):
         """
         if not module.startswith(f"{self._path}."):
             return True
-        return any(
-            name.rpartition(".")[0] == module and self._has_part_of(span)
-            for name, span in self._spans.items()
-        )
+        return any(map(self._has_part_of, self._spans_of_modules.get(module, ())))
+
+    @property
+    def streamed(self) -> Collection[str]:
+        """Return the names of the tensors that stay in the memory of the host."""
+        return ()
 
     def store(self, name: str, tensor: Tensor) -> bool:
         """Keep what is kept here of a tensor, which has the dtype of the one that it replaces.
@@ -126,7 +130,9 @@ class FlatBlocks(ABC, Generic[SomeBlock]):
         for name, tensor in self._blocks[number].state_dict().items():
             start = aligned(stop)
             stop = start + tensor.nbytes
-            self._spans[f"{self._path}.{number}.{name}"] = Span(number, start, stop)
+            path, span = f"{self._path}.{number}.{name}", Span(number, start, stop)
+            self._spans[path] = span
+            self._spans_of_modules[path.rpartition(".")[0]].append(span)
         return stop
 
     def _view(self, span: Span, like: Tensor) -> Tensor:

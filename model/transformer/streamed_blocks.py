@@ -1,10 +1,11 @@
 """Keep the weights of blocks in the memory of the host, and copy each to the device under the one before.
 
-On CUDA the copies run on a stream of their own, from page-locked memory. On a CPU they run in a thread, so
-that they overlap with the computation as they do there.
+The weights are tensors that all processes of the host share (`model.io.prepared_weights`), or copies of this
+rank alone. On CUDA, blocks are copied on a stream of their own, from page-locked memory. On a CPU they are
+copied in a thread, so that this overlaps with the computation as it does there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, KeysView, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -16,17 +17,28 @@ from model.spec.memory import format_bytes
 from model.transformer.flat_blocks import Fetch, FlatBlocks, SomeBlock, Span
 
 
+class Piece(NamedTuple):
+    """Bytes of a block in the memory of the host, and their place on the device."""
+
+    source: Tensor
+    target: Tensor
+
+
 @runtime_checkable
 class Copier(Protocol):
     """Copies blocks while others compute."""
 
-    def start(self, source: Tensor, target: Tensor) -> Fetch:
-        """Begin a copy, after what was asked for so far has used the target."""
+    def start(self, pieces: Sequence[Piece]) -> Fetch:
+        """Begin to copy a block, after what was asked for so far has used the targets."""
         ...
 
 
 class StreamedBlocks(FlatBlocks[SomeBlock]):
-    """Blocks whose weights are in the memory of the host."""
+    """Blocks whose weights are in the memory of the host.
+
+    At first `store` keeps the tensors that it is given, which must be on the host and stay as they are. After
+    `allocate` it copies them.
+    """
 
     def __init__(
         self,
@@ -35,7 +47,7 @@ class StreamedBlocks(FlatBlocks[SomeBlock]):
         device: torch.device,
         copier: Copier | None = None,
     ) -> None:
-        """Allocate the buffers in the memory of the host, and the slots on the device.
+        """Allocate the slots on the device. The blocks have no weights yet.
 
         Args:
             path: path of the blocks in the transformer whose modules and tensors are named.
@@ -45,23 +57,44 @@ class StreamedBlocks(FlatBlocks[SomeBlock]):
         """
         self._is_on_cuda = device.type == "cuda"
         self._copier = copier or (StreamCopier(device) if self._is_on_cuda else ThreadCopier())
+        self._has_copies = False
         super().__init__(path, blocks, device)
 
-    def _allocate(self, block_bytes: Sequence[int]) -> int:
-        self._buffers = [torch.empty(size, dtype=torch.uint8) for size in block_bytes]
-        if self._is_on_cuda:
-            for buffer in self._buffers:
+    @property
+    def streamed(self) -> KeysView[str]:
+        """Return the names of all tensors of the blocks."""
+        return self._spans.keys()
+
+    def allocate(self) -> None:
+        """Allocate page-locked memory for copies of all tensors, which `store` fills. Raises DeviceError."""
+        self._has_copies = True
+        for sources, size in zip(self._sources, self._block_bytes, strict=True):
+            buffer = torch.empty(size, dtype=torch.uint8)
+            if self._is_on_cuda:
                 lock_pages(buffer)
+            sources.clear()
+            sources[0] = buffer
+
+    def _allocate(self, block_bytes: Sequence[int]) -> int:
+        self._block_bytes = block_bytes
+        self._sources: list[dict[int, Tensor]] = [{} for _ in block_bytes]  # bytes by their place in the slot
         return max(block_bytes)
 
     def _fetch(self, number: int, slot: Tensor) -> Fetch:
-        buffer = self._buffers[number]
-        return self._copier.start(buffer, slot[: buffer.nbytes])
+        return self._copier.start(
+            [
+                Piece(source, slot[start : start + source.nbytes])
+                for start, source in self._sources[number].items()
+            ]
+        )
 
     def _write(self, span: Span, content: Tensor) -> None:
+        if not self._has_copies:
+            self._sources[span.block][span.start] = content
+            return
         if self._is_on_cuda:
             torch.cuda.current_stream().synchronize()  # copies to the device may still read the buffers
-        self._buffers[span.block][span.start : span.stop].copy_(content)
+        self._sources[span.block][0][span.start : span.stop].copy_(content)
 
     def _has_part_of(self, span: Span) -> bool:
         return True
@@ -73,21 +106,22 @@ class StreamCopier:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch's
 
-    def start(self, source: Tensor, target: Tensor) -> Fetch:
-        """Begin a copy, after what the present stream was given so far."""
+    def start(self, pieces: Sequence[Piece]) -> Fetch:
+        """Begin to copy a block, after what the present stream was given so far."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            target.copy_(source, non_blocking=True)
+            for piece in pieces:
+                piece.target.copy_(piece.source, non_blocking=True)
             return _Arrival(self._stream.record_event())
 
 
 class _Arrival(NamedTuple):
-    """A copy on another stream."""
+    """A block that is copied on another stream."""
 
     event: torch.cuda.Event
 
     def wait(self) -> None:
-        """Let the present stream wait for the copy. The CPU does not wait."""
+        """Let the present stream wait for the block. The CPU does not wait."""
         torch.cuda.current_stream().wait_event(self.event)
 
 
@@ -97,18 +131,23 @@ class ThreadCopier:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="copy-blocks")
 
-    def start(self, source: Tensor, target: Tensor) -> Fetch:
-        """Begin a copy. What used the target has ended, since a CPU computes at once."""
-        return _Copy(self._thread.submit(target.copy_, source))
+    def start(self, pieces: Sequence[Piece]) -> Fetch:
+        """Begin to copy a block. What used the targets has ended, since a CPU computes at once."""
+        return _Copy(self._thread.submit(_copy_all, pieces))
+
+
+def _copy_all(pieces: Sequence[Piece]) -> None:
+    for piece in pieces:
+        piece.target.copy_(piece.source)
 
 
 class _Copy(NamedTuple):
-    """A copy in another thread."""
+    """A block that is copied in another thread."""
 
-    copied: Future[Tensor]
+    copied: Future[None]
 
     def wait(self) -> None:
-        """Wait for the copy."""
+        """Wait for the block."""
         self.copied.result()
 
 

@@ -524,13 +524,14 @@ def test_pod_that_claims_no_jobs_mounts_no_storage():
     ("pool", "request_", "limit"),
     [
         ({"gpus": 8}, "64Gi", "128Gi"),
-        ({"gpus": 8, "settings": {"STREAM_WEIGHTS": True}}, "320Gi", "384Gi"),
+        ({"gpus": 8, "settings": {"STREAM_WEIGHTS": True}}, "144Gi", "208Gi"),
+        ({"gpus": 2, "settings": {"STREAM_WEIGHTS": True}}, "128Gi", "192Gi"),
         ({"gpus": 1, "settings": {"STREAM_WEIGHTS": "on"}}, "96Gi", "160Gi"),
         ({"gpus": 8, "settings": {"STREAM_WEIGHTS": "off"}}, "64Gi", "128Gi"),
         ({"resources": {"limits": {"memory": "90Gi"}}}, "64Gi", "90Gi"),
     ],
 )
-def test_memory_has_room_for_the_weights_that_each_rank_keeps_there(pool, request_, limit):
+def test_memory_has_room_for_streamed_weights(pool, request_, limit):
     worker = named(render({**SMALL, "pools": {"one": pool}}), "StatefulSet", "-one")
     resources = container_of(worker)["resources"]
     assert resources["requests"] == {"cpu": "4", "memory": request_}

@@ -59,12 +59,12 @@ def tiny_pipeline(tiny_checkpoint):
 
 
 @pytest.fixture
-def lora_memory():
-    """Memory for merged weights that other processes can open."""
-    from model.io.lora import LoraMemory
+def weight_memory():
+    """Memory for weights that other processes can open."""
+    from model.io.lora import WeightMemory
 
     descriptor = os.memfd_create("test")
-    yield LoraMemory(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), max_bytes=1 << 30)
+    yield WeightMemory(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), 1 << 30, fingerprint="weights")
     os.close(descriptor)
 
 

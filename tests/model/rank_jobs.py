@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from model.io.checkpoint import open_safetensors
-from model.io.lora import LoraMemory
+from model.io.lora import WeightMemory
 from model.parallel import broadcast, halo
 from model.parallel.mesh import SINGLE, ContextParallel, divide, divide_into_blocks
 from model.parallel.ring import pass_around
@@ -35,6 +35,7 @@ from model.spec.memory import Quantize
 from model.transformer.block import Block
 from model.transformer.compile import fuse
 from model.transformer.config import DitConfig
+from model.transformer.streamed_blocks import StreamedBlocks
 from model.transformer.token_layout import Window, build_layout
 from model.vae.vae import Vae
 from tests.model import parity_cases
@@ -463,13 +464,9 @@ def held_bytes(
     }
 
 
-def tensors_read(
-    parallel: ContextParallel, checkpoint: Path, memory: LoraMemory | None = None
-) -> dict[str, list[str]]:
-    """The tensors that this rank reads when it loads the transformer, and when it merges a LoRA.
-
-    With `memory`, also those that it reads to prepare all LoRAs before.
-    """
+@contextmanager
+def recorded_reads() -> Iterator[list[str]]:
+    """Collect the names of the tensors that are read from checkpoints."""
     read: list[str] = []
 
     @contextmanager
@@ -486,15 +483,74 @@ def tensors_read(
             return self._file.get_tensor(name)
 
     with patch("model.io.checkpoint.open_safetensors", recording):
+        yield read
+
+
+def tensors_read(
+    parallel: ContextParallel, checkpoint: Path, memory: WeightMemory | None = None
+) -> dict[str, list[str]]:
+    """The tensors that this rank reads when it loads the transformer, and when it merges a LoRA.
+
+    With `memory`, also those that it reads to prepare all LoRAs before.
+    """
+    with recorded_reads() as read:
         pipeline = Pipeline.load(checkpoint, torch.float32, sharded(parallel))
         loaded = [name for name in read if name in pipeline.dit.state_dict()]
         read.clear()
         if memory:
-            pipeline.lora.prepare(memory, "weights")
+            pipeline.lora.prepare(memory)
         prepared = list(read)
         read.clear()
         pipeline.lora.switch("cfg_step_lora")
     return {"loaded": loaded, "prepared": prepared, "merged": read}
+
+
+def shared_blocks(parallel: ContextParallel, checkpoint: Path, memory: WeightMemory) -> dict[str, object]:
+    """What this rank reads and keeps of streamed blocks.
+
+    `names` are those of all tensors of the blocks. This rank reads `read` of them when it loads the
+    transformer, and the tensors `merged` to merge a LoRA. Of the blocks it keeps `own_bytes` in memory that
+    other processes do not have.
+    """
+    with recorded_reads() as read:
+        pipeline = Pipeline.load(checkpoint, torch.float32, parallel, stream_weights=True, memory=memory)
+        blocks = pipeline.dit.block_weights
+        assert isinstance(blocks, StreamedBlocks)
+        loaded = [name for name in read if name in blocks.streamed]
+        read.clear()
+        pipeline.lora.switch("cfg_step_lora")
+    storages = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+        for each in blocks._sources
+        for x in each.values()
+    }
+    return {
+        "names": list(blocks.streamed),
+        "read": loaded,
+        "merged": read,
+        "own_bytes": sum(size for address, size in storages.items() if not is_shared(address)),
+    }
+
+
+def is_shared(address: int) -> bool:
+    """Whether an address is in memory that other processes of the machine map, too."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, permissions, *_ = line.split()
+        first, last = (int(each, 16) for each in addresses.split("-"))
+        if first <= address < last:
+            return permissions.endswith("s")
+    raise AssertionError(address)
+
+
+def with_shared_blocks(
+    parallel: ContextParallel, checkpoint: Path, memory: WeightMemory, requests: list[Request]
+) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
+    """The latents of requests, with weights on the device and with streamed blocks that the ranks share."""
+    resident = Pipeline.load(checkpoint, torch.bfloat16, parallel)
+    for parameter in resident.dit.parameters():
+        parameter.data = parameter.data.clone()  # as in `with_and_without_sharding`
+    streamed = Pipeline.load(checkpoint, torch.bfloat16, parallel, stream_weights=True, memory=memory)
+    return latents_of(resident, requests), latents_of(streamed, requests)
 
 
 class CountedWork:
@@ -553,7 +609,7 @@ def weights_after_switches(
     checkpoint: Path,
     names: list[str | None],
     quantize: Quantize,
-    memory: LoraMemory | None = None,
+    memory: WeightMemory | None = None,
 ) -> list[dict[str, bool]]:
     """Whether each weight equals that of a rank without sharing, after each of several changes of LoRA.
 
@@ -564,7 +620,7 @@ def weights_after_switches(
         for ranks in (parallel, sharded(parallel))
     )
     if memory:
-        shards.lora.prepare(memory, "weights")
+        shards.lora.prepare(memory)
     results = []
     for name in names:
         whole.lora.switch(name)

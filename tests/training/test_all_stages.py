@@ -44,7 +44,7 @@ def pipeline(checkpoint):
 
 
 def test_checkpoint_has_loras_and_limits(pipeline):
-    assert pipeline.loras == {"cfg_step_lora", "refinement_lora"}
+    assert pipeline.lora.names == {"cfg_step_lora", "refinement_lora"}
     assert pipeline.limits.default_num_frames == 17
     assert pipeline.limits.to_json()["fps"] == LIMITS["fps"]
 

@@ -62,7 +62,7 @@ def test_checkpoint_is_small_enough_for_repository():
 
 
 def test_checkpoint_has_both_loras(pipeline):
-    assert pipeline.loras == {"cfg_step_lora", "refinement_lora"}
+    assert pipeline.lora.names == {"cfg_step_lora", "refinement_lora"}
 
 
 @pytest.mark.integration

@@ -209,11 +209,23 @@ def test_there_are_no_gpus_without_a_driver(tmp_path, monkeypatch):
 def test_weights_in_host_memory_are_added_up(settings, monkeypatch):
     four = settings.model_copy(update={"ranks": 4, "stream_weights": True, "text_encoder": "offload"})
     monkeypatch.setattr(check, "host_memory_bytes", lambda: 256 << 30)
-    assert "host memory: 116.0 GiB of weights, of 256.0 GiB" in texts(four, gpus(24, 24, 24, 24), "ok")
+    found = texts(four, gpus(24, 24, 24, 24), "ok")
+    assert "streamed blocks, and LoRAs: kept merged in 72.0 GiB of host memory, once for all ranks" in found
+    assert "host memory: 82.6 GiB of weights, of 256.0 GiB" in found
     monkeypatch.setattr(check, "host_memory_bytes", lambda: 64 << 30)
-    assert problems(four, gpus(24, 24, 24, 24)) == ["host memory: 116.0 GiB of weights, of 64.0 GiB"]
+    assert problems(four, gpus(24, 24, 24, 24)) == ["host memory: 82.6 GiB of weights, of 64.0 GiB"]
     on_device = four.model_copy(update={"stream_weights": False, "text_encoder": "device"})
     assert "host memory: " not in texts(on_device, gpus(141, 141, 141, 141), "ok")
+
+
+@pytest.mark.usefixtures("released")
+def test_each_rank_has_a_copy_of_streamed_blocks_if_that_takes_less_than_sharing_them(settings, monkeypatch):
+    two = settings.model_copy(update={"ranks": 2, "stream_weights": True, "text_encoder": "device"})
+    monkeypatch.setattr(check, "host_memory_bytes", lambda: 64 << 30)
+    assert "host memory: 52.7 GiB of weights, of 64.0 GiB" in texts(two, gpus(32, 32), "ok")
+    note = texts(two, gpus(32, 32), "note")
+    assert "each rank has a copy of the streamed blocks. LoRAs: each change reads files" in note
+    assert "may take 58.4 GiB (in place of copies, and LORA_MEMORY_GIB) and need 72.0 GiB" in note
 
 
 @pytest.mark.usefixtures("released")

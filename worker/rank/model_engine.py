@@ -13,7 +13,7 @@ import torch.distributed as dist
 from jobs.capability import Capability
 from model.io.fingerprint import fingerprints
 from model.io.loading import measured
-from model.io.lora import LoraMemory
+from model.io.lora import WeightMemory
 from model.io.sizes import read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
@@ -23,7 +23,7 @@ from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.spec.errors import DeviceError
-from model.spec.memory import GIB, MemoryBudget, Setup, lora_memory_bytes, machine_host_bytes, weight_bytes
+from model.spec.memory import GIB, MemoryBudget, Setup, host_needed, weight_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.text import MAX_TOKENS
@@ -72,8 +72,8 @@ class ModelEngine:
             order_versions=ORDER_VERSIONS,
             gpu=gpu and gpu.name,
             gpu_memory_gib=gpu and _gpu_memory_gib(parallel),
-            tasks=tasks_with(self._pipeline.loras),
-            loras=tuple(sorted(self._pipeline.loras)),
+            tasks=tasks_with(self._pipeline.lora.names),
+            loras=tuple(sorted(self._pipeline.lora.names)),
             limits=self._pipeline.limits.to_json(),
             known_words=self._pipeline.limits.known_words,
             context_parallel=parallel.size,
@@ -133,6 +133,8 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     if parallel.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(parallel.device)
         check_weights_fit(setup.checkpoint, needs, free_bytes, is_leader=parallel.is_leader)
+    weights = fingerprints(setup.checkpoint)
+    memory_of_host = _weight_memory(setup, needs, repr(weights))
     pipeline, cost = measured(
         lambda: Pipeline.load(
             setup.checkpoint,
@@ -141,6 +143,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
             quantize=setup.quantize,
             text_encoder=needs.text_encoder,
             stream_weights=setup.stream_weights,
+            memory=memory_of_host,
         ),
         parallel.device,
     )
@@ -150,20 +153,24 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
         for place in (parallel, *parallel.wider):
             if place.divides(pipeline.dit.config.num_heads):
                 warm(pipeline.dit, plan, MAX_TOKENS, place)
-    weights = fingerprints(setup.checkpoint)
-    if setup.lora_memory:
-        others = machine_host_bytes(
-            read_sizes(setup.checkpoint),
-            needs,
-            setup.num_groups * setup.ranks_per_node,
-            setup.num_groups if setup.node_rank == 0 else 0,
-        )
-        max_bytes = lora_memory_bytes(setup.lora_memory_gib, host_memory_bytes(), others)
-        pipeline.lora.prepare(LoraMemory(setup.lora_memory, max_bytes), repr(weights))
     is_first_of_node = dist.get_node_local_rank(fallback_rank=0) == 0
     known = weights if is_first_of_node else {}
     matrix_dtype = QUANTISED_DTYPES.get(setup.quantize, dtype_name)
     return ModelEngine(pipeline, matrix_dtype, setup.model_id, known, memory)
+
+
+def _weight_memory(setup: RankSetup, needs: Setup, fingerprint: str) -> WeightMemory | None:
+    """Return the memory for weights that the ranks of this machine share, if they have one."""
+    if setup.lora_memory is None:
+        return None
+    need = host_needed(
+        read_sizes(setup.checkpoint),
+        needs,
+        num_ranks=setup.num_groups * setup.ranks_per_node,
+        num_leaders=setup.num_groups if setup.node_rank == 0 else 0,
+    )
+    max_bytes = need.shared_limit(host_memory_bytes(), setup.lora_memory_gib)
+    return WeightMemory(setup.lora_memory, max_bytes, fingerprint)
 
 
 def _gpu_memory_gib(parallel: ContextParallel) -> int | None:

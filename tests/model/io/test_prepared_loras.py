@@ -24,9 +24,9 @@ NAMES = (None, "distilled", "refinement", "one")
 
 
 @pytest.fixture
-def case(tmp_path, lora_memory) -> Case:
+def case(tmp_path, weight_memory) -> Case:
     case = Case(tmp_path)
-    case.merged.prepare(lora_memory, "weights")
+    case.merged.prepare(weight_memory)
     return case
 
 
@@ -46,14 +46,14 @@ def test_switches_read_neither_the_checkpoint_nor_the_loras(case):
     assert same(case.weights(), before)
 
 
-def test_base_is_bit_identical_after_1000_switches_and_each_lora_equals_a_fresh_merge(tmp_path, lora_memory):
+def test_base_is_the_same_after_1000_switches_and_each_lora_equals_a_fresh_merge(tmp_path, weight_memory):
     case = Case(tmp_path, torch.bfloat16)
     fresh = {}
     for name in NAMES:
         case.merged.switch(name)
         fresh[name] = case.weights()
     case.merged.switch(None)
-    case.merged.prepare(lora_memory, "weights")
+    case.merged.prepare(weight_memory)
     draws = random.Random(0)
     for name in (*draws.choices(NAMES, k=996), *NAMES[1:], None):
         case.merged.switch(name)
@@ -62,65 +62,65 @@ def test_base_is_bit_identical_after_1000_switches_and_each_lora_equals_a_fresh_
     assert same(case.weights(), case.load(torch.bfloat16).state_dict())
 
 
-def test_second_process_takes_what_the_first_has_prepared(tmp_path, lora_memory):
+def test_second_process_takes_what_the_first_has_prepared(tmp_path, weight_memory):
     first, second = Case(tmp_path), Case(tmp_path)
-    first.merged.prepare(lora_memory, "weights")
-    second.merged.prepare(lora_memory, "weights")
+    first.merged.prepare(weight_memory)
+    second.merged.prepare(weight_memory)
     assert second.base.reads == []
     first.merged.switch("refinement")
     second.merged.switch("refinement")
     assert same(first.weights(), second.weights())
 
 
-def test_memory_of_other_weights_is_not_used(tmp_path, lora_memory, caplog):
+def test_memory_of_other_weights_is_not_used(tmp_path, weight_memory, caplog):
     first, second = Case(tmp_path / "first"), Case(tmp_path / "second")
-    first.merged.prepare(lora_memory, "weights")
-    second.merged.prepare(lora_memory, "other weights")
+    first.merged.prepare(weight_memory)
+    second.merged.prepare(replace(weight_memory, fingerprint="other weights"))
     second.merged.switch("one")
     assert second.base.reads == ["blocks.1.ffn.w2.weight"]
     assert "weights changed" in caplog.text
 
 
-def test_nothing_is_kept_that_needs_more_than_the_limit(tmp_path, lora_memory, caplog):
+def test_nothing_is_kept_that_needs_more_than_the_limit(tmp_path, weight_memory, caplog):
     case = Case(tmp_path)
-    case.merged.prepare(replace(lora_memory, max_bytes=1 << 16), "weights")
-    assert lora_memory.path.stat().st_size == 0
+    case.merged.prepare(replace(weight_memory, max_bytes=1 << 16))
+    assert weight_memory.path.stat().st_size == 0
     case.merged.switch("one")
     assert case.base.reads == ["blocks.1.ffn.w2.weight"]
     assert "to keep them takes" in caplog.text
 
 
-def test_memory_that_cannot_be_opened_is_no_error(tmp_path, lora_memory, caplog):
+def test_memory_that_cannot_be_opened_is_no_error(tmp_path, weight_memory, caplog):
     case = Case(tmp_path)
-    case.merged.prepare(replace(lora_memory, path=tmp_path / "none"), "weights")
+    case.merged.prepare(replace(weight_memory, path=tmp_path / "none"))
     case.merged.switch("one")
     assert case.base.reads == ["blocks.1.ffn.w2.weight"]
     assert "No such file" in caplog.text
 
 
-def test_memory_whose_first_process_ended_before_it_named_the_weights_is_used(tmp_path, lora_memory):
+def test_memory_whose_first_process_ended_before_it_named_the_weights_is_used(tmp_path, weight_memory):
     case = Case(tmp_path)
-    with lora_memory.path.open("r+b") as memory:
+    with weight_memory.path.open("r+b") as memory:
         memory.truncate(1 << 20)
-    case.merged.prepare(lora_memory, "weights")
+    case.merged.prepare(weight_memory)
     case.base.reads.clear()
     case.merged.switch("one")
     assert case.base.reads == []
 
 
-def test_checkpoint_without_loras_needs_no_memory(tmp_path, lora_memory):
+def test_checkpoint_without_loras_needs_no_memory(tmp_path, weight_memory):
     case = Case(tmp_path)
-    LoraMerger(case.dit, case.base, {}).prepare(lora_memory, "weights")
-    assert lora_memory.path.stat().st_size == 0
+    LoraMerger(case.dit, case.base, {}).prepare(weight_memory)
+    assert weight_memory.path.stat().st_size == 0
 
 
-def test_preparing_can_be_repeated_after_a_failure(tmp_path, lora_memory):
+def test_preparing_can_be_repeated_after_a_failure(tmp_path, weight_memory):
     case = Case(tmp_path)
     hidden = case.paths["distilled"].rename(case.folder / "elsewhere")
     with pytest.raises(CheckpointError, match="distilled"):
-        case.merged.prepare(lora_memory, "weights")
+        case.merged.prepare(weight_memory)
     hidden.rename(case.paths["distilled"])
-    case.merged.prepare(lora_memory, "weights")
+    case.merged.prepare(weight_memory)
     case.base.reads.clear()
     case.merged.switch("distilled")
     assert case.base.reads == []
@@ -144,8 +144,8 @@ time.sleep(1000)
 """
 
 
-def test_module_of_a_process_that_died_is_prepared_by_another_one_after_all_others(lora_memory):
-    weights = prepared(lora_memory.path)
+def test_module_of_a_process_that_died_is_prepared_by_another_one_after_all_others(weight_memory):
+    weights = prepared(weight_memory.path)
     order: list[str] = []
     has_two = threading.Event()
 
@@ -155,7 +155,7 @@ def test_module_of_a_process_that_died_is_prepared_by_another_one_after_all_othe
         return {lora: {"weight": torch.full((3, 5), len(order))} for lora in (None, "lora")}
 
     with subprocess.Popen(
-        [sys.executable, "-c", PREPARING, str(lora_memory.path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PREPARING, str(weight_memory.path)], stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout
         assert other.stdout.readline() == "locked\n"
@@ -168,12 +168,12 @@ def test_module_of_a_process_that_died_is_prepared_by_another_one_after_all_othe
     assert weights.read("one", "lora")["weight"].tolist() == [[2.0] * 5] * 3
 
 
-def test_process_that_is_stuck_delays_others_by_the_longest_wait_alone(lora_memory, monkeypatch):
+def test_process_that_is_stuck_delays_others_by_the_longest_wait_alone(weight_memory, monkeypatch):
     monkeypatch.setattr(prepared_weights, "LONGEST_WAIT_S", 0.01)
-    weights = prepared(lora_memory.path)
+    weights = prepared(weight_memory.path)
     variants = {lora: {"weight": torch.ones(3, 5)} for lora in (None, "lora")}
     with subprocess.Popen(
-        [sys.executable, "-c", PREPARING, str(lora_memory.path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PREPARING, str(weight_memory.path)], stdout=subprocess.PIPE, text=True
     ) as stuck:
         assert stuck.stdout
         assert stuck.stdout.readline() == "locked\n"
@@ -186,7 +186,7 @@ def test_process_that_is_stuck_delays_others_by_the_longest_wait_alone(lora_memo
     assert weights.read("one", None)["weight"].tolist() == [[1.0] * 5] * 3
 
 
-def test_pages_that_cannot_be_locked_make_switches_slower_and_are_no_error(lora_memory, monkeypatch, caplog):
+def test_pages_that_cannot_be_locked_make_switches_slower(weight_memory, monkeypatch, caplog):
     locked = []
 
     def refuse(buffer: torch.Tensor) -> None:
@@ -194,8 +194,10 @@ def test_pages_that_cannot_be_locked_make_switches_slower_and_are_no_error(lora_
         raise DeviceError("CUDA cannot lock 1 KiB more of host memory")
 
     monkeypatch.setattr(lora, "lock_pages", refuse)
-    weights = prepared(lora_memory.path)
+    weights = prepared(weight_memory.path)
     with caplog.at_level(logging.WARNING):
-        lora._lock_pages(weights, torch.device("cpu"))
+        lora._lock_pages(weights, torch.device("cpu"), is_streamed=False)
     assert locked == [weights.size_bytes]
     assert "switches of LoRA take longer: CUDA cannot lock" in caplog.text
+    with pytest.raises(DeviceError):  # blocks would not be copied while others compute
+        lora._lock_pages(weights, torch.device("cpu"), is_streamed=True)

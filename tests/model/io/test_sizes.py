@@ -40,12 +40,15 @@ def test_bytes_of_the_transformer_are_those_of_the_loaded_module(tiny_checkpoint
     assert transformer_bytes(read_sizes(tiny_checkpoint), Setup(element_bytes=dtype.itemsize)) == expected
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("quantize", QUANTIZE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_of_merged_weights_are_those_that_are_kept(tiny_checkpoint, lora_memory, dtype, quantize):
-    Pipeline.load(tiny_checkpoint, dtype, quantize=quantize).lora.prepare(lora_memory, "weights")
-    setup = Setup(element_bytes=dtype.itemsize, quantize=quantize)
-    kept = lora_memory.path.stat().st_size
+def test_bytes_of_shared_weights_are_those_that_are_kept(
+    tiny_checkpoint, weight_memory, dtype, quantize, stream
+):
+    Pipeline.load(tiny_checkpoint, dtype, quantize=quantize, stream_weights=stream, memory=weight_memory)
+    setup = Setup(element_bytes=dtype.itemsize, quantize=quantize, stream_weights=stream)
+    kept = weight_memory.path.stat().st_size
     assert read_prepared_bytes(tiny_checkpoint, setup) == pytest.approx(kept, rel=0.02)
 
 

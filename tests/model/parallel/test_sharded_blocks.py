@@ -123,10 +123,10 @@ def test_latents_of_compiled_blocks_are_bit_equal_to_those_without_sharding(
 @pytest.mark.parametrize("is_prepared", [False, True])
 @pytest.mark.parametrize("quantize", QUANTIZE)
 def test_weights_after_each_change_of_lora_are_bit_equal_to_those_without_sharding(
-    ranks, checkpoint, lora_memory, quantize, is_prepared
+    ranks, checkpoint, weight_memory, quantize, is_prepared
 ):
     names = [None, "cfg_step_lora", "refinement_lora", None, "refinement_lora", "cfg_step_lora", None]
-    memory = lora_memory if is_prepared else None
+    memory = weight_memory if is_prepared else None
     for answer in ranks.run("weights_after_switches", 3, checkpoint, names, quantize, memory):
         assert len(answer) == len(names)
         assert all(all(equal.values()) for equal in answer)
@@ -195,9 +195,9 @@ def test_ranks_read_only_what_they_hold(ranks, checkpoint):
 
 
 def test_ranks_read_each_weight_once_together_to_prepare_loras_and_none_to_switch(
-    ranks, checkpoint, lora_memory
+    ranks, checkpoint, weight_memory
 ):
-    answers = ranks.run("tensors_read", 4, checkpoint, lora_memory)
+    answers = ranks.run("tensors_read", 4, checkpoint, weight_memory)
     read = [name for answer in answers for name in answer["prepared"]]
     named = {f"{name}.weight" for name in all_modules(checkpoint)}
     assert sorted(read) == sorted(named)

@@ -45,7 +45,7 @@ def run(checkpoint, memory, counts, jobs):
     """Run jobs. Return their latents, after the counts of the preparation were dropped."""
     pipeline = Pipeline.load(checkpoint, torch.float32)
     if memory:
-        pipeline.lora.prepare(memory, "weights")
+        pipeline.lora.prepare(memory)
     counts.clear()
     defaults = {"num_frames": 5, "num_inference_steps": 1}
     requests = []
@@ -57,12 +57,12 @@ def run(checkpoint, memory, counts, jobs):
 
 @pytest.mark.parametrize(("jobs", "switches"), [(MIXED, 7), ([LONG], 4)])
 def test_changes_of_lora_read_nothing_once_all_are_prepared(
-    tiny_checkpoint, lora_memory, counts, jobs, switches
+    tiny_checkpoint, weight_memory, counts, jobs, switches
 ):
     from_files = run(tiny_checkpoint, None, counts, jobs)
     assert counts["switches"] == switches
     assert counts["bytes"] > 0
-    from_memory = run(tiny_checkpoint, lora_memory, counts, jobs)
+    from_memory = run(tiny_checkpoint, weight_memory, counts, jobs)
     assert counts == {"switches": switches}
     for expected, ours in zip(from_files, from_memory, strict=True):
         assert expected

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -14,6 +15,7 @@ from model.spec.limits import Limits
 from model.spec.memory import (
     RESERVE_BYTES,
     CheckpointSizes,
+    HostNeed,
     MemoryBudget,
     Quantize,
     Setup,
@@ -22,8 +24,7 @@ from model.spec.memory import (
     decode_bytes,
     encode_text_bytes,
     forward_bytes,
-    lora_memory_bytes,
-    machine_host_bytes,
+    host_needed,
     memory_needed,
     weight_bytes,
 )
@@ -194,17 +195,27 @@ class TestBudget:
 
 
 def test_merged_weights_may_take_half_of_the_memory_that_other_weights_leave():
-    assert [lora_memory_bytes(None, 100, others) for others in (0, 60, 100, 200)] == [50, 20, 0, 0]
+    assert [HostNeed(others, 0).shared_limit(100, None) for others in (0, 60, 100, 200)] == [50, 20, 0, 0]
 
 
 @pytest.mark.parametrize(("gib", "expected"), [(0, 0), (1.5, 3 << 29)])
 def test_limit_of_the_operator_on_merged_weights_holds_whatever_others_take(gib, expected):
-    assert lora_memory_bytes(gib, 100, 200) == expected
+    assert HostNeed(200, 0).shared_limit(100, gib) == expected
 
 
-def test_host_holds_the_text_encoders_of_leaders_and_the_streamed_blocks_of_all_ranks():
+@pytest.mark.parametrize(
+    ("memory_bytes", "gib", "expected"), [(100, None, 80 + 5), (60, None, 80), (100, 0, 80)]
+)
+def test_shared_weights_may_take_as_much_as_the_copies_that_they_replace_and_then_some(
+    memory_bytes, gib, expected
+):
+    assert HostNeed(text_encoders=10, block_copies=80).shared_limit(memory_bytes, gib) == expected
+
+
+def test_host_holds_the_text_encoders_of_leaders_and_a_copy_of_streamed_blocks_for_each_rank():
     setup = Setup(ranks=2, stream_weights=True, text_encoder="offload")
-    blocks = machine_host_bytes(RELEASED, setup, num_ranks=4, num_leaders=0)
-    assert blocks == 4 * machine_host_bytes(RELEASED, setup, num_ranks=1, num_leaders=0)
-    encoders = 2 * 2 * RELEASED.text_encoder
-    assert machine_host_bytes(RELEASED, setup, num_ranks=4, num_leaders=2) == blocks + encoders
+    need = host_needed(RELEASED, setup, num_ranks=4, num_leaders=2)
+    assert need.text_encoders == 2 * 2 * RELEASED.text_encoder
+    assert need.block_copies == 4 * host_needed(RELEASED, setup, num_ranks=1, num_leaders=0).total
+    on_device = replace(setup, stream_weights=False, text_encoder="device")
+    assert host_needed(RELEASED, on_device, num_ranks=4, num_leaders=2).total == 0

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import shutil
 from contextlib import suppress
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model.io.checkpoint import Weights
+from model.io.sizes import read_prepared_bytes, read_sizes
 from model.pipeline.events import Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.errors import DeviceError
 from model.spec.limits import load_limits
-from model.spec.memory import Setup, transformer_bytes
+from model.spec.memory import Setup, host_needed, transformer_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.tiny import DIT, write_tiny
@@ -50,44 +55,148 @@ def load(checkpoint, dtype=torch.bfloat16, **options):
     return Pipeline.load(checkpoint, dtype, **options)
 
 
+def load_streamed(checkpoint, memory, is_shared=True, **options):
+    """Stream blocks from the memory, or from a copy if they are not shared."""
+    return load(checkpoint, stream_weights=True, memory=memory if is_shared else None, **options)
+
+
+@pytest.fixture(scope="module")
+def requests(request_of):
+    """Jobs with changes of LoRA between them, and the first one again."""
+    base, distilled = request_of(), request_of(distilled=True, num_inference_steps=None)
+    return [base, distilled, request_of(refine=True, spatial_refine_only=True, num_frames=5), base]
+
+
 @pytest.mark.parametrize("quantize", QUANTIZE)
-def test_latents_are_bit_equal_to_those_of_weights_on_the_device(checkpoint, request_of, quantize):
-    requests = [
-        request_of(),
-        request_of(distilled=True, num_inference_steps=None),
-        request_of(refine=True, spatial_refine_only=True, num_frames=5),
-        request_of(),
-    ]
-    resident, streams = (
-        load(checkpoint, quantize=quantize, stream_weights=stream) for stream in (False, True)
-    )
+def test_latents_are_bit_equal_to_those_of_weights_on_the_device(
+    checkpoint, weight_memory, requests, quantize
+):
+    resident = load(checkpoint, quantize=quantize)
     for parameter in resident.dit.parameters():
         # Those in the dtype of the file are views of it, whose alignment changes how a CPU rounds.
         parameter.data = parameter.data.clone()
-    streamed = latents_of(streams, requests)
-    for expected, ours in zip(latents_of(resident, requests), streamed, strict=True):
-        assert expected
-        assert all(map(torch.equal, expected, ours))
-    assert torch.equal(streamed[0][0], streamed[-1][0])  # the base again, after the LoRAs
+    resident_latents = latents_of(resident, requests)
+    for is_shared in (False, True):
+        pipeline = load_streamed(checkpoint, weight_memory, is_shared, quantize=quantize)
+        streamed = latents_of(pipeline, requests)
+        for expected, ours in zip(resident_latents, streamed, strict=True):
+            assert expected
+            assert all(map(torch.equal, expected, ours))
+        assert torch.equal(streamed[0][0], streamed[-1][0])  # the base again, after the LoRAs
 
 
-@pytest.mark.parametrize("is_prepared", [False, True])
+@pytest.mark.parametrize("is_shared", [False, True])
 @pytest.mark.parametrize("quantize", QUANTIZE)
 def test_weights_after_each_change_of_lora_are_those_on_the_device(
-    checkpoint, lora_memory, quantize, is_prepared
+    checkpoint, weight_memory, quantize, is_shared
 ):
-    resident, streamed = (
-        load(checkpoint, quantize=quantize, stream_weights=stream) for stream in (False, True)
-    )
-    if is_prepared:
-        streamed.lora.prepare(lora_memory, "weights")
-    for name in ("cfg_step_lora", "refinement_lora", None):
+    resident = load(checkpoint, quantize=quantize)
+    streamed = load_streamed(checkpoint, weight_memory, is_shared, quantize=quantize)
+    for name in ("cfg_step_lora", "refinement_lora", "cfg_step_lora", None):
         for pipeline in (resident, streamed):
             pipeline.lora.switch(name)
+        outside = streamed.dit.final_layer.state_dict()
+        assert all(torch.equal(outside[x], y) for x, y in resident.dit.final_layer.state_dict().items())
         with streamed.dit.block_weights.in_order() as blocks:
             for block, expected in zip(blocks, resident.dit.blocks, strict=True):
                 for path, tensor in block.state_dict().items():
                     assert torch.equal(tensor.float(), expected.state_dict()[path].float()), (name, path)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the bytes that are copied from one tensor to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "copy" in function.name() or "clone" in function.name():
+            self.num_bytes += args[0].nbytes
+        return function(*args, **(kwargs or {}))
+
+
+def test_change_of_lora_copies_no_weight_of_blocks_that_are_shared(checkpoint, weight_memory):
+    pipeline = load_streamed(checkpoint, weight_memory)
+    for name in (None, "cfg_step_lora", "refinement_lora", None):
+        with Copies() as copies:
+            pipeline.lora.switch(name)
+        outside = (
+            pipeline.dit.x_embedder.proj.weight.nbytes,
+            *(module.weight.nbytes for module in pipeline.dit.final_layer.modules() if is_linear(module)),
+        )
+        assert copies.num_bytes <= sum(outside)
+
+
+def is_linear(module):
+    return isinstance(module, torch.nn.Linear)
+
+
+def test_shared_blocks_are_the_same_after_1000_changes_of_lora(checkpoint, weight_memory):
+    pipeline = load_streamed(checkpoint, weight_memory)
+    content = weight_memory.path.read_bytes()
+    blocks = pipeline.dit.block_weights
+    names, draws = [None, "cfg_step_lora", "refinement_lora"], random.Random(0)
+    places: dict[str | None, list[dict[int, int]]] = {}
+    for name in [*names, *draws.choices(names, k=995), *names[::-1]]:
+        pipeline.lora.switch(name)
+        of_name = [{start: x.data_ptr() for start, x in each.items()} for each in blocks._sources]
+        assert places.setdefault(name, of_name) == of_name
+    assert weight_memory.path.read_bytes() == content
+    assert len({str(each) for each in places.values()}) == 3
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_stream_read_each_weight_once_together_and_keep_it_once(
+    ranks, checkpoint, weight_memory, size
+):
+    answers = ranks.run("shared_blocks", size, checkpoint, weight_memory)
+    read = [name for answer in answers for name in answer["read"]]
+    assert sorted(read) == sorted(answers[0]["names"])
+    assert [answer["merged"] for answer in answers] == [[]] * size
+    assert [answer["own_bytes"] for answer in answers] == [0] * size
+    kept = 512 * weight_memory.path.stat().st_blocks
+    setup = Setup(size, element_bytes=4, stream_weights=True)
+    assert read_prepared_bytes(checkpoint, setup) == pytest.approx(kept, rel=0.02)
+
+
+def test_ranks_without_memory_for_all_keep_a_copy_each(ranks, checkpoint, weight_memory):
+    memory = dataclasses.replace(weight_memory, max_bytes=1 << 16)
+    answers = ranks.run("shared_blocks", 2, checkpoint, memory)
+    setup = Setup(2, element_bytes=4, stream_weights=True)
+    copies = host_needed(read_sizes(checkpoint), setup, num_ranks=2, num_leaders=0).block_copies
+    assert copies == pytest.approx(sum(answer["own_bytes"] for answer in answers), rel=0.02)
+    for answer in answers:
+        assert sorted(answer["read"]) == sorted(answer["names"])
+        assert answer["merged"]
+    assert weight_memory.path.stat().st_size == 0
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.integration)])
+def test_latents_of_ranks_that_share_streamed_blocks_are_bit_equal(
+    ranks, checkpoint, weight_memory, requests, size
+):
+    for resident, streamed in ranks.run("with_shared_blocks", size, checkpoint, weight_memory, requests):
+        for expected, ours in zip(resident, streamed, strict=True):
+            assert expected
+            assert all(map(torch.equal, expected, ours))
+
+
+def test_group_that_starts_again_reads_no_block(checkpoint, weight_memory, monkeypatch):
+    load_streamed(checkpoint, weight_memory)
+    read = []
+    monkeypatch.setattr(Weights, "read", lambda _, name, *__: read.append(name))
+    load_streamed(checkpoint, weight_memory)
+    assert read == []
+
+
+def test_blocks_without_loras_are_shared(checkpoint, weight_memory, request_of, tmp_path):
+    plain = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, plain, ignore=shutil.ignore_patterns("lora"))
+    (expected,), (ours,) = (
+        latents_of(load_streamed(folder, weight_memory), [request_of()]) for folder in (plain, checkpoint)
+    )
+    assert all(map(torch.equal, expected, ours))
 
 
 def test_device_has_two_slots_for_all_blocks(checkpoint):
@@ -125,10 +234,10 @@ class RecordingCopier(ThreadCopier):
         self.done = done
         self.count = 0
 
-    def start(self, source, target):
+    def start(self, pieces):
         number, self.count = self.count % DEPTH, self.count + 1
         self.done.append(("copy", number))
-        fetch, done = super().start(source, target), self.done
+        fetch, done = super().start(pieces), self.done
 
         class Waiting:
             def wait(self):
@@ -169,8 +278,8 @@ def test_job_after_one_that_failed_between_blocks_gives_the_same_latents(checkpo
 
 def test_copy_that_fails_is_an_error_of_the_block(checkpoint, request_of):
     pipeline = load(checkpoint, stream_weights=True)
-    buffers = pipeline.dit.block_weights._buffers
-    buffers[2] = torch.empty_like(buffers[2], device=META)  # has no content that could be copied
+    sources = pipeline.dit.block_weights._sources[2]
+    sources[0] = torch.empty_like(sources[0], device=META)  # has no content that could be copied
     with pytest.raises(RuntimeError):
         latents_of(pipeline, [request_of()])
 

@@ -43,13 +43,18 @@ def test_operators_limit_on_memory_is_published(checkpoint, monkeypatch, tmp_pat
     assert printed.memory.setup.element_bytes == 4
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("limit_gib", [0, None])
 def test_engine_keeps_merged_weights_in_the_memory_that_it_may_use(
-    checkpoint, monkeypatch, tmp_path, limit_gib
+    checkpoint, monkeypatch, tmp_path, limit_gib, stream
 ):
     monkeypatch.setenv("LONGCAT_DEVICE", "cpu")
     descriptor = os.memfd_create("test")
-    update = {"lora_memory": Path(f"/proc/self/fd/{descriptor}"), "lora_memory_gib": limit_gib}
+    update = {
+        "lora_memory": Path(f"/proc/self/fd/{descriptor}"),
+        "lora_memory_gib": limit_gib,
+        "stream_weights": stream,
+    }
     setup = WorkerSettings(checkpoint=checkpoint).rank_setup(tmp_path / "socket").model_copy(update=update)
     load_engine(setup, SINGLE)
     assert (os.fstat(descriptor).st_size > 0) == (limit_gib is None)

@@ -178,15 +178,15 @@ spec:
 {{- end -}}
 
 {{/*
-Resources of a worker. Weights that are streamed lie in host memory, a copy for each rank: 27 GiB in bfloat16, which page
-locking rounds up. Call with (list $ $pool).
+Resources of a worker. Weights that are streamed lie in host memory. In bfloat16 they take 74 GiB, which all ranks share,
+or 27 GiB for each rank if that is less. Call with (list $ $pool).
 */}}
 {{- define "longcat.workerResources" -}}
 {{- $root := index . 0 -}}{{- $pool := index . 1 -}}
 {{- $gpus := int $pool.gpus -}}
 {{- $settings := mergeOverwrite (deepCopy $root.Values.settings) $pool.settings -}}
 {{- $streams := get $settings "STREAM_WEIGHTS" | toString | lower -}}
-{{- $streamed := ternary (mul 32 (max 1 $gpus)) 0 (has $streams (list "1" "on" "t" "true" "y" "yes")) -}}
+{{- $streamed := ternary (min 80 (mul 32 (max 1 $gpus))) 0 (has $streams (list "1" "on" "t" "true" "y" "yes")) -}}
 {{- $requests := dict "memory" (printf "%dGi" (add 64 $streamed)) -}}
 {{- $limits := dict "memory" (printf "%dGi" (add 128 $streamed)) -}}
 {{- $resources := mergeOverwrite (dict "requests" $requests "limits" $limits) $pool.resources -}}
