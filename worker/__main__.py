@@ -49,7 +49,7 @@ def main() -> int:
 def _supervise(settings: WorkerSettings, options: argparse.Namespace) -> int:
     die_with_parent(options.parent, signal.SIGTERM)
     supervisors = build_supervisors(
-        settings, options.group, HealthReporter(options.health_pipe).report, options.lora_memory
+        settings, options.group, HealthReporter(options.health_pipe).report, options.weight_memory
     )
 
     def drain() -> None:
@@ -75,7 +75,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--group", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--health-pipe", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--lora-memory", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--weight-memory", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

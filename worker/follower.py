@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from worker.launcher import EXIT_UNUSABLE, POLL_S, RestartedProcess, offer_probes
-from worker.lora_memory import create_lora_memory, inherited_files, lora_memory_option
 from worker.settings import WorkerSettings, group_environment
+from worker.weight_memory import create_weight_memory, inherited_files, weight_memory_option
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ def follow(settings: WorkerSettings) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    memory = create_lora_memory()
+    memory = create_weight_memory()
     process = RestartedProcess(
         f"torchrun of node {settings.node_rank}",
-        [*torchrun_command(settings), *lora_memory_option(memory)],
+        [*torchrun_command(settings), *weight_memory_option(memory)],
         settings.stuck_s,
         group_environment(settings, 0),
         own_session=True,

@@ -19,8 +19,8 @@ from functools import partial
 
 from worker.backoff import Backoff
 from worker.health import GroupHealth, HealthReports, serve_health
-from worker.lora_memory import create_lora_memory, inherited_files, lora_memory_option
 from worker.settings import WorkerSettings
+from worker.weight_memory import create_weight_memory, inherited_files, weight_memory_option
 
 logger = logging.getLogger(__name__)
 
@@ -179,17 +179,17 @@ class Launcher:
         return max(abs(status or 0) for status in last)
 
 
-def supervisor_command(lora_memory: int | None, index: int) -> list[str]:
+def supervisor_command(weight_memory: int | None, index: int) -> list[str]:
     """Return the command line of a group's supervisor, which dies with this process."""
     return [
         *(sys.executable, "-m", "worker", "--group", str(index), "--parent", str(os.getpid())),
-        *lora_memory_option(lora_memory),
+        *weight_memory_option(weight_memory),
     ]
 
 
 def launch(settings: WorkerSettings) -> int:
     """Run all supervisors until SIGTERM or SIGINT. Return the exit status."""
-    memory = create_lora_memory()
+    memory = create_weight_memory()
     launcher = Launcher(
         settings.num_supervisors,
         partial(supervisor_command, memory),

@@ -66,8 +66,9 @@ class RankSetup(_Frozen):
         num_ranks: number of ranks of the group, on all nodes together.
         rendezvous_file: where the ranks of one node meet; None for the address that torchrun names.
         rendezvous: where the ranks of several nodes meet.
-        lora_memory: a file in memory where the ranks of this machine keep merged weights.
-        lora_memory_gib: how much of it they may use; None for half of what other weights leave.
+        weight_memory: a file in memory where the ranks of this machine share weights.
+        lora_memory_gib: how much of it they may use, besides what copies of streamed blocks would take;
+            None for half of what other weights leave.
         num_groups: groups of the worker on this machine.
         round_id: names one start of a group of several nodes.
         elastic: the ranks are a world: a job has some of them, and its number changes.
@@ -93,7 +94,7 @@ class RankSetup(_Frozen):
     shard_weights: bool = False
     stream_weights: bool = False
     gpu_memory_gib: float | None = None
-    lora_memory: Path | None = None
+    weight_memory: Path | None = None
     lora_memory_gib: float | None = None
     num_groups: int = 1
     collective_timeout_s: float

@@ -214,6 +214,8 @@ def test_weights_in_host_memory_are_added_up(settings, monkeypatch):
     assert "host memory: 82.6 GiB of weights, of 256.0 GiB" in found
     monkeypatch.setattr(check, "host_memory_bytes", lambda: 64 << 30)
     assert problems(four, gpus(24, 24, 24, 24)) == ["host memory: 82.6 GiB of weights, of 64.0 GiB"]
+    monkeypatch.setattr(check, "host_memory_bytes", lambda: 96 << 30)  # with a copy for each rank, 116 GiB
+    assert problems(four, gpus(24, 24, 24, 24)) == []
     on_device = four.model_copy(update={"stream_weights": False, "text_encoder": "device"})
     assert "host memory: " not in texts(on_device, gpus(141, 141, 141, 141), "ok")
 

@@ -10,7 +10,7 @@ import psutil
 
 from tests.waiting import wait_until
 from worker.launcher import EXIT_UNUSABLE, Launcher, supervisor_command
-from worker.lora_memory import create_lora_memory
+from worker.weight_memory import create_weight_memory
 
 # Records its start and drains like a supervisor: it ends with status 0 on SIGTERM.
 GOOD = """
@@ -70,8 +70,8 @@ def test_dead_supervisor_is_started_again_and_the_other_one_keeps_running(tmp_pa
     assert launcher.stop() == 0
 
 
-def test_memory_for_loras_is_open_in_every_supervisor(tmp_path):
-    memory = create_lora_memory()
+def test_shared_memory_is_open_in_every_supervisor(tmp_path):
+    memory = create_weight_memory()
     assert memory is not None
     os.write(memory, b"kept")
     code = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_bytes(os.pread(int(sys.argv[2]), 9, 0))"
@@ -87,18 +87,18 @@ def test_memory_for_loras_is_open_in_every_supervisor(tmp_path):
     os.close(memory)
 
 
-def test_command_of_a_supervisor_names_the_memory_for_loras():
-    assert supervisor_command(7, 1)[-4:] == ["--parent", str(os.getpid()), "--lora-memory", "7"]
+def test_command_of_a_supervisor_names_the_shared_memory():
+    assert supervisor_command(7, 1)[-4:] == ["--parent", str(os.getpid()), "--weight-memory", "7"]
     assert supervisor_command(None, 1)[-2:] == ["--parent", str(os.getpid())]
 
 
-def test_worker_does_without_memory_for_loras_that_the_system_refuses(monkeypatch, caplog):
+def test_worker_does_without_shared_memory_that_the_system_refuses(monkeypatch, caplog):
     def refuse(name):
         raise PermissionError("refused")
 
     monkeypatch.setattr("os.memfd_create", refuse)
-    assert create_lora_memory() is None
-    assert "each change reads their files: refused" in caplog.text
+    assert create_weight_memory() is None
+    assert "each change of LoRA reads files: refused" in caplog.text
 
 
 def test_supervisor_with_unusable_settings_ends_the_worker(tmp_path):

@@ -161,7 +161,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
 
 def _weight_memory(setup: RankSetup, needs: Setup, fingerprint: str) -> WeightMemory | None:
     """Return the memory for weights that the ranks of this machine share, if they have one."""
-    if setup.lora_memory is None:
+    if setup.weight_memory is None:
         return None
     need = host_needed(
         read_sizes(setup.checkpoint),
@@ -170,7 +170,7 @@ def _weight_memory(setup: RankSetup, needs: Setup, fingerprint: str) -> WeightMe
         num_leaders=setup.num_groups if setup.node_rank == 0 else 0,
     )
     max_bytes = need.shared_limit(host_memory_bytes(), setup.lora_memory_gib)
-    return WeightMemory(setup.lora_memory, max_bytes, fingerprint)
+    return WeightMemory(setup.weight_memory, max_bytes, fingerprint)
 
 
 def _gpu_memory_gib(parallel: ContextParallel) -> int | None:

@@ -32,9 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     die_with_parent(options.parent)
     setup = RankSetup.model_validate_json(options.setup)
-    if options.lora_memory is not None:  # torchrun passes no open file to the ranks
-        lora_memory = Path(f"/proc/{os.getpid()}/fd/{options.lora_memory}")
-        setup = setup.model_copy(update={"lora_memory": lora_memory})
+    if options.weight_memory is not None:  # torchrun passes no open file to the ranks
+        weight_memory = Path(f"/proc/{os.getpid()}/fd/{options.weight_memory}")
+        setup = setup.model_copy(update={"weight_memory": weight_memory})
     if setup.nodes > 1:
         set_up_log(setup.log_format)
         _run_with_other_nodes(options, setup)
@@ -98,7 +98,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder")
     parser.add_argument("setup")
     parser.add_argument("--health-pipe", type=int)
-    parser.add_argument("--lora-memory", type=int)
+    parser.add_argument("--weight-memory", type=int)
     return parser.parse_args(arguments)
 
 

@@ -61,18 +61,18 @@ def build_supervisors(
     settings: WorkerSettings,
     index: int,
     report_health: Callable[[ReportedState], None],
-    lora_memory: int | None = None,
+    weight_memory: int | None = None,
 ) -> list[Supervisor]:
     """Return the supervisors of one process: one for the group with this index, or all those of a world.
 
-    They call `report_health` each time that they have handled an event. `lora_memory` is the open file in
-    which the ranks of all groups keep merged weights.
+    They call `report_health` each time that they have handled an event. `weight_memory` is the open file in
+    which the ranks of all groups share weights.
 
     Raises UnfitServer, and GroupTaken if another worker has the name of a group and does not give it up.
     """
     if not settings.is_elastic:
-        return [build_supervisor(settings, index, report_health, lora_memory)]
-    world = _build_world(settings, lora_memory)
+        return [build_supervisor(settings, index, report_health, weight_memory)]
+    world = _build_world(settings, weight_memory)
     num_slots = SLOTS_PER_RANK * settings.ranks
     reports = JointReports(num_slots, report_health)
     return [
@@ -112,13 +112,13 @@ def build_supervisor(
     settings: WorkerSettings,
     index: int,
     report_health: Callable[[ReportedState], None] = lambda _: None,
-    lora_memory: int | None = None,
+    weight_memory: int | None = None,
     add_slot: Callable[[Inbox], Group] | None = None,
 ) -> Supervisor:
     """Return the supervisor of the group with this index; `serve` starts its threads.
 
-    The supervisor calls `report_health` each time that it has handled an event. `lora_memory` is the open
-    file in which the ranks of all groups keep merged weights. `add_slot` returns its part of a world; without
+    The supervisor calls `report_health` each time that it has handled an event. `weight_memory` is the open
+    file in which the ranks of all groups share weights. `add_slot` returns its part of a world; without
     it, the supervisor has a GPU group of its own. From `num_groups` on, an `index` is that of a spare slot:
     its supervisor is not registered, does not sweep, and claims in the name of a registered group, so that
     predictions count its jobs.
@@ -146,7 +146,7 @@ def build_supervisor(
     if add_slot:
         gpu_group = add_slot(inbox)
     else:
-        launch = _launch(settings, index, settings.local_ranks_per_group, lora_memory)
+        launch = _launch(settings, index, settings.local_ranks_per_group, weight_memory)
         gpu_group = _build_gpu_group(settings, launch, inbox, partial(report_unreadable, redis, "message"))
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
 
@@ -223,17 +223,17 @@ def _build_gpu_group(
     return GpuGroup(lambda: GroupProcess(launch, on_message, report), _limits(settings))
 
 
-def _build_world(settings: WorkerSettings, lora_memory: int | None) -> GpuWorld:
+def _build_world(settings: WorkerSettings, weight_memory: int | None) -> GpuWorld:
     redis = connect(settings.redis_address, REDIS_DEADLINE_S)
     report = partial(report_unreadable, redis, "message")
-    launch = _launch(settings, 0, settings.ranks, lora_memory, num_connections=settings.ranks)
+    launch = _launch(settings, 0, settings.ranks, weight_memory, num_connections=settings.ranks)
     return GpuWorld(
         lambda on_message: GroupProcess(launch, on_message, report), _limits(settings), settings.ranks
     )
 
 
 def _launch(
-    settings: WorkerSettings, index: int, num_ranks: int, lora_memory: int | None, num_connections: int = 1
+    settings: WorkerSettings, index: int, num_ranks: int, weight_memory: int | None, num_connections: int = 1
 ) -> Launch:
     socket = settings.group_folder(index) / "rank-0.sock"
     return Launch(
@@ -242,7 +242,7 @@ def _launch(
         setup=settings.rank_setup(socket).model_dump_json(),
         socket=socket,
         environment=group_environment(settings, index),
-        lora_memory=lora_memory,
+        weight_memory=weight_memory,
         num_connections=num_connections,
     )
 

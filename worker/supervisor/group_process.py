@@ -23,8 +23,8 @@ from pathlib import Path
 
 from jobs.errors import UnreadableRecord
 from worker.channel import Channel, listen, log_unreadable
-from worker.lora_memory import inherited_files, lora_memory_option
 from worker.messages import Message, RankConnected, Ready
+from worker.weight_memory import inherited_files, weight_memory_option
 
 KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
 
@@ -39,7 +39,7 @@ class Launch:
         setup: its first argument (`worker.settings.RankSetup` as JSON).
         socket: where the supervisor listens for rank 0.
         environment: the environment of torchrun and the ranks.
-        lora_memory: an open file in memory where the ranks keep merged weights, if any.
+        weight_memory: an open file in memory where the ranks share weights, if any.
         num_connections: the number of ranks that connect.
     """
 
@@ -48,7 +48,7 @@ class Launch:
     setup: str
     socket: Path
     environment: Mapping[str, str]
-    lora_memory: int | None = None
+    weight_memory: int | None = None
     num_connections: int = 1
 
 
@@ -79,9 +79,9 @@ class GroupProcess:
             [
                 *(sys.executable, "-m", "worker.rank.torchrun", str(os.getpid())),
                 *(str(launch.num_ranks), launch.module, str(self._rendezvous), launch.setup),
-                *lora_memory_option(launch.lora_memory),
+                *weight_memory_option(launch.weight_memory),
             ],
-            pass_fds=inherited_files(launch.lora_memory),
+            pass_fds=inherited_files(launch.weight_memory),
             env=dict(launch.environment),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the supervisor, which drains

@@ -51,7 +51,7 @@ def test_engine_keeps_merged_weights_in_the_memory_that_it_may_use(
     monkeypatch.setenv("LONGCAT_DEVICE", "cpu")
     descriptor = os.memfd_create("test")
     update = {
-        "lora_memory": Path(f"/proc/self/fd/{descriptor}"),
+        "weight_memory": Path(f"/proc/self/fd/{descriptor}"),
         "lora_memory_gib": limit_gib,
         "stream_weights": stream,
     }

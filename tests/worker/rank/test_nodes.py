@@ -168,10 +168,10 @@ def test_node_takes_the_settings_of_node_0_and_keeps_its_own_checkpoint():
 
 def test_node_keeps_its_own_memory_for_loras():
     port = free_port()
-    _, _store = begin_round(setup_of(0, port, lora_memory=Path("/proc/1111/fd/5"), lora_memory_gib=100))
-    own = {"lora_memory": Path("/proc/2222/fd/7"), "lora_memory_gib": 0}
+    _, _store = begin_round(setup_of(0, port, weight_memory=Path("/proc/1111/fd/5"), lora_memory_gib=100))
+    own = {"weight_memory": Path("/proc/2222/fd/7"), "lora_memory_gib": 0}
     joined, _ = join_round(setup_of(1, port, **own))
-    assert (joined.lora_memory, joined.lora_memory_gib) == (Path("/proc/2222/fd/7"), 0)
+    assert (joined.weight_memory, joined.lora_memory_gib) == (Path("/proc/2222/fd/7"), 0)
 
 
 def test_each_round_has_its_own_name():

@@ -67,11 +67,11 @@ def test_ranks_of_one_node_meet_at_files(started, tmp_path):
 
 def test_ranks_are_told_where_they_find_the_memory_that_torchrun_inherited(started, tmp_path):
     run(WorkerSettings(checkpoint=tmp_path), tmp_path)
-    assert started.setup.lora_memory is None
+    assert started.setup.weight_memory is None
     descriptor = os.memfd_create("test")
-    run(WorkerSettings(checkpoint=tmp_path), tmp_path, "--lora-memory", str(descriptor))
-    assert started.setup.lora_memory
-    assert started.setup.lora_memory.samefile(f"/proc/self/fd/{descriptor}")
+    run(WorkerSettings(checkpoint=tmp_path), tmp_path, "--weight-memory", str(descriptor))
+    assert started.setup.weight_memory
+    assert started.setup.weight_memory.samefile(f"/proc/self/fd/{descriptor}")
     os.close(descriptor)
 
 

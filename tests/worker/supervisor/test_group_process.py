@@ -123,10 +123,10 @@ def test_memory_for_loras_is_open_in_the_processes_of_the_group(tmp_path, monkey
         return real([sys.executable, "-c", "import time; time.sleep(1000)"])
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    launch = Launch(2, "module", "{}", tmp_path / "socket", {}, lora_memory=7)
+    launch = Launch(2, "module", "{}", tmp_path / "socket", {}, weight_memory=7)
     GroupProcess(launch, lambda *_: None).kill()
     assert started["pass_fds"] == (7,)
-    assert started["command"][-2:] == ["--lora-memory", "7"]
+    assert started["command"][-2:] == ["--weight-memory", "7"]
 
 
 def test_unused_pid_is_not_running():

@@ -1,4 +1,4 @@
-"""Create the memory in which the ranks of a machine keep merged weights, and hand it to processes.
+"""Create the memory in which the ranks of a machine share weights, and hand it to processes.
 
 The process that creates it outlives the ranks, so those that start again find the weights.
 """
@@ -11,21 +11,21 @@ import os
 logger = logging.getLogger(__name__)
 
 
-def create_lora_memory() -> int | None:
+def create_weight_memory() -> int | None:
     """Create the memory, empty, and return its descriptor.
 
     Return None where the system refuses such memory: the ranks do without it.
     """
     try:
-        return os.memfd_create("longcat-loras")
+        return os.memfd_create("longcat-weights")
     except OSError as error:
-        logger.warning("no memory for LoRAs, so each change reads their files: %s", error)
+        logger.warning("ranks share no weights, and each change of LoRA reads files: %s", error)
         return None
 
 
-def lora_memory_option(memory: int | None) -> list[str]:
+def weight_memory_option(memory: int | None) -> list[str]:
     """Return the command-line option that names the memory to a process, which must inherit it."""
-    return [] if memory is None else ["--lora-memory", str(memory)]
+    return [] if memory is None else ["--weight-memory", str(memory)]
 
 
 def inherited_files(memory: int | None) -> tuple[int, ...]:
