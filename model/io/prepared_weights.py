@@ -21,8 +21,11 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -32,6 +35,9 @@ from model.transformer.flat_blocks import aligned
 
 LONGEST_WAIT_S = 60.0
 """How long a process waits for another one that has locked a module. To prepare one takes seconds at most."""
+
+NUM_THREADS = 4
+"""Modules that a process prepares at a time. One of the released weights takes up to 0.8 GB of the device."""
 
 _POLL_S = 0.05
 
@@ -100,18 +106,23 @@ class PreparedWeights:
         return True
 
     def fill(self, prepare: Callable[[str], Variants]) -> None:
-        """Prepare each module that no process has prepared, and return when all are.
+        """Prepare each module that no process has prepared, several at a time, and return when all are.
 
         Modules that another process is preparing come last. If that process ended before it had finished, or
         is stuck, they are prepared here.
         """
-        for is_last in (False, True):
-            for number, module in enumerate(self._modules):
-                ready = self._digest_bytes + number
-                with self._lock(ready, LONGEST_WAIT_S if is_last else 0.0) as is_locked:
-                    if (is_locked or is_last) and not self._memory[ready]:
-                        self._keep(module, prepare(module))
-                        self._memory[ready] = 1
+
+        def visit(number: int, module: str, *, is_last: bool) -> None:
+            ready = self._digest_bytes + number
+            with self._lock(ready, LONGEST_WAIT_S if is_last else 0.0) as is_locked:
+                if (is_locked or is_last) and not self._memory[ready]:
+                    self._keep(module, prepare(module))
+                    self._memory[ready] = 1
+
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            for is_last in (False, True):
+                for _ in threads.map(partial(visit, is_last=is_last), count(), self._modules):
+                    pass
 
     def read(self, module: str, lora: str | None) -> ModuleTensors:
         """Return the tensors of a module as views of the memory, with a LoRA or None for the base."""

@@ -168,6 +168,18 @@ def test_module_of_a_process_that_died_is_prepared_by_another_one_after_all_othe
     assert weights.read("one", "lora")["weight"].tolist() == [[2.0] * 5] * 3
 
 
+def test_modules_are_prepared_at_the_same_time(weight_memory):
+    weights = prepared(weight_memory.path)
+    both = threading.Barrier(2)
+
+    def prepare(_: str):
+        both.wait(60)
+        return {lora: {"weight": torch.ones(3, 5)} for lora in (None, "lora")}
+
+    weights.fill(prepare)
+    assert weights.read("two", "lora")["weight"].tolist() == [[1.0] * 5] * 3
+
+
 def test_process_that_is_stuck_delays_others_by_the_longest_wait_alone(weight_memory, monkeypatch):
     monkeypatch.setattr(prepared_weights, "LONGEST_WAIT_S", 0.01)
     weights = prepared(weight_memory.path)
