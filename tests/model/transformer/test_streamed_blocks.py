@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from model.tiny import DIT, write_tiny
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.quantise import quantise_blocks
-from model.transformer.streamed_blocks import StreamedBlocks, ThreadCopier, lock_pages
+from model.transformer.streamed_blocks import Piece, StreamCopier, StreamedBlocks, ThreadCopier, lock_pages
 from tests.model.rank_jobs import latents_of
 from tests.model.spec.test_memory import QUANTIZE, RELEASED
 
@@ -261,6 +261,30 @@ def test_each_block_is_copied_while_the_one_before_computes(checkpoint, request_
     for number in range(DEPTH - 1):
         expected += [("copy", number + 1), ("compute", number), ("wait", number + 1)]
     assert forward == [*expected, ("compute", DEPTH - 1)]
+
+
+def test_cuda_copies_a_block_after_its_slot_was_used_and_reports_it_when_all_pieces_have_arrived(monkeypatch):
+    sources = [torch.full((3,), value, dtype=torch.uint8) for value in (1, 2)]
+    targets = [torch.zeros_like(source) for source in sources]
+    seen: list[tuple[str, list[int]]] = []
+
+    class Stream:
+        """Records what the targets have when the copies wait for others, and when others wait for them."""
+
+        def __init__(self, device):
+            pass
+
+        def wait_stream(self, stream):
+            seen.append(("wait", torch.cat(targets).tolist()))
+
+        def record_event(self):
+            seen.append(("record", torch.cat(targets).tolist()))
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", object)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    StreamCopier(META).start([Piece(*each) for each in zip(sources, targets, strict=True)])
+    assert seen == [("wait", [0] * 6), ("record", [1] * 3 + [2] * 3)]
 
 
 def test_job_after_one_that_failed_between_blocks_gives_the_same_latents(checkpoint, request_of):
