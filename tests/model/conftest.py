@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,16 @@ def tiny_pipeline(tiny_checkpoint):
     from model.pipeline.pipeline import Pipeline
 
     return Pipeline.load(tiny_checkpoint, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def five_block_checkpoint(tmp_path_factory):
+    """The tiny checkpoint with five blocks: each slot is used again, and some of them are quantised."""
+    from model.tiny import DIT, write_tiny
+
+    folder = tmp_path_factory.mktemp("five_blocks")
+    write_tiny(folder, config=dataclasses.replace(DIT, depth=5))
+    return folder
 
 
 @pytest.fixture

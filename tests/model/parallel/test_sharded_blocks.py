@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, cast
 
 import pytest
@@ -19,7 +18,6 @@ from model.spec.limits import load_limits
 from model.spec.memory import Setup, transformer_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.tiny import DIT, write_tiny
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.quantise import quantise_blocks
@@ -34,10 +32,8 @@ META = torch.device("meta")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("five_blocks")
-    write_tiny(folder, config=dataclasses.replace(DIT, depth=DEPTH))
-    return folder
+def checkpoint(five_block_checkpoint):
+    return five_block_checkpoint
 
 
 @pytest.fixture(scope="module")

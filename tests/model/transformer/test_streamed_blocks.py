@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import shutil
 from contextlib import nullcontext, suppress
@@ -12,16 +11,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.io.checkpoint import Weights
-from model.io.sizes import read_prepared_bytes, read_sizes
 from model.pipeline.events import Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.errors import DeviceError
 from model.spec.limits import load_limits
-from model.spec.memory import Setup, host_needed, transformer_bytes
+from model.spec.memory import Setup, transformer_bytes
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.tiny import DIT, write_tiny
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.quantise import quantise_blocks
@@ -34,10 +31,8 @@ META = torch.device("meta")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("five_blocks")
-    write_tiny(folder, config=dataclasses.replace(DIT, depth=DEPTH))
-    return folder
+def checkpoint(five_block_checkpoint):
+    return five_block_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -144,42 +139,6 @@ def test_shared_blocks_are_the_same_after_1000_changes_of_lora(checkpoint, weigh
         assert places.setdefault(name, of_name) == of_name
     assert weight_memory.path.read_bytes() == content
     assert len({str(each) for each in places.values()}) == 3
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_ranks_that_stream_read_each_weight_once_together_and_keep_it_once(
-    ranks, checkpoint, weight_memory, size
-):
-    answers = ranks.run("shared_blocks", size, checkpoint, weight_memory)
-    read = [name for answer in answers for name in answer["read"]]
-    assert sorted(read) == sorted(answers[0]["names"])
-    assert [answer["merged"] for answer in answers] == [[]] * size
-    assert [answer["own_bytes"] for answer in answers] == [0] * size
-    kept = 512 * weight_memory.path.stat().st_blocks
-    setup = Setup(size, element_bytes=4, stream_weights=True)
-    assert read_prepared_bytes(checkpoint, setup) == pytest.approx(kept, rel=0.02)
-
-
-def test_ranks_without_memory_for_all_keep_a_copy_each(ranks, checkpoint, weight_memory):
-    memory = dataclasses.replace(weight_memory, max_bytes=1 << 16)
-    answers = ranks.run("shared_blocks", 2, checkpoint, memory)
-    setup = Setup(2, element_bytes=4, stream_weights=True)
-    copies = host_needed(read_sizes(checkpoint), setup, num_ranks=2, num_leaders=0).block_copies
-    assert copies == pytest.approx(sum(answer["own_bytes"] for answer in answers), rel=0.02)
-    for answer in answers:
-        assert sorted(answer["read"]) == sorted(answer["names"])
-        assert answer["merged"]
-    assert weight_memory.path.stat().st_size == 0
-
-
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.integration)])
-def test_latents_of_ranks_that_share_streamed_blocks_are_bit_equal(
-    ranks, checkpoint, weight_memory, requests, size
-):
-    for resident, streamed in ranks.run("with_shared_blocks", size, checkpoint, weight_memory, requests):
-        for expected, ours in zip(resident, streamed, strict=True):
-            assert expected
-            assert all(map(torch.equal, expected, ours))
 
 
 def test_group_that_starts_again_reads_no_block(checkpoint, weight_memory, monkeypatch):
