@@ -83,7 +83,7 @@ def load_transformer(
     if isinstance(blocks, StreamedBlocks):
         if is_prepared:
             return dit.eval(), merger
-        blocks.allocate()
+        blocks.keep_copies()
     inside = {name: wanted[name] for name in wanted.keys() - outside}
     _load_blocks(blocks, inside, weights, parallel.device, convert)
     return dit.eval(), merger

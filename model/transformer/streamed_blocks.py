@@ -37,7 +37,7 @@ class StreamedBlocks(FlatBlocks[SomeBlock]):
     """Blocks whose weights are in the memory of the host.
 
     At first `store` keeps the tensors that it is given, which must be on the host and stay as they are. After
-    `allocate` it copies them.
+    `keep_copies` it copies them.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class StreamedBlocks(FlatBlocks[SomeBlock]):
         """Return the names of all tensors of the blocks."""
         return self._spans.keys()
 
-    def allocate(self) -> None:
-        """Allocate page-locked memory for copies of all tensors, which `store` fills. Raises DeviceError."""
+    def keep_copies(self) -> None:
+        """Allocate page-locked memory for copies of all tensors, which `store` makes. Raises DeviceError."""
         self._has_copies = True
         for sources, size in zip(self._sources, self._block_bytes, strict=True):
             buffer = torch.empty(size, dtype=torch.uint8)
