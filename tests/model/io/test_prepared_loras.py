@@ -198,7 +198,9 @@ def test_process_that_is_stuck_delays_others_by_the_longest_wait_alone(weight_me
     assert weights.read("one", None)["weight"].tolist() == [[1.0] * 5] * 3
 
 
-def test_pages_that_cannot_be_locked_make_switches_slower(weight_memory, monkeypatch, caplog):
+def test_pages_that_cannot_be_locked_make_switches_slower_and_are_an_error_where_blocks_are_streamed(
+    weight_memory, monkeypatch, caplog
+):
     locked = []
 
     def refuse(buffer: torch.Tensor) -> None:
