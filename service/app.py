@@ -44,6 +44,7 @@ from service.ops import health
 from service.ops.maintenance import Maintenance
 from service.ops.metrics import MeasuredRequests, Metrics
 from service.ops.server import serve_alongside
+from service.ops.storage_probe import StorageProbe
 from service.presets import routes as preset_routes
 from service.settings import Settings
 from service.usage import routes as usage_routes
@@ -76,7 +77,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.exit_code = 0  # of the process
     app.state.openapi = app.openapi
     app.state.shows_details = settings.ops_port is None
-    app.state.metrics = Metrics(backend)
+    app.state.storage_probe = StorageProbe(backend.storage)
+    app.state.metrics = Metrics(backend, app.state.storage_probe)
     app.state.event_streams = EventStreams(backend.redis, settings)
     app.state.tracing = open_tracing("longcat-service", wanted=settings.traces)
     _add_middleware(app, settings)
@@ -177,6 +179,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await stack.enter_async_context(serve_alongside(ops, settings.ops_host, settings.ops_port))
         stack.enter_context(backend.sandbox).start()
         stack.enter_context(Maintenance(backend, is_checked=is_checked, fail=fail))
+        stack.enter_context(app.state.storage_probe.running())
         stack.enter_context(DeliveryWorker(Outbox(backend.redis), signer, settings))
         yield
     backend.redis.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,6 +25,7 @@ from jobs.store.outbox import Outbox, Outcome
 from jobs.store.queue_depths import QueueDepth, queue_depths, recent_runs
 from service.backend import Backend
 from service.http.response_status import StatusRecorder, route_template
+from service.ops.storage_probe import MAX_SILENCE_S, StorageProbe
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE"}
 
@@ -32,10 +33,15 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE"}
 class Metrics:
     """The metrics of one app."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, storage_probe: StorageProbe) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Queue(backend))
         self._registry.register(_Jobs(backend))
+        Gauge(
+            "longcat_storage_up",
+            f"1 if the storage has answered this process within the last {MAX_SILENCE_S:.0f} s.",
+            registry=self._registry,
+        ).set_function(lambda: float(storage_probe.is_up))
         self._requests = Counter(
             "longcat_http_requests",
             "HTTP requests.",
@@ -220,7 +226,7 @@ class _Queue(Collector):
             depths = queue_depths(self._backend.redis)
             measured = [
                 *(self._jobs(), *self._depths(depths), self._set_aside()),
-                *(self._groups(), *self._pools(depths), *self._webhooks(), *self._memory()),
+                *(*self._groups(), *self._pools(depths), *self._webhooks(), *self._memory()),
             ]
         except Unavailable:
             measured = []
@@ -257,12 +263,19 @@ class _Queue(Collector):
             num_set_aside(self._backend.redis),
         )
 
-    def _groups(self) -> Metric:
-        found = GaugeMetricFamily("longcat_groups", "Worker groups by state.", labels=["state"])
-        states = [group.state for group in live_groups(self._backend.redis)]
+    def _groups(self) -> Iterable[Metric]:
+        groups = live_groups(self._backend.redis)
+        by_state = GaugeMetricFamily("longcat_groups", "Worker groups by state.", labels=["state"])
+        states = [group.state for group in groups]
         for state in get_args(GroupState):
-            found.add_metric([state], states.count(state))
-        return found
+            by_state.add_metric([state], states.count(state))
+        unavailable = GaugeMetricFamily(
+            "longcat_group_unavailable", "1 for each group that is broken or full.", labels=["group", "state"]
+        )
+        for group in groups:
+            if group.state in {"broken", "full"}:
+                unavailable.add_metric([group.group, group.state], 1)
+        return by_state, unavailable
 
     def _pools(self, depths: Sequence[QueueDepth]) -> Iterable[Metric]:
         """Return a series for each pool that is known, also for those without a group."""

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.errors import JOB_ERRORS, OutOfMemory
-from jobs.registration import GroupRegistration
+from jobs.registration import GroupRegistration, GroupState
 from service.ops.metrics import POOL_GAUGES, SERIES
 from tests.service.conftest import CAPABILITY
 
@@ -72,6 +72,14 @@ def test_every_state_of_groups_has_a_series(numbers):
     found = numbers()
     for state in ("starting", "ready", "busy", "full", "broken"):
         assert found["longcat_groups", state] == 0
+
+
+def test_groups_that_are_broken_or_full_are_exported_by_name(numbers, redis):
+    states: dict[str, GroupState] = {"a": "ready", "b": "broken", "c": "full", "d": "starting"}
+    for group, state in states.items():
+        GroupRegistration(redis, group).heartbeat(state, ranks=2)
+    found = {key[1:]: value for key, value in numbers().items() if key[0] == "longcat_group_unavailable"}
+    assert found == {("b", "broken"): 1, ("c", "full"): 1}
 
 
 def test_every_known_pool_has_series_while_no_group_is_up(numbers, redis):
