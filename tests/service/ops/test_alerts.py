@@ -1,4 +1,4 @@
-"""Alerts fire and stay silent as their tests say, query exported metrics, and are described."""
+"""Alerts fire and stay silent as their tests say, tell installations apart, and are described."""
 
 from __future__ import annotations
 
@@ -34,14 +34,44 @@ def test_promtool_accepts_the_rules_and_their_tests(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not():
+def test_every_alert_has_a_test_in_which_it_fires_for_one_of_two_installations():
     document = yaml.safe_load((FOLDER / "alerts_test.yml").read_text())
-    outcomes = [
-        (re.findall(r'alertname="(\w+)"', query["expr"])[0], bool(query["exp_samples"]))
-        for case in document["tests"]
-        for query in case["promql_expr_test"]
-    ]
-    assert set(outcomes) == {(name, fires) for name in ALERTS for fires in (False, True)}
+    tested: set[str] = set()
+    for case in document["tests"]:
+        num_installations = len({_installation(each["series"]) for each in case["input_series"]})
+        fired = [
+            sample["labels"] for query in case.get("promql_expr_test", ()) for sample in query["exp_samples"]
+        ]
+        fired += [
+            f'alertname="{check["alertname"]}", namespace="{alert["exp_labels"].get("namespace", "")}"'
+            for check in case.get("alert_rule_test", ())
+            for alert in check["exp_alerts"]
+        ]
+        if num_installations == 2 and len({_installation(labels) for labels in fired}) == 1:
+            tested |= {name for labels in fired for name in re.findall(r'alertname="(\w+)"', labels)}
+    assert tested == ALERTS.keys()
+
+
+def _installation(labels: str) -> str:
+    return ", ".join(re.findall(r'namespace="\w+"', labels))
+
+
+@pytest.mark.parametrize(
+    "rule", [*rules("rules.yml"), *ALERTS.values()], ids=lambda rule: rule.get("record", rule.get("alert"))
+)
+def test_rule_keeps_installations_apart(rule):
+    aggregations = re.findall(r"\b(?:max|sum|count|group|min|avg)\b\s*(\S+ ?\([^)]*\)|\()", rule["expr"])
+    assert all("(namespace, job" in each or "without (outcome)" in each for each in aggregations), (
+        aggregations
+    )
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_summary_of_every_alert_names_its_installation(name):
+    summary = ALERTS[name]["annotations"]["summary"]
+    assert re.match(
+        r"{{ with \$labels.namespace }}{{ . }}/{{ end }}{{ (\$labels.job|or \$labels.job .*) }}: ", summary
+    )
 
 
 @pytest.mark.parametrize("name", ALERTS)
