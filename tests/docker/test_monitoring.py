@@ -53,8 +53,8 @@ def test_legend_uses_labels_of_its_query(title):
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool of Prometheus")
 def test_prometheus_understands_every_query(tmp_path):
-    intervals = {"$__rate_interval": "1m", "$pool": ".*"}
-    queries = [re.sub(r"\$\w+", lambda found: intervals[found[0]], target["expr"]) for target in TARGETS]
+    values = {"$__rate_interval": "1m", "$pool": ".*", "$namespace": "production", "$job": "longcat-api-ops"}
+    queries = [re.sub(r"\$\w+", lambda found: values[found[0]], target["expr"]) for target in TARGETS]
     rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
     file = tmp_path / "queries.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
@@ -69,11 +69,25 @@ def test_dashboards_show_every_job_metric_except_attempts():
 
 
 def test_queries_of_pools_follow_the_choice_of_pools():
-    (variable,) = DASHBOARDS["fleet"]["templating"]["list"]
+    *_, variable = DASHBOARDS["fleet"]["templating"]["list"]
     assert (variable["name"], variable["multi"], variable["includeAll"]) == ("pool", True, True)
     for target in TARGETS:
         if "by (pool)" in target["expr"]:
-            assert target["expr"].count('{pool=~"$pool"}') == len(re.findall(r"longcat_\w+", target["expr"]))
+            assert target["expr"].count(', pool=~"$pool"}') == len(re.findall(r"longcat_\w+", target["expr"]))
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_dashboard_shows_the_chosen_installation_only(name):
+    namespace, job, *others = DASHBOARDS[name]["templating"]["list"]
+    assert [(each["name"], each["multi"], each["includeAll"]) for each in (namespace, job)] == [
+        ("namespace", False, False),
+        ("job", False, False),
+    ]
+    assert 'namespace="$namespace"' in job["definition"]
+    expressions = [target["expr"] for panel in DASHBOARDS[name]["panels"] for target in panel["targets"]]
+    for expression in (*expressions, *(each["definition"] for each in others)):
+        for selector in re.findall(r"longcat_\w+([^}]*)", expression):
+            assert selector.startswith('{namespace="$namespace", job="$job"'), expression
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
