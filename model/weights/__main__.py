@@ -87,7 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=explanation, description=explanation)
         command.add_argument("folder", type=Path, metavar="DIR", help="the folder of the weights")
     explanation = "download what is missing or differs"
-    command = commands.add_parser("fetch", help=explanation, description=explanation)
+    command = commands.add_parser(
+        "fetch",
+        help=explanation,
+        description=f"{explanation}; leave a complete folder as it is while its source is unavailable",
+    )
     command.add_argument(
         "source", metavar="SOURCE", help="s3://bucket/prefix, or the https:// URL of a folder"
     )

@@ -4,6 +4,8 @@ One process at a time changes the folder; others wait for its lock and then find
 change the folder is marked with `weights.incomplete`. Files are fetched in ranges into `.fetch/`, several at
 a time, and get their names when their hashes are right. At the end, `weights.json` is written and the mark is
 removed. After a kill, the next fetch resumes from the ranges that are on the disk.
+
+A complete folder needs no source: if the source is unavailable, the folder stays as it is.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Never, TypeVar
+from typing import BinaryIO, Never, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -32,6 +34,7 @@ from model.weights.manifest import (
     WeightFile,
     WeightsError,
     hash_file,
+    is_complete,
     read_manifest,
 )
 from model.weights.part import Part
@@ -43,6 +46,8 @@ Value = TypeVar("Value")
 
 STATE_FOLDER = ".fetch"
 LOG_PROGRESS_EVERY_S = 30.0  # where stderr is not a terminal
+UPDATE_TIMEOUT_S, UPDATE_FAILURES = 3.0, 2
+"""Limits on looking for an update of a complete folder: a worker waits for the end of the fetch."""
 
 
 @dataclass(frozen=True)
@@ -70,30 +75,34 @@ def fetch(source: Source, folder: Path, options: FetchOptions = FetchOptions()) 
     """Make the folder equal to the source. Only files that are missing or differ are downloaded.
 
     Files that an earlier manifest of the folder lists and the source no longer has are removed; files that no
-    manifest lists are left alone. Raises WeightsError.
+    manifest lists are left alone. A complete folder is left as it is while the source is unavailable. Raises
+    WeightsError.
     """
     try:
         (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-        with _lock(folder / STATE_FOLDER / "lock"):
-            _Fetch(source, folder, options).run()
+        work = _Fetch(source, folder, options)
+        with (folder / STATE_FOLDER / "lock").open("a") as lock:
+            if not _try_lock(lock):
+                if is_complete(folder) and work.list_files() is None:
+                    return  # so that processes do not wait for an unavailable source one after the other
+                logger.info("another process fetches into this folder: waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            work.run()
     except OSError as error:
         raise WeightsError(f"{error.filename or folder}: {error.strerror}") from error
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which the kernel releases when the process ends."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another process fetches into this folder: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _try_lock(file: TextIO) -> bool:
+    """Take the lock of a folder, which the kernel releases with the file. Return False if it is held."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Fetch:
-    """Fetch once, with the lock of the folder."""
+    """Fetch once."""
 
     def __init__(self, source: Source, folder: Path, options: FetchOptions) -> None:
         self._source = source
@@ -103,8 +112,10 @@ class _Fetch:
         self._progress: tqdm[Never] | None = None
 
     def run(self) -> None:
-        """Fetch what is missing. Raises WeightsError and OSError."""
-        listing = self._retry(self._source.list_files)
+        """Fetch what is missing, with the lock of the folder. Raises WeightsError and OSError."""
+        listing = self.list_files()
+        if listing is None:
+            return
         if not listing.has_hashes:
             logger.warning(
                 "the source has no %s: sizes are checked, and hashes only where S3 has them", MANIFEST
@@ -126,6 +137,25 @@ class _Fetch:
         _sync(self._folder)
         mark.unlink()
         logger.info("%s is complete: %d of %d files were fetched", self._folder, len(fetched), len(files))
+
+    def list_files(self) -> Listing | None:
+        """Return the files of the source; None if it is unavailable and the folder is complete.
+
+        Raises WeightsError and OSError.
+        """
+        if not is_complete(self._folder):
+            return self._retry(self._source.list_files, self._options)
+        limits = replace(self._options, max_failures=UPDATE_FAILURES, longest_asked_pause_s=UPDATE_TIMEOUT_S)
+        try:
+            return self._retry(partial(self._source.list_files, UPDATE_TIMEOUT_S), limits)
+        except SourceUnavailable as error:
+            logger.warning(
+                "%s is unavailable (%s): %s is complete and stays as it is",
+                self._source.name,
+                error,
+                self._folder,
+            )
+            return None
 
     def _recorded(self) -> dict[str, WeightFile]:
         """Return the files of the folder's own manifest by path; none if it has none that can be read."""
@@ -226,7 +256,7 @@ class _Fetch:
         """Copy the bytes of one range to the disk, resuming where a connection ended."""
         with part.open_at(start) as out:
             if start < end:
-                self._retry(partial(self._copy_once, part.file, out, end), progress=out.tell)
+                self._retry(partial(self._copy_once, part.file, out, end), self._options, out.tell)
 
     def _copy_once(self, file: WeightFile, out: BinaryIO, end: int) -> None:
         """Copy the bytes from the position of `out` to `end`, over one connection."""
@@ -237,7 +267,9 @@ class _Fetch:
         if out.tell() < end:
             raise SourceUnavailable(f"{file.path}: the connection ended early")
 
-    def _retry(self, call: Callable[[], Value], progress: Callable[[], int] = lambda: 0) -> Value:
+    def _retry(
+        self, call: Callable[[], Value], limits: FetchOptions, progress: Callable[[], int] = lambda: 0
+    ) -> Value:
         """Return what `call` returns, repeating it with growing pauses while the source is unavailable.
 
         A failure after some progress counts as the first one.
@@ -249,18 +281,12 @@ class _Fetch:
             except SourceUnavailable as error:
                 failures = 1 if progress() > before else failures + 1
                 before = progress()
-                if failures >= self._options.max_failures:
+                if failures >= limits.max_failures:
                     raise
-                pause_s = self._pause_s(failures, error.retry_after_s)
+                pause_s = _pause_s(failures, error.retry_after_s, limits)
                 logger.warning("%s: trying again in %.1f s", error, pause_s)
             if self._stopping.wait(pause_s):
                 raise Interrupted
-
-    def _pause_s(self, failures: int, retry_after_s: float) -> float:
-        """Return the pause before a repetition: random, so that many machines do not come back at once."""
-        pause_s = min(self._options.first_pause_s * 2.0 ** (failures - 1), self._options.longest_pause_s)
-        asked_s = min(retry_after_s, self._options.longest_asked_pause_s)
-        return max(asked_s, pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - nothing secret
 
     def _check_running(self) -> None:
         if self._stopping.is_set():
@@ -275,6 +301,13 @@ class _Fetch:
         free = shutil.disk_usage(self._folder).free
         if needed > free:
             raise WeightsError(f"{self._folder} needs {needed} bytes more, but {free} are free")
+
+
+def _pause_s(failures: int, retry_after_s: float, limits: FetchOptions) -> float:
+    """Return the pause before a repetition: random, so that many machines do not come back at once."""
+    pause_s = min(limits.first_pause_s * 2.0 ** (failures - 1), limits.longest_pause_s)
+    asked_s = min(retry_after_s, limits.longest_asked_pause_s)
+    return max(asked_s, pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - nothing secret
 
 
 def _sync(folder: Path) -> None:

@@ -23,10 +23,14 @@ RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class HttpSource:
-    """A folder with a `weights.json` on an HTTP server. A URL may contain secrets: messages name paths."""
+    """A folder with a `weights.json` on an HTTP server.
+
+    The URL may contain secrets: messages name host and file only.
+    """
 
     def __init__(self, url: str, connections: int, read_timeout_s: float = READ_TIMEOUT_S) -> None:
         self._url = httpx.URL(url)
+        self.name = f"{self._url.scheme}://{self._url.netloc.decode()}"
         self._client = httpx.Client(
             follow_redirects=True,
             timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
@@ -34,9 +38,9 @@ class HttpSource:
             headers={"Accept-Encoding": "identity"},  # ranges and sizes are those of the file itself
         )
 
-    def list_files(self) -> Listing:
+    def list_files(self, timeout_s: float | None = None) -> Listing:
         """See `model.weights.source.Source`. The response shows whether the server has ranges."""
-        with self._get(MANIFEST, "bytes=0-") as response:
+        with self._get(MANIFEST, "bytes=0-", timeout_s) as response:
             manifest = parse_manifest(response.iter_raw(), f"{MANIFEST} of the source")
         return Listing(manifest.files, has_ranges=response.status_code == httpx.codes.PARTIAL_CONTENT)
 
@@ -53,10 +57,11 @@ class HttpSource:
         self._client.close()
 
     @contextmanager
-    def _get(self, path: str, wanted: str) -> Iterator[httpx.Response]:
+    def _get(self, path: str, wanted: str, timeout_s: float | None = None) -> Iterator[httpx.Response]:
         url = self._url.copy_with(path=f"{self._url.path.rstrip('/')}/{path}")
+        timeout = self._client.timeout if timeout_s is None else httpx.Timeout(timeout_s)
         try:
-            with self._client.stream("GET", url, headers={"Range": wanted}) as response:
+            with self._client.stream("GET", url, headers={"Range": wanted}, timeout=timeout) as response:
                 _check(response, path)
                 yield response
         except httpx.TransportError as error:

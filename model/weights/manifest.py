@@ -136,6 +136,20 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder has all files of its manifest, by their sizes, and no fetch is changing it.
+
+    Raises OSError.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except WeightsError:
+        return False
+    if manifest is None or (folder / INCOMPLETE).exists():
+        return False
+    return all(_size_problem(folder, file) is None for file in manifest.files)
+
+
 def describe(folder: Path) -> Manifest:
     """Hash all files of a folder but hidden ones. Raises CheckpointError and WeightsError."""
     check_complete(folder)

@@ -15,7 +15,7 @@ def open_source(url: str, connections: int, s3: S3Access) -> Source:
         if url.startswith("s3://"):
             from model.weights.s3 import S3Source  # noqa: PLC0415 - boto3 is an extra
 
-            return S3Source.open(url, connections, s3)
+            return S3Source(url, connections, s3)
         if url.startswith(("https://", "http://")):
             from model.weights.http import HttpSource  # noqa: PLC0415 - the API's image has no use for it
 

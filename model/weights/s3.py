@@ -43,46 +43,21 @@ _RETRYABLE = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException",
 class S3Source:
     """A folder of weights in a bucket, with or without a `weights.json`."""
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str) -> None:
-        self._client = client
-        self._bucket = bucket
+    def __init__(self, url: str, connections: int, access: S3Access) -> None:
+        """Read from `s3://bucket/prefix`. Raises WeightsError if boto3 refuses the settings."""
+        self._bucket, _, prefix = url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.name = f"s3://{self._bucket}/{self._prefix}"
+        self._connections = connections
+        self._access = access
+        self._client = self._connect(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
 
-    @classmethod
-    def open(cls, url: str, connections: int, access: S3Access) -> S3Source:
-        """Return the source at `s3://bucket/prefix`. Raises WeightsError if boto3 refuses the settings."""
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        try:
-            client = boto3.client(
-                "s3",
-                endpoint_url=access.endpoint_url,
-                region_name=access.region,
-                aws_access_key_id=access.access_key_id,
-                aws_secret_access_key=access.secret_access_key,
-                config=Config(
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    read_timeout=READ_TIMEOUT_S,
-                    retries={"total_max_attempts": 1},  # a fetch repeats requests itself
-                    max_pool_connections=connections,
-                    signature_version="s3v4",
-                    response_checksum_validation="when_required",
-                    s3={"addressing_style": "path" if access.endpoint_url else "auto"},
-                ),
-            )
-        except (BotoCoreError, ValueError) as error:
-            raise WeightsError(f"S3 cannot be used: {error}") from error
-        return cls(client, bucket, prefix)
-
-    def list_files(self) -> Listing:
+    def list_files(self, timeout_s: float | None = None) -> Listing:
         """See `model.weights.source.Source`. Without a manifest, the listing of the bucket is used."""
-        try:
-            with _s3_errors(MANIFEST):
-                found = self._client.get_object(Bucket=self._bucket, Key=self._prefix + MANIFEST)
-                with closing(found["Body"]) as body:
-                    blocks = body.iter_chunks(CHUNK_BYTES)
-                    return Listing(parse_manifest(blocks, f"{MANIFEST} of the source").files)
-        except _KeyMissing:
-            return Listing(self._list_bucket(), has_hashes=False)
+        if timeout_s is None:
+            return self._list(self._client)
+        with closing(self._connect(timeout_s, timeout_s)) as client:
+            return self._list(client)
 
     def read(self, file: WeightFile, start: int, end: int) -> Iterator[bytes]:
         """See `model.weights.source.Source`. A file of a listing is read in the version that was listed."""
@@ -101,30 +76,59 @@ class S3Source:
         """See `model.weights.source.Source`."""
         self._client.close()
 
-    def _list_bucket(self) -> tuple[WeightFile, ...]:
+    def _connect(self, connect_timeout_s: float, read_timeout_s: float) -> S3Client:
+        try:
+            return boto3.client(
+                "s3",
+                endpoint_url=self._access.endpoint_url,
+                region_name=self._access.region,
+                aws_access_key_id=self._access.access_key_id,
+                aws_secret_access_key=self._access.secret_access_key,
+                config=Config(
+                    connect_timeout=connect_timeout_s,
+                    read_timeout=read_timeout_s,
+                    retries={"total_max_attempts": 1},  # a fetch repeats requests itself
+                    max_pool_connections=self._connections,
+                    signature_version="s3v4",
+                    response_checksum_validation="when_required",
+                    s3={"addressing_style": "path" if self._access.endpoint_url else "auto"},
+                ),
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise WeightsError(f"S3 cannot be used: {error}") from error
+
+    def _list(self, client: S3Client) -> Listing:
+        try:
+            with _s3_errors(MANIFEST):
+                found = client.get_object(Bucket=self._bucket, Key=self._prefix + MANIFEST)
+                with closing(found["Body"]) as body:
+                    blocks = body.iter_chunks(CHUNK_BYTES)
+                    return Listing(parse_manifest(blocks, f"{MANIFEST} of the source").files)
+        except _KeyMissing:
+            return Listing(self._list_bucket(client), has_hashes=False)
+
+    def _list_bucket(self, client: S3Client) -> tuple[WeightFile, ...]:
         """Return all files under the prefix but hidden ones, with what S3 knows of their content."""
         files = []
         with _s3_errors("the bucket"):
-            for page in self._client.get_paginator("list_objects_v2").paginate(
+            for page in client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix
             ):
                 for entry in page.get("Contents", ()):
                     path = entry["Key"].removeprefix(self._prefix)
                     if not path.endswith("/") and not any(name.startswith(".") for name in path.split("/")):
-                        files.append(self._describe(path))
+                        files.append(self._describe(client, path))
         if not files:
-            raise SourceError(f"s3://{self._bucket}/{self._prefix} has no files")
+            raise SourceError(f"{self.name} has no files")
         try:
             check_paths(files)
         except ValueError as error:
             raise SourceError(str(error)) from error
         return tuple(files)
 
-    def _describe(self, path: str) -> WeightFile:
+    def _describe(self, client: S3Client, path: str) -> WeightFile:
         with _s3_errors(path):
-            head = self._client.head_object(
-                Bucket=self._bucket, Key=self._prefix + path, ChecksumMode="ENABLED"
-            )
+            head = client.head_object(Bucket=self._bucket, Key=self._prefix + path, ChecksumMode="ENABLED")
         try:
             return WeightFile(
                 path=path,

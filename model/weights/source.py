@@ -43,10 +43,20 @@ class Listing:
 
 @runtime_checkable
 class Source(Protocol):
-    """A folder of weights on a server. Several threads may read at once."""
+    """A folder of weights on a server. Several threads may read at once.
 
-    def list_files(self) -> Listing:
-        """Return the files. Raises WeightsError."""
+    Attributes:
+        name: its address for messages, without secrets.
+    """
+
+    name: str
+
+    def list_files(self, timeout_s: float | None = None) -> Listing:
+        """Return the files. Raises WeightsError.
+
+        Args:
+            timeout_s: the longest wait for a connection and for the next bytes, if not the usual ones.
+        """
 
     def read(self, file: WeightFile, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes from `start` to before `end`, fewer if the connection ends. Raises SourceError."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,6 +148,90 @@ def test_source_that_stays_unavailable_is_given_up(server, folder):
         fetch_from(server.url, folder)
     assert len(server.requests_for(SECOND)) >= QUICK.max_failures
     assert (folder / INCOMPLETE).exists()
+
+
+def test_complete_folder_needs_no_source(server, folder, caplog):
+    fetch_from(server.url, folder)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        assert main(["fetch", f"http://user:secret@{address}/a?key=secret", str(folder)]) == 0
+    (warning,) = (text for text in caplog.messages if "is complete and stays as it is" in text)
+    assert f"http://{address} is unavailable ({MANIFEST}: ConnectError" in warning
+    assert str(folder) in warning
+    assert "secret" not in caplog.text
+    assert verify(folder) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=503, headers={"Retry-After": "600"}),
+        Fault(status=429),
+        Fault(cut_after_bytes=0),
+        Fault(hold_after_bytes=0),
+    ],
+    ids=["down", "overloaded", "cut", "stalled"],
+)
+def test_complete_folder_does_not_wait_long_for_its_source(server, folder, fault, monkeypatch):
+    fetch_from(server.url, folder)
+    monkeypatch.setattr("model.weights.fetch.UPDATE_TIMEOUT_S", 0.1)
+    server.forget()
+    server.fault = lambda _request, _number: fault
+    fetch_from(server.url, folder, read_timeout_s=3600)
+    assert len(server.requests_for(MANIFEST)) == 2
+
+
+def test_complete_folder_is_updated_after_one_failure_of_its_source(server, folder, published):
+    fetch_from(server.url, folder)
+    write_files(published, {SECOND: SIZES[SECOND]}, seed=1)
+    describe(published).write(published)
+    server.forget()
+    server.fault = lambda request, number: (
+        Fault(status=503) if (request.path, number) == (MANIFEST, 0) else None
+    )
+    fetch_from(server.url, folder)
+    assert (folder / SECOND).read_bytes() == (published / SECOND).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / INCOMPLETE).touch(),
+        lambda folder: (folder / MANIFEST).unlink(),
+        lambda folder: (folder / MANIFEST).write_text("{}"),
+        lambda folder: (folder / LARGEST).unlink(),
+        lambda folder: (folder / LARGEST).write_bytes(b"short"),
+    ],
+    ids=["marked", "not_described", "badly_described", "file_missing", "file_short"],
+)
+def test_folder_that_is_not_complete_needs_its_source(server, folder, damage):
+    fetch_from(server.url, folder)
+    damage(folder)
+    server.forget()
+    server.fault = lambda _request, _number: Fault(status=503)
+    with pytest.raises(WeightsError, match="the server answers with 503"):
+        fetch_from(server.url, folder)
+    assert len(server.requests_for(MANIFEST)) == QUICK.max_failures
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_complete_folder_does_not_hide_that_its_source_refuses(server, folder, status):
+    fetch_from(server.url, folder)
+    server.forget()
+    server.fault = lambda _request, _number: Fault(status=status)
+    with pytest.raises(WeightsError, match=f"the server answers with {status}"):
+        fetch_from(server.url, folder)
+    assert len(server.requests_for(MANIFEST)) == 1
+
+
+def test_processes_do_not_wait_for_an_unavailable_source_one_after_the_other(server, folder, caplog):
+    fetch_from(server.url, folder)
+    server.fault = lambda _request, _number: Fault(status=503)
+    with (folder / STATE_FOLDER / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fetch_from(server.url, folder)
+    assert "is complete and stays as it is" in caplog.text
 
 
 def test_server_that_stalls_is_asked_again(server, folder):

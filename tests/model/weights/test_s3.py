@@ -15,6 +15,7 @@ from model.weights.manifest import INCOMPLETE, MANIFEST, WeightsError, verify
 from model.weights.open import open_source
 from model.weights.source import Listing, S3Access
 from tests.model.weights.conftest import SIZES, write_files
+from tests.model.weights.file_server import Fault, serve_files
 from tests.servers import free_port
 
 LARGEST = "dit/diffusion_pytorch_model-00001-of-00002.safetensors"
@@ -166,6 +167,33 @@ def test_bucket_that_does_not_exist_is_an_error(access, tmp_path):
         pytest.raises(WeightsError, match="NoSuchBucket"),
     ):
         fetch(source, tmp_path, QUICK)
+
+
+def test_complete_folder_needs_no_bucket(published, caplog):
+    access = S3Access(f"http://127.0.0.1:{free_port()}", "us-east-1", "id", "secret")
+    with closing(open_source("s3://bucket/models", 1, access)) as source:
+        fetch(source, published, QUICK)
+    assert "s3://bucket/models/ is unavailable" in caplog.text
+    assert "EndpointConnectionError" in caplog.text
+
+
+def test_complete_folder_does_not_wait_long_for_its_bucket(published, caplog, monkeypatch):
+    monkeypatch.setattr("model.weights.s3.READ_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr("model.weights.fetch.UPDATE_TIMEOUT_S", 0.1)
+    with serve_files(published.parent) as server:
+        server.fault = lambda _request, _number: Fault(hold_after_bytes=0)
+        access = S3Access(server.url, "us-east-1", "id", "secret")
+        with closing(open_source(f"s3://{published.name}", 1, access)) as source:
+            fetch(source, published, QUICK)
+    assert f"s3://{published.name}/ is unavailable ({MANIFEST}: ReadTimeoutError)" in caplog.text
+
+
+def test_missing_bucket_of_a_complete_folder_is_an_error(published, access):
+    with (
+        closing(open_source("s3://no-such-bucket/models", 1, access)) as source,
+        pytest.raises(WeightsError, match="NoSuchBucket"),
+    ):
+        fetch(source, published, QUICK)
 
 
 def test_server_that_cannot_be_reached_is_asked_again(tmp_path, caplog):
