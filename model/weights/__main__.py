@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import signal
 import sys
 from contextlib import closing
@@ -56,8 +57,14 @@ def _verify(folder: Path) -> int:
     problems = verify(folder)
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"{folder} {'differs from' if problems else 'is as in'} its {MANIFEST}")
-    return EXIT_DIFFERENT if problems else 0
+    if not problems:
+        print(f"{folder} is as in its {MANIFEST}")
+        return 0
+    print(
+        f"{folder} differs from its {MANIFEST}. What is missing or damaged can be downloaded again:\n"
+        f"python -m model.weights fetch --verify SOURCE {shlex.quote(str(folder))}"
+    )
+    return EXIT_DIFFERENT
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -68,7 +75,7 @@ def _fetch(options: argparse.Namespace) -> int:
         _read_secret(options.s3_secret_access_key_file),
     )
     with closing(open_source(options.source, options.connections, access)) as source:
-        fetch(source, options.folder, FetchOptions(connections=options.connections))
+        fetch(source, options.folder, FetchOptions(verify=options.verify, connections=options.connections))
     return 0
 
 
@@ -96,6 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
         "source", metavar="SOURCE", help="s3://bucket/prefix, or the https:// URL of a folder"
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="the folder of the weights")
+    command.add_argument(
+        "--verify",
+        action="store_true",
+        help="hash the files of a complete folder as well, and download again what is damaged",
+    )
     command.add_argument("--connections", type=_positive, default=FetchOptions.connections, metavar="N")
     command.add_argument("--s3-endpoint-url", metavar="URL", help="an S3 server other than AWS")
     command.add_argument("--s3-region", metavar="REGION")

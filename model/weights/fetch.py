@@ -5,7 +5,8 @@ change the folder is marked with `weights.incomplete`. Files are fetched in rang
 a time, and get their names when their hashes are right. At the end, `weights.json` is written and the mark is
 removed. After a kill, the next fetch resumes from the ranges that are on the disk.
 
-A complete folder needs no source: if the source is unavailable, the folder stays as it is.
+A complete folder needs no source: if the source is unavailable, the folder stays as it is. With `verify` a
+folder is complete only if all its files have the hashes of its manifest.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from model.weights.manifest import (
     Manifest,
     WeightFile,
     WeightsError,
+    content_problem,
     hash_file,
     is_complete,
     read_manifest,
@@ -52,13 +54,15 @@ UPDATE_TIMEOUT_S, UPDATE_FAILURES = 3.0, 2
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """Limits of a fetch. Times in seconds.
+    """Options and limits of a fetch. Times in seconds.
 
     Attributes:
+        verify: whether to hash all files of a complete folder, and not only compare their sizes.
         max_failures: failures in a row after which a range is given up.
         longest_asked_pause_s: limit on the pauses that a source asks for with Retry-After.
     """
 
+    verify: bool = False
     connections: int = 8
     range_bytes: int = 64 << 20
     max_failures: int = 8
@@ -143,19 +147,35 @@ class _Fetch:
 
         Raises WeightsError and OSError.
         """
-        if not is_complete(self._folder):
-            return self._retry(self._source.list_files, self._options)
-        limits = replace(self._options, max_failures=UPDATE_FAILURES, longest_asked_pause_s=UPDATE_TIMEOUT_S)
-        try:
-            return self._retry(partial(self._source.list_files, UPDATE_TIMEOUT_S), limits)
-        except SourceUnavailable as error:
-            logger.warning(
-                "%s is unavailable (%s): %s is complete and stays as it is",
-                self._source.name,
-                error,
-                self._folder,
+        if is_complete(self._folder):
+            limits = replace(
+                self._options, max_failures=UPDATE_FAILURES, longest_asked_pause_s=UPDATE_TIMEOUT_S
             )
-            return None
+            try:
+                return self._retry(partial(self._source.list_files, UPDATE_TIMEOUT_S), limits)
+            except SourceUnavailable as error:
+                if not (self._options.verify and self._has_damage()):
+                    logger.warning(
+                        "%s is unavailable (%s): %s is complete and stays as it is",
+                        self._source.name,
+                        error,
+                        self._folder,
+                    )
+                    return None
+        return self._retry(self._source.list_files, self._options)
+
+    def _has_damage(self) -> bool:
+        """Hash all files of the folder's manifest, and return whether one differs."""
+        with self._threads() as threads:
+            problems = [*threads.map(self._damage, self._recorded().values())]
+        return any(problems)
+
+    def _damage(self, record: WeightFile) -> str | None:
+        """Hash a file of the folder's manifest, and return and log what is wrong with it."""
+        problem = content_problem(self._folder, record, self._check_running)
+        if problem:
+            logger.warning("%s", problem)
+        return problem
 
     def _recorded(self) -> dict[str, WeightFile]:
         """Return the files of the folder's own manifest by path; none if it has none that can be read."""
@@ -169,7 +189,8 @@ class _Fetch:
     def _present(self, files: Sequence[WeightFile], recorded: dict[str, WeightFile]) -> dict[str, WeightFile]:
         """Return those files that the folder has, with their SHA-256.
 
-        What the folder's manifest says is believed if the folder is complete. Otherwise files are hashed.
+        If the folder is complete and `verify` is not set, what its manifest says is believed. Otherwise
+        files are hashed.
         """
         believed = {} if (self._folder / INCOMPLETE).exists() else recorded
         with self._threads() as threads:
@@ -181,12 +202,17 @@ class _Fetch:
         if not path.is_file() or path.stat().st_size != file.size_bytes:
             return None
         if record is not None and record.has_content_of(file):
-            return file.with_sha256(record.sha256)
+            is_damaged = self._options.verify and self._damage(record)
+            return None if is_damaged else file.with_sha256(record.sha256)
         if file.sha256 is None and file.md5 is None:
             return None
-        if file.md5 is not None and hash_file(path, "md5", self._check_running) != file.md5:
+        try:
+            if file.md5 is not None and hash_file(path, "md5", self._check_running) != file.md5:
+                return None
+            sha256 = hash_file(path, check=self._check_running)
+        except OSError as error:
+            logger.warning("%s cannot be read: %s", file.path, error.strerror)
             return None
-        sha256 = hash_file(path, check=self._check_running)
         return None if file.sha256 not in (None, sha256) else file.with_sha256(sha256)
 
     def _download(self, files: Sequence[WeightFile], listing: Listing) -> list[WeightFile]:

@@ -186,7 +186,7 @@ def verify(folder: Path) -> list[str]:
     with ThreadPoolExecutor(NUM_HASHERS) as hashers:
         sizes = [_size_problem(folder, file) for file in manifest.files]
         whole = [file for file, problem in zip(manifest.files, sizes, strict=True) if problem is None]
-        contents = list(hashers.map(lambda file: _content_problem(folder, file), whole))
+        contents = list(hashers.map(lambda file: content_problem(folder, file), whole))
     return [problem for problem in (*sizes, *contents, *unlisted) if problem is not None]
 
 
@@ -200,20 +200,21 @@ def hash_file(path: Path, algorithm: str = "sha256", check: Callable[[], None] =
     return digest.hexdigest()
 
 
+def content_problem(folder: Path, file: WeightFile, check: Callable[[], None] = lambda: None) -> str | None:
+    """Hash a file and return what is wrong with it, None if nothing is. What `check` raises stops it."""
+    try:
+        same = hash_file(folder / file.path, check=check) == file.sha256
+    except OSError as error:
+        return f"{file.path} cannot be read: {error.strerror}"
+    return None if same else f"{file.path} has other content"
+
+
 def _size_problem(folder: Path, file: WeightFile) -> str | None:
     path = folder / file.path
     if not path.is_file():
         return f"{file.path} is missing"
     size = path.stat().st_size
     return None if size == file.size_bytes else f"{file.path} has {size} bytes, not {file.size_bytes}"
-
-
-def _content_problem(folder: Path, file: WeightFile) -> str | None:
-    try:
-        same = hash_file(folder / file.path) == file.sha256
-    except OSError as error:
-        return f"{file.path} cannot be read: {error.strerror}"
-    return None if same else f"{file.path} has other content"
 
 
 def _paths_in(folder: Path) -> Collection[str]:

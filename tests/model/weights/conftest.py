@@ -26,6 +26,12 @@ def write_files(folder: Path, sizes: dict[str, int] = SIZES, seed: int = 0) -> N
         (folder / path).write_bytes(numbers.randbytes(size))
 
 
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """A folder with files and their manifest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -27,8 +29,8 @@ from model.spec.errors import CheckpointError
 from model.weights.__main__ import main
 from model.weights.fetch import STATE_FOLDER, FetchOptions, fetch
 from model.weights.http import HttpSource, retry_after_s
-from model.weights.manifest import INCOMPLETE, MANIFEST, WeightsError, describe, verify
-from tests.model.weights.conftest import SIZES, write_files
+from model.weights.manifest import INCOMPLETE, MANIFEST, WeightsError, describe, hash_file, verify
+from tests.model.weights.conftest import SIZES, flip_a_byte, write_files
 from tests.model.weights.file_server import Fault
 from tests.waiting import wait_until
 from worker.rank.capability import capability_of
@@ -39,6 +41,7 @@ LARGEST = "dit/diffusion_pytorch_model-00001-of-00002.safetensors"
 SECOND = "dit/diffusion_pytorch_model-00002-of-00002.safetensors"
 RANGE_BYTES = 65_536
 QUICK = FetchOptions(connections=3, range_bytes=RANGE_BYTES, max_failures=4, first_pause_s=0.01)
+VERIFYING = replace(QUICK, verify=True)
 IN_RANGES = f"""
 import sys
 from pathlib import Path
@@ -120,6 +123,92 @@ def test_interrupted_update_does_not_hide_a_file_of_another_version(server, fold
     fetch_from(server.url, folder)
     assert (folder / SECOND).read_bytes() == (published / SECOND).read_bytes() == first
     assert verify(folder) == []
+
+
+def test_damaged_file_is_repaired_by_one_command(server, folder, capsys):
+    fetch_from(server.url, folder)
+    flip_a_byte(folder / SECOND)
+    assert main(["verify", str(folder)]) == 1
+    assert f"{SECOND} has other content" in capsys.readouterr().err
+    server.forget()
+    assert main(["fetch", "--verify", server.url, str(folder)]) == 0
+    assert server.sent_bytes.keys() == {MANIFEST, SECOND}
+    assert server.sent_bytes[SECOND] == SIZES[SECOND]
+    assert main(["verify", str(folder)]) == 0
+
+
+def test_sound_folder_is_verified_without_a_download(server, folder, caplog):
+    fetch_from(server.url, folder)
+    server.forget()
+    with caplog.at_level(logging.INFO):
+        fetch_from(server.url, folder, VERIFYING)
+    assert "nothing to fetch" in caplog.text
+    assert server.sent_bytes.keys() == {MANIFEST}
+
+
+def test_file_that_the_disk_cannot_read_is_fetched_again(server, folder, monkeypatch, caplog):
+    """Also if a repair was interrupted, after which all files are hashed."""
+    fetch_from(server.url, folder)
+
+    def read_broken_disk(path, *arguments, **more):
+        if path == folder / SECOND:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return hash_file(path, *arguments, **more)
+
+    for module in ("fetch", "manifest"):
+        monkeypatch.setattr(f"model.weights.{module}.hash_file", read_broken_disk)
+    for mark_folder in (lambda: None, (folder / INCOMPLETE).touch):
+        mark_folder()
+        caplog.clear()
+        server.forget()
+        fetch_from(server.url, folder, VERIFYING)
+        assert f"{SECOND} cannot be read: Input/output error" in caplog.text
+        assert server.sent_bytes.keys() == {MANIFEST, SECOND}
+
+
+def test_new_version_is_fetched_in_place_of_a_damaged_file(server, folder, published):
+    fetch_from(server.url, folder)
+    flip_a_byte(folder / SECOND)
+    write_files(published, {SECOND: SIZES[SECOND]}, seed=1)
+    describe(published).write(published)
+    fetch_from(server.url, folder, VERIFYING)
+    assert (folder / SECOND).read_bytes() == (published / SECOND).read_bytes()
+    assert verify(folder) == []
+
+
+def test_damaged_file_is_fetched_once_by_processes_that_start_together(server, folder):
+    fetch_from(server.url, folder)
+    flip_a_byte(folder / LARGEST)
+    server.forget()
+    server.fault = lambda request, _: Fault(hold_after_bytes=8192) if request.path == LARGEST else None
+    first = start("-m", "model.weights", "fetch", "--verify", server.url, folder)
+    wait_until(lambda: server.requests_for(LARGEST))
+    second = start("-m", "model.weights", "fetch", "--verify", server.url, folder)
+    assert "waiting" in second.stderr.readline()
+    server.released.set()
+    for process in (first, second):
+        process.communicate()
+        assert process.returncode == 0
+    assert server.sent_bytes[LARGEST] == SIZES[LARGEST]
+    assert verify(folder) == []
+
+
+def test_sound_folder_is_verified_without_its_source(server, folder, caplog):
+    fetch_from(server.url, folder)
+    server.fault = lambda _request, _number: Fault(status=503)
+    fetch_from(server.url, folder, VERIFYING)
+    assert "is complete and stays as it is" in caplog.text
+
+
+def test_damaged_folder_needs_its_source_to_be_repaired(server, folder, caplog):
+    fetch_from(server.url, folder)
+    flip_a_byte(folder / SECOND)
+    server.forget()
+    server.fault = lambda _request, _number: Fault(status=503)
+    with pytest.raises(WeightsError, match="the server answers with 503"):
+        fetch_from(server.url, folder, VERIFYING)
+    assert f"{SECOND} has other content" in caplog.text
+    assert len(server.requests_for(MANIFEST)) == 2 + QUICK.max_failures
 
 
 def test_cut_connection_is_resumed_where_it_ended(server, folder):

@@ -9,7 +9,7 @@ import pytest
 from model.spec.errors import CheckpointError
 from model.weights.__main__ import main
 from model.weights.manifest import INCOMPLETE, MANIFEST, Manifest, WeightsError, describe, verify
-from tests.model.weights.conftest import SIZES, write_files
+from tests.model.weights.conftest import SIZES, flip_a_byte, write_files
 
 LARGEST = "dit/diffusion_pytorch_model-00001-of-00002.safetensors"
 
@@ -28,12 +28,6 @@ def test_describing_again_does_not_list_the_manifest(published):
     assert describe(published) == Manifest.parse((published / MANIFEST).read_bytes(), "it")
 
 
-def flip_a_byte(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -47,7 +41,9 @@ def test_verify_names_each_difference(published, damage, problem, capsys):
     damage(published / LARGEST)
     assert verify(published) == [problem]
     assert main(["verify", str(published)]) == 1
-    assert problem in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert problem in output.err
+    assert f"python -m model.weights fetch --verify SOURCE {published}" in output.out
 
 
 def test_incomplete_folder_is_neither_verified_nor_described(published):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import replace
 
 import boto3
 import pytest
@@ -14,7 +15,7 @@ from model.weights.fetch import FetchOptions, fetch
 from model.weights.manifest import INCOMPLETE, MANIFEST, WeightsError, verify
 from model.weights.open import open_source
 from model.weights.source import Listing, S3Access
-from tests.model.weights.conftest import SIZES, write_files
+from tests.model.weights.conftest import SIZES, flip_a_byte, write_files
 from tests.model.weights.file_server import Fault, serve_files
 from tests.servers import free_port
 
@@ -53,9 +54,9 @@ def uploaded(published, client, s3_bucket):
 
 @pytest.fixture
 def fetch_into(access, s3_bucket):
-    def run(folder):
+    def run(folder, options=QUICK):
         with closing(open_source(f"s3://{s3_bucket.name}/models/next/", 3, access)) as source:
-            fetch(source, folder, QUICK)
+            fetch(source, folder, options)
 
     return run
 
@@ -114,6 +115,26 @@ def test_object_in_parts_is_known_by_its_version(fetch_into, client, s3_bucket, 
         fetch_into(folder)
     assert "nothing to fetch" in caplog.text
     assert (folder / "large").read_bytes() == (tmp_path / "large").read_bytes()
+
+
+def test_damaged_file_of_a_bucket_without_manifest_is_fetched_again(
+    fetch_into, client, s3_bucket, tmp_path, caplog
+):
+    """S3 knows the content of the first file, and only the version of the second one."""
+    write_files(tmp_path, {"small": 1000, "large": 6 << 20, "intact": 6 << 20})
+    client.upload_file(str(tmp_path / "small"), s3_bucket.name, "models/next/small")
+    for name in ("large", "intact"):
+        client.upload_file(str(tmp_path / name), s3_bucket.name, f"models/next/{name}", Config=IN_PARTS)
+    folder = tmp_path / "fetched"
+    fetch_into(folder)
+    before = (folder / "intact").stat().st_mtime_ns
+    flip_a_byte(folder / "small")
+    flip_a_byte(folder / "large")
+    with caplog.at_level(logging.INFO):
+        fetch_into(folder, replace(QUICK, verify=True))
+    assert "2 of 3 files were fetched" in caplog.text
+    assert verify(folder) == []
+    assert (folder / "intact").stat().st_mtime_ns == before
 
 
 def test_sha256_of_an_object_is_checked(fetch_into, client, s3_bucket, tmp_path):
