@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, get_args
 from uuid import uuid4
 
@@ -17,12 +18,14 @@ from jobs.connect import redis_reached
 from jobs.errors import JobEnded, JobNotFound, UnreadableRecord
 from jobs.fleet import Fleet
 from jobs.record import Event, Job, QueueEstimate, Status
-from jobs.store.estimates import QueueSnapshot, estimates
+from jobs.store.estimates import QueueSnapshot, estimates, expected_s
 from jobs.store.listing import MAX_LOOKED_AT, Cursor, JobFilter, JobIndexes, JobPage, read_records, record_key
 from jobs.store.metrics import report_unread_fields, report_unreadable
+from jobs.store.queue_depths import recent_runs
 from jobs.store.quotas import Quotas
 from jobs.store.scripts import Scripts, decoded, fields_of, to_ms
 from jobs.store.submission import Submission, Submitted
+from jobs.work import work_units
 
 _LONGEST_WAIT_S = 5.0  # well within the timeout of the connection
 
@@ -162,7 +165,15 @@ class JobClient:
         return self.estimates([job_id], fleet).get(job_id)
 
     def predict(self, submission: Submission, fleet: Fleet | None = None) -> QueueEstimate:
-        """Estimate when a job would be done that is not submitted yet; see `estimates`."""
+        """Estimate when a job would be done that is not submitted yet; see `estimates`.
+
+        Its place is that of a job that is expected to run as long as this one. Queued jobs that are late are
+        moved first, as by a claim, so that it is not expected behind jobs that start after it.
+        """
+        plan = submission.order.plan
+        run_s = expected_s(recent_runs(self._redis), plan.task, work_units(plan))
+        submission = replace(submission, expected_run_s=run_s)
+        self._run("move_late_jobs")
         reply = self._run("queue_snapshot", ids=[], new=submission.record())
         return estimates(QueueSnapshot.from_reply(reply), fleet)[submission.id]
 

@@ -14,7 +14,7 @@ from jobs.store import scripts
 from jobs.store.holder import Lease
 from jobs.store.queue_depths import queue_depths
 from jobs.store.quotas import Quotas
-from tests.jobs.examples import LEASE_S, ORDER, ExampleStore
+from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_submission
 from tests.orders import make_order
 
 ELEMENTS = "test:elements"
@@ -118,6 +118,7 @@ def costs(redis: Redis, load: Load) -> dict[str, Cost]:
     last = load.running + load.queued - 1
     calls: dict[str, Callable[[int], object]] = {
         "submit": lambda turn: store.submit(id=f"new-{turn}", owner=f"owner-{turn}"),
+        "predict": lambda _: store.client.predict(a_submission(owner="owner-1", deadline_s=600)),
         "renew and preempt": lambda turn: store.holder.renew_lease(
             claims[turn], Progress(phase="denoise", step=turn), 10
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -14,6 +15,7 @@ from jobs.registration import GroupRegistration
 from jobs.requirement import Requirement
 from jobs.store.metrics import counters
 from jobs.store.submission import Submission
+from jobs.work import work_units
 from tests.jobs.examples import LEASE_S, ORDER, ExampleStore, a_result
 from tests.orders import make_order
 
@@ -155,6 +157,21 @@ class TestOrder:
 
 
 class TestLateJobs:
+    def test_job_that_can_never_meet_its_deadline_takes_its_place_among_those_without(
+        self, store: ExampleStore
+    ):
+        store.submit(id="plain")
+        store.submit(id="late", deadline_s=10, expected_run_s=10.001)
+        store.submit(id="behind")
+        assert positions(store, "plain", "late", "behind") == [1, 2, 3]
+        assert claimed(store) == ["plain", "late", "behind"]
+
+    def test_job_that_meets_its_deadline_only_if_it_starts_at_once_is_first(self, store: ExampleStore):
+        store.submit(id="plain")
+        store.submit(id="urgent", deadline_s=10, expected_run_s=10)
+        assert positions(store, "urgent", "plain") == [1, 2]
+        assert claimed(store) == ["urgent", "plain"]
+
     def test_job_that_cannot_meet_its_deadline_lets_others_pass(self, store: ExampleStore):
         store.submit(id="late", deadline_s=60)
         store.clock.advance(61)
@@ -276,6 +293,46 @@ class TestPrediction:
             submitted = store.submit(id=f"new-{deadline_s}", owner="own", deadline_s=deadline_s)
             assert predicted == store.position(submitted.id)
             store.client.cancel(submitted.id)
+
+    def test_job_in_time_is_not_expected_behind_one_that_is_late_from_the_start(
+        self, redis: Redis, store: ExampleStore
+    ):
+        plans = {steps: make_order(ORDER, num_inference_steps=steps) for steps in (20, 60, 100)}
+        for steps, order in plans.items():
+            redis.lpush("longcat:recent_runs", f"{order.plan.task} {work_units(order.plan)} {steps * 200}")
+        for name in ("running", "c1", "c2", "c3"):
+            store.submit(id=name, order=plans[100])
+        store.claim()
+        store.clock.advance(10)
+
+        def submit(name: str, steps: int, deadline_s: float) -> QueueEstimate:
+            wanted = Submission(id=name, order=plans[steps], deadline_s=deadline_s)
+            prediction = store.client.predict(wanted)
+            store.client.submit(replace(wanted, expected_run_s=prediction.run_s))
+            return prediction
+
+        assert submit("late", 60, deadline_s=1) == QueueEstimate(position=4, eta_s=10 + 3 * 20 + 12, run_s=12)
+        assert submit("in time", 20, deadline_s=25) == QueueEstimate(position=1, eta_s=10 + 4, run_s=4)
+        assert positions(store, "in time", "c1", "c2", "c3", "late") == [1, 2, 3, 4, 5]
+        assert claimed(store) == ["in time", "c1", "c2", "c3", "late"]
+
+    def test_job_is_expected_before_those_that_are_late_since_the_last_sweep(self, store: ExampleStore):
+        for owner in ("own", "other"):
+            store.submit(id=f"late-{owner}", owner=owner, deadline_s=60)
+            store.submit(id=f"plain-{owner}", owner=owner, order=make_order(ORDER, num_inference_steps=100))
+        store.clock.advance(61)
+        new = Submission(id="new", order=ORDER, owner="own", deadline_s=600)
+        predicted = store.client.predict(new).position
+        store.client.submit(new)
+        assert predicted == store.position("new") == 1
+        assert claimed(store) == ["new", "late-other", "late-own", "plain-other", "plain-own"]
+
+    def test_position_is_that_of_a_job_that_takes_as_long_as_expected(
+        self, redis: Redis, store: ExampleStore
+    ):
+        redis.lpush("longcat:recent_runs", f"{ORDER.plan.task} {work_units(ORDER.plan)} 400000")
+        store.submit(id="sooner", deadline_s=300)
+        assert store.client.predict(Submission(id="new", order=ORDER, deadline_s=600)).position == 1
 
     def test_job_behind_an_empty_queue_waits_for_those_that_run(self, redis: Redis, store: ExampleStore):
         lease = store.start()

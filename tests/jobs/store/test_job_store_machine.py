@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import floor
 from typing import Any, get_args
@@ -28,7 +28,7 @@ from jobs.registration import GroupRegistration
 from jobs.store.holder import Lease
 from jobs.store.quotas import Quotas
 from jobs.work import work_units
-from tests.jobs.examples import LATE_UPLOAD_S, LEASE_S, ORDER, ExampleStore, a_result, keys_of
+from tests.jobs.examples import LATE_UPLOAD_S, LEASE_S, ORDER, ExampleStore, a_result, a_submission, keys_of
 from tests.orders import make_order
 
 MAX_ATTEMPTS = 2
@@ -63,7 +63,7 @@ class Expected:
 
     queue: OwnerQueue
     number: int
-    deadline_ms: float | None
+    start_by_ms: int | None
     created_ms: int
     queued_ms: int
     work_units: int
@@ -116,12 +116,12 @@ class Expected:
         return self.queued_ms + num_above * AGEING_S * 1000, num_above
 
     def move_if_late(self, now_ms: int) -> None:
-        if self.deadline_ms is not None and self.deadline_ms < now_ms and self.status == "queued":
-            self.deadline_ms = None
+        if self.start_by_ms is not None and self.start_by_ms < now_ms and self.status == "queued":
+            self.start_by_ms = None
 
     def place(self) -> tuple[float, int]:
         """Return the place among the jobs of its owner: when it should start, then the number."""
-        return self.deadline_ms or self.created_ms + DEFAULT_DEADLINE_S * 1000, self.number
+        return self.start_by_ms or self.created_ms + DEFAULT_DEADLINE_S * 1000, self.number
 
     def remove(self) -> None:
         self.removed = self.first_removal_due = True
@@ -222,7 +222,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         deadline_s: float | None = None,
     ) -> str:
         weight = WEIGHTS[owner]
-        job = self.store.submit(
+        wanted = a_submission(
             priority=priority,
             owner=owner,
             max_queue_s=waits,
@@ -232,6 +232,13 @@ class JobStoreMachine(RuleBasedStateMachine):
             deadline_s=deadline_s,
             default_deadline_s=DEFAULT_DEADLINE_S,
         )
+        self.move_late_jobs()
+        prediction = self.store.client.predict(wanted)
+        job = self.store.client.submit(replace(wanted, expected_run_s=prediction.run_s))
+        assert self.store.position(job.id) == prediction.position
+        start_by_ms = None
+        if deadline_s is not None:
+            start_by_ms = self.now_ms + round(deadline_s * 1000) - round((prediction.run_s or 0) * 1000)
         size = work_units(order.plan)
         queue_deadline_ms = self.now_ms + waits * 1000 if waits else None
         queue = OwnerQueue(priority, owner)
@@ -240,7 +247,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.expected[job.id] = Expected(
             queue,
             len(self.expected),
-            deadline_s and self.now_ms + deadline_s * 1000,
+            start_by_ms,
             self.now_ms,
             self.now_ms,
             size,
@@ -249,6 +256,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             charge=_charge(size, owner),
             expected_gpu_ms=self.expected_gpu_ms(size),
         )
+        self.expected[job.id].move_if_late(self.now_ms)
         return job.id
 
     @rule(job_number=NUMBERS)
@@ -508,7 +516,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         return {id_: job for id_, job in self.expected.items() if job.status == "queued" and not job.removed}
 
     def move_late_jobs(self) -> None:
-        """Move jobs that did not start by their deadlines, as claims, sweeps and counts of tickets do."""
+        """Move jobs that did not start in time, as claims, sweeps, predictions and counts of tickets do."""
         for job in self.queued().values():
             if not job.has_started:
                 job.move_if_late(self.now_ms)

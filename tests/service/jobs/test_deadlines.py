@@ -52,7 +52,10 @@ class TestPrediction:
 
     def test_late_job_is_accepted_with_a_warning(self, order: Order):
         job = order(deadline_s=30)
-        assert job["warnings"] == ["deadline_s: the video is expected 60 s after submission, later than 30 s"]
+        assert job["warnings"] == [
+            "deadline_s: the video is expected 120 s after submission, later than 30 s"
+        ]
+        assert job["queue_position"] == 2
 
     def test_late_request_is_refused_if_it_asks_for_that(self, client: TestClient, redis: Redis):
         queued = redis.zcard("longcat:index:queued")
@@ -69,6 +72,12 @@ class TestPrediction:
     def test_request_in_time_is_accepted_if_it_asks_for_that(self, client: TestClient):
         body = {"prompt": "a red ball", "deadline_s": 200, "refuse_if_late": True}
         assert client.post("/generate", json=body).status_code == 202
+
+    def test_late_jobs_do_not_keep_others_from_being_in_time(self, client: TestClient, order: Order):
+        order(deadline_s=30)
+        body = {"prompt": "a red ball", "deadline_s": 100, "refuse_if_late": True}
+        answer = client.post("/generate", json=body)
+        assert (answer.status_code, answer.json()["queue_position"]) == (202, 1)
 
     def test_idempotent_request_is_answered_although_it_would_be_late_now(self, client: TestClient):
         body = {"prompt": "a red ball", "deadline_s": 100, "refuse_if_late": True}

@@ -8,9 +8,9 @@
 --
 -- The jobs of one owner start in the order of their places. The place of a job is the time by which it should start:
 -- its deadline less the time that it is expected to run, or, without a deadline, `default_deadline_ms` after its
--- submission. So jobs without deadlines start in the order of submission, also if the clock goes back. A job that did
--- not start in time gets the place of a job without a deadline: it does not keep others from meeting theirs, and does
--- not wait for ever.
+-- submission. So jobs without deadlines start in the order of submission, also if the clock goes back. A job that would
+-- be late even if it started at once, or that did not start in time, has the place of a job without a deadline: it does
+-- not keep others from meeting theirs, and does not wait for ever.
 --
 -- Jobs with equal requirements are a class, so that a group finds the jobs that it can run without passing over others.
 -- A class has its own order of owners and of requeued jobs, so a claim looks at the first entry of each class only. The
@@ -104,7 +104,7 @@ local function place_of(job)
   return later[2] and later[2] + 1 or place
 end
 
--- Jobs with deadlines that never started, by the time by which they should.
+-- Jobs that never started and may still meet their deadlines, by the time by which they should start.
 local START_BY = 'longcat:queue:start_by'
 
 local function virtual_time_key(priority)
@@ -127,7 +127,8 @@ end
 local function set_deadline(job)
   if not job.deadline_ms then return end
   job.deadline_ms = job.created_ms + job.deadline_ms
-  job.start_by_ms = math.max(job.created_ms, job.deadline_ms - (job.expected_run_ms or 0))
+  local start_by_ms = job.deadline_ms - (job.expected_run_ms or 0)
+  if start_by_ms >= job.created_ms then job.start_by_ms = start_by_ms end
 end
 
 -- Jobs of one owner with this requirement that never started, by place.
