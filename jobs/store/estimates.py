@@ -7,6 +7,7 @@ so a single run that took far longer does not move them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -192,18 +193,29 @@ def _line_through(runs: Sequence[Run]) -> tuple[float, float]:
 
 
 def _wait_s(snapshot: QueueSnapshot, num_groups: int, running: Sequence[RunningJob], position: int) -> float:
-    """Return how long a job waits for a group: the work ahead of it, divided among the groups.
+    """Return how long a job waits if each group takes the next one as soon as it is free.
 
-    `running` are those jobs of the sample that these groups run.
+    `running` are those jobs of the sample that these groups run. The jobs ahead count as if each had the mean
+    size of all queued ones. A group that runs several jobs at a time takes one whenever one of them ends.
     """
-    num_groups = max(1, num_groups)
-    scale = snapshot.num_running / len(snapshot.running) if snapshot.running else 0.0
-    if position + scale * len(running) <= num_groups:
-        return 0.0
     mean_work_units = snapshot.queued_work_units / max(1, snapshot.num_queued)
-    queued_s = expected_s(snapshot.recent_runs, None, mean_work_units) or 0.0
-    running_s = scale * sum(_remaining_s(job, snapshot.recent_runs) for job in running)
-    return (running_s + (position - 1) * queued_s) / num_groups
+    queued_ms = max(1, round(1000 * (expected_s(snapshot.recent_runs, None, mean_work_units) or 0.0)))
+    scale = snapshot.num_running / len(snapshot.running) if snapshot.running else 0.0
+    num_by_free_ms = {0: max(0.0, max(1, num_groups) - scale * len(running))}
+    for job in running:
+        free_ms = max(0, round(1000 * _remaining_s(job, snapshot.recent_runs)))
+        num_by_free_ms[free_ms] = num_by_free_ms.get(free_ms, 0.0) + scale
+
+    def num_started(wait_ms: int) -> float:
+        """Return how many queued jobs have started by then; a fraction where a sample stands for all."""
+        return sum(
+            num * ((wait_ms - free_ms) // queued_ms + 1)
+            for free_ms, num in num_by_free_ms.items()
+            if free_ms <= wait_ms
+        )
+
+    longest_ms = max(num_by_free_ms) + position * queued_ms
+    return bisect_left(range(longest_ms), float(position), key=num_started) / 1000
 
 
 def _remaining_s(job: RunningJob, runs: Sequence[Run]) -> float:

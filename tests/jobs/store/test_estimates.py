@@ -93,7 +93,42 @@ def test_more_groups_shorten_the_wait(store: ExampleStore, redis: Redis):
     run(store, 80)
     redis.sadd("longcat:groups", "a", "b")
     jobs = [store.submit() for _ in range(4)]
-    assert [eta_s(store, job.id) for job in jobs] == pytest.approx([80, 80, 160, 200], abs=0.1)
+    assert [eta_s(store, job.id) for job in jobs] == pytest.approx([80, 80, 160, 160], abs=0.1)
+
+
+def test_job_waits_for_the_first_group_that_is_free(store: ExampleStore, redis: Redis):
+    run(store, 80)
+    redis.sadd("longcat:groups", "a", "b", "c")
+    for _ in range(3):
+        store.start()
+        store.clock.advance(20)
+    jobs = [store.submit() for _ in range(5)]
+    waits_s = [20, 40, 60, 20 + 80, 40 + 80]
+    assert [eta_s(store, job.id) for job in jobs] == pytest.approx(
+        [wait_s + 80 for wait_s in waits_s], abs=0.1
+    )
+
+
+def test_group_that_runs_several_jobs_takes_one_when_the_first_of_them_ends(
+    store: ExampleStore, redis: Redis
+):
+    run(store, 80)
+    redis.sadd("longcat:groups", "a")
+    for _ in range(2):
+        store.start()
+        store.clock.advance(20)
+    assert eta_s(store, store.submit().id) == pytest.approx(40 + 80, abs=0.1)
+
+
+def test_sample_of_running_jobs_stands_for_all(store: ExampleStore, redis: Redis):
+    run(store, 80)
+    redis.sadd("longcat:groups", *range(50))
+    for _ in range(48):
+        store.start()
+    store.clock.advance(20)
+    jobs = [store.submit() for _ in range(51)]
+    found = [eta_s(store, jobs[number].id) for number in (1, 2, 49, 50)]
+    assert found == pytest.approx([80, 140, 140, 160], abs=0.1)
 
 
 def test_single_outlier_does_not_change_the_estimate(store: ExampleStore):
