@@ -10,12 +10,37 @@ export class ApiError extends Error {
   }
 }
 
-// Return the JSON of the answer, or null if there is none. Throw ApiError for a refusal.
+// The service could not be reached. An error of `fetch` itself is a TypeError, as many programming errors are.
+export class NetworkError extends Error {
+  constructor(cause) {
+    super(navigator.onLine ? "the service cannot be reached" : "you are offline", { cause });
+  }
+}
+
+async function reached(answer) {
+  try { return await answer; } catch (error) { throw new NetworkError(error); }
+}
+
+// Return the response, whatever its status is. Throw NetworkError.
+export function send(path, options) {
+  return reached(fetch(path, options));
+}
+
+// Return the JSON of the answer, or null if there is none. Throw ApiError for a refusal, NetworkError.
 export async function call(path, options) {
-  const response = await fetch(path, options);
-  const body = response.headers.get("Content-Type")?.includes("json") ? parse(await response.text()) : null;
+  const response = await send(path, options);
+  const text = await reached(response.text());
+  const body = response.headers.get("Content-Type")?.includes("json") ? parse(text) : null;
   if (!response.ok) throw new ApiError(response.status, body?.error);
   return body;
+}
+
+// Return the JSON of the answer, or null for a refusal.
+export async function callOrNull(path) {
+  try { return await call(path); } catch (error) {
+    if (error instanceof ApiError) return null;
+    throw error;
+  }
 }
 
 // Return the value of a JSON text. A seed of more digits than a number holds stays text.
@@ -38,10 +63,5 @@ export function post(path, body, headers = {}) {
 
 // Tell whether the service could not be reached or could not serve, so that the same call may succeed soon.
 export function isOutage(error) {
-  return error instanceof TypeError || ([502, 503, 504].includes(error.status) && !NO_WORKER.includes(error.code));
-}
-
-export function describe(error) {
-  if (!(error instanceof TypeError)) return error.message;
-  return navigator.onLine ? "the service cannot be reached" : "you are offline";
+  return error instanceof NetworkError || ([502, 503, 504].includes(error.status) && !NO_WORKER.includes(error.code));
 }

@@ -5,7 +5,6 @@ import { ago, cost, deadline, numberInBatch, prompt, state, summary } from "./wo
 
 export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const CONFIRM_MS = 3000; // how long "Delete" asks for confirmation
-const COPIED_MS = 1500;
 
 const template = document.getElementById("job");
 
@@ -100,11 +99,4 @@ export function isConfirmed(button) {
   setTimeout(ask, CONFIRM_MS);
   button.addEventListener("keydown", ({ key }) => { if (key === "Escape") ask(); }, { once: true });
   return false;
-}
-
-export async function copy(button, text) {
-  const label = button.textContent;
-  await navigator.clipboard.writeText(text);
-  button.textContent = "Copied";
-  setTimeout(() => { button.textContent = label; }, COPIED_MS);
 }

@@ -1,7 +1,8 @@
 // The console uses the same API as any other client. This module connects the parts of the page.
 
-import { call, describe, isOutage, post } from "./api.js";
+import { call, callOrNull, isOutage, NetworkError, post, send } from "./api.js";
 import * as card from "./card.js";
+import * as clipboard from "./clipboard.js";
 import * as compare from "./compare.js";
 import { curl } from "./curl.js";
 import * as library from "./library.js";
@@ -26,7 +27,7 @@ async function refresh() {
     await list.refresh();
     $("locked").hidden = true;
     if (isDown) { isDown = false; if (!signedIn) await loadSession(); }
-    const ready = (await fetch("/readyz?workers=1")).ok;
+    const ready = (await send("/readyz?workers=1")).ok;
     health(ready, ready ? "ready" : "no worker is ready; new jobs wait");
     if (!isCapabilityKnown) await loadCapability();
   } catch (error) { showOutage(error); }
@@ -39,14 +40,14 @@ function showOutage(error) {
     $("locked").hidden = false;
     $("empty").hidden = true;
   }
-  const reason = error.status === 401 ? "an API key is required" : describe(error);
+  const reason = error.status === 401 ? "an API key is required" : error.message;
   health(false, isDown ? `${reason}; trying again` : reason);
 }
 
 async function loadCapability() {
-  const answer = await fetch("/capability");
-  if (!answer.ok) return; // no worker has registered yet
-  request.showCapability(await answer.json());
+  const capability = await callOrNull("/capability");
+  if (!capability) return; // no worker has registered yet
+  request.showCapability(capability);
   isCapabilityKnown = true;
 }
 
@@ -58,7 +59,7 @@ function health(good, text) {
 async function run(button, action, place = "problem") {
   const hadFocus = button === document.activeElement;
   button.disabled = true; // takes the focus away
-  try { await action(); } catch (error) { showProblem(describe(error), place); } finally {
+  try { await action(); } catch (error) { showProblem(error.message, place); } finally {
     button.disabled = false;
     if (hadFocus && [document.body, button].includes(document.activeElement)) restoreFocus(button);
   }
@@ -153,7 +154,7 @@ async function sendOnceReachable(body) {
       try { return await order("/generate", body); } catch (error) {
         if (!isOutage(error)) throw error;
         showOutage(error);
-        showWaiting(`Not sent: ${describe(error)}. The request is sent as soon as that is possible.`);
+        showWaiting(`Not sent: ${error.message}. The request is sent as soon as that is possible.`);
       }
       await pauseOr("online", $("stop-waiting"));
       if (isStopped) return null;
@@ -199,7 +200,7 @@ const ACTIONS = {
   frame: (job, { frame }) => request.startFrom(
     { field: "image", value: { job: job.id, frame }, label: `Frame ${frame} of that video` }, job, "image_to_video"),
   compare: (job, { button }) => compare.toggle(job, button),
-  curl: (job, { button }) => card.copy(button, curl(job, location.origin, Boolean(signedIn?.owner))),
+  curl: (job, { button }) => clipboard.copy(button, curl(job, location.origin, Boolean(signedIn?.owner))),
   delete: async (job, { button }) => {
     if (!card.isConfirmed(button)) return;
     await call(`/jobs/${job.id}`, { method: "DELETE" });
@@ -239,7 +240,7 @@ library.start({
   ofEntries: request.optionsOf,
   onPreset: request.enterOptions,
   onPrompt: (text) => { request.enter({ prompt: text }); form.elements.prompt.focus(); },
-  onError: (error) => showProblem(error ? describe(error) : ""),
+  onError: (error) => showProblem(error?.message ?? ""),
 });
 
 let timer;
@@ -252,7 +253,7 @@ async function keepFresh() {
 
 document.addEventListener("visibilitychange", () => { if (!document.hidden) keepFresh(); });
 window.addEventListener("online", keepFresh);
-window.addEventListener("offline", () => showOutage(new TypeError("offline")));
+window.addEventListener("offline", () => showOutage(new NetworkError()));
 session.forgetKeys();
 loadSession().catch(() => {}); // keepFresh shows that the service cannot be reached
 keepFresh();

@@ -1,6 +1,6 @@
 // The list of jobs: pages, filters, and changes as they happen.
 
-import { call, parse } from "./api.js";
+import { call, parse, send } from "./api.js";
 import * as card from "./card.js";
 import { announce } from "./news.js";
 
@@ -239,7 +239,7 @@ function openStream(ids) {
 
 // A stream is refused if one of its jobs no longer exists. The newest were just loaded; look for the others.
 async function removeDeleted({ ids, source }, present) {
-  if ((await fetch(source.url, { method: "HEAD" })).status !== 404) return;
+  if ((await send(source.url, { method: "HEAD" })).status !== 404) return;
   for (const id of ids) {
     if (present.has(id)) continue;
     await call(`/jobs/${id}`).then(show, (error) => {

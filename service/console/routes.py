@@ -13,6 +13,7 @@ router = APIRouter(include_in_schema=False)
 Asset = Literal[
     "api.js",
     "card.js",
+    "clipboard.js",
     "compare.js",
     "console.js",
     "curl.js",

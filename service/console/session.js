@@ -1,19 +1,19 @@
 // Sign in: exchange the API key for a cookie that no script can read. The key itself is not stored.
 
+import { call, callOrNull } from "./api.js";
+
 const KEY_OF_EARLIER_RELEASES = "longcat_key";
 
-export async function current() {
-  const response = await fetch("/session");
-  return response.ok ? response.json() : null;
+export function current() {
+  return callOrNull("/session");
 }
 
 export async function signIn(key) {
-  const response = await fetch("/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } });
-  if (!response.ok) throw new Error((await response.json()).error.message);
+  await call("/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } });
 }
 
 export async function signOut() {
-  await fetch("/session", { method: "DELETE" });
+  await call("/session", { method: "DELETE" });
 }
 
 export function forgetKeys() {

@@ -1,6 +1,6 @@
 // Show the GPU time that was used on each day, and its cost, whenever its part of the page is opened.
 
-import { call, describe } from "./api.js";
+import { call } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -10,7 +10,7 @@ $("usage").addEventListener("toggle", async () => {
     const { usage } = await call("/usage");
     $("used").replaceChildren(...usage.map(line));
     $("usage-note").textContent = usage.length ? "" : "Nothing was used in the last 31 days.";
-  } catch (error) { $("usage-note").textContent = describe(error); }
+  } catch (error) { $("usage-note").textContent = error.message; }
 });
 
 function line({ day, owner, gpu_s, costs }) {

@@ -112,6 +112,14 @@ def show_outage(page, **_):
     page.wait_for_selector("#waiting:not([hidden])")
 
 
+def show_text_to_copy(page, client, **_):
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    client.post("/generate", json={"prompt": "a red ball"})
+    refresh(page)
+    page.click("text=Copy as curl")
+    page.wait_for_selector("#copying[open]")
+
+
 STATES = [
     show_empty_list,
     show_jobs_in_all_states,
@@ -124,6 +132,7 @@ STATES = [
     show_sign_in,
     show_nothing_found,
     show_outage,
+    show_text_to_copy,
 ]
 
 

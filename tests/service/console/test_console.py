@@ -311,6 +311,19 @@ class TestInABrowser:
         page.locator("[data-action=cancel]").last.click()
         page.wait_for_selector(".job[data-status=cancelled]")
 
+    def test_text_is_shown_selected_where_the_browser_has_no_clipboard(self, page, client):
+        client.post("/generate", json={"prompt": "a red ball"})
+        page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+        page.reload()
+        page.click("text=Copy as curl")
+        expect(page.locator("#copying")).to_be_visible()
+        selected = page.locator("#copied-text").evaluate("t => t.value.slice(t.selectionStart, t.selectionEnd)")
+        assert selected.startswith("curl http") and '"a red ball"' in selected
+        assert page.evaluate("document.activeElement.id") == "copied-text"
+        page.keyboard.press("Escape")
+        expect(page.locator("[data-action=curl]")).to_be_focused()
+        assert page.locator("#problem").is_hidden()
+
     def finish(self, worker, **video):
         worker.succeed(worker.claim(), video=clip(**video), thumbnail=encoded(picture(), "JPEG"))
 

@@ -112,6 +112,13 @@ def begin(what, installation, page):
         page.context.set_offline(False)
 
 
+def test_error_of_the_page_is_no_outage(page):
+    page.route("**/jobs?*", lambda route: route.fulfill(json={"jobs": None}))
+    page.evaluate("window.dispatchEvent(new Event('online'))")
+    expect(page.locator("#health")).to_contain_text("null")
+    expect(page.locator("#health")).to_have_class("bad")
+
+
 def lose_answers(page, path, count):
     """Let requests to a path through, but break the connection before the answer arrives."""
     left = [None] * count
