@@ -8,6 +8,7 @@ import { curl } from "./curl.js";
 import * as library from "./library.js";
 import * as list from "./list.js";
 import { order } from "./orders.js";
+import * as queued from "./queued.js";
 import * as request from "./request.js";
 import * as session from "./session.js";
 import "./usage.js";
@@ -133,16 +134,23 @@ function showOwners(areShown) {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   showProblem("");
+  queued.hide();
   run(form.querySelector("button.main"), async () => {
     const text = form.elements.prompt.value;
     const job = await sendOnceReachable(request.body());
     if (!job) return;
-    list.show(job);
-    list.watch();
-    if (job.batch) await refresh(); // shows the other videos of the request
     library.rememberPrompt(text);
+    await showQueued(job, $("queued"));
   });
 });
+
+// Show a new job in the list and beside the button that ordered it.
+async function showQueued(job, place) {
+  const isFiltered = list.isFiltered();
+  if (!isFiltered) { list.show(job); list.watch(); }
+  if (isFiltered || job.batch) await refresh(); // the service tells what matches the filter, and the other videos of a request
+  queued.show(place, job);
+}
 
 // Order a video. While the service cannot be reached, try again until the user stops it; return null then.
 async function sendOnceReachable(body) {
@@ -185,14 +193,17 @@ function showWaiting(text) {
   $("waiting").hidden = !text;
 }
 
-// An error of an earlier attempt would stand beside the browser's own, or beside what corrects it.
-for (const kind of ["input", "invalid"]) form.addEventListener(kind, () => showProblem(""), { capture: true });
+// The outcome of an earlier attempt would stand beside the browser's own error, or beside what is entered next.
+for (const kind of ["input", "invalid"]) {
+  form.addEventListener(kind, () => { showProblem(""); queued.hide(); }, { capture: true });
+}
 
 // What the buttons of a job do
 
 const ACTIONS = {
   cancel: async (job) => list.show(await post(`/jobs/${job.id}/cancel`)),
-  repeat: async (job) => { list.show(await order(`/jobs/${job.id}/retry`, { seed: null })); list.watch(); },
+  repeat: async (job, { shown }) => showQueued(
+    await order(`/jobs/${job.id}/retry`, { seed: null }), shown.querySelector(".queued")),
   edit: (job) => request.enterJob(job),
   continue: (job) => request.startFrom(
     { field: "video", value: { job: job.id }, label: "The end of that video" }, job, "video_continuation"),

@@ -128,7 +128,7 @@ function setNext(cursor) {
   $("more").hidden = cursor === null;
 }
 
-function isFiltered() {
+export function isFiltered() {
   return [...new FormData($("filter")).values()].some((value) => value.trim());
 }
 
@@ -168,6 +168,18 @@ function insert(shown) {
 
 export function find(jobId) {
   return cards.get(jobId);
+}
+
+// Bring the card of a job onto the screen and give it the focus. A filter that hides it is removed.
+export async function goTo(jobId) {
+  if (!cards.has(jobId) && isFiltered()) {
+    $("filter").reset();
+    await reload();
+  }
+  const shown = cards.get(jobId);
+  if (shown) card.render(shown);
+  (shown ?? $("jobs-title")).scrollIntoView({ block: "center" });
+  (shown ?? $("jobs-title")).focus({ preventScroll: true });
 }
 
 // Remove the card of a job. If it has the focus, the card that takes its place gets it.

@@ -14,11 +14,16 @@ export function announce(job) {
   timer ??= setTimeout(tell, DELAY_MS);
 }
 
+// Say something at once.
+export function say(text) {
+  region.textContent = text;
+}
+
 function tell() {
   timer = null;
   const jobs = [...pending.values()];
   pending.clear();
-  region.textContent = jobs.length <= MAX_NAMED ? jobs.map(announcement).join(". ") : counts(jobs);
+  say(jobs.length <= MAX_NAMED ? jobs.map(announcement).join(". ") : counts(jobs));
 }
 
 function counts(jobs) {

@@ -21,6 +21,7 @@ Asset = Literal[
     "list.js",
     "news.js",
     "orders.js",
+    "queued.js",
     "request.js",
     "session.js",
     "style.css",

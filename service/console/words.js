@@ -3,6 +3,7 @@
 const MINUTE_S = 60;
 const HOUR_S = 3600;
 const DAY_S = 86400;
+const MAX_START = 60; // characters of a prompt that name a job
 
 export const ANNOUNCEMENTS = {
   queued: "is in the queue", running: "has started", uploading: "is being uploaded",
@@ -74,9 +75,18 @@ export function cost({ cost, finished_at }) {
   return `${finished_at ? "cost" : "costs about"} ${amount.toFixed(2)} ${cost.currency}`;
 }
 
+export function queued(job) {
+  return `Queued: ${job.batch ? `${job.batch.job_ids.length} videos of ` : ""}${start(job)}.`;
+}
+
 // For screen readers: announce each change of status once, and not every step.
 export function announcement(job) {
-  return `“${prompt(job).slice(0, 60)}” ${ANNOUNCEMENTS[job.status]}`;
+  return `${start(job)} ${ANNOUNCEMENTS[job.status]}`;
+}
+
+function start(job) {
+  const text = prompt(job);
+  return `“${text.length > MAX_START ? `${text.slice(0, MAX_START)}…` : text}”`;
 }
 
 // Return the words of a text that a checkpoint with a list of known words does not know.

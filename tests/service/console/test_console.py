@@ -337,6 +337,47 @@ class TestInABrowser:
         assert repeated.pop("seed") != first.pop("seed")
         assert repeated == first
 
+    def test_new_job_is_named_beside_the_button_and_can_be_gone_to(self, page):
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.fill("textarea", "a red ball")
+        page.click("text=Generate")
+        expect(page.locator("#queued")).to_contain_text("Queued: “a red ball”.")
+        expect(page.locator("#queued")).to_be_in_viewport()
+        expect(page.locator("#news")).to_contain_text("Queued: “a red ball”.")
+        expect(page.locator(".job")).not_to_be_in_viewport()
+        page.click("#queued >> text=Show")
+        expect(page.locator(".job")).to_be_in_viewport()
+        expect(page.locator(".job")).to_be_focused()
+        expect(page.locator("#queued")).to_be_hidden()
+        page.click("text=New seed")
+        expect(page.locator(".job:nth-child(2) .queued")).to_contain_text("Queued: “a red ball”.")
+        expect(page.locator(".job:nth-child(2) .queued")).to_be_in_viewport()
+        page.click(".job:nth-child(2) >> text=Show")
+        expect(page.locator(".job:nth-child(1)")).to_be_focused()
+
+    def test_new_job_that_the_filter_hides_can_be_gone_to(self, page):
+        page.select_option("[name=status]", "succeeded")
+        page.wait_for_selector("text=No job matches")
+        added = "new MutationObserver(() => { window.added = true; }).observe($jobs, { childList: true })"
+        page.evaluate(added.replace("$jobs", "document.getElementById('jobs')"))
+        page.fill("textarea", "a red ball")
+        page.click("text=Generate")
+        expect(page.locator("#queued")).to_contain_text("The filter hides it.")
+        assert not page.evaluate("window.added")
+        page.click("#queued >> text=Show")
+        expect(page.locator(".job")).to_be_focused()
+        assert page.input_value("[name=status]") == ""
+
+    def test_new_jobs_that_match_the_filter_are_shown(self, page):
+        page.fill("[name=text]", "ball")
+        page.wait_for_selector("text=No job matches")
+        page.fill("textarea", "a red ball")
+        page.click("text=More options")
+        page.fill("[name=num_videos]", "2")
+        page.click("text=Generate")
+        expect(page.locator("#queued p")).to_have_text("Queued: 2 videos of “a red ball”.")
+        expect(page.locator(".job")).to_have_count(2)
+
     def test_seed_that_a_number_cannot_hold_stays_exact(self, page, live, client):
         seed = 2**53 + 1
         client.post("/generate", json={"prompt": "a red ball", "seed": seed})
