@@ -103,6 +103,7 @@ export async function loadMore() {
       found = page.jobs.length;
       setNext(page.next);
     }
+    showWhetherEmpty();
     watch();
   } catch (error) { onError(error); return; } finally { isLoading = false; }
   lookForEnd();

@@ -693,6 +693,16 @@ class TestInABrowser:
         assert client.get("/presets").json()["presets"] == []
         assert len(client.get("/jobs").json()["jobs"]) == 1
 
+    def test_long_earlier_prompt_leaves_room_for_its_buttons(self, page):
+        page.evaluate("localStorage.setItem('prompts:', JSON.stringify(['a red ball '.repeat(30)]))")
+        page.reload()
+        page.click("text=Presets and earlier prompts")
+        forget = page.locator("#prompts .forget").bounding_box()
+        around = page.locator("#prompts").bounding_box()
+        assert forget["x"] + forget["width"] <= around["x"] + around["width"]
+        page.click("#prompts .forget")
+        expect(page.locator("#prompts li")).to_have_count(0)
+
     def test_options_of_a_preset_without_a_field_are_shown_sent_and_removed(self, page, client):
         options = {"negative_prompt": "rain", "metadata": {"team": "x"}, "seed": 7, "prompt": "a red ball"}
         client.put("/presets/calm", json=options)

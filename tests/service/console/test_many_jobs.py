@@ -174,6 +174,13 @@ def test_many_new_jobs_leave_no_gap_in_the_list(page, client, copy_job):
     assert shown_ids(page) == [*copies, old]
 
 
+@pytest.mark.parametrize("jobs", [NUM_JOBS], indirect=True)
+def test_search_that_finds_nothing_in_many_jobs_says_so(page, jobs):
+    page.fill("[name=text]", "nothing")
+    expect(page.locator("#nothing")).to_be_visible(timeout=30_000)
+    expect(page.locator("#more")).to_be_hidden()
+
+
 def test_jobs_that_end_together_are_announced_in_one_sentence(live, browser, client):
     with opened(browser, f"http://127.0.0.1:{live}/") as page:
         ids = [
