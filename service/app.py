@@ -130,7 +130,10 @@ def _add_routes(app: FastAPI, *, with_ops: bool) -> None:
     )
     _include(app, job_routers, api_key, error_responses(401, 422, 429))
     _include(app, (openai_routes.router, models.router), api_key, openai_error_responses(400, 401, 429))
-    _include(app, (console_routes.router, console_session.router))
+    _include(app, (console_session.router,))
+    _include(
+        app, (console_routes.router,), allows_any_query=True
+    )  # links to a page get parameters for statistics
     if with_ops:
         _include(app, _OPS_ROUTERS)
 
@@ -140,9 +143,12 @@ def _include(
     routers: Iterable[APIRouter],
     dependencies: Sequence[params.Depends] = (),
     responses: dict[int | str, dict[str, Any]] | None = None,
+    *,
+    allows_any_query: bool = False,
 ) -> None:
     responses = error_responses(422) if responses is None else responses
-    dependencies = [*dependencies, Depends(check_query)]
+    if not allows_any_query:
+        dependencies = [*dependencies, Depends(check_query)]
     for router in routers:
         for part in (router, head_routes(router)):
             app.include_router(part, dependencies=dependencies, responses=responses)

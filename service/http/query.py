@@ -1,7 +1,7 @@
 """Refuse query parameters that a route does not have, as unknown fields of a body are refused.
 
 A misspelled filter would otherwise return more than was asked for. OpenAI's clients send no others than those
-that the routes under `/v1/` have.
+that the routes under `/v1/` have. The console's page and its files are served with any.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Query parameters that a route does not have are refused, on every route."""
+"""Query parameters that a route does not have are refused, on every route but those of the console's page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.service.openapi.test_schema import OPERATIONS
 
 ROUTES = [
     *OPERATIONS,
-    *(("get", path) for path in ("/", "/session", "/docs", "/openapi.json", "/console/style.css")),
+    *(("get", path) for path in ("/session", "/docs", "/openapi.json")),
     *(("head", path) for path in ("/livez", "/jobs")),
 ]
 
@@ -27,6 +27,12 @@ def test_unknown_parameter_is_refused(client, order, method, path):
         assert error["code"] == "invalid_request"
         assert error["param" if path.startswith("/v1/") else "field"] == "state"
     assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
+
+
+@pytest.mark.parametrize("path", ["/", "/console/style.css"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_console_is_served_with_any_parameter(client, method, path):
+    assert client.request(method, path, params={"utm_source": "x"}).status_code == 200
 
 
 def test_refusal_names_the_parameters_of_the_route(client):
