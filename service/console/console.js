@@ -26,8 +26,11 @@ let isDown = false; // the last call found that the service could not be reached
 async function refresh() {
   try {
     await list.refresh();
-    $("locked").hidden = true;
-    if (isDown) { isDown = false; if (!signedIn) await loadSession(); }
+    if (isDown || !$("locked").hidden) {
+      isDown = false;
+      $("locked").hidden = true;
+      if (!signedIn) await loadSession();
+    }
     const ready = (await send("/readyz?workers=1")).ok;
     health(ready, ready ? "ready" : "no worker is ready; new jobs wait");
     if (!isCapabilityKnown) await loadCapability();
@@ -40,6 +43,7 @@ function showOutage(error) {
     if ($("locked").hidden) showKeyForm(); // once: it can be closed
     $("locked").hidden = false;
     $("empty").hidden = true;
+    showSession(null); // it has ended
   }
   const reason = error.status === 401 ? "an API key is required" : error.message;
   health(false, isDown ? `${reason}; trying again` : reason);
@@ -102,7 +106,7 @@ $("key").addEventListener("submit", (event) => {
   $("key").reset();
   run($("key").querySelector("button"), async () => {
     showProblem("", "key-problem");
-    await (key ? session.signIn(key) : session.signOut());
+    await session.signIn(key);
     showKeyForm(false);
     $("keys").focus();
     await loadSession();
@@ -111,9 +115,20 @@ $("key").addEventListener("submit", (event) => {
   }, "key-problem");
 });
 
+$("sign-out").addEventListener("click", () => run($("sign-out"), async () => {
+  await session.signOut();
+  location.reload(); // leaves nothing of the owner on the page
+}));
+
 async function loadSession() {
-  signedIn = await session.current();
+  showSession(await session.current());
   if (signedIn) library.open(signedIn.owner).catch(() => {}); // what could not be moved is moved at the next visit
+}
+
+function showSession(current) {
+  signedIn = current;
+  $("account").hidden = !signedIn?.owner; // without API keys there is no owner
+  $("signed-in").textContent = signedIn?.is_admin ? `${signedIn.owner} (admin)` : signedIn?.owner;
   showOwners(Boolean(signedIn?.is_admin && signedIn.owner));
   const high = form.elements.priority.querySelector("[value=high]");
   high.disabled = signedIn?.may_order_high === false;

@@ -151,10 +151,23 @@ class TestInABrowser:
         assert "Bearer $LONGCAT_API_KEY" in page.evaluate("navigator.clipboard.readText()")
         video = page.locator("video[src]")
         assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
-        page.click("text=API key")
-        page.keyboard.press("Enter")
+        expect(page.locator("#signed-in")).to_have_text("me")
+        page.click("text=Sign out")
         page.wait_for_selector("text=an API key is required")
         assert page.locator(".job").count() == 0
+        expect(page.locator("#signed-in")).to_be_hidden()
+        expect(page.locator("#sign-out")).to_be_hidden()
+
+    def test_page_shows_that_a_session_has_ended(self, page, redis):
+        key = ApiKeys(redis).create("me")
+        page.reload()
+        page.fill("#key-text", key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#signed-in")).to_have_text("me")
+        ApiKeys(redis).revoke(key.split("_")[1])
+        page.evaluate("window.dispatchEvent(new Event('online'))")
+        page.wait_for_selector("text=an API key is required")
+        expect(page.locator("#sign-out")).to_be_hidden()
 
     def test_segments_are_shown_for_long_videos_only(self, page):
         assert page.locator("[name=num_segments]").is_hidden()
@@ -317,7 +330,9 @@ class TestInABrowser:
         page.reload()
         page.click("text=Copy as curl")
         expect(page.locator("#copying")).to_be_visible()
-        selected = page.locator("#copied-text").evaluate("t => t.value.slice(t.selectionStart, t.selectionEnd)")
+        selected = page.locator("#copied-text").evaluate(
+            "t => t.value.slice(t.selectionStart, t.selectionEnd)"
+        )
         assert selected.startswith("curl http") and '"a red ball"' in selected
         assert page.evaluate("document.activeElement.id") == "copied-text"
         page.keyboard.press("Escape")
@@ -495,12 +510,14 @@ class TestInABrowser:
         page.fill("#key-text", keys.create("ops", admin=True))
         page.click("#key >> text=Sign in")
         expect(page.locator(".owner")).to_have_text(["bob", "alice"])
+        expect(page.locator("#signed-in")).to_have_text("ops (admin)")
         page.fill("[name=owner]", "alice")
         expect(page.locator(".prompt")).to_have_text(["of alice"])
         page.click("#keys")
         page.fill("#key-text", keys.create("bob"))
         page.click("#key >> text=Sign in")
         expect(page.locator(".prompt")).to_have_text(["of bob"])
+        expect(page.locator("#signed-in")).to_have_text("bob")
         expect(page.locator("[name=owner]")).to_be_hidden()
         expect(page.locator(".owner")).to_be_hidden()
 

@@ -174,8 +174,8 @@ def test_console_explains_that_the_key_does_not_allow_high_priority(page, live, 
             "(off) => document.querySelector('[value=high]').disabled === off", arg=not allowed
         )
         assert high.text_content() == ("high" if allowed else "high: not allowed for this key")
-        page.click("#keys")
-        page.click("text=Sign in")
+        page.click("#sign-out")
+        page.wait_for_selector("text=an API key is required")
 
 
 def test_console_reports_an_invalid_key(page, live, redis):
