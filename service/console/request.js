@@ -229,9 +229,22 @@ export function startFrom(chosen, job, task) {
 
 function changed() {
   fitTask();
+  showSeed();
   warnOfWords();
   saveDraft();
 }
+
+// A seed that was taken over from a job is among the options, out of sight: the same request makes the same video again.
+function showSeed() {
+  const seed = fields.seed.value;
+  $("fixed-seed").hidden = !seed;
+  $("fixed-seed-text").textContent = `Seed ${seed}`;
+}
+
+$("forget-seed").addEventListener("click", () => {
+  enter({ seed: "" });
+  fields.prompt.focus();
+});
 
 function fitTask() {
   const isLong = fields.task.value === "long_video";

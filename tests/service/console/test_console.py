@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 
 from jobs.record import Progress
 from jobs.registration import GroupRegistration
+from model.spec.params import MAX_SEED
 from service.console import routes
 from service.keys.api_keys import ApiKeys
 from tests.service.conftest import CAPABILITY
@@ -333,7 +334,8 @@ class TestInABrowser:
         selected = page.locator("#copied-text").evaluate(
             "t => t.value.slice(t.selectionStart, t.selectionEnd)"
         )
-        assert selected.startswith("curl http") and '"a red ball"' in selected
+        assert selected.startswith("curl http")
+        assert '"a red ball"' in selected
         assert page.evaluate("document.activeElement.id") == "copied-text"
         page.keyboard.press("Escape")
         expect(page.locator("[data-action=curl]")).to_be_focused()
@@ -406,6 +408,26 @@ class TestInABrowser:
         page.click("text=Generate")
         page.wait_for_selector(f".job:nth-child(2) >> text=Seed {seed}")
         assert [job["request"]["seed"] for job in client.get("/jobs").json()["jobs"]] == [seed, seed]
+
+    def test_whole_seed_is_visible(self, page):
+        page.click("text=More options")
+        for width in (390, 1280):
+            page.set_viewport_size({"width": width, "height": 844})
+            page.fill("[name=seed]", str(MAX_SEED))
+            assert page.locator("[name=seed]").evaluate("field => field.scrollWidth <= field.clientWidth")
+
+    def test_seed_of_an_edited_job_is_shown_and_can_be_made_random(self, page, client):
+        client.post("/generate", json={"prompt": "a red ball", "seed": 7})
+        page.reload()
+        assert page.locator("#fixed-seed").is_hidden()
+        page.click("text=Edit")
+        expect(page.locator("#fixed-seed")).to_contain_text("Seed 7")
+        expect(page.locator("[name=seed]")).to_be_hidden()
+        page.click("text=Random seed")
+        assert page.locator("#fixed-seed").is_hidden()
+        page.click("text=Generate")
+        page.wait_for_selector(".job:nth-child(2)")
+        assert client.get("/jobs").json()["jobs"][0]["request"]["seed"] != 7
 
     def test_user_requests_several_videos_by_a_time(self, page, client):
         page.fill("textarea", "a red ball")
