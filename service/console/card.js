@@ -52,9 +52,11 @@ export function fill(card, job) {
   part("time").title = new Date(job.created_at).toLocaleString();
   part("time").textContent = ago(job.created_at);
   part(".prompt").textContent = prompt(job);
-  part(".facts").textContent = [numberInBatch(job), deadline(job), cost(job)].filter(Boolean).join(" · ");
+  part(".facts").textContent = [deadline(job), cost(job)].filter(Boolean).join(" · ");
   part(".seed").textContent = `Seed ${job.request.seed}`;
   part(".owner").textContent = job.owner;
+  part(".batch").hidden = !job.batch;
+  part(".batch").textContent = numberInBatch(job);
   part(".going").hidden = ended;
   part("progress").value = job.progress?.fraction ?? 0;
   part(".phase").textContent = state(job);

@@ -1,6 +1,7 @@
 // The console uses the same API as any other client. This module connects the parts of the page.
 
 import { call, callOrNull, isOutage, NetworkError, post, send } from "./api.js";
+import * as batch from "./batch.js";
 import * as card from "./card.js";
 import * as clipboard from "./clipboard.js";
 import * as compare from "./compare.js";
@@ -219,6 +220,7 @@ const ACTIONS = {
   cancel: async (job) => list.show(await post(`/jobs/${job.id}/cancel`)),
   repeat: async (job, { shown }) => showQueued(
     await order(`/jobs/${job.id}/retry`, { seed: null }), shown.querySelector(".queued")),
+  batch: (job) => batch.open(job.batch.id),
   edit: (job) => request.enterJob(job),
   continue: (job) => request.startFrom(
     { field: "video", value: { job: job.id }, label: "The end of that video" }, job, "video_continuation"),
@@ -245,6 +247,8 @@ function act(name, shown, button) {
     }
   });
 }
+
+$("cancel-batch").addEventListener("click", ({ target }) => run(target, batch.cancel));
 
 // A grid of videos, or a list
 

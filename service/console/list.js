@@ -64,6 +64,7 @@ export function start(callbacks) {
 // Forget all jobs and load the first page.
 export async function reload() {
   generation += 1;
+  $("batch").hidden = !$("filter").elements.batch.value;
   for (const id of [...cards.keys()]) remove(id);
   next = null;
   await refresh().catch(onError);

@@ -12,6 +12,7 @@ router = APIRouter(include_in_schema=False)
 
 Asset = Literal[
     "api.js",
+    "batch.js",
     "card.js",
     "clipboard.js",
     "compare.js",

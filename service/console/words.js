@@ -65,7 +65,7 @@ export function deadline({ deadline_at, deadline_met, finished_at }, now = Date.
 
 // Which of the videos of one request this is.
 export function numberInBatch({ id, batch }) {
-  return batch ? `video ${batch.job_ids.indexOf(id) + 1} of ${batch.job_ids.length}` : "";
+  return batch ? `Video ${batch.job_ids.indexOf(id) + 1} of ${batch.job_ids.length}` : "";
 }
 
 // What a job costs: as expected until it has ended, then as it was.

@@ -67,6 +67,28 @@ def show_edited_job(page, client, **_):
     page.click("text=Edit")
 
 
+def show_batch(page, client, **_):
+    client.post("/generate", json={"prompt": "a red ball", "num_videos": 2})
+    refresh(page)
+    page.click("text=Video 1 of 2")
+    page.wait_for_selector("#batch:not([hidden])")
+
+
+def show_queued_job(page, **_):
+    page.fill("textarea", "a red ball")
+    page.select_option("[name=status]", "succeeded")
+    page.click("text=Generate")
+    page.wait_for_selector("#queued:not([hidden])")
+
+
+def show_account(page, redis, **_):
+    key = ApiKeys(redis).create("me", admin=True)
+    page.reload()
+    page.fill("#key-text", key)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#account:not([hidden])")
+
+
 def show_refusal(page, **_):
     page.fill("textarea", "a red ball")
     page.fill("[name=size]", "65x96")
@@ -126,6 +148,9 @@ STATES = [
     show_grid,
     show_all_options,
     show_edited_job,
+    show_batch,
+    show_queued_job,
+    show_account,
     show_refusal,
     show_selection,
     show_comparison,

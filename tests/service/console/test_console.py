@@ -437,10 +437,28 @@ class TestInABrowser:
         page.fill("[name=deadline_s]", "600")
         page.click("text=Generate")
         page.wait_for_selector(".job:nth-child(3)")
-        assert page.locator(".facts").all_text_contents() == [
-            f"video {number} of 3 · wanted in 10 min" for number in (3, 2, 1)
-        ]
+        assert page.locator(".batch").all_text_contents() == [f"Video {number} of 3" for number in (3, 2, 1)]
+        assert page.locator(".facts").all_text_contents() == ["wanted in 10 min"] * 3
         assert [job["request"]["seed"] for job in client.get("/jobs").json()["jobs"]] == [9, 8, 7]
+
+    def test_videos_of_one_request_are_listed_and_cancelled_together(self, page, worker, client):
+        client.post("/generate", json={"prompt": "a red ball", "num_videos": 3})
+        client.post("/generate", json={"prompt": "a blue cube"})
+        page.reload()
+        page.wait_for_selector(".job:nth-child(4)")
+        assert page.locator(".job:nth-child(1) .batch").is_hidden()
+        self.finish(worker)
+        page.click("text=Video 2 of 3")
+        expect(page.locator(".job .batch")).to_have_text(["Video 3 of 3", "Video 2 of 3", "Video 1 of 3"])
+        expect(page.locator("#leave-batch")).to_be_focused()
+        page.click("text=Cancel all")
+        expect(page.locator(".job[data-status=cancelled]")).to_have_count(2)
+        expect(page.locator(".job[data-status=succeeded]")).to_have_count(1)
+        expect(page.locator("#cancel-batch")).to_be_hidden()
+        page.click("text=Show all jobs")
+        expect(page.locator(".job")).to_have_count(4)
+        expect(page.locator("#batch")).to_be_hidden()
+        assert page.locator(".job[data-status=queued] .prompt").all_text_contents() == ["a blue cube"]
 
     def test_user_edits_the_request_of_a_job(self, page, client, tmp_path):
         (tmp_path / "cat.png").write_bytes(encoded(picture()))
