@@ -118,6 +118,7 @@ $("key").addEventListener("submit", (event) => {
 
 $("sign-out").addEventListener("click", () => run($("sign-out"), async () => {
   await session.signOut();
+  request.forgetDraft();
   location.reload(); // leaves nothing of the owner on the page
 }));
 

@@ -259,6 +259,10 @@ function saveDraft() {
   sessionStorage.setItem(DRAFT, JSON.stringify({ entered, extra }));
 }
 
+export function forgetDraft() {
+  sessionStorage.removeItem(DRAFT);
+}
+
 function restoreDraft() {
   const { entered = [], ...draft } = JSON.parse(sessionStorage.getItem(DRAFT) ?? "{}");
   const values = Object.fromEntries(entered);

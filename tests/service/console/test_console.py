@@ -156,6 +156,7 @@ class TestInABrowser:
         page.click("text=Sign out")
         page.wait_for_selector("text=an API key is required")
         assert page.locator(".job").count() == 0
+        assert page.input_value("textarea") == ""
         expect(page.locator("#signed-in")).to_be_hidden()
         expect(page.locator("#sign-out")).to_be_hidden()
 
@@ -169,6 +170,10 @@ class TestInABrowser:
         page.evaluate("window.dispatchEvent(new Event('online'))")
         page.wait_for_selector("text=an API key is required")
         expect(page.locator("#sign-out")).to_be_hidden()
+        key = ApiKeys(redis).create("other")
+        page.request.post(f"{page.url}session", headers={"Authorization": f"Bearer {key}"})  # as another tab
+        page.evaluate("window.dispatchEvent(new Event('online'))")
+        expect(page.locator("#signed-in")).to_have_text("other")
 
     def test_segments_are_shown_for_long_videos_only(self, page):
         assert page.locator("[name=num_segments]").is_hidden()
