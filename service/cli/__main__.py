@@ -18,6 +18,7 @@ import shtab
 from pydantic import ValidationError
 
 from longcat_video_client import Client, Job, JobCancelled, JobFailed, LongCatVideoError, RetryPolicy
+from longcat_video_client.downloads import check_destination
 from service.cli.arguments import options_of_video, parser
 from service.cli.errors import EXIT_CODES, FileError, exit_code_of, file_errors
 from service.cli.progress import ProgressBar, describe_stage
@@ -82,7 +83,8 @@ def _request(
     client: Client, arguments: argparse.Namespace, submit: Callable[..., Job], fields: dict[str, Any]
 ) -> None:
     """Submit a job, and unless told otherwise, wait for it and save its video."""
-    _check_output(arguments.output, fields.get("num_videos", 1))
+    if not arguments.no_wait:
+        _check_output(arguments.output, fields.get("num_videos", 1))
     if arguments.json and arguments.output == _STANDARD_OUTPUT:
         raise FileError("cannot write both JSON and a video to standard output")
     with file_errors("read"):
@@ -108,7 +110,7 @@ def _request(
 
 
 def _download(client: Client, arguments: argparse.Namespace) -> None:
-    _check_folder(arguments.output)
+    _check_output(arguments.output)
     _save(client, arguments.job, arguments.output)
 
 
@@ -120,7 +122,7 @@ def _save(client: Client, job_id: str, output: Path | None, *, in_json: bool = F
     if output == _STANDARD_OUTPUT:
         client.jobs.download(job, sys.stdout.buffer)
         return
-    path = output or Path(f"{job_id}.mp4")
+    path = output or _default_output(job_id)
     with file_errors("write", path):
         client.jobs.download(job, path)
     if in_json:
@@ -145,21 +147,22 @@ def _save_all(client: Client, job: Job, output: Path | None, *, in_json: bool) -
         raise failures[0]
 
 
-def _check_output(output: Path | None, num_videos: int) -> None:
+def _check_output(output: Path | None, num_videos: int = 1) -> None:
     """Raise FileError before videos are generated, not after."""
-    _check_folder(output)
-    if output == _STANDARD_OUTPUT and num_videos > 1:
-        raise FileError("cannot write several videos to standard output")
+    if output == _STANDARD_OUTPUT:
+        if num_videos > 1:
+            raise FileError("cannot write several videos to standard output")
+        return
+    path = output or _default_output("JOB")
+    with file_errors("write", path):
+        check_destination(path)
 
 
-def _check_folder(output: Path | None) -> None:
-    """Raise FileError before the video is generated, not after."""
-    if output and not output.parent.is_dir():
-        raise FileError(f"cannot write {output}: there is no folder {output.parent}")
+def _default_output(job_id: str) -> Path:
+    return Path(f"{job_id}.mp4")
 
 
 def _timeline(client: Client, arguments: argparse.Namespace) -> None:
-    _check_folder(arguments.output)
     timelines = [client.jobs.timeline(job_id) for job_id in arguments.jobs]
     events = [event for timeline in timelines for event in timeline["traceEvents"]]
     trace = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
+import re
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -81,6 +83,46 @@ def test_generate_without_output_saves_nothing(service, worker, tmp_path, monkey
     with working(worker, worker.succeed):
         assert service.generate("a red ball").result.num_frames == 17
     assert {path.name for path in tmp_path.iterdir()} == {"upload"}
+
+
+@pytest.mark.parametrize("output", ["no/out.mp4", "."])
+def test_output_that_cannot_be_written_is_noticed_before_anything_is_sent(connect, tmp_path, output):
+    client = connect("http://127.0.0.1:1", retry=RetryPolicy(total_s=0))
+    with pytest.raises(OSError, match=re.escape(repr(str(tmp_path / output)))):
+        client.generate("a", output=tmp_path / output)
+    with pytest.raises(OSError, match=re.escape(repr(str(tmp_path / output)))):
+        client.jobs.download("a", tmp_path / output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_errors_after_the_submission_carry_the_job(service, worker):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with working(worker, worker.succeed), pytest.raises(OSError, match="No space") as caught:
+        service.generate("a red ball", output=Full())
+    [job] = service.jobs.list()
+    assert vars(caught.value)["job_id"] == job.id
+    assert caught.value.__notes__ == [f"submitted as job {job.id}"]
+
+
+def test_errors_of_the_service_after_the_submission_carry_the_job(connect):
+    answers = [sending(JOB, 202), sending(b"{}", 401)]
+
+    def answer(request):
+        request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        answers.pop(0)(request)
+
+    with host(answer) as url, pytest.raises(Unauthorized) as caught:
+        connect(url.removesuffix("/file")).generate("a")
+    assert caught.value.job_id == "a"
+
+
+def test_errors_before_the_submission_carry_no_job(service):
+    with pytest.raises(InvalidRequest) as refused:
+        service.generate("a", num_frames=16)
+    assert refused.value.job_id is None
 
 
 def test_failed_job_raises_its_code_and_whether_a_retry_can_help(service, worker):

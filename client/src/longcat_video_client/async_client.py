@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from longcat_video_client import calls
-from longcat_video_client.downloads import Destination, Download, opened_for_writing
+from longcat_video_client.downloads import Destination, Download, check_destination, opened_for_writing
 from longcat_video_client.errors import (
     ApiError,
     LongCatVideoError,
@@ -22,6 +22,7 @@ from longcat_video_client.errors import (
     RateLimited,
     ServiceUnavailable,
     checked,
+    errors_of_job,
     translated_errors,
 )
 from longcat_video_client.events import Event, JobFollower
@@ -112,19 +113,25 @@ class AsyncClient:
             JobCancelled: the job was cancelled.
             Timeout: the job did not end in time; it continues.
             IncompleteDownload: the video that arrived is not the one that the job made.
-            OSError: a file cannot be read or written.
+            OSError: a file cannot be read, or `output` cannot be written: known before anything is requested,
+                unless the disk gets full.
             TypeError: several videos are requested; `submit` and `jobs.wait_all` make them.
+
+        Exceptions of any kind have the attribute `job_id` once the job was submitted.
         """
         check_single(options)
-        job = await self.submit(prompt, idempotency_key=idempotency_key, extra=extra, **options)
-        if on_update:
-            on_update(job)
-        job = await self.jobs.wait(
-            job.id, on_update=on_update, timeout_s=timeout_s, cancel_on_interrupt=cancel_on_interrupt
-        )
-        job.result_or_raise()
         if output is not None:
-            await self.jobs.download(job, output)
+            check_destination(output)
+        job = await self.submit(prompt, idempotency_key=idempotency_key, extra=extra, **options)
+        with errors_of_job(job.id):
+            if on_update:
+                on_update(job)
+            job = await self.jobs.wait(
+                job.id, on_update=on_update, timeout_s=timeout_s, cancel_on_interrupt=cancel_on_interrupt
+            )
+            job.result_or_raise()
+            if output is not None:
+                await self.jobs.download(job, output)
         return job
 
     async def submit(
@@ -330,6 +337,7 @@ class AsyncJobs:
             IncompleteDownload: the video that arrived is not the one that the job made.
             OSError: the file cannot be written.
         """
+        check_destination(destination)
         download = Download(await self.get(job) if isinstance(job, str) else job, self._connection.retry)
         with opened_for_writing(destination) as file:
             while not download.is_complete:

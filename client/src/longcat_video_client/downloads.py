@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -105,6 +106,26 @@ class Download:
         return IncompleteDownload(f"the video of job {self._job_id} did not arrive whole")
 
 
+def check_destination(destination: Destination) -> None:
+    """Check that the video can be saved, before it is made or downloaded.
+
+    Raises:
+        OSError: the path is a folder, or no file can be created beside it.
+    """
+    if not isinstance(destination, (str, os.PathLike)):
+        return
+    path = Path(destination)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    part = _part_of(path)
+    try:
+        part.touch(exist_ok=False)
+        part.unlink()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 @contextmanager
 def opened_for_writing(destination: Destination) -> Iterator[IO[bytes]]:
     """Yield a file for the video. A path gets it when the context ends without an error, in one step.
@@ -116,10 +137,15 @@ def opened_for_writing(destination: Destination) -> Iterator[IO[bytes]]:
         yield destination
         return
     path = Path(destination)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    part = _part_of(path)
     try:
         with part.open("xb") as file:
             yield file
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    """Return a new name beside the path, for the part of the video that has arrived."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -11,7 +12,13 @@ import httpx
 
 
 class LongCatVideoError(Exception):
-    """Base class of all errors that this package raises on its own."""
+    """Base class of all errors that this package raises on its own.
+
+    Attributes:
+        job_id: the job that the error is about, None if there is none.
+    """
+
+    job_id: str | None = None
 
 
 class ApiError(LongCatVideoError):
@@ -179,6 +186,21 @@ def translated_errors() -> Iterator[None]:
         raise ServiceUnavailable(_describe(error), code="unreachable") from error
     except (httpx.RequestError, httpx.InvalidURL) as error:
         raise UnexpectedReply(_describe(error)) from error
+
+
+@contextmanager
+def errors_of_job(job_id: str) -> Iterator[None]:
+    """Give each exception that leaves the context the attribute `job_id`, and a note (from Python 3.11 on).
+
+    Without them, a job whose submission the caller did not see would be lost to him.
+    """
+    try:
+        yield
+    except BaseException as error:
+        vars(error)["job_id"] = job_id
+        if sys.version_info >= (3, 11) and job_id not in str(error):
+            error.add_note(f"submitted as job {job_id}")
+        raise
 
 
 def retry_after_s(response: httpx.Response) -> float | None:

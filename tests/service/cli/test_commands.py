@@ -398,13 +398,22 @@ class TestExitCodes:
         ran = at_service("generate", "a", "--image", tmp_path / "no.png", "--no-wait")
         assert (ran.code, "cannot read" in ran.err) == (6, True)
 
-    def test_6_unwritable_output_is_noticed_before_submission(self, at_service, tmp_path):
-        assert at_service("generate", "a", "-o", tmp_path / "no" / "out.mp4").code == 6
+    @pytest.mark.parametrize("output", ["no/out.mp4", "."])
+    def test_6_unwritable_output_is_noticed_before_submission(self, at_service, tmp_path, output):
+        ran = at_service("generate", "a", "-o", tmp_path / output)
+        assert (ran.code, ran.err.startswith(f"cannot write {tmp_path / output}: ")) == (6, True)
         assert at_service("list").out == ""
 
-    def test_6_output_is_a_folder(self, at_service, worker, tmp_path):
-        with working(worker, worker.succeed):
-            assert at_service("generate", "a", "-o", tmp_path).code == 6
+    def test_6_working_folder_that_is_gone_is_noticed_before_submission(
+        self, at_service, tmp_path, monkeypatch
+    ):
+        folder = tmp_path / "gone"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        folder.rmdir()
+        ran = at_service("generate", "a")
+        assert (ran.code, ran.err) == (6, "cannot write JOB.mp4: No such file or directory\n")
+        assert at_service("generate", "a", "--no-wait").code == 0
 
     def test_130_interrupted(self, run, monkeypatch):
         def interrupted(*_):
