@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from jobs.errors import OutOfMemory
 from longcat_video_client import (
     ApiError,
+    AsyncClient,
     Client,
     Conflict,
     InvalidRequest,
@@ -378,6 +379,13 @@ class TestRefusals:
     def test_key_that_cannot_be_sent_is_reported(self, connect, live):
         with pytest.raises(UnexpectedReply):
             connect(f"http://127.0.0.1:{live}", "a\nb").jobs.get("a")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost:8000", "http://", "ftp://a", "http://a:b", ""])
+def test_url_of_no_service_is_refused_at_once(kind, url):
+    with pytest.raises(ValueError, match=f"^'{url}' is no URL"):
+        kind(url)
 
 
 def test_threads_may_share_a_client(live, redis):

@@ -43,7 +43,7 @@ class AsyncClient:
     Use it as a context manager, or call `close`.
 
     Args:
-        base_url: the URL of the service.
+        base_url: the URL of the service, which begins with http:// or https://.
         api_key: sent with each request; None for a service without keys.
         retry: how long requests are sent again after temporary errors. Every request is safe to repeat.
         request_timeout_s: the longest silence of the service within one request.
@@ -51,6 +51,9 @@ class AsyncClient:
 
     Methods raise the errors of `longcat_video_client.errors`: an ApiError if the service refuses a request,
     and ServiceUnavailable if it could not be reached for as long as `retry` says.
+
+    Raises:
+        ValueError: `base_url` is no URL of a service.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class AsyncClient:
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.AsyncClient(
-            base_url=base_url,
+            base_url=calls.service_url(base_url),
             headers=headers,
             timeout=request_timeout_s,
             limits=calls.CONNECTION_LIMITS,

@@ -54,6 +54,17 @@ class Call:
         }
 
 
+def service_url(text: str) -> httpx.URL:
+    """Return the URL of a service. Raise ValueError unless its scheme is http or https, and it has a host."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{text!r} is no URL: {error}") from error
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(f"{text!r} is no URL of a service, such as http://127.0.0.1:8000")
+    return url
+
+
 def generate(body: GenerateBody, idempotency_key: str | None) -> Call:
     """Submit a job. The key makes the call safe to repeat."""
     headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}

@@ -41,7 +41,7 @@ class Client:
     """A client of one service, which threads may share. Use it as a context manager, or call `close`.
 
     Args:
-        base_url: the URL of the service.
+        base_url: the URL of the service, which begins with http:// or https://.
         api_key: sent with each request; None for a service without keys.
         retry: how long requests are sent again after temporary errors. Every request is safe to repeat.
         request_timeout_s: the longest silence of the service within one request.
@@ -49,6 +49,9 @@ class Client:
 
     Methods raise the errors of `longcat_video_client.errors`: an ApiError if the service refuses a request,
     and ServiceUnavailable if it could not be reached for as long as `retry` says.
+
+    Raises:
+        ValueError: `base_url` is no URL of a service.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Client:
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(
-            base_url=base_url,
+            base_url=calls.service_url(base_url),
             headers=headers,
             timeout=request_timeout_s,
             limits=calls.CONNECTION_LIMITS,
