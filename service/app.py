@@ -10,7 +10,6 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, params
@@ -48,6 +47,7 @@ from service.ops.storage_probe import StorageProbe
 from service.presets import routes as preset_routes
 from service.settings import Settings
 from service.usage import routes as usage_routes
+from service.version import installed_version
 from service.webhooks import routes as webhook_routes
 from service.webhooks.delivery_worker import DeliveryWorker
 from service.webhooks.signing import Signer
@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = DocumentedAPI(
         title="LongCat-Video",
         summary="Prompts and images in, videos out.",
-        version=_version(),
+        version=installed_version(),
         lifespan=_lifespan,
         redirect_slashes=False,
         openapi_url=None,  # `service.openapi.docs` serves the document and a page without external assets
@@ -190,10 +190,3 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     backend.redis.close()
     close_tracing(app.state.tracing)
-
-
-def _version() -> str:
-    try:
-        return version("longcat-video-service")
-    except PackageNotFoundError:  # run from a source folder without installation
-        return "0"

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import shtab
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from longcat_video_client import Client, Job, JobCancelled, JobFailed, LongCatVideoError, RetryPolicy
 from longcat_video_client.downloads import check_destination
 from service.cli.arguments import options_of_video, parser
 from service.cli.errors import EXIT_CODES, FileError, exit_code_of, file_errors
+from service.cli.outage import OutageNotice
 from service.cli.progress import ProgressBar, describe_stage
 from service.cli.settings import CliSettings
 
@@ -44,7 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
     key = settings.api_key.get_secret_value() if settings.api_key else None
     try:
         _read_standard_input(arguments)
-        with Client(str(settings.url), key, retry=RetryPolicy(total_s=arguments.patience)) as client:
+        retry = RetryPolicy(total_s=arguments.patience, on_retry=OutageNotice(str(settings.url), sys.stderr))
+        with Client(str(settings.url), key, retry=retry) as client:
             _COMMANDS[arguments.command](client, arguments)
         sys.stdout.flush()
     except (LongCatVideoError, FileError) as error:
@@ -186,6 +188,11 @@ def _cancel(client: Client, arguments: argparse.Namespace) -> None:
         print(job.status)
 
 
+def _delete(client: Client, arguments: argparse.Namespace) -> None:
+    for job_id in arguments.jobs:
+        client.jobs.delete(job_id)
+
+
 def _list(client: Client, arguments: argparse.Namespace) -> None:
     jobs = list(
         client.jobs.list(
@@ -218,6 +225,10 @@ def _usage(client: Client, arguments: argparse.Namespace) -> None:
         print(each.day, f"{each.gpu_s:.1f} s", *costs, each.owner, sep="  ")
 
 
+def _capability(client: Client, _: argparse.Namespace) -> None:
+    _print_json(_as_json(client.capability()))
+
+
 def _presets(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.action == "save":
         fields = options_of_video(arguments)
@@ -232,8 +243,8 @@ def _presets(client: Client, arguments: argparse.Namespace) -> None:
             print(preset.name, json.dumps(preset.options, ensure_ascii=False), sep="  ")
 
 
-def _as_json(job: Job) -> dict[str, Any]:
-    return job.model_dump(mode="json", exclude_unset=True)
+def _as_json(reply: BaseModel) -> dict[str, Any]:
+    return reply.model_dump(mode="json", exclude_unset=True)
 
 
 def _print_json(value: object) -> None:
@@ -281,8 +292,10 @@ _COMMANDS = {
     "timeline": _timeline,
     "status": _status,
     "cancel": _cancel,
+    "delete": _delete,
     "list": _list,
     "usage": _usage,
+    "capability": _capability,
     "presets": _presets,
 }
 

@@ -18,6 +18,7 @@ from jobs.record import Status
 from longcat_video_client import JobVideo
 from model.spec.arguments import add_arguments, options_of
 from model.spec.params import Task
+from service.version import installed_version
 
 EXIT_CODES = """exit codes:
   0  done
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    root.add_argument("--version", action="version", version=f"longcat {installed_version()}")
     root.add_argument("--url", help="URL of the service; default: LONGCAT_URL, or http://127.0.0.1:8000")
     root.add_argument("--api-key", help="default: LONGCAT_API_KEY")
     root.add_argument(
@@ -84,6 +86,10 @@ def parser() -> argparse.ArgumentParser:
     cancel = commands.add_parser("cancel", help="stop a job")
     cancel.add_argument("job")
     cancel.add_argument("--batch", action="store_true", help="stop all jobs that were requested with it")
+    delete = commands.add_parser(
+        "delete", help="remove jobs and their videos; running ones are stopped first"
+    )
+    delete.add_argument("jobs", nargs="+", metavar="job")
     download = commands.add_parser("download", help="wait for a job and save its video")
     download.add_argument("job")
     _add_output(download)
@@ -106,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--limit", type=int, default=20)
     _add_json(listing)
     _add_json(commands.add_parser("usage", help="show the GPU time and the cost of each day"))
+    commands.add_parser("capability", help="show what can be requested as JSON")
     completion = commands.add_parser("completion", help="print a script that completes commands in a shell")
     completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     return root

@@ -10,6 +10,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -312,6 +313,29 @@ class TestRetries:
             connect(url.removesuffix("/file"), retry=policy).jobs.get("a")
         bounds = [(0.75, 1.0), (1.5, 2.0), (3.0, 4.0), (3.75, 5.0)]
         assert all(low <= pause <= high for pause, (low, high) in zip(slept, bounds, strict=True)), slept
+
+    def test_each_retry_is_told_with_its_delay(self, connect, slept):
+        told = []
+        policy = RetryPolicy(on_retry=lambda error, delay_s: told.append((error.status, delay_s)))
+        answers = [retry_after("7", 503), retry_after("8", 429), sending(JOB)]
+        with host(lambda request: answers.pop(0)(request)) as url:  # noqa: PLW0108 - another one each time
+            connect(url.removesuffix("/file"), retry=policy).jobs.get("a")
+        assert told == [(503, 7.0), (429, 8.0)]
+        assert slept == [7.0, 8.0]
+
+    def test_connection_is_awaited_for_seconds_only(self):
+        asked = []
+
+        def answer(request):
+            asked.append(request.extensions["timeout"])
+            return httpx.Response(200, content=JOB.replace(b"queued", b"failed"))
+
+        for request_timeout_s in (60.0, 0.5):
+            transport = httpx.MockTransport(answer)
+            with Client("http://fake", request_timeout_s=request_timeout_s, transport=transport) as client:
+                client.jobs.get("a")
+                client.jobs.wait("a")
+        assert {(each["connect"], each["read"]) for each in asked} == {(5.0, 60.0), (0.5, 0.5)}
 
     def test_date_in_retry_after_is_understood(self, connect):
         at = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)

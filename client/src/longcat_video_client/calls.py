@@ -21,6 +21,8 @@ from longcat_video_client.options import GenerateBody, new_idempotency_key
 CONNECTION_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 """Every wait for a job holds a connection, so no number of them is too large."""
 
+_CONNECT_TIMEOUT_S = 5.0
+
 MAX_PAGE_SIZE = 100
 JOB_NOT_FOUND = "job_not_found"
 PRESET_NOT_FOUND = "preset_not_found"
@@ -63,6 +65,11 @@ def service_url(text: str) -> httpx.URL:
     if url.scheme not in {"http", "https"} or not url.host:
         raise ValueError(f"{text!r} is no URL of a service, such as http://127.0.0.1:8000")
     return url
+
+
+def timeouts(request_timeout_s: float) -> httpx.Timeout:
+    """Return the timeouts of a request. One that cannot connect is given up early, since it is sent again."""
+    return httpx.Timeout(request_timeout_s, connect=min(request_timeout_s, _CONNECT_TIMEOUT_S))
 
 
 def generate(body: GenerateBody, idempotency_key: str | None) -> Call:

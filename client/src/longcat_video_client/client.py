@@ -44,7 +44,8 @@ class Client:
         base_url: the URL of the service, which begins with http:// or https://.
         api_key: sent with each request; None for a service without keys.
         retry: how long requests are sent again after temporary errors. Every request is safe to repeat.
-        request_timeout_s: the longest silence of the service within one request.
+        request_timeout_s: the longest silence of the service within one request. A connection
+            is awaited for 5 s.
         transport: replaces the network, for tests (`longcat_video_client.testing`).
 
     Methods raise the errors of `longcat_video_client.errors`: an ApiError if the service refuses a request,
@@ -67,11 +68,11 @@ class Client:
         self._http = httpx.Client(
             base_url=calls.service_url(base_url),
             headers=headers,
-            timeout=request_timeout_s,
+            timeout=calls.timeouts(request_timeout_s),
             limits=calls.CONNECTION_LIMITS,
             transport=transport,
         )
-        self._connection = _Connection(self._http, retry)
+        self._connection = _Connection(self._http, retry, request_timeout_s)
         self.jobs = Jobs(self._connection)
         self.presets = Presets(self._connection)
 
@@ -399,9 +400,10 @@ class Presets:
 class _Connection:
     """Sends calls, again after temporary errors."""
 
-    def __init__(self, http: httpx.Client, retry: RetryPolicy) -> None:
+    def __init__(self, http: httpx.Client, retry: RetryPolicy, request_timeout_s: float) -> None:
         self.retry = retry
         self._http = http
+        self._request_timeout_s = request_timeout_s
 
     def attempts(self, deadline: Deadline | None = None) -> Attempts:
         """Return the attempts of a new call."""
@@ -429,10 +431,10 @@ class _Connection:
             ApiError: the service refused the request, or cannot be reached.
             UnexpectedReply: there is no usable response.
         """
-        timeout_s = self._http.timeout.read
-        if deadline and timeout_s:
+        timeout_s = self._request_timeout_s
+        if deadline:
             timeout_s = deadline.limit(timeout_s)
-        arguments = call.arguments({"timeout": timeout_s})
+        arguments = call.arguments({"timeout": calls.timeouts(timeout_s)})
         follow_redirects = arguments.pop("follow_redirects")
         with translated_errors():
             request = self._http.build_request(**arguments)

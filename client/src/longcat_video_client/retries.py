@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from longcat_video_client.errors import RateLimited, ServiceUnavailable, Timeout
+from longcat_video_client.errors import ApiError, RateLimited, ServiceUnavailable, Timeout
 
 _GROWTH = 2.0
 
@@ -16,11 +17,13 @@ class RetryPolicy:
     """Limits of retries: failed requests are sent again for `total_s`; 0 turns retries off.
 
     The delays grow from `first_delay_s` to `max_delay_s`. A longer `Retry-After` of the service is respected.
+    Before each delay, `on_retry` is called with the error and the seconds until the next attempt.
     """
 
     total_s: float = 60.0
     first_delay_s: float = 0.5
     max_delay_s: float = 8.0
+    on_retry: Callable[[ApiError, float], object] | None = None
 
 
 class Attempts:
@@ -54,7 +57,11 @@ class Attempts:
         if asked_s >= left_s:
             raise error
         delay_s = max(asked_s, min(delay_s, left_s))
-        return self._deadline.limit(delay_s) if self._deadline else delay_s
+        if self._deadline:
+            delay_s = self._deadline.limit(delay_s)
+        if self._policy.on_retry:
+            self._policy.on_retry(error, delay_s)
+        return delay_s
 
 
 class Deadline:

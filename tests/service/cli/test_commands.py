@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +23,9 @@ from service.cli import __main__ as command
 from service.cli import errors
 from service.cli.arguments import EXIT_CODES, options_of_video, parser
 from service.keys.api_keys import ApiKeys
+from service.version import installed_version
 from tests.servers import free_port
+from tests.service.cli.conftest import Ran
 from tests.service.conftest import CAPABILITY
 from tests.service.hosts import host, redirecting, sending
 from tests.service.media import clip, encoded, picture
@@ -297,6 +301,18 @@ class TestOtherCommands:
         assert at_service("download", job, "-o", out).code == 0
         assert out.read_bytes() == b"a video"
 
+    def test_delete_removes_jobs(self, at_service, job):
+        other = at_service("generate", "another", "--no-wait").out.strip()
+        assert at_service("delete", job, other) == Ran(0, "", "")
+        assert at_service("list").out == ""
+        assert at_service("delete", job).code == 3
+
+    def test_capability_prints_what_can_be_requested(self, at_service):
+        assert json.loads(at_service("capability").out)["tasks"] == list(CAPABILITY.tasks)
+
+    def test_version_is_that_of_the_installation(self, run):
+        assert run("--version") == Ran(0, f"longcat {installed_version()}\n", "")
+
     def test_timeline_merges_several_jobs(self, at_service, job, worker, tmp_path):
         jobs = [job, at_service("generate", "another", "--no-wait").out.strip()]
         for _ in jobs:
@@ -317,7 +333,12 @@ class TestCompletion:
     @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
     @pytest.mark.parametrize(
         ("words", "found"),
-        [(["longcat", "gen"], "generate"), (["longcat", "list", "--sta"], "--status")],
+        [
+            (["longcat", "gen"], "generate"),
+            (["longcat", "cap"], "capability"),
+            (["longcat", "--ver"], "--version"),
+            (["longcat", "list", "--sta"], "--status"),
+        ],
     )
     def test_bash_completes_commands_and_options(self, run, tmp_path, words, found):
         script = tmp_path / "completion"
@@ -469,6 +490,20 @@ class TestUrlAndKey:
         assert asked == [None]
 
 
+def retry_later(refusal, seconds):
+    """Return a handler that answers 503 and asks for a pause."""
+
+    def answer(request):
+        content = json.dumps(refusal).encode()
+        request.send_response(503)
+        request.send_header("Retry-After", str(seconds))
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    return answer
+
+
 class TestOutage:
     def test_temporary_errors_are_retried(self, run):
         answers = [sending(b"{}", 503), sending(b"{}", 429), sending(PAGE)]
@@ -479,6 +514,36 @@ class TestOutage:
         with host(answer) as url:
             assert run("--url", url.removesuffix("/file"), "list").code == 0
         assert answers == []
+
+    def test_long_wait_is_told_once(self, run, monkeypatch):
+        pauses: list[float] = []
+        monkeypatch.setattr("longcat_video_client.client.time", SimpleNamespace(sleep=pauses.append))
+        refusal = {"error": {"code": "busy", "message": "too busy"}}
+        answers = [retry_later(refusal, seconds) for seconds in (0, 7, 7)] + [sending(PAGE)]
+
+        def answer(request):
+            answers.pop(0)(request)
+
+        with host(answer) as url:
+            base = url.removesuffix("file")
+            assert run("--url", base, "list") == Ran(0, "", f"waiting for {base}: too busy\n")
+        assert pauses[1:] == [7.0, 7.0]
+
+    def test_short_wait_is_not_told(self, run):
+        answers = [retry_later({}, 0), sending(PAGE)]
+
+        def answer(request):
+            answers.pop(0)(request)
+
+        with host(answer) as url:
+            assert run("--url", url.removesuffix("file"), "list") == Ran(0, "", "")
+
+    def test_silent_service_is_named(self, run, monkeypatch):
+        clock = itertools.count()
+        monkeypatch.setattr("service.cli.outage.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        url = f"http://127.0.0.1:{free_port()}/"
+        ran = run("--url", url, "--patience", 1, "list")
+        assert (ran.code, ran.err.splitlines()[0]) == (4, f"waiting for {url}: no answer")
 
     def test_video_with_a_wrong_checksum_is_not_kept(self, at_service, worker, tmp_path):
         out = tmp_path / "out.mp4"
