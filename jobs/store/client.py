@@ -140,8 +140,9 @@ class JobClient:
         Records that cannot be read are passed over. Raises JobNotFound if the job `after` no longer exists.
         """
         start = None if after is None else Cursor.parse(after)
+        wanted = JobFilter((status,) if status else ())
         with redis_reached():
-            walk = self._indexes().walk(JobFilter(status), limit, start, newest_first=newest_first)
+            walk = self._indexes().walk(wanted, limit, start, newest_first=newest_first)
         return walk.jobs
 
     def filtered_page(

@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple, Self
+from operator import itemgetter
+from typing import NamedTuple, Self
 from unicodedata import normalize
 
 from redis import Redis
@@ -38,13 +39,14 @@ class JobFilter:
     """Conditions on jobs; None is no condition.
 
     Attributes:
+        statuses: one of which the jobs have; none is no condition.
         created_from: the earliest time of submission.
         created_before: the time before which jobs were submitted.
         batch: the id of their batch.
         text: part of one of the prompts, in upper or lower case.
     """
 
-    status: Status | None = None
+    statuses: tuple[Status, ...] = ()
     task: Task | None = None
     created_from: datetime | None = None
     created_before: datetime | None = None
@@ -52,17 +54,17 @@ class JobFilter:
     text: str | None = None
 
     @property
-    def index(self) -> str:
-        """Return the index that has the fewest jobs besides those that are wanted."""
-        return f"batch:{self.batch}" if self.batch else self.status or "all"
+    def indexes(self) -> tuple[str, ...]:
+        """Return the indexes that have the fewest jobs besides those that are wanted; no job is in two."""
+        return (f"batch:{self.batch}",) if self.batch else tuple(dict.fromkeys(self.statuses)) or ("all",)
 
     def checks(self) -> dict[str, Callable[[str], bool]]:
-        """Return checks of those fields of the record that the index does not tell."""
+        """Return checks of those fields of the record that the indexes do not tell."""
         checks: dict[str, Callable[[str], bool]] = {}
         if self.task:
             checks["task"] = self.task.__eq__
-        if self.batch and self.status:
-            checks["status"] = self.status.__eq__
+        if self.batch and self.statuses:
+            checks["status"] = self.statuses.__contains__
         if self.text:
             checks["order"] = partial(_has_text, _comparable(self.text))
         return checks
@@ -150,25 +152,25 @@ class JobIndexes:
         if wanted.checks():
             return None
         first, end = self._range(wanted, None, newest_first=True)
-        return int(self._redis.zcount(self._key(wanted.index), *_scores(first, end)))
+        return sum(int(self._redis.zcount(key, *_scores(first, end))) for key in self._keys(wanted))
 
     def walk(self, wanted: JobFilter, limit: int, start: Cursor | None, *, newest_first: bool) -> Walk:
         """Return up to `limit` jobs behind a cursor. Records that cannot be read are passed over."""
-        index = self._key(wanted.index)
+        keys = self._keys(wanted)
         first, end = self._range(wanted, start, newest_first=newest_first)
         checks = wanted.checks()
         found: list[Job] = []
         num_looked_at, last = 0, start
         while len(found) <= limit and num_looked_at < MAX_LOOKED_AT:
             num_wanted = _CHUNK if checks else limit + 1 - len(found)
-            members = self._members(index, first, end, num_wanted, newest_first=newest_first)
+            members = self._members(keys, first, end, num_wanted, newest_first=newest_first)
             if not members:
                 return Walk(found, None)
             num_looked_at += len(members)
             job_ids = [job_id for job_id, _ in members]
             if checks:
                 job_ids = self._checked(checks, job_ids)
-            found += self._readable(index, job_ids)
+            found += self._readable(keys, job_ids)
             last_id, number = members[-1]
             first, end = (first, number) if newest_first else (number + 1, end)
             last = Cursor.of(found[-1]) if found and found[-1].id == last_id else self._cursor(last_id, last)
@@ -203,21 +205,21 @@ class JobIndexes:
 
     def _search_first_since(self, time_ms: int) -> int:
         """Find it by binary search."""
-        index = self._key("all")
-        newest = self._members(index, 0, math.inf, 1, newest_first=True)
+        newest = self._members([self._key("all")], 0, math.inf, 1, newest_first=True)
         low, high = 0, newest[0][1] + 1 if newest else 0
         while low < high:
             middle = (low + high) // 2
-            dated = self._next_dated(index, middle, high)
+            dated = self._next_dated(middle, high)
             if dated is None or dated[1] >= time_ms:
                 high = middle
             else:
                 low = dated[0] + 1
         return low
 
-    def _next_dated(self, index: str, first: int, end: int) -> tuple[int, int] | None:
+    def _next_dated(self, first: int, end: int) -> tuple[int, int] | None:
         """Return number and time of the first job in a range whose time can be read; one of few must be."""
-        for job_id, number in self._members(index, first, end, _MAX_UNDATED, newest_first=False):
+        index = self._key("all")
+        for job_id, number in self._members([index], first, end, _MAX_UNDATED, newest_first=False):
             created_ms = self._created_ms(job_id)
             if created_ms is not None:
                 return number, created_ms
@@ -250,25 +252,33 @@ class JobIndexes:
         ]
 
     def _members(
-        self, index: str, first: int, end: float, limit: int, *, newest_first: bool
+        self, keys: Sequence[str], first: int, end: float, limit: int, *, newest_first: bool
     ) -> list[tuple[str, int]]:
-        """Return ids and numbers from an index, those from `first` to before `end`."""
+        """Return ids and numbers from indexes in the order of numbers, those from `first` to before `end`."""
         lowest, highest = _scores(first, end)
-        if newest_first:
-            members: Any = self._redis.zrevrangebyscore(index, highest, lowest, 0, limit, withscores=True)
-        else:
-            members = self._redis.zrangebyscore(index, lowest, highest, 0, limit, withscores=True)
-        return [(text(job_id), int(number)) for job_id, number in members]
+        with self._redis.pipeline(transaction=len(keys) > 1) as pipeline:  # a job may move to another index
+            for key in keys:
+                if newest_first:
+                    pipeline.zrevrangebyscore(key, highest, lowest, 0, limit, withscores=True)
+                else:
+                    pipeline.zrangebyscore(key, lowest, highest, 0, limit, withscores=True)
+            replies = pipeline.execute()
+        members = [(text(job_id), int(number)) for reply in replies for job_id, number in reply]
+        return sorted(members, key=itemgetter(1), reverse=newest_first)[:limit]
 
-    def _readable(self, index: str, job_ids: Sequence[str]) -> Iterator[Job]:
-        """Read jobs, passing over those that cannot be read. Those that are gone leave the index."""
+    def _readable(self, keys: Sequence[str], job_ids: Sequence[str]) -> Iterator[Job]:
+        """Read jobs, passing over those that cannot be read. Those that are gone leave the indexes."""
         records = read_records(self._redis, job_ids)
         for job_id in job_ids:
             if job_id not in records:
-                self._redis.zrem(index, job_id)
+                for key in keys:
+                    self._redis.zrem(key, job_id)
                 continue
             with suppress(UnreadableRecord):
                 yield self._read(records[job_id])
+
+    def _keys(self, wanted: JobFilter) -> list[str]:
+        return [self._key(index) for index in wanted.indexes]
 
     def _key(self, index: str) -> str:
         """Return the key of an index: `all`, a status, or a batch."""

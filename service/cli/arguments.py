@@ -97,7 +97,9 @@ def parser() -> argparse.ArgumentParser:
     timeline.add_argument("jobs", nargs="+", metavar="job")
     _add_output(timeline, "timeline.json")
     listing = commands.add_parser("list", help="show jobs, newest first")
-    listing.add_argument("--status", choices=get_args(Status))
+    listing.add_argument(
+        "--status", action="append", choices=get_args(Status), help="may be given several times"
+    )
     listing.add_argument("--task", choices=get_args(Task))
     listing.add_argument("--text", help="part of a prompt")
     for name, purpose in (("after", "at this time or later"), ("before", "before this time")):

@@ -93,7 +93,8 @@ def _respond_to_disconnect(request: Request, _: Exception) -> Response:
 
 def _respond_to_invalid_parameter(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
+    # The place of a value in a list is left out: parameters are repeated, not numbered.
+    problems = [{**problem, "loc": problem["loc"][1:2]} for problem in error.errors()]
     return respond_to_error(request, invalid(problems))  # type: ignore[arg-type]
 
 

@@ -7,11 +7,13 @@ that the routes under `/v1/` have. The console's page and its files are served w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from jobs.errors import InvalidRequest
 
@@ -19,30 +21,33 @@ _MAX_CHARACTERS = 100  # of a name that a client chose
 
 
 async def check_query(request: Request) -> None:
-    """Raise InvalidRequest if the query has a parameter that the route does not have, or one twice."""
+    """Raise InvalidRequest if the query has a parameter that the route does not have.
+
+    Neither may a parameter be given twice, unless it is a list.
+    """
     if not request.query_params:
         return
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
-    known = set(_parameters(route.dependant))
+    known = dict(_parameters(route.dependant))
     seen: set[str] = set()
     for name, _ in request.query_params.multi_items():
         shown = name[:_MAX_CHARACTERS]
         if name not in known:
             allowed = f"; it has {', '.join(sorted(known))}" if known else ""
             raise InvalidRequest(f"{shown}: is not a query parameter of this route{allowed}", shown)
-        if name in seen:
+        if name in seen and get_origin(known[name].annotation) is not list:
             raise InvalidRequest(f"{shown}: is given twice", shown)
         seen.add(name)
 
 
-def _parameters(dependant: Dependant) -> Iterator[str]:
-    """Yield the names of the query parameters of a route and of its dependencies."""
+def _parameters(dependant: Dependant) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the query parameters of a route and of its dependencies."""
     for parameter in dependant.query_params:
         kind = parameter.field_info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from kind.model_fields
+            yield from kind.model_fields.items()
         else:
-            yield parameter.alias
+            yield parameter.alias, parameter.field_info
     for part in dependant.dependencies:
         yield from _parameters(part)

@@ -31,7 +31,7 @@ Time = Annotated[AwareDatetime, BeforeValidator(_check_time)]
 class ListQuery(BaseModel):
     """Conditions on jobs, and a place in the list. Times are RFC 3339."""
 
-    status: Status | None = Field(None, description="Only jobs with this status.")
+    status: list[Status] = Field([], description="Only jobs with this status, or with one of several.")
     task: Task | None = Field(None, description="Only jobs of this task.")
     text: str | None = Field(
         None,
@@ -63,7 +63,7 @@ class ListQuery(BaseModel):
             raise InvalidRequest("before: cannot be combined with after", "before")
         client = backend.jobs if self.owner is None else backend.jobs_of(self.owner)
         wanted = JobFilter(
-            self.status, self.task, self.created_after, self.created_before, self.batch, self.text
+            tuple(self.status), self.task, self.created_after, self.created_before, self.batch, self.text
         )
         found = client.filtered_page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
         page = JobPage(

@@ -103,7 +103,8 @@ def input_warnings(order: Order, files: Mapping[str, CheckedInput]) -> tuple[str
 def prompt_warnings(order: Order, known_words: Collection[str]) -> tuple[str, ...]:
     """Return which words of the prompts a checkpoint with these words does not know."""
     unknown = unknown_words("\n".join(order.prompts), known_words)
-    return (f"prompt: the model does not know the words {', '.join(unknown)}",) if unknown else ()
+    noun = "word" if len(unknown) == 1 else "words"
+    return (f"prompt: the model does not know the {noun} {', '.join(unknown)}",) if unknown else ()
 
 
 def check_capability(plan: Plan, capability: Capability) -> None:

@@ -36,8 +36,13 @@ _CREATED: dict[int | str, dict[str, Any]] = {
         "headers": {"Location": {"description": "The URL of the job", "schema": {"type": "string"}}}
         | REPLAYED_HEADER
     },
+    200: {"model": JobView, "description": "The job has ended within `wait` seconds"},
     **error_responses(400, 403, 408, 409, 413, 415, 422, 503),
 }
+
+WaitSeconds = Annotated[
+    float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end of the job.")
+]
 
 COUNT_HEADER = "X-Total-Count"
 _LISTED: dict[int | str, dict[str, Any]] = {
@@ -58,7 +63,7 @@ _LISTED: dict[int | str, dict[str, Any]] = {
     "/generate",
     status_code=202,
     response_description="The job, queued",
-    responses=_CREATED | {200: {"model": JobView, "description": "The job has ended within `wait` seconds"}},
+    responses=_CREATED,
 )
 async def generate(
     request: Request,
@@ -66,23 +71,15 @@ async def generate(
     body: Annotated[Body, Depends(receive_generate_body)],
     response: Response,
     idempotency_key: IdempotencyKey = None,
-    wait: Annotated[
-        float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the end of the job.")
-    ] = 0,
+    wait: WaitSeconds = 0,
 ) -> JobView:
     """Request a video, as JSON or as a form with the same fields, in which inputs may be files.
 
     In a form, text fields are plain text, lists of them are repeated, and all other fields are written as in
     JSON. With `num_videos`, the answer is the first job; its `batch` names all of them.
     """
-    if wait:  # the job must start before the response
-        backend = backend.without_delay()
     ordered = IdempotentRequest("/generate", body, idempotency_key)
-    job = await _submit(backend=backend, body=body, request=ordered, response=response)
-    if wait:
-        job = await wait_for_end(job, request, backend, wait)
-        response.status_code = 200 if job.status in ENDED else 202
-    return job
+    return await _create(ordered, request, backend, response, wait)
 
 
 @router.get("/capability", responses=error_responses(503))
@@ -133,19 +130,21 @@ def cancel_batch(batch_id: str, backend: CurrentBackend) -> BatchView:
     response_description="The new job, queued",
     responses=_CREATED | error_responses(404),
 )
-async def retry_job(
+async def retry_job(  # noqa: PLR0913, PLR0917 - FastAPI passes them by name
     job_id: str,
+    request: Request,
     backend: CurrentBackend,
     body: Annotated[Body, Depends(receive_retry_body)],
     response: Response,
     idempotency_key: IdempotencyKey = None,
+    wait: WaitSeconds = 0,
 ) -> JobView:
     """Request the video of a job again, as a new job: with the same seed, options and inputs.
 
     A body changes fields of the request; null gives a field its default. Without a body, nothing changes.
     """
     ordered = IdempotentRequest(f"/jobs/{job_id}/retry", body, idempotency_key)
-    return await _submit(backend=backend, body=body, request=ordered, response=response)
+    return await _create(ordered, request, backend, response, wait)
 
 
 @router.delete(
@@ -164,6 +163,19 @@ def delete_job(job_id: str, backend: CurrentBackend) -> Response:
     with suppress(Unavailable):  # maintenance will remove the files
         remove_due_files(job_id, backend.job_store, backend.storage)
     return Response(status_code=204)
+
+
+async def _create(
+    ordered: IdempotentRequest, request: Request, backend: Backend, response: Response, wait_s: float
+) -> JobView:
+    """Submit a request and wait for the end of its job. Return the job, with its URL in a header."""
+    if wait_s:  # the job must start before the response
+        backend = backend.without_delay()
+    job = await _submit(backend=backend, body=ordered.body, request=ordered, response=response)
+    if wait_s:
+        job = await wait_for_end(job, request, backend, wait_s)
+        response.status_code = 200 if job.status in ENDED else 202
+    return job
 
 
 @in_submission_threads

@@ -74,6 +74,9 @@ class TestReading:
         jobs = [service.submit(str(number)) for number in range(2)]
         service.jobs.cancel(jobs[0].id)
         assert [job.id for job in service.jobs.list(status="cancelled")] == [jobs[0].id]
+        both = service.jobs.list(status=["cancelled", "queued"])
+        assert [job.id for job in both] == [jobs[1].id, jobs[0].id]
+        assert list(service.jobs.list(status=("running", "failed"))) == []
 
     def test_list_selects_a_task_and_a_time(self, service):
         first, long = service.submit("one"), service.submit(["two", "three"])

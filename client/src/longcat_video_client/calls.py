@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,7 +40,7 @@ class Call:
 
     method: str
     path: str
-    params: Mapping[str, str | int] = field(default_factory=dict)
+    params: Mapping[str, str | int | list[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Callable[[], AbstractContextManager[dict[str, Any]]] = _no_body
 
@@ -118,7 +118,7 @@ class Filters(TypedDict, total=False):
     """Conditions on the jobs of a list.
 
     Attributes:
-        status: `queued`, `running`, `uploading`, `succeeded`, `failed` or `cancelled`.
+        status: `queued`, `running`, `uploading`, `succeeded`, `failed` or `cancelled`, or several of them.
         task: such as `text_to_video`.
         text: part of a prompt, in upper or lower case.
         created_after, created_before: times of submission, with a time zone.
@@ -126,7 +126,7 @@ class Filters(TypedDict, total=False):
         owner: whose jobs; those of others only with the key of an admin.
     """
 
-    status: str | None
+    status: str | Sequence[str] | None
     task: str | None
     text: str | None
     created_after: datetime | None
@@ -137,17 +137,21 @@ class Filters(TypedDict, total=False):
 
 def list_jobs(filters: Filters, limit: int | None, after: str | None) -> Call:
     """Read a page of jobs, at most `limit` of them. Raises ValueError for a time without a time zone."""
-    params: dict[str, str | int] = {"limit": MAX_PAGE_SIZE if limit is None else min(limit, MAX_PAGE_SIZE)}
+    params: dict[str, str | int | list[str]] = {
+        "limit": MAX_PAGE_SIZE if limit is None else min(limit, MAX_PAGE_SIZE)
+    }
     params |= {name: _query(value) for name, value in {**filters, "after": after}.items() if value}
     return Call("GET", "/jobs", params)
 
 
-def _query(value: object) -> str:
-    if not isinstance(value, datetime):
-        return str(value)
-    if value.tzinfo is None:
-        raise ValueError(f"{value} has no time zone")
-    return value.isoformat()
+def _query(value: object) -> str | list[str]:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.isoformat()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [str(each) for each in value]
+    return str(value)
 
 
 def cancel_job(job_id: str) -> Call:

@@ -238,13 +238,12 @@ class FakeService(httpx.MockTransport):
                 return _error(404, "job_not_found", "there is no such job")
             views = views[ids.index(after) + 1 :]
         for name in ("status", "task"):
-            views = [view for view in views if view[name] == params.get(name, view[name])]
+            if wanted := params.get_list(name):
+                views = [view for view in views if view[name] in wanted]
         if batch := params.get("batch"):
             views = [view for view in views if _batch_of(view) == batch]
-        wanted = params.get("text", "").casefold()
-        views = [
-            view for view in views if any(wanted in text.casefold() for text in _prompts(view["request"]))
-        ]
+        part = params.get("text", "").casefold()
+        views = [view for view in views if any(part in text.casefold() for text in _prompts(view["request"]))]
         page = views[: int(params.get("limit", 20))]
         return httpx.Response(
             200,

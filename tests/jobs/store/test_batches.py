@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from jobs.errors import JobNotFound, KeyReused, LimitReached
-from jobs.record import Batch
+from jobs.record import Batch, Status
 from jobs.store.idempotency import IdempotencyKeys
 from jobs.store.listing import JobFilter
 from jobs.store.quotas import Quotas
@@ -21,8 +21,8 @@ def submissions(*names: str, batch: str = "batch", **fields: object) -> list[Sub
     return [a_submission(id=name, batch=Batch(id=batch, job_ids=names), **fields) for name in names]
 
 
-def names_in(store: ExampleStore, batch: str) -> list[str]:
-    return [job.id for job in store.client.filtered_page(JobFilter(batch=batch), 10).jobs]
+def names_in(store: ExampleStore, batch: str, *statuses: Status) -> list[str]:
+    return [job.id for job in store.client.filtered_page(JobFilter(statuses, batch=batch), 10).jobs]
 
 
 def test_jobs_are_queued_in_their_order(redis: Redis):
@@ -188,3 +188,13 @@ def test_cancel_passes_over_jobs_that_end_or_are_deleted_meanwhile(
         ("b", "cancelled"),
         ("d", "cancelled"),
     ]
+
+
+def test_jobs_of_a_batch_are_listed_by_several_statuses(redis: Redis):
+    store = ExampleStore(redis)
+    store.client.submit_or_find(*submissions("a", "b", "c"))
+    store.client.submit_or_find(*submissions("d", batch="another"))
+    for name in ("b", "d"):
+        store.client.cancel(name)
+    assert names_in(store, "batch", "cancelled", "queued") == ["c", "b", "a"]
+    assert names_in(store, "batch", "cancelled", "failed") == ["b"]

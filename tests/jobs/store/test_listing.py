@@ -86,9 +86,9 @@ class TestCursors:
 
     def test_job_that_changes_its_status_shifts_no_page(self, store):
         made = submitted(store, 5)
-        first = store.client.filtered_page(JobFilter(status="queued"), 2)
+        first = store.client.filtered_page(JobFilter(("queued",)), 2)
         store.client.cancel(made[1])
-        assert ids(store.client.filtered_page(JobFilter(status="queued"), 2, first.older)) == made[2:4]
+        assert ids(store.client.filtered_page(JobFilter(("queued",)), 2, first.older)) == made[2:4]
 
     def test_new_jobs_are_on_the_page_before_the_first(self, store):
         made = submitted(store, 2)
@@ -188,16 +188,29 @@ class TestFilters:
         found = all_pages(store.client, JobFilter(created_from=since), 3)
         assert found == [made[1], made[5]]
 
+    @pytest.mark.parametrize("limit", [1, 2, 20])
+    def test_several_statuses(self, store, limit):
+        made = submitted(store, 7)
+        claimed = [store.claim().job.id for _ in range(2)]  # the oldest
+        cancelled = made[1::3]
+        for job_id in cancelled:
+            store.client.cancel(job_id)
+        wanted = JobFilter(("running", "cancelled", "running"))
+        expected = [job_id for job_id in made if job_id in {*cancelled, *claimed}]
+        assert all_pages(store.client, wanted, limit) == expected
+        page = store.client.filtered_page(wanted, limit, before=Cursor(expected[-1]))
+        assert (ids(page), page.total) == (expected[:-1][-limit:], len(expected))
+
     def test_all_filters_of_one_owner(self, store):
         for owner in ("alice", "bob"):
             for task in TASKS:
                 submitted(store, 2, owner=owner, order=of_task(task))
         alices = store.client.for_owner("alice")
-        wanted = JobFilter(status="queued", task="refine")
+        wanted = JobFilter(("queued",), task="refine")
         found = all_pages(alices, wanted, 1)
         assert len(found) == 2
         assert {store.client.get(job_id).owner for job_id in found} == {"alice"}
-        since = JobFilter("queued", "refine", created_from=time_of(store, found[0]))
+        since = JobFilter(("queued",), "refine", created_from=time_of(store, found[0]))
         assert all_pages(alices, since, 1) == found[:1]
         store.client.cancel(found[0])
         assert all_pages(alices, wanted, 1) == found[1:]

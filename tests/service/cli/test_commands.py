@@ -250,6 +250,7 @@ class TestOtherCommands:
         assert "queued, number 1" in lines[1]
         assert lines[1].endswith("a red ball")
         assert at_service("list", "--status", "running").out == ""
+        assert at_service("list", "--status", "running", "--status", "queued").out.splitlines() == lines
         assert len(at_service("list", "--limit", 1).out.splitlines()) == 1
         assert [shown["id"] for shown in json.loads(at_service("list", "--json").out)] == [other, job]
 

@@ -41,8 +41,8 @@ def test_refusal_names_the_parameters_of_the_route(client):
 
 
 def test_parameter_that_is_given_twice_is_refused(client):
-    answer = client.get("/jobs?status=queued&status=failed")
-    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "status")
+    answer = client.get("/jobs?task=refine&task=long_video")
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "task")
 
 
 def test_nothing_is_queued_by_a_request_with_an_unknown_parameter(client):

@@ -16,6 +16,7 @@ from model.spec.plan import Plan
 from model.spec.resolve import Inputs, resolve
 from service.app import create_app
 from service.jobs.bodies import GenerateRequest
+from service.jobs.orders import prompt_warnings
 from tests.service.conftest import CAPABILITY, LIMITS, TASKS, settings_for
 from tests.service.media import clip, encoded, in_base64, picture
 
@@ -228,3 +229,17 @@ def test_capability_file_that_cannot_be_read_is_refused_at_the_start(redis_serve
     path.write_text(content)
     with pytest.raises(ValueError, match="must be a capability"):
         settings_for(redis_server, tmp_path, capability_file=path)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "warning"),
+    [
+        ("a magenta ball", "the model does not know the word magenta"),
+        ("a magenta ball wobbles", "the model does not know the words magenta, wobbles"),
+    ],
+)
+def test_unknown_words_of_a_prompt_are_named(prompt, warning):
+    plan = resolve(GenerationParams(task="text_to_video"), Inputs(num_prompts=1), LIMITS)
+    order = Order(plan=plan, prompts=(prompt,), seed=1)
+    assert prompt_warnings(order, ["a", "ball"]) == (f"prompt: {warning}",)
+    assert prompt_warnings(order, prompt.split()) == ()

@@ -127,6 +127,15 @@ class TestList:
         expected = [job["id"] for job in made if created[1] <= job["created_at"] < created[2]]
         assert ids(client.get("/jobs", params=query).json()) == expected[::-1]
 
+    def test_several_statuses_are_listed_together(self, client, order, worker):
+        first, second, third = (order()["id"] for _ in range(3))
+        worker.claim()
+        client.post(f"/jobs/{second}/cancel")
+        page = client.get("/jobs?status=queued&status=running")
+        assert (ids(page.json()), page.headers["X-Total-Count"]) == ([third, first], "2")
+        refused = client.get("/jobs?status=queued&status=gone")
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, "status")
+
     @pytest.mark.parametrize("separator", ["T", "t", "%20"])
     @pytest.mark.parametrize("zone", ["Z", "%2B02:00", "+02:00", "-02:00"])
     def test_time_has_a_zone_whose_plus_need_not_be_escaped(self, client, order, separator, zone):

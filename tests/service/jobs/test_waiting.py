@@ -1,4 +1,4 @@
-"""`POST /generate?wait=S` returns the finished job if it ends in time."""
+"""`POST /generate?wait=S` and `POST /jobs/{id}/retry?wait=S` return the finished job if it ends in time."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ def test_job_that_ends_in_time_is_returned_with_its_result(live, worker):
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
     assert answer.json()["result"]["size_bytes"] > 0
     assert answer.headers["Location"] == f"/jobs/{answer.json()['id']}"
+
+
+def test_retry_waits_for_its_job(live, worker):
+    job = generate(live, 0.1).json()
+    worker.succeed(worker.claim())
+    url = f"http://127.0.0.1:{live}/jobs/{job['id']}/retry"
+    with working(worker, worker.succeed):
+        answer = httpx.post(url, params={"wait": 60}, timeout=90)
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+    assert answer.json()["id"] != job["id"]
+    queued = httpx.post(url, params={"wait": 0.1}, timeout=90)
+    assert (queued.status_code, queued.json()["status"]) == (202, "queued")
 
 
 def test_job_that_takes_longer_is_returned_as_it_is(live, worker):
@@ -98,6 +110,8 @@ def test_wait_of_a_client_that_disconnects_ends(live, app):
 
 
 @pytest.mark.parametrize("wait", ["-1", "61", "nan", "long"])
-def test_other_times_are_refused(client, wait):
-    answer = client.post("/generate", params={"wait": wait}, json={"prompt": "a red ball"})
+@pytest.mark.parametrize("path", ["/generate", "/jobs/{}/retry"])
+def test_other_times_are_refused(client, wait, path):
+    job = client.post("/generate", json={"prompt": "a red ball"}).json()
+    answer = client.post(path.format(job["id"]), params={"wait": wait}, json={"prompt": "a red ball"})
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "wait")

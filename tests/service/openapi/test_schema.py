@@ -29,7 +29,7 @@ OPERATIONS = {
     ("delete", "/jobs/{job_id}"): {"202", "204", "404", "503"} | GATED,
     ("post", "/jobs/{job_id}/cancel"): {"200", "404", "409", "503"} | GATED,
     ("post", "/batches/{batch_id}/cancel"): {"200", "404", "503"} | GATED,
-    ("post", "/jobs/{job_id}/retry"): {"202", "404"} | CREATED | GATED,
+    ("post", "/jobs/{job_id}/retry"): {"200", "202", "404"} | CREATED | GATED,
     ("get", "/jobs/{job_id}/video"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/thumbnail"): FILE_ANSWERS | GATED,
     ("get", "/jobs/{job_id}/timeline"): FILE_ANSWERS | GATED,
