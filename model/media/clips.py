@@ -25,6 +25,7 @@ from PIL import Image
 from model.media.errors import UnusableMedia
 from model.media.formats import CODECS, MAX_FRAME_PIXELS, MEDIA_TYPES
 from model.media.frames import FrameReader, facts_of
+from model.media.heif import HEAD_BYTES, is_avif, is_heic
 from model.media.protocol import Output
 from model.spec.geometry import Clip, Size, every_nth, frames_at_rate
 
@@ -160,6 +161,10 @@ def _has_uneven_frames(times_s: list[float]) -> bool:
 
 @contextmanager
 def _open(source: BinaryIO) -> Iterator[InputContainer]:
+    head = source.read(HEAD_BYTES)
+    source.seek(0)
+    # FFmpeg would read one image, with wrong colors.
+    _check(not is_heic(head) and not is_avif(head), "is an image, not a clip")
     options = {
         "format_whitelist": ",".join(MEDIA_TYPES),
         "codec_whitelist": CODECS,

@@ -20,6 +20,9 @@ from model.media.formats import CODECS
 from model.media.frames import FrameReader, facts_of
 from model.spec.geometry import Size
 
+HEAD_BYTES = 32
+"""How many bytes of a file tell its kind."""
+
 _AVIF_SEQUENCE = b"avis"
 _AVIF_BRANDS = frozenset({b"avif", _AVIF_SEQUENCE})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
@@ -51,18 +54,18 @@ _DATA = Coding(BT709, SRGB, _BT601, _FULL_RANGE)  # of alpha: values are used as
 
 
 def is_heic(head: bytes) -> bool:
-    """Return whether a file that begins with these 32 bytes is a HEIC image."""
+    """Return whether a file that begins with these bytes is a HEIC image."""
     brands = _brands(head)
     return bool(brands & _HEIC_BRANDS) and not brands & _AVIF_BRANDS
 
 
 def is_avif(head: bytes) -> bool:
-    """Return whether a file that begins with these 32 bytes is an AVIF image."""
+    """Return whether a file that begins with these bytes is an AVIF image."""
     return bool(_brands(head) & _AVIF_BRANDS)
 
 
 def is_avif_sequence(head: bytes) -> bool:
-    """Return whether a file that begins with these 32 bytes has several AVIF images, usually an animation."""
+    """Return whether a file that begins with these bytes has several AVIF images, usually an animation."""
     return _AVIF_SEQUENCE in _brands(head)
 
 

@@ -17,13 +17,12 @@ from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageFile, ImageOp
 from model.media.colors import SRGB, ColorSpace, Conversion, problems_of
 from model.media.errors import UnusableMedia
 from model.media.formats import IMAGE_FORMATS, MAX_KEPT_PIXELS
-from model.media.heif import HeifImage, is_avif, is_avif_sequence, is_heic
+from model.media.heif import HEAD_BYTES, HeifImage, is_avif, is_avif_sequence, is_heic
 from model.media.image_colors import stated_color_space
 from model.media.protocol import Output
 from model.spec.geometry import Size
 
 _ANIMATED = {"PNG", "WEBP", "AVIF", "GIF"}  # other formats have several images for other purposes
-_HEAD_BYTES = 32
 _HEIF_ERRORS = (UnusableMedia, LookupError, struct.error)  # of files that are damaged, or of an unknown kind
 _DEEP_RGB, _DEEP_RGB_SWAPPED = "RGB;16B", "RGB;16L"  # Pillow's names of the order of bytes
 _STRIP_PIXELS = 1 << 17
@@ -109,7 +108,7 @@ def _heif(source: BinaryIO) -> HeifImage | None:
 
     Pillow reads animated AVIFs, unless their colors must be converted.
     """
-    head = source.read(_HEAD_BYTES)
+    head = source.read(HEAD_BYTES)
     source.seek(0)
     if is_heic(head):
         return HeifImage(source, is_heic=True)

@@ -17,7 +17,9 @@ from model.media.reading import check_clip, check_frame
 from model.media.sandbox import Sandbox
 from model.spec.errors import InputError
 from model.spec.geometry import Clip, Size
+from tests.model.media.test_heif import LIBHEIF
 from tests.service.media import (
+    animation,
     clip,
     clip_with_sound,
     encoded,
@@ -78,11 +80,27 @@ def test_a_clip_that_takes_too_long_is_refused(probed):
         (clip()[:-500], "damaged"),
         (encoded(picture()), "damaged"),
         (encoded(picture(), "GIF"), "damaged"),
+        (LIBHEIF.read_bytes(), "is an image, not a clip"),
+        (encoded(picture(), "AVIF"), "is an image, not a clip"),
+        (animation("AVIF"), "is an image, not a clip"),
         (clip(codec="mpeg4", kind="avi"), "damaged"),
         (sound(), "no video"),
         (turned_clip(30), "turned by -29"),
     ],
-    ids=["empty", "text", "zeros", "breaks off", "png", "gif", "avi", "sound", "turned"],
+    ids=[
+        "empty",
+        "text",
+        "zeros",
+        "breaks off",
+        "png",
+        "gif",
+        "heic",
+        "avif",
+        "avifs",
+        "avi",
+        "sound",
+        "turned",
+    ],
 )
 def test_what_is_no_usable_clip_is_refused(probed, content, problem):
     with pytest.raises(UnusableMedia, match=problem):
