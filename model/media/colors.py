@@ -66,12 +66,13 @@ class ColorSpace(NamedTuple):
     """Primaries and transfer characteristics, as codes of H.273.
 
     A file may give chromaticities instead of the code of primaries. With an `exponent`, light is the value to
-    this power, whatever `transfer` says.
+    this power, whatever `transfer` says. With `is_narrow`, black and white are the values 16 and 235 of 255.
     """
 
     primaries: int | Chromaticities = UNSPECIFIED
     transfer: int = UNSPECIFIED
     exponent: float | None = None
+    is_narrow: bool = False
 
     @property
     def chromaticities(self) -> Chromaticities | None:
@@ -105,7 +106,7 @@ class ColorSpace(NamedTuple):
     @property
     def needs_conversion(self) -> bool:
         """Return whether its values mean other colors than those of BT.709 or sRGB."""
-        return not self.keeps_curve or self.chromaticities is not None
+        return not self.keeps_curve or self.is_narrow or self.chromaticities is not None
 
 
 def problems_of(space: ColorSpace) -> set[str]:
@@ -125,7 +126,10 @@ class Conversion:
     """
 
     def __init__(self, space: ColorSpace, new_curve: int = BT709) -> None:
-        self._light = _decode(np.linspace(0, 1, 1 << 16), space).astype(np.float32)
+        values = np.linspace(0, 1, 1 << 16)
+        if space.is_narrow:
+            values = np.clip((values * 255 - 16) / 219, 0, 1)
+        self._light = _decode(values, space).astype(np.float32)
         self._system_gains = (
             np.power(_LIGHT, _HLG_GAMMA - 1, dtype=np.float32) if space.transfer == HLG else None
         )

@@ -11,7 +11,7 @@ from PIL.ExifTags import IFD, Interop
 from model.media.colors import BT709_XY, SRGB, UNSPECIFIED, Chromaticities, ColorSpace
 
 _SIGNATURE_BYTES, _CHECKSUM_BYTES, _MAX_CONTENT_BYTES = 8, 4, 32
-_RGB, _FULL_RANGE = 0, 1  # of cICP
+_RGB, _NARROW_RANGE = 0, 0  # of cICP
 _UNIT = 100_000  # of gAMA and cHRM
 _SRGB_EXPONENT, _EXPONENT_TOLERANCE = 2.2, 0.05  # relative, as in libpng; sRGB's curve is close to this power
 _XY_TOLERANCE = 0.005
@@ -42,9 +42,9 @@ def _of_png(chunks: dict[bytes, bytes]) -> ColorSpace | None:
 
 
 def _of_cicp(content: bytes) -> ColorSpace | None:
-    if len(content) != 4 or content[2:] != bytes([_RGB, _FULL_RANGE]):
+    if len(content) != 4 or content[2] != _RGB:
         return None
-    return ColorSpace(content[0], content[1])
+    return ColorSpace(content[0], content[1], is_narrow=content[3] == _NARROW_RANGE)
 
 
 def _of_gamma(chunks: dict[bytes, bytes]) -> ColorSpace | None:

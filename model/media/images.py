@@ -84,9 +84,13 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
         if image.format in _ANIMATED and getattr(image, "is_animated", False):
             facts.add("is_animated")
         space = stated_color_space(image, source)
-        if space.needs_conversion if space else "icc_profile" in image.info:
+        needs_conversion = space.needs_conversion if space else "icc_profile" in image.info
+        if needs_conversion or "transparency" in image.info:
             low_bytes = _low_bytes(image, source)
         ImageOps.exif_transpose(image, in_place=True)
+        is_deep = low_bytes is not None or image.mode.startswith("I;16")
+        if is_deep and "transparency" in image.info and _whiten_transparent(image, low_bytes):
+            facts.add("is_transparent")
     if heif.has_gain_map if heif else _has_gain_map(image, source):
         facts.add("has_gain_map")
     if image.has_transparency_data and _has_transparent_parts(image):
@@ -94,13 +98,12 @@ def _decode(source: BinaryIO, min_side: int, max_pixels: int) -> tuple[Image.Ima
     if space:
         facts |= problems_of(space)
         if space.needs_conversion:
-            image = _converted(
-                image if _is_deep_grey(image) else _to_rgb(_to_8_bits(image)), space, low_bytes
-            )
+            image = _converted(image, space, low_bytes)
     else:
         image, problems = _to_srgb(image, low_bytes)
         facts |= problems
-    return _reduce(_to_rgb(image)), facts
+    image = _to_rgb(image)
+    return _reduce(image), facts
 
 
 def _heif(source: BinaryIO) -> HeifImage | None:
@@ -176,17 +179,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return scaled
 
 
-def _is_deep_grey(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") and not image.has_transparency_data
-
-
 def _low_bytes(image: Image.Image, source: BinaryIO) -> Image.Image | None:
     """Return the lower bytes of RGB values of 16 bits, of which Pillow reads the higher ones, upright.
 
-    Return None for values of 8 bits. Of 16 bits with transparency, 8 are used.
+    Return None for values of 8 bits, and for RGBA, of whose 16 bits 8 are used.
     """
     assert isinstance(image, ImageFile.ImageFile)
-    if [tile.args for tile in image.tile] != [_DEEP_RGB] or image.has_transparency_data:
+    if [tile.args for tile in image.tile] != [_DEEP_RGB]:
         return None
     image.load()  # both read the same file
     low = _open(source)
@@ -196,12 +195,41 @@ def _low_bytes(image: Image.Image, source: BinaryIO) -> Image.Image | None:
     return low
 
 
-def _converted(image: Image.Image, space: ColorSpace, low_bytes: Image.Image | None) -> Image.Image:
-    """Convert RGB or deep grey of this color space to sRGB."""
-    conversion = Conversion(space, new_curve=SRGB)
-    target = image if image.mode == "RGB" else Image.new("RGB", image.size)
+def _whiten_transparent(image: Image.Image, low_bytes: Image.Image | None) -> bool:
+    """Make the transparent color of an image of 16 bits white. Return whether there was any.
+
+    Pillow compares 8 bits with it. White stays white in every conversion.
+    """
+    transparent = image.info.pop("transparency")
+    found = False
     for box in _strips(image):
-        target.paste(Image.fromarray(conversion.convert(_deep(image, low_bytes, box))), box)
+        is_transparent = (_deep(image, low_bytes, box) == transparent).all(axis=2)
+        if not is_transparent.any():
+            continue
+        found = True
+        for part in filter(None, (image, low_bytes)):
+            values = np.array(part.crop(box))
+            values[is_transparent] = np.iinfo(values.dtype).max
+            part.paste(Image.fromarray(values), box)
+    return found
+
+
+def _converted(image: Image.Image, space: ColorSpace, low_bytes: Image.Image | None) -> Image.Image:
+    """Convert an image of this color space to sRGB, and put it on white."""
+    conversion = Conversion(space, new_curve=SRGB)
+    has_alpha = image.has_transparency_data
+    if not has_alpha and not image.mode.startswith("I;16"):
+        image = _to_rgb(image)
+    target = image if image.mode in {"RGB", "RGBA"} else Image.new("RGB", image.size)
+    for box in _strips(image):
+        part, alpha = image.crop(box), None
+        if has_alpha:
+            part = part.convert("RGBA")
+            alpha = part.getchannel("A")
+            target.paste("white", box)
+        low = low_bytes.crop(box) if low_bytes else None
+        target.paste(Image.fromarray(conversion.convert(_deep(part, low))), box, alpha)
+    target.info.pop("transparency", None)
     return target
 
 
@@ -213,12 +241,13 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _deep(
-    image: Image.Image, low_bytes: Image.Image | None, box: tuple[int, int, int, int]
+    image: Image.Image, low_bytes: Image.Image | None, box: tuple[int, int, int, int] | None = None
 ) -> NDArray[np.uint16]:
-    """Return a part of an image as RGB of 16 bits."""
+    """Return an image, or a part of it, as RGB of 16 bits, without alpha."""
     values = np.asarray(image.crop(box)).astype(np.uint16)
     if values.ndim == 2:
         return np.repeat(values[:, :, np.newaxis], 3, axis=2)
+    values = values[..., :3]
     low = np.asarray(low_bytes.crop(box)) if low_bytes else values
     return values * 256 + low
 

@@ -325,9 +325,10 @@ def png_that_says(height: int, width: int) -> bytes:
 
 
 def png(pixels: np.ndarray[Any, Any], **chunks: bytes) -> bytes:
-    """Return a PNG of RGB or grey with 8 or 16 bits, and with these chunks before the pixels."""
+    """Return a PNG of RGB, RGBA or grey with 8 or 16 bits, and with these chunks before the pixels."""
     height, width, *colors = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, 2 if colors else 0, 0, 0, 0)
+    kind = {(): 0, (3,): 2, (4,): 6}[tuple(colors)]
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, kind, 0, 0, 0)
     rows = pixels.astype(pixels.dtype.newbyteorder(">")).reshape(height, -1)
     content = b"".join(b"\0" + row.tobytes() for row in rows)  # each row begins with the number of a filter
     given = [(name.encode(), chunk) for name, chunk in chunks.items()]

@@ -185,6 +185,40 @@ def test_deep_colors_are_turned_upright_whole(normalised):
     assert len(np.unique(np.asarray(upright))) > 50
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16], ids=["8 bits", "16 bits"])
+def test_narrow_range_is_widened(sandbox, tmp_path, dtype):
+    shift = 8 * (dtype == np.uint16)
+    levels = np.array([0, 16, 100, 125, 235, 255])
+    pixels = np.tile((levels << shift).astype(dtype)[:, None, None], (4, 16, 3))
+    assert notes(sandbox, tmp_path, png(pixels, cICP=bytes([1, 13, 0, 0]))) == ()
+    with Image.open(tmp_path / "image.png") as image:
+        found = np.asarray(image)[:6, 0, 0]
+    assert np.abs(found - np.clip((levels - 16) * 255 / 219, 0, 255)).max() <= 1
+
+
+def test_half_transparent_colors_are_converted_before_they_are_mixed_with_white(normalised):
+    pixels = np.full((16, 16, 4), 128, np.uint8)
+    pixels[..., :3] = 0
+    image = normalised(png(pixels, gAMA=LINEAR))
+    assert np.abs(np.asarray(image).astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize("chunks", [{}, {"gAMA": LINEAR}, {"sRGB": b"\0"}], ids="-".join)
+@pytest.mark.parametrize("is_grey", [False, True])
+def test_transparent_color_of_sixteen_bits_becomes_white(sandbox, tmp_path, chunks, is_grey):
+    pixels = np.full((16, 16) if is_grey else (16, 16, 3), 0x1234, np.uint16)
+    pixels[8:] += 1  # differs in the lower byte
+    transparent = b"\x12\x34" * (1 if is_grey else 3)
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    more = {"eXIf": turned.tobytes().removeprefix(b"Exif\0\0")}
+    found = notes(sandbox, tmp_path, png(pixels, **chunks, tRNS=transparent, **more))
+    assert found == ("its transparent parts become white",)
+    with Image.open(tmp_path / "image.png") as image:
+        assert image.getpixel((4, 12)) == WHITE
+        assert np.asarray(image)[:8].max() < 128
+
+
 def test_white_of_another_light_stays_white(normalised):
     d50 = (0.3457, 0.3585)
     image = normalised(
