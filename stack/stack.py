@@ -42,14 +42,18 @@ class Stack:
         Raises:
             StackError: The API or the worker has exited, or Redis does not start.
         """
-        if self.redis and (exit_code := self.redis.exit_code) is not None:
-            self.write_line("stack", f"Redis exited (exit code {exit_code}) and is started again")
-            self.redis.start()
+        self.revive_redis()
         for name, process in self.processes.items():
             if process.poll() is not None:
                 raise StackError(
                     f"the {name} exited unexpectedly (exit code {process.returncode}); see its output"
                 )
+
+    def revive_redis(self) -> None:
+        """Start its own Redis again if that has exited. Raise StackError if it does not start."""
+        if self.redis and (exit_code := self.redis.exit_code) is not None:
+            self.write_line("stack", f"Redis exited (exit code {exit_code}) and is started again")
+            self.redis.start()
 
 
 @contextmanager
@@ -90,6 +94,7 @@ def running_stack(settings: StackSettings, write_line: WriteLine) -> Iterator[St
             for program, given in environments.items()
         }
         stack = Stack(f"http://{settings.host}:{settings.port}", processes, redis, write_line)
+        parts.callback(stack.revive_redis)  # the worker needs it to put its jobs back when it stops
         _wait_until_ready(stack, redis_address)
         yield stack
 
@@ -119,7 +124,7 @@ def _check_redis(redis_address: str) -> None:
 
 def _wait_until_ready(stack: Stack, redis_address: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
-    with connect(redis_address) as redis:
+    with connect(redis_address, deadline_s=1.0) as redis:
         while not (_has_ready_group(redis) and _api_is_ready(stack.url)):
             stack.check()
             if time.monotonic() > deadline:
@@ -128,7 +133,10 @@ def _wait_until_ready(stack: Stack, redis_address: str) -> None:
 
 
 def _has_ready_group(redis: Redis) -> bool:
-    return any(group.state in {"ready", "busy"} for group in live_groups(redis))
+    try:
+        return any(group.state in {"ready", "busy"} for group in live_groups(redis))
+    except Unavailable:  # it exited, and is started again
+        return False
 
 
 def _api_is_ready(url: str) -> bool:

@@ -106,6 +106,13 @@ def test_stack_without_a_redis_url_starts_a_durable_redis(settings, programs, wr
     assert list((settings.data_dir / "redis").glob("appendonly*"))  # a folder from Redis 7 on
 
 
+def kill_redis(settings):
+    """Kill the Redis of the stack."""
+    folder = str(settings.data_dir)
+    (process,) = [each for each in Process().children() if folder in " ".join(each.cmdline())]
+    process.kill()
+
+
 def test_redis_that_was_killed_is_started_again_with_its_data(settings, programs, write_line, written):
     programs(READY, READY_GROUP)
     with running_stack(settings.model_copy(update={"redis_url": ""}), write_line) as stack:
@@ -113,14 +120,57 @@ def test_redis_that_was_killed_is_started_again_with_its_data(settings, programs
         assert server
         with connect(server.url) as redis:
             redis.set("kept", "yes")
-        folder = str(settings.data_dir)
-        (process,) = [each for each in Process().children() if folder in " ".join(each.cmdline())]
-        process.kill()
+        kill_redis(settings)
         wait_until(lambda: server.exit_code is not None)
         stack.check()
         with connect(server.url) as redis:
             assert redis.get("kept") == b"yes"
     assert ("stack", "Redis exited (exit code -9) and is started again") in written
+
+
+def test_redis_that_is_killed_while_the_worker_loads_is_started_again(settings, programs, tmp_path):
+    go = tmp_path / "go"
+    own_redis = settings.model_copy(update={"redis_url": ""})
+    lines = []
+
+    def write_line(*line):
+        lines.append(line)
+        if line == ("worker", "loading"):
+            kill_redis(settings)
+            go.touch()
+
+    waits = f"import pathlib, time\nprint('loading', flush=True)\ngo = pathlib.Path({str(go)!r})\n"
+    programs(READY, f"{waits}while not go.exists():\n    time.sleep(0.01)\n{READY_GROUP}")
+    with running_stack(own_redis, write_line) as stack:
+        assert ("stack", "Redis exited (exit code -9) and is started again") in lines
+        stack.check()
+
+
+def test_worker_that_stops_has_a_redis_although_it_was_killed(settings, programs, write_line, written):
+    worker = """
+import os, signal, time
+from jobs.registration import GroupRegistration
+from jobs.connect import connect
+
+def stop(*_):
+    connect(os.environ["LONGCAT_REDIS_URL"], deadline_s=1.0).set("jobs", "back")
+    print("stopped", flush=True)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, stop)
+GroupRegistration(connect(os.environ["LONGCAT_REDIS_URL"]), "fake-0").heartbeat("ready", ranks=1)
+print("registered", flush=True)
+time.sleep(1000)
+"""
+    programs(READY, worker)
+    with running_stack(settings.model_copy(update={"redis_url": ""}), write_line) as stack:
+        wait_until(lambda: ("worker", "registered") in written)
+        server = stack.redis
+        assert server
+        kill_redis(settings)
+        wait_until(lambda: server.exit_code is not None)
+    assert stack.processes["worker"].returncode == 0
+    assert ("worker", "stopped") in written
 
 
 @pytest.mark.parametrize(("api", "worker", "name"), [(FAILS, RUNS, "api"), (READY, FAILS, "worker")])
