@@ -192,7 +192,7 @@ def translated_errors() -> Iterator[None]:
 def errors_of_job(job_id: str) -> Iterator[None]:
     """Give each exception that leaves the context the attribute `job_id`, and a note (from Python 3.11 on).
 
-    Without them, a job whose submission the caller did not see would be lost to him.
+    The caller of `generate` has seen no job yet, and could not find it without its id.
     """
     try:
         yield
