@@ -1,7 +1,7 @@
 // Show one job as a card. A card far from the screen is empty: it keeps its place and its height, and little else.
 
 import { isChosen } from "./compare.js";
-import { ago, cost, deadline, numberInBatch, prompt, state, summary } from "./words.js";
+import { ago, cost, deadline, numberInBatch, prompt, source, state, summary } from "./words.js";
 
 export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const CONFIRM_MS = 3000; // how long "Delete" asks for confirmation
@@ -57,6 +57,8 @@ export function fill(card, job) {
   part(".owner").textContent = job.owner;
   part(".batch").hidden = !job.batch;
   part(".batch").textContent = numberInBatch(job);
+  part(".source").hidden = !source(job);
+  part(".source").textContent = source(job)?.text ?? "";
   part(".going").hidden = ended;
   part("progress").value = job.progress?.fraction ?? 0;
   part(".phase").textContent = state(job);

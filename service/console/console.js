@@ -13,6 +13,7 @@ import * as queued from "./queued.js";
 import * as request from "./request.js";
 import * as session from "./session.js";
 import "./usage.js";
+import { source } from "./words.js";
 
 const REFRESH_MS = 10000; // jobs on the page that have not ended are followed without refreshing
 const RETRY_MS = 3000; // while the service cannot be reached
@@ -222,6 +223,9 @@ const ACTIONS = {
   repeat: async (job, { shown }) => showQueued(
     await order(`/jobs/${job.id}/retry`, { seed: null }), shown.querySelector(".queued")),
   batch: (job) => batch.open(job.batch.id),
+  source: (job) => list.goTo(source(job).jobId).catch((error) => {
+    throw error.code === "job_not_found" ? new Error("That video has been deleted.") : error;
+  }),
   edit: (job) => request.enterJob(job),
   continue: (job) => request.startFrom(
     { field: "video", value: { job: job.id }, label: "The end of that video" }, job, "video_continuation"),

@@ -172,16 +172,18 @@ export function find(jobId) {
   return cards.get(jobId);
 }
 
-// Bring the card of a job onto the screen and give it the focus. A filter that hides it is removed.
+// Bring the card of a job onto the screen and give it the focus. A filter that hides it is removed, and a job that is not
+// in the list yet is loaded.
 export async function goTo(jobId) {
   if (!cards.has(jobId) && isFiltered()) {
     $("filter").reset();
     await reload();
   }
+  if (!cards.has(jobId)) show(await call(`/jobs/${jobId}`));
   const shown = cards.get(jobId);
-  if (shown) card.render(shown);
-  (shown ?? $("jobs-title")).scrollIntoView({ block: "center" });
-  (shown ?? $("jobs-title")).focus({ preventScroll: true });
+  card.render(shown);
+  shown.scrollIntoView({ block: "center" });
+  shown.focus({ preventScroll: true });
 }
 
 // Remove the card of a job. If it has the focus, the card that takes its place gets it.

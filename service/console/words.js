@@ -68,6 +68,12 @@ export function numberInBatch({ id, batch }) {
   return batch ? `Video ${batch.job_ids.indexOf(id) + 1} of ${batch.job_ids.length}` : "";
 }
 
+// The job whose video this one begins with, continues or refines, and what it took of it; null if there is none.
+export function source({ request: { image, video } }) {
+  if (image?.source_job_id) return { jobId: image.source_job_id, text: `From frame ${image.source_frame} of a video` };
+  return video?.source_job_id ? { jobId: video.source_job_id, text: "From a video" } : null;
+}
+
 // What a job costs: as expected until it has ended, then as it was.
 export function cost({ cost, finished_at }) {
   const amount = finished_at ? cost?.actual : cost?.predicted;

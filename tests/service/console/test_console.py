@@ -641,6 +641,27 @@ class TestInABrowser:
         page.wait_for_selector(".task:has-text('image to video')")
         tasks = [job["task"] for job in client.get("/jobs").json()["jobs"]]
         assert tasks == ["image_to_video", "refine", "video_continuation", "text_to_video"]
+        assert page.locator(".source:not([hidden])").all_text_contents() == [
+            "From frame 4 of a video",
+            "From a video",
+            "From a video",
+        ]
+
+    def test_user_goes_to_the_job_whose_video_was_used(self, page, worker, client):
+        made = client.post("/generate", json={"prompt": "a red ball", "num_frames": 17}).json()
+        self.finish(worker, num_frames=17)
+        client.post("/generate", json={"prompt": "it stops", "video": {"job": made["id"]}})
+        page.reload()
+        page.fill("[name=text]", "it stops")
+        expect(page.locator(".job")).to_have_count(1)
+        page.click("text=From a video")
+        expect(page.locator(f".job[data-id='{made['id']}']")).to_be_focused()
+        client.delete(f"/jobs/{made['id']}")
+        page.fill("[name=text]", "it stops")
+        expect(page.locator(".job")).to_have_count(1)
+        page.click("text=From a video")
+        page.wait_for_selector("text=That video has been deleted.")
+        expect(page.locator(".job .source")).to_have_text("From a video")
 
     def test_selected_videos_play_side_by_side_at_the_same_time(self, page, worker):
         for seed in (1, 2):
