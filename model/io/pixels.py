@@ -61,7 +61,7 @@ def stretched(
     return torch.stack(new).movedim(1, -1)
 
 
-def stretch_positions(num_frames: int, length: int) -> Float[Tensor, " length"]:
+def stretch_positions(num_frames: int, length: int) -> Float[Tensor, " new_frames"]:
     """Return where `length` frames are that are spread evenly from the first to the last of `num_frames`."""
     step = torch.tensor(float(num_frames - 1)) / max(length - 1, 1)  # in fp32, as PyTorch computes it
     return torch.arange(length) * step

@@ -44,7 +44,7 @@ class LeaderClip:
 
     def read(
         self, parallel: ContextParallel, frames: slice
-    ) -> Float[Tensor, "frames_of_piece height width 3"]:
+    ) -> Float[Tensor, "new_frames new_height new_width 3"]:
         """Return some of the frames on the device of every rank. All ranks call this together."""
         positions = self.positions[frames]
         first = int(positions.min())

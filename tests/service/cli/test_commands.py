@@ -87,7 +87,7 @@ class TestGenerate:
         GroupRegistration(redis, "a", ttl_s=600).heartbeat("ready", 1, capability=CAPABILITY)
         ran = at_service("generate", "a", "--deadline-s", 5, "--refuse-if-late", "--no-wait")
         assert (ran.code, ran.out) == (3, "")
-        assert "deadline_s: the video is expected 60 s after submission, later than 5 s" in ran.err
+        assert "deadline_s: the video is expected 120 s after submission, later than 5 s" in ran.err
 
     def test_sends_a_clip(self, at_service, worker, tmp_path):
         path = tmp_path / "clip.mp4"

@@ -51,8 +51,9 @@ REFINEMENT = {
     "num_held": 0,
 }
 DISTILLED = {"distilled": True, "num_inference_steps": 2, "guidance_scale": 1.0, "negative_prompt": None}
-IMAGE_VIEW = {"media_type": "image/png", "width": 96, "height": 64, "num_frames": 1}
-CLIP_VIEW = {"media_type": "video/mp4", "width": 96, "height": 64, "num_frames": 17}
+UPLOADED = {"source_job_id": None, "source_frame": None}
+IMAGE_VIEW = {"media_type": "image/png", "width": 96, "height": 64, "num_frames": 1, **UPLOADED}
+CLIP_VIEW = {"media_type": "video/mp4", "width": 96, "height": 64, "num_frames": 17, **UPLOADED}
 REFINED_CLIP = {
     "guidance_scale": 1.0,
     "negative_prompt": None,
