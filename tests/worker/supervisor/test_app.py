@@ -20,7 +20,7 @@ from tests.worker.supervisor.backends import InterruptibleStorage, LocalBackends
 from worker.channel import connect
 from worker.messages import GroupFailed
 from worker.settings import WorkerSettings
-from worker.supervisor import app
+from worker.supervisor import app, spool
 from worker.supervisor.app import build_supervisor, build_supervisors, serve_together
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.spool import PENDING_UPLOAD, PendingUpload, Spool
@@ -144,7 +144,8 @@ def test_video_of_a_job_that_another_group_has_claimed_is_not_uploaded(scene):
     assert scene.spool.job_ids == [job.job_id]  # the job may be claimed here again
 
 
-def test_video_of_a_job_that_has_ended_is_removed(scene):
+def test_video_of_a_job_that_has_ended_is_removed(scene, monkeypatch):
+    monkeypatch.setattr(spool, "CLEAN_EVERY_S", 0.1)  # the first time comes too early: the job is still held
     job = scene.finished_job()
     scene.backends.job_store.holder.confirm_cancel(job.lease)
     scene.serve()
