@@ -42,15 +42,15 @@ class Stack:
         Raises:
             StackError: The API or the worker has exited, or Redis does not start.
         """
-        self.revive_redis()
+        self.restart_redis()
         for name, process in self.processes.items():
             if process.poll() is not None:
                 raise StackError(
                     f"the {name} exited unexpectedly (exit code {process.returncode}); see its output"
                 )
 
-    def revive_redis(self) -> None:
-        """Start its own Redis again if that has exited. Raise StackError if it does not start."""
+    def restart_redis(self) -> None:
+        """Start the Redis of this stack again if it has exited. Raise StackError if it does not start."""
         if self.redis and (exit_code := self.redis.exit_code) is not None:
             self.write_line("stack", f"Redis exited (exit code {exit_code}) and is started again")
             self.redis.start()
@@ -94,7 +94,7 @@ def running_stack(settings: StackSettings, write_line: WriteLine) -> Iterator[St
             for program, given in environments.items()
         }
         stack = Stack(f"http://{settings.host}:{settings.port}", processes, redis, write_line)
-        parts.callback(stack.revive_redis)  # the worker needs it to put its jobs back when it stops
+        parts.callback(stack.restart_redis)  # the worker needs it to put its jobs back when it stops
         _wait_until_ready(stack, redis_address)
         yield stack
 
