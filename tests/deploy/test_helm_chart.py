@@ -315,6 +315,7 @@ def test_misspelt_field_is_found(kind):
         ({**SMALL, "pools": {"main": {"autoscaling": {"minReplicas": 9}}}}, "minReplicas is larger"),
         ({**SMALL, "settings": {"RETENTON_S": 5}}, "settings.RETENTON_S is no setting"),
         ({**SMALL, "pools": {"main": {"settings": {"HEALTH_PORT": 9}}}}, "HEALTH_PORT cannot be changed"),
+        ({**SMALL, "settings": {"OPS_PORT_FILE": "/run/port"}}, "OPS_PORT_FILE cannot be changed"),
         ({**SMALL, "api": {"capability": "nope"}}, "api.capability must be what"),
         ({**SMALL, "api": {"capability": "{}"}}, "api.capability must be what"),
         ({**SMALL, "secrets": {"redisUrl": "redis://other"}}, "secrets.redisUrl would not be used"),

@@ -180,15 +180,15 @@ capabilities: {drop: [ALL]}
 {{- fail "api.capability must be what `python -m worker.rank.capability` prints: JSON with a model" -}}
 {{- end -}}
 {{- end -}}
-{{- $pools := values .Values.pools -}}
 {{- $settings := list .Values.settings .Values.api.settings .Values.poolDefaults.settings -}}
-{{- range $pools }}{{ $settings = append $settings (default dict (default dict .).settings) }}{{ end -}}
+{{- range values .Values.pools }}{{ $settings = append $settings (default dict (default dict .).settings) }}{{ end -}}
 {{- $known := .Files.Lines "settings.txt" -}}
 {{- range $settings }}{{- range $name, $_ := . -}}
-{{- if not (or (has $name $known) (has (trimSuffix "_FILE" $name) $known)) -}}
+{{- $setting := ternary $name (trimSuffix "_FILE" $name) (has $name $known) -}}
+{{- if not (has $setting $known) -}}
 {{- fail (printf "settings.%s is no setting of the API or the worker: see docs/settings.md" $name) -}}
 {{- end -}}
-{{- if has $name (list "HOST" "PORT" "OPS_HOST" "OPS_PORT" "HEALTH_HOST" "HEALTH_PORT") -}}
+{{- if has $setting (list "HOST" "PORT" "OPS_HOST" "OPS_PORT" "HEALTH_HOST" "HEALTH_PORT") -}}
 {{- fail (printf "settings.%s cannot be changed: probes and Services use what the chart sets" $name) -}}
 {{- end -}}
 {{- end }}{{ end -}}
