@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from _pytest.mark.expression import Expression
+from coverage import Coverage
 from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 from xdist.remote import Producer
@@ -70,6 +71,17 @@ class RanksTogether(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
     """Schedule `--dist loadfile`."""
     return RanksTogether(config, log) if config.option.dist == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Save the coverage of this process, if it is measured, while its controller still waits for it.
+
+    pytest-xdist kills a process that takes more than 10 s to exit, and with it what coverage would save then.
+    """
+    if coverage := Coverage.current():
+        coverage.stop()
+        coverage.save()
 
 
 @pytest.fixture(scope="session", autouse=True)
