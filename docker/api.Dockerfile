@@ -1,6 +1,6 @@
 # The API: small, without torch. Built from the repository's root.
-# docs/operations.md tells how to pin the base image to a digest.
-ARG BASE=docker.io/library/python:3.12-slim-bookworm
+# docs/operations.md tells how to replace the base image by a newer one.
+ARG BASE=docker.io/library/python:3.12.15-slim-bookworm@sha256:7753c33391fc9f01d1984375bf375eb6686d52ba10db6043a86634a5ccf90dcf
 FROM ${BASE}
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1

@@ -1,7 +1,7 @@
 # A worker: the supervisor and its torchrun group. The weights are mounted, not built in. Built from the root.
 # torch brings its own CUDA libraries; the base makes the driver visible and is what Triton compiles against.
-# docs/operations.md tells how to pin the base image to a digest.
-ARG BASE=docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04
+# docs/operations.md tells how to replace the base image by a newer one.
+ARG BASE=docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04@sha256:f8ef28f579ea42a44b415d2c5d46f788e6a9b395c6c83f2929416e1fc192c143
 FROM ${BASE}
 
 # Triton compiles a small launcher in C for each kernel. The health check uses curl.

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from docs import chart_settings
 from model.weights.__main__ import build_parser
 from service.settings import Settings as ApiSettings
+from tests.docker.compose import read_compose
 from tests.service.conftest import CAPABILITY
 from worker.settings import Endpoint, WorkerSettings
 
@@ -429,6 +430,12 @@ def test_entrypoint_of_our_images_is_kept(values):
     ours = [each for each in pod_templates(render(values)) if "serviceAccountName" in each["spec"]]
     assert ours
     assert not any("command" in container for each in ours for container in containers_of(each))
+
+
+def test_redis_has_the_image_of_the_compose_file():
+    compose = read_compose(ROOT / "docker-compose.yml")
+    redis = container_of(named(render(SMALL), "StatefulSet", "-redis"))
+    assert redis["image"] == compose.services["redis"].image
 
 
 @pytest.mark.parametrize("values", [SMALL, LARGE], ids=["small", "large"])

@@ -12,6 +12,8 @@ INSTRUCTIONS = {
     *("ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM"),
     *("HEALTHCHECK", "LABEL", "RUN", "USER", "VOLUME", "WORKDIR"),
 }
+# The tag is for readers, who would not know the version by its digest.
+PINNED_IMAGE = re.compile(r"[a-z0-9./-]+:(?!latest@)[A-Za-z0-9._-]+@sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 
 from service.settings import Settings
 from tests.docker.compose import Bind, Service, read_compose
-from tests.docker.dockerfile import read_dockerfile
+from tests.docker.dockerfile import PINNED_IMAGE, read_dockerfile
 from worker.settings import END_S, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +28,9 @@ def own_environment(service: Service) -> dict[str, str | int | None]:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_images_are_ours_or_pinned(name):
+def test_images_are_ours_or_have_a_tag_and_a_digest(name):
     service = COMPOSE.services[name]
-    tag = service.image.partition(":")[2]
-    assert service.build is not None or (tag and tag != "latest")
+    assert service.build is not None or PINNED_IMAGE.fullmatch(service.image)
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -23,7 +23,7 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 SUITE = "bookworm"
 PACKAGES = ("ca-certificates", "python3", "python3-pip", "python3-venv")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-REDIS = f"docker.io/library/{read_compose(ROOT / 'docker-compose.yml').services['redis'].image}"
+REDIS = "localhost/redis:pinned-or-stand-in"  # with a tag, or a kubelet would always pull it
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,15 @@ def registry_answers() -> bool:
 
 
 def prepare_bases(engine: Engine, source: Source, folder: Path) -> Bases:
-    """Make sure that the base images and Redis's image exist, and return the bases.
+    """Make sure that the base images and one named `REDIS` exist, and return the bases.
 
     A stand-in has Debian's Python and Redis, whatever version the tag of the real image names. It trusts the
     authorities that this machine trusts, so that pip works behind a proxy that reads TLS.
     """
     if source == "registry":
-        engine.podman("pull", "--quiet", REDIS)
+        pinned = read_compose(ROOT / "docker-compose.yml").services["redis"].image
+        image_id = engine.podman("pull", "--quiet", f"docker.io/library/{pinned}").strip()
+        engine.podman("tag", image_id, REDIS)
         return Bases()
     debian, python = "localhost/stand-in-debian", "localhost/stand-in-python"
     if not engine.has_image(debian):
