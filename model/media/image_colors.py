@@ -6,7 +6,7 @@ import struct
 from typing import BinaryIO
 
 from PIL import Image
-from PIL.ExifTags import IFD, Interop
+from PIL.ExifTags import IFD, Base, Interop
 
 from model.media.colors import BT709_XY, SRGB, UNSPECIFIED, Chromaticities, ColorSpace
 
@@ -29,7 +29,7 @@ def stated_color_space(image: Image.Image, source: BinaryIO) -> ColorSpace | Non
         return _of_png(_chunks(source))
     if "icc_profile" in image.info or image.mode != "RGB":
         return None
-    return _ADOBE_RGB if _interoperability(image) == "R03" else None
+    return _ADOBE_RGB if _is_adobe_rgb(image.getexif()) else None
 
 
 def _of_png(chunks: dict[bytes, bytes]) -> ColorSpace | None:
@@ -85,7 +85,10 @@ def _chunks(source: BinaryIO) -> dict[bytes, bytes]:
     return chunks
 
 
-def _interoperability(image: Image.Image) -> str | None:
-    """Return the EXIF interoperability index: `R98` for sRGB, `R03` for Adobe RGB."""
-    index = image.getexif().get_ifd(IFD.Interop).get(Interop.InteropIndex)
-    return index if isinstance(index, str) else None
+def _is_adobe_rgb(exif: Image.Exif) -> bool:
+    """Return whether EXIF says that the colors are those of Adobe RGB.
+
+    The standard's way is the interoperability index; some cameras write a 2 as the color space.
+    """
+    index = exif.get_ifd(IFD.Interop).get(Interop.InteropIndex)
+    return index == "R03" or exif.get_ifd(IFD.Exif).get(Base.ColorSpace) == 2

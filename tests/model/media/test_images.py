@@ -227,10 +227,18 @@ def test_white_of_another_light_stays_white(normalised):
     assert np.ptp(np.asarray(image)) <= 1
 
 
-@pytest.mark.parametrize(("index", "is_adobe"), [("R03", True), ("R98", False)])
-def test_photo_that_says_by_exif_that_it_is_adobe_rgb_is_converted(sandbox, tmp_path, index, is_adobe):
+@pytest.mark.parametrize(
+    ("tags", "is_adobe"),
+    [
+        ({0xA005: {1: "R03"}, 0xA001: 0xFFFF}, True),
+        ({0xA001: 2}, True),
+        ({0xA005: {1: "R98"}, 0xA001: 1}, False),
+        ({0xA001: 0xFFFF}, False),
+    ],
+)
+def test_photo_that_says_by_exif_that_it_is_adobe_rgb_is_converted(sandbox, tmp_path, tags, is_adobe):
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0xA005] = {1: index}
+    exif.get_ifd(0x8769).update(tags)
     content = encoded(Image.new("RGB", (16, 16), (60, 140, 120)), "JPEG", exif=exif, quality=100)
     assert notes(sandbox, tmp_path, content) == ((CLIPPED,) if is_adobe else ())
     with Image.open(tmp_path / "image.png") as image:
