@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -38,27 +39,27 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def test_no_acknowledged_job_is_lost_when_redis_is_killed(server: RedisServer):
-    redis = connect(server.url, deadline_s=1)
-    store, tickets = JobStore(redis), TicketQueue(redis)
     acknowledged: list[str] = []
     killed = Event()
 
-    def submit_until_it_is_gone() -> None:
+    def submit_until_it_is_killed() -> None:
+        redis = connect(server.url, deadline_s=1)
+        store, tickets = JobStore(redis), TicketQueue(redis)
         while not killed.is_set():
-            try:
+            with suppress(Unavailable):
                 job = store.client.submit(a_submission())
                 acknowledged.append(job.id)
                 tickets.enqueue(job.id, job.requirement or "")
-            except Unavailable:
-                return
 
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):
-            pool.submit(submit_until_it_is_gone)
+            pool.submit(submit_until_it_is_killed)
         wait_until(lambda: len(acknowledged) > 100)
         server.kill()
         killed.set()
     server.start()
+    redis = connect(server.url, deadline_s=60)
+    store, tickets = JobStore(redis), TicketQueue(redis)
     assert {store.client.get(job_id).status for job_id in acknowledged} == {"queued"}
     sweep(store, tickets)
     assert num_tickets(redis) >= store.client.counts()["queued"] >= len(acknowledged)
