@@ -24,12 +24,12 @@ COPY model model
 COPY worker worker
 RUN pip install --no-deps --force-reinstall .
 
-# The folder /data is for a storage that is mounted. The worker's own folder is not in a volume: it should go with its
-# container, whose hostname is the name of the worker. It is the user's home, where Triton keeps the kernels that it
-# compiles, so that nothing else has to be writable.
+# The folder /data is for a storage that is mounted, and /var/cache/longcat for compiled kernels (COMPILE_CACHE_DIR). The
+# worker's own folder is not in a volume: it should go with its container, whose hostname is the name of the worker. It is
+# the user's home, where Triton keeps its kernels otherwise, so that nothing else has to be writable.
 RUN groupadd --gid 10001 longcat \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/longcat --no-create-home longcat \
-    && install --directory --owner 10001 --group 10001 /data /var/lib/longcat
+    && install --directory --owner 10001 --group 10001 /data /var/cache/longcat /var/lib/longcat
 # By number: Kubernetes cannot check `runAsNonRoot` for a name.
 USER 10001:10001
 WORKDIR /var/lib/longcat

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, JsonValue, model_validator
 
 from jobs.logs import LogFormat
 from jobs.settings import POCKET, SharedSettings
@@ -20,6 +20,7 @@ from jobs.settings import POCKET, SharedSettings
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 CompileName = Literal["auto", "on", "off"]
+Options = dict[str, JsonValue]
 QuantizeName = Literal["none", "fp8", "int8"]
 TextEncoderName = Literal["auto", "device", "offload", "cpu"]
 
@@ -89,6 +90,7 @@ class RankSetup(_Frozen):
     device: DeviceName
     dtype: DtypeName
     compile: CompileName = "auto"
+    warm_up: tuple[Options, ...] = ()
     quantize: QuantizeName = "none"
     text_encoder: TextEncoderName = "auto"
     shard_weights: bool = False
@@ -163,6 +165,17 @@ class WorkerSettings(SharedSettings):
     dtype: DtypeName = Field(default="auto", description="auto: bfloat16 on cuda, float32 on cpu")
     compile: CompileName = Field(
         default="auto", description="compile parts of the transformer: auto (on cuda), on or off"
+    )
+    compile_cache_dir: Path | None = Field(
+        default=None,
+        description="folder that keeps compiled kernels when the worker restarts; workers may share it; "
+        "default: the folders of Inductor and Triton",
+    )
+    warm_up: Json[tuple[Options, ...]] = Field(
+        default='[{}, {"guidance_scale": 1}]',
+        validate_default=True,
+        description="requests, as JSON, for which kernels are compiled before a group takes jobs: options of "
+        "POST /generate, without prompts and inputs",
     )
     quantize: QuantizeName = Field(
         default="none",
@@ -396,6 +409,7 @@ class WorkerSettings(SharedSettings):
             device=self.device,
             dtype=self.dtype,
             compile=self.compile,
+            warm_up=self.warm_up,
             quantize=self.quantize,
             text_encoder=self.text_encoder,
             shard_weights=self.shard_weights,
@@ -453,6 +467,9 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
         # Ranks stop on a message, not on a signal, so torchrun need not wait for them after a crash.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
     }
+    if cache := settings.compile_cache_dir:
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute() / "inductor"))
+        environment.setdefault("TRITON_CACHE_DIR", str(cache.absolute() / "triton"))
     size = settings.ranks_per_world // settings.nodes
     if settings.device != "cpu":
         visible = environment.get("CUDA_VISIBLE_DEVICES")

@@ -233,6 +233,10 @@ class MemoryBudget:
         """Return a name that equal budgets share."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
+    def with_ranks(self, ranks: int) -> MemoryBudget:
+        """Return the budget of so many of the ranks together."""
+        return replace(self, setup=replace(self.setup, ranks=ranks))
+
     def needed(self, plan: Plan) -> int:
         """Return the memory that a plan needs on the leader, which needs the most."""
         return memory_needed(self.sizes, plan, self.setup).total

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from model.spec.errors import InvalidParams
-from model.spec.geometry import Clip, Size
+from model.spec.geometry import Clip
 from model.spec.limits import Limits
 from model.spec.params import GenerationParams
 from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
@@ -18,33 +18,37 @@ def typical_plans(limits: Limits, loras: Collection[str]) -> Iterator[tuple[str,
 
     They have the default size and length; one has the largest size by name.
     """
-    size, num_frames = limits.default_size, limits.default_num_frames
-    clip = Clip(size.height, size.width, num_frames)
     refined = max(
-        limits.refine_buckets.values(), key=lambda bucket: bucket.height * bucket.width, default=size
+        limits.refine_buckets.values(),
+        key=lambda bucket: bucket.height * bucket.width,
+        default=limits.default_size,
     )
-    requests: list[tuple[str, GenerationParams, Inputs]] = [
-        ("text to video", GenerationParams(), Inputs()),
-        ("image to video", GenerationParams(), Inputs(image=Size(*size))),
-        ("continuation of a clip", GenerationParams(), Inputs(video=clip)),
+    requests = [
+        ("text to video", GenerationParams()),
+        ("image to video", GenerationParams(task="image_to_video")),
+        ("continuation of a clip", GenerationParams(task="video_continuation")),
     ]
     if len(limits.buckets) > 1:
         largest = max(limits.buckets, key=lambda name: _largest_area(limits, name))
-        requests.append((f"text to video, {largest}", GenerationParams(resolution=largest), Inputs()))
+        requests.append((f"text to video, {largest}", GenerationParams(resolution=largest)))
     if DISTILLED_LORA in loras:
-        requests.append(("text to video, distilled", GenerationParams(distilled=True), Inputs()))
+        requests.append(("text to video, distilled", GenerationParams(distilled=True)))
     if REFINEMENT_LORA in loras:
-        requests.append(("text to video, refined", GenerationParams(refine=True), Inputs()))
-        requests.append(
-            (
-                f"refinement to {refined.width}×{refined.height}",
-                GenerationParams(task="refine"),
-                Inputs(video=clip),
-            )
-        )
-    for name, params, inputs in requests:
+        requests.append(("text to video, refined", GenerationParams(refine=True)))
+        requests.append((f"refinement to {refined.width}×{refined.height}", GenerationParams(task="refine")))
+    for name, params in requests:
         with suppress(InvalidParams):
-            yield name, resolve(params, inputs, limits)
+            yield name, resolve(params, typical_inputs(params, limits), limits)
+
+
+def typical_inputs(params: GenerationParams, limits: Limits) -> Inputs:
+    """Return the inputs that a request for a task has: an image or a clip of the default size and length."""
+    size = limits.default_size
+    clip = Clip(size.height, size.width, limits.default_num_frames)
+    return Inputs(
+        image=size if params.task == "image_to_video" else None,
+        video=clip if params.task in {"video_continuation", "refine"} else None,
+    )
 
 
 def _largest_area(limits: Limits, resolution: str) -> int:

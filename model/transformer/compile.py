@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from model.parallel.cfg_split import branch_for, local_texts
-from model.parallel.mesh import ContextParallel
-from model.spec.geometry import VAE_STRIDE, latent_frames
-from model.spec.plan import Plan
 from model.transformer.dit import Dit
-from model.transformer.token_layout import Window, build_layout
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +21,6 @@ Compile = Literal["auto", "on", "off"]
 Part = Callable[..., Any]
 
 MAX_SHAPES = 64  # limit on the shapes that are compiled for; further ones run the plain code
-WARM_TEXTS = (1, 2)  # without guidance, and with it
 
 
 def fuse(dit: Dit, wanted: Compile) -> bool:
@@ -59,18 +53,3 @@ def _compiled(plain: Part, failed: set[object]) -> Part:
         return plain(x, *rest)
 
     return part
-
-
-def warm(dit: Dit, plan: Plan, num_text_tokens: int, parallel: ContextParallel) -> None:
-    """Compile for the shapes of a plan, so that no job waits for it. All ranks call it together."""
-    window = Window(latent_frames(plan.num_frames), plan.height // VAE_STRIDE, plan.width // VAE_STRIDE)
-    weight = dit.x_embedder.proj.weight
-    for num_texts in WARM_TEXTS:
-        branch = branch_for(parallel, num_texts)
-        texts = weight.new_zeros(num_texts, num_text_tokens, dit.config.caption_channels)
-        hidden = local_texts(branch, texts)
-        mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=weight.device)
-        noise = weight.new_zeros(len(hidden), dit.config.in_channels, *window[:3], dtype=torch.float32)
-        timesteps = noise.new_full((len(hidden), window.num_frames), 1000.0)
-        layout = build_layout(dit.config, window, False, branch)
-        dit(noise, timesteps, layout, dit.text_kv(hidden, mask))

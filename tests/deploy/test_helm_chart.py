@@ -56,7 +56,11 @@ LARGE: Values = {
         "canary": {"modelId": "a.b_c", "settings": {"QUANTIZE": "int8"}, "runtimeClassName": "nvidia"},
         "wide": {"gpus": 8, "nodes": 2, "replicas": 3},
         "scaled": {"modelId": "scaled", "gpus": 8, "nodes": 4, "autoscaling": {"enabled": True}},
-        "trial": {"gpus": 0, "checkpoint": {"emptyDir": {}}},
+        "trial": {
+            "gpus": 0,
+            "checkpoint": {"emptyDir": {}},
+            "compileCache": {"hostPath": {"path": "/cache"}},
+        },
         "fetched": {
             "checkpoint": {"hostPath": {"path": "/var/lib/longcat-weights", "type": "Directory"}},
             "checkpointSubPath": "next",
@@ -622,6 +626,13 @@ def test_volume_of_a_pool_replaces_the_default_one():
     volumes = named(render(values), "StatefulSet", "-worker-one")["spec"]["template"]["spec"]["volumes"]
     (checkpoint,) = (volume for volume in volumes if volume["name"] == "checkpoint")
     assert checkpoint == {"name": "checkpoint", "emptyDir": {"sizeLimit": "90Gi"}}
+
+
+def test_compiled_kernels_are_kept_in_the_volume_of_a_pool():
+    kept, not_kept = (named(render(LARGE), "StatefulSet", f"-worker-{name}") for name in ("trial", "h200"))
+    mounts = {mount["name"]: mount["mountPath"] for mount in container_of(kept)["volumeMounts"]}
+    assert environment(kept)["LONGCAT_COMPILE_CACHE_DIR"] == mounts["compile-cache"]
+    assert "LONGCAT_COMPILE_CACHE_DIR" not in environment(not_kept)
 
 
 def test_gpus_of_a_pod_are_its_ranks():

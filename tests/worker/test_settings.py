@@ -85,6 +85,24 @@ def test_each_rank_of_a_world_is_a_group_of_one_supervisor_process(monkeypatch):
     assert group_environment(settings, 0)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
 
 
+def test_compiled_kernels_are_kept_where_the_operator_says(monkeypatch):
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    settings = WorkerSettings(device="cpu", compile_cache_dir=Path("/cache"))
+    environment = group_environment(settings, 0)
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == "/cache/inductor"
+    assert environment["TRITON_CACHE_DIR"] == "/cache/triton"
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    assert group_environment(settings, 0)["TRITON_CACHE_DIR"] == "/elsewhere"
+
+
+@pytest.mark.parametrize("value", ["{}", '["text"]', "[{]"])
+def test_warm_up_is_a_list_of_requests(monkeypatch, value):
+    monkeypatch.setenv("LONGCAT_WARM_UP", value)
+    with pytest.raises(ValidationError, match="warm_up"):
+        WorkerSettings()
+
+
 def test_each_fixed_group_has_a_supervisor_process():
     settings = WorkerSettings(ranks=4, context_parallel=2)
     assert (settings.num_supervisors, settings.widths, settings.is_elastic) == (2, (2,), False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 
 from jobs.capability import Capability
 from model.io.fingerprint import fingerprints
@@ -22,17 +23,19 @@ from model.pipeline.events import Event, Frames
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
-from model.spec.errors import DeviceError
+from model.pipeline.warm_up import stage_shapes, warm_up
+from model.spec.errors import DeviceError, InvalidParams
 from model.spec.memory import GIB, MemoryBudget, Setup, host_needed, weight_bytes
 from model.spec.params import GenerationParams
-from model.spec.resolve import Inputs, resolve
+from model.spec.resolve import resolve
+from model.spec.typical import typical_inputs
 from model.text import MAX_TOKENS
-from model.transformer.compile import fuse, warm
+from model.transformer.compile import fuse
 from worker.host_memory import host_memory_bytes
 from worker.messages import RunJob
 from worker.rank.capability import ORDER_VERSIONS, QUANTISED_DTYPES, plan_memory, tasks_with
 from worker.rank.engine import Engine, InputsRead
-from worker.settings import RankSetup
+from worker.settings import Options, RankSetup
 
 logger = logging.getLogger(__name__)
 
@@ -149,14 +152,29 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     )
     logger.info("loaded %s %s, text encoder: %s", setup.checkpoint, cost, needs.text_encoder)
     if fuse(pipeline.dit, setup.compile):
-        plan = resolve(GenerationParams(), Inputs(), pipeline.limits)
-        for place in (parallel, *parallel.wider):
-            if place.divides(pipeline.dit.config.num_heads):
-                warm(pipeline.dit, plan, MAX_TOKENS, place)
+        _warm_up(pipeline, setup.warm_up, memory)
     is_first_of_node = dist.get_node_local_rank(fallback_rank=0) == 0
     known = weights if is_first_of_node else {}
     matrix_dtype = QUANTISED_DTYPES.get(setup.quantize, dtype_name)
     return ModelEngine(pipeline, matrix_dtype, setup.model_id, known, memory)
+
+
+def _warm_up(pipeline: Pipeline, requests: Sequence[Options], memory: MemoryBudget | None) -> None:
+    """Compile for these requests, with each number of ranks that a job may have and that they fit into."""
+    parallel, num_heads = pipeline.parallel, pipeline.dit.config.num_heads
+    places = [place for place in (parallel, *parallel.wider) if place.divides(num_heads)]
+    for request in requests:
+        try:
+            params = GenerationParams.model_validate(request)
+            inputs = typical_inputs(params, pipeline.limits)
+            plan = resolve(params, inputs, pipeline.limits)
+        except (ValidationError, InvalidParams) as error:
+            logger.warning("kernels for a request of WARM_UP are not compiled: %s", error)
+            continue
+        for place in places:
+            if memory is None or memory.with_ranks(place.size).fits(plan):
+                for shape in stage_shapes(plan, inputs):
+                    warm_up(pipeline.dit, shape, MAX_TOKENS, place)
 
 
 def _weight_memory(setup: RankSetup, needs: Setup, fingerprint: str) -> WeightMemory | None:

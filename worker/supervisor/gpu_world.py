@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
 from typing import Protocol
@@ -429,11 +429,7 @@ class GpuWorld:
         if capability is None or capability.memory is None:
             return self._widths
         memory, plan = capability.memory, job.run.order.plan
-        fitting = (
-            width
-            for width in self._widths
-            if replace(memory, setup=replace(memory.setup, ranks=width)).fits(plan)
-        )
+        fitting = (width for width in self._widths if memory.with_ranks(width).fits(plan))
         return tuple(fitting) or self._widths[-1:]
 
 

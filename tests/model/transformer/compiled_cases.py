@@ -19,11 +19,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from model.parallel.mesh import SINGLE
+from model.pipeline.warm_up import stage_shapes, warm_up
 from model.spec.limits import load_limits
 from model.spec.memory import Quantize
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.transformer.compile import fuse, warm
+from model.transformer.compile import fuse
 from model.transformer.config import DitConfig
 from model.transformer.dit import ConditionKVs, Dit
 from model.transformer.quantise import quantise
@@ -73,7 +74,8 @@ def case(dtype: torch.dtype, backend: str, shapes: dict[str, Window]) -> dict[st
         fuse(dit, "on")
     found = {name: velocity(dit, window) for name, window in shapes.items()}
     graphs = counters["stats"]["unique_graphs"]
-    warm(dit, PLAN, 5, SINGLE)
+    for shape in stage_shapes(PLAN, Inputs()):
+        warm_up(dit, shape, 5, SINGLE)
     return {
         "differences": {name: apart(found[name], plain[name]) for name in shapes},
         "graphs": graphs,

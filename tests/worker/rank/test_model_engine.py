@@ -4,6 +4,8 @@ import pytest
 from torch import Tensor
 
 from model.io.sizes import read_sizes
+from model.parallel.mesh import SINGLE
+from model.pipeline.warm_up import StageShape
 from model.spec.errors import DeviceError
 from model.spec.memory import Setup, weight_bytes
 from model.spec.plan import Refinement
@@ -11,7 +13,9 @@ from tests.orders import make_order
 from tests.service.media import clip, encoded, picture
 from tests.worker.examples import ORDER
 from worker.messages import RunJob
+from worker.rank import model_engine
 from worker.rank.model_engine import build_request, check_weights_fit
+from worker.settings import WorkerSettings
 
 
 @pytest.fixture
@@ -63,3 +67,24 @@ def test_weights_that_do_not_fit_are_not_loaded(tiny_checkpoint):
     with pytest.raises(DeviceError, match="the weights take"):
         check_weights_fit(tiny_checkpoint, setup, needed - 1, is_leader=True)
     check_weights_fit(tiny_checkpoint, setup, needed - 1, is_leader=False)  # without the text encoder
+
+
+def test_kernels_are_compiled_for_the_requests_that_the_checkpoint_and_the_memory_allow(
+    tiny_checkpoint, tmp_path, monkeypatch, caplog
+):
+    warmed: list[StageShape] = []
+    monkeypatch.setattr(model_engine, "fuse", lambda dit, wanted: True)
+    monkeypatch.setattr(model_engine, "warm_up", lambda dit, shape, num_tokens, place: warmed.append(shape))
+    requests = [
+        {"num_frames": 9, "guidance_scale": 1},
+        {"num_frames": 9, "no_option": 1},
+        {"num_frames": 8},
+        {"num_frames": 9, "height": 480, "width": 832},
+        {"num_frames": 9, "task": "image_to_video"},
+    ]
+    settings = WorkerSettings(checkpoint=tiny_checkpoint, device="cpu", gpu_memory_gib=0.1)
+    setup = settings.rank_setup(tmp_path / "socket").model_copy(update={"warm_up": tuple(requests)})
+    model_engine.load_engine(setup, SINGLE)
+    assert [(shape.clean, shape.noise, shape.guided) for shape in warmed] == [(0, 3, False), (1, 2, True)]
+    assert "no_option" in caplog.text
+    assert "num_frames" in caplog.text

@@ -111,6 +111,9 @@ spec:
           subPath: {{ . | quote }}
           {{- end }}
         {{- end }}
+        {{- if $pool.compileCache }}
+        - {name: compile-cache, mountPath: /var/cache/longcat}
+        {{- end }}
         {{- if and $claims (not (include "longcat.isS3" $root)) }}
         - {name: storage, mountPath: /storage}
         {{- end }}
@@ -120,12 +123,16 @@ spec:
     {{- end }}
     - name: work
       emptyDir: {sizeLimit: {{ $pool.workSize | quote }}}
-    - name: tmp # compiled kernels
+    - name: tmp # compiled kernels without compileCache
       emptyDir: {sizeLimit: 20Gi}
     - name: shm
       emptyDir: {medium: Memory, sizeLimit: {{ $pool.sharedMemorySize | quote }}}
     {{- with $pool.checkpoint }}
     - name: checkpoint
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with $pool.compileCache }}
+    - name: compile-cache
       {{- toYaml . | nindent 6 }}
     {{- end }}
     {{- if $claims }}
@@ -167,6 +174,9 @@ spec:
 - {name: LONGCAT_RENDEZVOUS, value: "$(LWS_LEADER_ADDRESS):29500"}
 {{- end }}
 - {name: LONGCAT_DEVICE, value: {{ ternary "cuda" "cpu" (gt (int $pool.gpus) 0) }}}
+{{- if $pool.compileCache }}
+- {name: LONGCAT_COMPILE_CACHE_DIR, value: /var/cache/longcat}
+{{- end }}
 {{- if $pool.checkpoint }}
 - {name: LONGCAT_CHECKPOINT, value: /checkpoint}
 {{- end }}
