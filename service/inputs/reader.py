@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import string
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -217,9 +218,11 @@ def _save(chunks: Iterable[bytes], target: BinaryIO, max_bytes: int) -> None:
 
 def _decode_base64(source: Source, max_bytes: int) -> bytes:
     text = source.base64 if source.base64 is not None else _base64_of_data_url(source.url or "")
-    _check_size(len(text) * 3 // 4 - 2, max_bytes)  # a lower bound: refuse before decoding
+    num_digits = len(text) - sum(map(text.count, string.whitespace))
+    _check_size(num_digits * 3 // 4 - 2, max_bytes)  # a lower bound: refuse before decoding
     try:
-        content = binascii.a2b_base64("".join(text.split()), strict_mode=True)
+        digits = text.encode("ascii").translate(None, string.whitespace.encode())
+        content = binascii.a2b_base64(digits, strict_mode=True)
     except ValueError as error:
         raise UnusableInput("is not base64") from error
     _check_size(len(content), max_bytes)
