@@ -33,10 +33,10 @@ def _add_inputs(made: argparse.ArgumentParser) -> None:
     add(
         "--image",
         type=Path,
-        help="PNG, JPEG or .npz with `frames`; for refine, what the first frame is held to",
+        help="PNG, JPEG or .npz with `frames`; for refine, the image that the first frame must match",
     )
     add("--video", type=Path, help="MP4 or .npz with `frames`: the clip to continue or to refine")
-    add("--condition-video", type=Path, help="refine: the clip whose end the first frames are held to")
+    add("--condition-video", type=Path, help="refine: the clip whose last frames the first frames must match")
 
 
 def _add_precision(made: argparse.ArgumentParser) -> None:

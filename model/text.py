@@ -139,9 +139,9 @@ def _pin_layers(name: str, weight: Tensor) -> Tensor:
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not folder.is_dir():
-        raise CheckpointError(folder, "is missing, or is no folder")
+        raise CheckpointError(folder, "is missing, or is not a folder")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(folder, f"is no tokenizer: {error}") from error
+        raise CheckpointError(folder, f"is not a tokenizer: {error}") from error
     return tokenizer

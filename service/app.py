@@ -159,9 +159,9 @@ def _include(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the background work of the service while it serves.
 
-    Startup fails if the Redis server is too old, or this release is too old for what is in it. A Redis that
-    cannot be reached yet is no reason to fail: requests are answered 503 until it can. If it is unfit then,
-    the process ends.
+    Startup fails if the Redis server is too old, or this release is too old for what is in it. It does
+    not fail if Redis cannot be reached yet: requests are answered 503 until it can. If it is unfit then, the
+    process ends.
     """
     backend: Backend = app.state.backend
     settings = backend.settings

@@ -30,7 +30,7 @@ COLOUR_CHANNELS, CONSTANT_CHANNEL = slice(0, 3), 16  # channels inside the encod
 
 
 def encode_clip(frames: Float[Tensor, "n height width 3"]) -> Float[Tensor, "c f h w"]:
-    """Return the unnormalised latents of a clip in [0, 1] with 4k + 1 frames."""
+    """Return the unnormalised latents of a clip in [0, 1] with one frame more than a multiple of 4."""
     flat, slope, bend = torch.tensor([[1.0] * 8, [-1.0] * 4 + [1.0] * 4, [-1, -1, 1, 1, 1, 1, -1, -1]]) / CELL
     cells = (frames * 2 - 1).unflatten(2, (-1, CELL)).unflatten(1, (-1, CELL))
     columns = {

@@ -106,7 +106,7 @@ def batch(
 ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b properties"], Int[Tensor, "b l"]]:
     """Return token ids, attention mask, property classes and owners of random captions.
 
-    The owner of a token is the object that it belongs to, 0 or 1, or `IGNORE_INDEX` if it is no word.
+    The owner of a token is the object that it belongs to, 0 or 1, or `IGNORE_INDEX` if it is not a word.
     """
     random = np.random.default_rng(seed)
     captions = [random_caption(random_scene(random, TWO_OBJECT_SHARE), random) for _ in range(count)]

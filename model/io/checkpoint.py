@@ -109,7 +109,7 @@ class Weights:
     def __init__(self, folder: Path, stem: str) -> None:
         """Find `{stem}.safetensors` or `{stem}.safetensors.index.json`. Raises CheckpointError."""
         if not folder.is_dir():
-            raise CheckpointError(folder, "is missing, or is no folder")
+            raise CheckpointError(folder, "is missing, or is not a folder")
         self.folder = folder
         self.files: Mapping[str, Path] = self._files(folder / f"{stem}.safetensors")
 

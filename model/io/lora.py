@@ -312,7 +312,7 @@ def _parse(path: Path, key: str) -> tuple[str, str]:
     """Split a key into the module path and the name of the tensor."""
     module, piece = split_key(key)
     if not key.startswith(PREFIX) or not (piece in (DOWN, ALPHA) or UP.fullmatch(piece)):
-        raise LoraError(path, f"{key} is no LoRA key")
+        raise LoraError(path, f"{key} is not a LoRA key")
     return module, piece
 
 

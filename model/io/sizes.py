@@ -49,7 +49,7 @@ def read_prepared_bytes(checkpoint: Path, setup: Setup) -> int:
     for path in sorted((checkpoint / "lora").glob("*.safetensors")):
         modules = {split_key(key)[0] for key, _ in _shapes_of(path)}
         if unknown := sorted(module for module in modules if f"{module}.weight" not in shapes):
-            raise CheckpointError(path, f"{unknown[0]} is no module of the transformer")
+            raise CheckpointError(path, f"{unknown[0]} is not a module of the transformer")
         loras.append(modules)
     return prepared_bytes(shapes, loras, config.depth, setup)
 
@@ -91,7 +91,7 @@ def _shapes_of(path: Path) -> Iterator[tuple[str, list[int]]]:
     """Yield the name and the shape of each tensor of a file."""
     try:
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - it is not a mapping
                 yield name, file.get_slice(name).get_shape()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error

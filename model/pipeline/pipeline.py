@@ -88,7 +88,7 @@ class Pipeline:
             DeviceError: the device does not multiply matrices that are stored so, or cannot lock host memory.
         """
         if not checkpoint.is_dir():
-            raise CheckpointError(checkpoint, "is missing, or is no folder")
+            raise CheckpointError(checkpoint, "is missing, or is not a folder")
         check_complete(checkpoint)
         limits = load_limits(checkpoint)
         dit, lora = load_transformer(

@@ -85,7 +85,7 @@ class State:
             stage: Stage = "refine" if plain["stage"] == "refine" else "denoise"
             return cls(int(plain["segment"]), stage, int(plain["step"]), **tensors)
         except (CheckpointError, KeyError, ValueError, TypeError) as error:
-            raise InputError("state", f"{path} is no saved state: {error}") from error
+            raise InputError("state", f"{path} is not a saved state: {error}") from error
 
 
 def _check_version(metadata: Mapping[str, str]) -> None:

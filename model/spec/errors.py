@@ -64,6 +64,6 @@ class DeviceError(ModelError):
 
 
 class LeaderError(ModelError):
-    """The leader failed with an error that is no ModelError. Raised on the other ranks."""
+    """The leader failed with an error that is not a ModelError. Raised on the other ranks."""
 
     code = "leader_failed"

@@ -79,7 +79,9 @@ class GenerationParams(SamplingParams):
     )
     height: int | None = Field(None, ge=1, le=MAX_COUNT, description="In pixels; with `width`.")
     width: int | None = Field(None, ge=1, le=MAX_COUNT, description="In pixels; with `height`.")
-    num_frames: int | None = Field(None, ge=1, le=MAX_COUNT, description="Frames of a segment: 4k + 1.")
+    num_frames: int | None = Field(
+        None, ge=1, le=MAX_COUNT, description="Frames of a segment: one more than a multiple of 4."
+    )
     num_segments: int | None = Field(
         None, ge=1, le=MAX_COUNT, description="More than one segment makes a long video."
     )
@@ -87,8 +89,8 @@ class GenerationParams(SamplingParams):
         None,
         ge=0,
         le=MAX_COUNT,
-        description="Frames that each segment takes over from the video that it continues: 4k + 1. 0 if "
-        "there is none.",
+        description="Frames that each segment takes over from the video that it continues: one more than a "
+        "multiple of 4, or 0 if there is no such video.",
     )
     refine: bool = Field(False, description="Refine the generated video to 720p.")
     t_thresh: float | None = Field(None, description="Noise level at which refinement begins.")

@@ -85,7 +85,8 @@ def _resolve_refine(params: GenerationParams, inputs: Inputs, limits: Limits) ->
         f"must have at most {limits.max_num_frames} frames to be refined, and has {clip.num_frames}",
     )
     num_held = _resolve_num_held(params, inputs, limits)
-    _check_determined(params, {**clip._asdict(), "num_segments": 1, "guidance_scale": 1.0})
+    _check_determined(params, clip._asdict(), "as in the clip")
+    _check_determined(params, {"num_segments": 1, "guidance_scale": 1.0}, "for refine")
     return Plan(
         task="refine",
         height=clip.height,
@@ -103,14 +104,11 @@ def _resolve_refine(params: GenerationParams, inputs: Inputs, limits: Limits) ->
     )
 
 
-def _check_determined(params: GenerationParams, values: Mapping[str, float]) -> None:
-    """Check that options which the clip of `refine` determines are absent, or have these values."""
+def _check_determined(params: GenerationParams, values: Mapping[str, float], reason: str) -> None:
+    """Check that options which are already determined are absent, or have these values."""
     for field, value in values.items():
-        _require(
-            getattr(params, field) in (None, value),
-            field,
-            f"is {value:g}, as the clip that is refined determines",
-        )
+        rule = f"must be absent, or {value:g} {reason}"
+        _require(getattr(params, field) in (None, value), field, rule)
 
 
 def _infer_task(params: GenerationParams, inputs: Inputs) -> Task:
@@ -195,7 +193,7 @@ def _resolve_num_frames(params: GenerationParams, inputs: Inputs, limits: Limits
         "num_frames",
         f"must be between 1 and {limits.max_num_frames}",
     )
-    _require(num_frames % FRAME_STRIDE == 1, "num_frames", "must be 4k + 1")
+    _require(num_frames % FRAME_STRIDE == 1, "num_frames", "must be one more than a multiple of 4")
     _require(num_frames > 1 or not inputs.image, "num_frames", "must be more than 1 with an image")
     return num_frames
 
@@ -225,7 +223,7 @@ def _resolve_num_condition_frames(
     _require(
         1 <= condition < num_frames, field, f"must be at least 1 and less than num_frames ({num_frames})"
     )
-    _require(condition % FRAME_STRIDE == 1, field, "must be 4k + 1")
+    _require(condition % FRAME_STRIDE == 1, field, "must be one more than a multiple of 4")
     if inputs.video:
         most = inputs.video.num_frames
         _require(condition <= most, field, f"must be at most {most}, the number of frames of the clip")

@@ -268,7 +268,7 @@ def _read_prompt() -> str:
     try:
         return sys.stdin.read().strip()
     except UnicodeDecodeError as error:
-        raise FileError("standard input is no text") from error
+        raise FileError("standard input is not text") from error
 
 
 def _prompt(arguments: argparse.Namespace) -> str | list[str] | None:

@@ -37,7 +37,9 @@ class ErrorBody(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Error")
 
     code: str = Field(description="Stable; meant for programs.", examples=["invalid_request"])
-    message: str = Field(description="Meant for people.", examples=["num_frames: must be 4k + 1"])
+    message: str = Field(
+        description="Meant for people.", examples=["num_frames: must be one more than a multiple of 4"]
+    )
     field: str | None = Field(
         default=None, description="The part of the request at fault.", examples=["num_frames"]
     )

@@ -49,7 +49,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     """
     request = _parse(body)
     if request.priority == "high" and not backend.high_priority_allowed:
-        raise PriorityNotAllowed("priority: this API key may not order with high priority", "priority")
+        raise PriorityNotAllowed("priority: this API key may not use priority high", "priority")
     backend.memory_guard.check()
     job_id = reservation.job_id if reservation else new_job_id()
     fleet = backend.fleet()

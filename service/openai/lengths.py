@@ -1,8 +1,8 @@
 """Convert lengths in seconds, which OpenAI's API uses, to frames and segments, and back.
 
-A segment has 4k + 1 frames. Longer videos have several segments, each of which begins with the last frames of
-the previous one. A length in seconds is rounded to the nearest possible length, with as few segments as
-possible; the error is at most two frames for each segment.
+The number of frames of a segment is one more than a multiple of 4. Longer videos have several segments, each
+of which begins with the last frames of the previous one. A length in seconds is rounded to the nearest
+possible length, with as few segments as possible; the error is at most two frames for each segment.
 """
 
 from __future__ import annotations

@@ -22,7 +22,13 @@ Every error response has a JSON body of the same shape, and a header `X-Request-
 request in the logs:
 
 ```json
-{"error": {"code": "invalid_request", "message": "num_frames: must be 4k + 1", "field": "num_frames"}}
+{
+  "error": {
+    "code": "invalid_request",
+    "message": "num_frames: must be one more than a multiple of 4",
+    "field": "num_frames"
+  }
+}
 ```
 
 Codes never change; messages may. `field` names the part of the request at fault, if there is one. If a

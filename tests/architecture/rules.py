@@ -34,7 +34,7 @@ def no_module_state(module: Module) -> Iterator[str]:
 
 
 def nothing_runs_at_import(module: Module) -> Iterator[str]:
-    """Find statements at the top level that are no definition, assignment, import or docstring."""
+    """Find statements at the top level that are not a definition, assignment, import or docstring."""
     definitions = (
         *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
         *(ast.Assign, ast.AnnAssign),

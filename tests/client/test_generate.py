@@ -390,7 +390,10 @@ class TestRefusals:
 
     @pytest.mark.parametrize("content", [b"<html>", b"", b"[]", b"{}"])
     def test_other_servers_are_recognised(self, connect, content):
-        with host(sending(content)) as url, pytest.raises(UnexpectedReply, match="no LongCat-Video service"):
+        with (
+            host(sending(content)) as url,
+            pytest.raises(UnexpectedReply, match="not a LongCat-Video service"),
+        ):
             connect(url.removesuffix("/file")).jobs.get("a")
 
     def test_redirected_post_is_not_followed(self, connect):
@@ -408,7 +411,7 @@ class TestRefusals:
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost:8000", "http://", "ftp://a", "http://a:b", ""])
 def test_url_of_no_service_is_refused_at_once(kind, url):
-    with pytest.raises(ValueError, match=f"^'{url}' is no URL"):
+    with pytest.raises(ValueError, match=f"^'{url}' is not a URL"):
         kind(url)
 
 

@@ -318,7 +318,7 @@ def test_misspelt_field_is_found(kind):
         ({**SMALL, "pools": {"main": {"runtimeClassName": 'nvidia"'}}}, "runtimeClassName"),
         ({**SMALL, "pools": {"main": {"autoscaling": {"scaleDownStabilizationS": 7200}}}}, "3,?600"),
         ({**SMALL, "pools": {"main": {"autoscaling": {"minReplicas": 9}}}}, "minReplicas is larger"),
-        ({**SMALL, "settings": {"RETENTON_S": 5}}, "settings.RETENTON_S is no setting"),
+        ({**SMALL, "settings": {"RETENTON_S": 5}}, "settings.RETENTON_S is not a setting"),
         ({**SMALL, "pools": {"main": {"settings": {"HEALTH_PORT": 9}}}}, "HEALTH_PORT cannot be changed"),
         ({**SMALL, "settings": {"OPS_PORT_FILE": "/run/port"}}, "OPS_PORT_FILE cannot be changed"),
         ({**SMALL, "api": {"capability": "nope"}}, "api.capability must be what"),

@@ -130,7 +130,7 @@ def test_progress_is_shown_on_stderr(call, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-frames", "8"], "num_frames: must be 4k + 1"),
+        (["--num-frames", "8"], "num_frames: must be one more than a multiple of 4"),
         (["--image", "nowhere.png"], "image: nowhere.png is missing"),
         (["--video", "nowhere.mp4"], "video: nowhere.mp4 is missing"),
         (["--resolution", "9p"], "resolution: must be one of"),

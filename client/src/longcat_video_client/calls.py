@@ -61,9 +61,9 @@ def service_url(text: str) -> httpx.URL:
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{text!r} is no URL: {error}") from error
+        raise ValueError(f"{text!r} is not a URL: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
-        raise ValueError(f"{text!r} is no URL of a service, such as http://127.0.0.1:8000")
+        raise ValueError(f"{text!r} is not a URL of a service, such as http://127.0.0.1:8000")
     return url
 
 
@@ -192,7 +192,7 @@ def read(response: httpx.Response, model: type[Reply]) -> Reply:
     try:
         return model.model_validate_json(response.content)
     except ValidationError as error:
-        raise UnexpectedReply(f"{response.url} is no LongCat-Video service") from error
+        raise UnexpectedReply(f"{response.url} is not a LongCat-Video service") from error
 
 
 def read_object(response: httpx.Response) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def read_object(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise UnexpectedReply(f"{response.url} is no LongCat-Video service")
+        raise UnexpectedReply(f"{response.url} is not a LongCat-Video service")
     return found
 
 

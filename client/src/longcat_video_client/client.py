@@ -52,7 +52,7 @@ class Client:
     and ServiceUnavailable if it could not be reached for as long as `retry` says.
 
     Raises:
-        ValueError: `base_url` is no URL of a service.
+        ValueError: `base_url` is not a URL of a service.
     """
 
     def __init__(

@@ -124,10 +124,10 @@ class JobFollower:
         self._parser = EventParser()
         self._has_received = False
         if not response.headers.get("Content-Type", "").startswith(_EVENT_STREAM):
-            raise UnexpectedReply(f"{response.url} is no stream of events")
+            raise UnexpectedReply(f"{response.url} is not a stream of events")
 
     def received(self, chunk: bytes) -> Iterator[Event]:
-        """Yield the events in a chunk of the stream. Raise UnexpectedReply for data that is no job."""
+        """Yield the events in a chunk of the stream. Raise UnexpectedReply for data that is not a job."""
         self._has_received = True
         self._attempts.succeeded()
         for event_id, kind, data in self._parser.feed(chunk):
@@ -136,7 +136,7 @@ class JobFollower:
             try:
                 job = Job.model_validate_json(data)
             except ValidationError as error:
-                raise UnexpectedReply(f"an event of job {self._job_id} is no job") from error
+                raise UnexpectedReply(f"an event of job {self._job_id} is not a job") from error
             self._last_event_id = event_id or self._last_event_id
             self.has_ended = kind == "done" or job.has_ended
             yield Event(kind, job, event_id)

@@ -283,7 +283,7 @@ def _wrong_field(fields: dict[str, Any], files: dict[str, bytes]) -> tuple[str, 
     if not (fields.get("prompt") or fields.get("prompts")):
         return "prompt", "is missing"
     if (fields.get("num_frames") or 1) % 4 != 1:
-        return "num_frames", "must be 4k + 1"
+        return "num_frames", "must be one more than a multiple of 4"
     return None
 
 

@@ -75,7 +75,7 @@ def verify_webhook(
     except KeyError as error:
         raise InvalidWebhook(f"the header {error.args[0]} is missing") from error
     if not _UNIX_TIME.fullmatch(sent_at):
-        raise InvalidWebhook("webhook-timestamp is no Unix time")
+        raise InvalidWebhook("webhook-timestamp is not a Unix time")
     if abs((time.time() if now_s is None else now_s) - int(sent_at)) > tolerance_s:
         raise InvalidWebhook("the webhook is too old, or this machine's clock is wrong")
     signed = f"{webhook_id}.{sent_at}.".encode() + body

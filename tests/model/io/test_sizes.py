@@ -74,5 +74,5 @@ def test_lora_of_another_model_is_no_lora_of_the_checkpoint(tiny_checkpoint, tmp
     (checkpoint / "lora").mkdir(exist_ok=True)
     foreign = {"diffusion_model.blocks.0.attn.lora_A.weight": torch.zeros(2, 2)}
     save_file(foreign, checkpoint / "lora" / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match="is no module of the transformer"):
+    with pytest.raises(CheckpointError, match="is not a module of the transformer"):
         read_prepared_bytes(checkpoint, Setup())

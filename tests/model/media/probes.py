@@ -42,7 +42,7 @@ ATTACKS: dict[str, Callable[[], object]] = {
     "signal its parent": lambda: os.kill(os.getppid(), signal.SIGCONT),
     "trace its parent": lambda: call("ptrace", PTRACE_ATTACH, os.getppid(), None, None),
     "read memory of its parent": lambda: call("syscall", PROCESS_VM_READV, os.getppid(), None, 0, None, 0, 0),
-    "make memory that is no address space": lambda: call("syscall", MEMFD_CREATE, b"", 0),
+    "make memory that is not in an address space": lambda: call("syscall", MEMFD_CREATE, b"", 0),
     "lift its limits": lambda: resource.setrlimit(resource.RLIMIT_AS, (-1, -1)),
     "stop its clock": lambda: signal.setitimer(signal.ITIMER_REAL, 0),
     "ignore its clock": lambda: signal.signal(signal.SIGALRM, signal.SIG_IGN),

@@ -250,7 +250,7 @@ def test_long_video_refined_segment_by_segment(
         (7, 0),  # doubled: 14 frames, and 16 would be one too few
         (5, "image"),
         (7, 4),  # one of the condition's latents stands for padding
-        (6, 5),  # the condition's latents without padding are no whole brick
+        (6, 5),  # the condition's latents without padding do not fill a brick
     ],
 )
 def test_refinement(world: World, frames: int, held: int | str, doubles: bool) -> None:

@@ -78,12 +78,12 @@ def test_what_is_no_state_is_refused(tmp_path, content):
 
 def test_other_tensors_are_no_state(tmp_path):
     save_file({"latents": torch.zeros(1)}, tmp_path / "state")
-    with pytest.raises(InputError, match="is no saved state"):
+    with pytest.raises(InputError, match="is not a saved state"):
         State.load(tmp_path / "state")
     save_file(
         {"other": torch.zeros(1)},
         tmp_path / "state",
         metadata={"segment": "0", "stage": "denoise", "step": "0"},
     )
-    with pytest.raises(InputError, match="is no saved state"):
+    with pytest.raises(InputError, match="is not a saved state"):
         State.load(tmp_path / "state")

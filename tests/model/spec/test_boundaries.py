@@ -61,7 +61,7 @@ def test_value_at_limit_is_accepted(params):
     ("params", "refusal"),
     [
         ({"num_frames": 97}, "num_frames: must be between 1 and 93"),
-        ({"num_frames": 92}, "num_frames: must be 4k + 1"),
+        ({"num_frames": 92}, "num_frames: must be one more than a multiple of 4"),
         ({"num_frames": 1, "image": IMAGE}, "num_frames: must be more than 1 with an image"),
         ({"height": 40, "width": 64}, "height: must be a multiple of 16"),
         ({"height": 64, "width": 48}, "width: must be at least 64"),
@@ -88,7 +88,10 @@ def test_value_at_limit_is_accepted(params):
             "prompts: must be one, or one for each of 3 segments",
         ),
         ({"num_condition_frames": 13}, "num_condition_frames: needs a clip or several segments"),
-        ({"video": CLIP, "num_condition_frames": 12}, "num_condition_frames: must be 4k + 1"),
+        (
+            {"video": CLIP, "num_condition_frames": 12},
+            "num_condition_frames: must be one more than a multiple of 4",
+        ),
         (
             {"video": CLIP, "num_frames": 13, "num_condition_frames": 13},
             "num_condition_frames: must be at least 1 and less than num_frames (13)",
@@ -112,10 +115,12 @@ def test_value_at_limit_is_accepted(params):
         *(
             (
                 REFINE | {field: value + 1},
-                f"{field}: is {value:g}, as the clip that is refined determines",
+                f"{field}: must be absent, or {value} as in the clip",
             )
-            for field, value in REFINED.items()
+            for field, value in CLIP._asdict().items()
         ),
+        (REFINE | {"num_segments": 2}, "num_segments: must be absent, or 1 for refine"),
+        (REFINE | {"guidance_scale": 2.0}, "guidance_scale: must be absent, or 1 for refine"),
         (REFINE | {"distilled": True}, "distilled: has no meaning for refine"),
         (REFINE | {"quality": "balanced", "step_cache": 0.1}, "quality: refine is always exact"),
         (REFINE | {"num_prompts": 2}, "prompts: refine takes one prompt"),

@@ -105,7 +105,7 @@ def test_only_changed_objects_are_fetched(uploaded, fetch_into, client, s3_bucke
 
 
 def test_object_in_parts_is_known_by_its_version(fetch_into, client, s3_bucket, tmp_path, caplog):
-    """The ETag of an object that was uploaded in parts is no MD5."""
+    """The ETag of an object that was uploaded in parts is not an MD5."""
     write_files(tmp_path, {"large": 6 << 20})
     client.upload_file(str(tmp_path / "large"), s3_bucket.name, "models/next/large", Config=IN_PARTS)
     assert "-2" in client.head_object(Bucket=s3_bucket.name, Key="models/next/large")["ETag"]

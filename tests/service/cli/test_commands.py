@@ -398,7 +398,7 @@ class TestExitCodes:
         with host(sending(content)) as url:
             ran = run("--url", url.removesuffix("/file"), "list")
         assert ran.code == 3
-        assert "is no LongCat-Video service" in ran.err
+        assert "is not a LongCat-Video service" in ran.err
 
     def test_4_service_is_unreachable(self, run):
         ran = run("--url", f"http://127.0.0.1:{free_port()}", "--patience", 0, "list")

@@ -186,7 +186,7 @@ capabilities: {drop: [ALL]}
 {{- range $settings }}{{- range $name, $_ := . -}}
 {{- $setting := ternary $name (trimSuffix "_FILE" $name) (has $name $known) -}}
 {{- if not (has $setting $known) -}}
-{{- fail (printf "settings.%s is no setting of the API or the worker: see docs/settings.md" $name) -}}
+{{- fail (printf "settings.%s is not a setting of the API or the worker: see docs/settings.md" $name) -}}
 {{- end -}}
 {{- if has $setting (list "HOST" "PORT" "OPS_HOST" "OPS_PORT" "HEALTH_HOST" "HEALTH_PORT") -}}
 {{- fail (printf "settings.%s cannot be changed: probes and Services use what the chart sets" $name) -}}
