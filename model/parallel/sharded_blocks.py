@@ -3,7 +3,7 @@
 Of the flat buffer of each block, each rank holds an equal part, its *shard*.
 
 The gathers use a process group of their own. Otherwise NCCL would finish the gather of the next block before
-it starts the exchanges around attention of the present one.
+it starts the exchanges around attention of the current one.
 """
 
 from collections.abc import Iterable, Sequence

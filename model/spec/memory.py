@@ -204,11 +204,11 @@ class HostNeed:
     def shared_limit(self, memory_bytes: int, limit_gib: float | None) -> int:
         """Return the memory that weights which all ranks share may take: merged ones, and streamed blocks.
 
-        They replace the copies of streamed blocks, so they may take as much as these, and then some.
+        They replace the copies of streamed blocks, so they may take the memory of these and a limit more.
 
         Args:
             memory_bytes: memory of the machine.
-            limit_gib: what they may take besides; None for half of what other weights leave.
+            limit_gib: the limit of what they may take beyond that; None for half of what other weights leave.
         """
         besides = max(0, memory_bytes - self.total) // 2 if limit_gib is None else round(limit_gib * GIB)
         return self.block_copies + besides

@@ -38,7 +38,7 @@ export function empty(card, height) {
   card.replaceChildren();
 }
 
-// Show the present state of a job.
+// Show the current state of a job.
 export function fill(card, job) {
   card.job = job;
   card.dataset.status = job.status;

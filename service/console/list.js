@@ -143,7 +143,7 @@ function showAll(jobs) {
   }
 }
 
-// Show the present state of a job, on its card or on a new one.
+// Show the current state of a job, on its card or on a new one.
 export function show(job) {
   let shown = cards.get(job.id);
   if (!shown) {

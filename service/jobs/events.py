@@ -83,7 +83,7 @@ async def get_events_of_jobs(
 ) -> StreamingResponse:
     """Watch several jobs on one connection: an event for each change, until all of them have ended.
 
-    Each event carries the whole job, and every connection begins with the present state of each. Jobs that
+    Each event carries the whole job, and every connection begins with the current state of each. Jobs that
     are deleted are watched no longer.
     """
     _check_event_id(last_event_id)
