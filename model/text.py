@@ -19,9 +19,9 @@ from model.io.checkpoint import Weights, load_module
 from model.io.json_file import load_json
 from model.parallel.mesh import CPU
 from model.spec.errors import CheckpointError
-from model.spec.memory import TextEncoderPlacement
+from model.spec.memory import TEXT_TOKENS, TextEncoderPlacement
 
-MAX_TOKENS = 512
+MAX_TOKENS = TEXT_TOKENS
 CACHED_PROMPTS = 64
 
 

@@ -44,8 +44,6 @@ UP = re.compile(r"lora_up\.(?:blocks\.(\d+)\.)?weight")
 class LoraError(CheckpointError):
     """A LoRA file does not fit the transformer or is incomplete; the message names file and key."""
 
-    code = "bad_lora"
-
 
 @runtime_checkable
 class WeightSource(Protocol):

@@ -41,7 +41,7 @@ from model.vae.vae import Vae
 from model.weights.manifest import check_complete
 
 Floats = Float[Tensor, "_ _ _ 3"]  # frames, height, width
-Stage = Generator[Event, None, State]  # yields events, returns the state after it
+EventStream = Generator[Event, None, State]  # returns the state after its last event
 CACHED_LAYOUTS = 8  # the largest is below 0.1 GB
 
 
@@ -130,7 +130,7 @@ class Pipeline:
             return shared
         return replace(shared, tail=state.tail, refined_tail=state.refined_tail)
 
-    def _segment(self, request: Request, state: State) -> Stage:
+    def _segment(self, request: Request, state: State) -> EventStream:
         """Generate one segment, and return the state in which the next begins."""
         if request.plan.task == "refine":
             state = self._begin_stage(request, replace(state, stage="refine"), request.video)
@@ -159,7 +159,7 @@ class Pipeline:
         state = replace(state, stage="refine", step=0, latents=None, clean=None, tail=tail)
         return self._begin_stage(request, state, clip)
 
-    def _denoise(self, request: Request, state: State) -> Stage:
+    def _denoise(self, request: Request, state: State) -> EventStream:
         """Run the remaining steps of a stage, and return the state with its final latents."""
         conditioning = from_leader(
             self.parallel, lambda: _present(self.encoders).conditioning(request, state)
@@ -178,7 +178,7 @@ class Pipeline:
         yield Latents(state.stage, state.segment, _all_latents(state))
         return state
 
-    def _decode(self, request: Request, state: State) -> Stage:
+    def _decode(self, request: Request, state: State) -> EventStream:
         """Decode the last stage of a segment, and yield the frames that the segment before did not have."""
         plan = request.plan
         repeated = plan.repeated_frames if state.segment else 0

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
+from model.spec.resolve import DISTILLED_SCHEDULE_STEPS
 
 TRAIN_TIMESTEPS = 1000.0
 LAST_SIGMA = 0.001
-DISTILLED_STEPS = 50  # the distilled model was trained on these; a job uses some of them
 ENHANCED_FROM, ENHANCED_STRIDE = 500, 50
 
 
@@ -39,8 +39,8 @@ def standard(steps: int, shift: float) -> Schedule:
 
 def distilled(steps: int, shift: float) -> Schedule:
     """Return `steps` of the levels (50, 49, …, 1)/50, evenly chosen, then shifted."""
-    chosen = torch.from_numpy(np.floor(np.linspace(0, DISTILLED_STEPS, steps, endpoint=False)))
-    return _schedule(_shifted((DISTILLED_STEPS - chosen.float()) / DISTILLED_STEPS, shift))
+    chosen = torch.from_numpy(np.floor(np.linspace(0, DISTILLED_SCHEDULE_STEPS, steps, endpoint=False)))
+    return _schedule(_shifted((DISTILLED_SCHEDULE_STEPS - chosen.float()) / DISTILLED_SCHEDULE_STEPS, shift))
 
 
 def enhance_hf(schedule: Schedule) -> Schedule:

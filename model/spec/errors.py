@@ -1,7 +1,7 @@
 """Define the errors of the model.
 
-Each `ModelError` has a stable `code`, a message for people, and tells whether a retry can help.
-`InvalidParams` refuses a request before anything runs.
+`InvalidParams` refuses a request before anything runs. A `ModelError` says what is wrong with a checkpoint,
+an input or the machine.
 """
 
 from pathlib import Path
@@ -19,14 +19,9 @@ class InvalidParams(ValueError):
 class ModelError(Exception):
     """The base of all errors that a client or an operator can cause."""
 
-    code = "model_error"
-    retryable = False
-
 
 class CheckpointError(ModelError):
     """A file or folder of a checkpoint is missing or wrong. The message names it, and the tensor if any."""
-
-    code = "bad_checkpoint"
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(path, problem)
@@ -40,8 +35,6 @@ class CheckpointError(ModelError):
 class InputError(ModelError):
     """An image, a clip or a saved state cannot be used. The message names the field of the request."""
 
-    code = "bad_input"
-
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(field, problem)
         self.field = field
@@ -54,16 +47,10 @@ class InputError(ModelError):
 class GroupError(ModelError):
     """The model cannot be run on this number of ranks."""
 
-    code = "bad_group"
-
 
 class DeviceError(ModelError):
     """The device does not support what was asked for."""
 
-    code = "bad_device"
-
 
 class LeaderError(ModelError):
     """The leader failed with an error that is not a ModelError. Raised on the other ranks."""
-
-    code = "leader_failed"

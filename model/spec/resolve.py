@@ -16,7 +16,7 @@ from model.spec.limits import Limits
 from model.spec.params import GenerationParams, Task
 from model.spec.plan import Plan, Refinement
 
-DISTILLED_SCHEDULE_STEPS = 50  # the distilled schedule chooses its steps among these
+DISTILLED_SCHEDULE_STEPS = 50  # the distilled model was trained on these; a job uses some of them
 T_THRESH = 0.5
 
 

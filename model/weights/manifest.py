@@ -30,8 +30,6 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,254}")  # not hidden, and v
 class WeightsError(ModelError):
     """Weights cannot be described, checked or fetched."""
 
-    code = "bad_weights"
-
 
 def _check_path(path: str) -> str:
     if path in (MANIFEST, INCOMPLETE) or not all(_NAME.fullmatch(name) for name in path.split("/")):

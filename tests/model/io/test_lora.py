@@ -238,14 +238,6 @@ def test_a_file_that_is_not_there_is_refused_by_name(case: Case) -> None:
         read_lora(case.folder / "nowhere.safetensors", case.dit)
 
 
-def test_a_refused_file_says_that_no_retry_can_help(case: Case) -> None:
-    path = edited(case, misshapen("alpha_scale"))
-    with pytest.raises(LoraError) as refusal:
-        read_lora(path, case.dit)
-    assert not refusal.value.retryable
-    assert refusal.value.code == "bad_lora"
-
-
 @pytest.mark.parametrize("rank", [1, 7, 32])
 def test_the_rank_is_read_from_the_file(case: Case, rank: int) -> None:
     path = case.folder / "other.safetensors"
