@@ -33,13 +33,11 @@ from service.keys.sessions import Sessions
 from service.settings import Settings
 from service.webhooks.url_checker import WebhookUrlChecker
 
-Task = Callable[[], None]
-
 _NO_GROUP = "no live group can run this job"
 _LONGEST_ETA_S = 366 * 86400.0
 
 
-def _run_now(task: Task) -> None:
+def _run_now(task: Callable[[], None]) -> None:
     task()
 
 
@@ -75,7 +73,7 @@ class Backend:
     high_priority_allowed: bool = True
     is_admin: bool = True
     is_authorized: Callable[[], bool] = lambda: True
-    run_after_response: Callable[[Task], None] = _run_now
+    run_after_response: Callable[[Callable[[], None]], None] = _run_now
 
     @classmethod
     def open(cls, settings: Settings) -> Self:

@@ -309,19 +309,21 @@ class Settings(SharedSettings):
     @field_validator("owner_weights")
     @classmethod
     def _are_weights(cls, weights: str) -> str:
-        if not all(_parse_shares(weights).values()):
+        if not all(_parse_numbers(weights).values()):
             raise ValueError("a weight must be above 0")
         return weights
 
     @property
     def weight_by_owner(self) -> dict[str, float]:
         """Return the weights of owners that have one."""
-        return _parse_shares(self.owner_weights)
+        return _parse_numbers(self.owner_weights)
 
     @field_validator("model_shares")
     @classmethod
     def _are_shares(cls, shares: str) -> str:
-        _parse_shares(shares)
+        parsed = _parse_numbers(shares)
+        if parsed and not any(parsed.values()):
+            raise ValueError("a share must be above 0")
         return shares
 
     @property
@@ -332,7 +334,7 @@ class Settings(SharedSettings):
     @property
     def shares_by_model(self) -> dict[str, float]:
         """Return the share of each model, empty if any group may run a request without a model."""
-        return _parse_shares(self.model_shares)
+        return _parse_numbers(self.model_shares)
 
     @property
     def configured_capability(self) -> Capability | None:
@@ -387,16 +389,15 @@ def _read_capability_file(path: Path | None) -> Capability | None:
         raise ValueError(f"must be a capability in JSON: {error}") from error
 
 
-def _parse_shares(text: str) -> dict[str, float]:
-    shares: dict[str, float] = {}
+def _parse_numbers(text: str) -> dict[str, float]:
+    """Return the numbers in `NAME=NUMBER,…`, by name. Raise ValueError."""
+    numbers: dict[str, float] = {}
     for part in filter(None, text.split(",")):
-        model, sign, share = part.strip().partition("=")
-        if not sign or not model or not share.replace(".", "", 1).isdigit():
-            raise ValueError("must be NAME=SHARE, separated by commas")
-        shares[model] = float(share)
-    if shares and not sum(shares.values()):
-        raise ValueError("a share must be above 0")
-    return shares
+        name, sign, number = part.strip().partition("=")
+        if not sign or not name or not number.replace(".", "", 1).isdigit():
+            raise ValueError("must be NAME=NUMBER, separated by commas")
+        numbers[name] = float(number)
+    return numbers
 
 
 def describe_problems(error: ValidationError) -> list[str]:

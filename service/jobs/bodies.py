@@ -18,7 +18,7 @@ from service.errors import UnusableInput
 from service.inputs.fetch import parse_url
 
 MAX_VIDEOS = 16
-"""How many videos one request can order."""
+"""How many videos one request can have."""
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"}
 _BLANK_SYMBOLS = frozenset(

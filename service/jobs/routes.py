@@ -78,8 +78,8 @@ async def generate(
     In a form, text fields are plain text, lists of them are repeated, and all other fields are written as in
     JSON. With `num_videos`, the answer is the first job; its `batch` names all of them.
     """
-    ordered = IdempotentRequest("/generate", body, idempotency_key)
-    return await _create(ordered, request, backend, response, wait)
+    idempotent_request = IdempotentRequest("/generate", body, idempotency_key)
+    return await _create(idempotent_request, request, backend, response, wait)
 
 
 @router.get("/capability", responses=error_responses(503))
@@ -143,8 +143,8 @@ async def retry_job(  # noqa: PLR0913, PLR0917 - FastAPI passes them by name
 
     A body changes fields of the request; null gives a field its default. Without a body, nothing changes.
     """
-    ordered = IdempotentRequest(f"/jobs/{job_id}/retry", body, idempotency_key)
-    return await _create(ordered, request, backend, response, wait)
+    idempotent_request = IdempotentRequest(f"/jobs/{job_id}/retry", body, idempotency_key)
+    return await _create(idempotent_request, request, backend, response, wait)
 
 
 @router.delete(
@@ -166,12 +166,18 @@ def delete_job(job_id: str, backend: CurrentBackend) -> Response:
 
 
 async def _create(
-    ordered: IdempotentRequest, request: Request, backend: Backend, response: Response, wait_s: float
+    idempotent_request: IdempotentRequest,
+    request: Request,
+    backend: Backend,
+    response: Response,
+    wait_s: float,
 ) -> JobView:
     """Submit a request and wait for the end of its job. Return the job, with its URL in a header."""
     if wait_s:  # the job must start before the response
         backend = backend.without_delay()
-    job = await _submit(backend=backend, body=ordered.body, request=ordered, response=response)
+    job = await _submit(
+        backend=backend, body=idempotent_request.body, request=idempotent_request, response=response
+    )
     if wait_s:
         job = await wait_for_end(job, request, backend, wait_s)
         response.status_code = 200 if job.status in ENDED else 202

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -73,29 +74,12 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         requirement = Requirement.of(order, [pool.capability for pool in fleet.pools])
         check_group_was_seen(fleet, requirement, backend.settings.queue_without_group_s)
         order = order.model_copy(update={"weights": expected_weights(fleet, order, requirement)})
-        first = Submission(
-            id=job_id,
-            order=order,
+        warnings = prompt_warnings(order, pools[0].capability.known_words) + input_warnings(order, files)
+        first = replace(
+            _make_submission(job_id, request, backend, order),
             requirement=requirement,
-            priority=request.priority,
-            owner=backend.owner,
-            weight=backend.settings.weight_by_owner.get(backend.owner, 1.0),
-            ageing_s=backend.settings.priority_ageing_s,
-            deadline_s=request.deadline_s,
-            default_deadline_s=backend.settings.default_deadline_s,
-            metadata=request.metadata,
-            webhook_url=request.webhook_url,
-            webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
-            max_queue_s=backend.settings.max_queue_s,
-            max_run_s=backend.settings.max_run_s,
-            gpu_hour_price=backend.settings.gpu_hour_price,
-            currency=backend.settings.currency,
             key_reservation=reservation,
-            trace=current_names(),
-            warnings=(
-                *prompt_warnings(order, pools[0].capability.known_words),
-                *input_warnings(order, files),
-            ),
+            warnings=warnings,
         )
         if request.deadline_s is not None:
             prediction = backend.jobs.predict(first, fleet)
@@ -109,7 +93,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
         submitted = backend.jobs.submit_or_find(*submissions)
     with about(names_of(submitted.job)):
         logger.info("queued a job for %s, of %d", backend.owner or "everybody", len(submissions))
-    backend.run_after_response(lambda: _deliver(submitted.job, backend))
+    backend.run_after_response(lambda: _enqueue_tickets(submitted.job, backend))
     return submitted
 
 
@@ -141,6 +125,29 @@ def _make_order(
         is_bound = request.model is not None or backend.settings.shares_by_model
         return order.model_copy(update={"model": capability.model if is_bound else None})
     raise refusals[0]
+
+
+def _make_submission(job_id: str, request: GenerateRequest, backend: Backend, order: Order) -> Submission:
+    """Return a job with the order, the options of its request, and the limits and prices of the service."""
+    settings = backend.settings
+    return Submission(
+        id=job_id,
+        order=order,
+        priority=request.priority,
+        owner=backend.owner,
+        weight=settings.weight_by_owner.get(backend.owner, 1.0),
+        ageing_s=settings.priority_ageing_s,
+        deadline_s=request.deadline_s,
+        default_deadline_s=settings.default_deadline_s,
+        metadata=request.metadata,
+        webhook_url=request.webhook_url,
+        webhook_events=tuple(request.webhook_events or WEBHOOK_EVENTS),
+        max_queue_s=settings.max_queue_s,
+        max_run_s=settings.max_run_s,
+        gpu_hour_price=settings.gpu_hour_price,
+        currency=settings.currency,
+        trace=current_names(),
+    )
 
 
 def _check_is_not_refined(request: GenerateRequest, source_jobs: Mapping[str, Job]) -> None:
@@ -180,7 +187,7 @@ def _unavailable_if_expired() -> Iterator[None]:
         raise Unavailable("storing the inputs took too long; try again") from error
 
 
-def _deliver(job: Job, backend: Backend) -> None:
+def _enqueue_tickets(job: Job, backend: Backend) -> None:
     with suppress(Unavailable):  # the jobs are stored: a sweep enqueues the tickets that are missing
         for job_id in job.batch.job_ids if job.batch else (job.id,):
             backend.tickets.enqueue(job_id, job.requirement or "")

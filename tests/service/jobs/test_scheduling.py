@@ -42,10 +42,23 @@ def test_job_carries_the_ageing_time(stored):
     assert stored("studio", "ageing_ms") == ["90000"]
 
 
-@pytest.mark.parametrize("weights", ["studio=0", "studio=-1", "studio", "studio=x"])
-def test_weights_that_are_not_positive_numbers_are_refused(tmp_path: Path, weights: str):
-    with pytest.raises(ValidationError):
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        ("studio=0", "a weight must be above 0"),
+        ("studio=-1", "must be NAME=NUMBER"),
+        ("studio", "must be NAME=NUMBER"),
+        ("studio=x", "must be NAME=NUMBER"),
+    ],
+)
+def test_weights_that_are_not_positive_numbers_are_refused(tmp_path: Path, weights: str, problem: str):
+    with pytest.raises(ValidationError, match=problem):
         settings_for("redis://", tmp_path, owner_weights=weights)
+
+
+def test_shares_must_not_all_be_zero(tmp_path: Path):
+    with pytest.raises(ValidationError, match="a share must be above 0"):
+        settings_for("redis://", tmp_path, model_shares="new=0,old=0")
 
 
 def test_ageing_can_be_turned_off(tmp_path: Path):
