@@ -42,7 +42,7 @@ class ShardedBlocks(FlatBlocks[SomeBlock]):
         return self._num_ranks * max(shard.nbytes for shard in self._shards)
 
     def _fetch(self, number: int, slot: Tensor) -> Fetch:
-        # On CUDA the gather waits for what the present stream was given so far, which are all kernels that
+        # On CUDA the gather waits for what the current stream was given so far, which are all kernels that
         # read the slot.
         shard = self._shards[number]
         return start_gather(slot[: self._num_ranks * shard.nbytes], shard, self._group)

@@ -107,7 +107,7 @@ class StreamCopier:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch's
 
     def start(self, pieces: Sequence[Piece]) -> Fetch:
-        """Begin to copy a block, after what the present stream was given so far."""
+        """Begin to copy a block, after what the current stream was given so far."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for piece in pieces:
@@ -121,7 +121,7 @@ class _Arrival(NamedTuple):
     event: torch.cuda.Event
 
     def wait(self) -> None:
-        """Let the present stream wait for the block. The CPU does not wait."""
+        """Let the current stream wait for the block. The CPU does not wait."""
         torch.cuda.current_stream().wait_event(self.event)
 
 

@@ -25,7 +25,7 @@ _RANDOM_SEEDS = 1 << 53  # every JSON reader keeps such a number exact
 def check_prompts(request: GenerateRequest, limits: Limits) -> None:
     """Raise InvalidRequest if there is no prompt, or if a text is too long. Needs no input files."""
     if request.prompt is None and request.prompts is None:
-        raise _invalid("prompt", "is required, or prompts")
+        raise _invalid("prompt", "is required unless prompts is given")
     _check_one_kind_of_prompt(request)
     field = "prompts" if request.prompt is None else "prompt"
     texts = [(field, prompt) for prompt in request.all_prompts()]
