@@ -49,7 +49,7 @@ class HttpSource:
         with self._get(file.path, f"bytes={start}-{end - 1}") as response:
             is_range = response.status_code == httpx.codes.PARTIAL_CONTENT
             if is_range and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise SourceError(f"{file.path}: the server sends another range than it was asked for")
+                raise SourceError(f"{file.path}: the server sent a different range than requested")
             yield from _clip(response.iter_raw(), 0 if is_range else start, end - start)
 
     def close(self) -> None:

@@ -138,7 +138,7 @@ def _add_request(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--idempotency-key",
         metavar="KEY",
-        help="running the command again with the same key makes no new job",
+        help="running the command again with the same key creates no new job",
     )
     command.add_argument("--no-wait", action="store_true", help="print the job's id and exit")
     _add_json(command)
@@ -176,7 +176,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         "--refuse-if-late",
         action="store_true",
         default=None,
-        help="make no job if the video cannot be expected by its deadline",
+        help="refuse the request if the video cannot be expected by its deadline",
     )
     job.add_argument("--webhook-url", metavar="URL", help="notified when the job's status changes")
     job.add_argument(

@@ -40,7 +40,7 @@ def parse_json(content: bytes | bytearray, max_text_bytes: int) -> object:
         raise ValueError(f"more than {MAX_DEPTH} levels")
     value = from_json(content, allow_inf_nan=False)
     if sum(len(found) for found in _objects(value)) != structure.count(b":"):
-        raise ValueError("an object has a name twice")  # the parser has kept only the last
+        raise ValueError("a name occurs twice in an object")  # the parser has kept only the last
     return value
 
 

@@ -72,7 +72,7 @@ def parse_url(url: str) -> SplitResult:
     if not usable or not url.isascii() or not url.isprintable() or " " in url:
         raise UnusableInput("must be an http or https URL in ASCII, with a host")
     if parts.username is not None or parts.password is not None:
-        raise UnusableInput("must not carry a user name or password")
+        raise UnusableInput("must not contain a user name or password")
     return parts
 
 
@@ -138,7 +138,7 @@ def _save(response: http.client.HTTPResponse, target: BinaryIO, max_bytes: int) 
             raise UnusableInput(f"is larger than {max_bytes} bytes")
         target.write(chunk)
     if declared_bytes not in {None, size_bytes}:
-        raise UnusableInput("the host broke off")
+        raise UnusableInput("the host closed the connection too early")
 
 
 class Connection(http.client.HTTPConnection):

@@ -232,7 +232,7 @@ def _decode_base64(source: Source, max_bytes: int) -> bytes:
 def _base64_of_data_url(url: str) -> str:
     header, comma, data = url.partition(",")
     if not comma or not header.endswith(";base64"):
-        raise UnusableInput("a data URL must carry base64")
+        raise UnusableInput("a data URL must contain base64")
     return unquote_to_bytes(data).decode("latin-1")
 
 

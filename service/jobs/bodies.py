@@ -96,7 +96,7 @@ class Source(InputFacts):
         if [self.url, self.base64, self.job, self.job_id].count(None) != 3:
             raise ValueError("must have either url, base64, job or job_id")
         if self.job_id is None and self.facts():
-            raise ValueError(f"{', '.join(self.facts())} can be given with job_id only")
+            raise ValueError(f"{', '.join(self.facts())} can be given only with job_id")
         return self
 
     def facts(self) -> dict[str, object]:
@@ -116,7 +116,7 @@ class ImageSource(Source):
     @model_validator(mode="after")
     def _check_frame_has_a_job(self) -> Self:
         if self.frame is not None and self.job is None:
-            raise ValueError("frame can be given with job only")
+            raise ValueError("frame can be given only with job")
         return self
 
 
@@ -139,7 +139,7 @@ class JobOptions(Strict):
     refuse_if_late: bool = Field(
         False,
         description="Refuse the request if the video cannot be expected by its deadline. Otherwise the job "
-        "has a warning then.",
+        "gets a warning.",
     )
     webhook_url: WebhookURL | None = Field(None, description="Notified when the job's status changes.")
     webhook_events: list[WebhookEvent] | None = Field(
@@ -160,9 +160,9 @@ class JobOptions(Strict):
     @model_validator(mode="after")
     def _check_options_have_what_they_need(self) -> Self:
         if self.webhook_events and not self.webhook_url:
-            raise ValueError("webhook_events: there is no webhook_url")
+            raise ValueError("webhook_events: needs webhook_url")
         if self.refuse_if_late and self.deadline_s is None:
-            raise ValueError("refuse_if_late: there is no deadline_s")
+            raise ValueError("refuse_if_late: needs deadline_s")
         return self
 
 

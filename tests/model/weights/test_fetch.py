@@ -387,7 +387,7 @@ def test_another_range_than_asked_for_is_refused(server, folder):
     server.fault = lambda request, _: (
         Fault(headers={"Content-Range": "bytes 7-9/10"}) if request.path == SECOND else None
     )
-    with pytest.raises(WeightsError, match="another range"):
+    with pytest.raises(WeightsError, match="a different range"):
         fetch_from(server.url, folder)
 
 

@@ -123,7 +123,7 @@ class TestFrame:
     def test_of_something_else_than_a_job_is_refused(self, client, source):
         answer = client.post("/generate", json={"prompt": "a", "image": source | {"frame": 0}})
         assert (answer.status_code, answer.json()["error"]["field"]) == (422, "image")
-        assert "with job only" in answer.json()["error"]["message"]
+        assert "only with job" in answer.json()["error"]["message"]
 
     def test_can_be_named_in_a_form(self, client, finished, worker):
         form = {"prompt": "a", "image[job]": finished["id"], "image[frame]": "0"}
