@@ -70,7 +70,7 @@ class PriorityNotAllowed(LongCatError):
 
 
 class DeadlineTooEarly(LongCatError):
-    """The video cannot be expected by its deadline, and `refuse_if_late` asks not to make it then."""
+    """The video cannot be expected by its deadline, and the request has `refuse_if_late`."""
 
     code = "deadline_too_early"
 
