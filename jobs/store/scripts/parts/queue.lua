@@ -458,10 +458,11 @@ local function limit_on_start(id, leaving)
   local running = index_keys('running', owner)
   local num_leaving = leaving and 1 or 0
   local num_leaving_of_owner = leaving and leaving.owner == owner and 1 or 0
-  if total_limit and redis.call('ZCARD', running[1]) - num_leaving >= tonumber(total_limit) then return 'total' end
-  if owner_limit and redis.call('ZCARD', running[2]) - num_leaving_of_owner >= tonumber(owner_limit) then
-    return 'owner'
+  local function is_reached(limit, key, num_not_counted)
+    return is_whole(limit) and redis.call('ZCARD', key) - num_not_counted >= tonumber(limit)
   end
+  if is_reached(total_limit, running[1], num_leaving) then return 'total' end
+  if is_reached(owner_limit, running[2], num_leaving_of_owner) then return 'owner' end
 end
 
 -- Remember that an entry has left its class: a requeued job, or an owner if there is no `id`.
