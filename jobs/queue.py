@@ -212,23 +212,24 @@ def consume(
 
     `requirements` returns those whose tickets are taken; it is called before each ticket.
 
-    Continues after an outage of Redis. While Redis is full, RQ cannot deliver tickets, so `on_ticket` is
-    called about once a second. An error of `on_ticket` ends the loop, except Unavailable: the sweep makes up
-    for that ticket.
+    Continues after an outage of Redis, and after an error that Redis replies to a command of the callbacks,
+    as when the script of a claim fails: both are logged, and the sweep makes up for the ticket. Any other
+    error of the callbacks ends the loop. While Redis is full, RQ cannot deliver tickets, so `on_ticket` is
+    called about once a second.
     """
     worker: TicketWorker | None = None
     while not stop():
         try:
+            awaited = requirements()
             with redis_reached():
                 worker = worker or TicketWorker(redis)
-                took_ticket = _take(worker, requirements())
-            if took_ticket:
+            if _take(worker, awaited):
                 on_ticket()
         except Unavailable as error:
             logger.warning("waiting for Redis: %s", error)
             time.sleep(PAUSE_S)
-        except (ResponseError, ValueError) as error:
-            report_unreadable(redis, "ticket", UnreadableRecord(f"something in RQ's keys: {error}"))
+        except ResponseError:
+            logger.exception("a claim failed; the next ticket tries again")
             time.sleep(PAUSE_S)
     if worker:
         with suppress(Unavailable), redis_reached():
@@ -236,12 +237,21 @@ def consume(
 
 
 def _take(worker: TicketWorker, requirements: Iterable[str]) -> bool:
-    """Take a ticket. Return True as well, after a pause, if Redis is full: there may be a job."""
+    """Take a ticket. Return True as well, after a pause, if Redis is full: there may be a job.
+
+    Something in RQ's keys that cannot be read is reported, and passed over after a pause. Raises Unavailable.
+    """
     try:
-        return worker.take(requirements)
-    except OutOfMemoryError:
-        time.sleep(PAUSE_S)
-        return True
+        with redis_reached():
+            try:
+                return worker.take(requirements)
+            except OutOfMemoryError:
+                may_have_work = True
+    except (ResponseError, ValueError) as error:
+        report_unreadable(worker.connection, "ticket", UnreadableRecord(f"something in RQ's keys: {error}"))
+        may_have_work = False
+    time.sleep(PAUSE_S)
+    return may_have_work
 
 
 def _is_ticket(raw_data: dict[bytes, bytes]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Queue
 from rq.callbacks import Callback
 from rq.job import Retry
@@ -23,6 +24,7 @@ from jobs.errors import Unavailable
 from jobs.maintenance import sweep
 from jobs.queue import QUEUE_NAME, TICKET_TTL_S, TicketQueue, TicketWorker, consume, queue_name
 from jobs.store.job_store import JobStore
+from jobs.store.metrics import counters
 from stack.redis_server import RedisServer
 from tests.jobs.examples import LEASE_S, a_submission, keys_of
 from tests.servers import redis_program
@@ -95,16 +97,28 @@ class TestConsuming:
         assert not thread.is_alive()
         assert redis.scard("rq:workers") == 0
 
-    def test_error_of_the_callback_reaches_the_caller(self, redis: Redis, tickets: TicketQueue):
+    @pytest.mark.parametrize("error", [ZeroDivisionError, ValueError])
+    def test_error_of_the_callback_reaches_the_caller(
+        self, redis: Redis, tickets: TicketQueue, error: type[Exception]
+    ):
         def on_ticket() -> None:
-            raise ZeroDivisionError
+            raise error
 
         tickets.enqueue("abc")
-        with pytest.raises(ZeroDivisionError):
-            consume(redis, on_ticket, lambda: False)
+        is_second_round = iter([False, True])
+        with pytest.raises(error):
+            consume(redis, on_ticket, is_second_round.__next__)
 
-    def test_callback_is_repeated_after_an_outage(
-        self, redis: Redis, tickets: TicketQueue, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        "error", [Unavailable("away"), ResponseError("user_script:7: attempt to compare")]
+    )
+    def test_next_ticket_is_taken_after_an_error_of_redis_in_a_callback(
+        self,
+        redis: Redis,
+        tickets: TicketQueue,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        error: Exception,
     ):
         monkeypatch.setattr("jobs.queue.PAUSE_S", 0.01)
         calls = []
@@ -112,12 +126,14 @@ class TestConsuming:
         def on_ticket() -> None:
             calls.append(1)
             if len(calls) == 1:
-                raise Unavailable("away")
+                raise error
 
         tickets.enqueue("one")
         tickets.enqueue("two")
         consume(redis, on_ticket, lambda: len(calls) == 2)
         assert tickets.count() == 0
+        assert str(error) in caplog.text
+        assert ("unreadable_records", "ticket") not in counters(redis)
 
     def test_two_workers_share_the_tickets(self, redis: Redis, tickets: TicketQueue):
         one: list[int] = []
