@@ -49,6 +49,14 @@ class TestHolding:
             store.maintenance.sweep()
             assert store.holder.renew_lease(claim) is None
 
+    def test_renewals_keep_the_lease_during_an_upload(self, store: ExampleStore):
+        claim = store.start()
+        store.holder.begin_upload(claim)
+        for _ in range(5):
+            store.clock.advance(LEASE_S / 4)
+            store.maintenance.sweep()
+            assert store.holder.renew_lease(claim) is None
+
     def test_late_renewal_keeps_a_lease_that_no_sweep_ended(self, store: ExampleStore):
         claim = store.start()
         store.clock.advance(LEASE_S + 5)

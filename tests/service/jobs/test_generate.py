@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from jobs.queue import TicketQueue
+from jobs.storage.keys import job_of
 from service.app import create_app
 from service.inputs.body import GENERATE
 from service.jobs.bodies import GenerateRequest
@@ -156,6 +157,21 @@ def test_an_image_is_stored_upright_and_decides_the_shape(order, worker):
     assert (stored.media_type, stored.height, stored.width) == ("image/png", 96, 64)
     content = b"".join(worker.storage.read(stored.key))
     assert (len(content), hashlib.sha256(content).hexdigest()) == (stored.size_bytes, stored.sha256)
+
+
+@pytest.mark.parametrize("num_videos", [1, 2])
+def test_ids_of_all_jobs_are_reserved_before_an_input_is_stored(app, order, monkeypatch, num_videos):
+    backend = app.state.backend
+    put = backend.storage.put
+    owned = []
+
+    def observed_put(key, path, media_type):
+        owned.append(backend.job_store.maintenance.owns_files(job_of(key)))
+        put(key, path, media_type)
+
+    monkeypatch.setattr(backend.storage, "put", observed_put)
+    order(num_videos=num_videos, image={"base64": in_base64(encoded(picture()))})
+    assert owned == [True] * num_videos
 
 
 class TestBothKindsOfBody:
