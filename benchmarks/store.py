@@ -127,7 +127,7 @@ def measure(redis: Redis, load: Load) -> dict[str, float]:
 
     total = load.running + load.queued
     while num_missing := total - store.client.counts()["queued"]:
-        store.client.submit_or_find(*new_jobs(min(num_missing, SUBMITTED_TOGETHER)))
+        store.client.submit(*new_jobs(min(num_missing, SUBMITTED_TOGETHER)))
         store.maintenance.num_tickets_needed()  # as in every second: it looks at all that is new
     running = [claim() for _ in range(load.running)]
     groups = [GroupRegistration(redis, f"group-{number}", ttl_s=LEASE_S) for number in range(load.groups)]
@@ -143,7 +143,7 @@ def measure(redis: Redis, load: Load) -> dict[str, float]:
         measured("page of 20", store.client.page, limit=20)
         progress = Progress(phase="denoise", step=turn)
         measured("renew", store.holder.renew_lease, running[turn % load.running], progress)
-        store.client.submit_or_find(*new_jobs(1))
+        store.client.submit(*new_jobs(1))
         lease = measured("claim", claim)
         measured("requeue", store.holder.requeue, lease, crashed=False)
         measured("finish", store.holder.succeed, claim(), RESULT, {"denoise": 1.0})

@@ -70,18 +70,14 @@ class JobClient:
         if limits := self._quotas.of_requests:
             self._scripts.run("count_request", owner=owner, limits=limits)
 
-    def submit(self, submission: Submission) -> Job:
-        """Queue a job, and return it. Submitting the same id again changes nothing and returns the job.
+    def submit(self, *submissions: Submission) -> Submitted:
+        """Queue a job, or all jobs of a batch or none. Tell whether they are new, and return the first.
 
-        Raises JobNotFound if the id was deleted, or its reservation ran out, before it was submitted;
-        KeyReused if its idempotency key went to another request meanwhile; LimitReached.
-        """
-        return self.submit_or_find(submission).job
+        The jobs of a batch have the same owner and size, and the first one has the idempotency key.
+        Submitting the same ids again changes nothing.
 
-    def submit_or_find(self, *submissions: Submission) -> Submitted:
-        """Do the same as `submit` for all jobs of a batch, or for none, and tell whether they are new.
-
-        The jobs have the same owner and size. The first one has the idempotency key, and is returned.
+        Raises JobNotFound if an id was deleted, or its reservation ran out, before it was submitted;
+        KeyReused if the idempotency key went to another request meanwhile; LimitReached.
         """
         common = {
             **self._quotas.of_running,

@@ -90,7 +90,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
             _store(submissions, files, backend)
 
     with _unavailable_if_expired():
-        submitted = backend.jobs.submit_or_find(*submissions)
+        submitted = backend.jobs.submit(*submissions)
     with about(names_of(submitted.job)):
         logger.info("queued a job for %s, of %d", backend.owner or "everybody", len(submissions))
     backend.run_after_response(lambda: _enqueue_tickets(submitted.job, backend))

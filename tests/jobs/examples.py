@@ -47,7 +47,7 @@ class ExampleStore(JobStore):
         super().__init__(redis, clock=self.clock, **{"late_upload_s": LATE_UPLOAD_S, **options})
 
     def submit(self, **fields: Any) -> Job:
-        return self.client.submit(a_submission(**fields))
+        return self.client.submit(a_submission(**fields)).job
 
     def claim(self, group: str = "a") -> Lease:
         claim = self.holder.claim(group, LEASE_S)

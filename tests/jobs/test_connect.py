@@ -167,7 +167,7 @@ class TestOutages:
             store.client.submit(a_submission(id="abc"))
             server.kill()
             answers: list[str] = []
-            thread = Thread(target=lambda: answers.append(store.client.submit(a_submission(id="def")).id))
+            thread = Thread(target=lambda: answers.append(store.client.submit(a_submission(id="def")).job.id))
             thread.start()
             wait_until(lambda: Counted.pauses)
             server.start()

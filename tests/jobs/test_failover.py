@@ -100,4 +100,4 @@ def test_change_without_enough_replicas_is_not_acknowledged(fleet: Fleet):
         with pytest.raises(Unavailable, match="only 2 replicas"):
             store.client.submit(a_submission(id="repeated"))
         store = JobStore(redis, replication=Replication(len(fleet.servers) - 1, 1.0))
-        assert store.client.submit(a_submission(id="repeated")).status == "queued"
+        assert store.client.submit(a_submission(id="repeated")).job.status == "queued"

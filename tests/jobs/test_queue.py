@@ -68,7 +68,7 @@ class TestDelivery:
 
     def test_surplus_ticket_claims_no_job(self, redis: Redis, tickets: TicketQueue):
         store = JobStore(redis)
-        job = store.client.submit(a_submission())
+        job = store.client.submit(a_submission()).job
         claims = []
         stop = Event()
 
@@ -211,7 +211,7 @@ class TestConsuming:
 class TestLostTickets:
     def test_job_runs_although_its_ticket_died_with_a_worker(self, redis: Redis, tickets: TicketQueue):
         store = JobStore(redis)
-        job = store.client.submit(a_submission())
+        job = store.client.submit(a_submission()).job
         requirement = job.requirement or ""
         tickets.enqueue(job.id, requirement)
         redis.delete(f"rq:queue:{queue_name(requirement)}")

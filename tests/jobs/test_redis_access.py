@@ -71,7 +71,7 @@ class TestTls:
             redis_key_file=key,
         )
         with connect(settings.redis_address, 5.0) as redis:
-            assert JobStore(redis).client.submit(a_submission()).status == "queued"
+            assert JobStore(redis).client.submit(a_submission()).job.status == "queued"
 
     def test_client_without_a_certificate_is_refused(self, port: int, files: tuple[Path, Path]):
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={files[1]}"

@@ -49,7 +49,7 @@ def start(workers: ExitStack, redis_url: str, tmp_path: Path, name: str, **setti
 
 def submit(redis: Redis, worker: RunningWorker, **changes: object) -> str:
     order = make_order(ORDER, **changes)
-    job = worker.job_store.client.submit(Submission(new_job_id(), order))
+    job = worker.job_store.client.submit(Submission(new_job_id(), order)).job
     TicketQueue(redis).enqueue(job.id, job.requirement or "")
     return job.id
 

@@ -27,7 +27,7 @@ def names_in(store: ExampleStore, batch: str, *statuses: Status) -> list[str]:
 
 def test_jobs_are_queued_in_their_order(redis: Redis):
     store = ExampleStore(redis)
-    submitted = store.client.submit_or_find(*submissions("a", "b", "c"))
+    submitted = store.client.submit(*submissions("a", "b", "c"))
     assert (submitted.job.id, submitted.is_new) == ("a", True)
     assert [store.position(name) for name in ("a", "b", "c")] == [1, 2, 3]
     assert store.client.get("c").batch == Batch(id="batch", job_ids=("a", "b", "c"))
@@ -35,9 +35,9 @@ def test_jobs_are_queued_in_their_order(redis: Redis):
 
 def test_repeated_submission_changes_nothing(redis: Redis):
     store = ExampleStore(redis)
-    store.client.submit_or_find(*submissions("a", "b"))
+    store.client.submit(*submissions("a", "b"))
     before = keys_of(redis)
-    again = store.client.submit_or_find(*submissions("a", "other", batch="another"))
+    again = store.client.submit(*submissions("a", "other", batch="another"))
     assert (again.job.batch, again.is_new) == (Batch(id="batch", job_ids=("a", "b")), False)
     assert keys_of(redis) == before
 
@@ -47,7 +47,7 @@ def test_batch_with_a_deleted_job_is_not_submitted(redis: Redis):
     store.submit(id="b")
     store.client.delete("b")
     with pytest.raises(JobNotFound):
-        store.client.submit_or_find(*submissions("a", "b"))
+        store.client.submit(*submissions("a", "b"))
     with pytest.raises(JobNotFound):
         store.client.get("a")
 
@@ -68,10 +68,10 @@ def test_limits_count_all_jobs(redis: Redis, quotas: Quotas, limit: str):
     redis.hset("longcat:gpu_time", mapping={"work_units": work_units, "gpu_ms": 10_000})  # 10 s for each
     before = keys_of(redis)
     with pytest.raises(LimitReached) as refused:
-        store.client.submit_or_find(*submissions("a", "b", "c", order=with_input(10)))
+        store.client.submit(*submissions("a", "b", "c", order=with_input(10)))
     assert refused.value.limit == limit
     assert keys_of(redis) == before
-    store.client.submit_or_find(*submissions("a", "b", order=with_input(9)))
+    store.client.submit(*submissions("a", "b", order=with_input(9)))
     assert names_in(store, "batch") == ["b", "a"]
 
 
@@ -84,7 +84,7 @@ class TestIdempotencyKey:
         """Submit a batch of three with a key, and return the id of the first."""
         reservation = keys.reserve("", "key", "request")
         first, *others = submissions(reservation.job_id, "b", "c")
-        store.client.submit_or_find(replace(first, key_reservation=reservation), *others)
+        store.client.submit(replace(first, key_reservation=reservation), *others)
         return reservation.job_id
 
     def test_repeated_request_finds_the_rest_of_a_batch(self, redis: Redis, keys: IdempotencyKeys):
@@ -127,7 +127,7 @@ class TestIdempotencyKey:
 
 def test_index_of_a_batch_expires_after_the_last_change_of_its_jobs(redis: Redis):
     store = ExampleStore(redis, retention_s=60.0)
-    store.client.submit_or_find(*submissions("a", "b", owner="alice"))
+    store.client.submit(*submissions("a", "b", owner="alice"))
     indexes = ("longcat:index:batch:batch", "longcat:index:batch:batch:alice")
     for index in indexes:
         redis.pexpire(index, 1000)
@@ -138,7 +138,7 @@ def test_index_of_a_batch_expires_after_the_last_change_of_its_jobs(redis: Redis
 @pytest.mark.parametrize("owner", ["", "alice"])
 def test_index_of_the_batch_goes_with_its_last_job(redis: Redis, owner: str):
     store = ExampleStore(redis, retention_s=60.0)
-    store.client.submit_or_find(*submissions("a", "b", owner=owner))
+    store.client.submit(*submissions("a", "b", owner=owner))
     store.client.delete("a")
     assert names_in(store, "batch") == ["b"]
     store.client.cancel("b")
@@ -158,7 +158,7 @@ def test_unreadable_batch_hinders_nothing(redis: Redis):
 
 def test_cancel_reaches_the_jobs_of_one_owner_only(redis: Redis):
     store = ExampleStore(redis)
-    store.client.submit_or_find(*submissions("a", "b", owner="alice"))
+    store.client.submit(*submissions("a", "b", owner="alice"))
     store.submit(id="other")
     with pytest.raises(JobNotFound):
         store.client.for_owner("mallory").cancel_batch("batch")
@@ -171,7 +171,7 @@ def test_cancel_passes_over_jobs_that_end_or_are_deleted_meanwhile(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     store = ExampleStore(redis)
-    store.client.submit_or_find(*submissions("a", "b", "c", "d"))
+    store.client.submit(*submissions("a", "b", "c", "d"))
     ended = store.claim()
     cancel = store.client.cancel
 
@@ -192,8 +192,8 @@ def test_cancel_passes_over_jobs_that_end_or_are_deleted_meanwhile(
 
 def test_jobs_of_a_batch_are_listed_by_several_statuses(redis: Redis):
     store = ExampleStore(redis)
-    store.client.submit_or_find(*submissions("a", "b", "c"))
-    store.client.submit_or_find(*submissions("d", batch="another"))
+    store.client.submit(*submissions("a", "b", "c"))
+    store.client.submit(*submissions("d", batch="another"))
     for name in ("b", "d"):
         store.client.cancel(name)
     assert names_in(store, "batch", "cancelled", "queued") == ["c", "b", "a"]

@@ -74,7 +74,7 @@ class TestSubmission:
 
     def test_times_are_by_the_clock_of_redis(self, redis: Redis):
         seconds, microseconds = redis.time()
-        job = JobStore(redis).client.submit(a_submission())
+        job = JobStore(redis).client.submit(a_submission()).job
         waited_s = job.created_at.timestamp() - (seconds + microseconds / 1e6)
         assert -0.001 <= waited_s < 60
 

@@ -133,7 +133,7 @@ class TestSteps:
     def test_submission_to_a_process_that_never_swept_follows_no_step(self, redis: Redis):
         JobStore(redis).maintenance.sweep()
         step(redis, 8 * DAY_S)
-        job = JobStore(redis).client.submit(a_submission())
+        job = JobStore(redis).client.submit(a_submission()).job
         now_s = float(redis.hget("longcat:clock", "now_ms") or 0) / 1000
         assert job.created_at.timestamp() - now_s < HOUR_S
 

@@ -47,7 +47,7 @@ def test_no_acknowledged_job_is_lost_when_redis_is_killed(server: RedisServer):
         store, tickets = JobStore(redis), TicketQueue(redis)
         while not killed.is_set():
             with suppress(Unavailable):
-                job = store.client.submit(a_submission())
+                job = store.client.submit(a_submission()).job
                 acknowledged.append(job.id)
                 tickets.enqueue(job.id, job.requirement or "")
 

@@ -45,7 +45,7 @@ def test_unused_key_expires(keys, redis):
 
 def test_repeated_request_gets_the_submitted_job(keys, store):
     reservation = keys.reserve("", "k", "f")
-    job = store.client.submit(a_submission(id=reservation.job_id, key_reservation=reservation))
+    job = store.client.submit(a_submission(id=reservation.job_id, key_reservation=reservation)).job
     assert keys.reserve("", "k", "f").job == job
     with pytest.raises(KeyReused):
         keys.reserve("", "k", "g")
@@ -57,7 +57,8 @@ def test_submitting_twice_is_submitting_once(keys, store):
         store.client.submit(a_submission(id=reservation.job_id, key_reservation=reservation))
         for _ in range(2)
     )
-    assert first == second
+    assert first.job == second.job
+    assert (first.is_new, second.is_new) == (True, False)
     assert len(store.client.page()) == 1
 
 
@@ -86,7 +87,7 @@ def test_submission_binds_a_key_that_was_released_meanwhile(keys, store):
     """Two came with the same request; the one failed, the other came through."""
     reservation = keys.reserve("", "k", "f")
     keys.release(reservation)
-    job = store.client.submit(a_submission(id=reservation.job_id, key_reservation=reservation))
+    job = store.client.submit(a_submission(id=reservation.job_id, key_reservation=reservation)).job
     assert keys.reserve("", "k", "f").job == job
 
 
@@ -96,7 +97,7 @@ def test_submission_with_the_key_of_another_request_is_refused(keys, store):
     other = keys.reserve("", "k", "g")
     with pytest.raises(KeyReused):
         store.client.submit(a_submission(id=late.job_id, key_reservation=late))
-    job = store.client.submit(a_submission(id=other.job_id, key_reservation=other))
+    job = store.client.submit(a_submission(id=other.job_id, key_reservation=other)).job
     assert store.client.page() == [job]
 
 
@@ -118,7 +119,7 @@ def test_key_is_removed_with_its_job(keys, store, redis):
 
 def test_key_is_removed_when_its_job_expires(keys, store, clock, redis):
     reservation = keys.reserve("", "k", "f")
-    job = store.client.submit(a_submission(id=reservation.job_id, key_reservation=reservation))
+    job = store.client.submit(a_submission(id=reservation.job_id, key_reservation=reservation)).job
     ended = store.client.cancel(job.id)
     clock.advance((ended.expires_at - ended.finished_at).total_seconds() + 1)
     store.maintenance.sweep()
@@ -131,4 +132,4 @@ def test_key_gets_another_id_while_its_files_are_removed(keys, store, clock):
     clock.advance(LATE_UPLOAD_S)
     again = keys.reserve("", "k", "f")
     assert again.job_id != reservation.job_id
-    assert store.client.submit(a_submission(id=again.job_id, key_reservation=again)).status == "queued"
+    assert store.client.submit(a_submission(id=again.job_id, key_reservation=again)).job.status == "queued"

@@ -234,7 +234,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         )
         self.move_late_jobs()
         prediction = self.store.client.predict(wanted)
-        job = self.store.client.submit(replace(wanted, expected_run_s=prediction.run_s))
+        job = self.store.client.submit(replace(wanted, expected_run_s=prediction.run_s)).job
         assert self.store.position(job.id) == prediction.position
         start_by_ms = None
         if deadline_s is not None:

@@ -70,9 +70,9 @@ CALLS: dict[str, Callable[[JobStore, Lease], object]] = {
     "delete": lambda store, claim: store.client.delete(claim.job.id),
     "cancel_queued": lambda store, claim: store.client.cancel("waiting"),
     "delete_queued": lambda store, claim: store.client.delete("waiting"),
-    "submit": lambda store, claim: store.client.submit(a_submission(id="new")),
+    "submit": lambda store, claim: store.client.submit(a_submission(id="new")).job,
     "submit several": lambda store, claim: (
-        store.client.submit_or_find(
+        store.client.submit(
             *(a_submission(id=name, batch=Batch(id="c", job_ids=("a", "b"))) for name in ("a", "b"))
         ).job
     ),

@@ -196,7 +196,7 @@ class TestConcurrency:
         assert {job.attempt for job in store.client.page(limit=100)} == {1}
 
     def test_job_is_claimed_by_one_of_many_groups(self, store: ExampleStore):
-        ids = {store.client.submit(a_submission()).id for _ in range(60)}
+        ids = {store.client.submit(a_submission()).job.id for _ in range(60)}
 
         def claim_all(group: str) -> list[str]:
             claims = iter(lambda: store.holder.claim(group, LEASE_S), None)
@@ -263,7 +263,7 @@ class TestThreads:
         self, store: ExampleStore, storage: FolderStorage, stop: Event, caplog: pytest.LogCaptureFixture
     ):
         caplog.set_level(logging.WARNING)
-        store.client.delete(store.client.submit(a_submission()).id)
+        store.client.delete(store.client.submit(a_submission()).job.id)
         away = AwayStorage(storage)
         thread = Thread(target=keep_removing, args=(store, away, stop, 0.01))
         thread.start()

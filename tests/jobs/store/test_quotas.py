@@ -87,7 +87,7 @@ class TestQueuedJobs:
     def test_resubmitted_jobs_do_not_count_twice(self, redis: Redis):
         store = ExampleStore(redis, quotas=Quotas(total_queued_jobs=1))
         submission = a_submission()
-        assert store.client.submit(submission).id == store.client.submit(submission).id
+        assert store.client.submit(submission).job.id == store.client.submit(submission).job.id
 
     def test_requeued_jobs_are_never_refused(self, redis: Redis):
         store = ExampleStore(redis, quotas=Quotas(total_queued_jobs=1))

@@ -105,13 +105,13 @@ class TestFailedRequest:
     def test_request_that_failed_after_queueing_returns_its_job(self, app, client, monkeypatch):
         """Redis fails after the job was queued, so the client is told to retry."""
         jobs = app.state.backend.jobs
-        submit = jobs.submit_or_find
+        submit = jobs.submit
 
         def interrupted(submission):
             submit(submission)
             raise Unavailable("the answer was lost")
 
-        monkeypatch.setattr(jobs, "submit_or_find", interrupted)
+        monkeypatch.setattr(jobs, "submit", interrupted)
         assert generate(client).status_code == 503
         monkeypatch.undo()
         answer = generate(client)
@@ -153,13 +153,13 @@ class TestConcurrentRequests:
     def test_response_to_the_slower_of_two_requests_says_that_it_is_repeated(self, app, client, monkeypatch):
         """Let both requests reserve the key before one of them is submitted."""
         jobs, both_reserved = app.state.backend.jobs, threading.Barrier(2)
-        submit = jobs.submit_or_find
+        submit = jobs.submit
 
         def submit_late(submission):
             both_reserved.wait(30)
             return submit(submission)
 
-        monkeypatch.setattr(jobs, "submit_or_find", submit_late)
+        monkeypatch.setattr(jobs, "submit", submit_late)
         headers = [answer.headers.get("Idempotent-Replayed") for answer in self.post(client, [{}] * 2)]
         assert sorted(headers, key=str) == [None, "true"]
 

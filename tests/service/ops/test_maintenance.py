@@ -74,7 +74,7 @@ def test_files_of_a_process_that_died_before_queueing_are_removed(worker, backen
         raise SystemExit
 
     before = set(worker.storage.keys("jobs/"))
-    monkeypatch.setattr(backend.jobs, "submit_or_find", die)
+    monkeypatch.setattr(backend.jobs, "submit", die)
     with pytest.raises(SystemExit):
         submission.submit(Body(WITH_IMAGE), backend)
     assert len(set(worker.storage.keys("jobs/")) - before) == 1

@@ -413,11 +413,10 @@ def tell(order, worker):
     job = worker.job_store.client.get(order()["id"])
 
     def cancelled(owner, url):
-        submitted = worker.job_store.client.submit(
-            Submission(id=new_job_id(), order=job.order, owner=owner, webhook_url=url)
-        )
-        worker.job_store.client.cancel(submitted.id)
-        return submitted.id
+        submission = Submission(id=new_job_id(), order=job.order, owner=owner, webhook_url=url)
+        worker.job_store.client.submit(submission)
+        worker.job_store.client.cancel(submission.id)
+        return submission.id
 
     return cancelled
 
