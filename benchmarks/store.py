@@ -140,7 +140,7 @@ def measure(redis: Redis, load: Load) -> dict[str, float]:
         measured("submit", store.client.submit, job)
         measured("poll of a queued job", _poll, store, job.id)
         measured("cancel", store.client.cancel, job.id)
-        measured("page of 20", store.client.page, limit=20)
+        measured("page of 20", store.client.list_jobs, limit=20)
         progress = Progress(phase="denoise", step=turn)
         measured("renew", store.holder.renew_lease, running[turn % load.running], progress)
         store.client.submit(*new_jobs(1))

@@ -123,25 +123,16 @@ class JobClient:
                     found[job_id] = self._read(fields)
         return found
 
-    def page(
-        self,
-        *,
-        status: Status | None = None,
-        limit: int = 20,
-        after: str | None = None,
-        newest_first: bool = True,
-    ) -> list[Job]:
+    def list_jobs(self, *, limit: int = 20, after: str | None = None, newest_first: bool = True) -> list[Job]:
         """Return jobs in the order of their submission, beginning behind the job `after`.
 
         Records that cannot be read are passed over. Raises JobNotFound if the job `after` no longer exists.
         """
         start = None if after is None else Cursor.parse(after)
-        wanted = JobFilter((status,) if status else ())
         with redis_reached():
-            walk = self._indexes().walk(wanted, limit, start, newest_first=newest_first)
-        return walk.jobs
+            return self._indexes().walk(JobFilter(), limit, start, newest_first=newest_first).jobs
 
-    def filtered_page(
+    def page(
         self, wanted: JobFilter, limit: int, after: Cursor | None = None, before: Cursor | None = None
     ) -> JobPage:
         """Return a page of the jobs that are wanted; see `JobIndexes.page`."""

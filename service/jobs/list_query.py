@@ -54,7 +54,7 @@ class ListQuery(BaseModel):
     after: str | None = Field(None, max_length=150, description="`next` of another page.")
     before: str | None = Field(None, max_length=150, description="`previous` of another page.")
 
-    def page(self, backend: Backend) -> tuple[JobPage, int | None]:
+    def page_and_total(self, backend: Backend) -> tuple[JobPage, int | None]:
         """Return the page, and the number of jobs on all pages if it is known without reading them.
 
         Raises InvalidRequest, JobNotFound, Unavailable.
@@ -65,7 +65,7 @@ class ListQuery(BaseModel):
         wanted = JobFilter(
             tuple(self.status), self.task, self.created_after, self.created_before, self.batch, self.text
         )
-        found = client.filtered_page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
+        found = client.page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
         page = JobPage(
             jobs=backend.views(found.jobs),
             next=None if found.older is None else str(found.older),

@@ -96,7 +96,7 @@ def list_jobs(backend: CurrentBackend, query: Annotated[ListQuery, Query()], res
     With `task` or `text`, a page looks at 1,000 jobs at most. It may have fewer than `limit` jobs, or none,
     although `next` is not null.
     """
-    page, num_jobs = query.page(backend)
+    page, num_jobs = query.page_and_total(backend)
     if num_jobs is not None:
         response.headers[COUNT_HEADER] = str(num_jobs)
     return page

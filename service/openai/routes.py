@@ -110,7 +110,7 @@ def list_videos(
     """List videos, a page at a time."""
     if limit == 0:
         return VideoPage.of([], has_more=False)
-    found = backend.jobs.page(limit=limit + 1, after=after, newest_first=order == "desc")
+    found = backend.jobs.list_jobs(limit=limit + 1, after=after, newest_first=order == "desc")
     capability = backend.fleet().first().capability if found else None
     videos = [Video.of(job, capability) for job in found[:limit] if capability]
     return VideoPage.of(videos, has_more=len(found) > limit)

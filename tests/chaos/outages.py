@@ -10,6 +10,7 @@ import httpx
 import psutil
 
 from jobs.registration import live_groups
+from jobs.store.listing import JobFilter
 from jobs.store.outbox import Outbox
 from tests.chaos.daemons import Daemon, Worker, command_of
 from tests.chaos.orders import Body, draw_image
@@ -117,7 +118,7 @@ def kill_uploading(scene: Scene) -> ActiveFault | None:
 
 def _uploading(scene: Scene) -> tuple[Worker, str] | None:
     workers = {group: worker for worker in scene.site.workers if worker.runs for group in worker.groups}
-    for job in scene.site.job_store.client.page(status="uploading"):
+    for job in scene.site.job_store.client.page(JobFilter(("uploading",)), 20).jobs:
         if job.group in workers and job.attempt < MAX_ATTEMPTS:
             return workers[job.group], job.id
     return None

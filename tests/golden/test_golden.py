@@ -20,6 +20,7 @@ from jobs.registration import live_groups
 from jobs.storage.folder import FolderStorage
 from jobs.store.holder import Lease
 from jobs.store.idempotency import IdempotencyKeys
+from jobs.store.listing import JobFilter
 from jobs.store.metrics import counters
 from jobs.store.outbox import Attempt, Outbox
 from model.pipeline.state import State
@@ -108,10 +109,10 @@ def test_clients_see_each_job_as_before(golden: Golden):
 
 def test_lists_contain_the_same_jobs(golden: Golden):
     client = golden.store.client.for_owner("alice")
-    assert [job.id for job in client.page(limit=50)] == [job["id"] for job in golden.views["jobs"]]
+    assert [job.id for job in client.list_jobs(limit=50)] == [job["id"] for job in golden.views["jobs"]]
     for status, count in client.counts().items():
         wanted = [job["id"] for job in golden.views["jobs"] if job["status"] == status]
-        assert [job.id for job in client.page(status=status)] == wanted
+        assert [job.id for job in client.page(JobFilter((status,)), 20).jobs] == wanted
         assert count == len(wanted)
 
 
@@ -186,7 +187,7 @@ def test_jobs_are_cancelled_and_deleted(golden: Golden):
     assert golden.store.holder.renew_lease(golden.lease("running")) == "cancel"
     for name in ("succeeded", "failed", "cancelled"):
         assert client.delete(golden.job_id(name))
-    assert len(client.page(limit=50)) == len(golden.views["jobs"]) - 3
+    assert len(client.list_jobs(limit=50)) == len(golden.views["jobs"]) - 3
 
 
 def test_ended_jobs_expire(golden: Golden):

@@ -144,7 +144,7 @@ class TestOutages:
         with pytest.raises(Unavailable, match=reason):
             write(keeps)
         keeps.config_set(setting, "0")
-        assert JobStore(keeps).client.page() == []
+        assert JobStore(keeps).client.list_jobs() == []
 
     @every_write
     def test_a_redis_that_cannot_save_is_unavailable(self, tmp_path: Path, write: Callable[[Redis], object]):

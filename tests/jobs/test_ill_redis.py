@@ -64,13 +64,13 @@ def seconds_until_unavailable(call: Callable[[], object]) -> float:
 
 class TestStalled:
     def test_command_ends_at_its_deadline(self, server: RedisProcess, store: JobStore):
-        store.client.page()
+        store.client.list_jobs()
         with stalled(server):
-            assert DEADLINE_S / 2 < seconds_until_unavailable(store.client.page) < DEADLINE_S + SLACK_S
+            assert DEADLINE_S / 2 < seconds_until_unavailable(store.client.list_jobs) < DEADLINE_S + SLACK_S
 
     def test_new_connection_ends_at_the_deadline(self, server: RedisProcess):
         with stalled(server), connect(server.url, DEADLINE_S) as redis:
-            assert seconds_until_unavailable(JobStore(redis).client.page) < DEADLINE_S + SLACK_S
+            assert seconds_until_unavailable(JobStore(redis).client.list_jobs) < DEADLINE_S + SLACK_S
 
     def test_only_one_command_at_a_time_waits_long_once_one_was_in_vain(self, server: RedisProcess):
         outage = Outage()
@@ -78,26 +78,26 @@ class TestStalled:
             for redis, deadline_s in ((hurried, 0.1), (patient, 30.0)):
                 redis.connection_pool.connection_kwargs["retry"] = DeadlineRetry(deadline_s, outage)
             with stalled(server):
-                seconds_until_unavailable(JobStore(hurried).client.page)
+                seconds_until_unavailable(JobStore(hurried).client.list_jobs)
                 client = JobStore(patient).client
-                probe = threads.submit(client.page)
+                probe = threads.submit(client.list_jobs)
                 wait_until(lambda: outage._is_probing)
-                list(threads.map(lambda _: seconds_until_unavailable(client.page), range(14)))
+                list(threads.map(lambda _: seconds_until_unavailable(client.list_jobs), range(14)))
                 assert not probe.done()
             assert probe.result() == []
 
     def test_first_command_after_the_stall_succeeds(self, server: RedisProcess, store: JobStore):
-        store.client.page()
+        store.client.list_jobs()
         with stalled(server):
-            seconds_until_unavailable(store.client.page)
-        assert store.client.page() == []
+            seconds_until_unavailable(store.client.list_jobs)
+        assert store.client.list_jobs() == []
 
     def test_first_command_after_a_restart_succeeds(self, server: RedisProcess, store: JobStore):
         store.client.submit(a_submission(id="kept"))
         server.end(signal.SIGKILL)
-        seconds_until_unavailable(store.client.page)
+        seconds_until_unavailable(store.client.list_jobs)
         server.start()
-        assert [job.id for job in store.client.page()] == ["kept"]
+        assert [job.id for job in store.client.list_jobs()] == ["kept"]
 
 
 def refuse_to_save(server: RedisProcess, redis: Redis) -> None:
@@ -241,7 +241,7 @@ class TestRestart:
         with newest.open("r+b") as file:
             file.truncate(newest.stat().st_size - 10)
         server.start()
-        assert [job.id for job in store.client.page()] == ["first"]
+        assert [job.id for job in store.client.list_jobs()] == ["first"]
         sweep(store, TicketQueue(store.holder._redis))
         claim = store.holder.claim("a", LEASE_S)
         assert claim is not None

@@ -76,14 +76,14 @@ class TestTls:
     def test_client_without_a_certificate_is_refused(self, port: int, files: tuple[Path, Path]):
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={files[1]}"
         with connect(url, 0.5) as redis, pytest.raises(Unavailable):
-            JobStore(redis).client.page()
+            JobStore(redis).client.list_jobs()
 
     def test_server_of_an_unknown_authority_is_refused(self, port: int, files: tuple[Path, Path]):
         key, certificate = files
         assert str(certificate) not in (ssl.get_default_verify_paths().cafile or "")
         url = f"rediss://127.0.0.1:{port}/0?ssl_certfile={certificate}&ssl_keyfile={key}"
         with connect(url, 0.5) as redis, pytest.raises(Unavailable):
-            JobStore(redis).client.page()
+            JobStore(redis).client.list_jobs()
 
 
 def documented_rules() -> list[str]:
@@ -128,7 +128,7 @@ def use_everything(redis: Redis) -> None:
     store.holder.begin_upload(claim)
     store.holder.succeed(claim, a_result(claim), {"denoise": 1.0})
     assert store.client.events(claim.job.id)
-    store.client.page()
+    store.client.list_jobs()
     store.client.counts()
     GroupRegistration(redis, "g").heartbeat("ready", ranks=1)
     assert live_groups(redis)

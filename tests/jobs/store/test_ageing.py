@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from jobs.order import PRIORITIES
+from jobs.store.listing import JobFilter
 from tests.jobs.examples import ExampleStore, a_submission
 
 AGEING_S = 600.0
@@ -77,7 +78,7 @@ def test_positions_predict_the_order_of_claims(store: ExampleStore, seed: int):
             else:
                 store.holder.confirm_cancel(lease)
     store.maintenance.sweep()
-    queued = store.client.page(status="queued", limit=100)
+    queued = store.client.page(JobFilter(("queued",)), 100).jobs
     expected = sorted(queued, key=lambda job: store.position(job.id))
     assert [store.position(job.id) for job in expected] == list(range(1, len(queued) + 1))
     by_priority = [PRIORITIES.index(job.priority) for job in expected]

@@ -22,7 +22,7 @@ def submissions(*names: str, batch: str = "batch", **fields: object) -> list[Sub
 
 
 def names_in(store: ExampleStore, batch: str, *statuses: Status) -> list[str]:
-    return [job.id for job in store.client.filtered_page(JobFilter(statuses, batch=batch), 10).jobs]
+    return [job.id for job in store.client.page(JobFilter(statuses, batch=batch), 10).jobs]
 
 
 def test_jobs_are_queued_in_their_order(redis: Redis):

@@ -12,7 +12,7 @@ from jobs.errors import GenerationFailed, JobEnded, JobNotFound
 from jobs.record import Event, Job, Progress
 from jobs.store.events import newest_events
 from jobs.store.job_store import JobStore
-from jobs.store.listing import JobFilter
+from jobs.store.listing import Cursor, JobFilter
 from jobs.store.usage import usage
 from tests.jobs.examples import (
     LEASE_S,
@@ -184,7 +184,7 @@ class TestDelete:
         assert store.client.delete(job.id) is True
         with pytest.raises(JobNotFound):
             store.client.get(job.id)
-        assert store.client.page() == []
+        assert store.client.list_jobs() == []
         assert store.holder.claim("a", LEASE_S) is None
         assert store.due_file_removals == {job.id}
 
@@ -233,10 +233,10 @@ class TestDelete:
 class TestViews:
     def test_pages_go_from_the_newest_and_continue_behind_a_job(self, store: ExampleStore):
         ids = [store.submit().id for _ in range(5)]
-        first = [job.id for job in store.client.page(limit=2)]
+        first = [job.id for job in store.client.list_jobs(limit=2)]
         assert first == [ids[4], ids[3]]
-        assert [job.id for job in store.client.page(limit=2, after=first[-1])] == [ids[2], ids[1]]
-        assert [job.id for job in store.client.page(after=ids[1], newest_first=False)] == ids[2:]
+        assert [job.id for job in store.client.list_jobs(limit=2, after=first[-1])] == [ids[2], ids[1]]
+        assert [job.id for job in store.client.list_jobs(after=ids[1], newest_first=False)] == ids[2:]
 
     def test_pages_can_be_of_one_status_and_one_owner(self, store: ExampleStore):
         mine = store.submit(owner="me")
@@ -244,10 +244,11 @@ class TestViews:
         running = store.claim()
         nobodys = store.submit()
         assert running.job.id == mine.id
-        assert [job.id for job in store.client.page(status="queued")] == [nobodys.id, yours.id]
-        assert [job.id for job in store.client.for_owner("me").page()] == [mine.id]
-        assert [job.id for job in store.client.for_owner("").page()] == [nobodys.id]
-        assert store.client.for_owner("me").page(status="queued") == []
+        queued = store.client.page(JobFilter(("queued",)), 20)
+        assert [job.id for job in queued.jobs] == [nobodys.id, yours.id]
+        assert [job.id for job in store.client.for_owner("me").list_jobs()] == [mine.id]
+        assert [job.id for job in store.client.for_owner("").list_jobs()] == [nobodys.id]
+        assert store.client.for_owner("me").page(JobFilter(("queued",)), 20).jobs == []
 
     @pytest.mark.parametrize("action", ["get", "cancel", "delete"])
     def test_job_of_another_owner_does_not_exist(self, store: ExampleStore, action: str):
@@ -259,15 +260,16 @@ class TestViews:
     def test_page_continues_behind_a_job_that_changed_its_status(self, store: ExampleStore):
         first, second = store.submit(), store.submit()
         store.client.cancel(second.id)
-        assert [job.id for job in store.client.page(status="queued", after=second.id)] == [first.id]
+        queued = store.client.page(JobFilter(("queued",)), 20, Cursor(second.id))
+        assert [job.id for job in queued.jobs] == [first.id]
 
     def test_page_cannot_continue_behind_an_unknown_job(self, store: ExampleStore):
         with pytest.raises(JobNotFound):
-            store.client.page(after="nothing")
+            store.client.list_jobs(after="nothing")
 
     def test_page_with_limit_zero_is_empty(self, store: ExampleStore):
         store.submit()
-        assert store.client.page(limit=0) == []
+        assert store.client.list_jobs(limit=0) == []
 
     def test_jobs_by_id_leave_out_those_that_cannot_be_shown(self, redis: Redis, store: ExampleStore):
         mine, yours, broken = (store.submit(owner=owner) for owner in ("me", "you", "me"))
@@ -284,7 +286,7 @@ class TestViews:
         redis.config_set("maxmemory", "1")
         try:
             assert store.client.counts()["succeeded"] == 1
-            assert store.client.filtered_page(JobFilter(task=job.order.plan.task), 1).jobs == [job]
+            assert store.client.page(JobFilter(task=job.order.plan.task), 1).jobs == [job]
             assert newest_events(redis, [job.id]).keys() == {job.id}
             assert usage(redis, "me", store.clock) == usage(redis, None, store.clock) != []
         finally:

@@ -123,7 +123,7 @@ def costs(redis: Redis, load: Load) -> dict[str, Cost]:
             claims[turn], Progress(phase="denoise", step=turn), 10
         ),
         "poll": lambda _: (store.client.get(f"job-{last}"), store.client.estimate(f"job-{last}")),
-        "page": lambda _: store.client.page(limit=20),
+        "page": lambda _: store.client.list_jobs(limit=20),
         "cancel": lambda turn: store.client.cancel(f"job-{last - 2 - turn}"),
         "finish": lambda turn: store.holder.confirm_cancel(claims[turn]),
         "requeue": lambda turn: store.holder.requeue(claims[turn + 2], crashed=False),

@@ -13,6 +13,7 @@ from jobs.fleet import read_fleet
 from jobs.record import Job, QueueEstimate
 from jobs.registration import GroupRegistration
 from jobs.requirement import Requirement
+from jobs.store.listing import JobFilter
 from jobs.store.metrics import counters
 from jobs.store.submission import Submission
 from jobs.work import work_units
@@ -146,7 +147,7 @@ class TestOrder:
             )
             if number % 9 == 8:
                 store.client.cancel(f"job-{chosen.randrange(number)}")
-        queued = store.client.page(status="queued", limit=100)
+        queued = store.client.page(JobFilter(("queued",)), 100).jobs
         expected = sorted(queued, key=lambda job: store.position(job.id))
         ids = claimed(store)
         by_owner = {job.id: job.owner for job in queued}

@@ -59,7 +59,7 @@ def test_submitting_twice_is_submitting_once(keys, store):
     )
     assert first.job == second.job
     assert (first.is_new, second.is_new) == (True, False)
-    assert len(store.client.page()) == 1
+    assert len(store.client.list_jobs()) == 1
 
 
 def test_released_key_is_free(keys):
@@ -98,7 +98,7 @@ def test_submission_with_the_key_of_another_request_is_refused(keys, store):
     with pytest.raises(KeyReused):
         store.client.submit(a_submission(id=late.job_id, key_reservation=late))
     job = store.client.submit(a_submission(id=other.job_id, key_reservation=other)).job
-    assert store.client.page() == [job]
+    assert store.client.list_jobs() == [job]
 
 
 def test_submission_of_another_request_under_the_same_id_is_refused(keys, store):
@@ -106,7 +106,7 @@ def test_submission_of_another_request_under_the_same_id_is_refused(keys, store)
     other = replace(reservation, fingerprint="g")
     with pytest.raises(KeyReused):
         store.client.submit(a_submission(id=reservation.job_id, key_reservation=other))
-    assert store.client.page() == []
+    assert store.client.list_jobs() == []
 
 
 def test_key_is_removed_with_its_job(keys, store, redis):

@@ -460,7 +460,7 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_job_has_its_expected_state(self) -> None:
-        stored = {job.id: job for job in self.store.client.page(limit=1000)}
+        stored = {job.id: job for job in self.store.client.list_jobs(limit=1000)}
         assert stored.keys() == {job_id for job_id, job in self.expected.items() if not job.removed}
         for job_id, job in stored.items():
             expected = self.expected[job_id]

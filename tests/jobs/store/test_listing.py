@@ -41,7 +41,7 @@ def all_pages(client, wanted, limit):
     """Return the ids on all pages by way of `older`."""
     found, after = [], None
     while True:
-        page = client.filtered_page(wanted, limit, after)
+        page = client.page(wanted, limit, after)
         assert len(page.jobs) <= limit
         found += ids(page)
         if page.older is None:
@@ -61,50 +61,50 @@ class TestCursors:
         pages: list[list[str]] = []
         after = None
         while not pages or after:
-            page = store.client.filtered_page(JobFilter(), limit, after)
+            page = store.client.page(JobFilter(), limit, after)
             pages.append(ids(page))
             assert (page.newer is None) == (after is None)
             after = page.older
         assert [job_id for part in pages for job_id in part] == made
         newer, back = page.newer, [pages[-1]]
         while newer:
-            page = store.client.filtered_page(JobFilter(), limit, before=newer)
+            page = store.client.page(JobFilter(), limit, before=newer)
             back.append(ids(page))
             newer = page.newer
         assert back[::-1] == pages
 
     def test_page_behind_a_deleted_job_continues_at_its_place(self, store):
         made = submitted(store, 6)
-        first = store.client.filtered_page(JobFilter(), 2)
+        first = store.client.page(JobFilter(), 2)
         for job_id in made[1:3]:
             store.client.delete(job_id)
-        second = store.client.filtered_page(JobFilter(), 2, first.older)
+        second = store.client.page(JobFilter(), 2, first.older)
         assert ids(second) == made[3:5]
         for job_id in made[3:4]:
             store.client.delete(job_id)
-        assert ids(store.client.filtered_page(JobFilter(), 2, before=second.newer)) == [made[0]]
+        assert ids(store.client.page(JobFilter(), 2, before=second.newer)) == [made[0]]
 
     def test_job_that_changes_its_status_shifts_no_page(self, store):
         made = submitted(store, 5)
-        first = store.client.filtered_page(JobFilter(("queued",)), 2)
+        first = store.client.page(JobFilter(("queued",)), 2)
         store.client.cancel(made[1])
-        assert ids(store.client.filtered_page(JobFilter(("queued",)), 2, first.older)) == made[2:4]
+        assert ids(store.client.page(JobFilter(("queued",)), 2, first.older)) == made[2:4]
 
     def test_new_jobs_are_on_the_page_before_the_first(self, store):
         made = submitted(store, 2)
-        second = store.client.filtered_page(JobFilter(), 1, Cursor(made[0]))
+        second = store.client.page(JobFilter(), 1, Cursor(made[0]))
         assert ids(second) == made[1:]
-        first = store.client.filtered_page(JobFilter(), 5, before=second.newer)
+        first = store.client.page(JobFilter(), 5, before=second.newer)
         assert (ids(first), first.newer) == (made[:1], None)
         new = submitted(store, 1)
-        again = store.client.filtered_page(JobFilter(), 5, before=first.older)
+        again = store.client.page(JobFilter(), 5, before=first.older)
         assert ids(again) == new
 
     def test_no_page_is_before_the_first_after_the_newest_job_is_gone(self, store):
         made = submitted(store, 3)
-        first = store.client.filtered_page(JobFilter(), 1)
+        first = store.client.page(JobFilter(), 1)
         store.client.delete(made[0])
-        second = store.client.filtered_page(JobFilter(), 1, first.older)
+        second = store.client.page(JobFilter(), 1, first.older)
         assert (ids(second), second.newer) == (made[1:2], None)
 
     def test_cursor_of_a_job_without_a_time_has_that_of_the_job_before(self, store, redis, monkeypatch):
@@ -115,14 +115,14 @@ class TestCursors:
         newest, untimed = submitted(store, 2)
         time_ms = round(time_of(store, newest).timestamp() * 1000)
         redis.hdel(f"longcat:job:{untimed}", "created_ms")
-        first = store.client.filtered_page(JobFilter(task="refine"), 1)
+        first = store.client.page(JobFilter(task="refine"), 1)
         assert (ids(first), first.older) == ([], Cursor(untimed, time_ms))
         store.client.delete(untimed)
-        assert ids(store.client.filtered_page(JobFilter(task="refine"), 1, first.older)) == [oldest]
+        assert ids(store.client.page(JobFilter(task="refine"), 1, first.older)) == [oldest]
 
     def test_id_of_a_job_that_is_gone_is_not_found(self, store):
         with pytest.raises(JobNotFound):
-            store.client.filtered_page(JobFilter(), 2, Cursor.parse("nobody"))
+            store.client.page(JobFilter(), 2, Cursor.parse("nobody"))
 
 
 class TestFilters:
@@ -172,10 +172,10 @@ class TestFilters:
         made = submitted(store, 64)
         since, until = time_of(store, made[40]), time_of(store, made[20])
         wanted = JobFilter(created_from=since, created_before=until)
-        first = store.client.filtered_page(wanted, 5)
+        first = store.client.page(wanted, 5)
         assert first.total == 20
         redis.config_resetstat()
-        second = store.client.filtered_page(wanted, 5, first.older)
+        second = store.client.page(wanted, 5, first.older)
         assert ids(second) == made[26:31]
         assert redis.info("commandstats")["cmdstat_hget"]["calls"] <= 2 * 7 + 1
 
@@ -198,7 +198,7 @@ class TestFilters:
         wanted = JobFilter(("running", "cancelled", "running"))
         expected = [job_id for job_id in made if job_id in {*cancelled, *claimed}]
         assert all_pages(store.client, wanted, limit) == expected
-        page = store.client.filtered_page(wanted, limit, before=Cursor(expected[-1]))
+        page = store.client.page(wanted, limit, before=Cursor(expected[-1]))
         assert (ids(page), page.total) == (expected[:-1][-limit:], len(expected))
 
     def test_all_filters_of_one_owner(self, store):
@@ -223,11 +223,11 @@ class TestBounds:
         oldest = store.submit(order=of_task("refine")).id
         others = submitted(store, 9)
         for limit in (5, 1):
-            first = store.client.filtered_page(JobFilter(task="refine"), limit)
+            first = store.client.page(JobFilter(task="refine"), limit)
             assert (ids(first), first.older.job_id) == ([], others[3])
         assert all_pages(store.client, JobFilter(task="refine"), 5) == [oldest]
         newest = store.submit(order=of_task("refine")).id
-        full = store.client.filtered_page(JobFilter(task="refine"), 1)
+        full = store.client.page(JobFilter(task="refine"), 1)
         assert (ids(full), full.older.job_id) == ([newest], others[2])
 
     @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ class TestBounds:
         for num_jobs in (100, 1500):
             submitted(store, num_jobs)
             redis.config_resetstat()
-            store.client.filtered_page(wanted, 10)
+            store.client.page(wanted, 10)
             counts.append(sum(command["calls"] for command in redis.info("commandstats").values()) - 1)
         few, many = counts
         assert many <= few + 2 * 4  # four more steps of a binary search, two commands each

@@ -136,7 +136,7 @@ class TestRetention:
         with pytest.raises(JobNotFound):
             store.client.get(claim.job.id)
         assert store.client.events(claim.job.id) == []
-        assert store.client.page() == []
+        assert store.client.list_jobs() == []
         assert set(store.client.counts().values()) == {0}
 
     def test_job_keeps_the_retention_of_its_submission(self, redis: Redis):
@@ -193,7 +193,7 @@ class TestConcurrency:
             swept = list(pool.map(lambda store: store.maintenance.sweep().requeued, stores))
         requeued = [job_id for ids in swept for job_id in ids]
         assert sorted(requeued) == sorted(claim.job.id for claim in claims)
-        assert {job.attempt for job in store.client.page(limit=100)} == {1}
+        assert {job.attempt for job in store.client.list_jobs(limit=100)} == {1}
 
     def test_job_is_claimed_by_one_of_many_groups(self, store: ExampleStore):
         ids = {store.client.submit(a_submission()).job.id for _ in range(60)}

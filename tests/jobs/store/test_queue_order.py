@@ -9,6 +9,7 @@ import pytest
 
 from jobs.capability import Capability
 from jobs.record import Job, QueueEstimate
+from jobs.store.listing import JobFilter
 from jobs.store.quotas import Quotas
 from tests.jobs.examples import LEASE_S, ORDER, ExampleStore
 from tests.orders import make_order
@@ -112,7 +113,9 @@ class TestFairness:
         for claim in (claims[2], claims[0]):
             store.holder.requeue(claim, crashed=False)
         assert [store.position(claims[i].job.id) for i in (0, 2)] == [1, 2]
-        assert sorted(store.position(job.id) for job in store.client.page(status="queued")) == [1, 2, 3, 4, 5]
+        assert sorted(
+            store.position(job.id) for job in store.client.page(JobFilter(("queued",)), 20).jobs
+        ) == [1, 2, 3, 4, 5]
         assert [job.id for job in islice(claims_in_order(store), 2)] == [claims[0].job.id, claims[2].job.id]
 
 
@@ -121,7 +124,7 @@ class TestPositions:
         submit_each(store, "aabbbacdaaa")
         submit_each(store, "dacb", priority="high")
         list(islice(claims_in_order(store), 5))
-        waiting = submit_each(store, "ebad") and store.client.page(status="queued", limit=100)
+        waiting = submit_each(store, "ebad") and store.client.page(JobFilter(("queued",)), 100).jobs
         said = sorted((store.position(job.id), job.id) for job in waiting)
         assert [place for place, _ in said] == list(range(1, len(waiting) + 1))
         assert [job_id for _, job_id in said] == [job.id for job in claims_in_order(store)]

@@ -103,7 +103,9 @@ class TestQueuedJobs:
             stores[number % 4].client.submit(a_submission(owner=f"owner-{number % 5}"))
 
         assert how_many_pass(submit, 100) == 20
-        queued = {f"owner-{i}": stores[0].client.for_owner(f"owner-{i}").page(limit=100) for i in range(5)}
+        queued = {
+            f"owner-{i}": stores[0].client.for_owner(f"owner-{i}").list_jobs(limit=100) for i in range(5)
+        }
         assert max(len(jobs) for jobs in queued.values()) <= 7
 
 

@@ -149,7 +149,7 @@ def test_queued_job_without_a_record_does_not_stop_the_queue(redis: Redis, store
     queue_depths(redis, store.clock)
     assert store.claim().job.id == next_job.id
     assert store.holder.claim("a", LEASE_S) is None
-    assert [job.id for job in store.client.for_owner(owner).page()] == [next_job.id]
+    assert [job.id for job in store.client.for_owner(owner).list_jobs()] == [next_job.id]
     assert store.client.counts()["queued"] == 0
     assert num_unreadable(redis, "missing job") == 2
 
@@ -213,7 +213,7 @@ def test_broken_field_costs_only_its_own_job(redis: Redis, name: str):
     for job in (sound, *queued):
         store.client.estimate(job.id)
     queue_depths(redis, store.clock)
-    store.client.page()
+    store.client.list_jobs()
     for held in running:
         with suppress(LeaseLost):
             store.holder.renew_lease(held, Progress(phase="denoise"), preempt_after_s=0)
@@ -236,9 +236,9 @@ def test_broken_field_costs_only_its_own_job(redis: Redis, name: str):
 def test_page_is_filled_with_the_jobs_after_it(redis: Redis, store: ExampleStore):
     jobs = [store.submit() for _ in range(4)]
     break_record(redis, jobs[2].id)
-    assert [job.id for job in store.client.page(limit=2)] == [jobs[3].id, jobs[1].id]
-    assert [job.id for job in store.client.page(limit=9)] == [jobs[3].id, jobs[1].id, jobs[0].id]
-    assert [job.id for job in store.client.page(after=jobs[2].id)] == [jobs[1].id, jobs[0].id]
+    assert [job.id for job in store.client.list_jobs(limit=2)] == [jobs[3].id, jobs[1].id]
+    assert [job.id for job in store.client.list_jobs(limit=9)] == [jobs[3].id, jobs[1].id, jobs[0].id]
+    assert [job.id for job in store.client.list_jobs(after=jobs[2].id)] == [jobs[1].id, jobs[0].id]
 
 
 def test_single_job_raises_an_error_of_its_own(redis: Redis, store: ExampleStore, caplog):
@@ -264,7 +264,7 @@ def test_webhook_is_given_up_and_the_next_one_is_taken(redis: Redis, store: Exam
     for _ in range(2):
         store.start(webhook_url="https://example.com/hook")
         store.clock.advance(1)
-    broken, next_job = store.client.page(newest_first=False)
+    broken, next_job = store.client.list_jobs(newest_first=False)
     break_record(redis, broken.id)
     taken = outbox.take(60)
     assert taken is not None

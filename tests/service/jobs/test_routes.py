@@ -180,7 +180,7 @@ class TestList:
             assert ids(client.get(f"/jobs?owner={owner}", headers=headers).json()) == [made[owner]]
             answer = client.get("/jobs?owner=nobody", headers=headers)
             assert (answer.status_code, answer.json()["error"]["field"]) == (422, "owner")
-        assert [job.id for job in backend.jobs_of("bob").page()] == [made["bob"]]
+        assert [job.id for job in backend.jobs_of("bob").list_jobs()] == [made["bob"]]
         backend.redis.delete("longcat:keys")  # now everybody sees all jobs
         assert len(ids(client.get("/jobs").json())) == 2
         assert ids(client.get("/jobs?owner=bob").json()) == [made["bob"]]
