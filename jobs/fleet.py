@@ -51,9 +51,14 @@ class Pool:
     away_s: float = 0.0
 
     @property
+    def groups_up(self) -> tuple[GroupStatus, ...]:
+        """Return the groups that work, or will soon: all but the broken ones."""
+        return tuple(group for group in self.groups if group.state != "broken")
+
+    @property
     def is_live(self) -> bool:
-        """Return whether the pool has a group that works, or will soon."""
-        return any(group.state != "broken" for group in self.groups)
+        """Return whether the pool has a group that is up."""
+        return bool(self.groups_up)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Fleet:
 
     @property
     def live(self) -> tuple[Pool, ...]:
-        """Return the pools that have a group."""
+        """Return the pools that have a group that is up."""
         return tuple(pool for pool in self.pools if pool.is_live)
 
     def first(self) -> Pool:

@@ -129,8 +129,8 @@ class QueueSnapshot:
 def estimates(snapshot: QueueSnapshot, fleet: Fleet | None = None) -> dict[str, QueueEstimate]:
     """Estimate when each wanted job will have ended: the wait for its turn, plus its own run.
 
-    If `fleet` is given, only its groups that can run the job count, and the queued and running jobs of these
-    groups. There is no ETA if there is no such group.
+    If `fleet` is given, only its groups that are up and can run the job count, and the queued and running
+    jobs of these groups. There is no ETA if there is no such group.
     """
     return {job_id: _estimate(snapshot, job, fleet) for job_id, job in snapshot.wanted.items()}
 
@@ -140,7 +140,7 @@ def _estimate(snapshot: QueueSnapshot, job: QueuedJob, fleet: Fleet | None) -> Q
     position = 1 + sum(job.num_before.values())
     if fleet:
         pools = fleet.pools_for(job.requirement)
-        groups = {group.group for pool in pools for group in pool.groups}
+        groups = {group.group for pool in pools for group in pool.groups_up}
         num_groups, running = len(groups), [other for other in running if other.group in groups]
         if pools and job.requirement:
             position = 1 + _num_rivals_before(snapshot, job, fleet)

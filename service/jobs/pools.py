@@ -55,7 +55,7 @@ def choose_model(shares: Mapping[str, float], job_id: str) -> str:
 
 
 def check_group_was_seen(fleet: Fleet, requirement: Requirement, longest_away_s: float) -> None:
-    """Raise NoSuitableGroup unless a group that can run the job is live, or was within `longest_away_s`."""
+    """Raise NoSuitableGroup unless a group that can run the job exists, or did within `longest_away_s`."""
     away_s = [pool.away_s for pool in fleet.pools if requirement.is_met_by(pool.capability)]
     if away_s and min(away_s) > longest_away_s:
         hours = min(away_s) / 3600
@@ -75,8 +75,10 @@ class PoolView(Capability):
     """A pool: groups with equal capabilities."""
 
     name: str
-    num_groups: int = Field(description="Groups that are up.")
-    away_s: float = Field(description="Seconds since the last group was up.")
+    num_groups: int = Field(description="Groups that are up: all but those that cannot start.")
+    away_s: float = Field(
+        description="Seconds since the last group went; 0 while there is one, even if it cannot start."
+    )
     queued_jobs: int = Field(description="Queued jobs that the pool can run.")
 
     @classmethod
@@ -86,7 +88,7 @@ class PoolView(Capability):
         return cls(
             **dict(pool.capability),
             name=pool.name,
-            num_groups=len(pool.groups),
+            num_groups=len(pool.groups_up),
             away_s=pool.away_s,
             queued_jobs=queued_jobs,
         )

@@ -179,7 +179,7 @@ SERIES = (
 
 
 POOL_GAUGES = {
-    "longcat_pool_groups": "Groups that are up.",
+    "longcat_pool_groups": "Groups that are up: all but broken ones.",
     "longcat_pool_busy_share": "Share of these groups that run a job.",
     "longcat_pool_queued_jobs": "Queued jobs that the pool can run.",
     "longcat_pool_held_jobs": "Those of them that a limit on running jobs holds back.",
@@ -284,11 +284,12 @@ class _Queue(Collector):
         gauges = {name: GaugeMetricFamily(name, text, labels=["pool"]) for name, text in POOL_GAUGES.items()}
         for pool in fleet.pools:
             own = [each for each in depths if can_run(pool.capability, each.requirement)]
+            num_up = len(pool.groups_up)
             num_busy = sum(group.state == "busy" for group in pool.groups)
             run_s = sum(each.expected_run_s(runs) for each in own)
             values = (
-                len(pool.groups),
-                num_busy / len(pool.groups) if pool.groups else 0.0,
+                num_up,
+                num_busy / num_up if num_up else 0.0,
                 sum(each.num_jobs for each in own),
                 sum(each.num_held for each in own),
                 max((each.oldest_s for each in own), default=0.0),

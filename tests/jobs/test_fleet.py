@@ -126,6 +126,16 @@ def test_most_capable_live_pool_comes_first(redis: Redis):
     assert [pool.capability for pool in read_fleet(redis).pools] == [PLAIN, FULL]
 
 
+def test_broken_group_is_registered_but_not_up(redis: Redis):
+    register(redis, "a", FULL)
+    register(redis, "b", FULL, "broken")
+    register(redis, "c", PLAIN, "broken")
+    fleet = read_fleet(redis)
+    found = {pool.name: [group.group for group in pool.groups_up] for pool in fleet.pools}
+    assert found == {FULL.pool: ["a"], PLAIN.pool: []}
+    assert [pool.name for pool in fleet.live] == [FULL.pool]
+
+
 def test_pool_is_remembered_after_its_last_group_has_gone(redis: Redis):
     register(redis, "a", FULL).release()
     assert live_groups(redis) == []

@@ -303,7 +303,7 @@ class _Capability(_Reply):
 
 
 class Pool(_Capability):
-    """Groups of GPUs that can make the same videos. `away_s` is the time since the last one was up."""
+    """Groups of GPUs that can make the same videos. `away_s` is the time since the last one went."""
 
     name: str
     num_groups: int = 0

@@ -89,6 +89,16 @@ def test_jobs_that_other_groups_run_are_not_waited_for(store: ExampleStore):
     assert (estimate.position, store.position(job.id)) == (1, 2)
 
 
+def test_broken_group_does_not_shorten_the_wait(store: ExampleStore):
+    run(store, 80)
+    capability = Capability(model="m", tasks=(ORDER.plan.task,), limits={}, device="cpu", dtype="float32")
+    groups = (GroupStatus(group="a", state="ready"), GroupStatus(group="b", state="broken"))
+    fleet = Fleet((Pool("pool", capability, groups),))
+    jobs = [store.submit() for _ in range(2)]
+    estimates = store.client.estimates([job.id for job in jobs], fleet)
+    assert [estimates[job.id].eta_s for job in jobs] == pytest.approx([80, 160], abs=0.1)
+
+
 def test_more_groups_shorten_the_wait(store: ExampleStore, redis: Redis):
     run(store, 80)
     redis.sadd("longcat:groups", "a", "b")

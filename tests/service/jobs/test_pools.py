@@ -10,7 +10,7 @@ from redis import Redis
 from starlette.testclient import TestClient
 
 from jobs.capability import Capability
-from jobs.registration import POOLS_KEY, GroupRegistration
+from jobs.registration import POOLS_KEY, GroupRegistration, GroupState
 from jobs.storage.keys import new_job_id
 from model.spec.limits import Limits
 from model.spec.memory import CheckpointSizes, MemoryBudget, Setup, memory_needed
@@ -31,9 +31,9 @@ DISTILLED = {"prompt": "a red ball", "distilled": True}
 
 @pytest.fixture
 def register(redis: Redis):
-    def register(group: str, capability) -> GroupRegistration:
+    def register(group: str, capability, state: GroupState = "ready") -> GroupRegistration:
         registration = GroupRegistration(redis, group, ttl_s=600)
-        registration.heartbeat("ready", 1, None, capability)
+        registration.heartbeat(state, 1, None, capability)
         return registration
 
     return register
@@ -174,6 +174,15 @@ def test_metrics_show_the_queue_of_each_pool(no_worker_yet, register):
     assert f'longcat_pool_queued_jobs{{pool="{PLAIN.pool}"}} 1.0' in lines
     assert f'longcat_pool_groups{{pool="{PLAIN.pool}"}} 1.0' in lines
     assert "longcat_jobs_without_group 1.0" in lines
+
+
+def test_broken_group_does_not_count_as_up(no_worker_yet, register):
+    register("busy", FULL, "busy")
+    register("broken", FULL, "broken")
+    lines = no_worker_yet.get("/metrics").text.splitlines()
+    assert f'longcat_pool_groups{{pool="{FULL.pool}"}} 1.0' in lines
+    assert f'longcat_pool_busy_share{{pool="{FULL.pool}"}} 1.0' in lines
+    assert [pool["num_groups"] for pool in no_worker_yet.get("/capability").json()["pools"]] == [1]
 
 
 def test_position_counts_only_jobs_that_wait_for_the_same_groups(no_worker_yet, register):
