@@ -226,7 +226,7 @@ class QueueEstimate:
     run_s: float | None = None
 
 
-class Event(_Stored):
+class JobEvent(_Stored):
     """A change of a job. Reading of a stream continues after `id`."""
 
     id: str

@@ -17,7 +17,7 @@ from redis import Redis
 from jobs.connect import redis_reached
 from jobs.errors import JobEnded, JobNotFound, UnreadableRecord
 from jobs.fleet import Fleet
-from jobs.record import Event, Job, QueueEstimate, Status
+from jobs.record import Job, JobEvent, QueueEstimate, Status
 from jobs.store.estimates import QueueSnapshot, estimates, expected_s
 from jobs.store.listing import MAX_LOOKED_AT, Cursor, JobFilter, JobIndexes, JobPage, read_records, record_key
 from jobs.store.metrics import report_unread_fields, report_unreadable
@@ -202,7 +202,7 @@ class JobClient:
                 pipeline.zcard(f"longcat:index:{status}")
             return dict(zip(statuses, pipeline.execute(), strict=True))
 
-    def events(self, job_id: str, after: str = "0", wait_s: float = 0.0) -> list[Event]:
+    def events(self, job_id: str, after: str = "0", wait_s: float = 0.0) -> list[JobEvent]:
         """Return changes of a job after the event `after`, waiting up to `wait_s` (at most 5) for the first.
 
         Return [] if none came, or if there is no such job.
@@ -211,10 +211,10 @@ class JobClient:
         with redis_reached():
             streams: Any = self._redis.xread({key: after}, block=to_ms(min(wait_s, _LONGEST_WAIT_S)) or None)
         entries = streams[0][1] if isinstance(streams, list) and streams else []
-        events: list[Event] = []
+        events: list[JobEvent] = []
         for entry_id, entry in entries:
             try:
-                events.append(Event.from_entry(entry_id, entry))
+                events.append(JobEvent.from_entry(entry_id, entry))
             except UnreadableRecord as error:
                 report_unreadable(self._redis, "event", error)
         return events

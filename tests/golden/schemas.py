@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from jobs import order
 from jobs.capability import Capability
 from jobs.order import Order
-from jobs.record import Event, Job
+from jobs.record import Job, JobEvent
 from jobs.registration import GroupStatus
 from jobs.store import submission
 from jobs.store.keys_version import KEYS_VERSION
@@ -54,7 +54,7 @@ def stored_shapes() -> dict[str, Stored]:
     default = {kind: _default_version(kind) for kind in _WITH_DEFAULT_VERSION}
     return {
         "record": Stored(submission.SCHEMA_VERSION, [_schema(Job, without_orders=True), _keys("record")]),
-        "event": Stored(submission.SCHEMA_VERSION, _schema(Event)),
+        "event": Stored(submission.SCHEMA_VERSION, _schema(JobEvent)),
         "order": Stored(order.SCHEMA_VERSION, _schema(Order)),
         "checkpoint": Stored(messages.CHECKPOINT_VERSION, _schema(Checkpoint)),
         "state file": Stored(state.FILE_VERSION, [entry.name for entry in fields(State)]),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from jobs.errors import UnreadableRecord
 from jobs.order import SCHEMA_VERSION
-from jobs.record import ENDED, Event, Job, JobError, Progress
+from jobs.record import ENDED, Job, JobError, JobEvent, Progress
 from tests.jobs.examples import ORDER
 
 HASH = {
@@ -146,4 +146,4 @@ def test_broken_optional_field_has_its_default(name: str):
 def test_event_of_an_unknown_kind_is_unreadable():
     entry = {b"status": b"running", b"progress": b'{"phase": "dream"}'}
     with pytest.raises(UnreadableRecord):
-        Event.from_entry(b"1-0", entry)
+        JobEvent.from_entry(b"1-0", entry)

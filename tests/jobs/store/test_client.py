@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from jobs.errors import GenerationFailed, JobEnded, JobNotFound
-from jobs.record import Event, Job, Progress
+from jobs.record import Job, JobEvent, Progress
 from jobs.store.events import newest_events
 from jobs.store.job_store import JobStore
 from jobs.store.listing import Cursor, JobFilter
@@ -353,7 +353,7 @@ class TestEvents:
         job = store.submit()
         [first] = store.client.events(job.id)
 
-        def wait() -> list[Event]:
+        def wait() -> list[JobEvent]:
             while not (found := store.client.events(job.id, after=first.id, wait_s=60)):
                 pass
             return found
