@@ -1,7 +1,7 @@
 """Build ids of jobs and the storage keys of their files.
 
 All files of a job have one prefix, so removing a job means removing a prefix. Keys of results contain the
-attempt, so a holder that lost its job cannot overwrite the files of the next one.
+fencing token of its holder, so one that lost the job cannot overwrite the files of the next one.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def input_key(job_id: str, name: str) -> str:
     return checked(f"{job_prefix(job_id)}inputs/{name}")
 
 
-def attempt_prefix(job_id: str, attempt: int) -> str:
-    """Return the prefix of an attempt's results."""
-    return f"{job_prefix(job_id)}{attempt}/"
+def result_prefix(job_id: str, fence: int) -> str:
+    """Return the prefix of the results of the holder with this fencing token."""
+    return f"{job_prefix(job_id)}{fence}/"
 
 
-def video_key(job_id: str, attempt: int) -> str:
-    """Return the key of an attempt's video."""
-    return f"{attempt_prefix(job_id, attempt)}video.mp4"
+def video_key(job_id: str, fence: int) -> str:
+    """Return the key of the video of the holder with this fencing token."""
+    return f"{result_prefix(job_id, fence)}video.mp4"
 
 
-def thumbnail_key(job_id: str, attempt: int) -> str:
-    """Return the key of an attempt's thumbnail."""
-    return f"{attempt_prefix(job_id, attempt)}thumbnail.jpg"
+def thumbnail_key(job_id: str, fence: int) -> str:
+    """Return the key of the thumbnail of that video."""
+    return f"{result_prefix(job_id, fence)}thumbnail.jpg"
 
 
 def timeline_key(video: str) -> str:

@@ -41,7 +41,8 @@ class Lease:
 
     Attributes:
         job: the job as it was claimed.
-        fence: the fencing token: proves to the store who holds the job.
+        fence: the fencing token: proves to the store who holds the job. It is the number of claims of the job
+            so far, from 1; `job.attempt` leaves out those that ended in a drain or a preemption.
         duration_s: how long the lease lasts without a renewal.
         checkpoint: what an earlier holder saved to resume the job from.
         capability: what the group can run; None for everything.
@@ -52,11 +53,6 @@ class Lease:
     duration_s: float
     checkpoint: dict[str, Any] | None = None
     capability: Capability | None = None
-
-    @property
-    def attempt(self) -> int:
-        """Return which start this is, from 1. Never given twice; `job.attempt` leaves out drained ones."""
-        return self.fence
 
 
 class JobHolder:

@@ -120,7 +120,7 @@ def test_queued_jobs_are_claimed_in_order_and_end(golden: Golden):
     store = golden.store
     for number, job_id in enumerate(sorted(golden.queued, key=store.position)):
         lease = store.claim()
-        assert (lease.job.id, lease.attempt, lease.checkpoint) == (job_id, 1, None)
+        assert (lease.job.id, lease.fence, lease.checkpoint) == (job_id, 1, None)
         assert store.holder.renew_lease(lease, Progress(phase="denoise")) is None
         if number % 2:
             assert store.holder.succeed(lease, a_result(lease), {"denoise": 1.0}) == "succeeded"

@@ -159,8 +159,8 @@ def a_submission(**fields: Any) -> Submission:
 
 def a_result(claim: Lease) -> Result:
     return Result(
-        video_key=video_key(claim.job.id, claim.attempt),
-        thumbnail_key=thumbnail_key(claim.job.id, claim.attempt),
+        video_key=video_key(claim.job.id, claim.fence),
+        thumbnail_key=thumbnail_key(claim.job.id, claim.fence),
         width=832,
         height=480,
         num_frames=93,

@@ -160,7 +160,7 @@ class Worker:
         return lease
 
     def succeed(self, lease: Lease, video: bytes = b"a video", thumbnail: bytes = b"a thumbnail") -> None:
-        keys = video_key(lease.job.id, lease.attempt), thumbnail_key(lease.job.id, lease.attempt)
+        keys = video_key(lease.job.id, lease.fence), thumbnail_key(lease.job.id, lease.fence)
         trace = json.dumps({"traceEvents": [{"name": "denoise", "args": {"job": lease.job.id}}]})
         files = {keys[0]: video, keys[1]: thumbnail, timeline_key(keys[0]): trace.encode()}
         for key, content in files.items():

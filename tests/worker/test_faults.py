@@ -117,7 +117,7 @@ def test_job_whose_lease_is_lost_writes_no_result(worker):
         claim = worker.job_store.holder.claim("another group", 60)
     finally:
         supervisor.resume()
-    assert (claim.job.id, claim.attempt) == (job_id, 2)
+    assert (claim.job.id, claim.fence) == (job_id, 2)
     worker.wait_until_ready()
     assert worker.job_store.holder.renew_lease(claim) is None
     assert [key for key in worker.stored(job_id) if key.startswith("1/")] == []

@@ -118,8 +118,8 @@ def _detail(progress: Progress, began_s: float, ended_s: float) -> Stage:
 
 
 def trace_events(lease: Lease, stages: Sequence[Stage]) -> dict[str, Any]:
-    """Return the Trace Event Format of one attempt; that of the first begins with the wait in the queue."""
-    queued = [_queued(lease, stages)] if lease.attempt == 1 and stages else []
+    """Return the Trace Event Format of one claim; that of the first begins with the wait in the queue."""
+    queued = [_queued(lease, stages)] if lease.fence == 1 and stages else []
     events = [_event(lease, stage) for stage in (*queued, *stages)]
     events.sort(key=lambda event: (event["tid"], event["ts"], -event["dur"]))
     return {"traceEvents": [*_names(lease), *events], "displayTimeUnit": "ms"}
@@ -141,7 +141,7 @@ def _event(lease: Lease, stage: Stage) -> TraceEvent:
         "dur": max(0, _us(stage.ended_s) - _us(stage.began_s)),
         "pid": _pid(lease),
         "tid": _tid(lease, stage.lane),
-        "args": {"job": lease.job.id, "attempt": lease.attempt, "segment": stage.segment},
+        "args": {"job": lease.job.id, "attempt": lease.fence, "segment": stage.segment},
     }
 
 

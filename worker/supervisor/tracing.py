@@ -37,7 +37,7 @@ class NoSpans:
 
 
 class TracedJob:
-    """Record the stages of one job. The first attempt also has a span for the wait in the queue."""
+    """Record the stages of one claim of a job. The first one also has a span for the wait in the queue."""
 
     def __init__(self, lease: Lease, tracing: TracerProvider) -> None:
         job = lease.job
@@ -47,7 +47,7 @@ class TracedJob:
             "longcat.task": job.order.plan.task,
         }
         parent = context_of(job.traceparent)
-        if lease.attempt == 1:
+        if lease.fence == 1:
             queued = self._tracer.start_span(
                 "queue", parent, attributes=self._attributes, start_time=nanoseconds(job.created_at)
             )
@@ -55,7 +55,7 @@ class TracedJob:
             parent = parent or set_span_in_context(queued)
         attributes: dict[str, str | int] = {
             **self._attributes,
-            "longcat.attempt": lease.attempt,
+            "longcat.attempt": lease.fence,
             "longcat.group": job.group or "",
         }
         self._run = self._tracer.start_span("run", parent, attributes=attributes)

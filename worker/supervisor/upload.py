@@ -47,8 +47,8 @@ class Uploader:
             if time.monotonic() - began > self._limit_s:
                 raise UploadFailed(f"the storage was unavailable for {self._limit_s:.0f} s")
 
-        attempt = job.lease.attempt
-        keys = video_key(job.job_id, attempt), thumbnail_key(job.job_id, attempt)
+        fence = job.lease.fence
+        keys = video_key(job.job_id, fence), thumbnail_key(job.job_id, fence)
         for name, key, file, media_type in (
             ("video", keys[0], video.video, "video/mp4"),
             ("thumbnail", keys[1], video.thumbnail, "image/jpeg"),

@@ -24,8 +24,8 @@ def test_every_file_of_a_job_lies_under_its_prefix():
 
 def test_attempts_share_no_key():
     assert keys.video_key("abc", 1) == "jobs/abc/1/video.mp4"
-    assert keys.video_key("abc", 2).startswith(keys.attempt_prefix("abc", 2))
-    assert not keys.video_key("abc", 11).startswith(keys.attempt_prefix("abc", 1))
+    assert keys.video_key("abc", 2).startswith(keys.result_prefix("abc", 2))
+    assert not keys.video_key("abc", 11).startswith(keys.result_prefix("abc", 1))
 
 
 def test_job_ids_are_never_alike():

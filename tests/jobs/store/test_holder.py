@@ -27,7 +27,7 @@ class TestHolding:
         store.clock.advance(3)
         claim = store.claim("group 1")
         assert claim.job == store.client.get("abc")
-        assert (claim.job.status, claim.job.group, claim.attempt) == ("running", "group 1", 1)
+        assert (claim.job.status, claim.job.group, claim.fence) == ("running", "group 1", 1)
         assert (claim.job.created_at, claim.job.started_at) == (created_at, at(store.clock))
         assert claim.checkpoint is None
 
@@ -161,7 +161,7 @@ class TestRequeue:
         assert store.holder.requeue(claim, crashed=True) == "queued"
         job = store.client.get(claim.job.id)
         assert (job.attempt, job.group, job.progress) == (1, None, None)
-        assert store.claim().attempt == 2
+        assert store.claim().job.attempt == 2
 
     def test_drain_does_not_use_up_an_attempt(self, store: ExampleStore):
         claim = store.start()
@@ -174,7 +174,7 @@ class TestRequeue:
         keys = []
         for crashed in (False, False, True):
             claim = store.claim()
-            keys.append(video_key(claim.job.id, claim.attempt))
+            keys.append(video_key(claim.job.id, claim.fence))
             store.holder.requeue(claim, crashed=crashed)
         assert len(set(keys)) == 3
 

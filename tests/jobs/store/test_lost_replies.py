@@ -134,7 +134,7 @@ def test_claim_with_a_lost_reply_takes_one_job(lossy: Redis, connections: LossyC
     claim = store.holder.claim("a", LEASE_S)
     assert connections.lost == 2
     assert claim is not None
-    assert (claim.job.id, claim.attempt) == ("first", 1)
+    assert (claim.job.id, claim.fence) == ("first", 1)
     assert store.holder.renew_lease(claim) is None
     assert store.client.counts()["running"] == 1
 

@@ -35,7 +35,7 @@ class TestLeases:
             store.clock.advance(LEASE_S / 3)
         assert store.maintenance.sweep().requeued == (claim.job.id,)
         assert store.client.get(claim.job.id).status == "queued"
-        assert store.claim("b").attempt == 2
+        assert store.claim("b").job.attempt == 2
 
     def test_last_attempt_fails_when_its_lease_runs_out(self, redis: Redis):
         store = ExampleStore(redis, max_attempts=2)
@@ -120,7 +120,7 @@ class TestQueueDeadline:
         store.holder.requeue(claim, crashed=True)
         store.clock.advance(61)
         assert store.maintenance.sweep().ended == ()
-        assert store.claim().attempt == 2
+        assert store.claim().job.attempt == 2
 
 
 class TestRetention:
