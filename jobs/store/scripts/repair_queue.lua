@@ -1,9 +1,26 @@
 -- include: queue, allow_when_full
--- Repair what scripts of release 0.2.0 do not keep: the start order, the effective times and the last submissions. If
--- the size of one of them is wrong, some of its members are looked at: at the end where those scripts change most, and
--- at random. So a repair takes no longer in a long queue, and sweeps repeat it until the sizes agree. Until then,
--- positions are estimates.
+-- Repair what scripts of release 0.2.0 do not keep: the requeued jobs of the classes, the start order, the effective
+-- times and the last submissions. If the size of one of the last three is wrong, some of its members are looked at: at
+-- the end where those scripts change most, and at random. So a repair takes no longer in a long queue, and is repeated
+-- until the sizes agree. Until then, positions are estimates.
 local MOST_LOOKED_AT = 100
+
+-- Add jobs to their classes that those scripts requeued.
+local function list_missing_requeued(priority)
+  for _, id in ipairs(redis.call('ZRANGE', requeued_key(priority), 0, MOST_LOOKED_AT - 1)) do
+    local requirement, owner = unpack(read_fields(id, 'requirement', 'owner'))
+    local is_listed = redis.call('ZSCORE', SET_ASIDE, id)
+      or requirement and redis.call('ZSCORE', class_requeued_key(priority, requirement), id)
+      or requirement and redis.call(
+        'SISMEMBER', held_back_key(owner or ''), cjson.encode({priority, requirement, id})
+      ) == 1
+    local job = not is_listed and read(id)
+    if job and job.status == 'queued' and job.started_ms and job.priority == priority then
+      if not requirement then write(job, {requirement = ''}) end
+      list_by_requirement(job)
+    end
+  end
+end
 
 local function sample(key, first, last)
   local members = redis.call('ZRANGE', key, first, last)
@@ -66,6 +83,7 @@ local function forget_last_submissions(priority)
 end
 
 for _, priority in ipairs(PRIORITIES) do
+  list_missing_requeued(priority)
   repair_start_order(priority)
   repair_effective_times(priority)
   forget_last_submissions(priority)

@@ -83,7 +83,6 @@ for _, job in ipairs(due_jobs('longcat:expiring')) do
   add_change('expired', job.id)
 end
 
-for _, priority in ipairs(PRIORITIES) do list_missing_requeued(priority) end
 release_long_held_back()
 move_late_jobs()
 

@@ -303,3 +303,12 @@ def test_queued_job_of_release_0_2_0_gets_its_requirement(
         redis.hset(record, "order", order)
     store.maintenance.num_tickets_needed()
     assert redis.hget(record, "requirement") == requirement.encode()
+
+
+def test_job_that_release_0_2_0_requeued_is_claimed_after_a_sweep(redis: Redis, store: ExampleStore):
+    lease = store.start()
+    store.holder.requeue(lease, crashed=False)
+    redis.delete(f"longcat:queue:normal:requirement:{REQUIREMENT}:requeued")  # which 0.2.0 does not know
+    assert store.holder.claim("a", LEASE_S) is None
+    store.maintenance.sweep()
+    assert store.claim().job.id == lease.job.id

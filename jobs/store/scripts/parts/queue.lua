@@ -21,8 +21,8 @@
 -- of that owner stops running.
 --
 -- Processes of release 0.2.0 do not know the classes, and use the number of a job as its place, which is lower than
--- that of any job of this release. What they submit is added by `set_requirement`, what they requeue
--- by `list_missing_requeued`, and what they take out of the queue is removed when it is found in a class.
+-- that of any job of this release. What they submit is added by `set_requirement`, what they requeue by `repair_queue`,
+-- and what they take out of the queue is removed when it is found in a class, as are jobs whose record is gone.
 
 -- Queued jobs that some release could not read, by number.
 local SET_ASIDE = 'longcat:queue:set_aside'
@@ -487,32 +487,15 @@ local function release_held_back(owner)
   redis.call('ZREM', HELD_BACK, owner)
 end
 
--- Return entries to their classes that have been held back for long. Scripts of release 0.2.0 do not do so when a job
--- stops. A claim holds them back again if the limit still applies.
+-- Return entries to their classes that have been held back for long. A job that stops does not return them if a script
+-- of release 0.2.0 stops it, or if its record names another owner than it had. A claim holds them back again if the
+-- limit still applies.
 local LONGEST_HELD_BACK_S = 5
 local MOST_RELEASED = 20
 local function release_long_held_back()
   local latest = redis.call('TIME')[1] - LONGEST_HELD_BACK_S
   for _, owner in ipairs(redis.call('ZRANGE', HELD_BACK, '-inf', latest, 'BYSCORE', 'LIMIT', 0, MOST_RELEASED)) do
     release_held_back(owner)
-  end
-end
-
--- Add requeued jobs to their classes that a process of release 0.2.0 requeued.
-local MOST_LISTED = 100
-local function list_missing_requeued(priority)
-  for _, id in ipairs(redis.call('ZRANGE', requeued_key(priority), 0, MOST_LISTED - 1)) do
-    local requirement, owner = unpack(read_fields(id, 'requirement', 'owner'))
-    local is_listed = redis.call('ZSCORE', SET_ASIDE, id)
-      or requirement and redis.call('ZSCORE', class_requeued_key(priority, requirement), id)
-      or requirement and redis.call(
-        'SISMEMBER', held_back_key(owner or ''), cjson.encode({priority, requirement, id})
-      ) == 1
-    local job = not is_listed and read(id)
-    if job and job.status == 'queued' and job.started_ms and job.priority == priority then
-      if not requirement then write(job, {requirement = ''}) end
-      list_by_requirement(job)
-    end
   end
 end
 
