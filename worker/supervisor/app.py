@@ -141,7 +141,8 @@ def build_supervisor(
         job_store, lambda job: inbox.put(StopRequested(job)), settings.preempt_after_s
     )
     report = partial(report_unreadable, redis, "checkpoint")
-    fetcher = InputFetcher(job_store, backends.storage, spool, report)
+    disk_space = DiskSpace(settings.disks, settings.min_free_bytes, spool.check_writable)
+    fetcher = InputFetcher(job_store, backends.storage, spool, disk_space, report)
     gpu_group: Group
     if add_slot:
         gpu_group = add_slot(inbox)
@@ -178,7 +179,7 @@ def build_supervisor(
         )
         if is_registered
         else None,
-        disk_space=DiskSpace(settings.disks, settings.min_free_bytes),
+        disk_space=disk_space,
         report_health=report_health,
         maintenance=(
             StoppableThread("spool", partial(keep_clean, spool, job_store, lease_renewer.holds)),

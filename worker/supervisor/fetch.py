@@ -9,13 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import PurePath
 
-from jobs.errors import InvalidInput, KeyMissing, LongCatError, Unavailable, UnreadableRecord
+from jobs.errors import DiskFull, InvalidInput, KeyMissing, LongCatError, Unavailable, UnreadableRecord
 from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage.base import Storage
 from jobs.store.job_store import JobStore
 from worker.messages import FAILED_ALONE, Checkpoint, RunJob
 from worker.supervisor.checkpoints import damaged_file, fetch_checkpoint, stored_checkpoint
+from worker.supervisor.disk_space import DiskSpace
 from worker.supervisor.job import (
     ClaimedJob,
     Completed,
@@ -37,8 +38,9 @@ MISSING_LIMIT_S = 10.0
 class InputFetcher:
     """Fetch files for as long as it takes, in the thread of the caller.
 
-    A file that is still missing after `missing_limit_s` is gone. `report` is called for each checkpoint that
-    cannot be read.
+    A job that cannot be fetched because a disk takes no files is requeued: nothing is wrong with it, and
+    `disk_space` keeps the group from claiming another. A file that is still missing after `missing_limit_s`
+    is gone. `report` is called for each checkpoint that cannot be read.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class InputFetcher:
         job_store: JobStore,
         storage: Storage,
         spool: Spool,
+        disk_space: DiskSpace,
         report: Callable[[UnreadableRecord], None] = log_unreadable,
         missing_limit_s: float = MISSING_LIMIT_S,
     ) -> None:
         self._job_store = job_store
         self._storage = storage
         self._spool = spool
+        self._disk_space = disk_space
         self._report = report
         self._missing_limit_s = missing_limit_s
         self._stopping = threading.Event()
@@ -72,6 +76,8 @@ class InputFetcher:
                 return Stopped(job.stop_request) if job.stop_request else Requeued(crashed=False)
             except (LongCatError, OSError) as error:
                 logger.exception("the inputs of job %s cannot be fetched", job.job_id)
+                if isinstance(error, DiskFull | OSError) and not self._disk_space.check():
+                    return Requeued(crashed=False)
                 return Failed(as_job_error(error))
 
     def _fetch(self, job: ClaimedJob) -> RunJob | Completed:
@@ -98,7 +104,8 @@ class InputFetcher:
         )
 
     def _check(self, job: ClaimedJob) -> None:
-        if job.stop_request:
+        """Raise Interrupted if the job is to stop, or if it cannot be fetched to the disk of this worker."""
+        if job.stop_request or not self._disk_space.check():
             raise Interrupted
 
     def _fetch_inputs(self, job: ClaimedJob) -> dict[str, str]:

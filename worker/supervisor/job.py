@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.errors import DiskFull, LeaseLost, LongCatError
+from jobs.errors import DISK_FULL_ERRNOS, DiskFull, LeaseLost, LongCatError
 from jobs.record import JobError, Progress
 from jobs.store.holder import Lease, StopReason
 from worker.messages import FAILED_ALONE, Checkpoint, RunJob, Timings, VideoFile
@@ -99,5 +99,6 @@ Outcome = Completed | Failed | Stopped | Requeued
 def as_job_error(error: LongCatError | OSError) -> JobError:
     """Return the error as the job's record shows it. An OSError means that the worker's disk failed."""
     if isinstance(error, OSError):
-        error = DiskFull(f"the worker's disk does not take the job's files: {error.strerror}")
+        message = f"the worker cannot use the job's files on its disk: {error.strerror or error}"
+        error = DiskFull(message) if error.errno in DISK_FULL_ERRNOS else LongCatError(message)
     return JobError.of(error)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
@@ -70,6 +71,12 @@ class Spool:
         """Return the ids of all jobs that have a folder, sorted."""
         return sorted(path.name for path in self._folder.iterdir())
 
+    def check_writable(self) -> None:
+        """Write and remove a small file. Raises OSError if the disk does not take it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=self._folder) as file:
+            file.write(b"x")
+
     def path(self, job_id: str) -> Path:
         """Return the job's folder, which may not exist."""
         return self._folder / job_id
@@ -123,8 +130,11 @@ def keep_clean(
 ) -> None:
     """Run `clean` every `CLEAN_EVERY_S` until `stopping` is set."""
     while not stopping.is_set():
-        with suppress(Unavailable):
-            clean(spool, job_store, is_held)
+        try:
+            with suppress(Unavailable):
+                clean(spool, job_store, is_held)
+        except OSError as error:
+            logger.warning("the spool cannot be cleaned: %s", error)
         stopping.wait(CLEAN_EVERY_S)
 
 

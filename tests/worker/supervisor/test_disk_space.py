@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +59,21 @@ def test_unreadable_disk_does_not_count_as_full(free, tmp_path):
     assert is_enough([tmp_path])
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_spool_that_cannot_be_written_counts_as_full_until_it_can(tmp_path, caplog, number):
+    caplog.set_level(logging.INFO)
+    failures = [OSError(number, os.strerror(number), f"tmp{attempt}") for attempt in range(2)]
+
+    def check_writable() -> None:
+        if failures:
+            raise failures.pop()
+
+    space = DiskSpace([tmp_path], 0, check_writable)
+    assert [space.check() for _ in range(3)] == [False, False, True]
+    assert caplog.text.count(f"no job is claimed: the spool cannot be written: {os.strerror(number)}") == 1
+    assert caplog.text.count("take files again") == 1
+
+
 def test_change_is_logged_once(free, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     space = DiskSpace([tmp_path], 100)
@@ -65,10 +82,10 @@ def test_change_is_logged_once(free, tmp_path, caplog):
     space.check()
     assert caplog.text.count("no job is claimed: less than 100 bytes are free") == 1
     assert str(tmp_path) in caplog.text
-    assert "free again" not in caplog.text
+    assert "take files again" not in caplog.text
     free[tmp_path] = 100
     space.check()
-    assert caplog.text.count("enough disk space is free again") == 1
+    assert caplog.text.count("the disks take files again") == 1
 
 
 def test_thread_checks_until_it_is_stopped(free, tmp_path):

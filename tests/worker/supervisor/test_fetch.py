@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from jobs.capability import Capability
-from jobs.errors import KeyMissing, Unavailable
+from jobs.errors import DiskFull, KeyMissing, Unavailable
 from jobs.order import InputFile
 from jobs.storage.base import open_storage
 from jobs.storage.keys import input_key
@@ -19,14 +23,20 @@ from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
 from worker.messages import Checkpoint, RunJob
+from worker.supervisor.disk_space import DiskSpace
 from worker.supervisor.fetch import InputFetcher
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Requeued, Stopped
 from worker.supervisor.spool import PendingUpload
 
 
 @pytest.fixture
-def fetcher(backends: LocalBackends) -> InputFetcher:
-    return InputFetcher(backends.job_store, backends.storage, backends.spool, missing_limit_s=0.5)
+def disk_space(backends: LocalBackends) -> DiskSpace:
+    return DiskSpace([], 0, backends.spool.check_writable)
+
+
+@pytest.fixture
+def fetcher(backends: LocalBackends, disk_space: DiskSpace) -> InputFetcher:
+    return InputFetcher(backends.job_store, backends.storage, backends.spool, disk_space, missing_limit_s=0.5)
 
 
 @pytest.fixture
@@ -42,7 +52,7 @@ def with_image(backends: LocalBackends, tmp_path) -> ClaimedJob:
 
 def in_thread(fetcher: InputFetcher, job: ClaimedJob) -> tuple[threading.Thread, list[object]]:
     made: list[object] = []
-    thread = threading.Thread(target=lambda: made.append(fetcher.fetch(job)))
+    thread = threading.Thread(target=lambda: made.append(fetcher.fetch(job)), daemon=True)
     thread.start()
     return thread, made
 
@@ -74,7 +84,7 @@ def test_missing_input_fails_the_job(backends, fetcher, with_image):
     assert failure.error.code == "invalid_input"
 
 
-def test_input_that_the_store_shows_late_is_fetched(backends, with_image, s3_bucket, tmp_path):
+def test_input_that_the_store_shows_late_is_fetched(backends, disk_space, with_image, s3_bucket, tmp_path):
     image = with_image.lease.job.order.image
     with faulty_s3(s3_bucket.server.endpoint_url) as proxy:
         proxy.health = "late"
@@ -82,7 +92,7 @@ def test_input_that_the_store_shows_late_is_fetched(backends, with_image, s3_buc
         storage.put(image.key, tmp_path / "upload", "image/png")
         with pytest.raises(KeyMissing):
             storage.fetch(image.key, tmp_path / "copy")
-        run = InputFetcher(backends.job_store, storage, backends.spool).fetch(with_image)
+        run = InputFetcher(backends.job_store, storage, backends.spool, disk_space).fetch(with_image)
     assert isinstance(run, RunJob)
     assert (with_image.folder / "image.png").read_bytes() == b"pixels"
 
@@ -227,13 +237,55 @@ def test_finished_video_in_the_spool_is_not_generated_again(backends, fetcher):
     assert job.timings_s == {"decode": 3.0}
 
 
-def test_unusable_spool_folder_fails_the_job_with_disk_full(backends, fetcher):
+def replace_by_a_file(folder: Path) -> None:
+    """Have every use of the folder raise OSError, also for root."""
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+def test_job_is_requeued_while_the_spool_cannot_be_written(backends, fetcher, disk_space):
     job = backends.claimed_job()
-    backends.spool.remove(job.job_id)
-    backends.spool.path(job.job_id).touch()
+    replace_by_a_file(job.folder.parent)
+    assert fetcher.fetch(job) == Requeued(crashed=False)
+    assert not disk_space.is_enough
+    job.folder.parent.unlink()
+    assert disk_space.check()
+    assert isinstance(fetcher.fetch(job), RunJob)
+
+
+def test_full_disk_during_a_fetch_requeues_the_job(fetcher, disk_space, backends, with_image, monkeypatch):
+    def full(*_: object) -> None:
+        raise DiskFull("no space")
+
+    monkeypatch.setattr(backends.storage, "fetch", full)
+    monkeypatch.setattr(disk_space, "check", lambda: False)
+    assert fetcher.fetch(with_image) == Requeued(crashed=False)
+
+
+def test_fetch_that_waits_for_the_storage_ends_once_the_spool_cannot_be_written(
+    backends, fetcher, with_image
+):
+    backends.storage.is_available = False
+    thread, results = in_thread(fetcher, with_image)
+    thread.join(0.1)
+    assert results == []
+    replace_by_a_file(with_image.folder.parent)
+    thread.join(30)
+    assert results == [Requeued(crashed=False)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EIO, "internal")])
+def test_disk_error_of_one_job_alone_fails_it(backends, fetcher, disk_space, monkeypatch, number, code):
+    """Requeued, it would be claimed here again and again."""
+    job = backends.claimed_job()
+
+    def fail(_: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(backends.spool, "folder", fail)
     failure = fetcher.fetch(job)
     assert isinstance(failure, Failed)
-    assert failure.error.code == "disk_full"
+    assert (failure.error.code, disk_space.is_enough) == (code, True)
 
 
 def test_no_partial_file_is_left(backends, fetcher, with_image):

@@ -134,7 +134,7 @@ def test_full_storage_fails_the_job_with_disk_full(scene, backends, monkeypatch)
 
 def test_missing_video_file_fails_the_job(scene):
     (scene.job.folder / "video.mp4").unlink()
-    assert scene.finalize(Completed(scene.video)).error.code == "disk_full"
+    assert scene.finalize(Completed(scene.video)).error.code == "internal"
 
 
 def test_failed_job_leaves_no_files(scene, backends):

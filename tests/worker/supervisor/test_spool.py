@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import UnreadableRecord
+from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
-from worker.supervisor.spool import PendingUpload, Spool, clean
+from worker.supervisor import spool as spool_module
+from worker.supervisor.spool import PendingUpload, Spool, clean, keep_clean
+from worker.supervisor.threads import StoppableThread
 
 
 @pytest.fixture
@@ -114,6 +120,47 @@ def test_documents_are_replaced_atomically(spool):
     checkpoint = write_checkpoint(spool.folder("a"), 1)
     spool.write_checkpoint("a", checkpoint)
     assert sorted(path.name for path in spool.folder("a").iterdir()) == ["saved.json", checkpoint.state]
+
+
+def test_check_of_the_disk_leaves_no_file(spool):
+    spool.check_writable()
+    assert spool.job_ids == []
+
+
+def test_removed_folder_is_created_again_by_the_check_of_the_disk(spool):
+    spool.path("a").parent.rmdir()
+    spool.check_writable()
+    assert spool.folder("a").is_dir()
+
+
+def test_spool_that_is_no_folder_cannot_be_written(spool):
+    spool.path("a").parent.rmdir()
+    spool.path("a").parent.touch()
+    with pytest.raises(OSError, match="exists"):
+        spool.check_writable()
+
+
+def test_cleaning_continues_once_the_spool_can_be_read_again(backends: LocalBackends, monkeypatch):
+    monkeypatch.setattr(spool_module, "CLEAN_EVERY_S", 0.01)
+    write_video(backends.spool.folder("gone"))
+    is_readable = threading.Event()
+    real = spool_module.clean
+
+    def clean_if_readable(*given) -> None:
+        if not is_readable.is_set():
+            is_readable.set()
+            raise OSError(errno.EIO, "the disk is gone")
+        real(*given)
+
+    monkeypatch.setattr(spool_module, "clean", clean_if_readable)
+    cleaning = StoppableThread(
+        "spool", partial(keep_clean, backends.spool, backends.job_store, lambda _: False)
+    )
+    cleaning.start()
+    wait_until(lambda: backends.spool.job_ids == [], 30)
+    cleaning.stop()
+    cleaning.join(30)
+    assert not cleaning.is_alive()
 
 
 def test_files_of_jobs_that_ended_or_are_gone_are_cleaned(backends: LocalBackends):
