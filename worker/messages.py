@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from jobs.capability import Capability
 from jobs.order import Order, Priority
 from jobs.record import JobError, Progress
+from jobs.storage.keys import checked
 from jobs.store.holder import StopReason
 from worker.telemetry import Stage
 
@@ -85,6 +86,16 @@ class Checkpoint(_Message):
         if len(self.segment_files) != self.segment:
             message = f"segment {self.segment} cannot resume from {len(self.segment_files)} segment files"
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        """Refuse names that lead out of the job's folder, or that the storage does not take."""
+        for name in self.files:
+            if "/" in checked(name):
+                raise ValueError(f"not the name of a file: {name!r}")
+        if unknown := self.digests.keys() - set(self.files):
+            raise ValueError(f"digests of files that do not belong to the checkpoint: {sorted(unknown)}")
         return self
 
     @property

@@ -117,3 +117,24 @@ def test_checkpoint_of_an_earlier_release_keeps_its_segments():
 def test_checkpoint_without_a_file_for_each_earlier_segment_is_refused(segment_files):
     with pytest.raises(ValidationError, match="segment 2 cannot resume"):
         Checkpoint(segment=2, stage="denoise", step=3, state="s", segment_files=segment_files)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../s", "a/s", "/s", "a b", "s\n", ".s"])
+def test_checkpoint_names_only_files_in_the_folder_of_its_job(name):
+    for names in ({"state": name}, {"segment_files": ("s0", name)}):
+        with pytest.raises(ValidationError, match="not "):
+            Checkpoint(
+                **{
+                    "segment": 2,
+                    "stage": "denoise",
+                    "step": 3,
+                    "state": "s",
+                    "segment_files": ("s0", "s1"),
+                    **names,
+                }
+            )
+
+
+def test_checkpoint_has_no_digests_of_other_files():
+    with pytest.raises(ValidationError, match="do not belong"):
+        Checkpoint(segment=0, stage="denoise", step=3, state="s", digests={"s": "1", "other": "2"})

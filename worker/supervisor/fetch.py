@@ -65,7 +65,10 @@ class InputFetcher:
         self._stopping.set()
 
     def fetch(self, job: ClaimedJob) -> RunJob | Outcome:
-        """Return the message that starts the job, or its outcome if it cannot or need not run."""
+        """Return the message that starts the job, or its outcome if it cannot or need not run.
+
+        Nothing is raised, since nobody else would end the job: its lease is renewed until it has an outcome.
+        """
         with about(names_of(job.lease.job)):
             try:
                 (self._spool.folder(job.job_id) / FAILED_ALONE).unlink(
@@ -79,6 +82,9 @@ class InputFetcher:
                 if isinstance(error, DiskFull | OSError) and not self._disk_space.check():
                     return Requeued(crashed=False)
                 return Failed(as_job_error(error))
+            except Exception:
+                logger.exception("the inputs of job %s cannot be fetched, which uses an attempt", job.job_id)
+                return Requeued(crashed=True)
 
     def _fetch(self, job: ClaimedJob) -> RunJob | Completed:
         if pending := self._spool.pending_upload(job.job_id):

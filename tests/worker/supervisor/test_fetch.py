@@ -185,6 +185,29 @@ def test_job_begins_again_and_says_so_if_its_stored_checkpoint_is_damaged(
     assert warnings == ("the job began again: its saved state was damaged",)
 
 
+@pytest.mark.parametrize("state", ["a b.safetensors", "../state.safetensors", ""])
+def test_job_begins_again_if_its_stored_checkpoint_names_no_file(backends, fetcher, state, caplog):
+    job = checkpointed_elsewhere(backends, step=3)
+    checkpoint = {**(job.lease.checkpoint or {}), "state": state, "digests": {}}
+    job = dataclasses.replace(job, lease=dataclasses.replace(job.lease, checkpoint=checkpoint))
+    run = fetcher.fetch(job)
+    assert isinstance(run, RunJob)
+    assert (run.resume, job.checkpoint) == (None, None)
+    assert "passed over a document: the stored checkpoint" in caplog.text
+
+
+def test_unexpected_error_requeues_the_job_as_crashed(backends, fetcher, monkeypatch, caplog):
+    """It may be a fault of this worker or of the job, so both have a limited number of attempts."""
+    job = backends.claimed_job()
+
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(backends.spool, "checkpoint", broken)
+    assert fetcher.fetch(job) == Requeued(crashed=True)
+    assert "ValueError: a bug" in caplog.text
+
+
 @pytest.mark.parametrize("is_damaged", [True, False])
 def test_checkpoint_without_digests_is_used_unless_its_state_is_damaged(
     backends, fetcher, tmp_path, is_damaged
