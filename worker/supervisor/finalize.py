@@ -123,9 +123,8 @@ class Finalizer:
                 self._requeue(job, crashed=crashed)
 
     def _store(self, job: ClaimedJob, video: VideoFile) -> None:
-        pending = PendingUpload(fence=job.lease.fence, video=video, timings_s=job.timings_s)
+        self._note_pending_upload(job, video)
         try:
-            self._spool.write_pending_upload(job.job_id, pending)
             self._check_wanted(job)
             job.progress = job.progress.model_copy(
                 update={"phase": "upload", "step": 0, "num_steps": 0, "eta_s": None}
@@ -145,6 +144,14 @@ class Finalizer:
             self._fail(job, as_job_error(error))
         else:
             self._commit(job, lambda: self._job_store.holder.succeed(job.lease, result, job.timings_s))
+
+    def _note_pending_upload(self, job: ClaimedJob, video: VideoFile) -> None:
+        """Have the next supervisor upload the video if this one dies. A failure is only logged."""
+        pending = PendingUpload(fence=job.lease.fence, video=video, timings_s=job.timings_s)
+        try:
+            self._spool.write_pending_upload(job.job_id, pending)
+        except OSError:
+            logger.exception("the video of job %s would be made again if this supervisor died", job.job_id)
 
     def _begin_upload(self, job: ClaimedJob) -> None:
         self._job_store.holder.begin_upload(job.lease)

@@ -137,6 +137,12 @@ def test_missing_video_file_fails_the_job(scene):
     assert scene.finalize(Completed(scene.video)).error.code == "internal"
 
 
+def test_video_is_uploaded_even_if_its_note_cannot_be_written(scene, caplog):
+    (scene.job.folder / "waiting.part").mkdir()
+    assert scene.finalize(Completed(scene.video)).status == "succeeded"
+    assert "would be made again if this supervisor died" in caplog.text
+
+
 def test_failed_job_leaves_no_files(scene, backends):
     backends.checkpoints.submit(scene.job, write_checkpoint(scene.job.folder, 1))
     backends.checkpoints.flush(scene.job, 30)
