@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 FLUSH_LIMIT_S = 5.0  # for the last checkpoint of a job that is requeued
 
 
+class CancelRequested(Exception):
+    """The client cancelled the job before its video was stored."""
+
+
 @dataclass(frozen=True)
 class Backends:
     """The job store, the queue and the storage."""
@@ -135,11 +139,10 @@ class Finalizer:
             result = self._uploader.upload(job, video, check)
         except LeaseLost:
             raise
+        except CancelRequested:
+            self._confirm_cancel(job)
         except Interrupted:
-            if job.stop_request == "cancel":
-                self._confirm_cancel(job)
-            else:
-                self._requeue(job, crashed=False)
+            self._requeue(job, crashed=False)
         except (LongCatError, OSError) as error:
             self._fail(job, as_job_error(error))
         else:
@@ -158,10 +161,10 @@ class Finalizer:
         self._job_store.holder.renew_lease(job.lease, job.progress)
 
     def _check_wanted(self, job: ClaimedJob) -> None:
-        """Raise LeaseLost or Interrupted if the video is no longer wanted. A deadline no longer counts."""
+        """Raise LeaseLost or CancelRequested if nobody wants the video. Its deadline does not matter here."""
         job.check_lease()
         if job.stop_request == "cancel":
-            raise Interrupted
+            raise CancelRequested
 
     def _check_upload(self, job: ClaimedJob) -> None:
         self._check_wanted(job)

@@ -366,6 +366,22 @@ def test_interrupted_upload_requeues_the_job_and_keeps_its_video_in_the_spool(sc
     backends.storage.is_available = True
 
 
+def test_cancel_that_arrives_while_an_interrupted_upload_is_requeued_still_counts(
+    scene, backends, monkeypatch
+):
+    backends.storage.is_available = False
+    scene.finalizer.interrupt_uploads()
+    requeue = backends.job_store.holder.requeue
+
+    def cancel_and_requeue(lease, *, crashed):
+        backends.job_store.client.cancel(scene.job.job_id)
+        return requeue(lease, crashed=crashed)
+
+    monkeypatch.setattr(backends.job_store.holder, "requeue", cancel_and_requeue)
+    assert scene.finalize(Completed(scene.video)).status == "cancelled"
+    backends.storage.is_available = True
+
+
 def test_job_ends_even_if_its_files_cannot_be_removed(scene, backends):
     backends.storage.put(f"jobs/{scene.job.job_id}/state/x/x", scene.job.folder / "video.mp4", "")
     backends.storage.is_available = False
