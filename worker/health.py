@@ -55,8 +55,8 @@ class HealthReporter:
 class JointReports:
     """Report the states of several event loops as one, each time that all of them have turned.
 
-    If one of them is stuck, so is the process. It takes jobs if one of them does. A loop that drains may end
-    at any time, so the reports do not wait for it.
+    If one of them is stuck, so is the process. It is busy if one of them is, else ready if one of them is. A
+    loop that drains may end at any time, so the reports do not wait for it.
     """
 
     def __init__(self, num_loops: int, report: Callable[[ReportedState], None]) -> None:
@@ -74,9 +74,9 @@ class JointReports:
                 self._draining.add(loop)
             if len(self._states.keys() | self._draining) < self._num_loops:
                 return
-            taking_jobs = [each for each in self._states.values() if each in {"busy", "ready"}]
+            reported = set(self._states.values())
             self._states.clear()
-        self._report(min(taking_jobs, default=state))
+        self._report("busy" if "busy" in reported else "ready" if "ready" in reported else state)
 
 
 class HealthReports:
