@@ -165,7 +165,10 @@ class NodeHeartbeat:
                 return f"node {node} has shown no sign of life for {self._timeout_s:g} s"
         if self._others and missing != self._missing:
             self._missing = missing
-            logger.info("waiting for nodes %s" if missing else "all nodes have joined%.0s", missing)
+            if missing:
+                logger.info("waiting for nodes %s", missing)
+            else:
+                logger.info("all nodes have joined")
         return None
 
 
