@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-Task = Callable[[], None]
+THREAD_NAME = "background-writer"
 OnEnd = Callable[[Exception | None], None]
 
 # Where cores are few, the threads that feed the GPUs come first.
@@ -23,17 +23,16 @@ class BackgroundWriter:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._waiting: deque[tuple[Task, int]] = deque()
+        self._waiting: deque[tuple[Callable[[], None], int]] = deque()
         self._waiting_bytes = 0
         self._changed = threading.Condition()
         self._error: Exception | None = None
         self._on_end: OnEnd | None = None
         # Not joined when the rank ends: a rank ends by os._exit or a signal, and its supervisor resumes the
         # job from the last checkpoint. A daemon, so that a failing test cannot keep its process alive.
-        self._thread = threading.Thread(target=self._run, name="background-writer", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
 
-    def submit(self, task: Task, size_bytes: int = 0) -> None:
+    def submit(self, task: Callable[[], None], size_bytes: int = 0) -> None:
         """Run a task after all earlier ones. Block while more than `limit_bytes` wait.
 
         A task that alone exceeds the limit is accepted when no other waits.
@@ -62,11 +61,6 @@ class BackgroundWriter:
             self._drop_waiting()
         self.finish(on_end)
 
-    def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the thread to end after `finish` or `abort`. Return whether it has ended."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
     def _fits(self, size_bytes: int) -> bool:
         return self._waiting_bytes + size_bytes <= self._limit_bytes
 
@@ -87,7 +81,7 @@ class BackgroundWriter:
         assert self._on_end is not None
         self._on_end(self._error)
 
-    def _next(self) -> Task | None:
+    def _next(self) -> Callable[[], None] | None:
         """Wait for a task. Return None when there will be no other."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._on_end)

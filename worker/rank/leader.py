@@ -36,7 +36,7 @@ from worker.messages import (
     VideoDone,
     VideoFile,
 )
-from worker.rank.background import BackgroundWriter, Task
+from worker.rank.background import BackgroundWriter
 from worker.rank.consensus import StepOutcome
 from worker.rank.engine import InputsRead
 from worker.rank.failures import outcome_of
@@ -160,10 +160,6 @@ class Leader:
             self._submit("join", self._concat)
             self._background.finish(self._send_result)
 
-    def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the background thread to end after `end`. Return whether it has ended."""
-        return self._background.join(timeout_s)
-
     def _report(self, progress: Progress) -> None:
         timings_s = dict(self._meter.timings_s)
         self._send(ProgressReport(job_id=self._job_id, progress=progress, timings_s=timings_s))
@@ -173,7 +169,9 @@ class Leader:
 
     # In the background thread
 
-    def _submit(self, name: str, task: Task, size_bytes: int = 0, *, detail: bool = False) -> None:
+    def _submit(
+        self, name: str, task: Callable[[], None], size_bytes: int = 0, *, detail: bool = False
+    ) -> None:
         """Run a task in the background, and send the supervisor its time."""
 
         def run() -> None:

@@ -196,8 +196,7 @@ class SupervisorConnection:
         self._on_disconnect = on_disconnect
         self._jobs: queue.SimpleQueue[RunJob] = queue.SimpleQueue()
         self._stop: StopJob | None = None
-        self._receiver = threading.Thread(target=self._receive, name="supervisor-receiver", daemon=True)
-        self._receiver.start()
+        threading.Thread(target=self._receive, name="supervisor-receiver", daemon=True).start()
 
     def send(self, message: Message) -> None:
         """Send a message. Raises OSError when the supervisor is gone."""
@@ -211,11 +210,6 @@ class SupervisorConnection:
         """Return why this job is to stop, None while it is not."""
         stop = self._stop
         return stop.reason if stop and stop.job_id == job_id else None
-
-    def close(self) -> None:
-        """Close the connection and wait for the thread to end. A rank never does: it ends by `os._exit`."""
-        self._channel.close()
-        self._receiver.join()
 
     def _receive(self) -> None:
         while (message := self._channel.recv()) is not None:

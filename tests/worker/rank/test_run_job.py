@@ -23,6 +23,7 @@ from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
+from tests.worker.rank.test_background import background_writers_have_ended
 from worker.digest import sha256_of
 from worker.messages import (
     Checkpoint,
@@ -104,7 +105,7 @@ class RankRunner:
         self.leader = Leader(run, sent.put, self._stop_request, self.settings, {})
         engine = self.engine_type(self.folder / "steps.log")
         run_job(run, engine, self.consensus, self.leader)
-        assert self.leader.join(30)
+        wait_until(background_writers_have_ended)
         messages = [sent.get_nowait() for _ in range(sent.qsize())]
         assert isinstance(messages[-1], VideoDone | JobFailed | JobStopped)
         return messages
