@@ -5,6 +5,7 @@ The launcher and the supervisors read `WorkerSettings`. Ranks get a `RankSetup` 
 
 from __future__ import annotations
 
+import glob
 import os
 import socket
 from collections.abc import Mapping
@@ -387,6 +388,15 @@ class WorkerSettings(SharedSettings):
     def group_folder(self, index: int) -> Path:
         """Return the folder of a group's socket and spool."""
         return self.data_dir.absolute() / "worker" / self.group_name(index)
+
+    def former_group_folders(self, num_groups: int) -> list[Path]:
+        """Return the folders of groups from `num_groups` on, which this worker had with other settings."""
+        prefix = f"{self.worker_name}-"
+        folders = self.group_folder(0).parent.glob(f"{glob.escape(prefix)}*")
+        indices = sorted(path.name.removeprefix(prefix) for path in folders)
+        return [
+            self.group_folder(int(each)) for each in indices if each.isdecimal() and int(each) >= num_groups
+        ]
 
     @property
     def disks(self) -> list[Path]:

@@ -64,6 +64,19 @@ def test_context_parallel_divides_ranks_into_groups(monkeypatch):
     assert settings.group_folder(0) != settings.group_folder(1)
 
 
+@pytest.mark.parametrize("name", ["w", "w-1", "w[0-9]*"])
+def test_former_groups_are_those_of_this_worker_beyond_the_present_ones(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("LONGCAT_WORKER_NAME", name)
+    monkeypatch.setenv("LONGCAT_DATA_DIR", str(tmp_path))
+    settings = WorkerSettings()
+    assert settings.former_group_folders(2) == []
+    for other in ("w", "w-1", "w-1-1", "w-1-2", "w2-3", "w-x", "v-3", "w[0-9]*"):
+        for suffix in ("", "-0", "-1", "-2", "-10", "-x"):
+            (tmp_path / "worker" / f"{other}{suffix}").mkdir(parents=True, exist_ok=True)
+    found = {path.name for path in settings.former_group_folders(2)}
+    assert found == {f"{name}-2", f"{name}-10"}
+
+
 def test_incomplete_groups_are_refused(monkeypatch):
     monkeypatch.setenv("LONGCAT_RANKS", "4")
     monkeypatch.setenv("LONGCAT_CONTEXT_PARALLEL", "3")

@@ -47,7 +47,7 @@ from worker.supervisor.job import ClaimedJob, Completed
 from worker.supervisor.lease_renewer import LeaseRenewer
 from worker.supervisor.registration import Heartbeat
 from worker.supervisor.retry import retry_while_unavailable
-from worker.supervisor.spool import Spool, keep_clean
+from worker.supervisor.spool import Spool, adopt, hold, keep_clean
 from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
 from worker.supervisor.threads import StoppableThread
 from worker.supervisor.timeline import JobTimeline
@@ -121,7 +121,8 @@ def build_supervisor(
     file in which the ranks of all groups share weights. `add_slot` returns its part of a world; without
     it, the supervisor has a GPU group of its own. From `num_groups` on, an `index` is that of a spare slot:
     its supervisor is not registered, does not sweep, and claims in the name of a registered group, so that
-    predictions count its jobs.
+    predictions count its jobs. The first group adopts the files of groups that this worker does not have any
+    more.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
@@ -136,6 +137,11 @@ def build_supervisor(
     inbox: Inbox = queue.SimpleQueue()
     report = partial(report_unreadable, redis, "spool file")
     backends = _build_backends(settings, redis, Spool(settings.group_folder(index) / "jobs", report))
+    hold(settings.group_folder(index))
+    if index == 0:
+        num_folders = SLOTS_PER_RANK * settings.ranks if settings.is_elastic else settings.num_groups
+        for folder in settings.former_group_folders(num_folders):
+            adopt(folder, backends.spool)
     job_store, spool = backends.job_store, backends.spool
     lease_renewer = LeaseRenewer(
         job_store, lambda job: inbox.put(StopRequested(job)), settings.preempt_after_s

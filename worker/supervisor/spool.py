@@ -7,7 +7,9 @@ there, and a job that is claimed again resumes from its local checkpoint.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -123,6 +125,39 @@ class Spool:
         except (OSError, ValueError) as error:
             self._report(UnreadableRecord(f"{path}: {error}"))
             return None
+
+
+def hold(group_folder: Path) -> None:
+    """Keep the folder of a group from being adopted for as long as this process lives.
+
+    On a disk that has no locks, none is ever adopted.
+    """
+    with suppress(OSError):
+        fcntl.flock(os.open(group_folder, os.O_RDONLY), fcntl.LOCK_SH)
+
+
+def adopt(group_folder: Path, spool: Spool) -> None:
+    """Move the jobs of a former group to `spool`, and remove its folder.
+
+    Nothing happens while a supervisor of that group lives, as during a drain. If both have files of a job, a
+    finished video is kept.
+    """
+    try:
+        descriptor = os.open(group_folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            former = Spool(group_folder / "jobs")
+            for job_id in former.job_ids:
+                if not spool.pending_upload(job_id):
+                    spool.remove(job_id)
+                    former.path(job_id).rename(spool.path(job_id))
+            shutil.rmtree(group_folder)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        logger.warning("the files in %s stay there: %s", group_folder, error)
+    else:
+        logger.info("took over the files of the former group in %s", group_folder)
 
 
 def keep_clean(

@@ -54,13 +54,14 @@ class Scene:
             self.thread.join(60)
             assert not self.thread.is_alive()
 
-    def finished_job(self) -> ClaimedJob:
+    def finished_job(self, spool: Spool | None = None) -> ClaimedJob:
         """Return a job whose video is in the spool of a dead supervisor."""
+        spool = spool or self.spool
         self.backends.submit()
         lease = self.backends.claim("w-0")
-        job = ClaimedJob(lease, self.spool.folder(lease.job.id))
+        job = ClaimedJob(lease, spool.folder(lease.job.id))
         pending = PendingUpload(fence=lease.fence, video=write_video(job.folder), timings_s={"decode": 2.0})
-        self.spool.write_pending_upload(job.job_id, pending)
+        spool.write_pending_upload(job.job_id, pending)
         return job
 
     def status(self, job: ClaimedJob) -> str:
@@ -114,6 +115,22 @@ def test_video_of_the_last_supervisor_is_uploaded(scene):
     assert b"".join(scene.storage.read(record.result.video_key)) == b"video"
     assert (record.attempt, record.timings_s["decode"]) == (1, 2.0)
     wait_until(lambda: scene.spool.job_ids == [])
+
+
+def test_video_of_a_group_that_is_gone_is_uploaded(scene):
+    former = Spool(scene.settings.group_folder(1) / "jobs")
+    job = scene.finished_job(former)
+    scene.serve()
+    wait_until(lambda: scene.status(job) == "succeeded")
+    assert not scene.settings.group_folder(1).exists()
+
+
+def test_group_leaves_the_folders_of_other_groups_alone(scene):
+    settings = WorkerSettings(**{**scene.settings.model_dump(), "ranks": 2, "context_parallel": 1})
+    spools = [Spool(settings.group_folder(index) / "jobs") for index in range(2)]
+    jobs = [scene.finished_job(spool) for spool in spools]
+    build_supervisor(settings, 0)
+    assert [spool.job_ids for spool in spools] == [[job.job_id] for job in jobs]
 
 
 def test_lease_of_a_resumed_upload_is_renewed(scene):

@@ -12,7 +12,7 @@ from jobs.errors import UnreadableRecord
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
 from worker.supervisor import spool as spool_module
-from worker.supervisor.spool import PendingUpload, Spool, clean, keep_clean
+from worker.supervisor.spool import PendingUpload, Spool, adopt, clean, hold, keep_clean
 from worker.supervisor.threads import StoppableThread
 
 
@@ -172,6 +172,40 @@ def test_files_of_jobs_that_ended_or_are_gone_are_cleaned(backends: LocalBackend
     backends.job_store.holder.requeue(requeued.lease, crashed=False)
     clean(backends.spool, backends.job_store, is_held=lambda _: False)
     assert set(backends.spool.job_ids) == {requeued.job_id, held.job_id}
+
+
+@pytest.fixture
+def former(tmp_path) -> Spool:
+    """Return the spool of a group that the worker does not have any more."""
+    return Spool(tmp_path / "worker" / "w-3" / "jobs")
+
+
+def test_jobs_of_a_former_group_are_adopted_and_its_folder_is_removed(spool, former, tmp_path):
+    folder = write_documents(former)
+    found = former.pending_upload("a"), former.checkpoint("a")
+    adopt(tmp_path / "worker" / "w-3", spool)
+    assert (spool.pending_upload("a"), spool.checkpoint("a")) == found
+    assert not folder.exists()
+    assert list((tmp_path / "worker").iterdir()) == []
+
+
+@pytest.mark.parametrize("owner", ["former", "own"])
+def test_adoption_keeps_the_finished_video_of_a_job(spool, former, tmp_path, owner):
+    finished, other = (former, spool) if owner == "former" else (spool, former)
+    write_documents(finished)
+    (finished.path("a") / "mark").touch()
+    other.write_checkpoint("a", write_checkpoint(other.folder("a"), 1))
+    adopt(tmp_path / "worker" / "w-3", spool)
+    assert (spool.path("a") / "mark").exists()
+    assert spool.pending_upload("a")
+
+
+def test_folder_that_a_supervisor_holds_is_not_adopted(spool, former, tmp_path, caplog):
+    write_documents(former)
+    hold(tmp_path / "worker" / "w-3")
+    adopt(tmp_path / "worker" / "w-3", spool)
+    assert (spool.job_ids, former.job_ids) == ([], ["a"])
+    assert "stay there" in caplog.text
 
 
 def test_files_of_a_held_job_are_kept_even_if_it_has_ended(backends: LocalBackends):
