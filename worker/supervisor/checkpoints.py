@@ -19,7 +19,7 @@ from jobs.store.job_store import JobStore
 from worker.digest import sha256_of
 from worker.messages import Checkpoint
 from worker.supervisor.job import ClaimedJob
-from worker.supervisor.retry import Interrupted, retry_while_unavailable
+from worker.supervisor.retry import JobInterrupted, retry_while_unavailable
 from worker.supervisor.spool import Spool, log_unreadable
 from worker.supervisor.threads import StoppableThread
 
@@ -80,7 +80,7 @@ def report_late_file(job_store: JobStore, job_id: str, stopping: threading.Event
     report = partial(job_store.maintenance.report_late_file, job_id)
     try:
         retry_while_unavailable(report, stopping=stopping)
-    except Interrupted:
+    except JobInterrupted:
         logger.warning("files of job %s may stay in the storage", job_id)
 
 

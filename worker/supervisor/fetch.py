@@ -26,7 +26,7 @@ from worker.supervisor.job import (
     Stopped,
     as_job_error,
 )
-from worker.supervisor.retry import Interrupted, retry_while_unavailable
+from worker.supervisor.retry import JobInterrupted, retry_while_unavailable
 from worker.supervisor.spool import Spool, log_unreadable
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class InputFetcher:
                     missing_ok=True
                 )  # of an earlier attempt
                 return self._fetch(job)
-            except Interrupted:
+            except JobInterrupted:
                 return Stopped(job.stop_request) if job.stop_request else Requeued(crashed=False)
             except (LongCatError, OSError) as error:
                 logger.exception("the inputs of job %s cannot be fetched", job.job_id)
@@ -110,9 +110,9 @@ class InputFetcher:
         )
 
     def _check(self, job: ClaimedJob) -> None:
-        """Raise Interrupted if the job is to stop, or if it cannot be fetched to the disk of this worker."""
+        """Raise JobInterrupted if the job is to stop, or if the disk of this worker takes no files."""
         if job.stop_request or not self._disk_space.check():
-            raise Interrupted
+            raise JobInterrupted
 
     def _fetch_inputs(self, job: ClaimedJob) -> dict[str, str]:
         names = {}
@@ -172,7 +172,10 @@ class InputFetcher:
         return name is not None
 
     def _retry(self, fetch: Callable[[], None], job: ClaimedJob) -> None:
-        """Repeat `fetch` while the storage is unavailable or lacks a file. Raise KeyMissing, Interrupted."""
+        """Repeat `fetch` while the storage is unavailable or lacks a file.
+
+        Raises KeyMissing, JobInterrupted.
+        """
         gives_up_at = time.monotonic() + self._missing_limit_s
 
         def fetch_if_shown() -> None:

@@ -32,7 +32,7 @@ from worker.supervisor.job import (
     Stopped,
     as_job_error,
 )
-from worker.supervisor.retry import Interrupted, retry_while_unavailable
+from worker.supervisor.retry import JobInterrupted, retry_while_unavailable
 from worker.supervisor.spool import PendingUpload, Spool
 from worker.supervisor.upload import Uploader
 
@@ -101,7 +101,7 @@ class Finalizer:
                 self._record(job, outcome)
             except LeaseLost:
                 self._on_lease_lost(job)
-            except Interrupted:
+            except JobInterrupted:
                 logger.warning("job %s is not finalized: the supervisor stops", job.job_id)
             except Exception:
                 logger.exception("job %s cannot be finalized; its lease will expire", job.job_id)
@@ -141,7 +141,7 @@ class Finalizer:
             raise
         except CancelRequested:
             self._confirm_cancel(job)
-        except Interrupted:
+        except JobInterrupted:
             self._requeue(job, crashed=False)
         except (LongCatError, OSError) as error:
             self._fail(job, as_job_error(error))
@@ -169,7 +169,7 @@ class Finalizer:
     def _check_upload(self, job: ClaimedJob) -> None:
         self._check_wanted(job)
         if self._uploads_interrupted.is_set():
-            raise Interrupted
+            raise JobInterrupted
 
     def _fail(self, job: ClaimedJob, error: JobError) -> None:
         self._commit(job, lambda: self._job_store.holder.fail(job.lease, error, job.timings_s))

@@ -68,7 +68,7 @@ StartWorld = Callable[[Callable[[GroupProcess, Message | None, int], None]], Gro
 """Start the processes of a world, whose messages go to the given function."""
 
 
-class Inbox(Protocol):
+class SlotInbox(Protocol):
     """The inbox of a supervisor, as the world uses it."""
 
     def put(self, item: GroupMessage, /) -> None:
@@ -166,7 +166,7 @@ class GpuWorld:
         self._changes_s: deque[float] = deque(maxlen=REMEMBERED_CHANGES)
         self.is_stopping = False
 
-    def add_slot(self, inbox: Inbox) -> Slot:
+    def add_slot(self, inbox: SlotInbox) -> Slot:
         """Return a slot for a supervisor, which gets the messages about its jobs in its inbox."""
         watchdog = Watchdog(self._limits.stall_s, self._limits.step_stall_s, self._clock)
         slot = Slot(self, inbox, watchdog, is_spare=len(self._slots) >= self._num_ranks)
@@ -443,7 +443,7 @@ class Slot:
         is_closed: the supervisor needs the world no longer.
     """
 
-    def __init__(self, world: GpuWorld, inbox: Inbox, watchdog: Watchdog, *, is_spare: bool) -> None:
+    def __init__(self, world: GpuWorld, inbox: SlotInbox, watchdog: Watchdog, *, is_spare: bool) -> None:
         self._world = world
         self.is_spare = is_spare
         self.inbox = inbox

@@ -27,7 +27,7 @@ PUBLISH_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
-class GroupStatus:
+class PublishedStatus:
     """The published status of a group. `job_id` is the job that has its GPUs."""
 
     state: GroupState = "starting"
@@ -50,12 +50,12 @@ class Heartbeat(StoppableThread):
         self._redis = redis
         self._ranks = ranks
         self._on_taken = on_taken
-        self._status = GroupStatus()
+        self._status = PublishedStatus()
         self._published_capability: Capability | None = None
         self._starts_s: deque[float] = deque()
         self._wake = threading.Event()
 
-    def update(self, status: GroupStatus) -> None:
+    def update(self, status: PublishedStatus) -> None:
         """Publish this status from now on."""
         if status != self._status:
             self._status = status
@@ -87,7 +87,7 @@ class Heartbeat(StoppableThread):
         with suppress(Unavailable):
             self._registration.release()
 
-    def _publish(self, status: GroupStatus) -> None:
+    def _publish(self, status: PublishedStatus) -> None:
         self._registration.heartbeat(status.state, self._ranks, status.job_id, status.capability)
         if status.capability and status.capability != self._published_capability:
             # API processes of release 0.2.0 know one capability, so it is that of the most capable group.

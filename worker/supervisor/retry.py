@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
 
-class Interrupted(Exception):
+class JobInterrupted(Exception):
     """Work for a job was interrupted, because the job is to stop or the supervisor is."""
 
 
@@ -27,8 +27,8 @@ def retry_while_unavailable(
 ) -> Value:
     """Return what `call` returns, repeating it with growing pauses while it raises Unavailable.
 
-    `check` runs before each repetition; what it raises ends the retries. Raises Interrupted once `stopping`
-    is set.
+    `check` runs before each repetition; what it raises ends the retries. Raises JobInterrupted once
+    `stopping` is set.
     """
     stopping = stopping or threading.Event()
     pause_s = FIRST_PAUSE_S
@@ -38,6 +38,6 @@ def retry_while_unavailable(
         except Unavailable as error:
             logger.warning("trying again in %.1f s: %s", pause_s, error)
         if stopping.wait(pause_s):
-            raise Interrupted
+            raise JobInterrupted
         check()
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

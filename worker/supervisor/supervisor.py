@@ -59,7 +59,7 @@ from worker.supervisor.finalize import Finalizer
 from worker.supervisor.gpu_group import Group
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 from worker.supervisor.lease_renewer import LeaseRenewer
-from worker.supervisor.registration import GroupStatus, Heartbeat
+from worker.supervisor.registration import Heartbeat, PublishedStatus
 from worker.supervisor.states import (
     ON_GPUS,
     WITH_GROUP,
@@ -361,7 +361,7 @@ class Supervisor:
             state = "full"
         self._components.report_health(state if self.state is SupervisorState.SERVING else "draining")
         if self._components.heartbeat:
-            self._components.heartbeat.update(GroupStatus(state, job_id, self._gpu_group.capability))
+            self._components.heartbeat.update(PublishedStatus(state, job_id, self._gpu_group.capability))
 
     # The end
 

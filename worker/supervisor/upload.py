@@ -37,8 +37,8 @@ class Uploader:
     def upload(self, job: ClaimedJob, video: VideoFile, check: Callable[[], None]) -> Result:
         """Store the files under keys of this attempt, and return the job's result.
 
-        `check` runs before each repetition. Raises UploadFailed after the limit, DiskFull, Interrupted, and
-        what `check` raises.
+        `check` runs before each repetition. Raises UploadFailed after the limit, DiskFull, JobInterrupted,
+        and what `check` raises.
         """
         began = time.monotonic()
 

@@ -27,7 +27,7 @@ from worker.supervisor.gpu_group import GpuGroup, GroupLimits
 from worker.supervisor.group_process import GroupProcess
 from worker.supervisor.job import ClaimedJob, Outcome
 from worker.supervisor.lease_renewer import LeaseRenewer
-from worker.supervisor.registration import GroupStatus, Heartbeat
+from worker.supervisor.registration import Heartbeat, PublishedStatus
 from worker.supervisor.states import JobState
 from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
 from worker.supervisor.threads import StoppableThread
@@ -150,10 +150,10 @@ class FakeCheckpointUploader(IdleThread, CheckpointUploader):
 class FakeHeartbeat(IdleThread, Heartbeat):
     def __init__(self) -> None:
         super().__init__()
-        self.status = GroupStatus()
+        self.status = PublishedStatus()
         self.starts_s: list[float] = []
 
-    def update(self, status: GroupStatus) -> None:
+    def update(self, status: PublishedStatus) -> None:
         self.status = status
 
     def count_start(self, duration_s: float) -> None:

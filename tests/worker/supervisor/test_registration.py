@@ -12,7 +12,7 @@ from jobs.registration import GroupRegistration, live_groups
 from jobs.store.metrics import counters
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends
-from worker.supervisor.registration import GroupStatus, Heartbeat
+from worker.supervisor.registration import Heartbeat, PublishedStatus
 
 CAPABILITY = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
 
@@ -47,15 +47,15 @@ def test_group_is_published_as_starting(scene):
 
 
 def test_changed_status_is_published(scene):
-    scene.heartbeat.update(GroupStatus("busy", "j"))
+    scene.heartbeat.update(PublishedStatus("busy", "j"))
     wait_until(lambda: scene.state() == ("busy", "j"))
-    scene.heartbeat.update(GroupStatus("broken"))
+    scene.heartbeat.update(PublishedStatus("broken"))
     wait_until(lambda: scene.state() == ("broken", None))
 
 
 def test_duration_of_a_start_is_counted_once_the_pool_is_known(scene):
     scene.heartbeat.count_start(30.0)
-    scene.heartbeat.update(GroupStatus("busy", None, CAPABILITY))
+    scene.heartbeat.update(PublishedStatus("busy", None, CAPABILITY))
     scene.heartbeat.count_start(50.0)
     pool = CAPABILITY.pool
     wait_until(lambda: counters(scene.redis).get(("group_start_seconds_count", pool)) == 2)
@@ -63,7 +63,7 @@ def test_duration_of_a_start_is_counted_once_the_pool_is_known(scene):
 
 
 def test_capability_is_published_once_it_is_known(scene):
-    scene.heartbeat.update(GroupStatus("ready", None, CAPABILITY))
+    scene.heartbeat.update(PublishedStatus("ready", None, CAPABILITY))
     wait_until(lambda: scene.state() == ("ready", None))
     assert read_fleet(scene.redis).first().capability == CAPABILITY
 
@@ -84,7 +84,7 @@ def test_release_0_2_0_finds_the_capability_of_the_most_capable_group(scene):
     more_capable = CAPABILITY.model_copy(update={"loras": ("cfg_step_lora",)})
     GroupRegistration(scene.redis, "other", ttl_s=5).heartbeat("ready", 1, None, more_capable)
     more_capable.publish(scene.redis)
-    scene.heartbeat.update(GroupStatus("ready", None, CAPABILITY))
+    scene.heartbeat.update(PublishedStatus("ready", None, CAPABILITY))
     wait_until(lambda: scene.state() == ("ready", None))
     scene.leave()
     assert read_capability(scene.redis.get(CAPABILITY_KEY)) == more_capable
@@ -101,6 +101,6 @@ def test_status_is_published_again_after_redis_was_unavailable(scene, monkeypatc
         real(*given)
 
     monkeypatch.setattr(scene.heartbeat._registration, "heartbeat", away)
-    scene.heartbeat.update(GroupStatus("ready"))
+    scene.heartbeat.update(PublishedStatus("ready"))
     wait_until(lambda: scene.state() == ("ready", None))
     assert not scene.name_taken.is_set()

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from jobs.errors import DiskFull, LeaseLost, Unavailable
-from worker.supervisor.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Interrupted, retry_while_unavailable
+from worker.supervisor.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, JobInterrupted, retry_while_unavailable
 
 
 class RecordedPauses(threading.Event):
@@ -77,7 +77,7 @@ def test_check_does_not_run_before_the_first_call(stopping):
 def test_stopping_interrupts_the_retries():
     stopping = threading.Event()
     stopping.set()
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobInterrupted):
         retry_while_unavailable(failing(1, Unavailable("")), nothing, stopping)
 
 

@@ -27,7 +27,7 @@ from worker.messages import (
 from worker.supervisor import supervisor as supervisor_module
 from worker.supervisor.events import DrainRequested, GroupMessage, StopRequested
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Requeued, Stopped
-from worker.supervisor.registration import GroupStatus
+from worker.supervisor.registration import PublishedStatus
 from worker.supervisor.states import GpuGroupState, JobState, SupervisorState
 from worker.supervisor.threads import StoppableThread
 from worker.telemetry import Stage
@@ -96,11 +96,11 @@ def test_no_job_is_claimed_before_the_group_is_ready():
     fake.tick()
     assert fake.gpu_group.state is GpuGroupState.STARTING
     assert not fake.consumer.is_requested
-    assert fake.heartbeat.status == GroupStatus("starting")
+    assert fake.heartbeat.status == PublishedStatus("starting")
     fake.tick(5.0)
     fake.receive(READY)
     assert fake.consumer.is_requested
-    assert fake.heartbeat.status == GroupStatus("ready", None, CAPABILITY)
+    assert fake.heartbeat.status == PublishedStatus("ready", None, CAPABILITY)
     assert fake.heartbeat.starts_s == [5.0]
 
 
@@ -202,7 +202,7 @@ def test_second_ready_message_fails_the_group(fake):
 def test_running_job_is_published(fake):
     job = fake.run_job()
     assert fake.runs() == [job.job_id]
-    assert fake.heartbeat.status == GroupStatus("busy", job.job_id, CAPABILITY)
+    assert fake.heartbeat.status == PublishedStatus("busy", job.job_id, CAPABILITY)
     assert not fake.consumer.is_requested
 
 
@@ -371,21 +371,21 @@ def test_no_job_is_claimed_without_disk_space(fake):
     fake.disk_space.is_enough = False
     fake.tick()
     assert not fake.consumer.is_requested
-    assert fake.heartbeat.status == GroupStatus("full", None, CAPABILITY)
+    assert fake.heartbeat.status == PublishedStatus("full", None, CAPABILITY)
     late = fake.claim()
     fake.fetch(late)
     assert fake.outcome(late) == Requeued(crashed=False)
     fake.disk_space.is_enough = True
     fake.tick()
     assert fake.consumer.is_requested
-    assert fake.heartbeat.status == GroupStatus("ready", None, CAPABILITY)
+    assert fake.heartbeat.status == PublishedStatus("ready", None, CAPABILITY)
 
 
 def test_full_disk_does_not_stop_the_running_job(fake):
     job = fake.run_job()
     fake.disk_space.is_enough = False
     fake.tick()
-    assert fake.heartbeat.status == GroupStatus("busy", job.job_id, CAPABILITY)
+    assert fake.heartbeat.status == PublishedStatus("busy", job.job_id, CAPABILITY)
     assert fake.outcome(job) is None
 
 

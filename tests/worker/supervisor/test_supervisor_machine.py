@@ -43,7 +43,7 @@ from worker.messages import (
 )
 from worker.supervisor.events import DrainRequested, GroupMessage, JobClaimed, StopRequested
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
-from worker.supervisor.registration import GroupStatus
+from worker.supervisor.registration import PublishedStatus
 from worker.supervisor.states import ON_GPUS, WITH_GROUP, GpuGroupState, JobState, SupervisorState
 from worker.telemetry import Stage
 
@@ -457,7 +457,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         job_id = next((job.job_id for job in self.in_state(*ON_GPUS)), None)
         if group.is_ready:
             idle: GroupState = "ready" if self.fake.disk_space.is_enough else "full"
-            assert status == GroupStatus("busy" if job_id else idle, job_id, CAPABILITY)
+            assert status == PublishedStatus("busy" if job_id else idle, job_id, CAPABILITY)
         else:
             assert (status.state, status.job_id) in {("starting", None), ("broken", None)}
 
