@@ -19,7 +19,7 @@ from jobs.order import Order, Priority
 from jobs.record import JobError, Progress
 from jobs.storage.keys import checked
 from jobs.store.holder import StopReason
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 PROTOCOL_VERSION = 2
 FAILED_ALONE = "failed-alone.json"
@@ -227,7 +227,7 @@ class StageDone(_Message):
 
     type: Literal["stage_done"] = "stage_done"
     job_id: str
-    stage: Stage
+    stage: Interval
 
 
 class LastDecode(_Message):

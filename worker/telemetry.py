@@ -1,6 +1,6 @@
 """Define what a job's timeline consists of.
 
-Rank 0 measures some stages and sends them to the supervisor (`worker.messages.StageDone`). The supervisor
+Rank 0 measures some intervals and sends them to the supervisor (`worker.messages.StageDone`). The supervisor
 collects all of them in `worker.supervisor.timeline`.
 """
 
@@ -15,13 +15,13 @@ Lane = Literal["job", "ranks", "video", "storage"]
 the supervisor's uploads."""
 
 
-class Stage(BaseModel):
+class Interval(BaseModel):
     """A piece of work for a job and when it was done.
 
     Attributes:
         began_s: seconds since 1970, by the clock of this machine; `ended_s` likewise.
         segment: the segment of the video that it belongs to.
-        detail: a part of another stage, too small for a trace span, such as one denoising step.
+        detail: a part of another interval, too small for a trace span, such as one denoising step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -33,7 +33,7 @@ from worker.messages import (
     VideoFile,
     parse,
 )
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 CHECKPOINT = Checkpoint(
     segment=1, stage="refine", step=3, state="state.safetensors", segment_files=("segment-000.mp4",)
@@ -63,7 +63,7 @@ MESSAGES: list[Message] = [
     ProgressReport(
         job_id="j", progress=Progress(phase="denoise", step=1, num_steps=4), timings_s={"denoise": 0.5}
     ),
-    StageDone(job_id="j", stage=Stage(name="x264", lane="video", began_s=1.5, ended_s=2.0, detail=True)),
+    StageDone(job_id="j", stage=Interval(name="x264", lane="video", began_s=1.5, ended_s=2.0, detail=True)),
     LastDecode(job_id="j"),
     CheckpointSaved(job_id="j", checkpoint=CHECKPOINT),
     GpusReleased(job_id="j"),

@@ -43,7 +43,7 @@ from worker.rank.failures import outcome_of
 from worker.rank.progress import ProgressMeter, UnitTimes
 from worker.rank.video_segments import VideoFormat, VideoSegments
 from worker.settings import VideoSettings
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +177,8 @@ class Leader:
         def run() -> None:
             began_s = time.time()
             task()
-            stage = Stage(name=name, lane="video", began_s=began_s, ended_s=time.time(), detail=detail)
-            self._send(StageDone(job_id=self._job_id, stage=stage))
+            interval = Interval(name=name, lane="video", began_s=began_s, ended_s=time.time(), detail=detail)
+            self._send(StageDone(job_id=self._job_id, stage=interval))
 
         self._background.submit(run, size_bytes)
 

@@ -1,9 +1,9 @@
-"""Record when each stage of a job was done, and write it as a file that Perfetto and Chrome show.
+"""Record when each piece of work for a job was done, and write it as a file that Perfetto and Chrome show.
 
-`JobTimeline` collects the stages of one job. `trace_events` turns them into Trace Event Format (JSON), which
-`worker.supervisor.upload` stores beside the video. In that file a process is a GPU group. Its ranks are one
-row, on which the group's jobs follow each other; every job has rows of its own for the other lanes. So the
-files of several jobs can be merged by joining their events.
+`JobTimeline` collects the intervals of one job. `trace_events` turns them into Trace Event Format (JSON),
+which `worker.supervisor.upload` stores beside the video. In that file a process is a GPU group. Its ranks are
+one row, on which the group's jobs follow each other; every job has rows of its own for the other lanes. So
+the files of several jobs can be merged by joining their events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zlib import crc32
 from jobs.record import Phase, Progress, Status
 from jobs.store.holder import Lease
 from worker.supervisor.tracing import JobSpans, NoSpans
-from worker.telemetry import Lane, Stage
+from worker.telemetry import Interval, Lane
 
 TraceEvent = dict[str, Any]
 
@@ -29,22 +29,22 @@ _LANES: dict[Phase, Lane] = {"load": "job", "upload": "storage"}  # all other ph
 
 
 class JobTimeline:
-    """The stages of one job from its claim on. Any thread may add one.
+    """The intervals of one job from its claim on. Any thread may add one.
 
-    Stages also become trace spans, except details.
+    They also become trace spans, except details.
     """
 
     def __init__(self, spans: JobSpans = NoSpans(), clock: Callable[[], float] = time.time) -> None:  # noqa: B008 - stateless
         self._spans = spans
         self._clock = clock
-        self._ended: list[Stage] = []
+        self._ended: list[Interval] = []
         self._phase: Progress | None = Progress(phase="load")
         self._phase_began_s = self._last_progress_s = clock()
         self._is_finished = False
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Return all stages; the present phase counts as if it ended now."""
+    def intervals(self) -> tuple[Interval, ...]:
+        """Return all intervals; the present phase counts as if it ended now."""
         present = (self._present_phase(self._clock()),) if self._phase else ()
         return (*self._ended, *present)
 
@@ -65,24 +65,24 @@ class JobTimeline:
         """Record that the present phase ended and no other follows yet."""
         self._end_phase(self._clock())
 
-    def add(self, stage: Stage, *, failed: bool = False) -> None:
-        """Add a stage that was measured elsewhere. After `MAX_DETAILS` stages, details are dropped."""
-        if not stage.detail:
-            self._spans.add(stage, failed=failed)
-        if not stage.detail or len(self._ended) < MAX_DETAILS:
-            self._ended.append(stage)
+    def add(self, interval: Interval, *, failed: bool = False) -> None:
+        """Add an interval that was measured elsewhere. After `MAX_DETAILS` intervals, details are dropped."""
+        if not interval.detail:
+            self._spans.add(interval, failed=failed)
+        if not interval.detail or len(self._ended) < MAX_DETAILS:
+            self._ended.append(interval)
 
     def add_wait(self) -> None:
-        """Add the wait for the GPUs, which began when the last stage ended."""
+        """Add the wait for the GPUs, which began when the last interval ended."""
         began_s = self._ended[-1].ended_s if self._ended else self._phase_began_s
-        self.add(Stage(name="wait", lane="job", began_s=began_s, ended_s=self._clock()))
+        self.add(Interval(name="wait", lane="job", began_s=began_s, ended_s=self._clock()))
 
     @contextmanager
     def measure(self, name: str, lane: Lane) -> Iterator[None]:
-        """Add the body of the `with` statement as a stage, unless it raises."""
+        """Add the body of the `with` statement as an interval, unless it raises."""
         began_s = self._clock()
         yield
-        self.add(Stage(name=name, lane=lane, began_s=began_s, ended_s=self._clock()))
+        self.add(Interval(name=name, lane=lane, began_s=began_s, ended_s=self._clock()))
 
     def finish(self, status: Status | None) -> None:
         """End the present phase and the spans with the status of the job, None if that is not known.
@@ -99,49 +99,49 @@ class JobTimeline:
             self.add(self._present_phase(now), failed=failed)
             self._phase = None
 
-    def _present_phase(self, now: float) -> Stage:
+    def _present_phase(self, now: float) -> Interval:
         assert self._phase
         phase, segment = self._phase.phase, self._phase.segment
         lane = _LANES.get(phase, RANKS)
-        return Stage(name=phase, lane=lane, began_s=self._phase_began_s, ended_s=now, segment=segment)
+        return Interval(name=phase, lane=lane, began_s=self._phase_began_s, ended_s=now, segment=segment)
 
 
 def _position(progress: Progress) -> tuple[Phase, int]:
     return progress.phase, progress.segment
 
 
-def _detail(progress: Progress, began_s: float, ended_s: float) -> Stage:
+def _detail(progress: Progress, began_s: float, ended_s: float) -> Interval:
     name = f"step {progress.step}" if progress.step else "chunk"
-    return Stage(
+    return Interval(
         name=name, lane=RANKS, began_s=began_s, ended_s=ended_s, segment=progress.segment, detail=True
     )
 
 
-def trace_events(lease: Lease, stages: Sequence[Stage]) -> dict[str, Any]:
+def trace_events(lease: Lease, intervals: Sequence[Interval]) -> dict[str, Any]:
     """Return the Trace Event Format of one claim; that of the first begins with the wait in the queue."""
-    queued = [_queued(lease, stages)] if lease.fence == 1 and stages else []
-    events = [_event(lease, stage) for stage in (*queued, *stages)]
+    queued = [_queued(lease, intervals)] if lease.fence == 1 and intervals else []
+    events = [_event(lease, interval) for interval in (*queued, *intervals)]
     events.sort(key=lambda event: (event["tid"], event["ts"], -event["dur"]))
     return {"traceEvents": [*_names(lease), *events], "displayTimeUnit": "ms"}
 
 
-def _queued(lease: Lease, stages: Sequence[Stage]) -> Stage:
+def _queued(lease: Lease, intervals: Sequence[Interval]) -> Interval:
     """Return the wait in the queue, from the submission (Redis's clock) to the claim (this machine's)."""
-    claimed_s = min(stage.began_s for stage in stages)
+    claimed_s = min(interval.began_s for interval in intervals)
     submitted_s = min(lease.job.created_at.timestamp(), claimed_s)
-    return Stage(name="queued", lane="job", began_s=submitted_s, ended_s=claimed_s)
+    return Interval(name="queued", lane="job", began_s=submitted_s, ended_s=claimed_s)
 
 
-def _event(lease: Lease, stage: Stage) -> TraceEvent:
+def _event(lease: Lease, interval: Interval) -> TraceEvent:
     return {
-        "name": stage.name,
-        "cat": stage.lane,
+        "name": interval.name,
+        "cat": interval.lane,
         "ph": "X",
-        "ts": _us(stage.began_s),
-        "dur": max(0, _us(stage.ended_s) - _us(stage.began_s)),
+        "ts": _us(interval.began_s),
+        "dur": max(0, _us(interval.ended_s) - _us(interval.began_s)),
         "pid": _pid(lease),
-        "tid": _tid(lease, stage.lane),
-        "args": {"job": lease.job.id, "attempt": lease.fence, "segment": stage.segment},
+        "tid": _tid(lease, interval.lane),
+        "args": {"job": lease.job.id, "attempt": lease.fence, "segment": interval.segment},
     }
 
 

@@ -1,4 +1,4 @@
-"""Record the stages of a job as OpenTelemetry spans, where tracing is configured.
+"""Record the intervals of a job as OpenTelemetry spans, where tracing is configured.
 
 The spans are children of the request that submitted the job; its `traceparent` came through the queue.
 """
@@ -13,31 +13,31 @@ from opentelemetry.trace import StatusCode, TracerProvider, set_span_in_context
 from jobs.record import Status
 from jobs.store.holder import Lease
 from jobs.tracing import TRACER, context_of, nanoseconds
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 
 class JobSpans(Protocol):
-    """Receive the stages of one job."""
+    """Receive the intervals of one job."""
 
-    def add(self, stage: Stage, *, failed: bool = False) -> None:
-        """Add a stage that ended; `failed` if the job failed in it."""
+    def add(self, interval: Interval, *, failed: bool = False) -> None:
+        """Add an interval that ended; `failed` if the job failed in it."""
 
     def finish(self, status: Status | None) -> None:
         """End the span of the job with its status, None if that is not known."""
 
 
 class NoSpans:
-    """Ignore all stages, in tests of a timeline alone."""
+    """Ignore all intervals, in tests of a timeline alone."""
 
-    def add(self, stage: Stage, *, failed: bool = False) -> None:
-        """Ignore the stage."""
+    def add(self, interval: Interval, *, failed: bool = False) -> None:
+        """Ignore the interval."""
 
     def finish(self, status: Status | None) -> None:
         """Ignore the status."""
 
 
 class TracedJob:
-    """Record the stages of one claim of a job. The first one also has a span for the wait in the queue."""
+    """Record the intervals of one claim of a job. The first one also has a span for the wait in the queue."""
 
     def __init__(self, lease: Lease, tracing: TracerProvider) -> None:
         job = lease.job
@@ -60,18 +60,18 @@ class TracedJob:
         }
         self._run = self._tracer.start_span("run", parent, attributes=attributes)
 
-    def add(self, stage: Stage, *, failed: bool = False) -> None:
-        """Record a stage that ended; `failed` if the job failed in it."""
-        attributes = {**self._attributes, "longcat.lane": stage.lane, "longcat.segment": stage.segment}
+    def add(self, interval: Interval, *, failed: bool = False) -> None:
+        """Record an interval that ended; `failed` if the job failed in it."""
+        attributes = {**self._attributes, "longcat.lane": interval.lane, "longcat.segment": interval.segment}
         span = self._tracer.start_span(
-            stage.name,
+            interval.name,
             set_span_in_context(self._run),
             attributes=attributes,
-            start_time=round(stage.began_s * 1e9),
+            start_time=round(interval.began_s * 1e9),
         )
         if failed:
             span.set_status(SpanStatus(StatusCode.ERROR))
-        span.end(round(stage.ended_s * 1e9))
+        span.end(round(interval.ended_s * 1e9))
 
     def finish(self, status: Status | None) -> None:
         """End the span of the run with the job's status, None if the lease was lost."""

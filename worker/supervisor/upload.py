@@ -78,7 +78,7 @@ class Uploader:
         """Store the timeline once; the job succeeds without it, too."""
         path = job.folder / TIMELINE
         try:
-            path.write_text(json.dumps(trace_events(job.lease, job.timeline.stages)))
+            path.write_text(json.dumps(trace_events(job.lease, job.timeline.intervals)))
             self._storage.put(key, path, "application/json")
         except (LongCatError, OSError) as error:
             logger.warning("job %s has no timeline: %s", job.job_id, error)

@@ -19,7 +19,7 @@ from tests.service.conftest import CAPABILITY, settings_for
 from tests.waiting import wait_until
 from worker.supervisor.timeline import JobTimeline
 from worker.supervisor.tracing import spans_of
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{CALLER}-01"
@@ -182,7 +182,7 @@ def test_what_is_done_beside_the_phases_is_a_span_unless_it_is_a_detail(traced, 
     spans = spans_of(claim, ours)
     timeline = JobTimeline(spans)
     for name, detail in (("x264", True), ("join", False)):
-        timeline.add(Stage(name=name, lane="video", began_s=1.0, ended_s=1.5, detail=detail))
+        timeline.add(Interval(name=name, lane="video", began_s=1.0, ended_s=1.5, detail=detail))
     timeline.finish("succeeded")
     (ran,), (joined,) = named(collector, "run"), named(collector, "join")
     assert (joined.parent_id, joined.ended_ns - joined.began_ns) == (ran.span_id, 500_000_000)

@@ -1,4 +1,4 @@
-"""Check how the stages of a job are collected."""
+"""Check how the intervals of a job are collected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from jobs.record import Progress, Status
 from worker.supervisor import timeline as timeline_module
 from worker.supervisor.timeline import JobTimeline
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 
 class Spans:
@@ -19,8 +19,8 @@ class Spans:
         self.added: list[tuple[str, bool]] = []
         self.finished: list[Status | None] = []
 
-    def add(self, stage: Stage, *, failed: bool = False) -> None:
-        self.added.append((stage.name, failed))
+    def add(self, interval: Interval, *, failed: bool = False) -> None:
+        self.added.append((interval.name, failed))
 
     def finish(self, status: Status | None) -> None:
         self.finished.append(status)
@@ -39,7 +39,7 @@ def timeline(spans) -> JobTimeline:
 
 
 def intervals(timeline: JobTimeline) -> list[tuple[str, float, float]]:
-    return [(stage.name, stage.began_s, stage.ended_s) for stage in timeline.stages]
+    return [(interval.name, interval.began_s, interval.ended_s) for interval in timeline.intervals]
 
 
 def test_first_phase_is_load_and_lasts_until_now(timeline):
@@ -65,14 +65,21 @@ def test_phases_have_no_gaps_and_steps_are_their_details(timeline):
         ("chunk", 105.0, 106.0),
         ("decode", 105.0, 107.0),
     ]
-    assert [stage.name for stage in timeline.stages if stage.detail] == ["step 1", "step 2", "chunk"]
-    assert [stage.lane for stage in timeline.stages if not stage.detail] == ["job", *["ranks"] * 3]
+    assert [interval.name for interval in timeline.intervals if interval.detail] == [
+        "step 1",
+        "step 2",
+        "chunk",
+    ]
+    assert [interval.lane for interval in timeline.intervals if not interval.detail] == [
+        "job",
+        *["ranks"] * 3,
+    ]
 
 
 def test_same_phase_of_another_segment_is_another_stage(timeline):
     for segment in (0, 1):
         timeline.enter_phase(Progress(phase="denoise", segment=segment))
-    assert [(stage.name, stage.segment) for stage in timeline.stages] == [
+    assert [(interval.name, interval.segment) for interval in timeline.intervals] == [
         ("load", 0),
         ("denoise", 0),
         ("denoise", 1),
@@ -85,7 +92,7 @@ def test_ended_phase_does_not_go_on(timeline):
     timeline.end_phase()
     assert intervals(timeline) == [("load", 100.0, 101.0), ("decode", 101.0, 102.0)]
     timeline.enter_phase(Progress(phase="upload"))
-    assert (intervals(timeline)[-1][0], timeline.stages[-1].lane) == ("upload", "storage")
+    assert (intervals(timeline)[-1][0], timeline.intervals[-1].lane) == ("upload", "storage")
 
 
 def test_measured_work_is_a_stage_unless_it_raises(timeline):
@@ -110,4 +117,4 @@ def test_details_are_limited_and_stages_are_not(timeline, monkeypatch):
     for step in range(5):
         timeline.enter_phase(Progress(phase="denoise", step=step))
     timeline.enter_phase(Progress(phase="decode"))
-    assert [stage.name for stage in timeline.stages] == ["load", "step 1", "denoise", "decode"]
+    assert [interval.name for interval in timeline.intervals] == ["load", "step 1", "denoise", "decode"]

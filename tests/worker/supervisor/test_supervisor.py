@@ -30,7 +30,7 @@ from worker.supervisor.job import ClaimedJob, Completed, Failed, Requeued, Stopp
 from worker.supervisor.registration import PublishedStatus
 from worker.supervisor.states import GpuGroupState, JobState, SupervisorState
 from worker.supervisor.threads import StoppableThread
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 
@@ -224,9 +224,9 @@ def test_messages_become_stages_of_the_timeline(fake):
     for progress in (Progress(phase="denoise"), Progress(phase="denoise", step=1), Progress(phase="decode")):
         fake.receive(ProgressReport(job_id=job.job_id, progress=progress, timings_s={}))
     fake.receive(GpusReleased(job_id=job.job_id))
-    joined = Stage(name="join", lane="video", began_s=1.0, ended_s=2.0)
+    joined = Interval(name="join", lane="video", began_s=1.0, ended_s=2.0)
     fake.receive(StageDone(job_id=job.job_id, stage=joined))
-    assert [(stage.name, stage.lane) for stage in job.timeline.stages] == [
+    assert [(each.name, each.lane) for each in job.timeline.intervals] == [
         ("wait", "job"),
         ("load", "job"),
         ("step 1", "ranks"),
@@ -316,7 +316,7 @@ def test_next_job_is_claimed_during_the_last_decode_and_runs_when_the_gpus_are_r
     assert not fake.consumer.is_requested  # one job at most waits
     fake.receive(GpusReleased(job_id=first.job_id))
     assert fake.runs() == [first.job_id, second.job_id]
-    assert [stage.name for stage in second.timeline.stages] == ["wait", "load"]
+    assert [each.name for each in second.timeline.intervals] == ["wait", "load"]
 
 
 def test_waiting_job_runs_after_a_failed_one(fake):

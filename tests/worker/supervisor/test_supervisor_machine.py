@@ -45,7 +45,7 @@ from worker.supervisor.events import DrainRequested, GroupMessage, JobClaimed, S
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 from worker.supervisor.registration import PublishedStatus
 from worker.supervisor.states import ON_GPUS, WITH_GROUP, GpuGroupState, JobState, SupervisorState
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 MAX_UNFINISHED = 3
 DRAIN_S = 10.0
@@ -335,18 +335,18 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     def report(self, job: ClaimedJob) -> None:
         progress, timings_s = Progress(phase="denoise", step=1, num_steps=4), {"encode": 1.0}
-        stage = Stage(name="encode", lane="video", began_s=1.0, ended_s=2.0)
+        interval = Interval(name="encode", lane="video", began_s=1.0, ended_s=2.0)
         self.checkpoints.append(job)
         for message in (
             JobStarted(job_id=job.job_id),
             ProgressReport(job_id=job.job_id, progress=progress, timings_s=timings_s),
             CheckpointSaved(job_id=job.job_id, checkpoint=CHECKPOINT),
-            StageDone(job_id=job.job_id, stage=stage),
+            StageDone(job_id=job.job_id, stage=interval),
         ):
             self.fake.receive(message)
         assert (job.progress, job.timings_s) == (progress, timings_s)
-        assert stage in job.timeline.stages
-        assert job.timeline.stages[-1].name == "denoise"
+        assert interval in job.timeline.intervals
+        assert job.timeline.intervals[-1].name == "denoise"
 
     def begin_last_decode(self, job: ClaimedJob) -> None:
         self.fake.receive(LastDecode(job_id=job.job_id))
@@ -355,8 +355,8 @@ class SupervisorMachine(RuleBasedStateMachine):
     def release_gpus(self, job: ClaimedJob) -> None:
         self.fake.receive(GpusReleased(job_id=job.job_id))
         assert job.state is JobState.WRITING
-        ended = job.timeline.stages
-        assert job.timeline.stages == ended, "the phase on the GPUs has no end"
+        ended = job.timeline.intervals
+        assert job.timeline.intervals == ended, "the phase on the GPUs has no end"
 
     def finish_video(self, job: ClaimedJob) -> None:
         self.expect(job, Completed(VIDEO))
@@ -436,7 +436,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @invariant()
     def every_started_job_was_sent_to_the_group_once(self) -> None:
         self.started += [job for job in self.in_state(*WITH_GROUP) if job not in self.started]
-        assert all("wait" in [stage.name for stage in job.timeline.stages] for job in self.started)
+        assert all("wait" in [each.name for each in job.timeline.intervals] for job in self.started)
         assert self.fake.sent_to_any_group(RunJob) == [job.run for job in self.started]
 
     @invariant()

@@ -1,4 +1,4 @@
-"""Check the timeline file as a trace viewer reads it, and how stages are collected."""
+"""Check the timeline file as a trace viewer reads it, and how intervals are collected."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from itertools import pairwise
 from jobs.store.holder import Lease
 from tests.worker.supervisor.backends import LocalBackends
 from worker.supervisor.timeline import trace_events
-from worker.telemetry import Stage
+from worker.telemetry import Interval
 
 NOW = 1_000_000.0
 
 
-def stage(name: str, lane: str, began_s: float, ended_s: float, **more: object) -> Stage:
-    return Stage(name=name, lane=lane, began_s=NOW + began_s, ended_s=NOW + ended_s, **more)
+def interval(name: str, lane: str, began_s: float, ended_s: float, **more: object) -> Interval:
+    return Interval(name=name, lane=lane, began_s=NOW + began_s, ended_s=NOW + ended_s, **more)
 
 
 STAGES = [
-    stage("load", "job", 2, 3),
-    stage("step 1", "ranks", 3, 4, segment=1, detail=True),
-    stage("denoise", "ranks", 3, 5, segment=1),
-    stage("x264", "video", 5, 5.25),
-    stage("video", "storage", 6, 7),
+    interval("load", "job", 2, 3),
+    interval("step 1", "ranks", 3, 4, segment=1, detail=True),
+    interval("denoise", "ranks", 3, 5, segment=1),
+    interval("x264", "video", 5, 5.25),
+    interval("video", "storage", 6, 7),
 ]
 
 
@@ -45,7 +45,7 @@ def names(document):
     return {e["tid"]: e["args"]["name"] for e in of(document, "M") if e["name"] == "thread_name"}
 
 
-def test_stages_are_complete_events_in_microseconds_on_named_rows(backends):
+def test_intervals_are_complete_events_in_microseconds_on_named_rows(backends):
     lease = claimed(backends)
     document = json.loads(json.dumps(trace_events(lease, STAGES)))
     rows = names(document)
@@ -90,7 +90,7 @@ def test_rows_of_many_jobs_have_different_numbers(backends):
     assert len(rows) == 1 + 3 * num_jobs  # the row of the ranks belongs to all
 
 
-def test_stage_precedes_its_details(backends):
+def test_interval_precedes_its_details(backends):
     lease = claimed(backends)
     events = of(trace_events(lease, STAGES), "X")
     for one, next_ in pairwise(events):
@@ -107,7 +107,7 @@ def test_jobs_of_a_group_share_only_the_row_of_its_ranks(backends):
     assert process["args"] == {"name": "group a"}
 
 
-def test_later_attempt_has_no_queued_stage(backends):
+def test_later_attempt_has_no_queued_interval(backends):
     lease = claimed(backends)
     backends.job_store.holder.requeue(lease, crashed=True)
     events = of(trace_events(backends.claim(), STAGES), "X")
@@ -117,8 +117,8 @@ def test_later_attempt_has_no_queued_stage(backends):
 
 def test_no_duration_is_negative_if_clocks_differ(backends):
     lease = claimed(backends)
-    stages = [stage("load", "job", -5, -4), stage("x264", "video", 1, 0.5)]
-    assert [e["dur"] for e in of(trace_events(lease, stages), "X") if e["name"] in {"queued", "x264"}] == [
+    intervals = [interval("load", "job", -5, -4), interval("x264", "video", 1, 0.5)]
+    assert [e["dur"] for e in of(trace_events(lease, intervals), "X") if e["name"] in {"queued", "x264"}] == [
         0,
         0,
     ]
