@@ -126,7 +126,9 @@ def test_video_of_a_group_that_is_gone_is_uploaded(scene):
 
 
 def test_group_leaves_the_folders_of_other_groups_alone(scene):
-    settings = WorkerSettings(**{**scene.settings.model_dump(), "ranks": 2, "context_parallel": 1})
+    settings = WorkerSettings(
+        **{**scene.settings.model_dump(exclude_unset=True), "ranks": 2, "context_parallel": 1}
+    )
     spools = [Spool(settings.group_folder(index) / "jobs") for index in range(2)]
     jobs = [scene.finished_job(spool) for spool in spools]
     build_supervisor(settings, 0)
@@ -217,7 +219,9 @@ def test_supervisor_drains_while_its_name_cannot_be_given_up(scene, monkeypatch)
 
 def test_supervisors_of_a_world_drain_together(scene):
     """Spare ones have no registration. When one of them stops, the ranks are of no use to the others."""
-    settings = WorkerSettings(**{**scene.settings.model_dump(), "ranks": 2, "context_parallel": "auto"})
+    settings = WorkerSettings(
+        **{**scene.settings.model_dump(exclude_unset=True), "ranks": 2, "context_parallel": "auto"}
+    )
     reported: list[str] = []
     supervisors = build_supervisors(settings, 0, reported.append)
     assert len(supervisors) == 4
@@ -262,5 +266,7 @@ def test_thread_that_may_have_started_the_ranks_lives_until_all_supervisors_have
 
 
 def test_supervisor_of_a_fixed_group_is_alone(scene):
-    settings = WorkerSettings(**{**scene.settings.model_dump(), "ranks": 2, "context_parallel": 1})
+    settings = WorkerSettings(
+        **{**scene.settings.model_dump(exclude_unset=True), "ranks": 2, "context_parallel": 1}
+    )
     assert len(build_supervisors(settings, 1, lambda _: None)) == 1
