@@ -1,7 +1,7 @@
 """Encode prompts: clean them, tokenise them and run the UMT5 encoder, with a cache.
 
 The encoder takes 11 GB, so only the leader loads it, and may keep it in host memory. Cached hidden states
-stay on the device, 4 MB for each prompt.
+are in host memory, 4 MB for each prompt.
 """
 
 import html
@@ -84,7 +84,8 @@ class TextEncoder:
     def encode(self, prompts: list[str]) -> Text:
         """Return the hidden states of each prompt, computed or from the cache."""
         texts = [self._encode(clean(prompt)) for prompt in prompts]
-        return Text(torch.cat([text.hidden for text in texts]), torch.cat([text.mask for text in texts]))
+        hidden, mask = (torch.cat(parts).to(self._device) for parts in zip(*texts, strict=True))
+        return Text(hidden, mask)
 
     def _encode(self, prompt: str) -> Text:
         text = self._cache.pop(prompt, None) or self._compute(prompt)
@@ -100,7 +101,7 @@ class TextEncoder:
         ids = tokens["input_ids"].to(self._encoder.encoder.embed_tokens.weight.device)
         mask = tokens["attention_mask"].to(CPU if self._placement == "cpu" else self._device)
         hidden = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return Text(hidden.to(self._device), mask.to(self._device))
+        return Text(hidden.to(CPU), mask.to(CPU))
 
 
 def _stream(encoder: UMT5EncoderModel, device: torch.device) -> None:

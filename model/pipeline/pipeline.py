@@ -118,6 +118,7 @@ class Pipeline:
         inputs and `resume`. Raises InputError if the checkpoint lacks a LoRA file that the plan needs.
         """
         self._check_loras(request.plan)
+        self.text_cache.keep(_merged_by(request.plan))
         state = self._first_state(resume or State.begin(request.seed))
         while state.segment < request.plan.num_segments:
             state = yield from self._segment(request, state)
@@ -229,6 +230,12 @@ class Pipeline:
             if name not in self.lora.names:
                 field = "distilled" if name == DISTILLED_LORA else "refine"
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
+
+
+def _merged_by(plan: Plan) -> set[str | None]:
+    """Return the LoRAs that the stages of a plan merge; None for a stage with the base."""
+    needs_base = plan.task != "refine" and not plan.distilled
+    return {*plan.loras, None} if needs_base else {*plan.loras}
 
 
 def _load_encoders(

@@ -4,6 +4,7 @@ All texts are compared, also those that other ranks predict for: then all ranks 
 project texts together. Ranks that share weights exchange them meanwhile.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,6 +41,10 @@ class TextKVCache:
 
     def __init__(self) -> None:
         self._entries: dict[str | None, _Entry] = {}
+
+    def keep(self, loras: Collection[str | None]) -> None:
+        """Free the text KV of all other LoRAs. None is the base without a LoRA."""
+        self._entries = {lora: entry for lora, entry in self._entries.items() if lora in loras}
 
     def for_lora(self, lora: str | None) -> ProjectText:
         """Return a cached version of `project_local_texts`, for use while this LoRA is merged."""

@@ -64,7 +64,8 @@ class CrossAttention(nn.Module):
     def project_kv(self, text: Float[Tensor, "b l c"], mask: Bool[Tensor, "b 1 1 l"] | None) -> TextKV:
         """Return keys and values of the text, which are the same at every step."""
         k, v = self.kv_linear(text).unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
-        return TextKV(self.k_norm(k).transpose(1, 2), v.transpose(1, 2), mask)
+        # A view of the values would keep the keys before their norm as well, since both are one product.
+        return TextKV(self.k_norm(k).transpose(1, 2), v.contiguous().transpose(1, 2), mask)
 
     def project_q(self, x: Float[Tensor, "b g m c"]) -> Float[Tensor, "b g m a d"]:
         """Return the normalised query of each token."""

@@ -77,6 +77,13 @@ def test_a_prompt_is_encoded_once(encoder, monkeypatch):
     assert torch.equal(first.hidden[1], again.hidden[0])
 
 
+def test_known_prompts_take_no_memory_of_the_device(parity_checkpoint):
+    elsewhere = TextEncoder.load(parity_checkpoint, torch.device("meta"), torch.float32, "cpu")
+    text = elsewhere.encode(["the cat"])
+    assert {x.device.type for x in text} == {"meta"}
+    assert {x.device.type for kept in elsewhere._cache.values() for x in kept} == {"cpu"}
+
+
 def test_old_prompts_are_forgotten(encoder, monkeypatch):
     first = encoder.encode(["the cat"])
     monkeypatch.setattr(encoder, "_compute", lambda _: first)

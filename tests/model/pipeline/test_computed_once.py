@@ -106,6 +106,27 @@ class TestTextKVCache:
         assert plain is not few_steps
         assert (project(None, text()) is plain, project("a", text()) is few_steps) == (True, True)
 
+    def test_entries_hold_keys_and_values_and_nothing_else(self, project, text):
+        for kv in project(None, text()):
+            stored = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in (kv.k, kv.v)}
+            assert sum(stored.values()) == kv.k.nbytes + kv.v.nbytes
+
+
+@pytest.mark.parametrize(
+    ("options", "loras"),
+    [
+        ({}, {None}),
+        ({"distilled": True}, {"cfg_step_lora"}),
+        ({"refine": True}, {None, "refinement_lora"}),
+        ({"distilled": True, "refine": True}, {"cfg_step_lora", "refinement_lora"}),
+    ],
+)
+def test_job_keeps_the_text_kv_of_no_lora_that_it_does_not_merge(pipeline, options, loras):
+    for lora in (None, "cfg_step_lora", "refinement_lora"):
+        pipeline.text_cache._entries[lora] = None
+    next(pipeline.generate(request_of(pipeline, **options)))
+    assert set(pipeline.text_cache._entries) == loras
+
 
 def test_tensors_of_the_leader_are_moved_to_the_device(pipeline):
     """Alone as in a group: schedules and random numbers are made on the CPU."""
