@@ -23,15 +23,24 @@ from transformers import UMT5Config, UMT5EncoderModel, masking_utils
 
 from benchmarks.formulas import BASE, REFINED, TEXT_TOKENS, num_tokens
 from benchmarks.traffic import Attention, FusedNorm, LiveTensors, ranks_on_meta, recorded
+from model import text as model_text
+from model.io.lora import LoraMerger
 from model.parallel.mesh import ContextParallel
+from model.pipeline.conditioning import Encoders
 from model.pipeline.leader_clip import LeaderClip
+from model.pipeline.pipeline import Pipeline
+from model.pipeline.request import Request
+from model.pipeline.state import State
 from model.spec.geometry import VAE_STRIDE, Size, frames_of_latents
+from model.spec.limits import Limits
 from model.spec.memory import Quantize, TextEncoderPlacement
+from model.spec.plan import Plan
 from model.text import MAX_TOKENS, TextEncoder
 from model.transformer import token_layout
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.quantise import quantise_block
+from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import Window, build_layout
 from model.vae.vae import Vae, WanVae
 
@@ -39,6 +48,7 @@ META = torch.device("meta")
 GB = 1e9
 DTYPES = (torch.float32, torch.bfloat16)
 RANKS = (1, 2, 4)
+SHIFT = 12.0  # of the released noise levels
 CONDITION_FRAMES = 4  # latent frames of 13 condition frames
 UMT5_XXL: dict[str, Any] = {
     "vocab_size": 256384,
@@ -71,11 +81,13 @@ class Case:
     num_texts: int = 1
     sparse: bool = False
     condition_cache: bool = False
+    step_cache: bool = False
 
 
 CASES = {
     "480p": Case(BASE),
     "480p, guided": Case(BASE, num_texts=2),
+    "480p, guided, step cache": Case(BASE, num_texts=2, step_cache=True),
     "480p, condition frames": Case(BASE._replace(num_condition=CONDITION_FRAMES), num_texts=2),
     "480p, condition cache": Case(
         BASE._replace(num_frames=BASE.num_frames - CONDITION_FRAMES, first=CONDITION_FRAMES),
@@ -108,22 +120,73 @@ def forward_peak(
         if case.condition_cache:
             clean_window = Window(CONDITION_FRAMES, *case.window[1:3])
             condition_kv = dit.condition_kv(clean, build_layout(config, clean_window, False, parallel))
+        step_cache = StepCache(0.1, parallel) if case.step_cache else None
         with LiveTensors() as alive:
-            dit(latents, timesteps, layout, text_kv, condition_kv)
+            for _step in range(2 if case.step_cache else 1):
+                dit(latents, timesteps, layout, text_kv, condition_kv, step_cache)
     elements = case.num_texts * num_tokens(config, case.window) // ranks * config.hidden_size
     return replace(_peak(alive), units=alive.peak_bytes / (elements * dtype.itemsize))
 
 
+def job_peak(plan: Plan, dtype: torch.dtype) -> Peak:
+    """Return the peak of a whole job on one GPU, with all that it keeps: also weights, and keys and values.
+
+    No step is near another, so that a step cache never spares a block. No LoRA is merged.
+    """
+    config, parallel, limits = DitConfig(), ContextParallel(META), Limits.from_json({})
+    with META:
+        dit = Dit(config, dtype).requires_grad_(False)
+    wan_vae, text_encoder = _full_wan_vae(dtype), _full_text_encoder(dtype)
+    weights_bytes = sum(x.nbytes for module in (dit, wan_vae, text_encoder) for x in module.parameters())
+    vae = Vae(cast(WanVae, wan_vae), parallel, channels_last=True)
+    text = TextEncoder(cast(Any, _tokens), text_encoder, META)
+    pipeline = Pipeline(
+        limits=limits,
+        dit=dit,
+        lora=LoraMerger(dit, cast(Any, None), {}),
+        vae=vae,
+        encoders=Encoders(text, vae.latent_channels, SHIFT, limits.negative_prompt),
+        parallel=parallel,
+    )
+    frames = torch.zeros(plan.num_condition_frames, plan.height, plan.width, 3, dtype=torch.uint8)
+    request = Request(
+        plan, ("a prompt",), seed=0, video=frames if plan.task == "video_continuation" else None
+    )
+    with _as_on_cuda(), _encoding_on_meta(), _staying_on_meta(), LiveTensors() as alive:
+        for _event in pipeline.generate(request):
+            pass
+    peak = _peak(alive)
+    return replace(peak, size_bytes=weights_bytes + peak.size_bytes)
+
+
 def encode_text_peak(placement: TextEncoderPlacement, dtype: torch.dtype) -> Peak:
     """Return the peak of encoding two prompts with UMT5-XXL."""
-    with META:
-        encoder = nn.Module.to(UMT5EncoderModel(UMT5Config(**UMT5_XXL)), dtype).requires_grad_(False).eval()
-    text = TextEncoder(cast(Any, _tokens), encoder, META, placement)
-    # On meta tensors nothing can be asked of the mask; only that of a prompt with padding is needed.
-    needs_mask = patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *_: False)
-    with needs_mask, LiveTensors() as alive:
+    text = TextEncoder(cast(Any, _tokens), _full_text_encoder(dtype), META, placement)
+    with _encoding_on_meta(), LiveTensors() as alive:
         text.encode(["a prompt", "a negative prompt"])
     return _peak(alive)
+
+
+@contextmanager
+def _staying_on_meta() -> Iterator[None]:
+    """Leave on the meta device what a job copies to the host, and draw random numbers without their state."""
+    generator = patch.object(State, "generator", lambda _: torch.Generator())
+    with generator, patch.object(Tensor, "cpu", lambda x: x):
+        yield
+
+
+def _full_text_encoder(dtype: torch.dtype) -> UMT5EncoderModel:
+    with META:
+        return nn.Module.to(UMT5EncoderModel(UMT5Config(**UMT5_XXL)), dtype).requires_grad_(False).eval()
+
+
+@contextmanager
+def _encoding_on_meta() -> Iterator[None]:
+    """Encode prompts on the meta device, which also stands for the host that caches them."""
+    # Nothing can be asked of the mask; only that of a prompt with padding is needed.
+    needs_mask = patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *_: False)
+    with needs_mask, patch.object(model_text, "CPU", META):
+        yield
 
 
 def _tokens(*_: object, **__: object) -> dict[str, Tensor]:
@@ -156,10 +219,13 @@ def encode_peak(window: Window, dtype: torch.dtype) -> Peak:
 
 
 def _full_vae(dtype: torch.dtype) -> Vae:
+    return Vae(cast(WanVae, _full_wan_vae(dtype)), ContextParallel(META), channels_last=True)
+
+
+def _full_wan_vae(dtype: torch.dtype) -> nn.Module:
     wan_vae: Any = AutoencoderKLWan
     with META:
-        vae = nn.Module.to(wan_vae.from_config({}), dtype).requires_grad_(False)
-    return Vae(cast(WanVae, vae), ContextParallel(META), channels_last=True)
+        return nn.Module.to(wan_vae.from_config({}), dtype).requires_grad_(False)
 
 
 @contextmanager
@@ -171,6 +237,7 @@ def _as_on_cuda() -> Iterator[None]:
             Attention(),
             FusedNorm(),
             patch.object(token_layout, "block_sparse_attention", _result_alone),
+            patch.object(StepCache, "_is_near", lambda *_: False),
         ):
             stack.enter_context(context)
         yield

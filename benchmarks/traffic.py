@@ -103,12 +103,14 @@ class LiveTensors(TorchDispatchMode):
         """Run the operation, and update the peak."""
         given = {StorageWeakRef(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _is_tensor(x)}
         result = func(*args, **(kwargs or {}))
+        has_grown = False
         for x in filter(_is_tensor, tree_leaves(result)):
             storage = StorageWeakRef(x.untyped_storage())
             if storage not in given:
                 self._alive[storage] = x.untyped_storage().nbytes()
                 self.largest_elements = max(self.largest_elements, x.untyped_storage().nbytes() // x.itemsize)
-        if (alive_bytes := self.alive_bytes) > self.peak_bytes:
+                has_grown = True
+        if has_grown and (alive_bytes := self.alive_bytes) > self.peak_bytes:
             self.peak_bytes, self.peak_place = alive_bytes, f"{_model_place()}, {func.name()}"
         return result
 

@@ -41,7 +41,8 @@ _INTRODUCTION = """\
 
 The table says how many GPUs (1, 2, 4 or 8) must share a video of the released weights so that it fits. A
 dash means that it does not fit into 8. Videos have the default size (480×832 pixels) and length (93 frames),
-unless their name says otherwise. The precision is that of the large matrices, `LONGCAT_QUANTIZE`: fp8, or
+unless their name says otherwise, and quality `exact`: a `balanced` one also needs memory for its
+[step cache](performance.md#memory). The precision is that of the large matrices, `LONGCAT_QUANTIZE`: fp8, or
 int8 on GPUs that cannot multiply in fp8, which takes the same memory. With whole weights, each GPU of a group
 has all of the transformer. With `LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group divide it, and with
 `LONGCAT_STREAM_WEIGHTS=on` it stays in host memory; these rows are there only where they make a difference.

@@ -36,6 +36,9 @@ INT8_PEAKS = {2: ((7.7, 6), (10.4, 2)), 4: ((10.4, 4),)}
 """Further peaks of a block with weights in int8, by the size of an element in bytes: tensors [tokens, width],
 and bytes for each element of a matrix of the feed-forward, of which a copy is made for the product."""
 
+STEP_CACHE_TENSORS = 2
+"""Tensors [tokens, width] that the step cache adds to those of a block."""
+
 FEED_FORWARD_RATIO = 8 / 3
 """Hidden channels of the feed-forward, as a multiple of the width."""
 
@@ -112,6 +115,7 @@ class StageShape:
         num_condition: how many of the latent frames condition the rest.
         num_texts: texts of a forward: 2 with guidance.
         condition_cache: whether keys and values of the condition frames are kept instead of computed again.
+        step_cache: whether steps may reuse what blocks added in an earlier step.
     """
 
     num_frames: int
@@ -120,6 +124,7 @@ class StageShape:
     num_condition: int = 0
     num_texts: int = 1
     condition_cache: bool = False
+    step_cache: bool = False
 
     @property
     def tokens_of_frame(self) -> int:
@@ -371,7 +376,8 @@ def forward_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> in
     if setup.quantize == "int8":
         copied = INT8_PEAKS[setup.element_bytes]
         peaks += [tensors * tensor_bytes + copy_bytes * matrix for tensors, copy_bytes in copied]
-    return round(max(peaks))
+    cached = STEP_CACHE_TENSORS * tensor_bytes if stage.step_cache else 0
+    return round(max(peaks) + cached)
 
 
 def encode_text_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
@@ -409,9 +415,16 @@ def _stages(plan: Plan) -> list[StageShape]:
     if plan.task != "refine":
         num_condition = latent_frames(plan.num_condition_frames) if plan.num_condition_frames else 0
         num_texts = 2 if plan.guidance_scale > 1 else 1
-        num_frames = latent_frames(plan.num_frames)
         stages.append(
-            StageShape(num_frames, plan.height, plan.width, num_condition, num_texts, plan.condition_cache)
+            StageShape(
+                num_frames=latent_frames(plan.num_frames),
+                height=plan.height,
+                width=plan.width,
+                num_condition=num_condition,
+                num_texts=num_texts,
+                condition_cache=plan.condition_cache,
+                step_cache=plan.step_cache is not None,
+            )
         )
     if plan.refinement:
         layout = _refinement_layout(plan)

@@ -12,11 +12,14 @@ from model.spec.params import GenerationParams
 from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan
 from model.spec.resolve import Inputs, resolve
 
+_ANY_THRESHOLD = 0.1
+"""A threshold of the step cache. Memory does not depend on it."""
+
 
 def typical_plans(limits: Limits, loras: Collection[str]) -> Iterator[tuple[str, Plan]]:
     """Yield the name and the plan of typical videos, without those that the checkpoint does not make.
 
-    They have the default size and length; one has the largest size by name.
+    They have the default size and length; two have the largest size by name, one of them with a step cache.
     """
     refined = max(
         limits.refine_buckets.values(),
@@ -30,7 +33,10 @@ def typical_plans(limits: Limits, loras: Collection[str]) -> Iterator[tuple[str,
     ]
     if len(limits.buckets) > 1:
         largest = max(limits.buckets, key=lambda name: _largest_area(limits, name))
-        requests.append((f"text to video, {largest}", GenerationParams(resolution=largest)))
+        exact = GenerationParams(resolution=largest)
+        balanced = exact.model_copy(update={"quality": "balanced"})
+        requests.append((f"text to video, {largest}", exact))
+        requests.append((f"text to video, {largest}, balanced", balanced))
     if DISTILLED_LORA in loras:
         requests.append(("text to video, distilled", GenerationParams(distilled=True)))
     if REFINEMENT_LORA in loras:
@@ -38,7 +44,8 @@ def typical_plans(limits: Limits, loras: Collection[str]) -> Iterator[tuple[str,
         requests.append((f"refinement to {refined.width}×{refined.height}", GenerationParams(task="refine")))
     for name, params in requests:
         with suppress(InvalidParams):
-            yield name, resolve(params, typical_inputs(params, limits), limits)
+            inputs = typical_inputs(params, limits)
+            yield name, resolve(params, inputs, limits, step_cache=_ANY_THRESHOLD)
 
 
 def typical_inputs(params: GenerationParams, limits: Limits) -> Inputs:

@@ -53,6 +53,7 @@ class StepCache:
             self.reused = True
             return x + self._last.others_update
         self.reused = False
+        self._last = None  # freed before the other blocks need the memory
         out = run_others(x)
         self._last = FullStep(first_update, out - x)
         return out

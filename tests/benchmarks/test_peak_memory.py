@@ -20,16 +20,32 @@ import json
 import torch
 from dataclasses import asdict
 from benchmarks.formulas import BASE, REFINED
-from benchmarks.peak_memory import CASES, RANKS, decode_peak, encode_peak, encode_text_peak, forward_peak
-from benchmarks.traffic import LiveTensors
-from model.spec.memory import (
-    CheckpointSizes, Setup, StageShape, decode_bytes, encode_bytes, encode_text_bytes, forward_bytes
+from benchmarks.peak_memory import (
+    CASES, RANKS, decode_peak, encode_peak, encode_text_peak, forward_peak, job_peak
 )
+from benchmarks.traffic import LiveTensors
+from docs.gpus_page import released_sizes
+from model.spec.geometry import Clip
+from model.spec.limits import Limits
+from model.spec.memory import (
+    CheckpointSizes, Setup, StageShape, decode_bytes, encode_bytes, encode_text_bytes, forward_bytes,
+    memory_needed,
+)
+from model.spec.params import GenerationParams
+from model.spec.resolve import Inputs, resolve
 
 SIZES = CheckpointSizes(transformer=0, quantised=0, text_encoder=5_680_910_336, vae=0, width=4096, depth=48)
 
-def in_pixels(window, num_texts=1):
-    return StageShape(window.num_frames, 8 * window.height, 8 * window.width, num_texts=num_texts)
+def in_pixels(window, num_texts=1, step_cache=False):
+    height, width = 8 * window.height, 8 * window.width
+    return StageShape(window.num_frames, height, width, num_texts=num_texts, step_cache=step_cache)
+
+def job(inputs, **options):
+    params = GenerationParams(num_inference_steps=2, enhance_hf=False, **options)
+    plan = resolve(params, inputs, Limits.from_json({}), step_cache=0.1)
+    return asdict(job_peak(plan, torch.bfloat16)) | {
+        "predicted": memory_needed(released_sizes(), plan, Setup()).total
+    }
 
 def kept():
     x = torch.empty(1000, device="meta")
@@ -61,7 +77,7 @@ print(json.dumps({
         {
             "name": name, "dtype": str(dtype), "ranks": ranks, **asdict(forward_peak(case, dtype, ranks)),
             "predicted": forward_bytes(
-                SIZES, in_pixels(case.window, case.num_texts), Setup(ranks, dtype.itemsize)
+                SIZES, in_pixels(case.window, case.num_texts, case.step_cache), Setup(ranks, dtype.itemsize)
             ),
         }
         for name, case in CASES.items() for dtype in (torch.float32, torch.bfloat16) for ranks in RANKS
@@ -73,6 +89,10 @@ print(json.dumps({
             (torch.float32, 4), (torch.bfloat16, 1), (torch.bfloat16, 4), (torch.bfloat16, 8)
         )
     ],
+    "jobs": [
+        job(Inputs()),
+        job(Inputs(video=Clip(480, 832, 93)), quality="balanced", condition_cache=True),
+    ],
 }))
 """
 UNITS = {"torch.float32": 10.4, "torch.bfloat16": 11.1}
@@ -82,6 +102,8 @@ In fp32 in the feed-forward: the block's input, the tokens after self- and after
 of cross-attention, the modulated tokens, and two hidden tensors of 2.7 widths. In bf16 in the rotation of the
 keys: the block's input, the product of qkv (3), the rotated queries and three fp32 tensors.
 """
+STEP_CACHE_UNITS = 2
+"""What a step cache adds: the tokens after the first block, and the update of that block."""
 TOLERANCE = 0.25
 VAE_GB = {"encode 480p": 3.35, "decode 480p": 4.72, "encode 720p": 5.40, "decode 720p": 7.47}
 LARGEST_TENSOR = 2**31 - 1
@@ -116,13 +138,17 @@ def test_peak_counts_all_tensors_that_are_alive_at_once(counted):
 
 
 def test_forward_keeps_no_tensor_after_its_last_use(forwards):
-    assert len(forwards) == 30
+    assert len(forwards) == 36
     changed = [
         f"{forward}: {found['units']:.2f} [tokens, width] at {found['place']}"
         for forward, found in forwards.items()
-        if abs(found["units"] - UNITS[forward.dtype]) > TOLERANCE
+        if abs(found["units"] - _expected_units(forward)) > TOLERANCE
     ]
     assert not changed, "\n".join(changed)
+
+
+def _expected_units(forward: Forward) -> float:
+    return UNITS[forward.dtype] + ("step cache" in forward.name) * STEP_CACHE_UNITS
 
 
 def test_ranks_divide_the_activations_evenly(forwards):
@@ -150,3 +176,10 @@ def test_predicted_memory_is_near_each_peak(counted):
     """The predictions are those of `model.spec.memory`, by which a worker tells what fits into a GPU."""
     for peak in (*counted["vae"].values(), *counted["text"], *counted["forwards"], *counted["int8"]):
         assert peak["predicted"] == pytest.approx(peak["size_bytes"], rel=0.05), peak
+
+
+def test_predicted_memory_is_near_that_of_whole_jobs(counted):
+    """With weights, keys and values of text and condition frames, the step cache and all working memory."""
+    assert len(counted["jobs"]) == 2
+    for job in counted["jobs"]:
+        assert job["predicted"] == pytest.approx(job["size_bytes"], rel=0.01), job

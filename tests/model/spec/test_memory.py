@@ -113,6 +113,15 @@ def test_guidance_doubles_the_forward_and_the_keys_of_the_text():
     assert forward_bytes(RELEASED, two, Setup()) == 2 * forward_bytes(RELEASED, one, Setup())
 
 
+def test_step_cache_adds_two_tensors_of_all_tokens_at_each_dtype():
+    for element_bytes in (2, 4):
+        exact, balanced = (
+            forward_bytes(RELEASED, StageShape(24, 480, 832, step_cache=cached), Setup(4, element_bytes))
+            for cached in (False, True)
+        )
+        assert balanced - exact == pytest.approx(2 * 24 * 30 * 52 * 4096 * element_bytes / 4, abs=2)
+
+
 def test_refinement_needs_more_than_the_base_video():
     assert needed(refine=True).working > needed().working
 
@@ -148,7 +157,7 @@ class TestChoice:
             (40, 1, "none", "offload"),
             (40, 1, "fp8", "offload"),
             (48, 1, "none", "offload"),
-            (48, 2, "none", "device"),
+            (48, 2, "none", "offload"),
             (48, 4, "none", "device"),
             (48, 1, "fp8", "device"),
             (80, 1, "none", "device"),
@@ -185,6 +194,12 @@ class TestBudget:
         assert (longest - 1) % 4 == 0
         fits = [budget.fits(self.PLAN.model_copy(update={"num_frames": longest + n})) for n in (0, 4)]
         assert fits == [True, False]
+
+    def test_plan_with_a_step_cache_does_not_fit_into_what_the_exact_one_needs(self):
+        balanced = resolve(GenerationParams(quality="balanced"), Inputs(), LIMITS, step_cache=0.1)
+        assert MemoryBudget(self.NEEDED, RELEASED).fits(self.PLAN)
+        assert not MemoryBudget(self.NEEDED, RELEASED).fits(balanced)
+        assert MemoryBudget(memory_needed(RELEASED, balanced, Setup()).total, RELEASED).fits(balanced)
 
     def test_nothing_fits_without_room_for_the_weights(self):
         assert MemoryBudget(RELEASED.transformer, RELEASED).longest_that_fits(self.PLAN) is None

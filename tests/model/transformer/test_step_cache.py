@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -64,6 +65,21 @@ class Blocks:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         self.runs += 1
         return x + self.added
+
+
+def test_tensors_of_the_last_whole_step_are_freed_before_the_other_blocks_run_again():
+    steps, alive = StepCache(0.1, SINGLE), []
+    added, x = torch.ones(1, 1, 1, 4), torch.zeros(1, 1, 1, 4)
+    steps.run_or_reuse(added, x, Blocks(1.0))
+    last = weakref.ref(added)
+    del added
+
+    def run_others(x):
+        alive.append(last() is not None)
+        return x + 1
+
+    steps.run_or_reuse(torch.full_like(x, 2), x, run_others)
+    assert alive == [False]
 
 
 @pytest.mark.parametrize(("change", "runs"), [(0.0, 1), (0.09, 1), (0.11, 2), (-0.11, 2), (float("nan"), 2)])
