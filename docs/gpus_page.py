@@ -49,6 +49,9 @@ has all of the transformer. With `LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group 
 The last column says where `LONGCAT_TEXT_ENCODER=auto` places the
 [text encoder](operations.md#the-text-encoder), in groups of 1, 2, 4 and 8 GPUs; of sharded ones, 2, 4 and 8.
 
+The memory of a GPU is what CUDA shows to programs, in whole GiB: an RTX 4090, of which `nvidia-smi` shows
+24,564 MiB, has 23 GiB, and an L4 (23,034 MiB) has 22.
+
 The page is calculated, not measured: it comes from the arithmetic by which the service refuses what does not
 fit. That leaves 2 GiB of each GPU to CUDA. `python -m worker.check` does the same for your machine and
 weights.
@@ -73,7 +76,11 @@ _REFINED = (*_DISTILLED, "adaLN_modulation.1", "final_layer.linear")
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs with the same memory."""
+    """GPUs with the same memory: that which CUDA shows to programs, in whole GiB, rounded down.
+
+    It is up to 0.9 GiB less than `nvidia-smi` shows, and much less than the name of the GPU says if that
+    counts in GB, or if error correction takes a part.
+    """
 
     memory_gib: int
     examples: str
@@ -86,14 +93,16 @@ class Gpus:
 
 
 GPUS = (
-    Gpus(24, "RTX 3090, A10", has_fp8=False),
-    Gpus(24, "RTX 4090, L4"),
-    Gpus(32, "RTX 5090"),
-    Gpus(40, "A100", has_fp8=False),
+    Gpus(22, "A10", has_fp8=False),
+    Gpus(22, "L4"),
+    Gpus(23, "RTX 3090", has_fp8=False),
+    Gpus(23, "RTX 4090"),
+    Gpus(31, "RTX 5090"),
+    Gpus(39, "A100 40 GB", has_fp8=False),
     Gpus(44, "L40S"),
     Gpus(47, "RTX 6000 Ada"),
-    Gpus(80, "H100"),
-    Gpus(140, "H200"),
+    Gpus(79, "H100"),
+    Gpus(139, "H200"),
 )
 
 
