@@ -21,7 +21,7 @@ from model.io.sizes import read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, VideoWriter, measure_clip, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.options import parser
-from model.parallel.device import choose_device
+from model.parallel.device import choose_device, smallest_gpu_bytes
 from model.parallel.mesh import ContextParallel, join, leave
 from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         read_sizes(options.checkpoint),
         setup,
         [request.plan for request in requests],
-        _available_bytes(parallel.device),
+        available_bytes(smallest_gpu_bytes(parallel.device), None),
     )
     pipeline, cost = measured(
         lambda: Pipeline.load(
@@ -99,13 +99,6 @@ def run(options: argparse.Namespace) -> None:
             number = None if len(requests) == 1 else index
             outputs = Outputs(_numbered(options.output, number), _numbered(options.save_latents, number))
             _write(pipeline.generate(request), request.plan, outputs, parallel)
-
-
-def _available_bytes(device: torch.device) -> int | None:
-    """Return the memory that the model may take of a GPU, None on a CPU."""
-    if device.type != "cuda":
-        return None
-    return available_bytes(torch.cuda.get_device_properties(device).total_memory, None)
 
 
 @dataclass(frozen=True)

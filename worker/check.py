@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -37,17 +37,25 @@ from model.spec.memory import (
     memory_needed,
     weight_bytes,
 )
+from model.spec.plan import Plan
 from model.spec.typical import typical_plans
 from model.transformer.config import load_dit_config
 from worker.host_memory import host_memory_bytes
-from worker.settings import Endpoint, WorkerSettings
+from worker.settings import Endpoint, WorkerSettings, visible_devices
 
 DEADLINE_S = 5.0
 _TORCH = """
 import json, torch
-print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))
+gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+memory = [gpu.total_memory for gpu in gpus] if torch.cuda.is_available() else []
+print(json.dumps([torch.__version__, torch.version.cuda, memory]))
 """
-_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+_NVIDIA_SMI = (
+    "nvidia-smi",
+    "--query-gpu=name,memory.total,driver_version,uuid",
+    "--format=csv,noheader,nounits",
+)
+MOST_RANKS = 8  # that are recommended for a video
 
 
 @dataclass(frozen=True)
@@ -60,28 +68,64 @@ class Finding:
 
 @dataclass(frozen=True)
 class Gpu:
-    """Describe a GPU as the driver does."""
+    """Describe a GPU as the driver does, which does not know the memory of all."""
 
     name: str
-    memory_bytes: int
+    memory_bytes: int | None
     driver: str
+    uuid: str = ""
 
 
-def find_gpus() -> list[Gpu]:
-    """Return the GPUs that the driver shows. There are none without a driver."""
+@dataclass(frozen=True)
+class Torch:
+    """Describe the installed PyTorch, and the memory of each GPU that it can use, in bytes."""
+
+    version: str
+    cuda: str | None
+    gpu_memory: Sequence[int]
+
+
+def find_gpus(names: Sequence[str] | None = None) -> list[Gpu]:
+    """Return the GPUs that the driver shows, or those of them that CUDA_VISIBLE_DEVICES names, in its order.
+
+    There are none without a driver.
+    """
     try:
         shown = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[field.strip() for field in line.split(",")] for line in shown.splitlines() if line.strip()]
-    return [Gpu(name, int(mebibytes) * 1024**2, driver) for name, mebibytes, driver in rows]
+    gpus = [
+        Gpu(name, int(mebibytes) * 1024**2 if mebibytes.isdecimal() else None, *rest)
+        for name, mebibytes, *rest in rows
+    ]
+    if names is None:
+        return gpus
+    visible: list[Gpu] = []
+    for name in names:
+        if (gpu := _named(gpus, name)) is None:
+            break  # CUDA, too, ignores an unknown name and all after it
+        visible.append(gpu)
+    return visible
 
 
-def check(settings: WorkerSettings, gpus: list[Gpu]) -> Iterator[Finding]:
+def _named(gpus: Sequence[Gpu], name: str) -> Gpu | None:
+    """Return the GPU with this number, or whose UUID begins so; None if there is none."""
+    if name.startswith("MIG-") and gpus:
+        return Gpu(name, None, gpus[0].driver, name)
+    if name.isdecimal():
+        return gpus[int(name)] if int(name) < len(gpus) else None
+    return next((gpu for gpu in gpus if name.startswith("GPU-") and gpu.uuid.startswith(name)), None)
+
+
+def check(settings: WorkerSettings, gpus: Sequence[Gpu]) -> Iterator[Finding]:
     """Yield what was found, the most basic first."""
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and not gpus)
+    torch = _ask_torch()
+    if isinstance(torch, Torch) and len(torch.gpu_memory) == len(gpus):  # a little less than the driver says
+        gpus = [replace(gpu, memory_bytes=size) for gpu, size in zip(gpus, torch.gpu_memory, strict=True)]
     yield from _check_gpus(settings, gpus, on_cpu=on_cpu)
-    yield _check_torch(on_cpu=on_cpu)
+    yield _check_torch(torch, on_cpu=on_cpu)
     yield from _check_checkpoint(settings, None if on_cpu else gpus)
     yield from _check_disks(settings)
     if settings.nodes > 1:
@@ -91,31 +135,48 @@ def check(settings: WorkerSettings, gpus: list[Gpu]) -> Iterator[Finding]:
         yield _check_storage(settings)
 
 
-def _check_gpus(settings: WorkerSettings, gpus: list[Gpu], *, on_cpu: bool) -> Iterator[Finding]:
+def _check_gpus(settings: WorkerSettings, gpus: Sequence[Gpu], *, on_cpu: bool) -> Iterator[Finding]:
     for number, gpu in enumerate(gpus):
-        yield Finding(
-            "ok", f"GPU {number}: {gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB, driver {gpu.driver}"
-        )
+        memory = "unknown memory" if gpu.memory_bytes is None else f"{gpu.memory_bytes // GIB} GiB"
+        yield Finding("ok", f"GPU {number}: {gpu.name}, {memory}, driver {gpu.driver}")
     if on_cpu:
         yield Finding("note", "no GPU is used: only small checkpoints make videos in reasonable time")
     elif len(gpus) < settings.ranks:
-        yield Finding("problem", f"RANKS is {settings.ranks}, but the driver shows {len(gpus)} GPUs")
+        shown = "the driver shows" if visible_devices() is None else "CUDA_VISIBLE_DEVICES leaves"
+        yield Finding("problem", f"RANKS is {settings.ranks}, but {shown} {len(gpus)} GPUs")
+    elif settings.gpu_memory_gib is None and _smallest(settings, gpus) is None:
+        yield Finding("note", "which videos fit is not known: GPU_MEMORY_GIB tells the memory of each GPU")
 
 
-def _check_torch(*, on_cpu: bool) -> Finding:
+def _smallest(settings: WorkerSettings, gpus: Sequence[Gpu]) -> int | None:
+    """Return the memory of the smallest GPU of the ranks, None if that of one is not known."""
+    sizes = [gpu.memory_bytes for gpu in gpus[: settings.ranks]]
+    known = [size for size in sizes if size is not None]
+    return min(known) if known and len(known) == len(sizes) else None
+
+
+def _ask_torch() -> Torch | Finding:
+    """Ask PyTorch in a process of its own, which leaves the GPUs when it ends."""
     command = [sys.executable, "-c", _TORCH]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return Finding("problem", f"PyTorch cannot be imported: {error}")
-    version, cuda, works = json.loads(shown)
-    text = f"PyTorch {version}, " + (f"built for CUDA {cuda}" if cuda else "built without CUDA")
-    if on_cpu or works:
+    return Torch(*json.loads(shown))
+
+
+def _check_torch(torch: Torch | Finding, *, on_cpu: bool) -> Finding:
+    if isinstance(torch, Finding):
+        return torch
+    text = f"PyTorch {torch.version}, " + (
+        f"built for CUDA {torch.cuda}" if torch.cuda else "built without CUDA"
+    )
+    if on_cpu or torch.gpu_memory:
         return Finding("ok", text)
     return Finding("problem", f"{text}, cannot use the GPUs: install a build for CUDA, or update the driver")
 
 
-def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Iterator[Finding]:
+def _check_checkpoint(settings: WorkerSettings, gpus: Sequence[Gpu] | None) -> Iterator[Finding]:
     """Check the checkpoint, and on GPUs which videos fit into their memory."""
     folder = settings.checkpoint
     try:
@@ -138,7 +199,7 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
         shard_weights=settings.shard_weights,
         stream_weights=settings.stream_weights,
     )
-    smallest = min(gpu.memory_bytes for gpu in gpus[: settings.ranks]) if gpus else None
+    smallest = None if gpus is None else _smallest(settings, gpus)
     available = available_bytes(smallest, settings.gpu_memory_gib)
     plans = dict(typical_plans(limits, loras))
     placement = choose_text_encoder(settings.text_encoder, sizes, setup, plans.values(), available)
@@ -149,7 +210,11 @@ def _check_checkpoint(settings: WorkerSettings, gpus: list[Gpu] | None) -> Itera
     yield from _check_host_memory(sizes, setup, settings)
     for name, plan in plans.items():
         needs = {width: memory_needed(sizes, plan, replace(setup, ranks=width)) for width in settings.widths}
-        yield _check_plan(name, needs, available)
+        finding = _check_plan(name, needs, available)
+        if available is not None and finding.kind == "note":
+            advice = _advice(sizes, plan, replace(setup, ranks=max(needs)), available)
+            finding = replace(finding, text=f"{finding.text}; {advice}")
+        yield finding
 
 
 def _check_heads(settings: WorkerSettings, num_heads: int) -> Iterator[Finding]:
@@ -171,15 +236,39 @@ def _check_loading(sizes: CheckpointSizes, setup: Setup, available: int) -> Find
     if needed <= available:
         return Finding("ok", text)
     text = f"{text}, but only {format_bytes(available)} can be used there"
-    if setup.shard_weights or setup.stream_weights:
-        return Finding("problem", text)
-    alternatives = {"STREAM_WEIGHTS": replace(setup, stream_weights=True)}
-    if setup.ranks > 1:
-        alternatives["SHARD_WEIGHTS"] = replace(setup, shard_weights=True)
-    sizes_with = " or ".join(
-        f"{format_bytes(weight_bytes(sizes, other))} with {name}=on" for name, other in alternatives.items()
+    sizes_with = [
+        f"{format_bytes(size)} with {name}"
+        for name, other in _alternatives(setup).items()
+        if (size := weight_bytes(sizes, other)) <= available
+    ]
+    return Finding("problem", f"{text}; they take {' or '.join(sizes_with)}" if sizes_with else text)
+
+
+def _alternatives(setup: Setup) -> dict[str, Setup]:
+    """Return the settings, by name, that need less memory of each GPU. The first cost the least time."""
+    alternatives: dict[str, Setup] = {}
+    if setup.text_encoder == "device":
+        alternatives["TEXT_ENCODER=offload"] = replace(setup, text_encoder="offload")
+    if setup.quantize == "none":
+        alternatives["QUANTIZE=fp8"] = replace(setup, quantize="fp8")
+        alternatives["QUANTIZE=int8"] = replace(setup, quantize="int8")
+    if not (setup.shard_weights or setup.stream_weights):
+        if setup.ranks > 1:
+            alternatives["SHARD_WEIGHTS=on"] = replace(setup, shard_weights=True)
+        alternatives["STREAM_WEIGHTS=on"] = replace(setup, stream_weights=True)
+    return alternatives
+
+
+def _advice(sizes: CheckpointSizes, plan: Plan, setup: Setup, available: int) -> str:
+    """Return how a plan would fit: each of the settings that suffices, and the fewest ranks that do."""
+    ranks = [number for number in (2, 4, MOST_RANKS) if number > setup.ranks]
+    more = {f"{number} ranks for each video": replace(setup, ranks=number) for number in ranks}
+    fitting, fitting_more = (
+        [name for name, other in setups.items() if memory_needed(sizes, plan, other).total <= available]
+        for setups in (_alternatives(setup), more)
     )
-    return Finding("problem", f"{text}; they take {sizes_with}")
+    ways = [*fitting, *fitting_more[:1]]
+    return f"each of these makes it fit: {', '.join(ways)}" if ways else "no single setting makes it fit"
 
 
 def _check_plan(name: str, needs: Mapping[int, MemoryNeed], available: int | None) -> Finding:
@@ -192,8 +281,7 @@ def _check_plan(name: str, needs: Mapping[int, MemoryNeed], available: int | Non
         return Finding("note", text)
     if fitting:
         return Finding("ok", text)
-    advice = "more ranks for each video may help"
-    return Finding("note", f"{text}: does not fit into {format_bytes(available)}; {advice}")
+    return Finding("note", f"{text}: does not fit into {format_bytes(available)}")
 
 
 _VERBS = {
@@ -291,7 +379,7 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     has_problem = False
-    for finding in check(settings, find_gpus()):
+    for finding in check(settings, find_gpus(visible_devices())):
         sys.stdout.write(f"{finding.kind:8} {finding.text}\n")
         sys.stdout.flush()
         has_problem |= finding.kind == "problem"

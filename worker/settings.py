@@ -304,9 +304,11 @@ class WorkerSettings(SharedSettings):
             raise ValueError("SHARD_WEIGHTS needs groups of at least two ranks: see RANKS, CONTEXT_PARALLEL")
         if self.shard_weights and self.stream_weights:
             raise ValueError("STREAM_WEIGHTS cannot be combined with SHARD_WEIGHTS")
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if self.device != "cpu" and visible and len(visible.split(",")) < self.ranks:
-            raise ValueError(f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {visible}")
+        visible = visible_devices()
+        if self.device != "cpu" and visible and len(visible) < self.ranks:
+            raise ValueError(
+                f"RANKS is {self.ranks}, but CUDA_VISIBLE_DEVICES names fewer GPUs: {','.join(visible)}"
+            )
         return self
 
     def _check_elastic(self) -> None:
@@ -455,6 +457,12 @@ _RANK_PREFIXES = (
     *("TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "PYTORCH_"),
     *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "MALLOC_"),
 )
+
+
+def visible_devices() -> list[str] | None:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, by number or UUID; None if it leaves all visible."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
 
 
 def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""Choose the device of this machine that runs the model."""
+"""Choose the device of this machine that runs the model, and tell the memory of GPUs."""
 
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from model.spec.errors import ModelError
 
@@ -40,3 +41,19 @@ def gpu_problem() -> str | None:
     except RuntimeError as error:  # no driver, an old one, or no GPU that this process may see
         return str(error)
     return None if torch.cuda.device_count() else "there is none, or CUDA_VISIBLE_DEVICES hides it"
+
+
+def smallest_gpu_bytes(device: torch.device) -> int | None:
+    """Return the memory of the smallest GPU of all ranks, which call this together; None on CPUs."""
+    if device.type != "cuda":
+        return None
+    return least_of_ranks(torch.cuda.get_device_properties(device).total_memory, device)
+
+
+def least_of_ranks(value: int, device: torch.device) -> int:
+    """Return the least that any rank gives. All ranks call this together."""
+    if not dist.is_initialized():
+        return value
+    least = torch.tensor(value, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)

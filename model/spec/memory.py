@@ -285,13 +285,15 @@ def choose_text_encoder(
 def available_bytes(gpu_bytes: int | None, limit_gib: float | None) -> int | None:
     """Return the memory of each GPU that the model may take, None if it is not limited.
 
+    Memory of a GPU counts in whole GiB, rounded down.
+
     Args:
         gpu_bytes: memory of each GPU; None without GPUs, or if it is not known.
         limit_gib: the operator's limit; None for all but `RESERVE_BYTES`.
     """
     if limit_gib is not None:
         return round(limit_gib * GIB)
-    return None if gpu_bytes is None else gpu_bytes - RESERVE_BYTES
+    return None if gpu_bytes is None else gpu_bytes // GIB * GIB - RESERVE_BYTES
 
 
 def format_bytes(num_bytes: int) -> str:

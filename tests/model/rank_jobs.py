@@ -17,6 +17,7 @@ import torch.distributed as dist
 from model.io.checkpoint import open_safetensors
 from model.io.lora import WeightMemory
 from model.parallel import broadcast, halo
+from model.parallel.device import least_of_ranks
 from model.parallel.mesh import SINGLE, ContextParallel, divide, divide_into_blocks
 from model.parallel.ring import pass_around
 from model.parallel.sharded_blocks import ShardedBlocks, start_gather
@@ -53,6 +54,10 @@ def groups(rank: int, count: int) -> dict[tuple[int, int], ContextParallel]:
         made[3, 1] = ContextParallel(CPU, size=3, rank=rank, group=three)
         made[3, 3] = dataclasses.replace(made[3, 1], ring_and_heads=(made[3, 1], SINGLE))
     return {kind: parallel for kind, parallel in made.items() if parallel.replica == 0}
+
+
+def least(parallel: ContextParallel, values: list[int]) -> int:
+    return least_of_ranks(values[parallel.rank], parallel.device)
 
 
 def place(parallel: ContextParallel) -> tuple[int, int, bool]:

@@ -16,7 +16,7 @@ from model.transformer.config import DitConfig
 from tests.model.spec.test_memory import LIMITS, RELEASED
 from worker import check
 from worker.check import Gpu, find_gpus
-from worker.settings import WorkerSettings
+from worker.settings import WorkerSettings, visible_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,13 +51,14 @@ def released(monkeypatch):
     monkeypatch.setattr(check, "read_prepared_bytes", lambda *_: 72 << 30)
     monkeypatch.setattr(check, "load_limits", lambda _: LIMITS)
     monkeypatch.setattr(check, "load_dit_config", lambda _: DitConfig())
-    monkeypatch.setattr(check, "_check_torch", lambda *, on_cpu: check.Finding("ok", "PyTorch"))
+    monkeypatch.setattr(check, "_check_torch", lambda _, *, on_cpu: check.Finding("ok", "PyTorch"))
+    monkeypatch.setattr(check, "_ask_torch", lambda: check.Finding("ok", "PyTorch"))
 
 
 def test_small_gpus_that_hold_the_weights_only_together_are_told_to_shard_them(settings, released):
     four = settings.model_copy(update={"ranks": 4})
     (problem,) = problems(four, gpus(24, 24, 24, 24))
-    assert "they take 1.4 GiB with STREAM_WEIGHTS=on or 8.0 GiB with SHARD_WEIGHTS=on" in problem
+    assert "or 8.0 GiB with SHARD_WEIGHTS=on or 1.4 GiB with STREAM_WEIGHTS=on" in problem
     sharded = four.model_copy(update={"shard_weights": True})
     assert problems(sharded, gpus(24, 24, 24, 24)) == []
     assert "text to video" in texts(sharded, gpus(24, 24, 24, 24), "ok")
@@ -124,7 +125,8 @@ def test_ring_that_a_group_needs_is_named(settings, ranks, ring_degree, problem)
 def test_weights_that_do_not_fit_are_a_problem(settings):
     (problem,) = problems(settings, gpus(24))
     text = "weights: 26.7 GiB on the first GPU of each group, but only 22.0 GiB can be used there"
-    assert problem == f"{text}; they take 1.4 GiB with STREAM_WEIGHTS=on"
+    quantised = "16.6 GiB with QUANTIZE=fp8 or 16.6 GiB with QUANTIZE=int8"
+    assert problem == f"{text}; they take {quantised} or 1.4 GiB with STREAM_WEIGHTS=on"
 
 
 @pytest.mark.usefixtures("released")
@@ -189,15 +191,98 @@ def test_rendezvous_whose_name_is_unknown_is_a_problem(settings):
     assert problem.startswith("RENDEZVOUS node.invalid:29500: ")
 
 
-def test_gpus_are_those_of_the_driver(tmp_path, monkeypatch):
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """Let `nvidia-smi` show two GPUs, and one whose memory it does not know."""
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 580.95'\necho 'NVIDIA L4, 23034, 580.95'\n")
+    program.write_text(
+        "#!/bin/sh\n"
+        "echo 'NVIDIA H200, 143771, 580.95, GPU-aa11'\n"
+        "echo 'NVIDIA L4, 23034, 580.95, GPU-bb22'\n"
+        "echo 'NVIDIA GB10, [N/A], 580.95, GPU-cc33'\n"
+    )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert find_gpus() == [
-        Gpu("NVIDIA H200", 143771 * 1024**2, "580.95"),
-        Gpu("NVIDIA L4", 23034 * 1024**2, "580.95"),
-    ]
+
+
+H200 = Gpu("NVIDIA H200", 143771 * 1024**2, "580.95", "GPU-aa11")
+L4 = Gpu("NVIDIA L4", 23034 * 1024**2, "580.95", "GPU-bb22")
+GB10 = Gpu("NVIDIA GB10", None, "580.95", "GPU-cc33")
+
+
+@pytest.mark.usefixtures("driver")
+def test_gpus_are_those_of_the_driver():
+    assert find_gpus() == [H200, L4, GB10]
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("1,0", [L4, H200]),
+        ("GPU-bb22", [L4]),
+        ("GPU-a, 1", [H200, L4]),
+        ("1,-1,0", [L4]),
+        ("7", []),
+        ("", []),
+        ("MIG-0123", [Gpu("MIG-0123", None, "580.95", "MIG-0123")]),
+    ],
+)
+def test_gpus_are_those_that_cuda_visible_devices_names(names, found, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert find_gpus(visible_devices()) == found
+
+
+@pytest.mark.usefixtures("released")
+def test_gpu_of_unknown_memory_is_no_problem(settings):
+    on_gpus = settings.model_copy(update={"device": "cuda"})
+    assert problems(on_gpus, [GB10]) == []
+    assert "GPU 0: NVIDIA GB10, unknown memory" in texts(on_gpus, [GB10], "ok")
+    assert "GPU_MEMORY_GIB tells the memory of each GPU" in texts(on_gpus, [GB10], "note")
+    limited = on_gpus.model_copy(update={"gpu_memory_gib": 100})
+    assert "GPU_MEMORY_GIB" not in texts(limited, [GB10], "note")
+    assert "text to video" in texts(limited, [GB10], "ok")
+
+
+@pytest.mark.usefixtures("released")
+def test_memory_is_that_which_pytorch_sees_in_whole_gib(settings, monkeypatch):
+    seen = check.Torch("2.13.0", "13.0", [int(47.9 * GIB)])
+    monkeypatch.setattr(check, "_ask_torch", lambda: seen)
+    on_gpus = settings.model_copy(update={"device": "cuda", "text_encoder": "device"})
+    assert "GPU 0: NVIDIA H200, 47 GiB" in texts(on_gpus, gpus(48), "ok")
+    assert "does not fit into 45.0 GiB" in texts(on_gpus, gpus(48), "note")
+
+
+@pytest.mark.usefixtures("released")
+def test_smallest_gpu_decides_what_fits(settings):
+    two = settings.model_copy(update={"device": "cuda", "ranks": 2, "text_encoder": "device"})
+    assert "does not fit" not in texts(two, gpus(80, 80), "note")
+    assert "does not fit into 46.0 GiB" in texts(two, gpus(80, 48), "note")
+
+
+@pytest.mark.usefixtures("released")
+@pytest.mark.parametrize(
+    ("changes", "size_gib", "ways"),
+    [
+        (
+            {"text_encoder": "device"},
+            48,
+            (
+                *("TEXT_ENCODER=offload", "QUANTIZE=fp8", "QUANTIZE=int8", "STREAM_WEIGHTS=on"),
+                "2 ranks for each video",
+            ),
+        ),
+        ({"quantize": "fp8"}, 31, ("STREAM_WEIGHTS=on", "2 ranks for each video")),
+        ({"gpu_memory_gib": 8, "stream_weights": True}, 24, ("4 ranks for each video",)),
+        ({"gpu_memory_gib": 3, "stream_weights": True}, 24, ()),
+    ],
+)
+def test_settings_with_which_a_video_would_fit_are_named(settings, changes, size_gib, ways):
+    on_gpu = settings.model_copy(update={"device": "cuda", **changes})
+    notes = texts(on_gpu, gpus(size_gib), "note").splitlines()
+    (largest,) = [note for note in notes if note.startswith("text to video, 720p:")]
+    advice = f"each of these makes it fit: {', '.join(ways)}" if ways else "no single setting makes it fit"
+    assert largest.partition("GiB; ")[2] == advice
 
 
 def test_there_are_no_gpus_without_a_driver(tmp_path, monkeypatch):

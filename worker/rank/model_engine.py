@@ -18,6 +18,7 @@ from model.io.lora import WeightMemory
 from model.io.sizes import read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
+from model.parallel.device import smallest_gpu_bytes
 from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Event, Frames
 from model.pipeline.pipeline import Pipeline
@@ -74,7 +75,7 @@ class ModelEngine:
             weights=self._weights,
             order_versions=ORDER_VERSIONS,
             gpu=gpu and gpu.name,
-            gpu_memory_gib=gpu and _gpu_memory_gib(parallel),
+            gpu_memory_gib=gpu and gpu.total_memory // GIB,
             tasks=tasks_with(self._pipeline.lora.names),
             loras=tuple(sorted(self._pipeline.lora.names)),
             limits=self._pipeline.limits.to_json(),
@@ -125,12 +126,13 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
         shard_weights=setup.shard_weights,
         stream_weights=setup.stream_weights,
     )
+    smallest = smallest_gpu_bytes(parallel.device)
     needs, memory = plan_memory(
         setup.checkpoint,
         needs,
         setup.text_encoder,
         setup.gpu_memory_gib,
-        _gpu_memory_gib(parallel),
+        None if smallest is None else smallest // GIB,
         widest=setup.num_ranks,
     )
     if parallel.device.type == "cuda":
@@ -189,13 +191,6 @@ def _weight_memory(setup: RankSetup, needs: Setup, fingerprint: str) -> WeightMe
     )
     max_bytes = need.shared_limit(host_memory_bytes(), setup.lora_memory_gib)
     return WeightMemory(setup.weight_memory, max_bytes, fingerprint)
-
-
-def _gpu_memory_gib(parallel: ContextParallel) -> int | None:
-    """Return the memory of this rank's GPU, None on a CPU."""
-    if parallel.device.type != "cuda":
-        return None
-    return round(torch.cuda.get_device_properties(parallel.device).total_memory / GIB)
 
 
 def check_weights_fit(checkpoint: Path, setup: Setup, free_bytes: int, *, is_leader: bool) -> None:

@@ -288,3 +288,7 @@ def single(pipeline, request):
         "states": [event.state for event in events if isinstance(event, Stepped)],
         "frames": torch.cat(frames),
     }
+
+
+def test_all_ranks_know_the_least_value_of_any(ranks):
+    assert ranks.run("least", 4, [80, 79, 24, 80]) == [24] * 4
