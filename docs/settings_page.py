@@ -43,7 +43,9 @@ _WORKER = """
 ## Worker
 
 Read by `python -m worker`. On a CPU, the ranks share the cores evenly, and each leaves one core of its share
-to the video encoder. Set `OMP_NUM_THREADS` to choose the number of threads of a rank yourself.
+to the video encoder. Set `OMP_NUM_THREADS` to choose the number of threads of a rank yourself. On GPUs, ranks
+and `python -m model` run with `PYTORCH_ALLOC_CONF=expandable_segments:True`, so that memory of small videos
+serves large ones, too; your own `PYTORCH_ALLOC_CONF` or `PYTORCH_CUDA_ALLOC_CONF` replaces that.
 """
 _STACK = """
 ## `make serve` and `make demo`

@@ -5,6 +5,7 @@ generates some of the prompts. Invalid input and checkpoints end with a one-line
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -43,6 +44,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line, and return the exit code."""
     options = parser().parse_args(arguments)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
+        # Read when CUDA is first used. Otherwise a stage may leave memory in pieces that the next cannot use.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         run(options)
     except (ModelError, InvalidParams) as error:

@@ -32,6 +32,23 @@ def call(tiny_checkpoint, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("configured", [None, "max_split_size_mb:512"])
+def test_allocator_grows_its_segments_unless_it_is_configured(configured, tmp_path):
+    """PyTorch reads the variable when it is first asked, which is after the command line was read."""
+    code = (
+        "import torch; from model.__main__ import main\n"
+        f"assert main(['--checkpoint', {str(tmp_path)!r}, '--prompt', 'a']) == 2\n"
+        "print(torch._C._accelerator_getAllocatorSettings())"
+    )
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    if configured:
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = configured
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == (configured or "expandable_segments:True")
+
+
 def test_prompt_gives_a_video_and_its_latents(call):
     code = call(
         "--prompt",
