@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.io.loading import measured
-from model.io.sizes import read_sizes
+from model.io.sizes import check_weights_fit, read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, VideoWriter, measure_clip, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.options import parser
-from model.parallel.device import choose_device, smallest_gpu_bytes
+from model.parallel.device import choose_device, free_gpu_bytes, smallest_gpu_bytes
 from model.parallel.mesh import ContextParallel, join, leave
 from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
@@ -84,6 +84,9 @@ def run(options: argparse.Namespace) -> None:
         [request.plan for request in requests],
         available_bytes(smallest_gpu_bytes(parallel.device), None),
     )
+    if (free_bytes := free_gpu_bytes(parallel.device)) is not None:
+        setup = replace(setup, text_encoder=placement)
+        check_weights_fit(options.checkpoint, setup, free_bytes, is_leader=parallel.is_leader)
     pipeline, cost = measured(
         lambda: Pipeline.load(
             options.checkpoint,

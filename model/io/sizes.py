@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from model.io.json_file import load_json
 from model.io.lora_keys import split_key
-from model.spec.errors import CheckpointError
-from model.spec.memory import WAN_CHANNELS, CheckpointSizes, Setup
+from model.spec.errors import CheckpointError, DeviceError
+from model.spec.memory import WAN_CHANNELS, CheckpointSizes, Setup, weight_bytes
 from model.transformer.config import load_dit_config, quantised_weights, stays_float32
 from model.weights.manifest import check_complete
 
@@ -34,6 +34,16 @@ def read_sizes(checkpoint: Path) -> CheckpointSizes:
         blocks=sum(size for name, size in transformer.items() if name.startswith("blocks.")),
         vae_channels=load_json(checkpoint / "vae" / "config.json").get("base_dim", WAN_CHANNELS),
     )
+
+
+def check_weights_fit(checkpoint: Path, setup: Setup, free_bytes: int, *, is_leader: bool) -> None:
+    """Raise DeviceError if the weights of this rank do not fit into its GPU, before any is loaded."""
+    needed = weight_bytes(read_sizes(checkpoint), setup, is_leader=is_leader)
+    if needed > free_bytes:
+        raise DeviceError(
+            f"the weights take {needed / 1e9:.1f} GB on this GPU, which has {free_bytes / 1e9:.1f} GB free; "
+            "`python -m worker.check` says what fits"
+        )
 
 
 def read_prepared_bytes(checkpoint: Path, setup: Setup) -> int:

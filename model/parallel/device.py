@@ -43,6 +43,11 @@ def gpu_problem() -> str | None:
     return None if torch.cuda.device_count() else "there is none, or CUDA_VISIBLE_DEVICES hides it"
 
 
+def free_gpu_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a GPU, None for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def smallest_gpu_bytes(device: torch.device) -> int | None:
     """Return the memory of the smallest GPU of all ranks, which call this together; None on CPUs."""
     if device.type != "cuda":

@@ -49,6 +49,13 @@ def test_allocator_grows_its_segments_unless_it_is_configured(configured, tmp_pa
     assert done.stdout.strip() == (configured or "expandable_segments:True")
 
 
+def test_weights_that_do_not_fit_into_the_gpu_are_not_loaded(call, monkeypatch, capsys):
+    monkeypatch.setattr("model.__main__.free_gpu_bytes", lambda _: 1000)
+    monkeypatch.setattr("model.__main__.Pipeline.load", None)
+    assert call("--prompt", "a cat", "--device", "cpu") == 2
+    assert "the weights take" in capsys.readouterr().err
+
+
 def test_prompt_gives_a_video_and_its_latents(call):
     code = call(
         "--prompt",

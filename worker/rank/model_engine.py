@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,18 +14,18 @@ from jobs.capability import Capability
 from model.io.fingerprint import fingerprints
 from model.io.loading import measured
 from model.io.lora import WeightMemory
-from model.io.sizes import read_sizes
+from model.io.sizes import check_weights_fit, read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
-from model.parallel.device import smallest_gpu_bytes
+from model.parallel.device import free_gpu_bytes, smallest_gpu_bytes
 from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Event, Frames
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.pipeline.warm_up import stage_shapes, warm_up
-from model.spec.errors import DeviceError, InvalidParams
-from model.spec.memory import GIB, MemoryBudget, Setup, host_needed, weight_bytes
+from model.spec.errors import InvalidParams
+from model.spec.memory import GIB, MemoryBudget, Setup, host_needed
 from model.spec.params import GenerationParams
 from model.spec.resolve import resolve
 from model.spec.typical import typical_inputs
@@ -135,8 +134,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
         None if smallest is None else smallest // GIB,
         widest=setup.num_ranks,
     )
-    if parallel.device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(parallel.device)
+    if (free_bytes := free_gpu_bytes(parallel.device)) is not None:
         check_weights_fit(setup.checkpoint, needs, free_bytes, is_leader=parallel.is_leader)
     weights = fingerprints(setup.checkpoint)
     memory_of_host = _weight_memory(setup, needs, repr(weights))
@@ -191,16 +189,6 @@ def _weight_memory(setup: RankSetup, needs: Setup, fingerprint: str) -> WeightMe
     )
     max_bytes = need.shared_limit(host_memory_bytes(), setup.lora_memory_gib)
     return WeightMemory(setup.weight_memory, max_bytes, fingerprint)
-
-
-def check_weights_fit(checkpoint: Path, setup: Setup, free_bytes: int, *, is_leader: bool) -> None:
-    """Raise DeviceError if the weights of this rank do not fit into its GPU, before any is loaded."""
-    needed = weight_bytes(read_sizes(checkpoint), setup, is_leader=is_leader)
-    if needed > free_bytes:
-        raise DeviceError(
-            f"the weights take {needed / 1e9:.1f} GB on this GPU, which has {free_bytes / 1e9:.1f} GB free; "
-            "`python -m worker.check` says what fits"
-        )
 
 
 def build_request(run: RunJob, *, with_inputs: bool) -> Request:

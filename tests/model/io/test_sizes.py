@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.io.sizes import read_prepared_bytes, read_sizes
+from model.io.sizes import check_weights_fit, read_prepared_bytes, read_sizes
 from model.pipeline.pipeline import Pipeline
-from model.spec.errors import CheckpointError
-from model.spec.memory import Setup, transformer_bytes
+from model.spec.errors import CheckpointError, DeviceError
+from model.spec.memory import Setup, transformer_bytes, weight_bytes
 from model.transformer.config import QUANTISED
 from tests.model.spec.test_memory import QUANTIZE
 
@@ -76,3 +76,12 @@ def test_lora_of_another_model_is_no_lora_of_the_checkpoint(tiny_checkpoint, tmp
     save_file(foreign, checkpoint / "lora" / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="is not a module of the transformer"):
         read_prepared_bytes(checkpoint, Setup())
+
+
+def test_weights_that_do_not_fit_are_not_loaded(tiny_checkpoint):
+    setup = Setup(element_bytes=4)
+    needed = weight_bytes(read_sizes(tiny_checkpoint), setup)
+    check_weights_fit(tiny_checkpoint, setup, needed, is_leader=True)
+    with pytest.raises(DeviceError, match="the weights take"):
+        check_weights_fit(tiny_checkpoint, setup, needed - 1, is_leader=True)
+    check_weights_fit(tiny_checkpoint, setup, needed - 1, is_leader=False)  # without the text encoder
