@@ -23,7 +23,7 @@ from worker.telemetry import Interval
 
 PROTOCOL_VERSION = 2
 FAILED_ALONE = "failed-alone.json"
-"""The file in a job's folder with the `JobError` of a rank that failed alone and ended its process."""
+"""The file in a job's folder with the `JobError` that ended the job together with its group."""
 CHECKPOINT_VERSION = 2
 """The newest version of checkpoints, with their files, that this release reads."""
 

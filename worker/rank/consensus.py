@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 
@@ -23,6 +23,9 @@ from jobs.record import JobError
 from jobs.store.holder import StopReason
 
 Value = TypeVar("Value")
+
+Aftermath = Literal["sound", "unknown", "broken"]
+"""What is known of a rank after an error: it can run the next job, nothing, or it cannot."""
 
 IDLE_TIMEOUT = timedelta(days=365)
 EXIT_FAILED_ALONE = 70  # exit status of a rank whose error the other ranks do not share
@@ -35,35 +38,51 @@ class StepOutcome:
     Attributes:
         stop_request: why the job is to stop. Only the leader knows.
         error: the error that ended the job on this rank.
-        is_contained: the error left the rank sound, so the other ranks can follow it out of the job.
+        aftermath: what the error made of this rank. The other ranks can follow a sound one out of the job.
     """
 
     stop_request: StopReason | None = None
     error: JobError | None = None
-    is_contained: bool = True
+    aftermath: Aftermath = "sound"
 
     @property
     def ends_job(self) -> bool:
         """Return whether the job does not continue."""
         return self.stop_request is not None or self.error is not None
 
+    @property
+    def cause(self) -> JobError | None:
+        """Return the error if the job is to end with it. An unknown one may have been the machine's."""
+        return None if self.aftermath == "unknown" else self.error
+
 
 class GroupBroken(Exception):
-    """The ranks are at different places of a job, or one of them is not sound: all processes must end."""
+    """The ranks are at different places of a job, or one of them is not sound: all processes must end.
+
+    `cause` is the error with which the job ends, None if it is to be tried again.
+    """
+
+    def __init__(self, message: str, cause: JobError | None) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 def combine(outcomes: Sequence[StepOutcome]) -> StepOutcome:
     """Return what all ranks do, given the outcome of each: the leader's stop request, or an error.
 
-    Raises GroupBroken if only some ranks failed and one of their errors is not contained.
+    Errors whose aftermath is known come first: they may have caused the others.
+
+    Raises GroupBroken if a rank is broken, or if only some ranks failed and nothing is known of one of them.
     """
     errors = [outcome for outcome in outcomes if outcome.error]
     if not errors:
         return outcomes[0]
-    if len(errors) < len(outcomes) and not all(outcome.is_contained for outcome in errors):
+    first = next((outcome for outcome in errors if outcome.cause), errors[0])
+    after = {outcome.aftermath for outcome in errors}
+    if "broken" in after or ("unknown" in after and len(errors) < len(outcomes)):
         ranks = [rank for rank, outcome in enumerate(outcomes) if outcome.error]
-        raise GroupBroken(f"ranks {ranks} failed alone: {errors[0].error}")
-    return errors[0]
+        raise GroupBroken(f"ranks {ranks} failed: {first.error}", first.cause)
+    return first
 
 
 def _exit_failed_alone(on_failed_alone: Callable[[], None]) -> None:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 import torch
+from torch.distributed import DistBackendError
 
 from jobs.errors import DISK_FULL_ERRNOS, DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
 from jobs.record import JobError
 from model.spec.errors import InputError, ModelError
-from worker.rank.consensus import StepOutcome
+from worker.rank.consensus import Aftermath, StepOutcome
+
+ALLOCATION_FAILED = re.compile(
+    r"out of memory"  # CUDA's runtime and driver, Triton, NCCL
+    r"|_(ALLOC|ALLOCATION)_FAILED"  # cuBLAS, cuDNN
+    r"|Failed to CUDA (calloc|malloc)"  # NCCL
+    r"|can't allocate memory|std::bad_alloc"  # the host
+)
+"""What libraries say in a RuntimeError, in place of `torch.OutOfMemoryError`, if an allocation fails."""
 
 
 def outcome_of(error: Exception) -> StepOutcome:
-    """Return the outcome of this rank after an error. Unknown errors are not contained."""
+    """Return the outcome of this rank after an error. Nothing is known of a rank after an unknown error."""
     known = _known(error)
     if known is None:
         failure = GenerationFailed(f"{type(error).__name__}: {error}")
-        return StepOutcome(error=JobError.of(failure), is_contained=False)
-    return StepOutcome(error=JobError.of(known))
+        return StepOutcome(error=JobError.of(failure), aftermath="unknown")
+    # A communicator that failed cannot be used again.
+    aftermath: Aftermath = "broken" if isinstance(error, DistBackendError) else "sound"
+    return StepOutcome(error=JobError.of(known), aftermath=aftermath)
 
 
 def _known(error: Exception) -> LongCatError | None:
-    """Return an error that leaves the rank sound as the client sees it, None for any other error."""
+    """Return an error of which the cause is known, as the client sees it, None for any other error."""
     match error:
         case LongCatError():
             return error
@@ -36,5 +50,11 @@ def _known(error: Exception) -> LongCatError | None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    match error:
+        case MemoryError() | torch.OutOfMemoryError():
+            return True
+        case OSError():
+            return error.errno == errno.ENOMEM
+        case RuntimeError():
+            return bool(ALLOCATION_FAILED.search(str(error)))
+    return False

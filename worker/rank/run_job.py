@@ -5,13 +5,15 @@ Next on the way of a request: `worker.rank.model_engine`, which calls the model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 
+from jobs.record import JobError
 from model.pipeline.events import Event
 from worker.messages import FAILED_ALONE, RunJob
-from worker.rank.consensus import Consensus, StepOutcome
+from worker.rank.consensus import Consensus, GroupBroken, StepOutcome
 from worker.rank.engine import Engine, InputsRead
 from worker.rank.failures import outcome_of
 from worker.rank.leader import Leader
@@ -25,26 +27,45 @@ def run_job(run: RunJob, engine: Engine, consensus: Consensus, leader: Leader | 
     with closing(engine.generate(run)) as events:  # type: ignore[type-var]
         while True:
             event, outcome = _next_event(events, leader)
-            decision = consensus.decide(outcome, partial(_fail_alone, run, outcome))
+            decision = _decide(run, outcome, consensus)
             # A step counts once all ranks have finished it: until then its state may be wrong.
             if leader and event is not None and decision.error is None:
                 leader.handle(event)
             if event is None or decision.ends_job:
                 break
     if decision.ends_job:
-        engine.release_memory()
+        _release_memory(run, decision, engine)
     if leader:
         leader.end(decision)
 
 
-def _fail_alone(run: RunJob, outcome: StepOutcome) -> None:
-    """Leave the error of this rank for the supervisor, which finds it when the group has ended.
+def _decide(run: RunJob, outcome: StepOutcome, consensus: Consensus) -> StepOutcome:
+    try:
+        return consensus.decide(outcome, partial(_leave_cause, run, outcome.cause))
+    except GroupBroken as broken:
+        _leave_cause(run, broken.cause)
+        raise
 
-    An error that is not contained is left to the next attempt: it may have been the machine's.
+
+def _release_memory(run: RunJob, decision: StepOutcome, engine: Engine) -> None:
+    """Release what the job left. Raises if the device is broken, which only its next use shows."""
+    try:
+        engine.release_memory()
+    except Exception:
+        _leave_cause(run, decision.cause)
+        raise
+
+
+def _leave_cause(run: RunJob, cause: JobError | None) -> None:
+    """Leave the job's error for the supervisor, which finds it when the group has ended.
+
+    Without a cause the job is tried again.
     """
-    if outcome.error and outcome.is_contained:
-        part = run.folder / f"{FAILED_ALONE}.part"
-        part.write_text(outcome.error.model_dump_json())
+    if cause is None:
+        return
+    part = run.folder / f"{FAILED_ALONE}.{os.getpid()}.part"  # of this rank: others may do the same
+    with suppress(OSError):  # a rank of another machine does not have the folder
+        part.write_text(cause.model_dump_json())
         part.replace(run.folder / FAILED_ALONE)
 
 

@@ -16,7 +16,7 @@ from worker.rank.consensus import Consensus, GroupBroken, StepOutcome
 
 DISK_FULL = StepOutcome(error=JobError(code="disk_full", message="full", retryable=True))
 BUG = StepOutcome(
-    error=JobError(code="generation_failed", message="bug", retryable=False), is_contained=False
+    error=JobError(code="generation_failed", message="bug", retryable=False), aftermath="unknown"
 )
 
 

@@ -17,8 +17,9 @@ CONTINUE = StepOutcome()
 OUT_OF_MEMORY = StepOutcome(error=JobError(code="out_of_memory", message="too large", retryable=False))
 DISK_FULL = StepOutcome(error=JobError(code="disk_full", message="full", retryable=True))
 BUG = StepOutcome(
-    error=JobError(code="generation_failed", message="bug", retryable=False), is_contained=False
+    error=JobError(code="generation_failed", message="bug", retryable=False), aftermath="unknown"
 )
+BROKEN = StepOutcome(error=OUT_OF_MEMORY.error, aftermath="broken")
 
 
 def test_job_continues_without_stop_request_and_error():
@@ -44,22 +45,27 @@ def test_contained_error_of_one_rank_fails_the_job_alone():
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "failed"),
+    ("outcomes", "failed", "cause"),
     [
-        ([BUG, CONTINUE], [0]),
-        ([CONTINUE, BUG], [1]),
-        ([BUG, BUG, CONTINUE], [0, 1]),
-        ([OUT_OF_MEMORY, BUG, CONTINUE], [0, 1]),
+        ([BUG, CONTINUE], [0], None),
+        ([CONTINUE, BUG], [1], None),
+        ([BUG, BUG, CONTINUE], [0, 1], None),
+        ([BUG, OUT_OF_MEMORY, CONTINUE], [0, 1], "out_of_memory"),
+        ([CONTINUE, BROKEN], [1], "out_of_memory"),
+        ([BROKEN, BUG], [0, 1], "out_of_memory"),
+        ([BROKEN, BROKEN], [0, 1], "out_of_memory"),
     ],
 )
-def test_unknown_error_of_some_ranks_breaks_the_group(outcomes, failed):
+def test_rank_that_may_not_be_sound_breaks_the_group_and_a_known_error_ends_the_job(outcomes, failed, cause):
     with pytest.raises(GroupBroken) as caught:
         combine(outcomes)
-    assert str(caught.value).startswith(f"ranks {failed} failed alone: ")
+    assert str(caught.value).startswith(f"ranks {failed} failed: ")
+    assert (caught.value.cause.code if caught.value.cause else None) == cause
 
 
-def test_different_errors_of_all_ranks_fail_the_job_with_the_first():
-    assert combine([OUT_OF_MEMORY, BUG]) == OUT_OF_MEMORY
+@pytest.mark.parametrize("outcomes", [[OUT_OF_MEMORY, BUG], [BUG, OUT_OF_MEMORY]])
+def test_different_errors_of_all_ranks_fail_the_job_with_the_known_one(outcomes):
+    assert combine(outcomes) == OUT_OF_MEMORY
 
 
 def test_error_takes_precedence_over_stop_request():
@@ -107,7 +113,7 @@ def test_ranks_agree_and_a_rank_that_fails_alone_exits(tmp_path):
             "continue: None None",
             "stop: drain None",
             "contained: None disk_full",
-            "broken: ranks [1] failed alone",
+            "broken: ranks [1] failed",
         ]
     )
     assert output == f"{decisions}\nfails while rank 0 waits elsewhere"

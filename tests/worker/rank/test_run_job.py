@@ -26,6 +26,7 @@ from tests.worker.fault_rank import StagedEngine
 from tests.worker.rank.test_background import background_writers_have_ended
 from worker.digest import sha256_of
 from worker.messages import (
+    FAILED_ALONE,
     Checkpoint,
     CheckpointSaved,
     GpusReleased,
@@ -40,7 +41,7 @@ from worker.messages import (
     VideoDone,
     VideoFile,
 )
-from worker.rank.consensus import Consensus, StepOutcome
+from worker.rank.consensus import Consensus, GroupBroken, StepOutcome, combine
 from worker.rank.engine import Engine, InputsRead
 from worker.rank.leader import Leader
 from worker.rank.model_engine import ModelEngine
@@ -49,6 +50,7 @@ from worker.settings import VideoSettings
 
 LONG = make_order(ORDER, num_segments=3, num_condition_frames=5)
 NEVER_S = 3600.0
+NO_MEMORY = JobError(code="out_of_memory", message="too large", retryable=False)
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +268,45 @@ def test_error_on_another_rank_fails_the_job_here_as_well(consensus, tmp_path):
     assert types(messages) == [JobStarted, ProgressReport, JobFailed]
     assert len(reports(messages)) == 1  # the event at which the other rank failed does not count
     assert failure(messages).error.code == "disk_full"
+
+
+class BrokenDevice(StagedEngine):
+    """An engine whose device shows at its next use that an error broke it."""
+
+    def release_memory(self) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+
+def test_out_of_memory_that_breaks_the_device_ends_the_rank_and_leaves_the_error_for_the_supervisor(rank):
+    rank.engine_type = BrokenDevice
+    with pytest.raises(RuntimeError):
+        rank.run(make_order(ORDER, prompts=("memory=0",)))
+    assert cause_of(rank) == "out_of_memory"
+
+
+def test_unknown_error_that_breaks_the_device_leaves_the_job_to_its_next_attempt(rank):
+    rank.engine_type = BrokenDevice
+    with pytest.raises(RuntimeError):
+        rank.run(make_order(ORDER, prompts=("raises=0",)))
+    assert cause_of(rank) is None
+
+
+@pytest.mark.parametrize("aftermath", ["unknown", "broken"])
+def test_out_of_memory_that_breaks_the_group_is_left_for_the_supervisor(consensus, tmp_path, aftermath):
+    class OtherRankBreaks(Consensus):
+        def decide(self, outcome: StepOutcome, _: Callable[[], None] = lambda: None) -> StepOutcome:
+            return combine([outcome, StepOutcome(error=NO_MEMORY, aftermath=aftermath)])
+
+    rank = RankRunner(OtherRankBreaks(grace_s=5.0), tmp_path / "job")
+    with pytest.raises(GroupBroken):
+        rank.run()
+    assert cause_of(rank) == (None if aftermath == "unknown" else "out_of_memory")
+
+
+def cause_of(rank: RankRunner) -> str | None:
+    """Return the code of the error that a rank left for the supervisor."""
+    file = rank.folder / FAILED_ALONE
+    return JobError.model_validate_json(file.read_text()).code if file.exists() else None
 
 
 def test_full_disk_fails_the_job_as_disk_full(rank):
