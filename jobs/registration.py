@@ -36,6 +36,7 @@ class GroupStatus(BaseModel):
         ranks: the number of its processes.
         job: the id of the job that has its GPUs.
         pool: the pool to which it belongs, None until it has loaded its model for the first time.
+        failure: why its processes ended, until it is ready again.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -46,6 +47,7 @@ class GroupStatus(BaseModel):
     ranks: int = 1
     job: str | None = None
     pool: str | None = UNNAMED_POOL
+    failure: str | None = None
     heartbeat_at: datetime | None = Field(default=None, description="set by `GroupRegistration.heartbeat`")
 
     @field_validator("state", mode="before")
@@ -68,7 +70,12 @@ class GroupRegistration:
         self._token = uuid4().hex
 
     def heartbeat(
-        self, state: GroupState, ranks: int, job: str | None = None, capability: Capability | None = None
+        self,
+        state: GroupState,
+        ranks: int,
+        job: str | None = None,
+        capability: Capability | None = None,
+        failure: str | None = None,
     ) -> None:
         """Register, or renew the registration, and publish the status and the capability.
 
@@ -76,7 +83,13 @@ class GroupRegistration:
         """
         pool = capability and capability.pool
         status = GroupStatus(
-            group=self._group, state=state, ranks=ranks, job=job, pool=pool, heartbeat_at=datetime.now(UTC)
+            group=self._group,
+            state=state,
+            ranks=ranks,
+            job=job,
+            pool=pool,
+            failure=failure,
+            heartbeat_at=datetime.now(UTC),
         )
         registered = self._run(
             "register_group",

@@ -17,7 +17,7 @@ from jobs.errors import LeaseLost, LongCatError, UnreadableRecord
 from jobs.order import SCHEMA_VERSION as ORDER_VERSION
 from jobs.record import Job, JobError, Progress, Result, Status
 from jobs.requirement import can_run
-from jobs.store.maintenance import WORKER_CRASHED, set_missing_requirements
+from jobs.store.maintenance import crash_error, set_missing_requirements
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.scripts import Scripts, fields_of, present, text, to_json, to_ms
 from jobs.store.submission import SCHEMA_VERSION as RECORD_VERSION
@@ -151,12 +151,14 @@ class JobHolder:
         """End a job as cancelled, after it has stopped. Raises LeaseLost."""
         self._finish(lease, "cancelled", {}, [])
 
-    def requeue(self, lease: Lease, *, crashed: bool) -> Status:
+    def requeue(self, lease: Lease, *, crashed: bool, reason: str | None = None) -> Status:
         """Give the job up; it keeps its place in the queue. Return the state that follows.
 
-        A crash uses up an attempt, and the last one fails the job. A drain does not. Raises LeaseLost.
+        A crash uses up an attempt, and the last one fails the job, with the reason. A drain does not. Raises
+        LeaseLost.
         """
-        return _status(self._run_held("requeue", lease, crashed=crashed, crash_error=to_json(WORKER_CRASHED)))
+        error = crash_error(reason)
+        return _status(self._run_held("requeue", lease, crashed=crashed, crash_error=to_json(error)))
 
     def _finish(
         self,

@@ -17,11 +17,15 @@ from jobs.record import JobError
 from jobs.requirement import ANY, Requirement
 from jobs.store.scripts import Scripts, fields_of, text, to_json, to_ms
 
-WORKER_CRASHED = JobError.of(WorkerCrashed("the worker crashed in every attempt that the job has"))
 WAITED_TOO_LONG = JobError.of(DeadlineExceeded("the job waited longer than allowed before a worker began it"))
 
-
 REMOVAL_LEASE_S = 60.0
+
+
+def crash_error(reason: str | None = None) -> JobError:
+    """Return the error of a job whose last attempt crashed, for this reason if it is known."""
+    message = "the worker crashed in every attempt that the job has"
+    return JobError.of(WorkerCrashed(f"{message}; the last time: {reason}" if reason else message))
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class JobMaintenance:
         replies = self._run(
             "sweep",
             token=self._sweeper_token,
-            crash_error=to_json(WORKER_CRASHED),
+            crash_error=to_json(crash_error()),
             overdue_error=to_json(WAITED_TOO_LONG),
         )
         if replies is None:

@@ -55,8 +55,8 @@ async def readyz(
             )
     except TimeoutError as error:
         raise Unavailable("Redis, the storage or the disk for uploads does not answer in time") from error
-    states = [group.state for group in found]
-    if workers and not {"ready", "busy"} & set(states):
+    if workers and not any(group.state in {"ready", "busy"} for group in found):
+        states = [f"{group.state} ({group.failure})" if group.failure else group.state for group in found]
         details = f": {', '.join(states) or 'there is none'}" if request.app.state.shows_details else ""
         raise NoCapability(f"no worker group is ready{details}")
     return Health()

@@ -17,10 +17,11 @@ def test_group_publishes_its_status(redis: Redis):
     GroupRegistration(redis, "b").heartbeat("starting", 2)
     seat = GroupRegistration(redis, "a")
     seat.heartbeat("ready", 4)
-    seat.heartbeat("busy", 4, job="abc")
+    seat.heartbeat("busy", 4, job="abc", failure="rank 1: a bug")
     first, second = live_groups(redis)
     assert (first.group, first.state, first.ranks, first.job) == ("a", "busy", 4, "abc")
     assert (second.group, second.state, second.ranks, second.job) == ("b", "starting", 2, None)
+    assert (first.failure, second.failure) == ("rank 1: a bug", None)
     assert first.heartbeat_at is not None
     assert datetime.now(UTC) - first.heartbeat_at < timedelta(minutes=1)
 

@@ -5,8 +5,9 @@ fault, at the second step of the first segment, on one rank or on all: `raises=1
 `memory=all`. The fault occurs once, or in every attempt with the word `always`. With `starves`, the leader
 runs out of memory while it encodes the prompt.
 
-In the checkpoint folder, the file `dies_in_setup` contains the number of times that loading fails, and
-`steps.log` lists the steps that were run, with the number of ranks.
+In the checkpoint folder, the file `dies_in_setup` contains the number of times that loading fails,
+`starves_in_setup` the rank that runs out of memory while it loads, and `steps.log` lists the steps that were
+run, with the number of ranks.
 """
 
 from __future__ import annotations
@@ -154,7 +155,10 @@ def frame(plan: Plan, seed: int, index: int) -> torch.Tensor:
 
 
 def load(setup: RankSetup, parallel: ContextParallel) -> StagedEngine:
-    """Load the engine, or fail as many times as the file `dies_in_setup` says."""
+    """Load the engine, or fail as the files in the checkpoint folder say. Other ranks wait for each other."""
+    starving = setup.checkpoint / "starves_in_setup"
+    if starving.exists() and starving.read_text() == str(parallel.rank):
+        raise torch.OutOfMemoryError("CUDA out of memory")
     file = setup.checkpoint / "dies_in_setup"
     failures_left = int(file.read_text()) if file.exists() else 0
     dist.barrier()

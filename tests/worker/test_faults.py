@@ -94,6 +94,26 @@ def test_job_that_always_crashes_its_group_fails_and_the_next_one_runs(worker, r
 
 
 @pytest.mark.faults
+def test_job_that_crashes_its_group_fails_with_the_reason_of_the_rank_that_failed_first(worker, ranks):
+    job = worker.wait_for(worker.submit("raises=1 always"), "failed")
+    assert (job.error.code, job.attempt) == ("worker_crashed", 2)
+    assert "rank 1: RuntimeError: staged" in job.error.message
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_broken_group_names_the_rank_that_had_no_memory_to_load(worker, ranks, rank):
+    starving = worker.checkpoint / "starves_in_setup"
+    starving.write_text(str(rank))
+    ranks[1].kill()
+    wait_until(lambda: worker.status().state == "broken")
+    assert worker.status().failure == f"rank {rank}: OutOfMemoryError: CUDA out of memory"
+    starving.unlink()
+    worker.wait_until_ready()
+    assert worker.status().failure is None
+
+
+@pytest.mark.faults
 def test_job_continues_while_redis_is_unavailable(worker, redis_server):
     job_id = worker.submit("step_s=0.3", num_inference_steps=8)
     worker.wait_for_step(job_id)

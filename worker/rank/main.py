@@ -31,6 +31,7 @@ from model.parallel.device import choose_device
 from model.parallel.mesh import ContextParallel, FileRendezvous, StoreRendezvous, join
 from model.spec.errors import GroupError
 from worker.channel import Channel, connect
+from worker.first_failure import leave_failure
 from worker.messages import GroupFailed, Message, RankConnected, Ready, RunJob, StopJob
 from worker.process import die_with_parent
 from worker.rank.consensus import Consensus
@@ -50,11 +51,12 @@ EXIT_FAILED = 71  # exit status of a rank after an error that the group does not
 def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     """Serve jobs until the process is killed. `load` returns the engine of this rank."""
     die_with_parent(int(parent_pid))
-    threading.excepthook = _exit_after_thread_failure
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
     supervisor: SupervisorConnection | None = None
     rank = dist.get_node_local_rank(fallback_rank=0)
+    leave = partial(leave_failure, settings.failure_file, settings.node_rank * settings.ranks_per_node + rank)
+    threading.excepthook = partial(_exit_after_thread_failure, leave)
     if settings.elastic or (settings.node_rank == 0 and rank == 0):
         supervisor = SupervisorConnection(connect(settings.socket), on_disconnect=exit_failed)
         if settings.elastic:
@@ -69,12 +71,15 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
             ring_degree=settings.ring_degree,
         )
         world = Consensus(settings.error_grace_s)
-        _serve(_places(load(settings, parallel), parallel, world, settings), world, supervisor, settings)
+        places = _places(load(settings, parallel), parallel, world, settings)
+        _serve(places, world, supervisor, settings, leave)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it is
+        reason = f"{type(error).__name__}: {error}"
+        leave(reason)  # first: the others fail as soon as this process ends
         traceback.print_exc()
         if supervisor:
             with suppress(OSError):  # the supervisor is gone, too
-                supervisor.send(GroupFailed(message=f"{type(error).__name__}: {error}"))
+                supervisor.send(GroupFailed(message=reason))
         exit_failed()
 
 
@@ -124,8 +129,12 @@ def _serve(
     world: Consensus,
     supervisor: SupervisorConnection | None,
     settings: RankSetup,
+    leave: Callable[[str], None] = lambda _: None,
 ) -> Never:
-    """Run one job after the other: the leader receives them, the other ranks get them from the leader."""
+    """Run one job after the other: the leader receives them, the other ranks get them from the leader.
+
+    `leave` keeps for the supervisor why this rank ends without its help.
+    """
     capability = places[min(places)].engine.capability
     pids, weights = zip(*world.all_gather((os.getpid(), capability.weights)), strict=True)
     check_weights(weights)
@@ -156,7 +165,7 @@ def _serve(
                     place.unit_times,
                     capability,
                 )
-            run_job(run, place.engine, place.consensus, leader)
+            run_job(run, place.engine, place.consensus, leader, leave)
             logger.info("job ended on rank %d", world.rank)
 
 
@@ -169,7 +178,8 @@ def check_weights(of_ranks: Sequence[Mapping[str, str]]) -> None:
             raise GroupError(f"the weights of rank {rank} differ from those of rank 0: {', '.join(parts)}")
 
 
-def _exit_after_thread_failure(failed: threading.ExceptHookArgs) -> None:
+def _exit_after_thread_failure(leave: Callable[[str], None], failed: threading.ExceptHookArgs) -> None:
+    leave(f"{failed.exc_type.__name__}: {failed.exc_value}")
     traceback.print_exception(failed.exc_value)
     exit_failed()
 

@@ -36,7 +36,7 @@ EXIT_NODE_LOST = 72  # exit status of torchrun after the end of a round
 _ROUND = "round"
 _OWN_SETTINGS = (  # those of each node; node 0 decides the others
     *("socket", "node_rank", "rendezvous", "checkpoint", "log_format"),
-    *("weight_memory", "lora_memory_gib", "num_groups"),
+    *("weight_memory", "lora_memory_gib", "num_groups", "failure_file"),
 )
 _SIOCGIFADDR = 0x8915
 

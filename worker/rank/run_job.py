@@ -5,10 +5,10 @@ Next on the way of a request: `worker.rank.model_engine`, which calls the model.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from functools import partial
 
 from jobs.record import JobError
 from model.pipeline.events import Event
@@ -18,16 +18,26 @@ from worker.rank.engine import Engine, InputsRead
 from worker.rank.failures import outcome_of
 from worker.rank.leader import Leader
 
+logger = logging.getLogger(__name__)
 
-def run_job(run: RunJob, engine: Engine, consensus: Consensus, leader: Leader | None) -> None:
+
+def run_job(
+    run: RunJob,
+    engine: Engine,
+    consensus: Consensus,
+    leader: Leader | None,
+    leave: Callable[[str], None] = lambda _: None,
+) -> None:
     """Run a job until it is done, stops or fails. `leader` is None on all ranks but the first.
+
+    `leave` is called with the reason before this rank ends its process because it failed alone.
 
     Raises GroupBroken, and whatever a collective raises when another rank has died.
     """
     with closing(engine.generate(run)) as events:  # type: ignore[type-var]
         while True:
             event, outcome = _next_event(events, leader)
-            decision = _decide(run, outcome, consensus)
+            decision = _decide(run, outcome, consensus, leave)
             # A step counts once all ranks have finished it: until then its state may be wrong.
             if leader and event is not None and decision.error is None:
                 leader.handle(event)
@@ -39,9 +49,16 @@ def run_job(run: RunJob, engine: Engine, consensus: Consensus, leader: Leader | 
         leader.end(decision)
 
 
-def _decide(run: RunJob, outcome: StepOutcome, consensus: Consensus) -> StepOutcome:
+def _decide(
+    run: RunJob, outcome: StepOutcome, consensus: Consensus, leave: Callable[[str], None]
+) -> StepOutcome:
+    def on_failed_alone() -> None:
+        assert outcome.error
+        leave(outcome.error.message)
+        _leave_cause(run, outcome.cause)
+
     try:
-        return consensus.decide(outcome, partial(_leave_cause, run, outcome.cause))
+        return consensus.decide(outcome, on_failed_alone)
     except GroupBroken as broken:
         _leave_cause(run, broken.cause)
         raise
@@ -77,7 +94,8 @@ def _next_event(
         event = next(events, None)
         if leader:
             leader.raise_if_failed()
-    except Exception as error:  # noqa: BLE001 - the other ranks must be told of any error
+    except Exception as error:
+        logger.exception("this rank cannot go on with the job")
         return None, outcome_of(error)
     if event is None or leader is None:
         return event, StepOutcome()

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs.logs import set_up_log
+from worker.first_failure import FAILURE
 from worker.health import HealthReporter
 from worker.process import die_with_parent
 from worker.settings import RankSetup, use_interface
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.weight_memory is not None:  # torchrun passes no open file to the ranks
         weight_memory = Path(f"/proc/{os.getpid()}/fd/{options.weight_memory}")
         setup = setup.model_copy(update={"weight_memory": weight_memory})
+    if options.folder:
+        setup = setup.model_copy(update={"failure_file": Path(options.folder, FAILURE)})
     if setup.nodes > 1:
         set_up_log(setup.log_format)
         _run_with_other_nodes(options, setup)

@@ -123,8 +123,8 @@ class Finalizer:
                 raise LeaseLost("another worker holds the job, or it has ended")
             case Stopped("preempt" | "drain" | "resize"):
                 self._requeue(job, crashed=False)
-            case Requeued(crashed):
-                self._requeue(job, crashed=crashed)
+            case Requeued(crashed, reason):
+                self._requeue(job, crashed=crashed, reason=reason)
 
     def _store(self, job: ClaimedJob, video: VideoFile) -> None:
         self._note_pending_upload(job, video)
@@ -181,9 +181,10 @@ class Finalizer:
 
         self._commit(job, confirm)
 
-    def _requeue(self, job: ClaimedJob, *, crashed: bool) -> None:
+    def _requeue(self, job: ClaimedJob, *, crashed: bool, reason: str | None = None) -> None:
         self._checkpoints.flush(job, FLUSH_LIMIT_S)
-        status = self._commit(job, lambda: self._job_store.holder.requeue(job.lease, crashed=crashed))
+        requeue = partial(self._job_store.holder.requeue, job.lease, crashed=crashed, reason=reason)
+        status = self._commit(job, requeue)
         if status == "queued":
             with suppress(Unavailable):  # then the next sweep delivers the ticket
                 self._tickets.enqueue(job.job_id, job.lease.job.requirement or "")

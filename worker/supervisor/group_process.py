@@ -23,6 +23,7 @@ from pathlib import Path
 
 from jobs.errors import UnreadableRecord
 from worker.channel import Channel, listen, log_unreadable
+from worker.first_failure import FAILURE, read_failure
 from worker.messages import Message, RankConnected, Ready
 from worker.weight_memory import inherited_files, weight_memory_option
 
@@ -70,6 +71,7 @@ class GroupProcess:
         self._on_message = on_message
         self._report = report
         self._channels: dict[int, Channel] = {}
+        self._first_failure: str | None = None
         self._is_killed = False
         self._changed = threading.Condition()
         self._rank_pids: tuple[int, ...] = ()
@@ -108,6 +110,11 @@ class GroupProcess:
         return self._torchrun.poll() is None and all(is_running(pid) for pid in self._rank_pids)
 
     @property
+    def first_failure(self) -> str | None:
+        """Return why the first rank that failed on this machine did, None if none has said it."""
+        return self._first_failure or read_failure(self._rendezvous / FAILURE)
+
+    @property
     def dead_ranks(self) -> list[int]:
         """Return the ranks that are known and do not run."""
         return [rank for rank, pid in enumerate(self._rank_pids) if not is_running(pid)]
@@ -130,6 +137,7 @@ class GroupProcess:
             time.sleep(0.05)
         for receiver in self._receivers:
             receiver.join(max(0.0, deadline - time.monotonic()))
+        self._first_failure = self.first_failure
         shutil.rmtree(self._rendezvous, ignore_errors=True)
 
     def _receive(self) -> None:

@@ -88,9 +88,15 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Requeued:
-    """The job has to run again. `crashed` means that its GPU group died, which uses up an attempt."""
+    """The job has to run again.
+
+    Attributes:
+        crashed: its GPU group died, which uses up an attempt.
+        reason: why it died, for people; two outcomes are the same without it.
+    """
 
     crashed: bool
+    reason: str | None = field(default=None, compare=False)
 
 
 Outcome = Completed | Failed | Stopped | Requeued

@@ -28,11 +28,17 @@ PUBLISH_EVERY_S = 2.0
 
 @dataclass(frozen=True)
 class PublishedStatus:
-    """The published status of a group. `job_id` is the job that has its GPUs."""
+    """The published status of a group.
+
+    Attributes:
+        job_id: the job that has its GPUs.
+        failure: why it failed, until it is ready again.
+    """
 
     state: GroupState = "starting"
     job_id: str | None = None
     capability: Capability | None = None
+    failure: str | None = None
 
 
 class Heartbeat(StoppableThread):
@@ -88,7 +94,9 @@ class Heartbeat(StoppableThread):
             self._registration.release()
 
     def _publish(self, status: PublishedStatus) -> None:
-        self._registration.heartbeat(status.state, self._ranks, status.job_id, status.capability)
+        self._registration.heartbeat(
+            status.state, self._ranks, status.job_id, status.capability, status.failure
+        )
         if status.capability and status.capability != self._published_capability:
             # API processes of release 0.2.0 know one capability, so it is that of the most capable group.
             read_fleet(self._redis).first().capability.publish(self._redis)

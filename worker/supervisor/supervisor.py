@@ -146,6 +146,7 @@ class Supervisor:
         self._clock = clock
         self._claim_is_requested = False
         self._drain_deadline = float("inf")
+        self._failure: str | None = None  # of the GPU group, until it is ready again
         self.state = SupervisorState.SERVING
         self.jobs: list[ClaimedJob] = []
 
@@ -215,6 +216,7 @@ class Supervisor:
                 )
             case Ready():
                 self._gpu_group.on_ready(message)
+                self._failure = None
                 if self._components.heartbeat:
                     self._components.heartbeat.count_start(self._gpu_group.start_s)
             case RunJob() | StopJob() | RankConnected():
@@ -252,7 +254,9 @@ class Supervisor:
                 self._finalize(job, Failed(message.error))
 
     def _on_group_failed(self, reason: str) -> None:
-        logger.error("the GPU group is stopped: %s", reason)
+        process = self._gpu_group.process
+        self._failure = (process and process.first_failure) or reason
+        logger.error("the GPU group is stopped: %s", self._failure)
         self._stop_group(crashed=True)
 
     def _stop_group(self, *, crashed: bool) -> None:
@@ -264,7 +268,8 @@ class Supervisor:
         for job in self._jobs_in(WITH_GROUP):
             is_to_blame = crashed and self._gpu_group.is_to_blame(job.job_id)
             error = job.error_of_one_rank if is_to_blame else None
-            self._finalize(job, Failed(error) if error else Requeued(crashed=is_to_blame))
+            reason = self._failure if is_to_blame else None
+            self._finalize(job, Failed(error) if error else Requeued(crashed=is_to_blame, reason=reason))
         self._finalize_waiting(Requeued(crashed=False))
 
     # Jobs
@@ -361,7 +366,8 @@ class Supervisor:
             state = "full"
         self._components.report_health(state if self.state is SupervisorState.SERVING else "draining")
         if self._components.heartbeat:
-            self._components.heartbeat.update(PublishedStatus(state, job_id, self._gpu_group.capability))
+            capability = self._gpu_group.capability
+            self._components.heartbeat.update(PublishedStatus(state, job_id, capability, self._failure))
 
     # The end
 

@@ -53,6 +53,12 @@ def test_response_lists_the_states_of_groups_that_are_not_ready(client, redis):
     assert "broken, full" in client.get("/readyz?workers=1").json()["error"]["message"]
 
 
+def test_response_says_why_a_group_is_broken(client, redis):
+    GroupRegistration(redis, "first").heartbeat("broken", ranks=2, failure="rank 1: OutOfMemoryError: no")
+    message = client.get("/readyz?workers=1").json()["error"]["message"]
+    assert "broken (rank 1: OutOfMemoryError: no)" in message
+
+
 def test_released_group_no_longer_counts(client, redis):
     seat = GroupRegistration(redis, "first")
     seat.heartbeat("ready", ranks=1)

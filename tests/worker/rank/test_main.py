@@ -20,6 +20,7 @@ from model.spec.errors import GroupError
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from worker.channel import Channel, listen
+from worker.first_failure import read_failure
 from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
@@ -174,7 +175,7 @@ def test_every_leader_of_a_world_knows_the_weights(monkeypatch, tmp_path):
 
     leaders: list[Capability | None] = []
 
-    def stop(run, engine, consensus, leader):
+    def stop(run, engine, consensus, leader, leave):
         leaders.append(leader._capability)
         raise Served
 
@@ -196,6 +197,7 @@ def test_every_leader_of_a_world_knows_the_weights(monkeypatch, tmp_path):
 @pytest.mark.integration
 def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
     setup = WorkerSettings(device="cuda", checkpoint=tmp_path).rank_setup(tmp_path / "socket")
+    setup = setup.model_copy(update={"failure_file": tmp_path / "failure"})
     command = [sys.executable, "-m", "worker.rank.main", setup.model_dump_json(), str(os.getpid())]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with listen(setup.socket) as listening:
@@ -206,3 +208,4 @@ def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
             assert rank.wait() == EXIT_FAILED
     assert isinstance(message, GroupFailed)
     assert "no GPU can be used" in message.message
+    assert read_failure(tmp_path / "failure") == f"rank 0: {message.message}"

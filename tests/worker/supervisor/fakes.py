@@ -47,6 +47,11 @@ class FakeProcess(GroupProcess):
         self.sent: list[Message] = []
         self.lives = True
         self.is_killed = False
+        self.failure: str | None = None
+
+    @property
+    def first_failure(self) -> str | None:
+        return self.failure
 
     @property
     def is_alive(self) -> bool:

@@ -317,8 +317,10 @@ def test_last_allowed_crash_fails_the_job_and_leaves_no_files(scene, backends):
     scene.finalize(Requeued(crashed=True))
     last = Scene(backends, backends.claimed_job(backends.claim()))
     backends.checkpoints.submit(last.job, write_checkpoint(last.job.folder, 1))
-    record = last.finalize(Requeued(crashed=True))
+    record = last.finalize(Requeued(crashed=True, reason="rank 1: ValueError: a bug"))
     assert (error_of(record), record.attempt) == (("worker_crashed", True), 2)
+    assert record.error
+    assert record.error.message.endswith("the last time: rank 1: ValueError: a bug")
     assert backends.stored(last.job) == []
     assert not last.is_spooled
 
@@ -384,9 +386,9 @@ def test_cancel_that_arrives_while_an_interrupted_upload_is_requeued_still_count
     scene.finalizer.interrupt_uploads()
     requeue = backends.job_store.holder.requeue
 
-    def cancel_and_requeue(lease, *, crashed):
+    def cancel_and_requeue(lease, *, crashed, reason):
         backends.job_store.client.cancel(scene.job.job_id)
-        return requeue(lease, crashed=crashed)
+        return requeue(lease, crashed=crashed, reason=reason)
 
     monkeypatch.setattr(backends.job_store.holder, "requeue", cancel_and_requeue)
     assert scene.finalize(Completed(scene.video)).status == "cancelled"

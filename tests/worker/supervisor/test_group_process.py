@@ -13,6 +13,7 @@ import pytest
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.supervisor.group_processes import READY, ProgramStarter
+from worker.first_failure import FAILURE, leave_failure
 from worker.messages import Ready, RunJob
 from worker.supervisor.group_process import GroupProcess, Launch, is_running
 
@@ -53,6 +54,15 @@ def test_rendezvous_folder_of_a_killed_supervisor_is_removed(starter):
     (left / "ranks").touch()
     starter.start("silent")
     assert left not in rendezvous_folders(starter)
+
+
+def test_first_failure_of_the_ranks_is_known_after_the_kill(starter):
+    process = starter.start("silent")
+    assert process.first_failure is None
+    (folder,) = rendezvous_folders(starter)
+    leave_failure(folder / FAILURE, 1, "OutOfMemoryError: too large")
+    process.kill()
+    assert process.first_failure == "rank 1: OutOfMemoryError: too large"
 
 
 def test_kill_ends_all_processes_and_reports_the_closed_connection(starter):

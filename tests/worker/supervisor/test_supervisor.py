@@ -118,6 +118,28 @@ def test_failed_group_requeues_its_jobs_as_crashed_and_is_replaced(fake, message
     assert not fake.consumer.is_requested
 
 
+def test_failure_of_the_rank_that_failed_first_is_shown_until_the_group_is_ready(fake, caplog):
+    job = fake.run_job()
+    fake.process.failure = "rank 1: OutOfMemoryError: too large"
+    fake.receive(GroupFailed(message="RuntimeError: Connection closed by peer"))
+    fake.tick()
+    assert "the GPU group is stopped: rank 1: OutOfMemoryError: too large" in caplog.text
+    outcome = fake.outcome(job)
+    assert isinstance(outcome, Requeued)
+    assert outcome.reason == fake.heartbeat.status.failure == "rank 1: OutOfMemoryError: too large"
+    fake.receive(READY)
+    assert fake.heartbeat.status.failure is None
+
+
+def test_group_whose_ranks_say_nothing_fails_for_the_reason_that_the_supervisor_sees(fake):
+    job = fake.run_job()
+    fake.process.lives = False
+    fake.tick()
+    outcome = fake.outcome(job)
+    assert isinstance(outcome, Requeued)
+    assert outcome.reason == "one of its processes died"
+
+
 def test_group_that_hangs_is_replaced(fake):
     job = fake.run_job()
     for _ in range(60):
