@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 import torch
@@ -244,6 +245,78 @@ def test_cuda_copies_a_block_after_its_slot_was_used_and_reports_it_when_all_pie
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     StreamCopier(META).start([Piece(*each) for each in zip(sources, targets, strict=True)])
     assert seen == [("wait", [0] * 6), ("record", [1] * 3 + [2] * 3)]
+
+
+class VirtualStream:
+    """A CUDA stream on a virtual clock: what it is given begins when all before it has ended."""
+
+    def __init__(self, _device: torch.device) -> None:
+        self.now_s = 0.0
+
+    def wait_stream(self, other: VirtualStream) -> None:
+        self.now_s = max(self.now_s, other.now_s)
+
+    def record_event(self) -> float:
+        return self.now_s
+
+    def wait_event(self, event: float) -> None:
+        self.now_s = max(self.now_s, event)
+
+
+class VirtualDevice(TorchDispatchMode):
+    """A device with two streams, whose copy engine takes a fixed time for each block."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, copy_s: float, block_bytes: int) -> None:
+        super().__init__()
+        self.computing = self._current = VirtualStream(META)
+        self._s_per_byte = copy_s / block_bytes
+        monkeypatch.setattr(torch.cuda, "Stream", VirtualStream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self._current)
+        monkeypatch.setattr(torch.cuda, "stream", self._on)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name() == "aten::copy_":
+            self._current.now_s += args[1].nbytes * self._s_per_byte
+        return function(*args, **(kwargs or {}))
+
+    @contextmanager
+    def _on(self, stream: VirtualStream) -> Iterator[None]:
+        before, self._current = self._current, stream
+        try:
+            yield
+        finally:
+            self._current = before
+
+
+NUM_BLOCKS = 48  # as in the released model
+
+
+def forward_s(monkeypatch: pytest.MonkeyPatch, copy_s: float, compute_s: float) -> float:
+    """Return how long a forward pass takes whose blocks are streamed by the real copier."""
+    weights = [
+        torch.nn.Linear(4, 4, bias=False).requires_grad_(requires_grad=False) for _ in range(NUM_BLOCKS)
+    ]
+    device = VirtualDevice(monkeypatch, copy_s, weights[0].weight.nbytes)
+    blocks = StreamedBlocks("blocks", weights, torch.device("cpu"), StreamCopier(META))
+    for number in range(NUM_BLOCKS):
+        assert blocks.store(f"blocks.{number}.weight", torch.full((4, 4), float(number)))
+    with device, blocks.in_order() as arrived:
+        for number, block in enumerate(arrived):
+            assert block.weight[0, 0] == number
+            device.computing.now_s += compute_s
+    return device.computing.now_s
+
+
+@pytest.mark.parametrize("copy_s", [0.1, 0.5, 0.99])
+def test_copies_that_are_faster_than_blocks_are_hidden_but_for_the_first(monkeypatch, copy_s):
+    waited_s = forward_s(monkeypatch, copy_s, compute_s=1.0) - NUM_BLOCKS
+    assert waited_s == pytest.approx(copy_s)
+    assert 1 - waited_s / (NUM_BLOCKS * copy_s) >= 0.95
+
+
+@pytest.mark.parametrize("copy_s", [1.0, 3.4])
+def test_copies_that_are_slower_than_blocks_set_the_pace(monkeypatch, copy_s):
+    assert forward_s(monkeypatch, copy_s, compute_s=1.0) == pytest.approx(NUM_BLOCKS * copy_s + 1.0)
 
 
 def test_job_after_one_that_failed_between_blocks_gives_the_same_latents(checkpoint, request_of):
