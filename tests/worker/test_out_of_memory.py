@@ -1,0 +1,76 @@
+"""A job of the real model that finds no memory fails alone, wherever that is, and groups go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack.redis_server import RedisServer
+from tests.servers import redis_program
+from tests.waiting import wait_until
+from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
+
+pytestmark = pytest.mark.faults
+
+WARM, RESTARTED = 0, 1
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[RunningWorker]:
+    """Run a worker with two groups of two ranks."""
+    folder = tmp_path_factory.mktemp("worker")
+    settings = {
+        "rank_module": "tests.worker.starving_rank",
+        "checkpoint": tiny_checkpoint,
+        "ranks": 4,
+        "context_parallel": 2,
+        "stall_s": 300,  # a rank that waits for one that failed alone is not what ends the group
+        "step_stall_s": 300,
+    }
+    with (
+        RedisServer(folder / "redis", redis_program()) as redis,
+        running_worker(folder, redis.url, **settings) as worker,
+    ):
+        yield worker
+
+
+def ranks_of_groups(worker: RunningWorker) -> set[frozenset[int]]:
+    """Return the processes of each group, once both are ready."""
+    ranks: dict[int, set[int]] = {}
+    wait_until(lambda: len(worker.ranks) == 4, PATIENCE_S)
+    worker.wait_until_ready()
+    for rank in worker.ranks:
+        ranks.setdefault(rank.ppid(), set()).add(rank.pid)
+    assert [len(group) for group in ranks.values()] == [2, 2]
+    return {frozenset(group) for group in ranks.values()}
+
+
+@pytest.mark.parametrize(
+    ("place", "rank", "restarts"),
+    [
+        ("encode", "0", WARM),
+        ("lora", "0", WARM),
+        ("lora", "1", WARM),
+        ("lora", "all", WARM),
+        ("denoise", "0", RESTARTED),
+        ("denoise", "1", RESTARTED),
+        ("denoise", "all", WARM),
+        ("decode", "0", RESTARTED),
+        ("decode", "1", RESTARTED),
+        ("decode", "all", WARM),
+    ],
+)
+def test_job_without_memory_fails_at_once_and_other_jobs_run(worker, place, rank, restarts):
+    before = ranks_of_groups(worker)
+    neighbour = worker.submit("step_s=0.2", num_inference_steps=40)
+    worker.wait_for(neighbour, "running")
+    starving = worker.submit(f"{place}={rank}", distilled=place == "lora")
+    job = worker.wait_for(starving, "failed", "succeeded")
+    assert (job.error and job.error.code, job.attempt) == ("out_of_memory", 1)
+    next_ones = [worker.submit("a cat", distilled=distilled) for distilled in (False, True)]
+    for job_id in (*next_ones, neighbour):
+        job = worker.wait_for(job_id, "succeeded", "failed")
+        assert (job.error, job.attempt) == (None, 1)
+    assert len(before - ranks_of_groups(worker)) == restarts
