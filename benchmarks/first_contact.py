@@ -31,8 +31,15 @@ TOTAL_LIMIT_S = 540.0
 MEASUREMENTS, REPORT = "measurements.jsonl", "report.md"
 
 
-class OutOfTime(Exception):
-    """A stage took longer than it may."""
+AGAIN_AFTER_S = 2.0  # a finalizer or a library may discard an exception: it is raised again
+
+
+class OutOfTime(BaseException):
+    """A stage took longer than it may.
+
+    It is no `Exception`, because the compiler takes every `Exception` for a failed compilation, after which
+    the plain code would run.
+    """
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def run(stages: Iterable[Stage], rig: Rig, journal: Journal) -> None:
             with time_limit(stage.limit_s):
                 for name, value in stage.measure(rig):
                     journal.add(stage.name, name, value)
-        except Exception as error:  # noqa: BLE001 - the next stages may still work
+        except (Exception, OutOfTime) as error:  # noqa: BLE001 - the next stages may still work
             traceback.print_exc()
             journal.add(stage.name, "error", f"{type(error).__name__}: {error}"[:500])
         rig.release()
@@ -95,16 +102,22 @@ def run(stages: Iterable[Stage], rig: Rig, journal: Journal) -> None:
 
 @contextmanager
 def time_limit(limit_s: float) -> Iterator[None]:
-    """Raise OutOfTime in this block after `limit_s`, once a call into the device returns."""
+    """Raise OutOfTime in this block after `limit_s`, once a call into the device returns.
+
+    Raise it again and again until the block has ended.
+    """
+    has_ended = False
 
     def end(*_: object) -> None:
-        raise OutOfTime(f"took longer than {limit_s:.0f} s")
+        if not has_ended:
+            raise OutOfTime(f"took longer than {limit_s:g} s")
 
     previous = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_AFTER_S)
     try:
         yield
     finally:
+        has_ended = True  # first of all: an alarm may come before the next line has run
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
 

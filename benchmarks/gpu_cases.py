@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ from benchmarks import stages
 from benchmarks.formulas import block_sparse_flops, forward_flops
 from benchmarks.machine import torch_machine
 from benchmarks.stages import FULL, TOY, Scale, Transformers
-from benchmarks.timing import TERA, WARM_UPS, Work, ceilings, seconds
+from benchmarks.timing import TERA, Work, ceilings, seconds
 from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Latents
 from model.pipeline.pipeline import Pipeline
@@ -62,6 +62,8 @@ class Rig:
     folder: Path
     ceiling_side: int
     copied_bytes: int
+    fallbacks: set[str] = field(default_factory=set)
+    """Parts that were to be compiled and whose plain code ran, in the work that was timed last."""
 
     @classmethod
     def prepare(cls, *, toy: bool, rounds: int, folder: Path) -> Self:
@@ -78,7 +80,7 @@ class Rig:
     @cached_property
     def dits(self) -> Transformers:
         """Return the transformers with random weights."""
-        return stages.transformers(self.scale, self.device)
+        return stages.transformers(self.scale, self.device, self.fallbacks.add)
 
     def release(self) -> None:
         """Release what a stage left on the device."""
@@ -89,15 +91,21 @@ class Rig:
     def timed(self, works: Mapping[str, Work]) -> Iterator[Sample]:
         """Yield each time in seconds, measured in turn (A-B-A-B): a warming device slows all alike.
 
-        The first call of each is a sample of its own: it includes compilation.
+        The first call of each is a sample of its own: it includes compilation. The name says which parts were
+        to be compiled, but ran their plain code.
         """
         for name, work in works.items():
-            yield f"{name}: first call, s", seconds(work, self.device)
-            for _ in range(WARM_UPS - 1):
-                work()
+            taken_s, label = self._timed_once(name, work)
+            yield f"{label}: first call, s", taken_s
         for _ in range(self.rounds):
             for name, work in works.items():
-                yield f"{name}: s", seconds(work, self.device)
+                taken_s, label = self._timed_once(name, work)
+                yield f"{label}: s", taken_s
+
+    def _timed_once(self, name: str, work: Work) -> tuple[float, str]:
+        self.fallbacks.clear()
+        taken_s = seconds(work, self.device)
+        return taken_s, name + "".join(f", {part} NOT compiled" for part in sorted(self.fallbacks))
 
     def peak_gb(self) -> float:
         """Return the peak memory of the device since the last call, and reset it."""

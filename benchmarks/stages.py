@@ -22,7 +22,7 @@ from model.pipeline.sample import Conditioning, denoise
 from model.spec.errors import DeviceError
 from model.spec.geometry import VAE_STRIDE, Size
 from model.spec.memory import Quantize
-from model.transformer.compile import fuse
+from model.transformer.compile import OnFallback, fuse
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.quantise import LAYERS, quantise
@@ -88,11 +88,11 @@ class Transformers:
     quantised: Mapping[Quantize, Dit]
 
 
-def transformers(scale: Scale, device: torch.device) -> Transformers:
-    """All of them, with random weights."""
+def transformers(scale: Scale, device: torch.device, on_fallback: OnFallback | None = None) -> Transformers:
+    """All of them, with random weights. For `on_fallback` see `fuse`."""
     plain = random_module(lambda: Dit(scale.dit, scale.dtype), device)
     compiled = _of_the_same_weights(plain)
-    fuse(compiled, "on")
+    fuse(compiled, "on", on_fallback)
     quantised: dict[Quantize, Dit] = {}
     for quantize in LAYERS:
         dit = _of_the_same_weights(plain)
@@ -101,7 +101,7 @@ def transformers(scale: Scale, device: torch.device) -> Transformers:
         except DeviceError as error:
             print(error)
             continue
-        fuse(dit, "on")
+        fuse(dit, "on", on_fallback)
         quantised[quantize] = dit
     return Transformers(plain, compiled, quantised)
 

@@ -19,14 +19,16 @@ logger = logging.getLogger(__name__)
 
 Compile = Literal["auto", "on", "off"]
 Part = Callable[..., Any]
+OnFallback = Callable[[str], object]
 
 MAX_SHAPES = 64  # limit on the shapes that are compiled for; further ones run the plain code
 
 
-def fuse(dit: Dit, wanted: Compile) -> bool:
+def fuse(dit: Dit, wanted: Compile, on_fallback: OnFallback | None = None) -> bool:
     """Replace the parts of all blocks by compiled ones, unless `wanted` is off, or auto and not on CUDA.
 
-    A part is compiled when it is first called. Return whether the parts were replaced.
+    A part is compiled when it is first called. `on_fallback` is called with the name of a part whenever its
+    plain code runs because compilation failed. Return whether the parts were replaced.
     """
     if wanted == "off" or (wanted == "auto" and not dit.x_embedder.proj.weight.is_cuda):
         return False
@@ -34,11 +36,11 @@ def fuse(dit: Dit, wanted: Compile) -> bool:
     failed: set[object] = set()
     for block in dit.blocks:
         for part in (block.before_attention, block.between_attentions, block.after_attentions):
-            setattr(block, part.__name__, _compiled(part, failed))
+            setattr(block, part.__name__, _compiled(part, failed, on_fallback))
     return True
 
 
-def _compiled(plain: Part, failed: set[object]) -> Part:
+def _compiled(plain: Part, failed: set[object], on_fallback: OnFallback | None) -> Part:
     """Return the compiled part, which runs the plain one for shapes that failed to compile."""
     compiled = torch.compile(plain, fullgraph=True, dynamic=False)
 
@@ -50,6 +52,8 @@ def _compiled(plain: Part, failed: set[object]) -> Part:
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 failed.add(shape)
                 logger.warning("%s%s is not compiled: %s", plain.__name__, list(x.shape), error)
+        if on_fallback:
+            on_fallback(plain.__name__)
         return plain(x, *rest)
 
     return part

@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 
 import pytest
+import torch
 
+from benchmarks import first_contact, stages
 from benchmarks.first_contact import (
     MEASUREMENTS,
     REPORT,
@@ -82,8 +86,61 @@ def test_stage_that_takes_too_long_is_given_up(rig):
             time.sleep(0.01)
 
     found = measured([Stage("slow", 0.3, hang), Stage("next", 60, lambda _: iter([("after", 2.0)]))], rig)
-    assert found[1] == ("slow", "error", "OutOfTime: took longer than 0 s")
+    assert found[1] == ("slow", "error", "OutOfTime: took longer than 0.3 s")
     assert found[2] == ("next", "after", 2.0)
+
+
+def test_time_limit_within_a_compilation_ends_the_stage(rig, monkeypatch):
+    is_hanging = True
+
+    def compile_forever(graph, _inputs):
+        while is_hanging:
+            time.sleep(0.001)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compile_forever))
+    forward = stages.forward(rig.dits.compiled, rig.scale, rig.scale.base, 1)
+
+    def measure(rig):
+        yield from rig.timed({"compiled": forward})
+
+    assert measured([Stage("slow", 0.3, measure)], rig) == [
+        ("slow", "error", "OutOfTime: took longer than 0.3 s")
+    ]
+    is_hanging = False
+    names = [name for _, name, _ in measured([Stage("next", 300, measure)], rig)]
+    assert names == ["compiled: first call, s", "compiled: s"]
+
+
+def test_time_limit_is_raised_again_where_the_first_was_discarded(rig, monkeypatch):
+    monkeypatch.setattr(first_contact, "AGAIN_AFTER_S", 0.05)
+
+    def discard(_rig):
+        yield "before", 1.0
+        with suppress(BaseException):
+            hang()
+        hang()
+
+    def hang():
+        while True:
+            time.sleep(0.01)
+
+    found = measured([Stage("slow", 0.3, discard)], rig)
+    assert found[-1] == ("slow", "error", "OutOfTime: took longer than 0.3 s")
+
+
+def test_number_says_which_parts_were_not_compiled(rig, monkeypatch):
+    def fail(graph, _inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    forward = stages.forward(rig.dits.compiled, rig.scale, rig.scale.base, 1)
+    parts = ("after_attentions", "before_attention", "between_attentions")
+    name = "compiled" + "".join(f", {part} NOT compiled" for part in parts)
+    assert [found for found, _ in rig.timed({"compiled": forward})] == [
+        f"{name}: first call, s",
+        f"{name}: s",
+    ]
 
 
 def test_hanging_run_ends_with_a_report(tmp_path):
