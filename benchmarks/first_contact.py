@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import TextIO
 
+from benchmarks.children import kill_descendants
 from benchmarks.gpu_cases import STAGES, Rig, Stage
 
 TOTAL_LIMIT_S = 540.0
@@ -125,19 +126,23 @@ def time_limit(limit_s: float) -> Iterator[None]:
 @contextmanager
 def hard_stop(limit_s: float, folder: Path) -> Iterator[None]:
     """End the process after `limit_s`, with a report, even while a call into the device hangs."""
-
-    def stop() -> None:
-        print(f"stopped after {limit_s:.0f} s", flush=True)
-        write_report(folder)
-        os._exit(1)
-
-    timer = threading.Timer(limit_s, stop)
+    timer = threading.Timer(limit_s, end_now, (limit_s, folder))
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def end_now(limit_s: float, folder: Path) -> None:
+    """Write the report, and end this process and all that it has started, even without a report."""
+    try:
+        print(f"stopped after {limit_s:g} s", flush=True)
+        write_report(folder)
+    finally:
+        kill_descendants()
+        os._exit(1)
 
 
 def write_report(folder: Path) -> int:

@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import stages
+from benchmarks.children import running
 from benchmarks.formulas import block_sparse_flops, forward_flops
 from benchmarks.machine import torch_machine
 from benchmarks.stages import FULL, TOY, Scale, Transformers
@@ -48,6 +49,7 @@ Sample = tuple[str, float | str]
 
 WITHOUT_CUDNN = [kernel for kernel in attention.KERNELS if kernel != SDPBackend.CUDNN_ATTENTION]
 GB = 1e9
+PYTHON = (sys.executable, "-m")
 PROMPT = "A big red triangle growing on a gray background with stripes"
 PARTED_TOKENS = 4096  # of queries and keys, in the check of attention in parts
 
@@ -278,12 +280,20 @@ def out_of_memory(rig: Rig) -> Iterator[Sample]:
 
 def service_job(rig: Rig) -> Iterator[Sample]:
     """Make two videos with the pocket checkpoint through Redis, the API and a real worker on this device."""
-    command = [sys.executable, "-m", "stack", "demo"]
-    with TemporaryDirectory() as folder:
-        environment = {**os.environ, "LONGCAT_DEVICE": rig.device.type, "LONGCAT_DATA_DIR": folder}
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        environment = {"LONGCAT_DEVICE": rig.device.type, "LONGCAT_DATA_DIR": folder, "PYTHONUNBUFFERED": "1"}
         began = time.perf_counter()
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-        yield "make demo: s", time.perf_counter() - began
+        try:
+            with running([*PYTHON, "stack", "demo", "--out", f"{folder}/out"], environment) as lines:
+                for line in lines:
+                    if line.startswith("Ready"):
+                        yield "accepts jobs after, s", time.perf_counter() - began
+                    elif ".mp4: " in line:
+                        yield "video", line.rpartition("/")[2].strip()
+        except subprocess.CalledProcessError:
+            print(Path(folder, "demo", "demo.log").read_text())
+            raise
+        yield "start, two videos and stop, s", time.perf_counter() - began
 
 
 def _with_rates(rig: Rig, works: Mapping[str, Work], flop: float) -> Iterator[Sample]:

@@ -10,32 +10,45 @@ import time
 from contextlib import suppress
 from functools import partial
 
+import psutil
 import pytest
 import torch
 
 from benchmarks import first_contact, stages
+from benchmarks.children import running
 from benchmarks.first_contact import (
     MEASUREMENTS,
     REPORT,
     Journal,
     Measurement,
+    OutOfTime,
+    end_now,
     main,
     render,
     run,
     write_report,
 )
 from benchmarks.gpu_cases import STAGES, Rig, Stage
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
 HANGING = """
 import sys, time
 from pathlib import Path
+from benchmarks.children import running
 from benchmarks.first_contact import MEASUREMENTS, Journal, hard_stop
 folder = Path(sys.argv[1])
-with (folder / MEASUREMENTS).open("w") as file, hard_stop(0.2, folder):
-    Journal(file).add("ceilings", "copy GB/s", 12.0)
-    time.sleep(600)
+with (folder / MEASUREMENTS).open("w") as file, running([sys.executable, "-c", sys.argv[2]], {}) as lines:
+    pid = float(next(lines))
+    with hard_stop(0.2, folder):
+        Journal(file).add("service", "pid", pid)
+        time.sleep(600)
+"""
+STARTS_A_SESSION = """
+import subprocess, time
+print(subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL).pid, flush=True)
+time.sleep(600)
 """
 
 
@@ -51,6 +64,10 @@ def measured(stages, rig):
         run(stages, rig, Journal(file))
     lines = path.read_text().splitlines()
     return [(found["stage"], found["name"], found["value"]) for found in map(json.loads, lines)]
+
+
+def is_running(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_number_is_on_the_disk_before_the_next_is_measured(rig):
@@ -143,10 +160,37 @@ def test_number_says_which_parts_were_not_compiled(rig, monkeypatch):
     ]
 
 
-def test_hanging_run_ends_with_a_report(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], check=False)
-    assert ended.returncode == 1
-    assert "copy GB/s | 12 " in (tmp_path / REPORT).read_text()
+def test_hanging_run_ends_with_a_report_and_with_all_that_it_has_started(tmp_path):
+    command = [sys.executable, "-c", HANGING, str(tmp_path), STARTS_A_SESSION]
+    assert subprocess.run(command, check=False).returncode == 1
+    assert "| pid |" in (tmp_path / REPORT).read_text()
+    pid = int(json.loads((tmp_path / MEASUREMENTS).read_text())["value"])
+    wait_until(lambda: not is_running(pid))
+
+
+def test_run_ends_even_if_no_report_can_be_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(first_contact, "kill_descendants", lambda: None)
+    with pytest.raises(SystemExit):
+        end_now(0, tmp_path / "has no measurements")
+
+
+def test_program_is_killed_with_all_that_it_has_started_when_its_stage_ends():
+    pids = []
+
+    def run_until_time_is_up():
+        with running([sys.executable, "-c", STARTS_A_SESSION], {}) as lines:
+            pids.append(int(next(lines)))
+            raise OutOfTime
+
+    with pytest.raises(OutOfTime):
+        run_until_time_is_up()
+    wait_until(lambda: not is_running(*pids))
+
+
+def test_program_that_fails_is_an_error():
+    with pytest.raises(subprocess.CalledProcessError), running(["false"], {}) as lines:
+        assert list(lines) == []
 
 
 def test_report_is_made_from_a_journal_that_was_cut(tmp_path):
