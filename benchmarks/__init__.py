@@ -1,1 +1,1 @@
-"""What is measured: `counts` on any machine, `gpu` in seconds on one with a GPU, `overlap` of jobs."""
+"""Measure the model and the service. `benchmarks/README.md` lists what is measured, and by which command."""
