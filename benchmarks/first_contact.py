@@ -26,9 +26,11 @@ from statistics import median
 from typing import TextIO
 
 from benchmarks.children import kill_descendants
-from benchmarks.gpu_cases import STAGES, Rig, Stage
+from benchmarks.gpu_cases import BLOCKS, STAGES, Rig, Stage
 
 TOTAL_LIMIT_S = 540.0
+SCALED = (": s", ": GB")
+"""Ends of names whose values grow with the number of blocks, in a stage that states it."""
 MEASUREMENTS, REPORT = "measurements.jsonl", "report.md"
 
 
@@ -75,7 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--toy", action="store_true", help="everything small, on a CPU")
     parser.add_argument("--rounds", type=int, default=3, help="how often each forward is timed")
     parser.add_argument("--only", choices=[stage.name for stage in STAGES], action="append")
-    parser.add_argument("--limit", type=float, default=TOTAL_LIMIT_S, metavar="S", help="end the run after S")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=TOTAL_LIMIT_S,
+        metavar="S",
+        help="end the run after S, and each stage in proportion",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--report", action="store_true", help="measure nothing, only make the report")
     options = parser.parse_args(arguments)
@@ -84,15 +92,16 @@ def main(arguments: list[str] | None = None) -> int:
         return write_report(options.out)
     stages = [stage for stage in STAGES if options.only is None or stage.name in options.only]
     with (options.out / MEASUREMENTS).open("w") as file, hard_stop(options.limit, options.out):
-        run(stages, Rig.prepare(toy=options.toy, rounds=options.rounds, folder=options.out), Journal(file))
+        rig = Rig.prepare(toy=options.toy, rounds=options.rounds, folder=options.out)
+        run(stages, rig, Journal(file), options.limit / TOTAL_LIMIT_S)
     return write_report(options.out)
 
 
-def run(stages: Iterable[Stage], rig: Rig, journal: Journal) -> None:
-    """Run the stages in turn. An error or a time limit ends its stage alone."""
+def run(stages: Iterable[Stage], rig: Rig, journal: Journal, limit_factor: float = 1.0) -> None:
+    """Run the stages in turn, each with its limit times the factor. An error ends its stage alone."""
     for stage in stages:
         try:
-            with time_limit(stage.limit_s):
+            with time_limit(stage.limit_s * limit_factor):
                 for name, value in stage.measure(rig):
                     journal.add(stage.name, name, value)
         except (Exception, OutOfTime) as error:  # noqa: BLE001 - the next stages may still work
@@ -164,19 +173,30 @@ def render(found: Iterable[Measurement]) -> str:
     parts = ["# First contact with a GPU", ""]
     for stage, values in stages.items():
         parts += [f"## {stage}", "", "| | value | times |", "|---|---|---|"]
+        share = _share_of_blocks(values.get(BLOCKS, []))
         for name, samples in values.items():
-            parts.append(f"| {name} | {_text(samples, name, ceiling)} | {len(samples)} |")
+            parts.append(f"| {name} | {_text(samples, name, ceiling, share)} | {len(samples)} |")
         parts.append("")
     return "\n".join(parts)
 
 
-def _text(samples: list[float | str], name: str, ceiling: float | None) -> str:
+def _share_of_blocks(samples: list[float | str]) -> float:
+    """Return which part of the transformer's blocks a stage has run, given its "12 of 48"."""
+    if not samples:
+        return 1.0
+    run, _, all_blocks = str(samples[-1]).partition(" of ")
+    return int(run) / int(all_blocks)
+
+
+def _text(samples: list[float | str], name: str, ceiling: float | None, share_of_blocks: float) -> str:
     value = _median(samples)
     if value is None:
         return str(samples[-1]).replace("|", "\\|").replace("\n", " ")
     text = f"{value:.4g}"
     if name.endswith(": TFLOP/s") and ceiling:
         text += f" ({100 * value / ceiling:.0f} % of the ceiling)"
+    if name.endswith(SCALED) and share_of_blocks < 1:
+        text += f" ({value / share_of_blocks:.4g} with all blocks, calculated)"
     return text
 
 

@@ -7,17 +7,21 @@ full size with random weights; equality is checked with the small checkpoints of
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Self
@@ -29,60 +33,108 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import stages
 from benchmarks.children import running
-from benchmarks.formulas import block_sparse_flops, forward_flops
+from benchmarks.formulas import block_sparse_flops, forward_flops, num_tokens
 from benchmarks.machine import torch_machine
 from benchmarks.stages import FULL, TOY, Scale, Transformers
 from benchmarks.timing import TERA, Work, ceilings, seconds
+from model.io.lora import LoraMerger, WeightMemory, read_lora
 from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Latents
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
+from model.spec.errors import DeviceError
+from model.spec.memory import Quantize
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.tiny import write_tiny
+from model.tiny import TEXT_WIDTH, write_tiny
 from model.transformer import attention
 from model.transformer.block_sparse import block_sparse_attention, reference_attention
+from model.transformer.compile import fuse
+from model.transformer.dit import Dit
 from model.transformer.fp8 import fused_product, quantise_rows, reference_product
-from model.transformer.token_layout import build_layout
+from model.transformer.loading import load_transformer
+from model.transformer.quantise import LAYERS, check_device
+from model.transformer.token_layout import Window, build_layout
 
 Sample = tuple[str, float | str]
 
 WITHOUT_CUDNN = [kernel for kernel in attention.KERNELS if kernel != SDPBackend.CUDNN_ATTENTION]
 GB = 1e9
+UNLIMITED_BYTES = 1 << 60  # more than any machine lets one process have
+DTYPES = (torch.bfloat16, torch.float32)
 PYTHON = (sys.executable, "-m")
+BLOCKS = "blocks"
+SOME_BLOCKS = 12
+"""Blocks of the transformer where all of them would take too long. All blocks take the same time."""
+LORA_BLOCKS = 2  # they are written to a file first
+NOT_RUN_ON_CPU = "not run: on a CPU"
+FLASH_ATTENTION = "this code with FlashAttention-2, the attention of the published code"
 PROMPT = "A big red triangle growing on a gray background with stripes"
-PARTED_TOKENS = 4096  # of queries and keys, in the check of attention in parts
+PARTED_TOKENS = 4096  # of queries and keys, in checks of attention
 
 
 @dataclass
 class Rig:
-    """The device and the sizes, and the transformers, which several stages use."""
+    """The device, its memory and the sizes.
+
+    Attributes:
+        scale: sizes of everything.
+        device: where all of it runs.
+        memory_bytes: what is free of its memory before the first stage.
+        num_ranks: ranks that the device's machine can run, one for each GPU.
+        rounds: how often each work is timed.
+        folder: where files are written.
+        ceiling_side, copied_bytes: sizes of the matrices and copies that show what the machine reaches.
+        not_compiled: parts whose plain code ran in the work that was timed last, although it was to be
+            compiled.
+        locked: owners of page-locked memory, which must not be freed while it is locked.
+    """
 
     scale: Scale
     device: torch.device
+    memory_bytes: int
+    num_ranks: int
     rounds: int
     folder: Path
     ceiling_side: int
     copied_bytes: int
-    fallbacks: set[str] = field(default_factory=set)
-    """Parts that were to be compiled and whose plain code ran, in the work that was timed last."""
+    not_compiled: set[str] = field(default_factory=set)
+    locked: list[object] = field(default_factory=list)
 
     @classmethod
     def prepare(cls, *, toy: bool, rounds: int, folder: Path) -> Self:
         """Return the full rig on a GPU, or a small one on the CPU."""
         if toy:
-            return cls(TOY, torch.device("cpu"), rounds, folder, ceiling_side=256, copied_bytes=1 << 20)
-        return cls(FULL, torch.device("cuda"), rounds, folder, ceiling_side=8192, copied_bytes=1 << 30)
+            return cls(TOY, torch.device("cpu"), UNLIMITED_BYTES, 2, rounds, folder, 256, 1 << 20)
+        free_bytes, _ = torch.cuda.mem_get_info()
+        num_ranks = torch.cuda.device_count()
+        return cls(FULL, torch.device("cuda"), free_bytes, num_ranks, rounds, folder, 8192, 1 << 30)
 
     @property
     def on_cuda(self) -> bool:
         """Return whether the device is a GPU."""
         return self.device.type == "cuda"
 
-    @cached_property
-    def dits(self) -> Transformers:
-        """Return the transformers with random weights."""
-        return stages.transformers(self.scale, self.device, self.fallbacks.add)
+    def fitted(
+        self,
+        window: Window,
+        *,
+        num_texts: int = 1,
+        quantised: Collection[Quantize] = (),
+        at_most: int | None = None,
+    ) -> Scale:
+        """Return the sizes with as many blocks as fit the memory with such a forward, `at_most` so many."""
+        fitting = stages.blocks_that_fit(self.scale, window, num_texts, quantised, self.memory_bytes)
+        depth = min(fitting, at_most or fitting)
+        return replace(self.scale, dit=replace(self.scale.dit, depth=depth))
+
+    def blocks(self, scale: Scale) -> Sample:
+        """Return how many of the transformer's blocks a stage runs. The report scales its times."""
+        return BLOCKS, f"{scale.dit.depth} of {self.scale.dit.depth}"
+
+    def transformers(self, scale: Scale, quantised: Collection[Quantize] = ()) -> Transformers:
+        """Return transformers of these sizes with random weights."""
+        return stages.transformers(scale, self.device, quantised, self.not_compiled.add)
 
     def release(self) -> None:
         """Release what a stage left on the device."""
@@ -90,7 +142,7 @@ class Rig:
         if self.on_cuda:
             torch.cuda.empty_cache()
 
-    def timed(self, works: Mapping[str, Work]) -> Iterator[Sample]:
+    def timed(self, works: Mapping[str, Work]) -> Iterator[tuple[str, float]]:
         """Yield each time in seconds, measured in turn (A-B-A-B): a warming device slows all alike.
 
         The first call of each is a sample of its own: it includes compilation. The name says which parts were
@@ -105,9 +157,9 @@ class Rig:
                 yield f"{label}: s", taken_s
 
     def _timed_once(self, name: str, work: Work) -> tuple[float, str]:
-        self.fallbacks.clear()
+        self.not_compiled.clear()
         taken_s = seconds(work, self.device)
-        return taken_s, name + "".join(f", {part} NOT compiled" for part in sorted(self.fallbacks))
+        return taken_s, name + "".join(f", {part} NOT compiled" for part in sorted(self.not_compiled))
 
     def peak_gb(self) -> float:
         """Return the peak memory of the device since the last call, and reset it."""
@@ -158,9 +210,13 @@ def parity(rig: Rig) -> Iterator[Sample]:
         write_tiny(Path(folder))
         expected = _latents(Path(folder), torch.float32, torch.device("cpu"))
         largest = expected.abs().max().item()
-        with _exact_fp32():
-            found = _latents(Path(folder), torch.float32, rig.device)
-        yield "fp32: largest error / largest value", (found - expected).abs().max().item() / largest
+        name = "fp32: largest error / largest value"
+        if rig.on_cuda:
+            with _exact_fp32():
+                found = _latents(Path(folder), torch.float32, rig.device)
+            yield name, (found - expected).abs().max().item() / largest
+        else:
+            yield name, NOT_RUN_ON_CPU
         found = _latents(Path(folder), torch.bfloat16, rig.device)
         yield "bf16: largest error / largest value", (found - expected).abs().max().item() / largest
         yield "bf16: PSNR, dB", _psnr(found, expected)
@@ -170,118 +226,89 @@ def parity(rig: Rig) -> Iterator[Sample]:
 
 def kernels(rig: Rig) -> Iterator[Sample]:
     """Compare kernels with their definitions, and attention in parts with the whole; name what ran for it."""
-    scale = rig.scale
-    bricks = build_layout(scale.dit, scale.refined, True, ContextParallel(rig.device)).bricks
+    yield from _block_sparse(rig)
+    yield from _attention_in_parts(rig)
+    yield from _fp8_product(rig)
+    if not rig.on_cuda:
+        yield "attention kernel", NOT_RUN_ON_CPU
+        return
+    dit = rig.scale.dit
+    q = torch.randn(1, dit.num_heads, PARTED_TOKENS, dit.head_dim, device=rig.device).bfloat16()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        attention.attend(q, q, q)
+        torch.cuda.synchronize()
+    yield "attention kernel", ", ".join(sorted({event.key for event in seen.key_averages()}))[:300]
+
+
+def _block_sparse(rig: Rig) -> Iterator[Sample]:
+    bricks = build_layout(rig.scale.dit, rig.scale.refined, True, ContextParallel(rig.device)).bricks
     assert bricks
-    heads, tokens = (
-        2,
-        scale.refined.num_frames * scale.refined.height * scale.refined.width // 4,
-    )  # 2×2 patches
-    for dtype in (torch.bfloat16, torch.float32):
-        q, k, v = torch.randn(3, 1, heads, tokens, scale.dit.head_dim, device=rig.device).to(dtype)
+    tokens = num_tokens(rig.scale.dit, rig.scale.refined)
+    for dtype in DTYPES:
+        name = f"block-sparse, {_name(dtype)}: largest error"
+        if not rig.on_cuda:
+            yield name, NOT_RUN_ON_CPU
+            continue
+        q, k, v = torch.randn(3, 1, 2, tokens, rig.scale.dit.head_dim, device=rig.device).to(dtype)
         found = block_sparse_attention(q, k, v, bricks)
         expected = reference_attention(q, bricks.to_key_order(k), bricks.to_key_order(v), bricks)
-        name = str(dtype).removeprefix("torch.")
-        yield f"block-sparse, {name}: largest error", (found - expected).abs().max().item()
-        q, k, v = (x[:, :, :PARTED_TOKENS] for x in (q, k, v))
+        yield name, (found - expected).abs().max().item()
+
+
+def _attention_in_parts(rig: Rig) -> Iterator[Sample]:
+    for dtype in DTYPES:
+        q, k, v = torch.randn(3, 1, 2, PARTED_TOKENS, rig.scale.dit.head_dim, device=rig.device).to(dtype)
         parts = zip(k.tensor_split([k.shape[2] // 3], 2), v.tensor_split([k.shape[2] // 3], 2), strict=True)
         found = attention.attend_to_parts(q, ((attention.KV(*part), 0) for part in parts))
         difference = found - attention.attend(q, k, v)
-        yield f"attention to two parts, {name}: largest error", difference.abs().max().item()
+        yield f"attention to two parts, {_name(dtype)}: largest error", difference.abs().max().item()
+
+
+def _fp8_product(rig: Rig) -> Iterator[Sample]:
+    name = "fp8 product: largest error"
+    if not rig.on_cuda:
+        yield name, NOT_RUN_ON_CPU
+        return
+    try:
+        check_device("fp8", rig.device, rig.scale.dtype, rig.scale.dit)
+    except DeviceError as error:
+        yield name, f"not run: {error}"
+        return
     x, weight = (torch.randn(*shape, device=rig.device).bfloat16() for shape in ((256, 512), (1024, 512)))
     given = (*quantise_rows(x), *quantise_rows(weight))
-    if rig.on_cuda:
-        difference = fused_product(*given).float() - reference_product(*given)
-        yield "fp8 product: largest error", difference.abs().max().item()
-        q = torch.randn(1, scale.dit.num_heads, 4096, scale.dit.head_dim, device=rig.device).bfloat16()
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
-            attention.attend(q, q, q)
-            torch.cuda.synchronize()
-        yield "attention kernel", ", ".join(sorted({event.key for event in seen.key_averages()}))[:300]
+    yield name, (fused_product(*given).float() - reference_product(*given)).abs().max().item()
 
 
-def base_forward(rig: Rig, num_texts: int) -> Iterator[Sample]:
-    """Measure a 480p forward, with one optimisation after the other added."""
-    scale = rig.scale
-    plain = stages.forward(rig.dits.plain, scale, scale.base, num_texts)
+def base_forward(rig: Rig) -> Iterator[Sample]:
+    """Measure a 480p forward of one text, with one optimisation after the other added."""
+    scale = rig.fitted(rig.scale.base, quantised=LAYERS)
+    yield rig.blocks(scale)
+    dits = rig.transformers(scale, LAYERS)
+    for quantize, reason in dits.refused.items():
+        yield quantize, f"not run: {reason}"
+    plain = stages.forward(dits.plain, scale, scale.base, 1)
     works = {
-        "plain, FlashAttention-2 as published": _without_cudnn(plain),
-        "plain, cuDNN attention": plain,
-        "compiled": stages.forward(rig.dits.compiled, scale, scale.base, num_texts),
+        FLASH_ATTENTION: _without_cudnn(plain),
+        "plain code, cuDNN attention": plain,
+        "compiled": stages.forward(dits.compiled, scale, scale.base, 1),
     }
     works |= {
-        f"compiled, {quantize}": stages.forward(dit, scale, scale.base, num_texts)
-        for quantize, dit in rig.dits.quantised.items()
+        f"compiled, {quantize}": stages.forward(dit, scale, scale.base, 1)
+        for quantize, dit in dits.quantised.items()
     }
-    flop = forward_flops(scale.dit, scale.base, num_texts, scale.text_tokens).total
-    yield from _with_rates(rig, works, flop)
-
-
-def refine_forward(rig: Rig) -> Iterator[Sample]:
-    """Measure a forward of refinement within bricks."""
-    scale = rig.scale
-    works = {
-        name: stages.forward(dit, scale, scale.refined, 1, sparse=True)
-        for name, dit in (("plain", rig.dits.plain), ("compiled", rig.dits.compiled))
-    }
-    bricks = build_layout(scale.dit, scale.refined, True, ContextParallel(rig.device)).bricks
-    assert bricks
-    dense = forward_flops(scale.dit, scale.refined, 1, scale.text_tokens)
-    flop = block_sparse_flops(scale.dit, scale.refined, bricks) + dense.linears + dense.cross_attention
-    yield from _with_rates(rig, works, flop)
-
-
-def other_stages(rig: Rig) -> Iterator[Sample]:
-    """Measure text, VAE and x264, and a forward beside x264."""
-    encode = stages.video_encoding(rig.scale, rig.folder / "x264.mp4")
-    yield from rig.timed({"text": stages.text_encoding(rig.scale, rig.device)})
-    rig.peak_gb()
-    yield from rig.timed({"VAE decode": stages.decoding(rig.scale, rig.device)})
-    yield "VAE decode: peak, GB", rig.peak_gb()
-    yield "x264: s", seconds(encode, torch.device("cpu"))
-    forward = stages.forward(rig.dits.compiled, rig.scale, rig.scale.base, 1)
-    yield from rig.timed({"forward alone": forward})
-    with _beside(encode):
-        yield "forward beside x264: s", seconds(forward, rig.device)
-
-
-def distilled_clip(rig: Rig) -> Iterator[Sample]:
-    """Measure a distilled clip from prompt to file, stage by stage and in one go."""
-    cpu = torch.device("cpu")
-    works = {
-        "text": stages.text_encoding(rig.scale, rig.device),
-        "steps": stages.clip(rig.dits.compiled, rig.scale),
-        "decode": stages.decoding(rig.scale, rig.device),
-        "file": stages.video_encoding(rig.scale, rig.folder / "clip.mp4"),
-    }
-    for name, work in works.items():
-        work()
-        yield f"{name}: s", seconds(work, cpu if name == "file" else rig.device)
-    began = time.perf_counter()
-    for work in works.values():
-        work()
-    if rig.on_cuda:
-        torch.cuda.synchronize(rig.device)
-    yield "end to end: s", time.perf_counter() - began
-
-
-def out_of_memory(rig: Rig) -> Iterator[Sample]:
-    """Run out of memory on purpose, and compute again afterwards."""
-    forward = stages.forward(rig.dits.plain, rig.scale, rig.scale.base, 1)
-    forward()
-    try:
-        torch.empty(2 * _memory_bytes(rig.device), dtype=torch.uint8, device=rig.device)
-    except RuntimeError as error:  # `OutOfMemoryError` on CUDA
-        yield "message", f"{type(error).__name__}: {error}"[:120]
-    rig.release()
-    forward()
-    yield "recovered", "yes"
+    yield from _with_rates(rig, works, forward_flops(scale.dit, scale.base, 1, scale.text_tokens).total)
 
 
 def service_job(rig: Rig) -> Iterator[Sample]:
-    """Make two videos with the pocket checkpoint through Redis, the API and a real worker on this device."""
+    """Make two videos through Redis, the API and a real worker on this device, with its supervisor.
+
+    On a GPU it is the pocket checkpoint that makes them, otherwise a random one.
+    """
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment = {"LONGCAT_DEVICE": rig.device.type, "LONGCAT_DATA_DIR": folder, "PYTHONUNBUFFERED": "1"}
+        if not rig.on_cuda:
+            write_tiny(Path(folder, "checkpoint"))
+            environment["LONGCAT_CHECKPOINT"] = f"{folder}/checkpoint"
         began = time.perf_counter()
         try:
             with running([*PYTHON, "stack", "demo", "--out", f"{folder}/out"], environment) as lines:
@@ -296,12 +323,172 @@ def service_job(rig: Rig) -> Iterator[Sample]:
         yield "start, two videos and stop, s", time.perf_counter() - began
 
 
+def refine_forward(rig: Rig) -> Iterator[Sample]:
+    """Measure a forward of refinement within bricks."""
+    scale = rig.fitted(rig.scale.refined, at_most=SOME_BLOCKS)
+    yield rig.blocks(scale)
+    dits = rig.transformers(scale)
+    works = {
+        name: stages.forward(dit, scale, scale.refined, 1, sparse=True)
+        for name, dit in (("plain code", dits.plain), ("compiled", dits.compiled))
+    }
+    bricks = build_layout(scale.dit, scale.refined, True, ContextParallel(rig.device)).bricks
+    assert bricks
+    dense = forward_flops(scale.dit, scale.refined, 1, scale.text_tokens)
+    flop = block_sparse_flops(scale.dit, scale.refined, bricks) + dense.linears + dense.cross_attention
+    yield from _with_rates(rig, works, flop)
+
+
+def lora_switch(rig: Rig) -> Iterator[Sample]:
+    """Switch between LoRAs: merged sets in host memory that processes share, as in the worker, and files."""
+    depth = min(LORA_BLOCKS, rig.scale.dit.depth)
+    scale = replace(rig.scale, dit=replace(rig.scale.dit, depth=depth, caption_channels=TEXT_WIDTH))
+    yield rig.blocks(scale)
+    memory = os.memfd_create("first-contact")
+    try:
+        with TemporaryDirectory() as folder:
+            write_tiny(Path(folder), config=scale.dit)
+            load = partial(load_transformer, Path(folder), scale.dtype, ContextParallel(rig.device))
+            began = time.perf_counter()
+            shared = WeightMemory(Path(f"/proc/self/fd/{memory}"), UNLIMITED_BYTES, "first contact")
+            dit, merger = load(memory=shared)
+            rig.locked.append(merger)
+            yield "load and merge all sets, s", time.perf_counter() - began
+            modules = {
+                path.stem: frozenset(read_lora(path, dit).modules)
+                for path in sorted(Path(folder, "lora").glob("*.safetensors"))
+            }
+            yield from _switches(rig, "merged sets in host memory", dit, merger, modules)
+            yield from _switches(rig, "files", *load(), modules)
+    finally:
+        os.close(memory)
+
+
+def _switches(
+    rig: Rig, source: str, dit: Dit, merger: LoraMerger, modules: Mapping[str, frozenset[str]]
+) -> Iterator[Sample]:
+    """Switch to each LoRA and back to the base."""
+    before = {name: tensor.clone() for name, tensor in dit.state_dict().items()}
+    route: list[str | None] = [None, *modules, None]
+    for old, new in pairwise(route):
+        name = f"from {source}, {old or 'base'} to {new or 'base'}"
+        written = modules.get(old or "", frozenset()) | modules.get(new or "", frozenset())
+        yield f"{name}: s", seconds(partial(merger.switch, new), rig.device)
+        yield f"{name}: GB", sum(dit.get_parameter(f"{module}.weight").nbytes for module in written) / GB
+    same = all(torch.equal(tensor, before[name]) for name, tensor in dit.state_dict().items())
+    yield f"from {source}, the base has its bits again", str(same)
+
+
+def streamed_forward(rig: Rig) -> Iterator[Sample]:
+    """Measure a forward with weights in the memory of the host beside one with all weights on the device."""
+    scale = rig.fitted(rig.scale.base, at_most=SOME_BLOCKS)
+    yield rig.blocks(scale)
+    dits = rig.transformers(scale)
+    blocks = partial(stages.in_host_memory, device=rig.device)
+    streamed = stages.with_block_weights(dits.plain, blocks)
+    rig.locked.append(streamed.block_weights)
+    fuse(streamed, "on", rig.not_compiled.add)
+
+    def only_copy() -> None:
+        with streamed.block_weights.in_order() as copied:
+            for _block in copied:
+                pass
+
+    resident_work, streamed_work = (
+        stages.forward(dit, scale, scale.base, 1) for dit in (dits.compiled, streamed)
+    )
+    taken: dict[str, list[float]] = defaultdict(list)
+    works = {"resident": resident_work, "streamed": streamed_work, "copies alone": only_copy}
+    for name, taken_s in rig.timed(works):
+        yield name, taken_s
+        taken[name.partition(":")[0].partition(",")[0]].append(taken_s)
+    resident_s, streamed_s, copies_s = (median(taken[name][1:]) for name in works)
+    yield "copies that no computation waits for, %", 100 * (1 - (streamed_s - resident_s) / copies_s)
+    yield "streamed gives the same as resident", str(torch.equal(resident_work(), streamed_work()))
+
+
+def other_stages(rig: Rig) -> Iterator[Sample]:
+    """Measure text, VAE and x264, and a forward beside x264."""
+    for name, work in stages.vae_works(rig.scale, rig.device).items():
+        rig.peak_gb()
+        yield from rig.timed({name: work})
+        yield f"{name}: peak, GB", rig.peak_gb()
+    yield from rig.timed({"text": stages.text_encoding(rig.scale, rig.device)})
+    encode = stages.video_encoding(rig.scale, rig.folder / "x264.mp4")
+    yield "x264: s", seconds(encode, torch.device("cpu"))
+    scale = rig.fitted(rig.scale.base, at_most=SOME_BLOCKS)
+    yield "blocks of the forward", scale.dit.depth
+    forward = stages.forward(rig.transformers(scale).compiled, scale, scale.base, 1)
+    yield from rig.timed({"forward alone": forward})
+    with _beside(encode):
+        yield "forward beside x264: s", seconds(forward, rig.device)
+
+
+def compile_cache(rig: Rig) -> Iterator[Sample]:
+    """Start two processes in turn, of which the second finds what the first has compiled."""
+    with TemporaryDirectory() as folder:
+        for name in ("cold", "warm"):
+            began = time.perf_counter()
+            command = [*PYTHON, "benchmarks.first_step", rig.device.type]
+            with running(command, {"TORCHINDUCTOR_CACHE_DIR": folder}) as lines:
+                *_, last = lines
+            step = json.loads(last)
+            label = name + "".join(f", {part} NOT compiled" for part in step["not_compiled"])
+            yield (
+                f"{label}: from the start of a process to the end of its first step, s",
+                time.perf_counter() - began,
+            )
+            yield f"{label}: first step of one block, s", step["forward_s"]
+
+
+def out_of_memory(rig: Rig) -> Iterator[Sample]:
+    """Run out of memory on purpose, and compute again afterwards."""
+    scale = rig.fitted(rig.scale.base, at_most=1)
+    forward = stages.forward(rig.transformers(scale).plain, scale, scale.base, 1)
+    forward()
+    try:
+        torch.empty(2 * _memory_bytes(rig.device), dtype=torch.uint8, device=rig.device)
+    except RuntimeError as error:  # `OutOfMemoryError` on CUDA
+        yield "message", f"{type(error).__name__}: {error}"[:120]
+    rig.release()
+    forward()
+    yield "recovered", "yes"
+
+
+def sharded_forward(rig: Rig) -> Iterator[Sample]:
+    """Measure a forward with weights that all GPUs of the machine share."""
+    if rig.num_ranks == 1:
+        yield "sharded forward", "not run: it needs several GPUs"
+        return
+    scale = rig.fitted(rig.scale.base, at_most=SOME_BLOCKS)
+    yield rig.blocks(scale)
+    yield "ranks", rig.num_ranks
+    with TemporaryDirectory() as folder:
+        torchrun = [
+            *(*PYTHON, "torch.distributed.run", "--local-addr", "127.0.0.1"),
+            *(
+                "--rdzv-backend",
+                "c10d",
+                "--rdzv-conf",
+                "store_type=file",
+                "--rdzv-endpoint",
+                f"{folder}/torchrun",
+            ),
+            *("--nproc-per-node", str(rig.num_ranks), "-m", "benchmarks.sharded_forward"),
+        ]
+        options = [rig.device.type, scale.dit.depth, rig.rounds, f"{folder}/ranks", rig.num_ranks]
+        with running([*torchrun, *map(str, options)], {}) as lines:
+            for line in lines:
+                name, value = json.loads(line)
+                yield name, value
+
+
 def _with_rates(rig: Rig, works: Mapping[str, Work], flop: float) -> Iterator[Sample]:
     """Yield times, and TFLOP/s for each of them but the first calls."""
     rig.peak_gb()
     for name, taken_s in rig.timed(works):
         yield name, taken_s
-        if not name.endswith("first call, s") and isinstance(taken_s, float):
+        if not name.endswith("first call, s"):
             yield f"{name.removesuffix(': s')}: TFLOP/s", flop / taken_s / TERA
     yield "peak, GB", rig.peak_gb()
 
@@ -354,7 +541,11 @@ def _beside(work: Work) -> Iterator[None]:
 def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return 1 << 60  # more than any machine lets one process have
+    return UNLIMITED_BYTES
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _output(*command: str) -> str:
@@ -362,16 +553,18 @@ def _output(*command: str) -> str:
 
 
 STAGES = (
-    Stage("versions", 20, versions),
-    Stage("ceilings", 30, reached),
-    Stage("parity", 60, parity),
-    Stage("kernels", 60, kernels),
-    Stage("480p, one text", 150, lambda rig: base_forward(rig, 1)),
-    Stage("refine", 90, refine_forward),
-    Stage("out of memory", 20, out_of_memory),
-    Stage("text, VAE and x264", 90, other_stages),
-    Stage("480p, two texts", 120, lambda rig: base_forward(rig, 2)),
-    Stage("distilled clip", 120, distilled_clip),
-    Stage("service", 120, service_job),
+    Stage("versions", 10, versions),
+    Stage("ceilings", 20, reached),
+    Stage("parity", 35, parity),
+    Stage("kernels", 40, kernels),
+    Stage("480p", 115, base_forward),
+    Stage("service", 90, service_job),
+    Stage("refine", 50, refine_forward),
+    Stage("LoRA switch", 35, lora_switch),
+    Stage("streamed weights", 25, streamed_forward),
+    Stage("text, VAE and x264", 40, other_stages),
+    Stage("compile cache", 40, compile_cache),
+    Stage("sharded weights", 25, sharded_forward),
+    Stage("out of memory", 10, out_of_memory),
 )
-"""What is measured, in this order."""
+"""What is measured, in this order: first what only a GPU shows and users need most."""

@@ -6,8 +6,8 @@ What the VAE and x264 need is imported only where they run, so that forwards can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,20 +17,21 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from benchmarks.timing import Work
 from model.parallel.mesh import ContextParallel
-from model.pipeline import schedule
-from model.pipeline.sample import Conditioning, denoise
 from model.spec.errors import DeviceError
-from model.spec.geometry import VAE_STRIDE, Size
-from model.spec.memory import Quantize
+from model.spec.geometry import VAE_STRIDE, Size, frames_of_latents
+from model.spec.memory import RESERVE_BYTES, CheckpointSizes, Quantize, Setup, StageShape, forward_bytes
+from model.transformer.block import Block
 from model.transformer.compile import OnFallback, fuse
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
-from model.transformer.quantise import LAYERS, quantise
+from model.transformer.flat_blocks import FlatBlocks
+from model.transformer.loading import BLOCKS
+from model.transformer.quantise import quantise, quantise_block
+from model.transformer.quantised_linear import QuantisedLinear
+from model.transformer.streamed_blocks import StreamedBlocks
 from model.transformer.token_layout import Window, build_layout
 
 Built = TypeVar("Built", bound=nn.Module)
-
-DISTILLED_STEPS, SHIFT = 16, 12.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,45 @@ TOY = Scale(
 )
 
 
+def scale_of(device_type: str) -> Scale:
+    """Return full size for a GPU, a toy's for a CPU."""
+    return FULL if device_type == "cuda" else TOY
+
+
+def blocks_that_fit(
+    scale: Scale, window: Window, num_texts: int, quantised: Collection[Quantize], memory_bytes: int
+) -> int:
+    """Return with how many of the transformer's blocks a forward fits the memory, at least one.
+
+    Beside the weights as they are, the memory has those that are quantised.
+    """
+    with torch.device("meta"):
+        dit = Dit(replace(scale.dit, depth=1), scale.dtype)
+    block_bytes = _num_bytes(dit.blocks[0])
+    outside_bytes = _num_bytes(dit) - block_bytes
+    for quantize in quantised:
+        with torch.device("meta"):
+            block = Block(scale.dit, scale.dtype)
+        quantise_block(block, quantize)
+        block_bytes += sum(_num_bytes(each) for each in block.modules() if isinstance(each, QuantisedLinear))
+    shape = StageShape(
+        window.num_frames, window.height * VAE_STRIDE, window.width * VAE_STRIDE, num_texts=num_texts
+    )
+    sizes = CheckpointSizes(
+        transformer=0, quantised=0, text_encoder=0, vae=0, width=scale.dit.hidden_size, depth=scale.dit.depth
+    )
+    working_bytes = max(
+        forward_bytes(sizes, shape, Setup(element_bytes=scale.dtype.itemsize, quantize=quantize))
+        for quantize in ("none", *quantised)
+    )
+    left = memory_bytes - RESERVE_BYTES - outside_bytes - working_bytes
+    return max(1, min(scale.dit.depth, left // block_bytes))
+
+
+def _num_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
 def random_module(build: Callable[[], Built], device: torch.device) -> Built:
     """Return a module with random weights, created on the device."""
     with torch.device("meta"):
@@ -81,29 +121,39 @@ def random_module(build: Callable[[], Built], device: torch.device) -> Built:
 
 @dataclass(frozen=True)
 class Transformers:
-    """One set of weights, run as it stands, with its parts compiled, and so quantised where that works."""
+    """One set of weights, run as it stands, with its parts compiled, and so quantised.
+
+    `refused` says which formats the device cannot multiply, and why.
+    """
 
     plain: Dit
     compiled: Dit
     quantised: Mapping[Quantize, Dit]
+    refused: Mapping[Quantize, str]
 
 
-def transformers(scale: Scale, device: torch.device, on_fallback: OnFallback | None = None) -> Transformers:
-    """All of them, with random weights. For `on_fallback` see `fuse`."""
+def transformers(
+    scale: Scale,
+    device: torch.device,
+    quantised: Collection[Quantize] = (),
+    on_fallback: OnFallback | None = None,
+) -> Transformers:
+    """Return transformers with random weights. For `on_fallback` see `fuse`."""
     plain = random_module(lambda: Dit(scale.dit, scale.dtype), device)
     compiled = _of_the_same_weights(plain)
     fuse(compiled, "on", on_fallback)
-    quantised: dict[Quantize, Dit] = {}
-    for quantize in LAYERS:
+    made: dict[Quantize, Dit] = {}
+    refused: dict[Quantize, str] = {}
+    for quantize in quantised:
         dit = _of_the_same_weights(plain)
         try:
             quantise(dit, quantize)
         except DeviceError as error:
-            print(error)
+            refused[quantize] = str(error)
             continue
         fuse(dit, "on", on_fallback)
-        quantised[quantize] = dit
-    return Transformers(plain, compiled, quantised)
+        made[quantize] = dit
+    return Transformers(plain, compiled, made, refused)
 
 
 def _of_the_same_weights(dit: Dit) -> Dit:
@@ -113,57 +163,82 @@ def _of_the_same_weights(dit: Dit) -> Dit:
     return other.requires_grad_(False)
 
 
-def forward(dit: Dit, scale: Scale, window: Window, num_texts: int, *, sparse: bool = False) -> Work:
-    """One forward of random latents."""
+def with_block_weights(dit: Dit, keep: Callable[[Iterable[Block]], FlatBlocks[Block]]) -> Dit:
+    """Return a transformer with the same weights, those of whose blocks are kept elsewhere.
+
+    Args:
+        dit: a transformer that has all weights on its device.
+        keep: returns where those of the blocks are kept, given the blocks.
+    """
+    with torch.device("meta"):
+        other = Dit(dit.config, dit.dtype).requires_grad_(False)
+    tensors = dit.state_dict()
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{BLOCKS}.")}
+    other.load_state_dict(outside, assign=True, strict=False)
+    other.block_weights = kept = keep(other.blocks)
+    for name in tensors.keys() - outside.keys():
+        kept.store(name, tensors[name])
+    return other.requires_grad_(False)
+
+
+def in_host_memory(blocks: Iterable[Block], device: torch.device) -> StreamedBlocks[Block]:
+    """Return blocks whose weights are in page-locked memory of the host."""
+    streamed = StreamedBlocks(BLOCKS, blocks, device)
+    streamed.keep_copies()
+    return streamed
+
+
+def forward(
+    dit: Dit,
+    scale: Scale,
+    window: Window,
+    num_texts: int,
+    *,
+    sparse: bool = False,
+    parallel: ContextParallel | None = None,
+) -> Callable[[], Tensor]:
+    """One forward of random latents, the same ones each time. All ranks of `parallel` run it together."""
     device = dit.x_embedder.proj.weight.device
-    layout = build_layout(scale.dit, window, sparse, ContextParallel(device))
+    layout = build_layout(scale.dit, window, sparse, parallel or ContextParallel(device))
+    torch.manual_seed(0)
     latents = torch.randn(num_texts, scale.dit.in_channels, *window[:3], device=device)
     timesteps = torch.full((num_texts, window.num_frames), 500.0, device=device)
     text = dit.text_kv(*_text(scale, num_texts, device))
     return lambda: dit(latents, timesteps, layout, text)
 
 
-def clip(dit: Dit, scale: Scale) -> Work:
-    """All steps of a distilled clip."""
-    device = dit.x_embedder.proj.weight.device
-    start = torch.randn(1, scale.dit.in_channels, *scale.base[:3], device=device)
-    text, mask = _text(scale, 1, device)
-    timesteps, sigmas = (x.to(device) for x in schedule.distilled(DISTILLED_STEPS, SHIFT))
-    conditioning = Conditioning(start, start[:, :, :0], text, mask, timesteps, sigmas)
-    return lambda: list(denoise(dit, conditioning, ContextParallel(device)))
-
-
 def text_encoding(scale: Scale, device: torch.device) -> Work:
-    """One prompt through the encoder."""
+    """Run one prompt through the encoder."""
     encoder = random_module(lambda: nn.Module.to(UMT5EncoderModel(scale.text), scale.dtype), device)
     ids = torch.ones(1, scale.text_tokens, dtype=torch.long, device=device)
     return lambda: encoder(input_ids=ids, attention_mask=ids)
 
 
-def decoding(scale: Scale, device: torch.device) -> Work:
-    """Decode the latents of a clip to frames, as the pipeline does it."""
+def vae_works(scale: Scale, device: torch.device) -> dict[str, Work]:
+    """Encode the frames of a clip to latents, and decode latents to frames, as the pipeline does it."""
     from diffusers import AutoencoderKLWan  # noqa: PLC0415
 
     from model.vae.vae import Vae, WanVae  # noqa: PLC0415
 
     wan: Any = AutoencoderKLWan
     vae = random_module(lambda: nn.Module.to(wan.from_config(scale.vae), scale.dtype), device)
-    decoder = Vae(cast(WanVae, vae), ContextParallel(device))
+    both = Vae(cast(WanVae, vae), ContextParallel(device))
     latents = torch.randn(1, scale.dit.in_channels, *scale.base[:3], device=device)
+    frames = torch.rand(_num_frames(scale), *_size(scale), 3)
+    generator = torch.Generator()
 
     def decode() -> None:
-        for _frames in decoder.decode(latents):
+        for _frames in both.decode(latents):
             pass
 
-    return decode
+    return {"VAE encode": lambda: both.encode(frames, generator), "VAE decode": decode}
 
 
 def video_encoding(scale: Scale, path: Path) -> Work:
     """Encode the frames of a clip, slowly moving noise, to MP4 with x264."""
     from model.io.video import VideoWriter  # noqa: PLC0415
 
-    size = Size(scale.base.height * VAE_STRIDE, scale.base.width * VAE_STRIDE)
-    number = 4 * scale.base.num_frames - 3
+    size, number = _size(scale), _num_frames(scale)
     coarse = torch.rand(1, 3, number // 8 + 1, 9, 16)
     frames = nn.functional.interpolate(coarse, (number, *size), mode="trilinear")
     frames = (frames[0].movedim(0, -1) * 255).byte()
@@ -173,6 +248,14 @@ def video_encoding(scale: Scale, path: Path) -> Work:
             writer.add(frames)
 
     return write
+
+
+def _size(scale: Scale) -> Size:
+    return Size(scale.base.height * VAE_STRIDE, scale.base.width * VAE_STRIDE)
+
+
+def _num_frames(scale: Scale) -> int:
+    return frames_of_latents(scale.base.num_frames)
 
 
 def _text(scale: Scale, num_texts: int, device: torch.device) -> tuple[Tensor, Tensor]:
