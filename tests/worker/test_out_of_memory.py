@@ -50,16 +50,21 @@ def ranks_of_groups(worker: RunningWorker) -> set[frozenset[int]]:
 @pytest.mark.parametrize(
     ("place", "rank", "restarts"),
     [
-        ("encode", "0", WARM),
-        ("lora", "0", WARM),
         ("lora", "1", WARM),
-        ("lora", "all", WARM),
-        ("denoise", "0", RESTARTED),
-        ("denoise", "1", RESTARTED),
         ("denoise", "all", WARM),
         ("decode", "0", RESTARTED),
-        ("decode", "1", RESTARTED),
-        ("decode", "all", WARM),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in (
+                ("encode", "0", WARM),
+                ("lora", "0", WARM),
+                ("lora", "all", WARM),
+                ("denoise", "0", RESTARTED),
+                ("denoise", "1", RESTARTED),
+                ("decode", "1", RESTARTED),
+                ("decode", "all", WARM),
+            )
+        ),
     ],
 )
 def test_job_without_memory_fails_at_once_and_other_jobs_run(worker, place, rank, restarts):
