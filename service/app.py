@@ -77,6 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.exit_code = 0  # of the process
     app.state.openapi = app.openapi
     app.state.shows_details = settings.ops_port is None
+    app.state.shows_failures = False
     app.state.storage_probe = StorageProbe(backend.storage)
     app.state.metrics = Metrics(backend, app.state.storage_probe)
     app.state.event_streams = EventStreams(backend.redis, settings)
@@ -93,7 +94,7 @@ def create_ops_app(service: FastAPI) -> FastAPI:
     app.state.openapi = service.state.openapi
     app.state.backend = service.state.backend
     app.state.metrics = service.state.metrics
-    app.state.shows_details = True
+    app.state.shows_details = app.state.shows_failures = True
     app.add_middleware(BrowserGuard, authenticator=service.state.backend.authenticator)
     app.add_middleware(RequestIds)
     install_error_handlers(app)

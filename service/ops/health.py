@@ -8,6 +8,7 @@ from anyio import fail_after, to_thread
 from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from starlette.datastructures import State
 
 from jobs.errors import NoCapability, Unavailable
 from jobs.registration import GroupStatus, live_groups
@@ -56,10 +57,19 @@ async def readyz(
     except TimeoutError as error:
         raise Unavailable("Redis, the storage or the disk for uploads does not answer in time") from error
     if workers and not any(group.state in {"ready", "busy"} for group in found):
-        states = [f"{group.state} ({group.failure})" if group.failure else group.state for group in found]
-        details = f": {', '.join(states) or 'there is none'}" if request.app.state.shows_details else ""
-        raise NoCapability(f"no worker group is ready{details}")
+        raise NoCapability(f"no worker group is ready{_details(request.app.state, found)}")
     return Health()
+
+
+def _details(app: State, groups: list[GroupStatus]) -> str:
+    """Return the states of groups and why they failed, as far as this port shows such things."""
+    if not app.shows_details:
+        return ""
+    states = [
+        f"{group.state} ({group.failure})" if group.failure and app.shows_failures else group.state
+        for group in groups
+    ]
+    return f": {', '.join(states) or 'there is none'}"
 
 
 def _check_dependencies(backend: Backend) -> list[GroupStatus]:

@@ -53,8 +53,9 @@ def test_jobs_are_not_on_the_ops_port(ops):
 
 
 def test_readiness_details_are_only_on_the_ops_port(public, ops, redis):
-    GroupRegistration(redis, "first").heartbeat("broken", ranks=1)
-    assert "broken" in ops.get("/readyz?workers=1").json()["error"]["message"]
+    GroupRegistration(redis, "first").heartbeat("broken", ranks=1, failure="rank 1: OutOfMemoryError: no")
+    message = ops.get("/readyz?workers=1").json()["error"]["message"]
+    assert "broken (rank 1: OutOfMemoryError: no)" in message
     answer = public.get("/readyz?workers=1")
     assert (answer.status_code, answer.json()["error"]["message"]) == (503, "no worker group is ready")
     GroupRegistration(redis, "second").heartbeat("ready", ranks=1)
