@@ -120,7 +120,7 @@ class DeadlineExceeded(LongCatError):
 
 
 class LeaseLost(LongCatError):
-    """Another worker holds this job by now, so calls of its former holder are refused."""
+    """Another worker holds this job now, so calls of its former holder are refused."""
 
     code = "lease_lost"
 

@@ -145,7 +145,7 @@ class _Deadlines:
     def read_response(self: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401
         """Return a reply before the deadline.
 
-        Raises redis's ConnectionError if the server is a replica by now, so that the command is sent again.
+        Raises redis's ConnectionError if the server has become a replica, so that the command is sent again.
         """
         self._limit_wait()
         try:

@@ -94,7 +94,7 @@ class SharedSettings(BaseSettings):
         default=7 * 86400.0, gt=0, description="how long an ended job, its files and its events are kept"
     )
     lease_s: float = Field(
-        default=30.0, gt=0, description="a worker that does not renew its lease for so long loses the job"
+        default=30.0, gt=0, description="a worker that does not renew its lease for this long loses the job"
     )
     max_attempts: int = Field(default=3, ge=1, description="crashes after which a job fails")
     max_queue_s: float | None = Field(

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 EXIT_UNUSABLE = 2  # exit status of a supervisor that would fail in the same way again
 POLL_S = 0.2
 LONGEST_PAUSE_S = 30.0
-GOOD_START_S = 60.0  # a supervisor that ran for so long did start
+GOOD_START_S = 60.0  # a supervisor that ran for this long did start
 
 
 class RestartedProcess:
@@ -36,7 +36,7 @@ class RestartedProcess:
     Args:
         name: what the log calls it.
         command: its command line, to which its health pipe is added.
-        stuck_s: a process that has sent a report and sends none for so long is stuck.
+        stuck_s: a process that has sent a report and sends none for this long is stuck.
         environment: its environment; default: that of this process.
         own_session: the process does not get Ctrl-C.
         open_files: descriptors that stay open in the process.
@@ -137,7 +137,7 @@ class Launcher:
     Args:
         num_groups: the number of supervisors.
         command: returns the command line of a group's supervisor, to which its health pipe is added.
-        stuck_s: a supervisor that sends no report for so long is stuck.
+        stuck_s: a supervisor that sends no report for this long is stuck.
         open_files: descriptors that stay open in all supervisors.
     """
 

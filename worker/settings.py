@@ -159,7 +159,7 @@ class WorkerSettings(SharedSettings):
         "greater than 1. Nobody else may reach this network",
     )
     node_timeout_s: float = Field(
-        default=10.0, ge=3, description="a node that shows no sign of life for so long is lost"
+        default=10.0, ge=3, description="a node that shows no sign of life for this long is lost"
     )
     device: DeviceName = Field(
         default="auto",
@@ -229,7 +229,9 @@ class WorkerSettings(SharedSettings):
     video_buffer_bytes: int = Field(default=1 << 30, gt=0, description="memory for frames that wait for x264")
 
     start_limit_s: float = Field(default=1800.0, gt=0, description="longest time to load the model")
-    stall_s: float = Field(default=600.0, gt=0, description="a group that sends nothing for so long has hung")
+    stall_s: float = Field(
+        default=600.0, gt=0, description="a group that sends nothing for this long has hung"
+    )
     step_stall_s: float = Field(
         default=120.0, gt=0, description="the same between two denoising steps, if 5 steps take less"
     )
@@ -249,7 +251,7 @@ class WorkerSettings(SharedSettings):
     termination_grace_s: float | None = Field(
         default=None,
         gt=0,
-        description="time between SIGTERM and SIGKILL, if whoever stops the worker has such a limit; the "
+        description="time between SIGTERM and SIGKILL, if the worker is stopped with such a limit; the "
         "worker does not start if DRAIN_S and 8 s do not fit into it",
     )
 
@@ -260,7 +262,9 @@ class WorkerSettings(SharedSettings):
         default=None, ge=1, le=65535, description="a port for `/livez` and `/readyz` of this worker"
     )
     stuck_s: float = Field(
-        default=60.0, gt=0, description="a supervisor whose event loop does not turn for so long is not alive"
+        default=60.0,
+        gt=0,
+        description="a supervisor whose event loop stands still for this long is not alive",
     )
 
     upload_limit_s: float = Field(

@@ -24,7 +24,7 @@ from jobs.store.submission import SCHEMA_VERSION as RECORD_VERSION
 
 StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost", "resize"]
 """Why a job is to stop: its client cancelled it, it ran too long, a high-priority job needs its place,
-its worker shuts down, another worker holds it by now, or its worker continues it with another number of
+its worker shuts down, another worker holds it now, or its worker continues it with another number of
 ranks."""
 
 REQUIREMENTS_KEY = "longcat:requirements"

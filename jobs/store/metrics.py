@@ -62,7 +62,7 @@ def counters(redis: Redis) -> Counters:
         try:
             found[name, label] = float(value)
         except ValueError:
-            logger.warning("counter %s is no number", field)
+            logger.warning("counter %s is not a number", field)
     return found
 
 

@@ -11,7 +11,7 @@ from jobs.errors import Unavailable
 from jobs.storage.base import Storage
 
 MAX_SILENCE_S = 30.0
-"""A storage that has not answered for so long is down, whether it fails or hangs."""
+"""A storage that has not answered for this long is down, whether it fails or hangs."""
 _INTERVAL_S = 10.0
 _SHUTDOWN_TIMEOUT_S = 2.0  # a storage that does not answer may delay the end of the service this long
 

@@ -101,7 +101,7 @@ class NodeHeartbeat:
     Args:
         store: the store of the round.
         node_rank: the number of this node; `num_nodes` is the number of all.
-        timeout_s: a node whose heartbeat does not change for so long is lost.
+        timeout_s: a node whose heartbeat does not change for this long is lost.
         clock: monotonic seconds.
     """
 

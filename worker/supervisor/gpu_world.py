@@ -2,7 +2,7 @@
 
 The ranks of a worker with `CONTEXT_PARALLEL=auto` are started together. A job runs on a *block* of them,
 whose number of ranks is the job's *width*. Whenever a job comes or leaves, `worker.supervisor.allocation`
-chooses widths and blocks. A job that gets another block saves a checkpoint after its present step, stops for
+chooses widths and blocks. A job that gets another block saves a checkpoint after its current step, stops for
 `resize`, and resumes in the new one. Nothing is loaded again.
 
 Each supervisor has a `Slot`, which is its `Group`: it runs one job at a time and does not notice the changes.
@@ -61,7 +61,7 @@ NO_RANKS = range(0)
 GUESSED_UNIT_S = 9e-8
 """Seconds of one GPU for a work unit, until a job has shown it: LongCat-Video at 0.6 PFLOP/s."""
 REMEMBERED_CHANGES = 5
-LONGEST_WAIT_S = 300.0  # a job that has no ranks for so long is given back to the queue
+LONGEST_WAIT_S = 300.0  # a job that has no ranks for this long is given back to the queue
 GUESSED_CHANGE_S = 2.0
 """What a change of width costs a job, until one was measured."""
 StartWorld = Callable[[Callable[[GroupProcess, Message | None, int], None]], GroupProcess]

@@ -60,7 +60,7 @@ class ClaimedJob:
         self.state = change(self.state, state)
 
     def check_lease(self) -> None:
-        """Raise LeaseLost if another worker holds the job by now."""
+        """Raise LeaseLost if another worker holds the job now."""
         if self.stop_request == "lease_lost":
             raise LeaseLost("another worker holds the job, or it has ended")
 

@@ -71,7 +71,7 @@ class WorldJobState(Enum):
     Attributes:
         WAITING: it has no ranks yet, or has stopped to get others.
         RUNNING: it has a block of ranks.
-        RESIZING: it is told to stop after its present step, because it gets another block.
+        RESIZING: it is told to stop after its current step, because it gets another block.
         DECODING: it keeps its block until the end.
         RELEASED: its leader writes the rest of its video; the block is free.
     """

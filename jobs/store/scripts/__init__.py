@@ -171,7 +171,7 @@ def _refusals() -> Iterator[None]:
             case ["JOB_ENDED"]:
                 raise JobEnded("the job has ended already") from None
             case ["LEASE_LOST"]:
-                raise LeaseLost("another worker holds this job by now") from None
+                raise LeaseLost("another worker holds this job now") from None
             case ["LIMIT_REACHED", limit, bound, retry_after_s]:
                 raise LimitReached(limit, bound, int(retry_after_s)) from None
             case ["KEY_REUSED"]:
