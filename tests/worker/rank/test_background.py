@@ -13,15 +13,16 @@ from worker.rank.background import NICENESS, THREAD_NAME, BackgroundWriter
 TIMEOUT_S = 30.0
 
 
-def background_writers_have_ended() -> bool:
-    return all(thread.name != THREAD_NAME for thread in threading.enumerate())
+def background_writers() -> set[threading.Thread]:
+    """Return the threads of all writers that have not ended, also of jobs that other tests broke off."""
+    return {thread for thread in threading.enumerate() if thread.name == THREAD_NAME}
 
 
 def finish(writer: BackgroundWriter) -> Exception | None:
     """Finish, and return the error that the thread passed on when it ended."""
     errors: list[Exception | None] = []
     writer.finish(errors.append)
-    wait_until(background_writers_have_ended)
+    wait_until(lambda: errors)
     (error,) = errors
     return error
 
@@ -140,11 +141,13 @@ def test_abort_drops_waiting_tasks_and_completes_the_running_one():
     running.wait()
     writer.abort(errors.append)
     gate.set()
-    wait_until(background_writers_have_ended)
+    wait_until(lambda: errors)
     assert (done, errors) == (["first"], [None])
 
 
 def test_thread_runs_until_it_is_finished():
+    others = background_writers()
     writer = BackgroundWriter(10)
-    assert not background_writers_have_ended()
+    assert background_writers() > others
     assert finish(writer) is None
+    wait_until(lambda: background_writers() <= others)

@@ -23,7 +23,7 @@ from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.fault_rank import StagedEngine
-from tests.worker.rank.test_background import background_writers_have_ended
+from tests.worker.rank.test_background import background_writers
 from worker.digest import sha256_of
 from worker.messages import (
     FAILED_ALONE,
@@ -104,10 +104,11 @@ class RankRunner:
             width=width,
         )
         sent: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        others = background_writers()
         self.leader = Leader(run, sent.put, self._stop_request, self.settings, {})
         engine = self.engine_type(self.folder / "steps.log")
         run_job(run, engine, self.consensus, self.leader)
-        wait_until(background_writers_have_ended)
+        wait_until(lambda: background_writers() <= others)
         messages = [sent.get_nowait() for _ in range(sent.qsize())]
         assert isinstance(messages[-1], VideoDone | JobFailed | JobStopped)
         return messages
