@@ -116,6 +116,7 @@ class StageShape:
         num_texts: texts of a forward: 2 with guidance.
         condition_cache: whether keys and values of the condition frames are kept instead of computed again.
         step_cache: whether steps may reuse what blocks added in an earlier step.
+        block_sparse: whether queries attend to some of the keys, which takes as much memory.
     """
 
     num_frames: int
@@ -125,6 +126,7 @@ class StageShape:
     num_texts: int = 1
     condition_cache: bool = False
     step_cache: bool = False
+    block_sparse: bool = False
 
     @property
     def tokens_of_frame(self) -> int:

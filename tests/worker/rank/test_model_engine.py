@@ -4,7 +4,7 @@ import pytest
 from torch import Tensor
 
 from model.parallel.mesh import SINGLE
-from model.pipeline.warm_up import StageShape
+from model.spec.memory import StageShape
 from model.spec.plan import Refinement
 from tests.orders import make_order
 from tests.service.media import clip, encoded, picture
@@ -67,12 +67,13 @@ def test_kernels_are_compiled_for_the_requests_that_the_checkpoint_and_the_memor
         {"num_frames": 9, "guidance_scale": 1},
         {"num_frames": 9, "no_option": 1},
         {"num_frames": 8},
-        {"num_frames": 9, "height": 480, "width": 832},
+        {"num_frames": 9, "height": 96, "width": 144},
         {"num_frames": 9, "task": "image_to_video"},
     ]
-    settings = WorkerSettings(checkpoint=tiny_checkpoint, device="cpu", gpu_memory_gib=0.1)
+    settings = WorkerSettings(checkpoint=tiny_checkpoint, device="cpu", gpu_memory_gib=0.015)
     setup = settings.rank_setup(tmp_path / "socket").model_copy(update={"warm_up": tuple(requests)})
     model_engine.load_engine(setup, SINGLE)
-    assert [(shape.clean, shape.noise, shape.guided) for shape in warmed] == [(0, 3, False), (1, 2, True)]
+    shapes = [(shape.num_condition, shape.num_frames, shape.num_texts) for shape in warmed]
+    assert shapes == [(0, 3, 1), (1, 3, 2)]
     assert "no_option" in caplog.text
     assert "num_frames" in caplog.text
