@@ -22,7 +22,7 @@ from jobs.store.holder import StopReason
 from worker.telemetry import Interval
 
 PROTOCOL_VERSION = 2
-FAILED_ALONE = "failed-alone.json"
+JOB_ERROR = "job-error.json"
 """The file in a job's folder with the `JobError` that ended the job together with its group."""
 CHECKPOINT_VERSION = 2
 """The newest version of checkpoints, with their files, that this release reads."""

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 
 from jobs.record import JobError
 from model.pipeline.events import Event
-from worker.messages import FAILED_ALONE, RunJob
+from worker.messages import JOB_ERROR, RunJob
 from worker.rank.consensus import Consensus, GroupBroken, StepOutcome
 from worker.rank.engine import Engine, InputsRead
 from worker.rank.failures import outcome_of
@@ -80,10 +80,10 @@ def _leave_cause(run: RunJob, cause: JobError | None) -> None:
     """
     if cause is None:
         return
-    part = run.folder / f"{FAILED_ALONE}.{os.getpid()}.part"  # of this rank: others may do the same
+    part = run.folder / f"{JOB_ERROR}.{os.getpid()}.part"  # of this rank: others may do the same
     with suppress(OSError):  # a rank of another machine does not have the folder
         part.write_text(cause.model_dump_json())
-        part.replace(run.folder / FAILED_ALONE)
+        part.replace(run.folder / JOB_ERROR)
 
 
 def _next_event(

@@ -14,7 +14,7 @@ from jobs.logs import about, names_of
 from jobs.order import Order
 from jobs.storage.base import Storage
 from jobs.store.job_store import JobStore
-from worker.messages import FAILED_ALONE, Checkpoint, RunJob
+from worker.messages import JOB_ERROR, Checkpoint, RunJob
 from worker.supervisor.checkpoints import damaged_file, fetch_checkpoint, stored_checkpoint
 from worker.supervisor.disk_space import DiskSpace
 from worker.supervisor.job import (
@@ -71,9 +71,8 @@ class InputFetcher:
         """
         with about(names_of(job.lease.job)):
             try:
-                (self._spool.folder(job.job_id) / FAILED_ALONE).unlink(
-                    missing_ok=True
-                )  # of an earlier attempt
+                # of an earlier attempt
+                (self._spool.folder(job.job_id) / JOB_ERROR).unlink(missing_ok=True)
                 return self._fetch(job)
             except JobInterrupted:
                 return Stopped(job.stop_request) if job.stop_request else Requeued(crashed=False)

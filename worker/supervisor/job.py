@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.errors import DISK_FULL_ERRNOS, DiskFull, LeaseLost, LongCatError
 from jobs.record import JobError, Progress
 from jobs.store.holder import Lease, StopReason
-from worker.messages import FAILED_ALONE, Checkpoint, RunJob, Timings, VideoFile
+from worker.messages import JOB_ERROR, Checkpoint, RunJob, Timings, VideoFile
 from worker.supervisor.states import JobState, change
 from worker.supervisor.timeline import JobTimeline
 
@@ -48,10 +48,10 @@ class ClaimedJob:
         return self.lease.job.id
 
     @property
-    def error_of_one_rank(self) -> JobError | None:
-        """Return the error that one rank left behind when it failed alone and ended its process."""
+    def error_left_by_rank(self) -> JobError | None:
+        """Return the error that ended the job together with its group, if a rank left one behind."""
         try:
-            return JobError.model_validate_json((self.folder / FAILED_ALONE).read_text())
+            return JobError.model_validate_json((self.folder / JOB_ERROR).read_text())
         except (OSError, ValueError):
             return None
 

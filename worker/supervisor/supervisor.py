@@ -267,7 +267,7 @@ class Supervisor:
         self._gpu_group.stop()
         for job in self._jobs_in(WITH_GROUP):
             is_to_blame = crashed and self._gpu_group.is_to_blame(job.job_id)
-            error = job.error_of_one_rank if is_to_blame else None
+            error = job.error_left_by_rank if is_to_blame else None
             reason = self._failure if is_to_blame else None
             self._finalize(job, Failed(error) if error else Requeued(crashed=is_to_blame, reason=reason))
         self._finalize_waiting(Requeued(crashed=False))

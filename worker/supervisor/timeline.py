@@ -44,7 +44,7 @@ class JobTimeline:
 
     @property
     def intervals(self) -> tuple[Interval, ...]:
-        """Return all intervals; the present phase counts as if it ended now."""
+        """Return all intervals; the current phase counts as if it ended now."""
         present = (self._present_phase(self._clock()),) if self._phase else ()
         return (*self._ended, *present)
 

@@ -26,7 +26,7 @@ from tests.worker.fault_rank import StagedEngine
 from tests.worker.rank.test_background import background_writers
 from worker.digest import sha256_of
 from worker.messages import (
-    FAILED_ALONE,
+    JOB_ERROR,
     Checkpoint,
     CheckpointSaved,
     GpusReleased,
@@ -306,7 +306,7 @@ def test_out_of_memory_that_breaks_the_group_is_left_for_the_supervisor(consensu
 
 def cause_of(rank: RankRunner) -> str | None:
     """Return the code of the error that a rank left for the supervisor."""
-    file = rank.folder / FAILED_ALONE
+    file = rank.folder / JOB_ERROR
     return JobError.model_validate_json(file.read_text()).code if file.exists() else None
 
 
