@@ -40,8 +40,8 @@ AGAIN_AFTER_S = 2.0  # a finalizer or a library may discard an exception: it is 
 class OutOfTime(BaseException):
     """A stage took longer than it may.
 
-    It is no `Exception`, because the compiler takes every `Exception` for a failed compilation, after which
-    the plain code would run.
+    It is not an `Exception`, because the compiler takes every `Exception` for a failed compilation, and would
+    then run the plain code.
     """
 
 

@@ -159,7 +159,7 @@ class Rig:
     def _timed_once(self, name: str, work: Work) -> tuple[float, str]:
         self.not_compiled.clear()
         taken_s = seconds(work, self.device)
-        return taken_s, name + "".join(f", {part} NOT compiled" for part in sorted(self.not_compiled))
+        return taken_s, _labelled(name, self.not_compiled)
 
     def peak_gb(self) -> float:
         """Return the peak memory of the device since the last call, and reset it."""
@@ -433,7 +433,7 @@ def compile_cache(rig: Rig) -> Iterator[Sample]:
             with running(command, {"TORCHINDUCTOR_CACHE_DIR": folder}) as lines:
                 *_, last = lines
             step = json.loads(last)
-            label = name + "".join(f", {part} NOT compiled" for part in step["not_compiled"])
+            label = _labelled(name, step["not_compiled"])
             yield (
                 f"{label}: from the start of a process to the end of its first step, s",
                 time.perf_counter() - began,
@@ -466,14 +466,8 @@ def sharded_forward(rig: Rig) -> Iterator[Sample]:
     with TemporaryDirectory() as folder:
         torchrun = [
             *(*PYTHON, "torch.distributed.run", "--local-addr", "127.0.0.1"),
-            *(
-                "--rdzv-backend",
-                "c10d",
-                "--rdzv-conf",
-                "store_type=file",
-                "--rdzv-endpoint",
-                f"{folder}/torchrun",
-            ),
+            *("--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"),
+            *("--rdzv-endpoint", f"{folder}/torchrun"),
             *("--nproc-per-node", str(rig.num_ranks), "-m", "benchmarks.sharded_forward"),
         ]
         options = [rig.device.type, scale.dit.depth, rig.rounds, f"{folder}/ranks", rig.num_ranks]
@@ -542,6 +536,11 @@ def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return UNLIMITED_BYTES
+
+
+def _labelled(name: str, not_compiled: Collection[str]) -> str:
+    """Return the name of a measurement with the parts that were to be compiled, but ran their plain code."""
+    return name + "".join(f", {part} NOT compiled" for part in sorted(not_compiled))
 
 
 def _name(dtype: torch.dtype) -> str:
