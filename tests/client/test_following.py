@@ -206,12 +206,13 @@ class TestPolling:
     def test_job_is_polled_if_no_more_streams_are_allowed(self, connect, worker, settings, client):
         limited = settings.model_copy(update={"owner_event_streams": 1, "event_interval_s": 60})
         with serving(create_app(limited)) as port:
-            first = connect(f"http://127.0.0.1:{port}")
-            job = first.submit("a")
-            events = first.jobs.events(job.id)
-            next(events)
+            url = f"http://127.0.0.1:{port}"
+            first, second = connect(url), connect(url)
+            finished = first.submit("a")
             worker.succeed(worker.claim())
-            (event,) = connect(f"http://127.0.0.1:{port}").jobs.events(job.id)
+            events = first.jobs.events(first.submit("b").id)  # open until the end: this job stays queued
+            next(events)
+            (event,) = second.jobs.events(finished.id)
             events.close()
         assert event.type == "poll"
 
