@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from jobs.connect import check_server, connect
 from jobs.errors import LongCatError
 from jobs.storage.base import open_storage
+from model.io.host_memory import host_memory_bytes
 from model.io.sizes import read_prepared_bytes, read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
@@ -40,7 +41,6 @@ from model.spec.memory import (
 from model.spec.plan import Plan
 from model.spec.typical import typical_plans
 from model.transformer.config import load_dit_config
-from worker.host_memory import host_memory_bytes
 from worker.settings import Endpoint, WorkerSettings, visible_devices
 
 DEADLINE_S = 5.0

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from jobs.capability import Capability
 from model.io.fingerprint import fingerprints
+from model.io.host_memory import host_memory_bytes
 from model.io.loading import measured
 from model.io.lora import WeightMemory
 from model.io.sizes import check_weights_fit, read_sizes
@@ -31,7 +32,6 @@ from model.spec.resolve import resolve
 from model.spec.typical import typical_inputs
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse
-from worker.host_memory import host_memory_bytes
 from worker.messages import RunJob
 from worker.rank.capability import ORDER_VERSIONS, QUANTISED_DTYPES, plan_memory, tasks_with
 from worker.rank.engine import Engine, InputsRead

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.host_memory import host_memory_bytes
+from model.io.host_memory import host_memory_bytes
 
 
 def test_memory_of_this_machine_is_found():
