@@ -5,7 +5,6 @@ generates some of the prompts. Invalid input and checkpoints end with a one-line
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from model.io.sizes import check_weights_fit, read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, VideoWriter, measure_clip, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.options import parser
-from model.parallel.device import choose_device, free_gpu_bytes, smallest_gpu_bytes
+from model.parallel.device import choose_device, configure_allocator, free_gpu_bytes, smallest_gpu_bytes
 from model.parallel.mesh import ContextParallel, join, leave
 from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
@@ -44,9 +43,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line, and return the exit code."""
     options = parser().parse_args(arguments)
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
-        # Read when CUDA is first used. Otherwise a stage may leave memory in pieces that the next cannot use.
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    configure_allocator()
     try:
         run(options)
     except (ModelError, InvalidParams) as error:

@@ -474,22 +474,16 @@ def visible_devices() -> list[str] | None:
 def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     """Return the environment of torchrun and the ranks of a group.
 
-    It contains the group's share of the GPUs, each rank's share of the CPU cores, a default of the allocator
-    on CUDA, and only those variables of this process that Python, torch and its libraries use. None of them
-    is secret: no `LONGCAT_*`, no `AWS_*`.
+    It contains the group's share of the GPUs, each rank's share of the CPU cores, and only those variables of
+    this process that Python, torch and its libraries use. None of them is secret: no `LONGCAT_*`, no `AWS_*`.
 
     One core of a rank's share is left to x264: torch's threads wait for each other in every operation, so
     each of them is slowed down by anything that shares its core.
     """
     loopback = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     threads = max(1, len(os.sched_getaffinity(0)) // settings.ranks - 1)
-    # On CUDA: otherwise memory that videos of one size leave in pieces may be of no use to larger ones.
-    allocator = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    if "PYTORCH_CUDA_ALLOC_CONF" in os.environ:  # the older name
-        allocator = {}
     environment = {
         "OMP_NUM_THREADS": str(threads),
-        **allocator,
         **{name: value for name, value in os.environ.items() if _is_for_ranks(name)},
         # If all ranks of a group are on one machine, nothing needs to listen on a network.
         **(loopback if settings.nodes == 1 else {}),

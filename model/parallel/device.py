@@ -1,5 +1,6 @@
 """Choose the device of this machine that runs the model, and tell the memory of GPUs."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -9,6 +10,15 @@ from model.spec.errors import ModelError
 
 LARGEST_ON_CPU_BYTES = 8 << 30
 """The largest checkpoint that runs on a CPU without being asked for: a larger one is meant for GPUs."""
+
+
+def configure_allocator() -> None:
+    """Let the allocator on CUDA grow its segments, unless the environment configures it.
+
+    Otherwise one stage may leave memory in pieces that the next cannot use. Call this before CUDA is used.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def choose_device(wanted: str, checkpoint: Path) -> str:

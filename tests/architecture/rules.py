@@ -10,7 +10,7 @@ from tests.architecture.source import Module
 
 ENVIRONMENT_READERS = {
     "jobs/settings.py": "reads values from files, for the service and the worker alike",
-    "model/__main__.py": "sets a default of PyTorch, which has no function for it",
+    "model/parallel/device.py": "sets a default of PyTorch, which has no function for it",
     "stack/settings.py": "passes the environment on to the processes that it starts",
     "worker/settings.py": "passes the environment on to the ranks",
 }

@@ -276,19 +276,6 @@ def test_ranks_inherit_the_variables_of_torch_and_its_libraries(monkeypatch, nam
     assert group_environment(WorkerSettings(device="cpu"), 0)[name] == "kept"
 
 
-@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_memory_of_ranks_grows_in_segments_unless_the_operator_configures_the_allocator(monkeypatch, name):
-    for each in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.delenv(each, raising=False)
-    environment = group_environment(WorkerSettings(device="cpu"), 0)
-    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    monkeypatch.setenv(name, "max_split_size_mb:512")
-    environment = group_environment(WorkerSettings(device="cpu"), 0)
-    assert {key: environment[key] for key in environment if "ALLOC_CONF" in key} == {
-        name: "max_split_size_mb:512"
-    }
-
-
 @pytest.mark.parametrize(
     ("cores", "ranks", "threads"), [(16, 1, 15), (16, 4, 3), (2, 1, 1), (2, 2, 1), (1, 4, 1)]
 )

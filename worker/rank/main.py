@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from jobs.logs import about, set_up_log
 from jobs.store.holder import StopReason
-from model.parallel.device import choose_device
+from model.parallel.device import choose_device, configure_allocator
 from model.parallel.mesh import ContextParallel, FileRendezvous, StoreRendezvous, join
 from model.spec.errors import GroupError
 from worker.channel import Channel, connect
@@ -53,6 +53,7 @@ def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
     die_with_parent(int(parent_pid))
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
+    configure_allocator()
     supervisor: SupervisorConnection | None = None
     rank = dist.get_node_local_rank(fallback_rank=0)
     leave = partial(leave_failure, settings.failure_file, settings.node_rank * settings.ranks_per_node + rank)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from model.parallel import device
-from model.parallel.device import LARGEST_ON_CPU_BYTES, choose_device, gpu_problem
+from model.parallel.device import LARGEST_ON_CPU_BYTES, choose_device, configure_allocator, gpu_problem
 from model.spec.errors import ModelError
 
 
@@ -52,6 +54,19 @@ def test_problem_is_named_by_the_driver(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", init)
     assert gpu_problem() == "The NVIDIA driver on your system is too old"
+
+
+@pytest.mark.parametrize("configured", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_allocator_grows_its_segments_unless_the_environment_configures_it(monkeypatch, configured):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "removed after the test")
+        monkeypatch.delenv(name)
+    if configured:
+        monkeypatch.setenv(configured, "max_split_size_mb:512")
+    configure_allocator()
+    found = {name: value for name, value in os.environ.items() if "ALLOC_CONF" in name}
+    expected = {configured: "max_split_size_mb:512"} if configured else {}
+    assert found == (expected or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
 
 
 def test_problem_of_a_torch_without_cuda_is_named(monkeypatch):

@@ -24,7 +24,16 @@ from worker.first_failure import read_failure
 from worker.messages import GroupFailed, Message, Ready, RunJob, StopJob
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
-from worker.rank.main import EXIT_FAILED, Place, SupervisorConnection, _places, _serve, check_weights
+from worker.rank.main import (
+    EXIT_FAILED,
+    LoadEngine,
+    Place,
+    SupervisorConnection,
+    _places,
+    _serve,
+    check_weights,
+    main,
+)
 from worker.settings import WorkerSettings
 
 JOB = RunJob(job_id="j", order=ORDER, folder=Path("/spool/j"))
@@ -192,6 +201,25 @@ def test_every_leader_of_a_world_knows_the_weights(monkeypatch, tmp_path):
     with pytest.raises(Served):
         _serve(places, consensus, cast("SupervisorConnection", supervisor), settings.rank_setup(tmp_path))
     assert [leader and leader.weights for leader in leaders] == [weights]
+
+
+def test_allocator_is_configured_before_a_rank_uses_its_device(monkeypatch, tmp_path):
+    order = []
+
+    def choose_device(*_) -> str:
+        order.append("device")
+        raise GroupError("no device")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    for name in ("die_with_parent", "set_up_log"):
+        monkeypatch.setattr(f"worker.rank.main.{name}", lambda _: None)
+    monkeypatch.setattr("worker.rank.main.configure_allocator", lambda: order.append("allocator"))
+    monkeypatch.setattr("worker.rank.main.choose_device", choose_device)
+    monkeypatch.setattr("worker.rank.main.exit_failed", lambda: None)
+    setup = WorkerSettings(checkpoint=tmp_path, ranks=2).rank_setup(tmp_path)
+    main(setup.model_dump_json(), "1", cast("LoadEngine", None))
+    assert order == ["allocator", "device"]
 
 
 @pytest.mark.integration
