@@ -3,7 +3,7 @@
 For each module that some LoRA changes, the memory holds the module's tensors as the device has them, merged
 and then rounded or quantised: those of the base, and those of each LoRA that changes the module. So a switch
 only copies bytes, and every switch to a LoRA or back gives the same bits. Of blocks that are streamed, the
-memory holds all tensors, and a switch of LoRA copies none of them: blocks are fetched from other places.
+memory holds all tensors, and a switch of LoRA copies none of them: blocks are fetched from other addresses.
 
 The memory is a file without a name (`memfd_create`) that all processes map. The kernel frees it when the last
 process that has it open ends, in whatever way. The processes share the work of preparing it: each module is
@@ -49,13 +49,17 @@ Variants = Mapping[str | None, ModuleTensors]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """The place of a tensor in the memory."""
+class _Region:
+    """The bytes of the memory that have a tensor."""
 
     start: int
     size: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    def view_in(self, memory: Tensor) -> Tensor:
+        """Return the tensor as a view of the memory."""
+        return memory[self.start : self.start + self.size].view(self.dtype).view(self.shape)
 
 
 class PreparedWeights:
@@ -69,7 +73,7 @@ class PreparedWeights:
             fingerprint: tells the weights from those of other checkpoints.
         """
         self._modules = tuple(like)
-        self._places: dict[tuple[str, str | None], dict[str, _Place]] = defaultdict(dict)
+        self._regions: dict[tuple[str, str | None], dict[str, _Region]] = defaultdict(dict)
         description = [fingerprint]
         # The memory begins with the digest and a byte for each module, which is 1 when that is prepared.
         self._digest_bytes = hashlib.sha256().digest_size
@@ -79,9 +83,9 @@ class PreparedWeights:
                 for name, tensor in tensors.items():
                     start = aligned(stop)
                     stop = start + tensor.nbytes
-                    place = _Place(start, tensor.nbytes, tensor.dtype, tuple(tensor.shape))
-                    self._places[module, lora][name] = place
-                    description.append(f"{module} {lora} {name} {place}")
+                    region = _Region(start, tensor.nbytes, tensor.dtype, tuple(tensor.shape))
+                    self._regions[module, lora][name] = region
+                    description.append(f"{module} {lora} {name} {region}")
         self.size_bytes = stop
         self._digest = hashlib.sha256("\n".join(description).encode()).digest()
         self._memory = torch.empty(0, dtype=torch.uint8)
@@ -126,10 +130,7 @@ class PreparedWeights:
 
     def read(self, module: str, lora: str | None) -> ModuleTensors:
         """Return the tensors of a module as views of the memory, with a LoRA or None for the base."""
-        return {
-            name: self._memory[place.start : place.start + place.size].view(place.dtype).view(place.shape)
-            for name, place in self._places[module, lora].items()
-        }
+        return {name: region.view_in(self._memory) for name, region in self._regions[module, lora].items()}
 
     @property
     def memory(self) -> Tensor:

@@ -162,7 +162,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
 def _warm_up(pipeline: Pipeline, requests: Sequence[Options], memory: MemoryBudget | None) -> None:
     """Compile for these requests, with each number of ranks that a job may have and that they fit into."""
     parallel, num_heads = pipeline.parallel, pipeline.dit.config.num_heads
-    places = [place for place in (parallel, *parallel.wider) if place.divides(num_heads)]
+    groups = [group for group in (parallel, *parallel.wider) if group.divides(num_heads)]
     for request in requests:
         try:
             params = GenerationParams.model_validate(request)
@@ -171,10 +171,10 @@ def _warm_up(pipeline: Pipeline, requests: Sequence[Options], memory: MemoryBudg
         except (ValidationError, InvalidParams) as error:
             logger.warning("kernels for a request of WARM_UP are not compiled: %s", error)
             continue
-        for place in places:
-            if memory is None or memory.with_ranks(place.size).fits(plan):
+        for group in groups:
+            if memory is None or memory.with_ranks(group.size).fits(plan):
                 for shape in stage_shapes(plan, inputs):
-                    warm_up(pipeline.dit, shape, MAX_TOKENS, place)
+                    warm_up(pipeline.dit, shape, MAX_TOKENS, group)
 
 
 def _weight_memory(setup: RankSetup, needs: Setup, fingerprint: str) -> WeightMemory | None:
