@@ -65,7 +65,7 @@ class OpenFile(Protocol):
 
 @dataclass(frozen=True)
 class LowRank:
-    """The keys of one module's update. Block i of its rows is up_i · (block i of down)."""
+    """The keys of one module's update. Part i of its rows is up_i · (part i of down)."""
 
     down: str
     ups: tuple[str, ...]
@@ -74,8 +74,8 @@ class LowRank:
     def delta(self, file: OpenFile, device: torch.device) -> Float[Tensor, "out in"]:
         """Return alpha_scale · up · down, in fp32 on the device."""
         down, *ups = (file.get_tensor(key).to(device, torch.float32) for key in (self.down, *self.ups))
-        blocks = [up @ part for up, part in zip(ups, down.chunk(len(ups)), strict=True)]
-        return torch.cat(blocks) * file.get_tensor(self.alpha).to(device, torch.float32)
+        rows = [up @ part for up, part in zip(ups, down.chunk(len(ups)), strict=True)]
+        return torch.cat(rows) * file.get_tensor(self.alpha).to(device, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -315,14 +315,14 @@ def _parse(path: Path, key: str) -> tuple[str, str]:
 
 
 def _low_rank(path: Path, found: Mapping[str, str]) -> LowRank:
-    """Collect the keys of one module: one `up`, or `up` blocks 0, 1, … without a gap."""
+    """Collect the keys of one module: one `up`, or parts of it, `blocks.0`, `blocks.1`, … without a gap."""
     whole = "lora_up.weight"
-    blocks = [piece for piece in found if UP.fullmatch(piece) and piece != whole]
-    ups = [f"lora_up.blocks.{i}.weight" for i in range(len(blocks))] or [whole]
+    parts = [piece for piece in found if UP.fullmatch(piece) and piece != whole]
+    ups = [f"lora_up.blocks.{i}.weight" for i in range(len(parts))] or [whole]
     for piece in (DOWN, *ups, ALPHA):
         if piece not in found:
             raise LoraError(path, f"{_sibling(found, piece)} is missing")
-    if blocks and whole in found:
+    if parts and whole in found:
         raise LoraError(path, f"{found[whole]} stands beside blocks of the same module")
     return LowRank(found[DOWN], tuple(found[up] for up in ups), found[ALPHA])
 
@@ -336,12 +336,14 @@ def _sibling(found: Mapping[str, str], piece: str) -> str:
 def _check_shapes(
     path: Path, low_rank: LowRank, shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]
 ) -> None:
-    (out, inner), blocks = weight, len(low_rank.ups)
-    if out % blocks:
-        raise LoraError(path, f"{low_rank.ups[-1]} is one of {blocks} blocks, which do not divide {out} rows")
-    rank = (*shapes[low_rank.down], 0)[0] // blocks
-    wanted: dict[str, tuple[int, ...]] = dict.fromkeys(low_rank.ups, (out // blocks, rank))
-    wanted |= {low_rank.down: (blocks * rank, inner), low_rank.alpha: ()}
+    (out, inner), num_parts = weight, len(low_rank.ups)
+    if out % num_parts:
+        raise LoraError(
+            path, f"{low_rank.ups[-1]} is one of {num_parts} blocks, which do not divide {out} rows"
+        )
+    rank = (*shapes[low_rank.down], 0)[0] // num_parts
+    wanted: dict[str, tuple[int, ...]] = dict.fromkeys(low_rank.ups, (out // num_parts, rank))
+    wanted |= {low_rank.down: (num_parts * rank, inner), low_rank.alpha: ()}
     for key, shape in wanted.items():
         if shapes[key] != shape:
             raise LoraError(path, f"{key} has shape {list(shapes[key])}, not {list(shape)}")
