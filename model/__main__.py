@@ -5,8 +5,9 @@ generates some of the prompts. Invalid input and checkpoints end with a one-line
 """
 
 import argparse
+import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Never
@@ -16,12 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from model.io.host_memory import host_memory_bytes
 from model.io.loading import measured
+from model.io.lora import WeightMemory
 from model.io.sizes import check_weights_fit, read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, VideoWriter, measure_clip, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.options import parser
 from model.parallel.device import choose_device, configure_allocator, free_gpu_bytes, smallest_gpu_bytes
+from model.parallel.machine import share_file
 from model.parallel.mesh import ContextParallel, join, leave
 from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
@@ -30,9 +34,9 @@ from model.spec.arguments import options_of
 from model.spec.errors import InvalidParams, ModelError
 from model.spec.geometry import SIDE_MULTIPLE, Size
 from model.spec.limits import Limits, load_limits
-from model.spec.memory import Setup, available_bytes, choose_text_encoder
+from model.spec.memory import Setup, available_bytes, choose_text_encoder, host_needed
 from model.spec.params import GenerationParams
-from model.spec.plan import Plan
+from model.spec.plan import Plan, count_lora_changes
 from model.spec.resolve import Inputs, resolve
 from model.transformer.compile import fuse
 
@@ -43,6 +47,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line, and return the exit code."""
     options = parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
     configure_allocator()
     try:
         run(options)
@@ -66,6 +71,8 @@ def run(options: argparse.Namespace) -> None:
         shard_weights=options.shard_weights,
         ring_degree=options.ring_degree,
     )
+    if parallel.is_leader:
+        logging.getLogger("model").setLevel(logging.INFO)
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
     setup = Setup(
         parallel.size,
@@ -74,16 +81,18 @@ def run(options: argparse.Namespace) -> None:
         shard_weights=options.shard_weights,
         stream_weights=options.stream_weights,
     )
+    plans = [request.plan for request in requests]
     placement = choose_text_encoder(
         options.text_encoder,
         read_sizes(options.checkpoint),
         setup,
-        [request.plan for request in requests],
+        plans,
         available_bytes(smallest_gpu_bytes(parallel.device), None),
     )
+    setup = replace(setup, text_encoder=placement)
     if (free_bytes := free_gpu_bytes(parallel.device)) is not None:
-        setup = replace(setup, text_encoder=placement)
         check_weights_fit(options.checkpoint, setup, free_bytes, is_leader=parallel.is_leader)
+    memory = _weight_memory(options.checkpoint, setup, parallel, plans[:: parallel.num_replicas])
     pipeline, cost = measured(
         lambda: Pipeline.load(
             options.checkpoint,
@@ -92,6 +101,8 @@ def run(options: argparse.Namespace) -> None:
             quantize=options.quantize,
             text_encoder=placement,
             stream_weights=options.stream_weights,
+            memory=memory,
+            loras={name for plan in plans for name in plan.loras},
         ),
         parallel.device,
     )
@@ -103,6 +114,24 @@ def run(options: argparse.Namespace) -> None:
             number = None if len(requests) == 1 else index
             outputs = Outputs(_numbered(options.output, number), _numbered(options.save_latents, number))
             _write(pipeline.generate(request), request.plan, outputs, parallel)
+
+
+def _weight_memory(
+    checkpoint: Path, setup: Setup, parallel: ContextParallel, plans: Sequence[Plan]
+) -> WeightMemory | None:
+    """Return memory for weights that the ranks of this machine share, None if it would save nothing.
+
+    All ranks call this together, with the plans of the group that has most of them. A LoRA that is merged
+    once is read once in any case.
+    """
+    if not setup.stream_weights and count_lora_changes(plans) < 2:
+        return None
+    machine = share_file(parallel)
+    if machine.shared_file is None:
+        return None
+    need = host_needed(read_sizes(checkpoint), setup, machine.num_ranks, machine.num_leaders)
+    max_bytes = need.shared_limit(host_memory_bytes(), None)
+    return WeightMemory(machine.shared_file, max_bytes, fingerprint=str(checkpoint))
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class LoraMerger:
                 name: stack.enter_context(open_safetensors(file.path)) for name, file in self._files.items()
             }
             prepared.fill(partial(self._merge_all, opened, kept))
-        logger.info("ranks share weights in %s of host memory", format_bytes(prepared.size_bytes))
+        logger.info("weights are kept in %s of host memory", format_bytes(prepared.size_bytes))
         device = self._transformer.x_embedder.proj.weight.device
         if device.type == "cuda":
             _lock_pages(prepared, device, is_streamed=bool(self._block_weights.streamed))
@@ -255,7 +255,8 @@ class LoraMerger:
 def _open(prepared: PreparedWeights, memory: WeightMemory) -> str | None:
     """Open the memory. Return why it cannot be used, None if it can."""
     if prepared.size_bytes > memory.max_bytes:
-        return f"to keep them takes {format_bytes(prepared.size_bytes)}"
+        needed, limit = format_bytes(prepared.size_bytes), format_bytes(memory.max_bytes)
+        return f"to keep them takes {needed} of host memory, and they may take {limit}"
     try:
         has_these_weights = prepared.open(memory.path)
     except OSError as error:

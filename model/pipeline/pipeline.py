@@ -5,7 +5,7 @@ the inputs and the conditioning of a stage, all ranks denoise and decode it toge
 the frames.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -69,6 +69,7 @@ class Pipeline:
         text_encoder: TextEncoderPlacement = "device",
         stream_weights: bool = False,
         memory: WeightMemory | None = None,
+        loras: Collection[str] | None = None,
     ) -> "Pipeline":
         """Load a checkpoint folder onto this rank's device.
 
@@ -80,6 +81,7 @@ class Pipeline:
             text_encoder: where the leader keeps the text encoder.
             stream_weights: whether the weights of the transformer's blocks stay in the memory of the host.
             memory: memory of the host for weights that its processes share.
+            loras: the LoRAs that requests may need; None for all of the checkpoint.
 
         Raises:
             CheckpointError: a file is missing or wrong, or the weights are still being fetched; the message
@@ -92,7 +94,13 @@ class Pipeline:
         check_complete(checkpoint)
         limits = load_limits(checkpoint)
         dit, lora = load_transformer(
-            checkpoint, dtype, parallel, quantize=quantize, stream_weights=stream_weights, memory=memory
+            checkpoint,
+            dtype,
+            parallel,
+            quantize=quantize,
+            stream_weights=stream_weights,
+            memory=memory,
+            loras=loras,
         )
         vae = Vae.load(checkpoint, parallel.device, dtype, parallel)
         return cls(
@@ -118,7 +126,7 @@ class Pipeline:
         inputs and `resume`. Raises InputError if the checkpoint lacks a LoRA file that the plan needs.
         """
         self._check_loras(request.plan)
-        self.text_cache.keep(_merged_by(request.plan))
+        self.text_cache.keep(set(request.plan.stage_loras))
         state = self._first_state(resume or State.begin(request.seed))
         while state.segment < request.plan.num_segments:
             state = yield from self._segment(request, state)
@@ -230,12 +238,6 @@ class Pipeline:
             if name not in self.lora.names:
                 field = "distilled" if name == DISTILLED_LORA else "refine"
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
-
-
-def _merged_by(plan: Plan) -> set[str | None]:
-    """Return the LoRAs that the stages of a plan merge; None for a stage with the base."""
-    needs_base = plan.task != "refine" and not plan.distilled
-    return {*plan.loras, None} if needs_base else {*plan.loras}
 
 
 def _load_encoders(

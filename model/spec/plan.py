@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain, pairwise
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.spec.geometry import Clip, RefineLayout, Size, refine_layout
@@ -53,10 +56,15 @@ class Plan(BaseModel):
     )
 
     @property
+    def stage_loras(self) -> tuple[str | None, ...]:
+        """Return the LoRA of each stage of a segment, in their order; None for a stage with the base."""
+        base = (DISTILLED_LORA if self.distilled else None,) if self.task != "refine" else ()
+        return (*base, REFINEMENT_LORA) if self.refinement else base
+
+    @property
     def loras(self) -> tuple[str, ...]:
         """Return the LoRAs that the plan needs."""
-        needed = {DISTILLED_LORA: self.distilled, REFINEMENT_LORA: self.refinement is not None}
-        return tuple(name for name, is_needed in needed.items() if is_needed)
+        return tuple(name for name in self.stage_loras if name is not None)
 
     @property
     def total_frames(self) -> int:
@@ -100,6 +108,12 @@ class Plan(BaseModel):
         """Return how many of the last frames of a condition video are needed, and at which size."""
         assert self.refinement
         return Clip(self.refinement.height, self.refinement.width, self.refinement.num_held)
+
+
+def count_lora_changes(plans: Iterable[Plan]) -> int:
+    """Return how often another LoRA is merged while these plans run one after the other, from the base on."""
+    stages = chain.from_iterable(plan.stage_loras * plan.num_segments for plan in plans)
+    return sum(before != after for before, after in pairwise(chain([None], stages)))
 
 
 def refine_layout_of(plan: Plan, segment: int) -> RefineLayout:

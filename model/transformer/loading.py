@@ -1,6 +1,6 @@
 """Load the transformer from a checkpoint: onto the device, into host memory, or sharded over ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from model.transformer.streamed_blocks import StreamedBlocks
 BLOCKS = "blocks"
 
 
-def load_transformer(
+def load_transformer(  # noqa: PLR0913 - options by name
     checkpoint: Path,
     dtype: torch.dtype,
     parallel: ContextParallel,
@@ -31,6 +31,7 @@ def load_transformer(
     quantize: Quantize = "none",
     stream_weights: bool = False,
     memory: WeightMemory | None = None,
+    loras: Collection[str] | None = None,
 ) -> tuple[Dit, LoraMerger]:
     """Load the transformer onto this rank's device, and the LoRAs that can be merged into it.
 
@@ -45,6 +46,7 @@ def load_transformer(
         quantize: how the large matrices are stored.
         stream_weights: whether the weights of the blocks stay in the memory of the host.
         memory: memory for weights that the processes of this machine share.
+        loras: the LoRAs that can be merged; None for all of the checkpoint.
 
     Raises:
         CheckpointError: a tensor is missing or has the wrong shape, or a file cannot be read.
@@ -59,7 +61,7 @@ def load_transformer(
     convert = quantise_when_loaded(quantize, config.depth)
     if parallel.weights_group is None and not stream_weights:
         dit = load_module(build, weights, parallel.device, convert)
-        merger = _merger(checkpoint, dit, weights)
+        merger = _merger(checkpoint, dit, weights, loras)
         if memory:
             merger.prepare(memory)
         return dit, merger
@@ -78,7 +80,7 @@ def load_transformer(
     dit.block_weights = blocks
     outside = {name: tensor for name, tensor in wanted.items() if not name.startswith(f"{BLOCKS}.")}
     load_tensors(dit, outside, weights, parallel.device)
-    merger = _merger(checkpoint, dit, weights)
+    merger = _merger(checkpoint, dit, weights, loras)
     is_prepared = memory is not None and merger.prepare(memory)
     if isinstance(blocks, StreamedBlocks):
         if is_prepared:
@@ -111,7 +113,8 @@ def _load_blocks(
         pass
 
 
-def _merger(checkpoint: Path, dit: Dit, weights: Weights) -> LoraMerger:
-    """Read which weights the LoRAs of a checkpoint change. Raises CheckpointError."""
-    files = sorted((checkpoint / "lora").glob("*.safetensors"))
-    return LoraMerger(dit, weights, {path.stem: read_lora(path, dit) for path in files})
+def _merger(checkpoint: Path, dit: Dit, weights: Weights, loras: Collection[str] | None) -> LoraMerger:
+    """Read which weights these LoRAs of a checkpoint change, or all of them. Raises CheckpointError."""
+    files = {path.stem: path for path in sorted((checkpoint / "lora").glob("*.safetensors"))}
+    wanted = files if loras is None else files.keys() & loras
+    return LoraMerger(dit, weights, {name: read_lora(files[name], dit) for name in sorted(wanted)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
@@ -18,6 +19,7 @@ from model.io.checkpoint import open_safetensors
 from model.io.lora import WeightMemory
 from model.parallel import broadcast, halo
 from model.parallel.device import least_of_ranks
+from model.parallel.machine import share_file
 from model.parallel.mesh import SINGLE, ContextParallel, divide, divide_into_blocks
 from model.parallel.ring import pass_around
 from model.parallel.sharded_blocks import ShardedBlocks, start_gather
@@ -58,6 +60,18 @@ def groups(rank: int, count: int) -> dict[tuple[int, int], ContextParallel]:
 
 def least(parallel: ContextParallel, values: list[int]) -> int:
     return least_of_ranks(values[parallel.rank], parallel.device)
+
+
+def shared_file(parallel: ContextParallel, per_machine: int) -> tuple[int, int, int]:
+    """How many ranks and leaders this machine has, and what its first rank wrote to the file they share."""
+    local_rank = parallel.rank % per_machine
+    with patch.dict(os.environ, LOCAL_RANK=str(local_rank)):
+        machine = share_file(parallel)
+    assert machine.shared_file
+    if local_rank == 0:
+        machine.shared_file.write_bytes(bytes([parallel.rank]))
+    dist.barrier()
+    return machine.num_ranks, machine.num_leaders, machine.shared_file.read_bytes()[0]
 
 
 def place(parallel: ContextParallel) -> tuple[int, int, bool]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.__main__ import _requests, main
+from model.io.checkpoint import Weights
 from model.io.video import read_clip
 from model.options import STEP_CACHE, parser
+from model.pipeline.pipeline import Pipeline
+from model.spec.errors import ModelError
 from tests.model.parity_cases import CASES, expected_latents
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +49,58 @@ def test_allocator_grows_its_segments(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "expandable_segments:True"
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """The names of the base weights that were read to merge LoRAs."""
+    names: list[str] = []
+    read = Weights.read
+
+    def counting_read(weights, name, like, device):
+        names.append(name)
+        return read(weights, name, like, device)
+
+    monkeypatch.setattr(Weights, "read", counting_read)
+    return names
+
+
+LONG_VIDEO = (
+    *("--task", "long_video", "--prompt", "a cat", "--prompt", "a dog", "--refine", "--spatial-refine-only"),
+    *("--height", 32, "--width", 48),
+    *("--num-frames", 5, "--num-condition-frames", 1, "--steps", 1, "--save-latents"),
+)
+
+
+def test_refined_long_video_reads_each_weight_once_if_the_host_has_the_memory(
+    call, reads, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    assert call(*LONG_VIDEO, "kept.safetensors") == 0
+    read_once = sorted(reads)
+    assert read_once == sorted(set(reads)) != []
+    assert "weights are kept in" in caplog.text
+    reads.clear()
+    monkeypatch.setattr("model.__main__.host_memory_bytes", lambda: 0)
+    assert call(*LONG_VIDEO, "read.safetensors") == 0
+    assert sorted(reads) == sorted(3 * read_once)
+    assert "LoRAs are read again at each switch" in caplog.text
+    kept, read = load_file("kept.safetensors"), load_file("read.safetensors")
+    assert kept.keys() == read.keys() == {"latents.0", "latents.1"}
+    assert all(torch.equal(kept[name], read[name]) for name in kept)
+
+
+def test_lora_that_is_merged_once_is_not_kept(call, reads, monkeypatch):
+    monkeypatch.setattr("model.__main__.share_file", None)
+    distilled = ("--num-frames", 5, "--steps", 1, "--distilled", "--save-latents", "x.safetensors")
+    assert call("--task", "text_to_video", "--prompt", "a cat", "--prompt", "a dog", *distilled) == 0
+    assert sorted(reads) == sorted(set(reads)) != []
+
+
+def test_only_loras_that_the_videos_need_are_kept(call, monkeypatch):
+    monkeypatch.setattr(Pipeline, "load", load := Mock(side_effect=ModelError("enough")))
+    assert call(*LONG_VIDEO, "x.safetensors") == 2
+    assert load.call_args.kwargs["loras"] == {"refinement_lora"}
 
 
 def test_weights_that_do_not_fit_into_the_gpu_are_not_loaded(call, monkeypatch, capsys):
@@ -209,7 +266,16 @@ def test_a_checkpoint_without_limits_takes_small_sizes(call, parity_checkpoint):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("options", [[], pytest.param(["--shard-weights"], marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        *(
+            pytest.param([option], marks=pytest.mark.soak)
+            for option in ("--shard-weights", "--stream-weights")
+        ),
+    ],
+)
 def test_torchrun_gives_the_published_latents(parity_checkpoint, tmp_path, options):
     said, out = CASES["t2v"], tmp_path / "x.safetensors"
     command = [
