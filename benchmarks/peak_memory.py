@@ -39,7 +39,7 @@ from model.text import MAX_TOKENS, TextEncoder
 from model.transformer import token_layout
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
-from model.transformer.quantise import quantise_block
+from model.transformer.quantise import LAYERS, quantise_block
 from model.transformer.step_cache import StepCache
 from model.transformer.token_layout import Window, build_layout
 from model.vae.vae import Vae, WanVae
@@ -106,7 +106,7 @@ def forward_peak(
     with META:
         dit = Dit(config, dtype).requires_grad_(False)
         for block in dit.blocks:
-            quantise_block(block, quantize)
+            quantise_block(block, LAYERS.get(quantize))
         text_kv = dit.text_kv(
             torch.empty(case.num_texts, TEXT_TOKENS, config.caption_channels, dtype=dtype),
             torch.empty(case.num_texts, TEXT_TOKENS, dtype=torch.long),

@@ -26,7 +26,7 @@ from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.flat_blocks import FlatBlocks
 from model.transformer.loading import BLOCKS
-from model.transformer.quantise import quantise, quantise_block
+from model.transformer.quantise import LAYERS, quantise, quantise_block
 from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.streamed_blocks import StreamedBlocks
 from model.transformer.token_layout import Window, build_layout
@@ -86,7 +86,7 @@ def blocks_that_fit(
     for quantize in quantised:
         with torch.device("meta"):
             block = Block(scale.dit, scale.dtype)
-        quantise_block(block, quantize)
+        quantise_block(block, LAYERS[quantize])
         block_bytes += sum(_num_bytes(each) for each in block.modules() if isinstance(each, QuantisedLinear))
     shape = StageShape(
         window.num_frames, window.height * VAE_STRIDE, window.width * VAE_STRIDE, num_texts=num_texts

@@ -15,7 +15,7 @@ from model.parallel.mesh import ContextParallel
 from model.spec.memory import Quantize
 from model.transformer.block import Block
 from model.transformer.config import DitConfig
-from model.transformer.quantise import quantise_block
+from model.transformer.quantise import LAYERS, quantise_block
 from model.transformer.token_layout import Layout, Window, build_layout
 
 BF16 = torch.bfloat16
@@ -100,7 +100,7 @@ def fake_tensors() -> FakeTensorMode:
 def _block(config: DitConfig, quantize: Quantize) -> Block:
     with torch.device("meta"):
         block = Block(config, BF16).requires_grad_(False)
-        quantise_block(block, quantize)
+        quantise_block(block, LAYERS.get(quantize))
     for module in block.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             weight = nn.Parameter(_empty(*parameter.shape, dtype=parameter.dtype), requires_grad=False)

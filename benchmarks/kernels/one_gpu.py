@@ -1,6 +1,7 @@
 """Compile everything for one GPU, in a process of its own: `python -m benchmarks.kernels.one_gpu 90`.
 
-Print one row as JSON for each shape and precision of a block, and for the kernels of block-sparse attention.
+Print one row as JSON for each shape and precision of a block, and for the kernels of block-sparse attention
+and of products with weights in int8.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from benchmarks.kernels.block_sparse import ELEMENT_BYTES, compile_attention, co
 from benchmarks.kernels.cases import SHAPES, Shape, fake_tensors, parts
 from benchmarks.kernels.gpus import GPUS, Gpu
 from benchmarks.kernels.inductor import schedule
+from benchmarks.kernels.int8 import compile_product
 from benchmarks.kernels.machine_code import Needs, compile_generated, needs
 from benchmarks.kernels.pretend_gpu import pretend
 from model.spec.memory import Quantize
@@ -31,6 +33,7 @@ def rows(gpu: Gpu) -> Iterator[tuple[str, Row]]:
     for dtype in ELEMENT_BYTES:
         kernel = compile_attention(gpu.architecture, gpu.shared_bytes, dtype)
         yield f"block-sparse attention, {dtype}", _summary([needs(kernel)])
+    yield "int8 product", _summary([needs(compile_product(gpu.architecture))])
     formats: tuple[Quantize, ...] = ("none", "fp8", "int8") if gpu.fp8 else ("none", "int8")
     for quantize in formats:
         for name, shape in SHAPES.items():

@@ -16,7 +16,7 @@ from model.transformer.block import Block
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
 from model.transformer.flat_blocks import FlatBlocks
-from model.transformer.quantise import check_device, quantise_blocks, quantise_when_loaded
+from model.transformer.quantise import choose_layer, quantise_blocks, quantise_when_loaded
 from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.streamed_blocks import StreamedBlocks
 
@@ -55,10 +55,10 @@ def load_transformer(  # noqa: PLR0913 - options by name
     """
     config = load_dit_config(checkpoint / "dit" / "config.json")
     parallel.check_heads(config.num_heads)
-    check_device(quantize, parallel.device, dtype, config)
+    layer = choose_layer(quantize, parallel, dtype, config)
     weights = Weights(checkpoint / "dit", "diffusion_pytorch_model")
     build = partial(Dit, config, dtype)
-    convert = quantise_when_loaded(quantize, config.depth)
+    convert = quantise_when_loaded(layer, config.depth)
     if parallel.weights_group is None and not stream_weights:
         dit = load_module(build, weights, parallel.device, convert)
         merger = _merger(checkpoint, dit, weights, loras)
@@ -70,7 +70,7 @@ def load_transformer(  # noqa: PLR0913 - options by name
         dit = build()
     wanted = dit.state_dict(keep_vars=True)
     weights.check_names(wanted)
-    quantise_blocks(dit, quantize)
+    quantise_blocks(dit, layer)
     blocks: FlatBlocks[Block]
     if stream_weights:
         blocks = StreamedBlocks(BLOCKS, dit.blocks, parallel.device)

@@ -5,12 +5,16 @@ text KV, which runs once for a job.
 """
 
 from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.io.checkpoint import Convert
+from model.parallel.broadcast import from_leader
+from model.parallel.mesh import ContextParallel
 from model.spec.errors import DeviceError
 from model.spec.memory import Quantize
 from model.transformer.block import Block
@@ -20,18 +24,44 @@ from model.transformer.fp8 import Fp8Linear
 from model.transformer.int8 import Int8Linear
 from model.transformer.quantised_linear import QuantisedLinear
 
+Layer = type[QuantisedLinear]
+
 TRIED_ROWS = 1560  # tokens of a latent frame at 480p
-LAYERS: Mapping[Quantize, type[QuantisedLinear]] = {"fp8": Fp8Linear, "int8": Int8Linear}
+TIMED_ROWS = 24 * TRIED_ROWS  # tokens of a video of the default size, which ranks divide
+LAYERS: Mapping[Quantize, Layer] = {"fp8": Fp8Linear, "int8": Int8Linear}
 
 
-def quantise_when_loaded(quantize: Quantize, depth: int) -> Convert | None:
-    """Return the `convert` with which `load_module` quantises the weights that `quantise` would quantise.
+def choose_layer(
+    quantize: Quantize, parallel: ContextParallel, dtype: torch.dtype, config: DitConfig
+) -> Layer | None:
+    """Return the layer for the large matrices, or None for `none`. All ranks of a group call this together.
 
-    So the device never holds all of the large matrices in another format. Return None for `none`.
+    In int8 on CUDA there are two layers, of which the leader tries which is faster.
+
+    Raises:
+        DeviceError: the device cannot multiply in this format.
     """
     if quantize == "none":
         return None
-    layer, names = LAYERS[quantize], quantised_weights(depth)
+    device = parallel.device
+    check_device(quantize, device, dtype, config)
+    if quantize == "int8" and device.type == "cuda" and dtype == torch.bfloat16 and find_spec("triton"):
+        from model.transformer.int8_triton import FusedInt8Linear, is_faster  # noqa: PLC0415  Triton needs CUDA
+
+        tried = partial(is_faster, _quantised_shapes(config), TIMED_ROWS // parallel.size, device)
+        if from_leader(parallel, tried):
+            return FusedInt8Linear
+    return LAYERS[quantize]
+
+
+def quantise_when_loaded(layer: Layer | None, depth: int) -> Convert | None:
+    """Return the `convert` with which `load_module` quantises the weights that `quantise` would quantise.
+
+    So the device never holds all of the large matrices in another format. Return None for no layer.
+    """
+    if layer is None:
+        return None
+    names = quantised_weights(depth)
 
     def convert(name: str, tensor: Tensor) -> Tensor | nn.Linear:
         return layer(_linear(tensor)) if name in names else tensor
@@ -41,24 +71,24 @@ def quantise_when_loaded(quantize: Quantize, depth: int) -> Convert | None:
 
 def quantise(dit: Dit, quantize: Quantize) -> None:
     """Quantise the large matrices. Raises DeviceError if the device cannot multiply them."""
-    check_device(quantize, dit.x_embedder.proj.weight.device, dit.dtype, dit.config)
-    quantise_blocks(dit, quantize)
+    parallel = ContextParallel(dit.x_embedder.proj.weight.device)
+    quantise_blocks(dit, choose_layer(quantize, parallel, dit.dtype, dit.config))
 
 
-def quantise_blocks(dit: Dit, quantize: Quantize) -> None:
+def quantise_blocks(dit: Dit, layer: Layer | None) -> None:
     """Do what `quantise` does on any device, also meta."""
     for block in dit.blocks[1:-1]:
-        quantise_block(block, quantize)
+        quantise_block(block, layer)
 
 
-def quantise_block(block: Block, quantize: Quantize) -> None:
+def quantise_block(block: Block, layer: Layer | None) -> None:
     """Quantise the large matrices of one block."""
-    if quantize == "none":
+    if layer is None:
         return
     for name in QUANTISED:
         owner, _, leaf = name.rpartition(".")
         module = block.get_submodule(owner)
-        setattr(module, leaf, LAYERS[quantize](getattr(module, leaf)))
+        setattr(module, leaf, layer(getattr(module, leaf)))
 
 
 def check_device(quantize: Quantize, device: torch.device, dtype: torch.dtype, config: DitConfig) -> None:
@@ -68,15 +98,21 @@ def check_device(quantize: Quantize, device: torch.device, dtype: torch.dtype, c
     """
     if quantize == "none":
         return
-    with torch.device("meta"):
-        block = Block(config, dtype)
+    ones = partial(torch.ones, device=device, dtype=dtype)
     try:
-        for shape in {block.get_submodule(name).get_parameter("weight").shape for name in QUANTISED}:
-            layer = LAYERS[quantize](_linear(torch.ones(shape, device=device, dtype=dtype)))
-            layer.bias = nn.Parameter(torch.ones(shape[0], device=device, dtype=dtype), requires_grad=False)
-            layer(torch.ones(TRIED_ROWS, shape[1], device=device, dtype=dtype))
+        for shape in set(_quantised_shapes(config)):
+            layer = LAYERS[quantize](_linear(ones(shape)))
+            layer.bias = nn.Parameter(ones(shape[0]), requires_grad=False)
+            layer(ones(TRIED_ROWS, shape[1]))
     except RuntimeError as error:
         raise DeviceError(f"{device} cannot multiply in {quantize}: {error}") from error
+
+
+def _quantised_shapes(config: DitConfig) -> list[torch.Size]:
+    """Return the shapes of the large matrices of a block."""
+    with torch.device("meta"):
+        block = Block(config, torch.bfloat16)
+    return [block.get_submodule(name).get_parameter("weight").shape for name in QUANTISED]
 
 
 def _linear(weight: Float[Tensor, "out in"]) -> nn.Linear:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from model.io.checkpoint import Weights, load_module
 from model.io.lora import LoraMerger, read_lora
-from model.parallel.mesh import SINGLE
+from model.parallel.mesh import SINGLE, ContextParallel
 from model.spec.errors import DeviceError
+from model.spec.memory import Quantize
 from model.transformer import fp8
+from model.transformer import quantise as quantise_module
 from model.transformer.config import QUANTISED, DitConfig, load_dit_config
 from model.transformer.dit import Dit
-from model.transformer.fp8 import reference_product
-from model.transformer.quantise import LAYERS, check_device, quantise, quantise_when_loaded
+from model.transformer.fp8 import Fp8Linear, reference_product
+from model.transformer.int8 import Int8Linear
+from model.transformer.quantise import LAYERS, check_device, choose_layer, quantise, quantise_when_loaded
 from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.token_layout import Window, build_layout
 from tests.model.plain import checkpoints
@@ -102,6 +107,62 @@ def test_a_device_is_tried_with_every_size_that_is_quantised(monkeypatch):
     assert len(tried) > 2
 
 
+class FusedInt8Linear(Int8Linear):
+    """Stands in for the layer with a kernel, which needs Triton."""
+
+
+class Trial:
+    """Stands in for the module of the kernel, and records what is tried."""
+
+    FusedInt8Linear = FusedInt8Linear
+
+    def __init__(self, outcome: bool) -> None:
+        self.outcome = outcome
+        self.tried: list[tuple[list[torch.Size], int, torch.device]] = []
+
+    def is_faster(self, shapes: list[torch.Size], rows: int, device: torch.device) -> bool:
+        self.tried.append((shapes, rows, device))
+        return self.outcome
+
+
+CUDA = torch.device("cuda")
+
+
+def chosen(
+    monkeypatch, trial: Trial | None, quantize: Quantize, dtype=torch.bfloat16, device=CUDA
+) -> type[QuantisedLinear] | None:
+    monkeypatch.setattr(quantise_module, "check_device", lambda *_: None)  # there is no GPU
+    monkeypatch.setattr(quantise_module, "find_spec", lambda _: trial)
+    monkeypatch.setitem(sys.modules, "model.transformer.int8_triton", trial)
+    return choose_layer(quantize, ContextParallel(device), dtype, SMALL)
+
+
+@pytest.mark.parametrize(("is_faster", "layer"), [(True, FusedInt8Linear), (False, Int8Linear)])
+def test_weights_in_int8_are_multiplied_in_the_kernel_where_that_is_faster(monkeypatch, is_faster, layer):
+    trial = Trial(is_faster)
+    assert chosen(monkeypatch, trial, "int8") is layer
+    ((shapes, rows, device),) = trial.tried
+    block = random_dit(SMALL).blocks[1]
+    assert shapes == [block.get_submodule(name).get_parameter("weight").shape for name in QUANTISED]
+    assert (rows, device) == (37440, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "dtype", "device", "layer"),
+    [
+        ("int8", torch.bfloat16, CPU, Int8Linear),
+        ("int8", torch.float32, CUDA, Int8Linear),
+        ("fp8", torch.bfloat16, CUDA, Fp8Linear),
+        ("none", torch.bfloat16, CUDA, None),
+    ],
+)
+def test_the_kernel_is_not_tried_where_it_cannot_be_used(monkeypatch, quantize, dtype, device, layer):
+    trial = Trial(True)
+    assert chosen(monkeypatch, trial, quantize, dtype, device) is layer
+    assert chosen(monkeypatch, None, "int8") is Int8Linear
+    assert not trial.tried
+
+
 @pytest.mark.parametrize("quantize", ERRORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_are_quantised_as_they_are_loaded_are_the_same(tmp_path, dtype, quantize):
@@ -111,7 +172,7 @@ def test_weights_that_are_quantised_as_they_are_loaded_are_the_same(tmp_path, dt
     config = load_dit_config(tmp_path / "dit" / "config.json")
     afterwards = load_module(lambda: Dit(config, dtype), weights, CPU)
     quantise(afterwards, quantize)
-    convert = quantise_when_loaded(quantize, config.depth)
+    convert = quantise_when_loaded(LAYERS[quantize], config.depth)
     at_once = load_module(lambda: Dit(config, dtype), weights, CPU, convert)
     assert same(at_once, afterwards)
     assert quantised(at_once) == quantised(afterwards) != set()

@@ -22,7 +22,7 @@ from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
-from model.transformer.quantise import quantise_blocks
+from model.transformer.quantise import LAYERS, quantise_blocks
 from model.transformer.streamed_blocks import Piece, StreamCopier, StreamedBlocks, ThreadCopier, lock_pages
 from tests.model.rank_jobs import latents_of
 from tests.model.spec.test_memory import QUANTIZE, RELEASED
@@ -178,7 +178,7 @@ def test_predicted_memory_is_near_that_of_the_released_weights(quantize):
         outside = sum(
             tensor.nbytes for name, tensor in dit.state_dict().items() if not name.startswith("blocks.")
         )
-        quantise_blocks(dit, quantize)
+        quantise_blocks(dit, LAYERS.get(quantize))
         blocks = StreamedBlocks("blocks", dit.blocks, META, ThreadCopier())
     held = outside + sum(slot.nbytes for slot in blocks._slots)
     predicted = transformer_bytes(RELEASED, Setup(quantize=quantize, stream_weights=True))
