@@ -101,7 +101,7 @@ bench: $(READY) ## counts of a full-size forward, exact on any machine; seconds 
 kernels: $(READY) ## compile the kernels of a block for GPUs that are not there, and compare with benchmarks/kernels/table.md (GPUS="80 90" WRITE=1)
 	[[ -d .venv/triton/triton ]] || $(INSTALL) --no-deps --target .venv/triton triton
 	PYTHONPATH=.venv/triton $(BIN)/python -m benchmarks.kernels $(GPUS) $(if $(WRITE),--write)
-	PYTHONPATH=.venv/triton $(PYTEST) --quiet tests/model/transformer/test_block_sparse_triton.py
+	PYTHONPATH=.venv/triton $(PYTEST) --quiet tests/model/transformer/test_block_sparse_triton.py tests/model/transformer/test_int8_triton.py
 
 simulate: $(READY) ## run the real queue under a simulated clock and compare policies: benchmarks/simulation.md (SEED= TRACE= DAY=1)
 	$(BIN)/python -m benchmarks.simulation $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace $(TRACE)) $(if $(DAY),--day)

@@ -48,12 +48,15 @@ from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
 from model.tiny import TEXT_WIDTH, write_tiny
 from model.transformer import attention
+from model.transformer.block import Block
 from model.transformer.block_sparse import block_sparse_attention, reference_attention
 from model.transformer.compile import fuse
+from model.transformer.config import QUANTISED
 from model.transformer.dit import Dit
 from model.transformer.fp8 import fused_product, quantise_rows, reference_product
+from model.transformer.int8 import Int8Linear
 from model.transformer.loading import load_transformer
-from model.transformer.quantise import LAYERS, check_device
+from model.transformer.quantise import LAYERS, check_device, quantise_block
 from model.transformer.token_layout import Window, build_layout
 
 Sample = tuple[str, float | str]
@@ -229,6 +232,11 @@ def kernels(rig: Rig) -> Iterator[Sample]:
     yield from _block_sparse(rig)
     yield from _attention_in_parts(rig)
     yield from _fp8_product(rig)
+    yield from _attention_kernel(rig)
+    yield from _int8_products(rig)
+
+
+def _attention_kernel(rig: Rig) -> Iterator[Sample]:
     if not rig.on_cuda:
         yield "attention kernel", NOT_RUN_ON_CPU
         return
@@ -277,6 +285,45 @@ def _fp8_product(rig: Rig) -> Iterator[Sample]:
     x, weight = (torch.randn(*shape, device=rig.device).bfloat16() for shape in ((256, 512), (1024, 512)))
     given = (*quantise_rows(x), *quantise_rows(weight))
     yield name, (fused_product(*given).float() - reference_product(*given)).abs().max().item()
+
+
+def _int8_products(rig: Rig) -> Iterator[Sample]:
+    """Time the products of a block with weights in int8 in each way, on one GPU and on one of eight."""
+    dit, layers = rig.scale.dit, {"with copies of weights": Int8Linear}
+    if rig.on_cuda and find_spec("triton"):
+        from model.transformer.int8_triton import FusedInt8Linear  # noqa: PLC0415  Triton needs CUDA
+
+        layers["in the kernel"] = FusedInt8Linear
+    for tokens in (num_tokens(dit, rig.scale.base) // ranks for ranks in (1, 8)):
+        yield from rig.timed(
+            {
+                f"int8 products of a block, {tokens} tokens, {way}": _products(rig, layer, tokens)
+                for way, layer in layers.items()
+            }
+        )
+
+
+def _products(rig: Rig, layer: type[Int8Linear], tokens: int) -> Work:
+    """Return the products of a block with its quantised matrices."""
+    dit, dtype = rig.scale.dit, rig.scale.dtype
+    block = stages.random_module(lambda: Block(dit, dtype), rig.device)
+    quantise_block(block, layer)
+    inputs = {
+        width: torch.randn(tokens, width, device=rig.device).to(dtype)
+        for width in (dit.hidden_size, dit.ffn_size)
+    }
+    matrices = [block.get_submodule(name) for name in QUANTISED]
+    works = [
+        partial(torch.compile(matrix, dynamic=False, disable=not rig.on_cuda), inputs[matrix.in_features])
+        for matrix in matrices
+        if isinstance(matrix, layer)
+    ]
+
+    def multiply() -> None:
+        for work in works:
+            work()
+
+    return multiply
 
 
 def base_forward(rig: Rig) -> Iterator[Sample]:

@@ -1,6 +1,7 @@
 """Store weights in int8, each row with a scale, for GPUs that do not multiply in fp8.
 
-The product is that of the dtype of the model, with a copy of the weight that is made for it.
+The product is that of the dtype of the model, with a copy of the weight that is made for it. On CUDA,
+`model.transformer.int8_triton` has a layer that makes no copy.
 """
 
 import torch

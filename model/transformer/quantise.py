@@ -34,9 +34,9 @@ LAYERS: Mapping[Quantize, Layer] = {"fp8": Fp8Linear, "int8": Int8Linear}
 def choose_layer(
     quantize: Quantize, parallel: ContextParallel, dtype: torch.dtype, config: DitConfig
 ) -> Layer | None:
-    """Return the layer for the large matrices, or None for `none`. All ranks of a group call this together.
+    """Return the layer for the large matrices, or None for `none`. All ranks call this together.
 
-    In int8 on CUDA there are two layers, of which the leader tries which is faster.
+    In int8 on CUDA there are two layers. The leader tries which is faster, and all ranks use the same.
 
     Raises:
         DeviceError: the device cannot multiply in this format.
@@ -49,7 +49,8 @@ def choose_layer(
         from model.transformer.int8_triton import FusedInt8Linear, is_faster  # noqa: PLC0415  Triton needs CUDA
 
         tried = partial(is_faster, _quantised_shapes(config), TIMED_ROWS // parallel.size, device)
-        if from_leader(parallel, tried):
+        together = parallel.wider[-1] if parallel.wider else parallel  # all that may share a video
+        if from_leader(together, tried):
             return FusedInt8Linear
     return LAYERS[quantize]
 

@@ -32,9 +32,13 @@ from benchmarks.first_contact import (
     run,
     write_report,
 )
+from benchmarks.formulas import num_tokens
 from benchmarks.gpu_cases import NOT_RUN_ON_CPU, STAGES, Rig, Stage
 from benchmarks.stages import FULL, TOY
 from model.parallel.mesh import ContextParallel
+from model.transformer.block import Block
+from model.transformer.config import QUANTISED
+from model.transformer.int8 import Int8Linear
 from model.transformer.quantise import LAYERS
 from tests.waiting import wait_until
 
@@ -260,9 +264,31 @@ def test_stage_runs_small_on_a_cpu_without_a_compiler(stage, rig, monkeypatch):
 
 
 def test_kernels_that_a_cpu_lacks_are_not_reported_as_exact(rig):
-    found = {name: value for name, value in gpu_cases.kernels(rig) if "parts" not in name}
+    found = {
+        name: value for name, value in gpu_cases.kernels(rig) if "parts" not in name and "int8" not in name
+    }
     assert len(found) == 4
     assert set(found.values()) == {NOT_RUN_ON_CPU}
+
+
+def test_all_products_with_weights_in_int8_are_timed_for_one_gpu_and_for_one_of_eight(rig, monkeypatch):
+    multiplied = []
+    monkeypatch.setattr(
+        Int8Linear, "forward", lambda layer, x: multiplied.append((len(x), layer.weight.shape))
+    )
+    taken = {name for name, _ in gpu_cases.kernels(rig) if name.startswith("int8 products of a block")}
+    tokens = num_tokens(TOY.dit, TOY.base)
+    assert taken == {
+        f"int8 products of a block, {number} tokens, with copies of weights: {kind}"
+        for number in (tokens, tokens // 8)
+        for kind in ("s", "first call, s")
+    }
+    calls_of_each = 1 + rig.rounds
+    block = Block(TOY.dit, TOY.dtype)
+    shapes = [block.get_submodule(name).get_parameter("weight").shape for name in QUANTISED]
+    assert multiplied == [
+        (number, shape) for number in (tokens, tokens // 8) for _ in range(calls_of_each) for shape in shapes
+    ]
 
 
 def test_first_step_of_a_process_is_printed(monkeypatch, capsys):

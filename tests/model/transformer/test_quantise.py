@@ -126,15 +126,20 @@ class Trial:
 
 
 CUDA = torch.device("cuda")
+ALONE_ON_CUDA = ContextParallel(CUDA)
 
 
 def chosen(
-    monkeypatch, trial: Trial | None, quantize: Quantize, dtype=torch.bfloat16, device=CUDA
+    monkeypatch,
+    trial: Trial | None,
+    quantize: Quantize,
+    dtype=torch.bfloat16,
+    parallel=ALONE_ON_CUDA,
 ) -> type[QuantisedLinear] | None:
     monkeypatch.setattr(quantise_module, "check_device", lambda *_: None)  # there is no GPU
     monkeypatch.setattr(quantise_module, "find_spec", lambda _: trial)
     monkeypatch.setitem(sys.modules, "model.transformer.int8_triton", trial)
-    return choose_layer(quantize, ContextParallel(device), dtype, SMALL)
+    return choose_layer(quantize, parallel, dtype, SMALL)
 
 
 @pytest.mark.parametrize(("is_faster", "layer"), [(True, FusedInt8Linear), (False, Int8Linear)])
@@ -145,6 +150,13 @@ def test_weights_in_int8_are_multiplied_in_the_kernel_where_that_is_faster(monke
     block = random_dit(SMALL).blocks[1]
     assert shapes == [block.get_submodule(name).get_parameter("weight").shape for name in QUANTISED]
     assert (rows, device) == (37440, CUDA)
+
+
+def test_all_ranks_of_a_world_multiply_as_the_first_one_does(monkeypatch):
+    pair, world = ContextParallel(CUDA, 2, rank=1), ContextParallel(CUDA, 4, rank=3)
+    monkeypatch.setattr(quantise_module, "from_leader", lambda group, _: group is world)
+    rank = ContextParallel(CUDA, wider=(pair, world))
+    assert chosen(monkeypatch, Trial(False), "int8", parallel=rank) is FusedInt8Linear
 
 
 @pytest.mark.parametrize(
@@ -158,7 +170,7 @@ def test_weights_in_int8_are_multiplied_in_the_kernel_where_that_is_faster(monke
 )
 def test_the_kernel_is_not_tried_where_it_cannot_be_used(monkeypatch, quantize, dtype, device, layer):
     trial = Trial(True)
-    assert chosen(monkeypatch, trial, quantize, dtype, device) is layer
+    assert chosen(monkeypatch, trial, quantize, dtype, ContextParallel(device)) is layer
     assert chosen(monkeypatch, None, "int8") is Int8Linear
     assert not trial.tried
 
