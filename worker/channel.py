@@ -61,7 +61,7 @@ class Channel:
     def _readline(self) -> bytes:
         try:
             return self._incoming.readline()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: this end was closed before
             return b""
 
     def close(self) -> None:

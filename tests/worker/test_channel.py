@@ -73,6 +73,13 @@ def test_recv_returns_none_after_the_other_end_closed(ends):
     assert there.recv() is None
 
 
+def test_recv_returns_none_after_the_same_end_closed(ends):
+    here, there = ends
+    there.send(MESSAGES[0])
+    here.close()
+    assert here.recv() is None
+
+
 def test_incomplete_message_is_dropped(raw):
     here, there = raw
     here.sendall(b'{"type": "job_started"')
