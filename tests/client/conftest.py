@@ -16,6 +16,7 @@ from tests.client.proxy import Proxy, proxied
 from tests.service import conftest as of_service
 
 # The service and its worker, as all tests of the service have them.
+_no_maintenance = of_service._no_maintenance
 app = of_service.app
 client = of_service.client
 listening = of_service.listening

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from model.spec.limits import Limits
 from service.app import create_app
 from service.http.protocol import server_options
 from service.settings import Settings
-from tests.servers import free_port
 from tests.waiting import wait_until
 
 TASKS = ("text_to_video", "image_to_video", "video_continuation", "long_video", "refine")
@@ -67,7 +66,6 @@ def settings_for(redis_url: str, folder: Path, **changes: Any) -> Settings:
     given: dict[str, Any] = {"data_dir": folder, "fetch_private_hosts": True, "event_interval_s": 0.02}
     given |= {"webhook_private_hosts": True, "owner_requests_per_s": None}
     given["webhook_threads"] = 0  # tests send webhooks themselves
-    given["sweep_interval_s"] = 3600  # and run maintenance themselves
     given["allowed_hosts"] = "testserver"  # the host name that TestClient uses
     return Settings(redis_url=redis_url, **given | changes)
 
@@ -82,6 +80,14 @@ def _one_fork_server() -> Iterator[None]:
                 return shared._running_server()
 
         patch.setattr("service.backend.Sandbox", SharingSandbox)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_maintenance() -> Iterator[None]:
+    """Run no maintenance in services: a round may come at any moment of a test. Tests run it themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.app.Maintenance", lambda *_, **__: nullcontext())
         yield
 
 
@@ -129,9 +135,8 @@ def listening(app: FastAPI) -> Iterator[int]:
 
 
 @contextmanager
-def serving(app: FastAPI, port: int | None = None) -> Iterator[int]:
+def serving(app: FastAPI, port: int = 0) -> Iterator[int]:
     """Serve an app as `python -m service` does and yield its port, by default a free one."""
-    port = port or free_port()
     options = server_options(app.state.backend.settings.connection_limits)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, timeout_graceful_shutdown=1, **options)
@@ -140,7 +145,7 @@ def serving(app: FastAPI, port: int | None = None) -> Iterator[int]:
     thread.start()
     wait_until(lambda: server.started)
     try:
-        yield port
+        yield int(server.servers[0].sockets[0].getsockname()[1])
     finally:
         server.should_exit = True
         thread.join()

@@ -31,7 +31,7 @@ FORM = {"prompt": (None, "a ball"), "priority": (None, "high")}
 
 @pytest.fixture
 def http(live):
-    with httpx.Client(base_url=f"http://127.0.0.1:{live}") as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{live}", timeout=60) as client:
         yield client
 
 
@@ -60,7 +60,7 @@ def test_cross_site_request_is_refused_before_its_body_arrives(live):
         f"POST /generate HTTP/1.1\r\nHost: 127.0.0.1:{live}\r\nOrigin: http://evil.example\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", live), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", live), timeout=60) as connection:
         connection.sendall(head.encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 403")
 
@@ -107,7 +107,7 @@ class TestForeignHostName:
 
     def test_second_host_header_does_not_help(self, live):
         request = f"GET /jobs HTTP/1.1\r\nHost: 127.0.0.1:{live}\r\nHost: evil.example\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", live), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", live), timeout=60) as connection:
             connection.sendall(request.encode())
             assert connection.recv(4096).split()[1] in {b"400", b"421"}
 

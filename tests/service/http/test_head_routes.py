@@ -22,7 +22,7 @@ def finished(order, worker):
 
 def ask(port, method, path):
     """Return status, headers and body of a response, as they are on the wire."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path)
     response = connection.getresponse()
     headers = {name.lower(): value for name, value in response.getheaders()}

@@ -10,10 +10,12 @@ import socket
 import ssl
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from service.errors import UnusableInput
+from service.inputs import fetch as fetch_module
 from service.inputs.fetch import FetchLimits, fetch
 from tests.service.hosts import host, redirecting, sending
 
@@ -204,15 +206,23 @@ class TestSlowHost:
         with released(dripping, left) as url, pytest.raises(UnusableInput, match="too slow"):
             fetched(url, limits)
 
-    def test_body_may_take_longer_than_a_head(self, left):
+    def test_body_may_take_longer_than_a_head(self, left, monkeypatch):
+        now, save = [0.0], fetch_module._save
+
+        def save_later(*given):
+            now[0] += 2 * LIMITS.head_timeout_s
+            left.set()
+            save(*given)
+
         def answer(request):
             request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
-            left.wait(0.5)
+            left.wait()
             request.wfile.write(b"body")
 
-        limits = FetchLimits(allow_private=True, head_timeout_s=0.3)
+        monkeypatch.setattr(fetch_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(fetch_module, "_save", save_later)
         with released(answer, left) as url:
-            assert fetched(url, limits) == b"body"
+            assert fetched(url) == b"body"
 
 
 def test_tls_context_is_created_once_per_process():

@@ -58,7 +58,7 @@ class TestSubmission:
         assert [worker.claim().job.order.seed for _ in batch] == [7, 8, 9]
 
     def test_every_job_brings_a_ticket(self, batch, redis):
-        assert num_tickets(redis) >= 3
+        assert num_tickets(redis) == 3
 
     def test_form_may_order_several(self, client):
         answer = client.post("/generate", data={"prompt": "x", "num_videos": "2"}, files={"image": b""})

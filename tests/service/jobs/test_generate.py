@@ -74,16 +74,16 @@ def test_the_answer_does_not_wait_for_the_ticket(live, redis: Redis, monkeypatch
         deliver(tickets, job_id, requirement)
 
     monkeypatch.setattr(TicketQueue, "enqueue", deliver_late)
-    answer = httpx.post(f"http://127.0.0.1:{live}/generate", json={"prompt": "a red ball"})
+    answer = httpx.post(f"http://127.0.0.1:{live}/generate", json={"prompt": "a red ball"}, timeout=60)
     assert answer.status_code == 202
     answered.set()
-    wait_until(lambda: num_tickets(redis) >= 1)  # a sweep may add one
+    wait_until(lambda: num_tickets(redis) == 1)
 
 
 def test_every_job_brings_a_ticket(order, redis: Redis):
     for _ in range(3):
         order()
-    assert num_tickets(redis) >= 3  # a sweep may add one for a job whose own ticket is on its way
+    assert num_tickets(redis) == 3
 
 
 def test_a_worker_claims_the_order_that_was_shown(order, worker):

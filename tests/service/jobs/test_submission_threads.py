@@ -93,6 +93,7 @@ def test_another_owner_can_submit_an_image_while_one_owner_uses_all_its_threads(
             data={"prompt": "a cat"},
             files={"image": encoded(picture())},
             headers=dict([keys["alice"].split(": ", 1)]),
+            timeout=60,
         )
         assert answer.status_code == 202
 
@@ -180,13 +181,13 @@ def test_requests_are_answered_503_while_redis_hangs(tmp_path):
 def test_liveness_is_answered_while_all_threads_wait_for_redis(tmp_path):
     with (
         redis_that_can_be_stopped(tmp_path) as (url, stopped),
-        serving(create_app(settings_for(url, tmp_path, redis_patience_s=60.0))) as port,
+        serving(create_app(settings_for(url, tmp_path, redis_patience_s=200.0))) as port,
         ExitStack() as opened,
     ):
         with stopped():
             polling = opened.enter_context(pollers(port))
             probe = opened.enter_context(connected(port))
-            probe.settimeout(5.0)  # much less than the timeout of Redis
+            probe.settimeout(30.0)  # much less than the timeout of Redis
             probe.sendall(head("GET", "/livez"))
             assert status(read_answer(probe)) == 200
         assert {status(read_answer(connection)) for connection in polling} == {200}

@@ -49,7 +49,6 @@ def test_job_that_takes_longer_is_returned_as_it_is(live, worker):
 def test_worker_learns_of_the_job_before_the_wait_ends(live, redis, worker):
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(generate, live, 60)
-        # A late sweep for the job of an earlier test may enqueue a ticket before this job is queued.
         lease = wait_until(lambda: worker.job_store.holder.claim("by hand", lease_s=600.0))
         wait_until(lambda: num_tickets(redis) >= 1)
         assert not answer.done()

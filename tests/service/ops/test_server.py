@@ -34,7 +34,7 @@ def public(redis_server, redis, tmp_path, ops_port):
 
 @pytest.fixture
 def ops(public, ops_port):
-    with httpx.Client(base_url=f"http://127.0.0.1:{ops_port}") as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{ops_port}", timeout=60) as client:
         wait_until(lambda: answers(ops_port, "/livez"))
         yield client
 
