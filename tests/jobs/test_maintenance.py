@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from threading import Event
 
@@ -143,15 +144,15 @@ class TestEndedJobs:
     def test_checkpoint_completed_late_by_s3_is_removed(
         self, store: ExampleStore, s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        claim, may_go_on = store.start(), Event()
+        claim, may_go_on, num_slowed = store.start(), Event(), count()
         well = open_storage(s3_settings(s3_bucket))
         with faulty_s3(s3_bucket.server.endpoint_url) as proxy:
             proxy.health = "slow"
 
             def hold_the_first(_: float) -> None:
-                if len(proxy.slowed) > 1:
+                if next(num_slowed):
                     raise ConnectionError
-                may_go_on.wait(30)
+                may_go_on.wait(120)
 
             monkeypatch.setattr(s3_proxy, "sleep", hold_the_first)
             through = s3_settings(s3_bucket, s3_endpoint_url=proxy.url, s3_read_timeout_s=0.1)

@@ -118,6 +118,14 @@ def wait(source: BinaryIO, seconds: float) -> Output:
     return Output(facts | {"began": began, "ended": time.monotonic()})
 
 
+def wait_for_content(source: BinaryIO) -> Output:
+    """Take until the file has content, and tell what `wait` tells."""
+    began = time.monotonic()
+    while not source.read():
+        time.sleep(0.01)
+    return Output({"pid": os.getpid(), "began": began, "ended": time.monotonic()})
+
+
 def wait_in_old_server(_source: BinaryIO, started_before: float) -> Output:
     """Take half a minute in a fork server that was started before this time, else none. Tell the process."""
     if started_before > _STARTED:
@@ -128,5 +136,8 @@ def wait_in_old_server(_source: BinaryIO, started_before: float) -> Output:
 _STARTED = time.monotonic()
 DECODERS = {
     function.__name__: function
-    for function in (attack, inherited, hang, compute, allocate, crash, lie, nest, wait, wait_in_old_server)
+    for function in (
+        *(attack, inherited, hang, compute, allocate, crash, lie, nest),
+        *(wait, wait_for_content, wait_in_old_server),
+    )
 } | {"encode_png": lie, "count_frames": lie, "read_frames": lie}

@@ -143,24 +143,29 @@ def test_reply_that_cannot_be_parsed_is_refused(probe):
 def test_decodes_wait_for_a_slot_and_not_for_ever(file):
     with Sandbox(max_decodes=1, max_wait_s=0.05, decoders=PROBES) as sandbox, ThreadPoolExecutor(1) as pool:
         sandbox.start()
-        hanging = pool.submit(decode, sandbox, "hang", file, 1.0)
-        wait_until(lambda: fork_server(sandbox).children())
+        hanging = pool.submit(decode, sandbox, "hang", file, 60.0)
+        (child,) = wait_until(fork_server(sandbox).children)
         with pytest.raises(SandboxUnavailable, match="waiting"):
             decode(sandbox, "wait", file, 20.0, seconds=0)
-        with pytest.raises(UnusableMedia, match="longer"):
+        child.kill()
+        with pytest.raises(UnusableMedia, match="crash"):
             hanging.result()
         assert decode(sandbox, "wait", file, 20.0, seconds=0)
 
 
-def test_decodes_run_at_the_same_time_up_to_the_bound(fresh, file):
+def test_decodes_run_at_the_same_time_up_to_the_bound(fresh, tmp_path):
     fresh.start()
+    file = tmp_path / "empty"
+    file.touch()
     with ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(decode, fresh, "wait", file, 20.0, seconds=0.2) for _ in range(4)]
+        running = [pool.submit(decode, fresh, "wait_for_content", file, 60.0) for _ in range(4)]
+        wait_until(lambda: len(fork_server(fresh).children()) == 2)
+        file.write_text("content")
     decodes = [one.result() for one in running]
     assert len({one["pid"] for one in decodes}) == 4
     # A process may still be exiting after its reply, so processes are not counted.
     at_once = [sum(one["began"] <= other["began"] < one["ended"] for one in decodes) for other in decodes]
-    assert max(at_once) == 2
+    assert max(at_once) <= 2
 
 
 class TestTheForkServer:

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from jobs.errors import DiskFull, KeyMissing, Unavailable
 from jobs.order import InputFile
 from jobs.storage.base import open_storage
 from jobs.storage.keys import input_key
+from tests.chaos import s3_proxy
 from tests.chaos.s3_proxy import faulty_s3
 from tests.jobs.storage.test_storage import s3_settings
 from tests.orders import make_order
@@ -84,14 +86,18 @@ def test_missing_input_fails_the_job(backends, fetcher, with_image):
     assert failure.error.code == "invalid_input"
 
 
-def test_input_that_the_store_shows_late_is_fetched(backends, disk_space, with_image, s3_bucket, tmp_path):
+def test_input_that_the_store_shows_late_is_fetched(
+    backends, disk_space, with_image, s3_bucket, tmp_path, monkeypatch
+):
     image = with_image.lease.job.order.image
+    monkeypatch.setattr(s3_proxy, "LATE_S", 3600.0)
     with faulty_s3(s3_bucket.server.endpoint_url) as proxy:
         proxy.health = "late"
         storage = open_storage(s3_settings(s3_bucket, s3_endpoint_url=proxy.url))
         storage.put(image.key, tmp_path / "upload", "image/png")
         with pytest.raises(KeyMissing):
             storage.fetch(image.key, tmp_path / "copy")
+        monkeypatch.setattr(s3_proxy, "LATE_S", time.time() - proxy.stored_at + 1.0)
         run = InputFetcher(backends.job_store, storage, backends.spool, disk_space).fetch(with_image)
     assert isinstance(run, RunJob)
     assert (with_image.folder / "image.png").read_bytes() == b"pixels"
