@@ -22,9 +22,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(redis_server, folder):
-    """Serve an app with short timeouts."""
-    limits = {"head_timeout_s": 0.3, "send_timeout_s": 0.3, "max_connections": 8, "body_timeout_s": 20.0}
+    """Serve an app with a short timeout of sending and few connections."""
+    limits = {"send_timeout_s": 0.3, "max_connections": 8, "head_timeout_s": 60.0, "body_timeout_s": 60.0}
     with serving(create_app(settings_for(redis_server, folder, **limits))) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def impatient(redis_server, folder):
+    """Serve an app with a short timeout of heads, also of the next one on a connection."""
+    with serving(create_app(settings_for(redis_server, folder, head_timeout_s=0.3))) as port:
         yield port
 
 
@@ -46,26 +53,26 @@ def test_request_with_two_lengths_is_refused_and_its_connection_closed(port, pat
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET /livez HTTP/1.1\r\nHost: local"])
-def test_incomplete_head_is_answered_408(port, sent):
-    with connected(port) as connection:
+def test_incomplete_head_is_answered_408(impatient, sent):
+    with connected(impatient) as connection:
         connection.sendall(sent)
         assert status(read_until_closed(connection)) == 408
 
 
-def test_slowly_sent_head_gets_no_extra_time(port):
-    with connected(port) as connection:
+def test_slowly_sent_head_gets_no_extra_time(impatient):
+    with connected(impatient) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nX: ")
         answer = drip_until_answered(connection, b"x")
     assert status(answer) == 408
 
 
-def test_connection_without_a_request_is_closed_silently(port):
-    with connected(port) as connection:
+def test_connection_without_a_request_is_closed_silently(impatient):
+    with connected(impatient) as connection:
         assert read_until_closed(connection) == b""
 
 
-def test_body_that_continues_after_the_response_closes_the_connection(port):
-    with connected(port) as connection:
+def test_body_that_continues_after_the_response_closes_the_connection(impatient):
+    with connected(impatient) as connection:
         connection.sendall(head("POST", "/nowhere", "Content-Length: 1000000") + b"x")
         assert status(connection.recv(1000)) == 404
         connection.settimeout(0.02)
@@ -82,8 +89,8 @@ def test_body_that_continues_after_the_response_closes_the_connection(port):
             pytest.fail("the connection stays open")
 
 
-def test_garbage_after_the_response_closes_the_connection(port, caplog):
-    with connected(port) as connection:
+def test_garbage_after_the_response_closes_the_connection(impatient, caplog):
+    with connected(impatient) as connection:
         connection.sendall(head("POST", "/nowhere", "Transfer-Encoding: chunked"))
         connection.recv(1000)
         connection.sendall(b"no chunk\r\n")
