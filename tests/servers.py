@@ -31,7 +31,7 @@ def redis_program() -> RedisProgram:
 
 def answers(port: int, path: str = "/") -> bool:
     """Whether an HTTP server on this port answers with anything but an error of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path)
         return connection.getresponse().status < 500

@@ -165,6 +165,7 @@ def test_slurm_script_runs_one_worker_on_each_node(tmp_path: Path) -> None:
     process = subprocess.Popen(["bash", str(SCRIPT)], env=environment, start_new_session=True)
     try:
         wait_until(lambda: all((tmp_path / f"node-{rank}").exists() for rank in range(2)))
+        wait_until(lambda: (tmp_path / "steps").exists() and (tmp_path / "steps").read_text())
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
     finally:

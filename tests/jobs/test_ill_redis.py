@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from redis import Redis
@@ -19,6 +20,7 @@ from jobs.maintenance import sweep
 from jobs.queue import TicketQueue, consume
 from jobs.redis_client import DeadlineRetry, Outage, error_code
 from jobs.registration import GroupRegistration
+from jobs.store import memory
 from jobs.store.job_store import JobStore
 from jobs.store.memory import MemoryGuard
 from tests.jobs.examples import LEASE_S, a_result, a_submission
@@ -135,7 +137,7 @@ class TestRefusedWrites:
         self, server: RedisProcess, store: JobStore, fall_ill: Callable[[RedisProcess, Redis], None]
     ):
         store.client.submit(a_submission(id="running"))
-        claim = store.holder.claim("a", LEASE_S)
+        claim = store.holder.claim("a", lease_s=600.0)  # seven calls wait for their deadline
         assert claim is not None
         with server.client() as admin:
             fall_ill(server, admin)
@@ -164,7 +166,7 @@ class TestRefusedWrites:
             RedisProcess(tmp_path / "1", ("--unixsocket", str(sockets[1]))) as new,
         ):
             name.symlink_to(sockets[0])
-            with connect(f"unix://{name}", 5.0) as redis, old.client() as admin:
+            with connect(f"unix://{name}") as redis, old.client() as admin:
                 store = JobStore(redis)
                 store.client.submit(a_submission(id="before"))
                 (tmp_path / "next").symlink_to(sockets[1])
@@ -224,7 +226,11 @@ class TestFull:
     def test_memory_without_limit_is_never_full(self, redis: Redis):
         MemoryGuard(redis, reserve=0.99).check()
 
-    def test_memory_is_measured_once_a_second(self, redis: Redis, server: RedisProcess):
+    def test_memory_is_measured_once_a_second(
+        self, redis: Redis, server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+    ):
+        times_s = iter([100.0, 100.9])
+        monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=times_s.__next__))
         guard = MemoryGuard(redis, reserve=0.1)
         guard.check()
         with stalled(server):

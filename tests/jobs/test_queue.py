@@ -158,14 +158,14 @@ class TestConsuming:
         server.start()
         taken: list[int] = []
         try:
-            with connect(server.url, deadline_s=1.5) as redis, consumer(redis, taken):
-                TicketQueue(redis).enqueue("before")
+            with connect(server.url, 1.5) as redis, connect(server.url) as patient, consumer(redis, taken):
+                TicketQueue(patient).enqueue("before")
                 wait_until(lambda: len(taken) == 1)
                 server.kill()
                 with pytest.raises(Unavailable):
                     TicketQueue(redis).enqueue("meanwhile")
                 server.start()
-                TicketQueue(redis).enqueue("after")
+                TicketQueue(patient).enqueue("after")
                 wait_until(lambda: len(taken) >= 2)
         finally:
             server.stop()

@@ -153,7 +153,7 @@ from jobs.registration import GroupRegistration
 from jobs.connect import connect
 
 def stop(*_):
-    connect(os.environ["LONGCAT_REDIS_URL"], deadline_s=1.0).set("jobs", "back")
+    connect(os.environ["LONGCAT_REDIS_URL"], deadline_s=30.0).set("jobs", "back")
     print("stopped", flush=True)
     os._exit(0)
 

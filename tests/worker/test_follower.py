@@ -128,7 +128,7 @@ def test_command_of_torchrun_has_the_ranks_of_this_node_and_dies_with_it(tmp_pat
 
 def probe(port: int, path: str) -> object:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as response:
             return json.loads(response.read())
     except OSError:
         return None

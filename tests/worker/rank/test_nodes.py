@@ -185,10 +185,10 @@ def test_each_round_has_its_own_name():
 def test_store_listens_on_the_named_address_alone():
     port = free_port()
     _, _store = begin_round(setup_of(0, port))
-    with socket.create_connection(("127.0.0.1", port), timeout=10):
+    with socket.create_connection(("127.0.0.1", port), timeout=60):
         pass
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", port), timeout=10)
+        socket.create_connection(("127.0.0.2", port), timeout=60)
 
 
 def test_rendezvous_at_an_address_of_another_machine_is_refused():

@@ -18,6 +18,8 @@ READY = Ready(
     capability=Capability(model="m", tasks=("refine",), limits={}, device="cpu", dtype="float32"), pids=()
 )
 
+START_TIMEOUT_S = 120.0  # a program starts within a second on an idle machine
+
 # In place of `worker.rank.torchrun`: connects as rank 0 does and reports ready, dies, or stays silent. If it
 # is late, a second rank says its number once a file exists, and is ready when it has received a message.
 PROGRAM = f"""

@@ -7,7 +7,7 @@ import pytest
 
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
-from tests.worker.supervisor.group_processes import READY, ProgramStarter
+from tests.worker.supervisor.group_processes import READY, START_TIMEOUT_S, ProgramStarter
 from worker.messages import Ready, RunJob
 from worker.supervisor.gpu_group import GpuGroup, GroupLimits
 from worker.supervisor.states import GpuGroupState, IllegalTransition
@@ -20,7 +20,7 @@ class Scene:
         self.starter = ProgramStarter(folder, monkeypatch)
         self.how = "ready"
 
-    def group(self, *, start_limit_s: float = 60.0, stall_s: float = 60.0) -> GpuGroup:
+    def group(self, *, start_limit_s: float = START_TIMEOUT_S, stall_s: float = 60.0) -> GpuGroup:
         limits = GroupLimits(start_limit_s, stall_s, stall_s, max_failed_starts=2, longest_pause_s=0.1)
         return GpuGroup(lambda: self.starter.start(self.how), limits)
 
@@ -29,7 +29,7 @@ class Scene:
 
     def bring_up(self, group: GpuGroup) -> Ready:
         self.start(group)
-        process, ready = self.starter.messages.get(timeout=30)
+        process, ready = self.starter.messages.get(timeout=START_TIMEOUT_S)
         assert process is group.process
         assert isinstance(ready, Ready)
         group.on_ready(ready)
@@ -139,7 +139,7 @@ def test_progress_keeps_a_busy_group_from_failing(tmp_path, monkeypatch):
     limits = GroupLimits(60, 10, 10, max_failed_starts=3, longest_pause_s=60)
     group = GpuGroup(lambda: starter.start("ready"), limits, clock=lambda: now[0])
     group.check(busy=False, may_start=True)
-    _, ready = starter.messages.get(timeout=30)
+    _, ready = starter.messages.get(timeout=START_TIMEOUT_S)
     assert isinstance(ready, Ready)
     group.on_ready(ready)
     group.start_job(RunJob(job_id="j", order=ORDER, folder=Path()))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
-from tests.worker.supervisor.group_processes import READY, ProgramStarter
+from tests.worker.supervisor.group_processes import READY, START_TIMEOUT_S, ProgramStarter
 from worker.first_failure import FAILURE, leave_failure
 from worker.messages import Ready, RunJob
 from worker.supervisor.group_process import GroupProcess, Launch, is_running
@@ -27,7 +27,7 @@ def starter(tmp_path, monkeypatch):
 
 def test_messages_of_rank_0_are_received(starter):
     started = starter.start("ready")
-    process, message = starter.messages.get(timeout=30)
+    process, message = starter.messages.get(timeout=START_TIMEOUT_S)
     assert process is started
     assert message.capability == READY.capability
 
@@ -67,7 +67,7 @@ def test_first_failure_of_the_ranks_is_known_after_the_kill(starter):
 
 def test_kill_ends_all_processes_and_reports_the_closed_connection(starter):
     process = starter.start("ready")
-    _, ready = starter.messages.get(timeout=30)
+    _, ready = starter.messages.get(timeout=START_TIMEOUT_S)
     process.set_ranks(ready.pids)
     assert process.is_alive
     process.kill()
@@ -81,7 +81,7 @@ def test_kill_ends_the_receiving_thread(starter, how):
     before = set(threading.enumerate())
     process = starter.start(how)
     if how == "ready":
-        starter.messages.get(timeout=30)
+        starter.messages.get(timeout=START_TIMEOUT_S)
     process.kill()
     assert set(threading.enumerate()) <= before
 
@@ -101,7 +101,7 @@ def test_group_without_one_of_its_ranks_is_not_alive(starter):
 
 def test_sending_to_a_dead_group_does_not_raise(starter):
     process = starter.start("ready")
-    starter.messages.get(timeout=30)
+    starter.messages.get(timeout=START_TIMEOUT_S)
     process.kill()
     for _ in range(3):
         process.send(RunJob(job_id="j", order=ORDER, folder=Path()))
@@ -109,17 +109,17 @@ def test_sending_to_a_dead_group_does_not_raise(starter):
 
 def test_group_is_ready_once_each_rank_has_said_its_number(starter):
     process = starter.start("late")
-    wait_until(starter.socket.with_name("sent").exists, 30)  # rank 0 has sent `Ready`
+    wait_until(starter.socket.with_name("sent").exists)  # rank 0 has sent `Ready`
     assert starter.messages.empty()
     starter.socket.with_name("go").touch()
-    assert isinstance(starter.messages.get(timeout=30)[1], Ready)
+    assert isinstance(starter.messages.get(timeout=START_TIMEOUT_S)[1], Ready)
     process.send(RunJob(job_id="j", order=ORDER, folder=Path()), 1)
-    assert isinstance(starter.messages.get(timeout=30)[1], Ready)
+    assert isinstance(starter.messages.get(timeout=START_TIMEOUT_S)[1], Ready)
 
 
 def test_kill_does_not_wait_for_ranks_that_have_not_connected(starter):
     process = starter.start("late")
-    wait_until(starter.socket.with_name("sent").exists, 30)
+    wait_until(starter.socket.with_name("sent").exists)
     process.kill()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("group-receiver")]
 

@@ -21,7 +21,7 @@ class Scene:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.name_taken = threading.Event()
-        self.heartbeat = Heartbeat(GroupRegistration(redis, "group", ttl_s=5), redis, 2, self.name_taken.set)
+        self.heartbeat = Heartbeat(GroupRegistration(redis, "group", ttl_s=60), redis, 2, self.name_taken.set)
 
     def leave(self) -> None:
         self.heartbeat.stop()
@@ -82,7 +82,7 @@ def test_lost_name_is_reported(scene):
 
 def test_release_0_2_0_finds_the_capability_of_the_most_capable_group(scene):
     more_capable = CAPABILITY.model_copy(update={"loras": ("cfg_step_lora",)})
-    GroupRegistration(scene.redis, "other", ttl_s=5).heartbeat("ready", 1, None, more_capable)
+    GroupRegistration(scene.redis, "other", ttl_s=60).heartbeat("ready", 1, None, more_capable)
     more_capable.publish(scene.redis)
     scene.heartbeat.update(PublishedStatus("ready", None, CAPABILITY))
     wait_until(lambda: scene.state() == ("ready", None))
