@@ -74,7 +74,7 @@ class Daemon:
         if self.runs:
             self.signal(signal.SIGTERM)
         if self.process:
-            self.wait(60)
+            self.wait(300)  # the machine may be slow
 
 
 @dataclass

@@ -12,7 +12,7 @@ import psutil
 from stack.redis_server import RedisServer
 from tests.attacks.namespaces import Namespace
 from tests.servers import free_port, redis_program
-from tests.worker.running_worker import RunningWorker, running_worker
+from tests.worker.running_worker import IMPATIENT, RunningWorker, running_worker
 
 NODE_TIMEOUT_S = 5.0
 LOOPBACK = (Namespace("", "127.0.0.1"), Namespace("", "127.0.0.1"))
@@ -44,6 +44,7 @@ def running_nodes(
         "ranks": 2,
         "rendezvous": f"{namespaces[0].address}:{free_port()}",
         "node_timeout_s": NODE_TIMEOUT_S,
+        "lease_s": IMPATIENT["lease_s"],
         **settings,
     }
     folders = folder / "node-0", folder / "node-1"

@@ -14,7 +14,7 @@ import pytest
 from stack.redis_server import RedisServer
 from tests.servers import redis_program
 from tests.waiting import wait_until
-from tests.worker.running_worker import RunningWorker, running_worker
+from tests.worker.running_worker import IMPATIENT, RunningWorker, running_worker
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture(scope="module")
 def worker(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
-    with running_worker(tmp_path_factory.mktemp("worker"), redis_server.url) as worker:
+    with running_worker(tmp_path_factory.mktemp("worker"), redis_server.url, **IMPATIENT) as worker:
         worker.wait_until_ready()
         yield worker
 

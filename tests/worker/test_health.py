@@ -15,7 +15,7 @@ import pytest
 from stack.redis_server import RedisServer
 from tests.servers import free_port, redis_program
 from tests.waiting import wait_until
-from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
+from tests.worker.running_worker import IMPATIENT, PATIENCE_S, RunningWorker, running_worker
 from worker.health import (
     HealthReporter,
     HealthReports,
@@ -32,7 +32,7 @@ Answer = tuple[int, list[str]]
 def probe(port: int, path: str) -> Answer:
     """Return the status of a probe and the states of the groups; status 0 if nobody listens."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return answer.status, json.load(answer)["groups"]
     except urllib.error.HTTPError as error:
         with error:
@@ -168,7 +168,7 @@ def test_other_paths_are_not_found_and_a_silent_client_does_not_block_a_probe():
     ):
         assert probe(port, "/readyz") == (200, ["ready"])
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).close()
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     folder = tmp_path_factory.mktemp("worker")
     with (
         RedisServer(folder / "redis", redis_program()) as redis,
-        running_worker(folder, redis.url, health_port=free_port(), stuck_s=4) as worker,
+        running_worker(folder, redis.url, health_port=free_port(), stuck_s=8, **IMPATIENT) as worker,
     ):
         yield worker
 
