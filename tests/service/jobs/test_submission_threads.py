@@ -19,6 +19,7 @@ from tests.servers import redis_program
 from tests.service.conftest import CAPABILITY, serving, settings_for
 from tests.service.http.raw import TIMEOUT_S, connected, head, post_json, read_answer, status
 from tests.service.media import encoded, picture
+from tests.waiting import wait_until
 
 NUM_SLOW = 60  # more than the 40 threads that serve all other requests
 
@@ -26,7 +27,8 @@ NUM_SLOW = 60  # more than the 40 threads that serve all other requests
 @pytest.fixture(scope="module")
 def port(redis_server, tmp_path_factory):
     limits = {"owner_input_orders": NUM_SLOW, "total_input_orders": NUM_SLOW + 1}
-    settings = settings_for(redis_server, tmp_path_factory.mktemp("orders"), **limits)
+    patience = {"fetch_head_timeout_s": 300, "fetch_timeout_s": 300}  # inputs are slow until a test ends
+    settings = settings_for(redis_server, tmp_path_factory.mktemp("orders"), **limits, **patience)
     with serving(create_app(settings)) as port:
         yield port
 
@@ -171,11 +173,11 @@ def test_requests_are_answered_503_while_redis_hangs(tmp_path):
         redis_that_can_be_stopped(tmp_path) as (url, stopped),
         serving(create_app(settings_for(url, tmp_path, redis_patience_s=0.3))) as port,
     ):
-        assert status(ask(port, head("GET", "/jobs"))) == 200
+        wait_until(lambda: status(ask(port, head("GET", "/jobs"))) == 200)
         with stopped(), pollers(port) as polling:
             assert status(ask(port, head("GET", "/readyz"))) == 503
             assert {status(read_answer(connection)) for connection in polling} == {503}
-        assert status(ask(port, head("GET", "/jobs"))) == 200
+        wait_until(lambda: status(ask(port, head("GET", "/jobs"))) == 200)
 
 
 def test_liveness_is_answered_while_all_threads_wait_for_redis(tmp_path):
