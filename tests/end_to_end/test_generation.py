@@ -203,10 +203,25 @@ def test_progress_never_decreases_and_phases_follow_their_order(stack):
     assert {point["num_steps"] for point in denoised if point["segment"] == 0} == {steps}
 
 
-def test_second_job_is_queued_while_the_first_runs(stack):
-    first, second = stack.order(num_inference_steps=30), stack.order()
-    waiting = wait_until(lambda: stack.job(first)["status"] == "running" and stack.job(second))
+@pytest.fixture
+def occupied(stack):
+    """Keep the group busy with a long job until the test cancels it, and return the job."""
+    job = stack.order(num_inference_steps=50, num_frames=33, num_segments=3)
+    wait_until(lambda: (stack.job(job)["progress"] or {}).get("step", 0) > 1)
+    return job
+
+
+def cancel(stack, job):
+    answer = stack.client.post(f"/jobs/{job['id']}/cancel")
+    assert answer.status_code == 200
+    return answer.json()
+
+
+def test_second_job_is_queued_while_the_first_runs(stack, occupied):
+    second = stack.order()
+    waiting = stack.job(second)
     assert (waiting["status"], waiting["started_at"], waiting["queue_position"]) == ("queued", None, 1)
+    cancel(stack, occupied)
     stack.succeeded(second)
 
 
@@ -218,27 +233,25 @@ def test_simultaneous_jobs_run_in_order_and_give_different_videos(stack):
     assert len({job["result"]["sha256"] for job in ended}) == len(ended)
 
 
-def test_high_priority_job_starts_before_waiting_jobs(stack):
-    stack.order(num_inference_steps=30)
-    waits = stack.order()
-    urgent = stack.order(priority="high")
+def test_high_priority_job_starts_before_waiting_jobs(stack, occupied):
+    waits, urgent = stack.order(), stack.order(priority="high")
+    cancel(stack, occupied)
     assert stack.succeeded(urgent)["started_at"] < stack.succeeded(waits)["started_at"]
 
 
-def test_group_runs_other_jobs_after_a_running_job_is_cancelled(stack):
-    job = stack.order(num_inference_steps=50, num_frames=33)
-    wait_until(lambda: (stack.job(job)["progress"] or {}).get("step", 0) > 1)
-    assert stack.client.post(f"/jobs/{job['id']}/cancel").status_code == 200
-    ended = stack.ended(job)
+def test_group_runs_other_jobs_after_a_running_job_is_cancelled(stack, occupied):
+    cancel(stack, occupied)
+    ended = stack.ended(occupied)
     assert (ended["status"], ended["result"]) == ("cancelled", None)
     assert stack.succeeded(stack.order())["attempt"] == 1
 
 
-def test_cancelled_queued_job_never_runs(stack):
-    running, queued = stack.order(num_inference_steps=30), stack.order()
-    answer = stack.client.post(f"/jobs/{queued['id']}/cancel").json()
-    assert (answer["status"], answer["started_at"]) == ("cancelled", None)
-    stack.succeeded(running)
+def test_cancelled_queued_job_never_runs(stack, occupied):
+    queued = stack.order()
+    cancelled = cancel(stack, queued)
+    assert (cancelled["status"], cancelled["started_at"]) == ("cancelled", None)
+    cancel(stack, occupied)
+    stack.ended(occupied)
     assert stack.job(queued)["status"] == "cancelled"
 
 
