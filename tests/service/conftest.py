@@ -65,6 +65,7 @@ def settings_for(redis_url: str, folder: Path, **changes: Any) -> Settings:
     """Return settings of a service that keeps all its data in `folder`."""
     given: dict[str, Any] = {"data_dir": folder, "fetch_private_hosts": True, "event_interval_s": 0.02}
     given |= {"webhook_private_hosts": True, "owner_requests_per_s": None}
+    given["redis_patience_s"] = 60.0  # on a busy machine, Redis may take seconds
     given["webhook_threads"] = 0  # tests send webhooks themselves
     given["allowed_hosts"] = "testserver"  # the host name that TestClient uses
     return Settings(redis_url=redis_url, **given | changes)
