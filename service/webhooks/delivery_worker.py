@@ -53,9 +53,15 @@ class DeliveryWorker:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def deliver_next(self) -> bool:
-        """Send the next webhook that is due. Return False if there is none. Raise Unavailable."""
-        if (delivery := self._lease()) is None:
-            return False
+        """Send the next webhook that is due. If there is none, pause and return False. Raises Unavailable.
+
+        Only one thread at a time looks for one, and pauses.
+        """
+        with self._polling:
+            delivery = None if self._stopped.is_set() else self._lease()
+            if delivery is None:
+                self._pause()
+                return False
         self._deliver(delivery)
         return True
 
@@ -81,8 +87,7 @@ class DeliveryWorker:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                if delivery := self._wait_for_next():
-                    self._deliver(delivery)
+                self.deliver_next()
             except Unavailable as error:
                 logger.warning("cannot send webhooks now: %s", error.message)
                 self._pause()
@@ -92,15 +97,6 @@ class DeliveryWorker:
 
     def _pause(self) -> None:
         self._stopped.wait(self._settings.webhook_interval_s)
-
-    def _wait_for_next(self) -> Delivery | None:
-        """Wait for a delivery. Return None at the end. Only one thread polls at a time."""
-        with self._polling:
-            while not self._stopped.is_set():
-                if delivery := self._lease():
-                    return delivery
-                self._pause()
-        return None
 
 
 def _attempt_result(delivery: Delivery, status: int | None, error: str | None) -> Attempt:

@@ -87,7 +87,8 @@ class Post:
 def post(client, redis, settings):
     def open_post(**changes):
         changed = settings.model_copy(
-            update={"webhook_private_hosts": True, "webhook_secret": SECRET} | changes
+            update={"webhook_private_hosts": True, "webhook_secret": SECRET, "webhook_interval_s": 0.01}
+            | changes
         )
         clock = Clock(int(redis.time()[0] * 1000) + 10_000)
         outbox = Outbox(redis, clock)
