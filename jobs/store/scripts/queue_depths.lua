@@ -15,8 +15,9 @@ local function limits_reached()
       read_fields(id, 'owner', 'owner_running_jobs', 'total_running_jobs')
     )
     if owner then
-      local num_of_owner = is_whole(owner_limit) and redis.call('ZCARD', index_keys('running', owner)[2])
-      at_limit[owner] = num_of_owner and num_of_owner >= tonumber(owner_limit) or nil
+      at_limit[owner] = is_whole(owner_limit)
+        and has_at_least(tonumber(owner_limit), index_keys('running', owner)[2])
+        or nil
       total_is_reached = is_whole(total_limit) and num_running >= tonumber(total_limit)
     end
   end

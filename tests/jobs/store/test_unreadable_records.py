@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from jobs.errors import LeaseLost, UnreadableRecord
+from jobs.errors import LeaseLost, LimitReached, UnreadableRecord
 from jobs.maintenance import remove_files
 from jobs.order import SCHEMA_VERSION as ORDER_VERSION
 from jobs.record import Job, JobError, Progress
@@ -169,6 +169,44 @@ def test_leased_job_without_a_record_does_not_stop_the_sweep(redis: Redis, store
     assert store.client.get(other.job.id).status == "queued"
     assert store.client.counts()["running"] == 0
     assert redis.zcard("longcat:leases") == 0
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_running_job_without_a_record_does_not_count_for_the_limit_of_its_owner(redis: Redis, is_first: bool):
+    """One that is not the first running job of its owner is found when it is."""
+    store = ExampleStore(redis, quotas=Quotas(owner_running_jobs=2))
+    running = [store.start(owner="alice") for _ in range(2)]
+    lost, kept = running if is_first else reversed(running)
+    waiting = [store.submit(owner="alice") for _ in range(2)]
+    redis.delete(f"longcat:job:{lost.job.id}")
+    (depth,) = queue_depths(redis, store.clock)
+    assert depth.num_held == (0 if is_first else 2)
+    store.client.cancel(kept.job.id)
+    store.holder.confirm_cancel(kept)
+    assert [store.claim().job.id for _ in range(2)] == [job.id for job in waiting]
+
+
+def test_jobs_held_back_by_a_running_job_whose_record_is_gone_start_within_seconds(redis: Redis):
+    store = ExampleStore(redis, quotas=Quotas(owner_running_jobs=1))
+    lost, waiting = store.start(owner="alice"), store.submit(owner="alice")
+    assert store.holder.claim("a", LEASE_S) is None
+    redis.delete(f"longcat:job:{lost.job.id}")
+    store.maintenance.sweep()
+    assert store.holder.claim("a", LEASE_S) is None
+    store.clock.advance(5)
+    store.maintenance.sweep()
+    assert store.claim().job.id == waiting.id
+
+
+def test_queued_jobs_without_a_record_do_not_count_for_the_limit_of_their_owner(redis: Redis):
+    store = ExampleStore(redis, quotas=Quotas(owner_queued_jobs=2))
+    lost, _ = store.submit(owner="alice"), store.submit(owner="alice")
+    with pytest.raises(LimitReached):
+        store.submit(owner="alice")
+    redis.delete(f"longcat:job:{lost.id}")
+    store.submit(owner="alice")
+    with pytest.raises(LimitReached):
+        store.submit(owner="alice")
 
 
 def test_expiring_and_overdue_jobs_without_a_record_do_not_stop_the_sweep(redis: Redis, store: ExampleStore):

@@ -146,7 +146,7 @@ local function class_requeued_key(priority, requirement)
   return requirement_key(priority, requirement) .. ':requeued'
 end
 
--- Owners with entries that are held back, by the time since when; and the entries of one owner.
+-- Owners with entries that are held back, by the time until when at most; and the entries of one owner.
 local HELD_BACK = 'longcat:queue:held_back'
 local function held_back_key(owner)
   return HELD_BACK .. ':' .. owner
@@ -459,16 +459,17 @@ local function limit_on_start(id, leaving)
   local num_leaving = leaving and 1 or 0
   local num_leaving_of_owner = leaving and leaving.owner == owner and 1 or 0
   local function is_reached(limit, key, num_not_counted)
-    return is_whole(limit) and redis.call('ZCARD', key) - num_not_counted >= tonumber(limit)
+    return is_whole(limit) and has_at_least(tonumber(limit) + num_not_counted, key)
   end
   if is_reached(total_limit, running[1], num_leaving) then return 'total' end
   if is_reached(owner_limit, running[2], num_leaving_of_owner) then return 'owner' end
 end
 
 -- Remember that an entry has left its class: a requeued job, or an owner if there is no `id`.
+local LONGEST_HELD_BACK_MS = 5000
 local function hold_back(priority, requirement, owner, id)
   redis.call('SADD', held_back_key(owner), cjson.encode({priority, requirement, id}))
-  redis.call('ZADD', HELD_BACK, 'NX', redis.call('TIME')[1], owner)
+  redis.call('ZADD', HELD_BACK, 'NX', now + LONGEST_HELD_BACK_MS, owner)
 end
 
 -- Return the entries of an owner to their classes.
@@ -488,15 +489,10 @@ local function release_held_back(owner)
 end
 
 -- Return entries to their classes that have been held back for long. A job that stops does not return them if a script
--- of release 0.2.0 stops it, or if its record names another owner than it had. A claim holds them back again if the
--- limit still applies.
-local LONGEST_HELD_BACK_S = 5
-local MOST_RELEASED = 20
+-- of release 0.2.0 stops it, if its record is gone, or if that names another owner than it had. A claim holds them back
+-- again if the limit still applies.
 local function release_long_held_back()
-  local latest = redis.call('TIME')[1] - LONGEST_HELD_BACK_S
-  for _, owner in ipairs(redis.call('ZRANGE', HELD_BACK, '-inf', latest, 'BYSCORE', 'LIMIT', 0, MOST_RELEASED)) do
-    release_held_back(owner)
-  end
+  for _, owner in ipairs(due(HELD_BACK)) do release_held_back(owner) end
 end
 
 -- If a job with a deadline did not start in time, give it the place of a job without one. Return whether it moved. A

@@ -15,9 +15,8 @@ end
 -- The error if so many jobs of this owner and size would exceed a limit, nil if they would not.
 local function check_quotas(job, num_jobs, limits)
   for i, scope in ipairs({'owner', 'total'}) do
-    local num_queued = redis.call('ZCARD', index_keys('queued', job.owner)[3 - i])
     local bound = limits[scope .. '_queued_jobs']
-    if bound and num_queued + num_jobs > bound then
+    if bound and has_at_least(bound - num_jobs + 1, index_keys('queued', job.owner)[3 - i]) then
       return limit_reached(scope .. '_queued_jobs', bound, FULL_QUEUE_RETRY_S)
     end
   end

@@ -28,6 +28,17 @@ local function read_fields(id, ...)
   return values.err and {} or values
 end
 
+-- Whether an index has at least so many jobs. Of a job whose record is gone the owner is not known, so it may still be
+-- in an index of its owner: if it is the first there, it leaves it.
+local function has_at_least(num_jobs, index)
+  while redis.call('ZCARD', index) >= num_jobs do
+    local id = redis.call('ZRANGE', index, 0, 0)[1]
+    if not id or read_fields(id, 'status')[1] then return true end
+    redis.call('ZREM', index, id)
+  end
+  return false
+end
+
 -- A document as a table, {} if it is missing or no object.
 local function decode(document)
   local is_json, value = pcall(cjson.decode, document)
