@@ -27,6 +27,9 @@ from worker.health import HealthReporter
 from worker.process import die_with_parent
 from worker.settings import RankSetup, use_interface
 
+NO_KEEP_ALIVE = f"keep_alive_interval={365 * 24 * 3600}"
+"""torchrun appends its keep-alive to the file every 5 s by default, and ends the ranks once it cannot."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the ranks until one of them ends. They are killed when this process ends."""
@@ -43,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         _run_with_other_nodes(options, setup)
     else:
         setup = setup.model_copy(update={"rendezvous_file": Path(options.folder, "ranks")})
-        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
+        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-conf", f"store_type=file,{NO_KEEP_ALIVE}"]
         endpoint = str(Path(options.folder, "torchrun"))
         _run([*rendezvous, "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"], options, setup)
 

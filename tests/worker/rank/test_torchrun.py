@@ -60,6 +60,7 @@ def run(settings: WorkerSettings, folder: Path, *more: str) -> None:
 def test_ranks_of_one_node_meet_at_files(started, tmp_path):
     run(WorkerSettings(checkpoint=tmp_path, ranks=2), tmp_path)
     assert started.option("--rdzv-endpoint") == str(tmp_path / "torchrun")
+    assert "keep_alive_interval=31536000" in started.option("--rdzv-conf")  # the file would grow
     assert started.option("--nproc-per-node") == "2"
     assert started.setup.rendezvous_file == tmp_path / "ranks"
     assert started.arguments[-4:-2] == ["-m", "the.module"]
