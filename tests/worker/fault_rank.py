@@ -157,7 +157,7 @@ def frame(plan: Plan, seed: int, index: int) -> torch.Tensor:
 def load(setup: RankSetup, parallel: ContextParallel) -> StagedEngine:
     """Load the engine, or fail as the files in the checkpoint folder say. Other ranks wait for each other."""
     starving = setup.checkpoint / "starves_in_setup"
-    if starving.exists() and starving.read_text() == str(parallel.rank):
+    if starving.exists() and starving.read_text() == str(dist.get_rank()):
         raise torch.OutOfMemoryError("CUDA out of memory")
     file = setup.checkpoint / "dies_in_setup"
     failures_left = int(file.read_text()) if file.exists() else 0

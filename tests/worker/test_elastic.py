@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
+from jobs.registration import live_groups
 from stack.redis_server import RedisServer
 from tests.servers import redis_program
 from tests.waiting import wait_until
@@ -92,6 +94,42 @@ def test_error_of_one_job_does_not_disturb_its_neighbour(worker):
     assert worker.wait_for(kept, "succeeded", "failed").attempt == 1
     assert worker.steps(kept) == [(0, step) for step in range(NUM_STEPS)]
     assert worker.ranks == ranks
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("words", "is_warm"),
+    [
+        ("memory=1", False),
+        *(pytest.param(*each, marks=pytest.mark.soak) for each in (("memory=0", False), ("starves", True))),
+    ],
+)
+def test_out_of_memory_on_one_rank_fails_its_job_and_costs_the_neighbour_no_attempt(worker, words, is_warm):
+    worker.wait_until_ready()
+    ranks = worker.ranks
+    kept = submit(worker)
+    wait_for_width(worker, kept, 4)
+    failed = worker.wait_for(submit(worker, 8, f"{words} always"), "failed", "succeeded")
+    assert (failed.error.code, failed.attempt) == ("out_of_memory", 1)
+    assert re.search(r"\(rank [0-3]\)$", failed.error.message)
+    others = [worker.wait_for(job_id, "succeeded", "failed") for job_id in (submit(worker, 4), kept)]
+    assert [(job.error, job.attempt) for job in others] == [(None, 1)] * 2
+    assert sorted(set(worker.steps(kept))) == [(0, step) for step in range(NUM_STEPS)]
+    assert len(worker.steps(kept)) <= NUM_STEPS + 2  # one was running, one was being saved
+    assert len(set(worker.ranks) & set(ranks)) == (4 if is_warm else 0)
+
+
+@pytest.mark.soak
+@pytest.mark.faults
+def test_world_names_the_rank_that_had_no_memory_to_load(worker):
+    worker.wait_until_ready()
+    starving = worker.checkpoint / "starves_in_setup"
+    starving.write_text("2")
+    worker.ranks[0].kill()
+    failure = "rank 2: OutOfMemoryError: CUDA out of memory"
+    wait_until(lambda: failure in {group.failure for group in live_groups(worker.redis)}, 300)
+    starving.unlink()
+    worker.wait_until_ready()
 
 
 @pytest.mark.faults

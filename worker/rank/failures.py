@@ -6,7 +6,7 @@ import errno
 import re
 
 import torch
-from torch.distributed import DistBackendError
+import torch.distributed as dist
 
 from jobs.errors import DISK_FULL_ERRNOS, DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
 from jobs.record import JobError
@@ -29,7 +29,7 @@ def outcome_of(error: Exception) -> StepOutcome:
         failure = GenerationFailed(f"{type(error).__name__}: {error}")
         return StepOutcome(error=JobError.of(failure), aftermath="unknown")
     # A communicator that failed cannot be used again.
-    aftermath: Aftermath = "broken" if isinstance(error, DistBackendError) else "sound"
+    aftermath: Aftermath = "broken" if isinstance(error, dist.DistBackendError) else "sound"
     return StepOutcome(error=JobError.of(known), aftermath=aftermath)
 
 
@@ -45,7 +45,8 @@ def _known(error: Exception) -> LongCatError | None:
         case OSError() if error.errno in DISK_FULL_ERRNOS:
             return DiskFull("the worker's disk is too full for the video")
     if _is_out_of_memory(error):
-        return OutOfMemory("the video does not fit into the memory of the worker")
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        return OutOfMemory(f"the video does not fit into the memory of the worker (rank {rank})")
     return None
 
 

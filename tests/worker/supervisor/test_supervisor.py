@@ -10,6 +10,7 @@ from jobs.record import JobError, Progress
 from tests.waiting import wait_until
 from tests.worker.supervisor.fakes import CAPABILITY, CHECKPOINT, READY, VIDEO, FakeSupervisor
 from worker.messages import (
+    JOB_ERROR,
     PROTOCOL_VERSION,
     CheckpointSaved,
     GpusReleased,
@@ -63,6 +64,22 @@ def test_job_that_is_not_to_blame_for_a_failure_loses_no_attempt(fake, monkeypat
         Requeued(crashed=False),
         Requeued(crashed=True),
     ]
+
+
+def test_error_that_a_rank_left_ends_its_job_and_not_its_neighbour(fake, monkeypatch, tmp_path):
+    """Another job wrote its video where the world ended."""
+    innocent = fake.run_job()
+    fake.receive(LastDecode(job_id=innocent.job_id))
+    fake.receive(GpusReleased(job_id=innocent.job_id))
+    guilty = fake.run_job()
+    error = JobError(code="out_of_memory", message="too large", retryable=False)
+    for job in (innocent, guilty):
+        job.folder = tmp_path / job.job_id
+        job.folder.mkdir()
+    (guilty.folder / JOB_ERROR).write_text(error.model_dump_json())
+    monkeypatch.setattr(fake.gpu_group, "is_to_blame", lambda job_id: job_id == guilty.job_id)
+    fake.receive(None)
+    assert [fake.outcome(job) for job in (innocent, guilty)] == [Requeued(crashed=False), Failed(error)]
 
 
 def request_stop(fake: FakeSupervisor, job: ClaimedJob, reason) -> None:
