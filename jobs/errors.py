@@ -9,6 +9,8 @@ import errno
 from typing import ClassVar
 
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+UNWRITABLE_ERRNOS = DISK_FULL_ERRNOS | {errno.EROFS}
+"""The errors of a disk that takes no files. Without inodes, it is ENOSPC, too."""
 
 
 class LongCatError(Exception):
@@ -106,7 +108,7 @@ class UploadFailed(LongCatError):
 
 
 class DiskFull(LongCatError):
-    """A disk of the service or of the worker is full."""
+    """A disk of the service or of the worker is full, or the worker's cannot be written."""
 
     code = "disk_full"
     retryable = True

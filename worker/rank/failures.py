@@ -8,7 +8,7 @@ import re
 import torch
 import torch.distributed as dist
 
-from jobs.errors import DISK_FULL_ERRNOS, DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
+from jobs.errors import UNWRITABLE_ERRNOS, DiskFull, GenerationFailed, InvalidInput, LongCatError, OutOfMemory
 from jobs.record import JobError
 from model.spec.errors import InputError, ModelError
 from worker.rank.consensus import Aftermath, StepOutcome
@@ -42,8 +42,8 @@ def _known(error: Exception) -> LongCatError | None:
             return InvalidInput(str(error), error.field)
         case ModelError():
             return GenerationFailed(str(error))
-        case OSError() if error.errno in DISK_FULL_ERRNOS:
-            return DiskFull("the worker's disk is too full for the video")
+        case OSError() if error.errno in UNWRITABLE_ERRNOS:
+            return DiskFull(f"the worker's disk cannot take the video: {error.strerror}")
     if _is_out_of_memory(error):
         rank = dist.get_rank() if dist.is_initialized() else 0
         return OutOfMemory(f"the video does not fit into the memory of the worker (rank {rank})")

@@ -7,6 +7,7 @@ before it, and its video is the same as without the interruption.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +79,10 @@ class VideoSegments:
         self._names.append(name)
 
     def abort(self) -> None:
-        """Remove the current segment."""
+        """Remove the current segment. Where that fails, the next one replaces it."""
         self._writer = None
-        self._unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._unfinished.unlink()
 
     def concat(self) -> VideoFile:
         """Write the whole video and its thumbnail. Raises OSError."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from jobs.errors import DeadlineExceeded, LeaseLost, LongCatError, Unavailable
+from jobs.errors import DeadlineExceeded, DiskFull, LeaseLost, LongCatError, Unavailable
 from jobs.logs import about, names_of
 from jobs.maintenance import remove_due_files
 from jobs.queue import TicketQueue
@@ -113,6 +113,10 @@ class Finalizer:
         match outcome:
             case Completed(video):
                 self._store(job, video)
+            case Failed(error) if error.code == DiskFull.code and self._spool.is_unwritable:
+                # This worker claims nothing until its disk can be written: the job runs elsewhere or later.
+                logger.warning("job %s is requeued: %s", job.job_id, error.message)
+                self._requeue(job, crashed=False)
             case Failed(error):
                 self._fail(job, error)
             case Stopped("cancel"):

@@ -139,9 +139,7 @@ class GpuGroup:
         """
         now = self._clock()
         if self.process is None:
-            if may_start and now >= self._start_at:
-                self._start(now)
-            return None
+            return self._start(now) if may_start and now >= self._start_at else None
         if not self.process.is_alive:
             return "one of its processes died"
         is_late = now - self._started_at > self._limits.start_limit_s
@@ -186,17 +184,28 @@ class GpuGroup:
         self.process.kill()
         self.process = None
         if self.state is GpuGroupState.STARTING:
-            self.state = change(self.state, GpuGroupState.BACKING_OFF)
-            self._backoff = self._backoff.after_failure()
+            self._back_off()
         else:
             self.state = change(self.state, GpuGroupState.DOWN)
-        self._start_at = self._clock() + self._backoff.pause_s
+            self._start_at = self._clock() + self._backoff.pause_s
 
     def close(self) -> None:
         """Kill the group."""
         self.stop()
 
-    def _start(self, now: float) -> None:
-        self.process = self._start_process()
+    def _start(self, now: float) -> str | None:
+        """Start the processes. Return why they cannot be started: the group's folder cannot be written."""
         self.state = change(self.state, GpuGroupState.STARTING)
         self._started_at = now
+        try:
+            self.process = self._start_process()
+        except OSError as error:
+            self._back_off()
+            return f"it cannot be started: {error}"
+        return None
+
+    def _back_off(self) -> None:
+        """Wait before the next start, because this one failed."""
+        self.state = change(self.state, GpuGroupState.BACKING_OFF)
+        self._backoff = self._backoff.after_failure()
+        self._start_at = self._clock() + self._backoff.pause_s

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.errors import DISK_FULL_ERRNOS, DiskFull, LeaseLost, LongCatError
+from jobs.errors import UNWRITABLE_ERRNOS, DiskFull, LeaseLost, LongCatError
 from jobs.record import JobError, Progress
 from jobs.store.holder import Lease, StopReason
 from worker.messages import JOB_ERROR, Checkpoint, RunJob, Timings, VideoFile
@@ -106,5 +106,5 @@ def as_job_error(error: LongCatError | OSError) -> JobError:
     """Return the error as the job's record shows it. An OSError means that the worker's disk failed."""
     if isinstance(error, OSError):
         message = f"the worker cannot use the job's files on its disk: {error.strerror or error}"
-        error = DiskFull(message) if error.errno in DISK_FULL_ERRNOS else LongCatError(message)
+        error = DiskFull(message) if error.errno in UNWRITABLE_ERRNOS else LongCatError(message)
     return JobError.of(error)

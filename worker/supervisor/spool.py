@@ -79,6 +79,15 @@ class Spool:
         with TemporaryFile(dir=self._folder) as file:
             file.write(b"x")
 
+    @property
+    def is_unwritable(self) -> bool:
+        """Return whether the disk takes no file although it has free space: read-only, or no inodes left."""
+        try:
+            self.check_writable()
+        except OSError:
+            return shutil.disk_usage(self._folder).free > 0
+        return False
+
     def path(self, job_id: str) -> Path:
         """Return the job's folder, which may not exist."""
         return self._folder / job_id
@@ -110,8 +119,9 @@ class Spool:
         return checkpoint if is_complete else None
 
     def remove_state(self, job_id: str, name: str) -> None:
-        """Remove a state file that a later checkpoint replaced."""
-        (self.path(job_id) / name).unlink(missing_ok=True)
+        """Remove a state file that a later checkpoint replaced. If it cannot, the file stays for the job."""
+        with suppress(OSError):
+            (self.path(job_id) / name).unlink()
 
     def remove(self, job_id: str) -> None:
         """Remove all files of a job."""

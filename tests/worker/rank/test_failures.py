@@ -56,6 +56,7 @@ def test_communicator_that_had_no_memory_cannot_be_used_again(last_error):
     [
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
+        (OSError(errno.EROFS, "Read-only file system"), "disk_full"),
         (DiskFull("full"), "disk_full"),
         (InputError("image", "does not decode"), "invalid_input"),
     ],

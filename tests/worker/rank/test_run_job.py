@@ -19,6 +19,7 @@ from jobs.record import JobError
 from jobs.store.holder import StopReason
 from model.pipeline.events import Event, SegmentDone
 from model.pipeline.pipeline import Pipeline
+from tests.disks import mounted_disk
 from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
@@ -315,6 +316,29 @@ def test_full_disk_fails_the_job_as_disk_full(rank):
     failed = rank.run(make_order(ORDER, height=640, width=960))[-1]
     assert isinstance(failed, JobFailed)
     assert (failed.error.code, failed.error.retryable) == ("disk_full", True)
+
+
+def test_job_whose_disk_turns_read_only_fails_as_disk_full_and_the_next_one_runs(rank):
+    class Disturbed(StagedEngine):
+        def _frames(self, plan, segment, seed):
+            disk.make_read_only()
+            return super()._frames(plan, segment, seed)
+
+    with mounted_disk(rank.folder) as disk:
+        rank.engine_type = Disturbed
+        error = failure(rank.run()).error
+        assert (error.code, error.message) == (
+            "disk_full",
+            "the worker's disk cannot take the video: Read-only file system",
+        )
+        disk.repair()
+        rank.engine_type = StagedEngine
+        assert isinstance(rank.run()[-1], VideoDone)
+
+
+def test_job_ends_even_if_its_unfinished_segment_cannot_be_removed(rank):
+    (rank.folder / "part-segment.mp4").mkdir()
+    assert "Is a directory" in failure(rank.run()).error.message
 
 
 def test_job_ends_at_the_event_after_the_encoder_has_failed(rank):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -11,6 +13,7 @@ from jobs.maintenance import remove_files
 from jobs.record import Job, JobError, Progress
 from jobs.storage.keys import timeline_key
 from jobs.store.holder import Lease
+from tests.disks import BREAKS, mounted_disk
 from tests.tickets import num_tickets
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
@@ -18,6 +21,7 @@ from worker.supervisor import finalize
 from worker.supervisor.finalize import Finalizer
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 
+DISK_FULL = Failed(JobError(code="disk_full", message="full", retryable=True))
 ERROR = JobError(code="out_of_memory", message="too large", retryable=False)
 
 
@@ -161,6 +165,38 @@ def test_failed_job_leaves_no_files(scene, backends):
     assert record.error == ERROR
     assert backends.stored(scene.job) == []
     assert not scene.is_spooled
+
+
+def test_job_is_requeued_with_its_latest_checkpoint_if_the_spool_cannot_be_written(
+    scene, backends, monkeypatch
+):
+    def refuse() -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(backends.spool, "check_writable", refuse)
+    backends.checkpoints.submit(scene.job, write_checkpoint(scene.job.folder, 3))
+    record = scene.finalize(DISK_FULL)
+    assert (record.status, record.attempt, num_tickets(backends.redis)) == ("queued", 0, 1)
+    assert backends.claim().checkpoint["step"] == 3
+
+
+@pytest.mark.parametrize("break_disk", BREAKS.values(), ids=BREAKS)
+def test_job_is_requeued_if_a_real_disk_cannot_be_written(redis, tmp_path, break_disk):
+    with mounted_disk(tmp_path / "spool") as disk:
+        scene = Scene(LocalBackends(redis, tmp_path))
+        break_disk(disk)
+        record = scene.finalize(DISK_FULL)
+        assert (record.status, record.attempt) == ("queued", 0)
+
+
+def test_job_that_filled_a_real_disk_fails(redis, tmp_path):
+    with mounted_disk(tmp_path / "spool") as disk:
+        scene = Scene(LocalBackends(redis, tmp_path))
+        with suppress(OSError), (scene.job.folder / "segment-000.mp4").open("wb") as file:
+            file.write(bytes(disk.size_bytes))
+        with pytest.raises(OSError, match="No space left"):
+            scene.backends.spool.check_writable()
+        assert error_of(scene.finalize(DISK_FULL)) == ("disk_full", True)
 
 
 def test_cancelled_job_leaves_no_files(scene, backends):

@@ -10,6 +10,7 @@ from tests.worker.examples import ORDER
 from tests.worker.supervisor.group_processes import READY, START_TIMEOUT_S, ProgramStarter
 from worker.messages import Ready, RunJob
 from worker.supervisor.gpu_group import GpuGroup, GroupLimits
+from worker.supervisor.group_process import GroupProcess
 from worker.supervisor.states import GpuGroupState, IllegalTransition
 
 
@@ -92,6 +93,27 @@ def test_failed_start_is_followed_by_a_pause(tmp_path, monkeypatch):
     assert group.process is None
     now[0] = 1.1
     group.check(busy=False, may_start=True)
+    assert group.process is not None
+    group.stop()
+
+
+def test_group_whose_processes_cannot_be_started_is_started_again_after_a_pause(tmp_path, monkeypatch):
+    starter, now, folder = ProgramStarter(tmp_path, monkeypatch), [0.0], tmp_path / "rendezvous"
+
+    def start() -> GroupProcess:
+        folder.mkdir()
+        return starter.start("silent")
+
+    folder.touch()
+    group = GpuGroup(start, GroupLimits(60, 60, 60, max_failed_starts=1, longest_pause_s=60), lambda: now[0])
+    failure = group.check(busy=False, may_start=True)
+    assert failure == f"it cannot be started: [Errno 17] File exists: '{folder}'"
+    assert (group.state, group.published_state(busy=False)) == (GpuGroupState.BACKING_OFF, "broken")
+    folder.unlink()
+    assert group.check(busy=False, may_start=True) is None
+    assert group.process is None
+    now[0] = 1.1
+    assert group.check(busy=False, may_start=True) is None
     assert group.process is not None
     group.stop()
 

@@ -200,6 +200,13 @@ def test_adoption_keeps_the_finished_video_of_a_job(spool, former, tmp_path, own
     assert spool.pending_upload("a")
 
 
+def test_state_that_cannot_be_removed_is_left(spool):
+    (spool.folder("a") / "state-1").mkdir()
+    spool.remove_state("a", "state-1")
+    spool.remove_state("a", "gone")
+    assert [path.name for path in spool.path("a").iterdir()] == ["state-1"]
+
+
 def test_folder_that_a_supervisor_holds_is_not_adopted(spool, former, tmp_path, caplog):
     write_documents(former)
     hold(tmp_path / "worker" / "w-3")
