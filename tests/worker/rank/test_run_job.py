@@ -336,11 +336,6 @@ def test_job_whose_disk_turns_read_only_fails_as_disk_full_and_the_next_one_runs
         assert isinstance(rank.run()[-1], VideoDone)
 
 
-def test_job_ends_even_if_its_unfinished_segment_cannot_be_removed(rank):
-    (rank.folder / "part-segment.mp4").mkdir()
-    assert "Is a directory" in failure(rank.run()).error.message
-
-
 def test_job_ends_at_the_event_after_the_encoder_has_failed(rank):
     def has_failed() -> bool:
         try:

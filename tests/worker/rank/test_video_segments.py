@@ -193,3 +193,9 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path):
     after = write(600)  # 118 MB of frames
     segments.finish()
     assert after - before < 30e6
+
+
+def test_unfinished_segment_that_cannot_be_removed_is_left(tmp_path):
+    (tmp_path / "part-segment.mp4").mkdir()
+    VideoSegments(tmp_path, FORMAT).abort()
+    assert (tmp_path / "part-segment.mp4").exists()
