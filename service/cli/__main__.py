@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import shtab
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from longcat_video_client import Client, Job, JobCancelled, JobFailed, LongCatVideoError, RetryPolicy
+from longcat_video_client import Client, Job, LongCatVideoError, RetryPolicy
 from longcat_video_client.downloads import check_destination
 from service.cli.arguments import options_of_video, parser
-from service.cli.errors import EXIT_CODES, FileError, exit_code_of, file_errors
+from service.cli.errors import EXIT_CODES, FileError, JobErrors, SomeFailed, exit_code_of, file_errors
+from service.cli.json_output import as_json, print_json
 from service.cli.outage import OutageNotice
 from service.cli.progress import ProgressBar, describe_stage
 from service.cli.settings import CliSettings
@@ -34,6 +35,8 @@ _INPUTS = ("image", "video", "condition_video")
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code, which `--help` explains."""
     arguments = parser().parse_args(words)
+    if names := _options_of_one_job(arguments):
+        parser().error(f"{names}: cannot be used with several jobs")
     if arguments.command == "completion":
         print(shtab.complete(parser(), arguments.shell))
         return 0
@@ -42,6 +45,10 @@ def main(words: Sequence[str] | None = None) -> int:
         settings = CliSettings(**options)
     except ValidationError as error:
         parser().error(f"the URL of the service: {error.errors()[0]['msg']}")
+    return _run(arguments, settings)
+
+
+def _run(arguments: argparse.Namespace, settings: CliSettings) -> int:
     key = settings.api_key.get_secret_value() if settings.api_key else None
     try:
         _read_standard_input(arguments)
@@ -52,6 +59,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except (LongCatVideoError, FileError) as error:
         print(error, file=sys.stderr)
         return exit_code_of(error)
+    except SomeFailed as error:
+        return exit_code_of(error.first)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except OSError as error:  # of standard output: those of files are FileErrors
@@ -61,6 +70,14 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"cannot write to standard output: {error.strerror}", file=sys.stderr)
         return EXIT_CODES[FileError]
     return 0
+
+
+def _options_of_one_job(arguments: argparse.Namespace) -> str:
+    """Return the options that can be used with one job only, if several are named."""
+    if arguments.command not in {"download", "retry"} or len(arguments.jobs) == 1:
+        return ""
+    given = [name for name in ("output", "idempotency_key") if getattr(arguments, name, None) is not None]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given)
 
 
 def _discard_output() -> None:
@@ -74,23 +91,28 @@ def _generate(client: Client, arguments: argparse.Namespace) -> None:
         prompts = arguments.prompt
         given = {"prompt": prompts[0]} if len(prompts) == 1 else {"prompts": prompts}
         fields = client.presets.get(arguments.preset).with_changes({**fields, **given})
-    _request(client, arguments, client.submit, fields)
+    if not arguments.no_wait:
+        _check_output(arguments, fields.get("num_videos", 1))
+    job = _submit(client.submit, arguments, fields)
+    _finish(client, arguments, [job], JobErrors(in_json=arguments.json))
 
 
 def _retry(client: Client, arguments: argparse.Namespace) -> None:
-    _request(client, arguments, partial(client.jobs.retry, arguments.job), options_of_video(arguments))
-
-
-def _request(
-    client: Client, arguments: argparse.Namespace, submit: Callable[..., Job], fields: dict[str, Any]
-) -> None:
-    """Submit a job, and unless told otherwise, wait for it and save its video."""
+    fields = options_of_video(arguments)
     if not arguments.no_wait:
-        _check_output(arguments.output, fields.get("num_videos", 1))
-    if arguments.json and arguments.output == _STANDARD_OUTPUT:
-        raise FileError("cannot write both JSON and a video to standard output")
+        _check_output(arguments, fields.get("num_videos", 1))
+    errors = JobErrors(in_json=arguments.json and not arguments.no_wait)
+    jobs = [
+        errors.attempt(job_id, partial(_submit, partial(client.jobs.retry, job_id), arguments, fields))
+        for job_id in arguments.jobs
+    ]
+    _finish(client, arguments, [job for job in jobs if job], errors)
+
+
+def _submit(submit: Callable[..., Job], arguments: argparse.Namespace, fields: dict[str, Any]) -> Job:
+    """Submit the prompt, the options and the input files of the command line."""
     with file_errors("read"):
-        job = submit(
+        return submit(
             prompt=_prompt(arguments),
             idempotency_key=arguments.idempotency_key,
             extra=fields,
@@ -98,22 +120,38 @@ def _request(
             video=arguments.video,
             condition_video=arguments.condition_video,
         )
+
+
+def _finish(client: Client, arguments: argparse.Namespace, submitted: list[Job], errors: JobErrors) -> None:
+    """Print the jobs of requests, or unless told otherwise, wait for them and save their videos.
+
+    Raises SomeFailed.
+    """
+    job_ids = [job_id for job in submitted for job_id in job.all_ids]
     if arguments.no_wait:
         if arguments.json:
-            _print_json([_as_json(client.jobs.get(job_id)) for job_id in job.all_ids])
+            print_json([*(as_json(client.jobs.get(job_id)) for job_id in job_ids), *errors.reports])
         else:
-            print(*job.all_ids, sep="\n")
+            print("".join(f"{job_id}\n" for job_id in job_ids), end="")
+        errors.raise_any()
         return
-    print("job", *job.all_ids, file=sys.stderr)
-    if job.batch:
-        _save_all(client, job, arguments.output, in_json=arguments.json)
-    else:
-        _save(client, job.id, arguments.output, in_json=arguments.json)
+    if job_ids:
+        print("job", *job_ids, file=sys.stderr)
+    for job in submitted:
+        for number, job_id in enumerate(job.all_ids):
+            output = arguments.output
+            if output and job.batch:
+                output = output.with_stem(f"{output.stem}-{(job.request.seed or 0) + number}")
+            errors.attempt(job_id, partial(_save, client, job_id, output, in_json=arguments.json))
+    errors.raise_any()
 
 
 def _download(client: Client, arguments: argparse.Namespace) -> None:
-    _check_output(arguments.output)
-    _save(client, arguments.job, arguments.output)
+    _check_output(arguments)
+    errors = JobErrors(in_json=arguments.json)
+    for job_id in arguments.jobs:
+        errors.attempt(job_id, partial(_save, client, job_id, arguments.output, in_json=arguments.json))
+    errors.raise_any()
 
 
 def _save(client: Client, job_id: str, output: Path | None, *, in_json: bool = False) -> None:
@@ -128,34 +166,20 @@ def _save(client: Client, job_id: str, output: Path | None, *, in_json: bool = F
     with file_errors("write", path):
         client.jobs.download(job, path)
     if in_json:
-        _print_json({**_as_json(job), "path": str(path)})
+        print_json({**as_json(job), "path": str(path)})
     else:
         print(path)
 
 
-def _save_all(client: Client, job: Job, output: Path | None, *, in_json: bool) -> None:
-    """Wait for all jobs of a batch, save the videos of those that succeed, and raise the first error."""
-    failures: list[LongCatVideoError] = []
-    for number, job_id in enumerate(job.all_ids):
-        seed = (job.request.seed or 0) + number
-        path = output and output.with_stem(f"{output.stem}-{seed}")
-        try:
-            _save(client, job_id, path, in_json=in_json)
-        except (JobFailed, JobCancelled) as error:
-            failures.append(error)
-    for failure in failures[1:]:
-        print(failure, file=sys.stderr)
-    if failures:
-        raise failures[0]
-
-
-def _check_output(output: Path | None, num_videos: int = 1) -> None:
+def _check_output(arguments: argparse.Namespace, num_videos: int = 1) -> None:
     """Raise FileError before videos are generated, not after."""
-    if output == _STANDARD_OUTPUT:
+    if arguments.output == _STANDARD_OUTPUT:
+        if arguments.json:
+            raise FileError("cannot write both JSON and a video to standard output")
         if num_videos > 1:
             raise FileError("cannot write several videos to standard output")
         return
-    path = output or _default_output("JOB")
+    path = arguments.output or _default_output("JOB")
     with file_errors("write", path):
         check_destination(path)
 
@@ -165,32 +189,63 @@ def _default_output(job_id: str) -> Path:
 
 
 def _timeline(client: Client, arguments: argparse.Namespace) -> None:
-    timelines = [client.jobs.timeline(job_id) for job_id in arguments.jobs]
-    events = [event for timeline in timelines for event in timeline["traceEvents"]]
-    trace = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
-    if arguments.output == _STANDARD_OUTPUT:
+    errors = JobErrors()
+    timelines = [errors.attempt(job_id, partial(client.jobs.timeline, job_id)) for job_id in arguments.jobs]
+    events = [event for timeline in timelines if timeline for event in timeline["traceEvents"]]
+    if events:
+        _write_trace(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), arguments.output)
+    errors.raise_any()
+
+
+def _write_trace(trace: str, output: Path | None) -> None:
+    if output == _STANDARD_OUTPUT:
         print(trace)
         return
-    path = arguments.output or Path("timeline.json")
+    path = output or Path("timeline.json")
     with file_errors("write", path):
         path.write_text(trace)
     print(path)
 
 
 def _status(client: Client, arguments: argparse.Namespace) -> None:
-    _print_json(_as_json(client.jobs.get(arguments.job)))
+    errors = JobErrors(in_json=len(arguments.jobs) > 1)
+    for job_id in arguments.jobs:
+        if job := errors.attempt(job_id, partial(client.jobs.get, job_id)):
+            print_json(as_json(job))
+    errors.raise_any()
 
 
 def _cancel(client: Client, arguments: argparse.Namespace) -> None:
-    batch = client.jobs.get(arguments.job).batch if arguments.batch else None
-    jobs = client.jobs.cancel_batch(batch.id) if batch else (client.jobs.cancel(arguments.job),)
-    for job in jobs:
-        print(job.status)
+    cancel = (
+        partial(_cancel_batch, client) if arguments.batch else lambda job_id: (client.jobs.cancel(job_id),)
+    )
+    errors = JobErrors(in_json=arguments.json)
+    for job_id in arguments.jobs:
+        for job in errors.attempt(job_id, partial(cancel, job_id)) or ():
+            if arguments.json:
+                print_json(as_json(job))
+            else:
+                print(*([job.id] if len(arguments.jobs) > 1 else []), job.status, sep="  ")
+    errors.raise_any()
+
+
+def _cancel_batch(client: Client, job_id: str) -> tuple[Job, ...]:
+    """Cancel all jobs that were requested with a job, or the job alone if there are no others."""
+    batch = client.jobs.get(job_id).batch
+    return client.jobs.cancel_batch(batch.id) if batch else (client.jobs.cancel(job_id),)
 
 
 def _delete(client: Client, arguments: argparse.Namespace) -> None:
+    errors = JobErrors(in_json=arguments.json)
     for job_id in arguments.jobs:
-        client.jobs.delete(job_id)
+        errors.attempt(job_id, partial(_delete_one, client, job_id, in_json=arguments.json))
+    errors.raise_any()
+
+
+def _delete_one(client: Client, job_id: str, *, in_json: bool) -> None:
+    client.jobs.delete(job_id)
+    if in_json:
+        print_json({"id": job_id, "deleted": True})
 
 
 def _list(client: Client, arguments: argparse.Namespace) -> None:
@@ -207,7 +262,7 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
         )
     )
     if arguments.json:
-        _print_json([_as_json(job) for job in jobs])
+        print_json([as_json(job) for job in jobs])
         return
     has_several_owners = len({job.owner for job in jobs}) > 1
     for job in jobs:
@@ -218,7 +273,7 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
 def _usage(client: Client, arguments: argparse.Namespace) -> None:
     usage = client.usage()
     if arguments.json:
-        _print_json([each.model_dump(mode="json") for each in usage])
+        print_json([each.model_dump(mode="json") for each in usage])
         return
     for each in usage:
         costs = [f"{amount:.2f} {currency}" for currency, amount in each.costs.items()]
@@ -226,7 +281,7 @@ def _usage(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _capability(client: Client, _: argparse.Namespace) -> None:
-    _print_json(_as_json(client.capability()))
+    print_json(as_json(client.capability()))
 
 
 def _presets(client: Client, arguments: argparse.Namespace) -> None:
@@ -237,18 +292,10 @@ def _presets(client: Client, arguments: argparse.Namespace) -> None:
     elif arguments.action == "delete":
         client.presets.delete(arguments.name)
     elif arguments.json:
-        _print_json({preset.name: preset.options for preset in client.presets.all()})
+        print_json({preset.name: preset.options for preset in client.presets.all()})
     else:
         for preset in client.presets.all():
             print(preset.name, json.dumps(preset.options, ensure_ascii=False), sep="  ")
-
-
-def _as_json(reply: BaseModel) -> dict[str, Any]:
-    return reply.model_dump(mode="json", exclude_unset=True)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _read_standard_input(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from model.spec.arguments import add_arguments, options_of
 from model.spec.params import Task
 from service.version import installed_version
 
-EXIT_CODES = """exit codes:
+EXIT_CODES = """exit codes, of several failures the first:
   0  done
   1  the job failed
   2  the command line is not valid
@@ -77,24 +77,27 @@ def parser() -> argparse.ArgumentParser:
         "--preset", metavar="NAME", help="begin with the options of this preset; others replace them"
     )
     _add_request(generate)
-    retry = commands.add_parser("retry", help="request the video of a job again, with changes")
-    retry.add_argument("job")
+    retry = commands.add_parser("retry", help="request the videos of jobs again, with changes")
+    _add_jobs(retry)
     retry.add_argument("--prompt", nargs="+", help="another prompt; several: one for each segment")
     _add_request(retry)
     _add_presets(commands.add_parser("presets", help="list, save and delete named options of requests"))
-    commands.add_parser("status", help="show a job as JSON").add_argument("job")
-    cancel = commands.add_parser("cancel", help="stop a job")
-    cancel.add_argument("job")
-    cancel.add_argument("--batch", action="store_true", help="stop all jobs that were requested with it")
+    _add_jobs(commands.add_parser("status", help="show jobs as JSON"))
+    cancel = commands.add_parser("cancel", help="stop jobs")
+    _add_jobs(cancel)
+    cancel.add_argument("--batch", action="store_true", help="stop all jobs that were requested with them")
+    _add_json(cancel)
     delete = commands.add_parser(
         "delete", help="remove jobs and their videos; running ones are stopped first"
     )
-    delete.add_argument("jobs", nargs="+", metavar="job")
-    download = commands.add_parser("download", help="wait for a job and save its video")
-    download.add_argument("job")
+    _add_jobs(delete)
+    _add_json(delete)
+    download = commands.add_parser("download", help="wait for jobs and save their videos")
+    _add_jobs(download)
+    _add_json(download)
     _add_output(download)
     timeline = commands.add_parser("timeline", help="save a trace of jobs for Perfetto")
-    timeline.add_argument("jobs", nargs="+", metavar="job")
+    _add_jobs(timeline)
     _add_output(timeline, "timeline.json")
     listing = commands.add_parser("list", help="show jobs, newest first")
     listing.add_argument(
@@ -129,6 +132,10 @@ def options_of_video(arguments: argparse.Namespace) -> dict[str, Any]:
         if (value := getattr(arguments, name)) is not None:
             fields[name] = value
     return fields
+
+
+def _add_jobs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("jobs", nargs="+", metavar="job")
 
 
 def _add_request(command: argparse.ArgumentParser) -> None:

@@ -330,6 +330,108 @@ class TestOtherCommands:
         assert not (tmp_path / "trace.json").exists()
 
 
+class TestSeveralJobs:
+    """A command goes on after the error of a job, reports it, and exits with the code of the first."""
+
+    @pytest.fixture
+    def submitted(self, at_service):
+        """Return the ids of two queued jobs."""
+        return [at_service("generate", "a", "--no-wait").out.strip() for _ in range(2)]
+
+    @pytest.fixture
+    def with_missing(self, submitted):
+        """Return the ids of two jobs, with that of one which does not exist between them."""
+        return [submitted[0], "nobody", submitted[1]]
+
+    def test_delete_removes_the_others(self, at_service, with_missing):
+        ran = at_service("delete", *with_missing)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1)
+        assert ran.err.startswith("nobody: ")
+        assert at_service("list").out == ""
+
+    def test_delete_prints_each_in_json(self, at_service, with_missing):
+        first, missing, last = documents(at_service("delete", "--json", *with_missing).out)
+        assert [first, last] == [
+            {"id": with_missing[0], "deleted": True},
+            {"id": with_missing[2], "deleted": True},
+        ]
+        assert (missing["id"], missing["error"]["code"]) == ("nobody", "job_not_found")
+
+    def test_cancel_names_the_job_of_each_status(self, at_service, with_missing):
+        ran = at_service("cancel", *with_missing)
+        assert (ran.code, ran.out.splitlines()) == (3, [f"{job}  cancelled" for job in with_missing[::2]])
+
+    def test_cancel_prints_each_in_json(self, at_service, with_missing):
+        found = documents(at_service("cancel", "--json", *with_missing).out)
+        assert [job["id"] for job in found] == with_missing
+        assert [job.get("status") for job in found] == ["cancelled", None, "cancelled"]
+
+    def test_status_prints_each_in_json(self, at_service, with_missing):
+        ran = at_service("status", *with_missing)
+        assert ran.code == 3
+        assert [job["id"] for job in documents(ran.out)] == with_missing
+
+    def test_retry_submits_all_before_it_waits(self, at_service, worker, with_missing, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with working(worker, worker.succeed):
+            ran = at_service("retry", *with_missing)
+        assert (ran.code, len(ran.out.split())) == (3, 2)
+        assert {path.name for path in tmp_path.glob("*.mp4")} == set(ran.out.split())
+
+    def test_retry_prints_one_array_without_waiting(self, at_service, with_missing):
+        ran = at_service("retry", "--no-wait", "--json", *with_missing)
+        first, second, missing = json.loads(ran.out)
+        assert {first["status"], second["status"]} == {"queued"}
+        assert missing["id"] == "nobody"
+
+    def test_retry_of_missing_jobs_prints_nothing(self, at_service):
+        ran = at_service("retry", "--no-wait", "no", "nobody")
+        assert (ran.code, ran.out) == (3, "")
+
+    def test_first_error_decides_the_exit_code(self, at_service, worker, submitted, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        at_service("cancel", submitted[0])
+        with working(worker, worker.succeed):
+            ran = at_service("download", submitted[0], "nobody", submitted[1])
+        assert (ran.code, ran.out) == (5, f"{submitted[1]}.mp4\n")
+        assert at_service("download", "nobody", submitted[0]).code == 3
+
+    def test_timeline_has_the_others(self, at_service, worker, submitted, tmp_path):
+        with working(worker, worker.succeed):
+            at_service("download", submitted[0], "-o", tmp_path / "a.mp4")
+        trace = tmp_path / "trace.json"
+        ran = at_service("timeline", "nobody", submitted[0], "-o", trace)
+        assert (ran.code, ran.out) == (3, f"{trace}\n")
+        assert json.loads(trace.read_text())["traceEvents"]
+
+    def test_unreachable_service_is_tried_once(self, run):
+        asked = []
+
+        def answer(request):
+            asked.append(request.path)
+            sending(b"", status=503)(request)
+
+        with host(answer) as url:
+            ran = run("--url", url.removesuffix("/file"), "--patience", 0, "cancel", "job-1", "job-2")
+        assert (ran.code, asked) == (4, ["/jobs/job-1/cancel"])
+        assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["job-1", "job-2"]
+
+    @pytest.mark.parametrize("words", [["download", "-o", "a.mp4"], ["retry", "--idempotency-key", "k"]])
+    def test_options_of_one_job_are_refused(self, run, words):
+        ran = run(*words, "a", "b")
+        assert (ran.code, "several jobs" in ran.err) == (2, True)
+
+
+def documents(text):
+    """Return the JSON documents that follow each other in a text."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:]
+    return found
+
+
 class TestCompletion:
     @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
     @pytest.mark.parametrize(
