@@ -16,6 +16,7 @@ from jobs.record import WebhookEvent
 from model.spec.params import GenerationParams, reject_nul
 from service.errors import UnusableInput
 from service.inputs.fetch import parse_url
+from service.openapi.rules import SOURCES, any_given
 
 MAX_VIDEOS = 16
 """How many videos one request can have."""
@@ -81,6 +82,8 @@ class Source(InputFacts):
     is used again. The facts that the job shows of it may stand beside its id, and must be right then.
     """
 
+    model_config = ConfigDict(json_schema_extra=any_given(*SOURCES))
+
     url: str | None = Field(None, max_length=1 << 26, examples=["https://example.com/cat.png"])
     base64: str | None = None
     job: str | None = Field(
@@ -93,7 +96,7 @@ class Source(InputFacts):
 
     @model_validator(mode="after")
     def _check_one_is_given(self) -> Self:
-        if [self.url, self.base64, self.job, self.job_id].count(None) != 3:
+        if [getattr(self, name) for name in SOURCES].count(None) != len(SOURCES) - 1:
             raise ValueError("must have either url, base64, job or job_id")
         if self.job_id is None and self.facts():
             raise ValueError(f"{', '.join(self.facts())} can be given only with job_id")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from service.inputs.body import GENERATE
 from service.inputs.form import FormFields
 from service.jobs.bodies import GenerateRequest, RequestOptions
 from service.openai.bodies import CREATE_FORM, EXTEND_FORM, ExtensionRequest, VideoRequest
+from service.openapi.rules import any_given, rules_of_generate
 from service.presets.routes import PRESET_FORM
 
 _FILE = {"type": "string", "format": "binary", "description": "The file itself."}
@@ -23,10 +24,21 @@ _REF = "#/components/schemas/{model}"
 
 @dataclass(frozen=True)
 class _Body:
-    """A body that may be JSON (`model`) or a form with the same fields, some of which may be files."""
+    """A body that may be JSON or a form with the same fields, some of which may be files.
+
+    Attributes:
+        model: checks the JSON.
+        form: the fields of the form.
+        json_rules, form_rules: which fields need each other.
+        json_required: fields that JSON needs, and a form may have as a file or in parts instead.
+        is_required: whether the request must have a body.
+    """
 
     model: type[BaseModel]
     form: FormFields
+    json_rules: dict[str, Any] = field(default_factory=dict)
+    form_rules: dict[str, Any] = field(default_factory=dict)
+    json_required: tuple[str, ...] = ()
     is_required: bool = True
 
     @property
@@ -43,25 +55,41 @@ class _Body:
     def schemas(self) -> dict[str, Any]:
         schema = self.model.model_json_schema(ref_template=_REF)
         parts = schema.pop("$defs", {})
-        required = set(schema.get("required", ()))
-        schema["properties"] = {
-            name: field if name in required else _nullable(field)
-            for name, field in schema["properties"].items()
+        required = schema.pop("required", [])
+        fields = {
+            name: kind if name in required else _nullable(kind) for name, kind in schema["properties"].items()
         }
-        fields = _form_fields(schema["properties"], self.form)
+        needed = {name: _not_null(fields[name]) for name in self.json_required}
+        as_json = _object(fields | needed, [*required, *needed]) | self.json_rules
+        as_form = _object(_form_fields(fields, self.form), required) | self.form_rules
         return {
             **parts,
-            self.model.__name__: schema,
-            self.form_name: {**schema, "title": self.form_name, "properties": fields},
+            self.model.__name__: schema | as_json,
+            self.form_name: schema | {"title": self.form_name} | as_form,
         }
+
+
+def _drop_defaults(schema: dict[str, Any]) -> None:
+    for value in schema["properties"].values():
+        value.pop("default", None)
+
+
+class RetryRequest(GenerateRequest):
+    """Changes of a request. Fields that are absent stay as they are; null gives a field its default."""
+
+    model_config = ConfigDict(json_schema_extra=_drop_defaults)  # a generated client would send them
 
 
 _BODIES = {
-    ("post", "/generate"): _Body(GenerateRequest, GENERATE),
-    ("post", "/jobs/{job_id}/retry"): _Body(GenerateRequest, GENERATE, is_required=False),
+    ("post", "/generate"): _Body(
+        GenerateRequest, GENERATE, rules_of_generate(in_form=False), rules_of_generate(in_form=True)
+    ),
+    ("post", "/jobs/{job_id}/retry"): _Body(RetryRequest, GENERATE, is_required=False),
     ("put", "/presets/{name}"): _Body(RequestOptions, PRESET_FORM),
     ("post", "/v1/videos"): _Body(VideoRequest, CREATE_FORM),
-    ("post", "/v1/videos/extensions"): _Body(ExtensionRequest, EXTEND_FORM),
+    ("post", "/v1/videos/extensions"): _Body(
+        ExtensionRequest, EXTEND_FORM, json_required=("video",), form_rules=any_given("video", "video[id]")
+    ),
 }
 
 
@@ -107,23 +135,38 @@ def _make_keys_optional(document: dict[str, Any]) -> None:
                 operation["security"] = [*operation["security"], {}]
 
 
-def _nullable(field: dict[str, Any]) -> dict[str, Any]:
+def _object(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {"properties": fields} | ({"required": required} if required else {})
+
+
+def _nullable(value: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a field that may be null, which counts as absent."""
-    if "anyOf" in field:
-        return field
-    about = {name: value for name, value in field.items() if name in _ANNOTATIONS}
-    kind = {name: value for name, value in field.items() if name not in _ANNOTATIONS}
+    if "anyOf" in value:
+        return value
+    about = {name: text for name, text in value.items() if name in _ANNOTATIONS}
+    kind = {name: rule for name, rule in value.items() if name not in _ANNOTATIONS}
     return {"anyOf": [kind, {"type": "null"}], **about}
+
+
+def _not_null(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field that must not be null, given that of one which may be."""
+    about = {name: text for name, text in value.items() if name in _ANNOTATIONS - {"default"}}
+    (kind,) = _kinds(value)
+    return {**kind, **about}
+
+
+def _kinds(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a field that may be null can be besides."""
+    return [kind for kind in value.get("anyOf", ()) if kind.get("type") != "null"]
 
 
 def _form_fields(fields: dict[str, Any], form: FormFields) -> dict[str, Any]:
     """Return the fields as a form has them: some may be files, none is null, parts of objects are fields."""
     shown = {}
-    for name, field in fields.items():
-        kinds = [kind for kind in field.get("anyOf", ()) if kind.get("type") != "null"]
+    for name, value in fields.items():
         files = [_FILE] if name in form.files else []
-        shown[name] = {**field, "anyOf": [*files, *kinds]} if kinds else field
+        shown[name] = {**value, "anyOf": [*files, *kinds]} if (kinds := _kinds(value)) else value
         if shown[name].get("default", ...) is None:
-            shown[name] = {key: value for key, value in shown[name].items() if key != "default"}
+            shown[name] = {key: rule for key, rule in shown[name].items() if key != "default"}
     parts = sorted(name for name in form.texts if "[" in name)
     return shown | {name: {"type": "string", "description": "The same, as plain text."} for name in parts}

@@ -12,7 +12,7 @@ from service.openapi.schema import examples
 from tests.service.conftest import TASKS
 
 EXAMPLES = examples()
-WHICH = ("Generate", "Video", "Extension")
+WHICH = ("Generate", "Retry", "Video", "Extension")
 GATED = {"401", "422", "429"}
 GATED_OPENAI = {"400", "401", "429"}
 CREATED = {"400", "403", "408", "409", "413", "415", "422", "503"}
@@ -141,6 +141,84 @@ def test_openai_video_matches_its_schema(client, document, field):
     wrong = client.post("/v1/videos", json=body | {field: []})
     assert wrong.status_code == 400
     check(wrong.json(), "OpenAIErrorAnswer", document)
+
+
+IMAGE = {"url": "https://example.com/cat.png"}
+JOB = {"job": "4d3bd841b66e4a4985671dca5e31a593"}
+
+
+class TestNeededFields:
+    """The document states which fields a request needs, by rules that generators of clients ignore."""
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"prompt": "a"},
+            {"prompts": ["a", "b"]},
+            {"prompt": "a", "prompts": None, "task": None},
+            {"prompt": "a", "task": "text_to_video"},
+            {"prompt": "a", "task": "image_to_video", "image": IMAGE},
+            {"prompt": "a", "task": "image_to_video", "image": {**JOB, "frame": 0}},
+            {"prompt": "a", "task": "refine", "video": JOB},
+        ],
+    )
+    def test_request_with_all_of_them_is_valid(self, document, body):
+        check(body, "GenerateRequest", document)
+
+    @pytest.mark.parametrize(
+        ("body", "missing"),
+        [
+            ({}, "'prompt' is a required property"),
+            ({"prompt": None}, "None should not be valid"),
+            ({"prompt": "a", "prompts": ["b"]}, "'a' is not of type 'null'"),
+            ({"prompt": "a", "task": "image_to_video"}, "'image' is a required property"),
+            ({"prompt": "a", "task": "image_to_video", "image": None}, "None should not be valid"),
+            ({"prompt": "a", "task": "video_continuation"}, "'video' is a required property"),
+            ({"prompt": "a", "task": "refine", "image": IMAGE}, "'video' is a required property"),
+        ],
+    )
+    def test_request_without_one_is_invalid_as_the_service_says(self, client, document, body, missing):
+        with pytest.raises(jsonschema.ValidationError, match=missing):
+            check(body, "GenerateRequest", document)
+        assert client.post("/generate", json=body).status_code == 422
+
+    @pytest.mark.parametrize("kind", ["Source", "ImageSource"])
+    def test_input_has_a_source(self, document, kind):
+        check(JOB, kind, document)
+        with pytest.raises(jsonschema.ValidationError):
+            check({"width": 96}, kind, document)
+
+    def test_form_may_have_inputs_in_parts(self, document):
+        image_job = {"prompt": "a", "task": "image_to_video"}
+        for given in ({"image": "(a file)"}, {"image[url]": IMAGE["url"]}, {"image[job]": JOB["job"]}):
+            check(image_job | given, "GenerateForm", document)
+        with pytest.raises(jsonschema.ValidationError):
+            check(image_job, "GenerateForm", document)
+
+    def test_retry_needs_nothing(self, document):
+        check({}, "RetryRequest", document)
+        check({"seed": None}, "RetryRequest", document)
+
+    @pytest.mark.parametrize("name", ["RetryRequest", "RetryForm"])
+    def test_retry_has_no_defaults_which_a_generated_client_would_send(self, document, name):
+        properties = document["components"]["schemas"][name]["properties"]
+        assert [field for field, schema in properties.items() if "default" in schema] == []
+
+    def test_extension_needs_a_video(self, document):
+        body = {"prompt": "a", "seconds": "4"}
+        check(body | {"video": {"id": "x"}}, "ExtensionRequest", document)
+        for video in ({}, {"video": None}):
+            with pytest.raises(jsonschema.ValidationError):
+                check(body | video, "ExtensionRequest", document)
+        check(body | {"video[id]": "x"}, "ExtensionForm", document)
+        with pytest.raises(jsonschema.ValidationError):
+            check(body, "ExtensionForm", document)
+
+    def test_bodies_are_plain_objects_for_generators(self, document):
+        for name, schema in document["components"]["schemas"].items():
+            if name.endswith(("Request", "Form", "Source")):
+                assert schema["type"] == "object"
+                assert not schema.keys() & {"allOf", "anyOf", "oneOf"}, name
 
 
 def check(value, name, document):
