@@ -7,6 +7,7 @@ repeated (`prompts`, also `prompts[]`) or numbered (`prompts[0]`), and a part of
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from model.spec.params import value_type
 from service.http.json_body import parse_json
 
 _NAME = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
+_CHARSET_FIELD = "_charset_"
 _INDEX = re.compile(r"[0-9]{0,6}", re.ASCII)
 _BOOLEANS = {
     **dict.fromkeys(("true", "on", "yes", "1"), True),
@@ -80,7 +82,9 @@ def read_form(
         items = [item for item in form.getlist(name) if not _is_empty_file_field(item)]
         uploads = [item.file for item in items if isinstance(item, UploadFile)]
         texts = [item for item in items if isinstance(item, str)]
-        if uploads:
+        if name == _CHARSET_FIELD and not uploads:
+            _check_charset(texts)
+        elif uploads:
             reader.add_file(name, uploads, has_texts=bool(texts))
         elif texts:
             reader.add_texts(name, texts)
@@ -144,6 +148,20 @@ class _Reader:
             return parse_json(text.encode(), self.max_text_bytes)
         except ValueError:
             return text  # validation will refuse it and name the expected type
+
+
+def _check_charset(names: list[str]) -> None:
+    """Raise InvalidRequest unless these name UTF-8. Browsers and others name their charset in such a field."""
+    for name in filter(None, names):
+        try:
+            is_utf8 = codecs.lookup(name).name == "utf-8"
+        except (LookupError, ValueError):
+            is_utf8 = False
+        if not is_utf8:
+            raise InvalidRequest(
+                f"{_CHARSET_FIELD}: must be utf-8; name another charset in the Content-Type of the form",
+                _CHARSET_FIELD,
+            )
 
 
 def _split(name: str) -> tuple[str, str | None]:

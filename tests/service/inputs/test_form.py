@@ -132,6 +132,19 @@ class TestEncoding:
         answer = self.post(client, "été".encode(charset.strip('"')), header=header)
         assert answer.json()["request"]["prompt"] == "été"
 
+    @pytest.mark.parametrize("path", ["/generate", "/v1/videos"])
+    @pytest.mark.parametrize("charset", ["utf-8", "UTF8", ""])
+    def test_field_that_names_utf_8_is_ignored(self, client, path, charset):
+        answer = send(client, path, ("_charset_", charset), ("prompt", "été"))
+        assert created(client, answer)["request"]["prompt"] == "été"
+
+    @pytest.mark.parametrize("charset", ["iso-8859-1", "bogus", "utf-8\0"])
+    def test_field_that_names_another_charset_is_refused(self, client, charset):
+        answer = send(client, "/generate", ("_charset_", charset), ("prompt", "a red ball"))
+        error = answer.json()["error"]
+        assert (answer.status_code, error["field"]) == (422, "_charset_")
+        assert "must be utf-8" in error["message"]
+
     @pytest.mark.parametrize("charset", ["bogus", "base64", "utf-8"])
     def test_charset_that_a_text_is_not_in_is_refused(self, client, charset):
         header = f"Content-Type: text/plain; charset={charset}\r\n".encode()
