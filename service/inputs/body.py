@@ -30,6 +30,7 @@ from service.jobs.bodies import GenerateRequest
 FILES = frozenset({"image", "video", "condition_video"})
 GENERATE = FormFields.of(GenerateRequest, FILES)
 _MAX_FIELDS = 1000
+_PLAIN_TRANSFERS = {b"7bit", b"8bit", b"binary"}
 _UNCOUNTED_BYTES = 64 << 10  # of each body, so that ordinary requests always find memory
 
 
@@ -57,6 +58,8 @@ async def receive_body(request: Request, fields: FormFields, backend: Backend) -
     """
     settings, capacities = backend.settings, backend.capacities
     media_type, _ = parse_options_header(request.headers.get("Content-Type"))
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("send the body without Content-Encoding: it must not be compressed")
     with capacities.body_memory.share(backend.owner) as memory:
         if media_type == b"application/json":
             with capacities.open_bodies.share(backend.owner) as open_bodies:
@@ -147,7 +150,7 @@ class _FormParser(MultiPartParser):
     """Limit the total size of a form's texts, and refuse a form without its closing boundary.
 
     Texts are in UTF-8, unless the `Content-Type` of the form or of a part names another charset; others are
-    refused.
+    refused, and so are parts in base64 or quoted-printable.
     Large files are spooled to `spool_folder`, or to the system's temporary folder.
     """
 
@@ -169,6 +172,10 @@ class _FormParser(MultiPartParser):
     def on_headers_finished(self) -> None:
         """Open the file of a part that is one."""
         super().on_headers_finished()
+        transfer = dict(self._current_part.item_headers).get(b"content-transfer-encoding", b"binary")
+        if transfer.strip().lower() not in _PLAIN_TRANSFERS:
+            name = self._current_part.field_name
+            raise MultiPartException(f"{name} has a Content-Transfer-Encoding: send it unencoded")
         if upload := self._current_part.file:
             folder = str(self.spool_folder) if self.spool_folder else None
             upload.file.close()

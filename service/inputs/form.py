@@ -151,7 +151,7 @@ class _Reader:
 
 
 def _check_charset(names: list[str]) -> None:
-    """Raise InvalidRequest unless these name UTF-8. Browsers and others name their charset in such a field."""
+    """Raise InvalidRequest unless these name UTF-8. Browsers name the charset of a form in such a field."""
     for name in filter(None, names):
         try:
             is_utf8 = codecs.lookup(name).name == "utf-8"

@@ -272,7 +272,7 @@ class TestRetries:
         assert jobs[0].id == jobs[1].id
         assert service.submit("a").id != service.submit("a").id
 
-    @pytest.mark.parametrize("status", [429, 502, 503, 504])
+    @pytest.mark.parametrize("status", [429, 502, 503, 504, 520, 524])
     def test_temporary_error_is_repeated_with_the_same_key(self, connect, status):
         keys, answers = [], [sending(b"{}", status), sending(JOB, 202)]
 

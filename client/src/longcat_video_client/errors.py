@@ -81,7 +81,7 @@ class ServerError(ApiError):
 
 
 class ServiceUnavailable(ServerError):
-    """The service cannot be reached, or cannot serve now; 502, 503, 504 or no response."""
+    """The service cannot be reached, or cannot serve now; 502, 503, 504, 520 to 524 or no response."""
 
 
 class UnexpectedReply(LongCatVideoError):
@@ -145,6 +145,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
     502: ServiceUnavailable,
     503: ServiceUnavailable,
     504: ServiceUnavailable,
+    **dict.fromkeys(range(520, 525), ServiceUnavailable),  # Cloudflare: the service cannot be reached
 }
 
 

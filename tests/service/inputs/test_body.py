@@ -130,6 +130,14 @@ def test_json_in_a_form_field_is_limited_like_a_body(client, value):
     assert answer.status_code in {413, 422}
 
 
+@pytest.mark.parametrize("media_type", ["application/json", "multipart/form-data; boundary=edge"])
+def test_compressed_body_is_refused_by_its_name(client, media_type):
+    headers = {"Content-Type": media_type, "Content-Encoding": "gzip"}
+    answer = client.post("/generate", content=b"\x1f\x8b", headers=headers)
+    assert answer.status_code == 415
+    assert "must not be compressed" in answer.json()["error"]["message"]
+
+
 class TestConcurrentBodies:
     @pytest.fixture(scope="class")
     @classmethod

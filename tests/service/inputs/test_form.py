@@ -145,6 +145,18 @@ class TestEncoding:
         assert (answer.status_code, error["field"]) == (422, "_charset_")
         assert "must be utf-8" in error["message"]
 
+    @pytest.mark.parametrize("encoding", ["base64", "Quoted-Printable"])
+    def test_text_in_another_transfer_encoding_is_refused(self, client, encoding):
+        answer = self.post(client, b"YQ==", header=f"Content-Transfer-Encoding: {encoding}\r\n".encode())
+        assert answer.status_code == 400
+        assert "prompt has a Content-Transfer-Encoding" in answer.json()["error"]["message"]
+
+    @pytest.mark.parametrize("encoding", ["8bit", "Binary"])
+    def test_transfer_encoding_that_changes_nothing_is_accepted(self, client, encoding):
+        header = f"Content-Transfer-Encoding: {encoding}\r\n".encode()
+        answer = self.post(client, "été".encode(), header=header)
+        assert answer.json()["request"]["prompt"] == "été"
+
     @pytest.mark.parametrize("charset", ["bogus", "base64", "utf-8"])
     def test_charset_that_a_text_is_not_in_is_refused(self, client, charset):
         header = f"Content-Type: text/plain; charset={charset}\r\n".encode()
