@@ -8,10 +8,10 @@ import * as compare from "./compare.js";
 import { curl } from "./curl.js";
 import * as library from "./library.js";
 import * as list from "./list.js";
-import { order } from "./orders.js";
 import * as queued from "./queued.js";
 import * as request from "./request.js";
 import * as session from "./session.js";
+import { submit } from "./submission.js";
 import "./usage.js";
 import { source } from "./words.js";
 
@@ -20,7 +20,7 @@ const RETRY_MS = 3000; // while the service cannot be reached
 const GRID = "grid";
 
 const $ = (id) => document.getElementById(id);
-const form = $("order");
+const form = $("request");
 let signedIn = null; // the session: its owner and rights
 let isCapabilityKnown = false;
 let isDown = false; // the last call found that the service could not be reached
@@ -134,7 +134,7 @@ function showSession(current) {
   $("signed-in").textContent = signedIn?.is_admin ? `${signedIn.owner} (admin)` : signedIn?.owner;
   showOwners(Boolean(signedIn?.is_admin && signedIn.owner));
   const high = form.elements.priority.querySelector("[value=high]");
-  high.disabled = signedIn?.may_order_high === false;
+  high.disabled = signedIn?.high_priority_allowed === false;
   high.textContent = high.disabled ? "high: not allowed for this key" : "high";
   if (high.disabled && high.selected) form.elements.priority.value = "normal";
 }
@@ -162,7 +162,7 @@ form.addEventListener("submit", (event) => {
   });
 });
 
-// Show a new job in the list and beside the button that ordered it.
+// Show a new job in the list and beside the button that requested it.
 async function showQueued(job, place) {
   const isFiltered = list.isFiltered();
   if (!isFiltered) { list.show(job); list.watch(); }
@@ -170,14 +170,14 @@ async function showQueued(job, place) {
   queued.show(place, job);
 }
 
-// Order a video. While the service cannot be reached, try again until the user stops it; return null then.
+// Submit a request. While the service cannot be reached, try again until the user stops it; return null then.
 async function sendOnceReachable(body) {
   let isStopped = false;
   const stop = () => { isStopped = true; };
   $("stop-waiting").addEventListener("click", stop);
   try {
     for (;;) {
-      try { return await order("/generate", body); } catch (error) {
+      try { return await submit("/generate", body); } catch (error) {
         if (!isOutage(error)) throw error;
         showOutage(error);
         showWaiting(`Not sent: ${error.message}. The request is sent as soon as that is possible.`);
@@ -221,7 +221,7 @@ for (const kind of ["input", "invalid"]) {
 const ACTIONS = {
   cancel: async (job) => list.show(await post(`/jobs/${job.id}/cancel`)),
   repeat: async (job, { shown }) => showQueued(
-    await order(`/jobs/${job.id}/retry`, { seed: null }), shown.querySelector(".queued")),
+    await submit(`/jobs/${job.id}/retry`, { seed: null }), shown.querySelector(".queued")),
   batch: (job) => batch.open(job.batch.id),
   source: (job) => list.goTo(source(job).jobId).catch((error) => {
     throw error.code === "job_not_found" ? new Error("That video has been deleted.") : error;

@@ -1,4 +1,4 @@
-// Say that a job was queued beside the button that ordered it: its card may be off the screen or hidden by the filter.
+// Say that a job was queued beside the button that requested it: its card may be off the screen or hidden by the filter.
 
 import * as list from "./list.js";
 import { say } from "./news.js";

@@ -18,7 +18,7 @@ const NEEDED_LORAS = {
 };
 
 const $ = (id) => document.getElementById(id);
-const form = $("order");
+const form = $("request");
 const fields = form.elements;
 let limits = null; // of the checkpoint; null until a worker has registered
 let defaultTThresh = null;

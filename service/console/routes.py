@@ -21,11 +21,11 @@ Asset = Literal[
     "library.js",
     "list.js",
     "news.js",
-    "orders.js",
     "queued.js",
     "request.js",
     "session.js",
     "style.css",
+    "submission.js",
     "usage.js",
     "words.js",
 ]

@@ -18,7 +18,7 @@ class SessionView(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     owner: str
-    may_order_high: bool
+    high_priority_allowed: bool
     is_admin: bool
 
 
@@ -26,7 +26,7 @@ class SessionView(BaseModel):
 async def get_session(backend: CurrentBackend) -> SessionView:
     """Return the current session. Answers 401 if the page has to sign in."""
     return SessionView(
-        owner=backend.owner, may_order_high=backend.high_priority_allowed, is_admin=backend.is_admin
+        owner=backend.owner, high_priority_allowed=backend.high_priority_allowed, is_admin=backend.is_admin
     )
 
 

@@ -176,7 +176,10 @@ async def _create(
     if wait_s:  # the job must start before the response
         backend = backend.without_delay()
     job = await _submit(
-        backend=backend, body=idempotent_request.body, request=idempotent_request, response=response
+        backend=backend,
+        body=idempotent_request.body,
+        idempotent_request=idempotent_request,
+        response=response,
     )
     if wait_s:
         job = await wait_for_end(job, request, backend, wait_s)
@@ -185,8 +188,10 @@ async def _create(
 
 
 @in_submission_threads
-def _submit(backend: Backend, body: Body, request: IdempotentRequest, response: Response) -> JobView:
+def _submit(
+    backend: Backend, body: Body, idempotent_request: IdempotentRequest, response: Response
+) -> JobView:
     """Submit a request, and return its job with the job's URL in a header."""
-    job = idempotent(request, backend, response, partial(submit, body, backend))
+    job = idempotent(idempotent_request, backend, response, partial(submit, body, backend))
     response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
     return backend.view(job)

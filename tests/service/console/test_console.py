@@ -237,7 +237,7 @@ class TestInABrowser:
         page.fill("[name=size]", "65x96")
         page.click("text=Generate")
         page.wait_for_selector("text=width: must be a multiple of 16")
-        page.evaluate("document.forms.order.elements.size.setCustomValidity('wrong')")
+        page.evaluate("document.forms.request.elements.size.setCustomValidity('wrong')")
         page.click("text=Generate")
         page.wait_for_selector("#problem", state="hidden")
 
@@ -245,7 +245,7 @@ class TestInABrowser:
         page.wait_for_selector("#sizes option", state="attached")
         offered = page.evaluate("[...document.getElementById('sizes').options].map((option) => option.value)")
         assert offered == ["small", "large", "96×64", "64×96", "192×128"]
-        field = "document.forms.order.elements.size"
+        field = "document.forms.request.elements.size"
         for size, is_valid in (("large", True), ("64 x 96", True), ("192×128", True), ("480p", False)):
             page.fill("[name=size]", size)
             assert page.evaluate(f"{field}.validity.valid") == is_valid, size
@@ -666,7 +666,7 @@ class TestInABrowser:
     def test_selected_videos_play_side_by_side_at_the_same_time(self, page, worker):
         for seed in (1, 2):
             page.fill("textarea", "a red ball")
-            page.evaluate(f"document.forms.order.elements.seed.value = {seed}")
+            page.evaluate(f"document.forms.request.elements.seed.value = {seed}")
             page.click("text=Generate")
             page.wait_for_selector(f".seed:has-text('{seed}')")
             self.finish(worker, num_frames=17)

@@ -134,7 +134,7 @@ def lose_answers(page, path, count):
     page.route(path, handle)
 
 
-def test_order_whose_answer_was_lost_makes_one_job(installation, page):
+def test_request_whose_answer_was_lost_makes_one_job(installation, page):
     lose_answers(page, "**/generate", 2)
     page.fill("textarea", "second")
     page.click("text=Generate")

@@ -107,7 +107,7 @@ def test_session_of_an_admin_has_its_rights(client, admin, alice):
     cookie = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
     assert client.get("/session", headers=cookie).json() == {
         "owner": "ops",
-        "may_order_high": False,
+        "high_priority_allowed": False,
         "is_admin": True,
     }
     assert listed(client, cookie) == [job_id]

@@ -84,7 +84,7 @@ class TestSession:
     def test_authenticates_reads_that_pages_load_without_headers(self, client, browser, job):
         for headers in ({}, OURS, {"Sec-Fetch-Site": "none"}):
             assert client.get(f"/jobs/{job['id']}", headers=browser | headers).status_code == 200
-        rights = {"may_order_high": False, "is_admin": False}
+        rights = {"high_priority_allowed": False, "is_admin": False}
         assert client.get("/session", headers=browser).json() == {"owner": "me", **rights}
 
     def test_authenticates_changes_only_for_our_own_page(self, client, browser, job):
@@ -142,6 +142,6 @@ class TestSession:
 
     def test_is_not_required_while_no_key_exists(self, client, redis):
         CAPABILITY.publish(redis)
-        rights = {"may_order_high": True, "is_admin": True}
+        rights = {"high_priority_allowed": True, "is_admin": True}
         assert client.get("/session").json() == {"owner": "", **rights}
         assert sign_in(client, "anything").status_code == 401

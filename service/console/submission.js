@@ -1,11 +1,11 @@
-// Order videos, so that sending an order again after a lost answer makes no second job.
+// Submit requests, so that sending one again after a lost answer makes no second job.
 
 import { isOutage, post } from "./api.js";
 
-const keys = new Map(); // what was ordered → its idempotency key, until the service has answered
+const keys = new Map(); // the content of a request → its idempotency key, until the service has answered
 
-// Return the job. The same order has the same key until it is answered.
-export async function order(path, body) {
+// Return the job. The same request has the same key until it is answered.
+export async function submit(path, body) {
   const content = `${path} ${contentOf(body)}`;
   if (!keys.has(content)) keys.set(content, newKey());
   try {
