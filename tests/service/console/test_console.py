@@ -241,6 +241,11 @@ class TestInABrowser:
         page.click("text=Generate")
         page.wait_for_selector("#problem", state="hidden")
 
+    def test_button_that_generates_is_whole_with_all_options_open(self, page):
+        page.set_viewport_size({"width": 1440, "height": 900})
+        page.get_by_text("More options").click()
+        expect(page.get_by_role("button", name="Generate")).to_be_in_viewport(ratio=1)
+
     def test_sizes_are_those_of_the_checkpoint(self, page, order):
         page.wait_for_selector("#sizes option", state="attached")
         offered = page.evaluate("[...document.getElementById('sizes').options].map((option) => option.value)")
