@@ -396,6 +396,14 @@ class TestRefusals:
         ):
             connect(url.removesuffix("/file")).jobs.get("a")
 
+    @pytest.mark.parametrize("kind", ["jobs", "presets"])
+    def test_page_of_another_server_deletes_nothing(self, connect, kind):
+        with (
+            host(sending(b"<html>")) as url,
+            pytest.raises(UnexpectedReply, match="not a LongCat-Video service"),
+        ):
+            getattr(connect(url.removesuffix("/file")), kind).delete("a")
+
     def test_redirected_post_is_not_followed(self, connect):
         with (
             host(redirecting("http://127.0.0.1:1/")) as url,

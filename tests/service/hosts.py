@@ -15,13 +15,16 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 @contextmanager
 def host(answer: Answer) -> Iterator[str]:
-    """Serve every GET and POST with `answer` and yield the URL."""
+    """Serve every GET, POST and DELETE with `answer` and yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             answer(self)
 
         def do_POST(self) -> None:
+            answer(self)
+
+        def do_DELETE(self) -> None:
             answer(self)
 
         def log_message(self, *_: Any) -> None:

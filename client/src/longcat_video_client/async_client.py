@@ -227,7 +227,7 @@ class AsyncJobs:
         """Delete a job and its files. A running job is cancelled first."""
         attempts = self._connection.attempts()
         try:
-            await self._connection.send(calls.delete_job(job_id), attempts)
+            calls.check_deleted(await self._connection.send(calls.delete_job(job_id), attempts))
         except NotFound:
             if attempts.num_failed == 0:  # otherwise, an attempt deleted it whose response was lost
                 raise
@@ -398,7 +398,7 @@ class AsyncPresets:
         """Delete a preset. Raise NotFound."""
         attempts = self._connection.attempts()
         try:
-            await self._connection.send(calls.delete_preset(name), attempts)
+            calls.check_deleted(await self._connection.send(calls.delete_preset(name), attempts))
         except NotFound:
             if attempts.num_failed == 0:  # otherwise, an attempt deleted it whose response was lost
                 raise

@@ -206,6 +206,12 @@ def read_object(response: httpx.Response) -> dict[str, Any]:
     return found
 
 
+def check_deleted(response: httpx.Response) -> None:
+    """Raise UnexpectedReply for a success of another kind, such as the page of a proxy."""
+    if response.status_code not in {httpx.codes.ACCEPTED, httpx.codes.NO_CONTENT}:
+        raise UnexpectedReply(f"{response.url} is not a LongCat-Video service")
+
+
 def _job_path(job_id: str) -> str:
     """Return the path of a job. Raise NotFound for an id that would lead to another path."""
     return _path("jobs", job_id)

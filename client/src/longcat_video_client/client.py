@@ -224,7 +224,7 @@ class Jobs:
         """Delete a job and its files. A running job is cancelled first."""
         attempts = self._connection.attempts()
         try:
-            self._connection.send(calls.delete_job(job_id), attempts)
+            calls.check_deleted(self._connection.send(calls.delete_job(job_id), attempts))
         except NotFound:
             if attempts.num_failed == 0:  # otherwise, an attempt deleted it whose response was lost
                 raise
@@ -391,7 +391,7 @@ class Presets:
         """Delete a preset. Raise NotFound."""
         attempts = self._connection.attempts()
         try:
-            self._connection.send(calls.delete_preset(name), attempts)
+            calls.check_deleted(self._connection.send(calls.delete_preset(name), attempts))
         except NotFound:
             if attempts.num_failed == 0:  # otherwise, an attempt deleted it whose response was lost
                 raise
