@@ -307,7 +307,7 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
     """Return the memory that a plan needs on the leader of a group, or on another of its ranks."""
     stages = _stages(plan)
     token_kv = 2 * sizes.depth * sizes.width * setup.element_bytes
-    condition_kv = max(stage.cached_tokens for stage in stages) // setup.ranks * token_kv
+    condition_kv = max(stage.cached_tokens // _ranks_of_a_text(stage, setup) for stage in stages) * token_kv
     needs: dict[Phase, int] = {
         "denoise": max(forward_bytes(sizes, stage, setup) for stage in stages) + condition_kv,
         "decode": max(decode_bytes(sizes, stage, setup) for stage in stages),
@@ -321,11 +321,21 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
         transformer=transformer_bytes(sizes, setup),
         text_encoder=_resident_text_encoder_bytes(sizes, setup, is_leader=is_leader),
         vae=sizes.vae * setup.element_bytes,
-        text_kv=sum(stage.num_texts for stage in stages) * TEXT_TOKENS * token_kv,
+        text_kv=sum(_local_texts(stage, setup) for stage in stages) * TEXT_TOKENS * token_kv,
         condition_kv=condition_kv,
         working=needs[phase] - condition_kv,
         phase=phase,
     )
+
+
+def _local_texts(stage: StageShape, setup: Setup) -> int:
+    """Return for how many texts a rank predicts: an even number of ranks splits guidance into two halves."""
+    return 1 if setup.ranks % 2 == 0 else stage.num_texts
+
+
+def _ranks_of_a_text(stage: StageShape, setup: Setup) -> int:
+    """Return how many ranks predict for the same text, and divide the keys of the condition frames."""
+    return setup.ranks * _local_texts(stage, setup) // stage.num_texts
 
 
 def weight_bytes(sizes: CheckpointSizes, setup: Setup, *, is_leader: bool = True) -> int:

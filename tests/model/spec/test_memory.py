@@ -140,6 +140,13 @@ def test_condition_cache_holds_keys_of_the_condition_frames_instead_of_computing
     assert (with_cache.condition_kv > 0, without.condition_kv) == (True, 0)
 
 
+def test_guidance_that_is_split_halves_the_keys_of_texts_and_keeps_those_of_condition_frames_on_fewer_ranks():
+    plan = resolve(GenerationParams(num_segments=2), Inputs(num_prompts=1), LIMITS)
+    alone, two, four = (memory_needed(RELEASED, plan, Setup(ranks)) for ranks in (1, 2, 4))
+    assert (two.text_kv, four.text_kv) == (alone.text_kv // 2, alone.text_kv // 2)
+    assert (two.condition_kv, four.condition_kv) == (alone.condition_kv, alone.condition_kv // 2)
+
+
 class TestChoice:
     """`auto` leaves the encoder on the device if all typical videos fit with it."""
 
