@@ -11,15 +11,17 @@ from typing import NamedTuple
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.traffic import Attention, FusedNorm
 from model.parallel.mesh import SINGLE
 from model.spec.errors import CheckpointError
 from model.spec.geometry import LATENTS_AT_A_TIME, latents_at_a_time
 from model.vae import wan
 from model.vae.vae import Vae
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.fixture(scope="module")
@@ -232,22 +234,43 @@ class Convolutions(TorchDispatchMode):
         return result
 
 
+def released_vae() -> Vae:
+    """Return the VAE of the release on the meta device, with the memory format and the kernels of CUDA."""
+    with META:
+        vae = AutoencoderKLWan.from_config({}).requires_grad_(False)
+    return Vae(vae, SINGLE, channels_last=True)
+
+
 def convolutions_of(vae: Vae) -> Convolutions:
     """Decode and encode, each in three chunks."""
-    with torch.no_grad(), Convolutions() as seen:
-        list(vae.decode(drawn(1, 16, 6, 4, 6)))
-        vae.encode(drawn(25, 32, 48, 3), torch.Generator().manual_seed(5))
+    latents, frames, noise = drawn(1, 16, 6, 4, 6), drawn(25, 32, 48, 3), drawn(1, 16, 7, 4, 6)
+    with torch.no_grad(), FusedNorm(), Attention(), Convolutions() as seen:
+        list(vae.decode(latents.to(vae.device)))
+        vae.sample(frames.to(vae.device).__getitem__, noise)
     assert len(seen.found) > 100
     return seen
 
 
-def test_every_convolution_has_input_and_weight_channels_last(tiny_checkpoint):
-    seen = convolutions_of(channels_last_vae(tiny_checkpoint))
+@pytest.fixture(scope="module", params=["tiny", "released"])
+def on_cuda(request, tiny_checkpoint) -> tuple[Vae, Convolutions]:
+    """A VAE with the memory format of CUDA, and what its convolutions find."""
+    vae = released_vae() if request.param == "released" else channels_last_vae(tiny_checkpoint)
+    return vae, convolutions_of(vae)
+
+
+def test_every_convolution_of_the_vae_is_seen(on_cuda):
+    vae, seen = on_cuda
+    convolutions = [m for m in vae._vae.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    assert {conv.weight.numel() for conv in seen.found} == {m.weight.numel() for m in convolutions}
+
+
+def test_every_convolution_has_input_and_weight_channels_last(on_cuda):
+    _, seen = on_cuda
     assert [conv for conv in seen.found if not conv.is_channels_last] == []
 
 
-def test_upsampling_keeps_channels_last(tiny_checkpoint):
-    seen = convolutions_of(channels_last_vae(tiny_checkpoint))
+def test_upsampling_keeps_channels_last(on_cuda):
+    _, seen = on_cuda
     assert set(seen.upsampled_channels_last) == {True}
 
 
