@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -37,6 +38,7 @@ from model.spec.memory import Quantize, TextEncoderPlacement
 from model.spec.plan import Plan
 from model.text import MAX_TOKENS, TextEncoder
 from model.transformer import token_layout
+from model.transformer.block import QKV
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
 from model.transformer.quantise import LAYERS, quantise_block
@@ -126,6 +128,24 @@ def forward_peak(
                 dit(latents, timesteps, layout, text_kv, condition_kv, step_cache)
     elements = case.num_texts * num_tokens(config, case.window) // ranks * config.hidden_size
     return replace(_peak(alive), units=alive.peak_bytes / (elements * dtype.itemsize))
+
+
+def attention_peak(case: Case, dtype: torch.dtype, ranks: int, *, slow_links: bool) -> Peak:
+    """Return the peak of self-attention in a block, with its inputs and exchanges."""
+    config, parallel = DitConfig(), ranks_on_meta(ranks, slow_links=slow_links)
+    layout = build_layout(config, case.window, case.sparse, parallel)
+    tokens = (case.num_texts, layout.num_groups, layout.shard_size)
+
+    def project_qkv() -> QKV:
+        with META:
+            q, k, v = torch.empty(*tokens, 3, config.num_heads, config.head_dim, dtype=dtype).unbind(3)
+        return torch.empty_like(q), torch.empty_like(k), v
+
+    with _as_on_cuda(), LiveTensors() as alive:
+        layout.attend(project_qkv(), None)
+    return replace(
+        _peak(alive), units=alive.peak_bytes / (prod(tokens) * config.hidden_size * dtype.itemsize)
+    )
 
 
 def job_peak(plan: Plan, dtype: torch.dtype) -> Peak:

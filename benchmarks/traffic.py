@@ -134,13 +134,21 @@ class Exchanges:
         self.sent_bytes[name] = self.sent_bytes.get(name, 0) + sent_bytes
 
 
+class Ended:
+    """A collective that is not under way."""
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
 @contextmanager
 def recorded() -> Iterator[Exchanges]:
     """Record collectives instead of running them: of what a rank gives, all but its own part leaves it."""
     exchanges = Exchanges()
 
-    def all_to_all_single(output: Tensor, given: Tensor, **_: object) -> None:
+    def all_to_all_single(output: Tensor, given: Tensor, **_: object) -> Ended:
         exchanges.note("all_to_all", given.nbytes * (len(given) - 1) // len(given))
+        return Ended()
 
     def all_gather(outputs: list[Tensor], given: Tensor, **_: object) -> None:
         exchanges.note("all_gather", given.nbytes * (len(outputs) - 1))
@@ -162,11 +170,11 @@ def recorded() -> Iterator[Exchanges]:
         yield exchanges
 
 
-def ranks_on_meta(ranks: int, ring_degree: int = 1) -> ContextParallel:
-    """Return the first of so many ranks, whose exchanges are to be recorded."""
+def ranks_on_meta(ranks: int, ring_degree: int = 1, *, slow_links: bool = False) -> ContextParallel:
+    """Return the first of so many ranks, whose exchanges are to be recorded. A ring has fast links."""
     meta = torch.device("meta")
     if ring_degree == 1:
-        return ContextParallel(meta, size=ranks)
+        return ContextParallel(meta, size=ranks, has_slow_links=slow_links)
     ring, heads = ContextParallel(meta, size=ring_degree), ContextParallel(meta, size=ranks // ring_degree)
     return ContextParallel(meta, size=ranks, ring_and_heads=(ring, heads))
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.parallel.links import has_slow_links
 from model.spec.errors import GroupError
 
 CPU = torch.device("cpu")
@@ -35,6 +36,7 @@ class ContextParallel:
             the transformer's blocks; None if each rank holds all weights.
         ring_and_heads: in a group with a ring, this rank's place among the ranks of `ring`, and among
             those of `heads`, which are consecutive ranks of the group; None without a ring.
+        has_slow_links: whether exchanges among the ranks take long enough to go on while attention computes.
         wider: in a world whose ranks work alone or together, this rank's place in the block of each greater
             width.
     """
@@ -50,6 +52,7 @@ class ContextParallel:
     cfg_group: dist.ProcessGroup | None = None
     weights_group: dist.ProcessGroup | None = None
     ring_and_heads: "tuple[ContextParallel, ContextParallel] | None" = None
+    has_slow_links: bool = False
     wider: "tuple[ContextParallel, ...]" = ()
 
     @property
@@ -255,7 +258,13 @@ def _in_row(device: torch.device, ranks: Tensor, timeout: timedelta | None) -> C
     group = dist.group.WORLD
     if len(rows) > 1:
         group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)  # type: ignore[no-untyped-call]
-    return ContextParallel(device=device, size=ranks.shape[-1], rank=dist.get_rank(group), group=group)
+    return ContextParallel(
+        device=device,
+        size=ranks.shape[-1],
+        rank=dist.get_rank(group),
+        group=group,
+        has_slow_links=has_slow_links(device, group),
+    )
 
 
 def _weights_group(size: int, timeout: timedelta | None) -> dist.ProcessGroup:

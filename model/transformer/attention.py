@@ -34,6 +34,10 @@ class KV(NamedTuple):
             *(torch.cat([a.expand(len(b), -1, -1, -1), b], 2) for a, b in zip(self, (k, v), strict=True))
         )
 
+    def chunk_heads(self, count: int) -> "list[KV]":
+        """Return equal parts with consecutive heads, as views."""
+        return [KV(*part) for part in zip(self.k.chunk(count, 1), self.v.chunk(count, 1), strict=True)]
+
 
 class TextKV(NamedTuple):
     """Keys and values of the text in one block. `mask` is None unless padding is excluded from the keys."""

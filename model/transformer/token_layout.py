@@ -9,7 +9,8 @@ group.
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from math import prod
+from itertools import repeat
+from math import gcd, prod
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,13 @@ from model.transformer.rope import angles_3d
 # Along each axis latents are split into chunks (g, gh, gw) of tokens (cf, ch, cw) of values (pf, ph, pw).
 LATENTS = "b z (g cf pf) (gh ch ph) (gw cw pw)"
 TOKENS = "b g (gh gw cf ch cw)"
+
+SLICES, BLOCK_SPARSE_SLICES = 2, 4
+"""Slices in which heads are exchanged over slow links, or as many of them as divide the heads of a rank.
+
+Only the exchange of a single slice is not hidden if attention takes longer. But dense attention is a long
+computation for each tile of queries, and the last tiles of each slice leave a part of the GPU idle.
+"""
 
 
 class Window(NamedTuple):
@@ -108,23 +116,30 @@ class Layout:
         """
         tensors = list(qkv)
         del qkv  # with the list emptied, the tensors are freed before the exchange allocates
-        q, k, v = tokens_to_heads(
-            self.parallel.heads, tensors, self._local_part_length, ordered=self._needs_order
-        )
-        del tensors
+        heads, ordered = self.parallel.heads, self._needs_order
+        num_slices = 1 if kv_out is not None else self._num_slices(tensors[0].shape[3])
+        condition_kvs = repeat(None) if condition_kv is None else condition_kv.chunk_heads(num_slices)
+        by_heads = tokens_to_heads(heads, tensors, self._local_part_length, num_slices, ordered=ordered)
+        outs = map(self._attend, by_heads, condition_kvs, repeat(kv_out))
+        with closing(by_heads):
+            return heads_to_tokens(heads, outs, self.num_groups, self.shard_size, ordered=ordered)
+
+    def _attend(
+        self,
+        qkv: list[Float[Tensor, "b local_a n d"]],
+        condition_kv: KV | None,
+        kv_out: list[KV] | None,
+    ) -> Float[Tensor, "b local_a n d"]:
+        """Return `attend` for some of the heads, of which all tokens of this part of the ring are here."""
+        q, k, v = qkv
         kv = KV(k, v) if condition_kv is None else condition_kv.append(k, v)
         if kv_out is not None:
             kv_out.append(KV(k.clone(), v.clone()))  # views would keep queries, keys and values alive
         if self.parallel.ring.size > 1:
-            out = self._attend_in_ring(q, kv, 0 if condition_kv is None else self.num_cached_groups)
-        elif self.bricks is None:
-            out = attend(q, *kv, num_condition=self.num_condition_groups * self.group_size)
-        else:
-            out = block_sparse_attention(q, *kv, self.bricks)
-        del q, k, v, kv
-        return heads_to_tokens(
-            self.parallel.heads, out, self.num_groups, self.shard_size, ordered=self._needs_order
-        )
+            return self._attend_in_ring(q, kv, 0 if condition_kv is None else self.num_cached_groups)
+        if self.bricks is None:
+            return attend(q, *kv, num_condition=self.num_condition_groups * self.group_size)
+        return block_sparse_attention(q, *kv, self.bricks)
 
     def _attend_in_ring(
         self, q: Float[Tensor, "b a n d"], own: KV, num_cached_groups: int
@@ -156,6 +171,16 @@ class Layout:
         x = rearrange(x, "b a (g m) d -> b g m a d", g=self.num_groups)
         padded = pad(x, self.parallel.heads.size * self.shard_size)
         return gather(self.parallel.ring, padded, self.group_size).flatten(1, 2).transpose(1, 2)
+
+    def _num_slices(self, num_heads: int) -> int:
+        """Return in how many slices the heads of this rank are exchanged (`model.parallel.ulysses`).
+
+        In a ring, attention already goes on while keys and values travel.
+        """
+        heads = self.parallel.heads
+        if not heads.has_slow_links or self.parallel.ring.size > 1:
+            return 1
+        return gcd(num_heads // heads.size, SLICES if self.bricks is None else BLOCK_SPARSE_SLICES)
 
     @property
     def _needs_order(self) -> bool:

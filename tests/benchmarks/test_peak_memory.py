@@ -21,7 +21,7 @@ import torch
 from dataclasses import asdict
 from benchmarks.formulas import BASE, REFINED
 from benchmarks.peak_memory import (
-    CASES, RANKS, decode_peak, encode_peak, encode_text_peak, forward_peak, job_peak
+    CASES, RANKS, attention_peak, decode_peak, encode_peak, encode_text_peak, forward_peak, job_peak
 )
 from benchmarks.traffic import LiveTensors
 from docs.gpus_page import released_sizes
@@ -81,6 +81,10 @@ print(json.dumps({
             ),
         }
         for name, case in CASES.items() for dtype in (torch.float32, torch.bfloat16) for ranks in RANKS
+    ],
+    "attention": [
+        [attention_peak(CASES[name], torch.bfloat16, ranks, slow_links=slow).units for slow in (False, True)]
+        for name in ("480p", "480p, condition frames", "720p, refinement") for ranks in (2, 8)
     ],
     "int8": [
         asdict(forward_peak(CASES["480p"], dtype, ranks, quantize="int8"))
@@ -155,6 +159,13 @@ def test_ranks_divide_the_activations_evenly(forwards):
     for forward, found in forwards.items():
         alone = forwards[forward._replace(ranks=1)]
         assert found["size_bytes"] * forward.ranks == pytest.approx(alone["size_bytes"], rel=0.02)
+
+
+def test_slices_of_heads_do_not_raise_the_peak_of_attention(counted):
+    """It is that of packing: the product of qkv (3), rotated queries and keys, and what is sent (3)."""
+    assert len(counted["attention"]) == 6
+    for at_once, in_slices in counted["attention"]:
+        assert in_slices == at_once == pytest.approx(8.0, abs=0.01)
 
 
 def test_vae_keeps_no_tensor_after_its_last_use(counted):

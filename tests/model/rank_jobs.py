@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from model.io.checkpoint import open_safetensors
 from model.io.lora import WeightMemory
-from model.parallel import broadcast, halo
+from model.parallel import broadcast, halo, links, mesh
 from model.parallel.device import least_of_ranks
 from model.parallel.machine import share_file
 from model.parallel.mesh import SINGLE, ContextParallel, divide, divide_into_blocks
@@ -35,6 +35,7 @@ from model.pipeline.state import State
 from model.spec.errors import CheckpointError, GroupError, LeaderError
 from model.spec.geometry import Size
 from model.spec.memory import Quantize
+from model.transformer import attention, token_layout
 from model.transformer.block import Block
 from model.transformer.compile import fuse
 from model.transformer.config import DitConfig
@@ -79,14 +80,16 @@ def place(parallel: ContextParallel) -> tuple[int, int, bool]:
 
 
 def there_and_back(
-    parallel: ContextParallel, tensors: list[torch.Tensor], ordered: bool
+    parallel: ContextParallel, tensors: list[torch.Tensor], ordered: bool, num_slices: int
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Shard tensors, exchange tokens for heads and back, and gather."""
+    """Shard tensors, exchange tokens for heads and back in slices, and gather."""
     length, groups_of_frames = tensors[0].shape[2], tensors[0].shape[1]
     sharded = [shard(parallel, x) for x in tensors]
-    by_heads = tokens_to_heads(parallel, sharded, length, ordered=ordered)
+    slices = list(tokens_to_heads(parallel, sharded, length, num_slices, ordered=ordered))
     shard_size, _ = shard_length(parallel, length)
-    back = heads_to_tokens(parallel, by_heads[0], groups_of_frames, shard_size, ordered=ordered)
+    queries = (qkv[0] for qkv in slices)
+    back = heads_to_tokens(parallel, queries, groups_of_frames, shard_size, ordered=ordered)
+    by_heads = [torch.cat(of_slices, dim=1) for of_slices in zip(*slices, strict=True)]
     return by_heads, gather(parallel, back.flatten(3), length)
 
 
@@ -192,17 +195,83 @@ def forward_and_bytes_sent(
         return forward(parallel), sent
 
 
+def with_and_without_slices(
+    parallel: ContextParallel, forward: Forward
+) -> list[tuple[torch.Tensor, list[int]]]:
+    """The velocity over fast links and over slow ones, with the bytes of each exchange."""
+    exchange, found = dist.all_to_all_single, []
+    for ranks in (parallel, dataclasses.replace(parallel, has_slow_links=True)):
+        sizes: list[int] = []
+
+        def counted(received, given, sizes=sizes, **options):
+            sizes.append(given.nbytes)
+            return exchange(received, given, **options)
+
+        with patch.object(dist, "all_to_all_single", counted):
+            found.append((forward(ranks), sizes))
+    return found
+
+
+def exchanges_of_failed_forward(
+    parallel: ContextParallel, forward: Forward, failing: int
+) -> tuple[list[bool], bool]:
+    """Fail in attention to one of the slices of the first block.
+
+    Return whether each exchange was waited for, and whether the next forward is the same as the one before.
+    """
+    ranks = dataclasses.replace(parallel, has_slow_links=True)
+    exchange, work, calls = dist.all_to_all_single, [], count()
+
+    def counted(received, given, **options):
+        work.append(CountedWork(exchange(received, given, **options)))
+        return work[-1]
+
+    def attend(q, *rest, **options):
+        if next(calls) == failing:
+            raise MemoryError("no room")
+        return attention.attend(q, *rest, **options)
+
+    before = forward(ranks)
+    with (
+        patch.object(dist, "all_to_all_single", counted),
+        patch.object(token_layout, "attend", attend),
+        suppress(MemoryError),
+    ):
+        forward(ranks)
+    return [each.waited for each in work], torch.equal(before, forward(ranks))
+
+
+def measured_links(parallel: ContextParallel) -> float:
+    """The rate of the links among these ranks."""
+    with patch.object(links, "EXCHANGED_BYTES", 1 << 10):
+        return links.sent_bytes_per_s(parallel.device, parallel.group)
+
+
+def places_with_slow_links(parallel: ContextParallel) -> dict[str, bool]:
+    """The places of a rank that know slow links, if all groups of two ranks have them."""
+    with patch.object(mesh, "has_slow_links", lambda _, group: dist.get_world_size(group) == 2):
+        whole, ring = (divide(CPU, 4, ring_degree=degree) for degree in (1, 2))
+    assert whole.cfg_branch is not None
+    places = {
+        "group": whole,
+        "heads": ring.heads,
+        "branch": whole.cfg_branch,
+        "branch heads": whole.cfg_branch.heads,
+    }
+    return {name: place.has_slow_links for name, place in places.items()}
+
+
 @contextmanager
 def counted_bytes() -> Iterator[dict[str, int]]:
     """Count what leaves this rank in the exchanges around attention."""
     sent = {"all_to_all_single": 0, "all_gather": 0, "batch_isend_irecv": 0}
     run = {name: getattr(dist, name) for name in sent}
 
-    def all_to_all_single(received, given, group):
+    def all_to_all_single(received, given, group, async_op):
         sent["all_to_all_single"] += (
             given.nbytes // dist.get_world_size(group) * (dist.get_world_size(group) - 1)
         )
-        return run["all_to_all_single"](received, given, group=group)
+        return run["all_to_all_single"](received, given, group=group, async_op=async_op)
 
     def all_gather(received, given, group):
         sent["all_gather"] += given.nbytes * (dist.get_world_size(group) - 1)

@@ -54,10 +54,10 @@ def test_ranks_of_every_process_group_wait_for_each_other_no_longer_than_the_tim
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("length", [12, 13, 5, 1])
-def test_ulysses_exchanges_round_trip(ranks, size, length):
-    tensors = [torch.randn(2, 3, length, 12, 4) for _ in range(3)]
-    answers = ranks.run("there_and_back", size, tensors, True)
+@pytest.mark.parametrize(("length", "slices"), [(12, 1), (13, 2), (5, 1), (1, 2)])
+def test_ulysses_exchanges_round_trip(ranks, size, length, slices):
+    tensors = [torch.randn(2, 3, length, 24, 4) for _ in range(3)]
+    answers = ranks.run("there_and_back", size, tensors, True, slices)
     for i, x in enumerate(tensors):
         whole = torch.cat([by_heads[i] for by_heads, _ in answers], dim=1)
         assert torch.equal(whole, x.flatten(1, 2).transpose(1, 2))
@@ -65,10 +65,10 @@ def test_ulysses_exchanges_round_trip(ranks, size, length):
         assert torch.equal(back, tensors[0].flatten(3))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_ulysses_exchanges_round_trip_with_the_tokens_of_each_rank_together(ranks, size):
-    tensors = [torch.randn(2, 3, 12, 12, 4) for _ in range(3)]
-    answers = ranks.run("there_and_back", size, tensors, False)
+@pytest.mark.parametrize(("size", "slices"), [(2, 3), (3, 1), (4, 2)])
+def test_ulysses_exchanges_round_trip_with_the_tokens_of_each_rank_together(ranks, size, slices):
+    tensors = [torch.randn(2, 3, 12, 24, 4) for _ in range(3)]
+    answers = ranks.run("there_and_back", size, tensors, False, slices)
     for i, x in enumerate(tensors):
         whole = torch.cat([by_heads[i] for by_heads, _ in answers], dim=1)
         by_rank = torch.cat([shard.flatten(1, 2) for shard in x.chunk(size, dim=2)], dim=1)
@@ -82,11 +82,11 @@ def test_tokens_that_come_in_any_order_are_copied_only_to_be_packed_and_to_join_
     tensors = [torch.empty(shape, device="meta") for _ in range(3)]
     one = tensors[0].numel()
     with recorded(), Copied() as seen:
-        q, k, _ = tokens_to_heads(parallel, tensors, 20, ordered=False)
+        ((q, k, _),) = tokens_to_heads(parallel, tensors, 20, ordered=False)
     assert (seen.elements, q.untyped_storage()._cdata) == (3 * one, k.untyped_storage()._cdata)
     out = torch.empty(1, 60, 3, 4, device="meta").transpose(1, 2)  # token by token, as attention leaves it
     with recorded(), Copied() as seen:
-        assert heads_to_tokens(parallel, out, 3, 5, ordered=False).shape == shape
+        assert heads_to_tokens(parallel, [out], 3, 5, ordered=False).shape == shape
     assert seen.elements == one
 
 
