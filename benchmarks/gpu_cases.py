@@ -502,12 +502,12 @@ def out_of_memory(rig: Rig) -> Iterator[Sample]:
     yield "recovered", "yes"
 
 
-def sharded_forward(rig: Rig) -> Iterator[Sample]:
-    """Measure a forward with weights that all GPUs of the machine share."""
+def several_gpus(rig: Rig) -> Iterator[Sample]:
+    """Measure forwards on all GPUs of the machine, with exchanges in slices and with sharded weights."""
     if rig.num_ranks == 1:
-        yield "sharded forward", "not run: it needs several GPUs"
+        yield "forward on several GPUs", "not run: there is one"
         return
-    scale = rig.fitted(rig.scale.base, at_most=SOME_BLOCKS)
+    scale = rig.fitted(rig.scale.refined, at_most=SOME_BLOCKS)
     yield rig.blocks(scale)
     yield "ranks", rig.num_ranks
     with TemporaryDirectory() as folder:
@@ -515,7 +515,7 @@ def sharded_forward(rig: Rig) -> Iterator[Sample]:
             *(*PYTHON, "torch.distributed.run", "--local-addr", "127.0.0.1"),
             *("--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"),
             *("--rdzv-endpoint", f"{folder}/torchrun"),
-            *("--nproc-per-node", str(rig.num_ranks), "-m", "benchmarks.sharded_forward"),
+            *("--nproc-per-node", str(rig.num_ranks), "-m", "benchmarks.several_gpus"),
         ]
         options = [rig.device.type, scale.dit.depth, rig.rounds, f"{folder}/ranks", rig.num_ranks]
         with running([*torchrun, *map(str, options)], {}) as lines:
@@ -610,7 +610,7 @@ STAGES = (
     Stage("streamed weights", 25, streamed_forward),
     Stage("text, VAE and x264", 40, other_stages),
     Stage("compile cache", 40, compile_cache),
-    Stage("sharded weights", 25, sharded_forward),
+    Stage("several GPUs", 30, several_gpus),
     Stage("out of memory", 10, out_of_memory),
 )
 """What is measured, in this order: first what only a GPU shows and users need most."""

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 
-from benchmarks import first_contact, first_step, gpu_cases, sharded_forward, stages
+from benchmarks import first_contact, first_step, gpu_cases, several_gpus, stages
 from benchmarks.children import running
 from benchmarks.first_contact import (
     MEASUREMENTS,
@@ -299,11 +299,17 @@ def test_first_step_of_a_process_is_printed(monkeypatch, capsys):
     assert found["forward_s"] > 0
 
 
-def test_forward_with_sharded_weights_is_the_same(single_rank_group):
+def test_forwards_on_several_gpus_are_the_same_with_sharded_weights_and_in_slices(single_rank_group):
     parallel = ContextParallel(weights_group=single_rank_group)
-    found = dict(sharded_forward.measure(TOY, parallel, rounds=1))
-    assert found.pop("the same as with all weights on each GPU") == "True"
-    assert found.keys() == {"weights on each GPU: s", "sharded weights: s"}
+    found = dict(several_gpus.measure(TOY, parallel, rounds=1))
+    times = {name for name in found if name.endswith(": s")}
+    assert {"weights on each GPU: s", "sharded weights: s"} < times
+    assert {"refinement, attention while slices are exchanged: s"} < times
+    assert {name: value for name, value in found.items() if "same" in name} == {
+        "480p, the same in slices": "True",
+        "refinement, the same in slices": "True",
+        "the same as with all weights on each GPU": "True",
+    }
 
 
 @pytest.fixture
