@@ -45,7 +45,8 @@ _WORKER = """
 Read by `python -m worker`. On a CPU, the ranks share the cores evenly, and each leaves one core of its share
 to the video encoder. Set `OMP_NUM_THREADS` to choose the number of threads of a rank yourself. On GPUs, ranks
 and `python -m model` run with `PYTORCH_ALLOC_CONF=expandable_segments:True`, so that memory of small videos
-serves large ones, too; your own `PYTORCH_ALLOC_CONF` or `PYTORCH_CUDA_ALLOC_CONF` replaces that.
+serves large ones, too; your own `PYTORCH_ALLOC_CONF` or `PYTORCH_CUDA_ALLOC_CONF` replaces that. They also
+run with `TORCH_NCCL_HIGH_PRIORITY=1`, so that exchanges begin while attention computes.
 """
 _STACK = """
 ## `make serve` and `make demo`

@@ -21,6 +21,15 @@ def configure_allocator() -> None:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
+def prioritise_exchanges() -> None:
+    """Let NCCL's kernels begin while others run, unless the environment decides.
+
+    Otherwise an exchange that is started together with attention waits until attention leaves a part of the
+    GPU. Call this before NCCL is used.
+    """
+    os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
+
+
 def choose_device(wanted: str, checkpoint: Path) -> str:
     """Return the type of torch device: `wanted`, or for `auto` a GPU if one can be used, otherwise the CPU.
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.parallel.device import prioritise_exchanges
 from model.parallel.links import has_slow_links
 from model.spec.errors import GroupError
 
@@ -155,6 +156,7 @@ def join(  # noqa: PLR0913 - options by name
     if device_type == "cuda":
         device = torch.device("cuda", dist.get_node_local_rank())
         torch.cuda.set_device(device)
+        prioritise_exchanges()
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
         "nccl" if device_type == "cuda" else "gloo",

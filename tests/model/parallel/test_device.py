@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from model.parallel import device
-from model.parallel.device import LARGEST_ON_CPU_BYTES, choose_device, configure_allocator, gpu_problem
+from model.parallel.device import (
+    LARGEST_ON_CPU_BYTES,
+    choose_device,
+    configure_allocator,
+    gpu_problem,
+    prioritise_exchanges,
+)
 from model.spec.errors import ModelError
 
 
@@ -79,3 +85,13 @@ def test_hidden_gpus_are_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert "CUDA_VISIBLE_DEVICES" in str(gpu_problem())
+
+
+@pytest.mark.parametrize("configured", [None, "0"])
+def test_exchanges_have_a_high_priority_unless_the_operator_decides(monkeypatch, configured):
+    monkeypatch.setenv("TORCH_NCCL_HIGH_PRIORITY", "restored after the test")
+    monkeypatch.delenv("TORCH_NCCL_HIGH_PRIORITY")
+    if configured:
+        monkeypatch.setenv("TORCH_NCCL_HIGH_PRIORITY", configured)
+    prioritise_exchanges()
+    assert os.environ["TORCH_NCCL_HIGH_PRIORITY"] == (configured or "1")
