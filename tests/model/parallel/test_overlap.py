@@ -62,7 +62,7 @@ def test_error_in_attention_to_a_slice_leaves_no_exchange_under_way(ranks, faili
 
 
 def test_error_at_the_start_of_an_exchange_leaves_none_under_way(monkeypatch):
-    started = []
+    started: list[Mock] = []
 
     def exchange(*_, **__):
         if started:
