@@ -18,7 +18,7 @@ class Rows(NamedTuple):
 
 def largest_of_rows(x: Float[Tensor, "r in"]) -> Float[Tensor, "r 1"]:
     """Return the largest absolute value of each row in fp32, or a little more than 0."""
-    return x.float().abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ROW)
+    return x.abs().amax(-1, keepdim=True).float().clamp(min=SMALLEST_ROW)
 
 
 class QuantisedLinear(nn.Linear, ABC):
