@@ -50,7 +50,7 @@ Variants = Mapping[str | None, ModuleTensors]
 
 @dataclass(frozen=True)
 class _Region:
-    """The bytes of the memory that have a tensor."""
+    """The bytes of the memory that hold a tensor."""
 
     start: int
     size: int

@@ -72,7 +72,7 @@ class JobErrors:
     would have, such as that of a service that cannot be reached, the others are reported without an attempt.
 
     Attributes:
-        reports: a job with its error each, as JSON.
+        reports: an object for each job that failed, with its id and its error.
     """
 
     def __init__(self, *, in_json: bool = False) -> None:
@@ -102,7 +102,7 @@ class JobErrors:
     def _report(self, job_id: str, error: LongCatVideoError | FileError) -> None:
         text = str(error)
         sys.stderr.write(f"{text}\n" if job_id in text else f"{job_id}: {text}\n")
-        told = {"code": getattr(error, "code", None), "message": getattr(error, "message", text)}
-        self.reports.append({"id": job_id, "error": told})
+        details = {"code": getattr(error, "code", None), "message": getattr(error, "message", text)}
+        self.reports.append({"id": job_id, "error": details})
         if self._in_json:
             print_json(self.reports[-1])

@@ -146,7 +146,7 @@ local function class_requeued_key(priority, requirement)
   return requirement_key(priority, requirement) .. ':requeued'
 end
 
--- Owners with entries that are held back, by the time until when at most; and the entries of one owner.
+-- Owners with entries that are held back, by the latest time of their release; and the entries of one owner.
 local HELD_BACK = 'longcat:queue:held_back'
 local function held_back_key(owner)
   return HELD_BACK .. ':' .. owner

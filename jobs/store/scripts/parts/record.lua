@@ -28,8 +28,8 @@ local function read_fields(id, ...)
   return values.err and {} or values
 end
 
--- Whether an index has at least so many jobs. Of a job whose record is gone the owner is not known, so it may still be
--- in an index of its owner: if it is the first there, it leaves it.
+-- Whether an index has at least so many jobs. A job whose record is gone may still be in the index of its owner,
+-- because nothing names that owner any more. Such a job is removed if it is the first of the index.
 local function has_at_least(num_jobs, index)
   while redis.call('ZCARD', index) >= num_jobs do
     local id = redis.call('ZRANGE', index, 0, 0)[1]
