@@ -122,10 +122,15 @@ def client(no_worker_yet: TestClient, redis: Redis) -> TestClient:
 
 
 @pytest.fixture
-def live(listening: int, redis: Redis) -> int:
-    """Return the port of a service with a known capability that listens on a socket."""
+def live(listening: int, app: FastAPI, redis: Redis) -> Iterator[int]:
+    """Yield the port of a service with a known capability that listens on a socket.
+
+    Wait at the end until all requests are over. A request whose client has gone may otherwise read the fleet
+    while the next test empties Redis, and the service then keeps an empty fleet.
+    """
     CAPABILITY.publish(redis)
-    return listening
+    yield listening
+    wait_until(lambda: not app.state.requests_in_progress)
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +142,15 @@ def listening(app: FastAPI) -> Iterator[int]:
 
 @contextmanager
 def serving(app: FastAPI, port: int = 0) -> Iterator[int]:
-    """Serve an app as `python -m service` does and yield its port, by default a free one."""
+    """Serve an app as `python -m service` does and yield its port, by default a free one.
+
+    The set `app.state.requests_in_progress` has a task for each request, until its response has ended.
+    """
     options = server_options(app.state.backend.settings.connection_limits)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, timeout_graceful_shutdown=1, **options)
     )
+    app.state.requests_in_progress = server.server_state.tasks
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
