@@ -18,10 +18,17 @@ from tests.waiting import wait_until
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of the loopback interface that nobody uses, and that nobody else gets for a minute.
+
+    A connection to the port has been closed from the port's side. For a minute, Linux does not give such a
+    port to processes that ask for any port, only to those that name it and set SO_REUSEADDR, as servers do.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()
+            client.recv(1)
+    return port
 
 
 def redis_program() -> RedisProgram:
