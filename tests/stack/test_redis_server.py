@@ -6,8 +6,10 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis
@@ -131,18 +133,22 @@ def test_data_survives_a_stop(tmp_path):
 
 
 def test_server_that_writes_its_first_append_only_file_stops_after_it(tmp_path):
-    server = redis_in(tmp_path / "data")
+    server, log = redis_in(tmp_path / "data"), tmp_path / "data" / "redis.log"
     server.start()
     with Redis.from_url(server.url) as client:
-        for number in range(10):
-            client.set(f"key-{number}", number)
+        client.set("key", "kept")
         client.config_set("appendonly", "no")
-        client.config_set("rdb-key-save-delay", 100_000)  # microseconds: the file takes a second
+        client.config_set("rdb-key-save-delay", 600_000_000)  # microseconds: the file takes ten minutes
         client.config_set("appendonly", "yes")
-    server.stop()
-    log = (tmp_path / "data" / "redis.log").read_text()
-    assert "can't exit" in log
-    assert "ready to exit" in log
+        client.config_set("rdb-key-save-delay", 0)  # but not if it is begun again
+        (writer,) = psutil.Process(client.info("server")["process_id"]).children()
+    with ThreadPoolExecutor(1) as threads:
+        stopped = threads.submit(server.stop)
+        wait_until(lambda: "can't exit" in log.read_text())
+        writer.kill()
+        stopped.result()
+    assert "ready to exit" in log.read_text()
+    assert list((tmp_path / "data").glob("appendonly*"))
 
 
 def test_data_and_url_survive_a_crash(tmp_path):
