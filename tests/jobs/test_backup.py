@@ -61,7 +61,7 @@ def writing(redis: Redis) -> Iterator[None]:
 def test_jobs_queue_fences_and_keys_are_restored(
     tmp_path: Path, copy: Callable[[RedisProcess, Redis, Path], tuple[str, ...]]
 ):
-    with RedisProcess(tmp_path / "original") as server, connect(server.url, 5.0) as redis:
+    with RedisProcess(tmp_path / "original") as server, connect(server.url) as redis:
         store = JobStore(redis)
         keys = IdempotencyKeys(redis)
         for name in ("ended", "held", "queued"):
@@ -71,7 +71,7 @@ def test_jobs_queue_fences_and_keys_are_restored(
                     id=reserved.job_id, key_reservation=reserved, owner="a", webhook_url="http://127.0.0.1/"
                 )
             )
-        first, second = (store.holder.claim("g", LEASE_S) for _ in range(2))
+        first, second = (store.holder.claim("g", lease_s=600.0) for _ in range(2))
         assert first is not None
         assert second is not None
         store.holder.succeed(first, a_result(first), {})
@@ -81,7 +81,7 @@ def test_jobs_queue_fences_and_keys_are_restored(
             options = copy(server, redis, tmp_path / "copy")
         queued_id = keys.reserve("a", "queued", "fingerprint").job_id
 
-    with RedisProcess(tmp_path / "copy", options) as server, connect(server.url, 5.0) as redis:
+    with RedisProcess(tmp_path / "copy", options) as server, connect(server.url) as redis:
         if options:
             redis.config_set("appendonly", "yes")
         restored = JobStore(redis)

@@ -70,7 +70,7 @@ class TestTls:
             redis_cert_file=certificate,
             redis_key_file=key,
         )
-        with connect(settings.redis_address, 5.0) as redis:
+        with connect(settings.redis_address) as redis:
             assert JobStore(redis).client.submit(a_submission()).job.status == "queued"
 
     def test_client_without_a_certificate_is_refused(self, port: int, files: tuple[Path, Path]):
@@ -99,7 +99,7 @@ def test_documented_user_may_do_everything_that_the_system_does(tmp_path: Path):
             admin.execute_command("ACL", "SETUSER", "longcat", "on", ">password", *documented_rules())
             admin.execute_command("ACL", "SETUSER", "default", "off")
         url = f"redis://longcat:password@127.0.0.1:{server.port}/0"
-        with connect(url, 2.0) as redis:
+        with connect(url) as redis:
             check_server(redis)
             use_everything(redis)
             with pytest.raises(NoPermissionError):

@@ -60,7 +60,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(memory, "_FRESH_S", 0.0)
-    with RedisProcess(tmp_path / "redis") as server, connect(server.url, 5.0) as redis:
+    with RedisProcess(tmp_path / "redis") as server, connect(server.url) as redis:
         redis.config_set("appendonly", "no")
         settings = settings_for(server.url, tmp_path / "service")
         with TestClient(create_app(settings)) as client:
