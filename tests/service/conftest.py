@@ -29,6 +29,7 @@ from model.spec.limits import Limits
 from service.app import create_app
 from service.http.protocol import server_options
 from service.settings import Settings
+from tests.servers import answers
 from tests.waiting import wait_until
 
 TASKS = ("text_to_video", "image_to_video", "video_continuation", "long_video", "refine")
@@ -130,6 +131,7 @@ def live(listening: int, app: FastAPI, redis: Redis) -> Iterator[int]:
     """
     CAPABILITY.publish(redis)
     yield listening
+    assert answers(listening, "/livez")  # so the service has received all earlier requests
     wait_until(lambda: not app.state.requests_in_progress)
 
 

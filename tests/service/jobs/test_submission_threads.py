@@ -16,7 +16,7 @@ from service.app import create_app
 from service.keys.api_keys import ApiKeys
 from stack.redis_server import RedisServer
 from tests.servers import redis_program
-from tests.service.conftest import CAPABILITY, serving, settings_for
+from tests.service.conftest import serving, settings_for
 from tests.service.http.raw import TIMEOUT_S, connected, head, post_json, read_answer, status
 from tests.service.media import encoded, picture
 from tests.waiting import wait_until
@@ -25,17 +25,14 @@ NUM_SLOW = 60  # more than the 40 threads that serve all other requests
 
 
 @pytest.fixture(scope="module")
-def port(redis_server, tmp_path_factory):
+def settings(redis_server, tmp_path_factory):
     limits = {"owner_input_orders": NUM_SLOW, "total_input_orders": NUM_SLOW + 1}
     patience = {"fetch_head_timeout_s": 300, "fetch_timeout_s": 300}  # inputs are slow until a test ends
-    settings = settings_for(redis_server, tmp_path_factory.mktemp("orders"), **limits, **patience)
-    with serving(create_app(settings)) as port:
-        yield port
+    return settings_for(redis_server, tmp_path_factory.mktemp("orders"), **limits, **patience)
 
 
 @pytest.fixture
 def keys(redis):
-    CAPABILITY.publish(redis)
     made = ApiKeys(redis)
     return {owner: f"Authorization: Bearer {made.create(owner)}" for owner in ("mallory", "alice")}
 
@@ -74,24 +71,24 @@ def slow_orders(port, key):
         yield slow
 
 
-def test_other_requests_are_answered_while_all_input_threads_of_an_owner_are_busy(port, keys):
-    with slow_orders(port, keys["mallory"]) as slow:
-        assert status(ask(port, head("GET", "/livez"))) == 200
-        assert status(ask(port, head("GET", "/readyz"))) == 200
-        assert status(ask(port, head("GET", "/jobs", keys["mallory"]))) == 200
-        created = ask(port, order(keys["alice"], {"prompt": "a red ball"}))
+def test_other_requests_are_answered_while_all_input_threads_of_an_owner_are_busy(live, keys):
+    with slow_orders(live, keys["mallory"]) as slow:
+        assert status(ask(live, head("GET", "/livez"))) == 200
+        assert status(ask(live, head("GET", "/readyz"))) == 200
+        assert status(ask(live, head("GET", "/jobs", keys["mallory"]))) == 200
+        created = ask(live, order(keys["alice"], {"prompt": "a red ball"}))
         job = json.loads(created.partition(b"\r\n\r\n")[2])
-        assert status(ask(port, head("GET", f"/jobs/{job['id']}", keys["alice"]))) == 200
-        refused = ask(port, slow)
+        assert status(ask(live, head("GET", f"/jobs/{job['id']}", keys["alice"]))) == 200
+        refused = ask(live, slow)
         assert status(refused) == 429
         assert b"owner_input_orders" in refused
         assert b"retry-after" in refused.lower()
 
 
-def test_another_owner_can_submit_an_image_while_one_owner_uses_all_its_threads(port, keys):
-    with slow_orders(port, keys["mallory"]):
+def test_another_owner_can_submit_an_image_while_one_owner_uses_all_its_threads(live, keys):
+    with slow_orders(live, keys["mallory"]):
         answer = httpx.post(
-            f"http://127.0.0.1:{port}/generate",
+            f"http://127.0.0.1:{live}/generate",
             data={"prompt": "a cat"},
             files={"image": encoded(picture())},
             headers=dict([keys["alice"].split(": ", 1)]),
@@ -100,25 +97,25 @@ def test_another_owner_can_submit_an_image_while_one_owner_uses_all_its_threads(
         assert answer.status_code == 202
 
 
-def test_requests_without_inputs_use_no_input_threads(port, keys):
-    with slow_orders(port, keys["mallory"]):
-        assert status(ask(port, order(keys["mallory"], {"prompt": "a red ball"}))) == 202
+def test_requests_without_inputs_use_no_input_threads(live, keys):
+    with slow_orders(live, keys["mallory"]):
+        assert status(ask(live, order(keys["mallory"], {"prompt": "a red ball"}))) == 202
 
 
-def test_requests_with_inputs_are_answered_503_while_all_input_threads_are_busy(port, keys):
-    with slow_orders(port, keys["mallory"]), tarpit() as (url, accept), connected(port) as last:
+def test_requests_with_inputs_are_answered_503_while_all_input_threads_are_busy(live, keys):
+    with slow_orders(live, keys["mallory"]), tarpit() as (url, accept), connected(live) as last:
         slow = order(keys["alice"], {"prompt": "a cat", "image": {"url": url}})
         last.sendall(slow)
         accept()
-        refused = ask(port, slow)
+        refused = ask(live, slow)
         assert status(refused) == 503
         assert b'"busy"' in refused
         assert b"retry-after" in refused.lower()
 
 
-def test_simultaneous_slow_requests_do_not_delay_another_owner(port, keys):
+def test_simultaneous_slow_requests_do_not_delay_another_owner(live, keys):
     alice = keys["alice"]
-    created = ask(port, order(alice, {"prompt": "a red ball"}))
+    created = ask(live, order(alice, {"prompt": "a red ball"}))
     job = json.loads(created.partition(b"\r\n\r\n")[2])
     bomb = b'{"prompt": "a", "metadata": [' + b"[]," * (4 << 20) + b"0]}"
     attacks = [
@@ -128,12 +125,12 @@ def test_simultaneous_slow_requests_do_not_delay_another_owner(port, keys):
         *[head("GET", "/livez", "Content-Length: 3", "Transfer-Encoding: chunked")] * 5,
         *[post_json(keys["mallory"], f"Content-Length: {len(bomb)}") + bomb] * 2,
     ]
-    with slow_orders(port, keys["mallory"]), ExitStack() as opened:
+    with slow_orders(live, keys["mallory"]), ExitStack() as opened:
         for attack in attacks:
-            opened.enter_context(connected(port)).sendall(attack)
+            opened.enter_context(connected(live)).sendall(attack)
         for _ in range(5):
-            assert status(ask(port, head("GET", "/livez"))) == 200
-            assert status(ask(port, head("GET", f"/jobs/{job['id']}", alice))) == 200
+            assert status(ask(live, head("GET", "/livez"))) == 200
+            assert status(ask(live, head("GET", f"/jobs/{job['id']}", alice))) == 200
 
 
 @contextmanager
