@@ -94,7 +94,8 @@ class TestFleetReader:
         first.release()
         assert [pool.capability for pool in reader.current().live] == [FULL]
 
-    def test_groups_at_work_do_not_change_the_fleet(self, redis: Redis):
+    def test_groups_at_work_do_not_change_the_fleet(self, redis: Redis, monkeypatch):
+        monkeypatch.setattr(jobs.fleet, "_SEEN_RESOLUTION_MS", 10**15)  # no next minute begins meanwhile
         group = register(redis, "a", PLAIN)
         reader = FleetReader(redis)
         fleet = reader.current()

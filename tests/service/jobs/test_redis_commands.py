@@ -27,8 +27,10 @@ NUM_JOBS = 1000
 
 
 @pytest.fixture
-def app(redis_server: str, tmp_path: Path) -> FastAPI:
-    """Return a service that does nothing between two requests."""
+def app(redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """Return a service that does nothing between two requests, and reads nothing again because it is old."""
+    monkeypatch.setattr("jobs.fleet.MAX_FLEET_AGE_S", 3600.0)
+    monkeypatch.setattr("jobs.store.memory._FRESH_S", 3600.0)
     return create_app(settings_for(redis_server, tmp_path))
 
 
