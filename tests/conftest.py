@@ -15,6 +15,7 @@ import httpx
 import pytest
 from _pytest.mark.expression import Expression
 from coverage import Coverage
+from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 from xdist.remote import Producer
@@ -33,6 +34,10 @@ CHROMIUM_FLAGS = [
     "--disable-background-networking",
     "--no-first-run",
 ]
+
+# The machine may be busy.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.hookimpl(wrapper=True)

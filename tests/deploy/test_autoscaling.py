@@ -114,7 +114,7 @@ def samples_of(
     ],
     ids=["one GPU", "CPU", "two groups", "elastic", "configured"],
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(pools=st.lists(pool_states(), max_size=2), num_without_group=st.integers(0, 3))
 def test_triggers_of_the_chart_want_what_the_simulated_rule_wants(
     shape: dict[str, Any],

@@ -11,12 +11,8 @@ import diffusers.models.autoencoders.autoencoder_kl_wan  # noqa: F401 before the
 import jaxtyping
 import pytest
 import transformers.models.umt5.modeling_umt5  # noqa: F401 before the hook, see below
-from hypothesis import settings
 
 import tests.model.typecheck  # noqa: F401 the hook looks it up by name
-
-settings.register_profile("unhurried", deadline=None)  # the machine may be busy
-settings.load_profile("unhurried")
 
 # Import libraries first: Python ignores their bytecode while the hook imports a module of `model`.
 jaxtyping.install_import_hook("model", "tests.model.typecheck.checked")

@@ -637,7 +637,6 @@ def test_no_interleaving_of_calls_breaks_the_rules(
         settings=settings(
             max_examples=max_examples,
             stateful_step_count=40,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -215,7 +215,6 @@ def test_wide_and_hdr_colors_become_srgb(decoded, codec, brand, primaries, trans
     assert noted == notes
 
 
-@settings(deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), junk=st.binary(min_size=1, max_size=8))
 def test_damage_is_refused_or_survived_and_nothing_else(sandbox, position, junk, tmp_path_factory):
     content = bytearray(LIBHEIF.read_bytes())

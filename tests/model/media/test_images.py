@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
@@ -548,7 +548,6 @@ class TestRefused:
             normalised(encoded(picture(*size)))
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from(IMAGE_FORMATS),
     position=st.floats(0, 1, exclude_max=True),

@@ -86,7 +86,7 @@ def any_bricks(draw: st.DrawFn) -> Bricks:
     )
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(bricks=any_bricks(), seed=st.integers(0, 1000))
 def test_any_bricks_attend_as_the_loops_do(bricks: Bricks, seed: int) -> None:
     tokens = random_tokens(bricks, seed=seed)

@@ -22,14 +22,14 @@ def nested(levels):
     return b"[" * levels + b"]" * levels
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(VALUES, st.booleans())
 def test_valid_json_is_parsed_unchanged(value, ensure_ascii):
     content = json.dumps(value, ensure_ascii=ensure_ascii).encode()
     assert parse_json(content, TEXT_BYTES) == value
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(['"', "\\", "\\\\", '\\"', "[", "]", "{", ":", ",", "a"]), max_size=40))
 def test_brackets_and_quotes_inside_strings_do_not_count(pieces):
     text = "".join(pieces)
@@ -113,7 +113,7 @@ def test_invalid_json_is_refused(content):
         parse_json(content, TEXT_BYTES)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet='"\\[]a,', max_size=60), st.integers(1, 5))
 def test_arriving_json_counts_as_much_as_json_that_has_arrived(text, chunk_bytes):
     content = json.dumps([text, {text: [1, 2]}]).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import RangeNotSatisfiable
@@ -60,7 +60,6 @@ def test_an_empty_file_has_no_ranges(header):
         parse_range(header, 0)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="bytes=0123456789-, ", max_size=20), st.integers(0, 50))
 def test_parsed_range_always_lies_within_the_file(header, size_bytes):
     try:

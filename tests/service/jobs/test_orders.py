@@ -131,7 +131,7 @@ def check_order(order: Order) -> None:
 
 @pytest.mark.parametrize("max_examples", [50, pytest.param(150, marks=pytest.mark.integration)])
 def test_an_accepted_request_becomes_a_valid_order(client, worker, max_examples):
-    @settings(max_examples=max_examples, deadline=None)
+    @settings(max_examples=max_examples)
     @given(body=LEGAL | NEARLY_LEGAL | ANYTHING)
     def check(body):
         before = sum(worker.job_store.client.counts().values())
@@ -157,7 +157,7 @@ def without_job_ids(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(body=LEGAL | NEARLY_LEGAL | ANYTHING)
 def test_the_request_in_a_job_view_can_be_sent_again(client, body):
     answer = client.post("/generate", json=body)

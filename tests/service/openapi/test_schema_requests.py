@@ -99,7 +99,6 @@ def ask(operation, finished, max_examples):
 
         @hypothesis_settings(
             max_examples=max_examples // 2,
-            deadline=None,
             derandomize=True,
             database=None,
             phases=[Phase.explicit, Phase.generate],

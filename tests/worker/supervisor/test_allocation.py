@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from worker.supervisor.allocation import (
     LATE_S,
@@ -121,7 +121,6 @@ class TestWidths:
         jobs = [job("a", 100, widths=(8,), width=8), job("b", 100, widths=(4, 8))]
         assert choose_widths(jobs, 8, CHANGE_S) == {"a": 8, "b": 0}
 
-    @settings(deadline=None)
     @given(st.data())
     def test_widths_are_possible_and_use_all_ranks_unless_jobs_keep_theirs(self, data: st.DataObject):
         num_ranks = data.draw(st.sampled_from([2, 4, 8, 16]))
@@ -133,7 +132,6 @@ class TestWidths:
         if 0 in widths.values():
             assert sum(widths.values()) == num_ranks
 
-    @settings(deadline=None)
     @given(st.data())
     def test_a_second_look_changes_nothing(self, data: st.DataObject):
         jobs = [replace(each, deadline_s=None) for each in data.draw(_jobs(8))]
@@ -220,7 +218,6 @@ class TestPlace:
         with pytest.raises(ValueError, match="more than 4"):
             place({"a": 4, "b": 1}, {}, 4)
 
-    @settings(deadline=None)
     @given(st.data())
     def test_all_widths_that_fit_in_number_fit_in_aligned_blocks(self, data: st.DataObject):
         num_ranks = data.draw(st.sampled_from([2, 4, 8, 16]))
@@ -234,7 +231,6 @@ class TestPlace:
         by_start = sorted(blocks.values(), key=lambda block: block.start)
         assert all(block.stop <= following.start for block, following in pairwise(by_start))
 
-    @settings(deadline=None)
     @given(st.data())
     def test_nothing_moves_if_no_width_changes(self, data: st.DataObject):
         widths = data.draw(_widths(8))

@@ -257,6 +257,4 @@ def may_release(job: Job) -> bool:
 
 
 def test_every_job_ends_once_and_no_rank_has_two():
-    run_state_machine_as_test(
-        WorldMachine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
-    )
+    run_state_machine_as_test(WorldMachine, settings=settings(max_examples=60, stateful_step_count=40))

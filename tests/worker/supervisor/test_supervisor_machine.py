@@ -522,7 +522,6 @@ def test_supervisor_keeps_its_rules_in_any_order_of_events():
         settings=settings(
             max_examples=100,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
