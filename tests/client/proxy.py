@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -30,10 +30,17 @@ class Proxy:
     piece_bytes: int = 1 << 16
     num_connections: int = 0
     sockets: list[socket.socket] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def start(self, work: Callable[..., None], *sockets: socket.socket) -> None:
+        """Do something with sockets in a thread that ends with the proxy."""
+        thread = threading.Thread(target=work, args=sockets)
+        self.threads.append(thread)
+        thread.start()
 
     def forward(self, client: socket.socket) -> None:
         """Forward a connection in both directions until either side closes it."""
@@ -45,7 +52,7 @@ class Proxy:
             client.close()
             return
         self.sockets.append(server)
-        threading.Thread(target=self._pump_request, args=(client, server), daemon=True).start()
+        self.start(self._pump_request, client, server)
         self._pump_response(server, client, cut_after, stall_after)
 
     @staticmethod
@@ -88,7 +95,7 @@ def proxied(target_port: int) -> Iterator[Proxy]:
                     client, _ = listener.accept()
                     proxy.num_connections += 1
                     proxy.sockets.append(client)
-                    threading.Thread(target=proxy.forward, args=(client,), daemon=True).start()
+                    proxy.start(proxy.forward, client)
 
         thread = threading.Thread(target=accept)
         thread.start()
@@ -97,5 +104,10 @@ def proxied(target_port: int) -> Iterator[Proxy]:
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
+            for opened in proxy.sockets:
+                with suppress(OSError):  # it is closed already
+                    opened.shutdown(socket.SHUT_RDWR)
+            for each in proxy.threads:  # also those that others of them start meanwhile
+                each.join()
             for opened in proxy.sockets:
                 opened.close()
