@@ -31,7 +31,7 @@ def port(redis_server, folder):
 @pytest.fixture(scope="module")
 def impatient(redis_server, folder):
     """Serve an app with a short timeout of heads, also of the next one on a connection."""
-    with serving(create_app(settings_for(redis_server, folder, head_timeout_s=0.3))) as port:
+    with serving(create_app(settings_for(redis_server, folder, head_timeout_s=1.0))) as port:
         yield port
 
 
