@@ -124,12 +124,13 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.hold_after_bytes is not None and offset >= fault.hold_after_bytes:
                 files.released.wait(60)
             block = body[offset : offset + BLOCK_BYTES]
+            files.count(path, len(block))  # before the client has the block, and may end the test
             try:
                 self.wfile.write(block)
             except OSError:  # the client is gone
+                files.count(path, -len(block))
                 self.close_connection = True
                 return
-            files.count(path, len(block))
 
     def log_message(self, *_: object) -> None:
         """Keep the output of the tests clean."""
