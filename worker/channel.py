@@ -87,8 +87,12 @@ def listen(path: Path) -> socket.socket:
 def connect(path: Path) -> Channel:
     """Connect to the process that listens at `path`. Raises OSError."""
     connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _short_name(path.parent) as folder:
-        connecting.connect(f"{folder}/{path.name}")
+    try:
+        with _short_name(path.parent) as folder:
+            connecting.connect(f"{folder}/{path.name}")
+    except OSError:
+        connecting.close()
+        raise
     return Channel(connecting)
 
 

@@ -120,6 +120,20 @@ def test_path_of_the_socket_may_exceed_the_limit_of_an_address(tmp_path):
         assert listening_end.recv() == MESSAGES[0]
 
 
+def test_failed_connection_leaves_no_socket_open(tmp_path, monkeypatch):
+    opened: list[socket.socket] = []
+
+    class Noted(socket.socket):
+        def __init__(self, *given):
+            super().__init__(*given)
+            opened.append(self)
+
+    monkeypatch.setattr(socket, "socket", Noted)
+    with pytest.raises(FileNotFoundError):
+        connect(tmp_path / "nobody.sock")
+    assert [each.fileno() for each in opened] == [-1]
+
+
 def test_folder_of_the_socket_is_private(tmp_path):
     folder = tmp_path / "group"
     folder.mkdir(mode=0o755)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +18,7 @@ from jobs.store.metrics import counters
 from tests.tickets import num_tickets
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_video
-from worker.channel import connect
+from worker.channel import Channel, connect
 from worker.messages import GroupFailed
 from worker.settings import WorkerSettings
 from worker.supervisor import app, spool
@@ -91,15 +92,23 @@ def test_worker_does_not_start_on_keys_of_a_much_later_release(scene):
     scene.backends.redis.flushall()
 
 
-def test_documents_of_a_worker_that_cannot_be_read_are_counted_by_kind(scene):
+def connected(path: Path) -> Channel | None:
+    """Connect to the supervisor as rank 0 does. Return None if the supervisor does not listen yet."""
+    try:
+        return connect(path)
+    except OSError:
+        return None
+
+
+def test_documents_of_a_worker_that_cannot_be_read_are_counted_by_kind(scene, monkeypatch):
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **given: start(["sleep", "1000"], **given))
     (scene.spool.folder("abc") / PENDING_UPLOAD).write_text("{")
     scene.backends.submit()
     job = scene.backends.claimed_job(replace(scene.backends.claim(), checkpoint={"version": 7}))
     scene.serve()
     scene.supervisor._components.fetcher.fetch(job)
-    socket = scene.settings.group_folder(0) / "rank-0.sock"
-    wait_until(socket.exists)
-    with closing(connect(socket)) as rank_0:
+    with closing(wait_until(lambda: connected(scene.settings.group_folder(0) / "rank-0.sock"))) as rank_0:
         rank_0.send(GroupFailed(message="").model_copy(update={"type": "of_a_later_release"}))
         wait_until(lambda: ("unreadable_records", "message") in counters(scene.backends.redis))
     found = counters(scene.backends.redis)
