@@ -53,32 +53,38 @@ def s3(files) -> Iterator[FaultyS3]:
         thread.join()
 
 
-def test_healthy_proxy_forwards_requests(s3, files):
-    assert httpx.put(f"{s3.url}/new", content=b"abc").status_code == 200
+@pytest.fixture
+def http(s3) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=s3.url, timeout=60) as client:
+        yield client
+
+
+def test_healthy_proxy_forwards_requests(s3, http, files):
+    assert http.put("/new", content=b"abc").status_code == 200
     assert files["/new"] == b"abc"
-    assert httpx.get(f"{s3.url}/old").content == b"0123456789"
+    assert http.get("/old").content == b"0123456789"
     assert s3.stored_at > 0
 
 
-def test_proxy_that_is_down_does_not_answer(s3, files):
+def test_proxy_that_is_down_does_not_answer(s3, http, files):
     s3.health = "down"
     with pytest.raises(httpx.TransportError):
-        httpx.put(f"{s3.url}/new", content=b"abc")
+        http.put("/new", content=b"abc")
     assert "/new" not in files
 
 
-def test_failing_proxy_answers_500_and_stores_nothing(s3, files):
+def test_failing_proxy_answers_500_and_stores_nothing(s3, http, files):
     s3.health = "failing"
-    assert httpx.put(f"{s3.url}/new", content=b"abc").status_code == 500
+    assert http.put("/new", content=b"abc").status_code == 500
     assert "/new" not in files
 
 
-def test_slow_proxy_stores_a_file_after_its_client_gave_up(s3, files, monkeypatch):
+def test_slow_proxy_stores_a_file_after_its_client_gave_up(s3, http, files, monkeypatch):
     waits = threading.Event()
     monkeypatch.setattr(s3_proxy, "sleep", lambda _: waits.wait(30))
     s3.health = "slow"
     with pytest.raises(httpx.ReadTimeout):
-        httpx.put(f"{s3.url}/new", content=b"abc", timeout=0.2)
+        http.put("/new", content=b"abc", timeout=0.2)
     wait_until(lambda: s3.slowed == ["PUT /new"])
     assert "/new" not in files
     waits.set()
@@ -86,24 +92,24 @@ def test_slow_proxy_stores_a_file_after_its_client_gave_up(s3, files, monkeypatc
     wait_until(lambda: "/new" in files)
 
 
-def test_cutting_proxy_sends_a_reader_a_part_and_an_error(s3):
+def test_cutting_proxy_sends_a_reader_a_part_and_an_error(s3, http):
     s3.health = "cutting"
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(f"{s3.url}/old")
+        http.get("/old")
 
 
-def test_late_proxy_shows_a_file_some_time_after_it_was_stored(s3, monkeypatch):
+def test_late_proxy_shows_a_file_some_time_after_it_was_stored(s3, http, monkeypatch):
     monkeypatch.setattr(s3_proxy, "LATE_S", 3600.0)
     s3.health = "late"
-    assert httpx.put(f"{s3.url}/new", content=b"abc").status_code == 200
-    assert httpx.get(f"{s3.url}/new").status_code == 404
+    assert http.put("/new", content=b"abc").status_code == 200
+    assert http.get("/new").status_code == 404
     monkeypatch.setattr(s3_proxy, "LATE_S", 0.01)
-    wait_until(lambda: httpx.get(f"{s3.url}/new").status_code == 200)
-    assert httpx.get(f"{s3.url}/old").status_code == 200
+    wait_until(lambda: http.get("/new").status_code == 200)
+    assert http.get("/old").status_code == 200
 
 
-def test_cutting_proxy_does_not_answer_a_writer(s3):
+def test_cutting_proxy_does_not_answer_a_writer(s3, http):
     s3.health = "cutting"
     with pytest.raises(httpx.TransportError):
-        httpx.put(f"{s3.url}/new", content=b"0123456789")
+        http.put("/new", content=b"0123456789")
     assert s3.stored_at == 0

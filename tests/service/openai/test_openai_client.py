@@ -148,14 +148,14 @@ class TestManaging:
 
     def test_a_cancelled_job_is_failed(self, videos, live, worker):
         video = videos.create(prompt="a red ball")
-        httpx2.post(f"http://127.0.0.1:{live}/jobs/{video.id}/cancel")
+        httpx2.post(f"http://127.0.0.1:{live}/jobs/{video.id}/cancel", timeout=60)
         shown = videos.with_raw_response.retrieve(video.id)
         assert (shown.parse().status, shown.parse().error.code) == ("failed", "cancelled")
         assert "openai-poll-after-ms" not in shown.headers
 
     def test_video_is_a_job_on_our_own_routes(self, videos, live):
         video = videos.create(prompt="a red ball", seconds="1")
-        job = httpx2.get(f"http://127.0.0.1:{live}/jobs/{video.id}").json()
+        job = httpx2.get(f"http://127.0.0.1:{live}/jobs/{video.id}", timeout=60).json()
         assert (job["request"]["num_frames"], job["request"]["prompt"]) == (17, "a red ball")
 
     def test_list_iterates_over_all_pages(self, videos):
@@ -220,7 +220,7 @@ class TestContent:
 
     def test_unfinished_video_is_a_conflict_without_retry(self, live):
         asked: list[httpx2.Request] = []
-        http = httpx2.Client(event_hooks={"request": [asked.append]})
+        http = httpx2.Client(event_hooks={"request": [asked.append]}, timeout=60)
         with OpenAI(base_url=f"http://127.0.0.1:{live}/v1", api_key="none", http_client=http) as client:
             video = client.videos.create(prompt="a red ball")
             with pytest.raises(openai.ConflictError) as refused:
