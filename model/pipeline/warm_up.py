@@ -1,14 +1,15 @@
 """Run a step of videos that are expected, so that their kernels are compiled before the first job."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from model.parallel.mesh import ContextParallel
 from model.pipeline.sample import Conditioning, denoise
-from model.spec.geometry import VAE_STRIDE, latent_frames
-from model.spec.memory import StageShape
-from model.spec.plan import Plan, refine_layout_of
+from model.spec.geometry import VAE_STRIDE
+from model.spec.memory import StageShape, base_shape, refinement_shape
+from model.spec.plan import Plan
 from model.spec.resolve import Inputs
 from model.transformer.dit import Dit
 
@@ -17,29 +18,15 @@ def stage_shapes(plan: Plan, inputs: Inputs) -> Iterator[StageShape]:
     """Yield the shapes of the stages of a plan: of its first segment, and of later ones if there are any."""
     for segment in range(min(plan.num_segments, 2)):
         if plan.task != "refine":
-            yield _base_shape(plan, inputs, segment)
+            is_continuation = segment > 0 or inputs.video is not None
+            yield base_shape(plan) if is_continuation else _first_shape(plan, inputs)
         if plan.refinement:
-            layout = refine_layout_of(plan, segment)
-            yield StageShape(
-                num_frames=layout.latent_frames,
-                height=plan.refinement.height,
-                width=plan.refinement.width,
-                num_condition=layout.condition_latents,
-                block_sparse=True,
-            )
+            yield refinement_shape(plan, segment)
 
 
-def _base_shape(plan: Plan, inputs: Inputs, segment: int) -> StageShape:
-    is_continuation = segment > 0 or inputs.video is not None
-    num_condition = plan.num_condition_frames if is_continuation else int(inputs.image is not None)
-    return StageShape(
-        num_frames=latent_frames(plan.num_frames),
-        height=plan.height,
-        width=plan.width,
-        num_condition=latent_frames(num_condition) if num_condition else 0,
-        num_texts=2 if plan.guidance_scale > 1 else 1,
-        condition_cache=is_continuation and plan.condition_cache,
-    )
+def _first_shape(plan: Plan, inputs: Inputs) -> StageShape:
+    """Return the shape of a base video that begins with noise, or with an image, which is never cached."""
+    return replace(base_shape(plan), num_condition=int(inputs.image is not None), condition_cache=False)
 
 
 def warm_up(dit: Dit, shape: StageShape, num_text_tokens: int, parallel: ContextParallel) -> None:

@@ -18,7 +18,6 @@ from model.spec.geometry import (
     FRAME_STRIDE,
     SIDE_MULTIPLE,
     VAE_STRIDE,
-    RefineLayout,
     latent_frames,
     latents_at_a_time,
 )
@@ -305,7 +304,7 @@ def format_bytes(num_bytes: int) -> str:
 
 def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader: bool = True) -> MemoryNeed:
     """Return the memory that a plan needs on the leader of a group, or on another of its ranks."""
-    stages = _stages(plan)
+    stages = _largest_stages(plan)
     token_kv = 2 * sizes.depth * sizes.width * setup.element_bytes
     condition_kv = max(stage.cached_tokens // _ranks_of_a_text(stage, setup) for stage in stages) * token_kv
     needs: dict[Phase, int] = {
@@ -424,32 +423,43 @@ def _vae_scale(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> float
     return pixels * setup.element_bytes * sizes.vae_channels / WAN_CHANNELS
 
 
-def _stages(plan: Plan) -> list[StageShape]:
-    stages = []
-    if plan.task != "refine":
-        num_condition = latent_frames(plan.num_condition_frames) if plan.num_condition_frames else 0
-        num_texts = 2 if plan.guidance_scale > 1 else 1
-        stages.append(
-            StageShape(
-                num_frames=latent_frames(plan.num_frames),
-                height=plan.height,
-                width=plan.width,
-                num_condition=num_condition,
-                num_texts=num_texts,
-                condition_cache=plan.condition_cache,
-                step_cache=plan.step_cache is not None,
-            )
-        )
-    if plan.refinement:
-        layout = _refinement_layout(plan)
-        stages.append(StageShape(layout.latent_frames, plan.refinement.height, plan.refinement.width))
-    return stages
+def base_shape(plan: Plan) -> StageShape:
+    """Return the shape of the base video, with the condition frames of a segment that continues."""
+    num_condition = plan.num_condition_frames
+    return StageShape(
+        num_frames=latent_frames(plan.num_frames),
+        height=plan.height,
+        width=plan.width,
+        num_condition=latent_frames(num_condition) if num_condition else 0,
+        num_texts=2 if plan.guidance_scale > 1 else 1,
+        condition_cache=plan.condition_cache,
+        step_cache=plan.step_cache is not None,
+    )
 
 
-def _refinement_layout(plan: Plan) -> RefineLayout:
-    """Return the longer of the layouts of a plan's segments."""
-    layouts = [refine_layout_of(plan, segment) for segment in range(min(2, plan.num_segments))]
-    return max(layouts, key=lambda layout: layout.latent_frames)
+def refinement_shape(plan: Plan, segment: int) -> StageShape:
+    """Return the shape of the refinement of a segment."""
+    assert plan.refinement
+    layout = refine_layout_of(plan, segment)
+    return StageShape(
+        num_frames=layout.latent_frames,
+        height=plan.refinement.height,
+        width=plan.refinement.width,
+        num_condition=layout.condition_latents,
+        block_sparse=True,
+    )
+
+
+def _largest_stages(plan: Plan) -> list[StageShape]:
+    """Return the shape of each stage of a plan, in the segment where it is largest."""
+    stages = [] if plan.task == "refine" else [base_shape(plan)]
+    return [*stages, _largest_refinement(plan)] if plan.refinement else stages
+
+
+def _largest_refinement(plan: Plan) -> StageShape:
+    """Return the shape of the longer of the refinements of a plan's segments."""
+    shapes = [refinement_shape(plan, segment) for segment in range(min(2, plan.num_segments))]
+    return max(shapes, key=lambda shape: shape.num_frames)
 
 
 def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
@@ -459,7 +469,5 @@ def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
         frames = latent_frames(max(1, plan.num_condition_frames))
         needs.append(encode_bytes(sizes, StageShape(frames, plan.height, plan.width), setup))
     if plan.refinement:
-        layout = _refinement_layout(plan)
-        stage = StageShape(layout.latent_frames, plan.refinement.height, plan.refinement.width)
-        needs.append(encode_bytes(sizes, stage, setup))
+        needs.append(encode_bytes(sizes, _largest_refinement(plan), setup))
     return max(needs)

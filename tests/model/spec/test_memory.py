@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from model.spec.geometry import Clip
+from model.spec.geometry import Clip, Size
 from model.spec.limits import Limits
 from model.spec.memory import (
     RESERVE_BYTES,
@@ -26,6 +26,7 @@ from model.spec.memory import (
     forward_bytes,
     host_needed,
     memory_needed,
+    refinement_shape,
     weight_bytes,
 )
 from model.spec.params import GenerationParams
@@ -124,6 +125,21 @@ def test_step_cache_adds_two_tensors_of_all_tokens_at_each_dtype():
 
 def test_refinement_needs_more_than_the_base_video():
     assert needed(refine=True).working > needed().working
+
+
+@pytest.mark.parametrize(
+    ("image", "num_condition_frames", "latents"),
+    [(None, 1, (48, 52)), (Size(480, 832), 13, (52, 48))],
+)
+def test_refinement_counts_in_the_segment_where_it_is_longer(image, num_condition_frames, latents):
+    options = {"num_segments": 2, "refine": True, "num_condition_frames": num_condition_frames}
+    plan = resolve(GenerationParams.model_validate(options), Inputs(image=image), LIMITS)
+    shapes = [refinement_shape(plan, segment) for segment in (0, 1)]
+    assert tuple(shape.num_frames for shape in shapes) == latents
+    setup = Setup(ranks=8)
+    peaks = [forward_bytes(RELEASED, shape, setup) for shape in shapes]
+    need = memory_needed(RELEASED, plan, setup, is_leader=False)
+    assert (need.phase, need.working) == ("denoise", max(peaks))
 
 
 def test_refinement_takes_no_memory_for_the_frames_of_its_clip():
