@@ -22,7 +22,7 @@ from model.pipeline.sample import Conditioning
 from model.pipeline.schedule import Schedule
 from model.pipeline.state import State
 from model.spec.geometry import VAE_STRIDE, RefineLayout, Size, latent_frames
-from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA, Plan, Refinement, refine_layout_of
+from model.spec.plan import Plan, Refinement, refine_layout_of
 from model.text import Text, TextEncoder
 from model.vae.vae import Vae
 
@@ -96,7 +96,7 @@ class Encoders:
             guidance_scale=plan.guidance_scale,
             cache_condition=is_continuation and plan.condition_cache,
             step_cache=plan.step_cache,
-            lora=DISTILLED_LORA if plan.distilled else None,
+            lora=plan.stage_loras[0],
             first_step=state.step,
         )
 
@@ -109,7 +109,7 @@ class Encoders:
             *state.stage_latents(),
             *self._encode_texts(request, state, guided=False),
             *schedule.begin_at(refinement.t_thresh, levels),
-            lora=REFINEMENT_LORA,
+            lora=request.plan.stage_loras[-1],
             block_sparse=True,
             first_step=state.step,
         )
