@@ -97,4 +97,4 @@ def load(setup: RankSetup, parallel: ContextParallel) -> PacedEngine:
 
 
 if __name__ == "__main__":
-    rank.main(sys.argv[1], sys.argv[2], load)
+    rank.main(sys.argv[1], load)

@@ -101,4 +101,4 @@ def load(setup: RankSetup, parallel: ContextParallel) -> FaultyEngine:
 
 
 if __name__ == "__main__":
-    rank.main(sys.argv[1], sys.argv[2], load)
+    rank.main(sys.argv[1], load)

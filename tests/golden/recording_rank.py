@@ -42,4 +42,4 @@ def record_messages(folder: Path) -> None:
 
 if __name__ == "__main__":
     record_messages(Path(__file__).parent)
-    rank.main(sys.argv[1], sys.argv[2], load)
+    rank.main(sys.argv[1], load)

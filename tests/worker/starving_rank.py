@@ -107,4 +107,4 @@ def load(setup: RankSetup, parallel: ContextParallel) -> StarvingEngine:
 
 
 if __name__ == "__main__":
-    rank.main(sys.argv[1], sys.argv[2], load)
+    rank.main(sys.argv[1], load)

@@ -1,4 +1,4 @@
-"""Serve jobs on one rank: `python -m worker.rank.main SETUP PARENT_PID`, started by torchrun for each GPU.
+"""Serve jobs on one rank: `python -m worker.rank.main SETUP`, run by `worker.rank.start` for each GPU.
 
 The rank loads the model once. The leader (rank 0) receives jobs from the supervisor and broadcasts them to
 the other ranks, and `worker.rank.run_job` runs each on all ranks. A rank that is not sound ends at once.
@@ -33,7 +33,6 @@ from model.spec.errors import GroupError
 from worker.channel import Channel, connect
 from worker.first_failure import leave_failure
 from worker.messages import GroupFailed, Message, RankConnected, Ready, RunJob, StopJob
-from worker.process import die_with_parent
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
 from worker.rank.leader import Leader
@@ -48,9 +47,8 @@ LoadEngine = Callable[[RankSetup, ContextParallel], Engine]
 EXIT_FAILED = 71  # exit status of a rank after an error that the group does not survive
 
 
-def main(setup: str, parent_pid: str, load: LoadEngine) -> None:
+def main(setup: str, load: LoadEngine) -> None:
     """Serve jobs until the process is killed. `load` returns the engine of this rank."""
-    die_with_parent(int(parent_pid))
     settings = RankSetup.model_validate_json(setup)
     set_up_log(settings.log_format)
     configure_allocator()
@@ -235,4 +233,4 @@ class SupervisorConnection:
 if __name__ == "__main__":
     from worker.rank.model_engine import load_engine
 
-    main(sys.argv[1], sys.argv[2], load_engine)
+    main(sys.argv[1], load_engine)

@@ -2,8 +2,8 @@
 
 The command is `python -m worker.rank.torchrun PARENT_PID NUM_RANKS MODULE FOLDER SETUP`.
 
-torchrun runs `MODULE` once for each rank, on this machine, and ends as soon as one rank does. It restarts
-nothing: the supervisor starts a new process instead.
+torchrun runs `MODULE` once for each rank (`worker.rank.start`), on this machine, and ends as soon as one rank
+does. It restarts nothing: the supervisor starts a new process instead.
 
 By default the ranks of torchrun meet at a TCP store, which listens on all interfaces without authentication
 and whose values torchrun unpickles. Here torchrun and the ranks of one node meet at files of `FOLDER`, which
@@ -56,7 +56,7 @@ def _run(rendezvous: list[str], options: argparse.Namespace, setup: RankSetup) -
     from torch.distributed.run import main as torchrun  # noqa: PLC0415
 
     processes = ["--max-restarts", "0", "--nproc-per-node", str(options.num_ranks)]
-    rank = ["-m", options.module, setup.model_dump_json(), str(os.getpid())]
+    rank = ["-m", "worker.rank.start", options.module, setup.model_dump_json(), str(os.getpid())]
     torchrun([*rendezvous, *processes, *rank])
 
 

@@ -212,13 +212,12 @@ def test_allocator_is_configured_before_a_rank_uses_its_device(monkeypatch, tmp_
 
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    for name in ("die_with_parent", "set_up_log"):
-        monkeypatch.setattr(f"worker.rank.main.{name}", lambda _: None)
+    monkeypatch.setattr("worker.rank.main.set_up_log", lambda _: None)
     monkeypatch.setattr("worker.rank.main.configure_allocator", lambda: order.append("allocator"))
     monkeypatch.setattr("worker.rank.main.choose_device", choose_device)
     monkeypatch.setattr("worker.rank.main.exit_failed", lambda: None)
     setup = WorkerSettings(checkpoint=tmp_path, ranks=2).rank_setup(tmp_path)
-    main(setup.model_dump_json(), "1", cast("LoadEngine", None))
+    main(setup.model_dump_json(), cast("LoadEngine", None))
     assert order == ["allocator", "device"]
 
 
@@ -226,7 +225,7 @@ def test_allocator_is_configured_before_a_rank_uses_its_device(monkeypatch, tmp_
 def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
     setup = WorkerSettings(device="cuda", checkpoint=tmp_path).rank_setup(tmp_path / "socket")
     setup = setup.model_copy(update={"failure_file": tmp_path / "failure"})
-    command = [sys.executable, "-m", "worker.rank.main", setup.model_dump_json(), str(os.getpid())]
+    command = [sys.executable, "-m", "worker.rank.main", setup.model_dump_json()]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with listen(setup.socket) as listening:
         listening.settimeout(60)

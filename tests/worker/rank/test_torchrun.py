@@ -63,7 +63,7 @@ def test_ranks_of_one_node_meet_at_files(started, tmp_path):
     assert "keep_alive_interval=31536000" in started.option("--rdzv-conf")  # the file would grow
     assert started.option("--nproc-per-node") == "2"
     assert started.setup.rendezvous_file == tmp_path / "ranks"
-    assert started.arguments[-4:-2] == ["-m", "the.module"]
+    assert started.arguments[-5:-2] == ["-m", "worker.rank.start", "the.module"]
 
 
 def test_ranks_are_told_where_they_find_the_memory_that_torchrun_inherited(started, tmp_path):
