@@ -3,6 +3,7 @@
 Texts are plain. Booleans may be written as HTML forms and Python write them, too (`on`, `True`). Lists are
 repeated (`prompts`, also `prompts[]`) or numbered (`prompts[0]`), and a part of an object is a field such as
 `metadata[order]`: so OpenAI's clients and many others send them. All other values are written as in JSON.
+Browsers send every field of a form, so an empty one counts as absent, unless it is a text of the video.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from service.http.json_body import parse_json
 _NAME = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 _CHARSET_FIELD = "_charset_"
 _INDEX = re.compile(r"[0-9]{0,6}", re.ASCII)
+_VIDEO_TEXTS = {"prompt", "prompts", "negative_prompt"}  # an empty one is valid, or refused
 _BOOLEANS = {
     **dict.fromkeys(("true", "on", "yes", "1"), True),
     **dict.fromkeys(("false", "off", "no", "0"), False),
@@ -41,6 +43,7 @@ class FormFields:
         objects: objects whose parts may be fields.
         text_maps: those objects whose parts have any name and are texts.
         booleans: true or false.
+        blanks: absent if they are empty.
     """
 
     files: frozenset[str]
@@ -50,6 +53,7 @@ class FormFields:
     objects: frozenset[str]
     text_maps: frozenset[str]
     booleans: frozenset[str]
+    blanks: frozenset[str]
 
     @classmethod
     def of(cls, body: type[BaseModel], files: Collection[str]) -> Self:
@@ -67,6 +71,7 @@ class FormFields:
             objects=frozenset(models | maps),
             text_maps=frozenset(name for name, kind in maps.items() if _is_text(_item(kind))),
             booleans=frozenset(name for name, kind in kinds.items() if kind is bool),
+            blanks=frozenset((kinds | parts).keys() - _VIDEO_TEXTS),
         )
 
 
@@ -109,6 +114,9 @@ class _Reader:
 
     def add_texts(self, name: str, texts: list[str]) -> None:
         whole, part = _split(name)
+        is_list = whole in self.fields.lists and not part
+        if texts == [""] and (whole if is_list else name) in self.fields.blanks:
+            return
         if whole in self.fields.lists and _INDEX.fullmatch(part or ""):
             self.items.setdefault(whole, {})[part] = texts
         elif part and whole in self.fields.objects:

@@ -76,7 +76,8 @@ async def generate(
     """Request a video, as JSON or as a form with the same fields, in which inputs may be files.
 
     In a form, text fields are plain text, lists of them are repeated, and all other fields are written as in
-    JSON. With `num_videos`, the answer is the first job; its `batch` names all of them.
+    JSON. Empty fields count as absent there, except prompts. With `num_videos`, the answer is the first job;
+    its `batch` names all of them.
     """
     idempotent_request = IdempotentRequest("/generate", body, idempotency_key)
     return await _create(idempotent_request, request, backend, response, wait)

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from service.jobs.bodies import GenerateRequest
+from service.openai.bodies import VideoRequest
 from tests.service.media import encoded, in_base64, picture
 
 HOOK = ("webhook_url", "https://example.com/hook")
@@ -109,6 +111,68 @@ def test_true_may_have_each_spelling(client, text):
 def test_false_may_have_each_spelling(client, text):
     job = created(client, send(client, "/generate", ("prompt", "a red ball"), ("enhance_hf", text)))
     assert job["request"]["enhance_hf"] is False
+
+
+VIDEO_TEXTS = {"prompt", "prompts", "negative_prompt"}
+
+
+class TestEmptyFields:
+    """Browsers send every field of a form."""
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            *sorted(GenerateRequest.model_fields.keys() - VIDEO_TEXTS),
+            *("webhook_events[]", "image[url]", "video[job]", "image[width]", "image[frame]"),
+        ],
+    )
+    def test_empty_field_counts_as_absent(self, client, order, field):
+        expected = order(seed=7)
+        seed = [] if field == "seed" else [("seed", "7")]
+        job = created(client, send(client, "/generate", ("prompt", "a red ball"), *seed, (field, "")))
+        if field == "seed":
+            del job["request"]["seed"], expected["request"]["seed"]
+        assert job["request"] == expected["request"]
+
+    @pytest.mark.parametrize(
+        "field", [*sorted(VideoRequest.model_fields.keys() - VIDEO_TEXTS), "input_reference[image_url]"]
+    )
+    def test_empty_field_counts_as_absent_in_openais_form(self, client, field):
+        created(client, send(client, "/v1/videos", ("prompt", "a red ball"), (field, "")))
+
+    def test_empty_texts_are_texts(self, client):
+        fields = [("prompt", "a red ball"), ("negative_prompt", ""), ("metadata[note]", "")]
+        job = created(client, send(client, "/generate", *fields))
+        assert (job["request"]["negative_prompt"], job["metadata"]) == ("", {"note": ""})
+
+    @pytest.mark.parametrize(
+        ("field", "name"),
+        [
+            ("prompts.0", "prompts"),
+            ("prompts.1", "prompts[1]"),
+            ("webhook_events.0", "webhook_events[0]"),
+            ("motion", "motion"),
+            ("image[]", "image[]"),
+            ("image.name", "image[name]"),
+        ],
+    )
+    def test_empty_items_and_unknown_fields_are_refused(self, client, field, name):
+        fields = [("prompts[0]", "a red ball")] if name == "prompts[1]" else []
+        answer = send(client, "/generate", *fields, (name, ""))
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+    def test_empty_prompt_is_refused(self, client):
+        answer = send(client, "/generate", ("prompt", ""))
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "prompt")
+
+    def test_empty_prompt_of_a_retry_does_not_keep_the_old_one(self, client, order):
+        answer = send(client, f"/jobs/{order()['id']}/retry", ("prompt", ""))
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "prompt")
+
+    @pytest.mark.parametrize("field", ["seed", "task", "distilled", "webhook_url", "webhook_events", "image"])
+    def test_empty_text_in_json_is_refused(self, client, field):
+        answer = client.post("/generate", json={"prompt": "a red ball", field: ""})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
 
 
 class TestEncoding:
