@@ -120,6 +120,8 @@ async def _read_json(chunks: AsyncIterator[bytes], max_text_bytes: int) -> bytea
 
 
 def _json_object(content: bytearray, max_text_bytes: int) -> dict[str, Any]:
+    if content.startswith(codecs.BOM_UTF8):  # editors and shells of Windows write it
+        del content[: len(codecs.BOM_UTF8)]
     try:
         values = parse_json(content, max_text_bytes)
     except ValueError as error:

@@ -1,7 +1,8 @@
-"""Bodies that are too slow, incomplete, or too many at a time."""
+"""Bodies that are too slow, incomplete, encoded, or too many at a time."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 
@@ -136,6 +137,16 @@ def test_compressed_body_is_refused_by_its_name(client, media_type):
     answer = client.post("/generate", content=b"\x1f\x8b", headers=headers)
     assert answer.status_code == 415
     assert "must not be compressed" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/videos"])
+def test_byte_order_mark_before_json_is_skipped(client, path):
+    headers = {"Content-Type": "application/json"}
+    content = codecs.BOM_UTF8 + '{"prompt": "ein roter Bäll"}'.encode()
+    job = client.post(path, content=content, headers=headers).json()
+    assert client.get(f"/jobs/{job['id']}").json()["request"]["prompt"] == "ein roter Bäll"
+    twice = client.post(path, content=codecs.BOM_UTF8 + content, headers=headers)
+    assert (twice.status_code, twice.json()["error"]["code"]) == (400, "malformed_body")
 
 
 class TestConcurrentBodies:
