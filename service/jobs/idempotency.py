@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO
 
-from fastapi import Header, Response
+from fastapi import Depends, Header, Request, Response
 
-from jobs.errors import Unavailable
+from jobs.errors import InvalidRequest, Unavailable
 from jobs.record import Job
 from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submitted
@@ -32,15 +32,30 @@ REPLAYED_HEADER: dict[str, dict[str, Any]] = {
     }
 }
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        pattern="^[!-~]+$",
-        description="Any text, new for each video. A request repeated with its key creates no second job.",
-    ),
-]
+_HEADER = "Idempotency-Key"
+
+
+async def _only_key(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            pattern="^[!-~]+$",
+            description="Any text, new for each video. A request repeated with its key creates no second "
+            "job.",
+        ),
+    ] = None,
+) -> str | None:
+    """Return the key of a request. Raise InvalidRequest if it has several, of which any could be meant."""
+    if len(request.headers.getlist(_HEADER)) > 1:
+        raise InvalidRequest(f"{_HEADER}: is given twice", _HEADER)
+    return idempotency_key
+
+
+IdempotencyKey = Annotated[str | None, Depends(_only_key)]
+"""Dependency of a route. Declared before the body, it is checked before that is read."""
 
 
 @dataclass(frozen=True)

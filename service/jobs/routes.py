@@ -68,9 +68,9 @@ _LISTED: dict[int | str, dict[str, Any]] = {
 async def generate(
     request: Request,
     backend: CurrentBackend,
+    idempotency_key: IdempotencyKey,
     body: Annotated[Body, Depends(receive_generate_body)],
     response: Response,
-    idempotency_key: IdempotencyKey = None,
     wait: WaitSeconds = 0,
 ) -> JobView:
     """Request a video, as JSON or as a form with the same fields, in which inputs may be files.
@@ -135,9 +135,9 @@ async def retry_job(  # noqa: PLR0913, PLR0917 - FastAPI passes them by name
     job_id: str,
     request: Request,
     backend: CurrentBackend,
+    idempotency_key: IdempotencyKey,
     body: Annotated[Body, Depends(receive_retry_body)],
     response: Response,
-    idempotency_key: IdempotencyKey = None,
     wait: WaitSeconds = 0,
 ) -> JobView:
     """Request the video of a job again, as a new job: with the same seed, options and inputs.

@@ -67,9 +67,9 @@ async def _receive_extend_body(request: Request, backend: CurrentBackend) -> Asy
 @in_submission_threads
 def create_video(
     backend: CurrentBackend,
+    idempotency_key: IdempotencyKey,
     body: Annotated[Body, Depends(_receive_create_body)],
     response: Response,
-    idempotency_key: IdempotencyKey = None,
 ) -> Video:
     """Request a video, as a form or as JSON."""
     video = read_request(body)
@@ -86,9 +86,9 @@ def create_video(
 @in_submission_threads
 def extend_video(
     backend: CurrentBackend,
+    idempotency_key: IdempotencyKey,
     body: Annotated[Body, Depends(_receive_extend_body)],
     response: Response,
-    idempotency_key: IdempotencyKey = None,
 ) -> Video:
     """Request a video that continues a finished one, or an uploaded clip.
 

@@ -69,6 +69,17 @@ def test_invalid_key_is_refused(client, key):
     assert ids(client) == []
 
 
+@pytest.mark.parametrize("keys", [("a", "b"), ("a", "a")])
+@pytest.mark.parametrize("path", ["/generate", "/jobs/any/retry", "/v1/videos", "/v1/videos/extensions"])
+def test_two_keys_are_refused(client, path, keys):
+    headers = [("Idempotency-Key", key) for key in keys]
+    answer = client.post(path, json={"prompt": "a red ball"}, headers=headers)
+    is_openai = path.startswith("/v1/")
+    assert answer.status_code == (400 if is_openai else 422)
+    assert answer.json()["error"]["param" if is_openai else "field"] == "Idempotency-Key"
+    assert ids(client) == []
+
+
 def test_formatting_of_json_does_not_matter(client):
     headers = KEY | {"Content-Type": "application/json"}
     texts = ['{"prompt": "a", "seed": 7}', '{ "seed":7,\n"prompt":"\\u0061" }']
