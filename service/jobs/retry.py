@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
+from jobs.errors import JobNotFound
 from jobs.record import Job
 from service.backend import CurrentBackend
 from service.inputs.body import FILES, GENERATE, Body, receive_body
+from service.jobs.idempotency import IdempotencyKey
 from service.jobs.views import RequestView
 
 _DETERMINED = {"fps", "refinement"}
@@ -21,17 +25,36 @@ _REPLACED = {  # by a change of another field
 }
 
 
-async def receive_retry_body(job_id: str, request: Request, backend: CurrentBackend) -> AsyncIterator[Body]:
-    """Yield the body of `POST /generate` that requests a job again, with the changes in this request's body.
+@dataclass(frozen=True)
+class Retry:
+    """A request for the video of a job again.
 
-    Raises JobNotFound and UnreadableRecord before the body is read, and what `receive_body` raises.
+    Attributes:
+        changes: its body as it was sent.
+        body: the body of `POST /generate` that it amounts to; None if there is no such job.
     """
-    job = await run_in_threadpool(backend.jobs.get, job_id)
-    if _has_body(request):
-        async with receive_body(request, GENERATE, backend) as changes:
-            yield changed_request(job, changes)
-    else:
-        yield changed_request(job, Body({}))
+
+    changes: Body
+    body: Body | None
+
+
+async def receive_retry_request(
+    job_id: str, request: Request, backend: CurrentBackend, idempotency_key: IdempotencyKey
+) -> AsyncIterator[Retry]:
+    """Yield the request for a job again. With a key, it may have been answered before the job was deleted.
+
+    Raises JobNotFound, if there is no key, and UnreadableRecord before the body is read, and what
+    `receive_body` raises.
+    """
+    try:
+        job = await run_in_threadpool(backend.jobs.get, job_id)
+    except JobNotFound:
+        if idempotency_key is None:
+            raise
+        job = None
+    has_body = _has_body(request)
+    async with receive_body(request, GENERATE, backend) if has_body else nullcontext(Body({})) as changes:
+        yield Retry(changes, changed_request(job, changes) if job else None)
 
 
 def changed_request(job: Job, changes: Body) -> Body:

@@ -7,23 +7,24 @@ queues it.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from jobs.errors import Unavailable
+from jobs.errors import JobNotFound, Unavailable
 from jobs.maintenance import remove_due_files
 from jobs.record import ENDED
+from jobs.store.idempotency import KeyReservation
 from jobs.store.queue_depths import queue_depths
+from jobs.store.submission import Submitted
 from service.backend import Backend, CurrentBackend
 from service.http.error_handlers import error_responses
 from service.inputs.body import Body, receive_generate_body
 from service.jobs.idempotency import REPLAYED_HEADER, IdempotencyKey, IdempotentRequest, idempotent
 from service.jobs.list_query import ListQuery
 from service.jobs.pools import FleetView
-from service.jobs.retry import receive_retry_body
+from service.jobs.retry import Retry, receive_retry_request
 from service.jobs.submission import submit
 from service.jobs.submission_threads import in_submission_threads
 from service.jobs.views import BatchView, JobPage, JobView
@@ -80,7 +81,7 @@ async def generate(
     its `batch` names all of them.
     """
     idempotent_request = IdempotentRequest("/generate", body, idempotency_key)
-    return await _create(idempotent_request, request, backend, response, wait)
+    return await _create(idempotent_request, body, request, backend, response, wait)
 
 
 @router.get("/capability", responses=error_responses(503))
@@ -136,7 +137,7 @@ async def retry_job(  # noqa: PLR0913, PLR0917 - FastAPI passes them by name
     request: Request,
     backend: CurrentBackend,
     idempotency_key: IdempotencyKey,
-    body: Annotated[Body, Depends(receive_retry_body)],
+    retry: Annotated[Retry, Depends(receive_retry_request)],
     response: Response,
     wait: WaitSeconds = 0,
 ) -> JobView:
@@ -144,8 +145,8 @@ async def retry_job(  # noqa: PLR0913, PLR0917 - FastAPI passes them by name
 
     A body changes fields of the request; null gives a field its default. Without a body, nothing changes.
     """
-    idempotent_request = IdempotentRequest(f"/jobs/{job_id}/retry", body, idempotency_key)
-    return await _create(idempotent_request, request, backend, response, wait)
+    idempotent_request = IdempotentRequest(f"/jobs/{job_id}/retry", retry.changes, idempotency_key)
+    return await _create(idempotent_request, retry.body, request, backend, response, wait)
 
 
 @router.delete(
@@ -168,6 +169,7 @@ def delete_job(job_id: str, backend: CurrentBackend) -> Response:
 
 async def _create(
     idempotent_request: IdempotentRequest,
+    body: Body | None,
     request: Request,
     backend: Backend,
     response: Response,
@@ -176,12 +178,7 @@ async def _create(
     """Submit a request and wait for the end of its job. Return the job, with its URL in a header."""
     if wait_s:  # the job must start before the response
         backend = backend.without_delay()
-    job = await _submit(
-        backend=backend,
-        body=idempotent_request.body,
-        idempotent_request=idempotent_request,
-        response=response,
-    )
+    job = await _submit(backend=backend, body=body, idempotent_request=idempotent_request, response=response)
     if wait_s:
         job = await wait_for_end(job, request, backend, wait_s)
         response.status_code = 200 if job.status in ENDED else 202
@@ -190,9 +187,18 @@ async def _create(
 
 @in_submission_threads
 def _submit(
-    backend: Backend, body: Body, idempotent_request: IdempotentRequest, response: Response
+    backend: Backend, body: Body | None, idempotent_request: IdempotentRequest, response: Response
 ) -> JobView:
-    """Submit a request, and return its job with the job's URL in a header."""
-    job = idempotent(idempotent_request, backend, response, partial(submit, body, backend))
+    """Submit a request, and return its job with the job's URL in a header.
+
+    Raises JobNotFound if there is no body, because the job to request again is gone, and no earlier answer.
+    """
+
+    def create(reservation: KeyReservation | None) -> Submitted:
+        if body is None:
+            raise JobNotFound("no such job")
+        return submit(body, backend, reservation)
+
+    job = idempotent(idempotent_request, backend, response, create)
     response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
     return backend.view(job)

@@ -23,9 +23,9 @@ def in_submission_threads(route: Callable[..., Returned]) -> Callable[..., Await
     """
 
     @wraps(route)
-    async def run(*, backend: Backend, body: Body, **arguments: Any) -> Returned:  # noqa: ANN401
+    async def run(*, backend: Backend, body: Body | None, **arguments: Any) -> Returned:  # noqa: ANN401
         work = partial(route, backend=backend, body=body, **arguments)
-        if body.has_inputs:
+        if body and body.has_inputs:
             return await backend.capacities.run_with_inputs(backend.owner, work)
         return await run_in_threadpool(work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import ClassVar
 
 import pytest
 from fastapi.testclient import TestClient
@@ -133,6 +134,44 @@ class TestChanges:
         assert second.headers["Idempotent-Replayed"] == "true"
         other = client.post(url, headers=key, json={"seed": 1})
         assert other.json()["error"]["code"] == "idempotency_key_reused"
+
+
+class TestDeletedJob:
+    """The job of a retry was deleted after the retry."""
+
+    KEY: ClassVar = {"Idempotency-Key": "again"}
+
+    def retry(self, client, job_id, headers=None, **options):
+        return client.post(f"/jobs/{job_id}/retry", headers=headers, **options)
+
+    @pytest.mark.parametrize("options", [{}, {"json": {"seed": 8}}], ids=["as it was", "with changes"])
+    def test_repeated_retry_returns_its_job(self, client, order, options):
+        job_id = order(seed=7)["id"]
+        retried = self.retry(client, job_id, self.KEY, **options)
+        client.delete(f"/jobs/{job_id}")
+        again = self.retry(client, job_id, self.KEY, **options)
+        assert (again.status_code, again.headers.get("Idempotent-Replayed")) == (202, "true"), again.text
+        assert again.json()["id"] == retried.json()["id"]
+        assert again.headers["Location"] == retried.headers["Location"]
+
+    def test_key_of_other_changes_is_refused(self, client, order):
+        job_id = order(seed=7)["id"]
+        self.retry(client, job_id, self.KEY)
+        client.delete(f"/jobs/{job_id}")
+        answer = self.retry(client, job_id, self.KEY, json={"seed": 8})
+        assert answer.json()["error"]["code"] == "idempotency_key_reused"
+
+    @pytest.mark.parametrize("headers", [None, KEY], ids=["without a key", "with a new key"])
+    def test_new_retry_is_not_found(self, client, redis, order, headers):
+        job_id = order()["id"]
+        client.delete(f"/jobs/{job_id}")
+        answer = self.retry(client, job_id, headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
+        assert not redis.keys("longcat:idempotency:*")
+
+    def test_unknown_job_is_not_found_before_a_body_is_read(self, client):
+        answer = self.retry(client, "nobody", content=b"{", headers={"Content-Type": "application/json"})
+        assert answer.status_code == 404
 
 
 class TestStoredInputs:
