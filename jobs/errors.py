@@ -75,7 +75,7 @@ class NoSuitableGroup(NoCapability):
 
 
 class Unavailable(LongCatError):
-    """Redis or the storage cannot be reached."""
+    """Redis or the storage cannot be reached, or this process is stopping."""
 
     code = "unavailable"
     retryable = True

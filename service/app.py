@@ -28,6 +28,7 @@ from service.http.error_handlers import error_responses, install_error_handlers
 from service.http.head_routes import head_routes
 from service.http.query import check_query
 from service.http.request_ids import RequestIds
+from service.http.shutdown import ShutdownResponses
 from service.http.tracing import TracedRequests
 from service.inputs.uploads import remove_abandoned_folders
 from service.jobs import events, files
@@ -104,6 +105,7 @@ def create_ops_app(service: FastAPI) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """Add the middleware, innermost first."""
+    app.add_middleware(ShutdownResponses, event_streams=app.state.event_streams)
     app.add_middleware(
         BodyDeadlines, timeout_s=settings.body_timeout_s, min_bytes_per_s=settings.body_min_bytes_per_s
     )

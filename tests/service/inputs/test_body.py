@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import logging
+from contextlib import ExitStack
 
 import pytest
 
@@ -85,6 +86,28 @@ def test_aborted_upload_is_logged_once_and_counted_as_499(live, client, caplog):
     lines = [record for record in caplog.records if "disconnected" in record.message]
     assert len(lines) == 2
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/videos"])
+@pytest.mark.parametrize("media_type", ["Content-Type: application/json", FORM])
+def test_upload_that_the_end_of_the_process_cuts_off_is_answered_503(
+    redis_server, redis, tmp_path, caplog, path, media_type
+):
+    app = create_app(settings_for(redis_server, tmp_path))
+    with ExitStack() as stack:
+        with serving(app) as port:
+            connection = stack.enter_context(connected(port))
+            connection.sendall(head("POST", path, media_type, "Content-Length: 1000") + b"--edge\r\n")
+            wait_until(lambda: app.state.backend.capacities.open_bodies.used)
+            app.state.event_streams.close()  # as `python -m service` does before it stops
+        answer = read_until_closed(connection)
+    assert status(answer) == 503
+    fields = answer.partition(b"\r\n\r\n")[0].lower()
+    assert all(name in fields for name in (b"x-request-id:", b"retry-after:", b"connection: close"))
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert (error["code"], "stopping" in error["message"]) == ("unavailable", True)
+    assert "Traceback" not in caplog.text
+    assert num_tickets(redis) == 0
 
 
 WHOLE = (
