@@ -130,7 +130,8 @@ async def _events(stream: EventStream, backend: Backend, streams: EventStreams) 
     while not streams.is_closing:
         try:
             jobs = await streams.run(partial(read_if_authorized, stream, backend))
-        except Unavailable:
+        except Unavailable as error:
+            yield f": {error.message}\n\n"
             return
         if jobs is None:
             yield ": you are no longer allowed to see this\n\n"

@@ -6,19 +6,24 @@ import http.client
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 
+import httpx
 import pytest
 
 from jobs.record import Progress
 from jobs.store.events import changed_jobs
 from jobs.store.submission import Submission
+from service.app import create_app
 from service.jobs.event_streams import EventStream
 from service.jobs.events import read_if_authorized
 from service.keys.api_keys import ApiKeys
+from tests.redis_fleet import RedisProcess
 from tests.servers import answers, free_port
+from tests.service.conftest import CAPABILITY, serving, settings_for
 from tests.waiting import wait_until
 
 
@@ -150,6 +155,18 @@ class TestEndOfStream:
             assert rest_of(ends).endswith(b": you are no longer allowed to see this\n\n")
             worker.job_store.client.cancel("mine")
             assert b"event: done" in rest_of(goes_on)
+
+    def test_stream_says_that_redis_cannot_be_reached(self, tmp_path):
+        with RedisProcess(tmp_path / "redis") as server, server.client() as redis:
+            CAPABILITY.publish(redis)
+            with serving(create_app(settings_for(server.url, tmp_path, redis_patience_s=5.0))) as port:
+                body = {"prompt": "a red ball"}
+                job_id = httpx.post(f"http://127.0.0.1:{port}/generate", json=body).json()["id"]
+                with connected(port, job_id) as stream:
+                    assert stream.readline()[:3] == b"id:"
+                    server.end(signal.SIGKILL)
+                    rest = rest_of(stream)
+        assert rest.endswith(b": Redis cannot be reached; try again soon\n\n")
 
     def test_stream_ends_before_the_service_shuts_down(self, redis, redis_server, worker, job_id, tmp_path):
         port = free_port()
