@@ -96,7 +96,7 @@ class VideoRequest(SamplingParams, JobOptions):
     seconds: Seconds | None = Field(
         None, description="Rounded to the nearest possible length.", examples=["4"]
     )
-    size: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
+    size: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None = Field(
         None, description="Width × height in pixels.", examples=["1280x720"]
     )
 

@@ -116,6 +116,8 @@ class TestCreating:
             ({"size": "97x64"}, "size"),
             ({"size": "4096x4096"}, "size"),
             ({"size": "big"}, "size"),
+            ({"size": "0x64"}, "size"),
+            ({"size": "96x0"}, "size"),
             ({"input_reference": ("cat.png", b"not an image")}, "input_reference"),
             (
                 {"extra_body": {"input_reference": {"image_url": "ftp://a.example/cat.png"}}},
