@@ -159,9 +159,9 @@ class TestEndOfStream:
     def test_stream_says_that_redis_cannot_be_reached(self, tmp_path):
         with RedisProcess(tmp_path / "redis") as server, server.client() as redis:
             CAPABILITY.publish(redis)
-            with serving(create_app(settings_for(server.url, tmp_path, redis_patience_s=5.0))) as port:
+            with serving(create_app(settings_for(server.url, tmp_path, redis_patience_s=10.0))) as port:
                 body = {"prompt": "a red ball"}
-                job_id = httpx.post(f"http://127.0.0.1:{port}/generate", json=body).json()["id"]
+                job_id = httpx.post(f"http://127.0.0.1:{port}/generate", json=body, timeout=60).json()["id"]
                 with connected(port, job_id) as stream:
                     assert stream.readline()[:3] == b"id:"
                     server.end(signal.SIGKILL)
