@@ -26,6 +26,7 @@ from tests.servers import S3Bucket, S3Server, create_bucket, redis_program, run_
 
 ROOT = Path(__file__).parents[1]
 RANKS_FOLDER = "tests/model/parallel/"
+BROWSER_TIMEOUT_MS = 120_000  # of each wait: only a failing test waits so long
 CHROMIUM_NAMES = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"]
 CHROMIUM_FLAGS = [
     "--headless",
@@ -169,6 +170,8 @@ def browser(chromium: str) -> Iterator[Browser]:
     """A running Chromium: one per session, because Playwright keeps its event loop in this thread."""
     with (
         sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS) as browser,
+        playwright.chromium.launch(
+            executable_path=chromium, args=CHROMIUM_FLAGS, timeout=BROWSER_TIMEOUT_MS
+        ) as browser,
     ):
         yield browser

@@ -9,17 +9,14 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.running_stack import RunningStack, run_stack
+from tests.service.console.conftest import opened
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """Return an empty page. The test fails if a script on it raises an error."""
-    with browser.new_context() as context:
-        page = context.new_page()
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
+    with opened(browser, "about:blank") as page:
         yield page
-        assert problems == []
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,16 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from redis import Redis
 
 from jobs.store.scripts import decoded
+from tests.conftest import BROWSER_TIMEOUT_MS
 
 AXE = "axe-core@4.14.1"
 
@@ -22,13 +24,21 @@ AXE = "axe-core@4.14.1"
 @contextmanager
 def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """Yield a page of its own browser profile. The test fails if a script on it raises an error."""
+    expect.set_options(timeout=BROWSER_TIMEOUT_MS)
     with browser.new_context(**options) as context:
+        context.set_default_timeout(BROWSER_TIMEOUT_MS)
         page = context.new_page()
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(url)
         yield page
         assert problems == []
+
+
+def hold_time(page: Page) -> None:
+    """Let timers of the page fire only when the test runs its clock, so that what is shown briefly stays."""
+    page.clock.install()
+    page.clock.pause_at(datetime.now(UTC) + timedelta(hours=1))  # a time that has not passed yet
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from jobs.errors import OutOfMemory
 from jobs.record import Progress
 from service.keys.api_keys import ApiKeys
-from tests.service.console.conftest import opened
+from tests.service.console.conftest import hold_time, opened
 from tests.service.media import clip, encoded, picture
 
 pytestmark = pytest.mark.browser
@@ -222,6 +222,7 @@ class TestKeyboard:
 
     @pytest.mark.usefixtures("finished")
     def test_focus_moves_to_the_next_job_when_one_is_deleted(self, page):
+        hold_time(page)  # or the buttons ask for confirmation for a few seconds only
         page.focus(".job:first-child [data-action=delete]")
         page.keyboard.press("Enter")
         page.keyboard.press("Enter")
@@ -235,6 +236,7 @@ class TestKeyboard:
 
     @pytest.mark.usefixtures("finished")
     def test_escape_takes_back_a_deletion(self, page):
+        hold_time(page)
         page.focus(".job:first-child [data-action=delete]")
         page.keyboard.press("Enter")
         page.wait_for_selector("text=Delete permanently?")

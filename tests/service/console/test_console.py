@@ -17,11 +17,12 @@ from model.spec.params import MAX_SEED
 from service.console import routes
 from service.keys.api_keys import ApiKeys
 from tests.service.conftest import CAPABILITY
-from tests.service.console.conftest import opened
+from tests.service.console.conftest import hold_time, opened
 from tests.service.media import clip, encoded, picture
 from tests.waiting import wait_until
 
 FOLDER = Path(routes.__file__).parent
+HOUR_S = 3600
 
 
 @pytest.mark.parametrize(
@@ -99,10 +100,10 @@ class TestInABrowser:
         assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
 
     def test_job_with_a_deadline_shows_whether_it_is_met(self, page, worker, redis, client):
-        body = {"prompt": "a red ball", "deadline_s": 239}
+        body = {"prompt": "a red ball", "deadline_s": 4 * HOUR_S}
         ids = [client.post("/generate", json=body).json()["id"] for _ in range(3)]
-        page.wait_for_selector(f"[data-id='{ids[0]}'] >> text=Wanted in 4 min")
-        redis.hincrby(f"longcat:job:{ids[1]}", "deadline_ms", -300_000)
+        page.wait_for_selector(f"[data-id='{ids[0]}'] >> text=Wanted in 4 h")
+        redis.hincrby(f"longcat:job:{ids[1]}", "deadline_ms", -5 * HOUR_S * 1000)
         page.wait_for_selector(f"[data-id='{ids[1]}'] >> text=Deadline missed")
         for _ in range(2):
             worker.succeed(worker.claim(), video=clip(), thumbnail=encoded(picture(), "JPEG"))
@@ -147,8 +148,10 @@ class TestInABrowser:
         worker.succeed(worker.claim(), video=clip(), thumbnail=encoded(picture(), "JPEG"))
         page.reload()
         page.wait_for_selector(".job[data-status=succeeded] video[src]")
+        hold_time(page)
         page.click("text=Copy as curl")
         page.wait_for_selector("text=Copied")
+        page.clock.resume()
         assert "Bearer $LONGCAT_API_KEY" in page.evaluate("navigator.clipboard.readText()")
         video = page.locator("video[src]")
         assert video.evaluate("async v => { v.muted = true; await v.play(); return v.videoWidth; }") == 96
@@ -309,6 +312,7 @@ class TestInABrowser:
         page.wait_for_selector("#news:has-text('is finished')", state="attached")
         video = page.locator("video[src]")
         assert (video.get_attribute("width"), video.get_attribute("height")) == ("96", "64")
+        hold_time(page)  # or the button asks for confirmation for a few seconds only
         page.click("text=Delete")
         assert client.get("/jobs").json()["jobs"] != []
         page.click("text=Delete permanently?")
@@ -324,8 +328,11 @@ class TestInABrowser:
         page.fill("textarea", 'it\'s a "red" ball')
         page.set_input_files("input[type=file]", tmp_path / "cat.png")
         page.click("text=Generate")
+        page.wait_for_selector(".job")
+        hold_time(page)
         page.click("text=Copy as curl")
         page.wait_for_selector("text=Copied")
+        page.clock.resume()
         words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
         assert words[:2] == ["curl", f"http://127.0.0.1:{live}/generate"]
         copied = client.post("/generate", json=json.loads(words[words.index("-d") + 1])).json()["request"]
@@ -407,8 +414,10 @@ class TestInABrowser:
         seed = 2**53 + 1
         client.post("/generate", json={"prompt": "a red ball", "seed": seed})
         page.wait_for_selector(f"text=Seed {seed}")
+        hold_time(page)
         page.click("text=Copy as curl")
         page.wait_for_selector("text=Copied")
+        page.clock.resume()
         command = page.evaluate("navigator.clipboard.readText()")
         assert f'"seed":{seed},' in command
         page.click("text=Edit")
@@ -442,12 +451,12 @@ class TestInABrowser:
         page.click("text=More options")
         page.fill("[name=seed]", "7")
         page.fill("[name=num_videos]", "3")
-        page.fill("[name=deadline_s]", "600")
+        page.fill("[name=deadline_s]", str(4 * HOUR_S))
         page.click("text=Generate")
         page.wait_for_selector(".job:nth-child(3)")
         expect(page.locator("#queued p")).to_have_text("Queued: 3 videos of “a red ball”.")
         expect(page.locator(".batch")).to_have_text([f"Video {number} of 3" for number in (3, 2, 1)])
-        expect(page.locator(".facts")).to_have_text(["wanted in 10 min"] * 3)
+        expect(page.locator(".facts")).to_have_text(["wanted in 4 h"] * 3)
         assert [job["request"]["seed"] for job in client.get("/jobs").json()["jobs"]] == [9, 8, 7]
 
     def test_videos_of_one_request_are_listed_and_cancelled_together(self, page, worker, client):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from service.keys.api_keys import ApiKeys
-from tests.conftest import CHROMIUM_FLAGS
+from tests.conftest import BROWSER_TIMEOUT_MS, CHROMIUM_FLAGS
 from tests.service.hosts import host
 from tests.service.media import clip, encoded, picture
 
@@ -77,9 +77,12 @@ def page(browser, chromium, other_server, live):
     rules = "--host-resolver-rules=MAP *.test 127.0.0.1"
     with (
         host(other_server) as url,
-        browser.browser_type.launch(executable_path=chromium, args=[*CHROMIUM_FLAGS, rules]) as launched,
+        browser.browser_type.launch(
+            executable_path=chromium, args=[*CHROMIUM_FLAGS, rules], timeout=BROWSER_TIMEOUT_MS
+        ) as launched,
         launched.new_context() as context,
     ):
+        context.set_default_timeout(BROWSER_TIMEOUT_MS)
         page = context.new_page()
         page.other_url = url
         yield page
