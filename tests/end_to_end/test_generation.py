@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.decoded_video import SAME_VIDEO_DB, boxes, decode, psnr
 from tests.rights import open_to_others
-from tests.running_stack import run_stack
+from tests.running_stack import JOB_TIMEOUT_S, run_stack
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -191,7 +191,7 @@ def test_progress_never_decreases_and_phases_follow_their_order(stack):
         seen.append(now)
         return now["status"] == "succeeded"
 
-    wait_until(watched, timeout_s=300)
+    wait_until(watched, JOB_TIMEOUT_S)
     progress = [now["progress"] for now in seen if now["progress"]]
     fractions = [point["fraction"] for point in progress]
     phases = [(point["segment"], PHASES.index(point["phase"])) for point in progress]
