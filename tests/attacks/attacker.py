@@ -44,11 +44,13 @@ class Attacker:
 
     def run(self) -> None:
         """Start every attack, wait for the end of standard input, and stop."""
+        bomb = encoded(picture(7000, 7000), compress_level=9)
+        large_clip = clip(num_frames=30, height=2304, width=4096)
+        # it stands for other machines: it only gets the processor time that the service leaves
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         tarpit = self._tarpit()
         slow_image = {"prompt": "a cat", "image": {"url": f"http://{self.address}:{tarpit}/a.png"}}
         webhook = {"prompt": "a cat", "webhook_url": f"http://{self.address}:{tarpit}/hook"}
-        bomb = encoded(picture(7000, 7000), compress_level=9)
-        large_clip = clip(num_frames=30, height=2304, width=4096)
         attacks: list[tuple[int, str, Callable[[str], None]]] = [
             (SLOW_ORDERS, "slow image URL", lambda name: self._post(name, json=slow_image)),
             (8, "image bomb", lambda name: self._form(name, "image", bomb)),
@@ -176,8 +178,6 @@ def _short_lists(size_bytes: int) -> bytes:
 
 
 if __name__ == "__main__":
-    # it stands for other machines: it only gets the processor time that the service leaves
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     url, address, *keys = sys.argv[1:]
     attacker = Attacker(url, address, keys)
     attacker.run()
