@@ -71,7 +71,7 @@ def _without_loras(folder: Path) -> Path:
 
 def _processes_left(site: Site) -> list[str]:
     try:
-        wait_until(lambda: not site.processes(), timeout_s=20.0)
+        wait_until(lambda: not site.processes())
     except TimeoutError:
         return [" ".join(command_of(process)) for process in site.processes()]
     return []

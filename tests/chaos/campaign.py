@@ -20,8 +20,9 @@ from tests.chaos.scene import ActiveFault, Fault, Scene
 from tests.chaos.site import MAX_ATTEMPTS, Site, now
 
 LOOK_S = 0.25
-LONGEST_RECOVERY_S = 240.0
-SETTLING_S = 600.0
+LONGEST_START_S = 900.0
+LONGEST_RECOVERY_S = 900.0
+SETTLING_S = 1800.0
 AT_A_TIME = 5  # unfinished jobs
 JOBS_FOR_A_FAULT = 3
 TWO_AT_ONCE = 0.25  # of the faults are caused together with another one
@@ -107,6 +108,7 @@ class Campaign:
         self._wanted_faults = max(len(self._faults), plan.jobs // JOBS_FOR_A_FAULT)
         self._poisons = 0
         self._orders_come = False
+        self._unanswered: Body | None = None  # an order that may have been accepted
 
     @property
     def _faults(self) -> dict[str, Fault]:
@@ -115,12 +117,13 @@ class Campaign:
         return {kind: fault for kind, fault in faults(self._site).items() if not kinds or kind in kinds}
 
     def run(self) -> Course:
-        self._wait(self._is_up, 300)
+        self._wait(self._is_up, LONGEST_START_S)
         self._generate_without_faults()
         self.course.began = now()
         self._orders_come = True
         self._generate_with_faults()
         self._orders_come = False
+        self._wait(lambda: self._unanswered is None or self._order() is not None, SETTLING_S)
         self._log("no more faults: waiting for the remaining jobs")
         self._wait(lambda: not self._open(), SETTLING_S)
         self.course.lasted_s = now() - self.course.began
@@ -136,7 +139,7 @@ class Campaign:
             for i, video in enumerate(self.course.videos)
         ]
         for job_id in ids:
-            self._wait(partial(self._has_succeeded, job_id), 600)
+            self._wait(partial(self._has_succeeded, job_id), SETTLING_S)
             self.course.frames.append(self._client.frames(job_id))
         self._log(f"{len(ids)} different videos generated without faults")
 
@@ -244,15 +247,17 @@ class Campaign:
         return ordered < self._plan.jobs and (ordered < due or not self._open())
 
     def _order(self, priority: str = "normal") -> str | None:
+        """Order the next video, or repeat an order that was not answered, and return the id of the job."""
         number = len(self._videos_ordered)
         video = number % len(self.course.videos)
-        body = {
+        body = self._unanswered or {
             **self.course.videos[video],
             "priority": priority,
             "metadata": {"order": str(number)},
             "webhook_url": self._site.receiver.url,
         }
         job_id = self._client.order(body, f"order-{number}")
+        self._unanswered = None if job_id else body
         if job_id:
             self.course.orders.append(Ordered(number, video, job_id))
         return job_id

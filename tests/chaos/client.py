@@ -18,13 +18,14 @@ from tests.decoded_video import decode
 Job = dict[str, Any]
 Frames = NDArray[np.uint8]
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class ServerError:
-    """An answer of 500 or more; `at` is the time in seconds."""
+    """An answer of 500 or more, and when the request was sent and answered, in seconds."""
 
+    sent_at: float
     at: float
     status: int
     what: str
@@ -101,6 +102,7 @@ class Client:
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:
         for _ in self._tries:
+            sent_at = time.time()
             try:
                 answer = self._http.request(method, next(self._urls) + path, **request)
             except httpx.HTTPError:
@@ -108,5 +110,5 @@ class Client:
             if answer.status_code < 500:
                 return answer
             what = f"{method} {path}: {answer.text[:200]}"
-            self.server_errors.append(ServerError(time.time(), answer.status_code, what))
+            self.server_errors.append(ServerError(sent_at, time.time(), answer.status_code, what))
         return None

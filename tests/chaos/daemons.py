@@ -16,6 +16,7 @@ from stack.die_with_parent import dies_with_parent
 
 ROOT = Path(__file__).parents[2]
 DISK = "64m"  # of each worker, where one can be mounted
+EXIT_TIMEOUT_S = 300.0  # the machine may be slow
 
 
 def can_mount() -> bool:
@@ -66,15 +67,15 @@ class Daemon:
         self.wanted = False
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float) -> int:
+    def wait(self) -> int:
         assert self.process is not None
-        return self.process.wait(timeout_s)
+        return self.process.wait(EXIT_TIMEOUT_S)
 
     def end(self) -> None:
         if self.runs:
             self.signal(signal.SIGTERM)
         if self.process:
-            self.wait(300)  # the machine may be slow
+            self.wait()
 
 
 @dataclass
@@ -167,7 +168,7 @@ class Worker(Daemon):
         self.wanted = False
         for process in self.processes:
             process.kill()
-        self.wait(30)
+        self.wait()
         if not self.mounted:
             shutil.rmtree(self.folder)
             self.folder.mkdir()

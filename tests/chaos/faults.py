@@ -206,7 +206,7 @@ def _drain(scene: Scene) -> ActiveFault | None:
     worker, job_id = found
     recovered = resumes_elsewhere(scene, worker)(job_id)
     worker.signal(signal.SIGTERM)
-    status = worker.wait(120)
+    status = worker.wait()
     assert status == 0, f"a drained worker ended with {status}"
     return ActiveFault(job_id, recovered, repair=worker.start)
 
@@ -218,10 +218,10 @@ def _stage(scene: Scene, what: str, *, goes_on: bool) -> ActiveFault | None:
     recovered_of = resumes_elsewhere(scene, worker)
     fault = worker.checkpoint / f"fault-{worker.groups[0]}"
     _write_whole(fault, what)
-    try:
+    with suppress(TimeoutError):
         wait_until(lambda: not fault.exists(), PICKED_UP_S)
-    except TimeoutError:
-        fault.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # it was picked up
+        fault.unlink()
         return None
     struck = next(worker.checkpoint.glob(f"{fault.name}.*"))
     job_id = struck.suffix[1:]

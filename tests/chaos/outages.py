@@ -29,7 +29,7 @@ def kill_api(scene: Scene) -> ActiveFault:
 def _kill_api_at(scene: Scene, url: str) -> ActiveFault:
     api: Daemon = scene.site.apis[url]
     api.signal(signal.SIGKILL)
-    api.wait(10)
+    api.wait()
     return ActiveFault(
         None,
         lambda: now() if scene.client.answers(url, "/readyz?workers=1") else None,

@@ -129,4 +129,4 @@ def _snapshot(client: Redis, outcome: str) -> None:
                 return False
         return False
 
-    wait_until(has_ended, 60)
+    wait_until(has_ended)

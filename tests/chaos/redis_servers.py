@@ -25,8 +25,8 @@ class RedisNode(RedisServer):
 
     @property
     def client(self) -> Redis:
-        """Return a new client that neither retries nor waits for long."""
-        return Redis.from_url(self.url, socket_timeout=10)
+        """Return a new client that does not wait for ever."""
+        return Redis.from_url(self.url, socket_timeout=60)
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -72,9 +72,9 @@ class NamedRedis:
         The old primary becomes the replica of the new one.
         """
         with self.primary.client as primary, self.replica.client as replica:
-            wait_until(lambda: _is_linked(replica), 60)
-            primary.client_pause(30_000, all=False)  # writes wait, and nothing is lost
-            wait_until(lambda: _offset(primary) == _offset(replica), 20)
+            wait_until(lambda: _is_linked(replica))
+            primary.client_pause(600_000, all=False)  # writes wait, and nothing is lost
+            wait_until(lambda: _offset(primary) == _offset(replica))
             replica.replicaof("NO", "ONE")
             self.primary, self.replica = self.replica, self.primary
             self._name_primary()
@@ -89,7 +89,7 @@ class NamedRedis:
     def _replicate(self) -> None:
         with self.replica.client as replica:
             replica.replicaof("127.0.0.1", self.primary.port)
-            wait_until(lambda: _is_linked(replica), 60)
+            wait_until(lambda: _is_linked(replica))
 
 
 def _is_linked(replica: Redis) -> bool:

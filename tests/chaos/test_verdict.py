@@ -116,12 +116,18 @@ def test_any_broken_guarantee_makes_the_verdict_bad():
 
 
 @pytest.mark.parametrize(
-    ("status", "after_s", "excused"),
-    [(503, 0.5, True), (503, 60, False), (503, -1, False), (500, 0.5, False)],
+    ("status", "sent_s", "answered_s", "excused"),
+    [
+        (503, 0.5, 0.6, True),
+        (503, 0.5, 60, True),
+        (503, 60, 61, False),
+        (503, -2, -1, False),
+        (500, 0.5, 0.6, False),
+    ],
 )
-def test_only_503_during_an_outage_is_excused(status, after_s, excused):
+def test_only_503_during_an_outage_is_excused(status, sent_s, answered_s, excused):
     course = Course(videos=[], strikes=[strike("redis full", after_s=0)], began=START_S - 10)
-    found = [ServerError(START_S + after_s, status, "GET /jobs")]
+    found = [ServerError(START_S + sent_s, START_S + answered_s, status, "GET /jobs")]
     assert (unexcused(found, course) == []) is excused
 
 
