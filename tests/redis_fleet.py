@@ -21,7 +21,8 @@ from tests.waiting import wait_until
 SERVICE = "longcat"
 NUM_SERVERS = 3
 QUORUM = 2
-DOWN_AFTER_MS = 1500  # with less, a busy machine causes failovers of its own
+DOWN_AFTER_MS = 5000  # with less, a busy machine causes failovers of its own
+FAILOVER_TIMEOUT_S = 900.0  # Sentinels do nothing for 30 s after they were stalled for 2 s
 _DURABLE = (
     "--appendonly",
     "yes",
@@ -144,7 +145,9 @@ class Fleet:
         """Kill the primary, wait until another server has taken over, and return the killed one."""
         killed = self.primary()
         killed.end(signal.SIGKILL)
-        wait_until(lambda: self.primary() is not killed and self._accepts_writes(), every_s=0.1)
+        wait_until(
+            lambda: self.primary() is not killed and self._accepts_writes(), FAILOVER_TIMEOUT_S, every_s=0.1
+        )
         return killed
 
     def recover(self, killed: RedisProcess) -> None:

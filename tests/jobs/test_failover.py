@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Self
 
 import pytest
+from redis import Redis
 
 from jobs.connect import connect
 from jobs.errors import Unavailable
@@ -36,8 +37,7 @@ class Load:
 
     def __init__(self, url: str) -> None:
         self.acknowledged: list[str] = []
-        self._redis = connect(url, 2.0)
-        self._store = JobStore(self._redis, replication=Replication(1, 1.0))
+        self._store = JobStore(connect(url, 2.0), replication=Replication(1, 1.0))
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._submit) for _ in range(NUM_CLIENTS)]
 
@@ -55,8 +55,8 @@ class Load:
         before = len(self.acknowledged)
         wait_until(lambda: len(self.acknowledged) >= before + count)
 
-    def lost(self) -> set[str]:
-        exist = self._redis.pipeline(transaction=False)
+    def lost(self, redis: Redis) -> set[str]:
+        exist = redis.pipeline(transaction=False)
         for job_id in self.acknowledged:
             exist.exists(f"longcat:job:{job_id}")
         found = exist.execute()
@@ -73,7 +73,6 @@ class Load:
                 self.acknowledged.append(job_id)
 
 
-@pytest.mark.timeout(180)
 def test_no_acknowledged_job_is_lost_when_the_primary_dies(fleet: Fleet):
     with Load(fleet.url) as load:
         for _ in range(NUM_KILLS):
@@ -81,23 +80,22 @@ def test_no_acknowledged_job_is_lost_when_the_primary_dies(fleet: Fleet):
             killed = fleet.kill_primary()
             load.wait_for_more()
             fleet.recover(killed)
-    assert load.lost() == set()
+    with connect(fleet.url) as redis:
+        assert load.lost(redis) == set()
 
 
-@pytest.mark.timeout(120)
 def test_worker_receives_tickets_through_sentinel(fleet: Fleet):
     taken: list[int] = []
-    with connect(fleet.url, 2.0) as redis:
+    with connect(fleet.url) as redis:
         TicketQueue(redis).enqueue("abc")
         consume(redis, lambda: taken.append(1), lambda: bool(taken))
     assert taken == [1]
 
 
-@pytest.mark.timeout(120)
 def test_change_without_enough_replicas_is_not_acknowledged(fleet: Fleet):
-    with connect(fleet.url, 2.0) as redis:
+    with connect(fleet.url) as redis:
         store = JobStore(redis, replication=Replication(len(fleet.servers), 1.0))
-        with pytest.raises(Unavailable, match="only 2 replicas"):
+        with pytest.raises(Unavailable, match=r"only \d replicas"):
             store.client.submit(a_submission(id="repeated"))
-        store = JobStore(redis, replication=Replication(len(fleet.servers) - 1, 1.0))
+        store = JobStore(redis, replication=Replication(len(fleet.servers) - 1, 30.0))
         assert store.client.submit(a_submission(id="repeated")).job.status == "queued"
