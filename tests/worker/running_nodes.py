@@ -14,7 +14,7 @@ from tests.attacks.namespaces import Namespace
 from tests.servers import free_port, redis_program
 from tests.worker.running_worker import IMPATIENT, RunningWorker, running_worker
 
-NODE_TIMEOUT_S = 5.0
+NODE_TIMEOUT_S = 30.0
 LOOPBACK = (Namespace("", "127.0.0.1"), Namespace("", "127.0.0.1"))
 NO_REDIS = "redis://127.0.0.1:1"
 

@@ -29,7 +29,7 @@ from tests.worker.examples import ORDER
 
 ROOT = Path(__file__).parents[2]
 
-PATIENCE_S = 300.0  # a group starts within seconds on an idle machine
+PATIENCE_S = 900.0  # a group starts within seconds on an idle machine
 
 FAST = {
     "LONGCAT_RANK_MODULE": "tests.worker.fault_rank",
@@ -38,15 +38,15 @@ FAST = {
     "LONGCAT_WORKER_NAME": "test",
     "LONGCAT_CHECKPOINT_S": "0",
     "LONGCAT_MAX_ATTEMPTS": "2",
-    "LONGCAT_ERROR_GRACE_S": "1",
+    "LONGCAT_ERROR_GRACE_S": "10",  # ranks that fail at the same step may come to it at different times
     "LONGCAT_X264_PRESET": "ultrafast",
     "LONGCAT_S3_CONNECT_TIMEOUT_S": "0.5",  # remaining files are removed again 9 s after a job
     "LONGCAT_S3_READ_TIMEOUT_S": "0.5",
     "OMP_NUM_THREADS": "1",
 }
 
-# For tests in which a process hangs. On a busy machine, one that does not may be given up, too.
-IMPATIENT = {"lease_s": 5, "stall_s": 8, "step_stall_s": 4}
+# For tests in which a process hangs. Those that do not have time to go on on a busy machine.
+IMPATIENT = {"lease_s": 5, "stall_s": 30, "step_stall_s": 15}
 
 
 @dataclass
@@ -62,7 +62,7 @@ class RunningWorker:
     prefix: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self.redis: Redis = connect(self.redis_url, deadline_s=20.0)
+        self.redis: Redis = connect(self.redis_url)
         self.job_store = JobStore(self.redis, max_attempts=2)
         self.storage = FolderStorage(self.folder / "data" / "storage")
         self.checkpoint = self.folder / "checkpoint"
@@ -131,8 +131,9 @@ class RunningWorker:
 
         wait_until(is_ready, PATIENCE_S)
 
-    def status(self) -> GroupStatus | None:
-        return next(iter(live_groups(self.redis)), None)
+    def status(self) -> GroupStatus:
+        """Return the status of the first group, as soon as one is registered."""
+        return wait_until(lambda: next(iter(live_groups(self.redis)), None), PATIENCE_S)
 
     def steps(self, job_id: str) -> list[tuple[int, int]]:
         """Return the steps (segment, step) that were run for a job, including repeated ones."""

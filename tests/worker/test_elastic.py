@@ -12,7 +12,7 @@ from jobs.registration import live_groups
 from stack.redis_server import RedisServer
 from tests.servers import redis_program
 from tests.waiting import wait_until
-from tests.worker.running_worker import RunningWorker, running_worker
+from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
 
 NUM_STEPS = 40
 
@@ -34,7 +34,7 @@ def submit(worker: RunningWorker, num_steps: int = NUM_STEPS, words: str = "") -
 
 
 def wait_for_width(worker: RunningWorker, job_id: str, width: int) -> None:
-    wait_until(lambda: worker.widths(job_id)[-1:] == [width], 300)
+    wait_until(lambda: worker.widths(job_id)[-1:] == [width], PATIENCE_S)
 
 
 @pytest.mark.integration
@@ -127,7 +127,7 @@ def test_world_names_the_rank_that_had_no_memory_to_load(worker):
     starving.write_text("2")
     worker.ranks[0].kill()
     failure = "rank 2: OutOfMemoryError: CUDA out of memory"
-    wait_until(lambda: failure in {group.failure for group in live_groups(worker.redis)}, 300)
+    wait_until(lambda: failure in {group.failure for group in live_groups(worker.redis)}, PATIENCE_S)
     starving.unlink()
     worker.wait_until_ready()
 

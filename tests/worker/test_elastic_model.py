@@ -12,8 +12,7 @@ import pytest
 from stack.redis_server import RedisServer
 from tests.decoded_video import SAME_VIDEO_DB, psnr
 from tests.servers import redis_program
-from tests.waiting import wait_until
-from tests.worker.running_worker import PATIENCE_S, RunningWorker, running_worker
+from tests.worker.running_worker import RunningWorker, running_worker
 
 pytestmark = pytest.mark.soak
 
@@ -59,7 +58,7 @@ def test_videos_are_those_of_a_single_rank(tmp_path, redis_url, tiny_checkpoint)
     for name, ranks in (("alone", {"ranks": 1}), ("elastic", {"ranks": 4, "context_parallel": "auto"})):
         (tmp_path / name).mkdir()
         with running_worker(tmp_path / name, redis_url, **settings, **ranks) as worker:
-            wait_until(lambda: worker.status() is not None, PATIENCE_S)
+            worker.wait_until_ready()
             videos[name] = make(worker, together=name == "elastic")
             log = (worker.folder / "worker.log").read_text()
     assert "moves from ranks" in log

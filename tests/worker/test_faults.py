@@ -14,7 +14,7 @@ import pytest
 from stack.redis_server import RedisServer
 from tests.servers import redis_program
 from tests.waiting import wait_until
-from tests.worker.running_worker import IMPATIENT, RunningWorker, running_worker
+from tests.worker.running_worker import IMPATIENT, PATIENCE_S, RunningWorker, running_worker
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_broken_group_names_the_rank_that_had_no_memory_to_load(worker, ranks, r
     starving = worker.checkpoint / "starves_in_setup"
     starving.write_text(str(rank))
     ranks[1].kill()
-    wait_until(lambda: worker.status().state == "broken")
+    wait_until(lambda: worker.status().state == "broken", PATIENCE_S)
     assert worker.status().failure == f"rank {rank}: OutOfMemoryError: CUDA out of memory"
     starving.unlink()
     worker.wait_until_ready()
@@ -134,7 +134,7 @@ def test_job_whose_lease_is_lost_writes_no_result(worker):
     supervisor.suspend()
     try:
         wait_until(lambda: worker.job_store.maintenance.sweep().requeued)
-        claim = worker.job_store.holder.claim("another group", 60)
+        claim = worker.job_store.holder.claim("another group", 600)
     finally:
         supervisor.resume()
     assert (claim.job.id, claim.fence) == (job_id, 2)

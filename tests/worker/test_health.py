@@ -176,7 +176,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     folder = tmp_path_factory.mktemp("worker")
     with (
         RedisServer(folder / "redis", redis_program()) as redis,
-        running_worker(folder, redis.url, health_port=free_port(), stuck_s=8, **IMPATIENT) as worker,
+        running_worker(folder, redis.url, health_port=free_port(), stuck_s=30, **IMPATIENT) as worker,
     ):
         yield worker
 

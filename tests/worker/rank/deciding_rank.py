@@ -22,9 +22,9 @@ BUG = StepOutcome(
 
 def main(rank: int, store: str) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=600)
     )
-    consensus = Consensus(grace_s=1.0)
+    consensus = Consensus(grace_s=10.0)
     leader, other = (consensus.is_leader, not consensus.is_leader)
     decide(consensus, "continue", StepOutcome())
     decide(consensus, "stop", StepOutcome(stop_request="drain" if leader else None))

@@ -17,12 +17,12 @@ import torch.distributed as dist
 
 from worker.rank.consensus import Consensus, StepOutcome
 
-TIMEOUT_S = 3.0
-IDLE_S = 3 * TIMEOUT_S
+TIMEOUT_S = 10.0
+IDLE_S = 1.5 * TIMEOUT_S
 
 
 def main(rank: int, store: str, where: str) -> None:
-    timeout = timedelta(seconds=60)
+    timeout = timedelta(seconds=600)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
     consensus = Consensus(grace_s=1.0)
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S))

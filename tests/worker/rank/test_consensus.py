@@ -100,7 +100,7 @@ def started(module: str, folder: Path, *arguments: str) -> Iterator[list[subproc
 
 def outputs(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """Return the exit status and the output of each rank."""
-    texts = [rank.communicate(timeout=120)[0] for rank in ranks]
+    texts = [rank.communicate(timeout=600)[0] for rank in ranks]
     return [(rank.returncode, text.strip()) for rank, text in zip(ranks, texts, strict=True)]
 
 

@@ -228,7 +228,7 @@ def test_reason_of_a_failed_start_reaches_the_supervisor(tmp_path):
     command = [sys.executable, "-m", "worker.rank.main", setup.model_dump_json()]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with listen(setup.socket) as listening:
-        listening.settimeout(60)
+        listening.settimeout(600)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as rank:
             with closing(Channel(listening.accept()[0])) as supervisor:
                 message = supervisor.recv()
