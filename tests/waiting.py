@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 def wait_until(
-    condition: Callable[[], Value | None], timeout_s: float = 120.0, every_s: float = 0.02
+    condition: Callable[[], Value | None], timeout_s: float = 300.0, every_s: float = 0.02
 ) -> Value:
     """Call `condition` until it returns a true value, and return that value.
 

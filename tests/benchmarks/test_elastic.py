@@ -106,7 +106,6 @@ def test_job_lasts_at_least_as_long_as_staged(tmp_path, monkeypatch):
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
 def test_jobs_that_change_their_ranks_have_the_latents_of_one_rank():
     options = Options(jobs=8, seed=1, load=3.0, speedup=20.0)
     found: Any = dict(compare(options, {"elastic": "auto"}))["elastic"]

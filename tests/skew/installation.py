@@ -25,7 +25,7 @@ from tests.servers import S3Server, create_bucket, free_port, redis_program, run
 from tests.skew.release import Release
 
 BUCKET = "videos"
-EXIT_TIMEOUT_S = 120.0
+EXIT_TIMEOUT_S = 600.0
 SETTINGS = {
     "DEVICE": "cpu",
     "RANKS": 1,

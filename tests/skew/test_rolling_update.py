@@ -24,9 +24,9 @@ from tests.skew.orders import every_task, long_running
 from tests.skew.release import WORKING_TREE, NoHistory, Release, check_out, recorded_release
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.skew, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.skew, pytest.mark.timeout(3600)]
 
-PATIENCE_S = 600.0
+PATIENCE_S = 900.0
 WORKERS = ("a", "b")
 
 

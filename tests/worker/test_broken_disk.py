@@ -11,7 +11,7 @@ from tests.servers import redis_program
 from tests.waiting import wait_until
 from tests.worker.running_worker import running_worker
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]  # two workers start
+pytestmark = pytest.mark.faults
 
 
 @pytest.mark.parametrize("how", ["read-only", pytest.param("no inodes", marks=pytest.mark.soak)])

@@ -36,7 +36,6 @@ def stall(server: RedisProcess, _: object) -> None:
     server.send(signal.SIGSTOP)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "fall_ill",
     [
