@@ -52,8 +52,8 @@ from benchmarks.first_contact import MEASUREMENTS, Journal, hard_stop
 folder = Path(sys.argv[1])
 with (folder / MEASUREMENTS).open("w") as file, running([sys.executable, "-c", sys.argv[2]], {}) as lines:
     pid = float(next(lines))
+    Journal(file).add("service", "pid", pid)
     with hard_stop(0.2, folder):
-        Journal(file).add("service", "pid", pid)
         time.sleep(600)
 """
 STARTS_A_SESSION = """
@@ -120,8 +120,10 @@ def test_stage_that_takes_too_long_is_given_up(rig):
             time.sleep(0.01)
 
     found = measured([Stage("slow", 0.3, hang), Stage("next", 60, lambda _: iter([("after", 2.0)]))], rig)
-    assert found[1] == ("slow", "error", "OutOfTime: took longer than 0.3 s")
-    assert found[2] == ("next", "after", 2.0)
+    assert found[-2:] == [
+        ("slow", "error", "OutOfTime: took longer than 0.3 s"),
+        ("next", "after", 2.0),
+    ]
 
 
 def test_time_limit_within_a_compilation_ends_the_stage(rig):
@@ -256,7 +258,7 @@ def test_stage_runs_small_on_a_cpu_without_a_compiler(stage, rig, monkeypatch):
 
     monkeypatch.setattr(gpu_cases, "running", written)
     monkeypatch.setattr(torch, "compile", lambda part, **_: part)
-    found = {name: value for _, name, value in measured([replace(stage, limit_s=300)], rig)}
+    found = {name: value for _, name, value in measured([replace(stage, limit_s=1500)], rig)}
     assert "error" not in found
     assert found
     assert not any("NOT compiled" in name for name in found)

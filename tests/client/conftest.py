@@ -26,7 +26,7 @@ running = of_service.running
 settings = of_service.settings
 worker = of_service.worker
 
-QUICK = RetryPolicy(total_s=30.0, first_delay_s=0.01, max_delay_s=0.05)
+QUICK = RetryPolicy(total_s=600.0, first_delay_s=0.01, max_delay_s=0.05)
 
 
 class Blocking:

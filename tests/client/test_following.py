@@ -169,10 +169,9 @@ class TestOutages:
                 list(events)
 
     def test_silent_connection_is_replaced(self, connect, proxy, worker, in_thread):
-        waiter = connect(proxy.url, request_timeout_s=0.5)
-        job = waiter.submit("a")
+        job = connect(proxy.url).submit("a")
         proxy.stall_after = [HEAD]
-        waiting = in_thread(connect(proxy.url, request_timeout_s=0.5).jobs.wait, job.id)
+        waiting = in_thread(connect(proxy.url, request_timeout_s=2).jobs.wait, job.id)
         wait_until(lambda: proxy.num_connections > 2)
         worker.succeed(worker.claim())
         assert waiting.result().status == "succeeded"

@@ -158,7 +158,7 @@ def stop(*_):
     os._exit(0)
 
 signal.signal(signal.SIGTERM, stop)
-GroupRegistration(connect(os.environ["LONGCAT_REDIS_URL"]), "fake-0").heartbeat("ready", ranks=1)
+GroupRegistration(connect(os.environ["LONGCAT_REDIS_URL"]), "fake-0", ttl_s=600).heartbeat("ready", ranks=1)
 print("registered", flush=True)
 time.sleep(1000)
 """
