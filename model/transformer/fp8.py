@@ -13,12 +13,27 @@ from model.transformer.quantised_linear import QuantisedLinear, Rows, largest_of
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
+ELEMENTS_AT_A_TIME = 1 << 24
+"""Elements that are divided at a time without compilation, since the quotients are in fp32."""
 
 
 def quantise_rows(x: Float[Tensor, "r in"]) -> Rows:
     """Return rows in e4m3, each scaled to the range of e4m3."""
     scale = largest_of_rows(x) / LARGEST
-    return Rows((x / scale).to(E4M3), scale)
+    if torch.compiler.is_compiling():  # one kernel, which keeps the quotients in registers
+        return Rows((x / scale).to(E4M3), scale)
+    return Rows(_divided(x, scale), scale)
+
+
+@torch.no_grad()
+def _divided(x: Float[Tensor, "r in"], scale: Float[Tensor, "r 1"]) -> Float[Tensor, "r in"]:
+    """Return x / scale in e4m3."""
+    values = torch.empty_like(x, dtype=E4M3)
+    num_rows = max(1, ELEMENTS_AT_A_TIME // x.shape[1])
+    parts = (torch.split(tensor, num_rows) for tensor in (values, x, scale))
+    for out, part, scale_of_part in zip(*parts, strict=True):
+        out.copy_(part / scale_of_part)
+    return values
 
 
 def reference_product(

@@ -17,7 +17,7 @@ LARGEST = torch.iinfo(torch.int8).max
 def quantise_rows(x: Float[Tensor, "r in"]) -> Rows:
     """Return rows in int8, each scaled so that its largest value is 127 or -127."""
     scale = largest_of_rows(x) / LARGEST
-    return Rows((x / scale).round().to(torch.int8), scale)
+    return Rows((x / scale).round_().to(torch.int8), scale)
 
 
 class Int8Linear(QuantisedLinear):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.traffic import LiveTensors
 from model.transformer import fp8
 from model.transformer.fp8 import LARGEST, fused_product, quantise_rows, reference_product
 
@@ -34,6 +35,28 @@ def test_a_row_of_zeros_stays_one():
     rows, scale = quantise_rows(torch.zeros(2, 16))
     assert rows.float().eq(0).all()
     assert scale.isfinite().all()
+
+
+@pytest.mark.parametrize("elements", [1, 5 * 32])
+def test_rows_that_are_quantised_in_parts_have_the_bits_of_all_at_once(monkeypatch, elements):
+    x = torch.randn(17, 32, dtype=torch.bfloat16)
+    whole = quantise_rows(x)
+    monkeypatch.setattr(fp8, "ELEMENTS_AT_A_TIME", elements)
+    in_parts = quantise_rows(x)
+    assert in_parts.values.view(torch.uint8).equal(whole.values.view(torch.uint8))
+    assert in_parts.scale.equal(whole.scale)
+
+
+def test_weights_that_require_gradients_are_quantised():
+    weight = torch.randn(4, 16, requires_grad=True)
+    assert quantise_rows(weight).values.float().abs().amax(-1).eq(LARGEST).all()
+
+
+def test_quantising_needs_fp32_for_some_rows_at_a_time():
+    x = torch.empty(fp8.ELEMENTS_AT_A_TIME // 16, 64, dtype=torch.bfloat16, device="meta")
+    with LiveTensors() as alive:
+        quantise_rows(x)
+    assert alive.peak_bytes <= x.nbytes + 4 * len(x)  # that of the absolute values, with the scales
 
 
 def test_products_are_off_by_what_their_factors_are():
