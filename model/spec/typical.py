@@ -21,11 +21,6 @@ def typical_plans(limits: Limits, loras: Collection[str]) -> Iterator[tuple[str,
 
     They have the default size and length; two have the largest size by name, one of them with a step cache.
     """
-    refined = max(
-        limits.refine_buckets.values(),
-        key=lambda bucket: bucket.height * bucket.width,
-        default=limits.default_size,
-    )
     requests = [
         ("text to video", GenerationParams()),
         ("image to video", GenerationParams(task="image_to_video")),
@@ -41,7 +36,7 @@ def typical_plans(limits: Limits, loras: Collection[str]) -> Iterator[tuple[str,
         requests.append(("text to video, distilled", GenerationParams(distilled=True)))
     if REFINEMENT_LORA in loras:
         requests.append(("text to video, refined", GenerationParams(refine=True)))
-        requests.append((f"refinement to {refined.width}×{refined.height}", GenerationParams(task="refine")))
+        requests.append(("refinement of a clip", GenerationParams(task="refine")))
     for name, params in requests:
         with suppress(InvalidParams):
             inputs = typical_inputs(params, limits)
