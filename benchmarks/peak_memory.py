@@ -25,17 +25,10 @@ from transformers import UMT5Config, UMT5EncoderModel, masking_utils
 from benchmarks.formulas import BASE, REFINED, TEXT_TOKENS, num_tokens
 from benchmarks.traffic import Attention, FusedNorm, LiveTensors, ranks_on_meta, recorded
 from model import text as model_text
-from model.io.lora import LoraMerger
 from model.parallel.mesh import ContextParallel
-from model.pipeline.conditioning import Encoders
 from model.pipeline.leader_clip import LeaderClip
-from model.pipeline.pipeline import Pipeline
-from model.pipeline.request import Request
-from model.pipeline.state import State
 from model.spec.geometry import VAE_STRIDE, Size, frames_of_latents
-from model.spec.limits import Limits
 from model.spec.memory import Quantize, TextEncoderPlacement
-from model.spec.plan import Plan
 from model.text import MAX_TOKENS, TextEncoder
 from model.transformer import token_layout
 from model.transformer.block import QKV
@@ -117,7 +110,7 @@ def forward_peak(
         timesteps = torch.empty(case.num_texts, case.window.num_frames)
         clean = torch.empty(1, config.in_channels, CONDITION_FRAMES, *case.window[1:3])
     layout = build_layout(config, case.window, case.sparse, parallel)
-    with _as_on_cuda():
+    with as_on_cuda():
         condition_kv = None
         if case.condition_cache:
             clean_window = Window(CONDITION_FRAMES, *case.window[1:3])
@@ -127,7 +120,7 @@ def forward_peak(
             for _step in range(2 if case.step_cache else 1):
                 dit(latents, timesteps, layout, text_kv, condition_kv, step_cache)
     elements = case.num_texts * num_tokens(config, case.window) // ranks * config.hidden_size
-    return replace(_peak(alive), units=alive.peak_bytes / (elements * dtype.itemsize))
+    return replace(peak_of(alive), units=alive.peak_bytes / (elements * dtype.itemsize))
 
 
 def attention_peak(case: Case, dtype: torch.dtype, ranks: int, *, slow_links: bool) -> Peak:
@@ -141,58 +134,19 @@ def attention_peak(case: Case, dtype: torch.dtype, ranks: int, *, slow_links: bo
             q, k, v = torch.empty(*tokens, 3, config.num_heads, config.head_dim, dtype=dtype).unbind(3)
         return torch.empty_like(q), torch.empty_like(k), v
 
-    with _as_on_cuda(), LiveTensors() as alive:
+    with as_on_cuda(), LiveTensors() as alive:
         layout.attend(project_qkv(), None)
     return replace(
-        _peak(alive), units=alive.peak_bytes / (prod(tokens) * config.hidden_size * dtype.itemsize)
+        peak_of(alive), units=alive.peak_bytes / (prod(tokens) * config.hidden_size * dtype.itemsize)
     )
-
-
-def job_peak(plan: Plan, dtype: torch.dtype) -> Peak:
-    """Return the peak of a whole job on one GPU, with all that it keeps: also weights, and keys and values.
-
-    No step is near another, so that a step cache never spares a block. No LoRA is merged.
-    """
-    config, parallel, limits = DitConfig(), ContextParallel(META), Limits.from_json({})
-    with META:
-        dit = Dit(config, dtype).requires_grad_(False)
-    wan_vae, text_encoder = _full_wan_vae(dtype), _full_text_encoder(dtype)
-    weights_bytes = sum(x.nbytes for module in (dit, wan_vae, text_encoder) for x in module.parameters())
-    vae = Vae(cast(WanVae, wan_vae), parallel, channels_last=True)
-    text = TextEncoder(cast(Any, _tokens), text_encoder, META)
-    pipeline = Pipeline(
-        limits=limits,
-        dit=dit,
-        lora=LoraMerger(dit, cast(Any, None), {}),
-        vae=vae,
-        encoders=Encoders(text, vae.latent_channels, SHIFT, limits.negative_prompt),
-        parallel=parallel,
-    )
-    frames = torch.zeros(plan.num_condition_frames, plan.height, plan.width, 3, dtype=torch.uint8)
-    request = Request(
-        plan, ("a prompt",), seed=0, video=frames if plan.task == "video_continuation" else None
-    )
-    with _as_on_cuda(), _encoding_on_meta(), _staying_on_meta(), LiveTensors() as alive:
-        for _event in pipeline.generate(request):
-            pass
-    peak = _peak(alive)
-    return replace(peak, size_bytes=weights_bytes + peak.size_bytes)
 
 
 def encode_text_peak(placement: TextEncoderPlacement, dtype: torch.dtype) -> Peak:
     """Return the peak of encoding two prompts with UMT5-XXL."""
     text = TextEncoder(cast(Any, _tokens), _full_text_encoder(dtype), META, placement)
-    with _encoding_on_meta(), LiveTensors() as alive:
+    with encoding_on_meta(), LiveTensors() as alive:
         text.encode(["a prompt", "a negative prompt"])
-    return _peak(alive)
-
-
-@contextmanager
-def _staying_on_meta() -> Iterator[None]:
-    """Leave on the meta device what a job copies to the host, and draw random numbers without their state."""
-    generator = patch.object(State, "generator", lambda _: torch.Generator())
-    with generator, patch.object(Tensor, "cpu", lambda x: x):
-        yield
+    return peak_of(alive)
 
 
 def _full_text_encoder(dtype: torch.dtype) -> UMT5EncoderModel:
@@ -201,7 +155,7 @@ def _full_text_encoder(dtype: torch.dtype) -> UMT5EncoderModel:
 
 
 @contextmanager
-def _encoding_on_meta() -> Iterator[None]:
+def encoding_on_meta() -> Iterator[None]:
     """Encode prompts on the meta device, which also stands for the host that caches them."""
     # Nothing can be asked of the mask; only that of a prompt with padding is needed.
     needs_mask = patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *_: False)
@@ -219,10 +173,10 @@ def decode_peak(window: Window, dtype: torch.dtype) -> Peak:
     """Return the peak of decoding the latents of a window on one GPU, with one chunk of frames held."""
     vae = _full_vae(dtype)
     latents = torch.empty(1, vae.latent_channels, *window[:3], device=META)
-    with _as_on_cuda(), LiveTensors() as alive:
+    with as_on_cuda(), LiveTensors() as alive:
         for _frames in vae.decode(latents):
             pass
-    return _peak(alive)
+    return peak_of(alive)
 
 
 def encode_peak(window: Window, dtype: torch.dtype) -> Peak:
@@ -233,9 +187,9 @@ def encode_peak(window: Window, dtype: torch.dtype) -> Peak:
     source = torch.empty(num_frames // 2, *sides, 3, dtype=torch.uint8, device=META)
     clip = LeaderClip.stretched(source, size, num_frames)
     noise = torch.empty(1, vae.latent_channels, *window[:3], device=META)
-    with _as_on_cuda(), LiveTensors() as alive:
+    with as_on_cuda(), LiveTensors() as alive:
         vae.sample(partial(clip.read, ContextParallel(META)), noise)
-    return _peak(alive)
+    return peak_of(alive)
 
 
 def _full_vae(dtype: torch.dtype) -> Vae:
@@ -249,7 +203,7 @@ def _full_wan_vae(dtype: torch.dtype) -> nn.Module:
 
 
 @contextmanager
-def _as_on_cuda() -> Iterator[None]:
+def as_on_cuda() -> Iterator[None]:
     """Allocate on the meta device what the code for CUDA allocates."""
     with ExitStack() as stack:
         for context in (
@@ -268,7 +222,8 @@ def _result_alone(q: Tensor, *_: object) -> Tensor:
     return torch.empty_like(q)
 
 
-def _peak(alive: LiveTensors) -> Peak:
+def peak_of(alive: LiveTensors) -> Peak:
+    """Return the peak of what was tracked."""
     return Peak(alive.peak_bytes, alive.peak_place, alive.largest_elements)
 
 

@@ -8,7 +8,9 @@ Nothing is computed, so a forward of full size is counted in seconds on any mach
 
 from __future__ import annotations
 
+import gc
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor, UntypedStorage
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -87,38 +88,70 @@ class FusedNorm(TorchFunctionMode):
 class LiveTensors(TorchDispatchMode):
     """Track the bytes of results that are alive, and where in `model/` their sum is largest.
 
-    Tensors that exist before are not counted.
+    Tensors that exist before are not counted, nor are those on another device than `device`, if it is given.
+    Once `limit_bytes` is set, an operation that exceeds it raises OutOfMemoryError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
+        self.alive_bytes = 0
         self.peak_bytes = 0
         self.peak_place = ""
         self.largest_elements = 0
-        self._alive: dict[StorageWeakRef, int] = {}
+        self.limit_bytes: int | None = None
+        self._device = device
+        self._is_paused = False
+        self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    def reset_peak(self) -> None:
+        """Forget what was alive before and no longer is."""
+        gc.collect()
+        self.peak_bytes, self.peak_place = self.alive_bytes, "before"
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the results of this context, such as those that stand for tensors of the host."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operation, and update the peak."""
-        given = {StorageWeakRef(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _is_tensor(x)}
         result = func(*args, **(kwargs or {}))
-        has_grown = False
-        for x in filter(_is_tensor, tree_leaves(result)):
-            storage = StorageWeakRef(x.untyped_storage())
-            if storage not in given:
-                self._alive[storage] = x.untyped_storage().nbytes()
-                self.largest_elements = max(self.largest_elements, x.untyped_storage().nbytes() // x.itemsize)
-                has_grown = True
-        if has_grown and (alive_bytes := self.alive_bytes) > self.peak_bytes:
-            self.peak_bytes, self.peak_place = alive_bytes, f"{_model_place()}, {func.name()}"
+        if self._is_paused:
+            return result
+        results = {id(storage): (storage, x) for storage, x in self._storages(result)}
+        if new := results.keys() - self._alive.keys():
+            new -= {id(storage) for storage, _ in self._storages((args, kwargs))}
+        for key in new:
+            storage, x = results[key]
+            self._add(storage)
+            self.largest_elements = max(self.largest_elements, storage.nbytes() // x.itemsize)
+        if self.alive_bytes > self.peak_bytes:
+            self.peak_bytes, self.peak_place = self.alive_bytes, f"{_model_place()}, {func.name()}"
+        if self.limit_bytes is not None and self.alive_bytes > self.limit_bytes:
+            raise torch.OutOfMemoryError(f"{self.alive_bytes} bytes are alive: {self.peak_place}")
         return result
 
-    @property
-    def alive_bytes(self) -> int:
-        """Return the bytes of the results that are alive now."""
-        self._alive = {storage: size for storage, size in self._alive.items() if not storage.expired()}
-        return sum(self._alive.values())
+    def _storages(self, tree: object) -> Iterator[tuple[UntypedStorage, Tensor]]:
+        for x in tree_leaves(tree):
+            if isinstance(x, Tensor) and self._device in (None, x.device):
+                yield x.untyped_storage(), x
+
+    def _add(self, storage: UntypedStorage) -> None:
+        """Count a storage until it is freed. Its object in Python lives as long as the storage."""
+        key, size = id(storage), storage.nbytes()
+
+        def free(_: object) -> None:
+            del self._alive[key]
+            self.alive_bytes -= size
+
+        self._alive[key] = weakref.ref(storage, free)
+        self.alive_bytes += size
 
 
 @dataclass
@@ -146,7 +179,7 @@ def recorded() -> Iterator[Exchanges]:
     """Record collectives instead of running them: of what a rank gives, all but its own part leaves it."""
     exchanges = Exchanges()
 
-    def all_to_all_single(output: Tensor, given: Tensor, **_: object) -> Ended:
+    def all_to_all_single(output: Tensor, given: Tensor, *_: object, **__: object) -> Ended:
         exchanges.note("all_to_all", given.nbytes * (len(given) - 1) // len(given))
         return Ended()
 
@@ -188,10 +221,6 @@ def _model_place() -> str:
             return f"{name} line {frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
     return "outside of model/"
-
-
-def _is_tensor(x: object) -> bool:
-    return isinstance(x, Tensor)
 
 
 def _is_view(func: Any) -> bool:

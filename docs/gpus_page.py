@@ -7,7 +7,7 @@ test checks that the committed page is current.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,6 +91,13 @@ class Gpus:
         """Return how their weights are best quantised."""
         return "fp8" if self.has_fp8 else "int8"
 
+    @property
+    def available_bytes(self) -> int:
+        """Return the memory of each that weights and tensors may take."""
+        found = available_bytes(self.memory_gib * GIB, None)
+        assert found is not None
+        return found
+
 
 GPUS = (
     Gpus(22, "A10", has_fp8=False),
@@ -129,15 +136,20 @@ def released_sizes() -> CheckpointSizes:
     )
 
 
+def released_plans() -> dict[str, Plan]:
+    """Return typical videos of the released weights by name."""
+    return dict(typical_plans(Limits.from_json({}), (DISTILLED_LORA, REFINEMENT_LORA)))
+
+
 def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def document() -> str:
     """Return the page."""
-    plans = dict(typical_plans(Limits.from_json({}), (DISTILLED_LORA, REFINEMENT_LORA)))
+    plans = released_plans()
     head = ("memory of each GPU", "precision", "weights", *plans, "text encoder")
-    rows = [" | ".join(head), " | ".join("---" for _ in head), *_rows(released_sizes(), plans)]
+    rows = [" | ".join(head), " | ".join("---" for _ in head), *table(released_sizes(), plans)]
     return _INTRODUCTION + "".join(f"| {row} |\n" for row in rows) + _host_memory()
 
 
@@ -175,47 +187,66 @@ def released_prepared_bytes(setup: Setup) -> int:
     return prepared_bytes(shapes, [distilled, refinement], config.depth, setup)
 
 
-def _rows(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[str]:
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: GPUs, and how groups of them run the weights.
+
+    Attributes:
+        gpus: the GPUs.
+        weights: `whole`, `sharded` or `streamed`.
+        setups: how a group of each number of GPUs runs them.
+        fewest: for each video the setup with the fewest GPUs into which it fits; None if it fits into none.
+    """
+
+    gpus: Gpus
+    weights: str
+    setups: Sequence[Setup]
+    fewest: Mapping[str, Setup | None]
+
+    @property
+    def precision(self) -> str:
+        """Return how the large matrices are stored."""
+        quantize = self.setups[0].quantize
+        return "bfloat16" if quantize == "none" else quantize
+
+    def __str__(self) -> str:
+        memory = f"{self.gpus.memory_gib} GiB ({self.gpus.examples})"
+        fewest = ("–" if setup is None else str(setup.ranks) for setup in self.fewest.values())
+        placements = ", ".join(setup.text_encoder for setup in self.setups)
+        return " | ".join([memory, self.precision, self.weights, *fewest, placements])
+
+
+def table(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[Row]:
+    """Yield the rows. Sharded and streamed weights have one only where they make a difference."""
     for gpus in GPUS:
         for quantize in ("none", gpus.quantize):
             whole = [_placed(Setup(ranks, quantize=quantize), sizes, plans, gpus) for ranks in RANKS]
             sharded = [replace(setup, shard_weights=True) for setup in whole if setup.ranks > 1]
             sharded = [_placed(setup, sizes, plans, gpus) for setup in sharded]
             streamed = [_placed(replace(setup, stream_weights=True), sizes, plans, gpus) for setup in whole]
-            fewest = [_fewest_ranks(sizes, plan, whole, gpus) for plan in plans.values()]
-            fewest_streamed = [_fewest_ranks(sizes, plan, streamed, gpus) for plan in plans.values()]
-            fewest_sharded = [
-                _fewest_ranks(sizes, plan, whole[:1] + sharded, gpus) for plan in plans.values()
-            ]
-            name = [
-                f"{gpus.memory_gib} GiB ({gpus.examples})",
-                "bfloat16" if quantize == "none" else quantize,
-            ]
-            yield " | ".join([*name, "whole", *fewest, _placements(whole)])
-            if fewest_sharded != fewest:
-                yield " | ".join([*name, "sharded", *fewest_sharded, _placements(sharded)])
-            if fewest_streamed != fewest:
-                yield " | ".join([*name, "streamed", *fewest_streamed, _placements(streamed)])
+            fewest, fewest_sharded, fewest_streamed = (
+                {name: _fewest_ranks(sizes, plan, setups, gpus) for name, plan in plans.items()}
+                for setups in (whole, whole[:1] + sharded, streamed)
+            )
+            yield Row(gpus, "whole", whole, fewest)
+            if _ranks(fewest_sharded) != _ranks(fewest):
+                yield Row(gpus, "sharded", sharded, fewest_sharded)
+            if _ranks(fewest_streamed) != _ranks(fewest):
+                yield Row(gpus, "streamed", streamed, fewest_streamed)
 
 
-def _placements(setups: list[Setup]) -> str:
-    return ", ".join(setup.text_encoder for setup in setups)
+def _ranks(fewest: Mapping[str, Setup | None]) -> list[int | None]:
+    return [None if setup is None else setup.ranks for setup in fewest.values()]
 
 
 def _placed(setup: Setup, sizes: CheckpointSizes, plans: Mapping[str, Plan], gpus: Gpus) -> Setup:
-    placement = choose_text_encoder("auto", sizes, setup, plans.values(), _available(gpus))
+    placement = choose_text_encoder("auto", sizes, setup, plans.values(), gpus.available_bytes)
     return replace(setup, text_encoder=placement)
 
 
-def _fewest_ranks(sizes: CheckpointSizes, plan: Plan, setups: list[Setup], gpus: Gpus) -> str:
-    fitting = (setup.ranks for setup in setups if memory_needed(sizes, plan, setup).total <= _available(gpus))
-    return str(next(fitting, "–"))
-
-
-def _available(gpus: Gpus) -> int:
-    found = available_bytes(gpus.memory_gib * GIB, None)
-    assert found is not None
-    return found
+def _fewest_ranks(sizes: CheckpointSizes, plan: Plan, setups: Sequence[Setup], gpus: Gpus) -> Setup | None:
+    needs = ((setup, memory_needed(sizes, plan, setup).total) for setup in setups)
+    return next((setup for setup, needed in needs if needed <= gpus.available_bytes), None)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ a CPU.
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ TEXT_WIDTH = 32
 LORA_RANK = 4
 LORA_SCALE = 0.5
 ATTENTION_AND_FFN = ("qkv", "proj", "q_linear", "kv_linear", "w1", "w2", "w3")
+LORAS = {"cfg_step_lora": ATTENTION_AND_FFN, "refinement_lora": (*ATTENTION_AND_FFN, "1", "linear")}
 FUSED = {"qkv": 3, "kv_linear": 2}
 SHIFT = 12.0
 DIT = DitConfig(
@@ -59,21 +60,19 @@ def write_tiny(folder: Path, seed: int = 0, config: DitConfig = DIT) -> None:
     """Write the checkpoint. The same seed and sizes give the same files."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        words = _write_tokenizer(folder / "tokenizer")
+        words = write_tokenizer(folder / "tokenizer")
         _write_text_encoder(folder / "text_encoder", words)
         _write_vae(folder / "vae")
         dit = Dit(config, torch.float32)
         _write_dit(folder / "dit", dit)
-        for name, wanted in (
-            ("cfg_step_lora", ATTENTION_AND_FFN),
-            ("refinement_lora", (*ATTENTION_AND_FFN, "1", "linear")),
-        ):
-            _write_lora(folder / "lora" / f"{name}.safetensors", dit, wanted)
-    _write_json(folder / "scheduler" / "scheduler_config.json", {"shift": SHIFT, "num_train_timesteps": 1000})
-    _write_json(folder / "limits.json", LIMITS)
+        (folder / "lora").mkdir(parents=True, exist_ok=True)
+        for name, wanted in LORAS.items():
+            save_file(lora_tensors(dit, wanted), folder / "lora" / f"{name}.safetensors")
+    write_json(folder / "scheduler" / "scheduler_config.json", {"shift": SHIFT, "num_train_timesteps": 1000})
+    write_json(folder / "limits.json", LIMITS)
 
 
-def _write_tokenizer(folder: Path) -> int:
+def write_tokenizer(folder: Path) -> int:
     """Write a Unigram tokenizer over single characters, and return the size of its vocabulary."""
     characters = "▁" + "".join(map(chr, range(33, 127)))
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -4.0) for letter in characters)]
@@ -118,28 +117,29 @@ def _write_dit(folder: Path, dit: Dit) -> None:
     tensors = dit.state_dict()
     names = sorted(tensors)
     shards = {f"diffusion_pytorch_model-{i + 1:05}-of-00002.safetensors": names[i::2] for i in range(2)}
-    _write_json(folder / "config.json", _config_document(dit.config))
+    write_json(folder / "config.json", config_document(dit.config))
     for shard, tensor_names in shards.items():
         save_file({name: tensors[name].contiguous() for name in tensor_names}, folder / shard)
     index = {
         "metadata": {"total_size": sum(x.nbytes for x in tensors.values())},
         "weight_map": {name: shard for shard, tensor_names in shards.items() for name in tensor_names},
     }
-    _write_json(folder / "diffusion_pytorch_model.safetensors.index.json", index)
+    write_json(folder / "diffusion_pytorch_model.safetensors.index.json", index)
 
 
-def _config_document(config: DitConfig) -> dict[str, object]:
+def config_document(config: DitConfig) -> dict[str, object]:
+    """Return the `dit/config.json` of a transformer."""
     return {**vars(config), "bsa_params": vars(config.bsa_params), "enable_bsa": False}
 
 
-def _write_lora(path: Path, dit: Dit, wanted: tuple[str, ...]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def lora_tensors(dit: Dit, wanted: Collection[str], rank: int = LORA_RANK) -> dict[str, Tensor]:
+    """Return a LoRA of this rank that changes the modules whose names end with one of these."""
     tensors: dict[str, Tensor] = {}
     for name, module in dit.named_modules():
         kind = name.rpartition(".")[2]
         if isinstance(module, nn.Linear) and kind in wanted and not name.startswith("y_embedder"):
-            tensors |= _lora_of(name, module, FUSED.get(kind, _vectors(name)))
-    save_file(tensors, path)
+            tensors |= _lora_of(name, module, FUSED.get(kind, _vectors(name)), rank)
+    return tensors
 
 
 def _vectors(name: str) -> int:
@@ -149,9 +149,9 @@ def _vectors(name: str) -> int:
     return 6 if name.startswith("blocks") else 2
 
 
-def _lora_of(name: str, module: nn.Linear, blocks: int) -> dict[str, Tensor]:
+def _lora_of(name: str, module: nn.Linear, blocks: int, rank: int) -> dict[str, Tensor]:
     key = PREFIX + name.replace(".", SEPARATOR)
-    out, inner, rank = module.out_features, module.in_features, LORA_RANK
+    out, inner = module.out_features, module.in_features
     ups = (
         [f"{key}.lora_up.blocks.{i}.weight" for i in range(blocks)]
         if blocks > 1
@@ -176,7 +176,8 @@ def _randomise(module: nn.Module) -> None:
             parameter.normal_(mean=1.0, std=0.1)
 
 
-def _write_json(path: Path, document: object) -> None:
+def write_json(path: Path, document: object) -> None:
+    """Write a JSON file, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
 
