@@ -1,8 +1,9 @@
 """Predict the GPU memory that a plan needs, from sizes alone.
 
 The constants come from `python -m benchmarks.peak_memory`, which runs the real modules on the meta device; a
-test keeps both within 5 % of each other. What a GPU itself takes (its context, workspaces, unusable gaps) is
-not predicted: `RESERVE_BYTES` allows for it.
+test keeps both within 5 % of each other. `python -m benchmarks.promises` runs whole jobs: they must not need
+more than is predicted. What a GPU itself takes (its context, workspaces, unusable gaps) is not predicted:
+`RESERVE_BYTES` allows for it. Nor are the peaks of loading.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Literal
 
 from model.spec.geometry import (
     FRAME_STRIDE,
+    LATENTS_AT_A_TIME,
     SIDE_MULTIPLE,
     VAE_STRIDE,
     latent_frames,
@@ -45,8 +47,14 @@ ENCODED_ELEMENTS, ENCODED_ELEMENTS_OF_FRAME = 1810, 298
 """Elements for each pixel of a frame at the peak of encoding, with `WAN_CHANNELS` channels: a constant, and
 as much for each frame that is encoded at a time."""
 
-DECODED_ELEMENTS, DECODED_ELEMENTS_OF_FRAME = 2378, 441
-"""The same of decoding."""
+DECODED_ELEMENTS, DECODED_ELEMENTS_OF_FRAME = 2378, 435
+"""The same of decoding, without the frames of earlier chunks."""
+
+FRAME_BYTES = 3 * 4
+"""Bytes of a pixel of a decoded frame, which is in fp32."""
+
+HALO_ROWS = 2
+"""Rows that a convolution needs above and below those of a rank."""
 
 WAN_CHANNELS = 96
 """Channels of the released VAE at the full size of a frame."""
@@ -57,6 +65,13 @@ TEXT_TOKENS = 512
 ENCODED_TEXT = {"device": {2: 0.023, 4: 0.0147}, "offload": {2: 0.057, 4: 0.0486}, "cpu": {2: 0.0, 4: 0.0}}
 """What the GPU holds at the peak of encoding a prompt, besides a text encoder that stays there, as a share of
 the encoder's weights: by its placement, and by the size of an element in bytes."""
+
+SMALL_BYTES, SMALL_LATENTS = 50_000_000, 7
+"""Small tensors that are alive at the peak of any phase, such as hidden states of prompts and positions of
+tokens: bytes, and copies of the latents of the largest stage in fp32, which ranks do not divide."""
+
+LATENT_CHANNELS = 16
+"""Channels of the released VAE's latents."""
 
 Phase = Literal["encode_text", "encode", "denoise", "decode"]
 
@@ -167,6 +182,7 @@ class MemoryNeed:
         transformer, text_encoder, vae: weights that stay on the GPU.
         text_kv: keys and values of the texts in all blocks, of each stage.
         condition_kv: those of the condition frames, if `phase` is `denoise`.
+        small: latents and other small tensors.
         working: what is alive besides at the peak of the phase that needs most.
         phase: that phase.
     """
@@ -176,6 +192,7 @@ class MemoryNeed:
     vae: int
     text_kv: int
     condition_kv: int
+    small: int
     working: int
     phase: Phase
 
@@ -187,7 +204,7 @@ class MemoryNeed:
     @property
     def total(self) -> int:
         """Return the sum, without `RESERVE_BYTES`."""
-        return self.weights + self.text_kv + self.condition_kv + self.working
+        return self.weights + self.text_kv + self.condition_kv + self.small + self.working
 
 
 @dataclass(frozen=True)
@@ -309,7 +326,7 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
     condition_kv = max(stage.cached_tokens // _ranks_of_a_text(stage, setup) for stage in stages) * token_kv
     needs: dict[Phase, int] = {
         "denoise": max(forward_bytes(sizes, stage, setup) for stage in stages) + condition_kv,
-        "decode": max(decode_bytes(sizes, stage, setup) for stage in stages),
+        "decode": max(decode_bytes(sizes, stage, setup, is_leader=is_leader) for stage in stages),
         "encode": _encode_bytes_of(sizes, plan, setup),
         "encode_text": encode_text_bytes(sizes, setup) if is_leader else 0,
     }
@@ -322,6 +339,7 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
         vae=sizes.vae * setup.element_bytes,
         text_kv=sum(_local_texts(stage, setup) for stage in stages) * TEXT_TOKENS * token_kv,
         condition_kv=condition_kv,
+        small=max(small_bytes(stage) for stage in stages),
         working=needs[phase] - condition_kv,
         phase=phase,
     )
@@ -405,21 +423,34 @@ def encode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int
     return round((ENCODED_ELEMENTS + ENCODED_ELEMENTS_OF_FRAME * frames) * _vae_scale(sizes, stage, setup))
 
 
-def decode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
-    """Return the peak of decoding frames of this size."""
+def decode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup, *, is_leader: bool = False) -> int:
+    """Return the peak of decoding frames of this size, with the whole frames that a rank still has."""
     frames = _frames_at_a_time(sizes, stage, setup)
-    return round((DECODED_ELEMENTS + DECODED_ELEMENTS_OF_FRAME * frames) * _vae_scale(sizes, stage, setup))
+    decoded = (DECODED_ELEMENTS + DECODED_ELEMENTS_OF_FRAME * frames) * _vae_scale(sizes, stage, setup)
+    chunks = 1 + is_leader * -(-FRAME_STRIDE * LATENTS_AT_A_TIME // frames)
+    return round(decoded + chunks * frames * stage.height * stage.width * FRAME_BYTES)
+
+
+def small_bytes(stage: StageShape) -> int:
+    """Return the memory of what is small beside the peak of any phase."""
+    latents = LATENT_CHANNELS * stage.num_frames * (stage.height * stage.width // VAE_STRIDE**2)
+    return SMALL_BYTES + SMALL_LATENTS * 4 * latents
 
 
 def _frames_at_a_time(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return how many frames the VAE encodes or decodes at a time."""
-    rows = -(-(stage.height // VAE_STRIDE) // setup.ranks)
-    count = latents_at_a_time(2 * sizes.vae_channels, rows, stage.width // VAE_STRIDE)
+    count = latents_at_a_time(2 * sizes.vae_channels, _latent_rows(stage, setup), stage.width // VAE_STRIDE)
     return FRAME_STRIDE * min(count, stage.num_frames)
 
 
+def _latent_rows(stage: StageShape, setup: Setup) -> int:
+    """Return the latent rows of a frame that a rank has, some of which may be padding."""
+    return -(-(stage.height // VAE_STRIDE) // setup.ranks)
+
+
 def _vae_scale(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> float:
-    pixels = stage.height * stage.width / setup.ranks
+    """Return the bytes of an element for each pixel of a rank, with the rows of its neighbours."""
+    pixels = (VAE_STRIDE * _latent_rows(stage, setup) + HALO_ROWS) * stage.width
     return pixels * setup.element_bytes * sizes.vae_channels / WAN_CHANNELS
 
 

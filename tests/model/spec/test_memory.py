@@ -1,6 +1,7 @@
 """Predicted memory follows ranks, dtype and plan.
 
-`tests/benchmarks/test_peak_memory.py` compares it with the peaks of the real modules.
+`tests/benchmarks` compares it with the peaks of the real modules (`test_peak_memory.py`) and of whole jobs
+(`test_promises.py`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from typing import get_args
 
 import pytest
 
-from model.spec.geometry import Clip, Size
+from model.spec.geometry import FRAME_STRIDE, LATENTS_AT_A_TIME, Clip, Size
 from model.spec.limits import Limits
 from model.spec.memory import (
     RESERVE_BYTES,
+    SMALL_LATENTS,
     CheckpointSizes,
     HostNeed,
     MemoryBudget,
@@ -22,6 +24,7 @@ from model.spec.memory import (
     StageShape,
     choose_text_encoder,
     decode_bytes,
+    encode_bytes,
     encode_text_bytes,
     forward_bytes,
     host_needed,
@@ -74,7 +77,8 @@ def test_text_encoder_that_is_offloaded_counts_where_encoding_needs_most():
 
 def test_text_encoder_on_the_cpu_takes_nothing():
     setup = Setup(ranks=8, text_encoder="cpu")
-    assert needed(setup) == needed(setup, is_leader=False)
+    small = needed(setup, height=64, width=64, num_frames=1)
+    assert (small.phase, small.text_encoder) == ("decode", 0)
     assert weight_bytes(RELEASED, setup) == weight_bytes(RELEASED, setup, is_leader=False)
 
 
@@ -88,6 +92,27 @@ def test_vae_takes_longer_pieces_of_the_shards_of_several_ranks():
     stage = StageShape(24, 480, 832)
     one, four = (decode_bytes(RELEASED, stage, Setup(ranks)) for ranks in (1, 4))
     assert one / 4 < four < one / 2
+
+
+def test_leader_has_the_frames_that_are_on_their_way_to_the_host():
+    stage, setup = StageShape(24, 480, 832), Setup()
+    other, leader = (decode_bytes(RELEASED, stage, setup, is_leader=is_leader) for is_leader in (False, True))
+    frames_in_fp32 = FRAME_STRIDE * LATENTS_AT_A_TIME * 480 * 832 * 3 * 4
+    assert leader - other == frames_in_fp32
+
+
+def test_ranks_that_do_not_divide_the_rows_need_memory_for_padding():
+    of_60_rows, of_64_rows = (
+        encode_bytes(RELEASED, StageShape(24, height, 832), Setup(ranks=8)) for height in (480, 512)
+    )
+    assert of_60_rows == of_64_rows
+
+
+def test_small_tensors_grow_with_the_latents_and_ranks_do_not_divide_them():
+    short, long = (needed(num_frames=num_frames).small for num_frames in (1, 93))
+    assert long - short == SMALL_LATENTS * 23 * 60 * 104 * 16 * 4
+    assert needed(Setup(8)).small == long
+    assert needed().total - replace(needed(), small=0).total == long
 
 
 @pytest.mark.parametrize("quantize", ["fp8", "int8"])
