@@ -70,7 +70,7 @@ def test_kernels_are_compiled_for_the_requests_that_the_checkpoint_and_the_memor
         {"num_frames": 9, "height": 96, "width": 144},
         {"num_frames": 9, "task": "image_to_video"},
     ]
-    settings = WorkerSettings(checkpoint=tiny_checkpoint, device="cpu", gpu_memory_gib=0.015)
+    settings = WorkerSettings(checkpoint=tiny_checkpoint, device="cpu", gpu_memory_gib=0.064)
     setup = settings.rank_setup(tmp_path / "socket").model_copy(update={"warm_up": tuple(requests)})
     model_engine.load_engine(setup, SINGLE)
     shapes = [(shape.num_condition, shape.num_frames, shape.num_texts) for shape in warmed]
