@@ -53,9 +53,9 @@ The memory of a GPU is what CUDA shows to programs, in whole GiB: an RTX 4090, o
 24,564 MiB, has 23 GiB, and an L4 (23,034 MiB) has 22.
 
 The page is calculated, not measured: it comes from the arithmetic by which the service refuses what does not
-fit. That leaves 2 GiB of each GPU to CUDA. `python -m benchmarks.promises` counts the tensors of whole jobs
-within the rest, on PyTorch's meta device. `python -m worker.check` does the same arithmetic for your machine
-and weights.
+fit. That leaves 2 GiB of each GPU to CUDA. The tensors of whole jobs fit into the rest, counted on PyTorch's
+meta device (`benchmarks/promises.md`). `python -m worker.check` does the same arithmetic for your machine and
+weights.
 
 """
 
