@@ -1,4 +1,4 @@
-// Let a build of PyTorch for the CPU switch to CUDA devices, which does nothing. PyTorch asks for this even
+// Switch to CUDA devices by doing nothing, in builds of PyTorch with and without CUDA. PyTorch asks for this even
 // when a tensor without data is sliced.
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>

@@ -25,8 +25,7 @@ GIB = 1 << 30
 def pretend(gpu: Gpu) -> None:
     """Answer all questions of Inductor and Triton as if this GPU were the only one."""
     properties = _properties(gpu)
-    if torch.version.cuda is None:
-        _load_device_guard()
+    _load_device_guard()
     for name, answer in {
         "is_available": True,
         "is_initialized": False,
