@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.benchmarks.untyped import run_program
 
 pytestmark = pytest.mark.integration
 
@@ -44,14 +43,7 @@ TOKENS, WIDTH, FFN, DEPTH, TEXT = 16, 16, 256, 2, 512
 
 @pytest.fixture(scope="module")
 def counted(tiny_checkpoint):
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SMALL, str(tiny_checkpoint)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    finished = run_program(SMALL, str(tiny_checkpoint))
     return json.loads(finished.stdout), finished.stderr
 
 

@@ -1,17 +1,13 @@
-"""The peak of live activations at full size. A tensor that is kept longer than it is used raises a peak.
-
-The counts run in a process of their own: the run-time type checks of tests hold the arguments of functions.
-"""
+"""The peak of live activations at full size. A tensor that is kept longer than it is used raises a peak."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
+
+from tests.benchmarks.untyped import run_program
 
 pytestmark = pytest.mark.integration
 
@@ -113,15 +109,7 @@ class Forward(NamedTuple):
 
 @pytest.fixture(scope="module")
 def counted():
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COUNT],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
+    return json.loads(run_program(COUNT).stdout)
 
 
 @pytest.fixture(scope="module")

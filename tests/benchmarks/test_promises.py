@@ -1,18 +1,16 @@
 """What `docs/gpus.md` promises holds: whole jobs need no more than is predicted, and little less.
 
 One video of each kind of weights and of each precision runs here, with weights of full size. All of the page
-run in `python -m benchmarks.promises`. The jobs run in a process of their own: the run-time type checks of
-tests hold the arguments of functions.
+run in `python -m benchmarks.promises`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.benchmarks.untyped import run_program
 
 pytestmark = pytest.mark.integration
 
@@ -62,15 +60,7 @@ print(json.dumps({"jobs": jobs, "error": error}))
 
 @pytest.fixture(scope="module")
 def ran():
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", JOBS],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
+    return json.loads(run_program(JOBS).stdout)
 
 
 def test_jobs_need_no_more_than_is_predicted_and_not_much_less(ran):
