@@ -105,7 +105,7 @@ def create_ops_app(service: FastAPI) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """Add the middleware, innermost first."""
-    app.add_middleware(ShutdownResponses, event_streams=app.state.event_streams)
+    app.add_middleware(ShutdownResponses, is_stopping=lambda: app.state.event_streams.is_closing)
     app.add_middleware(
         BodyDeadlines, timeout_s=settings.body_timeout_s, min_bytes_per_s=settings.body_min_bytes_per_s
     )
