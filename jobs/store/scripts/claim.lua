@@ -1,4 +1,4 @@
--- include: transitions, allow_when_full
+-- include: transitions, next_job, allow_when_full
 -- Claim the next job with one of the `requirements`. If the reply is lost, the same token gets the same claim. Orders
 -- above `order_version` are set aside: `reader` cannot read them.
 

@@ -1,4 +1,4 @@
--- include: queue, allow_when_full
+-- include: record, allow_when_full
 -- Queued jobs without a requirement, each followed by its order: a process of release 0.2.0 submitted them. All jobs up
 -- to the number in `longcat:queue:checked` have one, or had started already. A call looks at some of the others, and
 -- the next call continues.

@@ -1,4 +1,4 @@
--- include: queue, allow_when_full
+-- include: next_job, allow_when_full
 -- For each requirement: one ticket for each queued job, none if no such job may start. All jobs that were set aside
 -- together get one, which tells when a worker that can read them has come.
 move_late_jobs() -- as every claim does

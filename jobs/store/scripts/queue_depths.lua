@@ -1,4 +1,4 @@
--- include: queue, allow_when_full
+-- include: next_job, allow_when_full
 -- For each priority and requirement of queued jobs: the number of jobs, how many of them a limit on running jobs keeps
 -- from starting, the work units of all, and the longest time in ms since one of the others was queued. The cost grows
 -- with the number of running jobs, because limits depend on them, but not with that of queued jobs.

@@ -1,4 +1,4 @@
--- include: clock, positions
+-- include: clock, classes, positions
 -- What estimates for queued jobs need: the number of queued jobs and their work units; the number of groups; recent
 -- runs; the number of running jobs, and for a sample of them task, work units, progress, ms since the claim and group;
 -- for each requirement the number of queued jobs of each priority; and for each of the given jobs that is queued its

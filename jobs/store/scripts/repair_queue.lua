@@ -1,4 +1,4 @@
--- include: queue, allow_when_full
+-- include: queue, running_limits, allow_when_full
 -- Repair what scripts of release 0.2.0 do not keep: the requeued jobs of the classes, the start order, the effective
 -- times and the last submissions. If the size of one of the last three is wrong, some of its members are looked at: at
 -- the end where those scripts change most, and at random. So a repair takes no longer in a long queue, and is repeated

@@ -1,4 +1,4 @@
--- include: queue, allow_when_full
+-- include: classes, allow_when_full
 -- Give a requirement to a queued job that has none.
 local job = read(given.id)
 if job and job.status == 'queued' and not job.requirement then

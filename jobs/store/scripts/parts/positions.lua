@@ -1,4 +1,4 @@
--- include: queue
+-- include: queue_order
 -- Positions of queued jobs: the order in which jobs start if every owner may start jobs.
 
 -- The position of a queued job among those of its priority if every owner may start jobs; 1 is next.

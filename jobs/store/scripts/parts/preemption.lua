@@ -1,4 +1,4 @@
--- include: clock, queue, groups
+-- include: clock, running_limits, groups
 -- Preemption. A running job of low priority is asked to stop for a queued job of high priority that has waited long
 -- enough and that no idle group will take, unless it started because of its own long wait. At most one job is asked for
 -- each queued job: the queued job names it in `preempts`, and the running job names the queued one in

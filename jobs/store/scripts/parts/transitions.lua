@@ -1,4 +1,4 @@
--- include: clock, record, queue, gpu_time, files, metrics, outbox
+-- include: clock, record, queue, running_limits, gpu_time, files, metrics, outbox
 -- Changes of a job's status. `set_status` is the only way to change it, `finish` the only way to end a job.
 
 local RECENT_RUNS = 100
