@@ -34,8 +34,9 @@ async function refresh() {
       if (!signedIn) await loadSession();
     }
     const ready = (await send("/readyz?workers=1")).ok;
-    health(ready, ready ? "ready" : "no worker is ready; new jobs wait");
     if (!isCapabilityKnown) await loadCapability();
+    const outlook = isCapabilityKnown ? "new jobs wait" : "jobs are accepted once one has started";
+    health(ready, ready ? "ready" : `no worker is ready; ${outlook}`);
   } catch (error) { showOutage(error); }
 }
 

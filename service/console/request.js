@@ -57,6 +57,7 @@ export function showCapability(capability) {
 }
 
 function showExamples() {
+  $("examples-title").hidden = !limits.example_prompts.length;
   $("examples").replaceChildren(...limits.example_prompts.map((text) => {
     const item = $("example").content.firstElementChild.cloneNode(true);
     item.firstElementChild.textContent = text;

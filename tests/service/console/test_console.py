@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from jobs.capability import CAPABILITY_KEY
 from jobs.record import Progress
 from jobs.registration import GroupRegistration
 from model.spec.params import MAX_SEED
@@ -292,6 +293,16 @@ class TestInABrowser:
         page.click("text=Generate")
         page.wait_for_selector("text=position 1 in the queue")
         assert page.locator("#empty").is_hidden()
+
+    def test_page_says_that_no_worker_has_started(self, page, redis):
+        expect(page.locator("#health")).to_have_text("no worker is ready; new jobs wait")
+        expect(page.locator("#examples-title")).to_be_visible()
+        redis.delete(CAPABILITY_KEY)
+        page.reload()
+        expect(page.locator("#health")).to_have_text(
+            "no worker is ready; jobs are accepted once one has started"
+        )
+        expect(page.locator("#examples-title")).to_be_hidden()
 
     def test_chosen_file_is_previewed_and_can_be_removed(self, page, tmp_path):
         (tmp_path / "cat.png").write_bytes(encoded(picture()))
