@@ -7,8 +7,9 @@ test checks that the committed page is current.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -39,15 +40,15 @@ RANKS = (1, 2, 4, 8)
 _INTRODUCTION = """\
 # Which GPU makes which video
 
-The table says how many GPUs (1, 2, 4 or 8) must share a video of the released weights so that it fits. A
-dash means that it does not fit into 8. Videos have the default size (480×832 pixels) and length (93 frames),
+The tables say how many GPUs (1, 2, 4 or 8) must share a video of the released weights so that it fits. A dash
+means that it does not fit into 8. Videos have the default size (480×832 pixels) and length (93 frames),
 unless their name says otherwise, and quality `exact`: a `balanced` one also needs memory for its
 [step cache](performance.md#memory). The precision is that of the large matrices, `LONGCAT_QUANTIZE`: fp8, or
-int8 on GPUs that cannot multiply in fp8, which takes the same memory. With whole weights, each GPU of a group
-has all of the transformer. With `LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group divide it, and with
-`LONGCAT_STREAM_WEIGHTS=on` it stays in host memory; these rows are there only where they make a difference.
-The last column says where `LONGCAT_TEXT_ENCODER=auto` places the
-[text encoder](operations.md#the-text-encoder), in groups of 1, 2, 4 and 8 GPUs; of sharded ones, 2, 4 and 8.
+int8 on GPUs that cannot multiply in fp8 (A10, RTX 3090, A100), which takes the same memory. With whole
+weights, each GPU of a group has all of the transformer. With `LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group
+divide it, and with `LONGCAT_STREAM_WEIGHTS=on` it stays in host memory; these rows are there only where they
+make a difference. The last column says from how many GPUs on `LONGCAT_TEXT_ENCODER=auto` leaves the
+[text encoder](operations.md#the-text-encoder) on the GPU; with fewer it is offloaded.
 
 The memory of a GPU is what CUDA shows to programs, in whole GiB: an RTX 4090, of which `nvidia-smi` shows
 24,564 MiB, has 23 GiB, and an L4 (23,034 MiB) has 22.
@@ -59,14 +60,14 @@ weights.
 
 """
 
-_HOST_MEMORY = """
+_HOST_MEMORY = """\
 ## Memory of the host
 
 Weights that a machine keeps in its own memory. Those that [LoRAs](operations.md#loras) change are there once
 for all ranks, merged with each LoRA and without, if `LONGCAT_LORA_MEMORY_GIB` leaves room for them. With
 `LONGCAT_STREAM_WEIGHTS=on` all blocks are there. If [sharing them](operations.md#streamed-blocks) would take
-too much, each rank has a copy of its own, without LoRAs. Each group has its text encoder there unless the
-table above says `device`.
+too much, each rank has a copy of its own, without LoRAs. Each group has its text encoder there, unless it
+stays on the GPU.
 
 """
 
@@ -77,14 +78,14 @@ _REFINED = (*_DISTILLED, "adaLN_modulation.1", "final_layer.linear")
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs with the same memory: that which CUDA shows to programs, in whole GiB, rounded down.
+    """A kind of GPU and its memory: that which CUDA shows to programs, in whole GiB, rounded down.
 
     It is up to 0.9 GiB less than `nvidia-smi` shows, and much less than the name of the GPU says if that
     counts in GB, or if error correction takes a part.
     """
 
     memory_gib: int
-    examples: str
+    name: str
     has_fp8: bool = True
 
     @property
@@ -149,9 +150,30 @@ def _num_parameters(module: nn.Module) -> int:
 def document() -> str:
     """Return the page."""
     plans = released_plans()
-    head = ("memory of each GPU", "precision", "weights", *plans, "text encoder")
-    rows = [" | ".join(head), " | ".join("---" for _ in head), *table(released_sizes(), plans)]
-    return _INTRODUCTION + "".join(f"| {row} |\n" for row in rows) + _host_memory()
+    head = ("precision", "weights", *plans, "text encoder on the GPU")
+    sections = (
+        f"## {title}\n\n{_table(head, lines)}\n" for title, lines in _sections(table(released_sizes(), plans))
+    )
+    return _INTRODUCTION + "".join(sections) + _host_memory()
+
+
+def _sections(rows: Iterable[Row]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield the title and the lines of the table for each size of memory.
+
+    GPUs of the same size share lines, except that they may quantise differently.
+    """
+    for memory_gib, same_memory in groupby(rows, lambda row: row.gpus.memory_gib):
+        names: dict[str, None] = {}  # in place of ordered sets
+        precisions: dict[tuple[bool, str, tuple[str, ...]], dict[str, None]] = {}
+        for row in same_memory:
+            names[row.gpus.name] = None
+            precisions.setdefault((row.is_quantised, row.weights, row.numbers), {})[row.precision] = None
+        lines = [[", ".join(found), weights, *numbers] for (_, weights, numbers), found in precisions.items()]
+        yield f"{memory_gib} GiB: {', '.join(names)}", lines
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *lines))
 
 
 def _host_memory() -> str:
@@ -164,7 +186,7 @@ def _host_memory() -> str:
         "streamed blocks, copy of a rank",
         "text encoder of a group",
     )
-    rows = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines = []
     precisions: dict[str, Quantize] = {"bfloat16": "none", "fp8, int8": "fp8"}
     for precision, quantize in precisions.items():
         whole = Setup(quantize=quantize, text_encoder="offload")
@@ -172,8 +194,8 @@ def _host_memory() -> str:
         need = host_needed(sizes, streamed, num_ranks=1, num_leaders=1)
         shared = (released_prepared_bytes(setup) for setup in (whole, streamed))
         sizes_of = (*shared, need.block_copies, need.text_encoders)
-        rows.append(" | ".join([precision, *(format_bytes(size) for size in sizes_of)]))
-    return _HOST_MEMORY + "".join(f"| {row} |\n" for row in rows)
+        lines.append([precision, *map(format_bytes, sizes_of)])
+    return _HOST_MEMORY + _table(head, lines)
 
 
 def released_prepared_bytes(setup: Setup) -> int:
@@ -210,11 +232,17 @@ class Row:
         quantize = self.setups[0].quantize
         return "bfloat16" if quantize == "none" else quantize
 
-    def __str__(self) -> str:
-        memory = f"{self.gpus.memory_gib} GiB ({self.gpus.examples})"
-        fewest = ("–" if setup is None else str(setup.ranks) for setup in self.fewest.values())
-        placements = ", ".join(setup.text_encoder for setup in self.setups)
-        return " | ".join([memory, self.precision, self.weights, *fewest, placements])
+    @property
+    def is_quantised(self) -> bool:
+        """Return whether the large matrices have 8 bits."""
+        return self.setups[0].quantize != "none"
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Return the fewest GPUs for each video, and for a text encoder on the GPU."""
+        on_gpu = next((setup for setup in self.setups if setup.text_encoder == "device"), None)
+        fewest = (*self.fewest.values(), on_gpu)
+        return tuple("–" if setup is None else str(setup.ranks) for setup in fewest)
 
 
 def table(sizes: CheckpointSizes, plans: Mapping[str, Plan]) -> Iterator[Row]:
