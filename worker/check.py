@@ -187,10 +187,8 @@ def _check_checkpoint(settings: WorkerSettings, gpus: Sequence[Gpu] | None) -> I
     yield from _check_heads(settings, load_dit_config(folder / "dit" / "config.json").num_heads)
     total = sizes.transformer + sizes.text_encoder + sizes.vae
     loras = sorted(path.stem for path in (folder / "lora").glob("*.safetensors"))
-    yield Finding(
-        "ok",
-        f"checkpoint {folder}: {total / 1e9:.2f} billion parameters, LoRAs: {', '.join(loras) or 'none'}",
-    )
+    size = f"{total / 1e9:.1f} billion" if total >= 1e9 else f"{total / 1e6:.1f} million"
+    yield Finding("ok", f"checkpoint {folder}: {size} parameters, LoRAs: {', '.join(loras) or 'none'}")
     element_bytes = {"float32": 4, "bfloat16": 2, "auto": 4 if gpus is None else 2}[settings.dtype]
     setup = Setup(
         settings.ranks_per_group,
