@@ -34,7 +34,9 @@ RUN groupadd --gid 10001 longcat \
 USER 10001:10001
 WORKDIR /var/lib/longcat
 
-ENV LONGCAT_DATA_DIR=/var/lib/longcat LONGCAT_CHECKPOINT=/checkpoint LONGCAT_DEVICE=cuda LONGCAT_HEALTH_PORT=8001
+# The storage is the folder that the API's image uses by default.
+ENV LONGCAT_DATA_DIR=/var/lib/longcat LONGCAT_STORAGE=/data/storage LONGCAT_CHECKPOINT=/checkpoint \
+    LONGCAT_DEVICE=cuda LONGCAT_HEALTH_PORT=8001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:8001/livez"]
 # tini is the first process: the kernel ignores a signal to that one until it handles it, which Python does only when it

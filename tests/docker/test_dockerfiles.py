@@ -71,6 +71,15 @@ def test_every_variable_has_a_valid_value(image, settings, monkeypatch):
     assert str(folder) in created.split()
 
 
+def test_both_images_have_the_same_storage_by_default(monkeypatch):
+    locations = []
+    for image, settings in ((API, Settings), (WORKER, WorkerSettings)):
+        for name in ("LONGCAT_DATA_DIR", "LONGCAT_STORAGE"):
+            monkeypatch.setenv(name, image.environment.get(name, ""))
+        locations.append(settings().storage_location)
+    assert locations == ["/data/storage", "/data/storage"]
+
+
 @both
 def test_user_is_a_number_other_than_root(image):
     """Kubernetes refuses `runAsNonRoot` for a user that is a name."""
