@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs.store.scripts import FOLDER, source
+from jobs.store.scripts import FOLDER, place, source
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,15 +39,24 @@ def lint(scripts: Mapping[str, str]) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode > 2:  # 1 means warnings, 2 errors in a script
         raise RuntimeError(done.stdout + done.stderr)
-    findings: dict[str, list[str]] = {}
+    places_of: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         place, _, message = line.partition(": ")
-        findings.setdefault(message, []).append(place.removeprefix(f"{folder}/"))
+        places_of.setdefault(message, []).append(place.removeprefix(f"{folder}/"))
     return [
         f"{places[0]}: {message}"
-        for message, places in findings.items()
+        for message, places in places_of.items()
         if not _is_used_elsewhere(message, len(places), scripts)
     ]
+
+
+def findings() -> list[str]:
+    """Return the findings in all scripts, each with the file that has it."""
+    return [re.sub(r"^(\w+)\.lua:(\d+)", _in_file, finding) for finding in lint(assembled_scripts())]
+
+
+def _in_file(found: re.Match[str]) -> str:
+    return place(found[1], int(found[2]))
 
 
 def _is_used_elsewhere(message: str, num_findings: int, scripts: Mapping[str, str]) -> bool:
@@ -60,9 +69,9 @@ def _is_used_elsewhere(message: str, num_findings: int, scripts: Mapping[str, st
 
 def main() -> int:
     """Print the findings. Return the exit status."""
-    findings = lint(assembled_scripts())
-    sys.stdout.write("".join(f"{finding}\n" for finding in findings))
-    return bool(findings)
+    found = findings()
+    sys.stdout.write("".join(f"{finding}\n" for finding in found))
+    return bool(found)
 
 
 if __name__ == "__main__":

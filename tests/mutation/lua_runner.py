@@ -128,7 +128,7 @@ def passes(tests: Sequence[str], limit_s: float) -> bool:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        scripts.source.cache_clear()
+        scripts.lines.cache_clear()
         os._exit(pytest.main([*QUIET, "--timeout=60", *tests]) != 0)
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:

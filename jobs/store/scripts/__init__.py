@@ -32,6 +32,7 @@ _ACKNOWLEDGED = {"submit", "cancel", "delete", "finish"}
 
 FOLDER = Path(__file__).parent
 _INCLUDES = re.compile(r"-- include: (.+)")
+_PLACE = re.compile(r"user_script:(\d+)")
 _KEY_FIELD = "Idempotency-Key"
 
 
@@ -74,7 +75,7 @@ class Scripts:
         if script is None:
             script = self._scripts[name] = self._redis.register_script(source(name))
         arguments = [json.dumps(present(given))]
-        with redis_reached(), _refusals():
+        with redis_reached(), _refusals(name):
             if self._replication.num_replicas and name in _ACKNOWLEDGED:
                 reply = self._run_replicated(script, arguments)
             else:
@@ -111,11 +112,25 @@ class Scripts:
         return _ANY_MS if name == "sweep" else None
 
 
-@cache
 def source(name: str) -> str:
     """Return the full text of a script: the parts that it includes, each once, then the script itself."""
+    return "".join(line for _, line in lines(name))
+
+
+def place(name: str, number: int) -> str:
+    """Return the file, and the line in it, of a line in the full text of a script."""
+    return lines(name)[number - 1][0]
+
+
+@cache
+def lines(name: str) -> list[tuple[str, str]]:
+    """Return the lines of the full text of a script, each with its place."""
     path = FOLDER / f"{name}.lua"
-    return "\n".join(file.read_text() for file in [*_parts(path, []), path])
+    return [
+        (f"{file.relative_to(FOLDER.parents[2])}:{number}", line)
+        for file in [*_parts(path, []), path]
+        for number, line in enumerate(file.read_text().splitlines(keepends=True), 1)
+    ]
 
 
 def to_ms(seconds: float | None) -> int | None:
@@ -161,7 +176,8 @@ def _parts(path: Path, found: list[Path]) -> list[Path]:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _refusals(name: str) -> Iterator[None]:
+    """Raise the error that a script's refusal means. Any other error gets a note that says where it is."""
     try:
         yield
     except ResponseError as error:
@@ -176,4 +192,6 @@ def _refusals() -> Iterator[None]:
                 raise LimitReached(limit, bound, int(retry_after_s)) from None
             case ["KEY_REUSED"]:
                 raise KeyReused("this idempotency key was given to another request", _KEY_FIELD) from None
+        if found := _PLACE.search(str(error)):
+            error.add_note(place(name, int(found[1])))
         raise
