@@ -1,14 +1,18 @@
-"""A mistake in a script says in which file it is: Redis knows only the text that it got."""
+"""Scripts have the names that Python has, and a mistake in one says in which file it is."""
 
 from __future__ import annotations
 
+import json
 from linecache import getline
+from typing import Any, get_args
 
 import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from jobs.store.scripts import FOLDER, Scripts
+from jobs.order import PRIORITIES
+from jobs.record import ENDED, WEBHOOK_EVENTS, Status
+from jobs.store.scripts import FOLDER, Scripts, source
 
 
 def line_with_error(redis: Redis, script: str, **given: object) -> tuple[str, str]:
@@ -30,3 +34,21 @@ def test_error_names_its_line_in_the_part_that_the_script_includes(redis: Redis)
     path, line = line_with_error(redis, "begin_upload")
     assert path == "jobs/store/scripts/parts/record.lua"
     assert line == "return 'longcat:job:' .. id"
+
+
+def value_in(part: str, name: str, redis: Redis) -> Any:
+    """Return the value of a local variable of a part."""
+    return json.loads(redis.eval(f"{source(f'parts/{part}')}\nreturn cjson.encode({name})", 0, "{}"))
+
+
+def test_priorities_are_those_of_orders(redis: Redis):
+    assert value_in("record", "PRIORITIES", redis) == list(PRIORITIES)
+
+
+def test_statuses_are_those_of_records(redis: Redis):
+    assert value_in("record", "STATUSES", redis) == list(get_args(Status))
+    assert value_in("record", "ENDED", redis).keys() == ENDED
+
+
+def test_webhooks_are_sent_for_all_events(redis: Redis):
+    assert sorted(value_in("outbox", "EVENTS", redis).values()) == sorted(WEBHOOK_EVENTS)

@@ -84,19 +84,20 @@ local function num_before(priority, other, latest_ms)
   return num_earlier
 end
 
-local num_backlogged = redis.call( -- the number of priorities that have queued jobs
-  'EXISTS', effective_times_key('high'), effective_times_key('normal'), effective_times_key('low')
-)
+local has_queued_jobs = {}
+for _, priority in ipairs(PRIORITIES) do
+  has_queued_jobs[priority] = redis.call('EXISTS', effective_times_key(priority)) == 1
+end
 
--- The numbers of jobs of each priority that start before a job, which is at this position among those of its own. The
--- latest effective time is given for a job that is not queued.
+-- The number of jobs of each priority, the highest first, that start before a job. `position` is its position among the
+-- jobs of its own priority. For a job that is not submitted yet, `latest_ms` is its effective time.
 local function nums_before(job, position, latest_ms)
-  local nums, others = {0, 0, 0}, {}
-  nums[NUM_ABOVE[job.priority] + 1] = position - 1
-  if num_backlogged == (latest_ms and 0 or 1) then return nums end
-  for _, priority in ipairs(PRIORITIES) do
-    if priority ~= job.priority then table.insert(others, priority) end
+  local nums, others = {}, {}
+  for i, priority in ipairs(PRIORITIES) do
+    nums[i] = priority == job.priority and position - 1 or 0
+    if priority ~= job.priority and has_queued_jobs[priority] then table.insert(others, priority) end
   end
+  if #others == 0 then return nums end
   latest_ms = latest_ms or latest_effective_time(job, position, others)
   for _, priority in ipairs(others) do nums[NUM_ABOVE[priority] + 1] = num_before(priority, job.priority, latest_ms) end
   return nums

@@ -220,7 +220,6 @@ local function effective_times_key(priority)
   return queue_key(priority) .. ':effective_times'
 end
 
-local NUM_ABOVE = {high = 0, normal = 1, low = 2}
 local STRICT_MS = 1e14 -- for jobs without `ageing_ms`
 local function effective_time_ms(priority, queued_since_ms, ageing_ms)
   return queued_since_ms + NUM_ABOVE[priority] * (is_whole(tostring(ageing_ms)) or STRICT_MS)

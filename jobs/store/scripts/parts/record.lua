@@ -3,6 +3,12 @@
 
 local ENDED = {succeeded = true, failed = true, cancelled = true}
 local HELD = {running = true, uploading = true}
+local STATUSES = {'queued', 'running', 'uploading', 'succeeded', 'failed', 'cancelled'}
+
+-- The highest first, and how many are above each.
+local PRIORITIES = {'high', 'normal', 'low'}
+local NUM_ABOVE = {}
+for i, priority in ipairs(PRIORITIES) do NUM_ABOVE[priority] = i - 1 end
 
 local function record_key(id)
   return 'longcat:job:' .. id
@@ -68,7 +74,6 @@ local NUMBERS = {number = 0, work_units = 1, attempt = 0, max_attempts = 3, fenc
   created_ms = now, claimed_ms = now, lease_ms = 30000, retention_ms = 604800000}
 local OPTIONAL_NUMBERS = {'started_ms', 'max_run_ms', 'max_queue_ms', 'schema_version', 'order_version',
   'num_gpus_since_ms'}
-local PRIORITIES = {'high', 'normal', 'low'}
 
 -- A record, nil if there is none. What is missing or broken has its default: an error would stop the sweep, or the
 -- queue, for all jobs.
@@ -82,7 +87,7 @@ local function read(id)
     if not is_whole(job[name]) then job[name] = nil end
   end
   job.id, job.owner, job.status, job.task = id, job.owner or '', job.status or '', job.task or ''
-  if job.priority ~= 'high' and job.priority ~= 'low' then job.priority = 'normal' end
+  if not NUM_ABOVE[job.priority] then job.priority = 'normal' end
   return job
 end
 

@@ -75,9 +75,8 @@ local function forget(id)
   count('unreadable_records', 'missing job')
   dequeue_unknown(id)
   for _, key in ipairs({'longcat:leases', 'longcat:expiring'}) do redis.call('ZREM', key, id) end
-  for _, status in ipairs({'all', 'queued', 'running', 'uploading', 'succeeded', 'failed', 'cancelled'}) do
-    redis.call('ZREM', 'longcat:index:' .. status, id)
-  end
+  redis.call('ZREM', 'longcat:index:all', id)
+  for _, status in ipairs(STATUSES) do redis.call('ZREM', 'longcat:index:' .. status, id) end
   redis.call('ZADD', FIRST_REMOVALS, now, id)
 end
 
