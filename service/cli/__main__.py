@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import shtab
 from pydantic import ValidationError
 
 from longcat_video_client import Client, Job, LongCatVideoError, RetryPolicy
+from longcat_video_client.calls import Filters
 from longcat_video_client.downloads import check_destination
 from service.cli.arguments import options_of_video, parser
 from service.cli.errors import EXIT_CODES, FileError, JobErrors, SomeFailed, exit_code_of, file_errors
@@ -249,18 +250,8 @@ def _delete_one(client: Client, job_id: str, *, in_json: bool) -> None:
 
 
 def _list(client: Client, arguments: argparse.Namespace) -> None:
-    jobs = list(
-        client.jobs.list(
-            limit=arguments.limit,
-            status=arguments.status,
-            task=arguments.task,
-            text=arguments.text,
-            created_after=arguments.created_after,
-            created_before=arguments.created_before,
-            batch=arguments.batch,
-            owner=arguments.owner,
-        )
-    )
+    filters = cast(Filters, {name: getattr(arguments, name) for name in Filters.__annotations__})
+    jobs = list(client.jobs.list(limit=arguments.limit, **filters))
     if arguments.json:
         print_json([as_json(job) for job in jobs])
         return

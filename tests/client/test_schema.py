@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from longcat_video_client import AsyncClient, Client, models
 from longcat_video_client.async_client import AsyncJobs, AsyncPresets
+from longcat_video_client.calls import Filters
 from longcat_video_client.client import Jobs, Presets
 from longcat_video_client.options import Options
 from service.app import create_app
@@ -21,11 +22,22 @@ DERIVED = {"fps", "refinement"}
 
 
 @pytest.fixture(scope="module")
-def schemas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the schemas of the OpenAPI document."""
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the OpenAPI document."""
     settings = settings_for("redis://127.0.0.1:1/0", tmp_path_factory.mktemp("service"))
-    schemas: dict[str, Any] = create_app(settings).openapi()["components"]["schemas"]
+    return create_app(settings).openapi()
+
+
+@pytest.fixture(scope="module")
+def schemas(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the schemas of the OpenAPI document."""
+    schemas: dict[str, Any] = document["components"]["schemas"]
     return schemas
+
+
+def test_every_filter_of_a_list_is_known(document):
+    parameters = {parameter["name"] for parameter in document["paths"]["/jobs"]["get"]["parameters"]}
+    assert parameters - {"limit", "after", "before"} == Filters.__annotations__.keys()
 
 
 def test_every_option_of_a_request_is_known(schemas):
