@@ -40,7 +40,7 @@ class JobFilter:
 
     Attributes:
         statuses: one of which the jobs have; none is no condition.
-        created_from: the earliest time of submission.
+        created_after: the earliest time of submission.
         created_before: the time before which jobs were submitted.
         batch: the id of their batch.
         text: part of one of the prompts, in upper or lower case.
@@ -48,7 +48,7 @@ class JobFilter:
 
     statuses: tuple[Status, ...] = ()
     task: Task | None = None
-    created_from: datetime | None = None
+    created_after: datetime | None = None
     created_before: datetime | None = None
     batch: str | None = None
     text: str | None = None
@@ -181,8 +181,8 @@ class JobIndexes:
     def _range(self, wanted: JobFilter, start: Cursor | None, *, newest_first: bool) -> tuple[int, float]:
         """Return the first number that is wanted and the number before which the wanted ones end."""
         first, end = 0, math.inf
-        if wanted.created_from:
-            first = self._first_since(_ms(wanted.created_from))
+        if wanted.created_after:
+            first = self._first_since(_ms(wanted.created_after))
         if wanted.created_before:
             end = self._first_since(_ms(wanted.created_before))
         if start is not None:

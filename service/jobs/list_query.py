@@ -63,7 +63,12 @@ class ListQuery(BaseModel):
             raise InvalidRequest("before: cannot be combined with after", "before")
         client = backend.jobs if self.owner is None else backend.jobs_of(self.owner)
         wanted = JobFilter(
-            tuple(self.status), self.task, self.created_after, self.created_before, self.batch, self.text
+            statuses=tuple(self.status),
+            task=self.task,
+            created_after=self.created_after,
+            created_before=self.created_before,
+            batch=self.batch,
+            text=self.text,
         )
         found = client.page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
         page = JobPage(

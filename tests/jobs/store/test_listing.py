@@ -163,15 +163,15 @@ class TestFilters:
         times = [time_of(store, job_id) for job_id in made]
         for newest in range(9):
             for oldest in range(newest, 9):
-                wanted = JobFilter(created_from=times[oldest], created_before=times[newest])
+                wanted = JobFilter(created_after=times[oldest], created_before=times[newest])
                 assert all_pages(store.client, wanted, 2) == made[newest + 1 : oldest + 1]
         assert all_pages(store.client, JobFilter(created_before=datetime(2000, 1, 1, tzinfo=UTC)), 2) == []
-        assert all_pages(store.client, JobFilter(created_from=datetime(2000, 1, 1, tzinfo=UTC)), 2) == made
+        assert all_pages(store.client, JobFilter(created_after=datetime(2000, 1, 1, tzinfo=UTC)), 2) == made
 
     def test_bounds_in_time_are_searched_once_for_each_page(self, store, redis):
         made = submitted(store, 64)
         since, until = time_of(store, made[40]), time_of(store, made[20])
-        wanted = JobFilter(created_from=since, created_before=until)
+        wanted = JobFilter(created_after=since, created_before=until)
         first = store.client.page(wanted, 5)
         assert first.total == 20
         redis.config_resetstat()
@@ -185,7 +185,7 @@ class TestFilters:
         for index in (0, 3, 4, 6, 7, 8):
             redis.delete(f"longcat:job:{made[index]}")
         redis.hdel(f"longcat:job:{made[2]}", "created_ms")
-        found = all_pages(store.client, JobFilter(created_from=since), 3)
+        found = all_pages(store.client, JobFilter(created_after=since), 3)
         assert found == [made[1], made[5]]
 
     @pytest.mark.parametrize("limit", [1, 2, 20])
@@ -210,7 +210,7 @@ class TestFilters:
         found = all_pages(alices, wanted, 1)
         assert len(found) == 2
         assert {store.client.get(job_id).owner for job_id in found} == {"alice"}
-        since = JobFilter(("queued",), "refine", created_from=time_of(store, found[0]))
+        since = JobFilter(("queued",), "refine", created_after=time_of(store, found[0]))
         assert all_pages(alices, since, 1) == found[:1]
         store.client.cancel(found[0])
         assert all_pages(alices, wanted, 1) == found[1:]
