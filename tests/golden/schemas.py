@@ -59,7 +59,7 @@ def stored_shapes() -> dict[str, Stored]:
         "checkpoint": Stored(messages.CHECKPOINT_VERSION, _schema(Checkpoint)),
         "state file": Stored(state.FILE_VERSION, [entry.name for entry in fields(State)]),
         "pending upload": Stored(spool.PENDING_UPLOAD_VERSION, _schema(PendingUpload)),
-        "messages": Stored(messages.PROTOCOL_VERSION, _schema(Message)),
+        "messages": Stored(messages.PROTOCOL_VERSION, _schema(Message, without_orders=True)),
         "capability": Stored(
             default[Capability], [_schema(Capability), list(Limits.from_json({}).to_json())]
         ),
@@ -100,7 +100,7 @@ def without_version_step(pinned: dict[str, Any], found: dict[str, Any]) -> list[
 
 
 def _schema(kind: Any, *, without_orders: bool = False) -> Any:
-    """Return the JSON schema of a model without texts for people. Orders are pinned apart from records."""
+    """Return the JSON schema of a model without texts for people. Orders have a version of their own."""
     schema = _without_texts(TypeAdapter(kind).json_schema())
     if without_orders:
         for name in ("Order", "Plan", "Refinement", "InputFile"):
