@@ -26,26 +26,7 @@ Phase = Literal["load", "encode", "denoise", "refine", "decode", "upload"]
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "cancelled"})
 
-
-_PLAIN = (
-    "id",
-    "status",
-    "priority",
-    "owner",
-    "webhook_url",
-    "attempt",
-    "cancel_requested",
-    "group",
-    "requirement",
-    "gpu_ms",
-    "num_gpus",
-    "lost_gpu_ms",
-    "expected_gpu_ms",
-    "gpu_hour_price",
-    "currency",
-)
-_TRACE = ("request_id", "traceparent")
-_JSON = (
+_JSON = {
     "order",
     "batch",
     "metadata",
@@ -55,8 +36,8 @@ _JSON = (
     "timings_s",
     "webhook_events",
     "warnings",
-)
-_TIMES = ("created", "started", "finished", "expires", "deadline")
+}
+"""The fields of a record that are JSON. Times are in ms (`created_ms` for `created_at`), all others text."""
 
 
 class _Stored(BaseModel):
@@ -253,13 +234,12 @@ _UNREADABLE = object()
 
 def _decode(fields: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of a record in the form that `Job` takes."""
-    values: dict[str, Any] = {name: fields[name] for name in (*_PLAIN, *_TRACE) if name in fields}
-    for name in _JSON:
-        if name in fields:
-            values[name] = _json(fields[name])
-    for name in _TIMES:
-        if f"{name}_ms" in fields:
-            values[f"{name}_at"] = _time(fields[f"{name}_ms"])
+    values: dict[str, Any] = {}
+    for name in Job.model_fields:
+        is_time = name.endswith("_at")
+        stored = fields.get(f"{name.removesuffix('_at')}_ms" if is_time else name)
+        if stored is not None:
+            values[name] = _time(stored) if is_time else _json(stored) if name in _JSON else stored
     return values
 
 
