@@ -44,10 +44,10 @@ def repeats(checkpoint: Path) -> list[dict[str, int]]:
 @contextmanager
 def counted(pipeline: Pipeline) -> Iterator[Counter[str]]:
     """Count what the pipeline computes meanwhile; of what every block does, the first block's."""
-    assert pipeline.encoders
+    assert pipeline.conditioner
     block = pipeline.dit.blocks[0]
     modules = {
-        "texts encoded": pipeline.encoders.text._encoder,  # noqa: SLF001 to count, not to use
+        "texts encoded": pipeline.conditioner.text._encoder,  # noqa: SLF001 to count, not to use
         "texts projected": pipeline.dit.y_embedder,
         "cross-attention keys and values": block.cross_attn.kv_linear,
         "modulations of a block": block.adaLN_modulation,

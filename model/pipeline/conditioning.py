@@ -64,8 +64,15 @@ class StageInputs:
 
 
 @dataclass(frozen=True)
-class Encoders:
-    """The text encoder, which only the leader has, and the checkpoint's settings of a stage."""
+class Conditioner:
+    """Prepare the stages of a request: what each begins with, and its conditioning. Only the leader has one.
+
+    Attributes:
+        text: the text encoder.
+        latent_channels: the channels of the noise.
+        shift: the shift of the noise levels.
+        negative_prompt: used where a request has none.
+    """
 
     text: TextEncoder
     latent_channels: int

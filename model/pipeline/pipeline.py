@@ -20,7 +20,7 @@ from model.io.outgoing import PendingFrames, run_ahead, start_copy
 from model.io.pixels import Pixels, to_floats, to_uint8
 from model.parallel.broadcast import from_leader
 from model.parallel.mesh import SINGLE, ContextParallel
-from model.pipeline.conditioning import Encoders
+from model.pipeline.conditioning import Conditioner
 from model.pipeline.events import Encoded, Event, Frames, Latents, SegmentDone, Stepped
 from model.pipeline.request import Request
 from model.pipeline.sample import denoise
@@ -47,13 +47,13 @@ CACHED_LAYOUTS = 8  # the largest is below 0.1 GB
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A loaded checkpoint. All ranks have transformer and VAE, only the leader has the text encoder."""
+    """A loaded checkpoint. All ranks have transformer and VAE, only the leader has the conditioner."""
 
     limits: Limits
     dit: Dit
     lora: LoraMerger
     vae: Vae
-    encoders: Encoders | None
+    conditioner: Conditioner | None
     parallel: ContextParallel
     build_layout: BuildLayout = field(default_factory=lambda: lru_cache(CACHED_LAYOUTS)(build_layout))
     text_cache: TextKVCache = field(default_factory=TextKVCache)
@@ -108,7 +108,7 @@ class Pipeline:
             dit=dit,
             lora=lora,
             vae=vae,
-            encoders=_load_encoders(checkpoint, limits, vae, dtype, text_encoder)
+            conditioner=_load_conditioner(checkpoint, limits, vae, dtype, text_encoder)
             if parallel.is_leader
             else None,
             parallel=parallel,
@@ -156,7 +156,7 @@ class Pipeline:
         if state.latents is not None:
             return state
         inputs = from_leader(
-            self.parallel, lambda: _present(self.encoders).stage_inputs(request, state, clip)
+            self.parallel, lambda: _present(self.conditioner).stage_inputs(request, state, clip)
         )
         latents, clean = inputs.encode(self.vae, self.parallel)
         return replace(state, latents=latents, clean=clean, random=inputs.random)
@@ -171,7 +171,7 @@ class Pipeline:
     def _denoise(self, request: Request, state: State) -> EventStream:
         """Run the remaining steps of a stage, and return the state with its final latents."""
         conditioning = from_leader(
-            self.parallel, lambda: _present(self.encoders).conditioning(request, state)
+            self.parallel, lambda: _present(self.conditioner).conditioning(request, state)
         )
         self.lora.switch(conditioning.lora)
         yield Encoded(state.stage, state.segment)
@@ -240,10 +240,10 @@ class Pipeline:
                 raise InputError(field, f"this checkpoint has no lora/{name}.safetensors")
 
 
-def _load_encoders(
+def _load_conditioner(
     checkpoint: Path, limits: Limits, vae: Vae, dtype: torch.dtype, placement: TextEncoderPlacement
-) -> Encoders:
-    return Encoders(
+) -> Conditioner:
+    return Conditioner(
         text=TextEncoder.load(checkpoint, vae.device, dtype, placement, kept=limits.negative_prompt),
         latent_channels=vae.latent_channels,
         shift=load_shift(checkpoint / "scheduler" / "scheduler_config.json"),
@@ -251,9 +251,9 @@ def _load_encoders(
     )
 
 
-def _present(encoders: Encoders | None) -> Encoders:
-    assert encoders
-    return encoders
+def _present(conditioner: Conditioner | None) -> Conditioner:
+    assert conditioner
+    return conditioner
 
 
 def _all_latents(state: State) -> Float[Tensor, "1 z f h w"]:

@@ -368,8 +368,8 @@ def compiled_velocity(parallel: ContextParallel, case: str, backend: str) -> tor
     return parity_cases.velocity(case, parallel, dit)[0]
 
 
-def encoders_here(parallel: ContextParallel, checkpoint: Path) -> bool:
-    return Pipeline.load(checkpoint, torch.float32, parallel).encoders is not None
+def has_conditioner(parallel: ContextParallel, checkpoint: Path) -> bool:
+    return Pipeline.load(checkpoint, torch.float32, parallel).conditioner is not None
 
 
 def guided(

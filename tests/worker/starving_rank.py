@@ -65,8 +65,8 @@ class StarvingEngine:
     def _starve(self, place: str, faults: ExitStack) -> None:
         match place:
             case "encode":
-                assert self._pipeline.encoders
-                layer = self._pipeline.encoders.text._encoder.encoder.block[1]
+                assert self._pipeline.conditioner
+                layer = self._pipeline.conditioner.text._encoder.encoder.block[1]
                 error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
                 faults.enter_context(layer.register_forward_pre_hook(after(0, error)))
             case "lora":

@@ -177,7 +177,7 @@ def test_compiled_forward_on_ranks_equals_the_published_one(ranks, case, backend
 
 
 def test_only_the_leader_loads_the_text_encoder(ranks, tiny_checkpoint):
-    assert ranks.run("encoders_here", 3, tiny_checkpoint) == [True, False, False]
+    assert ranks.run("has_conditioner", 3, tiny_checkpoint) == [True, False, False]
 
 
 @pytest.mark.integration

@@ -40,7 +40,7 @@ def counting(calls, function, key):
 
 def test_prompts_are_encoded_once_and_layouts_built_once(pipeline, monkeypatch):
     """Five segments of two shapes in two jobs, with two prompts."""
-    encoder = pipeline.encoders.text
+    encoder = pipeline.conditioner.text
     shapes: Counter[tuple[int, ...]] = Counter()
     prompts: Counter[str] = Counter()
     monkeypatch.setattr(token_layout, "angles_3d", counting(shapes, rope.angles_3d, lambda *shape: shape))
@@ -131,10 +131,10 @@ def test_job_keeps_the_text_kv_of_no_lora_that_it_does_not_merge(pipeline, optio
 def test_tensors_of_the_leader_are_moved_to_the_device(pipeline):
     """Alone as in a group: schedules and random numbers are made on the CPU."""
     elsewhere = ContextParallel(torch.device("meta"))
-    request, state, encoders = request_of(pipeline), State.begin(1), pipeline.encoders
-    begun = from_leader(elsewhere, lambda: encoders.stage_inputs(request, state, None))
+    request, state, conditioner = request_of(pipeline), State.begin(1), pipeline.conditioner
+    begun = from_leader(elsewhere, lambda: conditioner.stage_inputs(request, state, None))
     state = replace(state, latents=begun.noise, clean=begun.noise[:, :, :0])
-    made = from_leader(elsewhere, lambda: encoders.conditioning(request, state))
+    made = from_leader(elsewhere, lambda: conditioner.conditioning(request, state))
     tensors = [x for x in (*vars(begun).values(), *vars(made).values()) if isinstance(x, torch.Tensor)]
     assert len(tensors) == 8
     assert {x.device.type for x in tensors} == {"meta"}

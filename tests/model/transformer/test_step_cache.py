@@ -183,5 +183,5 @@ def test_refinement_is_never_computed_in_part(tiny_pipeline, stage):
     request = request_of(tiny_pipeline, refine=True)
     zeros = torch.zeros(1, 16, 4, 4, 4)
     state = dataclasses.replace(State.begin(0), stage=stage, latents=zeros, clean=zeros[:, :, :0])
-    threshold = tiny_pipeline.encoders.conditioning(request, state).step_cache
+    threshold = tiny_pipeline.conditioner.conditioning(request, state).step_cache
     assert threshold == (THRESHOLD if stage == "denoise" else None)

@@ -448,8 +448,8 @@ class FullDevice(TorchDispatchMode):
 
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
-        assert pipeline.encoders
-        self._weights = {weight.data_ptr() for weight in pipeline.encoders.text._encoder.parameters()}
+        assert pipeline.conditioner
+        self._weights = {weight.data_ptr() for weight in pipeline.conditioner.text._encoder.parameters()}
         self._free_moves = len(self._weights) // 2
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
