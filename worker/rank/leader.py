@@ -92,26 +92,24 @@ class Leader:
         self._video: VideoFile | None = None
 
     def stop_request_at(self, event: InputsRead | Event) -> StopReason | None:
-        """Return why the job is to stop after this event, None if it is not.
-
-        A resize waits for an event after which the job resumes without doing anything again; with the step
-        cache, which cannot save each step, one after which it does one step again and has got further than
-        when it began.
-        """
+        """Return why the job is to stop after this event, None if it is not."""
         reason = self._get_stop_request()
-        if reason != "resize":
-            return reason
+        return None if reason == "resize" and not self._may_resize_after(event) else reason
+
+    def _may_resize_after(self, event: InputsRead | Event) -> bool:
+        """Check that a job which is resized after this event repeats one step at most, and gets on.
+
+        With the step cache, not every step can be saved. The saved one must not be the one at which this
+        attempt began: the job would repeat its steps for ever.
+        """
         match event:
-            case Stepped(step=step, state=state) if (
-                state.step >= step - 1
-                and (state.segment, state.stage, state.step) != self._resumed_at
-                and state.step > 0
-            ):
-                return reason
-            case SegmentDone(segment) if segment != self._last_segment:
-                return reason
+            case Stepped(step=step, state=state):
+                position = (state.segment, state.stage, state.step)
+                return state.step >= max(1, step - 1) and position != self._resumed_at
+            case SegmentDone(segment):
+                return segment != self._last_segment
             case _:
-                return None
+                return False
 
     def raise_if_failed(self) -> None:
         """Raise the exception of background work that failed."""

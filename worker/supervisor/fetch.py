@@ -11,7 +11,6 @@ from pathlib import PurePath
 
 from jobs.errors import DiskFull, InvalidInput, KeyMissing, LongCatError, Unavailable, UnreadableRecord
 from jobs.logs import about, names_of
-from jobs.order import Order
 from jobs.storage.base import Storage
 from jobs.store.job_store import JobStore
 from worker.messages import JOB_ERROR, Checkpoint, RunJob
@@ -115,12 +114,12 @@ class InputFetcher:
 
     def _fetch_inputs(self, job: ClaimedJob) -> dict[str, str]:
         names = {}
-        for field, key in input_keys(job.lease.job.order).items():
-            names[field] = name = f"{field}{PurePath(key).suffix}"
+        for field, file in job.lease.job.order.inputs_by_field.items():
+            names[field] = name = f"{field}{PurePath(file.key).suffix}"
             if (job.folder / name).exists():
                 continue
             try:
-                self._retry(partial(self._storage.fetch, key, job.folder / name), job)
+                self._retry(partial(self._storage.fetch, file.key, job.folder / name), job)
             except KeyMissing as error:
                 raise InvalidInput("the file is no longer in storage", field) from error
         return names
@@ -137,10 +136,8 @@ class InputFetcher:
             self._clear_folder(job)
             local = None
         job.checkpoint = stored
-        if local and (stored is None or local.position >= stored.position):
+        if stored is None or (local and local.position >= stored.position):
             return local
-        if stored is None:
-            return None
         try:
             self._retry(partial(fetch_checkpoint, stored, job, self._storage), job)
         except KeyMissing as error:
@@ -205,8 +202,3 @@ class InputFetcher:
         logger.warning("job %s: %s", job.job_id, warning)
         add_warning = partial(self._job_store.holder.add_warning, job.lease, warning)
         retry_while_unavailable(add_warning, partial(self._check, job), self._stopping)
-
-
-def input_keys(order: Order) -> dict[str, str]:
-    """Return the storage keys of the order's files by field."""
-    return {field: file.key for field, file in order.inputs_by_field.items()}

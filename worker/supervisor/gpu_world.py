@@ -86,7 +86,7 @@ class WorldJob:
         stop_request: why it is to stop, except for a resize.
         progress: its latest progress.
         remaining_s: how long it would still run on one rank by its own latest report, if it has made one.
-        is_in_time: whether it ended by its deadline by that report.
+        is_in_time: whether that report predicts its end before its deadline.
         waiting_since: when it last began to wait.
         resizing_since: when it made its latest progress before it stops for a resize, until it is at its next
             step. The time that it waits for ranks is left out.
@@ -334,10 +334,8 @@ class GpuWorld:
         """Choose widths again if a job has just reported that it will miss its deadline with its own."""
         if job.state is not WorldJobState.RUNNING or job.remaining_s is None:
             return
-        was_in_time, job.is_in_time = (
-            job.is_in_time,
-            self._in_hand(job).is_in_time(len(job.block), self._change_s),
-        )
+        was_in_time = job.is_in_time
+        job.is_in_time = self._in_hand(job).is_in_time(len(job.block), self._change_s)
         if was_in_time and not job.is_in_time:
             self._arrange()
 
@@ -375,14 +373,15 @@ class GpuWorld:
         present = {job_id: job.block for job_id, job in jobs.items() if job.block}
         fixed = [job_id for job_id, job in jobs.items() if not job.may_change]
         blocks = place(widths, present, self._num_ranks, fixed)
-        if all(job.may_change or blocks[job_id] == job.block for job_id, job in jobs.items()):
-            for job_id, job in jobs.items():
-                block = blocks.get(job_id, NO_RANKS)
-                if job.state is WorldJobState.RUNNING and block != job.block:
-                    logger.info("job %s moves from ranks %s to %s", job_id, job.block, block or "none")
-                    job.enter(WorldJobState.RESIZING)
-                    job.resizing_since, job.is_saved = self._clock(), False
-                    self._send(StopJob(job_id=job_id, reason="resize"), [job.block.start])
+        # If the blocks need ranks of jobs that cannot be stopped now, no job moves yet.
+        fixed_jobs_stay = all(blocks[job_id] == jobs[job_id].block for job_id in fixed)
+        for job_id, job in jobs.items():
+            block = blocks.get(job_id, NO_RANKS)
+            if fixed_jobs_stay and job.state is WorldJobState.RUNNING and block != job.block:
+                logger.info("job %s moves from ranks %s to %s", job_id, job.block, block or "none")
+                job.enter(WorldJobState.RESIZING)
+                job.resizing_since, job.is_saved = self._clock(), False
+                self._send(StopJob(job_id=job_id, reason="resize"), [job.block.start])
         for job_id, job in jobs.items():
             if job.state is WorldJobState.WAITING:
                 self._start_if_free(job, blocks.get(job_id, NO_RANKS))
@@ -548,5 +547,5 @@ class Slot:
         return (
             self.process is not None
             and self.process is self._world.group.process
-            and not (self._world.is_stopping)
+            and not self._world.is_stopping
         )
