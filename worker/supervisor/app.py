@@ -121,8 +121,7 @@ def build_supervisor(
     file in which the ranks of all groups share weights. `add_slot` returns its part of a world; without
     it, the supervisor has a GPU group of its own. From `num_groups` on, an `index` is that of a spare slot:
     its supervisor is not registered, does not sweep, and claims in the name of a registered group, so that
-    predictions count its jobs. The first group adopts the files of groups that this worker does not have any
-    more.
+    predictions count its jobs.
 
     Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
     """
@@ -135,20 +134,16 @@ def build_supervisor(
         _register(registration, settings.ranks_per_group)
 
     inbox: Inbox = queue.SimpleQueue()
-    report = partial(report_unreadable, redis, "spool file")
-    backends = _build_backends(settings, redis, Spool(settings.group_folder(index) / "jobs", report))
-    hold(settings.group_folder(index))
-    if index == 0:
-        num_folders = SLOTS_PER_RANK * settings.ranks if settings.is_elastic else settings.num_groups
-        for folder in settings.former_group_folders(num_folders):
-            adopt(folder, backends.spool)
-    job_store, spool = backends.job_store, backends.spool
+    spool = _open_spool(settings, redis, index)
+    backends = _build_backends(settings, redis, spool)
+    job_store = backends.job_store
     lease_renewer = LeaseRenewer(
         job_store, lambda job: inbox.put(StopRequested(job)), settings.preempt_after_s
     )
-    report = partial(report_unreadable, redis, "checkpoint")
     disk_space = DiskSpace(settings.disks, settings.min_free_bytes, spool.check_writable)
-    fetcher = InputFetcher(job_store, backends.storage, spool, disk_space, report)
+    fetcher = InputFetcher(
+        job_store, backends.storage, spool, disk_space, partial(report_unreadable, redis, "checkpoint")
+    )
     gpu_group: Group
     if add_slot:
         gpu_group = add_slot(inbox)
@@ -206,6 +201,21 @@ def _register(registration: GroupRegistration, ranks: int) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
+
+
+def _open_spool(settings: WorkerSettings, redis: Redis, index: int) -> Spool:
+    """Return the spool of a group, and keep its folder from being adopted.
+
+    The first group adopts the files of groups that this worker does not have any more.
+    """
+    folder = settings.group_folder(index)
+    spool = Spool(folder / "jobs", partial(report_unreadable, redis, "spool file"))
+    hold(folder)
+    if index == 0:
+        num_folders = SLOTS_PER_RANK * settings.ranks if settings.is_elastic else settings.num_groups
+        for former in settings.former_group_folders(num_folders):
+            adopt(former, spool)
+    return spool
 
 
 def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Backends:

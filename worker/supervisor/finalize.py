@@ -47,7 +47,7 @@ class CancelRequested(Exception):
 
 @dataclass(frozen=True)
 class Backends:
-    """The job store, the queue and the storage."""
+    """The job store, the queue, the storage, the spool, and what uploads checkpoints."""
 
     job_store: JobStore
     tickets: TicketQueue
