@@ -17,7 +17,7 @@ local function list_missing_requeued(priority)
     local job = not is_listed and read(id)
     if job and job.status == 'queued' and job.started_ms and job.priority == priority then
       if not requirement then write(job, {requirement = ''}) end
-      list_by_requirement(job)
+      add_to_class(job)
     end
   end
 end

@@ -3,5 +3,5 @@
 local job = read(given.id)
 if job and job.status == 'queued' and not job.requirement then
   write(job, {requirement = given.requirement})
-  list_by_requirement(job)
+  add_to_class(job)
 end

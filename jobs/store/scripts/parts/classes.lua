@@ -37,8 +37,8 @@ local function class_requeued_key(priority, requirement)
   return requirement_key(priority, requirement) .. ':requeued'
 end
 
--- Enter an owner into a class with their first job there.
-local function enter_class(priority, requirement, owner)
+-- Put an owner into the order of a class, at the place of their first job there. Nothing happens if there is none.
+local function enter_owner(priority, requirement, owner)
   local first, place = unpack(
     redis.call('ZRANGE', requirement_owner_key(priority, requirement, owner), 0, 0, 'WITHSCORES')
   )
@@ -49,23 +49,23 @@ local function enter_class(priority, requirement, owner)
 end
 
 -- Add a job that never started to those of its owner in a class.
-local function list_by_place(job)
+local function add_to_owner_jobs(job)
   local priority, requirement, owner = job.priority, job.requirement, job.owner
   local owner_jobs = requirement_owner_key(priority, requirement, owner)
   local place = redis.call('ZSCORE', owner_queue_key(priority, owner), job.id) or place_of(job)
   local first, first_place = unpack(redis.call('ZRANGE', owner_jobs, 0, 0, 'WITHSCORES'))
   redis.call('ZADD', owner_jobs, place, job.id)
   if not first then
-    enter_class(priority, requirement, owner)
+    enter_owner(priority, requirement, owner)
   elseif tonumber(place) < tonumber(first_place) then
     local entry = start_order_member(first_place, owner)
     if redis.call('ZREM', class_owners_key(priority, requirement), entry) == 1 then -- it is not held back
-      enter_class(priority, requirement, owner)
+      enter_owner(priority, requirement, owner)
     end
   end
 end
 
-local function list_by_requirement(job)
+local function add_to_class(job)
   local priority, requirement = job.priority, job.requirement
   redis.call('SADD', REQUIREMENTS, requirement)
   if redis.call('ZADD', requirement_key(priority, requirement), job.number, job.id) == 1 then
@@ -74,25 +74,26 @@ local function list_by_requirement(job)
   if job.started_ms then
     redis.call('ZADD', class_requeued_key(priority, requirement), job.number, job.id)
   else
-    list_by_place(job)
+    add_to_owner_jobs(job)
   end
 end
 
--- Take a job that never started out of its owner's jobs in a class. The next of them takes the place of the first.
-local function leave_class(priority, requirement, owner, id)
+-- Take a job that never started out of its owner's jobs in a class. If it was the first of them, the next one gives the
+-- owner a new place, unless they are held back.
+local function remove_from_owner_jobs(priority, requirement, owner, id)
   local owner_jobs = requirement_owner_key(priority, requirement, owner)
   local first, place = unpack(redis.call('ZRANGE', owner_jobs, 0, 0, 'WITHSCORES'))
   redis.call('ZREM', owner_jobs, id)
   if first ~= id then return end
   local entry = start_order_member(place, owner)
   if redis.call('ZREM', class_owners_key(priority, requirement), entry) == 1 then
-    enter_class(priority, requirement, owner)
+    enter_owner(priority, requirement, owner)
   end
 end
 
--- Remove a job from those with a requirement. The work units of a class begin at 0 again when it is empty: those of a
--- job whose record was removed in the meantime are not known.
-local function remove_from_class(priority, requirement, id)
+-- Count a job no longer among those with a requirement, and take off its work units. Those of a job whose record was
+-- removed in the meantime are not known, so they begin at 0 again when the class is empty.
+local function remove_from_depth(priority, requirement, id)
   if redis.call('ZREM', requirement_key(priority, requirement), id) == 0 then return end
   if redis.call('EXISTS', requirement_key(priority, requirement)) == 0 then
     redis.call('HDEL', class_work_units_key(priority), requirement)
@@ -103,11 +104,12 @@ local function remove_from_class(priority, requirement, id)
   end
 end
 
-local function unlist_by_requirement(job)
+-- Remove a job from its class, and the class if that was its last job.
+local function remove_from_class(job)
   local requirement = job.requirement
-  leave_class(job.priority, requirement, job.owner, job.id)
+  remove_from_owner_jobs(job.priority, requirement, job.owner, job.id)
   redis.call('ZREM', class_requeued_key(job.priority, requirement), job.id)
-  remove_from_class(job.priority, requirement, job.id)
+  remove_from_depth(job.priority, requirement, job.id)
   local is_empty = true
   for _, priority in ipairs(PRIORITIES) do
     if redis.call('EXISTS', requirement_key(priority, requirement)) == 1 then
@@ -125,17 +127,17 @@ local function depth_of(priority, requirement)
   while true do
     local id = redis.call('ZRANGE', key, 0, 0)[1]
     if not id or redis.call('ZSCORE', queue_key(priority), id) then return redis.call('ZCARD', key) end
-    remove_from_class(priority, requirement, id)
+    remove_from_depth(priority, requirement, id)
   end
 end
 
--- The requirements as a set, and a check that a queued job has one of them.
 local function as_set(requirements)
   local set = {}
   for _, requirement in ipairs(requirements) do set[requirement] = true end
   return set
 end
 
+-- Check that a queued job has one of these requirements, or none.
 local function has_requirement_in(set, id)
   local requirement = read_fields(id, 'requirement')[1]
   return not requirement or set[requirement] or false

@@ -9,7 +9,7 @@ local function first_of_owner(priority, requirement, owner)
     if not id then return nil end
     if not redis.call('ZSCORE', owner_queue_key(priority, owner), id) then
       redis.call('ZREM', key, id)
-      if not redis.call('ZSCORE', queue_key(priority), id) then remove_from_class(priority, requirement, id) end
+      if not redis.call('ZSCORE', queue_key(priority), id) then remove_from_depth(priority, requirement, id) end
     elseif not move_if_late(id, is_whole(read_fields(id, 'start_by_ms')[1]) or now) then
       return id, place
     end
@@ -54,7 +54,7 @@ local function first_requeued(priority, requirement)
     if limit then
       hold_back(priority, requirement, read_fields(id, 'owner')[1], id)
     elseif not redis.call('ZSCORE', queue_key(priority), id) then
-      remove_from_class(priority, requirement, id)
+      remove_from_depth(priority, requirement, id)
     end
   end
 end

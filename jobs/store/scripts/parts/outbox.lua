@@ -121,8 +121,8 @@ local function is_subscribed(job, event)
   return false
 end
 
--- Write the delivery of the event that a job's new status is, if its client wants it. A webhook shows the job as it was
--- at the event. The record of an ended job never changes; for a started job, the fields that will change are copied.
+-- Write the delivery for a job's new status, if that is an event that its client wants. A webhook shows the job as it
+-- was at the event: the record of an ended job never changes, and of a started job, the fields that change are copied.
 local function add_delivery(job)
   local event = EVENTS[job.status]
   if not is_subscribed(job, event) then return end

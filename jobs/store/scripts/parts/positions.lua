@@ -15,7 +15,8 @@ local function position_in_priority(job)
   return (redis.call('ZRANK', queue_key(priority), id) or 0) + 1
 end
 
--- The same of a job that is not submitted yet. Of those with the same virtual start time, the first hundred count.
+-- The position that a job would have among those of its priority if it were submitted now. Of the jobs with the same
+-- virtual start time, only the first hundred are compared with it.
 local function position_if_submitted(job)
   local order, place = start_order_key(job.priority), place_of(job)
   local start = start_at(job.priority, job.owner, place)
@@ -40,7 +41,7 @@ local function jobs_in_order(priority, first, last)
   return ids
 end
 
--- Their effective times; that of a job that is not known to have one is 0.
+-- The effective times of these jobs, 0 for a job without one.
 local function effective_times(priority, first, last)
   local ids = jobs_in_order(priority, first, last)
   if #ids == 0 then return ids end

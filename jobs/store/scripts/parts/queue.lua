@@ -14,11 +14,10 @@ local function enqueue(job)
   if job.started_ms then
     if not job.requirement then write(job, {requirement = ''}) end -- release 0.2.0 submitted it
     redis.call('ZADD', requeued_key(priority), job.number, job.id)
-    list_by_requirement(job)
-    return
+  else
+    enter_owner_queue(job)
   end
-  enter_owner_queue(job)
-  if job.requirement then list_by_requirement(job) end
+  if job.requirement then add_to_class(job) end
 end
 
 -- Take a job out of the queue if it is queued.
@@ -27,7 +26,7 @@ local function dequeue(job)
   redis.call('ZREM', 'longcat:queue_deadlines', job.id)
   if redis.call('ZREM', queue_key(priority), job.id) == 1 then
     redis.call('DECRBY', 'longcat:queued_work_units', job.work_units)
-    if job.requirement then unlist_by_requirement(job) end
+    if job.requirement then remove_from_class(job) end
   end
   redis.call('ZREM', effective_times_key(priority), job.id)
   redis.call('ZREM', requeued_key(priority), job.id)
@@ -45,7 +44,7 @@ end
 -- the jobs that come after it. For release 0.2.0 it is a requeued job, too.
 local function set_aside(job, reader)
   if job.requirement then
-    leave_class(job.priority, job.requirement, job.owner, job.id)
+    remove_from_owner_jobs(job.priority, job.requirement, job.owner, job.id)
     redis.call('ZREM', class_requeued_key(job.priority, job.requirement), job.id)
   end
   leave_owner_queue(job)
@@ -112,12 +111,12 @@ local function move_if_late(id, start_by_ms)
   local job = read(id)
   local owner_queue = job and owner_queue_key(job.priority, job.owner)
   if not (job and is_whole(job.start_by_ms) and redis.call('ZSCORE', owner_queue, id)) then return false end
-  if job.requirement then leave_class(job.priority, job.requirement, job.owner, id) end
+  if job.requirement then remove_from_owner_jobs(job.priority, job.requirement, job.owner, id) end
   leave_start_order(job.priority, owner_queue, job)
   redis.call('ZREM', owner_queue, id)
   write(job, {start_by_ms = false})
   enter_at_place(job)
-  if job.requirement then list_by_place(job) end
+  if job.requirement then add_to_owner_jobs(job) end
   num_moved = num_moved + 1
   return true
 end

@@ -12,7 +12,7 @@ end
 
 -- The limit on running jobs that keeps a queued job from starting, `owner` or `total`; nil if it may start. Jobs carry
 -- the limits. If `leaving` is given, that running job is about to stop and does not count. A job without a record may
--- start: whoever claims it finds out.
+-- start: the claim removes it from the queue.
 local function limit_on_start(id, leaving)
   local owner, owner_limit, total_limit = unpack(read_fields(id, 'owner', 'owner_running_jobs', 'total_running_jobs'))
   if not owner then return nil end
@@ -39,7 +39,7 @@ local function release_held_back(owner)
   for _, entry in ipairs(entries) do
     local priority, requirement, id = unpack(cjson.decode(entry))
     if not id then
-      enter_class(priority, requirement, owner)
+      enter_owner(priority, requirement, owner)
     else
       local number = redis.call('ZSCORE', requirement_key(priority, requirement), id)
       if number then redis.call('ZADD', class_requeued_key(priority, requirement), number, id) end
