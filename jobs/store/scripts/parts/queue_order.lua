@@ -107,9 +107,10 @@ local function place_of(job)
     return submission_us(job) + (is_whole(tostring(job.default_deadline_ms)) or DEFAULT_DEADLINE_MS) * US_PER_MS
   end
   local place = start_by_ms * US_PER_MS + job.number % US_PER_MS
-  local end_of_ms = string.format('(%.0f', (start_by_ms + 1) * US_PER_MS)
+  -- Jobs that should start in the same ms start in the order of submission: if one of them is later, this follows it.
+  local owner_queue, next_ms = owner_queue_key(job.priority, job.owner), (start_by_ms + 1) * US_PER_MS
   local later = redis.call(
-    'ZRANGE', owner_queue_key(job.priority, job.owner), end_of_ms, place, 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES'
+    'ZRANGE', owner_queue, string.format('(%.0f', next_ms), place, 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES'
   )
   return later[2] and later[2] + 1 or place
 end
@@ -125,8 +126,8 @@ local function set_deadline(job)
   if start_by_ms >= job.created_ms then job.start_by_ms = start_by_ms end
 end
 
--- Move an owner's jobs in the start order, from that with this rank in the owner's queue, up to `last_rank` if given: a
--- hundred of them, so that it takes no longer in a long queue than in a short one.
+-- Add `by` to the virtual start times of an owner's jobs, from that with this rank in the owner's queue, up to
+-- `last_rank` if given. Only the first hundred are moved, so that a long queue takes no longer than a short one.
 local MOST_MOVED = 100
 local function move_in_start_order(priority, owner_queue, first_rank, by, last_rank)
   last_rank = math.min(last_rank or math.huge, first_rank + MOST_MOVED - 1)
@@ -149,19 +150,21 @@ local function first_start(priority, owner)
   return owner_start(priority, owner) or math.max(idle_start, virtual_time(priority))
 end
 
--- The virtual start time of a job of an owner at this place, and its rank in the owner's queue if jobs are behind it.
+-- The virtual start time of a job of an owner at this place: that of the job before it plus the charge for that job.
+-- And its rank in the owner's queue, nil if it is the last.
 local function start_at(priority, owner, place)
   local owner_queue = owner_queue_key(priority, owner)
-  local id, before = unpack(redis.call('ZRANGE', owner_queue, -1, -1, 'WITHSCORES'))
+  local previous, previous_place = unpack(redis.call('ZRANGE', owner_queue, -1, -1, 'WITHSCORES'))
   local rank
-  if id and tonumber(before) > place then
+  if previous and tonumber(previous_place) > place then
     rank = redis.call('ZCOUNT', owner_queue, '-inf', string.format('(%d', place))
     if rank == 0 then return first_start(priority, owner), rank end
-    id, before = unpack(redis.call('ZRANGE', owner_queue, rank - 1, rank - 1, 'WITHSCORES'))
+    previous, previous_place = unpack(redis.call('ZRANGE', owner_queue, rank - 1, rank - 1, 'WITHSCORES'))
   end
-  local start = id and redis.call('ZSCORE', start_order_key(priority), start_order_member(before, id))
+  local member = previous and start_order_member(previous_place, previous)
+  local start = member and redis.call('ZSCORE', start_order_key(priority), member)
   if not start then return first_start(priority, owner), rank end
-  local work_units, weight = unpack(read_fields(id, 'work_units', 'weight'))
+  local work_units, weight = unpack(read_fields(previous, 'work_units', 'weight'))
   return start + charge(is_whole(work_units) or NUMBERS.work_units, weight), rank
 end
 
