@@ -55,11 +55,11 @@ class JobFilter:
 
     @property
     def indexes(self) -> tuple[str, ...]:
-        """Return the indexes that have the fewest jobs besides those that are wanted; no job is in two."""
+        """Return the smallest indexes that together have all wanted jobs. No job is in two of them."""
         return (f"batch:{self.batch}",) if self.batch else tuple(dict.fromkeys(self.statuses)) or ("all",)
 
     def checks(self) -> dict[str, Callable[[str], bool]]:
-        """Return checks of those fields of the record that the indexes do not tell."""
+        """Return the conditions that not every job in these indexes meets, by field of the record."""
         checks: dict[str, Callable[[str], bool]] = {}
         if self.task:
             checks["task"] = self.task.__eq__
@@ -217,7 +217,7 @@ class JobIndexes:
         return low
 
     def _next_dated(self, first: int, end: int) -> tuple[int, int] | None:
-        """Return number and time of the first job in a range whose time can be read; one of few must be."""
+        """Return number and time of the first job in a range whose time can be read, if it is among a few."""
         index = self._key("all")
         for job_id, number in self._members([index], first, end, _MAX_UNDATED, newest_first=False):
             created_ms = self._created_ms(job_id)

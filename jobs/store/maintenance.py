@@ -126,7 +126,8 @@ class JobMaintenance:
 def set_missing_requirements(run: Callable[..., Any]) -> bool:
     """Give requirements to queued jobs that processes of release 0.2.0 submitted, so that they are claimed.
 
-    An order that cannot be read gets `ANY`: whoever claims its job fails it. Return whether there were any.
+    A job whose order cannot be read gets `ANY`, and is set aside when it is claimed. Return whether a job had
+    no requirement.
     """
     were_any = False
     while found := fields_of(run("jobs_without_requirement")):

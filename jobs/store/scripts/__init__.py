@@ -28,7 +28,7 @@ from jobs.errors import JobEnded, JobNotFound, KeyReused, LeaseLost, LimitReache
 _CLOCK_TOLERANCE_S = 5.0  # a command may be on its way for some time
 _ANY_MS = 10**14
 _ACKNOWLEDGED = {"submit", "cancel", "delete", "finish"}
-"""The scripts on whose result somebody relies: a client, or a worker that removes its files then."""
+"""The scripts whose results must survive a failover: clients rely on them, or workers remove files then."""
 
 FOLDER = Path(__file__).parent
 _INCLUDES = re.compile(r"-- include: (.+)")

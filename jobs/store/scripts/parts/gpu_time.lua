@@ -69,7 +69,7 @@ local function add_to_usage(job, spent_ms)
   end
 end
 
--- Count the GPU time of a job since its last checkpoint as lost: whoever runs it next does that work again.
+-- Count the GPU time of a job since its last checkpoint as lost: the next worker that runs it repeats that work.
 local function count_lost_gpu_time(job)
   local spent_ms = gpu_ms(job)
   local lost_ms = job.lost_gpu_ms + math.max(0, spent_ms - job.saved_gpu_ms)
