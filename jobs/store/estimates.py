@@ -199,7 +199,7 @@ def _wait_s(snapshot: QueueSnapshot, num_groups: int, running: Sequence[RunningJ
     size of all queued ones. A group that runs several jobs at a time takes one whenever one of them ends.
     """
     mean_work_units = snapshot.queued_work_units / max(1, snapshot.num_queued)
-    queued_ms = max(1, round(1000 * (expected_s(snapshot.recent_runs, None, mean_work_units) or 0.0)))
+    run_ms = max(1, round(1000 * (expected_s(snapshot.recent_runs, None, mean_work_units) or 0.0)))
     scale = snapshot.num_running / len(snapshot.running) if snapshot.running else 0.0
     num_by_free_ms = {0: max(0.0, max(1, num_groups) - scale * len(running))}
     for job in running:
@@ -207,14 +207,18 @@ def _wait_s(snapshot: QueueSnapshot, num_groups: int, running: Sequence[RunningJ
         num_by_free_ms[free_ms] = num_by_free_ms.get(free_ms, 0.0) + scale
 
     def num_started(wait_ms: int) -> float:
-        """Return how many queued jobs have started by then; a fraction where a sample stands for all."""
+        """Return how many queued jobs have started by then; a fraction where a sample stands for all.
+
+        A group starts one when it is free, and one more after each run.
+        """
         return sum(
-            num * ((wait_ms - free_ms) // queued_ms + 1)
+            num * ((wait_ms - free_ms) // run_ms + 1)
             for free_ms, num in num_by_free_ms.items()
             if free_ms <= wait_ms
         )
 
-    longest_ms = max(num_by_free_ms) + position * queued_ms
+    longest_ms = max(num_by_free_ms) + position * run_ms
+    # The earliest time by which the job has started, and those ahead of it.
     return bisect_left(range(longest_ms), float(position), key=num_started) / 1000
 
 
