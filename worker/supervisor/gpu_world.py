@@ -316,19 +316,28 @@ class GpuWorld:
         progress = progress.model_copy(update={"fraction": max(progress.fraction, job.progress.fraction)})
         job.progress = progress
         job.run = job.run.model_copy(update={"timings_s": message.timings_s})
-        is_running = job.state is WorldJobState.RUNNING and progress.phase in {"denoise", "refine"}
-        if is_running and job.resizing_since is not None:
+        self._measure_change(job)
+        self._measure_speed(job)
+        return message.model_copy(update={"progress": progress})
+
+    def _measure_change(self, job: WorldJob) -> None:
+        """Measure how long a resize kept a job from its steps, given its latest progress."""
+        if job.state is WorldJobState.RESIZING:
+            job.resizing_since = self._clock()  # the step until then is not lost
+        is_in_step = job.state is WorldJobState.RUNNING and job.progress.phase in {"denoise", "refine"}
+        if is_in_step and job.resizing_since is not None:
             self._changes_s.append(self._clock() - job.resizing_since)
             job.resizing_since = None
             logger.info("job %s goes on after %.2f s", job.job_id, self._changes_s[-1])
-        if job.state is WorldJobState.RESIZING:
-            job.resizing_since = self._clock()  # the step until then is not lost
-        if progress.eta_s is not None:
-            job.remaining_s = job.on_one_rank(progress.eta_s)
-            if progress.eta_s and progress.fraction < 1:
-                whole_s = job.remaining_s / (1 - progress.fraction)
-                self._unit_s = whole_s / work_units(job.run.order.plan)
-        return message.model_copy(update={"progress": progress})
+
+    def _measure_speed(self, job: WorldJob) -> None:
+        """Measure how long one rank takes for the rest of a job, and for a work unit, if it has an ETA."""
+        eta_s, fraction = job.progress.eta_s, job.progress.fraction
+        if eta_s is None:
+            return
+        job.remaining_s = job.on_one_rank(eta_s)
+        if eta_s and fraction < 1:
+            self._unit_s = job.remaining_s / (1 - fraction) / work_units(job.run.order.plan)
 
     def _arrange_if_late(self, job: WorldJob) -> None:
         """Choose widths again if a job has just reported that it will miss its deadline with its own."""
