@@ -130,7 +130,9 @@ class SharedSettings(BaseSettings):
             "sentinel_password": password and password.get_secret_value(),
         }
         given = urlencode({name: str(value) for name, value in parameters.items() if value is not None})
-        return self.redis_url + ("&" if "?" in self.redis_url else "?") * bool(given) + given
+        if not given:
+            return self.redis_url
+        return f"{self.redis_url}{'&' if '?' in self.redis_url else '?'}{given}"
 
     @property
     def storage_location(self) -> str:

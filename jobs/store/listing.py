@@ -155,7 +155,10 @@ class JobIndexes:
         return sum(int(self._redis.zcount(key, *_scores(first, end))) for key in self._keys(wanted))
 
     def walk(self, wanted: JobFilter, limit: int, start: Cursor | None, *, newest_first: bool) -> Walk:
-        """Return up to `limit` jobs behind a cursor. Records that cannot be read are passed over."""
+        """Return up to `limit` jobs behind a cursor. Records that cannot be read are passed over.
+
+        One job more than that is looked for, to know whether any follow.
+        """
         keys = self._keys(wanted)
         first, end = self._range(wanted, start, newest_first=newest_first)
         checks = wanted.checks()

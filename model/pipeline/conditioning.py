@@ -157,8 +157,11 @@ class Conditioner:
 
     def _encode_texts(self, request: Request, state: State, guided: bool) -> Text:
         """Encode the prompt and, with guidance, the negative prompt before it."""
-        negative = self.negative_prompt if request.negative_prompt is None else request.negative_prompt
-        return self.text.encode([negative] * guided + [request.prompt(state.segment)])
+        prompts = [request.prompt(state.segment)]
+        if guided:
+            default = self.negative_prompt
+            prompts.insert(0, default if request.negative_prompt is None else request.negative_prompt)
+        return self.text.encode(prompts)
 
 
 def base_schedule(plan: Plan, shift: float, is_continuation: bool) -> Schedule:
