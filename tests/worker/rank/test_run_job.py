@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jobs.order import Order
 from jobs.record import JobError
 from jobs.store.holder import StopReason
-from model.pipeline.events import Event, SegmentDone
+from model.pipeline.events import Event, SegmentDone, Stepped
 from model.pipeline.pipeline import Pipeline
+from model.pipeline.state import State
 from tests.disks import mounted_disk
 from tests.orders import make_order
 from tests.waiting import wait_until
@@ -387,6 +389,30 @@ def test_job_stops_for_a_resize_after_a_step_and_resumes_to_the_same_video(
     assert (checkpoint.segment, checkpoint.step) == saved
     rank.stop_at = None
     assert result(rank.run(LONG, checkpoint)).sha256 == whole.sha256
+
+
+@pytest.mark.parametrize(
+    ("step", "saved", "began_at", "stops"),
+    [
+        (4, 4, 0, True),
+        (4, 3, 0, True),  # step 4 is repeated
+        (4, 2, 0, False),  # steps 3 and 4 would be
+        (1, 0, 0, False),  # there is nothing to save yet
+        (4, 3, 3, False),  # step 4 would be repeated for ever
+        (5, 4, 3, True),
+    ],
+)
+def test_job_whose_steps_cannot_all_be_saved_is_resized_where_it_repeats_one_at_most(
+    tmp_path, step, saved, began_at, stops
+):
+    resume = Checkpoint(segment=0, stage="denoise", step=began_at, state="state") if began_at else None
+    run = RunJob(job_id="j", order=ORDER, folder=tmp_path, resume=resume)
+    settings = VideoSettings(checkpoint_s=NEVER_S, crf=18, preset="ultrafast", buffer_bytes=1 << 20)
+    leader = Leader(run, lambda _: None, lambda: "resize", settings, {})
+    event = Stepped("denoise", 0, step, 8, replace(State.begin(1), step=saved))
+    reason = leader.stop_request_at(event)
+    leader.end(StepOutcome(stop_request="cancel"))  # ends its thread
+    assert reason == ("resize" if stops else None)
 
 
 def test_job_in_its_last_decode_does_not_stop_for_a_resize(rank):
