@@ -93,6 +93,37 @@ class TestBlocks:
         blocks = [world.runs(job_id)[-1] for job_id in "abcd"]
         assert sorted(rank for block in blocks for rank in block) == [0, 1, 2, 3]
 
+    def test_no_job_moves_while_the_new_blocks_need_ranks_of_a_job_in_its_last_decode(self):
+        world = FakeWorld(num_ranks=8, num_slots=8)
+        world.bring_up(widths=(1, 2, 4, 8))
+        for number, job_id in enumerate("abcdefgh"):
+            world.start(number, job_id)
+            for stopped in {job for _, job, _ in world.stops()}:
+                world.stop_for_resize(stopped)
+        job_on = {world.runs(job_id)[-1]: job_id for job_id in "abcdefgh"}
+        first, third, wide = (job_on[rank,] for rank in (0, 2, 4))
+        world.report(wide, 0.1, eta_s=4000.0)
+        for job_id in (first, third):
+            world.send(LastDecode(job_id=job_id))
+
+        def num_stops() -> int:
+            return [job_id for _, job_id, _ in world.stops()].count(wide)
+
+        for job_id in sorted(set("abcdefgh") - {first, third, wide}):
+            before = num_stops()
+            world.send(GpusReleased(job_id=job_id))
+            if num_stops() > before:
+                world.stop_for_resize(wide)
+        assert world.runs(wide)[-1] == (4, 5, 6, 7)
+        world.report(wide, 0.1, eta_s=1000.0)
+        before = num_stops()
+        world.start(0, "urgent", deadline_at=datetime.now(UTC) + timedelta(seconds=1500))  # needs four ranks
+        assert num_stops() == before
+        world.send(GpusReleased(job_id=first))
+        assert num_stops() == before + 1
+        world.stop_for_resize(wide)
+        assert (world.runs("urgent")[-1], world.runs(wide)[-1]) == ((4, 5, 6, 7), (0, 1))
+
     def test_ranks_of_a_finished_job_join_the_other(self, world):
         world.start(0, "a")
         world.start(1, "b")
