@@ -67,7 +67,7 @@ class TestBlocks:
         run = world.last_run("a")
         assert (run.resume, run.timings_s, run.width) == (checkpoint, {"denoise": 0.2}, 2)
 
-    def test_cost_of_a_change_leaves_out_the_step_before_it(self, world):
+    def test_cost_of_a_change_leaves_out_the_steps_before_and_after_it(self, world):
         world.start(0, "a")
         world.start(1, "b")
         world.now += 100  # the step that the job still does
@@ -76,6 +76,9 @@ class TestBlocks:
         world.stop_for_resize("a")
         world.now += 2
         world.report("a", 0.1)
+        assert world.world._change_s == 3
+        world.now += 100  # the next step
+        world.report("a", 0.2)
         assert world.world._change_s == 3
 
     def test_supervisor_does_not_notice_a_change(self, world):
