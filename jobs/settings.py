@@ -115,6 +115,13 @@ class SharedSettings(BaseSettings):
             check_url(url)
         return url
 
+    @field_validator("storage")
+    @classmethod
+    def _is_a_folder_or_in_s3(cls, location: str) -> str:
+        if "://" in location and not location.startswith("s3://"):
+            raise ValueError("must be a folder or s3://bucket/prefix")
+        return location
+
     @property
     def redis_address(self) -> str:
         """Return REDIS_URL with the settings of TLS and Sentinel as parameters, as `jobs.connect` reads them.

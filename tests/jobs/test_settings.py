@@ -81,7 +81,10 @@ def test_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("LEASE_S", "0"), ("MAX_ATTEMPTS", "0"), ("RETENTION_S", "-1"), ("MAX_QUEUE_S", "soon")],
+    [
+        *(("LEASE_S", "0"), ("MAX_ATTEMPTS", "0"), ("RETENTION_S", "-1"), ("MAX_QUEUE_S", "soon")),
+        ("STORAGE", "gs://bucket/prefix"),
+    ],
 )
 def test_invalid_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
     monkeypatch.setenv(f"LONGCAT_{name}", value)
