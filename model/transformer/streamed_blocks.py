@@ -55,7 +55,7 @@ class StreamedBlocks(FlatBlocks[SomeBlock]):
             device: device of this rank.
             copier: copies the blocks; by default as the device does it best.
         """
-        self._is_on_cuda = device.type == "cuda"
+        self._device, self._is_on_cuda = device, device.type == "cuda"
         self._copier = copier or (StreamCopier(device) if self._is_on_cuda else ThreadCopier())
         self._has_copies = False
         super().__init__(path, blocks, device)
@@ -93,7 +93,9 @@ class StreamedBlocks(FlatBlocks[SomeBlock]):
             self._sources[span.block][span.start] = content
             return
         if self._is_on_cuda:
-            torch.cuda.current_stream().synchronize()  # copies to the device may still read the buffers
+            # Copies to the device may still read the buffers. A thread that loads weights does not have the
+            # device of this rank as its current one.
+            torch.cuda.current_stream(self._device).synchronize()
         self._sources[span.block][0][span.start : span.stop].copy_(content)
 
     def _has_part_of(self, span: Span) -> bool:

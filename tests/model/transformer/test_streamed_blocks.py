@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
@@ -338,6 +339,26 @@ def test_copy_that_fails_is_an_error_of_the_block(checkpoint, request_of):
     sources[0] = torch.empty_like(sources[0], device=META)  # has no content that could be copied
     with pytest.raises(RuntimeError):
         latents_of(pipeline, [request_of()])
+
+
+def test_weights_are_written_after_the_work_of_the_device_of_this_rank(monkeypatch):
+    """The device that is current in another thread is the first one, which may be that of another rank."""
+    waited_for = []
+
+    class Stream:
+        def __init__(self, device=None):
+            self.device = device
+
+        def synchronize(self):
+            waited_for.append(self.device)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    blocks = StreamedBlocks("blocks", [torch.nn.Linear(4, 4, bias=False)], META, ThreadCopier())
+    blocks.keep_copies()
+    blocks._is_on_cuda = True
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(blocks.store, "blocks.0.weight", torch.ones(4, 4)).result()
+    assert waited_for == [META]
 
 
 @pytest.mark.parametrize("status", [0, 2])
