@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -151,12 +152,16 @@ class _ForkServer:
     def __init__(self, decoders: str) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "model.media.forkserver", decoders]
+        environment = {
+            "OPENBLAS_NUM_THREADS": "1",  # a process with threads cannot be forked
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # where its owner finds packages
+        }
         with theirs:
             self._process = subprocess.Popen(
                 command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                env={"OPENBLAS_NUM_THREADS": "1"},  # a process with threads cannot be forked
+                env=environment,
                 cwd=_ROOT,
                 start_new_session=True,
             )

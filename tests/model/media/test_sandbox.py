@@ -76,10 +76,18 @@ def test_decoder_inherits_no_environment_of_its_owner_and_no_descriptors(probe, 
     monkeypatch.setenv("LONGCAT_API_KEY", "secret")
     fresh.start()
     server = fork_server(fresh)
-    assert Path(f"/proc/{server.pid}/environ").read_bytes() == b"OPENBLAS_NUM_THREADS=1\0"
+    assert set(server.environ()) == {"OPENBLAS_NUM_THREADS", "PYTHONPATH"}
     inherited = probe("inherited", sandbox=fresh)
-    assert set(inherited["environment"]) <= {"LC_CTYPE", "OPENBLAS_NUM_THREADS"}  # Python sets it
+    given = {"OPENBLAS_NUM_THREADS", "PYTHONPATH"}
+    assert given <= set(inherited["environment"]) <= {*given, "LC_CTYPE"}  # Python sets it
     assert len(inherited["descriptors"]) == 5  # three times /dev/null, the file and the reply
+
+
+def test_decoder_finds_packages_where_its_owner_does(tmp_path, monkeypatch, file):
+    (tmp_path / "decoders_elsewhere.py").write_text(f"from {PROBES} import DECODERS")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Sandbox(decoders="decoders_elsewhere") as sandbox:
+        assert decode(sandbox, "wait", file, 20.0, seconds=0)["content"] == "content"
 
 
 def test_decoder_that_hangs_is_killed(probe):
