@@ -1,11 +1,12 @@
 """Measure everything that only a GPU can show: `python -m benchmarks.first_contact --out FOLDER`.
 
-Time on a GPU may be short and may end at any moment. So everything runs in one process, the most important
-stage first; each stage has a time limit, and the whole run has one. Each number is written to
-`measurements.jsonl` and synced to the disk as soon as it is known. At the end `report.md` is made from
-whatever is there; `--report` makes it from the measurements of a run that was killed.
+Time on a GPU may be short and may end at any moment, and what runs there for the first time may hang or break
+the device for its process. So another process runs the stages (`benchmarks.run_stages`), the most important
+one first. If it ends, or a stage takes longer than it may, a new process runs the stages that come next.
 
-A stage that fails is recorded with its error, and the next one runs. `--toy` runs all of it small on a CPU.
+Each number is written to `measurements.jsonl` and synced to the disk as soon as it is known. At the end
+`report.md` is made from whatever is there; `--report` makes it from the measurements of a run that was
+killed. `--toy` runs all of it small on a CPU.
 """
 
 from __future__ import annotations
@@ -13,36 +14,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import threading
+import subprocess
+import sys
 import time
-import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import TextIO
 
 from benchmarks.children import kill_descendants
-from benchmarks.gpu_cases import BLOCKS, STAGES, Rig, Stage
+from stack.die_with_parent import dies_with_parent
 
 TOTAL_LIMIT_S = 540.0
+START, START_LIMIT_S = "start", 90.0  # what comes before the first stage: imports, and the search for a GPU
+EXIT_LIMIT_S = 10.0
+BLOCKS = "blocks"
 SCALED = (": s", ": GB")
-"""Ends of names whose values grow with the number of blocks, in a stage that states it."""
+"""Ends of names whose values grow with the number of blocks, in a stage that states it as `BLOCKS`."""
 MEASUREMENTS, REPORT = "measurements.jsonl", "report.md"
-
-
-AGAIN_AFTER_S = 2.0  # a finalizer or a library may discard an exception: it is raised again
-
-
-class OutOfTime(BaseException):
-    """A stage took longer than it may.
-
-    It is not an `Exception`, because the compiler takes every `Exception` for a failed compilation, and would
-    then run the plain code.
-    """
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_contact", description=__doc__)
     parser.add_argument("--toy", action="store_true", help="everything small, on a CPU")
     parser.add_argument("--rounds", type=int, default=3, help="how often each forward is timed")
-    parser.add_argument("--only", choices=[stage.name for stage in STAGES], action="append")
+    parser.add_argument("--only", action="append", metavar="STAGE", help="run this stage; may be repeated")
     parser.add_argument(
         "--limit",
         type=float,
@@ -88,70 +82,77 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="measure nothing, only make the report")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.report:
-        return write_report(options.out)
-    stages = [stage for stage in STAGES if options.only is None or stage.name in options.only]
-    with (options.out / MEASUREMENTS).open("w") as file, hard_stop(options.limit, options.out):
-        rig = Rig.prepare(toy=options.toy, rounds=options.rounds, folder=options.out)
-        run(stages, rig, Journal(file), options.limit / TOTAL_LIMIT_S)
+    if not options.report:
+        command = [sys.executable, "-m", "benchmarks.run_stages", str(options.out), str(options.rounds)]
+        command += ["--toy"] * options.toy
+        for stage in options.only or []:
+            command += ["--only", stage]
+        with (options.out / MEASUREMENTS).open("w") as file:
+            run(command, Journal(file), options.limit)
     return write_report(options.out)
 
 
-def run(stages: Iterable[Stage], rig: Rig, journal: Journal, limit_factor: float = 1.0) -> None:
-    """Run the stages in turn, each with its limit times the factor. An error ends its stage alone."""
-    for stage in stages:
-        try:
-            with time_limit(stage.limit_s * limit_factor):
-                for name, value in stage.measure(rig):
-                    journal.add(stage.name, name, value)
-        except (Exception, OutOfTime) as error:  # noqa: BLE001 - the next stages may still work
-            traceback.print_exc()
-            journal.add(stage.name, "error", f"{type(error).__name__}: {error}"[:500])
-        rig.release()
+def run(command: Sequence[str], journal: Journal, limit_s: float) -> None:
+    """Run stages by a command, and those after a stage that was lost with its process by another one."""
+    ends_at, limit_factor = time.monotonic() + limit_s, limit_s / TOTAL_LIMIT_S
+    lost = _run_process(command, journal, ends_at, limit_factor)
+    while lost is not None:
+        lost = _run_process([*command, "--after", lost], journal, ends_at, limit_factor)
 
 
-@contextmanager
-def time_limit(limit_s: float) -> Iterator[None]:
-    """Raise OutOfTime in this block after `limit_s`, once a call into the device returns.
+def _run_process(command: Sequence[str], journal: Journal, ends_at: float, limit_factor: float) -> str | None:
+    """Run stages in one process. Return the stage that was lost with it, None if no more are to be run.
 
-    Raise it again and again until the block has ended.
+    `ends_at` is the time when the whole run ends. The limits of stages are multiplied by the factor.
     """
-    has_ended = False
-
-    def end(*_: object) -> None:
-        if not has_ended:
-            raise OutOfTime(f"took longer than {limit_s:g} s")
-
-    previous = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_AFTER_S)
-    try:
-        yield
-    finally:
-        has_ended = True  # first of all: an alarm may come before the next line has run
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    stage, stage_ends_at = START, time.monotonic() + START_LIMIT_S * limit_factor
+    with _process(command) as (process, messages):
+        while messages.poll(max(0.0, min(stage_ends_at, ends_at) - time.monotonic())):
+            try:
+                message = messages.recv()
+            except EOFError:
+                journal.add(stage, "error", f"the process ended: exit status {_exit_status(process)}")
+                return None if stage == START else stage
+            match message:
+                case (began, limit_s):
+                    stage, stage_ends_at = began, time.monotonic() + limit_s * limit_factor
+                case (of, name, value):
+                    journal.add(of, name, value)
+                case _:  # the last one
+                    return None
+    if time.monotonic() >= ends_at:
+        journal.add(stage, "error", "the whole run took longer than it may")
+        return None
+    journal.add(stage, "error", "took longer than it may")
+    return None if stage == START else stage
 
 
 @contextmanager
-def hard_stop(limit_s: float, folder: Path) -> Iterator[None]:
-    """End the process after `limit_s`, with a report, even while a call into the device hangs."""
-    timer = threading.Timer(limit_s, end_now, (limit_s, folder))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _process(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
+    """Start a program with the descriptor of a pipe as its last argument, and yield it and the pipe's end.
+
+    Then kill what still runs of it.
+    """
+    messages, of_process = Pipe(duplex=False)
+    with messages:
+        with of_process:
+            process = subprocess.Popen(
+                dies_with_parent([*command, str(of_process.fileno())]), pass_fds=[of_process.fileno()]
+            )
+        try:
+            yield process, messages
+        finally:
+            if process.poll() is None:
+                kill_descendants(process.pid)
+                process.kill()
+                _exit_status(process)
 
 
-def end_now(limit_s: float, folder: Path) -> None:
-    """Write the report, and end this process and all that it has started, even without a report."""
-    try:
-        print(f"stopped after {limit_s:g} s", flush=True)
-        write_report(folder)
-    finally:
-        kill_descendants()
-        os._exit(1)
+def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
+    """Wait for the end of a process. Return None if it takes too long, as where a driver hangs."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(EXIT_LIMIT_S)
+    return process.returncode
 
 
 def write_report(folder: Path) -> int:

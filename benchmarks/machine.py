@@ -50,14 +50,15 @@ class Machine:
 
 
 def commit(checkout: Path | None = None) -> str:
-    """Return the commit of a checkout, the current folder by default, with a + if files differ from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=checkout,
-    )
+    """Return the commit of a checkout, the current folder by default, with a + if files differ from it.
+
+    Return an empty text where it cannot be told.
+    """
+    command = ["git", "describe", "--always", "--dirty=+"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout)
+    except FileNotFoundError:  # there is no git
+        return ""
     return said.stdout.strip()
 
 

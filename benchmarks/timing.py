@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 
 import torch
@@ -44,18 +44,22 @@ def medians(works: Mapping[str, Work], device: torch.device, rounds: int) -> dic
     return {name: median(times) for name, times in taken.items()}
 
 
-def ceilings(device: torch.device, side: int = 8192, copied_bytes: int = 1 << 30) -> dict[str, float]:
+def ceilings(
+    device: torch.device, side: int = 8192, copied_bytes: int = 1 << 30
+) -> Iterator[tuple[str, float]]:
     """Measure this machine: TFLOP/s of a square matrix product in bf16 (and fp8), GB/s of a copy."""
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     source = torch.empty(copied_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    works: dict[str, Work] = {"bf16": lambda: a @ b, "copy": lambda: target.copy_(source)}
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
-        works["fp8"] = _fp8_product(a, b)
-    taken = medians(works, device, rounds=10)
+
+    def median_s(work: Work) -> float:
+        return medians({"work": work}, device, rounds=10)["work"]
+
     flop = 2 * side**3
-    found = {f"{name} TFLOP/s": flop / taken[name] / TERA for name in taken if name != "copy"}
-    return {**found, "copy GB/s": 2 * copied_bytes / taken["copy"] / GIGA}
+    yield "bf16 TFLOP/s", flop / median_s(lambda: a @ b) / TERA
+    yield "copy GB/s", 2 * copied_bytes / median_s(lambda: target.copy_(source)) / GIGA
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+        yield "fp8 TFLOP/s", flop / median_s(_fp8_product(a, b)) / TERA
 
 
 def _fp8_product(a: torch.Tensor, b: torch.Tensor) -> Work:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed
 
-from benchmarks import first_contact, first_step, gpu_cases, several_gpus, stages
+from benchmarks import first_contact, first_step, gpu_cases, run_stages, several_gpus, stages
 from benchmarks.children import running
 from benchmarks.first_contact import (
     MEASUREMENTS,
@@ -25,8 +23,6 @@ from benchmarks.first_contact import (
     TOTAL_LIMIT_S,
     Journal,
     Measurement,
-    OutOfTime,
-    end_now,
     main,
     render,
     run,
@@ -44,18 +40,23 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
-HANGING = """
-import sys, time
-from pathlib import Path
-from benchmarks.children import running
-from benchmarks.first_contact import MEASUREMENTS, Journal, hard_stop
-folder = Path(sys.argv[1])
-with (folder / MEASUREMENTS).open("w") as file, running([sys.executable, "-c", sys.argv[2]], {}) as lines:
-    pid = float(next(lines))
-    Journal(file).add("service", "pid", pid)
-    with hard_stop(0.2, folder):
-        time.sleep(600)
+STAGES_OF = """
+import os, signal, subprocess, sys, time
+from multiprocessing.connection import Connection
+messages = Connection(int(sys.argv[-1]), readable=False)
+stages = iter(["first", "second", "third"])
+for lost in sys.argv[1:-1]:
+    while lost != "--after" and next(stages) != lost:
+        pass
+for stage in stages:
+    messages.send((stage, LIMITS_S.get(stage, 60)))
+    messages.send((stage, "number", 1.0))
+    if stage == "second":
+        FAULT
+messages.send(())
 """
+"""A program that runs three stages, of which the second has a fault."""
+
 STARTS_A_SESSION = """
 import subprocess, time
 print(subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL).pid, flush=True)
@@ -75,28 +76,35 @@ def rig(tmp_path):
 
 
 def measured(stages, rig):
-    """Run the stages, and return their measurements as they are on the disk."""
-    path = rig.folder / MEASUREMENTS
+    """Run the stages in this process, and return what they measure."""
+    sent: list[tuple[object, ...]] = []
+    run_stages.run(stages, rig, sent.append)
+    return [message for message in sent if len(message) == 3]
+
+
+def measured_in_processes(folder, fault, limits_s=None, limit_s=TOTAL_LIMIT_S):
+    """Run three stages, the second of which has a fault, and return what is on the disk."""
+    program = STAGES_OF.replace("LIMITS_S", repr(limits_s or {})).replace("FAULT", fault)
+    path = folder / MEASUREMENTS
     with path.open("w") as file:
-        run(stages, rig, Journal(file))
-    lines = path.read_text().splitlines()
-    return [(found["stage"], found["name"], found["value"]) for found in map(json.loads, lines)]
+        run([sys.executable, "-c", program], Journal(file), limit_s)
+    return [
+        (found["stage"], found["name"], found["value"])
+        for found in map(json.loads, path.read_text().splitlines())
+    ]
 
 
 def is_running(pid):
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_number_is_on_the_disk_before_the_next_is_measured(rig):
-    on_disk = []
-
-    def measure(_rig):
+def test_number_is_on_the_disk_before_the_next_is_measured(tmp_path):
+    path = tmp_path / MEASUREMENTS
+    with path.open("w") as file:
+        journal = Journal(file)
         for number in range(3):
-            yield "number", number
-            on_disk.append(len((rig.folder / MEASUREMENTS).read_text().splitlines()))
-
-    measured([Stage("stage", 60, measure)], rig)
-    assert on_disk == [1, 2, 3]
+            journal.add("stage", "number", number)
+            assert len(path.read_text().splitlines()) == number + 1
 
 
 def test_failed_stage_is_recorded_and_the_next_one_runs(rig):
@@ -110,51 +118,78 @@ def test_failed_stage_is_recorded_and_the_next_one_runs(rig):
         ("first", "error", "ValueError: no such kernel"),
         ("second", "after", 2.0),
     ]
-    assert write_report(rig.folder) == 1
 
 
-def test_stage_that_takes_too_long_is_given_up(rig):
-    def hang(_rig):
-        yield "before", 1.0
-        while True:
-            time.sleep(0.01)
+def test_stage_that_breaks_the_device_ends_the_process(rig, monkeypatch):
+    def release(_rig):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    found = measured([Stage("slow", 0.3, hang), Stage("next", 60, lambda _: iter([("after", 2.0)]))], rig)
-    assert found[-2:] == [
-        ("slow", "error", "OutOfTime: took longer than 0.3 s"),
-        ("next", "after", 2.0),
+    monkeypatch.setattr(Rig, "release", release)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measured([Stage("first", 60, lambda _: iter([])), Stage("second", 60, lambda _: iter([]))], rig)
+
+
+NUMBERS = [("first", "number", 1.0), ("second", "number", 1.0)]
+ENDED = "the process ended: exit status"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("os.kill(os.getpid(), signal.SIGSEGV)", f"{ENDED} -11"), ("sys.exit(3)", f"{ENDED} 3")],
+)
+def test_stage_that_ends_its_process_costs_no_other_stage(tmp_path, fault, error):
+    assert measured_in_processes(tmp_path, fault) == [
+        *NUMBERS,
+        ("second", "error", error),
+        ("third", "number", 1.0),
     ]
 
 
-def test_time_limit_within_a_compilation_ends_the_stage(rig):
-    def compile_too_long(_graph, _inputs):
-        signal.raise_signal(signal.SIGALRM)
-
-    def measure(_rig):
-        with suppress(TorchDynamoException):  # after which the plain code would run
-            torch.compile(lambda x: x + 1, backend=compile_too_long)(torch.ones(1))
-        yield "plain code", 1.0
-
-    assert measured([Stage("slow", 60, measure)], rig) == [
-        ("slow", "error", "OutOfTime: took longer than 60 s")
+def test_process_that_does_not_end_by_itself_costs_no_other_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(first_contact, "EXIT_LIMIT_S", 0.1)
+    assert measured_in_processes(tmp_path, "messages.close(); time.sleep(600)") == [
+        *NUMBERS,
+        ("second", "error", f"{ENDED} None"),
+        ("third", "number", 1.0),
     ]
 
 
-def test_time_limit_is_raised_again_where_the_first_was_discarded(rig, monkeypatch):
-    monkeypatch.setattr(first_contact, "AGAIN_AFTER_S", 0.05)
+def test_stage_that_hangs_costs_no_other_stage(tmp_path):
+    assert measured_in_processes(tmp_path, "time.sleep(600)", {"second": 0.1}) == [
+        *NUMBERS,
+        ("second", "error", "took longer than it may"),
+        ("third", "number", 1.0),
+    ]
 
-    def discard(_rig):
-        yield "before", 1.0
-        with suppress(BaseException):
-            hang()
-        hang()
 
-    def hang():
-        while True:
-            time.sleep(0.01)
+def test_limits_of_stages_shrink_with_that_of_the_run(tmp_path):
+    found = measured_in_processes(tmp_path, "time.sleep(600)", {"second": 1e6}, limit_s=TOTAL_LIMIT_S * 1e-2)
+    assert found[-1] == ("second", "error", "the whole run took longer than it may")
 
-    found = measured([Stage("slow", 0.3, discard)], rig)
-    assert found[-1] == ("slow", "error", "OutOfTime: took longer than 0.3 s")
+
+def test_run_without_a_gpu_ends_at_once_with_an_error(tmp_path):
+    with (tmp_path / MEASUREMENTS).open("w") as file:
+        run([sys.executable, "-c", "raise RuntimeError('no GPU')"], Journal(file), TOTAL_LIMIT_S)
+    assert write_report(tmp_path) == 1
+    assert f"| error | {ENDED} 1 | 1 |" in (tmp_path / REPORT).read_text()
+
+
+def test_stage_that_hangs_is_killed_with_all_that_it_has_started(tmp_path):
+    session = ["sleep", "600"]
+    fault = (
+        f"messages.send((stage, 'pid', subprocess.Popen({session}, start_new_session=True).pid))\n"
+        "        time.sleep(600)"
+    )
+    found = measured_in_processes(tmp_path, fault, {"second": 2})
+    (pid,) = [value for _, name, value in found if name == "pid"]
+    wait_until(lambda: not is_running(pid))
+
+
+def test_stages_after_a_lost_one_are_those_that_come_next():
+    *_, last_but_one, last = STAGES
+    assert run_stages.wanted(None, last_but_one.name) == [last]
+    assert run_stages.wanted([last_but_one.name], None) == [last_but_one]
+    assert run_stages.wanted([last_but_one.name], last_but_one.name) == []
 
 
 def test_number_says_which_parts_were_not_compiled(rig, monkeypatch):
@@ -174,30 +209,15 @@ def test_number_says_which_parts_were_not_compiled(rig, monkeypatch):
     ]
 
 
-def test_hanging_run_ends_with_a_report_and_with_all_that_it_has_started(tmp_path):
-    command = [sys.executable, "-c", HANGING, str(tmp_path), STARTS_A_SESSION]
-    assert subprocess.run(command, check=False).returncode == 1
-    assert "| pid |" in (tmp_path / REPORT).read_text()
-    pid = int(json.loads((tmp_path / MEASUREMENTS).read_text())["value"])
-    wait_until(lambda: not is_running(pid))
-
-
-def test_run_ends_even_if_no_report_can_be_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "_exit", sys.exit)
-    monkeypatch.setattr(first_contact, "kill_descendants", lambda: None)
-    with pytest.raises(SystemExit):
-        end_now(0, tmp_path / "has no measurements")
-
-
 def test_program_is_killed_with_all_that_it_has_started_when_its_stage_ends():
     pids = []
 
     def run_until_time_is_up():
         with running([sys.executable, "-c", STARTS_A_SESSION], {}) as lines:
             pids.append(int(next(lines)))
-            raise OutOfTime
+            raise TimeoutError
 
-    with pytest.raises(OutOfTime):
+    with pytest.raises(TimeoutError):
         run_until_time_is_up()
     wait_until(lambda: not is_running(*pids))
 

@@ -24,6 +24,6 @@ def test_a_figure_is_the_median_of_its_rounds(monkeypatch):
 
 
 def test_the_ceilings_of_a_cpu_are_its_products_and_copies():
-    found = ceilings(CPU, side=32, copied_bytes=1024)
+    found = dict(ceilings(CPU, side=32, copied_bytes=1024))
     assert set(found) == {"bf16 TFLOP/s", "copy GB/s"}
     assert all(value > 0 for value in found.values())
