@@ -16,6 +16,10 @@ LARGEST = torch.finfo(E4M3).max
 ELEMENTS_AT_A_TIME = 1 << 24
 """Elements that are divided at a time without compilation, since the quotients are in fp32."""
 
+LEAST_ROWS = 512
+"""Rows of tokens that a kernel is given at least: for up to 256 long ones, cuBLAS has none on Hopper
+(pytorch/ao#4582)."""
+
 
 def quantise_rows(x: Float[Tensor, "r in"]) -> Rows:
     """Return rows in e4m3, each scaled to the range of e4m3."""
@@ -70,7 +74,11 @@ class Fp8Linear(QuantisedLinear):
 
     def forward(self, x: Float[Tensor, "*rest in"]) -> Float[Tensor, "*rest out"]:
         """Return the product in the dtype of x."""
-        product = fused_product if x.is_cuda else reference_product
-        rows, scale = quantise_rows(x.flatten(0, -2))
-        out = product(rows, scale, self.weight, self.scale, self.bias)
+        rows, product = x.flatten(0, -2), fused_product if x.is_cuda else reference_product
+        missing = LEAST_ROWS - len(rows) if x.is_cuda else 0
+        if missing > 0:
+            rows = F.pad(rows, (0, 0, 0, missing))
+        out = product(*quantise_rows(rows), self.weight, self.scale, self.bias)
+        if missing > 0:
+            out = out[:-missing]
         return torch.unflatten(out.to(x.dtype), 0, x.shape[:-1])

@@ -87,6 +87,25 @@ def test_the_kernel_adds_the_bias(monkeypatch):
     assert [name for name in seen.names[product + 1 :] if "view" not in name] == []
 
 
+@pytest.mark.parametrize("num_tokens", [1, fp8.LEAST_ROWS - 1, fp8.LEAST_ROWS + 1])
+def test_the_kernel_gets_enough_rows_on_cuda(monkeypatch, num_tokens):
+    layer = fp8.Fp8Linear(nn.Linear(32, 48, dtype=torch.bfloat16).requires_grad_(False))
+    x = torch.randn(1, num_tokens, 32, dtype=torch.bfloat16)
+    expected = layer(x)
+    given = []
+
+    def product(rows, *others):
+        given.append(len(rows))
+        return fused_product(rows, *others)
+
+    monkeypatch.setattr(fp8, "fused_product", product)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    found = layer(x)
+    assert given == [max(num_tokens, fp8.LEAST_ROWS)]
+    assert found.shape == expected.shape
+    assert ((found - expected).abs() <= 2 * BF16_STEP * expected.abs() + 1e-2).all()
+
+
 class Operations(TorchDispatchMode):
     """Collect the names of operations."""
 
