@@ -17,9 +17,14 @@ ALLOCATION_FAILED = re.compile(
     r"out of memory"  # CUDA's runtime and driver, Triton, NCCL
     r"|_(ALLOC|ALLOCATION)_FAILED"  # cuBLAS, cuDNN
     r"|Failed to CUDA (calloc|malloc)"  # NCCL
+    r"|NVML_SUCCESS == .* INTERNAL ASSERT FAILED at .*CUDACachingAllocator"  # see below
     r"|can't allocate memory|std::bad_alloc"  # the host
 )
-"""What libraries say in a RuntimeError, in place of `torch.OutOfMemoryError`, if an allocation fails."""
+"""What libraries say in a RuntimeError, in place of `torch.OutOfMemoryError`, if an allocation fails.
+
+To describe a full memory, PyTorch's allocator asks NVML for the processes of the GPU. On a MIG slice or in a
+container, NVML may refuse to answer, and then a failed assertion is all that PyTorch says.
+"""
 
 
 def outcome_of(error: Exception) -> StepOutcome:

@@ -25,6 +25,13 @@ OUT_OF_MEMORY = [
         "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in CUDA's docs"
     ),
     RuntimeError("CUDA driver error: out of memory"),
+    *(
+        RuntimeError(f'NVML_SUCCESS == {call} INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/{line}')
+        for call, line in (
+            ("r", 'CUDACachingAllocator.cpp":1165, please report a bug to PyTorch. '),
+            ("DriverAPI::get()->nvmlInit_v2_()", 'CUDACachingAllocator.cpp":1135, please report a bug.'),
+        )
+    ),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
@@ -73,6 +80,7 @@ def test_other_known_error_leaves_the_rank_sound(error, code):
         ValueError("out of memory bounds"),
         torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/c10/cuda/PeerToPeerAccess.cpp":78'),
         dist.DistBackendError("NCCL error, remote process exited or there was a network error"),
         RuntimeError("out of resource: shared memory, Required: 172032, Hardware limit: 101376"),
         OSError(errno.EIO, "I/O"),
