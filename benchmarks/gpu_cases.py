@@ -259,6 +259,7 @@ def kernels(rig: Rig) -> Iterator[Sample]:
     """Compare kernels with their definitions, and attention in parts with the whole; name what ran for it."""
     yield from _block_sparse(rig)
     yield from _attention_in_parts(rig)
+    yield from _masked_attention(rig)
     yield from _fp8_product(rig)
     yield from _int8_products(rig)
     yield from _attention_kernel(rig)
@@ -299,6 +300,19 @@ def _attention_in_parts(rig: Rig) -> Iterator[Sample]:
         found = attention.attend_to_parts(q, ((attention.KV(*part), 0) for part in parts))
         difference = found - attention.attend(q, k, v)
         yield f"attention to two parts, {_name(dtype)}: largest error", difference.abs().max().item()
+
+
+def _masked_attention(rig: Rig) -> Iterator[Sample]:
+    """Compare attention to a text whose padding a mask excludes with attention to its tokens alone."""
+    num_text, d = rig.scale.text_tokens, rig.scale.dit.head_dim
+    present = num_text // 3
+    mask = (torch.arange(num_text, device=rig.device) < present)[None, None, None]
+    for dtype in DTYPES:
+        q = torch.randn(1, 1, PARTED_TOKENS, 2, d, device=rig.device).to(dtype)
+        k, v = torch.randn(2, 1, 2, num_text, d, device=rig.device).to(dtype)
+        masked = attention.attend_to_text(q, attention.TextKV(k, v, mask))
+        alone = attention.attend_to_text(q, attention.TextKV(k[:, :, :present], v[:, :, :present], None))
+        yield f"attention with a mask, {_name(dtype)}: largest error", (masked - alone).abs().max().item()
 
 
 def _fp8_product(rig: Rig) -> Iterator[Sample]:
