@@ -80,6 +80,7 @@ SOME_BLOCKS = 12
 """Blocks of the transformer where all of them would take too long. All blocks take the same time."""
 LORA_BLOCKS = 1  # drawn on the CPU and written to a file first, 1.2 GB for each
 NOT_RUN_ON_CPU = "not run: on a CPU"
+CUDNN_ATTENTION = "plain code, cuDNN attention"
 FLASH_ATTENTION = "this code with FlashAttention-2, the attention of the published code"
 PROMPT = "A big red triangle growing on a gray background with stripes"
 PARTED_TOKENS = 4096  # of queries and keys, in checks of attention
@@ -379,12 +380,13 @@ def base_forward(rig: Rig) -> Iterator[Sample]:
     yield rig.blocks(scale)
     dits = rig.transformers(scale)
     plain = stages.forward(dits.plain, scale, scale.base, 1)
-    works = {
-        "plain code, cuDNN attention": plain,
+    flop = forward_flops(scale.dit, scale.base, 1, scale.text_tokens).total
+    forwards = {
+        CUDNN_ATTENTION: plain,
         FLASH_ATTENTION: _without_cudnn(plain),
         "compiled": stages.forward(dits.compiled, scale, scale.base, 1),
     }
-    yield from _with_rates(rig, works, forward_flops(scale.dit, scale.base, 1, scale.text_tokens).total)
+    yield from _with_rates(rig, forwards, flop, reference=CUDNN_ATTENTION)
 
 
 def quantised_forward(rig: Rig) -> Iterator[Sample]:
@@ -394,12 +396,13 @@ def quantised_forward(rig: Rig) -> Iterator[Sample]:
     dits = rig.transformers(scale, LAYERS)
     for quantize, reason in dits.refused.items():
         yield quantize, f"not run: {reason}"
-    works = {"compiled": stages.forward(dits.compiled, scale, scale.base, 1)}
-    works |= {
+    flop = forward_flops(scale.dit, scale.base, 1, scale.text_tokens).total
+    forwards = {"compiled": stages.forward(dits.compiled, scale, scale.base, 1)}
+    forwards |= {
         f"compiled, {quantize}": stages.forward(dit, scale, scale.base, 1)
         for quantize, dit in dits.quantised.items()
     }
-    yield from _with_rates(rig, works, forward_flops(scale.dit, scale.base, 1, scale.text_tokens).total)
+    yield from _with_rates(rig, forwards, flop, reference="compiled")
 
 
 def service_job(rig: Rig) -> Iterator[Sample]:
@@ -438,7 +441,7 @@ def refine_forward(rig: Rig) -> Iterator[Sample]:
     scale = rig.fitted(rig.scale.refined, at_most=SOME_BLOCKS)
     yield rig.blocks(scale)
     dits = rig.transformers(scale)
-    works = {
+    forwards = {
         name: stages.forward(dit, scale, scale.refined, 1, sparse=True)
         for name, dit in (("plain code", dits.plain), ("compiled", dits.compiled))
     }
@@ -446,7 +449,7 @@ def refine_forward(rig: Rig) -> Iterator[Sample]:
     assert bricks
     dense = forward_flops(scale.dit, scale.refined, 1, scale.text_tokens)
     flop = block_sparse_flops(scale.dit, scale.refined, bricks) + dense.linears + dense.cross_attention
-    yield from _with_rates(rig, works, flop)
+    yield from _with_rates(rig, forwards, flop, reference="plain code")
 
 
 def lora_switch(rig: Rig) -> Iterator[Sample]:
@@ -589,13 +592,29 @@ def several_gpus(rig: Rig) -> Iterator[Sample]:
                 yield name, value
 
 
-def _with_rates(rig: Rig, works: Mapping[str, Work], flop: float) -> Iterator[Sample]:
-    """Yield times, and TFLOP/s for each of them but the first calls."""
+def _with_rates(
+    rig: Rig, forwards: Mapping[str, Callable[[], Tensor]], flop: float, reference: str
+) -> Iterator[Sample]:
+    """Yield times, TFLOP/s for each of them but the first calls, and how far results are off the reference.
+
+    All forwards have the same inputs.
+    """
     rig.peak_gb()
+    results: dict[str, Tensor] = {}
+
+    def keeping_result(name: str, forward: Callable[[], Tensor]) -> Work:
+        def work() -> None:
+            results[name] = forward()
+
+        return work
+
+    works = {name: keeping_result(name, forward) for name, forward in forwards.items()}
     for name, taken_s in rig.timed(works):
         yield name, taken_s
         if not name.endswith("first call, s"):
             yield f"{name.removesuffix(': s')}: TFLOP/s", flop / taken_s / TERA
+        elif (latest := [*results][-1]) != reference:
+            yield f"{latest}: relative error", _relative_error(results[latest], results[reference])
     yield "peak, GB", rig.peak_gb()
 
 
@@ -637,10 +656,10 @@ def _exact_fp32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _without_cudnn(work: Work) -> Work:
+def _without_cudnn(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Return the same work with the attention kernel that comes next."""
 
-    def run() -> object:
+    def run() -> Tensor:
         with patch.object(attention, "KERNELS", WITHOUT_CUDNN):
             return work()
 

@@ -35,6 +35,7 @@ from model.parallel.mesh import ContextParallel
 from model.transformer.block import Block
 from model.transformer.config import QUANTISED
 from model.transformer.int8 import Int8Linear
+from model.transformer.layers import FinalLayer
 from model.transformer.quantise import LAYERS
 from tests.waiting import wait_until
 
@@ -283,6 +284,22 @@ def test_stage_runs_small_on_a_cpu_without_a_compiler(stage, rig, monkeypatch):
     assert found
     assert not any("NOT compiled" in name for name in found)
     assert all(value == "True" for name, value in found.items() if "same" in name or "bits again" in name)
+
+
+@pytest.mark.parametrize(("factor", "error"), [(1.0, 0.0), (1.5, 0.5)])
+def test_result_of_compiled_code_is_compared_with_that_of_plain_code(rig, monkeypatch, factor, error):
+    def scaled(part, **_):
+        is_last = part.__func__ is Block.after_attentions
+        return lambda *inputs: part(*inputs) * factor if is_last else part(*inputs)
+
+    def last_layer(self, x, time):
+        return x[..., : self.linear.out_features].float()
+
+    monkeypatch.setattr(torch, "compile", scaled)
+    monkeypatch.setattr(FinalLayer, "forward", last_layer)
+    one_block = replace(rig, scale=replace(TOY, dit=replace(TOY.dit, depth=1)))
+    found = dict(gpu_cases.base_forward(one_block))
+    assert found["compiled: relative error"] == pytest.approx(error)
 
 
 def test_kernels_that_a_cpu_lacks_are_not_reported_as_exact(rig):
