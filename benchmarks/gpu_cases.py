@@ -650,7 +650,7 @@ def _exact_fp32() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default it is not
             yield
     finally:
         torch.set_float32_matmul_precision(before)

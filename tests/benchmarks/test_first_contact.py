@@ -286,6 +286,13 @@ def test_stage_runs_small_on_a_cpu_without_a_compiler(stage, rig, monkeypatch):
     assert all(value == "True" for name, value in found.items() if "same" in name or "bits again" in name)
 
 
+def test_exact_fp32_is_compared_with_the_kernels_of_cudnn():
+    with gpu_cases._exact_fp32():
+        assert torch.backends.cudnn.enabled
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize(("factor", "error"), [(1.0, 0.0), (1.5, 0.5)])
 def test_result_of_compiled_code_is_compared_with_that_of_plain_code(rig, monkeypatch, factor, error):
     def scaled(part, **_):
