@@ -1,4 +1,4 @@
-"""How often a job computes what it could remember: texts, their keys and values, rotations, modulations.
+"""How often a job computes what it could remember: texts, their keys and values, modulations.
 
 `benchmarks.counts` runs a small checkpoint's long video with guidance and a prompt for each segment, twice,
 then with one prompt for all, and counts.
@@ -10,18 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.transformer import token_layout
-from model.transformer.rope import angles_3d
 
 PROMPTS = ("a red ball", "a blue ball", "a green ball")
 
@@ -53,21 +49,12 @@ def counted(pipeline: Pipeline) -> Iterator[Counter[str]]:
         "modulations of a block": block.adaLN_modulation,
         "forwards": pipeline.dit,
     }
-    counts: Counter[str] = Counter(dict.fromkeys([*modules, "rotation tables"], 0))
+    counts: Counter[str] = Counter(dict.fromkeys(modules, 0))
     with ExitStack() as until_then:
         for name, module in modules.items():
             handle = module.register_forward_hook(_counter(counts, name))
             until_then.callback(handle.remove)
-        until_then.enter_context(patch.object(token_layout, "angles_3d", _counted_angles(counts)))
         yield counts
-
-
-def _counted_angles(counts: Counter[str]) -> Callable[..., Tensor]:
-    def angles(*where: Any) -> Tensor:  # noqa: ANN401 it is the same as `angles_3d`
-        counts["rotation tables"] += 1
-        return angles_3d(*where)
-
-    return angles
 
 
 def _counter(counts: Counter[str], name: str) -> Callable[..., None]:

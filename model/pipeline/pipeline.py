@@ -7,7 +7,6 @@ the frames.
 
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -36,13 +35,11 @@ from model.text import TextEncoder
 from model.transformer.dit import Dit
 from model.transformer.loading import load_transformer
 from model.transformer.step_cache import StepCache
-from model.transformer.token_layout import BuildLayout, build_layout
 from model.vae.vae import Vae
 from model.weights.manifest import check_complete
 
 Floats = Float[Tensor, "_ _ _ 3"]  # frames, height, width
 EventStream = Generator[Event, None, State]  # returns the state after its last event
-CACHED_LAYOUTS = 8  # the largest is below 0.1 GB
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,6 @@ class Pipeline:
     vae: Vae
     conditioner: Conditioner | None
     parallel: ContextParallel
-    build_layout: BuildLayout = field(default_factory=lambda: lru_cache(CACHED_LAYOUTS)(build_layout))
     text_cache: TextKVCache = field(default_factory=TextKVCache)
 
     @classmethod
@@ -178,7 +174,7 @@ class Pipeline:
         threshold, full_step = conditioning.step_cache, state
         step_cache = None if threshold is None else StepCache(threshold, self.parallel)
         project_text = self.text_cache.for_lora(conditioning.lora)
-        for x in denoise(self.dit, conditioning, self.parallel, self.build_layout, step_cache, project_text):
+        for x in denoise(self.dit, conditioning, self.parallel, step_cache, project_text):
             if step_cache is not None and not step_cache.reused:
                 full_step = state  # this step depends on nothing before `state`, so a job can resume there
             state = replace(state, latents=x, step=state.step + 1)

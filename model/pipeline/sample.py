@@ -17,7 +17,7 @@ from model.parallel.mesh import ContextParallel
 from model.pipeline.guidance import guide
 from model.transformer.dit import Dit, TextKVs
 from model.transformer.step_cache import StepCache
-from model.transformer.token_layout import BuildLayout, Window, build_layout
+from model.transformer.token_layout import Window, build_layout
 
 ProjectText = Callable[[Dit, ContextParallel, Tensor, Tensor], TextKVs]  # see `project_local_texts`
 
@@ -74,14 +74,13 @@ def denoise(
     dit: Dit,
     conditioning: Conditioning,
     parallel: ContextParallel,
-    build_layout: BuildLayout = build_layout,
     step_cache: StepCache | None = None,
     project_text: ProjectText = project_local_texts,
 ) -> Iterator[Float[Tensor, "1 z f h w"]]:
     """Step from noise to latents, and yield the noise frames after each step.
 
-    No step waits for the device, except to decide whether `step_cache` applies. Callers may pass versions of
-    `build_layout` and `project_text` that cache their results.
+    No step waits for the device, except to decide whether `step_cache` applies. Callers may pass a version of
+    `project_text` that caches its results.
     """
     branch = branch_for(parallel, len(conditioning.text))
     text_kv = project_text(dit, branch, conditioning.text, conditioning.mask)

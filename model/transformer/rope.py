@@ -4,28 +4,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.parallel.mesh import CPU
+
 BASE = 10000.0
 
 
-def angles_3d(
-    grid: tuple[int, int, int], head_dim: int, first_frame: int = 0
-) -> Float[Tensor, "f token_rows token_columns half"]:
-    """Return the angle of each pair of head dimensions at each position of a grid (frames, rows, columns).
+def rotation_3d(
+    grid: tuple[int, int, int], head_dim: int, first_frame: int = 0, device: torch.device = CPU
+) -> Float[Tensor, "f token_rows token_columns half 2"]:
+    """Return cosine and sine by which each pair of head dimensions is rotated at each position of a grid.
 
-    The frames of the grid are numbered from `first_frame`. Of the d dimensions of a head, rows and columns
-    use 2 · (d // 6) each, and frames the first d − 4 · (d // 6).
+    The grid is (frames, rows, columns), and its frames are numbered from `first_frame`. Of the d dimensions
+    of a head, rows and columns use 2 · (d // 6) each, and frames the first d − 4 · (d // 6).
     """
     side = head_dim // 6 * 2
     starts, widths = (first_frame, 0, 0), (head_dim - 2 * side, side, side)
-    axes = [_angles(start, count, width) for start, count, width in zip(starts, grid, widths, strict=True)]
-    f, h, w = axes
-    return torch.cat([axis.expand(*grid, -1) for axis in (f[:, None, None], h[:, None], w)], dim=-1)
+    axes = zip(starts, grid, widths, strict=True)
+    f, h, w = (_rotation(start, count, width).to(device) for start, count, width in axes)
+    return torch.cat([axis.expand(*grid, -1, -1) for axis in (f[:, None, None], h[:, None], w)], dim=-2)
 
 
-def _angles(start: int, count: int, width: int) -> Float[Tensor, "positions half"]:
+def _rotation(start: int, count: int, width: int) -> Float[Tensor, "positions half 2"]:
+    """Return cosine and sine at each position along one axis, from the CPU: the same bits for all devices."""
     exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
     positions = torch.arange(start, start + count, dtype=torch.float32)
-    return torch.outer(positions, 1.0 / BASE**exponents)
+    angles = torch.outer(positions, 1.0 / BASE**exponents)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(

@@ -6,14 +6,12 @@ chunk, so that a brick is one contiguous run. On several ranks each rank has a s
 group.
 """
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import repeat
 from math import gcd, prod
 from typing import NamedTuple
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -26,7 +24,7 @@ from model.transformer.attention import KV, attend, attend_to_parts
 from model.transformer.block_sparse import block_sparse_attention
 from model.transformer.block_sparse_bricks import Bricks, to_bricks
 from model.transformer.config import DitConfig, Triple
-from model.transformer.rope import angles_3d
+from model.transformer.rope import rotation_3d
 
 # Along each axis latents are split into chunks (g, gh, gw) of tokens (cf, ch, cw) of values (pf, ph, pw).
 LATENTS = "b z (g cf pf) (gh ch ph) (gw cw pw)"
@@ -209,9 +207,6 @@ class Layout:
         return dict(zip(("g", "gh", "gw", "cf", "ch", "cw", "pf", "ph", "pw"), sizes, strict=True))
 
 
-BuildLayout = Callable[[DitConfig, Window, bool, ContextParallel], Layout]
-
-
 def build_layout(config: DitConfig, window: Window, sparse: bool, parallel: ContextParallel) -> Layout:
     """Return the layout of a forward over these frames, with block-sparse or dense attention.
 
@@ -223,16 +218,16 @@ def build_layout(config: DitConfig, window: Window, sparse: bool, parallel: Cont
     )
     chunk = bricks.chunk_q if bricks else (1, *grid[1:])
     unit = _shard_unit(parallel, chunk if bricks else None)
-    angles = to_bricks(angles_3d(grid, config.head_dim, window.first).flatten(0, 2), grid, chunk)
-    angles = torch.unflatten(angles, 0, (grid[0] // chunk[0], -1))
-    rotation = torch.stack([angles.cos(), angles.sin()], dim=-1)[None, :, :, None]
+    rotation = rotation_3d(grid, config.head_dim, window.first, parallel.device)
+    rotation = to_bricks(rotation.flatten(3).flatten(0, 2), grid, chunk)
+    rotation = rotation.view(1, grid[0] // chunk[0], -1, 1, config.head_dim // 2, 2)
     return Layout(
         grid=grid,
         chunk=chunk,
         patch=config.patch_size,
         num_condition_groups=window.num_condition // chunk[0],
         num_cached_groups=window.first // chunk[0],
-        rotation=shard(parallel, rotation, unit)[0].to(parallel.device),
+        rotation=shard(parallel, rotation, unit)[0],
         bricks=bricks,
         parallel=parallel,
     )

@@ -108,14 +108,13 @@ def test_ring_between_two_machines_sends_as_much_to_the_other_one_as_exchanges_d
         assert found["bytes sent within a machine"] == within
 
 
-def test_a_job_computes_texts_and_rotations_once(counts):
+def test_a_job_computes_texts_once(counts):
     first, second, alike = counts["jobs"]
     assert first["texts encoded"] == 4  # the negative prompt, and one for each segment
-    assert first["rotation tables"] == 3  # the first segment, and in the others clean frames and noise
-    assert second["texts encoded"] == second["rotation tables"] == 0
+    assert second["texts encoded"] == 0
     for job in (first, second):
         assert job["texts projected"] == job["cross-attention keys and values"] == 3  # of each prompt
-    assert alike["texts encoded"] == alike["rotation tables"] == 0
+    assert alike["texts encoded"] == 0
     assert alike["texts projected"] == alike["cross-attention keys and values"] == 1  # for all segments
     assert alike["forwards"] == first["forwards"]
 

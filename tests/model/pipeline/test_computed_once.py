@@ -1,7 +1,8 @@
-"""What jobs and segments of one shape share is computed once, and lies on the device."""
+"""What jobs and segments share is computed once, and lies on the device."""
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -10,14 +11,13 @@ import torch
 
 from model.parallel.broadcast import from_leader
 from model.parallel.mesh import SINGLE, ContextParallel
-from model.pipeline.events import Latents
+from model.pipeline.events import Latents, SegmentDone, Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.pipeline.text_cache import TextKVCache
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from model.transformer import rope, token_layout
 
 
 @pytest.fixture
@@ -30,26 +30,39 @@ def request_of(pipeline, **options) -> Request:
     return Request(resolve(params, Inputs(), pipeline.limits), ("a",), seed=5)
 
 
-def counting(calls, function, key):
-    def counted(*arguments):
-        calls[key(*arguments)] += 1
-        return function(*arguments)
-
-    return counted
-
-
-def test_prompts_are_encoded_once_and_layouts_built_once(pipeline, monkeypatch):
-    """Five segments of two shapes in two jobs, with two prompts."""
+def test_prompts_are_encoded_once(pipeline, monkeypatch):
+    """Five segments in two jobs, with two prompts."""
     encoder = pipeline.conditioner.text
-    shapes: Counter[tuple[int, ...]] = Counter()
+    compute = encoder._compute
     prompts: Counter[str] = Counter()
-    monkeypatch.setattr(token_layout, "angles_3d", counting(shapes, rope.angles_3d, lambda *shape: shape))
-    monkeypatch.setattr(encoder, "_compute", counting(prompts, encoder._compute, lambda prompt: prompt))
+
+    def counted(prompt):
+        prompts[prompt] += 1
+        return compute(prompt)
+
+    monkeypatch.setattr(encoder, "_compute", counted)
     next(event for event in pipeline.generate(request_of(pipeline)) if isinstance(event, Latents))
     for _ in pipeline.generate(request_of(pipeline, num_segments=4, num_condition_frames=5)):
         pass
     assert list(prompts.values()) == [1, 1]
-    assert list(shapes.values()) == [1, 1, 1]  # all frames; clean ones to remember, and noise after them
+
+
+def test_positions_of_a_stage_are_freed_when_it_ends(pipeline):
+    """Else those of earlier sizes would take memory that a later job was promised."""
+    rotations = []
+
+    def record(_, arguments) -> None:
+        _, _, layout, *_ = arguments
+        rotations.append(weakref.ref(layout.rotation))
+
+    pipeline.dit.blocks[0].register_forward_pre_hook(record)
+    alive = [
+        [rotation() is not None for rotation in rotations]
+        for event in pipeline.generate(request_of(pipeline, num_segments=2, num_condition_frames=5))
+        if isinstance(event, Stepped | SegmentDone)
+    ]
+    # All frames; then those of the condition, which are cached, and the noise after them.
+    assert alive == [[True], [False], [False, False, True], [False, False, False]]
 
 
 def test_offloaded_text_encoder_changes_no_bit_of_a_long_video(tiny_checkpoint, pipeline):

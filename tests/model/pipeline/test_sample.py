@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.parallel.mesh import SINGLE, ContextParallel
+from model.pipeline import sample
 from model.pipeline.sample import Conditioning, denoise
 from model.pipeline.schedule import standard
 from model.transformer.config import BrickConfig, DitConfig
@@ -248,14 +249,15 @@ def test_what_stays_on_the_cpu_is_not_taken_for_what_is_on_the_device(small):
         next(denoise(dit, left, ContextParallel(torch.device("meta"))))
 
 
-def test_layouts_are_built_once_for_all_steps(dit, conditioning):
-    asked = []
+def test_layouts_are_built_once_for_all_steps(dit, conditioning, monkeypatch):
+    windows = []
 
-    def counted(*arguments):
-        asked.append(arguments)
-        return build_layout(*arguments)
+    def counted(config, window, *others):
+        windows.append(window)
+        return build_layout(config, window, *others)
 
-    list(denoise(dit, conditioning, SINGLE, counted))
-    assert len(asked) == 1
-    list(denoise(dit, dataclasses.replace(conditioning, cache_condition=True), SINGLE, counted))
-    assert len(asked) == 3
+    monkeypatch.setattr(sample, "build_layout", counted)
+    list(denoise(dit, conditioning, SINGLE))
+    assert len(windows) == 1
+    list(denoise(dit, dataclasses.replace(conditioning, cache_condition=True), SINGLE))
+    assert len(windows) == 3

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.transformer.rope import angles_3d, rotate
+from model.transformer.rope import rotate, rotation_3d
 
 
 def one_angle(position: tuple[int, int, int], pair: int, head_dim: int) -> float:
@@ -24,18 +24,18 @@ def one_angle(position: tuple[int, int, int], pair: int, head_dim: int) -> float
 
 @pytest.mark.parametrize("head_dim", [8, 12, 16, 20, 128])
 def test_angles_are_those_of_the_definition(head_dim):
-    angles = angles_3d((3, 2, 4), head_dim)
-    assert angles.shape == (3, 2, 4, head_dim // 2)
+    rotation = rotation_3d((3, 2, 4), head_dim)
+    assert rotation.shape == (3, 2, 4, head_dim // 2, 2)
     for position in [(0, 0, 0), (2, 1, 3), (1, 0, 2), (0, 1, 0)]:
         for pair in range(head_dim // 2):
-            assert angles[position][pair].item() == pytest.approx(
-                one_angle(position, pair, head_dim), rel=1e-5
-            )
+            angle = one_angle(position, pair, head_dim)
+            expected = [math.cos(angle), math.sin(angle)]
+            assert rotation[position][pair].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_later_frames_go_on_where_earlier_ones_end():
-    whole = angles_3d((5, 2, 2), 16)
-    assert torch.equal(angles_3d((3, 2, 2), 16, first_frame=2), whole[2:])
+    whole = rotation_3d((5, 2, 2), 16)
+    assert torch.equal(rotation_3d((3, 2, 2), 16, first_frame=2), whole[2:])
 
 
 def turned(x, angles):
@@ -47,19 +47,13 @@ def turned(x, angles):
 def test_rotation_keeps_lengths_and_depends_on_distance_alone(seed):
     generator = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(1, 1, 1, 1, 16, generator=generator) for _ in range(2))
-    angles = angles_3d((4, 4, 4), 16)
+    rotation = rotation_3d((4, 4, 4), 16)[:, :, :, None, None, None]
 
     def product(first, second):
-        return (
-            (turned(q, angles[first][None, None, None]) * turned(k, angles[second][None, None, None]))
-            .sum()
-            .item()
-        )
+        return (rotate(q, rotation[first]) * rotate(k, rotation[second])).sum().item()
 
     assert product((0, 1, 2), (1, 2, 3)) == pytest.approx(product((2, 0, 0), (3, 1, 1)), abs=1e-4)
-    assert turned(q, angles[3, 2, 1][None, None, None]).norm().item() == pytest.approx(
-        q.norm().item(), rel=1e-5
-    )
+    assert rotate(q, rotation[3, 2, 1]).norm().item() == pytest.approx(q.norm().item(), rel=1e-5)
 
 
 def test_pairs_are_interleaved():

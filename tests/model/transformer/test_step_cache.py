@@ -140,7 +140,7 @@ def test_steps_that_are_all_computed_whole_are_bit_for_bit_those_without_a_cache
     dit = load_dit(parity_checkpoint)
     conditioning = conditioning_of(dit, cached)
     steps = StepCache(1e-6, SINGLE)
-    ours = list(denoise(dit, conditioning, SINGLE, build_layout, steps))
+    ours = list(denoise(dit, conditioning, SINGLE, steps))
     assert all(torch.equal(*pair) for pair in zip(ours, denoise(dit, conditioning, SINGLE), strict=True))
 
 
@@ -149,7 +149,7 @@ def test_where_every_later_step_is_near_the_blocks_after_the_first_are_run_once(
     runs = [0, 0]
     for number, block in enumerate(dit.blocks):
         block.register_forward_hook(lambda *_, number=number: runs.__setitem__(number, runs[number] + 1))
-    list(denoise(dit, conditioning_of(dit, cached=False), SINGLE, build_layout, StepCache(1e6, SINGLE)))
+    list(denoise(dit, conditioning_of(dit, cached=False), SINGLE, StepCache(1e6, SINGLE)))
     assert runs == [8, 1]
 
 

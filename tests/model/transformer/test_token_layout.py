@@ -9,7 +9,7 @@ import torch
 
 from model.parallel.mesh import SINGLE
 from model.transformer.config import BrickConfig, DitConfig
-from model.transformer.rope import angles_3d
+from model.transformer.rope import rotation_3d
 from model.transformer.token_layout import Window, build_layout
 
 SMALL = DitConfig(
@@ -37,16 +37,15 @@ def test_latents_come_back_from_their_patches(window, sparse):
 
 
 @pytest.mark.parametrize(("window", "sparse"), SHAPES)
-def test_tokens_carry_the_angles_of_their_place(window, sparse):
+def test_tokens_carry_the_rotation_of_their_place(window, sparse):
     """A latent whose values are its place shows which place each token has."""
     layout = build_layout(SMALL, window, sparse, SINGLE)
     f, h, w = layout.grid
     places = torch.arange(f * h * w).view(1, 1, f, h, w).float()
     latents = places.repeat_interleave(2, -1).repeat_interleave(2, -2).expand(1, 16, -1, -1, -1)
     found = layout.patchify(latents)[0, :, :, 0].long()
-    angles = angles_3d(layout.grid, SMALL.head_dim).flatten(0, 2)[found]
-    torch.testing.assert_close(layout.rotation[:, :, 0, :, 0], angles.cos())
-    torch.testing.assert_close(layout.rotation[:, :, 0, :, 1], angles.sin())
+    expected = rotation_3d(layout.grid, SMALL.head_dim).flatten(0, 2)[found]
+    assert torch.equal(layout.rotation[:, :, 0], expected)
 
 
 def test_dense_tokens_lie_frame_by_frame_row_by_row():
