@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 from model.spec.geometry import (
@@ -181,7 +182,7 @@ class MemoryNeed:
     Attributes:
         transformer, text_encoder, vae: weights that stay on the GPU.
         text_kv: keys and values of the texts in all blocks, of each stage.
-        condition_kv: those of the condition frames, if `phase` is `denoise`.
+        condition_kv: those of cached condition frames, in the stage that needs most if `phase` is `denoise`.
         small: latents and other small tensors.
         working: what is alive besides at the peak of the phase that needs most.
         phase: that phase.
@@ -321,12 +322,15 @@ def format_bytes(num_bytes: int) -> str:
 
 def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader: bool = True) -> MemoryNeed:
     """Return the memory that a plan needs on the leader of a group, or on another of its ranks."""
-    stages = _largest_stages(plan)
-    token_kv = 2 * sizes.depth * sizes.width * setup.element_bytes
-    condition_kv = max(stage.cached_tokens // _ranks_of_a_text(stage, setup) for stage in stages) * token_kv
+    stages = _stages(plan)
+    shapes = list(chain.from_iterable(stages))
+    condition_kv, forward = max(
+        ((_condition_kv_bytes(sizes, shape, setup), forward_bytes(sizes, shape, setup)) for shape in shapes),
+        key=sum,
+    )
     needs: dict[Phase, int] = {
-        "denoise": max(forward_bytes(sizes, stage, setup) for stage in stages) + condition_kv,
-        "decode": max(decode_bytes(sizes, stage, setup, is_leader=is_leader) for stage in stages),
+        "denoise": condition_kv + forward,
+        "decode": max(decode_bytes(sizes, shape, setup, is_leader=is_leader) for shape in shapes),
         "encode": _encode_bytes_of(sizes, plan, setup),
         "encode_text": encode_text_bytes(sizes, setup) if is_leader else 0,
     }
@@ -337,12 +341,26 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
         transformer=transformer_bytes(sizes, setup),
         text_encoder=_resident_text_encoder_bytes(sizes, setup, is_leader=is_leader),
         vae=sizes.vae * setup.element_bytes,
-        text_kv=sum(_local_texts(stage, setup) for stage in stages) * TEXT_TOKENS * token_kv,
+        text_kv=sum(_text_kv_bytes(sizes, shapes[0], setup) for shapes in stages),
         condition_kv=condition_kv,
-        small=max(small_bytes(stage) for stage in stages),
+        small=max(small_bytes(shape) for shape in shapes),
         working=needs[phase] - condition_kv,
         phase=phase,
     )
+
+
+def _text_kv_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
+    """Return the bytes of keys and values of the texts of a stage in all blocks."""
+    return _local_texts(stage, setup) * TEXT_TOKENS * _token_kv_bytes(sizes, setup)
+
+
+def _condition_kv_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
+    """Return the bytes of cached keys and values of condition frames in all blocks."""
+    return stage.cached_tokens // _ranks_of_a_text(stage, setup) * _token_kv_bytes(sizes, setup)
+
+
+def _token_kv_bytes(sizes: CheckpointSizes, setup: Setup) -> int:
+    return 2 * sizes.depth * sizes.width * setup.element_bytes
 
 
 def _local_texts(stage: StageShape, setup: Setup) -> int:
@@ -481,16 +499,22 @@ def refinement_shape(plan: Plan, segment: int) -> StageShape:
     )
 
 
-def _largest_stages(plan: Plan) -> list[StageShape]:
-    """Return the shape of each stage of a plan, in the segment where it is largest."""
-    stages = [] if plan.task == "refine" else [base_shape(plan)]
-    return [*stages, _largest_refinement(plan)] if plan.refinement else stages
+def _stages(plan: Plan) -> list[list[StageShape]]:
+    """Return the shapes that each stage of a plan has in its segments."""
+    stages = [[] if plan.task == "refine" else _base_shapes(plan), _refinement_shapes(plan)]
+    return [shapes for shapes in stages if shapes]
 
 
-def _largest_refinement(plan: Plan) -> StageShape:
-    """Return the shape of the longer of the refinements of a plan's segments."""
-    shapes = [refinement_shape(plan, segment) for segment in range(min(2, plan.num_segments))]
-    return max(shapes, key=lambda shape: shape.num_frames)
+def _base_shapes(plan: Plan) -> list[StageShape]:
+    """Return the shapes of the base video. The first of several segments may have no frames to cache."""
+    shape = base_shape(plan)
+    return [shape, replace(shape, condition_cache=False)] if plan.num_segments > 1 else [shape]
+
+
+def _refinement_shapes(plan: Plan) -> list[StageShape]:
+    """Return the shapes of the refinement, none without one. That of the first segment may differ."""
+    segments = range(min(2, plan.num_segments)) if plan.refinement else ()
+    return [refinement_shape(plan, segment) for segment in segments]
 
 
 def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
@@ -499,6 +523,5 @@ def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
     if plan.task in {"image_to_video", "video_continuation"} or plan.num_segments > 1:
         frames = latent_frames(max(1, plan.num_condition_frames))
         needs.append(encode_bytes(sizes, StageShape(frames, plan.height, plan.width), setup))
-    if plan.refinement:
-        needs.append(encode_bytes(sizes, _largest_refinement(plan), setup))
+    needs += (encode_bytes(sizes, shape, setup) for shape in _refinement_shapes(plan))
     return max(needs)

@@ -161,7 +161,7 @@ def test_refinement_counts_in_the_segment_where_it_is_longer(image, num_conditio
     plan = resolve(GenerationParams.model_validate(options), Inputs(image=image), LIMITS)
     shapes = [refinement_shape(plan, segment) for segment in (0, 1)]
     assert tuple(shape.num_frames for shape in shapes) == latents
-    setup = Setup(ranks=8)
+    setup = Setup()
     peaks = [forward_bytes(RELEASED, shape, setup) for shape in shapes]
     need = memory_needed(RELEASED, plan, setup, is_leader=False)
     assert (need.phase, need.working) == ("denoise", max(peaks))
@@ -179,6 +179,29 @@ def test_condition_cache_holds_keys_of_the_condition_frames_instead_of_computing
     with_cache = memory_needed(RELEASED, plan.model_copy(update={"condition_cache": True}), Setup())
     without = memory_needed(RELEASED, plan.model_copy(update={"condition_cache": False}), Setup())
     assert (with_cache.condition_kv > 0, without.condition_kv) == (True, 0)
+
+
+def test_condition_cache_counts_in_the_stage_that_has_it():
+    """The refinement of a continuation computes its condition frames at every step."""
+    long, single = (needed(num_segments=number, refine=True) for number in (2, 1))
+    assert (long.phase, long.condition_kv) == ("denoise", 0)
+    plan = resolve(GenerationParams(num_segments=2, refine=True), Inputs(), LIMITS)
+    refined = [forward_bytes(RELEASED, refinement_shape(plan, segment), Setup()) for segment in (0, 1)]
+    assert (single.working, long.working) == (refined[0], max(refined))
+
+
+def test_condition_cache_counts_where_it_needs_more_than_the_refinement():
+    setup = Setup(ranks=2)
+    base, refined = (needed(setup, num_segments=2, refine=refine) for refine in (False, True))
+    assert base.condition_kv > 0
+    assert (refined.condition_kv, refined.working) == (base.condition_kv, base.working)
+
+
+def test_first_segment_of_a_shallow_transformer_needs_more_than_later_ones_with_a_condition_cache():
+    shallow = replace(RELEASED, depth=4)
+    first, later = (resolve(GenerationParams(num_segments=segments), Inputs(), LIMITS) for segments in (1, 2))
+    assert memory_needed(shallow, later, Setup()) == memory_needed(shallow, first, Setup())
+    assert memory_needed(RELEASED, later, Setup()).total > memory_needed(RELEASED, first, Setup()).total
 
 
 def test_guidance_that_is_split_halves_the_keys_of_texts_and_keeps_those_of_condition_frames_on_fewer_ranks():
