@@ -5,9 +5,8 @@ the inputs and the conditioning of a stage, all ranks denoise and decode it toge
 the frames.
 """
 
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -187,25 +186,24 @@ class Pipeline:
         """Decode the last stage of a segment, and yield the frames that the segment before did not have."""
         plan = request.plan
         repeated = plan.repeated_frames if state.segment else 0
+        kept = plan.repeated_frames if state.segment + 1 < plan.num_segments else 0
         first, count = 0, plan.num_frames
         if state.stage == "refine":
             layout = refine_layout_of(plan, state.segment)
             first, count = layout.front_padding, layout.num_frames
-        segment_windows, new_windows = windows(first, count), windows(first + repeated, count - repeated)
-        tail: Floats | None = None
-        chunks = run_ahead(islice(self._copied_chunks(state), len(segment_windows)), LATENTS_AT_A_TIME)
-        for in_segment, new, (chunk, pending) in zip(segment_windows, new_windows, chunks, strict=False):
-            if chunk is not None:
-                frames = chunk[in_segment] if tail is None else torch.cat([tail, chunk[in_segment]])
-                tail = _last(frames, plan.repeated_frames)
+        new_windows = windows(first + repeated, count - repeated)
+        kept_windows = windows(first + count - kept, kept)
+        tail: list[Pixels] = []
+        copies = run_ahead(self._copied_chunks(request, state, kept_windows), LATENTS_AT_A_TIME)
+        for new, (copy, kept_copy) in zip(new_windows, copies, strict=True):
+            if kept_copy is not None:
+                tail.append(kept_copy.result().clone())  # out of pinned memory, see `_decode_whole`
             if new.start < new.stop:
-                yield Frames(state.segment, None if pending is None else pending.result()[new])
-        return self._next_segment(request, state, tail)
+                yield Frames(state.segment, None if copy is None else copy.result()[new])
+        return self._next_segment(state, to_floats(torch.cat(tail)) if tail else None)
 
-    def _next_segment(self, request: Request, state: State, tail: Floats | None) -> State:
+    def _next_segment(self, state: State, tail: Floats | None) -> State:
         """Return the state after a segment, given the last of its finished frames."""
-        if tail is not None:
-            tail = to_floats(_handed_over(tail, request).cpu())
         following = State(state.segment + 1, "denoise", 0, state.random)
         if state.stage == "refine":
             return replace(following, tail=state.tail, refined_tail=tail)
@@ -216,10 +214,21 @@ class Pipeline:
         for frames in self.vae.decode(_all_latents(state)):
             yield frames if self.parallel.is_leader else None
 
-    def _copied_chunks(self, state: State) -> Iterator[tuple[Floats | None, PendingFrames | None]]:
-        """Yield chunks of frames with their pending copies to the CPU in 8 bits."""
-        for chunk in self._decoded_chunks(state):
-            yield chunk, None if chunk is None else start_copy(to_uint8(chunk))
+    def _copied_chunks(
+        self, request: Request, state: State, kept_windows: Sequence[slice]
+    ) -> Iterator[tuple[PendingFrames | None, PendingFrames | None]]:
+        """Yield a copy of each chunk in 8 bits, and one of those of its frames that the next segment needs.
+
+        The copies to the CPU are pending. Each chunk has a window, and the device has one chunk at a time.
+        """
+        for kept, chunk in zip(kept_windows, self._decoded_chunks(state), strict=False):
+            if chunk is None:
+                yield None, None
+            elif kept.start == kept.stop:
+                yield start_copy(to_uint8(chunk)), None
+            else:
+                kept_frames = _handed_over(chunk[kept], request).contiguous()
+                yield start_copy(to_uint8(chunk)), start_copy(kept_frames)
 
     def _decode_whole(self, request: Request, state: State) -> Pixels | None:
         """Return all frames of a stage on the CPU of the leader; None on other ranks."""

@@ -18,7 +18,6 @@ from typing import Literal
 
 from model.spec.geometry import (
     FRAME_STRIDE,
-    LATENTS_AT_A_TIME,
     SIDE_MULTIPLE,
     VAE_STRIDE,
     latent_frames,
@@ -330,7 +329,7 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
     )
     needs: dict[Phase, int] = {
         "denoise": condition_kv + forward,
-        "decode": max(decode_bytes(sizes, shape, setup, is_leader=is_leader) for shape in shapes),
+        "decode": max(decode_bytes(sizes, shape, setup) for shape in shapes),
         "encode": _encode_bytes_of(sizes, plan, setup),
         "encode_text": encode_text_bytes(sizes, setup) if is_leader else 0,
     }
@@ -441,12 +440,11 @@ def encode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int
     return round((ENCODED_ELEMENTS + ENCODED_ELEMENTS_OF_FRAME * frames) * _vae_scale(sizes, stage, setup))
 
 
-def decode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup, *, is_leader: bool = False) -> int:
+def decode_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
     """Return the peak of decoding frames of this size, with the whole frames that a rank still has."""
     frames = _frames_at_a_time(sizes, stage, setup)
     decoded = (DECODED_ELEMENTS + DECODED_ELEMENTS_OF_FRAME * frames) * _vae_scale(sizes, stage, setup)
-    chunks = 1 + is_leader * -(-FRAME_STRIDE * LATENTS_AT_A_TIME // frames)
-    return round(decoded + chunks * frames * stage.height * stage.width * FRAME_BYTES)
+    return round(decoded + frames * stage.height * stage.width * FRAME_BYTES)
 
 
 def small_bytes(stage: StageShape) -> int:
