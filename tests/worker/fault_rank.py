@@ -3,7 +3,7 @@
 The prompt of a job contains instructions such as `step_s=0.1`, the duration of a step. A prompt may cause one
 fault, at the second step of the first segment, on one rank or on all: `raises=1`, `dies=0`, `hangs=1`,
 `memory=all`. The fault occurs once, or in every attempt with the word `always`. With `starves`, the leader
-runs out of memory while it encodes the prompt.
+runs out of memory while it encodes the prompt. With `fits=4`, all ranks do in a step if they are fewer.
 
 In the checkpoint folder, the file `dies_in_setup` contains the number of times that loading fails,
 `starves_in_setup` the rank that runs out of memory while it loads, and `steps.log` lists the steps that were
@@ -48,6 +48,7 @@ class Script:
     ranks: str = "all"
     always: bool = False
     starves: bool = False
+    fits: int = 1
 
     @classmethod
     def parse(cls, prompt: str) -> Script:
@@ -59,11 +60,17 @@ class Script:
             words.get(fault or "", "all"),
             always="always" in words,
             starves="starves" in words,
+            fits=int(words.get("fits", 1)),
         )
 
     def encode(self) -> None:
         """Take the place of encoding the prompt, which only the leader does."""
         if self.starves:
+            raise MemoryError
+
+    def check_ranks(self, num_ranks: int) -> None:
+        """Run out of memory if there are too few ranks."""
+        if num_ranks < self.fits:
             raise MemoryError
 
     def cause_fault(self, rank_number: int, folder: Path) -> None:
@@ -119,6 +126,7 @@ class StagedEngine:
             for step in range(state.step, plan.num_inference_steps):
                 time.sleep(script.step_s)
                 self._log_step(run.job_id, state.segment, step)
+                script.check_ranks(self._parallel.size)
                 if (state.segment, step + 1) == (0, FAULTY_STEP):
                     script.cause_fault(self._rank, run.folder)
                 if self._parallel.size > 1:

@@ -89,10 +89,41 @@ def test_error_of_one_job_does_not_disturb_its_neighbour(worker):
     ranks = worker.ranks
     kept = submit(worker)
     wait_for_width(worker, kept, 4)
-    failed = worker.wait_for(submit(worker, 8, "memory=all"), "failed", "succeeded")
-    assert failed.error.code == "out_of_memory"
+    failed = worker.wait_for(submit(worker, 8, "raises=all always"), "failed", "succeeded")
+    assert failed.error.code == "generation_failed"
     assert worker.wait_for(kept, "succeeded", "failed").attempt == 1
     assert worker.steps(kept) == [(0, step) for step in range(NUM_STEPS)]
+    assert worker.ranks == ranks
+
+
+@pytest.mark.integration
+def test_job_that_runs_out_of_memory_with_fewer_ranks_gets_them_back(worker):
+    worker.wait_until_ready()
+    ranks = worker.ranks
+    first = submit(worker, 20, "fits=4")
+    wait_for_width(worker, first, 4)
+    second = submit(worker, 4)
+    jobs = [worker.wait_for(job_id, "succeeded", "failed") for job_id in (first, second)]
+    assert [(job.error, job.attempt) for job in jobs] == [(None, 1)] * 2
+    widths = worker.widths(first)
+    assert (widths.count(2), widths[-1]) == (1, 4)  # it failed in the first step with two ranks
+    assert sorted(set(worker.steps(first))) == [(0, step) for step in range(20)]
+    assert len(worker.steps(first)) == 20 + 1
+    assert worker.steps(second) == [(0, step) for step in range(4)]
+    assert worker.ranks == ranks
+
+
+@pytest.mark.integration
+def test_job_that_fits_into_no_block_fails_once_it_had_all_ranks(worker):
+    worker.wait_until_ready()
+    ranks = worker.ranks
+    first = submit(worker, 20)
+    wait_for_width(worker, first, 4)
+    too_large = submit(worker, 4, "fits=8")
+    failed = worker.wait_for(too_large, "failed", "succeeded")
+    assert (failed.error.code, failed.attempt) == ("out_of_memory", 1)
+    assert worker.widths(too_large) == [2, 4]
+    assert worker.steps(first) == [(0, step) for step in range(20)]
     assert worker.ranks == ranks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,19 @@ WARM, RESTARTED = 0, 1
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[RunningWorker]:
     """Run a worker with two groups of two ranks."""
-    folder = tmp_path_factory.mktemp("worker")
+    with starving_worker(tmp_path_factory.mktemp("worker"), tiny_checkpoint, 4, 2) as worker:
+        yield worker
+
+
+@contextmanager
+def starving_worker(
+    folder: Path, checkpoint: Path, ranks: int, context_parallel: int | str
+) -> Iterator[RunningWorker]:
     settings = {
         "rank_module": "tests.worker.starving_rank",
-        "checkpoint": tiny_checkpoint,
-        "ranks": 4,
-        "context_parallel": 2,
+        "checkpoint": checkpoint,
+        "ranks": ranks,
+        "context_parallel": context_parallel,
         "stall_s": 300,  # a rank that waits for one that failed alone is not what ends the group
         "step_stall_s": 300,
     }
@@ -79,3 +87,17 @@ def test_job_without_memory_fails_at_once_and_other_jobs_run(worker, place, rank
         job = worker.wait_for(job_id, "succeeded", "failed")
         assert (job.error, job.attempt) == (None, 1)
     assert len(before - ranks_of_groups(worker)) == restarts
+
+
+def test_job_that_runs_out_of_memory_alone_gets_back_the_rank_that_it_shared(tmp_path, tiny_checkpoint):
+    with starving_worker(tmp_path, tiny_checkpoint, 2, "auto") as worker:
+        worker.wait_until_ready()
+        ranks = worker.ranks
+        first = worker.submit("fits=2 step_s=0.2", num_inference_steps=30)
+        wait_until(lambda: (progress := worker.job(first).progress) and progress.step > 1, PATIENCE_S)
+        second = worker.submit("step_s=0.2", num_inference_steps=15)
+        jobs = [worker.wait_for(job_id, "succeeded", "failed") for job_id in (first, second)]
+        assert [(job.error, job.attempt) for job in jobs] == [(None, 1)] * 2
+        assert worker.ranks == ranks
+        log = (worker.folder / "worker.log").read_text()
+    assert f"job {first} ran out of memory on ranks" in log

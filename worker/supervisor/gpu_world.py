@@ -3,7 +3,8 @@
 The ranks of a worker with `CONTEXT_PARALLEL=auto` are started together. A job runs on a *block* of them,
 whose number of ranks is the job's *width*. Whenever a job comes or leaves, `worker.supervisor.allocation`
 chooses widths and blocks. A job that gets another block saves a checkpoint after its current step, stops for
-`resize`, and resumes in the new one. Nothing is loaded again.
+`resize`, and resumes in the new one. Nothing is loaded again. A job that runs out of memory resumes from its
+latest checkpoint in a wider block, and fails in the widest.
 
 Each supervisor has a `Slot`, which is its `Group`: it runs one job at a time and does not notice the changes.
 There are more slots than ranks. The *spare* ones, those beyond the number of ranks, claim jobs only while
@@ -27,7 +28,8 @@ from statistics import median
 from typing import Protocol
 
 from jobs.capability import Capability
-from jobs.record import Progress
+from jobs.errors import OutOfMemory
+from jobs.record import JobError, Progress
 from jobs.registration import GroupState
 from jobs.store.holder import StopReason
 from jobs.work import work_units
@@ -61,7 +63,7 @@ NO_RANKS = range(0)
 GUESSED_UNIT_S = 9e-8
 """Seconds of one GPU for a work unit, until a job has shown it: LongCat-Video at 0.6 PFLOP/s."""
 REMEMBERED_CHANGES = 5
-LONGEST_WAIT_S = 300.0  # a job that has no ranks for this long is given back to the queue
+LONGEST_WAIT_S = 300.0  # a job that has no ranks for this long may be given back to the queue
 GUESSED_CHANGE_S = 2.0
 """What a change of width costs a job, until one was measured."""
 StartWorld = Callable[[Callable[[GroupProcess, Message | None, int], None]], GroupProcess]
@@ -91,6 +93,8 @@ class WorldJob:
         resizing_since: when it made its latest progress before it stops for a resize, until it is at its next
             step. The time that it waits for ranks is left out.
         is_saved: it has saved a checkpoint since it got its ranks.
+        least_width: the number of ranks that it needs at least, as far as it has shown: twice as many as had
+            too little memory.
     """
 
     slot: Slot
@@ -105,6 +109,7 @@ class WorldJob:
     waiting_since: float = 0.0
     resizing_since: float | None = None
     is_saved: bool = True
+    least_width: int = 1
 
     @property
     def job_id(self) -> str:
@@ -196,9 +201,12 @@ class GpuWorld:
             return
 
     def give_back_waiting_jobs(self) -> None:
-        """Give jobs back to the queue that have waited for long, so that another worker can run them."""
+        """Give jobs back to the queue that have waited for long, so that another worker can run them.
+
+        One that ran out of memory stays: if it came back, it would begin with too few ranks again.
+        """
         for job in list(self._jobs):
-            waits = job.state is WorldJobState.WAITING
+            waits = job.state is WorldJobState.WAITING and job.least_width == 1
             if waits and self._clock() - job.waiting_since > LONGEST_WAIT_S:
                 self._end(job, JobStopped(job_id=job.job_id, reason="preempt"))
 
@@ -284,10 +292,11 @@ class GpuWorld:
     def _apply(self, job: WorldJob, message: JobMessage) -> None:
         match message:
             case JobStopped(reason="resize") if job.stop_request is None:
-                job.enter(WorldJobState.WAITING)
-                job.block, job.leader, job.waiting_since = NO_RANKS, None, self._clock()
-                self._tell(job, JobPaused(job_id=job.job_id))
-                self._arrange()
+                self._pause(job)
+            case JobFailed() if self._may_fit_wider(job, message.error):
+                logger.warning("job %s ran out of memory on ranks %s: it gets more", job.job_id, job.block)
+                job.least_width = 2 * len(job.block)
+                self._pause(job)
             case JobStopped(reason="resize"):  # another reason came too late for the ranks
                 self._end(job, message.model_copy(update={"reason": job.stop_request}))
             case JobStopped() | JobFailed() | VideoDone():
@@ -347,6 +356,18 @@ class GpuWorld:
         job.is_in_time = self._in_hand(job).is_in_time(len(job.block), self._change_s)
         if was_in_time and not job.is_in_time:
             self._arrange()
+
+    def _may_fit_wider(self, job: WorldJob, error: JobError) -> bool:
+        """Return whether a job that failed has run out of memory where a wider block may have enough."""
+        may_run = job.stop_request is None and job.state in {WorldJobState.RUNNING, WorldJobState.RESIZING}
+        return may_run and error.code == OutOfMemory.code and len(job.block) < self._widths[-1]
+
+    def _pause(self, job: WorldJob) -> None:
+        """Take its ranks from a job that has stopped, and give them to it or to others."""
+        job.enter(WorldJobState.WAITING)
+        job.block, job.leader, job.waiting_since = NO_RANKS, None, self._clock()
+        self._tell(job, JobPaused(job_id=job.job_id))
+        self._arrange()
 
     def _end(self, job: WorldJob, message: JobMessage) -> None:
         self._jobs.remove(job)
@@ -433,11 +454,12 @@ class GpuWorld:
 
     def _widths_of(self, job: WorldJob) -> tuple[int, ...]:
         """Return the widths with which a job fits into the memory, the greatest if it fits with none."""
+        widths = [width for width in self._widths if width >= job.least_width]
         capability = self.group.capability
         if capability is None or capability.memory is None:
-            return self._widths
+            return tuple(widths)
         memory, plan = capability.memory, job.run.order.plan
-        fitting = (width for width in self._widths if memory.with_ranks(width).fits(plan))
+        fitting = (width for width in widths if memory.with_ranks(width).fits(plan))
         return tuple(fitting) or self._widths[-1:]
 
 

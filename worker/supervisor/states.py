@@ -69,7 +69,7 @@ class WorldJobState(Enum):
     """The state of a job in a world, whose jobs change their ranks.
 
     Attributes:
-        WAITING: it has no ranks yet, or has stopped to get others.
+        WAITING: it has no ranks yet, or has stopped to get others, as when those had too little memory.
         RUNNING: it has a block of ranks.
         RESIZING: it is told to stop after its current step, because it gets another block.
         DECODING: it keeps its block until the end.
@@ -104,7 +104,7 @@ TRANSITIONS: Mapping[Enum, frozenset[Enum]] = {
     JobState.DONE: frozenset(),
     WorldJobState.WAITING: frozenset({WorldJobState.RUNNING}),
     WorldJobState.RUNNING: frozenset(
-        {WorldJobState.RESIZING, WorldJobState.DECODING, WorldJobState.RELEASED}
+        {WorldJobState.WAITING, WorldJobState.RESIZING, WorldJobState.DECODING, WorldJobState.RELEASED}
     ),
     WorldJobState.RESIZING: frozenset(
         {WorldJobState.WAITING, WorldJobState.DECODING, WorldJobState.RELEASED}

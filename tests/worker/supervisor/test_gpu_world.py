@@ -31,6 +31,8 @@ from worker.messages import (
 )
 from worker.supervisor.gpu_world import LONGEST_WAIT_S, Slot
 
+OUT_OF_MEMORY = JobError(code="out_of_memory", message="", retryable=False)
+
 
 @pytest.fixture
 def world() -> FakeWorld:
@@ -234,12 +236,67 @@ class TestBlocks:
         other = world.start(1, "b")
         world.stop_for_resize("a")
         world.received(slot)
-        error = JobError(code="out_of_memory", message="", retryable=False)
+        error = JobError(code="generation_failed", message="", retryable=False)
         world.send(JobFailed(job_id="a", error=error, timings_s={}))
         assert kinds(world.received(slot)) == ["JobFailed"]
         assert kinds(world.received(other)) == ["JobPaused"]  # it waited for ranks
         world.start(2, "c")
         assert world.runs("c") == [(0, 1)]
+
+    def test_job_that_runs_out_of_memory_resumes_in_a_wider_block(self, world):
+        slot = world.start(0, "a")
+        other = world.start(1, "b")
+        checkpoint = world.stop_for_resize("a")
+        world.received(slot)
+        world.send(JobFailed(job_id="a", error=OUT_OF_MEMORY, timings_s={}))
+        assert kinds(world.received(slot)) == ["JobPaused"]
+        assert [job for _, job, _ in world.stops()] == ["a", "b"]  # it came first, and needs all ranks
+        world.stop_for_resize("b")
+        assert kinds(world.received(other))[-1] == "JobPaused"
+        assert (world.runs("a")[-1], world.last_run("a").resume) == ((0, 1, 2, 3), checkpoint)
+        stops = world.stops()
+        world.start(2, "c")
+        assert world.stops() == stops  # it never gets fewer again
+        world.send(JobFailed(job_id="a", error=OUT_OF_MEMORY, timings_s={}))
+        assert kinds(world.received(slot)) == ["JobFailed"]
+
+    def test_job_that_ran_out_of_memory_waits_for_more_ranks_however_long_that_takes(self, world):
+        world.start(0, "a")
+        slot = world.start(1, "b")
+        world.stop_for_resize("a")
+        world.send(JobFailed(job_id="b", error=OUT_OF_MEMORY, timings_s={}))
+        world.received(slot)
+        world.now += 2 * LONGEST_WAIT_S
+        slot.check(busy=True, may_start=True)
+        assert kinds(world.received(slot)) == []
+        world.send(GpusReleased(job_id="a"))
+        assert world.runs("b")[-1] == (0, 1, 2, 3)
+
+    @pytest.mark.parametrize("code", ["generation_failed", "disk_full"])
+    def test_job_that_fails_with_another_error_is_not_tried_with_more_ranks(self, world, code):
+        world.start(0, "a")
+        slot = world.start(1, "b")
+        world.stop_for_resize("a")
+        error = JobError(code=code, message="", retryable=False)
+        world.send(JobFailed(job_id="b", error=error, timings_s={}))
+        assert kinds(world.received(slot))[-1] == "JobFailed"
+
+    @pytest.mark.parametrize("reason", ["cancel", "drain"])
+    def test_job_that_was_to_stop_and_runs_out_of_memory_fails(self, world, reason):
+        world.start(0, "a")
+        slot = world.start(1, "b")
+        world.stop_for_resize("a")
+        slot.stop_job("b", reason)
+        world.send(JobFailed(job_id="b", error=OUT_OF_MEMORY, timings_s={}))
+        assert kinds(world.received(slot))[-1] == "JobFailed"
+
+    def test_last_decode_that_runs_out_of_memory_fails(self, world):
+        world.start(0, "a")
+        slot = world.start(1, "b")
+        world.stop_for_resize("a")
+        world.send(LastDecode(job_id="b"))
+        world.send(JobFailed(job_id="b", error=OUT_OF_MEMORY, timings_s={}))
+        assert kinds(world.received(slot))[-1] == "JobFailed"
 
     def test_width_that_the_checkpoint_cannot_have_is_not_used(self):
         world = FakeWorld()

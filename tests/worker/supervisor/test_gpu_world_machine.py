@@ -1,8 +1,9 @@
 """Check the world's rules for any order of events.
 
 Hypothesis plays the supervisors, which start and stop jobs, and the ranks, which run steps, decode, stop when
-they are told to, fail and die. The ranks check what they are told: a rank never has two jobs. Whatever
-happens, each job ends once for its supervisor, and none waits while all ranks are idle.
+they are told to, fail and die. The ranks check what they are told: a rank never has two jobs, and a job that
+had too little memory gets more ranks. Whatever happens, each job ends once for its supervisor, and none waits
+while all ranks are idle.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from worker.messages import (
 
 NUM_RANKS = 4
 REASONS: list[StopReason] = ["cancel", "deadline", "preempt", "drain", "lease_lost"]
-ERROR = JobError(code="out_of_memory", message="", retryable=False)
+ERRORS = [JobError(code=code, message="", retryable=False) for code in ("out_of_memory", "generation_failed")]
 
 
 @dataclass
@@ -52,6 +53,8 @@ class Job:
         stop: why its ranks are to stop.
         wanted: why the supervisor wants it to stop.
         step: the number of steps that are done.
+        saved_step: the number of those that its latest checkpoint has.
+        least_width: the number of ranks that it gets at least.
     """
 
     slot: int
@@ -60,6 +63,8 @@ class Job:
     stop: StopReason | None = None
     wanted: StopReason | None = None
     step: int = 0
+    saved_step: int = 0
+    least_width: int = 1
     is_decoding: bool = False
     is_released: bool = False
     fraction: float = 0.0
@@ -102,6 +107,7 @@ class WorldMachine(RuleBasedStateMachine):
                 job.stop = message.reason
         for job in self.jobs.values():
             assert not job.block or len(job.block) in self.widths
+            assert not job.block or len(job.block) >= job.least_width
             assert not job.block or job.block[0] % len(job.block) == 0
         self.read_inboxes()
 
@@ -163,6 +169,7 @@ class WorldMachine(RuleBasedStateMachine):
             assert block
             if stop in SAVE_BEFORE_STOP:
                 self.fake.save(job_id, job.step)
+                job.saved_step = job.step
             self.fake.send(JobStopped(job_id=job_id, reason=stop))
         self.exchange()
 
@@ -190,12 +197,17 @@ class WorldMachine(RuleBasedStateMachine):
         self.exchange()
 
     @when(lambda machine: machine.any_job(lambda job: job.block))
-    @rule(data=st.data())
-    def fail(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), error=st.sampled_from(ERRORS))
+    def fail(self, data: st.DataObject, error: JobError) -> None:
         job_id, job = self.draw(data, lambda job: job.block)
-        job.block = ()
-        self.fake.send(JobFailed(job_id=job_id, error=ERROR, timings_s={}))
+        width, job.block = len(job.block), ()
+        may_go_on = not job.is_decoding and job.wanted is None
+        if error.code == "out_of_memory" and may_go_on and width < self.widths[-1]:
+            job.least_width, job.step = 2 * width, job.saved_step
+            job.leader, job.stop = None, None
+        self.fake.send(JobFailed(job_id=job_id, error=error, timings_s={}))
         self.exchange()
+        assert (job_id in self.jobs) == (job.least_width > width)
 
     @rule(rank=st.integers(0, NUM_RANKS - 1))
     def die(self, rank: int) -> None:
