@@ -57,6 +57,7 @@ class Forward:
     sparse: bool = False
     ranks: int = 1
     ring_degree: int = 1
+    slow_links: bool = False
 
     def __call__(self) -> None:
         """Do it, from the text on."""
@@ -66,7 +67,7 @@ class Forward:
         """Return a function that runs one step. The work for the text is done before."""
         with META:
             dit = Dit(self.config, BF16).requires_grad_(False)
-        parallel = ranks_on_meta(self.ranks, self.ring_degree)
+        parallel = ranks_on_meta(self.ranks, self.ring_degree, slow_links=self.slow_links)
         layout = build_layout(self.config, self.window, self.sparse, parallel)
         text = torch.empty(1, TEXT_TOKENS, self.config.caption_channels, dtype=BF16, device=META)
         read = dit.text_kv(text, torch.empty(1, TEXT_TOKENS, device=META, dtype=torch.long))
@@ -151,13 +152,20 @@ def _traffic(config: DitConfig, window: Window, least: int) -> Traffic:
     return both
 
 
-def exchanges(config: DitConfig, window: Window, ranks: int) -> Table:
+def exchanges(
+    config: DitConfig, window: Window, ranks: int, *, sparse: bool = False, slow_links: bool = False
+) -> Table:
     """Return the bytes that a rank sends in one block, checked against the formula, and for the result."""
-    with Attention(), recorded() as seen:
-        Forward(_deep(config, 1), window, ranks=ranks)()
+    with (
+        Attention(),
+        recorded() as seen,
+        patch.object(token_layout, "block_sparse_attention", _nothing),
+    ):
+        Forward(_deep(config, 1), window, sparse, ranks, slow_links=slow_links)()
     size = (1, num_tokens(config, window), config.hidden_size, BF16.itemsize)
     return {
         "ranks": ranks,
+        "attention": _attention(sparse),
         "all-to-alls in a block": seen.calls.get("all_to_all", 0),
         "bytes sent in a block": seen.sent_bytes.get("all_to_all", 0),
         "formula": exchanged_bytes(*size, ranks),
@@ -192,11 +200,15 @@ def between_machines(
         "machines": machines,
         "ranks": ranks,
         "ring": ring_degree,
-        "attention": "block-sparse" if sparse else "dense",
+        "attention": _attention(sparse),
         "bytes sent within a machine": exchanged + passed - to_others,
         "bytes sent to other machines": to_others,
         "formula": exchanged_bytes(*size) + passed_bytes(*size),
     }
+
+
+def _attention(sparse: bool) -> str:
+    return "block-sparse" if sparse else "dense"
 
 
 def _deep(config: DitConfig, depth: int) -> DitConfig:
@@ -213,6 +225,15 @@ def count_between_machines(config: DitConfig) -> list[Table]:
     ]
 
 
+def count_over_slow_links(config: DitConfig) -> list[Table]:
+    """Count exchanges in slices of heads, of which block-sparse attention has more."""
+    return [
+        exchanges(config, window, ranks, sparse=sparse, slow_links=True)
+        for window, sparse in ((BASE, False), (REFINED, True))
+        for ranks in RANKS[1:]
+    ]
+
+
 def count_all() -> dict[str, Table | list[Table]]:
     """Everything, at full size."""
     config = DitConfig()
@@ -225,6 +246,7 @@ def count_all() -> dict[str, Table | list[Table]]:
         "forward 704×1280×186, block-sparse": sparse_flops(config, REFINED),
         "block": block(config, BASE, device),
         "exchanges": [exchanges(config, BASE, ranks) for ranks in RANKS],
+        "exchanges over slow links": count_over_slow_links(config),
         "exchanges between machines": count_between_machines(config),
         "jobs of three segments, guided": jobs,
     }

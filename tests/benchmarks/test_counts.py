@@ -13,6 +13,7 @@ pytestmark = pytest.mark.integration
 # 2 frames of 2×4 tokens, 16 wide, 4 heads of 4, FFN of 256, 2 blocks; bricks of 1×2×2
 SMALL = """
 import json, sys
+from dataclasses import replace
 import torch
 from benchmarks import counts
 from model.transformer.config import BrickConfig, DitConfig
@@ -29,6 +30,10 @@ found = {
     "sparse": counts.sparse_flops(config, window),
     "block": counts.block(config, window, torch.device("cpu")),
     "exchanges": [counts.exchanges(config, window, ranks) for ranks in (1, 2, 4)],
+    "slow links": [
+        counts.exchanges(replace(config, num_heads=8), window, ranks, sparse=sparse, slow_links=True)
+        for sparse in (False, True) for ranks in (2, 4)
+    ],
     "machines": [
         counts.between_machines(config, window, sparse, 2, 2, ring_degree)
         for sparse in (False, True) for ring_degree in (1, 2)
@@ -93,6 +98,20 @@ def test_a_block_has_two_exchanges_of_the_formulas_size(counts):
         assert found["bytes sent in a block"] == found["formula"]
         # a share of 64 fp32 values for each token, to every other rank
         assert found["bytes sent to gather a forward"] == TOKENS // ranks * 64 * 4 * (ranks - 1)
+
+
+def test_slices_over_slow_links_send_the_same_bytes_in_more_exchanges(counts):
+    slices = []
+    for found in counts["slow links"]:
+        ranks = found["ranks"]
+        assert (
+            found["bytes sent in a block"]
+            == found["formula"]
+            == 4 * TOKENS * WIDTH * 2 * (ranks - 1) // ranks**2
+        )
+        slices.append((found["attention"], ranks, found["all-to-alls in a block"] // 2))
+    # two or four, as far as they divide the heads of a rank, of which there are four or two
+    assert slices == [("dense", 2, 2), ("dense", 4, 2), ("block-sparse", 2, 4), ("block-sparse", 4, 2)]
 
 
 def test_ring_between_two_machines_sends_as_much_to_the_other_one_as_exchanges_do(counts):

@@ -39,6 +39,7 @@ from model.transformer import attention, token_layout
 from model.transformer.block import Block
 from model.transformer.compile import fuse
 from model.transformer.config import DitConfig
+from model.transformer.dit import Dit
 from model.transformer.streamed_blocks import StreamedBlocks
 from model.transformer.token_layout import Window, build_layout
 from model.vae.vae import Vae
@@ -153,16 +154,22 @@ def velocity(parallel: ContextParallel, case: str) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """A forward of a random transformer over noise frames and, in one of two ways, clean ones before them."""
+    """A forward of a random transformer over noise frames and, in one of two ways, clean ones before them.
+
+    With a `backend`, the blocks' parts are compiled by it.
+    """
 
     config: DitConfig
     window: Window
     num_cached: int = 0
     sparse: bool = False
+    backend: str | None = None
 
     def __call__(self, parallel: ContextParallel) -> torch.Tensor:
         """The velocity, on this rank."""
         dit, window = random_dit(self.config), self.window
+        if self.backend is not None:
+            compile_blocks(dit, self.backend)
         draw = torch.Generator().manual_seed(3)
         clean, latents = (
             torch.randn(b, 16, frames, window.height, window.width, generator=draw)
@@ -199,17 +206,48 @@ def with_and_without_slices(
     parallel: ContextParallel, forward: Forward
 ) -> list[tuple[torch.Tensor, list[int]]]:
     """The velocity over fast links and over slow ones, with the bytes of each exchange."""
-    exchange, found = dist.all_to_all_single, []
+    found = []
     for ranks in (parallel, dataclasses.replace(parallel, has_slow_links=True)):
-        sizes: list[int] = []
-
-        def counted(received, given, sizes=sizes, **options):
-            sizes.append(given.nbytes)
-            return exchange(received, given, **options)
-
-        with patch.object(dist, "all_to_all_single", counted):
+        with exchanged_bytes() as sizes:
             found.append((forward(ranks), sizes))
     return found
+
+
+def guided_with_and_without_slices(
+    parallel: ContextParallel, config: DitConfig
+) -> list[tuple[torch.Tensor, list[int]]]:
+    """Where a loop with split guidance ends over fast links and slow ones, with the bytes of exchanges."""
+    assert parallel.cfg_branch
+    dit, draw, found = random_dit(config), torch.Generator().manual_seed(3), []
+    start = torch.randn(1, 16, 3, 4, 8, generator=draw)
+    conditioning = Conditioning(
+        start=start,
+        clean=start[:, :, :0],
+        text=torch.randn(2, 5, config.caption_channels, generator=draw),
+        mask=torch.ones(2, 5, dtype=torch.long),
+        timesteps=torch.tensor([900.0, 500.0]),
+        sigmas=torch.tensor([0.9, 0.5, 0.0]),
+        guidance_scale=4.0,
+    )
+    for slow in (False, True):
+        branch = dataclasses.replace(parallel.cfg_branch, has_slow_links=slow)
+        with exchanged_bytes() as sizes:
+            *_, last = denoise(dit, conditioning, dataclasses.replace(parallel, cfg_branch=branch))
+        found.append((last, sizes))
+    return found
+
+
+@contextmanager
+def exchanged_bytes() -> Iterator[list[int]]:
+    """Record the bytes of each exchange of heads or tokens."""
+    exchange, sizes = dist.all_to_all_single, []
+
+    def counted(received, given, **options):
+        sizes.append(given.nbytes)
+        return exchange(received, given, **options)
+
+    with patch.object(dist, "all_to_all_single", counted):
+        yield sizes
 
 
 def exchanges_of_failed_forward(
@@ -363,9 +401,18 @@ def refused_ring(parallel: ContextParallel, ring_degree: int) -> str:
 def compiled_velocity(parallel: ContextParallel, case: str, backend: str) -> torch.Tensor:
     """The same with the blocks' parts compiled by a backend."""
     dit = parity_cases.dit_for(case)
-    with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
-        fuse(dit, "on")
+    compile_blocks(dit, backend)
     return parity_cases.velocity(case, parallel, dit)[0]
+
+
+def compile_blocks(dit: Dit, backend: str) -> None:
+    """Have the blocks' parts compiled by a backend. A part that it cannot compile is an error."""
+
+    def fail(part: str) -> None:
+        raise AssertionError(f"{part} is not compiled")
+
+    with patch("model.transformer.compile.torch.compile", partial(torch.compile, backend=backend)):
+        fuse(dit, "on", fail)
 
 
 def has_conditioner(parallel: ContextParallel, checkpoint: Path) -> bool:

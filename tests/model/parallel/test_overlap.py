@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest.mock import Mock
 
 import pytest
@@ -51,6 +51,24 @@ def test_exchanges_in_slices_send_the_same_bytes_and_change_no_bit(ranks, name, 
         once = CONFIG.depth if forward.num_cached else 0  # the pass over condition frames has one slice
         assert len(of_whole) == 2 * (CONFIG.depth + once)
         assert len(of_slices) == 2 * (CONFIG.depth * num_slices + once)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("name", "num_slices"), [("dense", 2), ("bricks", 4)])
+def test_slices_between_compiled_parts_change_no_bit(ranks, name, num_slices, backend):
+    forward = replace(FORWARDS[name], backend=backend)
+    for (whole, of_whole), (sliced, of_slices) in ranks.run("with_and_without_slices", 2, forward):
+        assert torch.equal(whole, sliced)
+        assert (len(of_whole), len(of_slices)) == (2 * CONFIG.depth, 2 * CONFIG.depth * num_slices)
+
+
+def test_slices_of_the_halves_of_split_guidance_change_no_bit(ranks):
+    """Each half of the four ranks exchanges heads for one text, in two steps."""
+    for (whole, of_whole), (sliced, of_slices) in ranks.run("guided_with_and_without_slices", 4, CONFIG):
+        assert torch.equal(whole, sliced)
+        assert sum(of_whole) == sum(of_slices)
+        assert (len(of_whole), len(of_slices)) == (2 * 2 * CONFIG.depth, 2 * 2 * CONFIG.depth * 2)
 
 
 @pytest.mark.parametrize("failing", [0, 1])
