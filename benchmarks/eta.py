@@ -33,7 +33,7 @@ ENDED = {"succeeded", "failed", "cancelled"}
 
 
 @dataclass(frozen=True)
-class StopRequested:
+class ObservedJob:
     """One job: what was told of it, and what came. Seconds; None where nothing was told."""
 
     task: str
@@ -60,11 +60,11 @@ def wishes(count: int, seed: int = 7) -> Iterator[dict[str, Any]]:
         yield wish if "prompts" in wish else {"prompt": "a red ball rolls"} | wish
 
 
-def observe(client: httpx.Client, count: int) -> list[StopRequested]:
+def observe(client: httpx.Client, count: int) -> list[ObservedJob]:
     """Order so many jobs, never more than a few at a time, and watch them to their end."""
     going: dict[str, dict[str, Any]] = {}
     runs: dict[str, tuple[float, datetime]] = {}
-    ended: list[StopRequested] = []
+    ended: list[ObservedJob] = []
     left = wishes(count)
     while True:
         while len(going) < IN_SYSTEM and (wish := next(left, None)):
@@ -83,7 +83,7 @@ def observe(client: httpx.Client, count: int) -> list[StopRequested]:
         time.sleep(POLL_S)
 
 
-def summary(jobs: list[StopRequested]) -> dict[str, dict[str, float]]:
+def summary(jobs: list[ObservedJob]) -> dict[str, dict[str, float]]:
     """Median and 90th percentile of both errors, in seconds and as a share of what came."""
     return {
         "queue": _errors([(job.queue_eta_s, job.queue_actual_s) for job in jobs]),
@@ -103,11 +103,11 @@ def _errors(told: Sequence[tuple[float | None, float | None]]) -> dict[str, floa
     }
 
 
-def _told(ordered: dict[str, Any], job: dict[str, Any], run: tuple[float, datetime] | None) -> StopRequested:
+def _told(ordered: dict[str, Any], job: dict[str, Any], run: tuple[float, datetime] | None) -> ObservedJob:
     assert job["status"] == "succeeded", job["error"]
     finished = datetime.fromisoformat(job["finished_at"])
     created = datetime.fromisoformat(job["created_at"])
-    return StopRequested(
+    return ObservedJob(
         task=job["task"],
         queue_eta_s=(ordered["progress"] or {}).get("eta_s"),
         queue_actual_s=(finished - created).total_seconds(),
@@ -116,7 +116,7 @@ def _told(ordered: dict[str, Any], job: dict[str, Any], run: tuple[float, dateti
     )
 
 
-def _report(jobs: list[StopRequested], machine: Machine) -> str:
+def _report(jobs: list[ObservedJob], machine: Machine) -> str:
     rows = "".join(
         f"| {name} | {kind['told']} of {len(jobs)} | {kind['median_s']:.2f} s, {kind['median']:.0%} "
         f"| {kind['p90_s']:.2f} s, {kind['p90']:.0%} |\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from model.tiny import write_tiny
 from stack.demo import free_port
 from stack.settings import StackSettings
 from stack.stack import running_stack
@@ -18,7 +19,8 @@ from stack.stack import running_stack
 def client_of_stack() -> Iterator[httpx.Client]:
     """Start a stack with the settings of this process's environment, and yield a client of it."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = StackSettings(data_dir=Path(folder), port=free_port())
+        write_tiny(checkpoint := Path(folder) / "checkpoint")
+        settings = StackSettings(data_dir=Path(folder), port=free_port(), checkpoint=checkpoint)
         with (
             (Path(folder) / "log").open("w") as log,
             running_stack(settings, lambda name, line: print(name, line, file=log)) as stack,
