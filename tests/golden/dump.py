@@ -12,9 +12,9 @@ Dump = dict[str, dict[str, Any]]
 
 
 def dump(redis: Redis) -> Dump:
-    """Return all keys with their values."""
+    """Return all keys with their values, except those that expire meanwhile."""
     found: Any = sorted(redis.keys())
-    return {name.decode(): _dump_key(redis, name) for name in found}
+    return {name.decode(): key for name in found if (key := _dump_key(redis, name))}
 
 
 def load(redis: Redis, keys: Dump) -> None:
@@ -23,8 +23,10 @@ def load(redis: Redis, keys: Dump) -> None:
         _LOAD[key["type"]](redis, name, key["value"])
 
 
-def _dump_key(redis: Any, name: bytes) -> dict[str, Any]:
+def _dump_key(redis: Any, name: bytes) -> dict[str, Any] | None:
     kind, ttl_ms = redis.type(name).decode(), redis.pttl(name)
+    if kind not in _DUMP:  # "none": it has expired
+        return None
     return {"type": kind, **({"ttl_ms": ttl_ms} if ttl_ms > 0 else {}), "value": _DUMP[kind](redis, name)}
 
 
