@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from redis import Redis
 
 from stack.die_with_parent import dies_with_parent
@@ -65,8 +66,13 @@ class Process:
         return self.popen.wait(EXIT_TIMEOUT_S)
 
     def kill(self) -> None:
-        """Send SIGKILL. The processes that it started end with it."""
-        self.popen.kill()
+        """Send SIGKILL to this process and to all that it has started, and wait for their end."""
+        process = psutil.Process(self.popen.pid)
+        killed = [process, *process.children(recursive=True)]
+        for each in killed:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(killed, EXIT_TIMEOUT_S)
         self.popen.wait(EXIT_TIMEOUT_S)
 
 
