@@ -41,6 +41,7 @@ from model.spec.memory import (
 from model.spec.plan import Plan
 from model.spec.typical import typical_plans
 from model.transformer.config import load_dit_config
+from worker.rank.capability import choose_dtype, lora_names, setup_of
 from worker.settings import Endpoint, WorkerSettings, visible_devices
 
 DEADLINE_S = 5.0
@@ -186,17 +187,11 @@ def _check_checkpoint(settings: WorkerSettings, gpus: Sequence[Gpu] | None) -> I
         return
     yield from _check_heads(settings, load_dit_config(folder / "dit" / "config.json").num_heads)
     total = sizes.transformer + sizes.text_encoder + sizes.vae
-    loras = sorted(path.stem for path in (folder / "lora").glob("*.safetensors"))
+    loras = lora_names(folder)
     size = f"{total / 1e9:.1f} billion" if total >= 1e9 else f"{total / 1e6:.1f} million"
     yield Finding("ok", f"checkpoint {folder}: {size} parameters, LoRAs: {', '.join(loras) or 'none'}")
-    element_bytes = {"float32": 4, "bfloat16": 2, "auto": 4 if gpus is None else 2}[settings.dtype]
-    setup = Setup(
-        settings.ranks_per_group,
-        element_bytes,
-        settings.quantize,
-        shard_weights=settings.shard_weights,
-        stream_weights=settings.stream_weights,
-    )
+    dtype = choose_dtype(settings.dtype, "cpu" if gpus is None else "cuda")
+    setup = setup_of(settings, settings.ranks_per_group, dtype)
     smallest = None if gpus is None else _smallest(settings, gpus)
     available = available_bytes(smallest, settings.gpu_memory_gib)
     plans = dict(typical_plans(limits, loras))

@@ -33,17 +33,34 @@ from model.spec.params import Task
 from model.spec.plan import REFINEMENT_LORA
 from model.spec.typical import typical_plans
 from model.weights.manifest import check_complete
-from worker.settings import WorkerSettings
+from worker.settings import DtypeName, RankSetup, WorkerSettings
 
 ORDER_VERSIONS = tuple(range(1, SCHEMA_VERSION + 1))
 QUANTISED_DTYPES = {"fp8": "float8_e4m3fn", "int8": "int8"}
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+AUTO_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 _TASKS: tuple[Task, ...] = get_args(Task)
 
 
 def tasks_with(loras: Collection[str]) -> tuple[Task, ...]:
     """Return the tasks that a checkpoint with these LoRAs can do: only `refine` needs one."""
     return tuple(task for task in _TASKS if task != "refine" or REFINEMENT_LORA in loras)
+
+
+def choose_dtype(wanted: DtypeName, device: str) -> str:
+    """Return the data type of weights and activations on a type of device: `wanted`, unless it is `auto`."""
+    return AUTO_DTYPES[device] if wanted == "auto" else wanted
+
+
+def setup_of(settings: WorkerSettings | RankSetup, ranks: int, dtype: str) -> Setup:
+    """Return how groups of so many ranks run the checkpoint, before the text encoder is placed."""
+    return Setup(
+        ranks,
+        ELEMENT_BYTES[dtype],
+        settings.quantize,
+        shard_weights=settings.shard_weights,
+        stream_weights=settings.stream_weights,
+    )
 
 
 def plan_memory(
@@ -80,18 +97,11 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
     """
     check_complete(settings.checkpoint)
     device = "cpu" if settings.device == "cpu" else "cuda"
-    dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if settings.dtype == "auto" else settings.dtype
+    dtype = choose_dtype(settings.dtype, device)
     loras, weights = lora_names(settings.checkpoint), fingerprints(settings.checkpoint)
-    setup = Setup(
-        settings.ranks_per_group,
-        ELEMENT_BYTES[dtype],
-        settings.quantize,
-        shard_weights=settings.shard_weights,
-        stream_weights=settings.stream_weights,
-    )
     _, memory = plan_memory(
         settings.checkpoint,
-        setup,
+        setup_of(settings, settings.ranks_per_group, dtype),
         settings.text_encoder,
         settings.gpu_memory_gib,
         gpu_memory_gib,

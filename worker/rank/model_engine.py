@@ -33,7 +33,14 @@ from model.spec.typical import typical_inputs
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse
 from worker.messages import RunJob
-from worker.rank.capability import ORDER_VERSIONS, QUANTISED_DTYPES, plan_memory, tasks_with
+from worker.rank.capability import (
+    ORDER_VERSIONS,
+    QUANTISED_DTYPES,
+    choose_dtype,
+    plan_memory,
+    setup_of,
+    tasks_with,
+)
 from worker.rank.engine import Engine, InputsRead
 from worker.settings import Options, RankSetup
 
@@ -115,20 +122,11 @@ class ModelEngine:
 
 def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     """Load the checkpoint onto this rank's device. Raises ModelError."""
-    default = "bfloat16" if parallel.device.type == "cuda" else "float32"
-    dtype_name = default if setup.dtype == "auto" else setup.dtype
-    dtype = DTYPES[dtype_name]
-    needs = Setup(
-        parallel.size,
-        dtype.itemsize,
-        setup.quantize,
-        shard_weights=setup.shard_weights,
-        stream_weights=setup.stream_weights,
-    )
+    dtype_name = choose_dtype(setup.dtype, parallel.device.type)
     smallest = smallest_gpu_bytes(parallel.device)
     needs, memory = plan_memory(
         setup.checkpoint,
-        needs,
+        setup_of(setup, parallel.size, dtype_name),
         setup.text_encoder,
         setup.gpu_memory_gib,
         None if smallest is None else smallest // GIB,
@@ -141,7 +139,7 @@ def load_engine(setup: RankSetup, parallel: ContextParallel) -> Engine:
     pipeline, cost = measured(
         lambda: Pipeline.load(
             setup.checkpoint,
-            dtype,
+            DTYPES[dtype_name],
             parallel,
             quantize=setup.quantize,
             text_encoder=needs.text_encoder,
