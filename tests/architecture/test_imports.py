@@ -114,7 +114,7 @@ def test_worker_imports_model_and_torch_only_in_ranks_and_in_the_check_of_a_mach
         module.path
         for module in modules("worker")
         if {"model", "torch"} & {name.partition(".")[0] for name in module.imported}
-        and not module.path.startswith(("worker/rank/", "worker/check.py"))
+        and not module.path.startswith(("worker/rank/", "worker/check/"))
     ] == []
 
 

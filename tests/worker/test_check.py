@@ -14,8 +14,10 @@ from model.spec.errors import CheckpointError
 from model.spec.memory import GIB
 from model.transformer.config import DitConfig
 from tests.model.spec.test_memory import LIMITS, RELEASED
-from worker import check
-from worker.check import Gpu, find_gpus
+from worker.check import machine, memory
+from worker.check.finding import Finding
+from worker.check.gpus import Gpu, Torch, find_gpus
+from worker.check.machine import check_machine
 from worker.settings import WorkerSettings, visible_devices
 
 ROOT = Path(__file__).parents[2]
@@ -32,11 +34,11 @@ def gpus(*sizes_gib: int) -> list[Gpu]:
 
 
 def problems(settings: WorkerSettings, found: list[Gpu]) -> list[str]:
-    return [finding.text for finding in check.check(settings, found) if finding.kind == "problem"]
+    return [finding.text for finding in check_machine(settings, found) if finding.kind == "problem"]
 
 
 def texts(settings: WorkerSettings, found: list[Gpu], kind: str) -> str:
-    return "\n".join(finding.text for finding in check.check(settings, found) if finding.kind == kind)
+    return "\n".join(finding.text for finding in check_machine(settings, found) if finding.kind == kind)
 
 
 @pytest.fixture
@@ -47,12 +49,12 @@ def settings(redis_server, tmp_path) -> WorkerSettings:
 @pytest.fixture
 def released(monkeypatch):
     """Let the checkpoint have the shape, sizes and limits of the released weights."""
-    monkeypatch.setattr(check, "read_sizes", lambda _: RELEASED)
-    monkeypatch.setattr(check, "read_prepared_bytes", lambda *_: 72 << 30)
-    monkeypatch.setattr(check, "load_limits", lambda _: LIMITS)
-    monkeypatch.setattr(check, "load_dit_config", lambda _: DitConfig())
-    monkeypatch.setattr(check, "_check_torch", lambda _, *, on_cpu: check.Finding("ok", "PyTorch"))
-    monkeypatch.setattr(check, "_ask_torch", lambda: check.Finding("ok", "PyTorch"))
+    monkeypatch.setattr(memory, "read_sizes", lambda _: RELEASED)
+    monkeypatch.setattr(memory, "read_prepared_bytes", lambda *_: 72 << 30)
+    monkeypatch.setattr(memory, "load_limits", lambda _: LIMITS)
+    monkeypatch.setattr(memory, "load_dit_config", lambda _: DitConfig())
+    monkeypatch.setattr(machine, "check_torch", lambda _, *, on_cpu: Finding("ok", "PyTorch"))
+    monkeypatch.setattr(machine, "ask_torch", lambda: Finding("ok", "PyTorch"))
 
 
 def test_small_gpus_that_hold_the_weights_only_together_are_told_to_shard_them(settings, released):
@@ -118,7 +120,7 @@ def test_pytorch_that_cannot_use_the_gpus_is_a_problem(settings):
 )
 def test_ring_that_a_group_needs_is_named(settings, ranks, ring_degree, problem):
     group = settings.model_copy(update={"ranks": ranks, "ring_degree": ring_degree})
-    assert [finding.text for finding in check._check_heads(group, 32)] == problem
+    assert [finding.text for finding in memory._check_heads(group, 32)] == problem
 
 
 @pytest.mark.usefixtures("released")
@@ -246,8 +248,8 @@ def test_gpu_of_unknown_memory_is_no_problem(settings):
 
 @pytest.mark.usefixtures("released")
 def test_memory_is_that_which_pytorch_sees_in_whole_gib(settings, monkeypatch):
-    seen = check.Torch("2.13.0", "13.0", [int(47.9 * GIB)])
-    monkeypatch.setattr(check, "_ask_torch", lambda: seen)
+    seen = Torch("2.13.0", "13.0", [int(47.9 * GIB)])
+    monkeypatch.setattr(machine, "ask_torch", lambda: seen)
     on_gpus = settings.model_copy(update={"device": "cuda", "text_encoder": "device"})
     assert "GPU 0: NVIDIA H200, 47 GiB" in texts(on_gpus, gpus(48), "ok")
     assert "does not fit into 45.0 GiB" in texts(on_gpus, gpus(48), "note")
@@ -293,13 +295,13 @@ def test_there_are_no_gpus_without_a_driver(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("released")
 def test_weights_in_host_memory_are_added_up(settings, monkeypatch):
     four = settings.model_copy(update={"ranks": 4, "stream_weights": True, "text_encoder": "offload"})
-    monkeypatch.setattr(check, "host_memory_bytes", lambda: 256 << 30)
+    monkeypatch.setattr(memory, "host_memory_bytes", lambda: 256 << 30)
     found = texts(four, gpus(24, 24, 24, 24), "ok")
     assert "streamed blocks, and LoRAs: kept merged in 72.0 GiB of host memory, once for all ranks" in found
     assert "host memory: 82.6 GiB of weights, of 256.0 GiB" in found
-    monkeypatch.setattr(check, "host_memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr(memory, "host_memory_bytes", lambda: 64 << 30)
     assert problems(four, gpus(24, 24, 24, 24)) == ["host memory: 82.6 GiB of weights, of 64.0 GiB"]
-    monkeypatch.setattr(check, "host_memory_bytes", lambda: 96 << 30)  # with a copy for each rank, 116 GiB
+    monkeypatch.setattr(memory, "host_memory_bytes", lambda: 96 << 30)  # with a copy for each rank, 116 GiB
     assert problems(four, gpus(24, 24, 24, 24)) == []
     on_device = four.model_copy(update={"stream_weights": False, "text_encoder": "device"})
     assert "host memory: " not in texts(on_device, gpus(141, 141, 141, 141), "ok")
@@ -308,7 +310,7 @@ def test_weights_in_host_memory_are_added_up(settings, monkeypatch):
 @pytest.mark.usefixtures("released")
 def test_each_rank_has_a_copy_of_streamed_blocks_if_that_takes_less_than_sharing_them(settings, monkeypatch):
     two = settings.model_copy(update={"ranks": 2, "stream_weights": True, "text_encoder": "device"})
-    monkeypatch.setattr(check, "host_memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr(memory, "host_memory_bytes", lambda: 64 << 30)
     assert "host memory: 52.7 GiB of weights, of 64.0 GiB" in texts(two, gpus(32, 32), "ok")
     note = texts(two, gpus(32, 32), "note")
     assert "each rank has a copy of the streamed blocks. LoRAs: each change reads files" in note
@@ -318,7 +320,7 @@ def test_each_rank_has_a_copy_of_streamed_blocks_if_that_takes_less_than_sharing
 @pytest.mark.usefixtures("released")
 def test_merged_weights_are_counted_once_for_all_ranks_if_they_may_be_kept(settings, monkeypatch):
     eight = settings.model_copy(update={"ranks": 8, "context_parallel": 1, "text_encoder": "device"})
-    monkeypatch.setattr(check, "host_memory_bytes", lambda: 256 << 30)
+    monkeypatch.setattr(memory, "host_memory_bytes", lambda: 256 << 30)
     found = texts(eight, gpus(*[141] * 8), "ok")
     assert "LoRAs: kept merged in 72.0 GiB of host memory, once for all ranks" in found
     assert "host memory: 72.0 GiB of weights, of 256.0 GiB" in found
@@ -332,5 +334,5 @@ def test_unusable_lora_is_reported_among_the_other_findings(settings, monkeypatc
     def refuse(*_):
         raise CheckpointError(Path("lora/foreign.safetensors"), "is no LoRA")
 
-    monkeypatch.setattr(check, "read_prepared_bytes", refuse)
+    monkeypatch.setattr(memory, "read_prepared_bytes", refuse)
     assert "is no LoRA" in texts(settings, gpus(141), "problem")

@@ -1,0 +1,1 @@
+"""Check whether this machine can run a worker with its settings: `python -m worker.check`."""

@@ -1,0 +1,37 @@
+"""Check whether this machine can run a worker with its settings: `python -m worker.check`.
+
+It reads the settings and the headers of the checkpoint, asks the driver for the GPUs, and on node 0
+Redis and the storage for an answer, and predicts which videos fit into the memory of the GPUs. It loads no
+weights. The exit status is 1 if something was found that keeps a worker from running, and 2 for settings that
+cannot work.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import ValidationError
+
+from jobs.errors import LongCatError
+from worker.check.gpus import find_gpus
+from worker.check.machine import check_machine
+from worker.settings import WorkerSettings, visible_devices
+
+
+def main() -> int:
+    """Print the report. Return the exit status."""
+    try:
+        settings = WorkerSettings()
+    except (ValidationError, LongCatError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    has_problem = False
+    for finding in check_machine(settings, find_gpus(visible_devices())):
+        sys.stdout.write(f"{finding.kind:8} {finding.text}\n")
+        sys.stdout.flush()
+        has_problem |= finding.kind == "problem"
+    return 1 if has_problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
