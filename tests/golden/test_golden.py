@@ -164,7 +164,7 @@ def test_local_checkpoint_is_complete(golden: Golden, tmp_path: Path, name: str)
     spool = Spool(shutil.copytree(golden.folder / "spool", tmp_path / "spool"))
     checkpoint = spool.checkpoint(golden.job_id(name))
     assert checkpoint
-    state = State.load(spool.path(golden.job_id(name)) / checkpoint.state)
+    state = State.load(spool.job_folder(golden.job_id(name)) / checkpoint.state)
     saved = (checkpoint.segment, checkpoint.stage, checkpoint.step)
     assert (state.segment, state.stage, state.step) == saved
 
@@ -175,7 +175,7 @@ def test_finished_video_in_the_spool_is_uploaded(golden: Golden, tmp_path: Path)
     pending = spool.pending_upload(lease.job.id)
     assert pending
     assert pending.fence == lease.fence
-    assert (spool.path(lease.job.id) / pending.video.video).stat().st_size == pending.video.size_bytes
+    assert (spool.job_folder(lease.job.id) / pending.video.video).stat().st_size == pending.video.size_bytes
     assert golden.store.holder.renew_lease(lease) is None
     assert golden.store.holder.succeed(lease, a_result(lease), pending.timings_s) == "succeeded"
 

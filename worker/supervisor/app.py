@@ -47,7 +47,7 @@ from worker.supervisor.job import ClaimedJob, Completed
 from worker.supervisor.lease_renewer import LeaseRenewer
 from worker.supervisor.registration import Heartbeat
 from worker.supervisor.retry import retry_while_unavailable
-from worker.supervisor.spool import Spool, adopt, hold, keep_clean
+from worker.supervisor.spool import Spool, adopt, keep_clean, lock_group_folder
 from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
 from worker.supervisor.threads import StoppableThread
 from worker.supervisor.timeline import JobTimeline
@@ -154,7 +154,7 @@ def build_supervisor(
 
     def on_claim(lease: Lease) -> None:
         timeline = JobTimeline(spans_of(lease, tracing))
-        job = ClaimedJob(lease, spool.path(lease.job.id), timeline=timeline)
+        job = ClaimedJob(lease, spool.job_folder(lease.job.id), timeline=timeline)
         lease_renewer.add(job)
         inbox.put(JobClaimed(job))
         inbox.put(JobFetched(job, fetcher.fetch(job)))
@@ -210,7 +210,7 @@ def _open_spool(settings: WorkerSettings, redis: Redis, index: int) -> Spool:
     """
     folder = settings.group_folder(index)
     spool = Spool(folder / "jobs", partial(report_unreadable, redis, "spool file"))
-    hold(folder)
+    lock_group_folder(folder)
     if index == 0:
         num_folders = SLOTS_PER_RANK * settings.ranks if settings.is_elastic else settings.num_groups
         for former in settings.former_group_folders(num_folders):
@@ -288,7 +288,7 @@ def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbo
         except (JobNotFound, UnreadableRecord):  # a video stays in the spool until its job has ended
             continue
         lease = Lease(record, pending.fence, lease_s)
-        job = ClaimedJob(lease, backends.spool.path(job_id), timings_s=pending.timings_s)
+        job = ClaimedJob(lease, backends.spool.job_folder(job_id), timings_s=pending.timings_s)
         job.stop_request = retry_while_unavailable(partial(backends.job_store.holder.renew_lease, lease))
         lease_renewer.add(job)
         inbox.put(JobClaimed(job))

@@ -70,8 +70,8 @@ class InputFetcher:
         """
         with about(names_of(job.lease.job)):
             try:
-                # of an earlier attempt
-                (self._spool.folder(job.job_id) / JOB_ERROR).unlink(missing_ok=True)
+                folder = self._spool.make_job_folder(job.job_id)
+                (folder / JOB_ERROR).unlink(missing_ok=True)  # of an earlier attempt
                 return self._fetch(job)
             except JobInterrupted:
                 return Stopped(job.stop_request) if job.stop_request else Requeued(crashed=False)
@@ -159,7 +159,7 @@ class InputFetcher:
 
     def _clear_folder(self, job: ClaimedJob) -> None:
         self._spool.remove(job.job_id)
-        self._spool.folder(job.job_id)
+        self._spool.make_job_folder(job.job_id)
 
     def _is_damaged(self, checkpoint: Checkpoint, job: ClaimedJob) -> bool:
         name = damaged_file(checkpoint, job.folder)

@@ -88,44 +88,44 @@ class Spool:
             return shutil.disk_usage(self._folder).free > 0
         return False
 
-    def path(self, job_id: str) -> Path:
+    def job_folder(self, job_id: str) -> Path:
         """Return the job's folder, which may not exist."""
         return self._folder / job_id
 
-    def folder(self, job_id: str) -> Path:
+    def make_job_folder(self, job_id: str) -> Path:
         """Return the job's folder, created if needed. Raises OSError."""
-        folder = self.path(job_id)
+        folder = self.job_folder(job_id)
         folder.mkdir(exist_ok=True)
         return folder
 
     def write_pending_upload(self, job_id: str, pending: PendingUpload) -> None:
         """Record that the video is complete in the job's folder. Raises OSError."""
-        _write(self.folder(job_id) / PENDING_UPLOAD, pending)
+        _write(self.make_job_folder(job_id) / PENDING_UPLOAD, pending)
 
     def pending_upload(self, job_id: str) -> PendingUpload | None:
         """Return the finished video in the job's folder, None if there is none that can be read."""
-        return self._read(self.path(job_id) / PENDING_UPLOAD, PendingUpload)
+        return self._read(self.job_folder(job_id) / PENDING_UPLOAD, PendingUpload)
 
     def write_checkpoint(self, job_id: str, checkpoint: Checkpoint) -> None:
         """Record the latest checkpoint of the job. Raises OSError."""
-        _write(self.folder(job_id) / CHECKPOINT, checkpoint)
+        _write(self.make_job_folder(job_id) / CHECKPOINT, checkpoint)
 
     def checkpoint(self, job_id: str) -> Checkpoint | None:
         """Return the latest checkpoint of the job if it can be read and all of its files exist, else None."""
-        checkpoint = self._read(self.path(job_id) / CHECKPOINT, Checkpoint)
+        checkpoint = self._read(self.job_folder(job_id) / CHECKPOINT, Checkpoint)
         if checkpoint is None:
             return None
-        is_complete = all((self.path(job_id) / name).exists() for name in checkpoint.files)
+        is_complete = all((self.job_folder(job_id) / name).exists() for name in checkpoint.files)
         return checkpoint if is_complete else None
 
     def remove_state(self, job_id: str, name: str) -> None:
         """Remove a state file that a later checkpoint replaced. If it cannot, the file stays for the job."""
         with suppress(OSError):
-            (self.path(job_id) / name).unlink()
+            (self.job_folder(job_id) / name).unlink()
 
     def remove(self, job_id: str) -> None:
         """Remove all files of a job."""
-        shutil.rmtree(self.path(job_id), ignore_errors=True)
+        shutil.rmtree(self.job_folder(job_id), ignore_errors=True)
 
     def _read(self, path: Path, kind: type[Document]) -> Document | None:
         try:
@@ -137,7 +137,7 @@ class Spool:
             return None
 
 
-def hold(group_folder: Path) -> None:
+def lock_group_folder(group_folder: Path) -> None:
     """Keep the folder of a group from being adopted for as long as this process lives.
 
     On a disk that has no locks, none is ever adopted.
@@ -160,7 +160,7 @@ def adopt(group_folder: Path, spool: Spool) -> None:
             for job_id in former.job_ids:
                 if not spool.pending_upload(job_id):
                     spool.remove(job_id)
-                    former.path(job_id).rename(spool.path(job_id))
+                    former.job_folder(job_id).rename(spool.job_folder(job_id))
             shutil.rmtree(group_folder)
         finally:
             os.close(descriptor)

@@ -75,7 +75,7 @@ class LocalBackends:
         if lease is None:
             self.submit()
             lease = self.claim()
-        return ClaimedJob(lease, self.spool.folder(lease.job.id))
+        return ClaimedJob(lease, self.spool.make_job_folder(lease.job.id))
 
     def claim_elsewhere(self, job: ClaimedJob) -> Lease:
         """Let another group claim the job, as after the lease has expired."""

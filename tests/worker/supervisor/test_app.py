@@ -60,7 +60,7 @@ class Scene:
         spool = spool or self.spool
         self.backends.submit()
         lease = self.backends.claim("w-0")
-        job = ClaimedJob(lease, spool.folder(lease.job.id))
+        job = ClaimedJob(lease, spool.make_job_folder(lease.job.id))
         pending = PendingUpload(fence=lease.fence, video=write_video(job.folder), timings_s={"decode": 2.0})
         spool.write_pending_upload(job.job_id, pending)
         return job
@@ -103,7 +103,7 @@ def connected(path: Path) -> Channel | None:
 def test_documents_of_a_worker_that_cannot_be_read_are_counted_by_kind(scene, monkeypatch):
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda _, **given: start(["sleep", "1000"], **given))
-    (scene.spool.folder("abc") / PENDING_UPLOAD).write_text("{")
+    (scene.spool.make_job_folder("abc") / PENDING_UPLOAD).write_text("{")
     scene.backends.submit()
     job = scene.backends.claimed_job(replace(scene.backends.claim(), checkpoint={"version": 7}))
     scene.serve()

@@ -311,7 +311,7 @@ def test_disk_error_of_one_job_alone_fails_it(backends, fetcher, disk_space, mon
     def fail(_: str) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(backends.spool, "folder", fail)
+    monkeypatch.setattr(backends.spool, "make_job_folder", fail)
     failure = fetcher.fetch(job)
     assert isinstance(failure, Failed)
     assert (failure.error.code, disk_space.is_enough) == (code, True)

@@ -306,7 +306,7 @@ def test_files_of_the_next_attempt_survive_a_lost_lease(scene, backends):
     taken = backends.claimed_job(backends.claim_elsewhere(scene.job))
     second = Scene(backends, taken)
     assert second.finalize(Completed(second.video)).status == "succeeded"
-    scene.finalize(Completed(write_video(backends.spool.folder(taken.job_id))))
+    scene.finalize(Completed(write_video(backends.spool.make_job_folder(taken.job_id))))
     assert backends.stored(taken) == ["2/thumbnail.jpg", "2/timeline.json", "2/video.mp4"]
     assert second.record.status == "succeeded"
 

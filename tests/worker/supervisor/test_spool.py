@@ -12,7 +12,7 @@ from jobs.errors import UnreadableRecord
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
 from worker.supervisor import spool as spool_module
-from worker.supervisor.spool import PendingUpload, Spool, adopt, clean, hold, keep_clean
+from worker.supervisor.spool import PendingUpload, Spool, adopt, clean, keep_clean, lock_group_folder
 from worker.supervisor.threads import StoppableThread
 
 
@@ -29,39 +29,39 @@ def spool(tmp_path, reported) -> Spool:
 
 def write_documents(spool: Spool) -> Path:
     """Write both documents of job `a`, and return its folder."""
-    folder = spool.folder("a")
+    folder = spool.make_job_folder("a")
     spool.write_pending_upload("a", PendingUpload(fence=3, video=write_video(folder), timings_s={}))
     spool.write_checkpoint("a", write_checkpoint(folder, 1))
     return folder
 
 
 def test_each_job_has_its_own_folder(spool):
-    assert spool.folder("a") != spool.folder("b")
-    assert spool.folder("a").is_dir()
+    assert spool.make_job_folder("a") != spool.make_job_folder("b")
+    assert spool.make_job_folder("a").is_dir()
     assert spool.job_ids == ["a", "b"]
 
 
-def test_path_does_not_create_the_folder(spool):
-    assert not spool.path("a").exists()
+def test_folder_of_a_job_is_not_created_by_asking_for_it(spool):
+    assert not spool.job_folder("a").exists()
 
 
 def test_next_supervisor_finds_a_pending_upload(spool, tmp_path):
-    pending = PendingUpload(fence=3, video=write_video(spool.folder("a")), timings_s={"decode": 1.5})
+    pending = PendingUpload(fence=3, video=write_video(spool.make_job_folder("a")), timings_s={"decode": 1.5})
     spool.write_pending_upload("a", pending)
     assert Spool(tmp_path / "deep" / "spool").pending_upload("a") == pending
 
 
 def test_pending_upload_of_an_earlier_release_is_found(spool):
-    pending = PendingUpload(fence=3, video=write_video(spool.folder("a")), timings_s={})
+    pending = PendingUpload(fence=3, video=write_video(spool.make_job_folder("a")), timings_s={})
     spool.write_pending_upload("a", pending)
-    document = spool.path("a") / "waiting.json"
+    document = spool.job_folder("a") / "waiting.json"
     document.write_text(document.read_text().replace('"video":{', '"film":{'))
     assert '"film"' in document.read_text()
     assert spool.pending_upload("a") == pending
 
 
 def test_no_pending_upload_without_a_video(spool):
-    spool.folder("a")
+    spool.make_job_folder("a")
     assert spool.pending_upload("a") is None
     assert spool.pending_upload("b") is None
 
@@ -87,7 +87,7 @@ def test_documents_of_a_later_version_are_not_used(spool, reported, name):
 
 
 def test_latest_checkpoint_is_found(spool):
-    folder = spool.folder("a")
+    folder = spool.make_job_folder("a")
     spool.write_checkpoint("a", write_checkpoint(folder, 1))
     later = write_checkpoint(folder, 2, segment=2)
     spool.write_checkpoint("a", later)
@@ -96,30 +96,31 @@ def test_latest_checkpoint_is_found(spool):
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_checkpoint_with_a_missing_file_is_not_used(spool, missing):
-    checkpoint = write_checkpoint(spool.folder("a"), 2, segment=2)
+    checkpoint = write_checkpoint(spool.make_job_folder("a"), 2, segment=2)
     spool.write_checkpoint("a", checkpoint)
-    (spool.folder("a") / checkpoint.files[missing]).unlink()
+    (spool.make_job_folder("a") / checkpoint.files[missing]).unlink()
     assert spool.checkpoint("a") is None
 
 
 def test_state_can_be_removed_twice(spool):
-    checkpoint = write_checkpoint(spool.folder("a"), 1)
+    checkpoint = write_checkpoint(spool.make_job_folder("a"), 1)
     spool.remove_state("a", checkpoint.state)
     spool.remove_state("a", checkpoint.state)
-    assert list(spool.folder("a").iterdir()) == []
+    assert list(spool.make_job_folder("a").iterdir()) == []
 
 
 def test_removed_job_leaves_no_files(spool):
-    write_video(spool.folder("a"))
+    write_video(spool.make_job_folder("a"))
     spool.remove("a")
     spool.remove("a")
     assert spool.job_ids == []
 
 
 def test_documents_are_replaced_atomically(spool):
-    checkpoint = write_checkpoint(spool.folder("a"), 1)
+    checkpoint = write_checkpoint(spool.make_job_folder("a"), 1)
     spool.write_checkpoint("a", checkpoint)
-    assert sorted(path.name for path in spool.folder("a").iterdir()) == ["saved.json", checkpoint.state]
+    files = {path.name for path in spool.job_folder("a").iterdir()}
+    assert files == {"saved.json", checkpoint.state}
 
 
 def test_check_of_the_disk_leaves_no_file(spool):
@@ -128,21 +129,21 @@ def test_check_of_the_disk_leaves_no_file(spool):
 
 
 def test_removed_folder_is_created_again_by_the_check_of_the_disk(spool):
-    spool.path("a").parent.rmdir()
+    spool.job_folder("a").parent.rmdir()
     spool.check_writable()
-    assert spool.folder("a").is_dir()
+    assert spool.make_job_folder("a").is_dir()
 
 
 def test_spool_that_is_no_folder_cannot_be_written(spool):
-    spool.path("a").parent.rmdir()
-    spool.path("a").parent.touch()
+    spool.job_folder("a").parent.rmdir()
+    spool.job_folder("a").parent.touch()
     with pytest.raises(OSError, match="exists"):
         spool.check_writable()
 
 
 def test_cleaning_continues_once_the_spool_can_be_read_again(backends: LocalBackends, monkeypatch):
     monkeypatch.setattr(spool_module, "CLEAN_EVERY_S", 0.01)
-    write_video(backends.spool.folder("gone"))
+    write_video(backends.spool.make_job_folder("gone"))
     is_readable = threading.Event()
     real = spool_module.clean
 
@@ -167,7 +168,7 @@ def test_files_of_jobs_that_ended_or_are_gone_are_cleaned(backends: LocalBackend
     ended, requeued, held = (backends.claimed_job() for _ in range(3))
     for job in (ended, requeued, held):
         write_video(job.folder)
-    write_video(backends.spool.folder("gone"))
+    write_video(backends.spool.make_job_folder("gone"))
     backends.job_store.holder.confirm_cancel(ended.lease)
     backends.job_store.holder.requeue(requeued.lease, crashed=False)
     clean(backends.spool, backends.job_store, is_held=lambda _: False)
@@ -193,23 +194,23 @@ def test_jobs_of_a_former_group_are_adopted_and_its_folder_is_removed(spool, for
 def test_adoption_keeps_the_finished_video_of_a_job(spool, former, tmp_path, owner):
     finished, other = (former, spool) if owner == "former" else (spool, former)
     write_documents(finished)
-    (finished.path("a") / "mark").touch()
-    other.write_checkpoint("a", write_checkpoint(other.folder("a"), 1))
+    (finished.job_folder("a") / "mark").touch()
+    other.write_checkpoint("a", write_checkpoint(other.make_job_folder("a"), 1))
     adopt(tmp_path / "worker" / "w-3", spool)
-    assert (spool.path("a") / "mark").exists()
+    assert (spool.job_folder("a") / "mark").exists()
     assert spool.pending_upload("a")
 
 
 def test_state_that_cannot_be_removed_is_left(spool):
-    (spool.folder("a") / "state-1").mkdir()
+    (spool.make_job_folder("a") / "state-1").mkdir()
     spool.remove_state("a", "state-1")
     spool.remove_state("a", "gone")
-    assert [path.name for path in spool.path("a").iterdir()] == ["state-1"]
+    assert [path.name for path in spool.job_folder("a").iterdir()] == ["state-1"]
 
 
-def test_folder_that_a_supervisor_holds_is_not_adopted(spool, former, tmp_path, caplog):
+def test_folder_that_a_supervisor_has_locked_is_not_adopted(spool, former, tmp_path, caplog):
     write_documents(former)
-    hold(tmp_path / "worker" / "w-3")
+    lock_group_folder(tmp_path / "worker" / "w-3")
     adopt(tmp_path / "worker" / "w-3", spool)
     assert (spool.job_ids, former.job_ids) == ([], ["a"])
     assert "stay there" in caplog.text
