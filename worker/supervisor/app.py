@@ -43,9 +43,9 @@ from worker.supervisor.finalize import Backends, Finalizer
 from worker.supervisor.gpu_group import GpuGroup, Group, GroupLimits
 from worker.supervisor.gpu_world import GpuWorld
 from worker.supervisor.group_process import GroupProcess, Launch
+from worker.supervisor.heartbeat import Heartbeat
 from worker.supervisor.job import ClaimedJob, Completed
 from worker.supervisor.lease_renewer import LeaseRenewer
-from worker.supervisor.registration import Heartbeat
 from worker.supervisor.retry import retry_while_unavailable
 from worker.supervisor.spool import Spool, adopt, keep_clean, lock_group_folder
 from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits

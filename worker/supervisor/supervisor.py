@@ -57,9 +57,9 @@ from worker.supervisor.events import (
 from worker.supervisor.fetch import InputFetcher
 from worker.supervisor.finalize import Finalizer
 from worker.supervisor.gpu_group import Group
+from worker.supervisor.heartbeat import Heartbeat, PublishedStatus
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
 from worker.supervisor.lease_renewer import LeaseRenewer
-from worker.supervisor.registration import Heartbeat, PublishedStatus
 from worker.supervisor.states import (
     ON_GPUS,
     WITH_GROUP,

@@ -27,7 +27,7 @@ class JobSpans(Protocol):
 
 
 class NoSpans:
-    """Ignore all intervals, in tests of a timeline alone."""
+    """Ignore all intervals: those of a job that is not traced, such as one that only has to be uploaded."""
 
     def add(self, interval: Interval, *, failed: bool = False) -> None:
         """Ignore the interval."""
@@ -74,7 +74,7 @@ class TracedJob:
         span.end(round(interval.ended_s * 1e9))
 
     def finish(self, status: Status | None) -> None:
-        """End the span of the run with the job's status, None if the lease was lost."""
+        """End the span of the run with the job's status; one that is not known counts as a lost lease."""
         self._run.set_attribute("longcat.status", status or "lease_lost")
         if status == "failed":
             self._run.set_status(SpanStatus(StatusCode.ERROR))

@@ -25,9 +25,9 @@ from worker.supervisor.fetch import InputFetcher
 from worker.supervisor.finalize import Finalizer
 from worker.supervisor.gpu_group import GpuGroup, GroupLimits
 from worker.supervisor.group_process import GroupProcess
+from worker.supervisor.heartbeat import Heartbeat, PublishedStatus
 from worker.supervisor.job import ClaimedJob, Outcome
 from worker.supervisor.lease_renewer import LeaseRenewer
-from worker.supervisor.registration import Heartbeat, PublishedStatus
 from worker.supervisor.states import JobState
 from worker.supervisor.supervisor import Components, Supervisor, SupervisorLimits
 from worker.supervisor.threads import StoppableThread

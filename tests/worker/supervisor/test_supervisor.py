@@ -27,8 +27,8 @@ from worker.messages import (
 )
 from worker.supervisor import supervisor as supervisor_module
 from worker.supervisor.events import DrainRequested, GroupMessage, StopRequested
+from worker.supervisor.heartbeat import PublishedStatus
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Requeued, Stopped
-from worker.supervisor.registration import PublishedStatus
 from worker.supervisor.states import GpuGroupState, JobState, SupervisorState
 from worker.supervisor.threads import StoppableThread
 from worker.telemetry import Interval

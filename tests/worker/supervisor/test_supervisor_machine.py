@@ -42,8 +42,8 @@ from worker.messages import (
     VideoDone,
 )
 from worker.supervisor.events import DrainRequested, GroupMessage, JobClaimed, StopRequested
+from worker.supervisor.heartbeat import PublishedStatus
 from worker.supervisor.job import ClaimedJob, Completed, Failed, Outcome, Requeued, Stopped
-from worker.supervisor.registration import PublishedStatus
 from worker.supervisor.states import ON_GPUS, WITH_GROUP, GpuGroupState, JobState, SupervisorState
 from worker.telemetry import Interval
 

@@ -12,7 +12,7 @@ from jobs.registration import GroupRegistration, live_groups
 from jobs.store.metrics import counters
 from tests.waiting import wait_until
 from tests.worker.supervisor.backends import LocalBackends
-from worker.supervisor.registration import Heartbeat, PublishedStatus
+from worker.supervisor.heartbeat import Heartbeat, PublishedStatus
 
 CAPABILITY = Capability(model="m", tasks=("text_to_video",), limits={}, device="cpu", dtype="float32")
 
