@@ -2,10 +2,10 @@
 -- Count a request of an owner, or refuse it. Each token bucket holds the requests of one second. The bucket is kept as
 -- the time at which it is full again. A refused request takes no token from either bucket.
 local full_at = {}
-for i, scope in ipairs({'owner', 'total'}) do
+for _, scope in ipairs(SCOPES) do
   local rate = given.limits[scope .. '_requests_per_s']
   if rate then
-    local key = i == 1 and 'longcat:rate:' .. given.owner or 'longcat:rate'
+    local key = 'longcat:rate' .. (scope == 'owner' and ':' .. given.owner or '')
     local token_ms = 1000 / rate
     local window_ms = math.max(1000, token_ms)
     local stored_ms = tonumber(redis.call('GET', key) or now)

@@ -15,10 +15,9 @@ local function limits_reached()
       read_fields(id, 'owner', 'owner_running_jobs', 'total_running_jobs')
     )
     if owner then
-      at_limit[owner] = is_whole(owner_limit)
-        and has_at_least(tonumber(owner_limit), index_keys('running', owner)[2])
-        or nil
-      total_is_reached = is_whole(total_limit) and num_running >= tonumber(total_limit)
+      owner_limit, total_limit = whole_number(owner_limit), whole_number(total_limit)
+      at_limit[owner] = owner_limit and has_at_least(owner_limit, index_key('running', owner)) or nil
+      total_is_reached = total_limit and num_running >= total_limit
     end
   end
   return at_limit, total_is_reached

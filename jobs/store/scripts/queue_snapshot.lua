@@ -13,9 +13,8 @@ local function sample_of_running_jobs()
       read_fields(id, 'status', 'task', 'work_units', 'progress', 'claimed_ms', 'group')
     )
     if status then
-      if not is_whole(work_units) then work_units = NUMBERS.work_units end
-      if not is_whole(claimed_ms) then claimed_ms = now end
-      table.insert(running, {task or '', tonumber(work_units), progress, now - claimed_ms, group or ''})
+      work_units, claimed_ms = whole_number(work_units) or NUMBERS.work_units, whole_number(claimed_ms) or now
+      table.insert(running, {task or '', work_units, progress, now - claimed_ms, group or ''})
     end
   end
   return running

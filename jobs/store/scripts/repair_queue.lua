@@ -57,7 +57,7 @@ local function repair_start_order(priority)
     if member and not redis.call('ZSCORE', order, member) then
       local work_units, weight = unpack(read_fields(id, 'work_units', 'weight'))
       local rank = redis.call('ZRANK', owner_queue_key(priority, owner), id)
-      local charged = rank * charge(is_whole(work_units) or NUMBERS.work_units, weight)
+      local charged = rank * charge(whole_number(work_units) or NUMBERS.work_units, weight)
       redis.call('ZADD', order, first_start(priority, owner) + charged, member)
     end
   end

@@ -31,7 +31,7 @@ local function lease_at(rank)
   local id, ends_ms = unpack(redis.call('ZRANGE', 'longcat:leases', rank, rank, 'WITHSCORES'))
   if not id then return nil end
   local lease_ms = read_fields(id, 'lease_ms')[1]
-  return tonumber(ends_ms), tonumber(is_whole(lease_ms) or NUMBERS.lease_ms)
+  return tonumber(ends_ms), whole_number(lease_ms) or NUMBERS.lease_ms
 end
 
 local function extend_or_shorten_leases()
@@ -39,7 +39,7 @@ local function extend_or_shorten_leases()
   for i = 1, #leases, 2 do
     local id, ends_ms = leases[i], tonumber(leases[i + 1])
     local status, lease_ms, had_grace = unpack(read_fields(id, 'status', 'lease_ms', 'lease_grace'))
-    if not is_whole(lease_ms) then lease_ms = NUMBERS.lease_ms end
+    lease_ms = whole_number(lease_ms) or NUMBERS.lease_ms
     if status and now - last_sweep > lease_ms / 3 and not had_grace then
       redis.call('ZADD', 'longcat:leases', now + lease_ms, id)
       redis.call('HSET', record_key(id), 'lease_grace', 1)

@@ -10,12 +10,12 @@ end
 
 local function may_send_to(host)
   local is_probed = tonumber(redis.call('GET', failures_key(host)) or 0) >= FAILURES_TO_PAUSE
-  return num_in_flight(in_flight_keys('', host)[2]) < (is_probed and 1 or given.max_per_host)
+  return num_in_flight(in_flight_key('host', host)) < (is_probed and 1 or given.max_per_host)
 end
 
 -- The host of this owner whose turn it is, nil if there is none to send to. Paused hosts leave the rotation.
 local function next_host(owner)
-  if num_in_flight(in_flight_keys(owner, '')[1]) >= given.max_per_owner then return nil end
+  if num_in_flight(in_flight_key('owner', owner)) >= given.max_per_owner then return nil end
   wake(hosts_key(owner))
   for _, host in ipairs(redis.call('ZRANGE', hosts_key(owner) .. ':ready', 0, BATCH - 1)) do
     if paused_until(host) > now then
@@ -49,7 +49,7 @@ end
 wake(OWNERS)
 local id, owner, host, delivery, job = next_readable_delivery()
 if not id then return false end
-if not is_whole(delivery.attempt) then redis.call('HSET', delivery_key(id), 'attempt', 0) end
+if not whole_number(delivery.attempt) then redis.call('HSET', delivery_key(id), 'attempt', 0) end
 local attempt = redis.call('HINCRBY', delivery_key(id), 'attempt', 1)
 for _, key in ipairs(in_flight_keys(owner, host)) do
   redis.call('ZADD', key, now + given.lease_ms, id .. ':' .. attempt)

@@ -98,8 +98,7 @@ local function remove_from_depth(priority, requirement, id)
   if redis.call('EXISTS', requirement_key(priority, requirement)) == 0 then
     redis.call('HDEL', class_work_units_key(priority), requirement)
   else
-    local work_units = read_fields(id, 'work_units')[1]
-    if not is_whole(work_units) then work_units = NUMBERS.work_units end
+    local work_units = whole_number(read_fields(id, 'work_units')[1]) or NUMBERS.work_units
     redis.call('HINCRBY', class_work_units_key(priority), requirement, -work_units)
   end
 end

@@ -10,7 +10,7 @@ local function first_of_owner(priority, requirement, owner)
     if not redis.call('ZSCORE', owner_queue_key(priority, owner), id) then
       redis.call('ZREM', key, id)
       if not redis.call('ZSCORE', queue_key(priority), id) then remove_from_depth(priority, requirement, id) end
-    elseif not move_if_late(id, is_whole(read_fields(id, 'start_by_ms')[1]) or now) then
+    elseif not move_if_late(id, whole_number(read_fields(id, 'start_by_ms')[1]) or now) then
       return id, place
     end
   end

@@ -40,9 +40,13 @@ local function delivery_queue_key(owner, host)
   return 'longcat:outbox:queue:' .. owner .. ':' .. host
 end
 
--- Deliveries that are being sent, as `<id>:<attempt>`, by the end of their leases.
+-- Deliveries that are being sent for an `owner` or to a `host`, as `<id>:<attempt>`, by the end of their leases.
+local function in_flight_key(scope, name)
+  return 'longcat:outbox:in_flight:' .. scope .. ':' .. name
+end
+
 local function in_flight_keys(owner, host)
-  return {'longcat:outbox:in_flight:owner:' .. owner, 'longcat:outbox:in_flight:host:' .. host}
+  return {in_flight_key('owner', owner), in_flight_key('host', host)}
 end
 
 local function host_of(url)

@@ -25,7 +25,8 @@ local function job_to_preempt_for(job, after_ms)
   local requirements = given.requirements and as_set(given.requirements)
   for _, id in ipairs(urgent) do
     local created_ms, preempts = unpack(read_fields(id, 'created_ms', 'preempts'))
-    local waited_ms = is_whole(created_ms) and now - created_ms
+    created_ms = whole_number(created_ms)
+    local waited_ms = created_ms and now - created_ms
     if waited_ms and waited_ms < after_ms then return nil end -- later ones have waited even less
     local can_run = not requirements or has_requirement_in(requirements, id)
     if waited_ms and can_run and not limit_on_start(id, job) then
@@ -37,8 +38,9 @@ end
 
 -- Check that a job of low priority started because it had waited so long. Preemption would make it wait again.
 local function started_by_ageing(job)
-  local waited_ms = job.claimed_ms - (is_whole(job.queued_ms) or job.created_ms)
-  return is_whole(job.ageing_ms) and waited_ms >= 2 * job.ageing_ms
+  local waited_ms = job.claimed_ms - (whole_number(job.queued_ms) or job.created_ms)
+  local ageing_ms = whole_number(job.ageing_ms)
+  return ageing_ms and waited_ms >= 2 * ageing_ms
 end
 
 -- Request preemption of a running job if that is due. A request stands: the group may have stopped already.

@@ -110,7 +110,7 @@ local function move_if_late(id, start_by_ms)
   redis.call('ZREM', START_BY, id)
   local job = read(id)
   local owner_queue = job and owner_queue_key(job.priority, job.owner)
-  if not (job and is_whole(job.start_by_ms) and redis.call('ZSCORE', owner_queue, id)) then return false end
+  if not (job and whole_number(job.start_by_ms) and redis.call('ZSCORE', owner_queue, id)) then return false end
   if job.requirement then remove_from_owner_jobs(job.priority, job.requirement, job.owner, id) end
   leave_start_order(job.priority, owner_queue, job)
   redis.call('ZREM', owner_queue, id)

@@ -96,15 +96,15 @@ local function set_submission_delay(job)
 end
 
 local function submission_us(job)
-  return job.created_ms * US_PER_MS + (is_whole(tostring(job.submission_delay_us)) or 0)
+  return job.created_ms * US_PER_MS + (whole_number(job.submission_delay_us) or 0)
 end
 
 -- The place of a job among those of its owner, in µs.
 local DEFAULT_DEADLINE_MS = 3600000 -- for records without one
 local function place_of(job)
-  local start_by_ms = is_whole(tostring(job.start_by_ms))
+  local start_by_ms = whole_number(job.start_by_ms)
   if not start_by_ms then
-    return submission_us(job) + (is_whole(tostring(job.default_deadline_ms)) or DEFAULT_DEADLINE_MS) * US_PER_MS
+    return submission_us(job) + (whole_number(job.default_deadline_ms) or DEFAULT_DEADLINE_MS) * US_PER_MS
   end
   local place = start_by_ms * US_PER_MS + job.number % US_PER_MS
   -- Jobs that should start in the same ms start in the order of submission: if one of them is later, this follows it.
@@ -165,7 +165,7 @@ local function start_at(priority, owner, place)
   local start = member and redis.call('ZSCORE', start_order_key(priority), member)
   if not start then return first_start(priority, owner), rank end
   local work_units, weight = unpack(read_fields(previous, 'work_units', 'weight'))
-  return start + charge(is_whole(work_units) or NUMBERS.work_units, weight), rank
+  return start + charge(whole_number(work_units) or NUMBERS.work_units, weight), rank
 end
 
 -- Put a job into the queue of its owner, who is backlogged.
@@ -225,12 +225,12 @@ end
 
 local STRICT_MS = 1e14 -- for jobs without `ageing_ms`
 local function effective_time_ms(priority, queued_since_ms, ageing_ms)
-  return queued_since_ms + NUM_ABOVE[priority] * (is_whole(tostring(ageing_ms)) or STRICT_MS)
+  return queued_since_ms + NUM_ABOVE[priority] * (whole_number(ageing_ms) or STRICT_MS)
 end
 
 -- When a job was queued last, in ms.
 local function queued_since_ms(created_ms, queued_ms)
-  return tonumber(is_whole(queued_ms) or is_whole(created_ms) or now)
+  return whole_number(queued_ms) or whole_number(created_ms) or now
 end
 
 local function effective_time_of(id, priority)

@@ -7,21 +7,24 @@ local function limit_reached(limit, bound, retry_s)
   return redis.error_reply(string.format('LIMIT_REACHED %s %s %d', limit, bound, math.max(1, math.ceil(retry_s))))
 end
 
-local function input_bytes_keys(owner)
-  local today = 'longcat:input_bytes:' .. math.floor(now / DAY_MS)
-  return {today .. ':' .. owner, today}
+local SCOPES = {'owner', 'total'}
+
+-- The counter of the bytes of inputs that were stored today, for one owner or for all.
+local function input_bytes_key(owner)
+  return 'longcat:input_bytes:' .. math.floor(now / DAY_MS) .. (owner and ':' .. owner or '')
 end
 
 -- The error if so many jobs of this owner and size would exceed a limit, nil if they would not.
 local function check_quotas(job, num_jobs, limits)
-  for i, scope in ipairs({'owner', 'total'}) do
+  for _, scope in ipairs(SCOPES) do
+    local index = index_key('queued', scope == 'owner' and job.owner or nil)
     local bound = limits[scope .. '_queued_jobs']
-    if bound and has_at_least(bound - num_jobs + 1, index_keys('queued', job.owner)[3 - i]) then
+    if bound and has_at_least(bound - num_jobs + 1, index) then
       return limit_reached(scope .. '_queued_jobs', bound, FULL_QUEUE_RETRY_S)
     end
   end
-  for i, scope in ipairs({'owner', 'total'}) do
-    local stored = redis.call('GET', input_bytes_keys(job.owner)[i]) or 0
+  for _, scope in ipairs(SCOPES) do
+    local stored = redis.call('GET', input_bytes_key(scope == 'owner' and job.owner or nil)) or 0
     local bound = limits[scope .. '_input_bytes_per_day']
     if bound and stored + given.input_bytes > bound then
       return limit_reached(scope .. '_input_bytes_per_day', bound, (DAY_MS - now % DAY_MS) / 1000)
@@ -35,7 +38,7 @@ end
 
 local function count_input_bytes(job)
   if given.input_bytes == 0 then return end
-  for _, key in ipairs(input_bytes_keys(job.owner)) do
+  for _, key in ipairs({input_bytes_key(job.owner), input_bytes_key()}) do
     redis.call('INCRBY', key, given.input_bytes)
     redis.call('PEXPIRE', key, 2 * DAY_MS)
   end

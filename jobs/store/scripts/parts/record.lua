@@ -14,9 +14,14 @@ local function record_key(id)
   return 'longcat:job:' .. id
 end
 
--- The indexes of a status (or `all`): of all owners, and of one.
+-- The index of a status (or `all`), of one owner or of all.
+local function index_key(status, owner)
+  return 'longcat:index:' .. status .. (owner and ':' .. owner or '')
+end
+
+-- Both indexes of a status.
 local function index_keys(status, owner)
-  return {'longcat:index:' .. status, 'longcat:index:' .. status .. ':' .. owner}
+  return {index_key(status), index_key(status, owner)}
 end
 
 -- A hash as a table of strings, nil if the key does not exist or is of another type.
@@ -34,7 +39,7 @@ local function read_fields(id, ...)
   return values.err and {} or values
 end
 
--- Whether an index has at least so many jobs. A job whose record is gone may still be in the index of its owner,
+-- Check that an index has at least so many jobs. A job whose record is gone may still be in the index of its owner,
 -- because nothing names that owner any more. Such a job is removed if it is the first of the index.
 local function has_at_least(num_jobs, index)
   while redis.call('ZCARD', index) >= num_jobs do
@@ -64,8 +69,10 @@ local function lasting_index_keys(job)
   return keys
 end
 
-local function is_whole(value)
-  return value and #value <= 15 and value:match('^%d+$')
+-- A stored value as a number, nil unless it is a whole one of at most 15 digits.
+local function whole_number(value)
+  local digits = value and tostring(value)
+  return digits and #digits <= 15 and digits:match('^%d+$') and tonumber(digits) or nil
 end
 
 -- Numbers that a record must have, with their defaults, and those that it may have.
@@ -81,10 +88,10 @@ local function read(id)
   local job = read_hash(record_key(id))
   if not job then return nil end
   for name, default in pairs(NUMBERS) do
-    if not is_whole(job[name]) then job[name] = default end
+    if not whole_number(job[name]) then job[name] = default end
   end
   for _, name in ipairs(OPTIONAL_NUMBERS) do
-    if not is_whole(job[name]) then job[name] = nil end
+    if not whole_number(job[name]) then job[name] = nil end
   end
   job.id, job.owner, job.status, job.task = id, job.owner or '', job.status or '', job.task or ''
   if not NUM_ABOVE[job.priority] then job.priority = 'normal' end

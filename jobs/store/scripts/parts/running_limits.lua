@@ -16,14 +16,13 @@ end
 local function limit_on_start(id, leaving)
   local owner, owner_limit, total_limit = unpack(read_fields(id, 'owner', 'owner_running_jobs', 'total_running_jobs'))
   if not owner then return nil end
-  local running = index_keys('running', owner)
   local num_leaving = leaving and 1 or 0
   local num_leaving_of_owner = leaving and leaving.owner == owner and 1 or 0
   local function is_reached(limit, key, num_not_counted)
-    return is_whole(limit) and has_at_least(tonumber(limit) + num_not_counted, key)
+    return whole_number(limit) and has_at_least(whole_number(limit) + num_not_counted, key)
   end
-  if is_reached(total_limit, running[1], num_leaving) then return 'total' end
-  if is_reached(owner_limit, running[2], num_leaving_of_owner) then return 'owner' end
+  if is_reached(total_limit, index_key('running'), num_leaving) then return 'total' end
+  if is_reached(owner_limit, index_key('running', owner), num_leaving_of_owner) then return 'owner' end
 end
 
 -- Remember that an entry has left its class: a requeued job, or an owner if there is no `id`.

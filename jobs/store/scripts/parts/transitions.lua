@@ -93,8 +93,9 @@ end
 
 local function count_end(job, status, fields)
   count('jobs_ended', status)
-  if is_whole(job.deadline_ms) and status ~= 'cancelled' then
-    count('deadlines', status == 'succeeded' and now <= tonumber(job.deadline_ms) and 'met' or 'missed')
+  local deadline_ms = whole_number(job.deadline_ms)
+  if deadline_ms and status ~= 'cancelled' then
+    count('deadlines', status == 'succeeded' and now <= deadline_ms and 'met' or 'missed')
   end
   if fields.error then count('failures', decode(fields.error).code or '') end
   local duration_ms = run_ms(job)
