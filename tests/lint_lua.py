@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs.store.scripts import FOLDER, place, source
+from jobs.store.scripts import FOLDER, location, source
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def findings() -> list[str]:
 
 
 def _in_file(found: re.Match[str]) -> str:
-    return place(found[1], int(found[2]))
+    return location(found[1], int(found[2]))
 
 
 def _is_used_elsewhere(message: str, num_findings: int, scripts: Mapping[str, str]) -> bool:

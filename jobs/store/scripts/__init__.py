@@ -32,7 +32,7 @@ _ACKNOWLEDGED = {"submit", "cancel", "delete", "finish"}
 
 FOLDER = Path(__file__).parent
 _INCLUDES = re.compile(r"-- include: (.+)")
-_PLACE = re.compile(r"user_script:(\d+)")
+_LOCATION = re.compile(r"user_script:(\d+)")
 _KEY_FIELD = "Idempotency-Key"
 
 
@@ -117,14 +117,14 @@ def source(name: str) -> str:
     return "".join(line for _, line in lines(name))
 
 
-def place(name: str, number: int) -> str:
+def location(name: str, number: int) -> str:
     """Return the file, and the line in it, of a line in the full text of a script."""
     return lines(name)[number - 1][0]
 
 
 @cache
 def lines(name: str) -> list[tuple[str, str]]:
-    """Return the lines of the full text of a script, each with its place."""
+    """Return the lines of the full text of a script, each with its location."""
     path = FOLDER / f"{name}.lua"
     return [
         (f"{file.relative_to(FOLDER.parents[2])}:{number}", line)
@@ -192,6 +192,6 @@ def _refusals(name: str) -> Iterator[None]:
                 raise LimitReached(limit, bound, int(retry_after_s)) from None
             case ["KEY_REUSED"]:
                 raise KeyReused("this idempotency key was given to another request", _KEY_FIELD) from None
-        if found := _PLACE.search(str(error)):
-            error.add_note(place(name, int(found[1])))
+        if found := _LOCATION.search(str(error)):
+            error.add_note(location(name, int(found[1])))
         raise
