@@ -70,8 +70,8 @@ def main(setup: str, load: LoadEngine) -> None:
             ring_degree=settings.ring_degree,
         )
         world = Consensus(settings.error_grace_s)
-        places = _places(load(settings, parallel), parallel, world, settings)
-        _serve(places, world, supervisor, settings, leave)
+        memberships = _memberships(load(settings, parallel), parallel, world, settings)
+        _serve(memberships, world, supervisor, settings, leave)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it is
         reason = f"{type(error).__name__}: {error}"
         leave(reason)  # first: the others fail as soon as this process ends
@@ -93,8 +93,8 @@ def exit_failed() -> Never:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The place of this rank in the group, or in one of the blocks of its world.
+class Membership:
+    """The membership of this rank in the group, or in one of the blocks of its world.
 
     Attributes:
         engine: generates with the ranks of the block.
@@ -107,24 +107,26 @@ class Place:
     unit_times: UnitTimes = field(default_factory=dict)
 
 
-def _places(
+def _memberships(
     engine: Engine, parallel: ContextParallel, world: Consensus, settings: RankSetup
-) -> dict[int, Place]:
-    """Return the place of this rank in a block of each width; of a fixed group, there is only one.
+) -> dict[int, Membership]:
+    """Return the membership of this rank in a block of each width; in a fixed group, there is only one.
 
     Widths that the engine refuses are left out.
     """
     if not settings.elastic:
-        return {world.size: Place(engine, world)}
-    places = {}
+        return {world.size: Membership(engine, world)}
+    memberships = {}
     for block in (parallel, *parallel.wider):
         with suppress(GroupError):
-            places[block.size] = Place(engine.on(block), Consensus(settings.error_grace_s, block.size))
-    return places
+            memberships[block.size] = Membership(
+                engine.on(block), Consensus(settings.error_grace_s, block.size)
+            )
+    return memberships
 
 
 def _serve(
-    places: Mapping[int, Place],
+    memberships: Mapping[int, Membership],
     world: Consensus,
     supervisor: SupervisorConnection | None,
     settings: RankSetup,
@@ -134,7 +136,7 @@ def _serve(
 
     `leave` keeps for the supervisor why this rank ends without its help.
     """
-    capability = places[min(places)].engine.capability
+    capability = memberships[min(memberships)].engine.capability
     pids, weights = zip(*world.all_gather((os.getpid(), capability.weights)), strict=True)
     check_weights(weights)
     # Any rank of a world may lead, and only the first of a node knows the weights.
@@ -144,27 +146,27 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if supervisor and world.is_leader:
         on_this_node = pids[: settings.ranks_per_node]
-        supervisor.send(Ready(capability=capability, pids=on_this_node, widths=tuple(places)))
+        supervisor.send(Ready(capability=capability, pids=on_this_node, widths=tuple(memberships)))
     while True:
         run = supervisor.next_job() if supervisor else None
         if not settings.elastic:
             run = world.broadcast(run)
         assert run is not None
-        place = places[run.width or world.size]
+        membership = memberships[run.width or world.size]
         with about(run.log_context):
             logger.info("job started on rank %d", world.rank)
             leader: Leader | None = None
-            if supervisor and place.consensus.is_leader:
+            if supervisor and membership.consensus.is_leader:
                 get_stop_request = partial(supervisor.stop_request, run.job_id)
                 leader = Leader(
                     run,
                     supervisor.send,
                     get_stop_request,
                     settings.video,
-                    place.unit_times,
+                    membership.unit_times,
                     capability,
                 )
-            run_job(run, place.engine, place.consensus, leader, leave)
+            run_job(run, membership.engine, membership.consensus, leader, leave)
             logger.info("job ended on rank %d", world.rank)
 
 

@@ -27,9 +27,9 @@ from worker.rank.engine import Engine
 from worker.rank.main import (
     EXIT_FAILED,
     LoadEngine,
-    Place,
+    Membership,
     SupervisorConnection,
-    _places,
+    _memberships,
     _serve,
     check_weights,
     main,
@@ -118,15 +118,15 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 def test_rank_of_a_world_has_a_place_for_each_width_that_the_engine_accepts(tmp_path):
     settings = WorkerSettings(checkpoint=tmp_path, ranks=4, context_parallel="auto").rank_setup(tmp_path)
     blocks = ContextParallel(wider=(ContextParallel(size=3),))
-    places = _places(cast("Engine", RefusingEngine()), blocks, Consensus(1.0), settings)
-    assert {width: place.consensus.size for width, place in places.items()} == {1: 1}
+    memberships = _memberships(cast("Engine", RefusingEngine()), blocks, Consensus(1.0), settings)
+    assert {width: place.consensus.size for width, place in memberships.items()} == {1: 1}
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_rank_of_a_fixed_group_has_one_place(tmp_path):
     settings = WorkerSettings(checkpoint=tmp_path).rank_setup(tmp_path)
     engine, world = cast("Engine", RefusingEngine()), Consensus(1.0)
-    assert _places(engine, ContextParallel(), world, settings) == {1: Place(engine, world)}
+    assert _memberships(engine, ContextParallel(), world, settings) == {1: Membership(engine, world)}
 
 
 class Served(Exception):
@@ -166,7 +166,7 @@ def test_supervisor_learns_of_the_ranks_of_its_own_machine_only(monkeypatch, tmp
     supervisor, consensus = FakeSupervisor(), cast("Consensus", FakeConsensus())
     with pytest.raises(Served):
         _serve(
-            {4: Place(cast("Engine", SimpleNamespace(capability=capability)), consensus)},
+            {4: Membership(cast("Engine", SimpleNamespace(capability=capability)), consensus)},
             consensus,
             cast("SupervisorConnection", supervisor),
             settings.rank_setup(tmp_path),
@@ -194,12 +194,14 @@ def test_every_leader_of_a_world_knows_the_weights(monkeypatch, tmp_path):
     consensus = cast("Consensus", SecondRank())
     consensus.rank = 1
     settings = WorkerSettings(checkpoint=tmp_path, ranks=2, context_parallel="auto")
-    places = {1: Place(cast("Engine", SimpleNamespace(capability=capability)), consensus)}
+    memberships = {1: Membership(cast("Engine", SimpleNamespace(capability=capability)), consensus)}
     supervisor = FakeSupervisor()
     supervisor.next_job = lambda: JOB.model_copy(update={"width": 1})  # type: ignore[method-assign]
     supervisor.stop_request = lambda _: None  # type: ignore[attr-defined]
     with pytest.raises(Served):
-        _serve(places, consensus, cast("SupervisorConnection", supervisor), settings.rank_setup(tmp_path))
+        _serve(
+            memberships, consensus, cast("SupervisorConnection", supervisor), settings.rank_setup(tmp_path)
+        )
     assert [leader and leader.weights for leader in leaders] == [weights]
 
 
