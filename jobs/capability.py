@@ -68,6 +68,11 @@ class Capability(BaseModel):
         return f"{self.model}-{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
 
     @property
+    def model_limits(self) -> Limits:
+        """Return the limits of the checkpoint, which `read_capability` has checked."""
+        return Limits.from_json(self.limits)
+
+    @property
     def size_limits(self) -> Mapping[SizeLimit, int]:
         """Return the largest lengths and areas in the limits; those that are absent are not limited."""
         limits: dict[SizeLimit, int] = {}

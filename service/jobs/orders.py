@@ -53,15 +53,14 @@ def check_quality(request: GenerateRequest, step_cache: float | None) -> None:
 def make_order(
     request: GenerateRequest,
     files: Mapping[str, CheckedInput],
-    limits: Limits,
     capability: Capability,
     step_cache: float | None,
 ) -> Order:
-    """Resolve a request and its files, by field, into an order. `limits` are those of the capability.
+    """Resolve a request and its files, by field, into an order for groups with this capability.
 
     Raises InvalidRequest, which names the field, if the request breaks a limit of the checkpoint.
     """
-    sizes = {field: file.clip for field, file in files.items()}
+    limits, sizes = capability.model_limits, {field: file.clip for field, file in files.items()}
     image = sizes.get("image")
     inputs = Inputs(
         num_prompts=len(request.all_prompts()),
@@ -75,8 +74,8 @@ def make_order(
         raise _invalid(error.field, error.rule) from error
     _check_determined(request, plan)
     negative_prompt = _resolve_negative_prompt(request, plan, limits)
-    check_capability(plan, capability)
-    check_memory(plan, capability)
+    _check_capability(plan, capability)
+    _check_memory(plan, capability)
     return Order(
         plan=plan,
         prompts=request.all_prompts(),
@@ -107,7 +106,7 @@ def prompt_warnings(order: Order, known_words: Collection[str]) -> tuple[str, ..
     return (f"prompt: the model does not know the {noun} {', '.join(unknown)}",) if unknown else ()
 
 
-def check_capability(plan: Plan, capability: Capability) -> None:
+def _check_capability(plan: Plan, capability: Capability) -> None:
     """Raise InvalidRequest if the checkpoint lacks the weights that the plan needs."""
     if plan.task not in capability.tasks:
         raise _invalid("task", f"this checkpoint makes {', '.join(capability.tasks)}")
@@ -118,7 +117,7 @@ def check_capability(plan: Plan, capability: Capability) -> None:
         raise _invalid(field, "this checkpoint has no refinement_lora")
 
 
-def check_memory(plan: Plan, capability: Capability) -> None:
+def _check_memory(plan: Plan, capability: Capability) -> None:
     """Raise InvalidRequest if the GPUs have too little memory for the plan. Name what would fit."""
     budget = capability.memory
     if budget is None or budget.fits(plan):

@@ -9,11 +9,9 @@ Next on the way of a request: `jobs.store.client`, which stores the job.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -26,7 +24,6 @@ from jobs.requirement import Requirement
 from jobs.storage.keys import new_job_id
 from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submission, Submitted
-from model.spec.limits import Limits
 from service.backend import Backend
 from service.errors import PriorityNotAllowed, invalid
 from service.inputs.body import FILES, Body
@@ -55,7 +52,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     job_id = reservation.job_id if reservation else new_job_id()
     fleet = backend.fleet()
     pools = candidate_pools(fleet, request.model, backend.settings.shares_by_model, job_id)
-    limits = Limits.from_json(pools[0].capability.limits)
+    limits = pools[0].capability.model_limits
     check_prompts(request, limits)
     if request.webhook_url:
         backend.webhook_url_checker.check(request.webhook_url)
@@ -64,12 +61,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     source_jobs = jobs_of(sources.values(), backend.jobs)
     _check_is_not_refined(request, source_jobs)
 
-    no_folder = nullcontext(Path(os.devnull))
-    with upload_folder(backend.settings.upload_dir) if sources else no_folder as folder:
-        reader = InputReader(
-            job_id, folder, backend.settings, backend.sandbox, source_jobs, backend.storage, limits.fps
-        )
-        files = reader.read_all(sources)
+    with _checked_inputs(sources, job_id, source_jobs, limits.fps, backend) as files:
         order = _make_order(request, files, pools, backend)
         requirement = Requirement.of(order, [pool.capability for pool in fleet.pools])
         check_group_was_seen(fleet, requirement, backend.settings.queue_without_group_s)
@@ -116,9 +108,8 @@ def _make_order(
     refusals: list[InvalidRequest] = []
     for pool in pools:
         capability = pool.capability
-        limits = Limits.from_json(capability.limits)
         try:
-            order = make_order(request, files, limits, capability, backend.settings.step_cache)
+            order = make_order(request, files, capability, backend.settings.step_cache)
         except InvalidRequest as error:
             refusals.append(error)
             continue
@@ -160,6 +151,25 @@ def _check_is_not_refined(request: GenerateRequest, source_jobs: Mapping[str, Jo
     refined = job.order.plan.refinement
     if refined and (request.spatial_refine_only or not refined.spatial_only):
         raise InvalidInput("video.job: its video is refined already", "video.job")
+
+
+@contextmanager
+def _checked_inputs(
+    sources: Mapping[str, InputSource],
+    job_id: str,
+    source_jobs: Mapping[str, Job],
+    fps: int,
+    backend: Backend,
+) -> Iterator[dict[str, CheckedInput]]:
+    """Yield the inputs of a job, by field. Their temporary files are removed when the context ends."""
+    if not sources:
+        yield {}
+        return
+    with upload_folder(backend.settings.upload_dir) as folder:
+        reader = InputReader(
+            job_id, folder, backend.settings, backend.sandbox, source_jobs, backend.storage, fps
+        )
+        yield reader.read_all(sources)
 
 
 def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:

@@ -183,4 +183,4 @@ def _result(video_id: str, backend: Backend) -> Result:
 
 
 def _limits(backend: Backend) -> Limits:
-    return Limits.from_json(backend.fleet().first().capability.limits)
+    return backend.fleet().first().capability.model_limits

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.capability import Capability
 from jobs.record import Job, Status
-from model.spec.limits import Limits
 from service.openai.lengths import seconds_text
 
 VideoStatus = Literal["queued", "in_progress", "completed", "failed"]
@@ -75,7 +74,7 @@ class Video(_View):
             expires_at=_seconds(job.expires_at),
             error=VideoError.of(job),
             prompt="\n".join(job.order.prompts),
-            seconds=seconds_text(plan.total_frames, Limits.from_json(capability.limits)),
+            seconds=seconds_text(plan.total_frames, capability.model_limits),
             size=f"{plan.output_size.width}x{plan.output_size.height}",
         )
 
