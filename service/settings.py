@@ -17,6 +17,7 @@ from jobs.store.quotas import Quotas
 from model.media.formats import ClipLimits, ImageLimits
 from service.http.protocol import ConnectionLimits
 from service.inputs.fetch import FetchLimits
+from service.outgoing.connection import OutgoingLimits
 
 _MIB = 1 << 20
 _LIMITS = (*(limit.name for limit in fields(Quotas)), "owner_event_streams", "total_event_streams")
@@ -372,12 +373,11 @@ class Settings(SharedSettings):
         )
 
     @property
-    def webhook_limits(self) -> FetchLimits:
+    def webhook_limits(self) -> OutgoingLimits:
         """Return the limits for sending webhooks."""
-        return FetchLimits(
+        return OutgoingLimits(
             connect_timeout_s=min(self.fetch_connect_timeout_s, self.webhook_timeout_s),
             total_timeout_s=self.webhook_timeout_s,
-            max_redirects=0,
             allow_private=self.webhook_private_hosts,
         )
 

@@ -15,8 +15,8 @@ from jobs.order import Priority
 from jobs.record import WebhookEvent
 from model.spec.params import GenerationParams, reject_nul
 from service.errors import UnusableInput
-from service.inputs.fetch import parse_url
 from service.openapi.rules import SOURCES, any_given
+from service.outgoing.connection import parse_url
 
 MAX_VIDEOS = 16
 """How many videos one request can have."""

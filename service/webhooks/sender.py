@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pydantic import BaseModel
 
 from jobs.store.outbox import Delivery
-from service.inputs.fetch import FetchLimits, open_connection, parse_url, request_target
 from service.jobs.views import JobView
+from service.outgoing.connection import OutgoingLimits, open_connection, parse_url, request_target
 from service.webhooks.signing import Signer
 
 
@@ -27,7 +27,7 @@ class Payload(BaseModel):
         return cls(type=f"job.{delivery.event}", timestamp=delivery.at, data=data)
 
 
-def send_webhook(delivery: Delivery, signer: Signer, limits: FetchLimits, public_url: str) -> int:
+def send_webhook(delivery: Delivery, signer: Signer, limits: OutgoingLimits, public_url: str) -> int:
     """Post a webhook and return the status of the response.
 
     Raises:

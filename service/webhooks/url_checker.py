@@ -10,8 +10,8 @@ from __future__ import annotations
 from threading import BoundedSemaphore, Thread
 
 from jobs.errors import InvalidRequest
-from service.inputs.addresses import HostNotPublic, HostNotResolved, resolve
-from service.inputs.fetch import parse_url
+from service.outgoing.addresses import HostNotPublic, HostNotResolved, resolve
+from service.outgoing.connection import parse_url
 
 _MAX_LOOKUPS = 8
 _LOOKUP_TIMEOUT_S = 1.0

@@ -17,6 +17,7 @@ import pytest
 from service.errors import UnusableInput
 from service.inputs import fetch as fetch_module
 from service.inputs.fetch import FetchLimits, fetch
+from service.outgoing import connection
 from tests.service.hosts import host, redirecting, sending
 
 LIMITS = FetchLimits(allow_private=True)
@@ -83,7 +84,7 @@ def test_redirect_to_another_scheme_is_refused(elsewhere):
 
 def test_redirect_to_a_private_address_is_refused(monkeypatch):
     """Only the first host counts as public."""
-    monkeypatch.setattr("service.inputs.addresses.is_public", lambda address: str(address) != "127.0.0.2")
+    monkeypatch.setattr("service.outgoing.addresses.is_public", lambda address: str(address) != "127.0.0.2")
     private = pytest.raises(UnusableInput, match="not in the public internet")
     with host(redirecting("http://127.0.0.2:80/latest/meta-data")) as url, private:
         fetched(url, FetchLimits())
@@ -219,7 +220,8 @@ class TestSlowHost:
             left.wait()
             request.wfile.write(b"body")
 
-        monkeypatch.setattr(fetch_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        for module in (fetch_module, connection):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
         monkeypatch.setattr(fetch_module, "_save", save_later)
         with released(answer, left) as url:
             assert fetched(url) == b"body"

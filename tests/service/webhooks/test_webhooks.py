@@ -27,7 +27,7 @@ from jobs.storage.keys import new_job_id
 from jobs.store.outbox import Outbox
 from jobs.store.submission import Submission
 from service.app import create_app
-from service.inputs.fetch import default_tls
+from service.outgoing.connection import default_tls
 from service.webhooks import url_checker
 from service.webhooks.delivery_worker import RETRY_AFTER_S, DeliveryWorker
 from service.webhooks.signing import Signer

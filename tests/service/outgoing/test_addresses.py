@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from service.inputs.addresses import HostNotPublic, is_public, resolve
+from service.outgoing.addresses import HostNotPublic, is_public, resolve
 
 PRIVATE = [
     *("127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1"),
