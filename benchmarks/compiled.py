@@ -29,7 +29,7 @@ class Kernels:
 
 def compiled_block(config: DitConfig, window: Window, device: torch.device) -> Kernels:
     """Return the compiled parts of a block, on one rank, in bf16. Weights and tokens have no data."""
-    layout = build_layout(config, window, False, ContextParallel(device=device))
+    layout = build_layout(config, window, ContextParallel(device=device), sparse=False)
     with torch.device("meta"):
         block = Block(config, BF16).requires_grad_(False)
     block.to_empty(device=device)

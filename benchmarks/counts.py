@@ -68,7 +68,7 @@ class Forward:
         with META:
             dit = Dit(self.config, BF16).requires_grad_(False)
         parallel = ranks_on_meta(self.ranks, self.ring_degree, slow_links=self.slow_links)
-        layout = build_layout(self.config, self.window, self.sparse, parallel)
+        layout = build_layout(self.config, self.window, parallel, sparse=self.sparse)
         text = torch.empty(1, TEXT_TOKENS, self.config.caption_channels, dtype=BF16, device=META)
         read = dit.text_kv(text, torch.empty(1, TEXT_TOKENS, device=META, dtype=torch.long))
         latents = torch.empty(1, self.config.in_channels, *self.window[:3], device=META)
@@ -91,7 +91,7 @@ def flops(config: DitConfig, window: Window) -> Table:
 
 def sparse_flops(config: DitConfig, window: Window) -> Table:
     """Count a forward of refinement: attention within bricks by formula, the rest by torch."""
-    layout = build_layout(config, window, True, ContextParallel(META))
+    layout = build_layout(config, window, ContextParallel(META), sparse=True)
     assert layout.bricks
     attention = block_sparse_flops(config, window, layout.bricks)
     with (

@@ -279,7 +279,7 @@ def _attention_kernel(rig: Rig) -> Iterator[Sample]:
 
 
 def _block_sparse(rig: Rig) -> Iterator[Sample]:
-    bricks = build_layout(rig.scale.dit, rig.scale.refined, True, ContextParallel(rig.device)).bricks
+    bricks = build_layout(rig.scale.dit, rig.scale.refined, ContextParallel(rig.device), sparse=True).bricks
     assert bricks
     tokens = num_tokens(rig.scale.dit, rig.scale.refined)
     for dtype in DTYPES:
@@ -445,7 +445,7 @@ def refine_forward(rig: Rig) -> Iterator[Sample]:
         name: stages.forward(dit, scale, scale.refined, 1, sparse=True)
         for name, dit in (("plain code", dits.plain), ("compiled", dits.compiled))
     }
-    bricks = build_layout(scale.dit, scale.refined, True, ContextParallel(rig.device)).bricks
+    bricks = build_layout(scale.dit, scale.refined, ContextParallel(rig.device), sparse=True).bricks
     assert bricks
     dense = forward_flops(scale.dit, scale.refined, 1, scale.text_tokens)
     flop = block_sparse_flops(scale.dit, scale.refined, bricks) + dense.linears + dense.cross_attention

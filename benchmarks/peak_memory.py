@@ -109,12 +109,12 @@ def forward_peak(
         latents = torch.empty(case.num_texts, config.in_channels, *case.window[:3])
         timesteps = torch.empty(case.num_texts, case.window.num_frames)
         clean = torch.empty(1, config.in_channels, CONDITION_FRAMES, *case.window[1:3])
-    layout = build_layout(config, case.window, case.sparse, parallel)
+    layout = build_layout(config, case.window, parallel, sparse=case.sparse)
     with as_on_cuda():
         condition_kv = None
         if case.condition_cache:
             clean_window = Window(CONDITION_FRAMES, *case.window[1:3])
-            condition_kv = dit.condition_kv(clean, build_layout(config, clean_window, False, parallel))
+            condition_kv = dit.condition_kv(clean, build_layout(config, clean_window, parallel, sparse=False))
         step_cache = StepCache(0.1, parallel) if case.step_cache else None
         with LiveTensors() as alive:
             for _step in range(2 if case.step_cache else 1):
@@ -126,7 +126,7 @@ def forward_peak(
 def attention_peak(case: Case, dtype: torch.dtype, ranks: int, *, slow_links: bool) -> Peak:
     """Return the peak of self-attention in a block, with its inputs and exchanges."""
     config, parallel = DitConfig(), ranks_on_meta(ranks, slow_links=slow_links)
-    layout = build_layout(config, case.window, case.sparse, parallel)
+    layout = build_layout(config, case.window, parallel, sparse=case.sparse)
     tokens = (case.num_texts, layout.num_groups, layout.shard_size)
 
     def project_qkv() -> QKV:

@@ -91,7 +91,7 @@ def block(window: Window, *, sparse: bool) -> Attention:
     flop = forward_flops(CONFIG, window, 1, TEXT_TOKENS)
     attention = float(flop.self_attention)
     if sparse:
-        bricks = build_layout(CONFIG, window, sparse, SINGLE).bricks
+        bricks = build_layout(CONFIG, window, SINGLE, sparse=sparse).bricks
         assert bricks
         attention = block_sparse_flops(CONFIG, window, bricks)
     others = flop.linears + flop.cross_attention

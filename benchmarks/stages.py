@@ -199,7 +199,7 @@ def forward(
 ) -> Callable[[], Tensor]:
     """One forward of random latents, the same ones each time. All ranks of `parallel` run it together."""
     device = dit.x_embedder.proj.weight.device
-    layout = build_layout(scale.dit, window, sparse, parallel or ContextParallel(device))
+    layout = build_layout(scale.dit, window, parallel or ContextParallel(device), sparse=sparse)
     torch.manual_seed(0)
     latents = torch.randn(num_texts, scale.dit.in_channels, *window[:3], device=device)
     timesteps = torch.full((num_texts, window.num_frames), 500.0, device=device)

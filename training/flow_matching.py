@@ -74,7 +74,7 @@ def predict_velocity(
     """Return the transformer's prediction for the frames that are not clean."""
     num_frames, height, width = noisy.x.shape[2:]
     window = Window(num_frames, height, width, num_condition=noisy.num_clean)
-    layout = build_layout(dit.config, window, sparse, ContextParallel(device=noisy.x.device))
+    layout = build_layout(dit.config, window, ContextParallel(device=noisy.x.device), sparse=sparse)
     return dit(noisy.x, noisy.timesteps, layout, dit.text_kv(*text))[:, :, noisy.num_clean :]
 
 

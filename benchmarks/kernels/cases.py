@@ -68,7 +68,7 @@ class Part:
 def parts(shape: Shape, quantize: Quantize) -> Iterator[Part]:
     """Yield the parts of a block. Call it within a FakeTensorMode, after `pretend`."""
     config = DitConfig()
-    layout = build_layout(config, shape.window, shape.sparse, ContextParallel(size=shape.ranks))
+    layout = build_layout(config, shape.window, ContextParallel(size=shape.ranks), sparse=shape.sparse)
     yield from block_parts(_block(config, quantize), config, layout, shape.num_texts, CUDA)
 
 

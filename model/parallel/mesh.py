@@ -165,12 +165,19 @@ def join(  # noqa: PLR0913 - options by name
         **rendezvous.open(timeout) if rendezvous else {},
     )
     if size == "auto":
-        return divide_into_blocks(device, split_guidance, timeout)
-    return divide(device, size or dist.get_world_size(), split_guidance, shard_weights, timeout, ring_degree)
+        return divide_into_blocks(device, split_guidance=split_guidance, timeout=timeout)
+    return divide(
+        device,
+        size or dist.get_world_size(),
+        split_guidance=split_guidance,
+        shard_weights=shard_weights,
+        timeout=timeout,
+        ring_degree=ring_degree,
+    )
 
 
 def divide_into_blocks(
-    device: torch.device, split_guidance: bool = True, timeout: timedelta | None = None
+    device: torch.device, *, split_guidance: bool = True, timeout: timedelta | None = None
 ) -> ContextParallel:
     """Form the process groups of all blocks: 2, 4, … consecutive ranks that can make a video together.
 
@@ -180,13 +187,16 @@ def divide_into_blocks(
     widths = takewhile(lambda width: width <= dist.get_world_size(), (2**n for n in count(1)))
     return ContextParallel(
         device=device,
-        wider=tuple(divide(device, width, split_guidance, timeout=timeout) for width in widths),
+        wider=tuple(
+            divide(device, width, split_guidance=split_guidance, timeout=timeout) for width in widths
+        ),
     )
 
 
 def divide(
     device: torch.device,
     size: int,
+    *,
     split_guidance: bool = True,
     shard_weights: bool = False,
     timeout: timedelta | None = None,

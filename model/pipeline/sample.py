@@ -93,10 +93,10 @@ def denoise(
     window = Window(num_clean + num_noise, height, width, num_condition=num_clean)
     if conditioning.cache_condition and num_clean:
         clean_window = Window(num_clean, height, width)
-        condition_kv = dit.condition_kv(clean, build_layout(dit.config, clean_window, False, branch))
+        condition_kv = dit.condition_kv(clean, build_layout(dit.config, clean_window, branch, sparse=False))
         window = Window(num_noise, height, width, first=num_clean)
         clean = clean[:, :, :0]
-    layout = build_layout(dit.config, window, conditioning.block_sparse, branch)
+    layout = build_layout(dit.config, window, branch, sparse=conditioning.block_sparse)
 
     for step in range(conditioning.first_step, conditioning.num_steps):
         # Predict the velocity of all frames, for each text. Clean frames have timestep 0.

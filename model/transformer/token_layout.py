@@ -207,7 +207,7 @@ class Layout:
         return dict(zip(("g", "gh", "gw", "cf", "ch", "cw", "pf", "ph", "pw"), sizes, strict=True))
 
 
-def build_layout(config: DitConfig, window: Window, sparse: bool, parallel: ContextParallel) -> Layout:
+def build_layout(config: DitConfig, window: Window, parallel: ContextParallel, *, sparse: bool) -> Layout:
     """Return the layout of a forward over these frames, with block-sparse or dense attention.
 
     A single latent frame is always attended to densely.

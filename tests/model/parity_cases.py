@@ -67,10 +67,10 @@ def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
         clean = given["in.condition_latents"]
         first = clean.shape[2]
         past = dit.condition_kv(
-            clean, build_layout(dit.config, Window(first, height, width), sparse=False, parallel=parallel)
+            clean, build_layout(dit.config, Window(first, height, width), parallel, sparse=False)
         )
     window = Window(num_frames, height, width, num_condition=CONDITION_FRAMES.get(case, 0), first=first)
-    layout = build_layout(dit.config, window, sparse="sparse" in case, parallel=parallel)
+    layout = build_layout(dit.config, window, parallel, sparse="sparse" in case)
     return dit(latents, timesteps, layout, text, past), given["out.velocity"]
 
 

@@ -178,7 +178,9 @@ class Forward:
         condition_kv = None
         if self.num_cached:
             clean_window = Window(self.num_cached, window.height, window.width)
-            condition_kv = dit.condition_kv(clean, build_layout(self.config, clean_window, False, parallel))
+            condition_kv = dit.condition_kv(
+                clean, build_layout(self.config, clean_window, parallel, sparse=False)
+            )
             window = window._replace(first=self.num_cached)
         text = dit.text_kv(
             torch.randn(2, 5, self.config.caption_channels, generator=draw),
@@ -186,7 +188,7 @@ class Forward:
         )
         timesteps = torch.full((2, window.num_frames), 700.0)
         timesteps[:, : window.num_condition] = 0
-        layout = build_layout(self.config, window, self.sparse, parallel)
+        layout = build_layout(self.config, window, parallel, sparse=self.sparse)
         return dit(latents, timesteps, layout, text, condition_kv)
 
 

@@ -113,7 +113,7 @@ def test_rings_and_fast_links_have_one_slice():
 
 
 def slices_of(num_heads: int, sparse: bool, parallel: ContextParallel) -> int:
-    return build_layout(CONFIG, Window(4, 8, 16), sparse, parallel)._num_slices(num_heads)
+    return build_layout(CONFIG, Window(4, 8, 16), parallel, sparse=sparse)._num_slices(num_heads)
 
 
 def test_chunks_of_heads_are_consecutive_views():
@@ -158,7 +158,9 @@ SIZE = 2
 
 def waited_s(monkeypatch, exchanges_s: float, attention_s: float, *, sparse: bool, slow: bool) -> float:
     """Return how long attention of one block waits for its exchanges, which take so long together."""
-    layout = build_layout(CONFIG, Window(4, 8, 8), sparse, ContextParallel(size=SIZE, has_slow_links=slow))
+    layout = build_layout(
+        CONFIG, Window(4, 8, 8), ContextParallel(size=SIZE, has_slow_links=slow), sparse=sparse
+    )
     qkv = torch.zeros(3, 1, layout.num_groups, layout.shard_size, CONFIG.num_heads, CONFIG.head_dim)
     gpu = VirtualGpu(exchanges_s / (4 * qkv[0].nbytes), attention_s)
     monkeypatch.setattr(dist, "all_to_all_single", gpu.exchange)

@@ -252,9 +252,9 @@ def test_what_stays_on_the_cpu_is_not_taken_for_what_is_on_the_device(small):
 def test_layouts_are_built_once_for_all_steps(dit, conditioning, monkeypatch):
     windows = []
 
-    def counted(config, window, *others):
+    def counted(config, window, parallel, *, sparse):
         windows.append(window)
-        return build_layout(config, window, *others)
+        return build_layout(config, window, parallel, sparse=sparse)
 
     monkeypatch.setattr(sample, "build_layout", counted)
     list(denoise(dit, conditioning, SINGLE))

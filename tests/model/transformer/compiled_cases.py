@@ -104,7 +104,7 @@ def velocity(dit: Dit, window: Window, steps: StepCache | None = None) -> Tensor
     latents = torch.randn(1, 16, *window[:3], generator=draw)
     clean = torch.randn(1, 16, 1, *window[1:3], generator=draw)
     text = dit.text_kv(torch.randn(1, 5, 16, generator=draw), torch.tensor([[1, 1, 1, 0, 0]]))
-    layout = build_layout(SMALL, window, False, SINGLE)
+    layout = build_layout(SMALL, window, SINGLE, sparse=False)
     timesteps = torch.full((1, window.num_frames), 500.0)
     return dit(latents, timesteps, layout, text, past(dit, window, clean), steps)
 
@@ -112,7 +112,7 @@ def velocity(dit: Dit, window: Window, steps: StepCache | None = None) -> Tensor
 def past(dit: Dit, window: Window, clean: Tensor) -> ConditionKVs | None:
     if not window.first:
         return None
-    return dit.condition_kv(clean, build_layout(SMALL, Window(1, *window[1:3]), False, SINGLE))
+    return dit.condition_kv(clean, build_layout(SMALL, Window(1, *window[1:3]), SINGLE, sparse=False))
 
 
 def apart(found: Tensor, expected: Tensor) -> float:

@@ -53,7 +53,7 @@ def dit():
 def velocity(dit: Dit):
     window = Window(2, 4, 4)
     text = dit.text_kv(torch.ones(1, 3, 8), torch.ones(1, 3, dtype=torch.long))
-    layout = build_layout(SMALL, window, False, SINGLE)
+    layout = build_layout(SMALL, window, SINGLE, sparse=False)
     return dit(torch.ones(1, 16, *window[:3]), torch.full((1, 2), 500.0), layout, text)
 
 

@@ -31,7 +31,7 @@ def test_condition_kv_equals_the_published_keys_and_values(parity_checkpoint):
     dit = load_dit(parity_checkpoint)
     given = load_file(PARITY / "dit_cases" / "continuation_kv_cache.safetensors")
     clean = given["in.condition_latents"]
-    layout = build_layout(dit.config, Window(*clean.shape[2:]), sparse=False, parallel=SINGLE)
+    layout = build_layout(dit.config, Window(*clean.shape[2:]), SINGLE, sparse=False)
     for i, ours in enumerate(dit.condition_kv(clean, layout)):
         k, v = (given[f"out.kv.{i}.{name}"] for name in "kv")
         in_groups = k.transpose(1, 2).unflatten(1, (layout.num_groups, -1))
@@ -75,7 +75,7 @@ def test_bf16_stays_close_to_fp32(case, parity_checkpoint):
 def test_bf16_rounds_the_timestep_first(parity_checkpoint):
     """960 and 961 are one number in bf16, so they give one velocity."""
     dit = bf16_dit(parity_checkpoint)
-    layout = build_layout(dit.config, Window(1, 8, 8), sparse=False, parallel=SINGLE)
+    layout = build_layout(dit.config, Window(1, 8, 8), SINGLE, sparse=False)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 16, 1, 8, 8, generator=generator)
     text = dit.text_kv(
@@ -92,10 +92,7 @@ def test_condition_frames_do_not_depend_on_the_text(parity_checkpoint):
     given = load_file(PARITY / "dit_cases" / "i2v.safetensors")
     latents = given["in.hidden_states"]
     layout = build_layout(
-        dit.config,
-        Window(4, latents.shape[3], latents.shape[4], num_condition=1),
-        sparse=False,
-        parallel=SINGLE,
+        dit.config, Window(4, latents.shape[3], latents.shape[4], num_condition=1), SINGLE, sparse=False
     )
     mask = given["in.encoder_attention_mask"]
     states = given["in.encoder_hidden_states"][:, 0]

@@ -57,11 +57,13 @@ def ours(call: Call, dit: Dit) -> Tensor:
     read = dit.text_kv(text, mask)
     if not call.remembered:
         window = Window(call.frames, *call.sides, num_condition=call.clean)
-        return dit(latents, timesteps, build_layout(dit.config, window, call.sparse, SINGLE), read)
+        return dit(latents, timesteps, build_layout(dit.config, window, SINGLE, sparse=call.sparse), read)
     before = Window(call.clean, *call.sides)
-    past = dit.condition_kv(latents[:1, :, : call.clean], build_layout(dit.config, before, False, SINGLE))
+    past = dit.condition_kv(
+        latents[:1, :, : call.clean], build_layout(dit.config, before, SINGLE, sparse=False)
+    )
     window = Window(call.frames - call.clean, *call.sides, first=call.clean)
-    layout = build_layout(dit.config, window, False, SINGLE)
+    layout = build_layout(dit.config, window, SINGLE, sparse=False)
     return dit(latents[:, :, call.clean :], timesteps[:, call.clean :], layout, read, past)
 
 
@@ -126,7 +128,7 @@ def test_frames_of_one_call_may_have_their_own_timesteps(tmp_path: Path) -> None
     latents, _, text, mask = call.inputs()
     timesteps = torch.tensor([[0.0, 12.5, 999.0], [430.1, 430.1, 3.0]])
     dit = load(tmp_path)[0]
-    layout = build_layout(dit.config, Window(call.frames, *call.sides), False, SINGLE)
+    layout = build_layout(dit.config, Window(call.frames, *call.sides), SINGLE, sparse=False)
     expected = load_transformer(tmp_path)(latents, timesteps, text, mask)
     torch.testing.assert_close(
         dit(latents, timesteps, layout, dit.text_kv(text, mask)).double(), expected, atol=1e-4, rtol=0

@@ -69,7 +69,7 @@ def velocity(dit: Dit) -> torch.Tensor:
     window = Window(2, 8, 12)
     text = dit.text_kv(torch.randn(1, 5, 16, generator=draw), torch.ones(1, 5, dtype=torch.long))
     latents = torch.randn(1, 16, *window[:3], generator=draw)
-    return dit(latents, torch.full((1, 2), 500.0), build_layout(SMALL, window, False, SINGLE), text)
+    return dit(latents, torch.full((1, 2), 500.0), build_layout(SMALL, window, SINGLE, sparse=False), text)
 
 
 @pytest.mark.parametrize("quantize", ERRORS)

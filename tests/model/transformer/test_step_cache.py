@@ -112,7 +112,7 @@ def test_a_step_before_which_nothing_moved_is_not_near():
 def test_condition_frames_and_padding_do_not_count(parity_checkpoint):
     config = load_dit(parity_checkpoint).config
     window = Window(3, 6, 10, num_condition=1)
-    layout, whole = build_layout(config, window, False, SINGLE), torch.randn(1, 3, 15, 8)
+    layout, whole = build_layout(config, window, SINGLE, sparse=False), torch.randn(1, 3, 15, 8)
     shares = [
         dataclasses.replace(layout, parallel=ContextParallel(size=4, rank=number)).noise_tokens(share)
         for number, share in enumerate(torch.nn.functional.pad(whole, (0, 0, 0, 1)).chunk(4, dim=2))

@@ -28,7 +28,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("window", "sparse"), SHAPES)
 def test_latents_come_back_from_their_patches(window, sparse):
-    layout = build_layout(SMALL, window, sparse, SINGLE)
+    layout = build_layout(SMALL, window, SINGLE, sparse=sparse)
     latents = torch.randn(2, 16, window.num_frames, window.height, window.width)
     patches = layout.patchify(latents)
     assert patches.shape == (2, layout.num_groups, layout.group_size, 64)
@@ -39,7 +39,7 @@ def test_latents_come_back_from_their_patches(window, sparse):
 @pytest.mark.parametrize(("window", "sparse"), SHAPES)
 def test_tokens_carry_the_rotation_of_their_place(window, sparse):
     """A latent whose values are its place shows which place each token has."""
-    layout = build_layout(SMALL, window, sparse, SINGLE)
+    layout = build_layout(SMALL, window, SINGLE, sparse=sparse)
     f, h, w = layout.grid
     places = torch.arange(f * h * w).view(1, 1, f, h, w).float()
     latents = places.repeat_interleave(2, -1).repeat_interleave(2, -2).expand(1, 16, -1, -1, -1)
@@ -49,13 +49,13 @@ def test_tokens_carry_the_rotation_of_their_place(window, sparse):
 
 
 def test_dense_tokens_lie_frame_by_frame_row_by_row():
-    layout = build_layout(SMALL, Window(3, 8, 12), sparse=False, parallel=SINGLE)
+    layout = build_layout(SMALL, Window(3, 8, 12), SINGLE, sparse=False)
     assert (layout.num_groups, layout.group_size, layout.chunk) == (3, 24, (1, 4, 6))
     assert layout.bricks is None
 
 
 def test_a_brick_is_a_run_of_tokens():
-    layout = build_layout(SMALL, Window(4, 8, 12), sparse=True, parallel=SINGLE)
+    layout = build_layout(SMALL, Window(4, 8, 12), SINGLE, sparse=True)
     assert (layout.num_groups, layout.group_size) == (2, 48)
     row = torch.arange(4).repeat_interleave(2).view(1, 1, 1, 8, 1).expand(1, 16, 4, 8, 12).float()
     rows = layout.patchify(row)[0, 0, :, 0].unflatten(0, (-1, 12))
@@ -63,25 +63,23 @@ def test_a_brick_is_a_run_of_tokens():
 
 
 def test_block_sparse_attention_needs_more_than_one_latent_frame():
-    assert build_layout(SMALL, Window(1, 8, 12), sparse=True, parallel=SINGLE).bricks is None
+    assert build_layout(SMALL, Window(1, 8, 12), SINGLE, sparse=True).bricks is None
 
 
 def test_bricks_that_do_not_fit_are_a_fault_of_ours():
     with pytest.raises(AssertionError):
-        build_layout(SMALL, Window(4, 8, 10), sparse=True, parallel=SINGLE)
+        build_layout(SMALL, Window(4, 8, 10), SINGLE, sparse=True)
 
 
 def test_condition_frames_are_counted_in_groups():
-    layout = build_layout(SMALL, Window(8, 4, 6, num_condition=4), sparse=True, parallel=SINGLE)
+    layout = build_layout(SMALL, Window(8, 4, 6, num_condition=4), SINGLE, sparse=True)
     assert layout.num_condition_groups == 2
     assert layout.bricks is not None
     assert layout.bricks.num_condition_frames == 4
-    dense = build_layout(
-        dataclasses.replace(SMALL), Window(8, 4, 6, num_condition=3), sparse=False, parallel=SINGLE
-    )
+    dense = build_layout(dataclasses.replace(SMALL), Window(8, 4, 6, num_condition=3), SINGLE, sparse=False)
     assert dense.num_condition_groups == 3
 
 
 def test_each_group_has_one_timestep():
-    layout = build_layout(SMALL, Window(4, 8, 12), sparse=True, parallel=SINGLE)
+    layout = build_layout(SMALL, Window(4, 8, 12), SINGLE, sparse=True)
     assert layout.group_timesteps(torch.tensor([[0.0, 0.0, 7.0, 7.0]])).tolist() == [[0.0, 7.0]]
