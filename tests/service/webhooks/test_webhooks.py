@@ -469,12 +469,12 @@ class TestTarpit:
 
     def test_shutdown_does_not_wait_for_a_tarpit(self, tell, redis, sending, monkeypatch):
         monkeypatch.setattr("service.webhooks.delivery_worker.SHUTDOWN_TIMEOUT_S", 0.05)
+        deliveries = DeliveryWorker(Outbox(redis), Signer(redis, None), sending)
         with tarpit() as tar:
-            with DeliveryWorker(Outbox(redis), Signer(redis, None), sending):
+            with deliveries:
                 tell("a", tar.url)
                 wait_until(lambda: tar.connections)
-                began = time.monotonic()
-            assert time.monotonic() - began < sending.webhook_timeout_s / 2
+            assert any(thread.is_alive() for thread in deliveries._threads)
             assert Outbox(redis).backlog().num_deliveries == 1
 
 

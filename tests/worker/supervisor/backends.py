@@ -27,9 +27,10 @@ LEASE_S = 60.0
 
 
 class InterruptibleStorage(FolderStorage):
-    """A folder that can be unavailable, as an S3 store can."""
+    """A folder that can be unavailable, as an S3 store can, and counts what it has refused then."""
 
     is_available = True
+    num_refused = 0
 
     def put(self, key: str, path: Path, media_type: str) -> None:
         self._check()
@@ -45,6 +46,7 @@ class InterruptibleStorage(FolderStorage):
 
     def _check(self) -> None:
         if not self.is_available:
+            self.num_refused += 1
             raise Unavailable("the storage is unavailable")
 
 

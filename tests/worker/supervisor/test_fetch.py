@@ -106,7 +106,7 @@ def test_input_that_the_store_shows_late_is_fetched(
 def test_fetch_waits_while_the_storage_is_unavailable(backends, fetcher, with_image):
     backends.storage.is_available = False
     thread, results = in_thread(fetcher, with_image)
-    thread.join(0.3)
+    wait_until(lambda: backends.storage.num_refused > 1 or results)
     assert results == []
     backends.storage.is_available = True
     thread.join(30)
@@ -117,6 +117,7 @@ def test_fetch_waits_while_the_storage_is_unavailable(backends, fetcher, with_im
 def test_stop_request_ends_a_fetch_that_waits(backends, fetcher, with_image, reason):
     backends.storage.is_available = False
     thread, results = in_thread(fetcher, with_image)
+    wait_until(lambda: backends.storage.num_refused)
     with_image.stop_request = reason
     thread.join(30)
     assert results == [Stopped(reason)]
@@ -296,7 +297,7 @@ def test_fetch_that_waits_for_the_storage_ends_once_the_spool_cannot_be_written(
 ):
     backends.storage.is_available = False
     thread, results = in_thread(fetcher, with_image)
-    thread.join(0.1)
+    wait_until(lambda: backends.storage.num_refused)
     assert results == []
     replace_by_a_file(with_image.folder.parent)
     thread.join(30)
