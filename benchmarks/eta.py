@@ -43,7 +43,7 @@ class ObservedJob:
     run_actual_s: float | None
 
 
-def wishes(count: int, seed: int = 7) -> Iterator[dict[str, Any]]:
+def requests(count: int, seed: int = 7) -> Iterator[dict[str, Any]]:
     """Return requests as clients send them: mostly texts and images, some long, distilled or refined."""
     dice = random.Random(seed)  # noqa: S311 - a benchmark
     image = {"base64": base64.b64encode(sample_image()).decode()}
@@ -56,8 +56,8 @@ def wishes(count: int, seed: int = 7) -> Iterator[dict[str, Any]]:
         lambda: {"refine": True, "num_inference_steps": 16},
     ]
     for _ in range(count):
-        wish = dice.choices(kinds, [8, 4, 5, 3, 3, 2])[0]()
-        yield wish if "prompts" in wish else {"prompt": "a red ball rolls"} | wish
+        request = dice.choices(kinds, [8, 4, 5, 3, 3, 2])[0]()
+        yield request if "prompts" in request else {"prompt": "a red ball rolls"} | request
 
 
 def observe(client: httpx.Client, count: int) -> list[ObservedJob]:
@@ -65,10 +65,10 @@ def observe(client: httpx.Client, count: int) -> list[ObservedJob]:
     going: dict[str, dict[str, Any]] = {}
     runs: dict[str, tuple[float, datetime]] = {}
     ended: list[ObservedJob] = []
-    left = wishes(count)
+    left = requests(count)
     while True:
-        while len(going) < IN_SYSTEM and (wish := next(left, None)):
-            job = client.post("/generate", json=wish).raise_for_status().json()
+        while len(going) < IN_SYSTEM and (request := next(left, None)):
+            job = client.post("/generate", json=request).raise_for_status().json()
             going[job["id"]] = job
         if not going:
             return ended

@@ -24,7 +24,7 @@ import httpx
 from benchmarks.installation import client_of_stack
 from benchmarks.machine import Machine
 
-WISH = {"prompt": "a red ball rolls", "resolution": "720p", "num_frames": 33, "num_inference_steps": 18}
+REQUEST = {"prompt": "a red ball rolls", "resolution": "720p", "num_frames": 33, "num_inference_steps": 18}
 X264_PRESET = "placebo"
 ALONE = 5
 POLL_S = 0.2  # the times are those that the jobs tell
@@ -52,7 +52,7 @@ class Found:
 
 def ordered(client: httpx.Client, seed: int) -> str:
     """Submit one job, and return its id."""
-    job_id: str = client.post("/generate", json=WISH | {"seed": seed}).raise_for_status().json()["id"]
+    job_id: str = client.post("/generate", json=REQUEST | {"seed": seed}).raise_for_status().json()["id"]
     return job_id
 
 

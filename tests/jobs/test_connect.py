@@ -112,7 +112,7 @@ class TestCheck:
         with Hidden.from_url(redis_server) as hidden:
             check_server(hidden)
 
-    def test_where_nothing_answers_it_is_unavailable(self):
+    def test_redis_that_does_not_answer_is_unavailable(self):
         with pytest.raises(Unavailable):
             check_server(connect(NOWHERE, deadline_s=0))
 

@@ -15,9 +15,9 @@ from tests.waiting import wait_until
 
 def test_group_publishes_its_status(redis: Redis):
     GroupRegistration(redis, "b").heartbeat("starting", 2)
-    seat = GroupRegistration(redis, "a")
-    seat.heartbeat("ready", 4)
-    seat.heartbeat("busy", 4, job="abc", failure="rank 1: a bug")
+    registration = GroupRegistration(redis, "a")
+    registration.heartbeat("ready", 4)
+    registration.heartbeat("busy", 4, job="abc", failure="rank 1: a bug")
     first, second = live_groups(redis)
     assert (first.group, first.state, first.ranks, first.job) == ("a", "busy", 4, "abc")
     assert (second.group, second.state, second.ranks, second.job) == ("b", "starting", 2, None)

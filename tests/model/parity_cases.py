@@ -75,14 +75,14 @@ def velocity(case: str, parallel, dit=None, timestep_dtype=torch.float32):
 
 
 def size_of(image):
-    """The size of an image, as a wish says it."""
+    """The size of an image, as a request gives it."""
     from model.spec.geometry import Size
 
     return None if image is None else Size(image.shape[0], image.shape[1])
 
 
 def clip_of(frames):
-    """The size and length of a clip, as a wish says it."""
+    """The size and length of a clip, as a request gives it."""
     from model.spec.geometry import Clip
 
     return None if frames is None else Clip(frames.shape[1], frames.shape[2], len(frames))

@@ -307,6 +307,6 @@ def test_a_video_is_balanced_only_where_that_is_asked_for(tiny_checkpoint, said,
     assert request.plan.step_cache == threshold
 
 
-def test_a_quality_that_has_no_meaning_is_refused(call, capsys):
+def test_balanced_quality_without_guidance_is_refused(call, capsys):
     assert call("--prompt", "a cat", "--distilled", "--quality", "balanced") == 2
     assert "quality: balanced needs a guidance_scale above 1" in capsys.readouterr().err

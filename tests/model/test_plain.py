@@ -67,7 +67,7 @@ def test_the_loops_predict_the_published_velocity(case: str) -> None:
     torch.testing.assert_close(found, given["out.velocity"], atol=3e-5, rtol=0)
 
 
-def test_the_loops_remember_the_published_keys_and_values() -> None:
+def test_the_loops_compute_the_published_keys_and_values() -> None:
     given = load_file(PARITY / "dit_cases" / "continuation_kv_cache.safetensors")
     cache = load_transformer(PARITY / "checkpoint").remember(given["in.condition_latents"][0])
     for i, (k, v) in enumerate(cache):
@@ -142,7 +142,7 @@ def test_small_checkpoints_have_the_published_names_and_shapes() -> None:
     ("wanted", "held", "clean_latents", "in_front", "noise_latents", "padded"),
     [(186, 26, 8, 3, 40, 189), (186, 0, 0, 0, 48, 192), (186, 1, 4, 12, 48, 205), (93, 13, 4, 0, 20, 93)],
 )
-def test_the_worked_refinements(
+def test_layouts_of_refinement_are_those_worked_out_by_hand(
     wanted: int, held: int, clean_latents: int, in_front: int, noise_latents: int, padded: int
 ) -> None:
     *layout, at_back = refine_layout(wanted, held)

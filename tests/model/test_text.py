@@ -1,4 +1,4 @@
-"""Prompts: cleaned, tokenised, encoded, remembered."""
+"""Prompts are cleaned, tokenised, encoded and cached."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_old_prompts_are_forgotten(encoder, monkeypatch):
     assert len(encoder._cache) == CACHED_PROMPTS
 
 
-def test_the_lasting_prompt_is_never_forgotten(parity_checkpoint, monkeypatch):
+def test_kept_prompt_stays_in_the_cache(parity_checkpoint, monkeypatch):
     """The negative prompt hits however many jobs without guidance came since the last one with it."""
     encoder = TextEncoder.load(parity_checkpoint, CPU, torch.float32, kept=" bad  hands ")
     first = encoder.encode(["bad hands"])

@@ -26,7 +26,7 @@ def test_the_same_seed_writes_the_same_files(tmp_path):
     assert contents(tmp_path / "one") != contents(tmp_path / "other")
 
 
-def test_the_command_writes_it(tmp_path, monkeypatch):
+def test_command_writes_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["model.tiny", str(tmp_path / "one"), "--seed", "1"])
     main()
     write_tiny(tmp_path / "same", seed=1)
@@ -41,7 +41,7 @@ def test_writing_it_leaves_the_random_numbers_alone(tmp_path):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_it_has_the_released_layout(tiny_checkpoint):
+def test_tiny_checkpoint_has_the_released_layout(tiny_checkpoint):
     parts = {path.relative_to(tiny_checkpoint).parts[0] for path in tiny_checkpoint.rglob("*.*")}
     assert {"tokenizer", "text_encoder", "vae", "dit", "scheduler", "lora", "limits.json"} <= parts
     index = json.loads(

@@ -34,9 +34,9 @@ import os, time
 from jobs.registration import GroupRegistration
 from jobs.connect import connect
 
-seat = GroupRegistration(connect(os.environ["LONGCAT_REDIS_URL"]), "fake-0")
+registration = GroupRegistration(connect(os.environ["LONGCAT_REDIS_URL"]), "fake-0")
 while True:
-    seat.heartbeat("ready", ranks=1)
+    registration.heartbeat("ready", ranks=1)
     time.sleep(1)
 """
 RUNS = "import time\ntime.sleep(1000)\n"

@@ -1,4 +1,4 @@
-"""What loading costs is told, and nothing is held twice for it."""
+"""Loading reports its cost, reads shards in parallel, and holds no tensor twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_cost_of_loading_is_in_seconds_and_bytes():
     assert cost.peak_bytes > made.nbytes
 
 
-def test_the_cost_is_told_in_a_line():
+def test_cost_is_shown_in_one_line():
     assert str(Cost(4.25, 27_160_000_000)) == "in 4.2 s, with 27.16 GB of memory at most"
 
 
@@ -59,7 +59,7 @@ def test_shards_are_read_side_by_side(shards, monkeypatch):
     assert all(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
 
 
-def test_what_is_wrong_in_one_shard_is_still_named(shards):
+def test_wrong_shape_in_one_of_several_shards_is_named(shards):
     save_file({"1.weight": torch.zeros(4, 5), "1.bias": torch.zeros(4)}, shards / f"{STEM}-1.safetensors")
     with pytest.raises(CheckpointError, match=r"weights-1.safetensors.*1.weight has shape \[4, 5\]"):
         load_module(layers, Weights(shards, STEM), CPU)

@@ -103,7 +103,7 @@ def test_any_way_back_to_the_base_is_bit_identical(tmp_path: Path, dtype: torch.
     assert same(base, case.load(dtype).state_dict())
 
 
-def test_what_was_active_before_leaves_no_trace(case: Case) -> None:
+def test_switch_removes_the_lora_that_was_active(case: Case) -> None:
     case.merged.switch("refinement")
     at_once = case.weights()
     for name in ("one", "distilled", "refinement"):

@@ -14,7 +14,7 @@ def test_frames_are_cut_to_255_levels():
     assert start_copy(to_uint8(frames)).result()[0, 0, :, 0].tolist() == [0, 127, 254, 255]
 
 
-def test_whoever_wants_frames_waits_for_them():
+def test_result_waits_for_the_end_of_the_copy():
     frames = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
 
     def finish_copy() -> None:

@@ -136,7 +136,7 @@ def test_events_come_in_order(long_refined):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "wish"),
+    ("prompts", "options"),
     [
         (("a",), {"num_frames": 13}),
         (("a",), {"num_frames": 1}),
@@ -146,8 +146,8 @@ def test_events_come_in_order(long_refined):
         (("a",), {"refine": True, "num_frames": 1, "spatial_refine_only": True}),
     ],
 )
-def test_a_video_has_the_size_and_length_of_its_plan(tiny_pipeline, request_of, prompts, wish):
-    request = request_of(*prompts, **wish)
+def test_a_video_has_the_size_and_length_of_its_plan(tiny_pipeline, request_of, prompts, options):
+    request = request_of(*prompts, **options)
     frames = frames_of(tiny_pipeline.generate(request))
     assert frames.shape == (request.plan.output_frames, *request.plan.output_size, 3)
 
@@ -217,9 +217,9 @@ STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_job_goes_on_from_its_states_bit_for_bit(tiny_pipeline, request_of, start, tmp_path):
-    inputs, wish = STARTS[start]
-    request = request_of("a", **inputs, **wish)
+def test_job_resumes_from_each_of_its_states_bit_for_bit(tiny_pipeline, request_of, start, tmp_path):
+    inputs, options = STARTS[start]
+    request = request_of("a", **inputs, **options)
     events = list(tiny_pipeline.generate(request))
     for number, event in enumerate(events):
         if isinstance(event, SegmentDone) or (isinstance(event, Stepped) and event.step == 1):
@@ -240,7 +240,7 @@ def check_same_end(expected, ours):
             assert torch.equal(frames_of([one]), frames_of([other]))
 
 
-def test_a_job_may_be_left_at_any_event_and_another_run(tiny_pipeline, request_of):
+def test_job_may_be_abandoned_at_any_event_and_another_started(tiny_pipeline, request_of):
     request = request_of("a", num_frames=5, refine=True, spatial_refine_only=True)
     expected = final_latents(tiny_pipeline, request)
     for number in (0, 2, 4):
@@ -286,7 +286,7 @@ def live_bytes() -> int:
     return sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
 
 
-def test_what_is_kept_does_not_grow_with_the_segments(tiny_pipeline, request_of, earlier_objects_ignored):
+def test_memory_does_not_grow_with_the_number_of_segments(tiny_pipeline, request_of, earlier_objects_ignored):
     request = request_of(
         "a", num_segments=4, num_frames=5, num_condition_frames=1, num_inference_steps=1, distilled=True
     )
@@ -295,20 +295,20 @@ def test_what_is_kept_does_not_grow_with_the_segments(tiny_pipeline, request_of,
 
 
 @pytest.mark.parametrize(
-    ("lora", "wish", "field"),
+    ("lora", "options", "field"),
     [("cfg_step_lora", {"distilled": True}, "distilled"), ("refinement_lora", {"refine": True}, "refine")],
 )
-def test_what_needs_a_lora_that_is_not_there_is_refused(
-    tiny_checkpoint, tmp_path, request_of, lora, wish, field
+def test_request_that_needs_a_missing_lora_is_refused(
+    tiny_checkpoint, tmp_path, request_of, lora, options, field
 ):
     copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     (copy / "lora" / f"{lora}.safetensors").unlink()
     pipeline = Pipeline.load(copy, torch.float32)
     with pytest.raises(InputError, match=f"{field}: .*{lora}"):
-        next(pipeline.generate(request_of("a", **wish)))
+        next(pipeline.generate(request_of("a", **options)))
 
 
-def test_the_shift_is_the_checkpoints(tiny_checkpoint, tmp_path, tiny_pipeline, request_of):
+def test_shift_is_read_from_the_checkpoint(tiny_checkpoint, tmp_path, tiny_pipeline, request_of):
     copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"shift": 3.0}))
     request = request_of("a")
@@ -316,7 +316,7 @@ def test_the_shift_is_the_checkpoints(tiny_checkpoint, tmp_path, tiny_pipeline, 
     assert not torch.allclose(ours, final_latents(tiny_pipeline, request), atol=1e-2)
 
 
-def test_a_job_in_bf16_is_a_video_too(tiny_checkpoint, request_of):
+def test_job_in_bf16_has_finite_latents_and_frames(tiny_checkpoint, request_of):
     request = request_of("a", num_frames=5)
     events = list(Pipeline.load(tiny_checkpoint, torch.bfloat16).generate(request))
     counts = Counter(type(event) for event in events)

@@ -1,4 +1,4 @@
-"""The loop by itself: what it steps through, keeps, and leaves alone."""
+"""The denoising loop alone: its steps, its caches, and that it does not wait for the device."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def conditioning_on(device: str, **changes) -> Conditioning:
     )
 
 
-def test_what_waits_for_the_device_is_noticed():
+def test_operations_that_wait_for_the_device_are_detected():
     x = torch.arange(3.0)
     for read_back in (lambda: float(x[0]), x.nonzero, lambda: x[x > 1], lambda: bool(x.sum() > 0)):
         with ReadBack() as mode:
@@ -240,7 +240,7 @@ def test_all_steps_run_on_a_device_whose_values_nobody_can_read(small, kind):
         assert (x.device.type, x.dtype, x.shape) == ("meta", torch.float32, conditioning.start.shape)
 
 
-def test_what_stays_on_the_cpu_is_not_taken_for_what_is_on_the_device(small):
+def test_tensor_left_on_the_cpu_is_detected(small):
     """The test above can fail: a timestep that was left behind on the CPU does not fit."""
     with torch.device("meta"):
         dit = Dit(small, torch.float32)

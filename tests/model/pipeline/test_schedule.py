@@ -38,7 +38,7 @@ def test_levels_are_the_published_ones_bit_for_bit(name):
     ("name", "forwards"),
     [("enhance_hf_50", 56), ("refine_50_t_thresh_0.5", 5), ("distill_16", 16), ("standard_50", 50)],
 )
-def test_the_number_of_forwards_is_the_released_one(name, forwards):
+def test_number_of_steps_is_that_of_the_release(name, forwards):
     assert len(ours(name).timesteps) == forwards
 
 
@@ -59,12 +59,12 @@ def test_enhanced_levels_fall_and_end_in_steps_of_fifty(steps, shift):
 
 
 @given(steps=st.integers(1, 100), t_thresh=st.floats(0.01, 1.0))
-def test_a_later_beginning_starts_at_its_level_and_falls(steps, t_thresh):
+def test_refinement_begins_at_its_noise_level_and_falls(steps, t_thresh):
     levels = schedule.begin_at(t_thresh, schedule.standard(steps, SHIFT))
     assert levels.sigmas[0] == pytest.approx(t_thresh)
     assert (levels.sigmas.diff() < 0).all()
 
 
-def test_everything_is_fp32():
+def test_timesteps_and_sigmas_are_fp32():
     for name in TABLES:
         assert {x.dtype for x in ours(name)} == {torch.float32}

@@ -1,4 +1,4 @@
-"""Where a job stands, saved and read back."""
+"""The state of a job is saved and loaded without loss; other files are refused."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def same(one: State, other: State) -> bool:
 
 
 @pytest.mark.parametrize("state", [BEGUN, MIDWAY])
-def test_a_saved_state_comes_back_whole(tmp_path, state):
+def test_saved_state_is_loaded_unchanged(tmp_path, state):
     state.save(tmp_path / "state")
     assert same(State.load(tmp_path / "state"), state)
 
 
-def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(tmp_path):
+def test_save_replaces_the_earlier_file_and_leaves_no_other(tmp_path):
     BEGUN.save(tmp_path / "state")
     MIDWAY.save(tmp_path / "state")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert same(State.load(tmp_path / "state"), MIDWAY)
 
 
-def test_a_save_that_fails_leaves_the_old_state(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_earlier_state(tmp_path, monkeypatch):
     BEGUN.save(tmp_path / "state")
 
     def fail(*_, **__):
@@ -60,7 +60,7 @@ def test_a_save_that_fails_leaves_the_old_state(tmp_path, monkeypatch):
     assert same(State.load(tmp_path / "state"), BEGUN)
 
 
-def test_the_generator_goes_on_where_it_was():
+def test_generator_continues_from_the_saved_state():
     generator = BEGUN.generator()
     first = torch.randn(3, generator=generator)
     later = dataclasses.replace(BEGUN, random=generator.get_state())
@@ -69,14 +69,14 @@ def test_the_generator_goes_on_where_it_was():
 
 
 @pytest.mark.parametrize("content", [None, b"", b"nothing like it"])
-def test_what_is_no_state_is_refused(tmp_path, content):
+def test_missing_or_foreign_file_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "state").write_bytes(content)
     with pytest.raises(InputError, match="state"):
         State.load(tmp_path / "state")
 
 
-def test_other_tensors_are_no_state(tmp_path):
+def test_file_without_metadata_or_with_other_tensors_is_refused(tmp_path):
     save_file({"latents": torch.zeros(1)}, tmp_path / "state")
     with pytest.raises(InputError, match="is not a saved state"):
         State.load(tmp_path / "state")

@@ -92,7 +92,7 @@ def test_no_bricks_are_the_released_ones(config_of):
         ({"bsa_params": {"sparsity": "most"}}, "sparsity"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_name(config_of, changes, problem):
+def test_invalid_value_is_refused_by_name(config_of, changes, problem):
     with pytest.raises(CheckpointError, match=problem):
         config_of(**changes)
 
@@ -110,7 +110,7 @@ def test_a_missing_file_is_named(tmp_path):
         load_json(tmp_path / "config.json")
 
 
-def test_the_shift_is_read_and_never_assumed(tmp_path):
+def test_shift_is_read_and_required(tmp_path):
     path = tmp_path / "scheduler_config.json"
     path.write_text(json.dumps({"shift": 7}))
     assert load_shift(path) == 7.0

@@ -114,7 +114,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_of_the_transformer_is_what_the_loops_say(tmp_path: Path, name: str) -> None:
+def test_transformer_computes_what_plain_computes(tmp_path: Path, name: str) -> None:
     call = CALLS[name]
     write_dit(tmp_path / "dit", call.config, seed=len(name))
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""Rotary positions: written out, and what rotating must keep."""
+"""Rotations have the angles of the definition, and keep lengths, distances and dtype."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_angles_are_those_of_the_definition(head_dim):
             assert rotation[position][pair].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_later_frames_go_on_where_earlier_ones_end():
+def test_first_frame_shifts_the_positions():
     whole = rotation_3d((5, 2, 2), 16)
     assert torch.equal(rotation_3d((3, 2, 2), 16, first_frame=2), whole[2:])
 

@@ -83,7 +83,7 @@ def test_tensors_of_the_last_whole_step_are_freed_before_the_other_blocks_run_ag
 
 
 @pytest.mark.parametrize(("change", "runs"), [(0.0, 1), (0.09, 1), (0.11, 2), (-0.11, 2), (float("nan"), 2)])
-def test_the_others_are_run_where_the_first_block_does_something_else(change, runs):
+def test_later_blocks_run_if_the_update_of_the_first_changes_enough(change, runs):
     steps, blocks = StepCache(0.1, SINGLE), Blocks(7.0)
     added, x = torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
     steps.run_or_reuse(added, x, blocks)
@@ -101,7 +101,7 @@ def test_small_changes_add_up_since_the_last_whole_step():
     assert blocks.runs == 3  # at 1, 1.12 and 1.24
 
 
-def test_a_step_before_which_nothing_moved_is_not_near():
+def test_later_blocks_run_if_the_updates_of_the_first_are_zero():
     steps, blocks = StepCache(0.1, SINGLE), Blocks(1.0)
     x = torch.zeros(1, 1, 1, 4)
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_steps_that_are_all_computed_whole_are_bit_for_bit_those_without_a_cache
     assert all(torch.equal(*pair) for pair in zip(ours, denoise(dit, conditioning, SINGLE), strict=True))
 
 
-def test_where_every_later_step_is_near_the_blocks_after_the_first_are_run_once(parity_checkpoint):
+def test_later_blocks_run_once_if_every_step_is_near(parity_checkpoint):
     dit = load_dit(parity_checkpoint)
     runs = [0, 0]
     for number, block in enumerate(dit.blocks):
@@ -160,13 +160,13 @@ def test_a_balanced_job_ends_near_the_exact_one(tiny_pipeline, events):
     assert 1 < len(set(resumable(events))) < 8  # some steps were computed whole, some in part
 
 
-def test_a_job_can_go_on_from_the_last_step_that_was_computed_whole(events):
+def test_job_can_resume_from_its_last_full_step(events):
     steps = resumable(events)
     assert steps == sorted(steps)
     assert all(resume <= done for done, resume in enumerate(steps))
 
 
-def test_a_balanced_job_goes_on_from_its_states_bit_for_bit(tiny_pipeline, events, tmp_path):
+def test_balanced_job_resumes_from_each_of_its_states_bit_for_bit(tiny_pipeline, events, tmp_path):
     steps = [event for event in events if isinstance(event, Stepped)]
     in_part = next(event for event in steps if event.state.step < event.step - 1)
     for event in (in_part, steps[-1]):

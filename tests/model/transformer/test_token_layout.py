@@ -1,8 +1,6 @@
-"""How tokens lie: in chunks, there and back, with their positions."""
+"""Latents become tokens in chunks, and tokens latents again; each token has its position."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import pytest
 import torch
@@ -27,7 +25,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("window", "sparse"), SHAPES)
-def test_latents_come_back_from_their_patches(window, sparse):
+def test_unpatchify_reverses_patchify(window, sparse):
     layout = build_layout(SMALL, window, SINGLE, sparse=sparse)
     latents = torch.randn(2, 16, window.num_frames, window.height, window.width)
     patches = layout.patchify(latents)
@@ -37,24 +35,24 @@ def test_latents_come_back_from_their_patches(window, sparse):
 
 
 @pytest.mark.parametrize(("window", "sparse"), SHAPES)
-def test_tokens_carry_the_rotation_of_their_place(window, sparse):
-    """A latent whose values are its place shows which place each token has."""
+def test_each_token_has_the_rotation_of_its_position(window, sparse):
+    """A latent whose values are its positions shows the position of each token."""
     layout = build_layout(SMALL, window, SINGLE, sparse=sparse)
     f, h, w = layout.grid
-    places = torch.arange(f * h * w).view(1, 1, f, h, w).float()
-    latents = places.repeat_interleave(2, -1).repeat_interleave(2, -2).expand(1, 16, -1, -1, -1)
+    positions = torch.arange(f * h * w).view(1, 1, f, h, w).float()
+    latents = positions.repeat_interleave(2, -1).repeat_interleave(2, -2).expand(1, 16, -1, -1, -1)
     found = layout.patchify(latents)[0, :, :, 0].long()
     expected = rotation_3d(layout.grid, SMALL.head_dim).flatten(0, 2)[found]
     assert torch.equal(layout.rotation[:, :, 0], expected)
 
 
-def test_dense_tokens_lie_frame_by_frame_row_by_row():
+def test_dense_layout_has_a_group_for_each_frame():
     layout = build_layout(SMALL, Window(3, 8, 12), SINGLE, sparse=False)
     assert (layout.num_groups, layout.group_size, layout.chunk) == (3, 24, (1, 4, 6))
     assert layout.bricks is None
 
 
-def test_a_brick_is_a_run_of_tokens():
+def test_tokens_of_a_brick_are_consecutive():
     layout = build_layout(SMALL, Window(4, 8, 12), SINGLE, sparse=True)
     assert (layout.num_groups, layout.group_size) == (2, 48)
     row = torch.arange(4).repeat_interleave(2).view(1, 1, 1, 8, 1).expand(1, 16, 4, 8, 12).float()
@@ -66,7 +64,7 @@ def test_block_sparse_attention_needs_more_than_one_latent_frame():
     assert build_layout(SMALL, Window(1, 8, 12), SINGLE, sparse=True).bricks is None
 
 
-def test_bricks_that_do_not_fit_are_a_fault_of_ours():
+def test_grid_that_bricks_do_not_divide_fails_an_assertion():
     with pytest.raises(AssertionError):
         build_layout(SMALL, Window(4, 8, 10), SINGLE, sparse=True)
 
@@ -76,7 +74,7 @@ def test_condition_frames_are_counted_in_groups():
     assert layout.num_condition_groups == 2
     assert layout.bricks is not None
     assert layout.bricks.num_condition_frames == 4
-    dense = build_layout(dataclasses.replace(SMALL), Window(8, 4, 6, num_condition=3), SINGLE, sparse=False)
+    dense = build_layout(SMALL, Window(8, 4, 6, num_condition=3), SINGLE, sparse=False)
     assert dense.num_condition_groups == 3
 
 

@@ -74,7 +74,7 @@ def test_decoded_frames_lie_between_zero_and_one(vae):
         assert chunk.max() <= 1
 
 
-def test_a_stream_may_be_left_and_begun_again(vae):
+def test_stream_may_be_abandoned_and_another_started(vae):
     latents = drawn(1, 16, 3, 4, 6)
     next(vae.decode(latents))
     other = vae.decode(latents)
@@ -88,7 +88,7 @@ def live_elements() -> int:
     return sum(x.numel() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
 
 
-def test_what_decoding_keeps_does_not_grow_with_the_clip(vae):
+def test_memory_of_decoding_does_not_grow_with_the_clip(vae):
     compared = {1 + LATENTS_AT_A_TIME, 1 + 2 * LATENTS_AT_A_TIME}  # counting is slow: it visits every object
     chunks = vae.decode(drawn(1, 16, 1 + 3 * LATENTS_AT_A_TIME, 4, 6))
     second, third = (live_elements() for number, _ in enumerate(chunks) if number in compared)

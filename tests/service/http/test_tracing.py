@@ -114,7 +114,9 @@ def test_a_job_that_nobody_traced_so_far_is_a_trace_of_its_own(client, order, co
     assert ran.values["longcat.job_id"] == claim.job.id
 
 
-def test_a_later_attempt_stands_beside_the_first_and_did_not_wait_again(traced, collector, worker, ours):
+def test_later_attempt_is_a_sibling_of_the_first_without_a_span_for_the_queue(
+    traced, collector, worker, ours
+):
     order(traced, traceparent=TRACEPARENT)
     worker.job_store.holder.requeue(run(worker, ours, "queued"), crashed=True)
     run(worker, ours)
@@ -125,7 +127,7 @@ def test_a_later_attempt_stands_beside_the_first_and_did_not_wait_again(traced, 
     assert len(named(collector, "queue")) == 1
 
 
-def test_what_fails_is_marked(traced, collector, worker, ours):
+def test_span_of_what_failed_has_an_error(traced, collector, worker, ours):
     order(traced)
     run(worker, ours, "failed")
     assert named(collector, "run")[0].failed
@@ -176,7 +178,7 @@ def test_exporter_is_not_imported_without_a_collector(redis_server, tmp_path):
     assert ran.stdout.strip() == "[]"
 
 
-def test_what_is_done_beside_the_phases_is_a_span_unless_it_is_a_detail(traced, collector, worker, ours):
+def test_work_beside_the_phases_is_a_span_unless_it_is_a_detail(traced, collector, worker, ours):
     order(traced)
     claim = worker.claim()
     spans = spans_of(claim, ours)

@@ -1,4 +1,4 @@
-"""Orders that are refused: each names the field, and nothing of it is queued or stored."""
+"""Requests that are refused: the error names the field, and nothing is queued or stored."""
 
 from __future__ import annotations
 

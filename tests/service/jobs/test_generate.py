@@ -1,4 +1,4 @@
-"""Orders that are accepted: what is settled, what is stored, and how an input may arrive."""
+"""Requests that are accepted: how they are resolved, what is stored, and how an input may arrive."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_job_has_exactly_the_documented_keys(order):
     assert order().keys() == JOB_KEYS
 
 
-def test_a_prompt_alone_is_settled_by_the_checkpoint(order):
+def test_prompt_alone_gets_the_defaults_of_the_checkpoint(order):
     job = order()
     assert (job["status"], job["task"], job["queue_position"], job["attempt"]) == (
         "queued",
@@ -47,14 +47,14 @@ def test_a_prompt_alone_is_settled_by_the_checkpoint(order):
         1,
         0,
     )
-    settled = job["request"]
-    assert (settled["height"], settled["width"], settled["num_frames"]) == (64, 96, 17)
-    assert (settled["num_inference_steps"], settled["guidance_scale"]) == (4, LIMITS.guidance_scale)
-    assert settled["negative_prompt"] == "blurred"
-    assert 0 <= settled["seed"] < 1 << 53
+    resolved = job["request"]
+    assert (resolved["height"], resolved["width"], resolved["num_frames"]) == (64, 96, 17)
+    assert (resolved["num_inference_steps"], resolved["guidance_scale"]) == (4, LIMITS.guidance_scale)
+    assert resolved["negative_prompt"] == "blurred"
+    assert 0 <= resolved["seed"] < 1 << 53
 
 
-def test_the_answer_says_where_the_job_is(client):
+def test_response_has_the_url_of_the_job(client):
     answer = client.post("/generate", json={"prompt": "a red ball"})
     assert answer.headers["Location"] == f"/jobs/{answer.json()['id']}"
     assert client.get(answer.headers["Location"]).json() == answer.json()
@@ -66,7 +66,7 @@ def test_times_are_rfc_3339_in_utc(order):
     assert datetime.fromisoformat(created_at).tzinfo is not None
 
 
-def test_the_answer_does_not_wait_for_the_ticket(live, redis: Redis, monkeypatch):
+def test_response_does_not_wait_for_the_ticket(live, redis: Redis, monkeypatch):
     answered, deliver = threading.Event(), TicketQueue.enqueue
 
     def deliver_late(tickets: TicketQueue, job_id: str, requirement: str) -> None:
@@ -100,7 +100,7 @@ def test_seeds_differ_unless_given(order):
 
 
 @pytest.mark.parametrize(
-    ("fields", "settled"),
+    ("fields", "resolved"),
     [
         ({"resolution": "large"}, {"height": 128, "width": 192}),
         ({"height": 96, "width": 64}, {"height": 96, "width": 64}),
@@ -113,8 +113,8 @@ def test_seeds_differ_unless_given(order):
         ({"priority": "low"}, {"priority": "low"}),
     ],
 )
-def test_what_is_asked_for_is_settled(order, fields, settled):
-    assert order(**fields)["request"].items() >= settled.items()
+def test_requested_options_are_resolved(order, fields, resolved):
+    assert order(**fields)["request"].items() >= resolved.items()
 
 
 def test_several_prompts_make_a_long_video_of_as_many_segments(client):
@@ -124,14 +124,14 @@ def test_several_prompts_make_a_long_video_of_as_many_segments(client):
     assert job["request"]["num_segments"] == 3
 
 
-def test_refinement_is_settled_too(order):
+def test_options_of_refinement_are_resolved(order):
     refinement = order(refine=True, t_thresh=0.25, spatial_refine_only=True)["request"]["refinement"]
     assert (refinement["height"], refinement["width"]) == (128, 192)
     assert (refinement["t_thresh"], refinement["spatial_only"]) == (0.25, True)
 
 
 @pytest.mark.parametrize("task", ["video_continuation", "refine"])
-def test_a_clip_is_stored_as_it_came(client, worker, task):
+def test_clip_is_stored_unchanged(client, worker, task):
     video = clip(17)
     body = {"task": task, "prompt": "on", "video": {"base64": in_base64(video)}}
     job = client.post("/generate", json=body).json()
@@ -141,7 +141,7 @@ def test_a_clip_is_stored_as_it_came(client, worker, task):
     assert b"".join(worker.storage.read(stored.key)) == video
 
 
-def test_a_refined_clip_may_be_held_to_another(client, worker):
+def test_refinement_may_have_a_condition_video(client, worker):
     both = {"video": {"base64": in_base64(clip(17))}, "condition_video": {"base64": in_base64(clip(9))}}
     answer = client.post("/generate", json={"task": "refine", "prompt": "on", **both})
     assert answer.json()["request"]["condition_video"]["num_frames"] == 9

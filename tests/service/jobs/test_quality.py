@@ -1,4 +1,4 @@
-"""Which quality may be ordered is the operator's to say; what is settled stays with the job."""
+"""The operator decides which qualities may be requested; the threshold is stored with the order."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ THRESHOLD = 0.125
 
 
 @pytest.fixture
-def generous(redis_server, redis, tmp_path_factory) -> Iterator[TestClient]:
-    """A client of a service whose operator allows it."""
-    settings = settings_for(redis_server, tmp_path_factory.mktemp("generous"), step_cache=THRESHOLD)
+def permissive(redis_server, redis, tmp_path_factory) -> Iterator[TestClient]:
+    """Return a client of a service whose operator allows `balanced`."""
+    settings = settings_for(redis_server, tmp_path_factory.mktemp("permissive"), step_cache=THRESHOLD)
     CAPABILITY.publish(redis)
     with TestClient(create_app(settings)) as client:
         yield client
 
 
-def test_videos_are_exact_unless_asked_for_otherwise(generous, worker):
-    job = generous.post("/generate", json={"prompt": "a red ball"}).json()
+def test_videos_are_exact_unless_asked_for_otherwise(permissive, worker):
+    job = permissive.post("/generate", json={"prompt": "a red ball"}).json()
     assert job["request"]["quality"] == "exact"
     assert worker.claim().job.order.plan.step_cache is None
 
 
-def test_what_balanced_means_is_settled_when_it_is_ordered(generous, worker):
-    job = generous.post("/generate", json=BALANCED).json()
+def test_threshold_of_balanced_is_stored_with_the_order(permissive, worker):
+    job = permissive.post("/generate", json=BALANCED).json()
     assert job["request"]["quality"] == "balanced"
     assert worker.claim().job.order.plan.step_cache == THRESHOLD
 
 
-def test_it_may_be_said_in_a_form_and_to_openais_routes(generous, worker):
+def test_quality_may_be_set_in_a_form_and_on_openais_routes(permissive, worker):
     form = {name: (None, value) for name, value in BALANCED.items()}
     for path, status in (("/generate", 202), ("/v1/videos", 200)):
-        assert generous.post(path, files=form).status_code == status
+        assert permissive.post(path, files=form).status_code == status
         assert worker.claim().job.order.plan.step_cache == THRESHOLD
 
 
-def test_what_the_operator_does_not_allow_is_refused_by_a_code_of_its_own(client, worker):
+def test_balanced_is_refused_with_its_own_code_unless_the_operator_allows_it(client, worker):
     error = {
         "code": "quality_not_allowed",
         "message": "quality: this service makes exact videos only",
@@ -66,13 +66,13 @@ def test_what_the_operator_does_not_allow_is_refused_by_a_code_of_its_own(client
         {"quality": "best"},
     ],
 )
-def test_where_nothing_can_be_balanced_it_is_refused(generous, change):
-    answer = generous.post("/generate", json={**BALANCED, **change})
+def test_quality_that_other_options_exclude_is_refused(permissive, change):
+    answer = permissive.post("/generate", json={**BALANCED, **change})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
     assert answer.json()["error"]["field"] == "quality"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -0.1, "much"])
-def test_a_threshold_is_a_share(redis_server, tmp_path, threshold):
+def test_threshold_must_be_between_0_and_1(redis_server, tmp_path, threshold):
     with pytest.raises(ValidationError, match="step_cache"):
         settings_for(redis_server, tmp_path, step_cache=threshold)

@@ -82,7 +82,7 @@ def test_admin_cancels_and_deletes_the_jobs_of_others(client, admin, alice):
     assert client.get(url, headers=alice).status_code == 404
 
 
-def test_what_an_admin_orders_is_the_admins(client, worker, admin, alice):
+def test_job_of_an_admin_belongs_to_the_admin(client, worker, admin, alice):
     job_id = order(client, alice)
     worker.succeed(worker.claim())
     again = client.post(f"/jobs/{job_id}/retry", headers=admin).json()

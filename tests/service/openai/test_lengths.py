@@ -35,20 +35,20 @@ def total(length, limits):
         (60, (93, 11)),
     ],
 )
-def test_the_released_checkpoint_makes(seconds, length):
+def test_seconds_become_frames_and_segments_of_the_released_checkpoint(seconds, length):
     assert length_of(seconds, RELEASED) == length
 
 
 @pytest.mark.parametrize(
     ("seconds", "length"), [(0.01, (17, 1)), (4, (73, 1)), (5.3, (93, 1)), (8, (73, 2)), (20, (89, 4))]
 )
-def test_the_released_checkpoint_goes_on_for(seconds, length):
+def test_seconds_of_an_extension_become_frames_and_segments(seconds, length):
     assert length_of_extension(seconds, RELEASED) == length
 
 
 @pytest.mark.parametrize("limits", [LIMITS, RELEASED])
 @given(seconds=st.floats(0.01, 300))
-def test_what_is_made_is_legal_and_near(limits, seconds):
+def test_length_is_legal_and_near_the_requested_one(limits, seconds):
     try:
         length = length_of(seconds, limits)
     except ValueError:
@@ -62,7 +62,7 @@ def test_what_is_made_is_legal_and_near(limits, seconds):
 
 @pytest.mark.parametrize("limits", [LIMITS, RELEASED])
 @given(seconds=st.floats(0.01, 200))
-def test_an_extension_is_legal_and_near(limits, seconds):
+def test_length_of_an_extension_is_legal_and_near_the_requested_one(limits, seconds):
     try:
         length = length_of_extension(seconds, limits)
     except ValueError:
@@ -75,7 +75,7 @@ def test_an_extension_is_legal_and_near(limits, seconds):
 
 @pytest.mark.parametrize("limits", [LIMITS, RELEASED])
 @given(seconds=st.integers(1, 60))
-def test_the_text_orders_the_same_again(limits, seconds):
+def test_shown_seconds_request_the_same_length_again(limits, seconds):
     try:
         num_frames = total(length_of(seconds, limits), limits)
     except ValueError:
@@ -87,16 +87,16 @@ def test_the_text_orders_the_same_again(limits, seconds):
 
 
 @pytest.mark.parametrize("seconds", ["4", "8", "12"])
-def test_what_openais_clients_order_is_said_back_in_their_words(seconds):
+def test_seconds_of_openais_clients_are_shown_as_they_were_sent(seconds):
     num_frames = total(length_of(float(seconds), RELEASED), RELEASED)
     assert seconds_text(num_frames, RELEASED) == seconds
 
 
-def test_a_length_that_nothing_orders_is_said_to_the_hundredth():
+def test_length_that_no_seconds_give_is_shown_to_the_hundredth():
     assert seconds_text(94, RELEASED) == "6.27"
 
 
-def test_what_is_too_long_says_how_long_it_may_be():
+def test_error_for_too_many_seconds_names_the_limit():
     with pytest.raises(ValueError, match="must be at most 213"):
         length_of(600, RELEASED)
     assert length_of(213, RELEASED).num_segments <= RELEASED.max_num_segments
@@ -110,6 +110,6 @@ def test_seconds_are_read(text):
 @pytest.mark.parametrize(
     "text", ["", "0", "0.0", "-1", "4s", " 4", "4.", ".5", "1e3", "inf", "nan", "٤", "4\n"]
 )
-def test_what_is_no_length_is_refused(text):
+def test_text_that_is_not_a_number_of_seconds_is_refused(text):
     with pytest.raises(ValueError, match="must be seconds"):
         parse_seconds(text)

@@ -71,11 +71,11 @@ def finished(client, order, worker):
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 class TestEveryAnswerIsDocumented:
-    def test_a_few(self, api, finished, method, path):
+    def test_few_requests_of_the_schema(self, api, finished, method, path):
         ask(api[path][method], finished, max_examples=2)
 
     @pytest.mark.fuzz
-    def test_many(self, api, finished, method, path):
+    def test_many_requests_of_the_schema(self, api, finished, method, path):
         ask(api[path][method], finished, max_examples=300)
 
 

@@ -61,9 +61,9 @@ def test_response_does_not_show_everybody_why_a_group_is_broken(client, redis):
 
 
 def test_released_group_no_longer_counts(client, redis):
-    seat = GroupRegistration(redis, "first")
-    seat.heartbeat("ready", ranks=1)
-    seat.release()
+    registration = GroupRegistration(redis, "first")
+    registration.heartbeat("ready", ranks=1)
+    registration.release()
     answer = client.get("/readyz?workers=1")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
     assert int(answer.headers["Retry-After"]) > 0

@@ -133,7 +133,7 @@ class TestWidths:
             assert sum(widths.values()) == num_ranks
 
     @given(st.data())
-    def test_a_second_look_changes_nothing(self, data: st.DataObject):
+    def test_widths_that_were_chosen_are_chosen_again(self, data: st.DataObject):
         jobs = [replace(each, deadline_s=None) for each in data.draw(_jobs(8))]
         widths = choose_widths(jobs, 8, CHANGE_S)
         again = [replace(each, width=widths[each.job_id]) for each in jobs]
