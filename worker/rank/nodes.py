@@ -10,24 +10,22 @@ torch's store has no password. Nobody but the nodes may reach its port: see `doc
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
-import struct
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Never, Protocol
+from typing import Never, Protocol
 
 from pydantic import ValidationError
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from worker.settings import Endpoint, RankSetup
+from worker.rank.network import resolve
+from worker.settings import RankSetup
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ _OWN_SETTINGS = (  # those of each node; node 0 decides the others
     *("socket", "node_rank", "rendezvous", "checkpoint", "log_format"),
     *("weight_memory", "lora_memory_gib", "num_groups", "failure_file"),
 )
-_SIOCGIFADDR = 0x8915
 
 
 class NodesDiffer(Exception):
@@ -56,7 +53,7 @@ def begin_round(setup: RankSetup) -> tuple[RankSetup, Store]:
     """Serve the store of a new round. Raises OSError if RENDEZVOUS is no address of this machine."""
     assert setup.rendezvous is not None
     endpoint = setup.rendezvous
-    family, address = _resolve(endpoint)
+    family, address = resolve(endpoint)
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
@@ -202,41 +199,3 @@ def keep_alive(
 
     for name, target in (("node-heartbeat", beat), ("node-watch", watch)):
         threading.Thread(target=target, name=name, daemon=True).start()
-
-
-def local_address(endpoint: Endpoint) -> str:
-    """Return the address from which this machine reaches an endpoint. Raises OSError."""
-    family, address = _resolve(endpoint)
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing
-        probe.connect(address)
-        return str(probe.getsockname()[0])
-
-
-def interface_of(address: str) -> str:
-    """Return the name of the network interface that has this address. Raises OSError if none has."""
-    for name in (name for _, name in socket.if_nameindex()):
-        if address in _addresses(name):
-            return name
-    raise OSError(
-        f"no network interface has the address {address}: set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
-    )
-
-
-def _addresses(interface: str) -> set[str]:
-    """Return the addresses of an interface: the first IPv4 address, and all of IPv6."""
-    found = set()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-        request = struct.pack("256s", interface.encode())
-        found.add(socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24]))
-    with suppress(OSError):  # no IPv6
-        for line in Path("/proc/net/if_inet6").read_text().splitlines():
-            digits, *_, name = line.split()
-            if name == interface:
-                found.add(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
-    return found
-
-
-def _resolve(endpoint: Endpoint) -> tuple[socket.AddressFamily, Any]:
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    family, _, _, _, address = found[0]
-    return family, address

@@ -25,6 +25,7 @@ from jobs.logs import set_up_log
 from worker.first_failure import FAILURE
 from worker.health import HealthReporter
 from worker.process import die_with_parent
+from worker.rank.network import interface_of, local_address
 from worker.settings import RankSetup, use_interface
 
 NO_KEEP_ALIVE = f"keep_alive_interval={365 * 24 * 3600}"
@@ -64,8 +65,8 @@ def _run_with_other_nodes(options: argparse.Namespace, setup: RankSetup) -> None
     from worker.rank import nodes  # noqa: PLC0415 - imports torch
 
     assert setup.rendezvous is not None
-    address = nodes.local_address(setup.rendezvous)
-    use_interface(nodes.interface_of(address))
+    address = local_address(setup.rendezvous)
+    use_interface(interface_of(address))
     is_first = setup.node_rank == 0
     setup, store = nodes.begin_round(setup) if is_first else nodes.join_round(setup)
     heartbeat = nodes.NodeHeartbeat(store, setup.node_rank, setup.nodes, setup.node_timeout_s)
