@@ -206,7 +206,7 @@ def consume(
     redis: Redis,
     on_ticket: Callable[[], None],
     stop: Callable[[], bool],
-    requirements: Callable[[], Iterable[str]] = tuple,
+    requirements: Callable[[], Iterable[str]] = lambda: (),
 ) -> None:
     """Call `on_ticket` for each ticket, one after the other, until `stop()` returns True.
 

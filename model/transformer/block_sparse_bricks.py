@@ -16,11 +16,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from model.transformer.config import Triple
+
 # Along each axis the grid is split into bricks (bf, bh, bw) of tokens (cf, ch, cw).
 GRID_ORDER = "(bf cf bh ch bw cw)"
 BRICK_ORDER = "(bf bh bw cf ch cw)"
-
-Triple = tuple[int, int, int]
 
 
 class Region(NamedTuple):

@@ -97,8 +97,6 @@ def check_device(quantize: Quantize, device: torch.device, dtype: torch.dtype, c
 
     Some GPUs lack kernels for some sizes. Raises DeviceError if the device cannot multiply in this format.
     """
-    if quantize == "none":
-        return
     ones = partial(torch.ones, device=device, dtype=dtype)
     try:
         for shape in set(_quantised_shapes(config)):

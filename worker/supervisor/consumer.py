@@ -37,7 +37,7 @@ class Consumer(StoppableThread):
         redis: Redis,
         claim: Callable[[], Lease | None],
         on_claim: Callable[[Lease], None],
-        requirements: Callable[[], Iterable[str]] = tuple,
+        requirements: Callable[[], Iterable[str]],
     ) -> None:
         super().__init__("consumer")
         self._redis = redis
