@@ -126,7 +126,7 @@ class JobHolder:
         self._run_held("begin_upload", lease)
 
     def succeed(self, lease: Lease, result: Result, timings_s: Mapping[str, float]) -> Status:
-        """End the job with its result. Return the state in which it ended: `cancelled` if that was requested.
+        """End the job with its result. Return the final status: `cancelled` if that was requested.
 
         Raises LeaseLost.
         """
@@ -140,7 +140,7 @@ class JobHolder:
         return self._finish(lease, "succeeded", timings_s, counts, result=to_json(result))
 
     def fail(self, lease: Lease, error: JobError | LongCatError, timings_s: Mapping[str, float]) -> Status:
-        """End the job with an error. Return the state in which it ended, like `succeed`. Raises LeaseLost."""
+        """End the job with an error. Return the final status, like `succeed`. Raises LeaseLost."""
         known = error if isinstance(error, JobError) else JobError.of(error)
         counts = _count_phases(timings_s)
         if known.code == "upload_failed":
@@ -152,7 +152,7 @@ class JobHolder:
         self._finish(lease, "cancelled", {}, [])
 
     def requeue(self, lease: Lease, *, crashed: bool, reason: str | None = None) -> Status:
-        """Give the job up; it keeps its place in the queue. Return the state that follows.
+        """Give the job up; it keeps its place in the queue. Return its status from now on.
 
         A crash uses up an attempt, and the last one fails the job, with the reason. A drain does not. Raises
         LeaseLost.
