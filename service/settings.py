@@ -295,7 +295,7 @@ class Settings(SharedSettings):
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, origins: str) -> str:
-        for origin in filter(None, map(str.strip, origins.split(","))):
+        for origin in _parse_names(origins):
             parts = urlsplit(origin)
             if parts.scheme not in {"http", "https"} or origin != f"{parts.scheme}://{parts.netloc.lower()}":
                 raise ValueError("must be origins such as https://studio.example.com, without a path")
@@ -314,11 +314,6 @@ class Settings(SharedSettings):
             raise ValueError("a weight must be above 0")
         return weights
 
-    @property
-    def weight_by_owner(self) -> dict[str, float]:
-        """Return the weights of owners that have one."""
-        return _parse_numbers(self.owner_weights)
-
     @field_validator("model_shares")
     @classmethod
     def _are_shares(cls, shares: str) -> str:
@@ -328,9 +323,14 @@ class Settings(SharedSettings):
         return shares
 
     @property
+    def weight_by_owner(self) -> dict[str, float]:
+        """Return the weights of owners that have one."""
+        return _parse_numbers(self.owner_weights)
+
+    @property
     def trusted_origins(self) -> tuple[str, ...]:
         """Return the origins whose pages may use the API."""
-        return tuple(filter(None, map(str.strip, self.cors_origins.split(","))))
+        return _parse_names(self.cors_origins)
 
     @property
     def shares_by_model(self) -> dict[str, float]:
@@ -387,6 +387,11 @@ def _read_capability_file(path: Path | None) -> Capability | None:
         return read_capability(path.read_bytes()) if path else None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"must be a capability in JSON: {error}") from error
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    """Return the names in `NAME,…`, without blanks around them."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def _parse_numbers(text: str) -> dict[str, float]:

@@ -21,10 +21,11 @@ from jobs.settings import POCKET, SharedSettings
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 CompileName = Literal["auto", "on", "off"]
-Options = dict[str, JsonValue]
 QuantizeName = Literal["none", "fp8", "int8"]
 TextEncoderName = Literal["auto", "device", "offload", "cpu"]
 
+Options = dict[str, JsonValue]
+"""Options of a request, as in the body of `POST /generate`."""
 
 END_S = 8.0
 """How long a worker may take to end after `DRAIN_S`: 5 s to requeue its jobs, and to stop its processes."""
