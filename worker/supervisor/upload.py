@@ -19,7 +19,7 @@ from jobs.storage.keys import thumbnail_key, timeline_key, video_key
 from worker.messages import VideoFile
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.retry import retry_while_unavailable
-from worker.supervisor.timeline import trace_events
+from worker.supervisor.trace_events import trace_events
 
 logger = logging.getLogger(__name__)
 
