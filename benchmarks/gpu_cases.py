@@ -41,6 +41,7 @@ from benchmarks.machine import torch_machine
 from benchmarks.stages import FULL, TOY, Scale, Transformers
 from benchmarks.timing import TERA, Work, ceilings, seconds
 from model.io.lora import LoraMerger, WeightMemory, read_lora
+from model.io.lora_files import lora_files
 from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Frames, Latents
 from model.pipeline.request import Request
@@ -470,8 +471,8 @@ def lora_switch(rig: Rig) -> Iterator[Sample]:
             rig.locked.append(merger)
             yield "load and merge all sets, s", time.perf_counter() - began
             modules = {
-                path.stem: frozenset(read_lora(path, dit).modules)
-                for path in sorted(Path(folder, "lora").glob("*.safetensors"))
+                name: frozenset(read_lora(path, dit).modules)
+                for name, path in lora_files(Path(folder)).items()
             }
             yield from _switches(rig, "merged sets in host memory", dit, merger, modules)
             yield from _switches(rig, "files", *load(), modules)

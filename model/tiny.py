@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from model.io.lora_keys import PREFIX, SEPARATOR
+from model.io.lora_files import PREFIX, SEPARATOR
 from model.transformer.config import BrickConfig, DitConfig
 from model.transformer.dit import Dit
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from model.io.lora import ALPHA, DOWN
-from model.io.lora_keys import PREFIX, SEPARATOR
+from model.io.lora_files import PREFIX, SEPARATOR
 from training.optimiser import ADAM_BETAS, learning_rate
 from training.stage import StageOptions, TrainingRun
 

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from model.io.lora_files import lora_files
 from model.spec.errors import CheckpointError
 
 BLOCK_BYTES = 4096
@@ -36,8 +37,7 @@ def fingerprints(checkpoint: Path) -> dict[str, str]:
         part: _fingerprint([path for folder in folders for path in _files_in(checkpoint / folder)])
         for part, folders in _PARTS.items()
     }
-    loras = sorted((checkpoint / "lora").glob("*.safetensors"))
-    return found | {path.stem: _fingerprint([path]) for path in loras}
+    return found | {name: _fingerprint([path]) for name, path in lora_files(checkpoint).items()}
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.io.checkpoint import open_safetensors
-from model.io.lora_keys import PREFIX, split_key
+from model.io.lora_files import PREFIX, split_key
 from model.io.prepared_weights import ModuleTensors, PreparedWeights, Variants
 from model.spec.errors import CheckpointError, DeviceError
 from model.spec.memory import format_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from model.io.json_file import load_json
-from model.io.lora_keys import split_key
+from model.io.lora_files import lora_files, split_key
 from model.spec.errors import CheckpointError, DeviceError
 from model.spec.memory import WAN_CHANNELS, CheckpointSizes, Setup, weight_bytes
 from model.transformer.config import load_dit_config, quantised_weights, stays_float32
@@ -56,7 +56,7 @@ def read_prepared_bytes(checkpoint: Path, setup: Setup) -> int:
     config = load_dit_config(checkpoint / "dit" / "config.json")
     shapes = dict(_shapes_in(checkpoint / "dit"))
     loras = []
-    for path in sorted((checkpoint / "lora").glob("*.safetensors")):
+    for path in lora_files(checkpoint).values():
         modules = {split_key(key)[0] for key, _ in _shapes_of(path)}
         if unknown := sorted(module for module in modules if f"{module}.weight" not in shapes):
             raise CheckpointError(path, f"{unknown[0]} is not a module of the transformer")

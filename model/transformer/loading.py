@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.io.checkpoint import Convert, Weights, load_module, load_tensors
 from model.io.lora import LoraMerger, WeightMemory, read_lora
+from model.io.lora_files import lora_files
 from model.parallel.mesh import ContextParallel
 from model.parallel.sharded_blocks import ShardedBlocks
 from model.spec.memory import Quantize
@@ -115,6 +116,6 @@ def _load_blocks(
 
 def _merger(checkpoint: Path, dit: Dit, weights: Weights, loras: Collection[str] | None) -> LoraMerger:
     """Read which weights these LoRAs of a checkpoint change, or all of them. Raises CheckpointError."""
-    files = {path.stem: path for path in sorted((checkpoint / "lora").glob("*.safetensors"))}
+    files = lora_files(checkpoint)
     wanted = files if loras is None else files.keys() & loras
     return LoraMerger(dit, weights, {name: read_lora(files[name], dit) for name in sorted(wanted)})

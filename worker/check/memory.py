@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from model.io.host_memory import host_memory_bytes
+from model.io.lora_files import lora_files
 from model.io.sizes import read_prepared_bytes, read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
@@ -27,7 +28,7 @@ from model.spec.plan import Plan
 from model.spec.typical import typical_plans
 from model.transformer.config import load_dit_config
 from worker.check.finding import Finding
-from worker.rank.capability import choose_dtype, lora_names, setup_of
+from worker.rank.capability import choose_dtype, setup_of
 from worker.settings import WorkerSettings
 
 MOST_RANKS = 8  # that are recommended for a video
@@ -57,7 +58,7 @@ def check_checkpoint(settings: WorkerSettings, gpu_bytes: int | None, *, on_cpu:
         return
     yield from _check_heads(settings, load_dit_config(folder / "dit" / "config.json").num_heads)
     total = sizes.transformer + sizes.text_encoder + sizes.vae
-    loras = lora_names(folder)
+    loras = sorted(lora_files(folder))
     size = f"{total / 1e9:.1f} billion" if total >= 1e9 else f"{total / 1e6:.1f} million"
     yield Finding("ok", f"checkpoint {folder}: {size} parameters, LoRAs: {', '.join(loras) or 'none'}")
     dtype = choose_dtype(settings.dtype, "cpu" if on_cpu else "cuda")

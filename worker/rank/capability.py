@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from jobs.capability import Capability
 from jobs.order import SCHEMA_VERSION
 from model.io.fingerprint import fingerprints
+from model.io.lora_files import lora_files
 from model.io.sizes import read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
@@ -78,16 +79,11 @@ def plan_memory(
     """
     available = available_bytes(gpu_memory_gib and gpu_memory_gib * GIB, limit_gib)
     sizes = read_sizes(checkpoint)
-    plans = dict(typical_plans(load_limits(checkpoint), lora_names(checkpoint))).values()
+    plans = dict(typical_plans(load_limits(checkpoint), lora_files(checkpoint))).values()
     placement = choose_text_encoder(text_encoder, sizes, setup, plans, available)
     setup = replace(setup, text_encoder=placement)
     budgeted = replace(setup, ranks=widest or setup.ranks)
     return setup, None if available is None else MemoryBudget(available, sizes, budgeted)
-
-
-def lora_names(checkpoint: Path) -> tuple[str, ...]:
-    """Return the names of the LoRAs of a checkpoint."""
-    return tuple(sorted(path.stem for path in (checkpoint / "lora").glob("*.safetensors")))
 
 
 def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -> Capability:
@@ -98,7 +94,7 @@ def capability_of(settings: WorkerSettings, gpu_memory_gib: int | None = None) -
     check_complete(settings.checkpoint)
     device = "cpu" if settings.device == "cpu" else "cuda"
     dtype = choose_dtype(settings.dtype, device)
-    loras, weights = lora_names(settings.checkpoint), fingerprints(settings.checkpoint)
+    loras, weights = tuple(sorted(lora_files(settings.checkpoint))), fingerprints(settings.checkpoint)
     _, memory = plan_memory(
         settings.checkpoint,
         setup_of(settings, settings.ranks_per_group, dtype),

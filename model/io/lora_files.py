@@ -1,7 +1,14 @@
-"""Name the modules of a LoRA file, without torch."""
+"""Find the LoRA files of a checkpoint, and name the modules in them, without torch."""
+
+from pathlib import Path
 
 SEPARATOR = "___lorahyphen___"  # replaces the dots of a module path
 PREFIX = "lora" + SEPARATOR
+
+
+def lora_files(checkpoint: Path) -> dict[str, Path]:
+    """Return the LoRA files of a checkpoint by name, in the order of their paths."""
+    return {path.stem: path for path in sorted((checkpoint / "lora").glob("*.safetensors"))}
 
 
 def split_key(key: str) -> tuple[str, str]:
