@@ -1,4 +1,4 @@
-"""Read what each release stored and sent, with the code of today."""
+"""Read what each release stored and sent, with the code of today; in `make skew` also what HEAD does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ from service.keys.api_keys import ApiKeys
 from service.keys.sessions import Sessions
 from service.webhooks.signing import Signer
 from tests.golden import dump
+from tests.golden.record import record
 from tests.jobs.examples import LEASE_S, ExampleStore, a_result
+from tests.skew.release import check_out
 from worker.messages import parse
 from worker.supervisor.checkpoints import fetch_checkpoint, stored_checkpoint
 from worker.supervisor.job import ClaimedJob
@@ -71,9 +73,22 @@ class Golden:
         return [job_id for name, job_id in self.made["jobs"].items() if name.startswith("queued ")]
 
 
-@pytest.fixture(params=RELEASES, ids=[path.name for path in RELEASES])
+@pytest.fixture(scope="session")
+def records_of_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Record HEAD: the tests must read the next release, too."""
+    folder = tmp_path_factory.mktemp("head")
+    record(check_out("HEAD", "HEAD", folder / "release"), folder / "records", folder)
+    return folder / "records"
+
+
+@pytest.fixture(
+    params=[
+        *(pytest.param(folder, id=folder.name) for folder in RELEASES),
+        pytest.param(None, id="HEAD", marks=pytest.mark.skew),
+    ]
+)
 def golden(request: pytest.FixtureRequest, redis: Redis) -> Golden:
-    folder: Path = request.param
+    folder: Path = request.param or request.getfixturevalue("records_of_head")
     dump.load(redis, json.loads((folder / "redis.json").read_text()))
     made, views = (json.loads((folder / f"{name}.json").read_text()) for name in ("made", "views"))
     store = ExampleStore(redis)
