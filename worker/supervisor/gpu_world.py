@@ -34,6 +34,7 @@ from jobs.registration import GroupState
 from jobs.store.holder import StopReason
 from jobs.work import work_units
 from worker.messages import (
+    JOB_ERROR,
     CheckpointSaved,
     GpusReleased,
     GroupFailed,
@@ -255,10 +256,15 @@ class GpuWorld:
         return all(slot.is_closed for slot in self._slots)
 
     def _blame(self, jobs: Iterable[WorldJob]) -> None:
-        """Remember which jobs are to blame for the end of this start. Only the first call counts."""
+        """Remember which jobs are to blame for the end of this start. Only the first call counts.
+
+        A rank may have run one job while it wrote the video of another: the one whose error it left is.
+        """
         if self.group.process is not self._blamed_start:
             self._blamed_start = self.group.process
-            for job in jobs:
+            suspects = list(jobs)
+            failed = [job for job in suspects if (job.run.folder / JOB_ERROR).exists()]
+            for job in failed or suspects:
                 job.slot.blamed.add(job.job_id)
 
     # Messages

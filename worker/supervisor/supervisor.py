@@ -262,12 +262,15 @@ class Supervisor:
     def _stop_group(self, *, crashed: bool) -> None:
         """Kill the group and requeue its jobs. `crashed` counts as an attempt of the jobs that are to blame.
 
-        A job that one rank alone could not do fails.
+        A job that one rank alone could not do fails, and is to blame alone.
         """
         self._gpu_group.stop()
-        for job in self._jobs_in(WITH_GROUP):
-            is_to_blame = crashed and self._gpu_group.is_to_blame(job.job_id)
-            error = job.error_left_by_rank if is_to_blame else None
+        jobs = self._jobs_in(WITH_GROUP)
+        blamed = [job for job in jobs if crashed and self._gpu_group.is_to_blame(job.job_id)]
+        errors = {job: error for job in blamed if (error := job.error_left_by_rank)}
+        for job in jobs:
+            is_to_blame = job in (errors or blamed)
+            error = errors.get(job)
             reason = self._failure if is_to_blame else None
             self._finalize(job, Failed(error) if error else Requeued(crashed=is_to_blame, reason=reason))
         self._finalize_waiting(Requeued(crashed=False))

@@ -14,6 +14,7 @@ from tests.worker.examples import ORDER
 from tests.worker.supervisor.fake_world import FakeWorld
 from tests.worker.supervisor.fakes import CAPABILITY, VIDEO
 from worker.messages import (
+    JOB_ERROR,
     PROTOCOL_VERSION,
     GpusReleased,
     GroupFailed,
@@ -476,6 +477,16 @@ class TestFailures:
         world.send(GroupFailed(message="rank 0 failed"), rank=0)
         slot.stop()
         assert slot.is_to_blame("a")
+
+    def test_job_whose_error_a_rank_left_is_to_blame_alone(self, world, tmp_path):
+        writing = world.start(0, "a")
+        world.send(GpusReleased(job_id="a"))
+        running = world.start(1, "b", folder=tmp_path)
+        (tmp_path / JOB_ERROR).touch()
+        world.send(None, rank=0)
+        for slot in (writing, running):
+            slot.stop()
+        assert (writing.is_to_blame("a"), running.is_to_blame("b")) == (False, True)
 
     def test_dead_process_tells_who_is_to_blame(self, world):
         first, second = self.run_two(world)
