@@ -2,8 +2,8 @@
 
 A prompt such as `denoise=1` names where, and on which rank or on `all`: while the prompt is encoded, while
 weights are merged with a LoRA (`lora`), in the second denoising step, or while frames are decoded. Each place
-raises the error of another library. With `fits=2`, all ranks do in the second step if they are fewer.
-`step_s=0.1` is added to the duration of a step.
+raises the error of another library. With `denoise=<2`, all ranks do if they are fewer. `step_s=0.1` is added
+to the duration of a step.
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ class StarvingEngine:
             for place, ranks in words.items():
                 if place == "step_s":
                     self._slow_down(float(ranks), faults)
-                elif place == "fits":
-                    if self._parallel.size < int(ranks):
-                        self._starve("denoise", faults)
-                elif ranks in {"all", str(self._parallel.rank)}:
+                elif self._is_among(ranks):
                     self._starve(place, faults)
             yield from self._engine.generate(run)
 
     def release_memory(self) -> None:
         self._engine.release_memory()
+
+    def _is_among(self, ranks: str) -> bool:
+        if ranks.startswith("<"):
+            return self._parallel.size < int(ranks[1:])
+        return ranks in {"all", str(self._parallel.rank)}
 
     def _slow_down(self, step_s: float, faults: ExitStack) -> None:
         def wait(*_: object) -> None:

@@ -365,7 +365,7 @@ class GpuWorld:
 
     def _may_fit_wider(self, job: WorldJob, error: JobError) -> bool:
         """Return whether a job that failed has run out of memory where a wider block may have enough."""
-        may_run = job.stop_request is None and job.state in {WorldJobState.RUNNING, WorldJobState.RESIZING}
+        may_run = job.stop_request is None and job.state is not WorldJobState.RELEASED
         return may_run and error.code == OutOfMemory.code and len(job.block) < self._widths[-1]
 
     def _pause(self, job: WorldJob) -> None:

@@ -72,7 +72,7 @@ class WorldJobState(Enum):
         WAITING: it has no ranks yet, or has stopped to get others, as when those had too little memory.
         RUNNING: it has a block of ranks.
         RESIZING: it is told to stop after its current step, because it gets another block.
-        DECODING: it keeps its block until the end.
+        DECODING: it keeps its block until the end, unless it runs out of memory.
         RELEASED: its leader writes the rest of its video; the block is free.
     """
 
@@ -98,7 +98,7 @@ TRANSITIONS: Mapping[Enum, frozenset[Enum]] = {
     JobState.FETCHING: frozenset({JobState.WAITING, JobState.FINALIZING}),
     JobState.WAITING: frozenset({JobState.RUNNING, JobState.FINALIZING}),
     JobState.RUNNING: frozenset({JobState.DECODING, JobState.WRITING, JobState.FINALIZING}),
-    JobState.DECODING: frozenset({JobState.WRITING, JobState.FINALIZING}),
+    JobState.DECODING: frozenset({JobState.RUNNING, JobState.WRITING, JobState.FINALIZING}),
     JobState.WRITING: frozenset({JobState.FINALIZING}),
     JobState.FINALIZING: frozenset({JobState.DONE}),
     JobState.DONE: frozenset(),
@@ -109,7 +109,7 @@ TRANSITIONS: Mapping[Enum, frozenset[Enum]] = {
     WorldJobState.RESIZING: frozenset(
         {WorldJobState.WAITING, WorldJobState.DECODING, WorldJobState.RELEASED}
     ),
-    WorldJobState.DECODING: frozenset({WorldJobState.RELEASED}),
+    WorldJobState.DECODING: frozenset({WorldJobState.WAITING, WorldJobState.RELEASED}),
     WorldJobState.RELEASED: frozenset(),
 }
 

@@ -229,8 +229,7 @@ class Supervisor:
     def _apply_to_job(self, job: ClaimedJob, message: JobMessage) -> None:
         match message:
             case JobStarted() | JobPaused():
-                job.num_gpus = message.width
-                self._gpu_group.on_progress(None)
+                self._on_width(job, message.width)
             case ProgressReport():
                 job.progress, job.timings_s = message.progress, message.timings_s
                 job.timeline.enter_phase(message.progress)
@@ -252,6 +251,14 @@ class Supervisor:
             case JobFailed():
                 job.timings_s = message.timings_s
                 self._finalize(job, Failed(message.error))
+
+    def _on_width(self, job: ClaimedJob, width: int | None) -> None:
+        """Note how many GPUs run the job. Without any in its last decode, it resumes before that."""
+        job.num_gpus = width
+        self._gpu_group.on_progress(None)
+        if width == 0 and job.state is JobState.DECODING:
+            job.enter(JobState.RUNNING)
+            self._finalize_waiting(Requeued(crashed=False))
 
     def _on_group_failed(self, reason: str) -> None:
         process = self._gpu_group.process

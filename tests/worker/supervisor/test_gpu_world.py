@@ -291,11 +291,24 @@ class TestBlocks:
         world.send(JobFailed(job_id="b", error=OUT_OF_MEMORY, timings_s={}))
         assert kinds(world.received(slot))[-1] == "JobFailed"
 
-    def test_last_decode_that_runs_out_of_memory_fails(self, world):
+    def test_last_decode_that_runs_out_of_memory_is_repeated_in_a_wider_block(self, world):
         world.start(0, "a")
         slot = world.start(1, "b")
         world.stop_for_resize("a")
-        world.send(LastDecode(job_id="b"))
+        checkpoint = world.save("b", 49)
+        failure = JobFailed(job_id="b", error=OUT_OF_MEMORY, timings_s={})
+        for message in (LastDecode(job_id="b"), failure, GpusReleased(job_id="a")):
+            world.send(message)
+        assert (world.runs("b")[-1], world.last_run("b").resume) == ((0, 1, 2, 3), checkpoint)
+        for message in (LastDecode(job_id="b"), failure):
+            world.send(message)
+        assert kinds(world.received(slot))[-4:] == ["LastDecode", "JobPaused", "LastDecode", "JobFailed"]
+
+    def test_video_that_runs_out_of_memory_after_the_ranks_were_released_fails(self, world):
+        world.start(0, "a")
+        slot = world.start(1, "b")
+        world.stop_for_resize("a")
+        world.send(GpusReleased(job_id="b"))
         world.send(JobFailed(job_id="b", error=OUT_OF_MEMORY, timings_s={}))
         assert kinds(world.received(slot))[-1] == "JobFailed"
 

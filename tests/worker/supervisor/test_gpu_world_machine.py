@@ -201,9 +201,8 @@ class WorldMachine(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, error: JobError) -> None:
         job_id, job = self.draw(data, lambda job: job.block)
         width, job.block = len(job.block), ()
-        may_go_on = not job.is_decoding and job.wanted is None
-        if error.code == "out_of_memory" and may_go_on and width < self.widths[-1]:
-            job.least_width, job.step = 2 * width, job.saved_step
+        if error.code == "out_of_memory" and job.wanted is None and width < self.widths[-1]:
+            job.least_width, job.step, job.is_decoding = 2 * width, job.saved_step, False
             job.leader, job.stop = None, None
         self.fake.send(JobFailed(job_id=job_id, error=error, timings_s={}))
         self.exchange()

@@ -53,6 +53,17 @@ def test_width_that_the_leader_reports_is_kept(fake):
     assert job.num_gpus == 0
 
 
+def test_job_that_pauses_in_its_last_decode_runs_again_and_the_next_one_goes_back(fake):
+    first, second = run_and_claim_next(fake)
+    third = fake.claim()
+    fake.receive(JobPaused(job_id=first.job_id))
+    assert fake.outcome(second) == Requeued(crashed=False)
+    fake.fetch(third)
+    assert fake.outcome(third) == Requeued(crashed=False)
+    fake.receive(LastDecode(job_id=first.job_id))
+    assert first.state is JobState.DECODING
+
+
 def test_job_that_is_not_to_blame_for_a_failure_loses_no_attempt(fake, monkeypatch):
     innocent, guilty = fake.run_job(), None
     fake.receive(LastDecode(job_id=innocent.job_id))

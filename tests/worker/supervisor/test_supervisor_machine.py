@@ -31,6 +31,7 @@ from worker.messages import (
     GpusReleased,
     GroupFailed,
     JobFailed,
+    JobPaused,
     JobStarted,
     JobStopped,
     LastDecode,
@@ -316,8 +317,9 @@ class SupervisorMachine(RuleBasedStateMachine):
         match job.state:
             case JobState.RUNNING:
                 actions = [self.report, self.begin_last_decode, self.begin_last_decode, self.release_gpus]
+                actions.append(self.pause)
             case JobState.DECODING:
-                actions = [self.report, self.release_gpus]
+                actions = [self.report, self.release_gpus, self.pause]
             case _:
                 actions = [self.finish_video]
         is_told_to_stop = any(stop.job_id == job.job_id for stop in self.fake.stops())
@@ -347,6 +349,14 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert (job.progress, job.timings_s) == (progress, timings_s)
         assert interval in job.timeline.intervals
         assert job.timeline.intervals[-1].name == "denoise"
+
+    def pause(self, job: ClaimedJob) -> None:
+        """Have a job of a world wait for other ranks. None may wait behind it, as behind a last decode."""
+        if job.state is JobState.DECODING:
+            for waiting in self.in_state(JobState.WAITING):
+                self.expect(waiting, Requeued(crashed=False))
+        self.fake.receive(JobPaused(job_id=job.job_id))
+        assert (job.state, job.num_gpus) == (JobState.RUNNING, 0)
 
     def begin_last_decode(self, job: ClaimedJob) -> None:
         self.fake.receive(LastDecode(job_id=job.job_id))
