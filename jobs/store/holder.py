@@ -21,6 +21,7 @@ from jobs.store.maintenance import crash_error, set_missing_requirements
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.scripts import Scripts, fields_of, present, text, to_json, to_ms
 from jobs.store.submission import SCHEMA_VERSION as RECORD_VERSION
+from model.spec.steps import total_steps
 
 StopReason = Literal["cancel", "deadline", "preempt", "drain", "lease_lost", "resize"]
 """Why a job is to stop: its client cancelled it, it ran too long, a high-priority job needs its place,
@@ -228,9 +229,11 @@ def _count_phases(timings_s: Mapping[str, float]) -> Counts:
 def _count_steps(job: Job, timings_s: Mapping[str, float]) -> Counts:
     if "denoise" not in timings_s:
         return []
-    num_steps = job.order.plan.num_inference_steps * job.order.plan.num_segments
-    task = job.order.plan.task
-    return [("step_seconds_sum", task, timings_s["denoise"] / num_steps), ("step_seconds_count", task, 1)]
+    plan = job.order.plan
+    step_s = timings_s["denoise"] / total_steps(
+        plan, plan.num_segments, continues_clip=job.order.video is not None
+    )
+    return [("step_seconds_sum", plan.task, step_s), ("step_seconds_count", plan.task, 1)]
 
 
 def _status(reply: bytes) -> Status:

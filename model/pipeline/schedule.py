@@ -11,10 +11,9 @@ from torch import Tensor
 from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
 from model.spec.resolve import DISTILLED_SCHEDULE_STEPS
+from model.spec.steps import ENHANCED_FROM, ENHANCED_STRIDE, LAST_SIGMA
 
 TRAIN_TIMESTEPS = 1000.0
-LAST_SIGMA = 0.001
-ENHANCED_FROM, ENHANCED_STRIDE = 500, 50
 
 
 class Schedule(NamedTuple):

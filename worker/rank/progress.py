@@ -15,6 +15,8 @@ from jobs.record import Phase, Progress
 from jobs.work import REFINED_SHARE
 from model.pipeline.state import Stage
 from model.spec.plan import Plan
+from model.spec.steps import num_steps as steps_of
+from model.spec.steps import total_steps
 from worker.messages import Timings
 
 Kind = Literal["denoise", "refine", "decode"]
@@ -93,9 +95,10 @@ class ProgressMeter:
     def resume(self, segment: int, stage: Stage, step: int) -> None:
         """Count what earlier attempts did: `step` steps of this stage, and all stages before it."""
         is_refining = stage == "refine"
-        self._set_done("denoise", segment, self._units_per_segment("denoise") if is_refining else step)
-        self._set_done("refine", segment, step if is_refining else 0)
-        self._set_done("decode", segment, 0)
+        denoised = total_steps(self._plan, segment + is_refining)
+        self._set_done("denoise", denoised if is_refining else denoised + step)
+        self._set_done("refine", segment * self._units_per_segment("refine") + (step if is_refining else 0))
+        self._set_done("decode", segment * self._units_per_segment("decode"))
         self.progress = self.progress.model_copy(update={"segment": segment})
 
     def enter(self, phase: Phase, segment: int) -> Progress:
@@ -105,8 +108,13 @@ class ProgressMeter:
 
     def step(self, stage: Stage, segment: int, step: int, num_steps: int) -> Progress:
         """Count the steps of a stage that are done: `step` of `num_steps` in this segment."""
-        work = replace(self._work[stage], total=num_steps * self._plan.num_segments)
-        self._measure(stage, work.advance(segment * num_steps + step, self._add_time(stage)))
+        later = num_steps
+        if (stage, segment) == ("denoise", 0):  # the next segments continue this one
+            later = steps_of(self._plan, is_continuation=True)
+        done = self._work[stage].done + 1
+        total = done + num_steps - step + later * (self._plan.num_segments - segment - 1)
+        work = replace(self._work[stage], total=total)
+        self._measure(stage, work.advance(done, self._add_time(stage)))
         return self._update(stage, segment, step, num_steps)
 
     def add_frames(self, segment: int, count: int) -> Progress:
@@ -118,8 +126,8 @@ class ProgressMeter:
     def _units_per_segment(self, kind: Kind) -> int:
         return self._work[kind].total // self._plan.num_segments
 
-    def _set_done(self, kind: Kind, segment: int, done: int) -> None:
-        self._work[kind] = replace(self._work[kind], done=segment * self._units_per_segment(kind) + done)
+    def _set_done(self, kind: Kind, done: int) -> None:
+        self._work[kind] = replace(self._work[kind], done=done)
 
     def _add_time(self, phase: Phase) -> float:
         """Add the time since the last event to this phase, and return it."""
@@ -174,9 +182,8 @@ def _plan_work(plan: Plan) -> dict[Kind, Work]:
     if refinement:
         growth = refinement.height * refinement.width * plan.frame_factor / (plan.height * plan.width)
         refine_steps = max(1, round(refinement.num_inference_steps * REFINED_SHARE))
-    denoise_steps = 0 if plan.task == "refine" else plan.num_inference_steps
     return {
-        "denoise": Work(denoise_steps * segments, guess=1.0),
+        "denoise": Work(total_steps(plan, segments), guess=1.0),
         "refine": Work(refine_steps * segments, guess=growth),
         "decode": Work(plan.output_frames, guess=DECODE_SEGMENT_STEPS * growth / plan.num_frames),
     }

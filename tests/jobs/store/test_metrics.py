@@ -6,8 +6,14 @@ import pytest
 from redis import Redis
 
 from jobs.errors import GenerationFailed, UploadFailed
+from jobs.order import InputFile
 from jobs.store.metrics import counters
 from tests.jobs.examples import ExampleStore, a_result
+from tests.orders import make_order
+
+CLIP = InputFile(
+    key="clip", media_type="video/mp4", size_bytes=6, sha256="0", width=832, height=480, num_frames=93
+)
 
 
 def test_no_counters_before_the_first_job(redis: Redis):
@@ -29,6 +35,23 @@ def test_succeeded_job_counts_wait_run_phases_and_upload(store: ExampleStore, re
     assert found["video_seconds", "text_to_video"] == pytest.approx(6.2)
     assert (found["jobs_ended", "succeeded"], found["attempts", ""]) == (1, 1)
     assert (found["uploads", "stored"], found["uploaded_bytes", ""]) == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("task", "num_segments", "has_clip", "num_steps"),
+    [
+        ("video_continuation", 1, True, 56),
+        ("long_video", 3, False, 50 + 2 * 56),
+        ("long_video", 3, True, 3 * 56),
+    ],
+)
+def test_time_of_a_step_counts_the_steps_that_continuations_have(
+    store: ExampleStore, redis: Redis, task, num_segments, has_clip, num_steps
+):
+    order = make_order(task=task, num_segments=num_segments, video=CLIP if has_clip else None)
+    claim = store.start(order=order)
+    store.holder.succeed(claim, a_result(claim), {"denoise": 2.0 * num_steps})
+    assert counters(redis)["step_seconds_sum", task] == pytest.approx(2.0)
 
 
 def test_failures_are_counted_by_error_code(store: ExampleStore, redis: Redis):

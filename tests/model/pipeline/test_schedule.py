@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.pipeline import schedule
+from model.pipeline.conditioning import base_schedule
+from model.spec.steps import num_steps
 from tests.model.parity_cases import PARITY
+from tests.orders import make_order
 
 TABLES = json.loads((PARITY / "schedules_shift_12.json").read_text())
 SHIFT = 12.0
@@ -63,6 +66,14 @@ def test_refinement_begins_at_its_noise_level_and_falls(steps, t_thresh):
     levels = schedule.begin_at(t_thresh, schedule.standard(steps, SHIFT))
     assert levels.sigmas[0] == pytest.approx(t_thresh)
     assert (levels.sigmas.diff() < 0).all()
+
+
+@given(steps=st.integers(1, 100), shift=st.floats(1.0, 20.0), is_continuation=st.booleans())
+@pytest.mark.parametrize("enhance_hf", [False, True])
+def test_steps_are_counted_as_the_schedule_has_them(steps, shift, is_continuation, enhance_hf):
+    plan = make_order(num_inference_steps=steps, enhance_hf=enhance_hf).plan
+    levels = base_schedule(plan, shift, is_continuation)
+    assert num_steps(plan, is_continuation=is_continuation, shift=shift) == len(levels.timesteps)
 
 
 def test_timesteps_and_sigmas_are_fp32():

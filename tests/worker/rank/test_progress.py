@@ -29,6 +29,7 @@ REFINED = PLAN.model_copy(
         )
     }
 )
+CONTINUED_STEPS = 19  # of 10, with `enhance_hf`
 STAGES: tuple[Stage, ...] = ("denoise", "refine")
 
 
@@ -44,10 +45,10 @@ class TimedMeter:
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    def denoise(self, segment: int, first: int, last: int, step_s: float = 2.0) -> None:
+    def denoise(self, segment: int, first: int, last: int, step_s: float = 2.0, num_steps: int = 10) -> None:
         for step in range(first, last + 1):
             self.now += step_s
-            self.meter.step("denoise", segment, step, 10)
+            self.meter.step("denoise", segment, step, num_steps)
 
     def decode(self, segment: int, count: int, frame_s: float = 0.1) -> None:
         for _ in range(count):
@@ -120,6 +121,35 @@ def test_number_of_steps_of_the_event_replaces_the_planned_one():
     progress = timed.meter.step("denoise", 0, 1, 56)
     assert (progress.step, progress.num_steps) == (1, 56)
     assert progress.fraction < 1 / 56
+
+
+def test_continued_segments_count_with_their_own_number_of_steps():
+    timed = TimedMeter(PLAN.model_copy(update={"enhance_hf": True, "num_segments": 3}))
+    parts = [(0, 10, 93), (1, CONTINUED_STEPS, 80), (2, CONTINUED_STEPS, 80)]
+    etas_s = []
+    for segment, num_steps, num_frames in parts:
+        timed.denoise(segment, 1, 5, num_steps=num_steps)
+        etas_s.append((timed.now, timed.meter.progress.eta_s))
+        timed.denoise(segment, 6, num_steps, num_steps=num_steps)
+        timed.decode(segment, num_frames)
+    for now, eta_s in etas_s[1:]:  # once a frame was measured
+        assert eta_s == pytest.approx(timed.now - now)
+    assert timed.meter.progress.eta_s == pytest.approx(0, abs=1e-3)
+    first_s = 2.0 * (10 - 5 + 2 * CONTINUED_STEPS)  # besides the decoding, which is guessed
+    assert etas_s[0][1] == pytest.approx(first_s + 3 * 0.5 * 2.0, abs=1.0)
+
+
+def test_job_resumed_in_a_continued_segment_has_the_steps_of_the_first_one_done():
+    plan = PLAN.model_copy(update={"enhance_hf": True, "num_condition_frames": 0})
+    whole = TimedMeter(plan)
+    whole.denoise(0, 1, 10)
+    whole.decode(0, 93)
+    whole.denoise(1, 1, 4, num_steps=CONTINUED_STEPS)
+    resumed = TimedMeter(plan, whole.unit_times)
+    resumed.meter.resume(1, "denoise", 4)
+    resumed.denoise(1, 5, 5, num_steps=CONTINUED_STEPS)
+    whole.denoise(1, 5, 5, num_steps=CONTINUED_STEPS)
+    assert resumed.meter.progress == whole.meter.progress
 
 
 def test_resumed_job_begins_with_the_fraction_that_was_done():
