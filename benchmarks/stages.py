@@ -19,7 +19,8 @@ from benchmarks.timing import Work
 from model.parallel.mesh import ContextParallel
 from model.spec.errors import DeviceError
 from model.spec.geometry import VAE_STRIDE, Size, frames_of_latents
-from model.spec.memory import RESERVE_BYTES, CheckpointSizes, Quantize, Setup, StageShape, forward_bytes
+from model.spec.memory import RESERVE_BYTES, CheckpointSizes, Quantize, Setup, forward_bytes
+from model.spec.stages import StageShape
 from model.transformer.block import Block
 from model.transformer.compile import OnFallback, fuse
 from model.transformer.config import DitConfig

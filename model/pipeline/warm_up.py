@@ -8,9 +8,9 @@ import torch
 from model.parallel.mesh import ContextParallel
 from model.pipeline.sample import Conditioning, denoise
 from model.spec.geometry import VAE_STRIDE
-from model.spec.memory import StageShape, base_shape, refinement_shape
 from model.spec.plan import Plan
 from model.spec.resolve import Inputs
+from model.spec.stages import StageShape, base_shape, refinement_shape
 from model.transformer.dit import Dit
 
 

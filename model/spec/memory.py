@@ -1,5 +1,8 @@
 """Predict the GPU memory that a plan needs, from sizes alone.
 
+`memory_needed` adds what stays on the GPU during the whole job (weights, keys and values of the texts, small
+tensors) to the peak of the phase that needs most: encoding the texts or frames, denoising, or decoding.
+
 The constants come from `python -m benchmarks.peak_memory`, which runs the real modules on the meta device; a
 test keeps both within 5 % of each other. `python -m benchmarks.promises` runs whole jobs: they must not need
 more than is predicted. What a GPU itself takes (its context, workspaces, unusable gaps) is not predicted:
@@ -18,12 +21,12 @@ from typing import Literal
 
 from model.spec.geometry import (
     FRAME_STRIDE,
-    SIDE_MULTIPLE,
     VAE_STRIDE,
     latent_frames,
     latents_at_a_time,
 )
-from model.spec.plan import Plan, refine_layout_of
+from model.spec.plan import Plan
+from model.spec.stages import StageShape, refinement_shapes, shapes_of_stages
 
 GIB = 1024**3
 
@@ -117,40 +120,6 @@ class CheckpointSizes:
     vae_channels: int = WAN_CHANNELS
     float32: int = 0
     blocks: int = 0
-
-
-@dataclass(frozen=True)
-class StageShape:
-    """The size of one stage of a segment: the base video or its refinement.
-
-    Attributes:
-        num_frames: latent frames.
-        height, width: sides in pixels.
-        num_condition: how many of the latent frames condition the rest.
-        num_texts: texts of a forward: 2 with guidance.
-        condition_cache: whether keys and values of the condition frames are kept instead of computed again.
-        step_cache: whether steps may reuse what blocks added in an earlier step.
-        block_sparse: whether queries attend to some of the keys, which takes as much memory.
-    """
-
-    num_frames: int
-    height: int
-    width: int
-    num_condition: int = 0
-    num_texts: int = 1
-    condition_cache: bool = False
-    step_cache: bool = False
-    block_sparse: bool = False
-
-    @property
-    def tokens_of_frame(self) -> int:
-        """Return the tokens of a latent frame."""
-        return self.height * self.width // SIDE_MULTIPLE**2
-
-    @property
-    def cached_tokens(self) -> int:
-        """Return the tokens whose keys and values are kept."""
-        return self.num_condition * self.tokens_of_frame if self.condition_cache else 0
 
 
 @dataclass(frozen=True)
@@ -321,7 +290,7 @@ def format_bytes(num_bytes: int) -> str:
 
 def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader: bool = True) -> MemoryNeed:
     """Return the memory that a plan needs on the leader of a group, or on another of its ranks."""
-    stages = _stages(plan)
+    stages = shapes_of_stages(plan)
     shapes = list(chain.from_iterable(stages))
     condition_kv, forward = max(
         ((_condition_kv_bytes(sizes, shape, setup), forward_bytes(sizes, shape, setup)) for shape in shapes),
@@ -346,6 +315,16 @@ def memory_needed(sizes: CheckpointSizes, plan: Plan, setup: Setup, *, is_leader
         working=needs[phase] - condition_kv,
         phase=phase,
     )
+
+
+def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
+    """Return the largest peak of the encodings of a plan."""
+    needs = [0]
+    if plan.task in {"image_to_video", "video_continuation"} or plan.num_segments > 1:
+        frames = latent_frames(max(1, plan.num_condition_frames))
+        needs.append(encode_bytes(sizes, StageShape(frames, plan.height, plan.width), setup))
+    needs += (encode_bytes(sizes, shape, setup) for shape in refinement_shapes(plan))
+    return max(needs)
 
 
 def _text_kv_bytes(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> int:
@@ -468,58 +447,3 @@ def _vae_scale(sizes: CheckpointSizes, stage: StageShape, setup: Setup) -> float
     """Return the bytes of an element for each pixel of a rank, with the rows of its neighbours."""
     pixels = (VAE_STRIDE * _latent_rows(stage, setup) + HALO_ROWS) * stage.width
     return pixels * setup.element_bytes * sizes.vae_channels / WAN_CHANNELS
-
-
-def base_shape(plan: Plan) -> StageShape:
-    """Return the shape of the base video, with the condition frames of a segment that continues."""
-    num_condition = plan.num_condition_frames
-    return StageShape(
-        num_frames=latent_frames(plan.num_frames),
-        height=plan.height,
-        width=plan.width,
-        num_condition=latent_frames(num_condition) if num_condition else 0,
-        num_texts=2 if plan.guidance_scale > 1 else 1,
-        condition_cache=plan.condition_cache,
-        step_cache=plan.step_cache is not None,
-    )
-
-
-def refinement_shape(plan: Plan, segment: int) -> StageShape:
-    """Return the shape of the refinement of a segment."""
-    assert plan.refinement
-    layout = refine_layout_of(plan, segment)
-    return StageShape(
-        num_frames=layout.latent_frames,
-        height=plan.refinement.height,
-        width=plan.refinement.width,
-        num_condition=layout.condition_latents,
-        block_sparse=True,
-    )
-
-
-def _stages(plan: Plan) -> list[list[StageShape]]:
-    """Return the shapes that each stage of a plan has in its segments."""
-    stages = [[] if plan.task == "refine" else _base_shapes(plan), _refinement_shapes(plan)]
-    return [shapes for shapes in stages if shapes]
-
-
-def _base_shapes(plan: Plan) -> list[StageShape]:
-    """Return the shapes of the base video. The first of several segments may have no frames to cache."""
-    shape = base_shape(plan)
-    return [shape, replace(shape, condition_cache=False)] if plan.num_segments > 1 else [shape]
-
-
-def _refinement_shapes(plan: Plan) -> list[StageShape]:
-    """Return the shapes of the refinement, none without one. That of the first segment may differ."""
-    segments = range(min(2, plan.num_segments)) if plan.refinement else ()
-    return [refinement_shape(plan, segment) for segment in segments]
-
-
-def _encode_bytes_of(sizes: CheckpointSizes, plan: Plan, setup: Setup) -> int:
-    """Return the largest peak of the encodings of a plan."""
-    needs = [0]
-    if plan.task in {"image_to_video", "video_continuation"} or plan.num_segments > 1:
-        frames = latent_frames(max(1, plan.num_condition_frames))
-        needs.append(encode_bytes(sizes, StageShape(frames, plan.height, plan.width), setup))
-    needs += (encode_bytes(sizes, shape, setup) for shape in _refinement_shapes(plan))
-    return max(needs)

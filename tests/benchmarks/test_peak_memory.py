@@ -21,8 +21,9 @@ from benchmarks.peak_memory import (
 )
 from benchmarks.traffic import LiveTensors
 from model.spec.memory import (
-    CheckpointSizes, Setup, StageShape, decode_bytes, encode_bytes, encode_text_bytes, forward_bytes,
+    CheckpointSizes, Setup, decode_bytes, encode_bytes, encode_text_bytes, forward_bytes,
 )
+from model.spec.stages import StageShape
 
 SIZES = CheckpointSizes(transformer=0, quantised=0, text_encoder=5_680_910_336, vae=0, width=4096, depth=48)
 

@@ -21,7 +21,6 @@ from model.spec.memory import (
     MemoryBudget,
     Quantize,
     Setup,
-    StageShape,
     choose_text_encoder,
     decode_bytes,
     encode_bytes,
@@ -29,12 +28,12 @@ from model.spec.memory import (
     forward_bytes,
     host_needed,
     memory_needed,
-    refinement_shape,
     weight_bytes,
 )
 from model.spec.params import GenerationParams
 from model.spec.plan import DISTILLED_LORA, REFINEMENT_LORA
 from model.spec.resolve import Inputs, resolve
+from model.spec.stages import StageShape, refinement_shape
 from model.spec.typical import typical_plans
 
 RELEASED = CheckpointSizes(

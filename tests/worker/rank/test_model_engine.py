@@ -4,8 +4,8 @@ import pytest
 from torch import Tensor
 
 from model.parallel.mesh import SINGLE
-from model.spec.memory import StageShape
 from model.spec.plan import Refinement
+from model.spec.stages import StageShape
 from tests.orders import make_order
 from tests.service.media import clip, encoded, picture
 from tests.worker.examples import ORDER
