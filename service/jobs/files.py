@@ -57,7 +57,7 @@ class StoredFile:
 @router.get("/jobs/{job_id}/video", response_class=Response, responses=file_responses("video/mp4"))
 def get_video(job_id: str, request: Request, backend: CurrentBackend) -> Response:
     """Return the finished video as MP4. Ranges are supported; an object store is redirected to."""
-    result = _result(job_id, backend)
+    result = _result(job_id, "video", backend)
     file = StoredFile(result.video_key, "video/mp4", f'"{result.sha256}"', f"{job_id}.mp4")
     return _serve(file, request, backend)
 
@@ -65,7 +65,7 @@ def get_video(job_id: str, request: Request, backend: CurrentBackend) -> Respons
 @router.get("/jobs/{job_id}/thumbnail", response_class=Response, responses=file_responses("image/jpeg"))
 def get_thumbnail(job_id: str, request: Request, backend: CurrentBackend) -> Response:
     """Return a frame of the finished video as JPEG."""
-    result = _result(job_id, backend)
+    result = _result(job_id, "thumbnail", backend)
     file = StoredFile(result.thumbnail_key, "image/jpeg", f'"{result.sha256}-still"', f"{job_id}.jpg")
     return _serve(file, request, backend)
 
@@ -77,16 +77,17 @@ def get_timeline(job_id: str, request: Request, backend: CurrentBackend) -> Resp
     The format is the Trace Event Format; times are microseconds since 1970. Answers 410 if the trace could
     not be stored.
     """
-    result = _result(job_id, backend)
+    result = _result(job_id, "timeline", backend)
     key, etag = timeline_key(result.video_key), f'"{result.sha256}-timeline"'
     file = StoredFile(key, "application/json", etag, f"{job_id}.json")
     return _serve(file, request, backend)
 
 
-def _result(job_id: str, backend: Backend) -> Result:
+def _result(job_id: str, part: str, backend: Backend) -> Result:
+    """Return the result of a job. Raises JobNotReady, which names the part of it that was asked for."""
     job = backend.jobs.get(job_id)
     if job.result is None:
-        raise JobNotReady(f"the job is {job.status} and has no video")
+        raise JobNotReady(f"the job is {job.status} and has no {part}")
     return job.result
 
 

@@ -136,6 +136,7 @@ def test_files_of_an_unfinished_job_are_a_conflict(client, order, worker):
         for name in ("video", "thumbnail", "timeline"):
             answer = client.get(f"/jobs/{job['id']}/{name}")
             assert (answer.status_code, answer.json()["error"]["code"]) == (409, "job_not_ready")
+            assert answer.json()["error"]["message"].endswith(f" and has no {name}")
 
 
 def test_video_of_an_unknown_job_is_not_found(client):
