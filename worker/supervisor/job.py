@@ -36,11 +36,16 @@ class ClaimedJob:
     run: RunJob | None = None
     stop_request: StopReason | None = None
     num_gpus: int | None = None
-    progress: Progress = field(default_factory=lambda: Progress(phase="load"))
+    progress: Progress = field(init=False)
     timings_s: Timings = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     failed_checkpoint: Checkpoint | None = None
     timeline: JobTimeline = field(default_factory=JobTimeline)
+
+    def __post_init__(self) -> None:
+        """Begin with the progress in the record, which a job has whose video an earlier supervisor made."""
+        job = self.lease.job
+        self.progress = job.progress or Progress(phase="load", num_segments=job.order.plan.num_segments)
 
     @property
     def job_id(self) -> str:

@@ -12,11 +12,13 @@ from typing import cast
 import pytest
 
 from jobs.errors import GroupTaken, Unavailable, UnfitServer
+from jobs.record import Progress
 from jobs.registration import GroupRegistration, live_groups
 from jobs.storage.folder import FolderStorage
 from jobs.store.metrics import counters
 from tests.tickets import num_tickets
 from tests.waiting import wait_until
+from tests.worker.examples import ORDER
 from tests.worker.supervisor.backends import LocalBackends, write_video
 from worker.channel import Channel, connect
 from worker.messages import GroupFailed
@@ -82,6 +84,25 @@ def test_video_of_a_job_whose_record_cannot_be_read_stays_in_the_spool(scene):
     scene.serve()
     wait_until(lambda: scene.status(readable) == "succeeded")
     assert scene.spool.pending_upload(unreadable.job_id)
+
+
+def test_resumed_upload_continues_the_progress_of_its_job(scene):
+    job = scene.finished_job()
+    decoded = Progress(phase="decode", segment=1, num_segments=2, fraction=0.98)
+    scene.backends.job_store.holder.renew_lease(job.lease, decoded)
+    scene.serve()
+    wait_until(lambda: scene.status(job) == "succeeded")
+    events = scene.backends.job_store.client.events(job.job_id)
+    reported = [event.progress for event in events if event.progress]
+    assert decoded in reported
+    assert {progress.num_segments for progress in reported} == {2}
+    assert [progress.fraction for progress in reported] == sorted(progress.fraction for progress in reported)
+
+
+def test_claimed_job_begins_with_the_segments_of_its_order(backends):
+    plan = ORDER.plan.model_copy(update={"task": "long_video", "num_segments": 3})
+    backends.submit(ORDER.model_copy(update={"plan": plan}))
+    assert backends.claimed_job(backends.claim()).progress == Progress(phase="load", num_segments=3)
 
 
 def test_worker_does_not_start_on_keys_of_a_much_later_release(scene):
