@@ -45,6 +45,11 @@ class Limits:
     example_prompts: tuple[str, ...]  # examples for new users
     known_words: tuple[str, ...]  # all words that the text encoder knows, in lower case; none: it knows any
 
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Return all sizes in `buckets`, each once."""
+        return tuple(dict.fromkeys(size for table in self.buckets.values() for size in table.values()))
+
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Limits:
         """Read limits that another process published. Missing keys have LongCat-Video's values.

@@ -180,9 +180,8 @@ def _check_size(size: Size, limits: Limits) -> Size:
         f"height × width must be at most {limits.max_pixels}, is {pixels}",
     )
     if limits.only_buckets:
-        known = dict.fromkeys(known for table in limits.buckets.values() for known in table.values())
-        names = ", ".join(f"{height}×{width}" for height, width in known)
-        _require(size in known, "height", f"height × width must be one of {names}")
+        names = ", ".join(f"{height}×{width}" for height, width in limits.sizes)
+        _require(size in limits.sizes, "height", f"height × width must be one of {names}")
     return size
 
 

@@ -17,7 +17,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    StringConstraints,
     ValidationError,
     WithJsonSchema,
 )
@@ -35,6 +34,7 @@ from service.jobs.bodies import JobOptions, ModelName, Prompt, Strict
 from service.openai.lengths import SECONDS, Length, length_of, length_of_extension, parse_seconds
 
 _OPENAI_SIZES = {"720x1280", "1280x720", "1024x1792", "1792x1024"}
+_SIZE = re.compile(r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")
 _OPENAI_MODEL = re.compile("sora-")  # its clients send such a name by default
 _OPENAI_FIELDS = {  # field of `POST /generate`: the field of OpenAI's API that determines it
     "image": "input_reference",
@@ -56,6 +56,12 @@ def _check_seconds(seconds: str) -> str:
     return seconds
 
 
+def _check_size_text(size: str) -> str:
+    if not _SIZE.fullmatch(size):
+        raise ValueError("must be width x height in pixels, as in 1280x720")
+    return size
+
+
 def _reject_file_id(file_id: str) -> str:
     raise ValueError("uploaded files are not supported: send the file itself, or an image_url")
 
@@ -67,6 +73,11 @@ Seconds = Annotated[
     WithJsonSchema(
         {"anyOf": [{"type": "string", "pattern": SECONDS.pattern}, {"type": "number", "exclusiveMinimum": 0}]}
     ),
+]
+
+
+SizeText = Annotated[
+    str, AfterValidator(_check_size_text), WithJsonSchema({"type": "string", "pattern": _SIZE.pattern})
 ]
 
 
@@ -96,9 +107,7 @@ class VideoRequest(SamplingParams, JobOptions):
     seconds: Seconds | None = Field(
         None, description="Rounded to the nearest possible length.", examples=["4"]
     )
-    size: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None = Field(
-        None, description="Width × height in pixels.", examples=["1280x720"]
-    )
+    size: SizeText | None = Field(None, description="Width × height in pixels.", examples=["1280x720"])
 
 
 class ExtensionRequest(SamplingParams, JobOptions):
@@ -197,7 +206,9 @@ def _size(text: str, limits: Limits) -> Size:
         plan = resolve(GenerationParams(height=height, width=width), Inputs(), limits)
     except InvalidParams as error:
         if text not in _OPENAI_SIZES:
-            raise InvalidRequest(f"size: {error}", "size") from error
+            possible = (f"{size.width}x{size.height}" for size in limits.sizes)
+            rule = f"must be one of {', '.join(possible)}" if limits.only_buckets else str(error)
+            raise InvalidRequest(f"size: {rule}", "size") from error
         largest = list(limits.buckets)[-1]
         plan = resolve(GenerationParams(resolution=largest), Inputs(image=Size(height, width)), limits)
     return Size(plan.height, plan.width)

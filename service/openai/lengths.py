@@ -1,8 +1,8 @@
 """Convert lengths in seconds, which OpenAI's API uses, to frames and segments, and back.
 
 The number of frames of a segment is one more than a multiple of 4. Longer videos have several segments, each
-of which begins with the last frames of the previous one. A length in seconds is rounded to the nearest
-possible length, with as few segments as possible; the error is at most two frames for each segment.
+of which begins with the last frames of the previous one. A length in seconds is rounded to the nearest length
+that is possible with as few segments as can hold it, or with fewer where that is as near.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Length(NamedTuple):
 def parse_seconds(text: str) -> float:
     """Return the seconds in a text such as `8` or `6.2`. Raise ValueError for other texts and for zero."""
     if not SECONDS.fullmatch(text) or not float(text):
-        raise ValueError("must be seconds, as in 8 or 6.2")
+        raise ValueError("must be a number of seconds above 0, as in 8 or 6.2")
     return float(text)
 
 
@@ -62,13 +62,20 @@ def _total(seconds: float, limits: Limits) -> int | None:
 
 
 def _segments(new_frames: float, limits: Limits) -> Length:
-    """Return the fewest segments of equal length that add so many new frames."""
+    """Return the segments of equal length whose new frames are nearest to so many."""
     most = limits.max_num_frames - limits.num_condition_frames
-    num_segments = max(1, math.ceil(new_frames / (most + FRAME_STRIDE / 2)))
-    if num_segments > limits.max_num_segments:
+    fewest = max(1, math.ceil(new_frames / (most + FRAME_STRIDE / 2)))
+    if fewest > limits.max_num_segments:
         raise ValueError(f"must be at most {limits.max_num_segments * most // limits.fps}")
-    new = min(max(_nearest(new_frames / num_segments), FRAME_STRIDE), most)
-    return Length(limits.num_condition_frames + new, num_segments)
+    enough = min(max(1, math.ceil(new_frames / most)), limits.max_num_segments)
+
+    def new_in_segment(num_segments: int) -> int:
+        return min(max(_nearest(new_frames / num_segments), FRAME_STRIDE), most)
+
+    num_segments = min(
+        range(fewest, enough + 1), key=lambda number: abs(number * new_in_segment(number) - new_frames)
+    )
+    return Length(limits.num_condition_frames + new_in_segment(num_segments), num_segments)
 
 
 def _nearest(frames: float) -> int:

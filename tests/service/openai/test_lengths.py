@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,18 @@ def test_seconds_become_frames_and_segments_of_the_released_checkpoint(seconds, 
 )
 def test_seconds_of_an_extension_become_frames_and_segments(seconds, length):
     assert length_of_extension(seconds, RELEASED) == length
+
+
+@pytest.mark.parametrize(
+    ("seconds", "length"),
+    [
+        (12, (17, 15)),  # 185 frames; 13 segments, whose frames would round down, make 161
+        (1.2, (17, 1)),  # two segments would be no nearer
+        (20, (17, 25)),
+    ],
+)
+def test_short_segments_make_the_nearest_length(seconds, length):
+    assert length_of(seconds, replace(RELEASED, max_num_frames=17, num_condition_frames=5)) == length
 
 
 @pytest.mark.parametrize("limits", [LIMITS, RELEASED])
@@ -111,5 +125,5 @@ def test_seconds_are_read(text):
     "text", ["", "0", "0.0", "-1", "4s", " 4", "4.", ".5", "1e3", "inf", "nan", "٤", "4\n"]
 )
 def test_text_that_is_not_a_number_of_seconds_is_refused(text):
-    with pytest.raises(ValueError, match="must be seconds"):
+    with pytest.raises(ValueError, match="must be a number of seconds above 0"):
         parse_seconds(text)

@@ -247,7 +247,7 @@ class TestExtending:
     def test_long_extension_has_several_segments(self, videos, finished, worker):
         videos.extend(prompt="it stops", seconds="4", **made(finished))
         order = worker.claim().job.order
-        assert (order.plan.task, order.plan.num_segments) == ("long_video", 2)
+        assert (order.plan.task, order.plan.num_segments) == ("long_video", 3)
 
     def test_keeps_the_size_of_the_video(self, videos, worker):
         video = videos.create(prompt="a red ball", size="192x128")
