@@ -164,7 +164,7 @@ def _resolve_size(params: GenerationParams, inputs: Inputs, limits: Limits) -> S
     start = inputs.image or inputs.video
     if params.resolution is None and start is None:
         return limits.default_size
-    resolution = params.resolution or next(iter(limits.buckets))
+    resolution = next(iter(limits.buckets)) if params.resolution is None else params.resolution
     _require(resolution in limits.buckets, "resolution", f"must be one of {', '.join(limits.buckets)}")
     return nearest_bucket(limits.buckets[resolution], *(start or limits.default_size)[:2])
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jobs.order import Priority
 from jobs.record import WebhookEvent
@@ -97,7 +106,7 @@ class Source(InputFacts):
     @model_validator(mode="after")
     def _check_one_is_given(self) -> Self:
         if [getattr(self, name) for name in SOURCES].count(None) != len(SOURCES) - 1:
-            raise ValueError("must have either url, base64, job or job_id")
+            raise ValueError("must have exactly one of url, base64, job and job_id")
         if self.job_id is None and self.facts():
             raise ValueError(f"{', '.join(self.facts())} can be given only with job_id")
         return self
@@ -160,13 +169,21 @@ class JobOptions(Strict):
         known = cls.model_fields
         return {name: value for name, value in values.items() if value is not None or name not in known}
 
-    @model_validator(mode="after")
-    def _check_options_have_what_they_need(self) -> Self:
-        if self.webhook_events and not self.webhook_url:
-            raise ValueError("webhook_events: needs webhook_url")
-        if self.refuse_if_late and self.deadline_s is None:
-            raise ValueError("refuse_if_late: needs deadline_s")
-        return self
+    @field_validator("webhook_events")
+    @classmethod
+    def _check_events_have_a_url(
+        cls, events: list[WebhookEvent] | None, info: ValidationInfo
+    ) -> list[WebhookEvent] | None:
+        if events and not info.data.get("webhook_url"):
+            raise ValueError("needs webhook_url")
+        return events
+
+    @field_validator("refuse_if_late")
+    @classmethod
+    def _check_there_is_a_deadline(cls, refuse: bool, info: ValidationInfo) -> bool:
+        if refuse and info.data.get("deadline_s") is None:
+            raise ValueError("needs deadline_s")
+        return refuse
 
 
 class RequestOptions(GenerationParams, JobOptions):
@@ -188,11 +205,12 @@ class RequestOptions(GenerationParams, JobOptions):
         description="Videos to make of this request: one job each, with `seed`, `seed + 1` and so on.",
     )
 
-    @model_validator(mode="after")
-    def _check_one_video_is_predicted(self) -> Self:
-        if self.refuse_if_late and self.num_videos > 1:
-            raise ValueError("refuse_if_late: cannot be combined with several videos")
-        return self
+    @field_validator("num_videos")
+    @classmethod
+    def _check_one_video_is_predicted(cls, num_videos: int, info: ValidationInfo) -> int:
+        if num_videos > 1 and info.data.get("refuse_if_late"):
+            raise ValueError("must be 1 with refuse_if_late")
+        return num_videos
 
 
 class GenerateRequest(RequestOptions):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import Depends, Header, Request, Response
+from pydantic import AfterValidator
 
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.record import Job
@@ -33,18 +35,27 @@ REPLAYED_HEADER: dict[str, dict[str, Any]] = {
 }
 
 _HEADER = "Idempotency-Key"
+_PATTERN = "^[!-~]+$"
+
+
+def _check_characters(key: str) -> str:
+    if not re.fullmatch(_PATTERN, key):
+        raise ValueError("must consist of printable ASCII characters without spaces")
+    return key
 
 
 async def _only_key(
     request: Request,
     idempotency_key: Annotated[
         str | None,
+        AfterValidator(_check_characters),
         Header(
+            alias=_HEADER,
             min_length=1,
             max_length=255,
-            pattern="^[!-~]+$",
-            description="Any text, new for each video. A request repeated with its key creates no second "
-            "job.",
+            json_schema_extra={"pattern": _PATTERN},
+            description="ASCII characters without spaces, new for each video. A request repeated with its "
+            "key creates no second job.",
         ),
     ] = None,
 ) -> str | None:

@@ -35,6 +35,7 @@ BAD_FIELDS = [
     ("negative_prompt", {"negative_prompt": "", "guidance_scale": 1.0}),
     # sizes
     ("resolution", {"resolution": "1080p"}),
+    ("resolution", {"resolution": ""}),
     ("resolution", {"resolution": "small", "height": 64, "width": 96}),
     ("width", {"height": 64}),
     ("height", {"width": 64}),
@@ -158,6 +159,59 @@ class TestARefusedRequest:
         assert error["field"] == field
         assert error["message"].startswith(f"{field}: ")
         assert error["code"] in {"invalid_request", "invalid_input"}
+
+    @pytest.mark.parametrize(
+        ("field", "change", "rule"),
+        [
+            ("prompt", {"prompt": 7}, "must be a string"),
+            ("num_frames", {"num_frames": 1.5}, "must be an integer"),
+            ("num_frames", {"num_frames": 0}, "must be at least 1"),
+            ("guidance_scale", {"guidance_scale": "4"}, "must be a number"),
+            ("distilled", {"distilled": 1}, "must be true or false"),
+            ("seed", {"seed": 2**63}, "must be at most 9223372036854775807"),
+            ("deadline_s", {"deadline_s": 0}, "must be greater than 0"),
+            ("priority", {"priority": "urgent"}, "must be 'high', 'normal' or 'low'"),
+            ("prompts", {"prompt": None, "prompts": "a"}, "must be a list"),
+            ("prompts", {"prompt": None, "prompts": []}, "must have at least 1 item"),
+            ("metadata", {"metadata": []}, "must be an object"),
+            (
+                "metadata",
+                {"metadata": {str(i): "" for i in range(17)}},
+                "must have at most 16 items",
+            ),
+            ("metadata.a", {"metadata": {"a": "x" * 513}}, "must have at most 512 characters"),
+            ("metadata", {"metadata": {"": "a"}}, "each of its names must have at least 1 character"),
+            ("webhook_url", {"webhook_url": "http://a/" + "x" * 2048}, "must have at most 2048 characters"),
+            ("num_steps", {"num_steps": 5}, "is not a field of this request"),
+            ("webhook_events", {"webhook_events": ["failed"]}, "needs webhook_url"),
+            ("refuse_if_late", {"refuse_if_late": True}, "needs deadline_s"),
+            (
+                "num_videos",
+                {"num_videos": 2, "deadline_s": 60, "refuse_if_late": True},
+                "must be 1 with refuse_if_late",
+            ),
+        ],
+        ids=lambda value: str(value)[:40],
+    )
+    def test_states_the_rule_in_the_words_of_json(self, client, field, change, rule):
+        body = {
+            name: value for name, value in {"prompt": "a red ball", **change}.items() if value is not None
+        }
+        error = client.post("/generate", json=body).json()["error"]
+        assert error == {"code": "invalid_request", "message": f"{field}: {rule}", "field": field}
+
+    @pytest.mark.parametrize(
+        ("key", "rule"),
+        [
+            ("", "must consist of printable ASCII characters without spaces"),
+            ("x" * 256, "must have at most 255 characters"),
+            ("a b", "must consist of printable ASCII characters without spaces"),
+        ],
+    )
+    def test_names_the_header_and_its_rule(self, client, key, rule):
+        answer = client.post("/generate", json={"prompt": "a"}, headers={"Idempotency-Key": key})
+        assert answer.json()["error"]["field"] == "Idempotency-Key"
+        assert answer.json()["error"]["message"] == f"Idempotency-Key: {rule}"
 
     @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
     def test_takes_no_number_that_is_none(self, client, number):

@@ -88,7 +88,7 @@ class TestSubmission:
         body = {"prompt": "x", "num_videos": 2, "deadline_s": 60, "refuse_if_late": True}
         answer = client.post("/generate", json=body)
         assert answer.status_code == 422
-        assert "refuse_if_late: cannot be combined" in answer.json()["error"]["message"]
+        assert "num_videos: must be 1 with refuse_if_late" in answer.json()["error"]["message"]
         assert client.post("/generate", json=body | {"refuse_if_late": False}).status_code == 202
 
     def test_retry_may_order_several(self, client, order):

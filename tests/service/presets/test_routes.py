@@ -66,7 +66,7 @@ def test_request_with_the_options_of_a_preset_is_accepted(client):
         ({"prompt": " "}, "prompt"),
         ({"prompts": []}, "prompts"),
         ({"webhook_url": "ftp://a"}, "webhook_url"),
-        ({"num_videos": 2, "deadline_s": 5, "refuse_if_late": True}, None),
+        ({"num_videos": 2, "deadline_s": 5, "refuse_if_late": True}, "num_videos"),
     ],
 )
 def test_wrong_options_are_refused_by_name(client, options, field):
