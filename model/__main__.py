@@ -6,6 +6,7 @@ generates some of the prompts. Invalid input and checkpoints end with a one-line
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.arguments import options_of
-from model.spec.errors import InvalidParams, ModelError
+from model.spec.errors import InputError, InvalidParams, ModelError
 from model.spec.geometry import SIDE_MULTIPLE, Size
 from model.spec.limits import Limits, load_limits
 from model.spec.memory import Setup, available_bytes, choose_text_encoder, host_needed
@@ -73,6 +74,8 @@ def run(options: argparse.Namespace) -> None:
     )
     if parallel.is_leader:
         logging.getLogger("model").setLevel(logging.INFO)
+        _check_folder("output", options.output)
+        _check_folder("save_latents", options.save_latents)
     dtype = DTYPES[options.dtype or ("bfloat16" if device == "cuda" else "float32")]
     setup = Setup(
         parallel.size,
@@ -114,6 +117,12 @@ def run(options: argparse.Namespace) -> None:
             number = None if len(requests) == 1 else index
             outputs = Outputs(_numbered(options.output, number), _numbered(options.save_latents, number))
             _write(pipeline.generate(request), request.plan, outputs, parallel)
+
+
+def _check_folder(option: str, path: Path | None) -> None:
+    """Raise InputError if the folder of an output cannot be written, before a video is made for nothing."""
+    if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise InputError(option, f"the folder {path.absolute().parent} is missing or cannot be written")
 
 
 def _weight_memory(

@@ -211,6 +211,8 @@ def test_progress_is_shown_on_stderr(call, capsys):
         (["--num-frames", "8"], "num_frames: must be one more than a multiple of 4"),
         (["--image", "nowhere.png"], "image: nowhere.png is missing"),
         (["--video", "nowhere.mp4"], "video: nowhere.mp4 is missing"),
+        (["--output", "nowhere/x.mp4"], "nowhere is missing or cannot be written"),
+        (["--save-latents", "nowhere/x.safetensors"], "nowhere is missing or cannot be written"),
         (["--resolution", "9p"], "resolution: must be one of"),
         (["--context-parallel", "2"], "torchrun"),
         (["--shard-weights"], "at least two ranks"),
