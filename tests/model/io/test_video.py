@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import av
 import numpy as np
 import pytest
@@ -47,6 +51,33 @@ def test_colours_of_a_video_are_kept(tmp_path):
     back = read_clip(tmp_path / "video.mp4")
     assert back.shape == frames.shape
     assert (back.float() - frames.float()).abs().mean() < 4
+
+
+ENCODE = """
+import hashlib, sys
+from pathlib import Path
+import torch
+from model.io.video import VideoWriter
+from model.spec.geometry import Size
+
+corners = torch.rand(1, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+frames = torch.nn.functional.interpolate(corners, size=(9, 64, 96), mode="trilinear")[0].movedim(0, -1)
+path = Path(sys.argv[1])
+with VideoWriter(path, Size(64, 96), 15) as writer:
+    writer.add((frames * 255).byte())
+print(hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+
+
+def test_file_does_not_depend_on_the_memory_that_the_process_has_freed(tmp_path):
+    """glibc fills freed memory with the bytes that MALLOC_PERTURB_ names."""
+
+    def encode(perturbation: str) -> str:
+        command = [sys.executable, "-c", ENCODE, str(tmp_path / "video.mp4")]
+        environment = os.environ | {"MALLOC_PERTURB_": perturbation, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert len({encode(perturbation) for perturbation in ("0", "1", "127")}) == 1
 
 
 def test_video_can_be_played_while_it_loads(tmp_path):
