@@ -55,22 +55,22 @@ class Ordered:
     cancel: bool | None = None
     ended: Job | None = None
 
-    def possible_errors(self, strikes: list[Strike]) -> set[str]:
+    def possible_errors(self, faults: list[PastFault]) -> set[str]:
         """Return the error codes that the faults of its time explain."""
         if self.video is None:
             return {"worker_crashed"}
-        mine = [strike for strike in strikes if strike.overlaps(self.ended)]
+        mine = [fault for fault in faults if fault.overlaps(self.ended)]
         found = {
-            ERRORS[strike.kind]
-            for strike in mine
-            if strike.kind in ERRORS and (strike.job == self.job_id or strike.kind == "disk full")
+            ERRORS[fault.kind]
+            for fault in mine
+            if fault.kind in ERRORS and (fault.job == self.job_id or fault.kind == "disk full")
         }
-        crashes = sum(CRASHES.get(strike.kind, 0) for strike in mine)
+        crashes = sum(CRASHES.get(fault.kind, 0) for fault in mine)
         return found | ({"worker_crashed"} if crashes >= MAX_ATTEMPTS else set())
 
 
 @dataclass(frozen=True)
-class Strike:
+class PastFault:
     """A fault that was caused. `recovery_s` is None if the job did not resume in time."""
 
     kind: str
@@ -93,7 +93,7 @@ class Course:
     videos: list[Body]
     frames: list[Frames] = field(default_factory=list)
     orders: list[Ordered] = field(default_factory=list)
-    strikes: list[Strike] = field(default_factory=list)
+    faults: list[PastFault] = field(default_factory=list)
     began: float = field(default_factory=now)
     lasted_s: float = 0.0
 
@@ -219,9 +219,9 @@ class Campaign:
             self._record(kind, active, None if at is None else max(0.0, at - since))
 
     def _record(self, kind: str, active: ActiveFault, recovery_s: float | None) -> None:
-        self.course.strikes.append(Strike(kind, active.job, active.at, now(), recovery_s))
+        self.course.faults.append(PastFault(kind, active.job, active.at, now(), recovery_s))
         said = "never" if recovery_s is None else f"after {recovery_s:.1f} s"
-        self._log(f"{len(self.course.strikes):3} {kind}: recovered {said}")
+        self._log(f"{len(self.course.faults):3} {kind}: recovered {said}")
 
     def _count_ended_supervisors(self, before: dict[str, int | None], kinds: set[str]) -> None:
         """Report supervisors that ended although no fault of these kinds ends one."""
@@ -242,8 +242,8 @@ class Campaign:
 
     def _may_order(self) -> bool:
         """Return whether a job may be submitted now. The jobs are spread over the planned faults."""
-        ordered, struck = len(self._videos_ordered), len(self.course.strikes) + 1
-        due = 2 + struck * self._plan.jobs // self._wanted_faults
+        ordered, count = len(self._videos_ordered), len(self.course.faults) + 1
+        due = 2 + count * self._plan.jobs // self._wanted_faults
         return ordered < self._plan.jobs and (ordered < due or not self._open())
 
     def _order(self, priority: str = "normal") -> str | None:

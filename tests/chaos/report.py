@@ -11,12 +11,32 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.chaos.campaign import Course, Plan
+from tests.chaos.campaign import LONGEST_RECOVERY_S, Course, Plan
 from tests.chaos.verdict import Verdict
 
 Row = Sequence[object]
 
 PARTS = ("torch", "redis", "rq", "fastapi")
+MEANINGS = {
+    "accepted": "jobs that the API accepted",
+    "finished": "of these, jobs that reached a final status",
+    "lost": "accepted jobs that never finished",
+    "duplicated": "jobs that finished twice, have two videos, or were created twice by one request",
+    "wrong_status": "jobs whose final status no fault and no cancel explains, or changed afterwards",
+    "wrong_video": "jobs whose video differs from the one generated without faults",
+    "orphaned_files": "files that should have been deleted",
+    "orphaned_processes": "processes that still ran after the shutdown",
+    "not_recovered": f"faults without recovery within {LONGEST_RECOVERY_S / 60:.0f} minutes",
+    "unexpected_exits": "programs that exited although no fault ended them",
+    "server_errors": "answers of 500, or of 503 without an outage",
+    "missing_webhooks": "finished jobs of which no webhook was sent",
+}
+RECOVERY = (
+    "A fault of a process, rank or job has recovered when its job runs again on other ranks or has finished, "
+    "counted from the fault. An urgent job has recovered when it starts. An outage of Redis, S3, the API, a "
+    "disk or a webhook receiver has recovered when the affected requests succeed again or the affected job "
+    "has finished, counted from the end of the outage."
+)
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
@@ -30,28 +50,32 @@ def table(header: Row, rows: Sequence[Row]) -> str:
 
 def report(plan: Plan, course: Course, verdict: Verdict) -> str:
     """Return the report in Markdown."""
-    ended = ", ".join(f"{count} {how}" for how, count in sorted(verdict.ended.items()))
-    counts = [["accepted", verdict.accepted], ["ended", verdict.accepted - len(verdict.lost)]]
-    counts += [[name.replace("_", " "), len(found)] for name, found in verdict.faults.items()]
-    put_back = ", ".join(f"{count} {cause}" for cause, count in sorted(verdict.put_back.items())) or "none"
-    work = f"{verdict.work_repeated:.3f} ({verdict.steps_run} steps run, {verdict.steps_needed} needed)"
-    wrongs = [f"- {name}: {what}" for name, found in verdict.faults.items() for what in found]
+    finished = ", ".join(f"{count} {status}" for status, count in sorted(verdict.ended.items()))
+    requeues = ", ".join(f"{count} {cause}" for cause, count in sorted(verdict.requeues.items())) or "none"
+    found = {"accepted": verdict.accepted, "finished": verdict.accepted - len(verdict.lost)}
+    found |= {name: len(violations) for name, violations in verdict.violations.items()}
+    work = f"{verdict.steps_run} run, {verdict.steps_needed} needed"
+    counts = [[name.replace("_", " "), count, MEANINGS[name]] for name, count in found.items()]
+    violations = [f"- {name}: {what}" for name, cases in verdict.violations.items() for what in cases]
     return "\n\n".join(
         [
             f"# Fault campaign, seed {plan.seed}",
             _summary(course, verdict),
-            table(["jobs", "count"], counts),
-            f"They ended as: {ended}. Requeued: {put_back}. Work repeated: {work}.",
-            table(["fault", "times", "recovered after, median s", "worst s"], _recovery_rows(verdict)),
-            *(["\n".join(wrongs)] if wrongs else []),
+            table(["", "count", "meaning"], counts),
+            f"Final status of the jobs: {finished}.",
+            f"Jobs returned to the queue, by cause: {requeues}.",
+            f"Denoising steps: {work}, a ratio of {verdict.work_repeated:.3f}.",
+            table(["fault", "times", "median recovery, s", "longest recovery, s"], _recovery_rows(verdict)),
+            RECOVERY,
+            *(["\n".join(violations)] if violations else []),
         ]
     )
 
 
 def _summary(course: Course, verdict: Verdict) -> str:
-    jobs = f"{verdict.accepted} jobs ({len(course.videos)} different videos, and poison)"
+    jobs = f"{verdict.accepted} jobs ({len(course.videos)} different videos, and jobs that kill a rank)"
     versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
-    faults = f"{len(course.strikes)} faults in {course.lasted_s:.0f} s"
+    faults = f"{len(course.faults)} faults in {course.lasted_s:.0f} s"
     return f"{jobs} and {faults}, on {_machine()}, {versions}."
 
 
@@ -65,7 +89,7 @@ def write(folder: Path, plan: Plan, course: Course, verdict: Verdict) -> None:
         "machine": _machine(),
         "versions": _versions(),
         "verdict": asdict(verdict),
-        "strikes": [asdict(strike) for strike in course.strikes],
+        "faults": [asdict(fault) for fault in course.faults],
     }
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(plan, course, verdict) + "\n")
@@ -73,7 +97,7 @@ def write(folder: Path, plan: Plan, course: Course, verdict: Verdict) -> None:
 
 def _recovery_rows(verdict: Verdict) -> list[Row]:
     return [
-        [kind, found.struck, _shown(found.median_s), _shown(found.worst_s)]
+        [kind, found.count, _shown(found.median_s), _shown(found.worst_s)]
         for kind, found in verdict.recoveries.items()
     ]
 

@@ -13,11 +13,11 @@ import pytest
 from jobs.order import InputFile
 from jobs.record import Job
 from jobs.store.holder import Lease
-from tests.chaos.campaign import Course, Ordered, Strike
+from tests.chaos.campaign import Course, Ordered, PastFault, Plan
 from tests.chaos.client import ServerError
-from tests.chaos.report import table
+from tests.chaos.report import report, table
 from tests.chaos.steps import StepLog
-from tests.chaos.verdict import Verdict, _is_kept, _is_true, is_same, recoveries, unexcused
+from tests.chaos.verdict import Verdict, _is_explained, _is_kept, is_same, recoveries, unexcused
 from tests.jobs.examples import ORDER, a_result
 
 START, END = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
@@ -32,46 +32,46 @@ def order(
     return Ordered(0, video, "mine", cancel, job)
 
 
-def strike(kind: str, job: str | None = "mine", after_s: float = 10.0) -> Strike:
-    return Strike(kind, job, START_S + after_s, START_S + after_s + 1, 1.0)
+def fault(kind: str, job: str | None = "mine", after_s: float = 10.0) -> PastFault:
+    return PastFault(kind, job, START_S + after_s, START_S + after_s + 1, 1.0)
 
 
 def test_undisturbed_job_must_succeed():
-    assert _is_true(order("succeeded"), [])
-    assert not _is_true(order("failed", "worker_crashed"), [])
-    assert not _is_true(order("cancelled"), [])
+    assert _is_explained(order("succeeded"), [])
+    assert not _is_explained(order("failed", "worker_crashed"), [])
+    assert not _is_explained(order("cancelled"), [])
 
 
 def test_cancelled_job_must_not_succeed():
-    assert _is_true(order("cancelled", cancel=True), [])
-    assert not _is_true(order("succeeded", cancel=True), [])
+    assert _is_explained(order("cancelled", cancel=True), [])
+    assert not _is_explained(order("succeeded", cancel=True), [])
 
 
 def test_job_whose_cancel_was_not_answered_may_end_either_way():
-    assert _is_true(order("cancelled", cancel=False), [])
-    assert _is_true(order("succeeded", cancel=False), [])
+    assert _is_explained(order("cancelled", cancel=False), [])
+    assert _is_explained(order("succeeded", cancel=False), [])
 
 
 def test_poison_must_fail_as_worker_crashed():
-    assert _is_true(order("failed", "worker_crashed", video=None), [])
-    assert not _is_true(order("succeeded", video=None), [])
+    assert _is_explained(order("failed", "worker_crashed", video=None), [])
+    assert not _is_explained(order("succeeded", video=None), [])
 
 
 @pytest.mark.parametrize(("crashes", "explained"), [(2, False), (3, True)])
 def test_failure_is_explained_by_as_many_crashes_as_attempts(crashes, explained):
-    strikes = [strike("rank 0 killed")] * crashes
-    assert _is_true(order("failed", "worker_crashed"), strikes) is explained
+    faults = [fault("rank 0 killed")] * crashes
+    assert _is_explained(order("failed", "worker_crashed"), faults) is explained
 
 
 def test_crashes_at_another_time_do_not_explain_a_failure():
-    strikes = [strike("rank 0 killed", after_s=3600)] * 3
-    assert not _is_true(order("failed", "worker_crashed"), strikes)
+    faults = [fault("rank 0 killed", after_s=3600)] * 3
+    assert not _is_explained(order("failed", "worker_crashed"), faults)
 
 
 def test_only_the_affected_job_may_run_out_of_memory():
     kind = "out of memory on all ranks"
-    assert _is_true(order("failed", "out_of_memory"), [strike(kind)])
-    assert not _is_true(order("failed", "out_of_memory"), [strike(kind, job="another")])
+    assert _is_explained(order("failed", "out_of_memory"), [fault(kind)])
+    assert not _is_explained(order("failed", "out_of_memory"), [fault(kind, job="another")])
 
 
 def record(**fields) -> Job:
@@ -102,15 +102,15 @@ def test_only_inputs_and_files_beside_the_result_are_kept(name, is_kept):
 
 def test_recoveries_are_counted_by_kind():
     times = [3.0, None, 1.0]
-    strikes = [Strike("redis killed", None, 0, 1, recovery_s) for recovery_s in times]
-    found = recoveries(strikes)["redis killed"]
-    assert (found.struck, found.never, found.median_s, found.worst_s) == (3, 1, 2.0, 3.0)
+    faults = [PastFault("redis killed", None, 0, 1, recovery_s) for recovery_s in times]
+    found = recoveries(faults)["redis killed"]
+    assert (found.count, found.never, found.median_s, found.worst_s) == (3, 1, 2.0, 3.0)
 
 
 def test_any_broken_guarantee_makes_the_verdict_bad():
     verdict = Verdict(accepted=1, ended={"succeeded": 1})
     assert verdict.is_good
-    for name in verdict.faults:
+    for name in verdict.violations:
         broken: dict[str, Any] = {name: ["it"]}
         assert not replace(verdict, **broken).is_good
 
@@ -126,7 +126,7 @@ def test_any_broken_guarantee_makes_the_verdict_bad():
     ],
 )
 def test_only_503_during_an_outage_is_excused(status, sent_s, answered_s, excused):
-    course = Course(videos=[], strikes=[strike("redis full", after_s=0)], began=START_S - 10)
+    course = Course(videos=[], faults=[fault("redis full", after_s=0)], began=START_S - 10)
     found = [ServerError(START_S + sent_s, START_S + answered_s, status, "GET /jobs")]
     assert (unexcused(found, course) == []) is excused
 
@@ -157,8 +157,19 @@ def test_job_has_resumed_once_another_leader_runs_it(tmp_path):
     assert log.running_again("mine", 0.0, {0}) is not None
 
 
-def test_new_campaign_has_no_jobs():
-    assert Course(videos=[]).orders == []
+def test_report_explains_each_count_and_names_each_violation():
+    verdict = Verdict(accepted=2, ended={"succeeded": 1, "lost": 1}, lost=["mine"])
+    verdict.recoveries = recoveries([fault("redis killed")])
+    text = report(
+        Plan(jobs=2, seed=1, minutes=1.0), Course(videos=[], faults=[fault("redis killed")]), verdict
+    )
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if "|" in line}
+    for name in verdict.violations:
+        count, meaning = rows[name.replace("_", " ")]
+        assert int(count) == (name == "lost")
+        assert meaning.strip()
+    assert [cell.strip() for cell in rows["redis killed"]] == ["1", "1.0", "1.0"]
+    assert "- lost: mine" in text
 
 
 def test_table_is_aligned():

@@ -18,7 +18,7 @@ from jobs.record import ENDED
 from jobs.record import Job as Record
 from jobs.storage.keys import job_of
 from jobs.store.metrics import counters
-from tests.chaos.campaign import Course, Ordered, Strike
+from tests.chaos.campaign import Course, Ordered, PastFault
 from tests.chaos.client import Client, Frames, Job, ServerError
 from tests.chaos.faults import OUTAGES
 from tests.chaos.site import Site
@@ -31,9 +31,9 @@ ROUNDS_S = 120.0  # two rounds of maintenance, on a busy machine
 
 @dataclass
 class Recovery:
-    """The times to recover from one kind of fault. `never` counts the faults without a recovery in time."""
+    """The times to recover from the faults of one kind. `never` counts those without a recovery in time."""
 
-    struck: int
+    count: int
     never: int
     median_s: float | None
     worst_s: float | None
@@ -46,43 +46,43 @@ class Verdict:
     Attributes:
         lost: jobs that never ended.
         duplicated: jobs that ended twice, or that one request created twice.
-        untrue: jobs whose status the faults do not explain, or changed after their end.
-        wrong: jobs whose video differs from the one that was generated without faults.
+        wrong_status: jobs whose status the faults do not explain, or changed after their end.
+        wrong_video: jobs whose video differs from the one that was generated without faults.
         orphaned_files: files that should have been removed.
-        never_recovered: faults from which the work did not recover in time.
-        ended_unasked: programs that ended although no fault ended them.
+        not_recovered: faults from which the work did not recover in time.
+        unexpected_exits: programs that ended although no fault ended them.
         server_errors: answers of 500 or more that no outage explains.
-        unannounced: jobs whose end no webhook announced.
-        put_back: how often jobs were requeued, by cause.
+        missing_webhooks: jobs whose end no webhook announced.
+        requeues: how often jobs were requeued, by cause.
     """
 
     accepted: int
     ended: dict[str, int]
     lost: list[str] = field(default_factory=list)
     duplicated: list[str] = field(default_factory=list)
-    untrue: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    wrong_status: list[str] = field(default_factory=list)
+    wrong_video: list[str] = field(default_factory=list)
     orphaned_files: list[str] = field(default_factory=list)
     orphaned_processes: list[str] = field(default_factory=list)
-    never_recovered: list[str] = field(default_factory=list)
-    ended_unasked: list[str] = field(default_factory=list)
+    not_recovered: list[str] = field(default_factory=list)
+    unexpected_exits: list[str] = field(default_factory=list)
     server_errors: list[str] = field(default_factory=list)
-    unannounced: list[str] = field(default_factory=list)
+    missing_webhooks: list[str] = field(default_factory=list)
     steps_run: int = 0
     steps_needed: int = 0
     recoveries: dict[str, Recovery] = field(default_factory=dict)
-    put_back: dict[str, int] = field(default_factory=dict)
+    requeues: dict[str, int] = field(default_factory=dict)
 
     @property
-    def faults(self) -> dict[str, list[str]]:
+    def violations(self) -> dict[str, list[str]]:
         """Return the violations, by name."""
-        names = ["lost", "duplicated", "untrue", "wrong", "orphaned_files", "orphaned_processes"]
-        names += ["never_recovered", "ended_unasked", "server_errors", "unannounced"]
+        names = ["lost", "duplicated", "wrong_status", "wrong_video", "orphaned_files", "orphaned_processes"]
+        names += ["not_recovered", "unexpected_exits", "server_errors", "missing_webhooks"]
         return {name: getattr(self, name) for name in names}
 
     @property
     def is_good(self) -> bool:
-        return not any(self.faults.values())
+        return not any(self.violations.values())
 
     @property
     def work_repeated(self) -> float:
@@ -99,16 +99,20 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
         accepted=len(orders),
         ended=dict(Counter(_label(order.ended) for order in orders)),
         lost=[order.job_id for order in orders if not order.ended],
-        untrue=[*_untrue(course), *_changed(orders, client)],
-        wrong=[order.job_id for order in videos if _is_wrong(order, course, client, is_exact=site.is_exact)],
-        never_recovered=[strike.kind for strike in course.strikes if strike.recovery_s is None],
-        ended_unasked=list(site.crashed),
+        wrong_status=[*_wrong_status(course), *_changed(orders, client)],
+        wrong_video=[
+            order.job_id
+            for order in videos
+            if _has_wrong_video(order, course, client, is_exact=site.is_exact)
+        ],
+        not_recovered=[fault.kind for fault in course.faults if fault.recovery_s is None],
+        unexpected_exits=list(site.crashed),
         server_errors=unexcused(client.server_errors, course),
-        unannounced=list(_unannounced(orders, site)),
+        missing_webhooks=list(_missing_webhooks(orders, site)),
         steps_run=run,
         steps_needed=needed,
-        recoveries=recoveries(course.strikes),
-        put_back={label: int(n) for (name, label), n in counters(site.redis).items() if name == "requeues"},
+        recoveries=recoveries(course.faults),
+        requeues={label: int(n) for (name, label), n in counters(site.redis).items() if name == "requeues"},
     )
     verdict.orphaned_files = _remains(lambda: _misplaced(site), site)
     verdict.duplicated = sorted({*_ended_twice(orders, site), *_ordered_twice(orders, client)})
@@ -120,7 +124,7 @@ def judge(course: Course, site: Site, client: Client) -> Verdict:
 
 def unexcused(found: list[ServerError], course: Course) -> list[str]:
     """Return answers of 500 or more, but those of 503 while an outage lasted or before the campaign began."""
-    outages = [strike for strike in course.strikes if strike.kind in OUTAGES]
+    outages = [fault for fault in course.faults if fault.kind in OUTAGES]
     return [
         f"{error.status} {error.what}"
         for error in found
@@ -135,7 +139,7 @@ def unexcused(found: list[ServerError], course: Course) -> list[str]:
     ]
 
 
-def _unannounced(orders: list[Ordered], site: Site) -> Iterator[str]:
+def _missing_webhooks(orders: list[Ordered], site: Site) -> Iterator[str]:
     """Yield jobs whose end was neither announced by a webhook nor will be."""
     for order in orders:
         if order.ended and order.video is not None:
@@ -145,17 +149,17 @@ def _unannounced(orders: list[Ordered], site: Site) -> Iterator[str]:
                 yield order.job_id
 
 
-def recoveries(strikes: list[Strike]) -> dict[str, Recovery]:
+def recoveries(faults: list[PastFault]) -> dict[str, Recovery]:
     """Return the times to recover, by kind of fault."""
-    kinds = sorted({strike.kind for strike in strikes})
-    return {kind: _recovery([strike for strike in strikes if strike.kind == kind]) for kind in kinds}
+    kinds = sorted({fault.kind for fault in faults})
+    return {kind: _recovery([fault for fault in faults if fault.kind == kind]) for kind in kinds}
 
 
-def _recovery(strikes: list[Strike]) -> Recovery:
-    times = [strike.recovery_s for strike in strikes if strike.recovery_s is not None]
+def _recovery(faults: list[PastFault]) -> Recovery:
+    times = [fault.recovery_s for fault in faults if fault.recovery_s is not None]
     return Recovery(
-        struck=len(strikes),
-        never=len(strikes) - len(times),
+        count=len(faults),
+        never=len(faults) - len(times),
         median_s=median(times) if times else None,
         worst_s=max(times, default=None),
     )
@@ -168,14 +172,14 @@ def _label(job: Job | None) -> str:
     return f"{job['status']}: {error['code']}" if error else str(job["status"])
 
 
-def _untrue(course: Course) -> Iterator[str]:
+def _wrong_status(course: Course) -> Iterator[str]:
     """Yield the jobs whose final status their faults and cancels do not explain."""
     for order in course.orders:
-        if order.ended and not _is_true(order, course.strikes):
+        if order.ended and not _is_explained(order, course.faults):
             yield f"{order.job_id} {_label(order.ended)}"
 
 
-def _is_true(order: Ordered, strikes: list[Strike]) -> bool:
+def _is_explained(order: Ordered, faults: list[PastFault]) -> bool:
     job = order.ended
     assert job
     if job["status"] == "cancelled":
@@ -183,7 +187,7 @@ def _is_true(order: Ordered, strikes: list[Strike]) -> bool:
     if order.cancel:
         return False
     if job["status"] == "failed":
-        return job["error"]["code"] in order.possible_errors(strikes)
+        return job["error"]["code"] in order.possible_errors(faults)
     return order.video is not None and job["result"] is not None
 
 
@@ -195,7 +199,7 @@ def _changed(orders: list[Ordered], client: Client) -> Iterator[str]:
             yield f"{order.job_id} was {_label(order.ended)} and is {_label(now)}"
 
 
-def _is_wrong(order: Ordered, course: Course, client: Client, *, is_exact: bool) -> bool:
+def _has_wrong_video(order: Ordered, course: Course, client: Client, *, is_exact: bool) -> bool:
     if not order.ended or order.ended["status"] != "succeeded":
         return False
     assert order.video is not None
