@@ -26,6 +26,7 @@ from jobs.connect import redis_reached
 from jobs.errors import JobEnded, JobNotFound, KeyReused, LeaseLost, LimitReached, Unavailable
 
 _CLOCK_TOLERANCE_S = 5.0  # a command may be on its way for some time
+_SLOWEST = 0.89  # of the speed of a clock: less than that of the scripts' time while it is made slower
 _ANY_MS = 10**14
 _ACKNOWLEDGED = {"submit", "cancel", "delete", "finish"}
 """The scripts whose results must survive a failover: clients rely on them, or workers remove files then."""
@@ -57,6 +58,7 @@ class Scripts:
         self._clock = clock
         self._replication = replication
         self._swept_at: float | None = None
+        self._known_time: tuple[float, int] | None = None
         self._scripts: dict[str, Script] = {}
 
     def run(self, name: str, **given: object) -> Any:  # noqa: ANN401 - each script has its own reply
@@ -71,6 +73,7 @@ class Scripts:
             given["now_ms"] = self._clock()
         else:
             given["longest_ms"] = self._longest_ms(name, began_at)
+            given["least_ms"] = self._least_ms(began_at) if name == "sweep" else None
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self._redis.register_script(source(name))
@@ -82,6 +85,8 @@ class Scripts:
                 reply = script(args=arguments)
         if name == "sweep":
             self._swept_at = began_at
+            now_ms, reply = reply
+            self._note_time(now_ms)
         return reply
 
     def _run_replicated(self, script: Script, arguments: list[str]) -> Any:  # noqa: ANN401
@@ -110,6 +115,19 @@ class Scripts:
         if self._swept_at is not None:
             return to_ms(now_s - self._swept_at + _CLOCK_TOLERANCE_S)
         return _ANY_MS if name == "sweep" else None
+
+    def _least_ms(self, now_s: float) -> int | None:
+        """Return what the scripts' time must be at least, by the clock of this process."""
+        if self._known_time is None:
+            return None
+        known_at, known_ms = self._known_time
+        return known_ms + round(_SLOWEST * 1000 * (now_s - known_at))
+
+    def _note_time(self, now_ms: int) -> None:
+        """Remember what the time was, unless the reply is that of a sweep which Redis executed late."""
+        now_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if now_ms >= (self._least_ms(now_s) or 0):
+            self._known_time = now_s, now_ms
 
 
 def source(name: str) -> str:

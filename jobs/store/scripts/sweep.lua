@@ -1,6 +1,6 @@
 -- include: transitions, allow_when_full
--- Handle leases, queue deadlines and retentions that ran out. Return pairs of the change and the job, or false if
--- another process swept a moment ago: one process sweeps for all, and another one takes over when it stops.
+-- Handle leases, queue deadlines and retentions that ran out. Return the time, and pairs of the change and the job, or
+-- false if another process swept a moment ago: one process sweeps for all, and another one takes over when it stops.
 do
   local SWEEPER = 'longcat:sweeper'
   local TERM_MS = 1000
@@ -8,7 +8,7 @@ do
   local clock_ms = server_ms or now
   local sweeper, swept_ms = unpack(redis.call('HMGET', SWEEPER, 'token', 'swept_ms'))
   local is_recent = swept_ms and tonumber(swept_ms) <= clock_ms and clock_ms < swept_ms + TERM_MS
-  if is_recent and sweeper ~= given.token then return false end
+  if is_recent and sweeper ~= given.token then return {now - missed_ms, false} end
   redis.call('HSET', SWEEPER, 'token', given.token, 'swept_ms', clock_ms)
 end
 
@@ -25,6 +25,12 @@ store_clock()
 -- clock showed when it was renewed.
 local last_sweep = tonumber(redis.call('GET', 'longcat:last_sweep') or now)
 redis.call('SET', 'longcat:last_sweep', now)
+
+if missed_ms > 0 then
+  for _, id in ipairs(redis.call('ZRANGE', 'longcat:leases', 0, -1)) do
+    redis.call('ZINCRBY', 'longcat:leases', missed_ms, id)
+  end
+end
 
 -- The end and the length of the first (rank 0) or the last (rank -1) lease; nil if there is none.
 local function lease_at(rank)
@@ -86,4 +92,4 @@ end
 release_long_held_back()
 move_late_jobs()
 
-return changes
+return {now, changes}

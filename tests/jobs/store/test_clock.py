@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from redis import Redis
 
@@ -136,6 +138,74 @@ class TestSteps:
         job = JobStore(redis).client.submit(a_submission()).job
         now_s = float(redis.hget("longcat:clock", "now_ms") or 0) / 1000
         assert job.created_at.timestamp() - now_s < HOUR_S
+
+
+class StallingRedis(Redis):
+    """A client whose next command may wait for `stall_s` until the server answers."""
+
+    boot_s = 1000.0  # the clock of the processes, which does not step
+    stall_s = 0.0
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        stall_s, self.stall_s = self.stall_s, 0.0
+        self.pass_time(stall_s)
+        return super().execute_command(*args, **options)
+
+    def pass_time(self, seconds: float) -> None:
+        self.boot_s += seconds
+        if seconds:
+            step(self, seconds)
+
+
+class TestStall:
+    """Redis hangs for ten minutes, with a sweep on its way according to which a second has passed."""
+
+    STALL_S = 600.0
+
+    @pytest.fixture
+    def stalling(self, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> StallingRedis:
+        stalling = StallingRedis(connection_pool=redis.connection_pool)
+        monkeypatch.setattr("jobs.store.scripts.time.clock_gettime", lambda _: stalling.boot_s)
+        return stalling
+
+    def test_time_of_a_stall_passes(self, redis: Redis, stalling: StallingRedis):
+        store = JobStore(stalling)
+        store.maintenance.sweep()
+        stalling.stall_s = self.STALL_S
+        for _ in range(2):
+            store.maintenance.sweep()
+        assert abs(difference(redis)) <= 0.12 * self.STALL_S * 1000
+
+    def test_process_that_takes_over_after_a_stall_knows_how_long_it_was(
+        self, redis: Redis, stalling: StallingRedis
+    ):
+        store, other = JobStore(stalling), JobStore(stalling)
+        store.maintenance.sweep()
+        assert other.maintenance.sweep().by_other
+        stalling.stall_s = self.STALL_S
+        store.maintenance.sweep()
+        stalling.pass_time(2.0)
+        assert not other.maintenance.sweep().by_other
+        assert abs(difference(redis)) <= 0.12 * self.STALL_S * 1000
+
+    def test_lease_does_not_run_out_by_a_stall(self, stalling: StallingRedis):
+        store = JobStore(stalling)
+        store.client.submit(a_submission())
+        claim = store.holder.claim("a", 10.0)
+        assert claim is not None
+        store.maintenance.sweep()
+        stalling.stall_s = self.STALL_S
+        for _ in range(2):
+            assert store.maintenance.sweep().requeued == ()
+        assert store.holder.renew_lease(claim) is None
+
+    def test_deadline_passes_during_a_stall(self, stalling: StallingRedis):
+        store = JobStore(stalling)
+        store.client.submit(a_submission(id="queued", max_queue_s=60.0))
+        store.maintenance.sweep()
+        stalling.stall_s = self.STALL_S
+        assert store.maintenance.sweep().ended == ()
+        assert store.maintenance.sweep().ended == ("queued",)
 
 
 class TestAdvance:

@@ -6,6 +6,9 @@
 -- Every sweep stores what the server's clock showed (`server_ms`) and what `now` was. Since then, `now` advances with
 -- the server's clock, but never backwards, and never by more than `longest_ms`: a process that sweeps knows how long
 -- ago its last sweep was. A difference between the two is made up for slowly.
+--
+-- A stall of Redis looks like a step: the first sweep after it was sent before, and allows for the time until then.
+-- So a sweep also says what `now` must be at least (`least_ms`), by the clock of its process since an earlier reply.
 local CLOCK = 'longcat:clock'
 local LONGEST_MS = 60000 -- for callers that do not sweep
 local CATCH_UP = 0.1 -- ms for each ms
@@ -29,6 +32,9 @@ end
 -- Tests pass their own time.
 local server_ms = not given.now_ms and server_time_ms()
 local now = given.now_ms or steady_time_ms(server_ms)
+-- Time that passed without a chance to renew a lease.
+local missed_ms = math.max(0, math.ceil((given.least_ms or now) - now))
+now = now + missed_ms
 
 -- Store both clocks. Only a sweep may: other callers do not know how much time can have passed.
 local function store_clock()
