@@ -84,7 +84,7 @@ fuzz: $(READY) ## thousands of requests made from the API's schema
 soak: $(READY) ## fifty jobs at once on one stack, watching its memory; all that the pocket checkpoint makes; further cases of the slowest tests
 	$(PYTEST) -m soak
 
-chaos: $(READY) ## jobs on a whole installation while faults strike it (JOBS= SEED= MINUTES= KINDS= POOLS=2 RELEASES=2 ELASTIC=1)
+chaos: $(READY) ## jobs on a whole installation while faults are injected (JOBS= SEED= MINUTES= KINDS= POOLS=2 RELEASES=2 ELASTIC=1)
 	$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(KINDS),--kinds "$(KINDS)") $(if $(filter 2,$(POOLS)),--second-pool) $(if $(filter 2,$(RELEASES)),--last-release) $(if $(ELASTIC),--elastic) $(if $(OUT),--out $(OUT))
 
 failover: $(READY) ## kill the primary of three Redis servers again and again under load (KILLS=)

@@ -5,11 +5,11 @@ All random choices follow from the seed. Their effect depends on the speed of th
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 
 from jobs.record import ENDED
@@ -45,21 +45,26 @@ class Ordered:
 
     Attributes:
         video: the index of its video; None for a job that always crashes its group.
+        sent_at: when its request was first sent. As `seen_at`, by the clock of the faults: the service's own
+            times differ from it after a fault of the clock of Redis.
         cancel: True if a cancel was accepted, False if it was refused or not answered, None without one.
         ended: the job when it had ended; {} if it was lost.
+        seen_at: when it was seen to have ended.
     """
 
     number: int
     video: int | None
     job_id: str
+    sent_at: float
     cancel: bool | None = None
     ended: Job | None = None
+    seen_at: float = math.inf
 
     def possible_errors(self, faults: list[PastFault]) -> set[str]:
         """Return the error codes that the faults of its time explain."""
         if self.video is None:
             return {"worker_crashed"}
-        mine = [fault for fault in faults if fault.overlaps(self.ended)]
+        mine = [fault for fault in faults if fault.at <= self.seen_at and fault.over_at >= self.sent_at]
         found = {
             ERRORS[fault.kind]
             for fault in mine
@@ -78,12 +83,6 @@ class PastFault:
     at: float
     over_at: float
     recovery_s: float | None
-
-    def overlaps(self, job: Job | None) -> bool:
-        """Return whether the job existed during the fault."""
-        if not job:
-            return True
-        return self.at <= _seconds(job["finished_at"]) and self.over_at >= _seconds(job["created_at"])
 
 
 @dataclass
@@ -108,13 +107,13 @@ class Campaign:
         self._wanted_faults = max(len(self._faults), plan.jobs // JOBS_FOR_A_FAULT)
         self._poisons = 0
         self._orders_come = False
-        self._unanswered: Body | None = None  # an order that may have been accepted
+        self._unanswered: tuple[Body, float] | None = None  # an order that may have been accepted
 
     @property
     def _faults(self) -> dict[str, Fault]:
         """Return the faults of the wanted kinds, by kind."""
-        kinds = self._plan.kinds
-        return {kind: fault for kind, fault in faults(self._site).items() if not kinds or kind in kinds}
+        possible = faults(self._site)
+        return {kind: possible[kind] for kind in self._plan.kinds or possible}
 
     def run(self) -> Course:
         self._wait(self._is_up, LONGEST_START_S)
@@ -250,16 +249,17 @@ class Campaign:
         """Order the next video, or repeat an order that was not answered, and return the id of the job."""
         number = len(self._videos_ordered)
         video = number % len(self.course.videos)
-        body = self._unanswered or {
+        new = {
             **self.course.videos[video],
             "priority": priority,
             "metadata": {"order": str(number)},
             "webhook_url": self._site.receiver.url,
         }
+        body, sent_at = self._unanswered or (new, now())
         job_id = self._client.order(body, f"order-{number}")
-        self._unanswered = None if job_id else body
+        self._unanswered = None if job_id else (body, sent_at)
         if job_id:
-            self.course.orders.append(Ordered(number, video, job_id))
+            self.course.orders.append(Ordered(number, video, job_id, sent_at))
         return job_id
 
     def _order_urgent(self) -> str | None:
@@ -271,13 +271,13 @@ class Campaign:
         return job_id
 
     def _order_poison(self) -> str | None:
-        number = self._poisons
+        number, sent_at = self._poisons, now()
         job_id = self._client.order(
             {**poison(), "metadata": {"order": f"poison-{number}"}}, f"poison-{number}"
         )
         if job_id:
             self._poisons += 1
-            self.course.orders.append(Ordered(number, None, job_id))
+            self.course.orders.append(Ordered(number, None, job_id, sent_at))
         return job_id
 
     def _cancel_one(self) -> str | None:
@@ -297,7 +297,7 @@ class Campaign:
         for order in self._open():
             job = self._client.job(order.job_id)
             if job is not None and (not job or job["status"] in ENDED):
-                order.ended = job
+                order.ended, order.seen_at = job, now()
         time.sleep(LOOK_S)
 
     def _pause(self, seconds: float) -> None:
@@ -309,7 +309,3 @@ class Campaign:
         while not (true := condition()) and time.monotonic() < until:
             self._tick()
         return true
-
-
-def _seconds(time_of_day: str) -> float:
-    return datetime.fromisoformat(time_of_day).timestamp()

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from stack.die_with_parent import dies_with_parent
+from tests.chaos.redis_link import RedisLink
 
 ROOT = Path(__file__).parents[2]
 DISK = "64m"  # of each worker, where one can be mounted
@@ -34,6 +35,7 @@ class Daemon:
     """A program that can be killed and started again.
 
     Attributes:
+        redis_link: its connection to Redis.
         wanted: whether it should be running.
         checkout: the folder of the code that it runs.
     """
@@ -41,6 +43,7 @@ class Daemon:
     name: str
     command: list[str]
     environment: Mapping[str, str]
+    redis_link: RedisLink
     log: Path
     process: subprocess.Popen[bytes] | None = None
     wanted: bool = False
@@ -51,7 +54,11 @@ class Daemon:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 dies_with_parent(self.command),
-                env={**self.environment, "PYTHONPATH": str(self.checkout)},
+                env={
+                    **self.environment,
+                    "LONGCAT_REDIS_URL": self.redis_link.url,
+                    "PYTHONPATH": str(self.checkout),
+                },
                 cwd=self.checkout,
                 stdout=log,
                 stderr=log,
@@ -92,7 +99,14 @@ class Worker(Daemon):
 
     @classmethod
     def of(
-        cls, name: str, site: Path, environment: Mapping[str, str], *, mounted: bool, checkout: Path = ROOT
+        cls,
+        name: str,
+        site: Path,
+        environment: Mapping[str, str],
+        redis_link: RedisLink,
+        *,
+        mounted: bool,
+        checkout: Path = ROOT,
     ) -> Worker:
         folder = site / f"disk-{name}"
         folder.mkdir()
@@ -104,7 +118,14 @@ class Worker(Daemon):
         log = site / f"worker-{name}.log"
         environment = {**environment, **own}
         return cls(
-            f"worker {name}", command, environment, log, checkout=checkout, folder=folder, mounted=mounted
+            f"worker {name}",
+            command,
+            environment,
+            redis_link,
+            log,
+            checkout=checkout,
+            folder=folder,
+            mounted=mounted,
         )
 
     @property

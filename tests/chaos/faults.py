@@ -37,19 +37,22 @@ LONGEST_CHANGE_S = 0.5  # from the message to stop to the first step with other 
 def faults(site: Site) -> Mapping[str, Fault]:
     """Return the faults that are possible here, by name. A fault returns None if it finds no target."""
     found = {
-        "rank 0 killed": lambda scene: _strike_process(scene, lambda worker: worker.ranks[0], "kill"),
-        "rank 1 killed": lambda scene: _strike_process(scene, lambda worker: worker.ranks[1], "kill"),
-        "rank stopped": lambda scene: _strike_process(
+        "rank 0 killed": lambda scene: _signal_process(scene, lambda worker: worker.ranks[0], "kill"),
+        "rank 1 killed": lambda scene: _signal_process(scene, lambda worker: worker.ranks[1], "kill"),
+        "rank stopped": lambda scene: _signal_process(
             scene, lambda worker: scene.rng.choice(worker.ranks), "suspend"
         ),
         "torchrun killed with its ranks": _kill_group,
-        "supervisor killed": lambda scene: _strike_process(scene, lambda worker: worker.supervisor, "kill"),
+        "supervisor killed": lambda scene: _signal_process(scene, lambda worker: worker.supervisor, "kill"),
         "supervisor stopped beyond its lease": _pause_supervisor,
+        "machine paused beyond its lease": _pause_machine,
         "machine lost": _lose_machine,
         "worker drained": _drain,
         "error on one rank": lambda scene: _stage(scene, f"raises {scene.rng.randrange(2)}", goes_on=True),
         "out of memory on all ranks": lambda scene: _stage(scene, "memory", goes_on=False),
         "no disk space for the video": lambda scene: _stage(scene, "disk", goes_on=False),
+        "worker cut off from redis": redis_faults.cut_off_worker,
+        "api cut off from redis": redis_faults.cut_off_api,
         "redis killed": redis_faults.kill,
         "redis stalled": redis_faults.stall,
         "redis without replicas": redis_faults.refuse_without_replicas,
@@ -62,6 +65,8 @@ def faults(site: Site) -> Mapping[str, Fault]:
         "api killed in an order": kill_api_in_order,
         "s3 down": lambda scene: make_s3(scene, "down"),
         "s3 failing": lambda scene: make_s3(scene, "failing"),
+        "s3 throttling": lambda scene: make_s3(scene, "throttling"),
+        "s3 denying access": lambda scene: make_s3(scene, "denying"),
         "s3 slow": lambda scene: make_s3(scene, "slow"),
         "s3 cutting connections": lambda scene: make_s3(scene, "cutting"),
         "s3 showing files late": lambda scene: make_s3(scene, "late"),
@@ -82,6 +87,7 @@ def faults(site: Site) -> Mapping[str, Fault]:
 OUTAGES = {  # during these an API process may answer 503
     *("redis killed", "redis stalled", "redis without replicas", "redis without snapshot", "redis full"),
     *("redis failed over", "redis demoted", "s3 down", "s3 failing", "s3 slow", "s3 cutting connections"),
+    *("s3 throttling", "s3 denying access", "api cut off from redis"),
     *("s3 showing files late", "decoder killed", "supervisor killed while uploading"),
     "api killed in an order",
 }
@@ -112,6 +118,8 @@ CRASHES = {  # how many attempts of a job a fault of this kind may end
             "supervisor killed",
             "supervisor killed while uploading",
             "supervisor stopped beyond its lease",
+            "machine paused beyond its lease",
+            "worker cut off from redis",
             "machine lost",
             "error on one rank",
             "rank killed during a change",
@@ -128,7 +136,7 @@ ERRORS = {  # the error code with which a fault of this kind may fail a job
 }
 
 
-def _strike_process(
+def _signal_process(
     scene: Scene, choose: Callable[[Worker], psutil.Process | None], how: str
 ) -> ActiveFault | None:
     if (found := busy(scene)) is None:
@@ -181,14 +189,32 @@ def _pause_supervisor(scene: Scene) -> ActiveFault | None:
     worker, job_id = found
     supervisor = worker.supervisor
     assert supervisor is not None
+    return _pause(scene, worker, job_id, [supervisor])
+
+
+def _pause_machine(scene: Scene) -> ActiveFault | None:
+    """Stop all processes of a worker, as the host of a virtual machine may."""
+    if (found := busy(scene)) is None:
+        return None
+    worker, job_id = found
+    return _pause(scene, worker, job_id, worker.processes)
+
+
+def _pause(scene: Scene, worker: Worker, job_id: str, processes: list[psutil.Process]) -> ActiveFault:
     recovered = resumes_elsewhere(scene, worker)(job_id)
-    supervisor.suspend()
+    _signal(processes, "suspend")
+    return ActiveFault(
+        job_id,
+        recovered,
+        lasts_s=LEASE_S + scene.rng.uniform(1, 4),
+        repair=lambda: _signal(processes, "resume"),
+    )
 
-    def resume() -> None:
+
+def _signal(processes: list[psutil.Process], how: str) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            supervisor.resume()
-
-    return ActiveFault(job_id, recovered, lasts_s=LEASE_S + scene.rng.uniform(1, 4), repair=resume)
+            getattr(process, how)()
 
 
 def _lose_machine(scene: Scene) -> ActiveFault | None:
@@ -223,9 +249,9 @@ def _stage(scene: Scene, what: str, *, goes_on: bool) -> ActiveFault | None:
     with suppress(FileNotFoundError):  # it was picked up
         fault.unlink()
         return None
-    struck = next(worker.checkpoint.glob(f"{fault.name}.*"))
-    job_id = struck.suffix[1:]
-    struck.unlink()
+    picked_up = next(worker.checkpoint.glob(f"{fault.name}.*"))
+    job_id = picked_up.suffix[1:]
+    picked_up.unlink()
     return ActiveFault(job_id, recovered_of(job_id) if goes_on else lambda: ended(scene, job_id))
 
 

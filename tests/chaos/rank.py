@@ -2,7 +2,7 @@
 
 `LONGCAT_RANK_MODULE` names this module. The checkpoint folder holds the files: `steps.log` gets a line for
 each event of a job, and `fault-GROUP` names the fault of the next event. The leader reads it and broadcasts
-it, so that the fault strikes all ranks at the same event.
+it, so that all ranks have the fault at the same event.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from worker.rank.engine import Engine, InputsRead
 from worker.rank.model_engine import load_engine
 from worker.settings import RankSetup
 
-STEP_S = 0.08  # else steps of the small checkpoint are too short to be struck by a fault
+STEP_S = 0.08  # else steps of the small checkpoint are too short for a fault to come during one
 
 
 class FaultyEngine:
@@ -58,7 +58,7 @@ class FaultyEngine:
                 if isinstance(event, Stepped):
                     time.sleep(STEP_S)
                 self._log_event(run.job_id, event)
-                self._strike(run)
+                self._cause_fault(run)
                 yield event
 
     def release_memory(self) -> None:
@@ -69,7 +69,7 @@ class FaultyEngine:
             place = (event.segment, event.stage, event.step) if isinstance(event, Stepped) else None
             self._log.add(self._group, job_id, place)
 
-    def _strike(self, run: RunJob) -> None:
+    def _cause_fault(self, run: RunJob) -> None:
         if POISON in run.order.prompts[0] and self._rank == self._parallel.size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         match self._next_fault(run.job_id).split():

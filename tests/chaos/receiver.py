@@ -11,7 +11,7 @@ from time import time
 
 
 class Receiver(ThreadingHTTPServer):
-    """Answers 200 to every webhook, or accepts it and never answers while it `hangs`.
+    """A receiver that answers 200 to every webhook, or accepts it and never answers while it `hangs`.
 
     `received` holds event and job, `received_at` the time of the last one.
     """

@@ -1,4 +1,4 @@
-"""Faults of Redis: killed, stalled, refusing writes, full, failing over, with a clock that steps."""
+"""Faults of Redis: killed, stalled, cut off, refusing writes, full, failing over, with a clock that steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from tests.chaos.scene import ActiveFault, Scene
+from tests.chaos.scene import ActiveFault, Scene, busy, resumes_elsewhere
 from tests.chaos.site import LEASE_S, now
 from tests.waiting import wait_until
 
@@ -87,9 +87,29 @@ def step_clock(scene: Scene) -> ActiveFault:
     return _outage(scene, lambda: None)
 
 
-def _outage(scene: Scene, repair: Callable[[], None]) -> ActiveFault:
-    """Return a fault that is over when an API process is ready and can write to Redis again."""
+def cut_off_worker(scene: Scene) -> ActiveFault | None:
+    """Cut the connection of a worker to Redis until its lease has expired. It still reaches S3."""
+    if (found := busy(scene)) is None:
+        return None
+    worker, job_id = found
+    recovered = resumes_elsewhere(scene, worker)(job_id)
+    worker.redis_link.cut()
+    return ActiveFault(
+        job_id, recovered, lasts_s=LEASE_S + scene.rng.uniform(1, 4), repair=worker.redis_link.mend
+    )
+
+
+def cut_off_api(scene: Scene) -> ActiveFault:
+    """Cut the connection of an API process to Redis. What it sends meanwhile arrives later."""
     url = scene.rng.choice(list(scene.site.apis))
+    link = scene.site.apis[url].redis_link
+    link.cut()
+    return _outage(scene, link.mend, url)
+
+
+def _outage(scene: Scene, repair: Callable[[], None], api: str | None = None) -> ActiveFault:
+    """Return a fault that is over when an API process is ready and can write to Redis again."""
+    url = api or scene.rng.choice(list(scene.site.apis))
     return ActiveFault(
         None,
         lambda: (

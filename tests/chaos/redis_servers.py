@@ -38,17 +38,17 @@ class RedisNode(RedisServer):
 
 
 class NamedRedis:
-    """A primary and its replica. `url` names the primary."""
+    """A primary and its replica. `name` is the path of the primary's socket, `url` its URL."""
 
     def __init__(self, folder: Path, program: RedisProgram) -> None:
         folder.mkdir()
-        self._name = folder / "named.sock"
+        self.name = folder / "named.sock"
         self.primary = RedisNode(folder / "one", program)
         self.replica = RedisNode(folder / "other", program)
 
     @property
     def url(self) -> str:
-        return f"unix://{self._name}"
+        return f"unix://{self.name}"
 
     def start(self) -> None:
         self.primary.start()
@@ -82,9 +82,9 @@ class NamedRedis:
             primary.client_unpause()
 
     def _name_primary(self) -> None:
-        new = self._name.with_suffix(".new")
+        new = self.name.with_suffix(".new")
         new.symlink_to(self.primary.url.removeprefix("unix://"))
-        new.replace(self._name)
+        new.replace(self.name)
 
     def _replicate(self) -> None:
         with self.replica.client as replica:

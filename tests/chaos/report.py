@@ -33,9 +33,10 @@ MEANINGS = {
 }
 RECOVERY = (
     "A fault of a process, rank or job has recovered when its job runs again on other ranks or has finished, "
-    "counted from the fault. An urgent job has recovered when it starts. An outage of Redis, S3, the API, a "
-    "disk or a webhook receiver has recovered when the affected requests succeed again or the affected job "
-    "has finished, counted from the end of the outage."
+    "counted from the fault. An urgent job has recovered when it starts. Outages count from their end: those "
+    "of Redis and the API until the API answers and sees a worker that is ready; those of S3 and webhook "
+    "receivers until a file or webhook arrives; a full disk until its job has finished. After two faults at "
+    "once, the end of a job is first looked for when both have been repaired."
 )
 
 

@@ -1,6 +1,7 @@
-"""A proxy in front of an S3 server that can be told to fail: down, failing, slow, cutting, late.
+"""Forward requests to an S3 server, and fail in the way that `health` names.
 
-`cutting` breaks off connections, `late` shows a file only some seconds after it was stored.
+`down` closes connections, `failing`, `throttling` and `denying` answer errors, `slow` answers after clients
+have given up, `cutting` breaks off connections, and `late` shows a file some seconds after it was stored.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from time import sleep, time
 from typing import Literal
 from urllib.parse import urlsplit
 
-Health = Literal["well", "down", "failing", "slow", "cutting", "late"]
+Health = Literal["well", "down", "failing", "throttling", "denying", "slow", "cutting", "late"]
 
 SLOW_S = 6.0  # longer than clients wait: what they gave up is stored all the same, late
 LATE_S = 2.0
+ERRORS: dict[Health, tuple[int, str]] = {
+    "failing": (500, "InternalError"),
+    "throttling": (503, "SlowDown"),
+    "denying": (403, "AccessDenied"),
+}
 NOT_PASSED_ON = {"connection", "transfer-encoding", "expect", "keep-alive"}
 
 
 class FaultyS3(ThreadingHTTPServer):
-    """Passes requests on to `upstream_url`, or not.
+    """A proxy of the server at `upstream_url`.
 
-    `stored_at` is when a file was last stored, `slowed` what was asked of it while it was slow.
+    Attributes:
+        stored_at: when a file was last stored.
+        slowed: the requests that came while it was slow.
     """
 
     daemon_threads = True
@@ -42,12 +50,12 @@ class FaultyS3(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
-        """Broken connections are what this is for."""
+        """Do nothing: broken connections are intended."""
 
 
 @contextmanager
 def faulty_s3(upstream_url: str) -> Iterator[FaultyS3]:
-    """The proxy, answering in threads."""
+    """Run the proxy in threads."""
     with FaultyS3(upstream_url) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
@@ -61,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyS3
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Do nothing."""
 
     def do_GET(self) -> None:
         health = self.server.health
@@ -69,8 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if health == "failing":
-            self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")
+        if health in ERRORS:
+            status, code = ERRORS[health]
+            self._answer(status, [], f"<Error><Code>{code}</Code></Error>".encode())
             return
         if health == "slow":
             self.server.slowed.append(f"{self.command} {self.path}")
@@ -89,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         return time() - self.server.stored_at_by_path.get(self.path, 0.0) < LATE_S
 
     def _upstream(self, body: bytes) -> http.client.HTTPConnection:
-        """A connection on which the request was sent, with this body or a part of it."""
+        """Return a connection on which the request was sent, with this body or a part of it."""
         connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():

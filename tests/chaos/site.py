@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from jobs.storage.base import Storage, open_storage
 from jobs.store.job_store import JobStore
 from tests.chaos.daemons import ROOT, Daemon, Worker, can_mount
 from tests.chaos.receiver import Receiver, run_receiver
+from tests.chaos.redis_link import RedisLink, run_redis_link
 from tests.chaos.redis_servers import NamedRedis
 from tests.chaos.s3_proxy import FaultyS3, faulty_s3
 from tests.chaos.steps import StepLog
@@ -165,24 +166,28 @@ def open_site(folder: Path, checkpoint: Path, fleet: Fleet) -> Iterator[Site]:
         create_bucket(s3_server, BUCKET)
         s3 = parts.enter_context(faulty_s3(s3_server.endpoint_url))
         receiver = parts.enter_context(run_receiver())
-        environment = _environment(redis_server.url, s3_server, s3, checkpoint)
+        environment = _environment(s3_server, s3, checkpoint)
         apis = {f"http://127.0.0.1:{port}": port for port in (free_port(), free_port())}
         settings = _shared_settings(environment)
         (folder / UPLOADS).mkdir()
         mounted = can_mount()
         redis = connect(redis_server.url)
+
+        def start_link(name: str) -> RedisLink:
+            return parts.enter_context(run_redis_link(folder / f"redis-{name}.sock", redis_server.name))
+
         site = Site(
             folder=folder,
             redis_server=redis_server,
             s3=s3,
             receiver=receiver,
             apis={
-                url: _api(folder, environment, port, checkout)
+                url: _api(folder, environment, start_link(f"api-{port}"), port, checkout)
                 for (url, port), checkout in zip(
                     apis.items(), (ROOT, fleet.other_checkout or ROOT), strict=True
                 )
             },
-            workers=_workers(folder, environment, fleet, mounted=mounted),
+            workers=_workers(folder, environment, fleet, start_link, mounted=mounted),
             checkpoint=checkpoint,
             redis=redis,
             job_store=JobStore(redis, max_attempts=MAX_ATTEMPTS),
@@ -194,28 +199,36 @@ def open_site(folder: Path, checkpoint: Path, fleet: Fleet) -> Iterator[Site]:
         yield site
 
 
-def _workers(folder: Path, environment: Mapping[str, str], fleet: Fleet, *, mounted: bool) -> list[Worker]:
+def _workers(
+    folder: Path,
+    environment: Mapping[str, str],
+    fleet: Fleet,
+    start_link: Callable[[str], RedisLink],
+    *,
+    mounted: bool,
+) -> list[Worker]:
     names = iter("abcdefgh")
+
+    def worker(environment: Mapping[str, str], checkout: Path = ROOT) -> Worker:
+        name = next(names)
+        return Worker.of(name, folder, environment, start_link(name), mounted=mounted, checkout=checkout)
+
     if fleet.elastic:
         environment = {**environment, **{f"LONGCAT_{name}": str(value) for name, value in ELASTIC.items()}}
-    workers = [Worker.of(next(names), folder, environment, mounted=mounted) for _ in range(fleet.num_workers)]
+    workers = [worker(environment) for _ in range(fleet.num_workers)]
     if fleet.other_checkout:
-        workers.append(
-            Worker.of(next(names), folder, environment, mounted=mounted, checkout=fleet.other_checkout)
-        )
+        workers.append(worker(environment, fleet.other_checkout))
     if fleet.other_checkpoint:
         checkpoint = shutil.copytree(fleet.other_checkpoint, folder / "other-checkpoint")
         (checkpoint / "steps.log").symlink_to(Path(environment["LONGCAT_CHECKPOINT"]) / "steps.log")
-        own = {**environment, "LONGCAT_CHECKPOINT": str(checkpoint)}
-        workers.append(Worker.of(next(names), folder, own, mounted=mounted))
+        workers.append(worker({**environment, "LONGCAT_CHECKPOINT": str(checkpoint)}))
     return workers
 
 
-def _environment(redis_url: str, server: S3Server, s3: FaultyS3, checkpoint: Path) -> dict[str, str]:
+def _environment(server: S3Server, s3: FaultyS3, checkpoint: Path) -> dict[str, str]:
     settings = {
         **SETTINGS,
         "OWNER_REQUESTS_PER_S": "none",
-        "REDIS_URL": redis_url,
         "CHECKPOINT": checkpoint,
         "S3_ENDPOINT_URL": s3.url,
         "S3_REGION": server.region,
@@ -233,7 +246,9 @@ def _shared_settings(environment: Mapping[str, str]) -> SharedSettings:
     return SharedSettings(**fields)
 
 
-def _api(folder: Path, environment: Mapping[str, str], port: int, checkout: Path) -> Daemon:
+def _api(
+    folder: Path, environment: Mapping[str, str], redis_link: RedisLink, port: int, checkout: Path
+) -> Daemon:
     own = {
         "LONGCAT_PORT": str(port),
         "LONGCAT_DATA_DIR": str(folder / f"api-{port}"),
@@ -241,7 +256,7 @@ def _api(folder: Path, environment: Mapping[str, str], port: int, checkout: Path
     }
     command = [sys.executable, "-m", "service"]
     log = folder / f"api-{port}.log"
-    return Daemon(f"api {port}", command, {**environment, **own}, log, checkout=checkout)
+    return Daemon(f"api {port}", command, {**environment, **own}, redis_link, log, checkout=checkout)
 
 
 def now() -> float:

@@ -45,15 +45,15 @@ def test_name_moves_to_the_replica_with_all_writes(servers):
 
 
 @pytest.mark.parametrize(
-    ("strike", "error"),
+    ("cause", "error"),
     [
         (redis_faults.refuse_without_replicas, "NOREPLICAS"),
         (redis_faults.refuse_without_snapshot, "MISCONF"),
     ],
 )
-def test_redis_refuses_writes_until_it_is_repaired(servers, scene, strike, error):
+def test_redis_refuses_writes_until_it_is_repaired(servers, scene, cause, error):
     with Redis.from_url(servers.url) as client:
-        active = strike(scene)
+        active = cause(scene)
         with pytest.raises(ResponseError, match=error):
             client.set("key", 1)
         active.repair()

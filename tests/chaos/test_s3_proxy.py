@@ -73,9 +73,10 @@ def test_proxy_that_is_down_does_not_answer(s3, http, files):
     assert "/new" not in files
 
 
-def test_failing_proxy_answers_500_and_stores_nothing(s3, http, files):
-    s3.health = "failing"
-    assert http.put("/new", content=b"abc").status_code == 500
+@pytest.mark.parametrize(("health", "status"), [("failing", 500), ("throttling", 503), ("denying", 403)])
+def test_refusing_proxy_answers_an_error_and_stores_nothing(s3, http, files, health, status):
+    s3.health = health
+    assert http.put("/new", content=b"abc").status_code == status
     assert "/new" not in files
 
 

@@ -20,16 +20,15 @@ from tests.chaos.steps import StepLog
 from tests.chaos.verdict import Verdict, _is_explained, _is_kept, is_same, recoveries, unexcused
 from tests.jobs.examples import ORDER, a_result
 
-START, END = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
-START_S = 1767225600.0
+START_S, END_S = 1767225600.0, 1767225660.0
 
 
 def order(
     status: str, code: str | None = None, *, cancel: bool | None = None, video: int | None = 0
 ) -> Ordered:
     error = {"code": code} if code else None
-    job = {"status": status, "created_at": START, "finished_at": END, "error": error, "result": {}}
-    return Ordered(0, video, "mine", cancel, job)
+    job = {"status": status, "error": error, "result": {}}
+    return Ordered(0, video, "mine", START_S, cancel, job, END_S)
 
 
 def fault(kind: str, job: str | None = "mine", after_s: float = 10.0) -> PastFault:
