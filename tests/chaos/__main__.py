@@ -17,7 +17,6 @@ from model.tiny import write_tiny
 from tests.chaos.campaign import Campaign, Plan
 from tests.chaos.client import Client
 from tests.chaos.daemons import command_of
-from tests.chaos.faults import FAULTS_OF_LAST_RELEASE
 from tests.chaos.report import report, write
 from tests.chaos.site import Fleet, Site, open_site
 from tests.chaos.verdict import Verdict, judge
@@ -28,8 +27,6 @@ from tests.waiting import wait_until
 def main() -> int:
     options = _options()
     kinds = tuple(kind.strip() for kind in options.kinds.split(",") if kind.strip())
-    if options.last_release and not kinds:
-        kinds = FAULTS_OF_LAST_RELEASE
     plan = Plan(options.jobs, options.seed, options.minutes, kinds)
     folder = Path(tempfile.mkdtemp(prefix="longcat-chaos-"))
     print(f"seed {plan.seed}; logs are in {folder}", flush=True)

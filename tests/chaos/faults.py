@@ -92,19 +92,6 @@ OUTAGES = {  # during these an API process may answer 503
     "api killed in an order",
 }
 REDIS_FAULTS = {"clock stepped", *(kind for kind in OUTAGES if kind.startswith("redis"))}
-FAULTS_OF_LAST_RELEASE = (  # others end supervisors of release 0.2.0, or make it answer 500
-    *(
-        "rank 0 killed",
-        "rank 1 killed",
-        "rank stopped",
-        "torchrun killed with its ranks",
-        "supervisor killed",
-    ),
-    *("supervisor stopped beyond its lease", "machine lost", "worker drained", "error on one rank"),
-    *("out of memory on all ranks", "no disk space for the video", "redis killed", "api killed"),
-    *("api killed in an order", "s3 down", "s3 failing", "s3 slow", "s3 cutting connections"),
-    *("job cancelled", "poison job", "urgent job"),
-)
 SUPERVISOR_ENDS = {  # each of these ends a supervisor
     *("supervisor killed", "supervisor killed while uploading", "machine lost", "worker drained"),
 }
