@@ -65,9 +65,9 @@ def observe(client: httpx.Client, count: int) -> list[ObservedJob]:
     going: dict[str, dict[str, Any]] = {}
     runs: dict[str, tuple[float, datetime]] = {}
     ended: list[ObservedJob] = []
-    left = requests(count)
+    remaining = requests(count)
     while True:
-        while len(going) < IN_SYSTEM and (request := next(left, None)):
+        while len(going) < IN_SYSTEM and (request := next(remaining, None)):
             job = client.post("/generate", json=request).raise_for_status().json()
             going[job["id"]] = job
         if not going:

@@ -1,8 +1,9 @@
 """Measure the size of a job in work units, so that run times of different jobs can be compared.
 
 A unit is one pixel of one frame in one pass of the model. The second stage and cached steps are counted by
-the shares that they typically take. The steps that `enhance_hf` adds are left out, as other
-releases do, too: run times are compared within a task, whose continued segments have about the same number.
+the shares that they typically take. The steps that `enhance_hf` adds are not counted, because the run times
+of jobs are compared with those that earlier releases recorded without them. Within a task, the difference is
+nearly constant.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         """Open the file. `crf` is the quality of x264 (0 is lossless), `preset` its effort."""
         self.num_frames = 0
         self._container = av.open(path, "w", format="mp4", options={"movflags": "+faststart"})
-        # Without `cpu-independent`, the files of the same frames differ: x264's assembly for the macroblock
-        # tree reads memory that nobody has written.
+        # Without `cpu-independent`, the same frames give different files: x264's assembly for the macroblock
+        # tree reads uninitialised memory.
         options = {"crf": str(crf), "preset": preset, "x264-params": "cpu-independent=1"}
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps), options=options)
         self._stream.height, self._stream.width = size

@@ -14,6 +14,7 @@ from model.spec.memory import GIB
 from worker.check.finding import Finding
 from worker.check.gpus import Gpu, Torch, ask_torch, check_gpus, check_torch, smallest_memory
 from worker.check.memory import check_checkpoint
+from worker.rank.network import resolve
 from worker.settings import Endpoint, WorkerSettings
 
 DEADLINE_S = 5.0
@@ -53,9 +54,7 @@ def _check_rendezvous(settings: WorkerSettings) -> Finding:
     assert settings.rendezvous is not None
     endpoint = Endpoint.parse(settings.rendezvous)
     try:
-        family, _, _, _, address = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[
-            0
-        ]
+        family, address = resolve(endpoint)
         if settings.node_rank == 0:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.bind((address[0], 0))

@@ -26,7 +26,7 @@ from jobs.connect import redis_reached
 from jobs.errors import JobEnded, JobNotFound, KeyReused, LeaseLost, LimitReached, Unavailable
 
 _CLOCK_TOLERANCE_S = 5.0  # a command may be on its way for some time
-_SLOWEST = 0.89  # of the speed of a clock: less than that of the scripts' time while it is made slower
+_SLOWEST = 0.89  # speed of the scripts' time, at least: clock.lua slows it down to 0.9 of the server's clock
 _ANY_MS = 10**14
 _ACKNOWLEDGED = {"submit", "cancel", "delete", "finish"}
 """The scripts whose results must survive a failover: clients rely on them, or workers remove files then."""

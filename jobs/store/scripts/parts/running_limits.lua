@@ -19,7 +19,8 @@ local function limit_on_start(id, leaving)
   local num_leaving = leaving and 1 or 0
   local num_leaving_of_owner = leaving and leaving.owner == owner and 1 or 0
   local function is_reached(limit, key, num_not_counted)
-    return whole_number(limit) and has_at_least(whole_number(limit) + num_not_counted, key)
+    local bound = whole_number(limit)
+    return bound and has_at_least(bound + num_not_counted, key)
   end
   if is_reached(total_limit, index_key('running'), num_leaving) then return 'total' end
   if is_reached(owner_limit, index_key('running', owner), num_leaving_of_owner) then return 'owner' end
