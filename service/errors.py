@@ -20,6 +20,18 @@ class UnusableInput(Exception):
     """A file cannot be fetched or decoded. The message is shown to the client."""
 
 
+class MalformedRequest(LongCatError):
+    """The request is not valid HTTP."""
+
+    code = "malformed_request"
+
+
+class HeadTooSlow(LongCatError):
+    """The head of the request arrives too slowly."""
+
+    code = "head_too_slow"
+
+
 class MalformedBody(LongCatError):
     """The body is not valid JSON, or not a valid form."""
 
@@ -116,6 +128,7 @@ class RangeNotSatisfiable(LongCatError):
 
 
 STATUS: Mapping[type[LongCatError], int] = {
+    MalformedRequest: 400,
     MalformedBody: 400,
     Unauthorized: 401,
     CrossSiteRequest: 403,
@@ -129,6 +142,7 @@ STATUS: Mapping[type[LongCatError], int] = {
     TooManyPresets: 409,
     errors.UnreadableRecord: 409,
     errors.KeyMissing: 410,
+    HeadTooSlow: 408,
     BodyTooSlow: 408,
     PreconditionFailed: 412,
     BodyTooLarge: 413,

@@ -1,23 +1,28 @@
 """Limit connections: how many are open, and how long each may make no progress.
 
 uvicorn closes idle connections only between two requests. This protocol also closes connections that send
-the head of a request too slowly or stop reading a response, and refuses requests with two lengths.
+the head of a request too slowly or stop reading a response, and refuses requests with two lengths. What it
+refuses before there is a request for the app, it answers with the JSON of all errors.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
-_RESPONSE = b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+from jobs.errors import LongCatError
+from service.errors import Busy, HeadTooSlow, MalformedRequest, status_of
+
 _BACKLOG = 128  # connections accepted at once, before older ones can be closed for them
-_TOO_SLOW = _RESPONSE % b"408 Request Timeout"
-_TOO_MANY = _RESPONSE % b"503 Service Unavailable"
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
+_MAX_REASON_CHARACTERS = 100  # the reason may quote what the client sent
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ def server_options(limits: ConnectionLimits) -> dict[str, Any]:
 class BoundedProtocol(H11Protocol):
     """A connection that is closed when it makes no progress for too long."""
 
+    conn: _StrictConnection
+
     def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **options)
         self._limits = limits
@@ -64,8 +71,7 @@ class BoundedProtocol(H11Protocol):
         """Wait for a request. If there are too many connections, close the one that has waited longest."""
         super().connection_made(transport)
         if len(self.connections) > self._limits.max_connections and not self._close_longest_waiting():
-            self.transport.write(_TOO_MANY)
-            self.transport.close()
+            self._refuse(Busy("all connections of this process are in use; try again soon"))
         self._set_timers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -93,7 +99,7 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP. If a response was sent already, just close the connection."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            super().send_400_response(msg)
+            self._refuse(MalformedRequest(f"the request is not valid HTTP: {self.conn.reason}"))
         else:
             self.transport.close()
 
@@ -123,9 +129,23 @@ class BoundedProtocol(H11Protocol):
     def _close_idle(self) -> None:
         has_partial_head = self.conn.our_state is h11.IDLE and bool(self.conn.trailing_data[0])
         if has_partial_head:
-            self.transport.write(_TOO_SLOW)
+            self._refuse(HeadTooSlow(f"the head must arrive within {self._limits.head_timeout_s:g} s"))
         self.transport.close()
         self._set_timers()
+
+    def _refuse(self, error: LongCatError) -> None:
+        """Send an error for which there is no request, and close the connection."""
+        body = json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        }
+        status = status_of(type(error))
+        head = h11.Response(status_code=status, headers=[*headers.items()], reason=STATUS_PHRASES[status])
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _watch_sending(self) -> None:
         """Abort the connection if the client reads nothing from the buffer in time."""
@@ -152,12 +172,41 @@ class BoundedProtocol(H11Protocol):
 
 
 class _StrictConnection(h11.Connection):
-    """Refuse requests with two lengths: a proxy in front might read them differently (request smuggling)."""
+    """Refuse requests with two lengths, and read the absolute form of targets.
+
+    A proxy in front might read two lengths differently (request smuggling). The absolute form, such as
+    `GET http://host/jobs`, is meant for proxies, but every server must accept it (RFC 9112, section 3.2.2).
+
+    Attributes:
+        reason: why the last request was refused.
+    """
+
+    reason = ""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            names = {name for name, _ in event.headers}
-            if {b"content-length", b"transfer-encoding"} <= names:
-                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
-        return event
+        try:
+            event = super().next_event()
+            return _checked(event) if isinstance(event, h11.Request) else event
+        except h11.RemoteProtocolError as error:
+            self.reason = str(error)[:_MAX_REASON_CHARACTERS]
+            raise
+
+
+def _checked(request: h11.Request) -> h11.Request:
+    """Return a request with the origin form of its target. Raises RemoteProtocolError."""
+    names = {name for name, _ in request.headers}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+    if not request.target.lower().startswith((b"http:", b"https:")):
+        return request
+    parts = _ABSOLUTE_FORM.fullmatch(request.target)
+    if parts is None:
+        raise h11.RemoteProtocolError("illegal host in the request target")
+    host, path, query = parts.groups(b"")
+    others = [(name, value) for name, value in request.headers if name != b"host"]
+    return h11.Request(
+        method=request.method,
+        target=(path or b"/") + query,
+        headers=[(b"host", host), *others],
+        http_version=request.http_version,
+    )

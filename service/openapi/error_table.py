@@ -18,8 +18,8 @@ from service.errors import STATUS, status_of
 _INTRODUCTION = """\
 # Errors
 
-Every error response has a JSON body of the same shape, and a header `X-Request-Id` by which you find the
-request in the logs:
+Every error response has a JSON body of the same shape, and, if the request was valid HTTP, a header
+`X-Request-Id` by which you find the request in the logs:
 
 ```json
 {

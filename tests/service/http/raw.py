@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -70,3 +71,13 @@ def _some(connection: socket.socket) -> bytes:
 def status(answer: bytes) -> int:
     """Return the status of a response."""
     return int(answer.split(b" ", 2)[1])
+
+
+def error_code(answer: bytes) -> str:
+    """Return the code of an error in JSON that is all of a response's body."""
+    header, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in header.lower()
+    assert f"content-length: {len(body)}".encode() in header.lower()
+    error = json.loads(body)["error"]
+    assert error["message"]
+    return str(error["code"])

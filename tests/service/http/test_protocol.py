@@ -10,7 +10,16 @@ import pytest
 
 from service.app import create_app
 from tests.service.conftest import serving, settings_for
-from tests.service.http.raw import connected, drip_until_answered, head, post_json, read_until_closed, status
+from tests.service.http.raw import (
+    connected,
+    drip_until_answered,
+    error_code,
+    head,
+    post_json,
+    read_answer,
+    read_until_closed,
+    status,
+)
 
 LIVEZ = head("GET", "/livez")
 
@@ -52,11 +61,59 @@ def test_request_with_two_lengths_is_refused_and_its_connection_closed(port, pat
     assert answer.count(b"HTTP/1.1") == 1  # the smuggled request is not answered
 
 
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"no request\r\n\r\n", b"illegal request line"),
+        (head("GET", "/livez", "no header"), b"illegal header line"),
+        (b"GET /livez HTTP/1.1\r\n\r\n", b"Host"),
+        (head("GET", "http:///livez"), b"illegal host"),
+        (head("GET", "http:livez"), b"illegal host"),
+        (head("GET", "http://user@localhost/livez"), b"illegal host"),
+        (b"GET /livez HTTP/1.1\r\nX: " + b"x" * 100_000, b"too long"),
+    ],
+)
+def test_malformed_request_gets_an_error_that_names_the_reason(port, sent, reason):
+    with connected(port) as connection:
+        connection.sendall(sent)
+        answer = read_until_closed(connection)
+    assert (status(answer), error_code(answer)) == (400, "malformed_request")
+    assert reason in answer
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("http://localhost/livez", 200),
+        ("HTTPS://localhost:8000/livez", 200),
+        ("http://localhost/livez?x=1", 422),
+    ],
+)
+def test_absolute_form_of_a_target_is_accepted(port, target, expected):
+    with connected(port) as connection:
+        connection.sendall(head("GET", target))
+        assert status(read_answer(connection)) == expected
+
+
+def test_absolute_form_without_a_path_means_the_console(port):
+    with connected(port) as connection:
+        connection.sendall(head("HEAD", "http://localhost"))
+        assert status(connection.recv(1000)) == 200
+
+
+def test_host_of_the_absolute_form_replaces_the_header(port):
+    """The service has no keys, so it answers under its own names only."""
+    with connected(port) as connection:
+        connection.sendall(head("GET", "http://attacker.example/jobs"))
+        assert error_code(read_answer(connection)) == "host_not_allowed"
+
+
 @pytest.mark.parametrize("sent", [b"G", b"GET /livez HTTP/1.1\r\nHost: local"])
 def test_incomplete_head_is_answered_408(impatient, sent):
     with connected(impatient) as connection:
         connection.sendall(sent)
-        assert status(read_until_closed(connection)) == 408
+        answer = read_until_closed(connection)
+    assert (status(answer), error_code(answer)) == (408, "head_too_slow")
 
 
 def test_slowly_sent_head_gets_no_extra_time(impatient):
@@ -124,7 +181,8 @@ def test_connection_over_the_limit_is_refused_if_all_others_are_in_use(port, red
             connection.sendall(post_json("Content-Length: 10", "Expect: 100-continue"))
             assert status(connection.recv(1000)) == 100  # the service waits for its body
         with connected(port) as connection:
-            assert status(read_until_closed(connection)) == 503
+            answer = read_until_closed(connection)
+    assert (status(answer), error_code(answer)) == (503, "busy")
 
 
 def test_client_that_does_not_read_is_disconnected(port):
