@@ -27,6 +27,7 @@ from service.openai import errors as openai_errors
 
 logger = logging.getLogger(__name__)
 
+_MAX_ASKED_CHARACTERS = 200  # clients choose method and path
 _CLIENT_CLOSED_REQUEST = 499  # the client is gone; this status is for logs and metrics
 _RETRY_AFTER_S = {Busy: 5, errors.NoCapability: 15, errors.Unavailable: 5, errors.DiskFull: 60}
 
@@ -104,9 +105,15 @@ def _respond_to_http_exception(request: Request, error: Exception) -> JSONRespon
     """Answer what Starlette raises itself: unknown paths and wrong methods."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
-    code = phrase.lower().replace(" ", "_")
-    headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
-    return _error_response(request, error.status_code, ErrorBody(code=code, message=phrase), headers)
+    asked = f"{request.method} {request.url.path}"[:_MAX_ASKED_CHARACTERS]
+    message, headers = f"{asked}: {error.detail}", error.headers
+    if error.status_code == 404:
+        message = f"{asked}: there is no such path"
+    elif error.status_code == 405:
+        allowed = _allowed_methods(request)
+        message, headers = f"{asked}: this path supports {allowed}", {"Allow": allowed}
+    body = ErrorBody(code=phrase.lower().replace(" ", "_"), message=message)
+    return _error_response(request, error.status_code, body, headers)
 
 
 def _respond_to_redis_error(request: Request, error: Exception) -> JSONResponse:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, JobNotFound
 from jobs.record import Status
 from jobs.store.listing import Cursor, JobFilter
 from model.spec.params import Task
@@ -70,7 +70,10 @@ class ListQuery(BaseModel):
             batch=self.batch,
             text=self.text,
         )
-        found = client.page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
+        try:
+            found = client.page(wanted, self.limit, _cursor(self.after), _cursor(self.before))
+        except JobNotFound as error:
+            raise JobNotFound(error.message, "before" if self.after is None else "after") from error
         page = JobPage(
             jobs=backend.views(found.jobs),
             next=None if found.older is None else str(found.older),

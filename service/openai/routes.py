@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from jobs.errors import JobNotReady
+from jobs.errors import JobNotFound, JobNotReady
 from jobs.record import Job, Result
 from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submitted
@@ -110,7 +110,10 @@ def list_videos(
     """List videos, a page at a time."""
     if limit == 0:
         return VideoPage.of([], has_more=False)
-    found = backend.jobs.list_jobs(limit=limit + 1, after=after, newest_first=order == "desc")
+    try:
+        found = backend.jobs.list_jobs(limit=limit + 1, after=after, newest_first=order == "desc")
+    except JobNotFound as error:
+        raise JobNotFound(error.message, "after") from error
     capability = backend.fleet().first().capability if found else None
     videos = [Video.of(job, capability) for job in found[:limit] if capability]
     return VideoPage.of(videos, has_more=len(found) > limit)

@@ -45,6 +45,17 @@ def test_unknown_paths_and_methods_have_the_error_shape(client, method, path, ex
     assert ("Allow" in answer.headers) == (answer.status_code == 405)
 
 
+def test_unknown_path_is_named_in_the_message(client):
+    message = client.post("/nowhere?a=b").json()["error"]["message"]
+    assert message == "POST /nowhere: there is no such path"
+    assert len(client.get(f"/{'x' * 5000}").json()["error"]["message"]) < 300
+
+
+def test_wrong_method_is_named_in_the_message_with_the_allowed_ones(client):
+    message = client.put("/jobs/somebody").json()["error"]["message"]
+    assert message == "PUT /jobs/somebody: this path supports DELETE, GET, HEAD"
+
+
 def test_wrong_method_is_answered_with_all_allowed_ones(client):
     assert client.put("/jobs/somebody").headers["Allow"] == "DELETE, GET, HEAD"
     assert client.put("/jobs/somebody/video").headers["Allow"] == "GET, HEAD"

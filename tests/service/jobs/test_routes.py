@@ -185,9 +185,11 @@ class TestList:
         assert len(ids(client.get("/jobs").json())) == 2
         assert ids(client.get("/jobs?owner=bob").json()) == [made["bob"]]
 
-    def test_page_after_an_unknown_job_is_not_found(self, client):
-        answer = client.get("/jobs?after=nobody")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
+    @pytest.mark.parametrize("field", ["after", "before"])
+    def test_page_beside_an_unknown_job_is_not_found(self, client, field):
+        answer = client.get(f"/jobs?{field}=nobody")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["field"]) == (404, "job_not_found", field)
 
 
 class TestCancel:

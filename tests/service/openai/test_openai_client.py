@@ -183,6 +183,11 @@ class TestManaging:
             videos.list(**query)
         assert refused.value.param == next(iter(query))
 
+    def test_page_after_an_unknown_video_is_not_found(self, videos):
+        with pytest.raises(openai.NotFoundError) as missing:
+            videos.list(after="nobody")
+        assert (missing.value.code, missing.value.param) == ("job_not_found", "after")
+
     def test_delete_removes_the_job(self, videos, finished):
         gone = videos.delete(finished.id)
         assert (gone.id, gone.deleted, gone.object) == (finished.id, True, "video.deleted")
