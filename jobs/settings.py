@@ -11,13 +11,14 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import urlencode
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from jobs.broken_rules import rule_of
 from jobs.connect import check_url
 from jobs.logs import LogFormat
 
@@ -26,7 +27,12 @@ logger = logging.getLogger(__name__)
 PREFIX = "LONGCAT_"
 POCKET = Path(__file__).parents[1] / "pocket"  # the checkpoint that comes with us
 S3_TRIES = 3  # of each request
+_MAX_SHOWN = 100  # characters of a value that is wrong
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class InvalidSettings(Exception):
+    """Settings break rules. The message has a line for each of them."""
 
 
 class SharedSettings(BaseSettings):
@@ -107,6 +113,35 @@ class SharedSettings(BaseSettings):
         gt=0,
         description="longest time that a job may run, all attempts together; default: no limit",
     )
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:  # noqa: ANN401
+        """Return the settings in the environment, except those that are given. Raises InvalidSettings."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise InvalidSettings(cls._describe_problems(error)) from error
+
+    @classmethod
+    def _describe_problems(cls, error: ValidationError) -> str:
+        """Return a line for each setting that is wrong. Rules of several settings name them."""
+        lines: dict[str, str] = {}
+        for problem in error.errors(include_url=False):
+            name, rule = next(map(str, problem["loc"]), ""), rule_of(problem)
+            if name in lines:  # a setting of several types has a rule for each
+                lines[name] += f" or {rule}"
+            else:
+                lines[name] = f"error: {cls._describe_value(name, problem['input'])}{rule}"
+        return "\n".join(lines.values())
+
+    @classmethod
+    def _describe_value(cls, name: str, value: object) -> str:
+        """Return the variable and its value; no value of a secret, or of a URL, which may have a password."""
+        if not name:
+            return ""
+        is_secret = SecretStr.__name__ in str(cls.model_fields[name].annotation) or name.endswith("_url")
+        shown = f" is {value[:_MAX_SHOWN]!r}" if isinstance(value, str) and not is_secret else ""
+        return f"{PREFIX}{name.upper()}{shown}: "
 
     @field_validator("redis_url")
     @classmethod
@@ -238,5 +273,9 @@ def _value_or_file(name: str) -> str | None:
 
 
 def _content_of_file(name: str) -> str | None:
-    path = os.environ.get(f"{PREFIX}{name.upper()}_FILE")
-    return Path(path).read_text().strip() if path else None
+    variable = f"{PREFIX}{name.upper()}_FILE"
+    path = os.environ.get(variable)
+    try:
+        return Path(path).read_text().strip() if path else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"error: {variable}: cannot be read: {error}") from error

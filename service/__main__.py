@@ -11,16 +11,16 @@ import sys
 from contextlib import suppress
 
 import uvicorn
-from pydantic import ValidationError
 
 from jobs.errors import Unavailable
 from jobs.logs import set_up_log
 from jobs.private_files import PRIVATE_UMASK
+from jobs.settings import InvalidSettings
 from service.app import NOT_STARTED, create_app
 from service.http.protocol import server_options
 from service.jobs.event_streams import EventStreams
 from service.keys.authentication import ExposedWithoutKeys, check_exposure
-from service.settings import Settings, describe_problems
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class _Server(uvicorn.Server):
 def main() -> int:
     """Run until SIGTERM or Ctrl-C. Return the exit code: 2 for invalid settings, 3 if startup failed."""
     try:
-        settings = Settings()
-    except ValidationError as error:
-        print("\n".join(describe_problems(error)), file=sys.stderr)
+        settings = Settings.read()
+    except InvalidSettings as error:
+        print(error, file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
     settings.warn_of_old_names()

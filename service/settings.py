@@ -9,10 +9,10 @@ from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from jobs.capability import Capability, read_capability
-from jobs.settings import PREFIX, SharedSettings
+from jobs.settings import SharedSettings
 from jobs.store.quotas import Quotas
 from model.media.formats import ClipLimits, ImageLimits
 from service.http.protocol import ConnectionLimits
@@ -403,9 +403,3 @@ def _parse_numbers(text: str) -> dict[str, float]:
             raise ValueError("must be NAME=NUMBER, separated by commas")
         numbers[name] = float(number)
     return numbers
-
-
-def describe_problems(error: ValidationError) -> list[str]:
-    """Return a line for each invalid setting."""
-    problems = error.errors(include_url=False)
-    return [f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in problems]

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from pydantic import ValidationError
-
-from jobs.settings import PREFIX
+from jobs.settings import InvalidSettings
 from longcat_video_client import LongCatVideoError
 from stack import demo, serve
 from stack.errors import StackError
@@ -27,13 +25,12 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="stack  | %(message)s")
     interrupt_on_signals()
     try:
-        settings = StackSettings()
+        settings = StackSettings.read()
         if arguments.command == "serve":
             return serve.run(settings)
         return demo.run(settings, arguments.out, sys.stdout)
-    except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            _print_error(f"{PREFIX}{str(problem['loc'][0]).upper()}: {problem['msg']}")
+    except InvalidSettings as error:
+        print(error, file=sys.stderr)
         return 2
     except (StackError, LongCatVideoError) as error:
         _print_error(str(error))

@@ -15,11 +15,10 @@ import signal
 import sys
 import threading
 
-from pydantic import ValidationError
-
 from jobs.errors import LongCatError
 from jobs.logs import set_up_log
 from jobs.private_files import PRIVATE_UMASK
+from jobs.settings import InvalidSettings
 from worker.follower import follow
 from worker.health import HealthReporter
 from worker.launcher import EXIT_UNUSABLE, launch
@@ -35,15 +34,17 @@ def main() -> int:
     os.umask(PRIVATE_UMASK)
     logging.getLogger("rq.worker").setLevel(logging.WARNING)
     try:
-        settings = WorkerSettings()
+        settings = WorkerSettings.read()
         set_up_log(settings.log_format)
         if options.group is None:
             settings.warn_of_old_names()
             return follow(settings) if settings.node_rank else launch(settings)
         return _supervise(settings, options)
-    except (ValidationError, LongCatError) as error:
+    except InvalidSettings as error:
+        print(error, file=sys.stderr)
+    except LongCatError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE
+    return EXIT_UNUSABLE
 
 
 def _supervise(settings: WorkerSettings, options: argparse.Namespace) -> int:

@@ -11,13 +11,12 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from pydantic import ValidationError
-
 from jobs.connect import connect
 from jobs.errors import LongCatError
+from jobs.settings import InvalidSettings
 from service.keys.api_keys import ApiKey, ApiKeys
 from service.keys.authentication import ANONYMOUS
-from service.settings import Settings, describe_problems
+from service.settings import Settings
 from service.webhooks.signing import Signer
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -27,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Return the exit code: 1 if it fails, 2 for invalid settings."""
     options = _parser().parse_args(arguments)
     try:
-        settings = Settings()
+        settings = Settings.read()
         with connect(settings.redis_address, settings.redis_patience_s) as redis:
             signer = Signer(redis, settings.webhook_secret, settings.webhook_secret_previous)
             return _run(options, ApiKeys(redis), signer)
-    except ValidationError as error:
-        print("\n".join(describe_problems(error)), file=sys.stderr)
+    except InvalidSettings as error:
+        print(error, file=sys.stderr)
         return 2
     except LongCatError as error:
         print(f"error: {error.message}", file=sys.stderr)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pydantic import ValidationError
-
 from jobs.errors import LongCatError
 from jobs.maintenance import orphans, remove_files_of
+from jobs.settings import InvalidSettings
 from jobs.storage.keys import job_of
 from service.backend import Backend
-from service.settings import Settings, describe_problems
+from service.settings import Settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,9 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--remove", action="store_true", help="remove them")
     options = parser.parse_args(arguments)
     try:
-        return _run(Backend.open(Settings()), remove=options.remove)
-    except ValidationError as error:
-        sys.stderr.write("\n".join([*describe_problems(error), ""]))
+        return _run(Backend.open(Settings.read()), remove=options.remove)
+    except InvalidSettings as error:
+        sys.stderr.write(f"{error}\n")
         return 2
     except LongCatError as error:
         sys.stderr.write(f"error: {error.message}\n")

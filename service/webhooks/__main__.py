@@ -8,12 +8,11 @@ from __future__ import annotations
 import signal
 import sys
 
-from pydantic import ValidationError
-
 from jobs.connect import connect
 from jobs.logs import set_up_log
+from jobs.settings import InvalidSettings
 from jobs.store.outbox import Outbox
-from service.settings import Settings, describe_problems
+from service.settings import Settings
 from service.webhooks.delivery_worker import DeliveryWorker
 from service.webhooks.signing import Signer
 
@@ -21,9 +20,9 @@ from service.webhooks.signing import Signer
 def main() -> int:
     """Run until SIGTERM or Ctrl-C. Return the exit code: 2 for invalid settings."""
     try:
-        settings = Settings()
-    except ValidationError as error:
-        print("\n".join(describe_problems(error)), file=sys.stderr)
+        settings = Settings.read()
+    except InvalidSettings as error:
+        print(error, file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
     threads = settings.webhook_threads or Settings.model_fields["webhook_threads"].default

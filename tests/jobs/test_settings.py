@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, SecretStr, ValidationError
 
-from jobs.settings import SharedSettings
+from jobs.settings import InvalidSettings, SharedSettings
 
 
 class RenamedSettings(SharedSettings):
     """Settings of which one had another name in the previous release."""
 
     old_names = {"lease_s": "claim_s"}  # noqa: RUF012
+
+
+class ExampleSettings(SharedSettings):
+    """Settings with a secret, and with a setting of several types."""
+
+    token: Annotated[SecretStr, Field(min_length=20)] | None = None
+    width: int | Literal["auto"] | None = None
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +143,40 @@ class TestRenamedSetting:
         assert (
             message == "LONGCAT_CLAIM_S is deprecated, and the next release ignores it: use LONGCAT_LEASE_S"
         )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "line"),
+    [
+        ("LEASE_S", "soon", "LONGCAT_LEASE_S is 'soon': must be a number"),
+        ("LEASE_S", "0", "LONGCAT_LEASE_S is '0': must be greater than 0"),
+        ("LEASE_S", "9" * 99 + "x" * 99, f"LONGCAT_LEASE_S is '{'9' * 99}x': must be a number"),
+        ("LOG_FORMAT", "xml", "LONGCAT_LOG_FORMAT is 'xml': must be 'text' or 'json'"),
+        ("WIDTH", "half", "LONGCAT_WIDTH is 'half': must be an integer or must be 'auto'"),
+        ("STORAGE", "ftp://x", "LONGCAT_STORAGE is 'ftp://x': must be a folder or s3://bucket/prefix"),
+        (
+            "TOKEN_FILE",
+            "/nowhere",
+            "LONGCAT_TOKEN_FILE: cannot be read: [Errno 2] No such file or directory: '/nowhere'",
+        ),
+    ],
+)
+def test_wrong_setting_is_reported_with_its_value_and_its_rule(monkeypatch, variable, value, line):
+    monkeypatch.setenv(f"LONGCAT_{variable}", value)
+    with pytest.raises(InvalidSettings) as invalid:
+        ExampleSettings.read()
+    assert str(invalid.value) == f"error: {line}"
+
+
+def test_each_wrong_setting_has_a_line_and_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch):
+    for variable, value in {"REDIS_URL": "http://:secret@host", "TOKEN": "secret", "MAX_RUN_S": "-1"}.items():
+        monkeypatch.setenv(f"LONGCAT_{variable}", value)
+    with pytest.raises(InvalidSettings) as invalid:
+        ExampleSettings.read()
+    lines = str(invalid.value).splitlines()
+    assert [line.split(":")[1] for line in lines] == [
+        " LONGCAT_REDIS_URL",
+        " LONGCAT_MAX_RUN_S is '-1'",
+        " LONGCAT_TOKEN",
+    ]
+    assert "secret" not in str(invalid.value)

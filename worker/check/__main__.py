@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from pydantic import ValidationError
-
-from jobs.errors import LongCatError
+from jobs.settings import InvalidSettings
 from worker.check.gpus import find_gpus
 from worker.check.machine import check_machine
 from worker.settings import WorkerSettings, visible_devices
@@ -21,9 +19,9 @@ from worker.settings import WorkerSettings, visible_devices
 def main() -> int:
     """Print the report. Return the exit status."""
     try:
-        settings = WorkerSettings()
-    except (ValidationError, LongCatError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        settings = WorkerSettings.read()
+    except InvalidSettings as error:
+        sys.stderr.write(f"{error}\n")
         return 2
     has_problem = False
     for finding in check_machine(settings, find_gpus(visible_devices())):

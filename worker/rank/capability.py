@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from pydantic import ValidationError
-
 from jobs.capability import Capability
 from jobs.order import SCHEMA_VERSION
+from jobs.settings import InvalidSettings
 from model.io.fingerprint import fingerprints
 from model.io.lora_files import lora_files
 from model.io.sizes import read_sizes
@@ -128,8 +127,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gpu-memory-gib", type=int, help="memory of each GPU")
     options = parser.parse_args(arguments)
     try:
-        found = capability_of(WorkerSettings(checkpoint=options.checkpoint), options.gpu_memory_gib)
-    except (ValidationError, CheckpointError) as error:
+        found = capability_of(WorkerSettings.read(checkpoint=options.checkpoint), options.gpu_memory_gib)
+    except InvalidSettings as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except CheckpointError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     found = found.model_copy(update={"gpu": options.gpu})

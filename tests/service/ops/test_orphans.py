@@ -47,7 +47,7 @@ def test_orphans_are_removed_on_request(order, worker, left):
 def test_invalid_settings_are_reported(monkeypatch, capsys):
     monkeypatch.setenv("LONGCAT_RETENTION_S", "-1")
     assert main([]) == 2
-    assert "LONGCAT_RETENTION_S" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: LONGCAT_RETENTION_S is '-1': must be greater than 0\n"
 
 
 @pytest.mark.usefixtures("_installed")
