@@ -4,12 +4,10 @@ The encoder takes 11 GB, so only the leader loads it, and may keep it in host me
 are in host memory, 4 MB for each prompt.
 """
 
-import html
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
-import ftfy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from model.io.json_file import load_json
 from model.parallel.mesh import CPU
 from model.spec.errors import CheckpointError
 from model.spec.memory import TEXT_TOKENS, TextEncoderPlacement
+from model.spec.prompt import clean
 
 MAX_TOKENS = TEXT_TOKENS
 CACHED_PROMPTS = 64
@@ -30,11 +29,6 @@ class Text(NamedTuple):
 
     hidden: Float[Tensor, "b l e"]
     mask: Int[Tensor, "b l"]
-
-
-def clean(prompt: str) -> str:
-    """Repair wrong encodings, unescape HTML (twice, as LongCat-Video does) and collapse white space."""
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
 
 class TextEncoder:

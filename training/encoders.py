@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from model.io.json_file import load_json
-from model.text import Text, clean
+from model.spec.prompt import clean
+from model.text import Text
 
 
 @dataclass(frozen=True)

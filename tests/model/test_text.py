@@ -1,4 +1,4 @@
-"""Prompts are cleaned, tokenised, encoded and cached."""
+"""Prompts are tokenised, encoded and cached."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from benchmarks.traffic import LiveTensors
-from model.text import CACHED_PROMPTS, MAX_TOKENS, TextEncoder, clean
+from model.text import CACHED_PROMPTS, MAX_TOKENS, TextEncoder
 
 CPU = torch.device("cpu")
 
@@ -20,30 +18,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def encoder(parity_checkpoint) -> TextEncoder:
     return TextEncoder.load(parity_checkpoint, CPU, torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "cleaned"),
-    [
-        ("  the  cat\n\tsits ", "the cat sits"),
-        ("cat &amp;amp; dog", "cat & dog"),
-        ("&lt;3", "<3"),
-        ("dogâ€™s", "dog's"),
-        ("“mat”", '"mat"'),
-        ("", ""),
-        ("ｃａｔ", "cat"),
-    ],
-)
-def test_prompts_are_cleaned(prompt, cleaned):
-    assert clean(prompt) == cleaned
-
-
-@given(st.text(max_size=60))
-def test_cleaned_prompts_have_no_white_space_to_spare(prompt):
-    cleaned = clean(prompt)
-    assert cleaned == cleaned.strip()
-    assert "  " not in cleaned
-    assert "\n" not in cleaned
 
 
 def test_prompts_are_padded_to_512_tokens(encoder):
