@@ -14,7 +14,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from worker.launcher import EXIT_UNUSABLE, POLL_S, RestartedProcess, offer_probes
+from worker.launcher import EXIT_UNUSABLE, POLL_S, RestartingProcess, offer_probes
 from worker.settings import WorkerSettings, group_environment
 from worker.weight_memory import create_weight_memory, inherited_files, weight_memory_option
 
@@ -30,7 +30,7 @@ def follow(settings: WorkerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     memory = create_weight_memory()
-    process = RestartedProcess(
+    process = RestartingProcess(
         f"torchrun of node {settings.node_rank}",
         [*torchrun_command(settings), *weight_memory_option(memory)],
         settings.stuck_s,

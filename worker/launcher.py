@@ -30,7 +30,7 @@ LONGEST_PAUSE_S = 30.0
 GOOD_START_S = 60.0  # a supervisor that ran for this long did start
 
 
-class RestartedProcess:
+class RestartingProcess:
     """A process of this worker, started again whenever it died.
 
     Args:
@@ -149,7 +149,7 @@ class Launcher:
         open_files: Sequence[int] = (),
     ) -> None:
         self._supervisors = [
-            RestartedProcess(
+            RestartingProcess(
                 f"the supervisor of group {index}", command(index), stuck_s, open_files=open_files
             )
             for index in range(num_groups)

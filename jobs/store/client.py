@@ -19,7 +19,15 @@ from jobs.errors import JobEnded, JobNotFound, UnreadableRecord
 from jobs.fleet import Fleet
 from jobs.record import Job, JobEvent, QueueEstimate, Status
 from jobs.store.estimates import QueueSnapshot, estimates, expected_s
-from jobs.store.listing import MAX_LOOKED_AT, Cursor, JobFilter, JobIndexes, JobPage, read_records, record_key
+from jobs.store.listing import (
+    MAX_LOOKED_AT,
+    Cursor,
+    JobFilter,
+    JobIndexes,
+    RecordPage,
+    read_records,
+    record_key,
+)
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.queue_depths import recent_runs
 from jobs.store.quotas import Quotas
@@ -134,7 +142,7 @@ class JobClient:
 
     def page(
         self, wanted: JobFilter, limit: int, after: Cursor | None = None, before: Cursor | None = None
-    ) -> JobPage:
+    ) -> RecordPage:
         """Return a page of the jobs that are wanted; see `JobIndexes.page`."""
         with redis_reached():
             return self._indexes().page(wanted, limit, after, before)

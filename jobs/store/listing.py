@@ -92,8 +92,8 @@ class Cursor:
         return self.job_id if self.created_ms is None else f"{self.created_ms}.{self.job_id}"
 
 
-class JobPage(NamedTuple):
-    """Jobs, the newest first.
+class RecordPage(NamedTuple):
+    """Records of jobs, the newest first.
 
     Attributes:
         older, newer: cursors of those before and after them; None where there are none.
@@ -131,7 +131,7 @@ class JobIndexes:
 
     def page(
         self, wanted: JobFilter, limit: int, after: Cursor | None = None, before: Cursor | None = None
-    ) -> JobPage:
+    ) -> RecordPage:
         """Return the jobs that are next older than `after`, or next newer than `before`; else the newest.
 
         Raises JobNotFound if the job of a cursor without a time is gone.
@@ -140,13 +140,13 @@ class JobIndexes:
         if before is not None:
             jobs, newer = self.walk(wanted, limit, before, newest_first=False)
             jobs.reverse()
-            return JobPage(jobs, Cursor.of(jobs[-1]) if jobs else None, newer, total)
+            return RecordPage(jobs, Cursor.of(jobs[-1]) if jobs else None, newer, total)
         jobs, older = self.walk(wanted, limit, after, newest_first=True)
         if after is None:
-            return JobPage(jobs, older, None, total)
+            return RecordPage(jobs, older, None, total)
         first = Cursor.of(jobs[0]) if jobs else after
         found, stopped_at = self.walk(wanted, 1, first, newest_first=False)
-        return JobPage(jobs, older, first if found or stopped_at else None, total)
+        return RecordPage(jobs, older, first if found or stopped_at else None, total)
 
     def _count(self, wanted: JobFilter) -> int | None:
         if wanted.checks():
