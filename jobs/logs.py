@@ -7,18 +7,25 @@ job to the ranks that run it.
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from threading import Lock
 from typing import Literal
 
+from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.processors import JSONRenderer, format_exc_info
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, WrappedLogger
 
+from jobs.errors import Unavailable
 from jobs.record import Job
+
+_OUTAGE_INTERVAL_S = 30.0
 
 LogFormat = Literal["text", "json"]
 
@@ -27,8 +34,41 @@ def set_up_log(log_format: LogFormat, level: int = logging.INFO) -> None:
     """Write all lines of this process to its standard error."""
     render = JSONRenderer(ensure_ascii=False) if log_format == "json" else _render_text
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(OutageFilter())
     handler.setFormatter(ProcessorFormatter(processors=[_add_fields, format_exc_info, render]))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class OutageFilter(logging.Filter):
+    """Leave out lines that an outage of Redis or the storage repeats.
+
+    A line is about an outage if its arguments contain the error. The first line of a text passes, then one in
+    each interval, with the number of those that were left out.
+    """
+
+    def __init__(
+        self, interval_s: float = _OUTAGE_INTERVAL_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self._interval_s = interval_s
+        self._clock = clock
+        self._lock = Lock()
+        self._passed: dict[tuple[str, str], tuple[float, int]] = {}  # when, and how many were left out since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line passes."""
+        if not any(isinstance(argument, Unavailable | RedisError) for argument in record.args or ()):
+            return True
+        now, kind = self._clock(), (record.name, str(record.msg))
+        with self._lock:
+            passed_at, left_out = self._passed.get(kind, (-math.inf, 0))
+            if now - passed_at < self._interval_s:
+                self._passed[kind] = (passed_at, left_out + 1)
+                return False
+            self._passed[kind] = (now, 0)
+        if left_out:
+            record.msg = f"{record.msg} ({left_out} more since the last such line)"
+        return True
 
 
 def about(names: Mapping[str, str]) -> AbstractContextManager[None]:

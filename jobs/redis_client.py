@@ -9,6 +9,7 @@ Connections to a server that was demoted to a replica are closed, so the next at
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -66,9 +69,12 @@ class Outage:
     def end_command(self, *, answered: bool, was_probe: bool) -> None:
         """Note whether Redis answered a command."""
         with self._lock:
+            has_ended = self._is_on and answered
             self._is_on = not answered
             if was_probe:
                 self._is_probing = False
+        if has_ended:
+            logger.warning("Redis answers again")
 
 
 class DeadlineRetry(Retry):

@@ -89,7 +89,7 @@ class DeliveryWorker:
             try:
                 self.deliver_next()
             except Unavailable as error:
-                logger.warning("cannot send webhooks now: %s", error.message)
+                logger.warning("cannot send webhooks now: %s", error)
                 self._pause()
             except Exception:
                 logger.exception("sending a webhook failed; it is due again when its lease ends")

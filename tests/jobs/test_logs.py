@@ -8,8 +8,10 @@ import threading
 from contextvars import copy_context
 
 import pytest
+from redis.exceptions import RedisError
 
-from jobs.logs import about, current_names, names_of, set_up_log
+from jobs.errors import JobNotReady, Unavailable
+from jobs.logs import OutageFilter, about, current_names, names_of, set_up_log
 from tests.jobs.examples import ExampleStore
 
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -92,3 +94,49 @@ def test_job_carries_the_names_of_its_request(store: ExampleStore):
     claim = store.start(trace={"request_id": "r1", "traceparent": TRACEPARENT})
     assert names_of(claim.job) == {"job_id": claim.job.id, "request_id": "r1", "traceparent": TRACEPARENT}
     assert names_of(store.submit()).keys() == {"job_id"}
+
+
+class TestOutageFilter:
+    @pytest.fixture
+    def clock(self):
+        """Return a list whose last item is the time."""
+        return [0.0]
+
+    @pytest.fixture
+    def passed(self, clock):
+        """Return a call that logs a line and returns what passes of it."""
+        outages = OutageFilter(30.0, clock=lambda: clock[-1])
+
+        def log(text, *arguments):
+            record = logging.LogRecord("worker", logging.WARNING, "", 1, text, arguments, None)
+            return record.getMessage() if outages.filter(record) else None
+
+        return log
+
+    @pytest.mark.parametrize("error", [Unavailable("away"), RedisError("away")])
+    def test_repeated_line_passes_once_in_each_interval_with_the_number_left_out(self, passed, clock, error):
+        assert passed("trying again in %d s: %s", 1, error) == "trying again in 1 s: away"
+        assert passed("trying again in %d s: %s", 2, error) is None
+        clock.append(29.9)
+        assert passed("trying again in %d s: %s", 3, error) is None
+        clock.append(30.0)
+        line = passed("trying again in %d s: %s", 4, error)
+        assert line == "trying again in 4 s: away (2 more since the last such line)"
+        clock.append(60.0)
+        assert passed("trying again in %d s: %s", 5, error) == "trying again in 5 s: away"
+
+    def test_lines_with_other_texts_pass(self, passed):
+        assert passed("waiting: %s", Unavailable("away")) == "waiting: away"
+        assert passed("trying again: %s", Unavailable("away")) == "trying again: away"
+
+    def test_lines_about_something_else_pass(self, passed):
+        for _ in range(2):
+            assert passed("job %s: %s", "j1", JobNotReady("it runs")) == "job j1: it runs"
+            assert passed("slow") == "slow"
+
+
+def test_outage_is_not_repeated_in_the_log(capsys):
+    set_up_log("text")
+    for _ in range(3):
+        logger.warning("waiting for Redis: %s", Unavailable("away"))
+    assert capsys.readouterr().err.count("waiting for Redis") == 1
