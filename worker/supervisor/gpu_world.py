@@ -258,13 +258,13 @@ class GpuWorld:
     def _blame(self, jobs: Iterable[WorldJob]) -> None:
         """Remember which jobs are to blame for the end of this start. Only the first call counts.
 
-        A rank may have run one job while it wrote the video of another: the one whose error it left is.
+        If ranks left errors, their jobs are to blame, whichever rank the supervisor heard of first. A rank
+        may also have run one job while it wrote the video of another.
         """
         if self.group.process is not self._blamed_start:
             self._blamed_start = self.group.process
-            suspects = list(jobs)
-            failed = [job for job in suspects if (job.run.folder / JOB_ERROR).exists()]
-            for job in failed or suspects:
+            failed = [job for job in self._jobs if (job.run.folder / JOB_ERROR).exists()]
+            for job in failed or jobs:
                 job.slot.blamed.add(job.job_id)
 
     # Messages

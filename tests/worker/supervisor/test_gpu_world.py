@@ -501,6 +501,23 @@ class TestFailures:
             slot.stop()
         assert (writing.is_to_blame("a"), running.is_to_blame("b")) == (False, True)
 
+    @pytest.mark.parametrize("failed", [("b",), ("a", "b")])
+    def test_jobs_whose_errors_ranks_left_are_to_blame_whichever_rank_is_heard_of_first(
+        self, world, tmp_path, failed
+    ):
+        folders = {job_id: tmp_path / job_id for job_id in ("a", "b")}
+        for job_id, folder in folders.items():
+            folder.mkdir()
+            if job_id in failed:
+                (folder / JOB_ERROR).touch()
+        first = world.start(0, "a", folder=folders["a"])
+        second = world.start(1, "b", folder=folders["b"])
+        world.stop_for_resize("a")
+        world.send(None, rank=0)
+        for slot in (first, second):
+            slot.stop()
+        assert (first.is_to_blame("a"), second.is_to_blame("b")) == ("a" in failed, True)
+
     def test_dead_process_tells_who_is_to_blame(self, world):
         first, second = self.run_two(world)
         world.ranks.lives, world.ranks.dead = False, [2]

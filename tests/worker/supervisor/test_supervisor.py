@@ -92,6 +92,18 @@ def test_error_that_a_rank_left_ends_its_job_and_costs_another_no_attempt(fake, 
     assert [fake.outcome(job) for job in (innocent, guilty)] == [Requeued(crashed=False), Failed(error)]
 
 
+def test_job_fails_with_the_error_that_a_rank_left_even_if_another_one_is_to_blame(
+    fake, tmp_path, monkeypatch
+):
+    job = fake.run_job()
+    job.folder = tmp_path
+    error = JobError(code="out_of_memory", message="too large", retryable=False)
+    (job.folder / JOB_ERROR).write_text(error.model_dump_json())
+    monkeypatch.setattr(fake.gpu_group, "is_to_blame", lambda _: False)
+    fake.receive(None)
+    assert fake.outcome(job) == Failed(error)
+
+
 def request_stop(fake: FakeSupervisor, job: ClaimedJob, reason) -> None:
     job.stop_request = reason
     fake.supervisor.handle(StopRequested(job))
