@@ -25,6 +25,7 @@ from tests.chaos.outages import (
     kill_decoder,
     kill_uploading,
     make_s3,
+    stop_api,
 )
 from tests.chaos.scene import ActiveFault, Fault, Scene, busy, ended, resumes_elsewhere
 from tests.chaos.site import LEASE_S, MAX_ATTEMPTS, Site, now
@@ -63,10 +64,12 @@ def faults(site: Site) -> Mapping[str, Fault]:
         "clock stepped": redis_faults.step_clock,
         "api killed": kill_api,
         "api killed in an order": kill_api_in_order,
+        "api stopped": stop_api,
         "s3 down": lambda scene: make_s3(scene, "down"),
         "s3 failing": lambda scene: make_s3(scene, "failing"),
         "s3 throttling": lambda scene: make_s3(scene, "throttling"),
         "s3 denying access": lambda scene: make_s3(scene, "denying"),
+        "s3 without its bucket": lambda scene: make_s3(scene, "bucketless"),
         "s3 slow": lambda scene: make_s3(scene, "slow"),
         "s3 cutting connections": lambda scene: make_s3(scene, "cutting"),
         "s3 showing files late": lambda scene: make_s3(scene, "late"),
@@ -87,7 +90,7 @@ def faults(site: Site) -> Mapping[str, Fault]:
 OUTAGES = {  # during these an API process may answer 503
     *("redis killed", "redis stalled", "redis without replicas", "redis without snapshot", "redis full"),
     *("redis failed over", "redis demoted", "s3 down", "s3 failing", "s3 slow", "s3 cutting connections"),
-    *("s3 throttling", "s3 denying access", "api cut off from redis"),
+    *("s3 throttling", "s3 denying access", "s3 without its bucket", "api cut off from redis"),
     *("s3 showing files late", "decoder killed", "supervisor killed while uploading"),
     "api killed in an order",
 }

@@ -39,6 +39,26 @@ def _kill_api_at(scene: Scene, url: str) -> ActiveFault:
     )
 
 
+def stop_api(scene: Scene) -> ActiveFault:
+    """Stop an API process, which then accepts connections and answers none, and let it go on.
+
+    A timer does that, because the campaign itself may wait for an answer of this process.
+    """
+    url, lasts_s = scene.rng.choice(list(scene.site.apis)), scene.rng.uniform(2, 8)
+    process = scene.site.apis[url].process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    timer = threading.Timer(lasts_s, process.send_signal, [signal.SIGCONT])
+    timer.start()
+    return ActiveFault(
+        None,
+        lambda: now() if scene.client.answers(url, "/readyz?workers=1") else None,
+        lasts_s=lasts_s,
+        repair=timer.join,
+        from_repair=True,
+    )
+
+
 def kill_api_in_order(scene: Scene) -> ActiveFault:
     """Kill an API process while it stores an input of a job. The client does not repeat its request."""
     url, body, s3 = scene.rng.choice(list(scene.site.apis)), draw_image(scene.rng), scene.site.s3

@@ -1,7 +1,8 @@
 """Forward requests to an S3 server, and fail in the way that `health` names.
 
-`down` closes connections, `failing`, `throttling` and `denying` answer errors, `slow` answers after clients
-have given up, `cutting` breaks off connections, and `late` shows a file some seconds after it was stored.
+`down` closes connections, `failing`, `throttling` and `denying` answer errors, `bucketless` answers that the
+bucket is missing, `slow` answers after clients have given up, `cutting` breaks off connections, and `late`
+shows a file some seconds after it was stored.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from time import sleep, time
 from typing import Literal
 from urllib.parse import urlsplit
 
-Health = Literal["well", "down", "failing", "throttling", "denying", "slow", "cutting", "late"]
+Health = Literal["well", "down", "failing", "throttling", "denying", "bucketless", "slow", "cutting", "late"]
 
 SLOW_S = 6.0  # longer than clients wait: what they gave up is stored all the same, late
 LATE_S = 2.0
@@ -23,6 +24,7 @@ ERRORS: dict[Health, tuple[int, str]] = {
     "failing": (500, "InternalError"),
     "throttling": (503, "SlowDown"),
     "denying": (403, "AccessDenied"),
+    "bucketless": (404, "NoSuchBucket"),
 }
 NOT_PASSED_ON = {"connection", "transfer-encoding", "expect", "keep-alive"}
 

@@ -73,7 +73,9 @@ def test_proxy_that_is_down_does_not_answer(s3, http, files):
     assert "/new" not in files
 
 
-@pytest.mark.parametrize(("health", "status"), [("failing", 500), ("throttling", 503), ("denying", 403)])
+@pytest.mark.parametrize(
+    ("health", "status"), [("failing", 500), ("throttling", 503), ("denying", 403), ("bucketless", 404)]
+)
 def test_refusing_proxy_answers_an_error_and_stores_nothing(s3, http, files, health, status):
     s3.health = health
     assert http.put("/new", content=b"abc").status_code == status
