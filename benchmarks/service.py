@@ -141,7 +141,9 @@ class Installation:
         with RedisServer(folder / "redis", find_redis()) as redis:
             publish = (
                 "import pathlib, redis; from benchmarks.service import _capability; "
-                f"_capability(pathlib.Path({str(folder)!r})).publish(redis.Redis.from_url({redis.url!r}))"
+                "from jobs.registration import GroupRegistration; "
+                f"group = GroupRegistration(redis.Redis.from_url({redis.url!r}), 'benchmark'); "
+                f"group.heartbeat('starting', 1, capability=_capability(pathlib.Path({str(folder)!r})))"
             )
             with running("-c", publish, checkout=checkout) as process:
                 assert process.wait() == 0, publish

@@ -12,19 +12,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
-from redis import Redis
 
-from jobs.connect import redis_reached
 from model.spec.limits import Limits
 from model.spec.memory import MemoryBudget
 from model.spec.params import Task
 from model.spec.plan import Plan
-
-CAPABILITY_KEY = "longcat:capability"
-"""The capability of the most capable group when one was published last, or that of a group of release 0.2.0.
-
-Processes of release 0.2.0 read only this key.
-"""
 
 SizeLimit = Literal["frames", "pixels", "refined_pixels"]
 
@@ -34,8 +26,7 @@ class Capability(BaseModel):
 
     Attributes:
         model: the name that the operator gave to the checkpoint.
-        weights: the fingerprint of each part of the checkpoint (`model.io.fingerprint`); empty for a group of
-            release 0.2.0.
+        weights: the fingerprint of each part of the checkpoint (`model.io.fingerprint`).
         limits: the JSON of `model.spec.limits.Limits`.
         known_words: all words that the text encoder knows, in lower case; none if it knows any.
         context_parallel: the number of ranks that share one job.
@@ -88,11 +79,6 @@ class Capability(BaseModel):
         """Return the fingerprints of the parts that a video depends on: not those of unused LoRAs."""
         unused = set(self.loras) - set(plan.loras)
         return {part: digest for part, digest in self.weights.items() if part not in unused}
-
-    def publish(self, redis: Redis) -> None:
-        """Set the key that processes of release 0.2.0 read. Raises Unavailable."""
-        with redis_reached():
-            redis.set(CAPABILITY_KEY, self.model_dump_json())
 
 
 def read_capability(document: bytes | str) -> Capability:

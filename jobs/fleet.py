@@ -15,7 +15,7 @@ from typing import Any
 
 from redis import Redis
 
-from jobs.capability import CAPABILITY_KEY, Capability, read_capability
+from jobs.capability import Capability, read_capability
 from jobs.connect import redis_reached
 from jobs.errors import NoCapability, UnreadableRecord
 from jobs.registration import (
@@ -23,7 +23,6 @@ from jobs.registration import (
     GROUPS_KEY,
     POOL_KEY,
     POOLS_KEY,
-    UNNAMED_POOL,
     GroupStatus,
     live_groups,
 )
@@ -143,7 +142,6 @@ class FleetReader:
     def _state(self) -> _FleetState:
         with redis_reached(), self._redis.pipeline(transaction=False) as pipeline:
             pipeline.get(FLEET_CHANGED_KEY)
-            pipeline.get(CAPABILITY_KEY)
             pipeline.scard(GROUPS_KEY)
             pipeline.zrange(POOLS_KEY, 0, -1, withscores=True)
             *values, pools = pipeline.execute()
@@ -155,24 +153,19 @@ def read_fleet(redis: Redis, configured: Capability | None = None) -> Fleet:
     """Return the known pools and their groups. Raises Unavailable.
 
     Groups with the capability `configured` can be started at any time: their pool is never away.
-    Groups of release 0.2.0 do not publish a capability of their own: they are a pool with the capability that
-    any group published last.
     """
     groups = live_groups(redis)
     with redis_reached():
         seen: Any = redis.zrange(POOLS_KEY, 0, -1, withscores=True)
         seconds, _ = redis.time()
         names = [text(name) for name, _ in seen]
-        *documents, last_published = redis.mget([*(POOL_KEY.format(name) for name in names), CAPABILITY_KEY])
+        documents = redis.mget([POOL_KEY.format(name) for name in names]) if names else []
     pools = []
     for name, document, (_, seen_ms) in zip(names, documents, seen, strict=True):
         if capability := document and _capability(redis, document):
             members = tuple(group for group in groups if group.pool == name)
             away_s = 0.0 if members else max(0.0, seconds - seen_ms / 1000)
             pools.append(Pool(name, capability, members, away_s))
-    unnamed = tuple(group for group in groups if group.pool == UNNAMED_POOL)
-    if last_published and (unnamed or not pools) and (capability := _capability(redis, last_published)):
-        pools.append(Pool(capability.pool, capability, unnamed))
     if configured and configured.pool not in {pool.name for pool in pools if pool.groups}:
         pools = [pool for pool in pools if pool.name != configured.pool]
         pools.append(Pool(configured.pool, configured))

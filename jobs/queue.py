@@ -133,10 +133,7 @@ class TicketQueue:
 
 
 def queue_name(requirement: str) -> str:
-    """Return the name of the RQ queue with the tickets for this requirement.
-
-    Processes of release 0.2.0 know only the queue without a requirement.
-    """
+    """Return the name of the RQ queue with the tickets for this requirement."""
     return f"{QUEUE_NAME}:{requirement}" if requirement else QUEUE_NAME
 
 
@@ -166,7 +163,7 @@ class TicketWorker(SimpleWorker):
     def take(self, requirements: Iterable[str] = ()) -> bool:
         """Wait up to a second for a ticket for one of the requirements, and consume it.
 
-        Return False if none came. Tickets of release 0.2.0 name no requirement and are taken, too.
+        Return False if none came. Tickets without a requirement are taken, too: they are for any group.
         """
         self.queues = [_queue(self.connection, queue_name(each)) for each in (*requirements, "")]
         # Register if that was not done yet, or if Redis lost its data.

@@ -22,9 +22,6 @@ GROUP_KEY = "longcat:group:{}"
 FLEET_CHANGED_KEY = "longcat:fleet_changed"
 POOLS_KEY = "longcat:pools"
 POOL_KEY = "longcat:pool:{}"
-UNNAMED_POOL = "unnamed"
-"""The pool of groups that do not name one: those of release 0.2.0."""
-
 POOL_TTL_S = 30 * 86400.0
 """How long a pool is remembered after its last group has gone."""
 
@@ -41,12 +38,12 @@ class GroupStatus(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: int = 2
+    schema_version: int = 3
     group: str
     state: GroupState
     ranks: int = 1
     job: str | None = None
-    pool: str | None = UNNAMED_POOL
+    pool: str | None = None
     failure: str | None = None
     heartbeat_at: datetime | None = Field(default=None, description="set by `GroupRegistration.heartbeat`")
 

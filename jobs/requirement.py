@@ -15,9 +15,6 @@ from typing import Self
 from jobs.capability import Capability, SizeLimit
 from jobs.order import Order
 
-ANY = ""
-"""The requirement of a job that every group may try: its order cannot be read by this release."""
-
 
 @dataclass(frozen=True)
 class Requirement:
@@ -108,7 +105,8 @@ class Requirement:
 def can_run(capability: Capability, requirement: str | None) -> bool:
     """Return whether groups with this capability can run jobs with a stored requirement.
 
-    They cannot if this release does not understand it.
+    They cannot if this release does not understand it. A job whose record has lost its requirement may be
+    tried by all groups.
     """
     if not requirement:
         return True

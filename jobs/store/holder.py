@@ -17,7 +17,7 @@ from jobs.errors import LeaseLost, LongCatError, UnreadableRecord
 from jobs.order import SCHEMA_VERSION as ORDER_VERSION
 from jobs.record import Job, JobError, Progress, Result, Status
 from jobs.requirement import can_run
-from jobs.store.maintenance import crash_error, set_missing_requirements
+from jobs.store.maintenance import crash_error
 from jobs.store.metrics import report_unread_fields, report_unreadable
 from jobs.store.scripts import Scripts, fields_of, present, text, to_json, to_ms
 from jobs.store.submission import SCHEMA_VERSION as RECORD_VERSION
@@ -69,7 +69,7 @@ class JobHolder:
         Without a capability, the group can run all. A job whose record this release cannot read is set aside:
         it stays queued for workers of other releases, and the next one is claimed.
         """
-        while reply := self._claim_of_any_release(group, lease_s, capability):
+        while reply := self._claim(group, lease_s, capability):
             fields = fields_of(reply)
             try:
                 job = Job.from_hash(fields)
@@ -171,16 +171,6 @@ class JobHolder:
     ) -> Status:
         fields = present({**ending, "timings_s": json.dumps(dict(timings_s))})
         return _status(self._run_held("finish", lease, status=status, fields=fields, counts=counts))
-
-    def _claim_of_any_release(self, group: str, lease_s: float, capability: Capability | None) -> Any:  # noqa: ANN401
-        """Claim the next job; if there is none, look for one that a process of release 0.2.0 submitted.
-
-        While there are others, it waits for the next sweep, which looks for such jobs, too.
-        """
-        reply = self._claim(group, lease_s, capability)
-        if not reply and set_missing_requirements(self._run):
-            reply = self._claim(group, lease_s, capability)
-        return reply
 
     def _claim(self, group: str, lease_s: float, capability: Capability | None) -> Any:  # noqa: ANN401
         """Return the record of the next job, with its id, None if no job may start."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from uuid import uuid4
 
-from pydantic import ValidationError
 from redis import Redis
 
 from jobs.connect import redis_reached
 from jobs.errors import DeadlineExceeded, WorkerCrashed
-from jobs.order import Order
 from jobs.record import JobError
-from jobs.requirement import ANY, Requirement
-from jobs.store.scripts import Scripts, fields_of, text, to_json, to_ms
+from jobs.store.scripts import Scripts, text, to_json, to_ms
 
 WAITED_TOO_LONG = JobError.of(DeadlineExceeded("the job waited longer than allowed before a worker began it"))
 
@@ -75,7 +70,6 @@ class JobMaintenance:
         )
         if replies is None:
             return SweepResult(by_other=True)
-        self._run("repair_queue")
         for what, job_id in replies:
             ids.setdefault(what.decode(), []).append(job_id.decode())
         requeued, ended, expired = (tuple(ids.get(what, ())) for what in ("requeued", "ended", "expired"))
@@ -86,7 +80,6 @@ class JobMaintenance:
 
         That is one for each queued job, none if no job with the requirement may start.
         """
-        set_missing_requirements(self._run)
         return {text(requirement): num for requirement, num in self._run("num_tickets_needed")}
 
     def lease_file_removal(self, job_id: str | None = None) -> FileRemoval | None:
@@ -121,24 +114,3 @@ class JobMaintenance:
             pipeline.zscore("longcat:file_removals:second", job_id)
             exists, *removals = pipeline.execute()
         return bool(exists) or any(due_ms is not None for due_ms in removals)
-
-
-def set_missing_requirements(run: Callable[..., Any]) -> bool:
-    """Give requirements to queued jobs that processes of release 0.2.0 submitted, so that they are claimed.
-
-    A job whose order cannot be read gets `ANY`, and is set aside when it is claimed. Return whether a job had
-    no requirement.
-    """
-    were_any = False
-    while found := fields_of(run("jobs_without_requirement")):
-        were_any = True
-        for job_id, order in found.items():
-            run("set_requirement", id=job_id, requirement=_requirement_of(order))
-    return were_any
-
-
-def _requirement_of(order: str) -> str:
-    try:
-        return str(Requirement.of(Order.model_validate_json(order)))
-    except ValidationError:
-        return ANY

@@ -67,7 +67,7 @@ class Limits:
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a document that `from_json` reads, without known words: release 0.2.0 would refuse them."""
+        """Return a document that `from_json` reads, without known words: capabilities name them, too."""
         return {
             field.name: getattr(self, field.name) for field in fields(self) if field.name != "known_words"
         }

@@ -23,6 +23,7 @@ from pathlib import Path
 import httpx
 
 from jobs.connect import connect
+from tests.pools import set_only_pool
 from tests.redis_fleet import Fleet, redis_fleet
 from tests.servers import free_port
 from tests.service.conftest import CAPABILITY
@@ -76,7 +77,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, redis_fleet(Path(name) / "redis") as fleet:
         with connect(fleet.url) as redis:
-            CAPABILITY.publish(redis)
+            set_only_pool(redis, CAPABILITY)
         with running_service(fleet, Path(name), options.wait_replicas) as url:
             clients = Clients(url)
             kill_primaries(fleet, clients, options.kills)

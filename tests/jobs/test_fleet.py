@@ -36,13 +36,6 @@ def register(
     return registration
 
 
-def register_0_2_0(redis: Redis, group: str) -> None:
-    """Register a group as release 0.2.0 does: its status names no pool."""
-    status = {"group": group, "state": "ready", "ranks": 2, "job": None, "heartbeat_at": None}
-    redis.set(f"longcat:group:{group}", json.dumps(status))
-    redis.sadd("longcat:groups", group)
-
-
 def test_no_pool_is_known_before_a_group_published_its_capability(redis: Redis):
     register(redis, "a", None, "starting")
     assert read_fleet(redis).pools == ()
@@ -109,15 +102,6 @@ class TestFleetReader:
         redis.zincrby("longcat:pools", -60_000, PLAIN.pool)
         assert reader.current().first().away_s >= 59
 
-    def test_groups_of_release_0_2_0_are_noticed(self, redis: Redis):
-        reader = FleetReader(redis)
-        assert reader.current().pools == ()
-        PLAIN.publish(redis)
-        assert [pool.capability for pool in reader.current().pools] == [PLAIN]
-        assert reader.current().live == ()
-        register_0_2_0(redis, "old")
-        assert [pool.capability for pool in reader.current().live] == [PLAIN]
-
 
 def test_most_capable_live_pool_comes_first(redis: Redis):
     register(redis, "a", PLAIN)
@@ -169,33 +153,6 @@ def test_broken_group_is_not_live(redis: Redis):
     assert read_fleet(redis).live == ()
 
 
-class TestRelease020:
-    """Groups of release 0.2.0 publish their capability under one key for all."""
-
-    def test_capability_of_its_groups_is_the_one_published_last(self, redis: Redis):
-        PLAIN.publish(redis)
-        FULL.publish(redis)
-        register_0_2_0(redis, "old")
-        (pool,) = read_fleet(redis).pools
-        assert (pool.capability, pool.is_live) == (FULL, True)
-
-    def test_its_capability_counts_while_no_group_is_up(self, redis: Redis):
-        FULL.publish(redis)
-        (pool,) = read_fleet(redis).pools
-        assert (pool.capability, pool.is_live, pool.away_s) == (FULL, False, 0)
-
-    def test_its_groups_and_newer_ones_are_two_pools(self, redis: Redis):
-        PLAIN.publish(redis)
-        register_0_2_0(redis, "old")
-        register(redis, "new", FULL)
-        assert [pool.capability for pool in read_fleet(redis).live] == [FULL, PLAIN]
-
-    def test_its_capability_does_not_count_once_all_groups_are_newer(self, redis: Redis):
-        PLAIN.publish(redis)
-        register(redis, "new", FULL)
-        assert [pool.capability for pool in read_fleet(redis).pools] == [FULL]
-
-
 def test_unknown_task_is_not_published():
     with pytest.raises(ValidationError):
         Capability(model="x", tasks=("poetry",), limits={}, device="cpu", dtype="float32")
@@ -203,7 +160,8 @@ def test_unknown_task_is_not_published():
 
 def test_unknown_fields_are_ignored(redis: Redis):
     document = {**FULL.model_dump(mode="json"), "schema_version": 2, "colour_depth": 10}
-    redis.set("longcat:capability", json.dumps(document))
+    register(redis, "a", FULL)
+    redis.set(f"longcat:pool:{FULL.pool}", json.dumps(document))
     assert read_fleet(redis).first().capability == FULL.model_copy(update={"schema_version": 2})
 
 
@@ -216,7 +174,5 @@ def test_pool_that_cannot_be_read_is_passed_over(redis: Redis, caplog: pytest.Lo
 
 
 def test_unavailable_without_redis():
-    away = connect("redis://127.0.0.1:1", deadline_s=0)
-    for call in (lambda: read_fleet(away), lambda: FULL.publish(away)):
-        with pytest.raises(Unavailable):
-            call()
+    with pytest.raises(Unavailable):
+        read_fleet(connect("redis://127.0.0.1:1", deadline_s=0))

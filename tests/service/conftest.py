@@ -29,6 +29,7 @@ from model.spec.limits import Limits
 from service.app import create_app
 from service.http.protocol import server_options
 from service.settings import Settings
+from tests.pools import set_only_pool
 from tests.servers import answers
 from tests.waiting import wait_until
 
@@ -118,7 +119,7 @@ def no_worker_yet(running: TestClient, redis: Redis) -> TestClient:
 @pytest.fixture
 def client(no_worker_yet: TestClient, redis: Redis) -> TestClient:
     """Return a client of a service whose capability is known."""
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     return no_worker_yet
 
 
@@ -129,7 +130,7 @@ def live(listening: int, app: FastAPI, redis: Redis) -> Iterator[int]:
     Wait at the end until all requests are over. A request whose client has gone may otherwise read the fleet
     while the next test empties Redis, and the service then keeps an empty fleet.
     """
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     yield listening
     assert answers(listening, "/livez")  # so the service has received all earlier requests
     wait_until(lambda: not app.state.requests_in_progress)

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from jobs import errors as job_errors
 from service.app import create_app
 from service.errors import STATUS, BodyTooLarge, status_of
+from tests.pools import set_only_pool
 from tests.servers import free_port
 from tests.service.conftest import CAPABILITY, settings_for
 
@@ -88,7 +89,7 @@ class TestInternalError:
             raise ZeroDivisionError("secret detail")
 
         app.add_api_route("/broken", get_nothing)
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
         app.router.routes.pop()
@@ -110,7 +111,7 @@ class TestTooLarge:
     @pytest.fixture
     def small(self, redis, redis_server, tmp_path):
         """Return a client of a service with small limits."""
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         limits = {
             "max_json_bytes": 300,
             "max_body_bytes": 2000,

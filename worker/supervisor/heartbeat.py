@@ -16,7 +16,6 @@ from redis import Redis
 
 from jobs.capability import Capability
 from jobs.errors import GroupTaken, Unavailable
-from jobs.fleet import read_fleet
 from jobs.registration import GroupRegistration, GroupState
 from jobs.store.metrics import count_group_start
 from worker.supervisor.threads import StoppableThread
@@ -57,7 +56,6 @@ class Heartbeat(StoppableThread):
         self._ranks = ranks
         self._on_taken = on_taken
         self._status = PublishedStatus()
-        self._published_capability: Capability | None = None
         self._starts_s: deque[float] = deque()
         self._wake = threading.Event()
 
@@ -97,10 +95,6 @@ class Heartbeat(StoppableThread):
         self._registration.heartbeat(
             status.state, self._ranks, status.job_id, status.capability, status.failure
         )
-        if status.capability and status.capability != self._published_capability:
-            # API processes of release 0.2.0 know one capability, so it is that of the most capable group.
-            read_fleet(self._redis).first().capability.publish(self._redis)
-            self._published_capability = status.capability
         while status.capability and self._starts_s:
             count_group_start(self._redis, status.capability.pool, self._starts_s[0])
             self._starts_s.popleft()

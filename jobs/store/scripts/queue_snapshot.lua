@@ -33,7 +33,7 @@ end
 
 local queued = {}
 local function add(job, nums, is_queued)
-  table.insert(queued, {job.id, nums, job.task, job.work_units, job.priority, job.requirement or '', is_queued})
+  table.insert(queued, {job.id, nums, job.task, job.work_units, job.priority, job.requirement, is_queued})
 end
 
 for _, id in ipairs(given.ids) do

@@ -89,6 +89,9 @@ for _, job in ipairs(due_jobs('longcat:expiring')) do
   add_change('expired', job.id)
 end
 
+-- Keys that release 0.3.0 writes for the release before it.
+redis.call('DEL', 'longcat:capability', 'longcat:queue:checked')
+
 release_long_held_back()
 move_late_jobs()
 

@@ -105,16 +105,3 @@ def test_positions_are_right_in_long_queues_in_the_order_of_submission(store: Ex
         low.append(store.submit(priority="low", ageing_s=AGEING_S).id)
         store.clock.advance(2 * AGEING_S / 120)
     assert [store.position(low[number]) for number in (0, 60, 130, 239)] == [122, 242, 371, 480]
-
-
-def test_sweep_adds_the_effective_times_of_jobs_that_an_older_release_queued(
-    redis: Redis, store: ExampleStore
-):
-    jobs = [store.submit(priority="low", ageing_s=AGEING_S)]
-    store.clock.advance(3 * AGEING_S)
-    jobs.append(store.submit(priority="high", ageing_s=AGEING_S))
-    redis.delete("longcat:queue:low:effective_times")
-    redis.zadd("longcat:queue:high:effective_times", {"gone": 0})
-    store.maintenance.sweep()
-    assert [store.position(job.id) for job in jobs] == [1, 2]
-    assert redis.zcard("longcat:queue:high:effective_times") == 1

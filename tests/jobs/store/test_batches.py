@@ -125,16 +125,6 @@ class TestIdempotencyKey:
         assert found.id == "b"
 
 
-def test_index_of_a_batch_expires_after_the_last_change_of_its_jobs(redis: Redis):
-    store = ExampleStore(redis, retention_s=60.0)
-    store.client.submit(*submissions("a", "b", owner="alice"))
-    indexes = ("longcat:index:batch:batch", "longcat:index:batch:batch:alice")
-    for index in indexes:
-        redis.pexpire(index, 1000)
-    store.claim()
-    assert all(redis.pttl(index) > 60_000 for index in indexes)
-
-
 @pytest.mark.parametrize("owner", ["", "alice"])
 def test_index_of_the_batch_goes_with_its_last_job(redis: Redis, owner: str):
     store = ExampleStore(redis, retention_s=60.0)

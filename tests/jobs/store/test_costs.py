@@ -201,14 +201,3 @@ def test_cost_of_a_sweep_does_not_grow_with_late_jobs(redis: Redis):
     small, large = found
     assert large.commands <= GROWTH * small.commands + ALLOWANCE
     assert large.elements <= GROWTH * small.elements + ALLOWANCE
-
-
-def test_search_for_jobs_of_an_older_release_goes_on_in_the_next_call(redis: Redis):
-    store = ExampleStore(redis)
-    redis.zadd("longcat:index:queued", {f"job-{number}": number for number in range(1, 1501)})
-    redis.set("longcat:submitted", 1500)
-    checked = []
-    for _ in range(2):
-        store.maintenance.num_tickets_needed()
-        checked.append(int(redis.get("longcat:queue:checked") or 0))
-    assert checked == [1000, 1500]

@@ -10,6 +10,7 @@ from redis import Redis
 from jobs.connect import connect
 from jobs.errors import Unavailable, UnfitServer
 from jobs.store.keys_version import KEYS_VERSION, OLDEST_READER, check_keys_version
+from tests.jobs.examples import ExampleStore
 
 KEY = "longcat:keys_version"
 OWN = {b"version": str(KEYS_VERSION).encode(), b"oldest_reader": str(OLDEST_READER).encode()}
@@ -44,7 +45,31 @@ def test_version_is_recorded_while_redis_is_full(full: Redis):
 
 
 def test_version_of_an_earlier_release_is_replaced(redis: Redis):
-    used_by_release(redis, KEYS_VERSION - 1, 1)
+    used_by_release(redis, OLDEST_READER, 1)
+    check_keys_version(redis)
+    assert redis.hgetall(KEY) == OWN
+
+
+def test_update_that_skips_a_release_is_refused(redis: Redis):
+    used_by_release(redis, OLDEST_READER - 1, 1)
+    with pytest.raises(
+        UnfitServer, match=f"have version {OLDEST_READER - 1}, and this release needs version"
+    ):
+        check_keys_version(redis)
+    assert redis.hgetall(KEY)[b"version"] == str(OLDEST_READER - 1).encode()
+
+
+def test_update_from_a_release_that_recorded_no_version_is_refused(redis: Redis):
+    redis.set("longcat:last_sweep", 1)
+    with pytest.raises(UnfitServer, match=r"from 0\.2\.0 to 0\.3\.0 first"):
+        check_keys_version(redis)
+    assert not redis.exists(KEY)
+
+
+def test_version_is_recorded_again_after_running_processes_lost_it(redis: Redis):
+    check_keys_version(redis)
+    redis.flushall()
+    ExampleStore(redis).maintenance.sweep()
     check_keys_version(redis)
     assert redis.hgetall(KEY) == OWN
 

@@ -13,7 +13,6 @@ from redis import Redis
 from jobs.errors import JobNotFound
 from jobs.maintenance import keep_removing, keep_sweeping, sweep
 from jobs.queue import TicketQueue
-from jobs.requirement import ANY
 from jobs.storage.folder import FolderStorage
 from jobs.store.job_store import JobStore
 from tests.jobs.examples import LEASE_S, REQUIREMENT, AwayStorage, ExampleStore, a_result, a_submission
@@ -293,22 +292,10 @@ class TestSweeper:
         assert not JobStore(redis, clock=store.clock).maintenance.sweep().by_other
 
 
-@pytest.mark.parametrize(("order", "requirement"), [(None, REQUIREMENT), ("{", ANY)])
-def test_queued_job_of_release_0_2_0_gets_its_requirement(
-    redis: Redis, store: ExampleStore, order: str | None, requirement: str
-):
-    record = f"longcat:job:{store.submit().id}"
-    redis.hdel(record, "requirement")
-    if order:
-        redis.hset(record, "order", order)
-    store.maintenance.num_tickets_needed()
-    assert redis.hget(record, "requirement") == requirement.encode()
-
-
-def test_job_that_release_0_2_0_requeued_is_claimed_after_a_sweep(redis: Redis, store: ExampleStore):
-    lease = store.start()
-    store.holder.requeue(lease, crashed=False)
-    redis.delete(f"longcat:queue:normal:requirement:{REQUIREMENT}:requeued")  # which 0.2.0 does not know
-    assert store.holder.claim("a", LEASE_S) is None
+def test_sweep_removes_keys_that_only_an_earlier_release_needs(redis: Redis, store: ExampleStore):
+    store.submit()
+    redis.set("longcat:capability", "{}")
+    redis.set("longcat:queue:checked", 1)
+    keys = set(redis.keys())
     store.maintenance.sweep()
-    assert store.claim().job.id == lease.job.id
+    assert keys - set(redis.keys()) == {b"longcat:capability", b"longcat:queue:checked"}

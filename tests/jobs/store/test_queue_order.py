@@ -145,39 +145,6 @@ class TestPositions:
         assert [store.position(job.id) for job in left] == [1, 2]
         assert [job.id for job in claims_in_order(store)] == [job.id for job in left]
 
-    def test_sweep_repairs_the_order_of_jobs_that_an_older_release_queued(self, store: ExampleStore, redis):
-        jobs = submit_each(store, "aab")
-        redis.delete("longcat:queue:normal:start_order")
-        assert [store.position(job.id) for job in jobs] == [1, 2, 3]  # by submission
-        store.maintenance.sweep()
-        assert [store.position(job.id) for job in jobs] == [1, 3, 2]
-
-    @pytest.mark.parametrize("change", ["queued", "claimed"])
-    def test_sweeps_repair_the_order_of_a_long_queue_bit_by_bit(self, store: ExampleStore, redis, change):
-        submit_each(store, "ab" * 200)
-        order = "longcat:queue:normal:start_order"
-        before = redis.zrange(order, 0, -1, withscores=True)
-        if change == "queued":  # by a release that does not keep the order
-            redis.zremrangebyrank(order, 100, -1)
-        else:
-            redis.zadd(order, {f"{number:016d}:gone-{number}": 0 for number in range(300)})
-        store.maintenance.sweep()
-        assert redis.zrange(order, 0, -1, withscores=True) != before  # not all at once
-        for _ in range(100):
-            store.maintenance.sweep()
-        assert redis.zrange(order, 0, -1, withscores=True) == before
-
-    def test_last_submission_that_an_older_release_left_behind_is_forgotten(self, store: ExampleStore, redis):
-        store.submit(owner="a")
-        key = "longcat:queue:normal:last_submission"
-        redis.hset(key, "gone", 2 * store.clock.now_ms * 1000)
-        job = store.submit(owner="gone")
-        assert redis.hget(key, "gone") < b"%d" % (store.clock.now_ms * 1000 + 1000)
-        store.client.cancel(job.id)
-        redis.hset(key, "gone", 1)
-        store.maintenance.sweep()
-        assert redis.hkeys(key) == [b"a"]
-
     def test_positions_of_other_owners_are_hidden(self, store: ExampleStore):
         job = store.submit(owner="me")
         assert store.client.for_owner("you").estimate(job.id) is None

@@ -23,7 +23,6 @@ def test_checkpoint_without_a_list_knows_all_words():
 
 
 def test_known_words_are_published_apart_from_the_limits():
-    """Release 0.2.0 refuses limits that it does not know."""
     limits = load_limits(POCKET)
     assert limits.known_words
     assert "known_words" not in limits.to_json()

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from jobs.capability import CAPABILITY_KEY
 from jobs.record import Progress
-from jobs.registration import GroupRegistration
+from jobs.registration import POOLS_KEY, GroupRegistration
 from model.spec.params import MAX_SEED
 from service.console import routes
 from service.keys.api_keys import ApiKeys
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY
 from tests.service.console.conftest import hold_time, opened
 from tests.service.media import clip, encoded, picture
@@ -297,7 +297,7 @@ class TestInABrowser:
     def test_page_says_that_no_worker_has_started(self, page, redis):
         expect(page.locator("#health")).to_have_text("no worker is ready; new jobs wait")
         expect(page.locator("#examples-title")).to_be_visible()
-        redis.delete(CAPABILITY_KEY)
+        redis.delete(POOLS_KEY)
         page.reload()
         expect(page.locator("#health")).to_have_text(
             "no worker is ready; jobs are accepted once one has started"
@@ -752,7 +752,7 @@ class TestInABrowser:
     def test_words_that_the_checkpoint_does_not_know_are_named(self, page, client, redis):
         page.fill("textarea", "a magenta ball, it Wobbles")
         assert page.locator("#unknown-words").is_hidden()
-        CAPABILITY.model_copy(update={"known_words": ("a", "ball", "it", "red")}).publish(redis)
+        set_only_pool(redis, CAPABILITY.model_copy(update={"known_words": ("a", "ball", "it", "red")}))
         page.reload()
         page.wait_for_selector("text=does not know: magenta, wobbles")
         page.click("text=Words that this checkpoint knows")

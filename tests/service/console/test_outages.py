@@ -11,6 +11,7 @@ from redis import Redis
 
 from service.app import create_app
 from stack.redis_server import RedisServer
+from tests.pools import set_only_pool
 from tests.servers import free_port, redis_program
 from tests.service.conftest import CAPABILITY, serving, settings_for
 from tests.service.console.conftest import opened
@@ -40,7 +41,7 @@ class Installation:
     def __enter__(self):
         self.redis.start()
         with Redis.from_url(self.redis.url) as redis:
-            CAPABILITY.publish(redis)
+            set_only_pool(redis, CAPABILITY)
         self.start_service()
         return self
 

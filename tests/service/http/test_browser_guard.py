@@ -14,6 +14,7 @@ from service.app import create_app
 from service.http.origins import Initiator, Origins
 from service.keys.api_keys import ApiKeys
 from service.settings import Settings
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 
 FOREIGN_PAGES = [
@@ -112,7 +113,7 @@ class TestForeignHostName:
             assert connection.recv(4096).split()[1] in {b"400", b"421"}
 
     def test_is_served_if_configured(self, redis_server, redis, tmp_path):
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         settings = settings_for(
             redis_server, tmp_path, allowed_hosts="a.example, B.example", public_url="https://c.example/x"
         )

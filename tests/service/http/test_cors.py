@@ -7,6 +7,7 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from service.app import create_app
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 
 TRUSTED, OTHER = "https://studio.example.com", "https://evil.example"
@@ -21,7 +22,7 @@ def app(redis_server, tmp_path_factory):
 @pytest.fixture
 def client(app, redis):
     with TestClient(app) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         yield client
 
 

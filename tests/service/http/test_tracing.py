@@ -15,6 +15,7 @@ from jobs.settings import SharedSettings
 from jobs.tracing import close_tracing, open_tracing
 from service.app import create_app
 from tests.collector import collecting
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.waiting import wait_until
 from worker.supervisor.timeline import JobTimeline
@@ -37,7 +38,7 @@ def collector(monkeypatch):
 @pytest.fixture
 def traced(collector, redis, redis_server, tmp_path):
     """A client of a service that traces."""
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     with TestClient(create_app(settings_for(redis_server, tmp_path))) as client:
         yield client
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from service.app import create_app
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, serving, settings_for
 from tests.service.http.raw import (
     connected,
@@ -38,7 +39,7 @@ def slow_port(redis_server, tmp_path_factory):
 
 @pytest.fixture
 def impatient(slow_port, redis):
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     return slow_port
 
 
@@ -212,7 +213,7 @@ class TestConcurrentBodies:
         wait_until(lambda: small.state.backend.capacities.open_bodies.used == 0)
 
     def test_bodies_over_the_memory_limit_are_refused_but_small_ones_are_not(self, small, small_port, redis):
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         with connected(small_port) as first:
             self.begin(first, small, b" " * 900_000)
             with connected(small_port) as second:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from model.media.sandbox import Sandbox
 from service.app import create_app
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip, encoded, picture
 
@@ -63,7 +64,7 @@ def test_fork_server_runs_as_long_as_the_service(redis, redis_server, tmp_path, 
     before = set(psutil.Process().children())
     with TestClient(create_app(settings_for(redis_server, tmp_path))) as client:
         (server,) = set(psutil.Process().children()) - before
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         assert order(client, image=encoded(picture())).status_code == 202
         assert set(psutil.Process().children()) - before == {server}
     assert not server.is_running()

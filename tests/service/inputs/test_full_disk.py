@@ -16,6 +16,7 @@ from PIL import Image
 from jobs.errors import DiskFull
 from service.app import create_app
 from service.inputs.uploads import upload_folder
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import encoded, in_base64
@@ -72,7 +73,7 @@ def test_form_is_spooled_to_the_upload_folder(redis_server, redis, tmp_path, mon
     upload_dir.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not-there"))
     with TestClient(create_app(settings_for(redis_server, tmp_path, upload_dir=upload_dir))) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         image = ("noise.png", noise(700))
         answer = client.post("/generate", files={"image": image}, data={"prompt": "a ball"})
     assert answer.status_code == 202

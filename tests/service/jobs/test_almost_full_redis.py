@@ -17,6 +17,7 @@ from jobs.storage.folder import FolderStorage
 from jobs.store import memory
 from jobs.store.job_store import JobStore
 from service.app import create_app
+from tests.pools import set_only_pool
 from tests.redis_fleet import RedisProcess
 from tests.service.conftest import CAPABILITY, Worker, settings_for
 
@@ -64,7 +65,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         redis.config_set("appendonly", "no")
         settings = settings_for(server.url, tmp_path / "service")
         with TestClient(create_app(settings)) as client:
-            CAPABILITY.publish(redis)
+            set_only_pool(redis, CAPABILITY)
             store = JobStore(redis)
             yield Site(redis, client, store, Worker(store, FolderStorage(tmp_path / "videos"), tmp_path))
 

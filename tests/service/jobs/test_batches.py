@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.jobs.bodies import MAX_VIDEOS
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip, encoded, in_base64, picture
 from tests.service.working import tidy
@@ -218,7 +219,7 @@ class TestCancel:
 def test_limits_count_all_jobs_and_accept_all_or_none(redis_server, redis, tmp_path):
     settings = settings_for(redis_server, tmp_path, owner_queued_jobs=3)
     with TestClient(create_app(settings)) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         client.post("/generate", json={"prompt": "x"})
         answer = client.post("/generate", json={"prompt": "x", "num_videos": 3})
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "limit_reached")
@@ -231,7 +232,7 @@ def test_inputs_of_a_refused_batch_are_not_stored(redis_server, redis, tmp_path,
     app = create_app(settings_for(redis_server, tmp_path, owner_queued_jobs=3))
     stored = []
     with TestClient(app) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         monkeypatch.setattr(app.state.backend.storage, "put", lambda key, *_: stored.append(key))
         request = {"prompt": "x", "image": IMAGE, "num_videos": 4}
         assert client.post("/generate", json=request).status_code == 429
@@ -243,7 +244,7 @@ def test_inputs_of_a_refused_batch_are_not_stored(redis_server, redis, tmp_path,
 def test_batch_of_another_owner_does_not_exist(redis_server, redis, tmp_path):
     app = create_app(settings_for(redis_server, tmp_path))
     with TestClient(app) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         keys = app.state.backend.authenticator.keys
         alice, mallory = ({"Authorization": f"Bearer {keys.create(name)}"} for name in ("alice", "mallory"))
         job = client.post("/generate", json={"prompt": "x", "num_videos": 2}, headers=alice).json()

@@ -21,6 +21,7 @@ from service.app import create_app
 from service.jobs.event_streams import EventStream
 from service.jobs.events import read_if_authorized
 from service.keys.api_keys import ApiKeys
+from tests.pools import set_only_pool
 from tests.redis_fleet import RedisProcess
 from tests.servers import answers, free_port
 from tests.service.conftest import CAPABILITY, serving, settings_for
@@ -158,7 +159,7 @@ class TestEndOfStream:
 
     def test_stream_says_that_redis_cannot_be_reached(self, tmp_path):
         with RedisProcess(tmp_path / "redis") as server, server.client() as redis:
-            CAPABILITY.publish(redis)
+            set_only_pool(redis, CAPABILITY)
             with serving(create_app(settings_for(server.url, tmp_path, redis_patience_s=10.0))) as port:
                 body = {"prompt": "a red ball"}
                 job_id = httpx.post(f"http://127.0.0.1:{port}/generate", json=body, timeout=60).json()["id"]

@@ -18,6 +18,7 @@ from jobs.storage.keys import job_of
 from service.app import create_app
 from service.inputs.body import GENERATE
 from service.jobs.bodies import GenerateRequest
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, LIMITS, settings_for
 from tests.service.hosts import host, sending
 from tests.service.media import clip, encoded, in_base64, picture, turned_clip
@@ -280,7 +281,7 @@ def test_rotated_clip_is_continued_upright(client):
 
 
 def test_links_are_absolute_where_the_service_knows_its_address(redis, redis_server, tmp_path, worker):
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     app = create_app(settings_for(redis_server, tmp_path, public_url="https://videos.example.com/"))
     with TestClient(app) as client:
         answer = client.post("/generate", json={"prompt": "a red ball"})

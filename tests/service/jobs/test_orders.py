@@ -17,6 +17,7 @@ from model.spec.resolve import Inputs, resolve
 from service.app import create_app
 from service.jobs.bodies import GenerateRequest
 from service.jobs.orders import prompt_warnings
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, LIMITS, TASKS, settings_for
 from tests.service.media import clip, encoded, in_base64, picture
 
@@ -176,7 +177,9 @@ class TestCheckpointWithoutLoras:
     @pytest.fixture
     def limited_client(self, client, redis):
         """A client of a service whose checkpoint has no LoRA and only some tasks."""
-        CAPABILITY.model_copy(update={"loras": (), "tasks": ("text_to_video", "refine")}).publish(redis)
+        set_only_pool(
+            redis, CAPABILITY.model_copy(update={"loras": (), "tasks": ("text_to_video", "refine")})
+        )
         return client
 
     @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from service.app import create_app
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip, in_base64
 
@@ -20,7 +21,7 @@ THRESHOLD = 0.125
 def permissive(redis_server, redis, tmp_path_factory) -> Iterator[TestClient]:
     """Return a client of a service whose operator allows `balanced`."""
     settings = settings_for(redis_server, tmp_path_factory.mktemp("permissive"), step_cache=THRESHOLD)
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     with TestClient(create_app(settings)) as client:
         yield client
 

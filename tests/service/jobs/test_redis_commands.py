@@ -21,6 +21,7 @@ from service.jobs.event_streams import EventStream
 from service.jobs.events import MAX_JOBS, read_if_authorized
 from service.jobs.views import JobView
 from tests.orders import make_order
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 
 NUM_JOBS = 1000
@@ -37,7 +38,7 @@ def app(redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> F
 @pytest.fixture
 def client(app: FastAPI, redis: Redis) -> Iterator[TestClient]:
     with TestClient(app) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         yield client
 
 
@@ -66,7 +67,7 @@ def commands_by_request(client: TestClient, redis: Redis, num_owners: int) -> di
     }
     counts = {name: num_commands(redis, request) for name, request in requests.items()}
     redis.flushall()
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     return counts
 
 

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.jobs.bodies import GenerateRequest
 from service.openai.bodies import ExtensionRequest, VideoRequest
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip, encoded, in_base64, picture
 from tests.waiting import wait_until
@@ -255,7 +256,7 @@ def test_null_counts_as_absent_in_openais_bodies(kind):
 def test_jobs_of_other_owners_cannot_be_used(redis_server, redis, tmp_path):
     app = create_app(settings_for(redis_server, tmp_path))
     with TestClient(app) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         keys = app.state.backend.authenticator.keys
         alice, mallory = ({"Authorization": f"Bearer {keys.create(name)}"} for name in ("alice", "mallory"))
         job = client.post("/generate", json={"prompt": "x", "image": IMAGE}, headers=alice).json()

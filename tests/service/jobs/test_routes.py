@@ -51,7 +51,7 @@ def test_queue_positions_follow_priority_and_submission(client, order):
     assert places == [4, 2, 1, 3]
 
 
-def test_capability_of_a_fleet_of_release_0_2_0_is_the_latest_that_a_worker_published(client):
+def test_capability_is_that_of_the_last_group_while_there_is_none(client):
     shown = client.get("/capability").json()
     (pool,) = shown.pop("pools")
     of_the_service = {"qualities": ["exact"], "default_t_thresh": 0.5, "max_num_videos": 16}

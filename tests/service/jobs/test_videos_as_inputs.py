@@ -15,6 +15,7 @@ from jobs.storage.base import open_storage
 from jobs.store.client import JobClient
 from jobs.store.job_store import JobStore
 from service.app import create_app
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, Worker, settings_for
 from tests.service.media import clip
 
@@ -251,7 +252,7 @@ def test_repeated_request_returns_its_job_after_the_source_is_deleted(client, fi
 def test_limits_of_uploads_do_not_apply_to_videos_of_jobs(redis_server, redis, tmp_path, limit):
     settings = settings_for(redis_server, tmp_path / "data", **limit)
     with TestClient(create_app(settings)) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         job = client.post("/generate", json={"prompt": "x"}).json()
         worker = Worker(JobStore(redis), open_storage(settings), tmp_path)
         worker.succeed(worker.claim(), video=VIDEO)
@@ -276,7 +277,7 @@ def test_job_of_another_owner_does_not_exist(redis_server, redis, tmp_path):
     settings = settings_for(redis_server, tmp_path / "data")
     app = create_app(settings)
     with TestClient(app) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         keys = app.state.backend.authenticator.keys
         alice, mallory = ({"Authorization": f"Bearer {keys.create(name)}"} for name in ("alice", "mallory"))
         job = client.post("/generate", json={"prompt": "x"}, headers=alice).json()
@@ -303,7 +304,7 @@ def test_video_is_read_from_s3(redis_server, redis, s3_bucket, tmp_path):
         s3_secret_access_key=server.secret_access_key,
     )
     with TestClient(create_app(settings)) as client:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         worker = Worker(JobStore(redis), open_storage(settings), tmp_path)
         finished = client.post("/generate", json={"prompt": "x"}).json()
         worker.succeed(worker.claim(), video=VIDEO)

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.app import create_app
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, serving, settings_for
 from tests.service.working import working
 from tests.tickets import num_tickets
@@ -82,7 +83,7 @@ def test_waiting_requests_hold_no_thread(live, client, worker):
 def test_without_a_free_event_stream_nothing_is_waited_for(redis_server, redis, tmp_path):
     app = create_app(settings_for(redis_server, tmp_path, owner_event_streams=1))
     with serving(app) as port, ThreadPoolExecutor() as pool:
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         first = pool.submit(generate, port, 60)
         wait_until(lambda: len(app.state.event_streams._open) == 1)
         assert generate(port, 60).status_code == 202

@@ -21,6 +21,7 @@ from service.keys.__main__ import main
 from service.keys.api_keys import KEYS, LAST_USED, PRESET_OWNER, ApiKeys, Caller, InvalidOwner
 from service.keys.authentication import ExposedWithoutKeys, check_exposure, is_exposed
 from service.webhooks.signing import Signer
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.media import clip
 
@@ -194,7 +195,7 @@ class TestHighPriority:
         assert client.post("/generate", json=HIGH).status_code == 202
 
     def test_is_allowed_for_the_key_from_the_settings(self, redis_server, redis, tmp_path):
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         client = TestClient(create_app(settings_for(redis_server, tmp_path, api_key="operator")))
         assert client.post("/generate", json=HIGH, headers=bearer("operator")).status_code == 202
 
@@ -412,7 +413,7 @@ class TestLimits:
     @pytest.fixture
     def limited(self, redis_server, redis, tmp_path):
         def open_app(**limits) -> TestClient:
-            CAPABILITY.publish(redis)
+            set_only_pool(redis, CAPABILITY)
             return TestClient(create_app(settings_for(redis_server, tmp_path, **limits)))
 
         return open_app

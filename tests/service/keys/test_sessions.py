@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from service.app import create_app
 from service.keys.api_keys import ApiKeys
 from service.keys.sessions import PREFIX, Sessions
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 
 OURS = {"Sec-Fetch-Site": "same-origin"}
@@ -141,7 +142,7 @@ class TestSession:
         assert Sessions(redis, ApiKeys(redis, SecretStr("after")), 60).authenticate(session_id) is None
 
     def test_is_not_required_while_no_key_exists(self, client, redis):
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         rights = {"high_priority_allowed": True, "is_admin": True}
         assert client.get("/session").json() == {"owner": "", **rights}
         assert sign_in(client, "anything").status_code == 401

@@ -6,6 +6,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY
 
 
@@ -18,13 +19,13 @@ def models(listening, redis):
 
 def test_models_of_all_pools_are_listed(models, redis):
     assert list(models.list()) == []
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     assert [(model.id, model.object) for model in models.list()] == [("LongCat-Video", "model")]
     assert models.retrieve("LongCat-Video").id == "LongCat-Video"
 
 
 def test_unknown_model_is_not_found(models, redis):
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
     for name in ("sora-2", "org/name"):
         with pytest.raises(openai.NotFoundError) as missing:
             models.retrieve(name)

@@ -15,7 +15,7 @@ from redis import Redis
 from jobs.errors import UnreadableRecord
 from jobs.fleet import read_fleet
 from jobs.queue import TicketQueue, consume
-from jobs.registration import live_groups
+from jobs.registration import POOL_KEY, live_groups
 from jobs.store.job_store import JobStore
 from jobs.store.metrics import UnreadableKind
 from jobs.store.outbox import Outbox
@@ -23,6 +23,7 @@ from service.keys.api_keys import KEYS, ApiKeys
 from service.keys.sessions import PREFIX, Sessions
 from service.presets.store import Presets
 from service.webhooks.signing import ROTATIONS, Signer
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY
 
 COUNTED_BY_WORKERS = {"spool file", "message"}  # `tests.worker.supervisor.test_app`
@@ -87,9 +88,9 @@ def read_a_group_status(redis: Redis, job_id: str) -> None:
 
 
 def read_a_capability(redis: Redis, job_id: str) -> None:
-    redis.set("longcat:capability", '{"tasks": []}')
+    redis.set(POOL_KEY.format(CAPABILITY.pool), '{"tasks": []}')
     read_fleet(redis)
-    CAPABILITY.publish(redis)
+    set_only_pool(redis, CAPABILITY)
 
 
 def list_an_api_key(redis: Redis, job_id: str) -> None:

@@ -33,6 +33,7 @@ from service.webhooks.delivery_worker import RETRY_AFTER_S, DeliveryWorker
 from service.webhooks.signing import Signer
 from service.webhooks.url_checker import WebhookUrlChecker
 from tests.jobs.examples import Clock
+from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
 from tests.service.hosts import host, tarpit
 from tests.waiting import wait_until
@@ -253,7 +254,7 @@ class TestUrlCheck:
 
     @pytest.mark.parametrize("host", ["127.0.0.1:8000", "10.0.0.1", "[::1]", "169.254.169.254", "2130706433"])
     def test_private_address_is_refused(self, redis_server, redis, tmp_path, host):
-        CAPABILITY.publish(redis)
+        set_only_pool(redis, CAPABILITY)
         settings = settings_for(redis_server, tmp_path, webhook_private_hosts=False)
         with TestClient(create_app(settings)) as client:
             answer = client.post("/generate", json={"prompt": "a ball", "webhook_url": f"http://{host}/x"})

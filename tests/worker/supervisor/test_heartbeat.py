@@ -5,7 +5,7 @@ import threading
 import pytest
 from redis import Redis
 
-from jobs.capability import CAPABILITY_KEY, Capability, read_capability
+from jobs.capability import Capability
 from jobs.errors import Unavailable
 from jobs.fleet import read_fleet
 from jobs.registration import GroupRegistration, live_groups
@@ -78,16 +78,6 @@ def test_lost_name_is_reported(scene):
     wait_until(scene.state)
     scene.redis.set("longcat:group:group:holder", "another")
     assert scene.name_taken.wait(30)
-
-
-def test_release_0_2_0_finds_the_capability_of_the_most_capable_group(scene):
-    more_capable = CAPABILITY.model_copy(update={"loras": ("cfg_step_lora",)})
-    GroupRegistration(scene.redis, "other", ttl_s=60).heartbeat("ready", 1, None, more_capable)
-    more_capable.publish(scene.redis)
-    scene.heartbeat.update(PublishedStatus("ready", None, CAPABILITY))
-    wait_until(lambda: scene.state() == ("ready", None))
-    scene.leave()
-    assert read_capability(scene.redis.get(CAPABILITY_KEY)) == more_capable
 
 
 def test_status_is_published_again_after_redis_was_unavailable(scene, monkeypatch):

@@ -6,9 +6,7 @@
 -- entries of owners are checked when they are looked at: the virtual start time of an owner grows with the jobs of all
 -- classes, so an entry may be too low, but never too high. When it falls, all entries of the owner are changed.
 --
--- Processes of release 0.2.0 do not know the classes. What they submit is added by `set_requirement`, what they requeue
--- by `repair_queue`, and what they take out of the queue is removed when it is found in a class, as are jobs whose
--- record is gone.
+-- Jobs whose record is gone are removed when they are found in a class.
 
 local REQUIREMENTS = 'longcat:requirements'
 
@@ -136,7 +134,7 @@ local function as_set(requirements)
   return set
 end
 
--- Check that a queued job has one of these requirements, or none.
+-- Check that a queued job has one of these requirements, or none, because its record is gone or damaged.
 local function has_requirement_in(set, id)
   local requirement = read_fields(id, 'requirement')[1]
   return not requirement or set[requirement] or false

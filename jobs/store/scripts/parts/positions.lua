@@ -10,9 +10,7 @@ local function position_in_priority(job)
   local place = redis.call('ZSCORE', owner_queue_key(priority, job.owner), id)
   rank = place and redis.call('ZRANK', start_order_key(priority), start_order_member(place, id))
   if rank then return redis.call('ZCARD', requeued) + rank + 1 end
-  -- Release 0.2.0 has queued it and no sweep has repaired the order yet: give its place by submission. If the record
-  -- names another priority than the one with which it was submitted, it has none.
-  return (redis.call('ZRANK', queue_key(priority), id) or 0) + 1
+  return 1 -- its record names another priority than the one with which it was submitted: it has no position
 end
 
 -- The position that a job would have among those of its priority if it were submitted now. Of the jobs with the same

@@ -12,12 +12,11 @@ local function enqueue(job)
   local time_ms = effective_time_ms(priority, job.started_ms and now or job.created_ms, job.ageing_ms)
   redis.call('ZADD', effective_times_key(priority), time_ms, job.id)
   if job.started_ms then
-    if not job.requirement then write(job, {requirement = ''}) end -- release 0.2.0 submitted it
     redis.call('ZADD', requeued_key(priority), job.number, job.id)
   else
     enter_owner_queue(job)
   end
-  if job.requirement then add_to_class(job) end
+  add_to_class(job)
 end
 
 -- Take a job out of the queue if it is queued.
@@ -26,7 +25,7 @@ local function dequeue(job)
   redis.call('ZREM', 'longcat:queue_deadlines', job.id)
   if redis.call('ZREM', queue_key(priority), job.id) == 1 then
     redis.call('DECRBY', 'longcat:queued_work_units', job.work_units)
-    if job.requirement then remove_from_class(job) end
+    remove_from_class(job)
   end
   redis.call('ZREM', effective_times_key(priority), job.id)
   redis.call('ZREM', requeued_key(priority), job.id)
@@ -41,12 +40,10 @@ local function is_readable(unreadable_by)
 end
 
 -- Keep a queued job from a reader that cannot read it. Others find it in a list of its own, so that it does not hold up
--- the jobs that come after it. For release 0.2.0 it is a requeued job, too.
+-- the jobs that come after it. It has the position of a requeued job.
 local function set_aside(job, reader)
-  if job.requirement then
-    remove_from_owner_jobs(job.priority, job.requirement, job.owner, job.id)
-    redis.call('ZREM', class_requeued_key(job.priority, job.requirement), job.id)
-  end
+  remove_from_owner_jobs(job.priority, job.requirement, job.owner, job.id)
+  redis.call('ZREM', class_requeued_key(job.priority, job.requirement), job.id)
   leave_owner_queue(job)
   redis.call('ZADD', requeued_key(job.priority), job.number, job.id)
   redis.call('ZADD', SET_ASIDE, job.number, job.id)
@@ -61,7 +58,7 @@ local function dequeue_unknown(id)
     for _, owner in ipairs(redis.call('ZRANGE', backlogged_key(priority), 0, -1)) do
       leave_owner_queue({id = id, priority = priority, owner = owner})
     end
-    dequeue({id = id, priority = priority, owner = '', work_units = 0})
+    dequeue({id = id, priority = priority, owner = '', requirement = '', work_units = 0})
   end
 end
 
@@ -111,12 +108,12 @@ local function move_if_late(id, start_by_ms)
   local job = read(id)
   local owner_queue = job and owner_queue_key(job.priority, job.owner)
   if not (job and whole_number(job.start_by_ms) and redis.call('ZSCORE', owner_queue, id)) then return false end
-  if job.requirement then remove_from_owner_jobs(job.priority, job.requirement, job.owner, id) end
+  remove_from_owner_jobs(job.priority, job.requirement, job.owner, id)
   leave_start_order(job.priority, owner_queue, job)
   redis.call('ZREM', owner_queue, id)
   write(job, {start_by_ms = false})
   enter_at_place(job)
-  if job.requirement then add_to_owner_jobs(job) end
+  add_to_owner_jobs(job)
   num_moved = num_moved + 1
   return true
 end

@@ -13,8 +13,6 @@
 -- submission. So jobs without deadlines start in the order of submission, also if the clock goes back. A job that would
 -- be late even if it started at once, or that did not start in time, has the place of a job without a deadline: it does
 -- not keep others from meeting theirs, and does not wait for ever.
---
--- Processes of release 0.2.0 use the number of a job as its place, which is lower than that of any job of this release.
 
 local function queue_key(priority)
   return 'longcat:queue:' .. priority
@@ -88,10 +86,8 @@ end
 local US_PER_MS = 1000
 
 -- Set how much later than at `created_ms` a new job counts as submitted, in µs.
--- The last submission counts only while the owner has queued jobs: scripts of release 0.2.0 leave it behind.
 local function set_submission_delay(job)
-  local is_backlogged = redis.call('ZSCORE', backlogged_key(job.priority), job.owner)
-  local last_us = is_backlogged and redis.call('HGET', last_submission_key(job.priority), job.owner) or 0
+  local last_us = redis.call('HGET', last_submission_key(job.priority), job.owner) or 0
   job.submission_delay_us = math.max(job.number % US_PER_MS, last_us + 1 - job.created_ms * US_PER_MS)
 end
 

@@ -94,6 +94,7 @@ local function read(id)
     if not whole_number(job[name]) then job[name] = nil end
   end
   job.id, job.owner, job.status, job.task = id, job.owner or '', job.status or '', job.task or ''
+  job.requirement = job.requirement or ''
   if not NUM_ABOVE[job.priority] then job.priority = 'normal' end
   return job
 end

@@ -49,9 +49,8 @@ local function release_held_back(owner)
   redis.call('ZREM', HELD_BACK, owner)
 end
 
--- Return entries to their classes that have been held back for long. A job that stops does not return them if a script
--- of release 0.2.0 stops it, if its record is gone, or if that names another owner than it had. A claim holds them back
--- again if the limit still applies.
+-- Return entries to their classes that have been held back for long. A job that stops does not return them if its
+-- record is gone, or if that names another owner than it had. A claim holds them back again if the limit still applies.
 local function release_long_held_back()
   for _, owner in ipairs(due(HELD_BACK)) do release_held_back(owner) end
 end

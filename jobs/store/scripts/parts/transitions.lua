@@ -15,15 +15,9 @@ local function add_event(job)
   redis.call('XADD', 'longcat:events:' .. job.id, 'MAXLEN', '~', length, '*', unpack(entry))
 end
 
--- Scripts of release 0.2.0 do not know the indexes of batches, so they must not outlive jobs that one of them removed.
-local BATCH_INDEX_KEPT_MS = 90 * DAY_MS -- since the last change of a job of the batch, and the retention of its record
-
 local function set_status(job, status, fields)
   for _, key in ipairs(index_keys(job.status, job.owner)) do redis.call('ZREM', key, job.id) end
   for _, key in ipairs(index_keys(status, job.owner)) do redis.call('ZADD', key, job.number, job.id) end
-  for _, key in ipairs(batch_index_keys(job)) do
-    redis.call('PEXPIRE', key, job.retention_ms + BATCH_INDEX_KEPT_MS)
-  end
   local stops_running = job.status == 'running' and status ~= 'running'
   if stops_running then fields.gpu_ms = gpu_ms(job) end
   fields.status = status
