@@ -6,7 +6,7 @@ and goes to the ranks as it is.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -66,14 +66,6 @@ class Order(BaseModel):
     image: InputFile | None = None
     video: InputFile | None = None
     condition_video: InputFile | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_version_1(cls, document: Any) -> Any:  # noqa: ANN401 - whatever was stored
-        """Move the fields of the plan, which stood beside the prompts in version 1, into `plan`."""
-        if not isinstance(document, dict) or "plan" in document:
-            return document
-        return {**document, "plan": document, "schema_version": 2}
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:

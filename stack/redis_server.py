@@ -98,8 +98,7 @@ class RedisServer:
 
     def __init__(self, folder: Path, program: RedisProgram) -> None:
         make_private_folder(folder)
-        for path in (folder, *folder.rglob("*")):  # an earlier release made them readable for others
-            close_to_others(path)
+        close_to_others(folder)
         self.folder = folder.resolve()
         self.program = program
         self._lock: int | None = _lock(self.folder)

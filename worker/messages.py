@@ -50,10 +50,9 @@ class Checkpoint(_Message):
         step: number of steps of the stage that are done.
         state: the file of the pipeline's state.
         segment_files: the encoded video of each segment before this one, in order.
-        weights: fingerprints of the weights that computed it, as in `Capability.weights_for`; None if a
-            release before 0.3 saved it.
+        weights: fingerprints of the weights that computed it, as in `Capability.weights_for`.
         dtype: the data type in which it was computed, as in `Capability.dtype`.
-        digests: the SHA-256 of each file; empty if a release before 0.3 saved it.
+        digests: the SHA-256 of each file.
     """
 
     schema_version: int = 1
@@ -66,14 +65,6 @@ class Checkpoint(_Message):
     weights: dict[str, str] | None = None
     dtype: str | None = None
     digests: dict[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_former_name(cls, values: object) -> object:
-        """Read checkpoints of releases before 0.2, which call `segment_files` `pieces`."""
-        if isinstance(values, dict) and "pieces" in values:
-            return {"segment_files": values["pieces"], **values}
-        return values
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:

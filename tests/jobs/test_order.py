@@ -33,13 +33,6 @@ def test_optional_fields_of_the_plan_default_when_missing():
     assert (plan.step_cache, plan.refinement) == (None, None)
 
 
-def test_an_order_of_version_1_has_the_fields_of_the_plan_beside_the_prompts():
-    document = stored(ORDER)
-    flat = {**document, **document["plan"]}
-    del flat["plan"], flat["schema_version"]
-    assert Order.model_validate(flat) == ORDER
-
-
 @pytest.mark.parametrize("name", ["prompts", "seed", "plan"])
 def test_an_order_without_a_required_field_is_invalid(name):
     document = stored(ORDER)

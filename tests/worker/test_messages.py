@@ -108,11 +108,6 @@ def test_later_checkpoint_has_the_greater_position():
     )
 
 
-def test_checkpoint_of_an_earlier_release_keeps_its_segments():
-    stored = {"segment": 1, "stage": "denoise", "step": 3, "state": "s", "pieces": ["piece-000.mp4"]}
-    assert Checkpoint.model_validate(stored).segment_files == ("piece-000.mp4",)
-
-
 @pytest.mark.parametrize("segment_files", [[], ["segment-000.mp4"], ["segment-000.mp4"] * 3])
 def test_checkpoint_without_a_file_for_each_earlier_segment_is_refused(segment_files):
     with pytest.raises(ValidationError, match="segment 2 cannot resume"):

@@ -10,7 +10,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 
 from jobs.errors import LeaseLost, LongCatError, Unavailable, UnreadableRecord
 from jobs.storage.base import Storage
@@ -54,25 +53,11 @@ def fetch_checkpoint(checkpoint: Checkpoint, job: ClaimedJob, storage: Storage) 
 
 
 def damaged_file(checkpoint: Checkpoint, folder: Path) -> str | None:
-    """Return the name of a file that is not as it was saved, None if there is none. Raises OSError.
-
-    A release before 0.3 saved no digests. Then the state is damaged if it has no valid header, or not the
-    length that its header says.
-    """
-    for name, digest in checkpoint.digests.items():
-        if sha256_of(folder / name) != digest:
+    """Return the name of a file that is not as it was saved, None if there is none. Raises OSError."""
+    for name in checkpoint.files:
+        if sha256_of(folder / name) != checkpoint.digests.get(name):
             return name
-    if checkpoint.state not in checkpoint.digests and not _is_safetensors(folder / checkpoint.state):
-        return checkpoint.state
     return None
-
-
-def _is_safetensors(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="numpy"):
-            return True
-    except SafetensorError:
-        return False
 
 
 def report_late_file(job_store: JobStore, job_id: str, stopping: threading.Event) -> None:

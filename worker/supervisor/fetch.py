@@ -187,7 +187,7 @@ class InputFetcher:
     def _can_resume(self, job: ClaimedJob, checkpoint: Checkpoint) -> bool:
         """Return whether the group has the weights and the data type that computed the checkpoint."""
         capability = job.lease.capability
-        if capability is None or checkpoint.weights is None:  # a release before 0.3 saved it
+        if capability is None:
             return True
         weights = capability.weights_for(job.lease.job.order.plan)
         return (checkpoint.weights, checkpoint.dtype) == (weights, capability.dtype)

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Self, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.errors import JobNotFound, Unavailable, UnreadableRecord
 from jobs.store.job_store import JobStore
@@ -37,15 +37,14 @@ Document = TypeVar("Document", bound=BaseModel)
 class PendingUpload(BaseModel):
     """A finished video that is not stored yet. `fence` is the token of the claim that made it.
 
-    It outlives a release: releases before 0.2 call `video` `film`. One of a later version than
-    `PENDING_UPLOAD_VERSION` cannot be read: the video is made again.
+    One of a later version than `PENDING_UPLOAD_VERSION` cannot be read: the video is made again.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: int = 1
     fence: int
-    video: VideoFile = Field(validation_alias=AliasChoices("video", "film"))
+    video: VideoFile
     timings_s: Timings = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -51,15 +51,6 @@ def test_next_supervisor_finds_a_pending_upload(spool, tmp_path):
     assert Spool(tmp_path / "deep" / "spool").pending_upload("a") == pending
 
 
-def test_pending_upload_of_an_earlier_release_is_found(spool):
-    pending = PendingUpload(fence=3, video=write_video(spool.make_job_folder("a")), timings_s={})
-    spool.write_pending_upload("a", pending)
-    document = spool.job_folder("a") / "waiting.json"
-    document.write_text(document.read_text().replace('"video":{', '"film":{'))
-    assert '"film"' in document.read_text()
-    assert spool.pending_upload("a") == pending
-
-
 def test_no_pending_upload_without_a_video(spool):
     spool.make_job_folder("a")
     assert spool.pending_upload("a") is None
