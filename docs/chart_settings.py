@@ -12,9 +12,8 @@ from worker.settings import WorkerSettings
 
 
 def document() -> str:
-    """Return the names that the API or the worker reads, also old ones, without the prefix."""
-    classes = (Settings, WorkerSettings)
-    names = {name for each in classes for name in {*each.model_fields, *each.old_names.values()}}
+    """Return the names that the API or the worker reads, without the prefix."""
+    names = Settings.model_fields.keys() | WorkerSettings.model_fields.keys()
     return "".join(f"{name.upper()}\n" for name in sorted(names))
 
 

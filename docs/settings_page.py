@@ -53,14 +53,6 @@ _STACK = """
 
 Both start Redis, the API and a worker on one machine, and pass all settings on to them. These are their own:
 """
-_OLD_NAMES = """
-## Renamed settings
-
-The old names still work in this release. A process that finds one logs a warning.
-
-| old name | name |
-|---|---|
-"""
 _HEADER = "\n| name | default | meaning |\n|---|---|---|\n"
 _COMPUTED = {
     "max_decodes": "number of CPU cores, at most 4",
@@ -77,9 +69,7 @@ def document() -> str:
     stack = _without(StackSettings, {**shared, **api, **worker})
     sections = [(_SHARED, shared), (_API, api), (_WORKER, worker), (_STACK, stack)]
     tables = "".join(text + _HEADER + _rows(fields) for text, fields in sections)
-    old_names = {**Settings.old_names, **WorkerSettings.old_names, **StackSettings.old_names}
-    renamed = "".join(f"| `{old.upper()}` | `{name.upper()}` |\n" for name, old in old_names.items())
-    return _INTRODUCTION + tables + (_OLD_NAMES + renamed if renamed else "")
+    return _INTRODUCTION + tables
 
 
 def _without(settings: type[BaseModel], known: dict[str, FieldInfo]) -> dict[str, FieldInfo]:

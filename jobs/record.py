@@ -113,7 +113,7 @@ class Job(_Stored):
         deadline_at: when the video is wanted, None if that does not matter.
         attempt: the number of starts, without those that ended in a drain or a preemption.
         group: the group that runs the job, or ran it last.
-        requirement: what a group needs to run the job (`jobs.requirement`); None until it is known.
+        requirement: what a group needs to run the job (`jobs.requirement`); None if the record has lost it.
         gpu_ms: the GPU time of all attempts that have stopped, in ms.
         num_gpus: the number of GPUs that run the job, or ran it last.
         lost_gpu_ms: the part of `gpu_ms` whose work was lost: the job was requeued before it was saved.

@@ -1,17 +1,14 @@
 """Define the settings that the service and the worker share.
 
 Each process subclasses them in the one file that reads its environment. Every setting is
-`LONGCAT_<NAME>`; for secrets, `LONGCAT_<NAME>_FILE` names a file that contains the value. A renamed setting
-is still read under its old name for one release (`SharedSettings.old_names`).
+`LONGCAT_<NAME>`; for secrets, `LONGCAT_<NAME>_FILE` names a file that contains the value.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -21,8 +18,6 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from jobs.broken_rules import rule_of
 from jobs.connect import check_url
 from jobs.logs import LogFormat
-
-logger = logging.getLogger(__name__)
 
 PREFIX = "LONGCAT_"
 POCKET = Path(__file__).parents[1] / "pocket"  # the checkpoint that comes with us
@@ -41,9 +36,6 @@ class SharedSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
-
-    old_names: ClassVar[Mapping[str, str]] = {}
-    """The names of renamed settings in the previous release, by their present names."""
 
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0",
@@ -202,22 +194,6 @@ class SharedSettings(BaseSettings):
         return not is_off and any(os.environ.get(name) for name in _COLLECTORS)
 
     @classmethod
-    def present_value(cls, name: str, old_value: str) -> str:
-        """Return the value of a renamed setting, given the value under its old name."""
-        del name
-        return old_value
-
-    def warn_of_old_names(self) -> None:
-        """Log a warning for each variable whose name is that of the previous release."""
-        for name, old_name in self.old_names.items():
-            if _value_or_file(old_name) is not None:
-                logger.warning(
-                    "%s is deprecated, and the next release ignores it: use %s",
-                    f"{PREFIX}{old_name.upper()}",
-                    f"{PREFIX}{name.upper()}",
-                )
-
-    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -226,10 +202,9 @@ class SharedSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Prefer arguments to the environment, that to files that it names, and those to old names."""
+        """Prefer arguments to the environment, and that to files that it names."""
         del dotenv_settings, file_secret_settings
-        new_names = (init_settings, env_settings, _ValuesInFiles(settings_cls))
-        return (*new_names, _ValuesOfOldNames(settings_cls, cls.old_names, cls.present_value))
+        return init_settings, env_settings, _ValuesInFiles(settings_cls)
 
 
 class _ValuesInFiles(PydanticBaseSettingsSource):
@@ -245,31 +220,6 @@ class _ValuesInFiles(PydanticBaseSettingsSource):
 
     def _fields(self) -> list[tuple[str, FieldInfo]]:
         return list(self.settings_cls.model_fields.items())
-
-
-class _ValuesOfOldNames(_ValuesInFiles):
-    """Read renamed settings under the names that they had in the previous release."""
-
-    def __init__(
-        self,
-        settings_cls: type[BaseSettings],
-        old_names: Mapping[str, str],
-        present_value: Callable[[str, str], str],
-    ) -> None:
-        super().__init__(settings_cls)
-        self._old_names = old_names
-        self._present_value = present_value
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        del field
-        old_name = self._old_names.get(field_name)
-        value = None if old_name is None else _value_or_file(old_name)
-        return (None if value is None else self._present_value(field_name, value)), field_name, False
-
-
-def _value_or_file(name: str) -> str | None:
-    """Return the value of a setting from its variable or its file, None if neither is set."""
-    return os.environ.get(f"{PREFIX}{name.upper()}") or _content_of_file(name)
 
 
 def _content_of_file(name: str) -> str | None:

@@ -49,7 +49,6 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
-    settings.warn_of_old_names()
     os.umask(PRIVATE_UMASK)
     app = create_app(settings)
     try:

@@ -37,7 +37,6 @@ def main() -> int:
         settings = WorkerSettings.read()
         set_up_log(settings.log_format)
         if options.group is None:
-            settings.warn_of_old_names()
             return follow(settings) if settings.node_rank else launch(settings)
         return _supervise(settings, options)
     except InvalidSettings as error:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import glob
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, Json, JsonValue, model_validator
@@ -117,12 +116,6 @@ class RankSetup(_Frozen):
 
 class WorkerSettings(SharedSettings):
     """The settings `LONGCAT_<NAME>` of a worker. Times in seconds."""
-
-    old_names: ClassVar[Mapping[str, str]] = {
-        "max_claimed_jobs": "max_films_behind",
-        "video_buffer_bytes": "film_buffer_bytes",
-        "quantize": "fp8",
-    }
 
     checkpoint: Path = Field(default=POCKET, description="folder with the model weights")
     model_id: str = Field(
@@ -280,15 +273,6 @@ class WorkerSettings(SharedSettings):
         default=1 << 30, ge=0, description="free disk space below which a worker claims no job"
     )
     rank_module: str = Field(default="worker.rank.main", description="module that runs on each GPU")
-
-    @classmethod
-    def present_value(cls, name: str, old_value: str) -> str:
-        """Read the values of FP8, which was a switch. Others become a value that is refused."""
-        if name != "quantize":
-            return old_value
-        if old_value.lower() in {"1", "on", "t", "true", "y", "yes"}:
-            return "fp8"
-        return "none" if old_value.lower() in {"0", "off", "f", "false", "n", "no"} else f"FP8={old_value}"
 
     @model_validator(mode="after")
     def _check_ranks(self) -> WorkerSettings:

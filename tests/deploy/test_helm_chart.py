@@ -375,7 +375,7 @@ def test_installation_without_pools_has_an_api():
 
 def test_chart_knows_the_names_of_all_settings():
     assert (FOLDER / "settings.txt").read_text() == chart_settings.document(), "run `make generate`"
-    settings = {"S3_SECRET_ACCESS_KEY_FILE": "/run/key", "REDIS_CA_FILE": "/run/ca", "FP8": "on"}
+    settings = {"S3_SECRET_ACCESS_KEY_FILE": "/run/key", "REDIS_CA_FILE": "/run/ca"}
     assert render({**SMALL, "settings": settings})
 
 

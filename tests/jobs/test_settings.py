@@ -1,4 +1,4 @@
-"""Settings come from the environment, from files and from old names."""
+"""Settings come from the environment and from files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError
 
 from jobs.settings import InvalidSettings, SharedSettings
-
-
-class RenamedSettings(SharedSettings):
-    """Settings of which one had another name in the previous release."""
-
-    old_names = {"lease_s": "claim_s"}  # noqa: RUF012
 
 
 class ExampleSettings(SharedSettings):
@@ -98,51 +92,6 @@ def test_invalid_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, va
     monkeypatch.setenv(f"LONGCAT_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         SharedSettings()
-
-
-class TestRenamedSetting:
-    @pytest.fixture(autouse=True)
-    def _no_old_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("LONGCAT_CLAIM_S", "LONGCAT_CLAIM_S_FILE"):
-            monkeypatch.delenv(name, raising=False)
-
-    def test_is_read_under_its_old_name(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setenv("LONGCAT_CLAIM_S", "7")
-        assert RenamedSettings().lease_s == 7
-
-    def test_is_read_from_the_file_of_its_old_name(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-        (tmp_path / "seconds").write_text("7\n")
-        monkeypatch.setenv("LONGCAT_CLAIM_S_FILE", str(tmp_path / "seconds"))
-        assert RenamedSettings().lease_s == 7
-
-    def test_new_name_takes_precedence(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-        monkeypatch.setenv("LONGCAT_CLAIM_S", "7")
-        (tmp_path / "seconds").write_text("8\n")
-        monkeypatch.setenv("LONGCAT_LEASE_S_FILE", str(tmp_path / "seconds"))
-        assert RenamedSettings().lease_s == 8
-        monkeypatch.setenv("LONGCAT_LEASE_S", "9")
-        assert RenamedSettings().lease_s == 9
-
-    def test_empty_old_name_counts_as_unset(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setenv("LONGCAT_CLAIM_S", "")
-        assert RenamedSettings().lease_s == 30
-
-    def test_value_of_the_old_name_is_validated(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setenv("LONGCAT_CLAIM_S", "0")
-        with pytest.raises(ValidationError, match="lease_s"):
-            RenamedSettings()
-
-    def test_old_name_is_reported_with_the_new_one(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ):
-        RenamedSettings().warn_of_old_names()
-        assert caplog.messages == []
-        monkeypatch.setenv("LONGCAT_CLAIM_S", "7")
-        RenamedSettings().warn_of_old_names()
-        (message,) = caplog.messages
-        assert (
-            message == "LONGCAT_CLAIM_S is deprecated, and the next release ignores it: use LONGCAT_LEASE_S"
-        )
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +8,6 @@ from pydantic import ValidationError
 
 from model.spec.memory import Quantize, TextEncoderOption
 from tests.architecture.source import ROOT
-from tests.servers import free_port
 from worker.settings import (
     Endpoint,
     QuantizeName,
@@ -330,47 +326,3 @@ def test_weights_are_not_quantised_in_a_format_that_is_not_named(monkeypatch, va
     monkeypatch.setenv("LONGCAT_QUANTIZE", value)
     with pytest.raises(ValidationError, match="'none', 'fp8' or 'int8'"):
         WorkerSettings()
-
-
-@pytest.mark.parametrize(("value", "expected"), [("on", "fp8"), ("True", "fp8"), ("0", "none")])
-def test_fp8_was_a_switch_in_the_previous_release(monkeypatch, value, expected):
-    monkeypatch.setenv("LONGCAT_FP8", value)
-    assert WorkerSettings().quantize == expected
-    monkeypatch.setenv("LONGCAT_QUANTIZE", "int8")
-    assert WorkerSettings().quantize == "int8"
-
-
-@pytest.mark.parametrize("value", ["int8", "fp8", "none"])
-def test_fp8_takes_no_formats(monkeypatch, value):
-    monkeypatch.setenv("LONGCAT_FP8", value)
-    with pytest.raises(ValidationError, match="'none', 'fp8' or 'int8'"):
-        WorkerSettings()
-
-
-def test_settings_are_read_under_the_names_of_the_previous_release(monkeypatch):
-    monkeypatch.setenv("LONGCAT_MAX_FILMS_BEHIND", "7")
-    monkeypatch.setenv("LONGCAT_FILM_BUFFER_BYTES", "4096")
-    settings = WorkerSettings()
-    assert settings.max_claimed_jobs == 7
-    assert settings.rank_setup(Path("/run/sock")).video.buffer_bytes == 4096
-
-
-def test_every_renamed_setting_exists():
-    assert WorkerSettings.old_names.keys() <= WorkerSettings.model_fields.keys()
-
-
-def test_worker_logs_a_warning_for_an_old_name(tmp_path):
-    environment = {
-        **os.environ,
-        "LONGCAT_MAX_FILMS_BEHIND": "7",
-        "LONGCAT_DATA_DIR": str(tmp_path),
-        "LONGCAT_REDIS_URL": f"redis://127.0.0.1:{free_port()}",
-        "LONGCAT_DEVICE": "cpu",
-    }
-    command = [sys.executable, "-m", "worker"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as worker:
-        assert worker.stderr is not None
-        line = worker.stderr.readline()
-        worker.terminate()
-    assert "WARNING" in line
-    assert "LONGCAT_MAX_FILMS_BEHIND is deprecated" in line
