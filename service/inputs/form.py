@@ -8,7 +8,6 @@ Browsers send every field of a form, so an empty one counts as absent, unless it
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from starlette.datastructures import FormData, UploadFile
 from jobs.errors import InvalidRequest
 from model.spec.params import value_type
 from service.http.json_body import parse_json
+from service.inputs.multipart import codec_of
 
 _NAME = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 _CHARSET_FIELD = "_charset_"
@@ -162,8 +162,8 @@ def _check_charset(names: list[str]) -> None:
     """Raise InvalidRequest unless these name UTF-8. Browsers name the charset of a form in such a field."""
     for name in filter(None, names):
         try:
-            is_utf8 = codecs.lookup(name).name == "utf-8"
-        except (LookupError, ValueError):
+            is_utf8 = codec_of(name) == "utf_8"
+        except LookupError:
             is_utf8 = False
         if not is_utf8:
             raise InvalidRequest(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import AsyncGenerator
+from encodings.aliases import aliases
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import BodyTooLarge
 
+_CODECS = (frozenset(aliases.values()) | {"koi8_u"}) - {"utf_7"}
 _PLAIN_TRANSFERS = {b"7bit", b"8bit", b"binary"}
 
 
@@ -45,7 +46,7 @@ class FormParser(MultiPartParser):
         self.stream = self._checked_for_end(self.stream)
         charset = _charset_of(self.headers.get("Content-Type")) or "utf-8"
         try:
-            codecs.lookup(charset)
+            codec_of(charset)
         except LookupError as error:
             raise MultiPartException(f"its charset {charset} is unknown") from error
         return await super().parse()
@@ -76,11 +77,12 @@ class FormParser(MultiPartParser):
         """Refuse a text that is not in its charset: Starlette would read it as Latin-1."""
         part = self._current_part
         if part.file is None:
-            charset = _charset_of(dict(part.item_headers).get(b"content-type")) or self._charset
+            charset = _charset_of(dict(part.item_headers).get(b"content-type"))
             try:
-                part.data = bytearray(part.data.decode(charset).encode(self._charset))
+                codec = codec_of(charset) if charset else self._charset
+                part.data = bytearray(part.data.decode(codec).encode(self._charset))
             except (ValueError, LookupError) as error:
-                raise MultiPartException(f"{part.field_name} is not in {charset}") from error
+                raise MultiPartException(f"{part.field_name} is not in {charset or self._charset}") from error
         super().on_part_end()
 
     def on_end(self) -> None:
@@ -92,6 +94,20 @@ class FormParser(MultiPartParser):
             yield chunk
         if not self._is_complete:
             raise MultiPartException("its closing boundary is missing")
+
+
+def codec_of(charset: str) -> str:
+    """Return Python's name for a charset. Raise LookupError if forms may not have it.
+
+    Names that clients choose are not passed to Python, which remembers every name for ever. It also knows
+    codecs that are no charsets: punycode and idna need quadratic time, and from UTF-7 and unicode_escape come
+    texts that cannot be encoded in UTF-8.
+    """
+    name = charset.lower().replace("-", "_")
+    codec = aliases.get(name, name)
+    if codec not in _CODECS:
+        raise LookupError("not a charset of forms")
+    return codec
 
 
 def _charset_of(content_type: str | bytes | None) -> str | None:

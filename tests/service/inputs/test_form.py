@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 import json
 
 import pytest
@@ -229,6 +230,22 @@ class TestEncoding:
         assert f"prompt is not in {charset}" in answer.json()["error"]["message"]
         form = self.post(client, "été".encode("latin-1"), f"; charset={charset}")
         assert form.status_code == 400
+
+    @pytest.mark.parametrize("charset", ["utf-7", "punycode", "idna", "unicode_escape", "raw-unicode-escape"])
+    def test_codec_that_is_no_charset_is_refused(self, client, charset):
+        header = f"Content-Type: text/plain; charset={charset}\r\n".encode()
+        answer = self.post(client, b"ab", header=header)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
+        form = self.post(client, b"ab", f"; charset={charset}")
+        assert (form.status_code, form.json()["error"]["code"]) == (400, "malformed_body")
+
+    def test_names_that_clients_choose_are_not_remembered(self, client):
+        remembered = vars(encodings)["_cache"]
+        names = [f"madeup{place}" for place in ("field", "part", "form")]
+        send(client, "/generate", ("_charset_", names[0]), ("prompt", "a red ball"))
+        self.post(client, b"ab", header=f"Content-Type: text/plain; charset={names[1]}\r\n".encode())
+        self.post(client, b"ab", f"; charset={names[2]}")
+        assert not remembered.keys() & set(names)
 
     @pytest.mark.parametrize("content", ["été".encode("latin-1"), "été".encode("utf-16"), b"\xed\xa0\x80"])
     def test_other_bytes_are_refused(self, client, content):
