@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unicodedata import category
 
 import shtab
 from pydantic import ValidationError
@@ -320,7 +321,9 @@ def _created_at(job: Job) -> str:
 
 
 def _first_prompt(job: Job) -> str:
-    return job.request.prompt or next(iter(job.request.prompts or ()), "")
+    """Return the prompt on one line. Control characters of another owner must not reach the terminal."""
+    prompt = job.request.prompt or next(iter(job.request.prompts or ()), "")
+    return "".join(" " if category(character) == "Cc" else character for character in prompt)
 
 
 _COMMANDS = {

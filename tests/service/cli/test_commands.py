@@ -273,6 +273,14 @@ class TestOtherCommands:
         assert "alice  a blue star" in at_service("list").out
         assert at_service("list", "--owner", "alice").out.split()[0] == own
 
+    @pytest.mark.parametrize("control", ["\x1b[2J", "\x9b2J", "\x07", "\n", "\r"])
+    def test_list_sends_no_control_characters_to_the_terminal(self, at_service, control):
+        job = at_service("generate", f"a red{control}ball", "--no-wait").out.strip()
+        assert at_service("list").out.endswith(f"a red {control[1:]}ball\n")
+        shown = at_service("status", job).out
+        assert control[0] not in shown.replace("\n", "")
+        assert json.loads(shown)["request"]["prompt"] == f"a red{control}ball"
+
     def test_retry_makes_another_job_with_changes(self, at_service, job):
         other = at_service("retry", job, "--prompt", "a blue star", "--seed", 8, "--no-wait").out.strip()
         request = json.loads(at_service("status", other).out)["request"]
