@@ -6,6 +6,7 @@ A process that is killed leaves its folders behind. Each process removes such fo
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -60,10 +61,16 @@ def check_disk_space(parent: Path | None) -> None:
 
 
 def remove_abandoned_folders(parent: Path | None) -> None:
-    """Remove the folders whose processes have died."""
+    """Remove the folders whose processes have died.
+
+    Others can write to the system's temporary folder. In a folder of theirs, the lock may be a link to a file
+    of ours, or a pipe that nobody reads.
+    """
     for folder in Path(parent or tempfile.gettempdir()).glob(f"{_NAME}*"):
-        with suppress(OSError), _locked(folder):  # skip folders that are in use, not ours, or just removed
-            shutil.rmtree(folder)
+        with suppress(OSError):  # skip folders that are in use or just removed
+            if folder.lstat().st_uid == os.geteuid():
+                with _locked(folder):
+                    shutil.rmtree(folder)
 
 
 @contextmanager

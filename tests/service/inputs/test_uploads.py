@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -44,6 +45,17 @@ def test_other_files_in_the_parent_folder_are_kept(tmp_path):
     (tmp_path / "longcat-upload-notes.txt").write_text("no folder")
     remove_abandoned_folders(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_folders_of_other_users_are_left_alone(tmp_path, monkeypatch):
+    folder, ours = tmp_path / "longcat-upload-theirs", tmp_path / "ours.txt"
+    ours.write_text("ours")
+    folder.mkdir()
+    (folder / ".lock").symlink_to(ours)
+    monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    remove_abandoned_folders(tmp_path)
+    assert ours.read_text() == "ours"
+    assert folder.exists()
 
 
 def test_missing_parent_folder_is_no_error(tmp_path):
