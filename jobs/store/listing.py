@@ -31,6 +31,7 @@ from model.spec.params import Task
 MAX_LOOKED_AT = 1000
 _CHUNK = 200
 _MAX_UNDATED = 10  # in a row, among the records that a search by time comes upon
+_PARTS = re.compile(r"\S{1,200}|\s+")
 _CURSOR = re.compile(r"([0-9]{1,15})\.(.+)")
 
 
@@ -324,8 +325,11 @@ def _has_text(wanted: str, order: str) -> bool:
 
 
 def _comparable(text: str) -> str:
-    """Return a text without case, and each accented letter as one character where there is one."""
-    return normalize("NFC", text.casefold())
+    """Return a text without case, and each accented letter as one character where there is one.
+
+    The time to order marks in a row grows with the square of their number, so long words are cut.
+    """
+    return "".join(normalize("NFC", part) for part in _PARTS.findall(text.casefold()))
 
 
 def _ms(time: datetime) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime
 
 import pytest
 
 from jobs.errors import JobNotFound
+from jobs.store import listing
 from jobs.store.listing import Cursor, JobFilter
 from model.spec.params import Task
 from tests.jobs.examples import ExampleStore
@@ -157,6 +159,18 @@ class TestFilters:
             for text in ("CAF\u00c9", "cafe\u0301"):
                 assert all_pages(store.client, JobFilter(text=text), limit)[0] == cafe
         assert all_pages(store.client, JobFilter(text="red", task="refine"), limit) == []
+
+    def test_marks_of_a_prompt_are_ordered_a_few_at_a_time(self, store, monkeypatch):
+        lengths = []
+
+        def normalize(form, part):
+            lengths.append(len(part))
+            return unicodedata.normalize(form, part)
+
+        monkeypatch.setattr(listing, "normalize", normalize)
+        job = store.submit(order=of_task("text_to_video", ("a" + "\u0301\u0316" * 1000 + " ball",)))
+        assert all_pages(store.client, JobFilter(text="BALL"), 1) == [job.id]
+        assert max(lengths) <= 200
 
     def test_time_of_submission(self, store):
         made = submitted(store, 9)
