@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from model.__main__ import _requests, main
+from model.__main__ import main
+from model.command import _requests
 from model.io.checkpoint import Weights
 from model.io.video import read_clip
 from model.options import STEP_CACHE, parser
@@ -51,6 +52,13 @@ def test_allocator_grows_its_segments(tmp_path):
     assert done.stdout.strip() == "expandable_segments:True"
 
 
+def test_help_does_not_import_torch():
+    code = "import sys; sys.modules['torch'] = None; from model.__main__ import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--prompt" in done.stdout
+
+
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
     """The names of the base weights that were read to merge LoRAs."""
@@ -81,7 +89,7 @@ def test_refined_long_video_reads_each_weight_once_if_the_host_has_the_memory(
     assert read_once == sorted(set(reads)) != []
     assert "weights are kept in" in caplog.text
     reads.clear()
-    monkeypatch.setattr("model.__main__.host_memory_bytes", lambda: 0)
+    monkeypatch.setattr("model.command.host_memory_bytes", lambda: 0)
     assert call(*LONG_VIDEO, "read.safetensors") == 0
     assert sorted(reads) == sorted(3 * read_once)
     assert "LoRAs are read again at each switch" in caplog.text
@@ -91,7 +99,7 @@ def test_refined_long_video_reads_each_weight_once_if_the_host_has_the_memory(
 
 
 def test_lora_that_is_merged_once_is_not_kept(call, reads, monkeypatch):
-    monkeypatch.setattr("model.__main__.share_file", None)
+    monkeypatch.setattr("model.command.share_file", None)
     distilled = ("--num-frames", 5, "--steps", 1, "--distilled", "--save-latents", "x.safetensors")
     assert call("--task", "text_to_video", "--prompt", "a cat", "--prompt", "a dog", *distilled) == 0
     assert sorted(reads) == sorted(set(reads)) != []
@@ -104,8 +112,8 @@ def test_only_loras_that_the_videos_need_are_kept(call, monkeypatch):
 
 
 def test_weights_that_do_not_fit_into_the_gpu_are_not_loaded(call, monkeypatch, capsys):
-    monkeypatch.setattr("model.__main__.free_gpu_bytes", lambda _: 1000)
-    monkeypatch.setattr("model.__main__.Pipeline.load", None)
+    monkeypatch.setattr("model.command.free_gpu_bytes", lambda _: 1000)
+    monkeypatch.setattr("model.command.Pipeline.load", None)
     assert call("--prompt", "a cat", "--device", "cpu") == 2
     assert "the weights take" in capsys.readouterr().err
 
