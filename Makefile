@@ -115,11 +115,12 @@ compose-test: $(READY) ## start docker-compose.yml on the CPU and generate video
 cluster-test: $(READY) ## install the Helm chart on a real Kubernetes, roll, drain, scale, delete pods (root; MINUTES= SEED=)
 	$(BIN)/python -m tests.cluster $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(BASES),--bases $(BASES))
 
-generate: $(READY) ## write the generated files anew: docs/settings.md, gpus.md and errors.md, and the chart's list of settings
+generate: $(READY) ## write the generated files anew: docs/settings.md, gpus.md and errors.md, and the lists of settings
 	$(BIN)/python -m docs.settings_page > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 	$(BIN)/python -m docs.gpus_page > docs/gpus.md.new && mv docs/gpus.md.new docs/gpus.md
 	$(BIN)/python -m service.openapi.error_table > docs/errors.md.new && mv docs/errors.md.new docs/errors.md
-	$(BIN)/python -m docs.chart_settings > $(CHART)/settings.txt.new && mv $(CHART)/settings.txt.new $(CHART)/settings.txt
+	$(BIN)/python -m docs.setting_names chart > $(CHART)/settings.txt.new && mv $(CHART)/settings.txt.new $(CHART)/settings.txt
+	$(BIN)/python -m docs.setting_names all > jobs/setting_names.txt.new && mv jobs/setting_names.txt.new jobs/setting_names.txt
 
 docs: $(READY) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

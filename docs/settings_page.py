@@ -26,7 +26,8 @@ variable counts as absent. A secret can be kept in a file: `{PREFIX}API_KEY_FILE
 the value of `{PREFIX}API_KEY`, and so on for every setting.
 
 Names end with the unit: `_S` is seconds, `_BYTES` is bytes. A process that finds an invalid setting names it
-and exits with status 2.
+and exits with status 2. The API and the worker log a warning that names variables with the prefix that are no
+settings, such as misspelt ones.
 """
 _SHARED = """
 ## Shared settings

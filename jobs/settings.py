@@ -6,7 +6,11 @@ Each process subclasses them in the one file that reads its environment. Every s
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
+from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -19,8 +23,12 @@ from jobs.broken_rules import rule_of
 from jobs.connect import check_url
 from jobs.logs import LogFormat
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "LONGCAT_"
 POCKET = Path(__file__).parents[1] / "pocket"  # the checkpoint that comes with us
+SETTINGS_HELP = f"Settings are variables of the environment, {PREFIX}<NAME>: see docs/settings.md."
+"""The end of the help of commands that have no options."""
 S3_TRIES = 3  # of each request
 _MAX_SHOWN = 100  # characters of a value that is wrong
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -28,6 +36,25 @@ _COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOIN
 
 class InvalidSettings(Exception):
     """Settings break rules. The message has a line for each of them."""
+
+
+def warn_of_unknown_settings() -> None:
+    """Log a warning that names the variables `LONGCAT_<NAME>` that no program reads, such as misspelt ones.
+
+    The API and the worker may share an environment, so each knows the names of all programs.
+    """
+    names = resources.files("jobs").joinpath("setting_names.txt").read_text().split()
+    known = {f"{PREFIX}{name}{ending}" for name in names for ending in ("", "_FILE")}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        shown = ", ".join(_with_likely_name(name, known) for name in unknown)
+        logger.warning("ignored, because no setting has such a name: %s", shown)
+
+
+def _with_likely_name(unknown: str, known: Iterable[str]) -> str:
+    """Return a name, followed by the one that it may have been meant to be."""
+    likely = difflib.get_close_matches(unknown, known, n=1, cutoff=0.85)
+    return f"{unknown} ({likely[0]}?)" if likely else unknown
 
 
 class SharedSettings(BaseSettings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import resource
@@ -15,7 +16,7 @@ import uvicorn
 from jobs.errors import Unavailable
 from jobs.logs import set_up_log
 from jobs.private_files import PRIVATE_UMASK
-from jobs.settings import InvalidSettings
+from jobs.settings import SETTINGS_HELP, InvalidSettings, warn_of_unknown_settings
 from service.app import NOT_STARTED, create_app
 from service.http.protocol import server_options
 from service.jobs.event_streams import EventStreams
@@ -43,12 +44,16 @@ class _Server(uvicorn.Server):
 
 def main() -> int:
     """Run until SIGTERM or Ctrl-C. Return the exit code: 2 for invalid settings, 3 if startup failed."""
+    argparse.ArgumentParser(
+        prog="python -m service", description="Run the API.", epilog=SETTINGS_HELP
+    ).parse_args()
     try:
         settings = Settings.read()
     except InvalidSettings as error:
         print(error, file=sys.stderr)
         return 2
     set_up_log(settings.log_format)
+    warn_of_unknown_settings()
     os.umask(PRIVATE_UMASK)
     app = create_app(settings)
     try:

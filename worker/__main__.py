@@ -18,7 +18,7 @@ import threading
 from jobs.errors import LongCatError
 from jobs.logs import set_up_log
 from jobs.private_files import PRIVATE_UMASK
-from jobs.settings import InvalidSettings
+from jobs.settings import SETTINGS_HELP, InvalidSettings, warn_of_unknown_settings
 from worker.follower import follow
 from worker.health import HealthReporter
 from worker.launcher import EXIT_UNUSABLE, launch
@@ -37,6 +37,7 @@ def main() -> int:
         settings = WorkerSettings.read()
         set_up_log(settings.log_format)
         if options.group is None:
+            warn_of_unknown_settings()
             return follow(settings) if settings.node_rank else launch(settings)
         return _supervise(settings, options)
     except InvalidSettings as error:
@@ -71,7 +72,9 @@ def _supervise(settings: WorkerSettings, options: argparse.Namespace) -> int:
 
 
 def _parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m worker", description="Claim jobs and generate videos.")
+    parser = argparse.ArgumentParser(
+        prog="python -m worker", description="Claim jobs and generate videos.", epilog=SETTINGS_HELP
+    )
     parser.add_argument("--group", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--health-pipe", type=int, help=argparse.SUPPRESS)

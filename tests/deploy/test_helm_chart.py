@@ -16,7 +16,7 @@ import yaml
 from helm_python import Chart, HelmError, chart
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from docs import chart_settings
+from docs import setting_names
 from model.weights.__main__ import build_parser
 from service.settings import Settings as ApiSettings
 from tests.docker.compose import read_compose
@@ -374,7 +374,7 @@ def test_installation_without_pools_has_an_api():
 
 
 def test_chart_knows_the_names_of_all_settings():
-    assert (FOLDER / "settings.txt").read_text() == chart_settings.document(), "run `make generate`"
+    assert (FOLDER / "settings.txt").read_text() == setting_names.of_chart(), "run `make generate`"
     settings = {"S3_SECRET_ACCESS_KEY_FILE": "/run/key", "REDIS_CA_FILE": "/run/ca"}
     assert render({**SMALL, "settings": settings})
 

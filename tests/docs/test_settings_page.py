@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from docs import setting_names
 from docs.settings_page import document
 from service.settings import Settings
 from stack.settings import StackSettings
+from tests.architecture.source import ROOT
 from tests.docs.pages import DOCS
 from worker.settings import WorkerSettings
 
@@ -12,6 +14,10 @@ from worker.settings import WorkerSettings
 def test_committed_page_is_current():
     page = (DOCS / "settings.md").read_text()
     assert page == document(), "run: make generate"
+
+
+def test_names_that_the_processes_know_are_current():
+    assert (ROOT / "jobs/setting_names.txt").read_text() == setting_names.of_all(), "run: make generate"
 
 
 def test_every_setting_has_a_row():

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from jobs.settings import InvalidSettings, SharedSettings
+from jobs.settings import InvalidSettings, SharedSettings, warn_of_unknown_settings
 
 
 class ExampleSettings(SharedSettings):
@@ -129,3 +129,20 @@ def test_each_wrong_setting_has_a_line_and_secrets_are_not_shown(monkeypatch: py
         " LONGCAT_TOKEN",
     ]
     assert "secret" not in str(invalid.value)
+
+
+def test_variables_that_are_no_settings_are_named(monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setenv("LONGCAT_SHARD_WEIGTHS", "on")
+    monkeypatch.setenv("LONGCAT_FP8", "on")
+    warn_of_unknown_settings()
+    [record] = caplog.records
+    names = "LONGCAT_FP8, LONGCAT_SHARD_WEIGTHS (LONGCAT_SHARD_WEIGHTS?)"
+    assert record.message == f"ignored, because no setting has such a name: {names}"
+
+
+def test_variables_of_any_program_are_known(monkeypatch: pytest.MonkeyPatch, caplog):
+    for name in ("REDIS_URL_FILE", "PORT", "RANKS", "REDIS_SERVER", "URL", "BIND_ADDRESS"):
+        monkeypatch.setenv(f"LONGCAT_{name}", "1")
+    monkeypatch.setenv("OTHER_FP8", "1")
+    warn_of_unknown_settings()
+    assert caplog.records == []

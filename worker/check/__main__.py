@@ -8,9 +8,10 @@ cannot work.
 
 from __future__ import annotations
 
+import argparse
 import sys
 
-from jobs.settings import InvalidSettings
+from jobs.settings import SETTINGS_HELP, InvalidSettings, warn_of_unknown_settings
 from worker.check.gpus import find_gpus
 from worker.check.machine import check_machine
 from worker.settings import WorkerSettings, visible_devices
@@ -18,11 +19,17 @@ from worker.settings import WorkerSettings, visible_devices
 
 def main() -> int:
     """Print the report. Return the exit status."""
+    argparse.ArgumentParser(
+        prog="python -m worker.check",
+        description="Check whether this machine can run a worker with its settings, and which videos fit.",
+        epilog=SETTINGS_HELP,
+    ).parse_args()
     try:
         settings = WorkerSettings.read()
     except InvalidSettings as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    warn_of_unknown_settings()
     has_problem = False
     for finding in check_machine(settings, find_gpus(visible_devices())):
         sys.stdout.write(f"{finding.kind:8} {finding.text}\n")
