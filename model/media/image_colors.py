@@ -90,5 +90,6 @@ def _is_adobe_rgb(exif: Image.Exif) -> bool:
 
     The standard's way is the interoperability index; some cameras write a 2 as the color space.
     """
-    index = exif.get_ifd(IFD.Interop).get(Interop.InteropIndex)
-    return index == "R03" or exif.get_ifd(IFD.Exif).get(Base.ColorSpace) == 2
+    details = exif.get_ifd(IFD.Exif)
+    index = exif.get_ifd(IFD.Interop).get(Interop.InteropIndex) if IFD.Interop in details else None
+    return index == "R03" or details.get(Base.ColorSpace) == 2
