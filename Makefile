@@ -22,7 +22,7 @@ FETCH_REDIS = $(BIN)/python -m pip --quiet --disable-pip-version-check install -
 # The stack stops even if make is killed.
 STACK := exec $(BIN)/python -IS stack/die_with_parent.py $$PPID 15 $(BIN)/python -m stack
 
-.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench kernels simulate images compose-test cluster-test coverage mutation generate docs clean
+.PHONY: help setup demo serve test integration check format browser faults skew attacks fuzz soak chaos failover quality bench kernels simulate images compose-test cluster-test coverage oldest newest mutation generate docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-12s  %s\n", $$1, $$2}'
@@ -37,7 +37,7 @@ serve: $(READY) ## run Redis, the API and one worker until Ctrl-C
 
 # Python keeps the tests that pytest has rewritten, though the shell asks it to keep no bytecode: to rewrite them takes
 # each process longer than to import torch.
-test integration coverage faults browser skew soak: export PYTHONDONTWRITEBYTECODE =
+test integration coverage oldest newest faults browser skew soak: export PYTHONDONTWRITEBYTECODE =
 
 test: $(READY) ## the plain test suite, in minutes
 	$(PYTEST) --numprocesses 3 --dist loadfile
@@ -50,6 +50,17 @@ coverage: $(READY) ## the tests of `make test`, with their coverage of lines and
 	$(BIN)/coverage run -m pytest --quiet --numprocesses 3 --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+oldest: RESOLUTION := lowest-direct
+oldest: ## the tests of `make test` with the oldest libraries that pyproject.toml permits (8 GB of disk)
+newest: RESOLUTION := highest
+newest: ## the tests of `make test` with the newest libraries that pyproject.toml permits (8 GB of disk)
+oldest newest: $(READY)
+	$(BIN)/uv venv --quiet --clear --seed --python $(PYTHON) .venv/$@
+	$(BIN)/uv pip compile --quiet --python .venv/$@/bin/python --output-file .venv/$@/libraries.txt pyproject.toml \
+		--resolution $(RESOLUTION) --extra service --extra worker --extra s3 --extra otel --extra stack
+	$(BIN)/uv pip install --quiet --python .venv/$@/bin/python -r .venv/$@/libraries.txt -e client -e '.[dev]'
+	.venv/$@/bin/python -m pytest --numprocesses 2 --dist loadfile -o filterwarnings=default
 
 mutation: $(READY) ## mutate a part of the code and list what no test notices (PACKAGE=model/spec SAMPLE=)
 	$(BIN)/python -m tests.mutation $(PACKAGE) $(if $(SAMPLE),--sample $(SAMPLE))
