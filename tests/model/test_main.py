@@ -38,7 +38,7 @@ def call(tiny_checkpoint, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 12), reason="PyTorch shows its settings since 2.12")
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="PyTorch shows its settings since 2.12")
 def test_allocator_grows_its_segments(tmp_path):
     """PyTorch reads the variable when it is first asked, which is after the command line was read."""
     code = (

@@ -16,7 +16,7 @@ SMALLEST_STEP = 2.0**-9
 BF16_STEP = 2.0**-8
 
 needs_product_on_cpu = pytest.mark.skipif(
-    torch.__version__ < (2, 12), reason="PyTorch multiplies with a scale for each row on the CPU since 2.12"
+    torch.__version__ < "2.12", reason="PyTorch multiplies with a scale for each row on the CPU since 2.12"
 )
 
 
