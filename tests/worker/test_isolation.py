@@ -1,4 +1,4 @@
-"""A worker listens on no network, and its ranks get no secrets."""
+"""A worker listens on no network, its ranks get no secrets, and it leaves nothing outside its folders."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Observed:
 
     worker: RunningWorker
     redis_url: str
+    temporary_folder: Path
     listening: set[tuple[str, int]] = field(default_factory=set)
 
     @property
@@ -87,9 +88,12 @@ def observed(request, tmp_path_factory) -> Iterator[Observed]:
         for name, value in SECRETS.items():
             environment.setenv(name, value)
         environment.setenv("GLOO_SOCKET_IFNAME", "eth0")  # as images of clusters do
+        temporary_folder = folder / "tmp"
+        temporary_folder.mkdir()
+        environment.setenv("TMPDIR", str(temporary_folder))
         settings = {"ranks": ranks, "context_parallel": context_parallel}
         with running_worker(folder, redis.url, **settings) as worker:
-            observed = Observed(worker, redis.url)
+            observed = Observed(worker, redis.url, temporary_folder)
 
             def all_groups_are_ready() -> bool:
                 observed.look()
@@ -160,3 +164,7 @@ def test_supervisors_get_the_secrets_that_ranks_do_not(observed):
 def test_other_users_cannot_open_files_of_the_worker(observed):
     assert list(observed.worker.storage.keys("jobs/"))
     assert open_to_others(observed.worker.folder / "data") == []
+
+
+def test_worker_leaves_nothing_in_the_temporary_folder(observed):
+    assert list(observed.temporary_folder.rglob("*")) == []

@@ -57,8 +57,10 @@ def _run(rendezvous: list[str], options: argparse.Namespace, setup: RankSetup) -
     from torch.distributed.run import main as torchrun  # noqa: PLC0415
 
     processes = ["--max-restarts", "0", "--nproc-per-node", str(options.num_ranks)]
+    # By default every start leaves a folder in the system's temporary folder.
+    logs = ["--log-dir", os.devnull]
     rank = ["-m", "worker.rank.start", options.module, setup.model_dump_json(), str(os.getpid())]
-    torchrun([*rendezvous, *processes, *rank])
+    torchrun([*rendezvous, *processes, *logs, *rank])
 
 
 def _run_with_other_nodes(options: argparse.Namespace, setup: RankSetup) -> None:
