@@ -6,8 +6,7 @@ A worker publishes them to the service, which refuses a request that exceeds the
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 from model.spec.errors import CheckpointError
 from model.spec.geometry import Buckets, Size
 
-_WORD = re.compile(r"[^\W\d_]+")
 RELEASED_LIMITS = Path(__file__).with_name("limits.json")
 
 
@@ -71,16 +69,6 @@ class Limits:
         return {
             field.name: getattr(self, field.name) for field in fields(self) if field.name != "known_words"
         }
-
-
-def unknown_words(text: str, known_words: Collection[str]) -> list[str]:
-    """Return the words of a prompt that a checkpoint with these words does not know, in their order.
-
-    Without any, it knows all.
-    """
-    if not known_words:
-        return []
-    return [word for word in dict.fromkeys(_WORD.findall(text.lower())) if word not in known_words]
 
 
 def load_limits(checkpoint: Path) -> Limits:

@@ -11,10 +11,10 @@ from jobs.order import Order
 from model.spec.combinations import possible_plan
 from model.spec.errors import InvalidParams
 from model.spec.geometry import Size
-from model.spec.limits import Limits, unknown_words
+from model.spec.limits import Limits
 from model.spec.memory import format_bytes
 from model.spec.plan import Plan
-from model.spec.prompt import clean
+from model.spec.prompt import unknown_words
 from model.spec.resolve import Inputs, resolve
 from service.inputs.reader import CheckedInput
 from service.jobs.bodies import GenerateRequest, RequestOptions
@@ -102,7 +102,7 @@ def input_warnings(order: Order, files: Mapping[str, CheckedInput]) -> tuple[str
 
 def prompt_warnings(order: Order, known_words: Collection[str]) -> tuple[str, ...]:
     """Return which words that the model would see a checkpoint with these words does not know."""
-    unknown = unknown_words("\n".join(map(clean, order.prompts)), known_words)
+    unknown = unknown_words(order.prompts, known_words)
     noun = "word" if len(unknown) == 1 else "words"
     return (f"prompt: the model does not know the {noun} {', '.join(unknown)}",) if unknown else ()
 
