@@ -25,8 +25,9 @@ class SessionView(BaseModel):
 @router.get("/session")
 async def get_session(backend: CurrentBackend) -> SessionView:
     """Return the current session. Answers 401 if the page has to sign in."""
+    caller = backend.caller
     return SessionView(
-        owner=backend.owner, high_priority_allowed=backend.high_priority_allowed, is_admin=backend.is_admin
+        owner=caller.owner, high_priority_allowed=caller.high_priority_allowed, is_admin=caller.is_admin
     )
 
 
@@ -42,7 +43,7 @@ def sign_in(request: Request, backend: AppBackend, credentials: Credentials) -> 
     caller = authenticator.keys.authenticate(key)
     if caller is None:
         raise Unauthorized("this API key is not valid")
-    backend.jobs.count_request(caller.owner)
+    backend.job_store.client.count_request(caller.owner)
     session_id = authenticator.sessions.open(key)
     response = Response(status_code=204)
     _set_cookie(request, response, backend, session_id)

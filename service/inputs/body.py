@@ -17,7 +17,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException
 
-from service.backend import Backend, CurrentBackend
+from service.backend import CurrentBackend, RequestBackend
 from service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
 from service.http.capacity import Share
 from service.http.json_body import ArrivingJson, parse_json
@@ -48,7 +48,7 @@ async def receive_generate_body(request: Request, backend: CurrentBackend) -> As
 
 
 @asynccontextmanager
-async def receive_body(request: Request, fields: FormFields, backend: Backend) -> AsyncIterator[Body]:
+async def receive_body(request: Request, fields: FormFields, backend: RequestBackend) -> AsyncIterator[Body]:
     """Yield the body of a request. Its files are closed when the context ends.
 
     Raises BodyTooLarge, MalformedBody, UnsupportedMediaType, InvalidRequest, LimitReached, Busy, DiskFull and
@@ -58,16 +58,16 @@ async def receive_body(request: Request, fields: FormFields, backend: Backend) -
     media_type, _ = parse_options_header(request.headers.get("Content-Type"))
     if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("send the body without Content-Encoding: it must not be compressed")
-    with capacities.body_memory.share(backend.owner) as memory:
+    with capacities.body_memory.share(backend.caller.owner) as memory:
         if media_type == b"application/json":
-            with capacities.open_bodies.share(backend.owner) as open_bodies:
+            with capacities.open_bodies.share(backend.caller.owner) as open_bodies:
                 open_bodies.take(1)
                 chunks = _bounded(request, settings.max_json_bytes, memory)
                 content = await _read_json(chunks, settings.max_json_text_bytes)
             values = await capacities.parse(lambda: _json_object(content, settings.max_json_text_bytes))
             yield Body(values, has_inputs=_names_inputs(values, fields))
         elif media_type == b"multipart/form-data":
-            with capacities.open_bodies.share(backend.owner) as open_bodies:
+            with capacities.open_bodies.share(backend.caller.owner) as open_bodies:
                 open_bodies.take(1)
                 chunks = _bounded(request, settings.max_body_bytes, memory, _memory_of_form(fields))
                 parser = FormParser(

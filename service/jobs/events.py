@@ -18,9 +18,10 @@ from starlette.types import Receive, Scope, Send
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.record import ENDED
 from jobs.store.events import newest_events
-from service.backend import Backend, CurrentBackend
+from service.backend import CurrentBackend, RequestBackend
 from service.http.error_handlers import error_responses
 from service.jobs.event_streams import EventStream, EventStreams
+from service.jobs.showing import show_all
 from service.jobs.views import JobView
 
 router = APIRouter(tags=["jobs"])
@@ -102,7 +103,7 @@ def _check_event_id(event_id: str | None) -> None:
         raise InvalidRequest("Last-Event-ID: must be the id of an event", "Last-Event-ID")
 
 
-def _check_all_exist(job_ids: Sequence[str], backend: Backend) -> None:
+def _check_all_exist(job_ids: Sequence[str], backend: RequestBackend) -> None:
     """Raise JobNotFound or UnreadableRecord if one of the jobs does not exist or cannot be read."""
     found = backend.jobs.get_all(job_ids)
     for job_id in job_ids:
@@ -113,9 +114,11 @@ def _check_all_exist(job_ids: Sequence[str], backend: Backend) -> None:
 class _EventStreamResponse(StreamingResponse):
     """A response that counts as an open event stream while it is being sent."""
 
-    def __init__(self, last_event_ids: Mapping[str, str], backend: Backend, streams: EventStreams) -> None:
+    def __init__(
+        self, last_event_ids: Mapping[str, str], backend: RequestBackend, streams: EventStreams
+    ) -> None:
         super().__init__((), 200, _HEADERS, _MEDIA_TYPE)
-        self._open = partial(streams.open, backend.owner, last_event_ids)
+        self._open = partial(streams.open, backend.caller.owner, last_event_ids)
         self._events = partial(_events, backend=backend, streams=streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +128,7 @@ class _EventStreamResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _events(stream: EventStream, backend: Backend, streams: EventStreams) -> AsyncIterator[str]:
+async def _events(stream: EventStream, backend: RequestBackend, streams: EventStreams) -> AsyncIterator[str]:
     sent: dict[str, JobView] = {}
     while not streams.is_closing:
         try:
@@ -149,7 +152,7 @@ async def _events(stream: EventStream, backend: Backend, streams: EventStreams) 
     yield ": the service is shutting down; connect again\n\n"
 
 
-def read_if_authorized(stream: EventStream, backend: Backend) -> list[JobView] | None:
+def read_if_authorized(stream: EventStream, backend: RequestBackend) -> list[JobView] | None:
     """Return the jobs of a stream, each at least as new as its last event. Forget those that are deleted.
 
     Return None if the client may no longer see them.
@@ -167,14 +170,14 @@ def _has_changed(job: JobView, sent: JobView | None) -> bool:
     return sent is None or job != sent.model_copy(update={"predicted_finish_at": job.predicted_finish_at})
 
 
-def _read_all(job_ids: Sequence[str], backend: Backend) -> list[JobView]:
+def _read_all(job_ids: Sequence[str], backend: RequestBackend) -> list[JobView]:
     """Return those of the jobs that exist and can be read, with few commands whatever their number."""
-    jobs = backend.views(list(backend.jobs.get_all(job_ids).values()))
+    jobs = show_all(list(backend.jobs.get_all(job_ids).values()), backend)
     # A queued job without a position left the queue, or was deleted, after its record was read.
     moved = [job.id for job in jobs if job.status == "queued" and job.queue_position is None]
     if not moved:
         return jobs
-    again = {job.id: job for job in backend.views(list(backend.jobs.get_all(moved).values()))}
+    again = {job.id: job for job in show_all(list(backend.jobs.get_all(moved).values()), backend)}
     return [again.get(job.id, job) for job in jobs if job.id not in moved or job.id in again]
 
 

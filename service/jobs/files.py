@@ -14,7 +14,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from jobs.errors import JobNotReady
 from jobs.record import Result
 from jobs.storage.keys import timeline_key
-from service.backend import Backend, CurrentBackend
+from service.backend import CurrentBackend, RequestBackend
 from service.errors import PreconditionFailed
 from service.http.error_handlers import error_responses
 from service.http.ranges import parse_range
@@ -83,7 +83,7 @@ def get_timeline(job_id: str, request: Request, backend: CurrentBackend) -> Resp
     return _serve(file, request, backend)
 
 
-def _result(job_id: str, part: str, backend: Backend) -> Result:
+def _result(job_id: str, part: str, backend: RequestBackend) -> Result:
     """Return the result of a job. Raises JobNotReady, which names the part of it that was asked for."""
     job = backend.jobs.get(job_id)
     if job.result is None:
@@ -91,7 +91,7 @@ def _result(job_id: str, part: str, backend: Backend) -> Result:
     return job.result
 
 
-def _serve(file: StoredFile, request: Request, backend: Backend) -> Response:
+def _serve(file: StoredFile, request: Request, backend: RequestBackend) -> Response:
     """Return the file, in whole or in part, after checking the preconditions (RFC 9110, section 13.2.2)."""
     if not _is_wanted_version(request, file):
         raise PreconditionFailed(f"the file is version {file.etag} now", "If-Match")

@@ -22,7 +22,7 @@ from jobs.errors import InvalidRequest, Unavailable
 from jobs.record import Job
 from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submitted
-from service.backend import Backend
+from service.backend import RequestBackend
 from service.inputs.body import Body
 
 _CHUNK_BYTES = 1 << 20
@@ -87,7 +87,7 @@ class IdempotentRequest:
 
 def idempotent(
     request: IdempotentRequest,
-    backend: Backend,
+    backend: RequestBackend,
     response: Response,
     create: Callable[[KeyReservation | None], Submitted],
 ) -> Job:
@@ -98,7 +98,7 @@ def idempotent(
     """
     if request.key is None:
         return create(None).job
-    reservation = backend.idempotency_keys.reserve(backend.owner, request.key, request.fingerprint())
+    reservation = backend.idempotency_keys.reserve(backend.caller.owner, request.key, request.fingerprint())
     if reservation.job:
         response.headers[REPLAYED] = "true"
         return reservation.job

@@ -11,7 +11,8 @@ from jobs.errors import InvalidRequest, JobNotFound
 from jobs.record import Status
 from jobs.store.listing import Cursor, JobFilter
 from model.spec.params import Task
-from service.backend import Backend
+from service.backend import RequestBackend
+from service.jobs.showing import show_all
 from service.jobs.views import JobPage
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)([Zz]|[-+ ]\d\d:\d\d)")
@@ -54,7 +55,7 @@ class ListQuery(BaseModel):
     after: str | None = Field(None, max_length=150, description="`next` of another page.")
     before: str | None = Field(None, max_length=150, description="`previous` of another page.")
 
-    def page_and_total(self, backend: Backend) -> tuple[JobPage, int | None]:
+    def page_and_total(self, backend: RequestBackend) -> tuple[JobPage, int | None]:
         """Return the page, and the number of jobs on all pages if it is known without reading them.
 
         Raises InvalidRequest, JobNotFound, Unavailable.
@@ -75,7 +76,7 @@ class ListQuery(BaseModel):
         except JobNotFound as error:
             raise JobNotFound(error.message, "before" if self.after is None else "after") from error
         page = JobPage(
-            jobs=backend.views(found.jobs),
+            jobs=show_all(found.jobs, backend),
             next=None if found.older is None else str(found.older),
             previous=None if found.newer is None else str(found.newer),
         )

@@ -18,13 +18,14 @@ from jobs.record import ENDED
 from jobs.store.idempotency import KeyReservation
 from jobs.store.queue_depths import queue_depths
 from jobs.store.submission import Submitted
-from service.backend import Backend, CurrentBackend
+from service.backend import CurrentBackend, RequestBackend
 from service.http.error_handlers import error_responses
 from service.inputs.body import Body, receive_generate_body
 from service.jobs.idempotency import REPLAYED_HEADER, IdempotencyKey, IdempotentRequest, idempotent
 from service.jobs.list_query import ListQuery
 from service.jobs.pools import FleetView
 from service.jobs.retry import Retry, receive_retry_request
+from service.jobs.showing import show, show_all
 from service.jobs.submission import submit
 from service.jobs.submission_threads import in_submission_threads
 from service.jobs.views import BatchView, JobPage, JobView
@@ -108,7 +109,7 @@ def list_jobs(backend: CurrentBackend, query: Annotated[ListQuery, Query()], res
 async def get_job(job_id: str, backend: CurrentBackend) -> JobView:
     """Return a job."""
     # `async`, so that FastAPI validates the response on the event loop instead of in another thread
-    return await run_in_threadpool(lambda: backend.view(backend.jobs.get(job_id)))
+    return await run_in_threadpool(lambda: show(backend.jobs.get(job_id), backend))
 
 
 @router.post("/jobs/{job_id}/cancel", responses=error_responses(404, 409, 503))
@@ -117,13 +118,13 @@ def cancel_job(job_id: str, backend: CurrentBackend) -> JobView:
 
     Answers 409 if the job has succeeded or failed.
     """
-    return backend.view(backend.jobs.cancel(job_id))
+    return show(backend.jobs.cancel(job_id), backend)
 
 
 @router.post("/batches/{batch_id}/cancel", responses=error_responses(404, 503))
 def cancel_batch(batch_id: str, backend: CurrentBackend) -> BatchView:
     """Cancel all jobs of a batch that have not ended, and return all jobs of the batch."""
-    return BatchView(jobs=backend.views(backend.jobs.cancel_batch(batch_id)))
+    return BatchView(jobs=show_all(backend.jobs.cancel_batch(batch_id), backend))
 
 
 @router.post(
@@ -171,7 +172,7 @@ async def _create(
     idempotent_request: IdempotentRequest,
     body: Body | None,
     request: Request,
-    backend: Backend,
+    backend: RequestBackend,
     response: Response,
     wait_s: float,
 ) -> JobView:
@@ -187,7 +188,7 @@ async def _create(
 
 @in_submission_threads
 def _submit(
-    backend: Backend, body: Body | None, idempotent_request: IdempotentRequest, response: Response
+    backend: RequestBackend, body: Body | None, idempotent_request: IdempotentRequest, response: Response
 ) -> JobView:
     """Submit a request, and return its job with the job's URL in a header.
 
@@ -201,4 +202,4 @@ def _submit(
 
     job = idempotent(idempotent_request, backend, response, create)
     response.headers["Location"] = f"{backend.settings.public_url.rstrip('/')}/jobs/{job.id}"
-    return backend.view(job)
+    return show(job, backend)

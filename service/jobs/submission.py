@@ -24,7 +24,7 @@ from jobs.requirement import Requirement
 from jobs.storage.keys import new_job_id
 from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submission, Submitted
-from service.backend import Backend
+from service.backend import RequestBackend
 from service.errors import PriorityNotAllowed, invalid
 from service.inputs.body import FILES, Body
 from service.inputs.reader import CheckedInput, InputReader, InputSource, jobs_of
@@ -38,7 +38,7 @@ from service.jobs.pools import candidate_pools, check_group_was_seen, expected_w
 logger = logging.getLogger(__name__)
 
 
-def submit(body: Body, backend: Backend, reservation: KeyReservation | None = None) -> Submitted:
+def submit(body: Body, backend: RequestBackend, reservation: KeyReservation | None = None) -> Submitted:
     """Check a request, resolve its options, store its input files and queue its jobs. Return the first.
 
     If the request has an idempotency key, the job has the id that is reserved for it, and a request with the
@@ -46,7 +46,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     NoCapability (no worker has started yet), NoSuitableGroup, DeadlineTooEarly or Unavailable.
     """
     request = _parse(body)
-    if request.priority == "high" and not backend.high_priority_allowed:
+    if request.priority == "high" and not backend.caller.high_priority_allowed:
         raise PriorityNotAllowed("priority: this API key may not use priority high", "priority")
     backend.memory_guard.check()
     job_id = reservation.job_id if reservation else new_job_id()
@@ -84,7 +84,7 @@ def submit(body: Body, backend: Backend, reservation: KeyReservation | None = No
     with _unavailable_if_expired():
         submitted = backend.jobs.submit(*submissions)
     with about(names_of(submitted.job)):
-        logger.info("queued a job for %s, of %d", backend.owner or "everybody", len(submissions))
+        logger.info("queued a job for %s, of %d", backend.caller.owner or "everybody", len(submissions))
     backend.run_after_response(lambda: _enqueue_tickets(submitted.job, backend))
     return submitted
 
@@ -99,7 +99,10 @@ def _parse(body: Body) -> GenerateRequest:
 
 
 def _make_order(
-    request: GenerateRequest, files: Mapping[str, CheckedInput], pools: Sequence[Pool], backend: Backend
+    request: GenerateRequest,
+    files: Mapping[str, CheckedInput],
+    pools: Sequence[Pool],
+    backend: RequestBackend,
 ) -> Order:
     """Return the order under the limits of the first pool that can run it.
 
@@ -118,15 +121,17 @@ def _make_order(
     raise refusals[0]
 
 
-def _make_submission(job_id: str, request: GenerateRequest, backend: Backend, order: Order) -> Submission:
+def _make_submission(
+    job_id: str, request: GenerateRequest, backend: RequestBackend, order: Order
+) -> Submission:
     """Return a job with the order, the options of its request, and the limits and prices of the service."""
     settings = backend.settings
     return Submission(
         id=job_id,
         order=order,
         priority=request.priority,
-        owner=backend.owner,
-        weight=settings.weight_by_owner.get(backend.owner, 1.0),
+        owner=backend.caller.owner,
+        weight=settings.weight_by_owner.get(backend.caller.owner, 1.0),
         ageing_s=settings.priority_ageing_s,
         deadline_s=request.deadline_s,
         default_deadline_s=settings.default_deadline_s,
@@ -159,7 +164,7 @@ def _checked_inputs(
     job_id: str,
     source_jobs: Mapping[str, Job],
     fps: int,
-    backend: Backend,
+    backend: RequestBackend,
 ) -> Iterator[dict[str, CheckedInput]]:
     """Yield the inputs of a job, by field. Their temporary files are removed when the context ends."""
     if not sources:
@@ -178,7 +183,9 @@ def _sources(request: GenerateRequest, body: Body) -> dict[str, InputSource]:
     return {**named, **body.files}
 
 
-def _store(submissions: Sequence[Submission], files: Mapping[str, CheckedInput], backend: Backend) -> None:
+def _store(
+    submissions: Sequence[Submission], files: Mapping[str, CheckedInput], backend: RequestBackend
+) -> None:
     """Store input files for the worker. They are removed unless the jobs are submitted in time."""
     job_ids = [submission.id for submission in submissions]
     with _unavailable_if_expired():
@@ -197,7 +204,7 @@ def _unavailable_if_expired() -> Iterator[None]:
         raise Unavailable("storing the inputs took too long; try again") from error
 
 
-def _enqueue_tickets(job: Job, backend: Backend) -> None:
+def _enqueue_tickets(job: Job, backend: RequestBackend) -> None:
     with suppress(Unavailable):  # the jobs are stored: a sweep enqueues the tickets that are missing
         for job_id in job.batch.job_ids if job.batch else (job.id,):
             backend.tickets.enqueue(job_id, job.requirement or "")

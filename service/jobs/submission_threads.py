@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi.concurrency import run_in_threadpool
 
-from service.backend import Backend
+from service.backend import RequestBackend
 from service.inputs.body import Body
 
 Returned = TypeVar("Returned")
@@ -23,10 +23,10 @@ def in_submission_threads(route: Callable[..., Returned]) -> Callable[..., Await
     """
 
     @wraps(route)
-    async def run(*, backend: Backend, body: Body | None, **arguments: Any) -> Returned:  # noqa: ANN401
+    async def run(*, backend: RequestBackend, body: Body | None, **arguments: Any) -> Returned:  # noqa: ANN401
         work = partial(route, backend=backend, body=body, **arguments)
         if body and body.has_inputs:
-            return await backend.capacities.run_with_inputs(backend.owner, work)
+            return await backend.capacities.run_with_inputs(backend.caller.owner, work)
         return await run_in_threadpool(work)
 
     return run

@@ -12,7 +12,7 @@ from fastapi import Request
 
 from jobs.errors import LimitReached, Unavailable
 from jobs.record import ENDED
-from service.backend import Backend
+from service.backend import RequestBackend
 from service.jobs.event_streams import EventStreams
 from service.jobs.events import BEFORE_FIRST_EVENT, read_if_authorized
 from service.jobs.views import JobView
@@ -21,7 +21,7 @@ MAX_WAIT_S = 60
 _CHECK_S = 5.0  # how often it is checked that the client is still there
 
 
-async def wait_for_end(job: JobView, request: Request, backend: Backend, wait_s: float) -> JobView:
+async def wait_for_end(job: JobView, request: Request, backend: RequestBackend, wait_s: float) -> JobView:
     """Return the job when it has ended, or as it is after `wait_s`.
 
     The wait ends early if the client disconnects or the service shuts down. It does not begin if too many
@@ -31,7 +31,7 @@ async def wait_for_end(job: JobView, request: Request, backend: Backend, wait_s:
     deadline = clock() + wait_s
     streams: EventStreams = request.app.state.event_streams
     try:
-        with streams.open(backend.owner, {job.id: BEFORE_FIRST_EVENT}) as stream:
+        with streams.open(backend.caller.owner, {job.id: BEFORE_FIRST_EVENT}) as stream:
             while job.status not in ENDED and not streams.is_closing and clock() < deadline:
                 await stream.wait(min(deadline - clock(), _CHECK_S))
                 if await request.is_disconnected():

@@ -22,6 +22,8 @@ from service.settings import Settings
 
 ANONYMOUS = ""
 """The owner of jobs that were requested without a key."""
+EVERYBODY = Caller(ANONYMOUS, key_id=None, high_priority_allowed=True, is_admin=True)
+"""The client of a service that requires no keys."""
 _COOKIE = "longcat_session"
 
 Credentials = Annotated[
@@ -54,7 +56,7 @@ class Authenticator:
             raise Unauthorized(
                 "this API key is not valid" if key else "send an API key: Authorization: Bearer <key>"
             )
-        return Caller(ANONYMOUS, key_id=None, high_priority_allowed=True, is_admin=True)
+        return EVERYBODY
 
     def requires_key(self) -> bool:
         """Check that requests without a key are refused. Raise Unavailable."""

@@ -20,12 +20,13 @@ from jobs.store.idempotency import KeyReservation
 from jobs.store.submission import Submitted
 from model.spec.geometry import Size
 from model.spec.limits import Limits
-from service.backend import Backend, CurrentBackend
+from service.backend import CurrentBackend, RequestBackend
 from service.inputs.body import Body, receive_body
 from service.inputs.uploads import upload_folder
 from service.jobs import files
 from service.jobs.idempotency import REPLAYED_HEADER, IdempotencyKey, IdempotentRequest, idempotent
 from service.jobs.routes import delete_job
+from service.jobs.showing import with_queue_estimate
 from service.jobs.submission import submit
 from service.jobs.submission_threads import in_submission_threads
 from service.openai.bodies import (
@@ -152,10 +153,10 @@ def download_content(
     return serve(video_id, request, backend)
 
 
-def _view(job: Job, backend: Backend, response: Response) -> Video:
+def _view(job: Job, backend: RequestBackend, response: Response) -> Video:
     """Return a job as a video, and tell the client in a header when to poll again."""
     fleet = backend.fleet()
-    job, position = backend.with_queue_estimate(job, fleet)
+    job, position = with_queue_estimate(job, backend, fleet)
     wait_ms = poll_after_ms(job, position)
     if wait_ms is not None:
         response.headers[POLL_HEADER] = str(wait_ms)
@@ -163,7 +164,7 @@ def _view(job: Job, backend: Backend, response: Response) -> Video:
 
 
 def _extend(
-    extension: ExtensionRequest, body: Body, backend: Backend, reservation: KeyReservation | None
+    extension: ExtensionRequest, body: Body, backend: RequestBackend, reservation: KeyReservation | None
 ) -> Submitted:
     limits = _limits(backend)
     if extension.video is None:
@@ -178,12 +179,12 @@ def _extend(
             return submit(longer_video(extension, file, size, limits), backend, reservation)
 
 
-def _result(video_id: str, backend: Backend) -> Result:
+def _result(video_id: str, backend: RequestBackend) -> Result:
     job = backend.jobs.get(video_id)
     if job.result is None:
         raise JobNotReady(f"video {video_id} is {job.status} and cannot be extended")
     return job.result
 
 
-def _limits(backend: Backend) -> Limits:
+def _limits(backend: RequestBackend) -> Limits:
     return backend.fleet().first().capability.model_limits

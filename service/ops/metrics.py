@@ -235,7 +235,7 @@ class _Queue(Collector):
 
     def _jobs(self) -> Metric:
         jobs = GaugeMetricFamily("longcat_jobs", "Jobs by status.", labels=["status"])
-        for status, count in self._backend.jobs.counts().items():
+        for status, count in self._backend.job_store.client.counts().items():
             jobs.add_metric([status], count)
         return jobs
 

@@ -70,7 +70,7 @@ async def _receive_options(request: Request, backend: CurrentBackend) -> AsyncIt
 @router.get("/presets", responses=error_responses(503))
 def list_presets(backend: CurrentBackend) -> PresetsView:
     """List your presets."""
-    presets = Presets(backend.redis, backend.owner).all()
+    presets = Presets(backend.redis, backend.caller.owner).all()
     return PresetsView(presets=[PresetView.of(name, stored) for name, stored in presets.items()])
 
 
@@ -88,7 +88,7 @@ async def save_preset(
 
     def save() -> StoredPreset:
         backend.memory_guard.check()
-        return Presets(backend.redis, backend.owner).save(name, options)
+        return Presets(backend.redis, backend.caller.owner).save(name, options)
 
     return PresetView.of(name, await run_in_threadpool(save))
 
@@ -96,7 +96,7 @@ async def save_preset(
 @router.delete("/presets/{name:path}", status_code=204, responses=error_responses(404, 503))
 def delete_preset(name: PresetName, backend: CurrentBackend) -> Response:
     """Delete a preset."""
-    Presets(backend.redis, backend.owner).delete(name)
+    Presets(backend.redis, backend.caller.owner).delete(name)
     return Response(status_code=204)
 
 

@@ -46,5 +46,5 @@ def get_usage(backend: CurrentBackend) -> UsageView:
     It is that of your key's owner. With the key of an admin, and while the service has no API keys, it is
     that of all owners.
     """
-    owner = None if backend.is_admin else backend.owner
+    owner = None if backend.caller.is_admin else backend.caller.owner
     return UsageView(usage=[DayUsage(**asdict(each)) for each in usage(backend.redis, owner)])

@@ -9,7 +9,8 @@ from typing import Any
 from jobs.maintenance import remove_files, sweep
 from jobs.record import Progress
 from jobs.store.holder import Lease
-from service.backend import Backend
+from service.backend import Backend, RequestBackend
+from service.keys.authentication import EVERYBODY
 from tests.background import repeating
 
 HALFWAY = Progress(phase="denoise", step=2, num_steps=4, fraction=0.5, eta_s=0.1)
@@ -26,6 +27,11 @@ def working(worker: Any, end: Callable[[Lease], object]) -> Iterator[None]:
 
     with repeating(end_next, pause_s=0.02):
         yield
+
+
+def backend_of_request(backend: Backend) -> RequestBackend:
+    """Return the backend of a request to a service that requires no keys."""
+    return RequestBackend.of(backend, EVERYBODY, lambda: True, lambda task: task())
 
 
 def tidy(backend: Backend) -> None:

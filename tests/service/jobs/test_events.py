@@ -20,11 +20,13 @@ from jobs.store.submission import Submission
 from service.app import create_app
 from service.jobs.event_streams import EventStream
 from service.jobs.events import read_if_authorized
+from service.jobs.showing import show_all
 from service.keys.api_keys import ApiKeys
 from tests.pools import set_only_pool
 from tests.redis_fleet import RedisProcess
 from tests.servers import answers, free_port
 from tests.service.conftest import CAPABILITY, serving, settings_for
+from tests.service.working import backend_of_request
 from tests.waiting import wait_until
 
 
@@ -235,16 +237,15 @@ class TestSeveralJobs:
     def test_job_that_leaves_the_queue_between_two_reads_is_read_again(
         self, app, job_ids, worker, change, monkeypatch
     ):
-        backend = app.state.backend
+        backend = backend_of_request(app.state.backend)
         stream = EventStream("", dict.fromkeys(job_ids, "0"))
-        read_views = type(backend).views
 
-        def views_after_change(self, jobs):
-            monkeypatch.setattr(type(backend), "views", read_views)
+        def show_after_change(jobs, backend):
+            monkeypatch.setattr("service.jobs.events.show_all", show_all)
             worker.claim() if change == "claim" else worker.job_store.client.delete(job_ids[0])
-            return self.views(jobs)
+            return show_all(jobs, backend)
 
-        monkeypatch.setattr(type(backend), "views", views_after_change)
+        monkeypatch.setattr("service.jobs.events.show_all", show_after_change)
         states = {job.id: job.status for job in read_if_authorized(stream, backend) or []}
         expected = {job_ids[1]: "queued"} | ({job_ids[0]: "running"} if change == "claim" else {})
         assert states == expected
@@ -254,7 +255,9 @@ class TestSeveralJobs:
         redis.set(f"longcat:job:{job_ids[0]}x", "no hash")
         redis.hset(f"longcat:job:{job_ids[1]}", "status", "unknown")
         stream = EventStream("", dict.fromkeys([*job_ids, f"{job_ids[0]}x"], "0"))
-        assert [job.id for job in read_if_authorized(stream, app.state.backend) or []] == [job_ids[0]]
+        assert [
+            job.id for job in read_if_authorized(stream, backend_of_request(app.state.backend)) or []
+        ] == [job_ids[0]]
 
     def test_jobs_of_other_owners_and_too_many_jobs_are_refused(self, client, job_ids, redis):
         assert client.get(f"/events?jobs={job_ids[0]},unknown").status_code == 404

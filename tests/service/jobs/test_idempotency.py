@@ -113,7 +113,7 @@ class TestFailedRequest:
 
     def test_request_that_failed_after_queueing_returns_its_job(self, app, client, monkeypatch):
         """Redis fails after the job was queued, so the client is told to retry."""
-        jobs = app.state.backend.jobs
+        jobs = app.state.backend.job_store.client
         submit = jobs.submit
 
         def interrupted(submission):
@@ -161,7 +161,7 @@ class TestConcurrentRequests:
 
     def test_response_to_the_slower_of_two_requests_says_that_it_is_repeated(self, app, client, monkeypatch):
         """Let both requests reserve the key before one of them is submitted."""
-        jobs, both_reserved = app.state.backend.jobs, threading.Barrier(2)
+        jobs, both_reserved = app.state.backend.job_store.client, threading.Barrier(2)
         submit = jobs.submit
 
         def submit_late(submission):

@@ -23,6 +23,7 @@ from service.jobs.views import JobView
 from tests.orders import make_order
 from tests.pools import set_only_pool
 from tests.service.conftest import CAPABILITY, settings_for
+from tests.service.working import backend_of_request
 
 NUM_JOBS = 1000
 
@@ -82,7 +83,8 @@ def test_commands_per_request_do_not_depend_on_the_number_of_owners(client: Test
 def read_stream(app: FastAPI, client: TestClient) -> Callable[[], list[JobView] | None]:
     """Return a function that reads a stream of as many jobs as one may have."""
     stream = EventStream("", {f"job-{number}": "0" for number in range(MAX_JOBS)})
-    return lambda: read_if_authorized(stream, app.state.backend)
+    backend = backend_of_request(app.state.backend)
+    return lambda: read_if_authorized(stream, backend)
 
 
 def test_read_of_a_stream_takes_two_commands_for_each_job(

@@ -8,7 +8,7 @@ from jobs.errors import OutOfMemory
 from jobs.record import Progress
 from tests.service.conftest import CAPABILITY
 from tests.service.media import encoded, in_base64, picture
-from tests.service.working import tidy
+from tests.service.working import backend_of_request, tidy
 
 
 def ids(page):
@@ -180,7 +180,7 @@ class TestList:
             assert ids(client.get(f"/jobs?owner={owner}", headers=headers).json()) == [made[owner]]
             answer = client.get("/jobs?owner=nobody", headers=headers)
             assert (answer.status_code, answer.json()["error"]["field"]) == (422, "owner")
-        assert [job.id for job in backend.jobs_of("bob").list_jobs()] == [made["bob"]]
+        assert [job.id for job in backend_of_request(backend).jobs_of("bob").list_jobs()] == [made["bob"]]
         backend.redis.delete("longcat:keys")  # now everybody sees all jobs
         assert len(ids(client.get("/jobs").json())) == 2
         assert ids(client.get("/jobs?owner=bob").json()) == [made["bob"]]

@@ -14,7 +14,7 @@ from service.inputs.body import Body
 from service.jobs import submission
 from service.ops.maintenance import Maintenance
 from tests.service.media import encoded, in_base64, picture
-from tests.service.working import tidy
+from tests.service.working import backend_of_request, tidy
 from tests.tickets import num_tickets
 from tests.waiting import wait_until
 
@@ -74,9 +74,9 @@ def test_files_of_a_process_that_died_before_queueing_are_removed(worker, backen
         raise SystemExit
 
     before = set(worker.storage.keys("jobs/"))
-    monkeypatch.setattr(backend.jobs, "submit", die)
+    monkeypatch.setattr(backend.job_store.client, "submit", die)
     with pytest.raises(SystemExit):
-        submission.submit(Body(WITH_IMAGE), backend)
+        submission.submit(Body(WITH_IMAGE), backend_of_request(backend))
     assert len(set(worker.storage.keys("jobs/")) - before) == 1
     tidy(at(backend, 3600))
     assert set(worker.storage.keys("jobs/")) == before

@@ -103,7 +103,7 @@ def test_first_failure_is_an_increase_of_a_series_that_exists(numbers):
 def test_only_internal_errors_count_as_such(client, numbers, monkeypatch):
     client.get("/jobs/none")
     assert numbers()["longcat_http_internal_errors_total",] == 0
-    monkeypatch.setattr(client.app.state.backend.jobs, "get", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(client.app.state.backend.job_store.client, "get", lambda *_, **__: 1 / 0)
     assert TestClient(client.app, raise_server_exceptions=False).get("/jobs/none").status_code == 500
     assert numbers()["longcat_http_internal_errors_total",] == 1
 
