@@ -360,6 +360,11 @@ class WorkerSettings(SharedSettings):
         return self.ranks if self.is_elastic else self.ranks_per_group
 
     @property
+    def local_ranks_per_world(self) -> int:
+        """Return the number of ranks that are started together on this machine."""
+        return self.ranks_per_world // self.nodes
+
+    @property
     def local_ranks_per_group(self) -> int:
         """Return the number of ranks of a group that run on this machine."""
         return self.ranks_per_group // self.nodes
@@ -479,7 +484,7 @@ def group_environment(settings: WorkerSettings, index: int) -> dict[str, str]:
     if cache := settings.compile_cache_dir:
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute() / "inductor"))
         environment.setdefault("TRITON_CACHE_DIR", str(cache.absolute() / "triton"))
-    size = settings.ranks_per_world // settings.nodes
+    size = settings.local_ranks_per_world
     if settings.device != "cpu":
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible is not None else [str(i) for i in range(settings.ranks)]

@@ -39,10 +39,10 @@ from worker.supervisor.events import (
     StopRequested,
 )
 from worker.supervisor.fetch import InputFetcher
-from worker.supervisor.finalize import Backends, Finalizer
+from worker.supervisor.finalize import Finalizer
 from worker.supervisor.gpu_group import GpuGroup, Group, GroupLimits
-from worker.supervisor.gpu_world import GpuWorld
-from worker.supervisor.group_process import GroupProcess, Launch
+from worker.supervisor.gpu_world import GpuWorld, StartRanks
+from worker.supervisor.group_process import GroupProcess, Launch, OnMessage
 from worker.supervisor.heartbeat import Heartbeat
 from worker.supervisor.job import ClaimedJob, Completed
 from worker.supervisor.lease_renewer import LeaseRenewer
@@ -65,18 +65,20 @@ def build_supervisors(
 ) -> list[Supervisor]:
     """Return the supervisors of one process: one for the group with this index, or all those of a world.
 
-    They call `report_health` each time that they have handled an event. `weight_memory` is the open file in
-    which the ranks of all groups share weights.
+    No thread runs before `serve`. The supervisors call `report_health` each time that they have handled an
+    event. `weight_memory` is the open file in which the ranks of all groups share weights.
 
     Raises UnfitServer, and GroupTaken if another worker has the name of a group and does not give it up.
     """
+    start = partial(_start_ranks, settings, index, weight_memory, report=_message_reporter(settings))
+    limits = _limits(settings)
     if not settings.is_elastic:
-        return [build_supervisor(settings, index, report_health, weight_memory)]
-    world = _build_world(settings, weight_memory)
+        return [_build_supervisor(settings, index, partial(_gpu_group, start, limits), report_health)]
+    world = GpuWorld(start, limits, settings.ranks)
     num_slots = SLOTS_PER_RANK * settings.ranks
     reports = JointReports(num_slots, report_health)
     return [
-        build_supervisor(settings, slot, partial(reports.report, slot), add_slot=world.add_slot)
+        _build_supervisor(settings, slot, world.add_slot, partial(reports.report, slot))
         for slot in range(num_slots)
     ]
 
@@ -108,22 +110,17 @@ def serve_together(supervisors: Sequence[Supervisor]) -> None:
             thread.join()
 
 
-def build_supervisor(
+def _build_supervisor(
     settings: WorkerSettings,
     index: int,
-    report_health: Callable[[ReportedState], None] = lambda _: None,
-    weight_memory: int | None = None,
-    add_slot: Callable[[Inbox], Group] | None = None,
+    new_group: Callable[[Inbox], Group],
+    report_health: Callable[[ReportedState], None],
 ) -> Supervisor:
-    """Return the supervisor of the group with this index; `serve` starts its threads.
+    """Return the supervisor with this index.
 
-    The supervisor calls `report_health` each time that it has handled an event. `weight_memory` is the open
-    file in which the ranks of all groups share weights. `add_slot` returns its part of a world; without
-    it, the supervisor has a GPU group of its own. From `num_groups` on, an `index` is that of a spare slot:
-    its supervisor is not registered, does not sweep, and claims in the name of a registered group, so that
-    predictions count its jobs.
-
-    Raises UnfitServer, and GroupTaken if another worker has the group's name and does not give it up.
+    `new_group` returns its GPU group, whose messages come to the inbox. From `num_groups` on, an `index` is
+    that of a spare slot of a world: its supervisor is not registered, does not sweep, and claims in the name
+    of a registered group, so that predictions count its jobs.
     """
     redis = connect(settings.redis_address, REDIS_DEADLINE_S)
     retry_while_unavailable(lambda: check_redis(redis, settings.redis_wait_replicas))
@@ -135,22 +132,29 @@ def build_supervisor(
 
     inbox: Inbox = queue.SimpleQueue()
     spool = _open_spool(settings, redis, index)
-    backends = _build_backends(settings, redis, spool)
-    job_store = backends.job_store
+    job_store = _open_job_store(settings, redis)
+    storage, tickets = open_storage(settings), TicketQueue(redis)
+    gpu_group = new_group(inbox)
     lease_renewer = LeaseRenewer(
         job_store, lambda job: inbox.put(StopRequested(job)), settings.preempt_after_s
     )
     disk_space = DiskSpace(settings.disks, settings.min_free_bytes, spool.check_writable)
-    fetcher = InputFetcher(
-        job_store, backends.storage, spool, disk_space, partial(report_unreadable, redis, "checkpoint")
+    report_checkpoint = partial(report_unreadable, redis, "checkpoint")
+    fetcher = InputFetcher(job_store, storage, spool, disk_space, report_checkpoint)
+    checkpoints = CheckpointUploader(job_store, storage, spool)
+    finalizer = Finalizer(
+        job_store=job_store,
+        tickets=tickets,
+        storage=storage,
+        spool=spool,
+        checkpoints=checkpoints,
+        upload_limit_s=settings.upload_limit_s,
+        on_finalized=lambda job: inbox.put(JobFinalized(job)),
     )
-    gpu_group: Group
-    if add_slot:
-        gpu_group = add_slot(inbox)
-    else:
-        launch = _launch(settings, index, settings.local_ranks_per_group, weight_memory)
-        gpu_group = _build_gpu_group(settings, launch, inbox, partial(report_unreadable, redis, "message"))
     tracing = open_tracing("longcat-worker", wanted=settings.traces)
+
+    def claim() -> Lease | None:
+        return job_store.holder.claim(group, settings.lease_s, gpu_group.capability)
 
     def on_claim(lease: Lease) -> None:
         timeline = JobTimeline(spans_of(lease, tracing))
@@ -159,27 +163,22 @@ def build_supervisor(
         inbox.put(JobClaimed(job))
         inbox.put(JobFetched(job, fetcher.fetch(job)))
 
-    def claim() -> Lease | None:
-        return job_store.holder.claim(group, settings.lease_s, gpu_group.capability)
-
+    consumer = Consumer(
+        redis, claim, on_claim, lambda: job_store.holder.requirements(gpu_group.capability) or ()
+    )
+    heartbeat = Heartbeat(registration, redis, settings.ranks_per_group, lambda: inbox.put(DrainRequested()))
     sweeps = (
-        StoppableThread("sweep", partial(keep_sweeping, job_store, backends.tickets)),
-        StoppableThread("remove-files", partial(keep_removing, job_store, backends.storage)),
+        StoppableThread("sweep", partial(keep_sweeping, job_store, tickets)),
+        StoppableThread("remove-files", partial(keep_removing, job_store, storage)),
     )
     components = Components(
         gpu_group=gpu_group,
-        consumer=Consumer(
-            redis, claim, on_claim, lambda: job_store.holder.requirements(gpu_group.capability) or ()
-        ),
+        consumer=consumer,
         fetcher=fetcher,
         lease_renewer=lease_renewer,
-        finalizer=Finalizer(backends, settings.upload_limit_s, lambda job: inbox.put(JobFinalized(job))),
-        checkpoints=backends.checkpoints,
-        heartbeat=Heartbeat(
-            registration, redis, settings.ranks_per_group, lambda: inbox.put(DrainRequested())
-        )
-        if is_registered
-        else None,
+        finalizer=finalizer,
+        checkpoints=checkpoints,
+        heartbeat=heartbeat if is_registered else None,
         disk_space=disk_space,
         report_health=report_health,
         maintenance=(
@@ -187,7 +186,7 @@ def build_supervisor(
             *(sweeps if is_registered else ()),
         ),
     )
-    _resume_uploads(backends, lease_renewer, inbox, settings.lease_s)
+    _resume_uploads(job_store, spool, lease_renewer, inbox, settings.lease_s)
     return Supervisor(components, inbox, SupervisorLimits(settings.max_claimed_jobs, settings.drain_s))
 
 
@@ -218,50 +217,49 @@ def _open_spool(settings: WorkerSettings, redis: Redis, index: int) -> Spool:
     return spool
 
 
-def _build_backends(settings: WorkerSettings, redis: Redis, spool: Spool) -> Backends:
-    job_store = JobStore(
+def _open_job_store(settings: WorkerSettings, redis: Redis) -> JobStore:
+    return JobStore(
         redis,
         retention_s=settings.retention_s,
         max_attempts=settings.max_attempts,
         late_upload_s=settings.late_upload_s,
         replication=Replication(settings.redis_wait_replicas, REDIS_DEADLINE_S / 2),
     )
-    storage = open_storage(settings)
-    checkpoints = CheckpointUploader(job_store, storage, spool)
-    return Backends(job_store, TicketQueue(redis), storage, spool, checkpoints)
 
 
-def _build_gpu_group(
-    settings: WorkerSettings, launch: Launch, inbox: Inbox, report: Callable[[UnreadableRecord], None]
-) -> GpuGroup:
+def _gpu_group(start: StartRanks, limits: GroupLimits, inbox: Inbox) -> GpuGroup:
+    """Return a fixed group, whose messages come to the inbox of its supervisor."""
+
     def on_message(process: GroupProcess, message: Message | None, _: int) -> None:
         inbox.put(GroupMessage(process, message))
 
-    return GpuGroup(lambda: GroupProcess(launch, on_message, report), _limits(settings))
+    return GpuGroup(partial(start, on_message), limits)
 
 
-def _build_world(settings: WorkerSettings, weight_memory: int | None) -> GpuWorld:
-    redis = connect(settings.redis_address, REDIS_DEADLINE_S)
-    report = partial(report_unreadable, redis, "message")
-    launch = _launch(settings, 0, settings.ranks, weight_memory, num_connections=settings.ranks)
-    return GpuWorld(
-        lambda on_message: GroupProcess(launch, on_message, report), _limits(settings), settings.ranks
-    )
-
-
-def _launch(
-    settings: WorkerSettings, index: int, num_ranks: int, weight_memory: int | None, num_connections: int = 1
-) -> Launch:
+def _start_ranks(
+    settings: WorkerSettings,
+    index: int,
+    weight_memory: int | None,
+    on_message: OnMessage,
+    report: Callable[[UnreadableRecord], None],
+) -> GroupProcess:
+    """Start the ranks of a group, or all those of a world. Raises OSError."""
     socket = settings.group_folder(index) / "rank-0.sock"
-    return Launch(
-        num_ranks=num_ranks,
+    launch = Launch(
+        num_ranks=settings.local_ranks_per_world,
         module=settings.rank_module,
         setup=settings.rank_setup(socket).model_dump_json(),
         socket=socket,
         environment=group_environment(settings, index),
         weight_memory=weight_memory,
-        num_connections=num_connections,
+        num_connections=settings.ranks if settings.is_elastic else 1,
     )
+    return GroupProcess(launch, on_message, report)
+
+
+def _message_reporter(settings: WorkerSettings) -> Callable[[UnreadableRecord], None]:
+    """Return what counts messages of ranks that this release cannot read."""
+    return partial(report_unreadable, connect(settings.redis_address, REDIS_DEADLINE_S), "message")
 
 
 def _limits(settings: WorkerSettings) -> GroupLimits:
@@ -274,22 +272,24 @@ def _limits(settings: WorkerSettings) -> GroupLimits:
     )
 
 
-def _resume_uploads(backends: Backends, lease_renewer: LeaseRenewer, inbox: Inbox, lease_s: float) -> None:
+def _resume_uploads(
+    job_store: JobStore, spool: Spool, lease_renewer: LeaseRenewer, inbox: Inbox, lease_s: float
+) -> None:
     """Claim the jobs whose videos an earlier supervisor left in the spool, to upload them.
 
     The finalizer uploads those whose leases still hold.
     """
-    for job_id in backends.spool.job_ids:
-        pending = backends.spool.pending_upload(job_id)
+    for job_id in spool.job_ids:
+        pending = spool.pending_upload(job_id)
         if pending is None:
             continue
         try:
-            record = retry_while_unavailable(partial(backends.job_store.client.get, job_id))
+            record = retry_while_unavailable(partial(job_store.client.get, job_id))
         except (JobNotFound, UnreadableRecord):  # a video stays in the spool until its job has ended
             continue
         lease = Lease(record, pending.fence, lease_s)
-        job = ClaimedJob(lease, backends.spool.job_folder(job_id), timings_s=pending.timings_s)
-        job.stop_request = retry_while_unavailable(partial(backends.job_store.holder.renew_lease, lease))
+        job = ClaimedJob(lease, spool.job_folder(job_id), timings_s=pending.timings_s)
+        job.stop_request = retry_while_unavailable(partial(job_store.holder.renew_lease, lease))
         lease_renewer.add(job)
         inbox.put(JobClaimed(job))
         inbox.put(JobFetched(job, Completed(pending.video)))

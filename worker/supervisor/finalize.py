@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 from jobs.errors import DeadlineExceeded, DiskFull, LeaseLost, LongCatError, Unavailable
@@ -45,31 +44,30 @@ class CancelRequested(Exception):
     """The client cancelled the job before its video was stored."""
 
 
-@dataclass(frozen=True)
-class Backends:
-    """The job store, the queue, the storage, the spool, and what uploads checkpoints."""
-
-    job_store: JobStore
-    tickets: TicketQueue
-    storage: Storage
-    spool: Spool
-    checkpoints: CheckpointUploader
-
-
 class Finalizer:
     """Finalize jobs. `on_finalized` is called in the job's thread when nothing remains to be done for it."""
 
-    def __init__(
-        self, backends: Backends, upload_limit_s: float, on_finalized: Callable[[ClaimedJob], None]
+    def __init__(  # noqa: PLR0913 - parts, all by name
+        self,
+        *,
+        job_store: JobStore,
+        tickets: TicketQueue,
+        storage: Storage,
+        spool: Spool,
+        checkpoints: CheckpointUploader,
+        upload_limit_s: float,
+        on_finalized: Callable[[ClaimedJob], None],
     ) -> None:
-        self._job_store, self._tickets = backends.job_store, backends.tickets
-        self._storage, self._spool = backends.storage, backends.spool
-        self._checkpoints = backends.checkpoints
+        self._job_store = job_store
+        self._tickets = tickets
+        self._storage = storage
+        self._spool = spool
+        self._checkpoints = checkpoints
         self._on_finalized = on_finalized
         self._threads: list[threading.Thread] = []
         self._uploads_interrupted = threading.Event()
         self._stopping = threading.Event()
-        self._uploader = Uploader(backends.storage, upload_limit_s, self._stopping)
+        self._uploader = Uploader(storage, upload_limit_s, self._stopping)
 
     def start(self, job: ClaimedJob, outcome: Outcome) -> None:
         """Start to finalize this job."""

@@ -54,7 +54,7 @@ from worker.messages import (
 from worker.supervisor.allocation import JobInHand, choose_widths, place, remaining_by_width
 from worker.supervisor.events import GroupMessage
 from worker.supervisor.gpu_group import GpuGroup, GroupLimits
-from worker.supervisor.group_process import GroupProcess
+from worker.supervisor.group_process import GroupProcess, OnMessage
 from worker.supervisor.states import IllegalTransition, WorldJobState, change
 from worker.supervisor.watchdog import Watchdog
 
@@ -67,8 +67,8 @@ REMEMBERED_CHANGES = 5
 LONGEST_WAIT_S = 300.0  # a job that has no ranks for this long may be given back to the queue
 GUESSED_CHANGE_S = 2.0
 """What a change of width costs a job, until one was measured."""
-StartWorld = Callable[[Callable[[GroupProcess, Message | None, int], None]], GroupProcess]
-"""Start the processes of a world, whose messages go to the given function."""
+StartRanks = Callable[[OnMessage], GroupProcess]
+"""Start the processes of ranks, whose messages go to the given function."""
 
 
 class SlotInbox(Protocol):
@@ -153,7 +153,7 @@ class GpuWorld:
 
     def __init__(
         self,
-        start: StartWorld,
+        start: StartRanks,
         limits: GroupLimits,
         num_ranks: int,
         clock: Callable[[], float] = time.monotonic,

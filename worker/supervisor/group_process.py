@@ -30,6 +30,10 @@ from worker.weight_memory import inherited_files, weight_memory_option
 KILL_LIMIT_S = 30.0  # a GPU driver may take long to release a process
 
 
+OnMessage = Callable[["GroupProcess", Message | None, int], None]
+"""Takes each message of a rank, or None once it has closed the connection, and the number of the rank."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """The command and environment of a group.
@@ -56,16 +60,15 @@ class Launch:
 class GroupProcess:
     """The processes of one start of a group.
 
-    `on_message` is called in a thread with every message of a rank, and with None once it has closed the
-    connection; its last argument is the number of the rank. `Ready` is passed on once all ranks have said
-    their numbers, so that each can be sent messages. `report` is called there for each message that this
+    `on_message` is called in a thread of each rank that connects. `Ready` is passed on once all ranks have
+    said their numbers, so that each can be sent messages. `report` is called there for each message that this
     release cannot read.
     """
 
     def __init__(
         self,
         launch: Launch,
-        on_message: Callable[[GroupProcess, Message | None, int], None],
+        on_message: OnMessage,
         report: Callable[[UnreadableRecord], None] = log_unreadable,
     ) -> None:
         self._on_message = on_message

@@ -19,7 +19,6 @@ from tests.worker.examples import ORDER
 from worker.digest import sha256_of
 from worker.messages import Checkpoint, VideoFile
 from worker.supervisor.checkpoints import CheckpointUploader
-from worker.supervisor.finalize import Backends
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.spool import Spool
 
@@ -60,7 +59,6 @@ class LocalBackends:
         self.storage = InterruptibleStorage(folder / "storage")
         self.spool = Spool(folder / "spool")
         self.checkpoints = CheckpointUploader(self.job_store, self.storage, self.spool)
-        self.all = Backends(self.job_store, self.tickets, self.storage, self.spool, self.checkpoints)
 
     def submit(self, order: Order = ORDER, **fields: Any) -> str:
         job_id = new_job_id()

@@ -24,10 +24,16 @@ from worker.channel import Channel, connect
 from worker.messages import GroupFailed
 from worker.settings import WorkerSettings
 from worker.supervisor import app, spool
-from worker.supervisor.app import build_supervisor, build_supervisors, serve_together
+from worker.supervisor.app import build_supervisors, serve_together
 from worker.supervisor.job import ClaimedJob
 from worker.supervisor.spool import PENDING_UPLOAD, PendingUpload, Spool
 from worker.supervisor.supervisor import Supervisor
+
+
+def build_supervisor(settings: WorkerSettings) -> Supervisor:
+    """Return the supervisor of the first group."""
+    (supervisor,) = build_supervisors(settings, 0, lambda _: None)
+    return supervisor
 
 
 class Scene:
@@ -47,7 +53,7 @@ class Scene:
         self.supervisor: Supervisor | None = None
 
     def serve(self) -> None:
-        self.supervisor = build_supervisor(self.settings, 0)
+        self.supervisor = build_supervisor(self.settings)
         self.thread = threading.Thread(target=self.supervisor.serve)
         self.thread.start()
 
@@ -108,7 +114,7 @@ def test_claimed_job_begins_with_the_segments_of_its_order(backends):
 def test_worker_does_not_start_on_keys_of_a_much_later_release(scene):
     scene.backends.redis.hset("longcat:keys_version", mapping={"version": 99, "oldest_reader": 98})
     with pytest.raises(UnfitServer, match="a later release"):
-        build_supervisor(scene.settings, 0)
+        build_supervisor(scene.settings)
     assert live_groups(scene.backends.redis) == []
     scene.backends.redis.flushall()
 
@@ -161,13 +167,13 @@ def test_group_leaves_the_folders_of_other_groups_alone(scene):
     )
     spools = [Spool(settings.group_folder(index) / "jobs") for index in range(2)]
     jobs = [scene.finished_job(spool) for spool in spools]
-    build_supervisor(settings, 0)
+    build_supervisor(settings)
     assert [spool.job_ids for spool in spools] == [[job.job_id] for job in jobs]
 
 
 def test_lease_of_a_resumed_upload_is_renewed(scene):
     job = scene.finished_job()
-    supervisor = build_supervisor(scene.settings, 0)
+    supervisor = build_supervisor(scene.settings)
     assert supervisor._components.lease_renewer.holds(job.job_id)
 
 
@@ -218,7 +224,7 @@ def test_two_workers_cannot_have_the_same_name(scene, monkeypatch):
     monkeypatch.setattr(app, "REGISTRATION_TTL_S", 0.1)
     GroupRegistration(scene.backends.redis, "w-0", ttl_s=60).heartbeat("ready", 2)
     with pytest.raises(GroupTaken, match="w-0"):
-        build_supervisor(scene.settings, 0)
+        build_supervisor(scene.settings)
 
 
 def test_name_of_a_dead_worker_is_taken_once_it_expires(scene):

@@ -33,7 +33,15 @@ class Scene:
     ) -> None:
         self.backends = backends
         self.finalized = threading.Event()
-        self.finalizer = Finalizer(backends.all, upload_limit_s, lambda _: self.finalized.set())
+        self.finalizer = Finalizer(
+            job_store=backends.job_store,
+            tickets=backends.tickets,
+            storage=backends.storage,
+            spool=backends.spool,
+            checkpoints=backends.checkpoints,
+            upload_limit_s=upload_limit_s,
+            on_finalized=lambda _: self.finalized.set(),
+        )
         self.job = job or backends.claimed_job()
         self.video = write_video(self.job.folder)
 
