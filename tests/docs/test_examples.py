@@ -12,7 +12,7 @@ import pytest
 from service.jobs.bodies import GenerateRequest
 from tests.docs.pages import DOCS, ROOT, code_blocks
 
-PAGES = [ROOT / "README.md", DOCS / "index.md", DOCS / "api.md"]
+PAGES = [ROOT / "README.md", DOCS / "api.md"]
 TASKS = {"text_to_video", "image_to_video", "video_continuation", "long_video", "refine"}
 FILES = {"image", "video", "condition_video"}
 

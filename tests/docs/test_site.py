@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import root_pages
 from tests.docs.pages import PAGES, ROOT
 
 LOADED = {"img": "src", "script": "src", "source": "src", "iframe": "src", "link": "href"}
@@ -48,6 +49,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return folder
+
+
+def test_files_of_the_root_are_pages(site):
+    titles = {name: (ROOT / name).read_text().splitlines()[0].removeprefix("# ") for name in root_pages.PAGES}
+    shown = {name: site / page.replace(".md", ".html") for name, page in root_pages.PAGES.items()}
+    assert titles["README.md"] == "LongCat-Video service"
+    assert [name for name, page in shown.items() if f">{titles[name]}<" not in page.read_text()] == []
 
 
 def test_pages_load_nothing_from_other_hosts(site):
