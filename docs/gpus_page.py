@@ -48,7 +48,7 @@ int8 on GPUs that cannot multiply in fp8 (A10, RTX 3090, A100), which takes the 
 weights, each GPU of a group has all of the transformer. With `LONGCAT_SHARD_WEIGHTS=on` the GPUs of a group
 divide it, and with `LONGCAT_STREAM_WEIGHTS=on` it stays in host memory; these rows are there only where they
 make a difference. The last column says from how many GPUs on `LONGCAT_TEXT_ENCODER=auto` leaves the
-[text encoder](operations.md#the-text-encoder) on the GPU; with fewer it is offloaded.
+[text encoder](groups.md#the-text-encoder) on the GPU; with fewer it is offloaded.
 
 The memory of a GPU is what CUDA shows to programs, in whole GiB: an RTX 4090, of which `nvidia-smi` shows
 24,564 MiB, has 23 GiB, and an L4 (23,034 MiB) has 22.
@@ -63,9 +63,9 @@ weights.
 _HOST_MEMORY = """\
 ## Memory of the host
 
-Weights that a machine keeps in its own memory. Those that [LoRAs](operations.md#loras) change are there once
+Weights that a machine keeps in its own memory. Those that [LoRAs](groups.md#loras) change are there once
 for all ranks, merged with each LoRA and without, if `LONGCAT_LORA_MEMORY_GIB` leaves room for them. With
-`LONGCAT_STREAM_WEIGHTS=on` all blocks are there. If [sharing them](operations.md#streamed-blocks) would take
+`LONGCAT_STREAM_WEIGHTS=on` all blocks are there. If [sharing them](groups.md#streamed-blocks) would take
 too much, each rank has a copy of its own, without LoRAs. Each group has its text encoder there, unless it
 stays on the GPU.
 

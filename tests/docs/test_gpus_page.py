@@ -13,7 +13,7 @@ def test_committed_page_is_current():
 
 
 def test_merged_weights_take_the_documented_memory():
-    """`docs/operations.md` has the numbers."""
+    """`docs/groups.md` has the numbers."""
     quantised: tuple[Quantize, ...] = ("none", "fp8")
     setups = [Setup(quantize=q, stream_weights=stream) for stream in (False, True) for q in quantised]
     sizes = [round(released_prepared_bytes(setup) / 1e9, 1) for setup in setups]

@@ -159,7 +159,7 @@ def test_predicted_memory_is_near_what_a_rank_holds(ranks, checkpoint):
     ],
 )
 def test_released_transformer_takes_the_documented_memory(monkeypatch, size, quantize, documented_gb):
-    """`docs/operations.md` has the table."""
+    """`docs/groups.md` has the table."""
     monkeypatch.setattr(dist, "get_world_size", lambda _: size)
     monkeypatch.setattr(dist, "get_rank", lambda _: size - 1)
     with META:
