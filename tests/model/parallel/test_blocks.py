@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from model.parallel.mesh import SINGLE, ContextParallel
-from model.pipeline.events import Latents
+from model.parallel.mesh import SINGLE, ContextParallel, divide_into_blocks
+from model.pipeline.events import Latents, Stepped
+from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
+from model.pipeline.state import State
 from model.spec.errors import GroupError
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
-from tests.model.rank_jobs import Run
+from tests.model.parity_cases import CPU
 
 ATOL = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A job runs on the block of `width` ranks from `first` on, for `steps` steps or to its end."""
+
+    job: int
+    first: int
+    width: int
+    steps: int | None = None
+
+
 WIDTHS = [[Run(0, 0, 1, 1)], [Run(0, 2, 2, 1)], [Run(0, 1, 1, 1)], [Run(0, 0, 4)]]
 """A job runs a step on rank 0, on ranks 2 and 3, and on rank 1, and the rest on all four."""
 
@@ -52,6 +69,53 @@ def assert_undisturbed(answers, pipeline, requests):
         torch.testing.assert_close(latents, expected[key], rtol=0, atol=ATOL)
 
 
+def in_block(world: ContextParallel, width: int) -> ContextParallel:
+    """This rank's place in its block of a width."""
+    return next(each for each in (world, *world.wider) if each.size == width)
+
+
+def run_in_block(
+    pipeline: Pipeline, folder: Path, request: Request, run: Run
+) -> list[tuple[int, int, str, torch.Tensor]]:
+    latents: list[tuple[int, int, str, torch.Tensor]] = []
+    steps = 0
+    saved = folder / f"{run.job}.safetensors"
+    is_leader = pipeline.parallel.is_leader
+    resume = State.load(saved) if is_leader and saved.exists() else None
+    for event in pipeline.generate(request, resume):
+        if isinstance(event, Latents):
+            latents.append((run.job, event.segment, event.stage, event.latents))
+        if isinstance(event, Stepped):
+            steps += 1
+            if steps == run.steps:
+                if is_leader:
+                    event.state.save(saved)
+                break
+    return latents
+
+
+def run_in_blocks(
+    parallel: ContextParallel,
+    checkpoint: Path,
+    folder: Path,
+    requests: list[Request],
+    rounds: list[list[Run]],
+) -> list[tuple[int, int, str, torch.Tensor]]:
+    """The latents of the stages that ended here: job, segment, stage, latents.
+
+    The runs of a round are in blocks that have no rank in common. Each job resumes where it was stopped.
+    """
+    world = divide_into_blocks(CPU)
+    whole = Pipeline.load(checkpoint, torch.float32, world)
+    latents = []
+    for runs in rounds:
+        for run in runs:
+            if run.first <= dist.get_rank() < run.first + run.width:
+                latents += run_in_block(whole.on(in_block(world, run.width)), folder, requests[run.job], run)
+        dist.barrier(parallel.group)  # the saved states are complete
+    return latents
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_change_of_width_between_steps_changes_no_latents(
@@ -59,7 +123,7 @@ def test_change_of_width_between_steps_changes_no_latents(
 ):
     step_cache = 0.4 if kind == "balanced" else None  # some steps are reused
     request = request_of(tiny_pipeline, "a cat", step_cache=step_cache, **OPTIONS[kind])
-    answers = ranks.run("run_in_blocks", 4, tiny_checkpoint, tmp_path, [request], WIDTHS)
+    answers = ranks.run(run_in_blocks, 4, tiny_checkpoint, tmp_path, [request], WIDTHS)
     assert_undisturbed(answers, tiny_pipeline, [request])
 
 
@@ -70,7 +134,7 @@ def test_change_of_width_at_a_segment_boundary_changes_no_latents(
     few_steps = {"num_inference_steps": 2, "enhance_hf": False}
     request = request_of(tiny_pipeline, "a cat", "a dog", num_condition_frames=1, **few_steps)
     rounds = [[Run(0, 2, 2, 2)], [Run(0, 0, 1, 1)], [Run(0, 0, 4)]]
-    answers = ranks.run("run_in_blocks", 4, tiny_checkpoint, tmp_path, [request], rounds)
+    answers = ranks.run(run_in_blocks, 4, tiny_checkpoint, tmp_path, [request], rounds)
     assert_undisturbed(answers, tiny_pipeline, [request])
 
 
@@ -86,12 +150,20 @@ def test_jobs_in_disjoint_blocks_do_not_disturb_each_other(ranks, tmp_path, tiny
         [Run(1, 0, 2), Run(0, 2, 2, 2)],
         [Run(2, 2, 2), Run(0, 1, 1)],
     ]
-    answers = ranks.run("run_in_blocks", 4, tiny_checkpoint, tmp_path, requests, rounds)
+    answers = ranks.run(run_in_blocks, 4, tiny_checkpoint, tmp_path, requests, rounds)
     assert_undisturbed(answers, tiny_pipeline, requests)
 
 
+def places(parallel: ContextParallel) -> list[tuple[int, int, int]]:
+    """Width, rank and number of each block that this rank is in."""
+    world = divide_into_blocks(CPU)
+    assert world.size == 1
+    own = (1, 0, dist.get_rank())
+    return [own, *((block.size, block.rank, block.replica) for block in world.wider)]
+
+
 def test_rank_has_a_place_in_one_block_of_each_width(ranks):
-    answers = ranks.run("places", 4)
+    answers = ranks.run(places, 4)
     assert answers == [[(width, rank % width, rank // width) for width in (1, 2, 4)] for rank in range(4)]
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from unittest.mock import Mock
+from itertools import count
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from model.parallel import links
+from model.parallel import links, mesh
 from model.parallel.links import EXCHANGED_BYTES, SLOW_BYTES_PER_S, has_slow_links
-from model.parallel.mesh import ContextParallel
+from model.parallel.mesh import ContextParallel, divide
 from model.parallel.ulysses import tokens_to_heads
-from model.transformer import token_layout
+from model.pipeline.sample import Conditioning, denoise
+from model.transformer import attention, token_layout
 from model.transformer.attention import KV
 from model.transformer.config import BrickConfig, DitConfig
 from model.transformer.token_layout import Window, build_layout
-from tests.model.rank_jobs import Forward
+from tests.model.parity_cases import CPU
+from tests.model.random_dit import random_dit
+from tests.model.rank_jobs import CountedWork, Forward
 
 CUDA = torch.device("cuda")
 CONFIG = DitConfig(
@@ -40,12 +46,36 @@ FORWARDS = {
 }
 
 
+@contextmanager
+def exchanged_bytes() -> Iterator[list[int]]:
+    """Record the bytes of each exchange of heads or tokens."""
+    exchange, sizes = dist.all_to_all_single, []
+
+    def counted(received, given, **options):
+        sizes.append(given.nbytes)
+        return exchange(received, given, **options)
+
+    with patch.object(dist, "all_to_all_single", counted):
+        yield sizes
+
+
+def with_and_without_slices(
+    parallel: ContextParallel, forward: Forward
+) -> list[tuple[torch.Tensor, list[int]]]:
+    """The velocity over fast links and over slow ones, with the bytes of each exchange."""
+    found = []
+    for ranks in (parallel, dataclasses.replace(parallel, has_slow_links=True)):
+        with exchanged_bytes() as sizes:
+            found.append((forward(ranks), sizes))
+    return found
+
+
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", FORWARDS)
 def test_exchanges_in_slices_send_the_same_bytes_and_change_no_bit(ranks, name, size):
     forward = FORWARDS[name]
     num_slices = 4 if forward.sparse and size == 2 else 2
-    for (whole, of_whole), (sliced, of_slices) in ranks.run("with_and_without_slices", size, forward):
+    for (whole, of_whole), (sliced, of_slices) in ranks.run(with_and_without_slices, size, forward):
         assert torch.equal(whole, sliced)
         assert sum(of_whole) == sum(of_slices)
         once = CONFIG.depth if forward.num_cached else 0  # the pass over condition frames has one slice
@@ -58,23 +88,76 @@ def test_exchanges_in_slices_send_the_same_bytes_and_change_no_bit(ranks, name, 
 @pytest.mark.parametrize(("name", "num_slices"), [("dense", 2), ("bricks", 4)])
 def test_slices_between_compiled_parts_change_no_bit(ranks, name, num_slices, backend):
     forward = replace(FORWARDS[name], backend=backend)
-    for (whole, of_whole), (sliced, of_slices) in ranks.run("with_and_without_slices", 2, forward):
+    for (whole, of_whole), (sliced, of_slices) in ranks.run(with_and_without_slices, 2, forward):
         assert torch.equal(whole, sliced)
         assert (len(of_whole), len(of_slices)) == (2 * CONFIG.depth, 2 * CONFIG.depth * num_slices)
 
 
+def guided_with_and_without_slices(
+    parallel: ContextParallel, config: DitConfig
+) -> list[tuple[torch.Tensor, list[int]]]:
+    """Where a loop with split guidance ends over fast links and slow ones, with the bytes of exchanges."""
+    assert parallel.cfg_branch
+    dit, draw, found = random_dit(config), torch.Generator().manual_seed(3), []
+    start = torch.randn(1, 16, 3, 4, 8, generator=draw)
+    conditioning = Conditioning(
+        start=start,
+        clean=start[:, :, :0],
+        text=torch.randn(2, 5, config.caption_channels, generator=draw),
+        mask=torch.ones(2, 5, dtype=torch.long),
+        timesteps=torch.tensor([900.0, 500.0]),
+        sigmas=torch.tensor([0.9, 0.5, 0.0]),
+        guidance_scale=4.0,
+    )
+    for slow in (False, True):
+        branch = dataclasses.replace(parallel.cfg_branch, has_slow_links=slow)
+        with exchanged_bytes() as sizes:
+            *_, last = denoise(dit, conditioning, dataclasses.replace(parallel, cfg_branch=branch))
+        found.append((last, sizes))
+    return found
+
+
 def test_slices_of_the_halves_of_split_guidance_change_no_bit(ranks):
     """Each half of the four ranks exchanges heads for one text, in two steps."""
-    for (whole, of_whole), (sliced, of_slices) in ranks.run("guided_with_and_without_slices", 4, CONFIG):
+    for (whole, of_whole), (sliced, of_slices) in ranks.run(guided_with_and_without_slices, 4, CONFIG):
         assert torch.equal(whole, sliced)
         assert sum(of_whole) == sum(of_slices)
         assert (len(of_whole), len(of_slices)) == (2 * 2 * CONFIG.depth, 2 * 2 * CONFIG.depth * 2)
 
 
+def exchanges_of_failed_forward(
+    parallel: ContextParallel, forward: Forward, failing: int
+) -> tuple[list[bool], bool]:
+    """Fail in attention to one of the slices of the first block.
+
+    Return whether each exchange was waited for, and whether the next forward is the same as the one before.
+    """
+    ranks = dataclasses.replace(parallel, has_slow_links=True)
+    exchange, work, calls = dist.all_to_all_single, [], count()
+
+    def counted(received, given, **options):
+        work.append(CountedWork(exchange(received, given, **options)))
+        return work[-1]
+
+    def attend(q, *rest, **options):
+        if next(calls) == failing:
+            raise MemoryError("no room")
+        return attention.attend(q, *rest, **options)
+
+    before = forward(ranks)
+    with (
+        patch.object(dist, "all_to_all_single", counted),
+        patch.object(token_layout, "attend", attend),
+        suppress(MemoryError),
+    ):
+        forward(ranks)
+    return [each.waited for each in work], torch.equal(before, forward(ranks))
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_error_in_attention_to_a_slice_leaves_no_exchange_under_way(ranks, failing):
     """Both slices are on their way to attention when it begins, and the result of the first to return."""
-    for waited, is_same in ranks.run("exchanges_of_failed_forward", 2, FORWARDS["dense"], failing):
+    for waited, is_same in ranks.run(exchanges_of_failed_forward, 2, FORWARDS["dense"], failing):
         assert waited == [True] * (2 + failing)
         assert is_same
 
@@ -186,8 +269,14 @@ def test_exchanges_that_are_slower_than_attention_set_the_pace(monkeypatch):
     assert waited + 1.0 == pytest.approx(3.0 * 3 / 4 + 1.0 / 2 + 3.0 / 4 / 2)
 
 
+def measured_links(parallel: ContextParallel) -> float:
+    """The rate of the links among these ranks."""
+    with patch.object(links, "EXCHANGED_BYTES", 1 << 10):
+        return links.sent_bytes_per_s(parallel.device, parallel.group)
+
+
 def test_all_ranks_measure_the_links_of_the_slowest(ranks):
-    slowest, *others = ranks.run("measured_links", 4)
+    slowest, *others = ranks.run(measured_links, 4)
     assert slowest > 0
     assert others == [slowest] * 3
 
@@ -216,7 +305,21 @@ def test_links_of_a_cpu_or_a_single_rank_are_not_measured(monkeypatch):
     assert not has_slow_links(torch.device("cpu"), None)
 
 
+def places_with_slow_links(parallel: ContextParallel) -> dict[str, bool]:
+    """The places of a rank that know slow links, if all groups of two ranks have them."""
+    with patch.object(mesh, "has_slow_links", lambda _, group: dist.get_world_size(group) == 2):
+        whole, ring = (divide(CPU, 4, ring_degree=degree) for degree in (1, 2))
+    assert whole.cfg_branch is not None
+    places = {
+        "group": whole,
+        "heads": ring.heads,
+        "branch": whole.cfg_branch,
+        "branch heads": whole.cfg_branch.heads,
+    }
+    return {name: place.has_slow_links for name, place in places.items()}
+
+
 def test_every_process_group_knows_its_links(ranks):
     """All links in groups of two ranks are taken for slow."""
     of_two = {"heads": True, "branch": True, "branch heads": True}
-    assert ranks.run("places_with_slow_links", 4) == [{"group": False, **of_two}] * 4
+    assert ranks.run(places_with_slow_links, 4) == [{"group": False, **of_two}] * 4

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from itertools import accumulate, pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from benchmarks.traffic import LiveTensors
 from model.io.pixels import padded, stretch_positions, stretched, to_floats
+from model.parallel import broadcast
 from model.parallel.broadcast import TensorSpec
-from model.parallel.mesh import SINGLE
+from model.parallel.mesh import SINGLE, ContextParallel
+from model.pipeline.conditioning import StageInputs
 from model.pipeline.leader_clip import LeaderClip
 from model.spec.geometry import Size
 
@@ -61,10 +66,32 @@ def test_frames_are_not_pickled():
     assert torch.equal(received.positions, clip.positions)
 
 
+def clip_of_leader(
+    parallel: ContextParallel, source: torch.Tensor, size: Size, lengths: list[int]
+) -> tuple[list[torch.Tensor], int]:
+    """Pieces of these lengths of a clip that only the leader has, and how many bytes are sent for them."""
+    clip = LeaderClip.stretched(source, size, 14).padded(1, 3)
+    inputs = StageInputs(torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, dtype=torch.uint8), clip)
+    received = broadcast.from_leader(parallel, lambda: inputs).condition
+    assert received
+    assert isinstance(received.source, torch.Tensor) == parallel.is_leader
+    sent_bytes, run = 0, dist.broadcast
+
+    def counted(x, **options):
+        nonlocal sent_bytes
+        sent_bytes += x.nbytes
+        return run(x, **options)
+
+    with patch.object(dist, "broadcast", counted):
+        ends = list(accumulate(lengths, initial=0))
+        pieces = [received.read(parallel, slice(*piece)) for piece in pairwise(ends)]
+    return pieces, sent_bytes
+
+
 @pytest.mark.parametrize("source", [frames_in_8_bits(7), to_floats(frames_in_8_bits(7))])
 def test_every_rank_gets_the_frames_of_a_piece_alone(ranks, source):
     """The pieces lie among 1, 3, 4, 4 and 1 frames of the source."""
     whole = whole_clip(to_floats(source))
-    for pieces, sent_bytes in ranks.run("clip_of_leader", 3, source, SIZE, LENGTHS):
+    for pieces, sent_bytes in ranks.run(clip_of_leader, 3, source, SIZE, LENGTHS):
         assert torch.equal(torch.cat(pieces), whole)
         assert sent_bytes == 13 * source[0].numel() * 4
