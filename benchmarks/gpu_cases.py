@@ -40,7 +40,6 @@ from benchmarks.formulas import block_sparse_flops, forward_flops, num_tokens
 from benchmarks.machine import torch_machine
 from benchmarks.stages import FULL, TOY, Scale, Transformers
 from benchmarks.timing import TERA, Work, ceilings, seconds
-from model.io.lora import LoraMerger, WeightMemory, read_lora
 from model.io.lora_files import lora_files
 from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Frames, Latents
@@ -59,6 +58,7 @@ from model.transformer.dit import Dit
 from model.transformer.fp8 import Fp8Linear, quantise_rows, reference_product
 from model.transformer.int8 import Int8Linear
 from model.transformer.loading import load_transformer
+from model.transformer.lora import LoraMerger, WeightMemory, read_lora
 from model.transformer.quantise import LAYERS, check_device, quantise_block
 from model.transformer.token_layout import Window, build_layout
 

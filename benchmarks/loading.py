@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from model.io.lora import WeightMemory
 from model.pipeline.pipeline import Pipeline
 from model.tiny import DIT, write_tiny
+from model.transformer.lora import WeightMemory
 
 MB = 1e6
 MAX_BYTES = 1 << 40

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from benchmarks.peak_memory import UMT5_XXL
-from model.io.sizes import prepared_bytes
+from model.sizes import prepared_bytes
 from model.spec.limits import Limits
 from model.spec.memory import (
     GIB,

@@ -20,8 +20,6 @@ from tqdm import tqdm
 
 from model.io.host_memory import host_memory_bytes
 from model.io.loading import measured
-from model.io.lora import WeightMemory
-from model.io.sizes import check_weights_fit, read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, VideoWriter, measure_clip, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.parallel.device import choose_device, configure_allocator, free_gpu_bytes, smallest_gpu_bytes
@@ -30,6 +28,7 @@ from model.parallel.mesh import ContextParallel, join, leave
 from model.pipeline.events import Encoded, Event, Frames, Latents, Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
+from model.sizes import check_weights_fit, read_sizes
 from model.spec.arguments import options_of
 from model.spec.errors import InputError, InvalidParams, ModelError
 from model.spec.geometry import SIDE_MULTIPLE, Size
@@ -39,6 +38,7 @@ from model.spec.params import GenerationParams
 from model.spec.plan import Plan, count_lora_changes
 from model.spec.resolve import Inputs, resolve
 from model.transformer.compile import fuse
+from model.transformer.lora import WeightMemory
 
 WAIT_FOR_RANKS_S = 3600.0  # limit on waiting for another rank; decoding on a CPU is slow
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -1,6 +1,7 @@
 """Train low-rank updates of a transformer and save them as LongCat-Video's LoRA files.
 
-`training.distil` and `training.refine` attach them, train nothing else, and save what `model.io.lora` reads.
+`training.distil` and `training.refine` attach them, train nothing else, and save what
+`model.transformer.lora` reads.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from model.io.lora import ALPHA, DOWN
 from model.io.lora_files import PREFIX, SEPARATOR
+from model.transformer.lora import ALPHA, DOWN
 from training.optimiser import ADAM_BETAS, learning_rate
 from training.stage import StageOptions, TrainingRun
 

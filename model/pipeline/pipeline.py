@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.io.lora import LoraMerger, WeightMemory
 from model.io.outgoing import PendingFrames, run_ahead, start_copy
 from model.io.pixels import Pixels, to_floats, to_uint8
 from model.parallel.broadcast import from_leader
@@ -33,6 +32,7 @@ from model.spec.plan import DISTILLED_LORA, Plan, refine_layout_of
 from model.text import TextEncoder
 from model.transformer.dit import Dit
 from model.transformer.loading import load_transformer
+from model.transformer.lora import LoraMerger, WeightMemory
 from model.transformer.step_cache import StepCache
 from model.vae.vae import Vae
 from model.weights.manifest import check_complete

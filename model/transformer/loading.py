@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from model.io.checkpoint import Convert, Weights, load_module, load_tensors
-from model.io.lora import LoraMerger, WeightMemory, read_lora
 from model.io.lora_files import lora_files
 from model.parallel.mesh import ContextParallel
 from model.parallel.sharded_blocks import ShardedBlocks
@@ -17,6 +16,7 @@ from model.transformer.block import Block
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
 from model.transformer.flat_blocks import FlatBlocks
+from model.transformer.lora import LoraMerger, WeightMemory, read_lora
 from model.transformer.quantise import choose_layer, quantise_blocks, quantise_when_loaded
 from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.streamed_blocks import StreamedBlocks

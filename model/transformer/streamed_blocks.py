@@ -1,8 +1,8 @@
 """Keep the weights of blocks in the memory of the host, and copy each to the device under the one before.
 
-The weights are tensors that all processes of the host share (`model.io.prepared_weights`), or copies of this
-rank alone. On CUDA, blocks are copied on a stream of their own, from page-locked memory. On a CPU they are
-copied in a thread, so that this overlaps with the computation as it does there.
+The weights are tensors that all processes of the host share (`model.transformer.prepared_weights`), or copies
+of this rank alone. On CUDA, blocks are copied on a stream of their own, from page-locked memory. On a CPU
+they are copied in a thread, so that this overlaps with the computation as it does there.
 """
 
 from collections.abc import Iterable, KeysView, Sequence

@@ -15,7 +15,7 @@ ENVIRONMENT_READERS = {
     "worker/settings.py": "passes the environment on to the ranks",
 }
 
-MATRIX_RANK = {"model/io/lora.py", "model/tiny.py"}
+MATRIX_RANK = {"model/transformer/lora.py", "model/tiny.py"}
 """Modules that speak of the rank of a matrix, not of a process."""
 
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}

@@ -27,7 +27,7 @@ from benchmarks.hollow_checkpoint import write_hollow
 from benchmarks.job_memory import job_peaks
 from benchmarks.promises import promises
 from docs.gpus_page import released_plans, released_sizes
-from model.io.sizes import read_sizes
+from model.sizes import read_sizes
 from model.spec.limits import Limits
 from model.spec.memory import Setup, memory_needed
 from model.spec.params import GenerationParams

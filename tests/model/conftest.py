@@ -68,7 +68,7 @@ def five_block_checkpoint(tmp_path_factory):
 @pytest.fixture
 def weight_memory():
     """Memory for weights that other processes can open."""
-    from model.io.lora import WeightMemory
+    from model.transformer.lora import WeightMemory
 
     descriptor = os.memfd_create("test")
     yield WeightMemory(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), 1 << 30, fingerprint="weights")

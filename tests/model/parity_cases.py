@@ -33,7 +33,7 @@ def load_dit(checkpoint: Path, **changes):
 def dit_for(case: str, checkpoint: Path = PARITY / "checkpoint"):
     """The transformer as a case wants it: without zero padding, with sharper norms, with a LoRA."""
     from model.io.checkpoint import Weights
-    from model.io.lora import LoraMerger, read_lora
+    from model.transformer.lora import LoraMerger, read_lora
 
     dit = load_dit(checkpoint, text_tokens_zero_pad=case != "t2v_no_zero_pad")
     if case.endswith("_sharp"):

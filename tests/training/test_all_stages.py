@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from model.io.json_file import load_json
-from model.io.lora import read_lora
 from model.pipeline.pipeline import Pipeline
+from model.transformer.lora import read_lora
 from training import distil, evaluation, latents, lora, quality, refine, text, transformer, vae
 from training.checkpoint import LIMITS, load_dit
 

@@ -17,9 +17,9 @@ from unittest.mock import patch
 import torch
 
 from jobs.capability import Capability
-from model.io.lora import LoraMerger
 from model.parallel.mesh import ContextParallel
 from model.pipeline.events import Event
+from model.transformer.lora import LoraMerger
 from worker.messages import RunJob
 from worker.rank import main as rank
 from worker.rank.engine import InputsRead

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from model.io.host_memory import host_memory_bytes
 from model.io.lora_files import lora_files
-from model.io.sizes import read_prepared_bytes, read_sizes
+from model.sizes import read_prepared_bytes, read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
 from model.spec.memory import (

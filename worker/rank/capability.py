@@ -18,7 +18,7 @@ from jobs.order import SCHEMA_VERSION
 from jobs.settings import InvalidSettings
 from model.io.fingerprint import fingerprints
 from model.io.lora_files import lora_files
-from model.io.sizes import read_sizes
+from model.sizes import read_sizes
 from model.spec.errors import CheckpointError
 from model.spec.limits import load_limits
 from model.spec.memory import (

@@ -14,8 +14,6 @@ from jobs.capability import Capability
 from model.io.fingerprint import fingerprints
 from model.io.host_memory import host_memory_bytes
 from model.io.loading import measured
-from model.io.lora import WeightMemory
-from model.io.sizes import check_weights_fit, read_sizes
 from model.io.video import DECODE_MEMORY_BYTES, read_clip, read_image
 from model.media.sandbox import Sandbox
 from model.parallel.device import free_gpu_bytes, smallest_gpu_bytes
@@ -25,6 +23,7 @@ from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.pipeline.state import State
 from model.pipeline.warm_up import stage_shapes, warm_up
+from model.sizes import check_weights_fit, read_sizes
 from model.spec.errors import InvalidParams
 from model.spec.memory import GIB, MemoryBudget, Setup, host_needed
 from model.spec.params import GenerationParams
@@ -32,6 +31,7 @@ from model.spec.resolve import resolve
 from model.spec.typical import typical_inputs
 from model.text import MAX_TOKENS
 from model.transformer.compile import fuse
+from model.transformer.lora import WeightMemory
 from worker.messages import RunJob
 from worker.rank.capability import (
     ORDER_VERSIONS,

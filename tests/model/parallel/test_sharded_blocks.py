@@ -12,13 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model.io.lora import WeightMemory, read_lora
-from model.io.sizes import read_sizes
 from model.parallel.mesh import ContextParallel, divide
 from model.parallel.sharded_blocks import ShardedBlocks, start_gather
 from model.pipeline.events import Stepped
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
+from model.sizes import read_sizes
 from model.spec.geometry import Clip, Size
 from model.spec.limits import load_limits
 from model.spec.memory import Quantize, Setup, transformer_bytes
@@ -28,6 +27,7 @@ from model.transformer.block import Block
 from model.transformer.compile import fuse
 from model.transformer.config import DitConfig
 from model.transformer.dit import Dit
+from model.transformer.lora import WeightMemory, read_lora
 from model.transformer.quantise import LAYERS, quantise_blocks
 from tests.model import rank_jobs
 from tests.model.parity_cases import CPU

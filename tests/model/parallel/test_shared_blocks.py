@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.io.lora import WeightMemory
-from model.io.sizes import read_prepared_bytes, read_sizes
 from model.parallel.mesh import ContextParallel
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
+from model.sizes import read_prepared_bytes, read_sizes
 from model.spec.limits import load_limits
 from model.spec.memory import Setup, host_needed
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
+from model.transformer.lora import WeightMemory
 from model.transformer.streamed_blocks import StreamedBlocks
 from tests.model.rank_jobs import latents_of, recorded_reads
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from model.io.checkpoint import Weights
-from model.io.lora import LoraMerger
 from model.pipeline.pipeline import Pipeline
 from model.pipeline.request import Request
 from model.spec.params import GenerationParams
 from model.spec.resolve import Inputs, resolve
+from model.transformer.lora import LoraMerger
 from tests.model.rank_jobs import latents_of
 
 BASE: dict[str, object] = {}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from model.io.checkpoint import Weights, load_module
-from model.io.lora import LoraMerger, read_lora
 from model.parallel.mesh import SINGLE
 from model.transformer.config import Triple, load_dit_config
 from model.transformer.dit import Dit
+from model.transformer.lora import LoraMerger, read_lora
 from model.transformer.token_layout import Window, build_layout
 from tests.model.plain.checkpoints import ATTENTION_AND_FFN, EVERYTHING, SMALL, write_dit, write_lora
 from tests.model.plain.transformer import PlainTransformer, load_transformer

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from model.io.checkpoint import Weights, load_module
-from model.io.lora import LoraMerger, read_lora
 from model.parallel.mesh import SINGLE, ContextParallel
 from model.spec.errors import DeviceError
 from model.spec.memory import Quantize
@@ -19,6 +18,7 @@ from model.transformer.config import QUANTISED, DitConfig, load_dit_config
 from model.transformer.dit import Dit
 from model.transformer.fp8 import Fp8Linear, reference_product
 from model.transformer.int8 import Int8Linear
+from model.transformer.lora import LoraMerger, read_lora
 from model.transformer.quantise import LAYERS, check_device, choose_layer, quantise, quantise_when_loaded
 from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.token_layout import Window, build_layout

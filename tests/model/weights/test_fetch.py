@@ -23,8 +23,8 @@ from pathlib import Path
 
 import pytest
 
-from model.io.sizes import read_sizes
 from model.pipeline.pipeline import Pipeline
+from model.sizes import read_sizes
 from model.spec.errors import CheckpointError
 from model.weights.__main__ import main
 from model.weights.fetch import STATE_FOLDER, FetchOptions, fetch

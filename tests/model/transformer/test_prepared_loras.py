@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.io import lora, prepared_weights
-from model.io.lora import LoraMerger
-from model.io.prepared_weights import PreparedWeights
 from model.spec.errors import CheckpointError, DeviceError
-from tests.model.io.test_lora import Case, same
+from model.transformer import lora, prepared_weights
+from model.transformer.lora import LoraMerger
+from model.transformer.prepared_weights import PreparedWeights
+from tests.model.transformer.test_lora import Case, same
 
 NAMES = (None, "distilled", "refinement", "one")
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.io.sizes import check_weights_fit, read_prepared_bytes, read_sizes
 from model.pipeline.pipeline import Pipeline
+from model.sizes import check_weights_fit, read_prepared_bytes, read_sizes
 from model.spec.errors import CheckpointError, DeviceError
 from model.spec.memory import Setup, transformer_bytes, weight_bytes
 from model.transformer.config import QUANTISED

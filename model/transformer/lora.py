@@ -2,9 +2,9 @@
 
 Merging is fp32 arithmetic on the base weight of the checkpoint. A weight therefore depends only on the base
 and on the active file, never on files that were active before: switching back to the base gives bit-identical
-weights. The results can be kept in the memory of the host (`model.io.prepared_weights`), from where streamed
-blocks are fetched without a copy; without that, each switch reads the base weights from the checkpoint and
-merges again.
+weights. The results can be kept in the memory of the host (`model.transformer.prepared_weights`), from where
+streamed blocks are fetched without a copy; without that, each switch reads the base weights from the
+checkpoint and merges again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from model.io.checkpoint import open_safetensors
 from model.io.lora_files import PREFIX, split_key
-from model.io.prepared_weights import ModuleTensors, PreparedWeights, Variants
 from model.spec.errors import CheckpointError, DeviceError
 from model.spec.memory import format_bytes
 from model.transformer.dit import Dit
+from model.transformer.prepared_weights import ModuleTensors, PreparedWeights, Variants
 from model.transformer.quantised_linear import QuantisedLinear
 from model.transformer.streamed_blocks import lock_pages
 

@@ -67,7 +67,7 @@ def read_prepared_bytes(checkpoint: Path, setup: Setup) -> int:
 def prepared_bytes(
     shapes: Mapping[str, Sequence[int]], loras: Sequence[AbstractSet[str]], depth: int, setup: Setup
 ) -> int:
-    """Return the bytes of `model.io.prepared_weights`, without what aligns tensors.
+    """Return the bytes of `model.transformer.prepared_weights`, without what aligns tensors.
 
     Args:
         shapes: shape of each tensor of the transformer.

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.io.checkpoint import Weights, load_module
-from model.io.lora import LoraError, LoraFile, LoraMerger, read_lora
 from model.spec.errors import CheckpointError
 from model.transformer.config import load_dit_config
 from model.transformer.dit import Dit
+from model.transformer.lora import LoraError, LoraFile, LoraMerger, read_lora
 from tests.model.plain.checkpoints import ATTENTION_AND_FFN, EVERYTHING, SMALL, write_dit, write_lora
 from tests.model.plain.transformer import PlainTransformer, load_transformer
 
