@@ -1,7 +1,7 @@
 """Keep the first failure of a group's ranks in a file, from the rank that failed to the supervisor.
 
 When a rank ends, the collectives of the others fail, too, and theirs may be the first error that the
-supervisor hears of. So each rank leaves its own before it ends, and the first one stays.
+supervisor hears of. So each rank writes its own before it ends, and the first one stays.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ FAILURE = "first-failure"
 MAX_LENGTH = 1000  # it is part of every status of the group
 
 
-def leave_failure(file: Path | None, rank: int, reason: str) -> None:
-    """Keep why a rank ends, unless another one failed before. Without a file, do nothing."""
+def write_failure(file: Path | None, rank: int, reason: str) -> None:
+    """Write why a rank ends, unless another one has done so. Without a file, do nothing."""
     if file is None:
         return
     # OSError: another rank was first, or the supervisor has removed the folder.
@@ -28,7 +28,7 @@ def leave_failure(file: Path | None, rank: int, reason: str) -> None:
 
 
 def read_failure(file: Path) -> str | None:
-    """Return why the first rank of a group ended, None if none has left a reason."""
+    """Return why the first rank of a group ended, None if none has written a reason."""
     try:
         return file.read_text()
     except OSError:

@@ -68,7 +68,7 @@ class RankSetup(_Frozen):
         num_ranks: number of ranks of the group, on all nodes together.
         rendezvous_file: where the ranks of one node meet; None for the address that torchrun names.
         rendezvous: where the ranks of several nodes meet.
-        failure_file: where a rank of this machine leaves why it failed (`worker.first_failure`).
+        failure_file: where a rank of this machine writes why it failed (`worker.first_failure`).
         weight_memory: a file in memory where the ranks of this machine share weights.
         lora_memory_gib: how much of it they may use, besides what copies of streamed blocks would take;
             None for half of what other weights leave.

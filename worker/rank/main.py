@@ -31,7 +31,7 @@ from model.parallel.device import choose_device, configure_allocator
 from model.parallel.mesh import ContextParallel, FileRendezvous, StoreRendezvous, join
 from model.spec.errors import GroupError
 from worker.channel import Channel, connect
-from worker.first_failure import leave_failure
+from worker.first_failure import write_failure
 from worker.messages import GroupFailed, Message, RankConnected, Ready, RunJob, StopJob
 from worker.rank.consensus import Consensus
 from worker.rank.engine import Engine
@@ -53,10 +53,11 @@ def main(setup: str, load: LoadEngine) -> None:
     set_up_log(settings.log_format)
     configure_allocator()
     supervisor: SupervisorConnection | None = None
-    rank = dist.get_node_local_rank(fallback_rank=0)
-    leave = partial(leave_failure, settings.failure_file, settings.node_rank * settings.ranks_per_node + rank)
-    threading.excepthook = partial(_exit_after_thread_failure, leave)
-    if settings.elastic or (settings.node_rank == 0 and rank == 0):
+    local_rank = dist.get_node_local_rank(fallback_rank=0)
+    rank = settings.node_rank * settings.ranks_per_node + local_rank
+    report_failure = partial(write_failure, settings.failure_file, rank)
+    threading.excepthook = partial(_exit_after_thread_failure, report_failure)
+    if settings.elastic or rank == 0:
         supervisor = SupervisorConnection(connect(settings.socket), on_disconnect=exit_failed)
         if settings.elastic:
             supervisor.send(RankConnected(rank=rank))
@@ -71,10 +72,10 @@ def main(setup: str, load: LoadEngine) -> None:
         )
         world = Consensus(settings.error_grace_s)
         memberships = _memberships(load(settings, parallel), parallel, world, settings)
-        _serve(memberships, world, supervisor, settings, leave)
+        _serve(memberships, world, supervisor, settings, report_failure)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it is
         reason = f"{type(error).__name__}: {error}"
-        leave(reason)  # first: the others fail as soon as this process ends
+        report_failure(reason)  # first: the others fail as soon as this process ends
         traceback.print_exc()
         if supervisor:
             with suppress(OSError):  # the supervisor is gone, too
@@ -130,11 +131,11 @@ def _serve(
     world: Consensus,
     supervisor: SupervisorConnection | None,
     settings: RankSetup,
-    leave: Callable[[str], None] = lambda _: None,
+    report_failure: Callable[[str], None] = lambda _: None,
 ) -> Never:
     """Run one job after the other: the leader receives them, the other ranks get them from the leader.
 
-    `leave` keeps for the supervisor why this rank ends without its help.
+    `report_failure` tells the supervisor why this rank ends without its help.
     """
     capability = memberships[min(memberships)].engine.capability
     pids, weights = zip(*world.all_gather((os.getpid(), capability.weights)), strict=True)
@@ -166,7 +167,7 @@ def _serve(
                     membership.unit_times,
                     capability,
                 )
-            run_job(run, membership.engine, membership.consensus, leader, leave)
+            run_job(run, membership.engine, membership.consensus, leader, report_failure)
             logger.info("job ended on rank %d", world.rank)
 
 
@@ -179,8 +180,10 @@ def check_weights(of_ranks: Sequence[Mapping[str, str]]) -> None:
             raise GroupError(f"the weights of rank {rank} differ from those of rank 0: {', '.join(parts)}")
 
 
-def _exit_after_thread_failure(leave: Callable[[str], None], failed: threading.ExceptHookArgs) -> None:
-    leave(f"{failed.exc_type.__name__}: {failed.exc_value}")
+def _exit_after_thread_failure(
+    report_failure: Callable[[str], None], failed: threading.ExceptHookArgs
+) -> None:
+    report_failure(f"{failed.exc_type.__name__}: {failed.exc_value}")
     traceback.print_exception(failed.exc_value)
     exit_failed()
 

@@ -26,18 +26,18 @@ def run_job(
     engine: Engine,
     consensus: Consensus,
     leader: Leader | None,
-    leave: Callable[[str], None] = lambda _: None,
+    report_failure: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run a job until it is done, stops or fails. `leader` is None on all ranks but the first.
 
-    `leave` is called with the reason before this rank ends its process because it failed alone.
+    `report_failure` is called with the reason before this rank ends its process because it failed alone.
 
     Raises GroupBroken, and whatever a collective raises when another rank has died.
     """
     with closing(engine.generate(run)) as events:  # type: ignore[type-var]
         while True:
             event, outcome = _next_event(events, leader)
-            decision = _decide(run, outcome, consensus, leave)
+            decision = _decide(run, outcome, consensus, report_failure)
             # A step counts once all ranks have finished it: until then its state may be wrong.
             if leader and event is not None and decision.error is None:
                 leader.handle(event)
@@ -50,17 +50,17 @@ def run_job(
 
 
 def _decide(
-    run: RunJob, outcome: StepOutcome, consensus: Consensus, leave: Callable[[str], None]
+    run: RunJob, outcome: StepOutcome, consensus: Consensus, report_failure: Callable[[str], None]
 ) -> StepOutcome:
     def on_failed_alone() -> None:
         assert outcome.error
-        leave(outcome.error.message)
-        _leave_cause(run, outcome.cause)
+        report_failure(outcome.error.message)
+        _write_job_error(run, outcome.cause)
 
     try:
         return consensus.decide(outcome, on_failed_alone)
     except GroupBroken as broken:
-        _leave_cause(run, broken.cause)
+        _write_job_error(run, broken.cause)
         raise
 
 
@@ -69,14 +69,14 @@ def _release_memory(run: RunJob, decision: StepOutcome, engine: Engine) -> None:
     try:
         engine.release_memory()
     except Exception:
-        _leave_cause(run, decision.cause)
+        _write_job_error(run, decision.cause)
         raise
 
 
-def _leave_cause(run: RunJob, cause: JobError | None) -> None:
-    """Leave the job's error for the supervisor, which finds it when the group has ended.
+def _write_job_error(run: RunJob, cause: JobError | None) -> None:
+    """Write the job's error to its folder, where the supervisor finds it when the group has ended.
 
-    Without a cause the job is tried again.
+    Without a cause the job is tried again, and nothing is written.
     """
     if cause is None:
         return

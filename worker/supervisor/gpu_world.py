@@ -258,7 +258,7 @@ class GpuWorld:
     def _blame(self, jobs: Iterable[WorldJob]) -> None:
         """Remember which jobs are to blame for the end of this start. Only the first call counts.
 
-        If ranks left errors, their jobs are to blame, whichever rank the supervisor heard of first. A rank
+        If ranks wrote errors, their jobs are to blame, whichever rank the supervisor heard of first. A rank
         may also have run one job while it wrote the video of another.
         """
         if self.group.process is not self._blamed_start:

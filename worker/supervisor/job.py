@@ -53,8 +53,8 @@ class ClaimedJob:
         return self.lease.job.id
 
     @property
-    def error_left_by_rank(self) -> JobError | None:
-        """Return the error that ended the job together with its group, if a rank left one behind."""
+    def error_of_rank(self) -> JobError | None:
+        """Return the error that ended the job together with its group, if a rank wrote one."""
         try:
             return JobError.model_validate_json((self.folder / JOB_ERROR).read_text())
         except (OSError, ValueError):

@@ -269,12 +269,12 @@ class Supervisor:
     def _stop_group(self, *, crashed: bool) -> None:
         """Kill the group and requeue its jobs. `crashed` counts as an attempt of the jobs that are to blame.
 
-        Jobs of which ranks left errors fail, and are to blame alone. In a world there may be several.
+        Jobs of which ranks wrote errors fail, and are to blame alone. In a world there may be several.
         """
         self._gpu_group.stop()
         jobs = self._jobs_in(WITH_GROUP)
         blamed = [job for job in jobs if crashed and self._gpu_group.is_to_blame(job.job_id)]
-        errors = {job: error for job in jobs if crashed and (error := job.error_left_by_rank)}
+        errors = {job: error for job in jobs if crashed and (error := job.error_of_rank)}
         for job in jobs:
             is_to_blame = job in (errors or blamed)
             error = errors.get(job)

@@ -184,7 +184,7 @@ def test_every_leader_of_a_world_knows_the_weights(monkeypatch, tmp_path):
 
     leaders: list[Capability | None] = []
 
-    def stop(run, engine, consensus, leader, leave):
+    def stop(run, engine, consensus, leader, report_failure):
         leaders.append(leader._capability)
         raise Served
 

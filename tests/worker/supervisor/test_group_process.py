@@ -13,7 +13,7 @@ import pytest
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
 from tests.worker.supervisor.group_processes import READY, START_TIMEOUT_S, ProgramStarter
-from worker.first_failure import FAILURE, leave_failure
+from worker.first_failure import FAILURE, write_failure
 from worker.messages import Ready, RunJob
 from worker.supervisor.group_process import GroupProcess, Launch, is_running
 
@@ -60,7 +60,7 @@ def test_first_failure_of_the_ranks_is_known_after_the_kill(starter):
     process = starter.start("silent")
     assert process.first_failure is None
     (folder,) = rendezvous_folders(starter)
-    leave_failure(folder / FAILURE, 1, "OutOfMemoryError: too large")
+    write_failure(folder / FAILURE, 1, "OutOfMemoryError: too large")
     process.kill()
     assert process.first_failure == "rank 1: OutOfMemoryError: too large"
 
