@@ -17,6 +17,8 @@ from redis import Redis
 
 from jobs.store.scripts import decoded
 from tests.conftest import BROWSER_TIMEOUT_MS
+from tests.service.conftest import Worker
+from tests.service.media import clip, encoded, picture
 
 AXE = "axe-core@4.14.1"
 
@@ -41,10 +43,16 @@ def hold_time(page: Page) -> None:
     page.clock.pause_at(datetime.now(UTC) + timedelta(hours=1))  # a time that has not passed yet
 
 
+def finish(worker: Worker, **video: Any) -> None:
+    """Claim a job and end it with a video."""
+    worker.succeed(worker.claim(), video=clip(**video), thumbnail=encoded(picture(), "JPEG"))
+
+
 @pytest.fixture
 def page(live: int, browser: Browser) -> Iterator[Page]:
-    """Return a page with the console."""
-    with opened(browser, f"http://127.0.0.1:{live}/") as page:
+    """Return a page with the console, which may use the clipboard."""
+    permissions = ["clipboard-read", "clipboard-write"]
+    with opened(browser, f"http://127.0.0.1:{live}/", permissions=permissions) as page:
         yield page
 
 
