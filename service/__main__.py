@@ -70,7 +70,7 @@ def main() -> int:
         timeout_graceful_shutdown=GRACE_S,
         **server_options(settings.connection_limits),
     )
-    server = _Server(config, app.state.event_streams)
+    server = _Server(config, app.state.backend.event_streams)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at the end; exit with 0
     with suppress(KeyboardInterrupt):
         server.run()

@@ -33,7 +33,6 @@ from service.http.tracing import TracedRequests
 from service.inputs.uploads import remove_abandoned_folders
 from service.jobs import events, files
 from service.jobs import routes as job_routes
-from service.jobs.event_streams import EventStreams
 from service.jobs.idempotency import REPLAYED
 from service.openai import models
 from service.openai import routes as openai_routes
@@ -81,7 +80,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.shows_failures = False
     app.state.storage_probe = StorageProbe(backend.storage)
     app.state.metrics = Metrics(backend, app.state.storage_probe)
-    app.state.event_streams = EventStreams(backend.redis, settings)
     app.state.tracing = open_tracing("longcat-service", wanted=settings.traces)
     _add_middleware(app, settings)
     install_error_handlers(app)
@@ -105,7 +103,7 @@ def create_ops_app(service: FastAPI) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """Add the middleware, innermost first."""
-    app.add_middleware(ShutdownResponses, is_stopping=lambda: app.state.event_streams.is_closing)
+    app.add_middleware(ShutdownResponses, is_stopping=lambda: app.state.backend.event_streams.is_closing)
     app.add_middleware(
         BodyDeadlines, timeout_s=settings.body_timeout_s, min_bytes_per_s=settings.body_min_bytes_per_s
     )

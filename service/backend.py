@@ -24,6 +24,7 @@ from model.media.sandbox import Sandbox
 from service.errors import Unauthorized
 from service.http.capacity import Capacities
 from service.http.origins import Origins
+from service.jobs.event_streams import EventStreams
 from service.keys.api_keys import ApiKeys, Caller
 from service.keys.authentication import Authenticator, Credentials
 from service.keys.sessions import Sessions
@@ -50,6 +51,7 @@ class Backend:
     webhook_url_checker: WebhookUrlChecker
     sandbox: Sandbox
     fleet_reader: FleetReader
+    event_streams: EventStreams
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -78,6 +80,7 @@ class Backend:
             webhook_url_checker=WebhookUrlChecker(allow_private=settings.webhook_private_hosts),
             sandbox=Sandbox(settings.max_decodes, settings.decode_memory_bytes),
             fleet_reader=FleetReader(redis, settings.configured_capability),
+            event_streams=EventStreams(redis, settings),
         )
 
     def fleet(self) -> Fleet:

@@ -20,7 +20,7 @@ from jobs.record import ENDED
 from jobs.store.events import newest_events
 from service.backend import CurrentBackend, RequestBackend
 from service.http.error_handlers import error_responses
-from service.jobs.event_streams import EventStream, EventStreams
+from service.jobs.event_streams import EventStream
 from service.jobs.showing import show_all
 from service.jobs.views import JobView
 
@@ -64,11 +64,10 @@ async def get_events(
 ) -> StreamingResponse:
     """Watch a job: an event for each change, until the job has ended."""
     _check_event_id(last_event_id)
-    streams: EventStreams = request.app.state.event_streams
-    await streams.run(partial(backend.jobs.get, job_id))
+    await backend.event_streams.run(partial(backend.jobs.get, job_id))
     if request.method == "HEAD":
         return StreamingResponse((), headers=_HEADERS, media_type=_MEDIA_TYPE)
-    return _EventStreamResponse({job_id: last_event_id or BEFORE_FIRST_EVENT}, backend, streams)
+    return _EventStreamResponse({job_id: last_event_id or BEFORE_FIRST_EVENT}, backend)
 
 
 @router.get("/events", response_class=StreamingResponse, responses=_STREAM | error_responses(404, 422, 503))
@@ -88,14 +87,13 @@ async def get_events_of_jobs(
     are deleted are watched no longer.
     """
     _check_event_id(last_event_id)
-    streams: EventStreams = request.app.state.event_streams
     job_ids = list(dict.fromkeys(filter(None, jobs.split(","))))
     if not 1 <= len(job_ids) <= MAX_JOBS:
         raise InvalidRequest(f"jobs: must name from 1 to {MAX_JOBS} jobs", "jobs")
-    await streams.run(partial(_check_all_exist, job_ids, backend))
+    await backend.event_streams.run(partial(_check_all_exist, job_ids, backend))
     if request.method == "HEAD":
         return StreamingResponse((), headers=_HEADERS, media_type=_MEDIA_TYPE)
-    return _EventStreamResponse(dict.fromkeys(job_ids, last_event_id or BEFORE_FIRST_EVENT), backend, streams)
+    return _EventStreamResponse(dict.fromkeys(job_ids, last_event_id or BEFORE_FIRST_EVENT), backend)
 
 
 def _check_event_id(event_id: str | None) -> None:
@@ -114,12 +112,10 @@ def _check_all_exist(job_ids: Sequence[str], backend: RequestBackend) -> None:
 class _EventStreamResponse(StreamingResponse):
     """A response that counts as an open event stream while it is being sent."""
 
-    def __init__(
-        self, last_event_ids: Mapping[str, str], backend: RequestBackend, streams: EventStreams
-    ) -> None:
+    def __init__(self, last_event_ids: Mapping[str, str], backend: RequestBackend) -> None:
         super().__init__((), 200, _HEADERS, _MEDIA_TYPE)
-        self._open = partial(streams.open, backend.caller.owner, last_event_ids)
-        self._events = partial(_events, backend=backend, streams=streams)
+        self._open = partial(backend.event_streams.open, backend.caller.owner, last_event_ids)
+        self._events = partial(_events, backend=backend)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events. Raise LimitReached before anything is sent."""
@@ -128,7 +124,8 @@ class _EventStreamResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _events(stream: EventStream, backend: RequestBackend, streams: EventStreams) -> AsyncIterator[str]:
+async def _events(stream: EventStream, backend: RequestBackend) -> AsyncIterator[str]:
+    streams = backend.event_streams
     sent: dict[str, JobView] = {}
     while not streams.is_closing:
         try:

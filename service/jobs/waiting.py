@@ -13,7 +13,6 @@ from fastapi import Request
 from jobs.errors import LimitReached, Unavailable
 from jobs.record import ENDED
 from service.backend import RequestBackend
-from service.jobs.event_streams import EventStreams
 from service.jobs.events import BEFORE_FIRST_EVENT, read_if_authorized
 from service.jobs.views import JobView
 
@@ -29,7 +28,7 @@ async def wait_for_end(job: JobView, request: Request, backend: RequestBackend, 
     """
     clock = asyncio.get_running_loop().time
     deadline = clock() + wait_s
-    streams: EventStreams = request.app.state.event_streams
+    streams = backend.event_streams
     try:
         with streams.open(backend.caller.owner, {job.id: BEFORE_FIRST_EVENT}) as stream:
             while job.status not in ENDED and not streams.is_closing and clock() < deadline:

@@ -100,7 +100,7 @@ def test_upload_that_the_end_of_the_process_cuts_off_is_answered_503(
             connection = stack.enter_context(connected(port))
             connection.sendall(head("POST", path, media_type, "Content-Length: 1000") + b"--edge\r\n")
             wait_until(lambda: app.state.backend.capacities.open_bodies.used)
-            app.state.event_streams.close()  # as `python -m service` does before it stops
+            app.state.backend.event_streams.close()  # as `python -m service` does before it stops
         answer = read_until_closed(connection)
     assert status(answer) == 503
     fields = answer.partition(b"\r\n\r\n")[0].lower()

@@ -273,7 +273,7 @@ class TestSeveralJobs:
 
     def test_each_watched_job_counts_as_a_stream(self, client, job_ids, app, monkeypatch):
         settings = app.state.backend.settings.model_copy(update={"owner_event_streams": 1})
-        monkeypatch.setattr(app.state.event_streams, "_settings", settings)
+        monkeypatch.setattr(app.state.backend.event_streams, "_settings", settings)
         answer = client.get(f"/events?jobs={job_ids[0]},{job_ids[1]}")
         assert (answer.status_code, answer.headers["X-Limit"]) == (429, "owner_event_streams")
 
@@ -282,7 +282,7 @@ class TestLimits:
     @pytest.fixture
     def limited(self, app, monkeypatch):
         """Return a function that sets limits on the event streams."""
-        streams = app.state.event_streams
+        streams = app.state.backend.event_streams
 
         def limit(**bounds):
             monkeypatch.setattr(streams, "_settings", app.state.backend.settings.model_copy(update=bounds))

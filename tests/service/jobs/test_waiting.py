@@ -85,10 +85,10 @@ def test_without_a_free_event_stream_nothing_is_waited_for(redis_server, redis, 
     with serving(app) as port, ThreadPoolExecutor() as pool:
         set_only_pool(redis, CAPABILITY)
         first = pool.submit(generate, port, 60)
-        wait_until(lambda: len(app.state.event_streams._open) == 1)
+        wait_until(lambda: len(app.state.backend.event_streams._open) == 1)
         assert generate(port, 60).status_code == 202
         assert not first.done()
-        app.state.event_streams.close()  # as at shutdown
+        app.state.backend.event_streams.close()  # as at shutdown
         assert first.result().status_code == 202
 
 
@@ -106,7 +106,7 @@ def test_wait_of_a_client_that_disconnects_ends(live, app):
     thread.start()
     thread.join()
     assert answered.is_set()
-    wait_until(lambda: not app.state.event_streams._open)
+    wait_until(lambda: not app.state.backend.event_streams._open)
 
 
 @pytest.mark.parametrize("wait", ["-1", "61", "nan", "long"])
