@@ -62,7 +62,7 @@ class Endpoint(_Frozen):
 
 
 class RankSetup(_Frozen):
-    """The settings of a rank. Times in seconds.
+    """The settings of a rank. Times in seconds. Those with a default belong to one start, which adds them.
 
     Attributes:
         num_ranks: number of ranks of the group, on all nodes together.
@@ -80,31 +80,31 @@ class RankSetup(_Frozen):
 
     socket: Path
     num_ranks: int
-    elastic: bool = False
-    ring_degree: int = 1
-    nodes: int = 1
-    node_rank: int = 0
-    node_timeout_s: float = 10.0
-    rendezvous: Endpoint | None = None
-    round_id: str | None = None
+    elastic: bool
+    ring_degree: int
+    nodes: int
+    node_rank: int
+    node_timeout_s: float
+    rendezvous: Endpoint | None
     checkpoint: Path
-    model_id: str = "LongCat-Video"
+    model_id: str
     device: DeviceName
     dtype: DtypeName
-    compile: CompileName = "auto"
-    warm_up: tuple[Options, ...] = ()
-    quantize: QuantizeName = "none"
-    text_encoder: TextEncoderName = "auto"
-    shard_weights: bool = False
-    stream_weights: bool = False
-    gpu_memory_gib: float | None = None
-    weight_memory: Path | None = None
-    lora_memory_gib: float | None = None
-    num_groups: int = 1
+    compile: CompileName
+    warm_up: tuple[Options, ...]
+    quantize: QuantizeName
+    text_encoder: TextEncoderName
+    shard_weights: bool
+    stream_weights: bool
+    gpu_memory_gib: float | None
+    lora_memory_gib: float | None
+    num_groups: int
     collective_timeout_s: float
     error_grace_s: float
     video: VideoSettings
-    log_format: LogFormat = "text"
+    log_format: LogFormat
+    round_id: str | None = None
+    weight_memory: Path | None = None
     rendezvous_file: Path | None = None
     failure_file: Path | None = None
 

@@ -23,7 +23,6 @@ from tests.waiting import wait_until
 logger = logging.getLogger(__name__)
 
 NODE_IP = "10.90.0.1"
-NETWORK = "10.90.0.0/24"
 POD_NETWORK = "10.91.0.0/16"
 SERVICE_NETWORK = "10.92.0.0/16"
 API_PORT = 6443
