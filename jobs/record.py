@@ -8,6 +8,7 @@ status, order or time of submission raises UnreadableRecord.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -231,6 +232,9 @@ class JobEvent(_Stored):
 _UNREADABLE = object()
 """The value of a field that cannot be decoded: no field accepts it."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_REPLACEMENT = "\ufffd"
+
 
 def _decode(fields: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of a record in the form that `Job` takes."""
@@ -244,10 +248,17 @@ def _decode(fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _json(document: str) -> object:
+    """Return the value of a JSON text. Unpaired surrogates, which UTF-8 cannot encode, are replaced.
+
+    Release 0.3.0 took them into metadata.
+    """
     try:
-        return json.loads(document)
+        value = json.loads(document)
     except ValueError:
         return _UNREADABLE
+    if "\\u" in document:
+        value = json.loads(_SURROGATE.sub(_REPLACEMENT, json.dumps(value, ensure_ascii=False)))
+    return value
 
 
 def _time(milliseconds: str) -> object:

@@ -114,6 +114,11 @@ def test_broken_required_fields_make_a_record_unreadable(broken):
         Job.from_hash(HASH | broken)
 
 
+def test_unpaired_surrogates_are_replaced():
+    stored = json.dumps({"k\udfff": "\ud800 \\ud800 ü 🎬"})
+    assert Job.from_hash(HASH | {"metadata": stored}).metadata == {"k\ufffd": "\ufffd \\ud800 ü 🎬"}
+
+
 def test_order_of_a_later_version_is_unreadable():
     order = json.loads(HASH["order"]) | {"schema_version": SCHEMA_VERSION + 1}
     with pytest.raises(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from jobs.errors import OutOfMemory
 from jobs.record import Progress
+from jobs.store.outbox import Outbox
+from service.webhooks.sender import Payload
 from tests.service.conftest import CAPABILITY
 from tests.service.media import encoded, in_base64, picture
 from tests.service.working import backend_of_request, tidy
+
+
+def events(stream):
+    return [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
 
 
 def ids(page):
@@ -58,6 +66,23 @@ def test_capability_is_that_of_the_last_group_while_there_is_none(client):
     assert {name: shown.pop(name) for name in of_the_service} == of_the_service
     assert shown == CAPABILITY.model_dump(mode="json")
     assert (pool["model"], pool["num_groups"]) == ("LongCat-Video", 0)
+
+
+def test_job_whose_metadata_cannot_be_encoded_is_shown(client, order, worker, redis):
+    """Release 0.3.0 took half characters into metadata, from forms in UTF-7."""
+    job = order(webhook_url="http://127.0.0.1:9/")
+    order()
+    redis.hset(f"longcat:job:{job['id']}", "metadata", json.dumps({"film": "\ud800"}))
+    worker.succeed(worker.claim())
+    url, shown = f"/jobs/{job['id']}", {"film": "\ufffd"}
+    assert client.get(url).json()["metadata"] == shown
+    assert [listed["metadata"] for listed in client.get("/jobs").json()["jobs"]] == [{}, shown]
+    assert client.get(f"/v1/videos/{job['id']}").status_code == client.get("/v1/videos").status_code == 200
+    assert json.loads(events(client.get(f"{url}/events").text)[-1])["metadata"] == shown
+    delivery = Outbox(redis).take(60)
+    assert delivery
+    assert json.loads(Payload.of(delivery, "").model_dump_json())["data"]["metadata"] == shown
+    assert client.post(f"{url}/retry").json()["metadata"] == shown
 
 
 class TestList:
