@@ -142,7 +142,7 @@ class JobOptions(Strict):
     )
     deadline_s: float | None = Field(
         None,
-        gt=0,
+        ge=0.001,
         le=30 * 86400,
         description="Seconds from submission until the video is wanted. Among the jobs of one owner, the "
         "earliest deadline that can be met comes first.",

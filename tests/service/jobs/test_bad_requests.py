@@ -169,7 +169,7 @@ class TestARefusedRequest:
             ("guidance_scale", {"guidance_scale": "4"}, "must be a number"),
             ("distilled", {"distilled": 1}, "must be true or false"),
             ("seed", {"seed": 2**63}, "must be at most 9223372036854775807"),
-            ("deadline_s", {"deadline_s": 0}, "must be greater than 0"),
+            ("deadline_s", {"deadline_s": 0}, "must be at least 0.001"),
             ("priority", {"priority": "urgent"}, "must be 'high', 'normal' or 'low'"),
             ("prompts", {"prompt": None, "prompts": "a"}, "must be a list"),
             ("prompts", {"prompt": None, "prompts": []}, "must have at least 1 item"),

@@ -104,6 +104,12 @@ def test_nothing_is_late_while_nothing_is_known(client: TestClient):
     assert (answer.status_code, answer.json()["predicted_finish_at"]) == (202, None)
 
 
+def test_job_with_the_shortest_deadline_can_be_requested_again(client: TestClient, order: Order):
+    job = order(deadline_s=0.001)
+    assert job["request"]["deadline_s"] == 0.001
+    assert client.post(f"/jobs/{job['id']}/retry").json()["request"]["deadline_s"] == 0.001
+
+
 def test_job_without_a_deadline_shows_none(order: Order):
     job = order()
     assert [job["deadline_at"], job["deadline_met"], job["request"]["deadline_s"]] == [None, None, None]
@@ -114,6 +120,7 @@ def test_job_without_a_deadline_shows_none(order: Order):
     [
         {"deadline_s": 0},
         {"deadline_s": -1},
+        {"deadline_s": 0.0009},  # would be shown as 0
         {"deadline_s": 1e9},
         {"deadline_s": "soon"},
         {"refuse_if_late": True},
