@@ -1,6 +1,7 @@
 -- include: transitions, quotas
 -- Submit one job, or all jobs of a batch, whose owner and size are the same. Return 1 if they are new, 0 if an earlier
--- submission created them, and the record of the first.
+-- submission created them, and the record of the first. The same request with the same key may have been submitted
+-- under another id: when one of several requests fails, it frees the key.
 
 local function submit(job)
   add_to_budget(job)
@@ -25,7 +26,8 @@ if is_new then
   end
   if first.idempotency_key then
     local bound, fingerprint = unpack(redis.call('HMGET', first.idempotency_key, 'job', 'fingerprint'))
-    if bound and (bound ~= first.id or fingerprint ~= given.fingerprint) then return KEY_REUSED end
+    if bound and fingerprint ~= given.fingerprint then return KEY_REUSED end
+    if bound and visible(bound) then return {0, redis.call('HGETALL', record_key(bound))} end
   end
   local refusal = check_quotas(first, #given.records, given.limits)
   if refusal then return refusal end

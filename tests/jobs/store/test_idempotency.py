@@ -91,6 +91,22 @@ def test_submission_binds_a_key_that_was_released_meanwhile(keys, store):
     assert keys.reserve("", "k", "f").job == job
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_key_that_was_released_meanwhile_creates_one_job(keys, store, order):
+    """Three came with the same request; the second failed before the third came."""
+    first = keys.reserve("", "k", "f")
+    keys.release(first)
+    third = keys.reserve("", "k", "f")
+    reservations = [(first, third)[number] for number in order]
+    submitted = [
+        store.client.submit(a_submission(id=reservation.job_id, key_reservation=reservation))
+        for reservation in reservations
+    ]
+    assert [each.job.id for each in submitted] == [reservations[0].job_id] * 2
+    assert [each.is_new for each in submitted] == [True, False]
+    assert store.client.list_jobs() == [keys.reserve("", "k", "f").job]
+
+
 def test_submission_with_the_key_of_another_request_is_refused(keys, store):
     late = keys.reserve("", "k", "f")
     keys.release(late)
