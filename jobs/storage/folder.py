@@ -29,9 +29,10 @@ class FolderStorage:
             write_atomically(target, _chunks(source, path.stat().st_size))
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """See `Storage`."""
-        size_bytes = self.size_bytes(key)
-        return self._read(key, start, size_bytes if end is None else min(end, size_bytes))
+        """See `Storage`. A file that is removed meanwhile is read to its end."""
+        chunks = self._read(key, start, end)
+        next(chunks)  # opens the file
+        return chunks
 
     def size_bytes(self, key: str) -> int:
         """See `Storage`."""
@@ -75,10 +76,11 @@ class FolderStorage:
         checked(key)
         return None
 
-    def _read(self, key: str, start: int, end: int) -> Iterator[bytes]:
+    def _read(self, key: str, start: int, end: int | None) -> Iterator[bytes]:
         with _reading(key), self._path(key).open("rb") as file:
+            yield b""
             file.seek(start)
-            yield from _chunks(file, end - start)
+            yield from _chunks(file, (os.fstat(file.fileno()).st_size if end is None else end) - start)
 
     @staticmethod
     def _is_key(path: Path) -> bool:

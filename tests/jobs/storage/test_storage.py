@@ -255,6 +255,13 @@ class TestFolder:
         assert list(storage.keys("jobs/")) == [KEY]
         assert not part.exists()
 
+    def test_file_that_is_removed_while_it_is_read_is_read_to_its_end(self, root: Path):
+        storage = FolderStorage(root)
+        write_atomically(root / KEY, [b"some ", b"bytes"])
+        chunks = storage.read(KEY)
+        storage.delete_prefix(job_prefix("abc"))
+        assert b"".join(chunks) == b"some bytes"
+
     def test_unlistable_folder_is_unavailable(self, root: Path):
         root.mkdir()
         (root / "jobs").write_text("a file where the folder should be")
