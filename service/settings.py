@@ -199,7 +199,9 @@ class Settings(SharedSettings):
         default=4096.0, gt=0, description="minimum rate of a body after BODY_TIMEOUT_S"
     )
     send_timeout_s: float = Field(
-        default=120.0, gt=0, description="how long a client may stop reading a response"
+        default=120.0,
+        gt=0,
+        description="how long a client may stop reading a response; 10 s while all connections are in use",
     )
     owner_open_bodies: int = Field(default=100, ge=1, description="bodies received at a time per owner")
     total_open_bodies: int = Field(default=500, ge=1, description="bodies received at a time in total")

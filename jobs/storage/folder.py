@@ -12,7 +12,7 @@ from typing import BinaryIO
 from jobs.errors import DISK_FULL_ERRNOS, DiskFull, KeyMissing, Unavailable
 from jobs.storage.keys import checked, checked_prefix
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 256 << 10  # each download that its client does not read holds one in memory
 
 
 class FolderStorage:

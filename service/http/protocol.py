@@ -21,6 +21,7 @@ from jobs.errors import LongCatError
 from service.errors import Busy, HeadTooSlow, MalformedRequest, status_of
 
 _BACKLOG = 128  # connections accepted at once, before older ones can be closed for them
+_LONG_STALL_S = 10.0  # after this time without reading enough, a client makes way for others
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
 _MAX_REASON_CHARACTERS = 100  # the reason may quote what the client sent
 
@@ -55,6 +56,7 @@ class BoundedProtocol(H11Protocol):
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
+        self._stalled_since: float | None = None
         self.conn = _StrictConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or 16 << 10)
 
     @property
@@ -67,10 +69,15 @@ class BoundedProtocol(H11Protocol):
         """Return the deadline for the head of the next request, on the event loop's clock."""
         return self._head_timer.when() if self._head_timer else float("inf")
 
+    @property
+    def stalled_s(self) -> float:
+        """Return how long the client has not read enough for the response to go on, in seconds."""
+        return 0.0 if self._stalled_since is None else self.loop.time() - self._stalled_since
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request. If there are too many connections, close the one that has waited longest."""
+        """Wait for a request. If there are too many connections, close one that makes no progress."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.max_connections and not self._close_longest_waiting():
+        if len(self.connections) > self._limits.max_connections and not self._make_room():
             self._refuse(Busy("all connections of this process are in use; try again soon"))
         self._set_timers()
 
@@ -113,7 +120,7 @@ class BoundedProtocol(H11Protocol):
         super().resume_writing()
         if self._send_timer and not self.transport.is_closing():
             self._send_timer.cancel()
-            self._send_timer = None
+            self._send_timer = self._stalled_since = None
 
     def _set_timers(self) -> None:
         cycle: RequestResponseCycle | None = self.cycle
@@ -149,6 +156,8 @@ class BoundedProtocol(H11Protocol):
 
     def _watch_sending(self) -> None:
         """Abort the connection if the client reads nothing from the buffer in time."""
+        if self._stalled_since is None:
+            self._stalled_since = self.loop.time()
         if self._send_timer is None:
             pending_bytes = self.transport.get_write_buffer_size()
             self._send_timer = self.loop.call_later(
@@ -162,13 +171,20 @@ class BoundedProtocol(H11Protocol):
         else:
             self.transport.abort()
 
-    def _close_longest_waiting(self) -> bool:
-        """Close the connection that has waited longest for a request. Return False if none waits."""
-        others = [other for other in self.connections if isinstance(other, BoundedProtocol)]
-        waiting = [other for other in others if other is not self and other.is_waiting]
-        if waiting:
+    def _make_room(self) -> bool:
+        """Close another connection: the one that has waited longest for a request, or has stalled longest.
+
+        Return False if none waits, and none has stalled for long.
+        """
+        others = [each for each in self.connections if isinstance(each, BoundedProtocol) and each is not self]
+        if waiting := [other for other in others if other.is_waiting]:
             min(waiting, key=lambda other: other.waiting_until).transport.abort()
-        return bool(waiting)
+            return True
+        longest_stalled = max(others, key=lambda other: other.stalled_s, default=None)
+        if longest_stalled is None or longest_stalled.stalled_s < _LONG_STALL_S:
+            return False
+        longest_stalled.transport.abort()
+        return True
 
 
 class _StrictConnection(h11.Connection):

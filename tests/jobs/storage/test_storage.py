@@ -98,7 +98,7 @@ class TestEveryStorage:
         content = bytes(range(256)) * (LARGE_BYTES // 256)
         put(KEY, content)
         sizes = [len(chunk) for chunk in storage.read(KEY)]
-        assert max(sizes) <= CHUNK_BYTES
+        assert max(sizes) <= 256 << 10  # a download that its client does not read holds one in memory
         assert sum(sizes) == LARGE_BYTES
         storage.fetch(KEY, tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == content

@@ -20,6 +20,7 @@ from tests.service.http.raw import (
     read_until_closed,
     status,
 )
+from tests.waiting import wait_until
 
 LIVEZ = head("GET", "/livez")
 
@@ -194,3 +195,20 @@ def test_client_that_does_not_read_is_disconnected(port):
         with pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012
             while True:
                 connection.sendall(head("GET", "/openapi.json") * 50)
+
+
+def test_new_connection_replaces_one_whose_client_does_not_read(redis_server, folder, monkeypatch):
+    monkeypatch.setattr("service.http.protocol._LONG_STALL_S", 0.1)
+    settings = settings_for(redis_server, folder, max_connections=2, send_timeout_s=3600.0)
+    with serving(create_app(settings)) as port, ExitStack() as opened:
+        for _ in range(2):
+            connection = opened.enter_context(connected(port))
+            connection.sendall(head("GET", "/openapi.json") * 100)
+            assert connection.recv(1)
+
+        def is_alive():
+            with connected(port) as another:
+                another.sendall(LIVEZ)
+                return status(another.recv(1000)) == 200
+
+        wait_until(is_alive)
