@@ -31,7 +31,7 @@ from model.spec.params import Task
 MAX_LOOKED_AT = 1000
 _CHUNK = 200
 _MAX_UNDATED = 10  # in a row, among the records that a search by time comes upon
-_PARTS = re.compile(r"\S{1,200}|\s+")
+_PARTS = re.compile(r"\S{200}|.{1,200}(?!\S)|\s", re.DOTALL)  # whole words, unless they are longer
 _CURSOR = re.compile(r"([0-9]{1,15})\.(.+)")
 
 

@@ -1,6 +1,6 @@
 """Limit what requests use at a time, in total and for each owner.
 
-A request that finds no free capacity is refused immediately. Nothing waits here.
+A request that finds no free capacity is refused immediately. It waits only for a thread.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 _RETRY_AFTER_S = 5
 _NUM_PARSER_THREADS = 2
 _NUM_READINESS_THREADS = 2
+_NUM_SEARCH_THREADS = 2
 
 
 @dataclass
@@ -85,6 +86,7 @@ class Capacities:
     input_threads: CapacityLimiter
     parser_threads: CapacityLimiter
     readiness_threads: CapacityLimiter
+    search_threads: CapacityLimiter
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -98,6 +100,7 @@ class Capacities:
             CapacityLimiter(settings.total_input_orders),
             CapacityLimiter(_NUM_PARSER_THREADS),
             CapacityLimiter(_NUM_READINESS_THREADS),
+            CapacityLimiter(_NUM_SEARCH_THREADS),
         )
 
     async def run_with_inputs(self, owner: str, work: Callable[[], Result]) -> Result:
@@ -112,3 +115,7 @@ class Capacities:
     async def parse(self, work: Callable[[], Result]) -> Result:
         """Run work that parses a body outside the event loop."""
         return await to_thread.run_sync(work, limiter=self.parser_threads)
+
+    async def search(self, work: Callable[[], Result]) -> Result:
+        """Run a search through many texts. Few run at a time, so that they leave time to other requests."""
+        return await to_thread.run_sync(work, limiter=self.search_threads)

@@ -93,13 +93,16 @@ def get_capability(backend: CurrentBackend) -> FleetView:
 
 
 @router.get("/jobs", responses=_LISTED)
-def list_jobs(backend: CurrentBackend, query: Annotated[ListQuery, Query()], response: Response) -> JobPage:
+async def list_jobs(
+    backend: CurrentBackend, query: Annotated[ListQuery, Query()], response: Response
+) -> JobPage:
     """List jobs, the newest first.
 
     With `task` or `text`, a page looks at 1,000 jobs at most. It may have fewer than `limit` jobs, or none,
     although `next` is not null.
     """
-    page, num_jobs = query.page_and_total(backend)
+    run = backend.capacities.search if query.text else run_in_threadpool
+    page, num_jobs = await run(lambda: query.page_and_total(backend))
     if num_jobs is not None:
         response.headers[COUNT_HEADER] = str(num_jobs)
     return page

@@ -172,6 +172,19 @@ class TestFilters:
         assert all_pages(store.client, JobFilter(text="BALL"), 1) == [job.id]
         assert max(lengths) <= 200
 
+    def test_words_of_a_prompt_are_composed_many_at_a_time(self, store, monkeypatch):
+        parts = []
+
+        def normalize(form, part):
+            parts.append(part)
+            return unicodedata.normalize(form, part)
+
+        monkeypatch.setattr(listing, "normalize", normalize)
+        prompt = "a cafe\u0301 " * 400
+        job = store.submit(order=of_task("text_to_video", (prompt,)))
+        assert all_pages(store.client, JobFilter(text="CAFÉ A"), 1) == [job.id]
+        assert len(parts) < 40
+
     def test_time_of_submission(self, store):
         made = submitted(store, 9)
         times = [time_of(store, job_id) for job_id in made]

@@ -1,4 +1,4 @@
-"""Slow inputs of one owner do not delay other requests."""
+"""Slow inputs and searches of one owner do not delay other requests."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 from contextlib import ExitStack, contextmanager
+from threading import Event
 
 import httpx
 import pytest
 from redis import Redis
 
+from jobs.store import listing
 from service.app import create_app
 from service.keys.api_keys import ApiKeys
 from stack.redis_server import RedisServer
@@ -59,6 +61,15 @@ def ask(port, request):
         return read_answer(connection)
 
 
+@pytest.fixture
+def searches_that_wait(monkeypatch):
+    """Let each search wait until the returned event is set, which the end of the test does."""
+    go_on = Event()
+    monkeypatch.setattr(listing, "_has_text", lambda *_: go_on.wait())
+    yield go_on
+    go_on.set()
+
+
 @contextmanager
 def slow_orders(port, key):
     """Occupy all input threads of an owner."""
@@ -69,6 +80,18 @@ def slow_orders(port, key):
         for _ in range(NUM_SLOW):
             accept()
         yield slow
+
+
+def test_other_requests_are_answered_during_many_searches(live, keys, app, searches_that_wait):
+    ask(live, order(keys["mallory"], {"prompt": "a cat"}))
+    with ExitStack() as opened:
+        searches = [opened.enter_context(connected(live)) for _ in range(NUM_SLOW)]
+        for search in searches:
+            search.sendall(head("GET", "/jobs?text=cat", keys["mallory"]))
+        wait_until(lambda: len(app.state.requests_in_progress) >= NUM_SLOW)
+        assert status(ask(live, head("GET", "/jobs", keys["alice"]))) == 200
+        searches_that_wait.set()
+        assert {status(read_answer(search)) for search in searches} == {200}
 
 
 def test_other_requests_are_answered_while_all_input_threads_of_an_owner_are_busy(live, keys):
