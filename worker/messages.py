@@ -21,10 +21,10 @@ from jobs.storage.keys import checked
 from jobs.store.holder import StopReason
 from worker.telemetry import Interval
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 JOB_ERROR = "job-error.json"
 """The file in a job's folder with the `JobError` that ended the job together with its group."""
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 """The newest version of checkpoints, with their files, that this release reads."""
 
 Timings = dict[str, float]
@@ -48,6 +48,7 @@ class Checkpoint(_Message):
         segment: the segment that is being generated.
         stage: its current stage.
         step: number of steps of the stage that are done.
+        fraction: the share of the whole job that is done when it resumes here, in [0, 1].
         state: the file of the pipeline's state.
         segment_files: the encoded video of each segment before this one, in order.
         weights: fingerprints of the weights that computed it, as in `Capability.weights_for`.
@@ -59,6 +60,7 @@ class Checkpoint(_Message):
     segment: int
     stage: Literal["denoise", "refine"]
     step: int
+    fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     state: str
     segment_files: tuple[str, ...] = ()
     timings_s: Timings = Field(default_factory=dict)

@@ -38,7 +38,9 @@ class ProgressBar:
 
     def _draw(self, job: Job) -> None:
         self._bar = bar = self._bar or tqdm(total=1.0, file=self._stream, bar_format=_NO_BAR)
-        progress = job.progress if job.status != "queued" else None
+        progress = job.progress
+        if progress and job.status == "queued" and not progress.fraction:  # nothing of it is saved yet
+            progress = None
         eta_s = progress.eta_s if progress else None
         bar.bar_format = _BAR if progress else _NO_BAR
         bar.n = progress.fraction if progress else 0.0

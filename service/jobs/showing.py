@@ -53,8 +53,8 @@ def with_queue_estimate(job: Job, backend: RequestBackend, fleet: Fleet) -> tupl
 def _with_eta(job: Job, estimate: QueueEstimate | None) -> Job:
     if estimate is None or estimate.eta_s is None:
         return job
-    progress = Progress(phase="load", num_segments=job.order.plan.num_segments, eta_s=estimate.eta_s)
-    return job.model_copy(update={"progress": progress})
+    progress = job.progress or Progress(phase="load", num_segments=job.order.plan.num_segments)
+    return job.model_copy(update={"progress": progress.model_copy(update={"eta_s": estimate.eta_s})})
 
 
 def _predicted_finish(job: Job, now: datetime) -> datetime | None:

@@ -74,6 +74,21 @@ def test_job_resumes_after_torchrun_was_killed_with_its_ranks(worker, ranks):
     assert_resumes(worker, job_id)
 
 
+@pytest.mark.integration
+def test_progress_of_a_job_that_is_queued_again_begins_with_what_is_saved(worker, ranks):
+    job_id = worker.submit("step_s=0.3", num_inference_steps=8)
+    worker.wait_for_step(job_id, 4)
+    worker.torchrun.kill()
+    worker.wait_for(job_id, "queued")
+    (*_, requeued) = worker.job_store.client.events(job_id)
+    assert 0 < requeued.progress.fraction < 1
+    worker.wait_for(job_id, "succeeded", "failed")
+    later = worker.job_store.client.events(job_id, after=requeued.id)
+    fractions = [event.progress.fraction for event in (requeued, *later) if event.progress]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("rank", [0, 1])
 def test_out_of_memory_on_one_rank_fails_the_job_at_once_and_the_next_one_runs(worker, ranks, rank):

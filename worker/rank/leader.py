@@ -81,7 +81,7 @@ class Leader:
         self._meter = ProgressMeter(plan, run.timings_s, unit_times)
         self._resumed_at = (resume.segment, resume.stage, resume.step) if resume else None
         if resume:
-            self._meter.resume(resume.segment, resume.stage, resume.step)
+            self._meter.resume(resume.segment, resume.stage, resume.step, resume.fraction)
         video_format = VideoFormat(plan.output_size, plan.output_fps, settings.crf, settings.preset)
         self._segments = VideoSegments(run.folder, video_format, resume.segment_files if resume else ())
         self._background = BackgroundWriter(settings.buffer_bytes)
@@ -183,9 +183,14 @@ class Leader:
     def _save_later(self, state: State) -> None:
         """Save a checkpoint once the segments before it are complete. The next step runs meanwhile."""
         self._checkpointed_at = time.monotonic()
-        self._submit("save", partial(self._save, state, dict(self._meter.timings_s)))
+        self._submit("save", self._saving(state))
 
-    def _save(self, state: State, timings_s: Timings) -> None:
+    def _saving(self, state: State) -> Callable[[], None]:
+        """Return the task that saves a state with the share of the work and the times until now."""
+        fraction = self._meter.fraction_at(state.segment, state.stage, state.step)
+        return partial(self._save, state, fraction, dict(self._meter.timings_s))
+
+    def _save(self, state: State, fraction: float, timings_s: Timings) -> None:
         name = f"state-{state.segment}-{state.stage}-{state.step}.safetensors"
         try:
             state.save(self._folder / name)
@@ -197,6 +202,7 @@ class Leader:
             segment=state.segment,
             stage=state.stage,
             step=state.step,
+            fraction=fraction,
             state=name,
             segment_files=self._segments.names,
             timings_s=timings_s,
@@ -226,7 +232,7 @@ class Leader:
     def _save_and_stop(self, reason: StopReason, error: Exception | None) -> None:
         self._segments.abort()
         if self._state and self._state is not self._saved_state and not error:
-            self._save(self._state, dict(self._meter.timings_s))
+            self._saving(self._state)()
         self._send(JobStopped(job_id=self._job_id, reason=reason))
 
     def _abort(self, last_message: JobFailed | JobStopped) -> None:

@@ -7,7 +7,7 @@ was measured in this job or in an earlier one like it. Until then a guess stands
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -92,14 +92,18 @@ class ProgressMeter:
         self.progress = Progress(phase="load", num_segments=plan.num_segments)
         self.timings_s: Timings = dict(timings_s)
 
-    def resume(self, segment: int, stage: Stage, step: int) -> None:
-        """Count what earlier attempts did: `step` steps of this stage, and all stages before it."""
-        is_refining = stage == "refine"
-        denoised = total_steps(self._plan, segment + is_refining)
-        self._set_done("denoise", denoised if is_refining else denoised + step)
-        self._set_done("refine", segment * self._units_per_segment("refine") + (step if is_refining else 0))
-        self._set_done("decode", segment * self._units_per_segment("decode"))
-        self.progress = self.progress.model_copy(update={"segment": segment})
+    def resume(self, segment: int, stage: Stage, step: int, fraction: float = 0.0) -> None:
+        """Count what earlier attempts did: `step` steps of this stage, and all stages before it.
+
+        `fraction` is `fraction_at` this state, as the attempt that saved it knew it.
+        """
+        self._work, self._fraction = self._work_until(segment, stage, step), fraction
+        self.progress = self.progress.model_copy(update={"segment": segment, "fraction": fraction})
+
+    def fraction_at(self, segment: int, stage: Stage, step: int) -> float:
+        """Return the fraction that is done when a job resumes here, at most that of the progress."""
+        left_s, total_s, _ = _seconds(self._work_until(segment, stage, step))
+        return round(min(self._fraction, GENERATED * (1.0 - left_s / total_s)), 4)
 
     def enter(self, phase: Phase, segment: int) -> Progress:
         """Begin a phase. The time since the last event belongs to the phase before it."""
@@ -123,11 +127,19 @@ class ProgressMeter:
         self._measure("decode", work.advance(work.done + count, self._add_time("decode")))
         return self._update("decode", segment)
 
+    def _work_until(self, segment: int, stage: Stage, step: int) -> dict[Kind, Work]:
+        """Return the work with `step` steps of this stage done, all stages before it, and nothing else."""
+        is_refining = stage == "refine"
+        denoised = total_steps(self._plan, segment + is_refining)
+        done: dict[Kind, int] = {
+            "denoise": denoised if is_refining else denoised + step,
+            "refine": segment * self._units_per_segment("refine") + (step if is_refining else 0),
+            "decode": segment * self._units_per_segment("decode"),
+        }
+        return {kind: replace(work, done=done[kind]) for kind, work in self._work.items()}
+
     def _units_per_segment(self, kind: Kind) -> int:
         return self._work[kind].total // self._plan.num_segments
-
-    def _set_done(self, kind: Kind, done: int) -> None:
-        self._work[kind] = replace(self._work[kind], done=done)
 
     def _add_time(self, phase: Phase) -> float:
         """Add the time since the last event to this phase, and return it."""
@@ -142,7 +154,7 @@ class ProgressMeter:
             self._unit_times[_shape_key(self._plan, kind)] = work.unit_s
 
     def _update(self, phase: Phase, segment: int, step: int = 0, num_steps: int = 0) -> Progress:
-        left_s, total_s, is_measured = self._seconds()
+        left_s, total_s, is_measured = _seconds(self._work)
         # Totals and unit times change while they are measured, so the share of work done may decrease.
         self._fraction = min(GENERATED, max(self._fraction, GENERATED * (1.0 - left_s / total_s)))
         self.progress = Progress(
@@ -156,17 +168,18 @@ class ProgressMeter:
         )
         return self.progress
 
-    def _seconds(self) -> tuple[float, float, bool]:
-        """Return the seconds that are left, those of the whole job, and whether any of it is measured.
 
-        If nothing is measured, only the ratio of the two has a meaning.
-        """
-        work = self._work.values()
-        ratios = [kind.unit_s / kind.guess for kind in work if kind.unit_s is not None]
-        guess_s = sum(ratios) / len(ratios) if ratios else 1.0
-        unit_times = [(kind, kind.guess * guess_s if kind.unit_s is None else kind.unit_s) for kind in work]
-        left_s = sum((kind.total - kind.done) * unit_s for kind, unit_s in unit_times)
-        return left_s, sum(kind.total * unit_s for kind, unit_s in unit_times), bool(ratios)
+def _seconds(work: Mapping[Kind, Work]) -> tuple[float, float, bool]:
+    """Return the seconds that are left, those of the whole job, and whether any of it is measured.
+
+    If nothing is measured, only the ratio of the two has a meaning.
+    """
+    kinds = work.values()
+    ratios = [kind.unit_s / kind.guess for kind in kinds if kind.unit_s is not None]
+    guess_s = sum(ratios) / len(ratios) if ratios else 1.0
+    unit_times = [(kind, kind.guess * guess_s if kind.unit_s is None else kind.unit_s) for kind in kinds]
+    left_s = sum((kind.total - kind.done) * unit_s for kind, unit_s in unit_times)
+    return left_s, sum(kind.total * unit_s for kind, unit_s in unit_times), bool(ratios)
 
 
 def _shape_key(plan: Plan, kind: Kind) -> tuple[object, ...]:

@@ -91,6 +91,7 @@ class InputFetcher:
         began = time.monotonic()
         with job.timeline.measure("fetch", "job"):
             resume = self._fetch_checkpoint(job)  # first: it may clear the job's folder
+            job.progress = job.progress.model_copy(update={"fraction": resume.fraction if resume else 0.0})
             inputs = self._fetch_inputs(job)
             self._warn_of_other_weights(job)
         timings_s = dict(resume.timings_s) if resume else {}

@@ -1,7 +1,7 @@
 """Define a claimed job: its lease, its state and its outcome.
 
-Several threads use a `ClaimedJob`. The lease renewer writes `stop_request`, the supervisor's thread `state`
-and `progress`, and the finalizer reads all of them.
+Several threads use a `ClaimedJob`. The lease renewer writes `stop_request`, the supervisor's thread `state`.
+`progress` is written by the fetcher, then by the supervisor's thread. The finalizer reads all of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ClaimedJob:
     timeline: JobTimeline = field(default_factory=JobTimeline)
 
     def __post_init__(self) -> None:
-        """Begin with the progress in the record, which a job has whose video an earlier supervisor made."""
+        """Begin with the progress in the record, which a job has that was saved or whose video was made."""
         job = self.lease.job
         self.progress = job.progress or Progress(phase="load", num_segments=job.order.plan.num_segments)
 

@@ -30,7 +30,7 @@ class _Reply(BaseModel):
 
 
 class Progress(_Reply):
-    """The progress of a running job. `fraction` is that of the whole job, in [0, 1]."""
+    """The progress of a job. `fraction` is the share of the whole job that is done, in [0, 1]."""
 
     phase: str
     step: int = 0

@@ -163,6 +163,31 @@ class TestRequeue:
         assert (job.attempt, job.group, job.progress) == (1, None, None)
         assert store.claim().job.attempt == 2
 
+    @pytest.mark.parametrize("crashed", [True, False])
+    def test_requeued_job_shows_the_progress_that_is_saved(self, store: ExampleStore, crashed: bool):
+        claim = store.start()
+        store.holder.save_checkpoint(claim, {"fraction": 0.4})
+        store.holder.renew_lease(claim, HALF_WAY.model_copy(update={"segment": 1, "num_segments": 3}))
+        store.holder.requeue(claim, crashed=crashed)
+        saved = Progress(phase="load", segment=1, num_segments=3, fraction=0.4)
+        assert store.client.get(claim.job.id).progress == saved
+        assert store.client.events(claim.job.id)[-1].progress == saved
+        again = store.claim()
+        assert again.job.progress == saved
+        store.holder.requeue(again, crashed=crashed)
+        assert store.client.get(claim.job.id).progress == saved
+
+    @pytest.mark.parametrize("checkpoint", [{}, {"step": 3}, {"fraction": 0.0}, {"fraction": "a half"}])
+    def test_requeued_job_of_which_nothing_is_saved_shows_no_progress(
+        self, store: ExampleStore, checkpoint: dict[str, object]
+    ):
+        claim = store.start()
+        store.holder.save_checkpoint(claim, {"fraction": 0.4})
+        store.holder.renew_lease(claim, HALF_WAY)
+        store.holder.save_checkpoint(claim, checkpoint)
+        store.holder.requeue(claim, crashed=True)
+        assert store.client.get(claim.job.id).progress is None
+
     def test_drain_does_not_use_up_an_attempt(self, store: ExampleStore):
         claim = store.start()
         assert store.holder.requeue(claim, crashed=False) == "queued"

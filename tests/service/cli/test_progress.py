@@ -52,6 +52,12 @@ def test_queued_job_shows_its_position_and_no_bar():
     assert shown_live(a_job("queued", 3))[-1] == "queued, number 3"
 
 
+def test_queued_job_shows_a_bar_only_of_what_is_saved():
+    assert shown_live(a_job("queued", 1, fraction=0.0, eta_s=9.0))[-1] == "queued, number 1"
+    saved = shown_live(a_job("queued", 1, fraction=0.5))[-1]
+    assert ("50%" in saved, saved.count("#")) == (True, 15)
+
+
 def test_remaining_time_is_shown_if_known():
     assert shown_live(a_job(eta_s=75.2))[-1].endswith("01:15 left")
     assert "left" not in shown_live(a_job(eta_s=None, fraction=0.1))[-1]

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.errors import OutOfMemory
 from jobs.record import Progress
+from jobs.registration import GroupRegistration
 from jobs.store.outbox import Outbox
 from service.webhooks.sender import Payload
 from tests.service.conftest import CAPABILITY
@@ -43,6 +44,22 @@ def test_job_shows_each_status_and_its_progress(client, order, worker):
         *("size_bytes", "sha256", "seed", "dtype", "model", "weights"),
     }
     assert shown["result"]["seed"] == 3
+
+
+@pytest.mark.parametrize("estimated", [True, False])
+def test_job_that_is_queued_again_shows_the_progress_that_is_saved(client, order, worker, redis, estimated):
+    if estimated:
+        redis.lpush("longcat:recent_runs", "text_to_video 1 60000")
+        GroupRegistration(redis, "a", ttl_s=600).heartbeat("ready", 1, capability=CAPABILITY)
+    url = f"/jobs/{order()['id']}"
+    claim = worker.claim()
+    worker.job_store.holder.save_checkpoint(claim, {"fraction": 0.25})
+    worker.job_store.holder.renew_lease(claim, Progress(phase="denoise", step=2, num_steps=4, fraction=0.5))
+    worker.job_store.holder.requeue(claim, crashed=True)
+    shown = client.get(url).json()
+    assert (shown["status"], shown["queue_position"]) == ("queued", 1)
+    assert (shown["progress"]["phase"], shown["progress"]["fraction"]) == ("load", 0.25)
+    assert (shown["progress"]["eta_s"] is not None) == estimated
 
 
 def test_failed_job_is_answered_200_with_its_error(client, order, worker):

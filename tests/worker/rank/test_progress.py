@@ -165,6 +165,33 @@ def test_resumed_job_begins_with_the_fraction_that_was_done():
     assert resumed.meter.progress.fraction == pytest.approx(GENERATED, abs=0.02)
 
 
+@given(st.integers(0, 1), st.integers(1, 10), st.floats(0.1, 100), st.integers(0, 80))
+def test_fraction_of_a_resumed_job_begins_with_what_was_saved_and_does_not_fall(
+    segment: int, step: int, step_s: float, frames: int
+):
+    first = TimedMeter()
+    if segment:
+        first.denoise(0, 1, 10, step_s)
+        first.decode(0, 93)
+    first.denoise(segment, 1, step, step_s)
+    first.decode(segment, frames if step == 10 else 0)
+    saved = first.meter.fraction_at(segment, "denoise", step)
+    assert 0 < saved <= first.meter.progress.fraction
+    resumed = TimedMeter()
+    resumed.meter.resume(segment, "denoise", step, saved)
+    assert resumed.meter.progress.fraction == saved
+    assert resumed.meter.enter("encode", segment).fraction >= saved
+
+
+def test_fraction_that_is_saved_leaves_out_what_was_done_since():
+    timed = TimedMeter()
+    timed.denoise(0, 1, 10)
+    denoised = timed.meter.progress.fraction
+    timed.decode(0, 93)
+    assert timed.meter.fraction_at(0, "denoise", 10) <= denoised < timed.meter.progress.fraction
+    assert timed.meter.fraction_at(0, "denoise", 5) < denoised
+
+
 def test_job_resumed_in_refinement_has_its_first_stage_done():
     early, late = TimedMeter(REFINED), TimedMeter(REFINED)
     early.meter.resume(0, "denoise", 10)

@@ -214,6 +214,16 @@ def test_checkpoint_is_saved_after_steps_and_segments_with_all_earlier_segments(
         assert checkpoint.digests == {name: sha256_of(rank.folder / name) for name in checkpoint.files}
 
 
+def test_checkpoint_has_the_fraction_that_a_resumed_job_begins_with(consensus, rank, tmp_path):
+    messages = rank.run(LONG)
+    saved = checkpoints(messages)
+    fractions = [checkpoint.fraction for checkpoint in saved]
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[0] < fractions[-1] < reports(messages)[-1].progress.fraction
+    resumed = reports(rank.run(LONG, saved[-1]))
+    assert resumed[0].progress.fraction >= fractions[-1]
+
+
 def test_checkpoint_is_saved_after_a_segment_even_if_steps_save_rarely(rarely_saving_rank):
     saved = checkpoints(rarely_saving_rank.run(LONG))
     assert [(checkpoint.segment, checkpoint.step) for checkpoint in saved] == [(1, 0), (2, 0)]

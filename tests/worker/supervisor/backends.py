@@ -109,12 +109,17 @@ def write_video(folder: Path) -> VideoFile:
     )
 
 
+FRACTION = 0.4
+"""The share of the job that each checkpoint of `write_checkpoint` says that it has saved."""
+
+
 def write_checkpoint(folder: Path, step: int, segment: int = 0) -> Checkpoint:
     """Write small files that take the place of a checkpoint and of the segments before it."""
     checkpoint = Checkpoint(
         segment=segment,
         stage="denoise",
         step=step,
+        fraction=FRACTION,
         state=f"state-{segment}-denoise-{step}.safetensors",
         segment_files=tuple(f"piece-{i:03}.mp4" for i in range(segment)),
         timings_s={"denoise": 2.0},

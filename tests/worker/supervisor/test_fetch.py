@@ -13,6 +13,7 @@ import pytest
 from jobs.capability import Capability
 from jobs.errors import DiskFull, KeyMissing, Unavailable
 from jobs.order import InputFile
+from jobs.record import Progress
 from jobs.storage.base import open_storage
 from jobs.storage.keys import input_key
 from tests.chaos import s3_proxy
@@ -21,7 +22,7 @@ from tests.jobs.storage.test_storage import s3_settings
 from tests.orders import make_order
 from tests.waiting import wait_until
 from tests.worker.examples import ORDER
-from tests.worker.supervisor.backends import LocalBackends, write_checkpoint, write_video
+from tests.worker.supervisor.backends import FRACTION, LocalBackends, write_checkpoint, write_video
 from worker.messages import RunJob
 from worker.supervisor.disk_space import DiskSpace
 from worker.supervisor.fetch import InputFetcher
@@ -138,6 +139,8 @@ def checkpointed_elsewhere(backends: LocalBackends, step: int, segment: int = 1)
     checkpoint = write_checkpoint(job.folder, step, segment)
     backends.checkpoints.submit(job, checkpoint)
     backends.checkpoints.flush(job, 30)
+    report = Progress(phase="denoise", segment=segment, num_segments=3, step=step + 1, fraction=0.9)
+    backends.job_store.holder.renew_lease(job.lease, report)
     backends.job_store.holder.requeue(job.lease, crashed=False)
     backends.spool.remove(job.job_id)
     again = backends.claimed_job(backends.claim())
@@ -152,6 +155,20 @@ def test_job_resumes_from_the_stored_checkpoint(backends, fetcher):
     assert all((job.folder / name).exists() for name in run.resume.files)
     assert run.timings_s["denoise"] == 2.0
     assert job.checkpoint == run.resume
+
+
+def test_job_begins_with_the_progress_that_its_checkpoint_has_saved(backends, fetcher):
+    job = checkpointed_elsewhere(backends, step=3)
+    assert job.progress == Progress(phase="load", segment=1, num_segments=3, fraction=FRACTION)
+    fetcher.fetch(job)
+    assert job.progress.fraction == FRACTION
+
+
+def test_job_that_cannot_resume_loses_the_progress_that_was_saved(backends, fetcher):
+    job = checkpointed_elsewhere(backends, step=3)
+    backends.storage.delete_prefix(f"jobs/{job.job_id}/state/")
+    assert fetcher.fetch(job).resume is None
+    assert job.progress.fraction == 0.0
 
 
 def test_later_local_checkpoint_is_preferred(backends, fetcher):

@@ -70,11 +70,11 @@ def test_documents_that_cannot_be_read_are_reported_and_not_used(spool, reported
 @pytest.mark.parametrize("name", ["waiting.json", "saved.json"])
 def test_documents_of_a_later_version_are_not_used(spool, reported, name):
     folder = write_documents(spool)
-    document = json.loads((folder / name).read_text()) | {"schema_version": 3}
+    document = json.loads((folder / name).read_text()) | {"schema_version": 4}
     (folder / name).write_text(json.dumps(document))
     found = spool.pending_upload("a") if name == "waiting.json" else spool.checkpoint("a")
     assert found is None
-    assert "version 3 is later than 2" in str(reported)
+    assert "version 4 is later than " in str(reported)
 
 
 def test_latest_checkpoint_is_found(spool):

@@ -128,6 +128,15 @@ local function was_released(job)
   return not HELD[job.status] and tonumber(job.fence) == given.fence and job.claim_token
 end
 
+-- The progress of a requeued job: what its checkpoint has saved, false if that is nothing.
+local function saved_progress(job)
+  local progress, fraction = decode(job.progress), decode(job.checkpoint).fraction
+  if not progress.phase or type(fraction) ~= 'number' or fraction <= 0 then return false end
+  progress.phase, progress.step, progress.num_steps = 'load', 0, 0
+  progress.fraction, progress.eta_s = fraction, cjson.null
+  return cjson.encode(progress)
+end
+
 -- Return a held job to its place in the queue, or fail it if it crashed in its last attempt. The cause is `crashed`,
 -- `drained` or `unreadable`.
 local function requeue(job, cause, crash_error)
@@ -146,7 +155,7 @@ local function requeue(job, cause, crash_error)
     paused_ms = false,
     queued_ms = now,
     group = false,
-    progress = false,
+    progress = saved_progress(job),
     preempt_requested = false,
     preempts = false,
   })
