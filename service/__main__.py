@@ -13,11 +13,12 @@ from contextlib import suppress
 
 import uvicorn
 
-from jobs.errors import Unavailable
+from jobs.errors import Unavailable, UnfitServer
 from jobs.logs import set_up_log
 from jobs.private_files import PRIVATE_UMASK
 from jobs.settings import SETTINGS_HELP, InvalidSettings, warn_of_unknown_settings
-from service.app import NOT_STARTED, create_app
+from jobs.store.keys_version import check_redis
+from service.app import UNUSABLE, create_app
 from service.http.protocol import server_options
 from service.jobs.event_streams import EventStreams
 from service.keys.authentication import ExposedWithoutKeys, check_exposure
@@ -26,6 +27,7 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 500  # beside connections of clients: uploads, Redis, outgoing connections
+_NOT_STARTED = 3  # the exit code if startup failed
 GRACE_S = 10  # for responses in progress at shutdown
 
 
@@ -43,7 +45,10 @@ class _Server(uvicorn.Server):
 
 
 def main() -> int:
-    """Run until SIGTERM or Ctrl-C. Return the exit code: 2 for invalid settings, 3 if startup failed."""
+    """Run until SIGTERM or Ctrl-C. Return the exit code.
+
+    It is 2 if the settings or the Redis server cannot be used, 3 if startup failed.
+    """
     argparse.ArgumentParser(
         prog="python -m service", description="Run the API.", epilog=SETTINGS_HELP
     ).parse_args()
@@ -51,17 +56,20 @@ def main() -> int:
         settings = Settings.read()
     except InvalidSettings as error:
         print(error, file=sys.stderr)
-        return 2
+        return UNUSABLE
     set_up_log(settings.log_format)
     warn_of_unknown_settings()
     os.umask(PRIVATE_UMASK)
     app = create_app(settings)
+    backend = app.state.backend
     try:
         with suppress(Unavailable):  # without Redis, an exposed service refuses requests without a key anyway
-            check_exposure(settings, app.state.backend.authenticator.keys)
-    except ExposedWithoutKeys as error:
+            check_redis(backend.redis, settings.redis_wait_replicas)
+            app.state.is_redis_checked = True
+            check_exposure(settings, backend.authenticator.keys)
+    except (UnfitServer, ExposedWithoutKeys) as error:
         print(f"error: {error.message}", file=sys.stderr)
-        return 2
+        return UNUSABLE
     _raise_open_files_limit(settings.max_connections + _OTHER_FILES)
     config = uvicorn.Config(
         app,
@@ -74,7 +82,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at the end; exit with 0
     with suppress(KeyboardInterrupt):
         server.run()
-    return int(app.state.exit_code) if server.started else NOT_STARTED
+    return int(app.state.exit_code) if server.started else _NOT_STARTED
 
 
 def _raise_open_files_limit(wanted: int) -> None:

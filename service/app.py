@@ -54,7 +54,7 @@ from service.webhooks.signing import Signer
 
 logger = logging.getLogger(__name__)
 
-NOT_STARTED = 3  # the exit code if startup failed
+UNUSABLE = 2  # the exit code if the settings or the Redis server cannot be used
 _EXPOSED_HEADERS = (
     *("Location", "Retry-After", "X-Request-Id", "X-Limit", REPLAYED, openai_routes.POLL_HEADER),
     job_routes.COUNT_HEADER,
@@ -75,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.backend = backend = Backend.open(settings)
     app.state.exit_code = 0  # of the process
+    app.state.is_redis_checked = False  # by `check_redis`
     app.state.openapi = app.openapi
     app.state.shows_details = settings.ops_port is None
     app.state.shows_failures = False
@@ -160,23 +161,23 @@ def _include(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the background work of the service while it serves.
 
-    Startup fails if the Redis server is too old, or this release is too old for what is in it. It does
-    not fail if Redis cannot be reached yet: requests are answered 503 until it can. If it is unfit then, the
-    process ends.
+    Startup fails if the Redis server is too old, or this release is too old for what is in it, unless the
+    caller has checked that. It does not fail if Redis cannot be reached yet: requests are answered 503 until
+    it can. If it is unfit then, the process ends.
     """
     backend: Backend = app.state.backend
     settings = backend.settings
-    is_checked = False
     try:
-        check_redis(backend.redis, settings.redis_wait_replicas)
-        is_checked = True
+        if not app.state.is_redis_checked:
+            check_redis(backend.redis, settings.redis_wait_replicas)
+            app.state.is_redis_checked = True
         backend.job_store.maintenance.sweep()  # before the first request, so that the clock is right
     except Unavailable:
         logger.warning("Redis cannot be reached yet; requests are answered 503 until it can")
     remove_abandoned_folders(settings.upload_dir)
 
     def fail() -> None:
-        app.state.exit_code = NOT_STARTED
+        app.state.exit_code = UNUSABLE
         signal.raise_signal(signal.SIGTERM)
 
     signer = Signer(backend.redis, settings.webhook_secret, settings.webhook_secret_previous)
@@ -185,7 +186,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             ops = create_ops_app(app)
             await stack.enter_async_context(serve_alongside(ops, settings.ops_host, settings.ops_port))
         stack.enter_context(backend.sandbox).start()
-        stack.enter_context(Maintenance(backend, is_checked=is_checked, fail=fail))
+        stack.enter_context(Maintenance(backend, is_checked=app.state.is_redis_checked, fail=fail))
         stack.enter_context(app.state.storage_probe.running())
         stack.enter_context(DeliveryWorker(Outbox(backend.redis), signer, settings))
         yield

@@ -139,8 +139,16 @@ class TestProcess:
             finally:
                 process.kill()
             _, log = process.communicate()
-        assert process.returncode == 3, log
+        assert process.returncode == 2, log
         assert "a later release has used this Redis" in log
+        assert "Traceback" not in log
+
+    @pytest.mark.usefixtures("keys_of_a_much_later_release")
+    def test_keys_of_a_much_later_release_are_refused_like_a_wrong_setting(self, redis_server, tmp_path):
+        with self.run(REDIS_URL=redis_server, DATA_DIR=tmp_path, PORT=free_port()) as process:
+            _, log = process.communicate()
+        assert process.returncode == 2, log
+        assert log.splitlines()[-1].startswith("error: a later release has used this Redis: its keys need")
         assert "Traceback" not in log
 
     def test_invalid_setting_is_named(self):
