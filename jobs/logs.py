@@ -27,6 +27,9 @@ from jobs.record import Job
 
 _OUTAGE_INTERVAL_S = 30.0
 
+OUTAGE_ENDED = {"outage_ended": True}
+"""The `extra` of a line that says that an outage is over, for `OutageFilter`."""
+
 LogFormat = Literal["text", "json"]
 
 
@@ -43,7 +46,8 @@ class OutageFilter(logging.Filter):
     """Leave out lines that an outage of Redis or the storage repeats.
 
     A line is about an outage if its arguments contain the error. The first line of a text passes, then one in
-    each interval, with the number of those that were left out.
+    each interval, with the number of those that were left out. After a line with `OUTAGE_ENDED`, the first
+    lines of the next outage pass at once: the log does not end with "Redis answers again" while it does not.
     """
 
     def __init__(
@@ -57,6 +61,9 @@ class OutageFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line passes."""
+        if hasattr(record, "outage_ended"):
+            with self._lock:
+                self._passed.clear()
         if not any(isinstance(argument, Unavailable | RedisError) for argument in record.args or ()):
             return True
         now, kind = self._clock(), (record.name, str(record.msg))

@@ -23,6 +23,8 @@ from redis.exceptions import ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
 
+from jobs.logs import OUTAGE_ENDED
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -74,7 +76,7 @@ class Outage:
             if was_probe:
                 self._is_probing = False
         if has_ended:
-            logger.warning("Redis answers again")
+            logger.warning("Redis answers again", extra=OUTAGE_ENDED)
 
 
 class DeadlineRetry(Retry):

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from jobs.errors import JobNotReady, Unavailable
 from jobs.logs import OutageFilter, about, current_names, names_of, set_up_log
+from jobs.redis_client import Outage
 from tests.jobs.examples import ExampleStore
 
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -133,6 +134,18 @@ class TestOutageFilter:
         for _ in range(2):
             assert passed("job %s: %s", "j1", JobNotReady("it runs")) == "job j1: it runs"
             assert passed("slow") == "slow"
+
+
+def test_next_outage_is_logged_at_once(capsys):
+    set_up_log("text")
+    outage = Outage()
+    for _ in range(2):
+        for _ in range(2):
+            outage.end_command(answered=False, was_probe=False)
+            logger.warning("waiting for Redis: %s", Unavailable("away"))
+        outage.end_command(answered=True, was_probe=False)
+    lines = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["waiting for Redis: away", "Redis answers again"] * 2
 
 
 def test_outage_is_not_repeated_in_the_log(capsys):
