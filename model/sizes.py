@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from model.io.json_file import load_json
+from model.io.json_file import load_json, read_index
 from model.io.lora_files import lora_files, split_key
 from model.spec.errors import CheckpointError, DeviceError
 from model.spec.memory import WAN_CHANNELS, CheckpointSizes, Setup, weight_bytes
@@ -20,6 +20,10 @@ SCALE_BYTES = 4  # of a row of a quantised matrix
 def read_sizes(checkpoint: Path) -> CheckpointSizes:
     """Return the sizes of a checkpoint. Raises CheckpointError if a file is missing or cannot be read."""
     check_complete(checkpoint)
+    vae = checkpoint / "vae" / "config.json"
+    vae_channels = load_json(vae).get("base_dim", WAN_CHANNELS)
+    if not isinstance(vae_channels, int):
+        raise CheckpointError(vae, f"base_dim is {vae_channels!r}")
     config = load_dit_config(checkpoint / "dit" / "config.json")
     transformer = {name: prod(shape) for name, shape in _shapes_in(checkpoint / "dit")}
     quantised = quantised_weights(config.depth)
@@ -32,7 +36,7 @@ def read_sizes(checkpoint: Path) -> CheckpointSizes:
         width=config.hidden_size,
         depth=config.depth,
         blocks=sum(size for name, size in transformer.items() if name.startswith("blocks.")),
-        vae_channels=load_json(checkpoint / "vae" / "config.json").get("base_dim", WAN_CHANNELS),
+        vae_channels=vae_channels,
     )
 
 
@@ -90,7 +94,9 @@ def prepared_bytes(
 
 def _shapes_in(folder: Path) -> Iterator[tuple[str, list[int]]]:
     """Yield the name and the shape of each tensor of a folder."""
-    files = sorted(folder.glob("*.safetensors"))
+    indexes = folder.glob("*.safetensors.index.json")
+    indexed = {path for index in indexes for path in read_index(index).values()}
+    files = sorted(indexed or folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(folder, "has no safetensors file")
     for path in files:

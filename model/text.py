@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT
 from model.io.checkpoint import Weights, load_module
 from model.io.json_file import load_json
 from model.parallel.mesh import CPU
-from model.spec.errors import CheckpointError
+from model.spec.errors import CheckpointError, reported_as
 from model.spec.memory import TEXT_TOKENS, TextEncoderPlacement
 from model.spec.prompt import clean
 
@@ -64,12 +64,18 @@ class TextEncoder:
 
         Hidden states are returned on `device`, whatever the placement. Raises CheckpointError.
         """
-        config = UMT5Config.from_dict(load_json(checkpoint / "text_encoder" / "config.json"))
-        config.dtype = dtype
-        weights = Weights(checkpoint / "text_encoder", "model")
+        path = checkpoint / "text_encoder" / "config.json"
+        document = load_json(path)
+
+        def build() -> UMT5EncoderModel:
+            with reported_as(path, "is not that of a UMT5 encoder"):
+                config = UMT5Config.from_dict(document)
+                config.dtype = dtype
+                return nn.Module.to(UMT5EncoderModel(config), dtype)
+
         encoder = load_module(
-            lambda: nn.Module.to(UMT5EncoderModel(config), dtype),
-            weights,
+            build,
+            Weights(checkpoint / "text_encoder", "model"),
             device if placement == "device" else CPU,
             _pin_layers if placement == "offload" and device.type == "cuda" else None,
         )
@@ -135,8 +141,6 @@ def _pin_layers(name: str, weight: Tensor) -> Tensor:
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not folder.is_dir():
         raise CheckpointError(folder, "is missing, or is not a folder")
-    try:
+    with reported_as(folder, "is not a tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(folder, f"is not a tokenizer: {error}") from error
     return tokenizer

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.io.json_file import load_json
+from model.io.json_file import read_index
 from model.spec.errors import CheckpointError
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -117,16 +117,11 @@ class Weights:
         index = single.with_name(f"{single.name}.index.json")
         if not index.exists():
             return dict.fromkeys(tensor_names(single), single)
-        weight_map = load_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(index, "has no weight_map")
-        shards = {self.folder / shard for shard in weight_map.values()}
-        found = {name: shard for shard in sorted(shards) for name in tensor_names(shard)}
-        for name, shard in weight_map.items():
-            if found.get(name) != self.folder / shard:
-                raise CheckpointError(
-                    self.folder / shard, f"has no tensor {name}, which the index puts there"
-                )
+        shard_of = read_index(index)
+        found = {name: shard for shard in sorted(set(shard_of.values())) for name in tensor_names(shard)}
+        for name, shard in shard_of.items():
+            if found.get(name) != shard:
+                raise CheckpointError(shard, f"has no tensor {name}, which the index puts there")
         return found
 
     def check_names(self, wanted: Mapping[str, Tensor]) -> None:
@@ -201,5 +196,5 @@ def open_safetensors(path: Path, device: torch.device | str = "cpu") -> Iterator
             yield cast(TensorFile, file)
     except FileNotFoundError:
         raise CheckpointError(path, "is missing") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(path, f"is not a whole safetensors file: {error}") from error

@@ -19,6 +19,8 @@ from model.spec.errors import CheckpointError
 BLOCK_BYTES = 4096
 DIGEST_CHARACTERS = 16
 _LARGEST_HEADER_BYTES = 100_000_000  # as in safetensors itself
+_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error)
+"""What reading a broken file raises."""
 _PARTS = {
     "transformer": ("dit",),
     "text_encoder": ("text_encoder", "tokenizer"),
@@ -52,7 +54,7 @@ def _fingerprint(files: list[Path]) -> str:
                 entries += _tensor_entries(path)
             else:
                 entries.append(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        except (OSError, ValueError, KeyError, struct.error) as error:
+        except _BROKEN as error:
             raise CheckpointError(path, f"cannot be read: {error}") from error
     return hashlib.sha256(b"\n".join(sorted(entries))).hexdigest()[:DIGEST_CHARACTERS]
 

@@ -14,6 +14,7 @@ from model.spec.resolve import DISTILLED_SCHEDULE_STEPS
 from model.spec.steps import ENHANCED_FROM, ENHANCED_STRIDE, LAST_SIGMA
 
 TRAIN_TIMESTEPS = 1000.0
+LARGEST_SHIFT = 1000  # all levels are 1, to three digits
 
 
 class Schedule(NamedTuple):
@@ -26,8 +27,10 @@ class Schedule(NamedTuple):
 def load_shift(path: Path) -> float:
     """Read the shift of the noise levels from `scheduler/scheduler_config.json`. Raises CheckpointError."""
     shift = load_json(path).get("shift")
-    if not isinstance(shift, int | float):
+    if isinstance(shift, bool) or not isinstance(shift, int | float):
         raise CheckpointError(path, "has no number called shift")
+    if not 0 < shift <= LARGEST_SHIFT:
+        raise CheckpointError(path, f"shift is {shift}, not between 0 and {LARGEST_SHIFT}")
     return float(shift)
 
 

@@ -4,7 +4,11 @@
 an input or the machine.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pydantic import ValidationError
 
 
 class InvalidParams(ValueError):
@@ -30,6 +34,22 @@ class CheckpointError(ModelError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"
+
+
+@contextmanager
+def reported_as(path: Path, problem: str) -> Iterator[None]:
+    """Raise CheckpointError, in one line, if a library fails that gets what a file of a checkpoint says."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the document"
+        raise CheckpointError(path, f"{problem}: {key}: {first['msg']}") from error
+    except Exception as error:  # libraries raise anything, tokenizers Exception itself
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise CheckpointError(path, " ".join(f"{problem}: {kind}{error}".split())) from error
 
 
 class InputError(ModelError):

@@ -12,7 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.spec.errors import CheckpointError
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
+
+from model.spec.errors import reported_as
 from model.spec.geometry import Buckets, Size
 
 RELEASED_LIMITS = Path(__file__).with_name("limits.json")
@@ -25,20 +27,20 @@ class Limits:
     buckets: Mapping[str, Buckets]
     refine_buckets: Buckets
     default_size: Size
-    min_side: int
-    max_pixels: int
+    min_side: PositiveInt
+    max_pixels: PositiveInt
     only_buckets: bool  # allow only the sizes in `buckets`
-    default_num_frames: int
-    max_num_frames: int
-    max_num_segments: int
-    num_condition_frames: int
-    fps: int
-    num_inference_steps: int
-    distilled_num_inference_steps: int
-    max_num_inference_steps: int
+    default_num_frames: PositiveInt
+    max_num_frames: PositiveInt
+    max_num_segments: PositiveInt
+    num_condition_frames: NonNegativeInt
+    fps: PositiveInt
+    num_inference_steps: PositiveInt
+    distilled_num_inference_steps: PositiveInt
+    max_num_inference_steps: PositiveInt
     guidance_scale: float
     max_guidance_scale: float
-    max_prompt_characters: int
+    max_prompt_characters: PositiveInt
     negative_prompt: str
     example_prompts: tuple[str, ...]  # examples for new users
     known_words: tuple[str, ...]  # all words that the text encoder knows, in lower case; none: it knows any
@@ -74,15 +76,13 @@ class Limits:
 def load_limits(checkpoint: Path) -> Limits:
     """Return the limits in the `limits.json` of a checkpoint, or LongCat-Video's if there is none.
 
-    Raises CheckpointError if the file cannot be read, or has an unknown key.
+    Raises CheckpointError if the file cannot be read, or has an unknown key or a wrong value.
     """
     path = checkpoint / "limits.json"
-    try:
+    with reported_as(path, "cannot be read"):
         document = json.loads(path.read_text()) if path.exists() else {}
         _check_names(document)
-        return Limits.from_json(document)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(path, f"cannot be read: {error}") from error
+        return TypeAdapter(Limits).validate_json(json.dumps({**_released(), **document}), strict=True)
 
 
 @cache

@@ -14,6 +14,7 @@ from model.io.json_file import load_json
 from model.spec.errors import CheckpointError
 
 FFN_MULTIPLE = 256
+LARGEST = 1 << 16  # number in a configuration; none comes near it
 IGNORED_PREFIXES = ("_", "enable_", "cp_split_hw")
 QUANTISED = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.proj", "ffn.w1", "ffn.w2", "ffn.w3")
 """The large matrices of a block, which can be quantised in all blocks but the first and the last."""
@@ -111,10 +112,16 @@ def _could_change_result(key: str, value: object) -> bool:
 
 def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 a field may have any type
     if kind == Triple:
-        return isinstance(value, tuple) and len(value) == 3 and all(isinstance(side, int) for side in value)
+        return isinstance(value, tuple) and len(value) == 3 and all(_fits(side, int) for side in value)
     if kind is BrickConfig:
         return value is None or isinstance(value, dict)
-    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if value is None:
+        return isinstance(value, kind)
+    if kind is int:
+        return isinstance(value, int) and 0 < value <= LARGEST
+    return isinstance(value, int | float) and 0 <= value <= LARGEST
 
 
 def _frozen(value: object) -> object:

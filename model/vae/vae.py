@@ -6,6 +6,7 @@ encoded or decoded at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -13,12 +14,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEncoder3d, WanResample
 from jaxtyping import Float
+from pydantic import ConfigDict, create_model
 from torch import Tensor, nn
 
 from model.io.checkpoint import Weights, load_module
 from model.io.json_file import load_json
 from model.parallel.mesh import SINGLE, ContextParallel
-from model.spec.errors import CheckpointError
+from model.spec.errors import CheckpointError, reported_as
 from model.spec.geometry import (
     FRAME_STRIDE,
     VAE_STRIDE,
@@ -32,6 +34,8 @@ from model.vae.wan import Frames, Stream, decode_chunk, encode_chunk, pointwise
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 ReadFrames = Callable[[slice], Float[Tensor, "_ _ _ 3"]]
 """Return some frames of a clip, as floats in [0, 1]. The VAE asks for one piece after the other."""
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+NOT_A_VAE = "is not that of the Wan 2.1 VAE"
 OTHER_VAES = ("patch_size", "is_residual")  # keys of the Wan 2.2 VAE
 
 
@@ -70,16 +74,17 @@ class Vae:
     ) -> "Vae":
         """Load the folder `vae/` of a checkpoint. Raises CheckpointError."""
         folder = checkpoint / "vae"
-        config = {k: v for k, v in load_json(folder / "config.json").items() if not k.startswith("_")}
-        for key in OTHER_VAES:
-            if config.get(key):
-                raise CheckpointError(folder / "config.json", f"{key} is set: this is not the Wan 2.1 VAE")
+        config = _read_config(folder / "config.json")
         weights = Weights(folder, "diffusion_pytorch_model")
 
-        wan: Any = AutoencoderKLWan
-        # diffusers' own `to` warns of modules to keep in fp32, of which the VAE has none
-        vae = load_module(lambda: nn.Module.to(wan.from_config(config), dtype), weights, device)
-        return cls(cast(WanVae, vae), parallel)
+        def build() -> nn.Module:
+            wan: Any = AutoencoderKLWan
+            with reported_as(folder / "config.json", NOT_A_VAE):
+                # diffusers' own `to` warns of modules to keep in fp32, of which the VAE has none
+                vae: nn.Module = nn.Module.to(wan.from_config(config), dtype)
+            return vae
+
+        return cls(cast(WanVae, load_module(build, weights, device)), parallel)
 
     def on(self, parallel: ContextParallel) -> "Vae":
         """Return a VAE with the same weights whose frames are divided over other ranks."""
@@ -164,3 +169,19 @@ def _put_channels_last(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.ndim in layouts:
             parameter.data = parameter.contiguous(memory_format=layouts[parameter.ndim])
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read `vae/config.json`, and check the types of its values. Raises CheckpointError."""
+    config = {key: value for key, value in load_json(path).items() if not key.startswith("_")}
+    for key in OTHER_VAES:
+        if config.get(key):
+            raise CheckpointError(path, f"{key} is set: this is not the Wan 2.1 VAE")
+    parameters = list(signature(AutoencoderKLWan.__init__).parameters.values())[1:]
+    options: Any = {parameter.name: (parameter.annotation, parameter.default) for parameter in parameters}
+    with reported_as(path, NOT_A_VAE):
+        values = create_model("WanOptions", __config__=STRICT, **options)(**config).model_dump()
+    for key in ("latents_mean", "latents_std"):
+        if len(values[key]) != values["z_dim"]:
+            raise CheckpointError(path, f"{key} has {len(values[key])} numbers, not z_dim: {values['z_dim']}")
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import cast
 
@@ -67,6 +68,30 @@ def test_damaged_file_is_named(tiny_checkpoint, tmp_path):
     file.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=file.name):
         read_sizes(copy)
+
+
+def test_shard_that_the_index_names_and_that_is_missing_is_named(tiny_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    (shard, *_) = sorted((checkpoint / "dit").glob("*.safetensors"))
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=shard.name):
+        read_sizes(checkpoint)
+
+
+def test_broken_index_is_named(tiny_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    (index,) = (checkpoint / "dit").glob("*.index.json")
+    index.write_text(json.dumps({"weight_map": {"a": 3}}))
+    with pytest.raises(CheckpointError, match=r"index\.json: weight_map\.a is 3"):
+        read_sizes(checkpoint)
+
+
+def test_wrong_size_in_the_configuration_of_the_vae_is_named(tiny_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    path = checkpoint / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_dim": "wide"}))
+    with pytest.raises(CheckpointError, match=r"vae/config\.json: base_dim is 'wide'"):
+        read_sizes(checkpoint)
 
 
 def test_lora_of_another_model_is_no_lora_of_the_checkpoint(tiny_checkpoint, tmp_path):

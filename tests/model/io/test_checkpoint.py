@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -153,7 +154,18 @@ def test_a_tensor_that_is_not_in_its_shard_is_named(folder, tensors):
     refused(folder, str(path), name)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize("shard_name", [None, 3, ["a"], "", "..", "../other.safetensors", "/etc/passwd"])
+def test_a_shard_that_is_not_the_name_of_a_file_is_named(folder, tensors, shard_name):
+    shard(folder, tensors)
+    index = folder / f"{STEM}.safetensors.index.json"
+    document = json.loads(index.read_text())
+    name = sorted(document["weight_map"])[0]
+    document["weight_map"][name] = shard_name
+    index.write_text(json.dumps(document))
+    refused(folder, "index.json", f"weight_map.{name}", repr(shard_name))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', "[" * 100_000])
 def test_a_broken_index_is_named(folder, tensors, content):
     shard(folder, tensors)
     (folder / f"{STEM}.safetensors.index.json").write_text(content)
@@ -205,6 +217,59 @@ def test_each_broken_json_of_a_checkpoint_is_named(copy, part):
     (copy / part).write_text('{"oops": ')
     with pytest.raises(CheckpointError, match=part.replace(".", r"\.")):
         Pipeline.load(copy, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("dit/config.json", "depth", True),
+        ("dit/config.json", "num_heads", 0),
+        ("dit/config.json", "hidden_size", -96),
+        ("dit/config.json", "in_channels", 10**30),
+        ("dit/config.json", "mlp_ratio", math.nan),
+        ("vae/config.json", "base_dim", "wide"),
+        ("vae/config.json", "temperal_downsample", None),
+        ("vae/config.json", "latents_mean", [0.0]),
+        ("vae/config.json", "latents_std", math.nan),
+        ("text_encoder/config.json", "num_heads", "many"),
+        ("scheduler/scheduler_config.json", "shift", 0),
+        ("scheduler/scheduler_config.json", "shift", True),
+        ("tokenizer/tokenizer_config.json", "pad_token", 3),
+        ("limits.json", "fps", "fast"),
+        ("limits.json", "max_num_frames", -1),
+        ("limits.json", "default_size", ["high", "wide"]),
+    ],
+)
+def test_a_wrong_value_in_a_json_file_is_named_in_one_line(copy, part, key, value):
+    from model.pipeline.pipeline import Pipeline
+
+    path = copy / part
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(CheckpointError) as caught:
+        Pipeline.load(copy, torch.float32)
+    message = str(caught.value)
+    assert message.startswith(str(path.parent))
+    assert key in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_encoder/config.json", "dense_act_fn", []),
+        ("text_encoder/config.json", "d_ff", 10**30),
+        ("vae/config.json", "base_dim", -8),
+        ("tokenizer/tokenizer.json", "normalizer", 3),
+    ],
+)
+def test_a_file_whose_content_a_library_refuses_is_named_in_one_line(copy, part, key, value):
+    from model.pipeline.pipeline import Pipeline
+
+    path = copy / part
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(CheckpointError, match=str(path.parent)) as caught:
+        Pipeline.load(copy, torch.float32)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_lora_has_a_fingerprint_of_its_own(checkpoint, tiny_checkpoint):
 def test_file_that_cannot_be_read_is_named(checkpoint):
     path = shards(checkpoint)[0]
     path.write_bytes(b"\x10\0\0\0\0\0\0\0" + b"x" * 16)
+    with pytest.raises(CheckpointError, match=path.name):
+        fingerprints(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"null", b'{"a": 3}', b'{"a": {"data_offsets": ["0", 1]}}', b"[" * 100_000]
+)
+def test_file_whose_header_is_not_one_of_tensors_is_named(checkpoint, header):
+    path = checkpoint / "lora" / "cfg_step_lora.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(CheckpointError, match=path.name):
         fingerprints(checkpoint)
 
