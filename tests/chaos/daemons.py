@@ -6,7 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,41 @@ def can_mount() -> bool:
 
 def _succeeds(command: list[str]) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@dataclass(frozen=True)
+class SharedDisk:
+    """A disk of several programs.
+
+    Attributes:
+        folder: its path for these programs.
+        seen_at: its path for other processes.
+        entering: the beginning of the command of a program that sees it.
+    """
+
+    folder: Path
+    seen_at: Path
+    entering: Sequence[str] = ()
+
+
+@contextmanager
+def shared_disk(folder: Path, *, mounted: bool) -> Iterator[SharedDisk]:
+    """Create a folder for several programs, a disk of its own in a namespace that they enter if `mounted`."""
+    folder.mkdir()
+    if not mounted:
+        yield SharedDisk(folder, folder)
+        return
+    mount = f"mount -t tmpfs -o size={DISK} disk '{folder}' && echo mounted && exec sleep infinity"
+    command = dies_with_parent(["unshare", "--mount", "sh", "-c", mount])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "mounted\n"
+            namespace = f"/proc/{holder.pid}"
+            entering = ("nsenter", f"--mount={namespace}/ns/mnt")
+            yield SharedDisk(folder, Path(f"{namespace}/root{folder}"), entering)
+        finally:
+            holder.kill()
 
 
 @dataclass

@@ -19,6 +19,7 @@ from tests.chaos import redis_faults
 from tests.chaos.daemons import Worker
 from tests.chaos.outages import (
     fill_disk,
+    fill_upload_disk,
     hang_receivers,
     kill_api,
     kill_api_in_order,
@@ -84,6 +85,7 @@ def faults(site: Site) -> Mapping[str, Fault]:
         found["rank killed during a change"] = _kill_during_change
     if all(worker.mounted for worker in site.workers):
         found["disk full"] = fill_disk
+        found["upload disk full"] = fill_upload_disk
     return found
 
 
@@ -92,7 +94,7 @@ OUTAGES = {  # during these an API process may answer 503
     *("redis failed over", "redis demoted", "s3 down", "s3 failing", "s3 slow", "s3 cutting connections"),
     *("s3 throttling", "s3 denying access", "s3 without its bucket", "api cut off from redis"),
     *("s3 showing files late", "decoder killed", "supervisor killed while uploading"),
-    "api killed in an order",
+    *("api killed in an order", "upload disk full"),
 }
 REDIS_FAULTS = {"clock stepped", *(kind for kind in OUTAGES if kind.startswith("redis"))}
 SUPERVISOR_ENDS = {  # each of these ends a supervisor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import psutil
@@ -181,9 +182,7 @@ def fill_disk(scene: Scene) -> ActiveFault | None:
         return None
     worker, job_id = found
     ballast = worker.disk / "ballast"
-    with suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while file.write(BALLAST):
-            pass
+    _fill(ballast)
     return ActiveFault(
         job_id,
         lambda: ended(scene, job_id),
@@ -191,3 +190,25 @@ def fill_disk(scene: Scene) -> ActiveFault | None:
         repair=lambda: ballast.unlink(missing_ok=True),
         from_repair=True,
     )
+
+
+def fill_upload_disk(scene: Scene) -> ActiveFault:
+    """Fill the disk that holds the inputs of requests, and order from an image meanwhile."""
+    url, body = scene.rng.choice(list(scene.site.apis)), draw_image(scene.rng)
+    ballast = scene.site.upload_disk.seen_at / "ballast"
+    _fill(ballast)
+    _order_quietly(url, body)
+    return ActiveFault(
+        None,
+        lambda: now() if scene.client.answers(url, "/readyz") and _order_quietly(url, body) else None,
+        lasts_s=scene.rng.uniform(1, 6),
+        repair=lambda: ballast.unlink(missing_ok=True),
+        from_repair=True,
+    )
+
+
+def _fill(ballast: Path) -> None:
+    """Write a file until its disk is full."""
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(BALLAST):
+            pass

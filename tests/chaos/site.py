@@ -20,7 +20,7 @@ from jobs.connect import connect
 from jobs.settings import SharedSettings
 from jobs.storage.base import Storage, open_storage
 from jobs.store.job_store import JobStore
-from tests.chaos.daemons import ROOT, Daemon, Worker, can_mount
+from tests.chaos.daemons import ROOT, Daemon, SharedDisk, Worker, can_mount, shared_disk
 from tests.chaos.receiver import Receiver, run_receiver
 from tests.chaos.redis_link import RedisLink, run_redis_link
 from tests.chaos.redis_servers import NamedRedis
@@ -78,6 +78,7 @@ class Site:
     job_store: JobStore
     storage: Storage
     late_upload_s: float
+    upload_disk: SharedDisk
     crashed: list[str] = field(default_factory=list)
 
     @property
@@ -88,7 +89,7 @@ class Site:
     @property
     def uploads(self) -> list[str]:
         """Return the upload folders of the API's requests, also those that a killed process left."""
-        return [path.name for path in (self.folder / UPLOADS).iterdir()]
+        return [path.name for path in self.upload_disk.seen_at.iterdir()]
 
     @property
     def steps(self) -> StepLog:
@@ -169,8 +170,8 @@ def open_site(folder: Path, checkpoint: Path, fleet: Fleet) -> Iterator[Site]:
         environment = _environment(s3_server, s3, checkpoint)
         apis = {f"http://127.0.0.1:{port}": port for port in (free_port(), free_port())}
         settings = _shared_settings(environment)
-        (folder / UPLOADS).mkdir()
         mounted = can_mount()
+        upload_disk = parts.enter_context(shared_disk(folder / UPLOADS, mounted=mounted))
         redis = connect(redis_server.url)
 
         def start_link(name: str) -> RedisLink:
@@ -182,7 +183,7 @@ def open_site(folder: Path, checkpoint: Path, fleet: Fleet) -> Iterator[Site]:
             s3=s3,
             receiver=receiver,
             apis={
-                url: _api(folder, environment, start_link(f"api-{port}"), port, checkout)
+                url: _api(folder, environment, start_link(f"api-{port}"), port, upload_disk, checkout)
                 for (url, port), checkout in zip(
                     apis.items(), (ROOT, fleet.other_checkout or ROOT), strict=True
                 )
@@ -193,6 +194,7 @@ def open_site(folder: Path, checkpoint: Path, fleet: Fleet) -> Iterator[Site]:
             job_store=JobStore(redis, max_attempts=MAX_ATTEMPTS),
             storage=open_storage(settings),
             late_upload_s=settings.late_upload_s,
+            upload_disk=upload_disk,
         )
         parts.callback(site.end)
         site.start()
@@ -247,14 +249,19 @@ def _shared_settings(environment: Mapping[str, str]) -> SharedSettings:
 
 
 def _api(
-    folder: Path, environment: Mapping[str, str], redis_link: RedisLink, port: int, checkout: Path
+    folder: Path,
+    environment: Mapping[str, str],
+    redis_link: RedisLink,
+    port: int,
+    upload_disk: SharedDisk,
+    checkout: Path,
 ) -> Daemon:
     own = {
         "LONGCAT_PORT": str(port),
         "LONGCAT_DATA_DIR": str(folder / f"api-{port}"),
-        "LONGCAT_UPLOAD_DIR": str(folder / UPLOADS),
+        "LONGCAT_UPLOAD_DIR": str(upload_disk.folder),
     }
-    command = [sys.executable, "-m", "service"]
+    command = [*upload_disk.entering, sys.executable, "-m", "service"]
     log = folder / f"api-{port}.log"
     return Daemon(f"api {port}", command, {**environment, **own}, redis_link, log, checkout=checkout)
 
