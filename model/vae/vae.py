@@ -6,7 +6,6 @@ encoded or decoded at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -14,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEncoder3d, WanResample
 from jaxtyping import Float
-from pydantic import ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from model.io.checkpoint import Weights, load_module
@@ -28,15 +27,31 @@ from model.spec.geometry import (
     latent_frames,
     latents_at_a_time,
 )
+from model.spec.memory import LATENT_CHANNELS
 from model.vae.rows import Rows
 from model.vae.wan import Frames, Stream, decode_chunk, encode_chunk, pointwise
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 ReadFrames = Callable[[slice], Float[Tensor, "_ _ _ 3"]]
 """Return some frames of a clip, as floats in [0, 1]. The VAE asks for one piece after the other."""
-STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 NOT_A_VAE = "is not that of the Wan 2.1 VAE"
 OTHER_VAES = ("patch_size", "is_residual")  # keys of the Wan 2.2 VAE
+
+
+class _Config(BaseModel):
+    """Hold what `vae/config.json` says of the VAE. diffusers does not check the types of these values."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    base_dim: PositiveInt = 96
+    z_dim: PositiveInt = LATENT_CHANNELS
+    dim_mult: list[PositiveInt] = [1, 2, 4, 4]
+    num_res_blocks: PositiveInt = 2
+    attn_scales: list[float] = []
+    temperal_downsample: list[bool] = [False, True, True]
+    dropout: float = 0.0
+    latents_mean: list[float] = [0.0] * LATENT_CHANNELS
+    latents_std: list[float] = [1.0] * LATENT_CHANNELS
 
 
 @runtime_checkable
@@ -177,11 +192,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in OTHER_VAES:
         if config.get(key):
             raise CheckpointError(path, f"{key} is set: this is not the Wan 2.1 VAE")
-    parameters = list(signature(AutoencoderKLWan.__init__).parameters.values())[1:]
-    options: Any = {parameter.name: (parameter.annotation, parameter.default) for parameter in parameters}
     with reported_as(path, NOT_A_VAE):
-        values = create_model("WanOptions", __config__=STRICT, **options)(**config).model_dump()
-    for key in ("latents_mean", "latents_std"):
-        if len(values[key]) != values["z_dim"]:
-            raise CheckpointError(path, f"{key} has {len(values[key])} numbers, not z_dim: {values['z_dim']}")
+        read = _Config.model_validate(config)
+    for key, numbers in (("latents_mean", read.latents_mean), ("latents_std", read.latents_std)):
+        if len(numbers) != read.z_dim:
+            raise CheckpointError(path, f"{key} has {len(numbers)} numbers, not z_dim: {read.z_dim}")
     return config
