@@ -49,7 +49,8 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         """Append frames."""
         for frame in frames.numpy():
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            # By default, each call starts a thread for each core and ends it again.
+            picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1)
             self._container.mux(self._stream.encode(picture))
             self.num_frames += 1
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import av
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -78,6 +80,23 @@ def test_file_does_not_depend_on_the_memory_that_the_process_has_freed(tmp_path)
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     assert len({encode(perturbation) for perturbation in ("0", "1", "127")}) == 1
+
+
+def test_frames_are_converted_without_threads_of_their_own(tmp_path, monkeypatch):
+    pictures = []  # kept, so that the threads that convert them are kept, too
+
+    def from_ndarray(*args, **options):
+        pictures.append(av.video.frame.VideoFrame.from_ndarray(*args, **options))
+        return pictures[-1]
+
+    monkeypatch.setattr(av, "VideoFrame", SimpleNamespace(from_ndarray=from_ndarray))
+    frames = gradient(9)
+    with VideoWriter(tmp_path / "video.mp4", Size(64, 96), 15) as writer:
+        writer.add(frames[:1])  # the encoder starts its threads
+        num_threads = psutil.Process().num_threads()
+        writer.add(frames[1:])
+        assert psutil.Process().num_threads() == num_threads
+    assert len(pictures) == 9
 
 
 def test_video_can_be_played_while_it_loads(tmp_path):
