@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ class InterruptibleStorage(FolderStorage):
     def put(self, key: str, path: Path, media_type: str) -> None:
         self._check()
         super().put(key, path, media_type)
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        self._check()
+        return super().read(key, start, end)
+
+    def fetch(self, key: str, path: Path) -> None:
+        self._check()
+        super().fetch(key, path)
 
     def size_bytes(self, key: str) -> int:
         self._check()

@@ -116,7 +116,7 @@ def test_fetch_waits_while_the_storage_is_unavailable(backends, fetcher, with_im
 def test_stop_request_ends_a_fetch_that_waits(backends, fetcher, with_image, reason):
     backends.storage.is_available = False
     thread, results = in_thread(fetcher, with_image)
-    wait_until(lambda: backends.storage.num_refused)
+    wait_until(lambda: backends.storage.num_refused or results)
     with_image.stop_request = reason
     thread.join(30)
     assert results == [Stopped(reason)]
@@ -301,7 +301,7 @@ def test_fetch_that_waits_for_the_storage_ends_once_the_spool_cannot_be_written(
 ):
     backends.storage.is_available = False
     thread, results = in_thread(fetcher, with_image)
-    wait_until(lambda: backends.storage.num_refused)
+    wait_until(lambda: backends.storage.num_refused or results)
     assert results == []
     replace_by_a_file(with_image.folder.parent)
     thread.join(30)
