@@ -102,6 +102,7 @@ def test_absolute_form_without_a_path_means_the_console(port):
         assert status(connection.recv(1000)) == 200
 
 
+@pytest.mark.usefixtures("redis")
 def test_host_of_the_absolute_form_replaces_the_header(port):
     """The service has no keys, so it answers under its own names only."""
     with connected(port) as connection:
