@@ -83,6 +83,12 @@ class Settings(SharedSettings):
     total_queued_jobs: int | None = Field(
         default=10_000, ge=1, description="queued jobs of all owners together"
     )
+    owner_stored_jobs: int | None = Field(
+        default=100_000, ge=1, description="jobs per owner in any state, ended ones until they expire"
+    )
+    total_stored_jobs: int | None = Field(
+        default=None, ge=1, description="jobs of all owners together in any state"
+    )
     owner_running_jobs: int | None = Field(default=None, ge=1, description="running jobs per owner")
     total_running_jobs: int | None = Field(
         default=None, ge=1, description="running jobs of all owners together"

@@ -17,6 +17,7 @@ class Quotas:
 
     A burst may have as many requests as a second allows. Inputs count with the size at which they are stored,
     by the day in UTC. Jobs above the limit on running jobs wait, while those of other owners pass them.
+    Stored jobs are those in any state, also ended ones until they expire or are deleted.
 
     GPU time, in seconds, counts on the day of submission: first what a job is expected to take, and when it
     has ended what it took. Until a job has succeeded, nothing is expected.
@@ -26,6 +27,8 @@ class Quotas:
     total_requests_per_s: float | None = None
     owner_queued_jobs: int | None = None
     total_queued_jobs: int | None = None
+    owner_stored_jobs: int | None = None
+    total_stored_jobs: int | None = None
     owner_running_jobs: int | None = None
     total_running_jobs: int | None = None
     owner_input_bytes_per_day: int | None = None
@@ -40,7 +43,7 @@ class Quotas:
     @property
     def of_submission(self) -> dict[str, object]:
         """Return the limits that apply to a new job."""
-        return self._ending_with("_queued_jobs", "_input_bytes_per_day", "_gpu_s_per_day")
+        return self._ending_with("_queued_jobs", "_stored_jobs", "_input_bytes_per_day", "_gpu_s_per_day")
 
     @property
     def of_running(self) -> dict[str, object]:

@@ -70,8 +70,9 @@ class TestSettings:
         assert quotas.owner_queued_jobs
         assert quotas.total_queued_jobs
         assert quotas.owner_queued_jobs < quotas.total_queued_jobs
+        assert quotas.owner_stored_jobs
         assert quotas.owner_input_bytes_per_day
-        for name in ("OWNER_REQUESTS_PER_S", "OWNER_QUEUED_JOBS", "TOTAL_QUEUED_JOBS"):
+        for name in ("OWNER_REQUESTS_PER_S", "OWNER_QUEUED_JOBS", "TOTAL_QUEUED_JOBS", "OWNER_STORED_JOBS"):
             monkeypatch.setenv(f"LONGCAT_{name}", "none")
         monkeypatch.setenv("LONGCAT_OWNER_INPUT_BYTES_PER_DAY", "")
         monkeypatch.setenv("LONGCAT_OWNER_EVENT_STREAMS", "None")

@@ -57,6 +57,7 @@ def test_batch_with_a_deleted_job_is_not_submitted(redis: Redis):
     [
         (Quotas(owner_queued_jobs=2), "owner_queued_jobs"),
         (Quotas(total_queued_jobs=2), "total_queued_jobs"),
+        (Quotas(owner_stored_jobs=2), "owner_stored_jobs"),
         (Quotas(owner_input_bytes_per_day=29), "owner_input_bytes_per_day"),
         (Quotas(owner_gpu_s_per_day=29), "owner_gpu_s_per_day"),
     ],

@@ -235,6 +235,32 @@ class TestRequests:
         assert 0 < redis.pttl("longcat:rate:a") <= 61_000
 
 
+class TestStoredJobs:
+    def test_count_in_any_state_until_they_are_deleted(self, redis: Redis):
+        store = ExampleStore(redis, quotas=Quotas(owner_stored_jobs=2))
+        cancelled, _ = store.submit(owner="a"), store.submit(owner="a")
+        store.client.cancel(cancelled.id)
+        refused = limit_of(lambda: store.submit(owner="a"))
+        assert (refused.limit, refused.retryable) == ("owner_stored_jobs", True)
+        store.submit(owner="b")
+        store.client.delete(cancelled.id)
+        store.submit(owner="a")
+
+    def test_no_longer_count_when_they_have_expired(self, redis: Redis):
+        store = ExampleStore(redis, quotas=Quotas(owner_stored_jobs=1), retention_s=100)
+        store.client.cancel(store.submit().id)
+        limit_of(store.submit)
+        store.clock.advance(101)
+        store.maintenance.sweep()
+        store.submit()
+
+    def test_are_limited_for_all_together(self, redis: Redis):
+        store = ExampleStore(redis, quotas=Quotas(owner_stored_jobs=9, total_stored_jobs=2))
+        for owner in "ab":
+            store.client.cancel(store.submit(owner=owner).id)
+        assert limit_of(lambda: store.submit(owner="c")).limit == "total_stored_jobs"
+
+
 def test_check_refuses_what_a_submission_would_exceed_and_stores_nothing(redis: Redis):
     store = ExampleStore(redis, quotas=Quotas(owner_queued_jobs=2, owner_input_bytes_per_day=29))
     store.submit(owner="a")

@@ -1,7 +1,11 @@
 -- include: clock, record, gpu_time
 -- Limits for each owner, and for all owners together. A limit that is not given does not apply.
 
-local FULL_QUEUE_RETRY_S = 15
+-- Limits on numbers of jobs by the index that counts them, and the time after which a refused client may try again.
+local JOB_LIMITS = {
+  {name = 'queued_jobs', status = 'queued', retry_s = 15},
+  {name = 'stored_jobs', status = 'all', retry_s = 60},
+}
 
 local function limit_reached(limit, bound, retry_s)
   return redis.error_reply(string.format('LIMIT_REACHED %s %s %d', limit, bound, math.max(1, math.ceil(retry_s))))
@@ -16,11 +20,13 @@ end
 
 -- The error if so many jobs of this owner and size would exceed a limit, nil if they would not.
 local function check_quotas(job, num_jobs, limits)
-  for _, scope in ipairs(SCOPES) do
-    local index = index_key('queued', scope == 'owner' and job.owner or nil)
-    local bound = limits[scope .. '_queued_jobs']
-    if bound and has_at_least(bound - num_jobs + 1, index) then
-      return limit_reached(scope .. '_queued_jobs', bound, FULL_QUEUE_RETRY_S)
+  for _, limit in ipairs(JOB_LIMITS) do
+    for _, scope in ipairs(SCOPES) do
+      local name = scope .. '_' .. limit.name
+      local index = index_key(limit.status, scope == 'owner' and job.owner or nil)
+      if limits[name] and has_at_least(limits[name] - num_jobs + 1, index) then
+        return limit_reached(name, limits[name], limit.retry_s)
+      end
     end
   end
   for _, scope in ipairs(SCOPES) do
