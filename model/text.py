@@ -79,7 +79,8 @@ class TextEncoder:
             device if placement == "device" else CPU,
             _pin_layers if placement == "offload" and device.type == "cuda" else None,
         )
-        return cls(_load_tokenizer(checkpoint / "tokenizer"), encoder, device, placement, kept)
+        tokenizer = _load_tokenizer(checkpoint / "tokenizer", encoder.config.vocab_size)
+        return cls(tokenizer, encoder, device, placement, kept)
 
     def encode(self, prompts: list[str]) -> Text:
         """Return the hidden states of each prompt, computed or from the cache."""
@@ -138,9 +139,12 @@ def _pin_layers(name: str, weight: Tensor) -> Tensor:
     return weight.pin_memory() if name.startswith("encoder.block.") else weight
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """Load a tokenizer for an encoder that has embeddings of `vocab_size` tokens. Raises CheckpointError."""
     if not folder.is_dir():
         raise CheckpointError(folder, "is missing, or is not a folder")
     with reported_as(folder, "is not a tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > vocab_size:
+        raise CheckpointError(folder, f"has {len(tokenizer)} tokens, but the text encoder {vocab_size}")
     return tokenizer

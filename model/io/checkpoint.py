@@ -167,14 +167,19 @@ def _read(
     device: torch.device,
     convert: Callable[[str, Tensor], Converted],
 ) -> dict[str, Converted]:
-    """Read the tensors of one file, converting each to its dtype and form when it is on the device."""
+    """Read the tensors of one file, converting each to its dtype and form when it is on the device.
+
+    On the meta device, check the shapes and read nothing.
+    """
+    is_read = device.type != "meta"
     tensors: dict[str, Converted] = {}
-    with open_safetensors(path, device) as file:
+    with open_safetensors(path, device if is_read else "cpu") as file:
         for name, like in wanted.items():
             shape = file.get_slice(name).get_shape()
             if tuple(shape) != tuple(like.shape):
                 raise CheckpointError(path, f"{name} has shape {list(shape)}, not {list(like.shape)}")
-            tensors[name] = convert(name, file.get_tensor(name).to(like.dtype))
+            tensor = file.get_tensor(name) if is_read else like
+            tensors[name] = convert(name, tensor.to(like.dtype))
     return tensors
 
 

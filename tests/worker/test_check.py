@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tests.model.spec.test_memory import LIMITS, RELEASED
 from worker.check import machine, memory
 from worker.check.finding import Finding
 from worker.check.gpus import Gpu, Torch, find_gpus
+from worker.check.loading import loading_error
 from worker.check.machine import check_machine
 from worker.settings import WorkerSettings, visible_devices
 
@@ -336,3 +339,37 @@ def test_unusable_lora_is_reported_among_the_other_findings(settings, monkeypatc
 
     monkeypatch.setattr(memory, "read_prepared_bytes", refuse)
     assert "is no LoRA" in texts(settings, gpus(141), "problem")
+
+
+def test_checkpoint_that_the_loader_refuses_is_a_problem(settings, monkeypatch):
+    monkeypatch.setattr(machine, "ask_torch", lambda: Torch("2.13.0", None, []))
+    monkeypatch.setattr(machine, "loading_error", lambda _: "scheduler_config.json: is missing")
+    on_cpu = settings.model_copy(update={"device": "cpu"})
+    assert problems(on_cpu, []) == ["checkpoint: scheduler_config.json: is missing"]
+
+
+def replace_in(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "error"),
+    [
+        ("scheduler/scheduler_config.json", '"shift": 12.0', '"shift": "much"', "has no number called shift"),
+        ("scheduler/scheduler_config.json", "}", "", "cannot be read"),
+        ("text_encoder/config.json", '"num_layers": 2', '"num_layers": 3', "has no tensor"),
+        ("text_encoder/config.json", '"d_ff": 64', '"d_ff": 65', "has shape"),
+        ("text_encoder/config.json", '"d_ff": 64', '"d_ff": "wide"', "is not that of a UMT5 encoder"),
+        ("tokenizer/tokenizer.json", '"added_tokens"', '"other"', "is not a tokenizer"),
+        ("text_encoder/config.json", '"vocab_size": 98', '"vocab_size": 97', "has shape"),
+        ("vae/config.json", '"num_res_blocks": 1', '"num_res_blocks": 2', "has an extra tensor"),
+        ("dit/config.json", '"depth": 2', '"depth": 3', "has no tensor"),
+    ],
+)
+def test_all_of_a_checkpoint_but_the_weights_is_checked(tiny_checkpoint, tmp_path, file, old, new, error):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    assert loading_error(checkpoint) is None
+    replace_in(checkpoint / file, old, new)
+    assert re.search(f"{file.split('/')[0]}.*: .*{error}", loading_error(checkpoint) or "")

@@ -1,9 +1,8 @@
 """Check whether this machine can run a worker with its settings: `python -m worker.check`.
 
-It reads the settings and the headers of the checkpoint, asks the driver for the GPUs, and on node 0
-Redis and the storage for an answer, and predicts which videos fit into the memory of the GPUs. It loads no
-weights. The exit status is 1 if something was found that keeps a worker from running, and 2 for settings that
-cannot work.
+It reads the settings, and of the checkpoint all but the weights. It asks the driver for the GPUs, and on
+node 0 Redis and the storage for an answer, and predicts which videos fit into the memory of the GPUs. The
+exit status is 1 if something was found that keeps a worker from running, and 2 for settings that cannot work.
 """
 
 from __future__ import annotations

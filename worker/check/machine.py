@@ -13,6 +13,7 @@ from jobs.storage.base import open_storage
 from model.spec.memory import GIB
 from worker.check.finding import Finding
 from worker.check.gpus import Gpu, Torch, ask_torch, check_gpus, check_torch, smallest_memory
+from worker.check.loading import loading_error
 from worker.check.memory import check_checkpoint
 from worker.rank.network import resolve
 from worker.settings import Endpoint, WorkerSettings
@@ -29,7 +30,10 @@ def check_machine(settings: WorkerSettings, gpus: Sequence[Gpu]) -> Iterator[Fin
     yield from check_gpus(settings, gpus, on_cpu=on_cpu)
     yield check_torch(torch, on_cpu=on_cpu)
     gpu_bytes = None if on_cpu else smallest_memory(settings, gpus)
-    yield from check_checkpoint(settings, gpu_bytes, on_cpu=on_cpu)
+    if isinstance(torch, Torch) and (error := loading_error(settings.checkpoint)):
+        yield Finding("problem", f"checkpoint: {error}")
+    else:
+        yield from check_checkpoint(settings, gpu_bytes, on_cpu=on_cpu)
     yield from _check_disks(settings)
     if settings.nodes > 1:
         yield _check_rendezvous(settings)

@@ -95,6 +95,14 @@ def test_weights_are_not_copied_where_dtype_and_device_fit(folder):
     assert torch.equal(first.second.weight, second.second.weight)
 
 
+def test_nothing_but_names_and_shapes_is_read_to_the_meta_device(folder, tensors):
+    module = load_module(Two, Weights(folder, STEM), torch.device("meta"))
+    assert {x.device.type for x in module.parameters()} == {"meta"}
+    rewrite(folder, {**tensors, "first.bias": torch.randn(5)})
+    with pytest.raises(CheckpointError, match=r"first\.bias has shape \[5\], not \[4\]"):
+        load_module(Two, Weights(folder, STEM), torch.device("meta"))
+
+
 def refused(folder, *words):
     with pytest.raises(CheckpointError) as caught:
         load(folder)
@@ -284,4 +292,15 @@ def test_a_broken_tokenizer_is_named(copy):
 
     (copy / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="copy/tokenizer"):
+        Pipeline.load(copy, torch.float32)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_text_encoder_is_named(copy):
+    from model.pipeline.pipeline import Pipeline
+
+    path = copy / "tokenizer" / "tokenizer.json"
+    document = json.loads(path.read_text())
+    token = {**document["added_tokens"][0], "id": 98, "content": "<one too many>"}
+    path.write_text(json.dumps({**document, "added_tokens": [*document["added_tokens"], token]}))
+    with pytest.raises(CheckpointError, match="tokenizer: has 99 tokens, but the text encoder 98"):
         Pipeline.load(copy, torch.float32)
