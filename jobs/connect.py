@@ -129,9 +129,9 @@ def unavailable(error: RedisError) -> Unavailable | None:
     if isinstance(error, AuthenticationError):
         return Unavailable("Redis refuses the user or the password")
     if isinstance(error, MasterNotFoundError):
-        return Unavailable("no Sentinel names a primary of Redis; try again soon")
+        return Unavailable("no Sentinel names a primary of Redis")
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
-        return Unavailable("Redis cannot be reached; try again soon")
+        return Unavailable("Redis cannot be reached")
     if isinstance(error, OutOfMemoryError):
         return Unavailable(_REFUSALS["OOM"])
     if isinstance(error, ResponseError) and (reason := _REFUSALS.get(error_code(error))):
