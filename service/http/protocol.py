@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,9 @@ from jobs.errors import LongCatError
 from service.errors import Busy, HeadTooSlow, MalformedRequest, status_of
 
 _BACKLOG = 128  # connections accepted at once, before older ones can be closed for them
-_LONG_STALL_S = 10.0  # after this time without reading enough, a client makes way for others
+_LONG_STALL_S = 10.0  # after this time without reading, a client makes way for others
+_CHECK_S = 1.0  # how often it is checked that a client reads
+_MAX_UNSENT_BYTES = 64 << 10  # in the kernel, which may take nothing more until 1 MB of a full buffer is read
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
 _MAX_REASON_CHARACTERS = 100  # the reason may quote what the client sent
 
@@ -57,6 +60,7 @@ class BoundedProtocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._stalled_since: float | None = None
+        self._pending_bytes = 0
         self.conn = _StrictConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or 16 << 10)
 
     @property
@@ -71,12 +75,15 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def stalled_s(self) -> float:
-        """Return how long the client has not read enough for the response to go on, in seconds."""
+        """Return how long the client has read nothing although a response waits for it, in seconds."""
         return 0.0 if self._stalled_since is None else self.loop.time() - self._stalled_since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request. If there are too many connections, close one that makes no progress."""
         super().connection_made(transport)
+        connection: socket.socket = transport.get_extra_info("socket")
+        if connection.family in {socket.AF_INET, socket.AF_INET6}:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT_BYTES)
         if len(self.connections) > self._limits.max_connections and not self._make_room():
             self._refuse(Busy("all connections of this process are in use; try again soon"))
         self._set_timers()
@@ -156,20 +163,25 @@ class BoundedProtocol(H11Protocol):
 
     def _watch_sending(self) -> None:
         """Abort the connection if the client reads nothing from the buffer in time."""
-        if self._stalled_since is None:
-            self._stalled_since = self.loop.time()
         if self._send_timer is None:
-            pending_bytes = self.transport.get_write_buffer_size()
-            self._send_timer = self.loop.call_later(
-                self._limits.send_timeout_s, self._check_sending, pending_bytes
-            )
+            self._note_progress()
+            self._check_later()
 
-    def _check_sending(self, pending_bytes: int) -> None:
-        self._send_timer = None
-        if self.transport.get_write_buffer_size() < pending_bytes:
-            self._watch_sending()
+    def _check_sending(self) -> None:
+        if self.transport.get_write_buffer_size() < self._pending_bytes:
+            self._note_progress()
+        if self.stalled_s < self._limits.send_timeout_s:
+            self._check_later()
         else:
             self.transport.abort()
+
+    def _note_progress(self) -> None:
+        self._stalled_since = self.loop.time()
+        self._pending_bytes = self.transport.get_write_buffer_size()
+
+    def _check_later(self) -> None:
+        delay_s = min(_CHECK_S, self._limits.send_timeout_s)
+        self._send_timer = self.loop.call_later(delay_s, self._check_sending)
 
     def _make_room(self) -> bool:
         """Close another connection: the one that has waited longest for a request, or has stalled longest.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
+import uvicorn
 
 from service.app import create_app
+from service.http.protocol import ConnectionLimits, server_options
 from tests.service.conftest import serving, settings_for
 from tests.service.http.raw import (
     connected,
@@ -213,3 +216,51 @@ def test_new_connection_replaces_one_whose_client_does_not_read(redis_server, fo
                 return status(another.recv(1000)) == 200
 
         wait_until(is_alive)
+
+
+@asynccontextmanager
+async def _sending(size_bytes):
+    """Serve a response that is one piece of this size. Yield the server's connections and its address."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(size_bytes)})
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, lifespan="off", **server_options(ConnectionLimits()))
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            yield server.server_state.connections, listener.getsockname()
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def _read_slowly(read_before_bytes):
+    """Read nothing until the connection has stalled, then slowly. Return whether it no longer has stalled."""
+    loop = asyncio.get_running_loop()
+    async with _sending(64 << 20) as (connections, address):
+        with socket.socket() as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, address)
+            await loop.sock_sendall(client, LIVEZ)
+            while read_before_bytes > 0:
+                read_before_bytes -= len(await loop.sock_recv(client, 65536))
+            async with asyncio.timeout(60):
+                while not any(connection.stalled_s > 0.3 for connection in connections):
+                    await asyncio.sleep(0.01)
+            (connection,) = connections
+            for _ in range(160):
+                assert await loop.sock_recv(client, 4096)
+                await asyncio.sleep(0.001)
+                if connection.stalled_s < 0.3:
+                    break
+            return 0.0 < connection.stalled_s < 0.3
+
+
+@pytest.mark.parametrize("read_before_bytes", [1, 16 << 20])
+def test_client_that_reads_slowly_has_not_stalled(monkeypatch, read_before_bytes):
+    """The kernel's buffers grow with what the client reads at first."""
+    monkeypatch.setattr("service.http.protocol._CHECK_S", 0.01)
+    assert asyncio.run(_read_slowly(read_before_bytes))
