@@ -41,13 +41,18 @@ class InvalidSettings(Exception):
 def warn_of_unknown_settings() -> None:
     """Log a warning that names the variables `LONGCAT_<NAME>` that no program reads, such as misspelt ones.
 
-    The API and the worker may share an environment, so each knows the names of all programs.
+    The API and the worker may share an environment, so each knows the names of all programs. pydantic reads
+    settings in upper and lower case.
     """
     names = resources.files("jobs").joinpath("setting_names.txt").read_text().split()
-    known = {f"{PREFIX}{name}{ending}" for name in names for ending in ("", "_FILE")}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    settings, files = {f"{PREFIX}{name}" for name in names}, {f"{PREFIX}{name}_FILE" for name in names}
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and name.upper() not in settings and name not in files
+    )
     if unknown:
-        shown = ", ".join(_with_likely_name(name, known) for name in unknown)
+        shown = ", ".join(_with_likely_name(name, settings | files) for name in unknown)
         logger.warning("ignored, because no setting has such a name: %s", shown)
 
 

@@ -146,3 +146,10 @@ def test_variables_of_any_program_are_known(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setenv("OTHER_FP8", "1")
     warn_of_unknown_settings()
     assert caplog.records == []
+
+
+def test_settings_in_lower_case_are_read_and_known(monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setenv("LONGCAT_lease_s", "7")
+    warn_of_unknown_settings()
+    assert SharedSettings.read().lease_s == 7
+    assert caplog.records == []
