@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import BodyTooLarge
 
-_CODECS = (frozenset(aliases.values()) | {"koi8_u"}) - {"utf_7"}
+_CODECS = (frozenset(aliases.values()) | {"koi8_u"}) - {"utf_7", "mbcs"}
 _PLAIN_TRANSFERS = {b"7bit", b"8bit", b"binary"}
 
 
@@ -101,7 +101,7 @@ def codec_of(charset: str) -> str:
 
     Names that clients choose are not passed to Python, which remembers every name for ever. It also knows
     codecs that are no charsets: punycode and idna need quadratic time, and from UTF-7 and unicode_escape come
-    texts that cannot be encoded in UTF-8.
+    texts that cannot be encoded in UTF-8. Python has mbcs on Windows alone.
     """
     name = charset.lower().replace("-", "_")
     codec = aliases.get(name, name)

@@ -231,7 +231,9 @@ class TestEncoding:
         form = self.post(client, "été".encode("latin-1"), f"; charset={charset}")
         assert form.status_code == 400
 
-    @pytest.mark.parametrize("charset", ["utf-7", "punycode", "idna", "unicode_escape", "raw-unicode-escape"])
+    @pytest.mark.parametrize(
+        "charset", ["utf-7", "punycode", "idna", "unicode_escape", "raw-unicode-escape", "hex", "mbcs"]
+    )
     def test_codec_that_is_no_charset_is_refused(self, client, charset):
         header = f"Content-Type: text/plain; charset={charset}\r\n".encode()
         answer = self.post(client, b"ab", header=header)
