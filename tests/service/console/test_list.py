@@ -113,6 +113,26 @@ def test_new_job_that_the_filter_hides_can_be_gone_to(page):
     assert page.input_value("[name=status]") == ""
 
 
+def test_search_that_waits_is_dropped_when_the_filter_is_removed(page):
+    """It would load the list again, and the job that was gone to would lose the focus."""
+    page.select_option("[name=status]", "succeeded")
+    page.wait_for_selector("text=No job matches")
+    page.fill("textarea", "a red ball")
+    page.click("text=Generate")
+    expect(page.locator("#queued")).to_contain_text("The filter hides it.")
+    page.evaluate(
+        """() => {
+            document.getElementById("filter").dispatchEvent(new Event("input"));
+            // Timers of one length keep their order.
+            window.later = new Promise((done) => setTimeout(done, 300));
+            document.querySelector("#queued button").click();
+        }"""
+    )
+    expect(page.locator(".job")).to_be_focused()
+    page.evaluate("window.later")
+    assert page.evaluate("document.activeElement.matches('.job')")
+
+
 def test_new_job_that_matches_the_filter_is_shown(page):
     page.fill("[name=text]", "ball")
     page.wait_for_selector("text=No job matches")
@@ -172,7 +192,7 @@ def test_selected_videos_play_side_by_side_at_the_same_time(page, worker):
     )
     assert videos.evaluate_all(times) == [0.5, 0.5]
     page.click("#compare-close")
-    assert videos.count() == 0
+    expect(videos).to_have_count(0)
     page.click("#compare-clear")
     assert page.locator("#compare-bar").is_hidden()
 
