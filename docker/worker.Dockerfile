@@ -49,7 +49,7 @@ ARG BASE
 ARG REVISION=""
 LABEL org.opencontainers.image.title="longcat-video-worker" \
     org.opencontainers.image.description="GPU worker of the LongCat-Video service" \
-    org.opencontainers.image.version="0.3.0" \
+    org.opencontainers.image.version="0.4.0" \
     org.opencontainers.image.revision="${REVISION}" \
     org.opencontainers.image.base.name="${BASE}" \
     org.opencontainers.image.licenses="Apache-2.0"

@@ -35,9 +35,9 @@ def test_package_works_without_the_repository(tmp_path):
     run(sys.executable, "-m", "venv", "venv")
     python = str(tmp_path / "venv" / "bin" / "python")
     run(python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(source))
-    assert run(python, "-c", PROGRAM) == "0.3.0 succeeded\n"
+    assert run(python, "-c", PROGRAM) == "0.4.0 succeeded\n"
     (package,) = (tmp_path / "venv").rglob("longcat_video_client")
     assert (package / "py.typed").exists()
     installed = run(python, "-m", "pip", "list", "--format", "freeze").split()
-    assert "longcat-video-client==0.3.0" in installed
+    assert "longcat-video-client==0.4.0" in installed
     assert not [line for line in installed if line.startswith(("torch", "fastapi", "redis"))]
