@@ -99,14 +99,19 @@ def test_new_job_is_named_beside_the_button_and_can_be_gone_to(page):
     expect(page.locator(".job:nth-child(1)")).to_be_focused()
 
 
-def test_new_job_that_the_filter_hides_can_be_gone_to(page):
+def request_hidden_job(page):
+    """Request a job that the filter hides."""
     page.select_option("[name=status]", "succeeded")
     page.wait_for_selector("text=No job matches")
-    added = "new MutationObserver(() => { window.added = true; }).observe($jobs, { childList: true })"
-    page.evaluate(added.replace("$jobs", "document.getElementById('jobs')"))
     page.fill("textarea", "a red ball")
     page.click("text=Generate")
     expect(page.locator("#queued")).to_contain_text("The filter hides it.")
+
+
+def test_new_job_that_the_filter_hides_can_be_gone_to(page):
+    added = "new MutationObserver(() => { window.added = true; }).observe($jobs, { childList: true })"
+    page.evaluate(added.replace("$jobs", "document.getElementById('jobs')"))
+    request_hidden_job(page)
     assert not page.evaluate("window.added")
     page.click("#queued >> text=Show")
     expect(page.locator(".job")).to_be_focused()
@@ -115,11 +120,7 @@ def test_new_job_that_the_filter_hides_can_be_gone_to(page):
 
 def test_search_that_waits_is_dropped_when_the_filter_is_removed(page):
     """It would load the list again, and the job that was gone to would lose the focus."""
-    page.select_option("[name=status]", "succeeded")
-    page.wait_for_selector("text=No job matches")
-    page.fill("textarea", "a red ball")
-    page.click("text=Generate")
-    expect(page.locator("#queued")).to_contain_text("The filter hides it.")
+    request_hidden_job(page)
     page.evaluate(
         """() => {
             document.getElementById("filter").dispatchEvent(new Event("input"));
