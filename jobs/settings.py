@@ -42,7 +42,7 @@ def warn_of_unknown_settings() -> None:
     """Log a warning that names the variables `LONGCAT_<NAME>` that no program reads, such as misspelt ones.
 
     The API and the worker may share an environment, so each knows the names of all programs. pydantic reads
-    settings in upper and lower case.
+    `LONGCAT_<NAME>` in upper and lower case; `LONGCAT_<NAME>_FILE` is read in upper case only.
     """
     names = resources.files("jobs").joinpath("setting_names.txt").read_text().split()
     settings, files = {f"{PREFIX}{name}" for name in names}, {f"{PREFIX}{name}_FILE" for name in names}

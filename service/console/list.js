@@ -20,7 +20,7 @@ let laidOutAt = 0; // when the layout changed last: heights that were observed b
 let next = null; // the cursor of the next page
 let generation = 0; // counts changes of the filter: answers to earlier ones are dropped
 let isLoading = false;
-let search = null; // the timer of a change of the filter
+let searchTimer = null; // runs out some time after the last change of the filter
 let stream = null; // { ids, source, hasOpened }: the event stream of jobs that have not ended
 let onAction = () => {};
 let onError = () => {};
@@ -53,8 +53,8 @@ const size = new ResizeObserver(([{ contentRect }]) => {
 export function start(callbacks) {
   ({ onAction, onError, onLost } = callbacks);
   $("filter").addEventListener("input", () => {
-    clearTimeout(search);
-    search = setTimeout(reload, SEARCH_DELAY_MS);
+    clearTimeout(searchTimer);
+    searchTimer = setTimeout(reload, SEARCH_DELAY_MS);
   });
   $("filter").addEventListener("submit", (event) => event.preventDefault());
   $("more").addEventListener("click", loadMore);
@@ -63,7 +63,7 @@ export function start(callbacks) {
 
 // Forget all jobs and load the first page.
 export async function reload() {
-  clearTimeout(search);
+  clearTimeout(searchTimer);
   generation += 1;
   $("batch").hidden = !$("filter").elements.batch.value;
   for (const id of [...cards.keys()]) remove(id);

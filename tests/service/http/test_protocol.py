@@ -219,7 +219,7 @@ def test_new_connection_replaces_one_whose_client_does_not_read(redis_server, fo
 
 
 @asynccontextmanager
-async def _sending(size_bytes):
+async def sending(size_bytes):
     """Serve a response that is one piece of this size. Yield the server's connections and its address."""
 
     async def app(scope, receive, send):
@@ -237,10 +237,10 @@ async def _sending(size_bytes):
             await serving
 
 
-async def _read_slowly(read_before_bytes):
+async def read_slowly(read_before_bytes):
     """Read nothing until the connection has stalled, then slowly. Return whether it no longer has stalled."""
     loop = asyncio.get_running_loop()
-    async with _sending(64 << 20) as (connections, address):
+    async with sending(64 << 20) as (connections, address):
         with socket.socket() as client:
             client.setblocking(False)
             await loop.sock_connect(client, address)
@@ -263,4 +263,4 @@ async def _read_slowly(read_before_bytes):
 def test_client_that_reads_slowly_has_not_stalled(monkeypatch, read_before_bytes):
     """The kernel's buffers grow with what the client reads at first."""
     monkeypatch.setattr("service.http.protocol._CHECK_S", 0.01)
-    assert asyncio.run(_read_slowly(read_before_bytes))
+    assert asyncio.run(read_slowly(read_before_bytes))
